@@ -1,0 +1,256 @@
+//! Newtypes for everything that would otherwise be a bare integer.
+//!
+//! No two of these can be mistaken for one another in a signature; each says what it counts, where
+//! it starts and who hands it out. The words are those of `docs/consistency.md`.
+
+use std::fmt;
+
+/// Defines a newtype over an unsigned integer with `Display`, ordering and a public field.
+macro_rules! integer_id {
+    ($(#[$meta:meta])* $name:ident($inner:ty)) => {
+        $(#[$meta])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
+            serde::Serialize, serde::Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+integer_id! {
+    /// A server's place in the ring, 0 to N-1. The coordinator hands it out; it never changes.
+    ServerId(u16)
+}
+integer_id! {
+    /// A group of keys: those with `MD5(key) mod N` equal to it. Group g is at home on server g
+    /// (primary) and server (g+1) mod N (secondary).
+    GroupId(u16)
+}
+integer_id! {
+    /// A slice of a group by digest, served by the executor of the same number on every server.
+    ShardId(u16)
+}
+integer_id! {
+    /// The version of a group's view. The coordinator alone makes views; versions only grow and
+    /// start at 1. Zero means "none known".
+    ViewVersion(u64)
+}
+integer_id! {
+    /// The place of a write in the log of its (group, shard): contiguous, from 1, assigned by the
+    /// primary, never reused. It is also the version of the entry that the write left.
+    SequenceNumber(u64)
+}
+integer_id! {
+    /// The number of a write in its session (client, group, shard), from 1. A retry keeps it. Zero
+    /// on requests that are not writes.
+    RequestSeq(u64)
+}
+integer_id! {
+    /// Tells apart the requests in flight on one connection; chosen by the client, echoed by the
+    /// server.
+    RequestId(u64)
+}
+integer_id! {
+    /// Tells apart the coordinator's orders on one connection; echoed by the server's report.
+    OrderId(u64)
+}
+
+impl GroupId {
+    /// The server on which this group's primary is at home.
+    pub fn home_primary(self) -> ServerId {
+        ServerId(self.0)
+    }
+
+    /// The server on which this group's secondary is at home, in a ring of `servers`.
+    pub fn home_secondary(self, servers: u16) -> ServerId {
+        ServerId(self.0).successor(servers)
+    }
+}
+
+impl ServerId {
+    /// The next server of the ring: the home of this server's secondary.
+    pub fn successor(self, servers: u16) -> ServerId {
+        assert!(self.0 < servers, "server {self} is not in a ring of {servers}");
+        ServerId(if self.0 + 1 == servers { 0 } else { self.0 + 1 })
+    }
+
+    /// The group whose primary is at home here.
+    pub fn home_group(self) -> GroupId {
+        GroupId(self.0)
+    }
+}
+
+impl SequenceNumber {
+    /// Before the first write.
+    pub const ZERO: SequenceNumber = SequenceNumber(0);
+
+    /// The sequence number after this one.
+    #[must_use]
+    pub fn next(self) -> SequenceNumber {
+        SequenceNumber(self.0 + 1)
+    }
+}
+
+/// Defines a random 64- or 128-bit identity that is printed in hex.
+macro_rules! random_id {
+    ($(#[$meta:meta])* $name:ident($inner:ty, $width:literal)) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!("{:0", $width, "x}"), self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = std::num::ParseIntError;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                <$inner>::from_str_radix(text, 16).map($name)
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(d)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+random_id! {
+    /// Names a cluster; random, drawn by the coordinator at its first start. Zero: "any" in a
+    /// client's first hello, which asks for it.
+    ClusterId(u128, "32")
+}
+random_id! {
+    /// Names a client; random, drawn by the client. Its sessions (consistency.md §8) hang on it.
+    ClientId(u128, "32")
+}
+random_id! {
+    /// Names one server process; random, drawn by the process at its start.
+    Incarnation(u64, "16")
+}
+random_id! {
+    /// Names one coordinator process; random, the second half of an [`Epoch`].
+    BootId(u64, "16")
+}
+
+/// One server process at one place of the ring: what a view names.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct Member {
+    /// Its place in the ring.
+    pub server: ServerId,
+    /// Which process at that place.
+    pub incarnation: Incarnation,
+}
+
+impl fmt::Display for Member {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.server, self.incarnation)
+    }
+}
+
+/// The coordinator's term of office: the number grows by one at every start of a coordinator, and
+/// servers refuse orders of a lower one.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub struct Epoch {
+    /// Grows at every start.
+    pub number: u64,
+    /// Tells apart two coordinators that claim the same number.
+    pub boot: BootId,
+}
+
+/// A reading of a node's own monotonic clock (CLOCK_BOOTTIME), in nanoseconds since that node's
+/// boot. Readings of two nodes are never compared; one that travels (`t_send`) comes back as an
+/// echo to the node that made it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time {
+    /// Nanoseconds since the node's boot.
+    pub nanos: u64,
+}
+
+impl Time {
+    /// The reading `nanos` nanoseconds after boot.
+    pub const fn from_nanos(nanos: u64) -> Time {
+        Time { nanos }
+    }
+
+    /// How long after `earlier` this reading was taken; zero if it was not after it.
+    pub fn since(self, earlier: Time) -> std::time::Duration {
+        std::time::Duration::from_nanos(self.nanos.saturating_sub(earlier.nanos))
+    }
+}
+
+impl std::ops::Add<std::time::Duration> for Time {
+    type Output = Time;
+    fn add(self, duration: std::time::Duration) -> Time {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Time { nanos: self.nanos.saturating_add(nanos) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_closes() {
+        assert_eq!(ServerId(0).successor(3), ServerId(1));
+        assert_eq!(ServerId(2).successor(3), ServerId(0));
+        assert_eq!(GroupId(2).home_secondary(3), ServerId(0));
+    }
+
+    #[test]
+    fn random_ids_survive_text_and_json() {
+        let id = ClusterId(0x00ab_cdef_0000_0000_0000_0000_0000_0001);
+        assert_eq!(id.to_string(), "00abcdef000000000000000000000001");
+        assert_eq!(id.to_string().parse::<ClusterId>().unwrap(), id);
+        let json = serde_json::to_string(&id).unwrap();
+        assert_eq!(serde_json::from_str::<ClusterId>(&json).unwrap(), id);
+    }
+
+    #[test]
+    fn time_never_runs_backwards_into_a_panic() {
+        let early = Time::from_nanos(5);
+        let late = Time::from_nanos(9);
+        assert_eq!(late.since(early).as_nanos(), 4);
+        assert_eq!(early.since(late).as_nanos(), 0);
+        assert_eq!((Time::from_nanos(u64::MAX) + std::time::Duration::MAX).nanos, u64::MAX);
+    }
+}
