@@ -1,2 +1,37 @@
-//! placeholder
+//! Bytes and placement: what travels between the programs, and which key lives where.
+//!
+//! ```text
+//!            frame  (length, version, opcode, body, checksum)
+//!              |
+//!   +----------+-----------+------------------+
+//!   |                      |                  |
+//! client_message      peer_message      control_message
+//! client <-> server   server <-> server  coordinator <-> server
+//! client <-> coord    (one a shard)
+//!   |                      |                  |
+//!   +------ codec, ids, view, map, status, limits ------+
+//! ```
+//!
+//! Everything here is a function of its arguments: no I/O, no clock, no randomness. Keys and values
+//! are borrowed from the received bytes, never copied. The layout is written down in
+//! `docs/protocol.md`; a test there and here keeps the two together.
+
+pub mod client_message;
+pub mod cluster_file;
+pub mod codec;
+pub mod control_message;
+pub mod error;
+pub mod escape;
+pub mod frame;
 pub mod ids;
+pub mod limits;
+pub mod map;
+pub mod peer_message;
+pub mod placement;
+pub mod status;
+pub mod view;
+
+pub use error::{DecodeError, FrameError};
+pub use ids::*;
+pub use placement::{Digest, Placement};
+pub use view::{Peer, View};

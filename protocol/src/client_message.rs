@@ -1,0 +1,507 @@
+//! What clients say to servers and to the coordinator, and what they are answered.
+//!
+//! ```text
+//!   HELLO   ->                 first frame of every connection
+//!           <- WELCOME
+//!   GET PUT DELETE NOOP VERIFY ->          to a server, any number in flight
+//!           <- ANSWER                      in any order, told apart by the request id
+//!   MAP     -> <- MAP-ANSWER               to the coordinator
+//!   STATUS  -> <- STATUS-ANSWER (JSON)     to the coordinator
+//!           <- ERROR                       to what cannot be served; may be followed by a close
+//! ```
+
+use crate::codec::{Reader, Writer, length_u16};
+use crate::error::DecodeError;
+use crate::frame::{Checksum, write_frame};
+use crate::ids::{
+    ClientId, ClusterId, Member, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId,
+    ViewVersion,
+};
+use crate::limits::{MAX_SERVERS, MAX_SHARDS, MAX_VALUE_BYTES};
+use crate::map::{Map, bounded};
+use crate::placement::Digest;
+use crate::view::{read_member, write_member};
+
+/// Bytes of a request before its key.
+pub const REQUEST_FIXED_BYTES: usize = 8 + 8 + 16 + 8 + 8 + 8 + 2 + 1 + 1;
+/// Bytes of an answer before its value.
+pub const ANSWER_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
+
+/// Opcodes of clients' connections.
+pub mod opcode {
+    /// Client's first frame.
+    pub const HELLO: u8 = 0x01;
+    /// Its answer.
+    pub const WELCOME: u8 = 0x02;
+    /// Refusal of a frame or connection; a status and a reason.
+    pub const ERROR: u8 = 0x03;
+    /// Read a key.
+    pub const GET: u8 = 0x10;
+    /// Write a key.
+    pub const PUT: u8 = 0x11;
+    /// Remove a key.
+    pub const DELETE: u8 = 0x12;
+    /// Nothing, at the key's server.
+    pub const NOOP: u8 = 0x13;
+    /// Read a key from the replica named.
+    pub const VERIFY: u8 = 0x14;
+    /// Answer to the five above.
+    pub const ANSWER: u8 = 0x15;
+    /// Ask for the map.
+    pub const MAP: u8 = 0x18;
+    /// The map.
+    pub const MAP_ANSWER: u8 = 0x19;
+    /// Ask for the status.
+    pub const STATUS: u8 = 0x1a;
+    /// The status, as JSON.
+    pub const STATUS_ANSWER: u8 = 0x1b;
+}
+
+const SERVED_BY_SERVERS: &str = "GET, PUT, DELETE, NOOP, VERIFY";
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Status {
+    /// Done.
+    Ok = 0,
+    /// The key does not exist.
+    NotFound = 1,
+    /// The entry's version is not the one demanded; nothing was changed.
+    Conflict = 2,
+    /// This server does not serve that key: fetch the map and ask again.
+    WrongView = 3,
+    /// The group cannot be served at the moment: ask again.
+    Unavailable = 4,
+    /// No holder of the group is left.
+    Lost = 5,
+    /// Key or value is longer than allowed.
+    TooBig = 6,
+    /// The memory limit is reached; the write was not done.
+    OutOfSpace = 7,
+    /// Too many connections, sessions or writes in flight; nothing was done.
+    Busy = 8,
+    /// The server no longer knows whether this write was done.
+    SessionExpired = 9,
+    /// The request contradicts itself; nothing was done.
+    Invalid = 10,
+    /// Opcode or protocol version not served here.
+    Unsupported = 11,
+}
+
+impl Status {
+    /// The status with this number.
+    pub fn from_wire(number: u8) -> Option<Status> {
+        Some(match number {
+            0 => Status::Ok,
+            1 => Status::NotFound,
+            2 => Status::Conflict,
+            3 => Status::WrongView,
+            4 => Status::Unavailable,
+            5 => Status::Lost,
+            6 => Status::TooBig,
+            7 => Status::OutOfSpace,
+            8 => Status::Busy,
+            9 => Status::SessionExpired,
+            10 => Status::Invalid,
+            11 => Status::Unsupported,
+            _ => return None,
+        })
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Status, DecodeError> {
+        let number = reader.u8("status")?;
+        Status::from_wire(number)
+            .ok_or(DecodeError::BadValue { field: "status", value: number.into() })
+    }
+}
+
+/// The first frame of a client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The cluster it means; zero when it does not know yet.
+    pub cluster: ClusterId,
+    /// Who it is.
+    pub client: ClientId,
+    /// The shard whose executor it wants to talk to; ignored by the coordinator.
+    pub shard: ShardId,
+}
+
+impl Hello {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Absent, opcode::HELLO, |body| {
+            body.put_u128(self.cluster.0);
+            body.put_u128(self.client.0);
+            body.put_u16(self.shard.0);
+        });
+    }
+
+    /// Takes a hello from its frame's body.
+    pub fn read(body: &[u8]) -> Result<Hello, DecodeError> {
+        let mut reader = Reader::new(body);
+        let hello = Hello {
+            cluster: ClusterId(reader.u128("cluster id")?),
+            client: ClientId(reader.u128("client id")?),
+            shard: ShardId(reader.u16("shard")?),
+        };
+        reader.finish()?;
+        Ok(hello)
+    }
+}
+
+/// The answer to a [`Hello`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Who answers; `None`: the coordinator.
+    pub server: Option<Member>,
+    /// Servers of the ring.
+    pub servers: u16,
+    /// Shards of a group.
+    pub shards: u16,
+    /// Longest value accepted, in bytes.
+    pub max_value: u32,
+}
+
+impl Welcome {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Absent, opcode::WELCOME, |body| {
+            body.put_u128(self.cluster.0);
+            body.put_u8(self.server.is_some().into());
+            let nobody = Member { server: ServerId(0), incarnation: Default::default() };
+            write_member(body, self.server.unwrap_or(nobody));
+            body.put_u16(self.servers);
+            body.put_u16(self.shards);
+            body.put_u32(self.max_value);
+        });
+    }
+
+    /// Takes a welcome from its frame's body.
+    pub fn read(body: &[u8]) -> Result<Welcome, DecodeError> {
+        let mut reader = Reader::new(body);
+        let cluster = ClusterId(reader.u128("cluster id")?);
+        let is_server = reader.u8("role")?;
+        let member = read_member(&mut reader)?;
+        let welcome = Welcome {
+            cluster,
+            server: (is_server != 0).then_some(member),
+            servers: bounded(reader.u16("server count")?, MAX_SERVERS, "server count")?,
+            shards: bounded(reader.u16("shard count")?, MAX_SHARDS, "shard count")?,
+            max_value: reader.u32("longest value")?,
+        };
+        reader.finish()?;
+        Ok(welcome)
+    }
+}
+
+/// Which copy a VERIFY reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaRole {
+    /// The primary's.
+    Primary,
+    /// The secondary's.
+    Secondary,
+}
+
+/// Under which condition a write is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Always.
+    Always,
+    /// Only if the entry has this version.
+    IfVersion(SequenceNumber),
+    /// Only if the key does not exist.
+    IfAbsent,
+}
+
+/// `if_version` on the wire: no condition.
+const IF_ALWAYS: u64 = 0;
+/// `if_version` on the wire: only if the key does not exist.
+const IF_ABSENT: u64 = u64::MAX;
+
+impl Condition {
+    fn to_wire(self) -> u64 {
+        match self {
+            Condition::Always => IF_ALWAYS,
+            Condition::IfVersion(version) => version.0,
+            Condition::IfAbsent => IF_ABSENT,
+        }
+    }
+
+    /// The condition that an `if_version` field stands for.
+    pub fn from_wire(number: u64) -> Condition {
+        match number {
+            IF_ALWAYS => Condition::Always,
+            IF_ABSENT => Condition::IfAbsent,
+            version => Condition::IfVersion(SequenceNumber(version)),
+        }
+    }
+}
+
+/// What makes a write execute exactly once (consistency.md §8), and under which condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteHeader {
+    /// Its number in the session; a retry has the same.
+    pub seq: RequestSeq,
+    /// All writes of the session below this one have ended for the client.
+    pub first_incomplete: RequestSeq,
+    /// When to do it.
+    pub condition: Condition,
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation<'a> {
+    /// The value of the key.
+    Get,
+    /// Set the key.
+    Put(WriteHeader, &'a [u8]),
+    /// Remove the key.
+    Delete(WriteHeader),
+    /// Nothing; shows that the key's server answers.
+    Noop,
+    /// The value of the key in the replica named, committed or not at the secondary.
+    Verify(ReplicaRole),
+}
+
+/// A request to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request<'a> {
+    /// Echoed in the answer.
+    pub id: RequestId,
+    /// The view of the key's group by which the client routed it.
+    pub view: ViewVersion,
+    /// MD5 of the key.
+    pub digest: Digest,
+    /// The key, 1 to 65,535 bytes.
+    pub key: &'a [u8],
+    /// What to do with it.
+    pub operation: Operation<'a>,
+}
+
+impl<'a> Request<'a> {
+    /// Appends the frame. The caller has checked key and value against the limits.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        let idle = WriteHeader {
+            seq: RequestSeq(0),
+            first_incomplete: RequestSeq(0),
+            condition: Condition::Always,
+        };
+        let (opcode, header, replica, value): (u8, WriteHeader, u8, &[u8]) = match self.operation {
+            Operation::Get => (opcode::GET, idle, 0, &[]),
+            Operation::Put(header, value) => (opcode::PUT, header, 0, value),
+            Operation::Delete(header) => (opcode::DELETE, header, 0, &[]),
+            Operation::Noop => (opcode::NOOP, idle, 0, &[]),
+            Operation::Verify(ReplicaRole::Primary) => (opcode::VERIFY, idle, 0, &[]),
+            Operation::Verify(ReplicaRole::Secondary) => (opcode::VERIFY, idle, 1, &[]),
+        };
+        write_frame(output, Checksum::Absent, opcode, |body| {
+            body.put_u64(self.id.0);
+            body.put_u64(self.view.0);
+            body.put_bytes(&self.digest.0);
+            body.put_u64(header.seq.0);
+            body.put_u64(header.first_incomplete.0);
+            body.put_u64(header.condition.to_wire());
+            body.put_u16(length_u16(self.key.len(), "key"));
+            body.put_u8(replica);
+            body.put_u8(0);
+            body.put_bytes(self.key);
+            body.put_bytes(value);
+        });
+    }
+
+    /// Takes a request from its frame. Checks the layout alone: whether key and value are allowed is
+    /// [`Request::validate`]'s.
+    pub fn read(opcode: u8, body: &'a [u8]) -> Result<Request<'a>, DecodeError> {
+        if !(opcode::GET..=opcode::VERIFY).contains(&opcode) {
+            return Err(DecodeError::UnknownOpcode { opcode, supported: SERVED_BY_SERVERS });
+        }
+        let mut reader = Reader::new(body);
+        let id = RequestId(reader.u64("request id")?);
+        let view = ViewVersion(reader.u64("view version")?);
+        let digest = Digest(reader.array("digest")?);
+        let header = WriteHeader {
+            seq: RequestSeq(reader.u64("seq")?),
+            first_incomplete: RequestSeq(reader.u64("first incomplete seq")?),
+            condition: Condition::from_wire(reader.u64("if_version")?),
+        };
+        let key_length = usize::from(reader.u16("key length")?);
+        let replica = reader.u8("replica")?;
+        let reserved = reader.u8("reserved")?;
+        let key = reader.bytes(key_length, "key")?;
+        let operation = match opcode {
+            opcode::PUT => Operation::Put(header, reader.remainder()),
+            opcode::DELETE => Operation::Delete(header),
+            opcode::NOOP => Operation::Noop,
+            opcode::VERIFY if replica == 0 => Operation::Verify(ReplicaRole::Primary),
+            opcode::VERIFY if replica == 1 => Operation::Verify(ReplicaRole::Secondary),
+            opcode::VERIFY => {
+                return Err(DecodeError::BadValue { field: "replica", value: replica.into() });
+            }
+            _ => Operation::Get,
+        };
+        reader.finish()?;
+        if reserved != 0 {
+            return Err(DecodeError::BadValue { field: "reserved", value: reserved.into() });
+        }
+        Ok(Request { id, view, digest, key, operation })
+    }
+
+    /// The id of a request whose rest could not be read: enough to answer it.
+    pub fn read_id(body: &[u8]) -> Option<RequestId> {
+        Reader::new(body).u64("request id").ok().map(RequestId)
+    }
+
+    /// Whether key, value and session fields are allowed; the status and reason if not.
+    pub fn validate(&self) -> Result<(), (Status, &'static str)> {
+        if self.key.is_empty() {
+            return Err((Status::Invalid, "the key is empty; it needs 1 to 65,535 bytes"));
+        }
+        let header = match self.operation {
+            Operation::Put(header, value) => {
+                if value.len() > MAX_VALUE_BYTES {
+                    return Err((Status::TooBig, "the value is longer than 16 MiB"));
+                }
+                header
+            }
+            Operation::Delete(header) => header,
+            Operation::Get | Operation::Noop | Operation::Verify(_) => return Ok(()),
+        };
+        if header.seq.0 == 0
+            || header.first_incomplete.0 == 0
+            || header.first_incomplete > header.seq
+        {
+            return Err((Status::Invalid, "a write needs 1 <= first incomplete seq <= seq"));
+        }
+        Ok(())
+    }
+}
+
+/// A server's answer to a [`Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer<'a> {
+    /// Of the request.
+    pub id: RequestId,
+    /// How it ended.
+    pub status: Status,
+    /// For a write answered OK: how many tables hold it.
+    pub copies: u8,
+    /// The newest view of the key's group that the server knows; 0 if none.
+    pub view: ViewVersion,
+    /// OK: the entry's version. CONFLICT: the version found, 0 for none.
+    pub version: SequenceNumber,
+    /// The value read; for a refusal, the reason in words.
+    pub value: &'a [u8],
+}
+
+impl<'a> Answer<'a> {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        output.reserve(crate::frame::HEADER_BYTES + ANSWER_FIXED_BYTES + self.value.len());
+        write_frame(output, Checksum::Absent, opcode::ANSWER, |body| {
+            body.put_u64(self.id.0);
+            body.put_u64(self.view.0);
+            body.put_u64(self.version.0);
+            body.put_u8(self.status as u8);
+            body.put_u8(self.copies);
+            body.put_u16(0);
+            body.put_bytes(self.value);
+        });
+    }
+
+    /// Takes an answer from its frame's body.
+    pub fn read(body: &'a [u8]) -> Result<Answer<'a>, DecodeError> {
+        let mut reader = Reader::new(body);
+        let id = RequestId(reader.u64("request id")?);
+        let view = ViewVersion(reader.u64("view version")?);
+        let version = SequenceNumber(reader.u64("version")?);
+        let status = Status::read(&mut reader)?;
+        let copies = reader.u8("copies")?;
+        reader.u16("reserved")?;
+        Ok(Answer { id, status, copies, view, version, value: reader.remainder() })
+    }
+}
+
+/// A refusal that belongs to no request: of a hello, a frame, or the whole connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal<'a> {
+    /// Why.
+    pub status: Status,
+    /// Why, in words (UTF-8).
+    pub reason: &'a str,
+}
+
+impl<'a> Refusal<'a> {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Absent, opcode::ERROR, |body| {
+            body.put_u8(self.status as u8);
+            body.put_bytes(self.reason.as_bytes());
+        });
+    }
+
+    /// Takes a refusal from its frame's body; a reason that is not UTF-8 is dropped.
+    pub fn read(body: &'a [u8]) -> Result<Refusal<'a>, DecodeError> {
+        let mut reader = Reader::new(body);
+        let status = Status::read(&mut reader)?;
+        let reason = std::str::from_utf8(reader.remainder()).unwrap_or("(reason unreadable)");
+        Ok(Refusal { status, reason })
+    }
+}
+
+/// What a client asks of the coordinator: frames without a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// For the [`Map`].
+    Map,
+    /// For the [`crate::status::ClusterStatus`].
+    Status,
+}
+
+impl Question {
+    /// Appends the frame.
+    pub fn write(self, output: &mut Vec<u8>) {
+        let opcode = match self {
+            Question::Map => opcode::MAP,
+            Question::Status => opcode::STATUS,
+        };
+        write_frame(output, Checksum::Absent, opcode, |_| {});
+    }
+
+    /// Takes a question from its frame.
+    pub fn read(opcode: u8, body: &[u8]) -> Result<Question, DecodeError> {
+        let question = match opcode {
+            opcode::MAP => Question::Map,
+            opcode::STATUS => Question::Status,
+            opcode => {
+                return Err(DecodeError::UnknownOpcode { opcode, supported: "MAP, STATUS" });
+            }
+        };
+        Reader::new(body).finish()?;
+        Ok(question)
+    }
+}
+
+/// Appends a MAP-ANSWER.
+pub fn write_map_answer(output: &mut Vec<u8>, map: &Map) {
+    write_frame(output, Checksum::Absent, opcode::MAP_ANSWER, |body| map.write(body));
+}
+
+/// Takes the map from a MAP-ANSWER's body.
+pub fn read_map_answer(body: &[u8]) -> Result<Map, DecodeError> {
+    let mut reader = Reader::new(body);
+    let map = Map::read(&mut reader)?;
+    reader.finish()?;
+    Ok(map)
+}
+
+/// Appends a STATUS-ANSWER: `json` is a [`crate::status::ClusterStatus`].
+pub fn write_status_answer(output: &mut Vec<u8>, json: &str) {
+    write_frame(output, Checksum::Absent, opcode::STATUS_ANSWER, |body| {
+        body.put_bytes(json.as_bytes());
+    });
+}

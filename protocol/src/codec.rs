@@ -1,0 +1,138 @@
+//! Little-endian fields: a reader that never panics and a writer that appends to a buffer.
+
+use crate::error::DecodeError;
+
+/// Takes fields off the front of a message body, borrowing byte strings from it.
+#[derive(Clone, Debug)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+macro_rules! read_integer {
+    ($name:ident, $type:ty) => {
+        #[doc = concat!("Takes a little-endian `", stringify!($type), "`.")]
+        pub fn $name(&mut self, field: &'static str) -> Result<$type, DecodeError> {
+            let (head, rest) =
+                self.rest.split_first_chunk().ok_or(DecodeError::Truncated { field })?;
+            self.rest = rest;
+            Ok(<$type>::from_le_bytes(*head))
+        }
+    };
+}
+
+impl<'a> Reader<'a> {
+    /// Starts at the first byte of `body`.
+    pub fn new(body: &'a [u8]) -> Reader<'a> {
+        Reader { rest: body }
+    }
+
+    read_integer!(u8, u8);
+    read_integer!(u16, u16);
+    read_integer!(u32, u32);
+    read_integer!(u64, u64);
+    read_integer!(u128, u128);
+
+    /// Takes the next `N` bytes.
+    pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
+        let (head, rest) = self.rest.split_first_chunk().ok_or(DecodeError::Truncated { field })?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
+    /// Takes the next `length` bytes without copying them.
+    pub fn bytes(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], DecodeError> {
+        if length > self.rest.len() {
+            return Err(DecodeError::Truncated { field });
+        }
+        let (head, rest) = self.rest.split_at(length);
+        self.rest = rest;
+        Ok(head)
+    }
+
+    /// Takes all that is left.
+    pub fn remainder(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
+    /// How many bytes are left.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Checks that nothing is left.
+    pub fn finish(&self) -> Result<(), DecodeError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            count => Err(DecodeError::TrailingBytes { count }),
+        }
+    }
+}
+
+macro_rules! write_integer {
+    ($name:ident, $type:ty) => {
+        #[doc = concat!("Appends a little-endian `", stringify!($type), "`.")]
+        fn $name(&mut self, value: $type) {
+            self.put_bytes(&value.to_le_bytes());
+        }
+    };
+}
+
+/// Appends fields to a buffer.
+pub trait Writer {
+    /// Appends `bytes` as they are.
+    fn put_bytes(&mut self, bytes: &[u8]);
+
+    write_integer!(put_u8, u8);
+    write_integer!(put_u16, u16);
+    write_integer!(put_u32, u32);
+    write_integer!(put_u64, u64);
+    write_integer!(put_u128, u128);
+}
+
+impl Writer for Vec<u8> {
+    fn put_bytes(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+/// Narrows a length that a limit has already bounded; the assertion names the limit that failed to.
+pub(crate) fn length_u16(length: usize, what: &str) -> u16 {
+    u16::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))
+}
+
+/// As [`length_u16`], for 32 bits.
+pub(crate) fn length_u32(length: usize, what: &str) -> u32 {
+    u32::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_come_back_in_order() {
+        let mut buffer = Vec::new();
+        buffer.put_u8(1);
+        buffer.put_u16(0x0203);
+        buffer.put_u32(4);
+        buffer.put_u64(5);
+        buffer.put_u128(6);
+        buffer.put_bytes(b"key");
+        let mut reader = Reader::new(&buffer);
+        assert_eq!(reader.u8("a"), Ok(1));
+        assert_eq!(reader.u16("b"), Ok(0x0203));
+        assert_eq!(reader.u32("c"), Ok(4));
+        assert_eq!(reader.u64("d"), Ok(5));
+        assert_eq!(reader.u128("e"), Ok(6));
+        assert_eq!(reader.bytes(3, "f"), Ok(&b"key"[..]));
+        assert_eq!(reader.finish(), Ok(()));
+    }
+
+    #[test]
+    fn a_cut_field_is_named() {
+        let mut reader = Reader::new(&[1, 2, 3]);
+        assert_eq!(reader.u32("length"), Err(DecodeError::Truncated { field: "length" }));
+        assert_eq!(reader.bytes(4, "key"), Err(DecodeError::Truncated { field: "key" }));
+        assert_eq!(reader.bytes(usize::MAX, "key"), Err(DecodeError::Truncated { field: "key" }));
+    }
+}

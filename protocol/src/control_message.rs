@@ -1,0 +1,488 @@
+//! What coordinator and servers say to each other: two connections, one dialled from each side.
+//!
+//! ```text
+//!   server -> coordinator's servers port        coordinator -> server's coord_port
+//!   STARTED (three real ports)  ->              ORDERS-HELLO (epoch, whom)  ->
+//!                  <- ADMITTED | REFUSED                   <- ORDERS-WELCOME | REFUSED
+//!   HEARTBEAT every 100 ms      ->              SET-SECONDARY, DRAIN, DUMP-PRIMARY,
+//!   DRAIN-REQUEST on SIGTERM    ->              DUMP-SECONDARY, SHUTDOWN    ->
+//!                                                          <- REPORT (order id, outcome)
+//! ```
+//!
+//! All frames are checked. A repeated order gets the same report.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::client_message::ReplicaRole;
+use crate::codec::{Reader, Writer, length_u16};
+use crate::error::DecodeError;
+use crate::frame::{Checksum, write_frame};
+use crate::ids::{
+    ClusterId, Epoch, GroupId, Incarnation, Member, OrderId, SequenceNumber, ShardId, ViewVersion,
+};
+use crate::limits::MAX_HEARTBEAT_REPLICAS;
+use crate::map::{read_address, read_epoch, write_address, write_epoch};
+use crate::view::{View, read_member, read_view, write_member, write_view};
+
+/// Opcodes of connections between coordinator and servers.
+pub mod opcode {
+    /// A server's first frame.
+    pub const STARTED: u8 = 0x80;
+    /// The coordinator takes it in.
+    pub const ADMITTED: u8 = 0x81;
+    /// Either side's refusal of the connection; a close follows.
+    pub const REFUSED: u8 = 0x82;
+    /// A server's state.
+    pub const HEARTBEAT: u8 = 0x83;
+    /// A server asks to be stopped in order.
+    pub const DRAIN_REQUEST: u8 = 0x84;
+    /// The coordinator's first frame.
+    pub const ORDERS_HELLO: u8 = 0x90;
+    /// The server takes orders.
+    pub const ORDERS_WELCOME: u8 = 0x91;
+    /// Install a view as primary and connect to its secondary.
+    pub const SET_SECONDARY: u8 = 0x92;
+    /// Take no new writes, let pending ones commit.
+    pub const DRAIN: u8 = 0x93;
+    /// Dump the primary table.
+    pub const DUMP_PRIMARY: u8 = 0x94;
+    /// Dump the secondary table.
+    pub const DUMP_SECONDARY: u8 = 0x95;
+    /// Exit.
+    pub const SHUTDOWN: u8 = 0x96;
+    /// How an order ended.
+    pub const REPORT: u8 = 0x9f;
+}
+
+/// A server says where it listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The cluster it was started for.
+    pub cluster: ClusterId,
+    /// Who it is; the coordinator gave both numbers when it spawned the process.
+    pub member: Member,
+    /// Its process id on its host.
+    pub pid: u32,
+    /// When that process started, in clock ticks since its host's boot (`/proc/<pid>/stat`, field
+    /// 22): with the pid it names the process for good.
+    pub start_time: u64,
+    /// Shards it runs.
+    pub shards: u16,
+    /// The address that others reach it by.
+    pub address: IpAddr,
+    /// Its port for clients.
+    pub clients_port: u16,
+    /// Its port for other servers.
+    pub servers_port: u16,
+    /// Its port for the coordinator's orders.
+    pub coord_port: u16,
+    /// The highest coordinator epoch it has obeyed.
+    pub epoch: Epoch,
+}
+
+impl Started {
+    fn write(&self, body: &mut Vec<u8>) {
+        body.put_u128(self.cluster.0);
+        write_member(body, self.member);
+        body.put_u32(self.pid);
+        body.put_u64(self.start_time);
+        body.put_u16(self.shards);
+        write_address(body, Some(SocketAddr::new(self.address, 0)));
+        body.put_u16(self.clients_port);
+        body.put_u16(self.servers_port);
+        body.put_u16(self.coord_port);
+        write_epoch(body, self.epoch);
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Started, DecodeError> {
+        Ok(Started {
+            cluster: ClusterId(reader.u128("cluster id")?),
+            member: read_member(reader)?,
+            pid: reader.u32("pid")?,
+            start_time: reader.u64("start time")?,
+            shards: reader.u16("shard count")?,
+            address: read_address(reader)?
+                .ok_or(DecodeError::BadValue { field: "address family", value: 0 })?
+                .ip(),
+            clients_port: port(reader)?,
+            servers_port: port(reader)?,
+            coord_port: port(reader)?,
+            epoch: read_epoch(reader)?,
+        })
+    }
+}
+
+fn port(reader: &mut Reader<'_>) -> Result<u16, DecodeError> {
+    match reader.u16("port")? {
+        0 => Err(DecodeError::BadValue { field: "port", value: 0 }),
+        port => Ok(port),
+    }
+}
+
+/// One replica in a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaReport {
+    /// Its group.
+    pub group: GroupId,
+    /// Its shard.
+    pub shard: ShardId,
+    /// What it is in that group here.
+    pub role: ReplicaRole,
+    /// The view installed.
+    pub view: ViewVersion,
+    /// The last write assigned (primary) or applied (secondary).
+    pub last: SequenceNumber,
+    /// The last write committed; at a secondary, the last applied.
+    pub committed: SequenceNumber,
+    /// Entries in its table.
+    pub entries: u64,
+    /// Bytes its table takes.
+    pub bytes: u64,
+    /// Whether its stream to or from the other holder stands.
+    pub connected: bool,
+}
+
+/// A server's state, every 100 ms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Which process reports.
+    pub incarnation: Incarnation,
+    /// The highest coordinator epoch it has obeyed.
+    pub epoch: Epoch,
+    /// Resident memory of the process, in bytes.
+    pub resident_bytes: u64,
+    /// Client connections open.
+    pub clients: u32,
+    /// Requests served since its start.
+    pub requests: u64,
+    /// Frames and connections refused as malformed since its start.
+    pub refused: u64,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaReport>,
+}
+
+impl Heartbeat {
+    fn write(&self, body: &mut Vec<u8>) {
+        body.put_u64(self.incarnation.0);
+        write_epoch(body, self.epoch);
+        body.put_u64(self.resident_bytes);
+        body.put_u32(self.clients);
+        body.put_u64(self.requests);
+        body.put_u64(self.refused);
+        body.put_u16(length_u16(self.replicas.len(), "heartbeat"));
+        for replica in &self.replicas {
+            body.put_u16(replica.group.0);
+            body.put_u16(replica.shard.0);
+            body.put_u8(role_to_wire(replica.role));
+            body.put_u8(replica.connected.into());
+            body.put_u64(replica.view.0);
+            body.put_u64(replica.last.0);
+            body.put_u64(replica.committed.0);
+            body.put_u64(replica.entries);
+            body.put_u64(replica.bytes);
+        }
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Heartbeat, DecodeError> {
+        let incarnation = Incarnation(reader.u64("incarnation")?);
+        let epoch = read_epoch(reader)?;
+        let resident_bytes = reader.u64("resident bytes")?;
+        let clients = reader.u32("client count")?;
+        let requests = reader.u64("request count")?;
+        let refused = reader.u64("refused count")?;
+        let count = reader.u16("replica count")?;
+        if usize::from(count) > MAX_HEARTBEAT_REPLICAS {
+            return Err(DecodeError::BadValue { field: "replica count", value: count.into() });
+        }
+        let mut replicas = Vec::new();
+        for _ in 0..count {
+            let group = GroupId(reader.u16("group")?);
+            let shard = ShardId(reader.u16("shard")?);
+            let role = role_from_wire(reader.u8("role")?)?;
+            let connected = reader.u8("connected")? != 0;
+            replicas.push(ReplicaReport {
+                group,
+                shard,
+                role,
+                connected,
+                view: ViewVersion(reader.u64("view version")?),
+                last: SequenceNumber(reader.u64("last sn")?),
+                committed: SequenceNumber(reader.u64("committed sn")?),
+                entries: reader.u64("entries")?,
+                bytes: reader.u64("bytes")?,
+            });
+        }
+        Ok(Heartbeat { incarnation, epoch, resident_bytes, clients, requests, refused, replicas })
+    }
+}
+
+fn role_to_wire(role: ReplicaRole) -> u8 {
+    match role {
+        ReplicaRole::Primary => 0,
+        ReplicaRole::Secondary => 1,
+    }
+}
+
+fn role_from_wire(number: u8) -> Result<ReplicaRole, DecodeError> {
+    match number {
+        0 => Ok(ReplicaRole::Primary),
+        1 => Ok(ReplicaRole::Secondary),
+        other => Err(DecodeError::BadValue { field: "role", value: other.into() }),
+    }
+}
+
+/// What a server tells the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerMessage {
+    /// First of all.
+    Started(Started),
+    /// Every 100 ms.
+    Heartbeat(Heartbeat),
+    /// It was told to stop and asks for the orderly way.
+    DrainRequest,
+}
+
+impl ServerMessage {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        let opcode = match self {
+            ServerMessage::Started(_) => opcode::STARTED,
+            ServerMessage::Heartbeat(_) => opcode::HEARTBEAT,
+            ServerMessage::DrainRequest => opcode::DRAIN_REQUEST,
+        };
+        write_frame(output, Checksum::Crc32c, opcode, |body| match self {
+            ServerMessage::Started(started) => started.write(body),
+            ServerMessage::Heartbeat(heartbeat) => heartbeat.write(body),
+            ServerMessage::DrainRequest => {}
+        });
+    }
+
+    /// Takes a message from its frame.
+    pub fn read(opcode: u8, body: &[u8]) -> Result<ServerMessage, DecodeError> {
+        let mut reader = Reader::new(body);
+        let message = match opcode {
+            opcode::STARTED => ServerMessage::Started(Started::read(&mut reader)?),
+            opcode::HEARTBEAT => ServerMessage::Heartbeat(Heartbeat::read(&mut reader)?),
+            opcode::DRAIN_REQUEST => ServerMessage::DrainRequest,
+            opcode => {
+                let supported = "STARTED, HEARTBEAT, DRAIN-REQUEST";
+                return Err(DecodeError::UnknownOpcode { opcode, supported });
+            }
+        };
+        reader.finish()?;
+        Ok(message)
+    }
+}
+
+/// The coordinator's answer to [`Started`], and either side's refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Taken in.
+    Admitted {
+        /// The coordinator's term.
+        epoch: Epoch,
+    },
+    /// Not taken; a close follows.
+    Refused {
+        /// Why, in words.
+        reason: String,
+    },
+}
+
+impl Admission {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        match self {
+            Admission::Admitted { epoch } => {
+                write_frame(output, Checksum::Crc32c, opcode::ADMITTED, |body| {
+                    write_epoch(body, *epoch);
+                });
+            }
+            Admission::Refused { reason } => {
+                write_frame(output, Checksum::Crc32c, opcode::REFUSED, |body| {
+                    body.put_bytes(reason.as_bytes());
+                });
+            }
+        }
+    }
+
+    /// Takes an admission from its frame.
+    pub fn read(opcode: u8, body: &[u8]) -> Result<Admission, DecodeError> {
+        match opcode {
+            opcode::ADMITTED => {
+                let mut reader = Reader::new(body);
+                let epoch = read_epoch(&mut reader)?;
+                reader.finish()?;
+                Ok(Admission::Admitted { epoch })
+            }
+            opcode::REFUSED => {
+                Ok(Admission::Refused { reason: String::from_utf8_lossy(body).into_owned() })
+            }
+            opcode => Err(DecodeError::UnknownOpcode { opcode, supported: "ADMITTED, REFUSED" }),
+        }
+    }
+}
+
+/// The coordinator's first frame at a server's coord_port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OrdersHello {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The coordinator's term; servers refuse a lower one than they have obeyed.
+    pub epoch: Epoch,
+    /// The process it means.
+    pub to: Member,
+}
+
+impl OrdersHello {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, opcode::ORDERS_HELLO, |body| {
+            body.put_u128(self.cluster.0);
+            write_epoch(body, self.epoch);
+            write_member(body, self.to);
+        });
+    }
+
+    /// Takes a hello from its frame's body.
+    pub fn read(body: &[u8]) -> Result<OrdersHello, DecodeError> {
+        let mut reader = Reader::new(body);
+        let hello = OrdersHello {
+            cluster: ClusterId(reader.u128("cluster id")?),
+            epoch: read_epoch(&mut reader)?,
+            to: read_member(&mut reader)?,
+        };
+        reader.finish()?;
+        Ok(hello)
+    }
+}
+
+/// Appends an ORDERS-WELCOME: the server takes orders on this connection.
+pub fn write_orders_welcome(output: &mut Vec<u8>) {
+    write_frame(output, Checksum::Crc32c, opcode::ORDERS_WELCOME, |_| {});
+}
+
+/// What the coordinator orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderKind {
+    /// Install this view, of which the receiver is primary, and connect to its secondary there.
+    /// Done when every shard's stream stands.
+    SetSecondary {
+        /// The view.
+        view: View,
+        /// Where the secondary takes streams.
+        secondary: SocketAddr,
+    },
+    /// Take no new writes; done when all pending ones are committed.
+    Drain,
+    /// Write the primary table to `server_<id>.primary`.
+    DumpPrimary,
+    /// Write the secondary table to `server_<id>.secondary`.
+    DumpSecondary,
+    /// Exit; reported just before.
+    Shutdown,
+}
+
+/// An order and the number by which it is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Echoed in the report.
+    pub id: OrderId,
+    /// What to do.
+    pub kind: OrderKind,
+}
+
+impl Order {
+    /// The name that logs and the manual use.
+    pub fn name(&self) -> &'static str {
+        match self.kind {
+            OrderKind::SetSecondary { .. } => "SET-SECONDARY",
+            OrderKind::Drain => "DRAIN",
+            OrderKind::DumpPrimary => "DUMP-PRIMARY",
+            OrderKind::DumpSecondary => "DUMP-SECONDARY",
+            OrderKind::Shutdown => "SHUTDOWN",
+        }
+    }
+
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        let opcode = match self.kind {
+            OrderKind::SetSecondary { .. } => opcode::SET_SECONDARY,
+            OrderKind::Drain => opcode::DRAIN,
+            OrderKind::DumpPrimary => opcode::DUMP_PRIMARY,
+            OrderKind::DumpSecondary => opcode::DUMP_SECONDARY,
+            OrderKind::Shutdown => opcode::SHUTDOWN,
+        };
+        write_frame(output, Checksum::Crc32c, opcode, |body| {
+            body.put_u64(self.id.0);
+            if let OrderKind::SetSecondary { view, secondary } = &self.kind {
+                write_view(body, view);
+                write_address(body, Some(*secondary));
+            }
+        });
+    }
+
+    /// Takes an order from its frame.
+    pub fn read(opcode: u8, body: &[u8]) -> Result<Order, DecodeError> {
+        let mut reader = Reader::new(body);
+        let id = OrderId(reader.u64("order id")?);
+        let kind = match opcode {
+            opcode::SET_SECONDARY => OrderKind::SetSecondary {
+                view: read_view(&mut reader)?,
+                secondary: read_address(&mut reader)?
+                    .ok_or(DecodeError::BadValue { field: "address family", value: 0 })?,
+            },
+            opcode::DRAIN => OrderKind::Drain,
+            opcode::DUMP_PRIMARY => OrderKind::DumpPrimary,
+            opcode::DUMP_SECONDARY => OrderKind::DumpSecondary,
+            opcode::SHUTDOWN => OrderKind::Shutdown,
+            opcode => {
+                let supported = "SET-SECONDARY, DRAIN, DUMP-PRIMARY, DUMP-SECONDARY, SHUTDOWN";
+                return Err(DecodeError::UnknownOpcode { opcode, supported });
+            }
+        };
+        reader.finish()?;
+        Ok(Order { id, kind })
+    }
+}
+
+/// How an order ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Of the order.
+    pub id: OrderId,
+    /// The entries concerned (dumps) or the reason of the failure in words.
+    pub outcome: Result<u64, String>,
+}
+
+impl Report {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, opcode::REPORT, |body| {
+            body.put_u64(self.id.0);
+            match &self.outcome {
+                Ok(entries) => {
+                    body.put_u8(0);
+                    body.put_u64(*entries);
+                }
+                Err(reason) => {
+                    body.put_u8(1);
+                    body.put_bytes(reason.as_bytes());
+                }
+            }
+        });
+    }
+
+    /// Takes a report from its frame's body.
+    pub fn read(body: &[u8]) -> Result<Report, DecodeError> {
+        let mut reader = Reader::new(body);
+        let id = OrderId(reader.u64("order id")?);
+        let outcome = match reader.u8("outcome")? {
+            0 => Ok(reader.u64("entries")?),
+            1 => Err(String::from_utf8_lossy(reader.remainder()).into_owned()),
+            other => return Err(DecodeError::BadValue { field: "outcome", value: other.into() }),
+        };
+        reader.finish()?;
+        Ok(Report { id, outcome })
+    }
+}

@@ -1,0 +1,154 @@
+//! Any bytes as printable text and back: one notation for dumps, logs, terminals and operations.
+//!
+//! Printable ASCII stands for itself, except `\` and `"`, which are written `\\` and `\"`; every
+//! other byte is `\xHH`. Reading also knows `\n`, `\r`, `\t` and `\0`. Valid UTF-8 may be kept
+//! readable where a person looks at it ([`Style::Readable`]); dumps are pure ASCII.
+
+use std::fmt::{self, Write as _};
+
+/// How much is escaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Everything but printable ASCII: for files.
+    Ascii,
+    /// Everything but printable ASCII and printable non-ASCII characters in valid UTF-8: for
+    /// terminals.
+    Readable,
+}
+
+/// Displays bytes escaped, without quotes around them.
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a> {
+    bytes: &'a [u8],
+    style: Style,
+}
+
+/// Escapes everything but printable ASCII.
+pub fn ascii(bytes: &[u8]) -> Escaped<'_> {
+    Escaped { bytes, style: Style::Ascii }
+}
+
+/// Escapes what a terminal should not be sent.
+pub fn readable(bytes: &[u8]) -> Escaped<'_> {
+    Escaped { bytes, style: Style::Readable }
+}
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.style {
+            Style::Ascii => write_ascii(f, self.bytes),
+            Style::Readable => {
+                for chunk in self.bytes.utf8_chunks() {
+                    for character in chunk.valid().chars() {
+                        write_character(f, character)?;
+                    }
+                    write_ascii(f, chunk.invalid())?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn write_character(f: &mut fmt::Formatter<'_>, character: char) -> fmt::Result {
+    let printable = !character.is_ascii() && !is_unprintable(character);
+    if printable {
+        return f.write_char(character);
+    }
+    write_ascii(f, character.encode_utf8(&mut [0; 4]).as_bytes())
+}
+
+/// Control characters, and those that a terminal would obey or that cannot be told apart by eye
+/// (bidirectional controls, zero-width characters, line and paragraph separators).
+fn is_unprintable(character: char) -> bool {
+    character.is_control()
+        || (character.is_whitespace() && character != ' ')
+        || matches!(character,
+            '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e0fff}' | '\u{e000}'..='\u{f8ff}')
+}
+
+fn write_ascii(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    for &byte in bytes {
+        match byte {
+            b'\\' => f.write_str("\\\\")?,
+            b'"' => f.write_str("\\\"")?,
+            b' '..=b'~' => f.write_char(char::from(byte))?,
+            _ => write!(f, "\\x{byte:02x}")?,
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with escaped text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`\\` at byte {at} starts no known escape; write \\\\ \\\" \\n \\r \\t \\0 or \\xHH with two hex digits"
+)]
+pub struct UnescapeError {
+    /// Where the escape starts.
+    pub at: usize,
+}
+
+/// Undoes [`Escaped`]; bytes that need no escape stand for themselves.
+pub fn unescape(text: &[u8]) -> Result<Vec<u8>, UnescapeError> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(&byte) = text.get(at) {
+        if byte != b'\\' {
+            bytes.push(byte);
+            at += 1;
+            continue;
+        }
+        let (value, length) = match text.get(at + 1) {
+            Some(b'\\') => (b'\\', 2),
+            Some(b'"') => (b'"', 2),
+            Some(b'n') => (b'\n', 2),
+            Some(b'r') => (b'\r', 2),
+            Some(b't') => (b'\t', 2),
+            Some(b'0') => (0, 2),
+            Some(b'x') => {
+                let digit = |n: usize| text.get(at + n).and_then(|&d| char::from(d).to_digit(16));
+                let (Some(high), Some(low)) = (digit(2), digit(3)) else {
+                    return Err(UnescapeError { at });
+                };
+                (u8::try_from(high * 16 + low).expect("two hex digits fit a byte"), 4)
+            }
+            _ => return Err(UnescapeError { at }),
+        };
+        bytes.push(value);
+        at += length;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn terminals_are_sent_no_control_characters() {
+        let nasty = "a\x1b[31m\u{202e}é\u{7}\u{9b}".as_bytes();
+        assert_eq!(readable(nasty).to_string(), "a\\x1b[31m\\xe2\\x80\\xaeé\\x07\\xc2\\x9b");
+    }
+
+    #[test]
+    fn a_bad_escape_is_placed() {
+        for (text, at) in [("a\\q", 1), ("\\x2", 0), ("ab\\", 2), ("\\xg0", 0)] {
+            assert_eq!(unescape(text.as_bytes()), Err(UnescapeError { at }), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_come_back(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let dumped = ascii(&bytes).to_string();
+            prop_assert!(dumped.bytes().all(|b| (b' '..=b'~').contains(&b)));
+            prop_assert_eq!(unescape(dumped.as_bytes()).unwrap(), bytes.clone());
+            let shown = readable(&bytes).to_string();
+            prop_assert_eq!(unescape(shown.as_bytes()).unwrap(), bytes);
+        }
+    }
+}

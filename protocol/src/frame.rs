@@ -1,0 +1,304 @@
+//! Frames: how messages are cut out of a stream of bytes.
+//!
+//! ```text
+//!  0        4         5        6          8
+//!  +--------+---------+--------+----------+----------------+- - - - - - -+
+//!  | length | version | opcode | reserved | message         | CRC-32C     |
+//!  | u32    | u8      | u8     | u16 = 0  |                 | checked only|
+//!  +--------+---------+--------+----------+-----------------+- - - - - - -+
+//!                                         |<---- length bytes ----------->|
+//! ```
+//!
+//! `length` counts the bytes after the header. On checked connections (between servers, and between
+//! coordinator and servers) the last four of them are the CRC-32C of everything before, header
+//! included. Clients' connections are not checked.
+
+use crate::codec::Writer;
+use crate::error::FrameError;
+use crate::limits::PROTOCOL_VERSION;
+
+/// Bytes of a frame's header.
+pub const HEADER_BYTES: usize = 8;
+const CHECKSUM_BYTES: usize = 4;
+
+/// Whether the frames of a connection end with a CRC-32C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// Clients' connections: no checksum.
+    Absent,
+    /// The cluster's own connections: a CRC-32C of header and message.
+    Crc32c,
+}
+
+/// What the frames of a connection may be.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameRules {
+    /// The longest message allowed, in bytes, without checksum.
+    pub max_body: usize,
+    /// Whether frames carry a checksum.
+    pub checksum: Checksum,
+}
+
+impl FrameRules {
+    /// Frames of a client's connection with messages of up to `max_body` bytes.
+    pub const fn unchecked(max_body: usize) -> FrameRules {
+        FrameRules { max_body, checksum: Checksum::Absent }
+    }
+
+    /// Frames of a connection inside the cluster with messages of up to `max_body` bytes.
+    pub const fn checked(max_body: usize) -> FrameRules {
+        FrameRules { max_body, checksum: Checksum::Crc32c }
+    }
+}
+
+/// One whole frame, borrowed from the received bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What the message is.
+    pub opcode: u8,
+    /// The message, without header and checksum.
+    pub body: &'a [u8],
+    /// Bytes of the input that this frame took: header, message and checksum.
+    pub consumed: usize,
+}
+
+/// Cuts the first frame off `input`; `None` when its end has not arrived.
+///
+/// The header is judged as soon as its fields are there, so a wrong length is refused before
+/// anything is kept for it.
+///
+/// # Errors
+/// [`FrameError`]: the stream has lost its place; close the connection.
+pub fn split_frame<'a>(
+    input: &'a [u8],
+    rules: &FrameRules,
+) -> Result<Option<Frame<'a>>, FrameError> {
+    let Some((header, _)) = input.split_first_chunk::<HEADER_BYTES>() else {
+        return check_partial_header(input, rules).map(|()| None);
+    };
+    check_partial_header(header, rules)?;
+    let opcode = header[5];
+    let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    let consumed = HEADER_BYTES + length;
+    if input.len() < consumed {
+        return Ok(None);
+    }
+    let body = match rules.checksum {
+        Checksum::Absent => &input[HEADER_BYTES..consumed],
+        Checksum::Crc32c => {
+            let (covered, trailer) = input[..consumed].split_at(consumed - CHECKSUM_BYTES);
+            let got = u32::from_le_bytes([trailer[0], trailer[1], trailer[2], trailer[3]]);
+            let computed = crc32c::crc32c(covered);
+            if got != computed {
+                return Err(FrameError::Checksum { got, computed });
+            }
+            &covered[HEADER_BYTES..]
+        }
+    };
+    Ok(Some(Frame { opcode, body, consumed }))
+}
+
+/// Judges the header fields that have arrived in full.
+fn check_partial_header(header: &[u8], rules: &FrameRules) -> Result<(), FrameError> {
+    if let Some((length, _)) = header.split_first_chunk::<4>() {
+        let announced = u32::from_le_bytes(*length);
+        let trailer = match rules.checksum {
+            Checksum::Absent => 0,
+            Checksum::Crc32c => CHECKSUM_BYTES,
+        };
+        let limit = rules.max_body + trailer;
+        if announced as usize > limit || (announced as usize) < trailer {
+            return Err(FrameError::TooLong { announced, limit });
+        }
+    }
+    if let Some(&got) = header.get(4)
+        && got != PROTOCOL_VERSION
+    {
+        return Err(FrameError::UnsupportedVersion { got });
+    }
+    if let Some(reserved) = header.get(6..8) {
+        let got = u16::from_le_bytes([reserved[0], reserved[1]]);
+        if got != 0 {
+            return Err(FrameError::ReservedBits { got });
+        }
+    }
+    Ok(())
+}
+
+/// Appends one frame whose message `fill` writes.
+pub fn write_frame(
+    output: &mut Vec<u8>,
+    checksum: Checksum,
+    opcode: u8,
+    fill: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = output.len();
+    output.put_bytes(&[0, 0, 0, 0, PROTOCOL_VERSION, opcode, 0, 0]);
+    fill(output);
+    let trailer = match checksum {
+        Checksum::Absent => 0,
+        Checksum::Crc32c => CHECKSUM_BYTES,
+    };
+    let length = output.len() - start - HEADER_BYTES + trailer;
+    let length = crate::codec::length_u32(length, "frame");
+    output[start..start + 4].copy_from_slice(&length.to_le_bytes());
+    if checksum == Checksum::Crc32c {
+        let crc = crc32c::crc32c(&output[start..]);
+        output.put_u32(crc);
+    }
+}
+
+/// Received bytes that wait to become frames. Its memory follows what was received, never what a
+/// header announces.
+///
+/// ```text
+///   received bytes -> extend() -> [ consumed | frame frame par ] -> next_frame()
+/// ```
+#[derive(Debug)]
+pub struct FrameBuffer {
+    bytes: Vec<u8>,
+    /// Bytes at the front that frames already took.
+    taken: usize,
+    rules: FrameRules,
+}
+
+/// A buffer that is larger than this when it runs empty is given back to the allocator.
+const KEPT_CAPACITY: usize = 256 << 10;
+
+impl FrameBuffer {
+    /// An empty buffer for a connection with these rules.
+    pub fn new(rules: FrameRules) -> FrameBuffer {
+        FrameBuffer { bytes: Vec::new(), taken: 0, rules }
+    }
+
+    /// Changes the rules, as after a hello.
+    pub fn set_rules(&mut self, rules: FrameRules) {
+        self.rules = rules;
+    }
+
+    /// Appends received bytes.
+    pub fn extend(&mut self, received: &[u8]) {
+        self.reclaim();
+        self.bytes.extend_from_slice(received);
+    }
+
+    /// Takes the next whole frame, or `None` when more bytes are needed.
+    ///
+    /// # Errors
+    /// As [`split_frame`]; the buffer is of no further use then.
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
+        let frame = split_frame(&self.bytes[self.taken..], &self.rules)?;
+        if let Some(frame) = &frame {
+            self.taken += frame.consumed;
+        }
+        Ok(frame)
+    }
+
+    /// Whether part of a frame waits for its rest.
+    pub fn is_partial(&self) -> bool {
+        self.taken < self.bytes.len()
+    }
+
+    /// Bytes that wait.
+    pub fn waiting(&self) -> &[u8] {
+        &self.bytes[self.taken..]
+    }
+
+    /// Gives the waiting bytes away, as when a connection is handed to another executor.
+    pub fn into_waiting(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.taken);
+        self.bytes
+    }
+
+    /// Moves what waits to the front, so that the buffer does not grow with what is gone.
+    fn reclaim(&mut self) {
+        if self.taken == self.bytes.len() {
+            self.bytes.clear();
+            if self.bytes.capacity() > KEPT_CAPACITY {
+                self.bytes = Vec::new();
+            }
+        } else if self.taken > 0 {
+            self.bytes.drain(..self.taken);
+        }
+        self.taken = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CHECKED: FrameRules = FrameRules::checked(64);
+    const UNCHECKED: FrameRules = FrameRules::unchecked(64);
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_from_four_bytes() {
+        for announced in [65u32, u32::MAX, 1 << 31] {
+            let header = announced.to_le_bytes();
+            let got = split_frame(&header, &UNCHECKED);
+            assert_eq!(got, Err(FrameError::TooLong { announced, limit: 64 }));
+        }
+    }
+
+    #[test]
+    fn a_checked_frame_too_short_for_its_checksum_is_refused() {
+        let announced = 3u32;
+        let header = announced.to_le_bytes();
+        let got = split_frame(&header, &CHECKED);
+        assert_eq!(got, Err(FrameError::TooLong { announced, limit: 68 }));
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let got = split_frame(&[0, 0, 0, 0, 9], &UNCHECKED);
+        assert_eq!(got, Err(FrameError::UnsupportedVersion { got: 9 }));
+    }
+
+    #[test]
+    fn any_flipped_bit_of_a_checked_frame_is_found() {
+        let mut whole = Vec::new();
+        write_frame(&mut whole, Checksum::Crc32c, 7, |b| b.put_bytes(b"hello"));
+        for bit in 0..whole.len() * 8 {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let got = split_frame(&damaged, &CHECKED);
+            assert!(!matches!(got, Ok(Some(_))), "bit {bit} flipped was accepted");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_split_of_the_bytes(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 1..8),
+            cuts in prop::collection::vec(1usize..20, 1..64),
+            checked in any::<bool>(),
+        ) {
+            let rules = if checked { CHECKED } else { UNCHECKED };
+            let mut stream = Vec::new();
+            for (n, body) in (0u8..).zip(&bodies) {
+                write_frame(&mut stream, rules.checksum, n, |b| b.put_bytes(body));
+            }
+            let mut buffer = FrameBuffer::new(rules);
+            let mut seen = Vec::new();
+            let mut rest = &stream[..];
+            let mut cuts = cuts.iter().cycle();
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
+                buffer.extend(now);
+                rest = later;
+                while let Some(frame) = buffer.next_frame().unwrap() {
+                    seen.push((frame.opcode, frame.body.to_vec()));
+                }
+            }
+            prop_assert!(!buffer.is_partial());
+            prop_assert_eq!(seen, (0u8..).zip(bodies).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+            let _ = split_frame(&bytes, &CHECKED);
+            let _ = split_frame(&bytes, &UNCHECKED);
+        }
+    }
+}

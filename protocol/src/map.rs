@@ -1,0 +1,173 @@
+//! The map: which server holds which group, and where it listens. Clients route by it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{Reader, Writer, length_u16};
+use crate::error::DecodeError;
+use crate::ids::{BootId, ClusterId, Epoch, Incarnation, ServerId};
+use crate::limits::{MAX_SERVERS, MAX_SHARDS};
+use crate::placement::Placement;
+use crate::view::{View, read_view, write_view};
+
+/// What the coordinator thinks of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerState {
+    /// Spawned, has not reported.
+    Starting,
+    /// Reports.
+    Up,
+    /// Has stopped reporting, or is known to be dead.
+    Down,
+}
+
+/// One server in the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapServer {
+    /// Its place in the ring.
+    pub id: ServerId,
+    /// Its process; zero while starting.
+    pub incarnation: Incarnation,
+    /// What the coordinator thinks of it.
+    pub state: ServerState,
+    /// Where clients reach it; `None` while starting.
+    pub clients: Option<SocketAddr>,
+}
+
+/// The configuration of the cluster as clients need it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The coordinator's epoch when it made this map.
+    pub epoch: Epoch,
+    /// Shards of every group.
+    pub shards: u16,
+    /// All servers, in ring order.
+    pub servers: Vec<MapServer>,
+    /// The views of all groups, in group order.
+    pub views: Vec<View>,
+}
+
+impl Map {
+    /// The shape of the cluster.
+    pub fn placement(&self) -> Placement {
+        Placement::new(length_u16(self.servers.len(), "ring"), self.shards)
+    }
+
+    /// Appends the map's layout.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        output.put_u128(self.cluster.0);
+        write_epoch(output, self.epoch);
+        output.put_u16(length_u16(self.servers.len(), "ring"));
+        output.put_u16(self.shards);
+        for server in &self.servers {
+            output.put_u16(server.id.0);
+            output.put_u64(server.incarnation.0);
+            output.put_u8(match server.state {
+                ServerState::Starting => 0,
+                ServerState::Up => 1,
+                ServerState::Down => 2,
+            });
+            write_address(output, server.clients);
+        }
+        for view in &self.views {
+            write_view(output, view);
+        }
+    }
+
+    /// Takes a map: as many views as servers.
+    pub fn read(reader: &mut Reader<'_>) -> Result<Map, DecodeError> {
+        let cluster = ClusterId(reader.u128("cluster id")?);
+        let epoch = read_epoch(reader)?;
+        let count = bounded(reader.u16("server count")?, MAX_SERVERS, "server count")?;
+        let shards = bounded(reader.u16("shard count")?, MAX_SHARDS, "shard count")?;
+        let mut servers = Vec::new();
+        for n in 0..count {
+            servers.push(read_server(reader, ServerId(n))?);
+        }
+        let mut views = Vec::new();
+        for n in 0..count {
+            let view = read_view(reader)?;
+            if view.group.0 != n {
+                return Err(DecodeError::BadValue {
+                    field: "group id",
+                    value: view.group.0.into(),
+                });
+            }
+            views.push(view);
+        }
+        Ok(Map { cluster, epoch, shards, servers, views })
+    }
+}
+
+fn read_server(reader: &mut Reader<'_>, expected: ServerId) -> Result<MapServer, DecodeError> {
+    let id = ServerId(reader.u16("server id")?);
+    if id != expected {
+        return Err(DecodeError::BadValue { field: "server id", value: id.0.into() });
+    }
+    let incarnation = Incarnation(reader.u64("incarnation")?);
+    let state = match reader.u8("server state")? {
+        0 => ServerState::Starting,
+        1 => ServerState::Up,
+        2 => ServerState::Down,
+        other => return Err(DecodeError::BadValue { field: "server state", value: other.into() }),
+    };
+    Ok(MapServer { id, incarnation, state, clients: read_address(reader)? })
+}
+
+/// Appends an epoch.
+pub fn write_epoch(output: &mut Vec<u8>, epoch: Epoch) {
+    output.put_u64(epoch.number);
+    output.put_u64(epoch.boot.0);
+}
+
+/// Takes an epoch.
+pub fn read_epoch(reader: &mut Reader<'_>) -> Result<Epoch, DecodeError> {
+    Ok(Epoch { number: reader.u64("epoch")?, boot: BootId(reader.u64("boot id")?) })
+}
+
+/// Appends an address: family (0 none, 4, 6), 16 bytes (an IPv4 address in the first four), port.
+pub fn write_address(output: &mut Vec<u8>, address: Option<SocketAddr>) {
+    let mut octets = [0; 16];
+    let (family, port) = match address {
+        None => (0, 0),
+        Some(SocketAddr::V4(v4)) => {
+            octets[..4].copy_from_slice(&v4.ip().octets());
+            (4, v4.port())
+        }
+        Some(SocketAddr::V6(v6)) => {
+            octets = v6.ip().octets();
+            (6, v6.port())
+        }
+    };
+    output.put_u8(family);
+    output.put_bytes(&octets);
+    output.put_u16(port);
+}
+
+/// Takes an address.
+pub fn read_address(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, DecodeError> {
+    let family = reader.u8("address family")?;
+    let octets: [u8; 16] = reader.array("address")?;
+    let port = reader.u16("port")?;
+    let ip = match family {
+        0 => return Ok(None),
+        4 => IpAddr::V4(Ipv4Addr::new(octets[0], octets[1], octets[2], octets[3])),
+        6 => IpAddr::V6(Ipv6Addr::from(octets)),
+        other => {
+            return Err(DecodeError::BadValue { field: "address family", value: other.into() });
+        }
+    };
+    Ok(Some(SocketAddr::new(ip, port)))
+}
+
+/// Refuses zero and anything above `most`.
+pub(crate) fn bounded(value: u16, most: u16, field: &'static str) -> Result<u16, DecodeError> {
+    if value == 0 || value > most {
+        return Err(DecodeError::BadValue { field, value: value.into() });
+    }
+    Ok(value)
+}

@@ -1,0 +1,497 @@
+//! What servers say to each other: one connection per (group, shard), dialled by the primary.
+//!
+//! ```text
+//!   primary                                    secondary (or candidate)
+//!   PEER-HELLO (who, whom, view)    ->
+//!                                   <-  PEER-WELCOME (last sn)   or PEER-REFUSAL
+//!   BATCH [PREPARE* FRAGMENT* BEACON?] ->
+//!                                   <-  BATCH [ACK]
+//! ```
+//!
+//! All frames are checked. A batch is all that one wake-up has to say; its messages follow each
+//! other without padding.
+
+use std::fmt;
+
+use crate::client_message::Status;
+use crate::codec::{Reader, Writer, length_u16, length_u32};
+use crate::error::DecodeError;
+use crate::frame::{Checksum, write_frame};
+use crate::ids::{
+    ClientId, ClusterId, GroupId, Member, RequestSeq, SequenceNumber, ShardId, Time, ViewVersion,
+};
+use crate::limits::{FRAGMENT_BYTES, MAX_BATCH_MESSAGES, MAX_VALUE_BYTES};
+use crate::placement::Digest;
+use crate::view::{View, read_member, read_view, write_member, write_view};
+
+/// Opcodes of connections between servers.
+pub mod opcode {
+    /// The primary's first frame.
+    pub const PEER_HELLO: u8 = 0x40;
+    /// Its answer.
+    pub const PEER_WELCOME: u8 = 0x41;
+    /// Refusal of a hello or of the stream; a close follows.
+    pub const PEER_REFUSAL: u8 = 0x42;
+    /// Messages.
+    pub const BATCH: u8 = 0x43;
+}
+
+/// The first frame of a connection between servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerHello {
+    /// The cluster both belong to.
+    pub cluster: ClusterId,
+    /// Who dials: the view's primary.
+    pub from: Member,
+    /// Whom it means: the view's secondary or candidate.
+    pub to: Member,
+    /// The shard of the view's group that this stream carries.
+    pub shard: ShardId,
+    /// Shards of a group, as the dialler knows it.
+    pub shards: u16,
+    /// The view under which it dials.
+    pub view: View,
+}
+
+impl PeerHello {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, opcode::PEER_HELLO, |body| {
+            body.put_u128(self.cluster.0);
+            write_member(body, self.from);
+            write_member(body, self.to);
+            body.put_u16(self.shard.0);
+            body.put_u16(self.shards);
+            write_view(body, &self.view);
+        });
+    }
+
+    /// Takes a hello from its frame's body.
+    pub fn read(body: &[u8]) -> Result<PeerHello, DecodeError> {
+        let mut reader = Reader::new(body);
+        let hello = PeerHello {
+            cluster: ClusterId(reader.u128("cluster id")?),
+            from: read_member(&mut reader)?,
+            to: read_member(&mut reader)?,
+            shard: ShardId(reader.u16("shard")?),
+            shards: reader.u16("shard count")?,
+            view: read_view(&mut reader)?,
+        };
+        reader.finish()?;
+        Ok(hello)
+    }
+
+    /// The group whose shard this stream carries.
+    pub fn group(&self) -> GroupId {
+        self.view.group
+    }
+}
+
+/// The answer to a [`PeerHello`]: where the stream goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerWelcome {
+    /// The view now installed at the answering side.
+    pub view: ViewVersion,
+    /// The last write applied there; the stream goes on with the next.
+    pub last: SequenceNumber,
+}
+
+impl PeerWelcome {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, opcode::PEER_WELCOME, |body| {
+            body.put_u64(self.view.0);
+            body.put_u64(self.last.0);
+        });
+    }
+
+    /// Takes a welcome from its frame's body.
+    pub fn read(body: &[u8]) -> Result<PeerWelcome, DecodeError> {
+        let mut reader = Reader::new(body);
+        let welcome = PeerWelcome {
+            view: ViewVersion(reader.u64("view version")?),
+            last: SequenceNumber(reader.u64("last sn")?),
+        };
+        reader.finish()?;
+        Ok(welcome)
+    }
+}
+
+/// Why a server refuses a stream of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum PeerRefusalReason {
+    /// Another cluster, another incarnation, or a view in which the two are not what they claim.
+    Stranger = 0,
+    /// The stream is of an older view; the newer one is in the refusal.
+    OldView = 1,
+    /// The stream skipped a write or contradicted itself.
+    BrokenStream = 2,
+    /// No room for another connection.
+    Busy = 3,
+}
+
+impl fmt::Display for PeerRefusalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PeerRefusalReason::Stranger => "cluster, incarnation or view do not match",
+            PeerRefusalReason::OldView => "the view is older than the one installed",
+            PeerRefusalReason::BrokenStream => "the stream skipped a write",
+            PeerRefusalReason::Busy => "too many connections",
+        })
+    }
+}
+
+/// A stream is not taken, or not any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerRefusal {
+    /// Why.
+    pub reason: PeerRefusalReason,
+    /// The view installed at the refusing side, if there is one.
+    pub view: Option<View>,
+}
+
+impl PeerRefusal {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, opcode::PEER_REFUSAL, |body| {
+            body.put_u8(self.reason as u8);
+            body.put_u8(self.view.is_some().into());
+            if let Some(view) = &self.view {
+                write_view(body, view);
+            }
+        });
+    }
+
+    /// Takes a refusal from its frame's body.
+    pub fn read(body: &[u8]) -> Result<PeerRefusal, DecodeError> {
+        let mut reader = Reader::new(body);
+        let reason = match reader.u8("refusal reason")? {
+            0 => PeerRefusalReason::Stranger,
+            1 => PeerRefusalReason::OldView,
+            2 => PeerRefusalReason::BrokenStream,
+            3 => PeerRefusalReason::Busy,
+            other => {
+                return Err(DecodeError::BadValue { field: "refusal reason", value: other.into() });
+            }
+        };
+        let has_view = reader.u8("view present")?;
+        let view = if has_view != 0 { Some(read_view(&mut reader)?) } else { None };
+        reader.finish()?;
+        Ok(PeerRefusal { reason, view })
+    }
+}
+
+/// What a write changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Effect {
+    /// Nothing: a refused compare-and-set, or a DELETE of a key that is not there. It is logged all
+    /// the same, because its answer depends on the writes before it.
+    Nothing = 0,
+    /// Sets the key.
+    Put = 1,
+    /// Removes the key.
+    Delete = 2,
+    /// Forgets the session of the completion record's client.
+    ForgetSession = 3,
+}
+
+/// What makes the retry of a write find its first answer (consistency.md §8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompletionRecord {
+    /// Whose write it is.
+    pub client: ClientId,
+    /// Its number in the session; 0 for the primary's own writes.
+    pub seq: RequestSeq,
+    /// Records of this session below it may be dropped.
+    pub first_incomplete: RequestSeq,
+    /// The answer.
+    pub status: Status,
+    /// The answer's version.
+    pub version: SequenceNumber,
+}
+
+/// A write on its way to the other holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prepare<'a> {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The write's place in the log.
+    pub sn: SequenceNumber,
+    /// The sender's clock, read before sending; echoed in the ack.
+    pub t_send: Time,
+    /// What it changes.
+    pub effect: Effect,
+    /// The record that goes with it.
+    pub record: CompletionRecord,
+    /// MD5 of the key.
+    pub digest: Digest,
+    /// The key; empty only with [`Effect::ForgetSession`].
+    pub key: &'a [u8],
+    /// Length of the whole value.
+    pub value_length: u32,
+    /// Its first bytes; the rest follows in [`Fragment`]s.
+    pub value: &'a [u8],
+}
+
+/// More of the value of the last [`Prepare`] of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment<'a> {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The write it belongs to.
+    pub sn: SequenceNumber,
+    /// Where in the value these bytes go: right after those that came.
+    pub offset: u32,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+/// Everything up to `sn` is applied at the sender of this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The last write applied.
+    pub sn: SequenceNumber,
+    /// The newest `t_send` received.
+    pub echo: Time,
+}
+
+/// Sent when there is nothing else to say, so that leases go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beacon {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The sender's clock, read before sending.
+    pub t_send: Time,
+}
+
+/// One message of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerMessage<'a> {
+    /// A write.
+    Prepare(Prepare<'a>),
+    /// More of its value.
+    Fragment(Fragment<'a>),
+    /// The answer.
+    Ack(Ack),
+    /// A sign of life.
+    Beacon(Beacon),
+}
+
+const KIND_PREPARE: u8 = 1;
+const KIND_FRAGMENT: u8 = 2;
+const KIND_ACK: u8 = 3;
+const KIND_BEACON: u8 = 4;
+
+impl<'a> PeerMessage<'a> {
+    fn write(&self, body: &mut Vec<u8>) {
+        match self {
+            PeerMessage::Prepare(prepare) => {
+                body.put_u8(KIND_PREPARE);
+                prepare.write(body);
+            }
+            PeerMessage::Fragment(fragment) => {
+                body.put_u8(KIND_FRAGMENT);
+                body.put_u64(fragment.view.0);
+                body.put_u64(fragment.sn.0);
+                body.put_u32(fragment.offset);
+                body.put_u32(length_u32(fragment.bytes.len(), "fragment"));
+                body.put_bytes(fragment.bytes);
+            }
+            PeerMessage::Ack(ack) => {
+                body.put_u8(KIND_ACK);
+                body.put_u64(ack.view.0);
+                body.put_u64(ack.sn.0);
+                body.put_u64(ack.echo.nanos);
+            }
+            PeerMessage::Beacon(beacon) => {
+                body.put_u8(KIND_BEACON);
+                body.put_u64(beacon.view.0);
+                body.put_u64(beacon.t_send.nanos);
+            }
+        }
+    }
+
+    fn read(reader: &mut Reader<'a>) -> Result<PeerMessage<'a>, DecodeError> {
+        match reader.u8("message kind")? {
+            KIND_PREPARE => Prepare::read(reader).map(PeerMessage::Prepare),
+            KIND_FRAGMENT => {
+                let view = ViewVersion(reader.u64("view version")?);
+                let sn = SequenceNumber(reader.u64("sn")?);
+                let offset = reader.u32("fragment offset")?;
+                let length = reader.u32("fragment length")?;
+                if length == 0 || length as usize > FRAGMENT_BYTES {
+                    let field = "fragment length";
+                    return Err(DecodeError::BadValue { field, value: length.into() });
+                }
+                let bytes = reader.bytes(length as usize, "fragment")?;
+                Ok(PeerMessage::Fragment(Fragment { view, sn, offset, bytes }))
+            }
+            KIND_ACK => Ok(PeerMessage::Ack(Ack {
+                view: ViewVersion(reader.u64("view version")?),
+                sn: SequenceNumber(reader.u64("sn")?),
+                echo: Time::from_nanos(reader.u64("echo")?),
+            })),
+            KIND_BEACON => Ok(PeerMessage::Beacon(Beacon {
+                view: ViewVersion(reader.u64("view version")?),
+                t_send: Time::from_nanos(reader.u64("t_send")?),
+            })),
+            other => Err(DecodeError::BadValue { field: "message kind", value: other.into() }),
+        }
+    }
+}
+
+impl<'a> Prepare<'a> {
+    fn write(&self, body: &mut Vec<u8>) {
+        body.put_u64(self.view.0);
+        body.put_u64(self.sn.0);
+        body.put_u64(self.t_send.nanos);
+        body.put_u128(self.record.client.0);
+        body.put_u64(self.record.seq.0);
+        body.put_u64(self.record.first_incomplete.0);
+        body.put_u64(self.record.version.0);
+        body.put_u8(self.record.status as u8);
+        body.put_u8(self.effect as u8);
+        body.put_bytes(&self.digest.0);
+        body.put_u16(length_u16(self.key.len(), "key"));
+        body.put_u32(self.value_length);
+        body.put_u32(length_u32(self.value.len(), "first fragment"));
+        body.put_bytes(self.key);
+        body.put_bytes(self.value);
+    }
+
+    fn read(reader: &mut Reader<'a>) -> Result<Prepare<'a>, DecodeError> {
+        let view = ViewVersion(reader.u64("view version")?);
+        let sn = SequenceNumber(reader.u64("sn")?);
+        let t_send = Time::from_nanos(reader.u64("t_send")?);
+        let client = ClientId(reader.u128("client id")?);
+        let seq = RequestSeq(reader.u64("seq")?);
+        let first_incomplete = RequestSeq(reader.u64("first incomplete seq")?);
+        let version = SequenceNumber(reader.u64("record version")?);
+        let status = reader.u8("record status")?;
+        let status = Status::from_wire(status)
+            .ok_or(DecodeError::BadValue { field: "record status", value: status.into() })?;
+        let effect = match reader.u8("effect")? {
+            0 => Effect::Nothing,
+            1 => Effect::Put,
+            2 => Effect::Delete,
+            3 => Effect::ForgetSession,
+            other => return Err(DecodeError::BadValue { field: "effect", value: other.into() }),
+        };
+        let digest = Digest(reader.array("digest")?);
+        let key_length = reader.u16("key length")?;
+        let value_length = reader.u32("value length")?;
+        let first = reader.u32("first fragment length")?;
+        let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
+        if (key_length == 0) != (effect == Effect::ForgetSession) {
+            return bad("key length", key_length.into());
+        }
+        if value_length as usize > MAX_VALUE_BYTES || (value_length > 0 && effect != Effect::Put) {
+            return bad("value length", value_length.into());
+        }
+        if first > value_length || first as usize > FRAGMENT_BYTES {
+            return bad("first fragment length", first.into());
+        }
+        let key = reader.bytes(usize::from(key_length), "key")?;
+        let value = reader.bytes(first as usize, "first fragment")?;
+        let record = CompletionRecord { client, seq, first_incomplete, status, version };
+        Ok(Prepare { view, sn, t_send, effect, record, digest, key, value_length, value })
+    }
+}
+
+/// Builds one BATCH frame in place.
+///
+/// The frame is written behind whatever `output` holds already; [`BatchWriter::finish`] closes it,
+/// or takes it back when nothing was added.
+#[derive(Debug)]
+pub struct BatchWriter {
+    messages: Vec<u8>,
+    count: usize,
+}
+
+impl BatchWriter {
+    /// An empty batch; keep the writer and its memory for the next one.
+    pub fn new() -> BatchWriter {
+        BatchWriter { messages: Vec::new(), count: 0 }
+    }
+
+    /// Adds a message.
+    pub fn push(&mut self, message: &PeerMessage<'_>) {
+        debug_assert!(!self.is_full(), "a batch was filled beyond its limit");
+        message.write(&mut self.messages);
+        self.count += 1;
+    }
+
+    /// Whether the batch has reached its target and must be sent before more is added.
+    pub fn is_full(&self) -> bool {
+        self.count >= MAX_BATCH_MESSAGES || self.messages.len() >= crate::limits::BATCH_TARGET_BYTES
+    }
+
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Appends the frame to `output`, if there is anything in it, and starts anew.
+    pub fn finish(&mut self, output: &mut Vec<u8>) {
+        if self.count > 0 {
+            write_frame(output, Checksum::Crc32c, opcode::BATCH, |body| {
+                body.put_u16(length_u16(self.count, "batch"));
+                body.put_bytes(&self.messages);
+            });
+            self.messages.clear();
+            self.count = 0;
+        }
+    }
+}
+
+impl Default for BatchWriter {
+    fn default() -> BatchWriter {
+        BatchWriter::new()
+    }
+}
+
+/// The messages of a BATCH frame, one after the other. It ends at the first error.
+#[derive(Debug)]
+pub struct BatchReader<'a> {
+    reader: Reader<'a>,
+    left: u16,
+}
+
+impl<'a> BatchReader<'a> {
+    /// Starts at a BATCH frame's body.
+    pub fn new(body: &'a [u8]) -> Result<BatchReader<'a>, DecodeError> {
+        let mut reader = Reader::new(body);
+        let left = reader.u16("message count")?;
+        if left == 0 || usize::from(left) > MAX_BATCH_MESSAGES {
+            return Err(DecodeError::BadValue { field: "message count", value: left.into() });
+        }
+        Ok(BatchReader { reader, left })
+    }
+}
+
+impl<'a> Iterator for BatchReader<'a> {
+    type Item = Result<PeerMessage<'a>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        let mut message = PeerMessage::read(&mut self.reader);
+        if self.left == 0
+            && message.is_ok()
+            && let Err(error) = self.reader.finish()
+        {
+            message = Err(error);
+        }
+        if message.is_err() {
+            self.left = 0;
+        }
+        Some(message)
+    }
+}

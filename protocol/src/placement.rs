@@ -1,0 +1,155 @@
+//! Which key lives where: MD5(key), read as a big-endian 128-bit number, chooses group and shard.
+//!
+//! MD5 spreads keys evenly and is what the original program used; it is never the identity of a key
+//! (collisions can be made on purpose), so tables hold and compare whole keys.
+
+use std::fmt;
+
+use md5::{Digest as _, Md5};
+
+use crate::ids::{GroupId, ShardId};
+
+/// The MD5 of a key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 16]);
+
+impl Digest {
+    /// Computes the digest of a key.
+    pub fn of(key: &[u8]) -> Digest {
+        Digest(Md5::digest(key).into())
+    }
+
+    /// The digest as the number that placement divides.
+    pub fn number(self) -> u128 {
+        u128::from_be_bytes(self.0)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.number())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+/// The shape of the cluster: all that placement depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    servers: u16,
+    shards: u16,
+}
+
+impl Placement {
+    /// A ring of `servers` servers with `shards` shards a group; neither may be zero.
+    pub fn new(servers: u16, shards: u16) -> Placement {
+        assert!(servers > 0 && shards > 0, "{servers} servers and {shards} shards place no key");
+        Placement { servers, shards }
+    }
+
+    /// How many servers, and so groups, there are.
+    pub fn servers(self) -> u16 {
+        self.servers
+    }
+
+    /// How many shards a group has.
+    pub fn shards(self) -> u16 {
+        self.shards
+    }
+
+    /// The group and shard of a digest: `number mod N` and `(number / N) mod S`.
+    pub fn locate(self, digest: Digest) -> (GroupId, ShardId) {
+        // Long division by 32-bit digits: N and S fit 16 bits, so every step fits 64 bits and needs
+        // no 128-bit division (which is a library call of some twenty nanoseconds).
+        let number = digest.number();
+        let (servers, shards) = (u64::from(self.servers), u64::from(self.shards));
+        let mut group = 0u64;
+        let mut shard = 0u64;
+        for place in [96u32, 64, 32, 0] {
+            let part = (group << 32) | u64::from(low_32(number >> place));
+            group = part % servers;
+            shard = ((shard << 32) | (part / servers)) % shards;
+        }
+        (GroupId(low_16(group)), ShardId(low_16(shard)))
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // The low bits are what is wanted.
+fn low_32(number: u128) -> u32 {
+    number as u32
+}
+
+#[allow(clippy::cast_possible_truncation)] // A remainder of a 16-bit divisor.
+fn low_16(number: u64) -> u16 {
+    number as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// RFC 1321, appendix A.5.
+    #[test]
+    fn md5_gives_the_vectors_of_its_rfc() {
+        for (key, hex) in [
+            ("", "d41d8cd98f00b204e9800998ecf8427e"),
+            ("a", "0cc175b9c0f1b6a831c399e269772661"),
+            ("abc", "900150983cd24fb0d6963f7d28e17f72"),
+            ("message digest", "f96b697d7cb7938d525a2f31aaf161d0"),
+            ("abcdefghijklmnopqrstuvwxyz", "c3fcd3d76192e4007dfb496cca67e13b"),
+        ] {
+            assert_eq!(Digest::of(key.as_bytes()).to_string(), hex);
+        }
+    }
+
+    /// Computed apart: `python3 -c 'import hashlib; n=int(hashlib.md5(b"a").hexdigest(),16);
+    /// print(n%3, n//3%2, n%7, n//7%4)'`, and so on.
+    #[test]
+    fn known_keys_live_at_known_places() {
+        for (key, servers, shards, group, shard) in PLACES {
+            let at = Placement::new(servers, shards).locate(Digest::of(key.as_bytes()));
+            assert_eq!(at, (GroupId(group), ShardId(shard)), "{key} of {servers} x {shards}");
+        }
+    }
+
+    const PLACES: [(&str, u16, u16, u16, u16); 8] = [
+        ("a", 3, 2, 1, 0),
+        ("a", 7, 4, 0, 3),
+        ("abc", 3, 1, 1, 0),
+        ("abc", 5, 2, 0, 0),
+        ("hello", 3, 4, 1, 3),
+        ("key", 3, 2, 2, 1),
+        ("Zürich", 3, 2, 2, 1),
+        ("kv", 1024, 256, 250, 139),
+    ];
+
+    #[test]
+    fn a_million_keys_spread_evenly_within_two_percent() {
+        let placement = Placement::new(5, 2);
+        let mut counts = [0u32; 10];
+        for n in 0..1_000_000u32 {
+            let (group, shard) = placement.locate(Digest::of(format!("key-{n}").as_bytes()));
+            counts[usize::from(group.0) * 2 + usize::from(shard.0)] += 1;
+        }
+        for count in counts {
+            assert!(count.abs_diff(100_000) <= 2_000, "uneven: {counts:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_long_division_agrees_with_128_bit_arithmetic(
+            bytes in any::<[u8; 16]>(), servers in 1u16.., shards in 1u16..,
+        ) {
+            let (group, shard) = Placement::new(servers, shards).locate(Digest(bytes));
+            let number = u128::from_be_bytes(bytes);
+            prop_assert_eq!(u128::from(group.0), number % u128::from(servers));
+            prop_assert_eq!(u128::from(shard.0), number / u128::from(servers) % u128::from(shards));
+        }
+    }
+}
