@@ -1,0 +1,49 @@
+# The one way to build, test and run; continuous integration calls `make test` and nothing else.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: all run test lint header bench setup clean help
+
+# Cargo.lock is what was tested: no command here may change it.
+CARGO := cargo
+LOCKED := --locked
+SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/lib/*.sh)
+
+all: ## build bin/coord, bin/server and bin/client (release)
+	@scripts/setup.sh build
+	@scripts/build.sh
+
+run: all ## start three servers on this machine and open the client; Ctrl+D ends both
+	@scripts/run.sh
+
+test: lint ## everything that continuous integration runs
+	$(CARGO) test --workspace $(LOCKED) --no-fail-fast
+# Once through every benchmark without measuring, so that none rots. Named by a glob: without it
+# cargo would also run every unit test again, in the release profile.
+	$(CARGO) bench --workspace $(LOCKED) --bench '*' -- --test
+
+lint: setup ## formatting, clippy, documentation, licences, scripts, the C header
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets $(LOCKED) -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps $(LOCKED)
+	$(CARGO) deny $(LOCKED) check --hide-inclusion-graph licenses bans sources
+	shellcheck --external-sources $(SCRIPTS)
+	scripts/header.sh --check
+
+header: ## write include/kvclient.h anew from ffi/
+	scripts/header.sh
+
+bench: ## the criterion benchmarks (minutes; results in target/criterion)
+	$(CARGO) bench --workspace $(LOCKED) --bench '*'
+
+setup: ## install or name what is missing on this machine
+	@scripts/setup.sh
+
+clean: ## remove everything that was built, and run/ with its logs and dumps
+	@if scripts/launch-cluster.sh status >/dev/null 2>&1; then \
+	    echo "a cluster runs in run/; scripts/launch-cluster.sh stop" >&2; exit 1; fi
+	$(CARGO) clean
+	rm -rf bin run
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16

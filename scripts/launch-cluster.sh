@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# Starts a cluster from a cluster file, on this machine and over ssh alike, tells how it is, and
+# stops it. `usage` below is the manual.
+set -euo pipefail
+# shellcheck source=scripts/lib/cluster.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/lib/cluster.sh"
+
+usage() {
+    cat <<USAGE
+usage: $program start <cluster file> [options]   start the coordinator and every server in the file
+       $program status [--dir DIR] [--json]      what the running cluster says of itself
+       $program stop [--dir DIR]                 drain and dump every server, then end the cluster
+
+start checks every host first (bin/coord --check) and copies bin/server to the ssh hosts. It stays in
+the foreground, where Ctrl+D or Ctrl+C stops the cluster, unless it is told otherwise:
+  --daemon             return as soon as the cluster serves; '$program stop' stops it
+  --dir DIR            the cluster's state on this machine: log, ports, dumps (default: run/)
+  -c, --clients-port N the coordinator's port for clients (default: 0, a free one)
+  -s, --servers-port N the coordinator's port for servers (default: 0, a free one)
+  --advertise HOST     this machine's name as the other hosts know it; needed where the file mixes
+                       localhost with ssh hosts
+  --ssh-config FILE    the configuration that ssh shall use (ssh -F)
+  --remote-dir DIR     the server's directory on ssh hosts (default: $default_remote_dir, below the
+                       home directory)
+ssh must get in without a password: a key or an agent.
+
+exit status: 0 done; 1 failed, and stderr says at what; 2 wrong usage; 3 no cluster runs in DIR
+USAGE
+}
+
+default_remote_dir=ftkv
+remote_dir=$default_remote_dir
+ssh_config=
+advertise=
+clients=0
+servers=0
+daemon=
+json=
+
+wrong_usage() {
+    say "$@" "('$program --help' shows what is possible)"
+    exit 2
+}
+
+main() {
+    local command=${1-}
+    case $command in
+    start | status | stop) shift ;;
+    -h | --help | help) usage && exit 0 ;;
+    '') usage >&2 && exit 2 ;;
+    *) wrong_usage "there is no command '$command'" ;;
+    esac
+    dir=$root/run
+    parse "$command" "$@"
+    [[ $dir == /* ]] || dir=$PWD/$dir
+    "$command"
+}
+
+# Reads the options of <command> into the variables above.
+parse() {
+    local command=$1 option
+    shift
+    while (($# > 0)); do
+        option=$1 && shift
+        case $command:$option in
+        *:-h | *:--help) usage && exit 0 ;;
+        start:--daemon) daemon=yes && continue ;;
+        status:--json) json=yes && continue ;;
+        *:--dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
+            start:--ssh-config | start:--remote-dir) ;;
+        *:-*) wrong_usage "'$command' has no option '$option'" ;;
+        start:*) [[ -z $file ]] || wrong_usage "one cluster file, not two: '$file' and '$option'" ;;
+        *) wrong_usage "'$command' takes no argument ('$option')" ;;
+        esac
+        if [[ $option != -* ]]; then
+            file=$option
+            continue
+        fi
+        [[ ${1-} ]] || wrong_usage "'$option' needs a value"
+        case $option in
+        --dir) dir=$1 ;;
+        -c | --clients-port) clients=$1 ;;
+        -s | --servers-port) servers=$1 ;;
+        --advertise) advertise=$1 ;;
+        --ssh-config) ssh_config=$1 ;;
+        --remote-dir) remote_dir=$1 ;;
+        esac
+        shift
+    done
+}
+
+start() {
+    [[ $file ]] || wrong_usage "'start' needs a cluster file; config.txt is one"
+    [[ -r $file ]] || die "$file: no such cluster file, or not readable"
+    file=$(realpath -- "$file")
+    find_binaries
+    claim_dir
+
+    local flags=(-c "$clients" -s "$servers" --remote-dir "$remote_dir")
+    [[ -z $ssh_config ]] || flags+=(--ssh-config "$ssh_config")
+    [[ -z $advertise ]] || flags+=(--advertise "$advertise")
+    "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check >&2 9>&- ||
+        die "the check of $file failed; nothing was started"
+    copy_server
+
+    if [[ $daemon ]]; then start_daemon "${flags[@]}"; else start_foreground "${flags[@]}"; fi
+}
+
+# A checkout with cargo is built (which takes no time where nothing changed): a binary that is older
+# than its source would be a riddle. Without cargo, bin/ must be there.
+find_binaries() {
+    if command -v cargo >/dev/null; then
+        make -C "$root" --no-print-directory all >&2 </dev/null || die "the build failed"
+    fi
+    local name
+    for name in coord server client; do
+        [[ -x $root/bin/$name ]] || die "bin/$name is missing; 'make all' builds it (with Rust and gcc)"
+    done
+}
+
+# Each ssh host of the cluster file once, as the file spells it.
+ssh_hosts() {
+    sed 's/#.*//' "$file" | awk 'NF == 0 { next } !counted++ { next } $1 != "localhost" && !seen[$1]++ { print $1 }'
+}
+
+# Brings bin/server to every ssh host, and sees that it runs there.
+copy_server() {
+    local host hosts ssh=(ssh -o BatchMode=yes -o ConnectTimeout=10)
+    [[ -z $ssh_config ]] || ssh+=(-F "$ssh_config")
+    mapfile -t hosts < <(ssh_hosts)
+    for host in ${hosts[@]+"${hosts[@]}"}; do
+        say "copying the server to $host, directory $remote_dir"
+        # Under another name first: a server that runs cannot be written over, but replaced.
+        "${ssh[@]}" -- "$host" "set -e; mkdir -p ${remote_dir@Q}; cd ${remote_dir@Q}
+            cat >server.new; chmod 755 server.new; ./server.new --help >/dev/null; mv -f server.new server" \
+            <"$root/bin/server" >&2 9>&- ||
+            die "$host: the server could not be copied there, or does not run there; try: ${ssh[*]} $host"
+    done
+}
+
+start_foreground() {
+    say "starting in the foreground; Ctrl+D or Ctrl+C stops the cluster"
+    printf '%s\n' "$$" >"$dir/coord.pid"
+    exec "$root/bin/coord" -C "$file" --dir "$dir" --ready-fd 3 "$@" 3>"$dir/ready.json"
+}
+
+start_daemon() {
+    # A start that fails or is interrupted must leave no half of a cluster.
+    trap 'end_coord "$coord_pid"; end_leftovers' EXIT
+    trap 'exit 130' INT TERM HUP
+    start_coord --daemon "$@" </dev/null
+    await_ready
+    trap - EXIT INT TERM HUP
+    local port
+    port=$(clients_port)
+    say "the cluster serves (coordinator: pid $coord_pid, log: $dir/coord.log)"
+    printf '%q -h localhost -p %s\n' "$root/bin/client" "$port"
+}
+
+# Sets coord_pid to the coordinator that runs in DIR; ends with status 3 where none does.
+find_coord() {
+    coord_pid=$(cat -- "$dir/coord.pid" 2>/dev/null) || coord_pid=
+    # The pid of a coordinator long gone may be another process by now, which does not hold the lock.
+    [[ ! /proc/${coord_pid:-none}/fd/9 -ef $dir/lock ]] || return 0
+    say "no cluster runs in $dir"
+    exit 3
+}
+
+status() {
+    find_coord
+    local port
+    port=$(clients_port) || die "the cluster in $dir is starting, and does not serve yet"
+    exec "$root/bin/coord" status -h localhost -p "$port" ${json:+--json}
+}
+
+stop() {
+    find_coord
+    say "stopping the cluster in $dir (coordinator: pid $coord_pid)"
+    end_coord "$coord_pid"
+    end_leftovers || die "the cluster did not end in order"
+    rm -f "$dir/coord.pid" "$dir/ready.json"
+    say "stopped; the dumps and the log are in $dir"
+}
+
+main "$@"

@@ -1,0 +1,115 @@
+# shellcheck shell=bash
+# What run.sh and launch-cluster.sh share: one coordinator that runs on this machine, and the
+# directory that holds its state.
+#
+#   DIR/lock         held (flock, descriptor 9) by every process of the cluster. It keeps a second
+#                    cluster out, and finds those that outlive their coordinator.
+#   DIR/coord.pid    the coordinator's process id
+#   DIR/ready.json   what the coordinator wrote to --ready-fd once the cluster served
+#   DIR/coord.log    its log;  DIR/coord.out  what it printed
+#
+# The caller has `set -euo pipefail`.
+
+# A coordinator gives each server 5 s to drain; these only bound what should never happen.
+readonly START_SECONDS=120
+readonly STOP_SECONDS=60
+
+program=${0##*/}
+dir=  # the caller's to set: DIR, as an absolute path
+file= # the caller's to set: the cluster file
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
+coord_pid=
+
+say() { printf '%s: %s\n' "$program" "$*" >&2; }
+
+die() {
+    say "$@"
+    exit 1
+}
+
+# Whether a process runs. A dead one that nobody has waited for yet has no executable any more; in a
+# container whose first process is no init, a daemon stays such a zombie for good.
+alive() { [[ -e /proc/$1/exe ]]; }
+
+# Takes DIR for this process and for all that it starts.
+claim_dir() {
+    mkdir -p "$dir"
+    exec 9>>"$dir/lock"
+    flock --nonblock 9 ||
+        die "a cluster is running in $dir; 'scripts/launch-cluster.sh stop --dir $dir' stops it"
+    rm -f "$dir/coord.pid" "$dir/ready.json"
+}
+
+# Starts the coordinator in the background, in a session of its own: Ctrl+C in this terminal must
+# reach this script alone, which then stops the cluster in order. Standard input is the caller's,
+# further arguments are coord's.
+start_coord() {
+    : >"$dir/ready.json"
+    setsid "$root/bin/coord" -C "$file" --dir "$dir" -l "$dir/coord.log" --ready-fd 3 "$@" \
+        <&0 >"$dir/coord.out" 2>&1 3>"$dir/ready.json" 8>&- &
+    coord_pid=$!
+    printf '%s\n' "$coord_pid" >"$dir/coord.pid"
+}
+
+# Prints the clients' port that DIR/ready.json names; fails while there is no whole line in it.
+clients_port() {
+    local line
+    IFS= read -r line 2>/dev/null <"$dir/ready.json" || return 1
+    [[ $line =~ \"clients_port\":[[:space:]]*([0-9]+) ]] ||
+        die "no clients_port in $dir/ready.json: $line"
+    printf '%s\n' "${BASH_REMATCH[1]}"
+}
+
+# Waits until the cluster serves.
+await_ready() {
+    local deadline=$((SECONDS + START_SECONDS))
+    until [[ -s $dir/ready.json ]] && clients_port >/dev/null; do
+        alive "$coord_pid" || start_failed "the coordinator ended before the cluster served"
+        ((SECONDS < deadline)) || start_failed "the cluster does not serve after $START_SECONDS s"
+        sleep 0.05
+    done
+}
+
+start_failed() {
+    say "$1"
+    show_logs
+    say "see 'bin/coord --check -C $file' for what the cluster needs (io_uring, memlock, ports, ssh)"
+    exit 1
+}
+
+show_logs() {
+    local log
+    for log in "$dir/coord.out" "$dir/coord.log"; do
+        [[ ! -s $log ]] || { say "the end of $log:" && tail -n 15 "$log" | sed 's/^/    /' >&2; }
+    done
+}
+
+# Asks the coordinator to end the cluster, and waits until it has.
+end_coord() { # <pid>
+    kill -TERM "$1" 2>/dev/null || return 0
+    local deadline=$((SECONDS + STOP_SECONDS))
+    while alive "$1"; do
+        if ((SECONDS >= deadline)); then
+            say "the coordinator (pid $1) does not end after $STOP_SECONDS s: killing it"
+            kill -KILL "$1" 2>/dev/null || true
+            deadline=$((SECONDS + STOP_SECONDS))
+        fi
+        sleep 0.05
+    done
+}
+
+# Kills what is left of the cluster after its coordinator, which must be nothing: fails if there was
+# something. Told by the lock, not by name: servers of other clusters run on this machine too.
+end_leftovers() {
+    local process executable leftovers=()
+    for process in /proc/[0-9]*; do
+        [[ $process/fd/9 -ef $dir/lock ]] || continue
+        executable=$(readlink "$process/exe") || continue
+        # The script that holds the lock for its cluster (this one, or a `make run`) is no leftover.
+        [[ ${executable##*/} == bash ]] || leftovers+=("${process#/proc/}")
+    done
+    ((${#leftovers[@]} > 0)) || return 0
+    say "killing what outlived its coordinator: pid ${leftovers[*]} (see $dir/coord.log)"
+    kill -KILL "${leftovers[@]}" 2>/dev/null || true
+    return 1
+}

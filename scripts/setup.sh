@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Looks for everything that the Makefile's targets need. What is missing is installed where that is
+# ours to do (root on a Debian with apt-get); anybody else gets the list and exit status 1.
+#
+#   scripts/setup.sh build   what `make all` and `make run` need
+#   scripts/setup.sh         that, and what `make test` and `make lint` need
+#
+# Every word goes to stderr: `make run` keeps stdout for the client's answers.
+set -euo pipefail
+exec >&2 </dev/null
+
+# cargo-deny is built from source. Its release profile (fat LTO, one codegen unit) takes many minutes
+# on a small machine, its debug profile about one, and a debug build checks this tree in a second.
+readonly CARGO_DENY=(cargo install --locked --debug --version 0.20.2 cargo-deny)
+
+packages=() # Debian packages to install
+crates=()   # cargo subcommands to install
+by_hand=()  # what nobody but the owner of the machine can install
+
+has() { command -v "$1" >/dev/null; }
+
+need_package() { # <package> <what it is for>
+    packages+=("$1")
+    printf 'setup: missing: %s (Debian package %s)\n' "$2" "$1"
+}
+
+check_build() {
+    # A login shell has cargo on its PATH; a container's first shell often has not.
+    has cargo || by_hand+=("Rust: https://rustup.rs, or '. ~/.cargo/env' if it is installed")
+    has cc || need_package gcc "a C compiler and linker"
+    has make || need_package make "make"
+    # glommio's build script calls git, and panics where there is none.
+    has git || need_package git "git"
+}
+
+check_test() {
+    if has cargo; then
+        cargo clippy --version >/dev/null 2>&1 || by_hand+=("clippy: rustup component add clippy")
+        cargo fmt --version >/dev/null 2>&1 || by_hand+=("rustfmt: rustup component add rustfmt")
+    fi
+    has shellcheck || need_package shellcheck "shellcheck, for 'make lint'"
+    [[ -r /usr/share/dict/american-english || -r /usr/share/dict/words ]] ||
+        need_package wamerican "the word list that the tests store"
+    # sshd lives in a directory that is on root's PATH alone.
+    PATH=$PATH:/usr/sbin has sshd || need_package openssh-server "sshd, for the test of remote servers"
+    has ssh || need_package openssh-client "ssh, for the test of remote servers"
+    has cargo-deny || crates+=(cargo-deny)
+}
+
+install_packages() {
+    printf 'setup: installing %s\n' "${packages[*]}"
+    local sshd_is_new=
+    [[ " ${packages[*]} " != *" openssh-server "* ]] || sshd_is_new=yes
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update
+    apt-get install --yes --no-install-recommends "${packages[@]}"
+    # The tests run an sshd of their own on a loopback port. Debian's package also opens port 22 to
+    # the world, which nobody who types `make test` has asked for.
+    if [[ $sshd_is_new && -d /run/systemd/system ]]; then
+        printf 'setup: leaving the sshd service that came with openssh-server switched off\n'
+        systemctl disable --now ssh.service
+    fi
+}
+
+install_crates() {
+    printf 'setup: building cargo-deny, once (about a minute): %s\n' "${CARGO_DENY[*]}"
+    "${CARGO_DENY[@]}"
+}
+
+list_and_leave() {
+    printf '\nsetup: this is missing, and not ours to install here:\n'
+    ((${#packages[@]} == 0)) || printf '  sudo apt-get install %s\n' "${packages[*]}"
+    ((${#crates[@]} == 0)) || printf '  %s\n' "${CARGO_DENY[*]}"
+    ((${#by_hand[@]} == 0)) || printf '  %s\n' "${by_hand[@]}"
+    exit 1
+}
+
+case ${1-} in
+build) check_build ;;
+'') check_build && check_test ;;
+*) printf 'usage: %s [build]\n' "$0" && exit 2 ;;
+esac
+
+((${#packages[@]} + ${#crates[@]} + ${#by_hand[@]} > 0)) || exit 0
+((EUID == 0)) || list_and_leave
+has apt-get || list_and_leave
+((${#packages[@]} == 0)) || install_packages
+((${#by_hand[@]} == 0)) || { packages=() && list_and_leave; }
+((${#crates[@]} == 0)) || install_crates
