@@ -70,8 +70,8 @@ install_crates() {
 list_and_leave() {
     printf '\nsetup: this is missing, and not ours to install here:\n'
     ((${#packages[@]} == 0)) || printf '  sudo apt-get install %s\n' "${packages[*]}"
-    ((${#crates[@]} == 0)) || printf '  %s\n' "${CARGO_DENY[*]}"
     ((${#by_hand[@]} == 0)) || printf '  %s\n' "${by_hand[@]}"
+    ((${#crates[@]} == 0)) || printf '  %s\n' "${CARGO_DENY[*]}"
     exit 1
 }
 
