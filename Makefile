@@ -26,7 +26,7 @@ lint: setup ## formatting, clippy, documentation, licences, scripts, the C heade
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets $(LOCKED) -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps $(LOCKED)
-	$(CARGO) deny $(LOCKED) check --hide-inclusion-graph licenses bans sources
+	$(CARGO) deny --workspace $(LOCKED) check --hide-inclusion-graph licenses bans sources
 	shellcheck --external-sources $(SCRIPTS)
 	scripts/header.sh --check
 
