@@ -1,0 +1,493 @@
+//! Every message comes back from its bytes, no bytes make a reader panic, and the layouts that
+//! `docs/protocol.md` shows are the ones written.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use kv_protocol::client_message::{self as client, *};
+use kv_protocol::codec::Reader;
+use kv_protocol::control_message::{self as control, *};
+use kv_protocol::error::DecodeError;
+use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::*;
+use kv_protocol::limits::*;
+use kv_protocol::map::{Map, MapServer, ServerState};
+use kv_protocol::peer_message::{self as peer, *};
+use kv_protocol::placement::Digest;
+use kv_protocol::view::{Peer, View};
+use proptest::prelude::*;
+
+const CLIENT: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
+const PEER: FrameRules = FrameRules::checked(MAX_PEER_BODY);
+const CONTROL: FrameRules = FrameRules::checked(MAX_CONTROL_BODY);
+
+/// The opcode and body of the only frame in `bytes`.
+fn only_frame<'a>(bytes: &'a [u8], rules: &FrameRules) -> (u8, &'a [u8]) {
+    let frame = split_frame(bytes, rules).unwrap().unwrap();
+    assert_eq!(frame.consumed, bytes.len());
+    (frame.opcode, frame.body)
+}
+
+fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write(&mut bytes);
+    bytes
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    (any::<u16>(), any::<u64>())
+        .prop_map(|(s, i)| Member { server: ServerId(s), incarnation: Incarnation(i) })
+}
+
+fn view() -> impl Strategy<Value = View> {
+    let peer = prop_oneof![
+        Just(Peer::None),
+        member().prop_map(Peer::Secondary),
+        member().prop_map(Peer::Candidate),
+    ];
+    (any::<u16>(), any::<u64>(), prop::option::of(member()), peer, any::<bool>()).prop_map(
+        |(group, version, primary, peer, handover)| View {
+            group: GroupId(group),
+            version: ViewVersion(version),
+            primary,
+            peer,
+            handover,
+        },
+    )
+}
+
+fn address() -> impl Strategy<Value = SocketAddr> {
+    (any::<IpAddr>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+}
+
+fn epoch() -> impl Strategy<Value = Epoch> {
+    (any::<u64>(), any::<u64>()).prop_map(|(number, boot)| Epoch { number, boot: BootId(boot) })
+}
+
+fn status() -> impl Strategy<Value = Status> {
+    (0u8..12).prop_map(|n| Status::from_wire(n).unwrap())
+}
+
+fn write_header() -> impl Strategy<Value = WriteHeader> {
+    (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(seq, first, condition)| WriteHeader {
+        seq: RequestSeq(seq),
+        first_incomplete: RequestSeq(first),
+        condition: Condition::from_wire(condition),
+    })
+}
+
+proptest! {
+    #[test]
+    fn hellos_and_welcomes_come_back(
+        cluster: u128, who: u128, shard: u16, server in prop::option::of(member()),
+        servers in 1..=MAX_SERVERS, shards in 1..=MAX_SHARDS, max_value: u32,
+    ) {
+        let (cluster, client, shard) = (ClusterId(cluster), ClientId(who), ShardId(shard));
+        let hello = Hello { cluster, client, shard };
+        let bytes = written(|b| hello.write(b));
+        let (opcode, body) = only_frame(&bytes, &CLIENT);
+        prop_assert_eq!(opcode, client::opcode::HELLO);
+        prop_assert_eq!(Hello::read(body), Ok(hello));
+        let welcome = Welcome { cluster, server, servers, shards, max_value };
+        let bytes = written(|b| welcome.write(b));
+        prop_assert_eq!(Welcome::read(only_frame(&bytes, &CLIENT).1), Ok(welcome));
+    }
+
+    #[test]
+    fn requests_come_back(
+        id: u64, version: u64, digest: [u8; 16], header in write_header(), kind in 0usize..6,
+        key in prop::collection::vec(any::<u8>(), 0..100),
+        value in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let operation = match kind {
+            0 => Operation::Get,
+            1 => Operation::Put(header, &value),
+            2 => Operation::Delete(header),
+            3 => Operation::Noop,
+            4 => Operation::Verify(ReplicaRole::Primary),
+            _ => Operation::Verify(ReplicaRole::Secondary),
+        };
+        let request = Request {
+            id: RequestId(id), view: ViewVersion(version), digest: Digest(digest), key: &key, operation,
+        };
+        let bytes = written(|b| request.write(b));
+        let (opcode, body) = only_frame(&bytes, &CLIENT);
+        prop_assert_eq!(Request::read(opcode, body), Ok(request));
+        prop_assert_eq!(Request::read_id(body), Some(RequestId(id)));
+        for cut in 0..body.len().min(REQUEST_FIXED_BYTES + key.len()) {
+            prop_assert!(Request::read(opcode, &body[..cut]).is_err(), "cut at {}", cut);
+        }
+    }
+
+    #[test]
+    fn answers_and_refusals_come_back(
+        id: u64, status in status(), copies: u8, version: u64, sn: u64,
+        value in prop::collection::vec(any::<u8>(), 0..300), reason: String,
+    ) {
+        let answer = Answer {
+            id: RequestId(id), status, copies, view: ViewVersion(version),
+            version: SequenceNumber(sn), value: &value,
+        };
+        let bytes = written(|b| answer.write(b));
+        prop_assert_eq!(Answer::read(only_frame(&bytes, &CLIENT).1), Ok(answer));
+        let refusal = Refusal { status, reason: &reason };
+        let bytes = written(|b| refusal.write(b));
+        prop_assert_eq!(Refusal::read(only_frame(&bytes, &CLIENT).1), Ok(refusal));
+    }
+
+    #[test]
+    fn maps_come_back(
+        cluster: u128, epoch in epoch(), shards in 1..=MAX_SHARDS,
+        rows in prop::collection::vec((any::<u64>(), 0usize..3, prop::option::of(address()), view()), 1..8),
+    ) {
+        let mut map = Map { cluster: ClusterId(cluster), epoch, shards, servers: vec![], views: vec![] };
+        for (n, (incarnation, state, clients, view)) in (0u16..).zip(rows) {
+            let state = [ServerState::Starting, ServerState::Up, ServerState::Down][state];
+            let incarnation = Incarnation(incarnation);
+            map.servers.push(MapServer { id: ServerId(n), incarnation, state, clients: clients.map(plain) });
+            map.views.push(View { group: GroupId(n), ..view });
+        }
+        let bytes = written(|b| write_map_answer(b, &map));
+        prop_assert_eq!(read_map_answer(only_frame(&bytes, &CLIENT).1), Ok(map));
+    }
+
+    #[test]
+    fn peer_handshakes_come_back(
+        cluster: u128, from in member(), to in member(), shard: u16, shards: u16,
+        view in view(), reason in 0usize..4, with_view: bool, last: u64,
+    ) {
+        let hello = PeerHello { cluster: ClusterId(cluster), from, to, shard: ShardId(shard), shards, view };
+        let bytes = written(|b| hello.write(b));
+        prop_assert_eq!(PeerHello::read(only_frame(&bytes, &PEER).1), Ok(hello));
+        let welcome = PeerWelcome { view: view.version, last: SequenceNumber(last) };
+        let bytes = written(|b| welcome.write(b));
+        prop_assert_eq!(PeerWelcome::read(only_frame(&bytes, &PEER).1), Ok(welcome));
+        let reason = [PeerRefusalReason::Stranger, PeerRefusalReason::OldView,
+            PeerRefusalReason::BrokenStream, PeerRefusalReason::Busy][reason];
+        let refusal = PeerRefusal { reason, view: with_view.then_some(view) };
+        let bytes = written(|b| refusal.write(b));
+        prop_assert_eq!(PeerRefusal::read(only_frame(&bytes, &PEER).1), Ok(refusal));
+    }
+
+    #[test]
+    fn batches_come_back(
+        numbers in prop::collection::vec(any::<u64>(), 4..5), client: u128, status in status(),
+        digest: [u8; 16], key in prop::collection::vec(any::<u8>(), 1..50),
+        value in prop::collection::vec(any::<u8>(), 1..200), more in 0u32..1_000, kind in 0usize..4,
+    ) {
+        let (view, sn) = (ViewVersion(numbers[0]), SequenceNumber(numbers[1]));
+        let t_send = Time::from_nanos(numbers[2]);
+        let record = CompletionRecord {
+            client: ClientId(client), seq: RequestSeq(numbers[3]), first_incomplete: RequestSeq(1),
+            status, version: sn,
+        };
+        let effect = [Effect::Nothing, Effect::Put, Effect::Delete, Effect::ForgetSession][kind];
+        let is_put = effect == Effect::Put;
+        let sent: &[u8] = if is_put { &value } else { &[] };
+        let prepare = Prepare {
+            view, sn, t_send, effect, record, digest: Digest(digest),
+            key: if effect == Effect::ForgetSession { &[] } else { &key },
+            value_length: if is_put { u32::try_from(value.len()).unwrap() + more } else { 0 },
+            value: sent,
+        };
+        let messages = [
+            PeerMessage::Beacon(Beacon { view, t_send }),
+            PeerMessage::Prepare(prepare),
+            PeerMessage::Fragment(Fragment { view, sn, offset: more, bytes: &value }),
+            PeerMessage::Ack(Ack { view, sn, echo: t_send }),
+        ];
+        let mut batch = BatchWriter::new();
+        messages.iter().for_each(|message| batch.push(message));
+        let bytes = written(|b| batch.finish(b));
+        prop_assert!(batch.is_empty());
+        let (opcode, body) = only_frame(&bytes, &PEER);
+        prop_assert_eq!(opcode, peer::opcode::BATCH);
+        let read: Result<Vec<_>, _> = BatchReader::new(body).unwrap().collect();
+        prop_assert_eq!(read.unwrap(), messages);
+        for cut in 2..body.len() {
+            let read: Result<Vec<_>, _> = BatchReader::new(&body[..cut]).unwrap().collect();
+            prop_assert!(read.is_err(), "cut at {}", cut);
+        }
+    }
+
+    #[test]
+    fn control_messages_come_back(
+        cluster: u128, to in member(), epoch in epoch(), numbers in prop::collection::vec(any::<u64>(), 6..7),
+        ip: IpAddr, ports in prop::collection::vec(1u16.., 3..4), view in view(), secondary in address(),
+        kind in 0usize..5, reason: String, replicas in 0..5u16,
+    ) {
+        let started = Started {
+            cluster: ClusterId(cluster), member: to, pid: 7, start_time: numbers[0], shards: 3,
+            address: ip, clients_port: ports[0], servers_port: ports[1], coord_port: ports[2], epoch,
+        };
+        let replica = |n| ReplicaReport {
+            group: GroupId(n), shard: ShardId(n), connected: n % 2 == 0,
+            role: if n % 2 == 0 { ReplicaRole::Primary } else { ReplicaRole::Secondary },
+            view: ViewVersion(numbers[1]), last: SequenceNumber(numbers[2]),
+            committed: SequenceNumber(numbers[3]), entries: numbers[4], bytes: numbers[5],
+        };
+        let heartbeat = Heartbeat {
+            incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
+            requests: numbers[1], refused: numbers[2], replicas: (0..replicas).map(replica).collect(),
+        };
+        for message in [
+            ServerMessage::Started(started), ServerMessage::Heartbeat(heartbeat), ServerMessage::DrainRequest,
+        ] {
+            let bytes = written(|b| message.write(b));
+            let (opcode, body) = only_frame(&bytes, &CONTROL);
+            prop_assert_eq!(ServerMessage::read(opcode, body), Ok(message));
+            prop_assert!(body.is_empty() || ServerMessage::read(opcode, &body[..body.len() - 1]).is_err());
+        }
+        for admission in [Admission::Admitted { epoch }, Admission::Refused { reason: reason.clone() }] {
+            let bytes = written(|b| admission.write(b));
+            let (opcode, body) = only_frame(&bytes, &CONTROL);
+            prop_assert_eq!(Admission::read(opcode, body), Ok(admission));
+        }
+        let hello = OrdersHello { cluster: ClusterId(cluster), epoch, to };
+        let bytes = written(|b| hello.write(b));
+        prop_assert_eq!(OrdersHello::read(only_frame(&bytes, &CONTROL).1), Ok(hello));
+        let kind = [
+            OrderKind::SetSecondary { view, secondary: plain(secondary) }, OrderKind::Drain,
+            OrderKind::DumpPrimary, OrderKind::DumpSecondary, OrderKind::Shutdown,
+        ][kind];
+        let order = Order { id: OrderId(numbers[0]), kind };
+        let bytes = written(|b| order.write(b));
+        let (opcode, body) = only_frame(&bytes, &CONTROL);
+        prop_assert_eq!(Order::read(opcode, body), Ok(order));
+        for outcome in [Ok(numbers[1]), Err(reason)] {
+            let report = Report { id: OrderId(numbers[0]), outcome };
+            let bytes = written(|b| report.write(b));
+            prop_assert_eq!(Report::read(only_frame(&bytes, &CONTROL).1), Ok(report));
+        }
+    }
+
+    #[test]
+    fn random_bodies_never_panic(opcode: u8, body in prop::collection::vec(any::<u8>(), 0..400)) {
+        let _ = Hello::read(&body);
+        let _ = Welcome::read(&body);
+        let _ = Request::read(opcode, &body).map(|request| request.validate());
+        let _ = Request::read(opcode % 5 + client::opcode::GET, &body).map(|r| r.validate());
+        let _ = Answer::read(&body);
+        let _ = Refusal::read(&body);
+        let _ = read_map_answer(&body);
+        let _ = PeerHello::read(&body);
+        let _ = PeerWelcome::read(&body);
+        let _ = PeerRefusal::read(&body);
+        let _ = BatchReader::new(&body).map(|batch| batch.count());
+        for opcode in [opcode, control::opcode::STARTED, control::opcode::HEARTBEAT] {
+            let _ = ServerMessage::read(opcode, &body);
+        }
+        let _ = Admission::read(opcode, &body);
+        let _ = OrdersHello::read(&body);
+        let _ = Order::read(opcode % 5 + control::opcode::SET_SECONDARY, &body);
+        let _ = Report::read(&body);
+    }
+}
+
+/// An IPv6 scope and flow are not carried.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port())
+}
+
+#[test]
+fn a_put_has_the_documented_layout() {
+    let header = WriteHeader {
+        seq: RequestSeq(4),
+        first_incomplete: RequestSeq(3),
+        condition: Condition::IfAbsent,
+    };
+    let request = Request {
+        id: RequestId(1),
+        view: ViewVersion(2),
+        digest: Digest::of(b"a"),
+        key: b"a",
+        operation: Operation::Put(header, b"xyz"),
+    };
+    let expected = concat!(
+        "40000000",
+        "01",
+        "11",
+        "0000", // 64 bytes, version 1, PUT
+        "0100000000000000",
+        "0200000000000000",                 // request id, view version
+        "0cc175b9c0f1b6a831c399e269772661", // MD5("a")
+        "0400000000000000",
+        "0300000000000000",
+        "ffffffffffffffff", // seq, first, if absent
+        "0100",
+        "00",
+        "00",
+        "61",
+        "78797a", // key length, replica, reserved, key, value
+    );
+    assert_eq!(hex(&written(|b| request.write(b))), expected);
+}
+
+#[test]
+fn an_ack_batch_has_the_documented_layout() {
+    let mut batch = BatchWriter::new();
+    let echo = Time::from_nanos(7);
+    batch.push(&PeerMessage::Ack(Ack { view: ViewVersion(2), sn: SequenceNumber(5), echo }));
+    let bytes = written(|b| batch.finish(b));
+    let expected = concat!(
+        "1f000000",
+        "01",
+        "43",
+        "0000", // 31 bytes, version 1, BATCH
+        "0100",
+        "03",
+        "0200000000000000",
+        "0500000000000000",
+        "0700000000000000",
+    );
+    let (frame, checksum) = bytes.split_at(bytes.len() - 4);
+    assert_eq!(hex(frame), expected);
+    assert_eq!(checksum, crc32c(frame).to_le_bytes());
+}
+
+/// The checksum by its definition (RFC 3720, appendix B.4: reflected polynomial 0x82f63b78), so that
+/// the layout does not rest on the library that writes it.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_batch_of_a_million_is_refused_from_its_count() {
+    for count in [0u16, u16::MAX] {
+        let error = BatchReader::new(&count.to_le_bytes()).unwrap_err();
+        assert_eq!(error, DecodeError::BadValue { field: "message count", value: count.into() });
+    }
+}
+
+#[test]
+fn the_largest_legal_messages_fit_their_frames() {
+    let key = vec![1; MAX_KEY_BYTES];
+    let value = vec![2; MAX_VALUE_BYTES];
+    let header = WriteHeader {
+        seq: RequestSeq(1),
+        first_incomplete: RequestSeq(1),
+        condition: Condition::Always,
+    };
+    let request = Request {
+        id: RequestId(1),
+        view: ViewVersion(1),
+        digest: Digest::of(&key),
+        key: &key,
+        operation: Operation::Put(header, &value),
+    };
+    assert_eq!(request.validate(), Ok(()));
+    let bytes = written(|b| request.write(b));
+    assert!(split_frame(&bytes, &CLIENT).unwrap().is_some());
+
+    let record = CompletionRecord {
+        client: ClientId(1),
+        seq: RequestSeq(1),
+        first_incomplete: RequestSeq(1),
+        status: Status::Ok,
+        version: SequenceNumber(1),
+    };
+    let prepare = PeerMessage::Prepare(Prepare {
+        view: ViewVersion(1),
+        sn: SequenceNumber(1),
+        t_send: Time::default(),
+        effect: Effect::Put,
+        record,
+        digest: Digest::of(&key),
+        key: &key,
+        value_length: u32::try_from(MAX_VALUE_BYTES).unwrap(),
+        value: &value[..FRAGMENT_BYTES],
+    });
+    let mut batch = BatchWriter::new();
+    while !batch.is_full() {
+        batch.push(&prepare);
+    }
+    let bytes = written(|b| batch.finish(b));
+    assert!(split_frame(&bytes, &PEER).unwrap().is_some(), "{} bytes", bytes.len());
+
+    let nobody = Member { server: ServerId(0), incarnation: Incarnation(0) };
+    let servers = (0..MAX_SERVERS).map(|n| MapServer {
+        id: ServerId(n),
+        incarnation: Incarnation(1),
+        state: ServerState::Up,
+        clients: Some(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1)),
+    });
+    let views = (0..MAX_SERVERS).map(|n| View {
+        group: GroupId(n),
+        version: ViewVersion(1),
+        primary: Some(nobody),
+        peer: Peer::Secondary(nobody),
+        handover: false,
+    });
+    let map = Map {
+        cluster: ClusterId(1),
+        epoch: Epoch::default(),
+        shards: MAX_SHARDS,
+        servers: servers.collect(),
+        views: views.collect(),
+    };
+    let bytes = written(|b| write_map_answer(b, &map));
+    assert!(bytes.len() < MAX_ANSWER_BODY);
+    let replica = ReplicaReport {
+        group: GroupId(1),
+        shard: ShardId(1),
+        role: ReplicaRole::Primary,
+        view: ViewVersion(1),
+        last: SequenceNumber(1),
+        committed: SequenceNumber(1),
+        entries: 1,
+        bytes: 1,
+        connected: true,
+    };
+    let heartbeat = ServerMessage::Heartbeat(Heartbeat {
+        incarnation: Incarnation(1),
+        epoch: Epoch::default(),
+        resident_bytes: 0,
+        clients: 0,
+        requests: 0,
+        refused: 0,
+        replicas: vec![replica; MAX_HEARTBEAT_REPLICAS],
+    });
+    let bytes = written(|b| heartbeat.write(b));
+    assert!(split_frame(&bytes, &CONTROL).unwrap().is_some(), "{} bytes", bytes.len());
+}
+
+#[test]
+fn requests_that_contradict_themselves_are_refused_in_words() {
+    let header = |seq, first| WriteHeader {
+        seq: RequestSeq(seq),
+        first_incomplete: RequestSeq(first),
+        condition: Condition::Always,
+    };
+    let large = vec![0; MAX_VALUE_BYTES + 1];
+    for (key, operation, status) in [
+        (&b""[..], Operation::Get, Status::Invalid),
+        (b"k", Operation::Put(header(1, 1), &large), Status::TooBig),
+        (b"k", Operation::Put(header(0, 0), b""), Status::Invalid),
+        (b"k", Operation::Delete(header(1, 2)), Status::Invalid),
+        (b"k", Operation::Delete(header(1, 0)), Status::Invalid),
+    ] {
+        let request = Request {
+            id: RequestId(1),
+            view: ViewVersion(1),
+            digest: Digest::of(key),
+            key,
+            operation,
+        };
+        assert_eq!(request.validate().unwrap_err().0, status);
+    }
+}
+
+#[test]
+fn unknown_opcodes_are_answered_with_the_known_ones() {
+    let error = Request::read(0x77, &[]).unwrap_err().to_string();
+    assert_eq!(error, "opcode 0x77 is not served here; supported: GET, PUT, DELETE, NOOP, VERIFY");
+    assert!(Question::read(0x10, &[]).unwrap_err().to_string().contains("MAP, STATUS"));
+    assert!(Order::read(0x10, &[0; 8]).unwrap_err().to_string().contains("SHUTDOWN"));
+    assert!(ServerMessage::read(0x10, &[]).unwrap_err().to_string().contains("HEARTBEAT"));
+    assert!(Reader::new(&[]).finish().is_ok());
+}
