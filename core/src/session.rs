@@ -1,0 +1,275 @@
+//! Exactly-once writes: the completion records of clients' sessions (consistency.md §8; after RIFL,
+//! Lee et al., SOSP 2015).
+//!
+//! ```text
+//!   session (client, in this group and shard)
+//!     first_incomplete                    every write below it has ended for the client
+//!     |      records: seq -> answer, sn   at most SESSION_WINDOW of them
+//!     v
+//!  ...4 [5 6 7 . 9]                       8 has not been seen
+//! ```
+//!
+//! The primary keeps a record from the moment it logs the write; whether the record may be answered
+//! from is the replica's to say, which knows what is committed. Records ride in the PREPARE, so they
+//! are wherever the write is.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashTable;
+use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber, Time};
+use kv_protocol::limits::{MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
+use kv_protocol::peer_message::CompletionRecord;
+
+use crate::hash::HashSecret;
+
+/// The records of all sessions of one (group, shard).
+#[derive(Debug)]
+pub struct Sessions {
+    sessions: HashTable<Session>,
+    secret: HashSecret,
+}
+
+#[derive(Debug)]
+struct Session {
+    client: ClientId,
+    first_incomplete: RequestSeq,
+    /// By ascending seq.
+    records: VecDeque<LoggedRecord>,
+    last_used: Time,
+}
+
+/// A completion record and the log entry that carried it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoggedRecord {
+    /// The write's place in the log.
+    pub sn: SequenceNumber,
+    /// The record.
+    pub record: CompletionRecord,
+}
+
+/// What a session knows of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Never seen: execute it.
+    New,
+    /// Logged: the answer is here, valid once its sn is committed.
+    Logged(LoggedRecord),
+    /// Seen and dropped, or the session is unknown though it had earlier writes.
+    Expired,
+    /// Further ahead of the first incomplete write than the window allows.
+    BeyondWindow,
+    /// There are as many sessions as there may be.
+    TooManySessions,
+}
+
+impl Sessions {
+    /// No sessions. `secret` keeps clients from choosing ids that collide.
+    pub fn new(secret: HashSecret) -> Sessions {
+        Sessions { sessions: HashTable::new(), secret }
+    }
+
+    /// What is known of write `seq` of `client`.
+    pub fn look_up(
+        &self,
+        client: ClientId,
+        seq: RequestSeq,
+        first_incomplete: RequestSeq,
+    ) -> Lookup {
+        if seq.0 - first_incomplete.0.min(seq.0) >= SESSION_WINDOW {
+            return Lookup::BeyondWindow;
+        }
+        let Some(session) = self.find(client) else {
+            return match first_incomplete.0 {
+                0 | 1 if self.sessions.len() >= MAX_SESSIONS => Lookup::TooManySessions,
+                0 | 1 => Lookup::New,
+                _ => Lookup::Expired,
+            };
+        };
+        if seq < session.first_incomplete {
+            return Lookup::Expired;
+        }
+        match session.position(seq) {
+            Ok(at) => Lookup::Logged(session.records[at]),
+            Err(_) => Lookup::New,
+        }
+    }
+
+    /// Keeps a record, merges its watermark, and drops what the watermark has passed.
+    pub fn record(&mut self, now: Time, sn: SequenceNumber, record: CompletionRecord) {
+        let hash = self.secret.of_client(record.client);
+        let secret = self.secret;
+        let session = self
+            .sessions
+            .entry(hash, |s| s.client == record.client, |s| secret.of_client(s.client))
+            .or_insert_with(|| Session {
+                client: record.client,
+                first_incomplete: record.first_incomplete,
+                records: VecDeque::new(),
+                last_used: now,
+            })
+            .into_mut();
+        session.last_used = now;
+        session.first_incomplete = session.first_incomplete.max(record.first_incomplete);
+        match session.position(record.seq) {
+            Ok(at) => session.records[at] = LoggedRecord { sn, record },
+            Err(at) => session.records.insert(at, LoggedRecord { sn, record }),
+        }
+        while let Some(oldest) = session.records.front()
+            && oldest.record.seq < session.first_incomplete
+        {
+            session.records.pop_front();
+        }
+    }
+
+    /// Notes that the client still asks, as by a retry.
+    pub fn touch(&mut self, now: Time, client: ClientId) {
+        let hash = self.secret.of_client(client);
+        if let Some(session) = self.sessions.find_mut(hash, |s| s.client == client) {
+            session.last_used = now;
+        }
+    }
+
+    /// Drops a session; the replica logs this as a write of its own.
+    pub fn forget(&mut self, client: ClientId) {
+        let hash = self.secret.of_client(client);
+        if let Ok(session) = self.sessions.find_entry(hash, |s| s.client == client) {
+            session.remove();
+        }
+    }
+
+    /// Up to `most` sessions that nobody has used for [`SESSION_IDLE`].
+    pub fn idle(&self, now: Time, most: usize) -> Vec<ClientId> {
+        self.sessions
+            .iter()
+            .filter(|session| now.since(session.last_used) >= SESSION_IDLE)
+            .map(|session| session.client)
+            .take(most)
+            .collect()
+    }
+
+    /// How many sessions there are.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// All records, in no particular order; their watermark is the session's.
+    pub fn records(&self) -> impl Iterator<Item = CompletionRecord> {
+        self.sessions.iter().flat_map(|session| {
+            session.records.iter().map(|logged| CompletionRecord {
+                first_incomplete: session.first_incomplete,
+                ..logged.record
+            })
+        })
+    }
+
+    fn find(&self, client: ClientId) -> Option<&Session> {
+        self.sessions.find(self.secret.of_client(client), |s| s.client == client)
+    }
+}
+
+impl Session {
+    /// Where the record of `seq` is, or where it would go. Writes come in order, nearly always.
+    fn position(&self, seq: RequestSeq) -> Result<usize, usize> {
+        match self.records.back() {
+            Some(last) if last.record.seq < seq => Err(self.records.len()),
+            None => Err(0),
+            Some(_) => self.records.binary_search_by_key(&seq, |logged| logged.record.seq),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_protocol::client_message::Status;
+
+    const ALICE: ClientId = ClientId(1);
+    const NOW: Time = Time::from_nanos(1);
+
+    fn sessions() -> Sessions {
+        Sessions::new(HashSecret::new(7))
+    }
+
+    fn record(client: ClientId, seq: u64, first_incomplete: u64) -> CompletionRecord {
+        CompletionRecord {
+            client,
+            seq: RequestSeq(seq),
+            first_incomplete: RequestSeq(first_incomplete),
+            status: Status::Ok,
+            version: SequenceNumber(seq * 10),
+        }
+    }
+
+    fn look_up(sessions: &Sessions, seq: u64, first_incomplete: u64) -> Lookup {
+        sessions.look_up(ALICE, RequestSeq(seq), RequestSeq(first_incomplete))
+    }
+
+    #[test]
+    fn a_known_write_finds_its_first_answer() {
+        let mut sessions = sessions();
+        for seq in [1, 3, 2] {
+            sessions.record(NOW, SequenceNumber(seq + 100), record(ALICE, seq, 1));
+        }
+        for seq in 1..=3 {
+            let sn = SequenceNumber(seq + 100);
+            let expected = Lookup::Logged(LoggedRecord { sn, record: record(ALICE, seq, 1) });
+            assert_eq!(look_up(&sessions, seq, 1), expected);
+        }
+        assert_eq!(look_up(&sessions, 4, 1), Lookup::New);
+    }
+
+    #[test]
+    fn what_the_watermark_passed_is_expired_and_dropped() {
+        let mut sessions = sessions();
+        for seq in 1..=5 {
+            sessions.record(NOW, SequenceNumber(seq), record(ALICE, seq, 1));
+        }
+        sessions.record(NOW, SequenceNumber(6), record(ALICE, 6, 5));
+        assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
+        assert!(matches!(look_up(&sessions, 5, 5), Lookup::Logged(_)));
+        assert_eq!(sessions.records().count(), 2);
+        // An older watermark that arrives late takes nothing back.
+        sessions.record(NOW, SequenceNumber(7), record(ALICE, 7, 2));
+        assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
+    }
+
+    #[test]
+    fn an_unknown_session_that_had_writes_is_expired() {
+        let mut sessions = sessions();
+        assert_eq!(look_up(&sessions, 1, 1), Lookup::New);
+        assert_eq!(look_up(&sessions, 9, 2), Lookup::Expired);
+        sessions.record(NOW, SequenceNumber(1), record(ALICE, 1, 1));
+        sessions.forget(ALICE);
+        assert_eq!(look_up(&sessions, 2, 2), Lookup::Expired);
+        assert!(sessions.is_empty());
+    }
+
+    #[test]
+    fn the_window_bounds_the_records_of_a_session() {
+        let mut sessions = sessions();
+        assert_eq!(look_up(&sessions, SESSION_WINDOW, 1), Lookup::New);
+        assert_eq!(look_up(&sessions, SESSION_WINDOW + 1, 1), Lookup::BeyondWindow);
+        for seq in 1..1_000u64 {
+            let first_incomplete = seq.saturating_sub(SESSION_WINDOW - 1).max(1);
+            assert_eq!(look_up(&sessions, seq, first_incomplete), Lookup::New);
+            sessions.record(NOW, SequenceNumber(seq), record(ALICE, seq, first_incomplete));
+            assert!(sessions.records().count() as u64 <= SESSION_WINDOW);
+        }
+    }
+
+    #[test]
+    fn only_idle_sessions_are_named_for_forgetting() {
+        let mut sessions = sessions();
+        let bob = ClientId(2);
+        sessions.record(NOW, SequenceNumber(1), record(ALICE, 1, 1));
+        sessions.record(NOW, SequenceNumber(2), record(bob, 1, 1));
+        let later = NOW + SESSION_IDLE;
+        sessions.touch(later, bob);
+        assert_eq!(sessions.idle(later, 10), vec![ALICE]);
+    }
+}

@@ -1,0 +1,301 @@
+//! The table of one shard: keys to values, each with the sequence number of its last write.
+//!
+//! ```text
+//!   hash ──> Directory ──> Segment of slots (hash bits, handle) ──> entry (header, key, value)
+//!            by its first bits          in order of hash             one allocation in the Arena
+//! ```
+//!
+//! - A table never stops for long: it grows segment by segment, and a write moves the slots of at
+//!   most one segment (about four thousand, of 8 bytes each) and no entry.
+//! - Memory: an entry takes its 16 bytes of header, its key and its value, rounded up to a multiple
+//!   of 16 (coarser above 128 bytes), and 9 to 13 bytes of slots. All of it comes from the arena.
+//! - A write has two phases. [`Table::stage`] allocates and fills an entry that nobody can see;
+//!   [`Table::commit`] makes it the key's entry, and needs no memory for it any more. Between the
+//!   two lies the time in which the other copy acknowledges.
+//! - A walk visits the table in order of hash, in steps, while the table changes between them.
+//!
+//! Keys are compared in whole; equal hashes cost time, never correctness. The hash must be keyed
+//! with a secret where strangers choose keys.
+
+use std::ops::ControlFlow;
+
+use kv_protocol::ids::SequenceNumber;
+
+use crate::arena::{Arena, ChunkSource, Handle};
+
+mod directory;
+mod entry;
+mod segment;
+mod staging;
+
+use directory::Directory;
+pub use entry::{Entry, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use segment::HashBits;
+pub use staging::Staged;
+use staging::{Record, Staging};
+
+/// A walk's step looks at no more slots than this and one segment's, however few entries it finds.
+const WALK_SLOTS_MAX: usize = 8192;
+
+/// A key's hash: 64 well-mixed bits, the same for the same key for as long as the table lives. The
+/// table uses the upper half.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableHash(pub u64);
+
+impl TableHash {
+    fn bits(self) -> HashBits {
+        (self.0 >> 32) as HashBits
+    }
+}
+
+/// The source of a table's memory has no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "allocating {bytes} bytes in a table: the system refused more memory, or the table's reach of \
+     64 GiB is used up; check the memory limit against the machine's memory"
+)]
+#[non_exhaustive]
+pub struct OutOfMemory {
+    /// The size of the allocation that failed.
+    pub bytes: usize,
+}
+
+/// Where a walk goes on. It stays valid whatever happens to the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WalkCursor(HashBits);
+
+impl WalkCursor {
+    /// The beginning of a walk.
+    pub const START: WalkCursor = WalkCursor(0);
+}
+
+/// When a step of a walk ends. It visits at least one entry if there is one near, and never cuts
+/// apart entries whose hashes are equal, so it may go a little beyond.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalkBudget {
+    /// After so many entries.
+    pub entries: usize,
+    /// After so many bytes of keys and values.
+    pub bytes: usize,
+}
+
+/// A table. See the module's documentation.
+#[derive(Debug)]
+pub struct Table {
+    arena: Arena,
+    directory: Directory,
+    staging: Staging,
+    len: usize,
+}
+
+impl Table {
+    /// An empty table. It takes no memory from `source` before the first entry.
+    pub fn new(source: Box<dyn ChunkSource>) -> Table {
+        Table {
+            arena: Arena::new(source),
+            directory: Directory::default(),
+            staging: Staging::default(),
+            len: 0,
+        }
+    }
+
+    /// How many entries there are, without the staged ones.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many entries are staged.
+    pub fn staged_len(&self) -> usize {
+        self.staging.len()
+    }
+
+    /// The bytes in use: entries (staged ones too) and slots, each rounded up to what it takes.
+    pub fn used_bytes(&self) -> usize {
+        self.arena.used_bytes()
+    }
+
+    /// The bytes held: all chunks of the arena, and the table's own structures.
+    pub fn reserved_bytes(&self) -> usize {
+        self.arena.reserved_bytes() + self.directory.heap_bytes() + self.staging.heap_bytes()
+    }
+
+    /// The entry of a key.
+    #[inline]
+    pub fn get(&self, hash: TableHash, key: &[u8]) -> Option<Entry<'_>> {
+        let handle = self.directory.get(&self.arena, hash.bits(), self.has_key(key))?;
+        // SAFETY: the handle of a linked entry, whose value was complete when it was linked.
+        Some(unsafe { entry::read(&self.arena, handle) })
+    }
+
+    /// The sequence number of a key's last write, if the key is there.
+    pub fn version_of(&self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
+        let handle = self.directory.get(&self.arena, hash.bits(), self.has_key(key))?;
+        // SAFETY: the handle of a linked entry.
+        Some(unsafe { entry::version(&self.arena, handle) })
+    }
+
+    /// Writes an entry at once: stages, fills and commits it. The version of the entry that it
+    /// replaced.
+    pub fn put(
+        &mut self,
+        hash: TableHash,
+        key: &[u8],
+        value: &[u8],
+        version: SequenceNumber,
+    ) -> Result<Option<SequenceNumber>, OutOfMemory> {
+        let mut staged = self.stage(hash, key, value.len())?;
+        self.staged_append(&mut staged, value);
+        Ok(self.commit(staged, version))
+    }
+
+    /// Removes a key's entry; its version.
+    pub fn remove(&mut self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
+        let place = self.directory.find(&self.arena, hash.bits(), self.has_key(key))?;
+        let handle = self.directory.remove(&mut self.arena, place);
+        self.len -= 1;
+        Some(self.free_unlinked(handle))
+    }
+
+    /// Gives all memory back. Tickets of staged entries become invalid.
+    pub fn clear(&mut self) {
+        self.directory.clear();
+        self.staging.clear();
+        self.len = 0;
+        // SAFETY: nothing names an allocation any more: the directory and the staged records were
+        // just dropped, and no borrowed entry outlives this exclusive borrow.
+        unsafe { self.arena.clear() };
+    }
+
+    /// Visits entries in order of hash from a cursor on, until the budget is used up. Returns where
+    /// to go on, or `None` after the last entry.
+    ///
+    /// An entry that is in the table from the first step to the last is visited exactly once,
+    /// however the table changes between the steps. A step is bounded in time, and may visit
+    /// nothing where the table is sparse.
+    pub fn walk(
+        &self,
+        cursor: WalkCursor,
+        budget: WalkBudget,
+        mut visit: impl FnMut(Entry<'_>),
+    ) -> Option<WalkCursor> {
+        let (mut entries, mut bytes) = (0, 0);
+        let next = self.directory.walk(&self.arena, cursor.0, WALK_SLOTS_MAX, |handle| {
+            // SAFETY: the handle of a linked entry, whose value was complete when it was linked.
+            let entry = unsafe { entry::read(&self.arena, handle) };
+            entries += 1;
+            bytes += entry.key.len() + entry.value.len();
+            visit(entry);
+            if entries >= budget.entries || bytes >= budget.bytes {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        next.map(WalkCursor)
+    }
+
+    /// Says whether an entry has this key.
+    #[inline]
+    fn has_key(&self, key: &[u8]) -> impl Fn(Handle) -> bool {
+        // SAFETY: the directory calls it with the handles of linked entries.
+        move |handle| unsafe { entry::key(&self.arena, handle) } == key
+    }
+
+    /// Frees an entry that is in no slot and no record any more; its version.
+    fn free_unlinked(&mut self, handle: Handle) -> SequenceNumber {
+        // SAFETY: the callers have just unlinked the entry, and no borrow of it can be left.
+        unsafe {
+            let version = entry::version(&self.arena, handle);
+            entry::free(&mut self.arena, handle);
+            version
+        }
+    }
+}
+
+/// The two phases of a write.
+impl Table {
+    /// Allocates an entry for a key and a value of `value_len` bytes, which follow by
+    /// [`staged_append`](Table::staged_append). Reads do not see it. The key has at most
+    /// [`KEY_BYTES_MAX`] bytes, the value at most [`VALUE_BYTES_MAX`]: the caller has checked that.
+    ///
+    /// The value's memory is reserved, but not touched before its bytes come.
+    pub fn stage(
+        &mut self,
+        hash: TableHash,
+        key: &[u8],
+        value_len: usize,
+    ) -> Result<Staged, OutOfMemory> {
+        let hash = hash.bits();
+        // Room in the segment too, while a refusal can still be answered.
+        self.directory.make_room(&mut self.arena, hash)?;
+        let handle = entry::create(&mut self.arena, key, value_len)
+            .ok_or(OutOfMemory { bytes: key.len() + value_len })?;
+        Ok(self.staging.add(Record { hash, handle, filled: 0 }))
+    }
+
+    /// Appends bytes to a staged entry's value; not more than it was staged for.
+    pub fn staged_append(&mut self, staged: &mut Staged, bytes: &[u8]) {
+        let record = self.staging.get_mut(staged);
+        // SAFETY: the handle of a staged entry.
+        unsafe { entry::write_value(&mut self.arena, record.handle, record.filled, bytes) };
+        record.filled += bytes.len();
+    }
+
+    /// How many bytes of a staged entry's value are missing.
+    pub fn staged_missing(&self, staged: &Staged) -> usize {
+        let record = self.staging.get(staged);
+        // SAFETY: the handle of a staged entry.
+        unsafe { entry::value_len(&self.arena, record.handle) - record.filled }
+    }
+
+    /// A staged entry's key, and as much of its value as was appended.
+    pub fn staged_entry(&self, staged: &Staged) -> (&[u8], &[u8]) {
+        let record = self.staging.get(staged);
+        // SAFETY: the handle of a staged entry, of whose value so many bytes were written.
+        unsafe {
+            let key = entry::key(&self.arena, record.handle);
+            (key, entry::value_so_far(&self.arena, record.handle, record.filled))
+        }
+    }
+
+    /// Makes a staged entry, whose value is complete, the entry of its key. The version of the
+    /// entry that it replaced, which is freed.
+    ///
+    /// It needs no memory for the entry. Where a segment has to grow and memory is refused, the
+    /// segment is filled to its last slot first, and then the allocation error is raised, as for
+    /// the standard collections.
+    pub fn commit(&mut self, staged: Staged, version: SequenceNumber) -> Option<SequenceNumber> {
+        let missing = self.staged_missing(&staged);
+        assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
+        let Record { hash, handle, .. } = self.staging.take(staged);
+        // SAFETY: the handle of an entry that was staged until now.
+        unsafe { entry::set_version(&mut self.arena, handle, version) };
+        // SAFETY: as above.
+        let key = unsafe { entry::key(&self.arena, handle) };
+        match self.directory.find(&self.arena, hash, self.has_key(key)) {
+            Some(place) => {
+                let old = self.directory.replace(&mut self.arena, place, handle);
+                Some(self.free_unlinked(old))
+            }
+            None => {
+                self.directory.insert(&mut self.arena, hash, handle);
+                self.len += 1;
+                None
+            }
+        }
+    }
+
+    /// Frees a staged entry.
+    pub fn discard(&mut self, staged: Staged) {
+        let record = self.staging.take(staged);
+        self.free_unlinked(record.handle);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,235 @@
+//! The directory: which segment holds a hash (extendible hashing: Fagin et al., TODS 1979).
+//!
+//! ```text
+//!   first `depth` bits of the hash        segments
+//!        000  ───────────────────────────>  A   depth 2: all hashes 00…
+//!        001  ──────────────────────────┘
+//!        010  ───────────────────────────>  B   depth 3
+//!        011  ───────────────────────────>  C   depth 3
+//!        1xx  ── ── ── ── ── ── ── ── ──>  D   depth 1: four places, one segment
+//! ```
+//!
+//! Each place holds a copy of its segment's description, so that a look-up reads one place of the
+//! directory and then the slots. The number of entries is right only in the segment's first place.
+//!
+//! A segment that is full grows by itself, up to a limit, then is cut in two by itself: no write
+//! ever moves more slots than one segment has. When a segment already uses all bits of the
+//! directory, the directory is doubled first, which copies 16 bytes for each place. Segments that
+//! empty out shrink, and merge with their other half.
+
+use std::alloc::{Layout, handle_alloc_error};
+
+use super::OutOfMemory;
+use super::segment::{
+    CAPACITY_MAX, Found, HashBits, Segment, Slot, capacity_for, fits, round_capacity,
+};
+use crate::arena::{Arena, Handle};
+
+mod reshape;
+
+/// A directory never uses more bits than this; segments grow instead.
+const DEPTH_MAX: u32 = 24;
+/// Splitting helps if the smaller part gets at least one part in this many.
+const SPLIT_PART_DIVISOR: usize = 8;
+/// Two halves merge when together they have at most this many entries.
+const MERGE_LEN_MAX: usize = CAPACITY_MAX / 4;
+
+/// A slot of a segment. Any change of the directory makes it meaningless.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The first place of the segment in the directory.
+    segment: usize,
+    slot: usize,
+}
+
+/// All segments of a table. Every method that takes an arena is given the same one, always, and
+/// every segment in `segments` is live there: the `SAFETY` comments here rest on that.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    /// One place for each value of the first `depth` bits; empty before the first insertion.
+    segments: Vec<Segment>,
+    depth: u32,
+    /// How many segments use all `depth` bits; when none does the directory can be halved.
+    at_full_depth: usize,
+    /// The slots of segments under reconstruction.
+    scratch: Vec<Slot>,
+    /// How many slots were ever moved to another segment.
+    moved_slots: u64,
+}
+
+impl Directory {
+    fn place_of(&self, hash: HashBits) -> usize {
+        // Two shifts, since one by 32 (depth 0) would overflow.
+        ((hash >> 1) >> (31 - self.depth)) as usize
+    }
+
+    /// The first of the places that belong to the segment at `place`.
+    fn first_place(&self, place: usize) -> usize {
+        place & !(self.places_of(&self.segments[place]) - 1)
+    }
+
+    fn places_of(&self, segment: &Segment) -> usize {
+        1 << (self.depth - segment.depth)
+    }
+
+    /// The entry with this hash for which `is_it` says yes.
+    #[inline]
+    pub(super) fn get(
+        &self,
+        arena: &Arena,
+        hash: HashBits,
+        is_it: impl FnMut(Handle) -> bool,
+    ) -> Option<Handle> {
+        let segment = self.segments.get(self.place_of(hash))?;
+        // SAFETY: a segment of this directory.
+        let slots = unsafe { segment.slots(arena) };
+        match segment.find(slots, hash, is_it) {
+            Found::At(slot) => slots[slot].handle(),
+            Found::BelongsAt(_) => None,
+        }
+    }
+
+    /// Where the entry with this hash is for which `is_it` says yes.
+    pub(super) fn find(
+        &self,
+        arena: &Arena,
+        hash: HashBits,
+        is_it: impl FnMut(Handle) -> bool,
+    ) -> Option<Place> {
+        let segment = self.segments.get(self.place_of(hash))?;
+        // SAFETY: a segment of this directory.
+        match segment.find(unsafe { segment.slots(arena) }, hash, is_it) {
+            Found::At(slot) => Some(Place { segment: self.first_place(self.place_of(hash)), slot }),
+            Found::BelongsAt(_) => None,
+        }
+    }
+
+    /// Puts another entry of the same hash in a place; the entry that was there.
+    pub(super) fn replace(&mut self, arena: &mut Arena, place: Place, handle: Handle) -> Handle {
+        let segment = &self.segments[place.segment];
+        // SAFETY: a segment of this directory.
+        let slot = &mut unsafe { segment.slots_mut(arena) }[place.slot];
+        let old = std::mem::replace(slot, Slot::new(slot.hash(), handle));
+        old.handle().expect("a place that was found holds an entry")
+    }
+
+    /// Makes room for one more entry of this hash ahead of its insertion.
+    pub(super) fn make_room(
+        &mut self,
+        arena: &mut Arena,
+        hash: HashBits,
+    ) -> Result<(), OutOfMemory> {
+        match self.segments.get(self.place_of(hash)) {
+            None => self.create_first(arena),
+            Some(_) => {
+                let first = self.first_place(self.place_of(hash));
+                if self.segments[first].is_full() { self.enlarge(arena, first) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Inserts an entry that is not there.
+    ///
+    /// An insertion cannot fail: while memory is refused, segments are filled to the last slot, and
+    /// then the allocation error is raised.
+    pub(super) fn insert(&mut self, arena: &mut Arena, hash: HashBits, handle: Handle) {
+        let mut made = self.make_room(arena, hash);
+        loop {
+            if !self.segments.is_empty() {
+                let first = self.first_place(self.place_of(hash));
+                let segment = &mut self.segments[first];
+                // SAFETY: a segment of this directory.
+                let slots = unsafe { segment.slots_mut(arena) };
+                let place = match segment.find(slots, hash, |_| false) {
+                    Found::BelongsAt(place) | Found::At(place) => place,
+                };
+                if segment.insert(slots, place, Slot::new(hash, handle)) {
+                    return;
+                }
+                if made.is_ok() {
+                    made = self.enlarge(arena, first);
+                }
+            }
+            if let Err(OutOfMemory { bytes }) = made {
+                handle_alloc_error(
+                    Layout::array::<u8>(bytes).expect("a segment's size is a valid layout"),
+                );
+            }
+        }
+    }
+
+    /// Removes an entry.
+    pub(super) fn remove(&mut self, arena: &mut Arena, place: Place) -> Handle {
+        let segment = &mut self.segments[place.segment];
+        // SAFETY: a segment of this directory.
+        let removed = segment.remove(unsafe { segment.slots_mut(arena) }, place.slot);
+        if segment.is_sparse() {
+            self.reduce(arena, place.segment);
+        }
+        removed.handle().expect("a place that was found holds an entry")
+    }
+
+    /// Visits all entries from a hash on, in ascending order of hash, until `visit` says "enough".
+    /// Entries of equal hash are visited together. Stops by itself after a bounded number of slots.
+    /// Returns the hash to go on from, or `None` at the end.
+    pub(super) fn walk(
+        &self,
+        arena: &Arena,
+        from: HashBits,
+        slots_max: usize,
+        mut visit: impl FnMut(Handle) -> std::ops::ControlFlow<()>,
+    ) -> Option<HashBits> {
+        let mut from = from;
+        let mut enough_at: Option<HashBits> = None;
+        let mut slots_seen = 0;
+        loop {
+            let place = self.place_of(from);
+            let segment = self.segments.get(place)?;
+            // SAFETY: a segment of this directory.
+            let slots = unsafe { &segment.slots(arena)[segment.home(from)..] };
+            for slot in slots {
+                let Some(handle) = slot.handle() else { continue };
+                if slot.hash() < from {
+                    continue;
+                }
+                if enough_at.is_some_and(|hash| hash != slot.hash()) {
+                    return Some(slot.hash());
+                }
+                if visit(handle).is_break() {
+                    enough_at = Some(slot.hash());
+                }
+            }
+            slots_seen += slots.len();
+            let end = self.first_place(place) + self.places_of(segment);
+            if end == self.segments.len() {
+                return None;
+            }
+            from = HashBits::try_from((end as u64) << (32 - self.depth))
+                .expect("a place of the directory begins at a hash");
+            if enough_at.is_some() || slots_seen >= slots_max {
+                return Some(from);
+            }
+        }
+    }
+
+    /// Forgets all segments, whose memory the caller gives back with the rest of the arena.
+    pub(super) fn clear(&mut self) {
+        *self = Directory::default();
+    }
+
+    /// The memory of the directory itself; the slots are in the arena.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.segments.capacity() * size_of::<Segment>()
+            + self.scratch.capacity() * size_of::<Slot>()
+    }
+
+    #[cfg(test)]
+    pub(super) fn moved_slots(&self) -> u64 {
+        self.moved_slots
+    }
+
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        self.segments.len()
+    }
+}

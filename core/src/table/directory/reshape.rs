@@ -1,0 +1,203 @@
+//! How segments grow, split, shrink and merge, and the directory with them.
+
+use super::*;
+
+impl Directory {
+    pub(super) fn create_first(&mut self, arena: &mut Arena) -> Result<(), OutOfMemory> {
+        debug_assert!(self.segments.is_empty());
+        let segment = build(arena, &[], 0, capacity_for(0))?;
+        self.segments.push(segment);
+        self.at_full_depth = 1;
+        Ok(())
+    }
+
+    /// Gives the segment whose first place this is a larger capacity, or splits it. Nothing has
+    /// changed after an error.
+    pub(super) fn enlarge(&mut self, arena: &mut Arena, first: usize) -> Result<(), OutOfMemory> {
+        let segment = self.segments[first];
+        let slots = self.gather(arena, &[segment]);
+        let wanted = if segment.is_full() {
+            capacity_for(segment.len()).max(segment.capacity() + 1)
+        } else {
+            // Too many hashes stand too close to the segment's end. Only more room helps.
+            segment.capacity() * 2
+        };
+        let middle = first_of_upper_half(&slots, segment.depth);
+        let smaller = middle.min(slots.len() - middle);
+        let splitting_helps = smaller * SPLIT_PART_DIVISOR >= slots.len();
+        let done = if wanted > CAPACITY_MAX && segment.depth < DEPTH_MAX && splitting_helps {
+            self.split(arena, first, &slots, middle)
+        } else {
+            self.rebuild(arena, first, &slots, wanted)
+        };
+        self.scratch = slots;
+        done
+    }
+
+    /// Gives back what a segment does not need since entries were removed. Without memory for the
+    /// smaller segment all stays as it is.
+    pub(super) fn reduce(&mut self, arena: &mut Arena, first: usize) {
+        let mut first = first;
+        let mut has_merged = false;
+        while let Some(merged) = self.merge(arena, first) {
+            first = merged;
+            has_merged = true;
+        }
+        if has_merged {
+            self.halve_while_possible();
+            return;
+        }
+        let segment = self.segments[first];
+        let wanted = capacity_for(segment.len());
+        if wanted < segment.capacity() {
+            let slots = self.gather(arena, &[segment]);
+            // An error leaves the larger segment, which serves as well.
+            let _ = self.rebuild(arena, first, &slots, wanted);
+            self.scratch = slots;
+        }
+    }
+
+    fn rebuild(
+        &mut self,
+        arena: &mut Arena,
+        first: usize,
+        slots: &[Slot],
+        capacity: usize,
+    ) -> Result<(), OutOfMemory> {
+        let old = self.segments[first];
+        let new = build(arena, slots, old.depth, capacity)?;
+        self.moved_slots += slots.len() as u64;
+        self.put(first, new);
+        // SAFETY: no place of the directory names the old segment any more.
+        unsafe { old.free(arena) };
+        Ok(())
+    }
+
+    /// Cuts a segment in two: its slots before `middle`, and the others.
+    fn split(
+        &mut self,
+        arena: &mut Arena,
+        first: usize,
+        slots: &[Slot],
+        middle: usize,
+    ) -> Result<(), OutOfMemory> {
+        let old = self.segments[first];
+        let depth = old.depth + 1;
+        let (low, high) = slots.split_at(middle);
+        let low = build(arena, low, depth, capacity_for(low.len()))?;
+        let high = match build(arena, high, depth, capacity_for(high.len())) {
+            Ok(high) => high,
+            Err(refused) => {
+                // SAFETY: it was never put into the directory.
+                unsafe { low.free(arena) };
+                return Err(refused);
+            }
+        };
+        self.moved_slots += slots.len() as u64;
+        let mut first = first;
+        if old.depth == self.depth {
+            self.double();
+            first *= 2;
+        }
+        if depth == self.depth {
+            self.at_full_depth += 2;
+        }
+        self.put(first, low);
+        self.put(first + self.places_of(&low), high);
+        // SAFETY: both halves of its places name other segments now.
+        unsafe { old.free(arena) };
+        Ok(())
+    }
+
+    /// Merges a segment with its other half if both are small. The first place of the result.
+    fn merge(&mut self, arena: &mut Arena, first: usize) -> Option<usize> {
+        let segment = self.segments[first];
+        if segment.depth == 0 {
+            return None;
+        }
+        // The other half has as many places, but perhaps more than one segment.
+        let places = self.places_of(&segment);
+        let (low_at, high_at) = (first & !places, first | places);
+        let (low, high) = (self.segments[low_at], self.segments[high_at]);
+        if low.depth != high.depth || low.len() + high.len() > MERGE_LEN_MAX {
+            return None;
+        }
+        let slots = self.gather(arena, &[low, high]);
+        let merged = build(arena, &slots, low.depth - 1, capacity_for(slots.len()));
+        self.moved_slots += slots.len() as u64;
+        self.scratch = slots;
+        let merged = merged.ok()?;
+        if low.depth == self.depth {
+            self.at_full_depth -= 2;
+        }
+        self.put(low_at, merged);
+        // SAFETY: the places of both name the merged segment now.
+        unsafe {
+            low.free(arena);
+            high.free(arena);
+        }
+        Some(low_at)
+    }
+
+    /// Writes a segment into all its places.
+    fn put(&mut self, first: usize, segment: Segment) {
+        let places = self.places_of(&segment);
+        debug_assert_eq!(first % places, 0);
+        self.segments[first..first + places].fill(segment);
+    }
+
+    fn double(&mut self) {
+        let places = self.segments.iter().flat_map(|&segment| [segment, segment]);
+        self.segments = places.collect();
+        self.depth += 1;
+        self.at_full_depth = 0;
+    }
+
+    fn halve_while_possible(&mut self) {
+        while self.at_full_depth == 0 && self.depth > 0 {
+            // The first of each two places is the one with the right number of entries.
+            self.segments = self.segments.iter().copied().step_by(2).collect();
+            self.depth -= 1;
+            let at_full_depth = |segment: &&Segment| segment.depth == self.depth;
+            self.at_full_depth = self.segments.iter().filter(at_full_depth).count();
+        }
+    }
+
+    /// The slots in use of segments that follow each other, in ascending order. The caller puts the
+    /// vector back into `scratch`.
+    fn gather(&mut self, arena: &Arena, segments: &[Segment]) -> Vec<Slot> {
+        let mut slots = std::mem::take(&mut self.scratch);
+        slots.clear();
+        for segment in segments {
+            // SAFETY: a segment of this directory.
+            let all = unsafe { segment.slots(arena) };
+            slots.extend(all.iter().filter(|slot| !slot.is_empty()));
+        }
+        debug_assert!(slots.is_sorted_by_key(|slot| slot.hash()));
+        debug_assert_eq!(slots.len(), segments.iter().map(Segment::len).sum::<usize>());
+        slots
+    }
+}
+
+/// Where the slots begin whose hash has the bit behind the first `depth` set.
+fn first_of_upper_half(slots: &[Slot], depth: u32) -> usize {
+    let bit = 1 << (HashBits::BITS - 1 - depth);
+    slots.partition_point(|slot| slot.hash() & bit == 0)
+}
+
+/// A segment of at least this capacity that holds these slots.
+fn build(
+    arena: &mut Arena,
+    slots: &[Slot],
+    depth: u32,
+    capacity: usize,
+) -> Result<Segment, OutOfMemory> {
+    let mut capacity = round_capacity(capacity);
+    // Hashes that are close to each other and to the end of the segment need more room there. The
+    // room grows with the capacity, so this ends.
+    while !fits(slots, depth, capacity) {
+        capacity *= 2;
+    }
+    let bytes = capacity * size_of::<Slot>();
+    Segment::build(arena, slots, depth, capacity).ok_or(OutOfMemory { bytes })
+}

@@ -1,0 +1,180 @@
+//! An entry's bytes in the arena: one allocation with header, key and value.
+//!
+//! ```text
+//!   0        8          12       14     16
+//!   | version | value len | key len | flags | key … | value … |
+//! ```
+
+use kv_protocol::ids::SequenceNumber;
+
+use crate::arena::{Arena, Handle};
+
+/// The longest key an entry can hold.
+pub const KEY_BYTES_MAX: usize = u16::MAX as usize;
+/// The longest value an entry can hold; far above what the protocol lets pass, and low enough that
+/// no sum of lengths overflows.
+pub const VALUE_BYTES_MAX: usize = 1 << 30;
+
+/// The bytes that precede each key.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct Header {
+    version: u64,
+    value_len: u32,
+    key_len: u16,
+    /// Always zero; for kinds of entries to come.
+    flags: u16,
+}
+
+const HEADER_BYTES: usize = size_of::<Header>();
+const _: () = assert!(HEADER_BYTES == 16 && align_of::<Header>() <= crate::arena::UNIT_BYTES);
+
+/// A key, its value, and the sequence number of the write that left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// The whole key.
+    pub key: &'a [u8],
+    /// The whole value.
+    pub value: &'a [u8],
+    /// The sequence number of the entry's last write.
+    pub version: SequenceNumber,
+}
+
+fn entry_bytes(key_len: usize, value_len: usize) -> usize {
+    HEADER_BYTES + key_len + value_len
+}
+
+/// Allocates an entry and writes all of it but its value. `None` if there is no memory.
+pub(super) fn create(arena: &mut Arena, key: &[u8], value_len: usize) -> Option<Handle> {
+    let key_len = u16::try_from(key.len()).expect("a key has at most 65,535 bytes");
+    assert!(value_len <= VALUE_BYTES_MAX, "a value of {value_len} bytes is above any limit");
+    let value_len = u32::try_from(value_len).expect("the limit is below 2^32");
+    let handle = arena.allocate(entry_bytes(key.len(), value_len as usize))?;
+    let at = arena.address(handle);
+    // SAFETY: the fresh allocation is ours alone, aligned to 16, and has room for header and key.
+    unsafe {
+        at.cast::<Header>().write(Header { version: 0, value_len, key_len, flags: 0 });
+        at.add(HEADER_BYTES).copy_from_nonoverlapping(key.as_ptr(), key.len());
+    }
+    Some(handle)
+}
+
+/// # Safety
+///
+/// `handle` is an entry of this arena, made by [`create`] and not yet freed.
+unsafe fn header(arena: &Arena, handle: Handle) -> Header {
+    // SAFETY: `create` wrote a header there.
+    unsafe { arena.address(handle).cast::<Header>().read() }
+}
+
+/// # Safety
+///
+/// As for [`header`].
+#[inline]
+pub(super) unsafe fn key(arena: &Arena, handle: Handle) -> &[u8] {
+    // SAFETY: `create` wrote a header and a key of that length; an entry's key never changes, and
+    // freeing it needs the arena exclusively.
+    unsafe {
+        let key_len = usize::from(header(arena, handle).key_len);
+        std::slice::from_raw_parts(arena.address(handle).add(HEADER_BYTES), key_len)
+    }
+}
+
+/// The version of an entry.
+///
+/// # Safety
+///
+/// As for [`header`].
+pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
+    // SAFETY: as the caller says.
+    SequenceNumber(unsafe { header(arena, handle) }.version)
+}
+
+/// Sets the version of an entry that is about to be linked.
+///
+/// # Safety
+///
+/// As for [`header`].
+pub(super) unsafe fn set_version(arena: &mut Arena, handle: Handle, version: SequenceNumber) {
+    // SAFETY: `create` wrote a header there, and the arena is borrowed exclusively.
+    unsafe { (*arena.address(handle).cast::<Header>()).version = version.0 };
+}
+
+/// The length of the value that an entry was made for.
+///
+/// # Safety
+///
+/// As for [`header`].
+pub(super) unsafe fn value_len(arena: &Arena, handle: Handle) -> usize {
+    // SAFETY: as the caller says.
+    unsafe { header(arena, handle) }.value_len as usize
+}
+
+/// Writes `bytes` into the value at `offset`.
+///
+/// # Safety
+///
+/// As for [`header`].
+pub(super) unsafe fn write_value(arena: &mut Arena, handle: Handle, offset: usize, bytes: &[u8]) {
+    // SAFETY: as the caller says.
+    let header = unsafe { header(arena, handle) };
+    let value_len = header.value_len as usize;
+    assert!(
+        offset <= value_len && bytes.len() <= value_len - offset,
+        "{} bytes at {offset} do not fit a value of {value_len} bytes",
+        bytes.len()
+    );
+    // SAFETY: the allocation has room for the value behind the key, the range was just checked, and
+    // `bytes` cannot lie in the arena, which is borrowed exclusively.
+    unsafe {
+        let value = arena.address(handle).add(HEADER_BYTES + usize::from(header.key_len));
+        value.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+    }
+}
+
+/// The first `filled` bytes of an entry's value.
+///
+/// # Safety
+///
+/// As for [`header`], and so many bytes of the value were written.
+pub(super) unsafe fn value_so_far(arena: &Arena, handle: Handle, filled: usize) -> &[u8] {
+    // SAFETY: the bytes were written and are not changed while the arena is borrowed.
+    unsafe {
+        let key_len = usize::from(header(arena, handle).key_len);
+        std::slice::from_raw_parts(arena.address(handle).add(HEADER_BYTES + key_len), filled)
+    }
+}
+
+/// The entry for reading.
+///
+/// # Safety
+///
+/// As for [`header`], and the whole value was written.
+#[inline]
+pub(super) unsafe fn read(arena: &Arena, handle: Handle) -> Entry<'_> {
+    // SAFETY: as the caller says.
+    unsafe {
+        let header = header(arena, handle);
+        let key_at = arena.address(handle).add(HEADER_BYTES);
+        let key_len = usize::from(header.key_len);
+        Entry {
+            key: std::slice::from_raw_parts(key_at, key_len),
+            value: std::slice::from_raw_parts(key_at.add(key_len), header.value_len as usize),
+            version: SequenceNumber(header.version),
+        }
+    }
+}
+
+/// Gives an entry's memory back.
+///
+/// # Safety
+///
+/// As for [`header`], and nothing refers to the entry any more.
+pub(super) unsafe fn free(arena: &mut Arena, handle: Handle) {
+    // SAFETY: as the caller says; the size is the one that `create` asked for.
+    unsafe {
+        let header = header(arena, handle);
+        let bytes = entry_bytes(usize::from(header.key_len), header.value_len as usize);
+        arena.free(handle, bytes);
+    }
+}

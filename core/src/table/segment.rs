@@ -1,0 +1,243 @@
+//! One segment of a table: the slots of all entries whose hashes begin with the same bits.
+//!
+//! A slot is 64 bits: the upper half of the entry's hash, then the entry's handle; zero is an empty
+//! slot. The slots of a segment stand in ascending order of hash, with gaps:
+//!
+//! ```text
+//!   hash bits     | depth bits: the segment's own | home: where in the segment | rest |
+//!   slots         . 17 18 . . 31 35 36 . 52 . . 70 71 71 80 . . . 98 | room for overflow
+//! ```
+//!
+//! A hash has a home, a place that grows with the hash. A slot stands at its home or behind it, and
+//! no empty slot lies between. So a look-up starts at the home and ends at the first slot that is
+//! empty or has a greater hash, on average after a few slots (linear probing in Robin Hood order:
+//! Celis, 1986). The order also makes the rest simple: a walk is a scan that can stop and go on at
+//! any hash whatever happened between; splitting is cutting in two; and none of this needs the
+//! entries themselves, as a slot holds all bits of the hash that are ever used.
+
+use crate::arena::{Arena, Handle};
+
+/// A segment that would need more slots than this is split, if that helps.
+pub(super) const CAPACITY_MAX: usize = 4096;
+/// The capacity of the first segment of a small table.
+pub(super) const CAPACITY_MIN: usize = 16;
+/// Capacities above this are multiples of it: 4 KiB of slots.
+const CAPACITY_STEP: usize = 512;
+/// A segment with this share of its slots in use, in eighths, has to grow.
+const LOAD_MAX_EIGHTHS: usize = 7;
+/// The share of a segment's slots, as a divisor, that no hash has as its home.
+const OVERFLOW_DIVISOR: usize = 32;
+
+/// The 32 bits of a hash that the table uses.
+pub(super) type HashBits = u32;
+
+/// What a segment holds for an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(super) struct Slot(u64);
+
+impl Slot {
+    pub(super) const EMPTY: Slot = Slot(0);
+
+    pub(super) fn new(hash: HashBits, handle: Handle) -> Slot {
+        Slot((u64::from(hash) << 32) | u64::from(handle.to_bits()))
+    }
+
+    #[inline]
+    pub(super) fn hash(self) -> HashBits {
+        (self.0 >> 32) as u32
+    }
+
+    /// The entry's handle; `None` for an empty slot.
+    #[inline]
+    pub(super) fn handle(self) -> Option<Handle> {
+        Handle::from_bits((self.0 & 0xFFFF_FFFF) as u32)
+    }
+
+    #[inline]
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Where a segment's slots are, and how many. Whoever has it decides how long the slots live.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    slots: Handle,
+    capacity: u32,
+    /// How many slots are in use.
+    pub(super) len: u32,
+    /// How many leading bits all hashes here have in common.
+    pub(super) depth: u32,
+}
+
+/// What a look-up by hash ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The slot at this place is the one.
+    At(usize),
+    /// There is none; this is where it belongs.
+    BelongsAt(usize),
+}
+
+/// How many slots `len` entries should get, so that they can grow by a good tenth.
+pub(super) fn capacity_for(len: usize) -> usize {
+    round_capacity((len * 9).div_ceil(LOAD_MAX_EIGHTHS))
+}
+
+/// The smallest capacity that a segment can have and that is at least `wanted`.
+pub(super) fn round_capacity(wanted: usize) -> usize {
+    if wanted <= CAPACITY_STEP {
+        wanted.max(CAPACITY_MIN).next_power_of_two()
+    } else {
+        wanted.next_multiple_of(CAPACITY_STEP)
+    }
+}
+
+/// The place where the search for a hash begins.
+#[inline]
+fn home(hash: HashBits, depth: u32, capacity: usize) -> usize {
+    let homes = capacity - capacity / OVERFLOW_DIVISOR;
+    let below_depth = u64::from(hash << depth);
+    ((below_depth * homes as u64) >> 32) as usize
+}
+
+/// Whether these slots, in ascending order, find a place each in a segment of this capacity.
+pub(super) fn fits(slots: &[Slot], depth: u32, capacity: usize) -> bool {
+    let next = slots.iter().fold(0, |next, slot| home(slot.hash(), depth, capacity).max(next) + 1);
+    next <= capacity
+}
+
+impl Segment {
+    /// A segment with these slots, which are in ascending order and [`fits`]. `None` if there is no
+    /// memory.
+    pub(super) fn build(
+        arena: &mut Arena,
+        slots: &[Slot],
+        depth: u32,
+        capacity: usize,
+    ) -> Option<Segment> {
+        debug_assert!(fits(slots, depth, capacity));
+        let handle = arena.allocate(capacity * size_of::<Slot>())?;
+        let segment = Segment {
+            slots: handle,
+            capacity: u32::try_from(capacity).expect("a segment has few slots"),
+            len: u32::try_from(slots.len()).expect("a segment has few slots"),
+            depth,
+        };
+        let at = arena.address(handle).cast::<Slot>();
+        // SAFETY: the fresh allocation is ours alone, aligned, and has so many slots; all-zero
+        // bytes are empty slots.
+        let places = unsafe {
+            at.write_bytes(0, capacity);
+            std::slice::from_raw_parts_mut(at, capacity)
+        };
+        let mut next = 0;
+        for &slot in slots {
+            let place = home(slot.hash(), depth, capacity).max(next);
+            places[place] = slot;
+            next = place + 1;
+        }
+        Some(segment)
+    }
+
+    /// # Safety
+    ///
+    /// The segment was built in this arena, was not freed, and no copy of it is used any more.
+    pub(super) unsafe fn free(self, arena: &mut Arena) {
+        // SAFETY: as the caller says; the size is the one that `build` asked for.
+        unsafe { arena.free(self.slots, self.capacity() * size_of::<Slot>()) };
+    }
+
+    /// # Safety
+    ///
+    /// The segment was built in this arena and not freed.
+    #[inline]
+    pub(super) unsafe fn slots<'a>(&self, arena: &'a Arena) -> &'a [Slot] {
+        let at = arena.address(self.slots).cast::<Slot>();
+        // SAFETY: `build` initialised so many slots there; changing them needs the arena
+        // exclusively.
+        unsafe { std::slice::from_raw_parts(at, self.capacity()) }
+    }
+
+    /// # Safety
+    ///
+    /// The segment was built in this arena and not freed.
+    pub(super) unsafe fn slots_mut<'a>(&self, arena: &'a mut Arena) -> &'a mut [Slot] {
+        let at = arena.address(self.slots).cast::<Slot>();
+        // SAFETY: `build` initialised so many slots there, and the arena is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(at, self.capacity()) }
+    }
+
+    pub(super) fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether so many slots are in use that another entry should find a larger segment.
+    pub(super) fn is_full(&self) -> bool {
+        self.len() * 8 >= self.capacity() * LOAD_MAX_EIGHTHS
+    }
+
+    /// Whether so few slots are in use that a smaller segment would do.
+    pub(super) fn is_sparse(&self) -> bool {
+        self.capacity() > CAPACITY_MIN && self.len() * 4 < self.capacity()
+    }
+
+    #[inline]
+    pub(super) fn home(&self, hash: HashBits) -> usize {
+        home(hash, self.depth, self.capacity())
+    }
+
+    /// Looks for a slot with this hash for whose entry `is_it` says yes.
+    #[inline]
+    pub(super) fn find(
+        &self,
+        slots: &[Slot],
+        hash: HashBits,
+        mut is_it: impl FnMut(Handle) -> bool,
+    ) -> Found {
+        let mut place = self.home(hash);
+        while let Some(&slot) = slots.get(place) {
+            let Some(handle) = slot.handle() else { break };
+            if slot.hash() > hash {
+                break;
+            }
+            if slot.hash() == hash && is_it(handle) {
+                return Found::At(place);
+            }
+            place += 1;
+        }
+        Found::BelongsAt(place)
+    }
+
+    /// Puts a slot at the place where a look-up said that it belongs. `false`, and nothing changed,
+    /// if there is no empty slot at or behind that place.
+    #[must_use]
+    pub(super) fn insert(&mut self, slots: &mut [Slot], place: usize, slot: Slot) -> bool {
+        let Some(distance) = slots[place..].iter().position(|slot| slot.is_empty()) else {
+            return false;
+        };
+        slots.copy_within(place..place + distance, place + 1);
+        slots[place] = slot;
+        self.len += 1;
+        true
+    }
+
+    /// Empties a place, and moves those behind it that stand behind their home by one.
+    pub(super) fn remove(&mut self, slots: &mut [Slot], place: usize) -> Slot {
+        let removed = slots[place];
+        debug_assert!(!removed.is_empty());
+        let stays = |(at, slot): (usize, &Slot)| slot.is_empty() || self.home(slot.hash()) > at;
+        let end = (slots[place + 1..].iter().enumerate())
+            .position(|(offset, slot)| stays((place + offset, slot)))
+            .map_or(slots.len(), |offset| place + 1 + offset);
+        slots.copy_within(place + 1..end, place);
+        slots[end - 1] = Slot::EMPTY;
+        self.len -= 1;
+        removed
+    }
+}

@@ -1,0 +1,90 @@
+//! The entries that are allocated but not yet part of the table.
+
+use super::segment::HashBits;
+use crate::arena::Handle;
+
+/// An entry on its way into a table, made by [`Table::stage`](super::Table::stage). It ends by
+/// [`Table::commit`](super::Table::commit) or [`Table::discard`](super::Table::discard); one that
+/// is merely dropped keeps its memory until the table is cleared.
+///
+/// It is a ticket, not a pointer: the table keeps the record. So it survives whatever happens to
+/// the table meanwhile, and one that is shown to the wrong table, or to its own after
+/// [`Table::clear`](super::Table::clear), is recognised (and is a programming error: it panics).
+#[derive(Debug)]
+#[must_use = "a staged entry keeps its memory until it is committed or discarded"]
+pub struct Staged {
+    index: u32,
+    number: u64,
+}
+
+/// What the table knows of a staged entry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record {
+    pub(super) hash: HashBits,
+    pub(super) handle: Handle,
+    /// How many bytes of the value were written.
+    pub(super) filled: usize,
+}
+
+/// The records of all staged entries.
+#[derive(Debug, Default)]
+pub(super) struct Staging {
+    /// Each with the number of its ticket; `None` for a vacant place.
+    records: Vec<Option<(u64, Record)>>,
+    vacant: Vec<u32>,
+    /// How many tickets were ever made; never goes back, so that no old ticket fits again.
+    tickets: u64,
+}
+
+impl Staging {
+    pub(super) fn add(&mut self, record: Record) -> Staged {
+        let number = self.tickets;
+        self.tickets += 1;
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.records.push(None);
+            u32::try_from(self.records.len() - 1).expect("an arena has fewer entries than 2^32")
+        });
+        self.records[index as usize] = Some((number, record));
+        Staged { index, number }
+    }
+
+    pub(super) fn get(&self, staged: &Staged) -> &Record {
+        match self.records.get(staged.index as usize) {
+            Some(Some((number, record))) if *number == staged.number => record,
+            _ => unknown(staged),
+        }
+    }
+
+    pub(super) fn get_mut(&mut self, staged: &Staged) -> &mut Record {
+        match self.records.get_mut(staged.index as usize) {
+            Some(Some((number, record))) if *number == staged.number => record,
+            _ => unknown(staged),
+        }
+    }
+
+    pub(super) fn take(&mut self, staged: Staged) -> Record {
+        let record = *self.get(&staged);
+        self.records[staged.index as usize] = None;
+        self.vacant.push(staged.index);
+        record
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.len() - self.vacant.len()
+    }
+
+    /// Forgets all records. Tickets made before fit no record made later.
+    pub(super) fn clear(&mut self) {
+        self.records = Vec::new();
+        self.vacant = Vec::new();
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.records.capacity() * size_of::<Option<(u64, Record)>>()
+            + self.vacant.capacity() * size_of::<u32>()
+    }
+}
+
+fn unknown(staged: &Staged) -> ! {
+    panic!("{staged:?} is not of this table, or of a time before it was cleared")
+}
