@@ -1,1 +1,120 @@
-fn main() {}
+//! What a table's operations cost at several sizes: entries of 16-byte keys and 64-byte values.
+//!
+//! 10 k and 1 M entries; 10 M too when `KV_BENCH_LARGE=1` (that needs 1.5 GiB). The memory comes
+//! from the heap in 4 KiB pages, so large tables pay for address translation that the server, with
+//! huge pages, does not pay.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use kv_core::arena::HeapChunks;
+use kv_core::table::{Table, TableHash, WalkBudget, WalkCursor};
+use kv_protocol::ids::SequenceNumber;
+
+const VALUE: [u8; 64] = [7; 64];
+
+/// SplitMix64's finalizer: stands for the keyed hash of a digest.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+fn key_of(number: u64) -> ([u8; 16], TableHash) {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&number.to_le_bytes());
+    (key, TableHash(mix(number.wrapping_add(0x9E37_79B9_7F4A_7C15))))
+}
+
+fn put(table: &mut Table, number: u64) {
+    let (key, hash) = key_of(number);
+    let old = table.put(hash, &key, &VALUE, SequenceNumber(number));
+    black_box(old.expect("the heap has memory"));
+}
+
+fn filled(entries: u64) -> Table {
+    let mut table = Table::new(Box::new(HeapChunks::default()));
+    (0..entries).for_each(|number| put(&mut table, number));
+    table
+}
+
+/// Numbers below `entries` in an order that no cache foresees.
+fn scattered(entries: u64) -> impl FnMut() -> u64 {
+    let mut turn = 0;
+    move || {
+        turn += 1;
+        mix(turn) % entries
+    }
+}
+
+fn sizes() -> Vec<u64> {
+    let mut sizes = vec![10_000, 1_000_000];
+    if std::env::var_os("KV_BENCH_LARGE").is_some_and(|value| value == "1") {
+        sizes.push(10_000_000);
+    }
+    sizes
+}
+
+/// Operations on a table whose size stays.
+fn steady(c: &mut Criterion) {
+    let mut group = c.benchmark_group("table");
+    group.measurement_time(Duration::from_secs(3));
+    // Runs that only check that the bench works get by with the small table.
+    let only_checks = std::env::args().any(|arg| arg == "--test");
+    for entries in sizes().into_iter().take(if only_checks { 1 } else { usize::MAX }) {
+        let mut table = filled(entries);
+        let mut next = scattered(entries);
+        group.bench_function(BenchmarkId::new("get", entries), |b| {
+            b.iter(|| {
+                let (key, hash) = key_of(next());
+                table.get(hash, &key).map(|entry| entry.value[0])
+            });
+        });
+        group.bench_function(BenchmarkId::new("get missing", entries), |b| {
+            b.iter(|| {
+                let (key, hash) = key_of(entries + next());
+                table.get(hash, &key).is_none()
+            });
+        });
+        group.bench_function(BenchmarkId::new("overwrite", entries), |b| {
+            b.iter(|| put(&mut table, next()));
+        });
+        group.bench_function(BenchmarkId::new("delete and put", entries), |b| {
+            b.iter(|| {
+                let number = next();
+                let (key, hash) = key_of(number);
+                black_box(table.remove(hash, &key));
+                put(&mut table, number);
+            });
+        });
+        let budget = WalkBudget { entries: 1000, bytes: usize::MAX };
+        let mut cursor = WalkCursor::START;
+        group.throughput(Throughput::Elements(budget.entries as u64));
+        group.bench_function(BenchmarkId::new("walk 1000 entries", entries), |b| {
+            b.iter(|| {
+                let next = table.walk(cursor, budget, |entry| {
+                    black_box(entry.value[0]);
+                });
+                cursor = next.unwrap_or_default();
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Filling an empty table: all growth included.
+fn growth(c: &mut Criterion) {
+    let mut group = c.benchmark_group("table");
+    group.sample_size(10);
+    for entries in [10_000, 1_000_000] {
+        group.throughput(Throughput::Elements(entries));
+        group.bench_function(BenchmarkId::new("grow", entries), |b| {
+            b.iter_batched(|| (), |()| filled(entries), BatchSize::PerIteration);
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, steady, growth);
+criterion_main!(benches);

@@ -24,15 +24,19 @@
 use std::num::NonZeroU32;
 use std::ptr::NonNull;
 
+mod chunk;
 mod chunk_source;
 mod page_map;
 mod size_class;
+mod slab;
 
+use chunk::{Chunk, PagedChunk};
 pub use chunk_source::{
     CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkSource, HeapChunks,
 };
-use page_map::{PAGES_PER_CHUNK, PageMap, RunIndex};
-use size_class::{CLASSES_MAX, Fit, Sizes, class_units};
+use page_map::RunIndex;
+use size_class::{CLASSES_MAX, Fit, Sizes};
+use slab::{NO_SLAB, Slab, SlabId};
 
 /// What a [`Handle`] counts, and the alignment of every allocation.
 pub const UNIT_BYTES: usize = 16;
@@ -56,51 +60,6 @@ impl Handle {
     pub fn from_bits(bits: u32) -> Option<Handle> {
         NonZeroU32::new(bits).map(Handle)
     }
-}
-
-/// The number of a slab; [`NO_SLAB`] ends a list.
-type SlabId = u32;
-const NO_SLAB: SlabId = SlabId::MAX;
-
-/// A run of pages that holds objects of one class.
-#[derive(Debug)]
-struct Slab {
-    /// The handle of its first object.
-    first: u32,
-    /// The newest free object, which holds the next one's handle in its first bytes; 0 for none.
-    free: u32,
-    capacity: u32,
-    /// How many objects were ever handed out; those behind them are free too, but not listed.
-    carved: u32,
-    live: u32,
-    /// Its neighbours in the list of its class's slabs that have a free object.
-    previous: SlabId,
-    next: SlabId,
-    class: u16,
-    pages: u16,
-}
-
-impl Slab {
-    fn is_full(&self) -> bool {
-        self.free == 0 && self.carved == self.capacity
-    }
-}
-
-/// What a chunk number stands for.
-#[derive(Debug)]
-enum Chunk {
-    /// Nothing now.
-    Vacant,
-    /// A chunk that is cut into pages.
-    Paged(Box<PagedChunk>),
-    /// The whole chunks of an allocation above a chunk; the rest of it is in the chunk `tail`.
-    Whole { chunks: usize, tail: Option<u32> },
-}
-
-#[derive(Debug)]
-struct PagedChunk {
-    map: PageMap,
-    slab_of_page: [SlabId; PAGES_PER_CHUNK],
 }
 
 /// Memory for one table. See the module's documentation.
@@ -272,282 +231,9 @@ impl std::fmt::Debug for Arena {
     }
 }
 
-/// Objects of a size class.
-impl Arena {
-    fn allocate_object(&mut self, class: usize) -> Option<u32> {
-        let id = match self.open_slabs[class] {
-            NO_SLAB => self.open_slab(class)?,
-            id => id,
-        };
-        let slab = &self.slabs[id as usize];
-        let listed = Handle::from_bits(slab.free).map(|handle| {
-            let link = self.address(handle).cast::<u32>();
-            // SAFETY: an object in a free list is this arena's, at least 16 bytes long, aligned,
-            // and holds the next free object's handle since `free_object` put it there.
-            (handle.to_bits(), unsafe { link.read() })
-        });
-        let slab = &mut self.slabs[id as usize];
-        let handle = match listed {
-            Some((handle, next_free)) => {
-                slab.free = next_free;
-                handle
-            }
-            None => {
-                debug_assert!(slab.carved < slab.capacity, "an open slab has a free object");
-                slab.carved += 1;
-                slab.first + (slab.carved - 1) * small(class_units(class))
-            }
-        };
-        slab.live += 1;
-        if slab.is_full() {
-            self.unlink_slab(id);
-        }
-        Some(handle)
-    }
-
-    /// # Safety
-    ///
-    /// `handle` is a live object in this page, and nobody uses it any more.
-    unsafe fn free_object(&mut self, handle: Handle, chunk: u32, page: usize) {
-        let id = self.paged(chunk).slab_of_page[page];
-        let link = self.address(handle).cast::<u32>();
-        let slab = &mut self.slabs[id as usize];
-        debug_assert!(slab.live > 0, "an object was freed twice");
-        let was_full = slab.is_full();
-        // SAFETY: the object is at least 16 bytes long, aligned, and nobody else's any more.
-        unsafe { link.write(slab.free) };
-        slab.free = handle.to_bits();
-        slab.live -= 1;
-        if slab.live == 0 {
-            let (first, pages) = (slab.first, usize::from(slab.pages));
-            if !was_full {
-                self.unlink_slab(id);
-            }
-            self.vacant_slabs.push(id);
-            let (chunk, page) = self.page_of_bits(first);
-            self.give_pages(chunk, page, pages);
-        } else if was_full {
-            self.link_slab(id);
-        }
-    }
-
-    /// Makes a slab of this class, which becomes the first of the open ones.
-    fn open_slab(&mut self, class: usize) -> Option<SlabId> {
-        let sizes = self.sizes;
-        let (chunk, page, pages) =
-            self.take_pages(sizes.slab_pages_min(class), |length| sizes.slab_pages(class, length))?;
-        let object_bytes = class_units(class) * UNIT_BYTES;
-        let slab = Slab {
-            first: self.handle_of(chunk, page),
-            free: 0,
-            capacity: small(pages * self.sizes.page_bytes() / object_bytes),
-            carved: 0,
-            live: 0,
-            previous: NO_SLAB,
-            next: NO_SLAB,
-            class: u16::try_from(class).expect("there are few classes"),
-            pages: u16::try_from(pages).expect("a chunk has few pages"),
-        };
-        let id = match self.vacant_slabs.pop() {
-            Some(id) => {
-                self.slabs[id as usize] = slab;
-                id
-            }
-            None => {
-                self.slabs.push(slab);
-                small(self.slabs.len() - 1)
-            }
-        };
-        self.paged(chunk).slab_of_page[page..page + pages].fill(id);
-        self.link_slab(id);
-        Some(id)
-    }
-
-    fn link_slab(&mut self, id: SlabId) {
-        let class = usize::from(self.slabs[id as usize].class);
-        let next = std::mem::replace(&mut self.open_slabs[class], id);
-        if next != NO_SLAB {
-            self.slabs[next as usize].previous = id;
-        }
-        let slab = &mut self.slabs[id as usize];
-        slab.previous = NO_SLAB;
-        slab.next = next;
-    }
-
-    fn unlink_slab(&mut self, id: SlabId) {
-        let Slab { previous, next, class, .. } = self.slabs[id as usize];
-        match previous {
-            NO_SLAB => self.open_slabs[usize::from(class)] = next,
-            previous => self.slabs[previous as usize].next = next,
-        }
-        if next != NO_SLAB {
-            self.slabs[next as usize].previous = previous;
-        }
-    }
-}
-
-/// Pages and chunks.
-impl Arena {
-    /// Takes pages from the first free run of at least `pages_min`; how many, `pages_of` says from
-    /// the length of the run. Returns the chunk, the first page there and their number. The spare
-    /// chunk comes last, so that it stays whole as long as it can.
-    fn take_pages(
-        &mut self,
-        pages_min: usize,
-        pages_of: impl Fn(usize) -> usize,
-    ) -> Option<(u32, usize, usize)> {
-        let spare = self.spare.map(|number| number as usize);
-        let chunk = match self.runs.find(pages_min, spare) {
-            Some(chunk) => small(chunk),
-            None => match self.spare.take() {
-                Some(chunk) => chunk,
-                None => self.add_paged_chunk()?,
-            },
-        };
-        let map = &mut self.paged(chunk).map;
-        let (page, length) = map.find(pages_min).expect("the index knows the longest run");
-        let pages = pages_of(length);
-        map.take(page, pages);
-        let longest = map.longest_run();
-        self.runs.set(chunk as usize, longest);
-        Some((chunk, page, pages))
-    }
-
-    fn give_pages(&mut self, chunk: u32, page: usize, pages: usize) {
-        let map = &mut self.paged(chunk).map;
-        map.give(page, pages);
-        let (longest, is_empty) = (map.longest_run(), map.is_empty());
-        self.runs.set(chunk as usize, longest);
-        if !is_empty {
-            return;
-        }
-        if self.spare.is_none() {
-            self.spare = Some(chunk);
-            return;
-        }
-        self.runs.set(chunk as usize, 0);
-        self.release_number(chunk, 1);
-    }
-
-    fn add_paged_chunk(&mut self) -> Option<u32> {
-        let number = self.vacant_number()?;
-        let base = self.source.allocate(1)?;
-        self.chunks_held += 1;
-        self.occupy(number, base.as_ptr(), new_paged());
-        self.runs.set(number as usize, small_u16(PAGES_PER_CHUNK));
-        Some(number)
-    }
-
-    /// `whole` chunks, and if `tail_pages` is not zero the first pages of one more, whose other
-    /// pages serve smaller allocations.
-    fn allocate_chunks(&mut self, whole: usize, tail_pages: usize) -> Option<u32> {
-        let number = self.vacant_number()?;
-        let has_tail = tail_pages > 0;
-        let chunks = whole + usize::from(has_tail);
-        // Occupied at once, so that the tail gets another number; set right below.
-        self.occupy(number, std::ptr::null_mut(), Chunk::Whole { chunks: whole, tail: None });
-        let tail = if has_tail { self.vacant_number() } else { None };
-        let base = if has_tail && tail.is_none() { None } else { self.source.allocate(chunks) };
-        let Some(base) = base else {
-            self.chunks[number as usize] = Chunk::Vacant;
-            self.vacant_numbers.push(number);
-            return None;
-        };
-        self.chunks_held += chunks;
-        self.bases[number as usize] = base.as_ptr();
-        self.chunks[number as usize] = Chunk::Whole { chunks: whole, tail };
-        if let Some(tail) = tail {
-            let at = base.as_ptr().wrapping_add(whole * self.sizes.chunk_bytes());
-            self.occupy(tail, at, new_paged());
-            let map = &mut self.paged(tail).map;
-            map.take(0, tail_pages);
-            let longest = map.longest_run();
-            self.runs.set(tail as usize, longest);
-        }
-        Some(self.handle_of(number, 0))
-    }
-
-    fn free_chunks(&mut self, number: u32, tail_pages: usize) {
-        let Chunk::Whole { chunks, tail } = self.chunks[number as usize] else {
-            panic!("chunk {number} does not hold an allocation above a chunk");
-        };
-        self.release_number(number, chunks);
-        if let Some(tail) = tail {
-            self.give_pages(tail, 0, tail_pages);
-        }
-    }
-
-    /// Gives a number's chunks back to the source.
-    fn release_number(&mut self, number: u32, chunks: usize) {
-        let base = std::mem::replace(&mut self.bases[number as usize], std::ptr::null_mut());
-        let chunk = std::mem::replace(&mut self.chunks[number as usize], Chunk::Vacant);
-        self.paged_chunks -= usize::from(matches!(chunk, Chunk::Paged(_)));
-        self.vacant_numbers.push(number);
-        self.chunks_held -= chunks;
-        let base = NonNull::new(base).expect("a chunk in use has an address");
-        // SAFETY: these chunks came from the source, were recorded until now as not released, and
-        // hold no live allocation: that was checked by the callers.
-        unsafe { self.source.release(base, chunks) };
-    }
-
-    /// A number that no chunk has. It stays vacant until [`occupy`](Arena::occupy).
-    fn vacant_number(&mut self) -> Option<u32> {
-        if let Some(&number) = self.vacant_numbers.last() {
-            return Some(number);
-        }
-        // Number 0 stays unused so that no handle is zero.
-        let number = small(self.chunks.len().max(1));
-        if number >> (u32::BITS - self.place_bits) != 0 {
-            return None;
-        }
-        self.chunks.resize_with(number as usize + 1, || Chunk::Vacant);
-        self.bases.resize(number as usize + 1, std::ptr::null_mut());
-        self.vacant_numbers.push(number);
-        Some(number)
-    }
-
-    fn occupy(&mut self, number: u32, base: *mut u8, chunk: Chunk) {
-        let popped = self.vacant_numbers.pop();
-        debug_assert_eq!(popped, Some(number), "the vacant number was the last of the list");
-        self.paged_chunks += usize::from(matches!(chunk, Chunk::Paged(_)));
-        self.bases[number as usize] = base;
-        self.chunks[number as usize] = chunk;
-    }
-
-    fn paged(&mut self, chunk: u32) -> &mut PagedChunk {
-        match &mut self.chunks[chunk as usize] {
-            Chunk::Paged(paged) => paged,
-            _ => panic!("chunk {chunk} is not cut into pages"),
-        }
-    }
-
-    fn handle_of(&self, chunk: u32, page: usize) -> u32 {
-        (chunk << self.place_bits) | small(page * self.sizes.page_bytes() / UNIT_BYTES)
-    }
-
-    fn page_of(&self, handle: Handle) -> (u32, usize) {
-        self.page_of_bits(handle.to_bits())
-    }
-
-    fn page_of_bits(&self, bits: u32) -> (u32, usize) {
-        let place = bits & ((1 << self.place_bits) - 1);
-        let page_bits = self.place_bits - PAGES_PER_CHUNK.ilog2();
-        (bits >> self.place_bits, (place >> page_bits) as usize)
-    }
-}
-
-fn new_paged() -> Chunk {
-    let slab_of_page = [NO_SLAB; PAGES_PER_CHUNK];
-    Chunk::Paged(Box::new(PagedChunk { map: PageMap::new(), slab_of_page }))
-}
-
 /// A count that an arena's reach keeps below 2^32.
 fn small(count: usize) -> u32 {
     u32::try_from(count).expect("an arena counts fewer than 2^32 of anything")
-}
-
-fn small_u16(count: usize) -> u16 {
-    u16::try_from(count).expect("a chunk has few pages")
 }
 
 #[cfg(test)]
