@@ -1,0 +1,147 @@
+//! What one operation costs in the pure machine, without network and system calls: a GET, and a PUT
+//! from the request to its commit through both ends of the stream.
+#![allow(missing_docs)] // What `criterion_group!` makes has no place for documentation.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use kv_core::arena::HeapChunks;
+use kv_core::hash::HashSecret;
+use kv_core::replica::{Answers, ConnectionId, Replica, ReplicaConfig};
+use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status, WriteHeader};
+use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::*;
+use kv_protocol::limits::MAX_PEER_BODY;
+use kv_protocol::peer_message::{BatchReader, BatchWriter, PeerMessage};
+use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::view::{Peer, View};
+use std::hint::black_box;
+
+const KEYS: u64 = 10_000;
+const NOW: Time = Time::from_nanos(1);
+
+/// Counts the answers and checks that each is good.
+#[derive(Default)]
+struct Counter(u64);
+
+impl Answers for Counter {
+    fn answer(&mut self, _: ConnectionId, answer: &Answer<'_>) {
+        assert_eq!(answer.status, Status::Ok);
+        self.0 += 1;
+    }
+}
+
+struct Pair {
+    primary: Replica,
+    secondary: Replica,
+    answers: Counter,
+    batch: BatchWriter,
+    bytes: Vec<u8>,
+    seq: u64,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let member = |n| Member { server: ServerId(n), incarnation: Incarnation(1) };
+        let replica = |n| {
+            let config = ReplicaConfig {
+                me: member(n),
+                group: GroupId(0),
+                shard: ShardId(0),
+                placement: Placement::new(1, 1),
+                memory_limit: None,
+                hash_secret: HashSecret::new(1),
+            };
+            Replica::new(config, Box::new(HeapChunks::default()))
+        };
+        let (mut primary, mut secondary) = (replica(0), replica(1));
+        let mut answers = Counter::default();
+        let view = View {
+            group: GroupId(0),
+            version: ViewVersion(1),
+            primary: Some(member(0)),
+            peer: Peer::Secondary(member(1)),
+            handover: false,
+        };
+        primary.install(view, &mut answers).unwrap();
+        let hello = primary.peer_hello(ClusterId(1)).unwrap();
+        let welcome = secondary.on_peer_hello(&hello, &mut answers).unwrap();
+        primary.on_peer_welcome(&welcome, &mut answers).unwrap();
+        let (batch, bytes) = (BatchWriter::new(), Vec::new());
+        Pair { primary, secondary, answers, batch, bytes, seq: 0 }
+    }
+
+    fn ask(&mut self, key: &[u8], digest: Digest, operation: Operation<'_>) {
+        let request = Request { id: RequestId(1), view: ViewVersion(1), digest, key, operation };
+        let (connection, client) = (ConnectionId(1), ClientId(1));
+        self.primary.on_request(NOW, connection, client, &request, &mut self.answers);
+    }
+
+    fn put(&mut self, key: &[u8], digest: Digest, value: &[u8]) {
+        self.seq += 1;
+        let header = WriteHeader {
+            seq: RequestSeq(self.seq),
+            first_incomplete: RequestSeq(self.seq),
+            condition: Condition::Always,
+        };
+        self.ask(key, digest, Operation::Put(header, value));
+    }
+
+    /// What one wake-up at each side does.
+    fn replicate(&mut self) {
+        self.primary.pump(NOW, &mut self.batch);
+        self.bytes.clear();
+        self.batch.finish(&mut self.bytes);
+        let rules = FrameRules::checked(MAX_PEER_BODY);
+        let frame = split_frame(&self.bytes, &rules).unwrap().unwrap();
+        for message in BatchReader::new(frame.body).unwrap() {
+            let message = message.unwrap();
+            self.secondary.on_peer_message(NOW, &message, &mut self.answers).unwrap();
+        }
+        let ack = PeerMessage::Ack(self.secondary.take_ack().unwrap());
+        self.primary.on_peer_message(NOW, &ack, &mut self.answers).unwrap();
+    }
+}
+
+fn keys() -> Vec<(Vec<u8>, Digest)> {
+    (0..KEYS)
+        .map(|n| {
+            let key = format!("{n:016}").into_bytes();
+            let digest = Digest::of(&key);
+            (key, digest)
+        })
+        .collect()
+}
+
+fn operations(c: &mut Criterion) {
+    let keys = keys();
+    let mut pair = Pair::new();
+    for (key, digest) in &keys {
+        pair.put(key, *digest, &[7; 64]);
+        pair.replicate();
+    }
+    let mut group = c.benchmark_group("replica");
+    let mut next = keys.iter().cycle();
+    group.bench_function("GET, 64 B", |b| {
+        b.iter(|| {
+            let (key, digest) = next.next().unwrap();
+            pair.ask(key, *digest, Operation::Get);
+        });
+    });
+    for depth in [1, 16] {
+        group.throughput(Throughput::Elements(depth));
+        let mut next = keys.iter().cycle();
+        group.bench_function(format!("replicated PUT, 64 B, {depth} a batch"), |b| {
+            b.iter(|| {
+                for _ in 0..depth {
+                    let (key, digest) = next.next().unwrap();
+                    pair.put(key, *digest, &[7; 64]);
+                }
+                pair.replicate();
+            });
+        });
+    }
+    group.finish();
+    black_box(pair.answers.0);
+}
+
+criterion_group!(benches, operations);
+criterion_main!(benches);
