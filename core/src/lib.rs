@@ -16,7 +16,9 @@
 //! `next_timeout()` says when the machine wants to be woken.
 
 pub mod arena;
+pub mod cluster;
 pub mod dump;
+pub mod failure_detector;
 pub mod hash;
 pub mod replica;
 pub mod session;

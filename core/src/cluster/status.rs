@@ -1,0 +1,117 @@
+//! The cluster as people see it: the answer to STATUS.
+
+use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::map::ServerState;
+use kv_protocol::status::{ClusterState, ClusterStatus, GroupStatus, ServerStatus};
+use kv_protocol::{GroupId, Time, View};
+
+use super::{BEATS_UNTIL_DISCONNECTED, Cluster, Server, Start};
+
+impl Cluster {
+    /// Everything known, as of `now`. `hosts` are the names of the servers' machines, in ring order.
+    pub fn status(&self, now: Time, hosts: &[String]) -> ClusterStatus {
+        let servers = self.servers.iter().enumerate().map(|(n, server)| {
+            let host = hosts.get(n).cloned().unwrap_or_default();
+            server_status(now, server, host)
+        });
+        ClusterStatus {
+            cluster: self.config.cluster,
+            epoch: self.config.epoch,
+            state: self.state(),
+            shards: self.config.shards,
+            servers: servers.collect(),
+            groups: self.views.iter().map(|view| self.group_status(view)).collect(),
+        }
+    }
+
+    /// What the cluster is doing.
+    pub fn state(&self) -> ClusterState {
+        if self.stop.is_some() {
+            ClusterState::Stopping
+        } else if self.start != Start::Done {
+            ClusterState::Starting
+        } else if self.views.iter().all(|view| self.copies(view) == 2) {
+            ClusterState::Serving
+        } else {
+            ClusterState::Degraded
+        }
+    }
+
+    fn group_status(&self, view: &View) -> GroupStatus {
+        let replicas = || {
+            view.primary.map(|primary| self.server(primary.server)).into_iter().flat_map(|server| {
+                reports(server)
+                    .iter()
+                    .filter(|r| r.group == view.group && r.role == ReplicaRole::Primary)
+            })
+        };
+        GroupStatus {
+            group: view.group,
+            view: view.version,
+            primary: view.primary,
+            secondary: view.secondary(),
+            copies: self.copies(view),
+            entries: sum(replicas().map(|r| r.entries)),
+            bytes: sum(replicas().map(|r| r.bytes)),
+        }
+    }
+
+    /// Copies on servers that are up; a secondary that its living primary cannot reach holds none
+    /// that can be relied upon.
+    fn copies(&self, view: &View) -> u8 {
+        let primary = view.primary.map(|member| self.server(member.server));
+        let secondary = view.secondary().map(|member| self.server(member.server));
+        let primary_up = primary.is_some_and(Server::is_up);
+        let stream_up = primary.is_some_and(|server| self.stream_stands(server, view.group));
+        let secondary_up = secondary.is_some_and(Server::is_up) && (stream_up || !primary_up);
+        u8::from(primary_up) + u8::from(secondary_up)
+    }
+
+    fn stream_stands(&self, primary: &Server, group: GroupId) -> bool {
+        primary.member.server.home_group() != group
+            || primary.beats_without_stream < BEATS_UNTIL_DISCONNECTED
+    }
+}
+
+fn reports(server: &Server) -> &[ReplicaReport] {
+    server.heartbeat.as_ref().map_or(&[], |(_, heartbeat)| &heartbeat.replicas)
+}
+
+/// What servers report is not trusted to add up.
+fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
+}
+
+fn entries(server: &Server, role: ReplicaRole) -> u64 {
+    sum(reports(server).iter().filter(|r| r.role == role).map(|r| r.entries))
+}
+
+/// Bytes that the tables of a server take, as of its last heartbeat.
+pub(super) fn table_bytes(server: &Server) -> u64 {
+    sum(reports(server).iter().map(|r| r.bytes))
+}
+
+fn server_status(now: Time, server: &Server, host: String) -> ServerStatus {
+    let heartbeat = server.heartbeat.as_ref().map(|(_, heartbeat)| heartbeat);
+    let address = |address: Option<std::net::SocketAddr>| address.map(|a| a.to_string());
+    let age = server.heartbeat.as_ref().map(|(at, _)| now.since(*at).as_millis());
+    ServerStatus {
+        id: server.member.server,
+        host,
+        state: if server.exited { ServerState::Down } else { server.state },
+        incarnation: server.started.map(|started| started.member.incarnation),
+        pid: server.started.map(|started| started.pid),
+        clients: address(server.address(|started| started.clients_port)),
+        servers: address(server.address(|started| started.servers_port)),
+        coord: address(server.address(|started| started.coord_port)),
+        primary_entries: entries(server, ReplicaRole::Primary),
+        secondary_entries: entries(server, ReplicaRole::Secondary),
+        table_bytes: table_bytes(server),
+        resident_bytes: heartbeat.map_or(0, |h| h.resident_bytes),
+        client_connections: heartbeat.map_or(0, |h| h.clients),
+        requests: heartbeat.map_or(0, |h| h.requests),
+        refused: heartbeat.map_or(0, |h| h.refused),
+        heartbeat_age_ms: age.map(|millis| u64::try_from(millis).unwrap_or(u64::MAX)),
+    }
+}
