@@ -1,1 +1,52 @@
-//! placeholder
+//! The client library: blocking calls and a pipelined interface over one epoll descriptor, without
+//! a runtime and without threads.
+//!
+//! ```text
+//!   put get delete noop verify          submit / poll
+//!            |                               |
+//!            +------------> client <---------+          one call at a time (`&mut self`)
+//!                             |
+//!                           engine        one turn: timers, sends, epoll, answers
+//!              +--------------+---------------+-------------+
+//!              |              |               |             |
+//!           router         session        map_source    connection
+//!        key -> server   seq numbers,    asks the        one socket,
+//!        (no I/O)        window of 64    coordinator     bytes in and out
+//! ```
+//!
+//! A [`Client`] belongs to one thread at a time; a program with many threads gives each its own. No
+//! call outlives its deadline, whatever the servers do. A write is retried under the number it got
+//! first, so it is executed once; what cannot be known is said: [`Error::InDoubt`].
+//!
+//! ```no_run
+//! use kv_client::{Client, OpOptions, Options};
+//!
+//! let mut client = Client::open("localhost:7000", Options::default())?;
+//! client.put(b"greeting", b"hello", &OpOptions::default())?;
+//! let value = client.get(b"greeting", &OpOptions::default())?;
+//! assert_eq!(value.bytes, b"hello");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod backoff;
+pub mod cli;
+mod client;
+mod completion;
+mod connection;
+mod engine;
+mod error;
+mod map_source;
+mod operation;
+mod options;
+mod poller;
+mod router;
+mod session;
+
+pub use client::{Client, Value, Written};
+pub use completion::{Completion, Outcome, SubmitError};
+pub use engine::Statistics;
+pub use error::{Action, Error, OpenError};
+pub use kv_protocol::client_message::{Condition, ReplicaRole};
+pub use kv_protocol::ids::SequenceNumber;
+pub use operation::Op;
+pub use options::{MAX_IN_FLIGHT, OpOptions, Options};

@@ -1,0 +1,358 @@
+//! One line of input as an operation.
+//!
+//! ```text
+//!   P "<key>" "<value>" [count]    G "<key>"    D "<key>"    V "<key>" "<expected>"    0 "<key>"
+//! ```
+//!
+//! Strings are the notation of [`kv_protocol::escape`], so what the client prints can be fed back.
+
+use kv_protocol::escape::{self, UnescapeError};
+use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+
+/// What `V` compares with when the key must not exist.
+const ABSENT: &[u8] = b" ";
+/// Most times that one line may put its value.
+pub(crate) const MAX_COUNT: u32 = 1_000_000;
+/// Longest line that can be an operation: key and value with every byte as `\xHH`, and a rest.
+pub(crate) const MAX_LINE_BYTES: usize = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 64;
+
+/// What a line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Set a key, so many times one after the other.
+    Put { key: Vec<u8>, value: Vec<u8>, count: u32 },
+    /// Read a key.
+    Get { key: Vec<u8> },
+    /// Remove a key.
+    Delete { key: Vec<u8> },
+    /// Compare both copies with a value; `None`: the key must not exist.
+    Verify { key: Vec<u8>, expected: Option<Vec<u8>> },
+    /// See whether the key's server answers.
+    Noop { key: Vec<u8> },
+    /// Say what operations there are.
+    Help,
+}
+
+impl Command {
+    /// The key that it is about.
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        match self {
+            Command::Put { key, .. }
+            | Command::Get { key }
+            | Command::Delete { key }
+            | Command::Verify { key, .. }
+            | Command::Noop { key } => Some(key),
+            Command::Help => None,
+        }
+    }
+
+    /// The memory that it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Command::Put { key, value, .. } => key.len() + value.len(),
+            Command::Verify { key, expected } => key.len() + expected.as_ref().map_or(0, Vec::len),
+            _ => self.key().map_or(0, <[u8]>::len),
+        }
+    }
+}
+
+/// What is wrong with a line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ParseError {
+    #[error("\"{letter}\" is no operation; there are P, G, D, V, 0 and help")]
+    UnknownOperation { letter: String },
+    #[error("{what} is missing; write {form}")]
+    Missing { what: &'static str, form: &'static str },
+    #[error("{what} must stand in double quotes (column {column}); write {form}")]
+    NotQuoted { what: &'static str, column: usize, form: &'static str },
+    #[error(
+        "the quote that opens in column {column} is not closed; a quote inside is written \\\""
+    )]
+    Unclosed { column: usize },
+    #[error("{what}, column {column}: {source}")]
+    Escape { what: &'static str, column: usize, source: UnescapeError },
+    #[error("the key is empty; it needs 1 to 65,535 bytes")]
+    EmptyKey,
+    #[error("{what} has {bytes} bytes; {most} are allowed")]
+    TooLong { what: &'static str, bytes: usize, most: usize },
+    #[error("\"{text}\" is no count; it must be a number from 1 to {MAX_COUNT}")]
+    BadCount { text: String },
+    #[error("\"{text}\" (column {column}) is too much; write {form}")]
+    Trailing { text: String, column: usize, form: &'static str },
+    #[error("the line is longer than {MAX_LINE_BYTES} bytes, which no key and value need")]
+    LineTooLong,
+}
+
+const PUT: &str = "P \"<key>\" \"<value>\" [count]";
+const GET: &str = "G \"<key>\"";
+const DELETE: &str = "D \"<key>\"";
+const VERIFY: &str = "V \"<key>\" \"<expected>\"";
+const NOOP: &str = "0 \"<key>\"";
+const HELP: &str = "help";
+
+/// What `help` says.
+pub(crate) const HELP_TEXT: &str = r#"P "<key>" "<value>" [count]   put the value under the key (count times, one after the other)
+G "<key>"                     get the key's value
+D "<key>"                     delete the key
+V "<key>" "<expected>"        check that both copies of the key hold this value
+V "<key>" " "                 check that the key exists in neither copy
+0 "<key>"                     ask the key's server for an answer, nothing more
+help                          show this
+Quotes and backslashes inside are written \" and \\; \n \r \t \0 are known, and \x20 is any byte in hex.
+Lines that are empty or begin with # are passed over. Ctrl+D ends."#;
+
+/// Reads one line, without its line end. `None`: nothing is asked (an empty line, a comment).
+pub(crate) fn parse(line: &[u8]) -> Result<Option<Command>, ParseError> {
+    if line.len() > MAX_LINE_BYTES {
+        return Err(ParseError::LineTooLong);
+    }
+    let mut words = Words { line, at: 0 };
+    words.skip_blanks();
+    let letter = words.bare();
+    let command = match letter {
+        b"" if words.rest().is_empty() => return Ok(None),
+        [b'#', ..] => return Ok(None),
+        b"P" => {
+            let (key, value) = (words.key(PUT)?, words.value("the value", PUT)?);
+            let command = Command::Put { key, value, count: words.count()? };
+            words.end(PUT)?;
+            command
+        }
+        b"G" => words.only_key(GET).map(|key| Command::Get { key })?,
+        b"D" => words.only_key(DELETE).map(|key| Command::Delete { key })?,
+        b"0" => words.only_key(NOOP).map(|key| Command::Noop { key })?,
+        b"V" => {
+            let (key, expected) = (words.key(VERIFY)?, words.value("the expected value", VERIFY)?);
+            words.end(VERIFY)?;
+            Command::Verify { key, expected: (expected != ABSENT).then_some(expected) }
+        }
+        b"help" => {
+            words.end(HELP)?;
+            Command::Help
+        }
+        _ => {
+            let letter = if letter.is_empty() { words.rest() } else { letter };
+            return Err(ParseError::UnknownOperation { letter: shown(letter) });
+        }
+    };
+    Ok(Some(command))
+}
+
+/// Walks along a line.
+struct Words<'a> {
+    line: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Words<'a> {
+    fn rest(&self) -> &'a [u8] {
+        &self.line[self.at..]
+    }
+
+    /// Columns are counted from 1, in bytes.
+    fn column(&self) -> usize {
+        self.at + 1
+    }
+
+    fn skip_blanks(&mut self) {
+        let blanks = self.rest().iter().take_while(|byte| b" \t\r".contains(byte)).count();
+        self.at += blanks;
+    }
+
+    /// A word without quotes; it ends at a blank or a quote.
+    fn bare(&mut self) -> &'a [u8] {
+        let rest = self.rest();
+        let length = rest.iter().take_while(|byte| !b" \t\r\"".contains(byte)).count();
+        self.at += length;
+        &rest[..length]
+    }
+
+    fn quoted(&mut self, what: &'static str, form: &'static str) -> Result<Vec<u8>, ParseError> {
+        self.skip_blanks();
+        let column = self.column();
+        let Some((&first, text)) = self.rest().split_first() else {
+            return Err(ParseError::Missing { what, form });
+        };
+        if first != b'"' {
+            return Err(ParseError::NotQuoted { what, column, form });
+        }
+        let mut length = 0;
+        loop {
+            match text.get(length) {
+                None => return Err(ParseError::Unclosed { column }),
+                Some(b'"') => break,
+                Some(b'\\') => length += 2,
+                Some(_) => length += 1,
+            }
+        }
+        self.at += length + 2;
+        escape::unescape(&text[..length]).map_err(|source| ParseError::Escape {
+            what,
+            column: column + 1 + source.at,
+            source,
+        })
+    }
+
+    fn key(&mut self, form: &'static str) -> Result<Vec<u8>, ParseError> {
+        let key = self.quoted("the key", form)?;
+        if key.is_empty() {
+            return Err(ParseError::EmptyKey);
+        }
+        check_length("the key", &key, MAX_KEY_BYTES)?;
+        Ok(key)
+    }
+
+    fn value(&mut self, what: &'static str, form: &'static str) -> Result<Vec<u8>, ParseError> {
+        let value = self.quoted(what, form)?;
+        check_length(what, &value, MAX_VALUE_BYTES)?;
+        Ok(value)
+    }
+
+    fn only_key(&mut self, form: &'static str) -> Result<Vec<u8>, ParseError> {
+        let key = self.key(form)?;
+        self.end(form)?;
+        Ok(key)
+    }
+
+    fn count(&mut self) -> Result<u32, ParseError> {
+        self.skip_blanks();
+        let text = self.bare();
+        if text.is_empty() {
+            return Ok(1);
+        }
+        std::str::from_utf8(text)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .filter(|count| (1..=MAX_COUNT).contains(count))
+            .ok_or_else(|| ParseError::BadCount { text: shown(text) })
+    }
+
+    fn end(&mut self, form: &'static str) -> Result<(), ParseError> {
+        self.skip_blanks();
+        if self.rest().is_empty() {
+            return Ok(());
+        }
+        Err(ParseError::Trailing { text: shown(self.rest()), column: self.column(), form })
+    }
+}
+
+fn check_length(what: &'static str, bytes: &[u8], most: usize) -> Result<(), ParseError> {
+    if bytes.len() > most {
+        return Err(ParseError::TooLong { what, bytes: bytes.len(), most });
+    }
+    Ok(())
+}
+
+/// A piece of the line as a message can show it.
+fn shown(text: &[u8]) -> String {
+    escape::readable(&text[..text.len().min(40)]).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parsed(line: &str) -> Command {
+        parse(line.as_bytes()).unwrap().unwrap()
+    }
+
+    fn message(line: &str) -> String {
+        parse(line.as_bytes()).expect_err(line).to_string()
+    }
+
+    #[test]
+    fn every_operation_is_understood() {
+        let (key, value) = (b"a b".to_vec(), b"1".to_vec());
+        let put = Command::Put { key: key.clone(), value: value.clone(), count: 1 };
+        assert_eq!(parsed(r#"P "a b" "1""#), put);
+        assert_eq!(parsed("  P\t\"a b\"\"1\" \r"), put);
+        let put = Command::Put { key: key.clone(), value: value.clone(), count: 12 };
+        assert_eq!(parsed(r#"P "a b" "1" 12"#), put);
+        assert_eq!(parsed(r#"G "a b""#), Command::Get { key: key.clone() });
+        assert_eq!(parsed(r#"G"a b""#), Command::Get { key: key.clone() });
+        assert_eq!(parsed(r#"D "a b""#), Command::Delete { key: key.clone() });
+        assert_eq!(parsed(r#"0 "a b""#), Command::Noop { key: key.clone() });
+        let expected = Some(value);
+        assert_eq!(parsed(r#"V "a b" "1""#), Command::Verify { key: key.clone(), expected });
+        assert_eq!(parsed(r#"V "a b" " ""#), Command::Verify { key, expected: None });
+        assert_eq!(parsed("help"), Command::Help);
+    }
+
+    #[test]
+    fn a_value_of_one_space_can_still_be_put_and_an_empty_one_checked() {
+        let expected = Some(Vec::new());
+        assert_eq!(parsed(r#"V "k" """#), Command::Verify { key: b"k".to_vec(), expected });
+        let put = Command::Put { key: b"k".to_vec(), value: b" ".to_vec(), count: 1 };
+        assert_eq!(parsed(r#"P "k" " ""#), put);
+    }
+
+    #[test]
+    fn escapes_write_any_byte() {
+        let key = b"\"\\\n\0\x20\xff".to_vec();
+        assert_eq!(parsed(r#"G "\"\\\n\0\x20\xff""#), Command::Get { key });
+    }
+
+    #[test]
+    fn empty_lines_and_comments_ask_nothing() {
+        for line in ["", "   ", "\t\r", "# P \"a\"", "  #"] {
+            assert_eq!(parse(line.as_bytes()), Ok(None), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn every_bad_line_is_refused_with_what_to_write() {
+        for (line, words) in [
+            ("X", "\"X\" is no operation; there are P, G, D, V, 0 and help"),
+            ("p \"a\" \"b\"", "\"p\" is no operation"),
+            ("PUT \"a\"", "\"PUT\" is no operation"),
+            ("\"a\"", "is no operation"),
+            ("\x1b[2J", "\"\\x1b[2J\" is no operation"),
+            ("P", "the key is missing; write P \"<key>\" \"<value>\" [count]"),
+            ("P \"a\"", "the value is missing; write P \"<key>\" \"<value>\" [count]"),
+            ("P a b", "the key must stand in double quotes (column 3)"),
+            ("P \"a\" b", "the value must stand in double quotes (column 7)"),
+            ("G \"a", "the quote that opens in column 3 is not closed"),
+            ("G \"a\\\"", "the quote that opens in column 3 is not closed"),
+            ("G \"a\\", "the quote that opens in column 3 is not closed"),
+            ("G \"\"", "the key is empty"),
+            ("G \"a\\q\"", "the key, column 5: `\\` at byte 1"),
+            ("G \"\\x2\"", "the key, column 4: `\\` at byte 0"),
+            ("P \"a\" \"b\" 0", "\"0\" is no count"),
+            ("P \"a\" \"b\" x", "\"x\" is no count"),
+            ("P \"a\" \"b\" -1", "\"-1\" is no count"),
+            ("P \"a\" \"b\" 99999999999", "is no count"),
+            ("P \"a\" \"b\" 2 3", "\"3\" (column 13) is too much"),
+            ("G \"a\" \"b\"", "write G \"<key>\""),
+            ("V \"a\"", "the expected value is missing"),
+            ("help me", "\"me\" (column 6) is too much; write help"),
+        ] {
+            let message = message(line);
+            assert!(message.contains(words), "{line:?} gave {message:?}");
+        }
+        assert!(message(&format!("G \"{}\"", "k".repeat(65_536))).contains("65536 bytes"));
+        assert_eq!(parse(&vec![b' '; MAX_LINE_BYTES + 1]), Err(ParseError::LineTooLong));
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_understood_or_refused_and_never_panics(
+            line in prop::collection::vec(
+                prop_oneof![Just(b'"'), Just(b'\\'), Just(b' '), Just(b'P'), Just(b'x'), any::<u8>()],
+                0..64,
+            ),
+        ) {
+            let _ = parse(&line);
+        }
+
+        #[test]
+        fn what_is_printed_can_be_fed_back(
+            key in prop::collection::vec(any::<u8>(), 1..32),
+            value in prop::collection::vec(any::<u8>(), 0..32),
+        ) {
+            let line = format!("P \"{}\" \"{}\"", escape::readable(&key), escape::ascii(&value));
+            let put = Command::Put { key, value, count: 1 };
+            prop_assert_eq!(parse(line.as_bytes()), Ok(Some(put)));
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What comes back from the pipelined interface.
+
+use kv_protocol::ids::SequenceNumber;
+
+use crate::error::Error;
+
+/// A successful operation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The value read; empty for everything but a get or verify.
+    pub value: Vec<u8>,
+    /// The entry's version; of a delete, the number of the delete itself.
+    pub version: SequenceNumber,
+    /// How many tables hold the write; zero for what is no write.
+    pub copies: u8,
+}
+
+/// The end of an operation that was submitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The caller's, as given to [`crate::Client::submit`].
+    pub tag: u64,
+    /// How it ended.
+    pub result: Result<Outcome, Error>,
+}
+
+/// Why [`crate::Client::submit`] took nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// As many operations, or as many bytes, are in flight as may be: collect completions first.
+    #[error(
+        "{operations} operations with {bytes} bytes are in flight or not collected; poll first"
+    )]
+    Full {
+        /// Submitted and not collected.
+        operations: usize,
+        /// Of keys and values submitted and not ended.
+        bytes: usize,
+    },
+    /// The operation can never be done.
+    #[error(transparent)]
+    Refused(#[from] Error),
+}

@@ -1,0 +1,495 @@
+//! What moves operations forward: one turn runs the timers, sends, waits on epoll and takes answers.
+//!
+//! ```text
+//!  start -> Ready -> (route) -> Assigned -> (WELCOME) sent -> answer -> finish
+//!             ^         |           |                           |
+//!             |         v           v lost, overdue             v WRONG_VIEW, UNAVAILABLE, BUSY
+//!             +-- AwaitingMap <-- BackingOff <------------------+
+//!             +-- AwaitingWindow (a write beyond the session's 64)
+//! ```
+//!
+//! Nothing here blocks but the wait on epoll, and that ends at the next timer. Sending and receiving
+//! are in `engine/traffic.rs`.
+
+mod traffic;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_protocol::ids::{ClientId, GroupId, RequestSeq, ShardId};
+
+use crate::backoff::Random;
+use crate::completion::{Completion, Outcome, SubmitError};
+use crate::connection::{Connection, RECEIVE_BYTES, Target};
+use crate::error::{Error, OpenError};
+use crate::map_source::MapSource;
+use crate::operation::{Notify, Operation, Stage};
+use crate::options::{Endpoint, Options};
+use crate::poller::{Poller, Readiness};
+use crate::router::{Route, Router};
+use crate::session::Session;
+
+/// Most bytes of keys and values in flight; a single operation may always be submitted.
+const MAX_BYTES_IN_FLIGHT: usize = 64 << 20;
+/// Who has waited so long for an answer or a connect looks whether the view has changed
+/// (consistency.md §10).
+const OVERDUE_AFTER: Duration = Duration::from_millis(150);
+/// And again after so long.
+const OVERDUE_AGAIN: Duration = Duration::from_millis(100);
+/// How far ahead the next scan is when nothing waits.
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// Tells operations apart; never used twice.
+pub(crate) type OpId = u64;
+
+/// What a client has counted since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Connections to servers that ended.
+    pub connections_lost: u64,
+    /// Times that an operation had to be tried again.
+    pub retries: u64,
+    /// Maps received.
+    pub maps: u64,
+}
+
+/// A session and the writes that wait for room in its window.
+#[derive(Debug)]
+struct Sessions {
+    session: Session,
+    waiting: VecDeque<OpId>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) options: Options,
+    client: ClientId,
+    /// Client ids given to sessions that the servers had forgotten.
+    fresh_sessions: u128,
+    random: Random,
+    poller: Poller,
+    router: Router,
+    map_source: MapSource,
+    sessions: HashMap<(GroupId, ShardId), Sessions>,
+    operations: HashMap<OpId, Operation>,
+    bytes_in_flight: usize,
+    ready: VecDeque<OpId>,
+    connections: HashMap<u64, Connection>,
+    by_target: HashMap<Target, u64>,
+    /// Connections that may have output to send.
+    dirty: Vec<u64>,
+    next_op: OpId,
+    next_token: u64,
+    next_request: u64,
+    /// When the timers have to be looked at.
+    next_scan: Instant,
+    completions: VecDeque<Completion>,
+    /// The end of the operation that a call waits for.
+    call_result: Option<(OpId, Result<Outcome, Error>)>,
+    scratch: Box<[u8]>,
+    readiness: Vec<Readiness>,
+    statistics: Statistics,
+}
+
+impl Engine {
+    pub(crate) fn new(endpoints: Vec<Endpoint>, options: Options) -> Result<Engine, OpenError> {
+        let poller = Poller::new().map_err(|source| OpenError::System {
+            what: "asking the system for an epoll descriptor",
+            source,
+        })?;
+        let mut seed = [0; 24];
+        getrandom::fill(&mut seed).map_err(|error| OpenError::System {
+            what: "asking the system for a random client id",
+            source: io::Error::other(error),
+        })?;
+        let (id, jitter) = seed.split_at(16);
+        let number = |bytes: &[u8]| bytes.iter().fold(0, |n, &byte| (n << 8) | u128::from(byte));
+        let jitter = u64::try_from(number(jitter)).expect("eight bytes");
+        let now = Instant::now();
+        Ok(Engine {
+            options,
+            client: ClientId(number(id)),
+            fresh_sessions: 0,
+            random: Random::seeded(jitter),
+            poller,
+            router: Router::default(),
+            map_source: MapSource::new(endpoints, now),
+            sessions: HashMap::new(),
+            operations: HashMap::new(),
+            bytes_in_flight: 0,
+            ready: VecDeque::new(),
+            connections: HashMap::new(),
+            by_target: HashMap::new(),
+            dirty: Vec::new(),
+            next_op: 1,
+            next_token: 1,
+            next_request: 1,
+            next_scan: now + IDLE,
+            completions: VecDeque::new(),
+            call_result: None,
+            scratch: vec![0; RECEIVE_BYTES].into(),
+            readiness: Vec::new(),
+            statistics: Statistics::default(),
+        })
+    }
+
+    pub(crate) fn statistics(&self) -> Statistics {
+        self.statistics
+    }
+
+    pub(crate) fn coordinators(&self) -> String {
+        self.map_source.names()
+    }
+
+    /// Operations submitted whose completions have not been collected.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.operations.len() + self.completions.len()
+    }
+
+    /// Whether `bytes` more of key and value may be submitted.
+    pub(crate) fn check_room(&self, bytes: usize) -> Result<(), SubmitError> {
+        let operations = self.in_flight();
+        let is_full = operations >= self.options.window
+            || (operations > 0 && self.bytes_in_flight + bytes > MAX_BYTES_IN_FLIGHT);
+        if is_full {
+            return Err(SubmitError::Full { operations, bytes: self.bytes_in_flight });
+        }
+        Ok(())
+    }
+
+    /// Takes an operation; it goes out with the next turn.
+    pub(crate) fn start(&mut self, operation: Operation) -> OpId {
+        let id = self.next_op;
+        self.next_op += 1;
+        self.bytes_in_flight += operation.bytes();
+        self.wake_by(operation.deadline);
+        self.operations.insert(id, operation);
+        self.ready.push_back(id);
+        id
+    }
+
+    /// Sends what is ready without waiting for anything.
+    pub(crate) fn push_out(&mut self, now: Instant) {
+        self.advance_ready(now);
+        self.flush_dirty(now);
+    }
+
+    /// One turn: timers, sends, at most one wait (until `until` at the latest), answers.
+    ///
+    /// # Errors
+    /// Only if epoll itself fails, which a program cannot cause by servers or networks.
+    pub(crate) fn turn(&mut self, until: Instant) -> io::Result<()> {
+        let now = Instant::now();
+        if now >= self.next_scan {
+            self.scan(now);
+        }
+        self.push_out(now);
+        let wait = if self.call_result.is_some() || !self.completions.is_empty() {
+            Duration::ZERO
+        } else {
+            until.min(self.next_scan).saturating_duration_since(now)
+        };
+        let mut readiness = std::mem::take(&mut self.readiness);
+        readiness.clear();
+        let waited = self.poller.wait(wait, &mut readiness);
+        let now = Instant::now();
+        for &event in &readiness {
+            self.on_readiness(event, now);
+        }
+        self.readiness = readiness;
+        self.push_out(now);
+        waited
+    }
+
+    /// Moves completions to the caller.
+    pub(crate) fn collect(&mut self, into: &mut Vec<Completion>) -> usize {
+        let count = self.completions.len();
+        into.extend(self.completions.drain(..));
+        count
+    }
+
+    /// The end of the call's operation, once there is one.
+    pub(crate) fn take_call_result(&mut self, id: OpId) -> Option<Result<Outcome, Error>> {
+        let (of, result) = self.call_result.take()?;
+        assert_eq!(of, id, "one call at a time");
+        Some(result)
+    }
+
+    /// Ends an operation early because the system fails.
+    pub(crate) fn abandon(&mut self, id: OpId, cause: &io::Error, now: Instant) {
+        if let Some(operation) = self.operations.get_mut(&id) {
+            operation.trouble = Some(format!("waiting on epoll: {cause}").into());
+            self.expire(id, now);
+        }
+    }
+
+    fn wake_by(&mut self, at: Instant) {
+        self.next_scan = self.next_scan.min(at);
+    }
+
+    fn want_map(&mut self) {
+        self.map_source.want();
+        if let Some(at) = self.map_source.ask_at() {
+            self.wake_by(at);
+        }
+    }
+
+    // --- Timers ----------------------------------------------------------------------------------
+
+    fn scan(&mut self, now: Instant) {
+        self.next_scan = now + IDLE;
+        let due: Vec<OpId> = self
+            .operations
+            .iter()
+            .filter(|(_, operation)| operation.wake_at() <= now)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in due {
+            self.on_due(id, now);
+        }
+        let timeout = self.options.connect_timeout;
+        let stuck: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| !c.is_open && now >= c.opened_at + timeout)
+            .map(|(&token, _)| token)
+            .collect();
+        for token in stuck {
+            self.lose(token, &format!("no welcome within {timeout:?}"), now);
+        }
+        if self.map_source.ask_at().is_some_and(|at| at <= now) {
+            self.ask_for_map(now);
+        }
+        let operations = self.operations.values().map(Operation::wake_at);
+        let opening = self.connections.values().filter(|c| !c.is_open);
+        let next = operations.chain(opening.map(|c| c.opened_at + timeout)).min();
+        for at in [next, self.map_source.ask_at()].into_iter().flatten() {
+            self.wake_by(at);
+        }
+    }
+
+    fn on_due(&mut self, id: OpId, now: Instant) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        if now >= operation.deadline {
+            return self.expire(id, now);
+        }
+        match operation.stage {
+            Stage::BackingOff { .. } => self.make_ready(id),
+            Stage::Assigned { .. } => {
+                operation.is_overdue = true;
+                operation.attention_at = now + OVERDUE_AGAIN;
+                let (place, view) = (operation.place, operation.view);
+                if place.is_some_and(|(group, _)| self.router.version(group) > view) {
+                    self.make_ready(id);
+                } else {
+                    self.want_map();
+                }
+            }
+            Stage::Ready | Stage::AwaitingMap | Stage::AwaitingWindow => {}
+        }
+    }
+
+    fn expire(&mut self, id: OpId, now: Instant) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        let is_down = operation.server.is_some_and(|server| self.router.is_down(server));
+        let trouble = self.map_source.trouble().map(Arc::as_ref);
+        let error = operation.expired(is_down, trouble);
+        // A connection on which nothing was heard for so long may lead to nobody; the next
+        // operation shall not wait for the kernel to find out.
+        let silent = match operation.stage {
+            Stage::Assigned { connection, .. }
+                if now - operation.assigned_at >= self.options.connect_timeout =>
+            {
+                let since = operation.assigned_at;
+                self.connections
+                    .get(&connection)
+                    .is_some_and(|c| c.heard_at < since)
+                    .then_some(connection)
+            }
+            _ => None,
+        };
+        self.finish(id, Err(error));
+        if let Some(token) = silent {
+            self.lose(token, "it has gone silent", now);
+        }
+    }
+
+    // --- The way of an operation -----------------------------------------------------------------
+
+    fn make_ready(&mut self, id: OpId) {
+        if let Some(operation) = self.operations.get_mut(&id) {
+            operation.stage = Stage::Ready;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn advance_ready(&mut self, now: Instant) {
+        while let Some(id) = self.ready.pop_front() {
+            self.advance(id, now);
+        }
+    }
+
+    /// Routes an operation and puts it on a connection.
+    fn advance(&mut self, id: OpId, now: Instant) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        if operation.stage != Stage::Ready {
+            return;
+        }
+        let Some(place) = operation.place.or_else(|| self.router.locate(operation.digest)) else {
+            operation.stage = Stage::AwaitingMap;
+            return self.want_map();
+        };
+        let (group, shard) = place;
+        operation.place = Some(place);
+        operation.view = self.router.version(group);
+        let (member, address) = match self.router.route(group, operation.kind.role()) {
+            Route::To { member, address } => (member, address),
+            Route::Lost => return self.finish_lost(id, group),
+            Route::Nowhere { server } => {
+                operation.server = server;
+                let trouble = match server {
+                    Some(server) => format!("the map has no address of server {server} yet"),
+                    None => format!("the map names no server for this in group {group} yet"),
+                };
+                self.back_off(id, &trouble.into(), now);
+                return self.want_map();
+            }
+        };
+        operation.server = Some(member.server);
+        let client = match operation.session {
+            Some((client, _)) => client,
+            None if operation.kind.is_write() => self.session_client(place),
+            None => self.client,
+        };
+        match self.connect(Target::Shard { member, address, shard, client }, now) {
+            Ok(token) => self.assign(id, token, now),
+            Err(error) => {
+                let trouble = format!("connecting to server {member} at {address}: {error}");
+                self.back_off(id, &trouble.into(), now);
+                self.want_map();
+            }
+        }
+    }
+
+    fn session_client(&mut self, place: (GroupId, ShardId)) -> ClientId {
+        let client = self.client;
+        self.sessions
+            .entry(place)
+            .or_insert_with(|| Sessions { session: Session::new(client), waiting: VecDeque::new() })
+            .session
+            .client()
+    }
+
+    fn assign(&mut self, id: OpId, token: u64, now: Instant) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        operation.stage = Stage::Assigned { connection: token, request: None };
+        operation.assigned_at = now;
+        operation.attention_at = now + OVERDUE_AFTER;
+        operation.is_overdue = false;
+        let wake_at = operation.wake_at();
+        self.wake_by(wake_at);
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        if connection.is_open {
+            self.transmit(id, token, now);
+        } else {
+            connection.backlog.push_back(id);
+        }
+    }
+
+    /// Something was in the way: try again a little later.
+    fn back_off(&mut self, id: OpId, trouble: &Arc<str>, now: Instant) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let until = now + operation.backoff.next(&mut self.random);
+        operation.stage = Stage::BackingOff { until };
+        operation.trouble = Some(Arc::clone(trouble));
+        operation.was_busy = false;
+        let wake_at = operation.wake_at();
+        self.statistics.retries += 1;
+        self.wake_by(wake_at);
+    }
+
+    /// A map was taken: whoever waited for it, or for a newer view, goes on.
+    fn on_new_map(&mut self, now: Instant) {
+        let router = &self.router;
+        let moved: Vec<OpId> = self
+            .operations
+            .iter()
+            .filter(|(_, operation)| {
+                let is_newer =
+                    operation.place.is_some_and(|(g, _)| router.version(g) > operation.view);
+                match operation.stage {
+                    Stage::AwaitingMap => true,
+                    Stage::BackingOff { .. } => is_newer,
+                    Stage::Assigned { .. } => is_newer && operation.is_overdue,
+                    Stage::Ready | Stage::AwaitingWindow => false,
+                }
+            })
+            .map(|(&id, _)| id)
+            .collect();
+        for id in moved {
+            self.make_ready(id);
+        }
+        let gone: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| match c.target {
+                Target::Shard { member, .. } => !self.router.knows(member),
+                Target::Coordinator { .. } => false,
+            })
+            .map(|(&token, _)| token)
+            .collect();
+        for token in gone {
+            self.lose(token, "the map names another process in its place", now);
+        }
+    }
+
+    fn finish_lost(&mut self, id: OpId, group: GroupId) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        let action = operation.action();
+        let cause = format!("the map says that group {group} is lost");
+        // Only a completion record is definite once a write was sent (consistency.md §8).
+        let error = if operation.doubtful > 0 {
+            Error::InDoubt { action, cause }
+        } else {
+            Error::Lost { action, cause }
+        };
+        self.finish(id, Err(error));
+    }
+
+    /// Ends an operation for its caller.
+    fn finish(&mut self, id: OpId, result: Result<Outcome, Error>) {
+        let Some(operation) = self.operations.remove(&id) else { return };
+        self.bytes_in_flight -= operation.bytes();
+        if let (true, Some(place)) = (operation.kind.is_write(), operation.place) {
+            self.leave_session(place, operation.session);
+        }
+        match operation.notify {
+            Notify::Queue(tag) => self.completions.push_back(Completion { tag, result }),
+            Notify::Caller => self.call_result = Some((id, result)),
+        }
+    }
+
+    /// A write has ended for the caller; those that waited for its place in the window go on.
+    fn leave_session(&mut self, place: (GroupId, ShardId), number: Option<(ClientId, RequestSeq)>) {
+        let Some(Sessions { session, waiting }) = self.sessions.get_mut(&place) else { return };
+        if let Some((client, seq)) = number
+            && client == session.client()
+        {
+            session.finish(seq);
+        }
+        let mut room = session.room();
+        while room > 0
+            && let Some(id) = waiting.pop_front()
+        {
+            // Those whose deadline has passed meanwhile are gone.
+            if let Some(operation) = self.operations.get_mut(&id) {
+                operation.stage = Stage::Ready;
+                self.ready.push_back(id);
+                room -= 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! The engine's traffic: connections opened and lost, requests sent, answers taken.
+//!
+//! Whatever a server sends, the worst that happens is that its connection is closed and its
+//! operations are tried again until their deadlines.
+
+use std::io;
+use std::time::Instant;
+
+use kv_protocol::client_message::{
+    Answer, Refusal, Request, Status, Welcome, opcode, read_map_answer,
+};
+use kv_protocol::escape;
+use kv_protocol::ids::{ClientId, RequestId};
+
+use super::{Engine, OpId};
+use crate::completion::Outcome;
+use crate::connection::{Connection, EAGER_BYTES, MAX_OUTSTANDING, Target};
+use crate::error::Error;
+use crate::operation::{Kind, Operation, Stage};
+use crate::poller::Readiness;
+use crate::session::Session;
+
+/// Most bytes of a server's words that go into a message.
+const MAX_REASON_BYTES: usize = 300;
+
+/// What becomes of a connection after a frame.
+enum Flow {
+    GoOn,
+    /// It has done what it was for.
+    Close,
+}
+
+impl Engine {
+    // --- Connections -----------------------------------------------------------------------------
+
+    /// The connection to `target`, opened if there is none.
+    pub(super) fn connect(&mut self, target: Target, now: Instant) -> io::Result<u64> {
+        if let Some(&token) = self.by_target.get(&target) {
+            return Ok(token);
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        let hello = Connection::hello(&target, self.router.cluster(), self.client);
+        let connection = Connection::open(target, hello, token, &self.poller, now)?;
+        self.connections.insert(token, connection);
+        self.by_target.insert(target, token);
+        self.wake_by(now + self.options.connect_timeout);
+        Ok(token)
+    }
+
+    pub(super) fn ask_for_map(&mut self, now: Instant) {
+        let target = Target::Coordinator { address: self.map_source.endpoint().address };
+        match self.connect(target, now) {
+            Ok(token) => self.map_source.asking(token),
+            Err(error) => self.map_source.failed(&error.to_string(), &mut self.random, now),
+        }
+    }
+
+    /// A connection has ended: what was on it is tried again.
+    pub(super) fn lose(&mut self, token: u64, why: &str, now: Instant) {
+        if let Some(connection) = self.connections.remove(&token) {
+            self.bury(connection, why, now);
+        }
+    }
+
+    fn bury(&mut self, connection: Connection, why: &str, now: Instant) {
+        self.by_target.remove(&connection.target);
+        connection.unregister(&self.poller);
+        let (member, address) = match connection.target {
+            Target::Coordinator { address } => {
+                tracing::debug!(%address, why, "no map from the coordinator");
+                self.map_source.failed(why, &mut self.random, now);
+                if let Some(at) = self.map_source.ask_at() {
+                    self.wake_by(at);
+                }
+                return;
+            }
+            Target::Shard { member, address, .. } => (member, address),
+        };
+        tracing::info!(server = %member.server, %address, why, "connection lost");
+        self.statistics.connections_lost += 1;
+        let trouble = format!("server {} at {address}: {why}", member.server).into();
+        let mut any = false;
+        for &id in connection.backlog.iter().chain(connection.outstanding.values()) {
+            let is_here = self.operations.get(&id).is_some_and(|operation| {
+                matches!(operation.stage, Stage::Assigned { connection: on, .. } if on == connection.token())
+            });
+            if is_here {
+                any = true;
+                self.back_off(id, &trouble, now);
+            }
+        }
+        if any {
+            self.want_map();
+        }
+    }
+
+    // --- Sending ---------------------------------------------------------------------------------
+
+    /// Puts an operation that is assigned to an open connection on the wire.
+    pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        if operation.stage != (Stage::Assigned { connection: token, request: None }) {
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let mut first_incomplete = Default::default();
+        if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
+            && let Some(sessions) = self.sessions.get_mut(&place)
+        {
+            let current = sessions.session.client();
+            if operation.session.is_none() {
+                let fits = matches!(connection.target,
+                    Target::Shard { client, .. } if client == current);
+                if !fits {
+                    // The session was begun anew meanwhile; it has a connection of its own.
+                    return self.make_ready(id);
+                }
+                let Some(seq) = sessions.session.begin() else {
+                    operation.stage = Stage::AwaitingWindow;
+                    return sessions.waiting.push_back(id);
+                };
+                operation.session = Some((current, seq));
+            }
+            // A number of a session that was given up keeps the mark it was first sent with.
+            if operation.session.is_some_and(|(client, _)| client == current) {
+                operation.first_incomplete = sessions.session.first_incomplete();
+            }
+            first_incomplete = operation.first_incomplete;
+            operation.doubtful += 1;
+        }
+        let request = RequestId(self.next_request);
+        self.next_request += 1;
+        operation.stage = Stage::Assigned { connection: token, request: Some(request) };
+        Request {
+            id: request,
+            view: operation.view,
+            digest: operation.digest,
+            key: &operation.key,
+            operation: operation.to_wire(first_incomplete),
+        }
+        .write(&mut connection.output);
+        connection.outstanding.insert(request, id);
+        if connection.outstanding.len() > MAX_OUTSTANDING {
+            return self.lose(token, "it leaves too many requests without an answer", now);
+        }
+        if connection.output.len() >= EAGER_BYTES
+            && let Err(error) = connection.flush(&self.poller)
+        {
+            return self.lose(token, &error.to_string(), now);
+        }
+        self.dirty.push(token);
+    }
+
+    pub(super) fn flush_dirty(&mut self, now: Instant) {
+        while let Some(token) = self.dirty.pop() {
+            let Some(connection) = self.connections.get_mut(&token) else { continue };
+            if connection.needs_flush()
+                && let Err(error) = connection.flush(&self.poller)
+            {
+                self.lose(token, &error.to_string(), now);
+            }
+        }
+    }
+
+    // --- Receiving -------------------------------------------------------------------------------
+
+    pub(super) fn on_readiness(&mut self, event: Readiness, now: Instant) {
+        // Out of the table while its frames change the rest.
+        let Some(mut connection) = self.connections.remove(&event.token) else { return };
+        match self.exchange(&mut connection, event, now) {
+            Ok(Flow::Close) => {
+                self.by_target.remove(&connection.target);
+                connection.unregister(&self.poller);
+            }
+            Ok(Flow::GoOn) => {
+                let backlog = if connection.is_open {
+                    std::mem::take(&mut connection.backlog)
+                } else {
+                    Default::default()
+                };
+                self.connections.insert(event.token, connection);
+                for id in backlog {
+                    self.transmit(id, event.token, now);
+                }
+            }
+            Err(why) => self.bury(connection, &why, now),
+        }
+    }
+
+    /// Sends and receives on one connection; an error is why it has to be closed.
+    fn exchange(
+        &mut self,
+        connection: &mut Connection,
+        event: Readiness,
+        now: Instant,
+    ) -> Result<Flow, String> {
+        if event.writable {
+            connection.check_connect().map_err(|error| error.to_string())?;
+            connection.flush(&self.poller).map_err(|error| error.to_string())?;
+        }
+        if !event.readable {
+            return Ok(Flow::GoOn);
+        }
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut flow = Flow::GoOn;
+        let received = connection.receive(&mut scratch, now, |connection| {
+            flow = self.take_frames(connection, now)?;
+            Ok(())
+        });
+        self.scratch = scratch;
+        match (flow, received) {
+            (Flow::Close, _) => Ok(Flow::Close),
+            (Flow::GoOn, Ok(true)) => Ok(Flow::GoOn),
+            (Flow::GoOn, Ok(false)) if connection.input().is_partial() => {
+                Err("it closed the connection in the middle of an answer".to_owned())
+            }
+            (Flow::GoOn, Ok(false)) => Err("it closed the connection".to_owned()),
+            (Flow::GoOn, Err(why)) => Err(why),
+        }
+    }
+
+    fn take_frames(&mut self, connection: &mut Connection, now: Instant) -> Result<Flow, String> {
+        let mut input = connection.take_input();
+        let flow = loop {
+            match input.next_frame() {
+                Ok(None) => break Flow::GoOn,
+                Ok(Some(frame)) => {
+                    match self.on_frame(connection, frame.opcode, frame.body, now)? {
+                        Flow::GoOn => {}
+                        Flow::Close => break Flow::Close,
+                    }
+                }
+                Err(error) => return Err(format!("it sent {error}")),
+            }
+        };
+        connection.restore_input(input);
+        Ok(flow)
+    }
+
+    fn on_frame(
+        &mut self,
+        connection: &mut Connection,
+        opcode: u8,
+        body: &[u8],
+        now: Instant,
+    ) -> Result<Flow, String> {
+        let nonsense = |error: kv_protocol::DecodeError| format!("it sent nonsense: {error}");
+        let is_coordinator = matches!(connection.target, Target::Coordinator { .. });
+        match opcode {
+            opcode::ERROR => {
+                let Refusal { status, reason } = Refusal::read(body).map_err(nonsense)?;
+                Err(format!("it refused ({status:?}): {}", words(reason.as_bytes())))
+            }
+            opcode::WELCOME if !connection.is_open => {
+                self.check_welcome(connection, &Welcome::read(body).map_err(nonsense)?)?;
+                connection.is_open = true;
+                Ok(Flow::GoOn)
+            }
+            opcode::ANSWER if connection.is_open && !is_coordinator => {
+                let answer = Answer::read(body).map_err(nonsense)?;
+                self.on_answer(connection, &answer, now)?;
+                Ok(Flow::GoOn)
+            }
+            opcode::MAP_ANSWER if connection.is_open && is_coordinator => {
+                let map = read_map_answer(body).map_err(nonsense)?;
+                self.router.learn(map).map_err(|refusal| refusal.to_string())?;
+                self.statistics.maps += 1;
+                self.map_source.answered(now);
+                self.on_new_map(now);
+                Ok(Flow::Close)
+            }
+            other => Err(format!("it sent opcode {other:#04x} out of turn")),
+        }
+    }
+
+    /// Whether the one who answers is the one that was meant.
+    fn check_welcome(&self, connection: &Connection, welcome: &Welcome) -> Result<(), String> {
+        if let Some(cluster) = self.router.cluster()
+            && welcome.cluster != cluster
+        {
+            return Err(format!("it belongs to cluster {}, not {cluster}", welcome.cluster));
+        }
+        match (connection.target, welcome.server) {
+            (Target::Coordinator { .. }, None) => Ok(()),
+            (Target::Coordinator { .. }, Some(server)) => Err(format!(
+                "server {} answers there; the client needs the coordinator's clients port",
+                server.server
+            )),
+            (Target::Shard { member, .. }, Some(server)) if server == member => Ok(()),
+            (Target::Shard { member, .. }, server) => Err(match server {
+                Some(server) => format!("process {server} answers there, not {member}"),
+                None => format!("a coordinator answers there, not server {member}"),
+            }),
+        }
+    }
+
+    /// Judges an answer; an error is why the connection has to be closed.
+    fn on_answer(
+        &mut self,
+        connection: &mut Connection,
+        answer: &Answer<'_>,
+        now: Instant,
+    ) -> Result<(), String> {
+        let Some(id) = connection.outstanding.remove(&answer.id) else {
+            return Err(format!("it answered request {}, which was not asked", answer.id));
+        };
+        // Its caller may have given up.
+        let Some(operation) = self.operations.get_mut(&id) else { return Ok(()) };
+        let here = Stage::Assigned { connection: connection.token(), request: Some(answer.id) };
+        // An answer to an earlier sending counts if it is an end; if not, the later one decides.
+        let is_current = operation.stage == here;
+        match answer.status {
+            Status::Ok => {
+                let outcome = outcome(operation, answer);
+                self.finish(id, Ok(outcome));
+            }
+            Status::NotFound
+                if matches!(operation.kind, Kind::Get | Kind::Delete | Kind::Verify(_)) =>
+            {
+                let action = operation.action();
+                self.finish(id, Err(Error::NotFound { action }));
+            }
+            Status::Conflict if operation.is_conditional() => {
+                let (action, version) = (operation.action(), answer.version);
+                self.finish(id, Err(Error::Conflict { action, version }));
+            }
+            Status::NotFound | Status::Conflict => {
+                // Put back, so that the loss of the connection finds the operation.
+                connection.outstanding.insert(answer.id, id);
+                return Err(format!(
+                    "it answered {:?} to a {}",
+                    answer.status,
+                    operation.kind.verb()
+                ));
+            }
+            Status::SessionExpired => self.on_session_expired(id, now),
+            Status::WrongView | Status::Unavailable if is_current => {
+                let trouble = spoken(operation, answer);
+                self.back_off(id, &trouble.into(), now);
+                self.want_map();
+            }
+            Status::WrongView | Status::Unavailable => {}
+            Status::Lost => {
+                if is_current {
+                    let (action, cause) = (operation.action(), spoken(operation, answer));
+                    let error = if operation.kind.is_write() {
+                        Error::InDoubt { action, cause }
+                    } else {
+                        Error::Lost { action, cause }
+                    };
+                    self.finish(id, Err(error));
+                }
+            }
+            Status::Busy => {
+                operation.doubtful = operation.doubtful.saturating_sub(1);
+                if is_current {
+                    let trouble = spoken(operation, answer);
+                    self.back_off(id, &trouble.into(), now);
+                    if let Some(operation) = self.operations.get_mut(&id) {
+                        operation.was_busy = true;
+                    }
+                }
+            }
+            _ => self.on_refused(id, answer, is_current),
+        }
+        Ok(())
+    }
+
+    /// Refused for good: this sending did nothing.
+    fn on_refused(&mut self, id: OpId, answer: &Answer<'_>, is_current: bool) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        operation.doubtful = operation.doubtful.saturating_sub(1);
+        if !is_current {
+            return;
+        }
+        let (action, reason) = (operation.action(), spoken(operation, answer));
+        let error = if operation.doubtful > 0 {
+            Error::InDoubt { action, cause: format!("a retry was refused: {reason}") }
+        } else {
+            match answer.status {
+                Status::TooBig => Error::TooBig { action, reason },
+                Status::OutOfSpace => Error::OutOfSpace { action, reason },
+                Status::Invalid => Error::Invalid { action, reason },
+                _ => Error::Protocol { action, reason },
+            }
+        };
+        self.finish(id, Err(error));
+    }
+
+    /// The server does not know the write's session, so it has not executed this sending of it.
+    ///
+    /// If no other sending of it can have been executed, the session was merely forgotten for
+    /// having been idle (or its first writes never arrived): it is begun anew, under another
+    /// client id, and the write goes out under its first number. Otherwise the caller must be told
+    /// that nobody knows.
+    fn on_session_expired(&mut self, id: OpId, now: Instant) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let (Some(place), Some((client, _)), 1) =
+            (operation.place, operation.session, operation.doubtful)
+        else {
+            // Sent more than once, or, by a server out of its mind, no write at all.
+            let action = operation.action();
+            let cause = "the servers have forgotten this client's session".to_owned();
+            let error = if operation.kind.is_write() {
+                Error::InDoubt { action, cause }
+            } else {
+                Error::Protocol { action, reason: cause }
+            };
+            return self.finish(id, Err(error));
+        };
+        operation.session = None;
+        operation.doubtful = 0;
+        if let Some(sessions) = self.sessions.get_mut(&place)
+            && sessions.session.client() == client
+        {
+            self.fresh_sessions += 1;
+            let fresh = ClientId(self.client.0.wrapping_add(self.fresh_sessions));
+            sessions.session = Session::new(fresh);
+            self.close_unused(client);
+        }
+        self.back_off(id, &"the servers had forgotten this client's session".into(), now);
+        self.leave_session(place, None);
+    }
+
+    /// Closes the connections of a client id that no session has any more.
+    fn close_unused(&mut self, client: ClientId) {
+        let is_used = client == self.client
+            || self.sessions.values().any(|sessions| sessions.session.client() == client);
+        if is_used {
+            return;
+        }
+        let unused: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| {
+                c.outstanding.is_empty()
+                    && matches!(c.target, Target::Shard { client: of, .. } if of == client)
+            })
+            .map(|(&token, _)| token)
+            .collect();
+        for token in unused {
+            if let Some(connection) = self.connections.remove(&token) {
+                self.by_target.remove(&connection.target);
+                connection.unregister(&self.poller);
+            }
+        }
+    }
+}
+
+fn outcome(operation: &Operation, answer: &Answer<'_>) -> Outcome {
+    let reads = matches!(operation.kind, Kind::Get | Kind::Verify(_));
+    Outcome {
+        value: if reads { answer.value.to_vec() } else { Vec::new() },
+        version: answer.version,
+        copies: if operation.kind.is_write() { answer.copies } else { 0 },
+    }
+}
+
+/// What a server said, as it may be shown.
+fn spoken(operation: &Operation, answer: &Answer<'_>) -> String {
+    let status = answer.status;
+    match (operation.server, answer.value) {
+        (Some(server), []) => format!("server {server} answered {status:?}"),
+        (Some(server), reason) => format!("server {server} answered {status:?}: {}", words(reason)),
+        (None, reason) => format!("{status:?}: {}", words(reason)),
+    }
+}
+
+/// A server's words, shortened and without anything that a terminal obeys.
+fn words(reason: &[u8]) -> String {
+    escape::readable(&reason[..reason.len().min(MAX_REASON_BYTES)]).to_string()
+}

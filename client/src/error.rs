@@ -1,0 +1,226 @@
+//! How operations fail, in words that say what was being done, with which values, and what to check.
+
+use std::fmt;
+use std::time::Duration;
+
+use kv_protocol::ids::SequenceNumber;
+use kv_protocol::{escape, limits};
+
+/// Most bytes of a key that a message shows.
+const SHOWN_KEY_BYTES: usize = 64;
+
+/// What was being done when something failed: the operation and its key, shortened to what a message
+/// can show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Action {
+    verb: &'static str,
+    key: Box<[u8]>,
+    key_bytes: usize,
+}
+
+impl Action {
+    pub(crate) fn new(verb: &'static str, key: &[u8]) -> Action {
+        Action { verb, key: key[..key.len().min(SHOWN_KEY_BYTES)].into(), key_bytes: key.len() }
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} \"{}\"", self.verb, escape::readable(&self.key))?;
+        if self.key.len() < self.key_bytes {
+            write!(f, "… ({} bytes)", self.key_bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// How an operation fails.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The key does not exist.
+    #[error("{action}: the key does not exist")]
+    NotFound {
+        /// What was being done.
+        action: Action,
+    },
+    /// The condition of a write does not hold; nothing was changed.
+    #[error("{action}: the condition does not hold ({}); nothing was changed: read the key and decide again", found(*version))]
+    Conflict {
+        /// What was being done.
+        action: Action,
+        /// The version that the entry has; zero if the key does not exist.
+        version: SequenceNumber,
+    },
+    /// A read was asked, and no answer came before the deadline.
+    #[error(
+        "{action}: no answer within {waited:?} ({cause}); a longer deadline may help, `coord status` shows how the cluster is"
+    )]
+    Timeout {
+        /// What was being done.
+        action: Action,
+        /// The deadline.
+        waited: Duration,
+        /// What was last heard.
+        cause: String,
+    },
+    /// The write was sent, and whether it was done cannot be known.
+    #[error(
+        "{action}: in doubt, the write may have been done or not: {cause}; read the key to find out"
+    )]
+    InDoubt {
+        /// What was being done.
+        action: Action,
+        /// Why it is not known.
+        cause: String,
+    },
+    /// The operation could not be served before the deadline; a write was not done.
+    #[error(
+        "{action}: not served within {waited:?}: {cause}; `coord status` shows which servers are up"
+    )]
+    Unavailable {
+        /// What was being done.
+        action: Action,
+        /// The deadline.
+        waited: Duration,
+        /// What was last in the way.
+        cause: String,
+    },
+    /// Every holder of the key's group is dead; trying again does not help until an operator acts.
+    #[error(
+        "{action}: no server holds this key's group any more ({cause}); it has to be restored from dumps"
+    )]
+    Lost {
+        /// What was being done.
+        action: Action,
+        /// Which group, and who says so.
+        cause: String,
+    },
+    /// Key or value is longer than allowed; nothing was changed.
+    #[error("{action}: {reason}")]
+    TooBig {
+        /// What was being done.
+        action: Action,
+        /// What is too long, and what is allowed.
+        reason: String,
+    },
+    /// The server's memory limit is reached; nothing was changed.
+    #[error(
+        "{action}: the server is out of space ({reason}); delete keys, or start the servers with a higher --memory-limit"
+    )]
+    OutOfSpace {
+        /// What was being done.
+        action: Action,
+        /// What the server says.
+        reason: String,
+    },
+    /// The server refused for too much load until the deadline; a write was not done.
+    #[error(
+        "{action}: the server was too busy for {waited:?}: {cause}; send less at once, or later"
+    )]
+    Busy {
+        /// What was being done.
+        action: Action,
+        /// The deadline.
+        waited: Duration,
+        /// What the server said.
+        cause: String,
+    },
+    /// The call contradicts itself; nothing was sent or nothing was done.
+    #[error("{action}: {reason}")]
+    Invalid {
+        /// What was being done.
+        action: Action,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The server does not serve this kind of request; nothing was done.
+    #[error(
+        "{action}: client and server do not understand each other: {reason}; are both of the same version?"
+    )]
+    Protocol {
+        /// What was being done.
+        action: Action,
+        /// What the server says.
+        reason: String,
+    },
+}
+
+fn found(version: SequenceNumber) -> String {
+    match version {
+        SequenceNumber::ZERO => "the key does not exist".to_owned(),
+        version => format!("the entry has version {version}"),
+    }
+}
+
+impl Error {
+    pub(crate) fn key_too_long(action: Action) -> Error {
+        let reason = format!(
+            "a key of {} bytes; it may have up to {}",
+            action.key_bytes,
+            limits::MAX_KEY_BYTES
+        );
+        Error::TooBig { action, reason }
+    }
+
+    pub(crate) fn value_too_long(action: Action, bytes: usize) -> Error {
+        let reason =
+            format!("a value of {bytes} bytes; it may have up to {}", limits::MAX_VALUE_BYTES);
+        Error::TooBig { action, reason }
+    }
+}
+
+/// How opening a client fails.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// An endpoint is not written as one.
+    #[error(
+        "the coordinator's address \"{name}\" is not host:port (several are separated by commas)"
+    )]
+    Endpoint {
+        /// As given.
+        name: String,
+    },
+    /// A name cannot be resolved.
+    #[error("looking up the coordinator's address \"{name}\": {source}; check the host name")]
+    Resolve {
+        /// As given.
+        name: String,
+        /// What the system's resolver says.
+        source: std::io::Error,
+    },
+    /// The resolver knows the names, but no address.
+    #[error("\"{endpoints}\" has no address; host:port is needed")]
+    NoAddress {
+        /// As given.
+        endpoints: String,
+    },
+    /// A setting is out of its bounds.
+    #[error("opening a client with {what}")]
+    Options {
+        /// Which, and its bounds.
+        what: String,
+    },
+    /// The system gives no epoll descriptor or no random number.
+    #[error("{what} for a client: {source}; check the limit of open files (ulimit -n)")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_binary_key_is_shown_escaped_and_shortened() {
+        let action = Action::new("put", &[b"\x1b[2Jabc".as_slice(), &[b'k'; 100]].concat());
+        let shown = action.to_string();
+        assert!(shown.starts_with("put \"\\x1b[2Jabckkk"), "{shown}");
+        assert!(shown.ends_with("k\"… (107 bytes)"), "{shown}");
+    }
+}

@@ -1,0 +1,277 @@
+//! One operation under way: what was asked, how far it is, and what was in its way.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_protocol::client_message::{
+    Condition, Operation as WireOperation, ReplicaRole, WriteHeader,
+};
+use kv_protocol::ids::{ClientId, GroupId, RequestId, RequestSeq, ServerId, ShardId, ViewVersion};
+use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use kv_protocol::placement::Digest;
+
+use crate::backoff::Backoff;
+use crate::error::{Action, Error};
+use crate::options::{OpOptions, is_deadline};
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op<'a> {
+    /// Read a key.
+    Get {
+        /// 1 to 65,535 bytes.
+        key: &'a [u8],
+    },
+    /// Set a key.
+    Put {
+        /// 1 to 65,535 bytes.
+        key: &'a [u8],
+        /// Up to 16 MiB.
+        value: &'a [u8],
+    },
+    /// Remove a key.
+    Delete {
+        /// 1 to 65,535 bytes.
+        key: &'a [u8],
+    },
+    /// Nothing; shows that the key's server answers.
+    Noop {
+        /// 1 to 65,535 bytes.
+        key: &'a [u8],
+    },
+    /// Read a key from the replica named.
+    Verify {
+        /// 1 to 65,535 bytes.
+        key: &'a [u8],
+        /// Whose copy.
+        replica: ReplicaRole,
+    },
+}
+
+/// The kind of an operation, without its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Get,
+    Put,
+    Delete,
+    Noop,
+    Verify(ReplicaRole),
+}
+
+impl Kind {
+    pub(crate) fn verb(self) -> &'static str {
+        match self {
+            Kind::Get => "get",
+            Kind::Put => "put",
+            Kind::Delete => "delete",
+            Kind::Noop => "no-operation for",
+            Kind::Verify(ReplicaRole::Primary) => "read from the primary's copy of",
+            Kind::Verify(ReplicaRole::Secondary) => "read from the secondary's copy of",
+        }
+    }
+
+    pub(crate) fn is_write(self) -> bool {
+        matches!(self, Kind::Put | Kind::Delete)
+    }
+
+    /// Whose server is asked.
+    pub(crate) fn role(self) -> ReplicaRole {
+        match self {
+            Kind::Verify(role) => role,
+            _ => ReplicaRole::Primary,
+        }
+    }
+}
+
+/// Who is told of the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notify {
+    /// Whoever polls, under this tag.
+    Queue(u64),
+    /// The call that waits.
+    Caller,
+}
+
+/// How far an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It is in the engine's list of what to send next.
+    Ready,
+    /// No map has come yet.
+    AwaitingMap,
+    /// A write; its session's window is full.
+    AwaitingWindow,
+    /// On a connection; with a request id once it was sent there.
+    Assigned { connection: u64, request: Option<RequestId> },
+    /// Something was in the way; it is tried again then.
+    BackingOff { until: Instant },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Operation {
+    pub(crate) kind: Kind,
+    pub(crate) key: Box<[u8]>,
+    pub(crate) value: Box<[u8]>,
+    condition: Condition,
+    pub(crate) digest: Digest,
+    pub(crate) notify: Notify,
+    /// How long it may take.
+    allowed: Duration,
+    pub(crate) deadline: Instant,
+    pub(crate) place: Option<(GroupId, ShardId)>,
+    pub(crate) stage: Stage,
+    /// When it was put on the connection it is on.
+    pub(crate) assigned_at: Instant,
+    /// When it has waited so long that the map should be looked at; for [`Stage::Assigned`].
+    pub(crate) attention_at: Instant,
+    /// Whether that has happened on this connection.
+    pub(crate) is_overdue: bool,
+    /// The view that it was last routed by, and to whom.
+    pub(crate) view: ViewVersion,
+    pub(crate) server: Option<ServerId>,
+    /// A write's number, kept by all retries, and the client id that the session has.
+    pub(crate) session: Option<(ClientId, RequestSeq)>,
+    /// Its session's first incomplete number when it was last sent.
+    pub(crate) first_incomplete: RequestSeq,
+    /// How often a write was sent without a word that this sending did nothing. While it is not
+    /// zero, the write may have been done.
+    pub(crate) doubtful: u32,
+    pub(crate) backoff: Backoff,
+    /// What was last in the way.
+    pub(crate) trouble: Option<Arc<str>>,
+    /// Whether that was too much load.
+    pub(crate) was_busy: bool,
+}
+
+impl Operation {
+    /// Checks and copies what the caller asks.
+    pub(crate) fn new(
+        op: Op<'_>,
+        options: &OpOptions,
+        default_deadline: Duration,
+        notify: Notify,
+        now: Instant,
+    ) -> Result<Operation, Error> {
+        let (kind, key, value): (Kind, &[u8], &[u8]) = match op {
+            Op::Get { key } => (Kind::Get, key, &[]),
+            Op::Put { key, value } => (Kind::Put, key, value),
+            Op::Delete { key } => (Kind::Delete, key, &[]),
+            Op::Noop { key } => (Kind::Noop, key, &[]),
+            Op::Verify { key, replica } => (Kind::Verify(replica), key, &[]),
+        };
+        let action = || Action::new(kind.verb(), key);
+        if key.is_empty() {
+            let reason = "the key is empty; it needs 1 to 65,535 bytes".to_owned();
+            return Err(Error::Invalid { action: action(), reason });
+        }
+        if key.len() > MAX_KEY_BYTES {
+            return Err(Error::key_too_long(action()));
+        }
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(Error::value_too_long(action(), value.len()));
+        }
+        let allowed = options.deadline.unwrap_or(default_deadline);
+        if !is_deadline(allowed) {
+            let reason = format!("a deadline of {allowed:?}; it must be 1 ms to 60 s");
+            return Err(Error::Invalid { action: action(), reason });
+        }
+        Ok(Operation {
+            kind,
+            key: key.into(),
+            value: value.into(),
+            condition: options.condition,
+            digest: Digest::of(key),
+            notify,
+            allowed,
+            deadline: now + allowed,
+            place: None,
+            stage: Stage::Ready,
+            assigned_at: now,
+            attention_at: now,
+            is_overdue: false,
+            view: ViewVersion(0),
+            server: None,
+            session: None,
+            first_incomplete: RequestSeq(0),
+            doubtful: 0,
+            backoff: Backoff::default(),
+            trouble: None,
+            was_busy: false,
+        })
+    }
+
+    pub(crate) fn action(&self) -> Action {
+        Action::new(self.kind.verb(), &self.key)
+    }
+
+    /// Bytes of key and value.
+    pub(crate) fn bytes(&self) -> usize {
+        self.key.len() + self.value.len()
+    }
+
+    /// Whether a CONFLICT can be its answer.
+    pub(crate) fn is_conditional(&self) -> bool {
+        self.kind.is_write() && self.condition != Condition::Always
+    }
+
+    /// What goes on the wire; `first_incomplete` is its session's at this moment.
+    pub(crate) fn to_wire(&self, first_incomplete: RequestSeq) -> WireOperation<'_> {
+        let header = WriteHeader {
+            seq: self.session.map_or(RequestSeq(0), |(_, seq)| seq),
+            first_incomplete,
+            condition: self.condition,
+        };
+        match self.kind {
+            Kind::Get => WireOperation::Get,
+            Kind::Put => WireOperation::Put(header, &self.value),
+            Kind::Delete => WireOperation::Delete(header),
+            Kind::Noop => WireOperation::Noop,
+            Kind::Verify(role) => WireOperation::Verify(role),
+        }
+    }
+
+    /// When something has to be done for it at the latest.
+    pub(crate) fn wake_at(&self) -> Instant {
+        match self.stage {
+            Stage::Assigned { .. } => self.attention_at.min(self.deadline),
+            Stage::BackingOff { until } => until.min(self.deadline),
+            Stage::Ready | Stage::AwaitingMap | Stage::AwaitingWindow => self.deadline,
+        }
+    }
+
+    /// Its end when the deadline has passed. `server_is_down`: the coordinator says so of the server
+    /// it was last meant for.
+    pub(crate) fn expired(&self, server_is_down: bool, map_trouble: Option<&str>) -> Error {
+        let (action, waited) = (self.action(), self.allowed);
+        let is_waiting = matches!(self.stage, Stage::Assigned { request: Some(_), .. });
+        let mut cause = match (&self.trouble, self.stage) {
+            (_, Stage::AwaitingMap) => {
+                map_trouble.unwrap_or("the coordinator has not answered").to_owned()
+            }
+            (Some(trouble), _) => trouble.to_string(),
+            (None, Stage::AwaitingWindow) => {
+                "64 earlier writes to its shard have not ended".to_owned()
+            }
+            (None, _) => match self.server {
+                Some(server) => format!("server {server} did not answer"),
+                None => "no server is known for it".to_owned(),
+            },
+        };
+        if let (true, Some(server)) = (server_is_down, self.server) {
+            cause.push_str(&format!("; the coordinator says that server {server} is down"));
+        } else if let (Some(trouble), false) = (map_trouble, self.stage == Stage::AwaitingMap) {
+            cause.push_str(&format!("; asking for the map: {trouble}"));
+        }
+        if self.doubtful > 0 {
+            let cause = format!("no answer within {waited:?} ({cause})");
+            Error::InDoubt { action, cause }
+        } else if self.was_busy {
+            Error::Busy { action, waited, cause }
+        } else if is_waiting && !server_is_down {
+            Error::Timeout { action, waited, cause }
+        } else {
+            Error::Unavailable { action, waited, cause }
+        }
+    }
+}

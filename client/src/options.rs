@@ -1,0 +1,147 @@
+//! What a caller may set, and the endpoints that a caller names.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use kv_protocol::client_message::Condition;
+use kv_protocol::limits::{DEFAULT_DEADLINE, MAX_DEADLINE};
+
+use crate::error::OpenError;
+
+/// Most operations that one client keeps in flight, and so the largest [`Options::window`].
+pub const MAX_IN_FLIGHT: usize = 65_536;
+/// Operations in flight where the caller sets no window.
+const DEFAULT_WINDOW: usize = 1_024;
+/// How long a connection may take until it is welcomed, where the caller says nothing.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most endpoints that [`crate::Client::open`] takes, and most addresses that a name may have.
+const MAX_ENDPOINTS: usize = 64;
+
+/// Settings of a [`crate::Client`].
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long an operation may take in all, connecting, retrying and waiting included, where the
+    /// operation itself does not say. Default 5 s, at most 60 s.
+    pub deadline: Duration,
+    /// How long one connection may take until the server has welcomed it; then the next address is
+    /// tried. Default 1 s.
+    pub connect_timeout: Duration,
+    /// Most operations that [`crate::Client::submit`] takes before completions are collected.
+    /// Default 1,024, at most [`MAX_IN_FLIGHT`].
+    pub window: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            deadline: DEFAULT_DEADLINE,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            window: DEFAULT_WINDOW,
+        }
+    }
+}
+
+impl Options {
+    pub(crate) fn check(&self) -> Result<(), OpenError> {
+        let refuse = |what: String| Err(OpenError::Options { what });
+        if !is_deadline(self.deadline) {
+            return refuse(format!("a deadline of {:?}; it must be 1 ms to 60 s", self.deadline));
+        }
+        if !is_deadline(self.connect_timeout) {
+            let timeout = self.connect_timeout;
+            return refuse(format!("a connect timeout of {timeout:?}; it must be 1 ms to 60 s"));
+        }
+        if self.window == 0 || self.window > MAX_IN_FLIGHT {
+            return refuse(format!("a window of {}; it must be 1 to {MAX_IN_FLIGHT}", self.window));
+        }
+        Ok(())
+    }
+}
+
+/// Settings of one operation.
+#[derive(Clone, Copy, Debug)]
+pub struct OpOptions {
+    /// How long it may take in all; `None`: as [`Options::deadline`] says. At most 60 s.
+    pub deadline: Option<Duration>,
+    /// Under which condition a put or delete is done; not looked at elsewhere.
+    pub condition: Condition,
+}
+
+impl Default for OpOptions {
+    fn default() -> OpOptions {
+        OpOptions { deadline: None, condition: Condition::Always }
+    }
+}
+
+/// Whether a deadline is one that the client accepts.
+pub(crate) fn is_deadline(deadline: Duration) -> bool {
+    deadline >= Duration::from_millis(1) && deadline <= MAX_DEADLINE
+}
+
+/// One address of a coordinator, and what the caller called it.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    /// As written by the caller, for messages.
+    pub(crate) name: String,
+    /// What the name was resolved to.
+    pub(crate) address: SocketAddr,
+}
+
+/// Resolves `host:port[,host:port…]`. The only place where the library asks for names: the system's
+/// resolver knows no deadline.
+pub(crate) fn resolve(endpoints: &str) -> Result<Vec<Endpoint>, OpenError> {
+    let mut resolved = Vec::new();
+    for name in endpoints.split(',').map(str::trim) {
+        let well_formed = name.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && port.parse().is_ok_and(|p: u16| p != 0)
+        });
+        if !well_formed {
+            return Err(OpenError::Endpoint { name: name.to_owned() });
+        }
+        let addresses = name
+            .to_socket_addrs()
+            .map_err(|source| OpenError::Resolve { name: name.to_owned(), source })?;
+        resolved.extend(
+            addresses
+                .take(MAX_ENDPOINTS)
+                .map(|address| Endpoint { name: name.to_owned(), address }),
+        );
+    }
+    match resolved.len() {
+        0 => Err(OpenError::NoAddress { endpoints: endpoints.to_owned() }),
+        1..=MAX_ENDPOINTS => Ok(resolved),
+        count => Err(OpenError::Options {
+            what: format!("{count} coordinator addresses; at most {MAX_ENDPOINTS} are allowed"),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_hosts_with_ports_separated_by_commas() {
+        let found = resolve("127.0.0.1:7000, [::1]:7001").unwrap();
+        assert_eq!(found[0].address, "127.0.0.1:7000".parse().unwrap());
+        assert_eq!(found[1].address, "[::1]:7001".parse().unwrap());
+    }
+
+    #[test]
+    fn a_bad_endpoint_is_named() {
+        for bad in ["", "localhost", "localhost:", ":7000", "a:0", "a:65536", "127.0.0.1:7000,,b:1"]
+        {
+            let error = resolve(bad).expect_err(bad);
+            assert!(error.to_string().contains("host:port"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn deadlines_out_of_bounds_are_refused() {
+        for deadline in [Duration::ZERO, Duration::from_secs(61)] {
+            let options = Options { deadline, ..Options::default() };
+            assert!(options.check().unwrap_err().to_string().contains("1 ms to 60 s"));
+        }
+        assert!(Options::default().check().is_ok());
+    }
+}

@@ -1,0 +1,283 @@
+//! From a key to the server that serves it. No I/O: maps come in, routes come out.
+//!
+//! Views only move forward: per group the one with the highest version ever seen is kept, whichever
+//! map it came in, and a map of an older coordinator's term changes no address.
+
+use std::net::SocketAddr;
+
+use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, ServerId, ShardId, ViewVersion};
+use kv_protocol::map::{Map, MapServer, ServerState};
+use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::view::View;
+
+/// Where to send a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// To this process.
+    To { member: Member, address: SocketAddr },
+    /// Every holder of the group is dead.
+    Lost,
+    /// The group has no server for this request that has an address: the cluster starts, or is
+    /// changing.
+    Nowhere { server: Option<ServerId> },
+}
+
+/// Why a map was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MapRefusal {
+    #[error(
+        "the coordinator there leads cluster {got}, not {known}, which this client was opened for; open a new client"
+    )]
+    OtherCluster { known: ClusterId, got: ClusterId },
+    #[error(
+        "the map tells of {servers} servers with {shards} shards, and earlier ones of another shape, which cannot change"
+    )]
+    OtherShape { servers: u16, shards: u16 },
+    #[error("the map has a cluster id of zero")]
+    NoCluster,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Router {
+    known: Option<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    cluster: ClusterId,
+    placement: Placement,
+    epoch: Epoch,
+    servers: Vec<MapServer>,
+    views: Vec<View>,
+}
+
+impl Router {
+    /// Takes what is new from a map.
+    pub(crate) fn learn(&mut self, map: Map) -> Result<(), MapRefusal> {
+        if map.cluster == ClusterId::default() {
+            return Err(MapRefusal::NoCluster);
+        }
+        let placement = map.placement();
+        let Some(known) = &mut self.known else {
+            self.known = Some(Known {
+                cluster: map.cluster,
+                placement,
+                epoch: map.epoch,
+                servers: map.servers,
+                views: map.views,
+            });
+            return Ok(());
+        };
+        if map.cluster != known.cluster {
+            return Err(MapRefusal::OtherCluster { known: known.cluster, got: map.cluster });
+        }
+        if placement != known.placement {
+            let (servers, shards) = (placement.servers(), placement.shards());
+            return Err(MapRefusal::OtherShape { servers, shards });
+        }
+        for (view, newer) in known.views.iter_mut().zip(map.views) {
+            if newer.version > view.version {
+                *view = newer;
+            }
+        }
+        if map.epoch.number >= known.epoch.number {
+            known.epoch = map.epoch;
+            known.servers = map.servers;
+        }
+        Ok(())
+    }
+
+    /// The cluster, once a map has come.
+    pub(crate) fn cluster(&self) -> Option<ClusterId> {
+        self.known.as_ref().map(|known| known.cluster)
+    }
+
+    /// Group and shard of a key, once a map has come.
+    pub(crate) fn locate(&self, digest: Digest) -> Option<(GroupId, ShardId)> {
+        self.known.as_ref().map(|known| known.placement.locate(digest))
+    }
+
+    /// The version of the group's view; zero if none is known.
+    pub(crate) fn version(&self, group: GroupId) -> ViewVersion {
+        self.view(group).map_or(ViewVersion(0), |view| view.version)
+    }
+
+    /// Who serves the group in this role now.
+    pub(crate) fn route(&self, group: GroupId, role: ReplicaRole) -> Route {
+        let Some(view) = self.view(group) else { return Route::Nowhere { server: None } };
+        let member = match role {
+            ReplicaRole::Primary => view.primary,
+            ReplicaRole::Secondary => view.secondary(),
+        };
+        let Some(member) = member else {
+            // Version zero is no view yet: the cluster starts, and nothing can be lost.
+            let lost = view.primary.is_none() && view.version > ViewVersion(0);
+            return if lost { Route::Lost } else { Route::Nowhere { server: None } };
+        };
+        match self.process(member).and_then(|server| server.clients) {
+            Some(address) => Route::To { member, address },
+            None => Route::Nowhere { server: Some(member.server) },
+        }
+    }
+
+    /// Whether the newest map knows this process.
+    pub(crate) fn knows(&self, member: Member) -> bool {
+        self.process(member).is_some()
+    }
+
+    /// Whether the coordinator holds the server for down.
+    pub(crate) fn is_down(&self, server: ServerId) -> bool {
+        self.known
+            .as_ref()
+            .and_then(|known| known.servers.get(usize::from(server.0)))
+            .is_some_and(|server| server.state == ServerState::Down)
+    }
+
+    fn view(&self, group: GroupId) -> Option<&View> {
+        self.known.as_ref()?.views.get(usize::from(group.0))
+    }
+
+    fn process(&self, member: Member) -> Option<&MapServer> {
+        let server = self.known.as_ref()?.servers.get(usize::from(member.server.0))?;
+        (server.incarnation == member.incarnation).then_some(server)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_protocol::ids::{BootId, Incarnation};
+    use kv_protocol::view::Peer;
+    use proptest::prelude::*;
+
+    fn member(server: u16) -> Member {
+        Member { server: ServerId(server), incarnation: Incarnation(100 + u64::from(server)) }
+    }
+
+    fn map(epoch: u64, primaries: [(u64, Option<u16>); 3]) -> Map {
+        let views = (0..).zip(primaries).map(|(group, (version, primary))| View {
+            group: GroupId(group),
+            version: ViewVersion(version),
+            primary: primary.map(member),
+            peer: primary.map_or(Peer::None, |p| Peer::Secondary(member((p + 1) % 3))),
+            handover: false,
+        });
+        let servers = (0..3).map(|n| MapServer {
+            id: ServerId(n),
+            incarnation: member(n).incarnation,
+            state: ServerState::Up,
+            clients: Some(SocketAddr::from(([127, 0, 0, 1], 4_000 + n))),
+        });
+        Map {
+            cluster: ClusterId(9),
+            epoch: Epoch { number: epoch, boot: BootId(1) },
+            shards: 2,
+            servers: servers.collect(),
+            views: views.collect(),
+        }
+    }
+
+    fn home(version: u64) -> [(u64, Option<u16>); 3] {
+        [(version, Some(0)), (version, Some(1)), (version, Some(2))]
+    }
+
+    #[test]
+    fn a_key_goes_to_the_primary_of_its_groups_view() {
+        let mut router = Router::default();
+        assert_eq!(router.locate(Digest::of(b"a")), None);
+        router.learn(map(1, [(1, Some(0)), (2, Some(2)), (1, Some(2))])).unwrap();
+        // Group 1 is where "a" lives in a ring of three.
+        let (group, shard) = router.locate(Digest::of(b"a")).unwrap();
+        assert_eq!((group, shard), (GroupId(1), ShardId(0)));
+        let address = SocketAddr::from(([127, 0, 0, 1], 4_002));
+        let route = router.route(group, ReplicaRole::Primary);
+        assert_eq!(route, Route::To { member: member(2), address });
+        let address = SocketAddr::from(([127, 0, 0, 1], 4_000));
+        let route = router.route(group, ReplicaRole::Secondary);
+        assert_eq!(route, Route::To { member: member(0), address });
+    }
+
+    #[test]
+    fn an_older_view_of_a_group_is_never_taken_again() {
+        let mut router = Router::default();
+        router.learn(map(1, home(5))).unwrap();
+        router.learn(map(1, [(4, Some(2)), (6, Some(2)), (5, Some(0))])).unwrap();
+        assert_eq!(router.version(GroupId(0)), ViewVersion(5));
+        assert_eq!(router.version(GroupId(1)), ViewVersion(6));
+        let to = |group| match router.route(GroupId(group), ReplicaRole::Primary) {
+            Route::To { member, .. } => member.server.0,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([to(0), to(1), to(2)], [0, 2, 2]);
+    }
+
+    #[test]
+    fn an_older_term_changes_no_address() {
+        let mut router = Router::default();
+        router.learn(map(2, home(1))).unwrap();
+        let mut old = map(1, home(1));
+        old.servers[0].clients = Some(SocketAddr::from(([127, 0, 0, 1], 9)));
+        router.learn(old).unwrap();
+        let Route::To { address, .. } = router.route(GroupId(0), ReplicaRole::Primary) else {
+            panic!("no route")
+        };
+        assert_eq!(address.port(), 4_000);
+    }
+
+    #[test]
+    fn no_view_yet_is_not_lost_but_a_view_without_a_primary_is() {
+        let mut router = Router::default();
+        router.learn(map(1, [(0, None), (3, None), (1, Some(2))])).unwrap();
+        let nowhere = Route::Nowhere { server: None };
+        assert_eq!(router.route(GroupId(0), ReplicaRole::Primary), nowhere);
+        assert_eq!(router.route(GroupId(1), ReplicaRole::Primary), Route::Lost);
+    }
+
+    #[test]
+    fn a_process_that_the_view_does_not_name_gets_nothing() {
+        let mut router = Router::default();
+        let mut restarted = map(1, home(1));
+        restarted.servers[0].incarnation = Incarnation(77);
+        router.learn(restarted).unwrap();
+        let nowhere = Route::Nowhere { server: Some(ServerId(0)) };
+        assert_eq!(router.route(GroupId(0), ReplicaRole::Primary), nowhere);
+        assert!(!router.knows(member(0)) && router.knows(member(1)));
+    }
+
+    #[test]
+    fn another_cluster_or_shape_is_refused() {
+        let mut router = Router::default();
+        router.learn(map(1, home(1))).unwrap();
+        let mut other = map(1, home(9));
+        other.cluster = ClusterId(8);
+        assert!(matches!(router.learn(other), Err(MapRefusal::OtherCluster { .. })));
+        let mut other = map(1, home(9));
+        other.shards = 4;
+        assert!(matches!(router.learn(other), Err(MapRefusal::OtherShape { .. })));
+        assert_eq!(router.version(GroupId(0)), ViewVersion(1));
+        let mut nameless = map(1, home(1));
+        nameless.cluster = ClusterId(0);
+        assert_eq!(Router::default().learn(nameless), Err(MapRefusal::NoCluster));
+    }
+
+    proptest! {
+        #[test]
+        fn versions_only_grow_whatever_maps_come(
+            maps in prop::collection::vec((1u64..4, [0u64..8, 0..8, 0..8]), 1..20),
+        ) {
+            let mut router = Router::default();
+            let mut seen = [0; 3];
+            for (epoch, versions) in maps {
+                let views = versions.map(|version| (version, (version > 0).then_some(1)));
+                router.learn(map(epoch, views)).unwrap();
+                for (group, version) in (0u16..).zip(versions) {
+                    let highest = &mut seen[usize::from(group)];
+                    *highest = (*highest).max(version);
+                    prop_assert_eq!(router.version(GroupId(group)).0, *highest);
+                }
+            }
+        }
+    }
+}

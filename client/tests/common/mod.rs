@@ -1,0 +1,429 @@
+//! A cluster in this process that speaks the wire protocol and misbehaves on demand: one coordinator
+//! and any number of servers, a thread for each connection, one table for all.
+//!
+//! Tests set [`Fake::script`]: it sees every request before it is served and says what to do with it.
+
+#![allow(dead_code, unreachable_pub)] // Each test program uses its own part.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use kv_protocol::client_message::{
+    Answer, Condition, Hello, Operation, Question, ReplicaRole, Request, Status, Welcome,
+    WriteHeader, opcode, write_map_answer,
+};
+use kv_protocol::frame::{FrameBuffer, FrameRules};
+use kv_protocol::ids::*;
+use kv_protocol::limits::MAX_CLIENT_BODY;
+use kv_protocol::map::{Map, MapServer, ServerState};
+use kv_protocol::view::{Peer, View};
+
+/// One request as a server saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub server: u16,
+    pub client: ClientId,
+    pub opcode: u8,
+    pub key: Vec<u8>,
+    pub view: ViewVersion,
+    pub seq: u64,
+    pub first_incomplete: u64,
+}
+
+/// What to do with a request.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// What a server does.
+    Serve,
+    /// Do it, but cut the connection instead of answering.
+    ServeThenCut,
+    /// Cut the connection before doing it.
+    Cut,
+    /// Do nothing, ever.
+    Ignore,
+    /// Do nothing and answer this.
+    Answer(Status),
+    /// Do it, and answer after the next request of this connection.
+    AnswerLater,
+    /// Do nothing and send these bytes.
+    Send(Vec<u8>),
+}
+
+type Script = Box<dyn FnMut(&Seen) -> Act + Send>;
+
+/// A session as a server remembers it.
+#[derive(Default)]
+struct Session {
+    first_incomplete: u64,
+    records: HashMap<u64, (Status, u64)>,
+}
+
+struct State {
+    map: Map,
+    table: HashMap<Vec<u8>, (Vec<u8>, u64)>,
+    sessions: HashMap<(ClientId, GroupId, ShardId), Session>,
+    last_sn: u64,
+    /// Writes that took effect, by key.
+    executed: Vec<(Vec<u8>, Vec<u8>)>,
+    seen: Vec<Seen>,
+    script: Script,
+    maps_served: u64,
+    connections: HashMap<SocketAddr, Vec<TcpStream>>,
+}
+
+struct Listener {
+    address: SocketAddr,
+    is_closed: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// See the module.
+pub struct Fake {
+    state: Arc<Mutex<State>>,
+    coordinator: Listener,
+    servers: Vec<Listener>,
+}
+
+fn member(server: u16) -> Member {
+    Member { server: ServerId(server), incarnation: Incarnation(1_000 + u64::from(server)) }
+}
+
+impl Fake {
+    /// Starts a coordinator and `servers` servers with `shards` shards a group, all views at home.
+    pub fn start(servers: u16, shards: u16) -> Fake {
+        let listeners: Vec<TcpListener> =
+            (0..servers).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let map = Map {
+            cluster: ClusterId(0xfa4e),
+            epoch: Epoch { number: 1, boot: BootId(1) },
+            shards,
+            servers: (0..)
+                .zip(&listeners)
+                .map(|(id, listener)| MapServer {
+                    id: ServerId(id),
+                    incarnation: member(id).incarnation,
+                    state: ServerState::Up,
+                    clients: Some(listener.local_addr().unwrap()),
+                })
+                .collect(),
+            views: (0..servers)
+                .map(|g| View {
+                    group: GroupId(g),
+                    version: ViewVersion(1),
+                    primary: Some(member(g)),
+                    peer: Peer::Secondary(member((g + 1) % servers)),
+                    handover: false,
+                })
+                .collect(),
+        };
+        let state = Arc::new(Mutex::new(State {
+            map,
+            table: HashMap::new(),
+            sessions: HashMap::new(),
+            last_sn: 0,
+            executed: Vec::new(),
+            seen: Vec::new(),
+            script: Box::new(|_| Act::Serve),
+            maps_served: 0,
+            connections: HashMap::new(),
+        }));
+        let servers = (0..)
+            .zip(listeners)
+            .map(|(id, listener)| listen(listener, Some(id), Arc::clone(&state)))
+            .collect();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let coordinator = listen(listener, None, Arc::clone(&state));
+        Fake { state, coordinator, servers }
+    }
+
+    /// Where the coordinator is, for `Client::open`.
+    pub fn endpoint(&self) -> String {
+        self.coordinator.address.to_string()
+    }
+
+    /// Sets what is done with requests from now on.
+    pub fn script(&self, script: impl FnMut(&Seen) -> Act + Send + 'static) {
+        self.state().script = Box::new(script);
+    }
+
+    /// All requests so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.state().seen.clone()
+    }
+
+    /// The writes that took effect: key and value (empty for a delete).
+    pub fn executed(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.state().executed.clone()
+    }
+
+    /// How often the map was given out.
+    pub fn maps_served(&self) -> u64 {
+        self.state().maps_served
+    }
+
+    /// Changes the map that is given out.
+    pub fn change_map(&self, change: impl FnOnce(&mut Map)) {
+        change(&mut self.state().map);
+    }
+
+    /// A new view of a group: another server is its primary, alone.
+    pub fn promote(&self, group: u16, server: u16) {
+        self.change_map(|map| {
+            let view = &mut map.views[usize::from(group)];
+            view.version.0 += 1;
+            view.primary = Some(member(server));
+            view.peer = Peer::None;
+        });
+    }
+
+    /// Ends a server: its port and all its connections are closed when this returns.
+    pub fn kill(&mut self, server: u16) {
+        let state = Arc::clone(&self.state);
+        close(&mut self.servers[usize::from(server)], &state);
+    }
+
+    /// Cuts all connections of a server, which lives on.
+    pub fn cut(&self, server: u16) {
+        cut(self.servers[usize::from(server)].address, &self.state);
+    }
+
+    /// Ends the coordinator.
+    pub fn kill_coordinator(&mut self) {
+        let state = Arc::clone(&self.state);
+        close(&mut self.coordinator, &state);
+    }
+
+    /// Makes the servers forget all sessions, as after ten idle minutes.
+    pub fn forget_sessions(&self) {
+        self.state().sessions.clear();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let state = Arc::clone(&self.state);
+        for listener in self.servers.iter_mut().chain([&mut self.coordinator]) {
+            close(listener, &state);
+        }
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn cut(address: SocketAddr, state: &Mutex<State>) {
+    for stream in lock(state).connections.remove(&address).unwrap_or_default() {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}
+
+fn close(listener: &mut Listener, state: &Mutex<State>) {
+    let Some(thread) = listener.thread.take() else { return };
+    listener.is_closed.store(true, Ordering::SeqCst);
+    let _ = TcpStream::connect(listener.address);
+    thread.join().expect("the fake's listener ends");
+    cut(listener.address, state);
+}
+
+fn listen(listener: TcpListener, server: Option<u16>, state: Arc<Mutex<State>>) -> Listener {
+    let address = listener.local_addr().unwrap();
+    let is_closed = Arc::new(AtomicBool::new(false));
+    let closed = Arc::clone(&is_closed);
+    let thread = std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            if closed.load(Ordering::SeqCst) {
+                return;
+            }
+            let kept = stream.try_clone().unwrap();
+            lock(&state).connections.entry(address).or_default().push(kept);
+            let state = Arc::clone(&state);
+            std::thread::spawn(move || serve(stream, server, &state));
+        }
+    });
+    Listener { address, is_closed, thread: Some(thread) }
+}
+
+/// One connection, until either side closes it.
+fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
+    let mut input = FrameBuffer::new(FrameRules::unchecked(MAX_CLIENT_BODY));
+    let mut buffer = vec![0; 64 << 10];
+    let mut hello = None;
+    let mut later = Vec::new();
+    loop {
+        let count = match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => count,
+        };
+        input.extend(&buffer[..count]);
+        let mut output = Vec::new();
+        let mut goes_on = true;
+        while goes_on && let Some(frame) = input.next_frame().expect("the client sends frames") {
+            match (hello, frame.opcode) {
+                (None, opcode::HELLO) => {
+                    hello = Some(Hello::read(frame.body).expect("a hello"));
+                    welcome(server, &lock(state).map).write(&mut output);
+                }
+                (Some(_), opcode::MAP) => {
+                    assert_eq!(Question::read(frame.opcode, frame.body), Ok(Question::Map));
+                    let mut state = lock(state);
+                    state.maps_served += 1;
+                    write_map_answer(&mut output, &state.map);
+                }
+                (Some(hello), opcode) => {
+                    let request = Request::read(opcode, frame.body).expect("a request");
+                    let server = server.expect("requests go to servers");
+                    goes_on = act(server, hello, &request, state, &mut output, &mut later);
+                }
+                (None, opcode) => panic!("opcode {opcode:#x} before the hello"),
+            }
+        }
+        if stream.write_all(&output).is_err() || !goes_on {
+            break;
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+fn welcome(server: Option<u16>, map: &Map) -> Welcome {
+    Welcome {
+        cluster: map.cluster,
+        server: server.map(member),
+        servers: map.placement().servers(),
+        shards: map.shards,
+        max_value: 16 << 20,
+    }
+}
+
+/// Does what the script says; false: the connection is to be cut.
+fn act(
+    server: u16,
+    hello: Hello,
+    request: &Request<'_>,
+    state: &Mutex<State>,
+    output: &mut Vec<u8>,
+    later: &mut Vec<u8>,
+) -> bool {
+    let mut state = lock(state);
+    let state = &mut *state;
+    let (opcode, header) = match request.operation {
+        Operation::Get => (opcode::GET, None),
+        Operation::Put(header, _) => (opcode::PUT, Some(header)),
+        Operation::Delete(header) => (opcode::DELETE, Some(header)),
+        Operation::Noop => (opcode::NOOP, None),
+        Operation::Verify(_) => (opcode::VERIFY, None),
+    };
+    let seen = Seen {
+        server,
+        client: hello.client,
+        opcode,
+        key: request.key.to_vec(),
+        view: request.view,
+        seq: header.map_or(0, |h| h.seq.0),
+        first_incomplete: header.map_or(0, |h| h.first_incomplete.0),
+    };
+    let act = (state.script)(&seen);
+    state.seen.push(seen);
+    match act {
+        Act::Serve => {
+            execute(state, server, hello, request, output);
+            output.append(later);
+        }
+        Act::AnswerLater => execute(state, server, hello, request, later),
+        Act::ServeThenCut => {
+            execute(state, server, hello, request, &mut Vec::new());
+            return false;
+        }
+        Act::Cut => return false,
+        Act::Ignore => {}
+        Act::Answer(status) => answer(request, status, 0, b"on purpose", output),
+        Act::Send(bytes) => output.extend_from_slice(&bytes),
+    }
+    true
+}
+
+fn answer(request: &Request<'_>, status: Status, version: u64, value: &[u8], to: &mut Vec<u8>) {
+    let version = SequenceNumber(version);
+    let copies = if status == Status::Ok { 2 } else { 0 };
+    Answer { id: request.id, status, copies, view: request.view, version, value }.write(to);
+}
+
+/// What a primary (and, for VERIFY, a secondary) does.
+fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, to: &mut Vec<u8>) {
+    let (group, shard) = state.map.placement().locate(request.digest);
+    let view = &state.map.views[usize::from(group.0)];
+    let holder = match request.operation {
+        Operation::Verify(ReplicaRole::Secondary) => view.secondary(),
+        _ => view.primary,
+    };
+    if holder != Some(member(server)) {
+        return answer(request, Status::WrongView, 0, b"", to);
+    }
+    assert_eq!(hello.shard, shard, "the client asks the executor of the key's shard");
+    let header = match request.operation {
+        Operation::Put(header, _) | Operation::Delete(header) => header,
+        Operation::Noop => return answer(request, Status::Ok, 0, b"", to),
+        Operation::Get | Operation::Verify(_) => {
+            return match state.table.get(request.key) {
+                Some((value, version)) => answer(request, Status::Ok, *version, value, to),
+                None => answer(request, Status::NotFound, 0, b"", to),
+            };
+        }
+    };
+    let (status, version) = write(state, (hello.client, group, shard), request, header);
+    answer(request, status, version, b"", to);
+}
+
+fn write(
+    state: &mut State,
+    session: (ClientId, GroupId, ShardId),
+    request: &Request<'_>,
+    header: WriteHeader,
+) -> (Status, u64) {
+    let known = state.sessions.contains_key(&session);
+    if !known && header.first_incomplete.0 > 1 {
+        return (Status::SessionExpired, 0);
+    }
+    let remembered = state.sessions.entry(session).or_default();
+    let first = remembered.first_incomplete.max(header.first_incomplete.0);
+    remembered.first_incomplete = first;
+    remembered.records.retain(|&seq, _| seq >= first);
+    if header.seq.0 < first {
+        return (Status::SessionExpired, 0);
+    }
+    assert!(header.seq.0 < first + 64, "beyond the window");
+    if let Some(&record) = remembered.records.get(&header.seq.0) {
+        return record;
+    }
+    state.last_sn += 1;
+    let found = state.table.get(request.key).map_or(0, |(_, version)| *version);
+    let holds = match header.condition {
+        Condition::Always => true,
+        Condition::IfVersion(version) => version.0 == found,
+        Condition::IfAbsent => found == 0,
+    };
+    let record = match request.operation {
+        _ if !holds => (Status::Conflict, found),
+        Operation::Put(_, value) => {
+            state.table.insert(request.key.to_vec(), (value.to_vec(), state.last_sn));
+            state.executed.push((request.key.to_vec(), value.to_vec()));
+            (Status::Ok, state.last_sn)
+        }
+        _ if found == 0 => (Status::NotFound, 0),
+        _ => {
+            state.table.remove(request.key);
+            state.executed.push((request.key.to_vec(), Vec::new()));
+            (Status::Ok, state.last_sn)
+        }
+    };
+    state.sessions.entry(session).or_default().records.insert(header.seq.0, record);
+    record
+}
