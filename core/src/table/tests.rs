@@ -493,6 +493,42 @@ fn thousands_of_equal_hashes_are_kept_apart_by_their_keys() {
     }
 }
 
+#[test]
+fn a_table_that_grows_and_shrinks_again_and_again_keeps_every_entry() {
+    let cases = [(Quality::Good, 40_000), (Quality::SameLastBits, 20_000)];
+    for (quality, keys) in cases.into_iter().chain([(Quality::SameFirstBits, 3_000)]) {
+        let (mut table, mut model) = (small_table(), HashMap::new());
+        let mut places = Vec::new();
+        for phase in 0..6 {
+            // Phases of mostly insertions and of mostly removals take turns.
+            let removed_sixteenths = if phase % 2 == 0 { 1 } else { 15 };
+            for number in 0..keys {
+                let (key, version) = (numbered_key(number), phase * keys + number);
+                let hash = quality.hash(&key);
+                if mix(version) % 16 < removed_sixteenths {
+                    let old = table.remove(hash, &key).map(|version| version.0);
+                    assert_eq!(old, model.remove(&number));
+                } else {
+                    let old = table.put(hash, &key, &key, SequenceNumber(version)).unwrap();
+                    assert_eq!(old.map(|version| version.0), model.insert(number, version));
+                }
+            }
+            for number in 0..keys {
+                let key = numbered_key(number);
+                let found = table.version_of(quality.hash(&key), &key);
+                assert_eq!(found.map(|version| version.0), model.get(&number).copied());
+            }
+            let mut walked = 0;
+            walk_all(&table, 100, |_| walked += 1);
+            assert_eq!((walked, table.len()), (model.len(), model.len()), "{quality:?}");
+            places.push(table.directory.places());
+        }
+        if let Quality::Good = quality {
+            assert!(places[0] >= 16 && places[1] < places[0], "{places:?}");
+        }
+    }
+}
+
 /// A source that dries up.
 struct FewChunks(HeapChunks, usize);
 
