@@ -290,6 +290,20 @@ impl Table {
         }
     }
 
+    /// Removes the entry of a staged entry's key, and frees both; the version of the removed one.
+    pub fn commit_removal(&mut self, staged: Staged) -> Option<SequenceNumber> {
+        let Record { hash, handle, .. } = self.staging.take(staged);
+        // SAFETY: the handle of an entry that was staged until now.
+        let key = unsafe { entry::key(&self.arena, handle) };
+        let removed = self.directory.find(&self.arena, hash, self.has_key(key)).map(|place| {
+            let old = self.directory.remove(&mut self.arena, place);
+            self.len -= 1;
+            self.free_unlinked(old)
+        });
+        self.free_unlinked(handle);
+        removed
+    }
+
     /// Frees a staged entry.
     pub fn discard(&mut self, staged: Staged) {
         let record = self.staging.take(staged);

@@ -297,9 +297,7 @@ impl Replica {
                     self.table.commit(staged, committed);
                 }
                 (Effect::Delete, Some(staged)) => {
-                    let key = self.table.staged_entry(&staged).0.to_vec();
-                    self.table.discard(staged);
-                    self.table.remove(write.hash, &key);
+                    self.table.commit_removal(staged);
                 }
                 (_, Some(staged)) => self.table.discard(staged),
                 (_, None) => {}
