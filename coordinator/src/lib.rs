@@ -1,1 +1,87 @@
-//! placeholder
+//! The coordinator: starts the servers of a cluster, watches them, tells clients where everything
+//! is, and stops the cluster in order.
+//!
+//! ```text
+//!   cluster file, flags -> plan -> spawn (local, ssh) --------------> servers
+//!                                                                       |
+//!      clients: MAP, STATUS -> clients --+      +-- links <- STARTED, HEARTBEAT
+//!                                        v      v
+//!      signals, end of input -> stop -> driver <-> kv_core::cluster
+//!                                        |      ^
+//!                          exits, kill --+      +-- orders -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
+//! ```
+//!
+//! One thread, one async runtime; nothing here is on the path of data. All that is decided is
+//! decided in [`kv_core::cluster`]; this crate carries it out.
+
+mod args;
+mod check;
+mod clients;
+mod clock;
+mod connection;
+mod driver;
+mod links;
+mod listener;
+mod lock;
+mod logs;
+mod orders;
+mod plan;
+mod random;
+mod ready;
+mod spawn;
+mod stop;
+mod survey;
+mod table;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Args, Command};
+
+/// Exit code: something failed.
+const FAILED: u8 = 1;
+/// Exit code: the command line or the cluster file makes no sense; nothing was started.
+const BAD_USAGE: u8 = 2;
+
+/// Why the coordinator ends without success.
+#[derive(Debug)]
+enum Failure {
+    /// The command line or the cluster file makes no sense; nothing was started.
+    Usage(String),
+    /// Something failed; what was started is stopped again.
+    Failed(String),
+}
+
+/// The program `coord`.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(message)) => end(&message, BAD_USAGE),
+        Err(Failure::Failed(message)) => end(&message, FAILED),
+    }
+}
+
+fn end(message: &str, code: u8) -> ExitCode {
+    // A closed standard error must not turn a message into a panic.
+    let _ = writeln!(std::io::stderr(), "coord: {message}");
+    ExitCode::from(code)
+}
+
+fn run(args: Args) -> Result<(), Failure> {
+    match args.command {
+        Some(Command::Status(status)) => table::run(&status),
+        None => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| Failure::Failed(format!("start the async runtime: {error}")))?;
+            let tasks = tokio::task::LocalSet::new();
+            tasks.block_on(&runtime, async {
+                if args.check { check::run(&args).await } else { driver::run(args).await }
+            })
+        }
+    }
+}

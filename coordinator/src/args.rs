@@ -1,0 +1,218 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser, Subcommand};
+use kv_protocol::limits::MAX_SHARDS;
+
+/// The longest silence that may be configured: beyond it a dead server would go unnoticed.
+const MAX_SILENCE_SECONDS: f64 = 3_600.0;
+/// The shortest: below it a server that lives would be called down between two heartbeats.
+const MIN_SILENCE_SECONDS: f64 = 0.15;
+
+/// Starts the servers of a cluster, watches them, and stops them in order.
+///
+/// The cluster runs until Ctrl+D (the end of standard input), Ctrl+C or SIGTERM; then every server
+/// drains, dumps both its tables and exits. A second Ctrl+C does not wait for that. The exit status
+/// is 0 if all went well, 1 if something failed (among it: a group of which no server left a complete
+/// dump), 2 if the command line or the cluster file makes no sense.
+#[derive(Debug, Parser)]
+#[command(
+    name = "coord",
+    version,
+    disable_help_flag = true,
+    args_conflicts_with_subcommands = true
+)]
+pub(crate) struct Args {
+    /// Ask a running coordinator instead of being one.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
+    /// Port for clients; 0 takes a free one.
+    #[arg(short = 'c', long, value_name = "PORT", default_value_t = 0)]
+    pub(crate) clients_port: u16,
+
+    /// Port for servers; 0 takes a free one.
+    #[arg(short = 's', long, value_name = "PORT", default_value_t = 0)]
+    pub(crate) servers_port: u16,
+
+    /// The cluster file: the number of servers, then `<host> <clients_port> <servers_port>
+    /// <coord_port>` for each.
+    #[arg(short = 'C', long, value_name = "FILE", required = true)]
+    pub(crate) cluster_file: Option<PathBuf>,
+
+    /// File that the log is appended to; standard error without it. KV_LOG filters it
+    /// (error, warn, info, debug, trace).
+    #[arg(short = 'l', long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+
+    /// Seconds (fractions allowed) without a heartbeat after which a server counts as down.
+    #[arg(short = 't', long, value_name = "SECONDS", default_value = "0.5", value_parser = parse_silence)]
+    pub(crate) timeout: Duration,
+
+    /// Directory for the files of the coordinator and of the servers on this machine: logs, dumps,
+    /// the lock. Made if it does not exist.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+
+    /// Open file descriptor to which one line of JSON with the ports is written once the cluster
+    /// serves.
+    #[arg(long, value_name = "N")]
+    pub(crate) ready_fd: Option<i32>,
+
+    /// Check hosts, ssh, io_uring, binaries and ports, start nothing, and exit: 0 if all is well.
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// The configuration that ssh shall use (ssh -F).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ssh_config: Option<PathBuf>,
+
+    /// The servers' directory on ssh hosts; the binary there is DIR/server. Relative to the login's
+    /// home directory.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) remote_dir: String,
+
+    /// Address by which the other hosts reach this machine. Demanded when the cluster file mixes
+    /// localhost with ssh hosts; without it a cluster of localhost alone listens on 127.0.0.1 only.
+    #[arg(long, value_name = "IP")]
+    pub(crate) advertise: Option<IpAddr>,
+
+    /// Shards of every group, one executor thread each. By default the least number of cores a
+    /// server has to itself on any host, at least 1.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
+    pub(crate) shards: Option<u16>,
+
+    /// Memory that the tables of one server may take, such as 512M or 4GiB; no bound without it.
+    #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
+    pub(crate) memory_limit: Option<String>,
+
+    /// The server's executable on this machine. By default `server` beside this one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) server_binary: Option<PathBuf>,
+
+    /// Ignore standard input and SIGHUP; only SIGINT and SIGTERM stop the cluster.
+    #[arg(long)]
+    pub(crate) daemon: bool,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// What else `coord` does.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Shows the servers and groups of a running cluster.
+    Status(StatusArgs),
+}
+
+/// The command line of `coord status`.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct StatusArgs {
+    /// Host of the coordinator.
+    #[arg(short = 'h', long, value_name = "HOST", default_value = "localhost")]
+    pub(crate) host: String,
+
+    /// The coordinator's port for clients.
+    #[arg(short = 'p', long, value_name = "PORT")]
+    pub(crate) port: u16,
+
+    /// Print the status as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+fn parse_silence(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if !(MIN_SILENCE_SECONDS..=MAX_SILENCE_SECONDS).contains(&seconds) {
+        return Err(format!(
+            "{text} s; heartbeats come every 0.1 s, write {MIN_SILENCE_SECONDS} to \
+             {MAX_SILENCE_SECONDS}"
+        ));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// The servers know the units; here only what could never be a size is refused.
+fn parse_memory_limit(text: &str) -> Result<String, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.parse::<u64>().is_err() || number.bytes().all(|digit| digit == b'0') {
+        return Err(format!("`{text}` is no size; write bytes, or 512M, 4GiB"));
+    }
+    let known = [
+        "", "B", "K", "k", "KiB", "M", "MiB", "G", "GiB", "T", "TiB", "KB", "kB", "MB", "GB", "TB",
+    ];
+    if !known.contains(&unit) {
+        return Err(format!("unknown unit `{unit}`; write K, M, G, T, KiB or KB"));
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_short_and_long_forms_agree() {
+        let short = parse("coord -c 1 -s 2 -C file -l log -t 0.75").unwrap();
+        let long = parse(
+            "coord --clients-port 1 --servers-port 2 --cluster-file file --log log --timeout 0.75",
+        )
+        .unwrap();
+        assert_eq!(format!("{short:?}"), format!("{long:?}"));
+        assert_eq!(long.timeout, Duration::from_millis(750));
+    }
+
+    #[test]
+    fn status_needs_a_port_and_no_cluster_file() {
+        let args = parse("coord status -h db -p 4000 --json").unwrap();
+        let Some(Command::Status(status)) = args.command else { panic!("not a status") };
+        assert_eq!((status.host.as_str(), status.port, status.json), ("db", 4_000, true));
+        assert_eq!(parse("coord status -h db").unwrap_err().exit_code(), 2);
+        assert_eq!(parse("coord").unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_usage_error() {
+        for wrong in [
+            "-t 0",
+            "-t x",
+            "-t NaN",
+            "-t 1e9",
+            "-t 0.05",
+            "--shards 0",
+            "--shards 257",
+            "--memory-limit G",
+            "--memory-limit 0",
+            "--memory-limit 1X",
+            "--advertise name",
+            "-c 65536",
+        ] {
+            let error = parse(&format!("coord -C file {wrong}")).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_argument_is_documented() {
+        let command = Args::command();
+        let status = command.find_subcommand("status").unwrap();
+        for argument in command.get_arguments().chain(status.get_arguments()) {
+            assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! `--check`: whether a cluster could be started, without starting anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use kv_protocol::cluster_file::{ClusterFile, Host};
+
+use crate::Failure;
+use crate::args::Args;
+use crate::plan;
+use crate::spawn::ssh::Ssh;
+use crate::survey::{self, Survey};
+
+/// The result of looking at one thing: what was looked at, and what was found.
+type Finding = (String, Result<String, String>);
+
+/// Looks at everything and prints a line for each finding.
+pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
+    let file = plan::read_file(args)?;
+    let mut findings: Vec<Finding> = Vec::new();
+    for (port, flag) in [(args.clients_port, "-c"), (args.servers_port, "-s")] {
+        if port != 0 {
+            findings.push((format!("coordinator, port {port} ({flag})"), port_is_free(port)));
+        }
+    }
+    let dir = match std::fs::metadata(&args.dir) {
+        Ok(metadata) if metadata.is_dir() => Ok("a directory".into()),
+        Ok(_) => Err("it is not a directory".into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok("will be made".into()),
+        Err(error) => Err(error.to_string()),
+    };
+    findings.push((format!("coordinator, --dir {}", args.dir.display()), dir));
+    let ssh = Ssh { config: args.ssh_config.clone(), remote_dir: args.remote_dir.clone() };
+    let surveys = survey::of_hosts(&file, &ssh).await;
+    for (name, (host, ports)) in hosts(&file) {
+        match surveys.get(host) {
+            None => check_local(args, &name, &ports, &mut findings),
+            Some(Err(error)) => findings.push((format!("{name}, ssh"), Err(error.clone()))),
+            Some(Ok(survey)) => check_remote(&ssh, &name, survey, &ports, &mut findings),
+        }
+    }
+    print(&findings);
+    match findings.iter().filter(|(_, found)| found.is_err()).count() {
+        0 => Ok(()),
+        bad => Err(Failure::Failed(format!("{bad} of {} checks failed", findings.len()))),
+    }
+}
+
+/// Every host of the file with the fixed ports of its servers.
+fn hosts(file: &ClusterFile) -> BTreeMap<String, (&Host, BTreeSet<u16>)> {
+    let mut hosts = BTreeMap::new();
+    for line in &file.servers {
+        let (_, ports) =
+            hosts.entry(line.host.to_string()).or_insert_with(|| (&line.host, BTreeSet::new()));
+        ports.extend(
+            [line.clients_port, line.servers_port, line.coord_port].into_iter().filter(|&p| p != 0),
+        );
+    }
+    hosts
+}
+
+fn print(findings: &[Finding]) {
+    let mut out = std::io::stdout().lock();
+    for (what, found) in findings {
+        let _ = match found {
+            Ok(words) => writeln!(out, "ok      {what}: {words}"),
+            Err(words) => writeln!(out, "FAILED  {what}: {words}"),
+        };
+    }
+}
+
+fn check_local(args: &Args, name: &str, ports: &BTreeSet<u16>, findings: &mut Vec<Finding>) {
+    let binary = plan::binary(args).map(|path| path.display().to_string());
+    findings.push((format!("{name}, server binary"), binary));
+    findings.push((format!("{name}, io_uring"), io_uring_works()));
+    for &port in ports {
+        findings.push((format!("{name}, port {port}"), port_is_free(port)));
+    }
+}
+
+fn check_remote(
+    ssh: &Ssh,
+    name: &str,
+    survey: &Survey,
+    ports: &BTreeSet<u16>,
+    findings: &mut Vec<Finding>,
+) {
+    let reached = match (survey.its_address, survey.our_address) {
+        (Some(its), Some(ours)) => Ok(format!("reached at {its}, it sees this machine as {ours}")),
+        (Some(its), None) => Ok(format!("reached at {its}; give --advertise")),
+        (None, _) => Err("its address is not known; write it instead of the name".into()),
+    };
+    findings.push((format!("{name}, ssh"), reached));
+    let dir = &ssh.remote_dir;
+    let own = env!("CARGO_PKG_VERSION");
+    let binary = match &survey.version {
+        _ if !survey.has_dir => Err(format!("there is no directory {dir}; check --remote-dir")),
+        _ if !survey.has_binary => Err(format!("there is no executable {dir}/server")),
+        None => Err(format!("{dir}/server does not run there; was it built for that machine?")),
+        Some(version) if version != own => {
+            Err(format!("{dir}/server is version {version}, this is {own}; copy it anew"))
+        }
+        Some(version) => Ok(format!("{dir}/server, version {version}")),
+    };
+    findings.push((format!("{name}, server binary"), binary));
+    findings.push((format!("{name}, io_uring"), io_uring_allowed(survey)));
+    for &port in ports {
+        let found = match survey.listening.contains(&port) {
+            true => Err("something listens on it already".into()),
+            false => Ok("free".into()),
+        };
+        findings.push((format!("{name}, port {port}"), found));
+    }
+}
+
+fn port_is_free(port: u16) -> Result<String, String> {
+    // As the server will: without SO_REUSEADDR's blindness for other listeners, on all addresses.
+    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+    match std::net::TcpListener::bind(address) {
+        Ok(_) => Ok("free".into()),
+        Err(error) => Err(format!("{error}; choose another, or 0 for a free one")),
+    }
+}
+
+fn io_uring_allowed(survey: &Survey) -> Result<String, String> {
+    let kernel = &survey.kernel;
+    match survey.io_uring_disabled {
+        Some(0) => Ok(format!("allowed (kernel {kernel})")),
+        Some(1) => Err("only for privileged processes (kernel.io_uring_disabled = 1)".into()),
+        Some(_) => Err("switched off (kernel.io_uring_disabled = 2)".into()),
+        None if kernel_is_at_least(kernel, (5, 8)) => Ok(format!("kernel {kernel}")),
+        None => Err(format!("kernel {kernel} is too old; 5.8 or later is needed")),
+    }
+}
+
+fn kernel_is_at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= wanted,
+        _ => false,
+    }
+}
+
+/// Asks the kernel for the smallest ring there is: the only test that sees what containers forbid.
+fn io_uring_works() -> Result<String, String> {
+    // struct io_uring_params (io_uring_setup(2)) has 120 bytes, all zero for the defaults.
+    let mut parameters = [0u64; 15];
+    // SAFETY: the kernel reads and writes the 120 bytes that the array has, and nothing else.
+    let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
+    if result < 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(format!(
+            "{error}; check sysctl kernel.io_uring_disabled, and the container's seccomp profile"
+        ));
+    }
+    let descriptor = i32::try_from(result).expect("descriptors fit 32 bits");
+    // SAFETY: the descriptor was just made by the kernel for this process, and nothing else has it.
+    drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(descriptor) });
+    Ok("works".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_found() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(port_is_free(port).is_err());
+        drop(listener);
+        assert!(port_is_free(port).is_ok());
+    }
+
+    #[test]
+    fn kernels_are_compared_by_number() {
+        for (release, enough) in [
+            ("6.8.0-generic", true),
+            ("5.10", true),
+            ("5.7.19", false),
+            ("4.18.0", false),
+            ("", false),
+        ] {
+            assert_eq!(kernel_is_at_least(release, (5, 8)), enough, "{release}");
+        }
+    }
+
+    #[test]
+    fn every_host_is_looked_at_once_with_all_its_ports() {
+        let text = "4\nlocalhost 1 0 2\nkv@a 7 0 0\nlocalhost 3 0 0\nkv@a 0 8 0\n";
+        let file = ClusterFile::parse(text).unwrap();
+        let hosts = hosts(&file);
+        let ports = |name: &str| hosts[name].1.iter().copied().collect::<Vec<_>>();
+        assert_eq!(ports("localhost"), [1, 2, 3]);
+        assert_eq!(ports("kv@a"), [7, 8]);
+    }
+}

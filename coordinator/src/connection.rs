@@ -1,0 +1,140 @@
+//! One connection: frames in, frames out, and the deadlines of both.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kv_protocol::FrameError;
+use kv_protocol::frame::{FrameBuffer, FrameRules};
+use kv_protocol::limits::{FRAME_DEADLINE, STALL_DEADLINE};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// Bytes taken from a socket at once. Each open connection has room for as many.
+const READ_BYTES: usize = 4 << 10;
+
+/// Why a connection ends, other than by a close between two frames.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectionError {
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("it was closed in the middle of a frame")]
+    CutShort,
+    #[error("nothing came for {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("a frame took longer than {} s", FRAME_DEADLINE.as_secs())]
+    SlowFrame,
+    #[error("it took nothing for {} s", STALL_DEADLINE.as_secs())]
+    Stalled,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// A frame, apart from the buffer it came in.
+#[derive(Debug)]
+pub(crate) struct OwnedFrame {
+    pub(crate) opcode: u8,
+    pub(crate) body: Vec<u8>,
+}
+
+/// A connection with frames of certain rules.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: TcpStream,
+    buffer: FrameBuffer,
+    /// When the frame that is coming in began.
+    frame_began: Option<Instant>,
+    /// Since when the other end owes a frame.
+    waiting_since: Instant,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: TcpStream, rules: FrameRules) -> Connection {
+        // Without it a small answer may wait for the acknowledgement of an earlier one.
+        let _ = stream.set_nodelay(true);
+        Connection {
+            stream,
+            buffer: FrameBuffer::new(rules),
+            frame_began: None,
+            waiting_since: Instant::now(),
+        }
+    }
+
+    pub(crate) fn set_rules(&mut self, rules: FrameRules) {
+        self.buffer.set_rules(rules);
+    }
+
+    pub(crate) fn peer(&self) -> String {
+        self.stream
+            .peer_addr()
+            .map_or_else(|_| "?".into(), |address: SocketAddr| address.to_string())
+    }
+
+    /// The next frame; `None` when the other end has closed between two frames. Waits at most
+    /// `patience` for its first byte (for ever if `None`), counted from the last frame's end. May be
+    /// dropped while it waits: nothing is lost.
+    pub(crate) async fn next_frame(
+        &mut self,
+        patience: Option<Duration>,
+    ) -> Result<Option<OwnedFrame>, ConnectionError> {
+        loop {
+            if let Some(frame) = self.buffer.next_frame()? {
+                let frame = OwnedFrame { opcode: frame.opcode, body: frame.body.to_vec() };
+                self.waiting_since = Instant::now();
+                self.frame_began = self.buffer.is_partial().then_some(self.waiting_since);
+                return Ok(Some(frame));
+            }
+            let mut received = [0; READ_BYTES];
+            let silence = patience.map(|patience| self.waiting_since + patience);
+            let slow = self.frame_began.map(|began| began + FRAME_DEADLINE);
+            let read = self.stream.read(&mut received);
+            let count = match silence.into_iter().chain(slow).min() {
+                None => read.await?,
+                Some(deadline) => match timeout_at(deadline, read).await {
+                    Ok(count) => count?,
+                    Err(_) if slow == Some(deadline) => return Err(ConnectionError::SlowFrame),
+                    Err(_) => {
+                        return Err(ConnectionError::Silent(patience.unwrap_or(FRAME_DEADLINE)));
+                    }
+                },
+            };
+            match received.get(..count) {
+                Some([]) | None if self.buffer.is_partial() => {
+                    return Err(ConnectionError::CutShort);
+                }
+                Some([]) | None => return Ok(None),
+                Some(bytes) => self.buffer.extend(bytes),
+            }
+            self.frame_began.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Sends bytes. Nothing is read from this connection meanwhile, so a reader that does not read
+    /// its answers asks no more.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
+        match timeout(STALL_DEADLINE, self.stream.write_all(bytes)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(ConnectionError::Stalled),
+        }
+    }
+
+    /// Says that no more comes, and takes what the other end still sends for a moment: a close with
+    /// unread bytes would destroy a last word on its way.
+    pub(crate) async fn end(mut self) {
+        const LINGER: Duration = Duration::from_millis(500);
+        const MAX_ROUNDS: usize = 64;
+        if self.stream.shutdown().await.is_err() {
+            return;
+        }
+        let mut ignored = [0; READ_BYTES];
+        let drain = async {
+            for _ in 0..MAX_ROUNDS {
+                if matches!(self.stream.read(&mut ignored).await, Ok(0) | Err(_)) {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(LINGER, drain).await;
+    }
+}

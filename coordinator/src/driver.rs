@@ -1,0 +1,475 @@
+//! The driver: feeds the cluster's brain and carries out what it decides.
+//!
+//! ```text
+//!   links, clients, orders, process tasks, timers, signals
+//!        |  input(...)                                        one thread, no await inside
+//!        v
+//!   kv_core::cluster  -> effects -> carry_out: spawn a dialler, queue an order, kill, say
+//! ```
+
+use std::cell::{Cell, Ref, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kv_core::cluster::{
+    Cluster, ClusterConfig, DownCause, Effect, KillReason, LinkId, StopOutcome, StopPhase,
+};
+use kv_protocol::cluster_file::{Host, ServerLine};
+use kv_protocol::control_message::{Order, Started};
+use kv_protocol::limits::DRAIN_DEADLINE;
+use kv_protocol::{BootId, ClusterId, Epoch, Incarnation, Member, ServerId, Time};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+use crate::args::Args;
+use crate::lock::DirectoryLock;
+use crate::logs::{self, Console};
+use crate::plan::{self, Plan};
+use crate::ready::Ready;
+use crate::spawn::local::LocalServer;
+use crate::spawn::ssh::RemoteServer;
+use crate::spawn::{Exit, command_line, printable, server_arguments};
+use crate::survey::MAX_SSH_AT_ONCE;
+use crate::{Failure, clients, clock, links, listener, orders, random, stop};
+
+/// How long the whole start may take, from the first process to the last stream.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// Descriptors that the process needs beside connections.
+const RESERVED_DESCRIPTORS: u64 = 256;
+
+/// What all tasks share.
+pub(crate) struct Driver {
+    cluster: RefCell<Cluster>,
+    plan: Plan,
+    console: Console,
+    /// The servers' hosts as the cluster file writes them, in ring order.
+    pub(crate) hosts: Vec<String>,
+    /// Descriptors that this process may have open.
+    pub(crate) descriptors: usize,
+    /// By server: where its orders go while the connection stands.
+    orders: RefCell<Vec<Option<mpsc::Sender<Order>>>>,
+    /// By server: whoever waits for its process, and may kill it.
+    killers: RefCell<Vec<Option<mpsc::Sender<()>>>>,
+    /// By server: the command it was started with, and how it ended.
+    commands: RefCell<Vec<String>>,
+    exits: RefCell<Vec<Option<Exit>>>,
+    next_link: Cell<u64>,
+    ready: RefCell<Option<Ready>>,
+    ports: (u16, u16),
+    failure: RefCell<Option<(ServerId, String)>>,
+    outcome: RefCell<Option<StopOutcome>>,
+    /// Something changed that the main loop must look at.
+    changed: Notify,
+}
+
+/// Runs a cluster from start to stop.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let ready = args.ready_fd.map(Ready::take).transpose()?;
+    let file = plan::read_file(&args)?;
+    let console = logs::start(&args)?;
+    std::fs::create_dir_all(&args.dir).map_err(|error| {
+        let dir = args.dir.display();
+        Failure::Failed(format!("make the directory {dir}: {error}; check --dir"))
+    })?;
+    let _lock = DirectoryLock::take(&args.dir)?;
+    let mut reasons = stop::listen(args.daemon)?;
+    let plan = tokio::select! {
+        plan = Plan::make(&args, file) => plan.inspect_err(|failure| console.log(failure))?,
+        reason = reasons.recv() => {
+            console.say(&format!("{}: nothing was started yet", name_of(reason)));
+            return Ok(());
+        }
+    };
+    let listen = |port, purpose, flag| listener::bind(plan.listen, port, purpose, flag);
+    let log = |failure: &Failure| console.log(failure);
+    let clients = listen(args.clients_port, "clients", "-c").await.inspect_err(log)?;
+    let servers = listen(args.servers_port, "servers", "-s").await.inspect_err(log)?;
+    let port = |listener: &tokio::net::TcpListener| {
+        listener.local_addr().map(|address: SocketAddr| address.port()).map_err(|error| {
+            Failure::Failed(format!("ask the system for the port that was taken: {error}"))
+        })
+    };
+    let ports = (port(&clients)?, port(&servers)?);
+    let driver = Rc::new(Driver::new(&args, plan, console, ready, ports)?);
+    tokio::task::spawn_local(clients::serve(Rc::clone(&driver), clients));
+    tokio::task::spawn_local(links::serve(Rc::clone(&driver), servers));
+    driver.spawn_all();
+    main_loop(&driver, &mut reasons).await.inspect_err(log)
+}
+
+fn name_of(reason: Option<stop::Reason>) -> String {
+    reason.map_or_else(|| "no reason".into(), |reason| reason.to_string())
+}
+
+/// Timers, signals and the end.
+async fn main_loop(
+    driver: &Rc<Driver>,
+    reasons: &mut mpsc::Receiver<stop::Reason>,
+) -> Result<(), Failure> {
+    let mut stopping = false;
+    loop {
+        if let Some(outcome) = driver.outcome.take() {
+            return driver.conclude(&outcome);
+        }
+        if driver.failure.borrow().is_some() && !stopping {
+            stopping = true;
+            driver.input(|cluster, now, sink| cluster.on_stop_now(now, sink));
+            continue;
+        }
+        let timeout = driver.cluster().next_timeout();
+        tokio::select! {
+            () = until(timeout) => {
+                driver.input(|cluster, now, sink| cluster.on_timeout(now, sink));
+            }
+            () = driver.changed.notified() => {}
+            Some(reason) = reasons.recv() => {
+                if !stopping {
+                    stopping = true;
+                    driver.console.say(&format!("{reason}: stopping the cluster"));
+                    driver.input(|cluster, now, sink| cluster.on_stop(now, sink));
+                } else if reason != stop::Reason::EndOfInput {
+                    driver.console.warn(&format!("{reason} again: not waiting any longer"));
+                    driver.input(|cluster, now, sink| cluster.on_stop_now(now, sink));
+                }
+            }
+        }
+    }
+}
+
+async fn until(deadline: Option<Time>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(deadline.since(clock::now())).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Raises the bound on open descriptors as far as it may be, and says where it is.
+fn raise_descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let now = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    let usable = now.unwrap_or(u64::from(u32::MAX)).saturating_sub(RESERVED_DESCRIPTORS).max(64);
+    usize::try_from(usable).unwrap_or(usize::MAX)
+}
+
+impl Driver {
+    fn new(
+        args: &Args,
+        plan: Plan,
+        console: Console,
+        ready: Option<Ready>,
+        ports: (u16, u16),
+    ) -> Result<Driver, Failure> {
+        let count = plan.file.servers.len();
+        let mut incarnations = Vec::new();
+        for _ in 0..count {
+            incarnations.push(Incarnation(random::nonzero_u64()?));
+        }
+        let config = ClusterConfig {
+            cluster: ClusterId(random::nonzero_u128()?),
+            epoch: Epoch { number: 1, boot: BootId(random::nonzero_u64()?) },
+            shards: plan.shards,
+            incarnations,
+            silence: args.timeout,
+            start_patience: START_PATIENCE,
+            stop_patience: DRAIN_DEADLINE,
+        };
+        Ok(Driver {
+            cluster: RefCell::new(Cluster::new(clock::now(), config)),
+            hosts: plan.file.servers.iter().map(|line| line.host.to_string()).collect(),
+            plan,
+            console,
+            descriptors: raise_descriptors(),
+            orders: RefCell::new((0..count).map(|_| None).collect()),
+            killers: RefCell::new((0..count).map(|_| None).collect()),
+            commands: RefCell::new(vec![String::new(); count]),
+            exits: RefCell::new(vec![None; count]),
+            next_link: Cell::new(1),
+            ready: RefCell::new(ready),
+            ports,
+            failure: RefCell::new(None),
+            outcome: RefCell::new(None),
+            changed: Notify::new(),
+        })
+    }
+
+    /// The cluster, to be looked at; never kept across an await.
+    pub(crate) fn cluster(&self) -> Ref<'_, Cluster> {
+        self.cluster.borrow()
+    }
+
+    /// Gives the cluster one input, and carries out its effects before the next.
+    pub(crate) fn input<R>(
+        self: &Rc<Driver>,
+        give: impl FnOnce(&mut Cluster, Time, &mut Vec<Effect>) -> R,
+    ) -> R {
+        let mut effects = Vec::new();
+        let result = give(&mut self.cluster.borrow_mut(), clock::now(), &mut effects);
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        self.changed.notify_one();
+        result
+    }
+
+    /// A name for a new connection of a server.
+    pub(crate) fn next_link(&self) -> LinkId {
+        LinkId(self.next_link.replace(self.next_link.get() + 1))
+    }
+
+    /// Where the orders to a server go from now on.
+    pub(crate) fn set_orders(&self, member: Member, sender: Option<mpsc::Sender<Order>>) {
+        self.orders.borrow_mut()[index(member)] = sender;
+    }
+
+    /// Tells that a server has reported.
+    pub(crate) fn note_started(&self, started: &Started) {
+        tracing::info!(
+            "server {} reports: pid {}, address {}, ports {} (clients), {} (servers), {} (coordinator)",
+            started.member.server,
+            started.pid,
+            started.address,
+            started.clients_port,
+            started.servers_port,
+            started.coord_port
+        );
+    }
+
+    fn carry_out(self: &Rc<Driver>, effect: Effect) {
+        match effect {
+            Effect::Dial { member, address } => {
+                tokio::task::spawn_local(orders::keep(Rc::clone(self), member, address));
+            }
+            Effect::Order { to, order } => self.send(to, order),
+            Effect::Kill { member, reason } => self.kill(member, reason),
+            Effect::Serving => self.serve(),
+            Effect::StartFailed { server, reason } => self.fail(server, reason.to_string()),
+            Effect::Down { member, cause } => self.tell_down(member, cause),
+            Effect::Back { member } => {
+                self.console.say(&format!("server {} is up again", member.server));
+            }
+            Effect::OrderFailed { member, order, reason } => {
+                let (id, reason) = (member.server, printable(&reason));
+                self.console.warn(&format!("server {id} could not carry out {order}: {reason}"));
+            }
+            Effect::Leaving { member } => {
+                let id = member.server;
+                self.console.say(&format!("server {id} was told to stop: draining and dumping it"));
+            }
+            Effect::Stopping(phase) => self.tell_phase(phase),
+            Effect::Stopped(outcome) => *self.outcome.borrow_mut() = Some(outcome),
+            other => tracing::debug!("{other:?}"),
+        }
+    }
+
+    fn send(&self, to: Member, order: Order) {
+        let orders = self.orders.borrow();
+        let sent = orders[index(to)].as_ref().map(|sender| sender.try_send(order));
+        if !matches!(sent, Some(Ok(()))) {
+            // The brain keeps it, and gives it again when the next connection stands.
+            tracing::warn!("{} to server {} waits for its connection", order.name(), to.server);
+        }
+    }
+
+    fn kill(&self, member: Member, reason: KillReason) {
+        let id = member.server;
+        match reason {
+            KillReason::Unanswered(_) => {
+                let pid = self.cluster().started(id).map_or(0, |started| started.pid);
+                self.console.warn(&format!("server {id} (pid {pid}) is killed: {reason}"));
+            }
+            _ => tracing::info!("server {id} is killed: {reason}"),
+        }
+        if let Some(killer) = &self.killers.borrow()[index(member)] {
+            // One word that waits is enough.
+            let _ = killer.try_send(());
+        }
+    }
+
+    fn serve(&self) {
+        let (clients_port, servers_port) = self.ports;
+        let host = match self.plan.listen {
+            address if address.is_loopback() => "localhost".to_owned(),
+            _ => self.plan.routes[0].coordinator.to_string(),
+        };
+        self.console
+            .say(&format!("serving; clients connect with: client -h {host} -p {clients_port}"));
+        if let Some(ready) = self.ready.take() {
+            ready.announce(self.cluster().config().cluster, clients_port, servers_port);
+        }
+    }
+
+    fn tell_down(&self, member: Member, cause: DownCause) {
+        if self.failure.borrow().is_some() {
+            // It is said at the end, with its reason.
+            return;
+        }
+        let id = member.server;
+        let how = match cause {
+            DownCause::Silent => "no heartbeat came in time".to_owned(),
+            DownCause::LinkLost => "its connection to the coordinator ended".to_owned(),
+            DownCause::Exited => match &self.exits.borrow()[index(member)] {
+                Some(exit) => with_last_words(exit),
+                None => "its process has ended".to_owned(),
+            },
+        };
+        self.console.warn(&format!("server {id} is down: {how}"));
+    }
+
+    fn tell_phase(&self, phase: StopPhase) {
+        if self.failure.borrow().is_some() {
+            return;
+        }
+        self.console.say(match phase {
+            StopPhase::Drain => "stop, 1 of 3: no new writes, waiting for the pending ones (DRAIN)",
+            StopPhase::Dump => "stop, 2 of 3: every server writes its tables to its dumps",
+            StopPhase::Shutdown => "stop, 3 of 3: every server exits (SHUTDOWN)",
+        });
+    }
+
+    /// The first failure counts; what follows from it does not.
+    fn fail(&self, server: ServerId, reason: String) {
+        self.failure.borrow_mut().get_or_insert((server, reason));
+    }
+
+    /// Starts every server; the first that cannot be started ends the start.
+    fn spawn_all(self: &Rc<Driver>) {
+        let plan = &self.plan;
+        let (file, dir) = (&plan.file, plan.dir.display());
+        let host = plan.routes[0].coordinator;
+        self.console.say(&format!(
+            "starting {} servers with {} shards each; files in {dir}; servers find this coordinator \
+             at {host}, port {}",
+            file.count(), plan.shards, self.ports.1
+        ));
+        let turn = Rc::new(Semaphore::new(MAX_SSH_AT_ONCE));
+        for line in &file.servers {
+            let member = self.cluster().member(line.id);
+            let cluster = self.cluster().config().cluster;
+            let arguments = server_arguments(plan, line, cluster, member, self.ports.1);
+            self.commands.borrow_mut()[index(member)] = command_line(plan, line, &arguments);
+            let begun = self.failure.borrow().is_none();
+            let spawned = match line.host {
+                _ if !begun => Err("not started any more".into()),
+                Host::Local => self.spawn_local(line, member, &arguments),
+                Host::Ssh { .. } => {
+                    self.spawn_remote(line, member, arguments, Rc::clone(&turn));
+                    Ok(())
+                }
+            };
+            if let Err(reason) = spawned {
+                self.fail(line.id, reason);
+                self.input(|cluster, now, sink| cluster.on_exited(now, member, sink));
+            }
+        }
+    }
+
+    fn spawn_local(
+        self: &Rc<Driver>,
+        line: &ServerLine,
+        member: Member,
+        arguments: &[String],
+    ) -> Result<(), String> {
+        let server = LocalServer::spawn(&self.plan, line, arguments)?;
+        self.tell_spawned(line, server.pid());
+        let (driver, kill) = (Rc::clone(self), self.killer(member));
+        tokio::task::spawn_local(async move {
+            driver.exited(member, server.wait(kill).await);
+        });
+        Ok(())
+    }
+
+    fn spawn_remote(
+        self: &Rc<Driver>,
+        line: &ServerLine,
+        member: Member,
+        arguments: Vec<String>,
+        turn: Rc<Semaphore>,
+    ) {
+        let server = RemoteServer::new(self.plan.ssh.clone(), line.clone(), member, arguments);
+        let (driver, kill, line) = (Rc::clone(self), self.killer(member), line.clone());
+        tokio::task::spawn_local(async move {
+            let exit = server.run(turn, kill, |pid| driver.tell_spawned(&line, Some(pid))).await;
+            driver.exited(member, exit);
+        });
+    }
+
+    fn tell_spawned(&self, line: &ServerLine, pid: Option<u32>) {
+        let pid = pid.map_or_else(|| "?".into(), |pid| pid.to_string());
+        tracing::info!("server {} started on {}, pid {pid}", line.id, line.host);
+    }
+
+    /// The other end of a word that kills a server.
+    fn killer(&self, member: Member) -> mpsc::Receiver<()> {
+        let (sender, receiver) = mpsc::channel(1);
+        self.killers.borrow_mut()[index(member)] = Some(sender);
+        receiver
+    }
+
+    fn exited(self: &Rc<Driver>, member: Member, exit: Exit) {
+        tracing::info!("server {}: {}", member.server, exit.how);
+        self.exits.borrow_mut()[index(member)] = Some(exit);
+        self.input(|cluster, now, sink| cluster.on_exited(now, member, sink));
+    }
+
+    /// What the end of the stop means for the exit status, told.
+    fn conclude(&self, outcome: &StopOutcome) -> Result<(), Failure> {
+        if let Some((server, reason)) = &*self.failure.borrow() {
+            return Err(Failure::Failed(self.start_failure(*server, reason, outcome)));
+        }
+        let name =
+            |ids: &[ServerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        if !outcome.undrained.is_empty() {
+            self.console.warn(&format!(
+                "not every pending write could commit at: server {} (none of them was acknowledged)",
+                name(&outcome.undrained)
+            ));
+        }
+        if !outcome.killed.is_empty() {
+            self.console
+                .warn(&format!("killed because of no answer: server {}", name(&outcome.killed)));
+        }
+        let mut lost = Vec::new();
+        if !outcome.unproven.is_empty() {
+            lost.push(format!("these servers may still run: {}", name(&outcome.unproven)));
+        }
+        if !outcome.undumped.is_empty() {
+            let groups: Vec<ServerId> = outcome.undumped.iter().map(|g| ServerId(g.0)).collect();
+            lost.push(format!("no server left a complete dump of group {}", name(&groups)));
+        }
+        if lost.is_empty() {
+            self.console.say("stopped");
+            return Ok(());
+        }
+        Err(Failure::Failed(format!("stopped, but {}", lost.join("; "))))
+    }
+
+    fn start_failure(&self, server: ServerId, reason: &str, outcome: &StopOutcome) -> String {
+        let n = usize::from(server.0);
+        let mut text = format!("server {server} on {}: {}", self.hosts[n], printable(reason));
+        if let Some(exit) = &self.exits.borrow()[n] {
+            text += &format!(": {}", with_last_words(exit));
+        }
+        text += &format!("\n  command: {}", self.commands.borrow()[n]);
+        text += match outcome.unproven.is_empty() {
+            true => "\n  every other server was stopped again",
+            false => "\n  some of the other servers may still run, see the log",
+        };
+        text
+    }
+}
+
+fn index(member: Member) -> usize {
+    usize::from(member.server.0)
+}
+
+fn with_last_words(exit: &Exit) -> String {
+    match &exit.last_words {
+        Some(words) => format!("{}; it said:\n    {}", exit.how, words.replace('\n', "\n    ")),
+        None => exit.how.clone(),
+    }
+}

@@ -1,0 +1,128 @@
+//! The servers' port: STARTED first, then heartbeats and the wish to leave.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use kv_core::cluster::{Ignored, LinkId};
+use kv_protocol::ServerId;
+use kv_protocol::control_message::{Admission, ServerMessage, Started};
+use kv_protocol::frame::FrameRules;
+use kv_protocol::limits::{HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
+use tokio::net::TcpListener;
+
+use crate::connection::{Connection, ConnectionError, OwnedFrame};
+use crate::driver::Driver;
+use crate::listener::{self, Slots};
+use crate::logs::Refusals;
+
+/// Connections in excess of one for each server: strangers, and servers that dial again.
+const SPARE_CONNECTIONS: usize = 256;
+
+/// A link that has been silent for this long is closed. Long before, its server counts as down; it
+/// dials again.
+const LINK_SILENCE: Duration = Duration::from_secs(30);
+
+/// Serves the port for ever.
+pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
+    let refusals = Rc::new(Refusals::new("servers"));
+    // Strangers have slots of their own: however many knock, admitted servers keep theirs.
+    let slots = Slots::new(SPARE_CONNECTIONS + usize::from(driver.cluster().count()));
+    let accepted = Rc::clone(&refusals);
+    listener::accept(listener, accepted, move |stream| {
+        let Some(slot) = slots.take() else {
+            let peer = stream.peer_addr().map_or_else(|_| "?".into(), |peer| peer.to_string());
+            return refusals.note(peer, "too many connections that are no server's");
+        };
+        let (driver, refusals) = (Rc::clone(&driver), Rc::clone(&refusals));
+        tokio::task::spawn_local(async move {
+            let mut connection = Connection::new(stream, FrameRules::checked(MAX_HELLO_BODY));
+            let Some((link, server)) = admit(&driver, &mut connection, &refusals).await else {
+                return connection.end().await;
+            };
+            drop(slot);
+            follow(&driver, &mut connection, link, server, &refusals).await;
+            driver.input(|cluster, now, sink| cluster.on_link_lost(now, link, server, sink));
+        });
+    })
+    .await;
+}
+
+/// Takes a server in, or tells it why not.
+async fn admit(
+    driver: &Rc<Driver>,
+    connection: &mut Connection,
+    refusals: &Refusals,
+) -> Option<(LinkId, ServerId)> {
+    let started = match connection.next_frame(Some(HELLO_DEADLINE)).await {
+        Ok(Some(frame)) => read_started(&frame),
+        Ok(None) | Err(ConnectionError::Io(_)) => return None,
+        Err(error) => Err(error.to_string()),
+    };
+    let link = driver.next_link();
+    let admitted = started.and_then(|started| {
+        let result =
+            driver.input(|cluster, now, sink| cluster.on_started(now, link, &started, sink));
+        result.map(|()| started).map_err(|refused| refused.to_string())
+    });
+    let mut bytes = Vec::new();
+    match admitted {
+        Ok(started) => {
+            driver.note_started(&started);
+            connection.set_rules(FrameRules::checked(MAX_CONTROL_BODY));
+            let epoch = driver.cluster().config().epoch;
+            Admission::Admitted { epoch }.write(&mut bytes);
+            // If it cannot be sent, the reads that follow find out.
+            let _ = connection.send(&bytes).await;
+            Some((link, started.member.server))
+        }
+        Err(reason) => {
+            refusals.note(connection.peer(), &reason);
+            Admission::Refused { reason }.write(&mut bytes);
+            let _ = connection.send(&bytes).await;
+            None
+        }
+    }
+}
+
+fn read_started(frame: &OwnedFrame) -> Result<Started, String> {
+    match ServerMessage::read(frame.opcode, &frame.body) {
+        Ok(ServerMessage::Started(started)) => Ok(started),
+        Ok(_) => Err("the first message must be STARTED".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Hears an admitted server until its connection ends.
+async fn follow(
+    driver: &Rc<Driver>,
+    connection: &mut Connection,
+    link: LinkId,
+    server: ServerId,
+    refusals: &Refusals,
+) {
+    loop {
+        let frame = match connection.next_frame(Some(LINK_SILENCE)).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) | Err(ConnectionError::Io(_)) => return,
+            Err(error) => return refusals.note(format_args!("server {server}"), error),
+        };
+        let ignored = match ServerMessage::read(frame.opcode, &frame.body) {
+            Ok(ServerMessage::Heartbeat(heartbeat)) => driver.input(|cluster, now, sink| {
+                cluster.on_heartbeat(now, link, server, heartbeat, sink)
+            }),
+            Ok(ServerMessage::DrainRequest) => {
+                driver.input(|cluster, now, sink| cluster.on_drain_request(now, link, server, sink))
+            }
+            Ok(ServerMessage::Started(_)) => {
+                return refusals.note(format_args!("server {server}"), "a second STARTED");
+            }
+            Err(error) => return refusals.note(format_args!("server {server}"), error),
+        };
+        if let Err(ignored) = ignored {
+            refusals.note(format_args!("server {server}"), ignored);
+            if ignored == Ignored::OldLink {
+                return;
+            }
+        }
+    }
+}

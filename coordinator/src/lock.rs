@@ -1,0 +1,84 @@
+//! One coordinator a directory: an exclusive lock on `coord.lock`, held until the process ends.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::Failure;
+
+const NAME: &str = "coord.lock";
+/// Bytes read of a lock file that names its holder: more than any process id has.
+const MAX_PID_BYTES: u64 = 32;
+
+/// The lock; the system gives it back when this is dropped, or the process dies.
+#[derive(Debug)]
+pub(crate) struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    /// Takes the lock of a directory.
+    ///
+    /// # Errors
+    /// Another coordinator has it, named by its process id; or the file cannot be made.
+    pub(crate) fn take(dir: &Path) -> Result<DirectoryLock, Failure> {
+        let path = dir.join(NAME);
+        let failed = |error: std::io::Error| {
+            let path = path.display();
+            Failure::Failed(format!("lock {path}: {error}; check that --dir can be written"))
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Failure::Failed(format!(
+                    "{} is in use by another coordinator (pid {}); stop it, or give another --dir",
+                    dir.display(),
+                    holder(&mut file)
+                )));
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+        file.set_len(0).map_err(failed)?;
+        file.rewind().map_err(failed)?;
+        writeln!(file, "{}", std::process::id()).map_err(failed)?;
+        Ok(DirectoryLock { _file: file })
+    }
+}
+
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let digits = match file.take(MAX_PID_BYTES).read_to_string(&mut text) {
+        Ok(_) => text.trim(),
+        Err(_) => "",
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return "unknown".into();
+    }
+    digits.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_coordinator_is_told_who_has_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DirectoryLock::take(dir.path()).unwrap();
+        let Failure::Failed(message) = DirectoryLock::take(dir.path()).unwrap_err() else {
+            panic!("a failure, not bad usage")
+        };
+        assert!(message.contains(&format!("pid {}", std::process::id())), "{message}");
+        drop(first);
+        DirectoryLock::take(dir.path()).unwrap();
+    }
+}

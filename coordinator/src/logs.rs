@@ -1,0 +1,108 @@
+//! The log, and what a person at the terminal is told.
+
+use std::cell::Cell;
+use std::fs::OpenOptions;
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use tracing_subscriber::EnvFilter;
+
+use crate::Failure;
+use crate::args::Args;
+
+/// How often a kind of refusal is logged at most.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Starts logging: to the file of `-l`, or to standard error, there without times if a person reads.
+pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
+    let filter = EnvFilter::try_from_env("KV_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let is_terminal = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    match &args.log {
+        Some(path) => {
+            let file =
+                OpenOptions::new().append(true).create(true).open(path).map_err(|error| {
+                    let path = path.display();
+                    Failure::Failed(format!("open the log {path}: {error}; check its directory"))
+                })?;
+            builder.with_writer(Mutex::new(file)).with_target(false).init();
+            Ok(Console { is_file: true, beside_log: is_terminal })
+        }
+        None if is_terminal => {
+            builder.with_writer(std::io::stderr).without_time().with_target(false).init();
+            Ok(Console { is_file: false, beside_log: false })
+        }
+        None => {
+            builder.with_writer(std::io::stderr).with_target(false).init();
+            Ok(Console { is_file: false, beside_log: false })
+        }
+    }
+}
+
+/// What is worth telling a person: it is logged, and shown on the terminal if the log is a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Console {
+    is_file: bool,
+    beside_log: bool,
+}
+
+impl Console {
+    /// Says that all goes as it should.
+    pub(crate) fn say(self, text: &str) {
+        tracing::info!("{text}");
+        self.show(text);
+    }
+
+    /// Says that something is wrong.
+    pub(crate) fn warn(self, text: &str) {
+        tracing::warn!("{text}");
+        self.show(text);
+    }
+
+    /// Logs what the program ends with; where the log is standard error, it is said there anyway.
+    pub(crate) fn log(self, failure: &Failure) {
+        let (Failure::Usage(message) | Failure::Failed(message)) = failure;
+        if self.is_file {
+            tracing::error!("{message}");
+        }
+    }
+
+    fn show(self, text: &str) {
+        if self.beside_log {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+}
+
+/// Counts what strangers do wrong on a port, and logs it once a second at most.
+#[derive(Debug)]
+pub(crate) struct Refusals {
+    port: &'static str,
+    total: Cell<u64>,
+    logged: Cell<u64>,
+    last: Cell<Option<Instant>>,
+}
+
+impl Refusals {
+    /// For the port called `port` in the log.
+    pub(crate) fn new(port: &'static str) -> Refusals {
+        Refusals { port, total: Cell::new(0), logged: Cell::new(0), last: Cell::new(None) }
+    }
+
+    /// One more.
+    pub(crate) fn note(&self, from: impl std::fmt::Display, reason: impl std::fmt::Display) {
+        self.total.set(self.total.get() + 1);
+        let now = Instant::now();
+        let due = self.last.get().is_none_or(|last| now - last >= REFUSAL_LOG_INTERVAL);
+        if due {
+            let since = self.total.get() - self.logged.get();
+            let port = self.port;
+            tracing::warn!(
+                "refused on the {port} port, from {from}: {reason} ({since} since last said)"
+            );
+            self.logged.set(self.total.get());
+            self.last.set(Some(now));
+        }
+    }
+}

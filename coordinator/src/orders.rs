@@ -1,0 +1,143 @@
+//! The connection for orders: dialled to each server's coordinator port, again whenever it breaks.
+//!
+//! What is outstanding is remembered by the cluster's brain, which repeats it whenever a connection
+//! stands; nothing is queued here but what is being sent.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kv_protocol::Member;
+use kv_protocol::control_message::{Admission, Order, OrdersHello, Report, opcode};
+use kv_protocol::frame::FrameRules;
+use kv_protocol::limits::{HELLO_DEADLINE, MAX_CONTROL_BODY};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use crate::connection::{Connection, ConnectionError, OwnedFrame};
+use crate::driver::Driver;
+
+/// How long one attempt to connect may take.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+/// The first pause before dialling again; each is twice the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Orders on their way to one server. The brain has at most five outstanding.
+const MAX_QUEUED: usize = 32;
+
+/// Why a connection for orders ended, or did not come to be.
+#[derive(Debug, thiserror::Error)]
+enum OrdersError {
+    #[error("connect: {0}")]
+    Connect(std::io::Error),
+    #[error("connect: no answer within {} s", CONNECT_PATIENCE.as_secs())]
+    NoAnswer,
+    #[error("{0}")]
+    Connection(#[from] ConnectionError),
+    #[error("{0}")]
+    Decode(#[from] kv_protocol::DecodeError),
+    #[error("it closed the connection")]
+    Closed,
+    #[error("it refused: {0}")]
+    Refused(String),
+}
+
+/// Keeps the connection until the process it leads to has exited.
+pub(crate) async fn keep(driver: Rc<Driver>, member: Member, address: SocketAddr) {
+    let mut pause = FIRST_PAUSE;
+    while !driver.cluster().has_exited(member.server) {
+        match connect(&driver, member, address).await {
+            Ok(connection) => {
+                pause = FIRST_PAUSE;
+                let (sender, receiver) = mpsc::channel(MAX_QUEUED);
+                driver.set_orders(member, Some(sender));
+                driver.input(|cluster, _, sink| cluster.on_orders_connected(member, sink));
+                let end = converse(&driver, member, connection, receiver).await;
+                driver.set_orders(member, None);
+                driver.input(|cluster, _, _| cluster.on_orders_lost(member));
+                tracing::debug!("orders to server {}: {end}", member.server);
+            }
+            Err(error) => {
+                tracing::debug!("orders to server {} at {address}: {error}", member.server)
+            }
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+async fn connect(
+    driver: &Driver,
+    member: Member,
+    address: SocketAddr,
+) -> Result<Connection, OrdersError> {
+    let stream = timeout(CONNECT_PATIENCE, TcpStream::connect(address))
+        .await
+        .map_err(|_| OrdersError::NoAnswer)?
+        .map_err(OrdersError::Connect)?;
+    let mut connection = Connection::new(stream, FrameRules::checked(MAX_CONTROL_BODY));
+    let mut hello = Vec::new();
+    {
+        let cluster = driver.cluster();
+        let config = cluster.config();
+        OrdersHello { cluster: config.cluster, epoch: config.epoch, to: member }.write(&mut hello);
+    }
+    connection.send(&hello).await?;
+    let frame = connection.next_frame(Some(HELLO_DEADLINE)).await?.ok_or(OrdersError::Closed)?;
+    match frame.opcode {
+        opcode::ORDERS_WELCOME => Ok(connection),
+        _ => match Admission::read(frame.opcode, &frame.body)? {
+            Admission::Refused { reason } => Err(OrdersError::Refused(reason)),
+            Admission::Admitted { .. } => Err(OrdersError::Refused("ADMITTED is no answer".into())),
+        },
+    }
+}
+
+/// Sends orders and takes reports, until the connection ends; says why it did.
+async fn converse(
+    driver: &Rc<Driver>,
+    member: Member,
+    mut connection: Connection,
+    mut orders: mpsc::Receiver<Order>,
+) -> OrdersError {
+    loop {
+        tokio::select! {
+            order = orders.recv() => {
+                let Some(order) = order else { return OrdersError::Closed };
+                tracing::debug!("{} (order {}) to server {}", order.name(), order.id, member.server);
+                let mut bytes = Vec::new();
+                order.write(&mut bytes);
+                if let Err(error) = connection.send(&bytes).await {
+                    return error.into();
+                }
+            }
+            frame = connection.next_frame(None) => match frame {
+                Ok(Some(frame)) => {
+                    if let Err(error) = take_report(driver, member, &frame) {
+                        return error;
+                    }
+                }
+                Ok(None) => return OrdersError::Closed,
+                Err(error) => return error.into(),
+            }
+        }
+    }
+}
+
+fn take_report(driver: &Rc<Driver>, member: Member, frame: &OwnedFrame) -> Result<(), OrdersError> {
+    if frame.opcode != opcode::REPORT {
+        return Err(OrdersError::Decode(kv_protocol::DecodeError::UnknownOpcode {
+            opcode: frame.opcode,
+            supported: "REPORT",
+        }));
+    }
+    let report = Report::read(&frame.body)?;
+    let id = report.id;
+    let noted = driver.input(|cluster, now, sink| cluster.on_report(now, member, report, sink));
+    if let Err(ignored) = noted {
+        tracing::debug!("a report of order {id} from server {}: {ignored}", member.server);
+    }
+    Ok(())
+}

@@ -1,0 +1,308 @@
+//! From the flags and the cluster file to what is started where, and who reaches whom by which
+//! address.
+//!
+//! | the file has       | `--advertise` | the coordinator listens on | servers are reached at       |
+//! |--------------------|---------------|----------------------------|------------------------------|
+//! | localhost only     | no            | 127.0.0.1                  | 127.0.0.1                    |
+//! | localhost only     | A             | all addresses              | A                            |
+//! | ssh hosts only     | no            | all addresses              | where ssh reached them       |
+//! | ssh hosts only     | A             | all addresses              | where ssh reached them       |
+//! | both               | A (demanded)  | all addresses              | A, or where ssh reached them |
+//!
+//! A loopback address stays one: with `--advertise 127.0.0.1` nothing listens elsewhere.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+
+use kv_protocol::cluster_file::{ClusterFile, Host};
+use kv_protocol::limits::MAX_SHARDS;
+
+use crate::Failure;
+use crate::args::Args;
+use crate::spawn::ssh::Ssh;
+use crate::survey::{self, Survey};
+
+/// How one server and the others reach each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// The address at which it finds the coordinator.
+    pub(crate) coordinator: IpAddr,
+    /// The address it listens on.
+    pub(crate) bind: IpAddr,
+    /// The address that others are told.
+    pub(crate) advertise: IpAddr,
+}
+
+/// Everything that is decided before the first server is started.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) file: ClusterFile,
+    /// Absolute.
+    pub(crate) dir: PathBuf,
+    /// The server's executable on this machine, absolute.
+    pub(crate) binary: PathBuf,
+    pub(crate) ssh: Ssh,
+    pub(crate) shards: u16,
+    pub(crate) memory_limit: Option<String>,
+    /// The coordinator's own address to listen on.
+    pub(crate) listen: IpAddr,
+    /// In ring order.
+    pub(crate) routes: Vec<Route>,
+}
+
+/// Reads the cluster file.
+///
+/// # Errors
+/// Bad usage, with the file, the line and the reason.
+pub(crate) fn read_file(args: &Args) -> Result<ClusterFile, Failure> {
+    let path = args.cluster_file.as_deref().unwrap_or(Path::new(""));
+    let shown = path.display();
+    let text = std::fs::read(path).map_err(|error| {
+        Failure::Usage(format!("read the cluster file {shown}: {error}; check -C"))
+    })?;
+    let text = String::from_utf8(text).map_err(|error| {
+        let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|&&byte| byte == b'\n')
+            .count();
+        Failure::Usage(format!("cluster file {shown}, line {line}: bytes that are no text (UTF-8)"))
+    })?;
+    let file = ClusterFile::parse(&text)
+        .map_err(|error| Failure::Usage(format!("cluster file {shown}, {error}")))?;
+    let has = |local: bool| file.servers.iter().any(|line| (line.host == Host::Local) == local);
+    if has(true) && has(false) && args.advertise.is_none() {
+        return Err(Failure::Usage(format!(
+            "cluster file {shown} mixes localhost with other hosts: give --advertise IP, the \
+             address by which the others reach this machine"
+        )));
+    }
+    if args.advertise.is_some_and(|address| address.is_unspecified()) {
+        return Err(Failure::Usage("--advertise must be an address that others can dial".into()));
+    }
+    Ok(file)
+}
+
+/// The executable of the servers on this machine.
+pub(crate) fn binary(args: &Args) -> Result<PathBuf, String> {
+    let path = match &args.server_binary {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()
+            .map_err(|error| format!("find this program's own directory: {error}"))?
+            .with_file_name("server"),
+    };
+    let shown = path.display();
+    let advice = "build it with `make all`, or give --server-binary";
+    let absolute = std::fs::canonicalize(&path)
+        .map_err(|error| format!("the server's executable {shown}: {error}; {advice}"))?;
+    if !absolute.is_file() {
+        return Err(format!("the server's executable {shown} is not a file; {advice}"));
+    }
+    rustix::fs::access(&absolute, rustix::fs::Access::EXEC_OK)
+        .map_err(|error| format!("the server's executable {shown}: {error}; check its mode"))?;
+    Ok(absolute)
+}
+
+impl Plan {
+    /// Makes the plan; asks every ssh host for its cores and addresses.
+    ///
+    /// # Errors
+    /// What is missing, and at which server.
+    pub(crate) async fn make(args: &Args, file: ClusterFile) -> Result<Plan, Failure> {
+        let ssh = Ssh { config: args.ssh_config.clone(), remote_dir: args.remote_dir.clone() };
+        let dir = std::path::absolute(&args.dir)
+            .map_err(|error| Failure::Failed(format!("--dir {}: {error}", args.dir.display())))?;
+        let has_local = file.servers.iter().any(|line| line.host == Host::Local);
+        let binary = match has_local {
+            true => binary(args).map_err(Failure::Failed)?,
+            false => PathBuf::from("server"),
+        };
+        let surveys = survey::of_hosts(&file, &ssh).await;
+        for line in &file.servers {
+            check_survey(&ssh, line.id.0, &line.host, &surveys).map_err(Failure::Failed)?;
+        }
+        let surveys: HashMap<Host, Survey> =
+            surveys.into_iter().filter_map(|(host, survey)| Some((host, survey.ok()?))).collect();
+        let shards = args.shards.unwrap_or_else(|| default_shards(&file, &surveys));
+        let (listen, routes) = routes(&file, args.advertise, &surveys).map_err(Failure::Failed)?;
+        let memory_limit = args.memory_limit.clone();
+        Ok(Plan { file, dir, binary, ssh, shards, memory_limit, listen, routes })
+    }
+}
+
+/// What would keep this server from starting on its host.
+fn check_survey(
+    ssh: &Ssh,
+    id: u16,
+    host: &Host,
+    surveys: &HashMap<Host, Result<Survey, String>>,
+) -> Result<(), String> {
+    let Some(survey) = surveys.get(host) else { return Ok(()) };
+    let dir = &ssh.remote_dir;
+    match survey {
+        Err(error) => Err(format!(
+            "server {id} on {host}: ssh cannot get there: {error}; nothing was started (try: ssh \
+             -o BatchMode=yes{} {host} true)",
+            ssh.config.as_ref().map(|file| format!(" -F {}", file.display())).unwrap_or_default()
+        )),
+        Ok(survey) if !survey.has_dir => Err(format!(
+            "server {id} on {host}: there is no directory {dir}; nothing was started (check \
+             --remote-dir)"
+        )),
+        Ok(survey) if !survey.has_binary => Err(format!(
+            "server {id} on {host}: there is no executable {dir}/server; nothing was started \
+             (copy it there, as scripts/launch-cluster.sh does)"
+        )),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// The least number of cores that a server has to itself on any host.
+fn default_shards(file: &ClusterFile, surveys: &HashMap<Host, Survey>) -> u16 {
+    let mut servers: HashMap<&Host, u16> = HashMap::new();
+    for line in &file.servers {
+        *servers.entry(&line.host).or_default() += 1;
+    }
+    let own_cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let shares = servers.into_iter().map(|(host, count)| {
+        let cores = match surveys.get(host) {
+            Some(survey) => survey.cores.unwrap_or(1),
+            None => u16::try_from(own_cores).unwrap_or(u16::MAX),
+        };
+        cores / count
+    });
+    shares.min().unwrap_or(1).clamp(1, MAX_SHARDS)
+}
+
+/// Where the coordinator listens, and the routes of all servers.
+fn routes(
+    file: &ClusterFile,
+    advertise: Option<IpAddr>,
+    surveys: &HashMap<Host, Survey>,
+) -> Result<(IpAddr, Vec<Route>), String> {
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let own = advertise.unwrap_or(local);
+    let mut routes = Vec::new();
+    for line in &file.servers {
+        let Some(survey) = surveys.get(&line.host) else {
+            // On this machine; the coordinator listens on all addresses or on this one.
+            routes.push(Route { coordinator: own, bind: listen_address(own), advertise: own });
+            continue;
+        };
+        let (id, host) = (line.id, &line.host);
+        let its = survey.its_address.ok_or_else(|| {
+            format!("server {id} on {host}: its address is not known; write it instead of the name")
+        })?;
+        let coordinator = advertise.or(survey.our_address).ok_or_else(|| {
+            format!("server {id} on {host}: this machine's address there is not known; give --advertise IP")
+        })?;
+        routes.push(Route { coordinator, bind: listen_address(its), advertise: its });
+    }
+    let ours = routes.iter().map(|route| listen_address(route.coordinator));
+    let listen = ours.reduce(wider).unwrap_or(local);
+    Ok((listen, routes))
+}
+
+/// A loopback address is listened on itself; for any other, all addresses are.
+fn listen_address(reached_at: IpAddr) -> IpAddr {
+    match reached_at {
+        address if address.is_loopback() => address,
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// The address to listen on that serves both: the IPv6 wildcard takes IPv4 too.
+fn wider(one: IpAddr, other: IpAddr) -> IpAddr {
+    match (one, other) {
+        (one, other) if one == other => one,
+        (IpAddr::V4(_), IpAddr::V4(_)) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn remote(name: &str) -> Host {
+        Host::Ssh { user: Some("kv".into()), host: name.into(), port: None }
+    }
+
+    fn survey(ours: &str, its: &str, cores: u16) -> Survey {
+        let (our_address, its_address) = (Some(ip(ours)), Some(ip(its)));
+        Survey { our_address, its_address, cores: Some(cores), ..Survey::default() }
+    }
+
+    const LOCAL: &str = "3\nlocalhost 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
+    const REMOTE: &str = "3\nkv@a 0 0 0\nkv@b 0 0 0\nkv@b 0 0 0\n";
+    const MIXED: &str = "3\nlocalhost 0 0 0\nkv@a 0 0 0\nkv@b 0 0 0\n";
+
+    fn surveys() -> HashMap<Host, Survey> {
+        HashMap::from([
+            (remote("a"), survey("10.0.0.1", "10.0.0.2", 16)),
+            (remote("b"), survey("10.1.0.1", "10.1.0.3", 6)),
+        ])
+    }
+
+    #[test]
+    fn a_local_cluster_is_reachable_from_here_alone() {
+        let file = ClusterFile::parse(LOCAL).unwrap();
+        let (listen, routes) = routes(&file, None, &HashMap::new()).unwrap();
+        let here = ip("127.0.0.1");
+        assert_eq!(listen, here);
+        assert!(
+            routes.iter().all(|r| r.bind == here && r.advertise == here && r.coordinator == here)
+        );
+    }
+
+    #[test]
+    fn a_local_cluster_with_an_address_is_reachable_from_everywhere() {
+        let file = ClusterFile::parse(LOCAL).unwrap();
+        let (listen, routes) = routes(&file, Some(ip("10.0.0.1")), &HashMap::new()).unwrap();
+        assert_eq!(listen, ip("0.0.0.0"));
+        assert_eq!(routes[0].bind, ip("0.0.0.0"));
+        assert_eq!(routes[0].advertise, ip("10.0.0.1"));
+    }
+
+    #[test]
+    fn remote_servers_dial_the_address_by_which_ssh_came() {
+        let file = ClusterFile::parse(REMOTE).unwrap();
+        let (listen, routes) = routes(&file, None, &surveys()).unwrap();
+        assert_eq!(listen, ip("0.0.0.0"));
+        assert_eq!(routes[0].coordinator, ip("10.0.0.1"));
+        assert_eq!(routes[0].advertise, ip("10.0.0.2"));
+        assert_eq!(routes[2].coordinator, ip("10.1.0.1"));
+    }
+
+    #[test]
+    fn a_mixed_cluster_uses_the_advertised_address_of_this_machine() {
+        let file = ClusterFile::parse(MIXED).unwrap();
+        let (_, all) = routes(&file, Some(ip("10.9.9.9")), &surveys()).unwrap();
+        assert!(all.iter().all(|route| route.coordinator == ip("10.9.9.9")));
+        assert_eq!(all[0].advertise, ip("10.9.9.9"));
+        assert_eq!(all[1].advertise, ip("10.0.0.2"));
+
+        let loopback = HashMap::from([
+            (remote("a"), survey("127.0.0.1", "127.0.0.1", 2)),
+            (remote("b"), survey("127.0.0.1", "127.0.0.1", 2)),
+        ]);
+        let (listen, all) = routes(&file, Some(ip("127.0.0.1")), &loopback).unwrap();
+        assert_eq!(listen, ip("127.0.0.1"));
+        assert!(all.iter().all(|route| route.bind == ip("127.0.0.1")));
+    }
+
+    #[test]
+    fn shards_are_the_least_cores_that_any_server_has_to_itself() {
+        let file = ClusterFile::parse(REMOTE).unwrap();
+        assert_eq!(default_shards(&file, &surveys()), 3);
+        let crowded = format!("100\n{}", "kv@b 0 0 0\n".repeat(100));
+        let file = ClusterFile::parse(&crowded).unwrap();
+        assert_eq!(default_shards(&file, &surveys()), 1);
+    }
+}

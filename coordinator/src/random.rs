@@ -1,0 +1,22 @@
+//! Random identities.
+
+use crate::Failure;
+
+fn failed(error: getrandom::Error) -> Failure {
+    Failure::Failed(format!("draw a random number from the system: {error}"))
+}
+
+/// A random number that is never zero: zero stands for "none" in ids.
+pub(crate) fn nonzero_u64() -> Result<u64, Failure> {
+    loop {
+        match getrandom::u64().map_err(failed)? {
+            0 => {}
+            number => return Ok(number),
+        }
+    }
+}
+
+/// As [`nonzero_u64`], with 128 bits.
+pub(crate) fn nonzero_u128() -> Result<u128, Failure> {
+    Ok((u128::from(nonzero_u64()?) << 64) | u128::from(nonzero_u64()?))
+}

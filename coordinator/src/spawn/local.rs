@@ -1,0 +1,106 @@
+//! Servers on this machine: children of the coordinator, each in a session of its own.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+use kv_protocol::cluster_file::ServerLine;
+
+use super::{
+    Exit, MAX_QUOTED_BYTES, describe_signal, describe_status, error_name, last_lines, log_name,
+};
+use crate::plan::Plan;
+
+/// A server that runs as a child.
+#[derive(Debug)]
+pub(crate) struct LocalServer {
+    child: Child,
+    log: PathBuf,
+    /// Where this process's log begins: the file may hold earlier ones.
+    log_start: u64,
+    errors: PathBuf,
+}
+
+impl LocalServer {
+    /// Starts a server. It reads nothing and writes to no pipe of this process, so it outlives it.
+    ///
+    /// # Errors
+    /// What the system said to which step.
+    pub(crate) fn spawn(
+        plan: &Plan,
+        line: &ServerLine,
+        arguments: &[String],
+    ) -> Result<LocalServer, String> {
+        let errors = plan.dir.join(error_name(line));
+        let log = plan.dir.join(log_name(line));
+        let error_file = File::create(&errors)
+            .map_err(|error| format!("create {}: {error}", errors.display()))?;
+        let log_start = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let mut command = Command::new(&plan.binary);
+        command
+            .args(arguments)
+            .current_dir(&plan.dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(error_file)
+            .kill_on_drop(false);
+        // SAFETY: between fork and exec only setsid is called, which is async-signal-safe and
+        // touches no memory of this process.
+        unsafe {
+            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
+        }
+        let child = command.spawn().map_err(|error| format!("start it: {error}"))?;
+        Ok(LocalServer { child, log, log_start, errors })
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Waits for its end; a word on `kill` kills it. It is this process's child, not yet waited for,
+    /// so its id cannot be another's.
+    pub(crate) async fn wait(mut self, mut kill: mpsc::Receiver<()>) -> Exit {
+        let mut may_kill = true;
+        let status = loop {
+            tokio::select! {
+                status = self.child.wait() => break status,
+                order = kill.recv(), if may_kill => {
+                    may_kill = order.is_some();
+                    if may_kill && let Err(error) = self.child.start_kill() {
+                        tracing::warn!("kill {:?}: {error}", self.child.id());
+                    }
+                }
+            }
+        };
+        let how = match status {
+            Ok(status) => describe(status),
+            Err(error) => format!("its end was seen, its status was not: {error}"),
+        };
+        let last_words = tail(&self.errors, 0).or_else(|| tail(&self.log, self.log_start));
+        Exit { how, last_words }
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => describe_status(code),
+        (None, Some(signal)) => describe_signal(signal),
+        (None, None) => status.to_string(),
+    }
+}
+
+fn tail(path: &Path, start: u64) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    let from = length.saturating_sub(MAX_QUOTED_BYTES).max(start);
+    file.seek(SeekFrom::Start(from)).ok()?;
+    let mut said = Vec::new();
+    file.take(MAX_QUOTED_BYTES).read_to_end(&mut said).ok()?;
+    last_lines(&said)
+}

@@ -1,0 +1,204 @@
+//! Starting servers, and learning for certain that they have ended.
+//!
+//! ```text
+//!   plan -> arguments --+-> local: a child of this process, waited for
+//!                       +-> ssh:   a script there that starts it, waits for it, and prints
+//!                                  `started <pid>` and `exited <pid> <status>`
+//! ```
+
+pub(crate) mod local;
+pub(crate) mod quote;
+pub(crate) mod ssh;
+
+use kv_protocol::cluster_file::{Host, ServerLine};
+use kv_protocol::{ClusterId, Member};
+
+use crate::plan::Plan;
+
+/// Most bytes of a server's last words that are quoted.
+pub(crate) const MAX_QUOTED_BYTES: u64 = 2_048;
+/// Most lines of a server's log that are quoted.
+pub(crate) const MAX_QUOTED_LINES: usize = 8;
+
+/// How a server's process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// In words.
+    pub(crate) how: String,
+    /// What it said last, if anything; several lines.
+    pub(crate) last_words: Option<String>,
+}
+
+/// The arguments that a server is started with.
+pub(crate) fn server_arguments(
+    plan: &Plan,
+    line: &ServerLine,
+    cluster: ClusterId,
+    member: Member,
+    servers_port: u16,
+) -> Vec<String> {
+    let route = &plan.routes[usize::from(line.id.0)];
+    let mut arguments: Vec<String> = Vec::new();
+    let mut flag = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    flag("-h", route.coordinator.to_string());
+    flag("-m", servers_port.to_string());
+    flag("-c", line.clients_port.to_string());
+    flag("-s", line.servers_port.to_string());
+    flag("-M", line.coord_port.to_string());
+    flag("-S", line.id.to_string());
+    flag("-n", plan.file.count().to_string());
+    flag("-l", log_name(line));
+    flag("--shards", plan.shards.to_string());
+    flag("--cluster-id", cluster.to_string());
+    flag("--incarnation", member.incarnation.to_string());
+    flag("--bind", route.bind.to_string());
+    flag("--advertise", route.advertise.to_string());
+    if let Some(limit) = &plan.memory_limit {
+        flag("--memory-limit", limit.clone());
+    }
+    arguments
+}
+
+/// The name of a server's log, in its working directory.
+pub(crate) fn log_name(line: &ServerLine) -> String {
+    format!("server_{}.log", line.id)
+}
+
+/// The name of the file with what a server says before its log is open.
+pub(crate) fn error_name(line: &ServerLine) -> String {
+    format!("server_{}.err", line.id)
+}
+
+/// The command by which a server was started, as a person could repeat it.
+pub(crate) fn command_line(plan: &Plan, line: &ServerLine, arguments: &[String]) -> String {
+    match &line.host {
+        Host::Local => {
+            let words = std::iter::once(plan.binary.to_string_lossy().into_owned());
+            let words: Vec<String> = words.chain(arguments.iter().cloned()).collect();
+            format!("cd {} && {}", quote::word(&plan.dir.to_string_lossy()), quote::words(&words))
+        }
+        Host::Ssh { .. } => {
+            let there = ssh::plain_command(&plan.ssh.remote_dir, arguments);
+            format!("ssh {} {}", line.host, quote::word(&there))
+        }
+    }
+}
+
+/// What an exit status of a server means; the numbers are those of its `fatal.rs`.
+pub(crate) fn describe_status(status: i32) -> String {
+    let meaning = match status {
+        2 => "its command line is wrong",
+        10 => "its log cannot be opened",
+        11 => "io_uring cannot be used",
+        12 => "it may not lock enough memory",
+        13 => "a port cannot be listened on",
+        14 => "the coordinator's host has no address",
+        15 => "an executor did not start",
+        16 => "a service of the system failed",
+        17 => "the coordinator refused it",
+        18 => "it found no coordinator",
+        70 => "it panicked",
+        126 => "its executable cannot be executed",
+        127 => "its executable was not found",
+        _ => return format!("exit status {status}"),
+    };
+    format!("exit status {status}: {meaning}")
+}
+
+/// What a signal that ended a server is called.
+pub(crate) fn describe_signal(signal: i32) -> String {
+    let name = match signal {
+        libc::SIGABRT => " (SIGABRT)",
+        libc::SIGBUS => " (SIGBUS)",
+        libc::SIGFPE => " (SIGFPE)",
+        libc::SIGHUP => " (SIGHUP)",
+        libc::SIGILL => " (SIGILL)",
+        libc::SIGINT => " (SIGINT)",
+        libc::SIGKILL => " (SIGKILL: kill -9, or out of memory)",
+        libc::SIGSEGV => " (SIGSEGV)",
+        libc::SIGTERM => " (SIGTERM)",
+        _ => "",
+    };
+    format!("killed by signal {signal}{name}")
+}
+
+/// A few last lines of what a server said, safe for a terminal; `None` if it said nothing.
+pub(crate) fn last_lines(said: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(said);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let from = lines.len().saturating_sub(MAX_QUOTED_LINES);
+    let lines = lines[from..].iter().map(|line| printable(line));
+    let lines: Vec<String> = lines.collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+/// Text from elsewhere, without what a terminal would obey.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| match c.is_control() || ('\u{200b}'..='\u{206f}').contains(&c) {
+            true => c.escape_default().collect::<Vec<char>>(),
+            false => vec![c],
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use kv_protocol::cluster_file::ClusterFile;
+    use kv_protocol::{Incarnation, ServerId};
+
+    use super::*;
+    use crate::plan::Route;
+    use crate::spawn::ssh::Ssh;
+
+    fn plan() -> Plan {
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let route = Route { coordinator: local, bind: local, advertise: local };
+        Plan {
+            file: ClusterFile::parse("3\nlocalhost 0 0 0\nkv@db 7 8 9\nlocalhost 0 0 0\n").unwrap(),
+            dir: "/tmp/it is".into(),
+            binary: "/opt/server".into(),
+            ssh: Ssh { config: None, remote_dir: "kv dir".into() },
+            shards: 2,
+            memory_limit: Some("1G".into()),
+            listen: local,
+            routes: vec![route; 3],
+        }
+    }
+
+    fn arguments(plan: &Plan, n: u16) -> Vec<String> {
+        let member = Member { server: ServerId(n), incarnation: Incarnation(0xbeef) };
+        server_arguments(plan, &plan.file.servers[usize::from(n)], ClusterId(0xc), member, 4_000)
+    }
+
+    #[test]
+    fn a_server_is_told_everything_it_needs() {
+        let words = arguments(&plan(), 1).join(" ");
+        assert_eq!(
+            words,
+            "-h 127.0.0.1 -m 4000 -c 7 -s 8 -M 9 -S 1 -n 3 -l server_1.log --shards 2 \
+             --cluster-id 0000000000000000000000000000000c --incarnation 000000000000beef \
+             --bind 127.0.0.1 --advertise 127.0.0.1 --memory-limit 1G"
+        );
+    }
+
+    #[test]
+    fn the_command_shown_can_be_pasted_into_a_shell() {
+        let plan = plan();
+        let local = command_line(&plan, &plan.file.servers[0], &arguments(&plan, 0));
+        assert!(local.starts_with("cd '/tmp/it is' && /opt/server -h 127.0.0.1 -m"), "{local}");
+        let remote = command_line(&plan, &plan.file.servers[1], &arguments(&plan, 1));
+        assert!(remote.starts_with("ssh kv@db 'cd '\\''kv dir'\\'' && ./server -h"), "{remote}");
+    }
+
+    #[test]
+    fn last_words_are_few_and_harmless() {
+        let said = (0..20).map(|n| format!("line {n}\n\n")).collect::<String>() + "\x1b[31mred\r\n";
+        let quoted = last_lines(said.as_bytes()).unwrap();
+        assert_eq!(quoted.lines().count(), MAX_QUOTED_LINES);
+        assert!(quoted.ends_with("\\u{1b}[31mred"), "{quoted}");
+        assert_eq!(last_lines(b"\n \n"), None);
+    }
+}

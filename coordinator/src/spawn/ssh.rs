@@ -1,0 +1,516 @@
+//! Servers on other machines: the `ssh` command, and the small scripts it runs there.
+//!
+//! ssh's own exit status proves nothing about a server: the connection may have broken while the
+//! server lives. So the script there waits for the server itself and prints `exited <pid>
+//! <status>`; only that line is believed. If the connection breaks, another is made that watches the
+//! same process: it is told apart from any later one of that id by its incarnation, which stands in
+//! its command line.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kv_protocol::cluster_file::{Host, ServerLine};
+use kv_protocol::{Incarnation, Member};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdout, Command};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::{
+    Exit, MAX_QUOTED_BYTES, describe_signal, describe_status, error_name, last_lines, log_name,
+    quote,
+};
+
+/// Seconds until ssh gives up connecting.
+const CONNECT_SECONDS: u16 = 10;
+/// How long a script that only looks or kills may take, connecting included.
+const SCRIPT_PATIENCE: Duration = Duration::from_secs(30);
+/// Most bytes that a script may answer.
+const MAX_OUTPUT_BYTES: u64 = 1 << 20;
+/// Most bytes of a line of the script that runs a server.
+const MAX_LINE_BYTES: u64 = 256;
+/// The first pause before a broken connection is made anew; each is twice the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// How long a server that is to be killed may take to get a process id.
+const START_MOMENT: Duration = Duration::from_secs(3);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// How ssh is called, and where the servers live there.
+#[derive(Clone, Debug)]
+pub(crate) struct Ssh {
+    /// `ssh -F`.
+    pub(crate) config: Option<PathBuf>,
+    /// The servers' directory on every ssh host.
+    pub(crate) remote_dir: String,
+}
+
+/// Why a script did not run there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SshError {
+    #[error("start ssh: {0}; check that the ssh client is installed")]
+    Start(std::io::Error),
+    #[error("ssh did not end within {} s", SCRIPT_PATIENCE.as_secs())]
+    TooSlow,
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Ssh {
+    /// The arguments that make ssh run a script on a host with a POSIX shell, whatever the login
+    /// shell there is, and never ask a person anything.
+    pub(crate) fn arguments(&self, host: &Host, script: &str) -> Vec<String> {
+        let mut all: Vec<String> = Vec::new();
+        if let Some(config) = &self.config {
+            all.extend(["-F".to_owned(), config.to_string_lossy().into_owned()]);
+        }
+        for option in [
+            "BatchMode=yes".to_owned(),
+            format!("ConnectTimeout={CONNECT_SECONDS}"),
+            "ServerAliveInterval=5".to_owned(),
+            "ServerAliveCountMax=3".to_owned(),
+            // A connection shared with others would end, or stay, for their reasons.
+            "ControlMaster=no".to_owned(),
+        ] {
+            all.extend(["-o".to_owned(), option]);
+        }
+        all.extend(["-T", "-x"].map(str::to_owned));
+        if let Host::Ssh { user, host, port } = host {
+            if let Some(port) = port {
+                all.extend(["-p".to_owned(), port.to_string()]);
+            }
+            if let Some(user) = user {
+                all.extend(["-l".to_owned(), user.clone()]);
+            }
+            let bare = host.trim_start_matches('[').trim_end_matches(']');
+            all.extend(["--".to_owned(), bare.to_owned()]);
+        }
+        all.push(format!("exec sh -c {}", quote::word(script)));
+        all
+    }
+
+    fn command(&self, host: &Host, script: &str) -> Command {
+        let mut command = Command::new("ssh");
+        command
+            .args(self.arguments(host, script))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Ctrl+C is for the coordinator, which still needs its connections then.
+            .process_group(0)
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Runs a script to its end and gives what it printed.
+    ///
+    /// # Errors
+    /// ssh could not be started, did not get there, or the script failed; with what was said.
+    pub(crate) async fn run(&self, host: &Host, script: &str) -> Result<String, SshError> {
+        let mut child = self.command(host, script).spawn().map_err(SshError::Start)?;
+        let (output, errors) = pipes(&mut child);
+        let whole = async {
+            let mut text = Vec::new();
+            let mut output = output.take(MAX_OUTPUT_BYTES);
+            let read = output.read_to_end(&mut text);
+            let (read, said) = tokio::join!(read, collect_tail(errors));
+            read.map_err(SshError::Start)?;
+            let status = child.wait().await.map_err(SshError::Start)?;
+            if !status.success() {
+                let said = last_lines(&said).unwrap_or_else(|| format!("ssh: {status}"));
+                return Err(SshError::Failed(said));
+            }
+            Ok(String::from_utf8_lossy(&text).into_owned())
+        };
+        timeout(SCRIPT_PATIENCE, whole).await.map_err(|_| SshError::TooSlow)?
+    }
+
+    /// Kills a server, and proves that it is gone.
+    async fn kill(&self, host: &Host, pid: u32, incarnation: Incarnation) -> Result<(), SshError> {
+        self.run(host, &kill_script(pid, incarnation)).await.map(drop)
+    }
+}
+
+fn pipes(child: &mut Child) -> (ChildStdout, ChildStderr) {
+    let output = child.stdout.take().expect("standard output is a pipe");
+    (output, child.stderr.take().expect("standard error is a pipe"))
+}
+
+/// Reads to the end and keeps the last bytes.
+async fn collect_tail(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
+    let most = usize::try_from(MAX_QUOTED_BYTES).unwrap_or(usize::MAX);
+    let mut kept = Vec::new();
+    let mut chunk = [0; 512];
+    while let Ok(count @ 1..) = from.read(&mut chunk).await {
+        kept.extend_from_slice(&chunk[..count]);
+        let excess = kept.len().saturating_sub(most);
+        kept.drain(..excess);
+    }
+    kept
+}
+
+/// The server's command there, as a person would type it.
+pub(crate) fn plain_command(remote_dir: &str, arguments: &[String]) -> String {
+    format!("cd {} && ./server {}", quote::word(remote_dir), quote::words(arguments))
+}
+
+/// Starts a server in a session of its own, waits for it, and says both.
+fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> String {
+    let (dir, errors, log) = (quote::word(remote_dir), error_name(line), log_name(line));
+    format!(
+        "cd {dir} || exit 1\n\
+         [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD\" >&2; exit 1; }}\n\
+         touch {log}; before=$(wc -c <{log})\n\
+         setsid ./server {} </dev/null >/dev/null 2>{errors} &\n\
+         pid=$!\n\
+         echo started $pid\n\
+         wait $pid\n\
+         status=$?\n\
+         if [ -s {errors} ]; then tail -c {MAX_QUOTED_BYTES} {errors} >&2\n\
+         else tail -c +$((before + 1)) {log} | tail -c {MAX_QUOTED_BYTES} >&2; fi\n\
+         echo exited $pid $status\n",
+        quote::words(arguments)
+    )
+}
+
+/// True there while the process lives. A dead one that nobody has waited for has no command line.
+fn lives(pid: u32, incarnation: Incarnation) -> String {
+    format!("grep -qs {incarnation} /proc/{pid}/cmdline")
+}
+
+/// Waits for the end of a server that another connection started.
+fn watch_script(pid: u32, incarnation: Incarnation) -> String {
+    let lives = lives(pid, incarnation);
+    format!("echo started {pid}\nwhile {lives}; do sleep 0.2; done\necho exited {pid} unknown\n")
+}
+
+fn kill_script(pid: u32, incarnation: Incarnation) -> String {
+    let lives = lives(pid, incarnation);
+    format!(
+        "n=0\nwhile {lives}; do\n  kill -9 {pid}; n=$((n + 1))\n  [ $n -lt 100 ] || exit 1\n  sleep 0.05\ndone\n"
+    )
+}
+
+/// A server that runs on another machine.
+#[derive(Debug)]
+pub(crate) struct RemoteServer {
+    ssh: Ssh,
+    line: ServerLine,
+    member: Member,
+    arguments: Vec<String>,
+}
+
+/// The process id there, once its script has named it.
+#[derive(Debug, Default)]
+struct Pid {
+    number: Cell<Option<u32>>,
+    known: Notify,
+}
+
+/// How one connection that follows a server ended.
+enum End {
+    Exited {
+        status: String,
+        said: Vec<u8>,
+    },
+    /// The connection is gone, and with it all knowledge of the server.
+    Lost {
+        said: Vec<u8>,
+    },
+}
+
+impl RemoteServer {
+    pub(crate) fn new(
+        ssh: Ssh,
+        line: ServerLine,
+        member: Member,
+        arguments: Vec<String>,
+    ) -> RemoteServer {
+        RemoteServer { ssh, line, member, arguments }
+    }
+
+    /// Starts the server and waits for its proven end; a word on `kill` kills it. `turn` bounds how
+    /// many connections are being made at once: sshd drops what is too many.
+    pub(crate) async fn run(
+        self,
+        turn: Rc<Semaphore>,
+        mut kill: mpsc::Receiver<()>,
+        started: impl Fn(u32),
+    ) -> Exit {
+        let pid = Pid::default();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let known = pid.number.get();
+            let script = match known {
+                None => start_script(&self.ssh.remote_dir, &self.line, &self.arguments),
+                Some(pid) => watch_script(pid, self.member.incarnation),
+            };
+            let permit = turn.acquire().await.ok();
+            if known.is_none() && kill.try_recv().is_ok() {
+                return given_up();
+            }
+            let session = self.follow(&script, &pid, permit, |now| {
+                if known.is_none() {
+                    started(now);
+                }
+            });
+            match session_or_kill(session, &mut kill, &pid).await {
+                Some(End::Exited { status, said }) => return exit(&status, &said),
+                Some(End::Lost { said }) if pid.number.get().is_none() => {
+                    return never_started(&said);
+                }
+                Some(End::Lost { said }) => {
+                    let said = last_lines(&said).unwrap_or_else(|| "no reason given".into());
+                    tracing::warn!(
+                        "the ssh connection that watches server {} on {} broke: {said}; trying again",
+                        self.line.id,
+                        self.line.host
+                    );
+                }
+                None => {
+                    if let Some(exit) = self.kill(pid.number.get()).await {
+                        return exit;
+                    }
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Kills the server; its end is proven if that worked.
+    async fn kill(&self, pid: Option<u32>) -> Option<Exit> {
+        let Some(pid) = pid else {
+            return Some(given_up());
+        };
+        match self.ssh.kill(&self.line.host, pid, self.member.incarnation).await {
+            Ok(()) => Some(Exit { how: describe_signal(libc::SIGKILL), last_words: None }),
+            Err(error) => {
+                let (id, host) = (self.line.id, &self.line.host);
+                tracing::warn!("kill server {id} (pid {pid}) on {host}: {error}");
+                None
+            }
+        }
+    }
+
+    async fn follow(
+        &self,
+        script: &str,
+        pid: &Pid,
+        mut permit: Option<SemaphorePermit<'_>>,
+        started: impl Fn(u32),
+    ) -> End {
+        let mut child = match self.ssh.command(&self.line.host, script).spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                return End::Lost { said: SshError::Start(error).to_string().into_bytes() };
+            }
+        };
+        let (output, errors) = pipes(&mut child);
+        let said: JoinHandle<Vec<u8>> = tokio::task::spawn_local(collect_tail(errors));
+        let mut output = BufReader::new(output);
+        let mut status = None;
+        while let Some(line) = next_line(&mut output).await {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["started", number] => {
+                    permit = None;
+                    if let Ok(number) = number.parse() {
+                        started(number);
+                        pid.number.set(Some(number));
+                        pid.known.notify_one();
+                    }
+                }
+                ["exited", number, code] if number.parse().ok() == pid.number.get() => {
+                    status = Some(code.to_owned());
+                    break;
+                }
+                // What a login prints by itself.
+                _ => {}
+            }
+        }
+        drop(permit);
+        let ended = timeout(Duration::from_secs(5), said).await;
+        let said = ended.ok().and_then(Result::ok).unwrap_or_default();
+        let _ = timeout(Duration::from_secs(1), child.wait()).await;
+        match status {
+            Some(status) => End::Exited { status, said },
+            None => End::Lost { said },
+        }
+    }
+}
+
+/// The end of the session, or `None` when the server is to be killed. A session that has just begun
+/// is given a moment to name the process first.
+async fn session_or_kill(
+    session: impl Future<Output = End>,
+    kill: &mut mpsc::Receiver<()>,
+    pid: &Pid,
+) -> Option<End> {
+    tokio::pin!(session);
+    tokio::select! {
+        end = &mut session => return Some(end),
+        Some(()) = kill.recv() => {}
+    }
+    if pid.number.get().is_none() {
+        tokio::select! {
+            end = &mut session => return Some(end),
+            () = pid.known.notified() => {}
+            () = sleep(START_MOMENT) => {}
+        }
+    }
+    None
+}
+
+/// No process is known, and none will be reported: should a server start in this very moment, it
+/// finds no coordinator and gives up by itself.
+fn given_up() -> Exit {
+    Exit { how: "given up before it had started".into(), last_words: None }
+}
+
+/// A line of at most [`MAX_LINE_BYTES`]; `None` at the end.
+async fn next_line(from: &mut BufReader<ChildStdout>) -> Option<String> {
+    let mut line = Vec::new();
+    match from.take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await {
+        Ok(1..) => Some(String::from_utf8_lossy(&line).into_owned()),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+fn exit(status: &str, said: &[u8]) -> Exit {
+    let how = match status.parse::<i32>() {
+        // A shell reports a signal as 128 and its number.
+        Ok(code @ 129..=192) => describe_signal(code - 128),
+        Ok(code) => describe_status(code),
+        Err(_) => "its status is not known".into(),
+    };
+    Exit { how, last_words: last_lines(said) }
+}
+
+fn never_started(said: &[u8]) -> Exit {
+    let how = "ssh could not start it".into();
+    Exit { how, last_words: last_lines(said) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_protocol::ServerId;
+
+    fn host() -> Host {
+        Host::Ssh { user: Some("kv".into()), host: "[fe80::1]".into(), port: Some(2_222) }
+    }
+
+    #[test]
+    fn ssh_never_asks_and_gives_up_in_time() {
+        let ssh = Ssh { config: Some("/etc/my ssh".into()), remote_dir: ".".into() };
+        let words = ssh.arguments(&host(), "echo 'hi'");
+        let expected = [
+            "-F",
+            "/etc/my ssh",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "ConnectTimeout=10",
+            "-o",
+            "ServerAliveInterval=5",
+            "-o",
+            "ServerAliveCountMax=3",
+            "-o",
+            "ControlMaster=no",
+            "-T",
+            "-x",
+            "-p",
+            "2222",
+            "-l",
+            "kv",
+            "--",
+            "fe80::1",
+            "exec sh -c 'echo '\\''hi'\\'''",
+        ];
+        assert_eq!(words, expected);
+    }
+
+    fn line() -> ServerLine {
+        ServerLine {
+            id: ServerId(1),
+            host: host(),
+            clients_port: 0,
+            servers_port: 0,
+            coord_port: 0,
+        }
+    }
+
+    /// What sshd does with the command that ssh hands it.
+    fn shell(script: &str) -> std::process::Output {
+        std::process::Command::new("sh").args(["-c", script]).output().unwrap()
+    }
+
+    fn fake_server(dir: &std::path::Path, body: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = dir.join("server");
+        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[test]
+    fn the_script_says_when_the_server_started_how_it_ended_and_what_it_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("it's here");
+        std::fs::create_dir(&dir).unwrap();
+        fake_server(&dir, "echo \"last words of $1\" >&2; exit 13");
+        let script = start_script(&dir.to_string_lossy(), &line(), &["a 'b'".into()]);
+        let output = shell(&script);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [_, pid, ..] = words[..] else { panic!("{text}") };
+        assert_eq!(words, ["started", pid, "exited", pid, "13"]);
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "last words of a 'b'\n");
+    }
+
+    #[test]
+    fn a_missing_binary_is_named_with_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = shell(&start_script(&dir.path().to_string_lossy(), &line(), &[]));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("no executable file 'server' in /"), "{said}");
+        assert!(output.stdout.is_empty());
+    }
+
+    #[test]
+    fn a_server_runs_in_a_session_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        fake_server(dir.path(), "cut -d' ' -f1,6 /proc/$$/stat | grep \"^$$ $$$\" >&2 || exit 1");
+        let output = shell(&start_script(&dir.path().to_string_lossy(), &line(), &[]));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.trim().ends_with(" 0"), "its session is not its own: {text}");
+    }
+
+    #[test]
+    fn only_the_process_with_that_incarnation_is_killed() {
+        let (mine, other) = (Incarnation(0xabcd_0000_1111_2222), Incarnation(1));
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read line", &mine.to_string()])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert!(shell(&kill_script(child.id(), other)).status.success());
+        assert_eq!(child.try_wait().unwrap(), None, "another process's incarnation kills nothing");
+        assert!(shell(&kill_script(child.id(), mine)).status.success());
+        assert!(!child.wait().unwrap().success());
+        let watch = shell(&watch_script(child.id(), mine));
+        let text = String::from_utf8_lossy(&watch.stdout).into_owned();
+        assert!(text.ends_with(&format!("exited {} unknown\n", child.id())), "{text}");
+    }
+
+    #[test]
+    fn signals_are_told_from_statuses() {
+        assert_eq!(exit("137", b"").how, "killed by signal 9 (SIGKILL: kill -9, or out of memory)");
+        assert_eq!(exit("13", b"").how, "exit status 13: a port cannot be listened on");
+        assert_eq!(exit("unknown", b"bye\n").last_words.as_deref(), Some("bye"));
+    }
+}

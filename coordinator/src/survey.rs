@@ -1,0 +1,170 @@
+//! What a host says of itself: asked before anything is started, and by `--check`.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, ToSocketAddrs as _};
+use std::rc::Rc;
+
+use kv_protocol::cluster_file::{ClusterFile, Host};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::spawn::quote;
+use crate::spawn::ssh::Ssh;
+
+/// Connections that are made at once: sshd drops what is too many (MaxStartups).
+pub(crate) const MAX_SSH_AT_ONCE: usize = 8;
+
+/// What is known of a machine that ssh leads to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Survey {
+    /// Its processor cores.
+    pub(crate) cores: Option<u16>,
+    /// The coordinator's address as that machine sees it.
+    pub(crate) our_address: Option<IpAddr>,
+    /// Its address as the coordinator reaches it.
+    pub(crate) its_address: Option<IpAddr>,
+    /// Whether the servers' directory is there.
+    pub(crate) has_dir: bool,
+    /// Whether the server is there and can be executed.
+    pub(crate) has_binary: bool,
+    /// What `server --version` prints there.
+    pub(crate) version: Option<String>,
+    /// `/proc/sys/kernel/io_uring_disabled`; kernels before 6.6 do not have it.
+    pub(crate) io_uring_disabled: Option<u8>,
+    /// Its kernel's release.
+    pub(crate) kernel: String,
+    /// TCP ports that something listens on there.
+    pub(crate) listening: BTreeSet<u16>,
+}
+
+/// All ssh hosts of a cluster file, each once, asked a few at a time.
+pub(crate) async fn of_hosts(
+    file: &ClusterFile,
+    ssh: &Ssh,
+) -> HashMap<Host, Result<Survey, String>> {
+    let hosts: BTreeSet<String> = ssh_hosts(file).map(ToString::to_string).collect();
+    let turn = Rc::new(Semaphore::new(MAX_SSH_AT_ONCE));
+    let mut running = JoinSet::new();
+    for host in ssh_hosts(file).filter({
+        let mut left = hosts;
+        move |host| left.remove(&host.to_string())
+    }) {
+        let (host, ssh, turn) = (host.clone(), ssh.clone(), Rc::clone(&turn));
+        running.spawn_local(async move {
+            let _permit = turn.acquire().await;
+            let answer = ssh.run(&host, &script(&ssh.remote_dir)).await;
+            let survey = answer.map(|text| parse(&text, &host)).map_err(|error| error.to_string());
+            (host, survey)
+        });
+    }
+    let mut surveys = HashMap::new();
+    while let Some(result) = running.join_next().await {
+        if let Ok((host, survey)) = result {
+            surveys.insert(host, survey);
+        }
+    }
+    surveys
+}
+
+fn ssh_hosts(file: &ClusterFile) -> impl Iterator<Item = &Host> {
+    file.servers.iter().map(|line| &line.host).filter(|host| **host != Host::Local)
+}
+
+/// Prints what [`parse`] reads. Every step may fail by itself; ssh succeeds all the same.
+fn script(remote_dir: &str) -> String {
+    format!(
+        "echo connection $SSH_CONNECTION\n\
+         echo cores $(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null)\n\
+         echo kernel $(uname -r)\n\
+         echo io_uring_disabled $(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null)\n\
+         cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep ' 0A ' | while read n local rest; do echo listens $local; done\n\
+         cd {} 2>/dev/null && echo dir && [ -x ./server ] && [ -f ./server ] && echo binary && echo version $(./server --version 2>/dev/null </dev/null)\n\
+         exit 0\n",
+        quote::word(remote_dir)
+    )
+}
+
+fn parse(text: &str, host: &Host) -> Survey {
+    let mut survey = Survey::default();
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["connection", ours, _, its, _] => {
+                survey.our_address = address(ours);
+                survey.its_address = address(its);
+            }
+            ["cores", count] => survey.cores = count.parse().ok(),
+            ["kernel", release] => survey.kernel = release.to_owned(),
+            ["io_uring_disabled", value] => survey.io_uring_disabled = value.parse().ok(),
+            ["listens", local] => survey.listening.extend(listening_port(local)),
+            ["dir"] => survey.has_dir = true,
+            ["binary"] => survey.has_binary = true,
+            ["version", _, version] => survey.version = Some(version.to_owned()),
+            _ => {}
+        }
+    }
+    if survey.its_address.is_none() {
+        survey.its_address = resolve(host);
+    }
+    survey
+}
+
+/// An address of `SSH_CONNECTION`, without the interface of a link-local one.
+fn address(text: &str) -> Option<IpAddr> {
+    text.split('%').next()?.parse().ok()
+}
+
+/// The port of an entry of `/proc/net/tcp` (proc(5)): address and port in hex, with a colon between.
+pub(crate) fn listening_port(local: &str) -> Option<u16> {
+    u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()
+}
+
+fn resolve(host: &Host) -> Option<IpAddr> {
+    let Host::Ssh { host, .. } = host else { return None };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    (bare, 0).to_socket_addrs().ok()?.next().map(|address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_s_answer_is_read_whatever_stands_around_it() {
+        let text = "Welcome to db!\nconnection 10.0.0.1 5 10.0.0.2 22\ncores 16\nkernel 6.8.0-x\n\
+                    io_uring_disabled 0\nlistens 0100007F:1B58\nlistens 00:0016\ndir\nbinary\n\
+                    version server 0.1.0\n";
+        let host = Host::Ssh { user: None, host: "db".into(), port: None };
+        let survey = parse(text, &host);
+        assert_eq!(survey.cores, Some(16));
+        assert_eq!(survey.our_address, Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(survey.its_address, Some("10.0.0.2".parse().unwrap()));
+        assert_eq!(survey.listening, BTreeSet::from([22, 7_000]));
+        assert!(survey.has_dir && survey.has_binary);
+        assert_eq!(survey.version.as_deref(), Some("0.1.0"));
+        assert_eq!(survey.io_uring_disabled, Some(0));
+    }
+
+    #[test]
+    fn the_script_runs_in_a_posix_shell_and_finds_the_binary() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let binary = dir.path().join("server");
+        std::fs::write(&binary, "#!/bin/sh\necho server 9.9\n").unwrap();
+        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script(&dir.path().to_string_lossy())])
+            .env("SSH_CONNECTION", "::1 1 ::1 2")
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        let host = Host::Ssh { user: None, host: "db".into(), port: None };
+        let survey = parse(&String::from_utf8_lossy(&output.stdout), &host);
+        assert!(survey.cores.is_some() && !survey.kernel.is_empty());
+        assert!(survey.has_dir && survey.has_binary);
+        assert_eq!(survey.version.as_deref(), Some("9.9"));
+        assert!(survey.listening.contains(&listener.local_addr().unwrap().port()));
+        assert_eq!(survey.its_address, Some("::1".parse().unwrap()));
+    }
+}
