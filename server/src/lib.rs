@@ -1,1 +1,41 @@
-//! placeholder
+//! The storage server: one glommio executor a shard, each driving its replicas.
+//!
+//! ```text
+//!   main thread          boot: arguments, probes, sockets; then signals and the executors' ticks
+//!   control thread       STARTED, HEARTBEAT ----------------------> coordinator
+//!   orders thread        <------------ SET-SECONDARY, DRAIN, DUMP-*, SHUTDOWN
+//!      |  mailbox (bounded, eventfd)            ^ board (what each shard published last)
+//!      v                                        |
+//!   executor of shard 0 .. S-1:   net engine <-> shard <-> kv_core::replica
+//!      ^ clients' and peers' sockets, handed to the executor of the shard they ask for
+//! ```
+//!
+//! The executors never block: files, name lookups and the links to the coordinator belong to plain
+//! threads. Nothing here uses tokio.
+
+mod args;
+
+mod boot;
+mod clock;
+mod control;
+mod dump;
+mod executor;
+mod fatal;
+mod log_limit;
+mod mailbox;
+mod memory;
+mod net;
+mod operation;
+mod orders;
+mod probe;
+mod service;
+mod shard;
+mod stats;
+mod supervisor;
+
+pub use args::Args;
+pub use boot::main;
+pub use fatal::Fatal;
+
+#[cfg(test)]
+mod cluster_tests;

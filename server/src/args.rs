@@ -1,0 +1,202 @@
+//! The command line of `server`.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use clap::{ArgAction, CommandFactory, Parser, error::ErrorKind};
+use kv_protocol::ids::{ClusterId, Incarnation};
+use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
+
+/// One storage server of a cluster. The coordinator starts it; by hand it is of use only to look at
+/// its messages.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "server", version, disable_help_flag = true)]
+pub struct Args {
+    /// Host of the coordinator.
+    #[arg(short = 'h', long, value_name = "HOST")]
+    pub coordinator_host: String,
+
+    /// The coordinator's port for servers.
+    #[arg(short = 'm', long, value_name = "PORT")]
+    pub coordinator_port: u16,
+
+    /// Port for clients; 0 takes a free one.
+    #[arg(short = 'c', long, value_name = "PORT", default_value_t = 0)]
+    pub clients_port: u16,
+
+    /// Port for other servers; 0 takes a free one.
+    #[arg(short = 's', long, value_name = "PORT", default_value_t = 0)]
+    pub servers_port: u16,
+
+    /// Port for the coordinator's orders; 0 takes a free one.
+    #[arg(short = 'M', long, value_name = "PORT", default_value_t = 0)]
+    pub coord_port: u16,
+
+    /// This server's place in the ring, from 0.
+    #[arg(short = 'S', long, value_name = "ID")]
+    pub id: u16,
+
+    /// Servers of the ring.
+    #[arg(short = 'n', long, value_name = "COUNT",
+        value_parser = clap::value_parser!(u16).range(i64::from(MIN_SERVERS)..=i64::from(MAX_SERVERS)))]
+    pub servers: u16,
+
+    /// File that the log is appended to; standard error without it. KV_LOG filters it
+    /// (error, warn, info, debug, trace).
+    #[arg(short = 'l', long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+
+    /// Shards of every group, one executor thread each; the same number on all servers.
+    #[arg(long, value_name = "COUNT", default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
+    pub shards: u16,
+
+    /// Memory that both tables together may take, such as 512M or 4GiB: half for the primary table,
+    /// half for the secondary. Without it there is no bound.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory_limit: Option<u64>,
+
+    /// Address to listen on. By default 127.0.0.1 if the coordinator's host is this machine by name
+    /// (localhost or a loopback address), else all addresses.
+    #[arg(long, value_name = "IP")]
+    pub bind: Option<IpAddr>,
+
+    /// Address that clients and servers are told to reach this server by. By default the address
+    /// listened on, or, if that is all addresses, the one that the coordinator is reached from.
+    #[arg(long, value_name = "IP")]
+    pub advertise: Option<IpAddr>,
+
+    /// The cluster that this server is started for (32 hex digits); the coordinator gives it.
+    #[arg(long, value_name = "HEX", default_value = "0")]
+    pub cluster_id: ClusterId,
+
+    /// The name of this process (16 hex digits); the coordinator gives it. Drawn at random without.
+    #[arg(long, value_name = "HEX")]
+    pub incarnation: Option<Incarnation>,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
+}
+
+impl Args {
+    /// Checks what clap cannot: relations between the arguments.
+    ///
+    /// # Errors
+    /// The usage error to print.
+    pub fn validate(self) -> Result<Args, clap::Error> {
+        if self.id >= self.servers {
+            let message = format!(
+                "--id {} is not in a ring of {} servers; the last one has id {}\n",
+                self.id,
+                self.servers,
+                self.servers - 1
+            );
+            return Err(Args::command().error(ErrorKind::ValueValidation, message));
+        }
+        Ok(self)
+    }
+
+    /// The address to listen on.
+    pub fn listen_address(&self) -> IpAddr {
+        let host = self.coordinator_host.as_str();
+        let is_here = host == "localhost"
+            || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        self.bind.unwrap_or(match is_here {
+            true => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        })
+    }
+}
+
+/// Takes a number of bytes with an optional unit: powers of 1024 for K, KiB and so on, powers of
+/// 1000 for KB.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| {
+        format!("`{text}` does not start with a whole number; write bytes, or 512M, 4GiB")
+    })?;
+    let factor: u64 = match unit.trim() {
+        "" | "B" => 1,
+        "K" | "k" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1 << 40,
+        "KB" | "kB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        other => return Err(format!("unknown unit `{other}`; write K, M, G, T, KiB or KB")),
+    };
+    match number.checked_mul(factor) {
+        Some(0) => Err("a limit of 0 bytes holds nothing; leave it out for no limit".into()),
+        Some(bytes) => Ok(bytes),
+        None => Err(format!("{text} is more than 64 bits can count")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' ')).and_then(Args::validate)
+    }
+
+    const FIRST: &str = "server -h localhost -m 4000 -S 1 -n 3";
+
+    #[test]
+    fn the_short_and_long_forms_agree() {
+        let short = parse(
+            "server -h h -m 1 -c 2 -s 3 -M 4 -S 5 -n 6 -l log --shards 2 --cluster-id ab \
+             --incarnation cd",
+        )
+        .unwrap();
+        let long = parse(
+            "server --coordinator-host h --coordinator-port 1 --clients-port 2 --servers-port 3 \
+             --coord-port 4 --id 5 --servers 6 --log log --shards 2 --cluster-id ab \
+             --incarnation cd",
+        )
+        .unwrap();
+        assert_eq!(format!("{short:?}"), format!("{long:?}"));
+        assert_eq!(long.cluster_id, ClusterId(0xab));
+        assert_eq!(long.incarnation, Some(Incarnation(0xcd)));
+    }
+
+    #[test]
+    fn an_id_outside_the_ring_is_a_usage_error() {
+        let error = parse("server -h localhost -m 1 -S 3 -n 3").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("the last one has id 2"), "{error}");
+    }
+
+    #[test]
+    fn memory_limits_take_units() {
+        for (text, bytes) in
+            [("1", 1), ("2K", 2048), ("3MiB", 3 << 20), ("4G", 4 << 30), ("5KB", 5_000)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "1X", "-1", "0", "99999999999T", "1.5G"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_local_coordinator_makes_it_listen_on_loopback_alone() {
+        let local = parse(FIRST).unwrap();
+        assert!(local.listen_address().is_loopback());
+        let remote = parse("server -h kv.example -m 4000 -S 1 -n 3").unwrap();
+        assert!(remote.listen_address().is_unspecified());
+        let told = parse("server -h kv.example -m 4000 -S 1 -n 3 --bind 10.0.0.1").unwrap();
+        assert_eq!(told.listen_address().to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn every_argument_is_documented() {
+        for argument in Args::command().get_arguments() {
+            assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
+        }
+    }
+}

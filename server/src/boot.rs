@@ -1,0 +1,227 @@
+//! From the command line to a running server.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser as _;
+use kv_core::hash::HashSecret;
+use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
+use kv_protocol::placement::Placement;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::Args;
+use crate::control::{self, LinkConfig};
+use crate::executor::{self, ExecutorConfig, ShardMessage};
+use crate::fatal::{self, Fatal};
+use crate::net::listener::Port;
+use crate::operation::Node;
+use crate::service::Identity;
+use crate::stats::Board;
+use crate::{mailbox, orders, probe, supervisor};
+
+/// Tables of a server that share its memory limit: the primary's and the secondary's.
+const TABLES: u64 = 2;
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse().and_then(Args::validate) {
+        Ok(args) => args,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // A closed terminal is no reason to fail differently.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    match start(&args) {
+        Ok(node) => supervisor::run(&node),
+        Err(error) => {
+            tracing::error!("{error}");
+            if args.log.is_some() {
+                // Whoever started this process looks here when it ends at once.
+                let _ = writeln!(io::stderr(), "server {}: {error}", args.id);
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// The three sockets that a server listens on.
+struct Listeners {
+    clients: TcpListener,
+    servers: TcpListener,
+    coord: TcpListener,
+}
+
+fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
+    open_log(args)?;
+    fatal::end_process_on_panic();
+    supervisor::block_signals()?;
+    probe::io_uring()?;
+    probe::memlock(args.shards)?;
+    let open_files = probe::raise_open_files();
+    let listeners = listen(args)?;
+    let coordinator = resolve(&args.coordinator_host, args.coordinator_port)?;
+    let link = link_config(args, coordinator, &listeners)?;
+    let identity = identity(args)?;
+    tracing::info!(
+        "server {} of {}, {} shards, clients on port {}, servers on {}, orders on {}, \
+         {open_files} descriptors",
+        identity.me,
+        args.servers,
+        args.shards,
+        link.clients_port,
+        link.servers_port,
+        link.coord_port
+    );
+    let board = Board::new(args.shards);
+    let shards = start_executors(args, identity, &board, listeners.clients, listeners.servers)?;
+    let node = Node::new(identity, board, shards, PathBuf::from("."));
+    let for_control = Arc::clone(&node);
+    start_thread("control", move || control::run(&for_control, &link))?;
+    let for_orders = Arc::clone(&node);
+    start_thread("orders", move || orders::run(&for_orders, listeners.coord))?;
+    Ok(node)
+}
+
+fn identity(args: &Args) -> Result<Identity, Fatal> {
+    let incarnation = match args.incarnation {
+        Some(incarnation) => incarnation,
+        None => Incarnation(random()?),
+    };
+    Ok(Identity {
+        cluster: args.cluster_id,
+        me: Member { server: ServerId(args.id), incarnation },
+        shard: ShardId(0),
+        placement: Placement::new(args.servers, args.shards),
+    })
+}
+
+fn start_executors(
+    args: &Args,
+    identity: Identity,
+    board: &Arc<Board>,
+    clients: TcpListener,
+    servers: TcpListener,
+) -> Result<Vec<mailbox::Sender<ShardMessage>>, Fatal> {
+    let system = |error| Fatal::System { doing: "make the mailboxes of the executors", error };
+    let mut mailboxes = Vec::new();
+    let mut inboxes = Vec::new();
+    for _ in 0..args.shards {
+        let (mailbox, inbox) = mailbox::mailbox().map_err(system)?;
+        mailboxes.push(mailbox);
+        inboxes.push(inbox);
+    }
+    let memory_limit =
+        args.memory_limit.map(|bytes| (bytes / TABLES / u64::from(args.shards)).max(1));
+    let hash_secret = HashSecret::new(random()?);
+    // glommio's accept changes the socket's flags for a moment, so one executor alone may accept
+    // from a socket.
+    let mut listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
+    for (shard, inbox) in (0..args.shards).zip(inboxes) {
+        executor::start(ExecutorConfig {
+            identity: Identity { shard: ShardId(shard), ..identity },
+            memory_limit,
+            hash_secret,
+            board: Arc::clone(board),
+            mailboxes: mailboxes.clone(),
+            inbox,
+            listeners: std::mem::take(&mut listeners),
+        })?;
+    }
+    Ok(mailboxes)
+}
+
+fn listen(args: &Args) -> Result<Listeners, Fatal> {
+    let ip = args.listen_address();
+    Ok(Listeners {
+        clients: probe::listen(ip, args.clients_port, "clients")?,
+        servers: probe::listen(ip, args.servers_port, "servers")?,
+        coord: probe::listen(ip, args.coord_port, "the coordinator's orders")?,
+    })
+}
+
+fn link_config(
+    args: &Args,
+    coordinator: SocketAddr,
+    listeners: &Listeners,
+) -> Result<LinkConfig, Fatal> {
+    let port = |listener: &TcpListener| {
+        let address = listener.local_addr();
+        address
+            .map(|address| address.port())
+            .map_err(|error| Fatal::System { doing: "ask for the port listened on", error })
+    };
+    let bound = args.listen_address();
+    Ok(LinkConfig {
+        coordinator,
+        advertise: args.advertise.or((!bound.is_unspecified()).then_some(bound)),
+        clients_port: port(&listeners.clients)?,
+        servers_port: port(&listeners.servers)?,
+        coord_port: port(&listeners.coord)?,
+    })
+}
+
+/// Looks the coordinator's host up, once; IPv4 is taken before IPv6 where it has both, as the
+/// default address to listen on is IPv4.
+fn resolve(host: &str, port: u16) -> Result<SocketAddr, Fatal> {
+    let failed = |error| Fatal::CoordinatorHost { host: host.to_owned(), error };
+    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
+    let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    first.copied().ok_or_else(|| failed(io::Error::other("it has no address")))
+}
+
+fn random() -> Result<u64, Fatal> {
+    getrandom::u64().map_err(|error| Fatal::System {
+        doing: "draw random numbers",
+        error: io::Error::other(error.to_string()),
+    })
+}
+
+fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fatal> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+    thread.map(drop).map_err(|error| Fatal::System { doing: "start a thread", error })
+}
+
+fn open_log(args: &Args) -> Result<(), Fatal> {
+    let filter = EnvFilter::try_from_env("KV_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    let builder = builder.with_target(false).with_thread_names(true).log_internal_errors(false);
+    match &args.log {
+        None => builder.with_writer(|| Lossy(io::stderr())).init(),
+        Some(path) => {
+            let opened = OpenOptions::new().create(true).append(true).open(path);
+            let file = opened.map_err(|error| Fatal::Log { path: path.clone(), error });
+            match file {
+                Ok(file) => {
+                    let file: Arc<File> = Arc::new(file);
+                    builder.with_writer(move || Lossy(Arc::clone(&file))).init();
+                }
+                Err(error) => {
+                    builder.with_writer(|| Lossy(io::stderr())).init();
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A log that cannot be written (a full disk) must not stop the server.
+struct Lossy<W>(W);
+
+impl<W: Write> Write for Lossy<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = self.0.flush();
+        Ok(())
+    }
+}

@@ -1,0 +1,392 @@
+//! Three servers in one process: real executors, real sockets on loopback, orders given by hand.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_core::dump::Dump;
+use kv_core::hash::HashSecret;
+use kv_protocol::client_message::{
+    Answer, Condition, Hello, Operation, Refusal, ReplicaRole, Request, Status, Welcome,
+    WriteHeader, opcode as client_opcode,
+};
+use kv_protocol::control_message::OrderKind;
+use kv_protocol::frame::{FrameBuffer, FrameRules};
+use kv_protocol::ids::{
+    ClientId, ClusterId, GroupId, Incarnation, Member, RequestId, RequestSeq, ServerId, ShardId,
+    ViewVersion,
+};
+use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::view::{Peer, View};
+
+use crate::executor::{self, ExecutorConfig};
+use crate::mailbox;
+use crate::net::listener::Port;
+use crate::operation::Node;
+use crate::probe;
+use crate::service::Identity;
+use crate::stats::Board;
+
+const CLUSTER: ClusterId = ClusterId(0xc1);
+const SERVERS: u16 = 3;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Server {
+    node: Arc<Node>,
+    clients: SocketAddr,
+    servers: SocketAddr,
+}
+
+struct Cluster {
+    servers: Vec<Server>,
+    placement: Placement,
+    _directory: tempfile::TempDir,
+}
+
+fn member(server: u16) -> Member {
+    Member { server: ServerId(server), incarnation: Incarnation(1000 + u64::from(server)) }
+}
+
+fn start_server(id: u16, placement: Placement, directory: &Path) -> Server {
+    let board = Board::new(placement.shards());
+    let loopback = "127.0.0.1".parse().unwrap();
+    let clients = probe::listen(loopback, 0, "clients").unwrap();
+    let servers = probe::listen(loopback, 0, "servers").unwrap();
+    let addresses = (clients.local_addr().unwrap(), servers.local_addr().unwrap());
+    let (mailboxes, inboxes): (Vec<_>, Vec<_>) =
+        (0..placement.shards()).map(|_| mailbox::mailbox().unwrap()).unzip();
+    let identity = Identity { cluster: CLUSTER, me: member(id), shard: ShardId(0), placement };
+    let mut listeners: Vec<(TcpListener, Port)> =
+        vec![(clients, Port::Clients), (servers, Port::Servers)];
+    for (shard, inbox) in (0..placement.shards()).zip(inboxes) {
+        executor::start(ExecutorConfig {
+            identity: Identity { shard: ShardId(shard), ..identity },
+            memory_limit: None,
+            hash_secret: HashSecret::new(7),
+            board: Arc::clone(&board),
+            mailboxes: mailboxes.clone(),
+            inbox,
+            listeners: std::mem::take(&mut listeners),
+        })
+        .unwrap();
+    }
+    let node = Node::new(identity, board, mailboxes, directory.to_owned());
+    Server { node, clients: addresses.0, servers: addresses.1 }
+}
+
+impl Cluster {
+    fn start(shards: u16) -> Cluster {
+        let placement = Placement::new(SERVERS, shards);
+        let directory = tempfile::tempdir().unwrap();
+        let servers: Vec<Server> =
+            (0..SERVERS).map(|id| start_server(id, placement, directory.path())).collect();
+        for id in 0..SERVERS {
+            let secondary = usize::from((id + 1) % SERVERS);
+            let order = OrderKind::SetSecondary {
+                view: View {
+                    group: GroupId(id),
+                    version: ViewVersion(1),
+                    primary: Some(member(id)),
+                    peer: Peer::Secondary(member((id + 1) % SERVERS)),
+                    handover: false,
+                },
+                secondary: servers[secondary].servers,
+            };
+            assert_eq!(servers[usize::from(id)].node.carry_out(&order), Ok(0));
+        }
+        Cluster { servers, placement, _directory: directory }
+    }
+
+    fn dump(&self, server: usize, role: ReplicaRole) -> Dump {
+        let order = match role {
+            ReplicaRole::Primary => OrderKind::DumpPrimary,
+            ReplicaRole::Secondary => OrderKind::DumpSecondary,
+        };
+        let node = &self.servers[server].node;
+        let entries = node.carry_out(&order).unwrap();
+        let name = crate::dump::file_name(node.me.server, role);
+        let dump = Dump::parse(&std::fs::read(node.directory.join(name)).unwrap()).unwrap();
+        assert_eq!(dump.entries.len() as u64, entries);
+        dump
+    }
+}
+
+/// An answer, owned.
+#[derive(Debug, PartialEq, Eq)]
+struct Given {
+    id: u64,
+    status: Status,
+    copies: u8,
+    value: Vec<u8>,
+}
+
+/// A blocking client of one shard of one server.
+struct Client {
+    stream: TcpStream,
+    input: FrameBuffer,
+    next: u64,
+}
+
+impl Client {
+    fn connect(address: SocketAddr, client: u128, shard: u16) -> Client {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut bytes = Vec::new();
+        Hello { cluster: CLUSTER, client: ClientId(client), shard: ShardId(shard) }
+            .write(&mut bytes);
+        stream.write_all(&bytes).unwrap();
+        let input = FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY));
+        let mut client = Client { stream, input, next: 1 };
+        let (opcode, body) = client.receive();
+        assert_eq!(opcode, client_opcode::WELCOME);
+        Welcome::read(&body).unwrap();
+        client
+    }
+
+    fn receive(&mut self) -> (u8, Vec<u8>) {
+        let mut bytes = [0; 65536];
+        loop {
+            if let Some(frame) = self.input.next_frame().unwrap() {
+                return (frame.opcode, frame.body.to_vec());
+            }
+            let received = self.stream.read(&mut bytes).expect("an answer");
+            assert!(received > 0, "the server closed the connection");
+            self.input.extend(&bytes[..received]);
+        }
+    }
+
+    fn answer(&mut self) -> Given {
+        let (opcode, body) = self.receive();
+        assert_eq!(opcode, client_opcode::ANSWER, "{:?}", Refusal::read(&body));
+        let Answer { id, status, copies, value, .. } = Answer::read(&body).unwrap();
+        Given { id: id.0, status, copies, value: value.to_vec() }
+    }
+
+    fn write(&mut self, key: &[u8], operation: Operation<'_>) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        let mut bytes = Vec::new();
+        let digest = Digest::of(key);
+        Request { id: RequestId(id), view: ViewVersion(1), digest, key, operation }
+            .write(&mut bytes);
+        self.stream.write_all(&bytes).unwrap();
+        id
+    }
+
+    fn header(&self) -> WriteHeader {
+        WriteHeader {
+            seq: RequestSeq(self.next),
+            first_incomplete: RequestSeq(self.next.saturating_sub(40).max(1)),
+            condition: Condition::Always,
+        }
+    }
+
+    fn put(&mut self, key: &[u8], value: &[u8]) -> Given {
+        self.write(key, Operation::Put(self.header(), value));
+        self.answer()
+    }
+
+    fn get(&mut self, key: &[u8]) -> Given {
+        self.write(key, Operation::Get);
+        self.answer()
+    }
+}
+
+/// A client of every shard of every server, and the way to the right one.
+struct Router {
+    placement: Placement,
+    clients: Vec<Vec<Client>>,
+}
+
+impl Router {
+    fn connect(cluster: &Cluster, client: u128) -> Router {
+        let shards = cluster.placement.shards();
+        let clients = cluster.servers.iter().map(|server| {
+            (0..shards).map(|shard| Client::connect(server.clients, client, shard)).collect()
+        });
+        Router { placement: cluster.placement, clients: clients.collect() }
+    }
+
+    fn of(&mut self, key: &[u8]) -> &mut Client {
+        let (group, shard) = self.placement.locate(Digest::of(key));
+        &mut self.clients[usize::from(group.0)][usize::from(shard.0)]
+    }
+
+    fn of_secondary(&mut self, key: &[u8]) -> &mut Client {
+        let (group, shard) = self.placement.locate(Digest::of(key));
+        let server = usize::from(group.home_secondary(SERVERS).0);
+        &mut self.clients[server][usize::from(shard.0)]
+    }
+}
+
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "never: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn an_answered_write_is_in_both_tables_and_in_both_dumps() {
+    let cluster = Cluster::start(2);
+    let mut router = Router::connect(&cluster, 1);
+    let keys: Vec<Vec<u8>> = (0..300u32).map(|n| format!("key {n}\0\u{e9}").into_bytes()).collect();
+    for (n, key) in keys.iter().enumerate() {
+        let value = vec![n as u8; n * 7];
+        let given = router.of(key).put(key, &value);
+        assert_eq!((given.status, given.copies), (Status::Ok, 2));
+        let given = router.of(key).get(key);
+        assert_eq!((given.status, given.value), (Status::Ok, value.clone()));
+        let secondary = router.of_secondary(key);
+        secondary.write(key, Operation::Verify(ReplicaRole::Secondary));
+        assert_eq!(secondary.answer().value, value, "the secondary's copy");
+    }
+    for server in &cluster.servers {
+        assert_eq!(server.node.carry_out(&OrderKind::Drain), Ok(0));
+    }
+    let mut dumped = 0;
+    for server in 0..3 {
+        let mut primary = cluster.dump(server, ReplicaRole::Primary);
+        let mut secondary = cluster.dump((server + 1) % 3, ReplicaRole::Secondary);
+        assert_eq!(primary.header.group, secondary.header.group);
+        assert_eq!(primary.header.view, ViewVersion(1));
+        primary.entries.sort_by(|a, b| a.key.cmp(&b.key));
+        secondary.entries.sort_by(|a, b| a.key.cmp(&b.key));
+        assert_eq!(primary.entries, secondary.entries);
+        assert_eq!(primary.records.len(), secondary.records.len());
+        dumped += primary.entries.len();
+    }
+    assert_eq!(dumped, keys.len());
+    let key = &keys[0];
+    let given = router.of(key).put(key, b"too late");
+    assert_eq!(given.status, Status::Unavailable, "a drained server takes no writes");
+}
+
+#[test]
+fn the_largest_value_comes_back_and_answers_of_other_keys_go_on() {
+    let cluster = Cluster::start(1);
+    let mut router = Router::connect(&cluster, 2);
+    let key = [7u8; 65_535];
+    let value: Vec<u8> = (0..16u32 << 20).map(|n| (n % 251) as u8).collect();
+    assert_eq!(router.of(&key).put(&key, &value).status, Status::Ok);
+    let given = router.of(&key).get(&key);
+    assert!(given.value == value, "the value came back altered");
+    let secondary = router.of_secondary(&key);
+    secondary.write(&key, Operation::Verify(ReplicaRole::Secondary));
+    assert!(secondary.answer().value == value, "the secondary's copy is another");
+}
+
+#[test]
+fn many_writes_in_flight_are_all_answered_once() {
+    const WRITES: u64 = 2_000;
+    const DEPTH: u64 = 32;
+    let cluster = Cluster::start(1);
+    let mut client = Client::connect(cluster.servers[0].clients, 3, 0);
+    let placement = cluster.placement;
+    let keys: Vec<Vec<u8>> = (0u32..)
+        .map(|n| n.to_be_bytes().to_vec())
+        .filter(|key| placement.locate(Digest::of(key)).0 == GroupId(0))
+        .take(WRITES as usize)
+        .collect();
+    let mut answered = 0;
+    for (n, key) in keys.iter().enumerate() {
+        let id = client.write(key, Operation::Put(client.header(), key));
+        assert_eq!(id, n as u64 + 1);
+        if id - answered >= DEPTH {
+            answered += 1;
+            let given = client.answer();
+            assert_eq!((given.id, given.status, given.copies), (answered, Status::Ok, 2));
+        }
+    }
+    while answered < WRITES {
+        answered += 1;
+        assert_eq!(client.answer().id, answered);
+    }
+    for key in &keys {
+        assert_eq!(&client.get(key).value, key);
+    }
+}
+
+#[test]
+fn a_reader_that_does_not_read_stops_being_read_and_hurts_nobody() {
+    let cluster = Cluster::start(1);
+    let mut router = Router::connect(&cluster, 4);
+    let key = b"big";
+    let value = vec![1u8; 1 << 20];
+    assert_eq!(router.of(key).put(key, &value).status, Status::Ok);
+    let (group, _) = cluster.placement.locate(Digest::of(key));
+    let address = cluster.servers[usize::from(group.0)].clients;
+    let mut greedy = Client::connect(address, 5, 0);
+    let requests = 64;
+    for _ in 0..requests {
+        greedy.write(key, Operation::Get);
+    }
+    for _ in 0..100 {
+        assert_eq!(router.of(key).get(key).status, Status::Ok);
+    }
+    for _ in 0..requests {
+        assert_eq!(greedy.answer().value.len(), value.len());
+    }
+}
+
+#[test]
+fn a_client_that_ends_its_side_still_gets_its_answers() {
+    let cluster = Cluster::start(1);
+    let mut router = Router::connect(&cluster, 6);
+    let client = router.of(b"half");
+    client.write(b"half", Operation::Put(client.header(), b"closed"));
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.answer().status, Status::Ok);
+    let mut rest = Vec::new();
+    client.stream.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+}
+
+#[test]
+fn a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed() {
+    let cluster = Cluster::start(2);
+    let server = &cluster.servers[0];
+    let mut stream = TcpStream::connect(server.clients).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = Vec::new();
+    Hello { cluster: CLUSTER, client: ClientId(1), shard: ShardId(2) }.write(&mut bytes);
+    stream.write_all(&bytes).unwrap();
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said).unwrap();
+    let mut input = FrameBuffer::new(FrameRules::unchecked(4096));
+    input.extend(&said);
+    let frame = input.next_frame().unwrap().unwrap();
+    let refusal = Refusal::read(frame.body).unwrap();
+    assert!(refusal.reason.contains("shard 2 does not exist"), "{}", refusal.reason);
+    drop(stream);
+    eventually("the connection is counted out", || server.node.board.clients() == 0);
+    eventually("the refusal is counted", || server.node.board.counters().refused == 1);
+}
+
+#[test]
+fn a_frame_cut_by_the_end_of_the_connection_changes_nothing() {
+    let cluster = Cluster::start(1);
+    let mut router = Router::connect(&cluster, 8);
+    let key = b"cut";
+    let client = router.of(key);
+    let mut bytes = Vec::new();
+    Request {
+        id: RequestId(1),
+        view: ViewVersion(1),
+        digest: Digest::of(key),
+        key,
+        operation: Operation::Put(client.header(), b"value"),
+    }
+    .write(&mut bytes);
+    client.stream.write_all(&bytes[..bytes.len() - 1]).unwrap();
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    client.stream.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    let mut again = Router::connect(&cluster, 9);
+    assert_eq!(again.of(key).get(key).status, Status::NotFound);
+}

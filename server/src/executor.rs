@@ -1,0 +1,232 @@
+//! One executor: a thread, its shard, and the tasks that drive it.
+
+use std::cell::Cell;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, TrySendError};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use kv_core::hash::HashSecret;
+use kv_core::table::{WalkBudget, WalkCursor};
+use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::ids::{SequenceNumber, Time};
+use kv_protocol::peer_message::CompletionRecord;
+use kv_protocol::view::View;
+
+use crate::clock;
+use crate::fatal::Fatal;
+use crate::mailbox;
+use crate::memory::HugePages;
+use crate::net::listener::Port;
+use crate::net::tcpstream::Engine;
+use crate::service::{Identity, Service};
+use crate::shard::Shard;
+use crate::stats::{Board, Permit};
+
+/// Memory that glommio registers for files; no files are used.
+const IO_MEMORY_BYTES: usize = 64 << 10;
+/// An executor always has a timer armed (it may otherwise park with tasks that can run); this is
+/// how far ahead while bytes come in, and while none do.
+const TICK_ACTIVE: Duration = Duration::from_millis(10);
+const TICK_IDLE: Duration = Duration::from_millis(100);
+/// The shortest pause between two ticks.
+const TICK_SHORTEST: Duration = Duration::from_millis(1);
+/// How often deadlines are enforced and the board is written.
+const HOUSEKEEPING: Duration = Duration::from_millis(100);
+/// What one step of a dump takes from the table.
+const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
+/// How long a dump waits when its reader is behind.
+const DUMP_PAUSE: Duration = Duration::from_millis(1);
+
+/// What other threads tell an executor.
+#[derive(Debug)]
+pub(crate) enum ShardMessage {
+    /// A connection that wants this shard.
+    Connection(HandedOver),
+    /// Install a view and connect to its other holder.
+    Install {
+        view: View,
+        secondary: SocketAddr,
+        /// Takes one result.
+        done: Sender<Result<(), String>>,
+    },
+    /// Take no new writes.
+    Drain,
+    /// Send the table of this role, piece by piece.
+    Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
+}
+
+/// A socket on its way to another executor.
+#[derive(Debug)]
+pub(crate) struct HandedOver {
+    pub(crate) socket: OwnedFd,
+    pub(crate) port: Port,
+    /// What was received on it so far.
+    pub(crate) received: Vec<u8>,
+    pub(crate) permit: Permit,
+}
+
+/// A part of a shard's table on its way into a dump.
+#[derive(Debug)]
+pub(crate) enum DumpPiece {
+    /// Some entries.
+    Entries(DumpedEntries),
+    /// All completion records; the last piece.
+    End(Vec<CompletionRecord>),
+}
+
+/// Entries one after the other; copied as they are, because turning them into text would hold the
+/// executor up.
+#[derive(Debug, Default)]
+pub(crate) struct DumpedEntries {
+    bytes: Vec<u8>,
+    lengths: Vec<(usize, usize, SequenceNumber)>,
+}
+
+impl DumpedEntries {
+    fn push(&mut self, key: &[u8], value: &[u8], version: SequenceNumber) {
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(value);
+        self.lengths.push((key.len(), value.len(), version));
+    }
+
+    /// Calls `visit` with key, value and version of each.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8], SequenceNumber)) {
+        let mut rest = self.bytes.as_slice();
+        for &(key_length, value_length, version) in &self.lengths {
+            let (key, after) = rest.split_at(key_length);
+            let (value, after) = after.split_at(value_length);
+            visit(key, value, version);
+            rest = after;
+        }
+    }
+}
+
+/// What an executor is started with.
+pub(crate) struct ExecutorConfig {
+    pub(crate) identity: Identity,
+    pub(crate) memory_limit: Option<u64>,
+    pub(crate) hash_secret: HashSecret,
+    pub(crate) board: Arc<Board>,
+    /// Of all shards, in order.
+    pub(crate) mailboxes: Vec<mailbox::Sender<ShardMessage>>,
+    pub(crate) inbox: mailbox::Receiver<ShardMessage>,
+    /// The sockets that this executor accepts from.
+    pub(crate) listeners: Vec<(TcpListener, Port)>,
+}
+
+/// Starts the thread of a shard; it ends with the process.
+pub(crate) fn start(config: ExecutorConfig) -> Result<ExecutorJoinHandle<()>, Fatal> {
+    let shard = config.identity.shard.0;
+    LocalExecutorBuilder::new(Placement::Unbound)
+        .name(&format!("shard-{shard}"))
+        .io_memory(IO_MEMORY_BYTES)
+        .spawn(move || run(config))
+        .map_err(|error| Fatal::Executor { shard, reason: error.to_string() })
+}
+
+async fn run(config: ExecutorConfig) {
+    let ExecutorConfig { identity, memory_limit, hash_secret, board, mailboxes, inbox, listeners } =
+        config;
+    let service = Service::new(identity, memory_limit, hash_secret, || Box::new(HugePages));
+    let engine = Engine::new(Shard::new(service), board, mailboxes);
+    for (listener, port) in listeners {
+        glommio::spawn_local(Rc::clone(&engine).accept(listener, port)).detach();
+    }
+    glommio::spawn_local(Rc::clone(&engine).flush_for_ever()).detach();
+    let receiver = Rc::clone(&engine);
+    glommio::spawn_local(async move {
+        let result = inbox.serve(|message| take(&receiver, message)).await;
+        panic!("the mailbox of a shard cannot be read: {result:?}");
+    })
+    .detach();
+    tick_for_ever(engine).await;
+}
+
+async fn tick_for_ever(engine: Rc<Engine>) {
+    let place = usize::from(engine.shard.borrow().service.identity.shard.0);
+    let housekeeping_at = Cell::new(Time::default());
+    loop {
+        let now = clock::now();
+        engine.board.tick(place, now);
+        engine.shard.borrow_mut().on_tick(now);
+        engine.dial_due(now);
+        engine.want_flush();
+        if housekeeping_at.get() <= now {
+            housekeeping_at.set(now + HOUSEKEEPING);
+            engine.enforce_deadlines(now);
+            engine.publish();
+        }
+        let longest = if engine.take_activity() { TICK_ACTIVE } else { TICK_IDLE };
+        let due = engine.shard.borrow().service.next_timeout();
+        let pause = due.map_or(longest, |due| due.since(now).min(longest));
+        glommio::timer::sleep(pause.max(TICK_SHORTEST)).await;
+    }
+}
+
+fn take(engine: &Rc<Engine>, message: ShardMessage) {
+    match message {
+        ShardMessage::Connection(handed) => engine.adopt(handed),
+        ShardMessage::Install { view, secondary, done } => {
+            let now = clock::now();
+            let result = engine.shard.borrow_mut().service.install(now, view, secondary);
+            // Whoever asked may have given up.
+            let _ = done.try_send(result);
+            engine.dial_due(now);
+            engine.want_flush();
+        }
+        ShardMessage::Drain => {
+            engine.shard.borrow_mut().service.drain();
+            engine.want_flush();
+        }
+        ShardMessage::Dump { role, pieces } => {
+            let engine = Rc::clone(engine);
+            glommio::spawn_local(async move { dump(&engine, role, pieces).await }).detach();
+        }
+    }
+}
+
+/// Sends a table in bounded steps; between two steps everything else goes on.
+async fn dump(engine: &Engine, role: ReplicaRole, pieces: Sender<DumpPiece>) {
+    let mut cursor = Some(WalkCursor::START);
+    while let Some(from) = cursor {
+        let mut entries = DumpedEntries::default();
+        {
+            let shard = engine.shard.borrow();
+            let group = shard.service.identity.group_of(role);
+            let Some(replica) = shard.service.replica(group) else { break };
+            cursor = replica.walk(from, DUMP_STEP, |entry| {
+                entries.push(entry.key, entry.value, entry.version);
+            });
+        }
+        if !send(&pieces, DumpPiece::Entries(entries)).await {
+            return;
+        }
+    }
+    let records = {
+        let shard = engine.shard.borrow();
+        let replica = shard.service.replica(shard.service.identity.group_of(role));
+        replica.map_or(Vec::new(), |replica| replica.completion_records().collect())
+    };
+    send(&pieces, DumpPiece::End(records)).await;
+}
+
+/// Gives a piece to the writer of the file without ever blocking; `false` if it is gone.
+async fn send(pieces: &Sender<DumpPiece>, mut piece: DumpPiece) -> bool {
+    loop {
+        match pieces.try_send(piece) {
+            Ok(()) => {
+                glommio::executor().yield_task_queue_now().await;
+                return true;
+            }
+            Err(TrySendError::Disconnected(_)) => return false,
+            Err(TrySendError::Full(back)) => {
+                piece = back;
+                glommio::timer::sleep(DUMP_PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Reasons to stop the whole process, each with its own exit code.
+//!
+//! A server whose invariant is broken must not go on in part: the coordinator brings a fresh one.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The exit code of a process that a panic ended, on whichever thread.
+pub(crate) const PANIC_EXIT_CODE: i32 = 70;
+
+/// Why a server cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fatal {
+    /// The log file cannot be opened.
+    #[error("open the log {path}: {error}; check that the directory exists and can be written")]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The kernel refuses io_uring.
+    #[error("set up io_uring: {error}; {advice}")]
+    IoUring {
+        /// What the system said.
+        error: io::Error,
+        /// What to do about it.
+        advice: String,
+    },
+    /// Too little memory may be locked.
+    #[error(
+        "lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for {shards} \
+         shards; raise it with `ulimit -l {}` or LimitMEMLOCK= in the unit", need / 1024
+    )]
+    Memlock {
+        /// The limit.
+        have: u64,
+        /// What is needed.
+        need: u64,
+        /// For how many executors.
+        shards: u16,
+    },
+    /// A port cannot be listened on.
+    #[error("listen on {address} for {purpose}: {error}; {advice}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// For whom.
+        purpose: &'static str,
+        /// What the system said.
+        error: io::Error,
+        /// What to do about it.
+        advice: &'static str,
+    },
+    /// The coordinator's host has no address.
+    #[error("look up the coordinator's host {host}: {error}; check -h")]
+    CoordinatorHost {
+        /// The name.
+        host: String,
+        /// What the resolver said.
+        error: io::Error,
+    },
+    /// An executor did not start.
+    #[error("start the executor of shard {shard}: {reason}")]
+    Executor {
+        /// Its shard.
+        shard: u16,
+        /// What was said.
+        reason: String,
+    },
+    /// A thread did not start, or another of the system's services failed at the start.
+    #[error("{doing}: {error}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The coordinator does not want this server.
+    #[error("the coordinator at {coordinator} refused this server: {reason}")]
+    Refused {
+        /// Where it was asked.
+        coordinator: SocketAddr,
+        /// Its words.
+        reason: String,
+    },
+    /// The coordinator never answered.
+    #[error("no coordinator answered at {coordinator} for {seconds} s; check -h and -m")]
+    NoCoordinator {
+        /// Where it was looked for.
+        coordinator: SocketAddr,
+        /// For how long.
+        seconds: u64,
+    },
+}
+
+impl Fatal {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Fatal::Log { .. } => 10,
+            Fatal::IoUring { .. } => 11,
+            Fatal::Memlock { .. } => 12,
+            Fatal::Listen { .. } => 13,
+            Fatal::CoordinatorHost { .. } => 14,
+            Fatal::Executor { .. } => 15,
+            Fatal::System { .. } => 16,
+            Fatal::Refused { .. } => 17,
+            Fatal::NoCoordinator { .. } => 18,
+        }
+    }
+
+    /// Logs the reason and ends the process: for threads that have nobody to report to.
+    pub(crate) fn end_process(&self) -> ! {
+        tracing::error!("{self}");
+        std::process::exit(i32::from(self.exit_code()));
+    }
+}
+
+/// From now on a panic on any thread is logged and ends the process: one shard must not die while
+/// its siblings go on serving.
+pub(crate) fn end_process_on_panic() {
+    let default_hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!("{panic}\n{}", std::backtrace::Backtrace::force_capture());
+        default_hook(panic);
+        // SAFETY: _exit takes an integer and does not return. Destructors and exit handlers, which
+        // might wait for the thread that panicked, are passed over on purpose.
+        unsafe { libc::_exit(PANIC_EXIT_CODE) }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_code_of_its_own() {
+        let error = || io::Error::from(io::ErrorKind::Other);
+        let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let reasons = [
+            Fatal::Log { path: "x".into(), error: error() },
+            Fatal::IoUring { error: error(), advice: String::new() },
+            Fatal::Memlock { have: 0, need: 1, shards: 1 },
+            Fatal::Listen { address, purpose: "clients", error: error(), advice: "" },
+            Fatal::CoordinatorHost { host: "h".into(), error: error() },
+            Fatal::Executor { shard: 0, reason: String::new() },
+            Fatal::System { doing: "x", error: error() },
+            Fatal::Refused { coordinator: address, reason: String::new() },
+            Fatal::NoCoordinator { coordinator: address, seconds: 1 },
+        ];
+        let mut codes: Vec<u8> = reasons.iter().map(Fatal::exit_code).collect();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), reasons.len());
+        assert!(!codes.contains(&0) && !codes.contains(&1) && !codes.contains(&2));
+        assert!(codes.iter().all(|&code| i32::from(code) != PANIC_EXIT_CODE));
+    }
+}

@@ -1,0 +1,159 @@
+//! The first moments of an accepted connection: which shard does it want?
+//!
+//! ```text
+//!   accept -> Greeting: received bytes -> the hello names a shard
+//!                           | ours: the connection goes on here
+//!                           + another's: socket and bytes go to that shard's executor
+//! ```
+//!
+//! Nothing is judged here beyond the shard: whoever takes the connection reads the hello again and
+//! refuses, in words, what is wrong with it.
+
+use kv_protocol::client_message::{Hello, opcode as client_opcode};
+use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::{ShardId, Time};
+use kv_protocol::limits::{HELLO_DEADLINE, MAX_HELLO_BODY};
+use kv_protocol::peer_message::{PeerHello, opcode as peer_opcode};
+
+/// Connections of one port that may be about to say hello; with one more, the oldest is closed, so
+/// that strangers who say nothing never keep out those who do.
+pub(crate) const MAX_AWAITING_HELLO: usize = 1_024;
+
+/// Which of the server's ports a connection came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// Clients'.
+    Clients,
+    /// Other servers'.
+    Servers,
+}
+
+/// A connection that has not said which shard it wants.
+#[derive(Debug)]
+pub(crate) struct Greeting {
+    pub(crate) port: Port,
+    received: Vec<u8>,
+    deadline: Time,
+    wanted: Option<ShardId>,
+}
+
+impl Greeting {
+    /// A connection accepted at `now`, by the executor of shard `here` of `shards`.
+    pub(crate) fn new(now: Time, port: Port) -> Greeting {
+        Greeting { port, received: Vec::new(), deadline: now + HELLO_DEADLINE, wanted: None }
+    }
+
+    /// Takes received bytes. What names no shard that exists is for the shard `here` to refuse.
+    pub(crate) fn on_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
+        self.received.extend_from_slice(received);
+        self.wanted = match wanted_shard(self.port, &self.received) {
+            Wanted::Unknown => None,
+            Wanted::Shard(shard) if shard.0 < shards => Some(shard),
+            Wanted::Shard(_) | Wanted::Nonsense => Some(here),
+        };
+    }
+
+    /// The shard whose executor is to have this connection, once that is known.
+    pub(crate) fn wanted(&self) -> Option<ShardId> {
+        self.wanted
+    }
+
+    /// When to close it if it has said nothing.
+    pub(crate) fn deadline(&self) -> Time {
+        self.deadline
+    }
+
+    /// All that was received, hello included.
+    pub(crate) fn take_received(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.received)
+    }
+}
+
+enum Wanted {
+    /// The hello has not come in full.
+    Unknown,
+    Shard(ShardId),
+    /// It is no hello.
+    Nonsense,
+}
+
+fn wanted_shard(port: Port, received: &[u8]) -> Wanted {
+    let rules = match port {
+        Port::Clients => FrameRules::unchecked(MAX_HELLO_BODY),
+        Port::Servers => FrameRules::checked(MAX_HELLO_BODY),
+    };
+    let frame = match split_frame(received, &rules) {
+        Ok(Some(frame)) => frame,
+        Ok(None) => return Wanted::Unknown,
+        Err(_) => return Wanted::Nonsense,
+    };
+    let shard = match (port, frame.opcode) {
+        (Port::Clients, client_opcode::HELLO) => {
+            Hello::read(frame.body).map(|hello| hello.shard).ok()
+        }
+        (Port::Servers, peer_opcode::PEER_HELLO) => {
+            PeerHello::read(frame.body).map(|hello| hello.shard).ok()
+        }
+        _ => None,
+    };
+    shard.map_or(Wanted::Nonsense, Wanted::Shard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_protocol::ids::{ClientId, ClusterId};
+    use proptest::prelude::*;
+
+    const HERE: ShardId = ShardId(0);
+
+    fn hello(shard: u16) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        Hello { cluster: ClusterId(1), client: ClientId(2), shard: ShardId(shard) }
+            .write(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_hello_in_single_bytes_finds_its_shard_and_loses_nothing() {
+        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients);
+        let mut bytes = hello(3);
+        let length = bytes.len();
+        bytes.extend_from_slice(b"pipelined");
+        for byte in &bytes[..length - 1] {
+            greeting.on_bytes(&[*byte], HERE, 4);
+            assert_eq!(greeting.wanted(), None);
+        }
+        greeting.on_bytes(&bytes[length - 1..], HERE, 4);
+        assert_eq!(greeting.wanted(), Some(ShardId(3)));
+        assert_eq!(greeting.take_received(), bytes);
+    }
+
+    #[test]
+    fn a_shard_that_does_not_exist_is_refused_here() {
+        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients);
+        greeting.on_bytes(&hello(4), HERE, 4);
+        assert_eq!(greeting.wanted(), Some(HERE));
+    }
+
+    #[test]
+    fn a_client_at_the_servers_port_is_refused_here() {
+        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Servers);
+        greeting.on_bytes(&hello(1), HERE, 4);
+        assert_eq!(greeting.wanted(), Some(HERE));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic_and_are_bounded(
+            bytes in prop::collection::vec(any::<u8>(), 0..2_000),
+        ) {
+            for port in [Port::Clients, Port::Servers] {
+                let mut greeting = Greeting::new(Time::from_nanos(1), port);
+                greeting.on_bytes(&bytes, HERE, 1);
+                // Nobody waits for a hello that is longer than one may be.
+                prop_assert!(greeting.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);
+            }
+        }
+    }
+}

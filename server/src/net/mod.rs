@@ -1,0 +1,80 @@
+//! Connections: machines over bytes, and the engine that moves the bytes.
+//!
+//! ```text
+//!   engine (tcpstream)          bytes in            bytes out
+//!      |                           |                    ^
+//!      v                           v                    |
+//!   listener::Greeting ---> connection::Connection ---> output::Outputs
+//!                      +--> peer::Peer -----------------^
+//! ```
+//!
+//! The machines know no socket and no runtime; the engine knows no message. Another engine can take
+//! this one's place: all it needs is [`crate::shard::Shard`].
+
+pub(crate) mod connection;
+pub(crate) mod listener;
+pub(crate) mod output;
+pub(crate) mod peer;
+pub(crate) mod tcpstream;
+
+use kv_protocol::ids::Time;
+
+use crate::service::Service;
+use connection::Connection;
+use listener::Greeting;
+use peer::Peer;
+
+/// The input side of one connection.
+#[derive(Debug)]
+pub(crate) enum Machine {
+    /// It has not said which shard it wants.
+    Greeting(Greeting),
+    /// A client's.
+    Client(Connection),
+    /// A stream to or from another server.
+    Peer(Peer),
+}
+
+impl Machine {
+    /// Takes received bytes.
+    pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
+        match self {
+            Machine::Greeting(greeting) => {
+                let identity = service.identity;
+                greeting.on_bytes(received, identity.shard, identity.placement.shards());
+            }
+            Machine::Client(connection) => connection.on_bytes(now, service, received),
+            Machine::Peer(peer) => peer.on_bytes(now, service, received),
+        }
+    }
+
+    /// Goes on with what was kept back while the output was full.
+    pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
+        if let Machine::Client(connection) = self {
+            connection.resume(now, service);
+        }
+    }
+
+    /// Whether more bytes may be read.
+    pub(crate) fn wants_input(&self, service: &mut Service) -> bool {
+        match self {
+            Machine::Greeting(greeting) => greeting.wanted().is_none(),
+            Machine::Client(connection) => connection.wants_input(service),
+            Machine::Peer(_) => true,
+        }
+    }
+
+    /// When to close the connection for what its input lacks.
+    pub(crate) fn deadline(&self, service: &mut Service) -> Option<Time> {
+        match self {
+            Machine::Greeting(greeting) => Some(greeting.deadline()),
+            Machine::Client(connection) => connection.deadline(service),
+            Machine::Peer(peer) => peer.deadline(),
+        }
+    }
+
+    /// The other side has sent all it will. A frame cut by that is dropped, nothing of it applied.
+    pub(crate) fn is_served_after_end_of_input(&self) -> bool {
+        matches!(self, Machine::Client(_))
+    }
+}

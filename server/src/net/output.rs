@@ -1,0 +1,332 @@
+//! What waits to be sent, for every connection of a shard.
+//!
+//! Answers to one connection's writes come out of the bytes of another (the peer's acks), so the
+//! outputs live in one table apart from the connections' input machines. Whoever puts bytes in marks
+//! the connection dirty; the engine sends once for each dirty connection at the end of a wake-up.
+
+use std::time::Duration;
+
+use kv_core::replica::{Answers, ConnectionId};
+use kv_protocol::client_message::Answer;
+use kv_protocol::ids::Time;
+use kv_protocol::limits::{MAX_OUTPUT_BYTES, STALL_DEADLINE};
+
+/// A buffer larger than this is given back to the allocator when it runs empty.
+const KEPT_CAPACITY: usize = 256 << 10;
+/// Sent bytes are cut off the front of a buffer when there are this many of them.
+const COMPACT_BYTES: usize = 1 << 20;
+/// How long a closing connection waits for the other side to take the last words and close.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// The bytes that one connection has to send, and how it is to end.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// When bytes were last taken, or came into an empty buffer.
+    last_progress: Time,
+    end: End,
+    is_dirty: bool,
+    /// Requests given to a replica whose answers have not come.
+    in_flight: u32,
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum End {
+    /// Not yet.
+    #[default]
+    Open,
+    /// When its answers are sent, or at this time: the other side has sent all it will.
+    HalfClosed(Time),
+    /// The last words are in the buffer: when they are sent and the other side has closed too, or
+    /// at this time.
+    LastWords { at: Time, has_other_closed: bool },
+    /// At once.
+    Dead,
+}
+
+impl Output {
+    /// The bytes to send.
+    pub(crate) fn unsent(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    /// Where frames are appended; mark the connection dirty afterwards.
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Whether as much waits as may: nothing more is read from this connection until it is sent.
+    pub(crate) fn is_full(&self) -> bool {
+        self.unsent().len() >= MAX_OUTPUT_BYTES
+    }
+
+    /// Notes that the first `count` unsent bytes are gone.
+    pub(crate) fn on_sent(&mut self, now: Time, count: usize) {
+        self.sent += count;
+        self.last_progress = now;
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.sent = 0;
+            if self.bytes.capacity() > KEPT_CAPACITY {
+                self.bytes = Vec::new();
+            }
+        } else if self.sent >= COMPACT_BYTES && self.sent * 2 >= self.bytes.len() {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
+    /// When the connection is to be closed for what its output (not its input) does.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        let stalled = (!self.unsent().is_empty()).then(|| self.last_progress + STALL_DEADLINE);
+        let ending = match self.end {
+            End::Open | End::Dead => None,
+            End::HalfClosed(at) | End::LastWords { at, .. } => Some(at),
+        };
+        stalled.into_iter().chain(ending).min()
+    }
+
+    /// Whether the connection is to be closed now.
+    pub(crate) fn is_over(&self) -> bool {
+        match self.end {
+            End::Dead => true,
+            End::HalfClosed(_) => self.in_flight == 0 && self.unsent().is_empty(),
+            End::LastWords { has_other_closed, .. } => has_other_closed && self.unsent().is_empty(),
+            End::Open => false,
+        }
+    }
+
+    /// Whether the last words are in the buffer: what still comes in is thrown away.
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(self.end, End::LastWords { .. } | End::Dead)
+    }
+
+    /// Whether the other side has sent all it will.
+    pub(crate) fn is_half_closed(&self) -> bool {
+        matches!(self.end, End::HalfClosed(_) | End::LastWords { has_other_closed: true, .. })
+    }
+
+    /// Whether the last words are sent, so that our direction can be shut.
+    pub(crate) fn has_said_last_words(&self) -> bool {
+        matches!(self.end, End::LastWords { .. }) && self.unsent().is_empty()
+    }
+
+    /// Sends what is in the buffer, then closes.
+    pub(crate) fn close_after_last_words(&mut self, now: Time) {
+        let has_other_closed = self.is_half_closed();
+        if !self.is_closing() {
+            self.end = End::LastWords { at: now + LAST_WORDS_DEADLINE, has_other_closed };
+        }
+    }
+
+    /// The other side has sent all it will: closes when what was asked is answered.
+    pub(crate) fn close_after_answers(&mut self, now: Time) {
+        match self.end {
+            End::Open => self.end = End::HalfClosed(now + STALL_DEADLINE),
+            End::LastWords { at, .. } => self.end = End::LastWords { at, has_other_closed: true },
+            End::HalfClosed(_) | End::Dead => {}
+        }
+    }
+
+    /// Closes at once.
+    pub(crate) fn kill(&mut self) {
+        self.end = End::Dead;
+    }
+
+    /// Notes that a request went to a replica, which answers now or later.
+    pub(crate) fn expect_answer(&mut self) {
+        self.in_flight += 1;
+    }
+}
+
+/// The outputs of all connections of a shard, by [`ConnectionId`] (slot and generation).
+#[derive(Debug, Default)]
+pub(crate) struct Outputs {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    dirty: Vec<ConnectionId>,
+    now: Time,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    output: Option<Output>,
+}
+
+/// The place of a connection in the tables of its shard.
+pub(crate) fn slot_of(id: ConnectionId) -> usize {
+    (id.0 & u64::from(u32::MAX)) as usize
+}
+
+fn generation_of(id: ConnectionId) -> u32 {
+    u32::try_from(id.0 >> 32).expect("the upper half has 32 bits")
+}
+
+impl Outputs {
+    /// Makes room for a connection. Its id is never given again.
+    pub(crate) fn open(&mut self, now: Time) -> ConnectionId {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            u32::try_from(self.slots.len() - 1).expect("connections are bounded far below")
+        });
+        let slot = &mut self.slots[index as usize];
+        slot.output = Some(Output { last_progress: now, ..Output::default() });
+        ConnectionId(u64::from(slot.generation) << 32 | u64::from(index))
+    }
+
+    /// Takes a connection's room back; what it had not sent is dropped.
+    pub(crate) fn close(&mut self, id: ConnectionId) {
+        let slot = &mut self.slots[slot_of(id)];
+        if slot.generation == generation_of(id) && slot.output.take().is_some() {
+            // A slot whose generations are used up is not used again.
+            if let Some(next) = slot.generation.checked_add(1) {
+                slot.generation = next;
+                self.free.push(u32::try_from(slot_of(id)).expect("it was 32 bits wide"));
+            }
+        }
+    }
+
+    /// A connection's output; `None` when it is gone.
+    pub(crate) fn get(&mut self, id: ConnectionId) -> Option<&mut Output> {
+        let slot = self.slots.get_mut(slot_of(id))?;
+        if slot.generation != generation_of(id) {
+            return None;
+        }
+        slot.output.as_mut()
+    }
+
+    /// Lets `fill` append frames to a connection's output and marks it dirty.
+    pub(crate) fn append(&mut self, id: ConnectionId, fill: impl FnOnce(&mut Vec<u8>)) {
+        let now = self.now;
+        if let Some(output) = self.get(id) {
+            if output.unsent().is_empty() {
+                output.last_progress = now;
+            }
+            fill(output.buffer());
+            self.mark_dirty(id);
+        }
+    }
+
+    /// Has the engine look at this connection at the end of the wake-up.
+    pub(crate) fn mark_dirty(&mut self, id: ConnectionId) {
+        if let Some(output) = self.get(id)
+            && !output.is_dirty
+        {
+            output.is_dirty = true;
+            self.dirty.push(id);
+        }
+    }
+
+    /// Closes a connection at once, from whichever machine finds it must end.
+    pub(crate) fn kill(&mut self, id: ConnectionId) {
+        if let Some(output) = self.get(id) {
+            output.kill();
+            self.mark_dirty(id);
+        }
+    }
+
+    /// Takes one dirty connection.
+    pub(crate) fn next_dirty(&mut self) -> Option<ConnectionId> {
+        let id = self.dirty.pop()?;
+        if let Some(output) = self.get(id) {
+            output.is_dirty = false;
+        }
+        Some(id)
+    }
+
+    /// Whether the engine has something to look at.
+    pub(crate) fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// The time of this wake-up, for what is appended in it.
+    pub(crate) fn set_now(&mut self, now: Time) {
+        self.now = now;
+    }
+}
+
+impl Answers for Outputs {
+    fn answer(&mut self, to: ConnectionId, answer: &Answer<'_>) {
+        if let Some(output) = self.get(to) {
+            output.in_flight = output.in_flight.saturating_sub(1);
+        }
+        self.append(to, |bytes| answer.write(bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::from_nanos(1_000);
+
+    #[test]
+    fn the_id_of_a_closed_connection_reaches_nobody() {
+        let mut outputs = Outputs::default();
+        let first = outputs.open(NOW);
+        outputs.close(first);
+        let second = outputs.open(NOW);
+        assert_eq!(slot_of(first), slot_of(second));
+        assert_ne!(first, second);
+        outputs.append(first, |bytes| bytes.push(1));
+        assert!(outputs.get(first).is_none());
+        assert!(outputs.get(second).unwrap().unsent().is_empty());
+    }
+
+    #[test]
+    fn a_connection_is_dirty_once_however_much_is_appended() {
+        let mut outputs = Outputs::default();
+        let id = outputs.open(NOW);
+        for n in 0..3 {
+            outputs.append(id, |bytes| bytes.push(n));
+        }
+        assert_eq!(outputs.next_dirty(), Some(id));
+        assert_eq!(outputs.next_dirty(), None);
+        let output = outputs.get(id).unwrap();
+        assert_eq!(output.unsent(), [0, 1, 2]);
+        output.on_sent(NOW, 2);
+        assert_eq!(output.unsent(), [2]);
+    }
+
+    #[test]
+    fn bytes_that_nobody_takes_end_the_connection_at_the_stall_deadline() {
+        let mut outputs = Outputs::default();
+        outputs.set_now(NOW);
+        let id = outputs.open(NOW);
+        assert_eq!(outputs.get(id).unwrap().deadline(), None);
+        outputs.append(id, |bytes| bytes.extend([0; 10]));
+        assert_eq!(outputs.get(id).unwrap().deadline(), Some(NOW + STALL_DEADLINE));
+        let later = NOW + Duration::from_secs(3);
+        outputs.get(id).unwrap().on_sent(later, 5);
+        assert_eq!(outputs.get(id).unwrap().deadline(), Some(later + STALL_DEADLINE));
+        outputs.get(id).unwrap().on_sent(later, 5);
+        assert_eq!(outputs.get(id).unwrap().deadline(), None);
+    }
+
+    #[test]
+    fn a_half_closed_connection_ends_when_its_answers_are_sent() {
+        let mut outputs = Outputs::default();
+        let id = outputs.open(NOW);
+        let output = outputs.get(id).unwrap();
+        output.expect_answer();
+        output.close_after_answers(NOW);
+        assert!(!output.is_over());
+        let answer = Answer {
+            id: kv_protocol::RequestId(1),
+            status: kv_protocol::client_message::Status::Ok,
+            copies: 2,
+            view: kv_protocol::ViewVersion(1),
+            version: kv_protocol::SequenceNumber(1),
+            value: &[],
+        };
+        outputs.answer(id, &answer);
+        let output = outputs.get(id).unwrap();
+        assert!(!output.is_over());
+        let all = output.unsent().len();
+        output.on_sent(NOW, all);
+        assert!(output.is_over());
+    }
+}

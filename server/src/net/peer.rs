@@ -1,0 +1,197 @@
+//! A stream between two servers, for one shard of one group: both its ends.
+//!
+//! ```text
+//!   Dialled (primary):    PEER-HELLO out,  PEER-WELCOME in,   then batches out, acks in
+//!   Accepted (secondary): PEER-HELLO in,   PEER-WELCOME out,  then batches in,  acks out
+//! ```
+//!
+//! A state machine over bytes. What goes out after the welcome is not its business: the shard pumps
+//! its replicas once per wake-up ([`Service::pump`]).
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
+use kv_protocol::ids::{GroupId, Time};
+use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_HELLO_BODY, MAX_PEER_BODY};
+use kv_protocol::peer_message::{
+    BatchReader, PeerHello, PeerRefusal, PeerRefusalReason, PeerWelcome, opcode as peer_opcode,
+};
+
+use crate::service::Service;
+
+const HELLO_RULES: FrameRules = FrameRules::checked(MAX_HELLO_BODY);
+const STREAM_RULES: FrameRules = FrameRules::checked(MAX_PEER_BODY);
+
+/// The input side of a stream; its output is in the [`Service`].
+#[derive(Debug)]
+pub(crate) struct Peer {
+    input: FrameBuffer,
+    id: ConnectionId,
+    stage: Stage,
+    /// When the first frame, or the one that has come in part, is to be whole.
+    deadline: Option<Time>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Accepted; PEER-HELLO is due.
+    AwaitsHello,
+    /// Dialled for this group; PEER-WELCOME is due.
+    AwaitsWelcome(GroupId),
+    /// The stream of this group stands.
+    Streams(GroupId),
+}
+
+impl Peer {
+    /// The accepting end.
+    pub(crate) fn accepted(now: Time, id: ConnectionId) -> Peer {
+        Peer {
+            input: FrameBuffer::new(HELLO_RULES),
+            id,
+            stage: Stage::AwaitsHello,
+            deadline: Some(now + HELLO_DEADLINE),
+        }
+    }
+
+    /// The dialling end, connected at `now`; says hello at once.
+    pub(crate) fn dialled(
+        now: Time,
+        id: ConnectionId,
+        group: GroupId,
+        service: &mut Service,
+    ) -> Peer {
+        match service.peer_hello(group) {
+            Some(hello) => service.outputs.append(id, |bytes| hello.write(bytes)),
+            // The view that wanted this stream is gone.
+            None => service.outputs.kill(id),
+        }
+        Peer {
+            input: FrameBuffer::new(HELLO_RULES),
+            id,
+            stage: Stage::AwaitsWelcome(group),
+            deadline: Some(now + HELLO_DEADLINE),
+        }
+    }
+
+    /// Takes received bytes and the whole frames among them.
+    pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
+        self.input.extend(received);
+        let mut took_frames = false;
+        loop {
+            let is_closing = service.outputs.get(self.id).is_none_or(|output| output.is_closing());
+            if is_closing {
+                return;
+            }
+            let stage = match self.input.next_frame() {
+                Ok(Some(frame)) => take_frame(now, self.id, self.stage, service, frame),
+                Ok(None) => break,
+                Err(error) => return self.fail(now, service, &error.to_string()),
+            };
+            took_frames = true;
+            match stage {
+                Ok(stage) => {
+                    self.stage = stage;
+                    self.input.set_rules(STREAM_RULES);
+                }
+                Err(reason) => return self.fail(now, service, &reason),
+            }
+        }
+        if !self.input.is_partial() {
+            if took_frames {
+                self.deadline = None;
+            }
+        } else if took_frames || self.deadline.is_none() {
+            self.deadline = Some(now + FRAME_DEADLINE);
+        }
+    }
+
+    /// When to close it for what its input lacks.
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        self.deadline
+    }
+
+    /// Takes the stream from its replica, as the connection ends.
+    pub(crate) fn on_closed(&self, now: Time, service: &mut Service) {
+        match self.stage {
+            Stage::AwaitsHello => {}
+            Stage::AwaitsWelcome(group) | Stage::Streams(group) => {
+                service.on_stream_closed(now, group, self.id);
+            }
+        }
+    }
+
+    /// Ends a stream whose bytes make no sense, in words where the other end reads them.
+    fn fail(&mut self, now: Time, service: &mut Service, reason: &str) {
+        service.count_refused(now, "peer stream", reason);
+        if !matches!(self.stage, Stage::AwaitsWelcome(_)) {
+            let reason = match self.stage {
+                Stage::AwaitsHello => PeerRefusalReason::Stranger,
+                _ => PeerRefusalReason::BrokenStream,
+            };
+            let refusal = PeerRefusal { reason, view: None };
+            service.outputs.append(self.id, |bytes| refusal.write(bytes));
+        }
+        if let Some(output) = service.outputs.get(self.id) {
+            output.close_after_last_words(now);
+        }
+        service.outputs.mark_dirty(self.id);
+    }
+}
+
+/// Takes one frame; returns the stage after it, or why the stream must end.
+fn take_frame(
+    now: Time,
+    id: ConnectionId,
+    stage: Stage,
+    service: &mut Service,
+    frame: Frame<'_>,
+) -> Result<Stage, String> {
+    match (stage, frame.opcode) {
+        (Stage::AwaitsHello, peer_opcode::PEER_HELLO) => {
+            let hello = PeerHello::read(frame.body).map_err(|error| error.to_string())?;
+            match service.on_peer_hello(id, &hello) {
+                Ok(welcome) => service.outputs.append(id, |bytes| welcome.write(bytes)),
+                Err(refusal) => {
+                    let words = format!(
+                        "stream of group {} shard {} from {}: {}",
+                        hello.view.group, hello.shard, hello.from, refusal.reason
+                    );
+                    service.count_refused(now, "peer stream", &words);
+                    service.outputs.append(id, |bytes| refusal.write(bytes));
+                    if let Some(output) = service.outputs.get(id) {
+                        output.close_after_last_words(now);
+                    }
+                    return Ok(stage);
+                }
+            }
+            Ok(Stage::Streams(hello.view.group))
+        }
+        (Stage::AwaitsWelcome(group), peer_opcode::PEER_WELCOME) => {
+            let welcome = PeerWelcome::read(frame.body).map_err(|error| error.to_string())?;
+            service.on_peer_welcome(group, id, &welcome)?;
+            Ok(Stage::Streams(group))
+        }
+        (Stage::AwaitsWelcome(group) | Stage::Streams(group), peer_opcode::PEER_REFUSAL) => {
+            let refusal = PeerRefusal::read(frame.body).map_err(|error| error.to_string())?;
+            let newer = refusal.view.map_or(String::new(), |view| {
+                format!("; it has view {} of the group", view.version)
+            });
+            Err(format!("the stream of group {group} was refused: {}{newer}", refusal.reason))
+        }
+        (Stage::Streams(group), peer_opcode::BATCH) => {
+            let batch = BatchReader::new(frame.body).map_err(|error| error.to_string())?;
+            for message in batch {
+                let message = message.map_err(|error| error.to_string())?;
+                service.on_peer_message(now, group, &message)?;
+            }
+            Ok(stage)
+        }
+        (_, opcode) => Err(format!(
+            "opcode {opcode:#04x} has no place here in a stream between servers; \
+             supported: PEER-HELLO first, then BATCH"
+        )),
+    }
+}
+
+#[cfg(test)]
+#[path = "peer_tests.rs"]
+mod tests;

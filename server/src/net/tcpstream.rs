@@ -1,0 +1,521 @@
+//! The engine over glommio's `TcpStream`: one task a connection reads, one task sends.
+//!
+//! ```text
+//!   accept task --> connection task: wait for bytes -> Shard::on_bytes --+
+//!   dial task ----> connection task: ...                                 +-> ask for a flush
+//!   mailbox task -> orders, handed-over sockets                          |
+//!   tick task ----> time, deadlines, the board --------------------------+
+//!                                                                        v
+//!   flush task:  after all tasks that were ready: Shard::finish_wake_up, one send a dirty
+//!                connection; a full socket is left to its connection task
+//! ```
+//!
+//! The flush task is woken by the first task that has something to send and runs behind all that
+//! were ready with it, so what one turn of the executor produced for a connection leaves in one
+//! send, and PREPAREs and ACKs leave in one batch.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_lite::{AsyncRead, AsyncWrite};
+use glommio::GlommioError;
+use glommio::net::{TcpListener, TcpStream};
+use kv_core::replica::ConnectionId;
+use kv_protocol::client_message::{Refusal, Status};
+use kv_protocol::ids::{GroupId, ShardId, Time};
+use kv_protocol::peer_message::{PeerRefusal, PeerRefusalReason};
+use rustix::net::SendFlags;
+use socket2::SockRef;
+
+use super::listener::Port;
+use super::output::slot_of;
+use crate::clock;
+use crate::executor::{HandedOver, ShardMessage};
+use crate::log_limit::LogLimit;
+use crate::mailbox;
+use crate::shard::{Fate, Shard};
+use crate::stats::{Board, Permit};
+
+/// Most bytes taken from a socket at once.
+const RECEIVE_BYTES: usize = 128 << 10;
+/// A connection task that found bytes this often in a row lets the others run.
+const READS_IN_A_ROW: usize = 8;
+/// How long accepting pauses when there is no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a dialled server may take to accept.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Unacknowledged bytes this old mean that the peer's host is gone.
+const PEER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client's host that is gone is noticed after about this long.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// One shard, its sockets, and who is to be woken.
+pub(crate) struct Engine {
+    pub(crate) shard: RefCell<Shard>,
+    pub(crate) board: Arc<Board>,
+    here: ShardId,
+    mailboxes: Vec<mailbox::Sender<ShardMessage>>,
+    endpoints: RefCell<Vec<Option<Endpoint>>>,
+    scratch: RefCell<Vec<u8>>,
+    flush: Flush,
+    /// Whether any byte came in since the last tick.
+    is_active: Cell<bool>,
+}
+
+/// What the engine keeps of a connection, by its slot.
+struct Endpoint {
+    id: ConnectionId,
+    fd: i32,
+    waker: Option<Waker>,
+    /// The socket took no more bytes: its task waits for room and sends.
+    is_blocked: bool,
+    is_shut: bool,
+}
+
+#[derive(Default)]
+struct Flush {
+    is_wanted: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Why a connection task ends.
+enum End {
+    Close,
+    HandOver(ShardId),
+}
+
+impl Engine {
+    /// The engine of a shard. `mailboxes` are those of all shards, in order.
+    pub(crate) fn new(
+        shard: Shard,
+        board: Arc<Board>,
+        mailboxes: Vec<mailbox::Sender<ShardMessage>>,
+    ) -> Rc<Engine> {
+        Rc::new(Engine {
+            here: shard.service.identity.shard,
+            shard: RefCell::new(shard),
+            board,
+            mailboxes,
+            endpoints: RefCell::default(),
+            scratch: RefCell::new(vec![0; RECEIVE_BYTES]),
+            flush: Flush::default(),
+            is_active: Cell::new(false),
+        })
+    }
+
+    /// Accepts for ever; to be run as a task of its own.
+    pub(crate) async fn accept(self: Rc<Engine>, listener: std::net::TcpListener, port: Port) {
+        // SAFETY: the descriptor is given away and has no other owner.
+        let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
+        let mut log = LogLimit::default();
+        loop {
+            match listener.accept().await {
+                Ok(stream) => match self.board.admit(port) {
+                    Some(permit) => self.welcome(stream, port, permit),
+                    None => turn_away(&stream, port),
+                },
+                Err(error) => {
+                    if let Some(suppressed) = log.admit(clock::now()) {
+                        tracing::error!(
+                            suppressed,
+                            "accept a connection for {port:?}: {error}; accepting pauses for \
+                             {ACCEPT_PAUSE:?} (too few descriptors? see `ulimit -n`)"
+                        );
+                    }
+                    glommio::timer::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn welcome(self: &Rc<Engine>, stream: TcpStream, port: Port, permit: Permit) {
+        let id = self.shard.borrow_mut().open_greeting(clock::now(), port);
+        self.start(id, stream, port, Some(permit));
+    }
+
+    /// Takes in a socket that another executor accepted.
+    pub(crate) fn adopt(self: &Rc<Engine>, handed: HandedOver) {
+        let HandedOver { socket, port, received, permit } = handed;
+        // SAFETY: the descriptor is given away and has no other owner.
+        let stream = unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) };
+        let id = self.shard.borrow_mut().adopt(clock::now(), port, &received);
+        self.start(id, stream, port, Some(permit));
+        self.want_flush();
+    }
+
+    /// Dials the streams that are due.
+    pub(crate) fn dial_due(self: &Rc<Engine>, now: Time) {
+        let due = self.shard.borrow_mut().due_dials(now);
+        for (group, address) in due {
+            let engine = Rc::clone(self);
+            glommio::spawn_local(async move { engine.dial(group, address).await }).detach();
+        }
+    }
+
+    /// Dials what is due next, as soon as it is.
+    fn dial_when_due(self: &Rc<Engine>, now: Time) {
+        let Some(due) = self.shard.borrow().service.next_dial() else { return };
+        let engine = Rc::clone(self);
+        glommio::spawn_local(async move {
+            glommio::timer::sleep(due.since(now)).await;
+            engine.dial_due(clock::now());
+        })
+        .detach();
+    }
+
+    async fn dial(self: Rc<Engine>, group: GroupId, address: SocketAddr) {
+        match TcpStream::connect_timeout(address, CONNECT_TIMEOUT).await {
+            Ok(stream) => {
+                let id = self.shard.borrow_mut().open_stream(clock::now(), group);
+                self.start(id, stream, Port::Servers, None);
+                self.want_flush();
+            }
+            Err(error) => {
+                let error = io_error(error).to_string();
+                let now = clock::now();
+                self.shard.borrow_mut().service.on_dial_failed(now, group, &error);
+                self.dial_when_due(now);
+            }
+        }
+    }
+
+    /// Starts the task of a connection.
+    fn start(
+        self: &Rc<Engine>,
+        id: ConnectionId,
+        stream: TcpStream,
+        port: Port,
+        permit: Option<Permit>,
+    ) {
+        set_options(&stream, port);
+        let endpoint =
+            Endpoint { id, fd: stream.as_raw_fd(), waker: None, is_blocked: false, is_shut: false };
+        let mut endpoints = self.endpoints.borrow_mut();
+        if slot_of(id) >= endpoints.len() {
+            endpoints.resize_with(slot_of(id) + 1, || None);
+        }
+        endpoints[slot_of(id)] = Some(endpoint);
+        drop(endpoints);
+        let engine = Rc::clone(self);
+        glommio::spawn_local(engine.run(id, stream, port, permit)).detach();
+    }
+
+    async fn run(
+        self: Rc<Engine>,
+        id: ConnectionId,
+        mut stream: TcpStream,
+        port: Port,
+        permit: Option<Permit>,
+    ) {
+        let end = poll_fn(|context| self.poll_connection(context, id, &mut stream)).await;
+        self.endpoints.borrow_mut()[slot_of(id)] = None;
+        let greeting = self.shard.borrow_mut().take_greeting(id);
+        self.shard.borrow_mut().close(clock::now(), id);
+        self.want_flush();
+        if let (End::HandOver(shard), Some((_, received)), Some(permit)) = (end, greeting, permit) {
+            self.hand_over(shard, stream, port, received, permit);
+        }
+    }
+
+    /// Gives a socket to the executor of the shard it asks for.
+    fn hand_over(
+        &self,
+        shard: ShardId,
+        stream: TcpStream,
+        port: Port,
+        received: Vec<u8>,
+        permit: Permit,
+    ) {
+        // glommio's streams cannot be taken apart: the other executor gets a descriptor of its own.
+        // SAFETY: the stream is open for as long as this borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+        let socket: OwnedFd = match rustix::io::fcntl_dupfd_cloexec(fd, 0) {
+            Ok(socket) => socket,
+            Err(_) => return turn_away(&stream, port),
+        };
+        let handed = HandedOver { socket, port, received, permit };
+        let mailbox = &self.mailboxes[usize::from(shard.0)];
+        if mailbox.push(ShardMessage::Connection(handed)).is_err() {
+            self.board.turn_away();
+            turn_away(&stream, port);
+        }
+    }
+
+    /// Moves bytes of one connection until there is nothing to do but wait.
+    fn poll_connection(
+        self: &Rc<Engine>,
+        context: &mut Context<'_>,
+        id: ConnectionId,
+        stream: &mut TcpStream,
+    ) -> Poll<End> {
+        self.remember_waker(id, context.waker());
+        for _ in 0..READS_IN_A_ROW {
+            if self.is_blocked(id) && self.poll_send(context, id, stream).is_err() {
+                return Poll::Ready(End::Close);
+            }
+            let fate = self.shard.borrow_mut().fate(id);
+            match fate {
+                Fate::Close => return Poll::Ready(End::Close),
+                Fate::HandOver(shard) if shard == self.here => {
+                    self.shard.borrow_mut().adopt_greeting(clock::now(), id);
+                    self.want_flush();
+                    continue;
+                }
+                Fate::HandOver(shard) => return Poll::Ready(End::HandOver(shard)),
+                Fate::Wait => return Poll::Pending,
+                Fate::Shut => self.shut_once(id),
+                Fate::Read => {}
+            }
+            match self.poll_receive(context, id, stream) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(End::Close),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_receive(
+        &self,
+        context: &mut Context<'_>,
+        id: ConnectionId,
+        stream: &mut TcpStream,
+    ) -> Poll<io::Result<()>> {
+        let mut scratch = self.scratch.borrow_mut();
+        let received = match Pin::new(stream).poll_read(context, &mut scratch) {
+            Poll::Ready(received) => received?,
+            Poll::Pending => return Poll::Pending,
+        };
+        // Read after the bytes were received: a lease check may rely on it.
+        let now = clock::now();
+        let mut shard = self.shard.borrow_mut();
+        if received == 0 {
+            shard.on_end_of_input(now, id);
+        } else {
+            self.is_active.set(true);
+            shard.on_bytes(now, id, &scratch[..received]);
+        }
+        drop(shard);
+        self.want_flush();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends what the flush could not, as the socket has room again.
+    fn poll_send(
+        &self,
+        context: &mut Context<'_>,
+        id: ConnectionId,
+        stream: &mut TcpStream,
+    ) -> io::Result<()> {
+        let mut shard = self.shard.borrow_mut();
+        loop {
+            let unsent = shard.unsent(id);
+            if unsent.is_empty() {
+                drop(shard);
+                self.set_blocked(id, false);
+                self.want_flush();
+                return Ok(());
+            }
+            match Pin::new(&mut *stream).poll_write(context, unsent) {
+                Poll::Ready(count) => shard.on_sent(clock::now(), id, count?),
+                Poll::Pending => return Ok(()),
+            }
+        }
+    }
+
+    /// Sends for ever: after every wake-up, what it produced. To be run as a task of its own.
+    pub(crate) async fn flush_for_ever(self: Rc<Engine>) {
+        loop {
+            poll_fn(|context| {
+                if self.flush.is_wanted.replace(false) {
+                    return Poll::Ready(());
+                }
+                *self.flush.waker.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            })
+            .await;
+            self.flush_now();
+        }
+    }
+
+    fn flush_now(self: &Rc<Engine>) {
+        let now = clock::now();
+        let mut shard = self.shard.borrow_mut();
+        shard.finish_wake_up(now);
+        while let Some(id) = shard.service.outputs.next_dirty() {
+            self.send(&mut shard, now, id);
+            if !matches!(shard.fate(id), Fate::Read) || !shard.unsent(id).is_empty() {
+                self.wake(id);
+            }
+        }
+        // What is sent may have made room for more of a stream.
+        shard.finish_wake_up(now);
+        if shard.service.outputs.has_dirty() {
+            self.want_flush();
+        }
+        let has_news = shard.service.take_news();
+        drop(shard);
+        if has_news {
+            self.publish();
+            self.board.announce();
+            self.dial_when_due(now);
+        }
+    }
+
+    /// Sends a connection's bytes until they are gone or the socket is full.
+    fn send(&self, shard: &mut Shard, now: Time, id: ConnectionId) {
+        let endpoints = self.endpoints.borrow();
+        let Some(endpoint) = endpoints.get(slot_of(id)).and_then(Option::as_ref) else { return };
+        if endpoint.id != id || endpoint.is_blocked {
+            return;
+        }
+        // SAFETY: the endpoint is removed before its stream is dropped, so the socket is open.
+        let socket = unsafe { BorrowedFd::borrow_raw(endpoint.fd) };
+        drop(endpoints);
+        loop {
+            let was_waiting = shard.fate(id) == Fate::Wait;
+            let unsent = shard.unsent(id);
+            if unsent.is_empty() {
+                return;
+            }
+            match rustix::net::send(socket, unsent, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => {
+                    shard.on_sent(now, id, count);
+                    if was_waiting {
+                        // It may be read from again.
+                        self.wake(id);
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => {
+                    self.set_blocked(id, true);
+                    return self.wake(id);
+                }
+                Err(_) => {
+                    shard.service.outputs.kill(id);
+                    return self.wake(id);
+                }
+            }
+        }
+    }
+
+    /// Publishes the shard's state on the board.
+    pub(crate) fn publish(&self) {
+        let shard = self.shard.borrow();
+        let service = &shard.service;
+        let place = usize::from(self.here.0);
+        self.board.publish(place, service.counters(), service.is_drained(), service.reports());
+    }
+
+    /// Closes the connections that missed a deadline.
+    pub(crate) fn enforce_deadlines(&self, now: Time) {
+        let ids: Vec<ConnectionId> =
+            self.endpoints.borrow().iter().flatten().map(|endpoint| endpoint.id).collect();
+        self.shard.borrow_mut().enforce_deadlines(now, ids.into_iter());
+        self.want_flush();
+    }
+
+    /// Whether bytes came in since the last call.
+    pub(crate) fn take_activity(&self) -> bool {
+        self.is_active.replace(false)
+    }
+
+    /// Has the flush task run behind all tasks that are ready now.
+    pub(crate) fn want_flush(&self) {
+        if !self.flush.is_wanted.replace(true)
+            && let Some(waker) = self.flush.waker.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+
+    fn with_endpoint<T>(
+        &self,
+        id: ConnectionId,
+        look: impl FnOnce(&mut Endpoint) -> T,
+    ) -> Option<T> {
+        let mut endpoints = self.endpoints.borrow_mut();
+        let endpoint = endpoints.get_mut(slot_of(id))?.as_mut()?;
+        (endpoint.id == id).then(|| look(endpoint))
+    }
+
+    fn remember_waker(&self, id: ConnectionId, waker: &Waker) {
+        self.with_endpoint(id, |endpoint| match &mut endpoint.waker {
+            Some(known) => known.clone_from(waker),
+            None => endpoint.waker = Some(waker.clone()),
+        });
+    }
+
+    fn wake(&self, id: ConnectionId) {
+        if let Some(Some(waker)) = self.with_endpoint(id, |endpoint| endpoint.waker.take()) {
+            waker.wake();
+        }
+    }
+
+    fn is_blocked(&self, id: ConnectionId) -> bool {
+        self.with_endpoint(id, |endpoint| endpoint.is_blocked).unwrap_or(false)
+    }
+
+    fn set_blocked(&self, id: ConnectionId, is_blocked: bool) {
+        self.with_endpoint(id, |endpoint| endpoint.is_blocked = is_blocked);
+    }
+
+    /// Tells the other side that nothing more comes.
+    fn shut_once(&self, id: ConnectionId) {
+        self.with_endpoint(id, |endpoint| {
+            if !std::mem::replace(&mut endpoint.is_shut, true) {
+                // SAFETY: the endpoint is removed before its stream is dropped.
+                let socket = unsafe { BorrowedFd::borrow_raw(endpoint.fd) };
+                let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
+            }
+        });
+    }
+}
+
+/// Refuses a connection for which there is no room, in words, as far as they fit the socket.
+fn turn_away(stream: &TcpStream, port: Port) {
+    let mut words = Vec::new();
+    match port {
+        Port::Clients => {
+            let reason = "this server has as many connections as it may have; try again later";
+            Refusal { status: Status::Busy, reason }.write(&mut words);
+        }
+        Port::Servers => {
+            PeerRefusal { reason: PeerRefusalReason::Busy, view: None }.write(&mut words);
+        }
+    }
+    // SAFETY: the stream is open for as long as this borrow.
+    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+    let _ = rustix::net::send(socket, &words, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
+}
+
+/// Options that only improve on the defaults; a socket that refuses one is served without.
+fn set_options(stream: &TcpStream, port: Port) {
+    let _ = stream.set_nodelay(true);
+    // SAFETY: the stream is open for as long as this borrow.
+    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+    let socket = SockRef::from(&socket);
+    let _ = match port {
+        Port::Clients => {
+            socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE))
+        }
+        Port::Servers => socket.set_tcp_user_timeout(Some(PEER_TIMEOUT)),
+    };
+}
+
+fn io_error(error: GlommioError<()>) -> io::Error {
+    match error {
+        GlommioError::IoError(error) => error,
+        other => io::Error::other(other.to_string()),
+    }
+}

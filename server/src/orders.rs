@@ -1,0 +1,388 @@
+//! The coordinator's orders: a port of their own, on a thread of its own.
+//!
+//! ```text
+//!   listener -> connections (a few strangers at most) -> ORDERS-HELLO: cluster, epoch, incarnation
+//!                                                          | not ours: REFUSED, in words
+//!   orders -> Ledger: new -> a thread carries it out -> report to whoever is connected then
+//!                     known -> the same report again
+//! ```
+
+use std::collections::VecDeque;
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use kv_protocol::control_message::{
+    Admission, Order, OrderKind, OrdersHello, Report, opcode, write_orders_welcome,
+};
+use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
+use kv_protocol::ids::{Epoch, OrderId, Time};
+use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::clock;
+use crate::fatal::Fatal;
+use crate::log_limit::LogLimit;
+use crate::operation::Node;
+
+/// Connections to the orders' port; with one more, the oldest that has not said hello is closed.
+const MAX_CONNECTIONS: usize = 16;
+/// Orders carried out at the same time; more are reported as failed.
+const MAX_RUNNING: usize = 16;
+/// Orders whose outcome is remembered.
+const MAX_REMEMBERED: usize = 1_024;
+/// Unsent reports; a coordinator that takes none of them loses its connection.
+const MAX_OUTPUT_BYTES: usize = 1 << 20;
+/// How often deadlines and finished orders are looked for.
+const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+/// How often while nothing is going on.
+const POLL_INTERVAL_IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+/// How long accepting pauses when there is no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What orders there were, and how they ended.
+#[derive(Debug, Default)]
+struct Ledger {
+    epoch: Epoch,
+    orders: VecDeque<(OrderId, Option<Result<u64, String>>)>,
+}
+
+/// What is to be done with an order.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    CarryOut,
+    /// It is being carried out, and will be reported.
+    Wait,
+    Report(Result<u64, String>),
+}
+
+impl Ledger {
+    /// Starts anew for another coordinator: its order ids are its own.
+    fn on_epoch(&mut self, epoch: Epoch) {
+        if epoch != self.epoch {
+            self.epoch = epoch;
+            self.orders.clear();
+        }
+    }
+
+    fn on_order(&mut self, id: OrderId) -> Verdict {
+        if let Some((_, outcome)) = self.orders.iter().find(|(known, _)| *known == id) {
+            return outcome.clone().map_or(Verdict::Wait, Verdict::Report);
+        }
+        if self.orders.iter().filter(|(_, outcome)| outcome.is_none()).count() >= MAX_RUNNING {
+            let words = format!("{MAX_RUNNING} orders are being carried out; send it again later");
+            return Verdict::Report(Err(words));
+        }
+        if self.orders.len() >= MAX_REMEMBERED {
+            let oldest = self.orders.iter().position(|(_, outcome)| outcome.is_some());
+            oldest.and_then(|at| self.orders.remove(at));
+        }
+        self.orders.push_back((id, None));
+        Verdict::CarryOut
+    }
+
+    /// Notes an outcome; `false` if the order was another coordinator's.
+    fn on_outcome(&mut self, done: &Done) -> bool {
+        let known = self.orders.iter_mut().find(|(id, _)| *id == done.id);
+        match known {
+            Some((_, outcome)) if self.epoch == done.epoch => {
+                *outcome = Some(done.outcome.clone());
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// An order that was carried out.
+#[derive(Debug)]
+struct Done {
+    epoch: Epoch,
+    id: OrderId,
+    outcome: Result<u64, String>,
+}
+
+/// One connection to the orders' port: a machine over bytes.
+#[derive(Debug)]
+struct OrdersLink {
+    input: FrameBuffer,
+    output: Vec<u8>,
+    is_greeted: bool,
+    is_closing: bool,
+    deadline: Option<Time>,
+}
+
+impl OrdersLink {
+    fn new(now: Time) -> OrdersLink {
+        OrdersLink {
+            input: FrameBuffer::new(FrameRules::checked(MAX_HELLO_BODY)),
+            output: Vec::new(),
+            is_greeted: false,
+            is_closing: false,
+            deadline: Some(now + HELLO_DEADLINE),
+        }
+    }
+
+    /// Takes received bytes; returns the orders among them.
+    fn on_bytes(&mut self, now: Time, node: &Node, received: &[u8]) -> Vec<Order> {
+        let mut orders = Vec::new();
+        self.input.extend(received);
+        while !self.is_closing {
+            let was_greeted = self.is_greeted;
+            let taken = match self.input.next_frame() {
+                Ok(Some(frame)) if was_greeted => take_order(frame).map(|order| orders.push(order)),
+                Ok(Some(frame)) => judge_hello(node, frame).map(|()| self.is_greeted = true),
+                Ok(None) => break,
+                Err(error) => Err(error.to_string()),
+            };
+            self.deadline = Some(now + FRAME_DEADLINE);
+            if let Err(reason) = taken {
+                self.refuse(reason);
+            } else if !was_greeted {
+                write_orders_welcome(&mut self.output);
+                self.input.set_rules(FrameRules::checked(MAX_CONTROL_BODY));
+            }
+        }
+        if self.is_greeted {
+            let due = self.deadline.unwrap_or(now + FRAME_DEADLINE);
+            self.deadline = self.input.is_partial().then_some(due);
+        }
+        orders
+    }
+
+    fn refuse(&mut self, reason: String) {
+        tracing::warn!(
+            "refused a connection to the orders' port: {}",
+            kv_protocol::escape::readable(reason.as_bytes())
+        );
+        Admission::Refused { reason }.write(&mut self.output);
+        self.is_closing = true;
+    }
+}
+
+fn judge_hello(node: &Node, frame: Frame<'_>) -> Result<(), String> {
+    if frame.opcode != opcode::ORDERS_HELLO {
+        return Err(format!(
+            "the first frame at the orders' port is ORDERS-HELLO, not opcode {:#04x}",
+            frame.opcode
+        ));
+    }
+    let hello = OrdersHello::read(frame.body).map_err(|error| error.to_string())?;
+    if hello.cluster != node.cluster {
+        return Err(format!(
+            "this server belongs to cluster {}, not {}",
+            node.cluster, hello.cluster
+        ));
+    }
+    if hello.to != node.me {
+        return Err(format!("this is server {}, not {}", node.me, hello.to));
+    }
+    node.obey(hello.epoch).map_err(|obeyed| {
+        format!(
+            "coordinator epoch {} (boot {}) is older than, or a rival of, epoch {} (boot {}), \
+             which this server obeys",
+            hello.epoch.number, hello.epoch.boot, obeyed.number, obeyed.boot
+        )
+    })
+}
+
+fn take_order(frame: Frame<'_>) -> Result<Order, String> {
+    Order::read(frame.opcode, frame.body).map_err(|error| error.to_string())
+}
+
+/// Serves the orders' port for the life of the process.
+pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
+    let (done_to, done_from) = bounded(MAX_RUNNING);
+    if let Err(error) = listener.set_nonblocking(true) {
+        Fatal::System { doing: "listen for orders", error }.end_process();
+    }
+    let mut port = OrdersPort {
+        node: Arc::clone(node),
+        listener,
+        connections: Vec::new(),
+        ledger: Ledger::default(),
+        running: 0,
+        done_to,
+        done_from,
+        accept_log: LogLimit::default(),
+    };
+    loop {
+        port.turn();
+    }
+}
+
+struct OrdersPort {
+    node: Arc<Node>,
+    listener: TcpListener,
+    connections: Vec<(TcpStream, OrdersLink)>,
+    ledger: Ledger,
+    running: usize,
+    done_to: Sender<Done>,
+    done_from: Receiver<Done>,
+    accept_log: LogLimit,
+}
+
+impl OrdersPort {
+    fn turn(&mut self) {
+        let ready = self.wait();
+        while let Ok(done) = self.done_from.try_recv() {
+            self.running -= 1;
+            if self.ledger.on_outcome(&done) {
+                self.report(&Report { id: done.id, outcome: done.outcome });
+            }
+        }
+        let now = clock::now();
+        for at in (0..self.connections.len()).rev() {
+            if ready.get(at + 1).copied().unwrap_or(false) && !self.receive(now, at) {
+                self.connections.remove(at);
+            }
+        }
+        if ready[0] {
+            self.accept(now);
+        }
+        self.connections.retain_mut(|(stream, link)| {
+            let sent = send(stream, &mut link.output);
+            let is_late = link.deadline.is_some_and(|due| due <= now);
+            let is_said = link.is_closing && link.output.is_empty();
+            sent.is_ok() && !is_late && !is_said && link.output.len() <= MAX_OUTPUT_BYTES
+        });
+    }
+
+    /// Waits for something to do; for the listener and each connection, whether it can be read.
+    fn wait(&self) -> Vec<bool> {
+        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        for (stream, link) in &self.connections {
+            let mut wanted = PollFlags::IN;
+            if !link.output.is_empty() {
+                wanted |= PollFlags::OUT;
+            }
+            fds.push(PollFd::new(stream, wanted));
+        }
+        let interval = if self.running > 0 { POLL_INTERVAL } else { POLL_INTERVAL_IDLE };
+        // An interrupted wait finds nothing ready and comes back.
+        let _ = poll(&mut fds, Some(&interval));
+        let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+        fds.iter().map(|fd| fd.revents().intersects(readable)).collect()
+    }
+
+    fn accept(&mut self, now: Time) {
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                if stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_err() {
+                    return;
+                }
+                if self.connections.len() >= MAX_CONNECTIONS {
+                    let silent = self.connections.iter().position(|(_, link)| !link.is_greeted);
+                    self.connections.remove(silent.unwrap_or(0));
+                }
+                self.connections.push((stream, OrdersLink::new(now)));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                if let Some(suppressed) = self.accept_log.admit(now) {
+                    tracing::error!(suppressed, "accept a connection for orders: {error}");
+                }
+                std::thread::sleep(ACCEPT_PAUSE);
+            }
+        }
+    }
+
+    /// Reads one connection; `false` if it is over.
+    fn receive(&mut self, now: Time, at: usize) -> bool {
+        let mut bytes = [0; 16 << 10];
+        let (stream, link) = &mut self.connections[at];
+        let received = match stream.read(&mut bytes) {
+            Ok(0) => return false,
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            Err(_) => return false,
+        };
+        let was_greeted = link.is_greeted;
+        let orders = link.on_bytes(now, &self.node, &bytes[..received]);
+        if link.is_closing {
+            self.node.board.turn_away();
+        }
+        if link.is_greeted && !was_greeted {
+            self.ledger.on_epoch(self.node.epoch());
+            // The coordinator has come back: its connection before is of no use any more.
+            for (other, (_, link)) in self.connections.iter_mut().enumerate() {
+                link.is_closing |= other != at && link.is_greeted;
+            }
+        }
+        for order in orders {
+            self.on_order(order);
+        }
+        true
+    }
+
+    fn on_order(&mut self, order: Order) {
+        match self.ledger.on_order(order.id) {
+            Verdict::Wait => {}
+            Verdict::Report(outcome) => self.report(&Report { id: order.id, outcome }),
+            Verdict::CarryOut if order.kind == OrderKind::Shutdown => self.shut_down(order.id),
+            Verdict::CarryOut => {
+                tracing::info!("{} (order {})", order.name(), order.id);
+                self.carry_out(order);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, order: Order) {
+        let (node, done_to) = (Arc::clone(&self.node), self.done_to.clone());
+        let epoch = self.ledger.epoch;
+        let thread = std::thread::Builder::new().name(order.name().to_lowercase());
+        let spawned = thread.spawn(move || {
+            let outcome = node.carry_out(&order.kind);
+            if let Err(reason) = &outcome {
+                tracing::error!("{} (order {}) failed: {reason}", order.name(), order.id);
+            }
+            // The channel has room for every order that may run.
+            let _ = done_to.send(Done { epoch, id: order.id, outcome });
+        });
+        match spawned {
+            Ok(_) => self.running += 1,
+            Err(error) => {
+                let outcome = Err(format!("start a thread for the order: {error}"));
+                self.ledger.on_outcome(&Done { epoch, id: order.id, outcome: outcome.clone() });
+                self.report(&Report { id: order.id, outcome });
+            }
+        }
+    }
+
+    fn report(&mut self, report: &Report) {
+        for (_, link) in self.connections.iter_mut().filter(|(_, link)| link.is_greeted) {
+            report.write(&mut link.output);
+        }
+    }
+
+    /// Reports, then ends the process.
+    fn shut_down(&mut self, id: OrderId) -> ! {
+        tracing::info!("SHUTDOWN (order {id}): good bye");
+        self.report(&Report { id, outcome: Ok(0) });
+        for (stream, link) in &mut self.connections {
+            // Best effort: the coordinator sees the end of the process anyway.
+            let _ = stream.set_nonblocking(false);
+            let _ = stream.set_write_timeout(Some(ACCEPT_PAUSE));
+            let _ = stream.write_all(&link.output);
+        }
+        std::process::exit(0);
+    }
+}
+
+/// Sends what the socket takes.
+fn send(stream: &mut TcpStream, output: &mut Vec<u8>) -> io::Result<()> {
+    while !output.is_empty() {
+        match stream.write(output) {
+            Ok(count) => drop(output.drain(..count)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "orders_tests.rs"]
+mod tests;

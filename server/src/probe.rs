@@ -1,0 +1,132 @@
+//! What is tried before anything starts, so that a missing right is explained in one line instead
+//! of failing somewhere inside the runtime.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::fatal::Fatal;
+
+/// What glommio demands of RLIMIT_MEMLOCK, whether the kernel needs it or not.
+const MEMLOCK_BYTES_PER_EXECUTOR: u64 = 512 << 10;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1_024;
+
+/// Checks that io_uring can be set up.
+pub(crate) fn io_uring() -> Result<(), Fatal> {
+    /// `struct io_uring_params` of the kernel's ABI is 120 bytes.
+    const PARAMS_BYTES: usize = 120;
+    let mut params = [0u64; PARAMS_BYTES / 8];
+    // SAFETY: io_uring_setup(2) reads and writes one io_uring_params, which `params` has room and
+    // alignment for; all zeros asks for no feature.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 2u32, params.as_mut_ptr()) };
+    if fd < 0 {
+        let error = io::Error::last_os_error();
+        let switch = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
+        let advice = io_uring_advice(&error, switch.as_deref().map(str::trim));
+        return Err(Fatal::IoUring { error, advice });
+    }
+    let fd = i32::try_from(fd).expect("a descriptor fits 32 bits");
+    // SAFETY: the descriptor was just made and nobody else knows it.
+    unsafe { libc::close(fd) };
+    Ok(())
+}
+
+fn io_uring_advice(error: &io::Error, switch: Option<&str>) -> String {
+    match (error.raw_os_error(), switch) {
+        (Some(libc::ENOSYS), _) => {
+            "this kernel has no io_uring; Linux 5.8 or newer is needed".to_owned()
+        }
+        (_, Some(value @ ("1" | "2"))) => format!(
+            "the kernel forbids it: kernel.io_uring_disabled is {value}; allow it with \
+             `sysctl kernel.io_uring_disabled=0`"
+        ),
+        (Some(libc::EPERM | libc::EACCES), _) => {
+            "a seccomp or security policy forbids it; in Docker run with a profile that allows \
+             io_uring (for a try, --security-opt seccomp=unconfined)"
+                .to_owned()
+        }
+        (Some(libc::ENOMEM), _) => "raise the memlock limit (`ulimit -l`)".to_owned(),
+        (Some(libc::EMFILE | libc::ENFILE), _) => {
+            "raise the number of open files (`ulimit -n`)".to_owned()
+        }
+        _ => "check that this kernel and its security policy allow io_uring".to_owned(),
+    }
+}
+
+/// Sees to it that the executors may lock the memory that glommio checks for.
+pub(crate) fn memlock(shards: u16) -> Result<(), Fatal> {
+    let need = MEMLOCK_BYTES_PER_EXECUTOR * u64::from(shards);
+    let limit = getrlimit(Resource::Memlock);
+    let is_enough = |bytes: Option<u64>| bytes.is_none_or(|bytes| bytes >= need);
+    if is_enough(limit.current) {
+        return Ok(());
+    }
+    let maximum = if is_enough(limit.maximum) { limit.maximum } else { Some(need) };
+    let raised = Rlimit { current: Some(need), maximum };
+    setrlimit(Resource::Memlock, raised).map_err(|_| Fatal::Memlock {
+        have: limit.maximum.unwrap_or(u64::MAX).min(limit.current.unwrap_or(u64::MAX)),
+        need,
+        shards,
+    })
+}
+
+/// Allows as many descriptors as the hard limit does; returns that number.
+pub(crate) fn raise_open_files() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(_) => limit.current.unwrap_or(u64::MAX),
+    }
+}
+
+/// Listens without SO_REUSEPORT, so that a port that somebody else has is an error and not shared.
+pub(crate) fn listen(ip: IpAddr, port: u16, purpose: &'static str) -> Result<TcpListener, Fatal> {
+    let address = SocketAddr::new(ip, port);
+    bind(address).map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => "another process has the port; choose another or 0",
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address; check --bind",
+            io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose another",
+            _ => "check --bind and the port",
+        };
+        Fatal::Listen { address, purpose, error, advice }
+    })
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A server that restarts on its port must not wait for connections in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_named_with_what_to_do() {
+        let ip: IpAddr = "127.0.0.1".parse().unwrap();
+        let first = listen(ip, 0, "clients").unwrap();
+        let port = first.local_addr().unwrap().port();
+        let error = listen(ip, port, "clients").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(&format!("127.0.0.1:{port}")), "{text}");
+        assert!(text.contains("another process has the port"), "{text}");
+    }
+
+    #[test]
+    fn the_advice_names_the_switch_that_is_off() {
+        let error = io::Error::from_raw_os_error(libc::EPERM);
+        assert!(io_uring_advice(&error, Some("2")).contains("io_uring_disabled is 2"));
+        assert!(io_uring_advice(&error, Some("0")).contains("seccomp"));
+        let error = io::Error::from_raw_os_error(libc::ENOSYS);
+        assert!(io_uring_advice(&error, None).contains("5.8"));
+    }
+}

@@ -1,0 +1,495 @@
+//! The replicas of one shard, and everything that connections ask of them.
+//!
+//! ```text
+//!   net::connection --- on_request -------> +---------+ ---- answers ----> outputs
+//!   net::peer       --- on_peer_message --> | Service | ---- pump -------> outputs (batches, acks)
+//!   orders          --- install, drain ---> +---------+ ---- due_dials --> the engine dials
+//!                                            replicas
+//! ```
+//!
+//! No socket, clock or runtime is known here.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kv_core::arena::ChunkSource;
+use kv_core::hash::HashSecret;
+use kv_core::replica::{ConnectionId, Pumped, Replica, ReplicaConfig};
+use kv_protocol::client_message::{Answer, Operation, ReplicaRole, Request, Status};
+use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::ids::{
+    ClientId, ClusterId, GroupId, Member, RequestId, SequenceNumber, ServerId, ShardId, Time,
+    ViewVersion,
+};
+use kv_protocol::peer_message::{
+    BatchWriter, PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
+};
+use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::view::View;
+
+use crate::log_limit::LogLimit;
+use crate::net::output::Outputs;
+
+/// A stream to a peer with so many unsent bytes is given no more until the peer takes some.
+const STREAM_OUTPUT_BYTES: usize = 1 << 20;
+/// The first pause before a lost stream is dialled again; it doubles up to the last.
+const REDIAL_FIRST: Duration = Duration::from_millis(1);
+const REDIAL_LAST: Duration = Duration::from_millis(100);
+
+/// Who and where a shard is; the same for the whole life of the process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) cluster: ClusterId,
+    pub(crate) me: Member,
+    pub(crate) shard: ShardId,
+    pub(crate) placement: Placement,
+}
+
+impl Identity {
+    /// The group whose primary is at home here.
+    pub(crate) fn primary_group(&self) -> GroupId {
+        self.me.server.home_group()
+    }
+
+    /// The group whose secondary is at home here: the predecessor's.
+    pub(crate) fn secondary_group(&self) -> GroupId {
+        let servers = self.placement.servers();
+        ServerId((self.me.server.0 + servers - 1) % servers).home_group()
+    }
+
+    /// The group whose dump goes under this role.
+    pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
+        match role {
+            ReplicaRole::Primary => self.primary_group(),
+            ReplicaRole::Secondary => self.secondary_group(),
+        }
+    }
+}
+
+/// What a shard counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Requests served.
+    pub(crate) requests: u64,
+    /// Frames and connections refused as malformed.
+    pub(crate) refused: u64,
+}
+
+/// One shard's replicas and the outputs of its connections.
+pub(crate) struct Service {
+    pub(crate) identity: Identity,
+    pub(crate) outputs: Outputs,
+    counters: Counters,
+    hosted: Vec<Hosted>,
+    batch: BatchWriter,
+    refusal_log: LogLimit,
+    /// Whether something changed that other threads wait to see.
+    has_news: bool,
+    was_drained: bool,
+}
+
+/// A replica and its stream.
+struct Hosted {
+    replica: Replica,
+    /// The connection that carries its stream, whichever end we are.
+    stream: Option<ConnectionId>,
+    /// How the stream is dialled, where we are the dialling end.
+    dial: Option<Dial>,
+}
+
+struct Dial {
+    address: SocketAddr,
+    state: DialState,
+    pause: Duration,
+    log: LogLimit,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DialState {
+    /// To be dialled at this time.
+    Due(Time),
+    /// The engine connects.
+    Connecting,
+    /// Connected; the hello may still be unanswered.
+    Connected,
+}
+
+impl Service {
+    /// A shard with its two replicas, which have no views yet. `memory_limit` is that of one
+    /// replica's table.
+    pub(crate) fn new(
+        identity: Identity,
+        memory_limit: Option<u64>,
+        hash_secret: HashSecret,
+        mut chunks: impl FnMut() -> Box<dyn ChunkSource>,
+    ) -> Service {
+        let mut host = |group| {
+            let config = ReplicaConfig {
+                me: identity.me,
+                group,
+                shard: identity.shard,
+                placement: identity.placement,
+                memory_limit,
+                hash_secret,
+            };
+            Hosted { replica: Replica::new(config, chunks()), stream: None, dial: None }
+        };
+        Service {
+            identity,
+            outputs: Outputs::default(),
+            counters: Counters::default(),
+            hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
+            batch: BatchWriter::new(),
+            refusal_log: LogLimit::default(),
+            has_news: false,
+            was_drained: false,
+        }
+    }
+
+    fn hosted(&mut self, group: GroupId) -> Option<&mut Hosted> {
+        self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group)
+    }
+
+    /// The replica of a group, if this server has one.
+    pub(crate) fn replica(&self, group: GroupId) -> Option<&Replica> {
+        self.hosted.iter().map(|hosted| &hosted.replica).find(|replica| replica.group() == group)
+    }
+
+    // --- Clients ---------------------------------------------------------------------------------
+
+    /// Whether a write carries the digest of its key: it is what the write will be found by, here
+    /// and at the other holder. Reads need no check; with a wrong digest they find nothing.
+    pub(crate) fn check_digest(&self, request: &Request<'_>) -> Result<(), (Status, &'static str)> {
+        match request.operation {
+            Operation::Put(..) | Operation::Delete(_)
+                if request.digest != Digest::of(request.key) =>
+            {
+                Err((Status::Invalid, "the digest is not the MD5 of the key"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a well-formed request to the replica of its key.
+    pub(crate) fn on_request(
+        &mut self,
+        now: Time,
+        id: ConnectionId,
+        client: ClientId,
+        request: &Request<'_>,
+    ) {
+        self.counters.requests += 1;
+        let (group, shard) = self.identity.placement.locate(request.digest);
+        if shard != self.identity.shard {
+            let reason = "the key belongs to another shard; connect to that one";
+            return self.answer_refusal(id, request.id, Status::WrongView, reason);
+        }
+        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
+        let Some(hosted) = hosted else {
+            let reason = "the key belongs to a group that this server does not hold";
+            return self.answer_refusal(id, request.id, Status::WrongView, reason);
+        };
+        if let Some(output) = self.outputs.get(id) {
+            output.expect_answer();
+        }
+        hosted.replica.on_request(now, id, client, request, &mut self.outputs);
+    }
+
+    /// Answers a request that goes to no replica.
+    pub(crate) fn answer_refusal(
+        &mut self,
+        id: ConnectionId,
+        request: RequestId,
+        status: Status,
+        reason: &str,
+    ) {
+        let answer = Answer {
+            id: request,
+            status,
+            copies: 0,
+            view: ViewVersion(0),
+            version: SequenceNumber::ZERO,
+            value: reason.as_bytes(),
+        };
+        self.outputs.append(id, |bytes| answer.write(bytes));
+    }
+
+    /// Counts something malformed, and logs it unless another was logged just now.
+    pub(crate) fn count_refused(&mut self, now: Time, what: &str, reason: &str) {
+        self.counters.refused += 1;
+        if let Some(suppressed) = self.refusal_log.admit(now) {
+            let reason = kv_protocol::escape::readable(reason.as_bytes());
+            tracing::warn!(shard = self.identity.shard.0, suppressed, "refused a {what}: {reason}");
+        }
+    }
+
+    // --- Streams ---------------------------------------------------------------------------------
+
+    /// The hello of a stream that was just dialled.
+    pub(crate) fn peer_hello(&mut self, group: GroupId) -> Option<PeerHello> {
+        let cluster = self.identity.cluster;
+        self.hosted(group)?.replica.peer_hello(cluster)
+    }
+
+    /// A primary has dialled. A stream that stood before is closed: its other end knows that it is
+    /// gone, or will soon.
+    pub(crate) fn on_peer_hello(
+        &mut self,
+        id: ConnectionId,
+        hello: &PeerHello,
+    ) -> Result<PeerWelcome, PeerRefusal> {
+        let stranger = PeerRefusal { reason: PeerRefusalReason::Stranger, view: None };
+        let (cluster, me) = (self.identity.cluster, self.identity.me);
+        if hello.cluster != cluster || hello.to != me {
+            return Err(stranger);
+        }
+        let group = hello.group();
+        let Some(at) = self.hosted.iter().position(|hosted| hosted.replica.group() == group) else {
+            return Err(stranger);
+        };
+        let hosted = &mut self.hosted[at];
+        let replaces = hello.view.primary == Some(hello.from)
+            && hello.view.version >= hosted.replica.view_version()
+            && hosted.replica.role() != Some(ReplicaRole::Primary);
+        if replaces && let Some(old) = hosted.stream.take() {
+            hosted.replica.on_stream_down();
+            self.outputs.kill(old);
+        }
+        let welcome = hosted.replica.on_peer_hello(hello, &mut self.outputs)?;
+        hosted.stream = Some(id);
+        self.has_news = true;
+        tracing::info!(
+            shard = self.identity.shard.0,
+            "the stream of group {group} from {} stands under view {}; it goes on after write {}",
+            hello.from,
+            welcome.view,
+            welcome.last
+        );
+        Ok(welcome)
+    }
+
+    /// The other holder has taken our stream.
+    pub(crate) fn on_peer_welcome(
+        &mut self,
+        group: GroupId,
+        id: ConnectionId,
+        welcome: &PeerWelcome,
+    ) -> Result<(), String> {
+        let shard = self.identity.shard.0;
+        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
+        let Some(hosted) = hosted.filter(|hosted| hosted.stream == Some(id)) else {
+            return Err("this stream was replaced by another".to_owned());
+        };
+        hosted
+            .replica
+            .on_peer_welcome(welcome, &mut self.outputs)
+            .map_err(|error| error.to_string())?;
+        if let Some(dial) = &mut hosted.dial {
+            dial.pause = REDIAL_FIRST;
+        }
+        self.has_news = true;
+        tracing::info!(
+            shard,
+            "the stream of group {group} to its other holder stands under view {}; it goes on \
+             after write {}",
+            welcome.view,
+            welcome.last
+        );
+        Ok(())
+    }
+
+    /// Takes a message of a group's stream.
+    pub(crate) fn on_peer_message(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        message: &PeerMessage<'_>,
+    ) -> Result<(), String> {
+        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
+        let hosted = hosted.ok_or("this server does not hold that group")?;
+        hosted
+            .replica
+            .on_peer_message(now, message, &mut self.outputs)
+            .map_err(|error| error.to_string())
+    }
+
+    /// A connection that carried a group's stream is gone.
+    pub(crate) fn on_stream_closed(&mut self, now: Time, group: GroupId, id: ConnectionId) {
+        let shard = self.identity.shard.0;
+        let Some(hosted) = self.hosted(group).filter(|hosted| hosted.stream == Some(id)) else {
+            return;
+        };
+        hosted.stream = None;
+        hosted.replica.on_stream_down();
+        if let Some(dial) = &mut hosted.dial {
+            dial.retry(now);
+        }
+        tracing::warn!(shard, "the stream of group {group} is down");
+        self.has_news = true;
+    }
+
+    /// The streams to dial now; each is reported back by [`Service::on_dialled`] or
+    /// [`Service::on_dial_failed`].
+    pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
+        let mut due = Vec::new();
+        for hosted in &mut self.hosted {
+            if let Some(dial) = &mut hosted.dial
+                && matches!(dial.state, DialState::Due(at) if at <= now)
+            {
+                dial.state = DialState::Connecting;
+                due.push((hosted.replica.group(), dial.address));
+            }
+        }
+        due
+    }
+
+    /// A dialled stream is connected and will be known by this id.
+    pub(crate) fn on_dialled(&mut self, group: GroupId, id: ConnectionId) {
+        let Some(hosted) = self.hosted(group) else { return };
+        let old = hosted.stream.replace(id);
+        if let Some(dial) = &mut hosted.dial {
+            dial.state = DialState::Connected;
+        }
+        if let Some(old) = old {
+            self.outputs.kill(old);
+        }
+    }
+
+    /// A stream could not be connected; it is dialled again later.
+    pub(crate) fn on_dial_failed(&mut self, now: Time, group: GroupId, error: &str) {
+        let shard = self.identity.shard.0;
+        let Some(hosted) = self.hosted(group) else { return };
+        if let Some(dial) = &mut hosted.dial {
+            dial.retry(now);
+            if let Some(suppressed) = dial.log.admit(now) {
+                let address = dial.address;
+                tracing::warn!(
+                    shard,
+                    suppressed,
+                    "connect to the other holder of group {group} at {address}: {error}; trying on"
+                );
+            }
+        }
+    }
+
+    /// Gives all replicas' streams what they have to say: to be called once at the end of every
+    /// wake-up, so that PREPAREs and ACKs travel in batches.
+    pub(crate) fn pump(&mut self, now: Time) {
+        for hosted in &mut self.hosted {
+            let Some(id) = hosted.stream else { continue };
+            if let Some(ack) = hosted.replica.take_ack() {
+                self.batch.push(&PeerMessage::Ack(ack));
+                self.outputs.append(id, |bytes| self.batch.finish(bytes));
+            }
+            loop {
+                let unsent = self.outputs.get(id).map_or(usize::MAX, |out| out.unsent().len());
+                if unsent >= STREAM_OUTPUT_BYTES {
+                    break;
+                }
+                let pumped = hosted.replica.pump(now, &mut self.batch);
+                if !self.batch.is_empty() {
+                    self.outputs.append(id, |bytes| self.batch.finish(bytes));
+                }
+                if pumped == Pumped::Done {
+                    break;
+                }
+            }
+        }
+    }
+
+    // --- Orders and time -------------------------------------------------------------------------
+
+    /// Installs a view and starts to dial its other holder.
+    pub(crate) fn install(
+        &mut self,
+        now: Time,
+        view: View,
+        secondary: SocketAddr,
+    ) -> Result<(), String> {
+        let (group, me) = (view.group, self.identity.me);
+        let at = self.hosted.iter().position(|hosted| hosted.replica.group() == group);
+        let at = at.ok_or_else(|| format!("server {me} does not hold group {group}"))?;
+        let hosted = &mut self.hosted[at];
+        let is_new = hosted.replica.view_version() != view.version;
+        hosted.replica.install(view, &mut self.outputs).map_err(|error| error.to_string())?;
+        let address_changed = hosted.dial.as_ref().is_none_or(|dial| dial.address != secondary);
+        if is_new || address_changed {
+            let dials = view.primary == Some(me) && view.other().is_some();
+            hosted.dial = dials.then(|| Dial {
+                address: secondary,
+                state: DialState::Due(now),
+                pause: REDIAL_FIRST,
+                log: LogLimit::default(),
+            });
+            if let Some(old) = hosted.stream.take() {
+                hosted.replica.on_stream_down();
+                self.outputs.kill(old);
+            }
+        }
+        self.has_news = true;
+        Ok(())
+    }
+
+    /// Takes no new writes from now on.
+    pub(crate) fn drain(&mut self) {
+        for hosted in &mut self.hosted {
+            hosted.replica.drain();
+        }
+        self.has_news = true;
+    }
+
+    /// Whether no write is pending after [`Service::drain`].
+    pub(crate) fn is_drained(&self) -> bool {
+        self.hosted.iter().all(|hosted| hosted.replica.is_drained())
+    }
+
+    /// Does what is due by now.
+    pub(crate) fn on_time(&mut self, now: Time) {
+        for hosted in &mut self.hosted {
+            if hosted.replica.next_timeout().is_some_and(|due| due <= now) {
+                hosted.replica.on_timeout(now, &mut self.outputs);
+            }
+        }
+    }
+
+    /// When [`Service::on_time`] and [`Service::pump`] are wanted next.
+    pub(crate) fn next_timeout(&self) -> Option<Time> {
+        self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout()).min()
+    }
+
+    /// When [`Service::due_dials`] is wanted next.
+    pub(crate) fn next_dial(&self) -> Option<Time> {
+        let dials = self.hosted.iter().filter_map(|hosted| match hosted.dial.as_ref()?.state {
+            DialState::Due(at) => Some(at),
+            DialState::Connecting | DialState::Connected => None,
+        });
+        dials.min()
+    }
+
+    /// The replicas' lines of the heartbeat.
+    pub(crate) fn reports(&self) -> impl Iterator<Item = ReplicaReport> {
+        self.hosted.iter().filter_map(|hosted| hosted.replica.report())
+    }
+
+    /// What was counted.
+    pub(crate) fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Whether something changed since the last call that others wait for: a stream, a view, the
+    /// end of a drain.
+    pub(crate) fn take_news(&mut self) -> bool {
+        let is_drained = self.is_drained();
+        let news = self.has_news || is_drained != self.was_drained;
+        self.has_news = false;
+        self.was_drained = is_drained;
+        news
+    }
+}
+
+impl Dial {
+    fn retry(&mut self, now: Time) {
+        self.state = DialState::Due(now + self.pause);
+        self.pause = (self.pause * 2).min(REDIAL_LAST);
+    }
+}

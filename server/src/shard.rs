@@ -1,0 +1,255 @@
+//! One shard as the engine sees it: connections in, bytes in and out, and time.
+//!
+//! ```text
+//!   engine                         Shard
+//!   accepted a socket       ->     open_greeting
+//!   a socket was handed to us ->   adopt (+ what was received of it)
+//!   connected to a peer     ->     open_stream
+//!   received bytes, an end  ->     on_bytes, on_end_of_input
+//!   end of a wake-up        ->     finish_wake_up, then for every next_dirty: send unsent bytes,
+//!                                  on_sent, look at fate
+//!   a tick                  ->     on_tick
+//! ```
+//!
+//! [`Fate`] says what is to become of a connection; the engine asks after everything it did to it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::ids::{GroupId, ShardId, Time};
+
+use crate::net::Machine;
+use crate::net::connection::Connection;
+use crate::net::listener::{Greeting, MAX_AWAITING_HELLO, Port};
+use crate::net::output::slot_of;
+use crate::net::peer::Peer;
+use crate::service::Service;
+
+/// What the engine is to do with a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Read from it.
+    Read,
+    /// Do not read from it before its output has drained.
+    Wait,
+    /// All is said: shut our direction, read on (what comes is thrown away) until the other side
+    /// closes.
+    Shut,
+    /// Hand the socket, with [`Shard::take_greeting`], to the executor of this shard.
+    HandOver(ShardId),
+    /// Close it.
+    Close,
+}
+
+/// The connections and the replicas of one shard.
+pub(crate) struct Shard {
+    pub(crate) service: Service,
+    machines: Vec<Option<Machine>>,
+    /// Accepted connections by age, of each port; those that have said hello are still among them.
+    awaiting_hello: [VecDeque<ConnectionId>; 2],
+}
+
+impl Shard {
+    /// A shard without connections.
+    pub(crate) fn new(service: Service) -> Shard {
+        Shard { service, machines: Vec::new(), awaiting_hello: Default::default() }
+    }
+
+    /// Takes in a connection that was just accepted.
+    pub(crate) fn open_greeting(&mut self, now: Time, port: Port) -> ConnectionId {
+        let id = self.service.outputs.open(now);
+        self.put(id, Machine::Greeting(Greeting::new(now, port)));
+        self.bound_awaiting_hello(port, id);
+        id
+    }
+
+    /// Takes in a connection that wants this shard, with what it has said so far.
+    pub(crate) fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
+        let id = self.service.outputs.open(now);
+        self.put(id, machine_of(port, now, id));
+        self.on_bytes(now, id, received);
+        id
+    }
+
+    /// A connection that greeted here turns out to want this very shard.
+    pub(crate) fn adopt_greeting(&mut self, now: Time, id: ConnectionId) {
+        if let Some((port, received)) = self.take_greeting(id) {
+            self.put(id, machine_of(port, now, id));
+            self.on_bytes(now, id, &received);
+        }
+    }
+
+    /// The port and all received bytes of a connection that is to be handed over.
+    pub(crate) fn take_greeting(&mut self, id: ConnectionId) -> Option<(Port, Vec<u8>)> {
+        match self.machine(id)? {
+            Machine::Greeting(greeting) => Some((greeting.port, greeting.take_received())),
+            Machine::Client(_) | Machine::Peer(_) => None,
+        }
+    }
+
+    /// Takes in a connection that was dialled for a group's stream.
+    pub(crate) fn open_stream(&mut self, now: Time, group: GroupId) -> ConnectionId {
+        let id = self.service.outputs.open(now);
+        self.service.on_dialled(group, id);
+        let peer = Peer::dialled(now, id, group, &mut self.service);
+        self.put(id, Machine::Peer(peer));
+        id
+    }
+
+    /// Takes bytes received on a connection.
+    pub(crate) fn on_bytes(&mut self, now: Time, id: ConnectionId, received: &[u8]) {
+        self.service.outputs.set_now(now);
+        if self.service.outputs.get(id).is_none_or(|output| output.is_closing()) {
+            return;
+        }
+        if let Some(Some(machine)) = self.machines.get_mut(slot_of(id)) {
+            machine.on_bytes(now, &mut self.service, received);
+        }
+    }
+
+    /// The other side has sent all it will.
+    pub(crate) fn on_end_of_input(&mut self, now: Time, id: ConnectionId) {
+        let answers_are_due =
+            self.machine(id).is_some_and(|machine| machine.is_served_after_end_of_input());
+        if let Some(output) = self.service.outputs.get(id) {
+            if answers_are_due || output.is_closing() {
+                output.close_after_answers(now);
+            } else {
+                output.kill();
+            }
+        }
+    }
+
+    /// Notes that a connection's first unsent bytes are gone, and goes on with what waited for that.
+    pub(crate) fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
+        self.service.outputs.set_now(now);
+        let Some(output) = self.service.outputs.get(id) else { return };
+        let was_full = output.is_full();
+        output.on_sent(now, count);
+        if was_full
+            && !output.is_full()
+            && let Some(Some(machine)) = self.machines.get_mut(slot_of(id))
+        {
+            machine.on_output_drained(now, &mut self.service);
+        }
+    }
+
+    /// The bytes that a connection has to send.
+    pub(crate) fn unsent(&mut self, id: ConnectionId) -> &[u8] {
+        self.service.outputs.get(id).map_or(&[], |output| output.unsent())
+    }
+
+    /// What is to become of a connection.
+    pub(crate) fn fate(&mut self, id: ConnectionId) -> Fate {
+        let Some(output) = self.service.outputs.get(id) else { return Fate::Close };
+        if output.is_over() {
+            return Fate::Close;
+        }
+        if output.is_closing() {
+            return match (output.is_half_closed(), output.has_said_last_words()) {
+                (true, _) => Fate::Wait,
+                (false, true) => Fate::Shut,
+                (false, false) => Fate::Read,
+            };
+        }
+        let Some(Some(machine)) = self.machines.get_mut(slot_of(id)) else { return Fate::Close };
+        if let Machine::Greeting(greeting) = machine
+            && let Some(shard) = greeting.wanted()
+        {
+            return Fate::HandOver(shard);
+        }
+        if machine.wants_input(&mut self.service) { Fate::Read } else { Fate::Wait }
+    }
+
+    /// Forgets a connection whose socket is gone.
+    pub(crate) fn close(&mut self, now: Time, id: ConnectionId) {
+        if self.service.outputs.get(id).is_none() {
+            return;
+        }
+        let machine = self.machines.get_mut(slot_of(id)).and_then(Option::take);
+        if let Some(Machine::Peer(peer)) = machine {
+            peer.on_closed(now, &mut self.service);
+        }
+        self.service.outputs.close(id);
+    }
+
+    /// The end of a wake-up: the replicas' streams get what they have to say, in batches.
+    pub(crate) fn finish_wake_up(&mut self, now: Time) {
+        self.service.outputs.set_now(now);
+        self.service.pump(now);
+    }
+
+    /// Does what is due by now, and marks the connections whose time is up.
+    pub(crate) fn on_tick(&mut self, now: Time) {
+        self.service.outputs.set_now(now);
+        self.service.on_time(now);
+    }
+
+    /// Closes the connections that missed a deadline; to be called a few times a second.
+    pub(crate) fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
+        for id in ids {
+            let Some(output) = self.service.outputs.get(id) else { continue };
+            if output.deadline().is_some_and(|due| due <= now) {
+                let was_closing = output.is_closing() || output.is_half_closed();
+                self.service.outputs.kill(id);
+                if !was_closing {
+                    let reason = "its answers were not taken";
+                    self.service.count_refused(now, "connection", reason);
+                }
+                continue;
+            }
+            let Some(Some(machine)) = self.machines.get_mut(slot_of(id)) else { continue };
+            if machine.deadline(&mut self.service).is_some_and(|due| due <= now) {
+                self.service.outputs.kill(id);
+                let reason = "it did not complete its hello or a frame in time";
+                self.service.count_refused(now, "connection", reason);
+            }
+        }
+    }
+
+    /// The streams to dial now.
+    pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
+        self.service.due_dials(now)
+    }
+
+    fn machine(&mut self, id: ConnectionId) -> Option<&mut Machine> {
+        self.service.outputs.get(id)?;
+        self.machines.get_mut(slot_of(id))?.as_mut()
+    }
+
+    fn put(&mut self, id: ConnectionId, machine: Machine) {
+        let slot = slot_of(id);
+        if slot >= self.machines.len() {
+            self.machines.resize_with(slot + 1, || None);
+        }
+        self.machines[slot] = Some(machine);
+    }
+
+    /// Keeps the number of silent strangers bounded: the oldest makes room.
+    fn bound_awaiting_hello(&mut self, port: Port, newest: ConnectionId) {
+        let queue = port as usize;
+        let mut silent = std::mem::take(&mut self.awaiting_hello[queue]);
+        silent.push_back(newest);
+        if silent.len() > MAX_AWAITING_HELLO {
+            silent.retain(|&id| matches!(self.machine(id), Some(Machine::Greeting(_))));
+        }
+        if silent.len() > MAX_AWAITING_HELLO
+            && let Some(oldest) = silent.pop_front()
+        {
+            self.service.outputs.kill(oldest);
+        }
+        self.awaiting_hello[queue] = silent;
+    }
+}
+
+fn machine_of(port: Port, now: Time, id: ConnectionId) -> Machine {
+    match port {
+        Port::Clients => Machine::Client(Connection::new(now, id)),
+        Port::Servers => Machine::Peer(Peer::accepted(now, id)),
+    }
+}
+
+#[cfg(test)]
+#[path = "shard_tests.rs"]
+mod tests;

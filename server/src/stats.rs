@@ -1,0 +1,217 @@
+//! What the executors publish for other threads to see: the board.
+//!
+//! Each executor writes its own place at every tick and when something changes; heartbeats and the
+//! orders' waits read it. A shard that stops ticking is thereby seen from outside.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::ids::Time;
+use kv_protocol::limits::{MAX_CLIENT_CONNECTIONS, MAX_PEER_CONNECTIONS};
+
+use crate::net::listener::Port;
+use crate::service::Counters;
+
+/// Waiters look again after this long even if nobody called.
+const RECHECK: Duration = Duration::from_millis(50);
+
+/// All that the process publishes to itself.
+#[derive(Debug)]
+pub(crate) struct Board {
+    shards: Vec<ShardBoard>,
+    clients: AtomicUsize,
+    peers: AtomicUsize,
+    /// Connections refused before they reached a shard.
+    turned_away: AtomicU64,
+    changes: Mutex<u64>,
+    changed: Condvar,
+}
+
+/// One shard's place.
+#[derive(Debug, Default)]
+struct ShardBoard {
+    /// When it ticked last, in nanoseconds of the boot clock; 0 before the first.
+    tick: AtomicU64,
+    requests: AtomicU64,
+    refused: AtomicU64,
+    is_drained: AtomicBool,
+    replicas: Mutex<Vec<ReplicaReport>>,
+}
+
+impl Board {
+    /// An empty board for this many shards.
+    pub(crate) fn new(shards: u16) -> Arc<Board> {
+        Arc::new(Board {
+            shards: (0..shards).map(|_| ShardBoard::default()).collect(),
+            clients: AtomicUsize::new(0),
+            peers: AtomicUsize::new(0),
+            turned_away: AtomicU64::new(0),
+            changes: Mutex::new(0),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Notes that a shard is alive.
+    pub(crate) fn tick(&self, shard: usize, now: Time) {
+        self.shards[shard].tick.store(now.nanos, Ordering::Relaxed);
+    }
+
+    /// Publishes a shard's state.
+    pub(crate) fn publish(
+        &self,
+        shard: usize,
+        counters: Counters,
+        is_drained: bool,
+        replicas: impl Iterator<Item = ReplicaReport>,
+    ) {
+        let place = &self.shards[shard];
+        place.requests.store(counters.requests, Ordering::Relaxed);
+        place.refused.store(counters.refused, Ordering::Relaxed);
+        let mut published = lock(&place.replicas);
+        published.clear();
+        published.extend(replicas);
+        drop(published);
+        place.is_drained.store(is_drained, Ordering::Release);
+    }
+
+    /// Wakes those who wait for a change.
+    pub(crate) fn announce(&self) {
+        *lock(&self.changes) += 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until `is_so`, at most for `patience`; whether it came to be.
+    pub(crate) fn wait(&self, patience: Duration, is_so: impl Fn(&Board) -> bool) -> bool {
+        let start = Instant::now();
+        let mut changes = lock(&self.changes);
+        while !is_so(self) {
+            let left = patience.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return false;
+            }
+            let woken = self.changed.wait_timeout(changes, left.min(RECHECK));
+            changes = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// The lines of all replicas.
+    pub(crate) fn replicas(&self) -> Vec<ReplicaReport> {
+        self.shards.iter().flat_map(|shard| lock(&shard.replicas).clone()).collect()
+    }
+
+    /// Whether every shard has drained.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.shards.iter().all(|shard| shard.is_drained.load(Ordering::Acquire))
+    }
+
+    /// The sums over all shards.
+    pub(crate) fn counters(&self) -> Counters {
+        let sum = |count: fn(&ShardBoard) -> &AtomicU64| {
+            self.shards.iter().map(|shard| count(shard).load(Ordering::Relaxed)).sum::<u64>()
+        };
+        Counters {
+            requests: sum(|shard| &shard.requests),
+            refused: sum(|shard| &shard.refused) + self.turned_away.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Client connections open.
+    pub(crate) fn clients(&self) -> usize {
+        self.clients.load(Ordering::Relaxed)
+    }
+
+    /// The shards that have not ticked for longer than `limit`, each with the length of its stall.
+    pub(crate) fn stalled(&self, now: Time, limit: Duration) -> Vec<(usize, Duration)> {
+        let ticks = self.shards.iter().map(|shard| shard.tick.load(Ordering::Relaxed));
+        ticks
+            .enumerate()
+            .filter(|(_, tick)| *tick != 0)
+            .map(|(shard, tick)| (shard, now.since(Time::from_nanos(tick))))
+            .filter(|(_, stall)| *stall > limit)
+            .collect()
+    }
+
+    /// Counts a connection in, unless there are as many as may be.
+    pub(crate) fn admit(self: &Arc<Board>, port: Port) -> Option<Permit> {
+        let (count, most) = self.bound(port);
+        if count.fetch_add(1, Ordering::Relaxed) >= most {
+            count.fetch_sub(1, Ordering::Relaxed);
+            self.turn_away();
+            return None;
+        }
+        Some(Permit { board: Arc::clone(self), port })
+    }
+
+    /// Counts a connection that was refused before it reached a shard.
+    pub(crate) fn turn_away(&self) {
+        self.turned_away.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn bound(&self, port: Port) -> (&AtomicUsize, usize) {
+        match port {
+            Port::Clients => (&self.clients, MAX_CLIENT_CONNECTIONS),
+            Port::Servers => (&self.peers, MAX_PEER_CONNECTIONS),
+        }
+    }
+}
+
+/// The right of one connection to be there; counted out when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    board: Arc<Board>,
+    port: Port,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.board.bound(self.port).0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A panic ends the process, so a poisoned lock is never seen; its content is sound all the same.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_beyond_the_limit_are_refused_until_one_ends() {
+        let board = Board::new(1);
+        let mut permits: Vec<Permit> =
+            (0..MAX_PEER_CONNECTIONS).map(|_| board.admit(Port::Servers).unwrap()).collect();
+        assert!(board.admit(Port::Servers).is_none());
+        assert!(board.admit(Port::Clients).is_some(), "clients' slots are others");
+        permits.pop();
+        assert!(board.admit(Port::Servers).is_some());
+        assert_eq!(board.counters().refused, 1);
+    }
+
+    #[test]
+    fn a_shard_that_stops_ticking_is_seen() {
+        let board = Board::new(2);
+        let start = Time::from_nanos(1);
+        board.tick(0, start);
+        board.tick(1, start + Duration::from_secs(5));
+        let now = start + Duration::from_secs(6);
+        assert_eq!(board.stalled(now, Duration::from_secs(2)), [(0, Duration::from_secs(6))]);
+    }
+
+    #[test]
+    fn a_wait_ends_when_what_is_awaited_is_announced() {
+        let board = Board::new(1);
+        let other = Arc::clone(&board);
+        let thread = std::thread::spawn(move || {
+            other.publish(0, Counters::default(), true, std::iter::empty());
+            other.announce();
+        });
+        assert!(board.wait(Duration::from_secs(10), Board::is_drained));
+        thread.join().unwrap();
+        assert!(!board.wait(Duration::ZERO, |board| board.clients() == 1));
+    }
+}
