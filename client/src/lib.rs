@@ -35,6 +35,9 @@ mod completion;
 mod connection;
 mod engine;
 mod error;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod fake;
 mod map_source;
 mod operation;
 mod options;

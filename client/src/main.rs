@@ -1,1 +1,7 @@
-fn main() {}
+//! The executable `client`; see `kv_client::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kv_client::cli::main()
+}

@@ -1,1 +1,87 @@
-//! tmp
+//! The command line `client`: operations in, one line an answer out.
+//!
+//! ```text
+//!   terminal ---- line by line ----+
+//!   (terminal.rs)                  v
+//!   file, pipe -- lines.rs ---> pipeline.rs ---> answers in the order of the lines
+//!   (batch.rs)                     |  many in flight, those of one key in order
+//!                                  v
+//!                              the library
+//! ```
+
+mod args;
+mod batch;
+mod lines;
+mod output;
+mod parse;
+mod pipeline;
+mod task;
+mod terminal;
+
+use std::fs::{File, OpenOptions};
+use std::io::IsTerminal;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+use crate::options::Options;
+use crate::{Client, cli::args::Args};
+use output::Output;
+use pipeline::Pipeline;
+
+/// What is logged where `KV_LOG` does not say.
+const DEFAULT_LOG_FILTER: &str = "info";
+
+/// Runs the program; 0: everything was done, 1: something failed, 2: wrong usage.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("client: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything that was asked was done.
+fn run(args: &Args) -> anyhow::Result<bool> {
+    if let Some(path) = &args.log {
+        start_log(path)?;
+    }
+    let options = Options { deadline: args.timeout, ..Options::default() };
+    let client = Client::open(&args.endpoint(), options)?;
+    let mut pipeline = Pipeline::new(client);
+    let Some(path) = &args.file else {
+        let stdin = std::io::stdin();
+        if stdin.is_terminal() && std::io::stdout().is_terminal() {
+            terminal::run(&mut pipeline, &args.endpoint())?;
+            return Ok(true);
+        }
+        let input = stdin.as_fd().try_clone_to_owned().context("opening standard input")?;
+        return batch::run(&mut pipeline, input, &mut Output::standard());
+    };
+    let file = File::open(path)
+        .with_context(|| format!("opening the operations file {}", path.display()))?;
+    batch::run(&mut pipeline, OwnedFd::from(file), &mut Output::standard())
+        .with_context(|| format!("with the operations file {}", path.display()))
+}
+
+fn start_log(path: &std::path::Path) -> anyhow::Result<()> {
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("opening the log {}", path.display()))?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("KV_LOG")
+        .unwrap_or_else(|_| DEFAULT_LOG_FILTER.into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::sync::Mutex::new(file))
+        .init();
+    Ok(())
+}

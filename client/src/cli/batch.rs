@@ -1,0 +1,292 @@
+//! Operations from a file or pipe: many in flight, answers in order, no prompt.
+
+use std::io::{self, IsTerminal};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use rustix::fs::FileType;
+
+use super::lines::{Lines, Next};
+use super::output::Output;
+use super::parse::{ParseError, parse};
+use super::pipeline::Pipeline;
+
+/// How long to wait for an answer before looking whether more lines have come.
+const INPUT_INTERVAL: Duration = Duration::from_millis(10);
+/// How long to wait for an answer when no more lines can be taken.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Runs all lines of `input`; whether none failed.
+pub(super) fn run(
+    pipeline: &mut Pipeline,
+    input: OwnedFd,
+    output: &mut Output,
+) -> anyhow::Result<bool> {
+    let bar = progress_bar(&input);
+    if let Some(bar) = &bar {
+        output.set_progress(bar.clone());
+    }
+    let ended = exchange(pipeline, Lines::new(input), output, bar.as_ref());
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    match ended {
+        Ok(()) => Ok(!output.has_failed()),
+        // Whoever reads the answers has seen enough; not everything was done, though.
+        Err(error) if is_broken_pipe(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn exchange(
+    pipeline: &mut Pipeline,
+    mut lines: Lines,
+    output: &mut Output,
+    bar: Option<&ProgressBar>,
+) -> anyhow::Result<()> {
+    let mut is_at_end = false;
+    loop {
+        let mut is_starved = false;
+        while pipeline.has_room() && !is_at_end && !is_starved {
+            if pipeline.is_empty() {
+                output.flush().context("writing answers")?;
+            }
+            match lines.next(pipeline.is_empty()).context("reading operations")? {
+                Next::Line(number, line) => pipeline.push(number, parse(&line)),
+                Next::TooLong(number) => pipeline.push(number, Err(ParseError::LineTooLong)),
+                Next::NotYet => is_starved = true,
+                Next::End => is_at_end = true,
+            }
+        }
+        if let Some(bar) = bar {
+            bar.set_position(lines.bytes_read());
+        }
+        if pipeline.is_empty() && is_at_end {
+            return output.flush().context("writing answers");
+        }
+        let mut written = Ok(());
+        let mut count = 0;
+        let timeout = if is_starved { INPUT_INTERVAL } else { ANSWER_INTERVAL };
+        pipeline
+            .turn(timeout, |answer| {
+                count += 1;
+                if written.is_ok() {
+                    written = output.give(&answer);
+                }
+            })
+            .context("waiting for answers")?;
+        written.context("writing answers")?;
+        if is_starved || count == 0 {
+            output.flush().context("writing answers")?;
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A bar on standard error if that is a terminal, the answers go elsewhere (on the same terminal they
+/// show the progress themselves), and the input is a file whose size is known.
+fn progress_bar(input: &OwnedFd) -> Option<ProgressBar> {
+    if !io::stderr().is_terminal() || io::stdout().is_terminal() {
+        return None;
+    }
+    let stat = rustix::fs::fstat(input).ok()?;
+    let size = u64::try_from(stat.st_size).ok().filter(|&size| size > 0)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return None;
+    }
+    let style = ProgressStyle::with_template(
+        "{wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left",
+    )
+    .expect("the template is well-formed");
+    Some(ProgressBar::new(size).with_style(style))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Act, Fake};
+    use crate::{Client, Options};
+    use std::io::{Read, Seek, Write};
+    use std::os::fd::OwnedFd;
+    use std::sync::{Arc, Mutex};
+
+    /// Keeps what is written.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Kept {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn file(text: &str) -> OwnedFd {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        file.into()
+    }
+
+    /// Whether all succeeded, and what went to standard output and standard error.
+    fn run_on(fake: &Fake, input: OwnedFd, options: Options) -> (bool, String, String) {
+        let client = Client::open(&fake.endpoint(), options).unwrap();
+        let (answers, errors) = (Kept::default(), Kept::default());
+        let mut output = Output::new(Box::new(answers.clone()), Box::new(errors.clone()));
+        let all = run(&mut Pipeline::new(client), input, &mut output).unwrap();
+        (all, answers.text(), errors.text())
+    }
+
+    #[test]
+    fn operations_on_one_key_keep_their_order_and_answers_that_of_the_lines() {
+        let fake = Fake::start(3, 2);
+        // Answers of every other request are held back until the next one of the connection.
+        let mut count = 0;
+        fake.script(move |_| {
+            count += 1;
+            if count % 2 == 0 { Act::AnswerLater } else { Act::Serve }
+        });
+        let (mut input, mut expected) = (String::new(), String::new());
+        for n in 0..300 {
+            let key = n % 7;
+            input.push_str(&format!("P \"{key}\" \"{n}\"\nG \"{key}\"\n"));
+            expected
+                .push_str(&format!("value[\"{key}\"] <- \"{n}\"\nvalue[\"{key}\"] == \"{n}\"\n"));
+        }
+        let options =
+            Options { connect_timeout: std::time::Duration::from_secs(5), ..Options::default() };
+        // One held back with nothing after it would wait for ever: a watch cuts the connections.
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    (0..3).for_each(|server| fake.cut(server));
+                    std::thread::park_timeout(std::time::Duration::from_millis(40));
+                }
+            });
+            let (all, answers, errors) = run_on(&fake, file(&input), options);
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert_eq!((all, errors.as_str()), (true, ""));
+            assert_eq!(answers, expected);
+        });
+        assert_eq!(fake.executed().len(), 300, "each put is done once");
+    }
+
+    #[test]
+    fn every_kind_of_line_is_answered_and_a_bad_one_stops_nothing() {
+        let fake = Fake::start(3, 1);
+        let input = concat!(
+            "P \"a\" \"1\"\n",
+            "\n",
+            "P \"a\"\n",
+            "G \"a\"\n",
+            "G \"b\"\n",
+            "V \"a\" \"1\"\n",
+            "V \"b\" \" \"\n",
+            "V \"a\" \"2\"\n",
+            "0 \"a\"\n",
+            "D \"a\"\n",
+            "Q \"a\"\n",
+            "G \"a\"",
+        );
+        let (all, answers, errors) = run_on(&fake, file(input), Options::default());
+        assert!(!all);
+        let answered: Vec<&str> = answers.lines().collect();
+        assert_eq!(
+            answered,
+            [
+                "value[\"a\"] <- \"1\"",
+                "value[\"a\"] == \"1\"",
+                "key \"b\" not found",
+                "check passed: value[\"a\"] == \"1\"",
+                "check passed: key \"b\" not found",
+                "check FAILED: key \"a\": expected \"2\", the primary has \"1\", the secondary has \"1\"",
+                "server of key \"a\" answers",
+                "key \"a\" deleted",
+                "key \"a\" not found",
+            ]
+        );
+        let errors: Vec<&str> = errors.lines().collect();
+        assert_eq!(errors.len(), 2);
+        assert!(errors[0].starts_with("line 3: the value is missing; write P"), "{errors:?}");
+        assert!(errors[1].starts_with("line 11: \"Q\" is no operation"), "{errors:?}");
+    }
+
+    #[test]
+    fn only_a_file_in_which_nothing_failed_succeeds() {
+        for (line, succeeds) in [
+            ("P \"k\" \"v\"", true),
+            ("G \"k\"", false),
+            ("D \"k\"", true),
+            ("V \"k\" \"v\"", false),
+            ("V \"k\" \" \"", true),
+            ("help", true),
+            ("", true),
+            ("Q", false),
+        ] {
+            let fake = Fake::start(3, 1);
+            let (all, _, _) = run_on(&fake, file(line), Options::default());
+            assert_eq!(all, succeeds, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_count_puts_so_many_times() {
+        let fake = Fake::start(3, 1);
+        let (_, answers, _) = run_on(&fake, file("P \"k\" \"v\" 5"), Options::default());
+        assert_eq!(answers, "value[\"k\"] <- \"v\"\n");
+        assert_eq!(fake.executed().len(), 5);
+    }
+
+    #[test]
+    fn who_writes_into_a_pipe_and_waits_gets_the_answer_before_the_next_line() {
+        let fake = Fake::start(3, 1);
+        let (input, mut to_client) = io::pipe().unwrap();
+        let (mut from_client, answers) = io::pipe().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let client = Client::open(&fake.endpoint(), Options::default()).unwrap();
+                let mut output = Output::new(Box::new(answers), Box::new(io::sink()));
+                let all = run(&mut Pipeline::new(client), input.into(), &mut output).unwrap();
+                assert!(all);
+                drop(output);
+            });
+            for line in ["P \"a\" \"1\"\n", "G \"a\"\n", "D \"a\"\n"] {
+                to_client.write_all(line.as_bytes()).unwrap();
+                let mut byte = [0];
+                while byte != *b"\n" {
+                    from_client.read_exact(&mut byte).expect("an answer to each line");
+                }
+            }
+            drop(to_client);
+        });
+    }
+
+    #[test]
+    fn a_reader_that_goes_away_ends_it_quietly() {
+        let fake = Fake::start(3, 1);
+        let client = Client::open(&fake.endpoint(), Options::default()).unwrap();
+        let (reader, answers) = io::pipe().unwrap();
+        drop(reader);
+        let errors = Kept::default();
+        let mut output = Output::new(Box::new(answers), Box::new(errors.clone()));
+        let input = file(&"P \"a\" \"1\"\n".repeat(10));
+        let all = run(&mut Pipeline::new(client), input, &mut output).unwrap();
+        assert!(!all);
+        assert_eq!(errors.text(), "");
+    }
+}

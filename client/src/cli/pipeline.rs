@@ -1,0 +1,183 @@
+//! Many lines in flight, answers in the order of the lines, and operations on one key in order too.
+//!
+//! ```text
+//!   window:   3:answered  4:in flight  5:answered  6:waits for 4 (same key)  7:in flight …
+//!             └ given out next
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::time::Duration;
+
+use super::parse::{Command, HELP_TEXT, ParseError};
+use super::task::{Answer, End, Step, Task};
+use crate::client::Client;
+use crate::completion::{Completion, SubmitError};
+use crate::options::OpOptions;
+
+/// Most lines in the window.
+const MAX_LINES: usize = 512;
+/// Lines in the window at the start; it grows with the answers, once it is seen how large these are.
+const FIRST_LINES: usize = 16;
+/// Bytes of lines and answers in the window beyond which no line is added.
+const MAX_BYTES: usize = 64 << 20;
+
+/// A line in the window.
+#[derive(Debug)]
+enum Slot {
+    Running(Task),
+    Ended(Answer),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    client: Client,
+    /// The place of the window's first line; places count from 0 and are the tags of operations.
+    first: u64,
+    window: VecDeque<Slot>,
+    /// For each key in the window that is busy: the places that wait for it, the busy one first.
+    by_key: HashMap<Vec<u8>, VecDeque<u64>>,
+    /// Places whose next operation can be submitted.
+    to_submit: VecDeque<u64>,
+    bytes: usize,
+    /// How many lines the window may have, as far as it is known how large answers are.
+    lines: usize,
+    completions: Vec<Completion>,
+}
+
+impl Pipeline {
+    pub(super) fn new(client: Client) -> Pipeline {
+        Pipeline {
+            client,
+            first: 0,
+            window: VecDeque::new(),
+            by_key: HashMap::new(),
+            to_submit: VecDeque::new(),
+            bytes: 0,
+            lines: FIRST_LINES,
+            completions: Vec::new(),
+        }
+    }
+
+    /// Whether another line may come.
+    pub(super) fn has_room(&self) -> bool {
+        self.window.len() < self.lines && self.bytes < MAX_BYTES
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.window.is_empty()
+    }
+
+    /// Takes a line.
+    pub(super) fn push(&mut self, line: u64, parsed: Result<Option<Command>, ParseError>) {
+        let ended = |text: String, end| Slot::Ended(Answer { line, text, end });
+        let slot = match parsed {
+            Ok(None) => return,
+            Ok(Some(Command::Help)) => ended(HELP_TEXT.to_owned(), End::Done),
+            Err(error) => ended(error.to_string(), End::Error),
+            Ok(Some(command)) => Slot::Running(Task::new(line, command)),
+        };
+        let place = self.first + self.window.len() as u64;
+        self.bytes += slot_bytes(&slot);
+        if let Slot::Running(task) = &slot {
+            let key = task.command().key().unwrap_or_default().to_vec();
+            let queue = self.by_key.entry(key).or_default();
+            queue.push_back(place);
+            if queue.len() == 1 {
+                self.to_submit.push_back(place);
+            }
+        }
+        self.window.push_back(slot);
+    }
+
+    /// Sends what can be sent, waits up to `timeout` for an answer if any is due, and gives out the
+    /// answers whose turn it is.
+    ///
+    /// # Errors
+    /// If the library cannot wait on epoll.
+    pub(super) fn turn(
+        &mut self,
+        timeout: Duration,
+        mut give: impl FnMut(Answer),
+    ) -> io::Result<()> {
+        self.submit();
+        let mut completions = std::mem::take(&mut self.completions);
+        if self.client.in_flight() > 0 {
+            self.client.poll(timeout, &mut completions)?;
+        }
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.completions = completions;
+        self.submit();
+        while let Some(Slot::Ended(_)) = self.window.front() {
+            if let Some(Slot::Ended(answer)) = self.window.pop_front() {
+                self.first += 1;
+                self.bytes -= answer.text.len();
+                give(answer);
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&mut self, place: u64) -> Option<&mut Slot> {
+        let index = usize::try_from(place.checked_sub(self.first)?).ok()?;
+        self.window.get_mut(index)
+    }
+
+    fn submit(&mut self) {
+        while let Some(place) = self.to_submit.pop_front() {
+            let index = usize::try_from(place - self.first).unwrap_or(usize::MAX);
+            let Some(Slot::Running(task)) = self.window.get(index) else { continue };
+            let Some(op) = task.op() else { continue };
+            match self.client.submit(op, &OpOptions::default(), place) {
+                Ok(()) => {}
+                Err(SubmitError::Full { .. }) => return self.to_submit.push_front(place),
+                Err(SubmitError::Refused(error)) => {
+                    let answer = task.answer(End::Error, error.to_string());
+                    self.end(place, answer);
+                }
+            }
+        }
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        let place = completion.tag;
+        let value_bytes = completion.result.as_ref().map_or(0, |outcome| outcome.value.len());
+        // Twice: the answer's text is at least as long as the value.
+        let most = MAX_BYTES / (2 * value_bytes + 1);
+        self.lines = (self.lines * 2).min(MAX_LINES).min(most).max(1);
+        let Some(Slot::Running(task)) = self.slot(place) else { return };
+        match task.on_result(completion.result) {
+            Step::Next => self.to_submit.push_front(place),
+            Step::End(answer) => self.end(place, answer),
+        }
+    }
+
+    /// A line has its answer; the next of the same key may go.
+    fn end(&mut self, place: u64, answer: Answer) {
+        let Some(slot) = self.slot(place) else { return };
+        let ended = Slot::Ended(answer);
+        let (old_bytes, new_bytes) = (slot_bytes(slot), slot_bytes(&ended));
+        let old = std::mem::replace(slot, ended);
+        self.bytes = self.bytes - old_bytes + new_bytes;
+        let Slot::Running(task) = old else { return };
+        let key = task.command().key().unwrap_or_default();
+        let Some(queue) = self.by_key.get_mut(key) else { return };
+        queue.pop_front();
+        match queue.front() {
+            Some(&next) => self.to_submit.push_back(next),
+            None => {
+                self.by_key.remove(key);
+            }
+        }
+    }
+}
+
+fn slot_bytes(slot: &Slot) -> usize {
+    match slot {
+        Slot::Running(task) => task.command().bytes(),
+        Slot::Ended(answer) => answer.text.len(),
+    }
+}

@@ -1,0 +1,251 @@
+//! One line on its way: which operations it needs, one after the other, and what is answered.
+
+use std::fmt::Write as _;
+
+use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::escape::readable;
+
+use super::parse::Command;
+use crate::completion::Outcome;
+use crate::error::Error;
+use crate::operation::Op;
+
+/// What a line is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// The number of the line, from 1.
+    pub(super) line: u64,
+    /// One line of text, or several for `help`; without the last line end.
+    pub(super) text: String,
+    pub(super) end: End,
+}
+
+/// How a line ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Done.
+    Done,
+    /// Answered, and the answer is a failure: a key not found, a check that failed.
+    Negative,
+    /// An error.
+    Error,
+}
+
+/// What becomes of a task after one of its operations.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// It needs another.
+    Next,
+    /// It has ended.
+    End(Answer),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Task {
+    line: u64,
+    command: Command,
+    /// Operations done.
+    done: u32,
+    /// What the primary's copy holds, once `V` has read it.
+    primary: Option<Vec<u8>>,
+}
+
+impl Task {
+    pub(super) fn new(line: u64, command: Command) -> Task {
+        Task { line, command, done: 0, primary: None }
+    }
+
+    pub(super) fn command(&self) -> &Command {
+        &self.command
+    }
+
+    /// The operation to do next; `None` for what needs no server.
+    pub(super) fn op(&self) -> Option<Op<'_>> {
+        Some(match &self.command {
+            Command::Put { key, value, .. } => Op::Put { key, value },
+            Command::Get { key } => Op::Get { key },
+            Command::Delete { key } => Op::Delete { key },
+            Command::Noop { key } => Op::Noop { key },
+            Command::Verify { key, .. } => {
+                let first = self.done == 0;
+                let replica = if first { ReplicaRole::Primary } else { ReplicaRole::Secondary };
+                Op::Verify { key, replica }
+            }
+            Command::Help => return None,
+        })
+    }
+
+    /// Takes the end of that operation.
+    pub(super) fn on_result(&mut self, result: Result<Outcome, Error>) -> Step {
+        self.done += 1;
+        let end = match (&self.command, result) {
+            (Command::Put { count, .. }, Ok(_)) if self.done < *count => return Step::Next,
+            (Command::Put { key, value, .. }, Ok(_)) => {
+                self.answer(End::Done, says(key, "<-", value))
+            }
+            (Command::Get { key }, Ok(outcome)) => {
+                self.answer(End::Done, says(key, "==", &outcome.value))
+            }
+            (Command::Get { key }, Err(Error::NotFound { .. })) => {
+                self.answer(End::Negative, not_found(key))
+            }
+            (Command::Delete { key }, Ok(_)) => {
+                self.answer(End::Done, format!("key \"{}\" deleted", readable(key)))
+            }
+            // There is nothing under the key, which is what was asked for.
+            (Command::Delete { key }, Err(Error::NotFound { .. })) => {
+                self.answer(End::Done, not_found(key))
+            }
+            (Command::Noop { key }, Ok(_)) => {
+                self.answer(End::Done, format!("server of key \"{}\" answers", readable(key)))
+            }
+            (Command::Verify { .. }, result) => return self.on_copy(result),
+            (_, Err(error)) => self.answer(End::Error, error.to_string()),
+            (Command::Help, Ok(_)) => unreachable!("help needs no server"),
+        };
+        Step::End(end)
+    }
+
+    /// Takes what one of the two copies holds.
+    fn on_copy(&mut self, result: Result<Outcome, Error>) -> Step {
+        let copy = match result {
+            Ok(outcome) => Some(outcome.value),
+            Err(Error::NotFound { .. }) => None,
+            Err(error) => return Step::End(self.answer(End::Error, error.to_string())),
+        };
+        if self.done == 1 {
+            self.primary = copy;
+            return Step::Next;
+        }
+        let Command::Verify { key, expected } = &self.command else {
+            unreachable!("only V reads copies")
+        };
+        let (primary, secondary) = (&self.primary, &copy);
+        if primary == expected && secondary == expected {
+            let text = match expected {
+                Some(value) => format!("check passed: {}", says(key, "==", value)),
+                None => format!("check passed: {}", not_found(key)),
+            };
+            return Step::End(self.answer(End::Done, text));
+        }
+        let text = format!(
+            "check FAILED: key \"{}\": expected {}, the primary has {}, the secondary has {}",
+            readable(key),
+            held(expected.as_deref()),
+            held(primary.as_deref()),
+            held(secondary.as_deref()),
+        );
+        Step::End(self.answer(End::Negative, text))
+    }
+
+    pub(super) fn answer(&self, end: End, text: String) -> Answer {
+        Answer { line: self.line, text, end }
+    }
+}
+
+/// `value["k"] == "v"` and the like. Values can be long: no detour over more strings than one.
+fn says(key: &[u8], relation: &str, value: &[u8]) -> String {
+    let mut text = String::with_capacity(key.len() + value.len() + 16);
+    write!(text, "value[\"{}\"] {relation} \"{}\"", readable(key), readable(value))
+        .expect("a string takes everything");
+    text
+}
+
+fn not_found(key: &[u8]) -> String {
+    format!("key \"{}\" not found", readable(key))
+}
+
+fn held(value: Option<&[u8]>) -> String {
+    /// Most bytes of a value that a failed check shows.
+    const SHOWN: usize = 256;
+    match value {
+        None => "nothing".to_owned(),
+        Some(value) if value.len() <= SHOWN => format!("\"{}\"", readable(value)),
+        Some(value) => {
+            format!("\"{}\"… ({} bytes)", readable(&value[..SHOWN]), value.len())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::parse;
+    use super::*;
+    use crate::error::Action;
+
+    fn task(line: &str) -> Task {
+        Task::new(7, parse(line.as_bytes()).unwrap().unwrap())
+    }
+
+    fn ok(value: &str) -> Result<Outcome, Error> {
+        Ok(Outcome { value: value.into(), ..Outcome::default() })
+    }
+
+    fn absent() -> Result<Outcome, Error> {
+        Err(Error::NotFound { action: Action::new("get", b"k") })
+    }
+
+    /// The end of a line, given what the servers say.
+    fn end(line: &str, results: Vec<Result<Outcome, Error>>) -> (End, String) {
+        let mut task = task(line);
+        let last = results.len();
+        for (n, result) in (1..).zip(results) {
+            assert!(task.op().is_some());
+            match task.on_result(result) {
+                Step::End(answer) => {
+                    assert_eq!((n, answer.line), (last, 7), "{line}");
+                    return (answer.end, answer.text);
+                }
+                Step::Next => assert!(n < last, "{line} goes on"),
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn answers_have_the_form_of_the_manual() {
+        let text = |line: &str, results| end(line, results);
+        let done = |text: &str| (End::Done, text.to_owned());
+        let negative = |text: &str| (End::Negative, text.to_owned());
+        assert_eq!(text(r#"P "k" "v""#, vec![ok("")]), done(r#"value["k"] <- "v""#));
+        assert_eq!(
+            text(r#"P "k" "v" 3"#, vec![ok(""), ok(""), ok("")]),
+            done(r#"value["k"] <- "v""#)
+        );
+        assert_eq!(text(r#"G "k""#, vec![ok("v")]), done(r#"value["k"] == "v""#));
+        assert_eq!(text(r#"G "k""#, vec![ok("\"\n")]), done(r#"value["k"] == "\"\x0a""#));
+        assert_eq!(text(r#"G "k""#, vec![absent()]), negative(r#"key "k" not found"#));
+        assert_eq!(text(r#"D "k""#, vec![ok("")]), done(r#"key "k" deleted"#));
+        assert_eq!(text(r#"D "k""#, vec![absent()]), done(r#"key "k" not found"#));
+        assert_eq!(text(r#"0 "k""#, vec![ok("")]), done(r#"server of key "k" answers"#));
+    }
+
+    #[test]
+    fn a_check_passes_only_if_both_copies_hold_the_value() {
+        let line = r#"V "k" "v""#;
+        let passed = (End::Done, r#"check passed: value["k"] == "v""#.to_owned());
+        assert_eq!(end(line, vec![ok("v"), ok("v")]), passed);
+        for copies in [
+            vec![ok("v"), ok("w")],
+            vec![ok("w"), ok("v")],
+            vec![ok("v"), absent()],
+            vec![absent(), absent()],
+        ] {
+            let (how, text) = end(line, copies);
+            assert_eq!(how, End::Negative);
+            assert!(text.starts_with(r#"check FAILED: key "k": expected "v", the primary has"#));
+        }
+        let (_, text) = end(line, vec![ok("w"), absent()]);
+        assert!(text.ends_with(r#"the primary has "w", the secondary has nothing"#), "{text}");
+    }
+
+    #[test]
+    fn a_check_for_absence_passes_only_if_neither_copy_has_the_key() {
+        let line = r#"V "k" " ""#;
+        let passed = (End::Done, r#"check passed: key "k" not found"#.to_owned());
+        assert_eq!(end(line, vec![absent(), absent()]), passed);
+        assert_eq!(end(line, vec![absent(), ok("v")]).0, End::Negative);
+        assert_eq!(end(line, vec![ok(" "), ok(" ")]).0, End::Negative);
+    }
+}

@@ -1,0 +1,72 @@
+//! Operations from a person: a prompt with line editing and history.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustyline::error::ReadlineError;
+use rustyline::{Config, DefaultEditor};
+
+use super::output::Output;
+use super::parse::parse;
+use super::pipeline::Pipeline;
+
+const PROMPT: &str = "kv> ";
+/// Lines that the history keeps.
+const HISTORY_LINES: usize = 1_000;
+/// How long one wait for the answer is; the operation's own deadline ends it.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Prompts until Ctrl+D.
+pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()> {
+    println!(
+        "Client of the cluster whose coordinator is at {endpoint}; help lists the operations, Ctrl+D ends."
+    );
+    let config = Config::builder()
+        .max_history_size(HISTORY_LINES)
+        .and_then(|builder| builder.history_ignore_dups(true))
+        .context("setting up the history")?
+        .auto_add_history(true)
+        .build();
+    let mut editor = DefaultEditor::with_config(config).context("opening the terminal")?;
+    let history = history_path();
+    if let Some(path) = &history {
+        // A history that cannot be read or written is no reason to refuse anything.
+        let _ = editor.load_history(path);
+    }
+    let mut output = Output::standard();
+    let mut number = 0;
+    loop {
+        let line = match editor.readline(PROMPT) {
+            Ok(line) => line,
+            Err(ReadlineError::Interrupted) => continue,
+            Err(ReadlineError::Eof) => return Ok(()),
+            Err(error) => return Err(error).context("reading from the terminal"),
+        };
+        if let Some(path) = &history {
+            let _ = editor.append_history(path);
+        }
+        number += 1;
+        pipeline.push(number, parse(line.as_bytes()));
+        while !pipeline.is_empty() {
+            let mut written: io::Result<()> = Ok(());
+            pipeline
+                .turn(ANSWER_INTERVAL, |answer| written = output.give(&answer))
+                .context("waiting for an answer")?;
+            written.and_then(|()| output.flush()).context("writing the answer")?;
+        }
+    }
+}
+
+/// Where the history is kept: `$XDG_STATE_HOME/kv/history`, or below `~/.local/state` as the XDG base
+/// directory specification has it. `None` where there is no such directory and none can be made.
+fn history_path() -> Option<PathBuf> {
+    let absolute =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let state = absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    let directory = state.join("kv");
+    std::fs::create_dir_all(&directory).ok()?;
+    Some(directory.join("history"))
+}
