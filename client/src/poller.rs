@@ -29,6 +29,10 @@ pub(crate) struct Poller {
     events: Vec<epoll::Event>,
 }
 
+// SAFETY: an event is plain data; rustix's type could also hold a pointer, which makes it stay on its
+// thread, but every event here was registered with a number. A client may move from thread to thread.
+unsafe impl Send for Poller {}
+
 impl fmt::Debug for Poller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Poller").field(&self.epoll).finish()
