@@ -1,0 +1,363 @@
+//! The command lines, word by word: what is printed where, and how the programs end.
+
+mod common;
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::programs::{self, CLIENT, COORD, SERVER};
+use common::{Cluster, PATIENCE, process, wait_until};
+use kv_protocol::map::ServerState;
+use kv_protocol::status::ClusterState;
+
+#[test]
+fn every_operation_answers_in_its_documented_words() {
+    let cluster = Cluster::start();
+    let operations = "\
+        P \"a\" \"1\"\n\
+        G \"a\"\n\
+        V \"a\" \"1\"\n\
+        0 \"a\"\n\
+        D \"a\"\n\
+        V \"a\" \" \"\n";
+    let ended = cluster.client(operations).with_code(0);
+    let lines = ended.lines();
+    assert_eq!(lines.len(), 6, "{ended:#?}");
+    assert_eq!(lines[0], "value[\"a\"] <- \"1\"");
+    assert_eq!(lines[1], "value[\"a\"] == \"1\"");
+    assert!(lines[2].starts_with("check passed"), "{}", lines[2]);
+    assert!(lines[3].contains("\"a\""), "{}", lines[3]);
+    assert!(lines[4].contains("\"a\""), "{}", lines[4]);
+    assert!(lines[5].starts_with("check passed"), "{}", lines[5]);
+    assert_eq!(ended.stderr, "", "nothing is said on standard error when all is well");
+}
+
+#[test]
+fn a_key_that_is_not_found_and_a_check_that_fails_make_the_exit_status_one() {
+    let cluster = Cluster::start();
+    let ended = cluster.client("G \"nowhere\"\n").with_code(1);
+    assert!(ended.stdout.contains("key \"nowhere\" not found"), "{ended:#?}");
+    cluster.client("P \"k\" \"v\"\n").with_code(0);
+    for wrong in ["V \"k\" \"other\"\n", "V \"k\" \" \"\n", "V \"nowhere\" \"v\"\n"] {
+        let ended = cluster.client(wrong).with_code(1);
+        assert!(ended.stdout.starts_with("check FAILED"), "{wrong}: {ended:#?}");
+    }
+}
+
+#[test]
+fn answers_stay_in_the_order_of_the_operations() {
+    let cluster = Cluster::builder().shards(2).start();
+    let mut operations = String::new();
+    let mut expected = String::new();
+    for n in 0..3_000 {
+        let key = n % 50;
+        operations.push_str(&format!("P \"key {key}\" \"{n}\"\nG \"key {key}\"\n"));
+        expected.push_str(&format!("value[\"key {key}\"] <- \"{n}\"\n"));
+        expected.push_str(&format!("value[\"key {key}\"] == \"{n}\"\n"));
+    }
+    let ended = cluster.client_file("operations.txt", &operations).with_code(0);
+    assert!(ended.stdout == expected, "answers out of order or wrong");
+    let piped = cluster.client(&operations).with_code(0);
+    assert!(piped.stdout == expected, "answers out of order or wrong through a pipe");
+}
+
+#[test]
+fn a_put_with_a_count_is_done_so_often() {
+    let cluster = Cluster::start();
+    let ended = cluster.client("P \"k\" \"v\" 100\nG \"k\"\n").with_code(0);
+    assert_eq!(ended.lines().last(), Some(&"value[\"k\"] == \"v\""));
+    let dumps = cluster.stop();
+    // The version of an entry is the number of its last write in the log.
+    assert_eq!(dumps.entries()[&b"k"[..]].sn.0, 100);
+}
+
+#[test]
+fn quotes_backslashes_and_any_byte_can_be_written_and_are_shown_so_that_they_can_be_again() {
+    let cluster = Cluster::start();
+    let operations = r#"P "q\"b\\x\x00" "line\nfeed \xff é"
+G "q\"b\\x\x00"
+"#;
+    let ended = cluster.client(operations).with_code(0);
+    let shown = r#"value["q\"b\\x\x00"] == "line\x0afeed \xff é""#;
+    assert_eq!(ended.lines()[1], shown);
+    let dumps = cluster.stop();
+    let entries = dumps.entries();
+    let entry = entries[&b"q\"b\\x\x00"[..]];
+    assert_eq!(
+        entry.value,
+        "line\nfeed ".bytes().chain([0xff]).chain(" é".bytes()).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn a_bad_line_is_named_with_its_number_and_the_lines_after_it_are_done() {
+    let cluster = Cluster::start();
+    let bad = [
+        "P \"a\"",
+        "P \"a\" \"b",
+        "X \"a\"",
+        "G a",
+        "G",
+        "G \"a\" \"b\"",
+        "G \"\"",
+        "P \"a\" \"b\" many",
+        "P \"a\" \"b\" 0",
+        "G \"\\q\"",
+        "\u{1}\u{2}",
+    ];
+    let mut operations = String::from("P \"first\" \"1\"\n");
+    for line in bad {
+        operations.push_str(line);
+        operations.push('\n');
+    }
+    operations.push_str("# a comment\n\nG \"first\"\n");
+    for ended in [cluster.client(&operations), cluster.client_file("bad.txt", &operations)] {
+        let ended = ended.with_code(1);
+        assert_eq!(ended.lines(), ["value[\"first\"] <- \"1\"", "value[\"first\"] == \"1\""]);
+        for number in 2..2 + bad.len() {
+            let named = ended.stderr.lines().filter(|l| names_line(l, number)).count();
+            assert_eq!(named, 1, "line {number} ({:?}):\n{}", bad[number - 2], ended.stderr);
+        }
+        assert_eq!(ended.stderr.lines().count(), bad.len(), "{}", ended.stderr);
+    }
+}
+
+fn names_line(message: &str, number: usize) -> bool {
+    let words = format!("line {number}");
+    message.find(&words).is_some_and(|at| {
+        !message[at + words.len()..].starts_with(|next: char| next.is_ascii_digit())
+    })
+}
+
+#[test]
+fn help_names_every_operation() {
+    let cluster = Cluster::start();
+    let ended = cluster.client("help\n").with_code(0);
+    for operation in ["P \"", "G \"", "D \"", "V \"", "0 \"", "help"] {
+        assert!(ended.stdout.lines().any(|l| l.starts_with(operation)), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn input_without_a_line_end_at_its_end_and_no_input_at_all_are_fine() {
+    let cluster = Cluster::start();
+    let ended = cluster.client("P \"a\" \"1\"").with_code(0);
+    assert_eq!(ended.stdout, "value[\"a\"] <- \"1\"\n");
+    assert_eq!(cluster.client("").with_code(0).stdout, "");
+}
+
+#[test]
+fn a_client_without_a_cluster_fails_at_its_deadline_and_names_the_address() {
+    // Nobody listens on a port that was free a moment ago.
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+        listener.local_addr().expect("an address").port().to_string()
+    };
+    let arguments = ["-h", "127.0.0.1", "-p", &port, "--timeout", "0.5"];
+    let ended = programs::run(CLIENT, arguments, "G \"a\"\n", Duration::from_secs(5)).with_code(1);
+    assert!(ended.stderr.contains("line 1") && ended.stderr.contains(&port), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "");
+}
+
+#[test]
+fn bad_usage_ends_every_program_with_two() {
+    for (program, arguments) in [
+        (COORD, &["--no-such-flag"][..]),
+        (COORD, &["-C"]),
+        (COORD, &[]),
+        (COORD, &["status"]),
+        (CLIENT, &["--no-such-flag"]),
+        (CLIENT, &["-h", "127.0.0.1", "-p", "70000"]),
+        (CLIENT, &["-h", "127.0.0.1", "-p", "1", "--timeout", "never"]),
+        (SERVER, &["--no-such-flag"]),
+        (SERVER, &["-h", "localhost", "-m", "1", "-S", "3", "-n", "3"]),
+    ] {
+        let ended = programs::run(program, arguments, "", PATIENCE).with_code(2);
+        assert_eq!(ended.stdout, "", "{program} {arguments:?}");
+        assert!(!ended.stderr.is_empty(), "{program} {arguments:?}");
+    }
+}
+
+#[test]
+fn help_is_the_long_flag_of_every_program_and_goes_to_standard_output() {
+    for program in [COORD, CLIENT, SERVER] {
+        let ended = programs::run(program, ["--help"], "", PATIENCE).with_code(0);
+        assert!(ended.stdout.contains("Usage"), "{program}: {ended:#?}");
+        let ended = programs::run(program, ["--version"], "", PATIENCE).with_code(0);
+        assert!(ended.stdout.contains(env!("CARGO_PKG_VERSION")), "{program}: {ended:#?}");
+    }
+}
+
+#[test]
+fn a_missing_operations_file_is_named() {
+    let cluster = Cluster::start();
+    let ended = cluster.client_with(&["-f", "/nowhere/at/all.txt"], "");
+    assert!(matches!(ended.code, Some(1 | 2)), "{ended:#?}");
+    assert!(ended.stderr.contains("/nowhere/at/all.txt"), "{}", ended.stderr);
+}
+
+#[test]
+fn the_status_tells_servers_groups_copies_entries_and_memory() {
+    let cluster = Cluster::builder().shards(2).start();
+    let operations: String = (0..300).map(|n| format!("P \"{n}\" \"v\"\n")).collect();
+    cluster.client(&operations).with_code(0);
+    wait_until("the entries to be reported", PATIENCE, || {
+        let status = cluster.status();
+        status.groups.iter().map(|group| group.entries).sum::<u64>() == 300
+            && status.servers.iter().map(|server| server.secondary_entries).sum::<u64>() == 300
+    });
+    let status = cluster.status();
+    assert_eq!(status.cluster.to_string(), cluster.ready.cluster);
+    assert_eq!((status.state, status.shards), (ClusterState::Serving, 2));
+    for (id, server) in status.servers.iter().enumerate() {
+        assert_eq!((usize::from(server.id.0), server.state), (id, ServerState::Up));
+        assert_eq!(server.host, "localhost");
+        assert!(process::is_alive(server.pid.expect("a pid")));
+        assert!(server.primary_entries > 0 && server.table_bytes > 0 && server.resident_bytes > 0);
+        assert!(server.requests > 0 && server.heartbeat_age_ms.expect("heartbeats") < 10_000);
+    }
+    for (id, group) in status.groups.iter().enumerate() {
+        assert_eq!(usize::from(group.primary.expect("a primary").server.0), id);
+        assert_eq!(usize::from(group.secondary.expect("a secondary").server.0), (id + 1) % 3);
+        assert_eq!((group.view.0, group.copies), (1, 2));
+    }
+    let port = cluster.ready.clients_port.to_string();
+    let arguments = ["status", "-h", "127.0.0.1", "-p", &port];
+    let people = programs::run(COORD, arguments, "", PATIENCE).with_code(0).stdout;
+    for word in ["serving", "localhost", "300", &cluster.ready.cluster] {
+        let is_sum = word == "300";
+        assert!(is_sum || people.contains(word), "no {word:?} in\n{people}");
+    }
+}
+
+#[test]
+fn the_status_of_a_cluster_that_is_not_there_fails_and_names_the_address() {
+    let arguments = ["status", "-h", "127.0.0.1", "-p", "1"];
+    let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
+    assert!(ended.stderr.contains("127.0.0.1:1"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_check_says_what_it_found_and_starts_nothing() {
+    let builder = Cluster::builder().flag("--check");
+    let command = builder.command();
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(0);
+    assert!(!ended.stdout.is_empty() || !ended.stderr.is_empty(), "{ended:#?}");
+    assert!(process::running_in(builder.dir()).is_empty());
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    let text = format!("3\nlocalhost 0 0 0\nlocalhost 0 {port} 0\nlocalhost 0 0 0\n");
+    let builder = Cluster::builder().flag("--check").cluster_file(text);
+    let command = builder.command();
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
+    let said = format!("{}{}", ended.stdout, ended.stderr);
+    assert!(said.contains(&port) && said.contains("server 1"), "{said}");
+}
+
+/// A coordinator that listens to its standard input.
+fn start_in_foreground(dir: &std::path::Path) -> std::process::Child {
+    let file = dir.join("cluster.txt");
+    std::fs::write(&file, format!("3\n{}", "localhost 0 0 0\n".repeat(3))).expect("write a file");
+    Command::new(COORD)
+        .args(["-c", "0", "-s", "0", "--server-binary", SERVER, "--shards", "1"])
+        .arg("-C")
+        .arg(file)
+        .arg("--dir")
+        .arg(dir)
+        .arg("-l")
+        .arg(dir.join("coord.log"))
+        .args(["--ready-fd", "1"])
+        .stdin(Stdio::piped())
+        .stdout(fs_file(&dir.join("ready.json")))
+        .spawn()
+        .expect("start coord")
+}
+
+fn fs_file(path: &std::path::Path) -> std::fs::File {
+    std::fs::File::create(path).expect("create a file")
+}
+
+/// Ends what a failed test leaves.
+struct EndOnDrop(std::process::Child, tempfile::TempDir);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            common::cluster::show_logs(self.1.path());
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        process::end_all_in(self.1.path());
+    }
+}
+
+fn await_serving(dir: &std::path::Path) {
+    wait_until("the line on --ready-fd", PATIENCE, || {
+        std::fs::read_to_string(dir.join("ready.json")).is_ok_and(|line| line.ends_with('\n'))
+    });
+}
+
+#[test]
+fn the_end_of_standard_input_stops_the_cluster_in_order() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let child = start_in_foreground(dir.path());
+    let mut running = EndOnDrop(child, dir);
+    let dir = running.1.path().to_owned();
+    await_serving(&dir);
+    let mut stdin = running.0.stdin.take().expect("a pipe");
+    // Input is not its end.
+    stdin.write_all(b"some input\n").expect("write to coord");
+    assert!(running.0.try_wait().expect("wait").is_none());
+    drop(stdin);
+    assert_eq!(programs::wait(&mut running.0, PATIENCE), Some(Some(0)));
+    assert!(process::running_in(&dir).is_empty(), "servers were left");
+    for server in 0..3 {
+        for role in ["primary", "secondary"] {
+            common::cluster::read_dump(&dir.join(format!("server_{server}.{role}")));
+        }
+    }
+}
+
+#[test]
+fn an_interrupt_stops_the_cluster_in_order_and_a_second_one_does_not_hang() {
+    for interrupts in [1, 2] {
+        let dir = tempfile::tempdir().expect("make a directory");
+        let child = start_in_foreground(dir.path());
+        let mut running = EndOnDrop(child, dir);
+        let dir = running.1.path().to_owned();
+        await_serving(&dir);
+        for _ in 0..interrupts {
+            process::signal(running.0.id(), process::Signal::INT);
+        }
+        let code = programs::wait(&mut running.0, PATIENCE).expect("an end in time");
+        if interrupts == 1 {
+            assert_eq!(code, Some(0));
+        }
+        assert!(process::running_in(&dir).is_empty(), "servers were left");
+    }
+}
+
+#[test]
+fn a_daemon_ignores_the_end_of_standard_input() {
+    // The fixture's coordinators are daemons whose input has ended before they start.
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    cluster.assert_serves(&pids);
+    cluster.stop();
+}
+
+#[test]
+fn an_interrupt_during_the_start_leaves_nobody() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let child = start_in_foreground(dir.path());
+    let mut running = EndOnDrop(child, dir);
+    let dir = running.1.path().to_owned();
+    wait_until("the first server", PATIENCE, || !process::running_in(&dir).is_empty());
+    process::signal(running.0.id(), process::Signal::INT);
+    programs::wait(&mut running.0, PATIENCE).expect("an end in time");
+    assert!(process::running_in(&dir).is_empty(), "servers were left");
+}

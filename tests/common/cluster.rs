@@ -1,0 +1,453 @@
+//! A coordinator and its servers in a directory of their own.
+//!
+//! ```text
+//!   Cluster::builder() … .start()   coord -C file --dir <temp> --daemon --ready-fd <pipe>
+//!           |                       until the line {"status":"serving",…} has come
+//!        the test
+//!           |
+//!   stop() -> dumps                 SIGTERM, exit code 0, nobody left, every dump whole
+//!   drop                            whoever is left in the directory is killed; after a panic the
+//!                                   ends of all logs are shown
+//! ```
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use kv_client::{Client, Options};
+use kv_core::dump::{Dump, DumpEntry};
+use kv_protocol::Placement;
+use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::map::ServerState;
+use kv_protocol::status::{ClusterState, ClusterStatus, ServerStatus};
+use tempfile::TempDir;
+
+use super::process::{self, Signal};
+use super::programs::{self, CLIENT, COORD, Ended, SERVER};
+use super::{PATIENCE, wait_for};
+
+/// How many of a log's last lines are shown after a panic.
+const SHOWN_LINES: usize = 25;
+/// What a run of `client` may take.
+const CLIENT_LIMIT: Duration = Duration::from_secs(120);
+/// What an orderly stop may take, dumps of some hundred megabytes included.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// How a cluster is to be started.
+#[derive(Debug)]
+pub(crate) struct Builder {
+    servers: usize,
+    shards: u16,
+    cluster_file: Option<String>,
+    flags: Vec<String>,
+    dir: TempDir,
+}
+
+/// What the coordinator wrote to `--ready-fd`.
+#[derive(Clone, Debug)]
+pub(crate) struct Ready {
+    pub(crate) clients_port: u16,
+    pub(crate) servers_port: u16,
+    pub(crate) cluster: String,
+    pub(crate) pid: u32,
+}
+
+/// A cluster that serves.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    coord: Child,
+    pub(crate) ready: Ready,
+    servers: usize,
+    shards: u16,
+    dir: TempDir,
+}
+
+/// All dumps of a stopped cluster, by server.
+#[derive(Debug)]
+pub(crate) struct Dumps {
+    pub(crate) primary: Vec<Dump>,
+    pub(crate) secondary: Vec<Dump>,
+}
+
+impl Builder {
+    pub(crate) fn servers(mut self, servers: usize) -> Builder {
+        self.servers = servers;
+        self
+    }
+
+    pub(crate) fn shards(mut self, shards: u16) -> Builder {
+        self.shards = shards;
+        self
+    }
+
+    /// Another cluster file than `localhost 0 0 0` for each server.
+    pub(crate) fn cluster_file(mut self, text: impl Into<String>) -> Builder {
+        self.cluster_file = Some(text.into());
+        self
+    }
+
+    /// A further argument of the coordinator.
+    pub(crate) fn flag(mut self, flag: impl Into<String>) -> Builder {
+        self.flags.push(flag.into());
+        self
+    }
+
+    /// The directory that the cluster will run in.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The coordinator's command line, and the cluster file it names written.
+    pub(crate) fn command(&self) -> Command {
+        let file = self.dir.path().join("cluster.txt");
+        let text = self.cluster_file.clone().unwrap_or_else(|| {
+            format!("{}\n{}", self.servers, "localhost 0 0 0\n".repeat(self.servers))
+        });
+        fs::write(&file, text).expect("write the cluster file");
+        let mut command = Command::new(COORD);
+        command.args(["-c", "0", "-s", "0", "--daemon"]);
+        command.args(["--server-binary", SERVER, "--shards", &self.shards.to_string()]);
+        command.arg("-C").arg(file).arg("--dir").arg(self.dir.path());
+        command.arg("-l").arg(self.dir.path().join("coord.log"));
+        command.args(&self.flags).stdin(Stdio::null());
+        // SAFETY: prctl takes integers and is safe to call between fork and exec. Should the test's
+        // process be killed, the coordinator stops its servers in order.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        command
+    }
+
+    /// Starts the cluster and waits until it serves.
+    #[track_caller]
+    pub(crate) fn start(self) -> Cluster {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut command = self.command();
+        let descriptor = writer.as_raw_fd();
+        command.args(["--ready-fd", &descriptor.to_string()]);
+        let errors = fs::File::create(self.dir.path().join("coord.err")).expect("create coord.err");
+        command.stdout(errors.try_clone().expect("one more descriptor")).stderr(errors);
+        // SAFETY: fcntl on an open descriptor is safe between fork and exec; it lets the coordinator
+        // inherit the pipe's end, and nobody else.
+        unsafe {
+            command.pre_exec(move || match libc::fcntl(descriptor, libc::F_SETFD, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+        let coord = command.spawn().expect("start coord");
+        drop(writer);
+        let none = Ready { clients_port: 0, servers_port: 0, cluster: String::new(), pid: 0 };
+        let (servers, shards) = (self.servers, self.shards);
+        // From here on a panic ends what was started.
+        let mut cluster = Cluster { coord, ready: none, servers, shards, dir: self.dir };
+        cluster.ready = cluster.await_ready(reader);
+        cluster
+    }
+}
+
+impl Cluster {
+    /// Three servers with one shard, unless said otherwise.
+    pub(crate) fn builder() -> Builder {
+        let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
+        Builder { servers: 3, shards: 1, cluster_file: None, flags: Vec::new(), dir }
+    }
+
+    /// Three servers with one shard.
+    #[track_caller]
+    pub(crate) fn start() -> Cluster {
+        Cluster::builder().start()
+    }
+
+    #[track_caller]
+    fn await_ready(&mut self, reader: std::io::PipeReader) -> Ready {
+        let (sender, line) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(reader).read_line(&mut line);
+            let _ = sender.send(line);
+        });
+        let line = wait_for("the coordinator's line on --ready-fd", PATIENCE, || {
+            if let Some(status) = self.coord.try_wait().expect("wait for coord") {
+                panic!("coord ended with {status} before the cluster served");
+            }
+            line.try_recv().ok()
+        });
+        assert!(line.ends_with('\n'), "--ready-fd was closed after {line:?}");
+        let json: serde_json::Value = serde_json::from_str(&line).expect("a line of JSON");
+        assert_eq!(json["status"], "serving", "{line}");
+        let number = |name: &str| json[name].as_u64().unwrap_or_else(|| panic!("{name} in {line}"));
+        let port = |name| u16::try_from(number(name)).expect("a port");
+        Ready {
+            clients_port: port("clients_port"),
+            servers_port: port("servers_port"),
+            cluster: json["cluster"].as_str().expect("the cluster's id").to_owned(),
+            pid: u32::try_from(number("pid")).expect("a pid"),
+        }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn placement(&self) -> Placement {
+        Placement::new(u16::try_from(self.servers).expect("at most 1,024"), self.shards)
+    }
+
+    pub(crate) fn coord_pid(&self) -> u32 {
+        self.coord.id()
+    }
+
+    /// The coordinator's clients port, as the library takes it.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.ready.clients_port)
+    }
+
+    /// A client of the library.
+    #[track_caller]
+    pub(crate) fn open(&self) -> Client {
+        self.open_with(Options::default())
+    }
+
+    #[track_caller]
+    pub(crate) fn open_with(&self, options: Options) -> Client {
+        Client::open(&self.endpoint(), options).expect("open a client")
+    }
+
+    /// What `coord status --json` says.
+    #[track_caller]
+    pub(crate) fn status(&self) -> ClusterStatus {
+        let port = self.ready.clients_port.to_string();
+        let arguments = ["status", "-h", "127.0.0.1", "-p", &port, "--json"];
+        let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(0);
+        serde_json::from_str(&ended.stdout)
+            .unwrap_or_else(|error| panic!("status --json: {error}\n{}", ended.stdout))
+    }
+
+    /// One server's part of the status.
+    #[track_caller]
+    pub(crate) fn server(&self, id: usize) -> ServerStatus {
+        self.status().servers.swap_remove(id)
+    }
+
+    #[track_caller]
+    pub(crate) fn server_pid(&self, id: usize) -> u32 {
+        self.server(id).pid.expect("a server that has started")
+    }
+
+    #[track_caller]
+    pub(crate) fn server_pids(&self) -> Vec<u32> {
+        self.status().servers.iter().map(|server| server.pid.expect("started")).collect()
+    }
+
+    /// Runs `client` with these operations on its standard input.
+    #[track_caller]
+    pub(crate) fn client(&self, operations: &str) -> Ended {
+        self.client_with(&[], operations)
+    }
+
+    /// Runs `client` with further arguments and this standard input.
+    #[track_caller]
+    pub(crate) fn client_with(&self, arguments: &[&str], input: &str) -> Ended {
+        let port = self.ready.clients_port.to_string();
+        let all = ["-h", "127.0.0.1", "-p", &port].into_iter().chain(arguments.iter().copied());
+        programs::run(CLIENT, all, input, CLIENT_LIMIT)
+    }
+
+    /// Runs `client -f` with these operations in a file.
+    #[track_caller]
+    pub(crate) fn client_file(&self, name: &str, operations: &str) -> Ended {
+        let path = self.dir().join(name);
+        fs::write(&path, operations).expect("write the operations file");
+        self.client_with(&["-f", path.to_str().expect("a path in UTF-8")], "")
+    }
+
+    /// Fails unless the whole cluster is as it was at its start: no process has ended, every group
+    /// has two copies, and a client that behaves is served at every server and both its copies.
+    #[track_caller]
+    pub(crate) fn assert_serves(&self, pids: &[u32]) {
+        for pid in pids {
+            assert!(process::is_alive(*pid), "server process {pid} has ended");
+        }
+        let status = wait_for("every group to have both copies", PATIENCE, || {
+            Some(self.status()).filter(|status| status.state == ClusterState::Serving)
+        });
+        let found: Vec<u32> = status.servers.iter().map(|s| s.pid.expect("started")).collect();
+        assert_eq!(found, pids, "other processes serve than before");
+        assert!(status.servers.iter().all(|server| server.state == ServerState::Up));
+        assert!(status.groups.iter().all(|group| group.copies == 2), "{:?}", status.groups);
+        self.assert_every_place_serves();
+    }
+
+    /// Writes and reads a key of every group and shard.
+    #[track_caller]
+    fn assert_every_place_serves(&self) {
+        let mut client = self.open();
+        let options = kv_client::OpOptions::default();
+        for key in self.keys_of_all_places() {
+            let written = client.put(&key, b"still serving", &options).expect("a put");
+            assert_eq!(written.copies, 2);
+            assert_eq!(client.get(&key, &options).expect("a get").bytes, b"still serving");
+            for role in [ReplicaRole::Primary, ReplicaRole::Secondary] {
+                let copy = client.verify(&key, role, &options).expect("a verify");
+                assert_eq!(copy.expect("a copy").bytes, b"still serving");
+            }
+        }
+    }
+
+    /// A key for each (group, shard).
+    fn keys_of_all_places(&self) -> Vec<Vec<u8>> {
+        let groups = u16::try_from(self.servers).expect("at most 1,024");
+        let places = (0..groups).flat_map(|g| (0..self.shards).map(move |s| (g, s)));
+        places.map(|(group, shard)| self.key_at(group, shard, "probe")).collect()
+    }
+
+    /// A key of this group and shard that begins with `prefix`.
+    pub(crate) fn key_at(&self, group: u16, shard: u16, prefix: &str) -> Vec<u8> {
+        key_at(self.placement(), group, shard, prefix)
+    }
+
+    /// Stops the cluster in order and takes its dumps. Fails unless the coordinator ends with 0 and
+    /// leaves no process.
+    #[track_caller]
+    pub(crate) fn stop(self) -> Dumps {
+        let (dumps, dir) = self.stop_and_keep();
+        drop(dir);
+        dumps
+    }
+
+    /// As [`Cluster::stop`], and keeps the directory.
+    #[track_caller]
+    pub(crate) fn stop_and_keep(mut self) -> (Dumps, TempDir) {
+        process::signal(self.coord.id(), Signal::TERM);
+        self.await_end(0);
+        let dumps = self.dumps();
+        let other = tempfile::tempdir().expect("make a directory");
+        (dumps, std::mem::replace(&mut self.dir, other))
+    }
+
+    /// Waits for the coordinator to end with this code, leaving no process.
+    #[track_caller]
+    pub(crate) fn await_end(&mut self, code: i32) {
+        let ended = programs::wait(&mut self.coord, STOP_LIMIT).expect("an end in time");
+        assert_eq!(ended, Some(code), "how coord ended");
+        let left = process::running_in(self.dir());
+        assert!(left.is_empty(), "processes {left:?} outlived their coordinator");
+    }
+
+    /// All dumps in the directory.
+    #[track_caller]
+    pub(crate) fn dumps(&self) -> Dumps {
+        let all = |role| (0..self.servers).map(|id| self.dump(id, role)).collect();
+        Dumps { primary: all("primary"), secondary: all("secondary") }
+    }
+
+    /// One dump, complete and unaltered.
+    #[track_caller]
+    pub(crate) fn dump(&self, id: usize, role: &str) -> Dump {
+        read_dump(&self.dir().join(format!("server_{id}.{role}")))
+    }
+
+    /// The coordinator's log so far.
+    pub(crate) fn coord_log(&self) -> String {
+        let bytes = fs::read(self.dir().join("coord.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// Reads a dump; fails unless it is complete and unaltered.
+#[track_caller]
+pub(crate) fn read_dump(path: &Path) -> Dump {
+    let bytes = fs::read(path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
+    Dump::parse(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A key of this group and shard that begins with `prefix`.
+pub(crate) fn key_at(placement: Placement, group: u16, shard: u16, prefix: &str) -> Vec<u8> {
+    use kv_protocol::{Digest, GroupId, ShardId};
+    (0u32..)
+        .map(|n| format!("{prefix}-{n}").into_bytes())
+        .find(|key| placement.locate(Digest::of(key)) == (GroupId(group), ShardId(shard)))
+        .expect("every place has keys")
+}
+
+impl Dumps {
+    /// Fails unless the two dumps of every group hold the same entries, each at its place.
+    #[track_caller]
+    pub(crate) fn assert_copies_agree(&self) {
+        let servers = self.primary.len();
+        for (id, primary) in self.primary.iter().enumerate() {
+            let secondary = &self.secondary[(id + 1) % servers];
+            assert_eq!(usize::from(primary.header.server.0), id);
+            assert_eq!(usize::from(primary.header.group.0), id);
+            assert_eq!(secondary.header.group, primary.header.group);
+            assert_eq!(usize::from(secondary.header.server.0), (id + 1) % servers);
+            assert_eq!(primary.header.role, ReplicaRole::Primary);
+            assert_eq!(secondary.header.role, ReplicaRole::Secondary);
+            let placement =
+                Placement::new(u16::try_from(servers).expect("few"), primary.header.shards);
+            for entry in &primary.entries {
+                assert_eq!(placement.locate(entry.digest).0, primary.header.group, "{entry:?}");
+            }
+            let (ours, theirs) = (sorted(primary), sorted(secondary));
+            assert_eq!(ours.len(), theirs.len(), "entries of group {id}");
+            for (our, their) in ours.iter().zip(&theirs) {
+                assert!(our == their, "group {id}:\n {our:?}\n {their:?}");
+            }
+        }
+    }
+
+    /// All entries of all groups, by key.
+    #[track_caller]
+    pub(crate) fn entries(&self) -> std::collections::HashMap<&[u8], &DumpEntry> {
+        let mut all = std::collections::HashMap::new();
+        for entry in self.primary.iter().flat_map(|dump| &dump.entries) {
+            let before = all.insert(&entry.key[..], entry);
+            assert!(before.is_none(), "two entries of one key: {before:?} and {entry:?}");
+        }
+        all
+    }
+}
+
+fn sorted(dump: &Dump) -> Vec<&DumpEntry> {
+    let mut entries: Vec<&DumpEntry> = dump.entries.iter().collect();
+    entries.sort_by(|a, b| a.key.cmp(&b.key));
+    entries
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            show_logs(self.dir.path());
+        }
+        let _ = self.coord.kill();
+        let _ = self.coord.wait();
+        process::end_all_in(self.dir.path());
+    }
+}
+
+/// Prints the ends of everything that the programs wrote in this directory.
+pub(crate) fn show_logs(dir: &Path) {
+    let Ok(files) = fs::read_dir(dir) else { return };
+    let mut logs: Vec<PathBuf> = files
+        .filter_map(|file| Some(file.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|e| e == "log" || e == "err"))
+        .filter(|path| fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() > 0))
+        .collect();
+    logs.sort();
+    for log in logs {
+        let text = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
+        let lines: Vec<&str> = text.lines().collect();
+        eprintln!("--- the end of {}", log.display());
+        for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
+            eprintln!("    {line}");
+        }
+    }
+}

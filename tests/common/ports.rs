@@ -1,0 +1,162 @@
+//! The five kinds of port that a cluster listens on, and the first frame that each expects.
+
+use std::net::{IpAddr, SocketAddr};
+
+use kv_protocol::client_message::{Question, opcode, read_map_answer};
+use kv_protocol::control_message::{OrdersHello, ServerMessage, Started};
+use kv_protocol::ids::{ClientId, ClusterId, Epoch, Member, ServerId, ShardId};
+use kv_protocol::map::Map;
+use kv_protocol::peer_message::PeerHello;
+use kv_protocol::status::ClusterStatus;
+
+use super::cluster::Cluster;
+use super::raw::{Raw, hello};
+
+/// A kind of port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A server's, for clients.
+    Clients,
+    /// A server's, for other servers.
+    Servers,
+    /// A server's, for the coordinator.
+    Orders,
+    /// The coordinator's, for clients.
+    Map,
+    /// The coordinator's, for servers.
+    Reports,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 5] =
+        [Kind::Clients, Kind::Servers, Kind::Orders, Kind::Map, Kind::Reports];
+
+    /// Whether frames end with a checksum there.
+    pub(crate) fn is_checked(self) -> bool {
+        matches!(self, Kind::Servers | Kind::Orders | Kind::Reports)
+    }
+}
+
+/// The ports of server 1 and of the coordinator, and what a forger can know.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    pub(crate) status: ClusterStatus,
+    pub(crate) map: Map,
+    reports: SocketAddr,
+    coordinator: SocketAddr,
+}
+
+/// The server whose ports are attacked: neither the first nor the last.
+pub(crate) const VICTIM: usize = 1;
+
+impl Ports {
+    #[track_caller]
+    pub(crate) fn of(cluster: &Cluster) -> Ports {
+        let here = |port| SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port);
+        let coordinator = here(cluster.ready.clients_port);
+        Ports {
+            status: cluster.status(),
+            map: fetch_map(coordinator),
+            reports: here(cluster.ready.servers_port),
+            coordinator,
+        }
+    }
+
+    pub(crate) fn address(&self, kind: Kind) -> SocketAddr {
+        let victim = &self.status.servers[VICTIM];
+        let text = match kind {
+            Kind::Clients => &victim.clients,
+            Kind::Servers => &victim.servers,
+            Kind::Orders => &victim.coord,
+            Kind::Map => return self.coordinator,
+            Kind::Reports => return self.reports,
+        };
+        text.as_ref().expect("started").parse().expect("an address")
+    }
+
+    #[track_caller]
+    pub(crate) fn connect(&self, kind: Kind) -> Raw {
+        if kind.is_checked() {
+            Raw::to_cluster_port(self.address(kind))
+        } else {
+            Raw::to_clients_port(self.address(kind))
+        }
+    }
+
+    /// A connection to the victim's shard 0 that has been welcomed.
+    #[track_caller]
+    pub(crate) fn welcomed(&self, client: u128) -> Raw {
+        Raw::welcomed(self.address(Kind::Clients), ClientId(client), ShardId(0))
+    }
+
+    pub(crate) fn member(&self, server: usize) -> Member {
+        let status = &self.status.servers[server];
+        Member { server: status.id, incarnation: status.incarnation.expect("started") }
+    }
+
+    /// The hello by which the victim's predecessor opens the stream of shard 0.
+    pub(crate) fn peer_hello(&self) -> PeerHello {
+        PeerHello {
+            cluster: self.status.cluster,
+            from: self.member(VICTIM - 1),
+            to: self.member(VICTIM),
+            shard: ShardId(0),
+            shards: self.status.shards,
+            view: self.map.views[VICTIM - 1],
+        }
+    }
+
+    /// The hello of this very coordinator to the victim.
+    pub(crate) fn orders_hello(&self) -> OrdersHello {
+        OrdersHello {
+            cluster: self.status.cluster,
+            epoch: self.status.epoch,
+            to: self.member(VICTIM),
+        }
+    }
+
+    /// A STARTED of the victim that names other ports than the victim's.
+    pub(crate) fn started(&self) -> Started {
+        Started {
+            cluster: self.status.cluster,
+            member: self.member(VICTIM),
+            pid: 1,
+            start_time: 1,
+            shards: self.status.shards,
+            address: IpAddr::from([127, 0, 0, 1]),
+            clients_port: 1,
+            servers_port: 2,
+            coord_port: 3,
+            epoch: Epoch::default(),
+        }
+    }
+
+    /// The frame by which a conversation with this port begins.
+    pub(crate) fn first_frame(&self, kind: Kind) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match kind {
+            Kind::Clients | Kind::Map => bytes = hello(ClusterId(0), ClientId(9), ShardId(0)),
+            Kind::Servers => self.peer_hello().write(&mut bytes),
+            Kind::Orders => self.orders_hello().write(&mut bytes),
+            Kind::Reports => ServerMessage::Started(self.started()).write(&mut bytes),
+        }
+        bytes
+    }
+}
+
+/// The coordinator's map, asked for without the library.
+#[track_caller]
+pub(crate) fn fetch_map(coordinator: SocketAddr) -> Map {
+    let mut raw = Raw::welcomed(coordinator, ClientId(9), ShardId(0));
+    let mut question = Vec::new();
+    Question::Map.write(&mut question);
+    raw.send(&question);
+    let frame = raw.frame();
+    assert_eq!(frame.opcode, opcode::MAP_ANSWER);
+    read_map_answer(&frame.body).expect("a map")
+}
+
+/// Somebody whom the cluster has never heard of.
+pub(crate) fn stranger(server: u16) -> Member {
+    Member { server: ServerId(server), incarnation: kv_protocol::Incarnation(0xbad) }
+}

@@ -1,0 +1,121 @@
+//! Processes by pid: find, signal, measure.
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+pub(crate) use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, kill_process};
+
+use super::poll;
+
+/// Sends a signal; that the process is gone already is no error.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let _ = kill_process(named(pid), signal);
+}
+
+fn named(pid: u32) -> Pid {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a pid is a positive number")
+}
+
+/// Whether a process exists and has not ended (one that nobody has waited for yet has ended).
+pub(crate) fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| !rest.starts_with(['Z', 'X'])))
+        .unwrap_or(false)
+}
+
+/// All processes that run in this directory: a cluster's servers, whoever their parent is by now.
+pub(crate) fn running_in(directory: &Path) -> Vec<u32> {
+    let Ok(directory) = directory.canonicalize() else { return Vec::new() };
+    let processes = fs::read_dir("/proc").expect("read /proc");
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory)
+                && is_alive(*pid)
+        })
+        .collect()
+}
+
+/// Kills all processes that run in this directory, and waits until none is left.
+pub(crate) fn end_all_in(directory: &Path) {
+    poll(Duration::from_secs(10), || {
+        let left = running_in(directory);
+        for pid in &left {
+            signal(*pid, Signal::KILL);
+        }
+        left.is_empty().then_some(())
+    });
+}
+
+/// What a process has mapped and may use without asking again, in bytes (`VmData`): memory that was
+/// reserved and never touched counts.
+pub(crate) fn data_bytes(pid: u32) -> u64 {
+    kilobytes(pid, "VmData:") << 10
+}
+
+/// What a process holds in memory, in bytes.
+pub(crate) fn resident_bytes(pid: u32) -> u64 {
+    kilobytes(pid, "VmRSS:") << 10
+}
+
+fn kilobytes(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("read /proc/PID/status");
+    let line = status.lines().find(|line| line.starts_with(field)).expect("a known field");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("kilobytes")
+}
+
+/// How many descriptors a process has open.
+pub(crate) fn open_descriptors(pid: u32) -> u64 {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("read /proc/PID/fd").count() as u64
+}
+
+/// Lets another process have so many descriptors open and no more.
+pub(crate) fn limit_descriptors(pid: u32, most: u64) {
+    use rustix::process::{Resource, Rlimit, prlimit};
+    let limit = Rlimit { current: Some(most), maximum: Some(most) };
+    prlimit(Some(named(pid)), Resource::Nofile, limit).expect("limit another process");
+}
+
+/// Cuts every connection of a process to this port of this machine, as a failing network would: both
+/// ends see the end of the stream. Returns how many there were. The sockets are borrowed from the
+/// process (pidfd_getfd(2)), which takes the right to trace it.
+pub(crate) fn cut_connections(pid: u32, remote_port: u16) -> usize {
+    let pidfd = rustix::process::pidfd_open(named(pid), PidfdFlags::empty()).expect("open a pidfd");
+    let mut cut = 0;
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("read /proc/PID/fd") {
+        let Some(number) = entry.ok().and_then(|e| e.file_name().to_str()?.parse().ok()) else {
+            continue;
+        };
+        // It may have been closed meanwhile.
+        let Ok(socket) = rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty())
+        else {
+            continue;
+        };
+        let socket = TcpStream::from(socket);
+        if socket.peer_addr().is_ok_and(|peer| peer.port() == remote_port)
+            && socket.shutdown(std::net::Shutdown::Both).is_ok()
+        {
+            cut += 1;
+        }
+    }
+    cut
+}
+
+/// Whether [`cut_connections`] is allowed on this machine; some containers forbid it.
+pub(crate) fn may_cut_connections(pid: u32) -> bool {
+    let pidfd = rustix::process::pidfd_open(named(pid), PidfdFlags::empty()).expect("open a pidfd");
+    rustix::process::pidfd_getfd(&pidfd, 0, PidfdGetfdFlags::empty()).is_ok()
+}
+
+/// Lets this process open as many files as it may.
+pub(crate) fn raise_own_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("raise the soft limit to the hard one");
+    limit.current.unwrap_or(u64::MAX)
+}

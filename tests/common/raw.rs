@@ -1,0 +1,228 @@
+//! A connection that says whatever a test wants it to say.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use kv_protocol::client_message::{
+    Answer, Hello, Operation, Refusal, Request, Status, Welcome, WriteHeader, opcode,
+};
+use kv_protocol::frame::{FrameBuffer, FrameRules};
+use kv_protocol::ids::{ClientId, ClusterId, RequestId, SequenceNumber, ShardId, ViewVersion};
+use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_PEER_BODY};
+use kv_protocol::placement::Digest;
+
+/// How long a test waits for bytes or for the end of a connection.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    pub(crate) stream: TcpStream,
+    input: FrameBuffer,
+}
+
+/// A frame that was received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Received {
+    pub(crate) opcode: u8,
+    pub(crate) body: Vec<u8>,
+}
+
+/// An answer with its value copied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answered {
+    pub(crate) id: RequestId,
+    pub(crate) status: Status,
+    pub(crate) copies: u8,
+    pub(crate) version: SequenceNumber,
+    pub(crate) value: Vec<u8>,
+}
+
+impl Raw {
+    /// A connection to a clients port: frames without checksums.
+    #[track_caller]
+    pub(crate) fn to_clients_port(address: SocketAddr) -> Raw {
+        Raw::connect(address, FrameRules::unchecked(MAX_ANSWER_BODY))
+    }
+
+    /// A connection to a port of the cluster's own: frames with checksums.
+    #[track_caller]
+    pub(crate) fn to_cluster_port(address: SocketAddr) -> Raw {
+        Raw::connect(address, FrameRules::checked(MAX_PEER_BODY))
+    }
+
+    #[track_caller]
+    fn connect(address: SocketAddr, rules: FrameRules) -> Raw {
+        let stream = TcpStream::connect(address)
+            .unwrap_or_else(|error| panic!("connect to {address}: {error}"));
+        stream.set_nodelay(true).expect("set TCP_NODELAY");
+        stream.set_write_timeout(Some(LIMIT)).expect("set a time limit");
+        Raw { stream, input: FrameBuffer::new(rules) }
+    }
+
+    /// A connection to a server's shard that has been welcomed.
+    #[track_caller]
+    pub(crate) fn welcomed(address: SocketAddr, client: ClientId, shard: ShardId) -> Raw {
+        let mut raw = Raw::to_clients_port(address);
+        raw.send(&hello(ClusterId(0), client, shard));
+        let frame = raw.frame();
+        assert_eq!(frame.opcode, opcode::WELCOME, "{frame:?}");
+        Welcome::read(&frame.body).expect("a welcome");
+        raw
+    }
+
+    /// Sends bytes, all of them.
+    #[track_caller]
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("send");
+    }
+
+    /// Sends bytes; that the other end has closed meanwhile is no failure.
+    pub(crate) fn send_if_open(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// Says that nothing more will come.
+    pub(crate) fn finish(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// The next frame; `None` at the end of the connection.
+    #[track_caller]
+    pub(crate) fn next_frame(&mut self) -> Option<Received> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let frame = self.input.next_frame().expect("a well-formed frame");
+            if let Some(frame) = frame {
+                return Some(Received { opcode: frame.opcode, body: frame.body.to_vec() });
+            }
+            if !self.receive(deadline) {
+                return None;
+            }
+        }
+    }
+
+    /// Takes received bytes in; false at the end of the connection.
+    #[track_caller]
+    fn receive(&mut self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "neither a frame nor the end of the connection in {LIMIT:?}");
+        self.stream.set_read_timeout(Some(left)).expect("set a time limit");
+        let mut bytes = [0; 64 << 10];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => false,
+            Ok(count) => {
+                self.input.extend(&bytes[..count]);
+                true
+            }
+            Err(error) if is_gone(&error) => false,
+            Err(error) => panic!("receive: {error}"),
+        }
+    }
+
+    /// The next frame; fails at the end of the connection.
+    #[track_caller]
+    pub(crate) fn frame(&mut self) -> Received {
+        self.next_frame().expect("a frame, not the end of the connection")
+    }
+
+    /// The next frame, which is an answer.
+    #[track_caller]
+    pub(crate) fn answer(&mut self) -> Answered {
+        let frame = self.frame();
+        assert_eq!(frame.opcode, opcode::ANSWER, "{frame:?}");
+        let answer = Answer::read(&frame.body).expect("an answer");
+        Answered {
+            id: answer.id,
+            status: answer.status,
+            copies: answer.copies,
+            version: answer.version,
+            value: answer.value.to_vec(),
+        }
+    }
+
+    /// The next frame, which is a refusal: its status and reason.
+    #[track_caller]
+    pub(crate) fn refusal(&mut self) -> (Status, String) {
+        let frame = self.frame();
+        assert_eq!(frame.opcode, opcode::ERROR, "{frame:?}");
+        let refusal = Refusal::read(&frame.body).expect("a refusal");
+        (refusal.status, refusal.reason.to_owned())
+    }
+
+    /// Sends a request and takes its answer.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, key: &[u8], operation: Operation<'_>) -> Answered {
+        self.send(&request(RequestId(77), key, operation));
+        let answer = self.answer();
+        assert_eq!(answer.id, RequestId(77));
+        answer
+    }
+
+    /// Waits for the end of the connection, whatever is said before; fails when it does not come.
+    #[track_caller]
+    pub(crate) fn await_close(&mut self) -> Vec<Received> {
+        let mut said = Vec::new();
+        while let Some(frame) = self.next_frame() {
+            said.push(frame);
+        }
+        said
+    }
+
+    /// Whether anything has come.
+    pub(crate) fn has_input(&mut self) -> bool {
+        self.stream.set_nonblocking(true).expect("make it non-blocking");
+        let has_input = matches!(self.stream.peek(&mut [0]), Ok(1..));
+        self.stream.set_nonblocking(false).expect("make it blocking");
+        has_input
+    }
+
+    /// Whether the other end has closed by now. Takes received bytes away.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        self.stream.set_nonblocking(true).expect("make it non-blocking");
+        let mut bytes = [0; 64 << 10];
+        let closed = loop {
+            match self.stream.read(&mut bytes) {
+                Ok(0) => break true,
+                Ok(_) => {}
+                Err(error) => break error.kind() != ErrorKind::WouldBlock,
+            }
+        };
+        self.stream.set_nonblocking(false).expect("make it blocking");
+        closed
+    }
+}
+
+fn is_gone(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe
+    )
+}
+
+/// The bytes of a HELLO.
+pub(crate) fn hello(cluster: ClusterId, client: ClientId, shard: ShardId) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Hello { cluster, client, shard }.write(&mut bytes);
+    bytes
+}
+
+/// The bytes of a request under view 1, which every group of a fresh cluster has.
+pub(crate) fn request(id: RequestId, key: &[u8], operation: Operation<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let digest = Digest::of(key);
+    Request { id, view: ViewVersion(1), digest, key, operation }.write(&mut bytes);
+    bytes
+}
+
+/// The header of the write with this number, whose predecessors have all ended.
+pub(crate) fn write_number(seq: u64) -> WriteHeader {
+    use kv_protocol::client_message::Condition;
+    use kv_protocol::ids::RequestSeq;
+    WriteHeader {
+        seq: RequestSeq(seq),
+        first_incomplete: RequestSeq(seq),
+        condition: Condition::Always,
+    }
+}

@@ -1,0 +1,97 @@
+//! A write whose answer was lost is executed once, however often it is sent.
+
+mod common;
+
+use common::Cluster;
+use common::proxy::Proxy;
+use common::raw::{Raw, request};
+use kv_client::{Client, Condition, OpOptions, Options};
+use kv_protocol::client_message::{Operation, Status, WriteHeader};
+use kv_protocol::ids::{ClientId, RequestId, RequestSeq, SequenceNumber, ShardId};
+
+fn if_absent(seq: u64) -> WriteHeader {
+    WriteHeader {
+        seq: RequestSeq(seq),
+        first_incomplete: RequestSeq(seq),
+        condition: Condition::IfAbsent,
+    }
+}
+
+#[test]
+fn the_library_retries_a_write_whose_answer_was_cut_off_and_it_is_executed_once() {
+    let cluster = Cluster::start();
+    let proxy = Proxy::before(&cluster);
+    let mut client = Client::open(&proxy.endpoint(), Options::default()).expect("open a client");
+    let once = OpOptions { condition: Condition::IfAbsent, ..OpOptions::default() };
+    let mut versions = Vec::new();
+    for n in 0..20u8 {
+        // Cut once, twice or three times on end.
+        proxy.cut_next_answers(1 + usize::from(n % 3));
+        let key = cluster.key_at(0, 0, &format!("once {n}"));
+        // Executed a second time, it would find the key and say CONFLICT.
+        let written = client.put(&key, &[n], &once).expect("a put that is executed once");
+        assert_eq!(written.copies, 2);
+        versions.push(written.version);
+        let value = cluster.open().get(&key, &OpOptions::default()).expect("a get");
+        assert_eq!((value.bytes, value.version), (vec![n], written.version));
+    }
+    assert_eq!(proxy.answers_cut(), (0..20).map(|n| 1 + n % 3).sum::<usize>());
+    // Each write took one place in the log, however often it came.
+    let expected: Vec<_> = (1..=20).map(SequenceNumber).collect();
+    assert_eq!(versions, expected);
+}
+
+#[test]
+fn a_delete_whose_answer_was_cut_off_is_answered_as_done_and_not_as_not_found() {
+    let cluster = Cluster::start();
+    let proxy = Proxy::before(&cluster);
+    let mut client = Client::open(&proxy.endpoint(), Options::default()).expect("open a client");
+    client.put(b"k", b"v", &OpOptions::default()).expect("a put");
+    proxy.cut_next_answers(1);
+    let deleted = client.delete(b"k", &OpOptions::default()).expect("a delete, done once");
+    assert_eq!(deleted.copies, 2);
+    assert_eq!(proxy.answers_cut(), 1);
+}
+
+#[test]
+fn the_same_client_and_number_get_the_first_answer_over_a_new_connection() {
+    let cluster = Cluster::start();
+    let server = cluster.server(0).clients.expect("started").parse().expect("an address");
+    let key = cluster.key_at(0, 0, "raw");
+    let client = ClientId(0xfeed);
+    let bytes = request(RequestId(1), &key, Operation::Put(if_absent(1), b"first"));
+
+    // Sent, and the connection is closed before any answer is read.
+    let mut lost = Raw::welcomed(server, client, ShardId(0));
+    lost.send(&bytes);
+    drop(lost);
+
+    let mut again = Raw::welcomed(server, client, ShardId(0));
+    again.send(&bytes);
+    let first = again.answer();
+    assert_eq!((first.status, first.version), (Status::Ok, SequenceNumber(1)));
+    for _ in 0..3 {
+        again.send(&bytes);
+        assert_eq!(again.answer(), first, "the answer of a retry");
+    }
+    // Another client's write, or another number, is another write.
+    let mut other = Raw::welcomed(server, ClientId(0xbeef), ShardId(0));
+    assert_eq!(other.ask(&key, Operation::Put(if_absent(1), b"x")).status, Status::Conflict);
+    assert_eq!(again.ask(&key, Operation::Put(if_absent(2), b"x")).status, Status::Conflict);
+    assert_eq!(again.ask(&key, Operation::Get).value, b"first");
+}
+
+#[test]
+fn a_number_that_the_client_has_declared_finished_is_answered_as_expired_and_not_executed() {
+    let cluster = Cluster::start();
+    let server = cluster.server(0).clients.expect("started").parse().expect("an address");
+    let key = cluster.key_at(0, 0, "raw");
+    let mut raw = Raw::welcomed(server, ClientId(1), ShardId(0));
+    for seq in 1..=2 {
+        let always = WriteHeader { condition: Condition::Always, ..if_absent(seq) };
+        assert_eq!(raw.ask(&key, Operation::Put(always, &[seq as u8])).status, Status::Ok);
+    }
+    let late = WriteHeader { condition: Condition::Always, ..if_absent(1) };
+    assert_eq!(raw.ask(&key, Operation::Put(late, b"late")).status, Status::SessionExpired);
+    assert_eq!(raw.ask(&key, Operation::Get).value, [2]);
+}

@@ -1,0 +1,390 @@
+//! Processes that die, hang, lose their connections or are told to leave, while others work.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::load::{check_all, put_all};
+use common::ports::fetch_map;
+use common::process::Signal;
+use common::{Cluster, PATIENCE, poll, process, wait_for, wait_until};
+use kv_client::{Client, Error, OpOptions, Options};
+use kv_protocol::map::ServerState;
+use kv_protocol::status::ClusterState;
+
+/// How soon the coordinator has to know of a failure.
+const NOTICED_WITHIN: Duration = Duration::from_millis(1_500);
+/// The deadline of operations that are to fail.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// How much later than their deadline they may end on a busy machine.
+const SLACK: Duration = Duration::from_millis(500);
+/// What an operation on a whole group may take on a busy machine while another group is broken.
+const NORMAL: Duration = Duration::from_millis(500);
+
+fn within(deadline: Duration) -> OpOptions {
+    OpOptions { deadline: Some(deadline), ..OpOptions::default() }
+}
+
+/// Some pairs, evenly spread.
+fn pairs(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    (0..count)
+        .map(|n| (format!("key {n}").into_bytes(), format!("value {n}").into_bytes()))
+        .collect()
+}
+
+fn group_of(cluster: &Cluster, key: &[u8]) -> usize {
+    cluster.placement().locate(kv_protocol::Digest::of(key)).0.0.into()
+}
+
+/// Waits until the coordinator says in status, map and log that a server is down.
+#[track_caller]
+fn assert_noticed(cluster: &Cluster, server: usize, since: Instant) {
+    let left = NOTICED_WITHIN.saturating_sub(since.elapsed());
+    wait_until("the status to say that the server is down", left, || {
+        let status = cluster.status();
+        status.servers[server].state == ServerState::Down && status.state == ClusterState::Degraded
+    });
+    let map = fetch_map(cluster.endpoint().parse().expect("an address"));
+    assert_eq!(map.servers[server].state, ServerState::Down);
+    assert!(map.servers.iter().filter(|s| s.state == ServerState::Up).count() >= 2);
+    let words = format!("server {server}");
+    let log = cluster.coord_log();
+    assert!(log.lines().any(|l| l.contains(&words) && l.contains("down")), "in the log:\n{log}");
+}
+
+#[test]
+fn a_killed_server_costs_its_own_groups_alone_and_the_coordinator_says_so() {
+    let mut cluster = Cluster::builder().servers(4).start();
+    let pairs = pairs(400);
+    let mut client = cluster.open();
+    put_all(&mut client, &pairs);
+    let dead = 1;
+    process::signal(cluster.server_pid(dead), Signal::KILL);
+    let since = Instant::now();
+    assert_noticed(&cluster, dead, since);
+    let status = cluster.status();
+    let copies: Vec<u8> = status.groups.iter().map(|group| group.copies).collect();
+    assert_eq!(copies, [1, 1, 2, 2], "group 0 has lost its secondary, group 1 its primary");
+
+    for (key, value) in &pairs {
+        let group = group_of(&cluster, key);
+        let start = Instant::now();
+        match group {
+            // Its primary is dead.
+            1 => continue,
+            // Its secondary is dead: reads go on.
+            0 => {}
+            _ => {
+                let written = client.put(key, value, &OpOptions::default()).expect("a put");
+                assert_eq!(written.copies, 2);
+            }
+        }
+        assert_eq!(client.get(key, &OpOptions::default()).expect("a get").bytes, *value);
+        let waited = start.elapsed();
+        assert!(waited < NORMAL, "an operation on group {group} took {waited:?}");
+    }
+
+    let key = cluster.key_at(1, 0, "lost");
+    assert_fails_at_its_deadline(|| client.get(&key, &within(DEADLINE)).map(drop), is_unavailable);
+    assert_fails_at_its_deadline(
+        || client.put(&key, b"v", &within(DEADLINE)).map(drop),
+        is_unavailable,
+    );
+    assert_fails_at_its_deadline(
+        || client.delete(&key, &within(DEADLINE)).map(drop),
+        is_unavailable,
+    );
+    // Logged at the primary and waiting for a secondary that is gone.
+    let key = cluster.key_at(0, 0, "half");
+    assert_fails_at_its_deadline(
+        || client.put(&key, b"v", &within(DEADLINE)).map(drop),
+        |error| matches!(error, Error::InDoubt { .. }),
+    );
+
+    // The rest stops in order; what was acknowledged is in the copies that are left.
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    let mut found = HashMap::new();
+    for (server, role) in [(0, "primary"), (2, "secondary"), (2, "primary"), (3, "primary")] {
+        let dump = cluster.dump(server, role);
+        found.extend(dump.entries.into_iter().map(|entry| (entry.key, entry.value)));
+    }
+    for (key, value) in &pairs {
+        assert_eq!(found.get(key), Some(value), "{key:?}");
+    }
+}
+
+fn is_unavailable(error: &Error) -> bool {
+    matches!(error, Error::Unavailable { .. })
+}
+
+#[track_caller]
+fn assert_fails_at_its_deadline(
+    operation: impl FnOnce() -> Result<(), Error>,
+    is_expected: impl Fn(&Error) -> bool,
+) {
+    let start = Instant::now();
+    let error = operation().expect_err("an operation on a broken group");
+    let waited = start.elapsed();
+    assert!(is_expected(&error), "{error:?}");
+    assert!(waited + SLACK > DEADLINE && waited < DEADLINE + SLACK, "{waited:?}: {error}");
+}
+
+#[test]
+fn the_command_line_says_what_a_killed_server_costs_and_goes_on() {
+    let cluster = Cluster::builder().servers(4).start();
+    let (lost, kept) = (cluster.key_at(1, 0, "l"), cluster.key_at(2, 0, "k"));
+    let (lost, kept) = (String::from_utf8(lost).unwrap(), String::from_utf8(kept).unwrap());
+    let operations = format!("P \"{lost}\" \"1\"\nP \"{kept}\" \"2\"\n");
+    cluster.client(&operations).with_code(0);
+    process::signal(cluster.server_pid(1), Signal::KILL);
+    let start = Instant::now();
+    let operations = format!("G \"{kept}\"\nG \"{lost}\"\nG \"{kept}\"\n");
+    let ended = cluster.client_with(&["--timeout", "1"], &operations).with_code(1);
+    assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
+    assert_eq!(ended.stdout.matches(&format!("value[\"{kept}\"] == \"2\"")).count(), 2);
+    assert!(ended.stderr.contains("line 2"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("not served within"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_write_that_was_sent_to_a_server_before_it_died_is_in_doubt() {
+    let cluster = Cluster::start();
+    let key = cluster.key_at(1, 0, "doubt");
+    let mut client = cluster.open();
+    client.put(&key, b"before", &OpOptions::default()).expect("a put");
+    let pid = cluster.server_pid(1);
+    process::signal(pid, Signal::STOP);
+    let ended = std::thread::scope(|scope| {
+        let write = scope.spawn(|| {
+            let start = Instant::now();
+            (client.put(&key, b"after", &within(2 * DEADLINE)), start.elapsed())
+        });
+        // The write is on its way when the server is found to be silent.
+        wait_until("the silence to be noticed", PATIENCE, || {
+            cluster.server(1).state == ServerState::Down
+        });
+        process::signal(pid, Signal::KILL);
+        write.join().expect("a writer")
+    });
+    assert!(matches!(ended.0, Err(Error::InDoubt { .. })), "{ended:?}");
+    assert!(ended.1 < 2 * DEADLINE + SLACK, "{ended:?}");
+}
+
+/// Writes growing numbers under one key until told to stop; every write has to be answered OK.
+/// Returns the last number and the longest that a write took.
+fn write_on(mut client: Client, key: &[u8], over: &AtomicBool) -> (u64, Duration) {
+    let mut longest = Duration::ZERO;
+    for number in 1.. {
+        let start = Instant::now();
+        let written = client
+            .put(key, &number.to_string().into_bytes(), &within(PATIENCE))
+            .unwrap_or_else(|error| panic!("write {number}: {error}"));
+        assert_eq!(written.copies, 2);
+        longest = longest.max(start.elapsed());
+        if over.load(Ordering::SeqCst) {
+            return (number, longest);
+        }
+    }
+    unreachable!("nobody writes so often");
+}
+
+/// Runs a fault while every group is written to; afterwards all is whole, and the last write of each
+/// writer is in both dumps. Returns the longest that a write of each group took.
+fn nothing_is_lost_through(fault: impl FnOnce(&Cluster)) -> Vec<Duration> {
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    let keys: Vec<Vec<u8>> = (0..3).map(|group| cluster.key_at(group, 0, "w")).collect();
+    let over = AtomicBool::new(false);
+    let ended: Vec<(u64, Duration)> = std::thread::scope(|scope| {
+        let writers: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                let client = cluster.open();
+                scope.spawn(|| write_on(client, key, &over))
+            })
+            .collect();
+        let stopper = StopOnDrop(&over);
+        wait_until("every writer to be at work", PATIENCE, || {
+            cluster.status().groups.iter().all(|group| group.entries > 0)
+        });
+        fault(&cluster);
+        drop(stopper);
+        writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
+    });
+    cluster.assert_serves(&pids);
+    let dumps = cluster.stop();
+    dumps.assert_copies_agree();
+    let entries = dumps.entries();
+    for (key, (last, _)) in keys.iter().zip(&ended) {
+        assert_eq!(entries[&key[..]].value, last.to_string().into_bytes());
+    }
+    ended.into_iter().map(|(_, longest)| longest).collect()
+}
+
+/// Lets the writers end also when the fault fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn writes_wait_for_a_secondary_that_hangs_and_complete_when_it_goes_on() {
+    const HANGS: Duration = Duration::from_secs(2);
+    let longest = nothing_is_lost_through(|cluster| {
+        let pid = cluster.server_pid(1);
+        process::signal(pid, Signal::STOP);
+        let since = Instant::now();
+        let noticed =
+            poll(NOTICED_WITHIN, || (cluster.server(1).state == ServerState::Down).then_some(()));
+        let hung = poll(2 * HANGS, || (since.elapsed() >= HANGS).then_some(()));
+        process::signal(pid, Signal::CONT);
+        assert!(noticed.is_some() && hung.is_some(), "the silence was not noticed");
+        wait_until("the server to be up again", PATIENCE, || {
+            cluster.server(1).state == ServerState::Up
+        });
+    });
+    // Group 0 has its secondary there, group 1 its primary; group 2 has nothing to do with it.
+    assert!(longest[0] >= HANGS - SLACK && longest[1] >= HANGS - SLACK, "{longest:?}");
+    assert!(longest[2] < HANGS - SLACK, "{longest:?}");
+}
+
+#[test]
+fn streams_between_servers_that_are_cut_again_and_again_lose_nothing() {
+    nothing_is_lost_through(|cluster| {
+        let status = cluster.status();
+        if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
+            eprintln!("this machine does not let pidfd_getfd(2) pass: no stream was cut");
+            return;
+        }
+        for round in 0..20 {
+            let (from, to) = (round % 3, (round + 1) % 3);
+            let port = status.servers[to].servers.as_ref().expect("started");
+            let port = port.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+            let pid = status.servers[from].pid.expect("started");
+            wait_until("a stream to be cut", PATIENCE, || process::cut_connections(pid, port) > 0);
+        }
+    });
+}
+
+#[test]
+fn connections_of_servers_to_the_coordinator_that_are_cut_come_back_by_themselves() {
+    nothing_is_lost_through(|cluster| {
+        let status = cluster.status();
+        if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
+            eprintln!("this machine does not let pidfd_getfd(2) pass: no link was cut");
+            return;
+        }
+        for server in &status.servers {
+            let port = server.coord.as_ref().expect("started");
+            let port = port.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+            let reports =
+                process::cut_connections(server.pid.expect("started"), cluster.ready.servers_port);
+            let orders = process::cut_connections(cluster.coord_pid(), port);
+            assert_eq!((reports, orders), (1, 1), "links of server {}", server.id);
+        }
+        wait_until("all servers to be up again", PATIENCE, || {
+            cluster.status().state == ClusterState::Serving
+        });
+    });
+}
+
+#[test]
+fn a_server_that_is_told_to_leave_drains_dumps_and_exits_within_five_seconds() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(3_000);
+    let mut client = cluster.open();
+    put_all(&mut client, &pairs);
+    let pid = cluster.server_pid(1);
+    let start = Instant::now();
+    process::signal(pid, Signal::TERM);
+    wait_until("the server to exit", Duration::from_secs(5), || !process::is_alive(pid));
+    assert_noticed(&cluster, 1, Instant::now());
+    for (role, group) in [("primary", 1), ("secondary", 0)] {
+        let dump = cluster.dump(1, role);
+        let expected: HashMap<_, _> =
+            pairs.iter().filter(|(key, _)| group_of(&cluster, key) == group).cloned().collect();
+        let found: HashMap<_, _> = dump.entries.into_iter().map(|e| (e.key, e.value)).collect();
+        assert!(found == expected, "the {role} dump of a server that left");
+    }
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    // The others serve on.
+    let rest: Vec<_> =
+        pairs.iter().filter(|(key, _)| group_of(&cluster, key) == 2).cloned().collect();
+    put_all(&mut client, &rest);
+    check_all(&mut client, &rest);
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+}
+
+#[test]
+fn servers_serve_on_without_their_coordinator_and_dump_by_themselves_when_told_to_stop() {
+    let cluster = Cluster::start();
+    let pairs = pairs(1_000);
+    // Clients that have the map need the coordinator no more.
+    let mut client = cluster.open();
+    put_all(&mut client, &pairs);
+    let pids = cluster.server_pids();
+    process::signal(cluster.coord_pid(), Signal::KILL);
+    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(cluster.coord_pid()));
+    let again: Vec<_> =
+        pairs.iter().map(|(key, value)| (key.clone(), [&value[..], b" again"].concat())).collect();
+    put_all(&mut client, &again);
+    check_all(&mut client, &again);
+    for pid in &pids {
+        assert!(process::is_alive(*pid));
+        process::signal(*pid, Signal::TERM);
+    }
+    wait_for("all servers to exit", PATIENCE, || {
+        pids.iter().all(|pid| !process::is_alive(*pid)).then_some(())
+    });
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    let entries = dumps.entries();
+    assert!(again.iter().all(|(key, value)| entries[&key[..]].value == *value));
+    assert_eq!(entries.len(), again.len());
+}
+
+#[test]
+fn a_server_that_hangs_is_killed_and_named_when_the_cluster_stops() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(300);
+    put_all(&mut cluster.open(), &pairs);
+    let pid = cluster.server_pid(1);
+    process::signal(pid, Signal::STOP);
+    let start = Instant::now();
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    assert!(!process::is_alive(pid));
+    let log = cluster.coord_log();
+    assert!(log.lines().any(|l| l.contains("server 1") && l.contains("kill")), "{log}");
+    // Every group has a dump all the same.
+    let mut found = HashMap::new();
+    for (server, role) in [(0, "primary"), (2, "secondary"), (2, "primary")] {
+        found.extend(cluster.dump(server, role).entries.into_iter().map(|e| (e.key, e.value)));
+    }
+    assert_eq!(found, pairs.into_iter().collect());
+}
+
+#[test]
+fn a_client_finds_its_way_back_after_its_own_connections_were_cut() {
+    let cluster = Cluster::start();
+    let pairs = pairs(200);
+    let mut client = cluster.open_with(Options::default());
+    put_all(&mut client, &pairs);
+    for server in &cluster.status().servers {
+        let port = server.clients.as_ref().expect("started");
+        let port = port.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+        // This very process is the client.
+        assert!(process::cut_connections(std::process::id(), port) > 0);
+    }
+    check_all(&mut client, &pairs);
+    put_all(&mut client, &pairs);
+    assert!(client.statistics().connections_lost >= 3);
+}

@@ -1,0 +1,329 @@
+//! Clients that are slow, silent, greedy or many: bounds and deadlines keep them from harming others.
+
+mod common;
+
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::load::{check_all, put_all, run_all};
+use common::ports::{Kind, Ports, VICTIM};
+use common::raw::{Raw, hello, request, write_number};
+use common::{Cluster, PATIENCE, process, wait_for, wait_until};
+use kv_client::{Error, Op, OpOptions, Options};
+use kv_protocol::client_message::{Operation, Refusal, Status, opcode};
+use kv_protocol::ids::{ClientId, RequestId, ShardId};
+use kv_protocol::limits::{
+    FRAME_DEADLINE, HELLO_DEADLINE, MAX_CLIENT_CONNECTIONS, MAX_COORDINATOR_CONNECTIONS,
+    STALL_DEADLINE,
+};
+use kv_protocol::map::ServerState;
+
+/// How much later than its deadline a connection may be closed on a busy machine.
+const SLACK: Duration = Duration::from_secs(3);
+/// What a well-behaved client may have to wait meanwhile, on a busy machine.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+#[test]
+fn slow_silent_and_greedy_connections_are_closed_at_their_deadlines_and_nobody_else_notices() {
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    let ports = &Ports::of(&cluster);
+    let pid = pids[VICTIM];
+    let key = &cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "large");
+    let value = vec![1; 1 << 20];
+    cluster.open().put(key, &value, &OpOptions::default()).expect("a put");
+    let over = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let good = scope.spawn(|| longest_wait_of_a_good_client(&cluster, over));
+        let idle = scope.spawn(move || {
+            let mut raw = ports.welcomed(1);
+            wait_until("the end of the others", 2 * PATIENCE, || over.load(Ordering::SeqCst));
+            assert_eq!(raw.ask(key, Operation::Noop).status, Status::Ok, "idle, and still there");
+        });
+        let mut culprits = Vec::new();
+        for kind in Kind::ALL {
+            culprits.push(scope.spawn(move || {
+                let raw = ports.connect(kind);
+                assert_closed_after(HELLO_DEADLINE, kind, "silent", raw, &[]);
+            }));
+            culprits.push(scope.spawn(move || {
+                let raw = ports.connect(kind);
+                assert_closed_after(FRAME_DEADLINE, kind, "slow", raw, &ports.first_frame(kind));
+            }));
+        }
+        culprits.push(scope.spawn(move || {
+            let raw = ports.welcomed(2);
+            let put = request(RequestId(1), key, Operation::Put(write_number(1), b"slow"));
+            assert_closed_after(FRAME_DEADLINE, Kind::Clients, "slow later", raw, &put);
+        }));
+        culprits.push(scope.spawn(move || ask_without_reading(ports, key, pid)));
+        // All are waited for before the first failure is told.
+        let ended: Vec<_> = culprits.into_iter().map(|culprit| culprit.join()).collect();
+        over.store(true, Ordering::SeqCst);
+        idle.join().expect("an idle connection stays");
+        assert!(ended.into_iter().all(|end| end.is_ok()), "see above");
+        let longest = good.join().expect("a client that is served");
+        assert!(longest < LONGEST_WAIT, "a good client waited {longest:?}");
+    });
+    cluster.assert_serves(&pids);
+    cluster.stop().assert_copies_agree();
+}
+
+/// Sends a byte of `bytes` each second, and fails unless the connection ends at its deadline.
+fn assert_closed_after(deadline: Duration, kind: Kind, manner: &str, mut raw: Raw, bytes: &[u8]) {
+    let start = Instant::now();
+    let mut sent = 0;
+    wait_until("the connection to be closed", deadline + SLACK, || {
+        if bytes.len() > sent && start.elapsed() >= Duration::from_secs(sent as u64) {
+            raw.send_if_open(&bytes[sent..=sent]);
+            sent += 1;
+        }
+        raw.is_closed()
+    });
+    let lasted = start.elapsed();
+    assert!(lasted + SLACK > deadline, "{manner} on {kind:?}: closed after {lasted:?} already");
+}
+
+/// Asks for a megabyte again and again and reads nothing of it.
+fn ask_without_reading(ports: &Ports, key: &[u8], pid: u32) {
+    let mut raw = ports.welcomed(3);
+    let before = process::resident_bytes(pid);
+    raw.stream.set_nonblocking(true).expect("make it non-blocking");
+    let ask: Vec<u8> = (0..64).flat_map(|id| request(RequestId(id), key, Operation::Get)).collect();
+    let mut at = 0;
+    let start = Instant::now();
+    let mut most = 0;
+    wait_until("a client that never reads to be closed", 2 * STALL_DEADLINE + SLACK, || {
+        most = most.max(process::resident_bytes(pid).saturating_sub(before));
+        match raw.stream.write(&ask[at..]) {
+            Ok(count) => {
+                at = (at + count) % ask.len();
+                false
+            }
+            Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+        }
+    });
+    assert!(start.elapsed() > STALL_DEADLINE - SLACK, "closed after {:?}", start.elapsed());
+    assert!(most < 64 << 20, "the server took {most} bytes for answers that nobody reads");
+}
+
+fn longest_wait_of_a_good_client(cluster: &Cluster, over: &AtomicBool) -> Duration {
+    let mut client = cluster.open();
+    let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "good");
+    let mut longest = Duration::ZERO;
+    while !over.load(Ordering::SeqCst) {
+        let start = Instant::now();
+        client.put(&key, b"v", &OpOptions::default()).expect("a put");
+        client.get(&key, &OpOptions::default()).expect("a get");
+        longest = longest.max(start.elapsed());
+    }
+    longest
+}
+
+#[test]
+fn connections_beyond_the_limit_are_refused_as_busy_and_the_clusters_own_links_stay() {
+    let limit = process::raise_own_descriptor_limit();
+    let needed = MAX_CLIENT_CONNECTIONS as u64 + 1_000;
+    assert!(limit >= needed, "this test opens {needed} sockets; raise the hard limit (ulimit -Hn)");
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    let ports = Ports::of(&cluster);
+    for (kind, most) in
+        [(Kind::Map, MAX_COORDINATOR_CONNECTIONS), (Kind::Clients, MAX_CLIENT_CONNECTIONS)]
+    {
+        let crowd = crowd(&ports, kind, most);
+        let (status, reason) = {
+            let mut one_more = ports.connect(kind);
+            one_more.send_if_open(&hello(ports.status.cluster, ClientId(1), ShardId(0)));
+            let said = one_more.await_close();
+            let said = said.first().expect("a last word");
+            assert_eq!(said.opcode, opcode::ERROR, "{kind:?}");
+            let refusal = Refusal::read(&said.body).expect("a refusal");
+            (refusal.status, refusal.reason.to_owned())
+        };
+        assert_eq!(status, Status::Busy, "{kind:?}: {reason}");
+        if kind == Kind::Clients {
+            let status = cluster.status();
+            assert!(status.servers.iter().all(|server| server.state == ServerState::Up));
+            assert!(status.groups.iter().all(|group| group.copies == 2));
+        }
+        drop(crowd);
+        wait_until("room for a client again", PATIENCE, || {
+            let mut raw = ports.connect(kind);
+            raw.send_if_open(&hello(ports.status.cluster, ClientId(1), ShardId(0)));
+            raw.next_frame().is_some_and(|frame| frame.opcode == opcode::WELCOME)
+        });
+    }
+    cluster.assert_serves(&pids);
+}
+
+/// Opens connections until there are `most`, each welcomed. Those of the fixture's own that have
+/// just ended may count for a moment still.
+fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {
+    const AT_ONCE: usize = 256;
+    let mut crowd: Vec<Raw> = Vec::new();
+    wait_until("every one of the crowd to be welcomed", PATIENCE, || {
+        let greeted = crowd.len();
+        for n in greeted..most.min(greeted + AT_ONCE) {
+            let mut raw = ports.connect(kind);
+            raw.send(&hello(ports.status.cluster, ClientId(n as u128), ShardId(0)));
+            crowd.push(raw);
+        }
+        let mut place = 0;
+        crowd.retain_mut(|raw| {
+            place += 1;
+            place <= greeted
+                || raw.next_frame().is_some_and(|frame| frame.opcode == opcode::WELCOME)
+        });
+        crowd.len() == most
+    });
+    crowd
+}
+
+#[test]
+fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    let ports = Ports::of(&cluster);
+    let pid = pids[VICTIM];
+    let mut early = ports.welcomed(1);
+    let room = process::open_descriptors(pid) + 10;
+    process::limit_descriptors(pid, room);
+
+    // More knock than there is room for. Nobody may be welcomed beyond it.
+    let mut crowd: Vec<Raw> = (0..40)
+        .map(|n| {
+            let mut raw = ports.connect(Kind::Clients);
+            raw.send_if_open(&hello(ports.status.cluster, ClientId(n), ShardId(0)));
+            raw
+        })
+        .collect();
+    wait_until("all descriptors to be used", PATIENCE, || process::open_descriptors(pid) >= room);
+    // The links live: heartbeats go on for longer than it takes to be called down, and both those
+    // who were there before and the stream to the secondary work.
+    let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "full");
+    let start = Instant::now();
+    let mut seq = 0;
+    wait_until("a second without descriptors", PATIENCE, || {
+        seq += 1;
+        let put = Operation::Put(write_number(seq), b"v");
+        assert_eq!(early.ask(&key, put).status, Status::Ok);
+        assert_eq!(cluster.server(VICTIM).state, ServerState::Up);
+        start.elapsed() > Duration::from_secs(1)
+    });
+    let welcomed = crowd.iter_mut().map(Raw::has_input).filter(|welcomed| *welcomed).count();
+    assert!(welcomed < 40, "all were welcomed: the limit was none");
+    drop(crowd);
+    wait_until("a new client to be served, although the limit stays", PATIENCE, || {
+        let mut raw = ports.connect(Kind::Clients);
+        raw.send_if_open(&hello(ports.status.cluster, ClientId(99), ShardId(0)));
+        raw.next_frame().is_some_and(|frame| frame.opcode == opcode::WELCOME)
+    });
+    cluster.assert_serves(&pids);
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn at_the_memory_limit_writes_are_refused_and_reads_and_deletes_work_and_both_copies_agree() {
+    let cluster = Cluster::builder().flag("--memory-limit").flag("64M").start();
+    let pids = cluster.server_pids();
+    let mut client = cluster.open();
+    let value = vec![5; 64 << 10];
+    // Three servers with 32 MiB for each primary table.
+    let keys: Vec<Vec<u8>> = (0..4_000).map(|n| format!("key {n}").into_bytes()).collect();
+    let mut done = vec![false; keys.len()];
+    let mut refused = 0;
+    let puts = keys.iter().map(|key| Op::Put { key, value: &value });
+    run_all(&mut client, puts, |place, result| match result {
+        Ok(_) => done[place] = true,
+        Err(Error::OutOfSpace { .. }) => refused += 1,
+        Err(error) => panic!("put {place}: {error}"),
+    });
+    assert!(refused > 1_000, "{refused} of 4,000 writes of 64 KiB were refused");
+    let kept: Vec<_> = keys
+        .iter()
+        .zip(&done)
+        .filter(|(_, done)| **done)
+        .map(|(key, _)| (key.clone(), value.clone()))
+        .collect();
+    assert!(kept.len() > 500, "only {} writes of 64 KiB found room", kept.len());
+    for pid in &pids {
+        let resident = process::resident_bytes(*pid);
+        assert!(resident < 256 << 20, "{resident} bytes are held under a limit of 64 MiB");
+    }
+    check_all(&mut client, &kept);
+    for ((key, _), done) in keys.iter().zip(&done).map(|(key, done)| ((key, ()), done)) {
+        if !done {
+            let error = client.get(key, &OpOptions::default()).expect_err("a refused write");
+            assert!(matches!(error, Error::NotFound { .. }), "{error}");
+        }
+    }
+    // Deletes make room.
+    let (gone, rest) = kept.split_at(kept.len() / 2);
+    let deletes = gone.iter().map(|(key, _)| Op::Delete { key });
+    run_all(&mut client, deletes, |place, result| {
+        result.unwrap_or_else(|error| panic!("delete {place}: {error}"));
+    });
+    put_all(&mut client, &gone[..gone.len() / 2]);
+    check_all(&mut client, rest);
+    let dumps = cluster.stop();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), rest.len() + gone.len() / 2);
+}
+
+#[test]
+fn a_full_disk_costs_a_dump_and_the_log_names_the_file_and_the_other_copy_is_whole() {
+    let builder = Cluster::builder();
+    // What is written here goes to a device that is always full.
+    symlink("/dev/full", builder.dir().join("server_1.primary.tmp")).expect("make a link");
+    let mut cluster = builder.start();
+    let pairs: Vec<_> = (0..300).map(|n| (format!("key {n}").into_bytes(), vec![0; 300])).collect();
+    put_all(&mut cluster.open(), &pairs);
+    process::signal(cluster.coord_pid(), process::Signal::TERM);
+    cluster.await_end(0);
+    let log = cluster.coord_log();
+    assert!(log.contains("server_1.primary"), "the coordinator's log names the file:\n{log}");
+    assert!(!cluster.dir().join("server_1.primary").exists(), "half a dump under its final name");
+    let copy = cluster.dump(2, "secondary");
+    let expected = pairs
+        .iter()
+        .filter(|(key, _)| cluster.placement().locate(kv_protocol::Digest::of(key)).0.0 == 1);
+    assert_eq!(copy.entries.len(), expected.count());
+}
+
+#[test]
+fn a_log_that_cannot_be_written_does_not_keep_a_server_from_serving() {
+    let builder = Cluster::builder();
+    symlink("/dev/full", builder.dir().join("server_1.log")).expect("make a link");
+    let cluster = builder.start();
+    let pids = cluster.server_pids();
+    let mut client = cluster.open_with(Options::default());
+    let pairs: Vec<_> = (0..300).map(|n| (format!("key {n}").into_bytes(), vec![1])).collect();
+    put_all(&mut client, &pairs);
+    check_all(&mut client, &pairs);
+    cluster.assert_serves(&pids);
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn a_client_that_stops_in_the_middle_of_its_answers_costs_the_others_nothing() {
+    let cluster = Cluster::start();
+    let ports = Ports::of(&cluster);
+    let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "gone");
+    cluster.open().put(&key, &vec![1; 1 << 20], &OpOptions::default()).expect("a put");
+    let pid = cluster.server_pid(VICTIM);
+    let before = process::open_descriptors(pid);
+    for client in 0..50 {
+        let mut raw = ports.welcomed(client);
+        for id in 0..8 {
+            raw.send(&request(RequestId(id), &key, Operation::Get));
+        }
+        // Dropped with its answers on their way.
+    }
+    wait_for("all descriptors to be given back", PATIENCE, || {
+        (process::open_descriptors(pid) <= before).then_some(())
+    });
+    cluster.assert_serves(&cluster.server_pids());
+}

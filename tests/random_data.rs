@@ -1,0 +1,71 @@
+//! Random bytes go through the library and come back, and the dumps hold exactly them.
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::Cluster;
+use common::cluster::Dumps;
+use common::load::{check_all, put_all};
+use common::random::Random;
+use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+
+/// Bytes of the values of all large entries together, beside the few of full length.
+const LARGE_VALUE_BYTES: usize = 150 << 20;
+
+/// As pairs with different keys: what is put for one key is what is found.
+fn distinct(pairs: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    pairs.collect::<HashMap<_, _>>().into_iter().collect()
+}
+
+fn assert_dumped_exactly(dumps: &Dumps, pairs: &[(Vec<u8>, Vec<u8>)]) {
+    dumps.assert_copies_agree();
+    let entries = dumps.entries();
+    assert_eq!(entries.len(), pairs.len());
+    for (key, value) in pairs {
+        let entry = entries.get(&key[..]).unwrap_or_else(|| panic!("no entry for {key:?}"));
+        assert!(entry.value == *value, "another value was dumped for {key:?}");
+    }
+}
+
+#[test]
+fn a_hundred_thousand_random_binary_keys_come_back_and_are_dumped_exactly() {
+    let mut random = Random::announced();
+    let pairs = distinct((0..100_000).map(|_| {
+        let (key, value) = (random.between(1, 64), random.between(0, 256));
+        (random.bytes(key), random.bytes(value))
+    }));
+    let cluster = Cluster::builder().shards(2).start();
+    let mut client = cluster.open();
+    put_all(&mut client, &pairs);
+    check_all(&mut client, &pairs);
+    assert_dumped_exactly(&cluster.stop(), &pairs);
+}
+
+#[test]
+fn two_hundred_keys_with_values_up_to_the_limits_come_back_and_are_dumped_exactly() {
+    let mut random = Random::announced();
+    let mut left = LARGE_VALUE_BYTES;
+    let pairs = distinct((0..200).map(|n| {
+        // Both limits themselves, and then lengths whose orders of magnitude are equally likely.
+        let (key, value) = match n {
+            0 => (MAX_KEY_BYTES, MAX_VALUE_BYTES),
+            1 => (1, MAX_VALUE_BYTES),
+            2 => (MAX_KEY_BYTES, 0),
+            _ => (random.between(2, MAX_KEY_BYTES), (1 << 24) >> random.between(0, 12)),
+        };
+        let value = match n {
+            0..=2 => value,
+            _ => random.between(value / 2, value).min(left / 8),
+        };
+        left = left.saturating_sub(value);
+        (random.bytes(key), random.bytes(value))
+    }));
+    let bytes: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
+    assert!((100 << 20..1 << 30).contains(&bytes), "{bytes} bytes in all");
+    let cluster = Cluster::builder().shards(2).start();
+    let mut client = cluster.open();
+    put_all(&mut client, &pairs);
+    check_all(&mut client, &pairs);
+    assert_dumped_exactly(&cluster.stop(), &pairs);
+}
