@@ -138,3 +138,83 @@ impl Connection {
         let _ = timeout(LINGER, drain).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_protocol::frame::{Checksum, write_frame};
+    use tokio::net::TcpListener;
+
+    /// Runs a conversation between a connection and a plain socket.
+    fn converse<F: Future<Output = ()>>(test: impl FnOnce(Connection, TcpStream) -> F) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let (ours, theirs) = tokio::join!(listener.accept(), TcpStream::connect(address));
+            let connection = Connection::new(ours.unwrap().0, FrameRules::unchecked(64));
+            test(connection, theirs.unwrap()).await;
+        });
+    }
+
+    fn frame(body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, Checksum::Absent, 7, |output| output.extend_from_slice(body));
+        bytes
+    }
+
+    #[test]
+    fn a_frame_survives_a_reader_that_was_dropped_in_its_middle() {
+        converse(|mut connection, mut other| async move {
+            let bytes = frame(b"whole");
+            other.write_all(&bytes[..9]).await.unwrap();
+            let moment = Duration::from_millis(20);
+            assert!(timeout(moment, connection.next_frame(None)).await.is_err());
+            other.write_all(&bytes[9..]).await.unwrap();
+            let frame = connection.next_frame(None).await.unwrap().unwrap();
+            assert_eq!((frame.opcode, &frame.body[..]), (7, &b"whole"[..]));
+        });
+    }
+
+    #[test]
+    fn a_frame_cut_by_a_close_is_an_error_and_a_close_between_frames_is_none() {
+        converse(|mut connection, mut other| async move {
+            other.write_all(&frame(b"one")).await.unwrap();
+            other.write_all(&frame(b"two")[..10]).await.unwrap();
+            drop(other);
+            assert!(connection.next_frame(None).await.unwrap().is_some());
+            let error = connection.next_frame(None).await.unwrap_err();
+            assert!(matches!(error, ConnectionError::CutShort), "{error}");
+        });
+        converse(|mut connection, other| async move {
+            drop(other);
+            assert!(connection.next_frame(None).await.unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn whoever_says_nothing_is_waited_for_only_so_long() {
+        converse(|mut connection, other| async move {
+            let error = connection.next_frame(Some(Duration::from_millis(30))).await.unwrap_err();
+            assert!(matches!(error, ConnectionError::Silent(_)), "{error}");
+            drop(other);
+        });
+    }
+
+    #[test]
+    fn a_byte_now_and_then_does_not_put_the_deadline_off() {
+        converse(|mut connection, mut other| async move {
+            let patience = Duration::from_millis(60);
+            let trickle = async {
+                for byte in frame(b"slow") {
+                    other.write_all(&[byte]).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::select! {
+                result = connection.next_frame(Some(patience)) => assert!(result.is_err()),
+                () = trickle => panic!("the whole frame was waited for"),
+            }
+        });
+    }
+}

@@ -75,6 +75,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let _lock = DirectoryLock::take(&args.dir)?;
     let mut reasons = stop::listen(args.daemon)?;
     let plan = tokio::select! {
+        // What is wrong with the plan is said even to someone who leaves at once.
+        biased;
         plan = Plan::make(&args, file) => plan.inspect_err(|failure| console.log(failure))?,
         reason = reasons.recv() => {
             console.say(&format!("{}: nothing was started yet", name_of(reason)));
@@ -430,8 +432,8 @@ impl Driver {
             ));
         }
         if !outcome.killed.is_empty() {
-            self.console
-                .warn(&format!("killed because of no answer: server {}", name(&outcome.killed)));
+            let names = name(&outcome.killed);
+            self.console.warn(&format!("killed before it had ended by itself: server {names}"));
         }
         let mut lost = Vec::new();
         if !outcome.unproven.is_empty() {

@@ -57,3 +57,36 @@ impl Ready {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::IntoRawFd as _;
+
+    use super::*;
+
+    #[test]
+    fn the_line_is_one_line_of_json_with_the_ports_and_then_the_end() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let ready = Ready::take(writer.into_raw_fd()).unwrap();
+        ready.announce(ClusterId(0xfeed), 7_000, 7_001);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        let pid = std::process::id();
+        let cluster = "0000000000000000000000000000feed";
+        assert_eq!(
+            text,
+            format!(
+                "{{\"status\":\"serving\",\"clients_port\":7000,\"servers_port\":7001,\
+                 \"cluster\":\"{cluster}\",\"pid\":{pid}}}\n"
+            )
+        );
+    }
+
+    #[test]
+    fn descriptors_that_are_not_open_or_taken_are_bad_usage() {
+        for descriptor in [-1, 0, 2, 1_000_000] {
+            assert!(matches!(Ready::take(descriptor), Err(Failure::Usage(_))), "{descriptor}");
+        }
+    }
+}

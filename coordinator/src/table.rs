@@ -118,7 +118,7 @@ fn render(status: &ClusterStatus) -> String {
 /// A table whose columns from `first_number` on are numbers.
 fn table(header: &[&str], first_number: usize) -> Table {
     let mut table = Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
+    table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY).set_header(header.to_vec());
     for column in table.column_iter_mut().skip(first_number) {
         column.set_cell_alignment(CellAlignment::Right);
     }

@@ -78,11 +78,14 @@ impl LocalServer {
                 }
             }
         };
+        // One that was killed had nothing to say about it: the end of its log would mislead.
+        let was_killed = status.as_ref().is_ok_and(|status| status.code().is_none());
+        let log = || if was_killed { None } else { tail(&self.log, self.log_start) };
+        let last_words = tail(&self.errors, 0).or_else(log);
         let how = match status {
             Ok(status) => describe(status),
             Err(error) => format!("its end was seen, its status was not: {error}"),
         };
-        let last_words = tail(&self.errors, 0).or_else(|| tail(&self.log, self.log_start));
         Exit { how, last_words }
     }
 }

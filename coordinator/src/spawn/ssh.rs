@@ -171,7 +171,7 @@ fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> St
          wait $pid\n\
          status=$?\n\
          if [ -s {errors} ]; then tail -c {MAX_QUOTED_BYTES} {errors} >&2\n\
-         else tail -c +$((before + 1)) {log} | tail -c {MAX_QUOTED_BYTES} >&2; fi\n\
+         elif [ $status -lt 128 ]; then tail -c +$((before + 1)) {log} | tail -c {MAX_QUOTED_BYTES} >&2; fi\n\
          echo exited $pid $status\n",
         quote::words(arguments)
     )
@@ -386,7 +386,7 @@ fn exit(status: &str, said: &[u8]) -> Exit {
         // A shell reports a signal as 128 and its number.
         Ok(code @ 129..=192) => describe_signal(code - 128),
         Ok(code) => describe_status(code),
-        Err(_) => "its status is not known".into(),
+        Err(_) => "it has ended; its exit status is not known".into(),
     };
     Exit { how, last_words: last_lines(said) }
 }

@@ -1,0 +1,206 @@
+//! What comes out of the cluster's brain: effects for its caller, and why inputs are refused.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kv_protocol::control_message::Order;
+use kv_protocol::{ClusterId, Incarnation, Member, ServerId};
+
+use super::{StopOutcome, StopPhase};
+
+/// What the caller is to do, or to tell people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Effect {
+    /// Keep a connection for orders to this server, and say when it stands.
+    Dial {
+        /// The process meant.
+        member: Member,
+        /// Its port for the coordinator.
+        address: SocketAddr,
+    },
+    /// Send this order over the connection that stands.
+    Order {
+        /// The process meant.
+        to: Member,
+        /// What it is to do.
+        order: Order,
+    },
+    /// Every group has both its copies: clients are welcome.
+    Serving,
+    /// The start has failed for good.
+    StartFailed {
+        /// At which server.
+        server: ServerId,
+        /// Why.
+        reason: StartFailure,
+    },
+    /// A server is down.
+    Down {
+        /// Which.
+        member: Member,
+        /// How that was noticed.
+        cause: DownCause,
+    },
+    /// A server that was down is heard again.
+    Back {
+        /// Which.
+        member: Member,
+    },
+    /// A server could not do what it was ordered to.
+    OrderFailed {
+        /// Which.
+        member: Member,
+        /// What it was ordered.
+        order: &'static str,
+        /// Why not, in its words.
+        reason: String,
+    },
+    /// One server is stopped in order, at its own request.
+    Leaving {
+        /// Which.
+        member: Member,
+    },
+    /// The orderly stop of the cluster enters this phase.
+    Stopping(StopPhase),
+    /// End this process, and only this process.
+    Kill {
+        /// Which.
+        member: Member,
+        /// Why.
+        reason: KillReason,
+    },
+    /// The orderly stop is over.
+    Stopped(StopOutcome),
+}
+
+/// How a server was found to be down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DownCause {
+    /// No heartbeat for the configured time.
+    Silent,
+    /// Its connection to the coordinator ended.
+    LinkLost,
+    /// Its process has ended: proven.
+    Exited,
+}
+
+/// Why a process is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KillReason {
+    /// It has not reported yet: it holds nothing, and nobody can talk to it.
+    #[error("it had not reported yet")]
+    NotStarted,
+    /// It did not answer these orders in time.
+    #[error("it did not answer {0} in time")]
+    Unanswered(&'static str),
+    /// Whoever stops the cluster does not want to wait.
+    #[error("the stop was not to wait for it")]
+    Hurry,
+}
+
+/// Why a cluster cannot start.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartFailure {
+    /// Its process ended.
+    #[error("its process ended before the cluster served")]
+    Exited,
+    /// It did not report in time.
+    #[error("it did not report within {} s", .0.as_secs())]
+    NotStarted(Duration),
+    /// It did not connect to its secondary in time.
+    #[error("it did not connect to its secondary within {} s", .0.as_secs())]
+    NotConnected(Duration),
+    /// It could not do what it was ordered to.
+    #[error("it could not carry out {order}: {reason}")]
+    OrderFailed {
+        /// The order.
+        order: &'static str,
+        /// Why not, in the server's words.
+        reason: String,
+    },
+}
+
+/// Why a STARTED is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartedRefused {
+    /// Another cluster's server.
+    #[error("this is cluster {ours}, not {theirs}; check -h and -m")]
+    OtherCluster {
+        /// This cluster.
+        ours: ClusterId,
+        /// The one it was started for.
+        theirs: ClusterId,
+    },
+    /// A place that the ring does not have.
+    #[error("there is no server {server} in a ring of {servers}; check -S and -n")]
+    NoSuchServer {
+        /// The place it claims.
+        server: ServerId,
+        /// Places of the ring.
+        servers: u16,
+    },
+    /// A process that this coordinator did not start.
+    #[error(
+        "incarnation {incarnation} of server {server} was not started by this coordinator; \
+         servers are started by coord alone, not by hand"
+    )]
+    UnknownIncarnation {
+        /// The place it claims.
+        server: ServerId,
+        /// The process it claims to be.
+        incarnation: Incarnation,
+    },
+    /// Another number of shards than the cluster's.
+    #[error("it runs {theirs} shards, the cluster has {ours}; check --shards")]
+    OtherShards {
+        /// The cluster's.
+        ours: u16,
+        /// The server's.
+        theirs: u16,
+    },
+    /// It has obeyed a later coordinator.
+    #[error("it has obeyed epoch {theirs}, this coordinator's is {ours}")]
+    LaterEpoch {
+        /// This coordinator's.
+        ours: u64,
+        /// The one it has obeyed.
+        theirs: u64,
+    },
+    /// The same process with other ports: one of the two is not what it says.
+    #[error("incarnation {incarnation} of server {server} has already reported other ports")]
+    OtherPorts {
+        /// The place it claims.
+        server: ServerId,
+        /// The process it claims to be.
+        incarnation: Incarnation,
+    },
+    /// A process that is proven dead cannot report.
+    #[error("incarnation {incarnation} of server {server} is known to have exited")]
+    Exited {
+        /// The place it claims.
+        server: ServerId,
+        /// The process it claims to be.
+        incarnation: Incarnation,
+    },
+}
+
+/// Why a message changed nothing. Each is counted by the caller; none is an error of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Ignored {
+    /// It speaks for another process than the one that this connection was admitted for.
+    #[error("it speaks for another incarnation")]
+    OtherIncarnation,
+    /// It came over a connection that a newer one has replaced.
+    #[error("it came over a connection that was replaced")]
+    OldLink,
+    /// It says what cannot be.
+    #[error("it reports on {0} that the cluster does not have")]
+    Impossible(&'static str),
+    /// A report of an order that is not outstanding: late or repeated.
+    #[error("it reports on an order that is not outstanding")]
+    NotOutstanding,
+}
