@@ -236,7 +236,7 @@ fn an_answered_write_is_in_both_tables_and_in_both_dumps() {
     let mut router = Router::connect(&cluster, 1);
     let keys: Vec<Vec<u8>> = (0..300u32).map(|n| format!("key {n}\0\u{e9}").into_bytes()).collect();
     for (n, key) in keys.iter().enumerate() {
-        let value = vec![n as u8; n * 7];
+        let value = vec![b'v'; n * 7];
         let given = router.of(key).put(key, &value);
         assert_eq!((given.status, given.copies), (Status::Ok, 2));
         let given = router.of(key).get(key);
@@ -282,7 +282,7 @@ fn the_largest_value_comes_back_and_answers_of_other_keys_go_on() {
 
 #[test]
 fn many_writes_in_flight_are_all_answered_once() {
-    const WRITES: u64 = 2_000;
+    const WRITES: usize = 2_000;
     const DEPTH: u64 = 32;
     let cluster = Cluster::start(1);
     let mut client = Client::connect(cluster.servers[0].clients, 3, 0);
@@ -290,7 +290,7 @@ fn many_writes_in_flight_are_all_answered_once() {
     let keys: Vec<Vec<u8>> = (0u32..)
         .map(|n| n.to_be_bytes().to_vec())
         .filter(|key| placement.locate(Digest::of(key)).0 == GroupId(0))
-        .take(WRITES as usize)
+        .take(WRITES)
         .collect();
     let mut answered = 0;
     for (n, key) in keys.iter().enumerate() {
@@ -302,7 +302,7 @@ fn many_writes_in_flight_are_all_answered_once() {
             assert_eq!((given.id, given.status, given.copies), (answered, Status::Ok, 2));
         }
     }
-    while answered < WRITES {
+    while answered < WRITES as u64 {
         answered += 1;
         assert_eq!(client.answer().id, answered);
     }

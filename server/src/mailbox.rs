@@ -112,8 +112,7 @@ mod tests {
                 while taken.borrow().len() < COUNT as usize {
                     glommio::timer::sleep(Duration::from_millis(1)).await;
                 }
-                let taken = taken.borrow().clone();
-                taken
+                taken.take()
             })
             .unwrap();
         assert_eq!(executor.join().unwrap(), (0..COUNT).collect::<Vec<_>>());

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use kv_protocol::control_message::{
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
 use kv_protocol::ids::{Epoch, OrderId, Time};
 use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::clock;
 use crate::fatal::Fatal;
@@ -35,10 +36,10 @@ const MAX_RUNNING: usize = 16;
 const MAX_REMEMBERED: usize = 1_024;
 /// Unsent reports; a coordinator that takes none of them loses its connection.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
-/// How often deadlines and finished orders are looked for.
-const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-/// How often while nothing is going on.
-const POLL_INTERVAL_IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+/// Descriptors that are polled beside the connections: the listener and the bell.
+const ALWAYS_POLLED: usize = 2;
+/// How often deadlines are looked for.
+const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 /// How long accepting pauses when there is no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -195,15 +196,17 @@ fn take_order(frame: Frame<'_>) -> Result<Order, String> {
 /// Serves the orders' port for the life of the process.
 pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
     let (done_to, done_from) = bounded(MAX_RUNNING);
-    if let Err(error) = listener.set_nonblocking(true) {
-        Fatal::System { doing: "listen for orders", error }.end_process();
-    }
+    let bell = listener
+        .set_nonblocking(true)
+        .and_then(|()| Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
+    let bell = bell
+        .unwrap_or_else(|error| Fatal::System { doing: "listen for orders", error }.end_process());
     let mut port = OrdersPort {
         node: Arc::clone(node),
         listener,
         connections: Vec::new(),
         ledger: Ledger::default(),
-        running: 0,
+        bell: Arc::new(bell),
         done_to,
         done_from,
         accept_log: LogLimit::default(),
@@ -218,7 +221,8 @@ struct OrdersPort {
     listener: TcpListener,
     connections: Vec<(TcpStream, OrdersLink)>,
     ledger: Ledger,
-    running: usize,
+    /// Rung when an order is done.
+    bell: Arc<OwnedFd>,
     done_to: Sender<Done>,
     done_from: Receiver<Done>,
     accept_log: LogLimit,
@@ -227,15 +231,15 @@ struct OrdersPort {
 impl OrdersPort {
     fn turn(&mut self) {
         let ready = self.wait();
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         while let Ok(done) = self.done_from.try_recv() {
-            self.running -= 1;
             if self.ledger.on_outcome(&done) {
                 self.report(&Report { id: done.id, outcome: done.outcome });
             }
         }
         let now = clock::now();
         for at in (0..self.connections.len()).rev() {
-            if ready.get(at + 1).copied().unwrap_or(false) && !self.receive(now, at) {
+            if ready.get(at + ALWAYS_POLLED).copied().unwrap_or(false) && !self.receive(now, at) {
                 self.connections.remove(at);
             }
         }
@@ -250,9 +254,13 @@ impl OrdersPort {
         });
     }
 
-    /// Waits for something to do; for the listener and each connection, whether it can be read.
+    /// Waits for something to do; for the listener, the bell and each connection, whether it can be
+    /// read.
     fn wait(&self) -> Vec<bool> {
-        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        let mut fds = vec![
+            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(&*self.bell, PollFlags::IN),
+        ];
         for (stream, link) in &self.connections {
             let mut wanted = PollFlags::IN;
             if !link.output.is_empty() {
@@ -260,9 +268,8 @@ impl OrdersPort {
             }
             fds.push(PollFd::new(stream, wanted));
         }
-        let interval = if self.running > 0 { POLL_INTERVAL } else { POLL_INTERVAL_IDLE };
         // An interrupted wait finds nothing ready and comes back.
-        let _ = poll(&mut fds, Some(&interval));
+        let _ = poll(&mut fds, Some(&POLL_INTERVAL));
         let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
         fds.iter().map(|fd| fd.revents().intersects(readable)).collect()
     }
@@ -331,6 +338,7 @@ impl OrdersPort {
 
     fn carry_out(&mut self, order: Order) {
         let (node, done_to) = (Arc::clone(&self.node), self.done_to.clone());
+        let bell = Arc::clone(&self.bell);
         let epoch = self.ledger.epoch;
         let thread = std::thread::Builder::new().name(order.name().to_lowercase());
         let spawned = thread.spawn(move || {
@@ -340,9 +348,10 @@ impl OrdersPort {
             }
             // The channel has room for every order that may run.
             let _ = done_to.send(Done { epoch, id: order.id, outcome });
+            let _ = rustix::io::write(&bell, &1u64.to_ne_bytes());
         });
         match spawned {
-            Ok(_) => self.running += 1,
+            Ok(_) => {}
             Err(error) => {
                 let outcome = Err(format!("start a thread for the order: {error}"));
                 self.ledger.on_outcome(&Done { epoch, id: order.id, outcome: outcome.clone() });

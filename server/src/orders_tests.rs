@@ -1,1 +1,139 @@
+//! The orders' port without sockets: who may give orders, and that each is carried out once.
 
+use kv_protocol::ids::{BootId, ClusterId, Incarnation, Member, ServerId, ShardId};
+use kv_protocol::placement::Placement;
+use proptest::prelude::*;
+
+use super::*;
+use crate::service::Identity;
+use crate::stats::Board;
+
+const NOW: Time = Time::from_nanos(1_000);
+const ME: Member = Member { server: ServerId(1), incarnation: Incarnation(11) };
+const EPOCH: Epoch = Epoch { number: 3, boot: BootId(33) };
+const HELLO: OrdersHello = OrdersHello { cluster: ClusterId(5), epoch: EPOCH, to: ME };
+
+fn node() -> Arc<Node> {
+    let placement = Placement::new(3, 1);
+    let identity = Identity { cluster: ClusterId(5), me: ME, shard: ShardId(0), placement };
+    Node::new(identity, Board::new(1), Vec::new(), ".".into())
+}
+
+fn bytes_of(hello: &OrdersHello) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    hello.write(&mut bytes);
+    bytes
+}
+
+fn opcodes(mut bytes: &[u8]) -> Vec<u8> {
+    let mut opcodes = Vec::new();
+    let rules = FrameRules::checked(MAX_CONTROL_BODY);
+    while let Some(frame) = kv_protocol::frame::split_frame(bytes, &rules).unwrap() {
+        opcodes.push(frame.opcode);
+        bytes = &bytes[frame.consumed..];
+    }
+    opcodes
+}
+
+#[test]
+fn orders_cut_at_every_byte_are_taken_once() {
+    let drain = Order { id: OrderId(7), kind: OrderKind::Drain };
+    let mut stream = bytes_of(&HELLO);
+    drain.write(&mut stream);
+    for cut in 0..stream.len() {
+        let node = node();
+        let mut link = OrdersLink::new(NOW);
+        let mut orders = link.on_bytes(NOW, &node, &stream[..cut]);
+        orders.extend(link.on_bytes(NOW, &node, &stream[cut..]));
+        assert_eq!(orders, [drain], "cut at {cut}");
+        assert_eq!(opcodes(&link.output), [opcode::ORDERS_WELCOME]);
+        assert_eq!(link.deadline, None);
+    }
+}
+
+#[test]
+fn strangers_and_coordinators_of_the_past_give_no_orders() {
+    let older = Epoch { number: 2, ..EPOCH };
+    let rival = Epoch { boot: BootId(34), ..EPOCH };
+    let wrong = [
+        OrdersHello { cluster: ClusterId(6), ..HELLO },
+        OrdersHello { to: Member { incarnation: Incarnation(12), ..ME }, ..HELLO },
+        OrdersHello { to: Member { server: ServerId(2), ..ME }, ..HELLO },
+        OrdersHello { epoch: older, ..HELLO },
+        OrdersHello { epoch: rival, ..HELLO },
+    ];
+    for hello in wrong {
+        let node = node();
+        node.obey(EPOCH).unwrap();
+        let mut link = OrdersLink::new(NOW);
+        let mut bytes = bytes_of(&hello);
+        Order { id: OrderId(1), kind: OrderKind::Drain }.write(&mut bytes);
+        assert!(link.on_bytes(NOW, &node, &bytes).is_empty(), "{hello:?}");
+        assert_eq!(opcodes(&link.output), [opcode::REFUSED]);
+        assert!(link.is_closing);
+        assert_eq!(node.epoch(), EPOCH);
+    }
+    let node = node();
+    let newer = Epoch { number: 4, boot: BootId(1) };
+    node.obey(EPOCH).unwrap();
+    let mut link = OrdersLink::new(NOW);
+    link.on_bytes(NOW, &node, &bytes_of(&OrdersHello { epoch: newer, ..HELLO }));
+    assert_eq!(node.epoch(), newer);
+}
+
+#[test]
+fn an_order_without_a_hello_is_refused() {
+    let node = node();
+    let mut link = OrdersLink::new(NOW);
+    let mut bytes = Vec::new();
+    Order { id: OrderId(1), kind: OrderKind::Shutdown }.write(&mut bytes);
+    assert!(link.on_bytes(NOW, &node, &bytes).is_empty());
+    assert!(link.is_closing);
+}
+
+#[test]
+fn a_repeated_order_is_carried_out_once_and_reported_the_same() {
+    let mut ledger = Ledger::default();
+    ledger.on_epoch(EPOCH);
+    let id = OrderId(1);
+    assert_eq!(ledger.on_order(id), Verdict::CarryOut);
+    assert_eq!(ledger.on_order(id), Verdict::Wait);
+    let done = Done { epoch: EPOCH, id, outcome: Ok(17) };
+    assert!(ledger.on_outcome(&done));
+    ledger.on_epoch(EPOCH);
+    assert_eq!(ledger.on_order(id), Verdict::Report(Ok(17)));
+    ledger.on_epoch(Epoch { number: 4, ..EPOCH });
+    assert!(!ledger.on_outcome(&done), "an outcome of another coordinator's order");
+    assert_eq!(ledger.on_order(id), Verdict::CarryOut);
+}
+
+#[test]
+fn orders_are_remembered_and_running_within_bounds() {
+    let mut ledger = Ledger::default();
+    ledger.on_epoch(EPOCH);
+    for n in 0..2 * MAX_REMEMBERED as u64 {
+        assert_eq!(ledger.on_order(OrderId(n)), Verdict::CarryOut);
+        ledger.on_outcome(&Done { epoch: EPOCH, id: OrderId(n), outcome: Ok(0) });
+    }
+    assert!(ledger.orders.len() <= MAX_REMEMBERED);
+    let mut ledger = Ledger::default();
+    for n in 0..MAX_RUNNING as u64 {
+        assert_eq!(ledger.on_order(OrderId(n)), Verdict::CarryOut);
+    }
+    assert!(matches!(ledger.on_order(OrderId(99)), Verdict::Report(Err(_))));
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(
+        greeted in any::<bool>(), bytes in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let node = node();
+        let mut link = OrdersLink::new(NOW);
+        if greeted {
+            link.on_bytes(NOW, &node, &bytes_of(&HELLO));
+        }
+        link.on_bytes(NOW, &node, &bytes);
+        prop_assert!(link.output.len() < 4_096);
+    }
+}

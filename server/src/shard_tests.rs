@@ -1,1 +1,70 @@
+//! Connections before their hello, and streams that are dialled again.
 
+use std::time::Duration;
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::ids::ShardId;
+
+use super::*;
+use crate::net::testing::{GROUP, NOW, hello, shard, take_output, view};
+
+#[test]
+fn strangers_who_say_nothing_make_room_for_newer_ones() {
+    let mut shard = shard(0);
+    let silent: Vec<ConnectionId> =
+        (0..MAX_AWAITING_HELLO).map(|_| shard.open_greeting(NOW, Port::Clients)).collect();
+    shard.on_bytes(NOW, silent[0], &hello());
+    shard.adopt_greeting(NOW, silent[0]);
+    let newest = shard.open_greeting(NOW, Port::Clients);
+    assert_eq!(shard.fate(silent[1]), Fate::Read, "the one that spoke has left its place");
+    let one_more = shard.open_greeting(NOW, Port::Clients);
+    assert_eq!(shard.fate(silent[1]), Fate::Close, "the oldest silent one");
+    for id in [silent[0], silent[2], newest, one_more] {
+        assert_ne!(shard.fate(id), Fate::Close);
+    }
+}
+
+#[test]
+fn a_connection_goes_to_the_shard_it_asks_for_with_all_it_said() {
+    let mut shard = shard(0);
+    let id = shard.open_greeting(NOW, Port::Clients);
+    let mut bytes = hello();
+    bytes.extend_from_slice(b"more");
+    shard.on_bytes(NOW, id, &bytes[..5]);
+    assert_eq!(shard.fate(id), Fate::Read);
+    shard.on_bytes(NOW, id, &bytes[5..]);
+    assert_eq!(shard.fate(id), Fate::HandOver(ShardId(0)));
+    assert_eq!(shard.take_greeting(id), Some((Port::Clients, bytes)));
+    shard.close(NOW, id);
+    assert_eq!(shard.fate(id), Fate::Close);
+}
+
+#[test]
+fn a_lost_stream_is_dialled_again_after_growing_pauses() {
+    let mut shard = shard(0);
+    let address = "127.0.0.1:1".parse().unwrap();
+    shard.service.install(NOW, view(), address).unwrap();
+    let mut now = NOW;
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        assert_eq!(shard.due_dials(now), [(GROUP, address)]);
+        assert!(shard.due_dials(now).is_empty(), "dialled twice at once");
+        shard.service.on_dial_failed(now, GROUP, "refused");
+        let due = shard.service.next_dial().unwrap();
+        pauses.push(due.since(now));
+        now = due;
+    }
+    assert_eq!(pauses[..4], [1, 2, 4, 8].map(Duration::from_millis));
+    assert!(pauses.iter().all(|pause| *pause <= Duration::from_millis(100)));
+    assert_eq!(pauses.last(), Some(&Duration::from_millis(100)));
+}
+
+#[test]
+fn the_same_order_again_leaves_a_standing_stream_alone() {
+    let mut pair = crate::net::testing::Pair::joined();
+    let address = "127.0.0.1:1".parse().unwrap();
+    pair.primary.service.install(NOW, view(), address).unwrap();
+    assert_eq!(pair.primary.fate(pair.dialled), Fate::Read);
+    assert!(pair.primary.due_dials(NOW).is_empty());
+    assert!(take_output(&mut pair.primary, pair.dialled).is_empty());
+}

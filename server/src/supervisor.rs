@@ -18,7 +18,7 @@ use crate::operation::Node;
 /// How often the executors are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// An executor that has not ticked for so long is reported.
-const STALL: Duration = Duration::from_millis(GRACE.as_millis() as u64 * 10);
+const STALL: Duration = GRACE.saturating_mul(10);
 
 /// Keeps SIGTERM and SIGINT for [`run`]; to be called before any thread is started.
 pub(crate) fn block_signals() -> Result<(), Fatal> {
@@ -83,10 +83,8 @@ fn watch_ticks(node: &Node, now: Time, log: &mut LogLimit) {
 /// Waits for a stop signal; `false` when none came within the interval.
 fn wait_for_signal() -> bool {
     let set = stop_signals();
-    let patience = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: libc::c_long::from(WATCH_INTERVAL.subsec_nanos() as i32),
-    };
+    let patience =
+        libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(WATCH_INTERVAL.subsec_nanos()) };
     // SAFETY: both are initialised and live across the call; no details of the signal are asked for.
     unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) > 0 }
 }

@@ -1,1 +1,304 @@
+//! Clients' connections without sockets: what is served, what is refused, and what ends them.
 
+use std::time::Duration;
+
+use kv_protocol::client_message::{Operation, Question, Status, opcode as client_opcode};
+use kv_protocol::frame::{Checksum, write_frame};
+use kv_protocol::limits::{
+    FRAME_DEADLINE, HELLO_DEADLINE, MAX_ERRORS_IN_A_ROW, MAX_OUTPUT_BYTES, STALL_DEADLINE,
+};
+use kv_protocol::peer_message::opcode as peer_opcode;
+use kv_protocol::placement::{Digest, Placement};
+use proptest::prelude::*;
+
+use crate::net::listener::Port;
+use crate::net::testing::{
+    NOW, Pair, client, frames, hello, key, put, request, shard, take_output, told,
+};
+use crate::shard::{Fate, Shard};
+
+fn raw(opcode: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    write_frame(&mut bytes, Checksum::Absent, opcode, |to| to.extend_from_slice(body));
+    bytes
+}
+
+/// A primary whose group has committed `key` = `value`, and a connection to it.
+fn serving(value: &[u8]) -> (Pair, kv_core::replica::ConnectionId) {
+    let mut pair = Pair::joined();
+    let id = client(&mut pair.primary);
+    pair.primary.on_bytes(NOW, id, &put(1, key(), value));
+    pair.exchange();
+    let said = take_output(&mut pair.primary, id);
+    assert_eq!(told(&said), [(Some(1), Status::Ok, String::new())]);
+    (pair, id)
+}
+
+fn ended(shard: &mut Shard, id: kv_core::replica::ConnectionId) -> bool {
+    matches!(shard.fate(id), Fate::Close | Fate::Shut)
+}
+
+#[test]
+fn requests_cut_at_every_byte_get_the_same_answers() {
+    let mut stream = Vec::new();
+    stream.extend(request(1, key(), Operation::Get));
+    stream.extend(request(2, b"another", Operation::Noop));
+    stream.extend(put(3, key(), b""));
+    let (mut whole, id) = serving(b"value");
+    whole.primary.on_bytes(NOW, id, &stream);
+    whole.exchange();
+    let expected = take_output(&mut whole.primary, id);
+    assert_eq!(frames(&expected).len(), 3);
+    for cut in 1..stream.len() {
+        let (mut pair, id) = serving(b"value");
+        pair.primary.on_bytes(NOW, id, &stream[..cut]);
+        pair.primary.on_bytes(NOW, id, &stream[cut..]);
+        pair.exchange();
+        assert!(take_output(&mut pair.primary, id) == expected, "cut at byte {cut}");
+    }
+}
+
+#[test]
+fn a_hello_in_single_bytes_is_welcomed() {
+    let mut shard = shard(0);
+    let id = shard.adopt(NOW, Port::Clients, &[]);
+    for byte in hello() {
+        shard.on_bytes(NOW, id, &[byte]);
+    }
+    let said = take_output(&mut shard, id);
+    assert_eq!(frames(&said), [client_opcode::WELCOME]);
+}
+
+#[test]
+fn a_write_is_answered_only_when_the_other_holder_has_it() {
+    let mut pair = Pair::joined();
+    let id = client(&mut pair.primary);
+    pair.primary.on_bytes(NOW, id, &put(1, key(), b"v"));
+    assert!(pair.primary.unsent(id).is_empty(), "answered before it was sent");
+    let there = pair.said_by_primary();
+    assert!(pair.primary.unsent(id).is_empty(), "answered before it was acked");
+    pair.secondary.on_bytes(NOW, pair.accepted, &there);
+    let back = pair.said_by_secondary();
+    pair.primary.on_bytes(NOW, pair.dialled, &back);
+    assert_eq!(told(pair.primary.unsent(id)), [(Some(1), Status::Ok, String::new())]);
+}
+
+#[test]
+fn an_unknown_opcode_is_answered_with_the_supported_ones_and_the_connection_stays() {
+    let mut shard = shard(0);
+    let id = client(&mut shard);
+    let mut question = Vec::new();
+    Question::Map.write(&mut question);
+    for frame in [raw(0x3f, b""), question] {
+        shard.on_bytes(NOW, id, &frame);
+        let told = told(&take_output(&mut shard, id));
+        assert_eq!(told[0].1, Status::Unsupported);
+        assert!(told[0].2.contains("GET, PUT, DELETE, NOOP, VERIFY"), "{}", told[0].2);
+        assert_eq!(shard.fate(id), Fate::Read);
+    }
+    assert_eq!(shard.service.counters().refused, 2);
+}
+
+#[test]
+fn opcodes_of_other_ports_close_the_connection_in_words() {
+    for opcode in [peer_opcode::PEER_HELLO, peer_opcode::BATCH, 0x80, 0x92] {
+        let mut shard = shard(0);
+        let id = client(&mut shard);
+        shard.on_bytes(NOW, id, &raw(opcode, b""));
+        let told = told(&take_output(&mut shard, id));
+        assert!(told[0].2.contains("the clients' port"), "{}", told[0].2);
+        assert!(ended(&mut shard, id));
+    }
+}
+
+#[test]
+fn a_foreign_version_or_an_impossible_length_is_named_and_closes() {
+    let mut version = request(1, key(), Operation::Get);
+    version[4] = 9;
+    let mut length = request(1, key(), Operation::Get);
+    length[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    for (bytes, words, status) in [
+        (version, "version 1 is supported", Status::Unsupported),
+        (length, "at most", Status::TooBig),
+    ] {
+        let mut shard = shard(0);
+        let id = client(&mut shard);
+        shard.on_bytes(NOW, id, &bytes);
+        shard.on_bytes(NOW, id, &request(2, key(), Operation::Get));
+        let told = told(&take_output(&mut shard, id));
+        assert_eq!(told.len(), 1, "nothing is served after that: {told:?}");
+        assert!(told[0].2.contains(words) && told[0].1 == status, "{told:?}");
+        assert!(ended(&mut shard, id));
+    }
+}
+
+#[test]
+fn another_cluster_is_refused_before_anything() {
+    let mut shard = shard(0);
+    let mut bytes = Vec::new();
+    kv_protocol::client_message::Hello {
+        cluster: kv_protocol::ClusterId(0xbad),
+        client: kv_protocol::ClientId(1),
+        shard: kv_protocol::ShardId(0),
+    }
+    .write(&mut bytes);
+    let id = shard.adopt(NOW, Port::Clients, &bytes);
+    let told = told(&take_output(&mut shard, id));
+    assert_eq!(told[0].1, Status::WrongView);
+    assert!(ended(&mut shard, id));
+}
+
+#[test]
+fn errors_in_a_row_close_and_a_good_request_starts_the_count_anew() {
+    let mut shard = shard(0);
+    let id = client(&mut shard);
+    for _ in 0..3 {
+        for n in 1..MAX_ERRORS_IN_A_ROW {
+            shard.on_bytes(NOW, id, &request(u64::from(n), b"", Operation::Get));
+        }
+        shard.on_bytes(NOW, id, &request(1, key(), Operation::Get));
+    }
+    assert_eq!(shard.fate(id), Fate::Read);
+    take_output(&mut shard, id);
+    for n in 0..MAX_ERRORS_IN_A_ROW {
+        shard.on_bytes(NOW, id, &request(u64::from(n), b"", Operation::Get));
+    }
+    let told = told(&take_output(&mut shard, id));
+    let (last, refusals) = told.split_last().unwrap();
+    assert!(refusals.iter().all(|(id, status, _)| id.is_some() && *status == Status::Invalid));
+    assert!(last.0.is_none() && last.2.contains("in a row"), "{last:?}");
+    assert!(ended(&mut shard, id));
+}
+
+#[test]
+fn a_write_with_a_wrong_digest_is_refused_and_a_foreign_key_is_wrong_view() {
+    let (mut pair, id) = serving(b"v");
+    let mut forged = put(2, key(), b"other");
+    // The digest stands behind the header, the request id and the view.
+    forged[8 + 16] ^= 1;
+    pair.primary.on_bytes(NOW, id, &forged);
+    let foreign = (0u32..)
+        .map(u32::to_be_bytes)
+        .find(|key| Placement::new(3, 1).locate(Digest::of(key)).0.0 == 1)
+        .unwrap();
+    pair.primary.on_bytes(NOW, id, &put(3, &foreign, b"v"));
+    pair.primary.on_bytes(NOW, id, &request(4, key(), Operation::Get));
+    let told = told(&take_output(&mut pair.primary, id));
+    assert_eq!((told[0].0, told[0].1), (Some(2), Status::Invalid));
+    assert_eq!((told[1].0, told[1].1), (Some(3), Status::WrongView));
+    assert_eq!(told[2], (Some(4), Status::Ok, "v".to_owned()));
+}
+
+#[test]
+fn a_full_output_stops_reading_and_nothing_is_lost_when_it_drains() {
+    let value = vec![b'x'; 1 << 20];
+    let (mut pair, id) = serving(&value);
+    let shard = &mut pair.primary;
+    let count = 12;
+    let mut stream = Vec::new();
+    for n in 1..=count {
+        stream.extend(request(n, key(), Operation::Get));
+    }
+    shard.on_bytes(NOW, id, &stream);
+    assert_eq!(shard.fate(id), Fate::Wait);
+    assert!(shard.unsent(id).len() < MAX_OUTPUT_BYTES + (2 << 20), "the output grows unbounded");
+    let mut received = Vec::new();
+    while !shard.unsent(id).is_empty() {
+        let some = shard.unsent(id).len().min(700_000);
+        received.extend_from_slice(&shard.unsent(id)[..some]);
+        shard.on_sent(NOW, id, some);
+    }
+    let ids: Vec<Option<u64>> = told(&received).into_iter().map(|(id, ..)| id).collect();
+    assert_eq!(ids, (1..=count).map(Some).collect::<Vec<_>>());
+    assert_eq!(shard.fate(id), Fate::Read);
+}
+
+#[test]
+fn deadlines_end_the_silent_the_slow_and_those_who_take_no_answers() {
+    let just_before = |limit: Duration| NOW + (limit - Duration::from_millis(1));
+    let mut silent = shard(0);
+    let id = silent.adopt(NOW, Port::Clients, &[]);
+    silent.enforce_deadlines(just_before(HELLO_DEADLINE), [id].into_iter());
+    assert_eq!(silent.fate(id), Fate::Read);
+    silent.enforce_deadlines(NOW + HELLO_DEADLINE, [id].into_iter());
+    assert_eq!(silent.fate(id), Fate::Close);
+
+    let mut slow = shard(0);
+    let id = client(&mut slow);
+    let bytes = request(1, key(), Operation::Get);
+    slow.on_bytes(NOW, id, &bytes[..1]);
+    // Further bytes of the same frame do not put the deadline off.
+    slow.on_bytes(just_before(FRAME_DEADLINE), id, &bytes[1..2]);
+    slow.enforce_deadlines(just_before(FRAME_DEADLINE), [id].into_iter());
+    assert_eq!(slow.fate(id), Fate::Read);
+    slow.enforce_deadlines(NOW + FRAME_DEADLINE, [id].into_iter());
+    assert_eq!(slow.fate(id), Fate::Close);
+
+    let (mut pair, id) = serving(b"v");
+    pair.primary.on_bytes(NOW, id, &request(1, key(), Operation::Get));
+    pair.primary.enforce_deadlines(just_before(STALL_DEADLINE), [id].into_iter());
+    assert_eq!(pair.primary.fate(id), Fate::Read);
+    pair.primary.enforce_deadlines(NOW + STALL_DEADLINE, [id].into_iter());
+    assert_eq!(pair.primary.fate(id), Fate::Close);
+}
+
+#[test]
+fn an_idle_client_is_left_alone() {
+    let mut shard = shard(0);
+    let id = client(&mut shard);
+    shard.enforce_deadlines(NOW + Duration::from_secs(3_600), [id].into_iter());
+    assert_eq!(shard.fate(id), Fate::Read);
+}
+
+#[test]
+fn a_value_on_its_way_is_nowhere_until_its_last_byte() {
+    let (mut pair, id) = serving(b"old");
+    let bytes = put(2, key(), &vec![b'n'; 300_000]);
+    pair.primary.on_bytes(NOW, id, &bytes[..bytes.len() - 1]);
+    pair.exchange();
+    let reader = client(&mut pair.primary);
+    pair.primary.on_bytes(NOW, reader, &request(1, key(), Operation::Get));
+    let told = told(&take_output(&mut pair.primary, reader));
+    assert_eq!(told, [(Some(1), Status::Ok, "old".to_owned())]);
+    pair.primary.close(NOW, id);
+    assert!(pair.said_by_primary().is_empty(), "a part of a frame was replicated");
+}
+
+#[test]
+fn the_words_of_a_refusal_are_sent_even_to_those_who_have_ended_their_side() {
+    let mut shard = shard(0);
+    let id = shard.adopt(NOW, Port::Clients, &raw(client_opcode::GET, b""));
+    shard.on_end_of_input(NOW, id);
+    assert_eq!(shard.fate(id), Fate::Wait);
+    let said = take_output(&mut shard, id);
+    assert_eq!(told(&said)[0].1, Status::Unsupported);
+    assert_eq!(shard.fate(id), Fate::Close);
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(
+        greeted in any::<bool>(),
+        pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 1..8),
+    ) {
+        let mut shard = shard(0);
+        let id = shard.adopt(NOW, Port::Clients, if greeted { &[] } else { &[0; 0] });
+        if greeted {
+            shard.on_bytes(NOW, id, &hello());
+        }
+        for piece in &pieces {
+            shard.on_bytes(NOW, id, piece);
+        }
+        shard.on_end_of_input(NOW, id);
+        shard.finish_wake_up(NOW);
+    }
+
+    #[test]
+    fn random_bodies_under_real_opcodes_never_panic(
+        opcode in 0u8..0x20, body in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let (mut pair, id) = serving(b"v");
+        pair.primary.on_bytes(NOW, id, &raw(opcode, &body));
+        pair.exchange();
+    }
+}

@@ -16,6 +16,8 @@ pub(crate) mod listener;
 pub(crate) mod output;
 pub(crate) mod peer;
 pub(crate) mod tcpstream;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use kv_protocol::ids::Time;
 
@@ -73,7 +75,8 @@ impl Machine {
         }
     }
 
-    /// The other side has sent all it will. A frame cut by that is dropped, nothing of it applied.
+    /// Whether answers still go out after the other side has sent all it will. A frame cut by that
+    /// is dropped, nothing of it applied.
     pub(crate) fn is_served_after_end_of_input(&self) -> bool {
         matches!(self, Machine::Client(_))
     }

@@ -158,7 +158,7 @@ struct Slot {
 
 /// The place of a connection in the tables of its shard.
 pub(crate) fn slot_of(id: ConnectionId) -> usize {
-    (id.0 & u64::from(u32::MAX)) as usize
+    usize::try_from(id.0 & u64::from(u32::MAX)).expect("a slot fits 32 bits")
 }
 
 fn generation_of(id: ConnectionId) -> u32 {

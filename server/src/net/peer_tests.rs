@@ -1,1 +1,217 @@
+//! Streams between two shards without sockets: resuming, replacing, strangers, damage.
 
+use kv_protocol::client_message::{Operation, ReplicaRole, Status};
+use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::{ClusterId, Incarnation, ViewVersion};
+use kv_protocol::limits::MAX_PEER_BODY;
+use kv_protocol::peer_message::{PeerHello, PeerRefusal, PeerRefusalReason, opcode as peer_opcode};
+use proptest::prelude::*;
+
+use crate::net::listener::Port;
+use crate::net::testing::{
+    CLUSTER, GROUP, NOW, Pair, client, hello, key, member, put, request, shard, take_output, told,
+    view,
+};
+use crate::shard::{Fate, Shard};
+
+fn peer_hello() -> PeerHello {
+    PeerHello {
+        cluster: CLUSTER,
+        from: member(0),
+        to: member(1),
+        shard: kv_protocol::ShardId(0),
+        shards: 1,
+        view: view(),
+    }
+}
+
+fn bytes_of(hello: &PeerHello) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    hello.write(&mut bytes);
+    bytes
+}
+
+/// What the secondary's copy of the key is.
+fn copy_at(secondary: &mut Shard) -> (Status, String) {
+    let id = client(secondary);
+    let verify = request(1, key(), Operation::Verify(ReplicaRole::Secondary));
+    secondary.on_bytes(NOW, id, &verify);
+    let mut told = told(&take_output(secondary, id));
+    let (_, status, value) = told.remove(0);
+    (status, value)
+}
+
+fn refusal(bytes: &[u8]) -> PeerRefusal {
+    let frame = split_frame(bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
+    assert_eq!(frame.opcode, peer_opcode::PEER_REFUSAL);
+    PeerRefusal::read(frame.body).unwrap()
+}
+
+#[test]
+fn writes_of_one_wake_up_travel_in_one_batch_and_are_acked_in_one() {
+    let mut pair = Pair::joined();
+    let id = client(&mut pair.primary);
+    for seq in 1..=10 {
+        pair.primary.on_bytes(NOW, id, &put(seq, key(), b"v"));
+    }
+    let there = pair.said_by_primary();
+    let rules = FrameRules::checked(MAX_PEER_BODY);
+    let frame = split_frame(&there, &rules).unwrap().unwrap();
+    assert_eq!((frame.opcode, frame.consumed), (peer_opcode::BATCH, there.len()));
+    pair.secondary.on_bytes(NOW, pair.accepted, &there);
+    let back = pair.said_by_secondary();
+    let frame = split_frame(&back, &rules).unwrap().unwrap();
+    assert_eq!((frame.opcode, frame.consumed), (peer_opcode::BATCH, back.len()));
+    pair.primary.on_bytes(NOW, pair.dialled, &back);
+    assert_eq!(told(&take_output(&mut pair.primary, id)).len(), 10);
+}
+
+#[test]
+fn a_write_whose_stream_breaks_is_sent_again_and_answered_once() {
+    for acked_on_the_way in [false, true] {
+        let mut pair = Pair::joined();
+        let id = client(&mut pair.primary);
+        pair.primary.on_bytes(NOW, id, &put(1, key(), b"v"));
+        let there = pair.said_by_primary();
+        if acked_on_the_way {
+            pair.secondary.on_bytes(NOW, pair.accepted, &there);
+        }
+        pair.rejoin();
+        pair.exchange();
+        let told = told(&take_output(&mut pair.primary, id));
+        assert_eq!(told, [(Some(1), Status::Ok, String::new())]);
+        assert_eq!(copy_at(&mut pair.secondary), (Status::Ok, "v".to_owned()));
+    }
+}
+
+#[test]
+fn a_stream_cut_at_any_byte_loses_nothing() {
+    let value = "v".repeat(200_000);
+    let mut uncut = Pair::joined();
+    let id = client(&mut uncut.primary);
+    uncut.primary.on_bytes(NOW, id, &put(1, key(), value.as_bytes()));
+    let length = uncut.said_by_primary().len();
+    for cut in (0..length).step_by(9_973) {
+        let mut pair = Pair::joined();
+        let id = client(&mut pair.primary);
+        pair.primary.on_bytes(NOW, id, &put(1, key(), value.as_bytes()));
+        let there = pair.said_by_primary();
+        pair.secondary.on_bytes(NOW, pair.accepted, &there[..cut]);
+        pair.rejoin();
+        pair.exchange();
+        assert_eq!(told(&take_output(&mut pair.primary, id)).len(), 1, "cut at {cut}");
+        assert!(copy_at(&mut pair.secondary).1 == value, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_damaged_batch_closes_the_stream_and_applies_nothing() {
+    let mut pair = Pair::joined();
+    let id = client(&mut pair.primary);
+    pair.primary.on_bytes(NOW, id, &put(1, key(), b"v"));
+    let mut there = pair.said_by_primary();
+    let middle = there.len() / 2;
+    there[middle] ^= 1;
+    pair.secondary.on_bytes(NOW, pair.accepted, &there);
+    let back = pair.said_by_secondary();
+    assert_eq!(refusal(&back).reason, PeerRefusalReason::BrokenStream);
+    assert_eq!(pair.secondary.fate(pair.accepted), Fate::Shut);
+    assert_eq!(copy_at(&mut pair.secondary).0, Status::NotFound);
+    assert_eq!(pair.secondary.service.counters().refused, 1);
+    // The next stream goes on after the last good write.
+    pair.rejoin();
+    pair.exchange();
+    assert_eq!(told(&take_output(&mut pair.primary, id)).len(), 1);
+}
+
+#[test]
+fn a_new_stream_replaces_the_old_one() {
+    let mut pair = Pair::joined();
+    let newer = pair.secondary.adopt(NOW, Port::Servers, &bytes_of(&peer_hello()));
+    assert_eq!(pair.secondary.fate(pair.accepted), Fate::Close);
+    assert_eq!(pair.secondary.fate(newer), Fate::Read);
+    pair.secondary.close(NOW, pair.accepted);
+    let connected = |shard: &Shard| shard.service.reports().any(|report| report.connected);
+    assert!(connected(&pair.secondary), "the end of the old one took the new one down");
+    pair.secondary.close(NOW, newer);
+    assert!(!connected(&pair.secondary));
+}
+
+#[test]
+fn strangers_are_refused_and_disturb_no_stream_that_stands() {
+    let good = peer_hello();
+    let mut imposter = good;
+    imposter.from.incarnation = Incarnation(666);
+    let mut older = good;
+    older.view.version = ViewVersion(0);
+    let strangers = [
+        PeerHello { cluster: ClusterId(0xbad), ..good },
+        PeerHello { to: member(2), ..good },
+        PeerHello { shards: 2, ..good },
+        imposter,
+        older,
+    ];
+    for stranger in strangers {
+        let mut pair = Pair::joined();
+        let id = pair.secondary.adopt(NOW, Port::Servers, &bytes_of(&stranger));
+        let said = take_output(&mut pair.secondary, id);
+        let reason = refusal(&said).reason;
+        assert!(
+            matches!(reason, PeerRefusalReason::Stranger | PeerRefusalReason::OldView),
+            "{stranger:?} was refused as {reason:?}"
+        );
+        assert_eq!(pair.secondary.fate(id), Fate::Shut);
+        assert_eq!(pair.secondary.fate(pair.accepted), Fate::Read, "{stranger:?}");
+        let client = client(&mut pair.primary);
+        pair.primary.on_bytes(NOW, client, &put(1, key(), b"v"));
+        pair.exchange();
+        assert_eq!(told(&take_output(&mut pair.primary, client))[0].1, Status::Ok);
+    }
+}
+
+#[test]
+fn a_client_at_the_servers_port_is_closed() {
+    let mut shard = shard(1);
+    let id = shard.adopt(NOW, Port::Servers, &hello());
+    let said = take_output(&mut shard, id);
+    assert_eq!(refusal(&said).reason, PeerRefusalReason::Stranger);
+    assert_eq!(shard.fate(id), Fate::Shut);
+    assert_eq!(shard.service.counters().refused, 1);
+}
+
+#[test]
+fn a_stream_that_takes_nothing_is_given_a_bounded_amount() {
+    let mut pair = Pair::joined();
+    let id = client(&mut pair.primary);
+    let value = vec![0; 1 << 20];
+    for seq in 1..=20 {
+        pair.primary.on_bytes(NOW, id, &put(seq, key(), &value));
+        pair.primary.finish_wake_up(NOW);
+    }
+    let unsent = pair.primary.unsent(pair.dialled).len();
+    assert!(unsent < 2 << 20, "{unsent} bytes wait for a peer that takes none");
+    pair.exchange();
+    assert_eq!(told(&take_output(&mut pair.primary, id)).len(), 20);
+    assert_eq!(pair.primary.service.replica(GROUP).unwrap().view_version(), ViewVersion(1));
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic_and_end_or_wait(
+        stands in any::<bool>(),
+        pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 1..6),
+    ) {
+        let mut pair = Pair::joined();
+        let id = if stands {
+            pair.accepted
+        } else {
+            pair.secondary.adopt(NOW, Port::Servers, &[])
+        };
+        for piece in &pieces {
+            pair.secondary.on_bytes(NOW, id, piece);
+            pair.primary.on_bytes(NOW, pair.dialled, piece);
+        }
+        pair.secondary.finish_wake_up(NOW);
+        pair.primary.finish_wake_up(NOW);
+    }
+}

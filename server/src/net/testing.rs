@@ -1,0 +1,187 @@
+//! What the tests of the machines share: two shards without sockets, joined byte by byte.
+
+use kv_core::arena::{CHUNK_BYTES_MIN, HeapChunks};
+use kv_core::hash::HashSecret;
+use kv_core::replica::ConnectionId;
+use kv_protocol::client_message::{
+    Answer, Condition, Hello, Operation, Refusal, Request, Status, WriteHeader, opcode,
+};
+use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::{
+    ClientId, ClusterId, GroupId, Incarnation, Member, RequestId, RequestSeq, ServerId, ShardId,
+    Time, ViewVersion,
+};
+use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::view::{Peer, View};
+
+use super::listener::Port;
+use crate::service::{Identity, Service};
+use crate::shard::Shard;
+
+pub(crate) const NOW: Time = Time::from_nanos(1_000_000_000);
+pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
+pub(crate) const GROUP: GroupId = GroupId(0);
+
+pub(crate) fn member(server: u16) -> Member {
+    Member { server: ServerId(server), incarnation: Incarnation(100 + u64::from(server)) }
+}
+
+/// The only shard of one of three servers.
+pub(crate) fn shard(server: u16) -> Shard {
+    let identity = Identity {
+        cluster: CLUSTER,
+        me: member(server),
+        shard: ShardId(0),
+        placement: Placement::new(3, 1),
+    };
+    let chunks = || Box::new(HeapChunks::new(CHUNK_BYTES_MIN)) as _;
+    Shard::new(Service::new(identity, None, HashSecret::new(1), chunks))
+}
+
+/// The first view of [`GROUP`]: server 0 is primary, server 1 secondary.
+pub(crate) fn view() -> View {
+    View {
+        group: GROUP,
+        version: ViewVersion(1),
+        primary: Some(member(0)),
+        peer: Peer::Secondary(member(1)),
+        handover: false,
+    }
+}
+
+/// A key of [`GROUP`].
+pub(crate) fn key() -> &'static [u8] {
+    let key = b"key 0";
+    assert_eq!(Placement::new(3, 1).locate(Digest::of(key)).0, GROUP);
+    key
+}
+
+pub(crate) fn hello() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Hello { cluster: CLUSTER, client: ClientId(7), shard: ShardId(0) }.write(&mut bytes);
+    bytes
+}
+
+pub(crate) fn request(id: u64, key: &[u8], operation: Operation<'_>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let (id, view, digest) = (RequestId(id), ViewVersion(0), Digest::of(key));
+    Request { id, view, digest, key, operation }.write(&mut bytes);
+    bytes
+}
+
+pub(crate) fn put(seq: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
+    let header = WriteHeader {
+        seq: RequestSeq(seq),
+        first_incomplete: RequestSeq(seq.saturating_sub(20).max(1)),
+        condition: Condition::Always,
+    };
+    request(seq, key, Operation::Put(header, value))
+}
+
+/// A client connection that was welcomed; the WELCOME is taken away.
+pub(crate) fn client(shard: &mut Shard) -> ConnectionId {
+    let id = shard.adopt(NOW, Port::Clients, &hello());
+    let said = take_output(shard, id);
+    assert_eq!(frames(&said), [(opcode::WELCOME, ())].map(|(op, ())| op));
+    id
+}
+
+/// Takes all that a connection has to send.
+pub(crate) fn take_output(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
+    let bytes = shard.unsent(id).to_vec();
+    shard.on_sent(NOW, id, bytes.len());
+    bytes
+}
+
+/// The opcodes of whole frames.
+pub(crate) fn frames(mut bytes: &[u8]) -> Vec<u8> {
+    let mut opcodes = Vec::new();
+    while !bytes.is_empty() {
+        let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
+        let frame = split_frame(bytes, &rules).unwrap().expect("whole frames");
+        opcodes.push(frame.opcode);
+        bytes = &bytes[frame.consumed..];
+    }
+    opcodes
+}
+
+/// What a client was told: the id (`None`: no request's), status and text of every frame.
+pub(crate) fn told(mut bytes: &[u8]) -> Vec<(Option<u64>, Status, String)> {
+    let mut told = Vec::new();
+    while !bytes.is_empty() {
+        let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
+        let frame = split_frame(bytes, &rules).unwrap().expect("whole frames");
+        told.push(match frame.opcode {
+            opcode::ANSWER => {
+                let Answer { id, status, value, .. } = Answer::read(frame.body).unwrap();
+                (Some(id.0), status, String::from_utf8_lossy(value).into_owned())
+            }
+            opcode::ERROR => {
+                let Refusal { status, reason } = Refusal::read(frame.body).unwrap();
+                (None, status, reason.to_owned())
+            }
+            other => panic!("a client is not sent opcode {other:#04x}"),
+        });
+        bytes = &bytes[frame.consumed..];
+    }
+    told
+}
+
+/// The primary and the secondary of [`GROUP`] and the two ends of their stream.
+pub(crate) struct Pair {
+    pub(crate) primary: Shard,
+    pub(crate) secondary: Shard,
+    pub(crate) dialled: ConnectionId,
+    pub(crate) accepted: ConnectionId,
+}
+
+impl Pair {
+    /// Both with the view installed and the stream standing.
+    pub(crate) fn joined() -> Pair {
+        let mut primary = shard(0);
+        let address = "127.0.0.1:1".parse().unwrap();
+        primary.service.install(NOW, view(), address).unwrap();
+        assert_eq!(primary.due_dials(NOW).len(), 1);
+        let dialled = primary.open_stream(NOW, GROUP);
+        let mut secondary = shard(1);
+        let accepted = secondary.adopt(NOW, Port::Servers, &[]);
+        let mut pair = Pair { primary, secondary, dialled, accepted };
+        pair.exchange();
+        assert!(pair.primary.service.reports().any(|report| report.connected));
+        pair
+    }
+
+    /// Loses the stream and dials it again.
+    pub(crate) fn rejoin(&mut self) {
+        self.primary.close(NOW, self.dialled);
+        self.secondary.close(NOW, self.accepted);
+        self.dialled = self.primary.open_stream(NOW, GROUP);
+        self.accepted = self.secondary.adopt(NOW, Port::Servers, &[]);
+    }
+
+    /// What the primary has to say to the secondary by now.
+    pub(crate) fn said_by_primary(&mut self) -> Vec<u8> {
+        self.primary.finish_wake_up(NOW);
+        take_output(&mut self.primary, self.dialled)
+    }
+
+    /// What the secondary has to say to the primary by now.
+    pub(crate) fn said_by_secondary(&mut self) -> Vec<u8> {
+        self.secondary.finish_wake_up(NOW);
+        take_output(&mut self.secondary, self.accepted)
+    }
+
+    /// Moves bytes both ways until nobody has more to say.
+    pub(crate) fn exchange(&mut self) {
+        loop {
+            let there = self.said_by_primary();
+            self.secondary.on_bytes(NOW, self.accepted, &there);
+            let back = self.said_by_secondary();
+            self.primary.on_bytes(NOW, self.dialled, &back);
+            if there.is_empty() && back.is_empty() {
+                return;
+            }
+        }
+    }
+}
