@@ -10,7 +10,7 @@ use crate::completion::{Completion, Outcome, SubmitError};
 use crate::engine::{Engine, Statistics};
 use crate::error::{Error, OpenError};
 use crate::operation::{Notify, Op, Operation};
-use crate::options::{self, OpOptions, Options};
+use crate::options::{Endpoints, OpOptions, Options};
 
 /// A value that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,9 +45,16 @@ impl Client {
     /// [`OpenError`]: an endpoint is malformed or unknown, a setting is out of its bounds, or the
     /// system gives no descriptor.
     pub fn open(endpoints: &str, options: Options) -> Result<Client, OpenError> {
+        Client::with_endpoints(&Endpoints::resolve(endpoints)?, options)
+    }
+
+    /// Opens one more client of the same cluster, without asking for names again.
+    ///
+    /// # Errors
+    /// [`OpenError`]: a setting is out of its bounds, or the system gives no descriptor.
+    pub fn with_endpoints(endpoints: &Endpoints, options: Options) -> Result<Client, OpenError> {
         options.check()?;
-        let endpoints = options::resolve(endpoints)?;
-        Ok(Client { engine: Engine::new(endpoints, options)? })
+        Ok(Client { engine: Engine::new(endpoints.0.clone(), options)? })
     }
 
     /// Sets a key.

@@ -52,4 +52,4 @@ pub use error::{Action, Error, OpenError};
 pub use kv_protocol::client_message::{Condition, ReplicaRole};
 pub use kv_protocol::ids::SequenceNumber;
 pub use operation::Op;
-pub use options::{MAX_IN_FLIGHT, OpOptions, Options};
+pub use options::{Endpoints, MAX_IN_FLIGHT, OpOptions, Options};

@@ -87,9 +87,22 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
 }
 
-/// Resolves `host:port[,host:port…]`. The only place where the library asks for names: the system's
-/// resolver knows no deadline.
-pub(crate) fn resolve(endpoints: &str) -> Result<Vec<Endpoint>, OpenError> {
+/// The addresses of a cluster's coordinators, resolved once, for as many clients as are wanted.
+#[derive(Clone, Debug)]
+pub struct Endpoints(pub(crate) Vec<Endpoint>);
+
+impl Endpoints {
+    /// Resolves `host:port[,host:port…]`. The only place where the library asks for names: the
+    /// system's resolver knows no deadline.
+    ///
+    /// # Errors
+    /// [`OpenError`]: an endpoint is malformed or unknown.
+    pub fn resolve(endpoints: &str) -> Result<Endpoints, OpenError> {
+        resolve(endpoints).map(Endpoints)
+    }
+}
+
+fn resolve(endpoints: &str) -> Result<Vec<Endpoint>, OpenError> {
     let mut resolved = Vec::new();
     for name in endpoints.split(',').map(str::trim) {
         let well_formed = name.rsplit_once(':').is_some_and(|(host, port)| {

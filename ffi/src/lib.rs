@@ -1,1 +1,50 @@
-//! placeholder
+//! libkvclient: the C surface over `kv-client`, and nothing else.
+//!
+//! ```text
+//!   C program, any thread -> kvc_put, kvc_get, … -> panic boundary -> pool -> one kv_client::Client
+//!                            (handle.rs)            (panic.rs)        (pool.rs)
+//! ```
+//!
+//! No thread is started, no signal handler or exit handler set, nothing is logged. The header
+//! `include/kvclient.h` is generated from the comments here, so they speak to C programmers.
+
+#![allow(non_camel_case_types)] // The names are those of the C header.
+#![allow(clippy::missing_safety_doc)] // The contract of each function is its text in the header.
+
+// The first four stand apart, as the header shows them in this order.
+mod error;
+
+mod options;
+
+mod buffer;
+
+mod handle;
+
+mod panic;
+mod pool;
+
+pub use buffer::*;
+pub use error::*;
+pub use handle::*;
+pub use options::*;
+
+/// The version of this header: major << 16 | minor << 8 | patch. Compare with kvc_version().
+pub const KVC_VERSION: u32 = 0x000100;
+
+/// The version of the library that the program runs with, in the form of KVC_VERSION.
+#[unsafe(no_mangle)]
+pub extern "C" fn kvc_version() -> u32 {
+    KVC_VERSION
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_that_of_the_package() {
+        let numbers: Vec<u32> =
+            env!("CARGO_PKG_VERSION").split('.').map(|n| n.parse().unwrap()).collect();
+        assert_eq!(kvc_version(), numbers[0] << 16 | numbers[1] << 8 | numbers[2]);
+    }
+}

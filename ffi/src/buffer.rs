@@ -1,0 +1,82 @@
+//! Bytes that cross the boundary: borrowed slices in, owned buffers out.
+
+use std::ffi::c_void;
+use std::{ptr, slice};
+
+use crate::error::{Failure, KVC_NO_MEMORY};
+
+/// Borrowed bytes; data may be NULL if len is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_slice {
+    /// The first byte.
+    pub data: *const c_void,
+    /// How many bytes.
+    pub len: usize,
+}
+
+/// Bytes that the caller owns and frees with kvc_buf_free().
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_buf {
+    /// The first byte; never NULL after a success. A NUL byte that does not count follows the last.
+    pub data: *mut c_void,
+    /// How many bytes.
+    pub len: usize,
+    /// The version of the entry.
+    pub version: u64,
+}
+
+/// Frees the bytes of a buffer and empties it. NULL, and a buffer freed already, are fine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_buf_free(buf: *mut kvc_buf) {
+    // SAFETY: the caller passes NULL or a buffer of kvc_get.
+    let Some(buf) = (unsafe { buf.as_mut() }) else { return };
+    // SAFETY: data is NULL or came from malloc in `own`.
+    unsafe { libc::free(buf.data) };
+    *buf = kvc_buf { data: ptr::null_mut(), len: 0, version: 0 };
+}
+
+/// Frees memory that a function of this library gave to the caller as a bare pointer, such as the
+/// data of a kvc_buf that was taken out of it. NULL is fine.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_free(memory: *mut c_void) {
+    // SAFETY: the caller passes NULL or memory that `own` allocated by malloc.
+    unsafe { libc::free(memory) }
+}
+
+/// Copies bytes into memory that C can free.
+pub(crate) fn own(bytes: &[u8], version: u64) -> Result<kvc_buf, Failure> {
+    // SAFETY: malloc of at least one byte.
+    let data = unsafe { libc::malloc(bytes.len() + 1) };
+    if data.is_null() {
+        let words = format!("no memory for a value of {} bytes", bytes.len());
+        return Err(Failure::new(KVC_NO_MEMORY, words));
+    }
+    // SAFETY: `data` has room for the bytes and a NUL, and is not part of `bytes`.
+    unsafe {
+        ptr::copy_nonoverlapping(bytes.as_ptr(), data.cast::<u8>(), bytes.len());
+        data.cast::<u8>().add(bytes.len()).write(0);
+    }
+    Ok(kvc_buf { data, len: bytes.len(), version })
+}
+
+impl kvc_slice {
+    /// The bytes.
+    ///
+    /// # Safety
+    /// `len` bytes at `data` are readable, and do not change, while the result lives.
+    pub(crate) unsafe fn bytes<'a>(self, what: &str) -> Result<&'a [u8], Failure> {
+        if self.len == 0 {
+            return Ok(&[]);
+        }
+        if self.data.is_null() {
+            return Err(Failure::invalid(format!("{what}.data is NULL and its len {}", self.len)));
+        }
+        if isize::try_from(self.len).is_err() {
+            return Err(Failure::invalid(format!("{what}.len is {}", self.len)));
+        }
+        // SAFETY: not NULL, not longer than an object can be; the rest is the caller's promise.
+        Ok(unsafe { slice::from_raw_parts(self.data.cast::<u8>(), self.len) })
+    }
+}

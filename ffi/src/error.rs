@@ -1,0 +1,180 @@
+//! Statuses, their names, and this thread's last failure in words.
+
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int};
+
+use kv_client::{Error, OpenError};
+
+/// Done.
+pub const KVC_OK: c_int = 0;
+/// The key does not exist.
+pub const KVC_NOT_FOUND: c_int = -1;
+/// A read got no answer before its deadline.
+pub const KVC_TIMEOUT: c_int = -2;
+/// A write was sent and may have been done or not; read the key to find out.
+pub const KVC_IN_DOUBT: c_int = -3;
+/// Not served before the deadline; a write was not done.
+pub const KVC_UNAVAILABLE: c_int = -4;
+/// No server holds the key any more; an operator has to restore it.
+pub const KVC_LOST: c_int = -5;
+/// The condition of a write does not hold; nothing was changed.
+pub const KVC_CONFLICT: c_int = -6;
+/// Key or value is longer than allowed; nothing was changed.
+pub const KVC_TOO_BIG: c_int = -7;
+/// The servers' memory limit is reached; nothing was changed.
+pub const KVC_OUT_OF_SPACE: c_int = -8;
+/// Too much load until the deadline; a write was not done.
+pub const KVC_BUSY: c_int = -9;
+/// Too many operations in flight.
+pub const KVC_FULL: c_int = -10;
+/// The handle was opened before a fork(); open another in the child.
+pub const KVC_FORKED: c_int = -11;
+/// An argument is wrong; nothing was done.
+pub const KVC_INVALID: c_int = -12;
+/// No memory.
+pub const KVC_NO_MEMORY: c_int = -13;
+/// Client and server do not understand each other.
+pub const KVC_PROTOCOL: c_int = -14;
+/// A defect in the library; the handle can only be closed.
+pub const KVC_PANIC: c_int = -15;
+
+/// A status, and why in words.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: c_int,
+    pub(crate) words: String,
+}
+
+impl Failure {
+    pub(crate) fn new(status: c_int, words: impl Into<String>) -> Failure {
+        Failure { status, words: words.into() }
+    }
+
+    pub(crate) fn invalid(words: impl Into<String>) -> Failure {
+        Failure::new(KVC_INVALID, words)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let status = match error {
+            Error::NotFound { .. } => KVC_NOT_FOUND,
+            Error::Conflict { .. } => KVC_CONFLICT,
+            Error::Timeout { .. } => KVC_TIMEOUT,
+            Error::InDoubt { .. } => KVC_IN_DOUBT,
+            Error::Unavailable { .. } => KVC_UNAVAILABLE,
+            Error::Lost { .. } => KVC_LOST,
+            Error::TooBig { .. } => KVC_TOO_BIG,
+            Error::OutOfSpace { .. } => KVC_OUT_OF_SPACE,
+            Error::Busy { .. } => KVC_BUSY,
+            Error::Invalid { .. } => KVC_INVALID,
+            _ => KVC_PROTOCOL,
+        };
+        Failure::new(status, error.to_string())
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Failure {
+        let status = match error {
+            OpenError::Resolve { .. } | OpenError::System { .. } => KVC_UNAVAILABLE,
+            _ => KVC_INVALID,
+        };
+        Failure::new(status, error.to_string())
+    }
+}
+
+thread_local! {
+    static LAST_ERROR: RefCell<Option<CString>> = const { RefCell::new(None) };
+}
+
+/// Remembers a failure for [`kvc_last_error`] and returns its status.
+pub(crate) fn fail(failure: Failure) -> c_int {
+    let mut words = failure.words.into_bytes();
+    words.retain(|&byte| byte != 0);
+    let words = CString::new(words).unwrap_or_default();
+    // A thread that is ending has no memory of errors any more.
+    let _ = LAST_ERROR.try_with(|last| last.replace(Some(words)));
+    failure.status
+}
+
+/// The name of a status, such as "KVC_NOT_FOUND"; "KVC_UNKNOWN" for a number that is none. The text
+/// is static.
+#[unsafe(no_mangle)]
+pub extern "C" fn kvc_status_name(status: c_int) -> *const c_char {
+    let name: &CStr = match status {
+        KVC_OK => c"KVC_OK",
+        KVC_NOT_FOUND => c"KVC_NOT_FOUND",
+        KVC_TIMEOUT => c"KVC_TIMEOUT",
+        KVC_IN_DOUBT => c"KVC_IN_DOUBT",
+        KVC_UNAVAILABLE => c"KVC_UNAVAILABLE",
+        KVC_LOST => c"KVC_LOST",
+        KVC_CONFLICT => c"KVC_CONFLICT",
+        KVC_TOO_BIG => c"KVC_TOO_BIG",
+        KVC_OUT_OF_SPACE => c"KVC_OUT_OF_SPACE",
+        KVC_BUSY => c"KVC_BUSY",
+        KVC_FULL => c"KVC_FULL",
+        KVC_FORKED => c"KVC_FORKED",
+        KVC_INVALID => c"KVC_INVALID",
+        KVC_NO_MEMORY => c"KVC_NO_MEMORY",
+        KVC_PROTOCOL => c"KVC_PROTOCOL",
+        KVC_PANIC => c"KVC_PANIC",
+        _ => c"KVC_UNKNOWN",
+    };
+    name.as_ptr()
+}
+
+/// What went wrong in this thread's last call that failed, in words; "" if none has. The text belongs
+/// to the library and lives until the thread's next failure.
+#[unsafe(no_mangle)]
+pub extern "C" fn kvc_last_error() -> *const c_char {
+    LAST_ERROR
+        .try_with(|last| last.borrow().as_ref().map(|words| words.as_ptr()))
+        .ok()
+        .flatten()
+        .unwrap_or(c"".as_ptr())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(status: c_int) -> &'static str {
+        // SAFETY: the names are static and end with NUL.
+        unsafe { CStr::from_ptr(kvc_status_name(status)) }.to_str().unwrap()
+    }
+
+    #[test]
+    fn statuses_never_change_their_numbers() {
+        let names: Vec<&str> = (0..=15).map(|n| name(-n)).collect();
+        assert_eq!(
+            names,
+            [
+                "KVC_OK",
+                "KVC_NOT_FOUND",
+                "KVC_TIMEOUT",
+                "KVC_IN_DOUBT",
+                "KVC_UNAVAILABLE",
+                "KVC_LOST",
+                "KVC_CONFLICT",
+                "KVC_TOO_BIG",
+                "KVC_OUT_OF_SPACE",
+                "KVC_BUSY",
+                "KVC_FULL",
+                "KVC_FORKED",
+                "KVC_INVALID",
+                "KVC_NO_MEMORY",
+                "KVC_PROTOCOL",
+                "KVC_PANIC",
+            ]
+        );
+        assert_eq!((name(1), name(-16)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
+    }
+
+    #[test]
+    fn words_with_nul_bytes_are_still_told() {
+        assert_eq!(fail(Failure::invalid("a\0b")), KVC_INVALID);
+        // SAFETY: this thread has not failed since.
+        assert_eq!(unsafe { CStr::from_ptr(kvc_last_error()) }, c"ab");
+    }
+}

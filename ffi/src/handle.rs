@@ -1,0 +1,177 @@
+//! The handle and the calls on it.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use kv_client::{Client, Endpoints, OpOptions, Written};
+
+use crate::buffer::{kvc_buf, kvc_slice, own};
+use crate::error::{Failure, KVC_FORKED, KVC_OK};
+use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options};
+use crate::panic::guard;
+use crate::pool::Pool;
+
+/// A client of one cluster, opaque. Many threads may use it at once. Make one for the program, not one
+/// for each call.
+#[derive(Debug)]
+pub struct kvc_client {
+    /// The process that opened it: after a fork, the child shares descriptors with its parent and
+    /// must not use them.
+    pid: u32,
+    pool: Pool,
+}
+
+/// What a write that was done says; NULL where it is not wanted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_result {
+    /// The version of the entry now, for if_version.
+    pub version: u64,
+    /// How many servers hold it: 2, or 1 while a server is missing.
+    pub copies: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]").
+/// Names are resolved here, which may take as long as the system's resolver likes; nothing is
+/// connected before the first call. `options` may be NULL. On success *out is a handle that the
+/// caller closes with kvc_close().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_open(
+    endpoints: *const c_char,
+    options: *const kvc_options,
+    out: *mut *mut kvc_client,
+) -> c_int {
+    guard(|| {
+        if endpoints.is_null() || out.is_null() {
+            return Err(Failure::invalid("kvc_open: endpoints or out is NULL"));
+        }
+        // SAFETY: the caller passes a text that ends with NUL.
+        let endpoints = unsafe { CStr::from_ptr(endpoints) }
+            .to_str()
+            .map_err(|_| Failure::invalid("kvc_open: endpoints is not UTF-8"))?;
+        // SAFETY: the caller passes NULL or a struct as large as it says.
+        let (options, most) = unsafe { read_options(options) }?;
+        let pool = Pool::new(Endpoints::resolve(endpoints)?, options, most)?;
+        let handle = Box::new(kvc_client { pid: std::process::id(), pool });
+        // SAFETY: not NULL; the caller lets us write a pointer there.
+        unsafe { out.write(Box::into_raw(handle)) };
+        Ok(KVC_OK)
+    })
+}
+
+/// Closes a handle and its connections; NULL is fine. No call may be under way on it, and none may
+/// follow. In the child of a fork, an inherited handle stays as it is (KVC_FORKED).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_close(client: *mut kvc_client) -> c_int {
+    guard(|| {
+        if client.is_null() {
+            return Ok(KVC_OK);
+        }
+        // SAFETY: the caller passes a handle that is not closed.
+        unsafe { open_here(client) }?;
+        // SAFETY: it came from Box::into_raw in kvc_open, and the caller gives it back.
+        drop(unsafe { Box::from_raw(client) });
+        Ok(KVC_OK)
+    })
+}
+
+/// Sets a key (1 to 65,535 bytes) to a value (up to 16 MiB). `options` and `result` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_put(
+    client: *mut kvc_client,
+    key: kvc_slice,
+    value: kvc_slice,
+    options: *const kvc_op_options,
+    result: *mut kvc_result,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promises are those that `call` and `bytes` ask for.
+        let written = unsafe {
+            let value = value.bytes("value")?;
+            call(client, key, options, |client, key, options| client.put(key, value, options))
+        }?;
+        // SAFETY: the caller passes NULL or room for a result.
+        unsafe { tell(result, written) };
+        Ok(KVC_OK)
+    })
+}
+
+/// Reads a key. `options` may be NULL. On success *out owns the value; free it with kvc_buf_free().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_get(
+    client: *mut kvc_client,
+    key: kvc_slice,
+    options: *const kvc_op_options,
+    out: *mut kvc_buf,
+) -> c_int {
+    guard(|| {
+        if out.is_null() {
+            return Err(Failure::invalid("kvc_get: out is NULL"));
+        }
+        // SAFETY: the caller's promises are those that `call` asks for.
+        let value = unsafe { call(client, key, options, Client::get) }?;
+        let buffer = own(&value.bytes, value.version.0)?;
+        // SAFETY: not NULL; the caller passes room for a buffer.
+        unsafe { out.write(buffer) };
+        Ok(KVC_OK)
+    })
+}
+
+/// Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_delete(
+    client: *mut kvc_client,
+    key: kvc_slice,
+    options: *const kvc_op_options,
+    result: *mut kvc_result,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promises are those that `call` asks for.
+        let written = unsafe { call(client, key, options, Client::delete) }?;
+        // SAFETY: the caller passes NULL or room for a result.
+        unsafe { tell(result, written) };
+        Ok(KVC_OK)
+    })
+}
+
+/// Checks the arguments that all calls have and runs one on a client of the pool.
+///
+/// # Safety
+/// `client` is NULL or an open handle, `key` is readable, `options` is NULL or as large as it says.
+unsafe fn call<T>(
+    client: *mut kvc_client,
+    key: kvc_slice,
+    options: *const kvc_op_options,
+    run: impl FnOnce(&mut Client, &[u8], &OpOptions) -> Result<T, kv_client::Error>,
+) -> Result<T, Failure> {
+    // SAFETY: passed on.
+    let (handle, key, options) =
+        unsafe { (open_here(client)?, key.bytes("key")?, read_op_options(options)?) };
+    handle.pool.with(&options, |client, options| Ok(run(client, key, options)?))
+}
+
+/// The handle, if this process opened it.
+///
+/// # Safety
+/// `client` is NULL or an open handle.
+unsafe fn open_here<'a>(client: *const kvc_client) -> Result<&'a kvc_client, Failure> {
+    // SAFETY: passed on.
+    let handle =
+        unsafe { client.as_ref() }.ok_or_else(|| Failure::invalid("the client handle is NULL"))?;
+    if handle.pid != std::process::id() {
+        let words = "this handle was opened before the fork; open another in this process";
+        return Err(Failure::new(KVC_FORKED, words));
+    }
+    Ok(handle)
+}
+
+/// # Safety
+/// `result` is NULL or may be written to.
+unsafe fn tell(result: *mut kvc_result, written: Written) {
+    if !result.is_null() {
+        let (version, copies) = (written.version.0, written.copies.into());
+        // SAFETY: not NULL, and the caller's promise.
+        unsafe { result.write(kvc_result { version, copies, reserved: 0 }) };
+    }
+}

@@ -1,0 +1,189 @@
+//! Settings as C programs give them: structs that say their own size, so that they can grow.
+
+use std::ffi::c_int;
+use std::mem::size_of;
+use std::ptr;
+use std::time::Duration;
+
+use kv_client::{Condition, OpOptions, Options, SequenceNumber};
+
+use crate::error::{Failure, KVC_OK};
+use crate::panic::guard;
+
+/// if_version: only if the key does not exist.
+pub const KVC_ABSENT: u64 = 0xffff_ffff_ffff_ffff;
+
+/// Settings of a handle; fill it with kvc_options_init() before setting fields. Zero in a field means
+/// its default.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct kvc_options {
+    /// sizeof(kvc_options)
+    pub size: u32,
+    /// Milliseconds that a call may take in all, connecting and retrying included. Default 5,000, at
+    /// most 60,000.
+    pub timeout_ms: u32,
+    /// Milliseconds that one connection may take before the next address is tried. Default 1,000, at
+    /// most 60,000.
+    pub connect_timeout_ms: u32,
+    /// Most connections to one shard of a server, which is how many threads can be inside a call at
+    /// once; more wait for their turn. Default 64, at most 4,096.
+    pub connections_per_shard: u32,
+}
+
+/// Settings of one call; NULL means the defaults. Set size to sizeof(kvc_op_options) and the rest to
+/// zero first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct kvc_op_options {
+    /// sizeof(kvc_op_options)
+    pub size: u32,
+    /// Milliseconds that the call may take; 0: as the handle says. At most 60,000.
+    pub timeout_ms: u32,
+    /// A write is done only if the entry has this version. 0: always; KVC_ABSENT: only if the key does
+    /// not exist. Reads do not look at it.
+    pub if_version: u64,
+}
+
+/// Threads inside a call where the program does not say.
+const DEFAULT_CLIENTS: u32 = 64;
+/// Most threads inside a call.
+const MAX_CLIENTS: u32 = 4_096;
+/// A struct that claims to be larger than this is not one of ours.
+const MAX_STRUCT_BYTES: usize = 4_096;
+
+/// Sets all fields of `options` to their defaults. `sizeof_options` is sizeof(kvc_options).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_options_init(
+    options: *mut kvc_options,
+    sizeof_options: usize,
+) -> c_int {
+    guard(|| {
+        if options.is_null() {
+            return Err(Failure::invalid("kvc_options_init: options is NULL"));
+        }
+        if !(size_of::<u32>()..=MAX_STRUCT_BYTES).contains(&sizeof_options) {
+            return Err(Failure::invalid(format!(
+                "kvc_options_init: {sizeof_options} bytes are no kvc_options; pass sizeof(kvc_options)"
+            )));
+        }
+        let size = u32::try_from(sizeof_options).unwrap_or(u32::MAX);
+        // SAFETY: the caller says that so many bytes are there and may be written.
+        unsafe {
+            ptr::write_bytes(options.cast::<u8>(), 0, sizeof_options);
+            options.cast::<u32>().write_unaligned(size);
+        }
+        Ok(KVC_OK)
+    })
+}
+
+/// Copies a struct that begins with its size. Fields that a smaller one lacks are zero; a larger one,
+/// of a newer header, is taken if what this library does not know is zero.
+///
+/// # Safety
+/// `from` points to as many readable bytes as its first four say.
+unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Result<T, Failure> {
+    let mut copy = T::default();
+    if from.is_null() {
+        return Ok(copy);
+    }
+    // SAFETY: every such struct begins with a u32.
+    let size = unsafe { from.cast::<u32>().read_unaligned() } as usize;
+    if !(size_of::<u32>()..=MAX_STRUCT_BYTES).contains(&size) {
+        return Err(Failure::invalid(format!(
+            "{what}.size is {size}; set it to sizeof({what}) and the rest to zero"
+        )));
+    }
+    let known = size.min(size_of::<T>());
+    // SAFETY: `size` bytes are readable by contract, and T takes `known` of them as it has integer
+    // fields only.
+    unsafe { ptr::copy_nonoverlapping(from.cast::<u8>(), (&raw mut copy).cast::<u8>(), known) };
+    for offset in known..size {
+        // SAFETY: as above.
+        if unsafe { from.cast::<u8>().add(offset).read() } != 0 {
+            return Err(Failure::invalid(format!(
+                "{what} sets a field at byte {offset} that this library does not know; it is older than the header"
+            )));
+        }
+    }
+    Ok(copy)
+}
+
+fn millis(value: u32) -> Option<Duration> {
+    (value > 0).then(|| Duration::from_millis(value.into()))
+}
+
+/// The settings of a handle, and the bound of its pool.
+///
+/// # Safety
+/// As [`sized`].
+pub(crate) unsafe fn read_options(from: *const kvc_options) -> Result<(Options, usize), Failure> {
+    // SAFETY: passed on.
+    let given = unsafe { sized(from, "kvc_options") }?;
+    let mut options = Options::default();
+    options.deadline = millis(given.timeout_ms).unwrap_or(options.deadline);
+    options.connect_timeout = millis(given.connect_timeout_ms).unwrap_or(options.connect_timeout);
+    let clients = match given.connections_per_shard {
+        0 => DEFAULT_CLIENTS,
+        clients if clients <= MAX_CLIENTS => clients,
+        clients => {
+            return Err(Failure::invalid(format!(
+                "kvc_options.connections_per_shard is {clients}; at most {MAX_CLIENTS} are allowed"
+            )));
+        }
+    };
+    Ok((options, clients as usize))
+}
+
+/// The settings of a call.
+///
+/// # Safety
+/// As [`sized`].
+pub(crate) unsafe fn read_op_options(from: *const kvc_op_options) -> Result<OpOptions, Failure> {
+    // SAFETY: passed on.
+    let given = unsafe { sized(from, "kvc_op_options") }?;
+    let condition = match given.if_version {
+        0 => Condition::Always,
+        KVC_ABSENT => Condition::IfAbsent,
+        version => Condition::IfVersion(SequenceNumber(version)),
+    };
+    Ok(OpOptions { deadline: millis(given.timeout_ms), condition })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[repr(C)]
+    struct Newer {
+        options: kvc_op_options,
+        more: u64,
+    }
+
+    fn read(newer: &Newer) -> Result<OpOptions, Failure> {
+        // SAFETY: the struct is as large as any size that the tests write into it.
+        unsafe { read_op_options((&raw const *newer).cast()) }
+    }
+
+    #[test]
+    fn structs_of_older_and_newer_headers_are_understood() {
+        let options = kvc_op_options { size: 24, timeout_ms: 7, if_version: KVC_ABSENT };
+        let mut newer = Newer { options, more: 0 };
+        let options = read(&newer).unwrap();
+        assert_eq!(options.deadline, Some(Duration::from_millis(7)));
+        assert_eq!(options.condition, Condition::IfAbsent);
+        newer.more = 1 << 32;
+        assert!(read(&newer).unwrap_err().words.contains("older than the header"));
+        newer.options.size = 8;
+        assert_eq!(read(&newer).unwrap().condition, Condition::Always);
+        newer.options.size = 0;
+        assert!(read(&newer).unwrap_err().words.contains("sizeof(kvc_op_options)"));
+    }
+
+    #[test]
+    fn no_options_are_the_defaults() {
+        // SAFETY: NULL is allowed.
+        let (options, clients) = unsafe { read_options(ptr::null()) }.unwrap();
+        assert_eq!((options.deadline, clients), (Duration::from_secs(5), 64));
+    }
+}

@@ -1,0 +1,43 @@
+//! The boundary that no panic crosses: unwinding into C is undefined.
+
+use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::{Failure, KVC_PANIC, fail};
+
+/// Runs the body of an entry point; failures and panics become statuses.
+pub(crate) fn guard(body: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
+    // A handle whose client panicked is poisoned by the pool, so nothing half-changed is seen again.
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(status)) => status,
+        Ok(Err(failure)) => fail(failure),
+        Err(payload) => {
+            let words = payload
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| payload.downcast_ref::<&str>().copied())
+                .unwrap_or("no words");
+            let words =
+                format!("a defect in libkvclient ({words}); close the handle and report it");
+            let status = fail(Failure::new(KVC_PANIC, words));
+            // Whatever the payload is, its own drop may panic too.
+            std::mem::forget(payload);
+            status
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::kvc_last_error;
+    use std::ffi::CStr;
+
+    #[test]
+    fn a_panic_becomes_a_status_with_its_words() {
+        assert_eq!(guard(|| panic!("seven of {}", 9)), KVC_PANIC);
+        // SAFETY: this thread has not failed since.
+        let words = unsafe { CStr::from_ptr(kvc_last_error()) }.to_str().unwrap();
+        assert!(words.contains("seven of 9"), "{words}");
+    }
+}

@@ -1,0 +1,311 @@
+//! The interface as C programs meet it: the header, the library's name and exports, and the calls,
+//! against a cluster in this process.
+
+#[path = "../../client/tests/common/mod.rs"]
+mod common;
+
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::ptr::{null, null_mut};
+
+use common::{Act, Fake};
+use kv_protocol::client_message::Status;
+use kvclient::*;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{errors}", output.status);
+    output
+}
+
+fn stdout(command: &mut Command) -> String {
+    String::from_utf8(run(command).stdout).unwrap()
+}
+
+/// Where cargo has put the library that belongs to this test: beside it.
+fn library(file: &str) -> PathBuf {
+    let beside = std::env::current_exe().unwrap().with_file_name(file);
+    assert!(beside.is_file(), "{} was not built", beside.display());
+    beside
+}
+
+fn last_error() -> String {
+    // SAFETY: this thread makes no call while the text is read.
+    unsafe { CStr::from_ptr(kvc_last_error()) }.to_str().unwrap().to_owned()
+}
+
+fn slice(bytes: &[u8]) -> kvc_slice {
+    kvc_slice { data: bytes.as_ptr().cast(), len: bytes.len() }
+}
+
+/// A handle that can be given to threads, as in C.
+#[derive(Clone, Copy)]
+struct Handle(*mut kvc_client);
+
+// SAFETY: the interface promises that many threads may use a handle.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    fn open(fake: &Fake) -> Handle {
+        let endpoint = CString::new(fake.endpoint()).unwrap();
+        let mut client = null_mut();
+        // SAFETY: all arguments are valid.
+        assert_eq!(unsafe { kvc_open(endpoint.as_ptr(), null(), &mut client) }, KVC_OK);
+        Handle(client)
+    }
+
+    fn put(self, key: &[u8], value: &[u8], options: Option<kvc_op_options>) -> c_int {
+        let options = options.as_ref().map_or(null(), std::ptr::from_ref);
+        // SAFETY: all arguments are valid.
+        unsafe { kvc_put(self.0, slice(key), slice(value), options, null_mut()) }
+    }
+
+    fn get(self, key: &[u8]) -> Result<Vec<u8>, c_int> {
+        let mut buffer = kvc_buf { data: null_mut(), len: 0, version: 0 };
+        // SAFETY: all arguments are valid; on success the buffer has `len` bytes and a NUL.
+        unsafe {
+            match kvc_get(self.0, slice(key), null(), &mut buffer) {
+                KVC_OK => {}
+                status => return Err(status),
+            }
+            let data = buffer.data.cast::<u8>();
+            let value = std::slice::from_raw_parts(data, buffer.len).to_vec();
+            assert_eq!(*data.add(buffer.len), 0);
+            kvc_buf_free(&mut buffer);
+            kvc_buf_free(&mut buffer);
+            assert!(buffer.data.is_null());
+            Ok(value)
+        }
+    }
+
+    fn close(self) {
+        // SAFETY: the handle is open and not used again.
+        assert_eq!(unsafe { kvc_close(self.0) }, KVC_OK);
+    }
+}
+
+fn options(timeout_ms: u32, if_version: u64) -> Option<kvc_op_options> {
+    let size = u32::try_from(size_of::<kvc_op_options>()).unwrap();
+    Some(kvc_op_options { size, timeout_ms, if_version })
+}
+
+#[test]
+fn the_committed_header_is_the_generated_one() {
+    let generated = std::fs::read_to_string(concat!(env!("OUT_DIR"), "/kvclient.h")).unwrap();
+    let committed = std::fs::read_to_string(root().join("include/kvclient.h")).unwrap();
+    assert!(generated == committed, "include/kvclient.h is not what ffi/ says: run make header");
+}
+
+#[test]
+fn the_header_is_clean_c99_c11_and_cpp17() {
+    let directory = tempfile::tempdir().unwrap();
+    let strict = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"];
+    for (compiler, standard, file) in [
+        ("gcc", "-std=c99", "use.c"),
+        ("gcc", "-std=c11", "use.c"),
+        ("g++", "-std=c++17", "use.cpp"),
+    ] {
+        let source = directory.path().join(file);
+        let text =
+            "#include <kvclient.h>\nint main(void) { return kvc_close(0) + KVC_NOT_FOUND; }\n";
+        std::fs::write(&source, text).unwrap();
+        let include = root().join("include");
+        run(Command::new(compiler).args(strict).arg(standard).arg("-I").arg(include).arg(source));
+    }
+}
+
+#[test]
+fn the_library_exports_exactly_what_the_header_declares() {
+    let header = std::fs::read_to_string(root().join("include/kvclient.h")).unwrap();
+    let mut declared: Vec<&str> = header
+        .lines()
+        .filter(|line| line.contains('(') && !line.starts_with([' ', '/', '#']))
+        .map(|line| {
+            let name = line.split('(').next().unwrap_or_default();
+            name.rsplit([' ', '*']).next().unwrap_or_default()
+        })
+        .collect();
+    declared.sort_unstable();
+    let symbols =
+        stdout(Command::new("nm").args(["-D", "--defined-only"]).arg(library("libkvclient.so")));
+    let mut exported: Vec<&str> =
+        symbols.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+    exported.sort_unstable();
+    assert_eq!(exported, declared);
+    assert!(declared.contains(&"kvc_put"), "{declared:?}");
+}
+
+#[test]
+fn the_library_has_a_soname_and_stays_loaded() {
+    let dynamic = stdout(Command::new("readelf").arg("-d").arg(library("libkvclient.so")));
+    assert!(dynamic.contains("soname: [libkvclient.so.1]"), "{dynamic}");
+    assert!(dynamic.contains("NODELETE"), "{dynamic}");
+}
+
+#[test]
+fn the_example_compiles_and_runs_with_the_shared_and_the_static_library() {
+    let directory = tempfile::tempdir().unwrap();
+    let shared = directory.path().join("libkvclient.so.1");
+    std::os::unix::fs::symlink(library("libkvclient.so"), &shared).unwrap();
+    for (name, library) in [("shared", shared), ("static", library("libkvclient.a"))] {
+        let program = directory.path().join(name);
+        run(Command::new("gcc")
+            .args(["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I"])
+            .arg(root().join("include"))
+            .arg(root().join("examples/c/hello.c"))
+            .arg(library)
+            .args(["-lpthread", "-ldl", "-lm", "-o"])
+            .arg(&program));
+        let fake = Fake::start(3, 1);
+        let mut hello = Command::new(&program);
+        hello.arg(fake.endpoint()).env("LD_LIBRARY_PATH", directory.path());
+        assert_eq!(
+            stdout(&mut hello),
+            "stored on 2 servers\nread: hello (5 bytes)\nchanged\ndeleted\n"
+        );
+    }
+    let source = std::fs::read_to_string(root().join("examples/c/hello.c")).unwrap();
+    assert!(source.lines().count() < 120, "a first program is short");
+}
+
+#[test]
+fn values_and_versions_cross_the_boundary() {
+    let fake = Fake::start(3, 2);
+    let handle = Handle::open(&fake);
+    assert_eq!(handle.get(b"k"), Err(KVC_NOT_FOUND));
+    assert!(last_error().contains("get \"k\": the key does not exist"), "{}", last_error());
+    assert_eq!(handle.put(b"k", b"a\0b", options(0, KVC_ABSENT)), KVC_OK);
+    assert_eq!(handle.put(b"k", b"c", options(0, KVC_ABSENT)), KVC_CONFLICT);
+    assert_eq!(handle.get(b"k"), Ok(b"a\0b".to_vec()));
+    assert_eq!(handle.put(b"empty", b"", None), KVC_OK);
+    assert_eq!(handle.get(b"empty"), Ok(Vec::new()));
+    let mut result = kvc_result { version: 0, copies: 0, reserved: 9 };
+    // SAFETY: all arguments are valid.
+    let status = unsafe { kvc_delete(handle.0, slice(b"k"), null(), &mut result) };
+    assert_eq!((status, result.copies, result.reserved), (KVC_OK, 2, 0));
+    assert!(result.version > 0);
+    handle.close();
+}
+
+#[test]
+fn wrong_arguments_are_refused_in_words() {
+    let fake = Fake::start(3, 1);
+    let handle = Handle::open(&fake);
+    let nothing = kvc_slice { data: null(), len: 3 };
+    let mut buffer = kvc_buf { data: null_mut(), len: 7, version: 7 };
+    // SAFETY: NULL is an argument that every function has to refuse or take.
+    unsafe {
+        let key = slice(b"k");
+        assert_eq!(kvc_put(null_mut(), key, key, null(), null_mut()), KVC_INVALID);
+        assert!(last_error().contains("NULL"), "{}", last_error());
+        assert_eq!(kvc_put(handle.0, nothing, key, null(), null_mut()), KVC_INVALID);
+        assert!(last_error().contains("key.data"), "{}", last_error());
+        assert_eq!(kvc_put(handle.0, key, nothing, null(), null_mut()), KVC_INVALID);
+        assert_eq!(kvc_get(handle.0, key, null(), null_mut()), KVC_INVALID);
+        assert_eq!(kvc_get(handle.0, slice(b""), null(), &mut buffer), KVC_INVALID);
+        assert_eq!(kvc_get(handle.0, slice(&[b'k'; 65_536]), null(), &mut buffer), KVC_TOO_BIG);
+        assert_eq!((buffer.len, buffer.version), (7, 7), "written on success only");
+        let mut client = null_mut();
+        assert_eq!(kvc_open(null(), null(), &mut client), KVC_INVALID);
+        assert_eq!(kvc_open(c"nonsense".as_ptr(), null(), &mut client), KVC_INVALID);
+        assert!(last_error().contains("host:port"), "{}", last_error());
+        assert!(client.is_null());
+        assert_eq!(kvc_options_init(null_mut(), 16), KVC_INVALID);
+        assert_eq!(kvc_close(null_mut()), KVC_OK);
+        kvc_buf_free(null_mut());
+        kvc_free(null_mut::<c_void>());
+    }
+    assert_eq!(handle.put(b"k", b"v", options(60_001, 0)), KVC_INVALID);
+    assert!(fake.seen().is_empty(), "nothing of this was sent");
+    handle.close();
+}
+
+#[test]
+fn statuses_of_servers_have_their_numbers() {
+    let fake = Fake::start(3, 1);
+    let handle = Handle::open(&fake);
+    for (answered, status) in [
+        (Status::OutOfSpace, KVC_OUT_OF_SPACE),
+        (Status::Busy, KVC_BUSY),
+        (Status::Unavailable, KVC_IN_DOUBT),
+        (Status::Unsupported, KVC_PROTOCOL),
+    ] {
+        fake.script(move |_| Act::Answer(answered));
+        assert_eq!(handle.put(b"k", b"v", options(60, 0)), status, "{answered:?}");
+    }
+    fake.script(|_| Act::Answer(Status::Lost));
+    assert_eq!(handle.get(b"k"), Err(KVC_LOST));
+    handle.close();
+}
+
+#[test]
+fn many_threads_use_one_handle_at_once() {
+    let fake = Fake::start(3, 2);
+    let handle = Handle::open(&fake);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            scope.spawn(move || {
+                let handle: Handle = handle;
+                for n in 0..100 {
+                    let key = format!("{thread}-{n}").into_bytes();
+                    assert_eq!(handle.put(&key, &key, None), KVC_OK, "{}", last_error());
+                    assert_eq!(handle.get(&key), Ok(key));
+                }
+            });
+        }
+    });
+    assert_eq!(fake.executed().len(), 800);
+    handle.close();
+}
+
+#[test]
+fn a_thread_does_not_wait_for_another_ones_slow_call() {
+    let fake = Fake::start(3, 1);
+    let handle = Handle::open(&fake);
+    fake.script(|seen| if seen.key == b"slow" { Act::Ignore } else { Act::Serve });
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(move || {
+            let handle: Handle = handle;
+            handle.put(b"slow", b"", options(3_000, 0))
+        });
+        while fake.seen().is_empty() {
+            std::thread::yield_now();
+        }
+        let start = std::time::Instant::now();
+        assert_eq!(handle.put(b"quick", b"", None), KVC_OK);
+        assert!(start.elapsed() < std::time::Duration::from_secs(2) && !slow.is_finished());
+        assert_eq!(slow.join().unwrap(), KVC_IN_DOUBT);
+    });
+    handle.close();
+}
+
+#[test]
+fn an_inherited_handle_is_refused_after_a_fork_and_the_parents_lives_on() {
+    let fake = Fake::start(3, 1);
+    let handle = Handle::open(&fake);
+    assert_eq!(handle.put(b"k", b"v", None), KVC_OK);
+    // SAFETY: the child makes three calls that start no thread and take no lock of ours, and exits.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let put = handle.put(b"k", b"w", None);
+        // SAFETY: the handle is open in this process's memory; _exit runs nothing of the test's.
+        unsafe {
+            let close = kvc_close(handle.0);
+            libc::_exit(if (put, close) == (KVC_FORKED, KVC_FORKED) { 0 } else { 1 });
+        }
+    }
+    let mut status = -1;
+    // SAFETY: `child` is a child of this process, and `status` may be written to.
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert_eq!(status, 0);
+    assert_eq!(handle.get(b"k"), Ok(b"v".to_vec()));
+    handle.close();
+}
