@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The first pause before the coordinator is dialled again; it doubles up to the last.
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
 const REDIAL_LAST: Duration = Duration::from_secs(1);
+/// How often the process's resident memory is asked for.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
 /// A process that no coordinator has ever admitted is of use to nobody, and ends after this long.
 const NEVER_ADMITTED: Duration = Duration::from_secs(30);
 
@@ -111,12 +113,13 @@ fn try_hold_link(
     tracing::info!("admitted by the coordinator at {}", config.coordinator);
     let mut asked_for_drain = false;
     let mut due = Instant::now();
+    let mut memory = Memory::default();
     loop {
         if node.is_stopping() && !asked_for_drain {
             asked_for_drain = true;
             send(&mut stream, &ServerMessage::DrainRequest)?;
         }
-        send(&mut stream, &ServerMessage::Heartbeat(heartbeat(node)))?;
+        send(&mut stream, &ServerMessage::Heartbeat(heartbeat(node, memory.resident_bytes())))?;
         due = (due + HEARTBEAT_INTERVAL).max(Instant::now());
         wait_for_end(&mut stream, due)?;
     }
@@ -171,18 +174,35 @@ fn await_admission(node: &Node, stream: &mut TcpStream) -> Result<(), Ended> {
     }
 }
 
-fn heartbeat(node: &Node) -> Heartbeat {
+fn heartbeat(node: &Node, resident_bytes: u64) -> Heartbeat {
     let counters = node.board.counters();
     let mut replicas = node.board.replicas();
     replicas.truncate(MAX_HEARTBEAT_REPLICAS);
     Heartbeat {
         incarnation: node.me.incarnation,
         epoch: node.epoch(),
-        resident_bytes: resident_bytes(),
+        resident_bytes,
         clients: u32::try_from(node.board.clients()).unwrap_or(u32::MAX),
         requests: counters.requests,
         refused: counters.refused,
         replicas,
+    }
+}
+
+/// Resident memory, asked for once a second only: it costs more than all else of a heartbeat.
+#[derive(Default)]
+struct Memory {
+    asked_at: Option<Instant>,
+    resident_bytes: u64,
+}
+
+impl Memory {
+    fn resident_bytes(&mut self) -> u64 {
+        if self.asked_at.is_none_or(|at| at.elapsed() >= MEMORY_INTERVAL) {
+            self.asked_at = Some(Instant::now());
+            self.resident_bytes = resident_bytes();
+        }
+        self.resident_bytes
     }
 }
 

@@ -112,6 +112,8 @@ struct OrdersLink {
     output: Vec<u8>,
     is_greeted: bool,
     is_closing: bool,
+    /// Why it is closing, until that is logged.
+    refused: Option<String>,
     deadline: Option<Time>,
 }
 
@@ -122,6 +124,7 @@ impl OrdersLink {
             output: Vec::new(),
             is_greeted: false,
             is_closing: false,
+            refused: None,
             deadline: Some(now + HELLO_DEADLINE),
         }
     }
@@ -154,11 +157,8 @@ impl OrdersLink {
     }
 
     fn refuse(&mut self, reason: String) {
-        tracing::warn!(
-            "refused a connection to the orders' port: {}",
-            kv_protocol::escape::readable(reason.as_bytes())
-        );
-        Admission::Refused { reason }.write(&mut self.output);
+        Admission::Refused { reason: reason.clone() }.write(&mut self.output);
+        self.refused = Some(reason);
         self.is_closing = true;
     }
 }
@@ -210,6 +210,7 @@ pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
         done_to,
         done_from,
         accept_log: LogLimit::default(),
+        refusal_log: LogLimit::default(),
     };
     loop {
         port.turn();
@@ -226,6 +227,7 @@ struct OrdersPort {
     done_to: Sender<Done>,
     done_from: Receiver<Done>,
     accept_log: LogLimit,
+    refusal_log: LogLimit,
 }
 
 impl OrdersPort {
@@ -308,8 +310,12 @@ impl OrdersPort {
         };
         let was_greeted = link.is_greeted;
         let orders = link.on_bytes(now, &self.node, &bytes[..received]);
-        if link.is_closing {
+        if let Some(reason) = link.refused.take() {
             self.node.board.turn_away();
+            if let Some(suppressed) = self.refusal_log.admit(now) {
+                let reason = kv_protocol::escape::readable(reason.as_bytes());
+                tracing::warn!(suppressed, "refused a connection to the orders' port: {reason}");
+            }
         }
         if link.is_greeted && !was_greeted {
             self.ledger.on_epoch(self.node.epoch());
