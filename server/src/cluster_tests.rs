@@ -232,7 +232,13 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 
 #[test]
 fn an_answered_write_is_in_both_tables_and_in_both_dumps() {
-    let cluster = Cluster::start(2);
+    for shards in [1, 2, 4] {
+        answered_writes_are_in_both_tables_and_dumps(shards);
+    }
+}
+
+fn answered_writes_are_in_both_tables_and_dumps(shards: u16) {
+    let cluster = Cluster::start(shards);
     let mut router = Router::connect(&cluster, 1);
     let keys: Vec<Vec<u8>> = (0..300u32).map(|n| format!("key {n}\0\u{e9}").into_bytes()).collect();
     for (n, key) in keys.iter().enumerate() {

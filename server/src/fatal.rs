@@ -158,4 +158,23 @@ mod tests {
         assert!(!codes.contains(&0) && !codes.contains(&1) && !codes.contains(&2));
         assert!(codes.iter().all(|&code| i32::from(code) != PANIC_EXIT_CODE));
     }
+
+    /// The test runs itself once more, as the process that is to end.
+    #[test]
+    fn a_panic_on_any_thread_ends_the_process_with_its_own_code() {
+        const CHILD: &str = "KV_SERVER_TEST_PANICS";
+        if std::env::var_os(CHILD).is_some() {
+            end_process_on_panic();
+            let thread = std::thread::spawn(|| panic!("on purpose"));
+            let _ = thread.join();
+            std::process::exit(0);
+        }
+        let this_test = "fatal::tests::a_panic_on_any_thread_ends_the_process_with_its_own_code";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", this_test, "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert_eq!(child.status.code(), Some(PANIC_EXIT_CODE), "{child:?}");
+    }
 }

@@ -24,6 +24,8 @@ use kv_protocol::limits::{
 use crate::service::Service;
 
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
+/// Opcodes from here on are those of the cluster's own connections (docs/protocol.md).
+const FIRST_FOREIGN_OPCODE: u8 = 0x40;
 const REQUEST_RULES: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
 
 /// The input side of a client's connection; its output is in the [`Service`].
@@ -152,7 +154,7 @@ impl Session {
                 self.part(now, service, Status::Invalid, "a connection has one HELLO, its first")
             }
             // Opcodes of other ports: whoever sends them has lost his way altogether.
-            0x40.. => self.part(
+            FIRST_FOREIGN_OPCODE.. => self.part(
                 now,
                 service,
                 Status::Unsupported,
