@@ -202,3 +202,8 @@ impl Client {
 fn written(outcome: Outcome) -> Written {
     Written { version: outcome.version, copies: outcome.copies }
 }
+
+const _: () = {
+    const fn may_move_between_threads<T: Send>() {}
+    may_move_between_threads::<Client>();
+};

@@ -1,7 +1,7 @@
 //! One epoll descriptor: which connections can be read from or written to.
 
-use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -24,19 +24,9 @@ pub(crate) struct Readiness {
 }
 
 /// See the module.
+#[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
-    events: Vec<epoll::Event>,
-}
-
-// SAFETY: an event is plain data; rustix's type could also hold a pointer, which makes it stay on its
-// thread, but every event here was registered with a number. A client may move from thread to thread.
-unsafe impl Send for Poller {}
-
-impl fmt::Debug for Poller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Poller").field(&self.epoll).finish()
-    }
 }
 
 fn flags(wants_write: bool) -> EventFlags {
@@ -47,7 +37,7 @@ fn flags(wants_write: bool) -> EventFlags {
 impl Poller {
     pub(crate) fn new() -> io::Result<Poller> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Poller { epoll, events: Vec::with_capacity(MAX_EVENTS) })
+        Ok(Poller { epoll })
     }
 
     pub(crate) fn add(
@@ -76,17 +66,19 @@ impl Poller {
 
     /// Waits up to `timeout` (rounded up to a millisecond) for readiness and appends it to `found`;
     /// a signal ends the wait early.
-    pub(crate) fn wait(&mut self, timeout: Duration, found: &mut Vec<Readiness>) -> io::Result<()> {
+    pub(crate) fn wait(&self, timeout: Duration, found: &mut Vec<Readiness>) -> io::Result<()> {
         let millis = timeout.as_nanos().div_ceil(1_000_000);
         let millis = i64::try_from(millis).unwrap_or(i64::MAX).min(i64::from(i32::MAX));
         let timeout = Timespec { tv_sec: millis / 1_000, tv_nsec: millis % 1_000 * 1_000_000 };
-        self.events.clear();
-        let room = rustix::buffer::spare_capacity(&mut self.events);
-        match epoll::wait(&self.epoll, room, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
+        // On the stack: an event of rustix may hold a pointer, and so would keep a client that holds
+        // events on its thread.
+        let mut room = [MaybeUninit::<epoll::Event>::uninit(); MAX_EVENTS];
+        let events = match epoll::wait(&self.epoll, room.as_mut_slice(), Some(&timeout)) {
+            Ok((events, _)) => events,
+            Err(Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
-        }
-        for event in &self.events {
+        };
+        for event in events {
             // The struct is packed; its fields are copied out before use.
             let (flags, data) = (event.flags, event.data);
             let ended = EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR;
