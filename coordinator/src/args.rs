@@ -15,9 +15,10 @@ const MIN_SILENCE_SECONDS: f64 = 0.15;
 /// Starts the servers of a cluster, watches them, and stops them in order.
 ///
 /// The cluster runs until Ctrl+D (the end of standard input), Ctrl+C or SIGTERM; then every server
-/// drains, dumps both its tables and exits. A second Ctrl+C does not wait for that. The exit status
-/// is 0 if all went well, 1 if something failed (among it: a group of which no server left a complete
-/// dump), 2 if the command line or the cluster file makes no sense.
+/// drains, dumps both its tables and exits. A second Ctrl+C that comes a second or more after the
+/// first does not wait for that: the servers are killed, without dumps. Any further SIGTERM changes
+/// nothing. The exit status is 0 if all went well, 1 if something failed (among it: a group of which
+/// no server left a complete dump), 2 if the command line or the cluster file makes no sense.
 #[derive(Debug, Parser)]
 #[command(
     name = "coord",

@@ -109,13 +109,13 @@ async fn main_loop(
     driver: &Rc<Driver>,
     reasons: &mut mpsc::Receiver<stop::Reason>,
 ) -> Result<(), Failure> {
-    let mut stopping = false;
+    let mut stopping = stop::Stopping::default();
     loop {
         if let Some(outcome) = driver.outcome.take() {
             return driver.conclude(&outcome);
         }
-        if driver.failure.borrow().is_some() && !stopping {
-            stopping = true;
+        if driver.failure.borrow().is_some() && !stopping.has_begun() {
+            stopping.begin(clock::now());
             driver.input(|cluster, now, sink| cluster.on_stop_now(now, sink));
             continue;
         }
@@ -125,16 +125,17 @@ async fn main_loop(
                 driver.input(|cluster, now, sink| cluster.on_timeout(now, sink));
             }
             () = driver.changed.notified() => {}
-            Some(reason) = reasons.recv() => {
-                if !stopping {
-                    stopping = true;
+            Some(reason) = reasons.recv() => match stopping.wish(reason, clock::now()) {
+                stop::Wish::Stop => {
                     driver.console.say(&format!("{reason}: stopping the cluster"));
                     driver.input(|cluster, now, sink| cluster.on_stop(now, sink));
-                } else if reason != stop::Reason::EndOfInput {
+                }
+                stop::Wish::DoNotWait => {
                     driver.console.warn(&format!("{reason} again: not waiting any longer"));
                     driver.input(|cluster, now, sink| cluster.on_stop_now(now, sink));
                 }
-            }
+                stop::Wish::GoOn => tracing::info!("{reason} too: the stop goes on"),
+            },
         }
     }
 }

@@ -1,26 +1,85 @@
 //! What stops the cluster: the end of standard input, SIGINT, SIGTERM, SIGHUP.
+//!
+//! The first of them stops it in order, with dumps. What comes after it is mostly no new wish:
+//! supervisors and `timeout` send SIGTERM more than once, a terminal that closes sends SIGHUP and the
+//! end of input together, an impatient finger repeats Ctrl+C. Only a SIGINT that comes a good while
+//! later means that a person has watched and does not want to wait; it costs dumps.
 
 use std::io::Read as _;
+use std::time::Duration;
 
+use kv_protocol::Time;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::Failure;
+
+/// How long after the first reason to stop a SIGINT begins to mean "do not wait".
+const SECOND_THOUGHT: Duration = Duration::from_secs(1);
 
 /// Why the cluster is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     /// Nobody holds standard input open any more.
     EndOfInput,
-    /// This signal.
-    Signal(&'static str),
+    /// SIGINT, as Ctrl+C sends it.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+    /// SIGHUP.
+    HangUp,
 }
 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Reason::EndOfInput => f.write_str("standard input has ended"),
-            Reason::Signal(name) => f.write_str(name),
+        f.write_str(match self {
+            Reason::EndOfInput => "standard input has ended",
+            Reason::Interrupt => "SIGINT",
+            Reason::Terminate => "SIGTERM",
+            Reason::HangUp => "SIGHUP",
+        })
+    }
+}
+
+/// What a reason asks for, given those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Stop the cluster in order.
+    Stop,
+    /// Stop waiting for that.
+    DoNotWait,
+    /// Go on stopping.
+    GoOn,
+}
+
+/// Since when the cluster is stopping.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stopping {
+    since: Option<Time>,
+}
+
+impl Stopping {
+    /// Whether a stop has begun.
+    pub(crate) fn has_begun(self) -> bool {
+        self.since.is_some()
+    }
+
+    /// A stop begins, for whatever reason.
+    pub(crate) fn begin(&mut self, now: Time) {
+        self.since.get_or_insert(now);
+    }
+
+    /// Takes one more reason.
+    pub(crate) fn wish(&mut self, reason: Reason, now: Time) -> Wish {
+        match self.since {
+            None => {
+                self.begin(now);
+                Wish::Stop
+            }
+            Some(since) if reason == Reason::Interrupt && now.since(since) >= SECOND_THOUGHT => {
+                Wish::DoNotWait
+            }
+            Some(_) => Wish::GoOn,
         }
     }
 }
@@ -31,18 +90,18 @@ const MAX_WAITING: usize = 8;
 /// Listens for all reasons to stop. A daemon ignores standard input and SIGHUP.
 pub(crate) fn listen(daemon: bool) -> Result<mpsc::Receiver<Reason>, Failure> {
     let (sender, receiver) = mpsc::channel(MAX_WAITING);
-    for (name, kind, heeded) in [
-        ("SIGINT", SignalKind::interrupt(), true),
-        ("SIGTERM", SignalKind::terminate(), true),
-        ("SIGHUP", SignalKind::hangup(), !daemon),
+    for (reason, kind, heeded) in [
+        (Reason::Interrupt, SignalKind::interrupt(), true),
+        (Reason::Terminate, SignalKind::terminate(), true),
+        (Reason::HangUp, SignalKind::hangup(), !daemon),
     ] {
-        let mut signals =
-            signal(kind).map_err(|error| Failure::Failed(format!("listen for {name}: {error}")))?;
+        let mut signals = signal(kind)
+            .map_err(|error| Failure::Failed(format!("listen for {reason}: {error}")))?;
         let sender = sender.clone();
         tokio::task::spawn_local(async move {
             while signals.recv().await.is_some() {
                 if heeded {
-                    let _ = sender.try_send(Reason::Signal(name));
+                    let _ = sender.try_send(reason);
                 }
             }
         });
@@ -74,4 +133,49 @@ fn read_input(sender: mpsc::Sender<Reason>) -> Result<(), Failure> {
         .spawn(read)
         .map(drop)
         .map_err(|error| Failure::Failed(format!("start the thread that reads input: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::from_nanos(7_000_000_000 + millis * 1_000_000)
+    }
+
+    #[test]
+    fn the_first_reason_stops_in_order_whichever_it_is() {
+        for reason in [Reason::EndOfInput, Reason::Interrupt, Reason::Terminate, Reason::HangUp] {
+            let mut stopping = Stopping::default();
+            assert!(!stopping.has_begun());
+            assert_eq!(stopping.wish(reason, at(0)), Wish::Stop);
+            assert!(stopping.has_begun());
+        }
+    }
+
+    #[test]
+    fn only_an_interrupt_a_second_later_means_not_to_wait() {
+        for first in [Reason::EndOfInput, Reason::Interrupt, Reason::Terminate, Reason::HangUp] {
+            let mut stopping = Stopping::default();
+            stopping.wish(first, at(0));
+            for again in [Reason::EndOfInput, Reason::Terminate, Reason::HangUp] {
+                for millis in [0, 1, 999, 1_000, 60_000] {
+                    assert_eq!(stopping.wish(again, at(millis)), Wish::GoOn, "{again} {millis}");
+                }
+            }
+            assert_eq!(stopping.wish(Reason::Interrupt, at(0)), Wish::GoOn);
+            assert_eq!(stopping.wish(Reason::Interrupt, at(999)), Wish::GoOn);
+            assert_eq!(stopping.wish(Reason::Interrupt, at(1_000)), Wish::DoNotWait);
+            assert_eq!(stopping.wish(Reason::Interrupt, at(9_000)), Wish::DoNotWait);
+        }
+    }
+
+    #[test]
+    fn a_start_that_failed_has_begun_to_stop() {
+        let mut stopping = Stopping::default();
+        stopping.begin(at(0));
+        stopping.begin(at(500));
+        assert_eq!(stopping.wish(Reason::Terminate, at(600)), Wish::GoOn);
+        assert_eq!(stopping.wish(Reason::Interrupt, at(1_000)), Wish::DoNotWait);
+    }
 }
