@@ -47,9 +47,12 @@ enum End {
 }
 
 impl Output {
-    /// The bytes to send.
+    /// The bytes to send; none on a connection that is dead.
     pub(crate) fn unsent(&self) -> &[u8] {
-        &self.bytes[self.sent..]
+        match self.end {
+            End::Dead => &[],
+            _ => &self.bytes[self.sent..],
+        }
     }
 
     /// Where frames are appended; mark the connection dirty afterwards.
@@ -304,6 +307,20 @@ mod tests {
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(later + STALL_DEADLINE));
         outputs.get(id).unwrap().on_sent(later, 5);
         assert_eq!(outputs.get(id).unwrap().deadline(), None);
+    }
+
+    #[test]
+    fn a_connection_that_is_killed_is_looked_at_once_and_has_nothing_to_send_any_more() {
+        let mut outputs = Outputs::default();
+        let id = outputs.open(NOW);
+        outputs.append(id, |bytes| bytes.extend([0; 10]));
+        assert_eq!(outputs.next_dirty(), Some(id));
+        // As when the send fails: the engine looks again, to close it, and must not send again.
+        outputs.kill(id);
+        assert_eq!(outputs.next_dirty(), Some(id));
+        assert!(outputs.get(id).unwrap().unsent().is_empty());
+        assert!(outputs.get(id).unwrap().is_over());
+        assert_eq!(outputs.next_dirty(), None);
     }
 
     #[test]
