@@ -42,6 +42,9 @@ pub const MIN_SERVERS: u16 = 3;
 pub const MAX_SERVERS: u16 = 1_024;
 /// Most shards of a group.
 pub const MAX_SHARDS: u16 = 256;
+/// How much later a view that a peer offers may be than the installed one. No group lives through so
+/// many; a forged version near the end of its range would shut out every view that is true.
+pub const MAX_VIEW_STEP: u64 = 1 << 32;
 /// Most replicas (a group's shard each) that one heartbeat reports on.
 pub const MAX_HEARTBEAT_REPLICAS: usize = 4_096;
 

@@ -1,6 +1,7 @@
 //! The receiving end of the stream: apply in order, at once, and ack what is applied.
 
 use kv_protocol::ids::{SequenceNumber, Time};
+use kv_protocol::limits::MAX_VIEW_STEP;
 use kv_protocol::peer_message::{
     Ack, CompletionRecord, Effect, Fragment, PeerHello, PeerRefusal, PeerRefusalReason,
     PeerWelcome, Prepare,
@@ -64,7 +65,9 @@ impl Replica {
             && hello.to == self.config.me
             && hello.view.primary == Some(hello.from)
             && hello.view.other() == Some(self.config.me);
-        if !is_ours {
+        let is_too_late =
+            hello.view.version.0.saturating_sub(self.view_version().0) > MAX_VIEW_STEP;
+        if !is_ours || is_too_late {
             return refuse(PeerRefusalReason::Stranger, self.view);
         }
         if hello.view.version < self.view_version() {

@@ -535,6 +535,7 @@ fn a_stranger_is_refused_before_anything() {
         PeerHello { view: View { group: GroupId(1), ..hello.view }, ..hello },
         PeerHello { view: View { peer: Peer::None, ..hello.view }, ..hello },
         PeerHello { view: View { version: ViewVersion(0), ..hello.view }, ..hello },
+        PeerHello { view: View { version: ViewVersion(u64::MAX), ..hello.view }, ..hello },
     ];
     pair.put(b"k", b"v");
     pair.settle();
