@@ -3,8 +3,7 @@
 mod common;
 
 use std::io::Write as _;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::programs::{self, CLIENT, COORD, SERVER};
 use common::{Cluster, PATIENCE, process, wait_until};
@@ -235,7 +234,8 @@ fn the_status_tells_servers_groups_copies_entries_and_memory() {
 fn the_status_of_a_cluster_that_is_not_there_fails_and_names_the_address() {
     let arguments = ["status", "-h", "127.0.0.1", "-p", "1"];
     let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
-    assert!(ended.stderr.contains("127.0.0.1:1"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("127.0.0.1"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("port 1:"), "{}", ended.stderr);
 }
 
 #[test]
@@ -255,90 +255,48 @@ fn a_check_says_what_it_found_and_starts_nothing() {
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
     let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
     let said = format!("{}{}", ended.stdout, ended.stderr);
-    assert!(said.contains(&port) && said.contains("server 1"), "{said}");
-}
-
-/// A coordinator that listens to its standard input.
-fn start_in_foreground(dir: &std::path::Path) -> std::process::Child {
-    let file = dir.join("cluster.txt");
-    std::fs::write(&file, format!("3\n{}", "localhost 0 0 0\n".repeat(3))).expect("write a file");
-    Command::new(COORD)
-        .args(["-c", "0", "-s", "0", "--server-binary", SERVER, "--shards", "1"])
-        .arg("-C")
-        .arg(file)
-        .arg("--dir")
-        .arg(dir)
-        .arg("-l")
-        .arg(dir.join("coord.log"))
-        .args(["--ready-fd", "1"])
-        .stdin(Stdio::piped())
-        .stdout(fs_file(&dir.join("ready.json")))
-        .spawn()
-        .expect("start coord")
-}
-
-fn fs_file(path: &std::path::Path) -> std::fs::File {
-    std::fs::File::create(path).expect("create a file")
-}
-
-/// Ends what a failed test leaves.
-struct EndOnDrop(std::process::Child, tempfile::TempDir);
-
-impl Drop for EndOnDrop {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            common::cluster::show_logs(self.1.path());
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        process::end_all_in(self.1.path());
-    }
-}
-
-fn await_serving(dir: &std::path::Path) {
-    wait_until("the line on --ready-fd", PATIENCE, || {
-        std::fs::read_to_string(dir.join("ready.json")).is_ok_and(|line| line.ends_with('\n'))
-    });
+    assert!(said.contains(&port) && said.contains("in use"), "{said}");
 }
 
 #[test]
 fn the_end_of_standard_input_stops_the_cluster_in_order() {
-    let dir = tempfile::tempdir().expect("make a directory");
-    let child = start_in_foreground(dir.path());
-    let mut running = EndOnDrop(child, dir);
-    let dir = running.1.path().to_owned();
-    await_serving(&dir);
-    let mut stdin = running.0.stdin.take().expect("a pipe");
+    let mut cluster = Cluster::builder().in_foreground().start();
+    cluster.client("P \"k\" \"v\"\n").with_code(0);
+    let pids = cluster.server_pids();
+    let mut input = cluster.take_input();
     // Input is not its end.
-    stdin.write_all(b"some input\n").expect("write to coord");
-    assert!(running.0.try_wait().expect("wait").is_none());
-    drop(stdin);
-    assert_eq!(programs::wait(&mut running.0, PATIENCE), Some(Some(0)));
-    assert!(process::running_in(&dir).is_empty(), "servers were left");
-    for server in 0..3 {
-        for role in ["primary", "secondary"] {
-            common::cluster::read_dump(&dir.join(format!("server_{server}.{role}")));
-        }
-    }
+    input.write_all(b"some input\n").expect("write to coord");
+    cluster.assert_serves(&pids);
+    drop(input);
+    cluster.await_end(0);
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries()[&b"k"[..]].value, b"v");
 }
 
 #[test]
-fn an_interrupt_stops_the_cluster_in_order_and_a_second_one_does_not_hang() {
-    for interrupts in [1, 2] {
-        let dir = tempfile::tempdir().expect("make a directory");
-        let child = start_in_foreground(dir.path());
-        let mut running = EndOnDrop(child, dir);
-        let dir = running.1.path().to_owned();
-        await_serving(&dir);
-        for _ in 0..interrupts {
-            process::signal(running.0.id(), process::Signal::INT);
-        }
-        let code = programs::wait(&mut running.0, PATIENCE).expect("an end in time");
-        if interrupts == 1 {
-            assert_eq!(code, Some(0));
-        }
-        assert!(process::running_in(&dir).is_empty(), "servers were left");
-    }
+fn an_interrupt_stops_the_cluster_in_order() {
+    let mut cluster = Cluster::builder().in_foreground().start();
+    process::signal(cluster.coord_pid(), process::Signal::INT);
+    cluster.await_end(0);
+    cluster.dumps().assert_copies_agree();
+}
+
+#[test]
+fn an_interrupt_a_second_after_the_first_does_not_wait_for_a_server_that_hangs() {
+    let mut cluster = Cluster::builder().in_foreground().start();
+    let hung = cluster.server_pid(1);
+    process::signal(hung, process::Signal::STOP);
+    let start = Instant::now();
+    wait_until("the end of coord", PATIENCE, || {
+        process::signal(cluster.coord_pid(), process::Signal::INT);
+        !process::is_alive(cluster.coord_pid())
+    });
+    // What comes within the first second is the same press of Ctrl+C.
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    // The first alone would have waited five seconds for each order.
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    cluster.await_any_end();
 }
 
 #[test]
@@ -352,12 +310,9 @@ fn a_daemon_ignores_the_end_of_standard_input() {
 
 #[test]
 fn an_interrupt_during_the_start_leaves_nobody() {
-    let dir = tempfile::tempdir().expect("make a directory");
-    let child = start_in_foreground(dir.path());
-    let mut running = EndOnDrop(child, dir);
-    let dir = running.1.path().to_owned();
+    let mut cluster = Cluster::builder().in_foreground().launch();
+    let dir = cluster.dir().to_owned();
     wait_until("the first server", PATIENCE, || !process::running_in(&dir).is_empty());
-    process::signal(running.0.id(), process::Signal::INT);
-    programs::wait(&mut running.0, PATIENCE).expect("an end in time");
-    assert!(process::running_in(&dir).is_empty(), "servers were left");
+    process::signal(cluster.coord_pid(), process::Signal::INT);
+    cluster.await_any_end();
 }

@@ -109,11 +109,11 @@ fn write_until_refused(endpoint: &str, writer: usize, coord: u32) -> Vec<(Vec<u8
         .map(|n| (format!("writer {writer} key {n}").into_bytes(), Known::default()))
         .collect();
     let give_up = Instant::now() + 2 * common::PATIENCE;
-    for number in 1.. {
+    for (number, place) in (1..).zip((0..KEYS_OF_A_WRITER).cycle()) {
         assert!(Instant::now() < give_up, "the cluster never refused a write");
-        let (key, known) = &mut keys[number as usize % KEYS_OF_A_WRITER];
+        let (key, known) = &mut keys[place];
         let tried_before = std::mem::replace(&mut known.tried, number);
-        match client.put(key, &number.to_le_bytes(), &OpOptions::default()) {
+        match client.put(key, &u64::to_le_bytes(number), &OpOptions::default()) {
             Ok(written) => known.answered = Some((number, written.version)),
             Err(Error::InDoubt { .. }) => break,
             Err(Error::Unavailable { .. }) => {

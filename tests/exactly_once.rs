@@ -87,9 +87,9 @@ fn a_number_that_the_client_has_declared_finished_is_answered_as_expired_and_not
     let server = cluster.server(0).clients.expect("started").parse().expect("an address");
     let key = cluster.key_at(0, 0, "raw");
     let mut raw = Raw::welcomed(server, ClientId(1), ShardId(0));
-    for seq in 1..=2 {
-        let always = WriteHeader { condition: Condition::Always, ..if_absent(seq) };
-        assert_eq!(raw.ask(&key, Operation::Put(always, &[seq as u8])).status, Status::Ok);
+    for seq in 1..=2u8 {
+        let always = WriteHeader { condition: Condition::Always, ..if_absent(seq.into()) };
+        assert_eq!(raw.ask(&key, Operation::Put(always, &[seq])).status, Status::Ok);
     }
     let late = WriteHeader { condition: Condition::Always, ..if_absent(1) };
     assert_eq!(raw.ask(&key, Operation::Put(late, b"late")).status, Status::SessionExpired);

@@ -11,11 +11,11 @@
 //! ```
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, PipeReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use kv_client::{Client, Options};
@@ -44,6 +44,7 @@ pub(crate) struct Builder {
     shards: u16,
     cluster_file: Option<String>,
     flags: Vec<String>,
+    in_foreground: bool,
     dir: TempDir,
 }
 
@@ -96,6 +97,12 @@ impl Builder {
         self
     }
 
+    /// Without `--daemon`: the coordinator listens to its standard input, which is a pipe.
+    pub(crate) fn in_foreground(mut self) -> Builder {
+        self.in_foreground = true;
+        self
+    }
+
     /// The directory that the cluster will run in.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
@@ -109,11 +116,16 @@ impl Builder {
         });
         fs::write(&file, text).expect("write the cluster file");
         let mut command = Command::new(COORD);
-        command.args(["-c", "0", "-s", "0", "--daemon"]);
+        command.args(["-c", "0", "-s", "0"]);
+        if self.in_foreground {
+            command.stdin(Stdio::piped());
+        } else {
+            command.arg("--daemon").stdin(Stdio::null());
+        }
         command.args(["--server-binary", SERVER, "--shards", &self.shards.to_string()]);
         command.arg("-C").arg(file).arg("--dir").arg(self.dir.path());
         command.arg("-l").arg(self.dir.path().join("coord.log"));
-        command.args(&self.flags).stdin(Stdio::null());
+        command.args(&self.flags);
         // SAFETY: prctl takes integers and is safe to call between fork and exec. Should the test's
         // process be killed, the coordinator stops its servers in order.
         unsafe {
@@ -128,6 +140,19 @@ impl Builder {
     /// Starts the cluster and waits until it serves.
     #[track_caller]
     pub(crate) fn start(self) -> Cluster {
+        let (mut cluster, reader) = self.launch_with_pipe();
+        cluster.ready = cluster.await_ready(reader);
+        cluster
+    }
+
+    /// Starts the cluster and does not wait.
+    #[track_caller]
+    pub(crate) fn launch(self) -> Cluster {
+        self.launch_with_pipe().0
+    }
+
+    #[track_caller]
+    fn launch_with_pipe(self) -> (Cluster, PipeReader) {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         let mut command = self.command();
         let descriptor = writer.as_raw_fd();
@@ -143,13 +168,10 @@ impl Builder {
             });
         }
         let coord = command.spawn().expect("start coord");
-        drop(writer);
-        let none = Ready { clients_port: 0, servers_port: 0, cluster: String::new(), pid: 0 };
+        let ready = Ready { clients_port: 0, servers_port: 0, cluster: String::new(), pid: 0 };
         let (servers, shards) = (self.servers, self.shards);
         // From here on a panic ends what was started.
-        let mut cluster = Cluster { coord, ready: none, servers, shards, dir: self.dir };
-        cluster.ready = cluster.await_ready(reader);
-        cluster
+        (Cluster { coord, ready, servers, shards, dir: self.dir }, reader)
     }
 }
 
@@ -157,7 +179,14 @@ impl Cluster {
     /// Three servers with one shard, unless said otherwise.
     pub(crate) fn builder() -> Builder {
         let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
-        Builder { servers: 3, shards: 1, cluster_file: None, flags: Vec::new(), dir }
+        Builder {
+            servers: 3,
+            shards: 1,
+            cluster_file: None,
+            flags: Vec::new(),
+            in_foreground: false,
+            dir,
+        }
     }
 
     /// Three servers with one shard.
@@ -167,7 +196,7 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn await_ready(&mut self, reader: std::io::PipeReader) -> Ready {
+    fn await_ready(&mut self, reader: PipeReader) -> Ready {
         let (sender, line) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let mut line = String::new();
@@ -203,6 +232,24 @@ impl Cluster {
 
     pub(crate) fn coord_pid(&self) -> u32 {
         self.coord.id()
+    }
+
+    /// The coordinator's standard input, where it listens to it.
+    pub(crate) fn take_input(&mut self) -> ChildStdin {
+        self.coord.stdin.take().expect("a cluster in the foreground")
+    }
+
+    /// Waits for the coordinator to end, however it does, leaving no process.
+    #[track_caller]
+    pub(crate) fn await_any_end(&mut self) {
+        programs::wait(&mut self.coord, STOP_LIMIT).expect("an end in time");
+        self.assert_nobody_left();
+    }
+
+    #[track_caller]
+    fn assert_nobody_left(&self) {
+        let left = process::running_in(self.dir());
+        assert!(left.is_empty(), "processes {left:?} outlived their coordinator");
     }
 
     /// The coordinator's clients port, as the library takes it.
@@ -338,8 +385,7 @@ impl Cluster {
     pub(crate) fn await_end(&mut self, code: i32) {
         let ended = programs::wait(&mut self.coord, STOP_LIMIT).expect("an end in time");
         assert_eq!(ended, Some(code), "how coord ended");
-        let left = process::running_in(self.dir());
-        assert!(left.is_empty(), "processes {left:?} outlived their coordinator");
+        self.assert_nobody_left();
     }
 
     /// All dumps in the directory.
