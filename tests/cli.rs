@@ -300,6 +300,19 @@ fn an_interrupt_a_second_after_the_first_does_not_wait_for_a_server_that_hangs()
 }
 
 #[test]
+fn interrupts_in_quick_succession_stop_the_cluster_in_order_like_one() {
+    let mut cluster = Cluster::builder().in_foreground().start();
+    cluster.client("P \"k\" \"v\"\n").with_code(0);
+    for signal in [process::Signal::INT, process::Signal::INT, process::Signal::TERM] {
+        process::signal(cluster.coord_pid(), signal);
+    }
+    cluster.await_end(0);
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries()[&b"k"[..]].value, b"v");
+}
+
+#[test]
 fn a_daemon_ignores_the_end_of_standard_input() {
     // The fixture's coordinators are daemons whose input has ended before they start.
     let cluster = Cluster::start();

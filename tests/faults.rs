@@ -324,6 +324,58 @@ fn a_server_that_is_told_to_leave_drains_dumps_and_exits_within_five_seconds() {
 }
 
 #[test]
+fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
+    let mut cluster = Cluster::builder().shards(2).start();
+    let keys: Vec<Vec<u8>> = (0..3)
+        .flat_map(|group| (0..2).map(move |shard| (group, shard)))
+        .map(|(group, shard)| cluster.key_at(group, shard, "w"))
+        .collect();
+    let answered: Vec<u64> = std::thread::scope(|scope| {
+        let writers: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                let client = cluster.open();
+                scope.spawn(|| write_until_it_fails(client, key, DEADLINE))
+            })
+            .collect();
+        wait_until("every writer to be at work", PATIENCE, || {
+            cluster.status().groups.iter().all(|group| group.entries >= 2)
+        });
+        let pid = cluster.server_pid(1);
+        process::signal(pid, Signal::TERM);
+        wait_until("the server to exit", Duration::from_secs(5), || !process::is_alive(pid));
+        // Those whose group is whole go on until the end.
+        process::signal(cluster.coord_pid(), Signal::TERM);
+        writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
+    });
+    cluster.await_end(0);
+    for (place, (key, answered)) in keys.iter().zip(answered).enumerate() {
+        let group = place / 2;
+        let found: Vec<u64> = [(group, "primary"), ((group + 1) % 3, "secondary")]
+            .into_iter()
+            .flat_map(|(server, role)| cluster.dump(server, role).entries)
+            .filter(|entry| entry.key == *key)
+            .map(|entry| String::from_utf8(entry.value).expect("a number").parse().expect("one"))
+            .collect();
+        let newest = found.iter().max();
+        assert!(newest >= Some(&answered), "group {group}: {answered} was answered, not {found:?}");
+    }
+}
+
+/// Writes growing numbers under one key; returns the last that was answered OK.
+fn write_until_it_fails(mut client: Client, key: &[u8], deadline: Duration) -> u64 {
+    let mut answered = 0;
+    loop {
+        let value = (answered + 1).to_string().into_bytes();
+        match client.put(key, &value, &within(deadline)) {
+            Ok(_) => answered += 1,
+            Err(Error::InDoubt { .. } | Error::Unavailable { .. }) => return answered,
+            Err(error) => panic!("write {}: {error}", answered + 1),
+        }
+    }
+}
+
+#[test]
 fn servers_serve_on_without_their_coordinator_and_dump_by_themselves_when_told_to_stop() {
     let cluster = Cluster::start();
     let pairs = pairs(1_000);
