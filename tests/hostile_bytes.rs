@@ -4,7 +4,7 @@
 mod common;
 
 use common::ports::{Kind, Ports, VICTIM, stranger};
-use common::raw::{Raw, hello, request, write_number};
+use common::raw::{Raw, Received, hello, request, write_number};
 use common::{Cluster, process};
 use kv_client::OpOptions;
 use kv_protocol::client_message::{Operation, Request, Status, opcode};
@@ -18,7 +18,7 @@ use kv_protocol::ids::{
 };
 use kv_protocol::limits::{MAX_BATCH_MESSAGES, MAX_ERRORS_IN_A_ROW, MAX_VALUE_BYTES};
 use kv_protocol::peer_message::{
-    BatchWriter, Beacon, PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
+    BatchWriter, Beacon, PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason,
     opcode as peer_opcode,
 };
 use kv_protocol::placement::Digest;
@@ -114,9 +114,8 @@ fn memory_grows_with_the_bytes_that_came_and_not_with_those_announced() {
 fn a_batch_that_announces_too_many_messages_ends_the_stream_and_writes_go_on() {
     survives(|cluster, ports| {
         for count in [0, u16::try_from(MAX_BATCH_MESSAGES).expect("small") + 1, u16::MAX] {
-            let mut raw = forged_stream(ports);
-            raw.send(&frame(Kind::Servers, peer_opcode::BATCH, &count.to_le_bytes()));
-            assert_stream_refused(&mut raw);
+            let batch = frame(Kind::Servers, peer_opcode::BATCH, &count.to_le_bytes());
+            assert_stream_broken_by(ports, &batch);
             put_through_the_real_stream(cluster, ports);
         }
     });
@@ -131,38 +130,39 @@ fn a_bad_checksum_on_a_stream_closes_it_and_the_real_one_goes_on_where_it_was() 
         let (view, t_send) = (ViewVersion(1), Time::from_nanos(7));
         batch.push(&PeerMessage::Beacon(Beacon { view, t_send }));
         batch.finish(&mut beacon);
+        // Whole, it is acknowledged; so its checksum is all that is wrong with it below.
+        say_on_a_stream(ports, &beacon, |frame| frame.opcode == peer_opcode::BATCH);
         for damaged in 8..beacon.len() {
-            let mut raw = forged_stream(ports);
-            // Whole, it is acknowledged; so the checksum is all that is wrong with the next.
-            raw.send(&beacon);
-            assert_eq!(raw.frame().opcode, peer_opcode::BATCH);
             let mut bytes = beacon.clone();
             bytes[damaged] ^= 0x10;
-            raw.send(&bytes);
-            assert_stream_refused(&mut raw);
+            assert_stream_broken_by(ports, &bytes);
             put_through_the_real_stream(cluster, ports);
         }
     });
 }
 
-/// A stream to the victim from somebody who says, rightly in every field, that he is its
-/// predecessor.
 #[track_caller]
-fn forged_stream(ports: &Ports) -> Raw {
-    let mut raw = ports.connect(Kind::Servers);
-    raw.send(&ports.first_frame(Kind::Servers));
-    let answer = raw.frame();
-    assert_eq!(answer.opcode, peer_opcode::PEER_WELCOME, "{answer:?}");
-    PeerWelcome::read(&answer.body).expect("a welcome");
-    raw
+fn assert_stream_broken_by(ports: &Ports, bytes: &[u8]) {
+    say_on_a_stream(ports, bytes, |frame| {
+        let refusal = (frame.opcode == peer_opcode::PEER_REFUSAL)
+            .then(|| PeerRefusal::read(&frame.body).expect("a refusal"));
+        refusal.is_some_and(|refusal| refusal.reason == PeerRefusalReason::BrokenStream)
+    });
 }
 
+/// Says something to the victim on a stream from somebody who claims, rightly in every field, to be
+/// its predecessor, until it is answered as expected. The real predecessor dials again at once, and
+/// may be the one who ends such a stream; then it is said once more.
 #[track_caller]
-fn assert_stream_refused(raw: &mut Raw) {
-    let said = raw.await_close();
-    let refusal = said.iter().find(|frame| frame.opcode == peer_opcode::PEER_REFUSAL);
-    let refusal = PeerRefusal::read(&refusal.expect("a refusal").body).expect("a refusal");
-    assert_eq!(refusal.reason, PeerRefusalReason::BrokenStream);
+fn say_on_a_stream(ports: &Ports, bytes: &[u8], is_expected: impl Fn(&Received) -> bool) {
+    common::wait_until("the victim's answer on a forged stream", common::PATIENCE, || {
+        let mut raw = ports.connect(Kind::Servers);
+        // In one piece, so that nobody comes between.
+        raw.send(&[&ports.first_frame(Kind::Servers), bytes].concat());
+        let welcome = raw.next_frame();
+        assert!(welcome.is_none_or(|frame| frame.opcode == peer_opcode::PEER_WELCOME));
+        std::iter::from_fn(|| raw.next_frame()).any(|frame| is_expected(&frame))
+    });
 }
 
 #[track_caller]
