@@ -18,7 +18,12 @@ const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
     let filter = EnvFilter::try_from_env("KV_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let is_terminal = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        // It would report a log that cannot be written on standard error, and panic where that cannot
+        // be written either: a full disk or a closed terminal must not end the process.
+        .log_internal_errors(false);
     match &args.log {
         Some(path) => {
             let file =

@@ -10,6 +10,8 @@
 //!   proxy      a fake coordinator in front of real servers, which cuts answers off
 //!   load       many operations through the client library
 //!   random     seeded random numbers
+//!   sshd       an ssh server on a loopback port, with keys that are thrown away
+//!   terminal   a program on a pseudo-terminal, and somebody who types
 //! ```
 
 #![allow(dead_code)] // Every test program uses another part.
@@ -22,6 +24,8 @@ pub(crate) mod programs;
 pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod raw;
+pub(crate) mod sshd;
+pub(crate) mod terminal;
 
 use std::time::{Duration, Instant};
 

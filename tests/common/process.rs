@@ -1,7 +1,7 @@
 //! Processes by pid: find, signal, measure.
 
 use std::fs;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -51,6 +51,27 @@ pub(crate) fn end_all_in(directory: &Path) {
     });
 }
 
+/// All processes below this one, zombies too.
+pub(crate) fn descendants(ancestor: u32) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .expect("read /proc")
+        .filter_map(|entry| {
+            let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // After the name, which may hold anything: the state, the parent.
+            let (_, rest) = stat.rsplit_once(") ")?;
+            Some((pid, rest.split(' ').nth(1)?.parse().ok()?))
+        })
+        .collect();
+    let mut found = vec![ancestor];
+    let mut looked_at = 0;
+    while let Some(parent) = found.get(looked_at).copied() {
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        looked_at += 1;
+    }
+    found.split_off(1)
+}
+
 /// What a process has mapped and may use without asking again, in bytes (`VmData`): memory that was
 /// reserved and never touched counts.
 pub(crate) fn data_bytes(pid: u32) -> u64 {
@@ -81,28 +102,29 @@ pub(crate) fn limit_descriptors(pid: u32, most: u64) {
 }
 
 /// Cuts every connection of a process to this port of this machine, as a failing network would: both
-/// ends see the end of the stream. Returns how many there were. The sockets are borrowed from the
-/// process (pidfd_getfd(2)), which takes the right to trace it.
+/// ends see the end of the stream. Returns how many there were.
 pub(crate) fn cut_connections(pid: u32, remote_port: u16) -> usize {
+    let sockets = borrow_connections(pid, remote_port);
+    sockets.iter().filter(|socket| socket.shutdown(Shutdown::Both).is_ok()).count()
+}
+
+/// How many connections a process has to this port of this machine.
+pub(crate) fn connections(pid: u32, remote_port: u16) -> usize {
+    borrow_connections(pid, remote_port).len()
+}
+
+/// The connections of another process, by second descriptors (pidfd_getfd(2)), which takes the right
+/// to trace it.
+fn borrow_connections(pid: u32, remote_port: u16) -> Vec<TcpStream> {
     let pidfd = rustix::process::pidfd_open(named(pid), PidfdFlags::empty()).expect("open a pidfd");
-    let mut cut = 0;
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).expect("read /proc/PID/fd") {
-        let Some(number) = entry.ok().and_then(|e| e.file_name().to_str()?.parse().ok()) else {
-            continue;
-        };
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("read /proc/PID/fd");
+    descriptors
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         // It may have been closed meanwhile.
-        let Ok(socket) = rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty())
-        else {
-            continue;
-        };
-        let socket = TcpStream::from(socket);
-        if socket.peer_addr().is_ok_and(|peer| peer.port() == remote_port)
-            && socket.shutdown(std::net::Shutdown::Both).is_ok()
-        {
-            cut += 1;
-        }
-    }
-    cut
+        .filter_map(|fd| rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty()).ok())
+        .map(TcpStream::from)
+        .filter(|socket| socket.peer_addr().is_ok_and(|peer| peer.port() == remote_port))
+        .collect()
 }
 
 /// Whether [`cut_connections`] is allowed on this machine; some containers forbid it.

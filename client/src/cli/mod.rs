@@ -81,6 +81,9 @@ fn start_log(path: &std::path::Path) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
+        // It would report a log that cannot be written on standard error, and panic where that cannot
+        // be written either.
+        .log_internal_errors(false)
         .with_writer(std::sync::Mutex::new(file))
         .init();
     Ok(())

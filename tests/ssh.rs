@@ -1,0 +1,253 @@
+//! Servers on another machine: one of three runs behind a real sshd on a loopback port.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use common::process::{self, Signal};
+use common::programs::{self, COORD, Ended};
+use common::sshd::Sshd;
+use common::terminal::Terminal;
+use common::{Cluster, PATIENCE, wait_until};
+use kv_protocol::map::ServerState;
+use kv_protocol::status::ClusterState;
+
+/// The server that runs behind sshd.
+const REMOTE: usize = 1;
+/// A start that must fail does so within this: nobody waits for a password.
+const QUICK: Duration = Duration::from_secs(8);
+
+/// Puts the dumps of the remote server beside the others.
+#[track_caller]
+fn fetch_dumps(sshd: &Sshd, cluster: &Cluster) {
+    for role in ["primary", "secondary"] {
+        let name = format!("server_{REMOTE}.{role}");
+        assert!(!cluster.dir().join(&name).exists(), "{name} belongs into the remote directory");
+        fs::copy(sshd.remote_dir().join(&name), cluster.dir().join(&name))
+            .unwrap_or_else(|error| panic!("{name} in the remote directory: {error}"));
+    }
+}
+
+fn operations(count: usize) -> String {
+    (0..count).map(|n| format!("P \"key {n}\" \"value {n}\"\n")).collect()
+}
+
+/// Whether the remote server's host has nothing left that was started there.
+fn nobody_is_left(sshd: &Sshd) -> bool {
+    process::running_in(&sshd.remote_dir()).is_empty()
+}
+
+#[test]
+fn a_server_behind_ssh_serves_and_leaves_its_dumps_in_the_remote_directory() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().shards(2).start();
+    let status = cluster.status();
+    assert_eq!(status.servers[REMOTE].host, sshd.host());
+    let pid = status.servers[REMOTE].pid.expect("a pid");
+    let runs_in = fs::read_link(format!("/proc/{pid}/cwd")).expect("a directory");
+    assert_eq!(runs_in, sshd.remote_dir().canonicalize().expect("a path"));
+
+    cluster.client(&operations(1_000)).with_code(0);
+    let checks: String = (0..1_000).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
+    let checked = cluster.client(&checks).with_code(0);
+    assert_eq!(checked.lines().iter().filter(|l| l.starts_with("check passed")).count(), 1_000);
+
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    assert!(!process::is_alive(pid), "the remote server outlived the cluster");
+    wait_until("the end of the scripts there", PATIENCE, || nobody_is_left(&sshd));
+    fetch_dumps(&sshd, &cluster);
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), 1_000);
+    assert!(dumps.primary[REMOTE].entries.len() > 100);
+}
+
+#[test]
+fn a_remote_server_that_is_killed_is_down_and_the_log_tells_by_what() {
+    let sshd = Sshd::start();
+    let cluster = sshd.cluster().start();
+    process::signal(cluster.server_pid(REMOTE), Signal::KILL);
+    wait_until("the server to be down", PATIENCE, || {
+        cluster.server(REMOTE).state == ServerState::Down
+    });
+    wait_until("its exit in the log", PATIENCE, || {
+        cluster.coord_log().contains("server 1: killed by signal 9")
+    });
+    let status = cluster.status();
+    assert_eq!(status.state, ClusterState::Degraded);
+    assert_eq!(status.servers[0].state, ServerState::Up);
+    assert_eq!(status.servers[2].state, ServerState::Up);
+    // Group 2 has lost no copy.
+    let mut client = cluster.open();
+    let key = cluster.key_at(2, 0, "key");
+    client.put(&key, b"v", &kv_client::OpOptions::default()).expect("a put");
+}
+
+#[test]
+fn without_sshd_the_cluster_goes_on_and_when_it_is_back_the_server_is_watched_again() {
+    let mut sshd = Sshd::start();
+    let cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    sshd.kill();
+    wait_until("the loss in the log", PATIENCE, || {
+        cluster.coord_log().contains("the ssh connection that watches server 1")
+    });
+    cluster.client(&operations(200)).with_code(0);
+    cluster.assert_serves(&pids);
+
+    sshd.restart();
+    wait_until("a connection to the new sshd", PATIENCE, || {
+        sshd.log().contains("Accepted publickey")
+    });
+    cluster.assert_serves(&pids);
+    process::signal(pids[REMOTE], Signal::KILL);
+    wait_until("the end of the server in the log", PATIENCE, || {
+        cluster.coord_log().contains("server 1: it has ended; its exit status is not known")
+    });
+}
+
+#[test]
+fn a_stop_while_sshd_is_gone_leaves_all_dumps_and_says_which_server_may_still_run() {
+    let mut sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    cluster.client(&operations(100)).with_code(0);
+    let pid = cluster.server_pid(REMOTE);
+    sshd.kill();
+    let start = Instant::now();
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    // Its end cannot be proven, and that is said; it has ended all the same.
+    cluster.await_end(1);
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    let log = cluster.coord_log();
+    assert!(log.contains("these servers may still run: 1"), "{log}");
+    wait_until("the end of the remote server", PATIENCE, || !process::is_alive(pid));
+    fetch_dumps(&sshd, &cluster);
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), 100);
+}
+
+/// Starts a cluster that cannot be started, on a terminal where ssh could ask for a password. Fails
+/// if anybody was asked, if it took long, or if a server is left. Returns what was said.
+#[track_caller]
+fn fail_to_start(sshd: &Sshd, config: &Path, remote_dir: &Path) -> String {
+    let builder = sshd.cluster_with(config, remote_dir);
+    let start = Instant::now();
+    let mut terminal = Terminal::start(builder.command());
+    assert_eq!(terminal.await_end(PATIENCE), Some(1), "{}", terminal.screen());
+    assert!(start.elapsed() < QUICK, "{:?}: {}", start.elapsed(), terminal.screen());
+    let said = terminal.screen();
+    assert!(!said.to_lowercase().contains("password:"), "{said}");
+    assert!(process::running_in(builder.dir()).is_empty(), "local servers were left");
+    wait_until("the end of what was started there", PATIENCE, || nobody_is_left(sshd));
+    said
+}
+
+#[test]
+fn a_host_that_refuses_the_key_fails_the_start_at_once_and_asks_for_no_password() {
+    let sshd = Sshd::start();
+    let said = fail_to_start(&sshd, &sshd.refused_config(), &sshd.remote_dir());
+    let config = sshd.refused_config();
+    for words in ["server 1", &*sshd.host(), "Permission denied", &config.display().to_string()] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    assert!(sshd.log().contains("Failed publickey") || sshd.log().contains("Connection closed by"));
+}
+
+#[test]
+fn a_host_that_nobody_knows_and_one_that_does_not_listen_fail_the_start_at_once() {
+    let mut sshd = Sshd::start();
+    let (config, remote_dir) = (sshd.config(), sshd.remote_dir());
+    let stranger = config.with_file_name("stranger_config");
+    let text = fs::read_to_string(&config).expect("read a file").replace("known_hosts", "nobody");
+    fs::write(&stranger, text).expect("write a file");
+    let said = fail_to_start(&sshd, &stranger, &remote_dir);
+    assert!(said.contains("server 1") && said.contains("Host key verification failed"), "{said}");
+
+    sshd.kill();
+    let said = fail_to_start(&sshd, &config, &remote_dir);
+    assert!(said.contains("server 1") && said.contains("Connection refused"), "{said}");
+    sshd.restart();
+}
+
+#[test]
+fn a_remote_server_that_ends_at_its_start_is_quoted_and_the_others_are_stopped_again() {
+    let sshd = Sshd::start_without_server();
+    let program = sshd.remote_dir().join("server");
+    let script = "#!/bin/sh\necho \"the moon is in the wrong phase\" >&2\nexit 13\n";
+    fs::write(&program, script).expect("write a script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set the mode");
+    let said = fail_to_start(&sshd, &sshd.config(), &sshd.remote_dir());
+    for words in [
+        "server 1",
+        &*format!("command: ssh {}", sshd.host()),
+        "the moon is in the wrong phase",
+        "a port cannot be listened on",
+        "every other server was stopped again",
+    ] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+}
+
+#[test]
+fn a_missing_binary_and_a_missing_directory_are_named() {
+    let sshd = Sshd::start_without_server();
+    let said = fail_to_start(&sshd, &sshd.config(), &sshd.remote_dir());
+    assert!(said.contains("server 1") && said.contains("there is no executable"), "{said}");
+    let said = fail_to_start(&sshd, &sshd.config(), &sshd.remote_dir().join("nowhere"));
+    assert!(said.contains("server 1") && said.contains("there is no directory"), "{said}");
+}
+
+/// `coord --check` for the cluster with this configuration of ssh and this directory there.
+#[track_caller]
+fn check(sshd: &Sshd, config: &Path, remote_dir: &Path) -> Ended {
+    let builder = sshd.cluster_with(config, remote_dir).flag("--check");
+    let command: Command = builder.command();
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let ended = programs::run(COORD, arguments, "", QUICK);
+    assert!(process::running_in(builder.dir()).is_empty(), "a check starts nothing");
+    assert!(nobody_is_left(sshd), "a check starts nothing");
+    ended
+}
+
+/// The findings about the remote host that begin with this word, of all that were printed.
+fn findings<'a>(ended: &'a Ended, word: &str, sshd: &Sshd) -> Vec<&'a str> {
+    let host = sshd.host();
+    ended.lines().into_iter().filter(|l| l.starts_with(word) && l.contains(&host)).collect()
+}
+
+#[test]
+fn a_check_finds_a_good_ssh_host_good() {
+    let sshd = Sshd::start();
+    let ended = check(&sshd, &sshd.config(), &sshd.remote_dir()).with_code(0);
+    let good = findings(&ended, "ok ", &sshd).join("\n");
+    for words in ["reached at 127.0.0.1", env!("CARGO_PKG_VERSION"), "io_uring"] {
+        assert!(good.contains(words), "no {words:?} in: {good}");
+    }
+    assert!(!ended.stdout.contains("FAILED"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_check_names_what_is_wrong_at_an_ssh_host() {
+    let sshd = Sshd::start_without_server();
+    let (config, remote_dir) = (sshd.config(), sshd.remote_dir());
+    let expect = |ended: Ended, words: &str| {
+        let ended = ended.with_code(1);
+        let bad = findings(&ended, "FAILED ", &sshd).join("\n");
+        assert!(bad.contains(words), "no {words:?} in: {}", ended.stdout);
+        // What is right elsewhere is said too.
+        assert!(ended.stdout.contains("ok      localhost"), "{}", ended.stdout);
+    };
+    expect(check(&sshd, &config, &remote_dir), "there is no executable");
+    expect(check(&sshd, &config, &remote_dir.join("nowhere")), "there is no directory");
+    expect(check(&sshd, &sshd.refused_config(), &remote_dir), "Permission denied");
+    fs::write(remote_dir.join("server"), "not a program").expect("write a file");
+    fs::set_permissions(remote_dir.join("server"), fs::Permissions::from_mode(0o755))
+        .expect("set the mode");
+    expect(check(&sshd, &config, &remote_dir), "does not run there");
+}
