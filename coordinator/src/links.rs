@@ -12,11 +12,15 @@ use tokio::net::TcpListener;
 
 use crate::connection::{Connection, ConnectionError, OwnedFrame};
 use crate::driver::Driver;
-use crate::listener::{self, Slots};
+use crate::listener::{self, Slots, WaitingRoom};
 use crate::logs::Refusals;
 
-/// Connections in excess of one for each server: strangers, and servers that dial again.
+/// Connections that have not reported yet, in excess of one for each server: strangers, and servers
+/// that dial again.
 const SPARE_CONNECTIONS: usize = 256;
+
+/// Refused connections that are given a moment to read why; one more is closed at once.
+const MAX_FAREWELLS_AT_ONCE: usize = 64;
 
 /// A link that has been silent for this long is closed. Long before, its server counts as down; it
 /// dials again.
@@ -25,21 +29,30 @@ const LINK_SILENCE: Duration = Duration::from_secs(30);
 /// Serves the port for ever.
 pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let refusals = Rc::new(Refusals::new("servers"));
-    // Strangers have slots of their own: however many knock, admitted servers keep theirs.
-    let slots = Slots::new(SPARE_CONNECTIONS + usize::from(driver.cluster().count()));
+    // However many strangers knock, admitted servers stay, and a server that reports is heard.
+    let room = WaitingRoom::new(SPARE_CONNECTIONS + usize::from(driver.cluster().count()));
+    let farewells = Slots::new(MAX_FAREWELLS_AT_ONCE);
     let accepted = Rc::clone(&refusals);
     listener::accept(listener, accepted, move |stream| {
-        let Some(slot) = slots.take() else {
-            let peer = stream.peer_addr().map_or_else(|_| "?".into(), |peer| peer.to_string());
-            return refusals.note(peer, "too many connections that are no server's");
-        };
         let (driver, refusals) = (Rc::clone(&driver), Rc::clone(&refusals));
+        let (place, farewells) = (room.enter(), farewells.clone());
         tokio::task::spawn_local(async move {
             let mut connection = Connection::new(stream, FrameRules::checked(MAX_HELLO_BODY));
-            let Some((link, server)) = admit(&driver, &mut connection, &refusals).await else {
-                return connection.end().await;
+            let first = tokio::select! {
+                first = connection.next_frame(Some(HELLO_DEADLINE)) => first,
+                () = place.must_go() => {
+                    let reason = "it has not reported, and too many others wait to";
+                    return refusals.note(connection.peer(), reason);
+                }
             };
-            drop(slot);
+            drop(place);
+            let Some((link, server)) = admit(&driver, &mut connection, first, &refusals).await
+            else {
+                if let Some(_slot) = farewells.take() {
+                    connection.end().await;
+                }
+                return;
+            };
             follow(&driver, &mut connection, link, server, &refusals).await;
             driver.input(|cluster, now, sink| cluster.on_link_lost(now, link, server, sink));
         });
@@ -51,9 +64,10 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
 async fn admit(
     driver: &Rc<Driver>,
     connection: &mut Connection,
+    first: Result<Option<OwnedFrame>, ConnectionError>,
     refusals: &Refusals,
 ) -> Option<(LinkId, ServerId)> {
-    let started = match connection.next_frame(Some(HELLO_DEADLINE)).await {
+    let started = match first {
         Ok(Some(frame)) => read_started(&frame),
         Ok(None) | Err(ConnectionError::Io(_)) => return None,
         Err(error) => Err(error.to_string()),

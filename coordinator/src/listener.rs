@@ -1,11 +1,13 @@
 //! Listening and accepting: bounded, and alive when descriptors run out.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use crate::Failure;
 use crate::logs::Refusals;
@@ -71,6 +73,54 @@ impl Slots {
     }
 }
 
+/// Connections that have not said who they are. With one more than there may be, the oldest has to go,
+/// so that strangers who say nothing never keep out those who do.
+#[derive(Debug)]
+pub(crate) struct WaitingRoom {
+    waiting: RefCell<VecDeque<Rc<Notify>>>,
+    most: usize,
+}
+
+/// A place in a [`WaitingRoom`]; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    room: Rc<WaitingRoom>,
+    must_go: Rc<Notify>,
+}
+
+impl WaitingRoom {
+    /// For at most `most`.
+    pub(crate) fn new(most: usize) -> Rc<WaitingRoom> {
+        Rc::new(WaitingRoom { waiting: RefCell::default(), most })
+    }
+
+    /// Lets one more in; sends the oldest away if there are too many then.
+    pub(crate) fn enter(self: &Rc<WaitingRoom>) -> Place {
+        let must_go = Rc::new(Notify::new());
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.push_back(Rc::clone(&must_go));
+        if waiting.len() > self.most
+            && let Some(oldest) = waiting.pop_front()
+        {
+            oldest.notify_one();
+        }
+        Place { room: Rc::clone(self), must_go }
+    }
+}
+
+impl Place {
+    /// Ends when this one has to go.
+    pub(crate) async fn must_go(&self) {
+        self.must_go.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.room.waiting.borrow_mut().retain(|waiting| !Rc::ptr_eq(waiting, &self.must_go));
+    }
+}
+
 /// Accepts for ever and hands every connection to `serve`, which must not block.
 pub(crate) async fn accept(
     listener: TcpListener,
@@ -103,5 +153,22 @@ mod tests {
         assert!(slots.take().is_none());
         drop(first);
         assert!(slots.take().is_some());
+    }
+
+    #[tokio::test]
+    async fn one_too_many_in_the_waiting_room_sends_the_oldest_away_and_nobody_else() {
+        let room = WaitingRoom::new(2);
+        let (first, second) = (room.enter(), room.enter());
+        let third = room.enter();
+        first.must_go().await;
+        drop(first);
+        drop(second);
+        // The second's place is free: nobody has to go for the fourth.
+        let fourth = room.enter();
+        for stays in [third, fourth] {
+            let goes = tokio::time::timeout(Duration::from_millis(1), stays.must_go()).await;
+            assert!(goes.is_err());
+        }
+        assert!(room.waiting.borrow().is_empty());
     }
 }
