@@ -2,10 +2,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::Cluster;
 use common::proxy::Proxy;
 use common::raw::{Raw, request};
-use kv_client::{Client, Condition, OpOptions, Options};
+use kv_client::{Client, Condition, Op, OpOptions, Options, SubmitError};
 use kv_protocol::client_message::{Operation, Status, WriteHeader};
 use kv_protocol::ids::{ClientId, RequestId, RequestSeq, SequenceNumber, ShardId};
 
@@ -39,6 +41,57 @@ fn the_library_retries_a_write_whose_answer_was_cut_off_and_it_is_executed_once(
     // Each write took one place in the log, however often it came.
     let expected: Vec<_> = (1..=20).map(SequenceNumber).collect();
     assert_eq!(versions, expected);
+}
+
+#[test]
+fn writes_in_flight_together_are_each_executed_once_however_often_their_connections_are_cut() {
+    const WRITES: usize = 3_000;
+    let cluster = Cluster::builder().shards(2).start();
+    let proxy = Proxy::before(&cluster);
+    let mut client = Client::open(&proxy.endpoint(), Options::default()).expect("open a client");
+    let once = OpOptions { condition: Condition::IfAbsent, deadline: Some(common::PATIENCE) };
+    let keys: Vec<Vec<u8>> = (0..WRITES).map(|n| format!("once {n}").into_bytes()).collect();
+    let (mut taken, mut done, mut ended) = (0, 0, Vec::new());
+    while done < WRITES {
+        while let Some(key) = keys.get(taken) {
+            match client.submit(Op::Put { key, value: key }, &once, taken as u64) {
+                Ok(()) => taken += 1,
+                Err(SubmitError::Full { .. }) => break,
+                Err(error) => panic!("write {taken}: {error}"),
+            }
+        }
+        client.poll(Duration::from_secs(1), &mut ended).expect("poll");
+        for completion in ended.drain(..) {
+            let outcome = completion.result.unwrap_or_else(|error| {
+                panic!("write {} was executed twice, or never: {error}", completion.tag)
+            });
+            assert_eq!(outcome.copies, 2);
+            done += 1;
+            if done % 100 == 0 {
+                proxy.cut_next_answers(1);
+            }
+        }
+    }
+    assert!(proxy.answers_cut() >= 10, "only {} answers were cut", proxy.answers_cut());
+    let placement = cluster.placement();
+    let dumps = cluster.stop();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), WRITES);
+    // A log that has as many places as there were writes: none took two.
+    let places: u64 = dumps
+        .primary
+        .iter()
+        .flat_map(|dump| {
+            (0..2).map(|shard| {
+                let of_shard = dump
+                    .entries
+                    .iter()
+                    .filter(|entry| placement.locate(entry.digest).1 == ShardId(shard));
+                of_shard.map(|entry| entry.sn.0).max().unwrap_or(0)
+            })
+        })
+        .sum();
+    assert_eq!(places, WRITES as u64);
 }
 
 #[test]

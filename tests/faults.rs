@@ -176,12 +176,12 @@ fn a_write_that_was_sent_to_a_server_before_it_died_is_in_doubt() {
 
 /// Writes growing numbers under one key until told to stop; every write has to be answered OK.
 /// Returns the last number and the longest that a write took.
-fn write_on(mut client: Client, key: &[u8], over: &AtomicBool) -> (u64, Duration) {
+fn write_on(mut client: Client, key: &[u8], padding: usize, over: &AtomicBool) -> (u64, Duration) {
     let mut longest = Duration::ZERO;
     for number in 1.. {
         let start = Instant::now();
         let written = client
-            .put(key, &number.to_string().into_bytes(), &within(PATIENCE))
+            .put(key, &numbered(number, padding), &within(PATIENCE))
             .unwrap_or_else(|error| panic!("write {number}: {error}"));
         assert_eq!(written.copies, 2);
         longest = longest.max(start.elapsed());
@@ -192,9 +192,17 @@ fn write_on(mut client: Client, key: &[u8], over: &AtomicBool) -> (u64, Duration
     unreachable!("nobody writes so often");
 }
 
-/// Runs a fault while every group is written to; afterwards all is whole, and the last write of each
+/// A value that begins with a number and is so much longer.
+fn numbered(number: u64, padding: usize) -> Vec<u8> {
+    let mut value = format!("{number};").into_bytes();
+    let filler = number.to_le_bytes()[0];
+    value.resize(value.len() + padding, filler);
+    value
+}
+
+/// Runs a fault while values of this length are written to every group; afterwards all is whole, and the last write of each
 /// writer is in both dumps. Returns the longest that a write of each group took.
-fn nothing_is_lost_through(fault: impl FnOnce(&Cluster)) -> Vec<Duration> {
+fn nothing_is_lost_through(padding: usize, fault: impl FnOnce(&Cluster)) -> Vec<Duration> {
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
     let keys: Vec<Vec<u8>> = (0..3).map(|group| cluster.key_at(group, 0, "w")).collect();
@@ -204,7 +212,7 @@ fn nothing_is_lost_through(fault: impl FnOnce(&Cluster)) -> Vec<Duration> {
             .iter()
             .map(|key| {
                 let client = cluster.open();
-                scope.spawn(|| write_on(client, key, &over))
+                scope.spawn(|| write_on(client, key, padding, &over))
             })
             .collect();
         let stopper = StopOnDrop(&over);
@@ -220,7 +228,8 @@ fn nothing_is_lost_through(fault: impl FnOnce(&Cluster)) -> Vec<Duration> {
     dumps.assert_copies_agree();
     let entries = dumps.entries();
     for (key, (last, _)) in keys.iter().zip(&ended) {
-        assert_eq!(entries[&key[..]].value, last.to_string().into_bytes());
+        let value = &entries[&key[..]].value;
+        assert!(*value == numbered(*last, padding), "not write {last}, but {:?}", value.get(..20));
     }
     ended.into_iter().map(|(_, longest)| longest).collect()
 }
@@ -237,7 +246,7 @@ impl Drop for StopOnDrop<'_> {
 #[test]
 fn writes_wait_for_a_secondary_that_hangs_and_complete_when_it_goes_on() {
     const HANGS: Duration = Duration::from_secs(2);
-    let longest = nothing_is_lost_through(|cluster| {
+    let longest = nothing_is_lost_through(0, |cluster| {
         let pid = cluster.server_pid(1);
         process::signal(pid, Signal::STOP);
         let since = Instant::now();
@@ -257,25 +266,33 @@ fn writes_wait_for_a_secondary_that_hangs_and_complete_when_it_goes_on() {
 
 #[test]
 fn streams_between_servers_that_are_cut_again_and_again_lose_nothing() {
-    nothing_is_lost_through(|cluster| {
-        let status = cluster.status();
-        if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
-            eprintln!("this machine does not let pidfd_getfd(2) pass: no stream was cut");
-            return;
-        }
-        for round in 0..20 {
-            let (from, to) = (round % 3, (round + 1) % 3);
-            let port = status.servers[to].servers.as_ref().expect("started");
-            let port = port.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
-            let pid = status.servers[from].pid.expect("started");
-            wait_until("a stream to be cut", PATIENCE, || process::cut_connections(pid, port) > 0);
-        }
-    });
+    nothing_is_lost_through(0, cut_streams);
+}
+
+#[test]
+fn streams_that_are_cut_in_the_middle_of_large_values_lose_nothing() {
+    nothing_is_lost_through(3 << 20, cut_streams);
+}
+
+/// Cuts the streams of the whole ring, one after the other and several times.
+fn cut_streams(cluster: &Cluster) {
+    let status = cluster.status();
+    if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
+        eprintln!("this machine does not let pidfd_getfd(2) pass: no stream was cut");
+        return;
+    }
+    for round in 0..20 {
+        let (from, to) = (round % 3, (round + 1) % 3);
+        let port = status.servers[to].servers.as_ref().expect("started");
+        let port = port.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+        let pid = status.servers[from].pid.expect("started");
+        wait_until("a stream to be cut", PATIENCE, || process::cut_connections(pid, port) > 0);
+    }
 }
 
 #[test]
 fn connections_of_servers_to_the_coordinator_that_are_cut_come_back_by_themselves() {
-    nothing_is_lost_through(|cluster| {
+    nothing_is_lost_through(0, |cluster| {
         let status = cluster.status();
         if !process::may_cut_connections(status.servers[0].pid.expect("started")) {
             eprintln!("this machine does not let pidfd_getfd(2) pass: no link was cut");

@@ -183,6 +183,39 @@ fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {
 }
 
 #[test]
+fn a_crowd_of_strangers_that_say_nothing_does_not_keep_the_clusters_own_links_from_coming_back() {
+    // More than each port lets wait for their first words, and no more than a listener's backlog.
+    const STRANGERS: [(Kind, usize); 3] =
+        [(Kind::Servers, 1_100), (Kind::Orders, 100), (Kind::Reports, 500)];
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    if !process::may_cut_connections(pids[VICTIM]) {
+        eprintln!("this machine does not let pidfd_getfd(2) pass: no link was cut");
+        return;
+    }
+    let ports = Ports::of(&cluster);
+    for (kind, strangers) in STRANGERS {
+        let port = ports.address(kind).port();
+        // Who dials that port for the cluster: the predecessor, the coordinator, the victim.
+        let dialler = match kind {
+            Kind::Servers => pids[VICTIM - 1],
+            Kind::Orders => cluster.coord_pid(),
+            _ => pids[VICTIM],
+        };
+        let crowd: Vec<Raw> = (0..strangers).map(|_| ports.connect(kind)).collect();
+        let start = Instant::now();
+        assert_eq!(process::cut_connections(dialler, port), 1, "{kind:?}");
+        cluster.assert_serves(&pids);
+        wait_until("the link to be back", PATIENCE, || process::connections(dialler, port) == 1);
+        // By then no stranger's time was up.
+        assert!(start.elapsed() < HELLO_DEADLINE / 2, "{kind:?}: {:?}", start.elapsed());
+        cluster.assert_serves(&pids);
+        drop(crowd);
+    }
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
 fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
