@@ -11,8 +11,9 @@ usage: $program start <cluster file> [options]   start the coordinator and every
        $program status [--dir DIR] [--json]      what the running cluster says of itself
        $program stop [--dir DIR]                 drain and dump every server, then end the cluster
 
-start checks every host first (bin/coord --check) and copies bin/server to the ssh hosts. It stays in
-the foreground, where Ctrl+D or Ctrl+C stops the cluster, unless it is told otherwise:
+start copies bin/server to the ssh hosts and checks every host (bin/coord --check) before it starts
+anything. It stays in the foreground, where Ctrl+D or Ctrl+C stops the cluster, unless it is told
+otherwise:
   --daemon             return as soon as the cluster serves; '$program stop' stops it
   --dir DIR            the cluster's state on this machine: log, ports, dumps (default: run/)
   -c, --clients-port N the coordinator's port for clients (default: 0, a free one)
@@ -99,17 +100,18 @@ start() {
     local flags=(-c "$clients" -s "$servers" --remote-dir "$remote_dir")
     [[ -z $ssh_config ]] || flags+=(--ssh-config "$ssh_config")
     [[ -z $advertise ]] || flags+=(--advertise "$advertise")
+    # First the copies: the check looks at the server on every host, and on a new one there is none.
+    copy_server
     "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check >&2 9>&- ||
         die "the check of $file failed; nothing was started"
-    copy_server
 
     if [[ $daemon ]]; then start_daemon "${flags[@]}"; else start_foreground "${flags[@]}"; fi
 }
 
 # A checkout with cargo is built (which takes no time where nothing changed): a binary that is older
-# than its source would be a riddle. Without cargo, bin/ must be there.
+# than its source would be a riddle. Without cargo or without sources, bin/ must be there.
 find_binaries() {
-    if command -v cargo >/dev/null; then
+    if [[ -e $root/Cargo.toml ]] && command -v cargo >/dev/null; then
         make -C "$root" --no-print-directory all >&2 </dev/null || die "the build failed"
     fi
     local name

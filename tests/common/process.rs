@@ -51,6 +51,19 @@ pub(crate) fn end_all_in(directory: &Path) {
     });
 }
 
+/// All processes whose program lies in this directory.
+pub(crate) fn running_from(directory: &Path) -> Vec<u32> {
+    let Ok(directory) = directory.canonicalize() else { return Vec::new() };
+    let processes = fs::read_dir("/proc").expect("read /proc");
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(&directory))
+                && is_alive(*pid)
+        })
+        .collect()
+}
+
 /// All processes below this one, zombies too.
 pub(crate) fn descendants(ancestor: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = fs::read_dir("/proc")

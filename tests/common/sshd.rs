@@ -18,10 +18,10 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::cluster::{Builder, Cluster};
+use super::cluster::Builder;
 use super::process::{self, Signal};
 use super::programs::SERVER;
-use super::{PATIENCE, wait_for};
+use super::{Cluster, PATIENCE, wait_for};
 
 /// How often another port is tried when somebody else was quicker.
 const PORTS_TRIED: usize = 5;

@@ -1,0 +1,376 @@
+//! The scripts, run as people run them, in a copy of the checkout whose path is hard to quote.
+//!
+//! ```text
+//!   <temp>/it's a checkout/  scripts/ config.txt         copied
+//!                            bin/coord, server, client   those that the tests are built with
+//!                            run/                        what the scripts leave
+//! ```
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::cluster::{read_dump, show_logs};
+use common::process::{self, Signal};
+use common::programs::{self, CLIENT, COORD, Ended, SERVER};
+use common::sshd::Sshd;
+use common::terminal::{CTRL_C, CTRL_D, Terminal};
+use common::{PATIENCE, wait_until};
+use kv_protocol::map::ServerState;
+use kv_protocol::status::{ClusterState, ClusterStatus};
+
+/// What one run of a script may take.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
+/// No cluster runs in the directory.
+const NO_CLUSTER: i32 = 3;
+
+/// A copy of the checkout, built.
+struct Checkout {
+    _dir: tempfile::TempDir,
+    root: PathBuf,
+}
+
+impl Checkout {
+    #[track_caller]
+    fn make() -> Checkout {
+        let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
+        let root = dir.path().join("it's a checkout");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for folder in ["scripts/lib", "bin"] {
+            fs::create_dir_all(root.join(folder)).expect("make a directory");
+        }
+        let files = ["config.txt", "scripts/run.sh", "scripts/launch-cluster.sh"];
+        for file in files.into_iter().chain(["scripts/lib/cluster.sh"]) {
+            fs::copy(source.join(file), root.join(file)).expect("copy a file");
+        }
+        for program in [COORD, SERVER, CLIENT] {
+            let name = Path::new(program).file_name().expect("a program's name");
+            let copy = root.join("bin").join(name);
+            // The same file under another name, where that is possible, as scripts/build.sh does.
+            fs::hard_link(program, &copy)
+                .or_else(|_| fs::copy(program, &copy).map(drop))
+                .expect("copy a program");
+        }
+        Checkout { _dir: dir, root }
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    fn script(&self, name: &str) -> String {
+        self.root.join("scripts").join(name).to_str().expect("a path in UTF-8").to_owned()
+    }
+
+    /// A script as a command, to be started in another directory than its own.
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(self.script(name));
+        command.current_dir(&self.root);
+        command
+    }
+
+    /// What `make run` does once everything is built.
+    #[track_caller]
+    fn run(&self, input: &str) -> Ended {
+        programs::run(&self.script("run.sh"), std::iter::empty::<&str>(), input, SCRIPT_LIMIT)
+    }
+
+    #[track_caller]
+    fn launch(&self, arguments: &[&str]) -> Ended {
+        programs::run(&self.script("launch-cluster.sh"), arguments, "", SCRIPT_LIMIT)
+    }
+
+    /// Starts a script with its input from a pipe.
+    #[track_caller]
+    fn spawn(&self, name: &str, arguments: &[&str]) -> Child {
+        let mut command = self.command(name);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("start a script")
+    }
+
+    /// Whoever runs what is in `bin/`, or runs in the checkout.
+    fn processes(&self) -> Vec<u32> {
+        let mut all = process::running_from(&self.root.join("bin"));
+        all.extend(process::running_in(&self.root));
+        all.extend(process::running_in(&self.run_dir()));
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    #[track_caller]
+    fn assert_nobody_left(&self) {
+        let left = self.processes();
+        assert!(left.is_empty(), "processes {left:?} were left");
+    }
+
+    /// The entries of all dumps in `run/`, each of which must be complete.
+    #[track_caller]
+    fn dumped_entries(&self) -> usize {
+        let entries = |id: usize, role: &str| {
+            read_dump(&self.run_dir().join(format!("server_{id}.{role}"))).entries.len()
+        };
+        (0..3)
+            .for_each(|id| assert_eq!(entries(id, "primary"), entries((id + 1) % 3, "secondary")));
+        (0..3).map(|id| entries(id, "primary")).sum()
+    }
+
+    /// The coordinator's port for clients, once the cluster serves.
+    #[track_caller]
+    fn await_port(&self) -> String {
+        let file = self.run_dir().join("ready.json");
+        wait_until("the cluster to serve", PATIENCE, || {
+            fs::read_to_string(&file).is_ok_and(|line| line.ends_with('\n'))
+        });
+        let line = fs::read_to_string(&file).expect("read the line");
+        let json: serde_json::Value = serde_json::from_str(&line).expect("a line of JSON");
+        json["clients_port"].to_string()
+    }
+
+    #[track_caller]
+    fn client(&self, operations: &str) -> Ended {
+        let port = self.await_port();
+        programs::run(CLIENT, ["-h", "localhost", "-p", &port], operations, SCRIPT_LIMIT)
+    }
+
+    #[track_caller]
+    fn status(&self) -> ClusterStatus {
+        let ended = self.launch(&["status", "--json"]).with_code(0);
+        serde_json::from_str(&ended.stdout).expect("a status")
+    }
+
+    /// A cluster file of this name.
+    #[track_caller]
+    fn cluster_file(&self, hosts: [&str; 3]) -> String {
+        let lines: String = hosts.iter().map(|host| format!("{host} 0 0 0\n")).collect();
+        let path = self.root.join("my cluster.txt");
+        fs::write(&path, format!("# three\n3\n{lines}")).expect("write a cluster file");
+        path.to_str().expect("a path in UTF-8").to_owned()
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            show_logs(&self.run_dir());
+        }
+        common::poll(PATIENCE, || {
+            let left = self.processes();
+            left.iter().for_each(|pid| process::signal(*pid, Signal::KILL));
+            left.is_empty().then_some(())
+        });
+    }
+}
+
+#[test]
+fn make_run_answers_piped_operations_and_leaves_dumps_and_no_process_twice_in_a_row() {
+    let checkout = Checkout::make();
+    for value in ["1", "2"] {
+        let operations = format!("P \"a\" \"{value}\"\nG \"a\"\n");
+        let ended = checkout.run(&operations).with_code(0);
+        // Nothing but answers on standard output.
+        assert_eq!(
+            ended.stdout,
+            format!("value[\"a\"] <- \"{value}\"\nvalue[\"a\"] == \"{value}\"\n")
+        );
+        checkout.assert_nobody_left();
+        assert_eq!(checkout.dumped_entries(), 1);
+        // What would tell of a running cluster is gone.
+        assert!(!checkout.run_dir().join("ready.json").exists());
+        checkout.launch(&["status"]).with_code(NO_CLUSTER);
+    }
+}
+
+#[test]
+fn make_run_fails_with_the_client_and_stops_the_cluster_all_the_same() {
+    let checkout = Checkout::make();
+    let ended = checkout.run("G \"nowhere\"\n").with_code(1);
+    assert_eq!(ended.stdout, "key \"nowhere\" not found\n");
+    checkout.assert_nobody_left();
+    assert_eq!(checkout.dumped_entries(), 0);
+}
+
+#[test]
+fn make_run_on_a_terminal_prompts_until_ctrl_d_which_ends_client_and_cluster() {
+    let checkout = Checkout::make();
+    let mut command = checkout.command("run.sh");
+    command.env("XDG_STATE_HOME", checkout.root.join("state"));
+    let mut terminal = Terminal::start(command);
+    terminal.wait_for("kv> ");
+    terminal.type_in("P \"a\" \"1\"\r");
+    terminal.wait_for("value[\"a\"] <- \"1\"");
+    terminal.wait_for("kv> ");
+    // Neither the client nor the cluster takes it for its end.
+    terminal.type_in("P \"never\" \"done\"");
+    terminal.wait_for("done");
+    terminal.type_in(CTRL_C);
+    terminal.wait_for("\n");
+    terminal.wait_for("kv> ");
+    terminal.type_in("G \"a\"\r");
+    terminal.wait_for("value[\"a\"] == \"1\"");
+    terminal.wait_for("kv> ");
+    terminal.type_in(CTRL_D);
+    assert_eq!(terminal.await_end(SCRIPT_LIMIT), Some(0));
+    checkout.assert_nobody_left();
+    assert_eq!(checkout.dumped_entries(), 1);
+}
+
+#[test]
+fn make_run_that_is_terminated_stops_its_cluster_in_order() {
+    let checkout = Checkout::make();
+    let mut script = checkout.spawn("run.sh", &[]);
+    checkout.client("P \"a\" \"1\"\n").with_code(0);
+    for _ in 0..2 {
+        process::signal(script.id(), Signal::TERM);
+    }
+    assert_eq!(programs::wait(&mut script, SCRIPT_LIMIT), Some(Some(143)));
+    checkout.assert_nobody_left();
+    assert_eq!(checkout.dumped_entries(), 1);
+}
+
+#[test]
+fn make_run_that_is_killed_leaves_a_cluster_that_stops_by_itself() {
+    let checkout = Checkout::make();
+    let mut script = checkout.spawn("run.sh", &[]);
+    checkout.client("P \"a\" \"1\"\n").with_code(0);
+    let input = script.stdin.take();
+    process::signal(script.id(), Signal::KILL);
+    assert_eq!(programs::wait(&mut script, PATIENCE), Some(None));
+    // Its client ends with its input, which the killed script's parent holds.
+    drop(input);
+    wait_until("the end of client and cluster", PATIENCE, || checkout.processes().is_empty());
+    assert_eq!(checkout.dumped_entries(), 1);
+    // What it left is no obstacle.
+    checkout.run("").with_code(0);
+}
+
+#[test]
+fn a_second_cluster_in_the_same_directory_is_refused_and_the_first_lives_on() {
+    let checkout = Checkout::make();
+    let mut script = checkout.spawn("run.sh", &[]);
+    checkout.await_port();
+    let second = checkout.run("P \"a\" \"1\"\n").with_code(1);
+    assert!(second.stderr.contains("a cluster is running in"), "{}", second.stderr);
+    let config = checkout.root.join("config.txt");
+    let config = config.to_str().expect("a path in UTF-8");
+    let second = checkout.launch(&["start", config, "--daemon"]).with_code(1);
+    assert!(second.stderr.contains("a cluster is running in"), "{}", second.stderr);
+    checkout.client("P \"a\" \"1\"\n").with_code(0);
+    drop(script.stdin.take());
+    assert_eq!(programs::wait(&mut script, SCRIPT_LIMIT), Some(Some(0)));
+    checkout.assert_nobody_left();
+}
+
+#[test]
+fn launch_cluster_starts_a_daemon_tells_its_status_and_stops_it_twice_in_a_row() {
+    let checkout = Checkout::make();
+    let file = checkout.cluster_file(["localhost"; 3]);
+    checkout.launch(&["status"]).with_code(NO_CLUSTER);
+    checkout.launch(&["stop"]).with_code(NO_CLUSTER);
+    for _ in 0..2 {
+        let started = checkout.launch(&["start", &file, "--daemon"]).with_code(0);
+        let port = checkout.await_port();
+        assert!(started.stdout.trim_end().ends_with(&format!("-h localhost -p {port}")));
+        let status = checkout.status();
+        assert_eq!(status.state, ClusterState::Serving);
+        assert!(status.servers.iter().all(|server| server.state == ServerState::Up));
+        let people = checkout.launch(&["status"]).with_code(0).stdout;
+        assert!(people.contains("serving"), "{people}");
+        // The command that it has printed works in a shell.
+        let piped = format!("printf 'P \"a\" \"1\"\\n' | {}", started.stdout);
+        let ended = programs::run("sh", ["-c", &piped], "", SCRIPT_LIMIT).with_code(0);
+        assert_eq!(ended.stdout, "value[\"a\"] <- \"1\"\n");
+
+        checkout.launch(&["stop"]).with_code(0);
+        checkout.assert_nobody_left();
+        assert_eq!(checkout.dumped_entries(), 1);
+        checkout.launch(&["status"]).with_code(NO_CLUSTER);
+    }
+}
+
+#[test]
+fn launch_cluster_in_the_foreground_ends_with_its_input() {
+    let checkout = Checkout::make();
+    let file = checkout.cluster_file(["localhost"; 3]);
+    let mut script = checkout.spawn("launch-cluster.sh", &["start", &file]);
+    checkout.client("P \"a\" \"1\"\n").with_code(0);
+    assert_eq!(checkout.status().state, ClusterState::Serving);
+    drop(script.stdin.take());
+    assert_eq!(programs::wait(&mut script, SCRIPT_LIMIT), Some(Some(0)));
+    checkout.assert_nobody_left();
+    assert_eq!(checkout.dumped_entries(), 1);
+}
+
+#[test]
+fn launch_cluster_brings_the_server_to_an_ssh_host_and_runs_it_there() {
+    let sshd = Sshd::start_without_server();
+    let checkout = Checkout::make();
+    let host = sshd.host();
+    let file = checkout.cluster_file(["localhost", &host, "localhost"]);
+    let remote = sshd.remote_dir().join("not there yet");
+    let (config, remote) = (sshd.config(), remote.to_str().expect("a path in UTF-8"));
+    let config = config.to_str().expect("a path in UTF-8");
+    let start = ["start", &file, "--daemon", "--ssh-config", config, "--remote-dir", remote];
+    let start: Vec<&str> = start.into_iter().chain(["--advertise", "127.0.0.1"]).collect();
+    // The second time the server is there already.
+    for _ in 0..2 {
+        checkout.launch(&start).with_code(0);
+        let status = checkout.status();
+        assert_eq!((status.state, &status.servers[1].host), (ClusterState::Serving, &host));
+        let pid = status.servers[1].pid.expect("a pid");
+        let copy = fs::read_link(format!("/proc/{pid}/exe")).expect("a program");
+        assert_eq!(copy, Path::new(remote).canonicalize().expect("a path").join("server"));
+        let operations: String = (0..100).map(|n| format!("P \"{n}\" \"v\"\n")).collect();
+        checkout.client(&operations).with_code(0);
+
+        checkout.launch(&["stop"]).with_code(0);
+        checkout.assert_nobody_left();
+        assert!(!process::is_alive(pid), "the remote server was left");
+        for role in ["primary", "secondary"] {
+            let dump = read_dump(&Path::new(remote).join(format!("server_1.{role}")));
+            assert!(!dump.entries.is_empty());
+        }
+    }
+}
+
+#[test]
+fn launch_cluster_starts_nothing_where_an_ssh_host_is_out_of_reach() {
+    let sshd = Sshd::start_without_server();
+    let checkout = Checkout::make();
+    let file = checkout.cluster_file(["localhost", &sshd.host(), "localhost"]);
+    let config = sshd.refused_config();
+    let config = config.to_str().expect("a path in UTF-8");
+    let arguments = ["start", &file, "--daemon", "--ssh-config", config];
+    let arguments = arguments.into_iter().chain(["--advertise", "127.0.0.1"]).collect::<Vec<_>>();
+    let ended = checkout.launch(&arguments).with_code(1);
+    for words in ["Permission denied", &sshd.host()] {
+        assert!(ended.stderr.contains(words), "no {words:?} in: {}", ended.stderr);
+    }
+    checkout.assert_nobody_left();
+    checkout.launch(&["status"]).with_code(NO_CLUSTER);
+}
+
+#[test]
+fn wrong_usage_of_launch_cluster_ends_with_two_and_says_what_was_wrong() {
+    let checkout = Checkout::make();
+    for (arguments, named) in [
+        (&["begin"][..], "begin"),
+        (&["start"], "cluster file"),
+        (&["start", "a", "b"], "'b'"),
+        (&["start", "a", "--dir"], "--dir"),
+        (&["start", "a", "--json"], "--json"),
+        (&["status", "--daemon"], "--daemon"),
+        (&["stop", "it"], "'it'"),
+    ] {
+        let ended = checkout.launch(arguments).with_code(2);
+        assert!(ended.stderr.contains(named), "{arguments:?}: {}", ended.stderr);
+    }
+    let ended = checkout.launch(&["start", "/nowhere.txt"]).with_code(1);
+    assert!(ended.stderr.contains("/nowhere.txt"), "{}", ended.stderr);
+    let help = checkout.launch(&["--help"]).with_code(0);
+    assert!(help.stdout.contains("--ssh-config"), "{}", help.stdout);
+    checkout.assert_nobody_left();
+}
