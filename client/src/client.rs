@@ -170,6 +170,11 @@ impl Client {
         self.engine.statistics()
     }
 
+    /// Whether any coordinator has ever told this client where the servers are.
+    pub fn has_map(&self) -> bool {
+        self.engine.has_map()
+    }
+
     /// The coordinators' addresses as given to [`Client::open`].
     pub fn coordinators(&self) -> String {
         self.engine.coordinators()

@@ -140,6 +140,11 @@ impl Engine {
         self.statistics
     }
 
+    /// Whether the cluster's map has ever come.
+    pub(crate) fn has_map(&self) -> bool {
+        self.router.has_map()
+    }
+
     pub(crate) fn coordinators(&self) -> String {
         self.map_source.names()
     }

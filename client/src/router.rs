@@ -94,6 +94,11 @@ impl Router {
         self.known.as_ref().map(|known| known.cluster)
     }
 
+    /// Whether a map has ever come.
+    pub(crate) fn has_map(&self) -> bool {
+        self.known.is_some()
+    }
+
     /// Group and shard of a key, once a map has come.
     pub(crate) fn locate(&self, digest: Digest) -> Option<(GroupId, ShardId)> {
         self.known.as_ref().map(|known| known.placement.locate(digest))

@@ -49,7 +49,7 @@ fn exchange(
     let mut is_at_end = false;
     loop {
         let mut is_starved = false;
-        while pipeline.has_room() && !is_at_end && !is_starved {
+        while pipeline.has_room() && !is_at_end && !is_starved && !pipeline.is_cut_off() {
             if pipeline.is_empty() {
                 output.flush().context("writing answers")?;
             }
@@ -63,8 +63,13 @@ fn exchange(
         if let Some(bar) = bar {
             bar.set_position(lines.bytes_read());
         }
-        if pipeline.is_empty() && is_at_end {
-            return output.flush().context("writing answers");
+        if pipeline.is_empty() && (is_at_end || pipeline.is_cut_off()) {
+            output.flush().context("writing answers")?;
+            anyhow::ensure!(
+                is_at_end,
+                "no coordinator answers; the lines that follow were not tried"
+            );
+            return Ok(());
         }
         let mut written = Ok(());
         let mut count = 0;
@@ -242,6 +247,19 @@ mod tests {
             let (all, _, _) = run_on(&fake, file(line), Options::default());
             assert_eq!(all, succeeds, "{line}");
         }
+    }
+
+    #[test]
+    fn without_a_coordinator_a_long_file_ends_at_the_first_deadline() {
+        let mut fake = Fake::start(3, 1);
+        fake.kill_coordinator();
+        let deadline = Duration::from_millis(100);
+        let client =
+            Client::open(&fake.endpoint(), Options { deadline, ..Options::default() }).unwrap();
+        let mut output = Output::new(Box::new(io::sink()), Box::new(io::sink()));
+        let input = file(&"G \"a\"\n".repeat(100_000));
+        let error = run(&mut Pipeline::new(client), input, &mut output).unwrap_err();
+        assert!(error.to_string().contains("were not tried"), "{error}");
     }
 
     #[test]

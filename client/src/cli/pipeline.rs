@@ -44,6 +44,8 @@ pub(super) struct Pipeline {
     /// How many lines the window may have, as far as it is known how large answers are.
     lines: usize,
     completions: Vec<Completion>,
+    /// An operation has failed, and no coordinator has ever answered.
+    is_cut_off: bool,
 }
 
 impl Pipeline {
@@ -57,7 +59,14 @@ impl Pipeline {
             bytes: 0,
             lines: FIRST_LINES,
             completions: Vec::new(),
+            is_cut_off: false,
         }
+    }
+
+    /// Whether it is in vain to add lines: one has failed at its deadline, and nobody has ever told
+    /// where the servers are.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.is_cut_off
     }
 
     /// Whether another line may come.
@@ -144,6 +153,7 @@ impl Pipeline {
 
     fn complete(&mut self, completion: Completion) {
         let place = completion.tag;
+        self.is_cut_off |= completion.result.is_err() && !self.client.has_map();
         let value_bytes = completion.result.as_ref().map_or(0, |outcome| outcome.value.len());
         // Twice: the answer's text is at least as long as the value.
         let most = MAX_BYTES / (2 * value_bytes + 1);
