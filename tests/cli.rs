@@ -286,7 +286,7 @@ fn an_interrupt_stops_the_cluster_in_order() {
 fn an_interrupt_a_second_after_the_first_does_not_wait_for_a_server_that_hangs() {
     let mut cluster = Cluster::builder().in_foreground().start();
     let hung = cluster.server_pid(1);
-    process::signal(hung, process::Signal::STOP);
+    process::pause(hung);
     let start = Instant::now();
     wait_until("the end of coord", PATIENCE, || {
         process::signal(cluster.coord_pid(), process::Signal::INT);

@@ -157,7 +157,7 @@ fn a_write_that_was_sent_to_a_server_before_it_died_is_in_doubt() {
     let mut client = cluster.open();
     client.put(&key, b"before", &OpOptions::default()).expect("a put");
     let pid = cluster.server_pid(1);
-    process::signal(pid, Signal::STOP);
+    process::pause(pid);
     let ended = std::thread::scope(|scope| {
         let write = scope.spawn(|| {
             let start = Instant::now();
@@ -248,7 +248,7 @@ fn writes_wait_for_a_secondary_that_hangs_and_complete_when_it_goes_on() {
     const HANGS: Duration = Duration::from_secs(2);
     let longest = nothing_is_lost_through(0, |cluster| {
         let pid = cluster.server_pid(1);
-        process::signal(pid, Signal::STOP);
+        process::pause(pid);
         let since = Instant::now();
         let noticed =
             poll(NOTICED_WITHIN, || (cluster.server(1).state == ServerState::Down).then_some(()));
@@ -426,7 +426,7 @@ fn a_server_that_hangs_is_killed_and_named_when_the_cluster_stops() {
     let pairs = pairs(300);
     put_all(&mut cluster.open(), &pairs);
     let pid = cluster.server_pid(1);
-    process::signal(pid, Signal::STOP);
+    process::pause(pid);
     let start = Instant::now();
     process::signal(cluster.coord_pid(), Signal::TERM);
     cluster.await_end(0);

@@ -15,6 +15,19 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
     let _ = kill_process(named(pid), signal);
 }
 
+/// Stops a process as if it hung, until it is sent CONT, and waits until each of its threads stands.
+pub(crate) fn pause(pid: u32) {
+    signal(pid, Signal::STOP);
+    let stands = |thread: fs::DirEntry| {
+        fs::read_to_string(thread.path().join("stat"))
+            .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+    };
+    super::wait_until("every thread to stand", super::PATIENCE, || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("read /proc/PID/task");
+        threads.flatten().all(stands)
+    });
+}
+
 fn named(pid: u32) -> Pid {
     i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a pid is a positive number")
 }
