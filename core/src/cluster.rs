@@ -201,6 +201,11 @@ impl Cluster {
         if known.started.is_some_and(|earlier| !same_process(&earlier, started)) {
             return Err(StartedRefused::OtherPorts { server, incarnation });
         }
+        // A server dials again when its link is lost: whoever claims its name while it reports on
+        // another connection is not that server, or will find that link silent soon.
+        if known.link.is_some() && known.state == ServerState::Up {
+            return Err(StartedRefused::Linked { server, incarnation });
+        }
         Ok(())
     }
 

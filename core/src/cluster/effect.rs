@@ -177,6 +177,14 @@ pub enum StartedRefused {
         /// The process it claims to be.
         incarnation: Incarnation,
     },
+    /// The process reports on another connection at this moment.
+    #[error("incarnation {incarnation} of server {server} reports on another connection")]
+    Linked {
+        /// The place it claims.
+        server: ServerId,
+        /// The process it claims to be.
+        incarnation: Incarnation,
+    },
     /// A process that is proven dead cannot report.
     #[error("incarnation {incarnation} of server {server} is known to have exited")]
     Exited {

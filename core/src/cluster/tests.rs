@@ -269,11 +269,25 @@ fn a_silent_server_is_up_again_when_it_is_heard() {
 }
 
 #[test]
+fn a_repeated_started_takes_no_link_over_from_a_server_that_reports() {
+    let mut world = World::serving(3);
+    let id = ServerId(2);
+    let started = world.started(id);
+    let refused = world.cluster.on_started(world.now, LinkId(50), &started, &mut world.effects);
+    assert!(matches!(refused, Err(StartedRefused::Linked { .. })), "{refused:?}");
+    world.beat(id);
+    assert_eq!(world.take(), []);
+}
+
+#[test]
 fn the_end_of_a_link_is_noticed_at_once_but_not_that_of_a_replaced_one() {
     let mut world = World::serving(3);
     let id = ServerId(2);
     let started = world.started(id);
+    world.pass(SILENCE, &[ServerId(0), ServerId(1)]);
+    assert_eq!(world.state(id), ServerState::Down);
     world.cluster.on_started(world.now, LinkId(50), &started, &mut world.effects).unwrap();
+    world.take();
     world.cluster.on_link_lost(world.now, World::link(id), id, &mut world.effects);
     assert_eq!(world.take(), []);
     world.cluster.on_link_lost(world.now, LinkId(50), id, &mut world.effects);
