@@ -1,5 +1,8 @@
 //! Keyed hashing of what clients choose, so that nobody can choose collisions.
 
+use std::hash::{BuildHasher, Hasher};
+
+use foldhash::quality::FixedState;
 use kv_protocol::ids::ClientId;
 use kv_protocol::placement::Digest;
 
@@ -20,10 +23,13 @@ impl HashSecret {
         HashSecret { low, high: fold(low ^ seed, 0xb7e1_5162_8aed_2a6b) }
     }
 
-    /// The hash of a key by its digest. MD5 has spread the key already, but in a way that everybody
-    /// can compute; this step is what makes it private.
-    pub fn of_digest(self, digest: Digest) -> TableHash {
-        TableHash(self.mix(digest.number()))
+    /// The hash of a key. MD5 has spread the key already, but in a way that everybody can compute,
+    /// and keys of equal digest can be made on purpose: so the digest is mixed with the secret, and
+    /// the key is hashed once more from there.
+    pub fn of_key(self, digest: Digest, key: &[u8]) -> TableHash {
+        let mut hasher = FixedState::with_seed(self.mix(digest.number())).build_hasher();
+        hasher.write(key);
+        TableHash(hasher.finish())
     }
 
     /// The hash of a client's id.
@@ -48,4 +54,24 @@ impl std::fmt::Debug for HashSecret {
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_equal_digest_have_different_hashes() {
+        let secret = HashSecret::new(1);
+        let digest = Digest::of(b"one of the two");
+        assert_ne!(secret.of_key(digest, b"a").0 >> 32, secret.of_key(digest, b"b").0 >> 32);
+    }
+
+    #[test]
+    fn another_secret_gives_another_hash_and_the_same_one_the_same() {
+        let digest = Digest::of(b"key");
+        let hash = |seed| HashSecret::new(seed).of_key(digest, b"key").0;
+        assert_eq!(hash(1), hash(1));
+        assert_ne!(hash(1) >> 32, hash(2) >> 32);
+    }
 }

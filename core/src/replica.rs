@@ -23,6 +23,8 @@ mod secondary;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use kv_protocol::client_message::{Answer, ReplicaRole};
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
@@ -73,6 +75,7 @@ pub struct Replica {
     table: Table,
     sessions: Sessions,
     draining: bool,
+    frozen: bool,
 }
 
 /// What the installed view makes of this replica.
@@ -164,6 +167,9 @@ pub enum StreamError {
         /// The write.
         sn: SequenceNumber,
     },
+    /// This end is frozen for its dump.
+    #[error("this server is being stopped and takes no more writes")]
+    Frozen,
     /// A message that this role does not take.
     #[error("this end of the stream does not take such a message")]
     WrongEnd,
@@ -194,6 +200,7 @@ impl Replica {
             table: Table::new(chunks),
             sessions: Sessions::new(config.hash_secret),
             draining: false,
+            frozen: false,
         }
     }
 
@@ -284,6 +291,9 @@ impl Replica {
         message: &PeerMessage<'_>,
         answers: &mut impl Answers,
     ) -> Result<(), StreamError> {
+        if self.frozen {
+            return Err(StreamError::Frozen);
+        }
         let installed = self.view_version();
         let got = match message {
             PeerMessage::Prepare(prepare) => prepare.view,
@@ -313,6 +323,13 @@ impl Replica {
         self.draining = true;
     }
 
+    /// Changes nothing any more, so that a dump is the last word: from now on no write is taken,
+    /// applied, sent or committed. What is pending stays unanswered. Reads go on.
+    pub fn freeze(&mut self) {
+        self.draining = true;
+        self.frozen = true;
+    }
+
     /// Whether it drains and no write is pending.
     pub fn is_drained(&self) -> bool {
         self.draining
@@ -332,9 +349,18 @@ impl Replica {
         self.table.walk(cursor, budget, visit)
     }
 
-    /// All completion records, in no particular order.
-    pub fn completion_records(&self) -> impl Iterator<Item = CompletionRecord> {
-        self.sessions.records()
+    /// How many clients' sessions there are.
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// The completion records of some sessions, by their place in an order that holds as long as
+    /// nothing is written.
+    pub fn completion_records(
+        &self,
+        sessions: Range<usize>,
+    ) -> impl Iterator<Item = CompletionRecord> {
+        self.sessions.records(sessions)
     }
 
     /// Its line in the server's heartbeat; `None` without a view.

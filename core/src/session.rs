@@ -14,8 +14,10 @@
 //! are wherever the write is.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use hashbrown::HashTable;
+use kv_protocol::client_message::Status;
 use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber, Time};
 use kv_protocol::limits::{MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
 use kv_protocol::peer_message::CompletionRecord;
@@ -34,8 +36,17 @@ struct Session {
     client: ClientId,
     first_incomplete: RequestSeq,
     /// By ascending seq.
-    records: VecDeque<LoggedRecord>,
+    records: VecDeque<Kept>,
     last_used: Time,
+}
+
+/// A record without what its session says already.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    sn: SequenceNumber,
+    seq: RequestSeq,
+    version: SequenceNumber,
+    status: Status,
 }
 
 /// A completion record and the log entry that carried it.
@@ -89,7 +100,7 @@ impl Sessions {
             return Lookup::Expired;
         }
         match session.position(seq) {
-            Ok(at) => Lookup::Logged(session.records[at]),
+            Ok(at) => Lookup::Logged(session.logged(&session.records[at])),
             Err(_) => Lookup::New,
         }
     }
@@ -110,12 +121,14 @@ impl Sessions {
             .into_mut();
         session.last_used = now;
         session.first_incomplete = session.first_incomplete.max(record.first_incomplete);
-        match session.position(record.seq) {
-            Ok(at) => session.records[at] = LoggedRecord { sn, record },
-            Err(at) => session.records.insert(at, LoggedRecord { sn, record }),
+        let CompletionRecord { seq, version, status, .. } = record;
+        let kept = Kept { sn, seq, version, status };
+        match session.position(seq) {
+            Ok(at) => session.records[at] = kept,
+            Err(at) => session.records.insert(at, kept),
         }
         while let Some(oldest) = session.records.front()
-            && oldest.record.seq < session.first_incomplete
+            && oldest.seq < session.first_incomplete
         {
             session.records.pop_front();
         }
@@ -157,14 +170,14 @@ impl Sessions {
         self.sessions.is_empty()
     }
 
-    /// All records, in no particular order; their watermark is the session's.
-    pub fn records(&self) -> impl Iterator<Item = CompletionRecord> {
-        self.sessions.iter().flat_map(|session| {
-            session.records.iter().map(|logged| CompletionRecord {
-                first_incomplete: session.first_incomplete,
-                ..logged.record
-            })
-        })
+    /// The records of some sessions, by their place in an order that holds as long as nothing
+    /// changes; their watermark is the session's.
+    pub fn records(&self, sessions: Range<usize>) -> impl Iterator<Item = CompletionRecord> {
+        self.sessions
+            .iter()
+            .skip(sessions.start)
+            .take(sessions.len())
+            .flat_map(|session| session.records.iter().map(|kept| session.logged(kept).record))
     }
 
     fn find(&self, client: ClientId) -> Option<&Session> {
@@ -173,12 +186,19 @@ impl Sessions {
 }
 
 impl Session {
+    fn logged(&self, kept: &Kept) -> LoggedRecord {
+        let Kept { sn, seq, version, status } = *kept;
+        let (client, first_incomplete) = (self.client, self.first_incomplete);
+        let record = CompletionRecord { client, seq, first_incomplete, status, version };
+        LoggedRecord { sn, record }
+    }
+
     /// Where the record of `seq` is, or where it would go. Writes come in order, nearly always.
     fn position(&self, seq: RequestSeq) -> Result<usize, usize> {
         match self.records.back() {
-            Some(last) if last.record.seq < seq => Err(self.records.len()),
+            Some(last) if last.seq < seq => Err(self.records.len()),
             None => Err(0),
-            Some(_) => self.records.binary_search_by_key(&seq, |logged| logged.record.seq),
+            Some(_) => self.records.binary_search_by_key(&seq, |kept| kept.seq),
         }
     }
 }
@@ -186,7 +206,6 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_protocol::client_message::Status;
 
     const ALICE: ClientId = ClientId(1);
     const NOW: Time = Time::from_nanos(1);
@@ -232,7 +251,7 @@ mod tests {
         sessions.record(NOW, SequenceNumber(6), record(ALICE, 6, 5));
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
         assert!(matches!(look_up(&sessions, 5, 5), Lookup::Logged(_)));
-        assert_eq!(sessions.records().count(), 2);
+        assert_eq!(sessions.records(0..usize::MAX).count(), 2);
         // An older watermark that arrives late takes nothing back.
         sessions.record(NOW, SequenceNumber(7), record(ALICE, 7, 2));
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
@@ -258,8 +277,35 @@ mod tests {
             let first_incomplete = seq.saturating_sub(SESSION_WINDOW - 1).max(1);
             assert_eq!(look_up(&sessions, seq, first_incomplete), Lookup::New);
             sessions.record(NOW, SequenceNumber(seq), record(ALICE, seq, first_incomplete));
-            assert!(sessions.records().count() as u64 <= SESSION_WINDOW);
+            assert!(sessions.records(0..usize::MAX).count() as u64 <= SESSION_WINDOW);
         }
+    }
+
+    #[test]
+    fn there_are_never_more_sessions_than_allowed() {
+        let mut sessions = sessions();
+        for n in 0..MAX_SESSIONS as u128 {
+            let client = ClientId(n + 10);
+            let known = sessions.look_up(client, RequestSeq(1), RequestSeq(1));
+            assert_eq!(known, Lookup::New);
+            sessions.record(NOW, SequenceNumber(1), record(client, 1, 1));
+        }
+        assert_eq!(look_up(&sessions, 1, 1), Lookup::TooManySessions);
+        let known = ClientId(10);
+        assert_eq!(sessions.look_up(known, RequestSeq(2), RequestSeq(2)), Lookup::New);
+    }
+
+    #[test]
+    fn the_records_come_in_parts() {
+        let mut sessions = sessions();
+        for n in 0..10 {
+            sessions.record(NOW, SequenceNumber(1), record(ClientId(n), 1, 1));
+        }
+        let whole: Vec<_> = sessions.records(0..10).collect();
+        let mut parts: Vec<_> = sessions.records(0..4).collect();
+        parts.extend(sessions.records(4..8));
+        parts.extend(sessions.records(8..99));
+        assert_eq!(parts, whole);
     }
 
     #[test]

@@ -130,6 +130,8 @@ pub enum PeerRefusalReason {
     BrokenStream = 2,
     /// No room for another connection.
     Busy = 3,
+    /// The refusing server is being stopped and takes no more writes.
+    Stopping = 4,
 }
 
 impl fmt::Display for PeerRefusalReason {
@@ -139,6 +141,7 @@ impl fmt::Display for PeerRefusalReason {
             PeerRefusalReason::OldView => "the view is older than the one installed",
             PeerRefusalReason::BrokenStream => "the stream skipped a write",
             PeerRefusalReason::Busy => "too many connections",
+            PeerRefusalReason::Stopping => "the server is being stopped",
         })
     }
 }
@@ -172,6 +175,7 @@ impl PeerRefusal {
             1 => PeerRefusalReason::OldView,
             2 => PeerRefusalReason::BrokenStream,
             3 => PeerRefusalReason::Busy,
+            4 => PeerRefusalReason::Stopping,
             other => {
                 return Err(DecodeError::BadValue { field: "refusal reason", value: other.into() });
             }

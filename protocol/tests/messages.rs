@@ -153,7 +153,7 @@ proptest! {
     #[test]
     fn peer_handshakes_come_back(
         cluster: u128, from in member(), to in member(), shard: u16, shards: u16,
-        view in view(), reason in 0usize..4, with_view: bool, last: u64,
+        view in view(), reason in 0usize..5, with_view: bool, last: u64,
     ) {
         let hello = PeerHello { cluster: ClusterId(cluster), from, to, shard: ShardId(shard), shards, view };
         let bytes = written(|b| hello.write(b));
@@ -162,7 +162,7 @@ proptest! {
         let bytes = written(|b| welcome.write(b));
         prop_assert_eq!(PeerWelcome::read(only_frame(&bytes, &PEER).1), Ok(welcome));
         let reason = [PeerRefusalReason::Stranger, PeerRefusalReason::OldView,
-            PeerRefusalReason::BrokenStream, PeerRefusalReason::Busy][reason];
+            PeerRefusalReason::BrokenStream, PeerRefusalReason::Busy, PeerRefusalReason::Stopping][reason];
         let refusal = PeerRefusal { reason, view: with_view.then_some(view) };
         let bytes = written(|b| refusal.write(b));
         prop_assert_eq!(PeerRefusal::read(only_frame(&bytes, &PEER).1), Ok(refusal));

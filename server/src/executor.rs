@@ -209,7 +209,7 @@ async fn dump(engine: &Engine, role: ReplicaRole, pieces: Sender<DumpPiece>) {
     let records = {
         let shard = engine.shard.borrow();
         let replica = shard.service.replica(shard.service.identity.group_of(role));
-        replica.map_or(Vec::new(), |replica| replica.completion_records().collect())
+        replica.map_or(Vec::new(), |replica| replica.completion_records(0..usize::MAX).collect())
     };
     send(&pieces, DumpPiece::End(records)).await;
 }

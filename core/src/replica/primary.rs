@@ -1,5 +1,7 @@
 //! Requests, the pending log, commits, and the sending end of the stream.
 
+use std::time::Duration;
+
 use kv_protocol::client_message::{
     Answer, Condition, Operation, ReplicaRole, Request, Status, WriteHeader,
 };
@@ -15,9 +17,11 @@ use super::{Answers, ConnectionId, Pumped, Replica, Role, StreamError};
 use crate::session::{LoggedRecord, Lookup};
 use crate::table::TableHash;
 
-/// How often idle sessions are looked for, and how many are forgotten at once.
-const FORGET_INTERVAL: std::time::Duration = SESSION_IDLE.checked_div(10).expect("ten is not zero");
+/// How often idle sessions are looked for, how many are forgotten at once, and how soon the next ones
+/// follow when there are more.
+const FORGET_INTERVAL: Duration = SESSION_IDLE.checked_div(10).expect("ten is not zero");
 const FORGET_AT_ONCE: usize = 256;
+const FORGET_MORE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a primary knows beside table and sessions.
 #[derive(Debug, Default)]
@@ -118,7 +122,7 @@ impl Replica {
     }
 
     fn read(&self, asker: Asker, request: &Request<'_>, answers: &mut impl Answers) {
-        let hash = self.config.hash_secret.of_digest(request.digest);
+        let hash = self.config.hash_secret.of_key(request.digest, request.key);
         let entry = self.table.get(hash, request.key);
         let (status, version, value) = match &entry {
             Some(entry) => (Status::Ok, entry.version, entry.value),
@@ -153,7 +157,7 @@ impl Replica {
             let reason = "too many writes wait for the other replica";
             return self.refuse(asker, Status::Busy, reason, answers);
         }
-        let hash = self.config.hash_secret.of_digest(request.digest);
+        let hash = self.config.hash_secret.of_key(request.digest, request.key);
         let decision = self.decide(hash, request.key, header.condition, value.is_some());
         let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
         if decision.effect == Effect::Put && !self.has_memory(bytes) {
@@ -357,6 +361,9 @@ impl Replica {
         welcome: &PeerWelcome,
         answers: &mut impl Answers,
     ) -> Result<(), StreamError> {
+        if self.frozen {
+            return Err(StreamError::Frozen);
+        }
         let installed = self.view_version();
         if welcome.view != installed {
             return Err(StreamError::View { got: welcome.view, installed });
@@ -388,7 +395,7 @@ impl Replica {
     pub fn pump(&mut self, now: Time, batch: &mut BatchWriter) -> Pumped {
         let view = self.view_version();
         let Role::Primary(primary) = &mut self.role else { return Pumped::Done };
-        if !primary.is_connected() {
+        if !primary.is_connected() || self.frozen {
             return Pumped::Done;
         }
         if primary.beacon_due().is_some_and(|due| due <= now) {
@@ -437,8 +444,11 @@ impl Replica {
         if now < due {
             return;
         }
-        primary.forget_at = Some(now + FORGET_INTERVAL);
-        for client in self.sessions.idle(now, FORGET_AT_ONCE) {
+        let idle = self.sessions.idle(now, FORGET_AT_ONCE);
+        let has_more = idle.len() == FORGET_AT_ONCE;
+        let interval = if has_more { FORGET_MORE_INTERVAL } else { FORGET_INTERVAL };
+        primary.forget_at = Some(now + interval);
+        for client in idle {
             self.forget_session(client, answers);
         }
     }
@@ -455,7 +465,7 @@ impl Replica {
             PendingWrite {
                 effect: Effect::ForgetSession,
                 digest,
-                hash: self.config.hash_secret.of_digest(digest),
+                hash: self.config.hash_secret.of_key(digest, &[]),
                 record: CompletionRecord {
                     client,
                     seq: RequestSeq(0),

@@ -1,5 +1,7 @@
 //! The receiving end of the stream: apply in order, at once, and ack what is applied.
 
+use std::cmp::Ordering;
+
 use kv_protocol::ids::{SequenceNumber, Time};
 use kv_protocol::limits::MAX_VIEW_STEP;
 use kv_protocol::peer_message::{
@@ -48,6 +50,34 @@ impl Secondary {
 }
 
 impl Replica {
+    /// Whether a hello may come from this replica's primary. The driver asks before it gives up a
+    /// stream that stands for the new one.
+    ///
+    /// # Errors
+    /// The refusal to send before closing.
+    pub fn judge_hello(&self, hello: &PeerHello) -> Result<(), PeerRefusal> {
+        let refuse = |reason| Err(PeerRefusal { reason, view: self.view });
+        let installed = self.view_version();
+        let is_ours = hello.view.group == self.config.group
+            && hello.shard == self.config.shard
+            && hello.shards == self.config.placement.shards()
+            && hello.to == self.config.me
+            && hello.view.primary == Some(hello.from)
+            && hello.view.other() == Some(self.config.me)
+            && !matches!(self.role, Role::Primary(_));
+        if !is_ours || hello.view.version.0.saturating_sub(installed.0) > MAX_VIEW_STEP {
+            return refuse(PeerRefusalReason::Stranger);
+        }
+        if self.frozen {
+            return refuse(PeerRefusalReason::Stopping);
+        }
+        match hello.view.version.cmp(&installed) {
+            Ordering::Less => refuse(PeerRefusalReason::OldView),
+            Ordering::Equal if self.view != Some(hello.view) => refuse(PeerRefusalReason::Stranger),
+            Ordering::Equal | Ordering::Greater => Ok(()),
+        }
+    }
+
     /// A primary has dialled: judges its hello, installs its view if it is new here, and says where
     /// the stream goes on. The driver has closed any earlier stream of this replica.
     ///
@@ -58,27 +88,10 @@ impl Replica {
         hello: &PeerHello,
         answers: &mut impl Answers,
     ) -> Result<PeerWelcome, PeerRefusal> {
-        let refuse = |reason, view| Err(PeerRefusal { reason, view });
-        let is_ours = hello.view.group == self.config.group
-            && hello.shard == self.config.shard
-            && hello.shards == self.config.placement.shards()
-            && hello.to == self.config.me
-            && hello.view.primary == Some(hello.from)
-            && hello.view.other() == Some(self.config.me);
-        let is_too_late =
-            hello.view.version.0.saturating_sub(self.view_version().0) > MAX_VIEW_STEP;
-        if !is_ours || is_too_late {
-            return refuse(PeerRefusalReason::Stranger, self.view);
-        }
-        if hello.view.version < self.view_version() {
-            return refuse(PeerRefusalReason::OldView, self.view);
-        }
-        if self.install(hello.view, answers).is_err() {
-            return refuse(PeerRefusalReason::Stranger, self.view);
-        }
-        let Role::Secondary(secondary) = &mut self.role else {
-            return refuse(PeerRefusalReason::Stranger, self.view);
-        };
+        self.judge_hello(hello)?;
+        let stranger = PeerRefusal { reason: PeerRefusalReason::Stranger, view: self.view };
+        self.install(hello.view, answers).map_err(|_| stranger)?;
+        let Role::Secondary(secondary) = &mut self.role else { return Err(stranger) };
         secondary.abandon_partial(&mut self.table);
         secondary.connected = true;
         secondary.owed = None;
@@ -114,7 +127,7 @@ impl Replica {
             return Err(StreamError::Gap { expected, got: sn });
         }
         let place = (self.config.group, self.config.shard);
-        let hash = self.config.hash_secret.of_digest(prepare.digest);
+        let hash = self.config.hash_secret.of_key(prepare.digest, prepare.key);
         if !prepare.key.is_empty() && self.config.placement.locate(prepare.digest) != place {
             return Err(StreamError::ForeignKey { sn });
         }

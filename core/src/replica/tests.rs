@@ -8,7 +8,9 @@ use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{
     ClientId, ClusterId, Incarnation, RequestId, RequestSeq, ServerId, ViewVersion,
 };
-use kv_protocol::limits::{BEACON_INTERVAL, FRAGMENT_BYTES, MAX_PEER_BODY, SESSION_IDLE};
+use kv_protocol::limits::{
+    BEACON_INTERVAL, FRAGMENT_BYTES, MAX_PEER_BODY, MAX_PENDING_WRITES, SESSION_IDLE,
+};
 use kv_protocol::peer_message::{BatchReader, BatchWriter, PeerHello, PeerRefusalReason};
 use kv_protocol::placement::Digest;
 use kv_protocol::view::Peer;
@@ -518,9 +520,193 @@ fn an_idle_session_is_forgotten_by_both() {
     pair.primary.on_timeout(pair.now, &mut pair.inbox);
     pair.settle();
     for replica in [&pair.primary, &pair.secondary] {
-        assert_eq!(replica.completion_records().count(), 0);
+        assert_eq!(replica.completion_records(0..usize::MAX).count(), 0);
         assert_eq!(replica.report().unwrap().last, SequenceNumber(2));
     }
+}
+
+#[test]
+fn idle_sessions_go_as_fast_as_they_came() {
+    let mut pair = Pair::new();
+    let clients = 2_000u64;
+    for client in 0..clients {
+        let write = Operation::Put(header(1, Condition::Always), b"v");
+        let request = Request {
+            id: RequestId(10_000 + client),
+            view: ViewVersion(1),
+            digest: Digest::of(b"k"),
+            key: b"k",
+            operation: write,
+        };
+        let client = ClientId(u128::from(client));
+        pair.primary.on_request(pair.now, CONNECTION, client, &request, &mut pair.inbox);
+    }
+    pair.settle();
+    assert_eq!(pair.secondary.session_count(), 2_000);
+    pair.primary.on_timeout(pair.now, &mut pair.inbox);
+    let forgotten_by = pair.now + SESSION_IDLE + SESSION_IDLE / 5;
+    while let Some(due) = pair.primary.next_timeout()
+        && due <= forgotten_by
+    {
+        pair.now = pair.now.max(due);
+        pair.primary.on_timeout(pair.now, &mut pair.inbox);
+        pair.settle();
+    }
+    assert_eq!(pair.primary.session_count(), 0);
+    assert_eq!(pair.secondary.session_count(), 0);
+}
+
+#[test]
+fn a_draining_primary_logs_nothing_of_its_own_either() {
+    let mut pair = Pair::new();
+    pair.put(b"a", b"1");
+    pair.settle();
+    pair.primary.on_timeout(pair.now, &mut pair.inbox);
+    pair.primary.drain();
+    pair.now = pair.now + SESSION_IDLE * 2;
+    pair.primary.on_timeout(pair.now, &mut pair.inbox);
+    assert!(pair.primary.is_drained());
+    assert_eq!(pair.primary.session_count(), 1);
+}
+
+#[test]
+fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
+    for freeze_primary in [true, false] {
+        let mut pair = Pair::new();
+        let before = pair.put(b"a", b"1");
+        pair.settle();
+        let pending = pair.put(b"b", b"2");
+        let (sent, _) = pair.pump();
+        if freeze_primary {
+            pair.receive_at_secondary(&sent);
+            pair.primary.freeze();
+            let ack = PeerMessage::Ack(pair.secondary.take_ack().unwrap());
+            let got = pair.primary.on_peer_message(pair.now, &ack, &mut pair.inbox);
+            assert_eq!(got, Err(StreamError::Frozen));
+            let late = pair.put(b"c", b"3");
+            assert_eq!(pair.status(late), Some(Status::Unavailable));
+            assert_eq!(pair.pump().0, Vec::<u8>::new());
+        } else {
+            pair.secondary.freeze();
+            let frame = split_frame(&sent, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
+            let message = BatchReader::new(frame.body).unwrap().next().unwrap().unwrap();
+            let got = pair.secondary.on_peer_message(pair.now, &message, &mut pair.inbox);
+            assert_eq!(got, Err(StreamError::Frozen));
+            let hello = pair.primary.peer_hello(CLUSTER).unwrap();
+            let refusal = pair.secondary.on_peer_hello(&hello, &mut pair.inbox).unwrap_err();
+            assert_eq!(refusal.reason, PeerRefusalReason::Stopping);
+            assert_eq!(contents(&pair.secondary).len(), 1);
+        }
+        assert_eq!(pair.given(pending), None);
+        assert_eq!(contents(&pair.primary).len(), 1);
+        assert_eq!(pair.get(b"a").value, b"1", "reads go on");
+        assert_eq!(pair.status(before), Some(Status::Ok));
+    }
+}
+
+#[test]
+fn a_fragment_beyond_its_value_is_refused() {
+    let mut pair = Pair::new();
+    let record = kv_protocol::peer_message::CompletionRecord {
+        client: ALICE,
+        seq: RequestSeq(1),
+        first_incomplete: RequestSeq(1),
+        status: Status::Ok,
+        version: SequenceNumber(1),
+    };
+    let prepare = kv_protocol::peer_message::Prepare {
+        view: ViewVersion(1),
+        sn: SequenceNumber(1),
+        t_send: pair.now,
+        effect: kv_protocol::peer_message::Effect::Put,
+        record,
+        digest: Digest::of(b"big"),
+        key: b"big",
+        value_length: 12,
+        value: b"12345",
+    };
+    let mut take = |message| pair.secondary.on_peer_message(pair.now, &message, &mut pair.inbox);
+    take(PeerMessage::Prepare(prepare)).unwrap();
+    let fragment = |offset, bytes| {
+        let (view, sn) = (ViewVersion(1), SequenceNumber(1));
+        PeerMessage::Fragment(kv_protocol::peer_message::Fragment { view, sn, offset, bytes })
+    };
+    let wrong = Err(StreamError::Fragment { sn: SequenceNumber(1) });
+    assert_eq!(take(fragment(5, b"12345678")), wrong, "too long");
+    assert_eq!(take(fragment(4, b"1234567")), wrong, "not where it should be");
+    // The next write before this one is whole: as much a gap as any.
+    let next = kv_protocol::peer_message::Prepare { sn: SequenceNumber(2), ..prepare };
+    assert!(matches!(take(PeerMessage::Prepare(next)), Err(StreamError::Gap { .. })));
+    let again = PeerMessage::Prepare(prepare);
+    assert!(matches!(take(again), Err(StreamError::Gap { .. })), "half of it is here already");
+    take(fragment(5, b"1234567")).unwrap();
+    assert_eq!(contents(&pair.secondary).len(), 1);
+}
+
+#[test]
+fn the_number_of_pending_writes_is_bounded() {
+    let mut pair = Pair::apart(None);
+    let mut refused = None;
+    for n in 0..=MAX_PENDING_WRITES as u64 {
+        let write = Operation::Put(header(1, Condition::Always), b"");
+        let request = Request {
+            id: RequestId(n),
+            view: ViewVersion(1),
+            digest: Digest::of(b"k"),
+            key: b"k",
+            operation: write,
+        };
+        let client = ClientId(u128::from(n));
+        pair.primary.on_request(pair.now, CONNECTION, client, &request, &mut pair.inbox);
+        refused = refused.or(pair.status(n).map(|status| (n, status)));
+    }
+    assert_eq!(refused, Some((MAX_PENDING_WRITES as u64, Status::Busy)));
+}
+
+#[test]
+fn a_new_stream_owes_no_ack_of_the_old_one_and_takes_none_before_it_stands() {
+    let mut pair = Pair::new();
+    pair.put(b"a", b"1");
+    pair.deliver();
+    pair.disconnect();
+    let ack = kv_protocol::peer_message::Ack {
+        view: ViewVersion(1),
+        sn: SequenceNumber(1),
+        echo: pair.now,
+    };
+    let got = pair.primary.on_peer_message(pair.now, &PeerMessage::Ack(ack), &mut pair.inbox);
+    assert!(matches!(got, Err(StreamError::Impossible { .. })), "{got:?}");
+    pair.connect();
+    assert_eq!(pair.secondary.take_ack(), None);
+}
+
+#[test]
+fn a_retry_keeps_its_session_alive() {
+    let mut pair = Pair::new();
+    let write = Operation::Put(header(1, Condition::Always), b"v");
+    pair.request_as(1, b"k", write);
+    pair.settle();
+    pair.primary.on_timeout(pair.now, &mut pair.inbox);
+    pair.now = pair.now + SESSION_IDLE / 2;
+    pair.request_as(2, b"k", write);
+    pair.now = pair.now + SESSION_IDLE / 2 + Duration::from_secs(1);
+    pair.primary.on_timeout(pair.now, &mut pair.inbox);
+    assert_eq!(pair.primary.session_count(), 1);
+}
+
+#[test]
+fn an_older_view_and_another_view_of_the_same_version_are_refused() {
+    let mut pair = Pair::new();
+    let hello = pair.primary.peer_hello(CLUSTER).unwrap();
+    pair.primary.install(view(2), &mut pair.inbox).unwrap();
+    pair.connect();
+    let old = pair.secondary.judge_hello(&hello).unwrap_err();
+    assert_eq!((old.reason, old.view), (PeerRefusalReason::OldView, Some(view(2))));
+    let other = PeerHello { view: View { handover: true, ..view(2) }, ..hello };
+    let refusal = pair.secondary.judge_hello(&other).unwrap_err();
+    assert_eq!(refusal.reason, PeerRefusalReason::Stranger);
+    let at_a_primary = PeerHello { from: member(1), to: member(0), ..hello };
+    assert!(pair.primary.judge_hello(&at_a_primary).is_err());
 }
 
 #[test]
@@ -663,7 +849,7 @@ proptest! {
         prop_assert_eq!(contents(&pair.primary), model.clone());
         prop_assert_eq!(contents(&pair.secondary), model);
         let records = |replica: &Replica| {
-            let mut all: Vec<_> = replica.completion_records().map(|r| (r.seq, r.status, r.version)).collect();
+            let mut all: Vec<_> = replica.completion_records(0..usize::MAX).map(|r| (r.seq, r.status, r.version)).collect();
             all.sort_by_key(|r| r.0);
             all
         };
