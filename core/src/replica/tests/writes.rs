@@ -1,0 +1,157 @@
+//! What clients are promised: when a write is answered, what reads see, what is refused.
+
+use super::*;
+
+#[test]
+fn a_write_is_answered_only_when_both_tables_have_it() {
+    let mut pair = Pair::new();
+    let put = pair.put(b"k", b"v");
+    assert_eq!(pair.given(put), None);
+    pair.deliver();
+    assert_eq!(contents(&pair.secondary).len(), 1);
+    assert_eq!(pair.given(put), None, "answered before the ack");
+    pair.ack();
+    let given = pair.given(put).unwrap();
+    assert_eq!((given.status, given.copies, given.version.0), (Status::Ok, 2, 1));
+    assert_eq!(contents(&pair.primary), contents(&pair.secondary));
+}
+
+#[test]
+fn reads_see_only_what_is_committed() {
+    let mut pair = Pair::new();
+    pair.put(b"k", b"old");
+    pair.settle();
+    pair.put(b"k", b"new");
+    pair.deliver();
+    assert_eq!(pair.get(b"k").value, b"old");
+    pair.ack();
+    assert_eq!(pair.get(b"k").value, b"new");
+    assert_eq!(pair.get(b"other").status, Status::NotFound);
+}
+
+#[test]
+fn conditions_are_decided_against_pending_writes() {
+    let mut pair = Pair::new();
+    pair.put(b"k", b"1");
+    let wins = pair.put_if(b"k", b"2", Condition::IfVersion(SequenceNumber(1)));
+    let loses = pair.put_if(b"k", b"3", Condition::IfVersion(SequenceNumber(1)));
+    pair.delete(b"k");
+    let absent = pair.put_if(b"k", b"4", Condition::IfAbsent);
+    let present = pair.put_if(b"k", b"5", Condition::IfAbsent);
+    pair.delete(b"k");
+    let nothing_left = pair.delete(b"k");
+    assert_eq!(pair.inbox.0.len(), 0, "even a refused condition waits for the writes before it");
+    pair.settle();
+    assert_eq!(pair.status(wins), Some(Status::Ok));
+    let conflict = pair.given(loses).unwrap();
+    assert_eq!((conflict.status, conflict.version.0), (Status::Conflict, 2));
+    assert_eq!(pair.status(absent), Some(Status::Ok));
+    assert_eq!(pair.status(present), Some(Status::Conflict));
+    assert_eq!(pair.status(nothing_left), Some(Status::NotFound));
+    assert_eq!(contents(&pair.primary).len(), 0);
+    assert_eq!(contents(&pair.secondary).len(), 0);
+}
+
+#[test]
+fn a_retried_write_is_executed_once_and_gets_its_first_answer() {
+    let mut pair = Pair::new();
+    let write = Operation::Put(header(1, Condition::IfAbsent), b"v");
+    pair.request_as(1, b"k", write);
+    // The first connection breaks; the retry of a pending write waits for it.
+    pair.request_as(2, b"k", write);
+    assert_eq!(pair.inbox.0.len(), 0);
+    pair.settle();
+    assert_eq!(pair.given(1), None, "the latest asker is answered");
+    let first = pair.given(2).unwrap();
+    assert_eq!(first.status, Status::Ok);
+    // Executed again, it would find the key present.
+    pair.request_as(3, b"k", write);
+    assert_eq!(pair.given(3), Some(first));
+    assert_eq!(pair.primary.report().unwrap().last, SequenceNumber(1));
+}
+
+#[test]
+fn an_expired_write_is_not_executed() {
+    let mut pair = Pair::new();
+    let late = WriteHeader { first_incomplete: RequestSeq(5), ..header(5, Condition::Always) };
+    pair.request_as(1, b"k", Operation::Put(late, b"v"));
+    assert_eq!(pair.status(1), Some(Status::SessionExpired));
+    assert_eq!(pair.primary.report().unwrap().last, SequenceNumber::ZERO);
+}
+
+#[test]
+fn at_the_memory_limit_writes_are_refused_while_reads_and_deletes_work() {
+    let mut pair = Pair::apart(Some(200_000));
+    pair.connect();
+    let mut stored = 0;
+    let refused = loop {
+        let put = pair.put(format!("key-{stored}").as_bytes(), &[1; 1_000]);
+        pair.settle();
+        match pair.status(put).unwrap() {
+            Status::Ok => stored += 1,
+            status => break status,
+        }
+        assert!(stored < 1_000, "the limit is not kept");
+    };
+    assert_eq!(refused, Status::OutOfSpace);
+    assert!(stored > 100, "only {stored} entries of 1,000 bytes in 200,000");
+    assert_eq!(pair.get(b"key-0").value, [1; 1_000]);
+    let delete = pair.delete(b"key-0");
+    pair.settle();
+    assert_eq!(pair.status(delete), Some(Status::Ok));
+    let put = pair.put(b"again", &[1; 900]);
+    pair.settle();
+    assert_eq!(pair.status(put), Some(Status::Ok));
+    assert_eq!(contents(&pair.primary), contents(&pair.secondary));
+}
+
+#[test]
+fn too_many_pending_writes_are_refused_as_busy() {
+    let mut pair = Pair::apart(None);
+    let mut refused = None;
+    for n in 0..100 {
+        let put = pair.put(format!("{n}").as_bytes(), &vec![0; 1 << 20]);
+        if let Some(status) = pair.status(put) {
+            refused = Some((n, status));
+            break;
+        }
+    }
+    assert_eq!(refused, Some((63, Status::Busy)), "63 writes of a MiB and a key fit 64 MiB");
+}
+
+#[test]
+fn the_number_of_pending_writes_is_bounded() {
+    let mut pair = Pair::apart(None);
+    let mut refused = None;
+    for n in 0..=MAX_PENDING_WRITES as u64 {
+        let write = Operation::Put(header(1, Condition::Always), b"");
+        let request = Request {
+            id: RequestId(n),
+            view: ViewVersion(1),
+            digest: Digest::of(b"k"),
+            key: b"k",
+            operation: write,
+        };
+        let client = ClientId(u128::from(n));
+        pair.primary.on_request(pair.now, CONNECTION, client, &request, &mut pair.inbox);
+        refused = refused.or(pair.status(n).map(|status| (n, status)));
+    }
+    assert_eq!(refused, Some((MAX_PENDING_WRITES as u64, Status::Busy)));
+}
+
+#[test]
+fn a_server_without_the_view_asks_to_wait_and_the_wrong_role_is_said() {
+    let mut pair = Pair::apart(None);
+    let early = pair.request(b"k", Operation::Verify(ReplicaRole::Secondary));
+    assert_eq!(pair.status(early), Some(Status::Unavailable));
+    pair.connect();
+    let request = Request {
+        id: RequestId(77),
+        view: ViewVersion(1),
+        digest: Digest::of(b"k"),
+        key: b"k",
+        operation: Operation::Get,
+    };
+    pair.secondary.on_request(pair.now, CONNECTION, ALICE, &request, &mut pair.inbox);
+    assert_eq!(pair.status(77), Some(Status::WrongView));
+}
