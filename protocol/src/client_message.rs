@@ -17,7 +17,7 @@ use crate::ids::{
     ClientId, ClusterId, Member, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId,
     ViewVersion,
 };
-use crate::limits::{MAX_SERVERS, MAX_SHARDS, MAX_VALUE_BYTES};
+use crate::limits::{MAX_FIXED_BYTES, MAX_SERVERS, MAX_SHARDS, MAX_VALUE_BYTES};
 use crate::map::{Map, bounded};
 use crate::placement::Digest;
 use crate::view::{read_member, write_member};
@@ -26,6 +26,9 @@ use crate::view::{read_member, write_member};
 pub const REQUEST_FIXED_BYTES: usize = 8 + 8 + 16 + 8 + 8 + 8 + 2 + 1 + 1;
 /// Bytes of an answer before its value.
 pub const ANSWER_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
+
+const _: () = assert!(REQUEST_FIXED_BYTES <= MAX_FIXED_BYTES);
+const _: () = assert!(ANSWER_FIXED_BYTES <= MAX_FIXED_BYTES);
 
 /// Opcodes of clients' connections.
 pub mod opcode {

@@ -14,11 +14,12 @@ pub const MAX_VALUE_BYTES: usize = 16 << 20;
 
 // --- Frames --------------------------------------------------------------------------------------
 
+/// Most bytes of a request or answer beside its key and value.
+pub const MAX_FIXED_BYTES: usize = 64;
 /// Longest body of a frame on a client's connection to a server or the coordinator.
-pub const MAX_CLIENT_BODY: usize =
-    crate::client_message::REQUEST_FIXED_BYTES + MAX_KEY_BYTES + MAX_VALUE_BYTES;
+pub const MAX_CLIENT_BODY: usize = MAX_FIXED_BYTES + MAX_KEY_BYTES + MAX_VALUE_BYTES;
 /// Longest body of an answer: the value, or the map or status of the largest cluster.
-pub const MAX_ANSWER_BODY: usize = crate::client_message::ANSWER_FIXED_BYTES + MAX_VALUE_BYTES;
+pub const MAX_ANSWER_BODY: usize = MAX_FIXED_BYTES + MAX_VALUE_BYTES;
 /// Longest body of a hello, on any port: all that a stranger may send.
 pub const MAX_HELLO_BODY: usize = 512;
 /// Most bytes of a value that one peer message carries; longer values travel in fragments.
