@@ -307,16 +307,17 @@ fn at_the_memory_limit_writes_are_refused_and_reads_and_deletes_work_and_both_co
 }
 
 #[test]
-fn a_full_disk_costs_a_dump_and_the_log_names_the_file_and_the_other_copy_is_whole() {
+fn a_dump_that_cannot_be_written_is_named_and_the_other_copy_is_whole() {
     let builder = Cluster::builder();
-    // What is written here goes to a device that is always full.
-    symlink("/dev/full", builder.dir().join("server_1.primary.tmp")).expect("make a link");
+    // No file can be made where a directory is.
+    std::fs::create_dir(builder.dir().join("server_1.primary.tmp")).expect("make a directory");
     let mut cluster = builder.start();
     let pairs: Vec<_> = (0..300).map(|n| (format!("key {n}").into_bytes(), vec![0; 300])).collect();
     put_all(&mut cluster.open(), &pairs);
     process::signal(cluster.coord_pid(), process::Signal::TERM);
     cluster.await_end(0);
     let log = cluster.coord_log();
+    assert_eq!(log.matches("could not carry out DUMP-PRIMARY").count(), 2, "tried twice:\n{log}");
     assert!(log.contains("server_1.primary"), "the coordinator's log names the file:\n{log}");
     assert!(!cluster.dir().join("server_1.primary").exists(), "half a dump under its final name");
     let copy = cluster.dump(2, "secondary");
@@ -324,6 +325,23 @@ fn a_full_disk_costs_a_dump_and_the_log_names_the_file_and_the_other_copy_is_who
         .iter()
         .filter(|(key, _)| cluster.placement().locate(kv_protocol::Digest::of(key)).0.0 == 1);
     assert_eq!(copy.entries.len(), expected.count());
+}
+
+#[test]
+fn a_disk_that_is_full_for_a_moment_costs_no_dump() {
+    let builder = Cluster::builder();
+    // What is written here goes to a device that is always full; the server removes the link.
+    symlink("/dev/full", builder.dir().join("server_1.primary.tmp")).expect("make a link");
+    let mut cluster = builder.start();
+    let pairs: Vec<_> = (0..300).map(|n| (format!("key {n}").into_bytes(), vec![0; 300])).collect();
+    put_all(&mut cluster.open(), &pairs);
+    process::signal(cluster.coord_pid(), process::Signal::TERM);
+    cluster.await_end(0);
+    let log = cluster.coord_log();
+    assert!(log.contains("it is told once more"), "{log}");
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), pairs.len());
 }
 
 #[test]

@@ -18,7 +18,7 @@ const MIN_SILENCE_SECONDS: f64 = 0.15;
 /// drains, dumps both its tables and exits. A second Ctrl+C that comes a second or more after the
 /// first does not wait for that: the servers are killed, without dumps. Any further SIGTERM changes
 /// nothing. The exit status is 0 if all went well, 1 if something failed (among it: a group of which
-/// no server left a complete dump), 2 if the command line or the cluster file makes no sense.
+/// no server reported a complete dump), 2 if the command line or the cluster file makes no sense.
 #[derive(Debug, Parser)]
 #[command(
     name = "coord",

@@ -255,9 +255,11 @@ impl Driver {
             Effect::Back { member } => {
                 self.console.say(&format!("server {} is up again", member.server));
             }
-            Effect::OrderFailed { member, order, reason } => {
+            Effect::OrderFailed { member, order, reason, again } => {
                 let (id, reason) = (member.server, printable(&reason));
-                self.console.warn(&format!("server {id} could not carry out {order}: {reason}"));
+                let again = if again { "; it is told once more" } else { "" };
+                self.console
+                    .warn(&format!("server {id} could not carry out {order}: {reason}{again}"));
             }
             Effect::Leaving { member } => {
                 let id = member.server;
@@ -428,7 +430,8 @@ impl Driver {
             |ids: &[ServerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if !outcome.undrained.is_empty() {
             self.console.warn(&format!(
-                "not every pending write could commit at: server {} (none of them was acknowledged)",
+                "not every pending write could commit in time at: server {} (those that could not \
+                 were not acknowledged)",
                 name(&outcome.undrained)
             ));
         }
@@ -442,7 +445,7 @@ impl Driver {
         }
         if !outcome.undumped.is_empty() {
             let groups: Vec<ServerId> = outcome.undumped.iter().map(|g| ServerId(g.0)).collect();
-            lost.push(format!("no server left a complete dump of group {}", name(&groups)));
+            lost.push(format!("no server reported a complete dump of group {}", name(&groups)));
         }
         if lost.is_empty() {
             self.console.say("stopped");

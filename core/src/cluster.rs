@@ -35,7 +35,7 @@ mod stop;
 mod tests;
 
 pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRefused};
-pub use stop::{DUMP_BYTES_PER_SECOND, StopOutcome, StopPhase};
+pub use stop::{DUMP_BYTES_PER_SECOND, DUMP_RETRY_PAUSE, StopOutcome, StopPhase};
 use stop::{Stage, Stop};
 
 /// What a cluster is made of.
@@ -331,17 +331,17 @@ impl Cluster {
             return Err(Ignored::NotOutstanding);
         };
         let order = server.outstanding.remove(at);
-        if let Err(reason) = &report.outcome {
-            let (order, reason) = (order.name(), reason.clone());
-            sink.push(Effect::OrderFailed { member, order, reason: reason.clone() });
-            self.fail_start(member.server, StartFailure::OrderFailed { order, reason }, sink);
-        }
-        match order.kind {
-            OrderKind::SetSecondary { .. } if report.outcome.is_ok() => self.finish_start(sink),
-            OrderKind::Drain | OrderKind::DumpPrimary | OrderKind::DumpSecondary => {
-                self.note_stop_report(member.server, &order, report.outcome);
+        let again = self.note_stop_report(now, member.server, &order, report.outcome.is_ok());
+        match report.outcome {
+            Ok(_) if matches!(order.kind, OrderKind::SetSecondary { .. }) => {
+                self.finish_start(sink);
             }
-            OrderKind::SetSecondary { .. } | OrderKind::Shutdown => {}
+            Ok(_) => {}
+            Err(reason) => {
+                let order = order.name();
+                sink.push(Effect::OrderFailed { member, order, reason: reason.clone(), again });
+                self.fail_start(member.server, StartFailure::OrderFailed { order, reason }, sink);
+            }
         }
         self.advance_stop(now, sink);
         Ok(())

@@ -55,6 +55,8 @@ pub enum Effect {
         order: &'static str,
         /// Why not, in its words.
         reason: String,
+        /// Whether it is given the order once more.
+        again: bool,
     },
     /// One server is stopped in order, at its own request.
     Leaving {

@@ -10,8 +10,9 @@
 //!
 //! All drain before any dumps, so that the two dumps of a group agree. A server that lives but
 //! cannot drain in time (its other holder is gone, so pending writes cannot commit) is dumped
-//! nevertheless: nobody was told that those writes were done. One that is dumping may take as long
-//! as its tables are large, while its heartbeats come.
+//! nevertheless: from its first dump on it acknowledges nothing more, so whatever anybody was told
+//! is done stands in it. One that is dumping may take as long as its tables are large, while its
+//! heartbeats come. A dump that fails is ordered once more a moment later, and nobody exits before.
 
 use std::time::Duration;
 
@@ -25,6 +26,10 @@ use super::{Cluster, Effect, Ignored, KillReason, LinkId, Server, Start};
 /// A server that is heard from is given the time to dump its tables at this rate, slow even for a
 /// disk that several servers share.
 pub const DUMP_BYTES_PER_SECOND: u64 = 8 << 20;
+
+/// How long after a failed dump it is ordered once more: what was short for a moment (room on the
+/// disk, descriptors) may be there again.
+pub const DUMP_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// A phase of the cluster's orderly stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,13 +45,14 @@ pub enum StopPhase {
 /// How an orderly stop ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopOutcome {
-    /// Servers that did not drain in time. Nothing that was acknowledged is missing at them.
+    /// Servers that were told to dump before all their pending writes had committed. What had not
+    /// committed by then was not acknowledged, and never will be.
     pub undrained: Vec<ServerId>,
-    /// Servers that were killed because they did not answer.
+    /// Servers that were killed: they did not answer in time, or nobody wanted to wait for them.
     pub killed: Vec<ServerId>,
     /// Servers whose end could not be proven: they may still run.
     pub unproven: Vec<ServerId>,
-    /// Groups of which neither holder has left a complete dump, although the cluster has served.
+    /// Groups of which neither holder has reported a complete dump, although the cluster has served.
     pub undumped: Vec<GroupId>,
 }
 
@@ -55,8 +61,41 @@ pub struct StopOutcome {
 pub(super) struct Progress {
     since: Time,
     undrained: bool,
-    primary_dumped: bool,
-    secondary_dumped: bool,
+    primary: Dump,
+    secondary: Dump,
+}
+
+/// How far one of a server's two dumps has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Dump {
+    /// It has not failed so far.
+    #[default]
+    First,
+    /// It has failed; it is ordered once more then.
+    AgainAt(Time),
+    /// It has failed, and is not ordered again after this.
+    Last,
+    Complete,
+}
+
+impl Dump {
+    /// Takes a report. One that failed is ordered again unless it was before, or the time that the
+    /// server has ends before `deadline`.
+    fn reported(self, complete: bool, now: Time, deadline: Time) -> Dump {
+        let again = now + DUMP_RETRY_PAUSE;
+        match self {
+            _ if complete => Dump::Complete,
+            Dump::First if again < deadline => Dump::AgainAt(again),
+            _ => Dump::Last,
+        }
+    }
+
+    fn again_at(self) -> Option<Time> {
+        match self {
+            Dump::AgainAt(time) => Some(time),
+            Dump::First | Dump::Last | Dump::Complete => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +113,15 @@ impl Stage {
     /// Whether it is on its way out, so that its end surprises nobody.
     pub(super) fn is_leaving(self) -> bool {
         matches!(self, Stage::Leaving(_) | Stage::Killed(_) | Stage::Unproven(_))
+    }
+
+    /// When its failed dumps are ordered once more.
+    fn dumps_again_at(self) -> impl Iterator<Item = Time> {
+        let dumps = match self {
+            Stage::Dumping(Progress { primary, secondary, .. }) => [primary, secondary],
+            _ => [Dump::default(); 2],
+        };
+        dumps.into_iter().filter_map(Dump::again_at)
     }
 
     fn progress(self) -> Progress {
@@ -173,25 +221,33 @@ impl Cluster {
         self.give(id, OrderKind::Drain, sink);
     }
 
-    /// Notes what a report of DRAIN or of a dump says about the data.
+    /// Notes what a report of DRAIN or of a dump says about the data. Whether the order is to be
+    /// given once more.
     pub(super) fn note_stop_report(
         &mut self,
+        now: Time,
         id: ServerId,
         order: &Order,
-        outcome: Result<u64, String>,
-    ) {
-        if let Some(progress) = self.server_mut(id).stage.progress_mut() {
-            match order.kind {
-                OrderKind::DumpPrimary => progress.primary_dumped = outcome.is_ok(),
-                OrderKind::DumpSecondary => progress.secondary_dumped = outcome.is_ok(),
-                OrderKind::Drain => progress.undrained = outcome.is_err(),
-                OrderKind::SetSecondary { .. } | OrderKind::Shutdown => {}
+        done: bool,
+    ) -> bool {
+        let deadline = self.deadline(self.server(id));
+        let Some(progress) = self.server_mut(id).stage.progress_mut() else { return false };
+        let dump = match order.kind {
+            OrderKind::DumpPrimary => &mut progress.primary,
+            OrderKind::DumpSecondary => &mut progress.secondary,
+            OrderKind::Drain => {
+                progress.undrained = !done;
+                return false;
             }
-        }
+            OrderKind::SetSecondary { .. } | OrderKind::Shutdown => return false,
+        };
+        *dump = dump.reported(done, now, deadline);
+        dump.again_at().is_some()
     }
 
     /// Takes every step of a stop that is due. Called after each input.
     pub(super) fn advance_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        self.dump_again(now, sink);
         let Some(mut stop) = self.stop.filter(|stop| !stop.over) else {
             self.advance_lone(now, sink);
             return;
@@ -248,7 +304,9 @@ impl Cluster {
             Stage::Dumping(_) => stopping && !server.outstanding.is_empty(),
             Stage::Leaving(_) | Stage::Killed(_) => stopping,
         });
-        waiting.map(|server| self.deadline(server)).min()
+        let again = self.servers.iter().filter(|server| !server.exited);
+        let again = again.flat_map(|server| server.stage.dumps_again_at());
+        waiting.map(|server| self.deadline(server)).chain(again).min()
     }
 
     /// Until when a server may take for the stage it is in.
@@ -276,7 +334,10 @@ impl Cluster {
             let waits = !server.outstanding.is_empty();
             let unanswered = match server.stage {
                 Stage::Draining(_) if waits && server.state == ServerState::Down => "DRAIN",
-                Stage::Dumping(_) if waits => "DUMP-PRIMARY and DUMP-SECONDARY",
+                Stage::Dumping(_) if waits => match server.outstanding[..] {
+                    [only] => only.name(),
+                    _ => "DUMP-PRIMARY and DUMP-SECONDARY",
+                },
                 Stage::Leaving(_) => "SHUTDOWN",
                 Stage::Killed(progress) => {
                     self.server_mut(id).stage = Stage::Unproven(progress);
@@ -308,6 +369,25 @@ impl Cluster {
         }
     }
 
+    /// Orders failed dumps once more where that is due.
+    fn dump_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        for id in (0..self.count()).map(ServerId) {
+            let server = self.server_mut(id);
+            let Stage::Dumping(progress) = &mut server.stage else { continue };
+            let mut orders = Vec::new();
+            for (dump, kind) in [
+                (&mut progress.primary, OrderKind::DumpPrimary),
+                (&mut progress.secondary, OrderKind::DumpSecondary),
+            ] {
+                if !server.exited && dump.again_at().is_some_and(|again| again <= now) {
+                    *dump = Dump::Last;
+                    orders.push(kind);
+                }
+            }
+            orders.into_iter().for_each(|kind| self.give(id, kind, sink));
+        }
+    }
+
     fn shut_down(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let server = self.server_mut(id);
         if let Stage::Dumping(progress) = server.stage {
@@ -327,7 +407,9 @@ impl Cluster {
     fn has_dumped(server: &Server) -> bool {
         match server.stage {
             Stage::Draining(_) => false,
-            Stage::Dumping(_) => server.outstanding.is_empty(),
+            stage @ Stage::Dumping(_) => {
+                server.outstanding.is_empty() && stage.dumps_again_at().next().is_none()
+            }
             _ => true,
         }
     }
@@ -357,9 +439,9 @@ impl Cluster {
         };
         let undumped = self.views.iter().filter(|view| {
             let progress = |member: Member| self.server(member.server).stage.progress();
-            let primary = view.primary.is_some_and(|member| progress(member).primary_dumped);
-            let secondary = view.secondary().is_some_and(|m| progress(m).secondary_dumped);
-            served && !primary && !secondary
+            let primary = view.primary.map(|member| progress(member).primary);
+            let secondary = view.secondary().map(|member| progress(member).secondary);
+            served && primary != Some(Dump::Complete) && secondary != Some(Dump::Complete)
         });
         StopOutcome {
             undrained: named(|s| s.stage.progress().undrained),

@@ -533,6 +533,101 @@ fn a_living_server_that_cannot_drain_is_dumped_nevertheless() {
 }
 
 #[test]
+fn a_failed_dump_is_ordered_once_more_before_anyone_is_told_to_exit() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    world.stop();
+    world.report_all();
+    world.report(ServerId(1), Err("no space left".to_owned()));
+    world.report_all();
+    let failed = world.take().into_iter().find(|e| matches!(e, Effect::OrderFailed { .. }));
+    assert!(matches!(failed, Some(Effect::OrderFailed { again: true, .. })), "{failed:?}");
+    assert_eq!(world.ordered(), [], "it is given a moment, and nobody exits meanwhile");
+    let due = world.now + DUMP_RETRY_PAUSE;
+    assert!(world.cluster.next_timeout().is_some_and(|next| next <= due));
+    world.pass(DUMP_RETRY_PAUSE, &ids);
+    assert_eq!(world.ordered(), [(ServerId(1), "DUMP-PRIMARY")]);
+    world.report_all();
+    let leave = ids.iter().map(|&id| (id, "SHUTDOWN")).collect::<Vec<_>>();
+    assert_eq!(world.ordered(), leave);
+    world.report_all();
+    ids.iter().for_each(|&id| world.exit(id));
+    assert_eq!(stopped(&world.take()), Some(&StopOutcome::default()));
+}
+
+#[test]
+fn a_dump_that_fails_twice_or_too_late_is_not_ordered_again() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    let full = || Err("no space left".to_owned());
+    world.stop();
+    world.report_all();
+    world.report(ServerId(1), full());
+    world.report_all();
+    world.pass(DUMP_RETRY_PAUSE, &ids);
+    world.take();
+    world.report(ServerId(1), full());
+    let failed = world.take().into_iter().find(|e| matches!(e, Effect::OrderFailed { .. }));
+    assert!(matches!(failed, Some(Effect::OrderFailed { again: false, .. })), "{failed:?}");
+    assert!(world.ordered().iter().all(|(_, name)| *name == "SHUTDOWN"));
+
+    let mut world = World::serving(3);
+    world.stop();
+    world.report_all();
+    world.pass(PATIENCE - DUMP_RETRY_PAUSE, &ids);
+    world.report(ServerId(1), full());
+    world.report_all();
+    let leave = ids.iter().map(|&id| (id, "SHUTDOWN")).collect::<Vec<_>>();
+    assert_eq!(world.ordered(), leave);
+}
+
+#[test]
+fn a_server_that_leaves_alone_is_told_to_dump_again_too() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    let id = ServerId(1);
+    let link = World::link(id);
+    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
+    world.report(id, Ok(0));
+    world.report(id, Ok(0));
+    world.report(id, Err("no space left".to_owned()));
+    assert_eq!(world.ordered(), []);
+    world.pass(DUMP_RETRY_PAUSE, &ids);
+    assert_eq!(world.ordered(), [(id, "DUMP-SECONDARY")]);
+    world.report(id, Ok(0));
+    assert_eq!(world.ordered(), [(id, "SHUTDOWN")]);
+}
+
+#[test]
+fn a_server_that_falls_silent_before_it_is_told_to_dump_again_does_not_hang_the_stop() {
+    let mut world = World::serving(3);
+    let (mute, alive) = (ServerId(1), [ServerId(0), ServerId(2)]);
+    world.stop();
+    world.report_all();
+    world.report(mute, Err("no space left".to_owned()));
+    world.report_all();
+    world.pass(PATIENCE, &alive);
+    let reason = KillReason::Unanswered("DUMP-PRIMARY");
+    let kill = Effect::Kill { member: world.cluster.member(mute), reason };
+    assert!(world.take().contains(&kill), "and only what it did not answer is named");
+}
+
+#[test]
+fn a_server_that_exits_before_it_is_told_to_dump_again_is_not_waited_for() {
+    let mut world = World::serving(3);
+    let id = ServerId(1);
+    let link = World::link(id);
+    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
+    world.report(id, Ok(0));
+    world.report(id, Err("no space left".to_owned()));
+    world.exit(id);
+    world.orders.clear();
+    world.pass(DUMP_RETRY_PAUSE * 2, &[ServerId(0), ServerId(2)]);
+    assert_eq!(world.ordered(), []);
+    assert!(world.cluster.next_timeout().is_none_or(|next| next > world.now));
+}
+
+#[test]
 fn groups_that_neither_holder_has_dumped_are_named() {
     let mut world = World::serving(3);
     world.stop();
@@ -543,6 +638,8 @@ fn groups_that_neither_holder_has_dumped_are_named() {
     world.exit(ServerId(1));
     world.orders.retain(|(to, _)| to.server != ServerId(1));
     world.report_all();
+    world.pass(DUMP_RETRY_PAUSE, &[ServerId(0), ServerId(2)]);
+    world.report(ServerId(0), full());
     assert!(world.ordered().iter().all(|(_, name)| *name == "SHUTDOWN"));
     world.exit(ServerId(0));
     world.exit(ServerId(2));
