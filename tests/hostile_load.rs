@@ -259,6 +259,35 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
 }
 
 #[test]
+fn a_server_full_of_connections_under_a_low_limit_of_open_files_is_stopped_with_complete_dumps() {
+    let cluster = Cluster::builder().shards(2).open_files(256).start();
+    let pids = cluster.server_pids();
+    let pairs: Vec<_> = (0..200).map(|n| (format!("key {n}").into_bytes(), vec![n])).collect();
+    put_all(&mut cluster.open(), &pairs);
+    let ports = Ports::of(&cluster);
+    let mut crowd = Vec::new();
+    for n in 0..300 {
+        let mut raw = ports.connect(Kind::Clients);
+        raw.send_if_open(&hello(ports.status.cluster, ClientId(n), ShardId(0)));
+        crowd.push(raw);
+        crowd.push(ports.connect(Kind::Servers));
+    }
+    let is_welcome = |raw: &mut Raw| raw.next_frame().is_some_and(|f| f.opcode == opcode::WELCOME);
+    let welcomed = crowd.iter_mut().step_by(2).filter_map(|raw| is_welcome(raw).then_some(()));
+    let welcomed = welcomed.count();
+    assert!((50..256).contains(&welcomed), "{welcomed} of 300 clients were welcomed");
+    // Strangers at the servers port stay until their hello is late: the stream stands beside them.
+    let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "full");
+    let put = Operation::Put(write_number(1), b"v");
+    assert_eq!(crowd[0].ask(&key, put).status, Status::Ok);
+    assert!(pids.iter().all(|pid| process::is_alive(*pid)));
+    let dumps = cluster.stop();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), pairs.len() + 1);
+    drop(crowd);
+}
+
+#[test]
 fn at_the_memory_limit_writes_are_refused_and_reads_and_deletes_work_and_both_copies_agree() {
     let cluster = Cluster::builder().flag("--memory-limit").flag("64M").start();
     let pids = cluster.server_pids();

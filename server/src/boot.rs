@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::Args;
 use crate::control::{self, LinkConfig};
+use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig, ShardMessage};
 use crate::fatal::{self, Fatal};
 use crate::net::listener::Port;
@@ -64,21 +65,23 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     probe::io_uring()?;
     probe::memlock(args.shards)?;
     let open_files = probe::raise_open_files();
+    let bounds = ConnectionBounds::within(open_files, args.shards)?;
     let listeners = listen(args)?;
     let coordinator = resolve(&args.coordinator_host, args.coordinator_port)?;
     let link = link_config(args, coordinator, &listeners)?;
     let identity = identity(args)?;
     tracing::info!(
         "server {} of {}, {} shards, clients on port {}, servers on {}, orders on {}, \
-         {open_files} descriptors",
+         {open_files} descriptors: at most {} clients",
         identity.me,
         args.servers,
         args.shards,
         link.clients_port,
         link.servers_port,
-        link.coord_port
+        link.coord_port,
+        bounds.clients
     );
-    let board = Board::new(args.shards);
+    let board = Board::new(args.shards, bounds);
     let shards = start_executors(args, identity, &board, listeners.clients, listeners.servers)?;
     let node = Node::new(identity, board, shards, PathBuf::from("."));
     let for_control = Arc::clone(&node);

@@ -22,6 +22,7 @@ use kv_protocol::limits::MAX_ANSWER_BODY;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
+use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::mailbox;
 use crate::net::listener::Port;
@@ -51,7 +52,7 @@ fn member(server: u16) -> Member {
 }
 
 fn start_server(id: u16, placement: Placement, directory: &Path) -> Server {
-    let board = Board::new(placement.shards());
+    let board = Board::new(placement.shards(), ConnectionBounds::WIDEST);
     let loopback = "127.0.0.1".parse().unwrap();
     let clients = probe::listen(loopback, 0, "clients").unwrap();
     let servers = probe::listen(loopback, 0, "servers").unwrap();

@@ -132,7 +132,7 @@ async fn run(config: ExecutorConfig) {
     let ExecutorConfig { identity, memory_limit, hash_secret, board, mailboxes, inbox, listeners } =
         config;
     let service = Service::new(identity, memory_limit, hash_secret, || Box::new(HugePages));
-    let engine = Engine::new(Shard::new(service), board, mailboxes);
+    let engine = Engine::new(Shard::new(service, board.bounds()), board, mailboxes);
     for (listener, port) in listeners {
         glommio::spawn_local(Rc::clone(&engine).accept(listener, port)).detach();
     }

@@ -42,6 +42,19 @@ pub enum Fatal {
         /// For how many executors.
         shards: u16,
     },
+    /// Too few files may be open.
+    #[error(
+        "reserve descriptors: {have} files may be open, {need} are needed for {shards} shards and a \
+         few clients; raise the hard limit with `ulimit -n {need}` or LimitNOFILE= in the unit"
+    )]
+    OpenFiles {
+        /// The limit.
+        have: u64,
+        /// What is needed.
+        need: u64,
+        /// For how many executors.
+        shards: u16,
+    },
     /// A port cannot be listened on.
     #[error("listen on {address} for {purpose}: {error}; {advice}")]
     Listen {
@@ -109,6 +122,7 @@ impl Fatal {
             Fatal::System { .. } => 16,
             Fatal::Refused { .. } => 17,
             Fatal::NoCoordinator { .. } => 18,
+            Fatal::OpenFiles { .. } => 19,
         }
     }
 
@@ -144,6 +158,7 @@ mod tests {
             Fatal::Log { path: "x".into(), error: error() },
             Fatal::IoUring { error: error(), advice: String::new() },
             Fatal::Memlock { have: 0, need: 1, shards: 1 },
+            Fatal::OpenFiles { have: 0, need: 1, shards: 1 },
             Fatal::Listen { address, purpose: "clients", error: error(), advice: "" },
             Fatal::CoordinatorHost { host: "h".into(), error: error() },
             Fatal::Executor { shard: 0, reason: String::new() },

@@ -29,7 +29,7 @@ use crate::log_limit::LogLimit;
 use crate::operation::Node;
 
 /// Connections to the orders' port; with one more, the oldest that has not said hello is closed.
-const MAX_CONNECTIONS: usize = 16;
+pub(crate) const MAX_CONNECTIONS: usize = 16;
 /// Orders carried out at the same time; more are reported as failed.
 const MAX_RUNNING: usize = 16;
 /// Orders whose outcome is remembered.

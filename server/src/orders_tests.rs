@@ -5,6 +5,7 @@ use kv_protocol::placement::Placement;
 use proptest::prelude::*;
 
 use super::*;
+use crate::descriptors::ConnectionBounds;
 use crate::service::Identity;
 use crate::stats::Board;
 
@@ -16,7 +17,7 @@ const HELLO: OrdersHello = OrdersHello { cluster: ClusterId(5), epoch: EPOCH, to
 fn node() -> Arc<Node> {
     let placement = Placement::new(3, 1);
     let identity = Identity { cluster: ClusterId(5), me: ME, shard: ShardId(0), placement };
-    Node::new(identity, Board::new(1), Vec::new(), ".".into())
+    Node::new(identity, Board::new(1, ConnectionBounds::WIDEST), Vec::new(), ".".into())
 }
 
 fn bytes_of(hello: &OrdersHello) -> Vec<u8> {

@@ -19,9 +19,10 @@ use std::net::SocketAddr;
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, ShardId, Time};
 
+use crate::descriptors::ConnectionBounds;
 use crate::net::Machine;
 use crate::net::connection::Connection;
-use crate::net::listener::{Greeting, MAX_AWAITING_HELLO, Port};
+use crate::net::listener::{Greeting, Port};
 use crate::net::output::slot_of;
 use crate::net::peer::Peer;
 use crate::service::Service;
@@ -45,6 +46,7 @@ pub(crate) enum Fate {
 /// The connections and the replicas of one shard.
 pub(crate) struct Shard {
     pub(crate) service: Service,
+    bounds: ConnectionBounds,
     machines: Vec<Option<Machine>>,
     /// Accepted connections by age, of each port; those that have said hello are still among them.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
@@ -52,8 +54,8 @@ pub(crate) struct Shard {
 
 impl Shard {
     /// A shard without connections.
-    pub(crate) fn new(service: Service) -> Shard {
-        Shard { service, machines: Vec::new(), awaiting_hello: Default::default() }
+    pub(crate) fn new(service: Service, bounds: ConnectionBounds) -> Shard {
+        Shard { service, bounds, machines: Vec::new(), awaiting_hello: Default::default() }
     }
 
     /// Takes in a connection that was just accepted.
@@ -231,10 +233,14 @@ impl Shard {
         let queue = port as usize;
         let mut silent = std::mem::take(&mut self.awaiting_hello[queue]);
         silent.push_back(newest);
-        if silent.len() > MAX_AWAITING_HELLO {
+        let most = match port {
+            Port::Clients => self.bounds.silent_clients,
+            Port::Servers => self.bounds.silent_peers,
+        };
+        if silent.len() > most {
             silent.retain(|&id| matches!(self.machine(id), Some(Machine::Greeting(_))));
         }
-        if silent.len() > MAX_AWAITING_HELLO
+        if silent.len() > most
             && let Some(oldest) = silent.pop_front()
         {
             self.service.outputs.kill(oldest);

@@ -6,6 +6,7 @@ use kv_core::replica::ConnectionId;
 use kv_protocol::ids::ShardId;
 
 use super::*;
+use crate::net::listener::MAX_AWAITING_HELLO;
 use crate::net::testing::{GROUP, NOW, hello, shard, take_output, view};
 
 #[test]

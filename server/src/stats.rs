@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::Time;
-use kv_protocol::limits::{MAX_CLIENT_CONNECTIONS, MAX_PEER_CONNECTIONS};
 
+use crate::descriptors::ConnectionBounds;
 use crate::net::listener::Port;
 use crate::service::Counters;
 
@@ -21,6 +21,7 @@ const RECHECK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Board {
     shards: Vec<ShardBoard>,
+    bounds: ConnectionBounds,
     clients: AtomicUsize,
     peers: AtomicUsize,
     /// Connections refused before they reached a shard.
@@ -41,10 +42,11 @@ struct ShardBoard {
 }
 
 impl Board {
-    /// An empty board for this many shards.
-    pub(crate) fn new(shards: u16) -> Arc<Board> {
+    /// An empty board for this many shards, which may have so many connections together.
+    pub(crate) fn new(shards: u16, bounds: ConnectionBounds) -> Arc<Board> {
         Arc::new(Board {
             shards: (0..shards).map(|_| ShardBoard::default()).collect(),
+            bounds,
             clients: AtomicUsize::new(0),
             peers: AtomicUsize::new(0),
             turned_away: AtomicU64::new(0),
@@ -134,6 +136,11 @@ impl Board {
             .collect()
     }
 
+    /// How many connections there may be.
+    pub(crate) fn bounds(&self) -> ConnectionBounds {
+        self.bounds
+    }
+
     /// Counts a connection in, unless there are as many as may be.
     pub(crate) fn admit(self: &Arc<Board>, port: Port) -> Option<Permit> {
         let (count, most) = self.bound(port);
@@ -152,8 +159,8 @@ impl Board {
 
     fn bound(&self, port: Port) -> (&AtomicUsize, usize) {
         match port {
-            Port::Clients => (&self.clients, MAX_CLIENT_CONNECTIONS),
-            Port::Servers => (&self.peers, MAX_PEER_CONNECTIONS),
+            Port::Clients => (&self.clients, self.bounds.clients),
+            Port::Servers => (&self.peers, self.bounds.peers),
         }
     }
 }
@@ -182,9 +189,9 @@ mod tests {
 
     #[test]
     fn connections_beyond_the_limit_are_refused_until_one_ends() {
-        let board = Board::new(1);
+        let board = Board::new(1, ConnectionBounds::WIDEST);
         let mut permits: Vec<Permit> =
-            (0..MAX_PEER_CONNECTIONS).map(|_| board.admit(Port::Servers).unwrap()).collect();
+            (0..board.bounds().peers).map(|_| board.admit(Port::Servers).unwrap()).collect();
         assert!(board.admit(Port::Servers).is_none());
         assert!(board.admit(Port::Clients).is_some(), "clients' slots are others");
         permits.pop();
@@ -194,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_shard_that_stops_ticking_is_seen() {
-        let board = Board::new(2);
+        let board = Board::new(2, ConnectionBounds::WIDEST);
         let start = Time::from_nanos(1);
         board.tick(0, start);
         board.tick(1, start + Duration::from_secs(5));
@@ -204,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_wait_ends_when_what_is_awaited_is_announced() {
-        let board = Board::new(1);
+        let board = Board::new(1, ConnectionBounds::WIDEST);
         let other = Arc::clone(&board);
         let thread = std::thread::spawn(move || {
             other.publish(0, Counters::default(), true, std::iter::empty());

@@ -45,6 +45,7 @@ pub(crate) struct Builder {
     cluster_file: Option<String>,
     flags: Vec<String>,
     in_foreground: bool,
+    open_files: Option<u64>,
     dir: TempDir,
 }
 
@@ -103,6 +104,12 @@ impl Builder {
         self
     }
 
+    /// A limit of open files (`ulimit -n`) for each of its processes.
+    pub(crate) fn open_files(mut self, most: u64) -> Builder {
+        self.open_files = Some(most);
+        self
+    }
+
     /// The directory that the cluster will run in.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
@@ -133,6 +140,17 @@ impl Builder {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
             });
+        }
+        if let Some(most) = self.open_files {
+            let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+            // SAFETY: setrlimit reads a structure that was copied into the closure, and is safe to
+            // call between fork and exec.
+            unsafe {
+                command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &limit) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                });
+            }
         }
         command
     }
@@ -185,6 +203,7 @@ impl Cluster {
             cluster_file: None,
             flags: Vec::new(),
             in_foreground: false,
+            open_files: None,
             dir,
         }
     }

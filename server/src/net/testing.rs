@@ -16,6 +16,7 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
 use super::listener::Port;
+use crate::descriptors::ConnectionBounds;
 use crate::service::{Identity, Service};
 use crate::shard::Shard;
 
@@ -36,7 +37,8 @@ pub(crate) fn shard(server: u16) -> Shard {
         placement: Placement::new(3, 1),
     };
     let chunks = || Box::new(HeapChunks::new(CHUNK_BYTES_MIN)) as _;
-    Shard::new(Service::new(identity, None, HashSecret::new(1), chunks))
+    let service = Service::new(identity, None, HashSecret::new(1), chunks);
+    Shard::new(service, ConnectionBounds::WIDEST)
 }
 
 /// The first view of [`GROUP`]: server 0 is primary, server 1 secondary.

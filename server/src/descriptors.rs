@@ -1,0 +1,114 @@
+//! How many connections the limit of open files leaves room for.
+//!
+//! ```text
+//!   RLIMIT_NOFILE = reserve: logs, listeners, links, dumps, rings, the shards' own streams
+//!                 + connections that other servers open (among them strangers, who are replaced)
+//!                 + clients
+//! ```
+//!
+//! Whatever strangers and clients do, an orderly stop must find descriptors for its dumps.
+
+use kv_protocol::limits::{MAX_CLIENT_CONNECTIONS, MAX_PEER_CONNECTIONS};
+
+use crate::fatal::Fatal;
+use crate::net::listener::MAX_AWAITING_HELLO;
+use crate::orders;
+
+/// Standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory,
+/// one connection that is turned away at each port; the rest is slack.
+const RESERVED: u64 = 48 + orders::MAX_CONNECTIONS as u64;
+/// An executor's rings and bells (6), its own stream and the one that takes its place, sockets on
+/// their way to it; the rest is slack.
+const RESERVED_PER_SHARD: u64 = 16;
+/// A shard's stream from the predecessor, and the one that takes its place.
+const PEERS_PER_SHARD: u64 = 2;
+/// Of what is left, other servers and those who pretend to be such get one part in so many.
+const PEERS_SHARE: u64 = 8;
+/// With fewer a server is of no use.
+const FEWEST_CLIENTS: u64 = 16;
+const FEWEST_STRANGERS: u64 = 8;
+
+/// How many connections a server may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionBounds {
+    /// Accepted at the clients' port.
+    pub(crate) clients: usize,
+    /// Of these, those that have not said hello.
+    pub(crate) silent_clients: usize,
+    /// Accepted at the servers' port.
+    pub(crate) peers: usize,
+    /// Of these, those that have not said hello.
+    pub(crate) silent_peers: usize,
+}
+
+impl ConnectionBounds {
+    /// The bounds where descriptors are plenty.
+    #[cfg(test)]
+    pub(crate) const WIDEST: ConnectionBounds = ConnectionBounds {
+        clients: MAX_CLIENT_CONNECTIONS,
+        silent_clients: MAX_AWAITING_HELLO,
+        peers: MAX_PEER_CONNECTIONS,
+        silent_peers: MAX_AWAITING_HELLO,
+    };
+
+    /// The bounds of a server that may have `limit` descriptors open.
+    pub(crate) fn within(limit: u64, shards: u16) -> Result<ConnectionBounds, Fatal> {
+        let reserve = RESERVED + RESERVED_PER_SHARD * u64::from(shards);
+        let true_peers = PEERS_PER_SHARD * u64::from(shards);
+        let fewest_peers = true_peers + FEWEST_STRANGERS;
+        let need = reserve + fewest_peers + FEWEST_CLIENTS;
+        if limit < need {
+            return Err(Fatal::OpenFiles { have: limit, need, shards });
+        }
+        let left = limit - reserve;
+        let peers = (left / PEERS_SHARE).max(fewest_peers);
+        let at_most =
+            |count: u64, most: usize| usize::try_from(count).map_or(most, |n| n.min(most));
+        let clients = at_most(left - peers, MAX_CLIENT_CONNECTIONS);
+        Ok(ConnectionBounds {
+            clients,
+            silent_clients: (clients / 2).min(MAX_AWAITING_HELLO),
+            peers: at_most(peers, MAX_PEER_CONNECTIONS),
+            silent_peers: at_most(peers - true_peers, MAX_AWAITING_HELLO),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_hard_limits_leave_the_bounds_as_wide_as_they_may_be() {
+        let wide = ConnectionBounds::within(1 << 20, 4).unwrap();
+        assert_eq!(wide, ConnectionBounds::WIDEST);
+        assert_eq!(ConnectionBounds::within(u64::MAX, 1).unwrap(), ConnectionBounds::WIDEST);
+        let usual = ConnectionBounds::within(20_000, 4).unwrap();
+        assert_eq!(usual.clients, MAX_CLIENT_CONNECTIONS);
+    }
+
+    #[test]
+    fn under_every_limit_all_connections_and_the_reserve_fit_and_the_true_streams_find_room() {
+        for shards in [1u16, 2, 4, 64, 256] {
+            let enough = (0..).find(|limit| ConnectionBounds::within(*limit, shards).is_ok());
+            for limit in enough.unwrap()..20_000 {
+                let bounds = ConnectionBounds::within(limit, shards).unwrap();
+                let all = (bounds.clients + bounds.peers) as u64;
+                let reserve = RESERVED + RESERVED_PER_SHARD * u64::from(shards);
+                assert!(all + reserve <= limit, "{limit}: {bounds:?}");
+                assert!(bounds.silent_clients < bounds.clients, "{limit}: {bounds:?}");
+                let room = bounds.peers - bounds.silent_peers;
+                assert!(room as u64 >= PEERS_PER_SHARD * u64::from(shards), "{limit}: {bounds:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_too_low_to_run_under_says_what_is_needed() {
+        let error = ConnectionBounds::within(64, 2).unwrap_err();
+        let Fatal::OpenFiles { need, .. } = error else { panic!("{error}") };
+        assert!(error.to_string().contains(&format!("ulimit -n {need}")), "{error}");
+        assert!(ConnectionBounds::within(need, 2).is_ok());
+        assert!(ConnectionBounds::within(need - 1, 2).is_err());
+    }
+}
