@@ -39,22 +39,27 @@ impl Cluster {
     }
 
     fn group_status(&self, view: &View) -> GroupStatus {
-        let replicas = || {
-            view.primary.map(|primary| self.server(primary.server)).into_iter().flat_map(|server| {
-                reports(server)
-                    .iter()
-                    .filter(|r| r.group == view.group && r.role == ReplicaRole::Primary)
-            })
-        };
+        let replicas = self.reports_of(view);
         GroupStatus {
             group: view.group,
             view: view.version,
             primary: view.primary,
             secondary: view.secondary(),
             copies: self.copies(view),
-            entries: sum(replicas().map(|r| r.entries)),
-            bytes: sum(replicas().map(|r| r.bytes)),
+            entries: sum(replicas.iter().map(|r| r.entries)),
+            bytes: sum(replicas.iter().map(|r| r.bytes)),
         }
+    }
+
+    /// What is reported of a group: by its primary, or by its secondary where that is down. What one
+    /// that is down said last is not true any more.
+    fn reports_of(&self, view: &View) -> Vec<&ReplicaReport> {
+        let primary = view.primary.map(|member| (member, ReplicaRole::Primary));
+        let secondary = view.secondary().map(|member| (member, ReplicaRole::Secondary));
+        let holders = [primary, secondary].into_iter().flatten();
+        let mut up = holders.map(|(member, role)| (self.server(member.server), role));
+        let Some((server, role)) = up.find(|(server, _)| server.is_up()) else { return Vec::new() };
+        reports(server).iter().filter(|r| r.group == view.group && r.role == role).collect()
     }
 
     /// Copies on servers that are up; a secondary that its living primary cannot reach holds none

@@ -383,6 +383,44 @@ fn a_stream_that_is_down_costs_a_copy_only_when_said_twice() {
 }
 
 #[test]
+fn a_group_is_shown_as_the_first_of_its_holders_that_is_up_reports_it() {
+    let mut world = World::serving(3);
+    let report = |group, role, entries| ReplicaReport {
+        group: GroupId(group),
+        shard: ShardId(0),
+        role,
+        view: ViewVersion(1),
+        last: SequenceNumber(0),
+        committed: SequenceNumber(0),
+        entries,
+        bytes: 10 * entries,
+        connected: true,
+    };
+    let beat = |world: &mut World, id: u16, entries: [u64; 2]| {
+        let [primary, secondary] = [
+            report(id, ReplicaRole::Primary, entries[0]),
+            report((id + 2) % 3, ReplicaRole::Secondary, entries[1]),
+        ];
+        let id = ServerId(id);
+        let beat = Heartbeat { replicas: vec![primary, secondary], ..world.heartbeat(id) };
+        let link = World::link(id);
+        world.cluster.on_heartbeat(world.now, link, id, beat, &mut world.effects).unwrap();
+    };
+    let shown = |world: &World| {
+        let group = world.cluster.status(world.now, &[]).groups.swap_remove(0);
+        (group.entries, group.bytes)
+    };
+    beat(&mut world, 0, [5, 9]);
+    beat(&mut world, 1, [9, 4]);
+    assert_eq!(shown(&world), (5, 50), "the primary's, while it is up");
+    world.exit(ServerId(0));
+    beat(&mut world, 1, [9, 6]);
+    assert_eq!(shown(&world), (6, 60), "then the secondary's");
+    world.exit(ServerId(1));
+    assert_eq!(shown(&world), (0, 0), "nobody that is up holds it");
+}
+
+#[test]
 fn orders_are_repeated_on_every_new_connection_until_they_are_reported() {
     let mut world = World::new(3);
     for id in world.ids() {
