@@ -120,6 +120,17 @@ impl Connection {
         Hello { cluster: cluster.unwrap_or_default(), client, shard }
     }
 
+    /// What has to come within the connect timeout. A coordinator's connection lives for one
+    /// question, so a welcome is not enough there: its silence would keep everybody from asking
+    /// the next.
+    pub(crate) fn owes(&self) -> Option<&'static str> {
+        match self.target {
+            _ if !self.is_open => Some("welcome"),
+            Target::Coordinator { .. } => Some("map"),
+            Target::Shard { .. } => None,
+        }
+    }
+
     /// Gives the kernel as much of the output as it takes.
     pub(crate) fn flush(&mut self, poller: &Poller) -> io::Result<()> {
         while self.sent < self.output.len() {

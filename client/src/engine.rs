@@ -256,21 +256,21 @@ impl Engine {
             self.on_due(id, now);
         }
         let timeout = self.options.connect_timeout;
-        let stuck: Vec<u64> = self
+        let stuck: Vec<(u64, &str)> = self
             .connections
             .iter()
-            .filter(|(_, c)| !c.is_open && now >= c.opened_at + timeout)
-            .map(|(&token, _)| token)
+            .filter(|(_, c)| now >= c.opened_at + timeout)
+            .filter_map(|(&token, c)| Some((token, c.owes()?)))
             .collect();
-        for token in stuck {
-            self.lose(token, &format!("no welcome within {timeout:?}"), now);
+        for (token, owed) in stuck {
+            self.lose(token, &format!("no {owed} within {timeout:?}"), now);
         }
         if self.map_source.ask_at().is_some_and(|at| at <= now) {
             self.ask_for_map(now);
         }
         let operations = self.operations.values().map(Operation::wake_at);
-        let opening = self.connections.values().filter(|c| !c.is_open);
-        let next = operations.chain(opening.map(|c| c.opened_at + timeout)).min();
+        let owing = self.connections.values().filter(|c| c.owes().is_some());
+        let next = operations.chain(owing.map(|c| c.opened_at + timeout)).min();
         for at in [next, self.map_source.ask_at()].into_iter().flatten() {
             self.wake_by(at);
         }

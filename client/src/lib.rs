@@ -28,6 +28,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+// The fake cluster calls this library by its name, as the test programs do.
+#[cfg(test)]
+extern crate self as kv_client;
+
 mod backoff;
 pub mod cli;
 mod client;

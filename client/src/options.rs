@@ -12,7 +12,7 @@ use crate::error::OpenError;
 pub const MAX_IN_FLIGHT: usize = 65_536;
 /// Operations in flight where the caller sets no window.
 const DEFAULT_WINDOW: usize = 1_024;
-/// How long a connection may take until it is welcomed, where the caller says nothing.
+/// How long a connection may take until it is of use, where the caller says nothing.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most endpoints that [`crate::Client::open`] takes, and most addresses that a name may have.
 const MAX_ENDPOINTS: usize = 64;
@@ -23,8 +23,8 @@ pub struct Options {
     /// How long an operation may take in all, connecting, retrying and waiting included, where the
     /// operation itself does not say. Default 5 s, at most 60 s.
     pub deadline: Duration,
-    /// How long one connection may take until the server has welcomed it; then the next address is
-    /// tried. Default 1 s.
+    /// How long one connection may take until the server has welcomed it, or the coordinator has
+    /// sent the map; then the next address is tried. Default 1 s.
     pub connect_timeout: Duration,
     /// Most operations that [`crate::Client::submit`] takes before completions are collected.
     /// Default 1,024, at most [`MAX_IN_FLIGHT`].

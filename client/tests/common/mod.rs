@@ -11,7 +11,9 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use kv_client::{Client, OpOptions, Options};
 use kv_protocol::client_message::{
     Answer, Condition, Hello, Operation, Question, ReplicaRole, Request, Status, Welcome,
     WriteHeader, opcode, write_map_answer,
@@ -20,6 +22,7 @@ use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::*;
 use kv_protocol::limits::MAX_CLIENT_BODY;
 use kv_protocol::map::{Map, MapServer, ServerState};
+use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
 /// One request as a server saw it.
@@ -53,6 +56,43 @@ pub enum Act {
     Send(Vec<u8>),
 }
 
+/// A deadline that passes while a test waits.
+pub const SOON: Duration = Duration::from_millis(400);
+
+/// A client with the default options.
+pub fn open(fake: &Fake) -> Client {
+    Client::open(&fake.endpoint(), Options::default()).unwrap()
+}
+
+/// An operation with this deadline.
+pub fn within(deadline: Duration) -> OpOptions {
+    OpOptions { deadline: Some(deadline), ..OpOptions::default() }
+}
+
+/// An operation with the default deadline.
+pub fn anytime() -> OpOptions {
+    OpOptions::default()
+}
+
+/// A key of this group in a ring of three.
+pub fn key_of(group: u16) -> Vec<u8> {
+    (0..)
+        .map(|n| format!("key-{n}").into_bytes())
+        .find(|key| Placement::new(3, 1).locate(Digest::of(key)).0.0 == group)
+        .unwrap()
+}
+
+/// The writes among the requests so far.
+pub fn writes(fake: &Fake) -> Vec<Seen> {
+    fake.seen().into_iter().filter(|seen| seen.seq > 0).collect()
+}
+
+/// Runs `act` for the first request and serves the others.
+pub fn first(act: Act) -> impl FnMut(&Seen) -> Act + Send {
+    let mut act = Some(act);
+    move |_| act.take().unwrap_or(Act::Serve)
+}
+
 type Script = Box<dyn FnMut(&Seen) -> Act + Send>;
 
 /// A session as a server remembers it.
@@ -72,6 +112,7 @@ struct State {
     seen: Vec<Seen>,
     script: Script,
     maps_served: u64,
+    is_coordinator_mute: bool,
     connections: HashMap<SocketAddr, Vec<TcpStream>>,
 }
 
@@ -129,6 +170,7 @@ impl Fake {
             seen: Vec::new(),
             script: Box::new(|_| Act::Serve),
             maps_served: 0,
+            is_coordinator_mute: false,
             connections: HashMap::new(),
         }));
         let servers = (0..)
@@ -189,6 +231,11 @@ impl Fake {
     /// Cuts all connections of a server, which lives on.
     pub fn cut(&self, server: u16) {
         cut(self.servers[usize::from(server)].address, &self.state);
+    }
+
+    /// Makes the coordinator say WELCOME and nothing more, or speak again.
+    pub fn mute_coordinator(&self, is_mute: bool) {
+        self.state().is_coordinator_mute = is_mute;
     }
 
     /// Ends the coordinator.
@@ -275,8 +322,10 @@ fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
                 (Some(_), opcode::MAP) => {
                     assert_eq!(Question::read(frame.opcode, frame.body), Ok(Question::Map));
                     let mut state = lock(state);
-                    state.maps_served += 1;
-                    write_map_answer(&mut output, &state.map);
+                    if !state.is_coordinator_mute {
+                        state.maps_served += 1;
+                        write_map_answer(&mut output, &state.map);
+                    }
                 }
                 (Some(hello), opcode) => {
                     let request = Request::read(opcode, frame.body).expect("a request");
