@@ -397,3 +397,33 @@ fn a_frame_cut_by_the_end_of_the_connection_changes_nothing() {
     let mut again = Router::connect(&cluster, 9);
     assert_eq!(again.of(key).get(key).status, Status::NotFound);
 }
+
+#[test]
+fn nothing_is_acknowledged_after_the_dump_of_either_holder_began_and_reads_go_on() {
+    let cluster = Cluster::start(2);
+    let mut router = Router::connect(&cluster, 10);
+    let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
+    let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
+    cluster.dump(1, ReplicaRole::Primary);
+    let client = router.of(&key);
+    client.write(&key, Operation::Put(client.header(), b"pending"));
+    assert_eq!(client.get(&key).status, Status::NotFound);
+    assert!(cluster.dump(1, ReplicaRole::Secondary).entries.is_empty());
+    assert!(cluster.dump(0, ReplicaRole::Primary).entries.is_empty());
+    let given = client.get(&key);
+    assert_eq!(given.status, Status::NotFound, "the pending write was answered");
+    assert_eq!(client.put(&key, b"too late").status, Status::Unavailable);
+}
+
+#[test]
+fn an_idle_server_has_drained_at_once_and_not_at_the_next_tick() {
+    let cluster = Cluster::start(2);
+    let drains = cluster.servers.iter().map(|server| {
+        let start = Instant::now();
+        assert_eq!(server.node.carry_out(&OrderKind::Drain), Ok(0));
+        start.elapsed()
+    });
+    // The slowest may have waited for the machine.
+    let fastest = drains.min().unwrap();
+    assert!(fastest < Duration::from_millis(50), "{fastest:?}");
+}

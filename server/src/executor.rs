@@ -55,7 +55,7 @@ pub(crate) enum ShardMessage {
     },
     /// Take no new writes.
     Drain,
-    /// Send the table of this role, piece by piece.
+    /// Freeze, then send the table of this role, piece by piece.
     Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
 }
 
@@ -183,6 +183,8 @@ fn take(engine: &Rc<Engine>, message: ShardMessage) {
             engine.want_flush();
         }
         ShardMessage::Dump { role, pieces } => {
+            // A write that is acknowledged after its table was walked would be in no dump.
+            engine.shard.borrow_mut().service.freeze();
             let engine = Rc::clone(engine);
             glommio::spawn_local(async move { dump(&engine, role, pieces).await }).detach();
         }

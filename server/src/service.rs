@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use kv_core::arena::ChunkSource;
 use kv_core::hash::HashSecret;
-use kv_core::replica::{ConnectionId, Pumped, Replica, ReplicaConfig};
+use kv_core::replica::{ConnectionId, Pumped, Replica, ReplicaConfig, StreamError};
 use kv_protocol::client_message::{Answer, Operation, ReplicaRole, Request, Status};
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{
@@ -305,10 +305,11 @@ impl Service {
     ) -> Result<(), String> {
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
         let hosted = hosted.ok_or("this server does not hold that group")?;
-        hosted
-            .replica
-            .on_peer_message(now, message, &mut self.outputs)
-            .map_err(|error| error.to_string())
+        match hosted.replica.on_peer_message(now, message, &mut self.outputs) {
+            // The other end is about to be stopped too: its beacons are no reason for a quarrel.
+            Err(StreamError::Frozen) => Ok(()),
+            taken => taken.map_err(|error| error.to_string()),
+        }
     }
 
     /// A connection that carried a group's stream is gone.
@@ -432,6 +433,15 @@ impl Service {
     pub(crate) fn drain(&mut self) {
         for hosted in &mut self.hosted {
             hosted.replica.drain();
+        }
+        self.has_news = true;
+    }
+
+    /// Takes, sends and acknowledges nothing from now on; reads go on.
+    pub(crate) fn freeze(&mut self) {
+        for hosted in &mut self.hosted {
+            hosted.replica.freeze();
+            hosted.dial = None;
         }
         self.has_news = true;
     }
