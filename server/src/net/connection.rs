@@ -89,8 +89,17 @@ impl Connection {
         self.deadline = self.input.is_partial().then(|| now + FRAME_DEADLINE);
     }
 
-    /// Serves frames that were kept back while the output was full.
-    pub(crate) fn resume(&mut self, now: Time, service: &mut Service) {
+    /// Goes on with the frames that were kept back while the output was full. A frame that was cut
+    /// then has all its time from now on: its rest could not be read before.
+    pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
+        if self.session.client.is_some() {
+            self.deadline = None;
+        }
+        self.resume(now, service);
+    }
+
+    /// Serves the whole frames that are kept.
+    fn resume(&mut self, now: Time, service: &mut Service) {
         let mut served = false;
         while self.session.may_serve(service) {
             let was_greeted = self.session.client.is_some();

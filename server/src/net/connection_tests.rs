@@ -243,6 +243,31 @@ fn deadlines_end_the_silent_the_slow_and_those_who_take_no_answers() {
 }
 
 #[test]
+fn a_request_cut_while_the_output_was_full_has_all_its_time_once_reading_goes_on() {
+    let value = vec![b'x'; 1 << 20];
+    let (mut pair, id) = serving(&value);
+    let shard = &mut pair.primary;
+    let gets = (1..=MAX_OUTPUT_BYTES / value.len()).map(|n| n as u64);
+    let mut stream: Vec<u8> = gets.flat_map(|n| request(n, key(), Operation::Get)).collect();
+    let last = request(99, key(), Operation::Noop);
+    stream.extend(&last[..1]);
+    shard.on_bytes(NOW, id, &stream);
+    assert_eq!(shard.fate(id), Fate::Wait);
+    // Its client takes some, so it does not stall; the output stays full.
+    shard.on_sent(NOW + Duration::from_secs(5), id, 1);
+    shard.enforce_deadlines(NOW + FRAME_DEADLINE, [id].into_iter());
+    assert_eq!(shard.fate(id), Fate::Wait, "nothing was read that could complete the request");
+    let later = NOW + FRAME_DEADLINE + Duration::from_secs(1);
+    let all = shard.unsent(id).len();
+    shard.on_sent(later, id, all);
+    let just_before = later + (FRAME_DEADLINE - Duration::from_millis(1));
+    shard.enforce_deadlines(just_before, [id].into_iter());
+    assert_eq!(shard.fate(id), Fate::Read);
+    shard.enforce_deadlines(later + FRAME_DEADLINE, [id].into_iter());
+    assert_eq!(shard.fate(id), Fate::Close);
+}
+
+#[test]
 fn an_idle_client_is_left_alone() {
     let mut shard = shard(0);
     let id = client(&mut shard);

@@ -53,7 +53,7 @@ impl Machine {
     /// Goes on with what was kept back while the output was full.
     pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
         if let Machine::Client(connection) = self {
-            connection.resume(now, service);
+            connection.on_output_drained(now, service);
         }
     }
 
