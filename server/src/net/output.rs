@@ -37,7 +37,8 @@ enum End {
     /// Not yet.
     #[default]
     Open,
-    /// When its answers are sent, or at this time: the other side has sent all it will.
+    /// When its answers are sent: the other side has sent all it will. Answers that have not come
+    /// are waited for until this time.
     HalfClosed(Time),
     /// The last words are in the buffer: when they are sent and the other side has closed too, or
     /// at this time.
@@ -86,7 +87,8 @@ impl Output {
         let stalled = (!self.unsent().is_empty()).then(|| self.last_progress + STALL_DEADLINE);
         let ending = match self.end {
             End::Open | End::Dead => None,
-            End::HalfClosed(at) | End::LastWords { at, .. } => Some(at),
+            End::HalfClosed(at) => (self.in_flight > 0).then_some(at),
+            End::LastWords { at, .. } => Some(at),
         };
         stalled.into_iter().chain(ending).min()
     }
@@ -321,6 +323,25 @@ mod tests {
         assert!(outputs.get(id).unwrap().unsent().is_empty());
         assert!(outputs.get(id).unwrap().is_over());
         assert_eq!(outputs.next_dirty(), None);
+    }
+
+    #[test]
+    fn a_half_closed_connection_is_cut_only_while_it_takes_nothing_or_is_owed_an_answer() {
+        let mut outputs = Outputs::default();
+        outputs.set_now(NOW);
+        let id = outputs.open(NOW);
+        outputs.append(id, |bytes| bytes.extend([0; 10]));
+        outputs.get(id).unwrap().close_after_answers(NOW);
+        let mut at = NOW;
+        for _ in 0..5 {
+            at = at + STALL_DEADLINE / 2;
+            let output = outputs.get(id).unwrap();
+            output.on_sent(at, 1);
+            assert_eq!(output.deadline(), Some(at + STALL_DEADLINE));
+        }
+        // An answer that never comes does not keep it for ever.
+        outputs.get(id).unwrap().expect_answer();
+        assert_eq!(outputs.get(id).unwrap().deadline(), Some(NOW + STALL_DEADLINE));
     }
 
     #[test]
