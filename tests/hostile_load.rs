@@ -12,7 +12,7 @@ use common::ports::{Kind, Ports, VICTIM};
 use common::raw::{Raw, hello, request, write_number};
 use common::{Cluster, PATIENCE, process, wait_for, wait_until};
 use kv_client::{Error, Op, OpOptions, Options};
-use kv_protocol::client_message::{Operation, Refusal, Status, opcode};
+use kv_protocol::client_message::{Operation, Question, Refusal, Status, opcode};
 use kv_protocol::ids::{ClientId, RequestId, ShardId};
 use kv_protocol::limits::{
     FRAME_DEADLINE, HELLO_DEADLINE, MAX_CLIENT_CONNECTIONS, MAX_COORDINATOR_CONNECTIONS,
@@ -130,33 +130,58 @@ fn connections_beyond_the_limit_are_refused_as_busy_and_the_clusters_own_links_s
     let cluster = Cluster::start();
     let pids = cluster.server_pids();
     let ports = Ports::of(&cluster);
-    for (kind, most) in
-        [(Kind::Map, MAX_COORDINATOR_CONNECTIONS), (Kind::Clients, MAX_CLIENT_CONNECTIONS)]
-    {
-        let crowd = crowd(&ports, kind, most);
-        let (status, reason) = {
-            let mut one_more = ports.connect(kind);
-            one_more.send_if_open(&hello(ports.status.cluster, ClientId(1), ShardId(0)));
-            let said = one_more.await_close();
-            let said = said.first().expect("a last word");
-            assert_eq!(said.opcode, opcode::ERROR, "{kind:?}");
-            let refusal = Refusal::read(&said.body).expect("a refusal");
-            (refusal.status, refusal.reason.to_owned())
-        };
-        assert_eq!(status, Status::Busy, "{kind:?}: {reason}");
-        if kind == Kind::Clients {
-            let status = cluster.status();
-            assert!(status.servers.iter().all(|server| server.state == ServerState::Up));
-            assert!(status.groups.iter().all(|group| group.copies == 2));
-        }
-        drop(crowd);
-        wait_until("room for a client again", PATIENCE, || {
-            let mut raw = ports.connect(kind);
-            raw.send_if_open(&hello(ports.status.cluster, ClientId(1), ShardId(0)));
-            raw.next_frame().is_some_and(|frame| frame.opcode == opcode::WELCOME)
-        });
-    }
+    let crowd = crowd(&ports, Kind::Clients, MAX_CLIENT_CONNECTIONS);
+    let (status, reason) = {
+        let mut one_more = ports.connect(Kind::Clients);
+        one_more.send_if_open(&hello(ports.status.cluster, ClientId(1), ShardId(0)));
+        let said = one_more.await_close();
+        let said = said.first().expect("a last word");
+        assert_eq!(said.opcode, opcode::ERROR);
+        let refusal = Refusal::read(&said.body).expect("a refusal");
+        (refusal.status, refusal.reason.to_owned())
+    };
+    assert_eq!(status, Status::Busy, "{reason}");
+    let status = cluster.status();
+    assert!(status.servers.iter().all(|server| server.state == ServerState::Up));
+    assert!(status.groups.iter().all(|group| group.copies == 2));
+    drop(crowd);
+    wait_until("room for a client again", PATIENCE, || {
+        let mut raw = ports.connect(Kind::Clients);
+        raw.send_if_open(&hello(ports.status.cluster, ClientId(1), ShardId(0)));
+        raw.next_frame().is_some_and(|frame| frame.opcode == opcode::WELCOME)
+    });
     cluster.assert_serves(&pids);
+}
+
+#[test]
+fn a_crowd_that_asks_the_coordinator_nothing_gives_room_to_those_who_ask() {
+    process::raise_own_descriptor_limit();
+    let cluster = Cluster::start();
+    let ports = Ports::of(&cluster);
+    let greet = || {
+        let mut raw = ports.connect(Kind::Map);
+        raw.send(&hello(ports.status.cluster, ClientId(1), ShardId(0)));
+        assert_eq!(raw.frame().opcode, opcode::WELCOME);
+        raw
+    };
+    let mut oldest = greet();
+    let mut asks = greet();
+    let mut crowd = Vec::new();
+    for _ in 0..MAX_COORDINATOR_CONNECTIONS {
+        crowd.push(greet());
+        if crowd.len() % 512 == 0 {
+            // Whoever asks now and then is not among those who have been idle for longest.
+            let mut question = Vec::new();
+            Question::Map.write(&mut question);
+            asks.send(&question);
+            assert_eq!(asks.frame().opcode, opcode::MAP_ANSWER);
+        }
+    }
+    assert_eq!(oldest.await_close(), []);
+    // The crowd is as large as it may be; a client and the status get in all the same.
+    cluster.client("P \"k\" \"v\"\n").with_code(0);
+    assert!(cluster.status().groups.iter().all(|group| group.copies == 2));
+    drop(crowd);
 }
 
 /// Opens connections until there are `most`, each welcomed. Those of the fixture's own that have

@@ -1,4 +1,5 @@
-//! The clients' port: HELLO, then MAP and STATUS, as often as asked.
+//! The clients' port: HELLO, then MAP and STATUS, as often as asked. Whoever has asked nothing for
+//! longest gives room to those who come.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -18,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::clock;
 use crate::connection::{Connection, ConnectionError, OwnedFrame};
 use crate::driver::Driver;
-use crate::listener::{self, Slots};
+use crate::listener::{self, Slots, WaitingRoom};
 use crate::logs::Refusals;
 
 /// Questions have no body, so this port never takes more than a hello.
@@ -37,16 +38,19 @@ const FIRST_FOREIGN_OPCODE: u8 = 0x40;
 /// Serves the port for ever.
 pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let refusals = Rc::new(Refusals::new("clients"));
-    let slots = Slots::new(MAX_COORDINATOR_CONNECTIONS.min(driver.descriptors / 2));
+    let most = MAX_COORDINATOR_CONNECTIONS.min(driver.descriptors / 2);
+    let slots = Slots::new(most);
+    // Idle connections leave a part of the slots to those that ask.
+    let idle = WaitingRoom::new(most - most / 4);
     let busy_slots = Slots::new(MAX_REFUSALS_AT_ONCE);
     let answers = Rc::new(Answers::default());
     let accepted = Rc::clone(&refusals);
     listener::accept(listener, accepted, move |stream| {
         let (driver, refusals) = (Rc::clone(&driver), Rc::clone(&refusals));
         if let Some(slot) = slots.take() {
-            let answers = Rc::clone(&answers);
+            let (answers, idle) = (Rc::clone(&answers), Rc::clone(&idle));
             tokio::task::spawn_local(async move {
-                converse(driver, &answers, stream, &refusals).await;
+                converse(driver, &answers, &idle, stream, &refusals).await;
                 drop(slot);
             });
         } else if let Some(slot) = busy_slots.take() {
@@ -69,9 +73,15 @@ async fn refuse(connection: &mut Connection, status: Status, reason: &str) {
     let _ = connection.send(&bytes).await;
 }
 
-async fn converse(driver: Rc<Driver>, answers: &Answers, stream: TcpStream, refusals: &Refusals) {
+async fn converse(
+    driver: Rc<Driver>,
+    answers: &Answers,
+    idle: &Rc<WaitingRoom>,
+    stream: TcpStream,
+    refusals: &Refusals,
+) {
     let mut connection = Connection::new(stream, RULES);
-    match answer_all(&driver, answers, &mut connection).await {
+    match answer_all(&driver, answers, idle, &mut connection).await {
         Ok(()) => {}
         Err(End::Connection(ConnectionError::Io(_))) => {}
         Err(End::Connection(error)) => {
@@ -108,13 +118,15 @@ impl From<ConnectionError> for End {
 async fn answer_all(
     driver: &Driver,
     answers: &Answers,
+    idle: &Rc<WaitingRoom>,
     connection: &mut Connection,
 ) -> Result<(), End> {
-    let Some(frame) = connection.next_frame(Some(HELLO_DEADLINE)).await? else { return Ok(()) };
+    let hello = next_frame(connection, idle, Some(HELLO_DEADLINE)).await?;
+    let Some(frame) = hello else { return Ok(()) };
     let welcome = greet(driver, &frame).map_err(|(status, reason)| End::Refused(status, reason))?;
     connection.send(&welcome).await?;
     let mut errors = 0;
-    while let Some(frame) = connection.next_frame(None).await? {
+    while let Some(frame) = next_frame(connection, idle, None).await? {
         match Question::read(frame.opcode, &frame.body) {
             Ok(question) => {
                 errors = 0;
@@ -134,6 +146,20 @@ async fn answer_all(
         }
     }
     Ok(())
+}
+
+/// The next frame; `None` at the end, and when this connection has to give room to others.
+async fn next_frame(
+    connection: &mut Connection,
+    idle: &Rc<WaitingRoom>,
+    patience: Option<Duration>,
+) -> Result<Option<OwnedFrame>, ConnectionError> {
+    let place = idle.enter();
+    tokio::select! {
+        biased;
+        frame = connection.next_frame(patience) => frame,
+        () = place.must_go() => Ok(None),
+    }
 }
 
 fn status_of(error: &DecodeError) -> Status {

@@ -73,8 +73,8 @@ impl Slots {
     }
 }
 
-/// Connections that have not said who they are. With one more than there may be, the oldest has to go,
-/// so that strangers who say nothing never keep out those who do.
+/// Connections that something is waited for from. With one more than there may be, the one that has
+/// waited for longest has to go, so that those who say nothing never keep out those who do.
 #[derive(Debug)]
 pub(crate) struct WaitingRoom {
     waiting: RefCell<VecDeque<Rc<Notify>>>,
