@@ -26,7 +26,7 @@ use crate::args::Args;
 use crate::lock::DirectoryLock;
 use crate::logs::{self, Console};
 use crate::plan::{self, Plan};
-use crate::ready::Ready;
+use crate::ready::{Ports, Ready};
 use crate::spawn::local::LocalServer;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, server_arguments};
@@ -56,7 +56,7 @@ pub(crate) struct Driver {
     exits: RefCell<Vec<Option<Exit>>>,
     next_link: Cell<u64>,
     ready: RefCell<Option<Ready>>,
-    ports: (u16, u16),
+    ports: Ports,
     failure: RefCell<Option<(ServerId, String)>>,
     outcome: RefCell<Option<StopOutcome>>,
     /// Something changed that the main loop must look at.
@@ -92,7 +92,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             Failure::Failed(format!("ask the system for the port that was taken: {error}"))
         })
     };
-    let ports = (port(&clients)?, port(&servers)?);
+    let ports = Ports { clients: port(&clients)?, servers: port(&servers)? };
     let driver = Rc::new(Driver::new(&args, plan, console, ready, ports)?);
     tokio::task::spawn_local(clients::serve(Rc::clone(&driver), clients));
     tokio::task::spawn_local(links::serve(Rc::clone(&driver), servers));
@@ -165,7 +165,7 @@ impl Driver {
         plan: Plan,
         console: Console,
         ready: Option<Ready>,
-        ports: (u16, u16),
+        ports: Ports,
     ) -> Result<Driver, Failure> {
         let count = plan.file.servers.len();
         let mut incarnations = Vec::new();
@@ -296,15 +296,14 @@ impl Driver {
     }
 
     fn serve(&self) {
-        let (clients_port, servers_port) = self.ports;
         let host = match self.plan.listen {
             address if address.is_loopback() => "localhost".to_owned(),
             _ => self.plan.routes[0].coordinator.to_string(),
         };
-        self.console
-            .say(&format!("serving; clients connect with: client -h {host} -p {clients_port}"));
+        let port = self.ports.clients;
+        self.console.say(&format!("serving; clients connect with: client -h {host} -p {port}"));
         if let Some(ready) = self.ready.take() {
-            ready.announce(self.cluster().config().cluster, clients_port, servers_port);
+            ready.announce(self.cluster().config().cluster, self.ports);
         }
     }
 
@@ -349,13 +348,13 @@ impl Driver {
         self.console.say(&format!(
             "starting {} servers with {} shards each; files in {dir}; servers find this coordinator \
              at {host}, port {}",
-            file.count(), plan.shards, self.ports.1
+            file.count(), plan.shards, self.ports.servers
         ));
         let turn = Rc::new(Semaphore::new(MAX_SSH_AT_ONCE));
         for line in &file.servers {
             let member = self.cluster().member(line.id);
             let cluster = self.cluster().config().cluster;
-            let arguments = server_arguments(plan, line, cluster, member, self.ports.1);
+            let arguments = server_arguments(plan, line, cluster, member, self.ports.servers);
             self.commands.borrow_mut()[index(member)] = command_line(plan, line, &arguments);
             let begun = self.failure.borrow().is_none();
             let spawned = match line.host {

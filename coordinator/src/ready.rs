@@ -15,11 +15,20 @@ pub(crate) struct Ready {
     file: File,
 }
 
+/// The coordinator's own ports, as they really are.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Ports {
+    #[serde(rename = "clients_port")]
+    pub(crate) clients: u16,
+    #[serde(rename = "servers_port")]
+    pub(crate) servers: u16,
+}
+
 #[derive(Serialize)]
 struct Line {
     status: &'static str,
-    clients_port: u16,
-    servers_port: u16,
+    #[serde(flatten)]
+    ports: Ports,
     cluster: ClusterId,
     pid: u32,
 }
@@ -48,9 +57,9 @@ impl Ready {
     }
 
     /// Writes the line. Whoever waited for it may be gone: then it is only logged.
-    pub(crate) fn announce(mut self, cluster: ClusterId, clients_port: u16, servers_port: u16) {
+    pub(crate) fn announce(mut self, cluster: ClusterId, ports: Ports) {
         let pid = std::process::id();
-        let line = Line { status: "serving", clients_port, servers_port, cluster, pid };
+        let line = Line { status: "serving", ports, cluster, pid };
         let text = serde_json::to_string(&line).expect("numbers and hex always become JSON");
         if let Err(error) = writeln!(self.file, "{text}") {
             tracing::warn!("write to --ready-fd: {error}");
@@ -69,7 +78,7 @@ mod tests {
     fn the_line_is_one_line_of_json_with_the_ports_and_then_the_end() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let ready = Ready::take(writer.into_raw_fd()).unwrap();
-        ready.announce(ClusterId(0xfeed), 7_000, 7_001);
+        ready.announce(ClusterId(0xfeed), Ports { clients: 7_000, servers: 7_001 });
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         let pid = std::process::id();

@@ -758,6 +758,28 @@ fn a_stop_before_all_have_started_ends_and_misses_no_dump() {
 }
 
 #[test]
+fn a_stop_waits_for_no_order_of_the_start() {
+    let mut world = World::new(3);
+    for id in world.ids() {
+        world.start(id);
+    }
+    let start_orders = std::mem::take(&mut world.orders);
+    world.stop();
+    for (member, order) in start_orders {
+        let report = Report { id: order.id, outcome: Ok(0) };
+        let got = world.cluster.on_report(world.now, member, report, &mut world.effects);
+        assert_eq!(got, Err(Ignored::NotOutstanding));
+    }
+    world.report_all();
+    assert_eq!(world.ordered().len(), 6, "DRAIN was all that the dumps waited for");
+    // A connection that comes back brings no SET-SECONDARY to a server that dumps.
+    let member = world.cluster.member(ServerId(0));
+    world.cluster.on_orders_connected(member, &mut world.effects);
+    let again = world.ordered().split_off(6);
+    assert_eq!(again, [(ServerId(0), "DUMP-PRIMARY"), (ServerId(0), "DUMP-SECONDARY")]);
+}
+
+#[test]
 fn a_server_that_asks_to_leave_is_led_out_alone_and_the_others_go_on() {
     let mut world = World::serving(3);
     let id = ServerId(1);
