@@ -38,6 +38,14 @@ pub(crate) enum DumpFileError {
         /// What the system said.
         error: io::Error,
     },
+    /// A shard takes no more orders.
+    #[error("dump {path}: shard {shard} has too many orders waiting; does it run?")]
+    Orders {
+        /// Which.
+        shard: usize,
+        /// For which file.
+        path: PathBuf,
+    },
     /// A shard did not give its table.
     #[error("dump {path}: shard {shard} did not answer within {PIECE_DEADLINE:?}")]
     Shard {
@@ -90,7 +98,8 @@ fn write_and_rename(
         let silent = || DumpFileError::Shard { shard: number, path: path.to_owned() };
         let (pieces, incoming) = bounded(PIECES_WAITING);
         let message = ShardMessage::Dump { role: header.role, pieces };
-        shard.push(message).map_err(|_| silent())?;
+        let busy = |_| DumpFileError::Orders { shard: number, path: path.to_owned() };
+        shard.push_order(message).map_err(busy)?;
         write_shard(number, &incoming, &mut writer, &mut text, &mut file, silent)?
             .map_err(failed("write the dump", partial))?;
     }

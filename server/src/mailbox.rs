@@ -1,9 +1,12 @@
-//! Messages to an executor from other threads: a bounded queue and an eventfd.
+//! Messages to an executor from other threads: two bounded queues and an eventfd.
 //!
 //! ```text
-//!   any thread:   push -> [ queue ] -> ring (eventfd)
-//!   executor:                          wait (a read through glommio) -> pop until empty
+//!   any thread:   push_order -> [ orders ] -+-> ring (eventfd)
+//!                 push       -> [ queue  ] -+
+//!   executor:     wait (a read through glommio) -> pop until both are empty, orders first
 //! ```
+//!
+//! However many connections wait to be taken in, orders have room of their own.
 
 use std::io;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
@@ -16,44 +19,71 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// Messages that may wait for one executor; a sender finds the mailbox full beyond that.
 pub(crate) const MAILBOX_CAPACITY: usize = 1_024;
+/// Orders that may wait for one executor: far more than are carried out at the same time.
+pub(crate) const ORDERS_CAPACITY: usize = 64;
 
 /// Puts messages in; cheap to clone, usable from any thread.
 #[derive(Debug)]
 pub(crate) struct Sender<T> {
-    queue: Arc<ArrayQueue<T>>,
+    queues: Arc<Queues<T>>,
     bell: Arc<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Queues<T> {
+    orders: ArrayQueue<T>,
+    others: ArrayQueue<T>,
+}
+
+impl<T> Queues<T> {
+    fn pop(&self) -> Option<T> {
+        self.orders.pop().or_else(|| self.others.pop())
+    }
 }
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Sender<T> {
-        Sender { queue: Arc::clone(&self.queue), bell: Arc::clone(&self.bell) }
+        Sender { queues: Arc::clone(&self.queues), bell: Arc::clone(&self.bell) }
     }
 }
 
 impl<T> Sender<T> {
     /// Puts a message in, or gives it back when the mailbox is full.
     pub(crate) fn push(&self, message: T) -> Result<(), T> {
-        self.queue.push(message)?;
+        self.queues.others.push(message)?;
+        self.ring();
+        Ok(())
+    }
+
+    /// Puts an order in, ahead of what [`Sender::push`] put in; gives it back when there are too
+    /// many.
+    pub(crate) fn push_order(&self, order: T) -> Result<(), T> {
+        self.queues.orders.push(order)?;
+        self.ring();
+        Ok(())
+    }
+
+    fn ring(&self) {
         let rung = rustix::io::write(self.bell.as_fd(), &1u64.to_ne_bytes());
         debug_assert!(rung.is_ok(), "an eventfd takes 2^64 - 2 rings before it blocks");
-        Ok(())
     }
 }
 
 /// Takes messages out, on one executor.
 #[derive(Debug)]
 pub(crate) struct Receiver<T> {
-    queue: Arc<ArrayQueue<T>>,
+    queues: Arc<Queues<T>>,
     bell: OwnedFd,
 }
 
-/// A mailbox of [`MAILBOX_CAPACITY`] messages.
+/// A mailbox of [`MAILBOX_CAPACITY`] messages and [`ORDERS_CAPACITY`] orders.
 pub(crate) fn mailbox<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
     // Not EFD_NONBLOCK: io_uring answers EAGAIN for a file that does not block instead of waiting.
     let bell = eventfd(0, EventfdFlags::CLOEXEC)?;
-    let queue = Arc::new(ArrayQueue::new(MAILBOX_CAPACITY));
-    let receiver = Receiver { queue: Arc::clone(&queue), bell: bell.try_clone()? };
-    Ok((Sender { queue, bell: Arc::new(bell) }, receiver))
+    let orders = ArrayQueue::new(ORDERS_CAPACITY);
+    let queues = Arc::new(Queues { orders, others: ArrayQueue::new(MAILBOX_CAPACITY) });
+    let receiver = Receiver { queues: Arc::clone(&queues), bell: bell.try_clone()? };
+    Ok((Sender { queues, bell: Arc::new(bell) }, receiver))
 }
 
 impl<T> Receiver<T> {
@@ -63,10 +93,16 @@ impl<T> Receiver<T> {
         let bell = unsafe { BufferedFile::from_raw_fd(self.bell.into_raw_fd()) };
         loop {
             bell.read_at(0, size_of::<u64>()).await.map_err(io::Error::from)?;
-            while let Some(message) = self.queue.pop() {
+            while let Some(message) = self.queues.pop() {
                 take(message);
             }
         }
+    }
+
+    /// Takes one message, if there is any.
+    #[cfg(test)]
+    pub(crate) fn pop(&self) -> Option<T> {
+        self.queues.pop()
     }
 }
 
@@ -86,6 +122,20 @@ mod tests {
             sender.push(n).unwrap();
         }
         assert_eq!(sender.push(7), Err(7));
+    }
+
+    #[test]
+    fn orders_have_room_of_their_own_and_go_first() {
+        let (sender, receiver) = mailbox().unwrap();
+        while sender.push(0).is_ok() {}
+        for n in 1..=ORDERS_CAPACITY {
+            sender.push_order(n).unwrap();
+        }
+        assert_eq!(sender.push_order(7), Err(7));
+        for n in 1..=ORDERS_CAPACITY {
+            assert_eq!(receiver.pop(), Some(n));
+        }
+        assert_eq!(receiver.pop(), Some(0));
     }
 
     #[test]

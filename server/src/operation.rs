@@ -88,12 +88,19 @@ impl Node {
         outcome
     }
 
+    /// Gives an order to every shard; those that take none keep it from no other.
+    fn tell_all(&self, order: impl Fn() -> ShardMessage) -> Result<(), String> {
+        let told = self.shards.iter().map(|mailbox| mailbox.push_order(order()).is_ok());
+        let told: Vec<bool> = told.collect();
+        match told.iter().position(|is_told| !is_told) {
+            None => Ok(()),
+            Some(shard) => Err(format!("shard {shard} has too many orders waiting; does it run?")),
+        }
+    }
+
     fn set_secondary(&self, view: View, secondary: std::net::SocketAddr) -> Result<u64, String> {
         let (done, results) = bounded(self.shards.len());
-        for (shard, mailbox) in self.shards.iter().enumerate() {
-            let message = ShardMessage::Install { view, secondary, done: done.clone() };
-            mailbox.push(message).map_err(|_| format!("the mailbox of shard {shard} is full"))?;
-        }
+        self.tell_all(|| ShardMessage::Install { view, secondary, done: done.clone() })?;
         for _ in &self.shards {
             let result = results.recv_timeout(INSTALL_DEADLINE);
             result.map_err(|_| "a shard did not answer in time".to_owned())??;
@@ -112,10 +119,7 @@ impl Node {
 
     /// Takes no new writes and waits until none is pending.
     pub(crate) fn drain(&self) -> Result<u64, String> {
-        for (shard, mailbox) in self.shards.iter().enumerate() {
-            let pushed = mailbox.push(ShardMessage::Drain);
-            pushed.map_err(|_| format!("the mailbox of shard {shard} is full"))?;
-        }
+        self.tell_all(|| ShardMessage::Drain)?;
         if self.board.wait(DRAIN_DEADLINE, Board::is_drained) {
             return Ok(0);
         }
@@ -226,4 +230,67 @@ impl Node {
 fn streams_of(board: &Board, group: GroupId, view: ViewVersion) -> usize {
     let replicas = board.replicas();
     replicas.iter().filter(|r| r.group == group && r.view == view && r.connected).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptors::ConnectionBounds;
+    use crate::service::Counters;
+    use kv_protocol::ids::{Incarnation, ServerId, ShardId};
+    use kv_protocol::view::Peer;
+
+    const SHARDS: u16 = 2;
+    type Inboxes = Vec<mailbox::Receiver<ShardMessage>>;
+
+    /// A node whose executors take nothing out of their mailboxes, and have drained.
+    fn node() -> (Arc<Node>, Inboxes, tempfile::TempDir) {
+        let board = Board::new(SHARDS, ConnectionBounds::WIDEST);
+        for shard in 0..usize::from(SHARDS) {
+            board.publish(shard, Counters::default(), true, std::iter::empty());
+        }
+        let (mailboxes, inboxes) = (0..SHARDS).map(|_| mailbox::mailbox().unwrap()).unzip();
+        let me = Member { server: ServerId(0), incarnation: Incarnation(1) };
+        let placement = Placement::new(3, SHARDS);
+        let identity = Identity { cluster: ClusterId(5), me, shard: ShardId(0), placement };
+        let directory = tempfile::tempdir().unwrap();
+        (Node::new(identity, board, mailboxes, directory.path().to_owned()), inboxes, directory)
+    }
+
+    fn drains(inbox: &mailbox::Receiver<ShardMessage>) -> usize {
+        std::iter::from_fn(|| inbox.pop()).filter(|m| matches!(m, ShardMessage::Drain)).count()
+    }
+
+    #[test]
+    fn a_mailbox_full_of_connections_keeps_no_order_from_any_shard() {
+        let (node, inboxes, _directory) = node();
+        // Whatever lies there, it came by the connections' way.
+        while node.shards[0].push(ShardMessage::Drain).is_ok() {}
+        assert_eq!(node.drain(), Ok(0));
+        assert_eq!(drains(&inboxes[0]), mailbox::MAILBOX_CAPACITY + 1);
+        assert_eq!(drains(&inboxes[1]), 1);
+    }
+
+    #[test]
+    fn a_shard_that_takes_no_more_orders_is_named_and_the_others_are_told_all_the_same() {
+        let (node, inboxes, _directory) = node();
+        while node.shards[0].push_order(ShardMessage::Drain).is_ok() {}
+        let reason = node.drain().unwrap_err();
+        assert!(reason.contains("shard 0"), "{reason}");
+        assert_eq!(drains(&inboxes[1]), 1);
+        let other = Member { server: ServerId(1), incarnation: Incarnation(2) };
+        let view = View {
+            group: GroupId(0),
+            version: ViewVersion(1),
+            primary: Some(node.me),
+            peer: Peer::Secondary(other),
+            handover: false,
+        };
+        let order = OrderKind::SetSecondary { view, secondary: "127.0.0.1:1".parse().unwrap() };
+        let reason = node.carry_out(&order).unwrap_err();
+        assert!(reason.contains("shard 0"), "{reason}");
+        assert!(matches!(inboxes[1].pop(), Some(ShardMessage::Install { .. })));
+        let reason = node.dump(ReplicaRole::Primary).unwrap_err();
+        assert!(reason.contains("shard 0") && reason.contains("orders"), "{reason}");
+    }
 }
