@@ -248,8 +248,9 @@ impl Service {
             return Err(stranger);
         };
         let hosted = &mut self.hosted[at];
-        let replaces = is_plausible(hello, &hosted.replica, self.identity);
-        if replaces && let Some(old) = hosted.stream.take() {
+        // Only a hello that will be taken is worth the stream that stands.
+        hosted.replica.judge_hello(hello)?;
+        if let Some(old) = hosted.stream.take() {
             hosted.replica.on_stream_down();
             self.outputs.kill(old);
         }
@@ -493,22 +494,6 @@ impl Service {
         self.was_drained = is_drained;
         news
     }
-}
-
-/// Whether a hello may come from the stream's other end: only then is the stream that stands given
-/// up for it.
-fn is_plausible(hello: &PeerHello, replica: &Replica, identity: Identity) -> bool {
-    let installed = replica.view_version();
-    let agrees = match replica.view() {
-        Some(view) if view.version == hello.view.version => *view == hello.view,
-        _ => hello.view.version > installed,
-    };
-    agrees
-        && hello.shard == identity.shard
-        && hello.shards == identity.placement.shards()
-        && hello.view.primary == Some(hello.from)
-        && hello.view.other() == Some(identity.me)
-        && replica.role() != Some(ReplicaRole::Primary)
 }
 
 impl Dial {

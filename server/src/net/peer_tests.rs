@@ -144,12 +144,15 @@ fn strangers_are_refused_and_disturb_no_stream_that_stands() {
     imposter.from.incarnation = Incarnation(666);
     let mut older = good;
     older.view.version = ViewVersion(0);
+    let mut from_nowhere = good;
+    from_nowhere.view.version = ViewVersion(u64::MAX);
     let strangers = [
         PeerHello { cluster: ClusterId(0xbad), ..good },
         PeerHello { to: member(2), ..good },
         PeerHello { shards: 2, ..good },
         imposter,
         older,
+        from_nowhere,
     ];
     for stranger in strangers {
         let mut pair = Pair::joined();
