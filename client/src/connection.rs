@@ -46,6 +46,11 @@ impl Target {
             Target::Shard { address, .. } | Target::Coordinator { address } => address,
         }
     }
+
+    /// Whether it is for this client id's requests.
+    pub(crate) fn is_of(&self, id: ClientId) -> bool {
+        matches!(*self, Target::Shard { client, .. } if client == id)
+    }
 }
 
 /// See the module.
@@ -69,6 +74,8 @@ pub(crate) struct Connection {
     pub(crate) backlog: VecDeque<OpId>,
     /// Requests sent and not answered.
     pub(crate) outstanding: HashMap<RequestId, OpId>,
+    /// Whether its client id has no session any more, so that nothing new will be put on it.
+    pub(crate) is_retired: bool,
 }
 
 impl Connection {
@@ -108,6 +115,7 @@ impl Connection {
             heard_at: now,
             backlog: VecDeque::new(),
             outstanding: HashMap::new(),
+            is_retired: false,
         })
     }
 
@@ -129,6 +137,11 @@ impl Connection {
             Target::Coordinator { .. } => Some("map"),
             Target::Shard { .. } => None,
         }
+    }
+
+    /// Whether nobody needs it any more.
+    pub(crate) fn is_done(&self) -> bool {
+        self.is_retired && self.backlog.is_empty() && self.outstanding.is_empty()
     }
 
     /// Gives the kernel as much of the output as it takes.

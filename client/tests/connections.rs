@@ -2,14 +2,25 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{Fake, SOON, anytime, key_of, within};
-use kv_client::{Client, Error, Options};
+use common::{Act, Fake, SOON, anytime, key_of, open, within};
+use kv_client::{Client, Error, Op, Options};
+use kv_protocol::client_message::Status;
 
 /// Clients here find out soon that a connection leads nowhere.
 fn impatient() -> Options {
     Options { connect_timeout: Duration::from_millis(100), ..Options::default() }
+}
+
+/// Waits until the servers see at most so many connections.
+fn await_connections(fake: &Fake, most: usize) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while fake.open_to_servers() > most {
+        let open = fake.open_to_servers();
+        assert!(Instant::now() < deadline, "{open} connections, where {most} are needed");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -32,4 +43,42 @@ fn the_second_coordinator_is_asked_when_the_first_only_welcomes() {
     let endpoints = format!("{},{}", mute.endpoint(), fake.endpoint());
     let mut client = Client::open(&endpoints, impatient()).unwrap();
     client.put(&key_of(0), b"v", &anytime()).unwrap();
+}
+
+#[test]
+fn sessions_forgotten_again_and_again_leave_no_connections_behind() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    for _ in 0..30 {
+        for group in 0..3 {
+            client.put(&key_of(group), b"v", &anytime()).unwrap();
+        }
+        fake.forget_sessions();
+    }
+    // To each server one for reads, and one under the client id of the session's latest beginning.
+    await_connections(&fake, 6);
+}
+
+#[test]
+fn the_connection_of_a_forgotten_session_carries_its_last_answers_and_then_closes() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let key = key_of(0);
+    client.put(&key, b"v", &anytime()).unwrap();
+    fake.forget_sessions();
+    client.put(&key, b"v", &anytime()).unwrap();
+    await_connections(&fake, 2);
+    // The second of three is told so, before the others have their answers on the same connection.
+    let mut acts = [Act::AnswerLater, Act::Answer(Status::SessionExpired)].into_iter();
+    fake.script(move |_| acts.next().unwrap_or(Act::Serve));
+    for tag in 0..3 {
+        client.submit(Op::Put { key: &key, value: b"w" }, &anytime(), tag).unwrap();
+    }
+    let mut done = Vec::new();
+    while client.in_flight() > 0 {
+        client.poll(Duration::from_secs(1), &mut done).unwrap();
+    }
+    assert!(done.iter().all(|completion| completion.result.is_ok()), "{done:?}");
+    assert_eq!(client.statistics().connections_lost, 0, "it ends by itself");
+    await_connections(&fake, 2);
 }

@@ -41,7 +41,11 @@ impl Engine {
         let token = self.next_token;
         self.next_token += 1;
         let hello = Connection::hello(&target, self.router.cluster(), self.client);
-        let connection = Connection::open(target, hello, token, &self.poller, now)?;
+        let mut connection = Connection::open(target, hello, token, &self.poller, now)?;
+        connection.is_retired = match target {
+            Target::Shard { client, .. } => !self.is_in_use(client),
+            Target::Coordinator { .. } => false,
+        };
         self.connections.insert(token, connection);
         self.by_target.insert(target, token);
         self.wake_by(now + self.options.connect_timeout);
@@ -63,9 +67,23 @@ impl Engine {
         }
     }
 
-    fn bury(&mut self, connection: Connection, why: &str, now: Instant) {
+    /// Closes a connection that has been taken out of the table.
+    fn close(&mut self, connection: &Connection) {
         self.by_target.remove(&connection.target);
         connection.unregister(&self.poller);
+    }
+
+    /// Closes a connection if nobody needs it any more.
+    fn close_if_done(&mut self, token: u64) {
+        if self.connections.get(&token).is_some_and(Connection::is_done)
+            && let Some(connection) = self.connections.remove(&token)
+        {
+            self.close(&connection);
+        }
+    }
+
+    fn bury(&mut self, connection: Connection, why: &str, now: Instant) {
+        self.close(&connection);
         let (member, address) = match connection.target {
             Target::Coordinator { address } => {
                 tracing::debug!(%address, why, "no map from the coordinator");
@@ -169,10 +187,7 @@ impl Engine {
         // Out of the table while its frames change the rest.
         let Some(mut connection) = self.connections.remove(&event.token) else { return };
         match self.exchange(&mut connection, event, now) {
-            Ok(Flow::Close) => {
-                self.by_target.remove(&connection.target);
-                connection.unregister(&self.poller);
-            }
+            Ok(Flow::Close) => self.close(&connection),
             Ok(Flow::GoOn) => {
                 let backlog = if connection.is_open {
                     std::mem::take(&mut connection.backlog)
@@ -183,6 +198,7 @@ impl Engine {
                 for id in backlog {
                     self.transmit(id, event.token, now);
                 }
+                self.close_if_done(event.token);
             }
             Err(why) => self.bury(connection, &why, now),
         }
@@ -334,7 +350,7 @@ impl Engine {
                     operation.kind.verb()
                 ));
             }
-            Status::SessionExpired => self.on_session_expired(id, now),
+            Status::SessionExpired => self.on_session_expired(connection, id, now),
             Status::WrongView | Status::Unavailable if is_current => {
                 let trouble = spoken(operation, answer);
                 self.back_off(id, &trouble.into(), now);
@@ -394,7 +410,7 @@ impl Engine {
     /// having been idle (or its first writes never arrived): it is begun anew, under another
     /// client id, and the write goes out under its first number. Otherwise the caller must be told
     /// that nobody knows.
-    fn on_session_expired(&mut self, id: OpId, now: Instant) {
+    fn on_session_expired(&mut self, connection: &mut Connection, id: OpId, now: Instant) {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         let (Some(place), Some((client, _)), 1) =
             (operation.place, operation.session, operation.doubtful)
@@ -417,33 +433,34 @@ impl Engine {
             self.fresh_sessions += 1;
             let fresh = ClientId(self.client.0.wrapping_add(self.fresh_sessions));
             sessions.session = Session::new(fresh);
-            self.close_unused(client);
+            self.retire(client, connection);
         }
         self.back_off(id, &"the servers had forgotten this client's session".into(), now);
         self.leave_session(place, None);
     }
 
-    /// Closes the connections of a client id that no session has any more.
-    fn close_unused(&mut self, client: ClientId) {
-        let is_used = client == self.client
-            || self.sessions.values().any(|sessions| sessions.session.client() == client);
-        if is_used {
+    /// Whether a client id is that of a session, or the one that reads go under.
+    fn is_in_use(&self, client: ClientId) -> bool {
+        client == self.client
+            || self.sessions.values().any(|sessions| sessions.session.client() == client)
+    }
+
+    /// A session has got another client id: the connections under the old one close, each when it
+    /// carries nothing more. `answering` is out of the table while its frames are taken.
+    fn retire(&mut self, client: ClientId, answering: &mut Connection) {
+        if self.is_in_use(client) {
             return;
         }
-        let unused: Vec<u64> = self
-            .connections
-            .iter()
-            .filter(|(_, c)| {
-                c.outstanding.is_empty()
-                    && matches!(c.target, Target::Shard { client: of, .. } if of == client)
-            })
-            .map(|(&token, _)| token)
-            .collect();
-        for token in unused {
-            if let Some(connection) = self.connections.remove(&token) {
-                self.by_target.remove(&connection.target);
-                connection.unregister(&self.poller);
+        answering.is_retired |= answering.target.is_of(client);
+        let mut retired = Vec::new();
+        for (&token, connection) in &mut self.connections {
+            if connection.target.is_of(client) {
+                connection.is_retired = true;
+                retired.push(token);
             }
+        }
+        for token in retired {
+            self.close_if_done(token);
         }
     }
 }

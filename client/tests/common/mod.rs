@@ -114,6 +114,8 @@ struct State {
     maps_served: u64,
     is_coordinator_mute: bool,
     connections: HashMap<SocketAddr, Vec<TcpStream>>,
+    /// Connections to servers that neither side has closed.
+    open_to_servers: usize,
 }
 
 struct Listener {
@@ -172,6 +174,7 @@ impl Fake {
             maps_served: 0,
             is_coordinator_mute: false,
             connections: HashMap::new(),
+            open_to_servers: 0,
         }));
         let servers = (0..)
             .zip(listeners)
@@ -205,6 +208,11 @@ impl Fake {
     /// How often the map was given out.
     pub fn maps_served(&self) -> u64 {
         self.state().maps_served
+    }
+
+    /// Connections to the servers that are open: the descriptors that clients hold for them.
+    pub fn open_to_servers(&self) -> usize {
+        self.state().open_to_servers
     }
 
     /// Changes the map that is given out.
@@ -291,9 +299,17 @@ fn listen(listener: TcpListener, server: Option<u16>, state: Arc<Mutex<State>>) 
                 return;
             }
             let kept = stream.try_clone().unwrap();
-            lock(&state).connections.entry(address).or_default().push(kept);
+            let to_servers = usize::from(server.is_some());
+            {
+                let mut state = lock(&state);
+                state.connections.entry(address).or_default().push(kept);
+                state.open_to_servers += to_servers;
+            }
             let state = Arc::clone(&state);
-            std::thread::spawn(move || serve(stream, server, &state));
+            std::thread::spawn(move || {
+                serve(stream, server, &state);
+                lock(&state).open_to_servers -= to_servers;
+            });
         }
     });
     Listener { address, is_closed, thread: Some(thread) }
