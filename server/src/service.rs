@@ -95,6 +95,9 @@ struct Hosted {
     stream: Option<ConnectionId>,
     /// How the stream is dialled, where we are the dialling end.
     dial: Option<Dial>,
+    /// A stream that comes and goes is told of once a second.
+    stands_log: LogLimit,
+    down_log: LogLimit,
 }
 
 struct Dial {
@@ -132,7 +135,13 @@ impl Service {
                 memory_limit,
                 hash_secret,
             };
-            Hosted { replica: Replica::new(config, chunks()), stream: None, dial: None }
+            Hosted {
+                replica: Replica::new(config, chunks()),
+                stream: None,
+                dial: None,
+                stands_log: LogLimit::default(),
+                down_log: LogLimit::default(),
+            }
         };
         Service {
             identity,
@@ -235,6 +244,7 @@ impl Service {
     /// gone, or will soon.
     pub(crate) fn on_peer_hello(
         &mut self,
+        now: Time,
         id: ConnectionId,
         hello: &PeerHello,
     ) -> Result<PeerWelcome, PeerRefusal> {
@@ -257,19 +267,24 @@ impl Service {
         let welcome = hosted.replica.on_peer_hello(hello, &mut self.outputs)?;
         hosted.stream = Some(id);
         self.has_news = true;
-        tracing::info!(
-            shard = self.identity.shard.0,
-            "the stream of group {group} from {} stands under view {}; it goes on after write {}",
-            hello.from,
-            welcome.view,
-            welcome.last
-        );
+        if let Some(suppressed) = hosted.stands_log.admit(now) {
+            tracing::info!(
+                shard = self.identity.shard.0,
+                suppressed,
+                "the stream of group {group} from {} stands under view {}; it goes on after write \
+                 {}",
+                hello.from,
+                welcome.view,
+                welcome.last
+            );
+        }
         Ok(welcome)
     }
 
     /// The other holder has taken our stream.
     pub(crate) fn on_peer_welcome(
         &mut self,
+        now: Time,
         group: GroupId,
         id: ConnectionId,
         welcome: &PeerWelcome,
@@ -283,17 +298,17 @@ impl Service {
             .replica
             .on_peer_welcome(welcome, &mut self.outputs)
             .map_err(|error| error.to_string())?;
-        if let Some(dial) = &mut hosted.dial {
-            dial.pause = REDIAL_FIRST;
-        }
         self.has_news = true;
-        tracing::info!(
-            shard,
-            "the stream of group {group} to its other holder stands under view {}; it goes on \
-             after write {}",
-            welcome.view,
-            welcome.last
-        );
+        if let Some(suppressed) = hosted.stands_log.admit(now) {
+            tracing::info!(
+                shard,
+                suppressed,
+                "the stream of group {group} to its other holder stands under view {}; it goes on \
+                 after write {}",
+                welcome.view,
+                welcome.last
+            );
+        }
         Ok(())
     }
 
@@ -308,9 +323,15 @@ impl Service {
         let hosted = hosted.ok_or("this server does not hold that group")?;
         match hosted.replica.on_peer_message(now, message, &mut self.outputs) {
             // The other end is about to be stopped too: its beacons are no reason for a quarrel.
-            Err(StreamError::Frozen) => Ok(()),
-            taken => taken.map_err(|error| error.to_string()),
+            Err(StreamError::Frozen) => return Ok(()),
+            taken => taken.map_err(|error| error.to_string())?,
         }
+        // A welcome alone proves little: a stream that breaks right behind it, again and again, is
+        // dialled after growing pauses too.
+        if let (PeerMessage::Ack(_), Some(dial)) = (message, &mut hosted.dial) {
+            dial.pause = REDIAL_FIRST;
+        }
+        Ok(())
     }
 
     /// A connection that carried a group's stream is gone.
@@ -324,7 +345,9 @@ impl Service {
         if let Some(dial) = &mut hosted.dial {
             dial.retry(now);
         }
-        tracing::warn!(shard, "the stream of group {group} is down");
+        if let Some(suppressed) = hosted.down_log.admit(now) {
+            tracing::warn!(shard, suppressed, "the stream of group {group} is down");
+        }
         self.has_news = true;
     }
 

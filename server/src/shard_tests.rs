@@ -7,7 +7,7 @@ use kv_protocol::ids::ShardId;
 
 use super::*;
 use crate::net::listener::MAX_AWAITING_HELLO;
-use crate::net::testing::{GROUP, NOW, hello, shard, take_output, view};
+use crate::net::testing::{GROUP, NOW, Pair, client, hello, key, put, shard, take_output, view};
 
 #[test]
 fn strangers_who_say_nothing_make_room_for_newer_ones() {
@@ -62,10 +62,53 @@ fn a_lost_stream_is_dialled_again_after_growing_pauses() {
 
 #[test]
 fn the_same_order_again_leaves_a_standing_stream_alone() {
-    let mut pair = crate::net::testing::Pair::joined();
+    let mut pair = Pair::joined();
     let address = "127.0.0.1:1".parse().unwrap();
     pair.primary.service.install(NOW, view(), address).unwrap();
     assert_eq!(pair.primary.fate(pair.dialled), Fate::Read);
     assert!(pair.primary.due_dials(NOW).is_empty());
     assert!(take_output(&mut pair.primary, pair.dialled).is_empty());
+}
+
+#[test]
+fn a_stream_that_is_welcomed_and_lost_again_is_dialled_after_growing_pauses_until_one_acks() {
+    let mut pair = Pair::joined();
+    let mut now = NOW;
+    let mut lose_and_dial = |pair: &mut Pair| {
+        pair.primary.close(now, pair.dialled);
+        pair.secondary.close(now, pair.accepted);
+        let due = pair.primary.service.next_dial().unwrap();
+        let pause = due.since(now);
+        now = due;
+        assert_eq!(pair.primary.due_dials(now).len(), 1);
+        pair.dialled = pair.primary.open_stream(now, GROUP);
+        pair.accepted = pair.secondary.adopt(now, Port::Servers, &[]);
+        let there = take_output(&mut pair.primary, pair.dialled);
+        pair.secondary.on_bytes(now, pair.accepted, &there);
+        let back = take_output(&mut pair.secondary, pair.accepted);
+        pair.primary.on_bytes(now, pair.dialled, &back);
+        assert!(pair.primary.service.reports().any(|report| report.connected), "it was welcomed");
+        pause
+    };
+    let pauses: Vec<Duration> = (0..4).map(|_| lose_and_dial(&mut pair)).collect();
+    assert_eq!(pauses, [1, 2, 4, 8].map(Duration::from_millis));
+    // The beacon is acked.
+    pair.exchange();
+    assert_eq!(lose_and_dial(&mut pair), Duration::from_millis(1));
+}
+
+#[test]
+fn the_end_of_a_drain_is_news_at_once() {
+    let mut idle = shard(0);
+    idle.service.take_news();
+    idle.service.drain();
+    assert!(idle.service.take_news() && idle.service.is_drained());
+    let mut pair = Pair::joined();
+    let id = client(&mut pair.primary);
+    pair.primary.on_bytes(NOW, id, &put(1, key(), b"v"));
+    pair.primary.service.drain();
+    pair.primary.service.take_news();
+    assert!(!pair.primary.service.take_news() && !pair.primary.service.is_drained());
+    pair.exchange();
+    assert!(pair.primary.service.take_news() && pair.primary.service.is_drained());
 }

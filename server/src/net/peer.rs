@@ -148,7 +148,7 @@ fn take_frame(
     match (stage, frame.opcode) {
         (Stage::AwaitsHello, peer_opcode::PEER_HELLO) => {
             let hello = PeerHello::read(frame.body).map_err(|error| error.to_string())?;
-            match service.on_peer_hello(id, &hello) {
+            match service.on_peer_hello(now, id, &hello) {
                 Ok(welcome) => service.outputs.append(id, |bytes| welcome.write(bytes)),
                 Err(refusal) => {
                     let words = format!(
@@ -167,7 +167,7 @@ fn take_frame(
         }
         (Stage::AwaitsWelcome(group), peer_opcode::PEER_WELCOME) => {
             let welcome = PeerWelcome::read(frame.body).map_err(|error| error.to_string())?;
-            service.on_peer_welcome(group, id, &welcome)?;
+            service.on_peer_welcome(now, group, id, &welcome)?;
             Ok(Stage::Streams(group))
         }
         (Stage::AwaitsWelcome(group) | Stage::Streams(group), peer_opcode::PEER_REFUSAL) => {
