@@ -124,6 +124,30 @@ fn orders_are_remembered_and_running_within_bounds() {
     assert!(matches!(ledger.on_order(OrderId(99)), Verdict::Report(Err(_))));
 }
 
+#[test]
+fn the_coordinators_connection_before_is_closed_when_it_comes_back() {
+    let node = node();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // It serves for the life of this process.
+    std::thread::spawn(move || run(&node, listener));
+    let greet = || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(&bytes_of(&HELLO)).unwrap();
+        let mut bytes = [0; 64];
+        let received = stream.read(&mut bytes).unwrap();
+        assert_eq!(opcodes(&bytes[..received]), [opcode::ORDERS_WELCOME]);
+        stream
+    };
+    let mut older = greet();
+    let mut newer = greet();
+    assert_eq!(older.read(&mut [0; 64]).expect("the end of the older connection"), 0);
+    newer.set_nonblocking(true).unwrap();
+    let still_open = newer.read(&mut [0; 64]).unwrap_err();
+    assert_eq!(still_open.kind(), io::ErrorKind::WouldBlock);
+}
+
 proptest! {
     #[test]
     fn random_bytes_never_panic(
