@@ -100,7 +100,9 @@ start() {
     local flags=(-c "$clients" -s "$servers" --remote-dir "$remote_dir")
     [[ -z $ssh_config ]] || flags+=(--ssh-config "$ssh_config")
     [[ -z $advertise ]] || flags+=(--advertise "$advertise")
-    # First the copies: the check looks at the server on every host, and on a new one there is none.
+    "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check-file >&2 9>&- ||
+        die "$file makes no sense; nothing was copied or started"
+    # The copies come before the whole check, which looks at the server on every host.
     copy_server
     "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check >&2 9>&- ||
         die "the check of $file failed; nothing was started"

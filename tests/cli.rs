@@ -255,7 +255,28 @@ fn a_check_says_what_it_found_and_starts_nothing() {
     let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
     let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
     let said = format!("{}{}", ended.stdout, ended.stderr);
-    assert!(said.contains(&port) && said.contains("in use"), "{said}");
+    assert!(said.contains(&format!("server 1, port {port}")) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn a_check_of_the_file_alone_looks_at_nothing_else() {
+    // Nobody is at that host, and no port is asked for: a file that makes sense is enough.
+    for (text, code, named) in [
+        (
+            "3\nkv@nowhere.invalid 0 0 0\nkv@nowhere.invalid 1 2 3\nkv@nowhere.invalid 0 0 0\n",
+            0,
+            "",
+        ),
+        ("3\nlocalhost 0 0 0\nlocalhost 0 x 0\nlocalhost 0 0 0\n", 2, "line 3"),
+        ("3\nlocalhost 0 0 0\nkv@nowhere.invalid 0 0 0\nlocalhost 0 0 0\n", 2, "--advertise"),
+    ] {
+        let builder = Cluster::builder().flag("--check-file").cluster_file(text);
+        let command = builder.command();
+        let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(code);
+        assert!(ended.stderr.contains(named), "{}", ended.stderr);
+        assert!(!builder.dir().join("coord.log").exists(), "a check leaves nothing");
+    }
 }
 
 #[test]

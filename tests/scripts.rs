@@ -354,6 +354,16 @@ fn launch_cluster_starts_nothing_where_an_ssh_host_is_out_of_reach() {
 }
 
 #[test]
+fn launch_cluster_copies_nothing_for_a_cluster_file_that_makes_no_sense() {
+    let checkout = Checkout::make();
+    let file = checkout.cluster_file(["kv@nowhere.invalid", "kv@nowhere.invalid", "not/a/host"]);
+    let ended = checkout.launch(&["start", &file, "--daemon"]).with_code(1);
+    assert!(ended.stderr.contains("line 5"), "the comment counts: {}", ended.stderr);
+    assert!(!ended.stderr.contains("copying"), "{}", ended.stderr);
+    checkout.assert_nobody_left();
+}
+
+#[test]
 fn wrong_usage_of_launch_cluster_ends_with_two_and_says_what_was_wrong() {
     let checkout = Checkout::make();
     for (arguments, named) in [

@@ -67,6 +67,10 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) check: bool,
 
+    /// Only read the cluster file, as a start would with these flags, and exit: 0 if it makes sense.
+    #[arg(long)]
+    pub(crate) check_file: bool,
+
     /// The configuration that ssh shall use (ssh -F).
     #[arg(long, value_name = "FILE")]
     pub(crate) ssh_config: Option<PathBuf>,

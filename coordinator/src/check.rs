@@ -1,9 +1,10 @@
 //! `--check`: whether a cluster could be started, without starting anything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use kv_protocol::ServerId;
 use kv_protocol::cluster_file::{ClusterFile, Host};
 
 use crate::Failure;
@@ -15,9 +16,15 @@ use crate::survey::{self, Survey};
 /// The result of looking at one thing: what was looked at, and what was found.
 type Finding = (String, Result<String, String>);
 
+/// Fixed ports of a host's servers, each with the server that is to listen on it.
+type FixedPorts = BTreeMap<u16, ServerId>;
+
 /// Looks at everything and prints a line for each finding.
 pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     let file = plan::read_file(args)?;
+    if args.check_file {
+        return Ok(());
+    }
     let mut findings: Vec<Finding> = Vec::new();
     for (port, flag) in [(args.clients_port, "-c"), (args.servers_port, "-s")] {
         if port != 0 {
@@ -48,14 +55,13 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Every host of the file with the fixed ports of its servers.
-fn hosts(file: &ClusterFile) -> BTreeMap<String, (&Host, BTreeSet<u16>)> {
+fn hosts(file: &ClusterFile) -> BTreeMap<String, (&Host, FixedPorts)> {
     let mut hosts = BTreeMap::new();
     for line in &file.servers {
         let (_, ports) =
-            hosts.entry(line.host.to_string()).or_insert_with(|| (&line.host, BTreeSet::new()));
-        ports.extend(
-            [line.clients_port, line.servers_port, line.coord_port].into_iter().filter(|&p| p != 0),
-        );
+            hosts.entry(line.host.to_string()).or_insert_with(|| (&line.host, FixedPorts::new()));
+        let all = [line.clients_port, line.servers_port, line.coord_port];
+        ports.extend(all.into_iter().filter(|&port| port != 0).map(|port| (port, line.id)));
     }
     hosts
 }
@@ -70,12 +76,12 @@ fn print(findings: &[Finding]) {
     }
 }
 
-fn check_local(args: &Args, name: &str, ports: &BTreeSet<u16>, findings: &mut Vec<Finding>) {
+fn check_local(args: &Args, name: &str, ports: &FixedPorts, findings: &mut Vec<Finding>) {
     let binary = plan::binary(args).map(|path| path.display().to_string());
     findings.push((format!("{name}, server binary"), binary));
     findings.push((format!("{name}, io_uring"), io_uring_works()));
-    for &port in ports {
-        findings.push((format!("{name}, port {port}"), port_is_free(port)));
+    for (&port, server) in ports {
+        findings.push((format!("{name}, server {server}, port {port}"), port_is_free(port)));
     }
 }
 
@@ -83,7 +89,7 @@ fn check_remote(
     ssh: &Ssh,
     name: &str,
     survey: &Survey,
-    ports: &BTreeSet<u16>,
+    ports: &FixedPorts,
     findings: &mut Vec<Finding>,
 ) {
     let reached = match (survey.its_address, survey.our_address) {
@@ -105,12 +111,12 @@ fn check_remote(
     };
     findings.push((format!("{name}, server binary"), binary));
     findings.push((format!("{name}, io_uring"), io_uring_allowed(survey)));
-    for &port in ports {
+    for (&port, server) in ports {
         let found = match survey.listening.contains(&port) {
             true => Err("something listens on it already".into()),
             false => Ok("free".into()),
         };
-        findings.push((format!("{name}, port {port}"), found));
+        findings.push((format!("{name}, server {server}, port {port}"), found));
     }
 }
 
@@ -191,8 +197,11 @@ mod tests {
         let text = "4\nlocalhost 1 0 2\nkv@a 7 0 0\nlocalhost 3 0 0\nkv@a 0 8 0\n";
         let file = ClusterFile::parse(text).unwrap();
         let hosts = hosts(&file);
-        let ports = |name: &str| hosts[name].1.iter().copied().collect::<Vec<_>>();
-        assert_eq!(ports("localhost"), [1, 2, 3]);
-        assert_eq!(ports("kv@a"), [7, 8]);
+        let ports = |name: &str| {
+            let ports = hosts[name].1.iter();
+            ports.map(|(port, server)| (*port, server.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(ports("localhost"), [(1, 0), (2, 0), (3, 2)]);
+        assert_eq!(ports("kv@a"), [(7, 1), (8, 3)]);
     }
 }

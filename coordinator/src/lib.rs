@@ -80,7 +80,10 @@ fn run(args: Args) -> Result<(), Failure> {
                 .map_err(|error| Failure::Failed(format!("start the async runtime: {error}")))?;
             let tasks = tokio::task::LocalSet::new();
             tasks.block_on(&runtime, async {
-                if args.check { check::run(&args).await } else { driver::run(args).await }
+                match args.check || args.check_file {
+                    true => check::run(&args).await,
+                    false => driver::run(args).await,
+                }
             })
         }
     }
