@@ -235,7 +235,7 @@ fn statuses_of_servers_have_their_numbers() {
     for (answered, status) in [
         (Status::OutOfSpace, KVC_OUT_OF_SPACE),
         (Status::Busy, KVC_BUSY),
-        (Status::Unavailable, KVC_IN_DOUBT),
+        (Status::WrongView, KVC_IN_DOUBT),
         (Status::Unsupported, KVC_PROTOCOL),
     ] {
         fake.script(move |_| Act::Answer(answered));
@@ -243,6 +243,10 @@ fn statuses_of_servers_have_their_numbers() {
     }
     fake.script(|_| Act::Answer(Status::Lost));
     assert_eq!(handle.get(b"k"), Err(KVC_LOST));
+    // The refusal leads to a map with nobody to send to, so it stays the only sending.
+    fake.change_map(|map| map.servers.iter_mut().for_each(|server| server.clients = None));
+    fake.script(|_| Act::Answer(Status::Unavailable));
+    assert_eq!(handle.put(b"k", b"v", options(400, 0)), KVC_UNAVAILABLE);
     handle.close();
 }
 

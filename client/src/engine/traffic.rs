@@ -351,12 +351,13 @@ impl Engine {
                 ));
             }
             Status::SessionExpired => self.on_session_expired(connection, id, now),
-            Status::WrongView | Status::Unavailable if is_current => {
+            // A write that was pending when the server lost its view ends so too.
+            Status::WrongView if is_current => {
                 let trouble = spoken(operation, answer);
                 self.back_off(id, &trouble.into(), now);
                 self.want_map();
             }
-            Status::WrongView | Status::Unavailable => {}
+            Status::WrongView => {}
             Status::Lost => {
                 if is_current {
                     let (action, cause) = (operation.action(), spoken(operation, answer));
@@ -368,19 +369,28 @@ impl Engine {
                     self.finish(id, Err(error));
                 }
             }
-            Status::Busy => {
+            // Said by a server that has not logged this sending and will not: what it has logged it
+            // answers, or keeps waiting. Earlier sendings, there or elsewhere, stay in doubt.
+            Status::Unavailable | Status::Busy => {
                 operation.doubtful = operation.doubtful.saturating_sub(1);
                 if is_current {
                     let trouble = spoken(operation, answer);
                     self.back_off(id, &trouble.into(), now);
-                    if let Some(operation) = self.operations.get_mut(&id) {
-                        operation.was_busy = true;
-                    }
+                    self.after_refusal(id, answer.status);
                 }
             }
             _ => self.on_refused(id, answer, is_current),
         }
         Ok(())
+    }
+
+    /// What a refusal that may pass asks for besides a pause.
+    fn after_refusal(&mut self, id: OpId, status: Status) {
+        if status != Status::Busy {
+            self.want_map();
+        } else if let Some(operation) = self.operations.get_mut(&id) {
+            operation.was_busy = true;
+        }
     }
 
     /// Refused for good: this sending did nothing.

@@ -52,6 +52,8 @@ pub enum Act {
     Answer(Status),
     /// Do it, and answer after the next request of this connection.
     AnswerLater,
+    /// Do nothing and answer this after the next request of this connection.
+    AnswerStatusLater(Status),
     /// Do nothing and send these bytes.
     Send(Vec<u8>),
 }
@@ -410,6 +412,7 @@ fn act(
         Act::Cut => return false,
         Act::Ignore => {}
         Act::Answer(status) => answer(request, status, 0, b"on purpose", output),
+        Act::AnswerStatusLater(status) => answer(request, status, 0, b"on purpose", later),
         Act::Send(bytes) => output.extend_from_slice(&bytes),
     }
     true
