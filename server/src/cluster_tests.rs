@@ -23,7 +23,7 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
 use crate::descriptors::ConnectionBounds;
-use crate::executor::{self, ExecutorConfig};
+use crate::executor::{self, DUMP_SESSIONS, DumpPiece, ExecutorConfig, ShardMessage};
 use crate::mailbox;
 use crate::net::listener::Port;
 use crate::operation::Node;
@@ -426,4 +426,30 @@ fn an_idle_server_has_drained_at_once_and_not_at_the_next_tick() {
     // The slowest may have waited for the machine.
     let fastest = drains.min().unwrap();
     assert!(fastest < Duration::from_millis(50), "{fastest:?}");
+}
+
+#[test]
+fn the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_left_out() {
+    let cluster = Cluster::start(1);
+    let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
+    let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
+    let server = &cluster.servers[0];
+    let clients = 2 * DUMP_SESSIONS + 1;
+    for client in 0..clients {
+        let mut client = Client::connect(server.clients, client as u128 + 1, 0);
+        assert_eq!(client.put(&key, b"v").status, Status::Ok);
+    }
+    let (pieces, incoming) = crossbeam::channel::bounded(1);
+    let order = ShardMessage::Dump { role: ReplicaRole::Primary, pieces };
+    server.node.shards[0].push_order(order).unwrap();
+    let mut counts = Vec::new();
+    loop {
+        match incoming.recv_timeout(PATIENCE).expect("a piece") {
+            DumpPiece::Entries(_) => assert!(counts.is_empty(), "the records come last"),
+            DumpPiece::Records(records) => counts.push(records.len()),
+            DumpPiece::End => break,
+        }
+    }
+    assert_eq!(counts, [DUMP_SESSIONS, DUMP_SESSIONS, 1]);
+    assert_eq!(cluster.dump(0, ReplicaRole::Primary).records.len(), clients);
 }

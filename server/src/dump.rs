@@ -128,13 +128,14 @@ fn write_shard(
                 entries.for_each(|key, value, sn| writer.entry(key, value, sn, text));
                 false
             }
-            DumpPiece::End(records) => {
+            DumpPiece::Records(records) => {
                 let shard = ShardId(u16::try_from(number).expect("shards are numbered in 16 bits"));
                 for record in records {
                     writer.record(&DumpRecord { shard, record }, text);
                 }
-                true
+                false
             }
+            DumpPiece::End => true,
         };
         let written = file.write_all(text);
         text.clear();

@@ -38,6 +38,8 @@ const TICK_SHORTEST: Duration = Duration::from_millis(1);
 const HOUSEKEEPING: Duration = Duration::from_millis(100);
 /// What one step of a dump takes from the table.
 const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
+/// Sessions whose completion records one step of a dump takes.
+pub(crate) const DUMP_SESSIONS: usize = 256;
 /// How long a dump waits when its reader is behind.
 const DUMP_PAUSE: Duration = Duration::from_millis(1);
 
@@ -74,8 +76,10 @@ pub(crate) struct HandedOver {
 pub(crate) enum DumpPiece {
     /// Some entries.
     Entries(DumpedEntries),
-    /// All completion records; the last piece.
-    End(Vec<CompletionRecord>),
+    /// Completion records; they follow the entries.
+    Records(Vec<CompletionRecord>),
+    /// The last piece.
+    End,
 }
 
 /// Entries one after the other; copied as they are, because turning them into text would hold the
@@ -208,12 +212,23 @@ async fn dump(engine: &Engine, role: ReplicaRole, pieces: Sender<DumpPiece>) {
             return;
         }
     }
-    let records = {
-        let shard = engine.shard.borrow();
-        let replica = shard.service.replica(shard.service.identity.group_of(role));
-        replica.map_or(Vec::new(), |replica| replica.completion_records(0..usize::MAX).collect())
-    };
-    send(&pieces, DumpPiece::End(records)).await;
+    // The replica is frozen, so the sessions keep their places from step to step.
+    let mut next = 0;
+    loop {
+        let records = {
+            let shard = engine.shard.borrow();
+            let replica = shard.service.replica(shard.service.identity.group_of(role));
+            let Some(replica) = replica.filter(|replica| next < replica.session_count()) else {
+                break;
+            };
+            replica.completion_records(next..next + DUMP_SESSIONS).collect()
+        };
+        next += DUMP_SESSIONS;
+        if !send(&pieces, DumpPiece::Records(records)).await {
+            return;
+        }
+    }
+    send(&pieces, DumpPiece::End).await;
 }
 
 /// Gives a piece to the writer of the file without ever blocking; `false` if it is gone.
