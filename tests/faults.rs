@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::load::{check_all, put_all};
-use common::ports::fetch_map;
+use common::ports::{Ports, VICTIM, fetch_map};
 use common::process::Signal;
+use common::raw::{request, write_number};
 use common::{Cluster, PATIENCE, poll, process, wait_for, wait_until};
 use kv_client::{Client, Error, OpOptions, Options};
+use kv_protocol::client_message::Operation;
+use kv_protocol::ids::RequestId;
 use kv_protocol::map::ServerState;
 use kv_protocol::status::ClusterState;
 
@@ -418,6 +421,34 @@ fn servers_serve_on_without_their_coordinator_and_dump_by_themselves_when_told_t
     let entries = dumps.entries();
     assert!(again.iter().all(|(key, value)| entries[&key[..]].value == *value));
     assert_eq!(entries.len(), again.len());
+}
+
+#[test]
+fn a_server_told_to_leave_while_coordinator_and_secondary_hang_dumps_within_five_seconds() {
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    let pairs = pairs(300);
+    put_all(&mut cluster.open(), &pairs);
+    let ports = Ports::of(&cluster);
+    let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "pending");
+    let mut raw = ports.welcomed(1);
+    process::pause(cluster.coord_pid());
+    process::pause(pids[VICTIM + 1]);
+    // A write that cannot be drained.
+    raw.send(&request(RequestId(1), &key, Operation::Put(write_number(1), b"v")));
+    raw.send(&request(RequestId(2), &key, Operation::Get));
+    assert_eq!(raw.answer().id, RequestId(2), "the write waits, and has come");
+    let start = Instant::now();
+    process::signal(pids[VICTIM], Signal::TERM);
+    wait_until("the server to exit", PATIENCE, || !process::is_alive(pids[VICTIM]));
+    assert!(start.elapsed() < Duration::from_millis(5_500), "{:?}", start.elapsed());
+    assert_eq!(raw.next_frame(), None, "the write was answered");
+    for (role, group) in [("primary", VICTIM), ("secondary", VICTIM - 1)] {
+        let expected = pairs.iter().filter(|(key, _)| group_of(&cluster, key) == group).count();
+        assert_eq!(cluster.dump(VICTIM, role).entries.len(), expected, "{role}");
+    }
+    process::signal(cluster.coord_pid(), Signal::CONT);
+    process::signal(pids[VICTIM + 1], Signal::CONT);
 }
 
 #[test]

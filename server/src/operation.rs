@@ -78,7 +78,7 @@ impl Node {
         self.note_order();
         let outcome = match order {
             OrderKind::SetSecondary { view, secondary } => self.set_secondary(*view, *secondary),
-            OrderKind::Drain => self.drain(),
+            OrderKind::Drain => self.drain(DRAIN_DEADLINE),
             OrderKind::DumpPrimary => self.dump(ReplicaRole::Primary),
             OrderKind::DumpSecondary => self.dump(ReplicaRole::Secondary),
             OrderKind::Shutdown => Ok(0),
@@ -117,16 +117,16 @@ impl Node {
         Ok(self.entries_of(view.group))
     }
 
-    /// Takes no new writes and waits until none is pending.
-    pub(crate) fn drain(&self) -> Result<u64, String> {
+    /// Takes no new writes and waits until none is pending, at most for `patience`.
+    pub(crate) fn drain(&self, patience: Duration) -> Result<u64, String> {
         self.tell_all(|| ShardMessage::Drain)?;
-        if self.board.wait(DRAIN_DEADLINE, Board::is_drained) {
+        if self.board.wait(patience, Board::is_drained) {
             return Ok(0);
         }
         let replicas = self.board.replicas();
         let pending: u64 = replicas.iter().map(|r| r.last.0.saturating_sub(r.committed.0)).sum();
         Err(format!(
-            "{pending} writes still wait for their second copy after {DRAIN_DEADLINE:?}; is the \
+            "{pending} writes still wait for their second copy after {patience:?}; is the \
              other holder alive?"
         ))
     }
@@ -266,7 +266,7 @@ mod tests {
         let (node, inboxes, _directory) = node();
         // Whatever lies there, it came by the connections' way.
         while node.shards[0].push(ShardMessage::Drain).is_ok() {}
-        assert_eq!(node.drain(), Ok(0));
+        assert_eq!(node.drain(DRAIN_DEADLINE), Ok(0));
         assert_eq!(drains(&inboxes[0]), mailbox::MAILBOX_CAPACITY + 1);
         assert_eq!(drains(&inboxes[1]), 1);
     }
@@ -275,7 +275,7 @@ mod tests {
     fn a_shard_that_takes_no_more_orders_is_named_and_the_others_are_told_all_the_same() {
         let (node, inboxes, _directory) = node();
         while node.shards[0].push_order(ShardMessage::Drain).is_ok() {}
-        let reason = node.drain().unwrap_err();
+        let reason = node.drain(DRAIN_DEADLINE).unwrap_err();
         assert!(reason.contains("shard 0"), "{reason}");
         assert_eq!(drains(&inboxes[1]), 1);
         let other = Member { server: ServerId(1), incarnation: Incarnation(2) };

@@ -1,7 +1,11 @@
 //! The main thread after the start: signals, and a look at the executors' ticks.
 //!
 //! SIGTERM or SIGINT: the coordinator is asked for an orderly stop (DRAIN, dumps, SHUTDOWN). If it
-//! gives no orders, this server drains and dumps by itself.
+//! gives no orders, this server drains and dumps by itself:
+//!
+//! ```text
+//!   signal --- COORDINATOR_PATIENCE ---> no order came: drain --- LEAVE_BY ---> dumps, exit
+//! ```
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +21,12 @@ use crate::operation::Node;
 
 /// How often the executors are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a coordinator may take for its first order; after that, for each further one, as long
+/// as a drain of the whole cluster may take.
+const COORDINATOR_PATIENCE: Duration = Duration::from_secs(2);
+/// When a server that stops alone waits for pending writes no longer, counted from the signal: of
+/// the time that a stop may take, the rest is for the dumps.
+const LEAVE_BY: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_millis(500));
 /// An executor that has not ticked for so long is reported.
 const STALL: Duration = GRACE.saturating_mul(10);
 
@@ -52,24 +62,35 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
     loop {
         let signalled = wait_for_signal();
         let now = clock::now();
-        if signalled && asked_at.is_some() {
-            stop_alone(node, "a second signal came");
-        } else if signalled {
+        let is_repeated = signalled && asked_at.is_some();
+        if signalled && !is_repeated {
             asked_at = Some(now);
             node.stop();
             tracing::info!("told to stop; asking the coordinator for an orderly stop");
         }
         if let Some(asked) = asked_at {
-            let is_ignored =
-                now.since(asked) >= DRAIN_DEADLINE && node.quiet_for(now) >= DRAIN_DEADLINE;
-            if !node.is_linked() && node.quiet_for(now) > WATCH_INTERVAL {
-                stop_alone(node, "there is no coordinator");
-            } else if is_ignored {
-                stop_alone(node, "the coordinator gave no orders");
+            let (waited, quiet) = (now.since(asked), node.quiet_for(now));
+            let why = if is_repeated {
+                Some("a second signal came")
+            } else if !node.is_linked() && quiet > WATCH_INTERVAL {
+                Some("there is no coordinator")
+            } else {
+                is_ignored(waited, quiet).then_some("the coordinator gave no orders")
+            };
+            if let Some(why) = why {
+                stop_alone(node, LEAVE_BY.saturating_sub(waited), why);
             }
         }
         watch_ticks(node, now, &mut stalls);
     }
+}
+
+/// Whether a coordinator that was asked for a stop so long ago, and whose last order is so old, will
+/// give no more.
+fn is_ignored(waited: Duration, quiet: Duration) -> bool {
+    let gave_orders = quiet < waited;
+    let patience = if gave_orders { DRAIN_DEADLINE } else { COORDINATOR_PATIENCE };
+    quiet.min(waited) >= patience
 }
 
 fn watch_ticks(node: &Node, now: Time, log: &mut LogLimit) {
@@ -89,13 +110,28 @@ fn wait_for_signal() -> bool {
     unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) > 0 }
 }
 
-/// Drains and dumps without the coordinator, and ends the process.
-fn stop_alone(node: &Node, why: &str) -> ! {
+/// Drains, at most for `patience`, and dumps without the coordinator, and ends the process.
+fn stop_alone(node: &Node, patience: Duration, why: &str) -> ! {
     tracing::warn!("stopping without the coordinator's orders: {why}");
-    if let Err(reason) = node.drain() {
+    if let Err(reason) = node.drain(patience) {
         tracing::warn!("drain: {reason}");
     }
     let dumps = [ReplicaRole::Primary, ReplicaRole::Secondary].map(|role| node.dump(role));
     let is_whole = dumps.iter().all(Result::is_ok);
     std::process::exit(if is_whole { 0 } else { 1 });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_coordinator_is_waited_for_longer_once_it_has_given_an_order() {
+        let seconds = Duration::from_secs;
+        assert!(!is_ignored(seconds(1), seconds(1_000)), "asked a moment ago");
+        assert!(is_ignored(seconds(2), seconds(1_000)), "it gave no order since");
+        assert!(!is_ignored(seconds(4), seconds(3)), "others may still drain");
+        assert!(!is_ignored(seconds(20), Duration::ZERO), "an order is being carried out");
+        assert!(is_ignored(seconds(9), seconds(5)));
+    }
 }
