@@ -132,6 +132,29 @@ fn a_stop_while_sshd_is_gone_leaves_all_dumps_and_says_which_server_may_still_ru
     assert_eq!(dumps.entries().len(), 100);
 }
 
+#[test]
+fn a_hung_server_is_killed_though_the_connection_that_watched_it_is_only_made_anew_later() {
+    let mut sshd = Sshd::start();
+    let mut cluster = sshd.cluster().in_foreground().start();
+    let pid = cluster.server_pid(REMOTE);
+    process::pause(pid);
+    sshd.kill();
+    // By the fifth loss the pause is eight seconds, longer than a killed server is waited for.
+    wait_until("the fifth loss in the log", PATIENCE, || {
+        cluster.coord_log().matches("connection that watches server 1").count() == 5
+    });
+    sshd.restart();
+    let interrupt = |cluster: &Cluster| process::signal(cluster.coord_pid(), Signal::INT);
+    wait_until("the end of coord", PATIENCE, || {
+        interrupt(&cluster);
+        !process::is_alive(cluster.coord_pid())
+    });
+    cluster.await_any_end();
+    assert!(!process::is_alive(pid), "the hung server was left");
+    let log = cluster.coord_log();
+    assert!(!log.contains("may still run"), "{log}");
+}
+
 /// Starts a cluster that cannot be started, on a terminal where ssh could ask for a password. Fails
 /// if anybody was asked, if it took long, or if a server is left. Returns what was said.
 #[track_caller]

@@ -277,7 +277,15 @@ impl RemoteServer {
                     }
                 }
             }
-            sleep(pause).await;
+            // The pause may be longer than a server that is to be killed is waited for.
+            tokio::select! {
+                () = sleep(pause) => {}
+                Some(()) = kill.recv() => {
+                    if let Some(exit) = self.kill(pid.number.get()).await {
+                        return exit;
+                    }
+                }
+            }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
