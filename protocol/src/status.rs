@@ -86,8 +86,8 @@ pub struct GroupStatus {
     pub secondary: Option<Member>,
     /// Copies on servers that are up and connected.
     pub copies: u8,
-    /// Entries in the primary's table.
+    /// Entries in the table of the primary, or of the secondary where the primary is down.
     pub entries: u64,
-    /// Bytes of the primary's table.
+    /// Bytes of that table.
     pub bytes: u64,
 }
