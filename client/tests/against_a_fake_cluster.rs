@@ -194,6 +194,30 @@ fn submit_is_bounded_by_the_window() {
 }
 
 #[test]
+fn submit_is_bounded_by_the_bytes_in_flight() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let value = vec![0; 16 << 20];
+    let put = Op::Put { key: b"k", value: &value };
+    for tag in 0..3 {
+        client.submit(put, &anytime(), tag).unwrap();
+    }
+    // The fourth would make 64 MiB, and the keys.
+    let full = client.submit(put, &anytime(), 3);
+    let held = 3 * (value.len() + 1);
+    assert!(
+        matches!(full, Err(SubmitError::Full { operations: 3, bytes }) if bytes == held),
+        "{full:?}"
+    );
+    client.submit(Op::Get { key: b"k" }, &anytime(), 3).unwrap();
+    let mut done = Vec::new();
+    while client.in_flight() > 0 {
+        client.poll(Duration::from_secs(1), &mut done).unwrap();
+    }
+    client.submit(put, &anytime(), 4).unwrap();
+}
+
+#[test]
 fn a_server_that_died_before_the_write_was_sent_makes_it_unavailable_not_in_doubt() {
     let mut fake = Fake::start(3, 1);
     let mut client = open(&fake);

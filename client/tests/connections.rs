@@ -5,7 +5,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Act, Fake, SOON, anytime, key_of, open, within};
-use kv_client::{Client, Error, Op, Options};
+use kv_client::{Client, Error, MAX_IN_FLIGHT, Op, Options};
 use kv_protocol::client_message::Status;
 
 /// Clients here find out soon that a connection leads nowhere.
@@ -81,4 +81,29 @@ fn the_connection_of_a_forgotten_session_carries_its_last_answers_and_then_close
     assert!(done.iter().all(|completion| completion.result.is_ok()), "{done:?}");
     assert_eq!(client.statistics().connections_lost, 0, "it ends by itself");
     await_connections(&fake, 2);
+}
+
+#[test]
+fn a_connection_with_too_many_unanswered_requests_is_given_up() {
+    let fake = Fake::start(3, 1);
+    // Silence is no reason here.
+    let connect_timeout = Duration::from_secs(60);
+    let options = Options { window: MAX_IN_FLIGHT, connect_timeout, ..Options::default() };
+    let mut client = Client::open(&fake.endpoint(), options).unwrap();
+    client.noop(b"k", &anytime()).unwrap();
+    fake.script(|_| Act::Ignore);
+    let mut done = Vec::new();
+    // Twice as many as can be in flight: their callers give up, the server may still answer.
+    for _ in 0..2 {
+        for tag in 0..MAX_IN_FLIGHT as u64 {
+            client.submit(Op::Noop { key: b"k" }, &within(2 * SOON), tag).unwrap();
+        }
+        while client.in_flight() > 0 {
+            client.poll(SOON, &mut done).unwrap();
+        }
+    }
+    assert_eq!(client.statistics().connections_lost, 0);
+    fake.script(|_| Act::Serve);
+    client.noop(b"k", &anytime()).unwrap();
+    assert_eq!(client.statistics().connections_lost, 1, "one more is one too many");
 }

@@ -82,3 +82,134 @@ fn a_late_refusal_clears_the_sending_it_answers() {
     poll_until(&mut client, &mut done, |done| !done.is_empty());
     assert!(matches!(done[0].result, Err(Error::Unavailable { .. })), "{done:?}");
 }
+
+#[test]
+fn a_late_answer_that_is_no_end_does_not_disturb_a_later_sending() {
+    for status in
+        [Status::WrongView, Status::Unavailable, Status::Busy, Status::Lost, Status::OutOfSpace]
+    {
+        let fake = Fake::start(3, 1);
+        let mut client = open(&fake);
+        fake.script(for_writes(move |seen| match seen.server {
+            0 => Act::AnswerStatusLater(status),
+            _ => Act::AnswerLater,
+        }));
+        let mut done = Vec::new();
+        client.submit(Op::Put { key: &key_of(0), value: b"v" }, &anytime(), 1).unwrap();
+        poll_until(&mut client, &mut done, |_| !writes(&fake).is_empty());
+        fake.promote(0, 1);
+        poll_until(&mut client, &mut done, |_| writes(&fake).len() == 2);
+        release_answer_of_server_0(&mut client);
+        assert_eq!((client.in_flight(), client.statistics().retries), (1, 0), "{status:?}");
+        // And now the answer of server 1.
+        client.noop(&key_of(1), &anytime()).unwrap();
+        poll_until(&mut client, &mut done, |done| !done.is_empty());
+        assert!(done[0].result.is_ok(), "{status:?}: {done:?}");
+        assert_eq!(writes(&fake).len(), 2, "{status:?}: it is not sent a third time");
+    }
+}
+
+#[test]
+fn a_late_answer_that_is_an_end_counts() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    fake.script(for_writes(|seen| if seen.server == 0 { Act::AnswerLater } else { Act::Ignore }));
+    let mut done = Vec::new();
+    client.submit(Op::Put { key: &key_of(0), value: b"v" }, &anytime(), 1).unwrap();
+    poll_until(&mut client, &mut done, |_| !writes(&fake).is_empty());
+    fake.promote(0, 1);
+    poll_until(&mut client, &mut done, |_| writes(&fake).len() == 2);
+    release_answer_of_server_0(&mut client);
+    poll_until(&mut client, &mut done, |done| !done.is_empty());
+    assert!(done[0].result.is_ok(), "{done:?}");
+}
+
+#[test]
+fn a_write_in_doubt_counts_as_complete_for_the_next_one() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(b"k", b"1", &anytime()).unwrap();
+    fake.script(|_| Act::Ignore);
+    let error = client.put(b"k", b"2", &within(SOON / 4)).unwrap_err();
+    assert!(matches!(error, Error::InDoubt { .. }), "{error}");
+    fake.script(|_| Act::Serve);
+    client.put(b"k", b"3", &anytime()).unwrap();
+    let marks: Vec<_> =
+        writes(&fake).iter().map(|seen| (seen.seq, seen.first_incomplete)).collect();
+    assert_eq!(marks, [(1, 1), (2, 2), (3, 3)]);
+}
+
+#[test]
+fn a_write_of_a_session_that_was_given_up_keeps_its_number_and_its_mark() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let key = key_of(0);
+    client.put(&key, b"1", &anytime()).unwrap();
+    let mut acts = [Act::Ignore, Act::Answer(Status::SessionExpired)].into_iter();
+    fake.script(move |_| acts.next().unwrap_or(Act::Serve));
+    let mut done = Vec::new();
+    for tag in 0..2 {
+        client.submit(Op::Put { key: &key, value: b"2" }, &anytime(), tag).unwrap();
+    }
+    poll_until(&mut client, &mut done, |done| !done.is_empty());
+    // The new session goes on, past the mark of the old one.
+    for _ in 0..3 {
+        client.put(&key, b"3", &anytime()).unwrap();
+    }
+    fake.cut(0);
+    poll_until(&mut client, &mut done, |done| done.len() == 2);
+    assert!(done.iter().all(|completion| completion.result.is_ok()), "{done:?}");
+    let sent = writes(&fake);
+    let (lost, again) = (&sent[1], sent.last().unwrap());
+    assert_eq!(again, lost, "the same client id, number and mark");
+    assert_eq!((again.seq, again.first_incomplete), (2, 2));
+}
+
+#[test]
+fn an_operation_that_waits_follows_a_newer_view_that_came_before_it_was_overdue() {
+    let mut fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let key = key_of(0);
+    client.noop(&key, &anytime()).unwrap();
+    fake.script(for_writes(|seen| if seen.server == 0 { Act::Ignore } else { Act::Serve }));
+    let start = Instant::now();
+    client.submit(Op::Put { key: &key, value: b"v" }, &anytime(), 1).unwrap();
+    let mut done = Vec::new();
+    poll_until(&mut client, &mut done, |_| !writes(&fake).is_empty());
+    // A neighbour's refusal has the map fetched, and after that there is nobody to ask for it.
+    fake.promote(0, 1);
+    let maps = client.statistics().maps;
+    let mut refuse = first(Act::Answer(Status::WrongView));
+    fake.script(move |seen| match seen.seq {
+        0 => refuse(seen),
+        _ if seen.server == 0 => Act::Ignore,
+        _ => Act::Serve,
+    });
+    client.noop(&key_of(1), &anytime()).unwrap();
+    while client.statistics().maps == maps {
+        client.poll(Duration::from_millis(1), &mut done).unwrap();
+    }
+    fake.kill_coordinator();
+    poll_until(&mut client, &mut done, |done| !done.is_empty());
+    assert!(done[0].result.is_ok(), "{done:?}");
+    assert!(start.elapsed() >= Duration::from_millis(150), "it is given time to be answered");
+    assert_eq!(writes(&fake).len(), 2);
+}
+
+#[test]
+fn an_overdue_operation_is_sent_again_as_soon_as_a_newer_view_comes() {
+    // Without that it would wait for its next look, 250 ms after it was sent. A busy machine can be
+    // slow, so one swift try of several is enough.
+    let is_swift = || {
+        let fake = Fake::start(3, 1);
+        let mut client = open(&fake);
+        let key = key_of(0);
+        client.noop(&key, &anytime()).unwrap();
+        fake.promote(0, 1);
+        fake.script(|seen| if seen.server == 0 { Act::Ignore } else { Act::Serve });
+        let start = Instant::now();
+        client.put(&key, b"v", &anytime()).unwrap();
+        start.elapsed() < Duration::from_millis(250)
+    };
+    assert!((0..20).any(|_| is_swift()));
+}
