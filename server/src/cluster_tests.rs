@@ -453,3 +453,45 @@ fn the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_lef
     assert_eq!(counts, [DUMP_SESSIONS, DUMP_SESSIONS, 1]);
     assert_eq!(cluster.dump(0, ReplicaRole::Primary).records.len(), clients);
 }
+
+#[test]
+fn a_connection_whose_full_output_leaves_at_once_is_read_again() {
+    const AT_ONCE: u64 = 6;
+    let cluster = Cluster::start(1);
+    let mut router = Router::connect(&cluster, 11);
+    let key = b"big";
+    let value = vec![1u8; 1 << 20];
+    let client = router.of(key);
+    assert_eq!(client.put(key, &value).status, Status::Ok);
+    // Whether the socket takes all of them without a pause is up to the machine; here and there it
+    // does.
+    for round in 0..60 {
+        let mut asked = Vec::new();
+        for n in 0..AT_ONCE {
+            let (id, view) = (RequestId(1_000 + round * AT_ONCE + n), ViewVersion(1));
+            let digest = Digest::of(key);
+            Request { id, view, digest, key, operation: Operation::Get }.write(&mut asked);
+        }
+        client.stream.write_all(&asked).unwrap();
+        for _ in 0..AT_ONCE {
+            assert_eq!(client.answer().value.len(), value.len());
+        }
+    }
+}
+
+#[test]
+fn a_large_value_goes_to_the_other_holder_without_waiting_for_ticks() {
+    let cluster = Cluster::start(1);
+    let mut router = Router::connect(&cluster, 12);
+    let key = b"large";
+    let value = vec![1u8; 16 << 20];
+    let client = router.of(key);
+    let puts = (0..4).map(|_| {
+        let start = Instant::now();
+        assert_eq!(client.put(key, &value).status, Status::Ok);
+        start.elapsed()
+    });
+    // The slower ones may have waited for the machine. By ticks alone it takes more than a second.
+    let fastest = puts.min().unwrap();
+    assert!(fastest < Duration::from_millis(500), "{fastest:?}");
+}
