@@ -486,12 +486,12 @@ fn a_large_value_goes_to_the_other_holder_without_waiting_for_ticks() {
     let key = b"large";
     let value = vec![1u8; 16 << 20];
     let client = router.of(key);
-    let puts = (0..4).map(|_| {
+    let puts = (0..8).map(|_| {
         let start = Instant::now();
         assert_eq!(client.put(key, &value).status, Status::Ok);
         start.elapsed()
     });
-    // The slower ones may have waited for the machine. By ticks alone it takes more than a second.
+    // The slower ones may have waited for the machine. By ticks alone each takes half a second.
     let fastest = puts.min().unwrap();
-    assert!(fastest < Duration::from_millis(500), "{fastest:?}");
+    assert!(fastest < Duration::from_millis(250), "{fastest:?}");
 }
