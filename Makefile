@@ -40,8 +40,9 @@ setup: ## install or name what is missing on this machine
 	@scripts/setup.sh
 
 clean: ## remove everything that was built, and run/ with its logs and dumps
-	@if scripts/launch-cluster.sh status >/dev/null 2>&1; then \
-	    echo "a cluster runs in run/; scripts/launch-cluster.sh stop" >&2; exit 1; fi
+	@status=0; scripts/launch-cluster.sh status >/dev/null 2>&1 || status=$$?; \
+	if ((status != 3)); then \
+	    echo "a cluster runs in run/; 'scripts/launch-cluster.sh stop' stops it" >&2; exit 1; fi
 	$(CARGO) clean
 	rm -rf bin run
 

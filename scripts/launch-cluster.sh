@@ -18,8 +18,8 @@ otherwise:
   --dir DIR            the cluster's state on this machine: log, ports, dumps (default: run/)
   -c, --clients-port N the coordinator's port for clients (default: 0, a free one)
   -s, --servers-port N the coordinator's port for servers (default: 0, a free one)
-  --advertise HOST     this machine's name as the other hosts know it; needed where the file mixes
-                       localhost with ssh hosts
+  --advertise IP       this machine's address as the other hosts know it; needed where the file
+                       mixes localhost with ssh hosts
   --ssh-config FILE    the configuration that ssh shall use (ssh -F)
   --remote-dir DIR     the server's directory on ssh hosts (default: $default_remote_dir, below the
                        home directory)
@@ -161,17 +161,22 @@ start_daemon() {
     printf '%q -h localhost -p %s\n' "$root/bin/client" "$port"
 }
 
-# Sets coord_pid to the coordinator that runs in DIR; ends with status 3 where none does.
+# Sets coord_pid to the coordinator that runs in DIR, or to nothing where servers have outlived it;
+# ends with status 3 where no cluster runs.
 find_coord() {
     coord_pid=$(cat -- "$dir/coord.pid" 2>/dev/null) || coord_pid=
     # The pid of a coordinator long gone may be another process by now, which does not hold the lock.
     [[ ! /proc/${coord_pid:-none}/fd/9 -ef $dir/lock ]] || return 0
+    coord_pid=
+    find_leftovers
+    ((${#leftovers[@]} == 0)) || return 0
     say "no cluster runs in $dir"
     exit 3
 }
 
 status() {
     find_coord
+    [[ $coord_pid ]] || die "the coordinator in $dir is gone; pid ${leftovers[*]} run on; '$program stop' ends them"
     local port
     port=$(clients_port) || die "the cluster in $dir is starting, and does not serve yet"
     exec "$root/bin/coord" status -h localhost -p "$port" ${json:+--json}
@@ -179,8 +184,10 @@ status() {
 
 stop() {
     find_coord
-    say "stopping the cluster in $dir (coordinator: pid $coord_pid)"
-    end_coord "$coord_pid"
+    if [[ $coord_pid ]]; then
+        say "stopping the cluster in $dir (coordinator: pid $coord_pid)"
+        end_coord "$coord_pid"
+    fi
     end_leftovers || die "the cluster did not end in order"
     rm -f "$dir/coord.pid" "$dir/ready.json"
     say "stopped; the dumps and the log are in $dir"

@@ -50,6 +50,7 @@ run_client() { # <port>
     client_pid=$!
     wait "$client_pid" || status=$?
     client_pid=
+    say "stopping the cluster; its dumps and its log are in run/"
     return "$status"
 }
 
@@ -69,5 +70,5 @@ say "starting the cluster of config.txt (log: run/coord.log)"
 start_coord -c 0 -s 0 <"$dir/lifeline"
 await_ready
 port=$(clients_port)
-say "serving on localhost, port $port; 'help' lists the operations, Ctrl+D ends the client and the cluster"
+say "serving on localhost, port $port; Ctrl+D ends client and cluster"
 run_client "$port"

@@ -292,6 +292,24 @@ fn launch_cluster_starts_a_daemon_tells_its_status_and_stops_it_twice_in_a_row()
 }
 
 #[test]
+fn launch_cluster_finds_and_ends_servers_that_have_outlived_their_coordinator() {
+    let checkout = Checkout::make();
+    let file = checkout.cluster_file(["localhost"; 3]);
+    checkout.launch(&["start", &file, "--daemon"]).with_code(0);
+    checkout.client("P \"a\" \"1\"\n").with_code(0);
+    let pid = fs::read_to_string(checkout.run_dir().join("coord.pid")).expect("read coord.pid");
+    process::signal(pid.trim().parse().expect("a pid"), Signal::KILL);
+    wait_until("the coordinator's end", PATIENCE, || checkout.processes().len() == 3);
+    let told = checkout.launch(&["status"]).with_code(1);
+    assert!(told.stderr.contains("is gone"), "{}", told.stderr);
+    // It is no orderly stop, and says so.
+    checkout.launch(&["stop"]).with_code(1);
+    checkout.assert_nobody_left();
+    assert_eq!(checkout.dumped_entries(), 1);
+    checkout.launch(&["status"]).with_code(NO_CLUSTER);
+}
+
+#[test]
 fn launch_cluster_in_the_foreground_ends_with_its_input() {
     let checkout = Checkout::make();
     let file = checkout.cluster_file(["localhost"; 3]);

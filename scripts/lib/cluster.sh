@@ -13,12 +13,15 @@
 # A coordinator gives each server 5 s to drain; these only bound what should never happen.
 readonly START_SECONDS=120
 readonly STOP_SECONDS=60
+# A server that is told to end by a signal dumps its tables and is gone within 5 s.
+readonly LEFTOVER_SECONDS=10
 
 program=${0##*/}
 dir=  # the caller's to set: DIR, as an absolute path
 file= # the caller's to set: the cluster file
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 coord_pid=
+leftovers=()
 
 say() { printf '%s: %s\n' "$program" "$*" >&2; }
 
@@ -36,7 +39,7 @@ claim_dir() {
     mkdir -p "$dir"
     exec 9>>"$dir/lock"
     flock --nonblock 9 ||
-        die "a cluster is running in $dir; 'scripts/launch-cluster.sh stop --dir $dir' stops it"
+        die "a cluster is running in $dir; 'scripts/launch-cluster.sh stop --dir $(printf %q "$dir")' stops it"
     rm -f "$dir/coord.pid" "$dir/ready.json"
 }
 
@@ -98,18 +101,28 @@ end_coord() { # <pid>
     done
 }
 
-# Kills what is left of the cluster after its coordinator, which must be nothing: fails if there was
-# something. Told by the lock, not by name: servers of other clusters run on this machine too.
-end_leftovers() {
-    local process executable leftovers=()
+# Sets leftovers to the processes of the cluster that have outlived its coordinator. Told by the lock,
+# not by name: servers of other clusters run on this machine too.
+find_leftovers() {
+    local process executable
+    leftovers=()
     for process in /proc/[0-9]*; do
         [[ $process/fd/9 -ef $dir/lock ]] || continue
         executable=$(readlink "$process/exe") || continue
         # The script that holds the lock for its cluster (this one, or a `make run`) is no leftover.
         [[ ${executable##*/} == bash ]] || leftovers+=("${process#/proc/}")
     done
+}
+
+# Ends what is left of the cluster after its coordinator, which must be nothing: fails if there was
+# something. Servers dump their tables first.
+end_leftovers() {
+    find_leftovers
     ((${#leftovers[@]} > 0)) || return 0
-    say "killing what outlived its coordinator: pid ${leftovers[*]} (see $dir/coord.log)"
-    kill -KILL "${leftovers[@]}" 2>/dev/null || true
+    say "ending what outlived its coordinator: pid ${leftovers[*]} (see $dir/coord.log)"
+    kill -TERM "${leftovers[@]}" 2>/dev/null || true
+    local deadline=$((SECONDS + LEFTOVER_SECONDS))
+    while find_leftovers && ((${#leftovers[@]} > 0 && SECONDS < deadline)); do sleep 0.05; done
+    ((${#leftovers[@]} == 0)) || kill -KILL "${leftovers[@]}" 2>/dev/null || true
     return 1
 }
