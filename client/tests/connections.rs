@@ -84,6 +84,34 @@ fn the_connection_of_a_forgotten_session_carries_its_last_answers_and_then_close
 }
 
 #[test]
+fn a_connection_opened_for_a_write_of_a_forgotten_session_closes_after_it() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let key = key_of(0);
+    client.put(&key, b"v", &anytime()).unwrap();
+    fake.forget_sessions();
+    client.put(&key, b"v", &anytime()).unwrap();
+    let mut acts = [Act::Ignore, Act::Answer(Status::SessionExpired)].into_iter();
+    fake.script(move |_| acts.next().unwrap_or(Act::Serve));
+    for tag in 0..2 {
+        client.submit(Op::Put { key: &key, value: b"w" }, &anytime(), tag).unwrap();
+    }
+    let mut done = Vec::new();
+    while client.in_flight() > 1 {
+        client.poll(Duration::from_secs(1), &mut done).unwrap();
+    }
+    // The first goes out again, under its old client id.
+    fake.cut(0);
+    while client.in_flight() > 0 {
+        client.poll(Duration::from_secs(1), &mut done).unwrap();
+    }
+    assert!(done.iter().all(|completion| completion.result.is_ok()), "{done:?}");
+    client.noop(&key, &anytime()).unwrap();
+    client.put(&key, b"v", &anytime()).unwrap();
+    await_connections(&fake, 2);
+}
+
+#[test]
 fn a_connection_with_too_many_unanswered_requests_is_given_up() {
     let fake = Fake::start(3, 1);
     // Silence is no reason here.
