@@ -17,7 +17,7 @@ use kv_protocol::limits::MAX_ANSWER_BODY;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
-use crate::engine::OpId;
+use crate::operation::OpId;
 use crate::poller::Poller;
 
 /// Bytes taken from a socket at once.

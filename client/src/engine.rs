@@ -25,7 +25,7 @@ use crate::completion::{Completion, Outcome, SubmitError};
 use crate::connection::{Connection, RECEIVE_BYTES, Target};
 use crate::error::{Error, OpenError};
 use crate::map_source::MapSource;
-use crate::operation::{Notify, Operation, Stage};
+use crate::operation::{Notify, OpId, Operation, Stage};
 use crate::options::{Endpoint, Options};
 use crate::poller::{Poller, Readiness};
 use crate::router::{Route, Router};
@@ -40,9 +40,6 @@ const OVERDUE_AFTER: Duration = Duration::from_millis(150);
 const OVERDUE_AGAIN: Duration = Duration::from_millis(100);
 /// How far ahead the next scan is when nothing waits.
 const IDLE: Duration = Duration::from_secs(3_600);
-
-/// Tells operations apart; never used twice.
-pub(crate) type OpId = u64;
 
 /// What a client has counted since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -48,6 +48,9 @@ pub enum Op<'a> {
     },
 }
 
+/// Tells operations apart; never used twice.
+pub(crate) type OpId = u64;
+
 /// The kind of an operation, without its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -12,11 +12,11 @@ use kv_protocol::client_message::{
 use kv_protocol::escape;
 use kv_protocol::ids::{ClientId, RequestId};
 
-use super::{Engine, OpId};
+use super::Engine;
 use crate::completion::Outcome;
 use crate::connection::{Connection, EAGER_BYTES, MAX_OUTSTANDING, Target};
 use crate::error::Error;
-use crate::operation::{Kind, Operation, Stage};
+use crate::operation::{Kind, OpId, Operation, Stage};
 use crate::poller::Readiness;
 use crate::session::Session;
 
