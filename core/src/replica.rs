@@ -354,13 +354,19 @@ impl Replica {
         self.sessions.len()
     }
 
-    /// The completion records of some sessions, by their place in an order that holds as long as
-    /// nothing is written.
+    /// The completion records of the committed writes of some sessions, which are named by their place
+    /// in an order that holds as long as nothing is written.
     pub fn completion_records(
         &self,
         sessions: Range<usize>,
     ) -> impl Iterator<Item = CompletionRecord> {
-        self.sessions.records(sessions)
+        let committed = match &self.role {
+            Role::Primary(primary) => primary.log.committed(),
+            Role::Secondary(secondary) => secondary.last,
+            Role::Idle => SequenceNumber::ZERO,
+        };
+        let records = self.sessions.records(sessions);
+        records.filter(move |logged| logged.sn <= committed).map(|logged| logged.record)
     }
 
     /// Its line in the server's heartbeat; `None` without a view.

@@ -172,12 +172,12 @@ impl Sessions {
 
     /// The records of some sessions, by their place in an order that holds as long as nothing
     /// changes; their watermark is the session's.
-    pub fn records(&self, sessions: Range<usize>) -> impl Iterator<Item = CompletionRecord> {
+    pub fn records(&self, sessions: Range<usize>) -> impl Iterator<Item = LoggedRecord> {
         self.sessions
             .iter()
             .skip(sessions.start)
             .take(sessions.len())
-            .flat_map(|session| session.records.iter().map(|kept| session.logged(kept).record))
+            .flat_map(|session| session.records.iter().map(|kept| session.logged(kept)))
     }
 
     fn find(&self, client: ClientId) -> Option<&Session> {

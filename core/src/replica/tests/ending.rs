@@ -105,6 +105,8 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
         }
         assert_eq!(pair.given(pending), None);
         assert_eq!(contents(&pair.primary).len(), 1);
+        let done = pair.primary.completion_records(0..usize::MAX).count();
+        assert_eq!(done, 1, "a record of a write that is not in the table");
         assert_eq!(pair.get(b"a").value, b"1", "reads go on");
         assert_eq!(pair.status(before), Some(Status::Ok));
     }
