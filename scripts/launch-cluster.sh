@@ -23,6 +23,7 @@ otherwise:
   --ssh-config FILE    the configuration that ssh shall use (ssh -F)
   --remote-dir DIR     the server's directory on ssh hosts (default: $default_remote_dir, below the
                        home directory)
+  -t, --shards, --memory-limit, each with its value: as 'bin/coord --help' tells
 ssh must get in without a password: a key or an agent.
 
 exit status: 0 done; 1 failed, and stderr says at what; 2 wrong usage; 3 no cluster runs in DIR
@@ -35,6 +36,7 @@ ssh_config=
 advertise=
 clients=0
 servers=0
+handed_on=() # options of `start` that are bin/coord's, as they came
 daemon=
 json=
 
@@ -68,7 +70,7 @@ parse() {
         start:--daemon) daemon=yes && continue ;;
         status:--json) json=yes && continue ;;
         *:--dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
-            start:--ssh-config | start:--remote-dir) ;;
+            start:--ssh-config | start:--remote-dir | start:-t | start:--shards | start:--memory-limit) ;;
         *:-*) wrong_usage "'$command' has no option '$option'" ;;
         start:*) [[ -z $file ]] || wrong_usage "one cluster file, not two: '$file' and '$option'" ;;
         *) wrong_usage "'$command' takes no argument ('$option')" ;;
@@ -85,6 +87,7 @@ parse() {
         --advertise) advertise=$1 ;;
         --ssh-config) ssh_config=$1 ;;
         --remote-dir) remote_dir=$1 ;;
+        -t | --shards | --memory-limit) handed_on+=("$option" "$1") ;;
         esac
         shift
     done
@@ -97,11 +100,11 @@ start() {
     find_binaries
     claim_dir
 
-    local flags=(-c "$clients" -s "$servers" --remote-dir "$remote_dir")
+    local flags=(-c "$clients" -s "$servers" --remote-dir "$remote_dir" ${handed_on[@]+"${handed_on[@]}"})
     [[ -z $ssh_config ]] || flags+=(--ssh-config "$ssh_config")
     [[ -z $advertise ]] || flags+=(--advertise "$advertise")
     "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check-file >&2 9>&- ||
-        die "$file makes no sense; nothing was copied or started"
+        die "nothing was copied or started"
     # The copies come before the whole check, which looks at the server on every host.
     copy_server
     "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check >&2 9>&- ||

@@ -271,11 +271,12 @@ fn launch_cluster_starts_a_daemon_tells_its_status_and_stops_it_twice_in_a_row()
     checkout.launch(&["status"]).with_code(NO_CLUSTER);
     checkout.launch(&["stop"]).with_code(NO_CLUSTER);
     for _ in 0..2 {
-        let started = checkout.launch(&["start", &file, "--daemon"]).with_code(0);
+        let start = ["start", &file, "--daemon", "--shards", "2"];
+        let started = checkout.launch(&start).with_code(0);
         let port = checkout.await_port();
         assert!(started.stdout.trim_end().ends_with(&format!("-h localhost -p {port}")));
         let status = checkout.status();
-        assert_eq!(status.state, ClusterState::Serving);
+        assert_eq!((status.state, status.shards), (ClusterState::Serving, 2));
         assert!(status.servers.iter().all(|server| server.state == ServerState::Up));
         let people = checkout.launch(&["status"]).with_code(0).stdout;
         assert!(people.contains("serving"), "{people}");
