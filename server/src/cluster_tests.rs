@@ -23,8 +23,9 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
 use crate::descriptors::ConnectionBounds;
-use crate::executor::{self, DUMP_SESSIONS, DumpPiece, ExecutorConfig, ShardMessage};
+use crate::executor::{self, DUMP_SESSIONS, ExecutorConfig};
 use crate::mailbox;
+use crate::message::{DumpPiece, ShardMessage};
 use crate::net::listener::Port;
 use crate::operation::Node;
 use crate::probe;

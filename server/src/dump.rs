@@ -16,8 +16,8 @@ use kv_core::dump::{DumpHeader, DumpRecord, DumpWriter};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::{ServerId, ShardId};
 
-use crate::executor::{DumpPiece, ShardMessage};
 use crate::mailbox;
+use crate::message::{DumpPiece, ShardMessage};
 
 /// Pieces of a dump that may wait for the file.
 const PIECES_WAITING: usize = 4;

@@ -1,8 +1,7 @@
 //! One executor: a thread, its shard, and the tasks that drive it.
 
 use std::cell::Cell;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +11,18 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use kv_core::hash::HashSecret;
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::{SequenceNumber, Time};
-use kv_protocol::peer_message::CompletionRecord;
-use kv_protocol::view::View;
+use kv_protocol::ids::Time;
 
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::mailbox;
 use crate::memory::HugePages;
+use crate::message::{DumpPiece, DumpedEntries, ShardMessage};
 use crate::net::listener::Port;
 use crate::net::tcpstream::Engine;
 use crate::service::{Identity, Service};
 use crate::shard::Shard;
-use crate::stats::{Board, Permit};
+use crate::stats::Board;
 
 /// Memory that glommio registers for files; no files are used.
 const IO_MEMORY_BYTES: usize = 64 << 10;
@@ -42,72 +40,6 @@ const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
 pub(crate) const DUMP_SESSIONS: usize = 256;
 /// How long a dump waits when its reader is behind.
 const DUMP_PAUSE: Duration = Duration::from_millis(1);
-
-/// What other threads tell an executor.
-#[derive(Debug)]
-pub(crate) enum ShardMessage {
-    /// A connection that wants this shard.
-    Connection(HandedOver),
-    /// Install a view and connect to its other holder.
-    Install {
-        view: View,
-        secondary: SocketAddr,
-        /// Takes one result.
-        done: Sender<Result<(), String>>,
-    },
-    /// Take no new writes.
-    Drain,
-    /// Freeze, then send the table of this role, piece by piece.
-    Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
-}
-
-/// A socket on its way to another executor.
-#[derive(Debug)]
-pub(crate) struct HandedOver {
-    pub(crate) socket: OwnedFd,
-    pub(crate) port: Port,
-    /// What was received on it so far.
-    pub(crate) received: Vec<u8>,
-    pub(crate) permit: Permit,
-}
-
-/// A part of a shard's table on its way into a dump.
-#[derive(Debug)]
-pub(crate) enum DumpPiece {
-    /// Some entries.
-    Entries(DumpedEntries),
-    /// Completion records; they follow the entries.
-    Records(Vec<CompletionRecord>),
-    /// The last piece.
-    End,
-}
-
-/// Entries one after the other; copied as they are, because turning them into text would hold the
-/// executor up.
-#[derive(Debug, Default)]
-pub(crate) struct DumpedEntries {
-    bytes: Vec<u8>,
-    lengths: Vec<(usize, usize, SequenceNumber)>,
-}
-
-impl DumpedEntries {
-    fn push(&mut self, key: &[u8], value: &[u8], version: SequenceNumber) {
-        self.bytes.extend_from_slice(key);
-        self.bytes.extend_from_slice(value);
-        self.lengths.push((key.len(), value.len(), version));
-    }
-
-    /// Calls `visit` with key, value and version of each.
-    pub(crate) fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8], SequenceNumber)) {
-        let mut rest = self.bytes.as_slice();
-        for &(key_length, value_length, version) in &self.lengths {
-            let (key, after) = rest.split_at(key_length);
-            let (value, after) = after.split_at(value_length);
-            visit(key, value, version);
-            rest = after;
-        }
-    }
-}
 
 /// What an executor is started with.
 pub(crate) struct ExecutorConfig {

@@ -25,6 +25,7 @@ mod fatal;
 mod log_limit;
 mod mailbox;
 mod memory;
+mod message;
 mod net;
 mod operation;
 mod orders;

@@ -17,8 +17,8 @@ use kv_protocol::view::View;
 
 use crate::clock;
 use crate::dump;
-use crate::executor::ShardMessage;
 use crate::mailbox;
+use crate::message::ShardMessage;
 use crate::service::Identity;
 use crate::stats::{Board, lock};
 

@@ -38,9 +38,9 @@ use socket2::SockRef;
 use super::listener::Port;
 use super::output::slot_of;
 use crate::clock;
-use crate::executor::{HandedOver, ShardMessage};
 use crate::log_limit::LogLimit;
 use crate::mailbox;
+use crate::message::{HandedOver, ShardMessage};
 use crate::shard::{Fate, Shard};
 use crate::stats::{Board, Permit};
 

@@ -1,0 +1,80 @@
+//! What other threads tell an executor, and what it sends back for a dump.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use crossbeam::channel::Sender;
+use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::ids::SequenceNumber;
+use kv_protocol::peer_message::CompletionRecord;
+use kv_protocol::view::View;
+
+use crate::net::listener::Port;
+use crate::stats::Permit;
+
+/// What other threads tell an executor.
+#[derive(Debug)]
+pub(crate) enum ShardMessage {
+    /// A connection that wants this shard.
+    Connection(HandedOver),
+    /// Install a view and connect to its other holder.
+    Install {
+        view: View,
+        secondary: SocketAddr,
+        /// Takes one result.
+        done: Sender<Result<(), String>>,
+    },
+    /// Take no new writes.
+    Drain,
+    /// Freeze, then send the table of this role, piece by piece.
+    Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
+}
+
+/// A socket on its way to another executor.
+#[derive(Debug)]
+pub(crate) struct HandedOver {
+    pub(crate) socket: OwnedFd,
+    pub(crate) port: Port,
+    /// What was received on it so far.
+    pub(crate) received: Vec<u8>,
+    pub(crate) permit: Permit,
+}
+
+/// A part of a shard's table on its way into a dump.
+#[derive(Debug)]
+pub(crate) enum DumpPiece {
+    /// Some entries.
+    Entries(DumpedEntries),
+    /// Completion records; they follow the entries.
+    Records(Vec<CompletionRecord>),
+    /// The last piece.
+    End,
+}
+
+/// Entries one after the other; copied as they are, because turning them into text would hold the
+/// executor up.
+#[derive(Debug, Default)]
+pub(crate) struct DumpedEntries {
+    bytes: Vec<u8>,
+    lengths: Vec<(usize, usize, SequenceNumber)>,
+}
+
+impl DumpedEntries {
+    /// Appends an entry.
+    pub(crate) fn push(&mut self, key: &[u8], value: &[u8], version: SequenceNumber) {
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(value);
+        self.lengths.push((key.len(), value.len(), version));
+    }
+
+    /// Calls `visit` with key, value and version of each.
+    pub(crate) fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8], SequenceNumber)) {
+        let mut rest = self.bytes.as_slice();
+        for &(key_length, value_length, version) in &self.lengths {
+            let (key, after) = rest.split_at(key_length);
+            let (value, after) = after.split_at(value_length);
+            visit(key, value, version);
+            rest = after;
+        }
+    }
+}
