@@ -147,17 +147,20 @@ fn servers_table(servers: &[ServerStatus]) -> Table {
     let mut table = table(&header, 4);
     for server in servers {
         let text = |text: &Option<String>| text.as_deref().map_or("-".into(), printable);
+        // What a server said before it was lost is not what it has.
+        let is_down = server.state == ServerState::Down;
+        let counted = |number: String| if is_down { "-".to_owned() } else { number };
         table.add_row([
             server.id.to_string(),
             printable(&server.host),
             state(server.state).into(),
             text(&server.clients),
             server.pid.map_or("-".into(), |pid| pid.to_string()),
-            server.primary_entries.to_string(),
-            server.secondary_entries.to_string(),
-            bytes(server.resident_bytes),
-            server.client_connections.to_string(),
-            server.requests.to_string(),
+            counted(server.primary_entries.to_string()),
+            counted(server.secondary_entries.to_string()),
+            counted(bytes(server.resident_bytes)),
+            counted(server.client_connections.to_string()),
+            counted(server.requests.to_string()),
             server.heartbeat_age_ms.map_or("never".into(), age),
         ]);
     }
@@ -268,14 +271,22 @@ mod tests {
         assert!(text.contains("feed: degraded, 3 servers, 2 shards a group"), "{text}");
         let row = |word: &str| text.lines().find(|line| line.contains(word)).unwrap().to_owned();
         let down = row("DOWN");
-        assert!(
-            down.contains("never") && down.contains("123456") && down.contains(" - "),
-            "{down}"
-        );
+        assert!(down.contains("never") && down.contains(" - "), "{down}");
         let up = row("4711");
+        assert!(up.contains("123456"), "{up}");
         assert!(up.contains("127.0.0.1:7000") && up.contains("15.9 EiB") && up.contains("42 ms"));
         let group = row("server 0");
         assert!(group.contains("99") && group.contains("1.5 KiB"), "{group}");
+    }
+
+    #[test]
+    fn the_last_known_numbers_of_a_server_that_is_down_are_not_shown_as_what_it_has() {
+        let text = servers_table(&status().servers).to_string();
+        let down = text.lines().find(|line| line.contains("DOWN")).unwrap();
+        let cells: Vec<&str> = down.split_whitespace().collect();
+        let expected =
+            ["1", "localhost", "DOWN", "127.0.0.1:7000", "-", "-", "-", "-", "-", "-", "never"];
+        assert_eq!(cells, expected);
     }
 
     #[test]
