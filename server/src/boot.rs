@@ -23,7 +23,7 @@ use crate::net::listener::Port;
 use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
-use crate::{mailbox, orders, probe, supervisor};
+use crate::{dump, mailbox, orders, probe, supervisor};
 
 /// Tables of a server that share its memory limit: the primary's and the secondary's.
 const TABLES: u64 = 2;
@@ -72,19 +72,23 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     let link = link_config(args, coordinator, &listeners)?;
     let identity = identity(args)?;
     tracing::info!(
-        "server {} of {}, {} shards, clients on port {}, servers on {}, orders on {}, \
+        "server {} of {}, {} shard{}, clients on port {}, servers on {}, orders on {}, \
          {open_files} descriptors: at most {} clients",
         identity.me,
         args.servers,
         args.shards,
+        if args.shards == 1 { "" } else { "s" },
         link.clients_port,
         link.servers_port,
         link.coord_port,
         bounds.clients
     );
+    let directory = PathBuf::from(".");
+    // Only now: a server that finds its ports taken has no claim to the files here.
+    dump::set_aside(&directory, identity.me.server);
     let board = Board::new(args.shards, bounds);
     let shards = start_executors(args, identity, &board, listeners.clients, listeners.servers)?;
-    let node = Node::new(identity, board, shards, PathBuf::from("."));
+    let node = Node::new(identity, board, shards, directory);
     let for_control = Arc::clone(&node);
     start_thread("control", move || control::run(&for_control, &link))?;
     let for_orders = Arc::clone(&node);

@@ -31,8 +31,8 @@ pub enum Fatal {
     },
     /// Too little memory may be locked.
     #[error(
-        "lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for {shards} \
-         shards; raise it with `ulimit -l {}` or LimitMEMLOCK= in the unit", need / 1024
+        "lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for --shards \
+         {shards}; raise it with `ulimit -l {}` or LimitMEMLOCK= in the unit", need / 1024
     )]
     Memlock {
         /// The limit.
@@ -44,8 +44,8 @@ pub enum Fatal {
     },
     /// Too few files may be open.
     #[error(
-        "reserve descriptors: {have} files may be open, {need} are needed for {shards} shards and a \
-         few clients; raise the hard limit with `ulimit -n {need}` or LimitNOFILE= in the unit"
+        "reserve descriptors: {have} files may be open, {need} are needed for --shards {shards} and \
+         a few clients; raise the hard limit with `ulimit -n {need}` or LimitNOFILE= in the unit"
     )]
     OpenFiles {
         /// The limit.

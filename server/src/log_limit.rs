@@ -1,4 +1,4 @@
-//! At most one line a second about things that strangers can cause at any rate.
+//! At most one line a second, or an interval of choice, about things that come at any rate.
 
 use std::time::Duration;
 
@@ -7,16 +7,28 @@ use kv_protocol::ids::Time;
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Decides which of many equal events is logged.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LogLimit {
+    interval: Duration,
     last: Option<Time>,
     suppressed: u64,
 }
 
+impl Default for LogLimit {
+    fn default() -> LogLimit {
+        LogLimit::every(INTERVAL)
+    }
+}
+
 impl LogLimit {
+    /// At most one event an `interval`.
+    pub(crate) fn every(interval: Duration) -> LogLimit {
+        LogLimit { interval, last: None, suppressed: 0 }
+    }
+
     /// Whether to log an event now; if so, how many were passed over since the last.
     pub(crate) fn admit(&mut self, now: Time) -> Option<u64> {
-        if self.last.is_some_and(|last| now.since(last) < INTERVAL) {
+        if self.last.is_some_and(|last| now.since(last) < self.interval) {
             self.suppressed += 1;
             return None;
         }
@@ -38,5 +50,15 @@ mod tests {
         assert_eq!(limit.admit(start + Duration::from_millis(999)), None);
         assert_eq!(limit.admit(start + INTERVAL), Some(2));
         assert_eq!(limit.admit(start + INTERVAL * 2), Some(0));
+    }
+
+    #[test]
+    fn an_interval_of_choice_is_kept() {
+        let mut limit = LogLimit::every(INTERVAL * 10);
+        let start = Time::from_nanos(5);
+        let admitted: Vec<Option<u64>> =
+            (0..21).map(|n| limit.admit(start + INTERVAL * n)).collect();
+        let lines: Vec<u64> = admitted.into_iter().flatten().collect();
+        assert_eq!(lines, [0, 9, 9]);
     }
 }

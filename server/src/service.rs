@@ -35,6 +35,8 @@ const STREAM_OUTPUT_BYTES: usize = 1 << 20;
 /// The first pause before a lost stream is dialled again; it doubles up to the last.
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
+/// How often a partner that cannot be reached is told of: it may be gone for good.
+const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Who and where a shard is; the same for the whole life of the process.
 #[derive(Clone, Copy, Debug)]
@@ -387,9 +389,8 @@ impl Service {
             if let Some(suppressed) = dial.log.admit(now) {
                 let address = dial.address;
                 tracing::warn!(
-                    shard,
-                    suppressed,
-                    "connect to the other holder of group {group} at {address}: {error}; trying on"
+                    "shard {shard}: connect to the other holder of group {group} at {address}: \
+                     {error}; trying on (failures not logged before this one: {suppressed})"
                 );
             }
         }
@@ -442,7 +443,7 @@ impl Service {
                 address: secondary,
                 state: DialState::Due(now),
                 pause: REDIAL_FIRST,
-                log: LogLimit::default(),
+                log: LogLimit::every(UNREACHABLE_LOG_INTERVAL),
             });
             if let Some(old) = hosted.stream.take() {
                 hosted.replica.on_stream_down();
