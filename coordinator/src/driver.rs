@@ -346,9 +346,12 @@ impl Driver {
         let (file, dir) = (&plan.file, plan.dir.display());
         let host = plan.routes[0].coordinator;
         self.console.say(&format!(
-            "starting {} servers with {} shards each; files in {dir}; servers find this coordinator \
+            "starting {} servers with {} shard{} each; files in {dir}; servers find this coordinator \
              at {host}, port {}",
-            file.count(), plan.shards, self.ports.servers
+            file.count(),
+            plan.shards,
+            if plan.shards == 1 { "" } else { "s" },
+            self.ports.servers
         ));
         let turn = Rc::new(Semaphore::new(MAX_SSH_AT_ONCE));
         for line in &file.servers {

@@ -156,7 +156,7 @@ pub enum StartedRefused {
         incarnation: Incarnation,
     },
     /// Another number of shards than the cluster's.
-    #[error("it runs {theirs} shards, the cluster has {ours}; check --shards")]
+    #[error("it runs with --shards {theirs}, the cluster with --shards {ours}")]
     OtherShards {
         /// The cluster's.
         ours: u16,

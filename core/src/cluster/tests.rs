@@ -233,7 +233,7 @@ fn strangers_are_refused_and_told_why() {
         (Started { cluster: ClusterId(8), ..started }, "this is cluster"),
         (Started { member: no_one, ..started }, "no server 3 in a ring of 3"),
         (Started { member: by_hand, ..started }, "not started by this coordinator"),
-        (Started { shards: 4, ..started }, "runs 4 shards, the cluster has 2"),
+        (Started { shards: 4, ..started }, "runs with --shards 4, the cluster with --shards 2"),
         (Started { clients_port: 1, ..started }, "already reported other ports"),
         (Started { epoch: Epoch { number: 2, boot: BootId(1) }, ..started }, "obeyed epoch 2"),
     ] {
