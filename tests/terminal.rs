@@ -53,16 +53,29 @@ fn the_client_greets_prompts_answers_and_ends_with_zero_at_ctrl_d() {
     let mut terminal = Terminal::start(client_command(&cluster, state.path()));
     let greeting = terminal.wait_for(PROMPT);
     let port = cluster.ready.clients_port.to_string();
-    for words in [&*port, "help", "Ctrl+D"] {
+    for words in [&*port, "help", "quit", "Ctrl+D"] {
         assert!(greeting.contains(words), "no {words:?} in the greeting {greeting:?}");
     }
     ask(&mut terminal, "P \"a\" \"1\"", "value[\"a\"] <- \"1\"");
     ask(&mut terminal, "G \"a\"", "value[\"a\"] == \"1\"");
     ask(&mut terminal, "V \"a\" \"1\"", "check passed");
-    ask(&mut terminal, "nonsense", "line 4");
+    ask(&mut terminal, "nonsense", "\"nonsense\" is no operation");
+    // Numbers of lines are for files: whoever has typed the line sees it.
+    assert!(!terminal.screen().contains("line 4"), "{}", terminal.screen());
     // What fails is no reason to end, nor to end with failure: a person has seen it.
     ask(&mut terminal, "G \"b\"", "key \"b\" not found");
     leave(terminal);
+}
+
+#[test]
+fn words_of_leave_end_the_client_with_zero() {
+    let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
+    for word in ["quit", "exit", " q "] {
+        let mut terminal = open_client(&cluster, state.path());
+        terminal.type_in(word);
+        terminal.type_in(ENTER);
+        assert_eq!(terminal.await_end(PATIENCE), Some(0), "{word}");
+    }
 }
 
 #[test]

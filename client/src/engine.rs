@@ -93,14 +93,14 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) fn new(endpoints: Vec<Endpoint>, options: Options) -> Result<Engine, OpenError> {
-        let poller = Poller::new().map_err(|source| OpenError::System {
+        let poller = Poller::new().map_err(|reason| OpenError::System {
             what: "asking the system for an epoll descriptor",
-            source,
+            reason,
         })?;
         let mut seed = [0; 24];
         getrandom::fill(&mut seed).map_err(|error| OpenError::System {
             what: "asking the system for a random client id",
-            source: io::Error::other(error),
+            reason: io::Error::other(error),
         })?;
         let (id, jitter) = seed.split_at(16);
         let number = |bytes: &[u8]| bytes.iter().fold(0, |n, &byte| (n << 8) | u128::from(byte));
@@ -297,8 +297,7 @@ impl Engine {
     fn expire(&mut self, id: OpId, now: Instant) {
         let Some(operation) = self.operations.get(&id) else { return };
         let is_down = operation.server.is_some_and(|server| self.router.is_down(server));
-        let trouble = self.map_source.trouble().map(Arc::as_ref);
-        let error = operation.expired(is_down, trouble);
+        let error = operation.expired(is_down, &self.map_source);
         // A connection on which nothing was heard for so long may lead to nobody; the next
         // operation shall not wait for the kernel to find out.
         let silent = match operation.stage {

@@ -53,15 +53,13 @@ pub enum Error {
         version: SequenceNumber,
     },
     /// A read was asked, and no answer came before the deadline.
-    #[error(
-        "{action}: no answer within {waited:?} ({cause}); a longer deadline may help, `coord status` shows how the cluster is"
-    )]
+    #[error("{action}: no answer within {waited:?} ({cause}); a longer deadline may help")]
     Timeout {
         /// What was being done.
         action: Action,
         /// The deadline.
         waited: Duration,
-        /// What was last heard.
+        /// What was last heard, and where to look.
         cause: String,
     },
     /// The write was sent, and whether it was done cannot be known.
@@ -75,15 +73,13 @@ pub enum Error {
         cause: String,
     },
     /// The operation could not be served before the deadline; a write was not done.
-    #[error(
-        "{action}: not served within {waited:?}: {cause}; `coord status` shows which servers are up"
-    )]
+    #[error("{action}: not served within {waited:?}: {cause}")]
     Unavailable {
         /// What was being done.
         action: Action,
         /// The deadline.
         waited: Duration,
-        /// What was last in the way.
+        /// What was last in the way, and where to look.
         cause: String,
     },
     /// Every holder of the key's group is dead; trying again does not help until an operator acts.
@@ -105,13 +101,11 @@ pub enum Error {
         reason: String,
     },
     /// The server's memory limit is reached; nothing was changed.
-    #[error(
-        "{action}: the server is out of space ({reason}); delete keys, or start the servers with a higher --memory-limit"
-    )]
+    #[error("{action}: the server is out of space ({reason})")]
     OutOfSpace {
         /// What was being done.
         action: Action,
-        /// What the server says.
+        /// What the server says, with what can be done about it.
         reason: String,
     },
     /// The server refused for too much load until the deadline; a write was not done.
@@ -183,12 +177,13 @@ pub enum OpenError {
         name: String,
     },
     /// A name cannot be resolved.
-    #[error("looking up the coordinator's address \"{name}\": {source}; check the host name")]
+    #[error("looking up the coordinator's address \"{name}\": {reason}; check the host name")]
     Resolve {
         /// As given.
         name: String,
-        /// What the system's resolver says.
-        source: std::io::Error,
+        /// What the system's resolver says. Not the error's source: who prints those as well would
+        /// print it twice.
+        reason: std::io::Error,
     },
     /// The resolver knows the names, but no address.
     #[error("\"{endpoints}\" has no address; host:port is needed")]
@@ -203,12 +198,12 @@ pub enum OpenError {
         what: String,
     },
     /// The system gives no epoll descriptor or no random number.
-    #[error("{what} for a client: {source}; check the limit of open files (ulimit -n)")]
+    #[error("{what} for a client: {reason}; check the limit of open files (ulimit -n)")]
     System {
         /// What was asked for.
         what: &'static str,
         /// What the system says.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
 }
 
@@ -222,5 +217,26 @@ mod tests {
         let shown = action.to_string();
         assert!(shown.starts_with("put \"\\x1b[2Jabckkk"), "{shown}");
         assert!(shown.ends_with("k\"… (107 bytes)"), "{shown}");
+    }
+
+    #[test]
+    fn a_full_server_gives_its_advice_once() {
+        let reason = "the memory limit is reached; delete entries or raise --memory-limit";
+        let action = Action::new("put", b"k");
+        let text = Error::OutOfSpace { action, reason: reason.to_owned() }.to_string();
+        assert_eq!(text.matches("--memory-limit").count(), 1, "{text}");
+        assert_eq!(text.matches("delete").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn what_the_system_says_is_printed_once_with_all_sources() {
+        let reason = || std::io::Error::other("no such thing");
+        for error in [
+            OpenError::Resolve { name: "a:1".to_owned(), reason: reason() },
+            OpenError::System { what: "an epoll descriptor", reason: reason() },
+        ] {
+            let printed = format!("{:#}", anyhow::Error::from(error));
+            assert_eq!(printed.matches("no such thing").count(), 1, "{printed}");
+        }
     }
 }

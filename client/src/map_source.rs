@@ -89,7 +89,7 @@ impl MapSource {
         self.connection = None;
         let Endpoint { name, address } = self.endpoint();
         let trouble = format!(
-            "asking the coordinator at {name} ({address}): {why}; is it running, and is the port its clients port?"
+            "asking {address} for the map: {why}; is the coordinator running at {name}, and is the port its clients port?"
         );
         self.trouble = Some(trouble.into());
         self.at = (self.at + 1) % self.endpoints.len();

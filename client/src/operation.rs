@@ -12,6 +12,7 @@ use kv_protocol::placement::Digest;
 
 use crate::backoff::Backoff;
 use crate::error::{Action, Error};
+use crate::map_source::MapSource;
 use crate::options::{OpOptions, is_deadline};
 
 /// What to do.
@@ -245,13 +246,19 @@ impl Operation {
 
     /// Its end when the deadline has passed. `server_is_down`: the coordinator says so of the server
     /// it was last meant for.
-    pub(crate) fn expired(&self, server_is_down: bool, map_trouble: Option<&str>) -> Error {
-        let (action, waited) = (self.action(), self.allowed);
+    pub(crate) fn expired(&self, server_is_down: bool, map_source: &MapSource) -> Error {
+        let (action, waited) = (self.action(), rounded(self.allowed));
         let is_waiting = matches!(self.stage, Stage::Assigned { request: Some(_), .. });
+        let has_map = self.stage != Stage::AwaitingMap;
+        let map_trouble = map_source.trouble();
         let mut cause = match (&self.trouble, self.stage) {
-            (_, Stage::AwaitingMap) => {
-                map_trouble.unwrap_or("the coordinator has not answered").to_owned()
-            }
+            (_, Stage::AwaitingMap) => match map_trouble {
+                Some(trouble) => trouble.to_string(),
+                None => {
+                    let names = map_source.names();
+                    format!("nobody has sent the map; is the coordinator running at {names}?")
+                }
+            },
             (Some(trouble), _) => trouble.to_string(),
             (None, Stage::AwaitingWindow) => {
                 "64 earlier writes to its shard have not ended".to_owned()
@@ -263,18 +270,78 @@ impl Operation {
         };
         if let (true, Some(server)) = (server_is_down, self.server) {
             cause.push_str(&format!("; the coordinator says that server {server} is down"));
-        } else if let (Some(trouble), false) = (map_trouble, self.stage == Stage::AwaitingMap) {
-            cause.push_str(&format!("; asking for the map: {trouble}"));
+        }
+        if let (true, Some(trouble)) = (has_map, map_trouble) {
+            cause.push_str(&format!("; {trouble}"));
         }
         if self.doubtful > 0 {
             let cause = format!("no answer within {waited:?} ({cause})");
-            Error::InDoubt { action, cause }
-        } else if self.was_busy {
-            Error::Busy { action, waited, cause }
-        } else if is_waiting && !server_is_down {
+            return Error::InDoubt { action, cause };
+        }
+        if self.was_busy {
+            return Error::Busy { action, waited, cause };
+        }
+        // Where the coordinator cannot be reached, its status cannot be asked for either.
+        if has_map && map_trouble.is_none() {
+            cause.push_str("; `coord status` shows which servers are up");
+        }
+        if is_waiting && !server_is_down {
             Error::Timeout { action, waited, cause }
         } else {
             Error::Unavailable { action, waited, cause }
+        }
+    }
+}
+
+/// As messages show it: to the millisecond. A caller that has already waited leaves an odd rest.
+fn rounded(duration: Duration) -> Duration {
+    let millis = (duration + Duration::from_micros(500)).as_millis();
+    Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backoff::Random;
+    use crate::options::Endpoint;
+
+    fn source(now: Instant) -> MapSource {
+        let address = "127.0.0.1:7000".parse().unwrap();
+        MapSource::new(vec![Endpoint { name: "example:7000".to_owned(), address }], now)
+    }
+
+    fn get(deadline: Duration, now: Instant) -> Operation {
+        let options = OpOptions { deadline: Some(deadline), ..OpOptions::default() };
+        Operation::new(Op::Get { key: b"k" }, &options, deadline, Notify::Caller, now).unwrap()
+    }
+
+    #[test]
+    fn a_deadline_is_shown_to_the_millisecond() {
+        let now = Instant::now();
+        let operation = get(Duration::from_nanos(4_999_999_830), now);
+        let text = operation.expired(false, &source(now)).to_string();
+        assert!(text.contains("not served within 5s:"), "{text}");
+        assert_eq!(rounded(Duration::from_micros(1_499)), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn the_status_is_recommended_only_where_a_coordinator_can_be_asked_for_it() {
+        let now = Instant::now();
+        let mut operation = get(Duration::from_secs(5), now);
+        let mut source = source(now);
+        let text = operation.expired(false, &source).to_string();
+        assert!(text.ends_with("; `coord status` shows which servers are up"), "{text}");
+
+        let question = "is the coordinator running at example:7000";
+        operation.stage = Stage::AwaitingMap;
+        let silent = operation.expired(false, &source).to_string();
+        source.failed("refused", &mut Random::seeded(1), now);
+        let refused = operation.expired(false, &source).to_string();
+        operation.stage = Stage::Ready;
+        let later = operation.expired(false, &source).to_string();
+        for text in [silent, refused, later] {
+            assert!(!text.contains("coord status"), "{text}");
+            assert_eq!(text.matches(question).count(), 1, "{text}");
         }
     }
 }

@@ -113,7 +113,7 @@ fn resolve(endpoints: &str) -> Result<Vec<Endpoint>, OpenError> {
         }
         let addresses = name
             .to_socket_addrs()
-            .map_err(|source| OpenError::Resolve { name: name.to_owned(), source })?;
+            .map_err(|reason| OpenError::Resolve { name: name.to_owned(), reason })?;
         resolved.extend(
             addresses
                 .take(MAX_ENDPOINTS)

@@ -484,7 +484,7 @@ fn an_unreachable_coordinator_is_named_with_what_to_check() {
     let error = client.get(b"k", &within(SOON)).unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains(&endpoint) && text.contains("is it running"), "{text}");
+    assert!(text.contains(&endpoint) && text.contains("is the coordinator running at"), "{text}");
 }
 
 #[test]

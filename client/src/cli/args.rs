@@ -9,7 +9,8 @@ use crate::options::is_deadline;
 ///
 /// Operations are read from a terminal, a pipe or a file, one a line: P "key" "value", G "key",
 /// D "key", V "key" "expected", 0 "key", help. Answers go to standard output, one line an operation, in
-/// the order of the lines; errors go to standard error with the number of the line.
+/// the order of the lines; errors go to standard error, with the number of the line
+/// where no person has just typed it.
 ///
 /// Exit status: 0 if everything was done (on a terminal: always), 1 if something failed (a key that
 /// is not found fails a G), 2 for wrong usage.

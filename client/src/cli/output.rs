@@ -13,6 +13,8 @@ const BUFFER_BYTES: usize = 64 << 10;
 pub(super) struct Output {
     answers: BufWriter<Box<dyn Write>>,
     errors: Box<dyn Write>,
+    /// Whether errors begin with the number of their line.
+    has_numbers: bool,
     progress: Option<ProgressBar>,
     has_failed: bool,
 }
@@ -22,9 +24,14 @@ impl Output {
         Output::new(Box::new(io::stdout()), Box::new(io::stderr()))
     }
 
+    /// For a person, who sees which line an error is about.
+    pub(super) fn terminal() -> Output {
+        Output { has_numbers: false, ..Output::standard() }
+    }
+
     pub(super) fn new(answers: Box<dyn Write>, errors: Box<dyn Write>) -> Output {
         let answers = BufWriter::with_capacity(BUFFER_BYTES, answers);
-        Output { answers, errors, progress: None, has_failed: false }
+        Output { answers, errors, has_numbers: true, progress: None, has_failed: false }
     }
 
     /// Writes around this bar from now on.
@@ -46,7 +53,11 @@ impl Output {
             return self.answers.write_all(b"\n");
         }
         self.answers.flush()?;
-        let text = format!("line {}: {}\n", answer.line, answer.text);
+        let text = if self.has_numbers {
+            format!("line {}: {}\n", answer.line, answer.text)
+        } else {
+            format!("{}\n", answer.text)
+        };
         let mut write = || {
             let _ = self.errors.write_all(text.as_bytes());
         };

@@ -91,15 +91,16 @@ const NOOP: &str = "0 \"<key>\"";
 const HELP: &str = "help";
 
 /// What `help` says.
-pub(crate) const HELP_TEXT: &str = r#"P "<key>" "<value>" [count]   put the value under the key (count times, one after the other)
+pub(crate) const HELP_TEXT: &str = r#"P "<key>" "<value>" [count]   put the value under the key (count times)
 G "<key>"                     get the key's value
 D "<key>"                     delete the key
 V "<key>" "<expected>"        check that both copies of the key hold this value
 V "<key>" " "                 check that the key exists in neither copy
 0 "<key>"                     ask the key's server for an answer, nothing more
 help                          show this
-Quotes and backslashes inside are written \" and \\; \n \r \t \0 are known, and \x20 is any byte in hex.
-Lines that are empty or begin with # are passed over. Ctrl+D ends."#;
+Quotes and backslashes inside are written \" and \\; \n \r \t \0 are known, and
+\x20 is any byte in hex. Lines that are empty or begin with # are passed over.
+Ctrl+D ends, and at the prompt quit does too."#;
 
 /// Reads one line, without its line end. `None`: nothing is asked (an empty line, a comment).
 pub(crate) fn parse(line: &[u8]) -> Result<Option<Command>, ParseError> {
@@ -294,6 +295,13 @@ mod tests {
     }
 
     #[test]
+    fn help_fits_a_terminal_of_80_columns() {
+        for line in HELP_TEXT.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+
+    #[test]
     fn empty_lines_and_comments_ask_nothing() {
         for line in ["", "   ", "\t\r", "# P \"a\"", "  #"] {
             assert_eq!(parse(line.as_bytes()), Ok(None), "{line:?}");
@@ -306,6 +314,7 @@ mod tests {
             ("X", "\"X\" is no operation; there are P, G, D, V, 0 and help"),
             ("p \"a\" \"b\"", "\"p\" is no operation"),
             ("PUT \"a\"", "\"PUT\" is no operation"),
+            ("quit", "\"quit\" is no operation"),
             ("\"a\"", "is no operation"),
             ("\x1b[2J", "\"\\x1b[2J\" is no operation"),
             ("P", "the key is missing; write P \"<key>\" \"<value>\" [count]"),

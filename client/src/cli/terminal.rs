@@ -13,15 +13,17 @@ use super::parse::parse;
 use super::pipeline::Pipeline;
 
 const PROMPT: &str = "kv> ";
+/// What ends the client like Ctrl+D. Only here: in a file it is more likely a mistake.
+const LAST_WORDS: [&str; 3] = ["quit", "exit", "q"];
 /// Lines that the history keeps.
 const HISTORY_LINES: usize = 1_000;
 /// How long one wait for the answer is; the operation's own deadline ends it.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Prompts until Ctrl+D.
+/// Prompts until Ctrl+D or one of [`LAST_WORDS`].
 pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()> {
     println!(
-        "Client of the cluster whose coordinator is at {endpoint}; help lists the operations, Ctrl+D ends."
+        "Client of the cluster whose coordinator is at {endpoint}; help lists the operations, quit or Ctrl+D ends."
     );
     let config = Config::builder()
         .max_history_size(HISTORY_LINES)
@@ -35,7 +37,7 @@ pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()>
         // A history that cannot be read or written is no reason to refuse anything.
         let _ = editor.load_history(path);
     }
-    let mut output = Output::standard();
+    let mut output = Output::terminal();
     let mut number = 0;
     loop {
         let line = match editor.readline(PROMPT) {
@@ -46,6 +48,9 @@ pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()>
         };
         if let Some(path) = &history {
             let _ = editor.append_history(path);
+        }
+        if LAST_WORDS.contains(&line.trim()) {
+            return Ok(());
         }
         number += 1;
         pipeline.push(number, parse(line.as_bytes()));
