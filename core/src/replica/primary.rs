@@ -165,7 +165,7 @@ impl Replica {
             return self.refuse(asker, Status::OutOfSpace, reason, answers);
         }
         let Ok(mut staged) = self.table.stage(hash, request.key, stored.len()) else {
-            let reason = "the machine has no memory left";
+            let reason = "the server's machine has no memory left; delete entries";
             return self.refuse(asker, Status::OutOfSpace, reason, answers);
         };
         self.table.staged_append(&mut staged, stored);

@@ -1,0 +1,326 @@
+//! The orderly stop, of all servers and of one.
+
+use super::*;
+
+#[test]
+fn nobody_dumps_before_all_have_drained_and_nobody_leaves_before_all_have_dumped() {
+    let mut world = World::serving(4);
+    world.stop();
+    world.stop();
+    assert_eq!(world.cluster.state(), ClusterState::Stopping);
+    assert_eq!(world.ordered(), world.ids().iter().map(|&id| (id, "DRAIN")).collect::<Vec<_>>());
+    for id in world.ids() {
+        assert!(world.ordered().iter().all(|(_, name)| *name == "DRAIN"));
+        world.report(id, Ok(0));
+    }
+    let dumps = world.ordered();
+    assert_eq!(dumps.len(), 8);
+    for (id, name) in dumps {
+        assert!(name.starts_with("DUMP"), "{name} before all have dumped");
+        world.report(id, Ok(3));
+    }
+    let leave = world.ids().iter().map(|&id| (id, "SHUTDOWN")).collect::<Vec<_>>();
+    assert_eq!(world.ordered(), leave);
+    world.report_all();
+    for id in world.ids() {
+        let link = World::link(id);
+        world.cluster.on_link_lost(world.now, link, id, &mut world.effects);
+        world.exit(id);
+    }
+    let phases = [StopPhase::Drain, StopPhase::Dump, StopPhase::Shutdown].map(Effect::Stopping);
+    let mut expected = phases.to_vec();
+    expected.push(Effect::Stopped(StopOutcome::default()));
+    assert_eq!(world.take(), expected, "and the end of a server that leaves is no news");
+    assert_eq!(world.cluster.next_timeout(), None);
+}
+
+#[test]
+fn a_server_that_answers_nothing_is_killed_and_named_and_its_data_is_in_the_other_dumps() {
+    let mut world = World::serving(3);
+    let (mute, alive) = (ServerId(1), [ServerId(0), ServerId(2)]);
+    world.stop();
+    for id in alive {
+        world.report(id, Ok(0));
+    }
+    world.pass(Duration::from_millis(4_900), &alive);
+    assert!(!world.take().iter().any(|e| matches!(e, Effect::Kill { .. })));
+    world.pass(Duration::from_millis(100), &alive);
+    let reason = KillReason::Unanswered("DRAIN");
+    let kill = Effect::Kill { member: world.cluster.member(mute), reason };
+    assert!(world.take().contains(&kill));
+    world.orders.retain(|(to, _)| to.server != mute);
+    world.exit(mute);
+    for _dump in 0..2 {
+        world.report_all();
+    }
+    for id in alive {
+        world.exit(id);
+    }
+    let effects = world.take();
+    let expected = StopOutcome { killed: vec![mute], ..StopOutcome::default() };
+    assert_eq!(stopped(&effects), Some(&expected));
+}
+
+#[test]
+fn a_living_server_that_cannot_drain_is_dumped_nevertheless() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    world.stop();
+    world.report(ServerId(0), Ok(0));
+    world.report(ServerId(1), Ok(0));
+    world.pass(PATIENCE, &ids);
+    world.orders.retain(|(_, order)| order.kind != OrderKind::Drain);
+    assert_eq!(world.ordered().len(), 6);
+    for _dump in 0..3 {
+        world.report_all();
+    }
+    for id in ids {
+        world.exit(id);
+    }
+    let effects = world.take();
+    let expected = StopOutcome { undrained: vec![ServerId(2)], ..StopOutcome::default() };
+    assert_eq!(stopped(&effects), Some(&expected));
+}
+
+#[test]
+fn a_failed_dump_is_ordered_once_more_before_anyone_is_told_to_exit() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    world.stop();
+    world.report_all();
+    world.report(ServerId(1), Err("no space left".to_owned()));
+    world.report_all();
+    let failed = world.take().into_iter().find(|e| matches!(e, Effect::OrderFailed { .. }));
+    assert!(matches!(failed, Some(Effect::OrderFailed { again: true, .. })), "{failed:?}");
+    assert_eq!(world.ordered(), [], "it is given a moment, and nobody exits meanwhile");
+    let due = world.now + DUMP_RETRY_PAUSE;
+    assert!(world.cluster.next_timeout().is_some_and(|next| next <= due));
+    world.pass(DUMP_RETRY_PAUSE, &ids);
+    assert_eq!(world.ordered(), [(ServerId(1), "DUMP-PRIMARY")]);
+    world.report_all();
+    let leave = ids.iter().map(|&id| (id, "SHUTDOWN")).collect::<Vec<_>>();
+    assert_eq!(world.ordered(), leave);
+    world.report_all();
+    ids.iter().for_each(|&id| world.exit(id));
+    assert_eq!(stopped(&world.take()), Some(&StopOutcome::default()));
+}
+
+#[test]
+fn a_dump_that_fails_twice_or_too_late_is_not_ordered_again() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    let full = || Err("no space left".to_owned());
+    world.stop();
+    world.report_all();
+    world.report(ServerId(1), full());
+    world.report_all();
+    world.pass(DUMP_RETRY_PAUSE, &ids);
+    world.take();
+    world.report(ServerId(1), full());
+    let failed = world.take().into_iter().find(|e| matches!(e, Effect::OrderFailed { .. }));
+    assert!(matches!(failed, Some(Effect::OrderFailed { again: false, .. })), "{failed:?}");
+    assert!(world.ordered().iter().all(|(_, name)| *name == "SHUTDOWN"));
+
+    let mut world = World::serving(3);
+    world.stop();
+    world.report_all();
+    world.pass(PATIENCE - DUMP_RETRY_PAUSE, &ids);
+    world.report(ServerId(1), full());
+    world.report_all();
+    let leave = ids.iter().map(|&id| (id, "SHUTDOWN")).collect::<Vec<_>>();
+    assert_eq!(world.ordered(), leave);
+}
+
+#[test]
+fn a_server_that_leaves_alone_is_told_to_dump_again_too() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    let id = ServerId(1);
+    let link = World::link(id);
+    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
+    world.report(id, Ok(0));
+    world.report(id, Ok(0));
+    world.report(id, Err("no space left".to_owned()));
+    assert_eq!(world.ordered(), []);
+    world.pass(DUMP_RETRY_PAUSE, &ids);
+    assert_eq!(world.ordered(), [(id, "DUMP-SECONDARY")]);
+    world.report(id, Ok(0));
+    assert_eq!(world.ordered(), [(id, "SHUTDOWN")]);
+}
+
+#[test]
+fn a_server_that_falls_silent_before_it_is_told_to_dump_again_does_not_hang_the_stop() {
+    let mut world = World::serving(3);
+    let (mute, alive) = (ServerId(1), [ServerId(0), ServerId(2)]);
+    world.stop();
+    world.report_all();
+    world.report(mute, Err("no space left".to_owned()));
+    world.report_all();
+    world.pass(PATIENCE, &alive);
+    let reason = KillReason::Unanswered("DUMP-PRIMARY");
+    let kill = Effect::Kill { member: world.cluster.member(mute), reason };
+    assert!(world.take().contains(&kill), "and only what it did not answer is named");
+}
+
+#[test]
+fn a_server_that_exits_before_it_is_told_to_dump_again_is_not_waited_for() {
+    let mut world = World::serving(3);
+    let id = ServerId(1);
+    let link = World::link(id);
+    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
+    world.report(id, Ok(0));
+    world.report(id, Err("no space left".to_owned()));
+    world.exit(id);
+    world.orders.clear();
+    world.pass(DUMP_RETRY_PAUSE * 2, &[ServerId(0), ServerId(2)]);
+    assert_eq!(world.ordered(), []);
+    assert!(world.cluster.next_timeout().is_none_or(|next| next > world.now));
+}
+
+#[test]
+fn groups_that_neither_holder_has_dumped_are_named() {
+    let mut world = World::serving(3);
+    world.stop();
+    world.report_all();
+    // Group 0 is at servers 0 and 1: the first cannot dump its primary, the second dies.
+    let full = || Err("no space left".to_owned());
+    world.report(ServerId(0), full());
+    world.exit(ServerId(1));
+    world.orders.retain(|(to, _)| to.server != ServerId(1));
+    world.report_all();
+    world.pass(DUMP_RETRY_PAUSE, &[ServerId(0), ServerId(2)]);
+    world.report(ServerId(0), full());
+    assert!(world.ordered().iter().all(|(_, name)| *name == "SHUTDOWN"));
+    world.exit(ServerId(0));
+    world.exit(ServerId(2));
+    let effects = world.take();
+    assert_eq!(stopped(&effects).unwrap().undumped, [GroupId(0)]);
+}
+
+#[test]
+fn a_server_with_large_tables_may_dump_longer_while_it_is_heard() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    let mut beat = world.heartbeat(ServerId(0));
+    beat.replicas.push(ReplicaReport {
+        group: GroupId(0),
+        shard: ShardId(0),
+        role: ReplicaRole::Primary,
+        view: ViewVersion(1),
+        last: SequenceNumber(0),
+        committed: SequenceNumber(0),
+        entries: 1,
+        bytes: 20 * DUMP_BYTES_PER_SECOND,
+        connected: true,
+    });
+    world.stop();
+    world.report_all();
+    for _dump in 0..2 {
+        for id in [ServerId(1), ServerId(2)] {
+            world.report(id, Ok(0));
+        }
+    }
+    let end = world.now + Duration::from_secs(24);
+    while world.now < end {
+        world.pass(Duration::from_millis(100), &ids[1..]);
+        let link = World::link(ServerId(0));
+        let beat = beat.clone();
+        world.cluster.on_heartbeat(world.now, link, ServerId(0), beat, &mut world.effects).unwrap();
+    }
+    assert!(!world.take().iter().any(|e| matches!(e, Effect::Kill { .. })));
+    world.pass(SILENCE, &ids[1..]);
+    let reason = KillReason::Unanswered("DUMP-PRIMARY and DUMP-SECONDARY");
+    let kill = Effect::Kill { member: world.cluster.member(ServerId(0)), reason };
+    assert!(world.take().contains(&kill), "as soon as it falls silent, its time is over");
+}
+
+#[test]
+fn an_end_that_is_never_proven_does_not_hang_the_stop() {
+    let mut world = World::serving(3);
+    world.cluster.on_stop_now(world.now, &mut world.effects);
+    let kills = world.take();
+    assert_eq!(kills.iter().filter(|e| matches!(e, Effect::Kill { .. })).count(), 3);
+    world.exit(ServerId(0));
+    world.exit(ServerId(2));
+    world.pass(PATIENCE, &[]);
+    let effects = world.take();
+    let outcome = stopped(&effects).unwrap();
+    assert_eq!(outcome.unproven, [ServerId(1)]);
+    assert_eq!(outcome.undumped, [GroupId(0), GroupId(1), GroupId(2)]);
+}
+
+#[test]
+fn a_stop_before_all_have_started_ends_and_misses_no_dump() {
+    let mut world = World::new(3);
+    world.start(ServerId(0));
+    world.stop();
+    let effects = world.take();
+    let kills =
+        effects.iter().filter(|e| matches!(e, Effect::Kill { reason: KillReason::NotStarted, .. }));
+    assert_eq!(kills.count(), 2);
+    world.exit(ServerId(1));
+    world.exit(ServerId(2));
+    for _step in 0..3 {
+        world.report_all();
+    }
+    world.exit(ServerId(0));
+    let effects = world.take();
+    assert_eq!(stopped(&effects), Some(&StopOutcome::default()));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::StartFailed { .. })));
+}
+
+#[test]
+fn a_stop_waits_for_no_order_of_the_start() {
+    let mut world = World::new(3);
+    for id in world.ids() {
+        world.start(id);
+    }
+    let start_orders = std::mem::take(&mut world.orders);
+    world.stop();
+    for (member, order) in start_orders {
+        let report = Report { id: order.id, outcome: Ok(0) };
+        let got = world.cluster.on_report(world.now, member, report, &mut world.effects);
+        assert_eq!(got, Err(Ignored::NotOutstanding));
+    }
+    world.report_all();
+    assert_eq!(world.ordered().len(), 6, "DRAIN was all that the dumps waited for");
+    // A connection that comes back brings no SET-SECONDARY to a server that dumps.
+    let member = world.cluster.member(ServerId(0));
+    world.cluster.on_orders_connected(member, &mut world.effects);
+    let again = world.ordered().split_off(6);
+    assert_eq!(again, [(ServerId(0), "DUMP-PRIMARY"), (ServerId(0), "DUMP-SECONDARY")]);
+}
+
+#[test]
+fn a_server_that_asks_to_leave_is_led_out_alone_and_the_others_go_on() {
+    let mut world = World::serving(3);
+    let id = ServerId(1);
+    let link = World::link(id);
+    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
+    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
+    assert_eq!(world.ordered(), [(id, "DRAIN")]);
+    world.report(id, Ok(0));
+    assert_eq!(world.ordered(), [(id, "DUMP-PRIMARY"), (id, "DUMP-SECONDARY")]);
+    world.report(id, Ok(1));
+    world.report(id, Ok(1));
+    assert_eq!(world.ordered(), [(id, "SHUTDOWN")]);
+    world.report(id, Ok(0));
+    world.exit(id);
+    assert_eq!(world.take(), [Effect::Leaving { member: world.cluster.member(id) }]);
+    assert_eq!(world.cluster.state(), ClusterState::Degraded);
+    assert_eq!(world.copies(), [1, 1, 2]);
+}
+
+#[test]
+fn a_server_that_leaves_alone_and_cannot_drain_is_still_told_to_exit_in_time() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    let id = ServerId(1);
+    let link = World::link(id);
+    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
+    world.pass(Duration::from_secs(2), &ids);
+    world.orders.retain(|(_, order)| order.kind != OrderKind::Drain);
+    assert_eq!(world.ordered(), [(id, "DUMP-PRIMARY"), (id, "DUMP-SECONDARY")]);
+    world.report_all();
+    assert_eq!(world.ordered(), [(id, "SHUTDOWN")]);
+}
