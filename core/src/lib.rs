@@ -20,6 +20,7 @@ pub mod cluster;
 pub mod dump;
 pub mod failure_detector;
 pub mod hash;
+pub mod holes;
 pub mod replica;
 pub mod session;
 pub mod table;

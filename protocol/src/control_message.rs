@@ -4,9 +4,10 @@
 //!   server -> coordinator's servers port        coordinator -> server's coord_port
 //!   STARTED (three real ports)  ->              ORDERS-HELLO (epoch, whom)  ->
 //!                  <- ADMITTED | REFUSED                   <- ORDERS-WELCOME | REFUSED
-//!   HEARTBEAT every 100 ms      ->              SET-SECONDARY, DRAIN, DUMP-PRIMARY,
-//!   DRAIN-REQUEST on SIGTERM    ->              DUMP-SECONDARY, SHUTDOWN    ->
-//!                                                          <- REPORT (order id, outcome)
+//!   HEARTBEAT every 100 ms      ->              views: SET-SECONDARY, TAKE-OVER, ...  ->
+//!   DRAIN-REQUEST on SIGTERM    ->              PROBE, EXITED, DRAIN, DUMP-PRIMARY,
+//!                                               DUMP-SECONDARY, SHUTDOWN    ->
+//!                                                 <- REPORT (order id, view, outcome)
 //! ```
 //!
 //! All frames are checked. A repeated order gets the same report.
@@ -50,6 +51,22 @@ pub mod opcode {
     pub const DUMP_SECONDARY: u8 = 0x95;
     /// Exit.
     pub const SHUTDOWN: u8 = 0x96;
+    /// Take the place of the primary, whose secondary the receiver was.
+    pub const TAKE_OVER: u8 = 0x97;
+    /// Go on as primary without the other holder.
+    pub const DROP_SECONDARY: u8 = 0x98;
+    /// Copy the table to the server whose primary table it will be.
+    pub const UPDATE_PRIMARY: u8 = 0x99;
+    /// Copy the table to the server whose secondary table it will be.
+    pub const UPDATE_SECONDARY: u8 = 0x9a;
+    /// Hand the group over to its home primary and become its secondary.
+    pub const SWITCH_PRIMARY: u8 = 0x9b;
+    /// Drop the copy: the receiver is not a holder any more.
+    pub const LEAVE: u8 = 0x9c;
+    /// Answer, to prove that orders are received.
+    pub const PROBE: u8 = 0x9d;
+    /// A process is proven to have ended.
+    pub const EXITED: u8 = 0x9e;
     /// How an order ended.
     pub const REPORT: u8 = 0x9f;
 }
@@ -119,6 +136,69 @@ fn port(reader: &mut Reader<'_>) -> Result<u16, DecodeError> {
     }
 }
 
+/// What a replica is under its installed view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum ReplicaState {
+    /// Not a holder: the view names others.
+    Out = 0,
+    /// Applies the primary's writes.
+    Secondary = 1,
+    /// A copy in the making.
+    Candidate = 2,
+    /// Primary; serves when its own grace has ended or the old primary is proven dead.
+    InGrace = 3,
+    /// Primary of a hand-over view; serves when the old primary has sent all.
+    TakingOver = 4,
+    /// Primary; serves.
+    Active = 5,
+    /// Primary; serves, and the candidate of its view has caught up for good.
+    CaughtUp = 6,
+    /// Primary; serves, and the candidate of its view has failed.
+    CopyFailed = 7,
+    /// Was primary; sends what the new primary lacks.
+    HandingOver = 8,
+}
+
+impl ReplicaState {
+    /// The state with this number.
+    pub fn from_wire(number: u8) -> Option<ReplicaState> {
+        Some(match number {
+            0 => ReplicaState::Out,
+            1 => ReplicaState::Secondary,
+            2 => ReplicaState::Candidate,
+            3 => ReplicaState::InGrace,
+            4 => ReplicaState::TakingOver,
+            5 => ReplicaState::Active,
+            6 => ReplicaState::CaughtUp,
+            7 => ReplicaState::CopyFailed,
+            8 => ReplicaState::HandingOver,
+            _ => return None,
+        })
+    }
+
+    /// Whether it is the primary of its view, serving or not.
+    pub fn is_primary(self) -> bool {
+        self.is_active() || matches!(self, ReplicaState::InGrace | ReplicaState::TakingOver)
+    }
+
+    /// Whether it is the primary of its view and serves.
+    pub fn is_active(self) -> bool {
+        use ReplicaState::{Active, CaughtUp, CopyFailed};
+        matches!(self, Active | CaughtUp | CopyFailed)
+    }
+
+    /// The table that its entries are shown under.
+    pub fn role(self) -> Option<ReplicaRole> {
+        match self {
+            ReplicaState::Out | ReplicaState::Candidate => None,
+            ReplicaState::Secondary | ReplicaState::HandingOver => Some(ReplicaRole::Secondary),
+            _ => Some(ReplicaRole::Primary),
+        }
+    }
+}
+
 /// One replica in a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplicaReport {
@@ -127,10 +207,10 @@ pub struct ReplicaReport {
     /// Its shard.
     pub shard: ShardId,
     /// What it is in that group here.
-    pub role: ReplicaRole,
+    pub state: ReplicaState,
     /// The view installed.
     pub view: ViewVersion,
-    /// The last write assigned (primary) or applied (secondary).
+    /// The last write assigned (primary) or applied (secondary, candidate).
     pub last: SequenceNumber,
     /// The last write committed; at a secondary, the last applied.
     pub committed: SequenceNumber,
@@ -140,6 +220,11 @@ pub struct ReplicaReport {
     pub bytes: u64,
     /// Whether its stream to or from the other holder stands.
     pub connected: bool,
+    /// Milliseconds since it heard the other holder of its view, or, where it has not yet, since it
+    /// installed the view.
+    pub silent_ms: u32,
+    /// At a primary with a candidate: entries and records copied so far.
+    pub copied: u64,
 }
 
 /// A server's state, every 100 ms.
@@ -173,13 +258,15 @@ impl Heartbeat {
         for replica in &self.replicas {
             body.put_u16(replica.group.0);
             body.put_u16(replica.shard.0);
-            body.put_u8(role_to_wire(replica.role));
+            body.put_u8(replica.state as u8);
             body.put_u8(replica.connected.into());
             body.put_u64(replica.view.0);
             body.put_u64(replica.last.0);
             body.put_u64(replica.committed.0);
             body.put_u64(replica.entries);
             body.put_u64(replica.bytes);
+            body.put_u32(replica.silent_ms);
+            body.put_u64(replica.copied);
         }
     }
 
@@ -198,36 +285,25 @@ impl Heartbeat {
         for _ in 0..count {
             let group = GroupId(reader.u16("group")?);
             let shard = ShardId(reader.u16("shard")?);
-            let role = role_from_wire(reader.u8("role")?)?;
+            let state = reader.u8("replica state")?;
+            let state = ReplicaState::from_wire(state)
+                .ok_or(DecodeError::BadValue { field: "replica state", value: state.into() })?;
             let connected = reader.u8("connected")? != 0;
             replicas.push(ReplicaReport {
                 group,
                 shard,
-                role,
+                state,
                 connected,
                 view: ViewVersion(reader.u64("view version")?),
                 last: SequenceNumber(reader.u64("last sn")?),
                 committed: SequenceNumber(reader.u64("committed sn")?),
                 entries: reader.u64("entries")?,
                 bytes: reader.u64("bytes")?,
+                silent_ms: reader.u32("silence")?,
+                copied: reader.u64("copied")?,
             });
         }
         Ok(Heartbeat { incarnation, epoch, resident_bytes, clients, requests, refused, replicas })
-    }
-}
-
-fn role_to_wire(role: ReplicaRole) -> u8 {
-    match role {
-        ReplicaRole::Primary => 0,
-        ReplicaRole::Secondary => 1,
-    }
-}
-
-fn role_from_wire(number: u8) -> Result<ReplicaRole, DecodeError> {
-    match number {
-        0 => Ok(ReplicaRole::Primary),
-        1 => Ok(ReplicaRole::Secondary),
-        other => Err(DecodeError::BadValue { field: "role", value: other.into() }),
     }
 }
 
@@ -362,17 +438,76 @@ pub fn write_orders_welcome(output: &mut Vec<u8>) {
     write_frame(output, Checksum::Crc32c, opcode::ORDERS_WELCOME, |_| {});
 }
 
+/// What a new view is for: the names of the orders that carry views.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ViewPurpose {
+    /// To a primary: this is your secondary from now on. Done when every shard serves and its stream
+    /// stands.
+    SetSecondary = opcode::SET_SECONDARY,
+    /// To a secondary: its primary is gone, take its place. Done when every shard serves.
+    TakeOver = opcode::TAKE_OVER,
+    /// To a primary: go on alone. Done when every shard has installed the view.
+    DropSecondary = opcode::DROP_SECONDARY,
+    /// To a primary: copy to the group's home primary, which is this view's candidate. Done when it
+    /// has caught up on every shard.
+    UpdatePrimary = opcode::UPDATE_PRIMARY,
+    /// To a primary: copy to the group's home secondary, which is this view's candidate. Done when
+    /// it has caught up on every shard.
+    UpdateSecondary = opcode::UPDATE_SECONDARY,
+    /// To a primary: hand over to the primary of this view. Done when every shard has.
+    SwitchPrimary = opcode::SWITCH_PRIMARY,
+    /// To a holder that was removed: drop the copy. Done when every shard has.
+    Leave = opcode::LEAVE,
+}
+
+impl ViewPurpose {
+    /// All of them.
+    pub const ALL: [ViewPurpose; 7] = [
+        ViewPurpose::SetSecondary,
+        ViewPurpose::TakeOver,
+        ViewPurpose::DropSecondary,
+        ViewPurpose::UpdatePrimary,
+        ViewPurpose::UpdateSecondary,
+        ViewPurpose::SwitchPrimary,
+        ViewPurpose::Leave,
+    ];
+
+    /// The name that logs and the manual use.
+    pub fn name(self) -> &'static str {
+        match self {
+            ViewPurpose::SetSecondary => "SET-SECONDARY",
+            ViewPurpose::TakeOver => "TAKE-OVER",
+            ViewPurpose::DropSecondary => "DROP-SECONDARY",
+            ViewPurpose::UpdatePrimary => "UPDATE-PRIMARY",
+            ViewPurpose::UpdateSecondary => "UPDATE-SECONDARY",
+            ViewPurpose::SwitchPrimary => "SWITCH-PRIMARY",
+            ViewPurpose::Leave => "LEAVE",
+        }
+    }
+}
+
+/// An order that carries a view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViewOrder {
+    /// What it is for.
+    pub purpose: ViewPurpose,
+    /// The view, durable at the coordinator.
+    pub view: View,
+    /// Where the other holder takes streams, if there is another and the receiver may have to dial
+    /// it.
+    pub other: Option<SocketAddr>,
+}
+
 /// What the coordinator orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OrderKind {
-    /// Install this view, of which the receiver is primary, and connect to its secondary there.
-    /// Done when every shard's stream stands.
-    SetSecondary {
-        /// The view.
-        view: View,
-        /// Where the secondary takes streams.
-        secondary: SocketAddr,
-    },
+    /// Install this view on every shard.
+    View(ViewOrder),
+    /// Answer: who reports this has received it.
+    Probe,
+    /// This process is proven to have ended.
+    Exited(Member),
     /// Take no new writes; done when all pending ones are committed.
     Drain,
     /// Write the primary table to `server_<id>.primary`.
@@ -395,8 +530,10 @@ pub struct Order {
 impl Order {
     /// The name that logs and the manual use.
     pub fn name(&self) -> &'static str {
-        match self.kind {
-            OrderKind::SetSecondary { .. } => "SET-SECONDARY",
+        match &self.kind {
+            OrderKind::View(order) => order.purpose.name(),
+            OrderKind::Probe => "PROBE",
+            OrderKind::Exited(_) => "EXITED",
             OrderKind::Drain => "DRAIN",
             OrderKind::DumpPrimary => "DUMP-PRIMARY",
             OrderKind::DumpSecondary => "DUMP-SECONDARY",
@@ -404,20 +541,41 @@ impl Order {
         }
     }
 
-    /// Appends the frame.
-    pub fn write(&self, output: &mut Vec<u8>) {
-        let opcode = match self.kind {
-            OrderKind::SetSecondary { .. } => opcode::SET_SECONDARY,
+    /// The view that it carries; its report names the same.
+    pub fn view(&self) -> Option<&View> {
+        match &self.kind {
+            OrderKind::View(order) => Some(&order.view),
+            _ => None,
+        }
+    }
+
+    fn opcode(&self) -> u8 {
+        match &self.kind {
+            OrderKind::View(order) => order.purpose as u8,
+            OrderKind::Probe => opcode::PROBE,
+            OrderKind::Exited(_) => opcode::EXITED,
             OrderKind::Drain => opcode::DRAIN,
             OrderKind::DumpPrimary => opcode::DUMP_PRIMARY,
             OrderKind::DumpSecondary => opcode::DUMP_SECONDARY,
             OrderKind::Shutdown => opcode::SHUTDOWN,
-        };
-        write_frame(output, Checksum::Crc32c, opcode, |body| {
+        }
+    }
+
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, self.opcode(), |body| {
             body.put_u64(self.id.0);
-            if let OrderKind::SetSecondary { view, secondary } = &self.kind {
-                write_view(body, view);
-                write_address(body, Some(*secondary));
+            match &self.kind {
+                OrderKind::View(order) => {
+                    write_view(body, &order.view);
+                    write_address(body, order.other);
+                }
+                OrderKind::Exited(member) => write_member(body, *member),
+                OrderKind::Probe
+                | OrderKind::Drain
+                | OrderKind::DumpPrimary
+                | OrderKind::DumpSecondary
+                | OrderKind::Shutdown => {}
             }
         });
     }
@@ -427,18 +585,23 @@ impl Order {
         let mut reader = Reader::new(body);
         let id = OrderId(reader.u64("order id")?);
         let kind = match opcode {
-            opcode::SET_SECONDARY => OrderKind::SetSecondary {
-                view: read_view(&mut reader)?,
-                secondary: read_address(&mut reader)?
-                    .ok_or(DecodeError::BadValue { field: "address family", value: 0 })?,
-            },
+            opcode::PROBE => OrderKind::Probe,
+            opcode::EXITED => OrderKind::Exited(read_member(&mut reader)?),
             opcode::DRAIN => OrderKind::Drain,
             opcode::DUMP_PRIMARY => OrderKind::DumpPrimary,
             opcode::DUMP_SECONDARY => OrderKind::DumpSecondary,
             opcode::SHUTDOWN => OrderKind::Shutdown,
             opcode => {
-                let supported = "SET-SECONDARY, DRAIN, DUMP-PRIMARY, DUMP-SECONDARY, SHUTDOWN";
-                return Err(DecodeError::UnknownOpcode { opcode, supported });
+                let mut purposes = ViewPurpose::ALL.into_iter();
+                let Some(purpose) = purposes.find(|&purpose| purpose as u8 == opcode) else {
+                    let supported = "SET-SECONDARY, TAKE-OVER, DROP-SECONDARY, UPDATE-PRIMARY, \
+                                     UPDATE-SECONDARY, SWITCH-PRIMARY, LEAVE, PROBE, EXITED, \
+                                     DRAIN, DUMP-PRIMARY, DUMP-SECONDARY, SHUTDOWN";
+                    return Err(DecodeError::UnknownOpcode { opcode, supported });
+                };
+                let view = read_view(&mut reader)?;
+                let other = read_address(&mut reader)?;
+                OrderKind::View(ViewOrder { purpose, view, other })
             }
         };
         reader.finish()?;
@@ -451,6 +614,8 @@ impl Order {
 pub struct Report {
     /// Of the order.
     pub id: OrderId,
+    /// The view that the order carried; 0 for the others.
+    pub view: ViewVersion,
     /// The entries concerned (dumps) or the reason of the failure in words.
     pub outcome: Result<u64, String>,
 }
@@ -460,6 +625,7 @@ impl Report {
     pub fn write(&self, output: &mut Vec<u8>) {
         write_frame(output, Checksum::Crc32c, opcode::REPORT, |body| {
             body.put_u64(self.id.0);
+            body.put_u64(self.view.0);
             match &self.outcome {
                 Ok(entries) => {
                     body.put_u8(0);
@@ -477,12 +643,13 @@ impl Report {
     pub fn read(body: &[u8]) -> Result<Report, DecodeError> {
         let mut reader = Reader::new(body);
         let id = OrderId(reader.u64("order id")?);
+        let view = ViewVersion(reader.u64("view version")?);
         let outcome = match reader.u8("outcome")? {
             0 => Ok(reader.u64("entries")?),
             1 => Err(String::from_utf8_lossy(reader.remainder()).into_owned()),
             other => return Err(DecodeError::BadValue { field: "outcome", value: other.into() }),
         };
         reader.finish()?;
-        Ok(Report { id, outcome })
+        Ok(Report { id, view, outcome })
     }
 }

@@ -8,7 +8,7 @@
 //! client_message      peer_message      control_message
 //! client <-> server   server <-> server  coordinator <-> server
 //! client <-> coord    (one a shard)
-//!   |                      |                  |
+//!   |                  copy_message           |
 //!   +------ codec, ids, view, map, status, limits ------+
 //! ```
 //!
@@ -20,6 +20,7 @@ pub mod client_message;
 pub mod cluster_file;
 pub mod codec;
 pub mod control_message;
+pub mod copy_message;
 pub mod error;
 pub mod escape;
 pub mod frame;

@@ -82,6 +82,12 @@ pub const MAX_PENDING_WRITES: usize = 16_384;
 /// Most bytes of keys and values of one (group, shard) that wait for the other replica.
 pub const MAX_PENDING_BYTES: usize = 64 << 20;
 
+/// Messages of a copy that may be on their way to a candidate: enough to keep it busy, few enough that
+/// a live write never waits long behind them.
+pub const COPY_WINDOW_MESSAGES: u64 = 1_024;
+/// Bytes of keys and values of a copy that may be on their way to a candidate.
+pub const COPY_WINDOW_BYTES: usize = 512 << 10;
+
 // --- Time ----------------------------------------------------------------------------------------
 
 /// How often a server reports to the coordinator.
@@ -92,6 +98,12 @@ pub const LEASE: Duration = Duration::from_millis(500);
 pub const GRACE: Duration = Duration::from_millis(625);
 /// How often an idle primary sends a beacon.
 pub const BEACON_INTERVAL: Duration = Duration::from_millis(100);
+/// A member hears the other one if every shard heard it this recently: its vote, when the
+/// coordinator suspects that other (consistency.md §5).
+pub const HEARD_WITHIN: Duration = Duration::from_millis(250);
+/// A candidate that has something to acknowledge and acknowledges nothing for this long has failed,
+/// unless it was reported as caught up.
+pub const CANDIDATE_PATIENCE: Duration = Duration::from_millis(250);
 /// A client's deadline where the caller gives none.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 /// The longest deadline that a caller may give; far below [`SESSION_IDLE`].

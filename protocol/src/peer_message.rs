@@ -4,9 +4,12 @@
 //!   primary                                    secondary (or candidate)
 //!   PEER-HELLO (who, whom, view)    ->
 //!                                   <-  PEER-WELCOME (last sn)   or PEER-REFUSAL
-//!   BATCH [PREPARE* FRAGMENT* BEACON?] ->
+//!   BATCH [BEACON? PREPARE* FRAGMENT*] ->
 //!                                   <-  BATCH [ACK]
 //! ```
+//!
+//! The copy of a shard to a candidate and the hand-over travel on the same stream:
+//! [`copy_message`](crate::copy_message).
 //!
 //! All frames are checked. A batch is all that one wake-up has to say; its messages follow each
 //! other without padding.
@@ -15,6 +18,10 @@ use std::fmt;
 
 use crate::client_message::Status;
 use crate::codec::{Reader, Writer, length_u16, length_u32};
+use crate::copy_message::{
+    CopyEnd, CopyEntry, CopyFragment, CopyRecord, CopyStart, Handover, Marked, read_place,
+    write_place,
+};
 use crate::error::DecodeError;
 use crate::frame::{Checksum, write_frame};
 use crate::ids::{
@@ -132,6 +139,8 @@ pub enum PeerRefusalReason {
     Busy = 3,
     /// The refusing server is being stopped and takes no more writes.
     Stopping = 4,
+    /// The hand-over that the stream is for is complete.
+    HandedOver = 5,
 }
 
 impl fmt::Display for PeerRefusalReason {
@@ -142,6 +151,7 @@ impl fmt::Display for PeerRefusalReason {
             PeerRefusalReason::BrokenStream => "the stream skipped a write",
             PeerRefusalReason::Busy => "too many connections",
             PeerRefusalReason::Stopping => "the server is being stopped",
+            PeerRefusalReason::HandedOver => "the hand-over is complete",
         })
     }
 }
@@ -176,6 +186,7 @@ impl PeerRefusal {
             2 => PeerRefusalReason::BrokenStream,
             3 => PeerRefusalReason::Busy,
             4 => PeerRefusalReason::Stopping,
+            5 => PeerRefusalReason::HandedOver,
             other => {
                 return Err(DecodeError::BadValue { field: "refusal reason", value: other.into() });
             }
@@ -262,6 +273,8 @@ pub struct Ack {
     pub sn: SequenceNumber,
     /// The newest `t_send` received.
     pub echo: Time,
+    /// Messages of the copy taken since its start; 0 from a secondary.
+    pub copied: u64,
 }
 
 /// Sent when there is nothing else to say, so that leases go on.
@@ -284,14 +297,52 @@ pub enum PeerMessage<'a> {
     Ack(Ack),
     /// A sign of life.
     Beacon(Beacon),
+    /// A copy begins.
+    CopyStart(CopyStart),
+    /// An entry of it.
+    CopyEntry(CopyEntry<'a>),
+    /// More of that entry's value.
+    CopyFragment(CopyFragment<'a>),
+    /// A completion record.
+    CopyRecord(CopyRecord),
+    /// The end of the copy.
+    CopyEnd(CopyEnd),
+    /// The candidate's answer to that.
+    Marked(Marked),
+    /// The primary that was has sent all.
+    Handover(Handover),
 }
 
 const KIND_PREPARE: u8 = 1;
 const KIND_FRAGMENT: u8 = 2;
 const KIND_ACK: u8 = 3;
 const KIND_BEACON: u8 = 4;
+const KIND_COPY_START: u8 = 5;
+const KIND_COPY_ENTRY: u8 = 6;
+const KIND_COPY_FRAGMENT: u8 = 7;
+const KIND_COPY_RECORD: u8 = 8;
+const KIND_COPY_END: u8 = 9;
+const KIND_MARKED: u8 = 10;
+const KIND_HANDOVER: u8 = 11;
 
 impl<'a> PeerMessage<'a> {
+    /// The sender's view.
+    pub fn view(&self) -> ViewVersion {
+        match self {
+            PeerMessage::Prepare(message) => message.view,
+            PeerMessage::Fragment(message) => message.view,
+            PeerMessage::Ack(message) => message.view,
+            PeerMessage::Beacon(message) => message.view,
+            PeerMessage::CopyStart(message) => message.view,
+            PeerMessage::CopyEntry(message) => message.view,
+            PeerMessage::CopyFragment(message) => message.view,
+            PeerMessage::CopyRecord(message) => message.view,
+            PeerMessage::CopyEnd(message) => message.view,
+            PeerMessage::Marked(message) => message.view,
+            PeerMessage::Handover(message) => message.view,
+        }
+    }
+
     fn write(&self, body: &mut Vec<u8>) {
         match self {
             PeerMessage::Prepare(prepare) => {
@@ -311,11 +362,40 @@ impl<'a> PeerMessage<'a> {
                 body.put_u64(ack.view.0);
                 body.put_u64(ack.sn.0);
                 body.put_u64(ack.echo.nanos);
+                body.put_u64(ack.copied);
             }
             PeerMessage::Beacon(beacon) => {
                 body.put_u8(KIND_BEACON);
                 body.put_u64(beacon.view.0);
                 body.put_u64(beacon.t_send.nanos);
+            }
+            PeerMessage::CopyStart(start) => {
+                body.put_u8(KIND_COPY_START);
+                write_place(body, start.view, start.sn);
+            }
+            PeerMessage::CopyEntry(entry) => {
+                body.put_u8(KIND_COPY_ENTRY);
+                entry.write(body);
+            }
+            PeerMessage::CopyFragment(fragment) => {
+                body.put_u8(KIND_COPY_FRAGMENT);
+                fragment.write(body);
+            }
+            PeerMessage::CopyRecord(record) => {
+                body.put_u8(KIND_COPY_RECORD);
+                record.write(body);
+            }
+            PeerMessage::CopyEnd(end) => {
+                body.put_u8(KIND_COPY_END);
+                write_place(body, end.view, end.sn);
+            }
+            PeerMessage::Marked(marked) => {
+                body.put_u8(KIND_MARKED);
+                marked.write(body);
+            }
+            PeerMessage::Handover(handover) => {
+                body.put_u8(KIND_HANDOVER);
+                write_place(body, handover.view, handover.sn);
             }
         }
     }
@@ -339,11 +419,28 @@ impl<'a> PeerMessage<'a> {
                 view: ViewVersion(reader.u64("view version")?),
                 sn: SequenceNumber(reader.u64("sn")?),
                 echo: Time::from_nanos(reader.u64("echo")?),
+                copied: reader.u64("copied")?,
             })),
             KIND_BEACON => Ok(PeerMessage::Beacon(Beacon {
                 view: ViewVersion(reader.u64("view version")?),
                 t_send: Time::from_nanos(reader.u64("t_send")?),
             })),
+            KIND_COPY_START => {
+                let (view, sn) = read_place(reader)?;
+                Ok(PeerMessage::CopyStart(CopyStart { view, sn }))
+            }
+            KIND_COPY_ENTRY => CopyEntry::read(reader).map(PeerMessage::CopyEntry),
+            KIND_COPY_FRAGMENT => CopyFragment::read(reader).map(PeerMessage::CopyFragment),
+            KIND_COPY_RECORD => CopyRecord::read(reader).map(PeerMessage::CopyRecord),
+            KIND_COPY_END => {
+                let (view, sn) = read_place(reader)?;
+                Ok(PeerMessage::CopyEnd(CopyEnd { view, sn }))
+            }
+            KIND_MARKED => Marked::read(reader).map(PeerMessage::Marked),
+            KIND_HANDOVER => {
+                let (view, sn) = read_place(reader)?;
+                Ok(PeerMessage::Handover(Handover { view, sn }))
+            }
             other => Err(DecodeError::BadValue { field: "message kind", value: other.into() }),
         }
     }

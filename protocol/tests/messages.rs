@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use kv_protocol::client_message::{self as client, *};
 use kv_protocol::codec::Reader;
 use kv_protocol::control_message::{self as control, *};
+use kv_protocol::copy_message::*;
 use kv_protocol::error::DecodeError;
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::*;
@@ -193,7 +194,19 @@ proptest! {
             PeerMessage::Beacon(Beacon { view, t_send }),
             PeerMessage::Prepare(prepare),
             PeerMessage::Fragment(Fragment { view, sn, offset: more, bytes: &value }),
-            PeerMessage::Ack(Ack { view, sn, echo: t_send }),
+            PeerMessage::Ack(Ack { view, sn, echo: t_send, copied: numbers[0] }),
+            PeerMessage::CopyStart(CopyStart { view, sn }),
+            PeerMessage::CopyEntry(CopyEntry {
+                view, committed: sn, version: sn, digest: Digest(digest), key: &key,
+                value_length: u32::try_from(value.len()).unwrap() + more, value: &value,
+            }),
+            PeerMessage::CopyFragment(CopyFragment { view, offset: more, bytes: &value }),
+            PeerMessage::CopyRecord(CopyRecord { view, sn, record }),
+            PeerMessage::CopyEnd(CopyEnd { view, sn }),
+            PeerMessage::Marked(Marked {
+                view, sn, content: ContentDigest { table: numbers[1], sessions: numbers[2] },
+            }),
+            PeerMessage::Handover(Handover { view, sn }),
         ];
         let mut batch = BatchWriter::new();
         messages.iter().for_each(|message| batch.push(message));
@@ -213,7 +226,7 @@ proptest! {
     fn control_messages_come_back(
         cluster: u128, to in member(), epoch in epoch(), numbers in prop::collection::vec(any::<u64>(), 6..7),
         ip: IpAddr, ports in prop::collection::vec(1u16.., 3..4), view in view(), secondary in address(),
-        kind in 0usize..5, reason: String, replicas in 0..5u16,
+        kind in 0usize..20, reason: String, replicas in 0..5u16,
     ) {
         let started = Started {
             cluster: ClusterId(cluster), member: to, pid: 7, start_time: numbers[0], shards: 3,
@@ -221,7 +234,7 @@ proptest! {
         };
         let replica = |n| ReplicaReport {
             group: GroupId(n), shard: ShardId(n), connected: n % 2 == 0,
-            role: if n % 2 == 0 { ReplicaRole::Primary } else { ReplicaRole::Secondary },
+            state: ReplicaState::from_wire((n % 9) as u8).unwrap(), silent_ms: n.into(), copied: numbers[0],
             view: ViewVersion(numbers[1]), last: SequenceNumber(numbers[2]),
             committed: SequenceNumber(numbers[3]), entries: numbers[4], bytes: numbers[5],
         };
@@ -246,15 +259,19 @@ proptest! {
         let bytes = written(|b| hello.write(b));
         prop_assert_eq!(OrdersHello::read(only_frame(&bytes, &CONTROL).1), Ok(hello));
         let kind = [
-            OrderKind::SetSecondary { view, secondary: plain(secondary) }, OrderKind::Drain,
-            OrderKind::DumpPrimary, OrderKind::DumpSecondary, OrderKind::Shutdown,
-        ][kind];
+            OrderKind::Drain, OrderKind::DumpPrimary, OrderKind::DumpSecondary, OrderKind::Shutdown,
+            OrderKind::Probe, OrderKind::Exited(to),
+            OrderKind::View(ViewOrder {
+                purpose: ViewPurpose::ALL[kind % ViewPurpose::ALL.len()], view,
+                other: (kind % 2 == 0).then(|| plain(secondary)),
+            }),
+        ][kind.min(6)];
         let order = Order { id: OrderId(numbers[0]), kind };
         let bytes = written(|b| order.write(b));
         let (opcode, body) = only_frame(&bytes, &CONTROL);
         prop_assert_eq!(Order::read(opcode, body), Ok(order));
         for outcome in [Ok(numbers[1]), Err(reason)] {
-            let report = Report { id: OrderId(numbers[0]), outcome };
+            let report = Report { id: OrderId(numbers[0]), view: view.version, outcome };
             let bytes = written(|b| report.write(b));
             prop_assert_eq!(Report::read(only_frame(&bytes, &CONTROL).1), Ok(report));
         }
@@ -278,7 +295,7 @@ proptest! {
         }
         let _ = Admission::read(opcode, &body);
         let _ = OrdersHello::read(&body);
-        let _ = Order::read(opcode % 5 + control::opcode::SET_SECONDARY, &body);
+        let _ = Order::read(opcode % 13 + control::opcode::SET_SECONDARY, &body);
         let _ = Report::read(&body);
     }
 }
@@ -326,18 +343,20 @@ fn a_put_has_the_documented_layout() {
 fn an_ack_batch_has_the_documented_layout() {
     let mut batch = BatchWriter::new();
     let echo = Time::from_nanos(7);
-    batch.push(&PeerMessage::Ack(Ack { view: ViewVersion(2), sn: SequenceNumber(5), echo }));
+    let (view, sn) = (ViewVersion(2), SequenceNumber(5));
+    batch.push(&PeerMessage::Ack(Ack { view, sn, echo, copied: 9 }));
     let bytes = written(|b| batch.finish(b));
     let expected = concat!(
-        "1f000000",
+        "27000000",
         "01",
         "43",
-        "0000", // 31 bytes, version 1, BATCH
+        "0000", // 39 bytes, version 1, BATCH
         "0100",
         "03",
         "0200000000000000",
         "0500000000000000",
         "0700000000000000",
+        "0900000000000000",
     );
     let (frame, checksum) = bytes.split_at(bytes.len() - 4);
     assert_eq!(hex(frame), expected);
@@ -435,7 +454,9 @@ fn the_largest_legal_messages_fit_their_frames() {
     let replica = ReplicaReport {
         group: GroupId(1),
         shard: ShardId(1),
-        role: ReplicaRole::Primary,
+        state: ReplicaState::Active,
+        silent_ms: 1,
+        copied: 1,
         view: ViewVersion(1),
         last: SequenceNumber(1),
         committed: SequenceNumber(1),

@@ -1,0 +1,190 @@
+//! Rules that can be left out on purpose, to see that the simulator notices (consistency.md §12).
+//!
+//! Each [`Hole`] is one rule that the machines then do not keep. None can be opened in a program
+//! that ships: without the cargo feature `holes`, which no crate of the workspace asks for,
+//! [`is_open`] is the constant `false` and the marker is in no executable.
+
+/// A rule left out. The numbers are those of consistency.md §12.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+#[allow(missing_docs)] // `Hole::description` says what each is.
+pub enum Hole {
+    PromoteWithoutGrace = 1,
+    CandidateAcksGiveNoGrace = 2,
+    ReadWithoutLease = 3,
+    StaleClockInLeaseCheck = 4,
+    GraceFromStaleReading = 5,
+    LeaseFromAckReceipt = 6,
+    OldPrepareAccepted = 7,
+    AckUnderOldView = 8,
+    PendingStateRead = 9,
+    RefusalAnsweredAtOnce = 10,
+    AnswerBeforeAck = 11,
+    RetryExecutesTwice = 12,
+    RetryAnsweredUncommitted = 13,
+    RecordNotInPrepare = 14,
+    RecordNotCopied = 15,
+    CopyBeforeStream = 16,
+    OlderEntryApplied = 17,
+    TombstonesForgotten = 18,
+    ReportedBeforeAllShards = 19,
+    ReportedWithAckOutstanding = 20,
+    UnionLeftAfterReport = 21,
+    CopyRestartedUnderSameView = 22,
+    StaleUpdatedAccepted = 23,
+    CandidateNotWiped = 24,
+    ServeBeforeHandover = 25,
+    HandoverByInactive = 26,
+    GraceInHandover = 27,
+    UnionByInactive = 28,
+    GroupCForgotten = 29,
+    ThirdGroupForgotten = 30,
+    ToldBeforeFsync = 31,
+    OldEpochAccepted = 32,
+    OldIncarnationHeartbeat = 33,
+    ProofOfAnotherIncarnation = 34,
+    SoleKilledOnSilence = 35,
+    LostServedEmpty = 36,
+    SnRestarted = 37,
+    RestoreFromRemoved = 38,
+}
+
+/// Whether this rule is left out in the running thread.
+#[cfg(not(feature = "holes"))]
+#[inline(always)]
+pub(crate) const fn is_open(_: Hole) -> bool {
+    false
+}
+
+#[cfg(feature = "holes")]
+pub(crate) use planted::is_open;
+#[cfg(feature = "holes")]
+pub use planted::{ALL, MARKER, close, open};
+
+#[cfg(feature = "holes")]
+mod planted {
+    use std::cell::Cell;
+    use std::hint::black_box;
+
+    use super::Hole;
+
+    /// Stands in every executable in which a hole can be opened, so that a test can look for it.
+    pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
+
+    /// All of them, in order.
+    pub const ALL: [Hole; 38] = {
+        use Hole::*;
+        [
+            PromoteWithoutGrace,
+            CandidateAcksGiveNoGrace,
+            ReadWithoutLease,
+            StaleClockInLeaseCheck,
+            GraceFromStaleReading,
+            LeaseFromAckReceipt,
+            OldPrepareAccepted,
+            AckUnderOldView,
+            PendingStateRead,
+            RefusalAnsweredAtOnce,
+            AnswerBeforeAck,
+            RetryExecutesTwice,
+            RetryAnsweredUncommitted,
+            RecordNotInPrepare,
+            RecordNotCopied,
+            CopyBeforeStream,
+            OlderEntryApplied,
+            TombstonesForgotten,
+            ReportedBeforeAllShards,
+            ReportedWithAckOutstanding,
+            UnionLeftAfterReport,
+            CopyRestartedUnderSameView,
+            StaleUpdatedAccepted,
+            CandidateNotWiped,
+            ServeBeforeHandover,
+            HandoverByInactive,
+            GraceInHandover,
+            UnionByInactive,
+            GroupCForgotten,
+            ThirdGroupForgotten,
+            ToldBeforeFsync,
+            OldEpochAccepted,
+            OldIncarnationHeartbeat,
+            ProofOfAnotherIncarnation,
+            SoleKilledOnSilence,
+            LostServedEmpty,
+            SnRestarted,
+            RestoreFromRemoved,
+        ]
+    };
+
+    thread_local! {
+        static OPEN: Cell<Option<Hole>> = const { Cell::new(None) };
+    }
+
+    /// Leaves out this rule in this thread from now on.
+    pub fn open(hole: Hole) {
+        black_box(MARKER);
+        OPEN.set(Some(hole));
+    }
+
+    /// Keeps all rules again.
+    pub fn close() {
+        OPEN.set(None);
+    }
+
+    pub(crate) fn is_open(hole: Hole) -> bool {
+        OPEN.get() == Some(hole)
+    }
+
+    impl Hole {
+        /// Its number in consistency.md §12.
+        pub fn number(self) -> u8 {
+            self as u8
+        }
+
+        /// What is left out, in the words of consistency.md §12.
+        pub fn description(self) -> &'static str {
+            match self {
+                Hole::PromoteWithoutGrace => "promote without grace",
+                Hole::CandidateAcksGiveNoGrace => {
+                    "acks sent as a candidate do not count for its grace"
+                }
+                Hole::ReadWithoutLease => "serve reads without lease",
+                Hole::StaleClockInLeaseCheck => "stale clock reading in the lease check",
+                Hole::GraceFromStaleReading => "grace from a stale reading",
+                Hole::LeaseFromAckReceipt => "lease from ack receipt instead of t_send",
+                Hole::OldPrepareAccepted => "accept an old-version PREPARE",
+                Hole::AckUnderOldView => "ack under the old view after installing the new",
+                Hole::PendingStateRead => "read pending state",
+                Hole::RefusalAnsweredAtOnce => "failed compare-and-set answered at once",
+                Hole::AnswerBeforeAck => "answer before the ack",
+                Hole::RetryExecutesTwice => "retry executes twice",
+                Hole::RetryAnsweredUncommitted => "retry answered from an uncommitted record",
+                Hole::RecordNotInPrepare => "record not in the PREPARE",
+                Hole::RecordNotCopied => "record not copied",
+                Hole::CopyBeforeStream => "copy before the stream is registered",
+                Hole::OlderEntryApplied => "older sn applied",
+                Hole::TombstonesForgotten => "tombstones forgotten",
+                Hole::ReportedBeforeAllShards => "reported before all shards are in the union",
+                Hole::ReportedWithAckOutstanding => "reported with an ack outstanding",
+                Hole::UnionLeftAfterReport => "union left after the report",
+                Hole::CopyRestartedUnderSameView => "copy restarted under the same view",
+                Hole::StaleUpdatedAccepted => "stale UPDATED accepted",
+                Hole::CandidateNotWiped => "copy not wiped when named candidate",
+                Hole::ServeBeforeHandover => "serve before HANDOVER's sn",
+                Hole::HandoverByInactive => "hand-over by an inactive primary",
+                Hole::GraceInHandover => "grace in a hand-over view",
+                Hole::UnionByInactive => "union or report by an inactive primary",
+                Hole::GroupCForgotten => "group C forgotten in step 0",
+                Hole::ThirdGroupForgotten => "a third group of the dead server forgotten",
+                Hole::ToldBeforeFsync => "told before fsync",
+                Hole::OldEpochAccepted => "old epoch accepted",
+                Hole::OldIncarnationHeartbeat => "old incarnation's heartbeat accepted",
+                Hole::ProofOfAnotherIncarnation => "proof applied to another incarnation",
+                Hole::SoleKilledOnSilence => "sole primary killed on silence",
+                Hole::LostServedEmpty => "LOST group served empty",
+                Hole::SnRestarted => "sn restarted at promotion",
+                Hole::RestoreFromRemoved => "restore from a removed member's dump",
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The copy of a shard to a candidate, and the hand-over: messages of the same stream that carries
+//! the live writes (consistency.md §6 and §7).
+//!
+//! ```text
+//!   primary                                            candidate
+//!   COPY-START (sn)             ->  live writes follow from sn + 1; the copy begins
+//!   COPY-ENTRY, COPY-FRAGMENT,
+//!   COPY-RECORD, between them
+//!   the live PREPAREs           ->
+//!                               <-  ACK (sn, copied)    paces the copy
+//!   COPY-END (sn)               ->  all is said that was there before sn
+//!                               <-  MARKED (sn, digest)
+//! ```
+
+use crate::client_message::Status;
+use crate::codec::{Reader, Writer, length_u16, length_u32};
+use crate::error::DecodeError;
+use crate::ids::{ClientId, RequestSeq, SequenceNumber, ViewVersion};
+use crate::limits::{FRAGMENT_BYTES, MAX_VALUE_BYTES};
+use crate::peer_message::CompletionRecord;
+use crate::placement::Digest;
+
+/// What a copy of a shard holds, in two sums that do not depend on order: equal digests at the same
+/// sequence number mean equal copies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentDigest {
+    /// Over every entry: key, value and sequence number.
+    pub table: u64,
+    /// Over every completion record.
+    pub sessions: u64,
+}
+
+/// The live stream is registered: every write after `sn` comes as a PREPARE, everything up to it by
+/// the copy that begins here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyStart {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The last write assigned when the stream was registered.
+    pub sn: SequenceNumber,
+}
+
+/// An entry of the primary's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyEntry<'a> {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The last write committed at the sender. Whatever a write up to here removed does not come in
+    /// this copy any more.
+    pub committed: SequenceNumber,
+    /// The sequence number of the entry's last write.
+    pub version: SequenceNumber,
+    /// MD5 of the key.
+    pub digest: Digest,
+    /// The key.
+    pub key: &'a [u8],
+    /// Length of the whole value.
+    pub value_length: u32,
+    /// Its first bytes; the rest follows in [`CopyFragment`]s, unless another entry comes first:
+    /// then this one was overwritten, and comes live.
+    pub value: &'a [u8],
+}
+
+/// More of the value of the last [`CopyEntry`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyFragment<'a> {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// Where in the value these bytes go: right after those that came.
+    pub offset: u32,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+/// A completion record of the primary's, whose write is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyRecord {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The write that carried it.
+    pub sn: SequenceNumber,
+    /// The record.
+    pub record: CompletionRecord,
+}
+
+/// The copy is complete, and `sn` is the last write sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyEnd {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The last write assigned and sent.
+    pub sn: SequenceNumber,
+}
+
+/// What the candidate held when it took the [`CopyEnd`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marked {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The last write applied: that of the [`CopyEnd`].
+    pub sn: SequenceNumber,
+    /// The copy's digest.
+    pub content: ContentDigest,
+}
+
+/// The primary that was has sent all it had, up to `sn`: whoever has applied that may serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// The sender's view.
+    pub view: ViewVersion,
+    /// The last write that it ever assigned.
+    pub sn: SequenceNumber,
+}
+
+impl CopyEntry<'_> {
+    pub(crate) fn write(&self, body: &mut Vec<u8>) {
+        body.put_u64(self.view.0);
+        body.put_u64(self.committed.0);
+        body.put_u64(self.version.0);
+        body.put_bytes(&self.digest.0);
+        body.put_u16(length_u16(self.key.len(), "key"));
+        body.put_u32(self.value_length);
+        body.put_u32(length_u32(self.value.len(), "first fragment"));
+        body.put_bytes(self.key);
+        body.put_bytes(self.value);
+    }
+}
+
+impl<'a> CopyEntry<'a> {
+    pub(crate) fn read(reader: &mut Reader<'a>) -> Result<CopyEntry<'a>, DecodeError> {
+        let view = ViewVersion(reader.u64("view version")?);
+        let committed = SequenceNumber(reader.u64("committed sn")?);
+        let version = SequenceNumber(reader.u64("entry version")?);
+        let digest = Digest(reader.array("digest")?);
+        let key_length = reader.u16("key length")?;
+        let value_length = reader.u32("value length")?;
+        let first = reader.u32("first fragment length")?;
+        let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
+        if key_length == 0 {
+            return bad("key length", 0);
+        }
+        if value_length as usize > MAX_VALUE_BYTES {
+            return bad("value length", value_length.into());
+        }
+        if first > value_length || first as usize > FRAGMENT_BYTES {
+            return bad("first fragment length", first.into());
+        }
+        let key = reader.bytes(usize::from(key_length), "key")?;
+        let value = reader.bytes(first as usize, "first fragment")?;
+        Ok(CopyEntry { view, committed, version, digest, key, value_length, value })
+    }
+}
+
+impl CopyFragment<'_> {
+    pub(crate) fn write(&self, body: &mut Vec<u8>) {
+        body.put_u64(self.view.0);
+        body.put_u32(self.offset);
+        body.put_u32(length_u32(self.bytes.len(), "fragment"));
+        body.put_bytes(self.bytes);
+    }
+}
+
+impl<'a> CopyFragment<'a> {
+    pub(crate) fn read(reader: &mut Reader<'a>) -> Result<CopyFragment<'a>, DecodeError> {
+        let view = ViewVersion(reader.u64("view version")?);
+        let offset = reader.u32("fragment offset")?;
+        let length = reader.u32("fragment length")?;
+        if length == 0 || length as usize > FRAGMENT_BYTES {
+            return Err(DecodeError::BadValue { field: "fragment length", value: length.into() });
+        }
+        Ok(CopyFragment { view, offset, bytes: reader.bytes(length as usize, "fragment")? })
+    }
+}
+
+impl CopyRecord {
+    pub(crate) fn write(&self, body: &mut Vec<u8>) {
+        body.put_u64(self.view.0);
+        body.put_u64(self.sn.0);
+        body.put_u128(self.record.client.0);
+        body.put_u64(self.record.seq.0);
+        body.put_u64(self.record.first_incomplete.0);
+        body.put_u64(self.record.version.0);
+        body.put_u8(self.record.status as u8);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<CopyRecord, DecodeError> {
+        let view = ViewVersion(reader.u64("view version")?);
+        let sn = SequenceNumber(reader.u64("sn")?);
+        let client = ClientId(reader.u128("client id")?);
+        let seq = RequestSeq(reader.u64("seq")?);
+        let first_incomplete = RequestSeq(reader.u64("first incomplete seq")?);
+        let version = SequenceNumber(reader.u64("record version")?);
+        let status = reader.u8("record status")?;
+        let status = Status::from_wire(status)
+            .ok_or(DecodeError::BadValue { field: "record status", value: status.into() })?;
+        let record = CompletionRecord { client, seq, first_incomplete, status, version };
+        Ok(CopyRecord { view, sn, record })
+    }
+}
+
+impl Marked {
+    pub(crate) fn write(&self, body: &mut Vec<u8>) {
+        body.put_u64(self.view.0);
+        body.put_u64(self.sn.0);
+        body.put_u64(self.content.table);
+        body.put_u64(self.content.sessions);
+    }
+
+    pub(crate) fn read(reader: &mut Reader<'_>) -> Result<Marked, DecodeError> {
+        Ok(Marked {
+            view: ViewVersion(reader.u64("view version")?),
+            sn: SequenceNumber(reader.u64("sn")?),
+            content: ContentDigest {
+                table: reader.u64("table digest")?,
+                sessions: reader.u64("sessions digest")?,
+            },
+        })
+    }
+}
+
+/// The three messages that are a view and a sequence number.
+pub(crate) fn write_place(body: &mut Vec<u8>, view: ViewVersion, sn: SequenceNumber) {
+    body.put_u64(view.0);
+    body.put_u64(sn.0);
+}
+
+/// Takes a view and a sequence number.
+pub(crate) fn read_place(
+    reader: &mut Reader<'_>,
+) -> Result<(ViewVersion, SequenceNumber), DecodeError> {
+    Ok((ViewVersion(reader.u64("view version")?), SequenceNumber(reader.u64("sn")?)))
+}
