@@ -10,7 +10,7 @@ use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status,
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::*;
 use kv_protocol::limits::MAX_PEER_BODY;
-use kv_protocol::peer_message::{BatchReader, BatchWriter, PeerMessage};
+use kv_protocol::peer_message::{BatchReader, BatchWriter};
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 use std::hint::black_box;
@@ -61,10 +61,10 @@ impl Pair {
             peer: Peer::Secondary(member(1)),
             handover: false,
         };
-        primary.install(view, &mut answers).unwrap();
+        primary.install(NOW, view, &mut answers).unwrap();
         let hello = primary.peer_hello(ClusterId(1)).unwrap();
-        let welcome = secondary.on_peer_hello(&hello, &mut answers).unwrap();
-        primary.on_peer_welcome(&welcome, &mut answers).unwrap();
+        let welcome = secondary.on_peer_hello(NOW, &hello, &mut answers).unwrap();
+        primary.on_peer_welcome(NOW, &welcome, &mut answers).unwrap();
         let (batch, bytes) = (BatchWriter::new(), Vec::new());
         Pair { primary, secondary, answers, batch, bytes, seq: 0 }
     }
@@ -88,16 +88,19 @@ impl Pair {
     /// What one wake-up at each side does.
     fn replicate(&mut self) {
         self.primary.pump(NOW, &mut self.batch);
-        self.bytes.clear();
-        self.batch.finish(&mut self.bytes);
-        let rules = FrameRules::checked(MAX_PEER_BODY);
-        let frame = split_frame(&self.bytes, &rules).unwrap().unwrap();
-        for message in BatchReader::new(frame.body).unwrap() {
-            let message = message.unwrap();
-            self.secondary.on_peer_message(NOW, &message, &mut self.answers).unwrap();
-        }
-        let ack = PeerMessage::Ack(self.secondary.take_ack().unwrap());
-        self.primary.on_peer_message(NOW, &ack, &mut self.answers).unwrap();
+        deliver(&mut self.batch, &mut self.bytes, &mut self.secondary, &mut self.answers);
+        self.secondary.pump(NOW, &mut self.batch);
+        deliver(&mut self.batch, &mut self.bytes, &mut self.primary, &mut self.answers);
+    }
+}
+
+/// Carries a batch, as its bytes, to the other holder.
+fn deliver(batch: &mut BatchWriter, bytes: &mut Vec<u8>, to: &mut Replica, answers: &mut Counter) {
+    bytes.clear();
+    batch.finish(bytes);
+    let frame = split_frame(bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
+    for message in BatchReader::new(frame.body).unwrap() {
+        to.on_peer_message(NOW, &message.unwrap(), answers).unwrap();
     }
 }
 

@@ -58,6 +58,43 @@ pub(crate) const fn is_open(_: Hole) -> bool {
 
 #[cfg(feature = "holes")]
 pub(crate) use planted::is_open;
+/// A clock reading of the wake-up before, for the rules that forbid its use.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Readings {
+    #[cfg(feature = "holes")]
+    latest: kv_protocol::ids::Time,
+    #[cfg(feature = "holes")]
+    before: kv_protocol::ids::Time,
+}
+
+#[cfg(not(feature = "holes"))]
+impl Readings {
+    /// Notes the reading of this wake-up.
+    #[inline(always)]
+    pub(crate) fn note(&mut self, _: kv_protocol::ids::Time) {}
+
+    /// The reading to decide by.
+    #[inline(always)]
+    pub(crate) fn read(&self, _: Hole, now: kv_protocol::ids::Time) -> kv_protocol::ids::Time {
+        now
+    }
+}
+
+#[cfg(feature = "holes")]
+impl Readings {
+    /// Notes the reading of this wake-up.
+    pub(crate) fn note(&mut self, now: kv_protocol::ids::Time) {
+        if now != self.latest {
+            self.before = std::mem::replace(&mut self.latest, now);
+        }
+    }
+
+    /// The reading to decide by: that of the wake-up before, where the hole is open.
+    pub(crate) fn read(&self, hole: Hole, now: kv_protocol::ids::Time) -> kv_protocol::ids::Time {
+        if is_open(hole) { self.before } else { now }
+    }
+}
+
 #[cfg(feature = "holes")]
 pub use planted::{ALL, MARKER, close, open};
 

@@ -1,32 +1,57 @@
-//! One shard of one group at one server: the normal case of primary/backup replication
-//! (consistency.md §3; PacificA, Lin et al., MSR-TR-2008-25).
+//! One shard of one group at one server: primary/backup replication with views made by the
+//! coordinator (consistency.md §3, §4, §6, §7; PacificA, Lin et al., MSR-TR-2008-25).
 //!
 //! ```text
-//!                 primary                               secondary
+//!                 primary                               secondary or candidate
 //!  request  ->  on_request: decide against the newest
 //!               pending state, log with the next sn
 //!               pump: PREPARE(view, sn, ...)      ->    on_peer_message: sn = last + 1? apply
-//!               on_peer_message: commit up to sn  <-    take_ack: ACK(view, sn, echo t_send)
+//!               on_peer_message: commit up to sn  <-    pump: ACK(view, sn, echo t_send)
 //!  answer   <-  the table is the committed state
+//!
+//!                     +------------- TAKE-OVER ------------+
+//!                     v                                    |
+//!   Out --view 1--> Primary --hand-over view--> HandingOver|
+//!    ^                ^  ^                          |  new primary dials
+//!    |                |  +-- HANDOVER -- TakingOver |      v
+//!    |  any view      |                     ^       +-> Secondary
+//!    |  without us    +-- TAKE-OVER --+     +--hand-over--/   ^
+//!    +---- (wiped)                    |     |                 | caught up
+//!                                  Candidate (wiped first) ---+
 //! ```
 //!
 //! The machine is synchronous and pure: the caller passes the time and every input, owns the
-//! connections, and hands in a sink for the answers, whose values are borrowed from the table.
+//! connections, and hands in a sink for the answers, whose values are borrowed from the table. The
+//! time is one reading of the clock per wake-up, taken after that wake-up's inputs had come and before
+//! anything is sent: the lease check and the grace hang on it.
 //!
-//! - [`Replica`] (here): roles, views, what both roles share.
-//! - `primary`: requests, the pending log, commits, the sending end of the stream.
-//! - `secondary`: the receiving end of the stream.
+//! - [`Replica`] (here): what all roles share.
+//! - `install`: what a view makes of it. `lease`: who may serve until when.
+//! - `requests`: reads and writes of clients. `pending`: the log. `primary`: commits and acks.
+//! - `stream`: hellos and batches, at either end.
+//! - `follower`: the receiving end. `copy_out`, `copy_in`: the copy to a candidate, at either end.
 
+mod copy_in;
+mod copy_out;
+mod follower;
+mod inspect;
+mod install;
+mod lease;
 mod pending;
+#[cfg(feature = "holes")]
+mod planted;
 mod primary;
-mod secondary;
+mod requests;
+mod restore;
+mod stream;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
-use kv_protocol::client_message::{Answer, ReplicaRole};
-use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::client_message::Answer;
+use kv_protocol::control_message::{ReplicaReport, ReplicaState};
+use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
 use kv_protocol::peer_message::{CompletionRecord, PeerMessage};
 use kv_protocol::placement::Placement;
@@ -34,10 +59,14 @@ use kv_protocol::view::View;
 
 use crate::arena::ChunkSource;
 use crate::hash::HashSecret;
+use crate::holes::Readings;
 use crate::session::Sessions;
 use crate::table::{Entry, Table, WalkBudget, WalkCursor};
-use primary::Primary;
-use secondary::Secondary;
+use copy_in::CopyIn;
+use follower::Follower;
+pub use inspect::{Inspection, Serves};
+use lease::Acked;
+use primary::{Candidacy, Primary, Sender};
 
 /// A client's connection, as its driver numbers it. Numbers are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,19 +103,46 @@ pub struct Replica {
     role: Role,
     table: Table,
     sessions: Sessions,
+    /// When the other holder was last heard under the installed view, or that view installed.
+    heard: Time,
+    /// The last ack ever sent, in whatever role.
+    acked: Option<Acked>,
+    /// The process whose death was last proven.
+    proven: Option<Member>,
+    /// The content was loaded from a dump: a first view of any version may name this replica.
+    restored: Option<SequenceNumber>,
     draining: bool,
     frozen: bool,
+    readings: Readings,
+    #[cfg(feature = "holes")]
+    planted: planted::Planted,
 }
 
 /// What the installed view makes of this replica.
 #[derive(Debug)]
 enum Role {
-    /// No view yet.
-    Idle,
-    /// Orders writes and serves reads.
-    Primary(Primary),
+    /// No view yet, or one that names others: it holds nothing.
+    Out,
+    /// Orders writes and serves reads, unless it waits for its grace to end.
+    Primary(Box<Primary>),
+    /// Was primary; sends the rest of its log to the new one, and serves nothing.
+    HandingOver(HandingOver),
+    /// Primary of a hand-over view; receives until the old primary has sent all.
+    TakingOver(Follower),
     /// Applies the primary's writes.
-    Secondary(Secondary),
+    Secondary(Follower),
+    /// Like a secondary, with a copy that is not complete.
+    Candidate(Follower, CopyIn),
+}
+
+/// The sending end of a hand-over.
+#[derive(Debug)]
+struct HandingOver {
+    sender: Sender,
+    /// Whether it was active as primary; only then it may say that it has sent all.
+    was_active: bool,
+    /// Whether HANDOVER was sent on the stream that stands.
+    is_said: bool,
 }
 
 /// Why a view is not installed.
@@ -170,6 +226,12 @@ pub enum StreamError {
     /// This end is frozen for its dump.
     #[error("this server is being stopped and takes no more writes")]
     Frozen,
+    /// The candidate's copy is not the primary's table: the copy must be made anew.
+    #[error("the copy of the candidate differs from the table of the primary at write {sn}")]
+    Diverged {
+        /// Where they were compared.
+        sn: SequenceNumber,
+    },
     /// A message that this role does not take.
     #[error("this end of the stream does not take such a message")]
     WrongEnd,
@@ -196,11 +258,18 @@ impl Replica {
         Replica {
             config,
             view: None,
-            role: Role::Idle,
+            role: Role::Out,
             table: Table::new(chunks),
             sessions: Sessions::new(config.hash_secret),
+            heard: Time::default(),
+            acked: None,
+            proven: None,
+            restored: None,
             draining: false,
             frozen: false,
+            readings: Readings::default(),
+            #[cfg(feature = "holes")]
+            planted: planted::Planted::default(),
         }
     }
 
@@ -225,96 +294,59 @@ impl Replica {
     }
 
     /// What it is under the installed view.
-    pub fn role(&self) -> Option<ReplicaRole> {
-        match self.role {
-            Role::Idle => None,
-            Role::Primary(_) => Some(ReplicaRole::Primary),
-            Role::Secondary(_) => Some(ReplicaRole::Secondary),
-        }
-    }
-
-    /// Installs a view. Installing the same view again changes nothing.
-    ///
-    /// # Errors
-    /// [`InstallError`]; the installed view stays.
-    pub fn install(&mut self, view: View, answers: &mut impl Answers) -> Result<(), InstallError> {
-        let (group, version) = (self.config.group, view.version);
-        let not_for_me = InstallError::NotForMe { group, version, me: self.config.me };
-        if view.group != group || version == ViewVersion(0) {
-            return Err(not_for_me);
-        }
-        if let Some(installed) = self.view {
-            if version < installed.version {
-                let installed = installed.version;
-                return Err(InstallError::Old { group, got: version, installed });
-            }
-            if version == installed.version {
-                return if view == installed {
-                    Ok(())
-                } else {
-                    Err(InstallError::Contradiction { group, version })
-                };
-            }
-        }
-        let me = Some(self.config.me);
+    pub fn state(&self) -> ReplicaState {
         match &self.role {
-            Role::Idle if view.primary == me => self.role = Role::Primary(Primary::default()),
-            Role::Idle if view.other() == me => self.role = Role::Secondary(Secondary::default()),
-            Role::Primary(_) if view.primary == me => {}
-            Role::Secondary(_) if view.other() == me => {}
-            _ => return Err(not_for_me),
-        }
-        self.view = Some(view);
-        self.adopt_view(answers);
-        Ok(())
-    }
-
-    /// The stream that stood belongs to the view before.
-    fn adopt_view(&mut self, answers: &mut impl Answers) {
-        match &mut self.role {
-            Role::Idle => {}
-            Role::Primary(_) => {
-                self.on_stream_down();
-                self.commit_if_alone(answers);
-            }
-            Role::Secondary(secondary) => secondary.abandon_partial(&mut self.table),
+            Role::Out => ReplicaState::Out,
+            Role::Primary(primary) if !primary.is_active() => ReplicaState::InGrace,
+            Role::Primary(primary) => match primary.candidacy {
+                Candidacy::CaughtUp => ReplicaState::CaughtUp,
+                Candidacy::Failed => ReplicaState::CopyFailed,
+                Candidacy::None | Candidacy::Awaited { .. } | Candidacy::Copying(_) => {
+                    ReplicaState::Active
+                }
+            },
+            Role::HandingOver(_) => ReplicaState::HandingOver,
+            Role::TakingOver(_) => ReplicaState::TakingOver,
+            Role::Secondary(_) => ReplicaState::Secondary,
+            Role::Candidate(..) => ReplicaState::Candidate,
         }
     }
 
     /// Takes a message of the stream, at either end.
     ///
     /// # Errors
-    /// [`StreamError`]: close the stream; nothing of this message was applied.
+    /// [`StreamError`]: close the stream, after a refusal that carries [`Replica::view`]; nothing of
+    /// this message was applied.
     pub fn on_peer_message(
         &mut self,
         now: Time,
         message: &PeerMessage<'_>,
         answers: &mut impl Answers,
     ) -> Result<(), StreamError> {
+        self.readings.note(now);
         if self.frozen {
             return Err(StreamError::Frozen);
         }
-        let installed = self.view_version();
-        let got = match message {
-            PeerMessage::Prepare(prepare) => prepare.view,
-            PeerMessage::Fragment(fragment) => fragment.view,
-            PeerMessage::Ack(ack) => ack.view,
-            PeerMessage::Beacon(beacon) => beacon.view,
-        };
+        let (got, installed) = (message.view(), self.view_version());
         if got != installed {
-            return Err(StreamError::View { got, installed });
+            return self.on_message_of_another_view(now, message, got, installed);
         }
-        match (message, &mut self.role) {
-            (PeerMessage::Ack(ack), Role::Primary(_)) => self.on_ack(ack, answers),
-            (PeerMessage::Prepare(prepare), Role::Secondary(_)) => self.on_prepare(now, prepare),
-            (PeerMessage::Fragment(fragment), Role::Secondary(_)) => {
-                self.on_fragment(now, fragment)
-            }
-            (PeerMessage::Beacon(beacon), Role::Secondary(secondary)) => {
-                secondary.owe_ack(beacon.t_send);
+        self.heard = now;
+        match message {
+            PeerMessage::Ack(ack) => self.on_ack(now, ack, answers),
+            PeerMessage::Marked(marked) => self.on_marked(marked, answers),
+            PeerMessage::Prepare(prepare) => self.on_prepare(now, prepare),
+            PeerMessage::Fragment(fragment) => self.on_fragment(now, fragment),
+            PeerMessage::Beacon(beacon) => {
+                self.follower_mut().ok_or(StreamError::WrongEnd)?.owe_ack(beacon.t_send);
                 Ok(())
             }
-            _ => Err(StreamError::WrongEnd),
+            PeerMessage::CopyStart(start) => self.on_copy_start(start),
+            PeerMessage::CopyEntry(entry) => self.on_copy_entry(entry),
+            PeerMessage::CopyFragment(fragment) => self.on_copy_fragment(fragment),
+            PeerMessage::CopyRecord(record) => self.on_copy_record(now, record),
+            PeerMessage::CopyEnd(end) => self.on_copy_end(end),
+            PeerMessage::Handover(handover) => self.on_handover(handover),
         }
     }
 
@@ -332,11 +364,7 @@ impl Replica {
 
     /// Whether it drains and no write is pending.
     pub fn is_drained(&self) -> bool {
-        self.draining
-            && match &self.role {
-                Role::Primary(primary) => primary.log.is_empty(),
-                Role::Idle | Role::Secondary(_) => true,
-            }
+        self.draining && self.sender().is_none_or(|sender| sender.log.is_empty())
     }
 
     /// Walks over entries of the table; see [`Table::walk`].
@@ -360,39 +388,110 @@ impl Replica {
         &self,
         sessions: Range<usize>,
     ) -> impl Iterator<Item = CompletionRecord> {
-        let committed = match &self.role {
-            Role::Primary(primary) => primary.log.committed(),
-            Role::Secondary(secondary) => secondary.last,
-            Role::Idle => SequenceNumber::ZERO,
-        };
+        let (_, committed) = self.progress();
         let records = self.sessions.records(sessions);
         records.filter(move |logged| logged.sn <= committed).map(|logged| logged.record)
     }
 
-    /// Its line in the server's heartbeat; `None` without a view.
-    pub fn report(&self) -> Option<ReplicaReport> {
-        let (role, last, committed, connected) = match &self.role {
-            Role::Idle => return None,
-            Role::Primary(primary) => (
-                ReplicaRole::Primary,
-                primary.log.last(),
-                primary.log.committed(),
-                primary.is_connected(),
-            ),
-            Role::Secondary(secondary) => {
-                (ReplicaRole::Secondary, secondary.last, secondary.last, secondary.connected)
-            }
-        };
+    /// A digest of everything it holds; at a primary, of the committed table and of all records.
+    pub fn content(&self) -> ContentDigest {
+        ContentDigest { table: self.table.digest(), sessions: self.sessions.digest() }
+    }
+
+    /// Its line in the server's heartbeat; `None` before the first view.
+    pub fn report(&self, now: Time) -> Option<ReplicaReport> {
+        self.view?;
+        let (last, committed) = self.progress();
+        let silence = now.since(self.heard).as_millis();
         Some(ReplicaReport {
             group: self.config.group,
             shard: self.config.shard,
-            role,
+            state: self.state(),
             view: self.view_version(),
             last,
             committed,
             entries: self.table.len() as u64,
             bytes: self.table.reserved_bytes() as u64,
-            connected,
+            connected: self.is_connected(),
+            silent_ms: u32::try_from(silence).unwrap_or(u32::MAX),
+            copied: self.copied(),
         })
+    }
+
+    /// The last write assigned or applied, and the last committed.
+    fn progress(&self) -> (SequenceNumber, SequenceNumber) {
+        match (self.sender(), self.follower()) {
+            (Some(sender), _) => (sender.log.last(), sender.log.committed()),
+            (_, Some(follower)) => (follower.last, follower.last),
+            (None, None) => (SequenceNumber::ZERO, SequenceNumber::ZERO),
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        match (self.sender(), self.follower()) {
+            (Some(sender), _) => sender.is_connected(),
+            (_, Some(follower)) => follower.connected,
+            (None, None) => false,
+        }
+    }
+
+    fn copied(&self) -> u64 {
+        match &self.role {
+            Role::Primary(primary) => match &primary.candidacy {
+                Candidacy::Copying(copy) => copy.sent(),
+                _ => 0,
+            },
+            _ => 0,
+        }
+    }
+
+    fn primary(&self) -> Option<&Primary> {
+        match &self.role {
+            Role::Primary(primary) => Some(primary),
+            _ => None,
+        }
+    }
+
+    fn primary_mut(&mut self) -> Option<&mut Primary> {
+        match &mut self.role {
+            Role::Primary(primary) => Some(primary),
+            _ => None,
+        }
+    }
+
+    /// The sending end, in the two roles that have one.
+    fn sender(&self) -> Option<&Sender> {
+        match &self.role {
+            Role::Primary(primary) => Some(&primary.sender),
+            Role::HandingOver(old) => Some(&old.sender),
+            _ => None,
+        }
+    }
+
+    fn sender_mut(&mut self) -> Option<&mut Sender> {
+        match &mut self.role {
+            Role::Primary(primary) => Some(&mut primary.sender),
+            Role::HandingOver(old) => Some(&mut old.sender),
+            _ => None,
+        }
+    }
+
+    /// The receiving end, in the three roles that have one.
+    fn follower(&self) -> Option<&Follower> {
+        match &self.role {
+            Role::TakingOver(follower)
+            | Role::Secondary(follower)
+            | Role::Candidate(follower, _) => Some(follower),
+            _ => None,
+        }
+    }
+
+    fn follower_mut(&mut self) -> Option<&mut Follower> {
+        match &mut self.role {
+            Role::TakingOver(follower)
+            | Role::Secondary(follower)
+            | Role::Candidate(follower, _) => Some(follower),
+            _ => None,
+        }
     }
 }

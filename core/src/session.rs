@@ -22,13 +22,15 @@ use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber, Time};
 use kv_protocol::limits::{MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
 use kv_protocol::peer_message::CompletionRecord;
 
-use crate::hash::HashSecret;
+use crate::hash::{HashSecret, mix};
 
 /// The records of all sessions of one (group, shard).
 #[derive(Debug)]
 pub struct Sessions {
     sessions: HashTable<Session>,
     secret: HashSecret,
+    /// The sum of what every record adds.
+    digest: u64,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,22 @@ struct Kept {
     seq: RequestSeq,
     version: SequenceNumber,
     status: Status,
+}
+
+impl Kept {
+    /// What it adds to the digest.
+    fn digest(&self, client: ClientId) -> u64 {
+        #[allow(clippy::cast_possible_truncation)] // Both halves are meant.
+        let (high, low) = ((client.0 >> 64) as u64, client.0 as u64);
+        // Odd factors, so that no field's difference is lost; one mixing of their sum.
+        let sum = low
+            .wrapping_add(high.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            .wrapping_add(self.seq.0.wrapping_mul(0xd6e8_feb8_6659_fd93))
+            .wrapping_add(self.sn.0.wrapping_mul(0xa076_1d64_78bd_642f))
+            .wrapping_add(self.version.0.wrapping_mul(0xe703_7ed1_a0b4_28db))
+            .wrapping_add((self.status as u64).wrapping_mul(0x8ebc_6af0_9c88_c6e3));
+        mix(sum)
+    }
 }
 
 /// A completion record and the log entry that carried it.
@@ -76,7 +94,12 @@ pub enum Lookup {
 impl Sessions {
     /// No sessions. `secret` keeps clients from choosing ids that collide.
     pub fn new(secret: HashSecret) -> Sessions {
-        Sessions { sessions: HashTable::new(), secret }
+        Sessions { sessions: HashTable::new(), secret, digest: 0 }
+    }
+
+    /// The secret that it was made with.
+    pub fn secret(&self) -> HashSecret {
+        self.secret
     }
 
     /// What is known of write `seq` of `client`.
@@ -123,13 +146,18 @@ impl Sessions {
         session.first_incomplete = session.first_incomplete.max(record.first_incomplete);
         let CompletionRecord { seq, version, status, .. } = record;
         let kept = Kept { sn, seq, version, status };
+        self.digest = self.digest.wrapping_add(kept.digest(record.client));
         match session.position(seq) {
-            Ok(at) => session.records[at] = kept,
+            Ok(at) => {
+                let old = std::mem::replace(&mut session.records[at], kept);
+                self.digest = self.digest.wrapping_sub(old.digest(record.client));
+            }
             Err(at) => session.records.insert(at, kept),
         }
         while let Some(oldest) = session.records.front()
             && oldest.seq < session.first_incomplete
         {
+            self.digest = self.digest.wrapping_sub(oldest.digest(record.client));
             session.records.pop_front();
         }
     }
@@ -146,8 +174,33 @@ impl Sessions {
     pub fn forget(&mut self, client: ClientId) {
         let hash = self.secret.of_client(client);
         if let Ok(session) = self.sessions.find_entry(hash, |s| s.client == client) {
-            session.remove();
+            let (session, _) = session.remove();
+            for kept in &session.records {
+                self.digest = self.digest.wrapping_sub(kept.digest(client));
+            }
         }
+    }
+
+    /// Drops all sessions.
+    pub fn clear(&mut self) {
+        self.sessions.clear();
+        self.digest = 0;
+    }
+
+    /// A number made of every record, whatever their order: equal sessions have equal digests.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// All clients that have a session, in no order that means anything.
+    pub fn clients(&self) -> Vec<ClientId> {
+        self.sessions.iter().map(|session| session.client).collect()
+    }
+
+    /// The records of one client's session.
+    pub fn records_of(&self, client: ClientId) -> impl Iterator<Item = LoggedRecord> {
+        let session = self.find(client);
+        session.into_iter().flat_map(|s| s.records.iter().map(|kept| s.logged(kept)))
     }
 
     /// Up to `most` sessions that nobody has used for [`SESSION_IDLE`].

@@ -86,6 +86,8 @@ pub struct Table {
     directory: Directory,
     staging: Staging,
     len: usize,
+    /// The sum of what every entry adds.
+    digest: u64,
 }
 
 impl Table {
@@ -96,6 +98,7 @@ impl Table {
             directory: Directory::default(),
             staging: Staging::default(),
             len: 0,
+            digest: 0,
         }
     }
 
@@ -107,6 +110,13 @@ impl Table {
     /// Whether there is no entry.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// A number made of every entry's key, value and version, whatever their order: two tables of
+    /// one (group, shard) that hold the same have the same digest. It knows every version in 64
+    /// bits, key and value in 16 bits of a CRC-32C.
+    pub fn digest(&self) -> u64 {
+        self.digest
     }
 
     /// How many entries are staged.
@@ -158,7 +168,7 @@ impl Table {
         let place = self.directory.find(&self.arena, hash.bits(), self.has_key(key))?;
         let handle = self.directory.remove(&mut self.arena, place);
         self.len -= 1;
-        Some(self.free_unlinked(handle))
+        Some(self.free_removed(handle))
     }
 
     /// Gives all memory back. Tickets of staged entries become invalid.
@@ -166,6 +176,7 @@ impl Table {
         self.directory.clear();
         self.staging.clear();
         self.len = 0;
+        self.digest = 0;
         // SAFETY: nothing names an allocation any more: the directory and the staged records were
         // just dropped, and no borrowed entry outlives this exclusive borrow.
         unsafe { self.arena.clear() };
@@ -206,14 +217,19 @@ impl Table {
         move |handle| unsafe { entry::key(&self.arena, handle) } == key
     }
 
-    /// Frees an entry that is in no slot and no record any more; its version.
-    fn free_unlinked(&mut self, handle: Handle) -> SequenceNumber {
+    /// Frees an entry that was part of the table until now; its version.
+    fn free_removed(&mut self, handle: Handle) -> SequenceNumber {
+        // SAFETY: the callers have just unlinked the entry, which was sealed when it was linked.
+        let seal = unsafe { entry::sealed(&self.arena, handle) };
+        self.digest = self.digest.wrapping_sub(seal.digest());
+        self.free_unlinked(handle);
+        seal.version
+    }
+
+    /// Frees an entry that is in no slot and no record any more.
+    fn free_unlinked(&mut self, handle: Handle) {
         // SAFETY: the callers have just unlinked the entry, and no borrow of it can be left.
-        unsafe {
-            let version = entry::version(&self.arena, handle);
-            entry::free(&mut self.arena, handle);
-            version
-        }
+        unsafe { entry::free(&mut self.arena, handle) };
     }
 }
 
@@ -235,7 +251,7 @@ impl Table {
         self.directory.make_room(&mut self.arena, hash)?;
         let handle = entry::create(&mut self.arena, key, value_len)
             .ok_or(OutOfMemory { bytes: key.len() + value_len })?;
-        Ok(self.staging.add(Record { hash, handle, filled: 0 }))
+        Ok(self.staging.add(Record { hash, handle, filled: 0, crc: crc32c::crc32c(key) }))
     }
 
     /// Appends bytes to a staged entry's value; not more than it was staged for.
@@ -244,6 +260,7 @@ impl Table {
         // SAFETY: the handle of a staged entry.
         unsafe { entry::write_value(&mut self.arena, record.handle, record.filled, bytes) };
         record.filled += bytes.len();
+        record.crc = crc32c::crc32c_append(record.crc, bytes);
     }
 
     /// How many bytes of a staged entry's value are missing.
@@ -272,15 +289,17 @@ impl Table {
     pub fn commit(&mut self, staged: Staged, version: SequenceNumber) -> Option<SequenceNumber> {
         let missing = self.staged_missing(&staged);
         assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
-        let Record { hash, handle, .. } = self.staging.take(staged);
+        let record = self.staging.take(staged);
+        let Record { hash, handle, .. } = record;
         // SAFETY: the handle of an entry that was staged until now.
-        unsafe { entry::set_version(&mut self.arena, handle, version) };
+        let seal = unsafe { entry::seal(&mut self.arena, handle, version, record.check()) };
+        self.digest = self.digest.wrapping_add(seal.digest());
         // SAFETY: as above.
         let key = unsafe { entry::key(&self.arena, handle) };
         match self.directory.find(&self.arena, hash, self.has_key(key)) {
             Some(place) => {
                 let old = self.directory.replace(&mut self.arena, place, handle);
-                Some(self.free_unlinked(old))
+                Some(self.free_removed(old))
             }
             None => {
                 self.directory.insert(&mut self.arena, hash, handle);
@@ -298,7 +317,7 @@ impl Table {
         let removed = self.directory.find(&self.arena, hash, self.has_key(key)).map(|place| {
             let old = self.directory.remove(&mut self.arena, place);
             self.len -= 1;
-            self.free_unlinked(old)
+            self.free_removed(old)
         });
         self.free_unlinked(handle);
         removed

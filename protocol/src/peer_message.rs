@@ -532,6 +532,16 @@ impl BatchWriter {
         self.count >= MAX_BATCH_MESSAGES || self.messages.len() >= crate::limits::BATCH_TARGET_BYTES
     }
 
+    /// How many messages were added.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// How many bytes they take.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
     /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.count == 0

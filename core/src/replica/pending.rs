@@ -12,12 +12,12 @@
 
 use std::collections::VecDeque;
 
-use kv_protocol::ids::{RequestId, SequenceNumber, Time, ViewVersion};
+use kv_protocol::ids::{SequenceNumber, Time, ViewVersion};
 use kv_protocol::limits::{FRAGMENT_BYTES, MAX_PENDING_BYTES, MAX_PENDING_WRITES};
 use kv_protocol::peer_message::{CompletionRecord, Effect, Fragment, PeerMessage, Prepare};
 use kv_protocol::placement::Digest;
 
-use super::ConnectionId;
+use super::requests::Asker;
 use crate::table::{Staged, Table, TableHash};
 
 /// One write that waits.
@@ -30,7 +30,7 @@ pub(super) struct PendingWrite {
     /// Key and value, in the table's memory but not in the table. `None`: the write has no key.
     pub(super) staged: Option<Staged>,
     /// Who waits for the answer; the latest to have asked.
-    pub(super) waiter: Option<(ConnectionId, RequestId)>,
+    pub(super) waiter: Option<Asker>,
     /// Bytes of key and value.
     pub(super) bytes: usize,
 }
@@ -54,6 +54,21 @@ struct Cursor {
 }
 
 impl PendingLog {
+    /// An empty log that goes on after `committed`.
+    pub(super) fn starting_after(committed: SequenceNumber) -> PendingLog {
+        PendingLog { committed, ..PendingLog::default() }
+    }
+
+    /// The same log, of which the next stream has been sent nothing.
+    pub(super) fn into_new_stream(self) -> PendingLog {
+        PendingLog { cursor: Cursor::default(), ..self }
+    }
+
+    /// Whoever waits for an answer, and waits no more.
+    pub(super) fn take_waiters(&mut self) -> Vec<Asker> {
+        self.writes.iter_mut().filter_map(|write| write.waiter.take()).collect()
+    }
+
     /// The last committed write.
     pub(super) fn committed(&self) -> SequenceNumber {
         self.committed
@@ -115,6 +130,18 @@ impl PendingLog {
                 && write.staged.as_ref().is_some_and(|staged| table.staged_entry(staged).0 == key)
         })?;
         Some((SequenceNumber(self.committed.0 + 1 + at as u64), self.writes[at].effect))
+    }
+
+    /// The newest pending PUT of a key, which no reader may see.
+    pub(super) fn newest_staged(
+        &self,
+        table: &Table,
+        hash: TableHash,
+        key: &[u8],
+    ) -> Option<(SequenceNumber, &Staged)> {
+        let (sn, _) = self.newest_change(table, hash, key).filter(|(_, e)| *e == Effect::Put)?;
+        let at = usize::try_from(sn.0 - self.committed.0 - 1).ok()?;
+        Some((sn, self.writes[at].staged.as_ref()?))
     }
 
     /// Sends again from the write after `applied`. `None`: the other side claims a write that this

@@ -1,21 +1,35 @@
-//! Requests, the pending log, commits, and the sending end of the stream.
+//! The sending end: who must ack, what an ack commits, and what becomes of a candidate.
+//!
+//! ```text
+//!   view names       Candidacy        commits wait for     reads need
+//!   nobody else      None             nobody               nothing
+//!   a candidate      Awaited          nobody               nothing
+//!                    Copying          its ack (union)      nothing
+//!                    CaughtUp         its ack (union)      its lease
+//!                    Failed           nobody               nothing
+//!   a secondary      None             its ack              its lease
+//! ```
+//!
+//! The union is entered as soon as the candidate's stream stands, before the copy begins, so no write
+//! is ever committed that neither the stream nor the copy brings. It may be left for `Failed` until
+//! the candidate is told to have caught up; from then on only a view ends it, because any moment
+//! the coordinator may make the candidate a secondary, and may then name it primary.
 
 use std::time::Duration;
 
-use kv_protocol::client_message::{
-    Answer, Condition, Operation, ReplicaRole, Request, Status, WriteHeader,
-};
-use kv_protocol::ids::{ClientId, ClusterId, RequestId, RequestSeq, SequenceNumber, Time};
-use kv_protocol::limits::{BEACON_INTERVAL, SESSION_IDLE};
-use kv_protocol::peer_message::{
-    Ack, BatchWriter, Beacon, CompletionRecord, Effect, PeerHello, PeerMessage, PeerWelcome,
-};
+use kv_protocol::client_message::Status;
+use kv_protocol::copy_message::Marked;
+use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber, Time};
+use kv_protocol::limits::{BEACON_INTERVAL, CANDIDATE_PATIENCE, SESSION_IDLE};
+use kv_protocol::peer_message::{Ack, CompletionRecord, Effect};
 use kv_protocol::placement::Digest;
 
+use super::copy_out::CopyOut;
+use super::lease::{Lease, Standing};
 use super::pending::{PendingLog, PendingWrite};
-use super::{Answers, ConnectionId, Pumped, Replica, Role, StreamError};
-use crate::session::{LoggedRecord, Lookup};
-use crate::table::TableHash;
+use super::{Answers, Replica, Role, StreamError};
+use crate::holes::{self, Hole};
+use crate::table::Staged;
 
 /// How often idle sessions are looked for, how many are forgotten at once, and how soon the next ones
 /// follow when there are more.
@@ -23,13 +37,40 @@ const FORGET_INTERVAL: Duration = SESSION_IDLE.checked_div(10).expect("ten is no
 const FORGET_AT_ONCE: usize = 256;
 const FORGET_MORE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// How long a candidate may take to take its first stream.
+const CANDIDATE_CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What a primary knows beside table and sessions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Primary {
-    pub(super) log: PendingLog,
-    stream: Stream,
+    pub(super) sender: Sender,
+    pub(super) standing: Standing,
+    pub(super) lease: Lease,
+    pub(super) candidacy: Candidacy,
     /// When idle sessions are looked for next.
     forget_at: Option<Time>,
+}
+
+/// How far the candidate of the view is, if the view has one.
+#[derive(Debug)]
+pub(super) enum Candidacy {
+    /// The view has none.
+    None,
+    /// Its stream has not stood yet.
+    Awaited { since: Time },
+    /// It is in the union, and the copy goes on.
+    Copying(Box<CopyOut>),
+    /// It has everything; the coordinator is told.
+    CaughtUp,
+    /// It was left behind; only a new view gives it another chance.
+    Failed,
+}
+
+/// The log and the stream that it is sent on.
+#[derive(Debug, Default)]
+pub(super) struct Sender {
+    pub(super) log: PendingLog,
+    stream: Stream,
 }
 
 /// The stream to the other holder.
@@ -43,441 +84,294 @@ enum Stream {
     },
 }
 
-impl Primary {
+impl Sender {
+    pub(super) fn of(log: PendingLog) -> Sender {
+        Sender { log, stream: Stream::Down }
+    }
+
+    /// An empty log that goes on after `last`.
+    pub(super) fn starting_after(last: SequenceNumber) -> Sender {
+        Sender::of(PendingLog::starting_after(last))
+    }
+
+    pub(super) fn connect(&mut self) {
+        self.stream = Stream::Up { t_send: None };
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        self.stream = Stream::Down;
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         matches!(self.stream, Stream::Up { .. })
     }
 
-    fn beacon_due(&self) -> Option<Time> {
+    /// A reading travels on the stream.
+    pub(super) fn note_sent(&mut self, t_send: Time) {
+        self.stream = Stream::Up { t_send: Some(t_send) };
+    }
+
+    pub(super) fn beacon_due(&self) -> Option<Time> {
         match self.stream {
             Stream::Down => None,
             Stream::Up { t_send: None } => Some(Time::default()),
             Stream::Up { t_send: Some(last) } => Some(last + BEACON_INTERVAL),
         }
     }
+
+    /// Whether a reading that comes back was ever sent on this stream.
+    fn has_sent(&self, echo: Time) -> bool {
+        matches!(self.stream, Stream::Up { t_send: Some(newest) } if echo <= newest)
+    }
 }
 
-/// A write as the newest pending state decides it.
-struct Decision {
-    effect: Effect,
-    status: Status,
-    /// The version answered; `None`: the write's own sequence number.
-    version: Option<SequenceNumber>,
+impl Primary {
+    pub(super) fn new(sender: Sender, standing: Standing, candidacy: Candidacy) -> Primary {
+        Primary { sender, standing, lease: Lease::default(), candidacy, forget_at: None }
+    }
+
+    /// Whether it may serve, dial, and enter a union.
+    pub(super) fn is_active(&self) -> bool {
+        self.standing == Standing::Active
+    }
+
+    /// Whether every commit waits for the candidate.
+    pub(super) fn is_in_union(&self) -> bool {
+        match &self.candidacy {
+            Candidacy::Copying(copy) => copy.is_registered(),
+            Candidacy::CaughtUp => true,
+            Candidacy::None | Candidacy::Awaited { .. } | Candidacy::Failed => false,
+        }
+    }
 }
 
-/// Whom an answer goes to.
-#[derive(Clone, Copy)]
-struct Asker {
-    connection: ConnectionId,
-    request: RequestId,
-}
-
+/// Commits.
 impl Replica {
-    /// Serves a request of a client whose key is in this group and shard. Reads are answered at
-    /// once, writes when they are committed.
-    pub fn on_request(
-        &mut self,
-        now: Time,
-        connection: ConnectionId,
-        client: ClientId,
-        request: &Request<'_>,
-        answers: &mut impl Answers,
-    ) {
-        debug_assert_eq!(
-            self.config.placement.locate(request.digest),
-            (self.config.group, self.config.shard)
-        );
-        let asker = Asker { connection, request: request.id };
-        if request.view > self.view_version() {
-            let reason = "the view of this request has not come here yet";
-            return self.refuse(asker, Status::Unavailable, reason, answers);
-        }
-        let role_asked = match request.operation {
-            Operation::Verify(role) => role,
-            _ => ReplicaRole::Primary,
-        };
-        match self.role() {
-            None => {
-                let reason = "this server has no view of the group yet";
-                return self.refuse(asker, Status::Unavailable, reason, answers);
-            }
-            Some(role) if role != role_asked => {
-                let reason = "another server serves this key";
-                return self.refuse(asker, Status::WrongView, reason, answers);
-            }
-            Some(_) => {}
-        }
-        match request.operation {
-            Operation::Get | Operation::Verify(_) => self.read(asker, request, answers),
-            Operation::Noop => {
-                self.refuse(asker, Status::Ok, "", answers);
-            }
-            Operation::Put(header, value) => {
-                self.write(now, asker, client, request, header, Some(value), answers);
-            }
-            Operation::Delete(header) => {
-                self.write(now, asker, client, request, header, None, answers);
-            }
-        }
+    /// Whether reads need a lease: some other member may be named primary without this one.
+    pub(super) fn needs_lease(&self) -> bool {
+        let caught_up = |p: &super::Primary| matches!(p.candidacy, Candidacy::CaughtUp);
+        self.view.is_some_and(|view| view.secondary().is_some())
+            || self.primary().is_some_and(caught_up)
     }
 
-    fn read(&self, asker: Asker, request: &Request<'_>, answers: &mut impl Answers) {
-        let hash = self.config.hash_secret.of_key(request.digest, request.key);
-        let entry = self.table.get(hash, request.key);
-        let (status, version, value) = match &entry {
-            Some(entry) => (Status::Ok, entry.version, entry.value),
-            None => (Status::NotFound, SequenceNumber::ZERO, &[][..]),
-        };
-        let view = self.view_version();
-        let answer = Answer { id: asker.request, status, copies: 0, view, version, value };
-        answers.answer(asker.connection, &answer);
-    }
-
-    #[allow(clippy::too_many_arguments)] // A request, taken apart once.
-    fn write(
-        &mut self,
-        now: Time,
-        asker: Asker,
-        client: ClientId,
-        request: &Request<'_>,
-        header: WriteHeader,
-        value: Option<&[u8]>,
-        answers: &mut impl Answers,
-    ) {
-        if self.is_retry(now, asker, client, header, answers) {
-            return;
-        }
-        if self.draining {
-            let reason = "this server is being stopped and takes no new writes";
-            return self.refuse(asker, Status::Unavailable, reason, answers);
-        }
-        let bytes = request.key.len() + value.map_or(0, <[u8]>::len);
-        let Role::Primary(primary) = &self.role else { return };
-        if !primary.log.has_room(bytes) {
-            let reason = "too many writes wait for the other replica";
-            return self.refuse(asker, Status::Busy, reason, answers);
-        }
-        let hash = self.config.hash_secret.of_key(request.digest, request.key);
-        let decision = self.decide(hash, request.key, header.condition, value.is_some());
-        let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
-        if decision.effect == Effect::Put && !self.has_memory(bytes) {
-            let reason = "the memory limit is reached; delete entries or raise --memory-limit";
-            return self.refuse(asker, Status::OutOfSpace, reason, answers);
-        }
-        let Ok(mut staged) = self.table.stage(hash, request.key, stored.len()) else {
-            let reason = "the server's machine has no memory left; delete entries";
-            return self.refuse(asker, Status::OutOfSpace, reason, answers);
-        };
-        self.table.staged_append(&mut staged, stored);
-        let Role::Primary(primary) = &self.role else { return };
-        let sn = primary.log.last().next();
-        let record = CompletionRecord {
-            client,
-            seq: header.seq,
-            first_incomplete: header.first_incomplete,
-            status: decision.status,
-            version: decision.version.unwrap_or(sn),
-        };
-        self.sessions.record(now, sn, record);
-        self.log(
-            PendingWrite {
-                effect: decision.effect,
-                digest: request.digest,
-                hash,
-                record,
-                staged: Some(staged),
-                waiter: Some((asker.connection, asker.request)),
-                bytes,
-            },
-            answers,
-        );
-    }
-
-    /// Whether the write needs no execution: it is known, or must not be executed.
-    fn is_retry(
-        &mut self,
-        now: Time,
-        asker: Asker,
-        client: ClientId,
-        header: WriteHeader,
-        answers: &mut impl Answers,
-    ) -> bool {
-        let (status, reason) =
-            match self.sessions.look_up(client, header.seq, header.first_incomplete) {
-                Lookup::New => return false,
-                Lookup::Logged(logged) => {
-                    self.sessions.touch(now, client);
-                    self.answer_logged(asker, logged, answers);
-                    return true;
-                }
-                Lookup::Expired => {
-                    (Status::SessionExpired, "this write, or its session, is no longer known")
-                }
-                Lookup::BeyondWindow => {
-                    (Status::Invalid, "seq is too far ahead of the first incomplete one")
-                }
-                Lookup::TooManySessions => (Status::Busy, "too many clients write to this shard"),
-            };
-        self.refuse(asker, status, reason, answers);
-        true
-    }
-
-    /// Answers a retry from its record, once that is committed.
-    fn answer_logged(&mut self, asker: Asker, logged: LoggedRecord, answers: &mut impl Answers) {
-        let Role::Primary(primary) = &mut self.role else { return };
-        if logged.sn > primary.log.committed() {
-            let write = primary.log.get_mut(logged.sn).expect("uncommitted writes are pending");
-            write.waiter = Some((asker.connection, asker.request));
-            return;
-        }
-        self.answer_write(asker, &logged.record, answers);
-    }
-
-    /// What the write does to the newest pending state.
-    fn decide(&self, hash: TableHash, key: &[u8], condition: Condition, is_put: bool) -> Decision {
-        if is_put && condition == Condition::Always {
-            return Decision { effect: Effect::Put, status: Status::Ok, version: None };
-        }
-        let current = self.newest_version(hash, key);
-        let holds = match condition {
-            Condition::Always => true,
-            Condition::IfVersion(version) => current == Some(version),
-            Condition::IfAbsent => current.is_none(),
-        };
-        let nothing = |status| Decision {
-            effect: Effect::Nothing,
-            status,
-            version: Some(current.unwrap_or(SequenceNumber::ZERO)),
-        };
-        match (holds, is_put, current) {
-            (false, ..) => nothing(Status::Conflict),
-            (true, true, _) => Decision { effect: Effect::Put, status: Status::Ok, version: None },
-            (true, false, Some(_)) => {
-                Decision { effect: Effect::Delete, status: Status::Ok, version: None }
-            }
-            (true, false, None) => nothing(Status::NotFound),
-        }
-    }
-
-    /// The version of a key as of the last pending write.
-    fn newest_version(&self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
-        let Role::Primary(primary) = &self.role else { return None };
-        match primary.log.newest_change(&self.table, hash, key) {
-            Some((sn, Effect::Put)) => Some(sn),
-            Some(_) => None,
-            None => self.table.get(hash, key).map(|entry| entry.version),
-        }
-    }
-
-    fn has_memory(&self, bytes: usize) -> bool {
-        let used = (self.table.used_bytes() + bytes) as u64;
-        self.config.memory_limit.is_none_or(|limit| used <= limit)
-    }
-
-    fn log(&mut self, write: PendingWrite, answers: &mut impl Answers) {
-        let Role::Primary(primary) = &mut self.role else { return };
-        primary.log.push(write);
-        self.commit_if_alone(answers);
+    /// Whether no other member must ack before a write is committed.
+    fn is_alone(&self) -> bool {
+        self.view.is_some_and(|view| view.secondary().is_none())
+            && self.primary().is_some_and(|primary| !primary.is_in_union())
     }
 
     /// A primary without another holder commits what it logs.
     pub(super) fn commit_if_alone(&mut self, answers: &mut impl Answers) {
-        if self.view.is_some_and(|view| view.secondary().is_none())
-            && let Role::Primary(primary) = &self.role
+        if self.is_alone()
+            && let Some(primary) = self.primary()
         {
-            let last = primary.log.last();
+            let last = primary.sender.log.last();
             self.commit_up_to(last, answers);
         }
     }
 
-    fn commit_up_to(&mut self, sn: SequenceNumber, answers: &mut impl Answers) {
-        while let Role::Primary(primary) = &mut self.role
-            && primary.log.committed() < sn
+    /// Commits everything up to `sn`, and answers whoever waits.
+    pub(super) fn commit_up_to(&mut self, sn: SequenceNumber, answers: &mut impl Answers) {
+        while let Some(sender) = self.sender_mut()
+            && sender.log.committed() < sn
         {
-            let write = primary.log.commit_oldest().expect("sn is at most the last assigned");
-            let committed = primary.log.committed();
-            match (write.effect, write.staged) {
-                (Effect::Put, Some(staged)) => {
-                    self.table.commit(staged, committed);
-                }
-                (Effect::Delete, Some(staged)) => {
-                    self.table.commit_removal(staged);
-                }
-                (_, Some(staged)) => self.table.discard(staged),
-                (_, None) => {}
-            }
-            if let Some((connection, request)) = write.waiter {
-                self.answer_write(Asker { connection, request }, &write.record, answers);
+            let write = sender.log.commit_oldest().expect("sn is at most the last assigned");
+            let committed = sender.log.committed();
+            self.apply_committed(committed, write.effect, write.staged);
+            self.note_committed(committed);
+            if let Some(asker) = write.waiter {
+                self.answer_write(asker, &write.record, answers);
             }
         }
     }
 
-    fn answer_write(&self, asker: Asker, record: &CompletionRecord, answers: &mut impl Answers) {
-        let copies = self.view.map_or(0, |view| view.copies());
-        let answer = Answer {
-            id: asker.request,
-            status: record.status,
-            copies,
-            view: self.view_version(),
-            version: record.version,
-            value: &[],
-        };
-        answers.answer(asker.connection, &answer);
-    }
-
-    fn refuse(&self, asker: Asker, status: Status, reason: &str, answers: &mut impl Answers) {
-        let answer = Answer {
-            id: asker.request,
-            status,
-            copies: 0,
-            view: self.view_version(),
-            version: SequenceNumber::ZERO,
-            value: reason.as_bytes(),
-        };
-        answers.answer(asker.connection, &answer);
-    }
-
-    /// The hello with which a primary opens its stream; `None` when there is nobody to dial.
-    pub fn peer_hello(&self, cluster: ClusterId) -> Option<PeerHello> {
-        let view = self.view?;
-        let Role::Primary(_) = &self.role else { return None };
-        Some(PeerHello {
-            cluster,
-            from: self.config.me,
-            to: view.other()?,
-            shard: self.config.shard,
-            shards: self.config.placement.shards(),
-            view,
-        })
-    }
-
-    /// The other holder has taken the stream: sends go on after the last write it has applied, and
-    /// what it has applied counts as acked.
-    ///
-    /// # Errors
-    /// [`StreamError::Impossible`] when its log cannot be ours.
-    pub fn on_peer_welcome(
+    /// What a committed write does to the table.
+    pub(super) fn apply_committed(
         &mut self,
-        welcome: &PeerWelcome,
-        answers: &mut impl Answers,
-    ) -> Result<(), StreamError> {
-        if self.frozen {
-            return Err(StreamError::Frozen);
-        }
-        let installed = self.view_version();
-        if welcome.view != installed {
-            return Err(StreamError::View { got: welcome.view, installed });
-        }
-        let Role::Primary(primary) = &mut self.role else { return Err(StreamError::WrongEnd) };
-        if primary.log.rewind(welcome.last).is_none() {
-            return Err(StreamError::Impossible {
-                claimed: welcome.last,
-                committed: primary.log.committed(),
-                sent: primary.log.last(),
-            });
-        }
-        primary.stream = Stream::Up { t_send: None };
-        self.commit_up_to(welcome.last, answers);
-        Ok(())
-    }
-
-    /// The stream is gone, at either end; what was not acked is sent again on the next one.
-    pub fn on_stream_down(&mut self) {
-        match &mut self.role {
-            Role::Idle => {}
-            Role::Primary(primary) => primary.stream = Stream::Down,
-            Role::Secondary(secondary) => secondary.connected = false,
-        }
-    }
-
-    /// Fills one batch for the stream: what the pending log has not sent, and a beacon when the
-    /// other side has heard no clock for an interval. `now` is read just before.
-    pub fn pump(&mut self, now: Time, batch: &mut BatchWriter) -> Pumped {
-        let view = self.view_version();
-        let Role::Primary(primary) = &mut self.role else { return Pumped::Done };
-        if !primary.is_connected() || self.frozen {
-            return Pumped::Done;
-        }
-        if primary.beacon_due().is_some_and(|due| due <= now) {
-            batch.push(&PeerMessage::Beacon(Beacon { view, t_send: now }));
-            primary.stream = Stream::Up { t_send: Some(now) };
-        }
-        while primary.log.has_unsent() {
-            if batch.is_full() {
-                return Pumped::More;
+        sn: SequenceNumber,
+        effect: Effect,
+        staged: Option<Staged>,
+    ) {
+        let replaced = match (effect, staged) {
+            (Effect::Put, Some(staged)) => self.table.commit(staged, sn),
+            (Effect::Delete, Some(staged)) => self.table.commit_removal(staged),
+            (_, Some(staged)) => {
+                self.table.discard(staged);
+                None
             }
-            let push = |message: &PeerMessage<'_>| batch.push(message);
-            primary.log.send_next(&self.table, view, now, push);
-            primary.stream = Stream::Up { t_send: Some(now) };
-        }
-        Pumped::Done
+            (_, None) => None,
+        };
+        assert!(
+            replaced.is_none_or(|older| older < sn),
+            "write {sn} of group {}, shard {} came after a newer one of its key",
+            self.config.group,
+            self.config.shard
+        );
     }
 
+    /// At the end of a copy the table is compared as of one write.
+    fn note_committed(&mut self, committed: SequenceNumber) {
+        let digest = self.table.digest();
+        if let Some(Primary { candidacy: Candidacy::Copying(copy), .. }) = self.primary_mut() {
+            copy.on_committed(committed, digest);
+        }
+    }
+
+    /// An ack of the other holder, or of the candidate.
     pub(super) fn on_ack(
         &mut self,
+        now: Time,
         ack: &Ack,
         answers: &mut impl Answers,
     ) -> Result<(), StreamError> {
-        let Role::Primary(primary) = &mut self.role else { return Err(StreamError::WrongEnd) };
-        let (committed, sent) = (primary.log.committed(), primary.log.sent());
-        if ack.sn > sent || !primary.is_connected() {
+        let Some(sender) = self.sender_mut() else { return Err(StreamError::WrongEnd) };
+        let (committed, sent) = (sender.log.committed(), sender.log.sent());
+        if ack.sn > sent || !sender.has_sent(ack.echo) {
             return Err(StreamError::Impossible { claimed: ack.sn, committed, sent });
+        }
+        if let Role::Primary(primary) = &mut self.role {
+            let late = holes::is_open(Hole::LeaseFromAckReceipt);
+            primary.lease.renew(if late { now } else { ack.echo });
+            if let Candidacy::Copying(copy) = &mut primary.candidacy {
+                copy.on_acked(ack.copied);
+            }
         }
         self.commit_up_to(ack.sn, answers);
         Ok(())
     }
 
+    /// The candidate has the whole copy: if it is the same as what is here, it has caught up.
+    pub(super) fn on_marked(
+        &mut self,
+        marked: &Marked,
+        answers: &mut impl Answers,
+    ) -> Result<(), StreamError> {
+        let Some(primary) = self.primary_mut() else { return Err(StreamError::WrongEnd) };
+        let Candidacy::Copying(copy) = &primary.candidacy else {
+            return Err(StreamError::WrongEnd);
+        };
+        let is_equal = copy.compare(marked).ok_or(StreamError::WrongEnd)?;
+        if is_equal {
+            primary.candidacy = Candidacy::CaughtUp;
+            return Ok(());
+        }
+        self.fail_candidate(answers);
+        Err(StreamError::Diverged { sn: marked.sn })
+    }
+
+    /// Leaves the candidate behind. Not once the coordinator is told that it has caught up.
+    pub(super) fn fail_candidate(&mut self, answers: &mut impl Answers) {
+        let Some(primary) = self.primary_mut() else { return };
+        match primary.candidacy {
+            Candidacy::Copying(_) if holes::is_open(Hole::CopyRestartedUnderSameView) => {
+                primary.candidacy = Candidacy::Awaited { since: Time::default() };
+            }
+            Candidacy::Awaited { .. } | Candidacy::Copying(_) => {
+                primary.candidacy = Candidacy::Failed;
+            }
+            Candidacy::CaughtUp if holes::is_open(Hole::UnionLeftAfterReport) => {
+                primary.candidacy = Candidacy::Failed;
+            }
+            Candidacy::CaughtUp | Candidacy::None | Candidacy::Failed => return,
+        }
+        primary.sender.disconnect();
+        self.commit_if_alone(answers);
+    }
+}
+
+/// Time.
+impl Replica {
     /// When [`Replica::on_timeout`] (and then [`Replica::pump`]) is wanted next.
     pub fn next_timeout(&self) -> Option<Time> {
-        let Role::Primary(primary) = &self.role else { return None };
-        match (primary.beacon_due(), primary.forget_at) {
-            (Some(beacon), Some(forget)) => Some(beacon.min(forget)),
-            (beacon, forget) => beacon.or(forget),
+        if let Role::HandingOver(old) = &self.role {
+            return old.sender.beacon_due();
+        }
+        if let Role::TakingOver(_) = &self.role
+            && holes::is_open(Hole::GraceInHandover)
+        {
+            return self.acked.map(|acked| acked.until);
+        }
+        let primary = self.primary()?;
+        let grace = match primary.standing {
+            Standing::InGrace(acked) => Some(acked.until),
+            Standing::Active => None,
+        };
+        let candidate = match &primary.candidacy {
+            Candidacy::Awaited { since } => Some(*since + CANDIDATE_CONNECT_PATIENCE),
+            Candidacy::Copying(copy) if copy.wants_pump() => Some(Time::default()),
+            Candidacy::Copying(_) => Some(self.heard + CANDIDATE_PATIENCE),
+            Candidacy::CaughtUp if holes::is_open(Hole::UnionLeftAfterReport) => {
+                Some(self.heard + CANDIDATE_PATIENCE)
+            }
+            Candidacy::None | Candidacy::CaughtUp | Candidacy::Failed => None,
+        };
+        let beacon = primary.sender.beacon_due();
+        [grace, candidate, beacon, primary.forget_at].into_iter().flatten().min()
+    }
+
+    /// Does what is due by now: the end of a grace, a candidate that is silent, idle sessions.
+    pub fn on_timeout(&mut self, now: Time, answers: &mut impl Answers) {
+        self.readings.note(now);
+        self.advance_standing(now);
+        self.judge_candidate(now, answers);
+        self.forget_idle_sessions(now, answers);
+    }
+
+    fn judge_candidate(&mut self, now: Time, answers: &mut impl Answers) {
+        let heard = self.heard;
+        let Some(primary) = self.primary() else { return };
+        let is_late = match &primary.candidacy {
+            Candidacy::Awaited { since } => now.since(*since) >= CANDIDATE_CONNECT_PATIENCE,
+            Candidacy::Copying(_) | Candidacy::CaughtUp => now.since(heard) >= CANDIDATE_PATIENCE,
+            Candidacy::None | Candidacy::Failed => false,
+        };
+        if is_late {
+            self.fail_candidate(answers);
         }
     }
 
     /// Forgets sessions that nobody uses; that is a write of its own, so both holders forget the
     /// same ones.
-    pub fn on_timeout(&mut self, now: Time, answers: &mut impl Answers) {
-        let Role::Primary(primary) = &mut self.role else { return };
+    fn forget_idle_sessions(&mut self, now: Time, answers: &mut impl Answers) {
+        let Some(primary) = self.primary_mut() else { return };
         let due = *primary.forget_at.get_or_insert(now + FORGET_INTERVAL);
-        if now < due {
+        if now < due || !primary.is_active() {
             return;
         }
         let idle = self.sessions.idle(now, FORGET_AT_ONCE);
         let has_more = idle.len() == FORGET_AT_ONCE;
         let interval = if has_more { FORGET_MORE_INTERVAL } else { FORGET_INTERVAL };
-        primary.forget_at = Some(now + interval);
+        if let Some(primary) = self.primary_mut() {
+            primary.forget_at = Some(now + interval);
+        }
         for client in idle {
             self.forget_session(client, answers);
         }
     }
 
     fn forget_session(&mut self, client: ClientId, answers: &mut impl Answers) {
-        let Role::Primary(primary) = &mut self.role else { return };
-        if self.draining || !primary.log.has_room(0) {
+        let Some(primary) = self.primary() else { return };
+        if self.draining || !primary.sender.log.has_room(0) {
             return;
         }
-        let sn = primary.log.last().next();
+        let sn = primary.sender.log.last().next();
         let digest = Digest([0; 16]);
         self.sessions.forget(client);
-        self.log(
-            PendingWrite {
-                effect: Effect::ForgetSession,
-                digest,
-                hash: self.config.hash_secret.of_key(digest, &[]),
-                record: CompletionRecord {
-                    client,
-                    seq: RequestSeq(0),
-                    first_incomplete: RequestSeq(0),
-                    status: Status::Ok,
-                    version: sn,
-                },
-                staged: None,
-                waiter: None,
-                bytes: 0,
+        let write = PendingWrite {
+            effect: Effect::ForgetSession,
+            digest,
+            hash: self.config.hash_secret.of_key(digest, &[]),
+            record: CompletionRecord {
+                client,
+                seq: RequestSeq(0),
+                first_incomplete: RequestSeq(0),
+                status: Status::Ok,
+                version: sn,
             },
-            answers,
-        );
+            staged: None,
+            waiter: None,
+            bytes: 0,
+        };
+        self.log(write, answers);
     }
 }

@@ -8,7 +8,9 @@ mod writes;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kv_protocol::client_message::{Condition, Operation, Request, Status, WriteHeader};
+use kv_protocol::client_message::{
+    Condition, Operation, ReplicaRole, Request, Status, WriteHeader,
+};
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{
     ClientId, ClusterId, Incarnation, RequestId, RequestSeq, ServerId, ViewVersion,
@@ -16,7 +18,7 @@ use kv_protocol::ids::{
 use kv_protocol::limits::{
     BEACON_INTERVAL, FRAGMENT_BYTES, MAX_PEER_BODY, MAX_PENDING_WRITES, SESSION_IDLE,
 };
-use kv_protocol::peer_message::{BatchReader, BatchWriter, PeerHello, PeerRefusalReason};
+use kv_protocol::peer_message::{Ack, BatchReader, BatchWriter, PeerHello, PeerRefusalReason};
 use kv_protocol::placement::Digest;
 use kv_protocol::view::Peer;
 use proptest::prelude::*;
@@ -92,10 +94,11 @@ fn replica(server: u16, memory_limit: Option<u64>) -> Replica {
 }
 
 impl Pair {
-    /// Connected, in view 1.
+    /// Connected, in view 1, and with a lease.
     fn new() -> Pair {
         let mut pair = Pair::apart(None);
         pair.connect();
+        pair.settle();
         pair
     }
 
@@ -110,20 +113,20 @@ impl Pair {
             seq: 0,
             connected: false,
         };
-        pair.primary.install(view(1), &mut pair.inbox).unwrap();
+        pair.primary.install(pair.now, view(1), &mut pair.inbox).unwrap();
         pair
     }
 
     fn connect(&mut self) {
         let hello = self.primary.peer_hello(CLUSTER).unwrap();
-        let welcome = self.secondary.on_peer_hello(&hello, &mut self.inbox).unwrap();
-        self.primary.on_peer_welcome(&welcome, &mut self.inbox).unwrap();
+        let welcome = self.secondary.on_peer_hello(self.now, &hello, &mut self.inbox).unwrap();
+        self.primary.on_peer_welcome(self.now, &welcome, &mut self.inbox).unwrap();
         self.connected = true;
     }
 
     fn disconnect(&mut self) {
-        self.primary.on_stream_down();
-        self.secondary.on_stream_down();
+        self.primary.on_stream_down(self.now, &mut self.inbox);
+        self.secondary.on_stream_down(self.now, &mut self.inbox);
         self.connected = false;
     }
 
@@ -159,12 +162,25 @@ impl Pair {
 
     /// Carries the secondary's ack, if it owes one; without a stream it is lost.
     fn ack(&mut self) {
-        if let Some(ack) = self.secondary.take_ack()
+        if let Some(ack) = self.take_ack()
             && self.connected
         {
             self.primary
                 .on_peer_message(self.now, &PeerMessage::Ack(ack), &mut self.inbox)
                 .unwrap();
+        }
+    }
+
+    /// What the secondary acks at the end of a wake-up.
+    fn take_ack(&mut self) -> Option<Ack> {
+        let (mut batch, mut bytes) = (BatchWriter::new(), Vec::new());
+        self.secondary.pump(self.now, &mut batch);
+        batch.finish(&mut bytes);
+        let frame = split_frame(&bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap()?;
+        let mut messages = BatchReader::new(frame.body).unwrap();
+        match messages.next().unwrap().unwrap() {
+            PeerMessage::Ack(ack) => Some(ack),
+            other => panic!("a secondary says {other:?}"),
         }
     }
 

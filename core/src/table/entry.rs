@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   0        8          12       14     16
-//!   | version | value len | key len | flags | key … | value … |
+//!   | version | value len | key len | check | key … | value … |
 //! ```
 
 use kv_protocol::ids::SequenceNumber;
 
 use crate::arena::{Arena, Handle};
+use crate::hash::mix;
 
 /// The longest key an entry can hold.
 pub const KEY_BYTES_MAX: usize = u16::MAX as usize;
@@ -22,8 +23,8 @@ struct Header {
     version: u64,
     value_len: u32,
     key_len: u16,
-    /// Always zero; for kinds of entries to come.
-    flags: u16,
+    /// Of key and value; part of the table's digest.
+    check: u16,
 }
 
 const HEADER_BYTES: usize = size_of::<Header>();
@@ -53,7 +54,7 @@ pub(super) fn create(arena: &mut Arena, key: &[u8], value_len: usize) -> Option<
     let at = arena.address(handle);
     // SAFETY: the fresh allocation is ours alone, aligned to 16, and has room for header and key.
     unsafe {
-        at.cast::<Header>().write(Header { version: 0, value_len, key_len, flags: 0 });
+        at.cast::<Header>().write(Header { version: 0, value_len, key_len, check: 0 });
         at.add(HEADER_BYTES).copy_from_nonoverlapping(key.as_ptr(), key.len());
     }
     Some(handle)
@@ -90,14 +91,50 @@ pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
     SequenceNumber(unsafe { header(arena, handle) }.version)
 }
 
-/// Sets the version of an entry that is about to be linked.
+/// Seals an entry that is about to be linked: its version, and the check of key and value.
 ///
 /// # Safety
 ///
 /// As for [`header`].
-pub(super) unsafe fn set_version(arena: &mut Arena, handle: Handle, version: SequenceNumber) {
+pub(super) unsafe fn seal(
+    arena: &mut Arena,
+    handle: Handle,
+    version: SequenceNumber,
+    check: u16,
+) -> Seal {
     // SAFETY: `create` wrote a header there, and the arena is borrowed exclusively.
-    unsafe { (*arena.address(handle).cast::<Header>()).version = version.0 };
+    unsafe {
+        let header = &mut *arena.address(handle).cast::<Header>();
+        header.version = version.0;
+        header.check = check;
+    }
+    Seal { version, check }
+}
+
+/// What a sealed entry adds to its table's digest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seal {
+    pub(super) version: SequenceNumber,
+    check: u16,
+}
+
+impl Seal {
+    /// A well-mixed number: no two writes have the same sequence number, so no two entries of a
+    /// (group, shard) add the same.
+    pub(super) fn digest(self) -> u64 {
+        mix(self.version.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(self.check) << 48))
+    }
+}
+
+/// What was sealed.
+///
+/// # Safety
+///
+/// As for [`header`].
+pub(super) unsafe fn sealed(arena: &Arena, handle: Handle) -> Seal {
+    // SAFETY: as the caller says.
+    let header = unsafe { header(arena, handle) };
+    Seal { version: SequenceNumber(header.version), check: header.check }
 }
 
 /// The length of the value that an entry was made for.

@@ -27,7 +27,7 @@ fn an_idle_session_is_forgotten_by_both() {
     pair.settle();
     for replica in [&pair.primary, &pair.secondary] {
         assert_eq!(replica.completion_records(0..usize::MAX).count(), 0);
-        assert_eq!(replica.report().unwrap().last, SequenceNumber(2));
+        assert_eq!(replica.report(pair.now).unwrap().last, SequenceNumber(2));
     }
 }
 
@@ -86,7 +86,7 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
         if freeze_primary {
             pair.receive_at_secondary(&sent);
             pair.primary.freeze();
-            let ack = PeerMessage::Ack(pair.secondary.take_ack().unwrap());
+            let ack = PeerMessage::Ack(pair.take_ack().unwrap());
             let got = pair.primary.on_peer_message(pair.now, &ack, &mut pair.inbox);
             assert_eq!(got, Err(StreamError::Frozen));
             let late = pair.put(b"c", b"3");
@@ -99,7 +99,8 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
             let got = pair.secondary.on_peer_message(pair.now, &message, &mut pair.inbox);
             assert_eq!(got, Err(StreamError::Frozen));
             let hello = pair.primary.peer_hello(CLUSTER).unwrap();
-            let refusal = pair.secondary.on_peer_hello(&hello, &mut pair.inbox).unwrap_err();
+            let refusal =
+                pair.secondary.on_peer_hello(pair.now, &hello, &mut pair.inbox).unwrap_err();
             assert_eq!(refusal.reason, PeerRefusalReason::Stopping);
             assert_eq!(contents(&pair.secondary).len(), 1);
         }

@@ -20,7 +20,7 @@ fn what_was_not_acked_is_sent_again_on_the_next_stream() {
     for id in [before, lost, applied] {
         assert_eq!(pair.status(id), Some(Status::Ok));
     }
-    assert_eq!(pair.secondary.report().unwrap().last, SequenceNumber(3));
+    assert_eq!(pair.secondary.report(pair.now).unwrap().last, SequenceNumber(3));
     assert_eq!(contents(&pair.primary), contents(&pair.secondary));
 }
 
@@ -34,7 +34,7 @@ fn a_repeated_prepare_is_acked_and_not_applied() {
     pair.settle();
     pair.receive_at_secondary(&first);
     assert_eq!(contents(&pair.secondary)[&b"k"[..]], (b"2".to_vec(), 2));
-    assert_eq!(pair.secondary.take_ack().unwrap().sn, SequenceNumber(2));
+    assert_eq!(pair.take_ack().unwrap().sn, SequenceNumber(2));
 }
 
 #[test]
@@ -60,6 +60,7 @@ fn an_ack_of_what_was_never_sent_is_refused() {
         view: ViewVersion(1),
         sn: SequenceNumber(1),
         echo: pair.now,
+        copied: 0,
     };
     let got = pair.primary.on_peer_message(pair.now, &PeerMessage::Ack(ack), &mut pair.inbox);
     assert!(matches!(got, Err(StreamError::Impossible { .. })), "{got:?}");
@@ -71,7 +72,7 @@ fn messages_of_another_view_are_refused() {
     let mut pair = Pair::new();
     pair.put(b"a", b"1");
     let (old, _) = pair.pump();
-    pair.primary.install(view(2), &mut pair.inbox).unwrap();
+    pair.primary.install(pair.now, view(2), &mut pair.inbox).unwrap();
     pair.connect();
     let frame = split_frame(&old, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
     for message in BatchReader::new(frame.body).unwrap() {
@@ -97,7 +98,7 @@ fn a_large_value_travels_in_fragments_with_beacons_between() {
                 PeerMessage::Prepare(prepare) => assert!(prepare.value.len() <= FRAGMENT_BYTES),
                 PeerMessage::Fragment(fragment) => assert!(fragment.bytes.len() <= FRAGMENT_BYTES),
                 PeerMessage::Beacon(_) => beacons += 1,
-                PeerMessage::Ack(_) => panic!("a primary does not ack"),
+                other => panic!("a primary does not say {other:?}"),
             }
             pair.secondary.on_peer_message(pair.now, &message, &mut pair.inbox).unwrap();
         }
@@ -131,7 +132,8 @@ fn a_large_value_cut_by_a_reconnect_arrives_whole() {
 
 #[test]
 fn beacons_flow_when_idle_and_only_then() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::apart(None);
+    pair.connect();
     let first = pair.primary.next_timeout().unwrap();
     assert!(first <= pair.now, "a new stream says something at once");
     pair.settle();
@@ -190,18 +192,19 @@ fn a_new_stream_owes_no_ack_of_the_old_one_and_takes_none_before_it_stands() {
         view: ViewVersion(1),
         sn: SequenceNumber(1),
         echo: pair.now,
+        copied: 0,
     };
     let got = pair.primary.on_peer_message(pair.now, &PeerMessage::Ack(ack), &mut pair.inbox);
     assert!(matches!(got, Err(StreamError::Impossible { .. })), "{got:?}");
     pair.connect();
-    assert_eq!(pair.secondary.take_ack(), None);
+    assert_eq!(pair.take_ack(), None);
 }
 
 #[test]
 fn an_older_view_and_another_view_of_the_same_version_are_refused() {
     let mut pair = Pair::new();
     let hello = pair.primary.peer_hello(CLUSTER).unwrap();
-    pair.primary.install(view(2), &mut pair.inbox).unwrap();
+    pair.primary.install(pair.now, view(2), &mut pair.inbox).unwrap();
     pair.connect();
     let old = pair.secondary.judge_hello(&hello).unwrap_err();
     assert_eq!((old.reason, old.view), (PeerRefusalReason::OldView, Some(view(2))));
@@ -229,7 +232,7 @@ fn a_stranger_is_refused_before_anything() {
     pair.put(b"k", b"v");
     pair.settle();
     for hello in forged {
-        let refusal = pair.secondary.on_peer_hello(&hello, &mut pair.inbox).unwrap_err();
+        let refusal = pair.secondary.on_peer_hello(pair.now, &hello, &mut pair.inbox).unwrap_err();
         let old = hello.view.version == ViewVersion(0);
         let expected = if old { PeerRefusalReason::OldView } else { PeerRefusalReason::Stranger };
         assert_eq!(refusal.reason, expected, "{hello:?}");

@@ -67,7 +67,7 @@ fn a_retried_write_is_executed_once_and_gets_its_first_answer() {
     // Executed again, it would find the key present.
     pair.request_as(3, b"k", write);
     assert_eq!(pair.given(3), Some(first));
-    assert_eq!(pair.primary.report().unwrap().last, SequenceNumber(1));
+    assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber(1));
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn an_expired_write_is_not_executed() {
     let late = WriteHeader { first_incomplete: RequestSeq(5), ..header(5, Condition::Always) };
     pair.request_as(1, b"k", Operation::Put(late, b"v"));
     assert_eq!(pair.status(1), Some(Status::SessionExpired));
-    assert_eq!(pair.primary.report().unwrap().last, SequenceNumber::ZERO);
+    assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber::ZERO);
 }
 
 #[test]

@@ -1,0 +1,242 @@
+//! The receiving end of a copy (consistency.md §7).
+//!
+//! ```text
+//!   COPY-START (sn)    last = sn: what follows live is new, what the copy brings is older
+//!   COPY-ENTRY         applied only where nothing newer is here: neither an entry nor a tombstone
+//!   PREPARE (delete)   leaves a tombstone until no older entry of its key can come any more
+//!   COPY-END           the digest of what is here goes back
+//! ```
+
+use std::collections::VecDeque;
+
+use hashbrown::HashTable;
+use kv_protocol::copy_message::{CopyEnd, CopyEntry, CopyFragment, CopyRecord, CopyStart, Marked};
+use kv_protocol::ids::{SequenceNumber, Time};
+
+use super::follower::Follower;
+use super::{Replica, Role, StreamError};
+use crate::holes::{self, Hole};
+use crate::table::{Staged, TableHash};
+
+/// How far the copy has come.
+#[derive(Debug, Default)]
+pub(super) struct CopyIn {
+    stage: Stage,
+    /// Messages of the copy that were taken.
+    taken: u64,
+    partial: Option<PartialEntry>,
+    tombstones: Tombstones,
+    /// The answer to COPY-END, until it is sent.
+    mark: Option<Marked>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Awaited,
+    Begun,
+    Complete,
+}
+
+/// An entry of the copy whose value has not come in full.
+#[derive(Debug)]
+struct PartialEntry {
+    staged: Staged,
+    hash: TableHash,
+    version: SequenceNumber,
+    missing: usize,
+}
+
+impl CopyIn {
+    pub(super) fn has_started(&self) -> bool {
+        self.stage != Stage::Awaited
+    }
+
+    /// Whether everything up to COPY-END is here.
+    pub(super) fn is_complete(&self) -> bool {
+        self.stage == Stage::Complete
+    }
+
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    pub(super) fn take_mark(&mut self) -> Option<Marked> {
+        self.mark.take()
+    }
+
+    /// A live write has deleted a key: no older entry of the copy may bring it back.
+    pub(super) fn bury(&mut self, hash: TableHash, key: &[u8], sn: SequenceNumber) {
+        if self.stage == Stage::Begun && !holes::is_open(Hole::TombstonesForgotten) {
+            self.tombstones.add(hash, key, sn);
+        }
+    }
+}
+
+impl Replica {
+    fn candidate_mut(&mut self) -> Result<(&mut Follower, &mut CopyIn), StreamError> {
+        match &mut self.role {
+            Role::Candidate(follower, copy) => Ok((follower, copy)),
+            _ => Err(StreamError::WrongEnd),
+        }
+    }
+
+    /// Notes one message of a copy that is under way.
+    fn take_copy_message(&mut self) -> Result<&mut CopyIn, StreamError> {
+        let (follower, copy) = self.candidate_mut()?;
+        let early = holes::is_open(Hole::CopyBeforeStream) && !copy.is_complete();
+        if copy.stage != Stage::Begun && !early {
+            return Err(StreamError::WrongEnd);
+        }
+        copy.taken += 1;
+        follower.owe_copy_ack();
+        Ok(copy)
+    }
+
+    pub(super) fn on_copy_start(&mut self, start: &CopyStart) -> Result<(), StreamError> {
+        let (follower, copy) = self.candidate_mut()?;
+        if copy.has_started() && !holes::is_open(Hole::CopyRestartedUnderSameView) {
+            return Err(StreamError::WrongEnd);
+        }
+        copy.stage = Stage::Begun;
+        follower.last = start.sn;
+        Ok(())
+    }
+
+    pub(super) fn on_copy_entry(&mut self, entry: &CopyEntry<'_>) -> Result<(), StreamError> {
+        let sn = entry.version;
+        let place = (self.config.group, self.config.shard);
+        if self.config.placement.locate(entry.digest) != place {
+            return Err(StreamError::ForeignKey { sn });
+        }
+        let hash = self.config.hash_secret.of_key(entry.digest, entry.key);
+        let copy = self.take_copy_message()?;
+        copy.tombstones.drop_up_to(entry.committed);
+        let is_deleted = copy.tombstones.is_newer(hash, entry.key, sn);
+        // One that was cut short was overwritten at the primary, and comes live.
+        if let Some(partial) = copy.partial.take() {
+            self.table.discard(partial.staged);
+        }
+        if is_deleted || self.has_newer(hash, entry.key, sn) {
+            return Ok(());
+        }
+        let length = entry.value_length as usize;
+        let staged = self.table.stage(hash, entry.key, length);
+        let mut staged = staged.map_err(|_| StreamError::OutOfMemory { sn })?;
+        self.table.staged_append(&mut staged, entry.value);
+        let missing = length - entry.value.len();
+        let partial = PartialEntry { staged, hash, version: sn, missing };
+        self.finish_entry(partial)
+    }
+
+    pub(super) fn on_copy_fragment(
+        &mut self,
+        fragment: &CopyFragment<'_>,
+    ) -> Result<(), StreamError> {
+        let copy = self.take_copy_message()?;
+        // The rest of an entry that was skipped, because something newer is here.
+        let Some(mut partial) = copy.partial.take() else { return Ok(()) };
+        let received = self.table.staged_entry(&partial.staged).1.len();
+        let wrong = fragment.offset as usize != received || fragment.bytes.len() > partial.missing;
+        if wrong {
+            self.table.discard(partial.staged);
+            return Err(StreamError::Fragment { sn: partial.version });
+        }
+        self.table.staged_append(&mut partial.staged, fragment.bytes);
+        partial.missing -= fragment.bytes.len();
+        self.finish_entry(partial)
+    }
+
+    /// Makes an entry of the copy part of the table, once its value is complete and unless a live
+    /// write was faster.
+    fn finish_entry(&mut self, partial: PartialEntry) -> Result<(), StreamError> {
+        if partial.missing > 0 {
+            self.candidate_mut()?.1.partial = Some(partial);
+            return Ok(());
+        }
+        let key: Box<[u8]> = self.table.staged_entry(&partial.staged).0.into();
+        let (_, copy) = self.candidate_mut()?;
+        let is_deleted = copy.tombstones.is_newer(partial.hash, &key, partial.version);
+        if is_deleted || self.has_newer(partial.hash, &key, partial.version) {
+            self.table.discard(partial.staged);
+        } else {
+            self.table.commit(partial.staged, partial.version);
+        }
+        Ok(())
+    }
+
+    fn has_newer(&self, hash: TableHash, key: &[u8], version: SequenceNumber) -> bool {
+        !holes::is_open(Hole::OlderEntryApplied)
+            && self.table.version_of(hash, key).is_some_and(|here| here >= version)
+    }
+
+    pub(super) fn on_copy_record(
+        &mut self,
+        now: Time,
+        record: &CopyRecord,
+    ) -> Result<(), StreamError> {
+        self.take_copy_message()?;
+        self.sessions.record(now, record.sn, record.record);
+        Ok(())
+    }
+
+    pub(super) fn on_copy_end(&mut self, end: &CopyEnd) -> Result<(), StreamError> {
+        let content = self.content();
+        let table = &mut self.table;
+        let Role::Candidate(follower, copy) = &mut self.role else {
+            return Err(StreamError::WrongEnd);
+        };
+        if copy.stage != Stage::Begun {
+            return Err(StreamError::WrongEnd);
+        }
+        if follower.last != end.sn {
+            return Err(StreamError::Gap { expected: end.sn.next(), got: follower.last });
+        }
+        if let Some(partial) = copy.partial.take() {
+            table.discard(partial.staged);
+        }
+        copy.taken += 1;
+        copy.stage = Stage::Complete;
+        copy.tombstones = Tombstones::default();
+        copy.mark = Some(Marked { view: end.view, sn: end.sn, content });
+        follower.owe_copy_ack();
+        Ok(())
+    }
+}
+
+/// The keys that live writes have deleted while the copy may still bring them.
+#[derive(Debug, Default)]
+struct Tombstones {
+    /// By ascending sequence number; at most as many as the primary may have pending, because those
+    /// that it has committed are dropped.
+    in_order: VecDeque<(SequenceNumber, TableHash)>,
+    by_key: HashTable<(TableHash, Box<[u8]>, SequenceNumber)>,
+}
+
+impl Tombstones {
+    fn add(&mut self, hash: TableHash, key: &[u8], sn: SequenceNumber) {
+        self.in_order.push_back((sn, hash));
+        let entry = self.by_key.entry(hash.0, |(_, k, _)| **k == *key, |(hash, ..)| hash.0);
+        entry.and_modify(|(.., newest)| *newest = sn).or_insert_with(|| (hash, key.into(), sn));
+    }
+
+    /// Whether the key was deleted after `version`.
+    fn is_newer(&self, hash: TableHash, key: &[u8], version: SequenceNumber) -> bool {
+        self.by_key
+            .find(hash.0, |(_, k, _)| **k == *key)
+            .is_some_and(|(.., deleted)| *deleted > version)
+    }
+
+    /// Drops those of writes that the primary has committed: its table, and so the rest of the copy,
+    /// does not have their keys.
+    fn drop_up_to(&mut self, committed: SequenceNumber) {
+        while let Some(&(sn, hash)) = self.in_order.front()
+            && sn <= committed
+        {
+            self.in_order.pop_front();
+            if let Ok(entry) = self.by_key.find_entry(hash.0, |(.., deleted)| *deleted == sn) {
+                entry.remove();
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The receiving end of the stream: apply in order, at once, and ack what is applied.
+
+use kv_protocol::copy_message::Handover;
+use kv_protocol::ids::{SequenceNumber, Time, ViewVersion};
+use kv_protocol::peer_message::{Ack, CompletionRecord, Effect, Fragment, PeerMessage, Prepare};
+
+use super::{Replica, Role, StreamError};
+use crate::holes::{self, Hole};
+use crate::table::{Staged, Table};
+
+/// What a follower knows beside table and sessions.
+#[derive(Debug, Default)]
+pub(super) struct Follower {
+    /// The last write applied.
+    pub(super) last: SequenceNumber,
+    /// Whether a stream stands.
+    pub(super) connected: bool,
+    /// The write last + 1, while its value is still coming in fragments.
+    partial: Option<Partial>,
+    /// The newest `t_send` that has not been acked.
+    owed: Option<Time>,
+    /// The newest `t_send` of the stream: what an ack of the copy echoes.
+    newest: Option<Time>,
+}
+
+/// A write whose value has not come in full.
+#[derive(Debug)]
+struct Partial {
+    staged: Staged,
+    record: CompletionRecord,
+    missing: usize,
+    /// When its PREPARE was sent: what the ack of the whole write echoes.
+    t_send: Time,
+}
+
+impl Follower {
+    /// A full copy up to `last`.
+    pub(super) fn starting_after(last: SequenceNumber) -> Follower {
+        Follower { last, ..Follower::default() }
+    }
+
+    /// The stream that stood belongs to the view before; what it owed is owed no more.
+    pub(super) fn on_new_stream(mut self, table: &mut Table) -> Follower {
+        self.drop_stream(table);
+        Follower::starting_after(self.last)
+    }
+
+    /// A new stream stands.
+    pub(super) fn connect(&mut self, table: &mut Table) {
+        self.drop_stream(table);
+        self.connected = true;
+    }
+
+    fn drop_stream(&mut self, table: &mut Table) {
+        // A half-received value: the stream that would bring the rest is gone.
+        if let Some(partial) = self.partial.take() {
+            table.discard(partial.staged);
+        }
+        (self.owed, self.newest) = (None, None);
+    }
+
+    /// Notes that an ack is due.
+    pub(super) fn owe_ack(&mut self, t_send: Time) {
+        self.owed = Some(self.owed.map_or(t_send, |owed| owed.max(t_send)));
+        self.newest = Some(self.newest.map_or(t_send, |newest| newest.max(t_send)));
+    }
+
+    /// Notes that an ack of the copy is due.
+    pub(super) fn owe_copy_ack(&mut self) {
+        self.owed = self.owed.or(self.newest);
+    }
+
+    /// The ack that is due.
+    pub(super) fn take_ack(&mut self, view: ViewVersion, copied: u64) -> Option<Ack> {
+        let echo = self.owed.take()?;
+        Some(Ack { view, sn: self.last, echo, copied })
+    }
+}
+
+impl Replica {
+    /// Nothing of another view is taken: not an older one, whose sender is to learn the newer from
+    /// the refusal, and not a newer one, which has to be installed first.
+    pub(super) fn on_message_of_another_view(
+        &mut self,
+        now: Time,
+        message: &PeerMessage<'_>,
+        got: ViewVersion,
+        installed: ViewVersion,
+    ) -> Result<(), StreamError> {
+        #[cfg(feature = "holes")]
+        if self.takes_old_message(now, message, got) {
+            return Ok(());
+        }
+        let _ = (now, message);
+        Err(StreamError::View { got, installed })
+    }
+
+    pub(super) fn on_prepare(
+        &mut self,
+        now: Time,
+        prepare: &Prepare<'_>,
+    ) -> Result<(), StreamError> {
+        self.may_follow()?;
+        let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
+        let sn = prepare.sn;
+        if sn <= follower.last {
+            // Sent again after a reconnect: applied already, acked once more.
+            follower.owe_ack(prepare.t_send);
+            return Ok(());
+        }
+        let expected = follower.last.next();
+        if sn != expected || follower.partial.is_some() {
+            return Err(StreamError::Gap { expected, got: sn });
+        }
+        let place = (self.config.group, self.config.shard);
+        if !prepare.key.is_empty() && self.config.placement.locate(prepare.digest) != place {
+            return Err(StreamError::ForeignKey { sn });
+        }
+        if !self.apply(now, prepare)? {
+            return Ok(());
+        }
+        let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
+        follower.last = sn;
+        follower.owe_ack(prepare.t_send);
+        Ok(())
+    }
+
+    /// A candidate takes writes only once its copy has begun: before, it does not know where they
+    /// start.
+    fn may_follow(&self) -> Result<(), StreamError> {
+        match &self.role {
+            Role::Candidate(_, copy) if !copy.has_started() => Err(StreamError::WrongEnd),
+            Role::Candidate(..) | Role::Secondary(_) | Role::TakingOver(_) => Ok(()),
+            _ => Err(StreamError::WrongEnd),
+        }
+    }
+
+    /// Does what a write does; `false` while the rest of its value is missing.
+    fn apply(&mut self, now: Time, prepare: &Prepare<'_>) -> Result<bool, StreamError> {
+        let sn = prepare.sn;
+        let hash = self.config.hash_secret.of_key(prepare.digest, prepare.key);
+        match prepare.effect {
+            Effect::Put => {
+                let length = prepare.value_length as usize;
+                let mut staged = self
+                    .table
+                    .stage(hash, prepare.key, length)
+                    .map_err(|_| StreamError::OutOfMemory { sn })?;
+                self.table.staged_append(&mut staged, prepare.value);
+                let missing = length - prepare.value.len();
+                if missing > 0 {
+                    let Prepare { record, t_send, .. } = *prepare;
+                    let Some(follower) = self.follower_mut() else {
+                        return Err(StreamError::WrongEnd);
+                    };
+                    follower.owe_ack(t_send);
+                    follower.partial = Some(Partial { staged, record, missing, t_send });
+                    return Ok(false);
+                }
+                self.apply_committed(sn, Effect::Put, Some(staged));
+                self.keep_record(now, sn, prepare.record);
+            }
+            Effect::Delete => {
+                self.table.remove(hash, prepare.key);
+                if let Role::Candidate(_, copy) = &mut self.role {
+                    copy.bury(hash, prepare.key, sn);
+                }
+                self.keep_record(now, sn, prepare.record);
+            }
+            Effect::Nothing => self.keep_record(now, sn, prepare.record),
+            Effect::ForgetSession => self.sessions.forget(prepare.record.client),
+        }
+        Ok(true)
+    }
+
+    fn keep_record(&mut self, now: Time, sn: SequenceNumber, record: CompletionRecord) {
+        if !holes::is_open(Hole::RecordNotInPrepare) {
+            self.sessions.record(now, sn, record);
+        }
+    }
+
+    pub(super) fn on_fragment(
+        &mut self,
+        now: Time,
+        fragment: &Fragment<'_>,
+    ) -> Result<(), StreamError> {
+        self.may_follow()?;
+        let sn = fragment.sn;
+        let (Role::TakingOver(follower) | Role::Secondary(follower) | Role::Candidate(follower, _)) =
+            &mut self.role
+        else {
+            return Err(StreamError::WrongEnd);
+        };
+        if sn <= follower.last {
+            return Ok(());
+        }
+        let wrong = StreamError::Fragment { sn };
+        let Some(partial) = &mut follower.partial else { return Err(wrong) };
+        let received = self.table.staged_entry(&partial.staged).1.len();
+        if sn != follower.last.next()
+            || fragment.offset as usize != received
+            || fragment.bytes.len() > partial.missing
+        {
+            return Err(wrong);
+        }
+        self.table.staged_append(&mut partial.staged, fragment.bytes);
+        partial.missing -= fragment.bytes.len();
+        if partial.missing == 0 {
+            let whole = follower.partial.take().expect("it was just filled");
+            follower.last = sn;
+            follower.owe_ack(whole.t_send);
+            self.apply_committed(sn, Effect::Put, Some(whole.staged));
+            self.keep_record(now, sn, whole.record);
+        }
+        Ok(())
+    }
+
+    /// The old primary has sent all it had.
+    pub(super) fn on_handover(&mut self, handover: &Handover) -> Result<(), StreamError> {
+        let Role::TakingOver(follower) = &self.role else { return Err(StreamError::WrongEnd) };
+        if handover.sn != follower.last {
+            return Err(StreamError::Gap { expected: handover.sn.next(), got: follower.last });
+        }
+        self.finish_taking_over();
+        Ok(())
+    }
+}

@@ -1,0 +1,291 @@
+//! What a view makes of a replica: the one place where roles change (consistency.md §3, last part of
+//! §4, §6).
+//!
+//! | from \ named as | primary | secondary | candidate or nothing |
+//! |---|---|---|---|
+//! | nothing yet | founding view only | founding view only | wiped |
+//! | primary | keeps its log | hand-over view: hands over | wiped |
+//! | handing over | takes the group back | the same view again | wiped |
+//! | taking over | waits for its grace | never | wiped |
+//! | secondary | takes over, or waits for HANDOVER | keeps its copy | wiped |
+//! | candidate | as a secondary, if its copy is complete | if its copy is complete | wiped |
+//!
+//! What the table calls *never*, and a copy that is not complete in a view that takes it for complete,
+//! cannot be in a view that a coordinator made by the rules; the view is refused.
+
+use kv_protocol::client_message::Status;
+use kv_protocol::ids::{Member, SequenceNumber, Time, ViewVersion};
+use kv_protocol::view::{Peer, View};
+
+use super::copy_in::CopyIn;
+use super::follower::Follower;
+use super::lease::Standing;
+use super::pending::PendingLog;
+use super::primary::{Candidacy, Primary, Sender};
+use super::requests::Asker;
+use super::{Answers, HandingOver, InstallError, Replica, Role};
+use crate::holes::{self, Hole};
+
+/// The version of a group's first view: the only one that makes holders of empty replicas.
+const FOUNDING: ViewVersion = ViewVersion(1);
+
+/// What a view names a member as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    Primary,
+    Secondary,
+    Candidate,
+    Nothing,
+}
+
+fn named_as(view: &View, me: Member) -> Named {
+    match view.peer {
+        _ if view.primary == Some(me) => Named::Primary,
+        Peer::Secondary(member) if member == me => Named::Secondary,
+        Peer::Candidate(member) if member == me => Named::Candidate,
+        _ => Named::Nothing,
+    }
+}
+
+impl Replica {
+    /// Installs a view. Installing the same view again changes nothing.
+    ///
+    /// # Errors
+    /// [`InstallError`]; the installed view stays.
+    pub fn install(
+        &mut self,
+        now: Time,
+        view: View,
+        answers: &mut impl Answers,
+    ) -> Result<(), InstallError> {
+        self.readings.note(now);
+        let (group, version) = (self.config.group, view.version);
+        let not_for_me = InstallError::NotForMe { group, version, me: self.config.me };
+        if view.group != group || version == ViewVersion(0) {
+            return Err(not_for_me);
+        }
+        if let Some(installed) = self.view {
+            if version < installed.version {
+                let installed = installed.version;
+                return Err(InstallError::Old { group, got: version, installed });
+            }
+            if version == installed.version {
+                return if view == installed {
+                    Ok(())
+                } else {
+                    Err(InstallError::Contradiction { group, version })
+                };
+            }
+        }
+        let named = named_as(&view, self.config.me);
+        if !self.may_become(named, &view) {
+            return Err(not_for_me);
+        }
+        let before = self.view.replace(view);
+        self.heard = now;
+        match named {
+            Named::Primary => self.become_primary(now, before, &view, answers),
+            Named::Secondary => self.become_secondary(answers),
+            Named::Candidate => {
+                if !holes::is_open(Hole::CandidateNotWiped) {
+                    self.wipe(answers);
+                }
+                self.role = Role::Candidate(Follower::default(), CopyIn::default());
+            }
+            Named::Nothing => self.wipe(answers),
+        }
+        Ok(())
+    }
+
+    /// Whether a replica in this role can be what the view names it as: the table above.
+    fn may_become(&self, named: Named, view: &View) -> bool {
+        match (named, &self.role) {
+            (Named::Candidate | Named::Nothing, _) => true,
+            (Named::Primary | Named::Secondary, Role::Out) => {
+                let is_founding = self.view.is_none() && view.version == FOUNDING;
+                let is_fresh = self.view.is_none() && self.restored.is_some();
+                is_founding || is_fresh || holes::is_open(Hole::LostServedEmpty)
+            }
+            (Named::Primary | Named::Secondary, Role::Candidate(_, copy)) => copy.is_complete(),
+            (Named::Primary, _) => true,
+            (Named::Secondary, Role::Secondary(_)) => {
+                self.view.is_some_and(|installed| installed.primary == view.primary)
+            }
+            (Named::Secondary, Role::Primary(_)) => view.handover,
+            (Named::Secondary, Role::HandingOver(_) | Role::TakingOver(_)) => false,
+        }
+    }
+
+    fn become_primary(
+        &mut self,
+        now: Time,
+        before: Option<View>,
+        view: &View,
+        answers: &mut impl Answers,
+    ) {
+        let candidacy = match view.peer {
+            Peer::Candidate(_) => Candidacy::Awaited { since: now },
+            Peer::None | Peer::Secondary(_) => Candidacy::None,
+        };
+        self.role = match std::mem::replace(&mut self.role, Role::Out) {
+            Role::Primary(mut primary) => {
+                // A candidate that becomes secondary was in the union: its lease goes on.
+                if before.and_then(|before| before.other()) != view.other() {
+                    primary.lease = Default::default();
+                }
+                primary.candidacy = candidacy;
+                Role::Primary(primary)
+            }
+            Role::HandingOver(old) => {
+                Role::Primary(self.promoted(now, old.sender.log.into_new_stream(), candidacy))
+            }
+            Role::Out => {
+                let last = self.restored.unwrap_or(SequenceNumber::ZERO);
+                Role::Primary(self.promoted(now, PendingLog::starting_after(last), candidacy))
+            }
+            Role::TakingOver(follower)
+            | Role::Secondary(follower)
+            | Role::Candidate(follower, _)
+                if view.handover =>
+            {
+                Role::TakingOver(follower.on_new_stream(&mut self.table))
+            }
+            Role::TakingOver(follower)
+            | Role::Secondary(follower)
+            | Role::Candidate(follower, _) => {
+                let follower = follower.on_new_stream(&mut self.table);
+                // What was applied is committed, and the numbers go on.
+                let restarted = holes::is_open(Hole::SnRestarted);
+                let last = if restarted { SequenceNumber::ZERO } else { follower.last };
+                let log = PendingLog::starting_after(last);
+                Role::Primary(self.promoted(now, log, candidacy))
+            }
+        };
+        if let Some(sender) = self.sender_mut() {
+            sender.disconnect();
+        }
+        self.commit_if_alone(answers);
+    }
+
+    fn promoted(&self, now: Time, log: PendingLog, candidacy: Candidacy) -> Box<Primary> {
+        let mut standing = Standing::on_promotion(self.acked, self.proven);
+        standing.advance(now);
+        if holes::is_open(Hole::PromoteWithoutGrace)
+            || (holes::is_open(Hole::ProofOfAnotherIncarnation) && self.proven.is_some())
+        {
+            standing = Standing::Active;
+        }
+        Box::new(Primary::new(Sender::of(log), standing, candidacy))
+    }
+
+    fn become_secondary(&mut self, answers: &mut impl Answers) {
+        self.role = match std::mem::replace(&mut self.role, Role::Out) {
+            Role::Primary(mut primary) => {
+                self.turn_away(primary.sender.log.take_waiters(), answers);
+                let was_active = primary.is_active() || holes::is_open(Hole::HandoverByInactive);
+                let log = primary.sender.log.into_new_stream();
+                Role::HandingOver(HandingOver {
+                    sender: Sender::of(log),
+                    was_active,
+                    is_said: false,
+                })
+            }
+            Role::Secondary(follower) | Role::Candidate(follower, _) => {
+                Role::Secondary(follower.on_new_stream(&mut self.table))
+            }
+            Role::Out => {
+                let last = self.restored.unwrap_or(SequenceNumber::ZERO);
+                Role::Secondary(Follower::starting_after(last))
+            }
+            never @ (Role::HandingOver(_) | Role::TakingOver(_)) => never,
+        };
+    }
+
+    /// Forgets everything but its view and what it has acked.
+    fn wipe(&mut self, answers: &mut impl Answers) {
+        if let Some(sender) = self.sender_mut() {
+            let waiters = sender.log.take_waiters();
+            self.turn_away(waiters, answers);
+        }
+        self.role = Role::Out;
+        self.table.clear();
+        self.sessions.clear();
+        self.restored = None;
+    }
+
+    /// Tells clients that wait for writes to ask elsewhere.
+    fn turn_away(&self, waiters: Vec<Asker>, answers: &mut impl Answers) {
+        for asker in waiters {
+            let reason = "this server is no longer the primary; ask again with the same number";
+            self.refuse(asker, Status::WrongView, reason, answers);
+        }
+    }
+
+    /// A process is proven to have ended. It counts for the very process that this replica acked
+    /// last: nothing else is waited for.
+    pub fn on_exited(&mut self, now: Time, member: Member) {
+        self.readings.note(now);
+        self.proven = Some(member);
+        match &mut self.role {
+            Role::Primary(primary) => {
+                primary.standing.on_exited(member);
+                if holes::is_open(Hole::ProofOfAnotherIncarnation) {
+                    primary.standing = Standing::Active;
+                }
+            }
+            Role::TakingOver(_) => self.take_over_if_free(now),
+            _ => {}
+        }
+    }
+
+    /// In a hand-over view, besides HANDOVER, only the proven death of the old primary frees the new
+    /// one; never its own grace, because the old one may hold writes that this one lacks.
+    fn take_over_if_free(&mut self, now: Time) {
+        let Some(old) = self.view.and_then(|view| view.secondary()) else { return };
+        let graced = holes::is_open(Hole::GraceInHandover)
+            && self.acked.is_none_or(|acked| now >= acked.until);
+        if self.proven == Some(old) || graced {
+            self.finish_taking_over();
+        }
+    }
+
+    /// Everything of the old primary is here, or gone for good: this replica serves.
+    pub(super) fn finish_taking_over(&mut self) {
+        self.role = match std::mem::replace(&mut self.role, Role::Out) {
+            Role::TakingOver(follower) => {
+                let follower = follower.on_new_stream(&mut self.table);
+                let sender = Sender::starting_after(follower.last);
+                let primary = Primary::new(sender, Standing::Active, Candidacy::None);
+                Role::Primary(Box::new(primary))
+            }
+            other => other,
+        };
+    }
+
+    /// The new primary has everything and serves: what was handed over is committed here too.
+    pub(super) fn finish_handing_over(&mut self) {
+        let role = std::mem::replace(&mut self.role, Role::Out);
+        self.role = match role {
+            Role::HandingOver(mut old) => {
+                let last = old.sender.log.last();
+                while let Some(write) = old.sender.log.commit_oldest() {
+                    let sn = old.sender.log.committed();
+                    self.apply_committed(sn, write.effect, write.staged);
+                }
+                Role::Secondary(Follower::starting_after(last))
+            }
+            other => other,
+        };
+    }
+
+    /// Time has passed: a grace may be over.
+    pub(super) fn advance_standing(&mut self, now: Time) {
+        match &mut self.role {
+            Role::Primary(primary) => primary.standing.advance(now),
+            Role::TakingOver(_) if holes::is_open(Hole::GraceInHandover) => {
+                self.take_over_if_free(now);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What clients ask of a primary: reads at once, writes when they are committed.
+
+use kv_protocol::client_message::{
+    Answer, Condition, Operation, ReplicaRole, Request, Status, WriteHeader,
+};
+use kv_protocol::ids::{ClientId, RequestId, SequenceNumber, Time};
+use kv_protocol::peer_message::{CompletionRecord, Effect};
+
+use super::pending::PendingWrite;
+use super::{Answers, ConnectionId, Replica, Role};
+use crate::holes::{self, Hole};
+use crate::session::{LoggedRecord, Lookup};
+use crate::table::TableHash;
+
+/// A write as the newest pending state decides it.
+struct Decision {
+    effect: Effect,
+    status: Status,
+    /// The version answered; `None`: the write's own sequence number.
+    version: Option<SequenceNumber>,
+}
+
+/// Whom an answer goes to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker {
+    pub(super) connection: ConnectionId,
+    pub(super) request: RequestId,
+}
+
+impl Replica {
+    /// Serves a request of a client whose key is in this group and shard. Reads are answered at
+    /// once, writes when they are committed.
+    pub fn on_request(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        client: ClientId,
+        request: &Request<'_>,
+        answers: &mut impl Answers,
+    ) {
+        debug_assert_eq!(
+            self.config.placement.locate(request.digest),
+            (self.config.group, self.config.shard)
+        );
+        self.readings.note(now);
+        let asker = Asker { connection, request: request.id };
+        if let Err((status, reason)) = self.check_role(now, request) {
+            return self.refuse(asker, status, reason, answers);
+        }
+        match request.operation {
+            Operation::Get | Operation::Verify(_) => self.read(now, asker, request, answers),
+            Operation::Noop => self.refuse(asker, Status::Ok, "", answers),
+            Operation::Put(header, value) => {
+                self.write(now, asker, client, request, header, Some(value), answers);
+            }
+            Operation::Delete(header) => {
+                self.write(now, asker, client, request, header, None, answers);
+            }
+        }
+    }
+
+    /// Whether this replica serves such a request at all.
+    #[inline]
+    fn check_role(
+        &mut self,
+        now: Time,
+        request: &Request<'_>,
+    ) -> Result<(), (Status, &'static str)> {
+        if request.view > self.view_version() {
+            return Err((Status::Unavailable, "the view of this request has not come here yet"));
+        }
+        let role_asked = match request.operation {
+            Operation::Verify(role) => role,
+            _ => ReplicaRole::Primary,
+        };
+        match (&self.role, role_asked) {
+            (Role::Primary(primary), ReplicaRole::Primary) if primary.is_active() => Ok(()),
+            (Role::Primary(_), ReplicaRole::Primary) => {
+                self.advance_standing(now);
+                match self.primary().is_some_and(|primary| primary.is_active()) {
+                    true => Ok(()),
+                    false => {
+                        Err((Status::Unavailable, "this server takes over and waits out the lease"))
+                    }
+                }
+            }
+            (Role::Secondary(_), ReplicaRole::Secondary) => Ok(()),
+            (Role::TakingOver(_), ReplicaRole::Primary) => {
+                Err((Status::Unavailable, "this server waits for the rest of the group's writes"))
+            }
+            (Role::Out, _) if self.view.is_none() => {
+                Err((Status::Unavailable, "this server has no view of the group yet"))
+            }
+            _ => Err((Status::WrongView, "another server serves this key")),
+        }
+    }
+
+    /// Reads the table: at a primary the committed state, and only under a lease where it needs one.
+    /// Nothing suspends between the check and the look-up.
+    #[inline]
+    fn read(&self, now: Time, asker: Asker, request: &Request<'_>, answers: &mut impl Answers) {
+        let now = self.readings.read(Hole::StaleClockInLeaseCheck, now);
+        if let Some(primary) = self.primary()
+            && self.needs_lease()
+            && !primary.lease.holds(now)
+            && !holes::is_open(Hole::ReadWithoutLease)
+        {
+            let reason = "the other holder of the group was not heard for too long";
+            return self.refuse(asker, Status::Unavailable, reason, answers);
+        }
+        let hash = self.config.hash_secret.of_key(request.digest, request.key);
+        let entry = self.table.get(hash, request.key);
+        let (mut status, mut version, mut value) = match &entry {
+            Some(entry) => (Status::Ok, entry.version, entry.value),
+            None => (Status::NotFound, SequenceNumber::ZERO, &[][..]),
+        };
+        if holes::is_open(Hole::PendingStateRead)
+            && let Some(primary) = self.primary()
+            && let Some((sn, staged)) =
+                primary.sender.log.newest_staged(&self.table, hash, request.key)
+        {
+            (status, version, value) = (Status::Ok, sn, self.table.staged_entry(staged).1);
+        }
+        let view = self.view_version();
+        let answer = Answer { id: asker.request, status, copies: 0, view, version, value };
+        answers.answer(asker.connection, &answer);
+    }
+
+    #[allow(clippy::too_many_arguments)] // A request, taken apart once.
+    fn write(
+        &mut self,
+        now: Time,
+        asker: Asker,
+        client: ClientId,
+        request: &Request<'_>,
+        header: WriteHeader,
+        value: Option<&[u8]>,
+        answers: &mut impl Answers,
+    ) {
+        if self.is_retry(now, asker, client, header, answers) {
+            return;
+        }
+        if self.draining {
+            let reason = "this server is being stopped and takes no new writes";
+            return self.refuse(asker, Status::Unavailable, reason, answers);
+        }
+        let bytes = request.key.len() + value.map_or(0, <[u8]>::len);
+        let Some(primary) = self.primary() else { return };
+        if !primary.sender.log.has_room(bytes) {
+            let reason = "too many writes wait for the other replica";
+            return self.refuse(asker, Status::Busy, reason, answers);
+        }
+        let hash = self.config.hash_secret.of_key(request.digest, request.key);
+        let decision = self.decide(hash, request.key, header.condition, value.is_some());
+        let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
+        if decision.effect == Effect::Put && !self.has_memory(bytes) {
+            let reason = "the memory limit is reached; delete entries or raise --memory-limit";
+            return self.refuse(asker, Status::OutOfSpace, reason, answers);
+        }
+        let Ok(mut staged) = self.table.stage(hash, request.key, stored.len()) else {
+            let reason = "the server's machine has no memory left; delete entries";
+            return self.refuse(asker, Status::OutOfSpace, reason, answers);
+        };
+        self.table.staged_append(&mut staged, stored);
+        let Some(primary) = self.primary() else { return };
+        let sn = primary.sender.log.last().next();
+        let record = CompletionRecord {
+            client,
+            seq: header.seq,
+            first_incomplete: header.first_incomplete,
+            status: decision.status,
+            version: decision.version.unwrap_or(sn),
+        };
+        self.sessions.record(now, sn, record);
+        let mut waiter = Some(asker);
+        if holes::is_open(Hole::AnswerBeforeAck)
+            || (holes::is_open(Hole::RefusalAnsweredAtOnce) && decision.effect == Effect::Nothing)
+        {
+            self.answer_write(asker, &record, answers);
+            waiter = None;
+        }
+        self.log(
+            PendingWrite {
+                effect: decision.effect,
+                digest: request.digest,
+                hash,
+                record,
+                staged: Some(staged),
+                waiter,
+                bytes,
+            },
+            answers,
+        );
+    }
+
+    /// Whether the write needs no execution: it is known, or must not be executed.
+    fn is_retry(
+        &mut self,
+        now: Time,
+        asker: Asker,
+        client: ClientId,
+        header: WriteHeader,
+        answers: &mut impl Answers,
+    ) -> bool {
+        let (status, reason) =
+            match self.sessions.look_up(client, header.seq, header.first_incomplete) {
+                Lookup::New => return false,
+                Lookup::Logged(_) if holes::is_open(Hole::RetryExecutesTwice) => return false,
+                Lookup::Logged(logged) => {
+                    self.sessions.touch(now, client);
+                    self.answer_logged(asker, logged, answers);
+                    return true;
+                }
+                Lookup::Expired => {
+                    (Status::SessionExpired, "this write, or its session, is no longer known")
+                }
+                Lookup::BeyondWindow => {
+                    (Status::Invalid, "seq is too far ahead of the first incomplete one")
+                }
+                Lookup::TooManySessions => (Status::Busy, "too many clients write to this shard"),
+            };
+        self.refuse(asker, status, reason, answers);
+        true
+    }
+
+    /// Answers a retry from its record, once that is committed.
+    fn answer_logged(&mut self, asker: Asker, logged: LoggedRecord, answers: &mut impl Answers) {
+        let Some(primary) = self.primary_mut() else { return };
+        if logged.sn > primary.sender.log.committed()
+            && !holes::is_open(Hole::RetryAnsweredUncommitted)
+        {
+            let write = primary.sender.log.get_mut(logged.sn);
+            write.expect("uncommitted writes are pending").waiter = Some(asker);
+            return;
+        }
+        self.answer_write(asker, &logged.record, answers);
+    }
+
+    /// What the write does to the newest pending state.
+    fn decide(&self, hash: TableHash, key: &[u8], condition: Condition, is_put: bool) -> Decision {
+        if is_put && condition == Condition::Always {
+            return Decision { effect: Effect::Put, status: Status::Ok, version: None };
+        }
+        let current = self.newest_version(hash, key);
+        let holds = match condition {
+            Condition::Always => true,
+            Condition::IfVersion(version) => current == Some(version),
+            Condition::IfAbsent => current.is_none(),
+        };
+        let nothing = |status| Decision {
+            effect: Effect::Nothing,
+            status,
+            version: Some(current.unwrap_or(SequenceNumber::ZERO)),
+        };
+        match (holds, is_put, current) {
+            (false, ..) => nothing(Status::Conflict),
+            (true, true, _) => Decision { effect: Effect::Put, status: Status::Ok, version: None },
+            (true, false, Some(_)) => {
+                Decision { effect: Effect::Delete, status: Status::Ok, version: None }
+            }
+            (true, false, None) => nothing(Status::NotFound),
+        }
+    }
+
+    /// The version of a key as of the last pending write.
+    fn newest_version(&self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
+        match self.primary()?.sender.log.newest_change(&self.table, hash, key) {
+            Some((sn, Effect::Put)) => Some(sn),
+            Some(_) => None,
+            None => self.table.get(hash, key).map(|entry| entry.version),
+        }
+    }
+
+    fn has_memory(&self, bytes: usize) -> bool {
+        let used = (self.table.used_bytes() + bytes) as u64;
+        self.config.memory_limit.is_none_or(|limit| used <= limit)
+    }
+
+    pub(super) fn log(&mut self, write: PendingWrite, answers: &mut impl Answers) {
+        let Some(primary) = self.primary_mut() else { return };
+        primary.sender.log.push(write);
+        self.commit_if_alone(answers);
+    }
+
+    pub(super) fn answer_write(
+        &self,
+        asker: Asker,
+        record: &CompletionRecord,
+        answers: &mut impl Answers,
+    ) {
+        let copies = self.view.map_or(0, |view| view.copies());
+        let answer = Answer {
+            id: asker.request,
+            status: record.status,
+            copies,
+            view: self.view_version(),
+            version: record.version,
+            value: &[],
+        };
+        answers.answer(asker.connection, &answer);
+    }
+
+    pub(super) fn refuse(
+        &self,
+        asker: Asker,
+        status: Status,
+        reason: &str,
+        answers: &mut impl Answers,
+    ) {
+        let answer = Answer {
+            id: asker.request,
+            status,
+            copies: 0,
+            view: self.view_version(),
+            version: SequenceNumber::ZERO,
+            value: reason.as_bytes(),
+        };
+        answers.answer(asker.connection, &answer);
+    }
+}

@@ -1,0 +1,318 @@
+//! The stream between the two holders: who dials, what a hello is answered, and what goes into a
+//! batch.
+//!
+//! ```text
+//!   dials                      accepts
+//!   an active primary          its secondary or candidate; the old primary, once it has handed over
+//!   the old primary (hand-     the new primary that waits for HANDOVER
+//!   over view)
+//! ```
+//!
+//! Every view has streams of its own. The hello carries the whole view, so whoever has missed it
+//! installs it first; one of an older view is refused with the newer.
+
+use std::cmp::Ordering;
+
+use kv_protocol::copy_message::Handover;
+use kv_protocol::ids::{ClusterId, Member, Time};
+use kv_protocol::limits::MAX_VIEW_STEP;
+use kv_protocol::peer_message::{
+    BatchWriter, Beacon, PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
+};
+
+use super::copy_out::CopyOut;
+use super::lease::Acked;
+use super::primary::{Candidacy, Primary};
+use super::{Answers, HandingOver, Pumped, Replica, Role, StreamError};
+use crate::holes::{self, Hole};
+
+/// Opening and closing.
+impl Replica {
+    /// The hello with which this replica opens a stream; `None` when it dials nobody. The driver keeps
+    /// one stream to `hello.to` as long as this is the hello, and none otherwise.
+    pub fn peer_hello(&self, cluster: ClusterId) -> Option<PeerHello> {
+        let view = self.view?;
+        let to = match &self.role {
+            Role::Primary(primary) => self.dials(primary)?,
+            Role::HandingOver(_) => view.primary?,
+            _ => return None,
+        };
+        Some(PeerHello {
+            cluster,
+            from: self.config.me,
+            to,
+            shard: self.config.shard,
+            shards: self.config.placement.shards(),
+            view,
+        })
+    }
+
+    /// Whom a primary dials.
+    fn dials(&self, primary: &Primary) -> Option<Member> {
+        let may_dial = primary.is_active() || holes::is_open(Hole::UnionByInactive);
+        let failed = matches!(primary.candidacy, Candidacy::Failed);
+        self.view?.other().filter(|_| may_dial && !failed)
+    }
+
+    /// Whether a hello may come from the other holder. The driver asks before it gives up a stream that
+    /// stands for the new one.
+    ///
+    /// # Errors
+    /// The refusal to send before closing.
+    pub fn judge_hello(&self, hello: &PeerHello) -> Result<(), PeerRefusal> {
+        let refuse = |reason| Err(PeerRefusal { reason, view: self.view });
+        let (installed, me) = (self.view_version(), Some(self.config.me));
+        let view = &hello.view;
+        let is_from_primary = view.primary == Some(hello.from) && view.other() == me;
+        let is_handover =
+            view.handover && view.primary == me && view.secondary() == Some(hello.from);
+        let is_ours = view.group == self.config.group
+            && hello.shard == self.config.shard
+            && hello.shards == self.config.placement.shards()
+            && hello.to == self.config.me
+            && (is_from_primary || is_handover);
+        if !is_ours || view.version.0.saturating_sub(installed.0) > MAX_VIEW_STEP {
+            return refuse(PeerRefusalReason::Stranger);
+        }
+        if self.frozen {
+            return refuse(PeerRefusalReason::Stopping);
+        }
+        match view.version.cmp(&installed) {
+            Ordering::Less => refuse(PeerRefusalReason::OldView),
+            Ordering::Equal if self.view != Some(*view) => refuse(PeerRefusalReason::Stranger),
+            Ordering::Equal if is_handover && self.primary().is_some() => {
+                refuse(PeerRefusalReason::HandedOver)
+            }
+            Ordering::Equal | Ordering::Greater => Ok(()),
+        }
+    }
+
+    /// The other holder has dialled: judges its hello, installs its view if it is new here, and says
+    /// where the stream goes on. The driver has closed any earlier stream of this replica.
+    ///
+    /// # Errors
+    /// The refusal to send before closing.
+    pub fn on_peer_hello(
+        &mut self,
+        now: Time,
+        hello: &PeerHello,
+        answers: &mut impl Answers,
+    ) -> Result<PeerWelcome, PeerRefusal> {
+        self.judge_hello(hello)?;
+        let stranger = PeerRefusal { reason: PeerRefusalReason::Stranger, view: self.view };
+        self.install(now, hello.view, answers).map_err(|_| stranger)?;
+        if let Role::HandingOver(_) = &self.role {
+            // The new primary serves, so it has everything.
+            self.finish_handing_over();
+        }
+        self.heard = now;
+        let table = &mut self.table;
+        let (Role::TakingOver(follower) | Role::Secondary(follower) | Role::Candidate(follower, _)) =
+            &mut self.role
+        else {
+            return Err(stranger);
+        };
+        follower.connect(table);
+        let last = follower.last;
+        if holes::is_open(Hole::ServeBeforeHandover) && matches!(self.role, Role::TakingOver(_)) {
+            self.finish_taking_over();
+        }
+        Ok(PeerWelcome { view: hello.view.version, last })
+    }
+
+    /// The other holder has taken the stream: sends go on after the last write it has applied, and
+    /// what it has applied counts as acked. A candidate is in the union from here on.
+    ///
+    /// # Errors
+    /// [`StreamError::Impossible`] when its log cannot be ours.
+    pub fn on_peer_welcome(
+        &mut self,
+        now: Time,
+        welcome: &PeerWelcome,
+        answers: &mut impl Answers,
+    ) -> Result<(), StreamError> {
+        self.readings.note(now);
+        if self.frozen {
+            return Err(StreamError::Frozen);
+        }
+        let installed = self.view_version();
+        if welcome.view != installed {
+            return Err(StreamError::View { got: welcome.view, installed });
+        }
+        if let Role::Primary(primary) = &mut self.role
+            && let Candidacy::Awaited { .. } = primary.candidacy
+        {
+            let last = primary.sender.log.last();
+            primary.sender.log.rewind(last);
+            primary.sender.connect();
+            primary.candidacy =
+                Candidacy::Copying(Box::new(CopyOut::new(last, self.sessions.clients())));
+            self.heard = now;
+            return Ok(());
+        }
+        let Some(sender) = self.sender_mut() else { return Err(StreamError::WrongEnd) };
+        if sender.log.rewind(welcome.last).is_none() {
+            return Err(StreamError::Impossible {
+                claimed: welcome.last,
+                committed: sender.log.committed(),
+                sent: sender.log.last(),
+            });
+        }
+        sender.connect();
+        if let Role::HandingOver(old) = &mut self.role {
+            old.is_said = false;
+        }
+        self.heard = now;
+        self.commit_up_to(welcome.last, answers);
+        Ok(())
+    }
+
+    /// The stream that was dialled is refused. A newer view in the refusal is installed: the
+    /// coordinator may have told only one of the two.
+    pub fn on_peer_refusal(
+        &mut self,
+        now: Time,
+        refusal: &PeerRefusal,
+        answers: &mut impl Answers,
+    ) {
+        self.readings.note(now);
+        let installed = self.view_version();
+        match refusal.view {
+            Some(view)
+                if view.version > installed && view.version.0 - installed.0 <= MAX_VIEW_STEP =>
+            {
+                // One that cannot be installed changes nothing.
+                let _ = self.install(now, view, answers);
+            }
+            Some(view)
+                if refusal.reason == PeerRefusalReason::HandedOver
+                    && self.view == Some(view)
+                    && matches!(self.role, Role::HandingOver(_)) =>
+            {
+                self.finish_handing_over();
+            }
+            _ => {}
+        }
+    }
+
+    /// The stream is gone, at either end; what was not acked is sent again on the next one. A copy
+    /// that was under way is given up: it is never begun again under the same view.
+    pub fn on_stream_down(&mut self, now: Time, answers: &mut impl Answers) {
+        self.readings.note(now);
+        if let Some(sender) = self.sender_mut() {
+            sender.disconnect();
+        }
+        if let Some(follower) = self.follower_mut() {
+            follower.connected = false;
+        }
+        if let Some(Primary { candidacy: Candidacy::Copying(_), .. }) = self.primary() {
+            self.fail_candidate(answers);
+        }
+    }
+}
+
+/// Batches.
+impl Replica {
+    /// Fills one batch for the stream, whatever the role: writes and beacons, the copy, the hand-over,
+    /// acks. To be called at the end of a wake-up, with its reading of the clock.
+    pub fn pump(&mut self, now: Time, batch: &mut BatchWriter) -> Pumped {
+        self.readings.note(now);
+        if self.frozen {
+            return Pumped::Done;
+        }
+        self.pump_acks(now, batch);
+        if self.pump_writes(now, batch) == Pumped::More {
+            return Pumped::More;
+        }
+        match &mut self.role {
+            Role::Primary(_) => self.pump_copy(batch),
+            Role::HandingOver(old) => pump_handover(old, self.view, batch),
+            _ => {}
+        }
+        Pumped::Done
+    }
+
+    fn pump_writes(&mut self, now: Time, batch: &mut BatchWriter) -> Pumped {
+        let view = self.view_version();
+        let table = &self.table;
+        let sender = match &mut self.role {
+            Role::Primary(primary) => &mut primary.sender,
+            Role::HandingOver(old) => &mut old.sender,
+            _ => return Pumped::Done,
+        };
+        let Some(beacon_due) = sender.beacon_due() else { return Pumped::Done };
+        if beacon_due <= now {
+            batch.push(&PeerMessage::Beacon(Beacon { view, t_send: now }));
+            sender.note_sent(now);
+        }
+        while sender.log.has_unsent() {
+            if batch.is_full() {
+                return Pumped::More;
+            }
+            sender.log.send_next(table, view, now, |message| batch.push(message));
+            sender.note_sent(now);
+        }
+        Pumped::Done
+    }
+
+    fn pump_copy(&mut self, batch: &mut BatchWriter) {
+        let view = self.view_version();
+        let Role::Primary(primary) = &mut self.role else { return };
+        let Candidacy::Copying(copy) = &mut primary.candidacy else { return };
+        if !primary.sender.is_connected() {
+            return;
+        }
+        let (last, committed) = (primary.sender.log.last(), primary.sender.log.committed());
+        copy.pump(view, last, committed, &self.table, &self.sessions, batch);
+        if holes::is_open(Hole::ReportedWithAckOutstanding) && copy.has_ended() {
+            primary.candidacy = Candidacy::CaughtUp;
+        }
+    }
+
+    fn pump_acks(&mut self, now: Time, batch: &mut BatchWriter) {
+        #[cfg(feature = "holes")]
+        if let Some(ack) = self.planted.old_ack.take() {
+            batch.push(&PeerMessage::Ack(ack));
+        }
+        let (view, me) = (self.view_version(), self.config.me);
+        let Some(other) = self.view.and_then(|view| {
+            if view.primary == Some(me) { view.secondary() } else { view.primary }
+        }) else {
+            return;
+        };
+        let is_candidate = matches!(self.role, Role::Candidate(..));
+        let (acks, mark) = match &mut self.role {
+            Role::Candidate(follower, copy) => {
+                (follower.take_ack(view, copy.taken()), copy.take_mark())
+            }
+            Role::TakingOver(follower) | Role::Secondary(follower) => {
+                (follower.take_ack(view, 0), None)
+            }
+            _ => return,
+        };
+        if let Some(ack) = acks {
+            let reading = self.readings.read(Hole::GraceFromStaleReading, now);
+            if !(is_candidate && holes::is_open(Hole::CandidateAcksGiveNoGrace)) {
+                self.acked = Some(Acked::new(other, reading));
+            }
+            batch.push(&PeerMessage::Ack(ack));
+        }
+        if let Some(mark) = mark {
+            batch.push(&PeerMessage::Marked(mark));
+        }
+    }
+}
+
+/// Only who was active as primary may say that all is sent: another may lack writes itself.
+fn pump_handover(
+    old: &mut HandingOver,
+    view: Option<kv_protocol::view::View>,
+    batch: &mut BatchWriter,
+) {
+    let Some(view) = view else { return };
+    if old.was_active && !old.is_said && old.sender.is_connected() && !batch.is_full() {
+        let sn = old.sender.log.last();
+        batch.push(&PeerMessage::Handover(Handover { view: view.version, sn }));
+        old.is_said = true;
+    }
+}
