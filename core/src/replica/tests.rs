@@ -1,6 +1,10 @@
 //! Both ends of one shard, joined by the very bytes that would travel.
 
+mod catch_up;
 mod ending;
+mod failover;
+mod group;
+mod hand_over;
 mod model;
 mod stream;
 mod writes;
