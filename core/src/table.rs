@@ -114,7 +114,7 @@ impl Table {
 
     /// A number made of every entry's key, value and version, whatever their order: two tables of
     /// one (group, shard) that hold the same have the same digest. It knows every version in 64
-    /// bits, key and value in 16 bits of a CRC-32C.
+    /// bits, key and value in 16 bits of a hash.
     pub fn digest(&self) -> u64 {
         self.digest
     }
@@ -251,7 +251,7 @@ impl Table {
         self.directory.make_room(&mut self.arena, hash)?;
         let handle = entry::create(&mut self.arena, key, value_len)
             .ok_or(OutOfMemory { bytes: key.len() + value_len })?;
-        Ok(self.staging.add(Record { hash, handle, filled: 0, crc: crc32c::crc32c(key) }))
+        Ok(self.staging.add(Record { hash, handle, filled: 0 }))
     }
 
     /// Appends bytes to a staged entry's value; not more than it was staged for.
@@ -260,7 +260,6 @@ impl Table {
         // SAFETY: the handle of a staged entry.
         unsafe { entry::write_value(&mut self.arena, record.handle, record.filled, bytes) };
         record.filled += bytes.len();
-        record.crc = crc32c::crc32c_append(record.crc, bytes);
     }
 
     /// How many bytes of a staged entry's value are missing.
@@ -289,10 +288,9 @@ impl Table {
     pub fn commit(&mut self, staged: Staged, version: SequenceNumber) -> Option<SequenceNumber> {
         let missing = self.staged_missing(&staged);
         assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
-        let record = self.staging.take(staged);
-        let Record { hash, handle, .. } = record;
-        // SAFETY: the handle of an entry that was staged until now.
-        let seal = unsafe { entry::seal(&mut self.arena, handle, version, record.check()) };
+        let Record { hash, handle, .. } = self.staging.take(staged);
+        // SAFETY: the handle of an entry that was staged until now, and whose value is complete.
+        let seal = unsafe { entry::seal(&mut self.arena, handle, version) };
         self.digest = self.digest.wrapping_add(seal.digest());
         // SAFETY: as above.
         let key = unsafe { entry::key(&self.arena, handle) };

@@ -5,6 +5,9 @@
 //!   | version | value len | key len | check | key … | value … |
 //! ```
 
+use std::hash::{BuildHasher, Hasher};
+
+use foldhash::fast::FixedState;
 use kv_protocol::ids::SequenceNumber;
 
 use crate::arena::{Arena, Handle};
@@ -95,20 +98,27 @@ pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
 ///
 /// # Safety
 ///
-/// As for [`header`].
-pub(super) unsafe fn seal(
-    arena: &mut Arena,
-    handle: Handle,
-    version: SequenceNumber,
-    check: u16,
-) -> Seal {
-    // SAFETY: `create` wrote a header there, and the arena is borrowed exclusively.
+/// As for [`header`], and the whole value was written.
+pub(super) unsafe fn seal(arena: &mut Arena, handle: Handle, version: SequenceNumber) -> Seal {
+    // SAFETY: `create` wrote a header there, key and value follow it, and the arena is borrowed
+    // exclusively.
     unsafe {
-        let header = &mut *arena.address(handle).cast::<Header>();
+        let at = arena.address(handle);
+        let header = &mut *at.cast::<Header>();
+        let bytes = usize::from(header.key_len) + header.value_len as usize;
+        let check = check_of(std::slice::from_raw_parts(at.add(HEADER_BYTES), bytes));
         header.version = version.0;
         header.check = check;
+        Seal { version, check }
     }
-    Seal { version, check }
+}
+
+/// 16 bits of a hash of key and value. Not keyed: two servers compare it.
+fn check_of(key_and_value: &[u8]) -> u16 {
+    let mut hasher = FixedState::with_seed(0).build_hasher();
+    hasher.write(key_and_value);
+    let hash = hasher.finish().to_le_bytes();
+    u16::from_le_bytes([hash[6], hash[7]])
 }
 
 /// What a sealed entry adds to its table's digest.

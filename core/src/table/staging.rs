@@ -24,17 +24,6 @@ pub(super) struct Record {
     pub(super) handle: Handle,
     /// How many bytes of the value were written.
     pub(super) filled: usize,
-    /// CRC-32C of the key and of those bytes.
-    pub(super) crc: u32,
-}
-
-impl Record {
-    /// Both halves of the CRC in one.
-    pub(super) fn check(&self) -> u16 {
-        #[allow(clippy::cast_possible_truncation)] // The lower half is meant.
-        let folded = (self.crc ^ (self.crc >> 16)) as u16;
-        folded
-    }
 }
 
 /// The records of all staged entries.
