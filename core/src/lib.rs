@@ -21,6 +21,7 @@ pub mod dump;
 pub mod failure_detector;
 pub mod hash;
 pub mod holes;
+pub mod node;
 pub mod replica;
 pub mod session;
 pub mod table;
