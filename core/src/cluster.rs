@@ -1,25 +1,28 @@
-//! The coordinator's brain: who is up, who holds which group, and how the cluster starts and stops.
+//! The coordinator's brain: who is up, who holds which group, how the cluster starts, recovers and
+//! stops.
 //!
 //! ```text
-//!   STARTED, HEARTBEAT, REPORT,      +---------+      dial, order, kill,
-//!   lost links, exits, stop,   ----> | Cluster | ---> what happened (Effect)
+//!   STARTED, HEARTBEAT, REPORT,      +---------+      store, spawn, dial, order, kill,
+//!   lost links, exits, stored,  ---> | Cluster | ---> what happened (Effect)
 //!   the time                         +---------+
 //!
-//!   start   every STARTED -> view 1 of every group -> SET-SECONDARY to all -> reported -> serving
-//!   stop    DRAIN to all -> dumps at all -> SHUTDOWN to all -> everyone has exited   (stop.rs)
+//!   start    every STARTED -> view 1 of every group -> stored -> SET-SECONDARY -> serving
+//!   recover  facts -> reconcile: the next view of a group -> stored -> orders         (views.rs)
+//!            nobody names it any more: kill, proof, a new process in its place      (respawn.rs)
+//!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> everyone has exited     (stop.rs)
 //! ```
 //!
 //! The caller drives it: it passes the time and every input, and carries out the effects of one
 //! input before it gives the next. Orders are kept until they are reported, and repeated whenever
-//! the connection for orders comes back. A server's reports count only for the very process
-//! (incarnation) that this cluster was started with. A silent server is down until it is heard
-//! again; one whose process has exited stays down.
+//! the connection for orders comes back. Nothing is told, by order or by map, before it is durable
+//! (durable.rs). A silent server is suspected until it is heard again, or judged by the other member of
+//! a group (suspicion.rs); one whose process has exited is dead for good.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::control_message::{Heartbeat, Order, OrderKind, Report, Started};
+use kv_protocol::limits::GRACE;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::{
     ClusterId, Epoch, GroupId, Incarnation, Member, OrderId, Peer, ServerId, Time, View,
@@ -27,16 +30,32 @@ use kv_protocol::{
 };
 
 use crate::failure_detector::FailureDetector;
+use crate::holes::{self, Hole};
 
+mod double_fault;
+mod durable;
 mod effect;
+pub mod reconcile;
+mod recovery;
+mod respawn;
 mod status;
 mod stop;
+mod suspicion;
 #[cfg(test)]
 mod tests;
+mod views;
 
+pub use double_fault::DoubleFault;
+use durable::Memory;
+pub use durable::{DurableServer, DurableState};
 pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRefused};
+use respawn::{Backoff, draw};
 pub use stop::{DUMP_BYTES_PER_SECOND, DUMP_RETRY_PAUSE, StopOutcome, StopPhase};
 use stop::{Stage, Stop};
+use views::Group;
+
+/// How long a process that replaces another may take to report.
+const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -45,11 +64,15 @@ pub struct ClusterConfig {
     pub cluster: ClusterId,
     /// The coordinator's term.
     pub epoch: Epoch,
+    /// Servers of the ring.
+    pub servers: u16,
     /// Shards of every group.
     pub shards: u16,
-    /// The process started at each place of the ring.
-    pub incarnations: Vec<Incarnation>,
-    /// After how long a silence a server counts as down.
+    /// Random; the names of processes are drawn from it.
+    pub seed: u64,
+    /// What to do about a second fault.
+    pub on_double_fault: DoubleFault,
+    /// After how long a silence a server is suspected.
     pub silence: Duration,
     /// How long the whole start may take.
     pub start_patience: Duration,
@@ -67,12 +90,22 @@ pub struct LinkId(pub u64);
 pub struct Cluster {
     config: ClusterConfig,
     servers: Vec<Server>,
-    views: Vec<View>,
+    groups: Vec<Group>,
+    memory: Memory,
     detector: FailureDetector,
     start: Start,
     stop: Option<Stop>,
     next_order: OrderId,
     revision: u64,
+    /// The latest time that it was told.
+    now: Time,
+    /// Nobody is judged without proof before this.
+    judge_from: Time,
+    /// Names drawn from the seed.
+    drawn: u64,
+    /// The place that is being recovered, and the two places of a double fault.
+    recovering: Option<ServerId>,
+    double_fault: Option<(ServerId, ServerId)>,
 }
 
 /// How far the start has come.
@@ -88,16 +121,31 @@ enum Start {
 struct Server {
     member: Member,
     state: ServerState,
+    /// When its process was started, or taken over from an earlier coordinator.
+    spawned: Option<Time>,
     exited: bool,
+    /// Since when it is silent.
+    suspected: Option<Time>,
+    /// It lives, but is of no use: to be killed when no view names it.
+    is_condemned: bool,
+    /// When it was last killed.
+    killed: Option<Time>,
+    backoff: Backoff,
     started: Option<Started>,
     link: Option<LinkId>,
     orders_connected: bool,
-    /// At most one SET-SECONDARY, one DRAIN, two dumps and one SHUTDOWN.
+    /// For each of its groups an order of a view and a proof, and a probe; or one DRAIN, two dumps and
+    /// one SHUTDOWN.
     outstanding: Vec<Order>,
     heartbeat: Option<(Time, Heartbeat)>,
     /// Heartbeats in a row that say that the stream to its secondary is down.
     beats_without_stream: u8,
     stage: Stage,
+    /// The step of its recovery that was shown last.
+    shown: Option<u8>,
+    /// Orders of updates that newer views have replaced.
+    #[cfg(feature = "holes")]
+    retired: std::collections::VecDeque<Order>,
 }
 
 /// One heartbeat without a stream proves nothing: it may be older than the report that the stream
@@ -109,7 +157,12 @@ impl Server {
         Server {
             member,
             state: ServerState::Starting,
+            spawned: None,
             exited: false,
+            suspected: None,
+            is_condemned: false,
+            killed: None,
+            backoff: Backoff::default(),
             started: None,
             link: None,
             orders_connected: false,
@@ -117,6 +170,9 @@ impl Server {
             heartbeat: None,
             beats_without_stream: 0,
             stage: Stage::Running,
+            shown: None,
+            #[cfg(feature = "holes")]
+            retired: std::collections::VecDeque::new(),
         }
     }
 
@@ -127,29 +183,144 @@ impl Server {
     fn is_up(&self) -> bool {
         self.state == ServerState::Up
     }
+
+    /// Forgets the orders of a group's older views.
+    fn retire(&mut self, group: GroupId) {
+        let is_of_group = |order: &Order| order.view().is_some_and(|view| view.group == group);
+        #[cfg(feature = "holes")]
+        self.retired.extend(self.outstanding.iter().copied().filter(is_of_group));
+        self.outstanding.retain(|order| !is_of_group(order));
+    }
 }
 
+/// Making a cluster, and what it must remember.
 impl Cluster {
-    /// A cluster whose servers have just been spawned.
-    pub fn new(now: Time, config: ClusterConfig) -> Cluster {
-        let members = (0..).map(ServerId).zip(config.incarnations.iter().copied());
-        let servers: Vec<Server> = members
-            .map(|(server, incarnation)| Server::new(Member { server, incarnation }))
-            .collect();
-        let count = u16::try_from(servers.len()).expect("a ring has at most 1,024 servers");
-        let views = (0..count).map(|group| no_view(GroupId(group))).collect();
+    /// A new cluster. Its servers are spawned when the first store is done.
+    pub fn found(now: Time, config: ClusterConfig, sink: &mut Vec<Effect>) -> Cluster {
+        let servers = (1..=u64::from(config.servers)).map(|n| DurableServer {
+            incarnation: Incarnation(draw(config.seed, n)),
+            started: None,
+        });
+        let decided = DurableState {
+            cluster: config.cluster,
+            epoch: config.epoch,
+            shards: config.shards,
+            servers: servers.collect(),
+            views: (0..config.servers).map(|group| no_view(GroupId(group))).collect(),
+        };
+        let nothing = DurableState { epoch: Epoch::default(), ..decided.clone() };
+        let mut cluster = Cluster::of(now, config, Memory::new(decided, nothing));
+        cluster.store(sink);
+        cluster
+    }
+
+    /// The cluster that an earlier coordinator has left. Its epoch becomes `config.epoch`, which is
+    /// above the stored one; nobody is contacted before that is durable.
+    pub fn restart(
+        now: Time,
+        config: ClusterConfig,
+        durable: DurableState,
+        sink: &mut Vec<Effect>,
+    ) -> Cluster {
+        assert!(config.epoch.number > durable.epoch.number, "an epoch is above all before it");
+        let decided = DurableState { epoch: config.epoch, ..durable.clone() };
+        let has_views = durable.views.iter().all(|view| view.version > ViewVersion(0));
+        let mut cluster = Cluster::of(now, config, Memory::new(decided, durable));
+        cluster.drawn = draw(cluster.config.seed, 0);
+        cluster.judge_from = now + GRACE + cluster.config.silence;
+        for id in (0..cluster.count()).map(ServerId) {
+            let known = cluster.memory.durable().servers[usize::from(id.0)];
+            if known.started.is_none() {
+                // Spawned or not, nobody knows. It holds nothing; under its old name it is refused.
+                cluster.decide_process(id);
+                continue;
+            }
+            let server = cluster.server_mut(id);
+            (server.started, server.state) = (known.started, ServerState::Down);
+        }
+        if has_views {
+            cluster.start = Start::Done;
+        }
+        cluster.store(sink);
+        cluster
+    }
+
+    fn of(now: Time, config: ClusterConfig, memory: Memory) -> Cluster {
+        let count = config.servers;
+        let ids = (0..count).map(ServerId);
+        let servers: Vec<Server> = ids.map(|id| Server::new(memory.decided.member(id))).collect();
         Cluster {
             detector: FailureDetector::new(count, config.silence),
             start: Start::Until(now + config.start_patience),
             stop: None,
             next_order: OrderId(1),
             revision: 1,
+            now,
+            judge_from: Time::default(),
+            drawn: u64::from(count),
+            recovering: None,
+            double_fault: None,
+            groups: vec![Group::default(); usize::from(count)],
             config,
             servers,
-            views,
+            memory,
         }
     }
 
+    fn store(&mut self, sink: &mut Vec<Effect>) {
+        if let Some((number, state)) = self.memory.next_store() {
+            sink.push(Effect::Store { number, state: Box::new(state) });
+        }
+    }
+
+    /// What was given to be stored under this number is durable: file and directory are synced.
+    pub fn on_stored(&mut self, now: Time, number: u64, sink: &mut Vec<Effect>) {
+        let Some(before) = self.memory.on_stored(number) else { return };
+        if before.epoch != self.config.epoch {
+            self.adopt(now, sink);
+        }
+        self.spawn_decided(now, sink);
+        self.tell_durable(&before.views, sink);
+        self.advance(now, sink);
+    }
+
+    /// The first store of this term is done: the processes that an earlier one has left are watched
+    /// and dialled, and told their views again.
+    fn adopt(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        for server in &mut self.servers {
+            if let Some(started) = server.started {
+                server.spawned = Some(now);
+                server.suspected = Some(now);
+                sink.push(Effect::Adopt { started });
+                let address = SocketAddr::new(started.address, started.coord_port);
+                sink.push(Effect::Dial { member: server.member, address });
+            }
+        }
+        self.order_all_views(sink);
+    }
+
+    /// Takes every step that follows from what is known. Called after each input.
+    fn advance(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        self.found_views();
+        self.inquire(now, sink);
+        self.order_again(now, sink);
+        self.decide_views(now, sink);
+        self.replace_processes(now, sink);
+        self.store(sink);
+        self.note_whole();
+        self.show_recovery(sink);
+        self.advance_stop(now, sink);
+    }
+
+    /// Whether the cluster has ever served.
+    fn has_served(&self) -> bool {
+        self.start == Start::Done
+    }
+}
+
+/// Inputs.
+impl Cluster {
     /// A server says where it listens, over a new connection.
     ///
     /// # Errors
@@ -169,9 +340,12 @@ impl Cluster {
         }
         server.started = Some(*started);
         server.link = Some(link);
+        // What it has obeyed grows; where it listens does not change.
+        let known = &mut self.memory.decided.servers[usize::from(started.member.server.0)];
+        known.started.get_or_insert(*started);
         self.heard(now, started.member.server, sink);
         self.revision += 1;
-        self.connect_ring(sink);
+        self.advance(now, sink);
         Ok(())
     }
 
@@ -221,22 +395,24 @@ impl Cluster {
         heartbeat: Heartbeat,
         sink: &mut Vec<Effect>,
     ) -> Result<(), Ignored> {
-        self.check_link(link, server)?;
-        if heartbeat.incarnation != self.server(server).member.incarnation {
-            return Err(Ignored::OtherIncarnation);
+        if !holes::is_open(Hole::OldIncarnationHeartbeat) {
+            self.check_link(link, server)?;
+            if heartbeat.incarnation != self.server(server).member.incarnation {
+                return Err(Ignored::OtherIncarnation);
+            }
         }
         self.check_heartbeat(&heartbeat)?;
-        let own_view = self.views[usize::from(server.0)].version;
-        let without_stream = heartbeat
-            .replicas
-            .iter()
-            .any(|r| r.role == ReplicaRole::Primary && r.view >= own_view && !r.connected);
+        let views = self.views();
+        let without_stream = heartbeat.replicas.iter().any(|r| {
+            let view = &views[usize::from(r.group.0)];
+            r.state.is_primary() && r.view == view.version && view.other().is_some() && !r.connected
+        });
         let known = self.server_mut(server);
         known.beats_without_stream =
             if without_stream { known.beats_without_stream.saturating_add(1) } else { 0 };
         known.heartbeat = Some((now, heartbeat));
         self.heard(now, server, sink);
-        self.advance_stop(now, sink);
+        self.advance(now, sink);
         Ok(())
     }
 
@@ -250,7 +426,7 @@ impl Cluster {
             return Err(Ignored::Impossible("an epoch"));
         }
         for replica in &heartbeat.replicas {
-            let Some(view) = self.views.get(usize::from(replica.group.0)) else {
+            let Some(view) = self.views().get(usize::from(replica.group.0)) else {
                 return Err(Ignored::Impossible("a group"));
             };
             if replica.shard.0 >= self.config.shards {
@@ -276,8 +452,8 @@ impl Cluster {
             return;
         }
         self.server_mut(server).link = None;
-        self.set_down(server, DownCause::LinkLost, sink);
-        self.advance_stop(now, sink);
+        self.set_down(now, server, DownCause::LinkLost, sink);
+        self.advance(now, sink);
     }
 
     /// The process of a server has ended: proven, and final.
@@ -289,9 +465,14 @@ impl Cluster {
         server.exited = true;
         server.orders_connected = false;
         server.outstanding.clear();
+        let was_useless = server.started.is_none() && server.spawned.is_some();
+        if was_useless && self.has_served() {
+            self.note_failure(now, member.server, sink);
+        }
         self.fail_start(member.server, StartFailure::Exited, sink);
-        self.set_down(member.server, DownCause::Exited, sink);
-        self.advance_stop(now, sink);
+        self.set_down(now, member.server, DownCause::Exited, sink);
+        self.tell_proofs(member, sink);
+        self.advance(now, sink);
     }
 
     /// The connection for orders stands: what is outstanding is sent, again if need be.
@@ -327,23 +508,25 @@ impl Cluster {
         if server.member != member {
             return Err(Ignored::OtherIncarnation);
         }
-        let Some(at) = server.outstanding.iter().position(|order| order.id == report.id) else {
-            return Err(Ignored::NotOutstanding);
+        let at = server.outstanding.iter().position(|order| order.id == report.id);
+        let order = match at {
+            Some(at) => server.outstanding.remove(at),
+            None => server.retired_order(&report).ok_or(Ignored::NotOutstanding)?,
         };
-        let order = server.outstanding.remove(at);
-        let again = self.note_stop_report(now, member.server, &order, report.outcome.is_ok());
-        match report.outcome {
-            Ok(_) if matches!(order.kind, OrderKind::SetSecondary { .. }) => {
-                self.finish_start(sink);
-            }
-            Ok(_) => {}
-            Err(reason) => {
-                let order = order.name();
-                sink.push(Effect::OrderFailed { member, order, reason: reason.clone(), again });
-                self.fail_start(member.server, StartFailure::OrderFailed { order, reason }, sink);
-            }
+        let done = report.outcome.is_ok();
+        let again = self.note_stop_report(now, member.server, &order, done);
+        match &order.kind {
+            OrderKind::View(view) => self.note_view_report(now, member.server, view, done),
+            OrderKind::Probe if done => self.note_probe(&order),
+            _ => {}
         }
-        self.advance_stop(now, sink);
+        if let Err(reason) = report.outcome {
+            let order = order.name();
+            sink.push(Effect::OrderFailed { member, order, reason: reason.clone(), again });
+            self.fail_start(member.server, StartFailure::OrderFailed { order, reason }, sink);
+        }
+        self.finish_start(sink);
+        self.advance(now, sink);
         Ok(())
     }
 
@@ -356,13 +539,20 @@ impl Cluster {
             Start::Until(deadline) if self.stop.is_none() => Some(deadline),
             _ => None,
         };
-        [start, self.detector.next_timeout(), self.next_stop_timeout()].into_iter().flatten().min()
+        let judge = (self.judge_from > self.now).then_some(self.judge_from);
+        let recovery = [self.next_inquiry_timeout(), self.next_order_again(), judge];
+        let recovery = recovery.into_iter().chain([self.next_respawn_timeout()]).flatten().min();
+        let recovery = recovery.filter(|_| self.stop.is_none());
+        [start, self.detector.next_timeout(), self.next_stop_timeout(), recovery]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Time has passed.
     pub fn on_timeout(&mut self, now: Time, sink: &mut Vec<Effect>) {
         for server in self.detector.silent(now) {
-            self.set_down(server, DownCause::Silent, sink);
+            self.set_down(now, server, DownCause::Silent, sink);
         }
         if let Start::Until(deadline) = self.start
             && deadline <= now
@@ -375,7 +565,7 @@ impl Cluster {
             };
             self.fail_start(failure.0, failure.1, sink);
         }
-        self.advance_stop(now, sink);
+        self.advance(now, sink);
     }
 
     fn first_with_orders(&self) -> ServerId {
@@ -399,7 +589,7 @@ impl Cluster {
             epoch: self.config.epoch,
             shards: self.config.shards,
             servers: servers.collect(),
-            views: self.views.clone(),
+            views: self.views().to_vec(),
         }
     }
 
@@ -412,6 +602,16 @@ impl Cluster {
     /// Servers of the ring.
     pub fn count(&self) -> u16 {
         u16::try_from(self.servers.len()).expect("a ring has at most 1,024 servers")
+    }
+
+    /// The durable views of all groups, in group order.
+    pub fn views(&self) -> &[View] {
+        &self.memory.durable().views
+    }
+
+    /// What is durable.
+    pub fn durable(&self) -> &DurableState {
+        self.memory.durable()
     }
 
     /// The configuration it was made with.
@@ -446,6 +646,7 @@ impl Cluster {
         self.detector.heard(now, id);
         let server = self.server_mut(id);
         let member = server.member;
+        server.suspected = None;
         match std::mem::replace(&mut server.state, ServerState::Up) {
             ServerState::Up => return,
             ServerState::Starting => {}
@@ -455,9 +656,10 @@ impl Cluster {
     }
 
     /// Marks a server down. The end of one that was told to leave is no news.
-    fn set_down(&mut self, id: ServerId, cause: DownCause, sink: &mut Vec<Effect>) {
+    fn set_down(&mut self, now: Time, id: ServerId, cause: DownCause, sink: &mut Vec<Effect>) {
         self.detector.forget(id);
         let server = self.server_mut(id);
+        server.suspected.get_or_insert(now);
         let (member, leaves) = (server.member, server.stage.is_leaving());
         let was = std::mem::replace(&mut server.state, ServerState::Down);
         // That a silent server turns out to have exited is news: now it cannot come back.
@@ -467,36 +669,8 @@ impl Cluster {
         self.revision += 1;
     }
 
-    /// Once all have started: the first view of every group, and the order that makes it true.
-    fn connect_ring(&mut self, sink: &mut Vec<Effect>) {
-        let is_new = self.views.iter().all(|view| view.version == ViewVersion(0));
-        let complete = self.servers.iter().all(|server| server.started.is_some());
-        if !is_new || !complete || self.stop.is_some() {
-            return;
-        }
-        for n in 0..self.count() {
-            let group = GroupId(n);
-            let secondary = self.member(group.home_secondary(self.count()));
-            let view = View {
-                group,
-                version: ViewVersion(1),
-                primary: Some(self.member(group.home_primary())),
-                peer: Peer::Secondary(secondary),
-                handover: false,
-            };
-            self.views[usize::from(n)] = view;
-            let address = self
-                .server(secondary.server)
-                .address(|started| started.servers_port)
-                .expect("every server of the ring has started");
-            let order = OrderKind::SetSecondary { view, secondary: address };
-            self.give(group.home_primary(), order, sink);
-        }
-        self.revision += 1;
-    }
-
     /// Gives an order: sent at once where the connection stands, otherwise when it does.
-    fn give(&mut self, to: ServerId, kind: OrderKind, sink: &mut Vec<Effect>) {
+    fn give(&mut self, to: ServerId, kind: OrderKind, sink: &mut Vec<Effect>) -> OrderId {
         let order = Order { id: self.next_order, kind };
         self.next_order.0 += 1;
         let server = self.server_mut(to);
@@ -504,10 +678,14 @@ impl Cluster {
         if server.orders_connected {
             sink.push(Effect::Order { to: server.member, order });
         }
+        order.id
     }
 
     fn finish_start(&mut self, sink: &mut Vec<Effect>) {
-        let connected = self.servers.iter().all(|server| server.outstanding.is_empty());
+        let connected = self
+            .views()
+            .iter()
+            .all(|view| view.version > ViewVersion(0) && self.is_confirmed(view));
         if matches!(self.start, Start::Until(_)) && connected && self.stop.is_none() {
             self.start = Start::Done;
             self.revision += 1;
@@ -521,6 +699,18 @@ impl Cluster {
             self.start = Start::Failed;
             sink.push(Effect::StartFailed { server, reason });
         }
+    }
+}
+
+impl Server {
+    /// A stale report, taken all the same: a hole for the simulator to notice.
+    fn retired_order(&mut self, report: &Report) -> Option<Order> {
+        #[cfg(feature = "holes")]
+        if holes::is_open(Hole::StaleUpdatedAccepted) {
+            return self.retired.iter().copied().find(|order| order.id == report.id);
+        }
+        let _ = report;
+        None
     }
 }
 

@@ -14,6 +14,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::client_message::ReplicaRole;
 use crate::codec::{Reader, Writer, length_u16};
 use crate::error::DecodeError;
@@ -72,7 +74,7 @@ pub mod opcode {
 }
 
 /// A server says where it listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// The cluster it was started for.
     pub cluster: ClusterId,

@@ -45,6 +45,8 @@ pub struct ServerStatus {
     pub host: String,
     /// What the coordinator thinks of it.
     pub state: ServerState,
+    /// The step of its recovery, 0 to 5; `None` when there is nothing to recover.
+    pub recovery_step: Option<u8>,
     /// Its process; `None` before it started.
     pub incarnation: Option<Incarnation>,
     /// Its process id on its host.
@@ -73,6 +75,22 @@ pub struct ServerStatus {
     pub heartbeat_age_ms: Option<u64>,
 }
 
+/// How a group is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupCondition {
+    /// It has no view yet.
+    Starting,
+    /// Two copies.
+    Whole,
+    /// One copy, or one that cannot be relied upon.
+    Degraded,
+    /// Its only holder is silent; clients wait.
+    Unreachable,
+    /// Every holder is dead.
+    Lost,
+}
+
 /// One group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupStatus {
@@ -84,6 +102,10 @@ pub struct GroupStatus {
     pub primary: Option<Member>,
     /// Who holds the other copy.
     pub secondary: Option<Member>,
+    /// Who is being given a copy.
+    pub candidate: Option<Member>,
+    /// How it is.
+    pub condition: GroupCondition,
     /// Copies on servers that are up and connected.
     pub copies: u8,
     /// Entries in the table of the primary, or of the secondary where the primary is down.

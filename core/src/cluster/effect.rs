@@ -3,15 +3,67 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kv_protocol::control_message::Order;
-use kv_protocol::{ClusterId, Incarnation, Member, ServerId};
+use kv_protocol::control_message::{Order, Started};
+use kv_protocol::{ClusterId, GroupId, Incarnation, Member, ServerId, View};
 
-use super::{StopOutcome, StopPhase};
+use super::{DurableState, StopOutcome, StopPhase};
 
 /// What the caller is to do, or to tell people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Effect {
+    /// Make this durable (file and directory synced), and say so by [`Cluster::on_stored`]. There is
+    /// never more than one under way.
+    ///
+    /// [`Cluster::on_stored`]: super::Cluster::on_stored
+    Store {
+        /// Names it.
+        number: u64,
+        /// What to store.
+        state: Box<DurableState>,
+    },
+    /// Start a process of this name at its place of the ring, and say when it has exited, or could not
+    /// be started.
+    Spawn {
+        /// Its name.
+        member: Member,
+    },
+    /// Watch this process, which an earlier coordinator has started, and say when it has exited.
+    Adopt {
+        /// What it said of itself.
+        started: Started,
+    },
+    /// A group has a new view, and it is durable.
+    ViewChanged {
+        /// The view before.
+        before: View,
+        /// The new one.
+        view: View,
+    },
+    /// The recovery of a place of the ring is in this step (0 to 5), or over.
+    Recovery {
+        /// The place.
+        server: ServerId,
+        /// The step.
+        step: Option<u8>,
+    },
+    /// A place of the ring could not be filled again and again; it is tried on.
+    KeepsFailing {
+        /// The place.
+        server: ServerId,
+    },
+    /// The members of this group do not hear each other, and neither answers here.
+    Unanswered {
+        /// The group.
+        group: GroupId,
+    },
+    /// A second server is gone before the first was back.
+    DoubleFault {
+        /// The first.
+        first: ServerId,
+        /// The second.
+        second: ServerId,
+    },
     /// Keep a connection for orders to this server, and say when it stands.
     Dial {
         /// The process meant.
@@ -96,6 +148,9 @@ pub enum KillReason {
     /// It did not answer these orders in time.
     #[error("it did not answer {0} in time")]
     Unanswered(&'static str),
+    /// No view names it any more, and it is silent or of no use.
+    #[error("it is to be replaced")]
+    Replaced,
     /// Whoever stops the cluster does not want to wait.
     #[error("the stop was not to wait for it")]
     Hurry,

@@ -3,8 +3,8 @@
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::map::ServerState;
-use kv_protocol::status::{ClusterState, ClusterStatus, GroupStatus, ServerStatus};
-use kv_protocol::{GroupId, Time, View};
+use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus, ServerStatus};
+use kv_protocol::{Member, Peer, Time, View, ViewVersion};
 
 use super::{BEATS_UNTIL_DISCONNECTED, Cluster, Server, Start};
 
@@ -13,7 +13,8 @@ impl Cluster {
     pub fn status(&self, now: Time, hosts: &[String]) -> ClusterStatus {
         let servers = self.servers.iter().enumerate().map(|(n, server)| {
             let host = hosts.get(n).cloned().unwrap_or_default();
-            server_status(now, server, host)
+            let step = self.recovery_step(server.member.server);
+            ServerStatus { recovery_step: step, ..server_status(now, server, host) }
         });
         ClusterStatus {
             cluster: self.config.cluster,
@@ -21,7 +22,7 @@ impl Cluster {
             state: self.state(),
             shards: self.config.shards,
             servers: servers.collect(),
-            groups: self.views.iter().map(|view| self.group_status(view)).collect(),
+            groups: self.views().iter().map(|view| self.group_status(view)).collect(),
         }
     }
 
@@ -31,7 +32,7 @@ impl Cluster {
             ClusterState::Stopping
         } else if self.start != Start::Done {
             ClusterState::Starting
-        } else if self.views.iter().all(|view| self.copies(view) == 2) {
+        } else if self.views().iter().all(|view| self.copies(view) == 2) {
             ClusterState::Serving
         } else {
             ClusterState::Degraded
@@ -45,37 +46,53 @@ impl Cluster {
             view: view.version,
             primary: view.primary,
             secondary: view.secondary(),
+            candidate: match view.peer {
+                Peer::Candidate(candidate) => Some(candidate),
+                Peer::None | Peer::Secondary(_) => None,
+            },
+            condition: self.condition(view),
             copies: self.copies(view),
             entries: sum(replicas.iter().map(|r| r.entries)),
             bytes: sum(replicas.iter().map(|r| r.bytes)),
         }
     }
 
+    fn condition(&self, view: &View) -> GroupCondition {
+        match self.copies(view) {
+            _ if view.version == ViewVersion(0) => GroupCondition::Starting,
+            _ if view.primary.is_none() => GroupCondition::Lost,
+            _ if self.is_unreachable(view) => GroupCondition::Unreachable,
+            2 => GroupCondition::Whole,
+            _ => GroupCondition::Degraded,
+        }
+    }
+
     /// What is reported of a group: by its primary, or by its secondary where that is down. What one
     /// that is down said last is not true any more.
     fn reports_of(&self, view: &View) -> Vec<&ReplicaReport> {
-        let primary = view.primary.map(|member| (member, ReplicaRole::Primary));
-        let secondary = view.secondary().map(|member| (member, ReplicaRole::Secondary));
-        let holders = [primary, secondary].into_iter().flatten();
-        let mut up = holders.map(|(member, role)| (self.server(member.server), role));
-        let Some((server, role)) = up.find(|(server, _)| server.is_up()) else { return Vec::new() };
-        reports(server).iter().filter(|r| r.group == view.group && r.role == role).collect()
+        let mut holders = [view.primary, view.secondary()].into_iter().flatten();
+        let Some(member) = holders.find(|member| self.is_up(*member)) else { return Vec::new() };
+        let server = self.server(member.server);
+        reports(server).iter().filter(|r| r.group == view.group).collect()
     }
 
     /// Copies on servers that are up; a secondary that its living primary cannot reach holds none
     /// that can be relied upon.
     fn copies(&self, view: &View) -> u8 {
-        let primary = view.primary.map(|member| self.server(member.server));
-        let secondary = view.secondary().map(|member| self.server(member.server));
-        let primary_up = primary.is_some_and(Server::is_up);
-        let stream_up = primary.is_some_and(|server| self.stream_stands(server, view.group));
-        let secondary_up = secondary.is_some_and(Server::is_up) && (stream_up || !primary_up);
-        u8::from(primary_up) + u8::from(secondary_up)
+        let primary_up = view.primary.is_some_and(|member| self.is_up(member));
+        let stream_up = view.primary.is_some_and(|member| self.stream_stands(member));
+        let secondary_up = view.secondary().is_some_and(|member| self.is_up(member));
+        u8::from(primary_up) + u8::from(secondary_up && (stream_up || !primary_up))
     }
 
-    fn stream_stands(&self, primary: &Server, group: GroupId) -> bool {
-        primary.member.server.home_group() != group
-            || primary.beats_without_stream < BEATS_UNTIL_DISCONNECTED
+    /// Whether this very process reports.
+    fn is_up(&self, member: Member) -> bool {
+        let server = self.server(member.server);
+        server.member == member && server.is_up()
+    }
+
+    fn stream_stands(&self, primary: Member) -> bool {
+        self.server(primary.server).beats_without_stream < BEATS_UNTIL_DISCONNECTED
     }
 }
 
@@ -89,7 +106,7 @@ fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
 }
 
 fn entries(server: &Server, role: ReplicaRole) -> u64 {
-    sum(reports(server).iter().filter(|r| r.role == role).map(|r| r.entries))
+    sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.entries))
 }
 
 /// Bytes that the tables of a server take, as of its last heartbeat.
@@ -104,6 +121,7 @@ fn server_status(now: Time, server: &Server, host: String) -> ServerStatus {
     ServerStatus {
         id: server.member.server,
         host,
+        recovery_step: None,
         state: if server.exited { ServerState::Down } else { server.state },
         incarnation: server.started.map(|started| started.member.incarnation),
         pid: server.started.map(|started| started.pid),

@@ -45,6 +45,8 @@ pub enum StopPhase {
 /// How an orderly stop ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopOutcome {
+    /// The two servers whose faults came together, where that is why the cluster was stopped.
+    pub double_fault: Option<(ServerId, ServerId)>,
     /// Servers that were told to dump before all their pending writes had committed. What had not
     /// committed by then was not acknowledged, and never will be.
     pub undrained: Vec<ServerId>,
@@ -239,7 +241,9 @@ impl Cluster {
                 progress.undrained = !done;
                 return false;
             }
-            OrderKind::SetSecondary { .. } | OrderKind::Shutdown => return false,
+            OrderKind::View(_) | OrderKind::Probe | OrderKind::Exited(_) | OrderKind::Shutdown => {
+                return false;
+            }
         };
         *dump = dump.reported(done, now, deadline);
         dump.again_at().is_some()
@@ -384,7 +388,9 @@ impl Cluster {
                     orders.push(kind);
                 }
             }
-            orders.into_iter().for_each(|kind| self.give(id, kind, sink));
+            for kind in orders {
+                self.give(id, kind, sink);
+            }
         }
     }
 
@@ -399,7 +405,11 @@ impl Cluster {
     /// Whether nothing is to be waited for before this server dumps.
     fn has_drained(&self, now: Time, server: &Server) -> bool {
         match server.stage {
-            Stage::Draining(_) => server.outstanding.is_empty() || now >= self.deadline(server),
+            Stage::Draining(_) => {
+                server.outstanding.is_empty()
+                    || now >= self.deadline(server)
+                    || self.stops_for_double_fault()
+            }
             _ => true,
         }
     }
@@ -437,13 +447,21 @@ impl Cluster {
             let members = self.servers.iter().filter(|s| is(s)).map(|s| s.member);
             members.map(|Member { server, .. }| server).collect::<Vec<_>>()
         };
-        let undumped = self.views.iter().filter(|view| {
-            let progress = |member: Member| self.server(member.server).stage.progress();
-            let primary = view.primary.map(|member| progress(member).primary);
-            let secondary = view.secondary().map(|member| progress(member).secondary);
-            served && primary != Some(Dump::Complete) && secondary != Some(Dump::Complete)
+        // The dump of a group is written at its home places, whatever the roles there.
+        let servers = self.count();
+        let undumped = self.views().iter().filter(|view| {
+            let dump_at = |id: ServerId, dump: fn(Progress) -> Dump| {
+                let holder = self.member(id);
+                let is_holder = view.primary == Some(holder) || view.secondary() == Some(holder);
+                is_holder && dump(self.server(id).stage.progress()) == Dump::Complete
+            };
+            let primary = dump_at(view.group.home_primary(), |progress| progress.primary);
+            let secondary =
+                dump_at(view.group.home_secondary(servers), |progress| progress.secondary);
+            served && !primary && !secondary
         });
         StopOutcome {
+            double_fault: self.double_fault.filter(|_| self.stops_for_double_fault()),
             undrained: named(|s| s.stage.progress().undrained),
             // Servers that never started were killed too, but nothing was asked of them.
             killed: named(|s| {

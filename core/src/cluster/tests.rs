@@ -1,12 +1,16 @@
 //! Whole lives of a cluster, told as inputs and effects.
 
+mod faults;
+mod random;
+mod recovering;
 mod ring;
 mod stopping;
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
 use kv_protocol::BootId;
-use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::control_message::{ReplicaReport, ReplicaState};
 use kv_protocol::status::ClusterState;
 use kv_protocol::{SequenceNumber, ShardId};
 
@@ -26,23 +30,56 @@ struct World {
     now: Time,
     effects: Vec<Effect>,
     orders: Vec<(Member, Order)>,
+    /// Stores that are not done yet.
+    stores: VecDeque<(u64, DurableState)>,
+    /// Whether stores wait for the test to do them.
+    keeps_stores: bool,
+    on_disk: Option<DurableState>,
+    kept: Vec<Effect>,
+    /// The first process at place 1.
+    first_a: Option<Member>,
+    /// Effects that a run has passed.
+    seen: Vec<Effect>,
+    /// Servers that no other server hears.
+    unheard: Vec<ServerId>,
+}
+
+fn config(servers: u16, term: u64) -> ClusterConfig {
+    ClusterConfig {
+        cluster: CLUSTER,
+        epoch: Epoch { number: term, boot: BootId(8 + term) },
+        servers,
+        shards: 2,
+        seed: 100 + term,
+        on_double_fault: DoubleFault::Isolate,
+        silence: SILENCE,
+        start_patience: Duration::from_secs(60),
+        stop_patience: PATIENCE,
+    }
 }
 
 impl World {
     fn new(servers: u16) -> World {
-        let cluster = Cluster::new(
-            at(0),
-            ClusterConfig {
-                cluster: CLUSTER,
-                epoch: Epoch { number: 1, boot: BootId(9) },
-                shards: 2,
-                incarnations: (0..servers).map(|n| Incarnation(100 + u64::from(n))).collect(),
-                silence: SILENCE,
-                start_patience: Duration::from_secs(60),
-                stop_patience: PATIENCE,
-            },
-        );
-        World { cluster, now: at(0), effects: Vec::new(), orders: Vec::new() }
+        let mut effects = Vec::new();
+        let cluster = Cluster::found(at(0), config(servers, 1), &mut effects);
+        let mut world = World {
+            cluster,
+            now: at(0),
+            effects,
+            orders: Vec::new(),
+            stores: VecDeque::new(),
+            keeps_stores: false,
+            on_disk: None,
+            kept: Vec::new(),
+            unheard: Vec::new(),
+            seen: Vec::new(),
+            first_a: None,
+        };
+        world.collect();
+        let spawned = world.effects.iter().filter(|e| matches!(e, Effect::Spawn { .. })).count();
+        assert_eq!(spawned, usize::from(servers), "spawned when their names are durable");
+        world.effects.clear();
+        world
     }
 
     fn serving(servers: u16) -> World {
@@ -52,6 +89,7 @@ impl World {
         }
         world.report_all();
         assert_eq!(world.take().last(), Some(&Effect::Serving));
+        world.first_a = Some(world.cluster.member(ServerId(1)));
         world
     }
 
@@ -85,16 +123,31 @@ impl World {
         self.collect();
     }
 
-    /// Moves the orders among the effects to where a test reports on them.
+    /// Moves the orders among the effects to where a test reports on them, and does the stores unless
+    /// the test keeps them. What is only shown is dropped.
     fn collect(&mut self) {
-        let orders = &mut self.orders;
-        self.effects.retain(|effect| match effect {
-            Effect::Order { to, order } => {
-                orders.push((*to, *order));
-                false
+        loop {
+            for effect in std::mem::take(&mut self.effects) {
+                match effect {
+                    Effect::Order { to, order } => self.orders.push((to, order)),
+                    Effect::Store { number, state } => self.stores.push_back((number, *state)),
+                    Effect::Recovery { .. } | Effect::ViewChanged { .. } => {}
+                    other => self.kept.push(other),
+                }
             }
-            _ => true,
-        });
+            if self.keeps_stores || !self.store() {
+                break;
+            }
+        }
+        std::mem::swap(&mut self.effects, &mut self.kept);
+    }
+
+    /// Does the store that is under way.
+    fn store(&mut self) -> bool {
+        let Some((number, state)) = self.stores.pop_front() else { return false };
+        self.on_disk = Some(state);
+        self.cluster.on_stored(self.now, number, &mut self.effects);
+        true
     }
 
     fn take(&mut self) -> Vec<Effect> {
@@ -111,7 +164,8 @@ impl World {
         self.collect();
         let at = self.orders.iter().position(|(to, _)| to.server == id).expect("an order to it");
         let (member, order) = self.orders.remove(at);
-        let report = Report { id: order.id, outcome };
+        let view = order.view().map_or(ViewVersion(0), |view| view.version);
+        let report = Report { id: order.id, view, outcome };
         self.cluster.on_report(self.now, member, report, &mut self.effects).unwrap();
         self.collect();
     }
@@ -131,8 +185,39 @@ impl World {
             clients: 2,
             requests: 3,
             refused: 4,
-            replicas: Vec::new(),
+            replicas: self.replicas(id),
         }
+    }
+
+    /// What a server holds by the durable views; it hears everybody but those in `unheard`.
+    fn replicas(&self, id: ServerId) -> Vec<ReplicaReport> {
+        let me = Some(self.cluster.member(id));
+        let mut replicas = Vec::new();
+        for view in self.cluster.views() {
+            let (state, other) = match view.peer {
+                _ if view.primary == me => (ReplicaState::Active, view.other()),
+                Peer::Secondary(_) if view.other() == me => (ReplicaState::Secondary, view.primary),
+                Peer::Candidate(_) if view.other() == me => (ReplicaState::Candidate, view.primary),
+                _ => continue,
+            };
+            let hears = other.is_none_or(|other| !self.unheard.contains(&other.server));
+            for shard in (0..2).map(ShardId) {
+                replicas.push(ReplicaReport {
+                    group: view.group,
+                    shard,
+                    state,
+                    view: view.version,
+                    last: SequenceNumber(0),
+                    committed: SequenceNumber(0),
+                    entries: 0,
+                    bytes: 0,
+                    connected: true,
+                    silent_ms: if hears { 10 } else { 900 },
+                    copied: 0,
+                });
+            }
+        }
+        replicas
     }
 
     fn beat(&mut self, id: ServerId) {
@@ -159,6 +244,69 @@ impl World {
         let member = self.cluster.member(id);
         self.cluster.on_exited(self.now, member, &mut self.effects);
         self.collect();
+    }
+
+    /// Everybody does at once what is ordered, and beats, until all that follows has happened; new
+    /// processes start. The names of the orders, in order.
+    fn run(&mut self, alive: &[ServerId]) -> Vec<(ServerId, &'static str)> {
+        let mut done = Vec::new();
+        for _ in 0..20 {
+            self.now = self.now + Duration::from_millis(20);
+            self.collect();
+            for effect in std::mem::take(&mut self.effects) {
+                match effect {
+                    Effect::Spawn { member } if alive.contains(&member.server) => {
+                        self.start_as(member);
+                    }
+                    other => self.seen.push(other),
+                }
+            }
+            for &id in alive {
+                if self.cluster.started(id).is_some() && !self.cluster.has_exited(id) {
+                    self.beat(id);
+                }
+            }
+            self.collect();
+            let orders = std::mem::take(&mut self.orders);
+            for (to, order) in orders {
+                if alive.contains(&to.server) && to == self.cluster.member(to.server) {
+                    done.push((to.server, order.name()));
+                    let view = order.view().map_or(ViewVersion(0), |view| view.version);
+                    let report = Report { id: order.id, view, outcome: Ok(1) };
+                    // A newer view may have made the order void meanwhile.
+                    let _ = self.cluster.on_report(self.now, to, report, &mut self.effects);
+                }
+            }
+            self.cluster.on_timeout(self.now, &mut self.effects);
+            self.collect();
+        }
+        done
+    }
+
+    fn start_as(&mut self, member: Member) {
+        let started = Started { member, ..self.started(member.server) };
+        let link = World::link(member.server);
+        self.cluster.on_started(self.now, link, &started, &mut self.effects).unwrap();
+        self.cluster.on_orders_connected(member, &mut self.effects);
+    }
+
+    /// The coordinator dies, and another one goes on from what is on the disk.
+    fn restart(&mut self) {
+        let durable = self.on_disk.clone().expect("something was stored");
+        self.orders.clear();
+        self.effects.clear();
+        self.stores.clear();
+        let config = config(self.cluster.count(), durable.epoch.number + 1);
+        self.cluster = Cluster::restart(self.now, config, durable, &mut self.effects);
+        self.keeps_stores = false;
+        self.collect();
+    }
+
+    /// The view of a group: primary, other, and its version.
+    fn view(&self, group: u16) -> (Option<u16>, Option<u16>, u64) {
+        let view = &self.cluster.views()[usize::from(group)];
+        let place = |member: Option<Member>| member.map(|member| member.server.0);
+        (place(view.primary), place(view.other()), view.version.0)
     }
 
     fn stop(&mut self) {

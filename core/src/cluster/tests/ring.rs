@@ -1,5 +1,7 @@
 //! The start of the ring, who is alive, and what is told of it.
 
+use kv_protocol::control_message::ViewOrder;
+
 use super::*;
 
 #[test]
@@ -11,7 +13,7 @@ fn rings_of_three_to_seven_connect_every_server_to_its_successor() {
             world.start(id);
         }
         for (to, order) in world.orders.clone() {
-            let OrderKind::SetSecondary { view, secondary } = order.kind else {
+            let OrderKind::View(ViewOrder { view, other, .. }) = order.kind else {
                 panic!("{} at the start", order.name());
             };
             let successor = to.server.successor(servers);
@@ -19,7 +21,8 @@ fn rings_of_three_to_seven_connect_every_server_to_its_successor() {
             assert_eq!(view.version, ViewVersion(1));
             assert_eq!(view.primary, Some(to));
             assert_eq!(view.secondary(), Some(world.cluster.member(successor)));
-            assert_eq!(secondary.port(), 4_000 + successor.0);
+            assert_eq!(order.name(), "SET-SECONDARY");
+            assert_eq!(other.unwrap().port(), 4_000 + successor.0);
         }
         assert_eq!(world.orders.len(), usize::from(servers));
         assert_eq!(world.cluster.state(), ClusterState::Starting);
@@ -116,6 +119,7 @@ fn the_end_of_a_link_is_noticed_at_once_but_not_that_of_a_replaced_one() {
 #[test]
 fn an_exited_process_stays_down_whatever_is_said_in_its_name() {
     let mut world = World::serving(3);
+    world.keeps_stores = true; // No other process takes its place meanwhile.
     let id = ServerId(0);
     world.cluster.on_link_lost(world.now, World::link(id), id, &mut world.effects);
     world.exit(id);
@@ -138,7 +142,9 @@ fn nothing_is_learned_from_heartbeats_that_cannot_be() {
     let replica = ReplicaReport {
         group: GroupId(0),
         shard: ShardId(0),
-        role: ReplicaRole::Primary,
+        state: ReplicaState::Active,
+        silent_ms: 0,
+        copied: 0,
         view: ViewVersion(1),
         last: SequenceNumber(0),
         committed: SequenceNumber(0),
@@ -180,10 +186,13 @@ fn nothing_is_learned_from_heartbeats_that_cannot_be() {
 fn a_stream_that_is_down_costs_a_copy_only_when_said_twice() {
     let mut world = World::serving(3);
     let mut beat = world.heartbeat(ServerId(0));
+    beat.replicas.clear();
     beat.replicas.push(ReplicaReport {
         group: GroupId(0),
         shard: ShardId(0),
-        role: ReplicaRole::Primary,
+        state: ReplicaState::Active,
+        silent_ms: 0,
+        copied: 0,
         view: ViewVersion(1),
         last: SequenceNumber(0),
         committed: SequenceNumber(0),
@@ -204,10 +213,12 @@ fn a_stream_that_is_down_costs_a_copy_only_when_said_twice() {
 #[test]
 fn a_group_is_shown_as_the_first_of_its_holders_that_is_up_reports_it() {
     let mut world = World::serving(3);
-    let report = |group, role, entries| ReplicaReport {
+    let report = |group, state, entries| ReplicaReport {
         group: GroupId(group),
         shard: ShardId(0),
-        role,
+        state,
+        silent_ms: 0,
+        copied: 0,
         view: ViewVersion(1),
         last: SequenceNumber(0),
         committed: SequenceNumber(0),
@@ -217,8 +228,8 @@ fn a_group_is_shown_as_the_first_of_its_holders_that_is_up_reports_it() {
     };
     let beat = |world: &mut World, id: u16, entries: [u64; 2]| {
         let [primary, secondary] = [
-            report(id, ReplicaRole::Primary, entries[0]),
-            report((id + 2) % 3, ReplicaRole::Secondary, entries[1]),
+            report(id, ReplicaState::Active, entries[0]),
+            report((id + 2) % 3, ReplicaState::Secondary, entries[1]),
         ];
         let id = ServerId(id);
         let beat = Heartbeat { replicas: vec![primary, secondary], ..world.heartbeat(id) };
@@ -266,7 +277,7 @@ fn late_repeated_and_foreign_reports_change_nothing() {
         world.start(id);
     }
     let (member, order) = world.orders[0];
-    let report = Report { id: order.id, outcome: Ok(0) };
+    let report = Report { id: order.id, view: ViewVersion(1), outcome: Ok(0) };
     let foreign = Member { incarnation: Incarnation(1), ..member };
     let sink = &mut world.effects;
     let got = world.cluster.on_report(at(0), foreign, report.clone(), sink);

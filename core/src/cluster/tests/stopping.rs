@@ -205,7 +205,9 @@ fn a_server_with_large_tables_may_dump_longer_while_it_is_heard() {
     beat.replicas.push(ReplicaReport {
         group: GroupId(0),
         shard: ShardId(0),
-        role: ReplicaRole::Primary,
+        state: ReplicaState::Active,
+        silent_ms: 0,
+        copied: 0,
         view: ViewVersion(1),
         last: SequenceNumber(0),
         committed: SequenceNumber(0),
@@ -278,7 +280,7 @@ fn a_stop_waits_for_no_order_of_the_start() {
     let start_orders = std::mem::take(&mut world.orders);
     world.stop();
     for (member, order) in start_orders {
-        let report = Report { id: order.id, outcome: Ok(0) };
+        let report = Report { id: order.id, view: ViewVersion(0), outcome: Ok(0) };
         let got = world.cluster.on_report(world.now, member, report, &mut world.effects);
         assert_eq!(got, Err(Ignored::NotOutstanding));
     }
@@ -292,9 +294,10 @@ fn a_stop_waits_for_no_order_of_the_start() {
 }
 
 #[test]
-fn a_server_that_asks_to_leave_is_led_out_alone_and_the_others_go_on() {
+fn a_server_that_asks_to_leave_is_led_out_alone_and_then_replaced() {
     let mut world = World::serving(3);
     let id = ServerId(1);
+    let member = world.cluster.member(id);
     let link = World::link(id);
     world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
     world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
@@ -306,7 +309,9 @@ fn a_server_that_asks_to_leave_is_led_out_alone_and_the_others_go_on() {
     assert_eq!(world.ordered(), [(id, "SHUTDOWN")]);
     world.report(id, Ok(0));
     world.exit(id);
-    assert_eq!(world.take(), [Effect::Leaving { member: world.cluster.member(id) }]);
+    let next = world.cluster.member(id);
+    assert_eq!(world.take(), [Effect::Leaving { member }, Effect::Spawn { member: next }]);
+    assert_ne!(next, member);
     assert_eq!(world.cluster.state(), ClusterState::Degraded);
     assert_eq!(world.copies(), [1, 1, 2]);
 }

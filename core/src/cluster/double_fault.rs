@@ -1,0 +1,61 @@
+//! A second server that is found dead while the first is not yet back (consistency.md §6).
+//!
+//! `shutdown`, the original's rule: every living server stops serving, dumps both tables, and exits.
+//! `isolate`: every group goes on by itself; those without a holder answer LOST.
+
+use kv_protocol::{Member, ServerId, Time};
+
+use super::{Cluster, Effect};
+
+/// What to do about a second fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DoubleFault {
+    /// Stop the cluster, with dumps.
+    #[default]
+    Shutdown,
+    /// Go on; groups without a holder are LOST.
+    Isolate,
+}
+
+impl Cluster {
+    /// A member was found dead, or judged to be gone.
+    pub(super) fn note_fault(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
+        match self.recovering {
+            None => self.recovering = Some(member.server),
+            Some(first) if first != member.server => {
+                self.note_second_fault(now, first, member.server, sink);
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn note_second_fault(
+        &mut self,
+        now: Time,
+        first: ServerId,
+        second: ServerId,
+        sink: &mut Vec<Effect>,
+    ) {
+        if self.double_fault.is_some() {
+            return;
+        }
+        self.double_fault = Some((first, second));
+        sink.push(Effect::DoubleFault { first, second });
+        if self.config.on_double_fault == DoubleFault::Shutdown {
+            self.on_stop(now, sink);
+        }
+    }
+
+    /// Whether this stop is the end of a double fault: what is pending can never commit, so nothing
+    /// is waited for before the dumps.
+    pub(super) fn stops_for_double_fault(&self) -> bool {
+        self.double_fault.is_some() && self.config.on_double_fault == DoubleFault::Shutdown
+    }
+
+    /// The recovery is over when everything is home; the next fault is a first one again.
+    pub(super) fn note_whole(&mut self) {
+        if self.recovering.is_some() && self.is_whole() {
+            (self.recovering, self.double_fault) = (None, None);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The one rule of recovery (consistency.md §6): from a group's durable view, who is alive and where
+//! home is follows the next view. Nothing else is remembered.
+//!
+//! | the view names | and | the next view |
+//! |---|---|---|
+//! | P, S | P gone, S not | S alone (promoted) |
+//! | P, S | S gone, P not | P alone |
+//! | P, S | both proven dead | nobody: LOST |
+//! | P, candidate C | C has caught up | P, S = C |
+//! | P, candidate C | C gone or failed | P alone |
+//! | P, alone or with a candidate | P proven dead | nobody: LOST |
+//! | P alone | the other home server is ready | P, candidate |
+//! | P, S | S at home as primary, P as secondary, all at rest | S, P: hand-over |
+//! | nobody | | nobody: only an operator ends that |
+
+use kv_protocol::{Member, Peer, View, ViewVersion};
+
+use crate::holes::{self, Hole};
+
+/// What is known of a member that a view names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing against it.
+    #[default]
+    Present,
+    /// Judged to be out of reach of the other member, without proof of its death.
+    Gone,
+    /// Its process is proven to have ended.
+    Dead,
+}
+
+/// What the next view follows from, beside the view itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Of the primary.
+    pub primary: Fate,
+    /// Of the secondary or candidate.
+    pub other: Fate,
+    /// The candidate was reported to have caught up, under this very view.
+    pub caught_up: bool,
+    /// The candidate was reported to have failed, under this very view.
+    pub failed: bool,
+    /// A home server of the group that is alive, is not the primary, and may become candidate.
+    pub ready: Option<Member>,
+    /// The members are in each other's home places, and both are at rest.
+    pub may_swap: bool,
+}
+
+/// Why a view follows another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The first view of the group.
+    Founded,
+    /// The primary is gone; its secondary takes over.
+    TakeOver,
+    /// The secondary or candidate is gone, or has failed.
+    Dropped,
+    /// No holder is left.
+    Lost,
+    /// A home server begins to get its copy.
+    Candidate,
+    /// The candidate has caught up.
+    CaughtUp,
+    /// The group goes back to its home primary.
+    Switched,
+}
+
+/// The next view of a group, if there is a reason for one.
+pub fn next_view(view: &View, facts: &Facts) -> Option<(View, Why)> {
+    let Some(primary) = view.primary else {
+        let empty = facts.ready.filter(|_| holes::is_open(Hole::LostServedEmpty))?;
+        return Some((make(view, Some(empty), Peer::None, false), Why::TakeOver));
+    };
+    let alone = |member| make(view, Some(member), Peer::None, false);
+    let lost = make(view, None, Peer::None, false);
+    match (view.peer, facts.primary, facts.other) {
+        (Peer::Candidate(candidate), ..) if facts.caught_up => {
+            let with = make(view, Some(primary), Peer::Secondary(candidate), false);
+            Some((with, Why::CaughtUp))
+        }
+        (Peer::None | Peer::Candidate(_), Fate::Dead, _) => Some((lost, Why::Lost)),
+        (Peer::Candidate(_), _, fate) if facts.failed || fate != Fate::Present => {
+            Some((alone(primary), Why::Dropped))
+        }
+        (Peer::None, Fate::Present, _) => {
+            let candidate = facts.ready?;
+            let with = make(view, Some(primary), Peer::Candidate(candidate), false);
+            Some((with, Why::Candidate))
+        }
+        (Peer::Secondary(_), Fate::Dead, Fate::Dead) => Some((lost, Why::Lost)),
+        (Peer::Secondary(secondary), Fate::Dead, _)
+        | (Peer::Secondary(secondary), Fate::Gone, Fate::Present) => {
+            Some((alone(secondary), Why::TakeOver))
+        }
+        (Peer::Secondary(_), _, Fate::Dead) | (Peer::Secondary(_), Fate::Present, Fate::Gone) => {
+            Some((alone(primary), Why::Dropped))
+        }
+        (Peer::Secondary(secondary), Fate::Present, Fate::Present) if facts.may_swap => {
+            let swapped = make(view, Some(secondary), Peer::Secondary(primary), true);
+            Some((swapped, Why::Switched))
+        }
+        _ => None,
+    }
+}
+
+fn make(before: &View, primary: Option<Member>, peer: Peer, handover: bool) -> View {
+    let version = ViewVersion(before.version.0 + 1);
+    View { group: before.group, version, primary, peer, handover }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_protocol::{GroupId, Incarnation, ServerId};
+
+    use super::*;
+
+    fn member(server: u16) -> Member {
+        Member { server: ServerId(server), incarnation: Incarnation(1) }
+    }
+
+    fn view(primary: Option<u16>, peer: Peer) -> View {
+        make(
+            &View {
+                group: GroupId(0),
+                version: ViewVersion(4),
+                primary: None,
+                peer: Peer::None,
+                handover: false,
+            },
+            primary.map(member),
+            peer,
+            false,
+        )
+    }
+
+    fn next(view: &View, facts: Facts) -> Option<(Option<u16>, Peer, Why)> {
+        let (next, why) = next_view(view, &facts)?;
+        assert_eq!(next.version.0, view.version.0 + 1);
+        assert_eq!(next.handover, why == Why::Switched);
+        Some((next.primary.map(|member| member.server.0), next.peer, why))
+    }
+
+    #[test]
+    fn a_dead_or_judged_primary_is_followed_by_its_secondary() {
+        let pair = view(Some(0), Peer::Secondary(member(1)));
+        for primary in [Fate::Dead, Fate::Gone] {
+            let facts = Facts { primary, ..Facts::default() };
+            assert_eq!(next(&pair, facts), Some((Some(1), Peer::None, Why::TakeOver)));
+        }
+        // The only holder that can be left is a holder, however silent it is.
+        let facts = Facts { primary: Fate::Dead, other: Fate::Gone, ..Facts::default() };
+        assert_eq!(next(&pair, facts), Some((Some(1), Peer::None, Why::TakeOver)));
+    }
+
+    #[test]
+    fn nobody_is_judged_when_both_are_silent() {
+        let pair = view(Some(0), Peer::Secondary(member(1)));
+        let facts = Facts { primary: Fate::Gone, other: Fate::Gone, ..Facts::default() };
+        assert_eq!(next(&pair, facts), None);
+    }
+
+    #[test]
+    fn a_sole_holder_is_lost_by_proof_alone_and_a_lost_group_stays_lost() {
+        for peer in [Peer::None, Peer::Candidate(member(1))] {
+            let sole = view(Some(0), peer);
+            let silent = Facts { primary: Fate::Gone, ready: Some(member(1)), ..Facts::default() };
+            assert_eq!(next(&sole, silent), None);
+            let dead = Facts { primary: Fate::Dead, ready: Some(member(1)), ..Facts::default() };
+            assert_eq!(next(&sole, dead), Some((None, Peer::None, Why::Lost)));
+        }
+        let ready = Facts { ready: Some(member(1)), ..Facts::default() };
+        assert_eq!(next(&view(None, Peer::None), ready), None);
+    }
+
+    #[test]
+    fn a_candidate_becomes_secondary_when_it_has_caught_up_and_is_dropped_when_it_fails() {
+        let copying = view(Some(0), Peer::Candidate(member(1)));
+        assert_eq!(next(&copying, Facts::default()), None);
+        let caught_up = Facts { caught_up: true, ..Facts::default() };
+        let secondary = Peer::Secondary(member(1));
+        assert_eq!(next(&copying, caught_up), Some((Some(0), secondary, Why::CaughtUp)));
+        let failed = Facts { failed: true, ..Facts::default() };
+        assert_eq!(next(&copying, failed), Some((Some(0), Peer::None, Why::Dropped)));
+        let gone = Facts { other: Fate::Gone, ..Facts::default() };
+        assert_eq!(next(&copying, gone), Some((Some(0), Peer::None, Why::Dropped)));
+    }
+
+    #[test]
+    fn whoever_has_everything_is_made_secondary_before_the_primary_s_death_counts() {
+        let copying = view(Some(0), Peer::Candidate(member(1)));
+        let facts = Facts { primary: Fate::Dead, caught_up: true, ..Facts::default() };
+        assert_eq!(next(&copying, facts).unwrap().2, Why::CaughtUp);
+    }
+
+    #[test]
+    fn a_group_goes_home_when_all_is_at_rest() {
+        let away = view(Some(1), Peer::Secondary(member(0)));
+        assert_eq!(next(&away, Facts::default()), None);
+        let facts = Facts { may_swap: true, ..Facts::default() };
+        let peer = Peer::Secondary(member(1));
+        assert_eq!(next(&away, facts), Some((Some(0), peer, Why::Switched)));
+    }
+}

@@ -1,0 +1,84 @@
+//! The recovery of one server as people know it: step 0, and steps 1 to 5.
+//!
+//! | step | shown while |
+//! |---|---|
+//! | 0 | views still name the dead process |
+//! | 1 | its successor has not reported |
+//! | 2 | the successor is not yet candidate in both its groups |
+//! | 3 | its primary table is copied to it (UPDATE-PRIMARY) |
+//! | 4 | its secondary table is copied to it (UPDATE-SECONDARY) |
+//! | 5 | its group is handed back to it (SET-SECONDARY, SWITCH-PRIMARY) |
+//!
+//! Nothing is decided by these numbers: they are read off the views.
+
+use kv_protocol::{GroupId, Peer, ServerId, View};
+
+use super::{Cluster, Effect};
+
+impl Cluster {
+    /// The step that the recovery of a server's place is in; `None` when all is home.
+    pub fn recovery_step(&self, id: ServerId) -> Option<u8> {
+        let durable = self.memory.durable();
+        let member = self.member(id);
+        let own = &durable.views[usize::from(id.0)];
+        let before = (id.0 + self.count() - 1) % self.count();
+        let predecessors = &durable.views[usize::from(before)];
+        let stale = |view: &View| {
+            let at_place = |m: kv_protocol::Member| m.server == id && self.is_dead(m);
+            view.primary.is_some_and(at_place) || view.other().is_some_and(at_place)
+        };
+        let holds = |view: &View| view.primary == Some(member) || view.other() == Some(member);
+        let copies = |view: &View| view.peer == Peer::Candidate(member);
+        if !self.has_served() {
+            return None;
+        }
+        if stale(own) || stale(predecessors) {
+            return Some(0);
+        }
+        if self.server(id).started.is_none() || self.server(id).exited {
+            return Some(1);
+        }
+        let is_lost = |view: &View| view.primary.is_none();
+        if [own, predecessors].into_iter().any(|view| !holds(view) && !is_lost(view)) {
+            return Some(2);
+        }
+        if copies(own) {
+            return Some(3);
+        }
+        if copies(predecessors) {
+            return Some(4);
+        }
+        let is_home = own.primary == Some(member) && self.is_confirmed(own);
+        (!is_home && !is_lost(own)).then_some(5)
+    }
+
+    /// Tells what has changed in the recovery of any place.
+    pub(super) fn show_recovery(&mut self, sink: &mut Vec<Effect>) {
+        for id in (0..self.count()).map(ServerId) {
+            let step = self.recovery_step(id);
+            if std::mem::replace(&mut self.server_mut(id).shown, step) != step {
+                sink.push(Effect::Recovery { server: id, step });
+                self.revision += 1;
+            }
+            if step.is_none() {
+                self.server_mut(id).backoff = Default::default();
+            }
+        }
+    }
+
+    /// Whether every group is home with two copies and nothing is under way.
+    pub fn is_whole(&self) -> bool {
+        let servers = self.count();
+        let durable = self.memory.durable();
+        self.memory.decided == *durable
+            && (0..servers).map(GroupId).all(|group| {
+                let view = &durable.views[usize::from(group.0)];
+                let primary = self.member(group.home_primary());
+                let secondary = self.member(group.home_secondary(servers));
+                view.primary == Some(primary)
+                    && view.secondary() == Some(secondary)
+                    && self.is_confirmed(view)
+            })
+            && self.servers.iter().all(|server| server.is_up() && !server.exited)
+    }
+}

@@ -1,0 +1,134 @@
+//! Steps 0 and 1 for the processes: what no view names any more is killed, and on proof of its death a
+//! new process is started in its place.
+//!
+//! A process that any durable view names is never killed here, a primary least of all (consistency.md
+//! §5). One that was removed from its views while it lives and reports is not killed either: it may
+//! become candidate again, after a pause.
+
+use std::time::Duration;
+
+use kv_protocol::{Incarnation, Member, ServerId, Time};
+
+use super::{Cluster, Effect, KillReason, Server};
+use crate::hash::mix;
+
+/// The pause after the first failure; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// So many failures in a row are told to people.
+const ALARMING_FAILURES: u32 = 3;
+/// How often a process that has not ended is killed again.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
+/// How often the replacement of a place has failed, and when it is tried again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Backoff {
+    failures: u32,
+    again_at: Option<Time>,
+}
+
+impl Backoff {
+    /// One more failure; whether people should know.
+    pub(super) fn fail(&mut self, now: Time) -> bool {
+        self.failures = self.failures.saturating_add(1);
+        let doublings = (self.failures - 1).min(16);
+        self.again_at = Some(now + (FIRST_PAUSE * (1 << doublings)).min(LAST_PAUSE));
+        self.failures == ALARMING_FAILURES
+    }
+
+    /// Whether another try is due.
+    pub(super) fn is_over(&self, now: Time) -> bool {
+        self.again_at.is_none_or(|again| again <= now)
+    }
+
+    pub(super) fn again_at(&self) -> Option<Time> {
+        self.again_at
+    }
+}
+
+impl Cluster {
+    /// Kills what is to be replaced, and decides on new processes for places whose old one is proven
+    /// dead.
+    pub(super) fn replace_processes(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        if !self.has_served() || self.stop.is_some() {
+            return;
+        }
+        for id in (0..self.count()).map(ServerId) {
+            let server = self.server(id);
+            let member = server.member;
+            if self.memory.durable().names(member) || self.memory.decided.names(member) {
+                continue;
+            }
+            if !server.exited {
+                self.kill_unnamed(now, id, sink);
+            } else if server.backoff.is_over(now) {
+                self.decide_process(id);
+            }
+        }
+    }
+
+    fn kill_unnamed(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        let server = self.server_mut(id);
+        let is_late = server.spawned.is_some_and(|at| {
+            server.started.is_none() && now.since(at) >= super::REPLACEMENT_PATIENCE
+        });
+        let is_useless = server.suspected.is_some() || server.is_condemned || is_late;
+        let is_due = server.killed.is_none_or(|at| now.since(at) >= KILL_AGAIN);
+        if is_useless && is_due && server.spawned.is_some() {
+            server.killed = Some(now);
+            sink.push(Effect::Kill { member: server.member, reason: KillReason::Replaced });
+        }
+    }
+
+    /// A new process for a place; it is spawned when the decision is durable.
+    pub(super) fn decide_process(&mut self, id: ServerId) {
+        self.drawn += 1;
+        let incarnation = Incarnation(draw(self.config.seed, self.drawn));
+        let known = &mut self.memory.decided.servers[usize::from(id.0)];
+        (known.incarnation, known.started) = (incarnation, None);
+        let backoff = self.server(id).backoff;
+        let member = Member { server: id, incarnation };
+        *self.server_mut(id) = Server { backoff, ..Server::new(member) };
+        self.detector.forget(id);
+        self.revision += 1;
+    }
+
+    /// Spawns what a store has made durable.
+    pub(super) fn spawn_decided(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        if self.stop.is_some() {
+            return;
+        }
+        for id in (0..self.count()).map(ServerId) {
+            let durable = self.memory.durable().member(id);
+            let server = self.server_mut(id);
+            if server.member == durable && server.spawned.is_none() && !server.exited {
+                server.spawned = Some(now);
+                sink.push(Effect::Spawn { member: durable });
+            }
+        }
+    }
+
+    /// A replacement has failed, as a candidate or before it was one.
+    pub(super) fn note_failure(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        if self.server_mut(id).backoff.fail(now) {
+            sink.push(Effect::KeepsFailing { server: id });
+        }
+    }
+
+    /// When a pause, or the patience with a process, is over.
+    pub(super) fn next_respawn_timeout(&self) -> Option<Time> {
+        let waiting = self.servers.iter().flat_map(|server| {
+            let spawned = server.spawned.filter(|_| server.started.is_none() && !server.exited);
+            let late = spawned.map(|at| at + super::REPLACEMENT_PATIENCE);
+            let killed = server.killed.filter(|_| !server.exited).map(|at| at + KILL_AGAIN);
+            let again = server.backoff.again_at().filter(|again| *again > self.now);
+            [late.filter(|_| server.killed.is_none()), killed, again]
+        });
+        waiting.flatten().min()
+    }
+}
+
+/// The n-th name drawn from a seed. Never zero: that is no name.
+pub(super) fn draw(seed: u64, n: u64) -> u64 {
+    mix(seed ^ mix(n)).max(1)
+}

@@ -1,0 +1,198 @@
+//! Silence, votes, complaints, and second faults.
+
+use super::*;
+
+const A: ServerId = ServerId(1);
+const B: ServerId = ServerId(2);
+const C: ServerId = ServerId(0);
+
+fn kills(effects: &[Effect]) -> Vec<ServerId> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Kill { member, .. } => Some(member.server),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_silent_server_that_the_others_hear_keeps_its_place() {
+    let mut world = World::serving(3);
+    world.pass(SILENCE * 10, &[B, C]);
+    assert_eq!(world.view(1), (Some(1), Some(2), 1));
+    assert_eq!(world.view(0), (Some(0), Some(1), 1));
+    assert!(kills(&world.take()).is_empty());
+}
+
+#[test]
+fn a_silent_server_that_nobody_hears_is_followed_and_then_killed() {
+    let mut world = World::serving(3);
+    world.unheard = vec![A];
+    world.pass(SILENCE * 2, &[B, C]);
+    assert_eq!(world.view(1), (Some(2), None, 2));
+    assert_eq!(world.view(0), (Some(0), None, 2));
+    assert_eq!(kills(&world.take())[..1], [A], "only now");
+}
+
+#[test]
+fn each_group_asks_its_own_members() {
+    let mut world = World::serving(3);
+    // B does not hear A, C does.
+    world.unheard = vec![A];
+    for _ in 0..20 {
+        world.now = world.now + Duration::from_millis(50);
+        world.beat(B);
+        world.unheard.clear();
+        world.beat(C);
+        world.unheard = vec![A];
+        world.cluster.on_timeout(world.now, &mut world.effects);
+        world.collect();
+    }
+    assert_eq!(world.view(1), (Some(2), None, 2));
+    assert_eq!(world.view(0), (Some(0), Some(1), 1));
+    assert!(kills(&world.take()).is_empty(), "a view names it");
+}
+
+#[test]
+fn when_both_members_are_silent_nobody_is_judged() {
+    let mut world = World::serving(3);
+    world.unheard = vec![A, B];
+    world.pass(SILENCE * 10, &[C]);
+    assert_eq!(world.view(1), (Some(1), Some(2), 1));
+}
+
+#[test]
+fn a_sole_holder_is_unreachable_and_neither_killed_nor_lost_while_it_is_silent() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    world.run(&[B, C]);
+    assert_eq!(world.view(1), (Some(2), None, 2));
+    world.unheard = vec![B];
+    world.take();
+    world.pass(SILENCE * 20, &[C]);
+    assert_eq!(world.view(1), (Some(2), None, 2));
+    assert!(kills(&world.take()).is_empty());
+    let status = world.cluster.status(world.now, &[]);
+    assert_eq!(status.groups[1].condition, kv_protocol::status::GroupCondition::Unreachable);
+    world.exit(B);
+    assert_eq!(world.view(1), (None, None, 3), "by proof alone");
+    let status = world.cluster.status(world.now, &[]);
+    assert_eq!(status.groups[1].condition, kv_protocol::status::GroupCondition::Lost);
+    world.run(&[A, B, C]);
+    world.run(&[A, B, C]);
+    assert_eq!(world.view(1), (None, None, 3), "and it stays so");
+}
+
+#[test]
+fn of_two_that_do_not_hear_each_other_the_primary_stays_if_it_answers() {
+    let mut world = World::serving(3);
+    world.unheard = vec![A];
+    for _ in 0..4 {
+        for id in [A, B, C] {
+            world.beat(id);
+        }
+        world.now = world.now + Duration::from_millis(50);
+        world.cluster.on_timeout(world.now, &mut world.effects);
+    }
+    // B complains of A in group 1; C complains of A in group 0.
+    let mut probes = world.ordered();
+    probes.sort();
+    assert_eq!(probes, [(C, "PROBE"), (A, "PROBE")]);
+    world.report(A, Ok(0));
+    assert_eq!(world.view(1), (Some(1), None, 2));
+    world.report(C, Ok(0));
+    assert_eq!(world.view(0), (Some(0), None, 2));
+    assert!(world.ordered().contains(&(B, "LEAVE")));
+    assert!(kills(&world.take()).is_empty(), "whoever lives is not killed");
+}
+
+#[test]
+fn a_primary_that_does_not_answer_gives_way_to_a_secondary_that_does() {
+    let mut world = World::serving(3);
+    world.unheard = vec![A];
+    for _ in 0..30 {
+        for id in [A, B, C] {
+            world.beat(id);
+        }
+        world.now = world.now + Duration::from_millis(50);
+        world.cluster.on_timeout(world.now, &mut world.effects);
+        world.collect();
+        if let Some(at) = world.orders.iter().position(|(to, _)| to.server != A) {
+            let (to, order) = world.orders.remove(at);
+            let report = Report { id: order.id, view: ViewVersion(0), outcome: Ok(0) };
+            let _ = world.cluster.on_report(world.now, to, report, &mut world.effects);
+        }
+    }
+    assert_eq!(world.view(1).0, Some(2));
+}
+
+#[test]
+fn a_second_fault_stops_the_cluster_with_dumps_or_isolates_what_is_lost() {
+    for policy in [DoubleFault::Shutdown, DoubleFault::Isolate] {
+        let mut world = World::serving(3);
+        world.cluster.config.on_double_fault = policy;
+        world.exit(A);
+        world.exit(B);
+        let seen = world.take();
+        assert!(seen.contains(&Effect::DoubleFault { first: A, second: B }), "{seen:?}");
+        if policy == DoubleFault::Isolate {
+            assert_eq!(world.view(1), (None, None, 3), "both its holders are dead");
+            assert_eq!(world.view(0), (Some(0), None, 2));
+            assert_eq!(world.view(2), (Some(0), None, 2));
+            continue;
+        }
+        assert!(
+            seen.contains(&Effect::Stopping(StopPhase::Dump)),
+            "nothing is waited for: {seen:?}"
+        );
+        let orders = world.ordered();
+        for dump in ["DUMP-PRIMARY", "DUMP-SECONDARY"] {
+            assert!(orders.contains(&(C, dump)), "{orders:?}");
+        }
+    }
+}
+
+#[test]
+fn the_same_server_dying_again_is_no_second_fault() {
+    let mut world = World::serving(3);
+    world.cluster.config.on_double_fault = DoubleFault::Shutdown;
+    for _ in 0..3 {
+        world.exit(A);
+        for _ in 0..5 {
+            world.run(&[B, C]); // The pauses grow.
+        }
+        let spawned = world.seen.iter().rev().find_map(|effect| match effect {
+            Effect::Spawn { member } => Some(*member),
+            _ => None,
+        });
+        world.start_as(spawned.expect("a new process"));
+    }
+    assert_eq!(world.cluster.state(), ClusterState::Degraded);
+    world.run(&[A, B, C]);
+    assert!(world.cluster.is_whole());
+}
+
+#[test]
+fn stale_reports_of_an_update_count_for_no_later_view() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    world.collect();
+    let member = world.effects.iter().find_map(|effect| match effect {
+        Effect::Spawn { member } => Some(*member),
+        _ => None,
+    });
+    world.report_all();
+    world.start_as(member.unwrap());
+    world.collect();
+    let stale: Vec<_> = std::mem::take(&mut world.orders);
+    assert!(stale.iter().any(|(_, order)| order.name() == "UPDATE-PRIMARY"));
+    world.exit(A);
+    for (to, order) in stale {
+        let view = order.view().map_or(ViewVersion(0), |view| view.version);
+        let report = Report { id: order.id, view, outcome: Ok(1) };
+        let got = world.cluster.on_report(world.now, to, report, &mut world.effects);
+        assert_eq!(got.is_ok(), order.view().is_none(), "{}", order.name());
+    }
+    assert_eq!(world.view(1).1, None);
+}

@@ -1,0 +1,241 @@
+//! The crash of one server, from step 0 to step 5.
+
+use super::*;
+
+const A: ServerId = ServerId(1);
+const B: ServerId = ServerId(2);
+const C: ServerId = ServerId(0);
+
+#[test]
+fn a_crash_is_over_when_every_group_is_home_again_and_takes_the_originals_orders() {
+    let mut world = World::serving(3);
+    let dead = world.cluster.member(A);
+    world.exit(A);
+    assert_eq!(world.view(1), (Some(2), None, 2), "group A: B alone");
+    assert_eq!(world.view(0), (Some(0), None, 2), "group C: C alone");
+    assert_eq!(world.view(2), (Some(2), Some(0), 1), "group B: unchanged");
+    let orders = world.run(&[A, B, C]);
+    let expected = [
+        (C, "DROP-SECONDARY"),
+        (B, "TAKE-OVER"),
+        (C, "UPDATE-SECONDARY"),
+        (B, "UPDATE-PRIMARY"),
+        (C, "SET-SECONDARY"),
+        (B, "SET-SECONDARY"),
+        (A, "SET-SECONDARY"),
+        (B, "SWITCH-PRIMARY"),
+    ];
+    let steps: Vec<_> = orders.iter().filter(|(_, name)| *name != "EXITED").copied().collect();
+    assert_eq!(steps, expected);
+    assert!(orders.contains(&(B, "EXITED")), "B is told that A is dead");
+    assert!(world.cluster.is_whole());
+    assert_eq!(world.copies(), [2, 2, 2]);
+    assert_ne!(world.cluster.member(A), dead);
+    assert_eq!(world.view(1), (Some(1), Some(2), 5));
+    assert_eq!(world.view(0), (Some(0), Some(1), 4));
+}
+
+#[test]
+fn the_steps_are_shown_in_order() {
+    let mut world = World::serving(3);
+    let mut shown = Vec::new();
+    let mut note = |world: &World| {
+        let step = world.cluster.recovery_step(A);
+        if shown.last() != Some(&step) {
+            shown.push(step);
+        }
+    };
+    world.keeps_stores = true;
+    world.exit(A);
+    for _ in 0..40 {
+        note(&world);
+        world.store();
+        world.collect();
+        note(&world);
+        let spawned = world.effects.iter().find_map(|effect| match effect {
+            Effect::Spawn { member } => Some(*member),
+            _ => None,
+        });
+        world.effects.clear();
+        if let Some(member) = spawned {
+            world.start_as(member);
+            world.collect();
+            note(&world);
+        }
+        for id in [A, B, C] {
+            if world.cluster.started(id).is_some() && !world.cluster.has_exited(id) {
+                world.beat(id);
+            }
+        }
+        if let Some((to, order)) = world.orders.pop() {
+            let view = order.view().map_or(ViewVersion(0), |view| view.version);
+            let report = Report { id: order.id, view, outcome: Ok(1) };
+            let _ = world.cluster.on_report(world.now, to, report, &mut world.effects);
+            world.collect();
+        }
+    }
+    note(&world);
+    assert_eq!(shown.first(), Some(&Some(0)));
+    assert_eq!(shown.last(), Some(&None));
+    assert!(shown.is_sorted_by_key(|step| step.unwrap_or(9)), "{shown:?}");
+    for step in [1, 2, 3, 5] {
+        assert!(shown.contains(&Some(step)), "{shown:?}");
+    }
+}
+
+#[test]
+fn nobody_is_told_of_a_view_before_it_is_durable() {
+    let mut world = World::serving(3);
+    world.keeps_stores = true;
+    world.exit(A);
+    assert!(world.ordered().iter().all(|(_, name)| *name == "EXITED"));
+    assert_eq!(world.cluster.map().views[1].version, ViewVersion(1));
+    world.store();
+    assert!(world.ordered().contains(&(B, "TAKE-OVER")));
+    assert_eq!(world.cluster.map().views[1].version, ViewVersion(2));
+}
+
+#[test]
+fn a_replacement_that_dies_in_any_step_is_replaced_again() {
+    // The order whose report never comes, because its server's process ends first.
+    for last in ["UPDATE-SECONDARY", "UPDATE-PRIMARY", "SET-SECONDARY", "SWITCH-PRIMARY"] {
+        let mut world = World::serving(3);
+        world.exit(A);
+        let mut killed = false;
+        for _ in 0..200 {
+            world.now = world.now + Duration::from_millis(20);
+            world.collect();
+            for effect in std::mem::take(&mut world.effects) {
+                if let Effect::Spawn { member } = effect {
+                    world.start_as(member);
+                }
+            }
+            world.collect();
+            for id in [A, B, C] {
+                if world.cluster.started(id).is_some() && !world.cluster.has_exited(id) {
+                    world.beat(id);
+                }
+            }
+            world.collect();
+            if let Some(at) =
+                world.orders.iter().position(|(to, _)| !world.cluster.has_exited(to.server))
+            {
+                let (to, order) = world.orders.remove(at);
+                let is_a = world
+                    .cluster
+                    .views()
+                    .iter()
+                    .any(|view| view.other() == Some(world.cluster.member(A)));
+                if !killed && order.name() == last && is_a {
+                    killed = true;
+                    world.exit(A);
+                    continue;
+                }
+                let view = order.view().map_or(ViewVersion(0), |view| view.version);
+                let report = Report { id: order.id, view, outcome: Ok(1) };
+                let _ = world.cluster.on_report(world.now, to, report, &mut world.effects);
+            }
+            world.cluster.on_timeout(world.now, &mut world.effects);
+        }
+        assert!(killed, "{last}");
+        assert!(world.cluster.is_whole(), "{last}: {:?}", world.cluster.views());
+    }
+}
+
+#[test]
+fn replacements_that_keep_failing_are_tried_on_with_growing_pauses_and_an_alarm() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    let mut spawned = Vec::new();
+    let mut alarms = 0;
+    for _ in 0..3_000 {
+        world.now = world.now + Duration::from_millis(10);
+        for id in [B, C] {
+            world.beat(id);
+        }
+        world.cluster.on_timeout(world.now, &mut world.effects);
+        world.collect();
+        for effect in std::mem::take(&mut world.effects) {
+            match effect {
+                Effect::Spawn { member } => {
+                    spawned.push(world.now);
+                    world.cluster.on_exited(world.now, member, &mut world.effects);
+                }
+                Effect::KeepsFailing { server } if server == A => alarms += 1,
+                _ => {}
+            }
+        }
+    }
+    let pauses: Vec<_> = spawned.windows(2).map(|pair| pair[1].since(pair[0])).collect();
+    assert!(pauses.is_sorted(), "{pauses:?}");
+    assert!(pauses.len() > 6 && pauses[pauses.len() - 1] <= Duration::from_millis(10_100));
+    assert_eq!(alarms, 1);
+}
+
+#[test]
+fn a_coordinator_that_dies_at_any_moment_is_followed_by_one_that_ends_the_recovery() {
+    for stores_before_death in 0..8 {
+        let mut world = World::serving(3);
+        world.keeps_stores = true;
+        world.exit(A);
+        for _ in 0..stores_before_death {
+            world.store();
+            world.collect();
+            world.keeps_stores = true;
+            for effect in std::mem::take(&mut world.effects) {
+                if let Effect::Spawn { member } = effect {
+                    world.start_as(member);
+                }
+            }
+            for (to, order) in std::mem::take(&mut world.orders) {
+                let view = order.view().map_or(ViewVersion(0), |view| view.version);
+                let report = Report { id: order.id, view, outcome: Ok(1) };
+                let _ = world.cluster.on_report(world.now, to, report, &mut world.effects);
+            }
+            for id in [A, B, C] {
+                if world.cluster.started(id).is_some() && !world.cluster.has_exited(id) {
+                    world.beat(id);
+                }
+            }
+            world.collect();
+        }
+        world.restart();
+        // Whoever lives comes back; what has exited is proven again.
+        let members: Vec<_> = [A, B, C].map(|id| world.cluster.member(id)).into();
+        for member in members {
+            let alive = world.cluster.durable().servers[usize::from(member.server.0)].started;
+            let Some(started) = alive else { continue };
+            if started.member.server == A && world.first_a == Some(started.member) {
+                world.cluster.on_exited(world.now, member, &mut world.effects);
+            } else {
+                world.start_as(member);
+            }
+        }
+        world.run(&[A, B, C]);
+        world.run(&[A, B, C]);
+        assert!(world.cluster.is_whole(), "{stores_before_death}: {:?}", world.cluster.views());
+        assert_eq!(world.cluster.durable().epoch.number, 2);
+    }
+}
+
+#[test]
+fn a_restarted_coordinator_judges_nobody_before_everybody_had_time_to_come_back() {
+    let mut world = World::serving(3);
+    world.restart();
+    world.unheard = vec![A];
+    for id in [B, C] {
+        world.start_as(world.cluster.member(id));
+    }
+    let end = world.now + kv_protocol::limits::GRACE;
+    while world.now < end {
+        world.now = world.now + Duration::from_millis(20);
+        world.beat(B);
+        world.beat(C);
+        world.cluster.on_timeout(world.now, &mut world.effects);
+        world.collect();
+        assert_eq!(world.view(1), (Some(1), Some(2), 1));
+    }
+    world.run(&[B, C]);
+    world.run(&[B, C]);
+    assert_eq!(world.view(1), (Some(2), None, 2));
+}

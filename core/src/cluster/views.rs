@@ -1,0 +1,327 @@
+//! From facts to views, and from durable views to orders.
+//!
+//! ```text
+//!   facts of every group -> reconcile::next_view -> decided -> Store -> durable -> orders, map
+//! ```
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use kv_protocol::control_message::{OrderKind, ViewOrder, ViewPurpose};
+use kv_protocol::map::ServerState;
+use kv_protocol::{GroupId, Member, Peer, ServerId, Time, View, ViewVersion};
+
+use super::reconcile::{Facts, Fate, Why, next_view};
+use super::suspicion::Inquiry;
+use super::{Cluster, Effect, Start};
+use crate::holes::{self, Hole};
+
+/// An order that a server could not carry out is given again after this long.
+const ORDER_PAUSE: Duration = Duration::from_millis(500);
+
+/// What is known of a group beside its view; all of it can be found out again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Group {
+    /// The candidate of the view of this version has caught up, or failed.
+    pub(super) caught_up: ViewVersion,
+    pub(super) failed: ViewVersion,
+    /// The primary has reported the order of the view of this version.
+    pub(super) confirmed: ViewVersion,
+    pub(super) inquiry: Inquiry,
+    /// When the orders of the view are given again.
+    again_at: Option<Time>,
+}
+
+impl Cluster {
+    /// Whether the primary has reported that it does what this view says.
+    pub(super) fn is_confirmed(&self, view: &View) -> bool {
+        self.groups[usize::from(view.group.0)].confirmed == view.version
+    }
+
+    fn facts(&self, now: Time, view: &View) -> Facts {
+        let group = &self.groups[usize::from(view.group.0)];
+        let fate =
+            |member: Option<Member>| member.map_or(Fate::Present, |member| self.fate(view, member));
+        let judged = now >= self.judge_from;
+        let fate = |member| match fate(member) {
+            Fate::Gone if !judged => Fate::Present,
+            fate => fate,
+        };
+        let (primary, other) = (fate(view.primary), fate(view.other()));
+        Facts {
+            primary: self.unless_forgotten(view, view.primary, primary),
+            other: self.unless_forgotten(view, view.other(), other),
+            caught_up: group.caught_up == view.version,
+            failed: group.failed == view.version,
+            ready: self.ready_home(now, view),
+            may_swap: self.may_swap(view),
+        }
+    }
+
+    /// Two ways to overlook a dead member, for the simulator to notice.
+    fn unless_forgotten(&self, view: &View, member: Option<Member>, fate: Fate) -> Fate {
+        let Some(server) = member.map(|member| member.server) else { return fate };
+        let is_primary = view.primary == member;
+        let c = holes::is_open(Hole::GroupCForgotten)
+            && !is_primary
+            && server == view.group.home_secondary(self.count());
+        let third = holes::is_open(Hole::ThirdGroupForgotten)
+            && is_primary
+            && server != view.group.home_primary();
+        if c || third { Fate::Present } else { fate }
+    }
+
+    /// The home server of a group that has no copy and can be given one.
+    fn ready_home(&self, now: Time, view: &View) -> Option<Member> {
+        let homes = [view.group.home_primary(), view.group.home_secondary(self.count())];
+        let holder = view.primary.map(|member| member.server);
+        let missing = homes.into_iter().find(|home| Some(*home) != holder)?;
+        let primary_up = view.primary.is_none_or(|member| self.server(member.server).is_up());
+        let server = self.server(missing);
+        let is_ready = server.is_up()
+            && server.suspected.is_none()
+            && !server.exited
+            && !server.is_condemned
+            && server.killed.is_none()
+            && server.backoff.is_over(now)
+            && !server.stage.is_leaving()
+            && self.memory.durable().member(missing) == server.member;
+        (is_ready && primary_up).then_some(server.member)
+    }
+
+    /// Whether a group may go home: nothing else is under way at either server.
+    fn may_swap(&self, view: &View) -> bool {
+        let (Some(primary), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
+            return false;
+        };
+        let at_each_others_home = primary.server == view.group.home_secondary(self.count())
+            && secondary.server == view.group.home_primary();
+        let touches = |other: &View, server: ServerId| {
+            other.primary.is_some_and(|member| member.server == server)
+                || other.other().is_some_and(|member| member.server == server)
+        };
+        let at_rest = |other: &View| {
+            let touched = touches(other, primary.server) || touches(other, secondary.server);
+            let is_busy = matches!(other.peer, Peer::Candidate(_))
+                || (other.handover && !self.is_confirmed(other))
+                || self.memory.decided.views[usize::from(other.group.0)].version != other.version;
+            !(touched && is_busy)
+        };
+        at_each_others_home
+            && self.is_confirmed(view)
+            && self.server(primary.server).is_up()
+            && self.server(secondary.server).is_up()
+            && self.memory.durable().views.iter().all(at_rest)
+            && self.memory.decided.views.iter().all(at_rest)
+    }
+
+    /// Decides the next view of every group whose last decision is durable.
+    pub(super) fn decide_views(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        if !self.has_served() || self.stop.is_some() {
+            return;
+        }
+        for n in 0..self.groups.len() {
+            let view = self.memory.durable().views[n];
+            if self.memory.decided.views[n] != view || self.stop.is_some() {
+                continue;
+            }
+            let facts = self.facts(now, &view);
+            let Some((next, why)) = next_view(&view, &facts) else { continue };
+            self.memory.decided.views[n] = next;
+            self.note_decision(now, &view, why, sink);
+            if holes::is_open(Hole::ToldBeforeFsync) {
+                self.tell_view(&view, &next, sink);
+            }
+        }
+    }
+
+    /// A candidate that is dropped has failed; one that lives on without a view is of no use.
+    fn note_decision(&mut self, now: Time, before: &View, why: Why, sink: &mut Vec<Effect>) {
+        match (why, before.peer) {
+            (Why::Dropped, Peer::Candidate(candidate)) => {
+                self.note_failure(now, candidate.server, sink);
+                let is_named = self.memory.decided.names(candidate);
+                let server = self.server_mut(candidate.server);
+                if server.member == candidate && !is_named {
+                    server.is_condemned = true;
+                }
+            }
+            (Why::Dropped, Peer::Secondary(secondary)) => self.note_fault(now, secondary, sink),
+            (Why::TakeOver | Why::Lost, _) => {
+                if let Some(primary) = before.primary {
+                    self.note_fault(now, primary, sink);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A store is done: whatever it changed is told.
+    pub(super) fn tell_durable(&mut self, before: &[View], sink: &mut Vec<Effect>) {
+        for (n, before) in before.iter().enumerate() {
+            let view = self.memory.durable().views[n];
+            if view.version != before.version {
+                self.tell_view(before, &view, sink);
+            }
+        }
+    }
+
+    fn tell_view(&mut self, before: &View, view: &View, sink: &mut Vec<Effect>) {
+        sink.push(Effect::ViewChanged { before: *before, view: *view });
+        self.revision += 1;
+        let group = &mut self.groups[usize::from(view.group.0)];
+        (group.inquiry, group.again_at) = (Inquiry::None, None);
+        for server in &mut self.servers {
+            server.retire(view.group);
+        }
+        self.order_view(view, Some(before), sink);
+        for member in [before.primary, before.other()].into_iter().flatten() {
+            let stays = view.primary == Some(member) || view.other() == Some(member);
+            if !stays && !self.is_dead(member) && self.server(member.server).orders_connected {
+                self.order(member.server, ViewPurpose::Leave, view, None, sink);
+            }
+            // Sent again with every view, so that a proof never waits for another.
+            self.tell_proof(view, member, sink);
+        }
+    }
+
+    /// Gives the orders that make a view true.
+    fn order_view(&mut self, view: &View, before: Option<&View>, sink: &mut Vec<Effect>) {
+        let Some(primary) = view.primary else { return };
+        let was_primary = before.is_some_and(|before| before.primary == view.primary);
+        let purpose = match view.peer {
+            Peer::None if was_primary => ViewPurpose::DropSecondary,
+            Peer::None => ViewPurpose::TakeOver,
+            Peer::Secondary(_) => ViewPurpose::SetSecondary,
+            Peer::Candidate(candidate) if candidate.server == view.group.home_primary() => {
+                ViewPurpose::UpdatePrimary
+            }
+            Peer::Candidate(_) => ViewPurpose::UpdateSecondary,
+        };
+        if !self.is_dead(primary) {
+            self.order(primary.server, purpose, view, view.other(), sink);
+        }
+        if let Some(old) = view.secondary().filter(|old| view.handover && !self.is_dead(*old)) {
+            self.order(old.server, ViewPurpose::SwitchPrimary, view, Some(primary), sink);
+        }
+    }
+
+    fn order(
+        &mut self,
+        to: ServerId,
+        purpose: ViewPurpose,
+        view: &View,
+        other: Option<Member>,
+        sink: &mut Vec<Effect>,
+    ) {
+        let other = other.and_then(|member| self.servers_address(member));
+        self.give(to, OrderKind::View(ViewOrder { purpose, view: *view, other }), sink);
+    }
+
+    fn servers_address(&self, member: Member) -> Option<SocketAddr> {
+        let server = self.server(member.server);
+        server.address(|started| started.servers_port).filter(|_| server.member == member)
+    }
+
+    /// Tells a group's primary that a process that was a holder is proven dead.
+    fn tell_proof(&mut self, view: &View, member: Member, sink: &mut Vec<Effect>) {
+        let Some(primary) = view.primary.filter(|primary| *primary != member) else { return };
+        let proof = OrderKind::Exited(member);
+        let is_told = self.server(primary.server).outstanding.iter().any(|o| o.kind == proof);
+        if self.is_dead(member) && !self.is_dead(primary) && !is_told {
+            self.give(primary.server, proof, sink);
+        }
+    }
+
+    /// A process is proven dead: whoever may wait for that is told.
+    pub(super) fn tell_proofs(&mut self, member: Member, sink: &mut Vec<Effect>) {
+        let servers = self.count();
+        for n in 0..self.groups.len() {
+            let view = self.memory.durable().views[n];
+            let homes = [view.group.home_primary(), view.group.home_secondary(servers)];
+            if homes.contains(&member.server) {
+                self.tell_proof(&view, member, sink);
+            }
+        }
+    }
+
+    /// All orders of the durable views, after a restart.
+    pub(super) fn order_all_views(&mut self, sink: &mut Vec<Effect>) {
+        for view in self.memory.durable().views.clone() {
+            self.order_view(&view, None, sink);
+        }
+    }
+
+    /// An order of a view was carried out, or not.
+    pub(super) fn note_view_report(
+        &mut self,
+        now: Time,
+        to: ServerId,
+        order: &ViewOrder,
+        done: bool,
+    ) {
+        let group = usize::from(order.view.group.0);
+        let is_current = self.memory.durable().views[group].version == order.view.version
+            || holes::is_open(Hole::StaleUpdatedAccepted);
+        if !is_current {
+            return;
+        }
+        let version = self.memory.durable().views[group].version;
+        let is_primary = order.view.primary.is_some_and(|primary| primary.server == to);
+        let group = &mut self.groups[group];
+        match order.purpose {
+            ViewPurpose::UpdatePrimary | ViewPurpose::UpdateSecondary if done => {
+                group.caught_up = version;
+            }
+            ViewPurpose::UpdatePrimary | ViewPurpose::UpdateSecondary => group.failed = version,
+            _ if done && is_primary => group.confirmed = version,
+            _ if done => {}
+            _ => group.again_at = Some(now + ORDER_PAUSE),
+        }
+        self.revision += 1;
+    }
+
+    /// Gives orders again that a server could not carry out.
+    pub(super) fn order_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        for n in 0..self.groups.len() {
+            if self.groups[n].again_at.is_some_and(|again| again <= now) {
+                self.groups[n].again_at = None;
+                let view = self.memory.durable().views[n];
+                for server in &mut self.servers {
+                    server.retire(view.group);
+                }
+                self.order_view(&view, None, sink);
+            }
+        }
+    }
+
+    pub(super) fn next_order_again(&self) -> Option<Time> {
+        self.groups.iter().filter_map(|group| group.again_at).min()
+    }
+
+    /// Once all have started: the first view of every group.
+    pub(super) fn found_views(&mut self) {
+        let is_new = self.memory.decided.views.iter().all(|v| v.version == ViewVersion(0));
+        let complete = self.servers.iter().all(|server| server.started.is_some());
+        if !is_new || !complete || self.stop.is_some() || !matches!(self.start, Start::Until(_)) {
+            return;
+        }
+        let servers = self.count();
+        for group in (0..servers).map(GroupId) {
+            let secondary = self.member(group.home_secondary(servers));
+            self.memory.decided.views[usize::from(group.0)] = View {
+                group,
+                version: ViewVersion(1),
+                primary: Some(self.member(group.home_primary())),
+                peer: Peer::Secondary(secondary),
+                handover: false,
+            };
+        }
+    }
+
+    /// Whether a group's only holder is silent.
+    pub(super) fn is_unreachable(&self, view: &View) -> bool {
+        let down = |member: Member| self.server(member.server).state != ServerState::Up;
+        view.secondary().is_none() && view.primary.is_some_and(down)
+    }
+}
