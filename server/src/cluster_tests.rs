@@ -12,11 +12,10 @@ use kv_protocol::client_message::{
     Answer, Condition, Hello, Operation, Refusal, ReplicaRole, Request, Status, Welcome,
     WriteHeader, opcode as client_opcode,
 };
-use kv_protocol::control_message::OrderKind;
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, Incarnation, Member, RequestId, RequestSeq, ServerId, ShardId,
-    ViewVersion,
+    ClientId, ClusterId, GroupId, Incarnation, Member, OrderId, RequestId, RequestSeq, ServerId,
+    ShardId, ViewVersion,
 };
 use kv_protocol::limits::MAX_ANSWER_BODY;
 use kv_protocol::placement::{Digest, Placement};
@@ -25,9 +24,9 @@ use kv_protocol::view::{Peer, View};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, DUMP_SESSIONS, ExecutorConfig};
 use crate::mailbox;
-use crate::message::{DumpPiece, ShardMessage};
+use crate::message::{DumpPiece, Replies, ShardMessage};
 use crate::net::listener::Port;
-use crate::operation::Node;
+use crate::operation::{Node, Work};
 use crate::probe;
 use crate::service::Identity;
 use crate::stats::Board;
@@ -79,6 +78,17 @@ fn start_server(id: u16, placement: Placement, directory: &Path) -> Server {
     Server { node, clients: addresses.0, servers: addresses.1 }
 }
 
+/// Gives a view to every shard, as an order would.
+fn install(node: &Node, view: View, other: Option<SocketAddr>) {
+    let (sender, refusals) = crossbeam::channel::bounded(16);
+    let bell = Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap());
+    let replies = Replies::new(sender, bell);
+    let order = OrderId(1);
+    node.tell_all(|| ShardMessage::Install { order, view, other, replies: replies.clone() })
+        .unwrap();
+    assert!(refusals.try_recv().is_err());
+}
+
 impl Cluster {
     fn start(shards: u16) -> Cluster {
         let placement = Placement::new(SERVERS, shards);
@@ -87,28 +97,27 @@ impl Cluster {
             (0..SERVERS).map(|id| start_server(id, placement, directory.path())).collect();
         for id in 0..SERVERS {
             let secondary = usize::from((id + 1) % SERVERS);
-            let order = OrderKind::SetSecondary {
-                view: View {
-                    group: GroupId(id),
-                    version: ViewVersion(1),
-                    primary: Some(member(id)),
-                    peer: Peer::Secondary(member((id + 1) % SERVERS)),
-                    handover: false,
-                },
-                secondary: servers[secondary].servers,
+            let view = View {
+                group: GroupId(id),
+                version: ViewVersion(1),
+                primary: Some(member(id)),
+                peer: Peer::Secondary(member((id + 1) % SERVERS)),
+                handover: false,
             };
-            assert_eq!(servers[usize::from(id)].node.carry_out(&order), Ok(0));
+            let (node, other) = (&servers[usize::from(id)].node, servers[secondary].servers);
+            install(node, view, Some(other));
+            let streams = |board: &Board| {
+                board.replicas().iter().filter(|r| r.group == view.group && r.connected).count()
+            };
+            let shards = usize::from(shards);
+            assert!(node.board.wait(PATIENCE, |board| streams(board) == shards), "all streams");
         }
         Cluster { servers, placement, _directory: directory }
     }
 
     fn dump(&self, server: usize, role: ReplicaRole) -> Dump {
-        let order = match role {
-            ReplicaRole::Primary => OrderKind::DumpPrimary,
-            ReplicaRole::Secondary => OrderKind::DumpSecondary,
-        };
         let node = &self.servers[server].node;
-        let entries = node.carry_out(&order).unwrap();
+        let entries = node.carry_out(Work::Dump(role)).unwrap();
         let name = crate::dump::file_name(node.me.server, role);
         let dump = Dump::parse(&std::fs::read(node.directory.join(name)).unwrap()).unwrap();
         assert_eq!(dump.entries.len() as u64, entries);
@@ -254,7 +263,7 @@ fn answered_writes_are_in_both_tables_and_dumps(shards: u16) {
         assert_eq!(secondary.answer().value, value, "the secondary's copy");
     }
     for server in &cluster.servers {
-        assert_eq!(server.node.carry_out(&OrderKind::Drain), Ok(0));
+        assert_eq!(server.node.carry_out(Work::Drain), Ok(0));
     }
     let mut dumped = 0;
     for server in 0..3 {
@@ -421,7 +430,7 @@ fn an_idle_server_has_drained_at_once_and_not_at_the_next_tick() {
     let cluster = Cluster::start(2);
     let drains = cluster.servers.iter().map(|server| {
         let start = Instant::now();
-        assert_eq!(server.node.carry_out(&OrderKind::Drain), Ok(0));
+        assert_eq!(server.node.carry_out(Work::Drain), Ok(0));
         start.elapsed()
     });
     // The slowest may have waited for the machine.

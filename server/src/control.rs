@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_protocol::control_message::{Admission, Heartbeat, ServerMessage, Started};
+use kv_protocol::control_message::{Admission, Heartbeat, OrdersHello, ServerMessage, Started};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::limits::{HEARTBEAT_INTERVAL, MAX_CONTROL_BODY, MAX_HEARTBEAT_REPLICAS};
 
@@ -159,11 +159,11 @@ fn await_admission(node: &Node, stream: &mut TcpStream) -> Result<(), Ended> {
             let admission = Admission::read(frame.opcode, frame.body).map_err(io::Error::other)?;
             return match admission {
                 Admission::Refused { reason } => Err(Ended::Refused(reason)),
-                Admission::Admitted { epoch } => node.obey(epoch).map_err(|obeyed| {
-                    let reason =
-                        format!("its epoch {} is older than {}", epoch.number, obeyed.number);
-                    Ended::Lost(io::Error::other(reason))
-                }),
+                Admission::Admitted { epoch } => {
+                    let hello = OrdersHello { cluster: node.cluster, epoch, to: node.me };
+                    node.obey(&hello)
+                        .map_err(|refused| Ended::Lost(io::Error::other(refused.to_string())))
+                }
             };
         }
         let received = stream.read(&mut bytes)?;

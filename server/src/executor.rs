@@ -17,7 +17,7 @@ use crate::clock;
 use crate::fatal::Fatal;
 use crate::mailbox;
 use crate::memory::HugePages;
-use crate::message::{DumpPiece, DumpedEntries, ShardMessage};
+use crate::message::{DumpPiece, DumpedEntries, ShardMessage, ShardReply};
 use crate::net::listener::Port;
 use crate::net::tcpstream::Engine;
 use crate::service::{Identity, Service};
@@ -106,11 +106,23 @@ async fn tick_for_ever(engine: Rc<Engine>) {
 fn take(engine: &Rc<Engine>, message: ShardMessage) {
     match message {
         ShardMessage::Connection(handed) => engine.adopt(handed),
-        ShardMessage::Install { view, secondary, done } => {
+        ShardMessage::Install { order, view, other, replies } => {
             let now = clock::now();
-            let result = engine.shard.borrow_mut().service.install(now, view, secondary);
-            // Whoever asked may have given up.
-            let _ = done.try_send(result);
+            let shard = engine.shard.borrow().service.identity.shard;
+            let installed = engine.shard.borrow_mut().service.install(now, view, other);
+            if let Err(reason) = installed {
+                replies.send(ShardReply::Refused { order, shard, reason });
+            }
+            engine.dial_due(now);
+            engine.want_flush();
+        }
+        ShardMessage::Probe { order, replies } => {
+            let shard = engine.shard.borrow().service.identity.shard;
+            replies.send(ShardReply::Probed { order, shard });
+        }
+        ShardMessage::Exited { member } => {
+            let now = clock::now();
+            engine.shard.borrow_mut().service.on_exited(now, member);
             engine.dial_due(now);
             engine.want_flush();
         }

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::SequenceNumber;
+use kv_protocol::ids::{Member, OrderId, SequenceNumber, ShardId};
 use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::view::View;
 
@@ -17,17 +18,48 @@ use crate::stats::Permit;
 pub(crate) enum ShardMessage {
     /// A connection that wants this shard.
     Connection(HandedOver),
-    /// Install a view and connect to its other holder.
-    Install {
-        view: View,
-        secondary: SocketAddr,
-        /// Takes one result.
-        done: Sender<Result<(), String>>,
-    },
+    /// Install a view, whose other holder takes streams there; only a failure is told.
+    Install { order: OrderId, view: View, other: Option<SocketAddr>, replies: Replies },
+    /// Echo this order.
+    Probe { order: OrderId, replies: Replies },
+    /// A process is proven dead.
+    Exited { member: Member },
     /// Take no new writes.
     Drain,
     /// Freeze, then send the table of this role, piece by piece.
     Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
+}
+
+/// What a shard answers to an order.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ShardReply {
+    /// It cannot install the view, in words.
+    Refused { order: OrderId, shard: ShardId, reason: String },
+    /// It has received a probe.
+    Probed { order: OrderId, shard: ShardId },
+}
+
+/// The way back to the thread of the orders.
+#[derive(Clone, Debug)]
+pub(crate) struct Replies {
+    sender: Sender<ShardReply>,
+    bell: Arc<OwnedFd>,
+}
+
+impl Replies {
+    /// A way that rings this bell.
+    pub(crate) fn new(sender: Sender<ShardReply>, bell: Arc<OwnedFd>) -> Replies {
+        Replies { sender, bell }
+    }
+
+    /// Answers. An executor never waits: where there is no room, the order is repeated by whoever
+    /// gave it.
+    pub(crate) fn send(&self, reply: ShardReply) {
+        if self.sender.try_send(reply).is_ok() {
+            // A bell that cannot ring is rung already.
+            let _ = rustix::io::write(&*self.bell, &1u64.to_ne_bytes());
+        }
+    }
 }
 
 /// A socket on its way to another executor.

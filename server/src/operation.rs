@@ -1,19 +1,18 @@
-//! What the process as a whole can be told to do, by the coordinator or by a signal: install a
-//! view, drain, dump. Runs on plain threads; the executors are spoken to by mailbox.
+//! The process as a whole: whom it obeys, and what takes its time, by order or by signal: drain and
+//! dump. Runs on plain threads; the executors are spoken to by mailbox.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::bounded;
 use kv_core::dump::DumpHeader;
+use kv_core::node::{HelloRefused, NodeConfig, NodeEffect};
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::control_message::OrderKind;
-use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, Time, ViewVersion};
+use kv_protocol::control_message::{OrdersHello, ReplicaReport};
+use kv_protocol::ids::{ClusterId, Epoch, Member, Time, ViewVersion};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::placement::Placement;
-use kv_protocol::view::View;
 
 use crate::clock;
 use crate::dump;
@@ -22,10 +21,14 @@ use crate::message::ShardMessage;
 use crate::service::Identity;
 use crate::stats::{Board, lock};
 
-/// How long an executor may take to install a view.
-const INSTALL_DEADLINE: Duration = Duration::from_secs(5);
-/// How long the streams of a view may take to stand before the order is reported as failed.
-const STREAMS_DEADLINE: Duration = Duration::from_secs(30);
+/// What takes its time and is carried out on a thread of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Take no new writes, and wait until none is pending.
+    Drain,
+    /// Write the dump of a role.
+    Dump(ReplicaRole),
+}
 
 /// The process: its identity, its executors, and how it is doing with its coordinator.
 #[derive(Debug)]
@@ -37,8 +40,8 @@ pub(crate) struct Node {
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
     /// Where the dumps go.
     pub(crate) directory: PathBuf,
-    /// The highest coordinator epoch obeyed.
-    epoch: Mutex<Epoch>,
+    /// Whom it obeys, and how far each order is.
+    machine: Mutex<kv_core::node::Node>,
     /// Two dumps of one table must not write to one file at the same time.
     dumping: Mutex<()>,
     running: AtomicUsize,
@@ -56,6 +59,11 @@ impl Node {
         shards: Vec<mailbox::Sender<ShardMessage>>,
         directory: PathBuf,
     ) -> Arc<Node> {
+        let machine = kv_core::node::Node::new(NodeConfig {
+            cluster: identity.cluster,
+            me: identity.me,
+            shards: identity.placement.shards(),
+        });
         Arc::new(Node {
             cluster: identity.cluster,
             me: identity.me,
@@ -63,7 +71,7 @@ impl Node {
             board,
             shards,
             directory,
-            epoch: Mutex::default(),
+            machine: Mutex::new(machine),
             dumping: Mutex::default(),
             running: AtomicUsize::new(0),
             last_order: AtomicU64::new(0),
@@ -72,16 +80,14 @@ impl Node {
         })
     }
 
-    /// Carries out an order to its end; the entries concerned, or what went wrong in words.
-    pub(crate) fn carry_out(&self, order: &OrderKind) -> Result<u64, String> {
+    /// Carries out an order that takes its time, to its end; the entries concerned, or what went
+    /// wrong in words.
+    pub(crate) fn carry_out(&self, work: Work) -> Result<u64, String> {
         self.running.fetch_add(1, Ordering::Relaxed);
         self.note_order();
-        let outcome = match order {
-            OrderKind::SetSecondary { view, secondary } => self.set_secondary(*view, *secondary),
-            OrderKind::Drain => self.drain(DRAIN_DEADLINE),
-            OrderKind::DumpPrimary => self.dump(ReplicaRole::Primary),
-            OrderKind::DumpSecondary => self.dump(ReplicaRole::Secondary),
-            OrderKind::Shutdown => Ok(0),
+        let outcome = match work {
+            Work::Drain => self.drain(DRAIN_DEADLINE),
+            Work::Dump(role) => self.dump(role),
         };
         self.note_order();
         self.running.fetch_sub(1, Ordering::Relaxed);
@@ -89,32 +95,13 @@ impl Node {
     }
 
     /// Gives an order to every shard; those that take none keep it from no other.
-    fn tell_all(&self, order: impl Fn() -> ShardMessage) -> Result<(), String> {
+    pub(crate) fn tell_all(&self, order: impl Fn() -> ShardMessage) -> Result<(), String> {
         let told = self.shards.iter().map(|mailbox| mailbox.push_order(order()).is_ok());
         let told: Vec<bool> = told.collect();
         match told.iter().position(|is_told| !is_told) {
             None => Ok(()),
             Some(shard) => Err(format!("shard {shard} has too many orders waiting; does it run?")),
         }
-    }
-
-    fn set_secondary(&self, view: View, secondary: std::net::SocketAddr) -> Result<u64, String> {
-        let (done, results) = bounded(self.shards.len());
-        self.tell_all(|| ShardMessage::Install { view, secondary, done: done.clone() })?;
-        for _ in &self.shards {
-            let result = results.recv_timeout(INSTALL_DEADLINE);
-            result.map_err(|_| "a shard did not answer in time".to_owned())??;
-        }
-        let shards = self.shards.len();
-        let stand = move |board: &Board| streams_of(board, view.group, view.version) == shards;
-        if view.other().is_some() && !self.board.wait(STREAMS_DEADLINE, stand) {
-            let standing = streams_of(&self.board, view.group, view.version);
-            return Err(format!(
-                "{standing} of {shards} streams to {secondary} stand after {STREAMS_DEADLINE:?}; \
-                 see this server's log"
-            ));
-        }
-        Ok(self.entries_of(view.group))
     }
 
     /// Takes no new writes and waits until none is pending, at most for `patience`.
@@ -137,7 +124,16 @@ impl Node {
         let start = Instant::now();
         let identity = self.identity();
         let group = identity.group_of(role);
-        let views = self.board.replicas().into_iter().filter(|replica| replica.group == group);
+        let replicas: Vec<ReplicaReport> =
+            self.board.replicas().into_iter().filter(|replica| replica.group == group).collect();
+        // A copy in the making, or none, is no dump: it would be taken for the whole.
+        if let Some(partial) = replicas.iter().find(|replica| replica.state.role().is_none()) {
+            return Err(format!(
+                "this server holds no full copy of group {group} (shard {} is {:?})",
+                partial.shard, partial.state
+            ));
+        }
+        let views = replicas.iter();
         let header = DumpHeader {
             cluster: self.cluster,
             server: self.me.server,
@@ -165,32 +161,26 @@ impl Node {
         Identity { cluster: self.cluster, me: self.me, shard, placement: self.placement }
     }
 
-    fn entries_of(&self, group: GroupId) -> u64 {
-        let replicas = self.board.replicas();
-        replicas
-            .iter()
-            .filter(|replica| replica.group == group)
-            .map(|replica| replica.entries)
-            .sum()
-    }
-
     // --- The coordinator ---------------------------------------------------------------------
 
     /// The highest coordinator epoch obeyed.
     pub(crate) fn epoch(&self) -> Epoch {
-        *lock(&self.epoch)
+        lock(&self.machine).epoch()
     }
 
-    /// Obeys an epoch from now on, unless a newer one was obeyed before; then that one is returned.
-    pub(crate) fn obey(&self, epoch: Epoch) -> Result<(), Epoch> {
-        let mut obeyed = lock(&self.epoch);
-        let is_older = epoch.number < obeyed.number;
-        let is_rival = epoch.number == obeyed.number && epoch.boot != obeyed.boot;
-        if *obeyed != Epoch::default() && (is_older || is_rival) {
-            return Err(*obeyed);
-        }
-        *obeyed = epoch;
-        Ok(())
+    /// Obeys the coordinator that says this hello from now on.
+    pub(crate) fn obey(&self, hello: &OrdersHello) -> Result<(), HelloRefused> {
+        lock(&self.machine).on_orders_hello(hello)
+    }
+
+    /// Gives the pure machine of this process an input; what it wants done.
+    pub(crate) fn input(
+        &self,
+        give: impl FnOnce(&mut kv_core::node::Node, &mut Vec<NodeEffect>),
+    ) -> Vec<NodeEffect> {
+        let mut sink = Vec::new();
+        give(&mut lock(&self.machine), &mut sink);
+        sink
     }
 
     /// Notes that the process is to end, so that the coordinator is asked for an orderly stop.
@@ -213,7 +203,7 @@ impl Node {
         self.is_linked.load(Ordering::Relaxed)
     }
 
-    fn note_order(&self) {
+    pub(crate) fn note_order(&self) {
         self.last_order.store(clock::now().nanos, Ordering::Relaxed);
     }
 
@@ -226,19 +216,12 @@ impl Node {
     }
 }
 
-/// How many shards of a group have their stream under this view.
-fn streams_of(board: &Board, group: GroupId, view: ViewVersion) -> usize {
-    let replicas = board.replicas();
-    replicas.iter().filter(|r| r.group == group && r.view == view && r.connected).count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::descriptors::ConnectionBounds;
     use crate::service::Counters;
     use kv_protocol::ids::{Incarnation, ServerId, ShardId};
-    use kv_protocol::view::Peer;
 
     const SHARDS: u16 = 2;
     type Inboxes = Vec<mailbox::Receiver<ShardMessage>>;
@@ -247,7 +230,8 @@ mod tests {
     fn node() -> (Arc<Node>, Inboxes, tempfile::TempDir) {
         let board = Board::new(SHARDS, ConnectionBounds::WIDEST);
         for shard in 0..usize::from(SHARDS) {
-            board.publish(shard, Counters::default(), true, std::iter::empty());
+            let now = Time::default();
+            board.publish(shard, now, Counters::default(), true, std::iter::empty());
         }
         let (mailboxes, inboxes) = (0..SHARDS).map(|_| mailbox::mailbox().unwrap()).unzip();
         let me = Member { server: ServerId(0), incarnation: Incarnation(1) };
@@ -278,18 +262,6 @@ mod tests {
         let reason = node.drain(DRAIN_DEADLINE).unwrap_err();
         assert!(reason.contains("shard 0"), "{reason}");
         assert_eq!(drains(&inboxes[1]), 1);
-        let other = Member { server: ServerId(1), incarnation: Incarnation(2) };
-        let view = View {
-            group: GroupId(0),
-            version: ViewVersion(1),
-            primary: Some(node.me),
-            peer: Peer::Secondary(other),
-            handover: false,
-        };
-        let order = OrderKind::SetSecondary { view, secondary: "127.0.0.1:1".parse().unwrap() };
-        let reason = node.carry_out(&order).unwrap_err();
-        assert!(reason.contains("shard 0"), "{reason}");
-        assert!(matches!(inboxes[1].pop(), Some(ShardMessage::Install { .. })));
         let reason = node.dump(ReplicaRole::Primary).unwrap_err();
         assert!(reason.contains("shard 0") && reason.contains("orders"), "{reason}");
     }

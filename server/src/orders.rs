@@ -3,11 +3,11 @@
 //! ```text
 //!   listener -> connections (a few strangers at most) -> ORDERS-HELLO: cluster, epoch, incarnation
 //!                                                          | not ours: REFUSED, in words
-//!   orders -> Ledger: new -> a thread carries it out -> report to whoever is connected then
-//!                     known -> the same report again
+//!   orders -> kv_core::node -> views, probes, proofs: told to every shard's mailbox
+//!                              drains, dumps: a thread carries them out
+//!   board, replies, outcomes -> kv_core::node -> reports, to whoever is connected then
 //! ```
 
-use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -15,25 +15,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use kv_core::node::NodeEffect;
 use kv_protocol::control_message::{
-    Admission, Order, OrderKind, OrdersHello, Report, opcode, write_orders_welcome,
+    Admission, Order, OrdersHello, Report, opcode, write_orders_welcome,
 };
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
-use kv_protocol::ids::{Epoch, OrderId, Time};
+use kv_protocol::ids::{Epoch, OrderId, ShardId, Time, ViewVersion};
 use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::log_limit::LogLimit;
-use crate::operation::Node;
+use crate::message::{Replies, ShardMessage, ShardReply};
+use crate::operation::{Node, Work};
 
 /// Connections to the orders' port; with one more, the oldest that has not said hello is closed.
 pub(crate) const MAX_CONNECTIONS: usize = 16;
-/// Orders carried out at the same time; more are reported as failed.
-const MAX_RUNNING: usize = 16;
-/// Orders whose outcome is remembered.
-const MAX_REMEMBERED: usize = 1_024;
+/// Answers of shards, and outcomes of threads, that may wait.
+const MAX_WAITING: usize = 1_024;
 /// Unsent reports; a coordinator that takes none of them loses its connection.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// Descriptors that are polled beside the connections: the listener and the bell.
@@ -43,61 +43,7 @@ const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 /// How long accepting pauses when there is no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What orders there were, and how they ended.
-#[derive(Debug, Default)]
-struct Ledger {
-    epoch: Epoch,
-    orders: VecDeque<(OrderId, Option<Result<u64, String>>)>,
-}
-
-/// What is to be done with an order.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    CarryOut,
-    /// It is being carried out, and will be reported.
-    Wait,
-    Report(Result<u64, String>),
-}
-
-impl Ledger {
-    /// Starts anew for another coordinator: its order ids are its own.
-    fn on_epoch(&mut self, epoch: Epoch) {
-        if epoch != self.epoch {
-            self.epoch = epoch;
-            self.orders.clear();
-        }
-    }
-
-    fn on_order(&mut self, id: OrderId) -> Verdict {
-        if let Some((_, outcome)) = self.orders.iter().find(|(known, _)| *known == id) {
-            return outcome.clone().map_or(Verdict::Wait, Verdict::Report);
-        }
-        if self.orders.iter().filter(|(_, outcome)| outcome.is_none()).count() >= MAX_RUNNING {
-            let words = format!("{MAX_RUNNING} orders are being carried out; send it again later");
-            return Verdict::Report(Err(words));
-        }
-        if self.orders.len() >= MAX_REMEMBERED {
-            let oldest = self.orders.iter().position(|(_, outcome)| outcome.is_some());
-            oldest.and_then(|at| self.orders.remove(at));
-        }
-        self.orders.push_back((id, None));
-        Verdict::CarryOut
-    }
-
-    /// Notes an outcome; `false` if the order was another coordinator's.
-    fn on_outcome(&mut self, done: &Done) -> bool {
-        let known = self.orders.iter_mut().find(|(id, _)| *id == done.id);
-        match known {
-            Some((_, outcome)) if self.epoch == done.epoch => {
-                *outcome = Some(done.outcome.clone());
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-/// An order that was carried out.
+/// An order that a thread has carried out.
 #[derive(Debug)]
 struct Done {
     epoch: Epoch,
@@ -171,22 +117,7 @@ fn judge_hello(node: &Node, frame: Frame<'_>) -> Result<(), String> {
         ));
     }
     let hello = OrdersHello::read(frame.body).map_err(|error| error.to_string())?;
-    if hello.cluster != node.cluster {
-        return Err(format!(
-            "this server belongs to cluster {}, not {}",
-            node.cluster, hello.cluster
-        ));
-    }
-    if hello.to != node.me {
-        return Err(format!("this is server {}, not {}", node.me, hello.to));
-    }
-    node.obey(hello.epoch).map_err(|obeyed| {
-        format!(
-            "coordinator epoch {} (boot {}) is older than, or a rival of, epoch {} (boot {}), \
-             which this server obeys",
-            hello.epoch.number, hello.epoch.boot, obeyed.number, obeyed.boot
-        )
-    })
+    node.obey(&hello).map_err(|refused| refused.to_string())
 }
 
 fn take_order(frame: Frame<'_>) -> Result<Order, String> {
@@ -195,18 +126,22 @@ fn take_order(frame: Frame<'_>) -> Result<Order, String> {
 
 /// Serves the orders' port for the life of the process.
 pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
-    let (done_to, done_from) = bounded(MAX_RUNNING);
+    let (done_to, done_from) = bounded(MAX_WAITING);
+    let (replies_to, replies_from) = bounded(MAX_WAITING);
     let bell = listener
         .set_nonblocking(true)
         .and_then(|()| Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
     let bell = bell
         .unwrap_or_else(|error| Fatal::System { doing: "listen for orders", error }.end_process());
+    let bell = Arc::new(bell);
+    node.board.set_bell(Arc::clone(&bell));
     let mut port = OrdersPort {
         node: Arc::clone(node),
+        replies: Replies::new(replies_to, Arc::clone(&bell)),
+        replies_from,
         listener,
         connections: Vec::new(),
-        ledger: Ledger::default(),
-        bell: Arc::new(bell),
+        bell,
         done_to,
         done_from,
         accept_log: LogLimit::default(),
@@ -221,9 +156,10 @@ struct OrdersPort {
     node: Arc<Node>,
     listener: TcpListener,
     connections: Vec<(TcpStream, OrdersLink)>,
-    ledger: Ledger,
-    /// Rung when an order is done.
+    /// Rung when an order is done, or a shard has news.
     bell: Arc<OwnedFd>,
+    replies: Replies,
+    replies_from: Receiver<ShardReply>,
     done_to: Sender<Done>,
     done_from: Receiver<Done>,
     accept_log: LogLimit,
@@ -234,11 +170,7 @@ impl OrdersPort {
     fn turn(&mut self) {
         let ready = self.wait();
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
-        while let Ok(done) = self.done_from.try_recv() {
-            if self.ledger.on_outcome(&done) {
-                self.report(&Report { id: done.id, outcome: done.outcome });
-            }
-        }
+        self.take_news();
         let now = clock::now();
         for at in (0..self.connections.len()).rev() {
             if ready.get(at + ALWAYS_POLLED).copied().unwrap_or(false) && !self.receive(now, at) {
@@ -318,7 +250,6 @@ impl OrdersPort {
             }
         }
         if link.is_greeted && !was_greeted {
-            self.ledger.on_epoch(self.node.epoch());
             // The coordinator has come back: its connection before is of no use any more.
             for (other, (_, link)) in self.connections.iter_mut().enumerate() {
                 link.is_closing |= other != at && link.is_greeted;
@@ -330,39 +261,88 @@ impl OrdersPort {
         true
     }
 
-    fn on_order(&mut self, order: Order) {
-        match self.ledger.on_order(order.id) {
-            Verdict::Wait => {}
-            Verdict::Report(outcome) => self.report(&Report { id: order.id, outcome }),
-            Verdict::CarryOut if order.kind == OrderKind::Shutdown => self.shut_down(order.id),
-            Verdict::CarryOut => {
-                tracing::info!("{} (order {})", order.name(), order.id);
-                self.carry_out(order);
+    /// What shards and threads have to say since the last turn.
+    fn take_news(&mut self) {
+        let mut effects = Vec::new();
+        while let Ok(done) = self.done_from.try_recv() {
+            if done.epoch == self.node.epoch() {
+                effects.extend(self.node.input(|node, sink| {
+                    node.on_outcome(done.id, done.outcome, sink);
+                }));
             }
+        }
+        while let Ok(reply) = self.replies_from.try_recv() {
+            effects.extend(self.node.input(|node, sink| match reply {
+                ShardReply::Refused { order, shard, reason } => {
+                    node.on_refused(order, shard, &reason, sink);
+                }
+                ShardReply::Probed { order, shard } => node.on_probed(order, shard, sink),
+            }));
+        }
+        for shard in (0..self.node.placement.shards()).map(ShardId) {
+            let reports = self.node.board.replicas_of(shard);
+            effects.extend(self.node.input(|node, sink| node.on_shard(shard, reports, sink)));
+        }
+        self.carry_out_all(effects);
+    }
+
+    fn on_order(&mut self, order: Order) {
+        tracing::info!("{} (order {})", order.name(), order.id);
+        self.node.note_order();
+        let effects = self.node.input(|node, sink| node.on_order(order, sink));
+        self.carry_out_all(effects);
+    }
+
+    fn carry_out_all(&mut self, effects: Vec<NodeEffect>) {
+        for effect in effects {
+            self.carry_out(effect);
         }
     }
 
-    fn carry_out(&mut self, order: Order) {
+    fn carry_out(&mut self, effect: NodeEffect) {
+        let replies = self.replies.clone();
+        // A shard that takes no more orders is seen by what it does not do: the coordinator asks again.
+        let told = match effect {
+            NodeEffect::Install { order, view, other } => self.node.tell_all(|| {
+                let replies = replies.clone();
+                ShardMessage::Install { order, view, other, replies }
+            }),
+            NodeEffect::Probe { order } => {
+                self.node.tell_all(|| ShardMessage::Probe { order, replies: replies.clone() })
+            }
+            NodeEffect::Exited { member } => self.node.tell_all(|| ShardMessage::Exited { member }),
+            NodeEffect::Drain { order } => return self.start(order, Work::Drain),
+            NodeEffect::Dump { order, role } => return self.start(order, Work::Dump(role)),
+            NodeEffect::Shutdown { order } => self.shut_down(order),
+            NodeEffect::Report(report) => {
+                if let Err(reason) = &report.outcome {
+                    tracing::error!("order {} failed: {reason}", report.id);
+                }
+                self.report(&report);
+                Ok(())
+            }
+        };
+        if let Err(reason) = told {
+            tracing::error!("an order was not told to every shard: {reason}");
+        }
+    }
+
+    /// Carries out on a thread what takes its time.
+    fn start(&mut self, id: OrderId, work: Work) {
         let (node, done_to) = (Arc::clone(&self.node), self.done_to.clone());
         let bell = Arc::clone(&self.bell);
-        let epoch = self.ledger.epoch;
-        let thread = std::thread::Builder::new().name(order.name().to_lowercase());
+        let epoch = self.node.epoch();
+        let thread = std::thread::Builder::new().name("order".to_owned());
         let spawned = thread.spawn(move || {
-            let outcome = node.carry_out(&order.kind);
-            if let Err(reason) = &outcome {
-                tracing::error!("{} (order {}) failed: {reason}", order.name(), order.id);
-            }
-            // The channel has room for every order that may run.
-            let _ = done_to.send(Done { epoch, id: order.id, outcome });
+            let outcome = node.carry_out(work);
+            // The channel has room for far more orders than may run.
+            let _ = done_to.send(Done { epoch, id, outcome });
             let _ = rustix::io::write(&bell, &1u64.to_ne_bytes());
         });
-        match spawned {
-            Ok(_) => {}
-            Err(error) => {
-                let outcome = Err(format!("start a thread for the order: {error}"));
-                self.ledger.on_outcome(&Done { epoch, id: order.id, outcome: outcome.clone() });
-                self.report(&Report { id: order.id, outcome });
-            }
+        if let Err(error) = spawned {
+            let outcome = Err(format!("start a thread for the order: {error}"));
+            let effects = self.node.input(|node, sink| node.on_outcome(id, outcome, sink));
+            self.carry_out_all(effects);
         }
     }
 
@@ -375,7 +355,7 @@ impl OrdersPort {
     /// Reports, then ends the process.
     fn shut_down(&mut self, id: OrderId) -> ! {
         tracing::info!("SHUTDOWN (order {id}): good bye");
-        self.report(&Report { id, outcome: Ok(0) });
+        self.report(&Report { id, view: ViewVersion(0), outcome: Ok(0) });
         for (stream, link) in &mut self.connections {
             // Best effort: the coordinator sees the end of the process anyway.
             let _ = stream.set_nonblocking(false);

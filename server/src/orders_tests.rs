@@ -4,6 +4,8 @@ use kv_protocol::ids::{BootId, ClusterId, Incarnation, Member, ServerId, ShardId
 use kv_protocol::placement::Placement;
 use proptest::prelude::*;
 
+use kv_protocol::control_message::OrderKind;
+
 use super::*;
 use crate::descriptors::ConnectionBounds;
 use crate::service::Identity;
@@ -65,7 +67,7 @@ fn strangers_and_coordinators_of_the_past_give_no_orders() {
     ];
     for hello in wrong {
         let node = node();
-        node.obey(EPOCH).unwrap();
+        node.obey(&HELLO).unwrap();
         let mut link = OrdersLink::new(NOW);
         let mut bytes = bytes_of(&hello);
         Order { id: OrderId(1), kind: OrderKind::Drain }.write(&mut bytes);
@@ -76,7 +78,7 @@ fn strangers_and_coordinators_of_the_past_give_no_orders() {
     }
     let node = node();
     let newer = Epoch { number: 4, boot: BootId(1) };
-    node.obey(EPOCH).unwrap();
+    node.obey(&HELLO).unwrap();
     let mut link = OrdersLink::new(NOW);
     link.on_bytes(NOW, &node, &bytes_of(&OrdersHello { epoch: newer, ..HELLO }));
     assert_eq!(node.epoch(), newer);
@@ -90,38 +92,6 @@ fn an_order_without_a_hello_is_refused() {
     Order { id: OrderId(1), kind: OrderKind::Shutdown }.write(&mut bytes);
     assert!(link.on_bytes(NOW, &node, &bytes).is_empty());
     assert!(link.is_closing);
-}
-
-#[test]
-fn a_repeated_order_is_carried_out_once_and_reported_the_same() {
-    let mut ledger = Ledger::default();
-    ledger.on_epoch(EPOCH);
-    let id = OrderId(1);
-    assert_eq!(ledger.on_order(id), Verdict::CarryOut);
-    assert_eq!(ledger.on_order(id), Verdict::Wait);
-    let done = Done { epoch: EPOCH, id, outcome: Ok(17) };
-    assert!(ledger.on_outcome(&done));
-    ledger.on_epoch(EPOCH);
-    assert_eq!(ledger.on_order(id), Verdict::Report(Ok(17)));
-    ledger.on_epoch(Epoch { number: 4, ..EPOCH });
-    assert!(!ledger.on_outcome(&done), "an outcome of another coordinator's order");
-    assert_eq!(ledger.on_order(id), Verdict::CarryOut);
-}
-
-#[test]
-fn orders_are_remembered_and_running_within_bounds() {
-    let mut ledger = Ledger::default();
-    ledger.on_epoch(EPOCH);
-    for n in 0..2 * MAX_REMEMBERED as u64 {
-        assert_eq!(ledger.on_order(OrderId(n)), Verdict::CarryOut);
-        ledger.on_outcome(&Done { epoch: EPOCH, id: OrderId(n), outcome: Ok(0) });
-    }
-    assert!(ledger.orders.len() <= MAX_REMEMBERED);
-    let mut ledger = Ledger::default();
-    for n in 0..MAX_RUNNING as u64 {
-        assert_eq!(ledger.on_order(OrderId(n)), Verdict::CarryOut);
-    }
-    assert!(matches!(ledger.on_order(OrderId(99)), Verdict::Report(Err(_))));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   net::connection --- on_request -------> +---------+ ---- answers ----> outputs
-//!   net::peer       --- on_peer_message --> | Service | ---- pump -------> outputs (batches, acks)
+//!   net::peer       --- on_peer_message --> | Service | ---- pump -------> outputs (batches)
 //!   orders          --- install, drain ---> +---------+ ---- due_dials --> the engine dials
 //!                                            replicas
 //! ```
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use kv_core::arena::ChunkSource;
 use kv_core::hash::HashSecret;
-use kv_core::replica::{ConnectionId, Pumped, Replica, ReplicaConfig, StreamError};
+use kv_core::replica::{ConnectionId, InstallError, Pumped, Replica, ReplicaConfig, StreamError};
 use kv_protocol::client_message::{Answer, Operation, ReplicaRole, Request, Status};
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{
@@ -95,8 +95,15 @@ struct Hosted {
     replica: Replica,
     /// The connection that carries its stream, whichever end we are.
     stream: Option<ConnectionId>,
+    /// With what we have opened that stream, where we have dialled it: it stands as long as the
+    /// replica would open it so again.
+    dialled: Option<PeerHello>,
+    /// Where the other holder takes streams, by the orders; its view's version says how old that is.
+    partner: Option<(ViewVersion, SocketAddr)>,
     /// How the stream is dialled, where we are the dialling end.
     dial: Option<Dial>,
+    /// Its dump has begun: it dials nobody any more.
+    is_frozen: bool,
     /// A stream that comes and goes is told of once a second.
     stands_log: LogLimit,
     down_log: LogLimit,
@@ -104,6 +111,8 @@ struct Hosted {
 
 struct Dial {
     address: SocketAddr,
+    /// The view that wants the stream.
+    view: ViewVersion,
     state: DialState,
     pause: Duration,
     log: LogLimit,
@@ -140,7 +149,10 @@ impl Service {
             Hosted {
                 replica: Replica::new(config, chunks()),
                 stream: None,
+                dialled: None,
+                partner: None,
                 dial: None,
+                is_frozen: false,
                 stands_log: LogLimit::default(),
                 down_log: LogLimit::default(),
             }
@@ -263,11 +275,12 @@ impl Service {
         // Only a hello that will be taken is worth the stream that stands.
         hosted.replica.judge_hello(hello)?;
         if let Some(old) = hosted.stream.take() {
-            hosted.replica.on_stream_down();
+            hosted.replica.on_stream_down(now, &mut self.outputs);
             self.outputs.kill(old);
         }
-        let welcome = hosted.replica.on_peer_hello(hello, &mut self.outputs)?;
+        let welcome = hosted.replica.on_peer_hello(now, hello, &mut self.outputs)?;
         hosted.stream = Some(id);
+        hosted.dialled = None;
         self.has_news = true;
         if let Some(suppressed) = hosted.stands_log.admit(now) {
             tracing::info!(
@@ -298,7 +311,7 @@ impl Service {
         };
         hosted
             .replica
-            .on_peer_welcome(welcome, &mut self.outputs)
+            .on_peer_welcome(now, welcome, &mut self.outputs)
             .map_err(|error| error.to_string())?;
         self.has_news = true;
         if let Some(suppressed) = hosted.stands_log.admit(now) {
@@ -314,20 +327,52 @@ impl Service {
         Ok(())
     }
 
+    /// The other end refuses our stream. What it says of its view may be news here.
+    pub(crate) fn on_peer_refusal(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        id: ConnectionId,
+        refusal: &PeerRefusal,
+    ) {
+        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
+        if let Some(hosted) = hosted.filter(|hosted| hosted.stream == Some(id)) {
+            hosted.replica.on_peer_refusal(now, refusal, &mut self.outputs);
+            self.has_news = true;
+        }
+    }
+
     /// Takes a message of a group's stream.
+    ///
+    /// # Errors
+    /// The refusal to send before the stream is closed, and the reason in words.
     pub(crate) fn on_peer_message(
         &mut self,
         now: Time,
         group: GroupId,
+        id: ConnectionId,
         message: &PeerMessage<'_>,
-    ) -> Result<(), String> {
+    ) -> Result<(), (PeerRefusal, String)> {
         let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
-        let hosted = hosted.ok_or("this server does not hold that group")?;
+        let Some(hosted) = hosted.filter(|hosted| hosted.stream == Some(id)) else {
+            let refusal = PeerRefusal { reason: PeerRefusalReason::BrokenStream, view: None };
+            return Err((refusal, "this stream was replaced by another".to_owned()));
+        };
+        let state = hosted.replica.state();
         match hosted.replica.on_peer_message(now, message, &mut self.outputs) {
+            Ok(()) => {}
             // The other end is about to be stopped too: its beacons are no reason for a quarrel.
             Err(StreamError::Frozen) => return Ok(()),
-            taken => taken.map_err(|error| error.to_string())?,
+            Err(error) => {
+                let reason = match error {
+                    StreamError::View { .. } => PeerRefusalReason::OldView,
+                    _ => PeerRefusalReason::BrokenStream,
+                };
+                let refusal = PeerRefusal { reason, view: hosted.replica.view().copied() };
+                return Err((refusal, error.to_string()));
+            }
         }
+        self.has_news |= hosted.replica.state() != state;
         // A welcome alone proves little: a stream that breaks right behind it, again and again, is
         // dialled after growing pauses too.
         if let (PeerMessage::Ack(_), Some(dial)) = (message, &mut hosted.dial) {
@@ -343,19 +388,54 @@ impl Service {
             return;
         };
         hosted.stream = None;
-        hosted.replica.on_stream_down();
+        hosted.dialled = None;
         if let Some(dial) = &mut hosted.dial {
             dial.retry(now);
         }
         if let Some(suppressed) = hosted.down_log.admit(now) {
             tracing::warn!(shard, suppressed, "the stream of group {group} is down");
         }
+        let at = self.hosted.iter().position(|hosted| hosted.replica.group() == group);
+        if let Some(at) = at {
+            self.hosted[at].replica.on_stream_down(now, &mut self.outputs);
+        }
         self.has_news = true;
+    }
+
+    /// Lets every replica have the stream that it wants, and no other.
+    fn keep_streams(&mut self, now: Time) {
+        let cluster = self.identity.cluster;
+        for at in 0..self.hosted.len() {
+            let hosted = &mut self.hosted[at];
+            let wanted = hosted.replica.peer_hello(cluster);
+            if hosted.dialled.is_some() && hosted.dialled != wanted {
+                hosted.dialled = None;
+                if let Some(old) = hosted.stream.take() {
+                    hosted.replica.on_stream_down(now, &mut self.outputs);
+                    self.outputs.kill(old);
+                }
+                hosted.dial = None;
+                self.has_news = true;
+            }
+            let address = hosted.partner.filter(|_| !hosted.is_frozen).map(|(_, address)| address);
+            match (wanted, address) {
+                (Some(hello), Some(address)) => {
+                    let is_new = hosted.dial.as_ref().is_none_or(|dial| {
+                        dial.address != address || dial.view != hello.view.version
+                    });
+                    if is_new {
+                        hosted.dial = Some(Dial::new(now, address, hello.view.version));
+                    }
+                }
+                _ => hosted.dial = None,
+            }
+        }
     }
 
     /// The streams to dial now; each is reported back by [`Service::on_dialled`] or
     /// [`Service::on_dial_failed`].
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
+        self.keep_streams(now);
         let mut due = Vec::new();
         for hosted in &mut self.hosted {
             if let Some(dial) = &mut hosted.dial
@@ -369,13 +449,16 @@ impl Service {
     }
 
     /// A dialled stream is connected and will be known by this id.
-    pub(crate) fn on_dialled(&mut self, group: GroupId, id: ConnectionId) {
-        let Some(hosted) = self.hosted(group) else { return };
-        let old = hosted.stream.replace(id);
+    pub(crate) fn on_dialled(&mut self, now: Time, group: GroupId, id: ConnectionId) {
+        let cluster = self.identity.cluster;
+        let at = self.hosted.iter().position(|hosted| hosted.replica.group() == group);
+        let Some(hosted) = at.map(|at| &mut self.hosted[at]) else { return };
+        hosted.dialled = hosted.replica.peer_hello(cluster);
         if let Some(dial) = &mut hosted.dial {
             dial.state = DialState::Connected;
         }
-        if let Some(old) = old {
+        if let Some(old) = hosted.stream.replace(id) {
+            hosted.replica.on_stream_down(now, &mut self.outputs);
             self.outputs.kill(old);
         }
     }
@@ -401,10 +484,6 @@ impl Service {
     pub(crate) fn pump(&mut self, now: Time) {
         for hosted in &mut self.hosted {
             let Some(id) = hosted.stream else { continue };
-            if let Some(ack) = hosted.replica.take_ack() {
-                self.batch.push(&PeerMessage::Ack(ack));
-                self.outputs.append(id, |bytes| self.batch.finish(bytes));
-            }
             loop {
                 let unsent = self.outputs.get(id).map_or(usize::MAX, |out| out.unsent().len());
                 if unsent >= STREAM_OUTPUT_BYTES {
@@ -423,35 +502,41 @@ impl Service {
 
     // --- Orders and time -------------------------------------------------------------------------
 
-    /// Installs a view and starts to dial its other holder.
+    /// Installs a view; `other` is where its other holder takes streams.
+    ///
+    /// # Errors
+    /// Why not, in words. An older view than the installed one is no error: it is overtaken.
     pub(crate) fn install(
         &mut self,
         now: Time,
         view: View,
-        secondary: SocketAddr,
+        other: Option<SocketAddr>,
     ) -> Result<(), String> {
         let (group, me) = (view.group, self.identity.me);
         let at = self.hosted.iter().position(|hosted| hosted.replica.group() == group);
         let at = at.ok_or_else(|| format!("server {me} does not hold group {group}"))?;
         let hosted = &mut self.hosted[at];
-        let is_new = hosted.replica.view_version() != view.version;
-        hosted.replica.install(view, &mut self.outputs).map_err(|error| error.to_string())?;
-        let address_changed = hosted.dial.as_ref().is_none_or(|dial| dial.address != secondary);
-        if is_new || address_changed {
-            let dials = view.primary == Some(me) && view.other().is_some();
-            hosted.dial = dials.then(|| Dial {
-                address: secondary,
-                state: DialState::Due(now),
-                pause: REDIAL_FIRST,
-                log: LogLimit::every(UNREACHABLE_LOG_INTERVAL),
-            });
-            if let Some(old) = hosted.stream.take() {
-                hosted.replica.on_stream_down();
-                self.outputs.kill(old);
-            }
+        match hosted.replica.install(now, view, &mut self.outputs) {
+            Ok(()) | Err(InstallError::Old { .. }) => {}
+            Err(error) => return Err(error.to_string()),
         }
+        if let Some(address) = other
+            && hosted.partner.is_none_or(|(version, _)| version <= view.version)
+        {
+            hosted.partner = Some((view.version, address));
+        }
+        self.keep_streams(now);
         self.has_news = true;
         Ok(())
+    }
+
+    /// A process is proven dead.
+    pub(crate) fn on_exited(&mut self, now: Time, member: Member) {
+        for hosted in &mut self.hosted {
+            hosted.replica.on_exited(now, member);
+        }
+        self.keep_streams(now);
+        self.has_news = true;
     }
 
     /// Takes no new writes from now on.
@@ -466,6 +551,7 @@ impl Service {
     pub(crate) fn freeze(&mut self) {
         for hosted in &mut self.hosted {
             hosted.replica.freeze();
+            hosted.is_frozen = true;
             hosted.dial = None;
         }
         self.has_news = true;
@@ -480,7 +566,9 @@ impl Service {
     pub(crate) fn on_time(&mut self, now: Time) {
         for hosted in &mut self.hosted {
             if hosted.replica.next_timeout().is_some_and(|due| due <= now) {
+                let state = hosted.replica.state();
                 hosted.replica.on_timeout(now, &mut self.outputs);
+                self.has_news |= hosted.replica.state() != state;
             }
         }
     }
@@ -500,8 +588,8 @@ impl Service {
     }
 
     /// The replicas' lines of the heartbeat.
-    pub(crate) fn reports(&self) -> impl Iterator<Item = ReplicaReport> {
-        self.hosted.iter().filter_map(|hosted| hosted.replica.report())
+    pub(crate) fn reports(&self, now: Time) -> impl Iterator<Item = ReplicaReport> {
+        self.hosted.iter().filter_map(move |hosted| hosted.replica.report(now))
     }
 
     /// What was counted.
@@ -521,6 +609,11 @@ impl Service {
 }
 
 impl Dial {
+    fn new(now: Time, address: SocketAddr, view: ViewVersion) -> Dial {
+        let log = LogLimit::every(UNREACHABLE_LOG_INTERVAL);
+        Dial { address, view, state: DialState::Due(now), pause: REDIAL_FIRST, log }
+    }
+
     fn retry(&mut self, now: Time) {
         self.state = DialState::Due(now + self.pause);
         self.pause = (self.pause * 2).min(REDIAL_LAST);

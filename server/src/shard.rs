@@ -93,7 +93,7 @@ impl Shard {
     /// Takes in a connection that was dialled for a group's stream.
     pub(crate) fn open_stream(&mut self, now: Time, group: GroupId) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.service.on_dialled(group, id);
+        self.service.on_dialled(now, group, id);
         let peer = Peer::dialled(now, id, group, &mut self.service);
         self.put(id, Machine::Peer(peer));
         id

@@ -44,7 +44,7 @@ fn a_connection_goes_to_the_shard_it_asks_for_with_all_it_said() {
 fn a_lost_stream_is_dialled_again_after_growing_pauses() {
     let mut shard = shard(0);
     let address = "127.0.0.1:1".parse().unwrap();
-    shard.service.install(NOW, view(), address).unwrap();
+    shard.service.install(NOW, view(), Some(address)).unwrap();
     let mut now = NOW;
     let mut pauses = Vec::new();
     for _ in 0..12 {
@@ -64,7 +64,7 @@ fn a_lost_stream_is_dialled_again_after_growing_pauses() {
 fn the_same_order_again_leaves_a_standing_stream_alone() {
     let mut pair = Pair::joined();
     let address = "127.0.0.1:1".parse().unwrap();
-    pair.primary.service.install(NOW, view(), address).unwrap();
+    pair.primary.service.install(NOW, view(), Some(address)).unwrap();
     assert_eq!(pair.primary.fate(pair.dialled), Fate::Read);
     assert!(pair.primary.due_dials(NOW).is_empty());
     assert!(take_output(&mut pair.primary, pair.dialled).is_empty());
@@ -87,7 +87,10 @@ fn a_stream_that_is_welcomed_and_lost_again_is_dialled_after_growing_pauses_unti
         pair.secondary.on_bytes(now, pair.accepted, &there);
         let back = take_output(&mut pair.secondary, pair.accepted);
         pair.primary.on_bytes(now, pair.dialled, &back);
-        assert!(pair.primary.service.reports().any(|report| report.connected), "it was welcomed");
+        assert!(
+            pair.primary.service.reports(NOW).any(|report| report.connected),
+            "it was welcomed"
+        );
         pause
     };
     let pauses: Vec<Duration> = (0..4).map(|_| lose_and_dial(&mut pair)).collect();

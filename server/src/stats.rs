@@ -3,13 +3,15 @@
 //! Each executor writes its own place at every tick and when something changes; heartbeats and the
 //! orders' waits read it. A shard that stops ticking is thereby seen from outside.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kv_protocol::control_message::ReplicaReport;
-use kv_protocol::ids::Time;
+use kv_protocol::ids::{ShardId, Time};
 
+use crate::clock;
 use crate::descriptors::ConnectionBounds;
 use crate::net::listener::Port;
 use crate::service::Counters;
@@ -28,6 +30,8 @@ pub(crate) struct Board {
     turned_away: AtomicU64,
     changes: Mutex<u64>,
     changed: Condvar,
+    /// Rung at every announcement, for the thread that polls.
+    bell: OnceLock<Arc<OwnedFd>>,
 }
 
 /// One shard's place.
@@ -38,7 +42,26 @@ struct ShardBoard {
     requests: AtomicU64,
     refused: AtomicU64,
     is_drained: AtomicBool,
-    replicas: Mutex<Vec<ReplicaReport>>,
+    replicas: Mutex<Published>,
+}
+
+/// What a shard said of its replicas, and when.
+#[derive(Debug, Default)]
+struct Published {
+    at: Time,
+    replicas: Vec<ReplicaReport>,
+}
+
+impl Published {
+    /// The replicas as of `now`: what their executor has not said for a while, it has not heard either.
+    fn as_of(&self, now: Time) -> Vec<ReplicaReport> {
+        let age = u32::try_from(now.since(self.at).as_millis()).unwrap_or(u32::MAX);
+        let aged = |replica: &ReplicaReport| ReplicaReport {
+            silent_ms: replica.silent_ms.saturating_add(age),
+            ..*replica
+        };
+        self.replicas.iter().map(aged).collect()
+    }
 }
 
 impl Board {
@@ -52,6 +75,7 @@ impl Board {
             turned_away: AtomicU64::new(0),
             changes: Mutex::new(0),
             changed: Condvar::new(),
+            bell: OnceLock::new(),
         })
     }
 
@@ -64,6 +88,7 @@ impl Board {
     pub(crate) fn publish(
         &self,
         shard: usize,
+        now: Time,
         counters: Counters,
         is_drained: bool,
         replicas: impl Iterator<Item = ReplicaReport>,
@@ -72,8 +97,9 @@ impl Board {
         place.requests.store(counters.requests, Ordering::Relaxed);
         place.refused.store(counters.refused, Ordering::Relaxed);
         let mut published = lock(&place.replicas);
-        published.clear();
-        published.extend(replicas);
+        published.at = now;
+        published.replicas.clear();
+        published.replicas.extend(replicas);
         drop(published);
         place.is_drained.store(is_drained, Ordering::Release);
     }
@@ -82,6 +108,15 @@ impl Board {
     pub(crate) fn announce(&self) {
         *lock(&self.changes) += 1;
         self.changed.notify_all();
+        if let Some(bell) = self.bell.get() {
+            // A bell that cannot ring is rung already.
+            let _ = rustix::io::write(&**bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// From now on every announcement rings this bell too. There is one.
+    pub(crate) fn set_bell(&self, bell: Arc<OwnedFd>) {
+        let _ = self.bell.set(bell);
     }
 
     /// Waits until `is_so`, at most for `patience`; whether it came to be.
@@ -101,7 +136,13 @@ impl Board {
 
     /// The lines of all replicas.
     pub(crate) fn replicas(&self) -> Vec<ReplicaReport> {
-        self.shards.iter().flat_map(|shard| lock(&shard.replicas).clone()).collect()
+        let now = clock::now();
+        self.shards.iter().flat_map(|shard| lock(&shard.replicas).as_of(now)).collect()
+    }
+
+    /// The lines of one shard's replicas.
+    pub(crate) fn replicas_of(&self, shard: ShardId) -> Vec<ReplicaReport> {
+        lock(&self.shards[usize::from(shard.0)].replicas).as_of(clock::now())
     }
 
     /// Whether every shard has drained.
@@ -214,7 +255,7 @@ mod tests {
         let board = Board::new(1, ConnectionBounds::WIDEST);
         let other = Arc::clone(&board);
         let thread = std::thread::spawn(move || {
-            other.publish(0, Counters::default(), true, std::iter::empty());
+            other.publish(0, Time::default(), Counters::default(), true, std::iter::empty());
             other.announce();
         });
         assert!(board.wait(Duration::from_secs(10), Board::is_drained));

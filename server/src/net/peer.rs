@@ -1,8 +1,8 @@
 //! A stream between two servers, for one shard of one group: both its ends.
 //!
 //! ```text
-//!   Dialled (primary):    PEER-HELLO out,  PEER-WELCOME in,   then batches out, acks in
-//!   Accepted (secondary): PEER-HELLO in,   PEER-WELCOME out,  then batches in,  acks out
+//!   Dialled (primary, or handing over):   PEER-HELLO out,  PEER-WELCOME in,  then batches
+//!   Accepted (secondary, candidate, ...): PEER-HELLO in,   PEER-WELCOME out, then batches
 //! ```
 //!
 //! A state machine over bytes. What goes out after the welcome is not its business: the shard pumps
@@ -84,7 +84,7 @@ impl Peer {
             let stage = match self.input.next_frame() {
                 Ok(Some(frame)) => take_frame(now, self.id, self.stage, service, frame),
                 Ok(None) => break,
-                Err(error) => return self.fail(now, service, &error.to_string()),
+                Err(error) => return self.fail(now, service, &error.to_string().into()),
             };
             took_frames = true;
             match stage {
@@ -92,7 +92,7 @@ impl Peer {
                     self.stage = stage;
                     self.input.set_rules(STREAM_RULES);
                 }
-                Err(reason) => return self.fail(now, service, &reason),
+                Err(end) => return self.fail(now, service, &end),
             }
         }
         if !self.input.is_partial() {
@@ -120,20 +120,36 @@ impl Peer {
     }
 
     /// Ends a stream whose bytes make no sense, in words where the other end reads them.
-    fn fail(&mut self, now: Time, service: &mut Service, reason: &str) {
-        service.count_refused(now, "peer stream", reason);
+    fn fail(&mut self, now: Time, service: &mut Service, end: &End) {
+        if let Some(words) = &end.words {
+            service.count_refused(now, "peer stream", words);
+        }
         if !matches!(self.stage, Stage::AwaitsWelcome(_)) {
             let reason = match self.stage {
                 Stage::AwaitsHello => PeerRefusalReason::Stranger,
                 _ => PeerRefusalReason::BrokenStream,
             };
-            let refusal = PeerRefusal { reason, view: None };
+            let refusal = end.refusal.unwrap_or(PeerRefusal { reason, view: None });
             service.outputs.append(self.id, |bytes| refusal.write(bytes));
         }
         if let Some(output) = service.outputs.get(self.id) {
             output.close_after_last_words(now);
         }
         service.outputs.mark_dirty(self.id);
+    }
+}
+
+/// Why a stream must end.
+struct End {
+    /// What the other end is told, if the stage alone does not say it.
+    refusal: Option<PeerRefusal>,
+    /// What is counted as malformed; a stream of an older view is not.
+    words: Option<String>,
+}
+
+impl From<String> for End {
+    fn from(words: String) -> End {
+        End { refusal: None, words: Some(words) }
     }
 }
 
@@ -144,7 +160,7 @@ fn take_frame(
     stage: Stage,
     service: &mut Service,
     frame: Frame<'_>,
-) -> Result<Stage, String> {
+) -> Result<Stage, End> {
     match (stage, frame.opcode) {
         (Stage::AwaitsHello, peer_opcode::PEER_HELLO) => {
             let hello = PeerHello::read(frame.body).map_err(|error| error.to_string())?;
@@ -172,23 +188,35 @@ fn take_frame(
         }
         (Stage::AwaitsWelcome(group) | Stage::Streams(group), peer_opcode::PEER_REFUSAL) => {
             let refusal = PeerRefusal::read(frame.body).map_err(|error| error.to_string())?;
+            service.on_peer_refusal(now, group, id, &refusal);
+            let is_known = matches!(
+                refusal.reason,
+                PeerRefusalReason::OldView | PeerRefusalReason::HandedOver
+            );
             let newer = refusal.view.map_or(String::new(), |view| {
                 format!("; it has view {} of the group", view.version)
             });
-            Err(format!("the stream of group {group} was refused: {}{newer}", refusal.reason))
+            let words =
+                format!("the stream of group {group} was refused: {}{newer}", refusal.reason);
+            Err(End { refusal: None, words: (!is_known).then_some(words) })
         }
         (Stage::Streams(group), peer_opcode::BATCH) => {
             let batch = BatchReader::new(frame.body).map_err(|error| error.to_string())?;
             for message in batch {
                 let message = message.map_err(|error| error.to_string())?;
-                service.on_peer_message(now, group, &message)?;
+                let taken = service.on_peer_message(now, group, id, &message);
+                taken.map_err(|(refusal, words)| {
+                    let is_old = refusal.reason == PeerRefusalReason::OldView;
+                    End { refusal: Some(refusal), words: (!is_old).then_some(words) }
+                })?;
             }
             Ok(stage)
         }
         (_, opcode) => Err(format!(
             "opcode {opcode:#04x} has no place here in a stream between servers; \
              supported: PEER-HELLO first, then BATCH"
-        )),
+        )
+        .into()),
     }
 }
 

@@ -131,7 +131,7 @@ fn a_new_stream_replaces_the_old_one() {
     assert_eq!(pair.secondary.fate(pair.accepted), Fate::Close);
     assert_eq!(pair.secondary.fate(newer), Fate::Read);
     pair.secondary.close(NOW, pair.accepted);
-    let connected = |shard: &Shard| shard.service.reports().any(|report| report.connected);
+    let connected = |shard: &Shard| shard.service.reports(NOW).any(|report| report.connected);
     assert!(connected(&pair.secondary), "the end of the old one took the new one down");
     pair.secondary.close(NOW, newer);
     assert!(!connected(&pair.secondary));

@@ -367,6 +367,7 @@ impl Engine {
         if has_news {
             self.publish();
             self.board.announce();
+            self.dial_due(now);
             self.dial_when_due(now);
         }
     }
@@ -413,7 +414,9 @@ impl Engine {
         let shard = self.shard.borrow();
         let service = &shard.service;
         let place = usize::from(self.here.0);
-        self.board.publish(place, service.counters(), service.is_drained(), service.reports());
+        let now = clock::now();
+        let reports = service.reports(now);
+        self.board.publish(place, now, service.counters(), service.is_drained(), reports);
     }
 
     /// Closes the connections that missed a deadline.

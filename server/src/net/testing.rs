@@ -143,14 +143,14 @@ impl Pair {
     pub(crate) fn joined() -> Pair {
         let mut primary = shard(0);
         let address = "127.0.0.1:1".parse().unwrap();
-        primary.service.install(NOW, view(), address).unwrap();
+        primary.service.install(NOW, view(), Some(address)).unwrap();
         assert_eq!(primary.due_dials(NOW).len(), 1);
         let dialled = primary.open_stream(NOW, GROUP);
         let mut secondary = shard(1);
         let accepted = secondary.adopt(NOW, Port::Servers, &[]);
         let mut pair = Pair { primary, secondary, dialled, accepted };
         pair.exchange();
-        assert!(pair.primary.service.reports().any(|report| report.connected));
+        assert!(pair.primary.service.reports(NOW).any(|report| report.connected));
         pair
     }
 
