@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand};
+use kv_core::cluster::DoubleFault;
 use kv_protocol::limits::MAX_SHARDS;
 
 /// The longest silence that may be configured: beyond it a dead server would go unnoticed.
@@ -52,6 +53,11 @@ pub(crate) struct Args {
     /// Seconds (fractions allowed) without a heartbeat after which a server counts as down.
     #[arg(short = 't', long, value_name = "SECONDS", default_value = "0.5", value_parser = parse_silence)]
     pub(crate) timeout: Duration,
+
+    /// What to do when a second server is gone before the first is back: `shutdown` stops the cluster
+    /// with dumps, `isolate` goes on without what is lost.
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
+    pub(crate) on_double_fault: OnDoubleFault,
 
     /// Directory for the files of the coordinator and of the servers on this machine: logs, dumps,
     /// the lock. Made if it does not exist.
@@ -105,6 +111,25 @@ pub(crate) struct Args {
     /// Prints this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
+}
+
+/// What to do about a second fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum OnDoubleFault {
+    /// Every living server dumps its tables and exits.
+    #[default]
+    Shutdown,
+    /// Every group goes on by itself; those without a holder are LOST.
+    Isolate,
+}
+
+impl From<OnDoubleFault> for DoubleFault {
+    fn from(policy: OnDoubleFault) -> DoubleFault {
+        match policy {
+            OnDoubleFault::Shutdown => DoubleFault::Shutdown,
+            OnDoubleFault::Isolate => DoubleFault::Isolate,
+        }
+    }
 }
 
 /// What else `coord` does.

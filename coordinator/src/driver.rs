@@ -9,16 +9,19 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::cluster::{
-    Cluster, ClusterConfig, DownCause, Effect, KillReason, LinkId, StopOutcome, StopPhase,
+    Cluster, ClusterConfig, DownCause, DurableState, Effect, KillReason, LinkId, StopOutcome,
+    StopPhase,
 };
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::control_message::{Order, Started};
 use kv_protocol::limits::DRAIN_DEADLINE;
-use kv_protocol::{BootId, ClusterId, Epoch, Incarnation, Member, ServerId, Time};
+use kv_protocol::{BootId, ClusterId, Epoch, Member, Peer, ServerId, Time, View};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
@@ -31,16 +34,25 @@ use crate::spawn::local::LocalServer;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, server_arguments};
 use crate::survey::MAX_SSH_AT_ONCE;
-use crate::{Failure, clients, clock, links, listener, orders, random, stop};
+use crate::{Failure, clients, clock, links, listener, orders, random, stop, store};
 
 /// How long the whole start may take, from the first process to the last stream.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Descriptors that the process needs beside connections.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
+/// How long a store that failed waits before it is tried again.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
 /// What all tasks share.
 pub(crate) struct Driver {
     cluster: RefCell<Cluster>,
+    /// What the brain wants done before any input.
+    first: RefCell<Vec<Effect>>,
+    /// Where the brain's memory is stored.
+    dir: PathBuf,
+    /// How many ssh there may be at once.
+    turn: Rc<Semaphore>,
     plan: Plan,
     console: Console,
     /// The servers' hosts as the cluster file writes them, in ring order.
@@ -96,7 +108,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let driver = Rc::new(Driver::new(&args, plan, console, ready, ports)?);
     tokio::task::spawn_local(clients::serve(Rc::clone(&driver), clients));
     tokio::task::spawn_local(links::serve(Rc::clone(&driver), servers));
-    driver.spawn_all();
+    driver.begin();
     main_loop(&driver, &mut reasons).await.inspect_err(log)
 }
 
@@ -168,21 +180,24 @@ impl Driver {
         ports: Ports,
     ) -> Result<Driver, Failure> {
         let count = plan.file.servers.len();
-        let mut incarnations = Vec::new();
-        for _ in 0..count {
-            incarnations.push(Incarnation(random::nonzero_u64()?));
-        }
+        let servers = plan.file.count();
         let config = ClusterConfig {
             cluster: ClusterId(random::nonzero_u128()?),
             epoch: Epoch { number: 1, boot: BootId(random::nonzero_u64()?) },
+            servers,
             shards: plan.shards,
-            incarnations,
+            seed: random::nonzero_u64()?,
+            on_double_fault: args.on_double_fault.into(),
             silence: args.timeout,
             start_patience: START_PATIENCE,
             stop_patience: DRAIN_DEADLINE,
         };
+        let mut first = Vec::new();
         Ok(Driver {
-            cluster: RefCell::new(Cluster::new(clock::now(), config)),
+            cluster: RefCell::new(Cluster::found(clock::now(), config, &mut first)),
+            first: RefCell::new(first),
+            dir: args.dir.clone(),
+            turn: Rc::new(Semaphore::new(MAX_SSH_AT_ONCE)),
             hosts: plan.file.servers.iter().map(|line| line.host.to_string()).collect(),
             plan,
             console,
@@ -226,6 +241,9 @@ impl Driver {
 
     /// Where the orders to a server go from now on.
     pub(crate) fn set_orders(&self, member: Member, sender: Option<mpsc::Sender<Order>>) {
+        if self.cluster().member(member.server) != member {
+            return;
+        }
         self.orders.borrow_mut()[index(member)] = sender;
     }
 
@@ -249,6 +267,23 @@ impl Driver {
             }
             Effect::Order { to, order } => self.send(to, order),
             Effect::Kill { member, reason } => self.kill(member, reason),
+            Effect::Store { number, state } => {
+                tokio::task::spawn_local(Rc::clone(self).store(number, state));
+            }
+            Effect::Spawn { member } => self.spawn(member),
+            Effect::ViewChanged { before, view } => self.tell_view(&before, &view),
+            Effect::Recovery { server, step } => self.tell_step(server, step),
+            Effect::KeepsFailing { server } => self.console.warn(&format!(
+                "server {server} could not be replaced three times in a row; it is tried on, with \
+                 pauses of up to 10 s; see its log"
+            )),
+            Effect::Unanswered { group } => self.console.warn(&format!(
+                "the two holders of group {group} do not hear each other, and neither answers \
+                 here; nothing is changed; check the network between the hosts"
+            )),
+            Effect::DoubleFault { first, second } => self.console.warn(&format!(
+                "server {second} is gone before server {first} was back: a second fault"
+            )),
             Effect::Serving => self.serve(),
             Effect::StartFailed { server, reason } => self.fail(server, reason.to_string()),
             Effect::Down { member, cause } => self.tell_down(member, cause),
@@ -269,6 +304,64 @@ impl Driver {
             Effect::Stopped(outcome) => *self.outcome.borrow_mut() = Some(outcome),
             other => tracing::debug!("{other:?}"),
         }
+    }
+
+    /// Makes the brain's memory durable, however often it takes; nobody is told meanwhile.
+    async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
+        let state: Arc<DurableState> = Arc::new(*state);
+        loop {
+            let (dir, state) = (self.dir.clone(), Arc::clone(&state));
+            let stored = tokio::task::spawn_blocking(move || store::store(&dir, &state)).await;
+            match stored {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) => self.console.warn(&format!("store the state: {error}")),
+                Err(error) => self.console.warn(&format!("store the state: {error}")),
+            }
+            tokio::time::sleep(STORE_PAUSE).await;
+        }
+        self.input(|cluster, now, sink| cluster.on_stored(now, number, sink));
+    }
+
+    fn tell_view(&self, before: &View, view: &View) {
+        let name = |member: Option<Member>| {
+            member.map_or("nobody".to_owned(), |member| format!("server {}", member.server))
+        };
+        let other = match view.peer {
+            Peer::None => "alone".to_owned(),
+            Peer::Secondary(member) => format!("with secondary {}", member.server),
+            Peer::Candidate(member) => format!("copying to {}", member.server),
+        };
+        tracing::info!(
+            "group {}: view {} -> {}: {} {other}{}",
+            view.group,
+            before.version,
+            view.version,
+            name(view.primary),
+            if view.handover { ", by hand-over" } else { "" }
+        );
+        if view.primary.is_none() {
+            self.console.warn(&format!(
+                "group {} is LOST: no holder is left; its keys are answered LOST",
+                view.group
+            ));
+        }
+    }
+
+    fn tell_step(&self, server: ServerId, step: Option<u8>) {
+        let Some(step) = step else {
+            self.console
+                .say(&format!("server {server} is back: its groups have two copies, at home"));
+            return;
+        };
+        let what = match step {
+            0 => "its groups go on without it",
+            1 => "a new process takes its place",
+            2 => "it becomes candidate in its groups",
+            3 => "its primary table is copied to it (UPDATE-PRIMARY)",
+            4 => "its secondary table is copied to it (UPDATE-SECONDARY)",
+            _ => "its group is handed back (SET-SECONDARY, SWITCH-PRIMARY)",
+        };
+        self.console.say(&format!("server {server}, step {step}: {what}"));
     }
 
     fn send(&self, to: Member, order: Order) {
@@ -340,8 +433,8 @@ impl Driver {
         self.failure.borrow_mut().get_or_insert((server, reason));
     }
 
-    /// Starts every server; the first that cannot be started ends the start.
-    fn spawn_all(self: &Rc<Driver>) {
+    /// Does what the brain wants done before any input: the first store, on which all else follows.
+    fn begin(self: &Rc<Driver>) {
         let plan = &self.plan;
         let (file, dir) = (&plan.file, plan.dir.display());
         let host = plan.routes[0].coordinator;
@@ -353,25 +446,36 @@ impl Driver {
             if plan.shards == 1 { "" } else { "s" },
             self.ports.servers
         ));
-        let turn = Rc::new(Semaphore::new(MAX_SSH_AT_ONCE));
-        for line in &file.servers {
-            let member = self.cluster().member(line.id);
-            let cluster = self.cluster().config().cluster;
-            let arguments = server_arguments(plan, line, cluster, member, self.ports.servers);
-            self.commands.borrow_mut()[index(member)] = command_line(plan, line, &arguments);
-            let begun = self.failure.borrow().is_none();
-            let spawned = match line.host {
-                _ if !begun => Err("not started any more".into()),
-                Host::Local => self.spawn_local(line, member, &arguments),
-                Host::Ssh { .. } => {
-                    self.spawn_remote(line, member, arguments, Rc::clone(&turn));
-                    Ok(())
-                }
-            };
-            if let Err(reason) = spawned {
-                self.fail(line.id, reason);
-                self.input(|cluster, now, sink| cluster.on_exited(now, member, sink));
+        for effect in self.first.take() {
+            self.carry_out(effect);
+        }
+    }
+
+    /// Starts a process at its place of the ring. After the first that cannot be started, a start
+    /// goes no further.
+    fn spawn(self: &Rc<Driver>, member: Member) {
+        let line = &self.plan.file.servers[index(member)];
+        let cluster = self.cluster().config().cluster;
+        let arguments = server_arguments(&self.plan, line, cluster, member, self.ports.servers);
+        self.commands.borrow_mut()[index(member)] = command_line(&self.plan, line, &arguments);
+        self.exits.borrow_mut()[index(member)] = None;
+        let begun = self.failure.borrow().is_none();
+        let spawned = match line.host {
+            _ if !begun => Err("not started any more".into()),
+            Host::Local => self.spawn_local(line, member, &arguments),
+            Host::Ssh { .. } => {
+                self.spawn_remote(line, member, arguments, Rc::clone(&self.turn));
+                Ok(())
             }
+        };
+        if let Err(reason) = spawned {
+            tracing::error!("server {}: {reason}", line.id);
+            if !self.cluster().has_served() {
+                self.fail(line.id, reason.clone());
+            }
+            // The brain hears of it when it has said all it has to say now.
+            let (driver, exit) = (Rc::clone(self), Exit { how: reason, last_words: None });
+            tokio::task::spawn_local(async move { driver.exited(member, exit) });
         }
     }
 
@@ -419,7 +523,9 @@ impl Driver {
 
     fn exited(self: &Rc<Driver>, member: Member, exit: Exit) {
         tracing::info!("server {}: {}", member.server, exit.how);
-        self.exits.borrow_mut()[index(member)] = Some(exit);
+        if self.cluster().member(member.server) == member {
+            self.exits.borrow_mut()[index(member)] = Some(exit);
+        }
         self.input(|cluster, now, sink| cluster.on_exited(now, member, sink));
     }
 
@@ -442,6 +548,12 @@ impl Driver {
             self.console.warn(&format!("killed before it had ended by itself: server {names}"));
         }
         let mut lost = Vec::new();
+        if let Some((first, second)) = outcome.double_fault {
+            lost.push(format!(
+                "because server {second} was gone before server {first} was back; the dumps of the \
+                 living servers are in their directories"
+            ));
+        }
         if !outcome.unproven.is_empty() {
             lost.push(format!("these servers may still run: {}", name(&outcome.unproven)));
         }

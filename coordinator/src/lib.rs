@@ -30,6 +30,7 @@ mod random;
 mod ready;
 mod spawn;
 mod stop;
+mod store;
 mod survey;
 mod table;
 

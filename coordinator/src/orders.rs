@@ -24,8 +24,8 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Orders on their way to one server. The brain has at most five outstanding.
-const MAX_QUEUED: usize = 32;
+/// Orders on their way to one server. The brain has a few outstanding for each of its groups.
+const MAX_QUEUED: usize = 64;
 
 /// Why a connection for orders ended, or did not come to be.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ enum OrdersError {
 /// Keeps the connection until the process it leads to has exited.
 pub(crate) async fn keep(driver: Rc<Driver>, member: Member, address: SocketAddr) {
     let mut pause = FIRST_PAUSE;
-    while !driver.cluster().has_exited(member.server) {
+    while driver.cluster().may_run(member) {
         match connect(&driver, member, address).await {
             Ok(connection) => {
                 pause = FIRST_PAUSE;

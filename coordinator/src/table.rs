@@ -10,7 +10,7 @@ use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::Member;
 use kv_protocol::limits::MAX_ANSWER_BODY;
 use kv_protocol::map::ServerState;
-use kv_protocol::status::{ClusterState, ClusterStatus, GroupStatus, ServerStatus};
+use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus, ServerStatus};
 use kv_protocol::{ClientId, ClusterId, ShardId};
 
 use crate::Failure;
@@ -153,7 +153,10 @@ fn servers_table(servers: &[ServerStatus]) -> Table {
         table.add_row([
             server.id.to_string(),
             printable(&server.host),
-            state(server.state).into(),
+            match server.recovery_step {
+                Some(step) => format!("{}, step {step}", state(server.state)),
+                None => state(server.state).into(),
+            },
             text(&server.clients),
             server.pid.map_or("-".into(), |pid| pid.to_string()),
             counted(server.primary_entries.to_string()),
@@ -169,7 +172,7 @@ fn servers_table(servers: &[ServerStatus]) -> Table {
 
 fn groups_table(groups: &[GroupStatus]) -> Table {
     let mut table =
-        table(&["group", "view", "primary", "secondary", "copies", "entries", "bytes"], 4);
+        table(&["group", "view", "primary", "secondary", "state", "copies", "entries", "bytes"], 5);
     let holder = |member: Option<Member>| {
         member.map_or("-".into(), |member: Member| format!("server {}", member.server))
     };
@@ -178,13 +181,27 @@ fn groups_table(groups: &[GroupStatus]) -> Table {
             group.group.to_string(),
             group.view.to_string(),
             holder(group.primary),
-            holder(group.secondary),
+            match group.candidate {
+                Some(candidate) => format!("copying to {}", candidate.server),
+                None => holder(group.secondary),
+            },
+            condition(group.condition).into(),
             group.copies.to_string(),
             group.entries.to_string(),
             bytes(group.bytes),
         ]);
     }
     table
+}
+
+fn condition(condition: GroupCondition) -> &'static str {
+    match condition {
+        GroupCondition::Starting => "starting",
+        GroupCondition::Whole => "whole",
+        GroupCondition::Degraded => "degraded",
+        GroupCondition::Unreachable => "UNREACHABLE",
+        GroupCondition::Lost => "LOST",
+    }
 }
 
 fn state(state: ServerState) -> &'static str {
@@ -241,6 +258,7 @@ mod tests {
             requests: 5,
             refused: 6,
             heartbeat_age_ms: (id != 1).then_some(42),
+            recovery_step: None,
         };
         let member = |id| Some(Member { server: ServerId(id), incarnation: Incarnation(1) });
         ClusterStatus {
@@ -258,6 +276,8 @@ mod tests {
                 view: ViewVersion(1),
                 primary: member(0),
                 secondary: None,
+                candidate: member(1),
+                condition: GroupCondition::Degraded,
                 copies: 1,
                 entries: 99,
                 bytes: 1_536,
@@ -276,6 +296,7 @@ mod tests {
         assert!(up.contains("123456"), "{up}");
         assert!(up.contains("127.0.0.1:7000") && up.contains("15.9 EiB") && up.contains("42 ms"));
         let group = row("server 0");
+        assert!(group.contains("copying to 1") && group.contains("degraded"), "{group}");
         assert!(group.contains("99") && group.contains("1.5 KiB"), "{group}");
     }
 

@@ -314,7 +314,7 @@ impl Cluster {
     }
 
     /// Whether the cluster has ever served.
-    fn has_served(&self) -> bool {
+    pub fn has_served(&self) -> bool {
         self.start == Start::Done
     }
 }
@@ -632,6 +632,11 @@ impl Cluster {
     /// Whether the process of a server is proven to have ended.
     pub fn has_exited(&self, server: ServerId) -> bool {
         self.server(server).exited
+    }
+
+    /// Whether this very process may still run.
+    pub fn may_run(&self, member: Member) -> bool {
+        !self.is_dead(member)
     }
 
     fn server(&self, id: ServerId) -> &Server {

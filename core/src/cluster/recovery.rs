@@ -48,7 +48,7 @@ impl Cluster {
         if copies(predecessors) {
             return Some(4);
         }
-        let is_home = own.primary == Some(member) && self.is_confirmed(own);
+        let is_home = own.primary == Some(member) && (!own.handover || self.is_confirmed(own));
         (!is_home && !is_lost(own)).then_some(5)
     }
 
