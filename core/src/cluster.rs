@@ -517,7 +517,7 @@ impl Cluster {
         let again = self.note_stop_report(now, member.server, &order, done);
         match &order.kind {
             OrderKind::View(view) => self.note_view_report(now, member.server, view, done),
-            OrderKind::Probe if done => self.note_probe(&order),
+            OrderKind::Probe if done => self.note_probe(now, &order),
             _ => {}
         }
         if let Err(reason) = report.outcome {

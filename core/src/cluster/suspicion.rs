@@ -5,9 +5,14 @@
 //!        |                                      every shard heard it within 250 ms -> nothing
 //!        +------------------------------------> otherwise                           -> Gone
 //!
-//!   a member says that the other is silent,     PROBE the primary; answered -> the other is Gone
-//!   but both report here                        no answer: PROBE the other; answered -> primary Gone
+//!   a member says that the other is silent,     PROBE the primary; no answer: PROBE the other
+//!   but both report here                        answered, and both heartbeats after that still
+//!                                               tell the same -> the other one is Gone
 //! ```
+//!
+//! The second look matters: a member that was asleep answers as soon as it wakes, and until its stream
+//! stands again the other one's last heartbeat still complains. To drop that other one then would leave
+//! the group with the weaker of the two.
 //!
 //! A sole holder is never judged: it is UNREACHABLE until it is heard, or proven dead.
 
@@ -31,6 +36,8 @@ pub(super) enum Inquiry {
     Asked { who: Member, order: OrderId, until: Time },
     /// The primary did not answer, and the other is asked.
     AskedOther { who: Member, order: OrderId, until: Time },
+    /// One has answered; does the complaint last?
+    Answered { gone: Member, at: Time },
     /// The member that must go: the other one has answered.
     Judged { gone: Member },
 }
@@ -39,7 +46,7 @@ impl Inquiry {
     fn until(self) -> Option<Time> {
         match self {
             Inquiry::Asked { until, .. } | Inquiry::AskedOther { until, .. } => Some(until),
-            Inquiry::None | Inquiry::Judged { .. } => None,
+            Inquiry::None | Inquiry::Answered { .. } | Inquiry::Judged { .. } => None,
         }
     }
 }
@@ -136,9 +143,26 @@ impl Cluster {
                     self.groups[n].inquiry = Inquiry::None;
                     sink.push(Effect::Unanswered { group: GroupId(view.group.0) });
                 }
+                Inquiry::Answered { gone, at } if self.have_beaten_since(&view, at) => {
+                    self.groups[n].inquiry = match self.is_complained_of(&view) {
+                        true => Inquiry::Judged { gone },
+                        false => Inquiry::None,
+                    };
+                }
                 _ => {}
             }
         }
+    }
+
+    /// Whether both members of a view have sent a heartbeat after this; if one cannot any more, there is
+    /// nothing to wait for.
+    fn have_beaten_since(&self, view: &View, at: Time) -> bool {
+        let members = [view.primary, view.other()];
+        members.into_iter().flatten().all(|member| {
+            let server = self.server(member.server);
+            let beaten = server.heartbeat.as_ref().is_some_and(|(beat, _)| *beat > at);
+            beaten || self.is_dead(member) || !server.is_up()
+        })
     }
 
     fn probe(&mut self, now: Time, who: Member, sink: &mut Vec<Effect>) -> (OrderId, Time) {
@@ -149,7 +173,7 @@ impl Cluster {
     }
 
     /// A member has answered a probe: it receives, so the other one of the view goes.
-    pub(super) fn note_probe(&mut self, order: &Order) {
+    pub(super) fn note_probe(&mut self, now: Time, order: &Order) {
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
             let (Inquiry::Asked { who, order: asked, .. }
@@ -162,9 +186,8 @@ impl Cluster {
                     true => view.secondary(),
                     false => view.primary,
                 };
-                let judged = gone.filter(|_| self.is_complained_of(&view));
                 self.groups[n].inquiry =
-                    judged.map_or(Inquiry::None, |gone| Inquiry::Judged { gone });
+                    gone.map_or(Inquiry::None, |gone| Inquiry::Answered { gone, at: now });
             }
         }
     }

@@ -100,20 +100,42 @@ fn of_two_that_do_not_hear_each_other_the_primary_stays_if_it_answers() {
     probes.sort();
     assert_eq!(probes, [(C, "PROBE"), (A, "PROBE")]);
     world.report(A, Ok(0));
+    assert_eq!(world.view(1), (Some(1), Some(2), 1), "the complaint may be over by now");
+    world.pass(Duration::from_millis(50), &[A, B, C]);
     // B is out, and as it lives it may come back with an empty table.
     assert_eq!(world.view(1), (Some(1), Some(2), 3));
     assert_eq!(world.cluster.views()[1].secondary(), None);
     assert!(world.ordered().contains(&(B, "LEAVE")));
     world.report(C, Ok(0));
+    world.pass(Duration::from_millis(50), &[A, B, C]);
     assert_eq!(world.cluster.views()[0].secondary(), None);
     assert!(kills(&world.take()).is_empty(), "whoever lives is not killed");
+}
+
+#[test]
+fn a_member_that_was_asleep_and_answers_again_costs_the_other_nothing() {
+    let mut world = World::serving(3);
+    world.unheard = vec![A];
+    for _ in 0..4 {
+        for id in [A, B, C] {
+            world.beat(id);
+        }
+        world.now = world.now + Duration::from_millis(50);
+        world.cluster.on_timeout(world.now, &mut world.effects);
+    }
+    assert!(world.ordered().contains(&(A, "PROBE")));
+    world.report(A, Ok(0));
+    // The stream stands again.
+    world.unheard.clear();
+    world.pass(SILENCE, &[A, B, C]);
+    assert_eq!(world.view(1), (Some(1), Some(2), 1));
 }
 
 #[test]
 fn a_primary_that_does_not_answer_gives_way_to_a_secondary_that_does() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
-    for _ in 0..30 {
+    for _ in 0..60 {
         for id in [A, B, C] {
             world.beat(id);
         }

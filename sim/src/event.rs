@@ -1,0 +1,116 @@
+//! What happens at some true time, in order.
+
+use std::cmp::Ordering;
+use std::net::SocketAddr;
+
+use kv_core::cluster::Effect;
+use kv_protocol::Member;
+use kv_protocol::ids::GroupId;
+
+use crate::network::{Actor, ConnectionNumber};
+
+/// What happens.
+#[derive(Debug)]
+pub enum Happening {
+    /// Bytes come to an end of a connection.
+    Arrive(ConnectionNumber, usize, Vec<u8>),
+    /// An end learns that its connection is over.
+    End(ConnectionNumber, usize),
+    /// A dial comes to its address, or to nobody.
+    Dial {
+        /// Who dials.
+        from: Actor,
+        /// Whom.
+        to: Target,
+        /// What for.
+        purpose: Purpose,
+    },
+    /// A dial has failed.
+    DialFailed(Actor, Purpose),
+    /// An executor wakes up.
+    WakeShard(usize, usize),
+    /// A process beats, or tries its link again.
+    Beat(usize),
+    /// The coordinator wakes up by time.
+    WakeCoordinator(u64),
+    /// The store of this number is on the disk of the coordinator of this term.
+    Stored(u64, u64),
+    /// A process that was spawned runs.
+    Spawned(Member),
+    /// A process is killed.
+    Killed(Member),
+    /// The coordinator of this term learns that a process has ended.
+    Proof(u64, Member),
+    /// The coordinator of this term dials a process for orders.
+    DialOrders(u64, Member, SocketAddr),
+    /// The dead coordinator is followed by another.
+    RestartCoordinator,
+    /// A paused process, or the paused coordinator, goes on.
+    Resume(Option<usize>),
+    /// A client wakes up.
+    WakeClient(usize),
+    /// The answer to a client's question for the map.
+    Map(usize, Box<kv_protocol::map::Map>),
+    /// A question for the map comes to the coordinator.
+    AskMap(usize),
+    /// The next fault is thought of.
+    Nemesis,
+    /// What was cut is healed.
+    Heal,
+    /// Effects of the brain that wait for the end of a pause.
+    Effects(u64, Vec<Effect>),
+}
+
+/// Whom a dial means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The coordinator, whoever that is.
+    Coordinator,
+    /// The executor of this number at the process of this address.
+    Process(SocketAddr, usize),
+    /// The port for orders of the process of this address.
+    Orders(SocketAddr),
+}
+
+/// What a dial is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A process's heartbeats; the number of the try.
+    Link(u64),
+    /// A group's stream.
+    Stream(GroupId),
+    /// The coordinator's orders to this process.
+    Orders(Member),
+}
+
+/// A happening and its time; equal times go by the order in which they were made.
+#[derive(Debug)]
+pub struct Event {
+    /// True time, in nanoseconds.
+    pub at: u64,
+    /// Makes the order total.
+    pub number: u64,
+    /// What.
+    pub happening: Happening,
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Event) -> bool {
+        (self.at, self.number) == (other.at, other.number)
+    }
+}
+
+impl Eq for Event {}
+
+impl PartialOrd for Event {
+    fn partial_cmp(&self, other: &Event) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Event {
+    /// The earliest is the greatest, for a heap.
+    fn cmp(&self, other: &Event) -> Ordering {
+        (other.at, other.number).cmp(&(self.at, self.number))
+    }
+}

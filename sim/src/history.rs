@@ -1,0 +1,181 @@
+//! What clients saw of one key, and whether one register explains it.
+
+use std::time::Duration;
+
+use porcupine_rs::{CheckResult, Model, Operation, check_operations_timeout};
+
+/// Unique values: no two writes of a run write the same one.
+pub type Value = u64;
+
+/// What was asked of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// Its value.
+    Read,
+    /// To have this value.
+    Write(Value),
+    /// To be gone.
+    Delete,
+    /// To have this value if it has that one now (`None`: if it is not there).
+    Swap {
+        /// What it must have.
+        old: Option<Value>,
+        /// What it is to have.
+        new: Value,
+    },
+}
+
+/// What was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// The value, or that there is none.
+    Value(Option<Value>),
+    /// Done; or, for DELETE, that there was nothing.
+    Done {
+        /// Whether it changed anything.
+        changed: bool,
+    },
+    /// Nobody knows.
+    InDoubt,
+}
+
+/// One operation of one client.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The process number; never reused after an operation in doubt.
+    pub client: u32,
+    /// True times, in nanoseconds; `i64::MAX` for an end in doubt.
+    pub start: i64,
+    /// As above.
+    pub end: i64,
+    /// What was asked.
+    pub asked: Asked,
+    /// What was answered.
+    pub answered: Answered,
+}
+
+/// A key as a register.
+#[derive(Clone, Debug)]
+struct Register;
+
+impl Model for Register {
+    type State = Option<Value>;
+    type Op = (Asked, Answered);
+    type Metadata = ();
+
+    fn init() -> Self::State {
+        None
+    }
+
+    fn step(state: &Self::State, (asked, answered): &Self::Op) -> (bool, Self::State) {
+        match (*asked, *answered) {
+            (Asked::Read, Answered::Value(value)) => (value == *state, *state),
+            (Asked::Read, _) => (true, *state),
+            (Asked::Write(value), _) => (true, Some(value)),
+            (Asked::Delete, Answered::Done { changed }) => (changed == state.is_some(), None),
+            (Asked::Delete, _) => (true, None),
+            (Asked::Swap { old, new }, Answered::Done { changed }) => {
+                (changed == (*state == old), if changed { Some(new) } else { *state })
+            }
+            (Asked::Swap { old, new }, _) => (true, if *state == old { Some(new) } else { *state }),
+        }
+    }
+}
+
+/// Why a history is not one of a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is.
+    Linearizable,
+    /// It cannot be.
+    Illegal,
+    /// The search took too long: as bad as illegal.
+    Unknown,
+}
+
+/// How long one key's search may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Judges the history of one key.
+pub fn judge(history: &[Entry]) -> Verdict {
+    // An operation in doubt that is a read says nothing.
+    let operations: Vec<Operation<Register>> = history
+        .iter()
+        .filter(|entry| !(entry.asked == Asked::Read && entry.answered == Answered::InDoubt))
+        .map(|entry| Operation {
+            client_id: Some(entry.client),
+            call_time: entry.start,
+            return_time: entry.end,
+            op: (entry.asked, entry.answered),
+            metadata: None,
+        })
+        .collect();
+    match check_operations_timeout(&operations, PATIENCE) {
+        CheckResult::Ok => Verdict::Linearizable,
+        CheckResult::Illegal => Verdict::Illegal,
+        _ => Verdict::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(client: u32, start: i64, end: i64, asked: Asked, answered: Answered) -> Entry {
+        Entry { client, start, end, asked, answered }
+    }
+
+    const DONE: Answered = Answered::Done { changed: true };
+
+    fn read(client: u32, start: i64, end: i64, value: Option<Value>) -> Entry {
+        entry(client, start, end, Asked::Read, Answered::Value(value))
+    }
+
+    fn write(client: u32, start: i64, end: i64, value: Value) -> Entry {
+        entry(client, start, end, Asked::Write(value), DONE)
+    }
+
+    #[test]
+    fn reads_that_follow_writes_are_linearizable() {
+        let history = [write(1, 0, 10, 7), read(2, 11, 12, Some(7)), read(1, 1, 2, None)];
+        assert_eq!(judge(&history), Verdict::Linearizable);
+    }
+
+    #[test]
+    fn a_stale_read_is_illegal() {
+        let history = [write(1, 0, 1, 7), write(1, 2, 3, 8), read(2, 4, 5, Some(7))];
+        assert_eq!(judge(&history), Verdict::Illegal);
+    }
+
+    #[test]
+    fn an_acknowledged_write_that_vanishes_is_illegal() {
+        assert_eq!(judge(&[write(1, 0, 1, 7), read(2, 2, 3, None)]), Verdict::Illegal);
+    }
+
+    #[test]
+    fn what_was_read_cannot_be_unread() {
+        let in_doubt = entry(1, 0, i64::MAX, Asked::Write(7), Answered::InDoubt);
+        let history = [in_doubt, read(2, 1, 2, Some(7)), read(2, 3, 4, None)];
+        assert_eq!(judge(&history), Verdict::Illegal);
+        assert_eq!(judge(&history[..2]), Verdict::Linearizable);
+        assert_eq!(judge(&[in_doubt, read(2, 1, 2, None)]), Verdict::Linearizable);
+    }
+
+    #[test]
+    fn a_swap_that_took_effect_twice_is_illegal() {
+        let swap = |client, start, end, old, new| {
+            entry(client, start, end, Asked::Swap { old, new }, DONE)
+        };
+        let history =
+            [swap(1, 0, 1, None, 7), swap(2, 2, 3, Some(7), 8), swap(1, 4, 5, Some(7), 9)];
+        assert_eq!(judge(&history), Verdict::Illegal);
+    }
+
+    #[test]
+    fn a_refused_swap_tells_that_the_value_was_another() {
+        let refused =
+            entry(2, 2, 3, Asked::Swap { old: Some(7), new: 9 }, Answered::Done { changed: false });
+        assert_eq!(judge(&[write(1, 0, 1, 7), refused]), Verdict::Illegal);
+        assert_eq!(judge(&[write(1, 0, 1, 8), refused]), Verdict::Linearizable);
+    }
+}

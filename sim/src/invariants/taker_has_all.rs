@@ -1,0 +1,26 @@
+//! 7: a member that starts to serve has every acknowledged write.
+
+use kv_core::replica::Inspection;
+
+use crate::checks::{Checks, Place};
+use crate::world::Violation;
+
+/// Looks at a replica that has just begun to serve.
+pub fn check(
+    checks: &Checks,
+    process: usize,
+    place: Place,
+    sight: &Inspection,
+) -> Result<(), Violation> {
+    let served = checks.seen.get(&(process, place)).is_some_and(|(_, active)| *active);
+    let acked = checks.acked.get(&place).copied().unwrap_or(0);
+    if sight.state.is_active() && !served && sight.last.0 < acked {
+        let words = format!(
+            "{place:?}: process {process} starts to serve at write {}, though write {acked} was \
+             acknowledged",
+            sight.last
+        );
+        return Err(Violation { invariant: 7, words });
+    }
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! Connections as ordered streams of bytes, and what a network does to them.
+//!
+//! ```text
+//!   send -> delay -> the cut? kept until it is healed, as retransmissions would
+//!                 -> arrives, in order, possibly in pieces
+//!   break -> each end learns of it, at its own time; what is on its way is gone
+//! ```
+//!
+//! Nothing is reordered within a connection; everything may be between two.
+
+use std::collections::VecDeque;
+
+use crate::random::Random;
+
+/// A machine of the network: the servers' places, then the coordinator's, then the clients'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Host(pub usize);
+
+/// Who holds an end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Actor {
+    /// An executor of a server process.
+    Shard {
+        /// The process, by its place in the world's list.
+        process: usize,
+        /// The executor.
+        shard: usize,
+    },
+    /// The process's link to the coordinator, and its port for orders.
+    Node {
+        /// The process.
+        process: usize,
+    },
+    /// The coordinator; its term tells an end of one that died from one of its successor.
+    Coordinator {
+        /// Which.
+        term: u64,
+    },
+    /// A client.
+    Client {
+        /// Which.
+        client: usize,
+    },
+}
+
+/// A connection, by number. Numbers are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionNumber(pub usize);
+
+/// One direction of a connection.
+#[derive(Debug, Default)]
+struct Direction {
+    last_arrival: u64,
+    /// What a cut keeps back.
+    held: VecDeque<Vec<u8>>,
+}
+
+/// A connection between the actor that dialled it (end 0) and the one that accepted it (end 1).
+#[derive(Debug)]
+pub struct Connection {
+    /// Who holds the ends.
+    pub ends: [Actor; 2],
+    hosts: [Host; 2],
+    /// Whether each end still takes part.
+    pub open: [bool; 2],
+    directions: [Direction; 2],
+}
+
+/// All connections, and the cuts between hosts.
+#[derive(Debug)]
+pub struct Network {
+    connections: Vec<Connection>,
+    /// By host that sends and host that receives.
+    cuts: Vec<Vec<bool>>,
+    /// Connections that may hold bytes back, or be told of their end.
+    live: Vec<ConnectionNumber>,
+}
+
+impl Network {
+    /// A network of this many hosts, without connections.
+    pub fn new(hosts: usize) -> Network {
+        Network { connections: Vec::new(), cuts: vec![vec![false; hosts]; hosts], live: Vec::new() }
+    }
+
+    /// A new connection.
+    pub fn connect(&mut self, ends: [Actor; 2], hosts: [Host; 2]) -> ConnectionNumber {
+        let number = ConnectionNumber(self.connections.len());
+        let directions = Default::default();
+        self.connections.push(Connection { ends, hosts, open: [true; 2], directions });
+        self.live.push(number);
+        number
+    }
+
+    /// A connection.
+    pub fn get(&self, number: ConnectionNumber) -> &Connection {
+        &self.connections[number.0]
+    }
+
+    /// Whether an end takes part.
+    pub fn is_open(&self, number: ConnectionNumber, end: usize) -> bool {
+        self.connections[number.0].open[end]
+    }
+
+    /// Whether what one host sends reaches another.
+    pub fn is_cut(&self, from: Host, to: Host) -> bool {
+        self.cuts[from.0][to.0]
+    }
+
+    /// Cuts one way.
+    pub fn cut(&mut self, from: Host, to: Host) {
+        self.cuts[from.0][to.0] = true;
+    }
+
+    /// When bytes sent now arrive at the other end; in order.
+    pub fn arrival(
+        &mut self,
+        random: &mut Random,
+        now: u64,
+        number: ConnectionNumber,
+        from: usize,
+    ) -> u64 {
+        let delay = match random.below(1_000) {
+            0 => random.between(1_000_000, 40_000_000),
+            1..=20 => random.between(200_000, 3_000_000),
+            _ => random.between(15_000, 150_000),
+        };
+        let direction = &mut self.connections[number.0].directions[from];
+        direction.last_arrival = direction.last_arrival.max(now + delay) + 1;
+        direction.last_arrival
+    }
+
+    /// Bytes come to an end: they are given back, unless a cut keeps them or the end is closed.
+    pub fn arrive(
+        &mut self,
+        number: ConnectionNumber,
+        to: usize,
+        bytes: Vec<u8>,
+    ) -> Option<Vec<u8>> {
+        let connection = &mut self.connections[number.0];
+        if !connection.open[to] {
+            return None;
+        }
+        let from = 1 - to;
+        let held = &mut connection.directions[from].held;
+        if self.cuts[connection.hosts[from].0][connection.hosts[to].0] || !held.is_empty() {
+            held.push_back(bytes);
+            return None;
+        }
+        Some(bytes)
+    }
+
+    /// Heals every cut; what was held back, by connection and receiving end, is to be sent on.
+    pub fn heal(&mut self) -> Vec<(ConnectionNumber, usize, Vec<u8>)> {
+        for row in &mut self.cuts {
+            row.fill(false);
+        }
+        let mut released = Vec::new();
+        for &number in &self.live {
+            for from in 0..2 {
+                let held = std::mem::take(&mut self.connections[number.0].directions[from].held);
+                released.extend(held.into_iter().map(|bytes| (number, 1 - from, bytes)));
+            }
+        }
+        released
+    }
+
+    /// An end takes part no more.
+    pub fn close(&mut self, number: ConnectionNumber, end: usize) {
+        let connection = &mut self.connections[number.0];
+        connection.open[end] = false;
+        connection.directions[1 - end].held = VecDeque::new();
+        if connection.open == [false; 2] {
+            self.live.retain(|live| *live != number);
+        }
+    }
+
+    /// The connections of which any end is open and that `matches`.
+    pub fn live(&self, matches: impl Fn(&Connection) -> bool) -> Vec<ConnectionNumber> {
+        self.live.iter().copied().filter(|number| matches(self.get(*number))).collect()
+    }
+}
+
+impl Connection {
+    /// Which end an actor holds.
+    pub fn end_of(&self, actor: Actor) -> usize {
+        usize::from(self.ends[0] != actor)
+    }
+
+    /// The machines at both ends.
+    pub fn hosts(&self) -> [Host; 2] {
+        self.hosts
+    }
+}

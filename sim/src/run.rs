@@ -1,0 +1,35 @@
+//! One seed from beginning to end.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::counts::Counts;
+use crate::world::{Config, Violation, World};
+
+/// What a seed came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// What was done.
+    pub counts: Counts,
+    /// What was broken, and the lines before it.
+    pub failure: Option<(Violation, Vec<String>)>,
+}
+
+/// Runs a seed. A panic of a machine is a broken promise too: number 0.
+pub fn run(config: Config) -> Outcome {
+    let mut world = World::new(config);
+    let result = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {
+        let words = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|words| (*words).to_owned()));
+        let words = words.unwrap_or_else(|| "a panic without words".to_owned());
+        Err(Violation { invariant: 0, words })
+    });
+    world.counts.runs = 1;
+    world.counts.simulated = world.now;
+    let trace = || world.trace.lines().map(str::to_owned).collect();
+    let failure = result.err().map(|violation| (violation, trace()));
+    Outcome { seed: config.seed, counts: world.counts.clone(), failure }
+}
