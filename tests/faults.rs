@@ -6,8 +6,9 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use common::cluster::read_dump;
 use common::load::{check_all, put_all};
-use common::ports::{Ports, VICTIM, fetch_map};
+use common::ports::{Ports, VICTIM};
 use common::process::Signal;
 use common::raw::{request, write_number};
 use common::{Cluster, PATIENCE, poll, process, wait_for, wait_until};
@@ -15,14 +16,10 @@ use kv_client::{Client, Error, OpOptions, Options};
 use kv_protocol::client_message::Operation;
 use kv_protocol::ids::RequestId;
 use kv_protocol::map::ServerState;
-use kv_protocol::status::ClusterState;
+use kv_protocol::status::{ClusterState, GroupCondition};
 
-/// How soon the coordinator has to know of a failure.
-const NOTICED_WITHIN: Duration = Duration::from_millis(1_500);
 /// The deadline of operations that are to fail.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// How much later than their deadline they may end on a busy machine.
-const SLACK: Duration = Duration::from_millis(500);
 /// What an operation on a whole group may take on a busy machine while another group is broken.
 const NORMAL: Duration = Duration::from_millis(500);
 
@@ -41,140 +38,89 @@ fn group_of(cluster: &Cluster, key: &[u8]) -> usize {
     cluster.placement().locate(kv_protocol::Digest::of(key)).0.0.into()
 }
 
-/// Waits until the coordinator says in status, map and log, there in these words, that a server is
-/// not up any more.
+/// Waits until every group is home again with two copies, and the coordinator has nothing to recover.
 #[track_caller]
-fn assert_noticed(cluster: &Cluster, server: usize, words: &str, since: Instant) {
-    let left = NOTICED_WITHIN.saturating_sub(since.elapsed());
-    wait_until("the status to say that the server is down", left, || {
+fn assert_whole_again(cluster: &Cluster) {
+    wait_until("every group to be home again", PATIENCE, || {
         let status = cluster.status();
-        status.servers[server].state == ServerState::Down && status.state == ClusterState::Degraded
+        status.state == ClusterState::Serving
+            && status.servers.iter().all(|server| server.recovery_step.is_none())
+            && status.groups.iter().all(|group| {
+                group.condition == GroupCondition::Whole
+                    && group.primary.map(|member| member.server.0) == Some(group.group.0)
+            })
     });
-    let map = fetch_map(cluster.endpoint().parse().expect("an address"));
-    assert_eq!(map.servers[server].state, ServerState::Down);
-    assert!(map.servers.iter().filter(|s| s.state == ServerState::Up).count() >= 2);
-    let words = format!("server {server} {words}");
-    let log = cluster.coord_log();
-    assert!(log.contains(&words), "no {words:?} in the log:\n{log}");
 }
 
 #[test]
-fn a_killed_server_costs_its_own_groups_alone_and_the_coordinator_says_so() {
-    let mut cluster = Cluster::builder().servers(4).start();
-    let pairs = pairs(400);
+fn a_killed_server_is_replaced_and_every_key_can_be_read_and_written_all_along() {
+    let cluster = Cluster::builder().servers(4).start();
+    let pairs = pairs(2_000);
     let mut client = cluster.open();
     put_all(&mut client, &pairs);
-    let dead = 1;
-    process::signal(cluster.server_pid(dead), Signal::KILL);
-    let since = Instant::now();
-    assert_noticed(&cluster, dead, "is down", since);
-    let status = cluster.status();
-    let copies: Vec<u8> = status.groups.iter().map(|group| group.copies).collect();
-    assert_eq!(copies, [1, 1, 2, 2], "group 0 has lost its secondary, group 1 its primary");
-
-    for (key, value) in &pairs {
-        let group = group_of(&cluster, key);
-        let start = Instant::now();
-        match group {
-            // Its primary is dead.
-            1 => continue,
-            // Its secondary is dead: reads go on.
-            0 => {}
-            _ => {
-                let written = client.put(key, value, &OpOptions::default()).expect("a put");
-                assert_eq!(written.copies, 2);
-            }
+    for dead in [1, 3] {
+        let pid = cluster.server_pid(dead);
+        process::signal(pid, Signal::KILL);
+        for (key, value) in &pairs {
+            let start = Instant::now();
+            assert_eq!(client.get(key, &OpOptions::default()).expect("a get").bytes, *value);
+            client.put(key, value, &OpOptions::default()).expect("a put");
+            let waited = start.elapsed();
+            assert!(waited < NORMAL, "group {}: {waited:?}", group_of(&cluster, key));
         }
-        assert_eq!(client.get(key, &OpOptions::default()).expect("a get").bytes, *value);
-        let waited = start.elapsed();
-        assert!(waited < NORMAL, "an operation on group {group} took {waited:?}");
+        assert_whole_again(&cluster);
+        assert_ne!(cluster.server_pid(dead), pid);
+        let log = cluster.coord_log();
+        assert!(log.contains(&format!("server {dead} is down")), "{log}");
+        for step in 0..=3 {
+            assert!(log.contains(&format!("server {dead}, step {step}")), "step {step}:\n{log}");
+        }
     }
-
-    let key = cluster.key_at(1, 0, "lost");
-    assert_fails_at_its_deadline(|| client.get(&key, &within(DEADLINE)).map(drop), is_unavailable);
-    assert_fails_at_its_deadline(
-        || client.put(&key, b"v", &within(DEADLINE)).map(drop),
-        is_unavailable,
-    );
-    assert_fails_at_its_deadline(
-        || client.delete(&key, &within(DEADLINE)).map(drop),
-        is_unavailable,
-    );
-    // Logged at the primary and waiting for a secondary that is gone.
-    let key = cluster.key_at(0, 0, "half");
-    assert_fails_at_its_deadline(
-        || client.put(&key, b"v", &within(DEADLINE)).map(drop),
-        |error| matches!(error, Error::InDoubt { .. }),
-    );
-
-    // The rest stops in order; what was acknowledged is in the copies that are left.
-    process::signal(cluster.coord_pid(), Signal::TERM);
-    cluster.await_end(0);
-    let mut found = HashMap::new();
-    for (server, role) in [(0, "primary"), (2, "secondary"), (2, "primary"), (3, "primary")] {
-        let dump = cluster.dump(server, role);
-        found.extend(dump.entries.into_iter().map(|entry| (entry.key, entry.value)));
-    }
-    for (key, value) in &pairs {
-        assert_eq!(found.get(key), Some(value), "{key:?}");
-    }
-}
-
-fn is_unavailable(error: &Error) -> bool {
-    matches!(error, Error::Unavailable { .. })
-}
-
-#[track_caller]
-fn assert_fails_at_its_deadline(
-    operation: impl FnOnce() -> Result<(), Error>,
-    is_expected: impl Fn(&Error) -> bool,
-) {
-    let start = Instant::now();
-    let error = operation().expect_err("an operation on a broken group");
-    let waited = start.elapsed();
-    assert!(is_expected(&error), "{error:?}");
-    assert!(waited + SLACK > DEADLINE && waited < DEADLINE + SLACK, "{waited:?}: {error}");
+    check_all(&mut client, &pairs);
+    let written = client.put(b"after", b"v", &OpOptions::default()).expect("a put");
+    assert_eq!(written.copies, 2);
+    cluster.stop().assert_copies_agree();
 }
 
 #[test]
-fn the_command_line_says_what_a_killed_server_costs_and_goes_on() {
+fn the_command_line_hardly_notices_a_killed_server() {
     let cluster = Cluster::builder().servers(4).start();
-    let (lost, kept) = (cluster.key_at(1, 0, "l"), cluster.key_at(2, 0, "k"));
-    let (lost, kept) = (String::from_utf8(lost).unwrap(), String::from_utf8(kept).unwrap());
-    let operations = format!("P \"{lost}\" \"1\"\nP \"{kept}\" \"2\"\n");
+    let (moved, kept) = (cluster.key_at(1, 0, "l"), cluster.key_at(2, 0, "k"));
+    let (moved, kept) = (String::from_utf8(moved).unwrap(), String::from_utf8(kept).unwrap());
+    let operations = format!("P \"{moved}\" \"1\"\nP \"{kept}\" \"2\"\n");
     cluster.client(&operations).with_code(0);
     process::signal(cluster.server_pid(1), Signal::KILL);
     let start = Instant::now();
-    let operations = format!("G \"{kept}\"\nG \"{lost}\"\nG \"{kept}\"\n");
-    let ended = cluster.client_with(&["--timeout", "1"], &operations).with_code(1);
+    let operations = format!("G \"{kept}\"\nG \"{moved}\"\nG \"{kept}\"\n");
+    let ended = cluster.client_with(&["--timeout", "3"], &operations).with_code(0);
     assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
     assert_eq!(ended.stdout.matches(&format!("value[\"{kept}\"] == \"2\"")).count(), 2);
-    assert!(ended.stderr.contains("line 2"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("not served within"), "{}", ended.stderr);
+    assert!(ended.stdout.contains(&format!("value[\"{moved}\"] == \"1\"")), "{}", ended.stdout);
 }
 
 #[test]
-fn a_write_that_was_sent_to_a_server_before_it_died_is_in_doubt() {
+fn a_write_that_was_sent_to_a_server_before_it_died_is_answered_by_its_successor() {
     let cluster = Cluster::start();
     let key = cluster.key_at(1, 0, "doubt");
     let mut client = cluster.open();
     client.put(&key, b"before", &OpOptions::default()).expect("a put");
     let pid = cluster.server_pid(1);
     process::pause(pid);
-    let ended = std::thread::scope(|scope| {
+    let (written, took) = std::thread::scope(|scope| {
         let write = scope.spawn(|| {
             let start = Instant::now();
-            (client.put(&key, b"after", &within(2 * DEADLINE)), start.elapsed())
+            (client.put(&key, b"after", &within(PATIENCE)), start.elapsed())
         });
         // The write is on its way when the server is found to be silent.
         wait_until("the silence to be noticed", PATIENCE, || {
-            cluster.server(1).state == ServerState::Down
+            cluster.coord_log().contains("server 1 is down")
         });
         process::signal(pid, Signal::KILL);
         write.join().expect("a writer")
     });
-    assert!(matches!(ended.0, Err(Error::InDoubt { .. })), "{ended:?}");
-    assert!(ended.1 < 2 * DEADLINE + SLACK, "{ended:?}");
+    written.expect("a write that its successor takes");
+    assert!(took < 3 * DEADLINE, "{took:?}");
+    assert_eq!(client.get(&key, &OpOptions::default()).expect("a get").bytes, b"after");
 }
 
 /// Writes growing numbers under one key until told to stop; every write has to be answered OK.
@@ -186,7 +132,7 @@ fn write_on(mut client: Client, key: &[u8], padding: usize, over: &AtomicBool) -
         let written = client
             .put(key, &numbered(number, padding), &within(PATIENCE))
             .unwrap_or_else(|error| panic!("write {number}: {error}"));
-        assert_eq!(written.copies, 2);
+        assert!((1..=2).contains(&written.copies));
         longest = longest.max(start.elapsed());
         if over.load(Ordering::SeqCst) {
             return (number, longest);
@@ -207,7 +153,6 @@ fn numbered(number: u64, padding: usize) -> Vec<u8> {
 /// writer is in both dumps. Returns the longest that a write of each group took.
 fn nothing_is_lost_through(padding: usize, fault: impl FnOnce(&Cluster)) -> Vec<Duration> {
     let cluster = Cluster::start();
-    let pids = cluster.server_pids();
     let keys: Vec<Vec<u8>> = (0..3).map(|group| cluster.key_at(group, 0, "w")).collect();
     let over = AtomicBool::new(false);
     let ended: Vec<(u64, Duration)> = std::thread::scope(|scope| {
@@ -226,7 +171,8 @@ fn nothing_is_lost_through(padding: usize, fault: impl FnOnce(&Cluster)) -> Vec<
         drop(stopper);
         writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
     });
-    cluster.assert_serves(&pids);
+    assert_whole_again(&cluster);
+    cluster.assert_serves(&cluster.server_pids());
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
     let entries = dumps.entries();
@@ -247,24 +193,21 @@ impl Drop for StopOnDrop<'_> {
 }
 
 #[test]
-fn writes_wait_for_a_secondary_that_hangs_and_complete_when_it_goes_on() {
-    const HANGS: Duration = Duration::from_secs(2);
+fn a_server_that_hangs_is_followed_and_replaced_while_writes_go_on() {
+    const HANGS: Duration = Duration::from_secs(3);
     let longest = nothing_is_lost_through(0, |cluster| {
         let pid = cluster.server_pid(1);
         process::pause(pid);
         let since = Instant::now();
-        let noticed =
-            poll(NOTICED_WITHIN, || (cluster.server(1).state == ServerState::Down).then_some(()));
-        let hung = poll(2 * HANGS, || (since.elapsed() >= HANGS).then_some(()));
-        process::signal(pid, Signal::CONT);
-        assert!(noticed.is_some() && hung.is_some(), "the silence was not noticed");
-        wait_until("the server to be up again", PATIENCE, || {
-            cluster.server(1).state == ServerState::Up
+        let replaced = poll(HANGS, || {
+            let server = cluster.server(1);
+            (server.state == ServerState::Up && server.pid != Some(pid)).then_some(since.elapsed())
         });
+        process::signal(pid, Signal::CONT);
+        replaced.expect("another process in the place of the one that hangs");
     });
-    // Group 0 has its secondary there, group 1 its primary; group 2 has nothing to do with it.
-    assert!(longest[0] >= HANGS - SLACK && longest[1] >= HANGS - SLACK, "{longest:?}");
-    assert!(longest[2] < HANGS - SLACK, "{longest:?}");
+    // Suspicion, and the grace of whoever takes over; on a machine that does other things too.
+    assert!(longest.iter().all(|longest| *longest < HANGS), "{longest:?}");
 }
 
 #[test]
@@ -316,31 +259,28 @@ fn connections_of_servers_to_the_coordinator_that_are_cut_come_back_by_themselve
 }
 
 #[test]
-fn a_server_that_is_told_to_leave_drains_dumps_and_exits_within_five_seconds() {
-    let mut cluster = Cluster::start();
+fn a_server_that_is_told_to_leave_drains_dumps_exits_within_five_seconds_and_is_replaced() {
+    let cluster = Cluster::start();
     let pairs = pairs(3_000);
     let mut client = cluster.open();
     put_all(&mut client, &pairs);
     let pid = cluster.server_pid(1);
-    let start = Instant::now();
     process::signal(pid, Signal::TERM);
     wait_until("the server to exit", Duration::from_secs(5), || !process::is_alive(pid));
-    assert_noticed(&cluster, 1, "was told to stop", Instant::now());
+    wait_until("the coordinator to say so", PATIENCE, || {
+        cluster.coord_log().contains("server 1 was told to stop")
+    });
+    assert_whole_again(&cluster);
     for (role, group) in [("primary", 1), ("secondary", 0)] {
-        let dump = cluster.dump(1, role);
+        // The process that took its place has set the dumps aside.
+        let dump = read_dump(&cluster.dir().join(format!("server_1.{role}.old")));
         let expected: HashMap<_, _> =
             pairs.iter().filter(|(key, _)| group_of(&cluster, key) == group).cloned().collect();
         let found: HashMap<_, _> = dump.entries.into_iter().map(|e| (e.key, e.value)).collect();
         assert!(found == expected, "the {role} dump of a server that left");
     }
-    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
-    // The others serve on.
-    let rest: Vec<_> =
-        pairs.iter().filter(|(key, _)| group_of(&cluster, key) == 2).cloned().collect();
-    put_all(&mut client, &rest);
-    check_all(&mut client, &rest);
-    process::signal(cluster.coord_pid(), Signal::TERM);
-    cluster.await_end(0);
+    check_all(&mut client, &pairs);
+    cluster.stop().assert_copies_agree();
 }
 
 #[test]
@@ -355,7 +295,7 @@ fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
             .iter()
             .map(|key| {
                 let client = cluster.open();
-                scope.spawn(|| write_until_it_fails(client, key, DEADLINE))
+                scope.spawn(|| write_until_it_fails(client, key, 3 * DEADLINE))
             })
             .collect();
         wait_until("every writer to be at work", PATIENCE, || {
@@ -364,7 +304,7 @@ fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
         let pid = cluster.server_pid(1);
         process::signal(pid, Signal::TERM);
         wait_until("the server to exit", Duration::from_secs(5), || !process::is_alive(pid));
-        // Those whose group is whole go on until the end.
+        assert_whole_again(&cluster);
         process::signal(cluster.coord_pid(), Signal::TERM);
         writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
     });

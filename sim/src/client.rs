@@ -85,6 +85,9 @@ pub struct Client {
     pub process: u32,
     /// When it asked for the map last.
     pub asked_map: u64,
+    /// It only reads, many keys at the same time, and asks for the map only when it is told that its
+    /// own is old: whoever serves it though he should not is not found out by its writes.
+    pub is_reader: bool,
 }
 
 /// What a client wants done.
@@ -112,7 +115,13 @@ impl Client {
             seen: BTreeMap::new(),
             process: u32::try_from(id).expect("clients are few") << 16,
             asked_map: 0,
+            is_reader: false,
         }
+    }
+
+    /// Operations that it has under way at most.
+    pub fn depth(&self) -> usize {
+        if self.is_reader { 48 } else { 4 }
     }
 
     /// Begins an operation.
@@ -179,7 +188,7 @@ impl Client {
         flight.due = now + ASK_AGAIN;
         let waits_long = flight.sent.is_some_and(|(at, _)| now >= at + SILENCE);
         let is_same = flight.sent.is_some_and(|(_, sent)| Some(sent) == view);
-        if waits_long || flight.sent.is_none() {
+        if !self.is_reader && (waits_long || flight.sent.is_none()) {
             self.asked_map = now;
             wishes.push(Wish::Map);
         }
@@ -264,7 +273,10 @@ impl Client {
                 changed(false)
             }
             (Status::SessionExpired, _) => Answered::InDoubt,
-            _ => {
+            (status, _) => {
+                if status == Status::WrongView {
+                    wishes.push(Wish::Map);
+                }
                 // Not now, or not there: again after a pause, with the same number.
                 flight.sent = None;
                 flight.due = now + flight.pause / 2 + jitter % flight.pause;
@@ -291,6 +303,7 @@ impl Client {
     /// A connection is gone: whatever waits on it is sent again soon.
     pub fn on_closed(&mut self, now: u64, number: ConnectionNumber) {
         self.connections.retain(|_, known| *known != number);
+        self.asked_map = 0;
         for flight in self.flights.values_mut() {
             if flight.connection == Some(number) {
                 (flight.connection, flight.sent) = (None, None);

@@ -33,7 +33,7 @@ const KINDS: [&str; 8] = [
 /// How long a store takes, in nanoseconds of true time; now and then very long.
 pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     match random.below(100) {
-        0..=2 if !is_healing => random.between(50_000_000, 600_000_000),
+        0..=11 if !is_healing => random.between(20_000_000, 700_000_000),
         _ => random.between(100_000, 3_000_000),
     }
 }
@@ -46,13 +46,18 @@ pub fn strike(world: &mut World) {
     let Some(cluster) = &world.coordinator.cluster else {
         return world.after(20_000_000, Happening::Nemesis);
     };
-    let is_whole = cluster.is_whole() && !world.nemesis.is_cut && !anyone_is_paused(world);
+    let is_calm = !world.nemesis.is_cut && !anyone_is_paused(world);
+    let is_whole = cluster.is_whole() && is_calm;
+    // Every group has two copies, though not every one is home: another place may be struck.
+    let has_copies = is_calm && world.coordinator.storing.is_none() && {
+        cluster.views().iter().all(|view| view.secondary().is_some())
+    };
     let pause = match is_whole {
         true => world.random.between(1_000_000, 150_000_000),
         false => world.random.between(1_000_000, 25_000_000),
     };
     world.after(pause, Happening::Nemesis);
-    if is_whole {
+    if has_copies || (world.config.double && world.random.per_mille(10)) {
         world.nemesis.target = Some(world.random.index(usize::from(world.config.servers)));
     }
     let Some(target) = world.nemesis.target else { return };
@@ -60,13 +65,22 @@ pub fn strike(world: &mut World) {
     if !is_whole && !world.random.per_mille(250) {
         return;
     }
+    let is_storing = world.coordinator.storing.is_some();
     let kind = match is_whole {
+        // A coordinator is worst off while it stores.
+        _ if is_storing && world.random.per_mille(300) => 6,
         true => world.random.index(KINDS.len()),
         false => [0, 1, 2, 3, 6, 7][world.random.index(6)],
     };
-    if !is_whole && kind < 6 && (world.nemesis.is_cut || is_last_holder(world, target)) {
+    let is_deadly = kind < 3 && !world.config.double;
+    if !is_whole && is_deadly && (world.nemesis.is_cut || is_last_holder(world, target)) {
         return;
     }
+    // Connections may break anywhere at any time.
+    let target = match KINDS[kind] {
+        "break streams" => world.random.index(usize::from(world.config.servers)),
+        _ => target,
+    };
     if is_whole && !has_write_in_flight(world, target) && !world.random.per_mille(100) {
         return;
     }

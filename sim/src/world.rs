@@ -11,13 +11,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use kv_core::cluster::{DoubleFault, Effect};
 use kv_core::node::NodeEffect;
-use kv_protocol::client_message::{Answer, Hello, opcode as client_opcode};
+use kv_protocol::client_message::{Answer, Condition, Hello, opcode as client_opcode};
 use kv_protocol::control_message::{
     Admission, Heartbeat, Order, OrdersHello, Report, ServerMessage, Started, opcode,
     write_orders_welcome,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
-use kv_protocol::ids::{ClusterId, Member, OrderId, ServerId, ShardId, Time};
+use kv_protocol::ids::{ClusterId, Epoch, Member, OrderId, ServerId, ShardId, Time};
 use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY};
 use kv_protocol::placement::Placement;
 
@@ -49,6 +49,8 @@ pub struct Config {
     pub faulty: u64,
     /// Nanoseconds within which all must be home again afterwards.
     pub patience: u64,
+    /// Two servers may die at the same time: groups without a holder are LOST, and stay so.
+    pub double: bool,
 }
 
 impl Config {
@@ -62,6 +64,7 @@ impl Config {
             clients: random.index(4) + 3,
             faulty: 40_000_000_000,
             patience: 60_000_000_000,
+            double: seed % 8 == 7,
         }
     }
 }
@@ -159,6 +162,7 @@ impl World {
             is_healing: false,
             violation: None,
         };
+        world.clients[0].is_reader = true;
         world.carry_out(effects);
         for client in 0..config.clients {
             world.after(1_000_000 * client as u64, Happening::WakeClient(client));
@@ -195,8 +199,11 @@ impl World {
     }
 
     fn is_at_rest(&self) -> bool {
-        self.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.is_whole())
-            && self.clients.iter().all(|client| client.flights.is_empty())
+        let is_home = self.coordinator.cluster.as_ref().is_some_and(|cluster| {
+            let is_lost = cluster.views().iter().any(|view| view.primary.is_none());
+            cluster.is_whole() || (self.config.double && is_lost)
+        });
+        is_home && self.clients.iter().all(|client| client.flights.is_empty())
     }
 
     fn run_until(&mut self, end: u64) -> Result<(), Violation> {
@@ -324,6 +331,7 @@ impl World {
             }
             Happening::Nemesis => crate::nemesis::strike(self),
             Happening::Heal => self.heal(),
+            Happening::Zombie(epoch, member) => self.on_zombie(epoch, member),
             Happening::Effects(term, effects) => {
                 if term == self.coordinator.term {
                     self.carry_out(effects);
@@ -446,6 +454,7 @@ impl World {
             Actor::Client { client } => {
                 let now = self.now;
                 self.clients[client].on_closed(now, number);
+                self.ask_map(client);
                 self.wake_client(client);
             }
         }
@@ -935,12 +944,27 @@ impl World {
                     if cluster.is_some_and(|cluster| cluster.durable().names(member)) {
                         self.fail(20, format!("{member} is killed though a durable view names it"));
                     }
-                    self.after(1_000_000, Happening::Killed(member));
+                    // A host may be hard to reach: whoever is to be killed may go on for a while.
+                    let delay = match self.random.below(100) {
+                        0..=24 if !self.is_healing => {
+                            self.random.between(100_000_000, 3_000_000_000)
+                        }
+                        _ => 1_000_000,
+                    };
+                    self.after(delay, Happening::Killed(member));
                 }
                 Effect::ViewChanged { before, view } => {
                     self.trace.note(self.now, format_args!("{before:?} -> {view:?}"));
-                    if view.primary.is_none() {
-                        self.fail(17, format!("group {} is LOST after one fault", view.group));
+                    let is_dead = |member: Member| {
+                        self.process_of(member).is_none_or(|p| !self.processes[p].alive)
+                    };
+                    let all_dead =
+                        [before.primary, before.secondary()].into_iter().flatten().all(is_dead);
+                    if view.primary.is_none() && !(self.config.double && all_dead) {
+                        self.fail(
+                            17,
+                            format!("group {} is LOST though it need not be", view.group),
+                        );
                     }
                 }
                 Effect::Recovery { server, step } => {
@@ -1040,6 +1064,13 @@ impl World {
         self.trace.note(self.now, format_args!("the coordinator ends"));
         let stored = self.random.per_mille(500);
         let term = self.coordinator.term;
+        let cluster = self.coordinator.cluster.as_ref();
+        if let Some(epoch) = cluster.map(|cluster| cluster.config().epoch)
+            && let Some(process) = self.processes.iter().rev().find(|p| p.alive)
+        {
+            let (member, delay) = (process.member, self.random.between(1_000_000, 2_000_000_000));
+            self.after(delay, Happening::Zombie(epoch, member));
+        }
         self.coordinator.die(stored);
         self.coordinator_backlog.clear();
         let is_its = |actor: Actor| actor == Actor::Coordinator { term };
@@ -1047,6 +1078,21 @@ impl World {
             let end = self.network.get(number).end_of(Actor::Coordinator { term });
             self.close(number, end);
         }
+    }
+
+    /// A hello of a coordinator that is dead by now, and was long on its way.
+    fn on_zombie(&mut self, epoch: Epoch, member: Member) {
+        let Some(process) = self.process_of(member).filter(|p| self.processes[*p].alive) else {
+            return;
+        };
+        let from = Actor::Coordinator { term: 0 };
+        let to = Actor::Node { process };
+        let hosts = [self.coordinator_host(), Host(self.processes[process].place)];
+        let number = self.network.connect([from, to], hosts);
+        let mut bytes = Vec::new();
+        OrdersHello { cluster: CLUSTER, epoch, to: member }.write(&mut bytes);
+        self.send(number, 0, bytes);
+        self.close(number, 0);
     }
 
     /// Another coordinator follows the dead one.
@@ -1082,10 +1128,13 @@ impl World {
         }
         let mut wishes = Vec::new();
         self.clients[client].wake(now, &mut wishes);
-        if !self.is_healing && self.clients[client].flights.len() < 4 {
+        if !self.is_healing && self.clients[client].flights.len() < self.clients[client].depth() {
             let plan = self.workload.plan(&mut self.random);
             let seen = self.clients[client].seen.get(&plan.key).copied();
-            let (asked, condition, value) = self.workload.ask(&mut self.random, seen.as_ref());
+            let (asked, condition, value) = match self.clients[client].is_reader {
+                true => (crate::history::Asked::Read, Condition::Always, Vec::new()),
+                false => self.workload.ask(&mut self.random, seen.as_ref()),
+            };
             self.clients[client].begin(now, plan.slot, plan.key, asked, condition, value);
             self.clients[client].wake(now, &mut wishes);
         }
@@ -1096,8 +1145,12 @@ impl World {
     /// Sees to it that a client is woken when it wants to be, or to begin its next operation.
     fn wake_client(&mut self, client: usize) {
         let due = self.clients[client].next_wake();
-        let begin = (!self.is_healing && self.clients[client].flights.len() < 4)
-            .then(|| self.now + self.random.between(THINK / 2, THINK * 3 / 2));
+        let begin = (!self.is_healing
+            && self.clients[client].flights.len() < self.clients[client].depth())
+        .then(|| {
+            let think = if self.clients[client].is_reader { 10 * THINK } else { THINK };
+            self.now + self.random.between(think / 2, think * 3 / 2)
+        });
         let Some(at) = due.into_iter().chain(begin).min() else { return };
         let at = at.max(self.now + 10_000);
         if self.client_wakes[client].is_none_or(|known| at < known) {
