@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header bench setup clean help
+.PHONY: all run test lint header bench sim sim-holes setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
@@ -18,6 +18,8 @@ run: all ## start three servers on this machine and open the client; Ctrl+D ends
 
 test: lint ## everything that continuous integration runs
 	$(CARGO) test --workspace $(LOCKED) --no-fail-fast
+# A slice of the simulator: fixed seeds, with every assertion on.
+	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 48
 # Once through every benchmark without measuring, so that none rots. Named by a glob: without it
 # cargo would also run every unit test again, in the release profile.
 	$(CARGO) bench --workspace $(LOCKED) --bench '*' -- --test
@@ -35,6 +37,14 @@ header: ## write include/kvclient.h anew from ffi/
 
 bench: ## the criterion benchmarks (minutes; results in target/criterion)
 	$(CARGO) bench --workspace $(LOCKED) --bench '*'
+
+sim: ## the simulator: fixed seeds, then fresh ones for ten minutes
+	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 64 --minutes 10
+
+# A target folder of its own: what can leave a rule out must never be mistaken for what ships.
+sim-holes: ## which rules the simulator misses when they are left out (long)
+	$(CARGO) run --profile sim $(LOCKED) --target-dir target/holes -p kv-sim --features holes \
+	    --bin sim-holes
 
 setup: ## install or name what is missing on this machine
 	@scripts/setup.sh
