@@ -4,6 +4,8 @@
 //! same place may be struck again, and so may the coordinator, in whatever step that is: what a
 //! cluster of two copies must bear. The last holder of a group is never struck.
 
+use kv_protocol::{Member, View};
+
 use crate::event::Happening;
 use crate::history::Asked;
 use crate::network::Host;
@@ -50,7 +52,9 @@ pub fn strike(world: &mut World) {
     let is_whole = cluster.is_whole() && is_calm;
     // Every group has two copies, though not every one is home: another place may be struck.
     let has_copies = is_calm && world.coordinator.storing.is_none() && {
-        cluster.views().iter().all(|view| view.secondary().is_some())
+        let holders = |view: &View| [view.primary, view.secondary()];
+        let mut members = cluster.views().iter().flat_map(holders);
+        members.all(|member| member.is_some_and(|member| works(world, member)))
     };
     let pause = match is_whole {
         true => world.random.between(1_000_000, 150_000_000),
@@ -73,7 +77,7 @@ pub fn strike(world: &mut World) {
         false => [0, 1, 2, 3, 6, 7][world.random.index(6)],
     };
     let is_deadly = kind < 3 && !world.config.double;
-    if !is_whole && is_deadly && (world.nemesis.is_cut || is_last_holder(world, target)) {
+    if is_deadly && (world.nemesis.is_cut || is_last_holder(world, target)) {
         return;
     }
     // Connections may break anywhere at any time.
@@ -171,14 +175,24 @@ fn anyone_is_paused(world: &World) -> bool {
             .any(|p| p.alive && (p.paused_until > world.now || p.stall_next.is_some()))
 }
 
-/// Whether a group would be lost with this place: by what is durable, or may be so in a moment.
+/// Whether a group would be lost with this place: by any view that is durable, or may be so in a
+/// moment, no other full copy lives and works.
 fn is_last_holder(world: &World, target: usize) -> bool {
     let Some(cluster) = &world.coordinator.cluster else { return true };
     let stored = world.coordinator.storing.as_ref().map(|(_, state)| state.views.as_slice());
-    let views = cluster.views().iter().chain(stored.unwrap_or_default());
-    views.into_iter().any(|view| {
-        view.secondary().is_none()
-            && view.primary.is_some_and(|member| usize::from(member.server.0) == target)
+    let mut views = cluster.views().iter().chain(stored.unwrap_or_default());
+    views.any(|view| {
+        let holders = [view.primary, view.secondary()].into_iter().flatten();
+        let (here, elsewhere): (Vec<Member>, Vec<Member>) =
+            holders.partition(|member| usize::from(member.server.0) == target);
+        !here.is_empty() && !elsewhere.into_iter().any(|member| works(world, member))
+    })
+}
+
+fn works(world: &World, member: Member) -> bool {
+    world.process_of(member).is_some_and(|process| {
+        let process = &world.processes[process];
+        process.alive && process.paused_until <= world.now && process.stall_next.is_none()
     })
 }
 
