@@ -2,7 +2,7 @@
 //!
 //! Each [`Hole`] is one rule that the machines then do not keep. None can be opened in a program
 //! that ships: without the cargo feature `holes`, which no crate of the workspace asks for,
-//! [`is_open`] is the constant `false` and the marker is in no executable.
+//! `is_open` is the constant `false` and the marker is in no executable.
 
 /// A rule left out. The numbers are those of consistency.md §12.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

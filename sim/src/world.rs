@@ -134,7 +134,7 @@ impl World {
             servers: config.servers,
             shards: config.shards,
             on_double_fault: DoubleFault::Isolate,
-            seed: random.next(),
+            seed: random.any(),
         };
         let mut effects = Vec::new();
         let here = clocks[usize::from(config.servers)].read(0);
@@ -499,7 +499,7 @@ impl World {
                 .coordinator
                 .cluster
                 .is_some()
-                .then(|| Actor::Coordinator { term: self.coordinator.term }),
+                .then_some(Actor::Coordinator { term: self.coordinator.term }),
             Target::Process(address, shard) => self
                 .processes
                 .iter()
@@ -566,10 +566,10 @@ impl World {
                     process.link_tries += 1;
                 }
             }
-            (Actor::Coordinator { term }, Purpose::Orders(member)) => {
-                if term == self.coordinator.term {
-                    self.redial_orders(member);
-                }
+            (Actor::Coordinator { term }, Purpose::Orders(member))
+                if term == self.coordinator.term =>
+            {
+                self.redial_orders(member);
             }
             _ => {}
         }
@@ -834,7 +834,7 @@ impl World {
         let host = u8::try_from(place + 1).expect("hosts are few");
         let address = SocketAddr::from((Ipv4Addr::new(10, 0, 0, host), port));
         let placement = Placement::new(self.config.servers, self.config.shards);
-        let seed = self.random.next();
+        let seed = self.random.any();
         self.processes.push(Process::new(CLUSTER, member, address, placement, seed));
         self.trace.note(self.now, format_args!("{member} starts as process {process}"));
         self.after(1_000, Happening::Beat(process));
@@ -1236,7 +1236,7 @@ impl World {
         bytes: &[u8],
     ) {
         let mut wishes = Vec::new();
-        let (now, jitter) = (self.now, self.random.next());
+        let (now, jitter) = (self.now, self.random.any());
         let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
         let input = self.inputs.entry((number, end)).or_insert_with(|| FrameBuffer::new(rules));
         input.extend(bytes);
