@@ -19,7 +19,7 @@ run: all ## start three servers on this machine and open the client; Ctrl+D ends
 test: lint ## everything that continuous integration runs
 	$(CARGO) test --workspace $(LOCKED) --no-fail-fast
 # A slice of the simulator: fixed seeds, with every assertion on.
-	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 48
+	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 24
 # Once through every benchmark without measuring, so that none rots. Named by a glob: without it
 # cargo would also run every unit test again, in the release profile.
 	$(CARGO) bench --workspace $(LOCKED) --bench '*' -- --test

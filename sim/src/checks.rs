@@ -8,11 +8,13 @@
 
 use std::collections::BTreeMap;
 
+use kv_protocol::View;
+use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::GroupId;
 
 use crate::invariants::{
     acked_is_held, copies_agree, lease_before_grace, linearizable, one_server, taker_has_all,
-    versions_grow,
+    union_is_true, versions_grow,
 };
 use crate::server::Acked;
 use crate::world::{Violation, World};
@@ -27,6 +29,8 @@ pub struct Checks {
     pub acked: BTreeMap<Place, u64>,
     /// By process and place: the version installed last, and whether it served.
     pub seen: BTreeMap<(usize, Place), (u64, bool)>,
+    /// By process and place: the version under which its candidate was told to have caught up.
+    pub caught_up: BTreeMap<(usize, Place), u64>,
 }
 
 impl Checks {
@@ -45,9 +49,13 @@ impl Checks {
             let sight = hosted.replica.inspect();
             versions_grow::check(self, process, place, &sight)?;
             taker_has_all::check(self, process, place, &sight)?;
+            union_is_true::check(self, process, place, &sight)?;
             one_server::check(world, place)?;
             lease_before_grace::check(world, place)?;
             let version = sight.view.map_or(0, |view| view.version.0);
+            if sight.state == ReplicaState::CaughtUp {
+                self.caught_up.insert((process, place), version);
+            }
             self.seen.insert((process, place), (version, sight.state.is_active()));
         }
         Ok(())
@@ -67,6 +75,14 @@ impl Checks {
         let highest = self.acked.entry((acked.group, shard)).or_default();
         *highest = (*highest).max(acked.version);
         acked_is_held::check(world, process, shard, acked)
+    }
+
+    /// A view is durable.
+    ///
+    /// # Errors
+    /// The promise that is broken.
+    pub fn on_view(&self, world: &World, before: &View, view: &View) -> Result<(), Violation> {
+        union_is_true::on_view(world, before, view)
     }
 
     /// Every thousand events.

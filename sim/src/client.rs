@@ -121,7 +121,7 @@ impl Client {
 
     /// Operations that it has under way at most.
     pub fn depth(&self) -> usize {
-        if self.is_reader { 48 } else { 4 }
+        if self.is_reader { 250 } else { 4 }
     }
 
     /// Begins an operation.

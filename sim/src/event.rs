@@ -57,6 +57,8 @@ pub enum Happening {
     Nemesis,
     /// What was cut is healed.
     Heal,
+    /// The link of whoever runs at this place to the coordinator breaks.
+    BreakLink(usize),
     /// A hello of this term, long under way, comes to a process.
     Zombie(kv_protocol::Epoch, Member),
     /// Effects of the brain that wait for the end of a pause.

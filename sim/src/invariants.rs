@@ -8,4 +8,5 @@ pub mod lease_before_grace;
 pub mod linearizable;
 pub mod one_server;
 pub mod taker_has_all;
+pub mod union_is_true;
 pub mod versions_grow;

@@ -147,6 +147,11 @@ fn apply(world: &mut World, target: usize, kind: usize) -> bool {
             world.nemesis.is_cut = true;
             let heal = world.random.between(20_000_000, 2_500_000_000);
             world.after(heal, Happening::Heal);
+            // The coordinator, too, loses sight of it for a moment, while its lease still holds.
+            if world.random.per_mille(500) {
+                let delay = world.random.between(250_000_000, 500_000_000);
+                world.after(delay, Happening::BreakLink(target));
+            }
         }
         ("coordinator crash", _) => {}
         ("coordinator pause", _) => {
@@ -205,6 +210,14 @@ fn has_write_in_flight(world: &World, target: usize) -> bool {
         .iter()
         .flat_map(|client| client.flights.values())
         .any(|flight| flight.asked != Asked::Read && held.contains(&usize::from(flight.place.0.0)))
+}
+
+/// Breaks the connection for heartbeats of whoever runs at a place.
+pub fn break_link(world: &mut World, place: usize) {
+    let link = world.running_at(place).and_then(|process| world.processes[process].link);
+    if let Some((number, _)) = link {
+        world.break_connection(number);
+    }
 }
 
 /// Faults stop: whatever was broken is whole again, and whoever is dead comes back.

@@ -12,7 +12,7 @@ use crate::random::Random;
 /// Keys that half of all operations go to.
 const HOT_SLOTS: usize = 6;
 /// All others.
-const COLD_SLOTS: usize = 2_400;
+const COLD_SLOTS: usize = 6_000;
 /// After so many operations a slot takes another key.
 const OPERATIONS_A_KEY: usize = 220;
 /// One value in so many is long enough to travel in fragments.
@@ -76,7 +76,7 @@ impl Workload {
         let mut value = new.to_le_bytes().to_vec();
         let length = match random.below(LARGE_ONE_IN) {
             0 => LARGE_BYTES,
-            1..=200 => usize::try_from(random.between(200, 900)).expect("it is small"),
+            1..=900 => usize::try_from(random.between(200, 900)).expect("it is small"),
             _ => usize::try_from(random.between(8, 64)).expect("it is small"),
         };
         value.resize(length, 7);

@@ -331,6 +331,7 @@ impl World {
             }
             Happening::Nemesis => crate::nemesis::strike(self),
             Happening::Heal => self.heal(),
+            Happening::BreakLink(place) => crate::nemesis::break_link(self, place),
             Happening::Zombie(epoch, member) => self.on_zombie(epoch, member),
             Happening::Effects(term, effects) => {
                 if term == self.coordinator.term {
@@ -955,6 +956,12 @@ impl World {
                 }
                 Effect::ViewChanged { before, view } => {
                     self.trace.note(self.now, format_args!("{before:?} -> {view:?}"));
+                    let checks = std::mem::take(&mut self.checks);
+                    let result = checks.on_view(self, &before, &view);
+                    self.checks = checks;
+                    if let Err(violation) = result {
+                        self.violation.get_or_insert(violation);
+                    }
                     let is_dead = |member: Member| {
                         self.process_of(member).is_none_or(|p| !self.processes[p].alive)
                     };

@@ -1,0 +1,47 @@
+//! 10: a candidate counts for every commit once it is told to have caught up, and it is told so only
+//! when it has.
+
+use kv_core::replica::Inspection;
+use kv_protocol::control_message::ReplicaState;
+use kv_protocol::view::{Peer, View};
+
+use crate::checks::{Checks, Place};
+use crate::world::{Violation, World};
+
+/// A primary does not leave a candidate behind that it has told to have caught up, under the same view.
+pub fn check(
+    checks: &Checks,
+    process: usize,
+    place: Place,
+    sight: &Inspection,
+) -> Result<(), Violation> {
+    let version = sight.view.map_or(0, |view| view.version.0);
+    let told = checks.caught_up.get(&(process, place)) == Some(&version);
+    if told && sight.state == ReplicaState::CopyFailed {
+        let words = format!("{place:?}: the union of view {version} was left after the report");
+        return Err(Violation { invariant: 10, words });
+    }
+    Ok(())
+}
+
+/// A candidate that is made secondary has a complete copy of every shard.
+pub fn on_view(world: &World, before: &View, view: &View) -> Result<(), Violation> {
+    let (Peer::Candidate(candidate), Peer::Secondary(secondary)) = (before.peer, view.peer) else {
+        return Ok(());
+    };
+    let process = world.process_of(candidate).filter(|process| world.processes[*process].alive);
+    let Some(process) = process.filter(|_| candidate == secondary) else { return Ok(()) };
+    for shard in 0..usize::from(world.config.shards) {
+        let replica = world.processes[process].replica(view.group, shard);
+        let Some(sight) = replica.map(|replica| replica.inspect()) else { continue };
+        if sight.state == ReplicaState::Candidate && !sight.is_complete {
+            let words = format!(
+                "group {}, shard {shard}: {candidate} is made secondary in view {} without a whole \
+                 copy",
+                view.group, view.version
+            );
+            return Err(Violation { invariant: 10, words });
+        }
+    }
+    Ok(())
+}
