@@ -27,11 +27,11 @@ fn no_rule_can_be_left_out_in_a_program_that_ships() {
     let target = root.join("target/holes");
     let built = Command::new(env!("CARGO"))
         .args(["build", "--quiet", "--locked", "-p", "kv-core", "--features", "holes"])
-        .args(["--example", "opens_a_hole", "--target-dir"])
+        .args(["--bin", "opens-a-hole", "--target-dir"])
         .arg(&target)
         .current_dir(root)
         .status()
         .expect("cargo");
     assert!(built.success(), "the program with holes is not built");
-    assert!(has_marker(&target.join("debug/examples/opens_a_hole")));
+    assert!(has_marker(&target.join("debug/opens-a-hole")));
 }

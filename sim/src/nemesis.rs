@@ -4,7 +4,7 @@
 //! same place may be struck again, and so may the coordinator, in whatever step that is: what a
 //! cluster of two copies must bear. The last holder of a group is never struck.
 
-use kv_protocol::{Member, View};
+use kv_protocol::{Member, Peer, View};
 
 use crate::event::Happening;
 use crate::history::Asked;
@@ -56,6 +56,11 @@ pub fn strike(world: &mut World) {
         let mut members = cluster.views().iter().flat_map(holders);
         members.all(|member| member.is_some_and(|member| works(world, member)))
     };
+    // A copy is worst off while it is made.
+    let copying = cluster.views().iter().find_map(|view| match view.peer {
+        Peer::Candidate(member) => Some(usize::from(member.server.0)),
+        Peer::None | Peer::Secondary(_) => None,
+    });
     let pause = match is_whole {
         true => world.random.between(1_000_000, 150_000_000),
         false => world.random.between(1_000_000, 25_000_000),
@@ -71,6 +76,7 @@ pub fn strike(world: &mut World) {
     }
     let is_storing = world.coordinator.storing.is_some();
     let kind = match is_whole {
+        _ if copying.is_some() && world.random.per_mille(400) => 3,
         // A coordinator is worst off while it stores.
         _ if is_storing && world.random.per_mille(300) => 6,
         true => world.random.index(KINDS.len()),
@@ -82,7 +88,10 @@ pub fn strike(world: &mut World) {
     }
     // Connections may break anywhere at any time.
     let target = match KINDS[kind] {
-        "break streams" => world.random.index(usize::from(world.config.servers)),
+        "break streams" => match copying {
+            Some(place) => place,
+            None => world.random.index(usize::from(world.config.servers)),
+        },
         _ => target,
     };
     if is_whole && !has_write_in_flight(world, target) && !world.random.per_mille(100) {

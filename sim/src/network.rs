@@ -120,8 +120,8 @@ impl Network {
         from: usize,
     ) -> u64 {
         let delay = match random.below(1_000) {
-            0 => random.between(1_000_000, 40_000_000),
-            1..=20 => random.between(200_000, 3_000_000),
+            0..=1 => random.between(1_000_000, 80_000_000),
+            2..=20 => random.between(200_000, 3_000_000),
             _ => random.between(15_000, 150_000),
         };
         let direction = &mut self.connections[number.0].directions[from];

@@ -304,11 +304,18 @@ impl World {
             Happening::Stored(term, number) => self.on_stored(term, number),
             Happening::Spawned(member) => self.on_spawned(member),
             Happening::Killed(member) => {
+                // Whoever cannot be reached cannot be killed.
+                if self.is_out_of_reach(member) {
+                    return self.after(50_000_000, Happening::Killed(member));
+                }
                 if let Some(process) = self.process_of(member) {
                     self.kill(process);
                 }
             }
             Happening::Proof(term, member) => {
+                if self.is_out_of_reach(member) {
+                    return self.after(50_000_000, Happening::Proof(term, member));
+                }
                 if term == self.coordinator.term {
                     self.brain(|cluster, now, sink| cluster.on_exited(now, member, sink));
                 }
@@ -339,6 +346,12 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether the coordinator can neither kill a process nor learn of its end.
+    fn is_out_of_reach(&self, member: Member) -> bool {
+        let (here, there) = (self.coordinator_host(), Host(usize::from(member.server.0)));
+        self.network.is_cut(here, there) || self.network.is_cut(there, here)
     }
 
     fn process_concerned(&self, happening: &Happening) -> Option<usize> {
