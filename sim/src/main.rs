@@ -36,7 +36,11 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(seed) = args.seed {
-        return report(&[run(Config::of(seed))], Duration::ZERO);
+        let outcome = run(Config::of(seed));
+        if outcome.failure.is_none() {
+            outcome.trace.iter().for_each(|line| println!("{line}"));
+        }
+        return report(&[outcome], Duration::ZERO);
     }
     // What a machine says when it panics is part of the failure that is printed.
     std::panic::set_hook(Box::new(|_| {}));
@@ -82,9 +86,9 @@ fn report(outcomes: &[Outcome], elapsed: Duration) -> ExitCode {
     let Some(failed) = outcomes.iter().find(|outcome| outcome.failure.is_some()) else {
         return ExitCode::SUCCESS;
     };
-    let Some((violation, trace)) = &failed.failure else { return ExitCode::SUCCESS };
+    let Some(violation) = &failed.failure else { return ExitCode::SUCCESS };
     let seed = failed.seed;
-    for line in trace {
+    for line in &failed.trace {
         println!("{line}");
     }
     println!("\nFAILED: seed {seed}, invariant {}: {}", violation.invariant, violation.words);

@@ -12,8 +12,10 @@ pub struct Outcome {
     pub seed: u64,
     /// What was done.
     pub counts: Counts,
-    /// What was broken, and the lines before it.
-    pub failure: Option<(Violation, Vec<String>)>,
+    /// What was broken.
+    pub failure: Option<Violation>,
+    /// The last lines of its trace.
+    pub trace: Vec<String>,
 }
 
 /// Runs a seed. A panic of a machine is a broken promise too: number 0.
@@ -29,7 +31,6 @@ pub fn run(config: Config) -> Outcome {
     });
     world.counts.runs = 1;
     world.counts.simulated = world.now;
-    let trace = || world.trace.lines().map(str::to_owned).collect();
-    let failure = result.err().map(|violation| (violation, trace()));
-    Outcome { seed: config.seed, counts: world.counts.clone(), failure }
+    let trace = world.trace.lines().map(str::to_owned).collect();
+    Outcome { seed: config.seed, counts: world.counts.clone(), failure: result.err(), trace }
 }

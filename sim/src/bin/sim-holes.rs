@@ -80,7 +80,7 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         let outcome = run(Config::of(seed));
         holes::close();
         spent += outcome.counts.events;
-        if let Some((violation, _)) = outcome.failure {
+        if let Some(violation) = outcome.failure {
             events.push(std::mem::take(&mut spent));
             first.get_or_insert((seed, violation.invariant, violation.words));
             if events.len() >= args.seeds_per_hole {
