@@ -393,6 +393,11 @@ impl Replica {
         records.filter(move |logged| logged.sn <= committed).map(|logged| logged.record)
     }
 
+    /// Bytes that its table has taken.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.table.reserved_bytes() as u64
+    }
+
     /// A digest of everything it holds; at a primary, of the committed table and of all records.
     pub fn content(&self) -> ContentDigest {
         ContentDigest { table: self.table.digest(), sessions: self.sessions.digest() }
@@ -411,7 +416,7 @@ impl Replica {
             last,
             committed,
             entries: self.table.len() as u64,
-            bytes: self.table.reserved_bytes() as u64,
+            bytes: self.reserved_bytes(),
             connected: self.is_connected(),
             silent_ms: u32::try_from(silence).unwrap_or(u32::MAX),
             copied: self.copied(),

@@ -1,26 +1,30 @@
-//! The promises, and when each is looked at.
+//! When each promise is looked at, and what must be remembered for it.
 //!
 //! ```text
+//!   where it happens                  what a single input or answer can break
 //!   after every wake-up of a shard    what concerns the replicas that woke
 //!   every thousand events             both copies of everything, in full
-//!   at the end                        every key's history
+//!   at the end                        every table, and every key's history
 //! ```
 
 use std::collections::BTreeMap;
 
-use kv_protocol::View;
 use kv_protocol::control_message::ReplicaState;
-use kv_protocol::ids::GroupId;
+use kv_protocol::ids::{ClientId, GroupId};
 
 use crate::invariants::{
-    acked_is_held, copies_agree, lease_before_grace, linearizable, one_server, taker_has_all,
-    union_is_true, versions_grow,
+    Violation, acked_is_held, copies_agree, keys_are_at_home, lease_before_grace, linearizable,
+    memory_is_bounded, numbers_are_unique, once_only, one_server, taker_has_all, union_is_true,
+    versions_grow,
 };
-use crate::server::Acked;
-use crate::world::{Violation, World};
+use crate::server::Answered;
+use crate::world::World;
 
 /// A group's shard.
 pub type Place = (GroupId, usize);
+
+/// An operation of a client; its retries are the same one.
+pub type Question = (ClientId, u64);
 
 /// What the checks remember.
 #[derive(Debug, Default)]
@@ -31,6 +35,8 @@ pub struct Checks {
     pub seen: BTreeMap<(usize, Place), (u64, bool)>,
     /// By process and place: the version under which its candidate was told to have caught up.
     pub caught_up: BTreeMap<(usize, Place), u64>,
+    numbers: numbers_are_unique::Numbers,
+    answers: once_only::Answers,
 }
 
 impl Checks {
@@ -50,6 +56,7 @@ impl Checks {
             versions_grow::check(self, process, place, &sight)?;
             taker_has_all::check(self, process, place, &sight)?;
             union_is_true::check(self, process, place, &sight)?;
+            memory_is_bounded::check(&hosted.replica)?;
             one_server::check(world, place)?;
             lease_before_grace::check(world, place)?;
             let version = sight.view.map_or(0, |view| view.version.0);
@@ -61,28 +68,29 @@ impl Checks {
         Ok(())
     }
 
-    /// A primary has answered a write OK.
+    /// A replica has answered a write for good.
     ///
     /// # Errors
     /// The promise that is broken.
-    pub fn on_acked(
+    pub fn on_write_answered(
         &mut self,
         world: &World,
         process: usize,
         shard: usize,
-        acked: &Acked,
+        client: ClientId,
+        answered: &Answered,
     ) -> Result<(), Violation> {
-        let highest = self.acked.entry((acked.group, shard)).or_default();
-        *highest = (*highest).max(acked.version);
-        acked_is_held::check(world, process, shard, acked)
-    }
-
-    /// A view is durable.
-    ///
-    /// # Errors
-    /// The promise that is broken.
-    pub fn on_view(&self, world: &World, before: &View, view: &View) -> Result<(), Violation> {
-        union_is_true::on_view(world, before, view)
+        let (place, question) = ((answered.group, shard), (client, answered.request.0));
+        once_only::check(&mut self.answers, place, question, answered)?;
+        if !answered.is_acked() {
+            return Ok(());
+        }
+        let version = answered.version.0;
+        let highest = self.acked.entry(place).or_default();
+        *highest = (*highest).max(version);
+        numbers_are_unique::check(&mut self.numbers, place, version, question)?;
+        acked_is_held::check(world, process, place, answered)?;
+        union_is_true::on_acked(world, process, place, answered)
     }
 
     /// Every thousand events.
@@ -99,6 +107,7 @@ impl Checks {
     /// The promise that is broken.
     pub fn at_end(&self, world: &World) -> Result<(), Violation> {
         copies_agree::check(world)?;
+        keys_are_at_home::check(world)?;
         linearizable::check(world)
     }
 }

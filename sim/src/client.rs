@@ -18,6 +18,7 @@ use kv_protocol::view::View;
 
 use crate::history::{Answered, Asked, Entry, Value};
 use crate::network::ConnectionNumber;
+use crate::workload::Plan;
 
 /// How long an operation may take, in nanoseconds.
 pub const DEADLINE: u64 = 5_000_000_000;
@@ -49,6 +50,8 @@ pub struct Flight {
     seq: RequestSeq,
     /// When it began.
     pub start: u64,
+    /// The newest version of its key that anyone was told of by then.
+    pub floor: u64,
     /// When it was sent last, and under which view.
     sent: Option<(u64, View)>,
     was_sent: bool,
@@ -83,8 +86,8 @@ pub struct Client {
     pub seen: BTreeMap<Vec<u8>, Seen>,
     /// The process number of the history; a new one after every end in doubt.
     pub process: u32,
-    /// When it asked for the map last.
-    pub asked_map: u64,
+    /// Until when it waits for the answer to its last question for the map.
+    pub asks_map_until: u64,
     /// It only reads, many keys at the same time, and asks for the map only when it is told that its
     /// own is old: whoever serves it though he should not is not found out by its writes.
     pub is_reader: bool,
@@ -98,7 +101,7 @@ pub enum Wish {
     /// Ask for the map.
     Map,
     /// An operation has ended.
-    Ended(u64, Flight, Answered),
+    Ended(Box<Flight>, Answered, Option<SequenceNumber>),
 }
 
 impl Client {
@@ -114,26 +117,19 @@ impl Client {
             connections: BTreeMap::new(),
             seen: BTreeMap::new(),
             process: u32::try_from(id).expect("clients are few") << 16,
-            asked_map: 0,
+            asks_map_until: 0,
             is_reader: false,
         }
     }
 
     /// Operations that it has under way at most.
     pub fn depth(&self) -> usize {
-        if self.is_reader { 250 } else { 4 }
+        if self.is_reader { 40 } else { 4 }
     }
 
     /// Begins an operation.
-    pub fn begin(
-        &mut self,
-        now: u64,
-        slot: usize,
-        key: Vec<u8>,
-        asked: Asked,
-        condition: Condition,
-        value: Vec<u8>,
-    ) {
+    pub fn begin(&mut self, now: u64, plan: Plan) {
+        let Plan { slot, key, floor, asked, condition, value } = plan;
         let Some(map) = &self.map else { return };
         let digest = Digest::of(&key);
         let place = map.placement().locate(digest);
@@ -156,6 +152,7 @@ impl Client {
             value,
             seq,
             start: now,
+            floor,
             sent: None,
             was_sent: false,
             connection: None,
@@ -173,7 +170,7 @@ impl Client {
         for id in due {
             let flight = &self.flights[&id];
             if now >= flight.start + DEADLINE {
-                self.end(id, Answered::InDoubt, wishes);
+                self.end(id, Answered::InDoubt, None, wishes);
                 continue;
             }
             self.send(now, id, wishes);
@@ -189,19 +186,19 @@ impl Client {
         let waits_long = flight.sent.is_some_and(|(at, _)| now >= at + SILENCE);
         let is_same = flight.sent.is_some_and(|(_, sent)| Some(sent) == view);
         if !self.is_reader && (waits_long || flight.sent.is_none()) {
-            self.asked_map = now;
             wishes.push(Wish::Map);
         }
         if is_same {
             return;
         }
-        let Some(view) = view else { return };
-        let Some(primary) = view.primary else { return };
-        let Some(map) = &self.map else { return };
-        let server = &map.servers[usize::from(primary.server.0)];
-        let Some(address) = server.clients.filter(|_| server.incarnation == primary.incarnation)
-        else {
-            return;
+        let known = view.zip(self.map.as_ref()).and_then(|(view, map)| {
+            let primary = view.primary?;
+            let server = &map.servers[usize::from(primary.server.0)];
+            let address = server.clients.filter(|_| server.incarnation == primary.incarnation)?;
+            Some((view, address))
+        });
+        let Some((view, address)) = known else {
+            return wishes.push(Wish::Map);
         };
         let flight = self.flights.get_mut(&id).expect("it was there");
         let session = self.sessions.get(&flight.place);
@@ -284,10 +281,17 @@ impl Client {
                 return;
             }
         };
-        self.end(id, answered, wishes);
+        let version = (answer.status == Status::Ok).then_some(answer.version);
+        self.end(id, answered, version, wishes);
     }
 
-    fn end(&mut self, id: u64, answered: Answered, wishes: &mut Vec<Wish>) {
+    fn end(
+        &mut self,
+        id: u64,
+        answered: Answered,
+        version: Option<SequenceNumber>,
+        wishes: &mut Vec<Wish>,
+    ) {
         let Some(flight) = self.flights.remove(&id) else { return };
         if flight.seq != RequestSeq(0)
             && let Some(session) = self.sessions.get_mut(&flight.place)
@@ -297,13 +301,12 @@ impl Client {
         if answered == Answered::InDoubt {
             self.seen.remove(&flight.key);
         }
-        wishes.push(Wish::Ended(id, flight, answered));
+        wishes.push(Wish::Ended(Box::new(flight), answered, version));
     }
 
     /// A connection is gone: whatever waits on it is sent again soon.
     pub fn on_closed(&mut self, now: u64, number: ConnectionNumber) {
         self.connections.retain(|_, known| *known != number);
-        self.asked_map = 0;
         for flight in self.flights.values_mut() {
             if flight.connection == Some(number) {
                 (flight.connection, flight.sent) = (None, None);
@@ -329,7 +332,7 @@ impl Client {
                 flight.due = flight.due.min(now + 1);
             }
         }
-        self.map = Some(map);
+        (self.map, self.asks_map_until) = (Some(map), 0);
     }
 
     /// When it wants to be woken.

@@ -7,6 +7,7 @@ use kv_core::cluster::Effect;
 use kv_protocol::Member;
 use kv_protocol::ids::GroupId;
 
+use crate::nemesis::Kind;
 use crate::network::{Actor, ConnectionNumber};
 
 /// What happens.
@@ -55,6 +56,10 @@ pub enum Happening {
     AskMap(usize),
     /// The next fault is thought of.
     Nemesis,
+    /// A fault in this step of the recovery of a place.
+    Strike(usize, u8),
+    /// A fault that waits for a write to be in flight, so many times more.
+    StrikeAgain(usize, Kind, Option<u8>, u8),
     /// What was cut is healed.
     Heal,
     /// The link of whoever runs at this place to the coordinator breaks.

@@ -1,12 +1,74 @@
-//! The promises of consistency.md §11, one a file. Those that concern events as they happen (5 for
-//! epochs, 9, 11, 17, 19, 20) are looked at where these events are carried out, in `world`; those
-//! marked R there (4, 8, 10, 12, 14, 15) are asserted by the machines themselves.
+//! The promises of consistency.md §11, one a file, and what a broken one looks like.
+//!
+//! | | promise | file |
+//! |---|---|---|
+//! | 1 | one member serves | [`one_server`] |
+//! | 2 | a lease ends before the grace | [`lease_before_grace`] |
+//! | 3 | primary and secondary agree | [`copies_agree`] |
+//! | 4 | a number of the log is one write | [`numbers_are_unique`] |
+//! | 5 | versions and epochs grow | [`versions_grow`] |
+//! | 6 | what is acknowledged is held | [`acked_is_held`] |
+//! | 7 | who takes over has everything | [`taker_has_all`] |
+//! | 8 | no read without a lease | [`lease_is_checked`] |
+//! | 9 | nothing of an old view or process | [`nothing_old`] |
+//! | 10 | the union is true | [`union_is_true`] |
+//! | 11 | a copy is equal | [`copy_is_equal`] |
+//! | 12 | a key's versions grow | [`newest_wins`] |
+//! | 13 | exactly once | [`once_only`] |
+//! | 14 | only primaries answer | [`only_primaries_answer`] |
+//! | 15 | keys are at home | [`keys_are_at_home`] |
+//! | 16 | every key is one register | [`linearizable`] |
+//! | 17 | only what nobody holds is lost | [`lost_is_lost`] |
+//! | 18 | memory is bounded | [`memory_is_bounded`] |
+//! | 19 | all come home | [`home_again`] |
+//! | 20 | holders are spared | [`holders_are_spared`] |
+//!
+//! A panic of a machine counts as number 0.
+
+use std::fmt;
+
+use kv_protocol::ids::GroupId;
 
 pub mod acked_is_held;
 pub mod copies_agree;
+pub mod copy_is_equal;
+pub mod holders_are_spared;
+pub mod home_again;
+pub mod keys_are_at_home;
 pub mod lease_before_grace;
+pub mod lease_is_checked;
 pub mod linearizable;
+pub mod lost_is_lost;
+pub mod memory_is_bounded;
+pub mod newest_wins;
+pub mod nothing_old;
+pub mod numbers_are_unique;
+pub mod once_only;
 pub mod one_server;
+pub mod only_primaries_answer;
 pub mod taker_has_all;
 pub mod union_is_true;
 pub mod versions_grow;
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which: the number of consistency.md §11.
+    pub invariant: u8,
+    /// In which group, if it is about one.
+    pub group: Option<GroupId>,
+    /// What was seen.
+    pub words: String,
+}
+
+impl Violation {
+    /// One that is about no group.
+    pub fn new(invariant: u8, words: String) -> Violation {
+        Violation { invariant, group: None, words }
+    }
+
+    /// One of a group.
+    pub fn of(group: GroupId, invariant: u8, words: fmt::Arguments<'_>) -> Violation {
+        Violation { invariant, group: Some(group), words: format!("group {group}: {words}") }
+    }
+}

@@ -91,7 +91,9 @@ fn report(outcomes: &[Outcome], elapsed: Duration) -> ExitCode {
     for line in &failed.trace {
         println!("{line}");
     }
-    println!("\nFAILED: seed {seed}, invariant {}: {}", violation.invariant, violation.words);
+    println!("\n{}", violation.words);
+    let first = violation.words.lines().next().unwrap_or_default();
+    println!("\nFAILED: seed {seed}, invariant {}: {first}", violation.invariant);
     println!("repeat: cargo run --profile sim -p kv-sim --bin sim -- --seed {seed}");
     ExitCode::FAILURE
 }

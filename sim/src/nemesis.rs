@@ -1,54 +1,65 @@
-//! Faults: one place of the ring at a time, and the coordinator beside it.
+//! Faults: when they strike, and whom.
 //!
-//! A new place is struck only when everything is home with two copies. While it is recovered, the
-//! same place may be struck again, and so may the coordinator, in whatever step that is: what a
-//! cluster of two copies must bear. The last holder of a group is never struck.
+//! ```text
+//!   at rest        every group home with two copies: any place, any kind
+//!   in recovery    at the beginning of a step, now and then: the kind that has struck this step least,
+//!                  at the place that is recovered, its neighbours, or the coordinator
+//! ```
+//!
+//! What a cluster of two copies must bear: whoever holds the last copy of a group that works is never
+//! killed; all else may happen to anyone. In runs with double faults nobody is spared.
 
-use kv_protocol::{Member, Peer, View};
+mod faults;
+
+use kv_protocol::{Member, Peer, ServerId, View};
 
 use crate::event::Happening;
 use crate::history::Asked;
-use crate::network::Host;
 use crate::random::Random;
 use crate::world::World;
+
+pub use faults::{KINDS, Kind, break_link};
 
 /// What is under way.
 #[derive(Debug, Default)]
 pub struct Nemesis {
-    /// The place that is struck.
+    /// The place that was struck last.
     target: Option<usize>,
-    /// A link is cut.
-    pub is_cut: bool,
+    /// What is cut.
+    cut: Option<faults::Cut>,
 }
 
-const KINDS: [&str; 8] = [
-    "crash",
-    "pause",
-    "stall",
-    "break streams",
-    "cut both ways",
-    "cut one way",
-    "coordinator crash",
-    "coordinator pause",
-];
+impl Nemesis {
+    /// Nothing is cut any more.
+    pub fn note_healed(&mut self) {
+        self.cut = None;
+    }
+}
+
+/// How often the beginning of each step brings a fault, in a thousand: more often where few recoveries
+/// come to, or stay long.
+const STRIKES_A_STEP: [u64; 6] = [800, 600, 400, 600, 950, 700];
+/// A fault waits so often, and so long, for a write to be in flight, in nanoseconds.
+const PATIENCE: u8 = 40;
+const LOOK_AGAIN: u64 = 150_000;
 
 /// How long a store takes, in nanoseconds of true time; now and then very long.
 pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     match random.below(100) {
-        0..=11 if !is_healing => random.between(20_000_000, 700_000_000),
+        0..=5 if !is_healing => random.between(20_000_000, 700_000_000),
         _ => random.between(100_000, 3_000_000),
     }
 }
 
-/// Thinks of the next fault, and strikes.
-pub fn strike(world: &mut World) {
+/// Thinks of the next fault at rest, and strikes.
+pub fn strike_at_rest(world: &mut World) {
     if world.is_healing {
         return;
     }
-    let Some(cluster) = &world.coordinator.cluster else {
-        return world.after(20_000_000, Happening::Nemesis);
-    };
-    let is_calm = !world.nemesis.is_cut && !anyone_is_paused(world);
+    let pause = world.random.between(1_000_000, 60_000_000);
+    world.after(pause, Happening::Nemesis);
+    let Some(cluster) = &world.coordinator.cluster else { return };
+    let is_calm = world.nemesis.cut.is_none() && !anyone_is_paused(world);
     let is_whole = cluster.is_whole() && is_calm;
     // Every group has two copies, though not every one is home: another place may be struck.
     let has_copies = is_calm && world.coordinator.storing.is_none() && {
@@ -56,137 +67,121 @@ pub fn strike(world: &mut World) {
         let mut members = cluster.views().iter().flat_map(holders);
         members.all(|member| member.is_some_and(|member| works(world, member)))
     };
-    // A copy is worst off while it is made.
+    let may_double = world.config.double && world.random.per_mille(20);
+    if !(is_whole || has_copies && world.random.per_mille(200) || may_double) {
+        return strike_a_copy(world);
+    }
+    let target = world.random.index(usize::from(world.config.servers));
+    world.nemesis.target = Some(target);
+    let kind = KINDS[world.random.index(KINDS.len())];
+    strike(world, target, kind, None, PATIENCE);
+}
+
+/// A copy is worst off while it is made: it loses its stream, or more.
+fn strike_a_copy(world: &mut World) {
+    let Some(cluster) = &world.coordinator.cluster else { return };
     let copying = cluster.views().iter().find_map(|view| match view.peer {
         Peer::Candidate(member) => Some(usize::from(member.server.0)),
         Peer::None | Peer::Secondary(_) => None,
     });
-    let pause = match is_whole {
-        true => world.random.between(1_000_000, 150_000_000),
-        false => world.random.between(1_000_000, 25_000_000),
-    };
-    world.after(pause, Happening::Nemesis);
-    if has_copies || (world.config.double && world.random.per_mille(10)) {
-        world.nemesis.target = Some(world.random.index(usize::from(world.config.servers)));
-    }
-    let Some(target) = world.nemesis.target else { return };
-    // A recovery is struck now and then, not all the time: it must come to its later steps too.
-    if !is_whole && !world.random.per_mille(250) {
-        return;
-    }
-    let is_storing = world.coordinator.storing.is_some();
-    let kind = match is_whole {
-        _ if copying.is_some() && world.random.per_mille(400) => 3,
-        // A coordinator is worst off while it stores.
-        _ if is_storing && world.random.per_mille(300) => 6,
-        true => world.random.index(KINDS.len()),
-        false => [0, 1, 2, 3, 6, 7][world.random.index(6)],
-    };
-    let is_deadly = kind < 3 && !world.config.double;
-    if is_deadly && (world.nemesis.is_cut || is_last_holder(world, target)) {
-        return;
-    }
-    // Connections may break anywhere at any time.
-    let target = match KINDS[kind] {
-        "break streams" => match copying {
-            Some(place) => place,
-            None => world.random.index(usize::from(world.config.servers)),
-        },
-        _ => target,
-    };
-    if is_whole && !has_write_in_flight(world, target) && !world.random.per_mille(100) {
-        return;
-    }
-    if apply(world, target, kind) {
-        let cluster = world.coordinator.cluster.as_ref();
-        let step = cluster.and_then(|cluster| {
-            let id = kv_protocol::ServerId(u16::try_from(target).expect("places are few"));
-            cluster.recovery_step(id)
-        });
-        let with_write = has_write_in_flight(world, target);
-        world.counts.note_fault(KINDS[kind], step.filter(|_| !is_whole), with_write);
-        let now = world.now;
-        world.trace.note(now, format_args!("fault: {} at place {target}", KINDS[kind]));
-        if KINDS[kind] == "coordinator crash" {
-            world.kill_coordinator();
-            let delay = world.random.between(1_000_000, 900_000_000);
-            world.after(delay, Happening::RestartCoordinator);
+    if let Some(place) = copying
+        && world.random.per_mille(100)
+    {
+        match step_of(world, place) {
+            Some(step) if world.random.per_mille(500) => strike_in_step(world, place, step),
+            step => strike(world, place, Kind::BreakStreams, step, 0),
         }
     }
 }
 
-/// Does it; the crash of the coordinator is left to the caller, who asks it something before.
-fn apply(world: &mut World, target: usize, kind: usize) -> bool {
-    let running = world.running_at(target);
-    match (KINDS[kind], running) {
-        ("crash", Some(process)) => world.kill(process),
-        ("pause", Some(process)) => {
-            let pause = pause_length(&mut world.random);
-            world.pause(process, pause);
-        }
-        ("stall", Some(process)) => {
-            let pause = pause_length(&mut world.random);
-            world.processes[process].stall_next = Some(pause);
-        }
-        ("break streams", Some(_)) => {
-            let host = Host(target);
-            for number in world.network.live(|connection| connection.hosts().contains(&host)) {
-                if world.random.per_mille(400) {
-                    world.break_connection(number);
-                }
-            }
-        }
-        (cut @ ("cut both ways" | "cut one way"), Some(_)) => {
-            let servers = usize::from(world.config.servers);
-            // With one other server, with all, or with the coordinator alone.
-            let others: Vec<usize> = match world.random.below(3) {
-                0 => vec![(target + 1 + world.random.index(servers - 1)) % servers],
-                1 => (0..=servers).filter(|other| *other != target).collect(),
-                _ => vec![servers],
-            };
-            let outward = world.random.per_mille(500);
-            for other in others {
-                if outward || cut == "cut both ways" {
-                    world.network.cut(Host(target), Host(other));
-                }
-                if !outward || cut == "cut both ways" {
-                    world.network.cut(Host(other), Host(target));
-                }
-            }
-            world.nemesis.is_cut = true;
-            let heal = world.random.between(20_000_000, 2_500_000_000);
-            world.after(heal, Happening::Heal);
-            // The coordinator, too, loses sight of it for a moment, while its lease still holds.
-            if world.random.per_mille(500) {
-                let delay = world.random.between(250_000_000, 500_000_000);
-                world.after(delay, Happening::BreakLink(target));
-            }
-        }
-        ("coordinator crash", _) => {}
-        ("coordinator pause", _) => {
-            let pause = world.random.between(10_000_000, 1_500_000_000);
-            world.coordinator.paused_until = world.now + pause;
-            world.after(pause, Happening::Resume(None));
-        }
-        _ => return false,
+/// The recovery of a place has come to a step.
+pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
+    let Some(step) = step else { return };
+    if world.is_healing || !world.random.per_mille(STRIKES_A_STEP[usize::from(step)]) {
+        return;
     }
-    true
+    // The first step is over as soon as the views are stored.
+    let quick = if step == 0 { 9 } else { 6 };
+    let delay = match world.random.below(10) {
+        n if n < quick => world.random.between(1_000, 300_000),
+        n if n < 9 => world.random.between(1_000, 3_000_000),
+        _ => world.random.between(1_000, 30_000_000),
+    };
+    world.after(delay, Happening::Strike(usize::from(server.0), step));
 }
 
-fn pause_length(random: &mut Random) -> u64 {
-    match random.below(3) {
-        0 => random.between(1_000_000, 200_000_000),
-        1 => random.between(200_000_000, 800_000_000),
-        _ => random.between(800_000_000, 3_000_000_000),
+/// A process has just been started in place of another: it may end before it has reported.
+pub fn on_spawned(world: &mut World, place: usize) {
+    if !world.is_healing && world.random.per_mille(100) {
+        let delay = world.random.between(1_000, 400_000);
+        world.after(delay, Happening::StrikeAgain(place, Kind::Crash, Some(1), 0));
+    }
+}
+
+/// A fault in a step of a recovery.
+pub fn strike_in_step(world: &mut World, place: usize, step: u8) {
+    if world.is_healing || step_of(world, place) != Some(step) {
+        return;
+    }
+    let seen =
+        |kind: Kind| world.counts.faults.get(kind.name()).map_or(0, |n| n[usize::from(step)]);
+    let least = KINDS.into_iter().filter(|kind| is_possible(world, place, *kind)).map(seen).min();
+    let rarest: Vec<Kind> = KINDS
+        .into_iter()
+        .filter(|kind| is_possible(world, place, *kind) && Some(seen(*kind)) == least)
+        .collect();
+    if rarest.is_empty() {
+        return;
+    }
+    let kind = rarest[world.random.index(rarest.len())];
+    strike(world, place, kind, Some(step), PATIENCE);
+}
+
+/// Strikes, once a write is in flight in a group that is hit, or the patience is over.
+pub fn strike(world: &mut World, place: usize, kind: Kind, step: Option<u8>, patience: u8) {
+    if world.is_healing || !is_possible(world, place, kind) || step_of(world, place) != step {
+        return;
+    }
+    let with_write = has_write_in_flight(world, place);
+    if !with_write && patience > 0 {
+        let again = Happening::StrikeAgain(place, kind, step, patience - 1);
+        return world.after(LOOK_AGAIN, again);
+    }
+    if faults::apply(world, place, kind) {
+        world.counts.note_fault(kind.name(), step, with_write);
+        world.note_place(place, format_args!("fault: {} at place {place}", kind.name()));
+        faults::apply_late(world, kind);
+    }
+}
+
+/// The step that the recovery of a place is in.
+fn step_of(world: &World, place: usize) -> Option<u8> {
+    let id = ServerId(u16::try_from(place).expect("places are few"));
+    world.coordinator.cluster.as_ref().and_then(|cluster| cluster.recovery_step(id))
+}
+
+/// Whether a kind of fault may strike a place, by the rules of this file.
+fn is_possible(world: &World, place: usize, kind: Kind) -> bool {
+    // A coordinator that is away is enough.
+    let Some(_) = &world.coordinator.cluster else { return false };
+    match kind {
+        Kind::Crash => {
+            let is_two_faults = world.nemesis.cut.as_ref().is_some_and(|cut| !cut.is_about(place));
+            world.running_at(place).is_some()
+                && (world.config.double || !(is_two_faults || is_last_holder(world, place)))
+        }
+        Kind::CutBothWays | Kind::CutOneWay => world.nemesis.cut.is_none(),
+        Kind::CoordinatorCrash | Kind::CoordinatorPause => {
+            world.coordinator.paused_until <= world.now
+        }
+        Kind::Pause | Kind::Stall | Kind::Hiccup | Kind::BreakStreams => true,
     }
 }
 
 fn anyone_is_paused(world: &World) -> bool {
+    let mut processes = world.processes.iter().filter(|process| process.alive);
     world.coordinator.paused_until > world.now
-        || world
-            .processes
-            .iter()
-            .any(|p| p.alive && (p.paused_until > world.now || p.stall_next.is_some()))
+        || processes.any(|process| !process.is_at_work(world.now))
 }
 
 /// Whether a group would be lost with this place: by any view that is durable, or may be so in a
@@ -206,11 +201,11 @@ fn is_last_holder(world: &World, target: usize) -> bool {
 fn works(world: &World, member: Member) -> bool {
     world.process_of(member).is_some_and(|process| {
         let process = &world.processes[process];
-        process.alive && process.paused_until <= world.now && process.stall_next.is_none()
+        process.alive && process.is_at_work(world.now)
     })
 }
 
-/// Whether a client waits for a write in a group that this place holds.
+/// Whether a client waits for a write in a group that this place holds when all is home.
 fn has_write_in_flight(world: &World, target: usize) -> bool {
     let servers = usize::from(world.config.servers);
     let held = [target, (target + servers - 1) % servers];
@@ -219,14 +214,6 @@ fn has_write_in_flight(world: &World, target: usize) -> bool {
         .iter()
         .flat_map(|client| client.flights.values())
         .any(|flight| flight.asked != Asked::Read && held.contains(&usize::from(flight.place.0.0)))
-}
-
-/// Breaks the connection for heartbeats of whoever runs at a place.
-pub fn break_link(world: &mut World, place: usize) {
-    let link = world.running_at(place).and_then(|process| world.processes[process].link);
-    if let Some((number, _)) = link {
-        world.break_connection(number);
-    }
 }
 
 /// Faults stop: whatever was broken is whole again, and whoever is dead comes back.

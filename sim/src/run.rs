@@ -3,7 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::counts::Counts;
-use crate::world::{Config, Violation, World};
+use crate::invariants::Violation;
+use crate::world::{Config, World};
 
 /// What a seed came to.
 #[derive(Clone, Debug)]
@@ -27,10 +28,11 @@ pub fn run(config: Config) -> Outcome {
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|words| (*words).to_owned()));
         let words = words.unwrap_or_else(|| "a panic without words".to_owned());
-        Err(Violation { invariant: 0, words })
+        Err(Violation::new(0, words))
     });
     world.counts.runs = 1;
     world.counts.simulated = world.now;
-    let trace = world.trace.lines().map(str::to_owned).collect();
+    let group = result.as_ref().err().and_then(|violation| violation.group);
+    let trace = world.trace.lines(group).map(str::to_owned).collect();
     Outcome { seed: config.seed, counts: world.counts.clone(), failure: result.err(), trace }
 }

@@ -15,11 +15,12 @@ use kv_core::node::{Node, NodeConfig};
 use kv_core::replica::{
     Answers, ConnectionId, InstallError, Pumped, Replica, ReplicaConfig, StreamError,
 };
-use kv_protocol::client_message::{Answer, Hello, Request, Status};
-use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::client_message::{Answer, Hello, Operation, Request, Status};
+use kv_protocol::control_message::{ReplicaReport, ReplicaState};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, Member, OrderId, ServerId, ShardId, Time, ViewVersion,
+    ClientId, ClusterId, GroupId, Member, OrderId, RequestId, SequenceNumber, ServerId, ShardId,
+    Time, ViewVersion,
 };
 use kv_protocol::limits::{MAX_CLIENT_BODY, MAX_PEER_BODY};
 use kv_protocol::peer_message::{
@@ -29,8 +30,13 @@ use kv_protocol::peer_message::{
 use kv_protocol::placement::Placement;
 use kv_protocol::view::View;
 
+use crate::invariants::{
+    Violation, copy_is_equal, lease_is_checked, nothing_old, only_primaries_answer,
+};
 use crate::network::ConnectionNumber;
 
+/// Bytes that a table may take before writes are refused.
+pub const MEMORY_LIMIT: u64 = 64 << 20;
 /// Small chunks: a run makes many tables.
 const CHUNK_BYTES: usize = 64 << 10;
 /// Pauses between two tries to dial, in nanoseconds of true time.
@@ -75,21 +81,34 @@ pub enum Output {
     Probed(OrderId),
     /// What the replicas are now, for the node.
     Published(Vec<ReplicaReport>),
-    /// A write was answered OK by this replica: what the checks hang on.
-    Acked(Acked),
-    /// The copy of a candidate was not equal to its source.
-    Diverged(GroupId),
+    /// A request was answered.
+    Answered(Answered),
+    /// A promise was broken.
+    Broken(Violation),
 }
 
-/// A write that a primary has answered OK.
+/// What a client was answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Acked {
-    /// Its group.
+pub struct Answered {
+    /// The group that answered.
     pub group: GroupId,
-    /// Its place in the log, where the answer names it.
-    pub version: u64,
+    /// Over which connection.
+    pub to: ConnectionNumber,
+    /// Which request.
+    pub request: RequestId,
+    /// What.
+    pub status: Status,
     /// Copies claimed.
     pub copies: u8,
+    /// The place in the log, of a write that was done.
+    pub version: SequenceNumber,
+}
+
+impl Answered {
+    /// Whether it is a promise to keep a write. Only answers to writes name copies.
+    pub fn is_acked(&self) -> bool {
+        self.copies > 0 && self.status == Status::Ok
+    }
 }
 
 /// One executor.
@@ -101,6 +120,8 @@ pub struct Shard {
     pub inbox: VecDeque<Input>,
     /// What a wake-up had reaped, and the clock it had read, when a pause struck.
     pub stalled: Option<(Time, VecDeque<Input>)>,
+    /// Until when this executor alone does nothing, as true time.
+    pub stopped_until: u64,
     /// Whether a wake-up is due at some time already.
     pub wake_at: Option<u64>,
     connections: Vec<(ConnectionNumber, Peer)>,
@@ -118,7 +139,16 @@ pub struct Hosted {
     dialled: Option<PeerHello>,
     partner: Option<(ViewVersion, SocketAddr)>,
     dial: Option<Dial>,
-    shown: Option<(kv_protocol::control_message::ReplicaState, ViewVersion, bool)>,
+    shown: Option<(ReplicaState, ViewVersion, bool)>,
+    noted: Option<(ReplicaState, ViewVersion)>,
+}
+
+impl Hosted {
+    /// What it is, if that is not what it was when it was asked last.
+    pub fn role_if_new(&mut self) -> Option<(ReplicaState, ViewVersion)> {
+        let role = (self.replica.state(), self.replica.view_version());
+        (self.noted.replace(role) != Some(role)).then_some(role)
+    }
 }
 
 #[derive(Debug)]
@@ -192,7 +222,7 @@ impl Process {
                     group,
                     shard,
                     placement,
-                    memory_limit: None,
+                    memory_limit: Some(MEMORY_LIMIT),
                     hash_secret: HashSecret::new(seed),
                 };
                 let chunks = Box::new(HeapChunks::new(CHUNK_BYTES));
@@ -203,12 +233,14 @@ impl Process {
                     partner: None,
                     dial: None,
                     shown: None,
+                    noted: None,
                 }
             });
             Shard {
                 hosted: hosted.into(),
                 inbox: VecDeque::new(),
                 stalled: None,
+                stopped_until: 0,
                 wake_at: None,
                 connections: Vec::new(),
                 identity: Identity { cluster, shard, placement },
@@ -230,6 +262,13 @@ impl Process {
         }
     }
 
+    /// Whether nothing keeps it or one of its executors from working.
+    pub fn is_at_work(&self, now: u64) -> bool {
+        self.paused_until <= now
+            && self.stall_next.is_none()
+            && self.shards.iter().all(|shard| shard.stopped_until <= now)
+    }
+
     /// The replica of a group's shard.
     pub fn replica(&self, group: GroupId, shard: usize) -> Option<&Replica> {
         let hosted = self.shards[shard].hosted.iter();
@@ -247,12 +286,15 @@ impl Answers for Collected<'_> {
     fn answer(&mut self, to: ConnectionId, answer: &Answer<'_>) {
         let mut bytes = Vec::new();
         answer.write(&mut bytes);
-        // Only answers to writes name copies.
-        if answer.copies > 0 && answer.status == Status::Ok {
-            let (version, copies) = (answer.version.0, answer.copies);
-            self.output.push(Output::Acked(Acked { group: self.group, version, copies }));
-        }
         let number = usize::try_from(to.0).expect("it was one");
+        self.output.push(Output::Answered(Answered {
+            group: self.group,
+            to: ConnectionNumber(number),
+            request: answer.id,
+            status: answer.status,
+            copies: answer.copies,
+            version: answer.version,
+        }));
         self.output.push(Output::Send(ConnectionNumber(number), bytes));
     }
 }
@@ -390,6 +432,7 @@ impl Shard {
             let id = ConnectionId(number.0 as u64);
             let answers = &mut collected(output, group);
             hosted.replica.on_request(now, id, *client, &request, answers);
+            look_at_answer(now, &hosted.replica, &request, output);
         }
         true
     }
@@ -502,13 +545,18 @@ impl Shard {
         for message in BatchReader::new(body).expect("it was written so") {
             let message = message.expect("it was written so");
             let Some(hosted) = self.stream_of(number, group) else { return Err(None) };
+            let installed = hosted.replica.view_version();
             let answers = &mut collected(output, group);
             match hosted.replica.on_peer_message(now, &message, answers) {
-                Ok(()) | Err(StreamError::Frozen) => {}
+                Ok(()) => {
+                    let result = nothing_old::message(group, message.view(), installed);
+                    output.extend(result.err().map(Output::Broken));
+                }
+                Err(StreamError::Frozen) => {}
                 Err(error) => {
                     let view = hosted.replica.view().copied();
-                    if matches!(error, StreamError::Diverged { .. }) {
-                        output.push(Output::Diverged(group));
+                    if let StreamError::Diverged { sn } = error {
+                        output.push(Output::Broken(copy_is_equal::differs(group, sn)));
                     }
                     let reason = match error {
                         StreamError::View { .. } => PeerRefusalReason::OldView,
@@ -653,6 +701,23 @@ impl Dial {
         self.due = Some(true_now + self.pause);
         self.pause = (self.pause * 2).min(REDIAL_LAST);
     }
+}
+
+/// Sees whether a replica may answer as it just has.
+fn look_at_answer(now: Time, replica: &Replica, request: &Request<'_>, output: &mut Vec<Output>) {
+    let answered = output.iter().rev().find_map(|output| match output {
+        Output::Answered(answered) if answered.request == request.id => Some(*answered),
+        _ => None,
+    });
+    let Some(Answered { status, group, .. }) = answered else { return };
+    let sight = replica.inspect();
+    let result = only_primaries_answer::check(group, &sight, status).and_then(|()| {
+        match request.operation {
+            Operation::Get => lease_is_checked::check(group, &sight, now, status),
+            _ => Ok(()),
+        }
+    });
+    output.extend(result.err().map(Output::Broken));
 }
 
 const CLIENT_RULES: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use kv_protocol::client_message::Condition;
 
 use crate::client::Seen;
-use crate::history::{Asked, Entry, Value};
+use crate::history::{Answered, Asked, Entry, Value};
 use crate::random::Random;
 
 /// Keys that half of all operations go to.
@@ -15,6 +15,10 @@ const HOT_SLOTS: usize = 6;
 const COLD_SLOTS: usize = 6_000;
 /// After so many operations a slot takes another key.
 const OPERATIONS_A_KEY: usize = 220;
+/// As many at the same time, and every operation in doubt counts as so many: whatever is concurrent
+/// may have happened in any order, and all of them have to be tried.
+const IN_FLIGHT_A_KEY: usize = 9;
+const OPERATIONS_A_DOUBT: usize = 40;
 /// One value in so many is long enough to travel in fragments.
 const LARGE_ONE_IN: u64 = 1_500;
 const LARGE_BYTES: usize = 150 << 10;
@@ -22,11 +26,23 @@ const LARGE_BYTES: usize = 150 << 10;
 /// The keys in use, and what was seen of them.
 #[derive(Debug)]
 pub struct Workload {
-    /// By slot: how many keys it has had, and how many operations its key has seen.
-    slots: Vec<(u64, usize)>,
+    slots: Vec<Slot>,
     /// By key.
     pub histories: BTreeMap<Vec<u8>, Vec<Entry>>,
+    /// By key: the newest version that anyone was told of.
+    pub newest: BTreeMap<Vec<u8>, u64>,
     next_value: Value,
+}
+
+/// A key in use; another follows it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    /// How many keys came before it.
+    generation: u64,
+    /// Operations that it has seen.
+    used: usize,
+    /// Operations under way.
+    in_flight: usize,
 }
 
 /// An operation to begin.
@@ -36,34 +52,56 @@ pub struct Plan {
     pub slot: usize,
     /// Its key.
     pub key: Vec<u8>,
+    /// The newest version of the key that anyone was told of.
+    pub floor: u64,
+    /// What is asked, and under which condition.
+    pub asked: Asked,
+    /// As above.
+    pub condition: Condition,
+    /// The whole value to write.
+    pub value: Vec<u8>,
 }
 
 impl Workload {
     /// Nothing done yet.
     pub fn new() -> Workload {
         Workload {
-            slots: vec![(0, 0); HOT_SLOTS + COLD_SLOTS],
+            slots: vec![Slot::default(); HOT_SLOTS + COLD_SLOTS],
             histories: BTreeMap::new(),
+            newest: BTreeMap::new(),
             next_value: 1,
         }
     }
 
-    /// The key of the next operation.
-    pub fn plan(&mut self, random: &mut Random) -> Plan {
-        let slot = match random.per_mille(500) {
-            true => random.index(HOT_SLOTS),
+    /// The next operation of someone who has seen this of each key.
+    pub fn plan(
+        &mut self,
+        random: &mut Random,
+        seen: &BTreeMap<Vec<u8>, Seen>,
+        only_reads: bool,
+    ) -> Plan {
+        let hot = random.index(HOT_SLOTS);
+        let at = match random.per_mille(500) && self.slots[hot].in_flight < IN_FLIGHT_A_KEY {
+            true => hot,
             false => HOT_SLOTS + random.index(COLD_SLOTS),
         };
-        let (generation, used) = &mut self.slots[slot];
-        *used += 1;
-        if *used > OPERATIONS_A_KEY {
-            (*generation, *used) = (*generation + 1, 1);
+        let slot = &mut self.slots[at];
+        slot.used += 1;
+        slot.in_flight += 1;
+        if slot.used > OPERATIONS_A_KEY {
+            *slot = Slot { generation: slot.generation + 1, used: 1, in_flight: 1 };
         }
-        Plan { slot, key: format!("{slot}.{generation}").into_bytes() }
+        let key = format!("{at}.{}", slot.generation).into_bytes();
+        let floor = self.newest.get(&key).copied().unwrap_or(0);
+        let (asked, condition, value) = match only_reads {
+            true => (Asked::Read, Condition::Always, Vec::new()),
+            false => self.ask(random, seen.get(&key)),
+        };
+        Plan { slot: at, key, floor, asked, condition, value }
     }
 
-    /// What is asked of it, by someone who has seen this of it.
-    pub fn ask(&mut self, random: &mut Random, seen: Option<&Seen>) -> (Asked, Condition, Vec<u8>) {
+    /// What is asked of a key, by someone who has seen this of it.
+    fn ask(&mut self, random: &mut Random, seen: Option<&Seen>) -> (Asked, Condition, Vec<u8>) {
         let kind = random.below(100);
         if kind < 40 {
             return (Asked::Read, Condition::Always, Vec::new());
@@ -89,8 +127,22 @@ impl Workload {
         }
     }
 
-    /// Notes what one operation came to.
-    pub fn note(&mut self, key: Vec<u8>, entry: Entry) {
+    /// Someone was told of a version of a key.
+    pub fn note_version(&mut self, key: &[u8], version: u64) {
+        match self.newest.get_mut(key) {
+            Some(newest) => *newest = (*newest).max(version),
+            None => drop(self.newest.insert(key.to_vec(), version)),
+        }
+    }
+
+    /// Notes what one operation of a slot came to.
+    pub fn note(&mut self, slot: usize, key: Vec<u8>, entry: Option<Entry>) {
+        let slot = &mut self.slots[slot];
+        slot.in_flight = slot.in_flight.saturating_sub(1);
+        let Some(entry) = entry else { return };
+        if entry.answered == Answered::InDoubt && entry.asked != Asked::Read {
+            slot.used += OPERATIONS_A_DOUBT;
+        }
         self.histories.entry(key).or_default().push(entry);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | step | shown while |
 //! |---|---|
-//! | 0 | views still name the dead process |
+//! | 0 | views still name the process that is dead, or must go |
 //! | 1 | its successor has not reported |
 //! | 2 | the successor is not yet candidate in both its groups |
 //! | 3 | its primary table is copied to it (UPDATE-PRIMARY) |
@@ -11,7 +11,7 @@
 //!
 //! Nothing is decided by these numbers: they are read off the views.
 
-use kv_protocol::{GroupId, Peer, ServerId, View};
+use kv_protocol::{GroupId, Member, Peer, ServerId, View};
 
 use super::{Cluster, Effect};
 
@@ -23,9 +23,14 @@ impl Cluster {
         let own = &durable.views[usize::from(id.0)];
         let before = (id.0 + self.count() - 1) % self.count();
         let predecessors = &durable.views[usize::from(before)];
+        // Whoever is dead, and whoever the next view names no more.
         let stale = |view: &View| {
-            let at_place = |m: kv_protocol::Member| m.server == id && self.is_dead(m);
-            view.primary.is_some_and(at_place) || view.other().is_some_and(at_place)
+            let next = &self.memory.decided.views[usize::from(view.group.0)];
+            let must_go = |m: Member| {
+                let stays = next.primary == Some(m) || next.other() == Some(m);
+                m.server == id && (self.is_dead(m) || !stays)
+            };
+            view.primary.is_some_and(must_go) || view.other().is_some_and(must_go)
         };
         let holds = |view: &View| view.primary == Some(member) || view.other() == Some(member);
         let copies = |view: &View| view.peer == Peer::Candidate(member);

@@ -1,30 +1,55 @@
 //! 6: an acknowledged write is held by all members of the view that acknowledged it.
 
-use crate::server::Acked;
-use crate::world::{Violation, World};
+use kv_protocol::ids::GroupId;
 
-/// Looks at the secondary of whoever has just answered.
-pub fn check(world: &World, process: usize, shard: usize, acked: &Acked) -> Result<(), Violation> {
-    let Some(replica) = world.processes[process].replica(acked.group, shard) else {
-        return Ok(());
-    };
-    let Some(view) = replica.view().filter(|_| acked.copies == 2) else { return Ok(()) };
-    let Some(secondary) = view.secondary().and_then(|member| world.process_of(member)) else {
-        return Ok(());
-    };
-    let held = world.processes[secondary].replica(acked.group, shard).map(|r| r.inspect());
-    let has_it = held.is_none_or(|sight| {
-        // One that has gone on to a later view may have been wiped by then.
-        sight.last.0 >= acked.version || sight.view.is_some_and(|v| v.version > view.version)
-    });
-    if has_it {
+use crate::checks::Place;
+use crate::invariants::Violation;
+use crate::server::Answered;
+use crate::world::World;
+
+/// Looks at the secondary of whoever has just answered OK with two copies.
+pub fn check(
+    world: &World,
+    process: usize,
+    (group, shard): Place,
+    answered: &Answered,
+) -> Result<(), Violation> {
+    let Some(replica) = world.processes[process].replica(group, shard) else { return Ok(()) };
+    let Some(view) = replica.view().filter(|_| answered.copies == 2) else { return Ok(()) };
+    match view.secondary() {
+        Some(secondary) => holds(world, secondary, (group, shard), answered, view.version.0),
+        None => Ok(()),
+    }
+}
+
+/// Whether a member holds a write, or has gone on to a later view, in which it may have been wiped.
+pub fn holds(
+    world: &World,
+    member: kv_protocol::Member,
+    (group, shard): Place,
+    answered: &Answered,
+    view: u64,
+) -> Result<(), Violation> {
+    let Some(process) = world.process_of(member) else { return Ok(()) };
+    let Some(replica) = world.processes[process].replica(group, shard) else { return Ok(()) };
+    let sight = replica.inspect();
+    let is_later = sight.view.is_some_and(|installed| installed.version.0 > view);
+    if is_later || sight.last >= answered.version {
         return Ok(());
     }
-    let words = format!(
-        "group {}, shard {shard}: write {} was answered with two copies, the secondary is at {:?}",
-        acked.group,
-        acked.version,
-        held.map(|sight| sight.last)
+    Err(missing(group, shard, answered, member, sight.last.0))
+}
+
+fn missing(
+    group: GroupId,
+    shard: usize,
+    answered: &Answered,
+    member: kv_protocol::Member,
+    last: u64,
+) -> Violation {
+    let words = format_args!(
+        "shard {shard}: write {} was answered with {} copies, but {member} is at write {last}",
+        answered.version, answered.copies
     );
-    Err(Violation { invariant: 6, words })
+    Violation::of(group, 6, words)
 }

@@ -1,7 +1,8 @@
 //! 2: a primary's lease ends before the grace of whoever acked it.
 
 use crate::checks::Place;
-use crate::world::{Violation, World};
+use crate::invariants::Violation;
+use crate::world::World;
 
 /// Looks at the primary and the other holder of the place, in true time.
 pub fn check(world: &World, (group, shard): Place) -> Result<(), Violation> {
@@ -13,18 +14,17 @@ pub fn check(world: &World, (group, shard): Place) -> Result<(), Violation> {
         let Some(follower) = holders().find(|process| process.member == other) else { continue };
         let Some(replica) = follower.replica(group, shard) else { continue };
         let Some((to, grace)) = replica.inspect().grace else {
-            let words = format!("group {group}, shard {shard}: a lease without any grace");
-            return Err(Violation { invariant: 2, words });
+            let words = format_args!("shard {shard}: a lease without any grace");
+            return Err(Violation::of(group, 2, words));
         };
         let lease = world.clocks[primary.place].true_time(lease);
         let grace = world.clocks[follower.place].true_time(grace);
         if to == primary.member && lease >= grace {
-            let words = format!(
-                "group {group}, shard {shard}: the lease of {} ends at {lease} ns, the grace of \
-                 {other} at {grace} ns",
+            let words = format_args!(
+                "shard {shard}: the lease of {} ends at {lease} ns, the grace of {other} at {grace} ns",
                 primary.member
             );
-            return Err(Violation { invariant: 2, words });
+            return Err(Violation::of(group, 2, words));
         }
     }
     Ok(())

@@ -1,10 +1,14 @@
 //! 16 (and with it 13 and 17): every key behaves as one register for all clients together.
 
+use kv_protocol::placement::{Digest, Placement};
+
 use crate::history::{Verdict, judge};
-use crate::world::{Violation, World};
+use crate::invariants::Violation;
+use crate::world::World;
 
 /// Judges the history of every key.
 pub fn check(world: &World) -> Result<(), Violation> {
+    let placement = Placement::new(world.config.servers, world.config.shards);
     for (key, history) in &world.workload.histories {
         let verdict = judge(history);
         if verdict != Verdict::Linearizable {
@@ -14,7 +18,8 @@ pub fn check(world: &World) -> Result<(), Violation> {
             for entry in &history {
                 words += &format!("\n    {entry:?}");
             }
-            return Err(Violation { invariant: 16, words });
+            let (group, _) = placement.locate(Digest::of(key));
+            return Err(Violation::of(group, 16, format_args!("{words}")));
         }
     }
     Ok(())

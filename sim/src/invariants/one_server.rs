@@ -3,7 +3,8 @@
 use kv_core::replica::Serves;
 
 use crate::checks::Place;
-use crate::world::{Violation, World};
+use crate::invariants::Violation;
+use crate::world::World;
 
 /// Looks at every process that holds the place.
 pub fn check(world: &World, (group, shard): Place) -> Result<(), Violation> {
@@ -17,11 +18,9 @@ pub fn check(world: &World, (group, shard): Place) -> Result<(), Violation> {
             Serves::Before(end) => now < end,
         };
         if may_serve && let Some(other) = serving.replace(process.member) {
-            let words = format!(
-                "group {group}, shard {shard}: {other} and {} may both serve",
-                process.member
-            );
-            return Err(Violation { invariant: 1, words });
+            let words =
+                format_args!("shard {shard}: {other} and {} may both serve", process.member);
+            return Err(Violation::of(group, 1, words));
         }
     }
     Ok(())

@@ -3,7 +3,7 @@
 use kv_core::replica::Inspection;
 
 use crate::checks::{Checks, Place};
-use crate::world::Violation;
+use crate::invariants::Violation;
 
 /// Looks at a replica that has just begun to serve.
 pub fn check(
@@ -15,12 +15,12 @@ pub fn check(
     let served = checks.seen.get(&(process, place)).is_some_and(|(_, active)| *active);
     let acked = checks.acked.get(&place).copied().unwrap_or(0);
     if sight.state.is_active() && !served && sight.last.0 < acked {
-        let words = format!(
-            "{place:?}: process {process} starts to serve at write {}, though write {acked} was \
+        let words = format_args!(
+            "shard {}: process {process} starts to serve at write {}, though write {acked} was \
              acknowledged",
-            sight.last
+            place.1, sight.last
         );
-        return Err(Violation { invariant: 7, words });
+        return Err(Violation::of(place.0, 7, words));
     }
     Ok(())
 }

@@ -6,7 +6,9 @@ use kv_protocol::control_message::ReplicaState;
 use kv_protocol::view::{Peer, View};
 
 use crate::checks::{Checks, Place};
-use crate::world::{Violation, World};
+use crate::invariants::{Violation, acked_is_held};
+use crate::server::Answered;
+use crate::world::World;
 
 /// A primary does not leave a candidate behind that it has told to have caught up, under the same view.
 pub fn check(
@@ -18,10 +20,33 @@ pub fn check(
     let version = sight.view.map_or(0, |view| view.version.0);
     let told = checks.caught_up.get(&(process, place)) == Some(&version);
     if told && sight.state == ReplicaState::CopyFailed {
-        let words = format!("{place:?}: the union of view {version} was left after the report");
-        return Err(Violation { invariant: 10, words });
+        let words = format_args!(
+            "shard {}: the union of view {version} was left after the report",
+            place.1
+        );
+        return Err(Violation::of(place.0, 10, words));
     }
     Ok(())
+}
+
+/// A write was answered OK by a primary whose candidate has caught up: the candidate holds it.
+pub fn on_acked(
+    world: &World,
+    process: usize,
+    place: Place,
+    answered: &Answered,
+) -> Result<(), Violation> {
+    let (group, shard) = place;
+    let Some(replica) = world.processes[process].replica(group, shard) else { return Ok(()) };
+    let sight = replica.inspect();
+    let Some(view) = sight.view.filter(|_| sight.state == ReplicaState::CaughtUp) else {
+        return Ok(());
+    };
+    match view.other() {
+        Some(candidate) => acked_is_held::holds(world, candidate, place, answered, view.version.0)
+            .map_err(|violation| Violation { invariant: 10, ..violation }),
+        None => Ok(()),
+    }
 }
 
 /// A candidate that is made secondary has a complete copy of every shard.
@@ -35,12 +60,11 @@ pub fn on_view(world: &World, before: &View, view: &View) -> Result<(), Violatio
         let replica = world.processes[process].replica(view.group, shard);
         let Some(sight) = replica.map(|replica| replica.inspect()) else { continue };
         if sight.state == ReplicaState::Candidate && !sight.is_complete {
-            let words = format!(
-                "group {}, shard {shard}: {candidate} is made secondary in view {} without a whole \
-                 copy",
-                view.group, view.version
+            let words = format_args!(
+                "shard {shard}: {candidate} is made secondary in view {} without a whole copy",
+                view.version
             );
-            return Err(Violation { invariant: 10, words });
+            return Err(Violation::of(view.group, 10, words));
         }
     }
     Ok(())

@@ -1,9 +1,10 @@
-//! 5: the versions that a replica installs only grow.
+//! 5: the versions that a replica installs and the epochs that a server obeys only grow.
 
 use kv_core::replica::Inspection;
+use kv_protocol::Epoch;
 
 use crate::checks::{Checks, Place};
-use crate::world::Violation;
+use crate::invariants::Violation;
 
 /// Compares with what was seen last.
 pub fn check(
@@ -15,9 +16,18 @@ pub fn check(
     let version = sight.view.map_or(0, |view| view.version.0);
     match checks.seen.get(&(process, place)) {
         Some((before, _)) if *before > version => {
-            let words = format!("{place:?}: view {version} was installed after {before}");
-            Err(Violation { invariant: 5, words })
+            let words =
+                format_args!("shard {}: view {version} was installed after {before}", place.1);
+            Err(Violation::of(place.0, 5, words))
         }
         _ => Ok(()),
     }
+}
+
+/// A server obeys another coordinator.
+pub fn epochs(before: Epoch, after: Epoch) -> Result<(), Violation> {
+    if after.number >= before.number {
+        return Ok(());
+    }
+    Err(Violation::new(5, format!("epoch {before:?} was followed by {after:?}")))
 }

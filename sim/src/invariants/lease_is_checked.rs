@@ -1,0 +1,27 @@
+//! 8: no read answer after a failed lease check.
+
+use kv_core::replica::{Inspection, Serves};
+use kv_protocol::Time;
+use kv_protocol::client_message::Status;
+use kv_protocol::ids::GroupId;
+
+use crate::invariants::Violation;
+
+/// A replica has just answered a read, at this reading of its clock.
+pub fn check(
+    group: GroupId,
+    sight: &Inspection,
+    now: Time,
+    status: Status,
+) -> Result<(), Violation> {
+    let may_serve = match sight.serves {
+        Serves::Never => false,
+        Serves::Always => true,
+        Serves::Before(end) => now < end,
+    };
+    if may_serve || !matches!(status, Status::Ok | Status::NotFound) {
+        return Ok(());
+    }
+    let words = format_args!("a read is answered {status:?} at {now:?}, but {:?}", sight.serves);
+    Err(Violation::of(group, 8, words))
+}

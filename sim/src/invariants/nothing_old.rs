@@ -1,0 +1,23 @@
+//! 9: nothing is accepted under an old view or of an old process.
+
+use kv_protocol::ids::{GroupId, ViewVersion};
+use kv_protocol::{Incarnation, Member};
+
+use crate::invariants::Violation;
+
+/// A replica has taken a message of a view.
+pub fn message(group: GroupId, got: ViewVersion, installed: ViewVersion) -> Result<(), Violation> {
+    if got == installed {
+        return Ok(());
+    }
+    let words = format_args!("a message of view {got} was taken under view {installed}");
+    Err(Violation::of(group, 9, words))
+}
+
+/// The coordinator has taken a heartbeat for that of a member.
+pub fn heartbeat(speaks: Incarnation, member: Member) -> Result<(), Violation> {
+    if member.incarnation == speaks {
+        return Ok(());
+    }
+    Err(Violation::new(9, format!("a heartbeat of {speaks} was taken for {member}")))
+}

@@ -1,0 +1,18 @@
+//! 14: a replica that is not the primary of the view it has installed accepts no write and answers no
+//! read.
+
+use kv_core::replica::Inspection;
+use kv_protocol::client_message::Status;
+use kv_protocol::ids::GroupId;
+
+use crate::invariants::Violation;
+
+/// A replica has just answered a request.
+pub fn check(group: GroupId, sight: &Inspection, status: Status) -> Result<(), Violation> {
+    let is_answer = matches!(status, Status::Ok | Status::NotFound | Status::Conflict);
+    if sight.state.is_active() || !is_answer {
+        return Ok(());
+    }
+    let words = format_args!("{status:?} is answered by a replica that is {:?}", sight.state);
+    Err(Violation::of(group, 14, words))
+}

@@ -1,0 +1,180 @@
+//! Kinds of faults, and what each does.
+
+use crate::event::Happening;
+use crate::network::Host;
+use crate::random::Random;
+use crate::world::World;
+
+/// What can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A process ends.
+    Crash,
+    /// A process does nothing for a while.
+    Pause,
+    /// The same, right between the reading of the clock and what is decided by it.
+    Stall,
+    /// One executor does nothing for a while; the others of its process go on.
+    Hiccup,
+    /// Connections break.
+    BreakStreams,
+    /// Nothing comes through between hosts.
+    CutBothWays,
+    /// Nothing comes through in one direction.
+    CutOneWay,
+    /// The coordinator ends, and another follows.
+    CoordinatorCrash,
+    /// The coordinator does nothing for a while.
+    CoordinatorPause,
+}
+
+/// All of them.
+pub const KINDS: [Kind; 9] = [
+    Kind::Crash,
+    Kind::Pause,
+    Kind::Stall,
+    Kind::Hiccup,
+    Kind::BreakStreams,
+    Kind::CutBothWays,
+    Kind::CutOneWay,
+    Kind::CoordinatorCrash,
+    Kind::CoordinatorPause,
+];
+
+impl Kind {
+    /// As people read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Crash => "crash",
+            Kind::Pause => "pause",
+            Kind::Stall => "stall",
+            Kind::Hiccup => "hiccup",
+            Kind::BreakStreams => "break streams",
+            Kind::CutBothWays => "cut both ways",
+            Kind::CutOneWay => "cut one way",
+            Kind::CoordinatorCrash => "coordinator crash",
+            Kind::CoordinatorPause => "coordinator pause",
+        }
+    }
+}
+
+/// What is cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    /// The place that is cut off from everyone or from the coordinator; `None`: from one other server.
+    off: Option<usize>,
+}
+
+impl Cut {
+    /// Whether this place alone is what the cut takes away.
+    pub(super) fn is_about(&self, place: usize) -> bool {
+        self.off == Some(place)
+    }
+}
+
+/// Does it, to the place, or where nothing runs there to a neighbour; `false` where there is nothing
+/// to do it to. The end of the coordinator is left to [`apply_late`].
+pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
+    if kind == Kind::Crash {
+        return world.running_at(place).inspect(|process| world.kill(*process)).is_some();
+    }
+    let servers = usize::from(world.config.servers);
+    let neighbours = [place, (place + 1) % servers, (place + servers - 1) % servers];
+    let other = neighbours[world.random.index(3)];
+    let victim = match world.running_at(place) {
+        Some(process) if world.random.per_mille(700) => Some(process),
+        _ => world.running_at(other),
+    };
+    match (kind, victim) {
+        (Kind::Pause, Some(process)) => {
+            let pause = pause_length(&mut world.random);
+            world.pause(process, pause);
+        }
+        (Kind::Stall, Some(process)) => {
+            let pause = pause_length(&mut world.random);
+            world.processes[process].stall_next = Some(pause);
+        }
+        (Kind::Hiccup, Some(process)) => {
+            let shard = world.random.index(usize::from(world.config.shards));
+            let pause = world.random.between(1_000_000, 600_000_000);
+            world.processes[process].shards[shard].stopped_until = world.now + pause;
+        }
+        (Kind::BreakStreams, Some(process)) => {
+            let host = Host(world.processes[process].place);
+            for number in world.network.live(|connection| connection.hosts().contains(&host)) {
+                if world.random.per_mille(400) {
+                    world.break_connection(number);
+                }
+            }
+        }
+        (Kind::CutBothWays | Kind::CutOneWay, _) => cut(world, place, kind == Kind::CutOneWay),
+        (Kind::CoordinatorCrash, _) => {}
+        (Kind::CoordinatorPause, _) => {
+            let pause = pause_length(&mut world.random);
+            world.coordinator.paused_until = world.now + pause;
+            world.after(pause, Happening::Resume(None));
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// The coordinator's end comes after the fault is counted, because it forgets the step.
+pub(super) fn apply_late(world: &mut World, kind: Kind) {
+    if kind == Kind::CoordinatorCrash {
+        world.kill_coordinator();
+        let delay = match world.random.per_mille(700) {
+            true => world.random.between(1_000_000, 50_000_000),
+            false => world.random.between(50_000_000, 900_000_000),
+        };
+        world.after(delay, Happening::RestartCoordinator);
+    }
+}
+
+/// Cuts a place off from everyone, or from the coordinator, or from one other server.
+fn cut(world: &mut World, place: usize, one_way: bool) {
+    let servers = usize::from(world.config.servers);
+    let others: Vec<usize> = match world.random.below(4) {
+        0 => vec![(place + 1 + world.random.index(servers - 1)) % servers],
+        1 => vec![servers],
+        _ => (0..=servers).filter(|other| *other != place).collect(),
+    };
+    let is_pair = others.len() == 1 && others[0] != servers;
+    world.nemesis.cut = Some(Cut { off: (!is_pair).then_some(place) });
+    let outward = world.random.per_mille(500);
+    for other in others {
+        if outward || !one_way {
+            world.network.cut(Host(place), Host(other));
+        }
+        if !outward || !one_way {
+            world.network.cut(Host(other), Host(place));
+        }
+    }
+    let heal = match world.random.below(10) {
+        0..=3 => world.random.between(2_000_000, 200_000_000),
+        4..=6 => world.random.between(200_000_000, 1_000_000_000),
+        _ => world.random.between(1_000_000_000, 3_000_000_000),
+    };
+    world.after(heal, Happening::Heal);
+    // The coordinator, too, loses sight of it for a moment, while its lease still holds.
+    if world.random.per_mille(500) {
+        let delay = world.random.between(250_000_000, 500_000_000);
+        world.after(delay, Happening::BreakLink(place));
+    }
+}
+
+fn pause_length(random: &mut Random) -> u64 {
+    match random.below(10) {
+        0..=5 => random.between(1_000_000, 200_000_000),
+        6..=7 => random.between(200_000_000, 800_000_000),
+        _ => random.between(800_000_000, 2_500_000_000),
+    }
+}
+
+/// Breaks the connection for heartbeats of whoever runs at a place.
+pub fn break_link(world: &mut World, place: usize) {
+    let link = world.running_at(place).and_then(|process| world.processes[process].link);
+    if let Some((number, _)) = link {
+        world.break_connection(number);
+    }
+}

@@ -1,0 +1,232 @@
+//! The coordinator's process: what its brain wants done, and what comes to it.
+
+use super::*;
+use crate::invariants::{holders_are_spared, lost_is_lost, nothing_old, union_is_true};
+
+impl World {
+    /// Gives the brain an input, and carries out what follows.
+    pub fn brain<R>(
+        &mut self,
+        give: impl FnOnce(&mut kv_core::cluster::Cluster, Time, &mut Vec<Effect>) -> R,
+    ) -> Option<R> {
+        let now = self.clock_of(self.coordinator_host());
+        let cluster = self.coordinator.cluster.as_mut()?;
+        let mut effects = Vec::new();
+        let result = give(cluster, now, &mut effects);
+        self.carry_out(effects);
+        self.schedule_brain();
+        Some(result)
+    }
+
+    pub(super) fn schedule_brain(&mut self) {
+        let clock = self.clocks[self.coordinator_host().0];
+        let Some(cluster) = &self.coordinator.cluster else { return };
+        let Some(due) = cluster.next_timeout() else { return };
+        let at = clock.true_time(due).max(self.now + 100_000);
+        if self.coordinator.wake_at.is_none_or(|known| at < known) {
+            self.coordinator.wake_at = Some(at);
+            self.at(at, Happening::WakeCoordinator(self.coordinator.term));
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
+        let term = self.coordinator.term;
+        for effect in effects {
+            match effect {
+                Effect::Store { number, state } => {
+                    self.coordinator.storing = Some((number, *state));
+                    let delay = crate::nemesis::store_delay(&mut self.random, self.is_healing);
+                    self.after(delay, Happening::Stored(term, number));
+                }
+                Effect::Spawn { member } => {
+                    let delay = self.random.between(2_000_000, 30_000_000);
+                    self.after(delay, Happening::Spawned(member));
+                }
+                Effect::Adopt { started } => {
+                    let process = self.process_of(started.member);
+                    if process.is_none_or(|process| !self.processes[process].alive) {
+                        self.after(1_000_000, Happening::Proof(term, started.member));
+                    }
+                }
+                Effect::Dial { member, address } => {
+                    self.after(100_000, Happening::DialOrders(term, member, address));
+                }
+                Effect::Order { to, order } => {
+                    if let Some(number) = self.coordinator.orders.get(&to).copied() {
+                        let mut bytes = Vec::new();
+                        order.write(&mut bytes);
+                        self.send(number, 0, bytes);
+                    }
+                }
+                Effect::Kill { member, .. } => {
+                    self.check(|_, world| holders_are_spared::check(world, member));
+                    // A host may be hard to reach: whoever is to be killed may go on for a while.
+                    let delay = match self.random.below(100) {
+                        0..=24 if !self.is_healing => {
+                            self.random.between(100_000_000, 3_000_000_000)
+                        }
+                        _ => 1_000_000,
+                    };
+                    self.after(delay, Happening::Killed(member));
+                }
+                Effect::ViewChanged { before, view } => {
+                    let about = About::Group(view.group);
+                    self.trace.note(self.now, about, format_args!("{view:?}"));
+                    self.check(|_, world| union_is_true::on_view(world, &before, &view));
+                    self.check(|_, world| lost_is_lost::check(world, &before, &view));
+                }
+                Effect::Recovery { server, step } => {
+                    let place = usize::from(server.0);
+                    self.note_place(place, format_args!("server {server}: step {step:?}"));
+                    crate::nemesis::on_step(self, server, step);
+                }
+                _ => {}
+            }
+        }
+        self.schedule_brain();
+    }
+
+    pub(super) fn on_stored(&mut self, term: u64, number: u64) {
+        if term != self.coordinator.term {
+            return;
+        }
+        if let Some((_, state)) = self.coordinator.storing.take_if(|(n, _)| *n == number) {
+            self.coordinator.disk = Some(state);
+            self.brain(|cluster, now, sink| cluster.on_stored(now, number, sink));
+        }
+    }
+
+    pub(super) fn on_coordinator_bytes(
+        &mut self,
+        number: ConnectionNumber,
+        end: usize,
+        bytes: &[u8],
+    ) {
+        let Actor::Coordinator { term } = self.network.get(number).ends[end] else { return };
+        if term != self.coordinator.term {
+            return self.close(number, end);
+        }
+        for (opcode, body) in self.frames(number, end, bytes) {
+            match opcode {
+                opcode::STARTED | opcode::HEARTBEAT => {
+                    self.on_server_message(number, opcode, &body)
+                }
+                opcode::ORDERS_WELCOME => {
+                    let member = self.coordinator.orders.iter().find(|(_, n)| **n == number);
+                    if let Some(member) = member.map(|(member, _)| *member) {
+                        self.brain(|cluster, _, sink| cluster.on_orders_connected(member, sink));
+                    }
+                }
+                opcode::REPORT => {
+                    let report = Report::read(&body).expect("it was written so");
+                    let member = self.coordinator.orders.iter().find(|(_, n)| **n == number);
+                    if let Some(member) = member.map(|(member, _)| *member) {
+                        self.brain(|cluster, now, sink| {
+                            // A late or repeated report changes nothing.
+                            let _ = cluster.on_report(now, member, report, sink);
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn on_server_message(&mut self, number: ConnectionNumber, opcode: u8, body: &[u8]) {
+        match ServerMessage::read(opcode, body).expect("it was written so") {
+            ServerMessage::Started(started) => {
+                let link = self.coordinator.next_link();
+                let result =
+                    self.brain(|cluster, now, sink| cluster.on_started(now, link, &started, sink));
+                let Some(result) = result else { return };
+                let epoch = self.coordinator.cluster.as_ref().expect("it lives").config().epoch;
+                let admission = match result {
+                    Ok(()) => {
+                        let server = Some(started.member.server);
+                        self.coordinator.links.insert(number, (link, server));
+                        Admission::Admitted { epoch }
+                    }
+                    Err(refused) => Admission::Refused { reason: refused.to_string() },
+                };
+                let mut bytes = Vec::new();
+                admission.write(&mut bytes);
+                self.send(number, 1, bytes);
+            }
+            ServerMessage::Heartbeat(heartbeat) => {
+                let Some(&(link, Some(server))) = self.coordinator.links.get(&number) else {
+                    return;
+                };
+                let speaks = heartbeat.incarnation;
+                let taken = self.brain(|cluster, now, sink| {
+                    let member = cluster.member(server);
+                    (cluster.on_heartbeat(now, link, server, heartbeat, sink).is_ok(), member)
+                });
+                if let Some((true, member)) = taken {
+                    self.check(|_, _| nothing_old::heartbeat(speaks, member));
+                }
+            }
+            ServerMessage::DrainRequest => {}
+        }
+    }
+
+    /// The coordinator's process ends.
+    pub fn kill_coordinator(&mut self) {
+        if self.coordinator.cluster.is_none() {
+            return;
+        }
+        self.trace.note(self.now, About::All, format_args!("the coordinator ends"));
+        let stored = self.random.per_mille(500);
+        let term = self.coordinator.term;
+        let cluster = self.coordinator.cluster.as_ref();
+        if let Some(epoch) = cluster.map(|cluster| cluster.config().epoch)
+            && let Some(process) = self.processes.iter().rev().find(|p| p.alive)
+        {
+            let (member, delay) = (process.member, self.random.between(1_000_000, 2_000_000_000));
+            self.after(delay, Happening::Zombie(epoch, member));
+        }
+        self.coordinator.die(stored);
+        self.coordinator_backlog.clear();
+        let is_its = |actor: Actor| actor == Actor::Coordinator { term };
+        for number in self.network.live(|c| is_its(c.ends[0]) || is_its(c.ends[1])) {
+            let end = self.network.get(number).end_of(Actor::Coordinator { term });
+            self.close(number, end);
+        }
+    }
+
+    /// A hello of a coordinator that is dead by now, and was long on its way.
+    pub(super) fn on_zombie(&mut self, epoch: Epoch, member: Member) {
+        let Some(process) = self.process_of(member).filter(|p| self.processes[*p].alive) else {
+            return;
+        };
+        let from = Actor::Coordinator { term: 0 };
+        let to = Actor::Node { process };
+        let hosts = [self.coordinator_host(), Host(self.processes[process].place)];
+        let number = self.network.connect([from, to], hosts);
+        let mut bytes = Vec::new();
+        OrdersHello { cluster: CLUSTER, epoch, to: member }.write(&mut bytes);
+        self.send(number, 0, bytes);
+        self.close(number, 0);
+    }
+
+    /// Another coordinator follows the dead one.
+    pub fn restart_coordinator(&mut self) {
+        if self.coordinator.cluster.is_some() {
+            return;
+        }
+        let now = self.clock_of(self.coordinator_host());
+        let mut effects = Vec::new();
+        self.coordinator.restart(now, &mut effects);
+        let term = self.coordinator.term;
+        self.trace.note(self.now, About::All, format_args!("coordinator {term} starts"));
+        self.carry_out(effects);
+    }
+
+    /// All cuts are healed.
+    pub fn heal(&mut self) {
+        for (number, to, bytes) in self.network.heal() {
+            let at = self.network.arrival(&mut self.random, self.now, number, 1 - to);
+            self.at(at, Happening::Arrive(number, to, bytes));
+        }
+        self.nemesis.note_healed();
+    }
+}

@@ -1,0 +1,165 @@
+//! Clients: when they wake, and what they wish.
+
+use super::*;
+use crate::invariants::newest_wins;
+
+impl World {
+    pub(super) fn on_wake_client(&mut self, client: usize) {
+        self.client_wakes[client] = self.client_wakes[client].filter(|at| *at > self.now);
+        let now = self.now;
+        if self.clients[client].map.is_none() {
+            self.ask_map(client);
+            return self.after(20_000_000, Happening::WakeClient(client));
+        }
+        let mut wishes = Vec::new();
+        self.clients[client].wake(now, &mut wishes);
+        if !self.is_healing && self.clients[client].flights.len() < self.clients[client].depth() {
+            let known = &self.clients[client];
+            let plan = self.workload.plan(&mut self.random, &known.seen, known.is_reader);
+            self.clients[client].begin(now, plan);
+            self.clients[client].wake(now, &mut wishes);
+        }
+        self.grant(client, wishes);
+        self.wake_client(client);
+    }
+
+    /// Sees to it that a client is woken when it wants to be, or to begin its next operation.
+    pub(super) fn wake_client(&mut self, client: usize) {
+        let due = self.clients[client].next_wake();
+        let begin = (!self.is_healing
+            && self.clients[client].flights.len() < self.clients[client].depth())
+        .then(|| {
+            let think =
+                if self.clients[client].is_reader { READER_THINKS } else { self.config.think };
+            self.now + self.random.between(think / 2, think * 3 / 2)
+        });
+        let Some(at) = due.into_iter().chain(begin).min() else { return };
+        let at = at.max(self.now + 10_000);
+        if self.client_wakes[client].is_none_or(|known| at < known) {
+            self.client_wakes[client] = Some(at);
+            self.at(at, Happening::WakeClient(client));
+        }
+    }
+
+    pub(super) fn grant(&mut self, client: usize, wishes: Vec<Wish>) {
+        for wish in wishes {
+            match wish {
+                Wish::Map => self.ask_map(client),
+                Wish::Send(address, shard, id, bytes) => {
+                    self.send_request(client, address, shard, id, bytes);
+                }
+                Wish::Ended(flight, answered, version) => {
+                    self.counts.note_operation(answered);
+                    if let Some(version) = version {
+                        self.check(|_, _| newest_wins::check(&flight, version.0));
+                        self.workload.note_version(&flight.key, version.0);
+                    }
+                    let process = self.clients[client].process;
+                    // What was never sent never happened.
+                    let entry =
+                        flight.was_sent().then(|| flight.entry(process, self.now, answered));
+                    self.workload.note(flight.slot, flight.key, entry);
+                    if answered == crate::history::Answered::InDoubt {
+                        self.clients[client].process += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn send_request(
+        &mut self,
+        client: usize,
+        address: SocketAddr,
+        shard: ShardId,
+        id: u64,
+        bytes: Vec<u8>,
+    ) {
+        let known = self.clients[client].connections.get(&(address, shard)).copied();
+        let number = match known.filter(|number| self.network.is_open(*number, 0)) {
+            Some(number) => number,
+            None => {
+                let process = self.processes.iter().rposition(|p| p.alive && p.address == address);
+                let Some(process) = process else {
+                    // Refused: asked again soon.
+                    let now = self.now;
+                    self.clients[client].note_connection(id, ConnectionNumber(usize::MAX));
+                    return self.clients[client].on_closed(now, ConnectionNumber(usize::MAX));
+                };
+                let from = Actor::Client { client };
+                let to = Actor::Shard { process, shard: usize::from(shard.0) };
+                let hosts = [self.host_of(from), self.host_of(to)];
+                let number = self.network.connect([from, to], hosts);
+                self.clients[client].connections.insert((address, shard), number);
+                let mut hello = Vec::new();
+                Hello { cluster: CLUSTER, client: self.clients[client].id, shard }
+                    .write(&mut hello);
+                self.send(number, 0, hello);
+                number
+            }
+        };
+        self.clients[client].note_connection(id, number);
+        self.send(number, 0, bytes);
+    }
+
+    pub(super) fn ask_map(&mut self, client: usize) {
+        // One question at a time; one that is not answered is asked again.
+        if self.now < self.clients[client].asks_map_until {
+            return;
+        }
+        self.clients[client].asks_map_until = self.now + 20_000_000;
+        let delay = self.random.between(50_000, 300_000);
+        self.after(delay, Happening::AskMap(client));
+    }
+
+    pub(super) fn on_ask_map(&mut self, client: usize) {
+        let Some(cluster) = &self.coordinator.cluster else { return };
+        let map = Box::new(cluster.map());
+        let delay = self.random.between(50_000, 300_000);
+        self.after(delay, Happening::Map(client, map));
+    }
+
+    pub(super) fn on_client_bytes(
+        &mut self,
+        client: usize,
+        number: ConnectionNumber,
+        end: usize,
+        bytes: &[u8],
+    ) {
+        let mut wishes = Vec::new();
+        let (now, jitter) = (self.now, self.random.any());
+        let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
+        let input = self.inputs.entry((number, end)).or_insert_with(|| FrameBuffer::new(rules));
+        input.extend(bytes);
+        while let Ok(Some(frame)) = input.next_frame() {
+            if frame.opcode == client_opcode::ANSWER {
+                let answer = Answer::read(frame.body).expect("it was written so");
+                self.clients[client].on_answer(now, jitter, &answer, &mut wishes);
+            }
+        }
+        self.grant(client, wishes);
+        self.wake_client(client);
+    }
+
+    /// The whole frames that have come to an end of a control connection.
+    pub(super) fn frames(
+        &mut self,
+        number: ConnectionNumber,
+        end: usize,
+        bytes: &[u8],
+    ) -> Vec<(u8, Vec<u8>)> {
+        let rules = FrameRules::checked(MAX_CONTROL_BODY);
+        let input = self.inputs.entry((number, end)).or_insert_with(|| FrameBuffer::new(rules));
+        input.extend(bytes);
+        let mut frames = Vec::new();
+        while let Ok(Some(frame)) = input.next_frame() {
+            frames.push((frame.opcode, frame.body.to_vec()));
+        }
+        frames
+    }
+
+    /// The server places of the ring.
+    pub fn places(&self) -> impl Iterator<Item = ServerId> {
+        (0..self.config.servers).map(ServerId)
+    }
+}

@@ -1,0 +1,129 @@
+//! Who an event concerns, and what paused and dead actors do with it.
+
+use super::*;
+
+impl World {
+    pub(super) fn dispatch(&mut self, happening: Happening) {
+        // Whoever is paused finds it all when he goes on.
+        if let Some(process) = self.process_concerned(&happening) {
+            if !self.processes[process].alive {
+                return self.on_dead(happening);
+            }
+            if self.now < self.processes[process].paused_until {
+                return self.backlogs.entry(process).or_default().push(happening);
+            }
+        } else if self.concerns_coordinator(&happening) && self.now < self.coordinator.paused_until
+        {
+            return self.coordinator_backlog.push(happening);
+        }
+        match happening {
+            Happening::Arrive(number, to, bytes) => self.on_arrive(number, to, bytes),
+            Happening::End(number, end) => self.on_end(number, end),
+            Happening::Dial { from, to, purpose } => self.on_dial(from, to, purpose),
+            Happening::DialFailed(from, purpose) => self.on_dial_failed(from, purpose),
+            Happening::WakeShard(process, shard) => self.on_wake_shard(process, shard),
+            Happening::Beat(process) => self.on_beat(process),
+            Happening::WakeCoordinator(term) => {
+                if term == self.coordinator.term {
+                    self.coordinator.wake_at = None;
+                    self.brain(|cluster, now, sink| cluster.on_timeout(now, sink));
+                }
+            }
+            Happening::Stored(term, number) => self.on_stored(term, number),
+            Happening::Spawned(member) => self.on_spawned(member),
+            Happening::Killed(member) => {
+                // Whoever cannot be reached cannot be killed.
+                if self.is_out_of_reach(member) {
+                    return self.after(50_000_000, Happening::Killed(member));
+                }
+                if let Some(process) = self.process_of(member) {
+                    self.kill(process);
+                }
+            }
+            Happening::Proof(term, member) => {
+                if self.is_out_of_reach(member) {
+                    return self.after(50_000_000, Happening::Proof(term, member));
+                }
+                if term == self.coordinator.term {
+                    self.brain(|cluster, now, sink| cluster.on_exited(now, member, sink));
+                }
+            }
+            Happening::DialOrders(term, member, address) => {
+                if term == self.coordinator.term && self.coordinator.cluster.is_some() {
+                    let from = Actor::Coordinator { term };
+                    let purpose = Purpose::Orders(member);
+                    self.dial(from, Target::Orders(address), purpose);
+                }
+            }
+            Happening::RestartCoordinator => self.restart_coordinator(),
+            Happening::Resume(process) => self.on_resume(process),
+            Happening::WakeClient(client) => self.on_wake_client(client),
+            Happening::AskMap(client) => self.on_ask_map(client),
+            Happening::Map(client, map) => {
+                let now = self.now;
+                self.clients[client].on_map(now, *map);
+                self.wake_client(client);
+            }
+            Happening::Nemesis => crate::nemesis::strike_at_rest(self),
+            Happening::Strike(place, step) => crate::nemesis::strike_in_step(self, place, step),
+            Happening::StrikeAgain(place, kind, step, patience) => {
+                crate::nemesis::strike(self, place, kind, step, patience);
+            }
+            Happening::Heal => self.heal(),
+            Happening::BreakLink(place) => crate::nemesis::break_link(self, place),
+            Happening::Zombie(epoch, member) => self.on_zombie(epoch, member),
+            Happening::Effects(term, effects) => {
+                if term == self.coordinator.term {
+                    self.carry_out(effects);
+                }
+            }
+        }
+    }
+
+    /// Whether the coordinator can neither kill a process nor learn of its end.
+    pub(super) fn is_out_of_reach(&self, member: Member) -> bool {
+        let (here, there) = (self.coordinator_host(), Host(usize::from(member.server.0)));
+        self.network.is_cut(here, there) || self.network.is_cut(there, here)
+    }
+
+    pub(super) fn process_concerned(&self, happening: &Happening) -> Option<usize> {
+        match happening {
+            Happening::Arrive(number, to, _) | Happening::End(number, to) => {
+                self.process_behind(self.network.get(*number).ends[*to])
+            }
+            Happening::DialFailed(from, _) => self.process_behind(*from),
+            Happening::WakeShard(process, _) | Happening::Beat(process) => Some(*process),
+            _ => None,
+        }
+    }
+
+    pub(super) fn process_behind(&self, actor: Actor) -> Option<usize> {
+        match actor {
+            Actor::Shard { process, .. } | Actor::Node { process } => Some(process),
+            Actor::Coordinator { .. } | Actor::Client { .. } => None,
+        }
+    }
+
+    pub(super) fn concerns_coordinator(&self, happening: &Happening) -> bool {
+        let is_it = |actor: Actor| matches!(actor, Actor::Coordinator { .. });
+        match happening {
+            Happening::Arrive(number, to, _) | Happening::End(number, to) => {
+                is_it(self.network.get(*number).ends[*to])
+            }
+            Happening::DialFailed(from, _) => is_it(*from),
+            Happening::WakeCoordinator(_)
+            | Happening::Stored(..)
+            | Happening::Proof(..)
+            | Happening::DialOrders(..)
+            | Happening::AskMap(_) => true,
+            _ => false,
+        }
+    }
+
+    /// What comes to a dead process is thrown away.
+    pub(super) fn on_dead(&mut self, happening: Happening) {
+        if let Happening::Arrive(number, to, _) | Happening::End(number, to) = happening {
+            self.network.close(number, to);
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! Processes: their wake-ups, their nodes, their beats, their ends.
+
+use kv_protocol::client_message::Status;
+
+use super::*;
+use crate::history::Asked;
+use crate::invariants::versions_grow;
+use crate::server::Answered;
+
+impl World {
+    /// Puts something into a shard's inbox, and wakes it soon.
+    pub(super) fn give(&mut self, process: usize, shard: usize, input: Input) {
+        self.processes[process].shards[shard].inbox.push_back(input);
+        let delay = self.random.between(1_000, 20_000);
+        self.wake_shard_at(process, shard, self.now + delay);
+    }
+
+    pub(super) fn wake_shard_at(&mut self, process: usize, shard: usize, at: u64) {
+        let at = at.max(self.now + 1_000);
+        let wake_at = &mut self.processes[process].shards[shard].wake_at;
+        if wake_at.is_none_or(|known| at < known) {
+            *wake_at = Some(at);
+            self.at(at, Happening::WakeShard(process, shard));
+        }
+    }
+
+    pub(super) fn on_wake_shard(&mut self, process: usize, shard: usize) {
+        let place = &mut self.processes[process];
+        if place.shards[shard].wake_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        place.shards[shard].wake_at = None;
+        let stopped_until = place.shards[shard].stopped_until;
+        if stopped_until > self.now {
+            return self.wake_shard_at(process, shard, stopped_until);
+        }
+        let reading = self.clocks[place.place].read(self.now);
+        let (reading, inputs) = match place.shards[shard].stalled.take() {
+            Some(stalled) => stalled,
+            None => (reading, std::mem::take(&mut place.shards[shard].inbox)),
+        };
+        // A pause between the reading of the clock and the serving.
+        if let Some(pause) = place.stall_next.take_if(|_| !inputs.is_empty()) {
+            place.shards[shard].stalled = Some((reading, inputs));
+            self.pause(process, pause);
+            return self.wake_shard_at(process, shard, self.now + pause);
+        }
+        let outputs = place.shards[shard].wake(self.now, reading, inputs);
+        let clock = self.clocks[place.place];
+        let next = place.shards[shard].next_wake(|reading| clock.true_time(reading));
+        let next = if place.shards[shard].inbox.is_empty() { next } else { self.now + 1_000 };
+        self.wake_shard_at(process, shard, next);
+        self.take_outputs(process, shard, outputs);
+        self.note_roles(process, shard);
+        self.check(|checks, world| checks.after_wake(world, process, shard));
+    }
+
+    /// A replica has answered: to whom, and was it a write that is decided for good?
+    fn on_answered(&mut self, process: usize, shard: usize, answered: &Answered) {
+        self.counts.acked += u64::from(answered.is_acked());
+        let Actor::Client { client } = self.network.get(answered.to).ends[0] else { return };
+        let flight = self.clients[client].flights.get(&answered.request.0);
+        let is_write = flight.is_some_and(|flight| flight.asked != Asked::Read);
+        let is_final = matches!(answered.status, Status::Ok | Status::NotFound | Status::Conflict);
+        if is_write && is_final {
+            let id = self.clients[client].id;
+            self.check(|checks, world| {
+                checks.on_write_answered(world, process, shard, id, answered)
+            });
+        }
+    }
+
+    /// Notes what the replicas that woke have become.
+    fn note_roles(&mut self, process: usize, shard: usize) {
+        for at in 0..self.processes[process].shards[shard].hosted.len() {
+            let place = &mut self.processes[process].shards[shard].hosted[at];
+            let Some(role) = place.role_if_new() else { continue };
+            let (group, last) = (place.replica.group(), place.replica.inspect().last);
+            let (state, version) = role;
+            let member = self.processes[process].member;
+            let words = format_args!(
+                "{member}, shard {shard} of group {group}: {state:?} in view {version}, write {last}"
+            );
+            self.trace.note(self.now, About::Group(group), words);
+        }
+    }
+
+    pub(super) fn take_outputs(&mut self, process: usize, shard: usize, outputs: Vec<Output>) {
+        let actor = Actor::Shard { process, shard };
+        for output in outputs {
+            match output {
+                Output::Send(number, bytes) => {
+                    let end = self.network.get(number).end_of(actor);
+                    self.send(number, end, bytes);
+                }
+                Output::Close(number) => {
+                    let end = self.network.get(number).end_of(actor);
+                    self.close(number, end);
+                }
+                Output::Dial(group, address) => {
+                    self.dial(actor, Target::Process(address, shard), Purpose::Stream(group));
+                }
+                Output::Refused(order, reason) => {
+                    let shard = shard_id(shard);
+                    self.node(process, |node, sink| node.on_refused(order, shard, &reason, sink));
+                }
+                Output::Probed(order) => {
+                    let shard = shard_id(shard);
+                    self.node(process, |node, sink| node.on_probed(order, shard, sink));
+                }
+                Output::Published(reports) => {
+                    let shard = shard_id(shard);
+                    self.node(process, |node, sink| node.on_shard(shard, reports, sink));
+                }
+                Output::Answered(answered) => {
+                    self.on_answered(process, shard, &answered);
+                }
+                Output::Broken(violation) => {
+                    self.violation.get_or_insert(violation);
+                }
+            }
+        }
+    }
+
+    /// Gives the process's node an input, and does what it wants done.
+    pub(super) fn node(
+        &mut self,
+        process: usize,
+        give: impl FnOnce(&mut kv_core::node::Node, &mut Vec<NodeEffect>),
+    ) {
+        let mut effects = VecDeque::new();
+        let mut sink = Vec::new();
+        give(&mut self.processes[process].node, &mut sink);
+        effects.extend(sink);
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                NodeEffect::Install { order, view, other } => {
+                    self.tell_shards(process, || Input::Install(order, view, other));
+                }
+                NodeEffect::Probe { order } => self.tell_shards(process, || Input::Probe(order)),
+                NodeEffect::Exited { member } => {
+                    self.tell_shards(process, || Input::Exited(member));
+                }
+                NodeEffect::Drain { order } => {
+                    self.tell_shards(process, || Input::Drain);
+                    effects.extend(self.outcome(process, order));
+                }
+                NodeEffect::Dump { order, .. } => {
+                    self.tell_shards(process, || Input::Freeze);
+                    effects.extend(self.outcome(process, order));
+                }
+                NodeEffect::Shutdown { .. } => self.kill(process),
+                NodeEffect::Report(report) => self.send_report(process, &report),
+            }
+        }
+    }
+
+    pub(super) fn outcome(&mut self, process: usize, order: OrderId) -> Vec<NodeEffect> {
+        let mut sink = Vec::new();
+        self.processes[process].node.on_outcome(order, Ok(0), &mut sink);
+        sink
+    }
+
+    pub(super) fn tell_shards(&mut self, process: usize, input: impl Fn() -> Input) {
+        for shard in 0..self.processes[process].shards.len() {
+            self.give(process, shard, input());
+        }
+    }
+
+    pub(super) fn send_report(&mut self, process: usize, report: &Report) {
+        let mut bytes = Vec::new();
+        report.write(&mut bytes);
+        let actor = Actor::Node { process };
+        // Reports go to whoever has connected for orders and lives.
+        let open =
+            self.network.live(|connection| connection.ends[1] == actor && connection.open[1]);
+        for number in open {
+            self.send(number, 1, bytes.clone());
+        }
+    }
+
+    pub(super) fn on_node_bytes(
+        &mut self,
+        process: usize,
+        number: ConnectionNumber,
+        end: usize,
+        bytes: &[u8],
+    ) {
+        for (opcode, body) in self.frames(number, end, bytes) {
+            match opcode {
+                opcode::ADMITTED => {
+                    if let Some((link, admitted)) = &mut self.processes[process].link
+                        && *link == number
+                    {
+                        *admitted = true;
+                    }
+                }
+                opcode::REFUSED if end == 0 => {
+                    let Ok(Admission::Refused { reason }) = Admission::read(opcode, &body) else {
+                        return;
+                    };
+                    self.close(number, 0);
+                    self.processes[process].link = None;
+                    self.processes[process].link_tries += 1;
+                    // One that belongs to nobody ends itself.
+                    if reason.contains("not started") || reason.contains("exited") {
+                        return self.kill(process);
+                    }
+                }
+                opcode::ORDERS_HELLO => {
+                    let hello = OrdersHello::read(&body).expect("it was written so");
+                    let before = self.processes[process].node.epoch();
+                    match self.processes[process].node.on_orders_hello(&hello) {
+                        Ok(()) => {
+                            let after = self.processes[process].node.epoch();
+                            self.check(|_, _| versions_grow::epochs(before, after));
+                            let mut bytes = Vec::new();
+                            write_orders_welcome(&mut bytes);
+                            self.send(number, 1, bytes);
+                        }
+                        Err(_) => return self.close(number, 1),
+                    }
+                }
+                _ => {
+                    if let Ok(order) = Order::read(opcode, &body) {
+                        self.node(process, |node, sink| node.on_order(order, sink));
+                        if !self.processes[process].alive {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_beat(&mut self, process: usize) {
+        self.after(BEAT, Happening::Beat(process));
+        match self.processes[process].link {
+            None => {
+                let tries = self.processes[process].link_tries;
+                self.dial(Actor::Node { process }, Target::Coordinator, Purpose::Link(tries));
+            }
+            Some((number, true)) => {
+                let node = &self.processes[process].node;
+                let heartbeat = Heartbeat {
+                    incarnation: self.processes[process].member.incarnation,
+                    epoch: node.epoch(),
+                    resident_bytes: 0,
+                    clients: 0,
+                    requests: 0,
+                    refused: 0,
+                    replicas: node.reports().copied().collect(),
+                };
+                let mut bytes = Vec::new();
+                ServerMessage::Heartbeat(heartbeat).write(&mut bytes);
+                self.send(number, 0, bytes);
+            }
+            Some((_, false)) => {}
+        }
+    }
+
+    pub(super) fn on_spawned(&mut self, member: Member) {
+        let place = usize::from(member.server.0);
+        if self.running_at(place).is_some() {
+            // Its ports are taken: it ends at once, and whoever started it sees that.
+            let term = self.coordinator.term;
+            return self.after(1_000_000, Happening::Proof(term, member));
+        }
+        let process = self.processes.len();
+        let port = u16::try_from(1_000 + process).expect("processes are few");
+        let host = u8::try_from(place + 1).expect("hosts are few");
+        let address = SocketAddr::from((Ipv4Addr::new(10, 0, 0, host), port));
+        let placement = Placement::new(self.config.servers, self.config.shards);
+        let seed = self.random.any();
+        self.processes.push(Process::new(CLUSTER, member, address, placement, seed));
+        self.note_place(place, format_args!("{member} starts as process {process}"));
+        crate::nemesis::on_spawned(self, place);
+        self.after(1_000, Happening::Beat(process));
+        for shard in 0..usize::from(self.config.shards) {
+            self.wake_shard_at(process, shard, self.now + 1_000);
+        }
+    }
+
+    /// A process ends, by whatever cause.
+    pub fn kill(&mut self, process: usize) {
+        if !self.processes[process].alive {
+            return;
+        }
+        let member = self.processes[process].member;
+        let place = self.processes[process].place;
+        self.note_place(place, format_args!("{member} (process {process}) ends"));
+        self.processes[process].alive = false;
+        self.backlogs.remove(&process);
+        let is_its = |actor: Actor| matches!(actor, Actor::Shard { process: p, .. } | Actor::Node { process: p } if p == process);
+        for number in self.network.live(|c| is_its(c.ends[0]) || is_its(c.ends[1])) {
+            for end in 0..2 {
+                if is_its(self.network.get(number).ends[end]) {
+                    self.close(number, end);
+                }
+            }
+        }
+        let (term, delay) = (self.coordinator.term, self.random.between(100_000, 5_000_000));
+        self.after(delay, Happening::Proof(term, member));
+    }
+
+    /// A process does nothing for a while.
+    pub fn pause(&mut self, process: usize, pause: u64) {
+        let until = self.now + pause;
+        self.processes[process].paused_until = until;
+        self.at(until, Happening::Resume(Some(process)));
+    }
+
+    pub(super) fn on_resume(&mut self, process: Option<usize>) {
+        let waiting = match process {
+            Some(process) if self.now < self.processes[process].paused_until => return,
+            Some(process) => self.backlogs.remove(&process).unwrap_or_default(),
+            None if self.now < self.coordinator.paused_until => return,
+            None => std::mem::take(&mut self.coordinator_backlog),
+        };
+        for happening in waiting {
+            self.dispatch(happening);
+        }
+    }
+}
