@@ -253,7 +253,7 @@ impl Cluster {
             detector: FailureDetector::new(count, config.silence),
             start: Start::Until(now + config.start_patience),
             stop: None,
-            next_order: OrderId(1),
+            next_order: OrderId::first_of(config.epoch),
             revision: 1,
             now,
             judge_from: Time::default(),
@@ -508,7 +508,11 @@ impl Cluster {
         if server.member != member {
             return Err(Ignored::OtherIncarnation);
         }
-        let at = server.outstanding.iter().position(|order| order.id == report.id);
+        let is_meant = |order: &Order| {
+            let view = order.view().map_or(ViewVersion(0), |view| view.version);
+            order.id == report.id && view == report.view
+        };
+        let at = server.outstanding.iter().position(is_meant);
         let order = match at {
             Some(at) => server.outstanding.remove(at),
             None => server.retired_order(&report).ok_or(Ignored::NotOutstanding)?,

@@ -149,8 +149,8 @@ impl Node {
         self.epoch
     }
 
-    /// Judges the coordinator that has connected for orders. From a new one on, orders are numbered
-    /// anew.
+    /// Judges the coordinator that has connected for orders. What its predecessors have ordered is
+    /// forgotten.
     ///
     /// # Errors
     /// Why its orders are not taken.
@@ -175,8 +175,12 @@ impl Node {
         Ok(())
     }
 
-    /// Takes an order of the coordinator that is obeyed.
+    /// Takes an order of the coordinator that is obeyed. Those of its predecessors may still arrive, on
+    /// connections of their own: they are thrown away.
     pub fn on_order(&mut self, order: Order, sink: &mut Vec<NodeEffect>) {
+        if !order.id.is_of(self.epoch) {
+            return;
+        }
         if let Some(known) = self.ledger.iter().find(|entry| entry.order.id == order.id) {
             match &known.outcome {
                 Some(outcome) => sink.push(report(&known.order, outcome.clone())),

@@ -58,8 +58,22 @@ integer_id! {
     RequestId(u64)
 }
 integer_id! {
-    /// Tells apart the coordinator's orders on one connection; echoed by the server's report.
+    /// Tells apart the orders of all coordinators that a cluster ever has; echoed by the server's
+    /// report. The upper half is the coordinator's epoch, so that nothing that an order of an earlier
+    /// one still causes can be taken for the outcome of a later one's.
     OrderId(u64)
+}
+
+impl OrderId {
+    /// The first order of a coordinator; the next is one more.
+    pub fn first_of(epoch: Epoch) -> OrderId {
+        OrderId((epoch.number << 32) | 1)
+    }
+
+    /// Whether the coordinator of this epoch has given the order.
+    pub fn is_of(self, epoch: Epoch) -> bool {
+        self.0 >> 32 == epoch.number & u64::from(u32::MAX)
+    }
 }
 
 impl GroupId {

@@ -14,8 +14,8 @@ use kv_protocol::ids::{ClientId, GroupId};
 
 use crate::invariants::{
     Violation, acked_is_held, copies_agree, keys_are_at_home, lease_before_grace, linearizable,
-    memory_is_bounded, numbers_are_unique, once_only, one_server, taker_has_all, union_is_true,
-    versions_grow,
+    may_serve, memory_is_bounded, numbers_are_unique, once_only, one_server, taker_has_all,
+    union_is_true, versions_grow,
 };
 use crate::server::Answered;
 use crate::world::World;
@@ -50,11 +50,13 @@ impl Checks {
         process: usize,
         shard: usize,
     ) -> Result<(), Violation> {
+        let now = world.clocks[world.processes[process].place].read(world.now);
         for hosted in &world.processes[process].shards[shard].hosted {
             let place = (hosted.replica.group(), shard);
             let sight = hosted.replica.inspect();
             versions_grow::check(self, process, place, &sight)?;
-            taker_has_all::check(self, process, place, &sight)?;
+            let serves = may_serve(&sight, now);
+            taker_has_all::check(self, process, place, &sight, serves)?;
             union_is_true::check(self, process, place, &sight)?;
             memory_is_bounded::check(&hosted.replica)?;
             one_server::check(world, place)?;
@@ -63,7 +65,7 @@ impl Checks {
             if sight.state == ReplicaState::CaughtUp {
                 self.caught_up.insert((process, place), version);
             }
-            self.seen.insert((process, place), (version, sight.state.is_active()));
+            self.seen.insert((process, place), (version, serves));
         }
         Ok(())
     }

@@ -15,6 +15,8 @@ use crate::network::{Actor, ConnectionNumber};
 pub enum Happening {
     /// Bytes come to an end of a connection.
     Arrive(ConnectionNumber, usize, Vec<u8>),
+    /// What a cut held back from an end comes to it.
+    Release(ConnectionNumber, usize),
     /// An end learns that its connection is over.
     End(ConnectionNumber, usize),
     /// A dial comes to its address, or to nobody.

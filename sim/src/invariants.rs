@@ -27,6 +27,8 @@
 
 use std::fmt;
 
+use kv_core::replica::{Inspection, Serves};
+use kv_protocol::Time;
 use kv_protocol::ids::GroupId;
 
 pub mod acked_is_held;
@@ -49,6 +51,15 @@ pub mod only_primaries_answer;
 pub mod taker_has_all;
 pub mod union_is_true;
 pub mod versions_grow;
+
+/// Whether a replica answers reads at this reading of its clock.
+pub fn may_serve(sight: &Inspection, now: Time) -> bool {
+    match sight.serves {
+        Serves::Never => false,
+        Serves::Always => true,
+        Serves::Before(end) => now < end,
+    }
+}
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]

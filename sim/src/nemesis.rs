@@ -105,7 +105,7 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     let delay = match world.random.below(10) {
         n if n < quick => world.random.between(1_000, 300_000),
         n if n < 9 => world.random.between(1_000, 3_000_000),
-        _ => world.random.between(1_000, 30_000_000),
+        _ => world.random.between(1_000, 120_000_000),
     };
     world.after(delay, Happening::Strike(usize::from(server.0), step));
 }

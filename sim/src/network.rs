@@ -61,6 +61,8 @@ pub struct Connection {
     /// Who holds the ends.
     pub ends: [Actor; 2],
     hosts: [Host; 2],
+    /// What everything on it takes longer than elsewhere, in nanoseconds.
+    lag: u64,
     /// Whether each end still takes part.
     pub open: [bool; 2],
     directions: [Direction; 2],
@@ -83,10 +85,24 @@ impl Network {
     }
 
     /// A new connection.
-    pub fn connect(&mut self, ends: [Actor; 2], hosts: [Host; 2]) -> ConnectionNumber {
+    ///
+    /// A way to the coordinator may be long: what comes over it comes late, and after what was said later
+    /// elsewhere.
+    pub fn connect(
+        &mut self,
+        random: &mut Random,
+        ends: [Actor; 2],
+        hosts: [Host; 2],
+    ) -> ConnectionNumber {
+        let is_control = ends.iter().any(|end| matches!(end, Actor::Coordinator { .. }));
+        let lag = match random.below(100) {
+            0..=9 if is_control => random.between(1_000_000, 60_000_000),
+            10..=15 if is_control => random.between(60_000_000, 300_000_000),
+            _ => 0,
+        };
         let number = ConnectionNumber(self.connections.len());
         let directions = Default::default();
-        self.connections.push(Connection { ends, hosts, open: [true; 2], directions });
+        self.connections.push(Connection { ends, hosts, lag, open: [true; 2], directions });
         self.live.push(number);
         number
     }
@@ -124,8 +140,10 @@ impl Network {
             2..=20 => random.between(200_000, 3_000_000),
             _ => random.between(15_000, 150_000),
         };
-        let direction = &mut self.connections[number.0].directions[from];
-        direction.last_arrival = direction.last_arrival.max(now + delay) + 1;
+        let connection = &mut self.connections[number.0];
+        let direction = &mut connection.directions[from];
+        let at = now + connection.lag + delay;
+        direction.last_arrival = direction.last_arrival.max(at) + 1;
         direction.last_arrival
     }
 
@@ -149,19 +167,27 @@ impl Network {
         Some(bytes)
     }
 
-    /// Heals every cut; what was held back, by connection and receiving end, is to be sent on.
-    pub fn heal(&mut self) -> Vec<(ConnectionNumber, usize, Vec<u8>)> {
+    /// Heals every cut. The directions that held something back are given, by connection and receiving
+    /// end: what is held there stays until it is taken, and what comes later waits behind it.
+    pub fn heal(&mut self) -> Vec<(ConnectionNumber, usize)> {
         for row in &mut self.cuts {
             row.fill(false);
         }
-        let mut released = Vec::new();
-        for &number in &self.live {
-            for from in 0..2 {
-                let held = std::mem::take(&mut self.connections[number.0].directions[from].held);
-                released.extend(held.into_iter().map(|bytes| (number, 1 - from, bytes)));
-            }
+        let held = |number: ConnectionNumber, to: usize| {
+            !self.connections[number.0].directions[1 - to].held.is_empty()
+        };
+        let ends = self.live.iter().flat_map(|number| [(*number, 0), (*number, 1)]);
+        ends.filter(|(number, to)| held(*number, *to)).collect()
+    }
+
+    /// Takes what was held back from an end, in the order it was sent, unless a cut holds it again.
+    pub fn take_held(&mut self, number: ConnectionNumber, to: usize) -> Vec<u8> {
+        let connection = &mut self.connections[number.0];
+        let [from, host] = [1 - to, to].map(|end| connection.hosts[end]);
+        if self.cuts[from.0][host.0] {
+            return Vec::new();
         }
-        released
+        connection.directions[1 - to].held.drain(..).flatten().collect()
     }
 
     /// An end takes part no more.

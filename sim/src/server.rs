@@ -120,8 +120,10 @@ pub struct Shard {
     pub inbox: VecDeque<Input>,
     /// What a wake-up had reaped, and the clock it had read, when a pause struck.
     pub stalled: Option<(Time, VecDeque<Input>)>,
-    /// Until when this executor alone does nothing, as true time.
+    /// Until when this executor alone does nothing, as true time: by a fault, or because it works.
     pub stopped_until: u64,
+    /// As above.
+    pub busy_until: u64,
     /// Whether a wake-up is due at some time already.
     pub wake_at: Option<u64>,
     connections: Vec<(ConnectionNumber, Peer)>,
@@ -241,6 +243,7 @@ impl Process {
                 inbox: VecDeque::new(),
                 stalled: None,
                 stopped_until: 0,
+                busy_until: 0,
                 wake_at: None,
                 connections: Vec::new(),
                 identity: Identity { cluster, shard, placement },

@@ -5,16 +5,22 @@ use super::*;
 
 const ME: Member = Member { server: ServerId(1), incarnation: Incarnation(11) };
 const OTHER: Member = Member { server: ServerId(2), incarnation: Incarnation(22) };
+const EPOCH: Epoch = Epoch { number: 1, boot: BootId(1) };
 
 fn node() -> Node {
     let mut node = Node::new(NodeConfig { cluster: ClusterId(7), me: ME, shards: 2 });
-    node.on_orders_hello(&hello(1, 1)).unwrap();
+    node.on_orders_hello(&hello(EPOCH.number, EPOCH.boot.0)).unwrap();
     node
 }
 
 fn hello(number: u64, boot: u64) -> OrdersHello {
     let epoch = Epoch { number, boot: BootId(boot) };
     OrdersHello { cluster: ClusterId(7), epoch, to: ME }
+}
+
+/// The n-th order of the first coordinator.
+fn number(n: u64) -> OrderId {
+    OrderId(OrderId::first_of(EPOCH).0 - 1 + n)
 }
 
 fn order(id: u64, purpose: ViewPurpose, version: u64) -> Order {
@@ -25,7 +31,7 @@ fn order(id: u64, purpose: ViewPurpose, version: u64) -> Order {
         peer: Peer::Candidate(OTHER),
         handover: false,
     };
-    Order { id: OrderId(id), kind: OrderKind::View(ViewOrder { purpose, view, other: None }) }
+    Order { id: number(id), kind: OrderKind::View(ViewOrder { purpose, view, other: None }) }
 }
 
 fn replica(shard: u16, version: u64, state: ReplicaState) -> ReplicaReport {
@@ -61,7 +67,7 @@ impl Node {
 
 fn done(id: u64, version: u64, entries: u64) -> NodeEffect {
     let outcome = Ok(entries);
-    NodeEffect::Report(Report { id: OrderId(id), view: ViewVersion(version), outcome })
+    NodeEffect::Report(Report { id: number(id), view: ViewVersion(version), outcome })
 }
 
 fn is_failure(effects: &[NodeEffect]) -> bool {
@@ -100,7 +106,7 @@ fn an_order_that_was_carried_out_before_it_came_is_reported_at_once() {
 #[test]
 fn a_repeated_order_gets_the_same_report() {
     let mut node = node();
-    let probe = Order { id: OrderId(4), kind: OrderKind::Exited(OTHER) };
+    let probe = Order { id: number(4), kind: OrderKind::Exited(OTHER) };
     let first = node.give(probe);
     assert_eq!(first[0], NodeEffect::Exited { member: OTHER });
     assert_eq!(node.give(probe), [first[1].clone()]);
@@ -109,12 +115,12 @@ fn a_repeated_order_gets_the_same_report() {
 #[test]
 fn a_probe_is_answered_when_every_shard_has_echoed_it() {
     let mut node = node();
-    node.give(Order { id: OrderId(4), kind: OrderKind::Probe });
+    node.give(Order { id: number(4), kind: OrderKind::Probe });
     let mut sink = Vec::new();
-    node.on_probed(OrderId(4), ShardId(1), &mut sink);
-    node.on_probed(OrderId(4), ShardId(1), &mut sink);
+    node.on_probed(number(4), ShardId(1), &mut sink);
+    node.on_probed(number(4), ShardId(1), &mut sink);
     assert!(sink.is_empty());
-    node.on_probed(OrderId(4), ShardId(0), &mut sink);
+    node.on_probed(number(4), ShardId(0), &mut sink);
     assert_eq!(sink, [done(4, 0, 0)]);
 }
 
@@ -131,8 +137,11 @@ fn a_newer_view_ends_an_order() {
 #[test]
 fn an_older_coordinator_and_a_rival_are_refused_and_a_newer_one_begins_anew() {
     let mut node = node();
-    node.on_orders_hello(&hello(5, 1)).unwrap();
-    node.give(order(1, ViewPurpose::UpdatePrimary, 3));
+    let fifth = hello(5, 1);
+    node.on_orders_hello(&fifth).unwrap();
+    let id = OrderId::first_of(fifth.epoch);
+    node.give(Order { id, ..order(1, ViewPurpose::UpdatePrimary, 3) });
+    assert!(node.has_running());
     assert!(matches!(node.on_orders_hello(&hello(4, 1)), Err(HelloRefused::OldEpoch { .. })));
     assert!(matches!(node.on_orders_hello(&hello(5, 2)), Err(HelloRefused::OldEpoch { .. })));
     node.on_orders_hello(&hello(5, 1)).unwrap();
@@ -146,11 +155,30 @@ fn an_older_coordinator_and_a_rival_are_refused_and_a_newer_one_begins_anew() {
 }
 
 #[test]
+fn what_an_earlier_coordinator_has_ordered_counts_for_nothing_once_a_later_one_is_obeyed() {
+    let mut node = node();
+    node.give(Order { id: number(1), kind: OrderKind::Probe });
+    let later = hello(2, 2);
+    node.on_orders_hello(&later).unwrap();
+    // An order of the first that was long on its way.
+    assert!(node.give(order(1, ViewPurpose::UpdatePrimary, 3)).is_empty());
+    // The echo of its probe is not that of the later one's.
+    let probe = OrderId::first_of(later.epoch);
+    node.give(Order { id: probe, kind: OrderKind::Probe });
+    let mut sink = Vec::new();
+    for shard in 0..2 {
+        node.on_probed(number(1), ShardId(shard), &mut sink);
+    }
+    assert!(sink.is_empty());
+    assert!(node.has_running());
+}
+
+#[test]
 fn orders_that_are_carried_out_at_once_are_bounded() {
     let mut node = node();
     for id in 0..MAX_RUNNING as u64 {
-        node.give(Order { id: OrderId(id), kind: OrderKind::Probe });
+        node.give(Order { id: number(id), kind: OrderKind::Probe });
     }
-    let late = Order { id: OrderId(1_000), kind: OrderKind::Probe };
+    let late = Order { id: number(1_000), kind: OrderKind::Probe };
     assert!(is_failure(&node.give(late)));
 }

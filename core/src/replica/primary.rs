@@ -261,10 +261,11 @@ impl Replica {
 
     /// Leaves the candidate behind. Not once the coordinator is told that it has caught up.
     pub(super) fn fail_candidate(&mut self, answers: &mut impl Answers) {
+        let heard = self.heard;
         let Some(primary) = self.primary_mut() else { return };
         match primary.candidacy {
             Candidacy::Copying(_) if holes::is_open(Hole::CopyRestartedUnderSameView) => {
-                primary.candidacy = Candidacy::Awaited { since: Time::default() };
+                primary.candidacy = Candidacy::Awaited { since: heard };
             }
             Candidacy::Awaited { .. } | Candidacy::Copying(_) => {
                 primary.candidacy = Candidacy::Failed;

@@ -1,11 +1,11 @@
 //! 8: no read answer after a failed lease check.
 
-use kv_core::replica::{Inspection, Serves};
+use kv_core::replica::Inspection;
 use kv_protocol::Time;
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::GroupId;
 
-use crate::invariants::Violation;
+use crate::invariants::{Violation, may_serve};
 
 /// A replica has just answered a read, at this reading of its clock.
 pub fn check(
@@ -14,12 +14,7 @@ pub fn check(
     now: Time,
     status: Status,
 ) -> Result<(), Violation> {
-    let may_serve = match sight.serves {
-        Serves::Never => false,
-        Serves::Always => true,
-        Serves::Before(end) => now < end,
-    };
-    if may_serve || !matches!(status, Status::Ok | Status::NotFound) {
+    if may_serve(sight, now) || !matches!(status, Status::Ok | Status::NotFound) {
         return Ok(());
     }
     let words = format_args!("a read is answered {status:?} at {now:?}, but {:?}", sight.serves);

@@ -11,10 +11,11 @@ pub fn check(
     process: usize,
     place: Place,
     sight: &Inspection,
+    serves: bool,
 ) -> Result<(), Violation> {
-    let served = checks.seen.get(&(process, place)).is_some_and(|(_, active)| *active);
+    let served = checks.seen.get(&(process, place)).is_some_and(|(_, served)| *served);
     let acked = checks.acked.get(&place).copied().unwrap_or(0);
-    if sight.state.is_active() && !served && sight.last.0 < acked {
+    if serves && !served && sight.last.0 < acked {
         let words = format_args!(
             "shard {}: process {process} starts to serve at write {}, though write {acked} was \
              acknowledged",

@@ -59,7 +59,9 @@ pub fn on_view(world: &World, before: &View, view: &View) -> Result<(), Violatio
     for shard in 0..usize::from(world.config.shards) {
         let replica = world.processes[process].replica(view.group, shard);
         let Some(sight) = replica.map(|replica| replica.inspect()) else { continue };
-        if sight.state == ReplicaState::Candidate && !sight.is_complete {
+        let is_candidate = sight.view.is_some_and(|installed| installed.version >= before.version);
+        let is_partial = sight.state == ReplicaState::Candidate && !sight.is_complete;
+        if !is_candidate || is_partial {
             let words = format_args!(
                 "shard {shard}: {candidate} is made secondary in view {} without a whole copy",
                 view.version

@@ -201,7 +201,7 @@ impl World {
         let from = Actor::Coordinator { term: 0 };
         let to = Actor::Node { process };
         let hosts = [self.coordinator_host(), Host(self.processes[process].place)];
-        let number = self.network.connect([from, to], hosts);
+        let number = self.network.connect(&mut self.random, [from, to], hosts);
         let mut bytes = Vec::new();
         OrdersHello { cluster: CLUSTER, epoch, to: member }.write(&mut bytes);
         self.send(number, 0, bytes);
@@ -223,9 +223,9 @@ impl World {
 
     /// All cuts are healed.
     pub fn heal(&mut self) {
-        for (number, to, bytes) in self.network.heal() {
-            let at = self.network.arrival(&mut self.random, self.now, number, 1 - to);
-            self.at(at, Happening::Arrive(number, to, bytes));
+        for (number, to) in self.network.heal() {
+            let delay = self.random.between(50_000, 3_000_000);
+            self.after(delay, Happening::Release(number, to));
         }
         self.nemesis.note_healed();
     }

@@ -89,7 +89,7 @@ impl World {
                 let from = Actor::Client { client };
                 let to = Actor::Shard { process, shard: usize::from(shard.0) };
                 let hosts = [self.host_of(from), self.host_of(to)];
-                let number = self.network.connect([from, to], hosts);
+                let number = self.network.connect(&mut self.random, [from, to], hosts);
                 self.clients[client].connections.insert((address, shard), number);
                 let mut hello = Vec::new();
                 Hello { cluster: CLUSTER, client: self.clients[client].id, shard }

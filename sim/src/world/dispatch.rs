@@ -18,6 +18,7 @@ impl World {
         }
         match happening {
             Happening::Arrive(number, to, bytes) => self.on_arrive(number, to, bytes),
+            Happening::Release(number, to) => self.on_release(number, to),
             Happening::End(number, end) => self.on_end(number, end),
             Happening::Dial { from, to, purpose } => self.on_dial(from, to, purpose),
             Happening::DialFailed(from, purpose) => self.on_dial_failed(from, purpose),
@@ -88,7 +89,9 @@ impl World {
 
     pub(super) fn process_concerned(&self, happening: &Happening) -> Option<usize> {
         match happening {
-            Happening::Arrive(number, to, _) | Happening::End(number, to) => {
+            Happening::Arrive(number, to, _)
+            | Happening::Release(number, to)
+            | Happening::End(number, to) => {
                 self.process_behind(self.network.get(*number).ends[*to])
             }
             Happening::DialFailed(from, _) => self.process_behind(*from),
@@ -107,9 +110,9 @@ impl World {
     pub(super) fn concerns_coordinator(&self, happening: &Happening) -> bool {
         let is_it = |actor: Actor| matches!(actor, Actor::Coordinator { .. });
         match happening {
-            Happening::Arrive(number, to, _) | Happening::End(number, to) => {
-                is_it(self.network.get(*number).ends[*to])
-            }
+            Happening::Arrive(number, to, _)
+            | Happening::Release(number, to)
+            | Happening::End(number, to) => is_it(self.network.get(*number).ends[*to]),
             Happening::DialFailed(from, _) => is_it(*from),
             Happening::WakeCoordinator(_)
             | Happening::Stored(..)
@@ -122,7 +125,10 @@ impl World {
 
     /// What comes to a dead process is thrown away.
     pub(super) fn on_dead(&mut self, happening: Happening) {
-        if let Happening::Arrive(number, to, _) | Happening::End(number, to) = happening {
+        if let Happening::Arrive(number, to, _)
+        | Happening::Release(number, to)
+        | Happening::End(number, to) = happening
+        {
             self.network.close(number, to);
         }
     }

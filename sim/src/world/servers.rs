@@ -7,6 +7,10 @@ use crate::history::Asked;
 use crate::invariants::versions_grow;
 use crate::server::Answered;
 
+/// How long a wake-up takes, and each byte that it sends, in nanoseconds.
+const WORK_A_WAKE: u64 = 1_000;
+const WORK_A_BYTE: u64 = 3;
+
 impl World {
     /// Puts something into a shard's inbox, and wakes it soon.
     pub(super) fn give(&mut self, process: usize, shard: usize, input: Input) {
@@ -30,7 +34,7 @@ impl World {
             return;
         }
         place.shards[shard].wake_at = None;
-        let stopped_until = place.shards[shard].stopped_until;
+        let stopped_until = place.shards[shard].stopped_until.max(place.shards[shard].busy_until);
         if stopped_until > self.now {
             return self.wake_shard_at(process, shard, stopped_until);
         }
@@ -46,6 +50,12 @@ impl World {
             return self.wake_shard_at(process, shard, self.now + pause);
         }
         let outputs = place.shards[shard].wake(self.now, reading, inputs);
+        let sent = |output: &Output| match output {
+            Output::Send(_, bytes) => bytes.len(),
+            _ => 0,
+        };
+        let work = WORK_A_WAKE + outputs.iter().map(sent).sum::<usize>() as u64 * WORK_A_BYTE;
+        place.shards[shard].busy_until = self.now + work;
         let clock = self.clocks[place.place];
         let next = place.shards[shard].next_wake(|reading| clock.true_time(reading));
         let next = if place.shards[shard].inbox.is_empty() { next } else { self.now + 1_000 };

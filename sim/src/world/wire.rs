@@ -40,7 +40,20 @@ impl World {
     }
 
     pub(super) fn on_arrive(&mut self, number: ConnectionNumber, to: usize, bytes: Vec<u8>) {
-        let Some(bytes) = self.network.arrive(number, to, bytes) else { return };
+        if let Some(bytes) = self.network.arrive(number, to, bytes) {
+            self.hand_over(number, to, bytes);
+        }
+    }
+
+    /// What a cut held back comes to its end.
+    pub(super) fn on_release(&mut self, number: ConnectionNumber, to: usize) {
+        let bytes = self.network.take_held(number, to);
+        if !bytes.is_empty() {
+            self.hand_over(number, to, bytes);
+        }
+    }
+
+    fn hand_over(&mut self, number: ConnectionNumber, to: usize, bytes: Vec<u8>) {
         match self.network.get(number).ends[to] {
             Actor::Shard { process, shard } => {
                 self.give(process, shard, Input::Bytes(number, bytes));
@@ -141,7 +154,7 @@ impl World {
         if self.network.is_cut(from_host, to_host) || self.network.is_cut(to_host, from_host) {
             return self.after(1_000_000_000, Happening::DialFailed(from, purpose));
         }
-        let number = self.network.connect([from, listener], [from_host, to_host]);
+        let number = self.network.connect(&mut self.random, [from, listener], [from_host, to_host]);
         self.on_connected(from, number, purpose);
     }
 

@@ -239,3 +239,18 @@ fn a_restarted_coordinator_judges_nobody_before_everybody_had_time_to_come_back(
     world.run(&[B, C]);
     assert_eq!(world.view(1), (Some(2), None, 2));
 }
+
+#[test]
+fn a_report_counts_for_the_view_that_was_ordered_alone() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    world.collect();
+    let at = world.orders.iter().position(|(_, order)| order.name() == "TAKE-OVER").unwrap();
+    let (to, order) = world.orders.remove(at);
+    let view = order.view().unwrap().version;
+    let report = |view| Report { id: order.id, view, outcome: Ok(1) };
+    let other = report(ViewVersion(view.0 + 1));
+    let taken = world.cluster.on_report(world.now, to, other, &mut world.effects);
+    assert_eq!(taken, Err(Ignored::NotOutstanding));
+    assert_eq!(world.cluster.on_report(world.now, to, report(view), &mut world.effects), Ok(()));
+}
