@@ -313,9 +313,15 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// Whether the cluster has ever served.
-    pub fn has_served(&self) -> bool {
-        self.start == Start::Done
+    /// Whether every group has had its first view: from then on writes may have been acknowledged, so
+    /// whoever dies is recovered, even while the start is not over.
+    pub fn is_founded(&self) -> bool {
+        self.views().iter().all(|view| view.version > ViewVersion(0))
+    }
+
+    /// Whether groups and processes are brought back to where they are at home.
+    fn recovers(&self) -> bool {
+        self.is_founded() && self.start != Start::Failed && self.stop.is_none()
     }
 }
 
@@ -466,10 +472,11 @@ impl Cluster {
         server.orders_connected = false;
         server.outstanding.clear();
         let was_useless = server.started.is_none() && server.spawned.is_some();
-        if was_useless && self.has_served() {
+        if !self.is_founded() {
+            self.fail_start(member.server, StartFailure::Exited, sink);
+        } else if was_useless {
             self.note_failure(now, member.server, sink);
         }
-        self.fail_start(member.server, StartFailure::Exited, sink);
         self.set_down(now, member.server, DownCause::Exited, sink);
         self.tell_proofs(member, sink);
         self.advance(now, sink);

@@ -34,7 +34,7 @@ impl Cluster {
         };
         let holds = |view: &View| view.primary == Some(member) || view.other() == Some(member);
         let copies = |view: &View| view.peer == Peer::Candidate(member);
-        if !self.has_served() {
+        if !self.is_founded() {
             return None;
         }
         if stale(own) || stale(predecessors) {

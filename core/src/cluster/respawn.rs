@@ -50,7 +50,7 @@ impl Cluster {
     /// Kills what is to be replaced, and decides on new processes for places whose old one is proven
     /// dead.
     pub(super) fn replace_processes(&mut self, now: Time, sink: &mut Vec<Effect>) {
-        if !self.has_served() || self.stop.is_some() {
+        if !self.recovers() {
             return;
         }
         for id in (0..self.count()).map(ServerId) {

@@ -163,7 +163,7 @@ impl Cluster {
         if self.stop.is_some() {
             return;
         }
-        let served = self.start == Start::Done;
+        let served = self.is_founded();
         self.stop = Some(Stop { phase: StopPhase::Drain, served, over: false });
         self.revision += 1;
         sink.push(Effect::Stopping(StopPhase::Drain));

@@ -117,7 +117,7 @@ impl Cluster {
 
     /// Decides the next view of every group whose last decision is durable.
     pub(super) fn decide_views(&mut self, now: Time, sink: &mut Vec<Effect>) {
-        if !self.has_served() || self.stop.is_some() {
+        if !self.recovers() {
             return;
         }
         for n in 0..self.groups.len() {
