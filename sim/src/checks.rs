@@ -26,13 +26,24 @@ pub type Place = (GroupId, usize);
 /// An operation of a client; its retries are the same one.
 pub type Question = (ClientId, u64);
 
+/// How a replica was when it was looked at last.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// The version that it had installed.
+    pub version: u64,
+    /// What it was.
+    pub state: ReplicaState,
+    /// Whether it answered reads.
+    pub served: bool,
+}
+
 /// What the checks remember.
 #[derive(Debug, Default)]
 pub struct Checks {
     /// By place: the highest write that was ever answered OK.
     pub acked: BTreeMap<Place, u64>,
-    /// By process and place: the version installed last, and whether it served.
-    pub seen: BTreeMap<(usize, Place), (u64, bool)>,
+    /// By process and place: how it was last.
+    pub seen: BTreeMap<(usize, Place), Seen>,
     /// By process and place: the version under which its candidate was told to have caught up.
     pub caught_up: BTreeMap<(usize, Place), u64>,
     numbers: numbers_are_unique::Numbers,
@@ -57,6 +68,7 @@ impl Checks {
             versions_grow::check(self, process, place, &sight)?;
             let serves = may_serve(&sight, now);
             taker_has_all::check(self, process, place, &sight, serves)?;
+            taker_has_all::after_handover(self, world, process, place, &sight)?;
             union_is_true::check(self, process, place, &sight)?;
             memory_is_bounded::check(&hosted.replica)?;
             one_server::check(world, place)?;
@@ -65,7 +77,8 @@ impl Checks {
             if sight.state == ReplicaState::CaughtUp {
                 self.caught_up.insert((process, place), version);
             }
-            self.seen.insert((process, place), (version, serves));
+            let seen = Seen { version, state: sight.state, served: serves };
+            self.seen.insert((process, place), seen);
         }
         Ok(())
     }

@@ -62,6 +62,9 @@ pub enum Happening {
     Strike(usize, u8),
     /// A fault that waits for a write to be in flight, so many times more.
     StrikeAgain(usize, Kind, Option<u8>, u8),
+    /// Two places, in the moment of a hand-over, lose sight of each other, once a write is in flight;
+    /// looked for so many times more.
+    Part(usize, usize, u8),
     /// What was cut is healed.
     Heal,
     /// The link of whoever runs at this place to the coordinator breaks.

@@ -43,6 +43,10 @@ const STRIKES_A_STEP: [u64; 6] = [800, 600, 400, 600, 950, 700];
 const PATIENCE: u8 = 40;
 const LOOK_AGAIN: u64 = 150_000;
 
+/// How often a hand-over brings one of its own, in a thousand, and how often that looks for a write.
+const STRIKES_A_HANDOVER: u64 = 150;
+const HANDOVER_PATIENCE: u8 = 10;
+
 /// How long a store takes, in nanoseconds of true time; now and then very long.
 pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     match random.below(100) {
@@ -108,6 +112,34 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
         _ => world.random.between(1_000, 120_000_000),
     };
     world.after(delay, Happening::Strike(usize::from(server.0), step));
+}
+
+/// A view is told: in the moment of a hand-over the two of them may lose sight of each other.
+pub fn on_view(world: &mut World, view: &View) {
+    let (Some(new), Some(old)) = (view.primary, view.secondary().filter(|_| view.handover)) else {
+        return;
+    };
+    if world.is_healing || !world.random.per_mille(STRIKES_A_HANDOVER) {
+        return;
+    }
+    let [new, old] = [new, old].map(|member| usize::from(member.server.0));
+    let delay = world.random.between(1_000, 400_000);
+    world.after(delay, Happening::Part(new, old, HANDOVER_PATIENCE));
+}
+
+/// Cuts two places off from each other, once a write of theirs is in flight.
+pub fn part(world: &mut World, place: usize, other: usize, patience: u8) {
+    let step = step_of(world, place);
+    if world.is_healing || step.is_none() || !is_possible(world, place, Kind::CutBothWays) {
+        return;
+    }
+    let with_write = has_write_in_flight(world, place);
+    if !with_write && patience > 0 {
+        return world.after(LOOK_AGAIN / 4, Happening::Part(place, other, patience - 1));
+    }
+    let kind = faults::part(world, place, other);
+    world.counts.note_fault(kind.name(), step, with_write);
+    world.note_place(place, format_args!("fault: {} between {place} and {other}", kind.name()));
 }
 
 /// A process has just been started in place of another: it may end before it has reported.

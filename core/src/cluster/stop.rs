@@ -21,7 +21,7 @@ use kv_protocol::map::ServerState;
 use kv_protocol::{GroupId, Member, ServerId, Time};
 
 use super::status::table_bytes;
-use super::{Cluster, Effect, Ignored, KillReason, LinkId, Server, Start};
+use super::{Cluster, Effect, Ignored, KillReason, LinkId, Server};
 
 /// A server that is heard from is given the time to dump its tables at this rate, slow even for a
 /// disk that several servers share.

@@ -1,24 +1,26 @@
 //! Who is judged to be gone without proof of its death (consistency.md §5).
 //!
 //! ```text
-//!   silent to the coordinator, or link lost     the other member's next heartbeat is its vote:
-//!        |                                      every shard heard it within 250 ms -> nothing
-//!        +------------------------------------> otherwise                           -> Gone
+//!   doubt                                asked (PROBE)          the answered one's next heartbeat
+//!   a member is silent to the            the other member       hears it -> nothing, ask again
+//!   coordinator, or its link is lost                            does not -> Gone
 //!
-//!   a member says that the other is silent,     PROBE the primary; no answer: PROBE the other
-//!   but both report here                        answered, and both heartbeats after that still
-//!                                               tell the same -> the other one is Gone
+//!   a member says that the other is      the primary; if it     both still tell the same
+//!   silent, but both report here         does not answer, the   -> the one not asked is Gone
+//!                                        other one
 //! ```
 //!
-//! The second look matters: a member that was asleep answers as soon as it wakes, and until its stream
-//! stands again the other one's last heartbeat still complains. To drop that other one then would leave
-//! the group with the weaker of the two.
+//! Whoever is to stay answers a fresh question first. A heartbeat alone proves nothing of today: it may
+//! have waited while the coordinator itself was asleep, and its sender be dead by now; to drop the other
+//! member on its word would lose the group. The second look matters too: a member that was asleep
+//! answers as soon as it wakes, and until its stream stands again the other one's last heartbeat still
+//! complains. To drop that other one then would leave the group with the weaker of the two.
 //!
 //! A sole holder is never judged: it is UNREACHABLE until it is heard, or proven dead.
 
 use kv_protocol::control_message::{Order, OrderKind};
 use kv_protocol::limits::{HEARD_WITHIN, LEASE};
-use kv_protocol::{GroupId, Member, OrderId, Peer, Time, View};
+use kv_protocol::{Member, OrderId, Peer, Time, View};
 
 use super::reconcile::Fate;
 use super::{Cluster, Effect};
@@ -27,28 +29,28 @@ use crate::holes::{self, Hole};
 /// How long a member may take to answer a probe.
 const PROBE_PATIENCE: std::time::Duration = LEASE;
 
-/// What is being found out about the link between a group's two members.
+/// What is being found out about the two members of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Inquiry {
     #[default]
     None,
-    /// This member is asked to answer.
-    Asked { who: Member, order: OrderId, until: Time },
-    /// The primary did not answer, and the other is asked.
-    AskedOther { who: Member, order: OrderId, until: Time },
-    /// One has answered; does the complaint last?
-    Answered { gone: Member, at: Time },
+    /// One member is asked to answer, because of this doubt.
+    Asked { doubt: Doubt, who: Member, order: OrderId, until: Time },
+    /// It has answered; does the doubt about the other one last?
+    Answered { doubt: Doubt, gone: Member, at: Time },
     /// The member that must go: the other one has answered.
     Judged { gone: Member },
 }
 
-impl Inquiry {
-    fn until(self) -> Option<Time> {
-        match self {
-            Inquiry::Asked { until, .. } | Inquiry::AskedOther { until, .. } => Some(until),
-            Inquiry::None | Inquiry::Answered { .. } | Inquiry::Judged { .. } => None,
-        }
-    }
+/// Why it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// The coordinator does not hear this member.
+    Silence(Member),
+    /// Both report to the coordinator, but one does not hear the other. First the primary is asked.
+    Complaint,
+    /// As above, and the primary did not answer: the other one is asked.
+    MutePrimary,
 }
 
 impl Cluster {
@@ -63,11 +65,10 @@ impl Cluster {
         {
             return Fate::Dead;
         }
-        let judged = self.groups[usize::from(view.group.0)].inquiry;
-        if judged == (Inquiry::Judged { gone: member }) || self.is_voted_gone(view, member) {
-            return Fate::Gone;
+        match self.groups[usize::from(view.group.0)].inquiry {
+            Inquiry::Judged { gone } if gone == member => Fate::Gone,
+            _ => Fate::Present,
         }
-        Fate::Present
     }
 
     /// Proven: its process has exited, or another has its place, which happens only after proof.
@@ -76,27 +77,28 @@ impl Cluster {
         server.member != member || server.exited
     }
 
-    /// Whether a member is suspected, and the other one's vote, given since, is that it does not hear
-    /// it either.
-    fn is_voted_gone(&self, view: &View, member: Member) -> bool {
-        let Some(since) = self.server(member.server).suspected else { return false };
-        let other = match view.primary == Some(member) {
-            true => view.other(),
-            false => view.primary,
+    /// The member of a view that the coordinator does not hear, though it hears the other one. That a
+    /// primary with a mere candidate is silent leads nowhere.
+    fn is_silent(&self, view: &View) -> Option<Member> {
+        let (primary, other) = (view.primary?, view.other()?);
+        let is_suspected = |member: Member| {
+            !self.is_dead(member) && self.server(member.server).suspected.is_some()
         };
-        let Some(voter) = other.filter(|voter| !self.is_dead(*voter)) else { return false };
-        let voter = self.server(voter.server);
-        let Some((at, heartbeat)) = voter.heartbeat.as_ref().filter(|_| voter.is_up()) else {
-            return false;
-        };
+        match (is_suspected(primary), is_suspected(other)) {
+            (true, false) => view.secondary().is_some().then_some(primary),
+            (false, true) => Some(other),
+            _ => None,
+        }
+    }
+
+    /// Whether a member says, by its latest heartbeat, that each of its shards of this group has heard
+    /// the other member a moment ago.
+    fn hears_other(&self, view: &View, voter: Member) -> bool {
+        let Some((_, heartbeat)) = &self.server(voter.server).heartbeat else { return false };
         let shards = heartbeat.replicas.iter().filter(|replica| replica.group == view.group);
         let heard = |silent_ms: u32| u128::from(silent_ms) <= HEARD_WITHIN.as_millis();
-        let (mut all, mut count) = (true, 0);
-        for replica in shards {
-            count += 1;
-            all &= replica.view == view.version && heard(replica.silent_ms);
-        }
-        *at > since && !(all && count == usize::from(self.config.shards))
+        let heard = shards.filter(|replica| heard(replica.silent_ms)).count();
+        heard == usize::from(self.config.shards)
     }
 
     /// Whether a member, by its latest heartbeat, does not hear the other one of this view for longer
@@ -124,30 +126,56 @@ impl Cluster {
             && (complains(primary) || complains(secondary))
     }
 
+    /// Whether there is still reason to ask.
+    fn is_doubted(&self, view: &View, doubt: Doubt) -> bool {
+        match doubt {
+            Doubt::Silence(member) => self.is_silent(view) == Some(member),
+            Doubt::Complaint | Doubt::MutePrimary => self.is_complained_of(view),
+        }
+    }
+
     /// Begins and advances the inquiries of all groups.
     pub(super) fn inquire(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        if now < self.judge_from || !self.recovers() {
+            return;
+        }
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
             match self.groups[n].inquiry {
-                Inquiry::None if now >= self.judge_from && self.is_complained_of(&view) => {
-                    let Some(primary) = view.primary else { continue };
-                    let (order, until) = self.probe(now, primary, sink);
-                    self.groups[n].inquiry = Inquiry::Asked { who: primary, order, until };
+                Inquiry::None => {
+                    if let Some(silent) = self.is_silent(&view) {
+                        let other =
+                            if view.primary == Some(silent) { view.other() } else { view.primary };
+                        self.ask(now, n, other, Doubt::Silence(silent), sink);
+                    } else if self.is_complained_of(&view) {
+                        self.ask(now, n, view.primary, Doubt::Complaint, sink);
+                    }
+                }
+                Inquiry::Asked { doubt: doubt @ Doubt::Silence(_), until, .. }
+                    if until <= now || !self.is_doubted(&view, doubt) =>
+                {
+                    self.end_inquiry(n);
+                }
+                Inquiry::Asked { doubt: Doubt::Complaint, until, .. } if until <= now => {
+                    self.end_inquiry(n);
+                    self.ask(now, n, view.secondary(), Doubt::MutePrimary, sink);
                 }
                 Inquiry::Asked { until, .. } if until <= now => {
-                    let Some(other) = view.secondary() else { continue };
-                    let (order, until) = self.probe(now, other, sink);
-                    self.groups[n].inquiry = Inquiry::AskedOther { who: other, order, until };
+                    self.end_inquiry(n);
+                    sink.push(Effect::Unanswered { group: view.group });
                 }
-                Inquiry::AskedOther { until, .. } if until <= now => {
-                    self.groups[n].inquiry = Inquiry::None;
-                    sink.push(Effect::Unanswered { group: GroupId(view.group.0) });
-                }
-                Inquiry::Answered { gone, at } if self.have_beaten_since(&view, at) => {
-                    self.groups[n].inquiry = match self.is_complained_of(&view) {
-                        true => Inquiry::Judged { gone },
-                        false => Inquiry::None,
-                    };
+                Inquiry::Answered { doubt, gone, at } if self.have_beaten_since(&view, at) => {
+                    let is_gone = self.is_doubted(&view, doubt)
+                        && match doubt {
+                            Doubt::Silence(_) => view
+                                .primary
+                                .into_iter()
+                                .chain(view.other())
+                                .any(|voter| voter != gone && !self.hears_other(&view, voter)),
+                            Doubt::Complaint | Doubt::MutePrimary => true,
+                        };
+                    self.groups[n].inquiry =
+                        if is_gone { Inquiry::Judged { gone } } else { Inquiry::None };
                 }
                 _ => {}
             }
@@ -165,35 +193,50 @@ impl Cluster {
         })
     }
 
-    fn probe(&mut self, now: Time, who: Member, sink: &mut Vec<Effect>) -> (OrderId, Time) {
-        // An answer to an older probe proves nothing of today.
-        self.server_mut(who.server).outstanding.retain(|order| order.kind != OrderKind::Probe);
+    /// Asks a member of a group to answer.
+    fn ask(
+        &mut self,
+        now: Time,
+        group: usize,
+        who: Option<Member>,
+        doubt: Doubt,
+        sink: &mut Vec<Effect>,
+    ) {
+        let Some(who) = who else { return };
         let order = self.give(who.server, OrderKind::Probe, sink);
-        (order, now + PROBE_PATIENCE)
+        let until = now + PROBE_PATIENCE;
+        self.groups[group].inquiry = Inquiry::Asked { doubt, who, order, until };
     }
 
-    /// A member has answered a probe: it receives, so the other one of the view goes.
+    /// The inquiry of a group is over; an answer that still comes proves nothing of a later one.
+    pub(super) fn end_inquiry(&mut self, group: usize) {
+        if let Inquiry::Asked { who, order, .. } = self.groups[group].inquiry {
+            self.server_mut(who.server).outstanding.retain(|known| known.id != order);
+        }
+        self.groups[group].inquiry = Inquiry::None;
+    }
+
+    /// A member has answered a probe: it lives and receives, so it may stay.
     pub(super) fn note_probe(&mut self, now: Time, order: &Order) {
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
-            let (Inquiry::Asked { who, order: asked, .. }
-            | Inquiry::AskedOther { who, order: asked, .. }) = self.groups[n].inquiry
-            else {
+            let Inquiry::Asked { doubt, who, order: asked, .. } = self.groups[n].inquiry else {
                 continue;
             };
             if asked == order.id {
-                let gone = match view.primary == Some(who) {
-                    true => view.secondary(),
-                    false => view.primary,
-                };
+                let gone = if view.primary == Some(who) { view.other() } else { view.primary };
                 self.groups[n].inquiry =
-                    gone.map_or(Inquiry::None, |gone| Inquiry::Answered { gone, at: now });
+                    gone.map_or(Inquiry::None, |gone| Inquiry::Answered { doubt, gone, at: now });
             }
         }
     }
 
     /// When an inquiry goes on by time alone.
     pub(super) fn next_inquiry_timeout(&self) -> Option<Time> {
-        self.groups.iter().filter_map(|group| group.inquiry.until()).min()
+        let until = |inquiry| match inquiry {
+            Inquiry::Asked { until, .. } => Some(until),
+            Inquiry::None | Inquiry::Answered { .. } | Inquiry::Judged { .. } => None,
+        };
+        self.groups.iter().filter_map(|group| until(group.inquiry)).min()
     }
 }

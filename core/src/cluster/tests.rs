@@ -227,15 +227,31 @@ impl World {
             .unwrap();
     }
 
-    /// Lets time pass, with heartbeats of those named.
+    /// Lets time pass, with heartbeats of those named, who also answer probes.
     fn pass(&mut self, duration: Duration, alive: &[ServerId]) {
         let end = self.now + duration;
         while self.now < end {
             self.now = self.now + Duration::from_millis(50);
+            self.answer_probes(alive);
             for &id in alive {
                 self.beat(id);
             }
             self.cluster.on_timeout(self.now, &mut self.effects);
+        }
+        self.collect();
+    }
+
+    fn answer_probes(&mut self, alive: &[ServerId]) {
+        self.collect();
+        let is_answered = |(to, order): &(Member, Order)| {
+            order.kind == OrderKind::Probe && alive.contains(&to.server)
+        };
+        for (to, order) in
+            self.orders.extract_if(.., |order| is_answered(order)).collect::<Vec<_>>()
+        {
+            let report = Report { id: order.id, view: ViewVersion(0), outcome: Ok(0) };
+            // It may have been given up meanwhile.
+            let _ = self.cluster.on_report(self.now, to, report, &mut self.effects);
         }
         self.collect();
     }

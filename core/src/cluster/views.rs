@@ -169,8 +169,9 @@ impl Cluster {
     fn tell_view(&mut self, before: &View, view: &View, sink: &mut Vec<Effect>) {
         sink.push(Effect::ViewChanged { before: *before, view: *view });
         self.revision += 1;
-        let group = &mut self.groups[usize::from(view.group.0)];
-        (group.inquiry, group.again_at) = (Inquiry::None, None);
+        let group = usize::from(view.group.0);
+        self.end_inquiry(group);
+        self.groups[group].again_at = None;
         for server in &mut self.servers {
             server.retire(view.group);
         }

@@ -1,9 +1,11 @@
 //! 7: a member that starts to serve has every acknowledged write.
 
 use kv_core::replica::Inspection;
+use kv_protocol::control_message::ReplicaState;
 
 use crate::checks::{Checks, Place};
 use crate::invariants::Violation;
+use crate::world::World;
 
 /// Looks at a replica that has just begun to serve.
 pub fn check(
@@ -13,7 +15,7 @@ pub fn check(
     sight: &Inspection,
     serves: bool,
 ) -> Result<(), Violation> {
-    let served = checks.seen.get(&(process, place)).is_some_and(|(_, served)| *served);
+    let served = checks.seen.get(&(process, place)).is_some_and(|seen| seen.served);
     let acked = checks.acked.get(&place).copied().unwrap_or(0);
     if serves && !served && sight.last.0 < acked {
         let words = format_args!(
@@ -24,4 +26,37 @@ pub fn check(
         return Err(Violation::of(place.0, 7, words));
     }
     Ok(())
+}
+
+/// The primary of a hand-over view has just taken over. While the old primary lives, everything that it
+/// ever logged has come: it will count all of that as committed.
+pub fn after_handover(
+    checks: &Checks,
+    world: &World,
+    process: usize,
+    (group, shard): Place,
+    sight: &Inspection,
+) -> Result<(), Violation> {
+    let was_taking = checks
+        .seen
+        .get(&(process, (group, shard)))
+        .is_some_and(|seen| seen.state == ReplicaState::TakingOver);
+    let Some(view) = sight.view.filter(|_| was_taking && sight.state == ReplicaState::Active)
+    else {
+        return Ok(());
+    };
+    let old = view.secondary().filter(|_| view.handover).and_then(|old| world.process_of(old));
+    let Some(old) = old.map(|old| &world.processes[old]).filter(|old| old.alive) else {
+        return Ok(());
+    };
+    let last = old.replica(group, shard).map_or(sight.last, |replica| replica.inspect().last);
+    if sight.last >= last {
+        return Ok(());
+    }
+    let words = format_args!(
+        "shard {shard}: process {process} has taken over at write {}, though {}, which lives, has \
+         logged write {last}",
+        sight.last, old.member
+    );
+    Err(Violation::of(group, 7, words))
 }

@@ -15,9 +15,11 @@ pub fn check(
 ) -> Result<(), Violation> {
     let version = sight.view.map_or(0, |view| view.version.0);
     match checks.seen.get(&(process, place)) {
-        Some((before, _)) if *before > version => {
-            let words =
-                format_args!("shard {}: view {version} was installed after {before}", place.1);
+        Some(before) if before.version > version => {
+            let words = format_args!(
+                "shard {}: view {version} was installed after {}",
+                place.1, before.version
+            );
             Err(Violation::of(place.0, 5, words))
         }
         _ => Ok(()),

@@ -163,6 +163,25 @@ fn cut(world: &mut World, place: usize, one_way: bool) {
     }
 }
 
+/// Cuts two places off from each other, one way or both, for about as long as leases and graces last.
+pub(super) fn part(world: &mut World, place: usize, other: usize) -> Kind {
+    world.nemesis.cut = Some(Cut { off: None });
+    let kind = match world.random.below(3) {
+        0 => Kind::CutBothWays,
+        _ => Kind::CutOneWay,
+    };
+    let outward = world.random.per_mille(500);
+    if outward || kind == Kind::CutBothWays {
+        world.network.cut(Host(place), Host(other));
+    }
+    if !outward || kind == Kind::CutBothWays {
+        world.network.cut(Host(other), Host(place));
+    }
+    let heal = world.random.between(400_000_000, 1_200_000_000);
+    world.after(heal, Happening::Heal);
+    kind
+}
+
 fn pause_length(random: &mut Random) -> u64 {
     match random.below(10) {
         0..=5 => random.between(1_000_000, 200_000_000),

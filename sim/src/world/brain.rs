@@ -74,6 +74,7 @@ impl World {
                     self.trace.note(self.now, about, format_args!("{view:?}"));
                     self.check(|_, world| union_is_true::on_view(world, &before, &view));
                     self.check(|_, world| lost_is_lost::check(world, &before, &view));
+                    crate::nemesis::on_view(self, &view);
                 }
                 Effect::Recovery { server, step } => {
                     let place = usize::from(server.0);

@@ -70,6 +70,9 @@ impl World {
             Happening::StrikeAgain(place, kind, step, patience) => {
                 crate::nemesis::strike(self, place, kind, step, patience);
             }
+            Happening::Part(place, other, patience) => {
+                crate::nemesis::part(self, place, other, patience);
+            }
             Happening::Heal => self.heal(),
             Happening::BreakLink(place) => crate::nemesis::break_link(self, place),
             Happening::Zombie(epoch, member) => self.on_zombie(epoch, member),

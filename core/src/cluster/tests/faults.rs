@@ -36,6 +36,25 @@ fn a_silent_server_that_nobody_hears_is_followed_and_then_killed() {
 }
 
 #[test]
+fn a_heartbeat_that_waited_is_no_vote_whoever_is_to_stay_answers_first() {
+    let mut world = World::serving(3);
+    world.unheard = vec![A];
+    // The coordinator was asleep. It believes A silent, and finds heartbeats of B, which is dead by now.
+    world.now = world.now + SILENCE * 2;
+    world.cluster.on_timeout(world.now, &mut world.effects);
+    for _ in 0..3 {
+        world.now = world.now + Duration::from_millis(1);
+        world.beat(B);
+        world.beat(C);
+    }
+    assert_eq!(world.view(1), (Some(1), Some(2), 1), "B has not answered");
+    world.unheard.clear();
+    world.beat(A);
+    world.exit(B);
+    assert_eq!(world.view(1), (Some(1), None, 2), "A has all that B had");
+}
+
+#[test]
 fn each_group_asks_its_own_members() {
     let mut world = World::serving(3);
     // B does not hear A, C does.
@@ -47,7 +66,7 @@ fn each_group_asks_its_own_members() {
         world.beat(C);
         world.unheard = vec![A];
         world.cluster.on_timeout(world.now, &mut world.effects);
-        world.collect();
+        world.answer_probes(&[B, C]);
     }
     assert_eq!(world.view(1), (Some(2), None, 2));
     assert_eq!(world.view(0), (Some(0), Some(1), 1));
@@ -106,7 +125,7 @@ fn of_two_that_do_not_hear_each_other_the_primary_stays_if_it_answers() {
     assert_eq!(world.view(1), (Some(1), Some(2), 3));
     assert_eq!(world.cluster.views()[1].secondary(), None);
     assert!(world.ordered().contains(&(B, "LEAVE")));
-    world.report(C, Ok(0));
+    // C, the primary of the other group, has answered meanwhile.
     world.pass(Duration::from_millis(50), &[A, B, C]);
     assert_eq!(world.cluster.views()[0].secondary(), None);
     assert!(kills(&world.take()).is_empty(), "whoever lives is not killed");
