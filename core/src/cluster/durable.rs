@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Whoever is told of a view may act on it for ever, so a view that a crash could take back must not
-//! be told. Decisions made while a Store is under way go into the next one.
+//! be told. Names and addresses that become known while a Store is under way go into the next one; views
+//! are decided when it is done (views.rs).
 
 use kv_protocol::control_message::Started;
 use kv_protocol::{ClusterId, Epoch, Incarnation, Member, ServerId, View};
@@ -66,6 +67,11 @@ impl Memory {
 
     pub(super) fn durable(&self) -> &DurableState {
         &self.durable
+    }
+
+    /// Whether a store is under way.
+    pub(super) fn is_storing(&self) -> bool {
+        self.storing.is_some()
     }
 
     /// What to store now, and under which number.

@@ -115,9 +115,10 @@ impl Cluster {
             && self.memory.decided.views.iter().all(at_rest)
     }
 
-    /// Decides the next view of every group whose last decision is durable.
+    /// Decides the next view of every group, by what is known when it can be stored at once: a decision
+    /// that waited for the disk would be final although newer facts speak against it.
     pub(super) fn decide_views(&mut self, now: Time, sink: &mut Vec<Effect>) {
-        if !self.recovers() {
+        if !self.recovers() || self.memory.is_storing() {
             return;
         }
         for n in 0..self.groups.len() {

@@ -269,3 +269,20 @@ fn a_server_that_dies_once_the_views_are_told_is_recovered_though_the_start_is_n
     assert!(world.seen.contains(&Effect::Serving));
     assert!(world.cluster.is_whole());
 }
+
+#[test]
+fn what_is_decided_follows_from_what_is_known_when_it_can_be_stored() {
+    let mut world = World::serving(3);
+    world.cluster.config.on_double_fault = DoubleFault::Isolate;
+    world.keeps_stores = true;
+    // The store of what follows from C's end is under way while B falls silent.
+    world.exit(C);
+    world.unheard = vec![B];
+    world.pass(SILENCE * 3, &[A]);
+    // By A's word B must go. But A dies before that is decided, and B has everything.
+    world.exit(A);
+    while world.store() {
+        world.collect();
+    }
+    assert_eq!(world.view(1), (Some(2), None, 2));
+}
