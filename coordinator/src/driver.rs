@@ -470,7 +470,7 @@ impl Driver {
         };
         if let Err(reason) = spawned {
             tracing::error!("server {}: {reason}", line.id);
-            if !self.cluster().is_founded() {
+            if !self.cluster().has_served() {
                 self.fail(line.id, reason.clone());
             }
             // The brain hears of it when it has said all it has to say now.

@@ -71,6 +71,7 @@ mod tests {
             cluster: ClusterId(7),
             epoch: Epoch { number: 3, boot: BootId(9) },
             shards: 2,
+            has_served: true,
             servers: vec![DurableServer { incarnation: Incarnation(5), started: None }],
             views: vec![view],
         }

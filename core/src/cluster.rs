@@ -6,7 +6,8 @@
 //!   lost links, exits, stored,  ---> | Cluster | ---> what happened (Effect)
 //!   the time                         +---------+
 //!
-//!   start    every STARTED -> view 1 of every group -> stored -> SET-SECONDARY -> serving
+//!   start    every STARTED -> view 1 of every group -> stored -> SET-SECONDARY -> every report
+//!            -> stored -> serving
 //!   recover  facts -> reconcile: the next view of a group -> stored -> orders         (views.rs)
 //!            nobody names it any more: kill, proof, a new process in its place      (respawn.rs)
 //!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> everyone has exited     (stop.rs)
@@ -205,6 +206,7 @@ impl Cluster {
             cluster: config.cluster,
             epoch: config.epoch,
             shards: config.shards,
+            has_served: false,
             servers: servers.collect(),
             views: (0..config.servers).map(|group| no_view(GroupId(group))).collect(),
         };
@@ -224,7 +226,7 @@ impl Cluster {
     ) -> Cluster {
         assert!(config.epoch.number > durable.epoch.number, "an epoch is above all before it");
         let decided = DurableState { epoch: config.epoch, ..durable.clone() };
-        let has_views = durable.views.iter().all(|view| view.version > ViewVersion(0));
+        let has_served = durable.has_served;
         let mut cluster = Cluster::of(now, config, Memory::new(decided, durable));
         cluster.drawn = draw(cluster.config.seed, 0);
         cluster.judge_from = now + GRACE + cluster.config.silence;
@@ -238,7 +240,7 @@ impl Cluster {
             let server = cluster.server_mut(id);
             (server.started, server.state) = (known.started, ServerState::Down);
         }
-        if has_views {
+        if has_served {
             cluster.start = Start::Done;
         }
         cluster.store(sink);
@@ -279,6 +281,7 @@ impl Cluster {
         if before.epoch != self.config.epoch {
             self.adopt(now, sink);
         }
+        self.begin_to_serve(sink);
         self.spawn_decided(now, sink);
         self.tell_durable(&before.views, sink);
         self.advance(now, sink);
@@ -313,15 +316,15 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// Whether every group has had its first view: from then on writes may have been acknowledged, so
-    /// whoever dies is recovered, even while the start is not over.
-    pub fn is_founded(&self) -> bool {
-        self.views().iter().all(|view| view.version > ViewVersion(0))
+    /// Whether the start is over: every holder had its first view then. Before that no client is told
+    /// where anything is, so a start that fails loses nothing.
+    pub fn has_served(&self) -> bool {
+        self.start == Start::Done
     }
 
     /// Whether groups and processes are brought back to where they are at home.
     fn recovers(&self) -> bool {
-        self.is_founded() && self.start != Start::Failed && self.stop.is_none()
+        self.has_served() && self.stop.is_none()
     }
 }
 
@@ -472,11 +475,10 @@ impl Cluster {
         server.orders_connected = false;
         server.outstanding.clear();
         let was_useless = server.started.is_none() && server.spawned.is_some();
-        if !self.is_founded() {
-            self.fail_start(member.server, StartFailure::Exited, sink);
-        } else if was_useless {
+        if was_useless && self.has_served() {
             self.note_failure(now, member.server, sink);
         }
+        self.fail_start(member.server, StartFailure::Exited, sink);
         self.set_down(now, member.server, DownCause::Exited, sink);
         self.tell_proofs(member, sink);
         self.advance(now, sink);
@@ -536,7 +538,7 @@ impl Cluster {
             sink.push(Effect::OrderFailed { member, order, reason: reason.clone(), again });
             self.fail_start(member.server, StartFailure::OrderFailed { order, reason }, sink);
         }
-        self.finish_start(sink);
+        self.finish_start();
         self.advance(now, sink);
         Ok(())
     }
@@ -547,7 +549,9 @@ impl Cluster {
             return None;
         }
         let start = match self.start {
-            Start::Until(deadline) if self.stop.is_none() => Some(deadline),
+            Start::Until(deadline) if self.stop.is_none() => {
+                Some(deadline).filter(|_| !self.memory.decided.has_served)
+            }
             _ => None,
         };
         let judge = (self.judge_from > self.now).then_some(self.judge_from);
@@ -600,7 +604,10 @@ impl Cluster {
             epoch: self.config.epoch,
             shards: self.config.shards,
             servers: servers.collect(),
-            views: self.views().to_vec(),
+            views: match self.has_served() {
+                true => self.views().to_vec(),
+                false => (0..self.count()).map(|group| no_view(GroupId(group))).collect(),
+            },
         }
     }
 
@@ -697,21 +704,32 @@ impl Cluster {
         order.id
     }
 
-    fn finish_start(&mut self, sink: &mut Vec<Effect>) {
+    /// Every first view is confirmed, so every holder has it: that is remembered, and then told.
+    fn finish_start(&mut self) {
         let connected = self
             .views()
             .iter()
             .all(|view| view.version > ViewVersion(0) && self.is_confirmed(view));
         if matches!(self.start, Start::Until(_)) && connected && self.stop.is_none() {
+            self.memory.decided.has_served = true;
+        }
+    }
+
+    /// A store is done: if it says that every first view is confirmed, the start is over.
+    fn begin_to_serve(&mut self, sink: &mut Vec<Effect>) {
+        let is_starting = matches!(self.start, Start::Until(_)) && self.stop.is_none();
+        if is_starting && self.memory.durable().has_served {
             self.start = Start::Done;
             self.revision += 1;
             sink.push(Effect::Serving);
         }
     }
 
-    /// A start that is being stopped anyway cannot fail any more.
+    /// A start that is being stopped anyway, or that everybody has done his part for, cannot fail any
+    /// more.
     fn fail_start(&mut self, server: ServerId, reason: StartFailure, sink: &mut Vec<Effect>) {
-        if matches!(self.start, Start::Until(_)) && self.stop.is_none() {
+        let is_starting = matches!(self.start, Start::Until(_)) && self.stop.is_none();
+        if is_starting && !self.memory.decided.has_served {
             self.start = Start::Failed;
             sink.push(Effect::StartFailed { server, reason });
         }

@@ -63,6 +63,16 @@ pub fn strike_at_rest(world: &mut World) {
     let pause = world.random.between(1_000_000, 60_000_000);
     world.after(pause, Happening::Nemesis);
     let Some(cluster) = &world.coordinator.cluster else { return };
+    if !cluster.has_served() {
+        // A server that dies now fails the start: there is nothing to lose. A coordinator may die once it
+        // knows all servers.
+        let is_founded = cluster.views().iter().all(|view| view.version.0 > 0);
+        if is_founded && world.random.per_mille(300) {
+            let place = world.random.index(usize::from(world.config.servers));
+            strike(world, place, Kind::CoordinatorCrash, None, 0);
+        }
+        return;
+    }
     let is_calm = world.nemesis.cut.is_none() && !anyone_is_paused(world);
     let is_whole = cluster.is_whole() && is_calm;
     // Every group has two copies, though not every one is home: another place may be struck.

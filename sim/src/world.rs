@@ -172,7 +172,7 @@ impl World {
         for client in 0..config.clients {
             world.after(1_000_000 * client as u64, Happening::WakeClient(client));
         }
-        world.after(300_000_000, Happening::Nemesis);
+        world.after(10_000_000, Happening::Nemesis);
         world
     }
 

@@ -22,6 +22,8 @@ pub struct DurableState {
     pub epoch: Epoch,
     /// Shards of every group.
     pub shards: u16,
+    /// Every holder has had its first view: from then on clients may have been told where things are.
+    pub has_served: bool,
     /// In ring order.
     pub servers: Vec<DurableServer>,
     /// The view of every group; version 0 before the first.

@@ -34,7 +34,7 @@ impl Cluster {
         };
         let holds = |view: &View| view.primary == Some(member) || view.other() == Some(member);
         let copies = |view: &View| view.peer == Peer::Candidate(member);
-        if !self.is_founded() {
+        if !self.has_served() {
             return None;
         }
         if stale(own) || stale(predecessors) {
@@ -75,7 +75,8 @@ impl Cluster {
     pub fn is_whole(&self) -> bool {
         let servers = self.count();
         let durable = self.memory.durable();
-        self.memory.decided == *durable
+        self.has_served()
+            && self.memory.decided == *durable
             && (0..servers).map(GroupId).all(|group| {
                 let view = &durable.views[usize::from(group.0)];
                 let primary = self.member(group.home_primary());

@@ -163,7 +163,7 @@ impl Cluster {
         if self.stop.is_some() {
             return;
         }
-        let served = self.is_founded();
+        let served = self.has_served();
         self.stop = Some(Stop { phase: StopPhase::Drain, served, over: false });
         self.revision += 1;
         sink.push(Effect::Stopping(StopPhase::Drain));

@@ -49,10 +49,12 @@ pub fn after_handover(
     let Some(old) = old.map(|old| &world.processes[old]).filter(|old| old.alive) else {
         return Ok(());
     };
-    let last = old.replica(group, shard).map_or(sight.last, |replica| replica.inspect().last);
-    if sight.last >= last {
+    // One that has gone on to a later view counts nothing of this one any more.
+    let logged = old.replica(group, shard).map(|replica| replica.inspect());
+    let logged = logged.filter(|logged| logged.view == Some(view));
+    let Some(last) = logged.map(|logged| logged.last).filter(|last| *last > sight.last) else {
         return Ok(());
-    }
+    };
     let words = format_args!(
         "shard {shard}: process {process} has taken over at write {}, though {}, which lives, has \
          logged write {last}",

@@ -76,6 +76,14 @@ impl World {
                     self.check(|_, world| lost_is_lost::check(world, &before, &view));
                     crate::nemesis::on_view(self, &view);
                 }
+                Effect::StartFailed { server, reason } => {
+                    let words = format!("the start has failed at server {server}: {reason}");
+                    self.violation.get_or_insert(Violation::new(19, words));
+                }
+                Effect::OrderFailed { member, order, reason, .. } => {
+                    let place = usize::from(member.server.0);
+                    self.note_place(place, format_args!("{member} could not {order}: {reason}"));
+                }
                 Effect::Recovery { server, step } => {
                     let place = usize::from(server.0);
                     self.note_place(place, format_args!("server {server}: step {step:?}"));

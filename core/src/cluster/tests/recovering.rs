@@ -256,21 +256,6 @@ fn a_report_counts_for_the_view_that_was_ordered_alone() {
 }
 
 #[test]
-fn a_server_that_dies_once_the_views_are_told_is_recovered_though_the_start_is_not_over() {
-    let mut world = World::new(3);
-    for id in world.ids() {
-        world.start(id);
-    }
-    // Clients may have written to group 2 already.
-    world.report(B, Ok(0));
-    world.exit(A);
-    world.run(&[A, B, C]);
-    assert!(!world.seen.iter().any(|effect| matches!(effect, Effect::StartFailed { .. })));
-    assert!(world.seen.contains(&Effect::Serving));
-    assert!(world.cluster.is_whole());
-}
-
-#[test]
 fn what_is_decided_follows_from_what_is_known_when_it_can_be_stored() {
     let mut world = World::serving(3);
     world.cluster.config.on_double_fault = DoubleFault::Isolate;

@@ -46,6 +46,31 @@ fn the_map_names_servers_only_once_they_have_started() {
 }
 
 #[test]
+fn nobody_is_told_where_anything_is_before_every_holder_has_its_first_view() {
+    let mut world = World::new(3);
+    for id in world.ids() {
+        world.start(id);
+    }
+    let is_hidden =
+        |world: &World| world.cluster.map().views.iter().all(|view| view.version == ViewVersion(0));
+    world.report(ServerId(0), Ok(0));
+    world.report(ServerId(1), Ok(0));
+    // A coordinator that comes now goes on with the start: a server that dies fails it, as nothing of
+    // it can be lost yet, and nobody would believe its successor.
+    world.restart();
+    for id in world.ids() {
+        world.start(id);
+    }
+    assert!(is_hidden(&world) && !world.cluster.has_served());
+    world.keeps_stores = true;
+    world.report_all();
+    assert!(is_hidden(&world), "that it has served must not be forgotten again");
+    world.store();
+    assert!(world.take().contains(&Effect::Serving));
+    assert!(!is_hidden(&world));
+}
+
+#[test]
 fn strangers_are_refused_and_told_why() {
     let mut world = World::serving(3);
     let started = world.started(ServerId(1));
