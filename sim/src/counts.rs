@@ -1,11 +1,23 @@
 //! What a run has done: without these numbers a run without a failure says nothing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
 
 use crate::history::Answered;
+use crate::nemesis::KINDS;
+
+/// What ten minutes on two cores must bring at least.
+const OPERATIONS: u64 = 10_000_000;
+const FAULTS: u64 = 100_000;
+const PERCENT_WITH_WRITE: u64 = 90;
+const FAULTS_A_KIND_A_STEP: u64 = 1_000;
+/// The steps of a recovery; what is counted behind them struck at rest.
+const STEPS: usize = 6;
 
 /// The sums of one or more runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Counts {
     /// Runs.
     pub runs: u64,
@@ -63,6 +75,40 @@ impl Counts {
         }
     }
 
+    /// What there was less of than ten minutes on two cores must bring, in words.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        let mut least = |words: String, count: u64, least: u64| {
+            if count < least {
+                missing.push(format!("{count} {words}, {least} are asked for"));
+            }
+        };
+        least("operations".to_owned(), self.operations, OPERATIONS);
+        least("faults".to_owned(), self.all_faults(), FAULTS);
+        let share = 100 * self.with_write_in_flight / self.all_faults().max(1);
+        least("% of the faults with a write in flight".to_owned(), share, PERCENT_WITH_WRITE);
+        for kind in KINDS {
+            let counts = self.faults.get(kind.name()).copied().unwrap_or_default();
+            for (step, count) in counts.into_iter().take(STEPS).enumerate() {
+                let words = format!("times {} in step {step}", kind.name());
+                least(words, count, FAULTS_A_KIND_A_STEP);
+            }
+        }
+        missing
+    }
+
+    /// How fast it went.
+    pub fn rates(&self, elapsed: Duration, cpu_minutes: f64) -> String {
+        let hours = self.simulated as f64 / 3.6e12;
+        format!(
+            "{:.0} s, {:.0} operations a second; a minute of CPU: {:.2} simulated hours, {:.0} faults",
+            elapsed.as_secs_f64(),
+            self.operations as f64 / elapsed.as_secs_f64(),
+            hours / cpu_minutes,
+            self.all_faults() as f64 / cpu_minutes,
+        )
+    }
+
     /// As people read it.
     pub fn table(&self) -> String {
         let hours = self.simulated as f64 / 3.6e12;
@@ -84,5 +130,25 @@ impl Counts {
             text.push('\n');
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_misses_a_kind_of_fault_in_a_step_is_not_enough() {
+        let mut counts = Counts { operations: OPERATIONS, ..Counts::default() };
+        for kind in KINDS {
+            counts.faults.insert(kind.name(), [FAULTS; STEPS + 1]);
+        }
+        counts.with_write_in_flight = counts.all_faults();
+        assert_eq!(counts.missing(), [""; 0]);
+        counts.faults.get_mut("crash").unwrap()[2] = 999;
+        assert_eq!(counts.missing(), ["999 times crash in step 2, 1000 are asked for"]);
+        counts.with_write_in_flight = counts.all_faults() * 89 / 100;
+        counts.operations -= 1;
+        assert_eq!(counts.missing().len(), 3);
     }
 }

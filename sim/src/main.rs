@@ -1,14 +1,19 @@
 //! `sim`: runs seeds, prints what was done, and for a failure how to repeat it.
 
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
 use kv_sim::counts::Counts;
 use kv_sim::run::{Outcome, run};
 use kv_sim::world::Config;
+use rustix::time::{ClockId, clock_gettime};
+use serde_json::json;
 
 /// Runs whole clusters under faults, deterministically, and checks every promise.
 #[derive(Debug, Parser)]
@@ -19,7 +24,7 @@ struct Args {
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
-    /// One seed only, with the whole trace.
+    /// One seed only, with its whole trace.
     #[arg(long)]
     seed: Option<u64>,
     /// After the seeds, fresh ones until so many minutes have passed.
@@ -31,69 +36,135 @@ struct Args {
     /// Runs at the same time.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Fails, too, if the whole has not met as many faults, in as many ways, as ten minutes on two
+    /// cores must.
+    #[arg(long)]
+    enough: bool,
+    /// What was done as one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What all runs so far came to.
+#[derive(Default)]
+struct Sum {
+    counts: Counts,
+    failure: Option<Outcome>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if let Some(seed) = args.seed {
-        let outcome = run(Config::of(seed));
-        if outcome.failure.is_none() {
-            outcome.trace.iter().for_each(|line| println!("{line}"));
+    let start = Instant::now();
+    let sum = match args.seed {
+        Some(seed) => {
+            let outcome = run(Config::of(seed));
+            if outcome.failure.is_none() {
+                outcome.trace.iter().for_each(|line| println!("{line}"));
+            }
+            let mut sum = Sum::default();
+            sum.add(outcome);
+            sum
         }
-        return report(&[outcome], Duration::ZERO);
+        None => run_seeds(&args, start),
+    };
+    report(&args, &sum, start.elapsed())
+}
+
+impl Sum {
+    /// Only a failure keeps its trace: the rest would fill the memory in an hour.
+    fn add(&mut self, outcome: Outcome) {
+        self.counts.add(&outcome.counts);
+        if outcome.failure.is_some() && self.failure.is_none() {
+            self.failure = Some(outcome);
+        }
     }
+}
+
+/// Runs the fixed seeds and then fresh ones, until the time is over or one has failed.
+fn run_seeds(args: &Args, start: Instant) -> Sum {
     // What a machine says when it panics is part of the failure that is printed.
     std::panic::set_hook(Box::new(|_| {}));
-    let start = Instant::now();
     let length = Duration::from_secs_f64(args.minutes * 60.0 + args.hours * 3_600.0);
-    let next = AtomicU64::new(0);
-    let has_failed = AtomicBool::new(false);
-    let outcomes = Mutex::new(Vec::new());
+    // Fresh seeds are fresh every time.
+    let fresh = RandomState::new().hash_one(0) << 16;
+    let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
+    let bar = progress(args, length);
+    let lock = || sum.lock().unwrap_or_else(|error| error.into_inner());
     std::thread::scope(|scope| {
         for _ in 0..args.threads.max(1) {
             scope.spawn(|| {
                 loop {
                     let n = next.fetch_add(1, Ordering::Relaxed);
                     let is_over = n >= args.seeds && start.elapsed() >= length;
-                    if is_over || has_failed.load(Ordering::Relaxed) {
+                    if is_over || lock().failure.is_some() {
                         return;
                     }
-                    // Fresh seeds are fresh every time.
-                    let fresh = u64::try_from(start.elapsed().as_nanos()).unwrap_or(0) << 20;
-                    let seed = args.first_seed + n + if n < args.seeds { 0 } else { fresh };
+                    let seed = args.first_seed.wrapping_add(n);
+                    let seed = if n < args.seeds { seed } else { seed ^ fresh };
                     let outcome = run(Config::of(seed));
-                    has_failed.fetch_or(outcome.failure.is_some(), Ordering::Relaxed);
-                    let mut outcomes = outcomes.lock().unwrap_or_else(|e| e.into_inner());
-                    outcomes.push(outcome);
+                    let mut sum = lock();
+                    sum.add(outcome);
+                    show(&bar, &sum.counts, length, start.elapsed());
                 }
             });
         }
     });
-    let outcomes = outcomes.into_inner().unwrap_or_else(|e| e.into_inner());
-    report(&outcomes, start.elapsed())
+    bar.finish_and_clear();
+    sum.into_inner().unwrap_or_else(|error| error.into_inner())
 }
 
-fn report(outcomes: &[Outcome], elapsed: Duration) -> ExitCode {
-    let mut counts = Counts::default();
-    for outcome in outcomes {
-        counts.add(&outcome.counts);
+/// A bar over the time, or over the seeds; nothing where nobody looks.
+fn progress(args: &Args, length: Duration) -> ProgressBar {
+    let total = if length.is_zero() { args.seeds } else { length.as_secs() };
+    let bar = ProgressBar::new(total);
+    let style = ProgressStyle::with_template("{wide_bar} {msg}, {eta} left");
+    bar.set_style(style.expect("the template is right"));
+    bar
+}
+
+fn show(bar: &ProgressBar, counts: &Counts, length: Duration, elapsed: Duration) {
+    bar.set_position(if length.is_zero() { counts.runs } else { elapsed.as_secs() });
+    bar.set_message(format!("{} runs, {} faults", counts.runs, counts.all_faults()));
+}
+
+fn report(args: &Args, sum: &Sum, elapsed: Duration) -> ExitCode {
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+    #[allow(clippy::cast_precision_loss)] // Minutes for people.
+    let cpu_minutes = (cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9) / 60.0;
+    let missing = if args.enough { sum.counts.missing() } else { Vec::new() };
+    let failure = sum.failure.as_ref().and_then(|run| run.failure.as_ref().map(|f| (run, f)));
+    if args.json {
+        let failure = failure.map(|(run, violation)| {
+            json!({
+                "seed": run.seed,
+                "invariant": violation.invariant,
+                "words": violation.words,
+                "trace": run.trace,
+            })
+        });
+        let all = json!({
+            "counts": sum.counts,
+            "seconds": elapsed.as_secs_f64(),
+            "cpu_minutes": cpu_minutes,
+            "missing": missing,
+            "failure": failure,
+        });
+        println!("{all}");
+    } else {
+        println!("{}", sum.counts.table());
+        println!("{}", sum.counts.rates(elapsed, cpu_minutes));
+        if let Some((run, violation)) = failure {
+            let seed = run.seed;
+            run.trace.iter().for_each(|line| println!("{line}"));
+            println!("\n{}", violation.words);
+            let first = violation.words.lines().next().unwrap_or_default();
+            println!("\nFAILED: seed {seed}, invariant {}: {first}", violation.invariant);
+            println!("repeat: cargo run --profile sim -p kv-sim --bin sim -- --seed {seed}");
+        }
+        missing.iter().for_each(|words| println!("NOT ENOUGH: {words}"));
     }
-    println!("{}", counts.table());
-    if !elapsed.is_zero() {
-        let per_second = counts.operations as f64 / elapsed.as_secs_f64();
-        println!("{:.0} s, {per_second:.0} operations a second", elapsed.as_secs_f64());
+    match failure.is_none() && missing.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
-    let Some(failed) = outcomes.iter().find(|outcome| outcome.failure.is_some()) else {
-        return ExitCode::SUCCESS;
-    };
-    let Some(violation) = &failed.failure else { return ExitCode::SUCCESS };
-    let seed = failed.seed;
-    for line in &failed.trace {
-        println!("{line}");
-    }
-    println!("\n{}", violation.words);
-    let first = violation.words.lines().next().unwrap_or_default();
-    println!("\nFAILED: seed {seed}, invariant {}: {first}", violation.invariant);
-    println!("repeat: cargo run --profile sim -p kv-sim --bin sim -- --seed {seed}");
-    ExitCode::FAILURE
 }

@@ -38,7 +38,7 @@ impl Nemesis {
 
 /// How often the beginning of each step brings a fault, in a thousand: more often where few recoveries
 /// come to, or stay long.
-const STRIKES_A_STEP: [u64; 6] = [800, 600, 400, 600, 950, 700];
+const STRIKES_A_STEP: [u64; 6] = [800, 900, 700, 600, 950, 900];
 /// A fault waits so often, and so long, for a write to be in flight, in nanoseconds.
 const PATIENCE: u8 = 40;
 const LOOK_AGAIN: u64 = 150_000;
