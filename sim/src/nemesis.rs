@@ -43,7 +43,9 @@ const STRIKES_A_STEP: [u64; 6] = [800, 900, 700, 600, 950, 900];
 const PATIENCE: u8 = 40;
 const LOOK_AGAIN: u64 = 150_000;
 
-/// How often a hand-over brings one of its own, in a thousand, and how often that looks for a write.
+/// How often a copy, and a hand-over, bring one of their own, in a thousand, and how often the latter
+/// looks for a write.
+const STRIKES_A_COPY: u64 = 100;
 const STRIKES_A_HANDOVER: u64 = 150;
 const HANDOVER_PATIENCE: u8 = 10;
 
@@ -124,17 +126,26 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     world.after(delay, Happening::Strike(usize::from(server.0), step));
 }
 
-/// A view is told: in the moment of a hand-over the two of them may lose sight of each other.
+/// A view is told. In the moment of a hand-over the two of them may lose sight of each other; a copy
+/// may take long, so that what is said of an earlier one comes while it is made.
 pub fn on_view(world: &mut World, view: &View) {
-    let (Some(new), Some(old)) = (view.primary, view.secondary().filter(|_| view.handover)) else {
-        return;
-    };
-    if world.is_healing || !world.random.per_mille(STRIKES_A_HANDOVER) {
+    if world.is_healing {
         return;
     }
-    let [new, old] = [new, old].map(|member| usize::from(member.server.0));
-    let delay = world.random.between(1_000, 400_000);
-    world.after(delay, Happening::Part(new, old, HANDOVER_PATIENCE));
+    let place = |member: Member| usize::from(member.server.0);
+    match (view.primary, view.peer) {
+        (Some(new), Peer::Secondary(old))
+            if view.handover && world.random.per_mille(STRIKES_A_HANDOVER) =>
+        {
+            let delay = world.random.between(1_000, 400_000);
+            world.after(delay, Happening::Part(place(new), place(old), HANDOVER_PATIENCE));
+        }
+        (Some(_), Peer::Candidate(member)) if world.random.per_mille(STRIKES_A_COPY) => {
+            let step = step_of(world, place(member));
+            strike(world, place(member), Kind::Hiccup, step, 0);
+        }
+        _ => {}
+    }
 }
 
 /// Cuts two places off from each other, once a write of theirs is in flight.

@@ -97,7 +97,7 @@ impl Network {
         let is_control = ends.iter().any(|end| matches!(end, Actor::Coordinator { .. }));
         let lag = match random.below(100) {
             0..=9 if is_control => random.between(1_000_000, 60_000_000),
-            10..=15 if is_control => random.between(60_000_000, 300_000_000),
+            10..=21 if is_control => random.between(60_000_000, 400_000_000),
             _ => 0,
         };
         let number = ConnectionNumber(self.connections.len());

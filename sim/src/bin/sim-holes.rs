@@ -9,34 +9,55 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
 use kv_core::holes::{self, Hole};
 use kv_sim::run::run;
 use kv_sim::world::Config;
+use serde::Serialize;
 
-/// Leaves out rules of the machines, one at a time, until a seed notices.
+/// Leaves out rules of the machines, one at a time, until seeds notice.
 #[derive(Debug, Parser)]
 struct Args {
     /// Only this hole, by its number.
     #[arg(long)]
     hole: Option<u8>,
-    /// CPU minutes that each may take.
+    /// Minutes of one core that the first finding of each may take.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
+    /// The first seed of each.
+    #[arg(long, default_value_t = 1)]
+    first_seed: u64,
     /// Seeds that must notice each; the events told are their median.
     #[arg(long, default_value_t = 1)]
     seeds_per_hole: usize,
     /// Holes at the same time.
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// The findings as one JSON array instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
-/// How a hole was found.
+/// What became of a hole.
+#[derive(Serialize)]
+struct Finding {
+    hole: u8,
+    rule_left_out: &'static str,
+    /// `None`: not found.
+    found: Option<Found>,
+}
+
+/// How it was found.
+#[derive(Serialize)]
 struct Found {
+    /// The first seed that noticed, by which invariant (0: an assertion of a machine), in which words.
     seed: u64,
     invariant: u8,
     words: String,
-    /// Events to each finding: of the runs that noticed nothing too.
-    events: Vec<u64>,
+    /// Events to each finding, those of the runs that noticed nothing included: the median.
+    events: u64,
+    findings: usize,
+    /// Seconds of one core to the first finding.
     seconds: f64,
 }
 
@@ -47,68 +68,86 @@ fn main() -> ExitCode {
         .into_iter()
         .filter(|hole| args.hole.is_none_or(|n| n == hole.number()))
         .collect();
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(Vec::new());
+    let bar = ProgressBar::new(wanted.len() as u64);
+    let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} holes, {elapsed}");
+    bar.set_style(style.expect("the template is right"));
+    let (next, findings) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let lock = || findings.lock().unwrap_or_else(|error| error.into_inner());
     std::thread::scope(|scope| {
         for _ in 0..args.threads.max(1) {
             scope.spawn(|| {
                 while let Some(hole) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let found = find(*hole, &args);
-                    println!("{}", line(*hole, found.as_ref()));
-                    let mut results = results.lock().unwrap_or_else(|e| e.into_inner());
-                    results.push((*hole, found.is_some()));
+                    let (hole, rule_left_out) = (hole.number(), hole.description());
+                    lock().push(Finding { hole, rule_left_out, found });
+                    bar.inc(1);
                 }
             });
         }
     });
-    let results = results.into_inner().unwrap_or_else(|e| e.into_inner());
-    let missed = results.iter().filter(|(_, is_found)| !is_found).count();
-    println!("\n{} of {} holes found", results.len() - missed, results.len());
-    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    bar.finish_and_clear();
+    let mut findings = findings.into_inner().unwrap_or_else(|error| error.into_inner());
+    findings.sort_by_key(|finding| finding.hole);
+    let missed = findings.iter().filter(|finding| finding.found.is_none()).count();
+    if args.json {
+        println!("{}", serde_json::to_string(&findings).expect("findings are plain data"));
+    } else {
+        println!(
+            "{:>4}  {:<52} {:>6} {:>9} {:>11} {:>7}",
+            "hole", "rule left out", "seed", "invariant", "events", "seconds"
+        );
+        findings.iter().for_each(|finding| println!("{}", line(finding)));
+        println!("\n{} of {} holes found", findings.len() - missed, findings.len());
+    }
+    if missed == 0 && !findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Runs seeds with this rule left out until enough have noticed, or the patience is over.
 fn find(hole: Hole, args: &Args) -> Option<Found> {
     let start = Instant::now();
     let patience = Duration::from_secs_f64(args.minutes * 60.0);
     let (mut events, mut spent) = (Vec::new(), 0);
-    let mut first: Option<(u64, u8, String)> = None;
-    for seed in 1.. {
-        if start.elapsed() >= patience {
+    let mut first = None;
+    let mut since = start;
+    for seed in args.first_seed.. {
+        if since.elapsed() >= patience {
             break;
         }
         holes::open(hole);
         let outcome = run(Config::of(seed));
         holes::close();
         spent += outcome.counts.events;
-        if let Some(violation) = outcome.failure {
-            events.push(std::mem::take(&mut spent));
-            first.get_or_insert((seed, violation.invariant, violation.words));
-            if events.len() >= args.seeds_per_hole {
-                break;
-            }
+        let Some(violation) = outcome.failure else { continue };
+        // The same seed must be content when the rule is kept: otherwise it has noticed something else.
+        if run(Config::of(seed)).failure.is_some() {
+            continue;
+        }
+        events.push(std::mem::take(&mut spent));
+        since = Instant::now();
+        first.get_or_insert((seed, violation, start.elapsed().as_secs_f64()));
+        if events.len() >= args.seeds_per_hole {
+            break;
         }
     }
-    let (seed, invariant, words) = first?;
+    let (seed, violation, seconds) = first?;
     events.sort_unstable();
-    Some(Found { seed, invariant, words, events, seconds: start.elapsed().as_secs_f64() })
+    Some(Found {
+        seed,
+        invariant: violation.invariant,
+        words: violation.words,
+        events: events[events.len() / 2],
+        findings: events.len(),
+        seconds,
+    })
 }
 
-fn line(hole: Hole, found: Option<&Found>) -> String {
-    let name = format!("{:>2}  {:<48}", hole.number(), hole.description());
-    match found {
-        None => format!("{name} NOT FOUND"),
-        Some(found) => {
-            let events = found.events[found.events.len() / 2];
-            let words = found.words.lines().next().unwrap_or_default();
-            let words: String = words.chars().take(60).collect();
-            let by = match found.invariant {
-                0 => "an assertion".to_owned(),
-                n => format!("invariant {n}"),
-            };
-            format!(
-                "{name} seed {:>4}  {by:<13} {events:>10} events {:>6.1} s  {words}",
-                found.seed, found.seconds
-            )
-        }
-    }
+fn line(finding: &Finding) -> String {
+    let name = format!("{:>4}  {:<52}", finding.hole, finding.rule_left_out);
+    let Some(found) = &finding.found else { return format!("{name} NOT FOUND") };
+    let words = found.words.lines().next().unwrap_or_default();
+    let words: String = words.chars().take(60).collect();
+    format!(
+        "{name} {:>6} {:>9} {:>11} {:>7.1}  {words}",
+        found.seed, found.invariant, found.events, found.seconds
+    )
 }
