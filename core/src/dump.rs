@@ -1,56 +1,93 @@
 //! The text of a dump: how a table is written to a file and how such a file is checked and read.
 //!
 //! ```text
-//!   # kv-dump 1                                   the header: format, then one fact a line
+//!   # kv-dump 2                                   the header: format, then one fact a line
 //!   # cluster 5c0f…
 //!   # server 0
+//!   # incarnation 91d2…                           the process that wrote it
 //!   # group 0
-//!   # role primary
 //!   # shards 2
-//!   # view 1
+//!   # shard 0 primary view 7 last 1042            for each shard: what the process was to it in the
+//!                                                 newest view that it had installed, and its last write
 //!   <md5 hex> "<key>" "<value>" <sn>              one line an entry, any bytes escaped
-//!   @ <client> <shard> <seq> <first incomplete> <status> <version>
+//!   @ <client> <shard> <seq> <first incomplete> <status> <version> <sn>
 //!                                                 one line a completion record
+//!   # shard 1 primary view 7 last 980
+//!   …
 //!   # end <entries> <crc32c of all before this line>
 //! ```
 //!
 //! Everything is printable ASCII. A file that was cut or altered is refused as a whole: a restore
-//! must never take half a table for a whole one.
+//! must never take half a table for a whole one. What a shard's line says is as of its freezing, not
+//! as of the order to dump, and shards freeze one after the other; so each says it for itself. Which
+//! dumps a restore may take is decided in [`crate::restore`].
 
 use std::io::Write as _;
 use std::str::{self, FromStr};
 
-use kv_protocol::client_message::{ReplicaRole, Status};
+use kv_protocol::client_message::Status;
 use kv_protocol::escape::unescape;
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, RequestSeq, SequenceNumber, ServerId, ShardId, ViewVersion,
+    ClientId, ClusterId, GroupId, Incarnation, Member, RequestSeq, SequenceNumber, ServerId,
+    ShardId, ViewVersion,
 };
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::placement::Digest;
 
-/// The version of this format; the only one so far.
-pub const DUMP_FORMAT: u32 = 1;
+/// The version of this format. Format 1 did not name the process that wrote it, nor the last write:
+/// no restore could choose by it.
+pub const DUMP_FORMAT: u32 = 2;
 
-const FIRST_LINE: &str = "# kv-dump 1";
+const FIRST_LINE: &str = "# kv-dump 2";
+const SHARD: &str = "# shard ";
 const END: &[u8] = b"# end ";
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// What a dump is of.
+/// Where a dump comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DumpHeader {
+pub struct DumpOrigin {
     /// The cluster that the table belonged to.
     pub cluster: ClusterId,
-    /// The server that wrote it.
-    pub server: ServerId,
+    /// The process that wrote it.
+    pub writer: Member,
     /// The group whose keys it holds.
     pub group: GroupId,
-    /// What that server was to the group.
-    pub role: ReplicaRole,
     /// Shards of the group.
     pub shards: u16,
-    /// The newest view of the group that was installed; 0 if none was.
+}
+
+/// What a process was to a group, by the newest view that it had installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldAs {
+    /// Its primary.
+    Primary,
+    /// Its secondary.
+    Secondary,
+    /// A candidate whose copy is complete. Its dump counts only if a later view made it a holder.
+    Candidate,
+}
+
+/// One shard of a dump, as of its freezing. Only full copies are dumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DumpedShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// What the process was to it.
+    pub held_as: HeldAs,
+    /// The newest view of the group that was installed there.
     pub view: ViewVersion,
+    /// The last write in it; at a primary, the last that was committed.
+    pub last: SequenceNumber,
+}
+
+/// What a dump is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DumpHeader {
+    /// Where it comes from.
+    pub origin: DumpOrigin,
+    /// All shards of the group, in order.
+    pub shards: Vec<DumpedShard>,
 }
 
 /// One entry of a table.
@@ -66,11 +103,13 @@ pub struct DumpEntry {
     pub sn: SequenceNumber,
 }
 
-/// One completion record and the shard whose session it is of.
+/// One completion record, the shard whose session it is of, and its write's place in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpRecord {
     /// The shard.
     pub shard: ShardId,
+    /// The write.
+    pub sn: SequenceNumber,
     /// The record.
     pub record: CompletionRecord,
 }
@@ -123,30 +162,40 @@ pub enum DumpError {
 /// and checksum for the trailer.
 ///
 /// ```text
-///   begin -> entry* -> record* -> end
+///   begin -> (shard -> entry* -> record*)* -> end
 /// ```
 #[derive(Debug)]
 pub struct DumpWriter {
     checksum: u32,
     entries: u64,
+    shards_left: u16,
 }
 
 impl DumpWriter {
     /// Starts a dump with its header.
-    pub fn begin(header: &DumpHeader, output: &mut Vec<u8>) -> DumpWriter {
-        let mut writer = DumpWriter { checksum: 0, entries: 0 };
-        let role = role_name(header.role);
+    pub fn begin(origin: &DumpOrigin, output: &mut Vec<u8>) -> DumpWriter {
+        let mut writer = DumpWriter { checksum: 0, entries: 0, shards_left: origin.shards };
+        let DumpOrigin { cluster, writer: Member { server, incarnation }, group, shards } = origin;
         writer.lines(output, |output| {
             put(
                 output,
                 format_args!(
-                    "{FIRST_LINE}\n# cluster {}\n# server {}\n# group {}\n# role {role}\n\
-                     # shards {}\n# view {}\n",
-                    header.cluster, header.server, header.group, header.shards, header.view
+                    "{FIRST_LINE}\n# cluster {cluster}\n# server {server}\n\
+                     # incarnation {incarnation}\n# group {group}\n# shards {shards}\n"
                 ),
             );
         });
         writer
+    }
+
+    /// Appends the line of a shard; its entries and records follow.
+    pub fn shard(&mut self, dumped: &DumpedShard, output: &mut Vec<u8>) {
+        let DumpedShard { shard, held_as, view, last } = dumped;
+        let held_as = held_as.name();
+        self.shards_left = self.shards_left.checked_sub(1).expect("each shard is dumped once");
+        self.lines(output, |output| {
+            put(output, format_args!("{SHARD}{shard} {held_as} view {view} last {last}\n"));
+        });
     }
 
     /// Appends the line of an entry.
@@ -163,12 +212,12 @@ impl DumpWriter {
 
     /// Appends the line of a completion record.
     pub fn record(&mut self, dumped: &DumpRecord, output: &mut Vec<u8>) {
-        let DumpRecord { shard, record } = dumped;
+        let DumpRecord { shard, sn, record } = dumped;
         self.lines(output, |output| {
             put(
                 output,
                 format_args!(
-                    "@ {} {shard} {} {} {} {}\n",
+                    "@ {} {shard} {} {} {} {} {sn}\n",
                     record.client,
                     record.seq,
                     record.first_incomplete,
@@ -181,6 +230,7 @@ impl DumpWriter {
 
     /// Appends the trailer; returns how many entries the dump holds.
     pub fn end(self, output: &mut Vec<u8>) -> u64 {
+        assert_eq!(self.shards_left, 0, "a dump without all its shards would be taken for a whole");
         output.extend_from_slice(END);
         put(output, format_args!("{} {:08x}\n", self.entries, self.checksum));
         self.entries
@@ -213,10 +263,20 @@ fn escape_into(bytes: &[u8], output: &mut Vec<u8>) {
     }
 }
 
-fn role_name(role: ReplicaRole) -> &'static str {
-    match role {
-        ReplicaRole::Primary => "primary",
-        ReplicaRole::Secondary => "secondary",
+impl HeldAs {
+    /// As it is written.
+    fn name(self) -> &'static str {
+        match self {
+            HeldAs::Primary => "primary",
+            HeldAs::Secondary => "secondary",
+            HeldAs::Candidate => "candidate",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<HeldAs> {
+        [HeldAs::Primary, HeldAs::Secondary, HeldAs::Candidate]
+            .into_iter()
+            .find(|held_as| held_as.name() == name)
     }
 }
 
@@ -229,20 +289,54 @@ impl Dump {
     pub fn parse(bytes: &[u8]) -> Result<Dump, DumpError> {
         let (lines, promised) = check_end(bytes)?;
         let mut lines = Lines { rest: lines, number: 0 };
-        let header = parse_header(&mut lines)?;
+        let origin = parse_origin(&mut lines)?;
+        let header = DumpHeader { origin, shards: Vec::new() };
         let mut dump = Dump { header, entries: Vec::new(), records: Vec::new() };
         while let Some(line) = lines.next_line() {
-            let parsed = match line.strip_prefix("@ ") {
-                Some(record) => parse_record(record).map(|record| dump.records.push(record)),
-                None => parse_entry(line).map(|entry| dump.entries.push(entry)),
-            };
-            parsed.map_err(|reason| lines.error(reason))?;
+            dump.take(line).map_err(|reason| lines.error(reason))?;
+        }
+        if dump.header.shards.len() != usize::from(origin.shards) {
+            return Err(lines.error("the lines of some shards are missing"));
         }
         let found = dump.entries.len() as u64;
         if found != promised {
             return Err(DumpError::Count { got: promised, found });
         }
         Ok(dump)
+    }
+
+    /// Takes a line after those of the origin.
+    fn take(&mut self, line: &str) -> Result<(), &'static str> {
+        if let Some(shard) = line.strip_prefix(SHARD) {
+            let shard = parse_shard(shard)?;
+            let due = self.header.shards.len();
+            if usize::from(shard.shard.0) != due || due >= usize::from(self.header.origin.shards) {
+                return Err("the shards do not come in order");
+            }
+            self.header.shards.push(shard);
+            return Ok(());
+        }
+        let current = *self.header.shards.last().ok_or("expected `# shard 0 …`")?;
+        let sn = match line.strip_prefix("@ ") {
+            Some(record) => {
+                let record = parse_record(record)?;
+                if record.shard != current.shard {
+                    return Err("a record stands among those of another shard");
+                }
+                self.records.push(record);
+                record.sn
+            }
+            None => {
+                let entry = parse_entry(line)?;
+                let sn = entry.sn;
+                self.entries.push(entry);
+                sn
+            }
+        };
+        if sn > current.last {
+            return Err("a write is newer than the last of its shard");
+        }
+        Ok(())
     }
 }
 
@@ -290,22 +384,29 @@ impl<'a> Lines<'a> {
     }
 }
 
-fn parse_header(lines: &mut Lines<'_>) -> Result<DumpHeader, DumpError> {
+fn parse_origin(lines: &mut Lines<'_>) -> Result<DumpOrigin, DumpError> {
     if lines.next_line() != Some(FIRST_LINE) {
-        return Err(lines.error("expected `# kv-dump 1`, the only format known"));
+        return Err(lines.error("expected `# kv-dump 2`, the only format known"));
     }
-    let cluster = lines.fact("# cluster ", "expected `# cluster <hex>`")?;
+    let cluster: ClusterId = lines.fact("# cluster ", "expected `# cluster <hex>`")?;
     let server = ServerId(lines.fact("# server ", "expected `# server <number>`")?);
+    let incarnation: Incarnation =
+        lines.fact("# incarnation ", "expected `# incarnation <hex>`")?;
     let group = GroupId(lines.fact("# group ", "expected `# group <number>`")?);
-    let role: String = lines.fact("# role ", "expected `# role primary` or `secondary`")?;
-    let role = match role.as_str() {
-        "primary" => ReplicaRole::Primary,
-        "secondary" => ReplicaRole::Secondary,
-        _ => return Err(lines.error("expected `# role primary` or `secondary`")),
-    };
     let shards = lines.fact("# shards ", "expected `# shards <number>`")?;
-    let view = ViewVersion(lines.fact("# view ", "expected `# view <number>`")?);
-    Ok(DumpHeader { cluster, server, group, role, shards, view })
+    Ok(DumpOrigin { cluster, writer: Member { server, incarnation }, group, shards })
+}
+
+fn parse_shard(line: &str) -> Result<DumpedShard, &'static str> {
+    const SHAPE: &str = "expected `# shard <number> <role> view <number> last <number>`";
+    let fields: Vec<&str> = line.split(' ').collect();
+    let [shard, held_as, "view", view, "last", last] = fields[..] else { return Err(SHAPE) };
+    Ok(DumpedShard {
+        shard: ShardId(shard.parse().map_err(|_| SHAPE)?),
+        held_as: HeldAs::from_name(held_as).ok_or(SHAPE)?,
+        view: ViewVersion(decimal(view).ok_or(SHAPE)?),
+        last: SequenceNumber(decimal(last).ok_or(SHAPE)?),
+    })
 }
 
 fn parse_entry(line: &str) -> Result<DumpEntry, &'static str> {
@@ -341,7 +442,8 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
 }
 
 fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
-    const SHAPE: &str = "expected `@ <client> <shard> <seq> <first incomplete> <status> <version>`";
+    const SHAPE: &str =
+        "expected `@ <client> <shard> <seq> <first incomplete> <status> <version> <sn>`";
     let mut fields = line.split(' ');
     let mut next = || fields.next().ok_or(SHAPE);
     let client: ClientId = next()?.parse().map_err(|_| SHAPE)?;
@@ -350,6 +452,7 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
     let first_incomplete = decimal(next()?).ok_or(SHAPE)?;
     let status = next()?.parse().ok().and_then(Status::from_wire).ok_or("unknown status")?;
     let version = decimal(next()?).ok_or(SHAPE)?;
+    let sn = SequenceNumber(decimal(next()?).ok_or(SHAPE)?);
     if fields.next().is_some() {
         return Err(SHAPE);
     }
@@ -360,7 +463,7 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
         status,
         version: SequenceNumber(version),
     };
-    Ok(DumpRecord { shard: ShardId(shard), record })
+    Ok(DumpRecord { shard: ShardId(shard), sn, record })
 }
 
 /// Digits alone: `parse` would take a plus sign too.
@@ -374,18 +477,25 @@ mod tests {
     use kv_protocol::escape::ascii;
     use proptest::prelude::*;
 
-    const HEADER: DumpHeader = DumpHeader {
+    const ORIGIN: DumpOrigin = DumpOrigin {
         cluster: ClusterId(0xabc),
-        server: ServerId(2),
+        writer: Member { server: ServerId(2), incarnation: Incarnation(0xdef) },
         group: GroupId(1),
-        role: ReplicaRole::Secondary,
-        shards: 4,
-        view: ViewVersion(9),
+        shards: 2,
     };
 
+    fn shard(number: u16) -> DumpedShard {
+        let held_as = if number == 0 { HeldAs::Candidate } else { HeldAs::Secondary };
+        let view = ViewVersion(9 + u64::from(number));
+        DumpedShard { shard: ShardId(number), held_as, view, last: SequenceNumber(u64::MAX) }
+    }
+
+    /// A dump whose first shard is empty.
     fn written(entries: &[(Vec<u8>, Vec<u8>, u64)], records: &[DumpRecord]) -> Vec<u8> {
         let mut file = Vec::new();
-        let mut writer = DumpWriter::begin(&HEADER, &mut file);
+        let mut writer = DumpWriter::begin(&ORIGIN, &mut file);
+        writer.shard(&shard(0), &mut file);
+        writer.shard(&shard(1), &mut file);
         for (key, value, sn) in entries {
             writer.entry(key, value, SequenceNumber(*sn), &mut file);
         }
@@ -396,6 +506,15 @@ mod tests {
         file
     }
 
+    /// The sample with its lines changed, under a right checksum.
+    fn changed(change: impl FnOnce(&str) -> String) -> Result<Dump, DumpError> {
+        let whole = sample();
+        let text = str::from_utf8(&whole).unwrap();
+        let lines = change(&text[..text.rfind("# end ").unwrap()]);
+        let file = format!("{lines}# end 3 {:08x}\n", crc32c::crc32c(lines.as_bytes()));
+        Dump::parse(file.as_bytes())
+    }
+
     fn record(seq: u64) -> DumpRecord {
         let record = CompletionRecord {
             client: ClientId(u128::MAX - 1),
@@ -404,7 +523,7 @@ mod tests {
             status: Status::Conflict,
             version: SequenceNumber(u64::MAX),
         };
-        DumpRecord { shard: ShardId(3), record }
+        DumpRecord { shard: ShardId(1), sn: SequenceNumber(17), record }
     }
 
     fn sample() -> Vec<u8> {
@@ -421,12 +540,14 @@ mod tests {
         let text = String::from_utf8(written(&[(b"a".to_vec(), b"x\n".to_vec(), 3)], &[record(5)]))
             .unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "# kv-dump 1");
+        assert_eq!(lines[0], "# kv-dump 2");
         assert_eq!(lines[1], "# cluster 00000000000000000000000000000abc");
-        assert_eq!(lines[4], "# role secondary");
-        assert_eq!(lines[7], "0cc175b9c0f1b6a831c399e269772661 \"a\" \"x\\x0a\" 3");
-        assert_eq!(lines[8], "@ fffffffffffffffffffffffffffffffe 3 5 1 2 18446744073709551615");
-        assert!(lines[9].starts_with("# end 1 "));
+        assert_eq!(lines[3], "# incarnation 0000000000000def");
+        assert_eq!(lines[6], "# shard 0 candidate view 9 last 18446744073709551615");
+        assert_eq!(lines[7], "# shard 1 secondary view 10 last 18446744073709551615");
+        assert_eq!(lines[8], "0cc175b9c0f1b6a831c399e269772661 \"a\" \"x\\x0a\" 3");
+        assert_eq!(lines[9], "@ fffffffffffffffffffffffffffffffe 1 5 1 2 18446744073709551615 17");
+        assert!(lines[10].starts_with("# end 1 "));
     }
 
     #[test]
@@ -450,26 +571,52 @@ mod tests {
 
     #[test]
     fn a_missing_line_is_noticed_even_under_a_right_checksum() {
-        let whole = sample();
-        let text = str::from_utf8(&whole).unwrap();
-        let kept: String = text
-            .lines()
-            .filter(|line| !line.contains("\"a\"") && !line.starts_with("# end "))
-            .map(|line| format!("{line}\n"))
-            .collect();
-        let file = format!("{kept}# end 3 {:08x}\n", crc32c::crc32c(kept.as_bytes()));
-        assert_eq!(Dump::parse(file.as_bytes()), Err(DumpError::Count { got: 3, found: 2 }));
+        let without = |wanted: fn(&str) -> bool| {
+            changed(|text| {
+                text.lines().filter(|line| !wanted(line)).map(|line| format!("{line}\n")).collect()
+            })
+        };
+        assert_eq!(
+            without(|line| line.contains("\"a\"")),
+            Err(DumpError::Count { got: 3, found: 2 })
+        );
+        let reason = "the shards do not come in order";
+        assert_eq!(
+            without(|line| line.starts_with("# shard 0")),
+            Err(DumpError::Line { line: 7, reason })
+        );
+        let reason = "a record stands among those of another shard";
+        assert_eq!(
+            without(|line| line.starts_with("# shard 1")),
+            Err(DumpError::Line { line: 11, reason })
+        );
+        let reason = "the lines of some shards are missing";
+        assert_eq!(
+            without(|line| line.starts_with("# shard 1") || line.starts_with("@ ")),
+            Err(DumpError::Line { line: 10, reason })
+        );
     }
 
     #[test]
     fn a_foreign_digest_is_named_with_its_line() {
-        let whole = sample();
-        let text = str::from_utf8(&whole).unwrap();
-        let end = text.find("# end ").map(|_| text.rfind("# end ").unwrap()).unwrap();
-        let lines = text[..end].replace("0cc175b9", "0cc175b8");
-        let file = format!("{lines}# end 3 {:08x}\n", crc32c::crc32c(lines.as_bytes()));
-        let expected = DumpError::Line { line: 8, reason: "the MD5 is not that of the key" };
-        assert_eq!(Dump::parse(file.as_bytes()), Err(expected));
+        let expected = DumpError::Line { line: 9, reason: "the MD5 is not that of the key" };
+        assert_eq!(changed(|text| text.replace("0cc175b9", "0cc175b8")), Err(expected));
+    }
+
+    #[test]
+    fn a_write_after_the_last_of_its_shard_is_refused() {
+        let reason = "a write is newer than the last of its shard";
+        let last = |last| format!("# shard 1 secondary view 10 last {last}\n");
+        let replaced = |n: u64| changed(|text| text.replace(&last(u64::MAX), &last(n)));
+        assert_eq!(replaced(76), Err(DumpError::Line { line: 10, reason }));
+        assert_eq!(replaced(77), Err(DumpError::Line { line: 11, reason }));
+    }
+
+    #[test]
+    fn the_first_format_is_refused_because_it_names_no_process() {
+        let reason = "expected `# kv-dump 2`, the only format known";
+        let got = changed(|text| text.replace("# kv-dump 2", "# kv-dump 1"));
+        assert_eq!(got, Err(DumpError::Line { line: 1, reason }));
     }
 
     proptest! {
@@ -489,7 +636,8 @@ mod tests {
             let file = written(&entries, &records);
             prop_assert!(file.iter().all(|b| *b == b'\n' || (b' '..=b'~').contains(b)));
             let dump = Dump::parse(&file).unwrap();
-            prop_assert_eq!(dump.header, HEADER);
+            prop_assert_eq!(dump.header.origin, ORIGIN);
+            prop_assert_eq!(dump.header.shards, [shard(0), shard(1)]);
             prop_assert_eq!(dump.records, records);
             let back: Vec<_> =
                 dump.entries.into_iter().map(|e| (e.key, e.value, e.sn.0)).collect();
@@ -506,7 +654,7 @@ mod tests {
         #[test]
         fn random_text_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(Dump::parse(&bytes).is_err());
-            let mut file = b"# kv-dump 1\n".to_vec();
+            let mut file = b"# kv-dump 2\n".to_vec();
             file.extend_from_slice(&bytes);
             file.push(b'\n');
             let checksum = crc32c::crc32c(&file);

@@ -53,20 +53,21 @@ use kv_protocol::client_message::Answer;
 use kv_protocol::control_message::{ReplicaReport, ReplicaState};
 use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
-use kv_protocol::peer_message::{CompletionRecord, PeerMessage};
+use kv_protocol::peer_message::PeerMessage;
 use kv_protocol::placement::Placement;
 use kv_protocol::view::View;
 
 use crate::arena::ChunkSource;
 use crate::hash::HashSecret;
 use crate::holes::Readings;
-use crate::session::Sessions;
+use crate::session::{LoggedRecord, Sessions};
 use crate::table::{Entry, Table, WalkBudget, WalkCursor};
 use copy_in::CopyIn;
 use follower::Follower;
 pub use inspect::{Inspection, Serves};
 use lease::Acked;
 use primary::{Candidacy, Primary, Sender};
+pub use restore::NoFullCopy;
 
 /// A client's connection, as its driver numbers it. Numbers are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -166,6 +167,12 @@ pub enum InstallError {
         group: GroupId,
         /// The version.
         version: ViewVersion,
+    },
+    /// This end is frozen for its dump: the view in which that is the last word stays.
+    #[error("this server is being stopped; group {group} takes no view any more")]
+    Frozen {
+        /// The group.
+        group: GroupId,
     },
     /// The view is not for this replica.
     #[error(
@@ -283,6 +290,11 @@ impl Replica {
         self.config.shard
     }
 
+    /// The shape of its cluster.
+    pub fn placement(&self) -> Placement {
+        self.config.placement
+    }
+
     /// The installed view.
     pub fn view(&self) -> Option<&View> {
         self.view.as_ref()
@@ -356,7 +368,8 @@ impl Replica {
     }
 
     /// Changes nothing any more, so that a dump is the last word: from now on no write is taken,
-    /// applied, sent or committed. What is pending stays unanswered. Reads go on.
+    /// applied, sent or committed, and no view is installed. What is pending stays unanswered. Reads
+    /// go on.
     pub fn freeze(&mut self) {
         self.draining = true;
         self.frozen = true;
@@ -384,13 +397,9 @@ impl Replica {
 
     /// The completion records of the committed writes of some sessions, which are named by their place
     /// in an order that holds as long as nothing is written.
-    pub fn completion_records(
-        &self,
-        sessions: Range<usize>,
-    ) -> impl Iterator<Item = CompletionRecord> {
+    pub fn completion_records(&self, sessions: Range<usize>) -> impl Iterator<Item = LoggedRecord> {
         let (_, committed) = self.progress();
-        let records = self.sessions.records(sessions);
-        records.filter(move |logged| logged.sn <= committed).map(|logged| logged.record)
+        self.sessions.records(sessions).filter(move |logged| logged.sn <= committed)
     }
 
     /// Bytes that its table has taken.

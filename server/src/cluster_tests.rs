@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_core::dump::Dump;
+use kv_core::dump::{Dump, HeldAs};
 use kv_core::hash::HashSecret;
 use kv_protocol::client_message::{
     Answer, Condition, Hello, Operation, Refusal, ReplicaRole, Request, Status, Welcome,
@@ -269,8 +269,12 @@ fn answered_writes_are_in_both_tables_and_dumps(shards: u16) {
     for server in 0..3 {
         let mut primary = cluster.dump(server, ReplicaRole::Primary);
         let mut secondary = cluster.dump((server + 1) % 3, ReplicaRole::Secondary);
-        assert_eq!(primary.header.group, secondary.header.group);
-        assert_eq!(primary.header.view, ViewVersion(1));
+        assert_eq!(primary.header.origin.group, secondary.header.origin.group);
+        assert_eq!(primary.header.origin.writer, cluster.servers[server].node.me);
+        for (ours, theirs) in primary.header.shards.iter().zip(&secondary.header.shards) {
+            assert_eq!((ours.held_as, theirs.held_as), (HeldAs::Primary, HeldAs::Secondary));
+            assert_eq!((ours.view, ours.last), (ViewVersion(1), theirs.last));
+        }
         primary.entries.sort_by(|a, b| a.key.cmp(&b.key));
         secondary.entries.sort_by(|a, b| a.key.cmp(&b.key));
         assert_eq!(primary.entries, secondary.entries);
@@ -455,6 +459,7 @@ fn the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_lef
     let mut counts = Vec::new();
     loop {
         match incoming.recv_timeout(PATIENCE).expect("a piece") {
+            DumpPiece::Shard(dumped) => assert!(dumped.is_ok() && counts.is_empty()),
             DumpPiece::Entries(_) => assert!(counts.is_empty(), "the records come last"),
             DumpPiece::Records(records) => counts.push(records.len()),
             DumpPiece::End => break,

@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, bounded};
-use kv_core::dump::{DumpHeader, DumpRecord, DumpWriter};
+use kv_core::dump::{DumpOrigin, DumpRecord, DumpWriter};
+use kv_core::replica::NoFullCopy;
+use kv_core::session::LoggedRecord;
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::{ServerId, ShardId};
 
@@ -49,6 +51,9 @@ pub(crate) enum DumpFileError {
         /// For which file.
         path: PathBuf,
     },
+    /// A shard holds no full copy.
+    #[error(transparent)]
+    NoFullCopy(NoFullCopy),
     /// A shard did not give its table.
     #[error("dump {path}: shard {shard} did not answer within {PIECE_DEADLINE:?}")]
     Shard {
@@ -59,7 +64,8 @@ pub(crate) enum DumpFileError {
     },
 }
 
-/// The name of a server's dump of one role.
+/// The name of a server's dump of one role: of the group whose primary, or secondary, is at home there.
+/// What the server was to it when it dumped is said inside.
 pub(crate) fn file_name(server: ServerId, role: ReplicaRole) -> String {
     match role {
         ReplicaRole::Primary => format!("server_{server}.primary"),
@@ -96,15 +102,24 @@ fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Writes the dump that `header` describes into `directory`; returns how many entries it holds.
+/// What is dumped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// Where it comes from.
+    pub(crate) origin: DumpOrigin,
+    /// Whose table, by home.
+    pub(crate) role: ReplicaRole,
+}
+
+/// Writes a dump into `directory`; returns how many entries it holds.
 pub(crate) fn write(
     directory: &Path,
-    header: &DumpHeader,
+    wanted: &Wanted,
     shards: &[mailbox::Sender<ShardMessage>],
 ) -> Result<u64, DumpFileError> {
-    let path = directory.join(file_name(header.server, header.role));
-    let partial = directory.join(format!("{}.tmp", file_name(header.server, header.role)));
-    let result = write_and_rename(directory, &partial, &path, header, shards);
+    let name = file_name(wanted.origin.writer.server, wanted.role);
+    let (path, partial) = (directory.join(&name), directory.join(format!("{name}.tmp")));
+    let result = write_and_rename(directory, &partial, &path, wanted, shards);
     if result.is_err() {
         // Best effort: the error that matters is the first.
         let _ = fs::remove_file(&partial);
@@ -116,7 +131,7 @@ fn write_and_rename(
     directory: &Path,
     partial: &Path,
     path: &Path,
-    header: &DumpHeader,
+    wanted: &Wanted,
     shards: &[mailbox::Sender<ShardMessage>],
 ) -> Result<u64, DumpFileError> {
     let failed = |doing, at: &Path| {
@@ -125,11 +140,11 @@ fn write_and_rename(
     };
     let mut file = File::create(partial).map_err(failed("create the dump", partial))?;
     let mut text = Vec::new();
-    let mut writer = DumpWriter::begin(header, &mut text);
+    let mut writer = DumpWriter::begin(&wanted.origin, &mut text);
     for (number, shard) in shards.iter().enumerate() {
         let silent = || DumpFileError::Shard { shard: number, path: path.to_owned() };
         let (pieces, incoming) = bounded(PIECES_WAITING);
-        let message = ShardMessage::Dump { role: header.role, pieces };
+        let message = ShardMessage::Dump { role: wanted.role, pieces };
         let busy = |_| DumpFileError::Orders { shard: number, path: path.to_owned() };
         shard.push_order(message).map_err(busy)?;
         write_shard(number, &incoming, &mut writer, &mut text, &mut file, silent)?
@@ -155,14 +170,18 @@ fn write_shard(
     loop {
         let piece = incoming.recv_timeout(PIECE_DEADLINE).map_err(|_| silent())?;
         let is_last = match piece {
+            DumpPiece::Shard(dumped) => {
+                writer.shard(&dumped.map_err(DumpFileError::NoFullCopy)?, text);
+                false
+            }
             DumpPiece::Entries(entries) => {
                 entries.for_each(|key, value, sn| writer.entry(key, value, sn, text));
                 false
             }
             DumpPiece::Records(records) => {
                 let shard = ShardId(u16::try_from(number).expect("shards are numbered in 16 bits"));
-                for record in records {
-                    writer.record(&DumpRecord { shard, record }, text);
+                for LoggedRecord { sn, record } in records {
+                    writer.record(&DumpRecord { shard, sn, record }, text);
                 }
                 false
             }

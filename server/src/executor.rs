@@ -141,6 +141,15 @@ fn take(engine: &Rc<Engine>, message: ShardMessage) {
 
 /// Sends a table in bounded steps; between two steps everything else goes on.
 async fn dump(engine: &Engine, role: ReplicaRole, pieces: Sender<DumpPiece>) {
+    let dumped = {
+        let shard = engine.shard.borrow();
+        let group = shard.service.identity.group_of(role);
+        shard.service.replica(group).map(|replica| replica.dumped())
+    };
+    let Some(dumped) = dumped else { return };
+    if !send(&pieces, DumpPiece::Shard(dumped)).await || dumped.is_err() {
+        return;
+    }
     let mut cursor = Some(WalkCursor::START);
     while let Some(from) = cursor {
         let mut entries = DumpedEntries::default();

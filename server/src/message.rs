@@ -5,9 +5,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crossbeam::channel::Sender;
+use kv_core::dump::DumpedShard;
+use kv_core::replica::NoFullCopy;
+use kv_core::session::LoggedRecord;
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::{Member, OrderId, SequenceNumber, ShardId};
-use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::view::View;
 
 use crate::net::listener::Port;
@@ -75,10 +77,12 @@ pub(crate) struct HandedOver {
 /// A part of a shard's table on its way into a dump.
 #[derive(Debug)]
 pub(crate) enum DumpPiece {
+    /// What the shard holds, from its freezing on; or that there must be no dump of it. The first piece.
+    Shard(Result<DumpedShard, NoFullCopy>),
     /// Some entries.
     Entries(DumpedEntries),
     /// Completion records; they follow the entries.
-    Records(Vec<CompletionRecord>),
+    Records(Vec<LoggedRecord>),
     /// The last piece.
     End,
 }

@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kv_core::dump::DumpHeader;
+use kv_core::dump::DumpOrigin;
 use kv_core::node::{HelloRefused, NodeConfig, NodeEffect};
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::control_message::{OrdersHello, ReplicaReport};
-use kv_protocol::ids::{ClusterId, Epoch, Member, Time, ViewVersion};
+use kv_protocol::control_message::OrdersHello;
+use kv_protocol::ids::{ClusterId, Epoch, Member, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::placement::Placement;
 
 use crate::clock;
-use crate::dump;
+use crate::dump::{self, Wanted};
 use crate::mailbox;
 use crate::message::ShardMessage;
 use crate::service::Identity;
@@ -123,26 +123,13 @@ impl Node {
         let _alone = lock(&self.dumping);
         let start = Instant::now();
         let identity = self.identity();
-        let group = identity.group_of(role);
-        let replicas: Vec<ReplicaReport> =
-            self.board.replicas().into_iter().filter(|replica| replica.group == group).collect();
-        // A copy in the making, or none, is no dump: it would be taken for the whole.
-        if let Some(partial) = replicas.iter().find(|replica| replica.state.role().is_none()) {
-            return Err(format!(
-                "this server holds no full copy of group {group} (shard {} is {:?})",
-                partial.shard, partial.state
-            ));
-        }
-        let views = replicas.iter();
-        let header = DumpHeader {
+        let origin = DumpOrigin {
             cluster: self.cluster,
-            server: self.me.server,
-            group,
-            role,
+            writer: self.me,
+            group: identity.group_of(role),
             shards: self.placement.shards(),
-            view: views.map(|replica| replica.view).max().unwrap_or(ViewVersion(0)),
         };
-        let written = dump::write(&self.directory, &header, &self.shards);
+        let written = dump::write(&self.directory, &Wanted { origin, role }, &self.shards);
         let name = dump::file_name(self.me.server, role);
         match written {
             Ok(entries) => {

@@ -19,7 +19,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use kv_client::{Client, Options};
-use kv_core::dump::{Dump, DumpEntry};
+use kv_core::dump::{Dump, DumpEntry, HeldAs};
 use kv_protocol::Placement;
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::map::ServerState;
@@ -450,16 +450,27 @@ impl Dumps {
         let servers = self.primary.len();
         for (id, primary) in self.primary.iter().enumerate() {
             let secondary = &self.secondary[(id + 1) % servers];
-            assert_eq!(usize::from(primary.header.server.0), id);
-            assert_eq!(usize::from(primary.header.group.0), id);
-            assert_eq!(secondary.header.group, primary.header.group);
-            assert_eq!(usize::from(secondary.header.server.0), (id + 1) % servers);
-            assert_eq!(primary.header.role, ReplicaRole::Primary);
-            assert_eq!(secondary.header.role, ReplicaRole::Secondary);
+            assert_eq!(usize::from(primary.header.origin.writer.server.0), id);
+            assert_eq!(usize::from(primary.header.origin.group.0), id);
+            assert_eq!(secondary.header.origin.group, primary.header.origin.group);
+            assert_eq!(usize::from(secondary.header.origin.writer.server.0), (id + 1) % servers);
+            let held_as = |dump: &Dump, wanted| {
+                dump.header.shards.iter().all(|shard| shard.held_as == wanted)
+            };
+            assert!(held_as(primary, HeldAs::Primary), "{:?}", primary.header);
+            assert!(held_as(secondary, HeldAs::Secondary), "{:?}", secondary.header);
+            let lasts = |dump: &Dump| -> Vec<_> {
+                dump.header.shards.iter().map(|shard| (shard.view, shard.last)).collect()
+            };
+            assert_eq!(lasts(primary), lasts(secondary), "group {id}");
             let placement =
-                Placement::new(u16::try_from(servers).expect("few"), primary.header.shards);
+                Placement::new(u16::try_from(servers).expect("few"), primary.header.origin.shards);
             for entry in &primary.entries {
-                assert_eq!(placement.locate(entry.digest).0, primary.header.group, "{entry:?}");
+                assert_eq!(
+                    placement.locate(entry.digest).0,
+                    primary.header.origin.group,
+                    "{entry:?}"
+                );
             }
             let (ours, theirs) = (sorted(primary), sorted(secondary));
             assert_eq!(ours.len(), theirs.len(), "entries of group {id}");

@@ -31,7 +31,7 @@ const FOUNDING: ViewVersion = ViewVersion(1);
 
 /// What a view names a member as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Named {
+pub(super) enum Named {
     Primary,
     Secondary,
     Candidate,
@@ -48,6 +48,11 @@ fn named_as(view: &View, me: Member) -> Named {
 }
 
 impl Replica {
+    /// What a view names this replica's process as.
+    pub(super) fn named(&self, view: &View) -> Named {
+        named_as(view, self.config.me)
+    }
+
     /// Installs a view. Installing the same view again changes nothing.
     ///
     /// # Errors
@@ -77,7 +82,10 @@ impl Replica {
                 };
             }
         }
-        let named = named_as(&view, self.config.me);
+        if self.frozen {
+            return Err(InstallError::Frozen { group });
+        }
+        let named = self.named(&view);
         if !self.may_become(named, &view) {
             return Err(not_for_me);
         }

@@ -160,9 +160,10 @@ impl Replica {
             && self.primary().is_some_and(|primary| !primary.is_in_union())
     }
 
-    /// A primary without another holder commits what it logs.
+    /// A primary without another holder commits what it logs; not once its dump has begun.
     pub(super) fn commit_if_alone(&mut self, answers: &mut impl Answers) {
         if self.is_alone()
+            && !self.frozen
             && let Some(primary) = self.primary()
         {
             let last = primary.sender.log.last();

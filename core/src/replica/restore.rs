@@ -1,13 +1,53 @@
-//! Filling an empty replica from a dump, before it has a view.
+//! What a replica says of itself in a dump, and filling an empty one from a dump, before it has a view.
 
-use kv_protocol::ids::{SequenceNumber, Time};
+use kv_protocol::control_message::ReplicaState;
+use kv_protocol::ids::{GroupId, SequenceNumber, ShardId, Time};
 use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::placement::Digest;
 
-use super::Replica;
+use super::install::Named;
+use super::{Replica, Role};
+use crate::dump::{DumpedShard, HeldAs};
 use crate::table::OutOfMemory;
 
+/// Why a replica is not dumped: a copy in the making, or none, would be taken for the whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this server holds no full copy of group {group} (shard {shard} is {state:?})")]
+pub struct NoFullCopy {
+    /// The group.
+    pub group: GroupId,
+    /// The shard.
+    pub shard: ShardId,
+    /// What this replica is to it.
+    pub state: ReplicaState,
+}
+
 impl Replica {
+    /// The line of its dump. It holds for good once the replica is frozen.
+    ///
+    /// # Errors
+    /// [`NoFullCopy`]: there must be no dump of this.
+    pub fn dumped(&self) -> Result<DumpedShard, NoFullCopy> {
+        let (group, shard) = (self.config.group, self.config.shard);
+        let none = NoFullCopy { group, shard, state: self.state() };
+        let is_full = match &self.role {
+            Role::Out => false,
+            Role::Candidate(_, copy) => copy.is_complete(),
+            Role::Primary(_) | Role::HandingOver(_) | Role::TakingOver(_) | Role::Secondary(_) => {
+                true
+            }
+        };
+        let view = self.view.filter(|_| is_full).ok_or(none)?;
+        let held_as = match self.named(&view) {
+            Named::Primary => HeldAs::Primary,
+            Named::Secondary => HeldAs::Secondary,
+            Named::Candidate => HeldAs::Candidate,
+            Named::Nothing => return Err(none),
+        };
+        let (_, last) = self.progress();
+        Ok(DumpedShard { shard, held_as, view: view.version, last })
+    }
+
     /// Loads one entry of a dump.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! What ends: sessions that nobody uses, and the service before a dump.
 
+use super::group::*;
 use super::*;
+use crate::dump::{DumpedShard, HeldAs};
 
 #[test]
 fn a_draining_primary_commits_what_is_pending_and_takes_no_more() {
@@ -111,6 +113,80 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
         assert_eq!(pair.get(b"a").value, b"1", "reads go on");
         assert_eq!(pair.status(before), Some(Status::Ok));
     }
+}
+
+#[test]
+fn a_frozen_holder_installs_no_view_so_nothing_is_acknowledged_or_wiped_under_its_dump() {
+    let alone = View { peer: Peer::None, ..view(2) };
+    let out = View { primary: Some(member(7)), ..alone };
+    for next in [alone, out] {
+        let mut pair = Pair::new();
+        pair.put(b"a", b"1");
+        pair.settle();
+        let pending = pair.put(b"b", b"2");
+        pair.primary.freeze();
+        let dumped = pair.primary.dumped().unwrap();
+        let got = pair.primary.install(pair.now, next, &mut pair.inbox);
+        assert_eq!(got, Err(InstallError::Frozen { group: GroupId(0) }));
+        assert_eq!(pair.given(pending), None, "acknowledged, and in no dump");
+        assert_eq!(contents(&pair.primary).len(), 1);
+        assert_eq!(pair.primary.dumped(), Ok(dumped));
+        // What is installed already is no change.
+        let again = pair.primary.install(pair.now, view(1), &mut pair.inbox);
+        assert_eq!(again, Ok(()));
+    }
+}
+
+#[test]
+fn a_frozen_primary_that_loses_its_candidate_commits_nothing_alone() {
+    let mut group = Group::new();
+    for n in 0..8u8 {
+        group.put(0, &[n], &vec![n; 1 << 20]);
+    }
+    group.settle();
+    let candidate = Peer::Candidate(named(2));
+    group.install(0, view_of(2, 0, Peer::None));
+    group.install(0, view_of(3, 0, candidate));
+    while !group.replicas[0].inspect().in_union {
+        assert!(group.step(), "it never enters the union");
+    }
+    assert_eq!(group.state(0), ReplicaState::Active, "its copy is not yet found to be equal");
+    let pending = group.put(0, b"a", b"1");
+    assert_eq!(group.given(pending), None, "it waits for the candidate");
+    group.replicas[0].freeze();
+    group.cut(2);
+    assert_eq!(group.given(pending), None, "acknowledged, and in no dump");
+    assert_eq!(group.replicas[0].dumped().unwrap().last, SequenceNumber(8));
+}
+
+#[test]
+fn a_dump_says_what_its_writer_was_to_the_shard_and_which_write_was_its_last() {
+    let mut pair = Pair::new();
+    pair.put(b"a", b"1");
+    pair.settle();
+    pair.put(b"b", b"2");
+    let (sent, _) = pair.pump();
+    pair.receive_at_secondary(&sent);
+    let (shard, view) = (ShardId(0), ViewVersion(1));
+    let line = |held_as, last| DumpedShard { shard, held_as, view, last: SequenceNumber(last) };
+    assert_eq!(pair.primary.dumped(), Ok(line(HeldAs::Primary, 1)), "one is not committed yet");
+    assert_eq!(pair.secondary.dumped(), Ok(line(HeldAs::Secondary, 2)));
+}
+
+#[test]
+fn a_candidate_is_dumped_only_with_a_complete_copy_and_whoever_holds_nothing_never() {
+    let mut group = Group::new();
+    let state = |group: &Group, at: usize| group.replicas[at].dumped().map_err(|none| none.state);
+    assert_eq!(state(&group, 2), Err(ReplicaState::Out));
+    let candidate = Peer::Candidate(named(2));
+    group.install(0, view_of(2, 0, Peer::None));
+    group.install(2, view_of(3, 0, candidate));
+    assert_eq!(state(&group, 2), Err(ReplicaState::Candidate));
+    group.install(0, view_of(3, 0, candidate));
+    group.settle();
+    assert_eq!(state(&group, 2).unwrap().held_as, HeldAs::Candidate);
+    group.install(1, view_of(3, 0, candidate));
+    assert_eq!(state(&group, 1), Err(ReplicaState::Out), "it was removed, and wiped");
 }
 
 #[test]

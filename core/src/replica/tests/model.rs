@@ -99,7 +99,7 @@ proptest! {
         prop_assert_eq!(contents(&pair.primary), model.clone());
         prop_assert_eq!(contents(&pair.secondary), model);
         let records = |replica: &Replica| {
-            let mut all: Vec<_> = replica.completion_records(0..usize::MAX).map(|r| (r.seq, r.status, r.version)).collect();
+            let mut all: Vec<_> = replica.completion_records(0..usize::MAX).map(|r| (r.record.seq, r.record.status, r.record.version)).collect();
             all.sort_by_key(|r| r.0);
             all
         };
