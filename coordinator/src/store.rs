@@ -74,6 +74,8 @@ mod tests {
             has_served: true,
             servers: vec![DurableServer { incarnation: Incarnation(5), started: None }],
             views: vec![view],
+            foundings: Vec::new(),
+            is_stopping: false,
         }
     }
 

@@ -48,7 +48,7 @@ mod views;
 
 pub use double_fault::DoubleFault;
 use durable::Memory;
-pub use durable::{DurableServer, DurableState};
+pub use durable::{DurableServer, DurableState, Founding};
 pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRefused};
 use respawn::{Backoff, draw};
 pub use stop::{DUMP_BYTES_PER_SECOND, DUMP_RETRY_PAUSE, StopOutcome, StopPhase};
@@ -196,8 +196,32 @@ impl Server {
 
 /// Making a cluster, and what it must remember.
 impl Cluster {
-    /// A new cluster. Its servers are spawned when the first store is done.
+    /// A new cluster, of empty tables. Its servers are spawned when the first store is done.
     pub fn found(now: Time, config: ClusterConfig, sink: &mut Vec<Effect>) -> Cluster {
+        Cluster::found_from(now, config, Vec::new(), sink)
+    }
+
+    /// A cluster that is restored: it has a name of its own, and the processes that are spawned while it
+    /// [is being founded](Cluster::is_founding) load what [`Plan`] says before they report. Both homes of
+    /// a group load the same. Views go on above those that were; what is LOST stays so.
+    ///
+    /// [`Plan`]: crate::restore::Plan
+    pub fn found_restored(
+        now: Time,
+        config: ClusterConfig,
+        foundings: Vec<Founding>,
+        sink: &mut Vec<Effect>,
+    ) -> Cluster {
+        assert_eq!(foundings.len(), usize::from(config.servers), "a ring has a group a server");
+        Cluster::found_from(now, config, foundings, sink)
+    }
+
+    fn found_from(
+        now: Time,
+        config: ClusterConfig,
+        foundings: Vec<Founding>,
+        sink: &mut Vec<Effect>,
+    ) -> Cluster {
         let servers = (1..=u64::from(config.servers)).map(|n| DurableServer {
             incarnation: Incarnation(draw(config.seed, n)),
             started: None,
@@ -209,6 +233,8 @@ impl Cluster {
             has_served: false,
             servers: servers.collect(),
             views: (0..config.servers).map(|group| no_view(GroupId(group))).collect(),
+            foundings,
+            is_stopping: false,
         };
         let nothing = DurableState { epoch: Epoch::default(), ..decided.clone() };
         let mut cluster = Cluster::of(now, config, Memory::new(decided, nothing));
@@ -284,6 +310,7 @@ impl Cluster {
         self.begin_to_serve(sink);
         self.spawn_decided(now, sink);
         self.tell_durable(&before.views, sink);
+        self.finish_start();
         self.advance(now, sink);
     }
 
@@ -299,6 +326,9 @@ impl Cluster {
                 sink.push(Effect::Dial { member: server.member, address });
             }
         }
+        if self.memory.durable().is_stopping {
+            return self.on_stop(now, sink);
+        }
         self.order_all_views(sink);
     }
 
@@ -311,9 +341,14 @@ impl Cluster {
         self.decide_views(now, sink);
         self.replace_processes(now, sink);
         self.store(sink);
-        self.note_whole();
+        self.note_settled();
         self.show_recovery(sink);
         self.advance_stop(now, sink);
+    }
+
+    /// Whether the first views are not yet decided: a process that is spawned now is a founder.
+    pub fn is_founding(&self) -> bool {
+        self.memory.decided.views.iter().all(|view| view.version == ViewVersion(0))
     }
 
     /// Whether the start is over: every holder had its first view then. Before that no client is told
@@ -709,7 +744,7 @@ impl Cluster {
         let connected = self
             .views()
             .iter()
-            .all(|view| view.version > ViewVersion(0) && self.is_confirmed(view));
+            .all(|view| view.version > ViewVersion(0) && self.is_confirmed_or_lost(view));
         if matches!(self.start, Start::Until(_)) && connected && self.stop.is_none() {
             self.memory.decided.has_served = true;
         }

@@ -9,6 +9,7 @@
 //!   cluster    the coordinator's brain: views, who is alive, orderly stop
 //!     failure_detector   heartbeats and silence
 //!   dump       both tables as text, and back
+//!   restore    which dumps a cluster is made of again
 //! ```
 //!
 //! The calling contract: `machine.on_x(now, input, &mut sink)`. The machine writes its effects into
@@ -23,5 +24,6 @@ pub mod hash;
 pub mod holes;
 pub mod node;
 pub mod replica;
+pub mod restore;
 pub mod session;
 pub mod table;

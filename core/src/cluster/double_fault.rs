@@ -52,9 +52,10 @@ impl Cluster {
         self.double_fault.is_some() && self.config.on_double_fault == DoubleFault::Shutdown
     }
 
-    /// The recovery is over when everything is home; the next fault is a first one again.
-    pub(super) fn note_whole(&mut self) {
-        if self.recovering.is_some() && self.is_whole() {
+    /// The recovery is over when everything is home that can come home; the next fault is a first one
+    /// again.
+    pub(super) fn note_settled(&mut self) {
+        if self.recovering.is_some() && self.is_settled() {
             (self.recovering, self.double_fault) = (None, None);
         }
     }

@@ -10,7 +10,7 @@
 //! are decided when it is done (views.rs).
 
 use kv_protocol::control_message::Started;
-use kv_protocol::{ClusterId, Epoch, Incarnation, Member, ServerId, View};
+use kv_protocol::{ClusterId, Epoch, GroupId, Incarnation, Member, ServerId, View, ViewVersion};
 use serde::{Deserialize, Serialize};
 
 /// The coordinator's memory.
@@ -28,6 +28,22 @@ pub struct DurableState {
     pub servers: Vec<DurableServer>,
     /// The view of every group; version 0 before the first.
     pub views: Vec<View>,
+    /// Of a cluster that was restored: how each group began. Empty in one that began with nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foundings: Vec<Founding>,
+    /// The cluster is being stopped, or is stopped: its views are the last, whoever exits. A coordinator
+    /// that follows stops on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_stopping: bool,
+}
+
+/// How a group of a restored cluster begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founding {
+    /// Its first view is above this version, the highest that the cluster before has ever told.
+    pub above: ViewVersion,
+    /// Nothing of it was left: its first view names nobody.
+    pub is_lost: bool,
 }
 
 /// The process at one place of the ring.
@@ -43,6 +59,12 @@ impl DurableState {
     /// The process at a place of the ring.
     pub fn member(&self, server: ServerId) -> Member {
         Member { server, incarnation: self.servers[usize::from(server.0)].incarnation }
+    }
+
+    /// How a group begins, if its first view is not yet made.
+    pub(super) fn founding(&self, group: GroupId) -> Founding {
+        let known = self.foundings.get(usize::from(group.0)).copied();
+        known.unwrap_or(Founding { above: ViewVersion(0), is_lost: false })
     }
 
     /// Whether any view names this process.

@@ -11,7 +11,7 @@
 //!
 //! Nothing is decided by these numbers: they are read off the views.
 
-use kv_protocol::{GroupId, Member, Peer, ServerId, View};
+use kv_protocol::{Member, Peer, ServerId, View};
 
 use super::{Cluster, Effect};
 
@@ -73,18 +73,23 @@ impl Cluster {
 
     /// Whether every group is home with two copies and nothing is under way.
     pub fn is_whole(&self) -> bool {
+        self.is_settled() && self.views().iter().all(|view| view.primary.is_some())
+    }
+
+    /// The same, but for groups that are LOST: they have no home to come to.
+    pub(super) fn is_settled(&self) -> bool {
         let servers = self.count();
         let durable = self.memory.durable();
+        let is_home = |view: &View| {
+            let primary = self.member(view.group.home_primary());
+            let secondary = self.member(view.group.home_secondary(servers));
+            view.primary == Some(primary)
+                && view.secondary() == Some(secondary)
+                && self.is_confirmed(view)
+        };
         self.has_served()
             && self.memory.decided == *durable
-            && (0..servers).map(GroupId).all(|group| {
-                let view = &durable.views[usize::from(group.0)];
-                let primary = self.member(group.home_primary());
-                let secondary = self.member(group.home_secondary(servers));
-                view.primary == Some(primary)
-                    && view.secondary() == Some(secondary)
-                    && self.is_confirmed(view)
-            })
+            && durable.views.iter().all(|view| view.primary.is_none() || is_home(view))
             && self.servers.iter().all(|server| server.is_up() && !server.exited)
     }
 }

@@ -13,6 +13,10 @@
 //! nevertheless: from its first dump on it acknowledges nothing more, so whatever anybody was told
 //! is done stands in it. One that is dumping may take as long as its tables are large, while its
 //! heartbeats come. A dump that fails is ordered once more a moment later, and nobody exits before.
+//!
+//! Nobody is told to exit either before the stop is durable. A coordinator that dies in a stop would
+//! otherwise be followed by one that takes those who have exited for dead, and gives their groups away
+//! or up: then the last views would name nobody, and no dump would count.
 
 use std::time::Duration;
 
@@ -117,6 +121,11 @@ impl Stage {
         matches!(self, Stage::Leaving(_) | Stage::Killed(_) | Stage::Unproven(_))
     }
 
+    /// Whether it can still do what a view asks of it.
+    pub(super) fn takes_views(self) -> bool {
+        matches!(self, Stage::Running | Stage::Draining(_))
+    }
+
     /// When its failed dumps are ordered once more.
     fn dumps_again_at(self) -> impl Iterator<Item = Time> {
         let dumps = match self {
@@ -166,6 +175,8 @@ impl Cluster {
         let served = self.has_served();
         self.stop = Some(Stop { phase: StopPhase::Drain, served, over: false });
         self.revision += 1;
+        self.memory.decided.is_stopping = true;
+        self.store(sink);
         sink.push(Effect::Stopping(StopPhase::Drain));
         for id in (0..self.count()).map(ServerId) {
             let server = self.server(id);
@@ -262,7 +273,8 @@ impl Cluster {
             sink.push(Effect::Stopping(StopPhase::Dump));
             self.each(|cluster, id| cluster.dump(now, id, sink));
         }
-        if stop.phase == StopPhase::Dump && self.all(Self::has_dumped) {
+        let is_durable = self.memory.durable().is_stopping;
+        if stop.phase == StopPhase::Dump && self.all(Self::has_dumped) && is_durable {
             stop.phase = StopPhase::Shutdown;
             sink.push(Effect::Stopping(StopPhase::Shutdown));
             self.each(|cluster, id| cluster.shut_down(now, id, sink));

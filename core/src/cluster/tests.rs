@@ -3,6 +3,7 @@
 mod faults;
 mod random;
 mod recovering;
+mod restoring;
 mod ring;
 mod stopping;
 

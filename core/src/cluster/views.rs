@@ -38,6 +38,11 @@ impl Cluster {
         self.groups[usize::from(view.group.0)].confirmed == view.version
     }
 
+    /// The same, or that there is nobody who could report.
+    pub(super) fn is_confirmed_or_lost(&self, view: &View) -> bool {
+        view.primary.is_none() || self.is_confirmed(view)
+    }
+
     fn facts(&self, now: Time, view: &View) -> Facts {
         let group = &self.groups[usize::from(view.group.0)];
         let fate =
@@ -216,6 +221,10 @@ impl Cluster {
         other: Option<Member>,
         sink: &mut Vec<Effect>,
     ) {
+        // Whoever dumps installs nothing any more.
+        if !self.server(to).stage.takes_views() {
+            return;
+        }
         let other = other.and_then(|member| self.servers_address(member));
         self.give(to, OrderKind::View(ViewOrder { purpose, view: *view, other }), sink);
     }
@@ -303,21 +312,23 @@ impl Cluster {
 
     /// Once all have started: the first view of every group.
     pub(super) fn found_views(&mut self) {
-        let is_new = self.memory.decided.views.iter().all(|v| v.version == ViewVersion(0));
         let complete = self.servers.iter().all(|server| server.started.is_some());
-        if !is_new || !complete || self.stop.is_some() || !matches!(self.start, Start::Until(_)) {
+        let is_starting = self.stop.is_none() && matches!(self.start, Start::Until(_));
+        if !self.is_founding() || !complete || !is_starting {
             return;
         }
         let servers = self.count();
         for group in (0..servers).map(GroupId) {
+            let founding = self.memory.decided.founding(group);
+            let version = ViewVersion(founding.above.0 + 1);
+            let primary = self.member(group.home_primary());
             let secondary = self.member(group.home_secondary(servers));
-            self.memory.decided.views[usize::from(group.0)] = View {
-                group,
-                version: ViewVersion(1),
-                primary: Some(self.member(group.home_primary())),
-                peer: Peer::Secondary(secondary),
-                handover: false,
+            let (primary, peer) = match founding.is_lost {
+                true => (None, Peer::None),
+                false => (Some(primary), Peer::Secondary(secondary)),
             };
+            self.memory.decided.views[usize::from(group.0)] =
+                View { group, version, primary, peer, handover: false };
         }
     }
 

@@ -1,0 +1,128 @@
+//! A cluster that is restored, and what a stop may not lose.
+
+use super::*;
+
+const ABOVE: ViewVersion = ViewVersion(40);
+
+/// A cluster of three that is being restored; group 1 is LOST.
+fn restored() -> World {
+    let mut world = World::new(3);
+    let mut effects = Vec::new();
+    let founding = |group| Founding { above: ABOVE, is_lost: group == 1 };
+    let foundings = (0..3).map(founding).collect();
+    world.cluster = Cluster::found_restored(at(0), config(3, 1), foundings, &mut effects);
+    world.effects = effects;
+    world.stores.clear();
+    world.collect();
+    world
+}
+
+fn serving() -> World {
+    let mut world = restored();
+    for id in world.ids() {
+        assert!(world.cluster.is_founding(), "whoever is spawned so far loads a dump");
+        world.start(id);
+    }
+    world.report_all();
+    world
+}
+
+#[test]
+fn a_restored_cluster_s_views_go_on_above_those_that_were_and_what_is_lost_stays_lost() {
+    let mut world = serving();
+    assert!(!world.cluster.is_founding());
+    assert_eq!(world.take().last(), Some(&Effect::Serving));
+    assert_eq!(world.view(0), (Some(0), Some(1), 41));
+    assert_eq!(world.view(1), (None, None, 41));
+    assert_eq!(world.view(2), (Some(2), Some(0), 41));
+    world.run(&[ServerId(0), ServerId(1), ServerId(2)]);
+    assert_eq!(world.view(1), (None, None, 41), "nobody is given it empty");
+}
+
+#[test]
+fn a_coordinator_that_dies_while_it_restores_is_followed_by_one_that_restores() {
+    let mut world = restored();
+    world.start(ServerId(0));
+    world.restart();
+    assert!(world.cluster.is_founding());
+    world.start(ServerId(0));
+    for id in [ServerId(1), ServerId(2)] {
+        world.start(id);
+    }
+    assert_eq!(world.view(0), (Some(0), Some(1), 41));
+    assert_eq!(world.view(1), (None, None, 41));
+}
+
+#[test]
+fn a_cluster_that_has_lost_everything_comes_up_and_says_so() {
+    let mut world = World::new(3);
+    let lost = Founding { above: ABOVE, is_lost: true };
+    let mut effects = Vec::new();
+    world.cluster = Cluster::found_restored(at(0), config(3, 1), vec![lost; 3], &mut effects);
+    (world.effects, world.stores) = (effects, VecDeque::new());
+    world.collect();
+    for id in world.ids() {
+        world.start(id);
+    }
+    assert_eq!(world.take().last(), Some(&Effect::Serving));
+}
+
+#[test]
+fn a_fault_long_after_another_is_no_double_fault_though_a_group_is_lost() {
+    let mut world = serving();
+    world.take();
+    let all = world.ids();
+    for id in [ServerId(0), ServerId(2)] {
+        world.run(&all);
+        world.exit(id);
+        world.run(&all);
+        world.run(&all);
+    }
+    assert!(!world.seen.iter().any(|effect| matches!(effect, Effect::DoubleFault { .. })));
+    assert_eq!(world.view(0).0, Some(0), "it came home");
+}
+
+#[test]
+fn whoever_dumps_is_told_of_no_view_so_that_nobody_waits_for_what_it_cannot_do() {
+    let mut world = World::serving(3);
+    world.keeps_stores = true;
+    world.exit(ServerId(1));
+    world.orders.clear();
+    world.stop();
+    for id in [ServerId(0), ServerId(2)] {
+        world.report(id, Ok(0));
+    }
+    world.store();
+    let orders: Vec<_> =
+        world.ordered().into_iter().filter(|(_, name)| *name != "EXITED").collect();
+    let dumps = |id| [(ServerId(id), "DUMP-PRIMARY"), (ServerId(id), "DUMP-SECONDARY")];
+    assert_eq!(orders, [dumps(0), dumps(2)].concat());
+    assert_eq!(world.view(1), (Some(2), None, 2), "though it is durable");
+}
+
+#[test]
+fn nobody_exits_before_the_stop_is_durable_and_another_coordinator_stops_on() {
+    let mut world = World::serving(3);
+    world.keeps_stores = true;
+    world.stop();
+    world.report_all();
+    for _dump in 0..2 {
+        world.report_all();
+    }
+    assert_eq!(world.ordered(), [], "all have dumped");
+    world.store();
+    let leave = |name| world_ids().map(|id| (id, name)).collect::<Vec<_>>();
+    assert_eq!(world.ordered(), leave("SHUTDOWN"));
+    let views = world.cluster.views().to_vec();
+    world.restart();
+    for id in world.ids() {
+        world.exit(id);
+    }
+    world.pass(PATIENCE * 2, &[]);
+    assert!(stopped(&world.take()).is_some(), "it stops on");
+    assert_eq!(world.cluster.views(), views, "nothing is given away or up");
+}
+
+fn world_ids() -> impl Iterator<Item = ServerId> {
+    (0..3).map(ServerId)
+}
