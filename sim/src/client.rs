@@ -316,6 +316,19 @@ impl Client {
         }
     }
 
+    /// It hears of another cluster, which has followed the one that it knew: whatever is under way there
+    /// is in doubt, and its sessions are new ones.
+    pub fn enter(&mut self, wishes: &mut Vec<Wish>) {
+        let flights: Vec<u64> = self.flights.keys().copied().collect();
+        for id in flights {
+            self.end(id, Answered::InDoubt, None, wishes);
+        }
+        self.id.0 += 1 << 64;
+        self.sessions.clear();
+        self.views.clear();
+        self.connections.clear();
+    }
+
     /// A map came: views only grow.
     pub fn on_map(&mut self, now: u64, map: Map) {
         if self.views.is_empty() {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use kv_core::cluster::{Cluster, ClusterConfig, DoubleFault, DurableState, Effect, LinkId};
+use kv_core::cluster::{
+    Cluster, ClusterConfig, DoubleFault, DurableState, Effect, Founding, LinkId,
+};
 use kv_protocol::ids::{BootId, ClusterId, Epoch, Member, ServerId, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
 
@@ -29,6 +31,8 @@ pub struct Coordinator {
     /// When it is woken by time alone.
     pub wake_at: Option<u64>,
     shape: Shape,
+    /// How the groups of a restored cluster begin.
+    foundings: Vec<Founding>,
 }
 
 /// What a cluster of this run is made of.
@@ -60,6 +64,7 @@ impl Coordinator {
             orders: BTreeMap::new(),
             wake_at: None,
             shape,
+            foundings: Vec::new(),
         };
         coordinator.cluster = Some(Cluster::found(now, coordinator.config(1), effects));
         coordinator
@@ -77,6 +82,24 @@ impl Coordinator {
             start_patience: std::time::Duration::from_secs(60),
             stop_patience: DRAIN_DEADLINE,
         }
+    }
+
+    /// One that founds another cluster, of what was left of the one before. Its disk is empty.
+    pub fn restore(
+        &mut self,
+        cluster: ClusterId,
+        foundings: Vec<Founding>,
+        now: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        (self.shape.cluster, self.foundings) = (cluster, foundings);
+        (self.disk, self.storing) = (None, None);
+        self.restart(now, effects);
+    }
+
+    /// What its cluster is made of.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     /// The process ends. A store that was under way is done or not, as chance has it.
@@ -101,7 +124,8 @@ impl Coordinator {
                 let config = self.config(durable.epoch.number + 1);
                 Cluster::restart(now, config, durable, effects)
             }
-            None => Cluster::found(now, self.config(1), effects),
+            None if self.foundings.is_empty() => Cluster::found(now, self.config(1), effects),
+            None => Cluster::found_restored(now, self.config(1), self.foundings.clone(), effects),
         };
         self.cluster = Some(restarted);
     }

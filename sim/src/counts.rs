@@ -33,6 +33,10 @@ pub struct Counts {
     pub in_doubt: u64,
     /// Faults by kind, and by the step of the recovery that they struck (6: none was under way).
     pub faults: BTreeMap<&'static str, [u64; 7]>,
+    /// Restores of the whole cluster, and groups that were LOST by them.
+    pub restored: u64,
+    /// As above.
+    pub lost_by_restore: u64,
     /// Faults that struck while a write was in flight in a group that they hit.
     pub with_write_in_flight: u64,
 }
@@ -66,6 +70,8 @@ impl Counts {
         self.acked += other.acked;
         self.operations += other.operations;
         self.in_doubt += other.in_doubt;
+        self.restored += other.restored;
+        self.lost_by_restore += other.lost_by_restore;
         self.with_write_in_flight += other.with_write_in_flight;
         for (kind, steps) in &other.faults {
             let sums = self.faults.entry(kind).or_default();
@@ -117,6 +123,7 @@ impl Counts {
              acknowledged), {} in doubt\n",
             self.runs, self.events, self.operations, self.acked, self.in_doubt
         );
+        text += &format!("{} restores, {} groups LOST\n", self.restored, self.lost_by_restore);
         let faults = self.all_faults();
         let share = 100.0 * self.with_write_in_flight as f64 / faults.max(1) as f64;
         text += &format!("{faults} faults, {share:.1} % of them with a write in flight\n\n");

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use kv_core::cluster::Effect;
 use kv_protocol::Member;
-use kv_protocol::ids::GroupId;
+use kv_protocol::ids::{GroupId, OrderId};
 
 use crate::nemesis::Kind;
 use crate::network::{Actor, ConnectionNumber};
@@ -71,6 +71,24 @@ pub enum Happening {
     BreakLink(usize),
     /// A hello of this term, long under way, comes to a process.
     Zombie(kv_protocol::Epoch, Member),
+    /// Whoever runs at this place is told to stop by a signal.
+    SignalAt(usize),
+    /// A process is told to stop.
+    Signal(usize),
+    /// A process that was told to stop has waited long enough for its coordinator.
+    LeaveAlone(usize),
+    /// Whether a process has drained by now, since it was ordered to.
+    LookAtDrain(usize, OrderId, u64),
+    /// A dump of this number is on the disk of its process's host.
+    DumpWritten(usize, u64),
+    /// The operator stops the cluster.
+    Stop,
+    /// The coordinator of this term has seen the stop to its end.
+    Stopped(u64),
+    /// The operator restores the cluster.
+    Restore,
+    /// Whoever runs at this place ends.
+    Crash(usize),
     /// Effects of the brain that wait for the end of a pause.
     Effects(u64, Vec<Effect>),
 }

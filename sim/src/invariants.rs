@@ -19,6 +19,7 @@
 //! | 15 | keys are at home | [`keys_are_at_home`] |
 //! | 16 | every key is one register | [`linearizable`] |
 //! | 17 | only what nobody holds is lost | [`lost_is_lost`] |
+//! |  | and a restore loses nothing else | [`restored_has_all`] |
 //! | 18 | memory is bounded | [`memory_is_bounded`] |
 //! | 19 | all come home | [`home_again`] |
 //! | 20 | holders are spared | [`holders_are_spared`] |
@@ -48,6 +49,7 @@ pub mod numbers_are_unique;
 pub mod once_only;
 pub mod one_server;
 pub mod only_primaries_answer;
+pub mod restored_has_all;
 pub mod taker_has_all;
 pub mod union_is_true;
 pub mod versions_grow;

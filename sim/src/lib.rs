@@ -5,6 +5,7 @@
 //! ```text
 //!   world        true time, a heap of events, dispatch
 //!     server       a process: a node, and executors with replicas
+//!     dump         what a process leaves on its host's disk, and a process that begins with it
 //!     coordinator  the brain and its disk
 //!     client       operations, sessions, retries       workload: what they do
 //!     network      ordered bytes, cuts, breaks         clock: drift
@@ -20,6 +21,7 @@ pub mod client;
 pub mod clock;
 pub mod coordinator;
 pub mod counts;
+pub mod dump;
 pub mod event;
 pub mod history;
 pub mod invariants;

@@ -13,7 +13,7 @@ use kv_core::arena::HeapChunks;
 use kv_core::hash::HashSecret;
 use kv_core::node::{Node, NodeConfig};
 use kv_core::replica::{
-    Answers, ConnectionId, InstallError, Pumped, Replica, ReplicaConfig, StreamError,
+    Answers, ConnectionId, InstallError, NoFullCopy, Pumped, Replica, ReplicaConfig, StreamError,
 };
 use kv_protocol::client_message::{Answer, Hello, Operation, Request, Status};
 use kv_protocol::control_message::{ReplicaReport, ReplicaState};
@@ -30,6 +30,7 @@ use kv_protocol::peer_message::{
 use kv_protocol::placement::Placement;
 use kv_protocol::view::View;
 
+use crate::dump::Part;
 use crate::invariants::{
     Violation, copy_is_equal, lease_is_checked, nothing_old, only_primaries_answer,
 };
@@ -62,8 +63,8 @@ pub enum Input {
     Exited(Member),
     /// No new writes; or none at all, and no acks.
     Drain,
-    /// As for a dump.
-    Freeze,
+    /// The dump of this number begins, or goes on at this shard.
+    Dump(GroupId, u64),
 }
 
 /// What a shard wants done after a wake-up.
@@ -83,6 +84,8 @@ pub enum Output {
     Published(Vec<ReplicaReport>),
     /// A request was answered.
     Answered(Answered),
+    /// A shard's part of the dump of this number, or why there must be none.
+    Dumped(u64, Result<Box<Part>, NoFullCopy>),
     /// A promise was broken.
     Broken(Violation),
 }
@@ -182,8 +185,10 @@ struct Identity {
 /// One process.
 #[derive(Debug)]
 pub struct Process {
-    /// Who it is.
+    /// Who it is, and of which cluster.
     pub member: Member,
+    /// As above.
+    pub cluster: ClusterId,
     /// Its place.
     pub place: usize,
     /// Its address; the port is its own.
@@ -253,6 +258,7 @@ impl Process {
         });
         Process {
             member,
+            cluster,
             place: usize::from(member.server.0),
             address,
             alive: true,
@@ -360,7 +366,12 @@ impl Shard {
                 }
             }
             Input::Drain => self.hosted.iter_mut().for_each(|hosted| hosted.replica.drain()),
-            Input::Freeze => self.hosted.iter_mut().for_each(|hosted| hosted.replica.freeze()),
+            Input::Dump(group, number) => {
+                self.hosted.iter_mut().for_each(|hosted| hosted.replica.freeze());
+                let hosted = self.hosted.iter().find(|hosted| hosted.replica.group() == group);
+                let part = hosted.map(|hosted| Part::of(&hosted.replica));
+                output.extend(part.map(|part| Output::Dumped(number, part)));
+            }
         }
     }
 

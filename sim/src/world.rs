@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use kv_core::cluster::{DoubleFault, Effect};
+use kv_core::cluster::{DoubleFault, Effect, KillReason};
 use kv_core::node::NodeEffect;
 use kv_protocol::client_message::{Answer, Hello, opcode as client_opcode};
 use kv_protocol::control_message::{
@@ -39,8 +39,12 @@ use crate::workload::Workload;
 mod brain;
 mod clients;
 mod dispatch;
+mod restore;
 mod servers;
+mod stop;
 mod wire;
+
+pub use restore::Operator;
 
 /// What a run is made of.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +65,8 @@ pub struct Config {
     pub think: u64,
     /// Two servers may die at the same time: groups without a holder are LOST, and stay so.
     pub double: bool,
+    /// A second fault stops the cluster, and so does its operator; then it is restored.
+    pub shutdown: bool,
 }
 
 impl Config {
@@ -75,7 +81,8 @@ impl Config {
             faulty: 40_000_000_000,
             patience: 60_000_000_000,
             think: if random.per_mille(300) { BUSY_THINK } else { THINK },
-            double: seed % 8 == 7,
+            double: seed % 8 == 7 || seed % 16 == 3,
+            shutdown: seed % 8 == 3,
         }
     }
 }
@@ -108,6 +115,8 @@ pub struct World {
     inputs: BTreeMap<(ConnectionNumber, usize), FrameBuffer>,
     /// What clients do.
     pub workload: Workload,
+    /// Whoever stops and restores the cluster, and the dumps that he has.
+    pub operator: Operator,
     /// Faults.
     pub nemesis: Nemesis,
     /// The promises.
@@ -121,7 +130,7 @@ pub struct World {
     violation: Option<Violation>,
 }
 
-const CLUSTER: ClusterId = ClusterId(0x51);
+const FIRST_CLUSTER: ClusterId = ClusterId(0x51);
 const BEAT: u64 = 100_000_000;
 /// Between two operations of a client, mostly, and in busy runs; and of the reader.
 const THINK: u64 = 2_500_000;
@@ -135,10 +144,13 @@ impl World {
         let hosts = usize::from(config.servers) + 1 + config.clients;
         let clocks: Vec<Clock> = (0..hosts).map(|_| Clock::new(&mut random)).collect();
         let shape = Shape {
-            cluster: CLUSTER,
+            cluster: FIRST_CLUSTER,
             servers: config.servers,
             shards: config.shards,
-            on_double_fault: DoubleFault::Isolate,
+            on_double_fault: match config.shutdown {
+                true => DoubleFault::Shutdown,
+                false => DoubleFault::Isolate,
+            },
             seed: random.any(),
         };
         let mut effects = Vec::new();
@@ -160,6 +172,7 @@ impl World {
             client_wakes: vec![None; config.clients],
             inputs: BTreeMap::new(),
             workload: Workload::new(),
+            operator: Operator::default(),
             nemesis: Nemesis::default(),
             checks: Checks::default(),
             trace: Trace::default(),
@@ -173,6 +186,7 @@ impl World {
             world.after(1_000_000 * client as u64, Happening::WakeClient(client));
         }
         world.after(10_000_000, Happening::Nemesis);
+        world.plan_stops();
         world
     }
 
@@ -209,7 +223,9 @@ impl World {
             let is_lost = cluster.views().iter().any(|view| view.primary.is_none());
             cluster.is_whole() || (self.config.double && is_lost)
         });
-        is_home && self.clients.iter().all(|client| client.flights.is_empty())
+        is_home
+            && self.operator.is_idle()
+            && self.clients.iter().all(|client| client.flights.is_empty())
     }
 
     fn run_until(&mut self, end: u64) -> Result<(), Violation> {
@@ -244,6 +260,11 @@ impl World {
     fn at(&mut self, at: u64, happening: Happening) {
         self.made += 1;
         self.heap.push(Event { at, number: self.made, happening });
+    }
+
+    /// The name of the cluster of this time.
+    pub fn cluster(&self) -> ClusterId {
+        self.coordinator.shape().cluster
     }
 
     /// The coordinator's host.

@@ -58,8 +58,11 @@ impl World {
                         self.send(number, 0, bytes);
                     }
                 }
-                Effect::Kill { member, .. } => {
-                    self.check(|_, world| holders_are_spared::check(world, member));
+                Effect::Kill { member, reason } => {
+                    // A stop may kill whoever does not answer.
+                    if reason == KillReason::Replaced {
+                        self.check(|_, world| holders_are_spared::check(world, member));
+                    }
                     // A host may be hard to reach: whoever is to be killed may go on for a while.
                     let delay = match self.random.below(100) {
                         0..=24 if !self.is_healing => {
@@ -76,6 +79,10 @@ impl World {
                     self.check(|_, world| lost_is_lost::check(world, &before, &view));
                     crate::nemesis::on_view(self, &view);
                 }
+                // The operator tries a restore again.
+                Effect::StartFailed { .. } if self.operator.is_restoring() => {
+                    self.after(1_000, Happening::Stopped(term));
+                }
                 Effect::StartFailed { server, reason } => {
                     let words = format!("the start has failed at server {server}: {reason}");
                     self.violation.get_or_insert(Violation::new(19, words));
@@ -89,6 +96,9 @@ impl World {
                     self.note_place(place, format_args!("server {server}: step {step:?}"));
                     crate::nemesis::on_step(self, server, step);
                 }
+                Effect::Stopping(phase) => self.on_stopping(phase),
+                Effect::Stopped(_) => self.after(1_000, Happening::Stopped(term)),
+                Effect::Serving => self.on_serving(),
                 _ => {}
             }
         }
@@ -174,7 +184,15 @@ impl World {
                     self.check(|_, _| nothing_old::heartbeat(speaks, member));
                 }
             }
-            ServerMessage::DrainRequest => {}
+            ServerMessage::DrainRequest => {
+                let Some(&(link, Some(server))) = self.coordinator.links.get(&number) else {
+                    return;
+                };
+                self.brain(|cluster, now, sink| {
+                    // Over an old link it comes from nobody of this time.
+                    let _ = cluster.on_drain_request(now, link, server, sink);
+                });
+            }
         }
     }
 
@@ -212,14 +230,15 @@ impl World {
         let hosts = [self.coordinator_host(), Host(self.processes[process].place)];
         let number = self.network.connect(&mut self.random, [from, to], hosts);
         let mut bytes = Vec::new();
-        OrdersHello { cluster: CLUSTER, epoch, to: member }.write(&mut bytes);
+        let cluster = self.processes[process].cluster;
+        OrdersHello { cluster, epoch, to: member }.write(&mut bytes);
         self.send(number, 0, bytes);
         self.close(number, 0);
     }
 
     /// Another coordinator follows the dead one.
     pub fn restart_coordinator(&mut self) {
-        if self.coordinator.cluster.is_some() {
+        if self.coordinator.cluster.is_some() || self.operator.is_down() {
             return;
         }
         let now = self.clock_of(self.coordinator_host());
@@ -228,6 +247,7 @@ impl World {
         let term = self.coordinator.term;
         self.trace.note(self.now, About::All, format_args!("coordinator {term} starts"));
         self.carry_out(effects);
+        self.on_coordinator_restarted();
     }
 
     /// All cuts are healed.

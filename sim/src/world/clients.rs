@@ -92,8 +92,8 @@ impl World {
                 let number = self.network.connect(&mut self.random, [from, to], hosts);
                 self.clients[client].connections.insert((address, shard), number);
                 let mut hello = Vec::new();
-                Hello { cluster: CLUSTER, client: self.clients[client].id, shard }
-                    .write(&mut hello);
+                let cluster = self.processes[process].cluster;
+                Hello { cluster, client: self.clients[client].id, shard }.write(&mut hello);
                 self.send(number, 0, hello);
                 number
             }
@@ -113,7 +113,9 @@ impl World {
     }
 
     pub(super) fn on_ask_map(&mut self, client: usize) {
-        let Some(cluster) = &self.coordinator.cluster else { return };
+        // Clients are welcome once all is served.
+        let cluster = self.coordinator.cluster.as_ref().filter(|cluster| cluster.has_served());
+        let Some(cluster) = cluster else { return };
         let map = Box::new(cluster.map());
         let delay = self.random.between(50_000, 300_000);
         self.after(delay, Happening::Map(client, map));

@@ -60,11 +60,7 @@ impl World {
             Happening::Resume(process) => self.on_resume(process),
             Happening::WakeClient(client) => self.on_wake_client(client),
             Happening::AskMap(client) => self.on_ask_map(client),
-            Happening::Map(client, map) => {
-                let now = self.now;
-                self.clients[client].on_map(now, *map);
-                self.wake_client(client);
-            }
+            Happening::Map(client, map) => self.on_map(client, *map),
             Happening::Nemesis => crate::nemesis::strike_at_rest(self),
             Happening::Strike(place, step) => crate::nemesis::strike_in_step(self, place, step),
             Happening::StrikeAgain(place, kind, step, patience) => {
@@ -76,6 +72,17 @@ impl World {
             Happening::Heal => self.heal(),
             Happening::BreakLink(place) => crate::nemesis::break_link(self, place),
             Happening::Zombie(epoch, member) => self.on_zombie(epoch, member),
+            Happening::SignalAt(place) => self.signal_at(place),
+            Happening::LookAtDrain(process, order, since) => {
+                self.look_at_drain(process, order, since);
+            }
+            Happening::Signal(process) => self.on_signal(process),
+            Happening::LeaveAlone(process) => self.leave_alone(process),
+            Happening::DumpWritten(process, number) => self.on_dump_written(process, number),
+            Happening::Stop => self.stop_cluster(),
+            Happening::Stopped(term) => self.on_stopped(term),
+            Happening::Restore => self.restore(),
+            Happening::Crash(place) => self.crash(place),
             Happening::Effects(term, effects) => {
                 if term == self.coordinator.term {
                     self.carry_out(effects);
@@ -98,7 +105,12 @@ impl World {
                 self.process_behind(self.network.get(*number).ends[*to])
             }
             Happening::DialFailed(from, _) => self.process_behind(*from),
-            Happening::WakeShard(process, _) | Happening::Beat(process) => Some(*process),
+            Happening::WakeShard(process, _)
+            | Happening::Beat(process)
+            | Happening::Signal(process)
+            | Happening::LeaveAlone(process)
+            | Happening::LookAtDrain(process, ..)
+            | Happening::DumpWritten(process, _) => Some(*process),
             _ => None,
         }
     }

@@ -125,6 +125,7 @@ impl World {
                 Output::Answered(answered) => {
                     self.on_answered(process, shard, &answered);
                 }
+                Output::Dumped(number, part) => self.on_dumped(process, number, part),
                 Output::Broken(violation) => {
                     self.violation.get_or_insert(violation);
                 }
@@ -153,22 +154,14 @@ impl World {
                 }
                 NodeEffect::Drain { order } => {
                     self.tell_shards(process, || Input::Drain);
-                    effects.extend(self.outcome(process, order));
+                    let now = self.now;
+                    self.after(100_000, Happening::LookAtDrain(process, order, now));
                 }
-                NodeEffect::Dump { order, .. } => {
-                    self.tell_shards(process, || Input::Freeze);
-                    effects.extend(self.outcome(process, order));
-                }
+                NodeEffect::Dump { order, role } => self.begin_dump(process, role, Some(order)),
                 NodeEffect::Shutdown { .. } => self.kill(process),
                 NodeEffect::Report(report) => self.send_report(process, &report),
             }
         }
-    }
-
-    pub(super) fn outcome(&mut self, process: usize, order: OrderId) -> Vec<NodeEffect> {
-        let mut sink = Vec::new();
-        self.processes[process].node.on_outcome(order, Ok(0), &mut sink);
-        sink
     }
 
     pub(super) fn tell_shards(&mut self, process: usize, input: impl Fn() -> Input) {
@@ -282,7 +275,9 @@ impl World {
         let address = SocketAddr::from((Ipv4Addr::new(10, 0, 0, host), port));
         let placement = Placement::new(self.config.servers, self.config.shards);
         let seed = self.random.any();
-        self.processes.push(Process::new(CLUSTER, member, address, placement, seed));
+        let cluster = self.cluster();
+        self.processes.push(Process::new(cluster, member, address, placement, seed));
+        self.load(process);
         self.note_place(place, format_args!("{member} starts as process {process}"));
         crate::nemesis::on_spawned(self, place);
         self.after(1_000, Happening::Beat(process));
@@ -300,6 +295,7 @@ impl World {
         let place = self.processes[process].place;
         self.note_place(place, format_args!("{member} (process {process}) ends"));
         self.processes[process].alive = false;
+        self.cut_dumps(process);
         self.backlogs.remove(&process);
         let is_its = |actor: Actor| matches!(actor, Actor::Shard { process: p, .. } | Actor::Node { process: p } if p == process);
         for number in self.network.live(|c| is_its(c.ends[0]) || is_its(c.ends[1])) {

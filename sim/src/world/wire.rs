@@ -211,7 +211,7 @@ impl World {
     pub(super) fn started(&self, process: usize) -> Started {
         let process = &self.processes[process];
         Started {
-            cluster: CLUSTER,
+            cluster: process.cluster,
             member: process.member,
             pid: 1,
             start_time: 1,

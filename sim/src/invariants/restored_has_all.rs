@@ -1,0 +1,63 @@
+//! 17, of a restore: what comes back has every acknowledged write and is equal to what was dumped, and
+//! a group is LOST only if none of its last holders has left a whole dump.
+
+use kv_core::cluster::DurableState;
+use kv_core::dump::Dump;
+use kv_core::replica::Replica;
+use kv_core::restore::Plan;
+use kv_protocol::copy_message::ContentDigest;
+use kv_protocol::ids::{GroupId, ShardId};
+
+use crate::checks::Checks;
+use crate::invariants::Violation;
+
+/// Looks at what is about to be restored.
+pub fn check(
+    checks: &Checks,
+    durable: &DurableState,
+    dumps: &[Dump],
+    plan: &Plan,
+) -> Result<(), Violation> {
+    for group in (0..).map(GroupId).take(plan.groups.len()) {
+        for shard in (0..durable.shards).map(ShardId) {
+            let place = (group, usize::from(shard.0));
+            let acked = checks.acked.get(&place).copied().unwrap_or(0);
+            let Some(source) = plan.source(group, shard) else { continue };
+            if source.last.0 < acked {
+                let writer = dumps[source.dump.0].header.origin.writer;
+                let words = format_args!(
+                    "shard {shard}: it is restored from the dump of {writer}, which ends at write {}, \
+                     though write {acked} was acknowledged",
+                    source.last
+                );
+                return Err(Violation::of(group, 17, words));
+            }
+        }
+    }
+    plan.lost().try_for_each(|group| lost(durable, dumps, group))
+}
+
+/// A group is LOST by the plan.
+fn lost(durable: &DurableState, dumps: &[Dump], group: GroupId) -> Result<(), Violation> {
+    let view = &durable.views[usize::from(group.0)];
+    let holders = [view.primary, view.secondary()];
+    let whole = dumps.iter().map(|dump| &dump.header.origin).find(|origin| {
+        let is_of_last = origin.cluster == durable.cluster && origin.group == group;
+        is_of_last && holders.contains(&Some(origin.writer))
+    });
+    let Some(whole) = whole else { return Ok(()) };
+    let words = format_args!("it is LOST though {} has left a whole dump", whole.writer);
+    Err(Violation::of(group, 17, words))
+}
+
+/// A replica has loaded its shard of a dump, of which the replica that wrote it held this.
+pub fn is_equal(replica: &Replica, dumped: Option<ContentDigest>) -> Result<(), Violation> {
+    let loaded = replica.content();
+    match dumped {
+        Some(dumped) if dumped != loaded => {
+            let words = format_args!("dumped was {dumped:?}, restored is {loaded:?}");
+            Err(Violation::of(replica.group(), 17, words))
+        }
+        _ => Ok(()),
+    }
+}

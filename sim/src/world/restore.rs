@@ -1,0 +1,228 @@
+//! A cluster that was stopped comes back: another name, other processes, what the dumps say.
+//!
+//! ```text
+//!   Idle -> Stopping -> Down: nobody of it runs -> Restoring: founders load -> Idle
+//!                        ^                            | its start failed
+//!                        +----------------------------+
+//! ```
+//!
+//! Every dump that any process ever left is among those to choose from: of processes that were removed
+//! later, of earlier clusters, and those that a crash has cut short.
+
+use std::collections::BTreeMap;
+
+use kv_core::cluster::DurableState;
+use kv_core::dump::{Dump, DumpHeader};
+use kv_core::restore::{self, Loss, Plan};
+use kv_protocol::copy_message::ContentDigest;
+use kv_protocol::map::Map;
+
+use super::*;
+use crate::dump::{DumpFile, Job, load};
+use crate::invariants::restored_has_all;
+
+/// Whoever stops and restores the cluster.
+#[derive(Debug, Default)]
+pub struct Operator {
+    phase: Phase,
+    files: Vec<DumpFile>,
+    /// By process and number.
+    jobs: BTreeMap<(usize, u64), Job>,
+    numbered: u64,
+    /// Processes that leave alone.
+    leaving: Vec<usize>,
+    /// The state of the cluster that is to be restored.
+    durable: Option<DurableState>,
+    source: Option<Source>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Idle,
+    Stopping,
+    Down,
+    Restoring,
+}
+
+/// What founders load.
+#[derive(Debug)]
+struct Source {
+    plan: Plan,
+    dumps: Vec<(Dump, Vec<Option<ContentDigest>>)>,
+}
+
+impl Operator {
+    /// Whether the cluster is neither being stopped nor restored.
+    pub fn is_idle(&self) -> bool {
+        self.phase == Phase::Idle
+    }
+
+    /// Whether no coordinator is to be started.
+    pub fn is_down(&self) -> bool {
+        self.phase == Phase::Down
+    }
+
+    /// Whether the restored cluster has not served yet.
+    pub fn is_restoring(&self) -> bool {
+        self.phase == Phase::Restoring
+    }
+
+    pub(super) fn note_stopping(&mut self) {
+        self.phase = Phase::Stopping;
+    }
+
+    /// Takes in a dump that begins; its number.
+    pub(super) fn begin(&mut self, process: usize, job: Job) -> u64 {
+        self.numbered += 1;
+        self.jobs.insert((process, self.numbered), job);
+        self.numbered
+    }
+
+    pub(super) fn job(&mut self, process: usize, number: u64) -> Option<&mut Job> {
+        self.jobs.get_mut(&(process, number))
+    }
+
+    pub(super) fn take_job(&mut self, process: usize, number: u64) -> Option<Job> {
+        self.jobs.remove(&(process, number))
+    }
+
+    pub(super) fn take_jobs(&mut self, process: usize) -> Vec<Job> {
+        let of_process = (process, 0)..=(process, u64::MAX);
+        let keys: Vec<_> = self.jobs.range(of_process).map(|(key, _)| *key).collect();
+        keys.iter().filter_map(|key| self.jobs.remove(key)).collect()
+    }
+
+    pub(super) fn keep(&mut self, file: DumpFile) {
+        self.files.push(file);
+    }
+
+    pub(super) fn leave(&mut self, process: usize) {
+        self.leaving.push(process);
+    }
+
+    /// Whether a process that leaves alone has done all it can.
+    pub(super) fn has_left(&self, process: usize) -> bool {
+        let of_process = (process, 0)..=(process, u64::MAX);
+        self.leaving.contains(&process) && self.jobs.range(of_process).next().is_none()
+    }
+
+    /// Every whole dump, with what its writer held.
+    fn dumps(&self) -> Vec<(Dump, Vec<Option<ContentDigest>>)> {
+        let read = |file: &DumpFile| Some((Dump::parse(&file.text).ok()?, file.contents.clone()));
+        self.files.iter().filter_map(read).collect()
+    }
+}
+
+impl World {
+    /// The coordinator has seen the stop to its end, or its start has failed: it exits.
+    pub(super) fn on_stopped(&mut self, term: u64) {
+        if term != self.coordinator.term || self.operator.is_idle() || self.operator.is_down() {
+            return;
+        }
+        self.kill_coordinator();
+        self.operator.phase = Phase::Down;
+        let delay = self.random.between(50_000_000, 500_000_000);
+        self.after(delay, Happening::Restore);
+    }
+
+    /// Another coordinator goes on. If nobody can know of the stop, the operator asks for it again.
+    pub(super) fn on_coordinator_restarted(&mut self) {
+        match self.operator.phase {
+            Phase::Stopping => self.after(200_000_000, Happening::Stop),
+            Phase::Restoring => self.on_serving(),
+            Phase::Idle | Phase::Down => {}
+        }
+    }
+
+    /// The restored cluster serves.
+    pub(super) fn on_serving(&mut self) {
+        let serves = self.coordinator.cluster.as_ref().is_some_and(|c| c.has_served());
+        if self.operator.is_restoring() && serves {
+            self.operator.phase = Phase::Idle;
+            (self.operator.durable, self.operator.source) = (None, None);
+        }
+    }
+
+    /// The operator makes sure that nobody is left, chooses among the dumps, and founds the cluster.
+    pub(super) fn restore(&mut self) {
+        for process in 0..self.processes.len() {
+            self.kill(process);
+        }
+        let disk = &mut self.coordinator.disk;
+        let durable = self
+            .operator
+            .durable
+            .get_or_insert_with(|| disk.take().expect("a cluster that is stopped has stored that"));
+        let durable = durable.clone();
+        let dumps = self.operator.dumps();
+        let headers: Vec<DumpHeader> = dumps.iter().map(|(dump, _)| dump.header.clone()).collect();
+        let plan = match restore::choose(&durable, &headers) {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.violation.get_or_insert(Violation::new(5, error.to_string()));
+                return;
+            }
+        };
+        self.note_plan(&plan, &headers);
+        let parsed: Vec<Dump> = dumps.iter().map(|(dump, _)| dump.clone()).collect();
+        self.check(|checks, _| restored_has_all::check(checks, &durable, &parsed, &plan));
+        self.counts.restored += 1;
+        self.counts.lost_by_restore += plan.lost().count() as u64;
+        let foundings = plan.foundings(Loss::Accepted).expect("a loss is accepted");
+        let cluster = ClusterId(self.cluster().0 + 1);
+        self.operator.source = Some(Source { plan, dumps });
+        self.operator.phase = Phase::Restoring;
+        let now = self.clock_of(self.coordinator_host());
+        let mut effects = Vec::new();
+        self.coordinator.restore(cluster, foundings, now, &mut effects);
+        self.carry_out(effects);
+    }
+
+    fn note_plan(&mut self, plan: &Plan, headers: &[DumpHeader]) {
+        for (header, verdict) in headers.iter().zip(&plan.verdicts) {
+            let about = About::Group(header.origin.group);
+            if header.origin.cluster == plan.cluster {
+                let writer = header.origin.writer;
+                self.trace.note(self.now, about, format_args!("dump of {writer}: {verdict:?}"));
+            }
+        }
+        for plan in &plan.groups {
+            self.trace.note(self.now, About::Group(plan.group), format_args!("{plan:?}"));
+        }
+    }
+
+    /// A founder of a restored cluster begins with what the plan says.
+    pub(super) fn load(&mut self, process: usize) {
+        let is_founding = self.coordinator.cluster.as_ref().is_none_or(|c| c.is_founding());
+        if !self.operator.is_restoring() || !is_founding {
+            return;
+        }
+        let Some(source) = &self.operator.source else { return };
+        let now = self.clocks[self.processes[process].place].read(self.now);
+        let mut result = Ok(());
+        for (number, shard) in self.processes[process].shards.iter_mut().enumerate() {
+            for hosted in &mut shard.hosted {
+                let (group, shard) = (hosted.replica.group(), shard_id(number));
+                let Some(from) = source.plan.source(group, shard) else { continue };
+                let (dump, contents) = &source.dumps[from.dump.0];
+                load(&mut hosted.replica, shard, from.last, now, dump);
+                let dumped = contents.get(number).copied().flatten();
+                result = result.and_then(|()| restored_has_all::is_equal(&hosted.replica, dumped));
+            }
+        }
+        self.check(|_, _| result);
+    }
+
+    /// A client hears of the map. That of another cluster than it knew makes it begin anew.
+    pub(super) fn on_map(&mut self, client: usize, map: Map) {
+        let known = self.clients[client].map.as_ref().map(|map| map.cluster);
+        if known.is_some_and(|known| known != map.cluster) {
+            let mut wishes = Vec::new();
+            self.clients[client].enter(&mut wishes);
+            self.grant(client, wishes);
+        }
+        self.clients[client].on_map(self.now, map);
+        self.wake_client(client);
+    }
+}

@@ -1,0 +1,192 @@
+//! Stops: of the whole cluster, by its operator or after a double fault, and of one process by a signal.
+//!
+//! ```text
+//!   DRAIN, dumps and SHUTDOWN come as orders; a dump is on the disk some time after its last shard.
+//!   a signal: the process asks for these orders; where none come it dumps and ends by itself.
+//! ```
+
+use kv_core::cluster::StopPhase;
+use kv_core::dump::DumpOrigin;
+use kv_core::replica::NoFullCopy;
+use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::ids::GroupId;
+
+use super::*;
+use crate::dump::{Job, Part};
+
+/// How long a process that was told to stop waits for its coordinator's orders, in nanoseconds.
+const PATIENCE: u64 = 5_000_000_000;
+/// How often it is looked whether a process has drained, and for how long.
+const LOOK_AGAIN: u64 = 2_000_000;
+const DRAIN_PATIENCE: u64 = 4_500_000_000;
+
+impl World {
+    /// When the operator stops the cluster, and when single processes are told to stop.
+    pub(super) fn plan_stops(&mut self) {
+        if !self.config.shutdown {
+            return;
+        }
+        for part in 0..2 {
+            let third = self.config.faulty / 3;
+            let at = self.random.between(third * part + third / 2, third * (part + 1) + third / 2);
+            self.at(at, Happening::Stop);
+        }
+        // Whoever leaves alone may be a group's last holder.
+        let mut at = 0;
+        while self.config.double {
+            at += self.random.between(1_500_000_000, 5_000_000_000);
+            if at >= self.config.faulty {
+                break;
+            }
+            let place = self.random.index(usize::from(self.config.servers));
+            self.at(at, Happening::SignalAt(place));
+        }
+    }
+
+    /// Whoever runs at a place is told to stop. Soon after, as misfortunes go, the one that holds the
+    /// same keys crashes.
+    pub(super) fn signal_at(&mut self, place: usize) {
+        let Some(process) = self.running_at(place).filter(|_| self.operator.is_idle()) else {
+            return;
+        };
+        self.note_place(place, format_args!("process {process} is told to stop"));
+        self.after(1_000, Happening::Signal(process));
+        if self.random.per_mille(600) {
+            let servers = usize::from(self.config.servers);
+            let other =
+                (place + if self.random.per_mille(500) { 1 } else { servers - 1 }) % servers;
+            let delay = self.random.between(50_000_000, 1_200_000_000);
+            self.after(delay, Happening::Crash(other));
+        }
+    }
+
+    /// A process is told to stop: it asks its coordinator for the orders of a stop.
+    pub(super) fn on_signal(&mut self, process: usize) {
+        let delay = match self.processes[process].link {
+            Some((number, true)) => {
+                let mut bytes = Vec::new();
+                ServerMessage::DrainRequest.write(&mut bytes);
+                self.send(number, 0, bytes);
+                PATIENCE
+            }
+            _ => PATIENCE / 20,
+        };
+        self.after(delay, Happening::LeaveAlone(process));
+    }
+
+    /// It has got no orders that end it: it drains as far as that goes at once, dumps, and ends.
+    pub(super) fn leave_alone(&mut self, process: usize) {
+        self.tell_shards(process, || Input::Drain);
+        self.operator.leave(process);
+        for role in [ReplicaRole::Primary, ReplicaRole::Secondary] {
+            self.begin_dump(process, role, None);
+        }
+    }
+
+    pub(super) fn crash(&mut self, place: usize) {
+        if let Some(process) = self.running_at(place).filter(|_| !self.is_healing) {
+            self.note_place(place, format_args!("fault: crash at place {place}"));
+            self.kill(process);
+        }
+    }
+
+    /// DRAIN is reported when nothing is pending, or not in time.
+    pub(super) fn look_at_drain(&mut self, process: usize, order: OrderId, since: u64) {
+        let mut hosted = self.processes[process].shards.iter().flat_map(|shard| &shard.hosted);
+        let outcome = match hosted.all(|hosted| hosted.replica.is_drained()) {
+            true => Ok(0),
+            false if self.now - since >= DRAIN_PATIENCE => Err("writes are pending".to_owned()),
+            false => {
+                let again = Happening::LookAtDrain(process, order, since);
+                return self.after(LOOK_AGAIN, again);
+            }
+        };
+        self.node(process, |node, sink| node.on_outcome(order, outcome, sink));
+    }
+
+    pub(super) fn begin_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
+        let (writer, cluster) = (self.processes[process].member, self.processes[process].cluster);
+        let servers = self.config.servers;
+        let group = match role {
+            ReplicaRole::Primary => writer.server.home_group(),
+            ReplicaRole::Secondary => GroupId((writer.server.0 + servers - 1) % servers),
+        };
+        let origin = DumpOrigin { cluster, writer, group, shards: self.config.shards };
+        let number = self.operator.begin(process, Job::new(origin, order));
+        self.give(process, 0, Input::Dump(group, number));
+    }
+
+    /// A shard has given its part of a dump.
+    pub(super) fn on_dumped(
+        &mut self,
+        process: usize,
+        number: u64,
+        part: Result<Box<Part>, NoFullCopy>,
+    ) {
+        let Some(job) = self.operator.job(process, number) else { return };
+        let group = job.origin().group;
+        match part.map(|part| (part.shard(), job.take(&part))) {
+            Ok((shard, false)) => self.give(process, shard + 1, Input::Dump(group, number)),
+            Ok((_, true)) => {
+                let delay = self.random.between(500_000, 60_000_000);
+                self.after(delay, Happening::DumpWritten(process, number));
+            }
+            Err(reason) => {
+                let job = self.operator.take_job(process, number);
+                self.report_dump(process, job.and_then(|job| job.order), Err(reason.to_string()));
+            }
+        }
+    }
+
+    /// A dump is on the disk.
+    pub(super) fn on_dump_written(&mut self, process: usize, number: u64) {
+        let Some(job) = self.operator.take_job(process, number) else { return };
+        let (order, group) = (job.order, job.origin().group);
+        let (file, entries) = job.finish();
+        self.operator.keep(file);
+        let member = self.processes[process].member;
+        let words = format_args!("{member} has dumped group {group}: {entries} entries");
+        self.trace.note(self.now, About::Group(group), words);
+        self.report_dump(process, order, Ok(entries));
+    }
+
+    fn report_dump(
+        &mut self,
+        process: usize,
+        order: Option<OrderId>,
+        outcome: Result<u64, String>,
+    ) {
+        match order {
+            Some(order) => self.node(process, |node, sink| node.on_outcome(order, outcome, sink)),
+            None if self.operator.has_left(process) => self.kill(process),
+            None => {}
+        }
+    }
+
+    /// A process ends in the middle of its dumps.
+    pub(super) fn cut_dumps(&mut self, process: usize) {
+        for job in self.operator.take_jobs(process) {
+            self.operator.keep(job.cut());
+        }
+    }
+
+    /// The operator stops the cluster; where there is no coordinator he tries again.
+    pub(super) fn stop_cluster(&mut self) {
+        if self.is_healing || self.operator.is_restoring() || self.operator.is_down() {
+            return;
+        }
+        let is_stopped = self.brain(|cluster, now, sink| {
+            if cluster.has_served() {
+                cluster.on_stop(now, sink);
+            }
+        });
+        if is_stopped.is_none() {
+            self.after(100_000_000, Happening::Stop);
+        }
+    }
+
+    pub(super) fn on_stopping(&mut self, phase: StopPhase) {
+        self.trace.note(self.now, About::All, format_args!("the cluster is stopped: {phase:?}"));
+        self.operator.note_stopping();
+    }
+}
