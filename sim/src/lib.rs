@@ -23,6 +23,7 @@ pub mod coordinator;
 pub mod counts;
 pub mod dump;
 pub mod event;
+pub mod exhaustive;
 pub mod history;
 pub mod invariants;
 pub mod nemesis;

@@ -1,12 +1,18 @@
 //! What a simulator or an exhaustive check may see of a replica's inside. Nothing that ships decides
 //! by it.
 
+use std::fmt::Write as _;
+use std::hash::BuildHasher as _;
+
+use foldhash::quality::FixedState;
 use kv_protocol::control_message::ReplicaState;
 use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{Member, SequenceNumber, Time};
 use kv_protocol::view::View;
 
 use super::{Replica, Role};
+use crate::holes::{self, Hole};
+use crate::table::{WalkBudget, WalkCursor};
 
 /// Until when a replica answers reads, by its own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +72,55 @@ impl Replica {
         }
     }
 
+    /// Everything on which its behaviour depends, as text: two replicas of the same configuration that
+    /// describe themselves alike do the same from there on. For a search that must know when it has been
+    /// somewhere before.
+    ///
+    /// Every field is named here, so that a new one cannot be forgotten without a compiler error. All but
+    /// the table is what `Debug` says of it: roles with their logs, streams, leases, copies and
+    /// tombstones, sessions with their records. The table is its entries, those that are staged for the
+    /// pending writes included; where they lie in memory is left out. Two that behave alike may describe
+    /// themselves differently (a ticket of a staged entry counts all before it): a search then visits
+    /// more than it must, never less.
+    pub fn describe(&self) -> String {
+        let Replica {
+            config: _,
+            view,
+            role,
+            table,
+            sessions,
+            heard,
+            acked,
+            proven,
+            restored,
+            draining,
+            frozen,
+            readings,
+            #[cfg(feature = "holes")]
+            planted,
+        } = self;
+        let mut text = format!("{view:?} {role:?} {sessions:?} {heard:?} {acked:?} {proven:?} ");
+        let _ = write!(text, "{restored:?} {draining} {frozen} ");
+        let mut cursor = Some(WalkCursor::START);
+        while let Some(at) = cursor {
+            cursor = table.walk(at, WalkBudget { entries: 64, bytes: 1 << 20 }, |entry| {
+                let _ = write!(text, "{:?} {} {:x} ", entry.key, entry.version, sum(entry.value));
+            });
+        }
+        for (key, value) in self.sender().into_iter().flat_map(|sender| sender.log.staged(table)) {
+            let _ = write!(text, "{key:?} {:x} ", sum(value));
+        }
+        // The reading of the wake-up before decides only where one of these rules is left out.
+        if holes::is_open(Hole::StaleClockInLeaseCheck)
+            || holes::is_open(Hole::GraceFromStaleReading)
+        {
+            let _ = write!(text, "{readings:?} ");
+        }
+        #[cfg(feature = "holes")]
+        let _ = write!(text, "{planted:?}");
+        text
+    }
+
     fn serves(&self) -> Serves {
         match &self.role {
             Role::Primary(primary) if !primary.is_active() => Serves::Never,
@@ -74,4 +129,9 @@ impl Replica {
             _ => Serves::Never,
         }
     }
+}
+
+/// Stands for a value, which may be long.
+fn sum(value: &[u8]) -> u64 {
+    FixedState::default().hash_one(value)
 }

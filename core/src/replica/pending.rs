@@ -144,6 +144,15 @@ impl PendingLog {
         Some((sn, self.writes[at].staged.as_ref()?))
     }
 
+    /// Key and value of every write that has them.
+    pub(super) fn staged<'a>(
+        &'a self,
+        table: &'a Table,
+    ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let staged = self.writes.iter().filter_map(|write| write.staged.as_ref());
+        staged.map(|staged| table.staged_entry(staged))
+    }
+
     /// Sends again from the write after `applied`. `None`: the other side claims a write that this
     /// one does not have, or lacks one that is committed and gone from the log.
     pub(super) fn rewind(&mut self, applied: SequenceNumber) -> Option<()> {

@@ -1,0 +1,214 @@
+//! The clients' side of a state: what was asked, what was answered, and all that an atomic store could
+//! have done meanwhile.
+//!
+//! A *story* is one order in which an atomic store could have done the writes so far. All stories that
+//! agree with every answer are kept; an answer that fits none of them is a broken promise. This is the
+//! decision procedure of Wing and Gong (1993), done along the way: a write may take effect at any moment
+//! between its first request and its answer, once or, while it is unanswered, never.
+
+use kv_protocol::client_message::Status;
+
+use super::replica::{Asked, Kind, What};
+
+/// A write that clients may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Write {
+    /// Which client.
+    pub client: u8,
+    /// Its number in the client's session.
+    pub seq: u8,
+    /// Which of the keys.
+    pub key: u8,
+    /// What it does.
+    pub kind: Kind,
+    /// Whether its value fills a batch.
+    pub large: bool,
+}
+
+/// The writes of a search, in the order in which they are asked for.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// The writes.
+    pub writes: Vec<Write>,
+    /// The keys, and the shard of each.
+    pub keys: Vec<(&'static str, u8)>,
+}
+
+impl Script {
+    /// The shard that a write goes to.
+    pub fn shard_of(&self, number: usize) -> u8 {
+        self.keys[usize::from(self.writes[number].key)].1
+    }
+}
+
+/// How a write went, in one story or for its client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Went {
+    /// Not done.
+    #[default]
+    Not,
+    /// Done, with this answer.
+    As(u8),
+    /// Done, and answered.
+    Told,
+}
+
+/// One possible past.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Story {
+    writes: Vec<Went>,
+    /// By key: the write whose value it has.
+    keys: Vec<Option<u8>>,
+}
+
+/// What clients know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Clients {
+    /// How many writes were asked for.
+    pub asked: u8,
+    /// By write: the answer.
+    pub answers: Vec<Option<(u8, u64)>>,
+    stories: Vec<Story>,
+}
+
+/// Whether a status is the end of a write, whatever becomes of the servers.
+pub fn is_definite(status: Status) -> bool {
+    matches!(status, Status::Ok | Status::NotFound | Status::Conflict)
+}
+
+impl Clients {
+    /// Nobody has asked anything.
+    pub fn new(script: &Script) -> Clients {
+        let story = Story {
+            writes: vec![Went::Not; script.writes.len()],
+            keys: vec![None; script.keys.len()],
+        };
+        Clients { asked: 0, answers: vec![None; script.writes.len()], stories: vec![story] }
+    }
+
+    /// The request of a write.
+    pub fn request(&self, script: &Script, number: u8) -> Asked {
+        let write = script.writes[usize::from(number)];
+        let of_client = |n: &usize| script.writes[*n].client == write.client;
+        let incomplete = (0..script.writes.len())
+            .filter(of_client)
+            .find(|n| self.answers[*n].is_none())
+            .map_or(write.seq, |n| script.writes[n].seq.min(write.seq));
+        let what = What::Write {
+            client: write.client,
+            seq: write.seq,
+            first_incomplete: incomplete,
+            kind: write.kind,
+            large: write.large,
+        };
+        Asked { id: u64::from(number) + 1, key: script.keys[usize::from(write.key)].0, what }
+    }
+
+    /// A write was answered for good.
+    ///
+    /// # Errors
+    /// Why no atomic store can have answered so.
+    pub fn on_written(
+        &mut self,
+        script: &Script,
+        number: u8,
+        status: Status,
+        version: u64,
+    ) -> Result<(), (u8, String)> {
+        let answer = (status as u8, version);
+        let at = usize::from(number);
+        if let Some(first) = self.answers[at] {
+            let words = || format!("write {} was answered {first:?}, and now {answer:?}", at + 1);
+            return if first == answer { Ok(()) } else { Err((13, words())) };
+        }
+        if status == Status::Ok {
+            let shard = |n: usize| script.shard_of(n);
+            let same = |(n, known): (usize, &Option<(u8, u64)>)| {
+                shard(n) == shard(at) && *known == Some(answer)
+            };
+            if self.answers.iter().enumerate().any(same) {
+                return Err((4, format!("number {version} is two writes")));
+            }
+        }
+        self.extend(script);
+        self.stories.retain(|story| story.writes[at] == Went::As(status as u8));
+        for story in &mut self.stories {
+            story.writes[at] = Went::Told;
+        }
+        self.answers[at] = Some(answer);
+        self.tidy();
+        match self.stories.is_empty() {
+            true => Err((16, format!("write {} cannot end as {status:?}", at + 1))),
+            false => Ok(()),
+        }
+    }
+
+    /// A read of a key was answered with the value of this write.
+    ///
+    /// # Errors
+    /// Why no atomic store can have answered so.
+    pub fn on_read(
+        &mut self,
+        script: &Script,
+        key: u8,
+        writer: Option<u8>,
+    ) -> Result<(), (u8, String)> {
+        self.extend(script);
+        self.stories.retain(|story| story.keys[usize::from(key)] == writer);
+        self.tidy();
+        let name = script.keys[usize::from(key)].0;
+        match (self.stories.is_empty(), writer) {
+            (false, _) => Ok(()),
+            (true, None) => Err((16, format!("a read of {name} finds nothing, and may not"))),
+            (true, Some(n)) => Err((16, format!("a read of {name} finds write {n}, and may not"))),
+        }
+    }
+
+    /// The newest write of a shard that was answered OK.
+    pub fn acked(&self, script: &Script, shard: u8) -> u64 {
+        let of_shard = |(n, answer): (usize, &Option<(u8, u64)>)| {
+            let (status, version) = (*answer)?;
+            (script.shard_of(n) == shard && status == Status::Ok as u8).then_some(version)
+        };
+        self.answers.iter().enumerate().filter_map(of_shard).max().unwrap_or(0)
+    }
+
+    /// Adds every story in which more of the unanswered writes are done.
+    fn extend(&mut self, script: &Script) {
+        let mut at = 0;
+        while at < self.stories.len() {
+            for number in 0..usize::from(self.asked) {
+                if self.stories[at].writes[number] != Went::Not || self.answers[number].is_some() {
+                    continue;
+                }
+                let mut story = self.stories[at].clone();
+                let write = script.writes[number];
+                let key = &mut story.keys[usize::from(write.key)];
+                let status = match (write.kind, key.is_some()) {
+                    (Kind::Put, _) | (Kind::PutIfAbsent, false) => {
+                        *key = Some(u8::try_from(number + 1).expect("writes are few"));
+                        Status::Ok
+                    }
+                    (Kind::PutIfAbsent, true) => Status::Conflict,
+                    (Kind::Delete, true) => {
+                        *key = None;
+                        Status::Ok
+                    }
+                    (Kind::Delete, false) => Status::NotFound,
+                };
+                story.writes[number] = Went::As(status as u8);
+                if !self.stories.contains(&story) {
+                    self.stories.push(story);
+                }
+            }
+            at += 1;
+        }
+    }
+
+    /// Stories in an order of their own, so that equal sets are equal; one that others can grow into is
+    /// kept beside them, because what it has not done may never be done.
+    fn tidy(&mut self) {
+        self.stories.sort_unstable();
+        self.stories.dedup();
+    }
+}

@@ -1,0 +1,465 @@
+//! A replica with its driver, as the server drives it: one input a wake-up.
+
+use std::time::Duration;
+
+use kv_core::arena::{CHUNK_BYTES_MIN, HeapChunks};
+use kv_core::hash::HashSecret;
+use kv_core::replica::{
+    Answers, ConnectionId, Inspection, InstallError, Pumped, Replica, ReplicaConfig, StreamError,
+};
+use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status, WriteHeader};
+use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::{
+    ClientId, ClusterId, GroupId, Member, RequestId, RequestSeq, SequenceNumber, ShardId, Time,
+    ViewVersion,
+};
+use kv_protocol::limits::{FRAGMENT_BYTES, MAX_PEER_BODY};
+use kv_protocol::peer_message::{
+    BatchReader, BatchWriter, PeerHello, PeerRefusal, PeerRefusalReason, PeerWelcome, opcode,
+};
+use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::view::View;
+
+use super::machine::{Machine, Numbered};
+use crate::invariants::{
+    Violation, copy_is_equal, lease_is_checked, nothing_old, only_primaries_answer,
+};
+
+/// The cluster of every search.
+pub const CLUSTER: ClusterId = ClusterId(9);
+/// The group that is searched.
+pub const GROUP: GroupId = GroupId(0);
+/// Servers of the ring; the other group is played by a stub.
+pub const SERVERS: u16 = 2;
+
+/// One tick. It is longer than the patience with a candidate and than "heard within" (250 ms each);
+/// two are longer than a lease (500 ms) and shorter than a grace (625 ms); three are longer than that. So
+/// whatever order the deadlines can come in, some ticks bring.
+pub const TICK: Duration = Duration::from_millis(300);
+
+/// The reading of every clock at a tick.
+pub fn reading(tick: u8) -> Time {
+    Time::from_nanos(1_000_000_000) + TICK * u32::from(tick)
+}
+
+/// A number that stands for a frame.
+pub type FrameId = u32;
+
+/// What comes to a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// An order's view.
+    Install(ViewKey),
+    /// A proof of death.
+    Exited(Member),
+    /// A request of a client.
+    Ask(Asked),
+    /// The stream that it wants was connected.
+    Dialled,
+    /// A hello on a connection of its own.
+    Hello(FrameId),
+    /// A frame on the stream that stands.
+    Frame(FrameId),
+    /// The stream that stands is over.
+    Closed,
+    /// Nothing but time.
+    Wake,
+}
+
+/// A view, for tables of hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViewKey(pub View);
+
+impl std::hash::Hash for ViewKey {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        (self.0.version, self.0.primary, self.0.handover).hash(state);
+    }
+}
+
+/// A request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Asked {
+    /// Its number: that of the write, or of a read.
+    pub id: u64,
+    /// The key.
+    pub key: &'static str,
+    /// What of it.
+    pub what: What,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum What {
+    /// The value.
+    Get,
+    /// A write of a client's session.
+    Write {
+        /// Which client.
+        client: u8,
+        /// Its number in the session.
+        seq: u8,
+        /// All below have ended.
+        first_incomplete: u8,
+        /// What it does.
+        kind: Kind,
+        /// The value says which write it is of; a large one fills a batch of a copy.
+        large: bool,
+    },
+}
+
+/// What a write does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Sets the value.
+    Put,
+    /// Sets it unless there is one.
+    PutIfAbsent,
+    /// Deletes the key.
+    Delete,
+}
+
+/// What a replica does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// Sends on the stream that stands.
+    Send(FrameId),
+    /// Closes it.
+    Close,
+    /// Takes the connection of the hello as its stream.
+    Accept,
+    /// Answers the hello with this, and closes that connection.
+    Refuse(FrameId),
+    /// Connects, with this hello.
+    Connect(FrameId),
+    /// Answers a client.
+    Answer(Given),
+    /// Refuses a view.
+    NotInstalled(String),
+    /// Breaks a promise.
+    Broken(Violation),
+}
+
+/// An answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The request's number.
+    pub id: u64,
+    /// How it ended.
+    pub status: Status,
+    /// Copies claimed.
+    pub copies: u8,
+    /// The version named.
+    pub version: u64,
+    /// Of a read: the write whose value it is.
+    pub writer: Option<u8>,
+}
+
+/// What a search sees of a replica.
+#[derive(Debug)]
+pub struct Sight {
+    /// What it lets be seen of itself.
+    pub inside: Inspection,
+    /// The stream that it wants and does not have.
+    pub wants: Option<PeerHello>,
+    /// When it wants to be woken.
+    pub due: Option<Time>,
+    /// Its line in the heartbeat, without numbers that grow.
+    pub report: Option<ReplicaReport>,
+    /// When it heard the other holder.
+    pub heard: Option<Time>,
+}
+
+/// A replica and what the server keeps beside it.
+#[derive(Debug)]
+pub struct Driven {
+    replica: Replica,
+    config: ReplicaConfig,
+    stream: bool,
+    dialled: Option<PeerHello>,
+    now: Time,
+    batch: BatchWriter,
+}
+
+/// Frames by number.
+pub type Frames = Numbered<Vec<u8>>;
+
+struct Collected<'a>(&'a mut Vec<Done>);
+
+impl Answers for Collected<'_> {
+    fn answer(&mut self, _: ConnectionId, answer: &Answer<'_>) {
+        let is_value = answer.status == Status::Ok && !answer.value.is_empty();
+        self.0.push(Done::Answer(Given {
+            id: answer.id.0,
+            status: answer.status,
+            copies: answer.copies,
+            version: answer.version.0,
+            writer: is_value.then(|| answer.value[0]),
+        }));
+    }
+}
+
+impl Machine for Driven {
+    type Origin = (Member, ShardId, Placement);
+    type Input = (u8, Input);
+    type Output = Vec<Done>;
+    type Sight = Sight;
+    type Shared = Frames;
+
+    fn make(&(me, shard, placement): &Self::Origin) -> Driven {
+        let config = ReplicaConfig {
+            me,
+            group: GROUP,
+            shard,
+            placement,
+            memory_limit: None,
+            hash_secret: HashSecret::new(1),
+        };
+        Driven {
+            replica: Replica::new(config, Box::new(HeapChunks::new(CHUNK_BYTES_MIN))),
+            config,
+            stream: false,
+            dialled: None,
+            now: reading(0),
+            batch: BatchWriter::new(),
+        }
+    }
+
+    fn take(&mut self, frames: &mut Frames, (tick, input): &Self::Input) -> Vec<Done> {
+        self.now = reading(*tick);
+        let now = self.now;
+        let mut done = Vec::new();
+        self.serve(frames, input, &mut done);
+        if self.replica.next_timeout().is_some_and(|due| due <= now) {
+            self.replica.on_timeout(now, &mut Collected(&mut done));
+        }
+        self.pump(frames, &mut done);
+        if self.dialled.is_some() && self.dialled != self.replica.peer_hello(CLUSTER) {
+            self.close(&mut done);
+        }
+        done
+    }
+
+    fn describe(&self) -> String {
+        let (me, shard) = (self.config.me, self.config.shard);
+        let replica = self.replica.describe();
+        format!("{me:?} {shard:?} {} {:?} {replica}", self.stream, self.dialled)
+    }
+
+    fn sight(&self) -> Sight {
+        let report = self.replica.report(self.now);
+        let heard = report
+            .map(|report| Time { nanos: self.now.nanos - u64::from(report.silent_ms) * 1_000_000 });
+        let zero = SequenceNumber::ZERO;
+        let report = report.map(|report| ReplicaReport {
+            last: zero,
+            committed: zero,
+            entries: 0,
+            bytes: 0,
+            silent_ms: 0,
+            copied: 0,
+            ..report
+        });
+        Sight {
+            inside: self.replica.inspect(),
+            wants: self.replica.peer_hello(CLUSTER).filter(|_| self.dialled.is_none()),
+            due: self.replica.next_timeout(),
+            report,
+            heard,
+        }
+    }
+}
+
+impl Driven {
+    fn serve(&mut self, frames: &mut Frames, input: &Input, done: &mut Vec<Done>) {
+        let now = self.now;
+        match input {
+            Input::Install(view) => match self.replica.install(now, view.0, &mut Collected(done)) {
+                Ok(()) | Err(InstallError::Old { .. }) => {}
+                Err(error) => done.push(Done::NotInstalled(error.to_string())),
+            },
+            Input::Exited(member) => self.replica.on_exited(now, *member),
+            Input::Ask(asked) => self.ask(asked, done),
+            Input::Dialled => {
+                let Some(hello) = self.replica.peer_hello(CLUSTER) else { return };
+                if self.stream {
+                    self.close(done);
+                }
+                (self.stream, self.dialled) = (true, Some(hello));
+                let mut bytes = Vec::new();
+                hello.write(&mut bytes);
+                done.push(Done::Connect(frames.number(bytes)));
+            }
+            Input::Hello(frame) => self.on_hello(frames, *frame, done),
+            Input::Frame(frame) => {
+                let bytes = frames.get(*frame).clone();
+                if let Err(refusal) = self.on_frame(&bytes, done) {
+                    if let Some(refusal) = refusal {
+                        let mut bytes = Vec::new();
+                        refusal.write(&mut bytes);
+                        done.push(Done::Send(frames.number(bytes)));
+                    }
+                    self.close(done);
+                }
+            }
+            Input::Closed => {
+                (self.stream, self.dialled) = (false, None);
+                self.replica.on_stream_down(now, &mut Collected(done));
+            }
+            Input::Wake => {}
+        }
+    }
+
+    fn close(&mut self, done: &mut Vec<Done>) {
+        (self.stream, self.dialled) = (false, None);
+        done.push(Done::Close);
+        self.replica.on_stream_down(self.now, &mut Collected(done));
+    }
+
+    fn on_hello(&mut self, frames: &mut Frames, frame: FrameId, done: &mut Vec<Done>) {
+        let now = self.now;
+        let bytes = frames.get(frame).clone();
+        let hello = PeerHello::read(body_of(&bytes).1).expect("it was written so");
+        let mut refuse = |refusal: PeerRefusal, done: &mut Vec<Done>| {
+            let mut bytes = Vec::new();
+            refusal.write(&mut bytes);
+            done.push(Done::Refuse(frames.number(bytes)));
+        };
+        if let Err(refusal) = self.replica.judge_hello(&hello) {
+            return refuse(refusal, done);
+        }
+        if self.stream {
+            self.close(done);
+        }
+        match self.replica.on_peer_hello(now, &hello, &mut Collected(done)) {
+            Ok(welcome) => {
+                self.stream = true;
+                let mut bytes = Vec::new();
+                welcome.write(&mut bytes);
+                done.push(Done::Accept);
+                done.push(Done::Send(frames.number(bytes)));
+            }
+            Err(refusal) => refuse(refusal, done),
+        }
+    }
+
+    /// Takes a frame of the stream; an error ends it, with or without a refusal.
+    fn on_frame(&mut self, bytes: &[u8], done: &mut Vec<Done>) -> Result<(), Option<PeerRefusal>> {
+        let now = self.now;
+        let (opcode, body) = body_of(bytes);
+        match opcode {
+            opcode::PEER_WELCOME => {
+                let welcome = PeerWelcome::read(body).expect("it was written so");
+                let taken = self.replica.on_peer_welcome(now, &welcome, &mut Collected(done));
+                taken.map_err(|_| None)
+            }
+            opcode::PEER_REFUSAL => {
+                let refusal = PeerRefusal::read(body).expect("it was written so");
+                self.replica.on_peer_refusal(now, &refusal, &mut Collected(done));
+                Err(None)
+            }
+            _ => self.on_batch(body, done),
+        }
+    }
+
+    fn on_batch(&mut self, body: &[u8], done: &mut Vec<Done>) -> Result<(), Option<PeerRefusal>> {
+        for message in BatchReader::new(body).expect("it was written so") {
+            let message = message.expect("it was written so");
+            let installed = self.replica.view_version();
+            match self.replica.on_peer_message(self.now, &message, &mut Collected(done)) {
+                Ok(()) => {
+                    let result = nothing_old::message(GROUP, message.view(), installed);
+                    done.extend(result.err().map(Done::Broken));
+                }
+                Err(error) => {
+                    if let StreamError::Diverged { sn } = error {
+                        done.push(Done::Broken(copy_is_equal::differs(GROUP, sn)));
+                    }
+                    let reason = match error {
+                        StreamError::View { .. } => PeerRefusalReason::OldView,
+                        _ => PeerRefusalReason::BrokenStream,
+                    };
+                    return Err(Some(PeerRefusal { reason, view: self.replica.view().copied() }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pump(&mut self, frames: &mut Frames, done: &mut Vec<Done>) {
+        while self.stream {
+            let pumped = self.replica.pump(self.now, &mut self.batch);
+            let mut bytes = Vec::new();
+            self.batch.finish(&mut bytes);
+            if !bytes.is_empty() {
+                done.push(Done::Send(frames.number(bytes)));
+            }
+            if pumped == Pumped::Done {
+                return;
+            }
+        }
+    }
+
+    fn ask(&mut self, asked: &Asked, done: &mut Vec<Done>) {
+        let mut value = Vec::new();
+        let (client, operation) = match asked.what {
+            What::Get => (0, Operation::Get),
+            What::Write { client, seq, first_incomplete, kind, large } => {
+                let number = u8::try_from(asked.id).expect("writes are few");
+                value.resize(if large { FRAGMENT_BYTES } else { 1 }, number);
+                let condition = match kind {
+                    Kind::PutIfAbsent => Condition::IfAbsent,
+                    Kind::Put | Kind::Delete => Condition::Always,
+                };
+                let header = WriteHeader {
+                    seq: RequestSeq(seq.into()),
+                    first_incomplete: RequestSeq(first_incomplete.into()),
+                    condition,
+                };
+                let operation = match kind {
+                    Kind::Delete => Operation::Delete(header),
+                    Kind::Put | Kind::PutIfAbsent => Operation::Put(header, &value),
+                };
+                (client, operation)
+            }
+        };
+        let request = Request {
+            id: RequestId(asked.id),
+            view: ViewVersion(0),
+            digest: Digest::of(asked.key.as_bytes()),
+            key: asked.key.as_bytes(),
+            operation,
+        };
+        let client = ClientId(u128::from(client) + 1);
+        let before = done.len();
+        let connection = ConnectionId(1);
+        self.replica.on_request(self.now, connection, client, &request, &mut Collected(done));
+        let answered = done[before..].iter().find_map(|done| match done {
+            Done::Answer(given) if given.id == asked.id => Some(*given),
+            _ => None,
+        });
+        let Some(given) = answered else { return };
+        let sight = self.replica.inspect();
+        let result = only_primaries_answer::check(GROUP, &sight, given.status).and_then(|()| {
+            match asked.what {
+                What::Get => lease_is_checked::check(GROUP, &sight, self.now, given.status),
+                What::Write { .. } => Ok(()),
+            }
+        });
+        done.extend(result.err().map(Done::Broken));
+        if asked.what == What::Get && given.version > sight.committed.0 {
+            let words = format_args!(
+                "a read tells of write {}, but only {} are committed",
+                given.version, sight.committed
+            );
+            done.push(Done::Broken(Violation::of(GROUP, 14, words)));
+        }
+    }
+}
+
+/// Opcode and body of a frame.
+pub fn body_of(bytes: &[u8]) -> (u8, &[u8]) {
+    let frame = split_frame(bytes, &FrameRules::checked(MAX_PEER_BODY));
+    let frame = frame.expect("it was written so").expect("it is whole");
+    (frame.opcode, frame.body)
+}
