@@ -103,7 +103,7 @@ pub fn all() -> Vec<Scope> {
             name: "leases",
             words: "the primary falls silent, is voted out, and goes on by its own clock",
             script: one(1, vec![write(1, 1, 0, Put), write(1, 2, 0, Put)]),
-            left: Left { ticks: 4, suspicions: 1, ..none },
+            left: Left { ticks: 3, suspicions: 1, votes: 1, ..none },
             ..base.clone()
         },
         Scope {
@@ -118,7 +118,7 @@ pub fn all() -> Vec<Scope> {
             words: "the primary is voted out, lives, and comes back as candidate",
             script: one(2, vec![write(1, 1, 0, Put), write(1, 2, 1, Put), write(1, 3, 0, Delete)]),
             done_before: 2,
-            left: Left { ticks: 3, suspicions: 1, ..none },
+            left: Left { ticks: 1, suspicions: 1, votes: 1, returns: 1, ..none },
             ..base.clone()
         },
         Scope {
@@ -145,7 +145,7 @@ pub fn all() -> Vec<Scope> {
             name: "copy, then silence",
             words: "a candidate is copied to while the primary takes over, and falls silent",
             beginning: Candidate,
-            left: Left { ticks: 3, suspicions: 1, ..none },
+            left: Left { ticks: 3, suspicions: 1, votes: 1, ..none },
             ..base.clone()
         },
         Scope {
@@ -153,7 +153,7 @@ pub fn all() -> Vec<Scope> {
             words: "the group goes home; either server dies or falls silent",
             beginning: HandOver,
             script: one(1, vec![write(1, 1, 0, Put), write(1, 2, 0, Put)]),
-            left: Left { ticks: 3, kills: 1, breaks: 1, suspicions: 1, ..none },
+            left: Left { ticks: 3, kills: 1, suspicions: 1, votes: 1, ..none },
             ..base.clone()
         },
         Scope {
@@ -168,7 +168,7 @@ pub fn all() -> Vec<Scope> {
             name: "home again",
             words: "after a whole recovery the new primary falls silent",
             beginning: HomeAgain,
-            left: Left { ticks: 3, suspicions: 1, ..none },
+            left: Left { ticks: 3, suspicions: 1, votes: 1, ..none },
             ..base.clone()
         },
         Scope {
@@ -182,14 +182,14 @@ pub fn all() -> Vec<Scope> {
             name: "candidates",
             words: "candidates die and follow each other; reports and heartbeats come late",
             beginning: Candidate,
-            left: Left { kills: 2, spawns: 1, late_reports: 1, ghosts: 1, breaks: 1, ..none },
+            left: Left { kills: 2, spawns: 1, late_reports: 1, ghosts: 1, ..none },
             ..base.clone()
         },
         Scope {
             name: "terms",
             words: "the coordinator dies, with a view on its way to the disk",
             slow_disk: true,
-            left: Left { restarts: 1, kills: 1, suspicions: 1, ticks: 1, ..none },
+            left: Left { restarts: 1, kills: 1, returns: 2, ..none },
             ..base.clone()
         },
         Scope {
@@ -215,6 +215,7 @@ impl Scope {
     /// A promise that is broken on the way.
     pub fn begin(&self, explorer: &mut Explorer) -> Result<World, Violation> {
         explorer.scope.slow_disk = false;
+        explorer.is_unjudged = cfg!(feature = "holes");
         let mut world = World::new(&mut explorer.machines, self, &self.script);
         world.left = Left { kills: 1, spawns: 3, ..Left::default() };
         explorer.brain(&mut world, BrainInput::Wake);
@@ -230,6 +231,8 @@ impl Scope {
         }
         world.left = self.left;
         explorer.scope.slow_disk = self.slow_disk;
+        explorer.is_unjudged = false;
+        explorer.judge(&mut world)?;
         Ok(world)
     }
 

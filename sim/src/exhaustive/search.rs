@@ -198,9 +198,10 @@ impl Explorer {
             match process.link.1 {
                 true if left.suspicions > 0 => actions.push(Action::Suspect(n)),
                 true => {}
-                false => actions.push(Action::Back(n)),
+                false if left.returns > 0 => actions.push(Action::Back(n)),
+                false => {}
             }
-            if process.link.1 && down {
+            if process.link.1 && down && left.votes > 0 {
                 actions.push(Action::Heartbeat(n));
             }
             self.actions_of_shards(world, n, actions);

@@ -38,6 +38,9 @@ pub struct Explorer {
     pub judged: Judged,
     /// What happens, in words, if anybody wants to know.
     pub words: Option<Vec<String>>,
+    /// While a beginning is reached with a rule left out, nothing is judged: what is broken there is
+    /// broken again later, by a step of the search, or does not matter to it.
+    pub(super) is_unjudged: bool,
     broken: Option<Violation>,
 }
 
@@ -45,7 +48,7 @@ impl Explorer {
     /// One that knows nothing yet.
     pub fn new(scope: Scope, judged: Judged) -> Explorer {
         let machines = Machines::default();
-        Explorer { machines, scope, judged, words: None, broken: None }
+        Explorer { machines, scope, judged, words: None, is_unjudged: false, broken: None }
     }
 
     /// The state after an action.
@@ -66,6 +69,15 @@ impl Explorer {
         }
     }
 
+    /// The promise that a state breaks by itself.
+    ///
+    /// # Errors
+    /// That promise.
+    pub(super) fn judge(&mut self, world: &mut World) -> Result<(), Violation> {
+        properties::check(self, world);
+        self.broken.take().map_or(Ok(()), Err)
+    }
+
     /// Notes a broken promise, if it counts.
     pub fn note(&mut self, result: Result<(), Violation>) {
         let Err(violation) = result else { return };
@@ -73,7 +85,7 @@ impl Explorer {
             Judged::Everything => true,
             Judged::ByClients => matches!(violation.invariant, 0 | 13 | 16 | 17 | 19),
         };
-        if counts {
+        if counts && !self.is_unjudged {
             self.broken.get_or_insert(violation);
         }
     }
@@ -151,13 +163,17 @@ impl Explorer {
                 self.brain(world, BrainInput::LinkLost(link, server));
             }
             Action::Heartbeat(p) | Action::Ghost(p) => {
-                if let Action::Ghost(_) = action {
-                    world.left.ghosts -= 1;
+                match action {
+                    Action::Ghost(_) => world.left.ghosts -= 1,
+                    _ => world.left.votes -= 1,
                 }
                 let input = self.heartbeat(world, usize::from(p));
                 self.brain(world, input);
             }
-            Action::Back(p) => self.connect(world, usize::from(p)),
+            Action::Back(p) => {
+                world.left.returns -= 1;
+                self.connect(world, usize::from(p));
+            }
             Action::Break(c) => {
                 world.left.breaks -= 1;
                 let connection = &mut world.connections[usize::from(c)];

@@ -71,6 +71,10 @@ pub struct Left {
     pub breaks: u8,
     /// Links to the coordinator that end without a death.
     pub suspicions: u8,
+    /// Heartbeats that count as votes.
+    pub votes: u8,
+    /// Returns of servers whose links to the coordinator had ended.
+    pub returns: u8,
     /// Deaths of the coordinator.
     pub restarts: u8,
     /// Heartbeats of the dead.
