@@ -6,7 +6,7 @@
 //! | 2 | a lease ends before the grace | in every state |
 //! | 3 | primary and secondary hold the same at the same write | in every state |
 //! | 4 | a number of the log is one write | at every answer |
-//! | 5 | versions and epochs grow; a version names one view | in every state |
+//! | 5 | versions and epochs grow; a version names one view, and is durable before anybody has it | in every state |
 //! | 6, 10 | what is acknowledged is held by the members, and by a candidate that has caught up | at every answer |
 //! | 7 | whoever may serve has every acknowledged write | in every state |
 //! | 8, 9, 11, 14 | as in [`crate::invariants`] | at every message and answer |
@@ -33,6 +33,8 @@ pub fn check(explorer: &mut Explorer, world: &mut World) {
         let found = replicas(explorer, world, s).and_then(|()| union(explorer, world, s));
         explorer.note(found);
     }
+    let durable = only_durable_views(explorer, world);
+    explorer.note(durable);
     let named = no_dead_member(explorer, world);
     explorer.note(named);
     for key in 0..explorer.scope.script.keys.len() {
@@ -136,6 +138,21 @@ fn union(explorer: &Explorer, world: &mut World, s: usize) -> Result<(), Violati
             world.caught_up.retain(|told| !is_at(told));
         } else if told == Some(version) && me.state == ReplicaState::CopyFailed {
             return broken(10, format!("the union of view {version} was left after the report"));
+        }
+    }
+    Ok(())
+}
+
+/// Nobody has been told of a view that a crash of the coordinator could take back.
+fn only_durable_views(explorer: &Explorer, world: &World) -> Result<(), Violation> {
+    let durable = explorer.machines.brains.sight(world.brain).view.version;
+    for (p, member) in alive(world) {
+        for s in 0..usize::from(explorer.scope.shards) {
+            let installed = inside(explorer, world, p, s).view.map(|view| view.version);
+            if let Some(version) = installed.filter(|version| *version > durable) {
+                let words = format!("{member} is in view {version}, and only {durable} is durable");
+                return broken(5, words);
+            }
         }
     }
     Ok(())

@@ -76,134 +76,196 @@ pub fn all() -> Vec<Scope> {
     use Kind::*;
     let one = |keys: usize, writes: Vec<Write>| Script { writes, keys: keys_of(1, 0, keys) };
     let none = Left::default();
-    let base = Scope {
-        name: "",
-        words: "",
-        beginning: Home,
-        shards: 1,
-        slow_disk: false,
-        script: one(1, vec![write(1, 1, 0, Put)]),
-        done_before: 1,
-        left: none,
-    };
     let mut two_keys = keys_of(2, 0, 1);
     two_keys.extend(keys_of(2, 1, 1));
+    let small = write(1, 1, 0, Put);
+    let again = write(1, 2, 0, Put);
+    let other = write(2, 1, 0, Put);
+    let scope = |name, words, beginning, script, done_before, left| Scope {
+        name,
+        words,
+        beginning,
+        shards: 1,
+        slow_disk: false,
+        script,
+        done_before,
+        left,
+    };
     vec![
-        Scope {
-            name: "writes",
-            words: "two clients write and retry at home; the primary dies",
-            script: one(
-                1,
-                vec![write(1, 1, 0, Put), write(1, 2, 0, Put), write(2, 1, 0, PutIfAbsent)],
-            ),
-            left: Left { reads: 1, retries: 2, kills: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "leases",
-            words: "the primary falls silent, is voted out, and goes on by its own clock",
-            script: one(1, vec![write(1, 1, 0, Put), write(1, 2, 0, Put)]),
-            left: Left { ticks: 3, suspicions: 1, votes: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "deaths",
-            words: "either server dies; nobody replaces it",
-            script: one(1, vec![write(1, 1, 0, Put), write(1, 2, 0, Put)]),
-            left: Left { kills: 2, ticks: 1, breaks: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "outcast",
-            words: "the primary is voted out, lives, and comes back as candidate",
-            script: one(2, vec![write(1, 1, 0, Put), write(1, 2, 1, Put), write(1, 3, 0, Delete)]),
-            done_before: 2,
-            left: Left { ticks: 1, suspicions: 1, votes: 1, returns: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "copy",
-            words: "a candidate is copied to while clients write",
-            beginning: Candidate,
-            script: one(
+        scope(
+            "writes",
+            "two clients write and retry at home; the primary dies",
+            Home,
+            one(1, vec![small, again, write(2, 1, 0, PutIfAbsent)]),
+            1,
+            Left { reads: 1, retries: 2, kills: 1, ..none },
+        ),
+        scope(
+            "leases",
+            "the primary falls silent, is voted out, and goes on by its own clock",
+            Home,
+            one(1, vec![small, again]),
+            1,
+            Left { ticks: 3, suspicions: 1, votes: 1, ..none },
+        ),
+        scope(
+            "deaths",
+            "both servers may die, and a stream break; nobody replaces them",
+            Home,
+            one(1, vec![small, again]),
+            1,
+            Left { kills: 2, ticks: 1, breaks: 1, ..none },
+        ),
+        scope(
+            "outcast",
+            "the primary is voted out, lives, and comes back as candidate while its successor waits",
+            Home,
+            one(1, vec![small, write(1, 2, 0, Delete)]),
+            1,
+            Left { ticks: 3, suspicions: 1, votes: 1, returns: 1, ..none },
+        ),
+        scope(
+            "outcast, then a death",
+            "the same in less time; its successor dies",
+            Home,
+            one(1, vec![small, again]),
+            1,
+            Left { ticks: 2, suspicions: 1, votes: 1, returns: 1, kills: 1, ..none },
+        ),
+        scope(
+            "copy",
+            "a candidate is copied to while clients write over what is copied",
+            Candidate,
+            one(
                 2,
-                vec![large(1, 1, 0), large(2, 1, 1), write(1, 2, 0, Put), write(2, 2, 1, Delete)],
+                vec![large(1, 1, 0), large(2, 1, 1), write(1, 2, 1, Put), write(2, 2, 1, Delete)],
             ),
-            done_before: 2,
-            left: Left { breaks: 1, ticks: 1, ..none },
-            ..base.clone()
-        },
+            2,
+            Left { ticks: 1, ..none },
+        ),
+        scope(
+            "copy and delete",
+            "a candidate is copied to while clients delete what is copied",
+            Candidate,
+            one(
+                2,
+                vec![large(1, 1, 0), large(2, 1, 1), write(1, 2, 1, Delete), write(2, 2, 1, Put)],
+            ),
+            2,
+            none,
+        ),
+        scope(
+            "copy that breaks",
+            "the same, and a stream breaks",
+            Candidate,
+            one(2, vec![large(1, 1, 0), large(2, 1, 1), write(1, 2, 1, Delete)]),
+            2,
+            Left { breaks: 1, ..none },
+        ),
+        scope(
+            "copy, then a death",
+            "a candidate is copied to, becomes secondary, and the primary dies",
+            Candidate,
+            one(1, vec![large(1, 1, 0), again]),
+            1,
+            Left { kills: 1, retries: 1, reads: 1, ..none },
+        ),
+        scope(
+            "copy, then silence",
+            "a candidate is copied to; whoever is primary then falls silent",
+            Candidate,
+            one(1, vec![small]),
+            1,
+            Left { ticks: 2, suspicions: 1, votes: 1, ..none },
+        ),
+        scope(
+            "hand-over",
+            "the group goes home; a server dies",
+            HandOver,
+            one(1, vec![small, again, other]),
+            1,
+            Left { kills: 1, breaks: 1, ..none },
+        ),
+        scope(
+            "slow hand-over",
+            "the group goes home, and time passes",
+            HandOver,
+            one(1, vec![small, again, other]),
+            1,
+            Left { ticks: 3, ..none },
+        ),
+        scope(
+            "silent hand-over",
+            "the group goes home; a server falls silent",
+            HandOver,
+            one(1, vec![small, again]),
+            1,
+            Left { ticks: 3, suspicions: 1, votes: 1, ..none },
+        ),
+        scope(
+            "away",
+            "the candidate is made secondary, and the group goes home; somebody dies",
+            Secondary,
+            one(1, vec![small, again]),
+            1,
+            Left { ticks: 1, kills: 1, ..none },
+        ),
+        scope(
+            "home again",
+            "after a whole recovery the new primary falls silent",
+            HomeAgain,
+            one(1, vec![small]),
+            1,
+            Left { ticks: 3, suspicions: 1, votes: 1, ..none },
+        ),
+        scope(
+            "alone",
+            "the only holder falls silent, or dies, while its replacement starts",
+            Alone,
+            one(1, vec![small]),
+            1,
+            Left { ticks: 1, kills: 1, suspicions: 1, spawns: 1, ..none },
+        ),
+        scope(
+            "candidates",
+            "candidates die and follow each other, and reports come late; the primary may die",
+            Candidate,
+            one(1, vec![small]),
+            1,
+            Left { kills: 2, spawns: 1, ticks: 1, late_reports: 1, ..none },
+        ),
+        scope(
+            "ghosts",
+            "heartbeats of the dead arrive while a candidate is copied to",
+            Candidate,
+            one(1, vec![small]),
+            1,
+            Left { ghosts: 1, kills: 1, ..none },
+        ),
         Scope {
-            name: "copy, then a death",
-            words: "a candidate is copied to, becomes secondary, and the primary dies",
-            beginning: Candidate,
-            script: one(1, vec![large(1, 1, 0), write(1, 2, 0, Put)]),
-            left: Left { kills: 1, retries: 1, reads: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "copy, then silence",
-            words: "a candidate is copied to while the primary takes over, and falls silent",
-            beginning: Candidate,
-            left: Left { ticks: 3, suspicions: 1, votes: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "hand-over",
-            words: "the group goes home; either server dies or falls silent",
-            beginning: HandOver,
-            script: one(1, vec![write(1, 1, 0, Put), write(1, 2, 0, Put)]),
-            left: Left { ticks: 3, kills: 1, suspicions: 1, votes: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "away",
-            words: "the candidate is made secondary, and the group goes home; somebody dies",
-            beginning: Secondary,
-            script: one(1, vec![write(1, 1, 0, Put), write(1, 2, 0, Put)]),
-            left: Left { ticks: 1, kills: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "home again",
-            words: "after a whole recovery the new primary falls silent",
-            beginning: HomeAgain,
-            left: Left { ticks: 3, suspicions: 1, votes: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "alone",
-            words: "the only holder falls silent, or dies, while its replacement starts",
-            beginning: Alone,
-            left: Left { ticks: 1, kills: 1, suspicions: 1, spawns: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "candidates",
-            words: "candidates die and follow each other; reports and heartbeats come late",
-            beginning: Candidate,
-            left: Left { kills: 2, spawns: 1, late_reports: 1, ghosts: 1, ..none },
-            ..base.clone()
-        },
-        Scope {
-            name: "terms",
-            words: "the coordinator dies, with a view on its way to the disk",
             slow_disk: true,
-            left: Left { restarts: 1, kills: 1, returns: 2, ..none },
-            ..base.clone()
+            ..scope(
+                "terms",
+                "the coordinator dies, with a view on its way to the disk",
+                Home,
+                one(1, vec![small, again]),
+                1,
+                Left { restarts: 1, kills: 1, returns: 2, ..none },
+            )
         },
         Scope {
-            name: "two shards",
-            words: "a candidate of two shards is copied to and becomes secondary; the primary dies",
-            beginning: Candidate,
             shards: 2,
-            script: Script {
-                writes: vec![write(1, 1, 0, Put), write(2, 1, 1, Put), write(2, 2, 1, Put)],
-                keys: two_keys,
-            },
-            done_before: 2,
-            left: Left { kills: 1, ..none },
-            ..base.clone()
+            ..scope(
+                "two shards",
+                "a candidate of two shards is copied to and becomes secondary; the primary dies",
+                Candidate,
+                Script {
+                    writes: vec![small, write(2, 1, 1, Put), write(2, 2, 1, Put)],
+                    keys: two_keys,
+                },
+                2,
+                Left { kills: 1, ..none },
+            )
         },
     ]
 }
