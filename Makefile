@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header bench sim sim-holes setup clean help
+.PHONY: all run test lint header bench sim sim-holes sim-exhaustive setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
@@ -45,6 +45,10 @@ sim: ## the simulator: fixed seeds, then fresh ones for ten minutes
 sim-holes: ## which rules the simulator misses when they are left out (long)
 	$(CARGO) run --profile sim $(LOCKED) --target-dir target/holes -p kv-sim --features holes \
 	    --bin sim-holes
+
+sim-exhaustive: ## every state of one group within bounds, then with each rule left out (long)
+	$(CARGO) run --profile sim $(LOCKED) --target-dir target/holes -p kv-sim --features holes \
+	    --bin sim-exhaustive
 
 setup: ## install or name what is missing on this machine
 	@scripts/setup.sh

@@ -35,6 +35,9 @@ struct Args {
     /// Only this hole, by its number, with its shortest traces (needs the feature `holes`).
     #[arg(long)]
     hole: Option<u8>,
+    /// Does each step from a machine's state that was reached in two ways after both, and compares.
+    #[arg(long)]
+    audit: bool,
     /// Searches at the same time.
     #[arg(long, default_value_t = 1)]
     threads: usize,
@@ -43,7 +46,7 @@ struct Args {
 impl Args {
     fn limits(&self) -> Limits {
         let time = Duration::from_secs_f64(self.minutes * 60.0);
-        Limits { depth: self.depth, states: self.states, time }
+        Limits { depth: self.depth, states: self.states, time, is_audited: self.audit }
     }
 
     fn scopes(&self) -> Vec<Scope> {

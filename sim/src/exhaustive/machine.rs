@@ -26,7 +26,7 @@ pub trait Machine {
     /// What it takes.
     type Input: Clone + Eq + Hash;
     /// What it does then.
-    type Output;
+    type Output: PartialEq + Debug;
     /// What others may see of it.
     type Sight;
     /// What its inputs and outputs name by number.
@@ -56,6 +56,11 @@ pub struct Unfolding<M: Machine> {
     states: Vec<Known<M>>,
     by_description: HashMap<u64, StateId>,
     steps: HashMap<(StateId, M::Input), Taken<M>>,
+    /// Whether each step from a state that was reached in two ways is done after both, to see that its
+    /// description left nothing out.
+    pub is_audited: bool,
+    /// Steps that were compared so.
+    pub audits: u64,
 }
 
 /// What an input led to, or what the machine said when it panicked.
@@ -63,6 +68,8 @@ type Taken<M> = Result<Rc<Step<<M as Machine>::Output>>, Rc<str>>;
 
 struct Known<M: Machine> {
     way: Way<M>,
+    /// The last step of another way.
+    other: Option<(StateId, M::Input)>,
     sight: Rc<M::Sight>,
 }
 
@@ -74,7 +81,13 @@ enum Way<M: Machine> {
 
 impl<M: Machine> Default for Unfolding<M> {
     fn default() -> Self {
-        Unfolding { states: Vec::new(), by_description: HashMap::new(), steps: HashMap::new() }
+        Unfolding {
+            states: Vec::new(),
+            by_description: HashMap::new(),
+            steps: HashMap::new(),
+            is_audited: false,
+            audits: 0,
+        }
     }
 }
 
@@ -116,6 +129,9 @@ impl<M: Machine> Unfolding<M> {
         }));
         let step = match taken {
             Ok((machine, output)) => {
+                if self.is_audited {
+                    self.audit(shared, state, &key.1, &machine, &output);
+                }
                 let next = self.state_of(&machine, Way::By(state, key.1.clone()));
                 Ok(Rc::new(Step { next, output }))
             }
@@ -131,9 +147,28 @@ impl<M: Machine> Unfolding<M> {
         let next = StateId::try_from(self.states.len()).expect("fewer than 2^32 states");
         let state = *self.by_description.entry(hasher.finish()).or_insert(next);
         if state == next {
-            self.states.push(Known { way, sight: Rc::new(machine.sight()) });
+            self.states.push(Known { way, other: None, sight: Rc::new(machine.sight()) });
+        } else if let (true, Way::By(before, input)) = (self.is_audited, way) {
+            self.states[state as usize].other = Some((before, input));
         }
         state
+    }
+
+    /// The same step from the same state, reached in another way, must be the same step.
+    fn audit(
+        &mut self,
+        shared: &mut M::Shared,
+        state: StateId,
+        input: &M::Input,
+        machine: &M,
+        output: &M::Output,
+    ) {
+        let Some((before, last)) = self.states[state as usize].other.clone() else { return };
+        let mut other = self.lead_to(shared, before);
+        other.take(shared, &last);
+        assert_eq!(&other.take(shared, input), output, "a description leaves something out");
+        assert_eq!(other.describe(), machine.describe(), "a description leaves something out");
+        self.audits += 1;
     }
 
     fn lead_to(&self, shared: &mut M::Shared, state: StateId) -> M {

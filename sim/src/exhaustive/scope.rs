@@ -116,22 +116,28 @@ pub fn all() -> Vec<Scope> {
             1,
             Left { kills: 2, ticks: 1, breaks: 1, ..none },
         ),
-        scope(
-            "outcast",
-            "the primary is voted out, lives, and comes back as candidate while its successor waits",
-            Home,
-            one(1, vec![small, write(1, 2, 0, Delete)]),
-            1,
-            Left { ticks: 3, suspicions: 1, votes: 1, returns: 1, ..none },
-        ),
-        scope(
-            "outcast, then a death",
-            "the same in less time; its successor dies",
-            Home,
-            one(1, vec![small, again]),
-            1,
-            Left { ticks: 2, suspicions: 1, votes: 1, returns: 1, kills: 1, ..none },
-        ),
+        Scope {
+            slow_disk: true,
+            ..scope(
+                "outcast",
+                "the primary is voted out, is heard again before that is durable, and becomes candidate",
+                Home,
+                one(1, vec![small, write(1, 2, 0, Delete)]),
+                1,
+                Left { ticks: 3, suspicions: 1, votes: 1, returns: 1, ..none },
+            )
+        },
+        Scope {
+            slow_disk: true,
+            ..scope(
+                "outcast, then a death",
+                "the same in less time; its successor dies",
+                Home,
+                one(1, vec![small, again]),
+                1,
+                Left { ticks: 2, suspicions: 1, votes: 1, returns: 1, kills: 1, ..none },
+            )
+        },
         scope(
             "copy",
             "a candidate is copied to while clients write over what is copied",

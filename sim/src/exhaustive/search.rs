@@ -22,6 +22,8 @@ pub struct Limits {
     pub states: usize,
     /// Time.
     pub time: Duration,
+    /// Whether the descriptions of the machines' states are checked on the way; slow.
+    pub is_audited: bool,
 }
 
 /// Why a search ended.
@@ -54,6 +56,8 @@ pub struct Found {
     pub replica_states: usize,
     /// States of the coordinator's brain.
     pub brain_states: usize,
+    /// Steps of machines that were done twice, after different ways to the same state.
+    pub audits: u64,
     /// What is broken, and the shortest way there.
     pub broken: Option<(Violation, Vec<Action>)>,
     /// How long it took.
@@ -76,6 +80,10 @@ pub fn search(
 ) -> Found {
     let start = Instant::now();
     let mut explorer = Explorer::new(scope.clone(), judged);
+    let machines = &mut explorer.machines;
+    machines.replicas.is_audited = limits.is_audited;
+    machines.nodes.is_audited = limits.is_audited;
+    machines.brains.is_audited = limits.is_audited;
     let mut found = Found {
         end: End::Exhausted,
         states: 1,
@@ -83,6 +91,7 @@ pub fn search(
         depth: 0,
         replica_states: 0,
         brain_states: 0,
+        audits: 0,
         broken: None,
         time: Duration::ZERO,
     };
@@ -145,6 +154,8 @@ pub fn search(
     found.states = ways.len();
     found.replica_states = explorer.machines.replicas.len();
     found.brain_states = explorer.machines.brains.len();
+    let machines = &explorer.machines;
+    found.audits = machines.replicas.audits + machines.nodes.audits + machines.brains.audits;
     found.time = start.elapsed();
     found
 }

@@ -1,0 +1,68 @@
+//! A slice of the exhaustive search (docs/recovery.md): all that can happen to one group within small
+//! bounds.
+
+use std::time::Duration;
+
+use kv_sim::exhaustive::scope::{self, Scope};
+use kv_sim::exhaustive::search::{End, Found, Limits, search};
+use kv_sim::exhaustive::step::Judged;
+
+const LIMITS: Limits =
+    Limits { depth: 100, states: 200_000, time: Duration::from_secs(300), is_audited: false };
+
+fn named(name: &str) -> Scope {
+    scope::all().into_iter().find(|scope| scope.name == name).expect("there is such a scope")
+}
+
+fn visited(name: &str, limits: Limits) -> Found {
+    search(&named(name), Judged::Everything, limits, |_, _, _| {})
+}
+
+/// Fewer states than this, and something that may happen no longer does.
+#[test]
+fn every_promise_holds_in_every_state_of_the_small_scopes() {
+    for (name, states) in [
+        ("writes", 2_000),
+        ("deaths", 15_000),
+        ("copy and delete", 2_500),
+        ("copy that breaks", 9_000),
+        ("copy, then a death", 50_000),
+    ] {
+        let found = visited(name, LIMITS);
+        assert_eq!(found.broken, None, "{name}");
+        assert_eq!(found.end, End::Exhausted, "{name}");
+        assert!(found.states >= states, "{name}: only {} states", found.states);
+    }
+}
+
+#[test]
+fn machines_that_describe_themselves_alike_do_the_same() {
+    for name in ["writes", "copy and delete", "copy that breaks"] {
+        let found = visited(name, Limits { is_audited: true, ..LIMITS });
+        assert_eq!(found.broken, None, "{name}");
+        assert!(found.audits > 100, "{name}: only {} steps were compared", found.audits);
+    }
+}
+
+#[cfg(feature = "holes")]
+mod holes {
+    use kv_core::holes::{self, Hole};
+
+    use super::*;
+
+    fn steps_to(hole: Hole, name: &str) -> (u8, usize) {
+        holes::open(hole);
+        let found = visited(name, LIMITS);
+        holes::close();
+        let (violation, way) = found.broken.expect("a rule is left out");
+        (violation.invariant, way.len())
+    }
+
+    #[test]
+    fn a_rule_that_is_left_out_is_found_by_its_shortest_trace() {
+        assert_eq!(steps_to(Hole::OlderEntryApplied, "copy"), (11, 10));
+        assert_eq!(steps_to(Hole::TombstonesForgotten, "copy and delete"), (11, 8));
+        assert_eq!(steps_to(Hole::PromoteWithoutGrace, "leases"), (1, 4));
+        assert_eq!(steps_to(Hole::AnswerBeforeAck, "writes"), (6, 1));
+    }
+}
