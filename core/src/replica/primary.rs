@@ -285,6 +285,10 @@ impl Replica {
 impl Replica {
     /// When [`Replica::on_timeout`] (and then [`Replica::pump`]) is wanted next.
     pub fn next_timeout(&self) -> Option<Time> {
+        // A frozen replica sends and changes nothing, so there is nothing to be woken for.
+        if self.frozen {
+            return None;
+        }
         if let Role::HandingOver(old) = &self.role {
             return old.sender.beacon_due();
         }

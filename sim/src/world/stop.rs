@@ -46,9 +46,9 @@ impl World {
     /// Whoever runs at a place is told to stop. Soon after, as misfortunes go, the one that holds the
     /// same keys crashes.
     pub(super) fn signal_at(&mut self, place: usize) {
-        let Some(process) = self.running_at(place).filter(|_| self.operator.is_idle()) else {
-            return;
-        };
+        // One that leaves during a start fails it: there is nothing to lose.
+        let may_leave = self.operator.is_idle() && self.has_served();
+        let Some(process) = self.running_at(place).filter(|_| may_leave) else { return };
         self.note_place(place, format_args!("process {process} is told to stop"));
         self.after(1_000, Happening::Signal(process));
         if self.random.per_mille(600) {
@@ -58,6 +58,11 @@ impl World {
             let delay = self.random.between(50_000_000, 1_200_000_000);
             self.after(delay, Happening::Crash(other));
         }
+    }
+
+    /// Whether the cluster that runs has come through its start.
+    pub(super) fn has_served(&self) -> bool {
+        self.coordinator.disk.as_ref().is_some_and(|state| state.has_served)
     }
 
     /// A process is told to stop: it asks its coordinator for the orders of a stop.
@@ -84,7 +89,8 @@ impl World {
     }
 
     pub(super) fn crash(&mut self, place: usize) {
-        if let Some(process) = self.running_at(place).filter(|_| !self.is_healing) {
+        let may_die = !self.is_healing && self.has_served();
+        if let Some(process) = self.running_at(place).filter(|_| may_die) {
             self.note_place(place, format_args!("fault: crash at place {place}"));
             self.kill(process);
         }

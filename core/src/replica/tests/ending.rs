@@ -116,6 +116,16 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
 }
 
 #[test]
+fn a_frozen_holder_wants_to_be_woken_for_nothing() {
+    let mut pair = Pair::new();
+    pair.put(b"a", b"1");
+    pair.settle();
+    assert!(pair.primary.next_timeout().is_some(), "its next beacon");
+    pair.primary.freeze();
+    assert_eq!(pair.primary.next_timeout(), None, "its driver would never sleep");
+}
+
+#[test]
 fn a_frozen_holder_installs_no_view_so_nothing_is_acknowledged_or_wiped_under_its_dump() {
     let alone = View { peer: Peer::None, ..view(2) };
     let out = View { primary: Some(member(7)), ..alone };
