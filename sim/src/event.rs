@@ -9,6 +9,7 @@ use kv_protocol::ids::{GroupId, OrderId};
 
 use crate::nemesis::Kind;
 use crate::network::{Actor, ConnectionNumber};
+use crate::world::Temptation;
 
 /// What happens.
 #[derive(Debug)]
@@ -89,6 +90,8 @@ pub enum Happening {
     Restore,
     /// Whoever runs at this place ends.
     Crash(usize),
+    /// Whether what is left of a group is to crash now.
+    Tempt(Temptation),
     /// Effects of the brain that wait for the end of a pause.
     Effects(u64, Vec<Effect>),
 }

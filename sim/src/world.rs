@@ -45,6 +45,7 @@ mod stop;
 mod wire;
 
 pub use restore::Operator;
+pub use stop::Temptation;
 
 /// What a run is made of.
 #[derive(Clone, Copy, Debug)]

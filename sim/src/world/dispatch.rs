@@ -83,6 +83,7 @@ impl World {
             Happening::Stopped(term) => self.on_stopped(term),
             Happening::Restore => self.restore(),
             Happening::Crash(place) => self.crash(place),
+            Happening::Tempt(temptation) => self.tempt(temptation),
             Happening::Effects(term, effects) => {
                 if term == self.coordinator.term {
                     self.carry_out(effects);

@@ -58,6 +58,11 @@ impl Operator {
         self.phase == Phase::Idle
     }
 
+    /// Whether the cluster is being stopped.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.phase == Phase::Stopping
+    }
+
     /// Whether no coordinator is to be started.
     pub fn is_down(&self) -> bool {
         self.phase == Phase::Down

@@ -1,6 +1,7 @@
 //! Stops: of the whole cluster, by its operator or after a double fault, and of one process by a signal.
 //!
 //! ```text
+//!   the operator, and single processes: by a plan of times, made at the beginning
 //!   DRAIN, dumps and SHUTDOWN come as orders; a dump is on the disk some time after its last shard.
 //!   a signal: the process asks for these orders; where none come it dumps and ends by itself.
 //! ```
@@ -14,11 +15,30 @@ use kv_protocol::ids::GroupId;
 use super::*;
 use crate::dump::{Job, Part};
 
+/// How often, in a thousand, whoever holds the same keys as a process that leaves crashes too: once it
+/// has acknowledged something alone, or at any time.
+const TEMPTATIONS: u64 = 300;
+const CRASHES: u64 = 300;
+/// How often it is looked whether it has, and for how long, in nanoseconds.
+const LOOK_FOR_ACKS: u64 = 3_000_000;
+const TEMPTATION_LASTS: u64 = 1_500_000_000;
+
 /// How long a process that was told to stop waits for its coordinator's orders, in nanoseconds.
 const PATIENCE: u64 = 5_000_000_000;
 /// How often it is looked whether a process has drained, and for how long.
 const LOOK_AGAIN: u64 = 2_000_000;
 const DRAIN_PATIENCE: u64 = 4_500_000_000;
+
+/// A group's holder leaves, its dump behind it, and its other holder goes on alone: a crash of that one
+/// leaves nothing of the group but the dump, in which what was acknowledged since is missing.
+#[derive(Clone, Copy, Debug)]
+pub struct Temptation {
+    group: GroupId,
+    other: ServerId,
+    /// What was acknowledged in the group when the other was first seen alone.
+    acked: Option<u64>,
+    until: u64,
+}
 
 impl World {
     /// When the operator stops the cluster, and when single processes are told to stop.
@@ -43,26 +63,60 @@ impl World {
         }
     }
 
-    /// Whoever runs at a place is told to stop. Soon after, as misfortunes go, the one that holds the
+    /// Whoever runs at a place is told to stop, and soon after, as misfortunes go, the one that holds the
     /// same keys crashes.
     pub(super) fn signal_at(&mut self, place: usize) {
-        // One that leaves during a start fails it: there is nothing to lose.
-        let may_leave = self.operator.is_idle() && self.has_served();
-        let Some(process) = self.running_at(place).filter(|_| may_leave) else { return };
+        let Some(process) = self.running_at(place).filter(|_| self.serves()) else { return };
         self.note_place(place, format_args!("process {process} is told to stop"));
         self.after(1_000, Happening::Signal(process));
-        if self.random.per_mille(600) {
-            let servers = usize::from(self.config.servers);
-            let other =
-                (place + if self.random.per_mille(500) { 1 } else { servers - 1 }) % servers;
-            let delay = self.random.between(50_000_000, 1_200_000_000);
-            self.after(delay, Happening::Crash(other));
+        let servers = usize::from(self.config.servers);
+        let before = (place + servers - 1) % servers;
+        let (group, other) = match self.random.per_mille(500) {
+            true => (place, (place + 1) % servers),
+            false => (before, before),
+        };
+        match self.random.below(1_000) {
+            chance if chance < TEMPTATIONS => {
+                let small = |number| u16::try_from(number).expect("places are few");
+                let temptation = Temptation {
+                    group: GroupId(small(group)),
+                    other: ServerId(small(other)),
+                    acked: None,
+                    until: self.now + TEMPTATION_LASTS,
+                };
+                self.after(LOOK_FOR_ACKS, Happening::Tempt(temptation));
+            }
+            chance if chance < TEMPTATIONS + CRASHES => {
+                let delay = self.random.between(50_000_000, 1_200_000_000);
+                self.after(delay, Happening::Crash(other));
+            }
+            _ => {}
         }
     }
 
-    /// Whether the cluster that runs has come through its start.
-    pub(super) fn has_served(&self) -> bool {
-        self.coordinator.disk.as_ref().is_some_and(|state| state.has_served)
+    /// Whether the cluster serves, and is not being stopped.
+    fn serves(&self) -> bool {
+        let serves = self.coordinator.cluster.as_ref().is_some_and(|c| c.has_served());
+        serves && self.operator.is_idle()
+    }
+
+    /// Crashes the one that is left, if it is alone and has acknowledged something since.
+    pub(super) fn tempt(&mut self, mut temptation: Temptation) {
+        let Temptation { group, other, until, .. } = temptation;
+        let Some(cluster) = self.coordinator.cluster.as_ref().filter(|_| self.now < until) else {
+            return;
+        };
+        let view = &cluster.views()[usize::from(group.0)];
+        let is_alone = view.secondary().is_none()
+            && view.primary.is_some_and(|primary| primary.server == other);
+        if is_alone {
+            let places = self.checks.acked.range((group, 0)..=(group, usize::MAX));
+            let acked = places.map(|(_, acked)| acked).sum();
+            if *temptation.acked.get_or_insert(acked) < acked {
+                return self.crash(usize::from(other.0));
+            }
+        }
+        self.after(LOOK_FOR_ACKS, Happening::Tempt(temptation));
     }
 
     /// A process is told to stop: it asks its coordinator for the orders of a stop.
@@ -89,8 +143,8 @@ impl World {
     }
 
     pub(super) fn crash(&mut self, place: usize) {
-        let may_die = !self.is_healing && self.has_served();
-        if let Some(process) = self.running_at(place).filter(|_| may_die) {
+        let may_crash = !self.is_healing && self.serves();
+        if let Some(process) = self.running_at(place).filter(|_| may_crash) {
             self.note_place(place, format_args!("fault: crash at place {place}"));
             self.kill(process);
         }
@@ -176,9 +230,11 @@ impl World {
         }
     }
 
-    /// The operator stops the cluster; where there is no coordinator he tries again.
+    /// The operator stops the cluster; where there is no coordinator he tries again. A stop that has
+    /// begun goes on however late it is.
     pub(super) fn stop_cluster(&mut self) {
-        if self.is_healing || self.operator.is_restoring() || self.operator.is_down() {
+        let has_begun = self.operator.is_stopping();
+        if !has_begun && (self.is_healing || !self.operator.is_idle()) {
             return;
         }
         let is_stopped = self.brain(|cluster, now, sink| {
