@@ -14,8 +14,9 @@
 //! is done stands in it. One that is dumping may take as long as its tables are large, while its
 //! heartbeats come. A dump that fails is ordered once more a moment later, and nobody exits before.
 //!
-//! Nobody is told to exit either before the stop is durable. A coordinator that dies in a stop would
-//! otherwise be followed by one that takes those who have exited for dead, and gives their groups away
+//! Nobody is told of a stop of the cluster before it is durable. Who drains takes no writes any more, and
+//! who has begun to dump takes no view; a coordinator that dies in a stop would otherwise be followed by
+//! one that waits for them for ever, or takes those who have exited for dead and gives their groups away
 //! or up: then the last views would name nobody, and no dump would count.
 
 use std::time::Duration;
@@ -163,6 +164,7 @@ impl Stage {
 pub(super) struct Stop {
     phase: StopPhase,
     served: bool,
+    begun: bool,
     over: bool,
 }
 
@@ -173,11 +175,16 @@ impl Cluster {
             return;
         }
         let served = self.has_served();
-        self.stop = Some(Stop { phase: StopPhase::Drain, served, over: false });
+        self.stop = Some(Stop { phase: StopPhase::Drain, served, begun: false, over: false });
         self.revision += 1;
         self.memory.decided.is_stopping = true;
         self.store(sink);
         sink.push(Effect::Stopping(StopPhase::Drain));
+        self.advance_stop(now, sink);
+    }
+
+    /// The stop is durable: everybody is told.
+    fn begin_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
         for id in (0..self.count()).map(ServerId) {
             let server = self.server(id);
             if server.exited {
@@ -193,7 +200,6 @@ impl Cluster {
                 progress.since = now;
             }
         }
-        self.advance_stop(now, sink);
     }
 
     /// Stop waiting: whoever is left is killed.
@@ -267,14 +273,17 @@ impl Cluster {
             self.advance_lone(now, sink);
             return;
         };
+        if !stop.begun && self.memory.durable().is_stopping {
+            stop.begun = true;
+            self.begin_stop(now, sink);
+        }
         self.kill_late(now, sink);
-        if stop.phase == StopPhase::Drain && self.all(|s| self.has_drained(now, s)) {
+        if stop.begun && stop.phase == StopPhase::Drain && self.all(|s| self.has_drained(now, s)) {
             stop.phase = StopPhase::Dump;
             sink.push(Effect::Stopping(StopPhase::Dump));
             self.each(|cluster, id| cluster.dump(now, id, sink));
         }
-        let is_durable = self.memory.durable().is_stopping;
-        if stop.phase == StopPhase::Dump && self.all(Self::has_dumped) && is_durable {
+        if stop.phase == StopPhase::Dump && self.all(Self::has_dumped) {
             stop.phase = StopPhase::Shutdown;
             sink.push(Effect::Stopping(StopPhase::Shutdown));
             self.each(|cluster, id| cluster.shut_down(now, id, sink));

@@ -329,3 +329,21 @@ fn a_server_that_leaves_alone_and_cannot_drain_is_still_told_to_exit_in_time() {
     world.report_all();
     assert_eq!(world.ordered(), [(id, "SHUTDOWN")]);
 }
+
+#[test]
+fn nobody_is_told_of_a_stop_before_it_is_durable() {
+    for is_stored in [false, true] {
+        let mut world = World::serving(3);
+        world.keeps_stores = true;
+        world.stop();
+        assert_eq!(world.ordered(), [], "who drains or dumps cannot go back");
+        if is_stored {
+            world.store();
+            let orders = world.ordered();
+            assert_eq!(orders.iter().filter(|(_, name)| *name == "DRAIN").count(), 3, "{orders:?}");
+        }
+        // The coordinator dies. Its successor stops on, or knows of no stop, and nobody else does.
+        world.restart();
+        assert_eq!(world.cluster.state() == ClusterState::Stopping, is_stored);
+    }
+}
