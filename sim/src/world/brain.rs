@@ -204,7 +204,9 @@ impl World {
         self.trace.note(self.now, About::All, format_args!("the coordinator ends"));
         let stored = self.random.per_mille(500);
         let term = self.coordinator.term;
+        // It has contacted nobody before its epoch was durable.
         let cluster = self.coordinator.cluster.as_ref();
+        let cluster = cluster.filter(|cluster| cluster.durable().epoch == cluster.config().epoch);
         if let Some(epoch) = cluster.map(|cluster| cluster.config().epoch)
             && let Some(process) = self.processes.iter().rev().find(|p| p.alive)
         {
