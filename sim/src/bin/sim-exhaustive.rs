@@ -32,7 +32,7 @@ struct Args {
     /// Minutes that one scope may take.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
-    /// Only this hole, by its number, with its shortest traces (needs the feature `holes`).
+    /// Only this hole, by its number, with its shortest traces (needs the feature `holes`); 0: none.
     #[arg(long)]
     hole: Option<u8>,
     /// Does each step from a machine's state that was reached in two ways after both, and compares.
@@ -59,15 +59,15 @@ fn main() -> ExitCode {
     let args = Args::parse();
     std::panic::set_hook(Box::new(|_| {}));
     let bars = MultiProgress::new();
-    if args.hole.is_none() && !with_all_rules(&args, &bars) {
+    if args.hole.is_none_or(|hole| hole == 0) && !with_all_rules(&args, &bars) {
         return ExitCode::FAILURE;
     }
     #[cfg(feature = "holes")]
-    if !planted::without_rules(&args, &bars) {
+    if args.hole != Some(0) && !planted::without_rules(&args, &bars) {
         return ExitCode::FAILURE;
     }
     #[cfg(not(feature = "holes"))]
-    if args.hole.is_some() {
+    if args.hole.is_some_and(|hole| hole > 0) {
         eprintln!("--hole needs the cargo feature `holes`: make sim-exhaustive");
         return ExitCode::FAILURE;
     }
@@ -239,6 +239,8 @@ mod planted {
                 (_, Some((violation, way))) => {
                     outcome.shortest = Some(Shortest { scope, violation, way });
                 }
+                // Visited as far as was wanted.
+                (End::Depth, None) if limits.depth < args.depth => {}
                 (_, None) => outcome.cut.push(scope.name),
             }
         }
