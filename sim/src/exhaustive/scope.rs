@@ -228,7 +228,7 @@ pub fn all() -> Vec<Scope> {
             "home again",
             "after a whole recovery the new primary falls silent",
             HomeAgain,
-            one(1, vec![small]),
+            one(1, vec![small, again]),
             1,
             Left { ticks: 3, suspicions: 1, votes: 1, ..none },
         ),
