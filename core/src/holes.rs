@@ -34,7 +34,7 @@ pub enum Hole {
     StaleUpdatedAccepted = 23,
     CandidateNotWiped = 24,
     ServeBeforeHandover = 25,
-    HandoverByInactive = 26,
+    // 26, a hand-over by an inactive primary, cannot happen: see docs/decisions/.
     GraceInHandover = 27,
     UnionByInactive = 28,
     GroupCForgotten = 29,
@@ -109,7 +109,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 38] = {
+    pub const ALL: [Hole; 37] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -137,7 +137,6 @@ mod planted {
             StaleUpdatedAccepted,
             CandidateNotWiped,
             ServeBeforeHandover,
-            HandoverByInactive,
             GraceInHandover,
             UnionByInactive,
             GroupCForgotten,
@@ -208,7 +207,6 @@ mod planted {
                 Hole::StaleUpdatedAccepted => "stale UPDATED accepted",
                 Hole::CandidateNotWiped => "copy not wiped when named candidate",
                 Hole::ServeBeforeHandover => "serve before HANDOVER's sn",
-                Hole::HandoverByInactive => "hand-over by an inactive primary",
                 Hole::GraceInHandover => "grace in a hand-over view",
                 Hole::UnionByInactive => "union or report by an inactive primary",
                 Hole::GroupCForgotten => "group C forgotten in step 0",

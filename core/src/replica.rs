@@ -140,8 +140,6 @@ enum Role {
 #[derive(Debug)]
 struct HandingOver {
     sender: Sender,
-    /// Whether it was active as primary; only then it may say that it has sent all.
-    was_active: bool,
     /// Whether HANDOVER was sent on the stream that stands.
     is_said: bool,
 }

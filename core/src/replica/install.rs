@@ -4,7 +4,7 @@
 //! | from \ named as | primary | secondary | candidate or nothing |
 //! |---|---|---|---|
 //! | nothing yet | founding view only | founding view only | wiped |
-//! | primary | keeps its log | hand-over view: hands over | wiped |
+//! | primary | keeps its log | hand-over view, and active: hands over | wiped |
 //! | handing over | takes the group back | the same view again | wiped |
 //! | taking over | waits for its grace | never | wiped |
 //! | secondary | takes over, or waits for HANDOVER | keeps its copy | wiped |
@@ -119,7 +119,7 @@ impl Replica {
             (Named::Secondary, Role::Secondary(_)) => {
                 self.view.is_some_and(|installed| installed.primary == view.primary)
             }
-            (Named::Secondary, Role::Primary(_)) => view.handover,
+            (Named::Secondary, Role::Primary(primary)) => view.handover && primary.is_active(),
             (Named::Secondary, Role::HandingOver(_) | Role::TakingOver(_)) => false,
         }
     }
@@ -190,13 +190,8 @@ impl Replica {
         self.role = match std::mem::replace(&mut self.role, Role::Out) {
             Role::Primary(mut primary) => {
                 self.turn_away(primary.sender.log.take_waiters(), answers);
-                let was_active = primary.is_active() || holes::is_open(Hole::HandoverByInactive);
                 let log = primary.sender.log.into_new_stream();
-                Role::HandingOver(HandingOver {
-                    sender: Sender::of(log),
-                    was_active,
-                    is_said: false,
-                })
+                Role::HandingOver(HandingOver { sender: Sender::of(log), is_said: false })
             }
             Role::Secondary(follower) | Role::Candidate(follower, _) => {
                 Role::Secondary(follower.on_new_stream(&mut self.table))

@@ -310,7 +310,7 @@ fn pump_handover(
     batch: &mut BatchWriter,
 ) {
     let Some(view) = view else { return };
-    if old.was_active && !old.is_said && old.sender.is_connected() && !batch.is_full() {
+    if !old.is_said && old.sender.is_connected() && !batch.is_full() {
         let sn = old.sender.log.last();
         batch.push(&PeerMessage::Handover(Handover { view: view.version, sn }));
         old.is_said = true;

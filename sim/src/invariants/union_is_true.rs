@@ -10,13 +10,19 @@ use crate::invariants::{Violation, acked_is_held};
 use crate::server::Answered;
 use crate::world::World;
 
-/// A primary does not leave a candidate behind that it has told to have caught up, under the same view.
+/// A primary enters no union before it may serve, and does not leave a candidate behind that it has told
+/// to have caught up, under the same view.
 pub fn check(
     checks: &Checks,
     process: usize,
     place: Place,
     sight: &Inspection,
 ) -> Result<(), Violation> {
+    if sight.in_union && sight.state == ReplicaState::InGrace {
+        let words =
+            format_args!("shard {}: a union was entered before the grace was over", place.1);
+        return Err(Violation::of(place.0, 10, words));
+    }
     let version = sight.view.map_or(0, |view| view.version.0);
     let told = checks.caught_up.get(&(process, place)) == Some(&version);
     if told && sight.state == ReplicaState::CopyFailed {
