@@ -13,7 +13,6 @@ use common::programs::{self, COORD, Ended};
 use common::sshd::Sshd;
 use common::terminal::Terminal;
 use common::{Cluster, PATIENCE, wait_until};
-use kv_protocol::map::ServerState;
 use kv_protocol::status::ClusterState;
 
 /// The server that runs behind sshd.
