@@ -61,4 +61,4 @@ clean: ## remove everything that was built, and run/ with its logs and dumps
 	rm -rf bin run
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
