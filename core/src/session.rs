@@ -152,6 +152,7 @@ impl Sessions {
                 let old = std::mem::replace(&mut session.records[at], kept);
                 self.digest = self.digest.wrapping_sub(old.digest(record.client));
             }
+            Err(at) if at == session.records.len() => session.records.push_back(kept),
             Err(at) => session.records.insert(at, kept),
         }
         while let Some(oldest) = session.records.front()

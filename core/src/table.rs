@@ -149,8 +149,8 @@ impl Table {
         Some(unsafe { entry::version(&self.arena, handle) })
     }
 
-    /// Writes an entry at once: stages, fills and commits it. The version of the entry that it
-    /// replaced.
+    /// Writes an entry at once, as by staging, filling and committing it. The version of the entry
+    /// that it replaced.
     pub fn put(
         &mut self,
         hash: TableHash,
@@ -158,9 +158,11 @@ impl Table {
         value: &[u8],
         version: SequenceNumber,
     ) -> Result<Option<SequenceNumber>, OutOfMemory> {
-        let mut staged = self.stage(hash, key, value.len())?;
-        self.staged_append(&mut staged, value);
-        Ok(self.commit(staged, version))
+        let hash = hash.bits();
+        let handle = self.create(hash, key, value.len())?;
+        // SAFETY: the handle of an entry that was just made, for a value of that length.
+        unsafe { entry::write_value(&mut self.arena, handle, 0, value) };
+        Ok(self.link(hash, handle, version))
     }
 
     /// Removes a key's entry; its version.
@@ -217,6 +219,45 @@ impl Table {
         move |handle| unsafe { entry::key(&self.arena, handle) } == key
     }
 
+    /// Makes an entry that is in no slot yet, without its value.
+    fn create(
+        &mut self,
+        hash: HashBits,
+        key: &[u8],
+        value_len: usize,
+    ) -> Result<Handle, OutOfMemory> {
+        // Room in the segment too, while a refusal can still be answered.
+        self.directory.make_room(&mut self.arena, hash)?;
+        entry::create(&mut self.arena, key, value_len)
+            .ok_or(OutOfMemory { bytes: key.len() + value_len })
+    }
+
+    /// Makes an entry that was created, and whose value is complete, the entry of its key; the version
+    /// of the one that it replaced, which is freed.
+    fn link(
+        &mut self,
+        hash: HashBits,
+        handle: Handle,
+        version: SequenceNumber,
+    ) -> Option<SequenceNumber> {
+        // SAFETY: as the callers say, the handle of an entry whose whole value was written.
+        let seal = unsafe { entry::seal(&mut self.arena, handle, version) };
+        self.digest = self.digest.wrapping_add(seal.digest());
+        // SAFETY: as above.
+        let key = unsafe { entry::key(&self.arena, handle) };
+        match self.directory.find(&self.arena, hash, self.has_key(key)) {
+            Some(place) => {
+                let old = self.directory.replace(&mut self.arena, place, handle);
+                Some(self.free_removed(old))
+            }
+            None => {
+                self.directory.insert(&mut self.arena, hash, handle);
+                self.len += 1;
+                None
+            }
+        }
+    }
+
     /// Frees an entry that was part of the table until now; its version.
     fn free_removed(&mut self, handle: Handle) -> SequenceNumber {
         // SAFETY: the callers have just unlinked the entry, which was sealed when it was linked.
@@ -247,10 +288,7 @@ impl Table {
         value_len: usize,
     ) -> Result<Staged, OutOfMemory> {
         let hash = hash.bits();
-        // Room in the segment too, while a refusal can still be answered.
-        self.directory.make_room(&mut self.arena, hash)?;
-        let handle = entry::create(&mut self.arena, key, value_len)
-            .ok_or(OutOfMemory { bytes: key.len() + value_len })?;
+        let handle = self.create(hash, key, value_len)?;
         Ok(self.staging.add(Record { hash, handle, filled: 0 }))
     }
 
@@ -289,22 +327,7 @@ impl Table {
         let missing = self.staged_missing(&staged);
         assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
         let Record { hash, handle, .. } = self.staging.take(staged);
-        // SAFETY: the handle of an entry that was staged until now, and whose value is complete.
-        let seal = unsafe { entry::seal(&mut self.arena, handle, version) };
-        self.digest = self.digest.wrapping_add(seal.digest());
-        // SAFETY: as above.
-        let key = unsafe { entry::key(&self.arena, handle) };
-        match self.directory.find(&self.arena, hash, self.has_key(key)) {
-            Some(place) => {
-                let old = self.directory.replace(&mut self.arena, place, handle);
-                Some(self.free_removed(old))
-            }
-            None => {
-                self.directory.insert(&mut self.arena, hash, handle);
-                self.len += 1;
-                None
-            }
-        }
+        self.link(hash, handle, version)
     }
 
     /// Removes the entry of a staged entry's key, and frees both; the version of the removed one.

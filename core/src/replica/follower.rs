@@ -6,7 +6,7 @@ use kv_protocol::peer_message::{Ack, CompletionRecord, Effect, Fragment, PeerMes
 
 use super::{Replica, Role, StreamError};
 use crate::holes::{self, Hole};
-use crate::table::{Staged, Table};
+use crate::table::{Staged, Table, TableHash};
 
 /// What a follower knows beside table and sessions.
 #[derive(Debug, Default)]
@@ -141,23 +141,15 @@ impl Replica {
         let hash = self.config.hash_secret.of_key(prepare.digest, prepare.key);
         match prepare.effect {
             Effect::Put => {
-                let length = prepare.value_length as usize;
-                let mut staged = self
-                    .table
-                    .stage(hash, prepare.key, length)
-                    .map_err(|_| StreamError::OutOfMemory { sn })?;
-                self.table.staged_append(&mut staged, prepare.value);
-                let missing = length - prepare.value.len();
+                let missing = prepare.value_length as usize - prepare.value.len();
                 if missing > 0 {
-                    let Prepare { record, t_send, .. } = *prepare;
-                    let Some(follower) = self.follower_mut() else {
-                        return Err(StreamError::WrongEnd);
-                    };
-                    follower.owe_ack(t_send);
-                    follower.partial = Some(Partial { staged, record, missing, t_send });
-                    return Ok(false);
+                    return self.begin_value(hash, prepare, missing).map(|()| false);
                 }
-                self.apply_committed(sn, Effect::Put, Some(staged));
+                let replaced = self
+                    .table
+                    .put(hash, prepare.key, prepare.value, sn)
+                    .map_err(|_| StreamError::OutOfMemory { sn })?;
+                self.check_order(sn, replaced);
                 self.keep_record(now, sn, prepare.record);
             }
             Effect::Delete => {
@@ -171,6 +163,25 @@ impl Replica {
             Effect::ForgetSession => self.sessions.forget(prepare.record.client),
         }
         Ok(true)
+    }
+
+    /// The first part of a long value came; the rest follows in fragments.
+    fn begin_value(
+        &mut self,
+        hash: TableHash,
+        prepare: &Prepare<'_>,
+        missing: usize,
+    ) -> Result<(), StreamError> {
+        let Prepare { sn, record, t_send, key, value, .. } = *prepare;
+        let mut staged = self
+            .table
+            .stage(hash, key, value.len() + missing)
+            .map_err(|_| StreamError::OutOfMemory { sn })?;
+        self.table.staged_append(&mut staged, value);
+        let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
+        follower.owe_ack(t_send);
+        follower.partial = Some(Partial { staged, record, missing, t_send });
+        Ok(())
     }
 
     fn keep_record(&mut self, now: Time, sn: SequenceNumber, record: CompletionRecord) {

@@ -202,6 +202,11 @@ impl Replica {
             }
             (_, None) => None,
         };
+        self.check_order(sn, replaced);
+    }
+
+    /// The versions of a key only ever rise.
+    pub(super) fn check_order(&self, sn: SequenceNumber, replaced: Option<SequenceNumber>) {
         assert!(
             replaced.is_none_or(|older| older < sn),
             "write {sn} of group {}, shard {} came after a newer one of its key",
