@@ -10,7 +10,7 @@
 //! | 6, 10 | what is acknowledged is held by the members, and by a candidate that has caught up | at every answer |
 //! | 7 | whoever may serve has every acknowledged write | in every state |
 //! | 8, 9, 11, 14 | as in [`crate::invariants`] | at every message and answer |
-//! | 10 | the union is not left after the report; who is made secondary has a whole copy | in every state, at every view |
+//! | 10 | the union is not entered in the grace, nor left after the report; who is made secondary has a whole copy | in every state, at every view |
 //! | 12, 13, 16, 17 | every key is one atomic register, every write is done at most once | at every answer, and for every read that would be answered now |
 //! | 17 | a group is LOST only when no holder lives | at every view |
 //! | 19 | no view names a member that is proven dead | in every state |
@@ -122,11 +122,15 @@ fn pair(member: Member, me: &Inspection, other: Member, its: &Inspection) -> Res
     Ok(())
 }
 
-/// A candidate that was told to have caught up is not left behind under the same view.
+/// No union is entered before the grace is over, and a candidate that was told to have caught up is not
+/// left behind under the same view.
 fn union(explorer: &Explorer, world: &mut World, s: usize) -> Result<(), Violation> {
     let processes: Vec<usize> = alive(world).map(|(p, _)| p).collect();
     for p in processes {
         let me = inside(explorer, world, p, s);
+        if me.in_union && me.state == ReplicaState::InGrace {
+            return broken(10, "a union was entered before the grace was over".to_owned());
+        }
         let version = me.view.map_or(0, |view| view.version.0);
         let place = (u8::try_from(p).expect("processes are few"), shard_number(s));
         let is_at = |&(p, s, _): &(u8, u8, u64)| (p, s) == place;
