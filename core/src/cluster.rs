@@ -552,10 +552,7 @@ impl Cluster {
         if server.member != member {
             return Err(Ignored::OtherIncarnation);
         }
-        let is_meant = |order: &Order| {
-            let view = order.view().map_or(ViewVersion(0), |view| view.version);
-            order.id == report.id && view == report.view
-        };
+        let is_meant = |order: &Order| order.id == report.id && order.view_version() == report.view;
         let at = server.outstanding.iter().position(is_meant);
         let order = match at {
             Some(at) => server.outstanding.remove(at),

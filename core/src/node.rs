@@ -362,6 +362,5 @@ fn is_done(purpose: ViewPurpose, report: &ReplicaReport) -> bool {
 }
 
 fn report(order: &Order, outcome: Result<u64, String>) -> NodeEffect {
-    let view = order.view().map_or(ViewVersion(0), |view| view.version);
-    NodeEffect::Report(Report { id: order.id, view, outcome })
+    NodeEffect::Report(Report { id: order.id, view: order.view_version(), outcome })
 }

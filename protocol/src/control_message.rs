@@ -543,12 +543,17 @@ impl Order {
         }
     }
 
-    /// The view that it carries; its report names the same.
+    /// The view that it carries.
     pub fn view(&self) -> Option<&View> {
         match &self.kind {
             OrderKind::View(order) => Some(&order.view),
             _ => None,
         }
+    }
+
+    /// What its report names: the version of the view that it carries, or 0.
+    pub fn view_version(&self) -> ViewVersion {
+        self.view().map_or(ViewVersion(0), |view| view.version)
     }
 
     fn opcode(&self) -> u8 {

@@ -165,8 +165,7 @@ impl World {
         self.collect();
         let at = self.orders.iter().position(|(to, _)| to.server == id).expect("an order to it");
         let (member, order) = self.orders.remove(at);
-        let view = order.view().map_or(ViewVersion(0), |view| view.version);
-        let report = Report { id: order.id, view, outcome };
+        let report = Report { id: order.id, view: order.view_version(), outcome };
         self.cluster.on_report(self.now, member, report, &mut self.effects).unwrap();
         self.collect();
     }
@@ -288,8 +287,8 @@ impl World {
             for (to, order) in orders {
                 if alive.contains(&to.server) && to == self.cluster.member(to.server) {
                     done.push((to.server, order.name()));
-                    let view = order.view().map_or(ViewVersion(0), |view| view.version);
-                    let report = Report { id: order.id, view, outcome: Ok(1) };
+                    let report =
+                        Report { id: order.id, view: order.view_version(), outcome: Ok(1) };
                     // A newer view may have made the order void meanwhile.
                     let _ = self.cluster.on_report(self.now, to, report, &mut self.effects);
                 }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use kv_core::cluster::{Cluster, ClusterConfig, DoubleFault, Effect, LinkId};
-use kv_protocol::control_message::{Heartbeat, Order, OrderKind, ReplicaReport, Report, Started};
-use kv_protocol::ids::{BootId, Epoch, Member, ServerId, Time, ViewVersion};
+use kv_protocol::control_message::{Heartbeat, ReplicaReport, Report, Started};
+use kv_protocol::ids::{BootId, Epoch, Member, ServerId, Time};
 use kv_protocol::map::ServerState;
 use kv_protocol::view::View;
 
@@ -214,12 +214,8 @@ impl Coordinating {
                 let _ = cluster.on_report(now, *member, report, sink);
             }
             BrainInput::ByTheStub(member, order) => {
-                let Order { id, kind } = *papers.orders.get(*order);
-                let view = match kind {
-                    OrderKind::View(order) => order.view.version,
-                    _ => ViewVersion(0),
-                };
-                let report = Report { id, view, outcome: Ok(0) };
+                let order = papers.orders.get(*order);
+                let report = Report { id: order.id, view: order.view_version(), outcome: Ok(0) };
                 let _ = cluster.on_report(now, *member, report, sink);
             }
             BrainInput::Exited(member) => cluster.on_exited(now, *member, sink),

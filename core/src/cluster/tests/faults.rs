@@ -235,8 +235,7 @@ fn stale_reports_of_an_update_count_for_no_later_view() {
     assert!(stale.iter().any(|(_, order)| order.name() == "UPDATE-PRIMARY"));
     world.exit(A);
     for (to, order) in stale {
-        let view = order.view().map_or(ViewVersion(0), |view| view.version);
-        let report = Report { id: order.id, view, outcome: Ok(1) };
+        let report = Report { id: order.id, view: order.view_version(), outcome: Ok(1) };
         let got = world.cluster.on_report(world.now, to, report, &mut world.effects);
         assert_eq!(got.is_ok(), order.view().is_none(), "{}", order.name());
     }

@@ -68,8 +68,7 @@ fn the_steps_are_shown_in_order() {
             }
         }
         if let Some((to, order)) = world.orders.pop() {
-            let view = order.view().map_or(ViewVersion(0), |view| view.version);
-            let report = Report { id: order.id, view, outcome: Ok(1) };
+            let report = Report { id: order.id, view: order.view_version(), outcome: Ok(1) };
             let _ = world.cluster.on_report(world.now, to, report, &mut world.effects);
             world.collect();
         }
@@ -131,8 +130,7 @@ fn a_replacement_that_dies_in_any_step_is_replaced_again() {
                     world.exit(A);
                     continue;
                 }
-                let view = order.view().map_or(ViewVersion(0), |view| view.version);
-                let report = Report { id: order.id, view, outcome: Ok(1) };
+                let report = Report { id: order.id, view: order.view_version(), outcome: Ok(1) };
                 let _ = world.cluster.on_report(world.now, to, report, &mut world.effects);
             }
             world.cluster.on_timeout(world.now, &mut world.effects);
@@ -188,8 +186,7 @@ fn a_coordinator_that_dies_at_any_moment_is_followed_by_one_that_ends_the_recove
                 }
             }
             for (to, order) in std::mem::take(&mut world.orders) {
-                let view = order.view().map_or(ViewVersion(0), |view| view.version);
-                let report = Report { id: order.id, view, outcome: Ok(1) };
+                let report = Report { id: order.id, view: order.view_version(), outcome: Ok(1) };
                 let _ = world.cluster.on_report(world.now, to, report, &mut world.effects);
             }
             for id in [A, B, C] {
