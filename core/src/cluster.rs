@@ -7,22 +7,23 @@
 //!   the time                         +---------+
 //!
 //!   start    every STARTED -> view 1 of every group -> stored -> SET-SECONDARY -> every report
-//!            -> stored -> serving
+//!            -> stored -> serving                                                     (start.rs)
 //!   recover  facts -> reconcile: the next view of a group -> stored -> orders         (views.rs)
 //!            nobody names it any more: kill, proof, a new process in its place      (respawn.rs)
 //!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> everyone has exited     (stop.rs)
 //! ```
 //!
 //! The caller drives it: it passes the time and every input, and carries out the effects of one
-//! input before it gives the next. Orders are kept until they are reported, and repeated whenever
-//! the connection for orders comes back. Nothing is told, by order or by map, before it is durable
-//! (durable.rs). A silent server is suspected until it is heard again, or judged by the other member of
-//! a group (suspicion.rs); one whose process has exited is dead for good.
+//! input before it gives the next. What servers say of themselves is checked (links.rs). Orders are
+//! kept until they are reported, and repeated whenever the connection for orders comes back
+//! (orders.rs). Nothing is told, by order or by map, before it is durable (durable.rs). A silent server
+//! is suspected until it is heard again, or judged by the other member of a group (suspicion.rs); one
+//! whose process has exited is dead for good.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kv_protocol::control_message::{Heartbeat, Order, OrderKind, Report, Started};
+use kv_protocol::control_message::Started;
 use kv_protocol::limits::GRACE;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::{
@@ -31,14 +32,17 @@ use kv_protocol::{
 };
 
 use crate::failure_detector::FailureDetector;
-use crate::holes::{self, Hole};
 
 mod double_fault;
 mod durable;
 mod effect;
+mod links;
+mod orders;
 pub mod reconcile;
 mod recovery;
 mod respawn;
+mod server;
+mod start;
 mod status;
 mod stop;
 mod suspicion;
@@ -50,13 +54,13 @@ pub use double_fault::DoubleFault;
 use durable::Memory;
 pub use durable::{DurableServer, DurableState, Founding};
 pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRefused};
-use respawn::{Backoff, draw};
+pub use links::LinkId;
+use respawn::draw;
+use server::Server;
+use start::Start;
+use stop::Stop;
 pub use stop::{DUMP_BYTES_PER_SECOND, DUMP_RETRY_PAUSE, StopOutcome, StopPhase};
-use stop::{Stage, Stop};
 use views::Group;
-
-/// How long a process that replaces another may take to report.
-const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -81,11 +85,6 @@ pub struct ClusterConfig {
     pub stop_patience: Duration,
 }
 
-/// Names one connection of a server to the coordinator, so that the end of an old one is not taken
-/// for the end of its successor. The caller hands them out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkId(pub u64);
-
 /// The whole cluster. See the module's description.
 #[derive(Debug)]
 pub struct Cluster {
@@ -107,91 +106,6 @@ pub struct Cluster {
     /// The place that is being recovered, and the two places of a double fault.
     recovering: Option<ServerId>,
     double_fault: Option<(ServerId, ServerId)>,
-}
-
-/// How far the start has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Start {
-    Until(Time),
-    Done,
-    Failed,
-}
-
-/// What is known of one server.
-#[derive(Debug)]
-struct Server {
-    member: Member,
-    state: ServerState,
-    /// When its process was started, or taken over from an earlier coordinator.
-    spawned: Option<Time>,
-    exited: bool,
-    /// Since when it is silent.
-    suspected: Option<Time>,
-    /// It lives, but is of no use: to be killed when no view names it.
-    is_condemned: bool,
-    /// When it was last killed.
-    killed: Option<Time>,
-    backoff: Backoff,
-    started: Option<Started>,
-    link: Option<LinkId>,
-    orders_connected: bool,
-    /// For each of its groups an order of a view and a proof, and a probe; or one DRAIN, two dumps and
-    /// one SHUTDOWN.
-    outstanding: Vec<Order>,
-    heartbeat: Option<(Time, Heartbeat)>,
-    /// Heartbeats in a row that say that the stream to its secondary is down.
-    beats_without_stream: u8,
-    stage: Stage,
-    /// The step of its recovery that was shown last.
-    shown: Option<u8>,
-    /// Orders of updates that newer views have replaced.
-    #[cfg(feature = "holes")]
-    retired: std::collections::VecDeque<Order>,
-}
-
-/// One heartbeat without a stream proves nothing: it may be older than the report that the stream
-/// stands, which travels on another connection.
-const BEATS_UNTIL_DISCONNECTED: u8 = 2;
-
-impl Server {
-    fn new(member: Member) -> Server {
-        Server {
-            member,
-            state: ServerState::Starting,
-            spawned: None,
-            exited: false,
-            suspected: None,
-            is_condemned: false,
-            killed: None,
-            backoff: Backoff::default(),
-            started: None,
-            link: None,
-            orders_connected: false,
-            outstanding: Vec::new(),
-            heartbeat: None,
-            beats_without_stream: 0,
-            stage: Stage::Running,
-            shown: None,
-            #[cfg(feature = "holes")]
-            retired: std::collections::VecDeque::new(),
-        }
-    }
-
-    fn address(&self, port: fn(&Started) -> u16) -> Option<SocketAddr> {
-        self.started.as_ref().map(|started| SocketAddr::new(started.address, port(started)))
-    }
-
-    fn is_up(&self) -> bool {
-        self.state == ServerState::Up
-    }
-
-    /// Forgets the orders of a group's older views.
-    fn retire(&mut self, group: GroupId) {
-        let is_of_group = |order: &Order| order.view().is_some_and(|view| view.group == group);
-        #[cfg(feature = "holes")]
-        self.retired.extend(self.outstanding.iter().copied().filter(is_of_group));
-        self.outstanding.retain(|order| !is_of_group(order));
-    }
 }
 
 /// Making a cluster, and what it must remember.
@@ -346,160 +260,14 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// Whether the first views are not yet decided: a process that is spawned now is a founder.
-    pub fn is_founding(&self) -> bool {
-        self.memory.decided.views.iter().all(|view| view.version == ViewVersion(0))
-    }
-
-    /// Whether the start is over: every holder had its first view then. Before that no client is told
-    /// where anything is, so a start that fails loses nothing.
-    pub fn has_served(&self) -> bool {
-        self.start == Start::Done
-    }
-
     /// Whether groups and processes are brought back to where they are at home.
     fn recovers(&self) -> bool {
         self.has_served() && self.stop.is_none()
     }
 }
 
-/// Inputs.
+/// Its other inputs, and what it shows.
 impl Cluster {
-    /// A server says where it listens, over a new connection.
-    ///
-    /// # Errors
-    /// Why it is not admitted, in words that it can log.
-    pub fn on_started(
-        &mut self,
-        now: Time,
-        link: LinkId,
-        started: &Started,
-        sink: &mut Vec<Effect>,
-    ) -> Result<(), StartedRefused> {
-        self.check_started(started)?;
-        let server = self.server_mut(started.member.server);
-        if server.started.is_none() {
-            let address = SocketAddr::new(started.address, started.coord_port);
-            sink.push(Effect::Dial { member: started.member, address });
-        }
-        server.started = Some(*started);
-        server.link = Some(link);
-        // What it has obeyed grows; where it listens does not change.
-        let known = &mut self.memory.decided.servers[usize::from(started.member.server.0)];
-        known.started.get_or_insert(*started);
-        self.heard(now, started.member.server, sink);
-        self.revision += 1;
-        self.advance(now, sink);
-        Ok(())
-    }
-
-    fn check_started(&self, started: &Started) -> Result<(), StartedRefused> {
-        let Member { server, incarnation } = started.member;
-        if started.cluster != self.config.cluster {
-            let ours = self.config.cluster;
-            return Err(StartedRefused::OtherCluster { ours, theirs: started.cluster });
-        }
-        let Some(known) = self.servers.get(usize::from(server.0)) else {
-            return Err(StartedRefused::NoSuchServer { server, servers: self.count() });
-        };
-        if known.member != started.member {
-            return Err(StartedRefused::UnknownIncarnation { server, incarnation });
-        }
-        if known.exited {
-            return Err(StartedRefused::Exited { server, incarnation });
-        }
-        if started.shards != self.config.shards {
-            let ours = self.config.shards;
-            return Err(StartedRefused::OtherShards { ours, theirs: started.shards });
-        }
-        if started.epoch.number > self.config.epoch.number {
-            let ours = self.config.epoch.number;
-            return Err(StartedRefused::LaterEpoch { ours, theirs: started.epoch.number });
-        }
-        if known.started.is_some_and(|earlier| !same_process(&earlier, started)) {
-            return Err(StartedRefused::OtherPorts { server, incarnation });
-        }
-        // A server dials again when its link is lost: whoever claims its name while it reports on
-        // another connection is not that server, or will find that link silent soon.
-        if known.link.is_some() && known.state == ServerState::Up {
-            return Err(StartedRefused::Linked { server, incarnation });
-        }
-        Ok(())
-    }
-
-    /// The state of a server, over the connection it was admitted on.
-    ///
-    /// # Errors
-    /// Why nothing is learned from it.
-    pub fn on_heartbeat(
-        &mut self,
-        now: Time,
-        link: LinkId,
-        server: ServerId,
-        heartbeat: Heartbeat,
-        sink: &mut Vec<Effect>,
-    ) -> Result<(), Ignored> {
-        if !holes::is_open(Hole::OldIncarnationHeartbeat) {
-            self.check_link(link, server)?;
-            if heartbeat.incarnation != self.server(server).member.incarnation {
-                return Err(Ignored::OtherIncarnation);
-            }
-        }
-        self.check_heartbeat(&heartbeat)?;
-        let views = self.views();
-        let without_stream = heartbeat.replicas.iter().any(|r| {
-            let view = &views[usize::from(r.group.0)];
-            r.state.is_primary() && r.view == view.version && view.other().is_some() && !r.connected
-        });
-        let known = self.server_mut(server);
-        known.beats_without_stream =
-            if without_stream { known.beats_without_stream.saturating_add(1) } else { 0 };
-        known.heartbeat = Some((now, heartbeat));
-        self.heard(now, server, sink);
-        self.advance(now, sink);
-        Ok(())
-    }
-
-    fn check_link(&self, link: LinkId, server: ServerId) -> Result<(), Ignored> {
-        if self.server(server).link == Some(link) { Ok(()) } else { Err(Ignored::OldLink) }
-    }
-
-    /// Nobody of this cluster can know groups, shards, views or epochs that it does not have.
-    fn check_heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), Ignored> {
-        if heartbeat.epoch.number > self.config.epoch.number {
-            return Err(Ignored::Impossible("an epoch"));
-        }
-        for replica in &heartbeat.replicas {
-            let Some(view) = self.views().get(usize::from(replica.group.0)) else {
-                return Err(Ignored::Impossible("a group"));
-            };
-            if replica.shard.0 >= self.config.shards {
-                return Err(Ignored::Impossible("a shard"));
-            }
-            if replica.view > view.version {
-                return Err(Ignored::Impossible("a view"));
-            }
-        }
-        Ok(())
-    }
-
-    /// A connection of a server ended. That of an admitted one means that the server is down, until
-    /// it connects again.
-    pub fn on_link_lost(
-        &mut self,
-        now: Time,
-        link: LinkId,
-        server: ServerId,
-        sink: &mut Vec<Effect>,
-    ) {
-        if self.check_link(link, server).is_err() {
-            return;
-        }
-        self.server_mut(server).link = None;
-        self.set_down(now, server, DownCause::LinkLost, sink);
-        self.advance(now, sink);
-    }
-
     /// The process of a server has ended: proven, and final.
     pub fn on_exited(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         let server = self.server_mut(member.server);
@@ -519,73 +287,12 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// The connection for orders stands: what is outstanding is sent, again if need be.
-    pub fn on_orders_connected(&mut self, member: Member, sink: &mut Vec<Effect>) {
-        let server = self.server_mut(member.server);
-        if server.member != member || server.exited {
-            return;
-        }
-        server.orders_connected = true;
-        sink.extend(server.outstanding.iter().map(|&order| Effect::Order { to: member, order }));
-    }
-
-    /// The connection for orders broke; what is outstanding waits for the next.
-    pub fn on_orders_lost(&mut self, member: Member) {
-        let server = self.server_mut(member.server);
-        if server.member == member {
-            server.orders_connected = false;
-        }
-    }
-
-    /// A server says how an order ended.
-    ///
-    /// # Errors
-    /// A late or repeated report, or one of another incarnation, changes nothing.
-    pub fn on_report(
-        &mut self,
-        now: Time,
-        member: Member,
-        report: Report,
-        sink: &mut Vec<Effect>,
-    ) -> Result<(), Ignored> {
-        let server = self.server_mut(member.server);
-        if server.member != member {
-            return Err(Ignored::OtherIncarnation);
-        }
-        let is_meant = |order: &Order| order.id == report.id && order.view_version() == report.view;
-        let at = server.outstanding.iter().position(is_meant);
-        let order = match at {
-            Some(at) => server.outstanding.remove(at),
-            None => server.retired_order(&report).ok_or(Ignored::NotOutstanding)?,
-        };
-        let done = report.outcome.is_ok();
-        let again = self.note_stop_report(now, member.server, &order, done);
-        match &order.kind {
-            OrderKind::View(view) => self.note_view_report(now, member.server, view, done),
-            OrderKind::Probe if done => self.note_probe(now, &order),
-            _ => {}
-        }
-        if let Err(reason) = report.outcome {
-            let order = order.name();
-            sink.push(Effect::OrderFailed { member, order, reason: reason.clone(), again });
-            self.fail_start(member.server, StartFailure::OrderFailed { order, reason }, sink);
-        }
-        self.finish_start();
-        self.advance(now, sink);
-        Ok(())
-    }
-
     /// When to call [`Cluster::on_timeout`] next.
     pub fn next_timeout(&self) -> Option<Time> {
         if self.is_over() {
             return None;
         }
-        let start = match self.start {
-            Start::Until(deadline) if self.stop.is_none() => {
-                Some(deadline).filter(|_| !self.memory.decided.has_served)
-            }
-            _ => None,
-        };
+        let start = self.next_start_timeout();
         let judge = (self.judge_from > self.now).then_some(self.judge_from);
         let recovery = [self.next_inquiry_timeout(), self.next_order_again(), judge];
         let recovery = recovery.into_iter().chain([self.next_respawn_timeout()]).flatten().min();
@@ -601,23 +308,8 @@ impl Cluster {
         for server in self.detector.silent(now) {
             self.set_down(now, server, DownCause::Silent, sink);
         }
-        if let Start::Until(deadline) = self.start
-            && deadline <= now
-        {
-            let late = self.servers.iter().find(|server| server.started.is_none());
-            let patience = self.config.start_patience;
-            let failure = match late {
-                Some(server) => (server.member.server, StartFailure::NotStarted(patience)),
-                None => (self.first_with_orders(), StartFailure::NotConnected(patience)),
-            };
-            self.fail_start(failure.0, failure.1, sink);
-        }
+        self.fail_late_start(now, sink);
         self.advance(now, sink);
-    }
-
-    fn first_with_orders(&self) -> ServerId {
-        let waiting = self.servers.iter().find(|server| !server.outstanding.is_empty());
-        waiting.map_or(ServerId(0), |server| server.member.server)
     }
 
     /// The map that clients route by.
@@ -688,103 +380,8 @@ impl Cluster {
     pub fn may_run(&self, member: Member) -> bool {
         !self.is_dead(member)
     }
-
-    fn server(&self, id: ServerId) -> &Server {
-        &self.servers[usize::from(id.0)]
-    }
-
-    fn server_mut(&mut self, id: ServerId) -> &mut Server {
-        &mut self.servers[usize::from(id.0)]
-    }
-
-    fn heard(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
-        self.detector.heard(now, id);
-        let server = self.server_mut(id);
-        let member = server.member;
-        server.suspected = None;
-        match std::mem::replace(&mut server.state, ServerState::Up) {
-            ServerState::Up => return,
-            ServerState::Starting => {}
-            ServerState::Down => sink.push(Effect::Back { member }),
-        }
-        self.revision += 1;
-    }
-
-    /// Marks a server down. The end of one that was told to leave is no news.
-    fn set_down(&mut self, now: Time, id: ServerId, cause: DownCause, sink: &mut Vec<Effect>) {
-        self.detector.forget(id);
-        let server = self.server_mut(id);
-        server.suspected.get_or_insert(now);
-        let (member, leaves) = (server.member, server.stage.is_leaving());
-        let was = std::mem::replace(&mut server.state, ServerState::Down);
-        // That a silent server turns out to have exited is news: now it cannot come back.
-        if !leaves && (was != ServerState::Down || cause == DownCause::Exited) {
-            sink.push(Effect::Down { member, cause });
-        }
-        self.revision += 1;
-    }
-
-    /// Gives an order: sent at once where the connection stands, otherwise when it does.
-    fn give(&mut self, to: ServerId, kind: OrderKind, sink: &mut Vec<Effect>) -> OrderId {
-        let order = Order { id: self.next_order, kind };
-        self.next_order.0 += 1;
-        let server = self.server_mut(to);
-        server.outstanding.push(order);
-        if server.orders_connected {
-            sink.push(Effect::Order { to: server.member, order });
-        }
-        order.id
-    }
-
-    /// Every first view is confirmed, so every holder has it: that is remembered, and then told.
-    fn finish_start(&mut self) {
-        let connected = self
-            .views()
-            .iter()
-            .all(|view| view.version > ViewVersion(0) && self.is_confirmed_or_lost(view));
-        if matches!(self.start, Start::Until(_)) && connected && self.stop.is_none() {
-            self.memory.decided.has_served = true;
-        }
-    }
-
-    /// A store is done: if it says that every first view is confirmed, the start is over.
-    fn begin_to_serve(&mut self, sink: &mut Vec<Effect>) {
-        let is_starting = matches!(self.start, Start::Until(_)) && self.stop.is_none();
-        if is_starting && self.memory.durable().has_served {
-            self.start = Start::Done;
-            self.revision += 1;
-            sink.push(Effect::Serving);
-        }
-    }
-
-    /// A start that is being stopped anyway, or that everybody has done his part for, cannot fail any
-    /// more.
-    fn fail_start(&mut self, server: ServerId, reason: StartFailure, sink: &mut Vec<Effect>) {
-        let is_starting = matches!(self.start, Start::Until(_)) && self.stop.is_none();
-        if is_starting && !self.memory.decided.has_served {
-            self.start = Start::Failed;
-            sink.push(Effect::StartFailed { server, reason });
-        }
-    }
-}
-
-impl Server {
-    /// A stale report, taken all the same: a hole for the simulator to notice.
-    fn retired_order(&mut self, report: &Report) -> Option<Order> {
-        #[cfg(feature = "holes")]
-        if holes::is_open(Hole::StaleUpdatedAccepted) {
-            return self.retired.iter().copied().find(|order| order.id == report.id);
-        }
-        let _ = report;
-        None
-    }
 }
 
 fn no_view(group: GroupId) -> View {
     View { group, version: ViewVersion(0), primary: None, peer: Peer::None, handover: false }
-}
-
-fn same_process(one: &Started, other: &Started) -> bool {
-    let place = |s: &Started| (s.pid, s.start_time, s.address, s.clients_port, s.servers_port);
-    place(one) == place(other) && one.coord_port == other.coord_port
 }

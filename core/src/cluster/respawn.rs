@@ -9,9 +9,12 @@ use std::time::Duration;
 
 use kv_protocol::{Incarnation, Member, ServerId, Time};
 
-use super::{Cluster, Effect, KillReason, Server};
+use super::server::Server;
+use super::{Cluster, Effect, KillReason};
 use crate::hash::mix;
 
+/// How long a process that replaces another may take to report.
+const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(20);
 /// The pause after the first failure; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
@@ -69,9 +72,9 @@ impl Cluster {
 
     fn kill_unnamed(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let server = self.server_mut(id);
-        let is_late = server.spawned.is_some_and(|at| {
-            server.started.is_none() && now.since(at) >= super::REPLACEMENT_PATIENCE
-        });
+        let is_late = server
+            .spawned
+            .is_some_and(|at| server.started.is_none() && now.since(at) >= REPLACEMENT_PATIENCE);
         let is_useless = server.suspected.is_some() || server.is_condemned || is_late;
         let is_due = server.killed.is_none_or(|at| now.since(at) >= KILL_AGAIN);
         if is_useless && is_due && server.spawned.is_some() {
@@ -119,7 +122,7 @@ impl Cluster {
     pub(super) fn next_respawn_timeout(&self) -> Option<Time> {
         let waiting = self.servers.iter().flat_map(|server| {
             let spawned = server.spawned.filter(|_| server.started.is_none() && !server.exited);
-            let late = spawned.map(|at| at + super::REPLACEMENT_PATIENCE);
+            let late = spawned.map(|at| at + REPLACEMENT_PATIENCE);
             let killed = server.killed.filter(|_| !server.exited).map(|at| at + KILL_AGAIN);
             let again = server.backoff.again_at().filter(|again| *again > self.now);
             [late.filter(|_| server.killed.is_none()), killed, again]

@@ -6,7 +6,9 @@ use kv_protocol::map::ServerState;
 use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus, ServerStatus};
 use kv_protocol::{Member, Peer, Time, View, ViewVersion};
 
-use super::{BEATS_UNTIL_DISCONNECTED, Cluster, Server, Start};
+use super::Cluster;
+use super::server::{BEATS_UNTIL_DISCONNECTED, Server};
+use super::start::Start;
 
 impl Cluster {
     /// Everything known, as of `now`. `hosts` are the names of the servers' machines, in ring order.

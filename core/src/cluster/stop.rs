@@ -25,8 +25,9 @@ use kv_protocol::control_message::{Order, OrderKind};
 use kv_protocol::map::ServerState;
 use kv_protocol::{GroupId, Member, ServerId, Time};
 
+use super::server::Server;
 use super::status::table_bytes;
-use super::{Cluster, Effect, Ignored, KillReason, LinkId, Server};
+use super::{Cluster, Effect, Ignored, KillReason, LinkId};
 
 /// A server that is heard from is given the time to dump its tables at this rate, slow even for a
 /// disk that several servers share.

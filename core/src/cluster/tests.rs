@@ -11,7 +11,9 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
 use kv_protocol::BootId;
-use kv_protocol::control_message::{ReplicaReport, ReplicaState};
+use kv_protocol::control_message::{
+    Heartbeat, Order, OrderKind, ReplicaReport, ReplicaState, Report,
+};
 use kv_protocol::status::ClusterState;
 use kv_protocol::{SequenceNumber, ShardId};
 

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use kv_protocol::control_message::{OrderKind, ViewOrder, ViewPurpose};
 use kv_protocol::map::ServerState;
-use kv_protocol::{GroupId, Member, Peer, ServerId, Time, View, ViewVersion};
+use kv_protocol::{Member, Peer, ServerId, Time, View, ViewVersion};
 
 use super::reconcile::{Facts, Fate, Why, next_view};
 use super::suspicion::Inquiry;
-use super::{Cluster, Effect, Start};
+use super::{Cluster, Effect};
 use crate::holes::{self, Hole};
 
 /// An order that a server could not carry out is given again after this long.
@@ -308,28 +308,6 @@ impl Cluster {
 
     pub(super) fn next_order_again(&self) -> Option<Time> {
         self.groups.iter().filter_map(|group| group.again_at).min()
-    }
-
-    /// Once all have started: the first view of every group.
-    pub(super) fn found_views(&mut self) {
-        let complete = self.servers.iter().all(|server| server.started.is_some());
-        let is_starting = self.stop.is_none() && matches!(self.start, Start::Until(_));
-        if !self.is_founding() || !complete || !is_starting {
-            return;
-        }
-        let servers = self.count();
-        for group in (0..servers).map(GroupId) {
-            let founding = self.memory.decided.founding(group);
-            let version = ViewVersion(founding.above.0 + 1);
-            let primary = self.member(group.home_primary());
-            let secondary = self.member(group.home_secondary(servers));
-            let (primary, peer) = match founding.is_lost {
-                true => (None, Peer::None),
-                false => (Some(primary), Peer::Secondary(secondary)),
-            };
-            self.memory.decided.views[usize::from(group.0)] =
-                View { group, version, primary, peer, handover: false };
-        }
     }
 
     /// Whether a group's only holder is silent.

@@ -1,0 +1,160 @@
+//! Links of servers to the coordinator: who is admitted, what heartbeats say, and how a link ends.
+//!
+//! Nothing that comes over one is believed before it is checked: it may be of another cluster, another
+//! incarnation or another connection, or speak of what nobody of this cluster can know.
+
+use std::net::SocketAddr;
+
+use kv_protocol::control_message::{Heartbeat, Started};
+use kv_protocol::map::ServerState;
+use kv_protocol::{Member, ServerId, Time};
+
+use super::{Cluster, DownCause, Effect, Ignored, StartedRefused};
+use crate::holes::{self, Hole};
+
+/// Names one connection of a server to the coordinator, so that the end of an old one is not taken
+/// for the end of its successor. The caller hands them out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+impl Cluster {
+    /// A server says where it listens, over a new connection.
+    ///
+    /// # Errors
+    /// Why it is not admitted, in words that it can log.
+    pub fn on_started(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        started: &Started,
+        sink: &mut Vec<Effect>,
+    ) -> Result<(), StartedRefused> {
+        self.check_started(started)?;
+        let server = self.server_mut(started.member.server);
+        if server.started.is_none() {
+            let address = SocketAddr::new(started.address, started.coord_port);
+            sink.push(Effect::Dial { member: started.member, address });
+        }
+        server.started = Some(*started);
+        server.link = Some(link);
+        // What it has obeyed grows; where it listens does not change.
+        let known = &mut self.memory.decided.servers[usize::from(started.member.server.0)];
+        known.started.get_or_insert(*started);
+        self.heard(now, started.member.server, sink);
+        self.revision += 1;
+        self.advance(now, sink);
+        Ok(())
+    }
+
+    fn check_started(&self, started: &Started) -> Result<(), StartedRefused> {
+        let Member { server, incarnation } = started.member;
+        if started.cluster != self.config.cluster {
+            let ours = self.config.cluster;
+            return Err(StartedRefused::OtherCluster { ours, theirs: started.cluster });
+        }
+        let Some(known) = self.servers.get(usize::from(server.0)) else {
+            return Err(StartedRefused::NoSuchServer { server, servers: self.count() });
+        };
+        if known.member != started.member {
+            return Err(StartedRefused::UnknownIncarnation { server, incarnation });
+        }
+        if known.exited {
+            return Err(StartedRefused::Exited { server, incarnation });
+        }
+        if started.shards != self.config.shards {
+            let ours = self.config.shards;
+            return Err(StartedRefused::OtherShards { ours, theirs: started.shards });
+        }
+        if started.epoch.number > self.config.epoch.number {
+            let ours = self.config.epoch.number;
+            return Err(StartedRefused::LaterEpoch { ours, theirs: started.epoch.number });
+        }
+        if known.started.is_some_and(|earlier| !same_process(&earlier, started)) {
+            return Err(StartedRefused::OtherPorts { server, incarnation });
+        }
+        // A server dials again when its link is lost: whoever claims its name while it reports on
+        // another connection is not that server, or will find that link silent soon.
+        if known.link.is_some() && known.state == ServerState::Up {
+            return Err(StartedRefused::Linked { server, incarnation });
+        }
+        Ok(())
+    }
+
+    /// The state of a server, over the connection it was admitted on.
+    ///
+    /// # Errors
+    /// Why nothing is learned from it.
+    pub fn on_heartbeat(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        server: ServerId,
+        heartbeat: Heartbeat,
+        sink: &mut Vec<Effect>,
+    ) -> Result<(), Ignored> {
+        if !holes::is_open(Hole::OldIncarnationHeartbeat) {
+            self.check_link(link, server)?;
+            if heartbeat.incarnation != self.server(server).member.incarnation {
+                return Err(Ignored::OtherIncarnation);
+            }
+        }
+        self.check_heartbeat(&heartbeat)?;
+        let views = self.views();
+        let without_stream = heartbeat.replicas.iter().any(|r| {
+            let view = &views[usize::from(r.group.0)];
+            r.state.is_primary() && r.view == view.version && view.other().is_some() && !r.connected
+        });
+        let known = self.server_mut(server);
+        known.beats_without_stream =
+            if without_stream { known.beats_without_stream.saturating_add(1) } else { 0 };
+        known.heartbeat = Some((now, heartbeat));
+        self.heard(now, server, sink);
+        self.advance(now, sink);
+        Ok(())
+    }
+
+    pub(super) fn check_link(&self, link: LinkId, server: ServerId) -> Result<(), Ignored> {
+        if self.server(server).link == Some(link) { Ok(()) } else { Err(Ignored::OldLink) }
+    }
+
+    /// Nobody of this cluster can know groups, shards, views or epochs that it does not have.
+    fn check_heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), Ignored> {
+        if heartbeat.epoch.number > self.config.epoch.number {
+            return Err(Ignored::Impossible("an epoch"));
+        }
+        for replica in &heartbeat.replicas {
+            let Some(view) = self.views().get(usize::from(replica.group.0)) else {
+                return Err(Ignored::Impossible("a group"));
+            };
+            if replica.shard.0 >= self.config.shards {
+                return Err(Ignored::Impossible("a shard"));
+            }
+            if replica.view > view.version {
+                return Err(Ignored::Impossible("a view"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection of a server ended. That of an admitted one means that the server is down, until
+    /// it connects again.
+    pub fn on_link_lost(
+        &mut self,
+        now: Time,
+        link: LinkId,
+        server: ServerId,
+        sink: &mut Vec<Effect>,
+    ) {
+        if self.check_link(link, server).is_err() {
+            return;
+        }
+        self.server_mut(server).link = None;
+        self.set_down(now, server, DownCause::LinkLost, sink);
+        self.advance(now, sink);
+    }
+}
+
+fn same_process(one: &Started, other: &Started) -> bool {
+    let place = |s: &Started| (s.pid, s.start_time, s.address, s.clients_port, s.servers_port);
+    place(one) == place(other) && one.coord_port == other.coord_port
+}

@@ -1,0 +1,104 @@
+//! Orders: given, kept until they are reported, and sent again with every new connection.
+
+use kv_protocol::control_message::{Order, OrderKind, Report};
+use kv_protocol::{GroupId, Member, OrderId, ServerId, Time};
+
+use super::server::Server;
+use super::{Cluster, Effect, Ignored, StartFailure};
+#[cfg(feature = "holes")]
+use crate::holes::{self, Hole};
+
+impl Cluster {
+    /// Gives an order: sent at once where the connection stands, otherwise when it does.
+    pub(super) fn give(
+        &mut self,
+        to: ServerId,
+        kind: OrderKind,
+        sink: &mut Vec<Effect>,
+    ) -> OrderId {
+        let order = Order { id: self.next_order, kind };
+        self.next_order.0 += 1;
+        let server = self.server_mut(to);
+        server.outstanding.push(order);
+        if server.orders_connected {
+            sink.push(Effect::Order { to: server.member, order });
+        }
+        order.id
+    }
+
+    /// The connection for orders stands: what is outstanding is sent, again if need be.
+    pub fn on_orders_connected(&mut self, member: Member, sink: &mut Vec<Effect>) {
+        let server = self.server_mut(member.server);
+        if server.member != member || server.exited {
+            return;
+        }
+        server.orders_connected = true;
+        sink.extend(server.outstanding.iter().map(|&order| Effect::Order { to: member, order }));
+    }
+
+    /// The connection for orders broke; what is outstanding waits for the next.
+    pub fn on_orders_lost(&mut self, member: Member) {
+        let server = self.server_mut(member.server);
+        if server.member == member {
+            server.orders_connected = false;
+        }
+    }
+
+    /// A server says how an order ended.
+    ///
+    /// # Errors
+    /// A late or repeated report, or one of another incarnation, changes nothing.
+    pub fn on_report(
+        &mut self,
+        now: Time,
+        member: Member,
+        report: Report,
+        sink: &mut Vec<Effect>,
+    ) -> Result<(), Ignored> {
+        let server = self.server_mut(member.server);
+        if server.member != member {
+            return Err(Ignored::OtherIncarnation);
+        }
+        let is_meant = |order: &Order| order.id == report.id && order.view_version() == report.view;
+        let at = server.outstanding.iter().position(is_meant);
+        let order = match at {
+            Some(at) => server.outstanding.remove(at),
+            None => server.retired_order(&report).ok_or(Ignored::NotOutstanding)?,
+        };
+        let done = report.outcome.is_ok();
+        let again = self.note_stop_report(now, member.server, &order, done);
+        match &order.kind {
+            OrderKind::View(view) => self.note_view_report(now, member.server, view, done),
+            OrderKind::Probe if done => self.note_probe(now, &order),
+            _ => {}
+        }
+        if let Err(reason) = report.outcome {
+            let order = order.name();
+            sink.push(Effect::OrderFailed { member, order, reason: reason.clone(), again });
+            self.fail_start(member.server, StartFailure::OrderFailed { order, reason }, sink);
+        }
+        self.finish_start();
+        self.advance(now, sink);
+        Ok(())
+    }
+}
+
+impl Server {
+    /// Forgets the orders of a group's older views.
+    pub(super) fn retire(&mut self, group: GroupId) {
+        let is_of_group = |order: &Order| order.view().is_some_and(|view| view.group == group);
+        #[cfg(feature = "holes")]
+        self.retired.extend(self.outstanding.iter().copied().filter(is_of_group));
+        self.outstanding.retain(|order| !is_of_group(order));
+    }
+
+    /// A stale report, taken all the same: a hole for the simulator to notice.
+    fn retired_order(&mut self, report: &Report) -> Option<Order> {
+        #[cfg(feature = "holes")]
+        if holes::is_open(Hole::StaleUpdatedAccepted) {
+            return self.retired.iter().copied().find(|order| order.id == report.id);
+        }
+        let _ = report;
+        None
+    }
+}

@@ -1,0 +1,124 @@
+//! What is known of one server: its process, when it was heard, and what it still owes.
+
+use std::net::SocketAddr;
+
+use kv_protocol::control_message::{Heartbeat, Order, Started};
+use kv_protocol::map::ServerState;
+use kv_protocol::{Member, ServerId, Time};
+
+use super::respawn::Backoff;
+use super::stop::Stage;
+use super::{Cluster, DownCause, Effect, LinkId};
+
+/// One heartbeat without a stream proves nothing: it may be older than the report that the stream
+/// stands, which travels on another connection.
+pub(super) const BEATS_UNTIL_DISCONNECTED: u8 = 2;
+
+/// What is known of one server.
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) member: Member,
+    pub(super) state: ServerState,
+    /// When its process was started, or taken over from an earlier coordinator.
+    pub(super) spawned: Option<Time>,
+    pub(super) exited: bool,
+    /// Since when it is silent.
+    pub(super) suspected: Option<Time>,
+    /// It lives, but is of no use: to be killed when no view names it.
+    pub(super) is_condemned: bool,
+    /// When it was last killed.
+    pub(super) killed: Option<Time>,
+    pub(super) backoff: Backoff,
+    pub(super) started: Option<Started>,
+    pub(super) link: Option<LinkId>,
+    pub(super) orders_connected: bool,
+    /// For each of its groups an order of a view and a proof, and a probe; or one DRAIN, two dumps and
+    /// one SHUTDOWN.
+    pub(super) outstanding: Vec<Order>,
+    pub(super) heartbeat: Option<(Time, Heartbeat)>,
+    /// Heartbeats in a row that say that the stream to its secondary is down.
+    pub(super) beats_without_stream: u8,
+    pub(super) stage: Stage,
+    /// The step of its recovery that was shown last.
+    pub(super) shown: Option<u8>,
+    /// Orders of updates that newer views have replaced.
+    #[cfg(feature = "holes")]
+    pub(super) retired: std::collections::VecDeque<Order>,
+}
+
+impl Server {
+    pub(super) fn new(member: Member) -> Server {
+        Server {
+            member,
+            state: ServerState::Starting,
+            spawned: None,
+            exited: false,
+            suspected: None,
+            is_condemned: false,
+            killed: None,
+            backoff: Backoff::default(),
+            started: None,
+            link: None,
+            orders_connected: false,
+            outstanding: Vec::new(),
+            heartbeat: None,
+            beats_without_stream: 0,
+            stage: Stage::Running,
+            shown: None,
+            #[cfg(feature = "holes")]
+            retired: std::collections::VecDeque::new(),
+        }
+    }
+
+    pub(super) fn address(&self, port: fn(&Started) -> u16) -> Option<SocketAddr> {
+        self.started.as_ref().map(|started| SocketAddr::new(started.address, port(started)))
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.state == ServerState::Up
+    }
+}
+
+impl Cluster {
+    pub(super) fn server(&self, id: ServerId) -> &Server {
+        &self.servers[usize::from(id.0)]
+    }
+
+    pub(super) fn server_mut(&mut self, id: ServerId) -> &mut Server {
+        &mut self.servers[usize::from(id.0)]
+    }
+
+    /// It is up.
+    pub(super) fn heard(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        self.detector.heard(now, id);
+        let server = self.server_mut(id);
+        let member = server.member;
+        server.suspected = None;
+        match std::mem::replace(&mut server.state, ServerState::Up) {
+            ServerState::Up => return,
+            ServerState::Starting => {}
+            ServerState::Down => sink.push(Effect::Back { member }),
+        }
+        self.revision += 1;
+    }
+
+    /// Marks a server down. The end of one that was told to leave is no news.
+    pub(super) fn set_down(
+        &mut self,
+        now: Time,
+        id: ServerId,
+        cause: DownCause,
+        sink: &mut Vec<Effect>,
+    ) {
+        self.detector.forget(id);
+        let server = self.server_mut(id);
+        server.suspected.get_or_insert(now);
+        let (member, leaves) = (server.member, server.stage.is_leaving());
+        let was = std::mem::replace(&mut server.state, ServerState::Down);
+        // That a silent server turns out to have exited is news: now it cannot come back.
+        if !leaves && (was != ServerState::Down || cause == DownCause::Exited) {
+            sink.push(Effect::Down { member, cause });
+        }
+        self.revision += 1;
+    }
+}
