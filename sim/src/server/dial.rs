@@ -1,0 +1,102 @@
+//! Who dials whom: every replica has the stream that it wants, tried again and again.
+
+use std::net::SocketAddr;
+
+use kv_protocol::frame::FrameBuffer;
+use kv_protocol::ids::{GroupId, Time, ViewVersion};
+
+use super::answers::collected;
+use super::connection::{Peer, STREAM_RULES};
+use super::{Output, Shard};
+use crate::network::ConnectionNumber;
+
+/// Pauses between two tries to dial, in nanoseconds of true time.
+pub(super) const REDIAL_FIRST: u64 = 1_000_000;
+const REDIAL_LAST: u64 = 100_000_000;
+
+#[derive(Debug)]
+pub(super) struct Dial {
+    pub(super) address: SocketAddr,
+    pub(super) view: ViewVersion,
+    /// `None`: under way, or connected.
+    pub(super) due: Option<u64>,
+    pub(super) pause: u64,
+}
+
+impl Dial {
+    pub(super) fn retry(&mut self, true_now: u64) {
+        self.due = Some(true_now + self.pause);
+        self.pause = (self.pause * 2).min(REDIAL_LAST);
+    }
+}
+
+impl Shard {
+    /// Lets every replica have the stream that it wants, and no other that it has dialled.
+    pub(super) fn keep_streams(&mut self, true_now: u64, now: Time, output: &mut Vec<Output>) {
+        let cluster = self.identity.cluster;
+        for at in 0..self.hosted.len() {
+            let hosted = &mut self.hosted[at];
+            let group = hosted.replica.group();
+            let wanted = hosted.replica.peer_hello(cluster);
+            if hosted.dialled.is_some() && hosted.dialled != wanted {
+                hosted.dialled = None;
+                hosted.dial = None;
+                if let Some(old) = hosted.stream.take() {
+                    hosted.replica.on_stream_down(now, &mut collected(output, group));
+                    output.push(Output::Close(old));
+                    self.connections.retain(|(known, _)| *known != old);
+                }
+            }
+            let hosted = &mut self.hosted[at];
+            match (wanted, hosted.partner) {
+                (Some(hello), Some((_, address))) => {
+                    let is_new = hosted.dial.as_ref().is_none_or(|dial| {
+                        dial.address != address || dial.view != hello.view.version
+                    });
+                    if is_new {
+                        let view = hello.view.version;
+                        let due = Some(true_now);
+                        hosted.dial = Some(Dial { address, view, due, pause: REDIAL_FIRST });
+                    }
+                }
+                _ => hosted.dial = None,
+            }
+            if let Some(dial) = &mut hosted.dial {
+                if dial.due == Some(0) {
+                    dial.retry(true_now);
+                }
+                if dial.due.is_some_and(|due| due <= true_now) {
+                    dial.due = None;
+                    output.push(Output::Dial(group, dial.address));
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_dialled(
+        &mut self,
+        now: Time,
+        number: ConnectionNumber,
+        group: GroupId,
+        output: &mut Vec<Output>,
+    ) {
+        let cluster = self.identity.cluster;
+        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
+        let Some(hosted) = hosted else { return output.push(Output::Close(number)) };
+        let Some(hello) = hosted.replica.peer_hello(cluster) else {
+            return output.push(Output::Close(number));
+        };
+        if let Some(old) = hosted.stream.replace(number) {
+            hosted.replica.on_stream_down(now, &mut collected(output, group));
+            output.push(Output::Close(old));
+            self.connections.retain(|(known, _)| *known != old);
+        }
+        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
+        hosted.expect("it was there").dialled = Some(hello);
+        let mut bytes = Vec::new();
+        hello.write(&mut bytes);
+        output.push(Output::Send(number, bytes));
+        let input = FrameBuffer::new(STREAM_RULES);
+        self.connections.push((number, Peer::Stream(input, group, false)));
+    }
+}

@@ -1,0 +1,61 @@
+//! A replica, and what its driver knows of its stream.
+
+use std::net::SocketAddr;
+
+use kv_core::arena::HeapChunks;
+use kv_core::hash::HashSecret;
+use kv_core::replica::{Replica, ReplicaConfig};
+use kv_protocol::control_message::ReplicaState;
+use kv_protocol::ids::{GroupId, Member, ViewVersion};
+use kv_protocol::peer_message::PeerHello;
+
+use super::Identity;
+use super::dial::Dial;
+use crate::network::ConnectionNumber;
+
+/// Bytes that a table may take before writes are refused.
+pub const MEMORY_LIMIT: u64 = 64 << 20;
+/// Small chunks: a run makes many tables.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// A replica and its stream.
+#[derive(Debug)]
+pub struct Hosted {
+    /// The machine that ships.
+    pub replica: Replica,
+    pub(super) stream: Option<ConnectionNumber>,
+    pub(super) dialled: Option<PeerHello>,
+    pub(super) partner: Option<(ViewVersion, SocketAddr)>,
+    pub(super) dial: Option<Dial>,
+    pub(super) shown: Option<(ReplicaState, ViewVersion, bool)>,
+    noted: Option<(ReplicaState, ViewVersion)>,
+}
+
+impl Hosted {
+    /// A replica that holds nothing, and has no stream.
+    pub(super) fn new(me: Member, group: GroupId, identity: Identity, seed: u64) -> Hosted {
+        let config = ReplicaConfig {
+            me,
+            group,
+            shard: identity.shard,
+            placement: identity.placement,
+            memory_limit: Some(MEMORY_LIMIT),
+            hash_secret: HashSecret::new(seed),
+        };
+        Hosted {
+            replica: Replica::new(config, Box::new(HeapChunks::new(CHUNK_BYTES))),
+            stream: None,
+            dialled: None,
+            partner: None,
+            dial: None,
+            shown: None,
+            noted: None,
+        }
+    }
+
+    /// What it is, if that is not what it was when it was asked last.
+    pub fn role_if_new(&mut self) -> Option<(ReplicaState, ViewVersion)> {
+        let role = (self.replica.state(), self.replica.view_version());
+        (self.noted.replace(role) != Some(role)).then_some(role)
+    }
+}

@@ -1,0 +1,80 @@
+//! A process: its link to the coordinator, its node, its executors.
+
+use std::net::SocketAddr;
+
+use kv_core::node::{Node, NodeConfig};
+use kv_core::replica::Replica;
+use kv_protocol::ids::{ClusterId, GroupId, Member, ShardId};
+use kv_protocol::placement::Placement;
+
+use super::{Identity, Shard};
+use crate::network::ConnectionNumber;
+
+/// One process.
+#[derive(Debug)]
+pub struct Process {
+    /// Who it is, and of which cluster.
+    pub member: Member,
+    /// As above.
+    pub cluster: ClusterId,
+    /// Its place.
+    pub place: usize,
+    /// Its address; the port is its own.
+    pub address: SocketAddr,
+    /// Whether it runs.
+    pub alive: bool,
+    /// Until when it does nothing, while time passes.
+    pub paused_until: u64,
+    /// The next wake-up of a shard is struck by a pause of this length, after the clock was read.
+    pub stall_next: Option<u64>,
+    /// The machine towards the coordinator.
+    pub node: Node,
+    /// Its executors.
+    pub shards: Vec<Shard>,
+    /// The link for heartbeats, and whether it is admitted.
+    pub link: Option<(ConnectionNumber, bool)>,
+    /// Numbers its dials of the coordinator, so that an old answer is not taken for a new one.
+    pub link_tries: u64,
+}
+
+impl Process {
+    /// A process that has just been started, with an empty table.
+    pub fn new(
+        cluster: ClusterId,
+        member: Member,
+        address: SocketAddr,
+        placement: Placement,
+        seed: u64,
+    ) -> Process {
+        let shards = (0..placement.shards()).map(|shard| {
+            let identity = Identity { cluster, shard: ShardId(shard), placement };
+            Shard::new(member, identity, seed)
+        });
+        Process {
+            member,
+            cluster,
+            place: usize::from(member.server.0),
+            address,
+            alive: true,
+            paused_until: 0,
+            stall_next: None,
+            node: Node::new(NodeConfig { cluster, me: member, shards: placement.shards() }),
+            shards: shards.collect(),
+            link: None,
+            link_tries: 0,
+        }
+    }
+
+    /// Whether nothing keeps it or one of its executors from working.
+    pub fn is_at_work(&self, now: u64) -> bool {
+        self.paused_until <= now
+            && self.stall_next.is_none()
+            && self.shards.iter().all(|shard| shard.stopped_until <= now)
+    }
+
+    /// The replica of a group's shard.
+    pub fn replica(&self, group: GroupId, shard: usize) -> Option<&Replica> {
+        let hosted = self.shards[shard].hosted.iter();
+        hosted.map(|hosted| &hosted.replica).find(|replica| replica.group() == group)
+    }
+}

@@ -1,0 +1,189 @@
+//! The stream between the two replicas of a shard, at either end.
+
+use kv_core::replica::{Pumped, StreamError};
+use kv_protocol::frame::FrameBuffer;
+use kv_protocol::ids::{GroupId, Time};
+use kv_protocol::peer_message::{
+    BatchReader, PeerHello, PeerRefusal, PeerRefusalReason, PeerWelcome, opcode as peer_opcode,
+};
+
+use super::answers::collected;
+use super::dial::REDIAL_FIRST;
+use super::{Hosted, Output, Shard};
+use crate::invariants::{copy_is_equal, nothing_old};
+use crate::network::ConnectionNumber;
+
+impl Shard {
+    /// Takes the frames of a stream; `false` ends it.
+    pub(super) fn stream(
+        &mut self,
+        now: Time,
+        number: ConnectionNumber,
+        input: &mut FrameBuffer,
+        group: &mut GroupId,
+        is_welcomed: &mut bool,
+        output: &mut Vec<Output>,
+    ) -> bool {
+        while let Ok(Some(frame)) = input.next_frame() {
+            let taken = match (frame.opcode, *group == GroupId(u16::MAX)) {
+                (peer_opcode::PEER_HELLO, true) => {
+                    let hello = PeerHello::read(frame.body).expect("it was written so");
+                    match self.on_hello(now, number, &hello, output) {
+                        Ok(welcome) => {
+                            let mut bytes = Vec::new();
+                            welcome.write(&mut bytes);
+                            output.push(Output::Send(number, bytes));
+                            (*group, *is_welcomed) = (hello.group(), true);
+                            Ok(())
+                        }
+                        Err(refusal) => Err(Some(refusal)),
+                    }
+                }
+                (peer_opcode::PEER_WELCOME, false) => {
+                    let welcome = PeerWelcome::read(frame.body).expect("it was written so");
+                    *is_welcomed = true;
+                    self.on_welcome(now, number, *group, &welcome, output)
+                }
+                (peer_opcode::PEER_REFUSAL, false) => {
+                    let refusal = PeerRefusal::read(frame.body).expect("it was written so");
+                    if let Some(hosted) = self.stream_of(number, *group) {
+                        let answers = &mut collected(output, *group);
+                        hosted.replica.on_peer_refusal(now, &refusal, answers);
+                    }
+                    Err(None)
+                }
+                (peer_opcode::BATCH, false) => {
+                    self.on_batch(now, number, *group, frame.body, output)
+                }
+                _ => Err(None),
+            };
+            if let Err(refusal) = taken {
+                if let Some(refusal) = refusal {
+                    let mut bytes = Vec::new();
+                    refusal.write(&mut bytes);
+                    output.push(Output::Send(number, bytes));
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    fn stream_of(&mut self, number: ConnectionNumber, group: GroupId) -> Option<&mut Hosted> {
+        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
+        hosted.filter(|hosted| hosted.stream == Some(number))
+    }
+
+    fn on_hello(
+        &mut self,
+        now: Time,
+        number: ConnectionNumber,
+        hello: &PeerHello,
+        output: &mut Vec<Output>,
+    ) -> Result<PeerWelcome, PeerRefusal> {
+        let stranger = PeerRefusal { reason: PeerRefusalReason::Stranger, view: None };
+        let hosted = self.hosted.iter_mut().find(|h| h.replica.group() == hello.group());
+        let hosted = hosted.ok_or(stranger)?;
+        hosted.replica.judge_hello(hello)?;
+        if let Some(old) = hosted.stream.take() {
+            hosted.replica.on_stream_down(now, &mut collected(output, hello.group()));
+            output.push(Output::Close(old));
+            self.connections.retain(|(known, _)| *known != old);
+        }
+        let hosted = self.hosted.iter_mut().find(|h| h.replica.group() == hello.group());
+        let hosted = hosted.ok_or(stranger)?;
+        let answers = &mut collected(output, hello.group());
+        let welcome = hosted.replica.on_peer_hello(now, hello, answers)?;
+        (hosted.stream, hosted.dialled) = (Some(number), None);
+        Ok(welcome)
+    }
+
+    fn on_welcome(
+        &mut self,
+        now: Time,
+        number: ConnectionNumber,
+        group: GroupId,
+        welcome: &PeerWelcome,
+        output: &mut Vec<Output>,
+    ) -> Result<(), Option<PeerRefusal>> {
+        let hosted = self.stream_of(number, group).ok_or(None)?;
+        let answers = &mut collected(output, group);
+        hosted.replica.on_peer_welcome(now, welcome, answers).map_err(|_| None)
+    }
+
+    fn on_batch(
+        &mut self,
+        now: Time,
+        number: ConnectionNumber,
+        group: GroupId,
+        body: &[u8],
+        output: &mut Vec<Output>,
+    ) -> Result<(), Option<PeerRefusal>> {
+        for message in BatchReader::new(body).expect("it was written so") {
+            let message = message.expect("it was written so");
+            let Some(hosted) = self.stream_of(number, group) else { return Err(None) };
+            let installed = hosted.replica.view_version();
+            let answers = &mut collected(output, group);
+            match hosted.replica.on_peer_message(now, &message, answers) {
+                Ok(()) => {
+                    let result = nothing_old::message(group, message.view(), installed);
+                    output.extend(result.err().map(Output::Broken));
+                }
+                Err(StreamError::Frozen) => {}
+                Err(error) => {
+                    let view = hosted.replica.view().copied();
+                    if let StreamError::Diverged { sn } = error {
+                        output.push(Output::Broken(copy_is_equal::differs(group, sn)));
+                    }
+                    let reason = match error {
+                        StreamError::View { .. } => PeerRefusalReason::OldView,
+                        _ => PeerRefusalReason::BrokenStream,
+                    };
+                    return Err(Some(PeerRefusal { reason, view }));
+                }
+            }
+            if let Some(hosted) = self.stream_of(number, group)
+                && let Some(dial) = &mut hosted.dial
+            {
+                dial.pause = REDIAL_FIRST;
+            }
+        }
+        Ok(())
+    }
+
+    /// A stream's connection is over.
+    pub(super) fn drop_stream(
+        &mut self,
+        now: Time,
+        number: ConnectionNumber,
+        output: &mut Vec<Output>,
+    ) {
+        for hosted in &mut self.hosted {
+            if hosted.stream == Some(number) {
+                (hosted.stream, hosted.dialled) = (None, None);
+                if let Some(dial) = &mut hosted.dial {
+                    dial.due.get_or_insert(0);
+                }
+                let group = hosted.replica.group();
+                hosted.replica.on_stream_down(now, &mut collected(output, group));
+            }
+        }
+    }
+
+    pub(super) fn pump(&mut self, now: Time, output: &mut Vec<Output>) {
+        for hosted in &mut self.hosted {
+            let Some(number) = hosted.stream else { continue };
+            loop {
+                let pumped = hosted.replica.pump(now, &mut self.batch);
+                let mut bytes = Vec::new();
+                self.batch.finish(&mut bytes);
+                if !bytes.is_empty() {
+                    output.push(Output::Send(number, bytes));
+                }
+                if pumped == Pumped::Done {
+                    break;
+                }
+            }
+        }
+    }
+}
