@@ -33,6 +33,9 @@ use connection::Peer;
 pub use hosted::{Hosted, MEMORY_LIMIT};
 pub use process::Process;
 
+/// The node hears of every shard so often, in nanoseconds of true time, and when anything is new.
+const PUBLISH_EVERY: u64 = 100_000_000;
+
 /// What comes to a shard.
 #[derive(Debug)]
 pub enum Input {
@@ -155,25 +158,12 @@ impl Shard {
             }
             Input::Dialled(number, group) => self.on_dialled(now, number, group, output),
             Input::DialFailed(group) => {
-                let hosted = self.hosted.iter_mut().find(|h| h.replica.group() == group);
+                let hosted = self.hosted_of(group);
                 if let Some(dial) = hosted.and_then(|hosted| hosted.dial.as_mut()) {
                     dial.retry(true_now);
                 }
             }
-            Input::Install(order, view, other) => {
-                let hosted = self.hosted.iter_mut().find(|h| h.replica.group() == view.group);
-                let Some(hosted) = hosted else { return };
-                let answers = &mut collected(output, view.group);
-                match hosted.replica.install(now, view, answers) {
-                    Ok(()) | Err(InstallError::Old { .. }) => {}
-                    Err(error) => output.push(Output::Refused(order, error.to_string())),
-                }
-                if let Some(address) = other
-                    && hosted.partner.is_none_or(|(version, _)| version <= view.version)
-                {
-                    hosted.partner = Some((view.version, address));
-                }
-            }
+            Input::Install(order, view, other) => self.install(now, order, view, other, output),
             Input::Probe(order) => output.push(Output::Probed(order)),
             Input::Exited(member) => {
                 for hosted in &mut self.hosted {
@@ -183,15 +173,38 @@ impl Shard {
             Input::Drain => self.hosted.iter_mut().for_each(|hosted| hosted.replica.drain()),
             Input::Dump(group, number) => {
                 self.hosted.iter_mut().for_each(|hosted| hosted.replica.freeze());
-                let hosted = self.hosted.iter().find(|hosted| hosted.replica.group() == group);
-                let part = hosted.map(|hosted| Part::of(&hosted.replica));
+                let part = self.hosted_of(group).map(|hosted| Part::of(&hosted.replica));
                 output.extend(part.map(|part| Output::Dumped(number, part)));
             }
         }
     }
 
+    fn install(
+        &mut self,
+        now: Time,
+        order: OrderId,
+        view: View,
+        other: Option<SocketAddr>,
+        output: &mut Vec<Output>,
+    ) {
+        let Some(hosted) = self.hosted_of(view.group) else { return };
+        match hosted.replica.install(now, view, &mut collected(output, view.group)) {
+            Ok(()) | Err(InstallError::Old { .. }) => {}
+            Err(error) => output.push(Output::Refused(order, error.to_string())),
+        }
+        if let Some(address) = other
+            && hosted.partner.is_none_or(|(version, _)| version <= view.version)
+        {
+            hosted.partner = Some((view.version, address));
+        }
+    }
+
+    fn hosted_of(&mut self, group: GroupId) -> Option<&mut Hosted> {
+        self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group)
+    }
+
     fn publish(&mut self, true_now: u64, now: Time, output: &mut Vec<Output>) {
-        let mut is_news = true_now >= self.published_at + 100_000_000;
+        let mut is_news = true_now >= self.published_at + PUBLISH_EVERY;
         for hosted in &mut self.hosted {
             let shown = hosted.replica.report(now).map(|r| (r.state, r.view, r.connected));
             is_news |= std::mem::replace(&mut hosted.shown, shown) != shown;
@@ -207,7 +220,7 @@ impl Shard {
     pub fn next_wake(&self, clock: impl Fn(Time) -> u64) -> u64 {
         let timeouts = self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout());
         let dials = self.hosted.iter().filter_map(|hosted| hosted.dial.as_ref()?.due);
-        let publish = self.published_at + 100_000_000;
+        let publish = self.published_at + PUBLISH_EVERY;
         timeouts.map(clock).chain(dials).chain([publish]).min().unwrap_or(publish)
     }
 }

@@ -19,8 +19,32 @@ pub(super) enum Peer {
     /// Accepted; nothing said yet.
     Unknown(FrameBuffer),
     Client(FrameBuffer, ClientId),
-    /// Accepted or dialled for a group's stream; dialled ones wait for the welcome first.
-    Stream(FrameBuffer, GroupId, bool),
+    /// Accepted or dialled for a group's stream. Of an accepted one the hello says which group.
+    Stream(FrameBuffer, GroupId),
+}
+
+/// The group of a stream whose hello has not come.
+pub(super) const NO_GROUP: GroupId = GroupId(u16::MAX);
+
+impl Peer {
+    /// Takes bytes. The first byte of an opcode tells a client from a server.
+    fn take(&mut self, bytes: &[u8]) {
+        match self {
+            Peer::Client(input, _) | Peer::Stream(input, _) => input.extend(bytes),
+            Peer::Unknown(input) => {
+                input.extend(bytes);
+                let is_client = input.waiting().get(5).is_some_and(|opcode| *opcode < 0x40);
+                let unchecked = std::mem::replace(input, FrameBuffer::new(STREAM_RULES));
+                let rules = if is_client { CLIENT_RULES } else { STREAM_RULES };
+                let mut input = FrameBuffer::new(rules);
+                input.extend(&unchecked.into_waiting());
+                *self = match is_client {
+                    true => Peer::Client(input, ClientId(0)),
+                    false => Peer::Stream(input, NO_GROUP),
+                };
+            }
+        }
+    }
 }
 
 impl Shard {
@@ -34,31 +58,16 @@ impl Shard {
         let at = match self.connections.iter().position(|(known, _)| *known == number) {
             Some(at) => at,
             None => {
-                let input = FrameBuffer::new(FrameRules::unchecked(MAX_CLIENT_BODY));
+                let input = FrameBuffer::new(CLIENT_RULES);
                 self.connections.push((number, Peer::Unknown(input)));
                 self.connections.len() - 1
             }
         };
         let (_, mut peer) = self.connections.swap_remove(at);
-        if let Peer::Unknown(input) = &mut peer {
-            input.extend(bytes);
-            // The first byte of an opcode tells a client from a server.
-            let is_client = input.waiting().get(5).is_some_and(|opcode| *opcode < 0x40);
-            let waiting = std::mem::replace(input, FrameBuffer::new(STREAM_RULES)).into_waiting();
-            let mut input = FrameBuffer::new(if is_client { CLIENT_RULES } else { STREAM_RULES });
-            input.extend(&waiting);
-            peer = match is_client {
-                true => Peer::Client(input, ClientId(0)),
-                false => Peer::Stream(input, GroupId(u16::MAX), false),
-            };
-        } else if let Peer::Client(input, _) | Peer::Stream(input, ..) = &mut peer {
-            input.extend(bytes);
-        }
+        peer.take(bytes);
         let stays = match &mut peer {
             Peer::Client(input, client) => self.serve(now, number, input, client, output),
-            Peer::Stream(input, group, welcomed) => {
-                self.stream(now, number, input, group, welcomed, output)
-            }
+            Peer::Stream(input, group) => self.stream(now, number, input, group, output),
             Peer::Unknown(_) => true,
         };
         if stays {
@@ -86,10 +95,9 @@ impl Shard {
             }
             let Ok(request) = Request::read(frame.opcode, frame.body) else { return false };
             let (group, shard) = self.identity.placement.locate(request.digest);
-            let hosted = self.hosted.iter_mut().find(|h| h.replica.group() == group);
-            let Some(hosted) = hosted.filter(|_| shard == self.identity.shard) else {
-                let answer = wrong_view(&request);
-                output.push(Output::Send(number, answer));
+            let is_here = shard == self.identity.shard;
+            let Some(hosted) = self.hosted_of(group).filter(|_| is_here) else {
+                output.push(Output::Send(number, wrong_view(&request)));
                 continue;
             };
             let id = ConnectionId(number.0 as u64);

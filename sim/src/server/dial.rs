@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use kv_protocol::frame::FrameBuffer;
 use kv_protocol::ids::{GroupId, Time, ViewVersion};
 
-use super::answers::collected;
 use super::connection::{Peer, STREAM_RULES};
 use super::{Output, Shard};
 use crate::network::ConnectionNumber;
@@ -14,6 +13,7 @@ use crate::network::ConnectionNumber;
 pub(super) const REDIAL_FIRST: u64 = 1_000_000;
 const REDIAL_LAST: u64 = 100_000_000;
 
+/// A replica's tries to reach its partner.
 #[derive(Debug)]
 pub(super) struct Dial {
     pub(super) address: SocketAddr,
@@ -39,13 +39,8 @@ impl Shard {
             let group = hosted.replica.group();
             let wanted = hosted.replica.peer_hello(cluster);
             if hosted.dialled.is_some() && hosted.dialled != wanted {
-                hosted.dialled = None;
-                hosted.dial = None;
-                if let Some(old) = hosted.stream.take() {
-                    hosted.replica.on_stream_down(now, &mut collected(output, group));
-                    output.push(Output::Close(old));
-                    self.connections.retain(|(known, _)| *known != old);
-                }
+                (hosted.dialled, hosted.dial) = (None, None);
+                self.close_stream(now, group, output);
             }
             let hosted = &mut self.hosted[at];
             match (wanted, hosted.partner) {
@@ -73,6 +68,7 @@ impl Shard {
         }
     }
 
+    /// A dialled connection stands: its hello goes out, if the stream is wanted still.
     pub(super) fn on_dialled(
         &mut self,
         now: Time,
@@ -81,22 +77,15 @@ impl Shard {
         output: &mut Vec<Output>,
     ) {
         let cluster = self.identity.cluster;
-        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
-        let Some(hosted) = hosted else { return output.push(Output::Close(number)) };
-        let Some(hello) = hosted.replica.peer_hello(cluster) else {
-            return output.push(Output::Close(number));
-        };
-        if let Some(old) = hosted.stream.replace(number) {
-            hosted.replica.on_stream_down(now, &mut collected(output, group));
-            output.push(Output::Close(old));
-            self.connections.retain(|(known, _)| *known != old);
-        }
-        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
-        hosted.expect("it was there").dialled = Some(hello);
+        let hello = self.hosted_of(group).and_then(|hosted| hosted.replica.peer_hello(cluster));
+        let Some(hello) = hello else { return output.push(Output::Close(number)) };
+        self.close_stream(now, group, output);
+        let hosted = self.hosted_of(group).expect("it was there");
+        (hosted.stream, hosted.dialled) = (Some(number), Some(hello));
         let mut bytes = Vec::new();
         hello.write(&mut bytes);
         output.push(Output::Send(number, bytes));
         let input = FrameBuffer::new(STREAM_RULES);
-        self.connections.push((number, Peer::Stream(input, group, false)));
+        self.connections.push((number, Peer::Stream(input, group)));
     }
 }

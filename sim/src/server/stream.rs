@@ -1,13 +1,14 @@
 //! The stream between the two replicas of a shard, at either end.
 
 use kv_core::replica::{Pumped, StreamError};
-use kv_protocol::frame::FrameBuffer;
+use kv_protocol::frame::{Frame, FrameBuffer};
 use kv_protocol::ids::{GroupId, Time};
 use kv_protocol::peer_message::{
     BatchReader, PeerHello, PeerRefusal, PeerRefusalReason, PeerWelcome, opcode as peer_opcode,
 };
 
 use super::answers::collected;
+use super::connection::NO_GROUP;
 use super::dial::REDIAL_FIRST;
 use super::{Hosted, Output, Shard};
 use crate::invariants::{copy_is_equal, nothing_old};
@@ -21,43 +22,10 @@ impl Shard {
         number: ConnectionNumber,
         input: &mut FrameBuffer,
         group: &mut GroupId,
-        is_welcomed: &mut bool,
         output: &mut Vec<Output>,
     ) -> bool {
         while let Ok(Some(frame)) = input.next_frame() {
-            let taken = match (frame.opcode, *group == GroupId(u16::MAX)) {
-                (peer_opcode::PEER_HELLO, true) => {
-                    let hello = PeerHello::read(frame.body).expect("it was written so");
-                    match self.on_hello(now, number, &hello, output) {
-                        Ok(welcome) => {
-                            let mut bytes = Vec::new();
-                            welcome.write(&mut bytes);
-                            output.push(Output::Send(number, bytes));
-                            (*group, *is_welcomed) = (hello.group(), true);
-                            Ok(())
-                        }
-                        Err(refusal) => Err(Some(refusal)),
-                    }
-                }
-                (peer_opcode::PEER_WELCOME, false) => {
-                    let welcome = PeerWelcome::read(frame.body).expect("it was written so");
-                    *is_welcomed = true;
-                    self.on_welcome(now, number, *group, &welcome, output)
-                }
-                (peer_opcode::PEER_REFUSAL, false) => {
-                    let refusal = PeerRefusal::read(frame.body).expect("it was written so");
-                    if let Some(hosted) = self.stream_of(number, *group) {
-                        let answers = &mut collected(output, *group);
-                        hosted.replica.on_peer_refusal(now, &refusal, answers);
-                    }
-                    Err(None)
-                }
-                (peer_opcode::BATCH, false) => {
-                    self.on_batch(now, number, *group, frame.body, output)
-                }
-                _ => Err(None),
-            };
-            if let Err(refusal) = taken {
+            if let Err(refusal) = self.frame(now, number, frame, group, output) {
                 if let Some(refusal) = refusal {
                     let mut bytes = Vec::new();
                     refusal.write(&mut bytes);
@@ -69,9 +37,44 @@ impl Shard {
         true
     }
 
+    /// Takes one frame; an error ends the stream, with or without a refusal.
+    fn frame(
+        &mut self,
+        now: Time,
+        number: ConnectionNumber,
+        frame: Frame<'_>,
+        group: &mut GroupId,
+        output: &mut Vec<Output>,
+    ) -> Result<(), Option<PeerRefusal>> {
+        match (frame.opcode, *group == NO_GROUP) {
+            (peer_opcode::PEER_HELLO, true) => {
+                let hello = PeerHello::read(frame.body).expect("it was written so");
+                let welcome = self.on_hello(now, number, &hello, output)?;
+                let mut bytes = Vec::new();
+                welcome.write(&mut bytes);
+                output.push(Output::Send(number, bytes));
+                *group = hello.group();
+                Ok(())
+            }
+            (peer_opcode::PEER_WELCOME, false) => {
+                let welcome = PeerWelcome::read(frame.body).expect("it was written so");
+                self.on_welcome(now, number, *group, &welcome, output)
+            }
+            (peer_opcode::PEER_REFUSAL, false) => {
+                let refusal = PeerRefusal::read(frame.body).expect("it was written so");
+                if let Some(hosted) = self.stream_of(number, *group) {
+                    let answers = &mut collected(output, *group);
+                    hosted.replica.on_peer_refusal(now, &refusal, answers);
+                }
+                Err(None)
+            }
+            (peer_opcode::BATCH, false) => self.on_batch(now, number, *group, frame.body, output),
+            _ => Err(None),
+        }
+    }
+
     fn stream_of(&mut self, number: ConnectionNumber, group: GroupId) -> Option<&mut Hosted> {
-        let hosted = self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group);
-        hosted.filter(|hosted| hosted.stream == Some(number))
+        self.hosted_of(group).filter(|hosted| hosted.stream == Some(number))
     }
 
     fn on_hello(
@@ -82,17 +85,11 @@ impl Shard {
         output: &mut Vec<Output>,
     ) -> Result<PeerWelcome, PeerRefusal> {
         let stranger = PeerRefusal { reason: PeerRefusalReason::Stranger, view: None };
-        let hosted = self.hosted.iter_mut().find(|h| h.replica.group() == hello.group());
-        let hosted = hosted.ok_or(stranger)?;
-        hosted.replica.judge_hello(hello)?;
-        if let Some(old) = hosted.stream.take() {
-            hosted.replica.on_stream_down(now, &mut collected(output, hello.group()));
-            output.push(Output::Close(old));
-            self.connections.retain(|(known, _)| *known != old);
-        }
-        let hosted = self.hosted.iter_mut().find(|h| h.replica.group() == hello.group());
-        let hosted = hosted.ok_or(stranger)?;
-        let answers = &mut collected(output, hello.group());
+        let group = hello.group();
+        self.hosted_of(group).ok_or(stranger)?.replica.judge_hello(hello)?;
+        self.close_stream(now, group, output);
+        let hosted = self.hosted_of(group).ok_or(stranger)?;
+        let answers = &mut collected(output, group);
         let welcome = hosted.replica.on_peer_hello(now, hello, answers)?;
         (hosted.stream, hosted.dialled) = (Some(number), None);
         Ok(welcome)
@@ -149,6 +146,15 @@ impl Shard {
             }
         }
         Ok(())
+    }
+
+    /// Closes the stream of a group, if there is one.
+    pub(super) fn close_stream(&mut self, now: Time, group: GroupId, output: &mut Vec<Output>) {
+        let Some(hosted) = self.hosted_of(group) else { return };
+        let Some(old) = hosted.stream.take() else { return };
+        hosted.replica.on_stream_down(now, &mut collected(output, group));
+        output.push(Output::Close(old));
+        self.connections.retain(|(known, _)| *known != old);
     }
 
     /// A stream's connection is over.
