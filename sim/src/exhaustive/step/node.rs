@@ -1,0 +1,84 @@
+//! Drives the nodes: what the coordinator sends to a process, and what that means for its shards.
+
+use std::collections::VecDeque;
+
+use kv_protocol::ids::{OrderId, ShardId};
+use kv_protocol::view::View;
+
+use super::Explorer;
+use super::replica::Place;
+use crate::exhaustive::node::{NodeDone, NodeInput};
+use crate::exhaustive::world::{Machines, Paper, Process, Told, World};
+use crate::invariants::versions_grow;
+
+impl Explorer {
+    /// A node takes the next paper of a connection for orders, and may end that connection.
+    pub(super) fn next_paper(
+        &mut self,
+        world: &mut World,
+        p: usize,
+        queue: fn(&mut Process) -> &mut VecDeque<Paper>,
+    ) {
+        let Some(paper) = queue(&mut world.processes[p]).pop_front() else { return };
+        if !self.paper(world, p, paper) {
+            queue(&mut world.processes[p]).clear();
+        }
+    }
+
+    /// A node takes what came over a connection for orders; `false` ends the connection.
+    fn paper(&mut self, world: &mut World, p: usize, paper: Paper) -> bool {
+        match paper {
+            Paper::Order(order) => {
+                self.node(world, p, NodeInput::Order(order));
+                true
+            }
+            Paper::Hello(epoch) => {
+                let before = *self.machines.nodes.sight(world.processes[p].node).as_ref();
+                self.node(world, p, NodeInput::Hello(epoch));
+                let after = *self.machines.nodes.sight(world.processes[p].node).as_ref();
+                self.note(versions_grow::epochs(before, after));
+                after == epoch
+            }
+        }
+    }
+
+    /// Gives a node an input, and all that follows from it at once.
+    pub(super) fn node(&mut self, world: &mut World, p: usize, input: NodeInput) {
+        let Machines { nodes, papers, .. } = &mut self.machines;
+        let step = match nodes.take(papers, world.processes[p].node, input) {
+            Ok(step) => step,
+            Err(words) => return self.panicked("a node", &words),
+        };
+        world.processes[p].node = step.next;
+        for done in &step.output {
+            match done {
+                NodeDone::Install(order, view) => {
+                    self.tell_shards(world, p, |me| Told::Install(me.order_of(*order, *view)));
+                }
+                NodeDone::Exited(member) => {
+                    self.tell_shards(world, p, |_| Told::Exited(*member));
+                }
+                NodeDone::Probe(order) => {
+                    for shard in 0..self.scope.shards {
+                        self.node(world, p, NodeInput::Probed(*order, ShardId(shard)));
+                    }
+                }
+                NodeDone::Report(report) => world.processes[p].reports.push_back(*report),
+                NodeDone::HelloRefused | NodeDone::Obeyed(_) => {}
+            }
+        }
+    }
+
+    /// With one shard the node and its executor take the step together.
+    fn tell_shards(&mut self, world: &mut World, p: usize, told: impl Fn(&mut Explorer) -> Told) {
+        let told = told(self);
+        match self.scope.shards {
+            1 => self.told(world, Place { p, s: 0 }, told),
+            _ => world.processes[p].inboxes.iter_mut().for_each(|inbox| inbox.push_back(told)),
+        }
+    }
+
+    fn order_of(&mut self, id: OrderId, view: View) -> u32 {
+        self.machines.installs.number_printed((id, view))
+    }
+}

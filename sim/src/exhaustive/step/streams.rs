@@ -1,0 +1,94 @@
+//! Connections between the replicas of a shard: made, used, broken, and forgotten.
+
+use std::collections::VecDeque;
+
+use super::replica::Place;
+use crate::exhaustive::replica::FrameId;
+use crate::exhaustive::world::{CLOSED, Connection, End, World};
+
+/// A new connection, with a hello on its way to the other process.
+pub(super) fn connect(world: &mut World, at: Place, other: usize, hello: FrameId) {
+    let small = |n: usize| u8::try_from(n).expect("processes are few");
+    world.connections.push(Connection {
+        shard: small(at.s),
+        ends: [(small(at.p), End::Attached), (small(other), End::Pending)],
+        to: [VecDeque::new(), VecDeque::from([hello])],
+    });
+}
+
+/// Whoever was dialled takes the connection as its stream.
+pub(super) fn accept(connection: &mut Connection) {
+    connection.ends[1].1 = End::Attached;
+}
+
+/// Whoever was dialled says why not, and closes.
+pub(super) fn refuse(connection: &mut Connection, frame: FrameId) {
+    if connection.ends[0].1 != End::Gone {
+        connection.to[0].push_back(frame);
+    }
+    end(connection, 1);
+}
+
+/// Sends on the stream that stands.
+pub(super) fn send(world: &mut World, at: Place, frame: FrameId) {
+    if let Some((connection, side)) = attached(world, at)
+        && connection.ends[1 - side].1 != End::Gone
+    {
+        connection.to[1 - side].push_back(frame);
+    }
+}
+
+/// Closes it.
+pub(super) fn close(world: &mut World, at: Place) {
+    if let Some((connection, side)) = attached(world, at) {
+        end(connection, side);
+    }
+}
+
+/// The end of the stream that a replica has.
+fn attached(world: &mut World, at: Place) -> Option<(&mut Connection, usize)> {
+    world.connections.iter_mut().find_map(|connection| {
+        let is_end = |(q, end): (u8, End)| usize::from(q) == at.p && end == End::Attached;
+        if usize::from(connection.shard) != at.s {
+            return None;
+        }
+        let side = (0..2).find(|side| is_end(connection.ends[*side]))?;
+        Some((connection, side))
+    })
+}
+
+/// The network breaks a connection: what is under way is lost, and both sides see the end.
+pub(super) fn cut(connection: &mut Connection) {
+    for side in 0..2 {
+        connection.to[side].clear();
+        if connection.ends[side].1 != End::Gone {
+            connection.to[side].push_back(CLOSED);
+        }
+    }
+}
+
+/// One side is closed; the other will see it, after all that was sent before.
+fn end(connection: &mut Connection, side: usize) {
+    connection.ends[side].1 = End::Gone;
+    connection.to[side].clear();
+    if connection.ends[1 - side].1 != End::Gone {
+        connection.to[1 - side].push_back(CLOSED);
+    }
+}
+
+/// A process is dead.
+pub(super) fn end_all(world: &mut World, p: usize) {
+    for connection in &mut world.connections {
+        for side in 0..2 {
+            if usize::from(connection.ends[side].0) == p && connection.ends[side].1 != End::Gone {
+                end(connection, side);
+            }
+        }
+    }
+}
+
+/// Forgets connections that both sides have closed.
+pub(super) fn sweep(world: &mut World) {
+    let is_over = |connection: &Connection| connection.ends.iter().all(|end| end.1 == End::Gone);
+    world.connections.retain(|connection| !is_over(connection));
+}
