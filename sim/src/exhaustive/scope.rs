@@ -65,74 +65,89 @@ fn keys_of(shards: u16, shard: u16, count: usize) -> Vec<(&'static str, u8)> {
     NAMES.iter().filter(is_here).take(count).map(|name| (*name, number)).collect()
 }
 
-fn write(client: u8, seq: u8, key: u8, kind: Kind) -> Write {
+const fn write(client: u8, seq: u8, key: u8, kind: Kind) -> Write {
     Write { client, seq, key, kind, large: false }
 }
 
-fn large(client: u8, seq: u8, key: u8) -> Write {
+const fn large(client: u8, seq: u8, key: u8) -> Write {
     Write { client, seq, key, kind: Kind::Put, large: true }
+}
+
+// One client puts a key, and then again, or deletes it; another client puts it too.
+const SMALL: Write = write(1, 1, 0, Kind::Put);
+const AGAIN: Write = write(1, 2, 0, Kind::Put);
+const DELETE: Write = write(1, 2, 0, Kind::Delete);
+const OTHER: Write = write(2, 1, 0, Kind::Put);
+
+/// These writes, to the first keys of the only shard.
+fn script(keys: usize, writes: &[Write]) -> Script {
+    Script { writes: writes.to_vec(), keys: keys_of(1, 0, keys) }
+}
+
+/// A scope of one shard and a quick disk; the first write is done before.
+fn scope(
+    name: &'static str,
+    words: &'static str,
+    beginning: Beginning,
+    script: Script,
+    left: Left,
+) -> Scope {
+    let (shards, slow_disk, done_before) = (1, false, 1);
+    Scope { name, words, beginning, shards, slow_disk, script, done_before, left }
+}
+
+/// A server may fall silent and be voted out, within so many ticks.
+fn silence(ticks: u8) -> Left {
+    Left { ticks, suspicions: 1, votes: 1, ..Left::default() }
 }
 
 /// All searches.
 pub fn all() -> Vec<Scope> {
-    use Beginning::*;
-    use Kind::*;
-    let one = |keys: usize, writes: Vec<Write>| Script { writes, keys: keys_of(1, 0, keys) };
+    [at_home(), voted_out(), copies(), going_home(), replacements(), others()].concat()
+}
+
+fn at_home() -> Vec<Scope> {
     let none = Left::default();
-    let mut two_keys = keys_of(2, 0, 1);
-    two_keys.extend(keys_of(2, 1, 1));
-    let small = write(1, 1, 0, Put);
-    let again = write(1, 2, 0, Put);
-    let other = write(2, 1, 0, Put);
-    let scope = |name, words, beginning, script, done_before, left| Scope {
-        name,
-        words,
-        beginning,
-        shards: 1,
-        slow_disk: false,
-        script,
-        done_before,
-        left,
-    };
     vec![
         scope(
             "writes",
             "two clients write and retry at home; the primary dies",
-            Home,
-            one(1, vec![small, again, write(2, 1, 0, PutIfAbsent)]),
-            1,
+            Beginning::Home,
+            script(1, &[SMALL, AGAIN, write(2, 1, 0, Kind::PutIfAbsent)]),
             Left { reads: 1, retries: 2, kills: 1, ..none },
         ),
         scope(
             "leases",
             "the primary falls silent, is voted out, and goes on by its own clock",
-            Home,
-            one(1, vec![small, again]),
-            1,
-            Left { ticks: 3, suspicions: 1, votes: 1, ..none },
+            Beginning::Home,
+            script(1, &[SMALL, AGAIN]),
+            silence(3),
         ),
         scope(
             "deaths",
             "both servers may die, and a stream break; nobody replaces them",
-            Home,
-            one(1, vec![small, again]),
-            1,
+            Beginning::Home,
+            script(1, &[SMALL, AGAIN]),
             Left { kills: 2, ticks: 1, breaks: 1, ..none },
         ),
+    ]
+}
+
+fn voted_out() -> Vec<Scope> {
+    let none = Left::default();
+    vec![
         scope(
             "outcast",
             "the old primary lives and becomes candidate while its successor waits for its grace to end",
-            Outcast,
-            one(1, vec![small, write(1, 2, 0, Delete)]),
-            1,
+            Beginning::Outcast,
+            script(1, &[SMALL, DELETE]),
             Left { ticks: 2, ..none },
         ),
         scope(
             "outcast, then a death",
             "the same; a server dies",
-            Outcast,
-            one(1, vec![small, again]),
-            1,
+            Beginning::Outcast,
+            script(1, &[SMALL, AGAIN]),
             Left { ticks: 2, kills: 1, ..none },
         ),
         Scope {
@@ -140,144 +155,150 @@ pub fn all() -> Vec<Scope> {
             ..scope(
                 "vote",
                 "a server is voted out, and heard again before that is durable",
-                Home,
-                one(1, vec![small, write(1, 2, 0, Delete)]),
-                1,
-                Left { ticks: 2, suspicions: 1, votes: 1, returns: 1, ..none },
+                Beginning::Home,
+                script(1, &[SMALL, DELETE]),
+                Left { returns: 1, ..silence(2) },
             )
         },
-        scope(
+    ]
+}
+
+fn copies() -> Vec<Scope> {
+    let none = Left::default();
+    // Two large values are there; clients write over one of them.
+    let over = |name, words, writes: &[Write], left| {
+        let writes = [&[large(1, 1, 0), large(2, 1, 1)], writes].concat();
+        let scope = scope(name, words, Beginning::Candidate, script(2, &writes), left);
+        Scope { done_before: 2, ..scope }
+    };
+    vec![
+        over(
             "copy",
             "a candidate is copied to while clients write over what is copied",
-            Candidate,
-            one(
-                2,
-                vec![large(1, 1, 0), large(2, 1, 1), write(1, 2, 1, Put), write(2, 2, 1, Delete)],
-            ),
-            2,
+            &[write(1, 2, 1, Kind::Put), write(2, 2, 1, Kind::Delete)],
             Left { ticks: 1, ..none },
         ),
-        scope(
+        over(
             "copy and delete",
             "a candidate is copied to while clients delete what is copied",
-            Candidate,
-            one(
-                2,
-                vec![large(1, 1, 0), large(2, 1, 1), write(1, 2, 1, Delete), write(2, 2, 1, Put)],
-            ),
-            2,
+            &[write(1, 2, 1, Kind::Delete), write(2, 2, 1, Kind::Put)],
             none,
         ),
-        scope(
+        over(
             "copy that breaks",
             "the same, and a stream breaks",
-            Candidate,
-            one(2, vec![large(1, 1, 0), large(2, 1, 1), write(1, 2, 1, Delete)]),
-            2,
+            &[write(1, 2, 1, Kind::Delete)],
             Left { breaks: 1, ..none },
         ),
         scope(
             "copy, then a death",
             "a candidate is copied to, becomes secondary, and the primary dies",
-            Candidate,
-            one(1, vec![large(1, 1, 0), again]),
-            1,
+            Beginning::Candidate,
+            script(1, &[large(1, 1, 0), AGAIN]),
             Left { kills: 1, retries: 1, reads: 1, ..none },
         ),
         scope(
             "copy, then silence",
             "a candidate is copied to; whoever is primary then falls silent",
-            Candidate,
-            one(1, vec![small]),
-            1,
-            Left { ticks: 2, suspicions: 1, votes: 1, ..none },
+            Beginning::Candidate,
+            script(1, &[SMALL]),
+            silence(2),
         ),
+    ]
+}
+
+fn going_home() -> Vec<Scope> {
+    let none = Left::default();
+    vec![
         scope(
             "hand-over",
             "the group goes home; a server dies",
-            HandOver,
-            one(1, vec![small, again, other]),
-            1,
+            Beginning::HandOver,
+            script(1, &[SMALL, AGAIN, OTHER]),
             Left { kills: 1, breaks: 1, ..none },
         ),
         scope(
             "slow hand-over",
             "the group goes home, and time passes",
-            HandOver,
-            one(1, vec![small, again, other]),
-            1,
+            Beginning::HandOver,
+            script(1, &[SMALL, AGAIN, OTHER]),
             Left { ticks: 3, ..none },
         ),
         scope(
             "silent hand-over",
             "the group goes home; a server falls silent",
-            HandOver,
-            one(1, vec![small, again]),
-            1,
-            Left { ticks: 3, suspicions: 1, votes: 1, ..none },
+            Beginning::HandOver,
+            script(1, &[SMALL, AGAIN]),
+            silence(3),
         ),
         scope(
             "away",
             "the candidate is made secondary, and the group goes home; somebody dies",
-            Secondary,
-            one(1, vec![small, again]),
-            1,
+            Beginning::Secondary,
+            script(1, &[SMALL, AGAIN]),
             Left { ticks: 1, kills: 1, ..none },
         ),
         scope(
             "home again",
             "after a whole recovery the new primary falls silent",
-            HomeAgain,
-            one(1, vec![small, again]),
-            1,
-            Left { ticks: 3, suspicions: 1, votes: 1, ..none },
+            Beginning::HomeAgain,
+            script(1, &[SMALL, AGAIN]),
+            silence(3),
         ),
+    ]
+}
+
+fn replacements() -> Vec<Scope> {
+    let none = Left::default();
+    vec![
         scope(
             "alone",
             "the only holder falls silent, or dies, while its replacement starts",
-            Alone,
-            one(1, vec![small]),
-            1,
+            Beginning::Alone,
+            script(1, &[SMALL]),
             Left { ticks: 1, kills: 1, suspicions: 1, spawns: 1, ..none },
         ),
         scope(
             "candidates",
             "candidates die and follow each other, and reports come late; the primary may die",
-            Candidate,
-            one(1, vec![small]),
-            1,
+            Beginning::Candidate,
+            script(1, &[SMALL]),
             Left { kills: 2, spawns: 1, ticks: 1, late_reports: 1, ..none },
         ),
         scope(
             "ghosts",
             "heartbeats of the dead arrive while a candidate is copied to",
-            Candidate,
-            one(1, vec![small]),
-            1,
+            Beginning::Candidate,
+            script(1, &[SMALL]),
             Left { ghosts: 1, kills: 1, ..none },
         ),
+    ]
+}
+
+/// What needs a slow disk, or two shards.
+fn others() -> Vec<Scope> {
+    let none = Left::default();
+    let two_keys = [keys_of(2, 0, 1), keys_of(2, 1, 1)].concat();
+    let writes = vec![SMALL, write(2, 1, 1, Kind::Put), write(2, 2, 1, Kind::Put)];
+    vec![
         Scope {
             slow_disk: true,
             ..scope(
                 "terms",
                 "the coordinator dies, with a view on its way to the disk",
-                Home,
-                one(1, vec![small, again]),
-                1,
+                Beginning::Home,
+                script(1, &[SMALL, AGAIN]),
                 Left { restarts: 1, kills: 1, returns: 2, ..none },
             )
         },
         Scope {
             shards: 2,
+            done_before: 2,
             ..scope(
                 "two shards",
                 "a candidate of two shards is copied to and becomes secondary; the primary dies",
-                Candidate,
-                Script {
-                    writes: vec![small, write(2, 1, 1, Put), write(2, 2, 1, Put)],
-                    keys: two_keys,
-                },
-                2,
+                Beginning::Candidate,
+                Script { writes, keys: two_keys },
                 Left { kills: 1, ..none },
             )
         },
