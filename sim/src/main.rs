@@ -25,7 +25,7 @@ struct Args {
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
     /// One seed only, with its whole trace.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["seeds", "first_seed", "minutes", "hours", "threads", "enough"])]
     seed: Option<u64>,
     /// After the seeds, fresh ones until so many minutes have passed.
     #[arg(long, default_value_t = 0.0)]

@@ -38,16 +38,16 @@ impl Nemesis {
 
 /// How often the beginning of each step brings a fault, in a thousand: more often where few recoveries
 /// come to, or stay long.
-const STRIKES_A_STEP: [u64; 6] = [800, 900, 700, 600, 950, 900];
+const STRIKES_A_STEP: [u64; 6] = [900, 950, 750, 700, 1_000, 950];
 /// A fault waits so often, and so long, for a write to be in flight, in nanoseconds.
 const PATIENCE: u8 = 40;
 const LOOK_AGAIN: u64 = 150_000;
 
-/// How often a copy, and a hand-over, bring one of their own, in a thousand, and how often the latter
-/// looks for a write.
+/// How often a copy, and a hand-over, bring one of their own, in a thousand, and how often those look for
+/// a write: what they aim at is soon over.
 const STRIKES_A_COPY: u64 = 100;
 const STRIKES_A_HANDOVER: u64 = 150;
-const HANDOVER_PATIENCE: u8 = 10;
+const SHORT_PATIENCE: u8 = 10;
 
 /// How long a store takes, in nanoseconds of true time; now and then very long.
 pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
@@ -101,11 +101,11 @@ fn strike_a_copy(world: &mut World) {
         Peer::None | Peer::Secondary(_) => None,
     });
     if let Some(place) = copying
-        && world.random.per_mille(100)
+        && world.random.per_mille(60)
     {
         match step_of(world, place) {
             Some(step) if world.random.per_mille(500) => strike_in_step(world, place, step),
-            step => strike(world, place, Kind::BreakStreams, step, 0),
+            step => strike(world, place, Kind::BreakStreams, step, SHORT_PATIENCE),
         }
     }
 }
@@ -138,11 +138,11 @@ pub fn on_view(world: &mut World, view: &View) {
             if view.handover && world.random.per_mille(STRIKES_A_HANDOVER) =>
         {
             let delay = world.random.between(1_000, 400_000);
-            world.after(delay, Happening::Part(place(new), place(old), HANDOVER_PATIENCE));
+            world.after(delay, Happening::Part(place(new), place(old), SHORT_PATIENCE));
         }
         (Some(_), Peer::Candidate(member)) if world.random.per_mille(STRIKES_A_COPY) => {
             let step = step_of(world, place(member));
-            strike(world, place(member), Kind::Hiccup, step, 0);
+            strike(world, place(member), Kind::Hiccup, step, SHORT_PATIENCE);
         }
         _ => {}
     }
@@ -195,16 +195,30 @@ pub fn strike(world: &mut World, place: usize, kind: Kind, step: Option<u8>, pat
     if world.is_healing || !is_possible(world, place, kind) || step_of(world, place) != step {
         return;
     }
-    let with_write = has_write_in_flight(world, place);
+    let Some(victim) = faults::victim(world, place, kind) else { return };
+    let with_write = has_write_in_flight(world, victim);
     if !with_write && patience > 0 {
         let again = Happening::StrikeAgain(place, kind, step, patience - 1);
         return world.after(LOOK_AGAIN, again);
     }
-    if faults::apply(world, place, kind) {
-        world.counts.note_fault(kind.name(), step, with_write);
-        world.note_place(place, format_args!("fault: {} at place {place}", kind.name()));
+    if faults::apply(world, victim, kind) {
+        note(world, victim, kind, step, with_write);
         faults::apply_late(world, kind);
     }
+}
+
+/// A stall that was prepared has struck, in the recovery of this place or of a neighbour.
+pub fn on_stalled(world: &mut World, place: usize) {
+    let servers = usize::from(world.config.servers);
+    let around = [place, (place + 1) % servers, (place + servers - 1) % servers];
+    let step = around.into_iter().find_map(|place| step_of(world, place));
+    let with_write = has_write_in_flight(world, place);
+    note(world, place, Kind::Stall, step, with_write);
+}
+
+fn note(world: &mut World, place: usize, kind: Kind, step: Option<u8>, with_write: bool) {
+    world.counts.note_fault(kind.name(), step, with_write);
+    world.note_place(place, format_args!("fault: {} at place {place}", kind.name()));
 }
 
 /// The step that the recovery of a place is in.
@@ -258,15 +272,21 @@ fn works(world: &World, member: Member) -> bool {
     })
 }
 
-/// Whether a client waits for a write in a group that this place holds when all is home.
+/// Whether a client has sent a write, and waits for it, in a group that this place holds by the views or
+/// at home.
 fn has_write_in_flight(world: &World, target: usize) -> bool {
     let servers = usize::from(world.config.servers);
-    let held = [target, (target + servers - 1) % servers];
-    world
-        .clients
-        .iter()
-        .flat_map(|client| client.flights.values())
-        .any(|flight| flight.asked != Asked::Read && held.contains(&usize::from(flight.place.0.0)))
+    let is_here =
+        |member: Option<Member>| member.is_some_and(|m| usize::from(m.server.0) == target);
+    let views = world.coordinator.cluster.as_ref().map_or(&[][..], |cluster| cluster.views());
+    let holds = |group: usize| {
+        let is_home = group == target || group == (target + servers - 1) % servers;
+        is_home
+            || views.get(group).is_some_and(|view| is_here(view.primary) || is_here(view.other()))
+    };
+    world.clients.iter().flat_map(|client| client.flights.values()).any(|flight| {
+        flight.asked != Asked::Read && flight.was_sent() && holds(usize::from(flight.place.0.0))
+    })
 }
 
 /// Faults stop: whatever was broken is whole again, and whoever is dead comes back.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 use indicatif::{MultiProgress, ProgressBar};
 use kv_sim::exhaustive::scope::{self, Scope};
 use kv_sim::exhaustive::search::{End, Found, Limits, search};
@@ -21,7 +22,7 @@ use kv_sim::exhaustive::trace;
 #[derive(Debug, Parser)]
 struct Args {
     /// Only this scope, by its name.
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(scope::all().iter().map(|scope| scope.name)))]
     scope: Option<String>,
     /// Actions after a scope's beginning, at most.
     #[arg(long, default_value_t = 200)]
@@ -33,7 +34,7 @@ struct Args {
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
     /// Only this hole, by its number, with its shortest traces (needs the feature `holes`); 0: none.
-    #[arg(long)]
+    #[arg(long, value_parser = hole_number)]
     hole: Option<u8>,
     /// Does each step from a machine's state that was reached in two ways after both, and compares.
     #[arg(long)]
@@ -55,6 +56,20 @@ impl Args {
     }
 }
 
+/// A hole that there is.
+#[cfg(feature = "holes")]
+fn hole_number(text: &str) -> Result<u8, String> {
+    if text == "0" { Ok(0) } else { kv_core::holes::number_of(text) }
+}
+
+#[cfg(not(feature = "holes"))]
+fn hole_number(text: &str) -> Result<u8, String> {
+    match text {
+        "0" => Ok(0),
+        _ => Err("it needs the cargo feature `holes`; make sim-exhaustive has it".to_owned()),
+    }
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     std::panic::set_hook(Box::new(|_| {}));
@@ -64,11 +79,6 @@ fn main() -> ExitCode {
     }
     #[cfg(feature = "holes")]
     if args.hole != Some(0) && !planted::without_rules(&args, &bars) {
-        return ExitCode::FAILURE;
-    }
-    #[cfg(not(feature = "holes"))]
-    if args.hole.is_some_and(|hole| hole > 0) {
-        eprintln!("--hole needs the cargo feature `holes`: make sim-exhaustive");
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS

@@ -6,22 +6,22 @@
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use kv_core::holes::{self, Hole};
 use kv_sim::run::run;
 use kv_sim::world::Config;
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 /// Leaves out rules of the machines, one at a time, until seeds notice.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Only this hole, by its number.
-    #[arg(long)]
+    /// Only this hole, by its number, with the trace of the first run that notices.
+    #[arg(long, value_parser = holes::number_of)]
     hole: Option<u8>,
-    /// Minutes of one core that the first finding of each may take.
+    /// Minutes of CPU that each finding may take.
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
     /// The first seed of each.
@@ -57,8 +57,11 @@ struct Found {
     /// Events to each finding, those of the runs that noticed nothing included: the median.
     events: u64,
     findings: usize,
-    /// Seconds of one core to the first finding.
+    /// Seconds of CPU to the first finding.
     seconds: f64,
+    /// What the first run that noticed has seen; where one hole alone is looked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    trace: Vec<String>,
 }
 
 fn main() -> ExitCode {
@@ -96,7 +99,11 @@ fn main() -> ExitCode {
             "{:>4}  {:<52} {:>6} {:>9} {:>11} {:>7}",
             "hole", "rule left out", "seed", "invariant", "events", "seconds"
         );
-        findings.iter().for_each(|finding| println!("{}", line(finding)));
+        for finding in &findings {
+            let trace = finding.found.iter().flat_map(|found| &found.trace);
+            println!("{}", line(finding));
+            trace.for_each(|line| println!("{line}"));
+        }
         println!("\n{} of {} holes found", findings.len() - missed, findings.len());
     }
     if missed == 0 && !findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -104,13 +111,13 @@ fn main() -> ExitCode {
 
 /// Runs seeds with this rule left out until enough have noticed, or the patience is over.
 fn find(hole: Hole, args: &Args) -> Option<Found> {
-    let start = Instant::now();
-    let patience = Duration::from_secs_f64(args.minutes * 60.0);
+    let start = cpu_seconds();
+    let patience = args.minutes * 60.0;
     let (mut events, mut spent) = (Vec::new(), 0);
     let mut first = None;
     let mut since = start;
     for seed in args.first_seed.. {
-        if since.elapsed() >= patience {
+        if cpu_seconds() - since >= patience {
             break;
         }
         holes::open(hole);
@@ -122,14 +129,14 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         if run(Config::of(seed)).failure.is_some() {
             continue;
         }
+        since = cpu_seconds();
         events.push(std::mem::take(&mut spent));
-        since = Instant::now();
-        first.get_or_insert((seed, violation, start.elapsed().as_secs_f64()));
+        first.get_or_insert((seed, violation, since - start, outcome.trace));
         if events.len() >= args.seeds_per_hole {
             break;
         }
     }
-    let (seed, violation, seconds) = first?;
+    let (seed, violation, seconds, trace) = first?;
     events.sort_unstable();
     Some(Found {
         seed,
@@ -138,7 +145,16 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         events: events[events.len() / 2],
         findings: events.len(),
         seconds,
+        trace: if args.hole.is_some() { trace } else { Vec::new() },
     })
+}
+
+/// Seconds of CPU that this thread has had.
+fn cpu_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    #[allow(clippy::cast_precision_loss)] // Seconds for people.
+    let seconds = time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
+    seconds
 }
 
 fn line(finding: &Finding) -> String {

@@ -72,41 +72,40 @@ impl Cut {
     }
 }
 
-/// Does it, to the place, or where nothing runs there to a neighbour; `false` where there is nothing
-/// to do it to. The end of the coordinator is left to [`apply_late`].
-pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
-    if kind == Kind::Crash {
-        return world.running_at(place).inspect(|process| world.kill(*process)).is_some();
+/// Whom a fault at a place hits: the place itself, now and then, or where nothing runs there, a
+/// neighbour. `None`: nobody.
+pub(super) fn victim(world: &mut World, place: usize, kind: Kind) -> Option<usize> {
+    if !matches!(kind, Kind::Pause | Kind::Stall | Kind::Hiccup | Kind::BreakStreams) {
+        return Some(place);
     }
     let servers = usize::from(world.config.servers);
     let neighbours = [place, (place + 1) % servers, (place + servers - 1) % servers];
     let other = neighbours[world.random.index(3)];
-    let victim = match world.running_at(place) {
-        Some(process) if world.random.per_mille(700) => Some(process),
-        _ => world.running_at(other),
-    };
-    match (kind, victim) {
+    let is_itself = world.running_at(place).is_some() && world.random.per_mille(700);
+    let victim = if is_itself { place } else { other };
+    world.running_at(victim).map(|_| victim)
+}
+
+/// Does it to a place; `false` where nothing was done that is to be counted now. A stall strikes when
+/// there is something to serve; the end of the coordinator is left to [`apply_late`].
+pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
+    match (kind, world.running_at(place)) {
+        (Kind::Crash, Some(process)) => world.kill(process),
         (Kind::Pause, Some(process)) => {
             let pause = pause_length(&mut world.random);
             world.pause(process, pause);
         }
         (Kind::Stall, Some(process)) => {
             let pause = pause_length(&mut world.random);
-            world.processes[process].stall_next = Some(pause);
+            world.processes[process].stall_next.get_or_insert(pause);
+            return false;
         }
         (Kind::Hiccup, Some(process)) => {
             let shard = world.random.index(usize::from(world.config.shards));
             let pause = world.random.between(1_000_000, 600_000_000);
             world.processes[process].shards[shard].stopped_until = world.now + pause;
         }
-        (Kind::BreakStreams, Some(process)) => {
-            let host = Host(world.processes[process].place);
-            for number in world.network.live(|connection| connection.hosts().contains(&host)) {
-                if world.random.per_mille(400) {
-                    world.break_connection(number);
-                }
-            }
-        }
+        (Kind::BreakStreams, Some(process)) => return break_streams(world, process),
         (Kind::CutBothWays | Kind::CutOneWay, _) => cut(world, place, kind == Kind::CutOneWay),
         (Kind::CoordinatorCrash, _) => {}
         (Kind::CoordinatorPause, _) => {
@@ -117,6 +116,19 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
         _ => return false,
     }
     true
+}
+
+/// Breaks some connections of a process; `false` if none was broken.
+fn break_streams(world: &mut World, process: usize) -> bool {
+    let host = Host(world.processes[process].place);
+    let mut is_any = false;
+    for number in world.network.live(|connection| connection.hosts().contains(&host)) {
+        if world.random.per_mille(400) {
+            world.break_connection(number);
+            is_any = true;
+        }
+    }
+    is_any
 }
 
 /// The coordinator's end comes after the fault is counted, because it forgets the step.
@@ -131,13 +143,17 @@ pub(super) fn apply_late(world: &mut World, kind: Kind) {
     }
 }
 
-/// Cuts a place off from everyone, or from the coordinator, or from one other server.
+/// Cuts a place off from everyone, half the time clients among them, or from the coordinator, or from one
+/// other server.
 fn cut(world: &mut World, place: usize, one_way: bool) {
     let servers = usize::from(world.config.servers);
     let others: Vec<usize> = match world.random.below(4) {
         0 => vec![(place + 1 + world.random.index(servers - 1)) % servers],
         1 => vec![servers],
-        _ => (0..=servers).filter(|other| *other != place).collect(),
+        n => {
+            let clients = if n == 2 { world.clients.len() } else { 0 };
+            (0..=servers + clients).filter(|other| *other != place).collect()
+        }
     };
     let is_pair = others.len() == 1 && others[0] != servers;
     world.nemesis.cut = Some(Cut { off: (!is_pair).then_some(place) });

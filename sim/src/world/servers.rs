@@ -45,8 +45,10 @@ impl World {
         };
         // A pause between the reading of the clock and the serving.
         if let Some(pause) = place.stall_next.take_if(|_| !inputs.is_empty()) {
+            let at = place.place;
             place.shards[shard].stalled = Some((reading, inputs));
             self.pause(process, pause);
+            crate::nemesis::on_stalled(self, at);
             return self.wake_shard_at(process, shard, self.now + pause);
         }
         let outputs = place.shards[shard].wake(self.now, reading, inputs);

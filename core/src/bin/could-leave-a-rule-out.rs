@@ -1,0 +1,41 @@
+//! A small program that is linked with the switch that can leave rules out, and leaves none out. A test
+//! looks for the marker in it, so that not finding the marker elsewhere means something.
+
+use kv_core::arena::HeapChunks;
+use kv_core::hash::HashSecret;
+use kv_core::replica::{Answers, ConnectionId, Replica, ReplicaConfig};
+use kv_protocol::client_message::{Answer, Operation, Request};
+use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::{
+    ClientId, GroupId, Incarnation, Member, RequestId, ServerId, ShardId, Time, ViewVersion,
+};
+
+/// Takes no notice.
+struct Nobody;
+
+impl Answers for Nobody {
+    fn answer(&mut self, _: ConnectionId, _: &Answer<'_>) {}
+}
+
+fn main() {
+    let config = ReplicaConfig {
+        me: Member { server: ServerId(0), incarnation: Incarnation(1) },
+        group: GroupId(0),
+        shard: ShardId(0),
+        placement: Placement::new(1, 1),
+        memory_limit: None,
+        hash_secret: HashSecret::new(1),
+    };
+    let mut replica = Replica::new(config, Box::new(HeapChunks::default()));
+    let key = b"key";
+    let request = Request {
+        id: RequestId(1),
+        view: ViewVersion(0),
+        digest: Digest::of(key),
+        key,
+        operation: Operation::Get,
+    };
+    let now = Time::from_nanos(1);
+    replica.on_request(now, ConnectionId(1), ClientId(1), &request, &mut Nobody);
+    replica.on_timeout(now, &mut Nobody);
+}
