@@ -106,6 +106,8 @@ pub struct Cluster {
     /// The place that is being recovered, and the two places of a double fault.
     recovering: Option<ServerId>,
     double_fault: Option<(ServerId, ServerId)>,
+    /// Its memory is older than what was told on it: nothing is decided any more.
+    is_outdated: bool,
 }
 
 /// Making a cluster, and what it must remember.
@@ -202,6 +204,7 @@ impl Cluster {
             drawn: u64::from(count),
             recovering: None,
             double_fault: None,
+            is_outdated: false,
             groups: vec![Group::default(); usize::from(count)],
             config,
             servers,
@@ -249,6 +252,9 @@ impl Cluster {
     /// Takes every step that follows from what is known. Called after each input.
     fn advance(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.now = self.now.max(now);
+        if self.is_outdated {
+            return;
+        }
         self.found_views();
         self.inquire(now, sink);
         self.order_again(now, sink);
@@ -262,7 +268,7 @@ impl Cluster {
 
     /// Whether groups and processes are brought back to where they are at home.
     fn recovers(&self) -> bool {
-        self.has_served() && self.stop.is_none()
+        self.has_served() && self.stop.is_none() && self.has_asked_all()
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kv_protocol::control_message::{Order, Started};
-use kv_protocol::{ClusterId, GroupId, Incarnation, Member, ServerId, View};
+use kv_protocol::{ClusterId, GroupId, Incarnation, Member, ServerId, View, ViewVersion};
 
 use super::{DurableState, StopOutcome, StopPhase};
 
@@ -126,6 +126,18 @@ pub enum Effect {
     },
     /// The orderly stop is over.
     Stopped(StopOutcome),
+    /// A server knows of a newer view than the memory that this coordinator began with. Nothing is
+    /// decided or told any more: end, and leave the servers as they are.
+    Outdated {
+        /// Who knows of it.
+        server: ServerId,
+        /// Of which group.
+        group: GroupId,
+        /// The view in the memory.
+        known: ViewVersion,
+        /// The one that was reported.
+        reported: ViewVersion,
+    },
 }
 
 /// How a server was found to be down.

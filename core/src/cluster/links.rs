@@ -99,6 +99,7 @@ impl Cluster {
             }
         }
         self.check_heartbeat(&heartbeat)?;
+        self.check_memory(&heartbeat, server, sink)?;
         let views = self.views();
         let without_stream = heartbeat.replicas.iter().any(|r| {
             let view = &views[usize::from(r.group.0)];
@@ -129,11 +130,46 @@ impl Cluster {
             if replica.shard.0 >= self.config.shards {
                 return Err(Ignored::Impossible("a shard"));
             }
-            if replica.view > view.version {
+            if replica.view > view.version && self.founded_here() {
                 return Err(Ignored::Impossible("a view"));
             }
         }
         Ok(())
+    }
+
+    /// Whether nobody was coordinator of this cluster before.
+    fn founded_here(&self) -> bool {
+        self.judge_from == Time::default()
+    }
+
+    /// A server that knows of a newer view than the memory that an earlier coordinator has left shows
+    /// that this memory is an old one, as from a backup. What was told since cannot be guessed.
+    fn check_memory(
+        &mut self,
+        heartbeat: &Heartbeat,
+        server: ServerId,
+        sink: &mut Vec<Effect>,
+    ) -> Result<(), Ignored> {
+        let views = self.views();
+        let newer = heartbeat.replicas.iter().find_map(|replica| {
+            let known = views[usize::from(replica.group.0)].version;
+            (replica.view > known).then_some((replica.group, known, replica.view))
+        });
+        let Some((group, known, reported)) = newer else { return Ok(()) };
+        if !self.is_outdated {
+            self.is_outdated = true;
+            sink.push(Effect::Outdated { server, group, known, reported });
+        }
+        Err(Ignored::Impossible("a view"))
+    }
+
+    /// Whether everybody was asked what it knows: whoever an earlier coordinator has left has reported,
+    /// or is proven dead, or does not answer in time. Before that nothing is decided.
+    pub(super) fn has_asked_all(&self) -> bool {
+        self.now >= self.judge_from
+            || self.servers.iter().all(|server| {
+                server.started.is_none() || server.exited || server.heartbeat.is_some()
+            })
     }
 
     /// A connection of a server ended. That of an admitted one means that the server is down, until

@@ -191,7 +191,10 @@ impl Cluster {
             if server.exited {
                 continue;
             }
-            if server.started.is_none() {
+            if server.started.is_none() && server.spawned.is_none() {
+                // Only its name was drawn: there is no process, and none will be.
+                self.server_mut(id).exited = true;
+            } else if server.started.is_none() {
                 self.kill(now, id, KillReason::NotStarted, sink);
             } else if server.stage == Stage::Running {
                 self.server_mut(id).outstanding.clear();

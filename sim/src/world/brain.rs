@@ -91,6 +91,13 @@ impl World {
                     let place = usize::from(member.server.0);
                     self.note_place(place, format_args!("{member} could not {order}: {reason}"));
                 }
+                Effect::Outdated { server, group, known, reported } => {
+                    let words = format!(
+                        "server {server} knows of view {} of group {group}, the disk of view {}",
+                        reported.0, known.0
+                    );
+                    self.violation.get_or_insert(Violation::new(5, words));
+                }
                 Effect::Recovery { server, step } => {
                     let place = usize::from(server.0);
                     self.note_place(place, format_args!("server {server}: step {step:?}"));

@@ -238,6 +238,63 @@ fn a_restarted_coordinator_judges_nobody_before_everybody_had_time_to_come_back(
 }
 
 #[test]
+fn a_restarted_coordinator_decides_nothing_before_everybody_who_lives_was_asked() {
+    let mut world = World::serving(3);
+    world.restart();
+    // It is proven at once, but what B and C know is not known yet.
+    world.exit(A);
+    world.start_as(world.cluster.member(B));
+    world.beat(B);
+    world.collect();
+    assert_eq!(world.view(1), (Some(1), Some(2), 1));
+    world.start_as(world.cluster.member(C));
+    world.beat(C);
+    world.collect();
+    assert_eq!(world.view(1), (Some(2), None, 2));
+}
+
+#[test]
+fn a_restarted_coordinator_does_not_wait_for_ever_for_one_that_does_not_answer() {
+    let mut world = World::serving(4);
+    world.restart();
+    world.exit(A);
+    for id in [B, C] {
+        world.start_as(world.cluster.member(id));
+    }
+    world.run(&[B, C]);
+    assert_eq!(world.view(1), (Some(1), Some(2), 1));
+    world.pass(kv_protocol::limits::GRACE + SILENCE, &[B, C]);
+    assert_eq!(world.view(1).0, Some(2));
+}
+
+#[test]
+fn a_memory_that_is_older_than_what_a_server_knows_ends_the_coordinator_and_changes_nothing() {
+    let mut world = World::serving(3);
+    let old = world.on_disk.clone();
+    world.exit(A);
+    world.run(&[B, C]);
+    let newer = world.heartbeat(B);
+    world.on_disk = old;
+    world.restart();
+    world.effects.clear();
+    world.start_as(world.cluster.member(B));
+    let link = World::link(B);
+    let known = world.view(1);
+    for _ in 0..2 {
+        let heartbeat = newer.clone();
+        let taken = world.cluster.on_heartbeat(world.now, link, B, heartbeat, &mut world.effects);
+        assert_eq!(taken, Err(Ignored::Impossible("a view")));
+    }
+    world.exit(A);
+    world.exit(C);
+    world.pass(3 * SILENCE, &[]);
+    let told = world.seen.iter().chain(&world.effects);
+    let outdated = told.filter(|effect| matches!(effect, Effect::Outdated { server: B, .. }));
+    assert_eq!(outdated.count(), 1, "it is said once");
+    assert_eq!(world.view(1), known, "and nothing is decided any more");
+}
+
+#[test]
 fn a_report_counts_for_the_view_that_was_ordered_alone() {
     let mut world = World::serving(3);
     world.exit(A);

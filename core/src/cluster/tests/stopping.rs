@@ -331,6 +331,20 @@ fn a_server_that_leaves_alone_and_cannot_drain_is_still_told_to_exit_in_time() {
 }
 
 #[test]
+fn a_stop_that_is_gone_on_with_waits_for_nobody_whose_process_was_never_started() {
+    let mut world = World::new(3);
+    let ids = world.ids();
+    world.start(ids[0]);
+    world.stop();
+    world.restart();
+    // The other two had never reported: their places have new names, and no processes.
+    world.exit(ids[0]);
+    let effects = world.take();
+    let outcome = stopped(&effects).expect("nobody is waited for");
+    assert_eq!(outcome.unproven, []);
+}
+
+#[test]
 fn nobody_is_told_of_a_stop_before_it_is_durable() {
     for is_stored in [false, true] {
         let mut world = World::serving(3);
