@@ -32,6 +32,59 @@ fn every_operation_answers_in_its_documented_words() {
     assert_eq!(ended.stderr, "", "nothing is said on standard error when all is well");
 }
 
+/// A child that ends with its standard input, and when it started.
+fn child_with_start_time() -> (std::process::Child, String) {
+    let child = std::process::Command::new("sh")
+        .args(["-c", "read line"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("start sh");
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("its stat");
+    let (_, rest) = stat.rsplit_once(") ").expect("a name in parentheses");
+    let start_time = rest.split(' ').nth(19).expect("field 22").to_owned();
+    (child, start_time)
+}
+
+#[test]
+fn a_server_that_is_told_to_watch_prints_nothing_until_the_process_is_gone() {
+    let (mut child, start_time) = child_with_start_time();
+    let pid = child.id().to_string();
+    let mut watcher = std::process::Command::new(SERVER)
+        .args(["--watch", &pid, &start_time])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("start a watcher");
+    let line = format!("exited {pid} unknown\n");
+    // That number belongs to a process that started at another time: the one asked for is gone.
+    let ended = programs::run(SERVER, ["--watch", &pid, "1"], "", PATIENCE).with_code(0);
+    assert_eq!((ended.stdout, ended.stderr), (line.clone(), String::new()));
+    assert!(watcher.try_wait().expect("wait").is_none(), "the child lives");
+    drop(child.stdin.take());
+    // Its end counts, whether anybody has waited for it or not.
+    assert_eq!(programs::wait(&mut watcher, PATIENCE), Some(Some(0)));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut watcher.stdout.take().expect("a pipe"), &mut said)
+        .expect("read a pipe");
+    assert_eq!(said, line);
+    child.wait().expect("wait for sh");
+}
+
+#[test]
+fn a_watcher_whom_nobody_hears_any_more_ends() {
+    let (mut child, start_time) = child_with_start_time();
+    let mut watcher = std::process::Command::new(SERVER)
+        .args(["--watch", &child.id().to_string(), &start_time])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("start a watcher");
+    drop(watcher.stdout.take());
+    assert_eq!(programs::wait(&mut watcher, PATIENCE), Some(Some(1)));
+    drop(child.stdin.take());
+    child.wait().expect("wait for sh");
+}
+
 #[test]
 fn a_key_that_is_not_found_and_a_check_that_fails_make_the_exit_status_one() {
     let cluster = Cluster::start();

@@ -1,11 +1,14 @@
 //! The command line of `server`.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
-use clap::{ArgAction, CommandFactory, Parser, error::ErrorKind};
+use clap::{ArgAction, CommandFactory, FromArgMatches as _, Parser, error::ErrorKind};
 use kv_protocol::ids::{ClusterId, Incarnation};
 use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
+
+use crate::watch::Watched;
 
 /// One storage server of a cluster. The coordinator starts it; by hand it is of use only to look at
 /// its messages.
@@ -74,9 +77,45 @@ pub struct Args {
     #[arg(long, value_name = "HEX")]
     pub incarnation: Option<Incarnation>,
 
+    /// Be no server, but wait for the end of the process with this id that started at this time (field
+    /// 22 of /proc/PID/stat), then print `exited PID unknown`. Of no use with other arguments.
+    #[arg(long, value_names = ["PID", "START_TIME"], num_args = 2, exclusive = true)]
+    watch: Option<Vec<u64>>,
+
     /// Prints this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
+}
+
+/// What the program is to be.
+#[derive(Clone, Debug)]
+pub enum Invocation {
+    /// A server.
+    Serve(Box<Args>),
+    /// Somebody who waits for the end of another process.
+    Watch(Watched),
+}
+
+impl Invocation {
+    /// Reads a command line, the program's name first.
+    ///
+    /// # Errors
+    /// The usage error, or the help, to print.
+    pub fn read(
+        line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Invocation, clap::Error> {
+        let matches = Args::command().try_get_matches_from(line)?;
+        let watched: Vec<u64> = matches.get_many("watch").into_iter().flatten().copied().collect();
+        if let [pid, start_time] = watched[..] {
+            let Ok(pid) = u32::try_from(pid) else {
+                let message = format!("--watch {pid}: that is no process id\n");
+                return Err(Args::command().error(ErrorKind::ValueValidation, message));
+            };
+            return Ok(Invocation::Watch(Watched { pid, start_time }));
+        }
+        let args = Args::from_arg_matches(&matches)?.validate()?;
+        Ok(Invocation::Serve(Box::new(args)))
+    }
 }
 
 impl Args {
@@ -191,6 +230,21 @@ mod tests {
         assert!(remote.listen_address().is_unspecified());
         let told = parse("server -h kv.example -m 4000 -S 1 -n 3 --bind 10.0.0.1").unwrap();
         assert_eq!(told.listen_address().to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn to_watch_takes_no_other_argument_and_needs_none() {
+        let read = |line: &str| Invocation::read(line.split(' '));
+        let Ok(Invocation::Watch(watched)) = read("server --watch 12 34") else {
+            panic!("not to be watched")
+        };
+        assert_eq!(watched, Watched { pid: 12, start_time: 34 });
+        assert!(matches!(read(FIRST), Ok(Invocation::Serve(args)) if args.id == 1));
+        for wrong in
+            ["server", "server --watch 1", "server --watch 1 2 -S 1", "server --watch 4294967296 1"]
+        {
+            assert_eq!(read(wrong).unwrap_err().exit_code(), 2, "{wrong}");
+        }
     }
 
     #[test]

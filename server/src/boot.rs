@@ -7,13 +7,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser as _;
 use kv_core::hash::HashSecret;
 use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
 use kv_protocol::placement::Placement;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::Args;
+use crate::args::{Args, Invocation};
 use crate::control::{self, LinkConfig};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
@@ -23,15 +22,16 @@ use crate::net::listener::Port;
 use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
-use crate::{dump, mailbox, orders, probe, supervisor};
+use crate::{dump, mailbox, orders, probe, supervisor, watch};
 
 /// Tables of a server that share its memory limit: the primary's and the secondary's.
 const TABLES: u64 = 2;
 
 /// The whole program.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse().and_then(Args::validate) {
-        Ok(args) => args,
+    let args = match Invocation::read(std::env::args_os()) {
+        Ok(Invocation::Serve(args)) => args,
+        Ok(Invocation::Watch(watched)) => return watch::main(watched),
         Err(error) => {
             let code = if error.use_stderr() { 2 } else { 0 };
             // A closed terminal is no reason to fail differently.

@@ -17,6 +17,7 @@ use kv_protocol::limits::{HEARTBEAT_INTERVAL, MAX_CONTROL_BODY, MAX_HEARTBEAT_RE
 
 use crate::fatal::Fatal;
 use crate::operation::Node;
+use crate::watch;
 
 /// How long connecting, and each answer or send, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -130,7 +131,7 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
         cluster: node.cluster,
         member: node.me,
         pid: std::process::id(),
-        start_time: start_time()?,
+        start_time: watch::start_time("self")?.unwrap_or(0),
         shards: node.placement.shards(),
         address: config.advertise.unwrap_or(local),
         clients_port: config.clients_port,
@@ -138,17 +139,6 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
         coord_port: config.coord_port,
         epoch: node.epoch(),
     })
-}
-
-/// When this process started, in clock ticks since boot: field 22 of proc_pid_stat(5).
-fn start_time() -> io::Result<u64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The second field is the program's name in parentheses, and may itself hold both.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let field = after_name.split_ascii_whitespace().nth(22 - 3);
-    field
-        .and_then(|ticks| ticks.parse().ok())
-        .ok_or_else(|| io::Error::other("/proc/self/stat has no start time"))
 }
 
 fn await_admission(node: &Node, stream: &mut TcpStream) -> Result<(), Ended> {
@@ -247,13 +237,6 @@ fn wait_for_end(stream: &mut TcpStream, due: Instant) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_start_time_is_that_of_this_process() {
-        let first = start_time().unwrap();
-        assert!(first > 0);
-        assert_eq!(first, start_time().unwrap());
-    }
 
     #[test]
     fn resident_memory_is_known() {

@@ -34,10 +34,12 @@ mod service;
 mod shard;
 mod stats;
 mod supervisor;
+mod watch;
 
-pub use args::Args;
+pub use args::{Args, Invocation};
 pub use boot::main;
 pub use fatal::Fatal;
+pub use watch::Watched;
 
 #[cfg(test)]
 mod cluster_tests;
