@@ -32,11 +32,11 @@ pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// Port for clients; 0 takes a free one.
+    /// Port for clients; 0 takes a free one, or that of before for a cluster that runs.
     #[arg(short = 'c', long, value_name = "PORT", default_value_t = 0)]
     pub(crate) clients_port: u16,
 
-    /// Port for servers; 0 takes a free one.
+    /// Port for servers; 0 takes a free one, or that of before for a cluster that runs.
     #[arg(short = 's', long, value_name = "PORT", default_value_t = 0)]
     pub(crate) servers_port: u16,
 
@@ -60,7 +60,8 @@ pub(crate) struct Args {
     pub(crate) on_double_fault: OnDoubleFault,
 
     /// Directory for the files of the coordinator and of the servers on this machine: logs, dumps,
-    /// the lock. Made if it does not exist.
+    /// the lock, the state. Made if it does not exist. A coordinator that finds the state of a cluster
+    /// that runs takes it over.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
 

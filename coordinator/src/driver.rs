@@ -7,6 +7,8 @@
 //!   kv_core::cluster  -> effects -> carry_out: spawn a dialler, queue an order, kill, say
 //! ```
 
+mod adopt;
+
 use std::cell::{Cell, Ref, RefCell};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,11 +20,12 @@ use kv_core::cluster::{
     Cluster, ClusterConfig, DownCause, DurableState, Effect, KillReason, LinkId, StopOutcome,
     StopPhase,
 };
-use kv_protocol::cluster_file::{Host, ServerLine};
+use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
 use kv_protocol::control_message::{Order, Started};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::{BootId, ClusterId, Epoch, Member, Peer, ServerId, Time, View};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::args::Args;
@@ -33,8 +36,9 @@ use crate::ready::{Ports, Ready};
 use crate::spawn::local::LocalServer;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, server_arguments};
+use crate::store::{self, Place, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
-use crate::{Failure, clients, clock, links, listener, orders, random, stop, store};
+use crate::{Failure, clients, clock, links, listener, orders, random, restart, stop};
 
 /// How long the whole start may take, from the first process to the last stream.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -49,8 +53,13 @@ pub(crate) struct Driver {
     cluster: RefCell<Cluster>,
     /// What the brain wants done before any input.
     first: RefCell<Vec<Effect>>,
-    /// Where the brain's memory is stored.
+    /// Where the brain's memory is stored, and what is stored with it.
     dir: PathBuf,
+    place: Place,
+    /// A store is done.
+    stored: Notify,
+    /// The cluster was found as an earlier coordinator has left it, and this was not yet told.
+    takes_over: Cell<bool>,
     /// How many ssh there may be at once.
     turn: Rc<Semaphore>,
     plan: Plan,
@@ -70,6 +79,8 @@ pub(crate) struct Driver {
     ready: RefCell<Option<Ready>>,
     ports: Ports,
     failure: RefCell<Option<(ServerId, String)>>,
+    /// Why this coordinator must end and leave the servers as they are.
+    outdated: RefCell<Option<String>>,
     outcome: RefCell<Option<StopOutcome>>,
     /// Something changed that the main loop must look at.
     changed: Notify,
@@ -86,30 +97,67 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     })?;
     let _lock = DirectoryLock::take(&args.dir)?;
     let mut reasons = stop::listen(args.daemon)?;
-    let plan = tokio::select! {
+    let (plan, earlier) = tokio::select! {
         // What is wrong with the plan is said even to someone who leaves at once.
         biased;
-        plan = Plan::make(&args, file) => plan.inspect_err(|failure| console.log(failure))?,
+        plan = make_plan(&args, file, console) => {
+            plan.inspect_err(|failure| console.log(failure))?
+        }
         reason = reasons.recv() => {
             console.say(&format!("{}: nothing was started yet", name_of(reason)));
             return Ok(());
         }
     };
-    let listen = |port, purpose, flag| listener::bind(plan.listen, port, purpose, flag);
     let log = |failure: &Failure| console.log(failure);
-    let clients = listen(args.clients_port, "clients", "-c").await.inspect_err(log)?;
-    let servers = listen(args.servers_port, "servers", "-s").await.inspect_err(log)?;
-    let port = |listener: &tokio::net::TcpListener| {
+    let (clients, servers) = listen(&args, &plan, earlier.as_ref()).await.inspect_err(log)?;
+    let port = |listener: &TcpListener| {
         listener.local_addr().map(|address: SocketAddr| address.port()).map_err(|error| {
             Failure::Failed(format!("ask the system for the port that was taken: {error}"))
         })
     };
     let ports = Ports { clients: port(&clients)?, servers: port(&servers)? };
-    let driver = Rc::new(Driver::new(&args, plan, console, ready, ports)?);
-    tokio::task::spawn_local(clients::serve(Rc::clone(&driver), clients));
-    tokio::task::spawn_local(links::serve(Rc::clone(&driver), servers));
+    let driver = Rc::new(Driver::new(&args, plan, earlier, console, ready, ports)?);
+    let told = Rc::clone(&driver);
+    tokio::task::spawn_local(async move {
+        // An epoch that a crash could take back must not be told: its successor would have the same
+        // number, and the servers would refuse it.
+        told.until_durable().await;
+        tokio::task::spawn_local(clients::serve(Rc::clone(&told), clients));
+        links::serve(told, servers).await;
+    });
     driver.begin();
     main_loop(&driver, &mut reasons).await.inspect_err(log)
+}
+
+/// What is to be done: a new cluster, or the one that an earlier coordinator has left.
+async fn make_plan(
+    args: &Args,
+    file: ClusterFile,
+    console: Console,
+) -> Result<(Plan, Option<Record>), Failure> {
+    match restart::look(args, &file, console).await? {
+        Some(earlier) => Ok((Plan::again(args, file, &earlier)?, Some(earlier))),
+        None => Ok((Plan::make(args, file).await?, None)),
+    }
+}
+
+/// Listens on both ports: those of the flags, or those that an earlier coordinator had.
+async fn listen(
+    args: &Args,
+    plan: &Plan,
+    earlier: Option<&Record>,
+) -> Result<(TcpListener, TcpListener), Failure> {
+    let Some(earlier) = earlier else {
+        let clients = listener::bind(plan.listen, args.clients_port, "clients", "-c").await?;
+        return Ok((
+            clients,
+            listener::bind(plan.listen, args.servers_port, "servers", "-s").await?,
+        ));
+    };
+    let ports = earlier.place.ports;
+    let clients = if args.clients_port == 0 { ports.clients } else { args.clients_port };
+    let clients = listener::bind_again(plan.listen, clients, "clients").await?;
+    Ok((clients, listener::bind_again(plan.listen, ports.servers, "servers").await?))
 }
 
 fn name_of(reason: Option<stop::Reason>) -> String {
@@ -125,6 +173,9 @@ async fn main_loop(
     loop {
         if let Some(outcome) = driver.outcome.take() {
             return driver.conclude(&outcome);
+        }
+        if let Some(reason) = driver.outdated.take() {
+            return Err(Failure::Failed(reason));
         }
         if driver.failure.borrow().is_some() && !stopping.has_begun() {
             stopping.begin(clock::now());
@@ -175,15 +226,23 @@ impl Driver {
     fn new(
         args: &Args,
         plan: Plan,
+        earlier: Option<Record>,
         console: Console,
         ready: Option<Ready>,
         ports: Ports,
     ) -> Result<Driver, Failure> {
+        let earlier = earlier.map(|earlier| earlier.state);
         let count = plan.file.servers.len();
         let servers = plan.file.count();
         let config = ClusterConfig {
-            cluster: ClusterId(random::nonzero_u128()?),
-            epoch: Epoch { number: 1, boot: BootId(random::nonzero_u64()?) },
+            cluster: match &earlier {
+                Some(earlier) => earlier.cluster,
+                None => ClusterId(random::nonzero_u128()?),
+            },
+            epoch: Epoch {
+                number: earlier.as_ref().map_or(1, |earlier| earlier.epoch.number + 1),
+                boot: BootId(random::nonzero_u64()?),
+            },
             servers,
             shards: plan.shards,
             seed: random::nonzero_u64()?,
@@ -192,11 +251,23 @@ impl Driver {
             start_patience: START_PATIENCE,
             stop_patience: DRAIN_DEADLINE,
         };
-        let mut first = Vec::new();
+        let (mut first, takes_over) = (Vec::new(), earlier.is_some());
+        let cluster = match earlier {
+            Some(earlier) => Cluster::restart(clock::now(), config, earlier, &mut first),
+            None => Cluster::found(clock::now(), config, &mut first),
+        };
         Ok(Driver {
-            cluster: RefCell::new(Cluster::found(clock::now(), config, &mut first)),
+            cluster: RefCell::new(cluster),
             first: RefCell::new(first),
             dir: args.dir.clone(),
+            place: Place {
+                ports,
+                listen: plan.listen,
+                hosts: plan.file.servers.iter().map(|line| line.host.clone()).collect(),
+                routes: plan.routes.clone(),
+            },
+            stored: Notify::new(),
+            takes_over: Cell::new(takes_over),
             turn: Rc::new(Semaphore::new(MAX_SSH_AT_ONCE)),
             hosts: plan.file.servers.iter().map(|line| line.host.to_string()).collect(),
             plan,
@@ -210,6 +281,7 @@ impl Driver {
             ready: RefCell::new(ready),
             ports,
             failure: RefCell::new(None),
+            outdated: RefCell::new(None),
             outcome: RefCell::new(None),
             changed: Notify::new(),
         })
@@ -271,6 +343,10 @@ impl Driver {
                 tokio::task::spawn_local(Rc::clone(self).store(number, state));
             }
             Effect::Spawn { member } => self.spawn(member),
+            Effect::Adopt { started } => self.adopt(started),
+            Effect::Outdated { server, group, known, reported } => {
+                self.tell_outdated(server, group, known, reported);
+            }
             Effect::ViewChanged { before, view } => self.tell_view(&before, &view),
             Effect::Recovery { server, step } => self.tell_step(server, step),
             Effect::KeepsFailing { server } => self.console.warn(&format!(
@@ -308,10 +384,10 @@ impl Driver {
 
     /// Makes the brain's memory durable, however often it takes; nobody is told meanwhile.
     async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
-        let state: Arc<DurableState> = Arc::new(*state);
+        let record = Arc::new(Record { place: self.place.clone(), state: *state });
         loop {
-            let (dir, state) = (self.dir.clone(), Arc::clone(&state));
-            let stored = tokio::task::spawn_blocking(move || store::store(&dir, &state)).await;
+            let (dir, record) = (self.dir.clone(), Arc::clone(&record));
+            let stored = tokio::task::spawn_blocking(move || store::store(&dir, &record)).await;
             match stored {
                 Ok(Ok(())) => break,
                 Ok(Err(error)) => self.console.warn(&format!("store the state: {error}")),
@@ -320,6 +396,10 @@ impl Driver {
             tokio::time::sleep(STORE_PAUSE).await;
         }
         self.input(|cluster, now, sink| cluster.on_stored(now, number, sink));
+        self.stored.notify_waiters();
+        if self.takes_over.replace(false) {
+            self.tell_taken_over();
+        }
     }
 
     fn tell_view(&self, before: &View, view: &View) {
@@ -438,6 +518,11 @@ impl Driver {
         let plan = &self.plan;
         let (file, dir) = (&plan.file, plan.dir.display());
         let host = plan.routes[0].coordinator;
+        let effects = self.first.take();
+        if self.takes_over.get() {
+            self.tell_takes_over();
+            return effects.into_iter().for_each(|effect| self.carry_out(effect));
+        }
         self.console.say(&format!(
             "starting {} servers with {} shard{} each; files in {dir}; servers find this coordinator \
              at {host}, port {}",
@@ -446,7 +531,7 @@ impl Driver {
             if plan.shards == 1 { "" } else { "s" },
             self.ports.servers
         ));
-        for effect in self.first.take() {
+        for effect in effects {
             self.carry_out(effect);
         }
     }

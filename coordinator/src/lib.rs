@@ -2,7 +2,8 @@
 //! is, and stops the cluster in order.
 //!
 //! ```text
-//!   cluster file, flags -> plan -> spawn (local, ssh) --------------> servers
+//!   cluster file, flags -> plan -> spawn (local, adopted, ssh) -----> servers
+//!   state of before -> restart -^
 //!                                                                       |
 //!      clients: MAP, STATUS -> clients --+      +-- links <- STARTED, HEARTBEAT
 //!                                        v      v
@@ -28,6 +29,7 @@ mod orders;
 mod plan;
 mod random;
 mod ready;
+mod restart;
 mod spawn;
 mod stop;
 mod store;

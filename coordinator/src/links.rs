@@ -74,6 +74,7 @@ async fn admit(
     };
     let link = driver.next_link();
     let admitted = started.and_then(|started| {
+        driver.check_epoch(&started)?;
         let result =
             driver.input(|cluster, now, sink| cluster.on_started(now, link, &started, sink));
         result.map(|()| started).map_err(|refused| refused.to_string())

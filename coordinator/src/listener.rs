@@ -8,12 +8,18 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use crate::Failure;
 use crate::logs::Refusals;
 
 /// How long accepting pauses when the system has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a port that an earlier coordinator had is waited for: a server that dialled it in vain may
+/// have it as its own end of a connection for a moment.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
+/// Between two tries.
+const PORT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens on a port of this machine.
 ///
@@ -36,6 +42,31 @@ pub(crate) async fn bind(
             "listen on {address}:{port} for {purpose} ({flag}): {error}; {advice}"
         ))
     })
+}
+
+/// Listens again on a port that an earlier coordinator of this cluster had.
+///
+/// # Errors
+/// Somebody else has it for good.
+pub(crate) async fn bind_again(
+    address: IpAddr,
+    port: u16,
+    purpose: &str,
+) -> Result<TcpListener, Failure> {
+    let deadline = Instant::now() + PORT_PATIENCE;
+    loop {
+        match TcpListener::bind(SocketAddr::new(address, port)).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(Failure::Failed(format!(
+                    "listen on {address}:{port} for {purpose}, as the last coordinator of this \
+                     cluster did: {error}; nothing was started or changed. Find who has the port (ss \
+                     -ltnp 'sport = :{port}'), end it, and start again"
+                )));
+            }
+            Err(_) => sleep(PORT_PAUSE).await,
+        }
+    }
 }
 
 /// A place among a bounded number of connections; given back when dropped.

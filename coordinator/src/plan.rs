@@ -18,14 +18,16 @@ use std::path::{Path, PathBuf};
 
 use kv_protocol::cluster_file::{ClusterFile, Host};
 use kv_protocol::limits::MAX_SHARDS;
+use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::args::Args;
 use crate::spawn::ssh::Ssh;
+use crate::store::Record;
 use crate::survey::{self, Survey};
 
 /// How one server and the others reach each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Route {
     /// The address at which it finds the coordinator.
     pub(crate) coordinator: IpAddr,
@@ -110,14 +112,8 @@ impl Plan {
     /// # Errors
     /// What is missing, and at which server.
     pub(crate) async fn make(args: &Args, file: ClusterFile) -> Result<Plan, Failure> {
-        let ssh = Ssh { config: args.ssh_config.clone(), remote_dir: args.remote_dir.clone() };
-        let dir = std::path::absolute(&args.dir)
-            .map_err(|error| Failure::Failed(format!("--dir {}: {error}", args.dir.display())))?;
-        let has_local = file.servers.iter().any(|line| line.host == Host::Local);
-        let binary = match has_local {
-            true => binary(args).map_err(Failure::Failed)?,
-            false => PathBuf::from("server"),
-        };
+        let ssh = Ssh::new(args);
+        let (dir, binary) = (directory(args)?, local_binary(args, &file)?);
         let surveys = survey::of_hosts(&file, &ssh).await;
         for line in &file.servers {
             check_survey(&ssh, line.id.0, &line.host, &surveys).map_err(Failure::Failed)?;
@@ -128,6 +124,36 @@ impl Plan {
         let (listen, routes) = routes(&file, args.advertise, &surveys).map_err(Failure::Failed)?;
         let memory_limit = args.memory_limit.clone();
         Ok(Plan { file, dir, binary, ssh, shards, memory_limit, listen, routes })
+    }
+
+    /// The plan of a cluster that runs: everybody is found where an earlier coordinator has put him, and
+    /// no host needs to be reached for that.
+    ///
+    /// # Errors
+    /// The server's executable on this machine is missing.
+    pub(crate) fn again(args: &Args, file: ClusterFile, earlier: &Record) -> Result<Plan, Failure> {
+        Ok(Plan {
+            dir: directory(args)?,
+            binary: local_binary(args, &file)?,
+            file,
+            ssh: Ssh::new(args),
+            shards: earlier.state.shards,
+            memory_limit: args.memory_limit.clone(),
+            listen: earlier.place.listen,
+            routes: earlier.place.routes.clone(),
+        })
+    }
+}
+
+fn directory(args: &Args) -> Result<PathBuf, Failure> {
+    std::path::absolute(&args.dir)
+        .map_err(|error| Failure::Failed(format!("--dir {}: {error}", args.dir.display())))
+}
+
+fn local_binary(args: &Args, file: &ClusterFile) -> Result<PathBuf, Failure> {
+    match file.servers.iter().any(|line| line.host == Host::Local) {
+        true => binary(args).map_err(Failure::Failed),
+        false => Ok(PathBuf::from("server")),
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::fd::{FromRawFd as _, RawFd};
 
 use kv_protocol::ClusterId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 
@@ -16,7 +16,7 @@ pub(crate) struct Ready {
 }
 
 /// The coordinator's own ports, as they really are.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ports {
     #[serde(rename = "clients_port")]
     pub(crate) clients: u16,

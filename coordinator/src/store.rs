@@ -1,22 +1,61 @@
 //! The coordinator's memory on the disk: one file, replaced as a whole.
 //!
 //! ```text
-//!   coordinator.state:  kv-coordinator-state 1 <bytes> <CRC-32C in hex>\n
+//!   coordinator.state:  kv-coordinator-state 2 <bytes> <CRC-32C in hex>\n
 //!                       <JSON>
 //!   store:  <name>.tmp -> fsync -> rename -> fsync of the directory
 //! ```
 //!
-//! After a crash at any moment the file is the one before or the new one, whole.
+//! After a crash at any moment the file is the one before or the new one, whole. Beside the brain's
+//! memory it says where everybody is found: the servers dial the port of their first coordinator for
+//! ever, so its successors listen there too.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use kv_core::cluster::DurableState;
+use kv_protocol::cluster_file::Host;
+use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
+use kv_protocol::{Member, ServerId};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::Route;
+use crate::ready::Ports;
 
 /// The file's name in the coordinator's directory.
 pub(crate) const FILE_NAME: &str = "coordinator.state";
-const MAGIC: &str = "kv-coordinator-state 1";
+/// Its name when its cluster is over.
+pub(crate) const OLD_NAME: &str = "coordinator.state.old";
+const MAGIC: &str = "kv-coordinator-state";
+const VERSION: &str = "2";
+/// A file that is larger was not written here: a ring of 1,024 takes less than a megabyte.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// All that a coordinator must find again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Where everybody is.
+    pub(crate) place: Place,
+    /// The brain's memory.
+    #[serde(flatten)]
+    pub(crate) state: DurableState,
+}
+
+/// Where the coordinator and the servers are found; the same for the whole life of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    /// The coordinator's own ports.
+    #[serde(flatten)]
+    pub(crate) ports: Ports,
+    /// The address it listens on.
+    pub(crate) listen: IpAddr,
+    /// The servers' hosts, in ring order.
+    pub(crate) hosts: Vec<Host>,
+    /// How each server and the others reach each other.
+    pub(crate) routes: Vec<Route>,
+}
 
 /// Why the state could not be stored.
 #[derive(Debug, thiserror::Error)]
@@ -27,78 +66,278 @@ pub(crate) struct StoreError {
     error: io::Error,
 }
 
-/// Makes a state durable in a directory. Blocks until the disk has it.
-pub(crate) fn store(directory: &Path, state: &DurableState) -> Result<(), StoreError> {
-    let path = directory.join(FILE_NAME);
-    let temporary = directory.join(format!("{FILE_NAME}.tmp"));
-    let failed = |doing, path: &Path| {
-        let path = path.to_owned();
-        move |error| StoreError { doing, path, error }
-    };
-    let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;
-    file.write_all(&encode(state)).map_err(failed("write", &temporary))?;
-    file.sync_all().map_err(failed("sync", &temporary))?;
-    fs::rename(&temporary, &path).map_err(failed("rename to", &path))?;
-    let synced = File::open(directory).and_then(|directory| directory.sync_all());
-    synced.map_err(failed("sync the directory of", &path))
+/// Why a state cannot be gone on from.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error("read {path}: {error}; check its rights")]
+    Read { path: PathBuf, error: io::Error },
+    #[error(
+        "{path} was written by another version of coord ({found}; this one reads version \
+         {VERSION}): use that one to go on or to stop its cluster, or move the file away to found \
+         an empty cluster"
+    )]
+    OtherVersion { path: PathBuf, found: String },
+    #[error(
+        "{path} is damaged: {what}; nothing was started and nothing changed, its servers go on if \
+         they live. Put an unharmed copy back if no server was lost since it was made; otherwise \
+         end every server with SIGTERM, which makes it dump its tables, and move the file away"
+    )]
+    Corrupt { path: PathBuf, what: String },
 }
 
-fn encode(state: &DurableState) -> Vec<u8> {
-    let json = serde_json::to_vec_pretty(state).expect("a state has only strings for keys");
-    let mut bytes = format!("{MAGIC} {} {:08x}\n", json.len(), crc32c::crc32c(&json)).into_bytes();
+/// Makes a state durable in a directory. Blocks until the disk has it.
+pub(crate) fn store(directory: &Path, record: &Record) -> Result<(), StoreError> {
+    let path = directory.join(FILE_NAME);
+    let temporary = directory.join(format!("{FILE_NAME}.tmp"));
+    let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;
+    file.write_all(&encode(record)).map_err(failed("write", &temporary))?;
+    file.sync_all().map_err(failed("sync", &temporary))?;
+    fs::rename(&temporary, &path).map_err(failed("rename to", &path))?;
+    sync(directory).map_err(failed("sync the directory of", &path))
+}
+
+/// Gives the state of a cluster that is over another name, for good.
+pub(crate) fn set_aside(directory: &Path) -> Result<(), StoreError> {
+    let old = directory.join(OLD_NAME);
+    fs::rename(directory.join(FILE_NAME), &old).map_err(failed("rename to", &old))?;
+    sync(directory).map_err(failed("sync the directory of", &old))
+}
+
+/// The state in a directory; `None`: there is none.
+pub(crate) fn load(directory: &Path) -> Result<Option<Record>, LoadError> {
+    load_file(&directory.join(FILE_NAME))
+}
+
+fn load_file(path: &Path) -> Result<Option<Record>, LoadError> {
+    let read = |error| LoadError::Read { path: path.to_owned(), error };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(read(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(read)?;
+    decode(&bytes).map(Some).map_err(|bad| match bad {
+        Bad::Version(found) => LoadError::OtherVersion { path: path.to_owned(), found },
+        Bad::Bytes(what) => LoadError::Corrupt { path: path.to_owned(), what },
+    })
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |error| StoreError { doing, path, error }
+}
+
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory).and_then(|directory| directory.sync_all())
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    let json = serde_json::to_vec_pretty(record).expect("a state has only strings for keys");
+    let crc = crc32c::crc32c(&json);
+    let mut bytes = format!("{MAGIC} {VERSION} {} {crc:08x}\n", json.len()).into_bytes();
     bytes.extend_from_slice(&json);
     bytes.push(b'\n');
     bytes
 }
 
+/// What is wrong with bytes that should be a state.
+#[derive(Debug)]
+enum Bad {
+    Version(String),
+    Bytes(String),
+}
+
+fn bad(what: impl Into<String>) -> Bad {
+    Bad::Bytes(what.into())
+}
+
+fn decode(bytes: &[u8]) -> Result<Record, Bad> {
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let header = std::str::from_utf8(line).unwrap_or_default();
+    let json = bytes.get(line.len() + 1..).unwrap_or_default();
+    let words: Vec<&str> = header.split(' ').collect();
+    let (length, crc) = match words[..] {
+        [MAGIC, VERSION, length, crc] => (length, crc),
+        [MAGIC, other, ..] if other.parse::<u32>().is_ok() => {
+            return Err(Bad::Version(format!("version {other}")));
+        }
+        _ => return Err(bad("its first line is not that of a coordinator's state")),
+    };
+    let json = json.strip_suffix(b"\n").unwrap_or(json);
+    if length.parse() != Ok(json.len()) {
+        return Err(bad(format!("{length} bytes were written, {} are left", json.len())));
+    }
+    let found = crc32c::crc32c(json);
+    if u32::from_str_radix(crc, 16) != Ok(found) {
+        return Err(bad(format!("its CRC-32C is {found:08x}, not {crc}")));
+    }
+    let record: Record = serde_json::from_slice(json).map_err(|error| bad(error.to_string()))?;
+    check(&record).map_err(bad)?;
+    Ok(record)
+}
+
+/// That everything is there once, and names nobody who is not there.
+fn check(record: &Record) -> Result<(), &'static str> {
+    let Record { place, state } = record;
+    let count = state.servers.len();
+    if !(usize::from(MIN_SERVERS)..=usize::from(MAX_SERVERS)).contains(&count) {
+        return Err("its ring has no possible number of servers");
+    }
+    if [state.views.len(), place.hosts.len(), place.routes.len()] != [count; 3]
+        || ![0, count].contains(&state.foundings.len())
+    {
+        return Err("it has not as many views, hosts or routes as servers");
+    }
+    if !(1..=MAX_SHARDS).contains(&state.shards) || state.epoch.number == u64::MAX {
+        return Err("its number of shards or its epoch cannot be");
+    }
+    let is_in_ring = |member: Member| usize::from(member.server.0) < count;
+    for (n, (view, server)) in state.views.iter().zip(&state.servers).enumerate() {
+        let members = view.primary.into_iter().chain(view.other());
+        if usize::from(view.group.0) != n || !members.into_iter().all(is_in_ring) {
+            return Err("a view names what the ring does not have");
+        }
+        let id = ServerId(u16::try_from(n).map_err(|_| "its ring is too large")?);
+        if server.started.is_some_and(|started| started.member != state.member(id)) {
+            return Err("a process has another name than its place");
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
-mod tests {
-    use kv_protocol::{BootId, ClusterId, Epoch, GroupId, Incarnation, Peer, View, ViewVersion};
+pub(crate) mod tests {
+    use std::net::Ipv4Addr;
 
     use kv_core::cluster::DurableServer;
+    use kv_protocol::control_message::Started;
+    use kv_protocol::{BootId, ClusterId, Epoch, GroupId, Incarnation, Peer, View, ViewVersion};
 
     use super::*;
 
-    fn state(version: u64) -> DurableState {
-        let view = View {
-            group: GroupId(0),
+    /// A record of three servers, all of them started.
+    pub(crate) fn record(version: u64) -> Record {
+        let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let member = |n: u16| Member {
+            server: ServerId(n),
+            incarnation: Incarnation(u64::MAX - u64::from(n)),
+        };
+        let view = |n: u16| View {
+            group: GroupId(n),
             version: ViewVersion(version),
-            primary: None,
-            peer: Peer::None,
+            primary: Some(member(n)),
+            peer: Peer::Secondary(member((n + 1) % 3)),
             handover: false,
         };
-        DurableState {
-            cluster: ClusterId(7),
-            epoch: Epoch { number: 3, boot: BootId(9) },
-            shards: 2,
-            has_served: true,
-            servers: vec![DurableServer { incarnation: Incarnation(5), started: None }],
-            views: vec![view],
-            foundings: Vec::new(),
-            is_stopping: false,
+        let cluster = ClusterId(u128::MAX - 7);
+        let epoch = Epoch { number: 3, boot: BootId(9) };
+        let server = |n: u16| DurableServer {
+            incarnation: member(n).incarnation,
+            started: Some(Started {
+                cluster,
+                member: member(n),
+                pid: 1_000 + u32::from(n),
+                start_time: 5,
+                shards: 2,
+                address: local,
+                clients_port: 1,
+                servers_port: 2,
+                coord_port: 3,
+                epoch,
+            }),
+        };
+        Record {
+            place: Place {
+                ports: Ports { clients: 4_000, servers: 4_001 },
+                listen: local,
+                hosts: vec![
+                    Host::Local,
+                    Host::Ssh { user: None, host: "db".into(), port: Some(22) },
+                    Host::Local,
+                ],
+                routes: vec![Route { coordinator: local, bind: local, advertise: local }; 3],
+            },
+            state: DurableState {
+                cluster,
+                epoch,
+                shards: 2,
+                has_served: true,
+                servers: (0..3).map(server).collect(),
+                views: (0..3).map(view).collect(),
+                foundings: Vec::new(),
+                is_stopping: false,
+            },
         }
     }
 
     #[test]
-    fn a_stored_state_is_the_last_one_whole_and_checked() {
+    fn a_stored_state_is_loaded_again_as_the_last_one_whole() {
         let directory = tempfile::tempdir().unwrap();
-        for version in [1, 2] {
-            store(directory.path(), &state(version)).unwrap();
+        assert_eq!(load(directory.path()).unwrap(), None);
+        for version in [1, u64::MAX] {
+            store(directory.path(), &record(version)).unwrap();
         }
-        let text = fs::read_to_string(directory.path().join(FILE_NAME)).unwrap();
-        let (header, json) = text.split_once('\n').unwrap();
-        let json = json.strip_suffix('\n').unwrap();
-        let crc = crc32c::crc32c(json.as_bytes());
-        assert_eq!(header, format!("{MAGIC} {} {crc:08x}", json.len()));
-        assert_eq!(serde_json::from_str::<DurableState>(json).unwrap(), state(2));
+        assert_eq!(load(directory.path()).unwrap(), Some(record(u64::MAX)));
         assert!(!directory.path().join(format!("{FILE_NAME}.tmp")).exists());
+        set_aside(directory.path()).unwrap();
+        assert_eq!(load(directory.path()).unwrap(), None);
+        let old = load_file(&directory.path().join(OLD_NAME)).unwrap();
+        assert_eq!(old, Some(record(u64::MAX)));
+    }
+
+    #[test]
+    fn every_byte_that_is_changed_or_missing_is_noticed() {
+        let whole = encode(&record(5));
+        decode(&whole).unwrap();
+        for at in 0..whole.len() - 1 {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x10;
+            assert!(decode(&bytes).is_err(), "byte {at} changed");
+            assert!(decode(&whole[..at]).is_err(), "cut after {at} bytes");
+        }
+        let longer = [&whole[..], b"x"].concat();
+        assert!(decode(&longer).is_err());
+    }
+
+    #[test]
+    fn a_damaged_file_and_one_of_another_version_are_named_with_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE_NAME);
+        let said = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            load(directory.path()).unwrap_err().to_string()
+        };
+        let damaged = said(b"");
+        assert!(damaged.contains(FILE_NAME) && damaged.contains("move the file away"), "{damaged}");
+        let older = said(b"kv-coordinator-state 1 2 00000000\n{}\n");
+        assert!(older.contains(FILE_NAME) && older.contains("version 1"), "{older}");
+    }
+
+    #[test]
+    fn a_state_that_names_what_is_not_there_is_refused_though_its_checksum_is_right() {
+        let wrong: [fn(&mut Record); 8] = [
+            |record| record.state.servers.truncate(2),
+            |record| record.place.hosts.clear(),
+            |record| record.state.views[1].group = GroupId(2),
+            |record| record.state.views[1].primary.as_mut().unwrap().server = ServerId(3),
+            |record| record.state.servers[0].incarnation = Incarnation(1),
+            |record| record.state.shards = 0,
+            |record| record.state.epoch.number = u64::MAX,
+            |record| record.place.routes.truncate(1),
+        ];
+        for (n, spoil) in wrong.into_iter().enumerate() {
+            let mut spoilt = record(1);
+            spoil(&mut spoilt);
+            assert!(decode(&encode(&spoilt)).is_err(), "the {n}th");
+        }
     }
 
     #[test]
     fn a_directory_that_takes_no_file_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let missing = directory.path().join("missing");
-        let error = store(&missing, &state(1)).unwrap_err();
+        let error = store(&missing, &record(1)).unwrap_err();
         assert!(error.to_string().contains("missing"), "{error}");
     }
 }

@@ -17,7 +17,7 @@ use crate::ids::ServerId;
 use crate::limits::{MAX_SERVERS, MIN_SERVERS};
 
 /// Where a server runs.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Host {
     /// On the coordinator's own machine, as its child.
     Local,

@@ -1,9 +1,8 @@
 //! Servers on this machine: children of the coordinator, each in a session of its own.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 
 use tokio::process::{Child, Command};
@@ -11,9 +10,7 @@ use tokio::sync::mpsc;
 
 use kv_protocol::cluster_file::ServerLine;
 
-use super::{
-    Exit, MAX_QUOTED_BYTES, describe_signal, describe_status, error_name, last_lines, log_name,
-};
+use super::{Exit, describe_signal, describe_status, error_name, log_name, tail};
 use crate::plan::Plan;
 
 /// A server that runs as a child.
@@ -96,14 +93,4 @@ fn describe(status: ExitStatus) -> String {
         (None, Some(signal)) => describe_signal(signal),
         (None, None) => status.to_string(),
     }
-}
-
-fn tail(path: &Path, start: u64) -> Option<String> {
-    let mut file = File::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    let from = length.saturating_sub(MAX_QUOTED_BYTES).max(start);
-    file.seek(SeekFrom::Start(from)).ok()?;
-    let mut said = Vec::new();
-    file.take(MAX_QUOTED_BYTES).read_to_end(&mut said).ok()?;
-    last_lines(&said)
 }

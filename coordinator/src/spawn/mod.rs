@@ -2,13 +2,19 @@
 //!
 //! ```text
 //!   plan -> arguments --+-> local: a child of this process, waited for
+//!                       +-> adopted: a process that an earlier coordinator has started, by its pidfd
 //!                       +-> ssh:   a script there that starts it, waits for it, and prints
 //!                                  `started <pid>` and `exited <pid> <status>`
 //! ```
 
+pub(crate) mod adopted;
 pub(crate) mod local;
 pub(crate) mod quote;
 pub(crate) mod ssh;
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
 
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::{ClusterId, Member};
@@ -120,6 +126,17 @@ pub(crate) fn describe_signal(signal: i32) -> String {
         _ => "",
     };
     format!("killed by signal {signal}{name}")
+}
+
+/// The end of what a file holds from there on.
+fn tail(path: &Path, start: u64) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    let from = length.saturating_sub(MAX_QUOTED_BYTES).max(start);
+    file.seek(SeekFrom::Start(from)).ok()?;
+    let mut said = Vec::new();
+    file.take(MAX_QUOTED_BYTES).read_to_end(&mut said).ok()?;
+    last_lines(&said)
 }
 
 /// A few last lines of what a server said, safe for a terminal; `None` if it said nothing.

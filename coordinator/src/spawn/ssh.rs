@@ -2,9 +2,10 @@
 //!
 //! ssh's own exit status proves nothing about a server: the connection may have broken while the
 //! server lives. So the script there waits for the server itself and prints `exited <pid>
-//! <status>`; only that line is believed. If the connection breaks, another is made that watches the
-//! same process: it is told apart from any later one of that id by its incarnation, which stands in
-//! its command line.
+//! <status>`; only that line is believed. If the connection breaks, or another coordinator follows, a
+//! new one is made that watches the same process, by `./server --watch <pid> <start time>`: a process is
+//! told apart from any later one of its number by when it started. Where that program is not at hand any
+//! more, a loop of the shell asks for the incarnation in the process's command line.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -13,12 +14,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kv_protocol::cluster_file::{Host, ServerLine};
+use kv_protocol::control_message::Started;
 use kv_protocol::{Incarnation, Member};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
+
+use crate::args::Args;
 
 use super::{
     Exit, MAX_QUOTED_BYTES, describe_signal, describe_status, error_name, last_lines, log_name,
@@ -61,6 +65,55 @@ pub(crate) enum SshError {
 }
 
 impl Ssh {
+    /// As the flags say.
+    pub(crate) fn new(args: &Args) -> Ssh {
+        Ssh { config: args.ssh_config.clone(), remote_dir: args.remote_dir.clone() }
+    }
+
+    /// Which of these processes live on their host.
+    ///
+    /// # Errors
+    /// The host did not answer for each of them.
+    pub(crate) async fn living(
+        &self,
+        host: &Host,
+        processes: &[Started],
+    ) -> Result<Vec<Started>, SshError> {
+        let said = self.run(host, &lives_script(processes)).await?;
+        let answer = |started: &Started| {
+            let line = |word: &str| {
+                let line = format!("{word} {} {}", started.pid, started.start_time);
+                said.lines().any(|said| said.trim() == line)
+            };
+            match (line("lives"), line("gone")) {
+                (true, false) => Some(true),
+                (false, true) => Some(false),
+                _ => None,
+            }
+        };
+        let mut living = Vec::new();
+        for started in processes {
+            match answer(started) {
+                Some(true) => living.push(*started),
+                Some(false) => {}
+                None => return Err(SshError::Failed(format!("no word on pid {}", started.pid))),
+            }
+        }
+        Ok(living)
+    }
+
+    /// Ends whatever was started there under these names.
+    ///
+    /// # Errors
+    /// The host was not reached, or it did not work.
+    pub(crate) async fn end_strays(
+        &self,
+        host: &Host,
+        names: &[Incarnation],
+    ) -> Result<(), SshError> {
+        self.run(host, &strays_script(names)).await.map(drop)
+    }
+
     /// The arguments that make ssh run a script on a host with a POSIX shell, whatever the login
     /// shell there is, and never ask a person anything.
     pub(crate) fn arguments(&self, host: &Host, script: &str) -> Vec<String> {
@@ -167,7 +220,8 @@ fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> St
          touch {log}; before=$(wc -c <{log})\n\
          setsid ./server {} </dev/null >/dev/null 2>{errors} &\n\
          pid=$!\n\
-         echo started $pid\n\
+         stat=$(cat /proc/$pid/stat); set -- ${{stat##*) }}\n\
+         echo started $pid ${{20}}\n\
          wait $pid\n\
          status=$?\n\
          if [ -s {errors} ]; then tail -c {MAX_QUOTED_BYTES} {errors} >&2\n\
@@ -182,10 +236,51 @@ fn lives(pid: u32, incarnation: Incarnation) -> String {
     format!("grep -qs {incarnation} /proc/{pid}/cmdline")
 }
 
-/// Waits for the end of a server that another connection started.
-fn watch_script(pid: u32, incarnation: Incarnation) -> String {
-    let lives = lives(pid, incarnation);
-    format!("echo started {pid}\nwhile {lives}; do sleep 0.2; done\necho exited {pid} unknown\n")
+/// Waits for the end of a server that another connection started. A program there that knows no
+/// `--watch` calls that bad usage (2).
+fn watch_script(remote_dir: &str, process: Process, incarnation: Incarnation) -> String {
+    let Process { pid, start_time } = process;
+    let (dir, lives) = (quote::word(remote_dir), lives(pid, incarnation));
+    let watch = start_time.map_or_else(String::new, |start_time| {
+        format!(
+            "echo started {pid} {start_time}\n\
+             if cd {dir} && [ -x ./server ]; then\n\
+             \x20 ./server --watch {pid} {start_time} </dev/null; [ $? -eq 2 ] || exit 0\n\
+             fi\n"
+        )
+    });
+    format!(
+        "{watch}echo started {pid}\n[ -r /proc/self/stat ] || exit 1\n\
+         while {lives}; do sleep 0.2; done\necho exited {pid} unknown\n"
+    )
+}
+
+/// Says of each of these processes whether it lives there: fields 3 and 22 of proc_pid_stat(5).
+fn lives_script(processes: &[Started]) -> String {
+    let mut script = "[ -r /proc/self/stat ] || { echo \"no /proc there\" >&2; exit 1; }\n\
+        look() {\n\
+        \x20 pid=$1; start=$2; stat=$(cat /proc/$pid/stat 2>/dev/null); set -- ${stat##*) }\n\
+        \x20 case $1:${20} in [ZX]:*) echo gone $pid $start;; *:$start) echo lives $pid $start;; *) echo gone $pid $start;; esac\n\
+        }\n"
+        .to_owned();
+    for Started { pid, start_time, .. } in processes {
+        script += &format!("look {pid} {start_time}\n");
+    }
+    script
+}
+
+/// Kills what was started there under these names. The brackets keep the script from finding itself.
+fn strays_script(names: &[Incarnation]) -> String {
+    let patterns = names.iter().map(|name| {
+        let name = name.to_string();
+        let (first, rest) = name.split_at(1);
+        format!("-e '[{first}]{rest}'")
+    });
+    let patterns: Vec<String> = patterns.collect();
+    format!(
+        "for process in /proc/[0-9]*; do\n  if grep -qs {} $process/cmdline; then kill -9 ${{process#/proc/}}; fi\ndone\nexit 0\n",
+        patterns.join(" ")
+    )
 }
 
 fn kill_script(pid: u32, incarnation: Incarnation) -> String {
@@ -202,13 +297,37 @@ pub(crate) struct RemoteServer {
     line: ServerLine,
     member: Member,
     arguments: Vec<String>,
+    /// An earlier coordinator has started it.
+    adopted: Option<Process>,
 }
 
-/// The process id there, once its script has named it.
+/// A process there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Process {
+    pid: u32,
+    /// When it started; `None` where /proc did not say.
+    start_time: Option<u64>,
+}
+
+/// The process there, once its script has named it.
 #[derive(Debug, Default)]
 struct Pid {
-    number: Cell<Option<u32>>,
+    process: Cell<Option<Process>>,
     known: Notify,
+}
+
+impl Pid {
+    /// What a script says of the process; what is known already stays so.
+    fn note(&self, process: Process) {
+        let start_time = self.process.get().and_then(|known| known.start_time);
+        let start_time = start_time.or(process.start_time);
+        self.process.set(Some(Process { start_time, ..process }));
+        self.known.notify_one();
+    }
+
+    fn number(&self) -> Option<u32> {
+        self.process.get().map(|process| process.pid)
+    }
 }
 
 /// How one connection that follows a server ended.
@@ -230,10 +349,17 @@ impl RemoteServer {
         member: Member,
         arguments: Vec<String>,
     ) -> RemoteServer {
-        RemoteServer { ssh, line, member, arguments }
+        RemoteServer { ssh, line, member, arguments, adopted: None }
     }
 
-    /// Starts the server and waits for its proven end; a word on `kill` kills it. `turn` bounds how
+    /// One that an earlier coordinator has started, and that said this of itself.
+    pub(crate) fn adopted(ssh: Ssh, line: ServerLine, started: &Started) -> RemoteServer {
+        let process = Process { pid: started.pid, start_time: Some(started.start_time) };
+        let (member, arguments) = (started.member, Vec::new());
+        RemoteServer { ssh, line, member, arguments, adopted: Some(process) }
+    }
+
+    /// Starts the server, unless it is adopted, and waits for its proven end; a word on `kill` kills it. `turn` bounds how
     /// many connections are being made at once: sshd drops what is too many.
     pub(crate) async fn run(
         self,
@@ -241,13 +367,15 @@ impl RemoteServer {
         mut kill: mpsc::Receiver<()>,
         started: impl Fn(u32),
     ) -> Exit {
-        let pid = Pid::default();
+        let pid = Pid { process: Cell::new(self.adopted), known: Notify::new() };
         let mut pause = FIRST_PAUSE;
         loop {
-            let known = pid.number.get();
+            let known = pid.process.get();
             let script = match known {
                 None => start_script(&self.ssh.remote_dir, &self.line, &self.arguments),
-                Some(pid) => watch_script(pid, self.member.incarnation),
+                Some(process) => {
+                    watch_script(&self.ssh.remote_dir, process, self.member.incarnation)
+                }
             };
             let permit = turn.acquire().await.ok();
             if known.is_none() && kill.try_recv().is_ok() {
@@ -260,7 +388,7 @@ impl RemoteServer {
             });
             match session_or_kill(session, &mut kill, &pid).await {
                 Some(End::Exited { status, said }) => return exit(&status, &said),
-                Some(End::Lost { said }) if pid.number.get().is_none() => {
+                Some(End::Lost { said }) if pid.number().is_none() => {
                     return never_started(&said);
                 }
                 Some(End::Lost { said }) => {
@@ -272,7 +400,7 @@ impl RemoteServer {
                     );
                 }
                 None => {
-                    if let Some(exit) = self.kill(pid.number.get()).await {
+                    if let Some(exit) = self.kill(pid.number()).await {
                         return exit;
                     }
                 }
@@ -281,7 +409,7 @@ impl RemoteServer {
             tokio::select! {
                 () = sleep(pause) => {}
                 Some(()) = kill.recv() => {
-                    if let Some(exit) = self.kill(pid.number.get()).await {
+                    if let Some(exit) = self.kill(pid.number()).await {
                         return exit;
                     }
                 }
@@ -325,15 +453,15 @@ impl RemoteServer {
         while let Some(line) = next_line(&mut output).await {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words[..] {
-                ["started", number] => {
+                ["started", number, ref rest @ ..] => {
                     permit = None;
                     if let Ok(number) = number.parse() {
                         started(number);
-                        pid.number.set(Some(number));
-                        pid.known.notify_one();
+                        let start_time = rest.first().and_then(|ticks| ticks.parse().ok());
+                        pid.note(Process { pid: number, start_time });
                     }
                 }
-                ["exited", number, code] if number.parse().ok() == pid.number.get() => {
+                ["exited", number, code] if number.parse().ok() == pid.number() => {
                     status = Some(code.to_owned());
                     break;
                 }
@@ -364,7 +492,7 @@ async fn session_or_kill(
         end = &mut session => return Some(end),
         Some(()) = kill.recv() => {}
     }
-    if pid.number.get().is_none() {
+    if pid.number().is_none() {
         tokio::select! {
             end = &mut session => return Some(end),
             () = pid.known.notified() => {}
@@ -475,8 +603,9 @@ mod tests {
         let output = shell(&script);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let words: Vec<&str> = text.split_whitespace().collect();
-        let [_, pid, ..] = words[..] else { panic!("{text}") };
-        assert_eq!(words, ["started", pid, "exited", pid, "13"]);
+        let [_, pid, start, ..] = words[..] else { panic!("{text}") };
+        assert!(start.parse::<u64>().is_ok_and(|ticks| ticks > 0), "{text}");
+        assert_eq!(words, ["started", pid, start, "exited", pid, "13"]);
         assert_eq!(String::from_utf8_lossy(&output.stderr), "last words of a 'b'\n");
     }
 
@@ -510,9 +639,73 @@ mod tests {
         assert_eq!(child.try_wait().unwrap(), None, "another process's incarnation kills nothing");
         assert!(shell(&kill_script(child.id(), mine)).status.success());
         assert!(!child.wait().unwrap().success());
-        let watch = shell(&watch_script(child.id(), mine));
+        // No program that could watch is at hand.
+        let process = Process { pid: child.id(), start_time: Some(1) };
+        let watch = shell(&watch_script("/nowhere", process, mine));
         let text = String::from_utf8_lossy(&watch.stdout).into_owned();
         assert!(text.ends_with(&format!("exited {} unknown\n", child.id())), "{text}");
+    }
+
+    #[test]
+    fn the_server_there_watches_unless_it_is_one_that_cannot() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = Process { pid: 4_000_000, start_time: Some(77) };
+        let script = watch_script(&dir.path().to_string_lossy(), process, Incarnation(3));
+        fake_server(dir.path(), "[ \"$*\" = '--watch 4000000 77' ] && echo exited 4000000 unknown");
+        let text = String::from_utf8_lossy(&shell(&script).stdout).into_owned();
+        assert_eq!(text, "started 4000000 77\nexited 4000000 unknown\n");
+        fake_server(dir.path(), "exit 2");
+        let text = String::from_utf8_lossy(&shell(&script).stdout).into_owned();
+        assert_eq!(text, "started 4000000 77\nstarted 4000000\nexited 4000000 unknown\n");
+        // A watcher that is killed proves nothing.
+        fake_server(dir.path(), "kill -9 $$");
+        let text = String::from_utf8_lossy(&shell(&script).stdout).into_owned();
+        assert_eq!(text, "started 4000000 77\n");
+    }
+
+    #[test]
+    fn a_host_says_which_processes_live() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read x"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let start_time: u64 =
+            stat.rsplit_once(')').unwrap().1.split(' ').nth(20).unwrap().parse().unwrap();
+        let it = Started {
+            pid: child.id(),
+            start_time,
+            ..crate::store::tests::record(1).state.servers[0].started.unwrap()
+        };
+        let later = Started { start_time: start_time + 1, ..it };
+        let pid = it.pid;
+        let said = |processes: &[Started]| {
+            String::from_utf8_lossy(&shell(&lives_script(processes)).stdout).into_owned()
+        };
+        let next = start_time + 1;
+        assert_eq!(said(&[it, later]), format!("lives {pid} {start_time}\ngone {pid} {next}\n"));
+        child.kill().unwrap();
+        // Dead, and not waited for.
+        while said(&[it]) != format!("gone {pid} {start_time}\n") {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert_eq!(said(&[it]), format!("gone {pid} {start_time}\n"));
+    }
+
+    #[test]
+    fn strays_there_are_found_by_their_names_and_the_script_does_not_find_itself() {
+        let names = [Incarnation(0xfeed_0000_0000_0001), Incarnation(0xfeed_0000_0000_0002)];
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read line", &names[1].to_string()])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        while child.try_wait().unwrap().is_none() {
+            assert!(shell(&strays_script(&names)).status.success());
+        }
+        assert!(!child.wait().unwrap().success());
     }
 
     #[test]

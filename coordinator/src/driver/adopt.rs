@@ -1,0 +1,120 @@
+//! The cluster of an earlier coordinator: its processes are watched, and it is told whose it is now.
+
+use std::rc::Rc;
+
+use kv_protocol::cluster_file::Host;
+use kv_protocol::control_message::Started;
+use kv_protocol::status::ClusterState;
+use kv_protocol::{GroupId, ServerId, ViewVersion};
+
+use super::{Driver, index};
+use crate::spawn::ssh::RemoteServer;
+use crate::spawn::{adopted, command_line, error_name, server_arguments};
+use crate::store::FILE_NAME;
+
+impl Driver {
+    /// Ends when the epoch of this coordinator is durable.
+    pub(super) async fn until_durable(&self) {
+        let is_durable = || {
+            let cluster = self.cluster();
+            cluster.durable().epoch == cluster.config().epoch
+        };
+        while !is_durable() {
+            self.stored.notified().await;
+        }
+    }
+
+    /// Watches a process that an earlier coordinator has started.
+    pub(super) fn adopt(self: &Rc<Driver>, started: Started) {
+        let member = started.member;
+        let line = self.plan.file.servers[index(member)].clone();
+        let cluster = self.cluster().config().cluster;
+        let arguments = server_arguments(&self.plan, &line, cluster, member, self.ports.servers);
+        self.commands.borrow_mut()[index(member)] = command_line(&self.plan, &line, &arguments);
+        tracing::info!("server {} on {}: pid {}, of before", line.id, line.host, started.pid);
+        let (driver, kill) = (Rc::clone(self), self.killer(member));
+        let (ssh, turn) = (self.plan.ssh.clone(), Rc::clone(&self.turn));
+        let errors = self.plan.dir.join(error_name(&line));
+        tokio::task::spawn_local(async move {
+            let exit = match line.host {
+                Host::Local => adopted::wait(started, errors, kill).await,
+                Host::Ssh { .. } => {
+                    RemoteServer::adopted(ssh, line, &started).run(turn, kill, |_| {}).await
+                }
+            };
+            driver.exited(member, exit);
+        });
+    }
+
+    /// Says whose cluster this is.
+    pub(super) fn tell_takes_over(&self) {
+        let cluster = self.cluster();
+        let (id, epoch) = (cluster.config().cluster, cluster.config().epoch.number);
+        let (count, port) = (cluster.count(), self.ports.servers);
+        self.console.say(&format!(
+            "taking over cluster {id} of {count} servers from its last coordinator, as epoch {epoch}; \
+             its servers find this one on port {port}"
+        ));
+    }
+
+    /// From now on clients are answered, if the cluster is for them.
+    pub(super) fn tell_taken_over(&self) {
+        let (state, has_served) = {
+            let cluster = self.cluster();
+            (cluster.state(), cluster.has_served())
+        };
+        if has_served && state != ClusterState::Stopping {
+            self.serve();
+        }
+    }
+
+    /// A server of this cluster that has obeyed another coordinator of this or a later term would refuse
+    /// this one for ever.
+    pub(crate) fn check_epoch(&self, started: &Started) -> Result<(), String> {
+        let (ours, theirs) = (self.cluster().config().epoch, started.epoch);
+        let known = self.is_known(started);
+        let is_other = theirs.boot != ours.boot && theirs.number >= ours.number;
+        if !known || !is_other {
+            return Ok(());
+        }
+        let (id, ours, theirs) = (started.member.server, ours.number, theirs.number);
+        *self.outdated.borrow_mut() = Some(format!(
+            "server {id} has obeyed another coordinator, of epoch {theirs}; this one is of epoch {ours}. \
+             Nothing is decided, and the servers were left as they are. If no other coordinator of this \
+             cluster runs anywhere and {} is its newest state, start again: each start takes the next \
+             epoch",
+            self.dir.join(FILE_NAME).display()
+        ));
+        self.changed.notify_one();
+        Err(format!("it has obeyed another coordinator, of epoch {theirs}"))
+    }
+
+    /// Whether this is a process of the state that an earlier coordinator has left.
+    fn is_known(&self, started: &Started) -> bool {
+        let cluster = self.cluster();
+        let is_in_ring = started.member.server.0 < cluster.count();
+        is_in_ring
+            && cluster.started(started.member.server).is_some_and(|known| {
+                known.member == started.member
+                    && (known.pid, known.start_time) == (started.pid, started.start_time)
+            })
+    }
+
+    /// A server knows more than the file of this coordinator.
+    pub(super) fn tell_outdated(
+        &self,
+        server: ServerId,
+        group: GroupId,
+        known: ViewVersion,
+        reported: ViewVersion,
+    ) {
+        let path = self.dir.join(FILE_NAME);
+        *self.outdated.borrow_mut() = Some(format!(
+            "{} is older than its cluster: it knows view {known} of group {group}, server {server} \
+             view {reported}; nothing is decided from it, and the servers were left as they are. Put \
+             the newest copy of the file there and start again; if there is none, end every server with \
+             SIGTERM, which makes it dump its tables, and move the file away",
+            path.display()
+        ));
+    }
+}

@@ -1,0 +1,228 @@
+//! What an earlier coordinator has left in the directory, and what follows from it.
+//!
+//! | the state says                | its recorded processes | then                                     |
+//! |-------------------------------|------------------------|------------------------------------------|
+//! | (there is none)               |                        | a new cluster                            |
+//! | anything                      | one lives              | it is taken over: the next epoch         |
+//! | it stops, or has never served | none lives             | set aside as *.old; a new cluster        |
+//! | it has served                 | none lives             | refused: its data is gone from memory    |
+//! | anything                      | a host does not answer | refused, unless one is seen to live      |
+//! | (it is damaged)               |                        | refused                                  |
+
+use std::path::Path;
+
+use kv_protocol::cluster_file::{ClusterFile, Host};
+use kv_protocol::control_message::Started;
+use kv_protocol::{Incarnation, Member, ServerId};
+
+use crate::Failure;
+use crate::args::Args;
+use crate::logs::Console;
+use crate::spawn::adopted;
+use crate::spawn::ssh::Ssh;
+use crate::store::{self, FILE_NAME, OLD_NAME, Record};
+
+/// Looks at what lies in the directory. `None`: a new cluster is to be founded; otherwise this one is to
+/// be taken over.
+///
+/// # Errors
+/// Neither may be done; with the reason, and what to do.
+pub(crate) async fn look(
+    args: &Args,
+    file: &ClusterFile,
+    console: Console,
+) -> Result<Option<Record>, Failure> {
+    let ssh = Ssh::new(args);
+    let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
+    let Some(record) = loaded else { return Ok(None) };
+    if lives(&record, &ssh, &args.dir).await? {
+        check_flags(&record, args, file)?;
+        end_strays(&record, &ssh).await;
+        return Ok(Some(record));
+    }
+    if record.state.has_served && !record.state.is_stopping {
+        return Err(Failure::Failed(refusal(&record, &args.dir)));
+    }
+    end_strays(&record, &ssh).await;
+    store::set_aside(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
+    let dir = args.dir.display();
+    console.say(&format!(
+        "the cluster {} of the last run is over: its {FILE_NAME} in {dir} is kept as {OLD_NAME}, and a \
+         new, empty cluster is founded",
+        record.state.cluster
+    ));
+    if record.state.has_served && (has_dumps(&record, &args.dir) || has_remote(&record)) {
+        console.say(
+            "the dumps of that run are kept as *.old beside the servers' logs; --restore DIR brings \
+             back what is in them",
+        );
+    }
+    Ok(None)
+}
+
+/// Whether any process of the state lives.
+async fn lives(record: &Record, ssh: &Ssh, dir: &Path) -> Result<bool, Failure> {
+    let on = |host: &Host| -> Vec<Started> {
+        let servers = record.place.hosts.iter().zip(&record.state.servers);
+        servers.filter(|(its, _)| *its == host).filter_map(|(_, server)| server.started).collect()
+    };
+    for started in on(&Host::Local) {
+        let opened = adopted::open(&started).map_err(|error| {
+            Failure::Failed(format!(
+                "ask whether server {} (pid {}) of the last run lives: {error}; nothing was started",
+                started.member.server, started.pid
+            ))
+        })?;
+        if opened.is_some() {
+            return Ok(true);
+        }
+    }
+    let mut unknown = None;
+    for (n, host) in record.place.hosts.iter().enumerate() {
+        let processes = on(host);
+        let is_first = record.place.hosts[..n].iter().all(|before| before != host);
+        if *host == Host::Local || !is_first || processes.is_empty() {
+            continue;
+        }
+        match ssh.living(host, &processes).await {
+            Ok(living) if !living.is_empty() => return Ok(true),
+            Ok(_) => {}
+            Err(error) => {
+                let id = processes[0].member.server;
+                unknown.get_or_insert(format!(
+                    "server {id} of the last run may still live on {host}: ssh cannot ask there: \
+                     {error}; nothing was started. Bring the host back, or, if that process is gone \
+                     for certain, move {} away",
+                    dir.join(FILE_NAME).display()
+                ));
+            }
+        }
+    }
+    unknown.map_or(Ok(false), |reason| Err(Failure::Failed(reason)))
+}
+
+/// That the flags and the cluster file speak of this cluster.
+fn check_flags(record: &Record, args: &Args, file: &ClusterFile) -> Result<(), Failure> {
+    let place = &record.place;
+    let runs = format!("{} tells of a cluster that runs", args.dir.join(FILE_NAME).display());
+    let usage = |what: String| Err(Failure::Usage(format!("{runs}{what}")));
+    let (has, servers) = (place.hosts.len(), file.servers.len());
+    if has != servers {
+        return usage(format!(" with {has} servers, the cluster file names {servers}"));
+    }
+    for (line, host) in file.servers.iter().zip(&place.hosts) {
+        if line.host != *host {
+            let (id, other) = (line.id, &line.host);
+            return usage(format!(" with server {id} on {host}, the cluster file says {other}"));
+        }
+    }
+    let shards = record.state.shards;
+    if let Some(other) = args.shards.filter(|other| *other != shards) {
+        return usage(format!(" with --shards {shards}, not {other}"));
+    }
+    let port = place.ports.servers;
+    if args.servers_port != 0 && args.servers_port != port {
+        let other = args.servers_port;
+        return usage(format!(
+            " and whose servers dial port {port}; -s must be that or 0, not {other}"
+        ));
+    }
+    let dialled = place.routes.iter().map(|route| route.coordinator);
+    if let Some(other) = args.advertise.filter(|other| dialled.clone().all(|ip| ip != *other)) {
+        let ip = place.routes[0].coordinator;
+        return usage(format!(" and whose servers dial {ip}; --advertise {other} is not that"));
+    }
+    Ok(())
+}
+
+/// Ends processes that were started and have not reported: they are refused under their names anyway,
+/// but may hold the ports of those that follow them.
+async fn end_strays(record: &Record, ssh: &Ssh) {
+    let state = &record.state;
+    let unknown = |host: &Host| -> Vec<Member> {
+        let places = record.place.hosts.iter().zip(0..).filter(|(its, _)| *its == host);
+        let silent = places.filter(|(_, n)| state.servers[usize::from(*n)].started.is_none());
+        silent.map(|(_, n)| state.member(ServerId(n))).collect()
+    };
+    match adopted::end_strays(&unknown(&Host::Local)) {
+        Ok(0) => {}
+        Ok(ended) => tracing::info!("{ended} processes that had not reported were ended"),
+        Err(error) => tracing::warn!("end processes that had not reported: {error}"),
+    }
+    for (n, host) in record.place.hosts.iter().enumerate() {
+        let names: Vec<Incarnation> =
+            unknown(host).iter().map(|member| member.incarnation).collect();
+        let is_first = record.place.hosts[..n].iter().all(|before| before != host);
+        if *host == Host::Local || !is_first || names.is_empty() {
+            continue;
+        }
+        if let Err(error) = ssh.end_strays(host, &names).await {
+            tracing::warn!("end processes on {host} that had not reported: {error}");
+        }
+    }
+}
+
+fn refusal(record: &Record, dir: &Path) -> String {
+    let path = dir.join(FILE_NAME);
+    let shown = path.display();
+    let restore = match has_dumps(record, dir) {
+        true => format!(
+            " Dumps lie in {}: --restore DIR brings back what is in them.",
+            dir.display()
+        ),
+        false if has_remote(record) => {
+            " If its servers have left dumps on their hosts, --restore DIR brings back what is in them."
+                .to_owned()
+        }
+        false => String::new(),
+    };
+    format!(
+        "{shown} tells of cluster {}, which has served and was not stopped, and none of its processes \
+         lives: what it held is gone from memory; nothing was started.{restore} To go on with an empty \
+         cluster, move the file away: mv {shown} {shown}.lost",
+        record.state.cluster
+    )
+}
+
+fn has_remote(record: &Record) -> bool {
+    record.place.hosts.iter().any(|host| *host != Host::Local)
+}
+
+fn has_dumps(record: &Record, dir: &Path) -> bool {
+    (0..record.place.hosts.len()).any(|n| {
+        ["primary", "secondary"].iter().any(|role| dir.join(format!("server_{n}.{role}")).exists())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::store::tests::record;
+
+    #[test]
+    fn flags_and_a_cluster_file_that_speak_of_another_cluster_are_bad_usage() {
+        let text = "3\nlocalhost 0 0 0\nssh://db:22 0 0 0\nlocalhost 0 0 0\n";
+        let say = |text: &str, flags: &str| {
+            let line = format!("coord -C file{flags}");
+            let args = Args::try_parse_from(line.split(' ')).unwrap();
+            check_flags(&record(1), &args, &ClusterFile::parse(text).unwrap())
+        };
+        for good in ["", " --shards 2", " -s 4001", " -c 5000", " --advertise 127.0.0.1"] {
+            assert!(say(text, good).is_ok(), "{good}");
+        }
+        let more = "4\nlocalhost 0 0 0\nssh://db:22 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
+        let moved = "3\nlocalhost 0 0 0\nssh://bd:22 0 0 0\nlocalhost 0 0 0\n";
+        for (text, flags, words) in [
+            (text, " --shards 3", "--shards 2, not 3"),
+            (text, " -s 4002", "port 4001"),
+            (text, " --advertise 10.0.0.1", "dial 127.0.0.1"),
+            (more, "", "3 servers, the cluster file names 4"),
+            (moved, "", "server 1 on ssh://db:22, the cluster file says ssh://bd:22"),
+        ] {
+            let Err(Failure::Usage(said)) = say(text, flags) else { panic!("{flags}") };
+            assert!(said.contains(words) && said.contains(FILE_NAME), "{said}");
+        }
+    }
+}
