@@ -13,6 +13,7 @@ use common::programs::{self, COORD, Ended};
 use common::sshd::Sshd;
 use common::terminal::Terminal;
 use common::{Cluster, PATIENCE, wait_until};
+use kv_protocol::map::ServerState;
 use kv_protocol::status::ClusterState;
 
 /// The server that runs behind sshd.
@@ -81,6 +82,69 @@ fn a_remote_server_that_is_killed_is_replaced_and_the_log_tells_by_what_it_ended
     let mut client = cluster.open();
     let key = cluster.key_at(1, 0, "key");
     client.put(&key, b"v", &kv_client::OpOptions::default()).expect("a put to its own group");
+}
+
+#[test]
+fn a_coordinator_that_follows_another_watches_the_remote_server_and_replaces_it() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    cluster.restart();
+    wait_until("all to be up again", PATIENCE, || {
+        let status = cluster.status();
+        status.state == ClusterState::Serving
+            && status.servers.iter().all(|server| server.state == ServerState::Up)
+    });
+    assert_eq!(cluster.server_pids(), pids);
+    assert_eq!(cluster.status().epoch.number, 2);
+    let watches = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.contains(&format!("server --watch {} ", pids[REMOTE]))
+    };
+    wait_until("the watcher there", PATIENCE, || {
+        process::running_in(&sshd.remote_dir()).iter().any(watches)
+    });
+    process::signal(pids[REMOTE], Signal::KILL);
+    wait_until("its exit in the log", PATIENCE, || {
+        cluster.coord_log().contains("server 1: it has ended; its exit status is not known")
+    });
+    wait_until("another process in its place", PATIENCE, || {
+        cluster.status().state == ClusterState::Serving
+            && cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
+    });
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    wait_until("the end of all there", PATIENCE, || nobody_is_left(&sshd));
+}
+
+#[test]
+fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live() {
+    let mut sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    sshd.kill();
+    // Two live here: that is enough to go on, whatever is there.
+    cluster.restart();
+    wait_until("all to be up again", PATIENCE, || {
+        let status = cluster.status();
+        status.servers.iter().all(|server| server.state == ServerState::Up)
+    });
+    assert_eq!(cluster.server_pids(), pids);
+    cluster.kill_coordinator();
+    for local in [0, 2] {
+        process::signal(pids[local], Signal::KILL);
+        wait_until("its end", PATIENCE, || !process::is_alive(pids[local]));
+    }
+    let state = fs::read(cluster.state_file()).expect("the state");
+    let ended = cluster.run_coordinator(&[]).with_code(1);
+    for words in ["server 1 of the last run may still live", &*sshd.host(), "nothing was started"] {
+        assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
+    }
+    assert_eq!(fs::read(cluster.state_file()).expect("the state"), state);
+    assert!(process::is_alive(pids[REMOTE]));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //!                                   ends of all logs are shown
 //! ```
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, PipeReader};
 use std::os::fd::AsRawFd;
@@ -40,13 +41,20 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// How a cluster is to be started.
 #[derive(Debug)]
 pub(crate) struct Builder {
+    shape: Shape,
+    dir: TempDir,
+}
+
+/// How a cluster was started, so that its coordinator can be started again.
+#[derive(Clone, Debug)]
+struct Shape {
     servers: usize,
     shards: u16,
     cluster_file: Option<String>,
     flags: Vec<String>,
     in_foreground: bool,
     open_files: Option<u64>,
-    dir: TempDir,
+    server_binary: PathBuf,
 }
 
 /// What the coordinator wrote to `--ready-fd`.
@@ -63,8 +71,7 @@ pub(crate) struct Ready {
 pub(crate) struct Cluster {
     coord: Child,
     pub(crate) ready: Ready,
-    servers: usize,
-    shards: u16,
+    shape: Shape,
     dir: TempDir,
 }
 
@@ -77,36 +84,42 @@ pub(crate) struct Dumps {
 
 impl Builder {
     pub(crate) fn servers(mut self, servers: usize) -> Builder {
-        self.servers = servers;
+        self.shape.servers = servers;
         self
     }
 
     pub(crate) fn shards(mut self, shards: u16) -> Builder {
-        self.shards = shards;
+        self.shape.shards = shards;
         self
     }
 
     /// Another cluster file than `localhost 0 0 0` for each server.
     pub(crate) fn cluster_file(mut self, text: impl Into<String>) -> Builder {
-        self.cluster_file = Some(text.into());
+        self.shape.cluster_file = Some(text.into());
         self
     }
 
     /// A further argument of the coordinator.
     pub(crate) fn flag(mut self, flag: impl Into<String>) -> Builder {
-        self.flags.push(flag.into());
+        self.shape.flags.push(flag.into());
         self
     }
 
     /// Without `--daemon`: the coordinator listens to its standard input, which is a pipe.
     pub(crate) fn in_foreground(mut self) -> Builder {
-        self.in_foreground = true;
+        self.shape.in_foreground = true;
         self
     }
 
     /// A limit of open files (`ulimit -n`) for each of its processes.
     pub(crate) fn open_files(mut self, most: u64) -> Builder {
-        self.open_files = Some(most);
+        self.shape.open_files = Some(most);
+        self
+    }
+
+    /// Another executable of the servers on this machine.
+    pub(crate) fn server_binary(mut self, path: PathBuf) -> Builder {
+        self.shape.server_binary = path;
         self
     }
 
@@ -117,7 +130,36 @@ impl Builder {
 
     /// The coordinator's command line, and the cluster file it names written.
     pub(crate) fn command(&self) -> Command {
-        let file = self.dir.path().join("cluster.txt");
+        self.shape.command(self.dir.path())
+    }
+
+    /// Starts the cluster and waits until it serves.
+    #[track_caller]
+    pub(crate) fn start(self) -> Cluster {
+        let (mut cluster, reader) = self.launch_with_pipe();
+        cluster.ready = cluster.await_ready(reader);
+        cluster
+    }
+
+    /// Starts the cluster and does not wait.
+    #[track_caller]
+    pub(crate) fn launch(self) -> Cluster {
+        self.launch_with_pipe().0
+    }
+
+    #[track_caller]
+    fn launch_with_pipe(self) -> (Cluster, PipeReader) {
+        let (coord, reader) = self.shape.spawn(self.dir.path(), &[]);
+        let ready = Ready { clients_port: 0, servers_port: 0, cluster: String::new(), pid: 0 };
+        // From here on a panic ends what was started.
+        (Cluster { coord, ready, shape: self.shape, dir: self.dir }, reader)
+    }
+}
+
+impl Shape {
+    /// The coordinator's command line, and the cluster file it names written.
+    fn command(&self, dir: &Path) -> Command {
+        let file = dir.join("cluster.txt");
         let text = self.cluster_file.clone().unwrap_or_else(|| {
             format!("{}\n{}", self.servers, "localhost 0 0 0\n".repeat(self.servers))
         });
@@ -129,9 +171,10 @@ impl Builder {
         } else {
             command.arg("--daemon").stdin(Stdio::null());
         }
-        command.args(["--server-binary", SERVER, "--shards", &self.shards.to_string()]);
-        command.arg("-C").arg(file).arg("--dir").arg(self.dir.path());
-        command.arg("-l").arg(self.dir.path().join("coord.log"));
+        command.arg("--server-binary").arg(&self.server_binary);
+        command.args(["--shards", &self.shards.to_string()]);
+        command.arg("-C").arg(file).arg("--dir").arg(dir);
+        command.arg("-l").arg(dir.join("coord.log"));
         command.args(&self.flags);
         // SAFETY: prctl takes integers and is safe to call between fork and exec. Should the test's
         // process be killed, the coordinator stops its servers in order.
@@ -155,27 +198,15 @@ impl Builder {
         command
     }
 
-    /// Starts the cluster and waits until it serves.
+    /// Starts a coordinator, and gives the other end of its `--ready-fd`.
     #[track_caller]
-    pub(crate) fn start(self) -> Cluster {
-        let (mut cluster, reader) = self.launch_with_pipe();
-        cluster.ready = cluster.await_ready(reader);
-        cluster
-    }
-
-    /// Starts the cluster and does not wait.
-    #[track_caller]
-    pub(crate) fn launch(self) -> Cluster {
-        self.launch_with_pipe().0
-    }
-
-    #[track_caller]
-    fn launch_with_pipe(self) -> (Cluster, PipeReader) {
+    fn spawn(&self, dir: &Path, flags: &[&str]) -> (Child, PipeReader) {
         let (reader, writer) = std::io::pipe().expect("a pipe");
-        let mut command = self.command();
+        let mut command = self.command(dir);
         let descriptor = writer.as_raw_fd();
-        command.args(["--ready-fd", &descriptor.to_string()]);
-        let errors = fs::File::create(self.dir.path().join("coord.err")).expect("create coord.err");
+        command.args(["--ready-fd", &descriptor.to_string()]).args(flags);
+        let errors = fs::OpenOptions::new().create(true).append(true).open(dir.join("coord.err"));
+        let errors = errors.expect("open coord.err");
         command.stdout(errors.try_clone().expect("one more descriptor")).stderr(errors);
         // SAFETY: fcntl on an open descriptor is safe between fork and exec; it lets the coordinator
         // inherit the pipe's end, and nobody else.
@@ -185,11 +216,7 @@ impl Builder {
                 _ => Err(std::io::Error::last_os_error()),
             });
         }
-        let coord = command.spawn().expect("start coord");
-        let ready = Ready { clients_port: 0, servers_port: 0, cluster: String::new(), pid: 0 };
-        let (servers, shards) = (self.servers, self.shards);
-        // From here on a panic ends what was started.
-        (Cluster { coord, ready, servers, shards, dir: self.dir }, reader)
+        (command.spawn().expect("start coord"), reader)
     }
 }
 
@@ -197,15 +224,16 @@ impl Cluster {
     /// Three servers with one shard, unless said otherwise.
     pub(crate) fn builder() -> Builder {
         let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
-        Builder {
+        let shape = Shape {
             servers: 3,
             shards: 1,
             cluster_file: None,
             flags: Vec::new(),
             in_foreground: false,
             open_files: None,
-            dir,
-        }
+            server_binary: SERVER.into(),
+        };
+        Builder { shape, dir }
     }
 
     /// Three servers with one shard.
@@ -246,11 +274,53 @@ impl Cluster {
     }
 
     pub(crate) fn placement(&self) -> Placement {
-        Placement::new(u16::try_from(self.servers).expect("at most 1,024"), self.shards)
+        Placement::new(u16::try_from(self.shape.servers).expect("at most 1,024"), self.shape.shards)
     }
 
     pub(crate) fn coord_pid(&self) -> u32 {
         self.coord.id()
+    }
+
+    /// Kills the coordinator as `kill -9` does; the servers are left alone.
+    #[track_caller]
+    pub(crate) fn kill_coordinator(&mut self) {
+        self.coord.kill().expect("kill coord");
+        self.coord.wait().expect("wait for coord");
+    }
+
+    /// Starts a coordinator in the directory of the one that was killed, and waits until it serves.
+    #[track_caller]
+    pub(crate) fn restart(&mut self) {
+        self.restart_with(&[]);
+    }
+
+    /// As [`Cluster::restart`], with further arguments.
+    #[track_caller]
+    pub(crate) fn restart_with(&mut self, flags: &[&str]) {
+        let reader = self.relaunch(flags);
+        self.ready = self.await_ready(reader);
+    }
+
+    /// Starts a coordinator in the directory of the one that was killed, and does not wait.
+    #[track_caller]
+    pub(crate) fn relaunch(&mut self, flags: &[&str]) -> PipeReader {
+        let (coord, reader) = self.shape.spawn(self.dir.path(), flags);
+        self.coord = coord;
+        reader
+    }
+
+    /// Runs one more coordinator with the same command line, which is to end by itself.
+    #[track_caller]
+    pub(crate) fn run_coordinator(&self, flags: &[&str]) -> Ended {
+        let command = self.shape.command(self.dir.path());
+        let arguments = command.get_args().map(ToOwned::to_owned);
+        let flags = flags.iter().map(|flag| OsString::from(*flag));
+        programs::run(COORD, arguments.chain(flags), "", PATIENCE)
+    }
+
+    /// The file that a coordinator goes on from.
+    pub(crate) fn state_file(&self) -> PathBuf {
+        self.dir().join("coordinator.state")
     }
 
     /// The coordinator's standard input, where it listens to it.
@@ -370,8 +440,8 @@ impl Cluster {
 
     /// A key for each (group, shard).
     fn keys_of_all_places(&self) -> Vec<Vec<u8>> {
-        let groups = u16::try_from(self.servers).expect("at most 1,024");
-        let places = (0..groups).flat_map(|g| (0..self.shards).map(move |s| (g, s)));
+        let groups = u16::try_from(self.shape.servers).expect("at most 1,024");
+        let places = (0..groups).flat_map(|g| (0..self.shape.shards).map(move |s| (g, s)));
         places.map(|(group, shard)| self.key_at(group, shard, "probe")).collect()
     }
 
@@ -410,7 +480,7 @@ impl Cluster {
     /// All dumps in the directory.
     #[track_caller]
     pub(crate) fn dumps(&self) -> Dumps {
-        let all = |role| (0..self.servers).map(|id| self.dump(id, role)).collect();
+        let all = |role| (0..self.shape.servers).map(|id| self.dump(id, role)).collect();
         Dumps { primary: all("primary"), secondary: all("secondary") }
     }
 

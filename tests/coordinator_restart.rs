@@ -1,0 +1,351 @@
+//! The coordinator dies and another one goes on, at every moment of a cluster's life.
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::load::{check_all, put_all};
+use common::process::{self, Signal};
+use common::programs::SERVER;
+use common::{Cluster, PATIENCE, wait_for, wait_until};
+use kv_client::{Client, OpOptions};
+use kv_protocol::map::ServerState;
+use kv_protocol::status::{ClusterState, GroupCondition};
+
+fn pairs(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    (0..count)
+        .map(|n| (format!("key {n}").into_bytes(), format!("value {n}").into_bytes()))
+        .collect()
+}
+
+/// Waits until every server is up and every group at home with two copies.
+#[track_caller]
+fn assert_whole(cluster: &Cluster) {
+    wait_until("every server up and every group at home", PATIENCE, || {
+        let status = cluster.status();
+        status.state == ClusterState::Serving
+            && status
+                .servers
+                .iter()
+                .all(|server| server.state == ServerState::Up && server.recovery_step.is_none())
+            && status.groups.iter().all(|group| {
+                group.condition == GroupCondition::Whole
+                    && group.primary.map(|member| member.server.0) == Some(group.group.0)
+            })
+    });
+}
+
+/// Writes and reads one key until told to stop, and counts; every operation has to succeed.
+fn work(mut client: Client, key: &[u8], done: &AtomicU64, over: &AtomicBool) {
+    while !over.load(Ordering::SeqCst) {
+        let number = done.load(Ordering::SeqCst) + 1;
+        let value = number.to_string().into_bytes();
+        client.put(key, &value, &OpOptions::default()).expect("a put");
+        assert_eq!(client.get(key, &OpOptions::default()).expect("a get").bytes, value);
+        done.store(number, Ordering::SeqCst);
+    }
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_coordinator_that_is_killed_is_followed_by_another_and_clients_notice_nothing() {
+    let mut cluster = Cluster::builder().shards(2).start();
+    let (before, pids) = (cluster.ready.clone(), cluster.server_pids());
+    let keys: Vec<Vec<u8>> = (0..3).map(|group| cluster.key_at(group, 0, "w")).collect();
+    let counts: Vec<AtomicU64> = keys.iter().map(|_| AtomicU64::new(0)).collect();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (key, done) in keys.iter().zip(&counts) {
+            let (client, over) = (cluster.open(), &over);
+            scope.spawn(move || work(client, key, done, over));
+        }
+        let _stopper = StopOnDrop(&over);
+        let go_on = || {
+            let seen: Vec<u64> = counts.iter().map(|done| done.load(Ordering::SeqCst)).collect();
+            wait_until("every client to go on", PATIENCE, || {
+                counts.iter().zip(&seen).all(|(done, seen)| done.load(Ordering::SeqCst) > seen + 50)
+            });
+        };
+        go_on();
+        cluster.kill_coordinator();
+        go_on();
+        cluster.restart();
+        assert_whole(&cluster);
+        go_on();
+    });
+    assert_eq!(cluster.ready.cluster, before.cluster);
+    assert_eq!(cluster.ready.clients_port, before.clients_port);
+    assert_eq!(cluster.ready.servers_port, before.servers_port);
+    let status = cluster.status();
+    assert_eq!(status.epoch.number, 2);
+    assert!(status.groups.iter().all(|group| group.view.0 == 1), "nothing was recovered");
+    cluster.assert_serves(&pids);
+
+    // It watches whom it has not started: a death is noticed, proven and recovered from.
+    process::signal(pids[1], Signal::KILL);
+    wait_until("another process", PATIENCE, || {
+        cluster.server(1).pid.is_some_and(|pid| pid != pids[1])
+    });
+    assert_whole(&cluster);
+    assert!(cluster.coord_log().contains("an earlier coordinator had started it"));
+    for (key, done) in keys.iter().zip(&counts) {
+        let value = cluster.open().get(key, &OpOptions::default()).expect("a get").bytes;
+        assert_eq!(value, done.load(Ordering::SeqCst).to_string().into_bytes());
+    }
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn a_server_that_died_while_the_coordinator_was_away_is_recovered_afterwards() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(1_000);
+    put_all(&mut cluster.open(), &pairs);
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    process::signal(pids[1], Signal::KILL);
+    wait_until("its end", PATIENCE, || !process::is_alive(pids[1]));
+    cluster.restart();
+    wait_until("another process", PATIENCE, || {
+        cluster.server(1).pid.is_some_and(|pid| pid != pids[1])
+    });
+    assert_whole(&cluster);
+    let after = cluster.server_pids();
+    assert_eq!((after[0], after[2]), (pids[0], pids[2]));
+    check_all(&mut cluster.open(), &pairs);
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn a_coordinator_that_is_killed_in_any_step_of_a_recovery_is_followed_by_one_that_ends_it() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(2_000);
+    put_all(&mut cluster.open(), &pairs);
+    for step in [0, 1, 2, 3, 5] {
+        let pid = cluster.server_pid(1);
+        let line = format!("server 1, step {step}");
+        let before = cluster.coord_log().matches(&line).count();
+        process::signal(pid, Signal::KILL);
+        // A small table may be copied between two looks, and its step then be passed over.
+        wait_until(&line, PATIENCE, || {
+            cluster.coord_log().matches(&line).count() > before
+                || (step == 3 && cluster.coord_log().matches("server 1, step 4").count() > 0)
+        });
+        cluster.kill_coordinator();
+        cluster.restart();
+        wait_until("another process", PATIENCE, || {
+            cluster.server(1).pid.is_some_and(|other| other != pid)
+        });
+        assert_whole(&cluster);
+        check_all(&mut cluster.open(), &pairs);
+    }
+    assert_eq!(cluster.status().epoch.number, 6);
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn a_damaged_state_is_refused_by_name_and_everything_is_left_as_it_is() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(300);
+    put_all(&mut cluster.open(), &pairs);
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    let whole = fs::read(cluster.state_file()).expect("the state");
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    for bytes in [&damaged[..], &whole[..whole.len() / 2], b""] {
+        fs::write(cluster.state_file(), bytes).expect("write a file");
+        let ended = cluster.run_coordinator(&[]).with_code(1);
+        for words in ["coordinator.state is damaged", "nothing was started", "move the file away"] {
+            assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
+        }
+        assert_eq!(fs::read(cluster.state_file()).expect("the state"), bytes);
+    }
+    fs::write(cluster.state_file(), &whole).expect("write a file");
+    cluster.restart();
+    assert_whole(&cluster);
+    cluster.assert_serves(&pids);
+    check_all(&mut cluster.open(), &pairs);
+}
+
+#[test]
+fn a_state_that_is_older_than_its_cluster_is_refused_and_nothing_is_decided_from_it() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(300);
+    put_all(&mut cluster.open(), &pairs);
+    let old = fs::read(cluster.state_file()).expect("the state");
+    let killed = cluster.server_pid(1);
+    process::signal(killed, Signal::KILL);
+    wait_until("another process", PATIENCE, || {
+        cluster.server(1).pid.is_some_and(|pid| pid != killed)
+    });
+    assert_whole(&cluster);
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    let newest = fs::read(cluster.state_file()).expect("the state");
+    fs::write(cluster.state_file(), old).expect("write a file");
+    let ended = cluster.run_coordinator(&[]).with_code(1);
+    assert!(ended.stderr.contains("coordinator.state is older than its cluster"), "{ended:#?}");
+    assert!(pids.iter().all(|pid| process::is_alive(*pid)));
+    fs::write(cluster.state_file(), newest).expect("write a file");
+    // The one that knew too little was obeyed; whoever follows needs a later term.
+    let ended = cluster.run_coordinator(&[]).with_code(1);
+    assert!(ended.stderr.contains("has obeyed another coordinator, of epoch 2"), "{ended:#?}");
+    cluster.restart();
+    assert_whole(&cluster);
+    cluster.assert_serves(&pids);
+    check_all(&mut cluster.open(), &pairs);
+}
+
+#[test]
+fn of_two_coordinators_in_one_directory_the_second_is_refused() {
+    let mut cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    for _ in 0..2 {
+        let ended = cluster.run_coordinator(&[]).with_code(1);
+        let holder = format!("in use by another coordinator (pid {})", cluster.coord_pid());
+        assert!(ended.stderr.contains(&holder), "{ended:#?}");
+        assert_whole(&cluster);
+        cluster.assert_serves(&pids);
+        cluster.kill_coordinator();
+        cluster.restart();
+    }
+    assert_eq!(cluster.status().epoch.number, 3);
+}
+
+#[test]
+fn a_coordinator_that_is_killed_in_a_stop_is_followed_by_one_that_ends_the_stop() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(1_000);
+    put_all(&mut cluster.open(), &pairs);
+    let hung = cluster.server_pid(2);
+    process::pause(hung);
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    wait_until("the stop in the file", PATIENCE, || {
+        fs::read_to_string(cluster.state_file()).is_ok_and(|text| text.contains("is_stopping"))
+    });
+    cluster.kill_coordinator();
+    process::signal(hung, Signal::CONT);
+    let _ready = cluster.relaunch(&[]);
+    cluster.await_end(0);
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), pairs.len());
+    assert!(cluster.coord_log().trim_end().ends_with("stopped"), "{}", cluster.coord_log());
+}
+
+#[test]
+fn after_a_stop_a_new_and_empty_cluster_is_founded_and_the_last_one_is_set_aside() {
+    let mut cluster = Cluster::start();
+    put_all(&mut cluster.open(), &pairs(30));
+    let first = cluster.ready.cluster.clone();
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    cluster.restart();
+    assert_ne!(cluster.ready.cluster, first);
+    let status = cluster.status();
+    assert_eq!(status.epoch.number, 1);
+    assert!(status.groups.iter().all(|group| group.entries == 0));
+    let old = cluster.dir().join("coordinator.state.old");
+    assert!(fs::read_to_string(old).expect("the old state").contains(&first));
+    assert!(cluster.dir().join("server_0.primary.old").exists());
+    let log = cluster.coord_log();
+    for words in [&*first, "kept as *.old", "--restore"] {
+        assert!(log.contains(words), "no {words:?} in {log}");
+    }
+    cluster.stop();
+}
+
+#[test]
+fn a_cluster_whose_processes_are_all_gone_is_not_replaced_by_an_empty_one_unasked() {
+    let mut cluster = Cluster::start();
+    put_all(&mut cluster.open(), &pairs(30));
+    let (first, pids) = (cluster.ready.cluster.clone(), cluster.server_pids());
+    cluster.kill_coordinator();
+    // Whoever is told to stop leaves its dumps, also without a coordinator.
+    for pid in &pids {
+        process::signal(*pid, Signal::TERM);
+    }
+    wait_until("the end of all", PATIENCE, || pids.iter().all(|pid| !process::is_alive(*pid)));
+    let ended = cluster.run_coordinator(&[]).with_code(1);
+    let path = cluster.state_file();
+    for words in [&*first, "was not stopped", "--restore", &format!("mv {}", path.display())] {
+        assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
+    }
+    assert!(cluster.dir().join("server_0.primary").exists(), "the dumps are left alone");
+    fs::rename(&path, path.with_extension("lost")).expect("move the state away");
+    cluster.restart();
+    assert_ne!(cluster.ready.cluster, first);
+    cluster.stop();
+}
+
+#[test]
+fn a_port_that_somebody_else_has_taken_meanwhile_is_named() {
+    let mut cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    for port in [cluster.ready.servers_port, cluster.ready.clients_port] {
+        let taken = wait_for("the port", PATIENCE, || TcpListener::bind(("127.0.0.1", port)).ok());
+        let ended = cluster.run_coordinator(&[]).with_code(1);
+        let words = format!("127.0.0.1:{port}");
+        assert!(ended.stderr.contains(&words), "no {words} in {}", ended.stderr);
+        drop(taken);
+    }
+    let other = cluster.ready.servers_port.wrapping_sub(1).to_string();
+    let ended = cluster.run_coordinator(&["--servers-port", &other]).code;
+    assert_eq!(ended, Some(2), "-s twice, or another port than the servers dial");
+    cluster.restart();
+    assert_whole(&cluster);
+    cluster.assert_serves(&pids);
+}
+
+/// A server's executable that lets server 2 start only when there is a file `gate`.
+fn gated_server(dir: &Path) -> std::path::PathBuf {
+    let path = dir.join("gated-server");
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *' -S 2 '*) while [ ! -e gate ]; do sleep 0.02; done;; esac\n\
+         exec {SERVER} \"$@\"\n"
+    );
+    fs::write(&path, script).expect("write a script");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set the mode");
+    path
+}
+
+#[test]
+fn a_start_that_died_before_everybody_had_reported_is_gone_on_with() {
+    let builder = Cluster::builder();
+    let binary = gated_server(builder.dir());
+    let mut cluster = builder.server_binary(binary).launch();
+    let state = wait_for("two servers in the file", PATIENCE, || {
+        let text = fs::read_to_string(cluster.state_file()).ok()?;
+        (text.matches("\"pid\"").count() == 2).then_some(text)
+    });
+    let (_, json) = state.split_once('\n').expect("a first line");
+    let json: serde_json::Value = serde_json::from_str(json).expect("JSON");
+    cluster.kill_coordinator();
+    let waiting = process::running_in(cluster.dir());
+    fs::write(cluster.dir().join("gate"), "").expect("write a file");
+    cluster.restart();
+    assert_whole(&cluster);
+    assert_eq!(cluster.ready.cluster, json["cluster"].as_str().expect("an id"));
+    let pids = cluster.server_pids();
+    for n in [0, 1] {
+        assert_eq!(json["servers"][n]["started"]["pid"], pids[n], "server {n} was there already");
+    }
+    assert!(!waiting.contains(&pids[2]), "nobody knew its number");
+    wait_until("the end of the one that had not reported", PATIENCE, || {
+        process::running_in(cluster.dir()).iter().all(|pid| pids.contains(pid))
+    });
+    cluster.assert_serves(&pids);
+    cluster.stop().assert_copies_agree();
+}
