@@ -41,6 +41,15 @@ fn nobody_is_left(sshd: &Sshd) -> bool {
     process::running_in(&sshd.remote_dir()).is_empty()
 }
 
+/// Whether somebody there waits for the end of this process.
+fn is_watched(sshd: &Sshd, pid: u32) -> bool {
+    process::running_in(&sshd.remote_dir()).into_iter().any(|watcher| {
+        let line = fs::read(format!("/proc/{watcher}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.contains(&format!("server --watch {pid} "))
+    })
+}
+
 #[test]
 fn a_server_behind_ssh_serves_and_leaves_its_dumps_in_the_remote_directory() {
     let sshd = Sshd::start();
@@ -98,14 +107,7 @@ fn a_coordinator_that_follows_another_watches_the_remote_server_and_replaces_it(
     });
     assert_eq!(cluster.server_pids(), pids);
     assert_eq!(cluster.status().epoch.number, 2);
-    let watches = |pid: &u32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        line.contains(&format!("server --watch {} ", pids[REMOTE]))
-    };
-    wait_until("the watcher there", PATIENCE, || {
-        process::running_in(&sshd.remote_dir()).iter().any(watches)
-    });
+    wait_until("the watcher there", PATIENCE, || is_watched(&sshd, pids[REMOTE]));
     process::signal(pids[REMOTE], Signal::KILL);
     wait_until("its exit in the log", PATIENCE, || {
         cluster.coord_log().contains("server 1: it has ended; its exit status is not known")
@@ -160,9 +162,7 @@ fn without_sshd_the_cluster_goes_on_and_when_it_is_back_the_server_is_watched_ag
     cluster.assert_serves(&pids);
 
     sshd.restart();
-    wait_until("a connection to the new sshd", PATIENCE, || {
-        sshd.log().contains("Accepted publickey")
-    });
+    wait_until("a watcher over the new sshd", PATIENCE, || is_watched(&sshd, pids[REMOTE]));
     cluster.assert_serves(&pids);
     process::signal(pids[REMOTE], Signal::KILL);
     wait_until("the end of the server in the log", PATIENCE, || {
