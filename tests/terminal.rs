@@ -2,13 +2,17 @@
 
 mod common;
 
+use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
+use common::load::put_all;
 use common::process::{self, Signal};
-use common::programs::{CLIENT, COORD, SERVER};
+use common::programs::{self, CLIENT, COORD, SERVER};
 use common::terminal::{CTRL_C, CTRL_D, Terminal};
-use common::{Cluster, PATIENCE, wait_until};
+use common::{Cluster, PATIENCE, wait_for, wait_until};
+use kv_client::{Client, Options};
+use kv_protocol::status::ClusterStatus;
 
 const PROMPT: &str = "kv> ";
 const ENTER: &str = "\r";
@@ -239,4 +243,177 @@ fn a_terminal_that_is_closed_stops_the_cluster_in_order() {
         });
         cluster.assert_ends_in_order();
     }
+}
+
+/// So many pairs with values of 1 KiB.
+fn kibibytes(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    (0..count).map(|n| (format!("key {n}").into_bytes(), vec![b'v'; 1 << 10])).collect()
+}
+
+/// What `coord status --json` of the coordinator at this port says.
+#[track_caller]
+fn status(port: &str) -> ClusterStatus {
+    let ended = programs::run(COORD, ["status", "-p", port, "--json"], "", PATIENCE).with_code(0);
+    serde_json::from_str(&ended.stdout).expect("a status in JSON")
+}
+
+#[test]
+fn a_recovery_on_a_terminal_shows_its_steps_and_a_bar_with_bytes_and_keys() {
+    let mut cluster = OnTerminal::start(true);
+    let endpoint = format!("localhost:{}", cluster.port);
+    let mut client = Client::open(&endpoint, Options::default()).expect("open a client");
+    put_all(&mut client, &kibibytes(50 << 10));
+    let victim = status(&cluster.port).servers[1].pid.expect("a pid");
+    process::signal(victim, Signal::KILL);
+    cluster.terminal.wait_for("server 1 is down");
+    for step in 0..=2 {
+        cluster.terminal.wait_for(&format!("server 1, step {step}: "));
+    }
+    // A bar, and the rest of its line.
+    cluster.terminal.wait_for("server 1, step 3 [");
+    let bar = cluster.terminal.wait_for("]");
+    assert!(bar.len() >= 8 && bar.bytes().all(|b| b == b'#' || b == b'-'), "{bar:?}");
+    let numbers = cluster.terminal.wait_for(" keys");
+    assert!(numbers.contains(" MiB, ") && numbers.contains(" of "), "{numbers:?}");
+    cluster.terminal.wait_for("server 1, step 4 [");
+    cluster.terminal.wait_for("server 1 is back");
+    cluster.terminal.type_in(CTRL_D);
+    cluster.terminal.wait_for("stopped");
+    assert_eq!(cluster.terminal.await_end(PATIENCE), Some(0));
+    // The log in the file has no bar, but says how far the copy was.
+    let log = cluster.log();
+    assert!(log.contains("server 1, step 3: ") && log.contains(" % is copied, "), "{log}");
+    assert!(!log.contains('[') || !log.contains("##"), "{log}");
+}
+
+#[test]
+fn without_a_terminal_a_recovery_is_told_in_lines_and_the_status_keeps_its_history() {
+    let cluster = Cluster::start();
+    put_all(&mut cluster.open(), &kibibytes(5 << 10));
+    assert!(cluster.server(1).recoveries.is_empty());
+    process::signal(cluster.server_pid(1), Signal::KILL);
+    let recovery = wait_for("the end of the recovery", PATIENCE, || {
+        let recovery = cluster.server(1).recoveries.first().cloned();
+        recovery.filter(|recovery| recovery.took_ms.is_some())
+    });
+    let steps: Vec<u8> = recovery.steps.iter().map(|step| step.step).collect();
+    assert_eq!((steps.first(), steps.last()), (Some(&0), Some(&5)), "{recovery:?}");
+    let took: u64 = recovery.steps.iter().map(|step| step.took_ms.expect("over")).sum();
+    let whole = recovery.took_ms.expect("over");
+    assert!(took <= whole && whole - took < 10, "in whole milliseconds: {recovery:?}");
+    let log = cluster.coord_log();
+    for step in 0..=5 {
+        assert!(log.contains(&format!("server 1, step {step}: ")), "step {step}:\n{log}");
+    }
+    let progress = log.lines().find(|line| line.contains(" % is copied, ")).expect("a line");
+    assert!(progress.contains("MiB, ") && progress.contains(" keys"), "{progress}");
+    let port = cluster.ready.clients_port.to_string();
+    let table = programs::run(COORD, ["status", "-p", &port], "", PATIENCE).with_code(0).stdout;
+    assert!(table.contains("recovery of") && table.contains("server 1 "), "{table}");
+    cluster.stop();
+}
+
+#[test]
+fn a_watched_status_is_drawn_in_place_and_ctrl_c_gives_the_cursor_back() {
+    let cluster = Cluster::start();
+    let port = cluster.ready.clients_port.to_string();
+    for ends_by_key in [true, false] {
+        let mut command = Command::new(COORD);
+        command.args(["status", "-p", &port, "--watch", "--interval", "0.1"]);
+        let mut terminal = Terminal::start(command);
+        terminal.wait_for("\x1b[?25l\x1b[2J\x1b[H");
+        terminal.wait_for("serving");
+        let victim = cluster.server_pid(1);
+        process::signal(victim, Signal::KILL);
+        // The next pictures begin where the first did, and go over it.
+        terminal.wait_for("\x1b[Hcluster");
+        terminal.wait_for("recovery of");
+        match ends_by_key {
+            true => terminal.type_in(CTRL_C),
+            false => process::signal(terminal.pid(), Signal::TERM),
+        }
+        assert_eq!(terminal.await_end(PATIENCE), Some(0));
+        let screen = terminal.screen();
+        assert!(screen.ends_with("\x1b[?25h"), "the cursor is not shown again: {screen:?}");
+        assert_eq!(screen.matches("\x1b[2J").count(), 1, "cleared once, then drawn over");
+        wait_until("the server to be back", PATIENCE, || {
+            cluster.server(1).recovery_step.is_none() && cluster.server_pid(1) != victim
+        });
+    }
+}
+
+/// `coord status --watch` with its output in a file. It ends when this is dropped.
+struct Watching {
+    child: Child,
+    output: std::path::PathBuf,
+}
+
+impl Watching {
+    #[track_caller]
+    fn start(cluster: &Cluster, dir: &Path, flags: &[&str]) -> Watching {
+        let output = dir.join("output");
+        let port = cluster.ready.clients_port.to_string();
+        let mut command = Command::new(COORD);
+        command.args(["status", "-p", &port, "--watch", "--interval", "0.1"]).args(flags);
+        command.stdin(Stdio::null()).stdout(File::create(&output).expect("create a file"));
+        Watching { child: command.spawn().expect("start coord status"), output }
+    }
+
+    fn output(&self) -> String {
+        fs::read_to_string(&self.output).expect("read the output")
+    }
+
+    /// Sends SIGINT; everything that it has printed.
+    #[track_caller]
+    fn end(mut self) -> String {
+        process::signal(self.child.id(), Signal::INT);
+        assert_eq!(programs::wait(&mut self.child, PATIENCE), Some(Some(0)));
+        self.output()
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_watched_status_elsewhere_is_one_table_after_the_other_or_a_line_of_json_each_time() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
+    let tables = Watching::start(&cluster, dir.path(), &[]);
+    wait_until("three tables", PATIENCE, || tables.output().matches("serving").count() >= 3);
+    let text = tables.end();
+    assert!(!text.contains('\x1b'), "escapes in a file: {text:?}");
+    assert!(text.contains("\n\ncluster "), "{text}");
+
+    let lines = Watching::start(&cluster, dir.path(), &["--json"]);
+    wait_until("three lines", PATIENCE, || lines.output().matches('\n').count() >= 3);
+    let text = lines.end();
+    for line in text.lines() {
+        let status: ClusterStatus = serde_json::from_str(line).expect("a status in every line");
+        assert_eq!(status.servers.len(), 3);
+    }
+}
+
+#[test]
+fn a_watch_goes_on_while_the_coordinator_does_not_answer() {
+    let (cluster, dir) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
+    let port = cluster.ready.clients_port.to_string();
+    let mut command = Command::new(COORD);
+    command.args(["status", "-p", &port, "--watch", "--interval", "0.1"]);
+    let mut terminal = Terminal::start(command);
+    terminal.wait_for("serving");
+    let tables = Watching::start(&cluster, dir.path(), &[]);
+    wait_until("a table", PATIENCE, || tables.output().contains("serving"));
+    cluster.stop();
+    terminal.wait_for("no answer: ");
+    terminal.type_in(CTRL_C);
+    assert_eq!(terminal.await_end(PATIENCE), Some(0));
+    tables.end();
+    // Who never got an answer has a reason to look at what was typed.
+    let arguments = ["status", "-p", &port, "--watch"];
+    let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(1);
+    assert!(ended.stderr.contains("check -h and -p"), "{}", ended.stderr);
 }

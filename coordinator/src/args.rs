@@ -12,6 +12,9 @@ use kv_protocol::limits::MAX_SHARDS;
 const MAX_SILENCE_SECONDS: f64 = 3_600.0;
 /// The shortest: below it a server that lives would be called down between two heartbeats.
 const MIN_SILENCE_SECONDS: f64 = 0.15;
+/// How often a status may be looked at.
+const MIN_INTERVAL_SECONDS: f64 = 0.1;
+const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 
 /// Starts the servers of a cluster, watches them, and stops them in order.
 ///
@@ -156,6 +159,15 @@ pub(crate) struct StatusArgs {
     #[arg(long)]
     pub(crate) json: bool,
 
+    /// Show it again and again until Ctrl+C: on a terminal in place; elsewhere one after the other, with
+    /// --json a line each time.
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    /// Seconds (fractions allowed) between two looks of --watch.
+    #[arg(long, value_name = "SECONDS", default_value = "1", requires = "watch", value_parser = parse_interval)]
+    pub(crate) interval: Duration,
+
     /// Prints this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
@@ -168,6 +180,14 @@ fn parse_silence(text: &str) -> Result<Duration, String> {
             "{text} s; heartbeats come every 0.1 s, write {MIN_SILENCE_SECONDS} to \
              {MAX_SILENCE_SECONDS}"
         ));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if !(MIN_INTERVAL_SECONDS..=MAX_INTERVAL_SECONDS).contains(&seconds) {
+        return Err(format!("{text} s; write {MIN_INTERVAL_SECONDS} to {MAX_INTERVAL_SECONDS}"));
     }
     Ok(Duration::from_secs_f64(seconds))
 }
@@ -214,6 +234,13 @@ mod tests {
         let Some(Command::Status(status)) = args.command else { panic!("not a status") };
         assert_eq!((status.host.as_str(), status.port, status.json), ("db", 4_000, true));
         assert_eq!(parse("coord status -h db").unwrap_err().exit_code(), 2);
+        let args = parse("coord status -p 4000 --watch --interval 0.5").unwrap();
+        let Some(Command::Status(status)) = args.command else { panic!("not a status") };
+        assert_eq!((status.watch, status.interval), (true, Duration::from_millis(500)));
+        for wrong in ["--interval 1", "--watch --interval 0", "--watch --interval NaN"] {
+            let error = parse(&format!("coord status -p 4000 {wrong}")).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{wrong}");
+        }
         assert_eq!(parse("coord").unwrap_err().exit_code(), 2);
     }
 

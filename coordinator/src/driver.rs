@@ -38,7 +38,9 @@ use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, server_arguments};
 use crate::store::{self, Place, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
-use crate::{Failure, clients, clock, links, listener, orders, random, restart, stop};
+use crate::{
+    Failure, clients, clock, links, listener, orders, progress, random, restart, screen, stop,
+};
 
 /// How long the whole start may take, from the first process to the last stream.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -84,6 +86,8 @@ pub(crate) struct Driver {
     outcome: RefCell<Option<StopOutcome>>,
     /// Something changed that the main loop must look at.
     changed: Notify,
+    /// Some recovery is in another step.
+    pub(crate) recovering: Notify,
 }
 
 /// Runs a cluster from start to stop.
@@ -125,8 +129,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         tokio::task::spawn_local(clients::serve(Rc::clone(&told), clients));
         links::serve(told, servers).await;
     });
+    tokio::task::spawn_local(progress::keep(Rc::clone(&driver)));
     driver.begin();
-    main_loop(&driver, &mut reasons).await.inspect_err(log)
+    let ended = main_loop(&driver, &mut reasons).await.inspect_err(log);
+    screen::show(&[]);
+    ended
 }
 
 /// What is to be done: a new cluster, or the one that an earlier coordinator has left.
@@ -284,6 +291,7 @@ impl Driver {
             outdated: RefCell::new(None),
             outcome: RefCell::new(None),
             changed: Notify::new(),
+            recovering: Notify::new(),
         })
     }
 
@@ -304,6 +312,11 @@ impl Driver {
         }
         self.changed.notify_one();
         result
+    }
+
+    /// Whether the log is a file.
+    pub(crate) fn has_log_file(&self) -> bool {
+        self.console.is_file()
     }
 
     /// A name for a new connection of a server.
@@ -348,7 +361,10 @@ impl Driver {
                 self.tell_outdated(server, group, known, reported);
             }
             Effect::ViewChanged { before, view } => self.tell_view(&before, &view),
-            Effect::Recovery { server, step } => self.tell_step(server, step),
+            Effect::Recovery { server, step } => {
+                self.tell_step(server, step);
+                self.recovering.notify_one();
+            }
             Effect::KeepsFailing { server } => self.console.warn(&format!(
                 "server {server} could not be replaced three times in a row; it is tried on, with \
                  pauses of up to 10 s; see its log"
@@ -433,14 +449,7 @@ impl Driver {
                 .say(&format!("server {server} is back: its groups have two copies, at home"));
             return;
         };
-        let what = match step {
-            0 => "its groups go on without it",
-            1 => "a new process takes its place",
-            2 => "it becomes candidate in its groups",
-            3 => "its primary table is copied to it (UPDATE-PRIMARY)",
-            4 => "its secondary table is copied to it (UPDATE-SECONDARY)",
-            _ => "its group is handed back (SET-SECONDARY, SWITCH-PRIMARY)",
-        };
+        let what = progress::step_words(step);
         self.console.say(&format!("server {server}, step {step}: {what}"));
     }
 

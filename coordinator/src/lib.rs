@@ -16,6 +16,7 @@
 //! decided in [`kv_core::cluster`]; this crate carries it out.
 
 mod args;
+mod ask;
 mod check;
 mod clients;
 mod clock;
@@ -27,14 +28,18 @@ mod lock;
 mod logs;
 mod orders;
 mod plan;
+mod progress;
 mod random;
 mod ready;
 mod restart;
+mod screen;
 mod spawn;
 mod stop;
 mod store;
 mod survey;
 mod table;
+mod units;
+mod watch;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -75,7 +80,8 @@ fn end(message: &str, code: u8) -> ExitCode {
 
 fn run(args: Args) -> Result<(), Failure> {
     match args.command {
-        Some(Command::Status(status)) => table::run(&status),
+        Some(Command::Status(status)) if status.watch => watch::run(status),
+        Some(Command::Status(status)) => ask::run(&status),
         None => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

@@ -2,14 +2,14 @@
 
 use std::cell::Cell;
 use std::fs::OpenOptions;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
-use crate::Failure;
 use crate::args::Args;
+use crate::{Failure, screen};
 
 /// How often a kind of refusal is logged at most.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
             Ok(Console { is_file: true, beside_log: is_terminal })
         }
         None if is_terminal => {
-            builder.with_writer(std::io::stderr).without_time().with_target(false).init();
+            builder.with_writer(|| screen::Above).without_time().with_target(false).init();
             Ok(Console { is_file: false, beside_log: false })
         }
         None => {
@@ -73,9 +73,14 @@ impl Console {
         }
     }
 
+    /// Whether the log is a file, and not what a person sees.
+    pub(crate) fn is_file(self) -> bool {
+        self.is_file
+    }
+
     fn show(self, text: &str) {
         if self.beside_log {
-            let _ = writeln!(std::io::stderr(), "{text}");
+            let _ = screen::write(format!("{text}\n").as_bytes());
         }
     }
 }

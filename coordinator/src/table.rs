@@ -1,156 +1,144 @@
-//! `coord status`: asks a running coordinator, and prints tables.
-
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::time::Duration;
+//! The status of a cluster as people read it: what is wrong, servers, groups, recoveries.
+//!
+//! On a terminal a table has as many columns as there is room for, the most telling ones; elsewhere all.
 
 use comfy_table::{CellAlignment, Table};
-use kv_protocol::client_message::{Hello, Question, Refusal, opcode};
-use kv_protocol::frame::{FrameBuffer, FrameRules};
-use kv_protocol::ids::Member;
-use kv_protocol::limits::MAX_ANSWER_BODY;
+use console::{measure_text_width, truncate_str};
+use kv_protocol::ids::{Member, ServerId};
 use kv_protocol::map::ServerState;
-use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus, ServerStatus};
-use kv_protocol::{ClientId, ClusterId, ShardId};
+use kv_protocol::status::{
+    AlarmStatus, ClusterState, ClusterStatus, GroupCondition, GroupStatus, RecoveryStatus,
+    ServerStatus,
+};
 
-use crate::Failure;
-use crate::args::StatusArgs;
-use crate::random;
 use crate::spawn::printable;
+use crate::units::{age, bytes, percent, took};
 
-/// How long connecting, and each read, may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Recoveries that are shown, the newest; `--json` has all.
+const SHOWN_RECOVERIES: usize = 8;
+/// Steps of a recovery, 0 to 5.
+const STEPS: usize = 6;
 
-/// Prints the status of the cluster asked for.
-pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
-    let json = fetch(args).map_err(|reason| {
-        Failure::Failed(format!(
-            "ask the coordinator at {}, port {}: {reason}; check -h and -p, and that it runs",
-            printable(&args.host),
-            args.port
-        ))
-    })?;
-    let text = if args.json { format!("{}\n", printable(&json)) } else { render(&parse(&json)?) };
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::Failed(format!("print the status: {error}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn parse(json: &str) -> Result<ClusterStatus, Failure> {
-    serde_json::from_str(json)
-        .map_err(|error| Failure::Failed(format!("read the coordinator's status: {error}")))
-}
-
-fn fetch(args: &StatusArgs) -> Result<String, String> {
-    let mut stream = connect(&args.host, args.port)?;
-    let patience = Some(PATIENCE);
-    stream
-        .set_read_timeout(patience)
-        .and_then(|()| stream.set_write_timeout(patience))
-        .map_err(|error| error.to_string())?;
-    let client = random::nonzero_u128().map_err(|_| "no random number".to_owned())?;
-    let mut bytes = Vec::new();
-    Hello { cluster: ClusterId::default(), client: ClientId(client), shard: ShardId(0) }
-        .write(&mut bytes);
-    Question::Status.write(&mut bytes);
-    stream.write_all(&bytes).map_err(|error| error.to_string())?;
-    let mut buffer = FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY));
-    let mut received = [0; 16 << 10];
-    loop {
-        while let Some(frame) = buffer.next_frame().map_err(|error| error.to_string())? {
-            match frame.opcode {
-                opcode::WELCOME => {}
-                opcode::STATUS_ANSWER => {
-                    return String::from_utf8(frame.body.to_vec()).map_err(|e| e.to_string());
-                }
-                opcode::ERROR => {
-                    let refusal = Refusal::read(frame.body).map_err(|error| error.to_string())?;
-                    return Err(format!("it refused: {}", printable(refusal.reason)));
-                }
-                other => return Err(format!("it answered with opcode {other:#04x}")),
-            }
-        }
-        match stream.read(&mut received) {
-            Ok(0) => return Err("it closed the connection; is that its port for clients?".into()),
-            Ok(count) => buffer.extend(&received[..count]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                return Err(format!("no answer within {} s", PATIENCE.as_secs()));
-            }
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-}
-
-fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
-    let addresses = (host, port).to_socket_addrs().map_err(|error| error.to_string())?;
-    let mut last = "the name has no address".to_owned();
-    for address in addresses.collect::<Vec<SocketAddr>>() {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Err(last)
-}
-
-/// The status as people read it.
-fn render(status: &ClusterStatus) -> String {
+/// The status, for a terminal of so many columns.
+pub(crate) fn render(status: &ClusterStatus, width: Option<usize>) -> String {
     let state = match status.state {
         ClusterState::Starting => "starting",
         ClusterState::Serving => "serving",
         ClusterState::Degraded => "degraded",
         ClusterState::Stopping => "stopping",
     };
-    format!(
-        "cluster {}: {state}, {} servers, {} shard{} a group\n\n{}\n\n{}\n",
+    let mut text = format!(
+        "cluster {}: {state}, {} servers, {} shard{} a group\n",
         status.cluster,
         status.servers.len(),
         status.shards,
         if status.shards == 1 { "" } else { "s" },
-        servers_table(&status.servers),
-        groups_table(&status.groups)
-    )
-}
-
-/// A table whose columns from `first_number` on are numbers. Without borders, which a narrow terminal
-/// would break into a heap of lines.
-fn table(header: &[&str], first_number: usize) -> Table {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(header.to_vec());
-    for (n, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if n >= first_number {
-            column.set_cell_alignment(CellAlignment::Right);
+    );
+    text += &alarms(&status.alarms, width);
+    for grid in [servers(&status.servers), groups(&status.groups), recoveries(&status.servers)] {
+        if !grid.rows.is_empty() {
+            text += &format!("\n{}", grid.text(width));
         }
     }
-    table
+    text
 }
 
-fn servers_table(servers: &[ServerStatus]) -> Table {
-    let header = [
-        "server",
-        "host",
-        "state",
-        "clients at",
-        "pid",
-        "primary",
-        "secondary",
-        "memory",
-        "clients",
-        "requests",
-        "heard",
+/// What a person should look at.
+fn alarms(alarms: &[AlarmStatus], width: Option<usize>) -> String {
+    let mut text = String::new();
+    for alarm in alarms {
+        let words = format!("for {}: {}", age(alarm.age_ms), printable(&alarm.text));
+        text += &wrap("ALARM, ", &words, width.unwrap_or(usize::MAX));
+    }
+    text
+}
+
+/// Words behind a head, in lines that fit.
+fn wrap(head: &str, words: &str, width: usize) -> String {
+    let mut text = String::new();
+    let mut line = head.to_owned();
+    for word in words.split(' ') {
+        let is_first = line.trim().is_empty() || line == head;
+        if !is_first && measure_text_width(&line) + 1 + measure_text_width(word) > width {
+            text += &format!("{line}\n");
+            line = " ".repeat(4);
+        } else if !is_first {
+            line.push(' ');
+        }
+        line += word;
+    }
+    text + &line + "\n"
+}
+
+/// A table that can do without some of its columns.
+struct Grid {
+    /// Of each column its name and its worth: what is worth least is left out first.
+    columns: Vec<(&'static str, u8)>,
+    /// Columns from here on are numbers.
+    first_number: usize,
+    rows: Vec<Vec<String>>,
+}
+
+impl Grid {
+    fn text(&self, width: Option<usize>) -> String {
+        let mut shown: Vec<usize> = (0..self.columns.len()).collect();
+        loop {
+            // Every column is padded on its right; what the last one is padded with is not shown.
+            let lines: Vec<String> =
+                self.table(&shown).lines().map(|line| line.trim_end().to_owned()).collect();
+            let widest = lines.iter().map(|line| measure_text_width(line)).max().unwrap_or(0);
+            let Some(width) = width.filter(|width| widest > *width) else {
+                return lines.join("\n") + "\n";
+            };
+            let least = shown.iter().enumerate().skip(1).min_by_key(|(_, at)| self.columns[**at].1);
+            let Some((least, _)) = least.filter(|_| shown.len() > 2) else {
+                let cut = |line: &String| truncate_str(line, width, "…").into_owned() + "\n";
+                return lines.iter().map(cut).collect();
+            };
+            shown.remove(least);
+        }
+    }
+
+    /// Without borders, which a narrow terminal would break into a heap of lines.
+    fn table(&self, shown: &[usize]) -> Table {
+        let pick = |cells: &dyn Fn(usize) -> String| shown.iter().map(|at| cells(*at)).collect();
+        let mut table = Table::new();
+        let header: Vec<String> = pick(&|at| self.columns[at].0.to_owned());
+        table.load_style(comfy_table::presets::NOTHING).set_header(header);
+        for row in &self.rows {
+            let cells: Vec<String> = pick(&|at| row[at].clone());
+            table.add_row(cells);
+        }
+        for (column, at) in table.column_iter_mut().zip(shown) {
+            column.set_padding((0, 2));
+            if *at >= self.first_number {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        table
+    }
+}
+
+fn servers(servers: &[ServerStatus]) -> Grid {
+    let columns = vec![
+        ("server", 9),
+        ("host", 3),
+        ("state", 9),
+        ("clients at", 4),
+        ("pid", 7),
+        ("primary", 6),
+        ("secondary", 6),
+        ("memory", 5),
+        ("clients", 1),
+        ("requests", 2),
+        ("heard", 8),
     ];
-    let mut table = table(&header, 4);
-    for server in servers {
+    let row = |server: &ServerStatus| {
         let text = |text: &Option<String>| text.as_deref().map_or("-".into(), printable);
         // What a server said before it was lost is not what it has.
         let is_down = server.state == ServerState::Down;
         let counted = |number: String| if is_down { "-".to_owned() } else { number };
-        table.add_row([
+        vec![
             server.id.to_string(),
             printable(&server.host),
             match server.recovery_step {
@@ -165,33 +153,91 @@ fn servers_table(servers: &[ServerStatus]) -> Table {
             counted(server.client_connections.to_string()),
             counted(server.requests.to_string()),
             server.heartbeat_age_ms.map_or("never".into(), age),
-        ]);
-    }
-    table
+        ]
+    };
+    Grid { columns, first_number: 4, rows: servers.iter().map(row).collect() }
 }
 
-fn groups_table(groups: &[GroupStatus]) -> Table {
-    let mut table =
-        table(&["group", "view", "primary", "secondary", "state", "copies", "entries", "bytes"], 5);
+fn groups(groups: &[GroupStatus]) -> Grid {
+    let columns = vec![
+        ("group", 9),
+        ("view", 2),
+        ("primary", 8),
+        ("secondary", 8),
+        ("state", 9),
+        ("copies", 7),
+        ("entries", 6),
+        ("bytes", 5),
+    ];
     let holder = |member: Option<Member>| {
         member.map_or("-".into(), |member: Member| format!("server {}", member.server))
     };
-    for group in groups {
-        table.add_row([
+    let row = |group: &GroupStatus| {
+        vec![
             group.group.to_string(),
             group.view.to_string(),
             holder(group.primary),
-            match group.candidate {
-                Some(candidate) => format!("copying to {}", candidate.server),
-                None => holder(group.secondary),
+            match (group.candidate, &group.copy) {
+                (Some(to), Some(copy)) => {
+                    let done = match copy.of_bytes {
+                        0 => percent(copy.entries, copy.of_entries),
+                        all => percent(copy.bytes, all),
+                    };
+                    format!("copying to {}, {done} %", to.server)
+                }
+                (Some(to), None) => format!("copying to {}", to.server),
+                (None, _) => holder(group.secondary),
             },
             condition(group.condition).into(),
             group.copies.to_string(),
             group.entries.to_string(),
             bytes(group.bytes),
-        ]);
+        ]
+    };
+    Grid { columns, first_number: 5, rows: groups.iter().map(row).collect() }
+}
+
+/// The last recoveries of all servers, the newest first: how long each spent in each step.
+fn recoveries(servers: &[ServerStatus]) -> Grid {
+    let columns = vec![
+        ("recovery of", 9),
+        ("began", 3),
+        ("took", 8),
+        ("step 0", 7),
+        ("1", 7),
+        ("2", 7),
+        ("3", 7),
+        ("4", 7),
+        ("5", 7),
+    ];
+    let of = |server: &'_ ServerStatus| {
+        server.recoveries.iter().map(|r| (server.id, r.clone())).collect::<Vec<_>>()
+    };
+    let mut all: Vec<(ServerId, RecoveryStatus)> = servers.iter().flat_map(of).collect();
+    all.sort_by_key(|(_, recovery)| recovery.began_ms_ago);
+    all.truncate(SHOWN_RECOVERIES);
+    let row = |(server, recovery): &(ServerId, RecoveryStatus)| {
+        let mut row = vec![
+            format!("server {server}"),
+            format!("{} ago", age(recovery.began_ms_ago)),
+            recovery.took_ms.map_or("not over".into(), took),
+        ];
+        row.extend((0..STEPS).map(|step| time_in(recovery, step)));
+        row
+    };
+    Grid { columns, first_number: 1, rows: all.iter().map(row).collect() }
+}
+
+/// How long a recovery was in a step, all its tries together; `…`: it is in it now.
+fn time_in(recovery: &RecoveryStatus, step: usize) -> String {
+    let of_step = |told: &&kv_protocol::status::StepStatus| usize::from(told.step) == step;
+    let steps: Vec<_> = recovery.steps.iter().filter(of_step).collect();
+    if steps.is_empty() {
+        return "-".into();
     }
-    table
+    let times = steps.iter().map(|step| step.took_ms.unwrap_or(step.began_ms_ago));
+    let lasts = steps.iter().any(|step| step.took_ms.is_none());
+    format!("{}{}", took(times.fold(0, u64::saturating_add)), if lasts { "…" } else { "" })
 }
 
 fn condition(condition: GroupCondition) -> &'static str {
@@ -212,33 +258,11 @@ fn state(state: ServerState) -> &'static str {
     }
 }
 
-fn age(millis: u64) -> String {
-    match millis {
-        0..10_000 => format!("{millis} ms"),
-        _ => format!("{} s", millis / 1_000),
-    }
-}
-
-/// A number of bytes with at most four digits.
-fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1_024 {
-        return format!("{count} B");
-    }
-    let mut unit = 0;
-    // In tenths of the unit; u128 holds ten times any count.
-    let mut tenths = u128::from(count) * 10 / 1_024;
-    while tenths >= 10_240 {
-        tenths /= 1_024;
-        unit += 1;
-    }
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_protocol::{BootId, Epoch, GroupId, Incarnation, ServerId, ViewVersion};
+    use kv_protocol::status::{AlarmKind, CopyStatus, StepStatus};
+    use kv_protocol::{BootId, ClusterId, Epoch, GroupId, Incarnation, ViewVersion};
 
     fn status() -> ClusterStatus {
         let server = |id: u16, state| ServerStatus {
@@ -259,6 +283,7 @@ mod tests {
             refused: 6,
             heartbeat_age_ms: (id != 1).then_some(42),
             recovery_step: None,
+            recoveries: Vec::new(),
         };
         let member = |id| Some(Member { server: ServerId(id), incarnation: Incarnation(1) });
         ClusterStatus {
@@ -281,13 +306,15 @@ mod tests {
                 copies: 1,
                 entries: 99,
                 bytes: 1_536,
+                copy: Some(CopyStatus { entries: 1, bytes: 2, of_entries: 4, of_bytes: 8 }),
             }],
+            alarms: Vec::new(),
         }
     }
 
     #[test]
     fn the_tables_show_servers_groups_copies_entries_and_memory() {
-        let text = render(&status());
+        let text = render(&status(), None);
         assert!(text.contains("feed: degraded, 3 servers, 2 shards a group"), "{text}");
         let row = |word: &str| text.lines().find(|line| line.contains(word)).unwrap().to_owned();
         let down = row("DOWN");
@@ -296,13 +323,13 @@ mod tests {
         assert!(up.contains("123456"), "{up}");
         assert!(up.contains("127.0.0.1:7000") && up.contains("15.9 EiB") && up.contains("42 ms"));
         let group = row("server 0");
-        assert!(group.contains("copying to 1") && group.contains("degraded"), "{group}");
+        assert!(group.contains("copying to 1, 25 %") && group.contains("degraded"), "{group}");
         assert!(group.contains("99") && group.contains("1.5 KiB"), "{group}");
     }
 
     #[test]
     fn the_last_known_numbers_of_a_server_that_is_down_are_not_shown_as_what_it_has() {
-        let text = servers_table(&status().servers).to_string();
+        let text = servers(&status().servers).text(None);
         let down = text.lines().find(|line| line.contains("DOWN")).unwrap();
         let cells: Vec<&str> = down.split_whitespace().collect();
         let expected =
@@ -312,15 +339,76 @@ mod tests {
 
     #[test]
     fn a_hostile_coordinator_cannot_send_escapes_to_the_terminal() {
-        assert!(!render(&status()).contains('\x1b'));
+        assert!(!render(&status(), None).contains('\x1b'));
+    }
+
+    fn recovered() -> ClusterStatus {
+        let mut status = status();
+        let step = |step, began_ms_ago, took_ms| StepStatus { step, began_ms_ago, took_ms };
+        let first = vec![
+            step(0, 90_000, Some(7)),
+            step(1, 89_000, Some(120)),
+            step(2, 88_000, Some(30)),
+            step(1, 87_000, Some(130)),
+            step(3, 86_000, Some(2_340)),
+        ];
+        let over = RecoveryStatus { began_ms_ago: 90_000, took_ms: Some(5_100), steps: first };
+        let steps = vec![step(0, 3_000, Some(8)), step(1, 2_900, None)];
+        let lasting = RecoveryStatus { began_ms_ago: 3_000, took_ms: None, steps };
+        status.servers[2].recoveries = vec![over];
+        status.servers[1].recoveries = vec![lasting];
+        status.alarms = vec![AlarmStatus {
+            kind: AlarmKind::OrderFailed,
+            server: Some(ServerId(1)),
+            group: None,
+            text: "server 1 could not carry out UPDATE-PRIMARY: \x1b[31mno room\u{202e}".into(),
+            age_ms: 61_000,
+        }];
+        status
     }
 
     #[test]
-    fn any_count_of_bytes_has_a_short_form() {
-        for (count, text) in
-            [(0, "0 B"), (1_023, "1023 B"), (1_024, "1.0 KiB"), (u64::MAX, "15.9 EiB")]
-        {
-            assert_eq!(bytes(count), text);
+    fn recoveries_are_shown_newest_first_with_the_time_in_each_step() {
+        let text = render(&recovered(), None);
+        let at = text.lines().position(|line| line.starts_with("recovery of")).unwrap();
+        let cells = |n: usize| {
+            let line = text.lines().nth(at + n).unwrap();
+            line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>()
+        };
+        let newest = ["server 1", "3000 ms ago", "not over", "8 ms", "2.9 s…", "-", "-", "-", "-"];
+        assert_eq!(cells(1), newest);
+        let first = ["server 2", "90 s ago", "5.1 s", "7 ms", "250 ms", "30 ms", "2.3 s", "-", "-"];
+        assert_eq!(cells(2), first);
+    }
+
+    #[test]
+    fn alarms_come_first_with_their_age_and_nothing_that_a_terminal_obeys() {
+        let text = render(&recovered(), None);
+        let alarm = text.lines().nth(1).unwrap();
+        assert!(alarm.starts_with("ALARM, for 61 s: server 1 could not carry out"), "{alarm}");
+        assert!(!text.contains(['\x1b', '\u{202e}']), "{text:?}");
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_the_most_telling_columns_and_no_line_too_long() {
+        let status = recovered();
+        for width in 20..200 {
+            let text = render(&status, Some(width));
+            let tables = text.lines().skip(1);
+            let widest = tables.map(measure_text_width).max().unwrap();
+            assert!(widest <= width.max(30), "{width}:\n{text}");
         }
+        let text = render(&status, Some(60));
+        for needed in ["server", "state", "heard", "DOWN", "degraded", "copying to 1", "not over"] {
+            assert!(text.contains(needed), "{needed}:\n{text}");
+        }
+        assert!(!text.contains("requests"), "{text}");
+        assert!(render(&status, Some(200)).contains("requests"));
+    }
+
+    #[test]
+    fn words_are_wrapped_between_words() {
+        assert_eq!(wrap("A, ", "one two three", 11), "A, one two\n    three\n");
+        assert_eq!(wrap("A, ", "one", 1), "A, one\n", "what does not fit anywhere stays whole");
     }
 }

@@ -33,9 +33,11 @@ use kv_protocol::{
 
 use crate::failure_detector::FailureDetector;
 
+mod alarms;
 mod double_fault;
 mod durable;
 mod effect;
+mod history;
 mod links;
 mod orders;
 pub mod reconcile;
@@ -50,10 +52,12 @@ mod suspicion;
 mod tests;
 mod views;
 
+use alarms::Alarms;
 pub use double_fault::DoubleFault;
 use durable::Memory;
 pub use durable::{DurableServer, DurableState, Founding};
 pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRefused};
+use history::History;
 pub use links::LinkId;
 use respawn::draw;
 use server::Server;
@@ -108,6 +112,9 @@ pub struct Cluster {
     double_fault: Option<(ServerId, ServerId)>,
     /// Its memory is older than what was told on it: nothing is decided any more.
     is_outdated: bool,
+    /// For people only: the recoveries of each place, and what is wrong.
+    histories: Vec<History>,
+    alarms: Alarms,
 }
 
 /// Making a cluster, and what it must remember.
@@ -205,6 +212,8 @@ impl Cluster {
             recovering: None,
             double_fault: None,
             is_outdated: false,
+            histories: (0..count).map(|_| History::default()).collect(),
+            alarms: Alarms::default(),
             groups: vec![Group::default(); usize::from(count)],
             config,
             servers,
@@ -264,6 +273,7 @@ impl Cluster {
         self.note_settled();
         self.show_recovery(sink);
         self.advance_stop(now, sink);
+        self.renew_alarms();
     }
 
     /// Whether groups and processes are brought back to where they are at home.

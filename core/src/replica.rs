@@ -63,6 +63,7 @@ use crate::holes::Readings;
 use crate::session::{LoggedRecord, Sessions};
 use crate::table::{Entry, Table, WalkBudget, WalkCursor};
 use copy_in::CopyIn;
+use copy_out::Copied;
 use follower::Follower;
 pub use inspect::{Inspection, Serves};
 use lease::Acked;
@@ -415,6 +416,7 @@ impl Replica {
         self.view?;
         let (last, committed) = self.progress();
         let silence = now.since(self.heard).as_millis();
+        let copied = self.copied();
         Some(ReplicaReport {
             group: self.config.group,
             shard: self.config.shard,
@@ -426,7 +428,9 @@ impl Replica {
             bytes: self.reserved_bytes(),
             connected: self.is_connected(),
             silent_ms: u32::try_from(silence).unwrap_or(u32::MAX),
-            copied: self.copied(),
+            content_bytes: self.table.content_bytes() as u64,
+            copied: copied.entries,
+            copied_bytes: copied.bytes,
         })
     }
 
@@ -447,13 +451,15 @@ impl Replica {
         }
     }
 
-    fn copied(&self) -> u64 {
-        match &self.role {
-            Role::Primary(primary) => match &primary.candidacy {
-                Candidacy::Copying(copy) => copy.sent(),
-                _ => 0,
+    /// How much of the table the candidate was sent; all of it once it has caught up.
+    fn copied(&self) -> Copied {
+        match self.primary().map(|primary| &primary.candidacy) {
+            Some(Candidacy::Copying(copy)) => copy.copied(),
+            Some(Candidacy::CaughtUp) => Copied {
+                entries: self.table.len() as u64,
+                bytes: self.table.content_bytes() as u64,
             },
-            _ => 0,
+            _ => Copied::default(),
         }
     }
 

@@ -86,6 +86,7 @@ pub struct Table {
     directory: Directory,
     staging: Staging,
     len: usize,
+    content_bytes: usize,
     /// The sum of what every entry adds.
     digest: u64,
 }
@@ -98,6 +99,7 @@ impl Table {
             directory: Directory::default(),
             staging: Staging::default(),
             len: 0,
+            content_bytes: 0,
             digest: 0,
         }
     }
@@ -117,6 +119,11 @@ impl Table {
     /// bits, key and value in 16 bits of a hash.
     pub fn digest(&self) -> u64 {
         self.digest
+    }
+
+    /// The bytes of all keys and values, without the staged ones.
+    pub fn content_bytes(&self) -> usize {
+        self.content_bytes
     }
 
     /// How many entries are staged.
@@ -178,6 +185,7 @@ impl Table {
         self.directory.clear();
         self.staging.clear();
         self.len = 0;
+        self.content_bytes = 0;
         self.digest = 0;
         // SAFETY: nothing names an allocation any more: the directory and the staged records were
         // just dropped, and no borrowed entry outlives this exclusive borrow.
@@ -243,6 +251,7 @@ impl Table {
         // SAFETY: as the callers say, the handle of an entry whose whole value was written.
         let seal = unsafe { entry::seal(&mut self.arena, handle, version) };
         self.digest = self.digest.wrapping_add(seal.digest());
+        self.content_bytes += seal.bytes;
         // SAFETY: as above.
         let key = unsafe { entry::key(&self.arena, handle) };
         match self.directory.find(&self.arena, hash, self.has_key(key)) {
@@ -263,6 +272,7 @@ impl Table {
         // SAFETY: the callers have just unlinked the entry, which was sealed when it was linked.
         let seal = unsafe { entry::sealed(&self.arena, handle) };
         self.digest = self.digest.wrapping_sub(seal.digest());
+        self.content_bytes -= seal.bytes;
         self.free_unlinked(handle);
         seal.version
     }

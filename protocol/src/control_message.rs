@@ -225,8 +225,13 @@ pub struct ReplicaReport {
     /// Milliseconds since it heard the other holder of its view, or, where it has not yet, since it
     /// installed the view.
     pub silent_ms: u32,
-    /// At a primary with a candidate: entries and records copied so far.
+    /// Bytes of the keys and values in its table.
+    pub content_bytes: u64,
+    /// At a primary with a candidate: entries sent to it so far, of about [`ReplicaReport::entries`].
     pub copied: u64,
+    /// As [`ReplicaReport::copied`], bytes of keys and values, of about
+    /// [`ReplicaReport::content_bytes`].
+    pub copied_bytes: u64,
 }
 
 /// A server's state, every 100 ms.
@@ -268,7 +273,9 @@ impl Heartbeat {
             body.put_u64(replica.entries);
             body.put_u64(replica.bytes);
             body.put_u32(replica.silent_ms);
+            body.put_u64(replica.content_bytes);
             body.put_u64(replica.copied);
+            body.put_u64(replica.copied_bytes);
         }
     }
 
@@ -302,7 +309,9 @@ impl Heartbeat {
                 entries: reader.u64("entries")?,
                 bytes: reader.u64("bytes")?,
                 silent_ms: reader.u32("silence")?,
+                content_bytes: reader.u64("content bytes")?,
                 copied: reader.u64("copied")?,
+                copied_bytes: reader.u64("copied bytes")?,
             });
         }
         Ok(Heartbeat { incarnation, epoch, resident_bytes, clients, requests, refused, replicas })

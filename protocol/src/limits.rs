@@ -46,8 +46,9 @@ pub const MAX_SHARDS: u16 = 256;
 /// How much later a view that a peer offers may be than the installed one. No group lives through so
 /// many; a forged version near the end of its range would shut out every view that is true.
 pub const MAX_VIEW_STEP: u64 = 1 << 32;
-/// Most replicas (a group's shard each) that one heartbeat reports on.
-pub const MAX_HEARTBEAT_REPLICAS: usize = 4_096;
+/// Most replicas (a group's shard each) that one heartbeat reports on: four times what a server
+/// hosts.
+pub const MAX_HEARTBEAT_REPLICAS: usize = 2_048;
 
 // --- Connections ---------------------------------------------------------------------------------
 

@@ -20,6 +20,9 @@ pub struct ClusterStatus {
     pub servers: Vec<ServerStatus>,
     /// In group order.
     pub groups: Vec<GroupStatus>,
+    /// What a person should look at, the oldest first.
+    #[serde(default)]
+    pub alarms: Vec<AlarmStatus>,
 }
 
 /// What the cluster is doing.
@@ -73,6 +76,67 @@ pub struct ServerStatus {
     pub refused: u64,
     /// Milliseconds since its last heartbeat; `None` before the first.
     pub heartbeat_age_ms: Option<u64>,
+    /// The last recoveries of its place in the ring, the newest first.
+    #[serde(default)]
+    pub recoveries: Vec<RecoveryStatus>,
+}
+
+/// A recovery: the way of a place of the ring from the loss of its server to all being home again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryStatus {
+    /// Milliseconds since it began.
+    pub began_ms_ago: u64,
+    /// How long it took; `None`: it lasts.
+    pub took_ms: Option<u64>,
+    /// Its last steps, in order.
+    pub steps: Vec<StepStatus>,
+}
+
+/// A step of a recovery. One that fails begins again with step 0 or 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepStatus {
+    /// 0 to 5.
+    pub step: u8,
+    /// Milliseconds since it began.
+    pub began_ms_ago: u64,
+    /// How long it took; `None`: it lasts.
+    pub took_ms: Option<u64>,
+}
+
+/// Something that a person should look at, for as long as it lasts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlarmStatus {
+    /// What kind of thing it is.
+    pub kind: AlarmKind,
+    /// The server concerned.
+    pub server: Option<ServerId>,
+    /// The group concerned.
+    pub group: Option<GroupId>,
+    /// What it is, in words.
+    pub text: String,
+    /// Milliseconds since it began.
+    pub age_ms: u64,
+}
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AlarmKind {
+    /// A group has no holder left.
+    Lost,
+    /// The only holder of a group is silent.
+    Unreachable,
+    /// A server is silent to the coordinator, and kept because others hear it.
+    KeptThoughSilent,
+    /// The holders of a group do not hear each other, and neither answers the coordinator.
+    Unanswered,
+    /// A server could not be replaced several times in a row.
+    KeepsFailing,
+    /// A server could not carry out an order.
+    OrderFailed,
+    /// One that a later version knows.
+    #[serde(other)]
+    Other,
 }
 
 /// How a group is.
@@ -112,4 +176,60 @@ pub struct GroupStatus {
     pub entries: u64,
     /// Bytes of that table.
     pub bytes: u64,
+    /// How far the copy to the candidate is; `None` without one.
+    #[serde(default)]
+    pub copy: Option<CopyStatus>,
+}
+
+/// How far a copy is: how much was sent, and about how much there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// Entries sent.
+    pub entries: u64,
+    /// Bytes of keys and values sent.
+    pub bytes: u64,
+    /// Entries there are.
+    pub of_entries: u64,
+    /// Bytes of keys and values there are.
+    pub of_bytes: u64,
+}
+
+impl CopyStatus {
+    /// Adds what is copied of another shard; no sum of what servers report overflows.
+    pub fn add(&mut self, other: &CopyStatus) {
+        self.entries = self.entries.saturating_add(other.entries);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.of_entries = self.of_entries.saturating_add(other.of_entries);
+        self.of_bytes = self.of_bytes.saturating_add(other.of_bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a coordinator of the first version said, and one of a version to come.
+    const OLD: &str = r#"{"cluster":"0000000000000000000000000000feed",
+        "epoch":{"number":1,"boot":"0000000000000001"},"state":"serving","shards":1,
+        "servers":[{"id":0,"host":"localhost","state":"up","recovery_step":null,"incarnation":null,
+        "pid":null,"clients":null,"servers":null,"coord":null,"primary_entries":0,
+        "secondary_entries":0,"table_bytes":0,"resident_bytes":0,"client_connections":0,
+        "requests":0,"refused":0,"heartbeat_age_ms":null}],
+        "groups":[{"group":0,"view":1,"primary":null,"secondary":null,"candidate":null,
+        "condition":"whole","copies":2,"entries":0,"bytes":0}]}"#;
+
+    #[test]
+    fn a_document_without_the_newer_fields_is_read() {
+        let status: ClusterStatus = serde_json::from_str(OLD).unwrap();
+        assert!(status.alarms.is_empty() && status.servers[0].recoveries.is_empty());
+        assert_eq!(status.groups[0].copy, None);
+    }
+
+    #[test]
+    fn a_document_with_fields_and_alarms_of_a_later_version_is_read() {
+        let alarm = r#"{"kind":"of-tomorrow","server":null,"group":1,"text":"?","age_ms":7,"x":1}"#;
+        let later = format!(r#"{{"tomorrow":[1],"alarms":[{alarm}],{}"#, &OLD[1..]);
+        let status: ClusterStatus = serde_json::from_str(&later).unwrap();
+        assert_eq!(status.alarms[0].kind, AlarmKind::Other);
+    }
 }

@@ -72,8 +72,12 @@ impl Cluster {
             OrderKind::Probe if done => self.note_probe(now, &order),
             _ => {}
         }
+        if done {
+            self.alarms.order_done(member.server, order.name());
+        }
         if let Err(reason) = report.outcome {
             let order = order.name();
+            self.alarms.order_failed(now, member.server, order, &reason);
             sink.push(Effect::OrderFailed { member, order, reason: reason.clone(), again });
             self.fail_start(member.server, StartFailure::OrderFailed { order, reason }, sink);
         }

@@ -62,6 +62,7 @@ impl Cluster {
         for id in (0..self.count()).map(ServerId) {
             let step = self.recovery_step(id);
             if std::mem::replace(&mut self.server_mut(id).shown, step) != step {
+                self.histories[usize::from(id.0)].note(self.now, step);
                 sink.push(Effect::Recovery { server: id, step });
                 self.revision += 1;
             }

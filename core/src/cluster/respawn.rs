@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use kv_protocol::{Incarnation, Member, ServerId, Time};
 
+use super::alarms::Alarm;
 use super::server::Server;
 use super::{Cluster, Effect, KillReason};
 use crate::hash::mix;
@@ -114,6 +115,7 @@ impl Cluster {
     /// A replacement has failed, as a candidate or before it was one.
     pub(super) fn note_failure(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         if self.server_mut(id).backoff.fail(now) {
+            self.alarms.raise(now, Alarm::KeepsFailing(id));
             sink.push(Effect::KeepsFailing { server: id });
         }
     }

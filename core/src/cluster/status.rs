@@ -3,8 +3,10 @@
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::map::ServerState;
-use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus, ServerStatus};
-use kv_protocol::{Member, Peer, Time, View, ViewVersion};
+use kv_protocol::status::{
+    ClusterState, ClusterStatus, CopyStatus, GroupCondition, GroupStatus, ServerStatus,
+};
+use kv_protocol::{GroupId, Member, Peer, Time, View, ViewVersion};
 
 use super::Cluster;
 use super::server::{BEATS_UNTIL_DISCONNECTED, Server};
@@ -16,7 +18,8 @@ impl Cluster {
         let servers = self.servers.iter().enumerate().map(|(n, server)| {
             let host = hosts.get(n).cloned().unwrap_or_default();
             let step = self.recovery_step(server.member.server);
-            ServerStatus { recovery_step: step, ..server_status(now, server, host) }
+            let recoveries = self.histories[n].status(now);
+            ServerStatus { recovery_step: step, recoveries, ..server_status(now, server, host) }
         });
         ClusterStatus {
             cluster: self.config.cluster,
@@ -25,6 +28,7 @@ impl Cluster {
             shards: self.config.shards,
             servers: servers.collect(),
             groups: self.views().iter().map(|view| self.group_status(view)).collect(),
+            alarms: self.alarms.status(now),
         }
     }
 
@@ -56,10 +60,35 @@ impl Cluster {
             copies: self.copies(view),
             entries: sum(replicas.iter().map(|r| r.entries)),
             bytes: sum(replicas.iter().map(|r| r.bytes)),
+            copy: self.copy_status(view),
         }
     }
 
-    fn condition(&self, view: &View) -> GroupCondition {
+    /// How much of its copy the candidate of a group has, by the latest heartbeat of the primary;
+    /// nothing of it before that tells of this view.
+    pub fn copy_of(&self, group: GroupId) -> Option<CopyStatus> {
+        self.views().get(usize::from(group.0)).and_then(|view| self.copy_status(view))
+    }
+
+    fn copy_status(&self, view: &View) -> Option<CopyStatus> {
+        let Peer::Candidate(_) = view.peer else { return None };
+        let primary = view.primary.filter(|member| self.is_up(*member))?;
+        let mut copy = CopyStatus::default();
+        for report in reports(self.server(primary.server)).iter().filter(|r| r.group == view.group)
+        {
+            let is_of_this = report.view == view.version;
+            let copied = |count: u64, of: u64| if is_of_this { count.min(of) } else { 0 };
+            copy.add(&CopyStatus {
+                entries: copied(report.copied, report.entries),
+                bytes: copied(report.copied_bytes, report.content_bytes),
+                of_entries: report.entries,
+                of_bytes: report.content_bytes,
+            });
+        }
+        Some(copy)
+    }
+
+    pub(super) fn condition(&self, view: &View) -> GroupCondition {
         match self.copies(view) {
             _ if view.version == ViewVersion(0) => GroupCondition::Starting,
             _ if view.primary.is_none() => GroupCondition::Lost,
@@ -124,6 +153,7 @@ fn server_status(now: Time, server: &Server, host: String) -> ServerStatus {
         id: server.member.server,
         host,
         recovery_step: None,
+        recoveries: Vec::new(),
         state: if server.exited { ServerState::Down } else { server.state },
         incarnation: server.started.map(|started| started.member.incarnation),
         pid: server.started.map(|started| started.pid),

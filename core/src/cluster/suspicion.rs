@@ -22,6 +22,7 @@ use kv_protocol::control_message::{Order, OrderKind};
 use kv_protocol::limits::{HEARD_WITHIN, LEASE};
 use kv_protocol::{Member, OrderId, Peer, Time, View};
 
+use super::alarms::Alarm;
 use super::reconcile::Fate;
 use super::{Cluster, Effect};
 use crate::holes::{self, Hole};
@@ -103,7 +104,7 @@ impl Cluster {
 
     /// Whether a member, by its latest heartbeat, does not hear the other one of this view for longer
     /// than a lease, though both report here.
-    fn is_complained_of(&self, view: &View) -> bool {
+    pub(super) fn is_complained_of(&self, view: &View) -> bool {
         let (Some(primary), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
             return false;
         };
@@ -162,6 +163,7 @@ impl Cluster {
                 }
                 Inquiry::Asked { until, .. } if until <= now => {
                     self.end_inquiry(n);
+                    self.alarms.raise(now, Alarm::Unanswered(view.group));
                     sink.push(Effect::Unanswered { group: view.group });
                 }
                 Inquiry::Answered { doubt, gone, at } if self.have_beaten_since(&view, at) => {
@@ -174,6 +176,12 @@ impl Cluster {
                                 .any(|voter| voter != gone && !self.hears_other(&view, voter)),
                             Doubt::Complaint | Doubt::MutePrimary => true,
                         };
+                    if let Doubt::Silence(silent) = doubt
+                        && !is_gone
+                        && self.is_doubted(&view, doubt)
+                    {
+                        self.alarms.raise(now, Alarm::KeptThoughSilent(silent.server));
+                    }
                     self.groups[n].inquiry =
                         if is_gone { Inquiry::Judged { gone } } else { Inquiry::None };
                 }

@@ -5,6 +5,7 @@ mod random;
 mod recovering;
 mod restoring;
 mod ring;
+mod shown;
 mod stopping;
 
 use std::collections::VecDeque;
@@ -215,7 +216,9 @@ impl World {
                     bytes: 0,
                     connected: true,
                     silent_ms: if hears { 10 } else { 900 },
+                    content_bytes: 0,
                     copied: 0,
+                    copied_bytes: 0,
                 });
             }
         }

@@ -46,7 +46,9 @@ fn replica(shard: u16, version: u64, state: ReplicaState) -> ReplicaReport {
         bytes: 1,
         connected: true,
         silent_ms: 0,
+        content_bytes: 0,
         copied: 0,
+        copied_bytes: 0,
     }
 }
 

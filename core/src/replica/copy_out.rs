@@ -14,6 +14,7 @@
 //! newer.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use kv_protocol::copy_message::{CopyEnd, CopyEntry, CopyFragment, CopyRecord, CopyStart, Marked};
 use kv_protocol::ids::{ClientId, SequenceNumber, ViewVersion};
@@ -44,6 +45,31 @@ pub(super) struct CopyOut {
     clients: Vec<ClientId>,
     window: Window,
     end: Option<End>,
+    copied: Copied,
+}
+
+/// How much of the table was sent, for people to see. Nothing is decided by it, so no description of
+/// a replica tells it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Copied {
+    /// Entries that were sent in full.
+    pub(super) entries: u64,
+    /// Bytes of keys and values.
+    pub(super) bytes: u64,
+}
+
+impl fmt::Debug for Copied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Copied")
+    }
+}
+
+impl Copied {
+    /// A part of an entry was sent; `is_last`: it ends it.
+    fn note(&mut self, bytes: usize, is_last: bool) {
+        self.entries += u64::from(is_last);
+        self.bytes += bytes as u64;
+    }
 }
 
 /// An entry that waits; named by its key, because the table may change meanwhile.
@@ -107,12 +133,13 @@ impl CopyOut {
             clients,
             window: Window::default(),
             end: None,
+            copied: Copied::default(),
         }
     }
 
-    /// Messages of the copy sent so far.
-    pub(super) fn sent(&self) -> u64 {
-        self.window.sent
+    /// How much was sent so far.
+    pub(super) fn copied(&self) -> Copied {
+        self.copied
     }
 
     /// Whether the candidate gets every write, and so must ack every commit.
@@ -213,7 +240,7 @@ impl CopyOut {
                 if has_enough(batch) {
                     return;
                 }
-                if place.send_waiting(entry, &mut self.window.sent, batch) {
+                if place.send_waiting(entry, &mut self.window.sent, &mut self.copied, batch) {
                     self.waiting.pop_front();
                 }
             }
@@ -222,6 +249,7 @@ impl CopyOut {
                 return;
             }
             let (waiting, sent) = (&mut self.waiting, &mut self.window.sent);
+            let copied = &mut self.copied;
             self.walk = place.table.walk(cursor, WALK_STEP, |entry| {
                 let digest = Digest::of(entry.key);
                 if entry.value.len() > FRAGMENT_BYTES || batch.is_full() {
@@ -230,6 +258,7 @@ impl CopyOut {
                 } else {
                     place.send_entry(digest, &entry, batch);
                     *sent += 1;
+                    copied.note(entry.key.len() + entry.value.len(), true);
                 }
             });
         }
@@ -288,7 +317,13 @@ impl Place<'_> {
     }
 
     /// Sends a part of an entry that waits; `true` when there is no more to send of it.
-    fn send_waiting(&self, waiting: &mut Waiting, sent: &mut u64, batch: &mut BatchWriter) -> bool {
+    fn send_waiting(
+        &self,
+        waiting: &mut Waiting,
+        sent: &mut u64,
+        copied: &mut Copied,
+        batch: &mut BatchWriter,
+    ) -> bool {
         let hash = self.secret.of_key(waiting.digest, &waiting.key);
         // One that was written again meanwhile comes live.
         let Some(entry) = self.table.get(hash, &waiting.key) else { return true };
@@ -311,7 +346,10 @@ impl Place<'_> {
                 end
             }
         };
-        waiting.sent = Some(end);
-        end == entry.value.len()
+        let before = waiting.sent.replace(end);
+        let key = if before.is_none() { entry.key.len() } else { 0 };
+        let is_last = end == entry.value.len();
+        copied.note(key + end - before.unwrap_or(0), is_last);
+        is_last
     }
 }

@@ -109,7 +109,7 @@ pub(super) unsafe fn seal(arena: &mut Arena, handle: Handle, version: SequenceNu
         let check = check_of(std::slice::from_raw_parts(at.add(HEADER_BYTES), bytes));
         header.version = version.0;
         header.check = check;
-        Seal { version, check }
+        Seal { version, check, bytes }
     }
 }
 
@@ -126,6 +126,8 @@ fn check_of(key_and_value: &[u8]) -> u16 {
 pub(super) struct Seal {
     pub(super) version: SequenceNumber,
     check: u16,
+    /// Of key and value.
+    pub(super) bytes: usize,
 }
 
 impl Seal {
@@ -144,7 +146,8 @@ impl Seal {
 pub(super) unsafe fn sealed(arena: &Arena, handle: Handle) -> Seal {
     // SAFETY: as the caller says.
     let header = unsafe { header(arena, handle) };
-    Seal { version: SequenceNumber(header.version), check: header.check }
+    let bytes = usize::from(header.key_len) + header.value_len as usize;
+    Seal { version: SequenceNumber(header.version), check: header.check, bytes }
 }
 
 /// The length of the value that an entry was made for.

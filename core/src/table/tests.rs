@@ -248,6 +248,8 @@ impl Model {
         });
         assert_eq!(walked.len(), self.entries.len());
         assert!(walked.iter().all(|(key, version)| self.entries[key].1 == *version));
+        let content = self.entries.iter().map(|(key, (value, _))| key.len() + value.len());
+        assert_eq!(self.table.content_bytes(), content.sum::<usize>());
         assert!(self.table.reserved_bytes() >= self.table.used_bytes());
     }
 }

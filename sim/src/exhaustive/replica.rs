@@ -257,7 +257,9 @@ impl Machine for Driven {
             entries: 0,
             bytes: 0,
             silent_ms: 0,
+            content_bytes: 0,
             copied: 0,
+            copied_bytes: 0,
             ..report
         });
         Sight {

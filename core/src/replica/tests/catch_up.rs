@@ -212,3 +212,41 @@ proptest! {
         prop_assert_eq!(group.replicas[1].content(), group.replicas[2].content());
     }
 }
+
+#[test]
+fn the_primary_reports_how_much_of_its_table_it_has_sent() {
+    let mut group = lone_group(3_000);
+    let report = |group: &Group| group.replicas[1].report(group.now).unwrap();
+    assert_eq!((report(&group).copied, report(&group).copied_bytes), (0, 0));
+    add_candidate(&mut group);
+    let mut last = (0, 0);
+    let mut was_on_its_way = false;
+    while group.step() {
+        let report = report(&group);
+        assert_eq!((report.entries, report.content_bytes), (3_000, 3_000 * 104));
+        let sent = (report.copied, report.copied_bytes);
+        assert!(sent.0 >= last.0 && sent.0 <= 3_000, "{sent:?} after {last:?}");
+        assert_eq!(sent.1, sent.0 * 104);
+        was_on_its_way |= sent.0 > 0 && sent.0 < 3_000;
+        last = sent;
+    }
+    assert!(was_on_its_way, "the copy took more than one batch");
+    assert_eq!(group.state(1), ReplicaState::CaughtUp);
+    assert_eq!(last, (3_000, 3_000 * 104), "who has caught up was sent all");
+}
+
+#[test]
+fn a_value_in_fragments_is_one_entry_of_its_length() {
+    let mut group = Group::new();
+    group.put(0, b"long", &[7; 3 * FRAGMENT_BYTES + 5]);
+    group.settle();
+    group.lose_the_primary();
+    add_candidate(&mut group);
+    let bytes = 4 + 3 * FRAGMENT_BYTES as u64 + 5;
+    while group.step() {
+        let report = group.replicas[1].report(group.now).unwrap();
+        assert!(report.copied <= 1 && report.copied_bytes <= bytes, "{report:?}");
+        assert!(report.copied == 0 || report.copied_bytes == bytes, "{report:?}");
+    }
+    assert_eq!(group.replicas[1].report(group.now).unwrap().copied, 1);
+}

@@ -1,0 +1,107 @@
+//! `coord status`: asks a running coordinator, and prints what it says, once.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::time::Duration;
+
+use kv_protocol::client_message::{Hello, Question, Refusal, opcode};
+use kv_protocol::frame::{FrameBuffer, FrameRules};
+use kv_protocol::limits::MAX_ANSWER_BODY;
+use kv_protocol::status::ClusterStatus;
+use kv_protocol::{ClientId, ClusterId, ShardId};
+
+use crate::args::StatusArgs;
+use crate::spawn::printable;
+use crate::{Failure, random, table};
+
+/// How long connecting, and each read, may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Prints the status of the cluster asked for.
+pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
+    let json = fetch(args).map_err(|reason| failure(args, &reason))?;
+    let text = match args.json {
+        true => format!("{}\n", printable(&json)),
+        false => table::render(&parse(&json)?, width()),
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::Failed(format!("print the status: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Columns of the terminal that standard output is; `None`: it is none.
+pub(crate) fn width() -> Option<usize> {
+    let (_, columns) = std::io::stdout().is_terminal().then(|| console::Term::stdout().size())?;
+    Some(usize::from(columns))
+}
+
+/// What it means that the status could not be fetched.
+pub(crate) fn failure(args: &StatusArgs, reason: &str) -> Failure {
+    Failure::Failed(format!(
+        "ask the coordinator at {}, port {}: {reason}; check -h and -p, and that it runs",
+        printable(&args.host),
+        args.port
+    ))
+}
+
+pub(crate) fn parse(json: &str) -> Result<ClusterStatus, Failure> {
+    serde_json::from_str(json)
+        .map_err(|error| Failure::Failed(format!("read the coordinator's status: {error}")))
+}
+
+/// The status as the coordinator tells it.
+pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
+    let mut stream = connect(&args.host, args.port)?;
+    let patience = Some(PATIENCE);
+    stream
+        .set_read_timeout(patience)
+        .and_then(|()| stream.set_write_timeout(patience))
+        .map_err(|error| error.to_string())?;
+    let client = random::nonzero_u128().map_err(|_| "no random number".to_owned())?;
+    let mut bytes = Vec::new();
+    Hello { cluster: ClusterId::default(), client: ClientId(client), shard: ShardId(0) }
+        .write(&mut bytes);
+    Question::Status.write(&mut bytes);
+    stream.write_all(&bytes).map_err(|error| error.to_string())?;
+    let mut buffer = FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY));
+    let mut received = [0; 16 << 10];
+    loop {
+        while let Some(frame) = buffer.next_frame().map_err(|error| error.to_string())? {
+            match frame.opcode {
+                opcode::WELCOME => {}
+                opcode::STATUS_ANSWER => {
+                    return String::from_utf8(frame.body.to_vec()).map_err(|e| e.to_string());
+                }
+                opcode::ERROR => {
+                    let refusal = Refusal::read(frame.body).map_err(|error| error.to_string())?;
+                    return Err(format!("it refused: {}", printable(refusal.reason)));
+                }
+                other => return Err(format!("it answered with opcode {other:#04x}")),
+            }
+        }
+        match stream.read(&mut received) {
+            Ok(0) => return Err("it closed the connection; is that its port for clients?".into()),
+            Ok(count) => buffer.extend(&received[..count]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                return Err(format!("no answer within {} s", PATIENCE.as_secs()));
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    let addresses = (host, port).to_socket_addrs().map_err(|error| error.to_string())?;
+    let mut last = "the name has no address".to_owned();
+    for address in addresses.collect::<Vec<SocketAddr>>() {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Err(last)
+}

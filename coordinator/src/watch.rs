@@ -1,0 +1,188 @@
+//! `coord status --watch`: asks again and again.
+//!
+//! ```text
+//!   on a terminal    cursor hidden; to the top, the new lines over the old ones, the rest cleared;
+//!                    at the end (Ctrl+C, SIGTERM) the cursor is shown again
+//!   elsewhere        one table after the other, an empty line between them
+//!   --json           a line of JSON each time
+//! ```
+//!
+//! A coordinator that does not answer is asked on: it may be on its way back.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::Arc;
+
+use console::truncate_str;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::StatusArgs;
+use crate::spawn::printable;
+use crate::{Failure, ask, table};
+
+const HIDE_CURSOR: &str = "\x1b[?25l";
+const SHOW_CURSOR: &str = "\x1b[?25h";
+const CLEAR: &str = "\x1b[2J";
+const HOME: &str = "\x1b[H";
+const CLEAR_LINE: &str = "\x1b[K";
+const CLEAR_BELOW: &str = "\x1b[J";
+
+/// Shows the status until it is told to end.
+pub(crate) fn run(args: StatusArgs) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("start the async runtime: {error}")))?;
+    let in_place = io::stdout().is_terminal() && !args.json;
+    let ended = runtime.block_on(watch(Arc::new(args), in_place));
+    if in_place {
+        let _ = print(SHOW_CURSOR);
+    }
+    // An answer that is still waited for is not.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn watch(args: Arc<StatusArgs>, in_place: bool) -> Result<(), Failure> {
+    let mut ends = Ends::listen()?;
+    let mut last: Option<String> = None;
+    let mut is_first = true;
+    loop {
+        let width = ask::width().map(|columns| columns.saturating_sub(1));
+        let asked = Arc::clone(&args);
+        let fetch = tokio::task::spawn_blocking(move || ask::fetch(&asked));
+        let fetched = tokio::select! {
+            () = ends.next() => return Ok(()),
+            fetched = fetch => fetched.unwrap_or_else(|error| Err(error.to_string())),
+        };
+        if is_first && let Err(reason) = &fetched {
+            return Err(ask::failure(&args, reason));
+        }
+        let printed = match fetched {
+            Ok(json) if args.json => print(&format!("{}\n", printable(&json))),
+            Ok(json) => {
+                let text = table::render(&ask::parse(&json)?, width);
+                let printed = show(&text, in_place, is_first);
+                last = Some(text);
+                printed
+            }
+            Err(reason) if in_place => {
+                let text =
+                    format!("no answer: {}\n{}", printable(&reason), last.as_deref().unwrap_or(""));
+                show(&text, in_place, is_first)
+            }
+            Err(reason) => {
+                // The next answer may come; a closed standard error must not end the watch.
+                let _ = writeln!(io::stderr(), "coord: no answer: {}", printable(&reason));
+                Ok(())
+            }
+        };
+        match printed {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(Failure::Failed(format!("print the status: {error}"))),
+        }
+        is_first = false;
+        tokio::select! {
+            () = ends.next() => return Ok(()),
+            () = tokio::time::sleep(args.interval) => {}
+        }
+    }
+}
+
+fn show(text: &str, in_place: bool, is_first: bool) -> io::Result<()> {
+    if !in_place {
+        return print(&format!("{}{text}", if is_first { "" } else { "\n" }));
+    }
+    let (rows, columns) = console::Term::stdout().size();
+    print(&frame(text, usize::from(rows), usize::from(columns), is_first))
+}
+
+/// What is sent to a terminal of this size to show these lines instead of those before. A line that
+/// does not fit would push the others down, so it is cut; so is what is below the last row. The last
+/// column stays free: what clears the rest of a line would clear it.
+fn frame(text: &str, rows: usize, columns: usize, is_first: bool) -> String {
+    let columns = columns.saturating_sub(1);
+    let mut frame = String::new();
+    if is_first {
+        frame += HIDE_CURSOR;
+        frame += CLEAR;
+    }
+    frame += HOME;
+    let lines: Vec<&str> = text.lines().collect();
+    // The cursor rests in the row below the last line.
+    let room = rows.saturating_sub(1).max(1);
+    let is_cut = lines.len() > room;
+    let shown = if is_cut { room - 1 } else { lines.len() };
+    for line in &lines[..shown] {
+        frame += &truncate_str(line, columns, "…");
+        frame += CLEAR_LINE;
+        frame += "\r\n";
+    }
+    if is_cut {
+        let more = format!("… {} more lines", lines.len() - shown);
+        frame += &truncate_str(&more, columns, "…");
+        frame += CLEAR_LINE;
+        frame += "\r\n";
+    }
+    frame + CLEAR_BELOW
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// What ends a watch, as a wish and not a failure.
+struct Ends {
+    signals: [Signal; 3],
+}
+
+impl Ends {
+    fn listen() -> Result<Ends, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Failure::Failed(format!("listen for signals: {error}")))
+        };
+        let signals = [
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ];
+        Ok(Ends { signals })
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hang_up] = &mut self.signals;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hang_up.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_frame_hides_the_cursor_and_clears_and_the_next_only_go_over_it() {
+        let first = frame("a\nb\n", 24, 80, true);
+        assert_eq!(first, "\x1b[?25l\x1b[2J\x1b[Ha\x1b[K\r\nb\x1b[K\r\n\x1b[J");
+        assert_eq!(frame("c\n", 24, 80, false), "\x1b[Hc\x1b[K\r\n\x1b[J");
+    }
+
+    #[test]
+    fn a_frame_never_has_more_lines_or_longer_ones_than_the_terminal() {
+        let text: String = (0..50).map(|n| format!("line {n} {}\n", "x".repeat(100))).collect();
+        for (rows, columns) in [(24, 80), (3, 10), (1, 1), (2, 0), (0, 0)] {
+            let frame = frame(&text, rows, columns, false);
+            assert!(frame.matches("\r\n").count() <= rows.saturating_sub(1).max(1), "{rows}");
+            let plain = console::strip_ansi_codes(&frame).into_owned();
+            let widest = plain.lines().map(console::measure_text_width).max().unwrap();
+            assert!(widest <= columns.max(1), "{columns}: {plain}");
+        }
+        let cut = frame(&text, 24, 80, false);
+        assert!(cut.contains("line 21") && cut.contains("… 28 more lines"), "{cut}");
+    }
+}

@@ -1,0 +1,174 @@
+//! What a person should look at, and since when: kept until it is over.
+//!
+//! | alarm | begins | ends |
+//! |---|---|---|
+//! | LOST | a group has no holder | never by itself |
+//! | UNREACHABLE | the only holder of a group is silent | it is heard, or proven dead |
+//! | kept though silent | the other holder of a group hears a server that is silent here | it is heard here, or dead |
+//! | unanswered | the two holders of a group do not hear each other, and neither answers here | they do |
+//! | keeps failing | a place could not be filled three times in a row | its recovery is over |
+//! | order failed | a server could not do what it was ordered to | it could, or all is home again |
+//!
+//! Nothing is decided by it. The list is bounded: there is at most one alarm of a kind for each server
+//! or group, and of failed orders one for each name of an order.
+
+use std::fmt;
+
+use kv_protocol::status::{AlarmKind, AlarmStatus, GroupCondition};
+use kv_protocol::{GroupId, ServerId, Time};
+
+use super::Cluster;
+
+/// Characters of a server's own words that are kept.
+const MAX_WORDS: usize = 200;
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Alarm {
+    Lost(GroupId),
+    Unreachable(GroupId),
+    KeptThoughSilent(ServerId),
+    Unanswered(GroupId),
+    KeepsFailing(ServerId),
+    OrderFailed { server: ServerId, order: &'static str, reason: String },
+}
+
+/// All that is wrong, each with its beginning.
+#[derive(Default)]
+pub(super) struct Alarms {
+    raised: Vec<(Time, Alarm)>,
+}
+
+/// As for the history: a description of a cluster is of what it will do.
+impl fmt::Debug for Alarms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Alarms")
+    }
+}
+
+impl Alarm {
+    /// Whether the other one is the same alarm, perhaps in newer words.
+    fn is_same(&self, other: &Alarm) -> bool {
+        match (self, other) {
+            (
+                Alarm::OrderFailed { server, order, .. },
+                Alarm::OrderFailed { server: other_server, order: other_order, .. },
+            ) => server == other_server && order == other_order,
+            _ => self == other,
+        }
+    }
+
+    fn status(&self, age_ms: u64) -> AlarmStatus {
+        let of = |kind, server, group, text| AlarmStatus { kind, server, group, text, age_ms };
+        match self {
+            Alarm::Lost(group) => {
+                let text = format!("group {group} is LOST: no holder is left");
+                of(AlarmKind::Lost, None, Some(*group), text)
+            }
+            Alarm::Unreachable(group) => {
+                let text = format!("group {group} is UNREACHABLE: its only holder is silent");
+                of(AlarmKind::Unreachable, None, Some(*group), text)
+            }
+            Alarm::KeptThoughSilent(server) => {
+                let text = format!(
+                    "server {server} is silent here, but the other holders of its groups hear it: \
+                     it is kept; check the network between it and the coordinator"
+                );
+                of(AlarmKind::KeptThoughSilent, Some(*server), None, text)
+            }
+            Alarm::Unanswered(group) => {
+                let text = format!(
+                    "the two holders of group {group} do not hear each other, and neither answers \
+                     here; check the network between the hosts"
+                );
+                of(AlarmKind::Unanswered, None, Some(*group), text)
+            }
+            Alarm::KeepsFailing(server) => {
+                let text = format!(
+                    "server {server} could not be replaced three times in a row; it is tried on; \
+                     see its log"
+                );
+                of(AlarmKind::KeepsFailing, Some(*server), None, text)
+            }
+            Alarm::OrderFailed { server, order, reason } => {
+                let text = format!("server {server} could not carry out {order}: {reason}");
+                of(AlarmKind::OrderFailed, Some(*server), None, text)
+            }
+        }
+    }
+}
+
+impl Alarms {
+    /// Begins an alarm, unless it lasts already; its newest words count.
+    pub(super) fn raise(&mut self, now: Time, alarm: Alarm) {
+        match self.raised.iter_mut().find(|(_, known)| known.is_same(&alarm)) {
+            Some((_, known)) => *known = alarm,
+            None => self.raised.push((now, alarm)),
+        }
+    }
+
+    /// A server could not carry out an order. Its words are cut: they are as long as it likes.
+    pub(super) fn order_failed(
+        &mut self,
+        now: Time,
+        server: ServerId,
+        order: &'static str,
+        reason: &str,
+    ) {
+        let reason = reason.chars().take(MAX_WORDS).collect();
+        self.raise(now, Alarm::OrderFailed { server, order, reason });
+    }
+
+    /// A server has carried out an order.
+    pub(super) fn order_done(&mut self, server: ServerId, name: &'static str) {
+        self.raised.retain(|(_, alarm)| {
+            !matches!(alarm, Alarm::OrderFailed { server: of, order, .. } if *of == server && *order == name)
+        });
+    }
+
+    pub(super) fn status(&self, now: Time) -> Vec<AlarmStatus> {
+        let age = |began: Time| u64::try_from(now.since(began).as_millis()).unwrap_or(u64::MAX);
+        self.raised.iter().map(|(began, alarm)| alarm.status(age(*began))).collect()
+    }
+}
+
+impl Cluster {
+    /// Begins what follows from the state alone, and ends what is over.
+    pub(super) fn renew_alarms(&mut self) {
+        let now = self.now;
+        let mut alarms = std::mem::take(&mut self.alarms);
+        alarms.raised.retain(|(_, alarm)| self.lasts(alarm));
+        // During an orderly stop servers leave their groups, as they should.
+        if self.recovers() {
+            for view in self.views() {
+                match self.condition(view) {
+                    GroupCondition::Lost => alarms.raise(now, Alarm::Lost(view.group)),
+                    GroupCondition::Unreachable => {
+                        alarms.raise(now, Alarm::Unreachable(view.group));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.alarms = alarms;
+    }
+
+    fn lasts(&self, alarm: &Alarm) -> bool {
+        let condition = |group: GroupId| self.condition(&self.views()[usize::from(group.0)]);
+        match alarm {
+            Alarm::Lost(group) => condition(*group) == GroupCondition::Lost,
+            Alarm::Unreachable(group) => {
+                self.recovers() && condition(*group) == GroupCondition::Unreachable
+            }
+            Alarm::KeptThoughSilent(server) => {
+                let server = self.server(*server);
+                server.suspected.is_some() && !server.exited && self.recovers()
+            }
+            Alarm::Unanswered(group) => {
+                self.is_complained_of(&self.views()[usize::from(group.0)]) && self.recovers()
+            }
+            Alarm::KeepsFailing(server) => self.recovery_step(*server).is_some(),
+            Alarm::OrderFailed { .. } => !self.is_settled() || !self.recovers(),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! How the recoveries of one place of the ring went: its last ones, each with its steps.
+//!
+//! ```text
+//!   step read off the views:   None  0  0  1  2  3  3  5  None
+//!   kept:                            |--------------------|    a recovery, and when it began and ended
+//!                                    |--| 1 | 2 | 3 | 5 |      its steps
+//! ```
+//!
+//! Nothing is decided by it: a coordinator that restarts begins with an empty one.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use kv_protocol::Time;
+use kv_protocol::status::{RecoveryStatus, StepStatus};
+
+/// Recoveries of one place that are remembered.
+pub(super) const MAX_RECOVERIES: usize = 4;
+/// Steps of one recovery that are remembered, the last ones: one that fails again and again has no end.
+pub(super) const MAX_STEPS: usize = 16;
+
+/// The last recoveries of one place, the newest last.
+#[derive(Default)]
+pub(super) struct History {
+    recoveries: VecDeque<Recovery>,
+}
+
+struct Recovery {
+    span: Span,
+    steps: VecDeque<(u8, Span)>,
+}
+
+/// From when to when; no end: it lasts.
+#[derive(Clone, Copy)]
+struct Span {
+    began: Time,
+    ended: Option<Time>,
+}
+
+/// Whoever compares clusters by their description compares what they will do, and this changes nothing.
+impl fmt::Debug for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("History")
+    }
+}
+
+impl Span {
+    fn since(now: Time) -> Span {
+        Span { began: now, ended: None }
+    }
+
+    fn end(&mut self, now: Time) {
+        self.ended.get_or_insert(now);
+    }
+
+    /// How long ago it began, and how long it took, in milliseconds.
+    fn as_of(self, now: Time) -> (u64, Option<u64>) {
+        let millis =
+            |from: Time, to: Time| u64::try_from(to.since(from).as_millis()).unwrap_or(u64::MAX);
+        (millis(self.began, now), self.ended.map(|ended| millis(self.began, ended)))
+    }
+}
+
+impl History {
+    /// The recovery is in this step from now on, or over.
+    pub(super) fn note(&mut self, now: Time, step: Option<u8>) {
+        let last = self.recoveries.back_mut().filter(|last| last.span.ended.is_none());
+        match (last, step) {
+            (None, None) => {}
+            (None, Some(step)) => {
+                if self.recoveries.len() == MAX_RECOVERIES {
+                    self.recoveries.pop_front();
+                }
+                let steps = VecDeque::from([(step, Span::since(now))]);
+                self.recoveries.push_back(Recovery { span: Span::since(now), steps });
+            }
+            (Some(last), step) => last.go_on(now, step),
+        }
+    }
+
+    /// What people are shown of it, the newest first.
+    pub(super) fn status(&self, now: Time) -> Vec<RecoveryStatus> {
+        let told = |recovery: &Recovery| {
+            let (began_ms_ago, took_ms) = recovery.span.as_of(now);
+            let steps = recovery.steps.iter().map(|(step, span)| {
+                let (began_ms_ago, took_ms) = span.as_of(now);
+                StepStatus { step: *step, began_ms_ago, took_ms }
+            });
+            RecoveryStatus { began_ms_ago, took_ms, steps: steps.collect() }
+        };
+        self.recoveries.iter().rev().map(told).collect()
+    }
+}
+
+impl Recovery {
+    fn go_on(&mut self, now: Time, step: Option<u8>) {
+        if let Some((_, span)) = self.steps.back_mut() {
+            span.end(now);
+        }
+        match step {
+            None => self.span.end(now),
+            Some(step) => {
+                if self.steps.len() == MAX_STEPS {
+                    self.steps.pop_front();
+                }
+                self.steps.push_back((step, Span::since(now)));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::from_nanos(millis * 1_000_000)
+    }
+
+    #[test]
+    fn a_recovery_is_told_with_its_steps_when_they_began_and_how_long_they_took() {
+        let mut history = History::default();
+        history.note(at(5), None);
+        assert!(history.status(at(6)).is_empty(), "nothing has happened");
+        for (millis, step) in [(100, Some(0)), (130, Some(1)), (250, Some(3)), (900, None)] {
+            history.note(at(millis), step);
+        }
+        let step = |step, began_ms_ago, took_ms| StepStatus { step, began_ms_ago, took_ms };
+        let steps = vec![step(0, 900, Some(30)), step(1, 870, Some(120)), step(3, 750, Some(650))];
+        let first = RecoveryStatus { began_ms_ago: 900, took_ms: Some(800), steps };
+        assert_eq!(history.status(at(1_000)), [first]);
+        history.note(at(2_000), Some(0));
+        let now = &history.status(at(2_010))[0];
+        assert_eq!((now.began_ms_ago, now.took_ms), (10, None), "the newest is first, and lasts");
+        assert_eq!(now.steps, [step(0, 10, None)]);
+    }
+
+    #[test]
+    fn only_the_last_recoveries_and_their_last_steps_are_kept() {
+        let mut history = History::default();
+        let mut millis = 0;
+        for _ in 0..2 * MAX_RECOVERIES {
+            for n in 0..3 * MAX_STEPS {
+                millis += 10;
+                history.note(at(millis), Some(if n % 2 == 0 { 1 } else { 2 }));
+            }
+            millis += 10;
+            history.note(at(millis), None);
+        }
+        let told = history.status(at(millis));
+        assert_eq!(told.len(), MAX_RECOVERIES);
+        assert!(told.iter().all(|recovery| recovery.steps.len() == MAX_STEPS));
+        assert_eq!(told[0].took_ms, Some(30 * MAX_STEPS as u64), "its beginning is remembered");
+        assert_eq!(told[0].steps.last().map(|step| step.took_ms), Some(Some(10)));
+    }
+}

@@ -1,0 +1,125 @@
+//! What people see: the history of recoveries, alarms, and how far a copy is.
+
+use kv_protocol::status::{AlarmKind, CopyStatus};
+
+use super::*;
+
+const A: ServerId = ServerId(1);
+const B: ServerId = ServerId(2);
+const C: ServerId = ServerId(0);
+
+impl World {
+    fn alarms(&self) -> Vec<(AlarmKind, u64)> {
+        let status = self.cluster.status(self.now, &[]);
+        status.alarms.iter().map(|alarm| (alarm.kind, alarm.age_ms)).collect()
+    }
+}
+
+#[test]
+fn the_history_of_a_recovery_says_when_each_step_began_and_how_long_it_took() {
+    let mut world = World::serving(3);
+    world.run(&[A, B, C]);
+    assert!(world.cluster.status(world.now, &[]).servers[1].recoveries.is_empty());
+    let began = world.now;
+    world.exit(A);
+    world.run(&[A, B, C]);
+    world.pass(Duration::from_secs(3), &[A, B, C]);
+    let status = world.cluster.status(world.now, &[]);
+    let [recovery] = &status.servers[1].recoveries[..] else { panic!("{status:?}") };
+    let ago = u64::try_from(world.now.since(began).as_millis()).unwrap();
+    assert_eq!(recovery.began_ms_ago, ago);
+    let took = recovery.took_ms.expect("it is over");
+    assert!(took > 0 && took < 500, "{took}");
+    let steps: Vec<u8> = recovery.steps.iter().map(|step| step.step).collect();
+    assert_eq!(steps.first(), Some(&0));
+    assert_eq!(steps.last(), Some(&5));
+    assert!(steps.is_sorted(), "{steps:?}");
+    let sum: u64 = recovery.steps.iter().map(|step| step.took_ms.unwrap()).sum();
+    assert_eq!(sum, took, "one step begins where the other ends");
+    let others = [&status.servers[0], &status.servers[2]];
+    assert!(others.iter().all(|server| server.recoveries.is_empty()), "only A was away");
+}
+
+#[test]
+fn the_history_outlives_the_processes_of_its_place_and_is_bounded() {
+    let mut world = World::serving(3);
+    for _ in 0..6 {
+        world.exit(A);
+        world.run(&[A, B, C]);
+        assert!(world.cluster.is_whole());
+    }
+    let status = world.cluster.status(world.now, &[]);
+    assert_eq!(status.servers[1].recoveries.len(), 4);
+    assert!(status.servers[1].recoveries.is_sorted_by_key(|recovery| recovery.began_ms_ago));
+}
+
+#[test]
+fn a_group_without_a_holder_is_an_alarm_with_its_age() {
+    let mut world = World::serving(3);
+    assert!(world.alarms().is_empty());
+    world.exit(A);
+    world.exit(B);
+    world.pass(Duration::from_secs(2), &[C]);
+    let lost: Vec<_> = world.alarms().into_iter().filter(|a| a.0 == AlarmKind::Lost).collect();
+    assert_eq!(lost, [(AlarmKind::Lost, 2_000)], "group A was at A and B alone");
+}
+
+#[test]
+fn a_silent_server_that_others_hear_is_an_alarm_until_it_is_heard() {
+    let mut world = World::serving(3);
+    world.pass(Duration::from_secs(1), &[A, B, C]);
+    world.pass(Duration::from_secs(3), &[B, C]);
+    let kinds: Vec<_> = world.alarms().into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, [AlarmKind::KeptThoughSilent], "A is kept: both its neighbours hear it");
+    world.pass(Duration::from_secs(1), &[A, B, C]);
+    assert!(world.alarms().is_empty());
+}
+
+#[test]
+fn an_order_that_failed_is_an_alarm_until_all_is_home_again() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    world.collect();
+    while world.ordered().iter().find(|(to, _)| *to == C).map(|(_, name)| *name) == Some("EXITED") {
+        world.report(C, Ok(0));
+    }
+    let words = format!("no room {}", "x".repeat(10_000));
+    world.report(C, Err(words));
+    let status = world.cluster.status(world.now, &[]);
+    let [alarm] = &status.alarms[..] else { panic!("{status:?}") };
+    assert_eq!((alarm.kind, alarm.server), (AlarmKind::OrderFailed, Some(C)));
+    assert!(alarm.text.contains("DROP-SECONDARY: no room"), "{}", alarm.text);
+    assert!(alarm.text.len() < 300, "a server's words are cut");
+    world.pass(Duration::from_secs(1), &[B, C]);
+    world.run(&[A, B, C]);
+    world.run(&[A, B, C]);
+    assert!(world.cluster.is_whole());
+    assert!(world.alarms().is_empty());
+}
+
+#[test]
+fn a_copy_is_shown_as_the_sum_of_its_shards_and_never_above_what_there_is() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    let decided = world.cluster.member(A);
+    world.start_as(decided);
+    world.collect();
+    for id in [A, B, C] {
+        world.beat(id);
+    }
+    world.collect();
+    assert_eq!(world.view(1), (Some(2), Some(1), 3), "A is candidate of its group");
+    assert_eq!(world.cluster.copy_of(GroupId(2)), None, "nothing is copied of group B");
+    let mut heartbeat = world.heartbeat(B);
+    for report in heartbeat.replicas.iter_mut().filter(|report| report.group == GroupId(1)) {
+        (report.entries, report.content_bytes) = (10, 1_000);
+        // More than there is: keys were deleted behind the walk.
+        (report.copied, report.copied_bytes) =
+            if report.shard == ShardId(0) { (4, 400) } else { (12, 1_200) };
+    }
+    let link = World::link(B);
+    world.cluster.on_heartbeat(world.now, link, B, heartbeat, &mut world.effects).unwrap();
+    let copy = CopyStatus { entries: 14, bytes: 1_400, of_entries: 20, of_bytes: 2_000 };
+    assert_eq!(world.cluster.copy_of(GroupId(1)), Some(copy));
+    assert_eq!(world.cluster.status(world.now, &[]).groups[1].copy, Some(copy));
+}
