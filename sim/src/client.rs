@@ -16,9 +16,9 @@ use kv_protocol::map::Map;
 use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
-use crate::history::{Answered, Asked, Entry, Value};
 use crate::network::ConnectionNumber;
 use crate::workload::Plan;
+use kv_history::{Answered, Asked, Entry, Value};
 
 /// How long an operation may take, in nanoseconds.
 pub const DEADLINE: u64 = 5_000_000_000;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::history::Answered;
 use crate::nemesis::KINDS;
+use kv_history::Answered;
 
 /// What ten minutes on two cores must bring at least.
 const OPERATIONS: u64 = 10_000_000;

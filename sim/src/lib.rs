@@ -10,7 +10,7 @@
 //!     client       operations, sessions, retries       workload: what they do
 //!     network      ordered bytes, cuts, breaks         clock: drift
 //!     nemesis      faults
-//!   checks       invariants (one a file), history: is each key one register?
+//!   checks       invariants (one a file); kv_history: is each key one register?
 //!   counts, trace
 //! ```
 //!
@@ -24,7 +24,6 @@ pub mod counts;
 pub mod dump;
 pub mod event;
 pub mod exhaustive;
-pub mod history;
 pub mod invariants;
 pub mod nemesis;
 pub mod network;

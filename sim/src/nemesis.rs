@@ -14,9 +14,9 @@ mod faults;
 use kv_protocol::{Member, Peer, ServerId, View};
 
 use crate::event::Happening;
-use crate::history::Asked;
 use crate::random::Random;
 use crate::world::World;
+use kv_history::Asked;
 
 pub use faults::{KINDS, Kind, break_link};
 

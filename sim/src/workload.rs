@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use kv_protocol::client_message::Condition;
 
 use crate::client::Seen;
-use crate::history::{Answered, Asked, Entry, Value};
 use crate::random::Random;
+use kv_history::{Answered, Asked, Entry, Value};
 
 /// Keys that half of all operations go to.
 const HOT_SLOTS: usize = 6;

@@ -2,9 +2,9 @@
 
 use kv_protocol::placement::{Digest, Placement};
 
-use crate::history::{Verdict, judge};
 use crate::invariants::Violation;
 use crate::world::World;
+use kv_history::{Verdict, judge};
 
 /// Judges the history of every key.
 pub fn check(world: &World) -> Result<(), Violation> {

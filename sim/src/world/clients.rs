@@ -59,7 +59,7 @@ impl World {
                     let entry =
                         flight.was_sent().then(|| flight.entry(process, self.now, answered));
                     self.workload.note(flight.slot, flight.key, entry);
-                    if answered == crate::history::Answered::InDoubt {
+                    if answered == kv_history::Answered::InDoubt {
                         self.clients[client].process += 1;
                     }
                 }

@@ -1,0 +1,234 @@
+//! From lines to operations: every beginning with its end, by key.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::record::{Function, Kind, Payload, Reason, Record};
+use crate::register::{Answered, Asked, Entry, Verdict, judge};
+
+/// One operation.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// What the checker takes; `None` if it is certain that nothing was done and nothing was seen.
+    pub entry: Option<Entry>,
+    /// What was asked.
+    pub asked: Asked,
+    /// When it began.
+    pub start: i64,
+    /// When it ended; `i64::MAX` if it never did.
+    pub end: i64,
+    /// How it ended.
+    pub kind: Kind,
+    /// Why it was not done, or is not known.
+    pub error: Option<Reason>,
+    /// The version that its answer named.
+    pub version: Option<u64>,
+}
+
+/// The operations of a history, by key, each list in the order of beginnings.
+#[derive(Clone, Debug, Default)]
+pub struct Operations {
+    /// By key.
+    pub by_key: BTreeMap<String, Vec<Operation>>,
+}
+
+/// Lines that do not make a history.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("process {process} at {time_ns} ns: {reason}; whoever wrote the history is wrong")]
+pub struct HistoryError {
+    /// Whose lines.
+    pub process: u32,
+    /// When.
+    pub time_ns: i64,
+    /// What is wrong.
+    pub reason: &'static str,
+}
+
+impl Operations {
+    /// Pairs beginnings and ends. Lines of one process must be in order.
+    ///
+    /// # Errors
+    /// [`HistoryError`]: a process does two things at once, or goes on after an operation in doubt.
+    pub fn pair(records: &[Record]) -> Result<Operations, HistoryError> {
+        let mut open: HashMap<u32, &Record> = HashMap::new();
+        let mut retired: HashSet<u32> = HashSet::new();
+        let mut operations = Operations::default();
+        for record in records {
+            let Record { process, time_ns, .. } = *record;
+            let refuse = |reason| Err(HistoryError { process, time_ns, reason });
+            if retired.contains(&process) {
+                return refuse("it goes on after an operation in doubt");
+            }
+            if record.kind == Kind::Invoke {
+                if open.insert(process, record).is_some() {
+                    return refuse("it begins an operation before the last one has ended");
+                }
+                continue;
+            }
+            let Some(begin) = open.remove(&process) else {
+                return refuse("an operation ends that has not begun");
+            };
+            if (begin.f, &begin.key) != (record.f, &record.key) || time_ns < begin.time_ns {
+                return refuse("the end is not that of the operation which it has begun");
+            }
+            if record.kind == Kind::Info {
+                retired.insert(process);
+            }
+            let Some(operation) = join(begin, Some(record)) else {
+                return refuse("the values are not those that such an operation has");
+            };
+            operations.add(&begin.key, operation);
+        }
+        for begin in open.into_values() {
+            let Some(operation) = join(begin, None) else {
+                let Record { process, time_ns, .. } = *begin;
+                let reason = "the values are not those that such an operation has";
+                return Err(HistoryError { process, time_ns, reason });
+            };
+            operations.add(&begin.key, operation);
+        }
+        for list in operations.by_key.values_mut() {
+            list.sort_by_key(|operation| operation.start);
+        }
+        Ok(operations)
+    }
+
+    fn add(&mut self, key: &str, operation: Operation) {
+        match self.by_key.get_mut(key) {
+            Some(list) => list.push(operation),
+            None => drop(self.by_key.insert(key.to_owned(), vec![operation])),
+        }
+    }
+
+    /// All operations, of all keys.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Operation)> {
+        self.by_key.iter().flat_map(|(key, list)| list.iter().map(move |one| (&key[..], one)))
+    }
+
+    /// The entries of one key.
+    pub fn entries(&self, key: &str) -> Vec<Entry> {
+        let list = self.by_key.get(key).map_or(&[][..], |list| list);
+        list.iter().filter_map(|operation| operation.entry).collect()
+    }
+
+    /// The keys that no register explains, or not in time.
+    pub fn judge(&self) -> Vec<(&str, Verdict)> {
+        let judged = self.by_key.keys().map(|key| (&key[..], judge(&self.entries(key))));
+        judged.filter(|(_, verdict)| *verdict != Verdict::Linearizable).collect()
+    }
+}
+
+fn join(begin: &Record, end: Option<&Record>) -> Option<Operation> {
+    let asked = match (begin.f, begin.value) {
+        (Function::Read, Payload::One(_)) => Asked::Read,
+        (Function::Delete, Payload::One(None)) => Asked::Delete,
+        (Function::Write, Payload::One(Some(value))) => Asked::Write(value),
+        (Function::Cas, Payload::Pair([old, Some(new)])) => Asked::Swap { old, new },
+        _ => return None,
+    };
+    let kind = end.map_or(Kind::Info, |end| end.kind);
+    let error = end.and_then(|end| end.error);
+    // What failed without having been looked at was not done, and tells nothing.
+    let answered = match (kind, asked, error) {
+        (Kind::Info, _, _) => Some(Answered::InDoubt),
+        (Kind::Ok, Asked::Read, _) => match end?.value {
+            Payload::One(value) => Some(Answered::Value(value)),
+            Payload::Pair(_) => return None,
+        },
+        (Kind::Ok, _, _) => Some(Answered::Done { changed: true }),
+        (_, Asked::Swap { .. }, Some(Reason::Conflict))
+        | (_, Asked::Delete, Some(Reason::NotFound)) => Some(Answered::Done { changed: false }),
+        _ => None,
+    };
+    let start = begin.time_ns;
+    let end_ns = match kind {
+        Kind::Info => i64::MAX,
+        _ => end?.time_ns,
+    };
+    let entry = answered.map(|answered| Entry {
+        client: begin.process,
+        start,
+        end: end_ns,
+        asked,
+        answered,
+    });
+    let version = end.and_then(|end| end.version);
+    Some(Operation { entry, asked, start, end: end_ns, kind, error, version })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(process: u32, kind: Kind, f: Function, value: Payload, time_ns: i64) -> Record {
+        Record { process, kind, f, key: "k".into(), value, time_ns, version: None, error: None }
+    }
+
+    const ONE: Payload = Payload::One(Some(1));
+    const NONE: Payload = Payload::One(None);
+
+    #[test]
+    fn a_write_and_a_read_that_sees_it_are_linearizable() {
+        let records = [
+            line(1, Kind::Invoke, Function::Write, ONE, 1),
+            line(2, Kind::Invoke, Function::Read, NONE, 2),
+            line(2, Kind::Ok, Function::Read, ONE, 3),
+            line(1, Kind::Ok, Function::Write, ONE, 4),
+        ];
+        let operations = Operations::pair(&records).unwrap();
+        assert_eq!(operations.judge(), []);
+        assert_eq!(operations.all().count(), 2);
+    }
+
+    #[test]
+    fn a_lost_write_is_found() {
+        let records = [
+            line(1, Kind::Invoke, Function::Write, ONE, 1),
+            line(1, Kind::Ok, Function::Write, ONE, 2),
+            line(1, Kind::Invoke, Function::Read, NONE, 3),
+            line(1, Kind::Ok, Function::Read, NONE, 4),
+        ];
+        let operations = Operations::pair(&records).unwrap();
+        assert_eq!(operations.judge(), [("k", Verdict::Illegal)]);
+    }
+
+    #[test]
+    fn what_never_ended_may_have_been_done_or_not() {
+        for seen in [ONE, NONE] {
+            let records = [
+                line(1, Kind::Invoke, Function::Write, ONE, 1),
+                line(2, Kind::Invoke, Function::Read, NONE, 3),
+                line(2, Kind::Ok, Function::Read, seen, 4),
+            ];
+            assert_eq!(Operations::pair(&records).unwrap().judge(), []);
+        }
+    }
+
+    #[test]
+    fn a_failure_counts_only_if_the_store_has_looked() {
+        let delete = |error| {
+            let mut end = line(2, Kind::Fail, Function::Delete, NONE, 4);
+            end.error = Some(error);
+            let records = [
+                line(1, Kind::Invoke, Function::Write, ONE, 1),
+                line(1, Kind::Ok, Function::Write, ONE, 2),
+                line(2, Kind::Invoke, Function::Delete, NONE, 3),
+                end,
+            ];
+            Operations::pair(&records).unwrap().judge().len()
+        };
+        assert_eq!(delete(Reason::NotFound), 1);
+        assert_eq!(delete(Reason::Unavailable), 0);
+    }
+
+    #[test]
+    fn a_process_that_goes_on_after_a_doubt_is_refused() {
+        let records = [
+            line(1, Kind::Invoke, Function::Write, ONE, 1),
+            line(1, Kind::Info, Function::Write, ONE, 2),
+            line(1, Kind::Invoke, Function::Read, NONE, 3),
+        ];
+        assert!(Operations::pair(&records).unwrap_err().reason.contains("doubt"));
+        let twice = [records[0].clone(), records[0].clone()];
+        assert!(Operations::pair(&twice).is_err());
+    }
+}
