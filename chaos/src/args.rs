@@ -1,0 +1,130 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::measure::MeasureArgs;
+
+/// Runs clusters of real processes under load, injects faults, and checks every promise afterwards.
+///
+/// Each round starts a cluster (`coord` and `server` beside this program), loads it from several client
+/// processes, injects faults one after the other, each once all is whole again, and stops it in order.
+/// Then the history of every key must be that of one register, every write must have taken effect once,
+/// and both dumps of every group must be equal and hold every acknowledged write. A corrupted copy of
+/// each history must be rejected. Exit status 0: all held; 1: something did not, and the round's
+/// directory (history, logs, dumps) is kept and named.
+#[derive(Debug, Parser)]
+#[command(name = "chaos", version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
+    /// Chooses the faults; drawn at random without, and printed. Processes are never as repeatable as
+    /// the simulator: the same seed plans the same faults, not the same moments.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+
+    /// Faults to inject.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) faults: u32,
+
+    /// Servers of each cluster; both sizes in turns without.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(3..=32))]
+    pub(crate) servers: Option<u16>,
+
+    /// No round begins after so many minutes, and no fault in the round that is under way.
+    #[arg(long)]
+    pub(crate) minutes: Option<f64>,
+
+    /// Keep the directories of all rounds here, not only those that failed.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+
+    /// Cut no links. Cutting takes root, `ip` and `nft`; where one is missing it is left out anyway,
+    /// and said.
+    #[arg(long)]
+    pub(crate) no_cuts: bool,
+
+    /// Kill and restart the coordinator too, also where this program does not expect it to take the
+    /// servers over.
+    #[arg(long)]
+    pub(crate) coordinator_restart: bool,
+
+    /// Leave out rounds in which two servers die together.
+    #[arg(long)]
+    pub(crate) no_double_faults: bool,
+
+    /// Only this kind of fault, by a part of its name in the table (for looking for something).
+    #[arg(long, value_name = "NAME")]
+    pub(crate) only: Option<String>,
+
+    /// What `make test` runs: two minutes, seed 1, clusters of three, without cuts.
+    #[arg(long, conflicts_with_all = ["seed", "faults", "servers", "minutes", "only"])]
+    pub(crate) slice: bool,
+
+    /// The result as one JSON object instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Directory of the programs `coord` and `server`. By default that of this program.
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) programs: Option<PathBuf>,
+}
+
+/// What else this program is.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Measures the figures of docs/recovery.md instead, each on a cluster of its own.
+    Measure(MeasureArgs),
+    /// One client process of the load.
+    #[command(hide = true)]
+    Worker(WorkerArgs),
+}
+
+/// The command line of a client process.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct WorkerArgs {
+    /// The coordinator (`host:port`).
+    #[arg(long)]
+    pub(crate) endpoint: String,
+    /// Which worker of the run this is.
+    #[arg(long)]
+    pub(crate) index: u32,
+    /// Operations at a time, each by a process number of its own.
+    #[arg(long)]
+    pub(crate) threads: u32,
+    /// Operations a second, of each thread, at most.
+    #[arg(long)]
+    pub(crate) rate: u32,
+    /// Where the history goes.
+    #[arg(long)]
+    pub(crate) history: PathBuf,
+    /// Where is said which groups have a write in flight.
+    #[arg(long)]
+    pub(crate) flight: PathBuf,
+    /// Servers of the ring.
+    #[arg(long)]
+    pub(crate) servers: u16,
+    /// Shards of every group.
+    #[arg(long)]
+    pub(crate) shards: u16,
+    /// Chooses the operations.
+    #[arg(long)]
+    pub(crate) seed: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent_and_documented() {
+        let command = Args::command();
+        command.clone().debug_assert();
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
+        }
+    }
+}

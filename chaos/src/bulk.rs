@@ -1,0 +1,53 @@
+//! Data that only has to be there: it makes copies take their time, and must be in the dumps.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use kv_client::{Client, Op, OpOptions, Options, SubmitError};
+
+/// So many values of one length, under keys of their own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bulk {
+    pub(crate) count: u64,
+    pub(crate) value_bytes: usize,
+}
+
+impl Bulk {
+    /// The key of an entry.
+    pub(crate) fn key(number: u64) -> String {
+        format!("bulk-{number}")
+    }
+
+    /// The value of an entry.
+    pub(crate) fn value(self, number: u64) -> Vec<u8> {
+        let mut value = number.to_le_bytes().to_vec();
+        value.resize(self.value_bytes.max(8), value[0]);
+        value
+    }
+
+    /// Writes all of it. `told` is called with the number written so far.
+    pub(crate) fn write(self, endpoint: &str, mut told: impl FnMut(u64)) -> anyhow::Result<()> {
+        let options =
+            Options { window: 256, deadline: Duration::from_secs(60), ..Options::default() };
+        let mut client = Client::open(endpoint, options)?;
+        let (mut next, mut done, mut ended) = (0, 0, Vec::new());
+        while done < self.count {
+            while next < self.count {
+                let (key, value) = (Bulk::key(next), self.value(next));
+                let op = Op::Put { key: key.as_bytes(), value: &value };
+                match client.submit(op, &OpOptions::default(), next) {
+                    Ok(()) => next += 1,
+                    Err(SubmitError::Full { .. }) => break,
+                    Err(error) => bail!("write {key}: {error}"),
+                }
+            }
+            client.poll(Duration::from_secs(1), &mut ended).context("wait for answers")?;
+            for completion in ended.drain(..) {
+                completion.result.context("write the data that every round begins with")?;
+                done += 1;
+            }
+            told(done);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,291 @@
+//! A coordinator and its servers in a directory of their own.
+//!
+//! ```text
+//!   start          coord -C file --dir DIR --daemon; until every group has two copies
+//!   wait_whole     polls `coord status --json`
+//!   stop           SIGTERM, exit code 0, nobody left
+//!   drop           whoever is left in the directory is killed
+//! ```
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use kv_protocol::placement::Placement;
+use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition};
+
+use crate::network::Network;
+use crate::process::{self, Signal, wait_for};
+
+/// What a start may take, and what may pass until all is whole again after a fault. A machine with two
+/// busy cores takes seconds.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// What an orderly stop may take, dumps included.
+const STOP_LIMIT: Duration = Duration::from_secs(180);
+/// So long all must have been whole: who was struck a moment ago may not have been missed yet.
+const STEADY: Duration = Duration::from_secs(1);
+/// Between two questions for the status.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
+/// The executables.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    pub(crate) coord: PathBuf,
+    pub(crate) server: PathBuf,
+    /// This very program.
+    pub(crate) chaos: PathBuf,
+}
+
+impl Programs {
+    /// Those in this directory, or beside this program.
+    pub(crate) fn find(directory: Option<&Path>) -> anyhow::Result<Programs> {
+        let chaos = std::env::current_exe().context("find this program's own directory")?;
+        let beside = match directory {
+            Some(directory) => std::path::absolute(directory)?,
+            None => chaos.parent().unwrap_or(Path::new(".")).to_owned(),
+        };
+        let programs =
+            Programs { coord: beside.join("coord"), server: beside.join("server"), chaos };
+        for program in [&programs.coord, &programs.server] {
+            if !program.is_file() {
+                bail!(
+                    "there is no {}; build it (cargo build --bins, with the same profile), or give \
+                     --programs",
+                    program.display()
+                );
+            }
+        }
+        Ok(programs)
+    }
+}
+
+/// How a cluster is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    pub(crate) servers: u16,
+    pub(crate) shards: u16,
+    /// Further arguments of `coord`.
+    pub(crate) flags: Vec<String>,
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) dir: PathBuf,
+    pub(crate) setting: Setting,
+    pub(crate) clients_port: u16,
+    /// Where it is reached.
+    pub(crate) host: String,
+    programs: Programs,
+    arguments: Vec<String>,
+    coord: Child,
+}
+
+impl Cluster {
+    /// Starts a cluster in a directory and waits until it serves.
+    pub(crate) fn start(
+        programs: &Programs,
+        dir: &Path,
+        setting: &Setting,
+        network: Option<&Network>,
+    ) -> anyhow::Result<Cluster> {
+        let dir = std::path::absolute(dir)?;
+        fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+        let file = dir.join("cluster.txt");
+        let lines = "localhost 0 0 0\n".repeat(usize::from(setting.servers));
+        fs::write(&file, format!("{}\n{lines}", setting.servers))
+            .with_context(|| format!("write {}", file.display()))?;
+        // The coordinator must be found again at the same ports when it is started again.
+        let (clients_port, servers_port) = free_ports()?;
+        let shown = |path: &Path| path.display().to_string();
+        let mut arguments: Vec<String> = ["--daemon".into(), "-C".into(), shown(&file)].into();
+        arguments.extend(["-c".into(), clients_port.to_string()]);
+        arguments.extend(["-s".into(), servers_port.to_string()]);
+        arguments.extend(["--dir".into(), shown(&dir)]);
+        arguments.extend(["-l".into(), shown(&dir.join("coord.log"))]);
+        arguments.extend(["--shards".into(), setting.shards.to_string()]);
+        let (binary, host) = match network {
+            Some(network) => (network.write_wrapper(&dir, &programs.server)?, network.hub()),
+            None => (programs.server.clone(), "127.0.0.1".to_owned()),
+        };
+        arguments.extend(["--server-binary".into(), shown(&binary)]);
+        if network.is_some() {
+            arguments.extend(["--advertise".into(), host.clone()]);
+        }
+        arguments.extend(setting.flags.iter().cloned());
+        let coord = spawn(&programs.coord, &arguments, &dir)?;
+        let (programs, setting) = (programs.clone(), setting.clone());
+        let mut cluster = Cluster { dir, setting, clients_port, host, programs, arguments, coord };
+        cluster.wait_whole("after the start")?;
+        Ok(cluster)
+    }
+
+    /// The coordinator's log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir.join("coord.log")
+    }
+
+    /// Where clients find the coordinator.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("{}:{}", self.host, self.clients_port)
+    }
+
+    pub(crate) fn placement(&self) -> Placement {
+        Placement::new(self.setting.servers, self.setting.shards)
+    }
+
+    /// What `coord status --json` says.
+    pub(crate) fn status(&self) -> anyhow::Result<ClusterStatus> {
+        let port = self.clients_port.to_string();
+        let output = Command::new(&self.programs.coord)
+            .args(["status", "-h", &self.host, "-p", &port, "--json"])
+            .stdin(Stdio::null())
+            .output()
+            .context("run coord status")?;
+        if !output.status.success() {
+            bail!("coord status: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        serde_json::from_slice(&output.stdout).context("read what coord status --json says")
+    }
+
+    /// The process at a place of the ring.
+    pub(crate) fn server_pid(&self, id: u16) -> anyhow::Result<u32> {
+        let status = self.status()?;
+        let server = status.servers.get(usize::from(id)).context("there is no such server")?;
+        server.pid.with_context(|| format!("server {id} has not started"))
+    }
+
+    /// Waits until every group is home with two copies and nothing is recovered any more, for a good
+    /// while. Returns when that while began.
+    pub(crate) fn wait_whole(&mut self, when: &str) -> anyhow::Result<Duration> {
+        self.wait_status(when, is_whole)
+    }
+
+    /// Waits until the status is as wanted, and stays so. Returns after which time that began.
+    pub(crate) fn wait_status(
+        &mut self,
+        when: &str,
+        wanted: impl Fn(&ClusterStatus) -> bool,
+    ) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        let mut since = None;
+        loop {
+            if let Some(status) = self.coord.try_wait().context("wait for coord")? {
+                bail!("coord ended ({status}) {when}; see {}", self.log().display());
+            }
+            let last = match self.status() {
+                Ok(status) if wanted(&status) => {
+                    let since = *since.get_or_insert(Instant::now());
+                    if since.elapsed() >= STEADY {
+                        return Ok(since.duration_since(start));
+                    }
+                    "as wanted, but not for long enough".into()
+                }
+                Ok(status) => {
+                    since = None;
+                    serde_json::to_string(&status).unwrap_or_default()
+                }
+                Err(error) => {
+                    since = None;
+                    format!("{error:#}")
+                }
+            };
+            if start.elapsed() > PATIENCE {
+                bail!(
+                    "{when} the cluster did not come back within {PATIENCE:?}; the last status: {last}"
+                );
+            }
+            std::thread::sleep(ASK_EVERY);
+        }
+    }
+
+    /// The coordinator's process.
+    pub(crate) fn coord_pid(&self) -> u32 {
+        self.coord.id()
+    }
+
+    /// Kills the coordinator; the servers go on.
+    pub(crate) fn kill_coordinator(&mut self) -> anyhow::Result<()> {
+        self.coord.kill().context("kill coord")?;
+        self.coord.wait().context("wait for coord")?;
+        Ok(())
+    }
+
+    /// Starts the coordinator again, by the same command line.
+    pub(crate) fn restart_coordinator(&mut self) -> anyhow::Result<()> {
+        self.coord = spawn(&self.programs.coord, &self.arguments, &self.dir)?;
+        Ok(())
+    }
+
+    /// Stops the cluster in order.
+    pub(crate) fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        process::signal(self.coord_pid(), Signal::TERM);
+        self.await_end()
+    }
+
+    /// Waits for the coordinator to end by itself, leaving no process.
+    pub(crate) fn await_end(&mut self) -> anyhow::Result<ExitStatus> {
+        let coord = &mut self.coord;
+        let ended = wait_for("coord to end", STOP_LIMIT, || coord.try_wait().ok().flatten())?;
+        let left = process::servers_in(&self.dir);
+        if !left.is_empty() {
+            bail!("servers {left:?} (pid, place) outlived their coordinator, which stopped them");
+        }
+        Ok(ended)
+    }
+}
+
+/// Whether every group is home with two copies, and nothing is under way.
+pub(crate) fn is_whole(status: &ClusterStatus) -> bool {
+    status.state == ClusterState::Serving
+        && is_settled(status)
+        && !status.groups.iter().any(is_lost)
+}
+
+/// The same, but for groups that are LOST.
+pub(crate) fn is_settled(status: &ClusterStatus) -> bool {
+    status.servers.iter().all(|server| server.recovery_step.is_none())
+        && status.groups.iter().all(|group| {
+            is_lost(group)
+                || group.condition == GroupCondition::Whole
+                    && group.primary.is_some_and(|member| member.server.0 == group.group.0)
+        })
+}
+
+fn is_lost(group: &kv_protocol::status::GroupStatus) -> bool {
+    group.condition == GroupCondition::Lost
+}
+
+/// Two ports that nobody has at this moment.
+fn free_ports() -> anyhow::Result<(u16, u16)> {
+    let bind = || TcpListener::bind("0.0.0.0:0").context("find a free port");
+    let (one, other) = (bind()?, bind()?);
+    Ok((one.local_addr()?.port(), other.local_addr()?.port()))
+}
+
+fn spawn(program: &Path, arguments: &[String], dir: &Path) -> anyhow::Result<Child> {
+    let said = fs::OpenOptions::new().create(true).append(true).open(dir.join("coord.err"))?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said);
+    // SAFETY: prctl takes integers and is safe to call between fork and exec. Should this program be
+    // killed, the coordinator stops its servers in order.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    command.spawn().with_context(|| format!("start {}", program.display()))
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.coord.kill();
+        let _ = self.coord.wait();
+        process::end_all_in(&self.dir);
+    }
+}

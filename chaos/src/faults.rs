@@ -1,0 +1,183 @@
+//! Everything that is done to a cluster, by name, and what comes next.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::abilities::Abilities;
+use crate::random::Random;
+
+/// Which packets do not arrive, seen from the victim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    Both,
+    /// What it sends.
+    Out,
+    /// What it is sent.
+    In,
+}
+
+/// Whom the victim is cut from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Far {
+    /// The next server, which holds its copies.
+    Next,
+    Coordinator,
+    Clients,
+    /// All of these, and all other servers.
+    Everybody,
+}
+
+/// Two things at once, to one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Two {
+    HangAndKill,
+    CutAndHang,
+    CutAndKill,
+    KillAndCoordinator,
+}
+
+/// What is done to one server, or to the coordinator, or to both; to be survived without loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    Kill,
+    /// Longer than the grace.
+    Hang,
+    /// The process that replaces a server that was killed, in this step of the recovery; in step 0 what
+    /// is left of the one before.
+    Replacement(u8),
+    /// The coordinator, when all is well or in this step of a recovery.
+    Coordinator(Option<u8>),
+    Cut(Far, Way),
+    Two(Two),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Kill => f.write_str("server killed"),
+            Fault::Hang => f.write_str("server stopped longer than the grace (SIGSTOP, SIGCONT)"),
+            Fault::Replacement(step) => write!(f, "replacement killed in step {step}"),
+            Fault::Coordinator(None) => f.write_str("coordinator killed and started again"),
+            Fault::Coordinator(Some(step)) => {
+                write!(f, "coordinator killed in step {step} and started again")
+            }
+            Fault::Cut(far, way) => {
+                let far = match far {
+                    Far::Next => "next server",
+                    Far::Coordinator => "coordinator",
+                    Far::Clients => "clients",
+                    Far::Everybody => "everybody",
+                };
+                match way {
+                    Way::Both => write!(f, "link cut: server - {far}"),
+                    Way::Out => write!(f, "link cut one way: server -> {far}"),
+                    Way::In => write!(f, "link cut one way: {far} -> server"),
+                }
+            }
+            Fault::Two(Two::HangAndKill) => f.write_str("two: server stopped, then killed"),
+            Fault::Two(Two::CutAndHang) => {
+                f.write_str("two: link to the next server cut, server stopped")
+            }
+            Fault::Two(Two::CutAndKill) => {
+                f.write_str("two: link to the next server cut, server killed")
+            }
+            Fault::Two(Two::KillAndCoordinator) => {
+                f.write_str("two: server and coordinator killed")
+            }
+        }
+    }
+}
+
+/// All that can be done here.
+pub(crate) fn all(abilities: Abilities, cuts: bool) -> Vec<Fault> {
+    let mut all = vec![Fault::Kill, Fault::Hang, Fault::Two(Two::HangAndKill)];
+    all.extend((0..=5).map(Fault::Replacement));
+    if abilities.restart {
+        all.push(Fault::Coordinator(None));
+        all.extend((0..=5).map(|step| Fault::Coordinator(Some(step))));
+        all.push(Fault::Two(Two::KillAndCoordinator));
+    }
+    if cuts {
+        for far in [Far::Next, Far::Coordinator, Far::Clients, Far::Everybody] {
+            all.extend([Way::Both, Way::Out, Way::In].map(|way| Fault::Cut(far, way)));
+        }
+        all.extend([Fault::Two(Two::CutAndHang), Fault::Two(Two::CutAndKill)]);
+    }
+    all
+}
+
+/// What was planned so far, so that every kind gets its turn.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(BTreeMap<Fault, u32>);
+
+impl Turns {
+    /// One of the kinds that had the fewest turns.
+    pub(crate) fn next(&mut self, possible: &[Fault], random: &mut Random) -> Fault {
+        let had = |fault: &Fault| self.0.get(fault).copied().unwrap_or(0);
+        let fewest = possible.iter().map(had).min().unwrap_or(0);
+        let due: Vec<Fault> = possible.iter().copied().filter(|f| had(f) == fewest).collect();
+        let fault = due[random.index(due.len())];
+        *self.0.entry(fault).or_default() += 1;
+        fault
+    }
+}
+
+/// What is done about the second of two servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Policy {
+    Shutdown,
+    Isolate,
+}
+
+impl Policy {
+    /// As `coord --on-double-fault` takes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Policy::Shutdown => "shutdown",
+            Policy::Isolate => "isolate",
+        }
+    }
+}
+
+/// A server that dies while its neighbour is recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Double {
+    pub(crate) policy: Policy,
+    /// The next server (B) dies; otherwise the one before (C).
+    pub(crate) next: bool,
+    /// In this step.
+    pub(crate) step: u8,
+}
+
+impl fmt::Display for Double {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let who = if self.next { "next" } else { "previous" };
+        write!(f, "{who} server killed during a recovery ({})", self.policy.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_gets_its_turn_and_has_a_name_of_its_own() {
+        let possible = all(Abilities { restart: true, restore: true }, true);
+        let (mut turns, mut random) = (Turns::default(), Random::new(1));
+        for _ in 0..3 * possible.len() {
+            turns.next(&possible, &mut random);
+        }
+        assert!(possible.iter().all(|fault| turns.0[fault] == 3), "{turns:?}");
+        let mut names: Vec<String> = possible.iter().map(Fault::to_string).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), possible.len());
+    }
+
+    #[test]
+    fn without_root_and_restart_there_are_kills_and_hangs() {
+        let possible = all(Abilities { restart: false, restore: false }, false);
+        assert!(!possible.iter().any(|f| matches!(f, Fault::Cut(..) | Fault::Coordinator(_))));
+        assert_eq!(possible.len(), 9);
+    }
+}

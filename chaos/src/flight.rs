@@ -1,0 +1,51 @@
+//! Which groups have a write in flight at this moment: one byte for each client, in a file that all
+//! client processes write and whoever strikes reads. Only for aiming; what was in flight when a fault
+//! struck is counted from the history.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+/// Clients at most.
+const MOST: usize = 256;
+
+/// The file.
+#[derive(Debug)]
+pub(crate) struct Flight(File);
+
+impl Flight {
+    /// Makes an empty one.
+    pub(crate) fn create(path: &Path) -> anyhow::Result<Flight> {
+        std::fs::write(path, [0; MOST]).with_context(|| format!("write {}", path.display()))?;
+        Flight::open(path)
+    }
+
+    /// Opens one that was made.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Flight> {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        Ok(Flight(file.with_context(|| format!("open {}", path.display()))?))
+    }
+
+    /// A client has a write in flight to this group, or none.
+    pub(crate) fn set(&self, client: u32, group: Option<u16>) {
+        let byte = group.map_or(0, |group| u8::try_from(group % 255).expect("below 255") + 1);
+        // It only aims: a write that fails makes a shot less good, and nothing else.
+        let _ = self.0.write_at(&[byte], u64::from(client) % MOST as u64);
+    }
+
+    /// Waits a short while for a write to one of these groups to be in flight.
+    pub(crate) fn aim(&self, groups: &[u16], patience: Duration) {
+        let until = Instant::now() + patience;
+        let mut bytes = [0; MOST];
+        let is_aimed = |byte: &u8| *byte > 0 && groups.contains(&u16::from(byte - 1));
+        while Instant::now() < until {
+            if self.0.read_at(&mut bytes, 0).is_ok() && bytes.iter().any(is_aimed) {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The client processes of a round: started, stopped, and their histories put together.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use kv_history::Record;
+
+use crate::cluster::{Cluster, Programs};
+use crate::flight::Flight;
+use crate::network::Network;
+use crate::process::wait_for;
+
+/// What the last operations may take: the deadline of an operation, and a slow machine.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// How much is done at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Strength {
+    /// Processes.
+    pub(crate) workers: u32,
+    /// Closed loops of each.
+    pub(crate) threads: u32,
+    /// Operations a second of each loop, at most.
+    pub(crate) rate: u32,
+}
+
+/// The processes.
+#[derive(Debug)]
+pub(crate) struct Load {
+    workers: Vec<(Child, PathBuf)>,
+    /// What they have in flight.
+    pub(crate) flight: Flight,
+}
+
+impl Load {
+    /// Starts them.
+    pub(crate) fn start(
+        programs: &Programs,
+        cluster: &Cluster,
+        network: Option<&Network>,
+        strength: Strength,
+        seed: u64,
+    ) -> anyhow::Result<Load> {
+        let path = cluster.dir.join("flight");
+        let mut load = Load { workers: Vec::new(), flight: Flight::create(&path)? };
+        for index in 0..strength.workers {
+            let history = cluster.dir.join(format!("history-{index}.jsonl"));
+            let mut command = match network {
+                Some(network) => network.enter_clients(&programs.chaos),
+                None => Command::new(&programs.chaos),
+            };
+            let child = command
+                .args(["worker", "--endpoint", &cluster.endpoint(), "--index", &index.to_string()])
+                .args(["--threads", &strength.threads.to_string()])
+                .args(["--rate", &strength.rate.to_string()])
+                .arg("--history")
+                .arg(&history)
+                .arg("--flight")
+                .arg(&path)
+                .args(["--servers", &cluster.setting.servers.to_string()])
+                .args(["--shards", &cluster.setting.shards.to_string()])
+                .args(["--seed", &seed.to_string()])
+                .stdin(Stdio::piped())
+                .spawn()
+                .context("start a client process")?;
+            load.workers.push((child, history));
+        }
+        Ok(load)
+    }
+
+    /// Lets them end what they do, and takes the whole history: in order of time, written to
+    /// `history.jsonl`.
+    pub(crate) fn stop(mut self, dir: &Path) -> anyhow::Result<Vec<Record>> {
+        for (worker, _) in &mut self.workers {
+            drop(worker.stdin.take());
+        }
+        let mut records = Vec::new();
+        for (worker, history) in &mut self.workers {
+            let ended = wait_for("a client process to end", END_LIMIT, || {
+                worker.try_wait().ok().flatten()
+            })?;
+            if !ended.success() {
+                bail!("a client process ended with {ended}; what it said stands above");
+            }
+            let text = fs::read_to_string(&*history)
+                .with_context(|| format!("read {}", history.display()))?;
+            records.extend(Record::parse_all(&text)?);
+            let _ = fs::remove_file(&*history);
+        }
+        // Stable: the lines of one process stay in order.
+        records.sort_by_key(|record| record.time_ns);
+        write_history(&dir.join("history.jsonl"), &records)?;
+        Ok(records)
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for (worker, _) in &mut self.workers {
+            let _ = worker.kill();
+            let _ = worker.wait();
+        }
+    }
+}
+
+/// Writes a history, one line each.
+pub(crate) fn write_history(path: &Path, records: &[Record]) -> anyhow::Result<()> {
+    let mut text = String::new();
+    for record in records {
+        text += &record.to_line();
+        text.push('\n');
+    }
+    fs::write(path, text).with_context(|| format!("write {}; is the disk full?", path.display()))
+}

@@ -1,0 +1,92 @@
+//! How fast a server that was killed is filled again while all serve, and what clients notice of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Latencies, STRENGTH, bulk, cluster_dir, ms, parse_size, percentile};
+use crate::clock::now_ns;
+use crate::cluster::{Cluster, Programs, Setting};
+use crate::load::Load;
+use crate::process::{self, Signal};
+use crate::steps::{Steps, Told};
+
+/// The command line.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct CopyArgs {
+    /// Data in each server, both tables together: so much is copied.
+    #[arg(long, default_value = "1G", value_parser = parse_size)]
+    data: u64,
+    /// Bytes of a value.
+    #[arg(long, default_value_t = 1_024)]
+    value_bytes: usize,
+    /// Seconds that are looked at before the kill.
+    #[arg(long, default_value_t = 10)]
+    before: u64,
+    /// Servers of the ring.
+    #[arg(long, default_value_t = 3)]
+    servers: u16,
+    /// Shards of each group.
+    #[arg(long, default_value_t = 1)]
+    shards: u16,
+}
+
+pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::Result<Value> {
+    let setting = Setting { servers: args.servers, shards: args.shards, flags: Vec::new() };
+    let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
+    bulk(args.servers, args.data, args.value_bytes).write(&cluster.endpoint(), |_| {})?;
+    let load = Load::start(programs, &cluster, None, STRENGTH, 1)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let before = now_ns();
+    std::thread::sleep(Duration::from_secs(args.before));
+    let mut steps = Steps::from_now(&cluster.log());
+    let kill = now_ns();
+    process::signal(cluster.server_pid(1)?, Signal::KILL);
+    let (mut begun, mut copied) = (None, None);
+    while copied.is_none() {
+        for (id, told) in steps.news() {
+            match told {
+                Told::Step(2 | 3) if id == 1 && begun.is_none() => begun = Some(now_ns()),
+                Told::Step(5) | Told::Back if id == 1 => copied = Some(now_ns()),
+                _ => {}
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        anyhow::ensure!(
+            now_ns() - kill < 600_000_000_000,
+            "the copy takes longer than ten minutes"
+        );
+    }
+    let (begun, copied) = (begun.unwrap_or(kill), copied.unwrap_or(kill));
+    cluster.wait_whole("after the copy")?;
+    let records = load.stop(dir)?;
+    cluster.stop()?;
+    let usual = Latencies::between(&records, before, kill)?;
+    let during = Latencies::between(&records, begun, copied)?;
+    let through = Latencies::between(&records, kill, copied)?;
+    let longest = through.reads.iter().chain(&through.writes).max().copied().unwrap_or_default();
+    let seconds = Duration::from_nanos(u64::try_from(copied - begun).unwrap_or(1)).as_secs_f64();
+    #[allow(clippy::cast_precision_loss)] // For people.
+    let rate = args.data as f64 / f64::from(1 << 20) / seconds;
+    let of = |latencies: &Latencies| {
+        json!({
+            "read_p50_ms": ms(percentile(&latencies.reads, 50)),
+            "read_p99_ms": ms(percentile(&latencies.reads, 99)),
+            "write_p50_ms": ms(percentile(&latencies.writes, 50)),
+            "write_p99_ms": ms(percentile(&latencies.writes, 99)),
+            "operations": latencies.reads.len() + latencies.writes.len(),
+            "not_answered": latencies.unanswered,
+        })
+    };
+    Ok(json!({
+        "what": "a killed server is filled again under load",
+        "copied_bytes": args.data,
+        "value_bytes": args.value_bytes,
+        "copy_seconds": seconds,
+        "rate_mib_a_second": rate.round(),
+        "before": of(&usual),
+        "during_the_copy": of(&during),
+        "longest_operation_since_the_kill_ms": ms(longest),
+    }))
+}

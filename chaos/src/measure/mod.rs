@@ -1,0 +1,173 @@
+//! The figures of docs/recovery.md: each is measured on a cluster of its own, under load.
+//!
+//! ```text
+//!   failover      a server is killed, or stopped: when do its keys answer again?    probe
+//!   copy          a server is killed: how fast is it filled again, and who notices?
+//!   coordinator   the coordinator is killed: does anybody notice?
+//!   many          a ring of many servers: start, kills, idle cost, stop
+//! ```
+
+mod coordinator;
+mod copy;
+mod failover;
+mod many;
+mod probe;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use kv_history::{Asked, Kind, Operations, Record};
+use serde_json::Value;
+
+use crate::bulk::Bulk;
+use crate::cluster::Programs;
+use crate::load::Strength;
+
+/// The load beside every measurement.
+const STRENGTH: Strength = Strength { workers: 2, threads: 2, rate: 250 };
+
+/// The command line of `chaos measure`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct MeasureArgs {
+    #[command(subcommand)]
+    what: What,
+    /// The result as one JSON object.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// What is measured.
+#[derive(Clone, Debug, Subcommand)]
+enum What {
+    /// How long after a server was killed (or stopped) a PUT and a GET of its keys first succeed.
+    Failover(failover::FailoverArgs),
+    /// How fast a killed server is filled again, and what the others' clients notice of it.
+    Copy(copy::CopyArgs),
+    /// What clients notice of a coordinator that is dead for a while.
+    Coordinator(coordinator::CoordinatorArgs),
+    /// Whether a large ring starts, survives kills and stops, and what it costs when idle.
+    Many(many::ManyArgs),
+}
+
+/// Measures, and prints.
+pub(crate) fn run(args: &MeasureArgs, programs: &Programs) -> anyhow::Result<bool> {
+    let dir = tempfile::Builder::new().prefix("kv-measure-").tempdir();
+    let dir = dir.context("make a directory for the cluster")?.keep();
+    let measured = match &args.what {
+        What::Failover(args) => failover::run(args, programs, &dir),
+        What::Copy(args) => copy::run(args, programs, &dir),
+        What::Coordinator(args) => coordinator::run(args, programs, &dir),
+        What::Many(args) => many::run(args, programs, &dir),
+    };
+    let figures = measured.with_context(|| format!("the logs are in {}", dir.display()))?;
+    let _ = std::fs::remove_dir_all(&dir);
+    let text = match args.json {
+        true => serde_json::to_string(&figures).expect("figures have names"),
+        false => render(&figures),
+    };
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(true)
+}
+
+/// One figure a line.
+fn render(figures: &Value) -> String {
+    let Some(figures) = figures.as_object() else { return figures.to_string() };
+    let width = figures.keys().map(String::len).max().unwrap_or(0);
+    let lines: Vec<String> =
+        figures.iter().map(|(name, value)| format!("{name:width$}  {value}")).collect();
+    lines.join("\n")
+}
+
+/// So much data, in values of one length, that each server of a ring holds `bytes` in its two tables.
+fn bulk(servers: u16, bytes: u64, value_bytes: usize) -> Bulk {
+    Bulk { count: bytes / 2 * u64::from(servers) / value_bytes as u64, value_bytes }
+}
+
+/// Milliseconds, to a hundredth.
+fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+/// The duration below which so many of a hundred are.
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((sorted.len() * percent / 100).min(last)).copied().unwrap_or_default()
+}
+
+/// How long operations took that began between two moments, sorted; and how many were not answered.
+#[derive(Debug, Default)]
+struct Latencies {
+    reads: Vec<Duration>,
+    writes: Vec<Duration>,
+    unanswered: u64,
+}
+
+impl Latencies {
+    fn between(records: &[Record], from_ns: i64, to_ns: i64) -> anyhow::Result<Latencies> {
+        let operations = Operations::pair(records)?;
+        let mut latencies = Latencies::default();
+        for (_, operation) in operations.all() {
+            if !(from_ns..to_ns).contains(&operation.start) {
+                continue;
+            }
+            // A refused condition is an answer too.
+            if operation.kind == Kind::Info || operation.entry.is_none() {
+                latencies.unanswered += 1;
+                continue;
+            }
+            let took = u64::try_from(operation.end - operation.start).unwrap_or(0);
+            let list = match operation.asked {
+                Asked::Read => &mut latencies.reads,
+                _ => &mut latencies.writes,
+            };
+            list.push(Duration::from_nanos(took));
+        }
+        latencies.reads.sort_unstable();
+        latencies.writes.sort_unstable();
+        Ok(latencies)
+    }
+}
+
+/// A size such as 64M or 2GiB.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no size; write 64M, 2G"))?;
+    let shift = match unit {
+        "" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        other => return Err(format!("unknown unit `{other}`; write K, M or G")),
+    };
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too much"))
+}
+
+/// Where a measurement keeps its cluster.
+fn cluster_dir(dir: &std::path::Path) -> PathBuf {
+    dir.join("cluster")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_the_sorted_list() {
+        let sorted: Vec<Duration> = (1..=100).map(Duration::from_millis).collect();
+        assert_eq!(percentile(&sorted, 50), Duration::from_millis(51));
+        assert_eq!(percentile(&sorted, 99), Duration::from_millis(100));
+        assert_eq!(percentile(&sorted[..1], 99), Duration::from_millis(1));
+        assert_eq!(percentile(&[], 50), Duration::ZERO);
+    }
+
+    #[test]
+    fn each_server_holds_what_was_asked_in_both_its_tables() {
+        assert_eq!(bulk(3, 2 << 30, 1 << 10).count, 3 << 20);
+        assert_eq!(parse_size("64M"), Ok(64 << 20));
+        assert!(parse_size("2X").is_err());
+    }
+}

@@ -1,0 +1,219 @@
+//! A network of namespaces on this machine, whose links can be cut one way or both.
+//!
+//! ```text
+//!   hub 10.77.0.1    this program and coord: a namespace of their own, with a bridge
+//!     |-- 10.77.0.2    the client processes
+//!     |-- 10.77.0.10   server 0: coord starts a small script as --server-binary, which enters the
+//!     |-- 10.77.0.11   server 1  namespace of its -S and puts that address behind --advertise
+//! ```
+//!
+//! A cut drops, in the receiver's namespace, all that comes from the sender: silently, as a broken
+//! network does; nobody is told by a reset. No namespace has a name: when this program ends, however it
+//! does, and the servers with it, nothing is left on the machine.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// The table of each namespace: whoever is in the set is not heard.
+const RULES: &str = "table inet cut {
+  set from { type ipv4_addr; }
+  chain input { type filter hook input priority 0; policy accept; ip saddr @from drop; }
+}
+";
+
+/// An end of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The coordinator.
+    Hub,
+    /// The client processes.
+    Clients,
+    /// A server.
+    Server(u16),
+}
+
+impl End {
+    fn address(self) -> String {
+        match self {
+            End::Hub => "10.77.0.1".into(),
+            End::Clients => "10.77.0.2".into(),
+            End::Server(id) => format!("10.77.0.{}", 10 + id),
+        }
+    }
+}
+
+/// The namespaces; each lives as long as its file is open.
+#[derive(Debug)]
+pub(crate) struct Network {
+    clients: File,
+    servers: Vec<File>,
+}
+
+/// What is missing for a network, in words; `None`: nothing.
+pub(crate) fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("cutting links needs root (run `sudo make chaos`)".into());
+    }
+    for (tool, package) in [("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")] {
+        let found = Command::new(tool).arg("--version").output();
+        // `ip` knows -V alone, and answers --version with an error.
+        if found.is_err() {
+            return Some(format!("cutting links needs {tool} (Debian package {package})"));
+        }
+    }
+    None
+}
+
+impl Network {
+    /// Moves this program into a namespace of its own, and makes one for the clients and for each of as
+    /// many servers. Must be called by the main thread before there are others.
+    pub(crate) fn make(servers: u16) -> anyhow::Result<Network> {
+        leave_network().context("make a network namespace for this program")?;
+        run("ip", &["link", "set", "lo", "up"])?;
+        run("ip", &["link", "add", "hub", "type", "bridge"])?;
+        run("ip", &["address", "add", "10.77.0.1/24", "dev", "hub"])?;
+        run("ip", &["link", "set", "hub", "up"])?;
+        feed("nft", &["-f", "-"], RULES)?;
+        let clients = namespace(End::Clients, "clients")?;
+        let servers: anyhow::Result<Vec<File>> =
+            (0..servers).map(|id| namespace(End::Server(id), &format!("server{id}"))).collect();
+        Ok(Network { clients, servers: servers? })
+    }
+
+    /// The address of coordinator and servers' clients.
+    pub(crate) fn hub(&self) -> String {
+        End::Hub.address()
+    }
+
+    /// Writes the script that starts a server in its namespace.
+    pub(crate) fn write_wrapper(&self, dir: &Path, server: &Path) -> anyhow::Result<PathBuf> {
+        let spaces: String = (0..).zip(&self.servers).fold(String::new(), |text, (id, file)| {
+            let address = End::Server(id).address();
+            text + &format!("{id}) address={address} space={} ;;\n", path_of(file))
+        });
+        let script = format!(
+            "#!/bin/sh\n\
+             # Starts the server of -S in its own network namespace, under its own address.\n\
+             set -eu\n\
+             id= last=\n\
+             for word; do\n\
+             case $last in -S|--id) id=$word ;; esac\n\
+             last=$word\n\
+             done\n\
+             case $id in\n{spaces}*) exec '{server}' \"$@\" ;;\nesac\n\
+             last=\n\
+             for word; do\n\
+             shift\n\
+             case $last in --advertise) word=$address ;; esac\n\
+             last=$word\n\
+             set -- \"$@\" \"$word\"\n\
+             done\n\
+             exec nsenter --net=\"$space\" '{server}' \"$@\"\n",
+            server = server.display()
+        );
+        let path = dir.join("server-in-its-namespace");
+        fs::write(&path, script).with_context(|| format!("write {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path)
+    }
+
+    /// A command that runs where the clients are.
+    pub(crate) fn enter_clients(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", path_of(&self.clients))).arg(program);
+        command
+    }
+
+    /// From now on `to` does not hear `from`.
+    pub(crate) fn cut(&self, from: End, to: End) -> anyhow::Result<()> {
+        let element = format!("{{ {} }}", from.address());
+        self.nft(to, &["add", "element", "inet", "cut", "from", &element])
+    }
+
+    /// All links work again.
+    pub(crate) fn heal(&self) -> anyhow::Result<()> {
+        let servers = (0..).zip(&self.servers).map(|(id, _)| End::Server(id));
+        [End::Hub, End::Clients]
+            .into_iter()
+            .chain(servers)
+            .try_for_each(|end| self.nft(end, &["flush", "set", "inet", "cut", "from"]))
+    }
+
+    fn nft(&self, end: End, arguments: &[&str]) -> anyhow::Result<()> {
+        let file = match end {
+            End::Hub => return run("nft", arguments),
+            End::Clients => &self.clients,
+            End::Server(id) => &self.servers[usize::from(id)],
+        };
+        let space = format!("--net={}", path_of(file));
+        let words: Vec<&str> =
+            [&space, "nft"].into_iter().chain(arguments.iter().copied()).collect();
+        run("nsenter", &words)
+    }
+}
+
+/// Makes a namespace with one link to the hub.
+fn namespace(end: End, name: &str) -> anyhow::Result<File> {
+    // A thread that moves into a new one, and leaves it open here.
+    let made = std::thread::spawn(|| -> anyhow::Result<File> {
+        leave_network()?;
+        Ok(File::open("/proc/thread-self/ns/net")?)
+    });
+    let file = made.join().expect("a thread does not panic").context("make a network namespace")?;
+    let (space, far) = (path_of(&file), format!("{name}-hub"));
+    run("ip", &["link", "add", &far, "type", "veth", "peer", "name", "eth0", "netns", &space])?;
+    run("ip", &["link", "set", &far, "master", "hub", "up"])?;
+    let inside = format!("--net={space}");
+    let address = format!("{}/24", end.address());
+    for words in [
+        &["ip", "link", "set", "lo", "up"][..],
+        &["ip", "address", "add", &address, "dev", "eth0"],
+        &["ip", "link", "set", "eth0", "up"],
+    ] {
+        let all: Vec<&str> = [&inside[..]].into_iter().chain(words.iter().copied()).collect();
+        run("nsenter", &all)?;
+    }
+    feed("nsenter", &[&inside, "nft", "-f", "-"], RULES)?;
+    Ok(file)
+}
+
+/// A path by which other processes reach a file that this one has open.
+fn path_of(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+}
+
+fn leave_network() -> rustix::io::Result<()> {
+    // SAFETY: a network namespace is no memory and no descriptor; what is open stays open.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+}
+
+fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    feed(program, arguments, "")
+}
+
+fn feed(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<()> {
+    let shown = || format!("{program} {}", arguments.join(" "));
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(shown)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // What does not read its input fails below.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().with_context(shown)?;
+    if !output.status.success() {
+        bail!("{}: {}", shown(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! A whole run: which rounds there are, and in which order.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::abilities::Abilities;
+use crate::args::Args;
+use crate::cluster::Programs;
+use crate::faults::{self, Double, Fault, Policy, Turns};
+use crate::network::{self, Network};
+use crate::random::Random;
+use crate::report::Report;
+use crate::round::{Aim, Outcome, Round, show_log_ends};
+
+/// Faults of a round; a new cluster follows.
+const FAULTS_A_ROUND: u32 = 20;
+/// One fault in so many is two servers at once, which ends its round.
+const DOUBLE_ONE_IN: u32 = 8;
+/// A run gives up after so many failed rounds.
+const MOST_FAILED: usize = 3;
+/// The slice that `make test` runs.
+const SLICE_FAULTS: u32 = 28;
+const SLICE_MINUTES: f64 = 2.0;
+
+/// What is to be run.
+struct Wanted {
+    seed: u64,
+    faults: u32,
+    sizes: Vec<u16>,
+    cuts: bool,
+    doubles: bool,
+    until: Option<Instant>,
+}
+
+/// Runs everything; true: all held.
+pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
+    let start = Instant::now();
+    let programs = Programs::find(args.programs.as_deref())?;
+    let abilities = Abilities::of(&programs.coord, args.coordinator_restart)?;
+    let mut left_out = Vec::new();
+    if !abilities.restart {
+        left_out.push("coordinator killed: `coord` does not take running servers over yet".into());
+    }
+    if !abilities.restore {
+        left_out.push("restoring after a shutdown: `coord` has no --restore yet".into());
+    }
+    let wanted = Wanted::of(args, start, &mut left_out);
+    // Before there is any other thread.
+    let network = match wanted.cuts {
+        true => Some(Network::make(wanted.sizes.iter().copied().max().unwrap_or(3))?),
+        false => None,
+    };
+    let (base, keep) = base_directory(args)?;
+    let mut possible = (faults::all(abilities, false), faults::all(abilities, network.is_some()));
+    if let Some(only) = &args.only {
+        let is_wanted = |fault: &Fault| fault.to_string().contains(&only[..]);
+        possible.0.retain(is_wanted);
+        possible.1.retain(is_wanted);
+        anyhow::ensure!(!possible.1.is_empty(), "no fault that is possible here is named `{only}`");
+    }
+    let bar = progress(wanted.faults);
+    let mut report = Report::new(wanted.seed, left_out);
+    let (mut turns, mut random) = (Turns::default(), Random::new(wanted.seed));
+    let mut failed = 0;
+    for (number, (servers, aim)) in plan(&wanted).into_iter().enumerate() {
+        if wanted.until.is_some_and(|until| Instant::now() > until) {
+            break;
+        }
+        // Two rounds of three in the network; what runs without it is the usual case.
+        let network = network.as_ref().filter(|_| number % 3 != 2 || possible.0.is_empty());
+        let round = Round {
+            programs: &programs,
+            dir: base.join(format!("round-{number:02}")),
+            servers,
+            shards: if number % 2 == 0 { 1 } else { 2 },
+            aim,
+            possible: if network.is_some() { &possible.1 } else { &possible.0 },
+            abilities,
+            network,
+            seed: random.any(),
+            until: wanted.until,
+        };
+        let outcome = round.run(&mut turns, &mut |struck| {
+            bar.inc(1);
+            bar.set_message(struck.name.clone());
+        });
+        bar.suspend(|| tell(number, &outcome));
+        report.add(&outcome);
+        if !outcome.failures.is_empty() {
+            failed += 1;
+            show_log_ends(&outcome.dir);
+        } else if !keep {
+            let _ = std::fs::remove_dir_all(&outcome.dir);
+        }
+        if failed == MOST_FAILED {
+            break;
+        }
+    }
+    bar.finish_and_clear();
+    let is_short = report.faults() < u64::from(wanted.faults);
+    if is_short && wanted.until.is_none() && failed == 0 {
+        report.fail(format!("only {} of {} faults were injected", report.faults(), wanted.faults));
+    }
+    report.end(start.elapsed());
+    if report.is_good() && !keep {
+        let _ = std::fs::remove_dir_all(&base);
+    }
+    let text = if args.json { report.to_json() } else { report.render() };
+    // Whoever reads may be gone; the exit status tells.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(report.is_good())
+}
+
+impl Wanted {
+    fn of(args: &Args, start: Instant, left_out: &mut Vec<String>) -> Wanted {
+        let after = |minutes: f64| start + Duration::from_secs_f64(minutes * 60.0);
+        if args.slice {
+            left_out.push("links cut: not in the slice".into());
+            return Wanted {
+                seed: 1,
+                faults: SLICE_FAULTS,
+                sizes: vec![3],
+                cuts: false,
+                doubles: true,
+                until: Some(after(SLICE_MINUTES)),
+            };
+        }
+        let cuts = match network::missing() {
+            _ if args.no_cuts => false,
+            None => true,
+            Some(why) => {
+                left_out.push(format!("links cut: {why}"));
+                false
+            }
+        };
+        Wanted {
+            seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32),
+            faults: args.faults,
+            sizes: args.servers.map_or(vec![3, 5], |servers| vec![servers]),
+            cuts,
+            doubles: !args.no_double_faults && args.only.is_none(),
+            until: args.minutes.map(after),
+        }
+    }
+}
+
+/// All rounds: those with one fault after the other, and between them those of two servers at once, so
+/// that a run that is cut short has seen both.
+fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
+    let doubles = if wanted.doubles { wanted.faults / DOUBLE_ONE_IN } else { 0 };
+    let mut ones = wanted.faults - doubles;
+    let (mut plan, mut seconds) = (Vec::new(), 0);
+    let rounds = ones.div_ceil(FAULTS_A_ROUND).max(1);
+    let mut size = (0..).map(|number| wanted.sizes[number % wanted.sizes.len()]);
+    let mut next_size = || size.next().unwrap_or(3);
+    for round in 0..rounds {
+        let count = ones.min(FAULTS_A_ROUND);
+        ones -= count;
+        if count > 0 {
+            plan.push((next_size(), Aim::One(count)));
+        }
+        while seconds < doubles * (round + 1) / rounds {
+            plan.push((next_size(), Aim::Two(double(seconds))));
+            seconds += 1;
+        }
+    }
+    plan
+}
+
+/// The policies and neighbours in turns, the steps in turns of those.
+fn double(number: u32) -> Double {
+    let policy = [Policy::Shutdown, Policy::Isolate][usize::from(number % 2 == 1)];
+    let step = u8::try_from(number / 4 % 5).expect("below 5");
+    Double { policy, next: number / 2 % 2 != 1, step }
+}
+
+/// Where the rounds have their directories, and whether they stay.
+fn base_directory(args: &Args) -> anyhow::Result<(PathBuf, bool)> {
+    match &args.keep {
+        Some(directory) => {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("make {}", directory.display()))?;
+            Ok((std::path::absolute(directory)?, true))
+        }
+        None => {
+            let made = tempfile::Builder::new().prefix("kv-chaos-").tempdir();
+            Ok((made.context("make a directory for the rounds")?.keep(), false))
+        }
+    }
+}
+
+fn progress(faults: u32) -> ProgressBar {
+    let bar = ProgressBar::new(u64::from(faults));
+    let style = ProgressStyle::with_template("{wide_bar} {pos} of {len} faults, {elapsed}: {msg}");
+    bar.set_style(style.expect("the template is right"));
+    bar
+}
+
+/// A line for each round.
+fn tell(number: usize, outcome: &Outcome) {
+    let counts = &outcome.counts;
+    let end = match outcome.failures.first() {
+        Some(failure) => format!("FAILED: {failure}; kept in {}", outcome.dir.display()),
+        None => "all held".into(),
+    };
+    eprintln!(
+        "round {number}: {} servers, {} faults in {:.0} s, {} operations ({} in doubt), longest stall {} ms: {end}",
+        outcome.servers,
+        outcome.struck.len(),
+        outcome.took.as_secs_f64(),
+        counts.ok + counts.fail + counts.info,
+        counts.info,
+        counts.longest_stall.as_millis(),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_has_as_many_faults_as_asked_in_clusters_of_both_sizes() {
+        let wanted = Wanted {
+            seed: 1,
+            faults: 200,
+            sizes: vec![3, 5],
+            cuts: false,
+            doubles: true,
+            until: None,
+        };
+        let plan = plan(&wanted);
+        let faults = |aim: &Aim| match aim {
+            Aim::One(faults) => *faults,
+            Aim::Two(_) => 1,
+        };
+        assert_eq!(plan.iter().map(|(_, aim)| faults(aim)).sum::<u32>(), 200);
+        for size in [3, 5] {
+            let of_size = || plan.iter().filter(|(servers, _)| *servers == size);
+            assert!(of_size().any(|(_, aim)| matches!(aim, Aim::One(_))));
+            for policy in [Policy::Shutdown, Policy::Isolate] {
+                let is_it = |aim: &Aim| matches!(aim, Aim::Two(double) if double.policy == policy);
+                assert!(of_size().any(|(_, aim)| is_it(aim)), "{size} {policy:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Carries faults out, aimed at a moment at which a write is in flight.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use crate::clock::now_ns;
+use crate::cluster::Cluster;
+use crate::faults::{Double, Far, Fault, Two, Way};
+use crate::load::Load;
+use crate::network::{End, Network};
+use crate::process::{self, Signal};
+use crate::random::Random;
+use crate::steps::{Steps, Told};
+
+/// How long a shot waits for a write to be in flight.
+const AIM: Duration = Duration::from_millis(100);
+/// How long a server hangs: longer than the grace (625 ms), often long enough to be given up.
+const HANG_MS: (u64, u64) = (700, 2_500);
+/// How long a link stays cut.
+const CUT_MS: (u64, u64) = (800, 4_000);
+/// How long a step of a recovery may be waited for.
+const STEP_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at the log.
+const LOOK_EVERY: Duration = Duration::from_micros(200);
+
+/// A fault that was injected.
+#[derive(Clone, Debug)]
+pub(crate) struct Struck {
+    /// Its line in the table.
+    pub(crate) name: String,
+    pub(crate) victim: u16,
+    /// By the clock of the history.
+    pub(crate) time_ns: i64,
+    /// The groups of the victim; all, where the coordinator was struck alone.
+    pub(crate) groups: Vec<u16>,
+}
+
+/// Whoever strikes one cluster.
+pub(crate) struct Striker<'a> {
+    pub(crate) cluster: &'a mut Cluster,
+    pub(crate) load: &'a Load,
+    pub(crate) network: Option<&'a Network>,
+    pub(crate) random: &'a mut Random,
+    steps: Steps,
+}
+
+impl<'a> Striker<'a> {
+    pub(crate) fn new(
+        cluster: &'a mut Cluster,
+        load: &'a Load,
+        network: Option<&'a Network>,
+        random: &'a mut Random,
+    ) -> Striker<'a> {
+        let steps = Steps::from_now(&cluster.log());
+        Striker { cluster, load, network, random, steps }
+    }
+
+    /// Injects one fault into a cluster that is whole. When this returns nothing is held any more, but
+    /// the cluster may not be whole yet.
+    pub(crate) fn strike(&mut self, fault: Fault) -> anyhow::Result<Struck> {
+        let count = self.cluster.setting.servers;
+        let victim = u16::try_from(self.random.below(u64::from(count))).expect("a server");
+        let pid = self.cluster.server_pid(victim)?;
+        let mut name = fault.to_string();
+        let mut groups = self.groups_of(victim);
+        self.steps.news();
+        let time_ns = match fault {
+            Fault::Kill => self.hit(&groups, pid, Signal::KILL),
+            Fault::Hang => {
+                let time = self.hit(&groups, pid, Signal::STOP);
+                self.pause(HANG_MS);
+                process::signal(pid, Signal::CONT);
+                time
+            }
+            Fault::Replacement(step) => {
+                let (time, met) = self.replacement(victim, pid, step)?;
+                name = match met {
+                    Some(met) => Fault::Replacement(met).to_string(),
+                    None => Fault::Kill.to_string(),
+                };
+                time
+            }
+            Fault::Coordinator(None) => {
+                groups = (0..count).collect();
+                self.load.flight.aim(&groups, AIM);
+                let time = now_ns();
+                self.cluster.kill_coordinator()?;
+                self.pause((20, 800));
+                self.cluster.restart_coordinator()?;
+                time
+            }
+            Fault::Coordinator(Some(step)) => {
+                let time = self.hit(&groups, pid, Signal::KILL);
+                let met = self.await_step(victim, step)?;
+                self.cluster.kill_coordinator()?;
+                name = Fault::Coordinator(met).to_string();
+                self.pause((20, 800));
+                self.cluster.restart_coordinator()?;
+                time
+            }
+            Fault::Cut(far, way) => {
+                self.load.flight.aim(&groups, AIM);
+                let time = now_ns();
+                self.cut(victim, far, way)?;
+                self.pause(CUT_MS);
+                self.network()?.heal()?;
+                time
+            }
+            Fault::Two(two) => self.two(two, victim, pid, &groups)?,
+        };
+        Ok(Struck { name, victim, time_ns, groups })
+    }
+
+    fn two(&mut self, two: Two, victim: u16, pid: u32, groups: &[u16]) -> anyhow::Result<i64> {
+        Ok(match two {
+            Two::HangAndKill => {
+                let time = self.hit(groups, pid, Signal::STOP);
+                self.pause((50, 1_500));
+                process::signal(pid, Signal::KILL);
+                time
+            }
+            Two::CutAndHang => {
+                self.load.flight.aim(groups, AIM);
+                let time = now_ns();
+                self.cut(victim, Far::Next, Way::Both)?;
+                self.pause((20, 400));
+                process::signal(pid, Signal::STOP);
+                self.pause(HANG_MS);
+                process::signal(pid, Signal::CONT);
+                self.network()?.heal()?;
+                time
+            }
+            Two::CutAndKill => {
+                self.load.flight.aim(groups, AIM);
+                let time = now_ns();
+                self.cut(victim, Far::Next, Way::Both)?;
+                self.pause((20, 200));
+                process::signal(pid, Signal::KILL);
+                self.pause((100, 1_500));
+                self.network()?.heal()?;
+                time
+            }
+            Two::KillAndCoordinator => {
+                let time = self.hit(groups, pid, Signal::KILL);
+                self.cluster.kill_coordinator()?;
+                self.pause((20, 800));
+                self.cluster.restart_coordinator()?;
+                time
+            }
+        })
+    }
+
+    /// Kills a server, and a neighbour of it in a step of the recovery. Returns both places, and whether
+    /// the recovery was still going on.
+    pub(crate) fn strike_two(&mut self, double: Double) -> anyhow::Result<(Struck, u16, bool)> {
+        let count = self.cluster.setting.servers;
+        let victim = u16::try_from(self.random.below(u64::from(count))).expect("a server");
+        let other = if double.next { victim + 1 } else { victim + count - 1 } % count;
+        let (pid, other_pid) = (self.cluster.server_pid(victim)?, self.cluster.server_pid(other)?);
+        let groups = self.groups_of(victim);
+        self.steps.news();
+        let time_ns = self.hit(&groups, pid, Signal::KILL);
+        let met = self.await_step(victim, double.step)?;
+        process::signal(other_pid, Signal::KILL);
+        let struck = Struck { name: double.to_string(), victim, time_ns, groups };
+        Ok((struck, other, met.is_some()))
+    }
+
+    /// Kills a server, and the process that replaces it in this step. Returns when, and in which step it
+    /// was according to the log.
+    fn replacement(
+        &mut self,
+        victim: u16,
+        pid: u32,
+        step: u8,
+    ) -> anyhow::Result<(i64, Option<u8>)> {
+        let groups = self.groups_of(victim);
+        // In step 0 the old process is there as long as it hangs.
+        let first = if step == 0 { Signal::STOP } else { Signal::KILL };
+        let mut time = self.hit(&groups, pid, first);
+        let (mut target, mut met) = (pid, None);
+        let until = Instant::now() + STEP_PATIENCE;
+        let mut is_due = false;
+        while !is_due {
+            if Instant::now() > until {
+                process::signal(pid, Signal::CONT);
+                bail!("step {step} of server {victim} has not come within {STEP_PATIENCE:?}");
+            }
+            for (id, told) in self.steps.news() {
+                match told {
+                    _ if id != victim => {}
+                    Told::Started { pid } => {
+                        target = pid;
+                        is_due |= step == 1;
+                    }
+                    Told::Step(now) => {
+                        met = Some(now);
+                        is_due |= now == step && step != 1 || now > step;
+                    }
+                    Told::Back => return Ok((time, None)),
+                    Told::Down => {}
+                }
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        if target != pid || step == 0 {
+            time = now_ns();
+            process::signal(target, Signal::KILL);
+        }
+        // The step it died in is the last before its end is told.
+        let until = Instant::now() + STEP_PATIENCE;
+        while Instant::now() < until {
+            for (id, told) in self.steps.news() {
+                match told {
+                    Told::Step(now) if id == victim => met = Some(now),
+                    Told::Started { .. } | Told::Down if id == victim => return Ok((time, met)),
+                    Told::Back if id == victim => return Ok((time, None)),
+                    _ => {}
+                }
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        bail!("the death of the process that replaces server {victim} was not noticed")
+    }
+
+    /// Waits for a step of a server's recovery, or a later one; `None`: it is over already.
+    fn await_step(&mut self, victim: u16, step: u8) -> anyhow::Result<Option<u8>> {
+        let until = Instant::now() + STEP_PATIENCE;
+        while Instant::now() < until {
+            let mut found = None;
+            for (id, told) in self.steps.news() {
+                match told {
+                    Told::Step(now) if id == victim && now >= step => found = Some(Some(now)),
+                    Told::Back if id == victim => found = Some(None),
+                    _ => {}
+                }
+            }
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        bail!("step {step} of server {victim} has not come within {STEP_PATIENCE:?}")
+    }
+
+    fn groups_of(&self, server: u16) -> Vec<u16> {
+        let count = self.cluster.setting.servers;
+        vec![server, (server + count - 1) % count]
+    }
+
+    /// Sends a signal when a write to one of these groups is in flight.
+    fn hit(&self, groups: &[u16], pid: u32, signal: Signal) -> i64 {
+        self.load.flight.aim(groups, AIM);
+        let time = now_ns();
+        process::signal(pid, signal);
+        time
+    }
+
+    fn pause(&mut self, (low, high): (u64, u64)) {
+        std::thread::sleep(Duration::from_millis(self.random.between(low, high)));
+    }
+
+    fn network(&self) -> anyhow::Result<&'a Network> {
+        self.network.context("a link is to be cut where there is no network")
+    }
+
+    fn cut(&self, victim: u16, far: Far, way: Way) -> anyhow::Result<()> {
+        let (network, count) = (self.network()?, self.cluster.setting.servers);
+        let own = End::Server(victim);
+        let ends = match far {
+            Far::Next => vec![End::Server((victim + 1) % count)],
+            Far::Coordinator => vec![End::Hub],
+            Far::Clients => vec![End::Clients],
+            Far::Everybody => (0..count)
+                .filter(|id| *id != victim)
+                .map(End::Server)
+                .chain([End::Hub, End::Clients])
+                .collect(),
+        };
+        for end in ends {
+            if way != Way::In {
+                network.cut(own, end)?;
+            }
+            if way != Way::Out {
+                network.cut(end, own)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,493 @@
+//! What a round comes to: its history, its dumps, and both together.
+//!
+//! ```text
+//!   history + what the dumps hold at the end, as reads -> one register for each key; each write once
+//!   the same with one answer that cannot be            -> must be rejected
+//!   dumps of i.primary and (i+1).secondary             -> equal, entry by entry
+//!   last write of each dump                            -> between those acknowledged and those sent
+//!   the data that the round began with                 -> there
+//! ```
+//!
+//! That every acknowledged write is in the dumps needs no check of its own: a key's last read is what its
+//! dump holds, and no register explains one that has forgotten.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use kv_core::cluster::DurableState;
+use kv_core::dump::{Dump, DumpHeader, HeldAs};
+use kv_core::restore;
+use kv_history::{
+    Effects, Function, Kind, Operations, Payload, Reason, Record, corrupted, effects,
+};
+use kv_protocol::placement::Placement;
+use kv_protocol::{Digest, GroupId, ShardId};
+
+use crate::bulk::Bulk;
+use crate::load::write_history;
+use crate::strike::Struck;
+use crate::worker::value_of;
+
+/// The process number of the last reads.
+const LAST_READER: u32 = u32::MAX;
+/// How long an operation can be in flight.
+const DEADLINE_NS: i64 = 5_000_000_000;
+
+/// A group's shard.
+type Place = (GroupId, ShardId);
+
+/// What was counted in a round.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) ok: u64,
+    pub(crate) fail: u64,
+    pub(crate) info: u64,
+    /// Of those that failed: not for a reason that the caller gave (a condition, an absent key).
+    pub(crate) unserved: u64,
+    pub(crate) keys: u64,
+    pub(crate) unknown: u64,
+    pub(crate) illegal: u64,
+    /// The longest that no operation of some place ended well although one was asked.
+    pub(crate) longest_stall: Duration,
+    /// By fault, in their order: whether a write to its groups was in flight.
+    pub(crate) in_flight: Vec<bool>,
+    /// By fault: the longest stall that it, or what follows before the next, is within.
+    pub(crate) stalls: Vec<Duration>,
+}
+
+/// The entries that are there at the end, by place; places that are LOST have none.
+#[derive(Debug, Default)]
+pub(crate) struct Remains {
+    shards: HashMap<Place, Remain>,
+}
+
+#[derive(Debug)]
+struct Remain {
+    entries: HashMap<Vec<u8>, (Vec<u8>, u64)>,
+    last: u64,
+}
+
+impl Remains {
+    /// The dumps of a cluster that was whole and was stopped: those of a group must agree.
+    pub(crate) fn of_whole(
+        dir: &Path,
+        placement: Placement,
+        lost: &[GroupId],
+    ) -> anyhow::Result<Remains> {
+        let mut remains = Remains::default();
+        for group in (0..placement.servers()).map(GroupId).filter(|group| !lost.contains(group)) {
+            let home = group.0;
+            let primary = read_dump(&dir.join(format!("server_{home}.primary")))?;
+            let after = (home + 1) % placement.servers();
+            let secondary = read_dump(&dir.join(format!("server_{after}.secondary")))?;
+            agree(group, placement, &primary, &secondary)?;
+            (0..placement.shards())
+                .for_each(|shard| remains.take(&primary, ShardId(shard), placement));
+        }
+        Ok(remains)
+    }
+
+    /// What a restore would take: of every place the newest dump that counts. `dead` are the places of
+    /// the ring whose processes were killed; every group that the last views leave to another one must
+    /// be there.
+    pub(crate) fn of_survivors(
+        dir: &Path,
+        placement: Placement,
+        dead: &[u16],
+    ) -> anyhow::Result<Remains> {
+        let state = read_state(&dir.join("coordinator.state"))?;
+        let mut dumps: Vec<Dump> = Vec::new();
+        for id in (0..placement.servers()).filter(|id| !dead.contains(id)) {
+            for role in ["primary", "secondary"] {
+                let path = dir.join(format!("server_{id}.{role}"));
+                let holds = state.views.iter().any(|view| {
+                    let is_its = |member: Option<kv_protocol::Member>| {
+                        member.is_some_and(|member| member.server.0 == id)
+                    };
+                    let is_group = match role {
+                        "primary" => view.group.0 == id,
+                        _ => view.group.home_secondary(placement.servers()).0 == id,
+                    };
+                    is_group && (is_its(view.primary) || is_its(view.secondary()))
+                });
+                match path.exists() {
+                    true => dumps.push(read_dump(&path)?),
+                    false => ensure!(
+                        !holds,
+                        "server {id} lives and holds a group, and left no {}",
+                        path.display()
+                    ),
+                }
+            }
+        }
+        let headers: Vec<DumpHeader> = dumps.iter().map(|dump| dump.header.clone()).collect();
+        let plan = restore::choose(&state, &headers)?;
+        let mut remains = Remains::default();
+        for view in &state.views {
+            let holders = [view.primary, view.secondary()];
+            let lives = holders.iter().flatten().any(|member| !dead.contains(&member.server.0));
+            for shard in (0..placement.shards()).map(ShardId) {
+                match plan.source(view.group, shard) {
+                    Some(source) => remains.take(&dumps[source.dump.0], shard, placement),
+                    None => ensure!(
+                        !lives,
+                        "a holder of group {} lives, and no complete dump of it counts: {view:?}",
+                        view.group
+                    ),
+                }
+            }
+        }
+        Ok(remains)
+    }
+
+    fn take(&mut self, dump: &Dump, shard: ShardId, placement: Placement) {
+        let place = (dump.header.origin.group, shard);
+        let is_there = |digest| placement.locate(digest) == place;
+        let entries = dump.entries.iter().filter(|entry| is_there(entry.digest));
+        let entries =
+            entries.map(|entry| (entry.key.clone(), (entry.value.clone(), entry.sn.0))).collect();
+        let last = dump.header.shards[usize::from(shard.0)].last.0;
+        self.shards.insert(place, Remain { entries, last });
+    }
+
+    /// The groups of which nothing is left.
+    pub(crate) fn lost(&self, placement: Placement) -> Vec<GroupId> {
+        let groups = (0..placement.servers()).map(GroupId);
+        groups.filter(|group| !self.shards.contains_key(&(*group, ShardId(0)))).collect()
+    }
+
+    fn at(&self, place: Place) -> Option<&Remain> {
+        self.shards.get(&place)
+    }
+}
+
+/// Judges a round. What is wrong is told in `failures`.
+pub(crate) fn judge(
+    dir: &Path,
+    placement: Placement,
+    mut records: Vec<Record>,
+    remains: &Remains,
+    bulk: Bulk,
+    struck: &[Struck],
+    failures: &mut Vec<String>,
+) -> anyhow::Result<Counts> {
+    let place_of = |key: &str| placement.locate(Digest::of(key.as_bytes()));
+    let live = Operations::pair(&records)?;
+    let mut counts = count(&live);
+    let stalls = stalls(&live, |key| {
+        let place = place_of(key);
+        remains.at(place).is_some().then_some(place)
+    });
+    counts.longest_stall = longest(&stalls, i64::MIN, i64::MAX);
+    counts.stalls = (0..struck.len())
+        .map(|at| {
+            let next = struck.get(at + 1).map_or(i64::MAX, |fault| fault.time_ns);
+            longest(&stalls, struck[at].time_ns, next)
+        })
+        .collect();
+    counts.in_flight = struck.iter().map(|fault| was_in_flight(&live, placement, fault)).collect();
+    read_last(&mut records, &live, remains, place_of);
+    write_history(&dir.join("history.jsonl"), &records)?;
+    let operations = Operations::pair(&records)?;
+    for (key, verdict) in operations.judge() {
+        match verdict {
+            kv_history::Verdict::Unknown => counts.unknown += 1,
+            _ => counts.illegal += 1,
+        }
+        let path = dir.join(format!("key-{key}.txt"));
+        let lines: Vec<String> =
+            operations.by_key[key].iter().map(|operation| format!("{operation:?}")).collect();
+        fs::write(&path, lines.join("\n")).with_context(|| format!("write {}", path.display()))?;
+        failures.push(format!("key {key:?} is {verdict:?}; its history is in {}", path.display()));
+    }
+    match effects(&operations, place_of) {
+        Ok(found) => check_numbers(&found, remains, placement, bulk, failures),
+        Err(twice) => failures.push(twice.to_string()),
+    }
+    check_bulk(remains, placement, bulk, failures);
+    check_checker(dir, &records, &operations, failures)?;
+    Ok(counts)
+}
+
+fn count(operations: &Operations) -> Counts {
+    let mut counts = Counts { keys: operations.by_key.len() as u64, ..Counts::default() };
+    for (_, operation) in operations.all() {
+        match operation.kind {
+            Kind::Ok => counts.ok += 1,
+            Kind::Info => counts.info += 1,
+            _ => counts.fail += 1,
+        }
+        let is_answer = matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
+        counts.unserved += u64::from(operation.kind == Kind::Fail && !is_answer);
+    }
+    counts
+}
+
+/// Adds, for every key, a read of what the dump holds.
+fn read_last(
+    records: &mut Vec<Record>,
+    operations: &Operations,
+    remains: &Remains,
+    place_of: impl Fn(&str) -> Place,
+) {
+    let mut time_ns = records.last().map_or(0, |record| record.time_ns);
+    for key in operations.by_key.keys() {
+        let Some(remain) = remains.at(place_of(key)) else { continue };
+        let found = remain.entries.get(key.as_bytes());
+        let value = Payload::One(found.map(|(value, _)| value_of(value)));
+        let version = found.map(|(_, version)| *version);
+        let record = |kind, time_ns, value, version| Record {
+            process: LAST_READER,
+            kind,
+            f: Function::Read,
+            key: key.clone(),
+            value,
+            time_ns,
+            version,
+            error: None,
+        };
+        records.push(record(Kind::Invoke, time_ns + 1, Payload::One(None), None));
+        records.push(record(Kind::Ok, time_ns + 2, value, version));
+        time_ns += 2;
+    }
+}
+
+/// Every write takes one number of its place, and nothing else does.
+fn check_numbers(
+    found: &HashMap<Place, Effects>,
+    remains: &Remains,
+    placement: Placement,
+    bulk: Bulk,
+    failures: &mut Vec<String>,
+) {
+    let mut stored: HashMap<Place, u64> = HashMap::new();
+    for number in 0..bulk.count {
+        let key = Bulk::key(number);
+        *stored.entry(placement.locate(Digest::of(key.as_bytes()))).or_default() += 1;
+    }
+    for (place, remain) in &remains.shards {
+        let effects = found.get(place).copied().unwrap_or_default();
+        let before = stored.get(place).copied().unwrap_or(0);
+        let (least, most) = (before + effects.acknowledged, before + effects.sent);
+        if remain.last < least.max(effects.highest) || remain.last > most {
+            failures.push(format!(
+                "group {}, shard {}: its last write has number {}; {least} were acknowledged (the \
+                 highest as {}), {most} were sent",
+                place.0, place.1, remain.last, effects.highest
+            ));
+        }
+    }
+}
+
+fn check_bulk(remains: &Remains, placement: Placement, bulk: Bulk, failures: &mut Vec<String>) {
+    let is_missing = |number: &u64| {
+        let key = Bulk::key(*number);
+        let Some(remain) = remains.at(placement.locate(Digest::of(key.as_bytes()))) else {
+            return false;
+        };
+        remain.entries.get(key.as_bytes()).is_none_or(|(value, _)| *value != bulk.value(*number))
+    };
+    let missing: Vec<u64> = (0..bulk.count).filter(is_missing).collect();
+    if let Some(first) = missing.first() {
+        let count = missing.len();
+        failures.push(format!(
+            "{count} of the entries that were there first are lost or wrong, {first} among them"
+        ));
+    }
+}
+
+/// The copy with one answer that cannot be must be rejected, read from its file as any other would be.
+fn check_checker(
+    dir: &Path,
+    records: &[Record],
+    operations: &Operations,
+    failures: &mut Vec<String>,
+) -> anyhow::Result<()> {
+    let Some((copy, key)) = corrupted(records, operations) else {
+        failures.push("nothing was read in the whole round: no history to corrupt".into());
+        return Ok(());
+    };
+    let path = dir.join("history-corrupted.jsonl");
+    write_history(&path, &copy)?;
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let copy = Operations::pair(&Record::parse_all(&text)?)?;
+    if !copy.judge().iter().any(|(found, _)| *found == key) {
+        failures.push(format!(
+            "the checker accepts a history that cannot be: {}, key {key}",
+            path.display()
+        ));
+    }
+    Ok(())
+}
+
+fn was_in_flight(operations: &Operations, placement: Placement, fault: &Struck) -> bool {
+    operations.all().any(|(key, operation)| {
+        let end = operation.end.min(operation.start.saturating_add(DEADLINE_NS));
+        operation.asked != kv_history::Asked::Read
+            && operation.start <= fault.time_ns
+            && fault.time_ns < end
+            && fault.groups.contains(&placement.locate(Digest::of(key.as_bytes())).0.0)
+    })
+}
+
+/// For every operation: when it began, and how long it took until any operation of its place ended well.
+fn stalls<P: Ord + Copy>(
+    operations: &Operations,
+    place_of: impl Fn(&str) -> Option<P>,
+) -> Vec<(i64, i64)> {
+    let mut places: BTreeMap<P, (Vec<i64>, Vec<i64>)> = BTreeMap::new();
+    for (key, list) in &operations.by_key {
+        let Some(place) = place_of(key) else { continue };
+        let (starts, ends) = places.entry(place).or_default();
+        for operation in list {
+            starts.push(operation.start);
+            let is_answer =
+                matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
+            if is_answer && operation.kind != Kind::Info {
+                ends.push(operation.end);
+            }
+        }
+    }
+    let mut stalls = Vec::new();
+    for (starts, ends) in places.values_mut() {
+        ends.sort_unstable();
+        for start in starts {
+            let next = ends.partition_point(|end| end < start);
+            // What came after the last success was cut off by the end of the round.
+            stalls.extend(ends.get(next).map(|end| (*start, end - *start)));
+        }
+    }
+    stalls
+}
+
+/// The longest of those that end after `from` and begin before `to`.
+fn longest(stalls: &[(i64, i64)], from: i64, to: i64) -> Duration {
+    let those = stalls.iter().filter(|(start, length)| *start < to && start + length > from);
+    let longest = those.map(|(_, length)| *length).max().unwrap_or(0);
+    Duration::from_nanos(u64::try_from(longest).unwrap_or(0))
+}
+
+/// Operations that were not served, of groups for which `is_watched`.
+pub(crate) fn unserved(
+    records: &[Record],
+    placement: Placement,
+    is_watched: impl Fn(GroupId) -> bool,
+) -> BTreeSet<(String, Option<Reason>)> {
+    let bad = records.iter().filter(|record| {
+        let is_bad = match record.kind {
+            Kind::Info => true,
+            Kind::Fail => !matches!(record.error, Some(Reason::Conflict | Reason::NotFound)),
+            _ => false,
+        };
+        is_bad && is_watched(placement.locate(Digest::of(record.key.as_bytes())).0)
+    });
+    bad.map(|record| (record.key.clone(), record.error)).collect()
+}
+
+/// The two dumps of a group that is home hold the same entries, each at its place.
+fn agree(
+    group: GroupId,
+    placement: Placement,
+    primary: &Dump,
+    secondary: &Dump,
+) -> anyhow::Result<()> {
+    for (dump, wanted) in [(primary, HeldAs::Primary), (secondary, HeldAs::Secondary)] {
+        let header = &dump.header;
+        ensure!(header.origin.group == group, "a dump of another group than {group}: {header:?}");
+        let is_held = header.shards.iter().all(|shard| shard.held_as == wanted);
+        ensure!(is_held, "group {group}: a dump of no {wanted:?}: {header:?}");
+    }
+    let lasts = |dump: &Dump| -> Vec<_> {
+        dump.header.shards.iter().map(|shard| (shard.view, shard.last)).collect()
+    };
+    ensure!(
+        lasts(primary) == lasts(secondary),
+        "group {group}: the dumps end at different writes: {:?} and {:?}",
+        lasts(primary),
+        lasts(secondary)
+    );
+    let sorted = |dump: &Dump| {
+        let mut entries = dump.entries.clone();
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        entries
+    };
+    let (ours, theirs) = (sorted(primary), sorted(secondary));
+    for entry in &ours {
+        ensure!(placement.locate(entry.digest).0 == group, "group {group} holds {entry:?}");
+    }
+    if ours == theirs {
+        return Ok(());
+    }
+    let first = ours.iter().zip(&theirs).find(|(our, their)| our != their);
+    let keys = first.map(|(our, their)| (our.key.escape_ascii().to_string(), our.sn, their.sn));
+    bail!(
+        "group {group}: the dumps differ: {} and {} entries, the first at {keys:?}",
+        ours.len(),
+        theirs.len()
+    )
+}
+
+fn read_dump(path: &Path) -> anyhow::Result<Dump> {
+    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    Dump::parse(&bytes).with_context(|| format!("the dump {}", path.display()))
+}
+
+/// The coordinator's memory: a line about the file, and JSON.
+fn read_state(path: &Path) -> anyhow::Result<DurableState> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let json = text.split_once('\n').map_or("", |(_, json)| json);
+    serde_json::from_str(json).with_context(|| format!("read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(process: u32, kind: Kind, time_ns: i64) -> Record {
+        Record {
+            process,
+            kind,
+            f: Function::Write,
+            key: "k".into(),
+            value: Payload::One(Some(u64::from(process))),
+            time_ns,
+            version: None,
+            error: None,
+        }
+    }
+
+    #[test]
+    fn a_stall_ends_with_the_first_success_of_anybody() {
+        let records = [
+            line(1, Kind::Invoke, 0),
+            line(1, Kind::Ok, 10),
+            line(2, Kind::Invoke, 20),
+            line(3, Kind::Invoke, 100),
+            line(3, Kind::Ok, 150),
+            line(2, Kind::Ok, 900),
+        ];
+        let operations = Operations::pair(&records).unwrap();
+        let stalls = stalls(&operations, |_| Some(()));
+        assert_eq!(longest(&stalls, i64::MIN, i64::MAX), Duration::from_nanos(130));
+        assert_eq!(longest(&stalls, 0, 20), Duration::from_nanos(10));
+        assert_eq!(longest(&stalls, 120, i64::MAX), Duration::from_nanos(130));
+        assert_eq!(longest(&stalls, 150, i64::MAX), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_write_is_in_flight_between_its_beginning_and_its_end() {
+        let operations =
+            Operations::pair(&[line(1, Kind::Invoke, 10), line(1, Kind::Ok, 20)]).unwrap();
+        let placement = Placement::new(3, 1);
+        let group = placement.locate(Digest::of(b"k")).0.0;
+        let at = |time_ns, group| {
+            let struck = Struck { name: String::new(), victim: 0, time_ns, groups: vec![group] };
+            was_in_flight(&operations, placement, &struck)
+        };
+        assert!(at(10, group) && at(19, group));
+        assert!(!at(9, group) && !at(20, group) && !at(15, group + 1));
+    }
+}

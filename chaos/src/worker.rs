@@ -1,0 +1,287 @@
+//! One client process: a few closed loops over the keys in use, each with a client of its own, and every
+//! operation written down when it begins and when it ends.
+//!
+//! It works until its standard input ends, so it outlives nobody.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Read as _, Write as _};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use kv_client::{Client, Condition, Error, OpOptions, Options, SequenceNumber};
+use kv_history::{Function, Kind, Payload, Reason, Record, Value};
+use kv_protocol::Digest;
+use kv_protocol::placement::Placement;
+
+use crate::args::WorkerArgs;
+use crate::clock::now_ns;
+use crate::flight::Flight;
+use crate::keys::{self, Choice};
+use crate::random::Random;
+
+/// Process numbers of one thread; each end in doubt takes one.
+const NUMBERS_A_THREAD: u32 = 100_000;
+/// Keys whose last value is remembered for a compare-and-set.
+const MOST_SEEN: usize = 256;
+/// One value in so many is long enough to travel in fragments.
+const LARGE_ONE_IN: u64 = 800;
+const LARGE_BYTES: usize = 150 << 10;
+
+/// What a thread knows of a key: version and value, or that it is absent.
+type Seen = Option<(SequenceNumber, Value)>;
+
+/// Works until standard input ends.
+pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
+    let file = File::create(&args.history)
+        .with_context(|| format!("create {}", args.history.display()))?;
+    let history = Mutex::new(BufWriter::new(file));
+    let flight = Flight::open(&args.flight)?;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let threads: Vec<_> = (0..args.threads)
+            .map(|thread| {
+                let (history, flight, over) = (&history, &flight, &over);
+                scope.spawn(move || Hand::new(args, thread, history, flight)?.work(over))
+            })
+            .collect();
+        let mut ignored = [0; 64];
+        while matches!(std::io::stdin().read(&mut ignored), Ok(1..)) {}
+        over.store(true, Ordering::SeqCst);
+        threads.into_iter().try_for_each(|thread| thread.join().expect("a thread does not panic"))
+    })?;
+    let mut history = history.into_inner().unwrap_or_else(|error| error.into_inner());
+    history.flush().with_context(|| format!("write {}", args.history.display()))
+}
+
+/// One thread.
+struct Hand<'a> {
+    args: &'a WorkerArgs,
+    /// Its number among all threads of the run.
+    number: u32,
+    /// Its present process number.
+    process: u32,
+    placement: Placement,
+    client: Client,
+    random: Random,
+    seen: HashMap<String, Seen>,
+    next_value: Value,
+    history: &'a Mutex<BufWriter<File>>,
+    flight: &'a Flight,
+}
+
+/// An operation to do.
+struct Plan {
+    key: String,
+    f: Function,
+    asked: Payload,
+    condition: Condition,
+    value: Vec<u8>,
+}
+
+/// How it ended.
+struct End {
+    kind: Kind,
+    value: Payload,
+    version: Option<u64>,
+    error: Option<Reason>,
+}
+
+impl<'a> Hand<'a> {
+    fn new(
+        args: &'a WorkerArgs,
+        thread: u32,
+        history: &'a Mutex<BufWriter<File>>,
+        flight: &'a Flight,
+    ) -> anyhow::Result<Hand<'a>> {
+        let number = args.index * args.threads + thread;
+        Ok(Hand {
+            args,
+            number,
+            process: number * NUMBERS_A_THREAD,
+            placement: Placement::new(args.servers, args.shards),
+            client: Client::open(&args.endpoint, Options::default())?,
+            random: Random::new(args.seed ^ (u64::from(number) << 32)),
+            seen: HashMap::new(),
+            // Unique over all threads, and exact in JSON's numbers.
+            next_value: (u64::from(number) + 1) << 36,
+            history,
+            flight,
+        })
+    }
+
+    fn work(mut self, over: &AtomicBool) -> anyhow::Result<()> {
+        let pause = Duration::from_secs(1) / self.args.rate.max(1);
+        let mut due = Instant::now();
+        while !over.load(Ordering::SeqCst) {
+            let plan = self.plan();
+            self.note(&plan, Kind::Invoke, plan.asked, None, None)?;
+            if plan.f != Function::Read {
+                let (group, _) = self.placement.locate(Digest::of(plan.key.as_bytes()));
+                self.flight.set(self.number, Some(group.0));
+            }
+            let end = self.act(&plan);
+            self.flight.set(self.number, None);
+            self.note(&plan, end.kind, end.value, end.version, end.error)?;
+            if end.kind == Kind::Info {
+                self.process += 1;
+            }
+            due = (due + pause).max(Instant::now() - pause);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+        Ok(())
+    }
+
+    fn note(
+        &self,
+        plan: &Plan,
+        kind: Kind,
+        value: Payload,
+        version: Option<u64>,
+        error: Option<Reason>,
+    ) -> anyhow::Result<()> {
+        let (process, f, key, time_ns) = (self.process, plan.f, plan.key.clone(), now_ns());
+        let record = Record { process, kind, f, key, value, time_ns, version, error };
+        let mut history = self.history.lock().unwrap_or_else(|error| error.into_inner());
+        writeln!(history, "{}", record.to_line()).context("write the history; is the disk full?")
+    }
+
+    fn plan(&mut self) -> Plan {
+        let (random, now) = (&mut self.random, now_ns());
+        let kind = random.below(100);
+        let read = |key| Plan {
+            key,
+            f: Function::Read,
+            asked: Payload::One(None),
+            condition: Condition::Always,
+            value: Vec::new(),
+        };
+        if kind < 6 {
+            return read(keys::choose(random, now, Choice::Past));
+        }
+        let key = keys::choose(random, now, Choice::Current);
+        if kind < 45 {
+            return read(key);
+        }
+        if kind < 55 {
+            return Plan { f: Function::Delete, ..read(key) };
+        }
+        let new = self.next_value;
+        self.next_value += 1;
+        let value = bytes_of(new, random);
+        let seen = self.seen.get(&key).filter(|_| kind < 75);
+        let (condition, old) = match seen {
+            Some(Some((version, old))) => (Condition::IfVersion(*version), Some(*old)),
+            Some(None) => (Condition::IfAbsent, None),
+            None => {
+                let asked = Payload::One(Some(new));
+                return Plan { f: Function::Write, asked, value, ..read(key) };
+            }
+        };
+        Plan { key, f: Function::Cas, asked: Payload::Pair([old, Some(new)]), condition, value }
+    }
+
+    fn act(&mut self, plan: &Plan) -> End {
+        let key = plan.key.as_bytes();
+        let options = OpOptions { condition: plan.condition, ..OpOptions::default() };
+        let done = match plan.f {
+            Function::Read => match self.client.get(key, &options) {
+                Ok(read) => {
+                    let value = value_of(&read.bytes);
+                    self.remember(&plan.key, Some((read.version, value)));
+                    let version = Some(read.version.0);
+                    let value = Payload::One(Some(value));
+                    return End { kind: Kind::Ok, value, version, error: None };
+                }
+                Err(error) => Err(error),
+            },
+            Function::Delete => self.client.delete(key, &options),
+            Function::Write | Function::Cas => self.client.put(key, &plan.value, &options),
+        };
+        match done {
+            Ok(written) => {
+                let now = match plan.asked {
+                    Payload::One(new) | Payload::Pair([_, new]) => new,
+                };
+                self.remember(&plan.key, now.map(|value| (written.version, value)));
+                let version = Some(written.version.0);
+                End { kind: Kind::Ok, value: plan.asked, version, error: None }
+            }
+            Err(Error::NotFound { .. }) => {
+                self.remember(&plan.key, None);
+                let (kind, error) = match plan.f {
+                    Function::Read => (Kind::Ok, None),
+                    _ => (Kind::Fail, Some(Reason::NotFound)),
+                };
+                End { kind, value: Payload::One(None), version: None, error }
+            }
+            Err(error) => {
+                self.seen.remove(&plan.key);
+                let (kind, reason) = ending(&error);
+                if reason == Reason::Refused {
+                    eprintln!("worker {}: {error}", self.number);
+                }
+                End { kind, value: plan.asked, version: None, error: Some(reason) }
+            }
+        }
+    }
+
+    fn remember(&mut self, key: &str, seen: Seen) {
+        if self.seen.len() >= MOST_SEEN {
+            self.seen.clear();
+        }
+        self.seen.insert(key.to_owned(), seen);
+    }
+}
+
+fn ending(error: &Error) -> (Kind, Reason) {
+    match error {
+        Error::InDoubt { .. } => (Kind::Info, Reason::InDoubt),
+        Error::Timeout { .. } => (Kind::Info, Reason::Timeout),
+        Error::Conflict { .. } => (Kind::Fail, Reason::Conflict),
+        Error::Lost { .. } => (Kind::Fail, Reason::Lost),
+        Error::Unavailable { .. } | Error::Busy { .. } => (Kind::Fail, Reason::Unavailable),
+        _ => (Kind::Fail, Reason::Refused),
+    }
+}
+
+/// The bytes that stand for a value: its number, then a filler of some length that tells it too.
+fn bytes_of(value: Value, random: &mut Random) -> Vec<u8> {
+    let mut bytes = value.to_le_bytes().to_vec();
+    let length = match random.below(LARGE_ONE_IN) {
+        0 => LARGE_BYTES,
+        1..=400 => usize::try_from(random.between(200, 900)).expect("it is small"),
+        _ => usize::try_from(random.between(8, 64)).expect("it is small"),
+    };
+    bytes.resize(length, bytes[0]);
+    bytes
+}
+
+/// The value that these bytes stand for; one that nobody writes if they are torn.
+pub(crate) fn value_of(bytes: &[u8]) -> Value {
+    match bytes.split_first_chunk() {
+        Some((number, filler)) if filler.iter().all(|byte| *byte == number[0]) => {
+            Value::from_le_bytes(*number)
+        }
+        _ => Value::MAX,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_comes_back_and_a_torn_one_is_none() {
+        let mut random = Random::new(1);
+        for value in [1, 77 << 36, (1 << 53) - 1] {
+            let mut bytes = bytes_of(value, &mut random);
+            assert_eq!(value_of(&bytes), value);
+            bytes.push(!bytes[0]);
+            assert_eq!(value_of(&bytes), Value::MAX);
+        }
+        assert_eq!(value_of(b"short"), Value::MAX);
+    }
+}
