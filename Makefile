@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header bench sim sim-holes sim-exhaustive setup clean help
+.PHONY: all run test lint header bench sim sim-holes sim-exhaustive chaos setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
@@ -23,6 +23,9 @@ test: lint ## everything that continuous integration runs
 	$(CARGO) test $(HOLES) --test exhaustive
 # Two minutes of the simulator: fixed seeds, with every assertion on.
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 200
+# Two minutes of faults on real processes; the executables beside it must be of this very source.
+	$(CARGO) build --workspace $(LOCKED) --bins
+	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- --slice
 # Once through every benchmark without measuring, so that none rots. Named by a glob: without it
 # cargo would also run every unit test again, in the release profile.
 	$(CARGO) bench --workspace $(LOCKED) --bench '*' -- --test
@@ -50,6 +53,10 @@ sim-holes: ## which rules the simulator misses when they are left out (long)
 
 sim-exhaustive: ## every state of one group within bounds, then with each rule left out (long)
 	$(CARGO) run --profile sim $(HOLES) --bin sim-exhaustive
+
+chaos: ## faults on real processes under load, every promise checked (long; as root it cuts links too)
+	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-chaos --bins
+	$(CARGO) run --release $(LOCKED) -p kv-chaos --bin chaos -- $(CHAOS)
 
 setup: ## install or name what is missing on this machine
 	@scripts/setup.sh
