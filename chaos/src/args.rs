@@ -46,11 +46,6 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) no_cuts: bool,
 
-    /// Kill and restart the coordinator too, also where this program does not expect it to take the
-    /// servers over.
-    #[arg(long)]
-    pub(crate) coordinator_restart: bool,
-
     /// Leave out rounds in which two servers die together.
     #[arg(long)]
     pub(crate) no_double_faults: bool,

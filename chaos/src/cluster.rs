@@ -1,7 +1,7 @@
 //! A coordinator and its servers in a directory of their own.
 //!
 //! ```text
-//!   start          coord -C file --dir DIR --daemon; until every group has two copies
+//!   launch         coord -C file --dir DIR --daemon          start: until all is whole
 //!   wait_whole     polls `coord status --json`
 //!   stop           SIGTERM, exit code 0, nobody left
 //!   drop           whoever is left in the directory is killed
@@ -88,6 +88,18 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts a cluster in a directory and waits until it serves.
     pub(crate) fn start(
+        programs: &Programs,
+        dir: &Path,
+        setting: &Setting,
+        network: Option<&Network>,
+    ) -> anyhow::Result<Cluster> {
+        let mut cluster = Cluster::launch(programs, dir, setting, network)?;
+        cluster.wait_whole("after the start")?;
+        Ok(cluster)
+    }
+
+    /// Starts a cluster and does not wait.
+    pub(crate) fn launch(
         programs: &Programs,
         dir: &Path,
         setting: &Setting,

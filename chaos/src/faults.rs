@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::abilities::Abilities;
 use crate::random::Random;
 
 /// Which packets do not arrive, seen from the victim.
@@ -89,14 +88,12 @@ impl fmt::Display for Fault {
 }
 
 /// All that can be done here.
-pub(crate) fn all(abilities: Abilities, cuts: bool) -> Vec<Fault> {
+pub(crate) fn all(cuts: bool) -> Vec<Fault> {
     let mut all = vec![Fault::Kill, Fault::Hang, Fault::Two(Two::HangAndKill)];
     all.extend((0..=5).map(Fault::Replacement));
-    if abilities.restart {
-        all.push(Fault::Coordinator(None));
-        all.extend((0..=5).map(|step| Fault::Coordinator(Some(step))));
-        all.push(Fault::Two(Two::KillAndCoordinator));
-    }
+    all.push(Fault::Coordinator(None));
+    all.extend((0..=5).map(|step| Fault::Coordinator(Some(step))));
+    all.push(Fault::Two(Two::KillAndCoordinator));
     if cuts {
         for far in [Far::Next, Far::Coordinator, Far::Clients, Far::Everybody] {
             all.extend([Way::Both, Way::Out, Way::In].map(|way| Fault::Cut(far, way)));
@@ -162,7 +159,7 @@ mod tests {
 
     #[test]
     fn every_kind_gets_its_turn_and_has_a_name_of_its_own() {
-        let possible = all(Abilities { restart: true, restore: true }, true);
+        let possible = all(true);
         let (mut turns, mut random) = (Turns::default(), Random::new(1));
         for _ in 0..3 * possible.len() {
             turns.next(&possible, &mut random);
@@ -175,9 +172,9 @@ mod tests {
     }
 
     #[test]
-    fn without_root_and_restart_there_are_kills_and_hangs() {
-        let possible = all(Abilities { restart: false, restore: false }, false);
-        assert!(!possible.iter().any(|f| matches!(f, Fault::Cut(..) | Fault::Coordinator(_))));
-        assert_eq!(possible.len(), 9);
+    fn without_root_nothing_is_cut() {
+        let possible = all(false);
+        assert!(!possible.iter().any(|fault| fault.to_string().contains("cut")));
+        assert_eq!(possible.len(), 17);
     }
 }

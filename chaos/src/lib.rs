@@ -9,6 +9,7 @@
 //!       faults        what there is, and what comes next
 //!       strike        carries one out       steps: the coordinator's log    process: signals
 //!       network       a namespace for each server; links that can be cut
+//!       restored      a cluster brought back from the dumps, read again
 //!       verdict       history (kv_history), dumps, effects, stalls
 //!     report        the table, and JSON
 //!   measure       the figures of docs/recovery.md
@@ -28,6 +29,7 @@ mod network;
 mod process;
 mod random;
 mod report;
+mod restored;
 mod round;
 mod run;
 mod steps;

@@ -1,5 +1,6 @@
 //! One cluster, from its start to its verdict.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,9 @@ use crate::faults::{Double, Fault, Policy, Turns};
 use crate::load::{Load, Strength};
 use crate::network::Network;
 use crate::random::Random;
+use crate::restored::{self, Found};
 use crate::strike::{Striker, Struck};
-use crate::verdict::{self, Counts, Remains};
+use crate::verdict::{self, Counts, Ends, Remains};
 
 /// The load of every round.
 const STRENGTH: Strength = Strength { workers: 4, threads: 2, rate: 50 };
@@ -133,9 +135,9 @@ impl Round<'_> {
         }
         let placement = cluster.placement();
         let remains = Remains::of_whole(&self.dir, placement, &[])?;
+        let ends = Ends { remains: &remains, restored: &Found::new(), bulk: BULK };
         let (struck, failures) = (&outcome.struck, &mut outcome.failures);
-        outcome.counts =
-            verdict::judge(&self.dir, placement, records, &remains, BULK, struck, failures)?;
+        outcome.counts = verdict::judge(&self.dir, placement, records, ends, struck, failures)?;
         Ok(())
     }
 
@@ -158,6 +160,7 @@ impl Round<'_> {
         let victim = struck.victim;
         outcome.struck.push(struck);
         let placement = cluster.placement();
+        let mut restored = Found::new();
         let (records, remains) = match double.policy {
             Policy::Shutdown => {
                 let ended = cluster.await_end().context("after two servers were killed")?;
@@ -168,8 +171,16 @@ impl Round<'_> {
                 let records = load.stop(&self.dir)?;
                 let remains = Remains::of_survivors(&self.dir, placement, &[victim, other])?;
                 if self.abilities.restore {
-                    // Its place: a new cluster from these dumps, read back by clients.
-                    eprintln!("chaos: --restore is there; the check of it is not yet");
+                    let keys: BTreeSet<&str> =
+                        records.iter().map(|record| &record.key[..]).collect();
+                    restored = restored::read_all(
+                        self.programs,
+                        self.network,
+                        (&self.dir, &cluster.setting),
+                        &remains.lost(placement),
+                        BULK,
+                        keys.into_iter(),
+                    )?;
                 }
                 (records, remains)
             }
@@ -201,9 +212,9 @@ impl Round<'_> {
                 ));
             }
         }
+        let ends = Ends { remains: &remains, restored: &restored, bulk: BULK };
         let (struck, failures) = (&outcome.struck, &mut outcome.failures);
-        outcome.counts =
-            verdict::judge(&self.dir, placement, records, &remains, BULK, struck, failures)?;
+        outcome.counts = verdict::judge(&self.dir, placement, records, ends, struck, failures)?;
         Ok(())
     }
 

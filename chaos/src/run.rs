@@ -42,11 +42,8 @@ struct Wanted {
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let start = Instant::now();
     let programs = Programs::find(args.programs.as_deref())?;
-    let abilities = Abilities::of(&programs.coord, args.coordinator_restart)?;
+    let abilities = Abilities::of(&programs.coord)?;
     let mut left_out = Vec::new();
-    if !abilities.restart {
-        left_out.push("coordinator killed: `coord` does not take running servers over yet".into());
-    }
     if !abilities.restore {
         left_out.push("restoring after a shutdown: `coord` has no --restore yet".into());
     }
@@ -57,7 +54,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         false => None,
     };
     let (base, keep) = base_directory(args)?;
-    let mut possible = (faults::all(abilities, false), faults::all(abilities, network.is_some()));
+    let mut possible = (faults::all(false), faults::all(network.is_some()));
     if let Some(only) = &args.only {
         let is_wanted = |fault: &Fault| fault.to_string().contains(&only[..]);
         possible.0.retain(is_wanted);

@@ -28,6 +28,7 @@ use kv_protocol::{Digest, GroupId, ShardId};
 
 use crate::bulk::Bulk;
 use crate::load::write_history;
+use crate::restored::Found;
 use crate::strike::Struck;
 use crate::worker::value_of;
 
@@ -164,16 +165,27 @@ impl Remains {
     }
 }
 
+/// What is there when a round is over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends<'a> {
+    /// The dumps that count.
+    pub(crate) remains: &'a Remains,
+    /// What clients read of a cluster that was restored from them.
+    pub(crate) restored: &'a Found,
+    /// The data that the round began with.
+    pub(crate) bulk: Bulk,
+}
+
 /// Judges a round. What is wrong is told in `failures`.
 pub(crate) fn judge(
     dir: &Path,
     placement: Placement,
     mut records: Vec<Record>,
-    remains: &Remains,
-    bulk: Bulk,
+    ends: Ends<'_>,
     struck: &[Struck],
     failures: &mut Vec<String>,
 ) -> anyhow::Result<Counts> {
+    let Ends { remains, restored, bulk } = ends;
     let place_of = |key: &str| placement.locate(Digest::of(key.as_bytes()));
     let live = Operations::pair(&records)?;
     let mut counts = count(&live);
@@ -189,7 +201,12 @@ pub(crate) fn judge(
         })
         .collect();
     counts.in_flight = struck.iter().map(|fault| was_in_flight(&live, placement, fault)).collect();
-    read_last(&mut records, &live, remains, place_of);
+    let in_dumps = live.by_key.keys().filter_map(|key| {
+        let found = remains.at(place_of(key))?.entries.get(key.as_bytes());
+        Some((key.clone(), found.map(|(bytes, version)| (value_of(bytes), *version))))
+    });
+    read_last(&mut records, LAST_READER, &in_dumps.collect());
+    read_last(&mut records, LAST_READER - 1, restored);
     write_history(&dir.join("history.jsonl"), &records)?;
     let operations = Operations::pair(&records)?;
     for (key, verdict) in operations.judge() {
@@ -226,21 +243,14 @@ fn count(operations: &Operations) -> Counts {
     counts
 }
 
-/// Adds, for every key, a read of what the dump holds.
-fn read_last(
-    records: &mut Vec<Record>,
-    operations: &Operations,
-    remains: &Remains,
-    place_of: impl Fn(&str) -> Place,
-) {
+/// Adds reads of what was found when all was over.
+fn read_last(records: &mut Vec<Record>, process: u32, found: &Found) {
     let mut time_ns = records.last().map_or(0, |record| record.time_ns);
-    for key in operations.by_key.keys() {
-        let Some(remain) = remains.at(place_of(key)) else { continue };
-        let found = remain.entries.get(key.as_bytes());
-        let value = Payload::One(found.map(|(value, _)| value_of(value)));
-        let version = found.map(|(_, version)| *version);
+    for (key, found) in found {
+        let value = Payload::One(found.map(|(value, _)| value));
+        let version = found.map(|(_, version)| version);
         let record = |kind, time_ns, value, version| Record {
-            process: LAST_READER,
+            process,
             kind,
             f: Function::Read,
             key: key.clone(),

@@ -1,0 +1,71 @@
+//! A cluster that is brought back from the dumps of one that was stopped: clients read everything again.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context as _, bail, ensure};
+use kv_client::{Client, Error, OpOptions, Options};
+use kv_history::Value;
+use kv_protocol::{Digest, GroupId};
+
+use crate::bulk::Bulk;
+use crate::cluster::{Cluster, Programs, Setting, is_settled};
+use crate::network::Network;
+use crate::worker::value_of;
+
+/// By key: value and version, or that it is absent.
+pub(crate) type Found = BTreeMap<String, Option<(Value, u64)>>;
+
+/// Bytes and version of an entry; `None`: it is absent.
+type Entry = Option<(Vec<u8>, u64)>;
+
+/// Restores a cluster from the files of a directory in one below it, and reads these keys. Groups of
+/// which nothing is left must be answered LOST, and all others must not.
+pub(crate) fn read_all<'a>(
+    programs: &Programs,
+    network: Option<&Network>,
+    old: (&Path, &Setting),
+    lost: &[GroupId],
+    bulk: Bulk,
+    keys: impl Iterator<Item = &'a str>,
+) -> anyhow::Result<Found> {
+    let (dir, setting) = old;
+    let mut flags = vec!["--restore".to_owned(), dir.display().to_string()];
+    if !lost.is_empty() {
+        flags.push("--accept-loss".into());
+    }
+    let setting = Setting { flags, ..setting.clone() };
+    let mut cluster = Cluster::launch(programs, &dir.join("restored"), &setting, network)?;
+    cluster.wait_status("after a restore", is_settled)?;
+    let placement = cluster.placement();
+    let mut client = Client::open(&cluster.endpoint(), Options::default())?;
+    let mut read = |key: &str| -> anyhow::Result<Option<Entry>> {
+        let (group, _) = placement.locate(Digest::of(key.as_bytes()));
+        let is_lost = lost.contains(&group);
+        match client.get(key.as_bytes(), &OpOptions::default()) {
+            Err(Error::Lost { .. }) if is_lost => Ok(None),
+            _ if is_lost => bail!("group {group} was lost, and {key:?} is answered all the same"),
+            Ok(value) => Ok(Some(Some((value.bytes, value.version.0)))),
+            Err(Error::NotFound { .. }) => Ok(Some(None)),
+            Err(error) => Err(error).context("read from the restored cluster"),
+        }
+    };
+    let mut found = Found::new();
+    for key in keys {
+        if let Some(value) = read(key)? {
+            let value = value.map(|(bytes, version)| (value_of(&bytes), version));
+            found.insert(key.to_owned(), value);
+        }
+    }
+    for number in 0..bulk.count {
+        if let Some(value) = read(&Bulk::key(number))? {
+            let is_right = value.is_some_and(|(bytes, _)| bytes == bulk.value(number));
+            ensure!(
+                is_right,
+                "entry {number} of the first data is lost or wrong after the restore"
+            );
+        }
+    }
+    cluster.stop()?;
+    Ok(found)
+}
