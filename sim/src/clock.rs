@@ -15,7 +15,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock of its own; `drifts`: not at true speed.
+    /// A clock of its own.
     pub fn new(random: &mut Random) -> Clock {
         let per_mille = random.between(1_000 - DRIFT_PER_MILLE, 1_000 + DRIFT_PER_MILLE);
         Clock { start: random.between(1_000_000_000, 1_000_000_000_000), per_mille }

@@ -3,7 +3,6 @@
 use std::cmp::Ordering;
 use std::net::SocketAddr;
 
-use kv_core::cluster::Effect;
 use kv_protocol::Member;
 use kv_protocol::ids::{GroupId, OrderId};
 
@@ -92,8 +91,6 @@ pub enum Happening {
     Crash(usize),
     /// Whether what is left of a group is to crash now.
     Tempt(Temptation),
-    /// Effects of the brain that wait for the end of a pause.
-    Effects(u64, Vec<Effect>),
 }
 
 /// Whom a dial means.

@@ -84,11 +84,6 @@ impl World {
             Happening::Restore => self.restore(),
             Happening::Crash(place) => self.crash(place),
             Happening::Tempt(temptation) => self.tempt(temptation),
-            Happening::Effects(term, effects) => {
-                if term == self.coordinator.term {
-                    self.carry_out(effects);
-                }
-            }
         }
     }
 
