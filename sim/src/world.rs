@@ -220,10 +220,8 @@ impl World {
 
     /// Whether everything is home, and nobody waits.
     pub fn is_at_rest(&self) -> bool {
-        let is_home = self.coordinator.cluster.as_ref().is_some_and(|cluster| {
-            let is_lost = cluster.views().iter().any(|view| view.primary.is_none());
-            cluster.is_whole() || (self.config.double && is_lost)
-        });
+        // A group that is LOST has no home to come to; all others have.
+        let is_home = self.coordinator.cluster.as_ref().is_some_and(|c| c.is_settled());
         is_home
             && self.operator.is_idle()
             && self.clients.iter().all(|client| client.flights.is_empty())

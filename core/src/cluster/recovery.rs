@@ -78,7 +78,7 @@ impl Cluster {
     }
 
     /// The same, but for groups that are LOST: they have no home to come to.
-    pub(super) fn is_settled(&self) -> bool {
+    pub fn is_settled(&self) -> bool {
         let servers = self.count();
         let durable = self.memory.durable();
         let is_home = |view: &View| {

@@ -1,4 +1,5 @@
-//! 19: once faults stop, every group is back home with two copies within a bound.
+//! 19: once faults stop, every group is back home with two copies within a bound, but for those that are
+//! LOST.
 
 use crate::invariants::Violation;
 use crate::world::World;
