@@ -142,6 +142,11 @@ impl CopyOut {
         self.copied
     }
 
+    /// The last write that it brings; later ones go over the stream.
+    pub(super) fn start(&self) -> SequenceNumber {
+        self.start
+    }
+
     /// Whether the candidate gets every write, and so must ack every commit.
     pub(super) fn is_registered(&self) -> bool {
         !holes::is_open(Hole::CopyBeforeStream) || self.end.is_some()

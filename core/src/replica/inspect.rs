@@ -10,6 +10,7 @@ use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{Member, SequenceNumber, Time};
 use kv_protocol::view::View;
 
+use super::primary::Candidacy;
 use super::{Replica, Role};
 use crate::holes::{self, Hole};
 use crate::table::{WalkBudget, WalkCursor};
@@ -44,6 +45,9 @@ pub struct Inspection {
     pub grace: Option<(Member, Time)>,
     /// Whether it is a primary whose commits wait for its candidate.
     pub in_union: bool,
+    /// The last write before the union that it is in: what came until then is brought by the copy, which
+    /// goes on. Zero once the candidate has caught up.
+    pub copied_from: SequenceNumber,
     /// Whether it is a candidate whose copy is complete.
     pub is_complete: bool,
     /// What its table and sessions hold.
@@ -58,6 +62,13 @@ impl Replica {
             Role::Primary(primary) => (primary.lease.until(), primary.is_in_union()),
             _ => (None, false),
         };
+        let copied_from = match &self.role {
+            Role::Primary(primary) => match &primary.candidacy {
+                Candidacy::Copying(copy) => copy.start(),
+                _ => SequenceNumber::ZERO,
+            },
+            _ => SequenceNumber::ZERO,
+        };
         Inspection {
             view: self.view,
             state: self.state(),
@@ -67,6 +78,7 @@ impl Replica {
             lease_until,
             grace: self.acked.map(|acked| (acked.to, acked.until)),
             in_union,
+            copied_from,
             is_complete: matches!(&self.role, Role::Candidate(_, copy) if copy.is_complete()),
             content: self.content(),
         }

@@ -7,7 +7,7 @@
 //! | 3 | primary and secondary hold the same at the same write | in every state |
 //! | 4 | a number of the log is one write | at every answer |
 //! | 5 | versions and epochs grow; a version names one view, and is durable before anybody has it | in every state |
-//! | 6, 10 | what is acknowledged is held by the members, and by a candidate that has caught up | at every answer |
+//! | 6, 10 | what is acknowledged is held by the members, and by a candidate in the union | at every answer |
 //! | 7 | whoever may serve has every acknowledged write | in every state |
 //! | 8, 9, 11, 14 | as in [`crate::invariants`] | at every message and answer |
 //! | 10 | the union is not entered in the grace, nor left after the report; who is made secondary has a whole copy | in every state, at every view |
@@ -205,9 +205,12 @@ pub fn on_view(explorer: &mut Explorer, world: &World, before: &View, view: &Vie
 pub fn on_acked(explorer: &mut Explorer, world: &World, p: usize, s: usize, given: &Given) {
     let me = *inside(explorer, world, p, s);
     let Some(view) = me.view else { return };
-    let must_hold = match (view.peer, me.state) {
-        (Peer::Secondary(member), _) if given.copies == 2 => Some((member, 6)),
-        (Peer::Candidate(member), ReplicaState::CaughtUp) => Some((member, 10)),
+    let must_hold = match view.peer {
+        Peer::Secondary(member) if given.copies == 2 => Some((member, 6)),
+        // What was written before the union, and is answered again now, the copy may have yet to bring.
+        Peer::Candidate(member) if me.in_union && given.version > me.copied_from.0 => {
+            Some((member, 10))
+        }
         _ => None,
     };
     let Some((member, invariant)) = must_hold else { return };

@@ -1,5 +1,5 @@
-//! 10: a candidate counts for every commit once it is told to have caught up, and it is told so only
-//! when it has.
+//! 10: a candidate counts for every commit from the moment it is in the union, while it is copied to and
+//! later, and it is told to have caught up only when it has.
 
 use kv_core::replica::Inspection;
 use kv_protocol::control_message::ReplicaState;
@@ -35,7 +35,8 @@ pub fn check(
     Ok(())
 }
 
-/// A write was answered OK by a primary whose candidate has caught up: the candidate holds it.
+/// A write was answered OK by a primary in a union: the candidate holds it. What was written before the
+/// union, and is answered again now, the copy may have yet to bring.
 pub fn on_acked(
     world: &World,
     process: usize,
@@ -45,9 +46,8 @@ pub fn on_acked(
     let (group, shard) = place;
     let Some(replica) = world.processes[process].replica(group, shard) else { return Ok(()) };
     let sight = replica.inspect();
-    let Some(view) = sight.view.filter(|_| sight.state == ReplicaState::CaughtUp) else {
-        return Ok(());
-    };
+    let is_bound = sight.in_union && answered.version > sight.copied_from;
+    let Some(view) = sight.view.filter(|_| is_bound) else { return Ok(()) };
     match view.other() {
         Some(candidate) => acked_is_held::holds(world, candidate, place, answered, view.version.0)
             .map_err(|violation| Violation { invariant: 10, ..violation }),
