@@ -9,13 +9,14 @@
 
 use std::collections::BTreeMap;
 
+use kv_protocol::View;
 use kv_protocol::control_message::ReplicaState;
-use kv_protocol::ids::{ClientId, GroupId};
+use kv_protocol::ids::{ClientId, ClusterId, GroupId};
 
 use crate::invariants::{
     Violation, acked_is_held, copies_agree, keys_are_at_home, lease_before_grace, linearizable,
-    may_serve, memory_is_bounded, numbers_are_unique, once_only, one_server, taker_has_all,
-    union_is_true, versions_grow,
+    may_serve, memory_is_bounded, numbers_are_unique, once_only, one_server, one_view,
+    taker_has_all, union_is_true, versions_grow,
 };
 use crate::server::Answered;
 use crate::world::World;
@@ -46,6 +47,7 @@ pub struct Checks {
     pub seen: BTreeMap<(usize, Place), Seen>,
     /// By process and place: the version under which its candidate was told to have caught up.
     pub caught_up: BTreeMap<(usize, Place), u64>,
+    views: one_view::Views,
     numbers: numbers_are_unique::Numbers,
     answers: once_only::Answers,
 }
@@ -74,6 +76,10 @@ impl Checks {
             one_server::check(world, place)?;
             lease_before_grace::check(world, place)?;
             let version = sight.view.map_or(0, |view| view.version.0);
+            let before = self.seen.get(&(process, place)).map_or(0, |seen| seen.version);
+            if let Some(view) = sight.view.filter(|_| version != before) {
+                one_view::check(&mut self.views, world.processes[process].cluster, &view)?;
+            }
             if sight.state == ReplicaState::CaughtUp {
                 self.caught_up.insert((process, place), version);
             }
@@ -81,6 +87,14 @@ impl Checks {
             self.seen.insert((process, place), seen);
         }
         Ok(())
+    }
+
+    /// The coordinator tells a view, by an order or in a map.
+    ///
+    /// # Errors
+    /// The promise that is broken.
+    pub fn on_view_told(&mut self, cluster: ClusterId, view: &View) -> Result<(), Violation> {
+        one_view::check(&mut self.views, cluster, view)
     }
 
     /// A replica has answered a write for good.

@@ -7,6 +7,7 @@
 //! | 3 | primary and secondary agree | [`copies_agree`] |
 //! | 4 | a number of the log is one write | [`numbers_are_unique`] |
 //! | 5 | versions and epochs grow | [`versions_grow`] |
+//! |  | and a version is one view | [`one_view`] |
 //! | 6 | what is acknowledged is held | [`acked_is_held`] |
 //! | 7 | who takes over has everything | [`taker_has_all`] |
 //! | 8 | no read without a lease | [`lease_is_checked`] |
@@ -48,6 +49,7 @@ pub mod nothing_old;
 pub mod numbers_are_unique;
 pub mod once_only;
 pub mod one_server;
+pub mod one_view;
 pub mod only_primaries_answer;
 pub mod restored_has_all;
 pub mod taker_has_all;

@@ -17,7 +17,7 @@ use kv_protocol::placement::Placement;
 use kv_protocol::view::View;
 
 use crate::dump::Part;
-use crate::invariants::Violation;
+use crate::invariants::{Violation, one_view};
 use crate::network::ConnectionNumber;
 
 mod answers;
@@ -190,7 +190,12 @@ impl Shard {
         let Some(hosted) = self.hosted_of(view.group) else { return };
         match hosted.replica.install(now, view, &mut collected(output, view.group)) {
             Ok(()) | Err(InstallError::Old { .. }) => {}
-            Err(error) => output.push(Output::Refused(order, error.to_string())),
+            Err(error) => {
+                if let InstallError::Contradiction { group, version } = error {
+                    output.push(Output::Broken(one_view::contradiction(group, version)));
+                }
+                output.push(Output::Refused(order, error.to_string()));
+            }
         }
         if let Some(address) = other
             && hosted.partner.is_none_or(|(version, _)| version <= view.version)

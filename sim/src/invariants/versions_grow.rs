@@ -26,10 +26,26 @@ pub fn check(
     }
 }
 
-/// A server obeys another coordinator.
+/// A server obeys a coordinator: the one that it obeyed, or one of a later term.
 pub fn epochs(before: Epoch, after: Epoch) -> Result<(), Violation> {
-    if after.number >= before.number {
+    if after.number > before.number || after == before {
         return Ok(());
     }
     Err(Violation::new(5, format!("epoch {before:?} was followed by {after:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_protocol::ids::BootId;
+
+    use super::*;
+
+    #[test]
+    fn a_rival_of_the_same_number_is_found() {
+        let epoch = |number, boot| Epoch { number, boot: BootId(boot) };
+        assert_eq!(epochs(epoch(1, 5), epoch(2, 4)), Ok(()));
+        assert_eq!(epochs(epoch(2, 4), epoch(2, 4)), Ok(()));
+        assert_eq!(epochs(epoch(2, 4), epoch(2, 5)).unwrap_err().invariant, 5);
+        assert_eq!(epochs(epoch(2, 4), epoch(1, 5)).unwrap_err().invariant, 5);
+    }
 }

@@ -1,5 +1,7 @@
 //! The coordinator's process: what its brain wants done, and what comes to it.
 
+use kv_protocol::control_message::{OrderKind, ViewOrder};
+
 use super::*;
 use crate::invariants::{holders_are_spared, lost_is_lost, nothing_old, union_is_true};
 
@@ -52,6 +54,9 @@ impl World {
                     self.after(100_000, Happening::DialOrders(term, member, address));
                 }
                 Effect::Order { to, order } => {
+                    if let OrderKind::View(ViewOrder { view, .. }) = &order.kind {
+                        self.check(|checks, world| checks.on_view_told(world.cluster(), view));
+                    }
                     if let Some(number) = self.coordinator.orders.get(&to).copied() {
                         let mut bytes = Vec::new();
                         order.write(&mut bytes);

@@ -117,6 +117,9 @@ impl World {
         let cluster = self.coordinator.cluster.as_ref().filter(|cluster| cluster.has_served());
         let Some(cluster) = cluster else { return };
         let map = Box::new(cluster.map());
+        self.check(|checks, _| {
+            map.views.iter().try_for_each(|view| checks.on_view_told(map.cluster, view))
+        });
         let delay = self.random.between(50_000, 300_000);
         self.after(delay, Happening::Map(client, map));
     }
