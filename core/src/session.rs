@@ -193,6 +193,14 @@ impl Sessions {
         self.digest
     }
 
+    /// The digest, made anew of every record: what [`Sessions::digest`] must be.
+    pub fn recount(&self) -> u64 {
+        let digests = self.sessions.iter().flat_map(|session| {
+            session.records.iter().map(|kept| kept.digest(session.client))
+        });
+        digests.fold(0, u64::wrapping_add)
+    }
+
     /// All clients that have a session, in no order that means anything.
     pub fn clients(&self) -> Vec<ClientId> {
         self.sessions.iter().map(|session| session.client).collect()

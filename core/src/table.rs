@@ -126,6 +126,20 @@ impl Table {
         self.content_bytes
     }
 
+    /// The digest, made anew of every entry's bytes: what [`Table::digest`] must be.
+    pub fn recount(&self) -> u64 {
+        let (mut sum, mut cursor) = (0u64, Some(HashBits::MIN));
+        while let Some(at) = cursor {
+            cursor = self.directory.walk(&self.arena, at, WALK_SLOTS_MAX, |handle| {
+                // SAFETY: the handle of a linked entry, whose value was complete when it was linked.
+                let seal = unsafe { entry::sealed_anew(&self.arena, handle) };
+                sum = sum.wrapping_add(seal.digest());
+                ControlFlow::Continue(())
+            });
+        }
+        sum
+    }
+
     /// How many entries are staged.
     pub fn staged_len(&self) -> usize {
         self.staging.len()

@@ -33,6 +33,10 @@ pub struct Counts {
     pub in_doubt: u64,
     /// Faults by kind, and by the step of the recovery that they struck (6: none was under way).
     pub faults: BTreeMap<&'static str, [u64; 7]>,
+    /// Comparisons of two copies that hold the same writes: by their digests, and in full.
+    pub digests_compared: u64,
+    /// As above.
+    pub copies_compared: u64,
     /// Restores of the whole cluster, and groups that were LOST by them.
     pub restored: u64,
     /// As above.
@@ -70,6 +74,8 @@ impl Counts {
         self.acked += other.acked;
         self.operations += other.operations;
         self.in_doubt += other.in_doubt;
+        self.digests_compared += other.digests_compared;
+        self.copies_compared += other.copies_compared;
         self.restored += other.restored;
         self.lost_by_restore += other.lost_by_restore;
         self.with_write_in_flight += other.with_write_in_flight;
@@ -91,6 +97,8 @@ impl Counts {
         };
         least("operations".to_owned(), self.operations, OPERATIONS);
         least("faults".to_owned(), self.all_faults(), FAULTS);
+        least("comparisons of two digests".to_owned(), self.digests_compared, 1);
+        least("comparisons of two copies in full".to_owned(), self.copies_compared, 1);
         let share = 100 * self.with_write_in_flight / self.all_faults().max(1);
         least("% of the faults with a write in flight".to_owned(), share, PERCENT_WITH_WRITE);
         for kind in KINDS {
@@ -123,6 +131,10 @@ impl Counts {
              acknowledged), {} in doubt\n",
             self.runs, self.events, self.operations, self.acked, self.in_doubt
         );
+        text += &format!(
+            "copies compared: {} times by digest, {} times in full\n",
+            self.digests_compared, self.copies_compared
+        );
         text += &format!("{} restores, {} groups LOST\n", self.restored, self.lost_by_restore);
         let faults = self.all_faults();
         let share = 100.0 * self.with_write_in_flight as f64 / faults.max(1) as f64;
@@ -151,11 +163,14 @@ mod tests {
             counts.faults.insert(kind.name(), [FAULTS; STEPS + 1]);
         }
         counts.with_write_in_flight = counts.all_faults();
+        (counts.digests_compared, counts.copies_compared) = (1, 1);
         assert_eq!(counts.missing(), [""; 0]);
         counts.faults.get_mut("crash").unwrap()[2] = 999;
         assert_eq!(counts.missing(), ["999 times crash in step 2, 1000 are asked for"]);
         counts.with_write_in_flight = counts.all_faults() * 89 / 100;
         counts.operations -= 1;
         assert_eq!(counts.missing().len(), 3);
+        counts.copies_compared = 0;
+        assert_eq!(counts.missing().len(), 4);
     }
 }

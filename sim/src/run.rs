@@ -32,6 +32,8 @@ pub fn run(config: Config) -> Outcome {
     });
     world.counts.runs = 1;
     world.counts.simulated = world.now;
+    world.counts.digests_compared = world.checks.compared.digests;
+    world.counts.copies_compared = world.checks.compared.contents;
     let group = result.as_ref().err().and_then(|violation| violation.group);
     let trace = world.trace.lines(group).map(str::to_owned).collect();
     Outcome { seed: config.seed, counts: world.counts.clone(), failure: result.err(), trace }

@@ -84,6 +84,11 @@ impl Replica {
         }
     }
 
+    /// The digest of what it holds, made anew: what [`Replica::content`] must be.
+    pub fn recount(&self) -> ContentDigest {
+        ContentDigest { table: self.table.recount(), sessions: self.sessions.recount() }
+    }
+
     /// Everything on which its behaviour depends, as text: two replicas of the same configuration that
     /// describe themselves alike do the same from there on. For a search that must know when it has been
     /// somewhere before.

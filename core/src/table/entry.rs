@@ -150,6 +150,24 @@ pub(super) unsafe fn sealed(arena: &Arena, handle: Handle) -> Seal {
     Seal { version: SequenceNumber(header.version), check: header.check, bytes }
 }
 
+/// What would be sealed now: the check is made anew of key and value.
+///
+/// # Safety
+///
+/// As for [`header`], and the whole value was written.
+pub(super) unsafe fn sealed_anew(arena: &Arena, handle: Handle) -> Seal {
+    // SAFETY: key and value follow the header, as the caller says.
+    unsafe {
+        let header = header(arena, handle);
+        let bytes = usize::from(header.key_len) + header.value_len as usize;
+        let check = check_of(std::slice::from_raw_parts(
+            arena.address(handle).add(HEADER_BYTES),
+            bytes,
+        ));
+        Seal { version: SequenceNumber(header.version), check }
+    }
+}
+
 /// The length of the value that an entry was made for.
 ///
 /// # Safety

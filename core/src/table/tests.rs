@@ -224,6 +224,7 @@ impl Model {
     fn check(&self, keys: u16) {
         assert_eq!(self.table.len(), self.entries.len());
         assert_eq!(self.table.staged_len(), self.staged.len());
+        assert_eq!(self.table.recount(), self.table.digest());
         for key in (0..keys).map(model_key) {
             let hash = self.quality.hash(&key);
             let entry = self.table.get(hash, &key);

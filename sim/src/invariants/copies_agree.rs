@@ -1,38 +1,176 @@
 //! 3: where primary and secondary have applied the same writes, they hold the same.
+//!
+//! The digests that both keep of themselves are compared often. Now and then, and at the end, every entry
+//! and every record of both is: then it is seen, too, whether the digests are those of what is there.
 
-use kv_core::replica::Inspection;
+use std::collections::HashMap;
+
+use kv_core::replica::Replica;
+use kv_core::session::LoggedRecord;
+use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::control_message::ReplicaState;
-use kv_protocol::ids::GroupId;
+use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber};
 
+use crate::checks::Place;
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// Compares both copies of every group's every shard.
-pub fn check(world: &World) -> Result<(), Violation> {
-    for group in (0..world.config.servers).map(GroupId) {
-        for shard in 0..usize::from(world.config.shards) {
-            let Some((primary, secondary)) = copies(world, group, shard) else { continue };
-            let is_level = primary.last == primary.committed && primary.last == secondary.last;
-            if is_level && primary.content != secondary.content {
-                let words = format_args!(
-                    "shard {shard}, write {}: {:?} at the primary, {:?} at the secondary",
-                    primary.last, primary.content, secondary.content
-                );
-                return Err(Violation::of(group, 3, words));
-            }
+/// Compares the digests of both copies of every group's every shard; how many there were to compare.
+pub fn digests(world: &World) -> Result<u64, Violation> {
+    let mut compared = 0;
+    for place in places(world) {
+        let Some((primary, secondary)) = copies(world, place) else { continue };
+        let (primary, secondary) = (primary.inspect(), secondary.inspect());
+        if primary.last != primary.committed || primary.last != secondary.last {
+            continue;
+        }
+        compared += 1;
+        if primary.content != secondary.content {
+            let words = format_args!(
+                "shard {}, write {}: {:?} at the primary, {:?} at the secondary",
+                place.1, primary.last, primary.content, secondary.content
+            );
+            return Err(Violation::of(place.0, 3, words));
         }
     }
-    Ok(())
+    Ok(compared)
+}
+
+/// Compares all that both copies of a shard hold; whether there were two.
+pub fn contents(world: &World, place: Place) -> Result<bool, Violation> {
+    let Some((primary, secondary)) = copies(world, place) else { return Ok(false) };
+    let broken = |words: String| {
+        Err(Violation::of(place.0, 3, format_args!("shard {}: {words}", place.1)))
+    };
+    for replica in [primary, secondary] {
+        let (kept, found) = (replica.content(), replica.recount());
+        if kept != found {
+            let state = replica.state();
+            return broken(format!("{state:?} says {kept:?} of itself, and it holds {found:?}"));
+        }
+    }
+    let (mine, its) = (primary.inspect(), secondary.inspect());
+    let level = mine.committed.min(its.last);
+    let (here, there) = (entries(primary), entries(secondary));
+    let found = difference(&here, &there, level, its.last > level)
+        .or_else(|| difference(&there, &here, level, mine.committed > level));
+    if let Some(key) = found {
+        return broken(format!(
+            "key {:?} at write {level}: {:?} at the primary, which has committed {}, {:?} at the \
+             secondary, which is at {}",
+            String::from_utf8_lossy(key),
+            here.get(key).map(in_words),
+            mine.committed,
+            there.get(key).map(in_words),
+            its.last
+        ));
+    }
+    let is_level = mine.last == mine.committed && mine.last == its.last;
+    if is_level && records(primary) != records(secondary) {
+        return broken(format!("the sessions differ at write {level}"));
+    }
+    Ok(true)
+}
+
+/// Every shard of every group.
+pub fn places(world: &World) -> impl Iterator<Item = Place> {
+    let (groups, shards) = (world.config.servers, usize::from(world.config.shards));
+    (0..groups).map(GroupId).flat_map(move |group| (0..shards).map(move |shard| (group, shard)))
 }
 
 /// The active primary of a shard, and its secondary of the same view.
-fn copies(world: &World, group: GroupId, shard: usize) -> Option<(Inspection, Inspection)> {
-    let sights = || {
+fn copies(world: &World, (group, shard): Place) -> Option<(&Replica, &Replica)> {
+    let replicas = || {
         let alive = world.processes.iter().filter(|process| process.alive);
-        alive.filter_map(|process| process.replica(group, shard)).map(|replica| replica.inspect())
+        alive.filter_map(move |process| process.replica(group, shard))
     };
-    let primary = sights().find(|sight| sight.state == ReplicaState::Active)?;
-    let is_copy =
-        |sight: &Inspection| sight.state == ReplicaState::Secondary && sight.view == primary.view;
-    sights().find(is_copy).map(|secondary| (primary, secondary))
+    let primary = replicas().find(|replica| replica.state() == ReplicaState::Active)?;
+    let is_copy = |replica: &&Replica| {
+        replica.state() == ReplicaState::Secondary && replica.view() == primary.view()
+    };
+    replicas().find(is_copy).map(|secondary| (primary, secondary))
+}
+
+/// By key: version and value.
+type Entries = HashMap<Vec<u8>, (SequenceNumber, Vec<u8>)>;
+
+fn entries(replica: &Replica) -> Entries {
+    let mut entries = Entries::new();
+    let mut cursor = Some(WalkCursor::START);
+    while let Some(at) = cursor {
+        let budget = WalkBudget { entries: 1_024, bytes: 1 << 20 };
+        cursor = replica.walk(at, budget, |entry| {
+            entries.insert(entry.key.to_vec(), (entry.version, entry.value.to_vec()));
+        });
+    }
+    entries
+}
+
+/// A key whose entry of a write up to `level` the other side does not have. One that is ahead may have
+/// written or deleted the key since.
+fn difference<'a>(
+    here: &'a Entries,
+    there: &Entries,
+    level: SequenceNumber,
+    is_ahead: bool,
+) -> Option<&'a [u8]> {
+    let differs = |(key, entry): &(&Vec<u8>, &(SequenceNumber, Vec<u8>))| match there.get(*key) {
+        _ if entry.0 > level => false,
+        Some(other) => other != *entry && !(is_ahead && other.0 > level),
+        None => !is_ahead,
+    };
+    here.iter().find(differs).map(|(key, _)| key.as_slice())
+}
+
+fn in_words((version, value): &(SequenceNumber, Vec<u8>)) -> String {
+    format!("write {version}, {} B, {:?}...", value.len(), &value[..value.len().min(8)])
+}
+
+fn records(replica: &Replica) -> HashMap<(ClientId, RequestSeq), LoggedRecord> {
+    let records = replica.completion_records(0..replica.session_count());
+    records.map(|logged| ((logged.record.client, logged.record.seq), logged)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEVEL: SequenceNumber = SequenceNumber(10);
+
+    fn table(entries: &[(&str, u64, u8)]) -> Entries {
+        let entry = |&(key, version, value): &(&str, u64, u8)| {
+            (key.as_bytes().to_vec(), (SequenceNumber(version), vec![value]))
+        };
+        entries.iter().map(entry).collect()
+    }
+
+    fn found(primary: &Entries, secondary: &Entries, is_ahead: bool) -> bool {
+        difference(primary, secondary, LEVEL, is_ahead).is_some()
+            || difference(secondary, primary, LEVEL, false).is_some()
+    }
+
+    #[test]
+    fn copies_that_are_level_hold_the_same_keys_values_and_versions() {
+        let primary = table(&[("a", 3, 1), ("b", 10, 2)]);
+        assert!(!found(&primary, &primary, false));
+        for other in [
+            table(&[("a", 3, 1)]),
+            table(&[("a", 3, 1), ("b", 9, 2)]),
+            table(&[("a", 3, 1), ("b", 10, 3)]),
+            table(&[("a", 3, 1), ("b", 10, 2), ("c", 4, 1)]),
+        ] {
+            assert!(found(&primary, &other, false), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_secondary_that_is_ahead_differs_only_by_what_is_newer() {
+        let primary = table(&[("a", 3, 1), ("b", 10, 2)]);
+        for ahead in [table(&[("a", 11, 9), ("c", 12, 1)]), table(&[("a", 3, 1), ("b", 10, 2)])] {
+            assert!(!found(&primary, &ahead, true), "{ahead:?}");
+        }
+        for wrong in [table(&[("a", 3, 7)]), table(&[("a", 3, 1), ("d", 5, 1)])] {
+            assert!(found(&primary, &wrong, true), "{wrong:?}");
+        }
+    }
 }
