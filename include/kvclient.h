@@ -246,6 +246,7 @@ void kvc_free(void *memory);
 
 /**
  * Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]").
+ * Servers may be named too, by their ports for clients: they serve when the coordinator is away.
  * Names are resolved here, which may take as long as the system's resolver likes; nothing is
  * connected before the first call. `options` may be NULL. On success *out is a handle that the
  * caller closes with kvc_close().

@@ -38,8 +38,10 @@ pub struct Client {
 
 impl Client {
     /// Opens a client for the cluster whose coordinator is at `endpoints`
-    /// (`host:port[,host:port…]`). Names are resolved here and never again; nothing is connected
-    /// before the first operation.
+    /// (`host:port[,host:port…]`). Servers may be named too, by their ports for clients: they give
+    /// the map as well, also while the coordinator is away. The client finds the other servers by
+    /// itself. Names are resolved here and never again; nothing is connected before the first
+    /// operation.
     ///
     /// # Errors
     /// [`OpenError`]: an endpoint is malformed or unknown, a setting is out of its bounds, or the

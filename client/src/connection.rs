@@ -36,14 +36,14 @@ pub(crate) const EAGER_BYTES: usize = 64 << 10;
 pub(crate) enum Target {
     /// Requests to one shard's executor.
     Shard { member: Member, address: SocketAddr, shard: ShardId, client: ClientId },
-    /// The map.
-    Coordinator { address: SocketAddr },
+    /// The map, from a coordinator or a server.
+    Map { address: SocketAddr },
 }
 
 impl Target {
     fn address(&self) -> SocketAddr {
         match *self {
-            Target::Shard { address, .. } | Target::Coordinator { address } => address,
+            Target::Shard { address, .. } | Target::Map { address } => address,
         }
     }
 
@@ -99,7 +99,7 @@ impl Connection {
         poller.add(socket.as_fd(), token, true)?;
         let mut output = Vec::new();
         hello.write(&mut output);
-        if matches!(target, Target::Coordinator { .. }) {
+        if matches!(target, Target::Map { .. }) {
             Question::Map.write(&mut output);
         }
         Ok(Connection {
@@ -123,18 +123,18 @@ impl Connection {
     pub(crate) fn hello(target: &Target, cluster: Option<ClusterId>, own: ClientId) -> Hello {
         let (client, shard) = match *target {
             Target::Shard { client, shard, .. } => (client, shard),
-            Target::Coordinator { .. } => (own, ShardId(0)),
+            Target::Map { .. } => (own, ShardId(0)),
         };
         Hello { cluster: cluster.unwrap_or_default(), client, shard }
     }
 
-    /// What has to come within the connect timeout. A coordinator's connection lives for one
+    /// What has to come within the connect timeout. A map's connection lives for one
     /// question, so a welcome is not enough there: its silence would keep everybody from asking
     /// the next.
     pub(crate) fn owes(&self) -> Option<&'static str> {
         match self.target {
             _ if !self.is_open => Some("welcome"),
-            Target::Coordinator { .. } => Some("map"),
+            Target::Map { .. } => Some("map"),
             Target::Shard { .. } => None,
         }
     }

@@ -18,7 +18,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_protocol::ids::{ClientId, GroupId, RequestSeq, ShardId};
+use kv_protocol::ids::{ClientId, GroupId, RequestSeq, ServerId, ShardId};
 
 use crate::backoff::Random;
 use crate::completion::{Completion, Outcome, SubmitError};
@@ -232,8 +232,9 @@ impl Engine {
         self.next_scan = self.next_scan.min(at);
     }
 
-    fn want_map(&mut self) {
-        self.map_source.want();
+    /// A newer map is needed; `doubted`: because of this server.
+    fn want_map(&mut self, doubted: Option<ServerId>) {
+        self.map_source.want(doubted);
         if let Some(at) = self.map_source.ask_at() {
             self.wake_by(at);
         }
@@ -283,11 +284,11 @@ impl Engine {
             Stage::Assigned { .. } => {
                 operation.is_overdue = true;
                 operation.attention_at = now + OVERDUE_AGAIN;
-                let (place, view) = (operation.place, operation.view);
+                let (place, view, server) = (operation.place, operation.view, operation.server);
                 if place.is_some_and(|(group, _)| self.router.version(group) > view) {
                     self.make_ready(id);
                 } else {
-                    self.want_map();
+                    self.want_map(server);
                 }
             }
             Stage::Ready | Stage::AwaitingMap | Stage::AwaitingWindow => {}
@@ -341,7 +342,7 @@ impl Engine {
         }
         let Some(place) = operation.place.or_else(|| self.router.locate(operation.digest)) else {
             operation.stage = Stage::AwaitingMap;
-            return self.want_map();
+            return self.want_map(None);
         };
         let (group, shard) = place;
         operation.place = Some(place);
@@ -356,7 +357,7 @@ impl Engine {
                     None => format!("the map names no server for this in group {group} yet"),
                 };
                 self.back_off(id, &trouble.into(), now);
-                return self.want_map();
+                return self.want_map(None);
             }
         };
         operation.server = Some(member.server);
@@ -370,7 +371,7 @@ impl Engine {
             Err(error) => {
                 let trouble = format!("connecting to server {member} at {address}: {error}");
                 self.back_off(id, &trouble.into(), now);
-                self.want_map();
+                self.want_map(Some(member.server));
             }
         }
     }
@@ -438,7 +439,7 @@ impl Engine {
             .iter()
             .filter(|(_, c)| match c.target {
                 Target::Shard { member, .. } => !self.router.knows(member),
-                Target::Coordinator { .. } => false,
+                Target::Map { .. } => false,
             })
             .map(|(&token, _)| token)
             .collect();

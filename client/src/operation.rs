@@ -335,6 +335,7 @@ mod tests {
         let question = "is the coordinator running at example:7000";
         operation.stage = Stage::AwaitingMap;
         let silent = operation.expired(false, &source).to_string();
+        source.next(now);
         source.failed("refused", &mut Random::seeded(1), now);
         let refused = operation.expired(false, &source).to_string();
         operation.stage = Stage::Ready;

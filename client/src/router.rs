@@ -1,12 +1,16 @@
 //! From a key to the server that serves it. No I/O: maps come in, routes come out.
 //!
 //! Views only move forward: per group the one with the highest version ever seen is kept, whichever
-//! map it came in, and a map of an older coordinator's term changes no address.
+//! map it came in, and an older map (of an older term of the coordinator, or an earlier one of the same)
+//! changes no address: servers answer with the map that they were given last, which may be older than
+//! the one known here.
 
 use std::net::SocketAddr;
 
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, ServerId, ShardId, ViewVersion};
+use kv_protocol::ids::{
+    ClusterId, Epoch, GroupId, MapRevision, Member, ServerId, ShardId, ViewVersion,
+};
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
@@ -27,7 +31,7 @@ pub(crate) enum Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MapRefusal {
     #[error(
-        "the coordinator there leads cluster {got}, not {known}, which this client was opened for; open a new client"
+        "the map there is of cluster {got}, not {known}, which this client was opened for; open a new client"
     )]
     OtherCluster { known: ClusterId, got: ClusterId },
     #[error(
@@ -49,6 +53,7 @@ struct Known {
     cluster: ClusterId,
     placement: Placement,
     epoch: Epoch,
+    revision: MapRevision,
     servers: Vec<MapServer>,
     views: Vec<View>,
 }
@@ -65,6 +70,7 @@ impl Router {
                 cluster: map.cluster,
                 placement,
                 epoch: map.epoch,
+                revision: map.revision,
                 servers: map.servers,
                 views: map.views,
             });
@@ -82,8 +88,9 @@ impl Router {
                 *view = newer;
             }
         }
-        if map.epoch.number >= known.epoch.number {
+        if (map.epoch.number, map.revision) >= (known.epoch.number, known.revision) {
             known.epoch = map.epoch;
+            known.revision = map.revision;
             known.servers = map.servers;
         }
         Ok(())
@@ -125,6 +132,13 @@ impl Router {
             Some(address) => Route::To { member, address },
             None => Route::Nowhere { server: Some(member.server) },
         }
+    }
+
+    /// The servers that may be asked for the map, in ring order.
+    pub(crate) fn servers(&self) -> Vec<(ServerId, SocketAddr)> {
+        let servers = self.known.iter().flat_map(|known| &known.servers);
+        let up = servers.filter(|server| server.state != ServerState::Down);
+        up.filter_map(|server| Some((server.id, server.clients?))).collect()
     }
 
     /// Whether the newest map knows this process.
@@ -178,6 +192,7 @@ mod tests {
         Map {
             cluster: ClusterId(9),
             epoch: Epoch { number: epoch, boot: BootId(1) },
+            revision: MapRevision(1),
             shards: 2,
             servers: servers.collect(),
             views: views.collect(),
@@ -229,6 +244,19 @@ mod tests {
             panic!("no route")
         };
         assert_eq!(address.port(), 4_000);
+    }
+
+    #[test]
+    fn an_earlier_map_of_the_same_term_changes_no_address_and_its_views_count_all_the_same() {
+        let mut router = Router::default();
+        let mut later = map(1, home(1));
+        later.revision = MapRevision(7);
+        router.learn(later).unwrap();
+        let mut earlier = map(1, [(2, Some(0)), (1, Some(1)), (1, Some(2))]);
+        earlier.servers[0].incarnation = Incarnation(77);
+        router.learn(earlier).unwrap();
+        assert_eq!(router.version(GroupId(0)), ViewVersion(2));
+        assert!(router.knows(member(0)), "its process is another by now");
     }
 
     #[test]

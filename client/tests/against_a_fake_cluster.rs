@@ -498,13 +498,62 @@ fn the_second_coordinator_is_asked_when_the_first_does_not_answer() {
 }
 
 #[test]
-fn a_server_asked_as_coordinator_is_recognised() {
+fn a_server_named_as_endpoint_gives_the_map_too() {
+    let mut fake = Fake::start(3, 1);
+    fake.kill_coordinator();
+    let address = fake.server(1);
+    let mut client = Client::open(&address.to_string(), Options::default()).unwrap();
+    client.put(&key_of(0), b"v", &anytime()).unwrap();
+    assert_eq!(fake.maps_of_servers(), [1]);
+}
+
+#[test]
+fn a_server_without_a_map_is_passed_over() {
+    let mut fake = Fake::start(3, 1);
+    fake.kill_coordinator();
+    fake.withhold_map(1);
+    let endpoints = format!("{},{}", fake.server(1), fake.server(2));
+    let mut client = Client::open(&endpoints, Options::default()).unwrap();
+    client.put(&key_of(0), b"v", &anytime()).unwrap();
+    assert_eq!(fake.maps_of_servers(), [2]);
+}
+
+#[test]
+fn when_the_coordinator_is_away_the_map_is_asked_of_another_server_than_the_one_that_is_unavailable()
+ {
+    let mut fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(&key_of(0), b"before", &anytime()).unwrap();
+    assert_eq!(fake.maps_of_servers(), [], "the coordinator was there");
+    fake.kill_coordinator();
+    // Server 0 is cut off from the others and does not know that it is out.
+    fake.script(|seen| match seen.server {
+        0 => Act::Answer(Status::Unavailable),
+        _ => Act::Serve,
+    });
+    fake.withhold_map(0);
+    fake.promote(0, 1);
+    client.put(&key_of(0), b"after", &anytime()).unwrap();
+    assert_eq!(fake.maps_of_servers(), [1]);
+    assert_eq!(fake.seen().last().unwrap().server, 1);
+}
+
+#[test]
+fn a_silent_coordinator_is_waited_for_once_and_not_before_every_map() {
     let fake = Fake::start(3, 1);
-    let mut address = None;
-    fake.change_map(|map| address = map.servers[1].clients);
-    let mut client = Client::open(&address.unwrap().to_string(), Options::default()).unwrap();
-    let error = client.get(b"k", &within(SOON)).unwrap_err().to_string();
-    assert!(error.contains("server 1 answers there"), "{error}");
+    let options = Options { connect_timeout: Duration::from_millis(300), ..Options::default() };
+    let mut client = Client::open(&fake.endpoint(), options).unwrap();
+    client.put(&key_of(0), b"v", &anytime()).unwrap();
+    fake.mute_coordinator(true);
+    for server in [1, 2, 0] {
+        fake.promote(0, server);
+        fake.script(move |seen| match seen.server == server {
+            true => Act::Serve,
+            false => Act::Answer(Status::WrongView),
+        });
+        client.put(&key_of(0), b"v", &within(Duration::from_millis(550))).unwrap();
+    }
+    assert!(fake.maps_of_servers().len() >= 3);
 }
 
 #[test]

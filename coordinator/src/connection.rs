@@ -47,6 +47,17 @@ pub(crate) struct Connection {
     frame_began: Option<Instant>,
     /// Since when the other end owes a frame.
     waiting_since: Instant,
+    /// What is sent while the next frame is waited for.
+    output: Vec<u8>,
+    /// How much of it is gone, and when that last grew.
+    sent: usize,
+    last_progress: Instant,
+}
+
+/// What a socket did.
+enum Moved {
+    In(usize),
+    Out(usize),
 }
 
 impl Connection {
@@ -58,6 +69,9 @@ impl Connection {
             buffer: FrameBuffer::new(rules),
             frame_began: None,
             waiting_since: Instant::now(),
+            output: Vec::new(),
+            sent: 0,
+            last_progress: Instant::now(),
         }
     }
 
@@ -69,6 +83,37 @@ impl Connection {
         self.stream
             .peer_addr()
             .map_or_else(|_| "?".into(), |address: SocketAddr| address.to_string())
+    }
+
+    /// Sends this while the next frames are waited for, so that whoever takes it slowly is heard all the
+    /// same.
+    pub(crate) fn queue(&mut self, bytes: &[u8]) {
+        if self.has_sent_all() {
+            self.output.clear();
+            self.sent = 0;
+            self.last_progress = Instant::now();
+        }
+        self.output.extend_from_slice(bytes);
+    }
+
+    /// Whether nothing that was queued is left to be sent.
+    pub(crate) fn has_sent_all(&self) -> bool {
+        self.sent == self.output.len()
+    }
+
+    /// Receives bytes or sends some of those that are queued, whichever is possible first. May be
+    /// dropped while it waits: nothing is lost.
+    async fn transfer(
+        stream: &mut TcpStream,
+        received: &mut [u8],
+        queued: &[u8],
+    ) -> io::Result<Moved> {
+        let (mut reading, mut writing) = stream.split();
+        tokio::select! {
+            biased;
+            count = reading.read(received) => count.map(Moved::In),
+            count = writing.write(queued), if !queued.is_empty() => count.map(Moved::Out),
+        }
     }
 
     /// The next frame; `None` when the other end has closed between two frames. Waits at most
@@ -88,16 +133,27 @@ impl Connection {
             let mut received = [0; READ_BYTES];
             let silence = patience.map(|patience| self.waiting_since + patience);
             let slow = self.frame_began.map(|began| began + FRAME_DEADLINE);
-            let read = self.stream.read(&mut received);
-            let count = match silence.into_iter().chain(slow).min() {
-                None => read.await?,
-                Some(deadline) => match timeout_at(deadline, read).await {
-                    Ok(count) => count?,
+            let stalled = (!self.has_sent_all()).then(|| self.last_progress + STALL_DEADLINE);
+            let queued = &self.output[self.sent..];
+            let transfer = Connection::transfer(&mut self.stream, &mut received, queued);
+            let moved = match silence.into_iter().chain(slow).chain(stalled).min() {
+                None => transfer.await?,
+                Some(deadline) => match timeout_at(deadline, transfer).await {
+                    Ok(moved) => moved?,
                     Err(_) if slow == Some(deadline) => return Err(ConnectionError::SlowFrame),
+                    Err(_) if stalled == Some(deadline) => return Err(ConnectionError::Stalled),
                     Err(_) => {
                         return Err(ConnectionError::Silent(patience.unwrap_or(FRAME_DEADLINE)));
                     }
                 },
+            };
+            let count = match moved {
+                Moved::In(count) => count,
+                Moved::Out(count) => {
+                    self.sent += count;
+                    self.last_progress = Instant::now();
+                    continue;
+                }
             };
             match received.get(..count) {
                 Some([]) | None if self.buffer.is_partial() => {
@@ -198,6 +254,28 @@ mod tests {
             let error = connection.next_frame(Some(Duration::from_millis(30))).await.unwrap_err();
             assert!(matches!(error, ConnectionError::Silent(_)), "{error}");
             drop(other);
+        });
+    }
+
+    #[test]
+    fn what_is_queued_goes_out_while_frames_are_waited_for_and_whoever_takes_none_is_still_heard() {
+        const QUEUED: usize = 32 << 20;
+        converse(|mut connection, mut other| async move {
+            connection.queue(&vec![7; QUEUED]);
+            other.write_all(&frame(b"heard")).await.unwrap();
+            let heard = connection.next_frame(None).await.unwrap().unwrap();
+            assert_eq!(&heard.body[..], b"heard");
+            assert!(!connection.has_sent_all(), "nobody has taken it");
+            let taken = async {
+                let mut bytes = vec![0; QUEUED];
+                other.read_exact(&mut bytes).await.unwrap();
+                other.write_all(&frame(b"taken")).await.unwrap();
+                bytes
+            };
+            let (bytes, last) = tokio::join!(taken, connection.next_frame(None));
+            assert!(bytes.iter().all(|&byte| byte == 7));
+            assert_eq!(&last.unwrap().unwrap().body[..], b"taken");
+            assert!(connection.has_sent_all());
         });
     }
 

@@ -26,6 +26,7 @@ mod links;
 mod listener;
 mod lock;
 mod logs;
+mod newest_map;
 mod orders;
 mod plan;
 mod progress;

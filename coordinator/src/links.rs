@@ -1,4 +1,5 @@
-//! The servers' port: STARTED first, then heartbeats and the wish to leave.
+//! The servers' port: STARTED first, then heartbeats and the wish to leave. What a heartbeat is answered
+//! with, now and then, is the newest map.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::connection::{Connection, ConnectionError, OwnedFrame};
 use crate::driver::Driver;
 use crate::listener::{self, Slots, WaitingRoom};
 use crate::logs::Refusals;
+use crate::newest_map::NewestMap;
 
 /// Connections that have not reported yet, in excess of one for each server: strangers, and servers
 /// that dial again.
@@ -32,10 +34,12 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     // However many strangers knock, admitted servers stay, and a server that reports is heard.
     let room = WaitingRoom::new(SPARE_CONNECTIONS + usize::from(driver.cluster().count()));
     let farewells = Slots::new(MAX_FAREWELLS_AT_ONCE);
+    let newest = Rc::new(NewestMap::default());
     let accepted = Rc::clone(&refusals);
     listener::accept(listener, accepted, move |stream| {
         let (driver, refusals) = (Rc::clone(&driver), Rc::clone(&refusals));
         let (place, farewells) = (room.enter(), farewells.clone());
+        let newest = Rc::clone(&newest);
         tokio::task::spawn_local(async move {
             let mut connection = Connection::new(stream, FrameRules::checked(MAX_HELLO_BODY));
             let first = tokio::select! {
@@ -53,7 +57,7 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
                 }
                 return;
             };
-            follow(&driver, &mut connection, link, server, &refusals).await;
+            follow(&driver, &newest, &mut connection, link, server, &refusals).await;
             driver.input(|cluster, now, sink| cluster.on_link_lost(now, link, server, sink));
         });
     })
@@ -110,11 +114,13 @@ fn read_started(frame: &OwnedFrame) -> Result<Started, String> {
 /// Hears an admitted server until its connection ends.
 async fn follow(
     driver: &Rc<Driver>,
+    newest: &NewestMap,
     connection: &mut Connection,
     link: LinkId,
     server: ServerId,
     refusals: &Refusals,
 ) {
+    let mut sent = None;
     loop {
         let frame = match connection.next_frame(Some(LINK_SILENCE)).await {
             Ok(Some(frame)) => frame,
@@ -138,6 +144,12 @@ async fn follow(
             if ignored == Ignored::OldLink {
                 return;
             }
+        }
+        if connection.has_sent_all()
+            && let Some(map) = newest.later_than(sent, &driver.cluster())
+        {
+            sent = Some(map.revision);
+            connection.queue(&map.bytes);
         }
     }
 }

@@ -27,8 +27,8 @@ use kv_protocol::control_message::Started;
 use kv_protocol::limits::GRACE;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::{
-    ClusterId, Epoch, GroupId, Incarnation, Member, OrderId, Peer, ServerId, Time, View,
-    ViewVersion,
+    ClusterId, Epoch, GroupId, Incarnation, MapRevision, Member, OrderId, Peer, ServerId, Time,
+    View, ViewVersion,
 };
 
 use crate::failure_detector::FailureDetector;
@@ -342,6 +342,7 @@ impl Cluster {
         Map {
             cluster: self.config.cluster,
             epoch: self.config.epoch,
+            revision: MapRevision(self.revision),
             shards: self.config.shards,
             servers: servers.collect(),
             views: match self.has_served() {

@@ -5,7 +5,7 @@
 //!           <- WELCOME
 //!   GET PUT DELETE NOOP VERIFY ->          to a server, any number in flight
 //!           <- ANSWER                      in any order, told apart by the request id
-//!   MAP     -> <- MAP-ANSWER               to the coordinator
+//!   MAP     -> <- MAP-ANSWER               to the coordinator, or to a server when it is away
 //!   STATUS  -> <- STATUS-ANSWER (JSON)     to the coordinator
 //!           <- ERROR                       to what cannot be served; may be followed by a close
 //! ```
@@ -60,7 +60,7 @@ pub mod opcode {
     pub const STATUS_ANSWER: u8 = 0x1b;
 }
 
-const SERVED_BY_SERVERS: &str = "GET, PUT, DELETE, NOOP, VERIFY";
+const SERVED_BY_SERVERS: &str = "GET, PUT, DELETE, NOOP, VERIFY, MAP";
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -456,7 +456,7 @@ impl<'a> Refusal<'a> {
     }
 }
 
-/// What a client asks of the coordinator: frames without a body.
+/// What a client asks of the coordinator, or of a server (the map alone): frames without a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
     /// For the [`Map`].
@@ -496,10 +496,7 @@ pub fn write_map_answer(output: &mut Vec<u8>, map: &Map) {
 
 /// Takes the map from a MAP-ANSWER's body.
 pub fn read_map_answer(body: &[u8]) -> Result<Map, DecodeError> {
-    let mut reader = Reader::new(body);
-    let map = Map::read(&mut reader)?;
-    reader.finish()?;
-    Ok(map)
+    Map::read_all(body)
 }
 
 /// Appends a STATUS-ANSWER: `json` is a [`crate::status::ClusterStatus`].

@@ -5,8 +5,8 @@
 //!   STARTED (three real ports)  ->              ORDERS-HELLO (epoch, whom)  ->
 //!                  <- ADMITTED | REFUSED                   <- ORDERS-WELCOME | REFUSED
 //!   HEARTBEAT every 100 ms      ->              views: SET-SECONDARY, TAKE-OVER, ...  ->
-//!   DRAIN-REQUEST on SIGTERM    ->              PROBE, EXITED, DRAIN, DUMP-PRIMARY,
-//!                                               DUMP-SECONDARY, SHUTDOWN    ->
+//!            <- CLUSTER-MAP, when it is newer   PROBE, EXITED, DRAIN, DUMP-PRIMARY,
+//!   DRAIN-REQUEST on SIGTERM    ->              DUMP-SECONDARY, SHUTDOWN    ->
 //!                                                 <- REPORT (order id, view, outcome)
 //! ```
 //!
@@ -24,7 +24,7 @@ use crate::ids::{
     ClusterId, Epoch, GroupId, Incarnation, Member, OrderId, SequenceNumber, ShardId, ViewVersion,
 };
 use crate::limits::MAX_HEARTBEAT_REPLICAS;
-use crate::map::{read_address, read_epoch, write_address, write_epoch};
+use crate::map::{Map, read_address, read_epoch, write_address, write_epoch};
 use crate::view::{View, read_member, read_view, write_member, write_view};
 
 /// Opcodes of connections between coordinator and servers.
@@ -39,6 +39,8 @@ pub mod opcode {
     pub const HEARTBEAT: u8 = 0x83;
     /// A server asks to be stopped in order.
     pub const DRAIN_REQUEST: u8 = 0x84;
+    /// The coordinator's newest map, for clients that find the coordinator away.
+    pub const CLUSTER_MAP: u8 = 0x85;
     /// The coordinator's first frame.
     pub const ORDERS_HELLO: u8 = 0x90;
     /// The server takes orders.
@@ -408,6 +410,20 @@ impl Admission {
             opcode => Err(DecodeError::UnknownOpcode { opcode, supported: "ADMITTED, REFUSED" }),
         }
     }
+}
+
+/// Appends a CLUSTER-MAP: what the coordinator answers to a heartbeat when it has a newer map than the
+/// one it sent on this connection.
+pub fn write_cluster_map(output: &mut Vec<u8>, map: &Map) {
+    write_frame(output, Checksum::Crc32c, opcode::CLUSTER_MAP, |body| map.write(body));
+}
+
+/// Takes the map from a frame that the coordinator sent an admitted server.
+pub fn read_cluster_map(opcode: u8, body: &[u8]) -> Result<Map, DecodeError> {
+    if opcode != opcode::CLUSTER_MAP {
+        return Err(DecodeError::UnknownOpcode { opcode, supported: "CLUSTER-MAP" });
+    }
+    Map::read_all(body)
 }
 
 /// The coordinator's first frame at a server's coord_port.

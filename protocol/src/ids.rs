@@ -112,6 +112,11 @@ impl SequenceNumber {
     }
 }
 
+integer_id! {
+    /// Which map of a coordinator's term it is: the later one has the higher number.
+    MapRevision(u64)
+}
+
 /// Defines a random 64- or 128-bit identity that is printed in hex.
 macro_rules! random_id {
     ($(#[$meta:meta])* $name:ident($inner:ty, $width:literal)) => {

@@ -1,4 +1,5 @@
-//! The map: which server holds which group, and where it listens. Clients route by it.
+//! The map: which server holds which group, and where it listens. Clients route by it. The
+//! coordinator makes it, and gives it to the servers too, which answer when it is away.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -6,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{Reader, Writer, length_u16};
 use crate::error::DecodeError;
-use crate::ids::{BootId, ClusterId, Epoch, Incarnation, ServerId};
+use crate::ids::{BootId, ClusterId, Epoch, Incarnation, MapRevision, ServerId};
 use crate::limits::{MAX_SERVERS, MAX_SHARDS};
 use crate::placement::Placement;
 use crate::view::{View, read_view, write_view};
@@ -43,6 +44,8 @@ pub struct Map {
     pub cluster: ClusterId,
     /// The coordinator's epoch when it made this map.
     pub epoch: Epoch,
+    /// Which of that epoch's maps it is.
+    pub revision: MapRevision,
     /// Shards of every group.
     pub shards: u16,
     /// All servers, in ring order.
@@ -57,10 +60,16 @@ impl Map {
         Placement::new(length_u16(self.servers.len(), "ring"), self.shards)
     }
 
+    /// Whether this is a later map of the cluster than `other`.
+    pub fn is_newer_than(&self, other: &Map) -> bool {
+        (self.epoch.number, self.revision) > (other.epoch.number, other.revision)
+    }
+
     /// Appends the map's layout.
     pub fn write(&self, output: &mut Vec<u8>) {
         output.put_u128(self.cluster.0);
         write_epoch(output, self.epoch);
+        output.put_u64(self.revision.0);
         output.put_u16(length_u16(self.servers.len(), "ring"));
         output.put_u16(self.shards);
         for server in &self.servers {
@@ -78,10 +87,19 @@ impl Map {
         }
     }
 
+    /// Takes a map that is all there is.
+    pub(crate) fn read_all(body: &[u8]) -> Result<Map, DecodeError> {
+        let mut reader = Reader::new(body);
+        let map = Map::read(&mut reader)?;
+        reader.finish()?;
+        Ok(map)
+    }
+
     /// Takes a map: as many views as servers.
     pub fn read(reader: &mut Reader<'_>) -> Result<Map, DecodeError> {
         let cluster = ClusterId(reader.u128("cluster id")?);
         let epoch = read_epoch(reader)?;
+        let revision = MapRevision(reader.u64("map revision")?);
         let count = bounded(reader.u16("server count")?, MAX_SERVERS, "server count")?;
         let shards = bounded(reader.u16("shard count")?, MAX_SHARDS, "shard count")?;
         let mut servers = Vec::new();
@@ -99,7 +117,7 @@ impl Map {
             }
             views.push(view);
         }
-        Ok(Map { cluster, epoch, shards, servers, views })
+        Ok(Map { cluster, epoch, revision, shards, servers, views })
     }
 }
 

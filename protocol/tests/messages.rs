@@ -137,10 +137,17 @@ proptest! {
 
     #[test]
     fn maps_come_back(
-        cluster: u128, epoch in epoch(), shards in 1..=MAX_SHARDS,
+        cluster: u128, epoch in epoch(), revision: u64, shards in 1..=MAX_SHARDS,
         rows in prop::collection::vec((any::<u64>(), 0usize..3, prop::option::of(address()), view()), 1..8),
     ) {
-        let mut map = Map { cluster: ClusterId(cluster), epoch, shards, servers: vec![], views: vec![] };
+        let mut map = Map {
+            cluster: ClusterId(cluster),
+            epoch,
+            revision: MapRevision(revision),
+            shards,
+            servers: vec![],
+            views: vec![],
+        };
         for (n, (incarnation, state, clients, view)) in (0u16..).zip(rows) {
             let state = [ServerState::Starting, ServerState::Up, ServerState::Down][state];
             let incarnation = Incarnation(incarnation);
@@ -148,7 +155,10 @@ proptest! {
             map.views.push(View { group: GroupId(n), ..view });
         }
         let bytes = written(|b| write_map_answer(b, &map));
-        prop_assert_eq!(read_map_answer(only_frame(&bytes, &CLIENT).1), Ok(map));
+        prop_assert_eq!(read_map_answer(only_frame(&bytes, &CLIENT).1), Ok(map.clone()));
+        let bytes = written(|b| write_cluster_map(b, &map));
+        let (opcode, body) = only_frame(&bytes, &CONTROL);
+        prop_assert_eq!(read_cluster_map(opcode, body), Ok(map));
     }
 
     #[test]
@@ -446,12 +456,15 @@ fn the_largest_legal_messages_fit_their_frames() {
     let map = Map {
         cluster: ClusterId(1),
         epoch: Epoch::default(),
+        revision: MapRevision(1),
         shards: MAX_SHARDS,
         servers: servers.collect(),
         views: views.collect(),
     };
     let bytes = written(|b| write_map_answer(b, &map));
     assert!(bytes.len() < MAX_ANSWER_BODY);
+    let bytes = written(|b| write_cluster_map(b, &map));
+    assert!(split_frame(&bytes, &CONTROL).unwrap().is_some(), "{} bytes", bytes.len());
     let replica = ReplicaReport {
         group: GroupId(1),
         shard: ShardId(1),
@@ -509,9 +522,13 @@ fn requests_that_contradict_themselves_are_refused_in_words() {
 #[test]
 fn unknown_opcodes_are_answered_with_the_known_ones() {
     let error = Request::read(0x77, &[]).unwrap_err().to_string();
-    assert_eq!(error, "opcode 0x77 is not served here; supported: GET, PUT, DELETE, NOOP, VERIFY");
+    assert_eq!(
+        error,
+        "opcode 0x77 is not served here; supported: GET, PUT, DELETE, NOOP, VERIFY, MAP"
+    );
     assert!(Question::read(0x10, &[]).unwrap_err().to_string().contains("MAP, STATUS"));
     assert!(Order::read(0x10, &[0; 8]).unwrap_err().to_string().contains("SHUTDOWN"));
+    assert!(read_cluster_map(0x10, &[]).unwrap_err().to_string().contains("CLUSTER-MAP"));
     assert!(ServerMessage::read(0x10, &[]).unwrap_err().to_string().contains("HEARTBEAT"));
     assert!(Reader::new(&[]).finish().is_ok());
 }

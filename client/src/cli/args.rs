@@ -17,10 +17,10 @@ use crate::options::is_deadline;
 #[derive(Debug, clap::Parser)]
 #[command(name = "client", version, disable_help_flag = true)]
 pub(super) struct Args {
-    /// The host of the coordinator.
+    /// The host of the coordinator, or, while it is away, of any server.
     #[arg(short = 'h', long, value_name = "HOST", default_value = "localhost")]
     host: String,
-    /// The coordinator's port for clients.
+    /// Its port for clients.
     #[arg(short, long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
     /// Read the operations from this file instead of standard input.

@@ -44,7 +44,7 @@ impl Engine {
         let mut connection = Connection::open(target, hello, token, &self.poller, now)?;
         connection.is_retired = match target {
             Target::Shard { client, .. } => !self.is_in_use(client),
-            Target::Coordinator { .. } => false,
+            Target::Map { .. } => false,
         };
         self.connections.insert(token, connection);
         self.by_target.insert(target, token);
@@ -53,7 +53,7 @@ impl Engine {
     }
 
     pub(super) fn ask_for_map(&mut self, now: Instant) {
-        let target = Target::Coordinator { address: self.map_source.endpoint().address };
+        let target = Target::Map { address: self.map_source.next(now) };
         match self.connect(target, now) {
             Ok(token) => self.map_source.asking(token),
             Err(error) => self.map_source.failed(&error.to_string(), &mut self.random, now),
@@ -85,8 +85,8 @@ impl Engine {
     fn bury(&mut self, connection: Connection, why: &str, now: Instant) {
         self.close(&connection);
         let (member, address) = match connection.target {
-            Target::Coordinator { address } => {
-                tracing::debug!(%address, why, "no map from the coordinator");
+            Target::Map { address } => {
+                tracing::debug!(%address, why, "no map");
                 self.map_source.failed(why, &mut self.random, now);
                 if let Some(at) = self.map_source.ask_at() {
                     self.wake_by(at);
@@ -109,7 +109,7 @@ impl Engine {
             }
         }
         if any {
-            self.want_map();
+            self.want_map(Some(member.server));
         }
     }
 
@@ -262,7 +262,7 @@ impl Engine {
         now: Instant,
     ) -> Result<Flow, String> {
         let nonsense = |error: kv_protocol::DecodeError| format!("it sent nonsense: {error}");
-        let is_coordinator = matches!(connection.target, Target::Coordinator { .. });
+        let is_for_map = matches!(connection.target, Target::Map { .. });
         match opcode {
             opcode::ERROR => {
                 let Refusal { status, reason } = Refusal::read(body).map_err(nonsense)?;
@@ -273,16 +273,16 @@ impl Engine {
                 connection.is_open = true;
                 Ok(Flow::GoOn)
             }
-            opcode::ANSWER if connection.is_open && !is_coordinator => {
+            opcode::ANSWER if connection.is_open && !is_for_map => {
                 let answer = Answer::read(body).map_err(nonsense)?;
                 self.on_answer(connection, &answer, now)?;
                 Ok(Flow::GoOn)
             }
-            opcode::MAP_ANSWER if connection.is_open && is_coordinator => {
+            opcode::MAP_ANSWER if connection.is_open && is_for_map => {
                 let map = read_map_answer(body).map_err(nonsense)?;
                 self.router.learn(map).map_err(|refusal| refusal.to_string())?;
                 self.statistics.maps += 1;
-                self.map_source.answered(now);
+                self.map_source.answered(self.router.servers(), now);
                 self.on_new_map(now);
                 Ok(Flow::Close)
             }
@@ -298,11 +298,8 @@ impl Engine {
             return Err(format!("it belongs to cluster {}, not {cluster}", welcome.cluster));
         }
         match (connection.target, welcome.server) {
-            (Target::Coordinator { .. }, None) => Ok(()),
-            (Target::Coordinator { .. }, Some(server)) => Err(format!(
-                "server {} answers there; the client needs the coordinator's clients port",
-                server.server
-            )),
+            // Servers have the map too.
+            (Target::Map { .. }, _) => Ok(()),
             (Target::Shard { member, .. }, Some(server)) if server == member => Ok(()),
             (Target::Shard { member, .. }, server) => Err(match server {
                 Some(server) => format!("process {server} answers there, not {member}"),
@@ -353,9 +350,9 @@ impl Engine {
             Status::SessionExpired => self.on_session_expired(connection, id, now),
             // A write that was pending when the server lost its view ends so too.
             Status::WrongView if is_current => {
-                let trouble = spoken(operation, answer);
+                let (trouble, server) = (spoken(operation, answer), operation.server);
                 self.back_off(id, &trouble.into(), now);
-                self.want_map();
+                self.want_map(server);
             }
             Status::WrongView => {}
             Status::Lost => {
@@ -386,10 +383,13 @@ impl Engine {
 
     /// What a refusal that may pass asks for besides a pause.
     fn after_refusal(&mut self, id: OpId, status: Status) {
-        if status != Status::Busy {
-            self.want_map();
-        } else if let Some(operation) = self.operations.get_mut(&id) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        if status == Status::Busy {
             operation.was_busy = true;
+        } else {
+            // A server that is cut off may not know that it is out: another one is asked.
+            let server = operation.server;
+            self.want_map(server);
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use kv_client::{Client, OpOptions, Options};
 use kv_protocol::client_message::{
-    Answer, Condition, Hello, Operation, Question, ReplicaRole, Request, Status, Welcome,
+    Answer, Condition, Hello, Operation, Question, Refusal, ReplicaRole, Request, Status, Welcome,
     WriteHeader, opcode, write_map_answer,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
@@ -114,6 +114,9 @@ struct State {
     seen: Vec<Seen>,
     script: Script,
     maps_served: u64,
+    /// The servers that gave the map out, and those that have none.
+    maps_of_servers: Vec<u16>,
+    without_map: Vec<u16>,
     is_coordinator_mute: bool,
     connections: HashMap<SocketAddr, Vec<TcpStream>>,
     /// Connections to servers that neither side has closed.
@@ -145,6 +148,7 @@ impl Fake {
         let map = Map {
             cluster: ClusterId(0xfa4e),
             epoch: Epoch { number: 1, boot: BootId(1) },
+            revision: MapRevision(1),
             shards,
             servers: (0..)
                 .zip(&listeners)
@@ -174,6 +178,8 @@ impl Fake {
             seen: Vec::new(),
             script: Box::new(|_| Act::Serve),
             maps_served: 0,
+            maps_of_servers: Vec::new(),
+            without_map: Vec::new(),
             is_coordinator_mute: false,
             connections: HashMap::new(),
             open_to_servers: 0,
@@ -210,6 +216,21 @@ impl Fake {
     /// How often the map was given out.
     pub fn maps_served(&self) -> u64 {
         self.state().maps_served
+    }
+
+    /// The servers that gave the map out, one after the other.
+    pub fn maps_of_servers(&self) -> Vec<u16> {
+        self.state().maps_of_servers.clone()
+    }
+
+    /// Where a server is.
+    pub fn server(&self, server: u16) -> SocketAddr {
+        self.servers[usize::from(server)].address
+    }
+
+    /// Makes a server answer that it has no map.
+    pub fn withhold_map(&self, server: u16) {
+        self.state().without_map.push(server);
     }
 
     /// Connections to the servers that are open: the descriptors that clients hold for them.
@@ -339,11 +360,7 @@ fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
                 }
                 (Some(_), opcode::MAP) => {
                     assert_eq!(Question::read(frame.opcode, frame.body), Ok(Question::Map));
-                    let mut state = lock(state);
-                    if !state.is_coordinator_mute {
-                        state.maps_served += 1;
-                        write_map_answer(&mut output, &state.map);
-                    }
+                    give_map(server, &mut lock(state), &mut output);
                 }
                 (Some(hello), opcode) => {
                     let request = Request::read(opcode, frame.body).expect("a request");
@@ -358,6 +375,18 @@ fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
         }
     }
     let _ = stream.shutdown(Shutdown::Both);
+}
+
+fn give_map(server: Option<u16>, state: &mut State, output: &mut Vec<u8>) {
+    match server {
+        None if state.is_coordinator_mute => return,
+        None => state.maps_served += 1,
+        Some(server) if state.without_map.contains(&server) => {
+            return Refusal { status: Status::Unavailable, reason: "no map yet" }.write(output);
+        }
+        Some(server) => state.maps_of_servers.push(server),
+    }
+    write_map_answer(output, &state.map);
 }
 
 fn welcome(server: Option<u16>, map: &Map) -> Welcome {
