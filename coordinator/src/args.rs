@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand};
 use kv_core::cluster::DoubleFault;
-use kv_protocol::limits::MAX_SHARDS;
+use kv_protocol::limits::{MAX_SHARDS, ORPHAN_SECONDS};
 
 /// The longest silence that may be configured: beyond it a dead server would go unnoticed.
 const MAX_SILENCE_SECONDS: f64 = 3_600.0;
@@ -104,6 +104,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub(crate) memory_limit: Option<String>,
 
+    /// Seconds (fractions allowed) after which a server that no coordinator speaks to dumps its tables and
+    /// exits, unless it holds the only copy of a group; 0 for never.
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_orphan_timeout)]
+    pub(crate) orphan_timeout: Duration,
+
     /// The server's executable on this machine. By default `server` beside this one.
     #[arg(long, value_name = "FILE")]
     pub(crate) server_binary: Option<PathBuf>,
@@ -192,6 +197,15 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if seconds != 0.0 && !ORPHAN_SECONDS.contains(&seconds) {
+        let (least, most) = (ORPHAN_SECONDS.start(), ORPHAN_SECONDS.end());
+        return Err(format!("{text} s; write 0 for never, or {least} to {most}"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
 /// The servers know the units; here only what could never be a size is refused.
 fn parse_memory_limit(text: &str) -> Result<String, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -252,6 +266,10 @@ mod tests {
             "-t NaN",
             "-t 1e9",
             "-t 0.05",
+            "--orphan-timeout 0.5",
+            "--orphan-timeout -1",
+            "--orphan-timeout NaN",
+            "--orphan-timeout x",
             "--shards 0",
             "--shards 257",
             "--memory-limit G",

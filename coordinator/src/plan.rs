@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kv_protocol::cluster_file::{ClusterFile, Host};
 use kv_protocol::limits::MAX_SHARDS;
@@ -48,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) ssh: Ssh,
     pub(crate) shards: u16,
     pub(crate) memory_limit: Option<String>,
+    /// After how long without a coordinator a server gives up; zero for never.
+    pub(crate) orphan_timeout: Duration,
     /// The coordinator's own address to listen on.
     pub(crate) listen: IpAddr,
     /// In ring order.
@@ -123,7 +126,8 @@ impl Plan {
         let shards = args.shards.unwrap_or_else(|| default_shards(&file, &surveys));
         let (listen, routes) = routes(&file, args.advertise, &surveys).map_err(Failure::Failed)?;
         let memory_limit = args.memory_limit.clone();
-        Ok(Plan { file, dir, binary, ssh, shards, memory_limit, listen, routes })
+        let orphan_timeout = args.orphan_timeout;
+        Ok(Plan { file, dir, binary, ssh, shards, memory_limit, orphan_timeout, listen, routes })
     }
 
     /// The plan of a cluster that runs: everybody is found where an earlier coordinator has put him, and
@@ -139,6 +143,7 @@ impl Plan {
             ssh: Ssh::new(args),
             shards: earlier.state.shards,
             memory_limit: args.memory_limit.clone(),
+            orphan_timeout: args.orphan_timeout,
             listen: earlier.place.listen,
             routes: earlier.place.routes.clone(),
         })

@@ -195,9 +195,10 @@ impl Sessions {
 
     /// The digest, made anew of every record: what [`Sessions::digest`] must be.
     pub fn recount(&self) -> u64 {
-        let digests = self.sessions.iter().flat_map(|session| {
-            session.records.iter().map(|kept| kept.digest(session.client))
-        });
+        let digests = self
+            .sessions
+            .iter()
+            .flat_map(|session| session.records.iter().map(|kept| kept.digest(session.client)));
         digests.fold(0, u64::wrapping_add)
     }
 

@@ -23,6 +23,7 @@ pub mod control_message;
 pub mod copy_message;
 pub mod error;
 pub mod escape;
+pub mod exit_code;
 pub mod frame;
 pub mod ids;
 pub mod limits;

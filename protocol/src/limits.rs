@@ -1,5 +1,6 @@
 //! Every bound in one place: what the programs refuse, and when they close a connection.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// The version of the wire protocol that these programs speak; the only one so far.
@@ -109,6 +110,8 @@ pub const CANDIDATE_PATIENCE: Duration = Duration::from_millis(250);
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 /// The longest deadline that a caller may give; far below [`SESSION_IDLE`].
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a server without a coordinator may be told to go on, in seconds; 0 stands for ever.
+pub const ORPHAN_SECONDS: RangeInclusive<f64> = 1.0..=31_536_000.0;
 /// How long an orderly stop waits for each server.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 

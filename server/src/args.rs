@@ -3,17 +3,19 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches as _, Parser, error::ErrorKind};
+use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{ClusterId, Incarnation};
-use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
+use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS};
 
 use crate::watch::Watched;
 
 /// One storage server of a cluster. The coordinator starts it; by hand it is of use only to look at
 /// its messages.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "server", version, disable_help_flag = true)]
+#[command(name = "server", version, disable_help_flag = true, after_help = exit_codes())]
 pub struct Args {
     /// Host of the coordinator.
     #[arg(short = 'h', long, value_name = "HOST")]
@@ -76,6 +78,11 @@ pub struct Args {
     /// The name of this process (16 hex digits); the coordinator gives it. Drawn at random without.
     #[arg(long, value_name = "HEX")]
     pub incarnation: Option<Incarnation>,
+
+    /// Seconds (fractions allowed) without a coordinator after which this server tries once more, then dumps
+    /// both its tables and exits, unless it holds the only copy of a group; 0 for never.
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_orphan_timeout)]
+    pub orphan_timeout: Duration,
 
     /// Be no server, but wait for the end of the process with this id that started at this time (field
     /// 22 of /proc/PID/stat), then print `exited PID unknown`. Of no use with other arguments.
@@ -146,6 +153,21 @@ impl Args {
             false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         })
     }
+}
+
+/// The end of the help: how the process ends.
+fn exit_codes() -> String {
+    let lines = ServerExit::ALL.map(|exit| format!("\n  {:>3}  {}", exit.code(), exit.meaning()));
+    format!("Exit codes (docs/exit-codes.md):{}", lines.concat())
+}
+
+fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if seconds != 0.0 && !ORPHAN_SECONDS.contains(&seconds) {
+        let (least, most) = (ORPHAN_SECONDS.start(), ORPHAN_SECONDS.end());
+        return Err(format!("{text} s; write 0 for never, or {least} to {most}"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// Takes a number of bytes with an optional unit: powers of 1024 for K, KiB and so on, powers of
@@ -219,6 +241,27 @@ mod tests {
         }
         for text in ["", "G", "1X", "-1", "0", "99999999999T", "1.5G"] {
             assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_orphan_timeout_of_zero_means_never_and_no_other_is_below_a_second() {
+        let timeout = |text| parse(&format!("{FIRST} --orphan-timeout {text}"));
+        assert_eq!(parse(FIRST).unwrap().orphan_timeout, Duration::from_secs(3_600));
+        assert_eq!(timeout("0").unwrap().orphan_timeout, Duration::ZERO);
+        assert_eq!(timeout("1.5").unwrap().orphan_timeout, Duration::from_millis(1_500));
+        for wrong in ["0.9", "-1", "NaN", "inf", "1e12", "x"] {
+            let error = parse(&format!("{FIRST} --orphan-timeout={wrong}")).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_help_lists_every_exit_code() {
+        let help = Args::command().render_long_help().to_string();
+        for exit in ServerExit::ALL {
+            let line = format!("{:>3}  {}", exit.code(), exit.meaning());
+            assert!(help.contains(&line), "{line}: {help}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use kv_core::hash::HashSecret;
+use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
 use kv_protocol::placement::Placement;
 use tracing_subscriber::EnvFilter;
@@ -17,6 +18,7 @@ use crate::control::{self, LinkConfig};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::fatal::{self, Fatal};
+use crate::known_map::KnownMap;
 use crate::message::ShardMessage;
 use crate::net::listener::Port;
 use crate::operation::Node;
@@ -33,10 +35,10 @@ pub fn main() -> ExitCode {
         Ok(Invocation::Serve(args)) => args,
         Ok(Invocation::Watch(watched)) => return watch::main(watched),
         Err(error) => {
-            let code = if error.use_stderr() { 2 } else { 0 };
+            let exit = if error.use_stderr() { ServerExit::Usage } else { ServerExit::Stopped };
             // A closed terminal is no reason to fail differently.
             let _ = error.print();
-            return ExitCode::from(code);
+            return ExitCode::from(exit.code());
         }
     };
     match start(&args) {
@@ -47,7 +49,7 @@ pub fn main() -> ExitCode {
                 // Whoever started this process looks here when it ends at once.
                 let _ = writeln!(io::stderr(), "server {}: {error}", args.id);
             }
-            ExitCode::from(error.exit_code())
+            ExitCode::from(error.exit().code())
         }
     }
 }
@@ -87,12 +89,15 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     // Only now: a server that finds its ports taken has no claim to the files here.
     dump::set_aside(&directory, identity.me.server);
     let board = Board::new(args.shards, bounds);
-    let shards = start_executors(args, identity, &board, listeners.clients, listeners.servers)?;
-    let node = Node::new(identity, board, shards, directory);
+    let map = Arc::default();
+    let Listeners { clients, servers, coord } = listeners;
+    let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
+    let shards = start_executors(args, identity, &board, &map, listeners)?;
+    let node = Node::new(identity, board, map, shards, directory);
     let for_control = Arc::clone(&node);
     start_thread("control", move || control::run(&for_control, &link))?;
     let for_orders = Arc::clone(&node);
-    start_thread("orders", move || orders::run(&for_orders, listeners.coord))?;
+    start_thread("orders", move || orders::run(&for_orders, coord))?;
     Ok(node)
 }
 
@@ -113,8 +118,8 @@ fn start_executors(
     args: &Args,
     identity: Identity,
     board: &Arc<Board>,
-    clients: TcpListener,
-    servers: TcpListener,
+    map: &Arc<KnownMap>,
+    mut listeners: Vec<(TcpListener, Port)>,
 ) -> Result<Vec<mailbox::Sender<ShardMessage>>, Fatal> {
     let system = |error| Fatal::System { doing: "make the mailboxes of the executors", error };
     let mut mailboxes = Vec::new();
@@ -128,14 +133,14 @@ fn start_executors(
         args.memory_limit.map(|bytes| (bytes / TABLES / u64::from(args.shards)).max(1));
     let hash_secret = HashSecret::new(random()?);
     // glommio's accept changes the socket's flags for a moment, so one executor alone may accept
-    // from a socket.
-    let mut listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
+    // from a socket: the first takes them all.
     for (shard, inbox) in (0..args.shards).zip(inboxes) {
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },
             memory_limit,
             hash_secret,
             board: Arc::clone(board),
+            map: Arc::clone(map),
             mailboxes: mailboxes.clone(),
             inbox,
             listeners: std::mem::take(&mut listeners),
@@ -167,6 +172,7 @@ fn link_config(
     let bound = args.listen_address();
     Ok(LinkConfig {
         coordinator,
+        orphan_timeout: (!args.orphan_timeout.is_zero()).then_some(args.orphan_timeout),
         advertise: args.advertise.or((!bound.is_unspecified()).then_some(bound)),
         clients_port: port(&listeners.clients)?,
         servers_port: port(&listeners.servers)?,

@@ -68,13 +68,14 @@ fn start_server(id: u16, placement: Placement, directory: &Path) -> Server {
             memory_limit: None,
             hash_secret: HashSecret::new(7),
             board: Arc::clone(&board),
+            map: Arc::default(),
             mailboxes: mailboxes.clone(),
             inbox,
             listeners: std::mem::take(&mut listeners),
         })
         .unwrap();
     }
-    let node = Node::new(identity, board, mailboxes, directory.to_owned());
+    let node = Node::new(identity, board, Arc::default(), mailboxes, directory.to_owned());
     Server { node, clients: addresses.0, servers: addresses.1 }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   connect -> STARTED -> ADMITTED -> HEARTBEAT, HEARTBEAT, ... (DRAIN-REQUEST once, on SIGTERM)
+//!      |                     |        <- CLUSTER-MAP now and then: kept if it is newer
 //!      ^                     | REFUSED: the first time the process ends, in words
-//!      +---- back-off <------+ lost: the server goes on serving and dials again, for ever
+//!      +---- back-off <------+ lost: the server goes on serving and dials again, until it has been
+//!                              without a coordinator for --orphan-timeout
 //! ```
 
 use std::io::{self, Read as _, Write as _};
@@ -11,19 +13,29 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_protocol::control_message::{Admission, Heartbeat, OrdersHello, ServerMessage, Started};
+use kv_protocol::control_message::{
+    Admission, Heartbeat, OrdersHello, ServerMessage, Started, read_cluster_map,
+};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
+use kv_protocol::ids::Time;
 use kv_protocol::limits::{HEARTBEAT_INTERVAL, MAX_CONTROL_BODY, MAX_HEARTBEAT_REPLICAS};
 
+use crate::clock;
 use crate::fatal::Fatal;
+use crate::log_limit::LogLimit;
 use crate::operation::Node;
 use crate::watch;
+use crate::watchdog::Pulse;
 
 /// How long connecting, and each answer or send, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The first pause before the coordinator is dialled again; it doubles up to the last.
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
 const REDIAL_LAST: Duration = Duration::from_secs(1);
+/// What is taken from the socket at once.
+const READ_BYTES: usize = 16 << 10;
+/// How often a server that goes on alone says so.
+const ALONE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the process's resident memory is asked for.
 const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
 /// A process that no coordinator has ever admitted is of use to nobody, and ends after this long.
@@ -34,6 +46,8 @@ const NEVER_ADMITTED: Duration = Duration::from_secs(30);
 pub(crate) struct LinkConfig {
     /// The coordinator's servers port.
     pub(crate) coordinator: SocketAddr,
+    /// How long the server goes on without a coordinator; `None`: for ever.
+    pub(crate) orphan_timeout: Option<Duration>,
     /// The address to tell; `None`: the one that the coordinator is reached from.
     pub(crate) advertise: Option<IpAddr>,
     pub(crate) clients_port: u16,
@@ -57,14 +71,24 @@ impl From<io::Error> for Ended {
 pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
     let start = Instant::now();
     let coordinator = config.coordinator;
+    let pulse = &node.board.control;
     let mut was_admitted = false;
     let mut pause = REDIAL_FIRST;
+    let mut alone = Alone { since: clock::now(), log: LogLimit::every(ALONE_LOG_INTERVAL) };
     loop {
+        let began = clock::now();
         let mut admitted_now = false;
+        let dialled = Instant::now();
         let ended = hold_link(node, config, &mut admitted_now);
         node.set_linked(false);
         was_admitted |= admitted_now;
         if admitted_now {
+            alone.since = clock::now();
+        } else if was_admitted {
+            alone.look(node, config, began);
+        }
+        // One that ends as soon as it stands is dialled again after growing pauses too.
+        if admitted_now && dialled.elapsed() >= REDIAL_LAST {
             pause = REDIAL_FIRST;
         }
         match ended {
@@ -85,8 +109,38 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
             let seconds = NEVER_ADMITTED.as_secs();
             Fatal::NoCoordinator { coordinator, seconds }.end_process();
         }
+        pulse.beat_before(pause);
         std::thread::sleep(pause);
         pause = (pause * 2).min(REDIAL_LAST);
+    }
+}
+
+/// How long there has been no coordinator. The clock counts suspend, as that of the leases does.
+struct Alone {
+    since: Time,
+    log: LogLimit,
+}
+
+impl Alone {
+    /// A try has failed that began then. If the time that the server may be alone was over already, it
+    /// was the last.
+    fn look(&mut self, node: &Node, config: &LinkConfig, began: Time) {
+        let alone = began.since(self.since);
+        if config.orphan_timeout.is_none_or(|most| alone < most) || node.is_orphaned() {
+            return;
+        }
+        if !node.board.is_sole_primary() {
+            tracing::error!("no coordinator at {} for {alone:?}", config.coordinator);
+            return node.orphan();
+        }
+        if let Some(suppressed) = self.log.admit(began) {
+            tracing::warn!(
+                suppressed,
+                "no coordinator at {} for {alone:?}; this server holds the only copy of a group, so it \
+                 goes on",
+                config.coordinator
+            );
+        }
     }
 }
 
@@ -102,27 +156,40 @@ fn try_hold_link(
     config: &LinkConfig,
     is_admitted: &mut bool,
 ) -> Result<std::convert::Infallible, Ended> {
-    let mut stream = TcpStream::connect_timeout(&config.coordinator, PATIENCE)?;
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let started = started(node, config, stream.local_addr()?.ip())?;
-    send(&mut stream, &ServerMessage::Started(started))?;
-    await_admission(node, &mut stream)?;
+    let mut link = Link::dial(config.coordinator, &node.board.control)?;
+    let started = started(node, config, link.stream.local_addr()?.ip())?;
+    link.send(&ServerMessage::Started(started))?;
+    await_admission(node, &mut link)?;
     *is_admitted = true;
     node.set_linked(true);
     tracing::info!("admitted by the coordinator at {}", config.coordinator);
     let mut asked_for_drain = false;
     let mut due = Instant::now();
     let mut memory = Memory::default();
+    let mut refusals = LogLimit::default();
     loop {
         if node.is_stopping() && !asked_for_drain {
             asked_for_drain = true;
-            send(&mut stream, &ServerMessage::DrainRequest)?;
+            link.send(&ServerMessage::DrainRequest)?;
         }
-        send(&mut stream, &ServerMessage::Heartbeat(heartbeat(node, memory.resident_bytes())))?;
+        link.send(&ServerMessage::Heartbeat(heartbeat(node, memory.resident_bytes())))?;
         due = (due + HEARTBEAT_INTERVAL).max(Instant::now());
-        wait_for_end(&mut stream, due)?;
+        while let Some((opcode, body)) = link.next_frame(due)? {
+            hear(node, opcode, &body, &mut refusals);
+        }
+    }
+}
+
+/// Takes what the coordinator says to an admitted server: maps. What makes no sense is counted and
+/// changes nothing.
+fn hear(node: &Node, opcode: u8, body: &[u8], refusals: &mut LogLimit) {
+    let taken = read_cluster_map(opcode, body).map_err(|error| error.to_string());
+    let taken = taken.and_then(|map| node.take_map(map).map_err(|error| error.to_string()));
+    if let Err(reason) = taken {
+        node.board.turn_away();
+        if let Some(suppressed) = refusals.admit(clock::now()) {
+            tracing::warn!(suppressed, "refused a map from the coordinator: {reason}");
+        }
     }
 }
 
@@ -141,26 +208,16 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
     })
 }
 
-fn await_admission(node: &Node, stream: &mut TcpStream) -> Result<(), Ended> {
-    let mut input = FrameBuffer::new(FrameRules::checked(MAX_CONTROL_BODY));
-    let mut bytes = [0; 4096];
-    loop {
-        if let Some(frame) = input.next_frame().map_err(io::Error::other)? {
-            let admission = Admission::read(frame.opcode, frame.body).map_err(io::Error::other)?;
-            return match admission {
-                Admission::Refused { reason } => Err(Ended::Refused(reason)),
-                Admission::Admitted { epoch } => {
-                    let hello = OrdersHello { cluster: node.cluster, epoch, to: node.me };
-                    node.obey(&hello)
-                        .map_err(|refused| Ended::Lost(io::Error::other(refused.to_string())))
-                }
-            };
+fn await_admission(node: &Node, link: &mut Link<'_>) -> Result<(), Ended> {
+    let Some((opcode, body)) = link.next_frame(Instant::now() + PATIENCE)? else {
+        return Err(Ended::Lost(io::ErrorKind::TimedOut.into()));
+    };
+    match Admission::read(opcode, &body).map_err(io::Error::other)? {
+        Admission::Refused { reason } => Err(Ended::Refused(reason)),
+        Admission::Admitted { epoch } => {
+            let hello = OrdersHello { cluster: node.cluster, epoch, to: node.me };
+            node.obey(&hello).map_err(|refused| Ended::Lost(io::Error::other(refused.to_string())))
         }
-        let received = stream.read(&mut bytes)?;
-        if received == 0 {
-            return Err(Ended::Lost(io::ErrorKind::UnexpectedEof.into()));
-        }
-        input.extend(&bytes[..received]);
     }
 }
 
@@ -203,33 +260,67 @@ fn resident_bytes() -> u64 {
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
-fn send(stream: &mut TcpStream, message: &ServerMessage) -> io::Result<()> {
-    let mut frame = Vec::new();
-    message.write(&mut frame);
-    stream.write_all(&frame)
+/// The connection: whole frames out, whole frames in. The watchdog is told of every wait for the
+/// coordinator.
+struct Link<'a> {
+    stream: TcpStream,
+    input: FrameBuffer,
+    pulse: &'a Pulse,
 }
 
-/// Waits until `due`; an end of the connection ends the wait. What the coordinator might say here is
-/// nothing yet, and is read past.
-fn wait_for_end(stream: &mut TcpStream, due: Instant) -> io::Result<()> {
-    let mut bytes = [0; 512];
-    loop {
-        let left = due.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
+impl Link<'_> {
+    fn dial(coordinator: SocketAddr, pulse: &Pulse) -> io::Result<Link<'_>> {
+        pulse.beat_before(PATIENCE);
+        let stream = TcpStream::connect_timeout(&coordinator, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let input = FrameBuffer::new(FrameRules::checked(MAX_CONTROL_BODY));
+        Ok(Link { stream, input, pulse })
+    }
+
+    fn send(&mut self, message: &ServerMessage) -> io::Result<()> {
+        let mut frame = Vec::new();
+        message.write(&mut frame);
+        let mut rest = frame.as_slice();
+        while !rest.is_empty() {
+            self.pulse.beat_before(PATIENCE);
+            match self.stream.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut bytes) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock
-                        | io::ErrorKind::TimedOut
-                        | io::ErrorKind::Interrupted
-                ) => {}
-            Err(error) => return Err(error),
+        Ok(())
+    }
+
+    /// The next frame; `None` when none has come in full until `due`.
+    fn next_frame(&mut self, due: Instant) -> io::Result<Option<(u8, Vec<u8>)>> {
+        loop {
+            self.pulse.beat();
+            // However much the other end says, what is due here is done.
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            if let Some(frame) = self.input.next_frame().map_err(io::Error::other)? {
+                return Ok(Some((frame.opcode, frame.body.to_vec())));
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            self.pulse.beat_before(left);
+            let mut bytes = [0; READ_BYTES];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(received) => self.input.extend(&bytes[..received]),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock
+                            | io::ErrorKind::TimedOut
+                            | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }

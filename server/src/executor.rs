@@ -15,6 +15,7 @@ use kv_protocol::ids::Time;
 
 use crate::clock;
 use crate::fatal::Fatal;
+use crate::known_map::KnownMap;
 use crate::mailbox;
 use crate::memory::HugePages;
 use crate::message::{DumpPiece, DumpedEntries, ShardMessage, ShardReply};
@@ -47,6 +48,7 @@ pub(crate) struct ExecutorConfig {
     pub(crate) memory_limit: Option<u64>,
     pub(crate) hash_secret: HashSecret,
     pub(crate) board: Arc<Board>,
+    pub(crate) map: Arc<KnownMap>,
     /// Of all shards, in order.
     pub(crate) mailboxes: Vec<mailbox::Sender<ShardMessage>>,
     pub(crate) inbox: mailbox::Receiver<ShardMessage>,
@@ -65,9 +67,9 @@ pub(crate) fn start(config: ExecutorConfig) -> Result<ExecutorJoinHandle<()>, Fa
 }
 
 async fn run(config: ExecutorConfig) {
-    let ExecutorConfig { identity, memory_limit, hash_secret, board, mailboxes, inbox, listeners } =
-        config;
-    let service = Service::new(identity, memory_limit, hash_secret, || Box::new(HugePages));
+    let ExecutorConfig { identity, memory_limit, hash_secret, board, map, mailboxes, .. } = config;
+    let ExecutorConfig { inbox, listeners, .. } = config;
+    let service = Service::new(identity, map, memory_limit, hash_secret, || Box::new(HugePages));
     let engine = Engine::new(Shard::new(service, board.bounds()), board, mailboxes);
     for (listener, port) in listeners {
         glommio::spawn_local(Rc::clone(&engine).accept(listener, port)).detach();
@@ -87,7 +89,7 @@ async fn tick_for_ever(engine: Rc<Engine>) {
     let housekeeping_at = Cell::new(Time::default());
     loop {
         let now = clock::now();
-        engine.board.tick(place, now);
+        engine.board.tick(place);
         engine.shard.borrow_mut().on_tick(now);
         engine.dial_due(now);
         engine.want_flush();

@@ -5,9 +5,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-/// The exit code of a process that a panic ended, on whichever thread.
-pub(crate) const PANIC_EXIT_CODE: i32 = 70;
+use kv_protocol::exit_code::ServerExit;
+
+use crate::watchdog::Stalled;
+
+/// How long the log may take for the line that says so.
+const LAST_LINE: Duration = Duration::from_millis(100);
 
 /// Why a server cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -110,27 +115,57 @@ pub enum Fatal {
 }
 
 impl Fatal {
-    /// The process's exit code.
-    pub fn exit_code(&self) -> u8 {
+    /// How the process ends for it.
+    pub fn exit(&self) -> ServerExit {
         match self {
-            Fatal::Log { .. } => 10,
-            Fatal::IoUring { .. } => 11,
-            Fatal::Memlock { .. } => 12,
-            Fatal::Listen { .. } => 13,
-            Fatal::CoordinatorHost { .. } => 14,
-            Fatal::Executor { .. } => 15,
-            Fatal::System { .. } => 16,
-            Fatal::Refused { .. } => 17,
-            Fatal::NoCoordinator { .. } => 18,
-            Fatal::OpenFiles { .. } => 19,
+            Fatal::Log { .. } => ServerExit::Log,
+            Fatal::IoUring { .. } => ServerExit::IoUring,
+            Fatal::Memlock { .. } => ServerExit::Memlock,
+            Fatal::Listen { .. } => ServerExit::Listen,
+            Fatal::CoordinatorHost { .. } => ServerExit::CoordinatorHost,
+            Fatal::Executor { .. } => ServerExit::Executor,
+            Fatal::System { .. } => ServerExit::System,
+            Fatal::Refused { .. } => ServerExit::Refused,
+            Fatal::NoCoordinator { .. } => ServerExit::NoCoordinator,
+            Fatal::OpenFiles { .. } => ServerExit::OpenFiles,
         }
     }
 
     /// Logs the reason and ends the process: for threads that have nobody to report to.
     pub(crate) fn end_process(&self) -> ! {
         tracing::error!("{self}");
-        std::process::exit(i32::from(self.exit_code()));
+        end(self.exit());
     }
+}
+
+/// Ends the process in order.
+pub(crate) fn end(exit: ServerExit) -> ! {
+    std::process::exit(exit.code().into())
+}
+
+/// Ends the process at once, passing over destructors and exit handlers: they might wait for what
+/// stands or has panicked.
+fn end_at_once(exit: ServerExit) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(exit.code().into()) }
+}
+
+/// Ends the process at once, because a part of it stands. Nothing is tidied up: what stands may hold any
+/// lock, so even the log is left to a thread that need not come to an end.
+pub(crate) fn abort_stalled(stalled: &Stalled) -> ! {
+    let Stalled { who, stood } = *stalled;
+    let (said, heard) = std::sync::mpsc::channel();
+    let speaker = std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
+        tracing::error!(
+            "{who} has stood for {stood:?}: the process ends, so that its other holders take over; was \
+             the machine short of memory or processors?"
+        );
+        let _ = said.send(());
+    });
+    if speaker.is_ok() {
+        let _ = heard.recv_timeout(LAST_LINE);
+    }
+    end_at_once(ServerExit::Stalled)
 }
 
 /// From now on a panic on any thread is logged and ends the process: one shard must not die while
@@ -140,9 +175,7 @@ pub(crate) fn end_process_on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
         tracing::error!("{panic}\n{}", std::backtrace::Backtrace::force_capture());
         default_hook(panic);
-        // SAFETY: _exit takes an integer and does not return. Destructors and exit handlers, which
-        // might wait for the thread that panicked, are passed over on purpose.
-        unsafe { libc::_exit(PANIC_EXIT_CODE) }
+        end_at_once(ServerExit::Panicked);
     }));
 }
 
@@ -166,12 +199,11 @@ mod tests {
             Fatal::Refused { coordinator: address, reason: String::new() },
             Fatal::NoCoordinator { coordinator: address, seconds: 1 },
         ];
-        let mut codes: Vec<u8> = reasons.iter().map(Fatal::exit_code).collect();
-        codes.sort_unstable();
-        codes.dedup();
-        assert_eq!(codes.len(), reasons.len());
-        assert!(!codes.contains(&0) && !codes.contains(&1) && !codes.contains(&2));
-        assert!(codes.iter().all(|&code| i32::from(code) != PANIC_EXIT_CODE));
+        let mut exits: Vec<ServerExit> = reasons.iter().map(Fatal::exit).collect();
+        exits.sort_unstable_by_key(|exit| exit.code());
+        exits.dedup();
+        assert_eq!(exits.len(), reasons.len());
+        assert!(exits.iter().all(|exit| (10..70).contains(&exit.code())));
     }
 
     /// The test runs itself once more, as the process that is to end.
@@ -190,6 +222,6 @@ mod tests {
             .env(CHILD, "1")
             .output()
             .unwrap();
-        assert_eq!(child.status.code(), Some(PANIC_EXIT_CODE), "{child:?}");
+        assert_eq!(child.status.code(), Some(ServerExit::Panicked.code().into()), "{child:?}");
     }
 }

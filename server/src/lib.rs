@@ -1,7 +1,7 @@
 //! The storage server: one glommio executor a shard, each driving its replicas.
 //!
 //! ```text
-//!   main thread          boot: arguments, probes, sockets; then signals and the executors' ticks
+//!   main thread          boot: arguments, probes, sockets; then signals and the watchdog
 //!   control thread       STARTED, HEARTBEAT ----------------------> coordinator
 //!   orders thread        <------------ SET-SECONDARY, DRAIN, DUMP-*, SHUTDOWN
 //!      |  mailbox (bounded, eventfd)            ^ board (what each shard published last)
@@ -22,6 +22,7 @@ mod descriptors;
 mod dump;
 mod executor;
 mod fatal;
+mod known_map;
 mod log_limit;
 mod mailbox;
 mod memory;
@@ -35,6 +36,7 @@ mod shard;
 mod stats;
 mod supervisor;
 mod watch;
+mod watchdog;
 
 pub use args::{Args, Invocation};
 pub use boot::main;

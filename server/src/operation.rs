@@ -12,10 +12,12 @@ use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::control_message::OrdersHello;
 use kv_protocol::ids::{ClusterId, Epoch, Member, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
+use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
 
 use crate::clock;
-use crate::dump::{self, Wanted};
+use crate::dump::{self, DumpFileError, Wanted};
+use crate::known_map::{KnownMap, MapRefused};
 use crate::mailbox;
 use crate::message::ShardMessage;
 use crate::service::Identity;
@@ -37,6 +39,8 @@ pub(crate) struct Node {
     pub(crate) me: Member,
     pub(crate) placement: Placement,
     pub(crate) board: Arc<Board>,
+    /// The newest map that the coordinator gave.
+    pub(crate) map: Arc<KnownMap>,
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
     /// Where the dumps go.
     pub(crate) directory: PathBuf,
@@ -49,6 +53,7 @@ pub(crate) struct Node {
     last_order: AtomicU64,
     is_stopping: AtomicBool,
     is_linked: AtomicBool,
+    is_orphaned: AtomicBool,
 }
 
 impl Node {
@@ -56,6 +61,7 @@ impl Node {
     pub(crate) fn new(
         identity: Identity,
         board: Arc<Board>,
+        map: Arc<KnownMap>,
         shards: Vec<mailbox::Sender<ShardMessage>>,
         directory: PathBuf,
     ) -> Arc<Node> {
@@ -69,6 +75,7 @@ impl Node {
             me: identity.me,
             placement: identity.placement,
             board,
+            map,
             shards,
             directory,
             machine: Mutex::new(machine),
@@ -77,6 +84,7 @@ impl Node {
             last_order: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),
             is_linked: AtomicBool::new(false),
+            is_orphaned: AtomicBool::new(false),
         })
     }
 
@@ -87,7 +95,7 @@ impl Node {
         self.note_order();
         let outcome = match work {
             Work::Drain => self.drain(DRAIN_DEADLINE),
-            Work::Dump(role) => self.dump(role),
+            Work::Dump(role) => self.dump(role).map_err(|error| error.to_string()),
         };
         self.note_order();
         self.running.fetch_sub(1, Ordering::Relaxed);
@@ -119,7 +127,7 @@ impl Node {
     }
 
     /// Writes the dump of a role; returns how many entries it holds.
-    pub(crate) fn dump(&self, role: ReplicaRole) -> Result<u64, String> {
+    pub(crate) fn dump(&self, role: ReplicaRole) -> Result<u64, DumpFileError> {
         let _alone = lock(&self.dumping);
         let start = Instant::now();
         let identity = self.identity();
@@ -131,16 +139,13 @@ impl Node {
         };
         let written = dump::write(&self.directory, &Wanted { origin, role }, &self.shards);
         let name = dump::file_name(self.me.server, role);
-        match written {
+        match &written {
             Ok(entries) => {
                 tracing::info!("wrote {name}: {entries} entries in {:?}", start.elapsed());
-                Ok(entries)
             }
-            Err(error) => {
-                tracing::error!("{error}");
-                Err(error.to_string())
-            }
+            Err(error) => tracing::error!("{error}"),
         }
+        written
     }
 
     fn identity(&self) -> Identity {
@@ -158,6 +163,11 @@ impl Node {
     /// Obeys the coordinator that says this hello from now on.
     pub(crate) fn obey(&self, hello: &OrdersHello) -> Result<(), HelloRefused> {
         lock(&self.machine).on_orders_hello(hello)
+    }
+
+    /// Takes a map that the coordinator obeyed sends.
+    pub(crate) fn take_map(&self, map: Map) -> Result<(), MapRefused> {
+        self.map.take(map, self.cluster, self.placement, self.epoch())
     }
 
     /// Gives the pure machine of this process an input; what it wants done.
@@ -190,6 +200,16 @@ impl Node {
         self.is_linked.load(Ordering::Relaxed)
     }
 
+    /// Notes that no coordinator has been there for as long as the process may be without one.
+    pub(crate) fn orphan(&self) {
+        self.is_orphaned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the process is to end because it has no coordinator.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.is_orphaned.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn note_order(&self) {
         self.last_order.store(clock::now().nanos, Ordering::Relaxed);
     }
@@ -208,6 +228,7 @@ mod tests {
     use super::*;
     use crate::descriptors::ConnectionBounds;
     use crate::service::Counters;
+    use crate::stats::Condition;
     use kv_protocol::ids::{Incarnation, ServerId, ShardId};
 
     const SHARDS: u16 = 2;
@@ -218,14 +239,19 @@ mod tests {
         let board = Board::new(SHARDS, ConnectionBounds::WIDEST);
         for shard in 0..usize::from(SHARDS) {
             let now = Time::default();
-            board.publish(shard, now, Counters::default(), true, std::iter::empty());
+            let drained = Condition { is_drained: true, is_sole: false };
+            board.publish(shard, now, Counters::default(), drained, std::iter::empty());
         }
         let (mailboxes, inboxes) = (0..SHARDS).map(|_| mailbox::mailbox().unwrap()).unzip();
         let me = Member { server: ServerId(0), incarnation: Incarnation(1) };
         let placement = Placement::new(3, SHARDS);
         let identity = Identity { cluster: ClusterId(5), me, shard: ShardId(0), placement };
         let directory = tempfile::tempdir().unwrap();
-        (Node::new(identity, board, mailboxes, directory.path().to_owned()), inboxes, directory)
+        (
+            Node::new(identity, board, Arc::default(), mailboxes, directory.path().to_owned()),
+            inboxes,
+            directory,
+        )
     }
 
     fn drains(inbox: &mailbox::Receiver<ShardMessage>) -> usize {
@@ -249,7 +275,7 @@ mod tests {
         let reason = node.drain(DRAIN_DEADLINE).unwrap_err();
         assert!(reason.contains("shard 0"), "{reason}");
         assert_eq!(drains(&inboxes[1]), 1);
-        let reason = node.dump(ReplicaRole::Primary).unwrap_err();
+        let reason = node.dump(ReplicaRole::Primary).unwrap_err().to_string();
         assert!(reason.contains("shard 0") && reason.contains("orders"), "{reason}");
     }
 }

@@ -19,7 +19,8 @@ const HELLO: OrdersHello = OrdersHello { cluster: ClusterId(5), epoch: EPOCH, to
 fn node() -> Arc<Node> {
     let placement = Placement::new(3, 1);
     let identity = Identity { cluster: ClusterId(5), me: ME, shard: ShardId(0), placement };
-    Node::new(identity, Board::new(1, ConnectionBounds::WIDEST), Vec::new(), ".".into())
+    let board = Board::new(1, ConnectionBounds::WIDEST);
+    Node::new(identity, board, Arc::default(), Vec::new(), ".".into())
 }
 
 fn bytes_of(hello: &OrdersHello) -> Vec<u8> {

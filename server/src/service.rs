@@ -10,12 +10,15 @@
 //! No socket, clock or runtime is known here.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::arena::ChunkSource;
 use kv_core::hash::HashSecret;
 use kv_core::replica::{ConnectionId, InstallError, Pumped, Replica, ReplicaConfig, StreamError};
-use kv_protocol::client_message::{Answer, Operation, ReplicaRole, Request, Status};
+use kv_protocol::client_message::{
+    Answer, Operation, Refusal, ReplicaRole, Request, Status, write_map_answer,
+};
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{
     ClientId, ClusterId, GroupId, Member, RequestId, SequenceNumber, ServerId, ShardId, Time,
@@ -27,6 +30,7 @@ use kv_protocol::peer_message::{
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
 
+use crate::known_map::KnownMap;
 use crate::log_limit::LogLimit;
 use crate::net::output::Outputs;
 
@@ -81,6 +85,7 @@ pub(crate) struct Counters {
 pub(crate) struct Service {
     pub(crate) identity: Identity,
     pub(crate) outputs: Outputs,
+    map: Arc<KnownMap>,
     counters: Counters,
     hosted: Vec<Hosted>,
     batch: BatchWriter,
@@ -133,6 +138,7 @@ impl Service {
     /// replica's table.
     pub(crate) fn new(
         identity: Identity,
+        map: Arc<KnownMap>,
         memory_limit: Option<u64>,
         hash_secret: HashSecret,
         mut chunks: impl FnMut() -> Box<dyn ChunkSource>,
@@ -160,6 +166,7 @@ impl Service {
         Service {
             identity,
             outputs: Outputs::default(),
+            map,
             counters: Counters::default(),
             hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
             batch: BatchWriter::new(),
@@ -235,6 +242,18 @@ impl Service {
             value: reason.as_bytes(),
         };
         self.outputs.append(id, |bytes| answer.write(bytes));
+    }
+
+    /// Answers MAP with the newest map known here.
+    pub(crate) fn answer_map(&mut self, id: ConnectionId) {
+        let views = self.hosted.iter().filter_map(|hosted| hosted.replica.view());
+        match self.map.with_views(views) {
+            Some(map) => self.outputs.append(id, |bytes| write_map_answer(bytes, &map)),
+            None => {
+                let (status, reason) = (Status::Unavailable, "this server has not got the map yet");
+                self.outputs.append(id, |bytes| Refusal { status, reason }.write(bytes));
+            }
+        }
     }
 
     /// Counts something malformed, and logs it unless another was logged just now.
@@ -560,6 +579,14 @@ impl Service {
     /// Whether no write is pending after [`Service::drain`].
     pub(crate) fn is_drained(&self) -> bool {
         self.hosted.iter().all(|hosted| hosted.replica.is_drained())
+    }
+
+    /// Whether a replica is the primary of a view without a secondary.
+    pub(crate) fn is_sole_primary(&self) -> bool {
+        self.hosted.iter().any(|hosted| {
+            let is_alone = hosted.replica.view().is_some_and(|view| view.secondary().is_none());
+            is_alone && hosted.replica.state().is_primary()
+        })
     }
 
     /// Does what is due by now.

@@ -1,7 +1,7 @@
 //! What the executors publish for other threads to see: the board.
 //!
-//! Each executor writes its own place at every tick and when something changes; heartbeats and the
-//! orders' waits read it. A shard that stops ticking is thereby seen from outside.
+//! Each executor writes its own place at every tick and when something changes; heartbeats, the orders'
+//! waits and the watchdog read it.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -15,6 +15,7 @@ use crate::clock;
 use crate::descriptors::ConnectionBounds;
 use crate::net::listener::Port;
 use crate::service::Counters;
+use crate::watchdog::{Pulse, Watched};
 
 /// Waiters look again after this long even if nobody called.
 const RECHECK: Duration = Duration::from_millis(50);
@@ -23,6 +24,8 @@ const RECHECK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Board {
     shards: Vec<ShardBoard>,
+    /// Of the thread that holds the link to the coordinator.
+    pub(crate) control: Pulse,
     bounds: ConnectionBounds,
     clients: AtomicUsize,
     peers: AtomicUsize,
@@ -37,12 +40,22 @@ pub(crate) struct Board {
 /// One shard's place.
 #[derive(Debug, Default)]
 struct ShardBoard {
-    /// When it ticked last, in nanoseconds of the boot clock; 0 before the first.
-    tick: AtomicU64,
+    pulse: Pulse,
     requests: AtomicU64,
     refused: AtomicU64,
     is_drained: AtomicBool,
+    /// Whether it is primary of a group whose view names no secondary.
+    is_sole: AtomicBool,
     replicas: Mutex<Published>,
+}
+
+/// What a shard says of itself as a whole.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Condition {
+    /// No write is pending after a drain.
+    pub(crate) is_drained: bool,
+    /// It is primary of a group whose view names no secondary.
+    pub(crate) is_sole: bool,
 }
 
 /// What a shard said of its replicas, and when.
@@ -69,6 +82,7 @@ impl Board {
     pub(crate) fn new(shards: u16, bounds: ConnectionBounds) -> Arc<Board> {
         Arc::new(Board {
             shards: (0..shards).map(|_| ShardBoard::default()).collect(),
+            control: Pulse::default(),
             bounds,
             clients: AtomicUsize::new(0),
             peers: AtomicUsize::new(0),
@@ -80,8 +94,15 @@ impl Board {
     }
 
     /// Notes that a shard is alive.
-    pub(crate) fn tick(&self, shard: usize, now: Time) {
-        self.shards[shard].tick.store(now.nanos, Ordering::Relaxed);
+    pub(crate) fn tick(&self, shard: usize) {
+        self.shards[shard].pulse.beat();
+    }
+
+    /// All that the watchdog looks at.
+    pub(crate) fn pulses(&self) -> impl Iterator<Item = (Watched, &Pulse)> {
+        let executors = self.shards.iter().map(|shard| &shard.pulse);
+        let executors = (0..).map(Watched::Executor).zip(executors);
+        executors.chain([(Watched::Control, &self.control)])
     }
 
     /// Publishes a shard's state.
@@ -90,7 +111,7 @@ impl Board {
         shard: usize,
         now: Time,
         counters: Counters,
-        is_drained: bool,
+        condition: Condition,
         replicas: impl Iterator<Item = ReplicaReport>,
     ) {
         let place = &self.shards[shard];
@@ -101,7 +122,8 @@ impl Board {
         published.replicas.clear();
         published.replicas.extend(replicas);
         drop(published);
-        place.is_drained.store(is_drained, Ordering::Release);
+        place.is_sole.store(condition.is_sole, Ordering::Release);
+        place.is_drained.store(condition.is_drained, Ordering::Release);
     }
 
     /// Wakes those who wait for a change.
@@ -150,6 +172,12 @@ impl Board {
         self.shards.iter().all(|shard| shard.is_drained.load(Ordering::Acquire))
     }
 
+    /// Whether this server is primary of a group whose view names no secondary: nobody else may have
+    /// all of its keys.
+    pub(crate) fn is_sole_primary(&self) -> bool {
+        self.shards.iter().any(|shard| shard.is_sole.load(Ordering::Acquire))
+    }
+
     /// The sums over all shards.
     pub(crate) fn counters(&self) -> Counters {
         let sum = |count: fn(&ShardBoard) -> &AtomicU64| {
@@ -164,17 +192,6 @@ impl Board {
     /// Client connections open.
     pub(crate) fn clients(&self) -> usize {
         self.clients.load(Ordering::Relaxed)
-    }
-
-    /// The shards that have not ticked for longer than `limit`, each with the length of its stall.
-    pub(crate) fn stalled(&self, now: Time, limit: Duration) -> Vec<(usize, Duration)> {
-        let ticks = self.shards.iter().map(|shard| shard.tick.load(Ordering::Relaxed));
-        ticks
-            .enumerate()
-            .filter(|(_, tick)| *tick != 0)
-            .map(|(shard, tick)| (shard, now.since(Time::from_nanos(tick))))
-            .filter(|(_, stall)| *stall > limit)
-            .collect()
     }
 
     /// How many connections there may be.
@@ -241,21 +258,12 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_stops_ticking_is_seen() {
-        let board = Board::new(2, ConnectionBounds::WIDEST);
-        let start = Time::from_nanos(1);
-        board.tick(0, start);
-        board.tick(1, start + Duration::from_secs(5));
-        let now = start + Duration::from_secs(6);
-        assert_eq!(board.stalled(now, Duration::from_secs(2)), [(0, Duration::from_secs(6))]);
-    }
-
-    #[test]
     fn a_wait_ends_when_what_is_awaited_is_announced() {
         let board = Board::new(1, ConnectionBounds::WIDEST);
         let other = Arc::clone(&board);
         let thread = std::thread::spawn(move || {
-            other.publish(0, Time::default(), Counters::default(), true, std::iter::empty());
+            let condition = Condition { is_drained: true, is_sole: false };
+            other.publish(0, Time::default(), Counters::default(), condition, std::iter::empty());
             other.announce();
         });
         assert!(board.wait(Duration::from_secs(10), Board::is_drained));

@@ -1,4 +1,4 @@
-//! The main thread after the start: signals, and a look at the executors' ticks.
+//! The main thread after the start: signals, and the watchdog's looks.
 //!
 //! SIGTERM or SIGINT: the coordinator is asked for an orderly stop (DRAIN, dumps, SHUTDOWN). If it
 //! gives no orders, this server drains and dumps by itself:
@@ -6,29 +6,31 @@
 //! ```text
 //!   signal --- COORDINATOR_PATIENCE ---> no order came: drain --- LEAVE_BY ---> dumps, exit
 //! ```
+//!
+//! A server that has been without a coordinator for `--orphan-timeout` leaves in the same way.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::Time;
-use kv_protocol::limits::{DRAIN_DEADLINE, GRACE};
+use kv_protocol::limits::DRAIN_DEADLINE;
 
 use crate::clock;
-use crate::fatal::Fatal;
-use crate::log_limit::LogLimit;
+use crate::dump::DumpFileError;
+use crate::fatal::{self, Fatal};
 use crate::operation::Node;
+use crate::watchdog::{LOOK_INTERVAL, Watchdog};
 
-/// How often the executors are looked at.
-const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// How long the link to the coordinator is down before it counts as gone.
+const LINK_PAUSE: Duration = Duration::from_millis(250);
 /// How long a coordinator may take for its first order; after that, for each further one, as long
 /// as a drain of the whole cluster may take.
 const COORDINATOR_PATIENCE: Duration = Duration::from_secs(2);
 /// When a server that stops alone waits for pending writes no longer, counted from the signal: of
 /// the time that a stop may take, the rest is for the dumps.
 const LEAVE_BY: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_millis(500));
-/// An executor that has not ticked for so long is reported.
-const STALL: Duration = GRACE.saturating_mul(10);
 
 /// Keeps SIGTERM and SIGINT for [`run`]; to be called before any thread is started.
 pub(crate) fn block_signals() -> Result<(), Fatal> {
@@ -58,7 +60,8 @@ fn stop_signals() -> libc::sigset_t {
 /// Watches for the life of the process.
 pub(crate) fn run(node: &Arc<Node>) -> ! {
     let mut asked_at: Option<Time> = None;
-    let mut stalls = LogLimit::default();
+    let mut is_leaving = false;
+    let mut watchdog = Watchdog::default();
     loop {
         let signalled = wait_for_signal();
         let now = clock::now();
@@ -68,20 +71,27 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
             node.stop();
             tracing::info!("told to stop; asking the coordinator for an orderly stop");
         }
-        if let Some(asked) = asked_at {
+        if let Some(asked) = asked_at.filter(|_| !is_leaving) {
             let (waited, quiet) = (now.since(asked), node.quiet_for(now));
             let why = if is_repeated {
                 Some("a second signal came")
-            } else if !node.is_linked() && quiet > WATCH_INTERVAL {
+            } else if !node.is_linked() && quiet > LINK_PAUSE {
                 Some("there is no coordinator")
             } else {
                 is_ignored(waited, quiet).then_some("the coordinator gave no orders")
             };
             if let Some(why) = why {
-                stop_alone(node, LEAVE_BY.saturating_sub(waited), why);
+                is_leaving = true;
+                leave(node, LEAVE_BY.saturating_sub(waited), why, ServerExit::Stopped);
             }
+        } else if node.is_orphaned() && !is_leaving {
+            is_leaving = true;
+            let why = "no coordinator has come back (--orphan-timeout)";
+            leave(node, LEAVE_BY, why, ServerExit::Orphaned);
         }
-        watch_ticks(node, now, &mut stalls);
+        if let Some(stalled) = watchdog.look(clock::now(), node.board.pulses()) {
+            fatal::abort_stalled(&stalled);
+        }
     }
 }
 
@@ -93,32 +103,36 @@ fn is_ignored(waited: Duration, quiet: Duration) -> bool {
     quiet.min(waited) >= patience
 }
 
-fn watch_ticks(node: &Node, now: Time, log: &mut LogLimit) {
-    for (shard, stall) in node.board.stalled(now, STALL) {
-        if let Some(suppressed) = log.admit(now) {
-            tracing::error!(suppressed, "the executor of shard {shard} has stood for {stall:?}");
-        }
-    }
-}
-
 /// Waits for a stop signal; `false` when none came within the interval.
 fn wait_for_signal() -> bool {
     let set = stop_signals();
     let patience =
-        libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(WATCH_INTERVAL.subsec_nanos()) };
+        libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(LOOK_INTERVAL.subsec_nanos()) };
     // SAFETY: both are initialised and live across the call; no details of the signal are asked for.
     unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) > 0 }
 }
 
+/// Leaves on a thread of its own, so that the watchdog goes on.
+fn leave(node: &Arc<Node>, patience: Duration, why: &'static str, exit: ServerExit) {
+    let on_thread = Arc::clone(node);
+    let thread = std::thread::Builder::new().name("stop".to_owned());
+    if let Err(error) = thread.spawn(move || stop_alone(&on_thread, patience, why, exit)) {
+        tracing::warn!("start a thread for the stop: {error}");
+        stop_alone(node, patience, why, exit);
+    }
+}
+
 /// Drains, at most for `patience`, and dumps without the coordinator, and ends the process.
-fn stop_alone(node: &Node, patience: Duration, why: &str) -> ! {
+fn stop_alone(node: &Node, patience: Duration, why: &str, exit: ServerExit) -> ! {
     tracing::warn!("stopping without the coordinator's orders: {why}");
     if let Err(reason) = node.drain(patience) {
         tracing::warn!("drain: {reason}");
     }
     let dumps = [ReplicaRole::Primary, ReplicaRole::Secondary].map(|role| node.dump(role));
-    let is_whole = dumps.iter().all(Result::is_ok);
-    std::process::exit(if is_whole { 0 } else { 1 });
+    // What is no full copy is no dump, and nothing is lost with it here.
+    let is_whole =
+        dumps.iter().all(|dump| matches!(dump, Ok(_) | Err(DumpFileError::NoFullCopy(_))));
+    fatal::end(if is_whole { exit } else { ServerExit::NotDumped })
 }
 
 #[cfg(test)]

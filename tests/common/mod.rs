@@ -4,6 +4,7 @@
 //! ```text
 //!   cluster    a coordinator and its servers in a directory of their own; nothing survives it
 //!   process    processes by pid: find, signal, measure, wait
+//!   threads    one thread of another process, made to stand
 //!   programs   one run of `coord` or `client` from its start to its exit
 //!   ports      the five kinds of port, and the first frame that each expects
 //!   raw        a connection that says whatever a test wants it to say
@@ -11,12 +12,14 @@
 //!   load       many operations through the client library
 //!   random     seeded random numbers
 //!   sshd       an ssh server on a loopback port, with keys that are thrown away
+//!   coordinator  a coordinator that says what a test wants it to say
 //!   terminal   a program on a pseudo-terminal, and somebody who types
 //! ```
 
 #![allow(dead_code)] // Every test program uses another part.
 
 pub(crate) mod cluster;
+pub(crate) mod coordinator;
 pub(crate) mod load;
 pub(crate) mod ports;
 pub(crate) mod process;
@@ -26,6 +29,7 @@ pub(crate) mod random;
 pub(crate) mod raw;
 pub(crate) mod sshd;
 pub(crate) mod terminal;
+pub(crate) mod threads;
 
 use std::time::{Duration, Instant};
 

@@ -9,7 +9,7 @@ use kv_protocol::client_message::{
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClientId, ClusterId, RequestId, SequenceNumber, ShardId, ViewVersion};
-use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_PEER_BODY};
+use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, MAX_PEER_BODY};
 use kv_protocol::placement::Digest;
 
 /// How long a test waits for bytes or for the end of a connection.
@@ -50,6 +50,12 @@ impl Raw {
     #[track_caller]
     pub(crate) fn to_cluster_port(address: SocketAddr) -> Raw {
         Raw::connect(address, FrameRules::checked(MAX_PEER_BODY))
+    }
+
+    /// A connection that a server has dialled: frames with checksums.
+    pub(crate) fn on_cluster_port(stream: TcpStream) -> Raw {
+        stream.set_write_timeout(Some(LIMIT)).expect("set a time limit");
+        Raw { stream, input: FrameBuffer::new(FrameRules::checked(MAX_CONTROL_BODY)) }
     }
 
     #[track_caller]

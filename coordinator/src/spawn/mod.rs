@@ -17,6 +17,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use kv_protocol::cluster_file::{Host, ServerLine};
+use kv_protocol::exit_code::ServerExit;
 use kv_protocol::{ClusterId, Member};
 
 use crate::plan::Plan;
@@ -59,6 +60,7 @@ pub(crate) fn server_arguments(
     flag("--incarnation", member.incarnation.to_string());
     flag("--bind", route.bind.to_string());
     flag("--advertise", route.advertise.to_string());
+    flag("--orphan-timeout", plan.orphan_timeout.as_secs_f64().to_string());
     if let Some(limit) = &plan.memory_limit {
         flag("--memory-limit", limit.clone());
     }
@@ -90,23 +92,13 @@ pub(crate) fn command_line(plan: &Plan, line: &ServerLine, arguments: &[String])
     }
 }
 
-/// What an exit status of a server means; the numbers are those of its `fatal.rs`.
+/// What an exit status of a server, or of the shell that was to start it, means.
 pub(crate) fn describe_status(status: i32) -> String {
-    let meaning = match status {
-        2 => "its command line is wrong",
-        10 => "its log cannot be opened",
-        11 => "io_uring cannot be used",
-        12 => "it may not lock enough memory",
-        13 => "a port cannot be listened on",
-        14 => "the coordinator's host has no address",
-        15 => "an executor did not start",
-        16 => "a service of the system failed",
-        17 => "the coordinator refused it",
-        18 => "it found no coordinator",
-        70 => "it panicked",
-        126 => "its executable cannot be executed",
-        127 => "its executable was not found",
-        _ => return format!("exit status {status}"),
+    let meaning = match (ServerExit::from_code(status), status) {
+        (Some(exit), _) => exit.meaning(),
+        (None, 126) => "its executable cannot be executed",
+        (None, 127) => "its executable was not found",
+        (None, _) => return format!("exit status {status}"),
     };
     format!("exit status {status}: {meaning}")
 }
@@ -162,6 +154,7 @@ pub(crate) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Duration;
 
     use kv_protocol::cluster_file::ClusterFile;
     use kv_protocol::{Incarnation, ServerId};
@@ -180,6 +173,7 @@ mod tests {
             ssh: Ssh { config: None, remote_dir: "kv dir".into() },
             shards: 2,
             memory_limit: Some("1G".into()),
+            orphan_timeout: Duration::from_millis(500),
             listen: local,
             routes: vec![route; 3],
         }
@@ -197,7 +191,7 @@ mod tests {
             words,
             "-h 127.0.0.1 -m 4000 -c 7 -s 8 -M 9 -S 1 -n 3 -l server_1.log --shards 2 \
              --cluster-id 0000000000000000000000000000000c --incarnation 000000000000beef \
-             --bind 127.0.0.1 --advertise 127.0.0.1 --memory-limit 1G"
+             --bind 127.0.0.1 --advertise 127.0.0.1 --orphan-timeout 0.5 --memory-limit 1G"
         );
     }
 

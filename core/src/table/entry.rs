@@ -160,11 +160,9 @@ pub(super) unsafe fn sealed_anew(arena: &Arena, handle: Handle) -> Seal {
     unsafe {
         let header = header(arena, handle);
         let bytes = usize::from(header.key_len) + header.value_len as usize;
-        let check = check_of(std::slice::from_raw_parts(
-            arena.address(handle).add(HEADER_BYTES),
-            bytes,
-        ));
-        Seal { version: SequenceNumber(header.version), check }
+        let check =
+            check_of(std::slice::from_raw_parts(arena.address(handle).add(HEADER_BYTES), bytes));
+        Seal { version: SequenceNumber(header.version), check, bytes }
     }
 }
 

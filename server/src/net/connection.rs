@@ -11,7 +11,7 @@
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{
-    Answer, Hello, Refusal, Request, Status, Welcome, opcode as client_opcode,
+    Answer, Hello, Question, Refusal, Request, Status, Welcome, opcode as client_opcode,
 };
 use kv_protocol::error::{DecodeError, FrameError};
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules, split_frame};
@@ -159,6 +159,14 @@ impl Session {
             client_opcode::GET..=client_opcode::VERIFY => {
                 self.serve_request(now, service, client, frame)
             }
+            client_opcode::MAP => match Question::read(frame.opcode, frame.body) {
+                Ok(_) => {
+                    self.errors_in_a_row = 0;
+                    service.answer_map(self.id);
+                    Next::Frame
+                }
+                Err(error) => self.refuse_frame(now, service, Status::Invalid, &error.to_string()),
+            },
             client_opcode::HELLO => {
                 self.part(now, service, Status::Invalid, "a connection has one HELLO, its first")
             }

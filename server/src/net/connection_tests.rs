@@ -1,19 +1,27 @@
 //! Clients' connections without sockets: what is served, what is refused, and what ends them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use kv_protocol::client_message::{Operation, Question, Status, opcode as client_opcode};
-use kv_protocol::frame::{Checksum, write_frame};
+use kv_protocol::client_message::{
+    Operation, Question, Status, opcode as client_opcode, read_map_answer,
+};
+use kv_protocol::frame::{Checksum, FrameRules, split_frame, write_frame};
+use kv_protocol::ids::ViewVersion;
 use kv_protocol::limits::{
-    FRAME_DEADLINE, HELLO_DEADLINE, MAX_ERRORS_IN_A_ROW, MAX_OUTPUT_BYTES, STALL_DEADLINE,
+    FRAME_DEADLINE, HELLO_DEADLINE, MAX_ANSWER_BODY, MAX_ERRORS_IN_A_ROW, MAX_OUTPUT_BYTES,
+    STALL_DEADLINE,
 };
 use kv_protocol::peer_message::opcode as peer_opcode;
 use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::view::View;
 use proptest::prelude::*;
 
+use crate::known_map::{self, KnownMap};
 use crate::net::listener::Port;
 use crate::net::testing::{
-    NOW, Pair, client, frames, hello, key, put, request, shard, take_output, told,
+    CLUSTER, NOW, Pair, client, frames, hello, key, put, request, shard, shard_with_map,
+    take_output, told, view,
 };
 use crate::shard::{Fate, Shard};
 
@@ -88,7 +96,7 @@ fn an_unknown_opcode_is_answered_with_the_supported_ones_and_the_connection_stay
     let mut shard = shard(0);
     let id = client(&mut shard);
     let mut question = Vec::new();
-    Question::Map.write(&mut question);
+    Question::Status.write(&mut question);
     for frame in [raw(0x3f, b""), question] {
         shard.on_bytes(NOW, id, &frame);
         let told = told(&take_output(&mut shard, id));
@@ -97,6 +105,34 @@ fn an_unknown_opcode_is_answered_with_the_supported_ones_and_the_connection_stay
         assert_eq!(shard.fate(id), Fate::Read);
     }
     assert_eq!(shard.service.counters().refused, 2);
+}
+
+#[test]
+fn the_map_is_answered_once_there_is_one_with_the_views_that_this_server_knows_better() {
+    let known = Arc::new(KnownMap::default());
+    let mut shard = shard_with_map(0, Arc::clone(&known));
+    let id = client(&mut shard);
+    let mut question = Vec::new();
+    Question::Map.write(&mut question);
+    shard.on_bytes(NOW, id, &question);
+    let told = told(&take_output(&mut shard, id));
+    assert_eq!((told[0].1, told.len()), (Status::Unavailable, 1));
+    let newer = View { version: ViewVersion(4), ..view() };
+    shard.service.install(NOW, newer, None).unwrap();
+    let placement = Placement::new(3, 1);
+    let map = known_map::tests::map_of(CLUSTER, placement, 1, 1, 3);
+    let (epoch, views) = (map.epoch, map.views.clone());
+    known.take(map, CLUSTER, placement, epoch).unwrap();
+    shard.on_bytes(NOW, id, &question);
+    let bytes = take_output(&mut shard, id);
+    let frame = split_frame(&bytes, &FrameRules::unchecked(MAX_ANSWER_BODY)).unwrap().unwrap();
+    assert_eq!(frame.opcode, client_opcode::MAP_ANSWER);
+    let answered = read_map_answer(frame.body).unwrap();
+    assert_eq!(answered.views[0], newer);
+    assert_eq!(answered.views[1..], views[1..]);
+    assert_eq!(shard.service.counters().refused, 0);
+    shard.on_bytes(NOW, id, &raw(client_opcode::MAP, b"a question has no body"));
+    assert_eq!(self::told(&take_output(&mut shard, id))[0].1, Status::Invalid);
 }
 
 #[test]

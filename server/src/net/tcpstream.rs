@@ -42,7 +42,7 @@ use crate::log_limit::LogLimit;
 use crate::mailbox;
 use crate::message::{HandedOver, ShardMessage};
 use crate::shard::{Fate, Shard};
-use crate::stats::{Board, Permit};
+use crate::stats::{Board, Condition, Permit};
 
 /// Most bytes taken from a socket at once.
 const RECEIVE_BYTES: usize = 128 << 10;
@@ -416,7 +416,9 @@ impl Engine {
         let place = usize::from(self.here.0);
         let now = clock::now();
         let reports = service.reports(now);
-        self.board.publish(place, now, service.counters(), service.is_drained(), reports);
+        let condition =
+            Condition { is_drained: service.is_drained(), is_sole: service.is_sole_primary() };
+        self.board.publish(place, now, service.counters(), condition, reports);
     }
 
     /// Closes the connections that missed a deadline.

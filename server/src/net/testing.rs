@@ -1,5 +1,7 @@
 //! What the tests of the machines share: two shards without sockets, joined byte by byte.
 
+use std::sync::Arc;
+
 use kv_core::arena::{CHUNK_BYTES_MIN, HeapChunks};
 use kv_core::hash::HashSecret;
 use kv_core::replica::ConnectionId;
@@ -17,6 +19,7 @@ use kv_protocol::view::{Peer, View};
 
 use super::listener::Port;
 use crate::descriptors::ConnectionBounds;
+use crate::known_map::KnownMap;
 use crate::service::{Identity, Service};
 use crate::shard::Shard;
 
@@ -30,6 +33,11 @@ pub(crate) fn member(server: u16) -> Member {
 
 /// The only shard of one of three servers.
 pub(crate) fn shard(server: u16) -> Shard {
+    shard_with_map(server, Arc::default())
+}
+
+/// As [`shard`], with the map that its process knows.
+pub(crate) fn shard_with_map(server: u16, map: Arc<KnownMap>) -> Shard {
     let identity = Identity {
         cluster: CLUSTER,
         me: member(server),
@@ -37,7 +45,7 @@ pub(crate) fn shard(server: u16) -> Shard {
         placement: Placement::new(3, 1),
     };
     let chunks = || Box::new(HeapChunks::new(CHUNK_BYTES_MIN)) as _;
-    let service = Service::new(identity, None, HashSecret::new(1), chunks);
+    let service = Service::new(identity, map, None, HashSecret::new(1), chunks);
     Shard::new(service, ConnectionBounds::WIDEST)
 }
 

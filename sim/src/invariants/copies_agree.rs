@@ -39,9 +39,8 @@ pub fn digests(world: &World) -> Result<u64, Violation> {
 /// Compares all that both copies of a shard hold; whether there were two.
 pub fn contents(world: &World, place: Place) -> Result<bool, Violation> {
     let Some((primary, secondary)) = copies(world, place) else { return Ok(false) };
-    let broken = |words: String| {
-        Err(Violation::of(place.0, 3, format_args!("shard {}: {words}", place.1)))
-    };
+    let broken =
+        |words: String| Err(Violation::of(place.0, 3, format_args!("shard {}: {words}", place.1)));
     for replica in [primary, secondary] {
         let (kept, found) = (replica.content(), replica.recount());
         if kept != found {

@@ -1,0 +1,137 @@
+//! How a server's process ends, as its exit code says: the server ends with these, its help and
+//! `docs/exit-codes.md` list them, and the coordinator puts them into words.
+
+/// Why a server has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum ServerExit {
+    /// It was told to stop, and its dumps are whole.
+    Stopped = 0,
+    /// It stopped without a coordinator's orders, and a dump could not be written.
+    NotDumped = 1,
+    /// Nothing was started.
+    Usage = 2,
+    /// No log.
+    Log = 10,
+    /// No io_uring.
+    IoUring = 11,
+    /// Too little memory may be locked.
+    Memlock = 12,
+    /// A port is taken or not allowed.
+    Listen = 13,
+    /// The coordinator's name cannot be looked up.
+    CoordinatorHost = 14,
+    /// No executor.
+    Executor = 15,
+    /// Another service of the system failed at the start.
+    System = 16,
+    /// The coordinator does not want it.
+    Refused = 17,
+    /// Nobody has ever answered.
+    NoCoordinator = 18,
+    /// Too few files may be open.
+    OpenFiles = 19,
+    /// No coordinator for as long as `--orphan-timeout` says.
+    Orphaned = 20,
+    /// A broken invariant.
+    Panicked = 70,
+    /// The watchdog has ended it.
+    Stalled = 71,
+}
+
+impl ServerExit {
+    /// All of them, by code.
+    pub const ALL: [ServerExit; 16] = [
+        ServerExit::Stopped,
+        ServerExit::NotDumped,
+        ServerExit::Usage,
+        ServerExit::Log,
+        ServerExit::IoUring,
+        ServerExit::Memlock,
+        ServerExit::Listen,
+        ServerExit::CoordinatorHost,
+        ServerExit::Executor,
+        ServerExit::System,
+        ServerExit::Refused,
+        ServerExit::NoCoordinator,
+        ServerExit::OpenFiles,
+        ServerExit::Orphaned,
+        ServerExit::Panicked,
+        ServerExit::Stalled,
+    ];
+
+    /// The exit code.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The exit with this code.
+    pub fn from_code(code: i32) -> Option<ServerExit> {
+        ServerExit::ALL.into_iter().find(|exit| i32::from(exit.code()) == code)
+    }
+
+    /// What it means, as messages and the manual say it.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            ServerExit::Stopped => "it was told to stop",
+            ServerExit::NotDumped => "it stopped without orders and could not write a dump",
+            ServerExit::Usage => "its command line is wrong",
+            ServerExit::Log => "its log cannot be opened",
+            ServerExit::IoUring => "io_uring cannot be used",
+            ServerExit::Memlock => "it may not lock enough memory",
+            ServerExit::Listen => "a port cannot be listened on",
+            ServerExit::CoordinatorHost => "the coordinator's host has no address",
+            ServerExit::Executor => "an executor did not start",
+            ServerExit::System => "a service of the system failed",
+            ServerExit::Refused => "the coordinator refused it",
+            ServerExit::NoCoordinator => "it found no coordinator",
+            ServerExit::OpenFiles => "it may not open enough files",
+            ServerExit::Orphaned => "it was without a coordinator for too long, and has dumped",
+            ServerExit::Panicked => "it panicked",
+            ServerExit::Stalled => "a part of it stood for too long (watchdog)",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_exit_has_a_code_and_a_meaning_of_its_own() {
+        let mut codes: Vec<u8> = ServerExit::ALL.map(ServerExit::code).to_vec();
+        let mut meanings: Vec<&str> = ServerExit::ALL.map(ServerExit::meaning).to_vec();
+        assert!(codes.is_sorted());
+        codes.dedup();
+        meanings.sort_unstable();
+        meanings.dedup();
+        assert_eq!((codes.len(), meanings.len()), (ServerExit::ALL.len(), ServerExit::ALL.len()));
+        for exit in ServerExit::ALL {
+            assert_eq!(ServerExit::from_code(exit.code().into()), Some(exit));
+        }
+        // Shells and signals have these.
+        assert!(codes.iter().all(|&code| code < 126));
+        assert_eq!(ServerExit::from_code(300), None);
+    }
+
+    #[test]
+    fn the_manual_lists_every_exit() {
+        let manual = include_str!("../../docs/exit-codes.md");
+        let rows: Vec<(&str, &str)> = manual
+            .lines()
+            .filter_map(|line| {
+                let mut cells = line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ");
+                let (code, meaning) = (cells.next()?, cells.next()?);
+                code.parse::<u8>().is_ok().then_some((code, meaning))
+            })
+            .collect();
+        let codes = ServerExit::ALL.map(|exit| exit.code().to_string());
+        let expected: Vec<(&str, &str)> = codes
+            .iter()
+            .zip(ServerExit::ALL)
+            .map(|(code, exit)| (&**code, exit.meaning()))
+            .collect();
+        assert_eq!(rows, expected);
+    }
+}

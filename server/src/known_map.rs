@@ -1,0 +1,210 @@
+//! The newest map that the coordinator gave this server: what clients are answered when it is away.
+//!
+//! ```text
+//!   control thread: CLUSTER-MAP -> take: ours? of the epoch obeyed? newer? -> kept
+//!   executors:      MAP -> with_views: what the shard's own replicas know better -> MAP-ANSWER
+//! ```
+
+use std::sync::{Arc, Mutex};
+
+use kv_protocol::ids::{ClusterId, Epoch, MapRevision, ViewVersion};
+use kv_protocol::map::Map;
+use kv_protocol::placement::Placement;
+use kv_protocol::view::View;
+
+use crate::stats::lock;
+
+/// Why a map was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MapRefused {
+    #[error("it is of cluster {theirs}, this server belongs to {ours}")]
+    OtherCluster { ours: ClusterId, theirs: ClusterId },
+    #[error(
+        "it tells of {servers} servers with {shards} shards, which is not the shape of this cluster"
+    )]
+    OtherShape { servers: u16, shards: u16 },
+    #[error("it is of epoch {}, this server obeys epoch {}", .theirs.number, .ours.number)]
+    OtherEpoch { ours: Epoch, theirs: Epoch },
+    #[error("its revision {theirs} is earlier than {ours}, which is known")]
+    Older { ours: MapRevision, theirs: MapRevision },
+    #[error("the view of group {0} is further ahead than any can be")]
+    ImpossibleView(kv_protocol::ids::GroupId),
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct KnownMap {
+    newest: Mutex<Option<Arc<Map>>>,
+}
+
+impl KnownMap {
+    /// Keeps a map if it is of this cluster and of the coordinator obeyed, and newer than the one kept.
+    pub(crate) fn take(
+        &self,
+        map: Map,
+        cluster: ClusterId,
+        placement: Placement,
+        epoch: Epoch,
+    ) -> Result<(), MapRefused> {
+        if map.cluster != cluster {
+            return Err(MapRefused::OtherCluster { ours: cluster, theirs: map.cluster });
+        }
+        if map.placement() != placement {
+            let (servers, shards) = (map.placement().servers(), map.shards);
+            return Err(MapRefused::OtherShape { servers, shards });
+        }
+        if map.epoch != epoch {
+            return Err(MapRefused::OtherEpoch { ours: epoch, theirs: map.epoch });
+        }
+        let mut newest = lock(&self.newest);
+        if let Some(known) = &*newest {
+            if known.is_newer_than(&map) {
+                let (ours, theirs) = (known.revision, map.revision);
+                return Err(MapRefused::Older { ours, theirs });
+            }
+            if !map.is_newer_than(known) {
+                // Every new link begins with it.
+                return Ok(());
+            }
+            for (view, before) in map.views.iter().zip(&known.views) {
+                if view.version.0.saturating_sub(before.version.0)
+                    > kv_protocol::limits::MAX_VIEW_STEP
+                {
+                    return Err(MapRefused::ImpossibleView(view.group));
+                }
+            }
+        }
+        *newest = Some(Arc::new(map));
+        Ok(())
+    }
+
+    /// The map kept, with those of these views that are newer than its own: a holder installs a view
+    /// before the map that tells of it comes, and a coordinator may die in between.
+    pub(crate) fn with_views<'a>(&self, views: impl Iterator<Item = &'a View>) -> Option<Arc<Map>> {
+        let mut map = lock(&self.newest).clone()?;
+        for view in views {
+            let group = usize::from(view.group.0);
+            let known = map.views.get(group).map(|known| known.version);
+            // Before the cluster has served, clients are shown no views.
+            if known.is_some_and(|known| known > ViewVersion(0) && known < view.version) {
+                Arc::make_mut(&mut map).views[group] = *view;
+            }
+        }
+        Some(map)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use kv_protocol::ids::{BootId, GroupId, Incarnation, Member, ServerId};
+    use kv_protocol::map::{MapServer, ServerState};
+    use kv_protocol::view::Peer;
+
+    const CLUSTER: ClusterId = ClusterId(7);
+
+    fn epoch(number: u64) -> Epoch {
+        Epoch { number, boot: BootId(number) }
+    }
+
+    fn shape() -> Placement {
+        Placement::new(3, 2)
+    }
+
+    fn view(group: u16, version: u64) -> View {
+        let primary = Member { server: ServerId(group), incarnation: Incarnation(1) };
+        View {
+            group: GroupId(group),
+            version: ViewVersion(version),
+            primary: Some(primary),
+            peer: Peer::None,
+            handover: false,
+        }
+    }
+
+    fn map(number: u64, revision: u64, version: u64) -> Map {
+        map_of(CLUSTER, shape(), number, revision, version)
+    }
+
+    /// A map whose views are all of one version, at home.
+    pub(crate) fn map_of(
+        cluster: ClusterId,
+        placement: Placement,
+        number: u64,
+        revision: u64,
+        version: u64,
+    ) -> Map {
+        let server = |n| MapServer {
+            id: ServerId(n),
+            incarnation: Incarnation(1),
+            state: ServerState::Up,
+            clients: None,
+        };
+        Map {
+            cluster,
+            epoch: epoch(number),
+            revision: MapRevision(revision),
+            shards: placement.shards(),
+            servers: (0..placement.servers()).map(server).collect(),
+            views: (0..placement.servers()).map(|group| view(group, version)).collect(),
+        }
+    }
+
+    fn newest(known: &KnownMap) -> Option<Map> {
+        known.with_views(std::iter::empty()).map(|map| (*map).clone())
+    }
+
+    #[test]
+    fn the_newest_map_is_kept_by_epoch_first_and_revision_then() {
+        let known = KnownMap::default();
+        let take = |map: Map| {
+            let epoch = map.epoch;
+            known.take(map, CLUSTER, shape(), epoch)
+        };
+        assert_eq!(newest(&known), None);
+        take(map(1, 5, 1)).unwrap();
+        take(map(1, 5, 9)).unwrap();
+        assert_eq!(newest(&known), Some(map(1, 5, 1)), "the same map once more");
+        let replayed = take(map(1, 4, 9)).unwrap_err();
+        assert!(matches!(replayed, MapRefused::Older { .. }), "{replayed}");
+        take(map(1, 6, 2)).unwrap();
+        take(map(2, 1, 2)).unwrap();
+        assert!(take(map(1, 9, 9)).is_err(), "of an epoch that is over");
+        assert_eq!(newest(&known), Some(map(2, 1, 2)));
+    }
+
+    #[test]
+    fn a_map_of_another_cluster_shape_or_coordinator_changes_nothing() {
+        let known = KnownMap::default();
+        known.take(map(2, 1, 1), CLUSTER, shape(), epoch(2)).unwrap();
+        let mut foreign = map(2, 2, 9);
+        foreign.cluster = ClusterId(8);
+        let mut misshapen = map(2, 2, 9);
+        misshapen.shards = 3;
+        for wrong in [foreign, misshapen, map(1, 2, 9), map(3, 2, 9)] {
+            assert!(known.take(wrong, CLUSTER, shape(), epoch(2)).is_err());
+        }
+        let forged = known.take(map(2, 2, u64::MAX), CLUSTER, shape(), epoch(2)).unwrap_err();
+        assert_eq!(forged, MapRefused::ImpossibleView(GroupId(0)));
+        assert_eq!(newest(&known), Some(map(2, 1, 1)));
+    }
+
+    #[test]
+    fn what_a_shard_knows_better_is_answered_and_not_kept() {
+        let known = KnownMap::default();
+        known.take(map(1, 1, 5), CLUSTER, shape(), epoch(1)).unwrap();
+        let own = [view(1, 6), view(2, 4)];
+        let answered = known.with_views(own.iter()).unwrap();
+        let versions: Vec<u64> = answered.views.iter().map(|view| view.version.0).collect();
+        assert_eq!(versions, [5, 6, 5]);
+        assert_eq!(newest(&known), Some(map(1, 1, 5)));
+    }
+
+    #[test]
+    fn before_the_cluster_serves_no_view_is_shown() {
+        let known = KnownMap::default();
+        known.take(map(1, 1, 0), CLUSTER, shape(), epoch(1)).unwrap();
+        let own = view(1, 1);
+        assert_eq!(known.with_views([&own].into_iter()).unwrap().views[1].version, ViewVersion(0));
+    }
+}

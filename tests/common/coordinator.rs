@@ -1,0 +1,140 @@
+//! A coordinator of a test's own, in front of one real server.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+
+use kv_protocol::control_message::{Admission, Heartbeat, ServerMessage, Started};
+use kv_protocol::ids::{BootId, ClusterId, Epoch, Incarnation, Member, ServerId};
+use kv_protocol::map::{Map, MapServer, ServerState};
+use kv_protocol::view::{Peer, View};
+use kv_protocol::{GroupId, MapRevision, ViewVersion};
+use tempfile::TempDir;
+
+use super::programs::{self, SERVER};
+use super::raw::Raw;
+use super::{PATIENCE, wait_for};
+
+pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
+pub(crate) const EPOCH: Epoch = Epoch { number: 4, boot: BootId(44) };
+/// Who the server is.
+pub(crate) const ME: Member = Member { server: ServerId(1), incarnation: Incarnation(0xabc) };
+const SERVERS: u16 = 3;
+
+/// A server that was started for this coordinator; both end with it.
+#[derive(Debug)]
+pub(crate) struct Lone {
+    child: Child,
+    listener: Option<TcpListener>,
+    pub(crate) dir: TempDir,
+}
+
+/// The link of a server that was admitted.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) raw: Raw,
+    pub(crate) started: Started,
+}
+
+impl Lone {
+    /// Starts server 1 of three with these further arguments.
+    #[track_caller]
+    pub(crate) fn start(flags: &[&str]) -> Lone {
+        let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let port = listener.local_addr().expect("a port").port().to_string();
+        let mut command = Command::new(SERVER);
+        command.args(["-h", "127.0.0.1", "-m", &port, "-S", "1", "-n", "3", "-l", "server.log"]);
+        command.args(["--cluster-id", &CLUSTER.to_string()]);
+        command.args(["--incarnation", &ME.incarnation.to_string()]).args(flags);
+        command.current_dir(dir.path()).stdin(Stdio::null());
+        let child = command.spawn().expect("start a server");
+        listener.set_nonblocking(true).expect("set O_NONBLOCK");
+        Lone { child, listener: Some(listener), dir }
+    }
+
+    /// Admits the server when it dials next.
+    #[track_caller]
+    pub(crate) fn admit(&self) -> Link {
+        let listener = self.listener.as_ref().expect("a coordinator that is there");
+        let stream = wait_for("the server to dial", PATIENCE, || listener.accept().ok()).0;
+        stream.set_nonblocking(false).expect("clear O_NONBLOCK");
+        let mut raw = Raw::on_cluster_port(stream);
+        let frame = raw.frame();
+        let Ok(ServerMessage::Started(started)) = ServerMessage::read(frame.opcode, &frame.body)
+        else {
+            panic!("not a STARTED: {frame:?}")
+        };
+        let mut bytes = Vec::new();
+        Admission::Admitted { epoch: EPOCH }.write(&mut bytes);
+        raw.send(&bytes);
+        Link { raw, started }
+    }
+
+    /// The coordinator is there no more.
+    pub(crate) fn vanish(&mut self) {
+        self.listener = None;
+    }
+
+    /// Waits for the server's end; its exit code.
+    #[track_caller]
+    pub(crate) fn await_end(&mut self) -> Option<i32> {
+        programs::wait(&mut self.child, PATIENCE).expect("an end in time")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("server.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Lone {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Link {
+    /// The next heartbeat.
+    #[track_caller]
+    pub(crate) fn heartbeat(&mut self) -> Heartbeat {
+        let frame = self.raw.frame();
+        match ServerMessage::read(frame.opcode, &frame.body) {
+            Ok(ServerMessage::Heartbeat(heartbeat)) => heartbeat,
+            other => panic!("not a heartbeat: {other:?}"),
+        }
+    }
+
+    /// The server's port for clients.
+    pub(crate) fn clients(&self) -> SocketAddr {
+        SocketAddr::new(self.started.address, self.started.clients_port)
+    }
+}
+
+/// A map of the server's cluster in which all views have this version.
+pub(crate) fn map(revision: u64, version: u64) -> Map {
+    let member = |n| Member { server: ServerId(n), incarnation: ME.incarnation };
+    let server = |n| MapServer {
+        id: ServerId(n),
+        incarnation: ME.incarnation,
+        state: ServerState::Up,
+        clients: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 1 + n))),
+    };
+    let view = |n| View {
+        group: GroupId(n),
+        version: ViewVersion(version),
+        primary: Some(member(n)),
+        peer: Peer::Secondary(member((n + 1) % SERVERS)),
+        handover: false,
+    };
+    Map {
+        cluster: CLUSTER,
+        epoch: EPOCH,
+        revision: MapRevision(revision),
+        shards: 1,
+        servers: (0..SERVERS).map(server).collect(),
+        views: (0..SERVERS).map(view).collect(),
+    }
+}

@@ -1,0 +1,75 @@
+//! One thread of another process, made to stand while the others go on: by tracing it, as a debugger
+//! does. Linux releases the threads of a process that ends only when their tracer has seen them end.
+
+use std::fs;
+
+use super::{PATIENCE, wait_for, wait_until};
+
+/// A thread that stands until its process ends, or until this is dropped. To be used by the thread
+/// that made it.
+#[derive(Debug)]
+pub(crate) struct StandingThread {
+    id: libc::pid_t,
+}
+
+impl StandingThread {
+    /// Stops the thread of this name; `None` where the system forbids it.
+    #[track_caller]
+    pub(crate) fn stop(pid: u32, name: &str) -> Option<StandingThread> {
+        let id = wait_for("the thread", PATIENCE, || find(pid, name));
+        if !trace(libc::PTRACE_SEIZE, id) {
+            eprintln!("this machine does not let ptrace(2) pass: no thread was stopped");
+            return None;
+        }
+        assert!(trace(libc::PTRACE_INTERRUPT, id), "stop the thread {name}");
+        let thread = StandingThread { id };
+        wait_until("the thread to stand", PATIENCE, || {
+            thread.wait().is_some_and(|s| libc::WIFSTOPPED(s))
+        });
+        Some(thread)
+    }
+
+    /// Waits until its process has ended.
+    #[track_caller]
+    pub(crate) fn await_end(self) {
+        wait_until("the process of a thread that stands to end", PATIENCE, || {
+            self.wait().is_none_or(|status| libc::WIFEXITED(status) || libc::WIFSIGNALED(status))
+        });
+    }
+
+    /// What has become of it since the last question: 0 for nothing, `None` when it is gone.
+    fn wait(&self) -> Option<i32> {
+        let mut status = 0;
+        // SAFETY: waitpid writes one integer, which lives across the call.
+        let waited = unsafe { libc::waitpid(self.id, &mut status, libc::__WALL | libc::WNOHANG) };
+        match waited {
+            0 => Some(RUNNING),
+            id if id == self.id => Some(status),
+            _ => None,
+        }
+    }
+}
+
+/// A status that is neither a stop nor an end: that of a thread that was continued.
+const RUNNING: i32 = 0xffff;
+
+impl Drop for StandingThread {
+    fn drop(&mut self) {
+        trace(libc::PTRACE_DETACH, self.id);
+    }
+}
+
+fn find(pid: u32, name: &str) -> Option<libc::pid_t> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("read /proc/PID/task");
+    threads
+        .flatten()
+        .find(|thread| {
+            fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        })
+        .and_then(|thread| thread.file_name().to_str()?.parse().ok())
+}
+
+fn trace(request: libc::c_uint, id: libc::pid_t) -> bool {
+    // SAFETY: these requests take no addresses; both last arguments are read as zero.
+    unsafe { libc::ptrace(request, id, 0usize, 0usize) == 0 }
+}

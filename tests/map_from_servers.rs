@@ -1,0 +1,204 @@
+//! The map when the coordinator is away: every server has the newest one and gives it to clients, and no
+//! server takes one that is not its coordinator's.
+
+mod common;
+
+use std::net::SocketAddr;
+
+use common::coordinator::{self, CLUSTER, Lone};
+use common::ports::{Ports, fetch_map};
+use common::process::Signal;
+use common::programs::CLIENT;
+use common::raw::Raw;
+use common::{Cluster, PATIENCE, process, programs, wait_until};
+use kv_client::{Client, OpOptions, Options};
+use kv_protocol::client_message::{Question, Refusal, Status, opcode};
+use kv_protocol::control_message::{opcode as control_opcode, write_cluster_map};
+use kv_protocol::frame::{Checksum, write_frame};
+use kv_protocol::ids::{BootId, ClientId, ClusterId, Epoch, ShardId};
+use kv_protocol::map::Map;
+use kv_protocol::status::{ClusterState, GroupCondition};
+
+fn kill_coordinator(cluster: &Cluster) {
+    process::signal(cluster.coord_pid(), Signal::KILL);
+    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(cluster.coord_pid()));
+}
+
+fn addresses(map: &Map) -> Vec<SocketAddr> {
+    map.servers.iter().map(|server| server.clients.expect("started")).collect()
+}
+
+/// Waits until every server has the newest map of the coordinator.
+#[track_caller]
+fn await_map_everywhere(cluster: &Cluster) -> Map {
+    let here = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let newest = fetch_map(here(cluster.ready.clients_port));
+    for address in addresses(&newest) {
+        wait_until("a server to have the newest map", PATIENCE, || {
+            ask(address)
+                .is_some_and(|map| map.views == newest.views && map.servers == newest.servers)
+        });
+    }
+    newest
+}
+
+/// A server's map, if it has one.
+#[track_caller]
+fn ask(address: SocketAddr) -> Option<Map> {
+    let mut raw = Raw::welcomed(address, ClientId(9), ShardId(0));
+    let mut question = Vec::new();
+    Question::Map.write(&mut question);
+    raw.send(&question);
+    let frame = raw.frame();
+    match frame.opcode {
+        opcode::MAP_ANSWER => {
+            Some(kv_protocol::client_message::read_map_answer(&frame.body).expect("a map"))
+        }
+        _ => {
+            let refusal = Refusal::read(&frame.body).expect("a refusal");
+            assert_eq!(refusal.status, Status::Unavailable, "{refusal:?}");
+            None
+        }
+    }
+}
+
+/// Writes and reads a key of every group and shard through this client.
+#[track_caller]
+fn work(cluster: &Cluster, client: &mut Client, value: &[u8]) {
+    let options = OpOptions::default();
+    for group in 0..cluster.placement().servers() {
+        for shard in 0..cluster.placement().shards() {
+            let key = cluster.key_at(group, shard, "k");
+            assert_eq!(client.put(&key, value, &options).expect("a put").copies, 2);
+            assert_eq!(client.get(&key, &options).expect("a get").bytes, value);
+        }
+    }
+}
+
+#[test]
+fn without_a_coordinator_old_clients_go_on_and_new_ones_get_the_map_from_any_server() {
+    let cluster = Cluster::builder().shards(2).start();
+    let mut before = cluster.open();
+    work(&cluster, &mut before, b"before");
+    let map = await_map_everywhere(&cluster);
+    kill_coordinator(&cluster);
+    work(&cluster, &mut before, b"after");
+    for address in addresses(&map) {
+        let mut client = Client::open(&address.to_string(), Options::default()).expect("open");
+        work(&cluster, &mut client, b"by a server's map");
+        // The coordinator named first is no hindrance.
+        let both = format!("{},{address}", cluster.endpoint());
+        let mut client = Client::open(&both, Options::default()).expect("open");
+        work(&cluster, &mut client, b"by a server's map, in the second place");
+        let port = address.port().to_string();
+        let ended = programs::run(
+            CLIENT,
+            ["-h", "127.0.0.1", "-p", &port],
+            "P \"a\" \"1\"\nG \"a\"\n",
+            PATIENCE,
+        );
+        assert!(ended.with_code(0).stdout.contains("value[\"a\"] == \"1\""));
+    }
+    work(&cluster, &mut before, b"at the end");
+}
+
+#[test]
+fn every_server_hears_of_a_recovery_and_tells_of_it_when_the_coordinator_is_gone() {
+    let cluster = Cluster::builder().servers(4).start();
+    let mut client = cluster.open();
+    work(&cluster, &mut client, b"before");
+    let first = await_map_everywhere(&cluster);
+    process::signal(cluster.server_pid(1), Signal::KILL);
+    wait_until("the recovery to be over", PATIENCE, || {
+        let status = cluster.status();
+        status.state == ClusterState::Serving
+            && status.groups.iter().all(|group| {
+                group.condition == GroupCondition::Whole
+                    && group.primary.map(|member| member.server.0) == Some(group.group.0)
+            })
+    });
+    let second = await_map_everywhere(&cluster);
+    assert!(second.is_newer_than(&first));
+    assert_ne!(second.servers[1].incarnation, first.servers[1].incarnation);
+    kill_coordinator(&cluster);
+    // Its own map is as old as its last operation.
+    work(&cluster, &mut client, b"after");
+    // The process that took the dead one's place tells of it too.
+    let address = second.servers[1].clients.expect("started");
+    let mut client = Client::open(&address.to_string(), Options::default()).expect("open");
+    work(&cluster, &mut client, b"new");
+}
+
+#[test]
+fn a_map_that_is_forged_stale_or_no_map_is_refused_and_counted_and_the_server_goes_on() {
+    let server = Lone::start(&[]);
+    let mut link = server.admit();
+    let clients = link.clients();
+    assert_eq!(ask(clients), None, "no map has come");
+    let written = |map: &Map| {
+        let mut bytes = Vec::new();
+        write_cluster_map(&mut bytes, map);
+        bytes
+    };
+    let good = coordinator::map(7, 3);
+    link.raw.send(&written(&good));
+    wait_until("the map to be taken", PATIENCE, || ask(clients).as_ref() == Some(&good));
+
+    let wrong = |change: fn(&mut Map)| {
+        let mut map = coordinator::map(8, 9);
+        change(&mut map);
+        written(&map)
+    };
+    let frame = |opcode, body: &[u8]| {
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, Checksum::Crc32c, opcode, |to| to.extend_from_slice(body));
+        bytes
+    };
+    let hostile = [
+        wrong(|map| map.cluster = ClusterId(CLUSTER.0 + 1)),
+        wrong(|map| map.shards = 2),
+        wrong(|map| map.epoch.number -= 1),
+        wrong(|map| map.epoch.number += 1),
+        wrong(|map| map.epoch = Epoch { boot: BootId(1), ..map.epoch }),
+        wrong(|map| map.views[0].version.0 = u64::MAX),
+        wrong(|map| map.revision.0 = 6),
+        frame(control_opcode::CLUSTER_MAP, b""),
+        frame(control_opcode::CLUSTER_MAP, &[0xff; 512]),
+        frame(control_opcode::SHUTDOWN, &[0; 8]),
+        frame(0xff, b"?"),
+    ];
+    for bytes in &hostile {
+        link.raw.send(bytes);
+    }
+    let refused = hostile.len() as u64;
+    wait_until("all of them to be counted", PATIENCE, || link.heartbeat().refused == refused);
+    assert_eq!(ask(clients).as_ref(), Some(&good), "nothing of them was kept");
+
+    // A frame that is broken ends the link, and the server dials again; nothing else happens.
+    let mut broken = written(&coordinator::map(9, 9));
+    let last = broken.len() - 1;
+    broken[last] ^= 1;
+    link.raw.send(&broken);
+    let mut link = server.admit();
+    assert_eq!(ask(clients).as_ref(), Some(&good));
+    let newer = coordinator::map(9, 4);
+    link.raw.send(&written(&newer));
+    wait_until("the newer map to be taken", PATIENCE, || ask(clients).as_ref() == Some(&newer));
+    // What a frame announces is not waited for: one that is too long ends the link at once.
+    link.raw.send(&[0xff, 0xff, 0xff, 0x7f, 1, control_opcode::CLUSTER_MAP, 0, 0]);
+    server.admit().heartbeat();
+}
+
+#[test]
+fn status_is_the_coordinators_alone() {
+    let cluster = Cluster::start();
+    let ports = Ports::of(&cluster);
+    let mut raw = ports.welcomed(9);
+    let mut question = Vec::new();
+    Question::Status.write(&mut question);
+    raw.send(&question);
+    let frame = raw.frame();
+    let refusal = Refusal::read(&frame.body).expect("a refusal");
+    assert_eq!(refusal.status, Status::Unsupported);
+    assert!(refusal.reason.contains("MAP"), "{}", refusal.reason);
+}

@@ -1,0 +1,101 @@
+//! A server of which a part stands ends itself, and the cluster goes on; one that stood as a whole lives.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::process::Signal;
+use common::threads::StandingThread;
+use common::{Cluster, PATIENCE, process, wait_until};
+use kv_client::{Client, OpOptions};
+use kv_protocol::exit_code::ServerExit;
+use kv_protocol::limits::GRACE;
+use kv_protocol::status::{ClusterState, GroupCondition};
+
+/// How long after its grace a process that stands may take to be gone, on a machine that does other
+/// things too.
+const SLACK: Duration = Duration::from_secs(4);
+
+/// Waits until every group is home again with two copies.
+#[track_caller]
+fn assert_whole_again(cluster: &Cluster) {
+    wait_until("every group to be home again", PATIENCE, || {
+        let status = cluster.status();
+        status.state == ClusterState::Serving
+            && status.groups.iter().all(|group| {
+                group.condition == GroupCondition::Whole
+                    && group.primary.map(|member| member.server.0) == Some(group.group.0)
+            })
+    });
+}
+
+/// Writes to a key of every group.
+#[track_caller]
+fn write_everywhere(cluster: &Cluster, client: &mut Client) {
+    let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
+    for group in 0..cluster.placement().servers() {
+        client.put(&cluster.key_at(group, 0, "w"), b"v", &options).expect("a put");
+    }
+}
+
+/// Makes one thread of server 1 stand.
+fn a_thread_that_stands_ends_its_process(thread: &str, named: &str) {
+    // The coordinator is patient: what ends the process is its own watchdog.
+    let cluster = Cluster::builder().servers(4).shards(2).flag("-t").flag("20").start();
+    let mut client = cluster.open();
+    write_everywhere(&cluster, &mut client);
+    let pid = cluster.server_pid(1);
+    let start = Instant::now();
+    let Some(standing) = StandingThread::stop(pid, thread) else { return };
+    standing.await_end();
+    let took = start.elapsed();
+    assert!(took > GRACE / 2 && took < GRACE + SLACK, "{took:?}");
+    write_everywhere(&cluster, &mut client);
+    let exit = ServerExit::Stalled;
+    wait_until("the coordinator to say how it ended", PATIENCE, || {
+        cluster.coord_log().contains(&format!("exit status {}: {}", exit.code(), exit.meaning()))
+    });
+    let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
+    let line = log.lines().find(|line| line.contains("has stood for")).expect("its last words");
+    assert!(line.contains(named), "{line}");
+    assert_whole_again(&cluster);
+    cluster.assert_serves(&cluster.server_pids());
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn a_server_whose_executor_stands_ends_itself_and_is_replaced() {
+    a_thread_that_stands_ends_its_process("shard-1", "the executor of shard 1");
+}
+
+#[test]
+fn a_server_whose_link_to_the_coordinator_stands_ends_itself_and_is_replaced() {
+    a_thread_that_stands_ends_its_process("control", "the link to the coordinator");
+}
+
+#[test]
+fn a_server_that_was_stopped_as_a_whole_and_goes_on_is_not_ended_by_its_watchdog() {
+    let cluster = Cluster::start();
+    let mut client = cluster.open();
+    write_everywhere(&cluster, &mut client);
+    let pids = cluster.server_pids();
+    // Nobody is left who would judge it.
+    process::signal(cluster.coord_pid(), Signal::KILL);
+    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(cluster.coord_pid()));
+    let key = cluster.key_at(1, 0, "w");
+    process::pause(pids[1]);
+    let deadline = GRACE * 4;
+    let options = OpOptions { deadline: Some(deadline), ..OpOptions::default() };
+    client.get(&key, &options).expect_err("its server stands");
+    process::signal(pids[1], Signal::CONT);
+    write_everywhere(&cluster, &mut client);
+    // It has been looked at again and again since.
+    let seen = Instant::now();
+    wait_until("some time to pass in which it serves", PATIENCE, || {
+        client.get(&key, &OpOptions::default()).expect("a get");
+        seen.elapsed() > 2 * GRACE
+    });
+    assert!(pids.iter().all(|&pid| process::is_alive(pid)));
+    let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
+    assert!(!log.contains("has stood for"), "{log}");
+}
