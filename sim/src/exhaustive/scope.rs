@@ -355,6 +355,9 @@ impl Scope {
         if self.beginning == Beginning::Alone {
             return Ok(world);
         }
+        if world.spawning.is_empty() {
+            return Err(Violation::new(0, format!("{:?} is never reached", self.beginning)));
+        }
         world = explorer.step(&world, Action::Spawned)?;
         let beginning = self.beginning;
         settle(explorer, world, move |explorer, world| {
