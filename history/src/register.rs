@@ -35,6 +35,10 @@ pub enum Answered {
         /// Whether it changed anything.
         changed: bool,
     },
+    /// Nothing was done: there was no room, or nobody who would do it.
+    Refused,
+    /// Nothing was done: nobody holds the key's group any more.
+    Lost,
     /// Nobody knows.
     InDoubt,
 }
@@ -71,6 +75,7 @@ impl Model for Register {
         match (*asked, *answered) {
             (Asked::Read, Answered::Value(value)) => (value == *state, *state),
             (Asked::Read, _) => (true, *state),
+            (_, Answered::Refused | Answered::Lost) => (true, *state),
             (Asked::Write(value), _) => (true, Some(value)),
             (Asked::Delete, Answered::Done { changed }) => (changed == state.is_some(), None),
             (Asked::Delete, _) => (true, None),
@@ -100,10 +105,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Judges the history of one key.
 pub fn judge(history: &[Entry]) -> Verdict {
-    // An operation in doubt that is a read says nothing.
+    // A read that was not answered says nothing.
+    let says_something = |entry: &&Entry| {
+        entry.asked != Asked::Read || matches!(entry.answered, Answered::Value(_))
+    };
     let operations: Vec<Operation<Register>> = history
         .iter()
-        .filter(|entry| !(entry.asked == Asked::Read && entry.answered == Answered::InDoubt))
+        .filter(says_something)
         .map(|entry| Operation {
             client_id: Some(entry.client),
             call_time: entry.start,
@@ -177,6 +185,16 @@ mod tests {
         let history =
             [swap(1, 0, 1, None, 7), swap(2, 2, 3, Some(7), 8), swap(1, 4, 5, Some(7), 9)];
         assert_eq!(judge(&history), Verdict::Illegal);
+    }
+
+    #[test]
+    fn a_write_that_was_refused_or_lost_is_never_read() {
+        for answered in [Answered::Refused, Answered::Lost] {
+            let refused = entry(1, 2, 3, Asked::Write(8), answered);
+            assert_eq!(judge(&[write(1, 0, 1, 7), refused, read(2, 4, 5, Some(8))]), Verdict::Illegal);
+            let kept = [write(1, 0, 1, 7), refused, read(2, 4, 5, Some(7))];
+            assert_eq!(judge(&kept), Verdict::Linearizable);
+        }
     }
 
     #[test]

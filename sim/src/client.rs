@@ -5,20 +5,29 @@
 //!              ^ |  WRONG_VIEW, UNAVAILABLE, BUSY, a lost connection: a pause, the map, again
 //!              | +- 150 ms of silence: the map; if the group's view is newer, again; every 100 ms
 //!              |
-//!              +--- the deadline: in doubt, if it was ever sent
+//!              +--- the deadline: in doubt, if any sending may have been executed
+//!              +--- the map says that nobody holds the group: LOST, or in doubt, as above
+//!              +--- SESSION_EXPIRED to its only sending: again, in a session begun anew
 //! ```
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
-use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status, WriteHeader};
-use kv_protocol::ids::{ClientId, GroupId, RequestId, RequestSeq, SequenceNumber, ShardId};
+use kv_protocol::client_message::{Answer, Status};
+use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId, ViewVersion};
 use kv_protocol::map::Map;
 use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
+use kv_history::{Answered, Asked, Value};
 use crate::network::ConnectionNumber;
 use crate::workload::Plan;
-use kv_history::{Answered, Asked, Entry, Value};
+
+mod flight;
+mod session;
+
+pub use flight::Flight;
+use session::Session;
 
 /// How long an operation may take, in nanoseconds.
 pub const DEADLINE: u64 = 5_000_000_000;
@@ -31,41 +40,6 @@ const LAST_PAUSE: u64 = 50_000_000;
 
 /// A version that a client has read, and the value that came with it.
 pub type Seen = Option<(SequenceNumber, Value)>;
-
-/// An operation under way.
-#[derive(Clone, Debug)]
-pub struct Flight {
-    /// Its key.
-    pub key: Vec<u8>,
-    /// The slot of the workload that it belongs to.
-    pub slot: usize,
-    digest: Digest,
-    /// Where its key lives.
-    pub place: (GroupId, ShardId),
-    /// What is asked.
-    pub asked: Asked,
-    condition: Condition,
-    /// The whole value.
-    pub value: Vec<u8>,
-    seq: RequestSeq,
-    /// When it began.
-    pub start: u64,
-    /// The newest version of its key that anyone was told of by then.
-    pub floor: u64,
-    /// When it was sent last, and under which view.
-    sent: Option<(u64, View)>,
-    was_sent: bool,
-    connection: Option<ConnectionNumber>,
-    /// When something is to be done about it.
-    pub due: u64,
-    pause: u64,
-}
-
-#[derive(Debug, Default)]
-struct Session {
-    next: u64,
-    incomplete: Vec<u64>,
-}
 
 /// A client.
 #[derive(Debug)]
@@ -80,8 +54,8 @@ pub struct Client {
     /// What is under way, by request id.
     pub flights: BTreeMap<u64, Flight>,
     next_request: u64,
-    /// Connections by process (its address) and shard.
-    pub connections: BTreeMap<(std::net::SocketAddr, ShardId), ConnectionNumber>,
+    /// Connections by process (its address), shard and the name that they go under.
+    pub connections: BTreeMap<(SocketAddr, ShardId, ClientId), ConnectionNumber>,
     /// What it last read of the keys of each slot.
     pub seen: BTreeMap<Vec<u8>, Seen>,
     /// The process number of the history; a new one after every end in doubt.
@@ -91,13 +65,17 @@ pub struct Client {
     /// It only reads, many keys at the same time, and asks for the map only when it is told that its
     /// own is old: whoever serves it though he should not is not found out by its writes.
     pub is_reader: bool,
+    /// Until when it begins nothing new.
+    pub rests_until: u64,
+    /// Sessions that it has begun anew, because the servers had forgotten them.
+    pub fresh_sessions: u64,
 }
 
 /// What a client wants done.
 #[derive(Debug)]
 pub enum Wish {
-    /// Send this to that address's shard.
-    Send(std::net::SocketAddr, ShardId, u64, Vec<u8>),
+    /// Send the request of this id to that address's shard, under this name.
+    Send(SocketAddr, ShardId, ClientId, u64, Vec<u8>),
     /// Ask for the map.
     Map,
     /// An operation has ended.
@@ -119,6 +97,8 @@ impl Client {
             process: u32::try_from(id).expect("clients are few") << 16,
             asks_map_until: 0,
             is_reader: false,
+            rests_until: 0,
+            fresh_sessions: 0,
         }
     }
 
@@ -133,13 +113,11 @@ impl Client {
         let Some(map) = &self.map else { return };
         let digest = Digest::of(&key);
         let place = map.placement().locate(digest);
-        let seq = match asked {
-            Asked::Read => RequestSeq(0),
+        let (client, seq) = match asked {
+            Asked::Read => (self.id, RequestSeq(0)),
             _ => {
-                let session = self.sessions.entry(place).or_default();
-                session.next += 1;
-                session.incomplete.push(session.next);
-                RequestSeq(session.next)
+                let session = self.sessions.entry(place).or_insert_with(|| Session::new(self.id));
+                (session.client, session.begin())
             }
         };
         let flight = Flight {
@@ -150,11 +128,15 @@ impl Client {
             asked,
             condition,
             value,
+            client,
             seq,
+            first_incomplete: seq,
             start: now,
             floor,
+            copies: 0,
             sent: None,
             was_sent: false,
+            doubtful: 0,
             connection: None,
             due: now,
             pause: FIRST_PAUSE,
@@ -170,7 +152,11 @@ impl Client {
         for id in due {
             let flight = &self.flights[&id];
             if now >= flight.start + DEADLINE {
-                self.end(id, Answered::InDoubt, None, wishes);
+                let answered = match flight.asked {
+                    Asked::Read => Answered::InDoubt,
+                    _ => flight.unless_in_doubt(Answered::Refused),
+                };
+                self.end(id, answered, None, wishes);
                 continue;
             }
             self.send(now, id, wishes);
@@ -191,6 +177,10 @@ impl Client {
         if is_same {
             return;
         }
+        if view.is_some_and(|view| view.primary.is_none() && view.version > ViewVersion(0)) {
+            let answered = flight.unless_in_doubt(Answered::Lost);
+            return self.end(id, answered, None, wishes);
+        }
         let known = view.zip(self.map.as_ref()).and_then(|(view, map)| {
             let primary = view.primary?;
             let server = &map.servers[usize::from(primary.server.0)];
@@ -201,31 +191,17 @@ impl Client {
             return wishes.push(Wish::Map);
         };
         let flight = self.flights.get_mut(&id).expect("it was there");
-        let session = self.sessions.get(&flight.place);
-        let first = session.and_then(|session| session.incomplete.iter().min().copied());
-        let header = WriteHeader {
-            seq: flight.seq,
-            first_incomplete: RequestSeq(first.unwrap_or(flight.seq.0)),
-            condition: flight.condition,
-        };
-        let operation = match flight.asked {
-            Asked::Read => Operation::Get,
-            Asked::Delete => Operation::Delete(header),
-            Asked::Write(_) | Asked::Swap { .. } => Operation::Put(header, &flight.value),
-        };
-        let request = Request {
-            id: RequestId(id),
-            view: view.version,
-            digest: flight.digest,
-            key: &flight.key,
-            operation,
-        };
-        let mut bytes = Vec::new();
-        request.write(&mut bytes);
+        if let Some(session) = self.sessions.get(&flight.place)
+            && session.client == flight.client
+        {
+            flight.first_incomplete = session.first_incomplete();
+        }
+        let bytes = flight.request(id, &view);
         flight.sent = Some((now, view));
         flight.was_sent = true;
+        flight.doubtful += 1;
         flight.due = (now + SILENCE).min(flight.start + DEADLINE);
-        wishes.push(Wish::Send(address, shard, id, bytes));
+        wishes.push(Wish::Send(address, shard, flight.client, id, bytes));
     }
 
     /// The connection that an operation travels on.
@@ -250,6 +226,11 @@ impl Client {
             Some(Value::from_le_bytes(bytes.try_into().ok()?))
         };
         let changed = |changed| Answered::Done { changed };
+        flight.copies = answer.copies;
+        // Said by a server that has not logged this sending, and will not.
+        if let Status::Unavailable | Status::Busy | Status::OutOfSpace = answer.status {
+            flight.doubtful = flight.doubtful.saturating_sub(1);
+        }
         let answered = match (answer.status, flight.asked) {
             (Status::Ok, Asked::Read) => {
                 let value = value().expect("values have eight bytes at least");
@@ -269,7 +250,11 @@ impl Client {
                 self.seen.remove(&flight.key);
                 changed(false)
             }
+            (Status::SessionExpired, _) if flight.doubtful == 1 => {
+                return self.begin_session_anew(now, id);
+            }
             (Status::SessionExpired, _) => Answered::InDoubt,
+            (Status::OutOfSpace, _) => flight.unless_in_doubt(Answered::Refused),
             (status, _) => {
                 if status == Status::WrongView {
                     wishes.push(Wish::Map);
@@ -295,13 +280,28 @@ impl Client {
         let Some(flight) = self.flights.remove(&id) else { return };
         if flight.seq != RequestSeq(0)
             && let Some(session) = self.sessions.get_mut(&flight.place)
+            && session.client == flight.client
         {
-            session.incomplete.retain(|seq| *seq != flight.seq.0);
+            session.end(flight.seq);
         }
         if answered == Answered::InDoubt {
             self.seen.remove(&flight.key);
         }
         wishes.push(Wish::Ended(Box::new(flight), answered, version));
+    }
+
+    /// The servers had forgotten the session of a write that was sent once, and so was not executed: it
+    /// goes into another session, of another name.
+    fn begin_session_anew(&mut self, now: u64, id: u64) {
+        let Some(flight) = self.flights.get_mut(&id) else { return };
+        let Some(session) = self.sessions.get_mut(&flight.place) else { return };
+        if session.client == flight.client {
+            self.fresh_sessions += 1;
+            let name = self.id.0 + (u128::from(self.fresh_sessions) << 32);
+            *session = Session::new(ClientId(name));
+        }
+        (flight.client, flight.seq) = (session.client, session.begin());
+        (flight.sent, flight.doubtful, flight.due) = (None, 0, now + flight.pause);
     }
 
     /// A connection is gone: whatever waits on it is sent again soon.
@@ -351,19 +351,5 @@ impl Client {
     /// When it wants to be woken.
     pub fn next_wake(&self) -> Option<u64> {
         self.flights.values().map(|flight| flight.due).min()
-    }
-}
-
-impl Flight {
-    /// Whether it may have reached a server.
-    pub fn was_sent(&self) -> bool {
-        self.was_sent
-    }
-
-    /// Its line of the key's history.
-    pub fn entry(&self, process: u32, end: u64, answered: Answered) -> Entry {
-        let time = |nanos: u64| i64::try_from(nanos).unwrap_or(i64::MAX);
-        let end = if answered == Answered::InDoubt { i64::MAX } else { time(end) };
-        Entry { client: process, start: time(self.start), end, asked: self.asked, answered }
     }
 }

@@ -31,6 +31,12 @@ pub struct Counts {
     pub operations: u64,
     /// Operations in doubt.
     pub in_doubt: u64,
+    /// Operations that did nothing, because there was no room, or the group was LOST.
+    pub refused: u64,
+    /// As above.
+    pub lost: u64,
+    /// Sessions that clients have begun anew, because the servers had forgotten them.
+    pub fresh_sessions: u64,
     /// Faults by kind, and by the step of the recovery that they struck (6: none was under way).
     pub faults: BTreeMap<&'static str, [u64; 7]>,
     /// Comparisons of two copies that hold the same writes: by their digests, and in full.
@@ -50,6 +56,8 @@ impl Counts {
     pub fn note_operation(&mut self, answered: Answered) {
         match answered {
             Answered::InDoubt => self.in_doubt += 1,
+            Answered::Refused => self.refused += 1,
+            Answered::Lost => self.lost += 1,
             _ => self.operations += 1,
         }
     }
@@ -74,6 +82,9 @@ impl Counts {
         self.acked += other.acked;
         self.operations += other.operations;
         self.in_doubt += other.in_doubt;
+        self.refused += other.refused;
+        self.lost += other.lost;
+        self.fresh_sessions += other.fresh_sessions;
         self.digests_compared += other.digests_compared;
         self.copies_compared += other.copies_compared;
         self.restored += other.restored;
@@ -130,6 +141,10 @@ impl Counts {
             "{} runs, {hours:.2} simulated hours, {} events\n{} operations answered ({} writes \
              acknowledged), {} in doubt\n",
             self.runs, self.events, self.operations, self.acked, self.in_doubt
+        );
+        text += &format!(
+            "{} refused, {} of groups that are LOST; {} forgotten sessions begun anew\n",
+            self.refused, self.lost, self.fresh_sessions
         );
         text += &format!(
             "copies compared: {} times by digest, {} times in full\n",

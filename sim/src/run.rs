@@ -32,6 +32,7 @@ pub fn run(config: Config) -> Outcome {
     });
     world.counts.runs = 1;
     world.counts.simulated = world.now;
+    world.counts.fresh_sessions = world.clients.iter().map(|client| client.fresh_sessions).sum();
     world.counts.digests_compared = world.checks.compared.digests;
     world.counts.copies_compared = world.checks.compared.contents;
     let group = result.as_ref().err().and_then(|violation| violation.group);

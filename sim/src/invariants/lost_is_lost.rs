@@ -1,7 +1,9 @@
-//! 17: a group is LOST only when every holder of it is dead. (That it then never says NOT_FOUND is for
-//! the histories to tell.)
+//! 17: a group is LOST only when every holder of it is dead; clients are told so only then, and once LOST
+//! it is never served again.
 
-use kv_protocol::{Member, View};
+use kv_protocol::client_message::Status;
+use kv_protocol::ids::{ClusterId, GroupId};
+use kv_protocol::{Member, View, ViewVersion};
 
 use crate::invariants::Violation;
 use crate::world::World;
@@ -11,9 +13,49 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
     let is_dead = |member: Member| {
         world.process_of(member).is_none_or(|process| !world.processes[process].alive)
     };
+    if is_lost(before) && view.primary.is_some() {
+        return Err(Violation::of(view.group, 17, format_args!("it was LOST, and is not any more")));
+    }
     let mut holders = [before.primary, before.secondary()].into_iter().flatten();
     if view.primary.is_some() || (world.config.double && holders.all(is_dead)) {
         return Ok(());
     }
     Err(Violation::of(view.group, 17, format_args!("it is LOST though it need not be")))
+}
+
+/// An operation has ended for its client with LOST.
+pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result<(), Violation> {
+    match durable(world, cluster, group) {
+        Some(view) if view.primary.is_some() => {
+            let words = format_args!("a client is told that it is LOST, and it is in {view:?}");
+            Err(Violation::of(group, 17, words))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A process of a cluster has answered a request.
+pub fn answered(
+    world: &World,
+    cluster: ClusterId,
+    group: GroupId,
+    status: Status,
+) -> Result<(), Violation> {
+    let is_answer = matches!(status, Status::Ok | Status::NotFound | Status::Conflict);
+    match durable(world, Some(cluster), group).filter(|_| is_answer) {
+        Some(view) if is_lost(&view) => {
+            Err(Violation::of(group, 17, format_args!("it is LOST, and it answers {status:?}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_lost(view: &View) -> bool {
+    view.primary.is_none() && view.version > ViewVersion(0)
+}
+
+/// The newest view of a group that is on the coordinator's disk, if that is of this cluster.
+fn durable(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Option<View> {
+    let disk = world.coordinator.disk.as_ref().filter(|disk| Some(disk.cluster) == cluster)?;
+    disk.views.get(usize::from(group.0)).copied()
 }

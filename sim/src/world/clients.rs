@@ -1,7 +1,10 @@
 //! Clients: when they wake, and what they wish.
 
+use kv_protocol::ids::ClientId;
+
 use super::*;
-use crate::invariants::newest_wins;
+use kv_history::Answered;
+use crate::invariants::{lost_is_lost, newest_wins};
 
 impl World {
     pub(super) fn on_wake_client(&mut self, client: usize) {
@@ -45,11 +48,15 @@ impl World {
         for wish in wishes {
             match wish {
                 Wish::Map => self.ask_map(client),
-                Wish::Send(address, shard, id, bytes) => {
-                    self.send_request(client, address, shard, id, bytes);
+                Wish::Send(address, shard, name, id, bytes) => {
+                    self.send_request(client, (address, shard, name), id, bytes);
                 }
                 Wish::Ended(flight, answered, version) => {
                     self.counts.note_operation(answered);
+                    if answered == Answered::Lost {
+                        let knows = self.clients[client].map.as_ref().map(|map| map.cluster);
+                        self.check(|_, world| lost_is_lost::said(world, knows, flight.place.0));
+                    }
                     if let Some(version) = version {
                         self.check(|_, _| newest_wins::check(&flight, version.0));
                         self.workload.note_version(&flight.key, version.0);
@@ -59,7 +66,7 @@ impl World {
                     let entry =
                         flight.was_sent().then(|| flight.entry(process, self.now, answered));
                     self.workload.note(flight.slot, flight.key, entry);
-                    if answered == kv_history::Answered::InDoubt {
+                    if answered == Answered::InDoubt {
                         self.clients[client].process += 1;
                     }
                 }
@@ -70,12 +77,12 @@ impl World {
     pub(super) fn send_request(
         &mut self,
         client: usize,
-        address: SocketAddr,
-        shard: ShardId,
+        to: (SocketAddr, ShardId, ClientId),
         id: u64,
         bytes: Vec<u8>,
     ) {
-        let known = self.clients[client].connections.get(&(address, shard)).copied();
+        let (address, shard, name) = to;
+        let known = self.clients[client].connections.get(&to).copied();
         let number = match known.filter(|number| self.network.is_open(*number, 0)) {
             Some(number) => number,
             None => {
@@ -86,14 +93,16 @@ impl World {
                     self.clients[client].note_connection(id, ConnectionNumber(usize::MAX));
                     return self.clients[client].on_closed(now, ConnectionNumber(usize::MAX));
                 };
-                let from = Actor::Client { client };
-                let to = Actor::Shard { process, shard: usize::from(shard.0) };
-                let hosts = [self.host_of(from), self.host_of(to)];
-                let number = self.network.connect(&mut self.random, [from, to], hosts);
-                self.clients[client].connections.insert((address, shard), number);
+                let ends = [
+                    Actor::Client { client },
+                    Actor::Shard { process, shard: usize::from(shard.0) },
+                ];
+                let hosts = ends.map(|end| self.host_of(end));
+                let number = self.network.connect(&mut self.random, ends, hosts);
+                self.clients[client].connections.insert(to, number);
                 let mut hello = Vec::new();
                 let cluster = self.processes[process].cluster;
-                Hello { cluster, client: self.clients[client].id, shard }.write(&mut hello);
+                Hello { cluster, client: name, shard }.write(&mut hello);
                 self.send(number, 0, hello);
                 number
             }

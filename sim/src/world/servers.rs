@@ -3,9 +3,9 @@
 use kv_protocol::client_message::Status;
 
 use super::*;
-use crate::invariants::versions_grow;
-use crate::server::Answered;
 use kv_history::Asked;
+use crate::invariants::{lost_is_lost, versions_grow};
+use crate::server::Answered;
 
 /// How long a wake-up takes, and each byte that it sends, in nanoseconds.
 const WORK_A_WAKE: u64 = 1_000;
@@ -70,6 +70,10 @@ impl World {
     /// A replica has answered: to whom, and was it a write that is decided for good?
     fn on_answered(&mut self, process: usize, shard: usize, answered: &Answered) {
         self.counts.acked += u64::from(answered.is_acked());
+        let cluster = self.processes[process].cluster;
+        self.check(|_, world| {
+            lost_is_lost::answered(world, cluster, answered.group, answered.status)
+        });
         let Actor::Client { client } = self.network.get(answered.to).ends[0] else { return };
         let flight = self.clients[client].flights.get(&answered.request.0);
         let is_write = flight.is_some_and(|flight| flight.asked != Asked::Read);
