@@ -9,7 +9,7 @@ use kv_core::replica::{Answers, ConnectionId, Replica, ReplicaConfig};
 use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status, WriteHeader};
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::*;
-use kv_protocol::limits::MAX_PEER_BODY;
+use kv_protocol::limits::{MAX_PEER_BODY, SESSION_IDLE};
 use kv_protocol::peer_message::{BatchReader, BatchWriter};
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
@@ -48,6 +48,7 @@ impl Pair {
                 shard: ShardId(0),
                 placement: Placement::new(1, 1),
                 memory_limit: None,
+                session_idle: SESSION_IDLE,
                 hash_secret: HashSecret::new(1),
             };
             Replica::new(config, Box::new(HeapChunks::default()))

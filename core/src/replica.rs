@@ -48,6 +48,7 @@ mod stream;
 mod tests;
 
 use std::ops::Range;
+use std::time::Duration;
 
 use kv_protocol::client_message::Answer;
 use kv_protocol::control_message::{ReplicaReport, ReplicaState};
@@ -93,6 +94,8 @@ pub struct ReplicaConfig {
     pub placement: Placement,
     /// Bytes its table may take before writes are refused; `None` = no bound.
     pub memory_limit: Option<u64>,
+    /// After how long a session that nobody uses is forgotten.
+    pub session_idle: Duration,
     /// Keys the hashes of its tables.
     pub hash_secret: HashSecret,
 }

@@ -15,11 +15,12 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::time::Duration;
 
 use hashbrown::HashTable;
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber, Time};
-use kv_protocol::limits::{MAX_SESSIONS, SESSION_IDLE, SESSION_WINDOW};
+use kv_protocol::limits::{MAX_SESSIONS, SESSION_WINDOW};
 use kv_protocol::peer_message::CompletionRecord;
 
 use crate::hash::{HashSecret, mix};
@@ -213,11 +214,11 @@ impl Sessions {
         session.into_iter().flat_map(|s| s.records.iter().map(|kept| s.logged(kept)))
     }
 
-    /// Up to `most` sessions that nobody has used for [`SESSION_IDLE`].
-    pub fn idle(&self, now: Time, most: usize) -> Vec<ClientId> {
+    /// Up to `most` sessions that nobody has used for so long.
+    pub fn idle(&self, now: Time, idle: Duration, most: usize) -> Vec<ClientId> {
         self.sessions
             .iter()
-            .filter(|session| now.since(session.last_used) >= SESSION_IDLE)
+            .filter(|session| now.since(session.last_used) >= idle)
             .map(|session| session.client)
             .take(most)
             .collect()
@@ -377,8 +378,9 @@ mod tests {
         let bob = ClientId(2);
         sessions.record(NOW, SequenceNumber(1), record(ALICE, 1, 1));
         sessions.record(NOW, SequenceNumber(2), record(bob, 1, 1));
-        let later = NOW + SESSION_IDLE;
+        let idle = Duration::from_secs(5);
+        let later = NOW + idle;
         sessions.touch(later, bob);
-        assert_eq!(sessions.idle(later, 10), vec![ALICE]);
+        assert_eq!(sessions.idle(later, idle, 10), vec![ALICE]);
     }
 }

@@ -24,6 +24,7 @@ use kv_protocol::ids::{
     ClientId, ClusterId, GroupId, Member, RequestId, SequenceNumber, ServerId, ShardId, Time,
     ViewVersion,
 };
+use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::peer_message::{
     BatchWriter, PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
 };
@@ -150,6 +151,7 @@ impl Service {
                 shard: identity.shard,
                 placement: identity.placement,
                 memory_limit,
+                session_idle: SESSION_IDLE,
                 hash_secret,
             };
             Hosted {

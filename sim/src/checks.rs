@@ -87,7 +87,7 @@ impl Checks {
             taker_has_all::check(self, process, place, &sight, serves)?;
             taker_has_all::after_handover(self, world, process, place, &sight)?;
             union_is_true::check(self, process, place, &sight)?;
-            memory_is_bounded::check(&hosted.replica)?;
+            memory_is_bounded::check(&hosted.replica, world.config.bounds.memory)?;
             one_server::check(world, place)?;
             lease_before_grace::check(world, place)?;
             let version = sight.view.map_or(0, |view| view.version.0);

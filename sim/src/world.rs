@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use kv_core::cluster::{DoubleFault, Effect, KillReason};
 use kv_core::node::NodeEffect;
@@ -19,7 +20,7 @@ use kv_protocol::control_message::{
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClusterId, Epoch, Member, OrderId, ServerId, ShardId, Time};
-use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY};
+use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
 
 use crate::checks::Checks;
@@ -32,7 +33,7 @@ use crate::invariants::{Violation, home_again};
 use crate::nemesis::Nemesis;
 use crate::network::{Actor, ConnectionNumber, Host, Network};
 use crate::random::Random;
-use crate::server::{Input, Output, Process};
+use crate::server::{Bounds, Input, Output, Process};
 use crate::trace::{About, Trace};
 use crate::workload::Workload;
 
@@ -68,22 +69,39 @@ pub struct Config {
     pub double: bool,
     /// A second fault stops the cluster, and so does its operator; then it is restored.
     pub shutdown: bool,
+    /// What a replica may take, and keep.
+    pub bounds: Bounds,
 }
+
+/// Memory enough for everything, and so little that writes are refused, for all shards of all groups.
+const MEMORY: u64 = 64 << 20;
+const LITTLE_MEMORY: u64 = 2 << 20;
+/// In some runs sessions are forgotten so soon. No request is under way for so long.
+const SHORT_IDLE: Duration = Duration::from_secs(12);
 
 impl Config {
     /// The run of a seed.
     pub fn of(seed: u64) -> Config {
         let mut random = Random::new(seed ^ 0xc0f1);
+        let servers = u16::try_from(random.between(3, 5)).expect("it is small");
+        let shards = u16::try_from(random.between(1, 2)).expect("it is small");
         Config {
             seed,
-            servers: u16::try_from(random.between(3, 5)).expect("it is small"),
-            shards: u16::try_from(random.between(1, 2)).expect("it is small"),
+            servers,
+            shards,
             clients: random.index(4) + 3,
             faulty: 40_000_000_000,
             patience: 60_000_000_000,
             think: if random.per_mille(300) { BUSY_THINK } else { THINK },
             double: seed % 8 == 7 || seed % 16 == 3,
             shutdown: seed % 8 == 3,
+            bounds: Bounds {
+                memory: match seed % 5 {
+                    1 => LITTLE_MEMORY / u64::from(servers * shards),
+                    _ => MEMORY,
+                },
+                session_idle: if seed % 5 == 2 { SHORT_IDLE } else { SESSION_IDLE },
+            },
         }
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use kv_protocol::client_message::Status;
 use kv_protocol::copy_message::Marked;
 use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber, Time};
-use kv_protocol::limits::{BEACON_INTERVAL, CANDIDATE_PATIENCE, SESSION_IDLE};
+use kv_protocol::limits::{BEACON_INTERVAL, CANDIDATE_PATIENCE};
 use kv_protocol::peer_message::{Ack, CompletionRecord, Effect};
 use kv_protocol::placement::Digest;
 
@@ -31,9 +31,9 @@ use super::{Answers, Replica, Role, StreamError};
 use crate::holes::{self, Hole};
 use crate::table::Staged;
 
-/// How often idle sessions are looked for, how many are forgotten at once, and how soon the next ones
-/// follow when there are more.
-const FORGET_INTERVAL: Duration = SESSION_IDLE.checked_div(10).expect("ten is not zero");
+/// How often, in the time after which a session is idle, idle ones are looked for; how many are forgotten
+/// at once, and how soon the next ones follow when there are more.
+const LOOKS_FOR_IDLE: u32 = 10;
 const FORGET_AT_ONCE: usize = 256;
 const FORGET_MORE_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -344,14 +344,16 @@ impl Replica {
     /// Forgets sessions that nobody uses; that is a write of its own, so both holders forget the
     /// same ones.
     fn forget_idle_sessions(&mut self, now: Time, answers: &mut impl Answers) {
+        let idle_after = self.config.session_idle;
+        let look_again = idle_after / LOOKS_FOR_IDLE;
         let Some(primary) = self.primary_mut() else { return };
-        let due = *primary.forget_at.get_or_insert(now + FORGET_INTERVAL);
+        let due = *primary.forget_at.get_or_insert(now + look_again);
         if now < due || !primary.is_active() {
             return;
         }
-        let idle = self.sessions.idle(now, FORGET_AT_ONCE);
+        let idle = self.sessions.idle(now, idle_after, FORGET_AT_ONCE);
         let has_more = idle.len() == FORGET_AT_ONCE;
-        let interval = if has_more { FORGET_MORE_INTERVAL } else { FORGET_INTERVAL };
+        let interval = if has_more { FORGET_MORE_INTERVAL } else { look_again };
         if let Some(primary) = self.primary_mut() {
             primary.forget_at = Some(now + interval);
         }

@@ -92,6 +92,7 @@ fn replica(server: u16, memory_limit: Option<u64>) -> Replica {
         // One server and one shard: every key belongs here.
         placement: Placement::new(1, 1),
         memory_limit,
+        session_idle: SESSION_IDLE,
         hash_secret: HashSecret::new(u64::from(server)),
     };
     Replica::new(config, Box::new(HeapChunks::default()))

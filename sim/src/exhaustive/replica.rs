@@ -14,7 +14,7 @@ use kv_protocol::ids::{
     ClientId, ClusterId, GroupId, Member, RequestId, RequestSeq, SequenceNumber, ShardId, Time,
     ViewVersion,
 };
-use kv_protocol::limits::{FRAGMENT_BYTES, MAX_PEER_BODY};
+use kv_protocol::limits::{FRAGMENT_BYTES, MAX_PEER_BODY, SESSION_IDLE};
 use kv_protocol::peer_message::{
     BatchReader, BatchWriter, PeerHello, PeerRefusal, PeerRefusalReason, PeerWelcome, opcode,
 };
@@ -213,6 +213,7 @@ impl Machine for Driven {
             shard,
             placement,
             memory_limit: None,
+            session_idle: SESSION_IDLE,
             hash_secret: HashSecret::new(1),
         };
         Driven {

@@ -1,6 +1,7 @@
 //! A replica, and what its driver knows of its stream.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use kv_core::arena::HeapChunks;
 use kv_core::hash::HashSecret;
@@ -13,8 +14,15 @@ use super::Identity;
 use super::dial::Dial;
 use crate::network::ConnectionNumber;
 
-/// Bytes that a table may take before writes are refused.
-pub const MEMORY_LIMIT: u64 = 64 << 20;
+/// What a replica may take, and keep.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes that a table may take before writes are refused.
+    pub memory: u64,
+    /// After how long a session that nobody uses is forgotten.
+    pub session_idle: Duration,
+}
+
 /// Small chunks: a run makes many tables.
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -39,7 +47,8 @@ impl Hosted {
             group,
             shard: identity.shard,
             placement: identity.placement,
-            memory_limit: Some(MEMORY_LIMIT),
+            memory_limit: Some(identity.bounds.memory),
+            session_idle: identity.bounds.session_idle,
             hash_secret: HashSecret::new(seed),
         };
         Hosted {

@@ -7,7 +7,7 @@ use kv_core::replica::Replica;
 use kv_protocol::ids::{ClusterId, GroupId, Member, ShardId};
 use kv_protocol::placement::Placement;
 
-use super::{Identity, Shard};
+use super::{Bounds, Identity, Shard};
 use crate::network::ConnectionNumber;
 
 /// One process.
@@ -44,10 +44,11 @@ impl Process {
         member: Member,
         address: SocketAddr,
         placement: Placement,
+        bounds: Bounds,
         seed: u64,
     ) -> Process {
         let shards = (0..placement.shards()).map(|shard| {
-            let identity = Identity { cluster, shard: ShardId(shard), placement };
+            let identity = Identity { cluster, shard: ShardId(shard), placement, bounds };
             Shard::new(member, identity, seed)
         });
         Process {

@@ -16,25 +16,44 @@ impl World {
         }
         let mut wishes = Vec::new();
         self.clients[client].wake(now, &mut wishes);
-        if !self.is_healing && self.clients[client].flights.len() < self.clients[client].depth() {
+        if self.may_begin(client) && now >= self.clients[client].rests_until {
             let known = &self.clients[client];
             let plan = self.workload.plan(&mut self.random, &known.seen, known.is_reader);
             self.clients[client].begin(now, plan);
             self.clients[client].wake(now, &mut wishes);
+            self.let_rest(client);
         }
         self.grant(client, wishes);
         self.wake_client(client);
     }
 
+    fn may_begin(&self, client: usize) -> bool {
+        !self.is_healing && self.clients[client].flights.len() < self.clients[client].depth()
+    }
+
+    /// Where sessions are forgotten soon, a client keeps still now and then for as long as that takes by
+    /// the slowest clock; never all of them at once.
+    fn let_rest(&mut self, client: usize) {
+        let idle = self.config.bounds.session_idle;
+        if idle == SESSION_IDLE {
+            return;
+        }
+        let rest = u64::try_from(idle.as_nanos()).expect("it is short") * 13 / 10;
+        let cycle = rest * 5 / 2;
+        let turn = self.now + cycle * client as u64 / self.config.clients as u64;
+        if turn % cycle > cycle - rest {
+            self.clients[client].rests_until = self.now + cycle - turn % cycle;
+        }
+    }
+
     /// Sees to it that a client is woken when it wants to be, or to begin its next operation.
     pub(super) fn wake_client(&mut self, client: usize) {
         let due = self.clients[client].next_wake();
-        let begin = (!self.is_healing
-            && self.clients[client].flights.len() < self.clients[client].depth())
-        .then(|| {
-            let think =
-                if self.clients[client].is_reader { READER_THINKS } else { self.config.think };
-            self.now + self.random.between(think / 2, think * 3 / 2)
+        let begin = self.may_begin(client).then(|| {
+            let known = &self.clients[client];
+            let think = if known.is_reader { READER_THINKS } else { self.config.think };
+            let thought = self.now + self.random.between(think / 2, think * 3 / 2);
+            thought.max(known.rests_until)
         });
         let Some(at) = due.into_iter().chain(begin).min() else { return };
         let at = at.max(self.now + 10_000);

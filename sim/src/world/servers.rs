@@ -282,7 +282,8 @@ impl World {
         let placement = Placement::new(self.config.servers, self.config.shards);
         let seed = self.random.any();
         let cluster = self.cluster();
-        self.processes.push(Process::new(cluster, member, address, placement, seed));
+        let bounds = self.config.bounds;
+        self.processes.push(Process::new(cluster, member, address, placement, bounds, seed));
         self.load(process);
         self.note_place(place, format_args!("{member} starts as process {process}"));
         crate::nemesis::on_spawned(self, place);
