@@ -23,6 +23,7 @@
 //! |  | and a restore loses nothing else | [`restored_has_all`] |
 //! | 18 | memory is bounded | [`memory_is_bounded`] |
 //! | 19 | all come home | [`home_again`] |
+//! |  | and serve there | [`served_at_rest`] |
 //! | 20 | holders are spared | [`holders_are_spared`] |
 //!
 //! A panic of a machine counts as number 0.
@@ -52,6 +53,7 @@ pub mod one_server;
 pub mod one_view;
 pub mod only_primaries_answer;
 pub mod restored_has_all;
+pub mod served_at_rest;
 pub mod taker_has_all;
 pub mod union_is_true;
 pub mod versions_grow;

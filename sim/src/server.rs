@@ -30,7 +30,7 @@ mod stream;
 pub use answers::Answered;
 use answers::collected;
 use connection::Peer;
-pub use hosted::{Bounds, Hosted};
+pub use hosted::{Bounds, Hosted, MEMORY};
 pub use process::Process;
 
 /// The node hears of every shard so often, in nanoseconds of true time, and when anything is new.

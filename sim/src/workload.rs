@@ -1,9 +1,10 @@
 //! What clients do: a few hot keys, many cold ones; no key lives long enough to make its history too
 //! long to check.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kv_protocol::client_message::Condition;
+use kv_protocol::placement::{Digest, Placement};
 
 use crate::client::Seen;
 use crate::random::Random;
@@ -32,6 +33,8 @@ pub struct Workload {
     /// By key: the newest version that anyone was told of.
     pub newest: BTreeMap<Vec<u8>, u64>,
     next_value: Value,
+    /// What is asked at the end.
+    last: VecDeque<(Vec<u8>, Asked)>,
 }
 
 /// A key in use; another follows it.
@@ -70,6 +73,7 @@ impl Workload {
             histories: BTreeMap::new(),
             newest: BTreeMap::new(),
             next_value: 1,
+            last: VecDeque::new(),
         }
     }
 
@@ -125,6 +129,40 @@ impl Workload {
             Some(None) if kind < 75 => (Asked::Swap { old: None, new }, Condition::IfAbsent, value),
             _ => (Asked::Write(new), Condition::Always, value),
         }
+    }
+
+    /// The end: in every shard of every group that was used a key is deleted and a new one written, and
+    /// every key that was ever used is read.
+    pub fn look_back(&mut self, placement: Placement) {
+        let place = |key: &[u8]| placement.locate(Digest::of(key));
+        let mut places = BTreeSet::new();
+        for key in self.histories.keys().filter(|key| places.insert(place(key))) {
+            self.last.push_back((key.clone(), Asked::Delete));
+        }
+        let new = (0..).map(|number| format!("last.{number}").into_bytes());
+        for key in new.filter(|key| places.remove(&place(key))).take(self.last.len()) {
+            self.last.push_back((key, Asked::Write(self.next_value)));
+            self.next_value += 1;
+        }
+        let written: Vec<Vec<u8>> = self.last.iter().map(|(key, _)| key.clone()).collect();
+        let keys: BTreeSet<Vec<u8>> = self.histories.keys().cloned().chain(written).collect();
+        self.last.extend(keys.into_iter().map(|key| (key, Asked::Read)));
+    }
+
+    /// Whether there is more to ask at the end.
+    pub fn has_more(&self) -> bool {
+        !self.last.is_empty()
+    }
+
+    /// What is asked next at the end.
+    pub fn plan_last(&mut self) -> Option<Plan> {
+        let (key, asked) = self.last.pop_front()?;
+        let floor = self.newest.get(&key).copied().unwrap_or(0);
+        let value = match asked {
+            Asked::Write(value) => value.to_le_bytes().to_vec(),
+            _ => Vec::new(),
+        };
+        Some(Plan { slot: 0, key, floor, asked, condition: Condition::Always, value })
     }
 
     /// Someone was told of a version of a key.

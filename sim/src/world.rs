@@ -29,17 +29,18 @@ use crate::clock::Clock;
 use crate::coordinator::{Coordinator, Shape};
 use crate::counts::Counts;
 use crate::event::{Event, Happening, Purpose, Target};
-use crate::invariants::{Violation, home_again};
+use crate::invariants::Violation;
 use crate::nemesis::Nemesis;
 use crate::network::{Actor, ConnectionNumber, Host, Network};
 use crate::random::Random;
-use crate::server::{Bounds, Input, Output, Process};
+use crate::server::{Bounds, Input, MEMORY, Output, Process};
 use crate::trace::{About, Trace};
 use crate::workload::Workload;
 
 mod brain;
 mod clients;
 mod dispatch;
+mod rest;
 mod restore;
 mod servers;
 mod stop;
@@ -73,8 +74,7 @@ pub struct Config {
     pub bounds: Bounds,
 }
 
-/// Memory enough for everything, and so little that writes are refused, for all shards of all groups.
-const MEMORY: u64 = 64 << 20;
+/// So little memory, for one copy of everything, that writes are refused in some runs.
 const LITTLE_MEMORY: u64 = 2 << 20;
 /// In some runs sessions are forgotten so soon. No request is under way for so long.
 const SHORT_IDLE: Duration = Duration::from_secs(12);
@@ -146,15 +146,19 @@ pub struct World {
     pub counts: Counts,
     /// Faults have stopped.
     pub is_healing: bool,
+    /// All is at rest, and clients look back.
+    pub is_looking_back: bool,
     violation: Option<Violation>,
 }
 
 const FIRST_CLUSTER: ClusterId = ClusterId(0x51);
 const BEAT: u64 = 100_000_000;
-/// Between two operations of a client, mostly, and in busy runs; and of the reader.
+/// Between two operations of a client, mostly, and in busy runs; of the reader; and of all when they look
+/// back.
 const THINK: u64 = 2_500_000;
 const BUSY_THINK: u64 = 400_000;
 const READER_THINKS: u64 = 2_500_000;
+const LOOKING_BACK_THINK: u64 = 50_000;
 
 impl World {
     /// A world just founded.
@@ -197,6 +201,7 @@ impl World {
             trace: Trace::default(),
             counts: Counts::default(),
             is_healing: false,
+            is_looking_back: false,
             violation: None,
         };
         world.clients[0].is_reader = true;
@@ -209,7 +214,7 @@ impl World {
         world
     }
 
-    /// Runs to the end: the faulty time, then the healing.
+    /// Runs to the end: the faulty time, the healing, the look back.
     ///
     /// # Errors
     /// The first promise that was broken.
@@ -217,11 +222,8 @@ impl World {
         self.run_until(self.config.faulty)?;
         self.is_healing = true;
         crate::nemesis::stop(self);
-        let end = self.now + self.config.patience;
-        while self.now < end && !self.is_at_rest() {
-            self.run_until((self.now + 50_000_000).min(end))?;
-        }
-        home_again::check(self)?;
+        self.come_to_rest()?;
+        self.look_back()?;
         self.check(|checks, world| checks.at_end(world));
         self.violation.take().map_or(Ok(()), Err)
     }
@@ -234,15 +236,6 @@ impl World {
         if let Err(violation) = result {
             self.violation.get_or_insert(violation);
         }
-    }
-
-    /// Whether everything is home, and nobody waits.
-    pub fn is_at_rest(&self) -> bool {
-        // A group that is LOST has no home to come to; all others have.
-        let is_home = self.coordinator.cluster.as_ref().is_some_and(|c| c.is_settled());
-        is_home
-            && self.operator.is_idle()
-            && self.clients.iter().all(|client| client.flights.is_empty())
     }
 
     fn run_until(&mut self, end: u64) -> Result<(), Violation> {

@@ -14,6 +14,9 @@ use super::Identity;
 use super::dial::Dial;
 use crate::network::ConnectionNumber;
 
+/// Memory enough for all that a run writes.
+pub const MEMORY: u64 = 64 << 20;
+
 /// What a replica may take, and keep.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
@@ -25,6 +28,13 @@ pub struct Bounds {
 
 /// Small chunks: a run makes many tables.
 const CHUNK_BYTES: usize = 64 << 10;
+
+impl Bounds {
+    /// Whether writes may be refused for want of memory.
+    pub fn has_little_memory(&self) -> bool {
+        self.memory < MEMORY
+    }
+}
 
 /// A replica and its stream.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use kv_protocol::ids::ClientId;
 
 use super::*;
 use kv_history::Answered;
-use crate::invariants::{lost_is_lost, newest_wins};
+use crate::invariants::{lost_is_lost, newest_wins, served_at_rest};
 
 impl World {
     pub(super) fn on_wake_client(&mut self, client: usize) {
@@ -17,10 +17,17 @@ impl World {
         let mut wishes = Vec::new();
         self.clients[client].wake(now, &mut wishes);
         if self.may_begin(client) && now >= self.clients[client].rests_until {
-            let known = &self.clients[client];
-            let plan = self.workload.plan(&mut self.random, &known.seen, known.is_reader);
-            self.clients[client].begin(now, plan);
-            self.clients[client].wake(now, &mut wishes);
+            let plan = match self.is_looking_back {
+                true => self.workload.plan_last(),
+                false => {
+                    let known = &self.clients[client];
+                    Some(self.workload.plan(&mut self.random, &known.seen, known.is_reader))
+                }
+            };
+            if let Some(plan) = plan {
+                self.clients[client].begin(now, plan);
+                self.clients[client].wake(now, &mut wishes);
+            }
             self.let_rest(client);
         }
         self.grant(client, wishes);
@@ -28,14 +35,15 @@ impl World {
     }
 
     fn may_begin(&self, client: usize) -> bool {
-        !self.is_healing && self.clients[client].flights.len() < self.clients[client].depth()
+        let wants = if self.is_looking_back { self.workload.has_more() } else { !self.is_healing };
+        wants && self.clients[client].flights.len() < self.clients[client].depth()
     }
 
     /// Where sessions are forgotten soon, a client keeps still now and then for as long as that takes by
     /// the slowest clock; never all of them at once.
     fn let_rest(&mut self, client: usize) {
         let idle = self.config.bounds.session_idle;
-        if idle == SESSION_IDLE {
+        if idle == SESSION_IDLE || self.is_looking_back {
             return;
         }
         let rest = u64::try_from(idle.as_nanos()).expect("it is short") * 13 / 10;
@@ -51,7 +59,11 @@ impl World {
         let due = self.clients[client].next_wake();
         let begin = self.may_begin(client).then(|| {
             let known = &self.clients[client];
-            let think = if known.is_reader { READER_THINKS } else { self.config.think };
+            let think = match known.is_reader {
+                true => READER_THINKS,
+                false if self.is_looking_back => LOOKING_BACK_THINK,
+                false => self.config.think,
+            };
             let thought = self.now + self.random.between(think / 2, think * 3 / 2);
             thought.max(known.rests_until)
         });
@@ -75,6 +87,9 @@ impl World {
                     if answered == Answered::Lost {
                         let knows = self.clients[client].map.as_ref().map(|map| map.cluster);
                         self.check(|_, world| lost_is_lost::said(world, knows, flight.place.0));
+                    }
+                    if self.is_looking_back {
+                        self.check(|_, world| served_at_rest::check(world, &flight, answered));
                     }
                     if let Some(version) = version {
                         self.check(|_, _| newest_wins::check(&flight, version.0));

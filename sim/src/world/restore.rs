@@ -29,7 +29,8 @@ pub struct Operator {
     /// By process and number.
     jobs: BTreeMap<(usize, u64), Job>,
     numbered: u64,
-    /// Processes that leave alone.
+    /// Processes that were told to stop, and those of them that leave alone.
+    told: Vec<usize>,
     leaving: Vec<usize>,
     /// The state of the cluster that is to be restored.
     durable: Option<DurableState>,
@@ -100,6 +101,15 @@ impl Operator {
 
     pub(super) fn keep(&mut self, file: DumpFile) {
         self.files.push(file);
+    }
+
+    pub(super) fn tell(&mut self, process: usize) {
+        self.told.push(process);
+    }
+
+    /// Whether a process was told to stop.
+    pub(super) fn told(&self, process: usize) -> bool {
+        self.told.contains(&process)
     }
 
     pub(super) fn leave(&mut self, process: usize) {

@@ -121,6 +121,7 @@ impl World {
 
     /// A process is told to stop: it asks its coordinator for the orders of a stop.
     pub(super) fn on_signal(&mut self, process: usize) {
+        self.operator.tell(process);
         let delay = match self.processes[process].link {
             Some((number, true)) => {
                 let mut bytes = Vec::new();

@@ -1,0 +1,24 @@
+//! 19: once all is home every group that is not LOST serves, and has two copies.
+
+use kv_protocol::ids::GroupId;
+
+use crate::client::Flight;
+use kv_history::{Answered, Asked};
+use crate::invariants::Violation;
+use crate::world::World;
+
+/// An operation that began when all was at rest has ended. (Whether LOST is true is looked at elsewhere.)
+pub fn check(world: &World, flight: &Flight, answered: Answered) -> Result<(), Violation> {
+    let (group, _): (GroupId, _) = flight.place;
+    let has_little_memory = world.config.bounds.has_little_memory();
+    let words = match (answered, flight.asked) {
+        (Answered::Lost, _) | (Answered::Value(_), _) => return Ok(()),
+        (Answered::Refused, Asked::Write(_)) if has_little_memory => return Ok(()),
+        (Answered::Done { .. }, _) if flight.copies == 2 => return Ok(()),
+        (Answered::Done { .. }, _) => format!("it is held by {} server", flight.copies),
+        (Answered::Refused | Answered::InDoubt, _) => "nobody has done it".to_owned(),
+    };
+    let key = String::from_utf8_lossy(&flight.key);
+    let words = format_args!("all is home, but of {:?} of key {key:?}: {words}", flight.asked);
+    Err(Violation::of(group, 19, words))
+}

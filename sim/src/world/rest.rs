@@ -1,0 +1,72 @@
+//! The end of a run: all comes to rest, and then clients look back.
+//!
+//! ```text
+//!   faults stop -> home, nobody waits, nothing is on its way to happen any more, for a while
+//!               -> every key that was ever used is read, every shard is written to
+//!               -> the histories, with this in them, are judged
+//! ```
+
+use super::*;
+use crate::invariants::home_again;
+
+/// Rest is believed once it has lasted so long, in nanoseconds: a stream that has just broken may not be
+/// missed yet.
+const LASTS: u64 = 1_500_000_000;
+/// How often it is looked for.
+const LOOK: u64 = 50_000_000;
+/// How long clients may look back.
+const LOOK_BACK_PATIENCE: u64 = 20_000_000_000;
+
+impl World {
+    /// Whether everything is home, and nobody waits.
+    pub fn is_at_rest(&self) -> bool {
+        // A group that is LOST has no home to come to; all others have.
+        let is_home = self.coordinator.cluster.as_ref().is_some_and(|c| c.is_settled());
+        let mut alive = self.processes.iter().enumerate().filter(|(_, process)| process.alive);
+        is_home
+            && self.operator.is_idle()
+            && self.coordinator.paused_until <= self.now
+            && alive.all(|(at, process)| process.is_at_work(self.now) && !self.operator.told(at))
+            && self.clients.iter().all(|client| client.flights.is_empty())
+    }
+
+    /// Waits for everything to come home.
+    ///
+    /// # Errors
+    /// It does not, or another promise is broken.
+    pub(super) fn come_to_rest(&mut self) -> Result<(), Violation> {
+        let end = self.now + self.config.patience;
+        let mut since = None;
+        while self.now < end && since.is_none_or(|since| self.now < since + LASTS) {
+            self.run_until((self.now + LOOK).min(end))?;
+            since = since.or(Some(self.now)).filter(|_| self.is_at_rest());
+        }
+        home_again::check(self)
+    }
+
+    /// Clients read every key that was ever used, and write to every shard.
+    ///
+    /// # Errors
+    /// One of them waits for ever, or another promise is broken.
+    pub(super) fn look_back(&mut self) -> Result<(), Violation> {
+        let placement = Placement::new(self.config.servers, self.config.shards);
+        self.workload.look_back(placement);
+        self.is_looking_back = true;
+        for client in 0..self.clients.len() {
+            (self.clients[client].is_reader, self.clients[client].rests_until) = (false, 0);
+            self.wake_client(client);
+        }
+        let end = self.now + LOOK_BACK_PATIENCE;
+        let waits = |world: &World| {
+            let mut clients = world.clients.iter();
+            world.workload.has_more() || clients.any(|client| !client.flights.is_empty())
+        };
+        while self.now < end && waits(self) {
+            self.run_until(self.now + LOOK)?;
+        }
+        match waits(self) {
+            true => Err(Violation::new(19, "all is home, and clients wait for ever".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
