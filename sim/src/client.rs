@@ -25,6 +25,8 @@ use crate::workload::Plan;
 
 mod flight;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use flight::Flight;
 use session::Session;

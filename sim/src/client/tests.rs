@@ -1,0 +1,130 @@
+//! How operations end that nobody carries out.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use kv_protocol::client_message::Condition;
+use kv_protocol::ids::{ClusterId, Epoch, Incarnation, Member, RequestId, ServerId};
+use kv_protocol::map::{MapServer, ServerState};
+use kv_protocol::view::Peer;
+
+use super::*;
+
+const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+
+/// A cluster of one group.
+fn map(version: u64, has_primary: bool) -> Map {
+    let member = Member { server: ServerId(0), incarnation: Incarnation(1) };
+    Map {
+        cluster: ClusterId(1),
+        epoch: Epoch::default(),
+        shards: 1,
+        servers: vec![MapServer {
+            id: member.server,
+            incarnation: member.incarnation,
+            state: ServerState::Up,
+            clients: Some(ADDRESS),
+        }],
+        views: vec![View {
+            group: GroupId(0),
+            version: ViewVersion(version),
+            primary: has_primary.then_some(member),
+            peer: Peer::None,
+            handover: false,
+        }],
+    }
+}
+
+fn client(map: Map) -> Client {
+    let mut client = Client::new(1);
+    client.on_map(0, map);
+    client
+}
+
+fn begin(client: &mut Client, now: u64, asked: Asked) -> Vec<Wish> {
+    let (key, condition, value) = (b"k".to_vec(), Condition::Always, 7u64.to_le_bytes().to_vec());
+    client.begin(now, Plan { slot: 0, key, floor: 0, asked, condition, value });
+    let mut wishes = Vec::new();
+    client.wake(now, &mut wishes);
+    wishes
+}
+
+fn answer(client: &mut Client, now: u64, id: u64, status: Status) -> Vec<Wish> {
+    let (view, version) = (ViewVersion(1), SequenceNumber(0));
+    let id = RequestId(id);
+    let answer = Answer { id, status, copies: 0, view, version, value: &[] };
+    let mut wishes = Vec::new();
+    client.on_answer(now, 0, &answer, &mut wishes);
+    wishes
+}
+
+fn ends(wishes: &[Wish]) -> Vec<Answered> {
+    let end = |wish: &Wish| match wish {
+        Wish::Ended(_, answered, _) => Some(*answered),
+        _ => None,
+    };
+    wishes.iter().filter_map(end).collect()
+}
+
+fn names(wishes: &[Wish]) -> Vec<ClientId> {
+    let name = |wish: &Wish| match wish {
+        Wish::Send(_, _, name, ..) => Some(*name),
+        _ => None,
+    };
+    wishes.iter().filter_map(name).collect()
+}
+
+#[test]
+fn an_operation_of_a_group_that_nobody_holds_is_lost_at_once() {
+    let mut client = client(map(2, false));
+    assert_eq!(ends(&begin(&mut client, 1, Asked::Write(7))), [Answered::Lost]);
+    assert_eq!(ends(&begin(&mut client, 2, Asked::Read)), [Answered::Lost]);
+}
+
+#[test]
+fn a_write_that_was_sent_before_its_group_was_lost_is_in_doubt_and_a_read_is_lost() {
+    let mut client = client(map(1, true));
+    assert_eq!(names(&begin(&mut client, 1, Asked::Write(7))).len(), 1);
+    assert_eq!(names(&begin(&mut client, 1, Asked::Read)).len(), 1);
+    client.on_map(2, map(2, false));
+    let mut wishes = Vec::new();
+    client.wake(10, &mut wishes);
+    assert_eq!(ends(&wishes), [Answered::InDoubt, Answered::Lost]);
+}
+
+#[test]
+fn a_write_whose_every_sending_was_refused_did_nothing() {
+    let mut client = client(map(1, true));
+    begin(&mut client, 1, Asked::Write(7));
+    answer(&mut client, 2, 1, Status::Unavailable);
+    let mut wishes = Vec::new();
+    client.wake(DEADLINE + 1, &mut wishes);
+    assert_eq!(ends(&wishes), [Answered::Refused]);
+    begin(&mut client, DEADLINE + 2, Asked::Write(8));
+    let refused = answer(&mut client, DEADLINE + 3, 2, Status::OutOfSpace);
+    assert_eq!(ends(&refused), [Answered::Refused]);
+}
+
+#[test]
+fn a_forgotten_session_is_begun_anew_under_another_name() {
+    let mut client = client(map(1, true));
+    let first = names(&begin(&mut client, 1, Asked::Write(7)));
+    assert_eq!(ends(&answer(&mut client, 2, 1, Status::SessionExpired)), []);
+    let mut wishes = Vec::new();
+    client.wake(1_000_000_000, &mut wishes);
+    let second = names(&wishes);
+    assert_eq!((first.len(), second.len()), (1, 1));
+    assert_ne!(first, second);
+    assert_eq!(client.fresh_sessions, 1);
+}
+
+#[test]
+fn a_write_that_was_sent_twice_is_in_doubt_when_its_session_is_forgotten() {
+    let mut client = client(map(1, true));
+    begin(&mut client, 1, Asked::Write(7));
+    answer(&mut client, 2, 1, Status::WrongView);
+    let mut wishes = Vec::new();
+    client.wake(1_000_000_000, &mut wishes);
+    assert_eq!(names(&wishes).len(), 1);
+    let ended = answer(&mut client, 1_000_000_001, 1, Status::SessionExpired);
+    assert_eq!(ends(&ended), [Answered::InDoubt]);
+}

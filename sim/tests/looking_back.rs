@@ -1,0 +1,27 @@
+//! What the end of a run would find.
+
+use kv_sim::history::{Answered, Asked, Entry};
+use kv_sim::world::{Config, World};
+
+fn calm(seed: u64) -> World {
+    World::new(Config { faulty: 1_000_000_000, ..Config::of(seed) })
+}
+
+#[test]
+fn a_run_is_content_when_nothing_was_lost() {
+    let mut world = calm(1);
+    assert_eq!(world.run(), Ok(()));
+    let compared = world.checks.compared;
+    assert!(compared.digests > 0 && compared.contents > 0, "{compared:?}");
+}
+
+#[test]
+fn an_acknowledged_write_of_a_key_that_nobody_asks_for_again_is_missed() {
+    let mut world = calm(1);
+    let answered = Answered::Done { changed: true };
+    let write = Entry { client: 1, start: 1, end: 2, asked: Asked::Write(7), answered };
+    world.workload.histories.insert(b"cold".to_vec(), vec![write]);
+    let violation = world.run().unwrap_err();
+    assert_eq!(violation.invariant, 16, "{}", violation.words);
+    assert!(violation.words.contains("cold"), "{}", violation.words);
+}
