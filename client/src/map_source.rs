@@ -37,8 +37,8 @@ const AWAY_LAST: Duration = Duration::from_secs(8);
 enum Source {
     /// The endpoint at this place.
     Endpoint(usize),
-    /// This server, the so-manieth of the round.
-    Server { id: ServerId, address: SocketAddr, nth: usize },
+    /// The so-manieth server of the round.
+    Server(usize),
 }
 
 /// See the module.
@@ -53,13 +53,15 @@ pub(crate) struct MapSource {
     favourite: usize,
     /// Endpoints that have failed in this round.
     failed: usize,
-    /// The server asked last.
+    /// The server that is being asked, and the one that has answered last.
+    asked: Option<ServerId>,
     last_server: Option<ServerId>,
     /// Until when the endpoints are not asked, and how long that is the next time.
     away_until: Option<Instant>,
     away: Duration,
-    /// The server that is the reason for asking.
+    /// The server that is the reason for asking, and the one that this round comes to at its end.
     doubted: Option<ServerId>,
+    put_off: Option<ServerId>,
     is_wanted: bool,
     not_before: Instant,
     /// The connection that asks.
@@ -77,10 +79,12 @@ impl MapSource {
             at: None,
             favourite: 0,
             failed: 0,
+            asked: None,
             last_server: None,
             away_until: None,
             away: AWAY_FIRST,
             doubted: None,
+            put_off: None,
             is_wanted: false,
             not_before: now,
             connection: None,
@@ -105,13 +109,22 @@ impl MapSource {
         let at = self.at.unwrap_or_else(|| {
             self.failed = 0;
             let is_away = self.away_until.is_some_and(|until| now < until);
-            let server = if is_away { self.server(0) } else { None };
-            server.unwrap_or(Source::Endpoint(self.favourite))
+            match is_away && !self.servers.is_empty() {
+                true => Source::Server(0),
+                false => Source::Endpoint(self.favourite),
+            }
         });
         self.at = Some(at);
         match at {
             Source::Endpoint(n) => self.endpoints[n].address,
-            Source::Server { address, .. } => address,
+            Source::Server(nth) => {
+                if nth == 0 {
+                    self.put_off = self.doubted;
+                }
+                let (id, address) = self.server(nth);
+                self.asked = Some(id);
+                address
+            }
         }
     }
 
@@ -136,7 +149,7 @@ impl MapSource {
                 self.away = AWAY_FIRST;
                 self.trouble = None;
             }
-            Some(Source::Server { id, .. }) => self.last_server = Some(id),
+            Some(Source::Server(_)) => self.last_server = self.asked,
             None => {}
         }
         self.servers = servers;
@@ -164,10 +177,12 @@ impl MapSource {
                 } else {
                     self.away_until = Some(now + self.away);
                     self.away = (self.away * 2).min(AWAY_LAST);
-                    self.server(0)
+                    (!self.servers.is_empty()).then_some(Source::Server(0))
                 }
             }
-            Some(Source::Server { nth, .. }) => self.server(nth + 1),
+            Some(Source::Server(nth)) => {
+                (nth + 1 < self.servers.len()).then_some(Source::Server(nth + 1))
+            }
             None => None,
         };
         if next.is_none() {
@@ -184,16 +199,15 @@ impl MapSource {
         self.trouble.as_ref()
     }
 
-    /// The so-manieth server of a round: they follow the one asked last around the ring, and the one
-    /// that is doubted comes at the end.
-    fn server(&self, nth: usize) -> Option<Source> {
+    /// The so-manieth server of a round: they follow the one that answered last around the ring, and the
+    /// one that is put off comes at the end.
+    fn server(&self, nth: usize) -> (ServerId, SocketAddr) {
         let behind = |&(id, _): &(ServerId, SocketAddr)| self.last_server.is_none_or(|l| id > l);
         let start = self.servers.iter().position(behind).unwrap_or(0);
-        let around = self.servers[start..].iter().chain(&self.servers[..start]);
-        let is_doubted = |&&(id, _): &&(ServerId, SocketAddr)| self.doubted == Some(id);
-        let trusted = around.clone().filter(|server| !is_doubted(server));
-        let (id, address) = *trusted.chain(around.filter(is_doubted)).nth(nth)?;
-        Some(Source::Server { id, address, nth })
+        let mut around: Vec<_> =
+            self.servers[start..].iter().chain(&self.servers[..start]).collect();
+        around.sort_by_key(|(id, _)| self.put_off == Some(*id));
+        *around[nth]
     }
 }
 
