@@ -3,63 +3,22 @@
 
 mod common;
 
-use std::net::SocketAddr;
-
 use common::coordinator::{self, CLUSTER, Lone};
-use common::ports::{Ports, fetch_map};
+use common::ports::{Ports, addresses, await_map_everywhere, map_of_server as ask};
 use common::process::Signal;
 use common::programs::CLIENT;
-use common::raw::Raw;
 use common::{Cluster, PATIENCE, process, programs, wait_until};
 use kv_client::{Client, OpOptions, Options};
-use kv_protocol::client_message::{Question, Refusal, Status, opcode};
+use kv_protocol::client_message::{Question, Refusal, Status};
 use kv_protocol::control_message::{opcode as control_opcode, write_cluster_map};
 use kv_protocol::frame::{Checksum, write_frame};
-use kv_protocol::ids::{BootId, ClientId, ClusterId, Epoch, ShardId};
+use kv_protocol::ids::{BootId, ClusterId, Epoch};
 use kv_protocol::map::Map;
 use kv_protocol::status::{ClusterState, GroupCondition};
 
 fn kill_coordinator(cluster: &Cluster) {
     process::signal(cluster.coord_pid(), Signal::KILL);
     wait_until("the coordinator's end", PATIENCE, || !process::is_alive(cluster.coord_pid()));
-}
-
-fn addresses(map: &Map) -> Vec<SocketAddr> {
-    map.servers.iter().map(|server| server.clients.expect("started")).collect()
-}
-
-/// Waits until every server has the newest map of the coordinator.
-#[track_caller]
-fn await_map_everywhere(cluster: &Cluster) -> Map {
-    let here = |port| SocketAddr::from(([127, 0, 0, 1], port));
-    let newest = fetch_map(here(cluster.ready.clients_port));
-    for address in addresses(&newest) {
-        wait_until("a server to have the newest map", PATIENCE, || {
-            ask(address)
-                .is_some_and(|map| map.views == newest.views && map.servers == newest.servers)
-        });
-    }
-    newest
-}
-
-/// A server's map, if it has one.
-#[track_caller]
-fn ask(address: SocketAddr) -> Option<Map> {
-    let mut raw = Raw::welcomed(address, ClientId(9), ShardId(0));
-    let mut question = Vec::new();
-    Question::Map.write(&mut question);
-    raw.send(&question);
-    let frame = raw.frame();
-    match frame.opcode {
-        opcode::MAP_ANSWER => {
-            Some(kv_protocol::client_message::read_map_answer(&frame.body).expect("a map"))
-        }
-        _ => {
-            let refusal = Refusal::read(&frame.body).expect("a refusal");
-            assert_eq!(refusal.status, Status::Unavailable, "{refusal:?}");
-            None
-        }
-    }
 }
 
 /// Writes and reads a key of every group and shard through this client.
@@ -108,10 +67,12 @@ fn every_server_hears_of_a_recovery_and_tells_of_it_when_the_coordinator_is_gone
     let mut client = cluster.open();
     work(&cluster, &mut client, b"before");
     let first = await_map_everywhere(&cluster);
-    process::signal(cluster.server_pid(1), Signal::KILL);
+    let pid = cluster.server_pid(1);
+    process::signal(pid, Signal::KILL);
     wait_until("the recovery to be over", PATIENCE, || {
         let status = cluster.status();
         status.state == ClusterState::Serving
+            && status.servers[1].pid != Some(pid)
             && status.groups.iter().all(|group| {
                 group.condition == GroupCondition::Whole
                     && group.primary.map(|member| member.server.0) == Some(group.group.0)

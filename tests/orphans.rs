@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::coordinator::Lone;
 use common::load::put_all;
+use common::ports::await_map_everywhere;
 use common::process::Signal;
 use common::{Cluster, PATIENCE, process, wait_until};
 use kv_client::OpOptions;
@@ -51,6 +52,7 @@ fn a_server_with_the_only_copy_of_a_group_stays_and_serves() {
     for key in &keys {
         client.put(key, b"v", &OpOptions::default()).expect("a put");
     }
+    await_map_everywhere(&cluster);
     let pids = cluster.server_pids();
     process::signal(pids[1], Signal::KILL);
     // Now the groups 0 and 1 have one copy each, and before they have two again nobody leads.

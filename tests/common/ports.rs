@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use kv_protocol::client_message::{Question, opcode, read_map_answer};
+use kv_protocol::client_message::{Question, Refusal, Status, opcode, read_map_answer};
 use kv_protocol::control_message::{OrdersHello, ServerMessage, Started};
 use kv_protocol::ids::{ClientId, ClusterId, Epoch, Member, ServerId, ShardId};
 use kv_protocol::map::Map;
@@ -11,6 +11,7 @@ use kv_protocol::status::ClusterStatus;
 
 use super::cluster::Cluster;
 use super::raw::{Raw, hello};
+use super::{PATIENCE, wait_for};
 
 /// A kind of port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +155,41 @@ pub(crate) fn fetch_map(coordinator: SocketAddr) -> Map {
     let frame = raw.frame();
     assert_eq!(frame.opcode, opcode::MAP_ANSWER);
     read_map_answer(&frame.body).expect("a map")
+}
+
+/// A server's map, if it has one.
+#[track_caller]
+pub(crate) fn map_of_server(clients: SocketAddr) -> Option<Map> {
+    let mut raw = Raw::welcomed(clients, ClientId(9), ShardId(0));
+    let mut question = Vec::new();
+    Question::Map.write(&mut question);
+    raw.send(&question);
+    let frame = raw.frame();
+    if frame.opcode == opcode::MAP_ANSWER {
+        return Some(read_map_answer(&frame.body).expect("a map"));
+    }
+    let refusal = Refusal::read(&frame.body).expect("a refusal");
+    assert_eq!(refusal.status, Status::Unavailable, "{refusal:?}");
+    None
+}
+
+/// Where the servers of a map take clients.
+pub(crate) fn addresses(map: &Map) -> Vec<SocketAddr> {
+    map.servers.iter().map(|server| server.clients.expect("started")).collect()
+}
+
+/// Waits until every server has the newest map of the coordinator.
+#[track_caller]
+pub(crate) fn await_map_everywhere(cluster: &Cluster) -> Map {
+    let coordinator = SocketAddr::from(([127, 0, 0, 1], cluster.ready.clients_port));
+    wait_for("every server to have the newest map", PATIENCE, || {
+        let newest = fetch_map(coordinator);
+        let has_it = |address| {
+            map_of_server(address)
+                .is_some_and(|map| map.views == newest.views && map.servers == newest.servers)
+        };
+        addresses(&newest).into_iter().all(has_it).then_some(newest)
+    })
 }
 
 /// Somebody whom the cluster has never heard of.

@@ -64,7 +64,12 @@ fn find(pid: u32, name: &str) -> Option<libc::pid_t> {
     threads
         .flatten()
         .find(|thread| {
-            fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+            // An executor's thread has a number of the runtime's behind its name.
+            fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| {
+                comm.trim_end()
+                    .strip_prefix(name)
+                    .is_some_and(|rest| matches!(rest.get(..1), None | Some("-")))
+            })
         })
         .and_then(|thread| thread.file_name().to_str()?.parse().ok())
 }

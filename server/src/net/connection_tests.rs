@@ -118,7 +118,9 @@ fn the_map_is_answered_once_there_is_one_with_the_views_that_this_server_knows_b
     let told = told(&take_output(&mut shard, id));
     assert_eq!((told[0].1, told.len()), (Status::Unavailable, 1));
     let newer = View { version: ViewVersion(4), ..view() };
-    shard.service.install(NOW, newer, None).unwrap();
+    for view in [view(), newer] {
+        shard.service.install(NOW, view, None).unwrap();
+    }
     let placement = Placement::new(3, 1);
     let map = known_map::tests::map_of(CLUSTER, placement, 1, 1, 3);
     let (epoch, views) = (map.epoch, map.views.clone());
