@@ -106,9 +106,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Judges the history of one key.
 pub fn judge(history: &[Entry]) -> Verdict {
     // A read that was not answered says nothing.
-    let says_something = |entry: &&Entry| {
-        entry.asked != Asked::Read || matches!(entry.answered, Answered::Value(_))
-    };
+    let says_something =
+        |entry: &&Entry| entry.asked != Asked::Read || matches!(entry.answered, Answered::Value(_));
     let operations: Vec<Operation<Register>> = history
         .iter()
         .filter(says_something)
@@ -191,7 +190,10 @@ mod tests {
     fn a_write_that_was_refused_or_lost_is_never_read() {
         for answered in [Answered::Refused, Answered::Lost] {
             let refused = entry(1, 2, 3, Asked::Write(8), answered);
-            assert_eq!(judge(&[write(1, 0, 1, 7), refused, read(2, 4, 5, Some(8))]), Verdict::Illegal);
+            assert_eq!(
+                judge(&[write(1, 0, 1, 7), refused, read(2, 4, 5, Some(8))]),
+                Verdict::Illegal
+            );
             let kept = [write(1, 0, 1, 7), refused, read(2, 4, 5, Some(7))];
             assert_eq!(judge(&kept), Verdict::Linearizable);
         }

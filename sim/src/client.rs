@@ -19,9 +19,9 @@ use kv_protocol::map::Map;
 use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
-use kv_history::{Answered, Asked, Value};
 use crate::network::ConnectionNumber;
 use crate::workload::Plan;
+use kv_history::{Answered, Asked, Value};
 
 mod flight;
 mod session;

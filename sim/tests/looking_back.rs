@@ -1,6 +1,6 @@
 //! What the end of a run would find.
 
-use kv_sim::history::{Answered, Asked, Entry};
+use kv_history::{Answered, Asked, Entry};
 use kv_sim::world::{Config, World};
 
 fn calm(seed: u64) -> World {

@@ -5,8 +5,8 @@ use kv_protocol::ids::{ClientId, GroupId, RequestId, RequestSeq, ShardId};
 use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
-use kv_history::{Answered, Asked, Entry};
 use crate::network::ConnectionNumber;
+use kv_history::{Answered, Asked, Entry};
 
 /// An operation under way.
 #[derive(Clone, Debug)]

@@ -14,7 +14,11 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
         world.process_of(member).is_none_or(|process| !world.processes[process].alive)
     };
     if is_lost(before) && view.primary.is_some() {
-        return Err(Violation::of(view.group, 17, format_args!("it was LOST, and is not any more")));
+        return Err(Violation::of(
+            view.group,
+            17,
+            format_args!("it was LOST, and is not any more"),
+        ));
     }
     let mut holders = [before.primary, before.secondary()].into_iter().flatten();
     if view.primary.is_some() || (world.config.double && holders.all(is_dead)) {

@@ -3,9 +3,9 @@
 use kv_protocol::ids::GroupId;
 
 use crate::client::Flight;
-use kv_history::{Answered, Asked};
 use crate::invariants::Violation;
 use crate::world::World;
+use kv_history::{Answered, Asked};
 
 /// An operation that began when all was at rest has ended. (Whether LOST is true is looked at elsewhere.)
 pub fn check(world: &World, flight: &Flight, answered: Answered) -> Result<(), Violation> {

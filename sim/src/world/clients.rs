@@ -3,8 +3,8 @@
 use kv_protocol::ids::ClientId;
 
 use super::*;
-use kv_history::Answered;
 use crate::invariants::{lost_is_lost, newest_wins, served_at_rest};
+use kv_history::Answered;
 
 impl World {
     pub(super) fn on_wake_client(&mut self, client: usize) {

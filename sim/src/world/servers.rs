@@ -3,9 +3,9 @@
 use kv_protocol::client_message::Status;
 
 use super::*;
-use kv_history::Asked;
 use crate::invariants::{lost_is_lost, versions_grow};
 use crate::server::Answered;
+use kv_history::Asked;
 
 /// How long a wake-up takes, and each byte that it sends, in nanoseconds.
 const WORK_A_WAKE: u64 = 1_000;
