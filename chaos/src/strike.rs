@@ -30,8 +30,10 @@ pub(crate) struct Struck {
     /// Its line in the table.
     pub(crate) name: String,
     pub(crate) victim: u16,
-    /// By the clock of the history.
+    /// By the clock of the history. Of two strikes in a row the one that the fault is named after.
     pub(crate) time_ns: i64,
+    /// When it began: the first of two strikes.
+    pub(crate) began_ns: i64,
     /// The groups of the victim; all, where the coordinator was struck alone.
     pub(crate) groups: Vec<u16>,
 }
@@ -65,6 +67,7 @@ impl<'a> Striker<'a> {
         let mut name = fault.to_string();
         let mut groups = self.groups_of(victim);
         self.steps.news();
+        let began_ns = now_ns();
         let time_ns = match fault {
             Fault::Kill => self.hit(&groups, pid, Signal::KILL),
             Fault::Hang => {
@@ -109,7 +112,7 @@ impl<'a> Striker<'a> {
             }
             Fault::Two(two) => self.two(two, victim, pid, &groups)?,
         };
-        Ok(Struck { name, victim, time_ns, groups })
+        Ok(Struck { name, victim, time_ns, began_ns, groups })
     }
 
     fn two(&mut self, two: Two, victim: u16, pid: u32, groups: &[u16]) -> anyhow::Result<i64> {
@@ -163,7 +166,8 @@ impl<'a> Striker<'a> {
         let time_ns = self.hit(&groups, pid, Signal::KILL);
         let met = self.await_step(victim, double.step)?;
         process::signal(other_pid, Signal::KILL);
-        let struck = Struck { name: double.to_string(), victim, time_ns, groups };
+        let name = double.to_string();
+        let struck = Struck { name, victim, time_ns, began_ns: time_ns, groups };
         Ok((struck, other, met.is_some()))
     }
 

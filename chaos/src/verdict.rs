@@ -55,7 +55,7 @@ pub(crate) struct Counts {
     pub(crate) longest_stall: Duration,
     /// By fault, in their order: whether a write to its groups was in flight.
     pub(crate) in_flight: Vec<bool>,
-    /// By fault: the longest stall that it, or what follows before the next, is within.
+    /// By fault: the longest stall that ended after it and before the next.
     pub(crate) stalls: Vec<Duration>,
 }
 
@@ -196,8 +196,8 @@ pub(crate) fn judge(
     counts.longest_stall = longest(&stalls, i64::MIN, i64::MAX);
     counts.stalls = (0..struck.len())
         .map(|at| {
-            let next = struck.get(at + 1).map_or(i64::MAX, |fault| fault.time_ns);
-            longest(&stalls, struck[at].time_ns, next)
+            let next = struck.get(at + 1).map_or(i64::MAX, |fault| fault.began_ns);
+            longest(&stalls, struck[at].began_ns, next)
         })
         .collect();
     counts.in_flight = struck.iter().map(|fault| was_in_flight(&live, placement, fault)).collect();
@@ -373,9 +373,9 @@ fn stalls<P: Ord + Copy>(
     stalls
 }
 
-/// The longest of those that end after `from` and begin before `to`.
+/// The longest of those that end between two moments.
 fn longest(stalls: &[(i64, i64)], from: i64, to: i64) -> Duration {
-    let those = stalls.iter().filter(|(start, length)| *start < to && start + length > from);
+    let those = stalls.iter().filter(|(start, length)| (from..to).contains(&(start + length)));
     let longest = those.map(|(_, length)| *length).max().unwrap_or(0);
     Duration::from_nanos(u64::try_from(longest).unwrap_or(0))
 }
@@ -482,9 +482,9 @@ mod tests {
         let operations = Operations::pair(&records).unwrap();
         let stalls = stalls(&operations, |_| Some(()));
         assert_eq!(longest(&stalls, i64::MIN, i64::MAX), Duration::from_nanos(130));
-        assert_eq!(longest(&stalls, 0, 20), Duration::from_nanos(10));
-        assert_eq!(longest(&stalls, 120, i64::MAX), Duration::from_nanos(130));
-        assert_eq!(longest(&stalls, 150, i64::MAX), Duration::ZERO);
+        assert_eq!(longest(&stalls, 0, 150), Duration::from_nanos(10));
+        assert_eq!(longest(&stalls, 150, i64::MAX), Duration::from_nanos(130));
+        assert_eq!(longest(&stalls, 151, i64::MAX), Duration::ZERO);
     }
 
     #[test]
@@ -494,7 +494,8 @@ mod tests {
         let placement = Placement::new(3, 1);
         let group = placement.locate(Digest::of(b"k")).0.0;
         let at = |time_ns, group| {
-            let struck = Struck { name: String::new(), victim: 0, time_ns, groups: vec![group] };
+            let (name, groups) = (String::new(), vec![group]);
+            let struck = Struck { name, victim: 0, time_ns, began_ns: time_ns, groups };
             was_in_flight(&operations, placement, &struck)
         };
         assert!(at(10, group) && at(19, group));
