@@ -144,10 +144,8 @@ impl Cluster {
             let view = self.memory.durable().views[n];
             match self.groups[n].inquiry {
                 Inquiry::None => {
-                    if let Some(silent) = self.is_silent(&view) {
-                        let other =
-                            if view.primary == Some(silent) { view.other() } else { view.primary };
-                        self.ask(now, n, other, Doubt::Silence(silent), sink);
+                    if self.is_silent(&view).is_some() {
+                        self.ask_about_silence(now, n, &view, sink);
                     } else if self.is_complained_of(&view) {
                         self.ask(now, n, view.primary, Doubt::Complaint, sink);
                     }
@@ -156,6 +154,14 @@ impl Cluster {
                     if until <= now || !self.is_doubted(&view, doubt) =>
                 {
                     self.end_inquiry(n);
+                }
+                // Whoever was complained of, or did not answer yet, is silent here too: nothing is to be
+                // learnt from it any more, and its clients wait.
+                Inquiry::Asked { doubt: Doubt::Complaint | Doubt::MutePrimary, .. }
+                    if self.is_silent(&view).is_some() =>
+                {
+                    self.end_inquiry(n);
+                    self.ask_about_silence(now, n, &view, sink);
                 }
                 Inquiry::Asked { doubt: Doubt::Complaint, until, .. } if until <= now => {
                     self.end_inquiry(n);
@@ -199,6 +205,13 @@ impl Cluster {
             let beaten = server.heartbeat.as_ref().is_some_and(|(beat, _)| *beat > at);
             beaten || self.is_dead(member) || !server.is_up()
         })
+    }
+
+    /// Asks the member of a group that is not silent.
+    fn ask_about_silence(&mut self, now: Time, group: usize, view: &View, sink: &mut Vec<Effect>) {
+        let Some(silent) = self.is_silent(view) else { return };
+        let other = if view.primary == Some(silent) { view.other() } else { view.primary };
+        self.ask(now, group, other, Doubt::Silence(silent), sink);
     }
 
     /// Asks a member of a group to answer.

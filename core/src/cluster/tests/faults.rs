@@ -36,6 +36,24 @@ fn a_silent_server_that_nobody_hears_is_followed_and_then_killed() {
 }
 
 #[test]
+fn a_primary_that_hangs_is_followed_as_fast_when_its_secondary_complains_first() {
+    let mut world = World::serving(3);
+    world.unheard = vec![A];
+    let start = world.now;
+    // A lease is as long as the coordinator's patience: B may complain a moment before A counts as
+    // silent, and A is asked, which cannot answer.
+    world.now = world.now + (SILENCE - Duration::from_millis(10));
+    world.beat(B);
+    world.beat(C);
+    world.cluster.on_timeout(world.now, &mut world.effects);
+    assert!(world.ordered().contains(&(A, "PROBE")), "{:?}", world.orders);
+    while world.view(1) != (Some(2), None, 2) {
+        world.pass(Duration::from_millis(50), &[B, C]);
+        assert!(world.now.since(start) < SILENCE + Duration::from_millis(300), "too late");
+    }
+}
+
+#[test]
 fn a_heartbeat_that_waited_is_no_vote_whoever_is_to_stay_answers_first() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
