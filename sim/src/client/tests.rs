@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use kv_protocol::MapRevision;
 use kv_protocol::client_message::Condition;
 use kv_protocol::ids::{ClusterId, Epoch, Incarnation, Member, RequestId, ServerId};
 use kv_protocol::map::{MapServer, ServerState};
@@ -17,6 +18,7 @@ fn map(version: u64, has_primary: bool) -> Map {
     Map {
         cluster: ClusterId(1),
         epoch: Epoch::default(),
+        revision: MapRevision::default(),
         shards: 1,
         servers: vec![MapServer {
             id: member.server,
