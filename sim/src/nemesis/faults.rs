@@ -143,17 +143,13 @@ pub(super) fn apply_late(world: &mut World, kind: Kind) {
     }
 }
 
-/// Cuts a place off from everyone, half the time clients among them, or from the coordinator, or from one
-/// other server.
+/// Cuts a place off from everyone but clients, or from the coordinator, or from one other server.
 fn cut(world: &mut World, place: usize, one_way: bool) {
     let servers = usize::from(world.config.servers);
     let others: Vec<usize> = match world.random.below(4) {
         0 => vec![(place + 1 + world.random.index(servers - 1)) % servers],
         1 => vec![servers],
-        n => {
-            let clients = if n == 2 { world.clients.len() } else { 0 };
-            (0..=servers + clients).filter(|other| *other != place).collect()
-        }
+        _ => (0..=servers).filter(|other| *other != place).collect(),
     };
     let is_pair = others.len() == 1 && others[0] != servers;
     world.nemesis.cut = Some(Cut { off: (!is_pair).then_some(place) });
