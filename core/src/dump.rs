@@ -23,17 +23,20 @@
 //! dumps a restore may take is decided in [`crate::restore`].
 
 use std::io::Write as _;
-use std::str::{self, FromStr};
+use std::str;
 
 use kv_protocol::client_message::Status;
 use kv_protocol::escape::unescape;
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, Incarnation, Member, RequestSeq, SequenceNumber, ServerId,
-    ShardId, ViewVersion,
+    ClientId, ClusterId, GroupId, Member, RequestSeq, SequenceNumber, ShardId, ViewVersion,
 };
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::placement::Digest;
+
+mod reader;
+
+pub use reader::{DumpItem, DumpReader, MAX_DUMP_LINE_BYTES};
 
 /// The version of this format. Format 1 did not name the process that wrote it, nor the last write:
 /// no restore could choose by it.
@@ -287,114 +290,39 @@ impl Dump {
     /// # Errors
     /// [`DumpError`]: nothing of the file is to be used.
     pub fn parse(bytes: &[u8]) -> Result<Dump, DumpError> {
-        let (lines, promised) = check_end(bytes)?;
-        let mut lines = Lines { rest: lines, number: 0 };
-        let origin = parse_origin(&mut lines)?;
-        let header = DumpHeader { origin, shards: Vec::new() };
-        let mut dump = Dump { header, entries: Vec::new(), records: Vec::new() };
-        while let Some(line) = lines.next_line() {
-            dump.take(line).map_err(|reason| lines.error(reason))?;
-        }
-        if dump.header.shards.len() != usize::from(origin.shards) {
-            return Err(lines.error("the lines of some shards are missing"));
-        }
-        let found = dump.entries.len() as u64;
-        if found != promised {
-            return Err(DumpError::Count { got: promised, found });
-        }
-        Ok(dump)
-    }
-
-    /// Takes a line after those of the origin.
-    fn take(&mut self, line: &str) -> Result<(), &'static str> {
-        if let Some(shard) = line.strip_prefix(SHARD) {
-            let shard = parse_shard(shard)?;
-            let due = self.header.shards.len();
-            if usize::from(shard.shard.0) != due || due >= usize::from(self.header.origin.shards) {
-                return Err("the shards do not come in order");
+        check_end(bytes)?;
+        let (mut entries, mut records) = (Vec::new(), Vec::new());
+        let mut reader = DumpReader::new();
+        reader.feed(bytes, |item| {
+            match item {
+                DumpItem::Entry(entry) => entries.push(entry),
+                DumpItem::Record(record) => records.push(record),
+                DumpItem::Origin(_) | DumpItem::Shard(_) => {}
             }
-            self.header.shards.push(shard);
-            return Ok(());
-        }
-        let current = *self.header.shards.last().ok_or("expected `# shard 0 …`")?;
-        let sn = match line.strip_prefix("@ ") {
-            Some(record) => {
-                let record = parse_record(record)?;
-                if record.shard != current.shard {
-                    return Err("a record stands among those of another shard");
-                }
-                self.records.push(record);
-                record.sn
-            }
-            None => {
-                let entry = parse_entry(line)?;
-                let sn = entry.sn;
-                self.entries.push(entry);
-                sn
-            }
-        };
-        if sn > current.last {
-            return Err("a write is newer than the last of its shard");
-        }
-        Ok(())
+            Ok::<(), DumpError>(())
+        })?;
+        Ok(Dump { header: reader.finish()?, entries, records })
     }
 }
 
-/// Splits the trailer off, compares its checksum, and returns the lines before it and how many
-/// entries it promises.
-fn check_end(bytes: &[u8]) -> Result<(&str, u64), DumpError> {
+/// Compares the checksum of the trailer with all that stands before it.
+fn check_end(bytes: &[u8]) -> Result<(), DumpError> {
     let without_newline = bytes.strip_suffix(b"\n").ok_or(DumpError::Cut)?;
     let last = without_newline.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
     let (before, trailer) = without_newline.split_at(last);
     let trailer = trailer.strip_prefix(END).ok_or(DumpError::Cut)?;
-    let trailer = str::from_utf8(trailer).map_err(|_| DumpError::Cut)?;
-    let (count, checksum) = trailer.split_once(' ').ok_or(DumpError::Cut)?;
-    let promised = decimal(count).ok_or(DumpError::Cut)?;
-    let got = u32::from_str_radix(checksum, 16).map_err(|_| DumpError::Cut)?;
+    let (_, got) = parse_end(trailer).ok_or(DumpError::Cut)?;
     let computed = crc32c::crc32c(before);
     if got != computed {
         return Err(DumpError::Altered { got, computed });
     }
-    let text = str::from_utf8(before)
-        .map_err(|_| DumpError::Line { line: 1, reason: "a dump is plain ASCII" })?;
-    Ok((text, promised))
+    Ok(())
 }
 
-struct Lines<'a> {
-    rest: &'a str,
-    number: usize,
-}
-
-impl<'a> Lines<'a> {
-    fn next_line(&mut self) -> Option<&'a str> {
-        let (line, rest) = self.rest.split_once('\n')?;
-        self.rest = rest;
-        self.number += 1;
-        Some(line)
-    }
-
-    fn error(&self, reason: &'static str) -> DumpError {
-        DumpError::Line { line: self.number, reason }
-    }
-
-    /// The value of the header line with this name.
-    fn fact<T: FromStr>(&mut self, prefix: &str, reason: &'static str) -> Result<T, DumpError> {
-        let line = self.next_line().unwrap_or_default();
-        line.strip_prefix(prefix).and_then(|value| value.parse().ok()).ok_or(self.error(reason))
-    }
-}
-
-fn parse_origin(lines: &mut Lines<'_>) -> Result<DumpOrigin, DumpError> {
-    if lines.next_line() != Some(FIRST_LINE) {
-        return Err(lines.error("expected `# kv-dump 2`, the only format known"));
-    }
-    let cluster: ClusterId = lines.fact("# cluster ", "expected `# cluster <hex>`")?;
-    let server = ServerId(lines.fact("# server ", "expected `# server <number>`")?);
-    let incarnation: Incarnation =
-        lines.fact("# incarnation ", "expected `# incarnation <hex>`")?;
-    let group = GroupId(lines.fact("# group ", "expected `# group <number>`")?);
-    let shards = lines.fact("# shards ", "expected `# shards <number>`")?;
-    Ok(DumpOrigin { cluster, writer: Member { server, incarnation }, group, shards })
+/// How many entries a trailer promises, and the checksum that it gives.
+fn parse_end(trailer: &[u8]) -> Option<(u64, u32)> {
+    let (count, checksum) = str::from_utf8(trailer).ok()?.split_once(' ')?;
+    Some((decimal(count)?, u32::from_str_radix(checksum, 16).ok()?))
 }
 
 fn parse_shard(line: &str) -> Result<DumpedShard, &'static str> {
@@ -475,6 +403,7 @@ fn decimal(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
     use kv_protocol::escape::ascii;
+    use kv_protocol::ids::{Incarnation, ServerId};
     use proptest::prelude::*;
 
     const ORIGIN: DumpOrigin = DumpOrigin {

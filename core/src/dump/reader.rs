@@ -1,0 +1,319 @@
+//! Reads a dump piece by piece, so that one of any size is checked and loaded in bounded memory.
+//!
+//! ```text
+//!   bytes of the file -> feed -> origin, then (shard, entries, records) for each shard   DumpItem
+//!   its end           -> finish -> the header, or why nothing of it is to be used
+//! ```
+//!
+//! What was given out before the end counts only if [`DumpReader::finish`] agrees: only then is the
+//! checksum known to be right.
+
+use std::str::{self, FromStr};
+
+use kv_protocol::ids::{ClusterId, GroupId, Incarnation, Member, ServerId};
+use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+
+use super::{
+    DumpEntry, DumpError, DumpHeader, DumpOrigin, DumpRecord, DumpedShard, END, FIRST_LINE, SHARD,
+    parse_end, parse_entry, parse_record, parse_shard,
+};
+
+/// The longest line that a dump can have: every byte of key and value is escaped.
+pub const MAX_DUMP_LINE_BYTES: usize = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 128;
+
+/// A part of a dump.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DumpItem {
+    /// Where it comes from; the first.
+    Origin(DumpOrigin),
+    /// A shard begins.
+    Shard(DumpedShard),
+    /// An entry of the shard that began last.
+    Entry(DumpEntry),
+    /// A completion record of the shard that began last.
+    Record(DumpRecord),
+}
+
+/// A dump that is being read.
+#[derive(Debug, Default)]
+pub struct DumpReader {
+    /// The beginning of a line whose end has not come yet.
+    partial: Vec<u8>,
+    /// Lines taken.
+    lines: usize,
+    checksum: u32,
+    facts: Facts,
+    header: Option<DumpHeader>,
+    entries: u64,
+    is_over: bool,
+}
+
+/// The lines of the origin, one after the other.
+#[derive(Debug, Default)]
+struct Facts {
+    cluster: ClusterId,
+    server: ServerId,
+    incarnation: Incarnation,
+    group: GroupId,
+}
+
+impl DumpReader {
+    /// Nothing was read yet.
+    pub fn new() -> DumpReader {
+        DumpReader::default()
+    }
+
+    /// Takes the next bytes of the file, and gives out every part that is whole by then.
+    ///
+    /// # Errors
+    /// Why this is no dump, or what `take` says. Nothing may be fed after that.
+    pub fn feed<E: From<DumpError>>(
+        &mut self,
+        mut bytes: &[u8],
+        mut take: impl FnMut(DumpItem) -> Result<(), E>,
+    ) -> Result<(), E> {
+        while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
+            let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
+            bytes = rest;
+            let item = if self.partial.is_empty() {
+                self.line(line)?
+            } else {
+                self.bound(line.len())?;
+                let mut whole = std::mem::take(&mut self.partial);
+                whole.extend_from_slice(line);
+                let item = self.line(&whole)?;
+                whole.clear();
+                self.partial = whole;
+                item
+            };
+            if let Some(item) = item {
+                take(item)?;
+            }
+        }
+        self.bound(bytes.len())?;
+        self.partial.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// The file has ended.
+    ///
+    /// # Errors
+    /// It was cut short; nothing of it is to be used.
+    pub fn finish(self) -> Result<DumpHeader, DumpError> {
+        let is_whole = self.is_over && self.partial.is_empty();
+        self.header.filter(|_| is_whole).ok_or(DumpError::Cut)
+    }
+
+    /// A line that no entry has is not kept until its end comes.
+    fn bound(&self, more: usize) -> Result<(), DumpError> {
+        if self.partial.len() + more <= MAX_DUMP_LINE_BYTES {
+            return Ok(());
+        }
+        let reason = "longer than any line of a dump";
+        Err(DumpError::Line { line: self.lines + 1, reason })
+    }
+
+    /// Takes a line, without its end.
+    fn line(&mut self, line: &[u8]) -> Result<Option<DumpItem>, DumpError> {
+        if self.is_over {
+            return Err(DumpError::Line { line: self.lines + 1, reason: "text after the end" });
+        }
+        if let Some(trailer) = line.strip_prefix(END) {
+            self.end(trailer)?;
+            return Ok(None);
+        }
+        self.lines += 1;
+        self.checksum = crc32c::crc32c_append(crc32c::crc32c_append(self.checksum, line), b"\n");
+        let text = str::from_utf8(line).map_err(|_| self.error("a dump is plain ASCII"))?;
+        if self.header.is_none() {
+            return self.fact(text);
+        }
+        self.body(text).map(Some).map_err(|reason| self.error(reason))
+    }
+
+    fn error(&self, reason: &'static str) -> DumpError {
+        DumpError::Line { line: self.lines, reason }
+    }
+
+    /// Takes a line of the origin; the last of them makes it whole.
+    fn fact(&mut self, line: &str) -> Result<Option<DumpItem>, DumpError> {
+        let facts = &mut self.facts;
+        let taken = match self.lines {
+            1 if line == FIRST_LINE => Ok(()),
+            1 => Err("expected `# kv-dump 2`, the only format known"),
+            2 => set(&mut facts.cluster, line, "# cluster ", "expected `# cluster <hex>`"),
+            3 => {
+                let mut server = 0;
+                let taken = set(&mut server, line, "# server ", "expected `# server <number>`");
+                facts.server = ServerId(server);
+                taken
+            }
+            4 => {
+                let reason = "expected `# incarnation <hex>`";
+                set(&mut facts.incarnation, line, "# incarnation ", reason)
+            }
+            5 => {
+                let mut group = 0;
+                let taken = set(&mut group, line, "# group ", "expected `# group <number>`");
+                facts.group = GroupId(group);
+                taken
+            }
+            _ => {
+                let mut shards = 0;
+                let reason = "expected `# shards <number>`";
+                set(&mut shards, line, "# shards ", reason).map_err(|reason| self.error(reason))?;
+                let Facts { cluster, server, incarnation, group } = self.facts;
+                let writer = Member { server, incarnation };
+                let origin = DumpOrigin { cluster, writer, group, shards };
+                self.header = Some(DumpHeader { origin, shards: Vec::new() });
+                return Ok(Some(DumpItem::Origin(origin)));
+            }
+        };
+        taken.map(|()| None).map_err(|reason| self.error(reason))
+    }
+
+    /// Takes a line after those of the origin.
+    fn body(&mut self, line: &str) -> Result<DumpItem, &'static str> {
+        let header = self.header.as_mut().ok_or("a shard before the origin")?;
+        if let Some(shard) = line.strip_prefix(SHARD) {
+            let shard = parse_shard(shard)?;
+            let due = header.shards.len();
+            if usize::from(shard.shard.0) != due || due >= usize::from(header.origin.shards) {
+                return Err("the shards do not come in order");
+            }
+            header.shards.push(shard);
+            return Ok(DumpItem::Shard(shard));
+        }
+        let current = *header.shards.last().ok_or("expected `# shard 0 …`")?;
+        let (item, sn) = match line.strip_prefix("@ ") {
+            Some(record) => {
+                let record = parse_record(record)?;
+                if record.shard != current.shard {
+                    return Err("a record stands among those of another shard");
+                }
+                (DumpItem::Record(record), record.sn)
+            }
+            None => {
+                let entry = parse_entry(line)?;
+                let sn = entry.sn;
+                self.entries += 1;
+                (DumpItem::Entry(entry), sn)
+            }
+        };
+        if sn > current.last {
+            return Err("a write is newer than the last of its shard");
+        }
+        Ok(item)
+    }
+
+    /// Compares the trailer with all that came before it.
+    fn end(&mut self, trailer: &[u8]) -> Result<(), DumpError> {
+        let (promised, got) = parse_end(trailer).ok_or(DumpError::Cut)?;
+        let computed = self.checksum;
+        if got != computed {
+            return Err(DumpError::Altered { got, computed });
+        }
+        let is_whole = self
+            .header
+            .as_ref()
+            .is_some_and(|header| header.shards.len() == usize::from(header.origin.shards));
+        if !is_whole {
+            return Err(self.error("the lines of some shards are missing"));
+        }
+        if self.entries != promised {
+            return Err(DumpError::Count { got: promised, found: self.entries });
+        }
+        self.is_over = true;
+        Ok(())
+    }
+}
+
+/// Takes the value of the header line with this name.
+fn set<T: FromStr>(
+    fact: &mut T,
+    line: &str,
+    prefix: &str,
+    reason: &'static str,
+) -> Result<(), &'static str> {
+    let value = line.strip_prefix(prefix).and_then(|value| value.parse().ok());
+    *fact = value.ok_or(reason)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_protocol::ids::{SequenceNumber, ShardId, ViewVersion};
+
+    use super::*;
+    use crate::dump::{DumpWriter, HeldAs};
+
+    fn dump(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
+        let writer = Member { server: ServerId(0), incarnation: Incarnation(1) };
+        let origin = DumpOrigin { cluster: ClusterId(1), writer, group: GroupId(0), shards: 1 };
+        let mut file = Vec::new();
+        let mut writer = DumpWriter::begin(&origin, &mut file);
+        let line = DumpedShard {
+            shard: ShardId(0),
+            held_as: HeldAs::Primary,
+            view: ViewVersion(3),
+            last: SequenceNumber(9),
+        };
+        writer.shard(&line, &mut file);
+        for (key, value) in entries {
+            writer.entry(key, value, SequenceNumber(2), &mut file);
+        }
+        writer.end(&mut file);
+        file
+    }
+
+    fn read(file: &[u8], piece: usize) -> Result<(DumpHeader, usize), DumpError> {
+        let mut reader = DumpReader::new();
+        let mut items = 0;
+        for bytes in file.chunks(piece) {
+            reader.feed(bytes, |_| {
+                items += 1;
+                Ok::<(), DumpError>(())
+            })?;
+        }
+        Ok((reader.finish()?, items))
+    }
+
+    #[test]
+    fn a_dump_reads_alike_in_pieces_of_any_size() {
+        let file = dump(&[(b"a", b"1"), (b"\n", b"\0\xff"), (b"c", b"")]);
+        let whole = read(&file, file.len()).unwrap();
+        assert_eq!(whole.1, 5);
+        for piece in 1..file.len() {
+            assert_eq!(read(&file, piece).as_ref(), Ok(&whole), "pieces of {piece} bytes");
+        }
+    }
+
+    #[test]
+    fn a_dump_that_is_cut_or_altered_anywhere_is_refused_in_pieces_too() {
+        let file = dump(&[(b"a", b"1"), (b"b", b"2")]);
+        for at in 0..file.len() {
+            assert!(read(&file[..at], 7).is_err(), "cut to {at} bytes");
+            let mut altered = file.clone();
+            altered[at] ^= 1;
+            assert!(read(&altered, 7).is_err(), "byte {at} was altered unnoticed");
+        }
+        let mut longer = file.clone();
+        longer.extend_from_slice(b"more\n");
+        assert!(read(&longer, 7).is_err(), "text after the end");
+    }
+
+    #[test]
+    fn a_line_without_end_is_not_kept_for_ever() {
+        let mut reader = DumpReader::new();
+        let bytes = vec![b'#'; 1 << 20];
+        let mut fed = 0;
+        let error = loop {
+            match reader.feed(&bytes, |_| Ok::<(), DumpError>(())) {
+                Ok(()) => fed += bytes.len(),
+                Err(error) => break error,
+            }
+            assert!(fed <= MAX_DUMP_LINE_BYTES, "{fed} bytes are kept");
+        };
+        assert!(error.to_string().contains("longer than any line"), "{error}");
+    }
+}
