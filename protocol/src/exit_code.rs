@@ -34,6 +34,8 @@ pub enum ServerExit {
     OpenFiles = 19,
     /// No coordinator for as long as `--orphan-timeout` says.
     Orphaned = 20,
+    /// A dump that it was to begin with cannot be loaded.
+    Load = 21,
     /// A broken invariant.
     Panicked = 70,
     /// The watchdog has ended it.
@@ -42,7 +44,7 @@ pub enum ServerExit {
 
 impl ServerExit {
     /// All of them, by code.
-    pub const ALL: [ServerExit; 16] = [
+    pub const ALL: [ServerExit; 17] = [
         ServerExit::Stopped,
         ServerExit::NotDumped,
         ServerExit::Usage,
@@ -57,6 +59,7 @@ impl ServerExit {
         ServerExit::NoCoordinator,
         ServerExit::OpenFiles,
         ServerExit::Orphaned,
+        ServerExit::Load,
         ServerExit::Panicked,
         ServerExit::Stalled,
     ];
@@ -88,6 +91,7 @@ impl ServerExit {
             ServerExit::NoCoordinator => "it found no coordinator",
             ServerExit::OpenFiles => "it may not open enough files",
             ServerExit::Orphaned => "it was without a coordinator for too long, and has dumped",
+            ServerExit::Load => "a dump that it was to begin with cannot be loaded",
             ServerExit::Panicked => "it panicked",
             ServerExit::Stalled => "a part of it stood for too long (watchdog)",
         }

@@ -10,6 +10,7 @@ use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{ClusterId, Incarnation};
 use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS};
 
+use crate::load::{self, LoadSource};
 use crate::watch::Watched;
 
 /// One storage server of a cluster. The coordinator starts it; by hand it is of use only to look at
@@ -89,6 +90,11 @@ pub struct Args {
     #[arg(long, value_names = ["PID", "START_TIME"], num_args = 2, exclusive = true)]
     watch: Option<Vec<u64>>,
 
+    /// Begin with what a dump holds of a group: `<group>:<shard>,<shard>…:<file>`, repeated until every
+    /// shard of the group is named once. The coordinator gives it when it restores a cluster.
+    #[arg(long, value_name = "SOURCE")]
+    pub load: Vec<LoadSource>,
+
     /// Prints this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
@@ -138,6 +144,10 @@ impl Args {
                 self.servers,
                 self.servers - 1
             );
+            return Err(Args::command().error(ErrorKind::ValueValidation, message));
+        }
+        if let Err(reason) = load::check_sources(&self.load, self.id, self.servers, self.shards) {
+            let message = format!("--load: {reason}\n");
             return Err(Args::command().error(ErrorKind::ValueValidation, message));
         }
         Ok(self)
@@ -230,6 +240,32 @@ mod tests {
         let error = parse("server -h localhost -m 1 -S 3 -n 3").unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("the last one has id 2"), "{error}");
+    }
+
+    #[test]
+    fn what_is_loaded_is_whole_groups_of_this_server() {
+        let load = |sources: &[&str]| {
+            let flags: Vec<String> = sources.iter().map(|s| format!(" --load {s}")).collect();
+            parse(&format!("{FIRST} --shards 3{}", flags.join("")))
+        };
+        let args = load(&["1:0,2:/a:b/server_1.primary", "1:1:x", "0:2,1,0:y"]).unwrap();
+        assert_eq!(args.load[0].group.0, 1);
+        assert_eq!(args.load[0].shards.iter().map(|shard| shard.0).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!(args.load[0].file.to_str(), Some("/a:b/server_1.primary"));
+        for (wrong, words) in [
+            (&["1:0,1:x"][..], "shard 2 of group 1"),
+            (&["1:0,1,2:x", "1:1:y"], "shard 1 of group 1"),
+            (&["1:0,1,2,3:x"], "shard 3"),
+            (&["2:0,1,2:x"], "group 2"),
+            (&["1:0,1,2:"], "<group>:"),
+            (&["1:0"], "<group>:"),
+            (&["x:0:y"], "<group>:"),
+            (&["1::y"], "<group>:"),
+        ] {
+            let error = load(wrong).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{wrong:?}");
+            assert!(error.to_string().contains(words), "{wrong:?}: {error}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::net::listener::Port;
 use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
-use crate::{dump, mailbox, orders, probe, supervisor, watch};
+use crate::{dump, load, mailbox, orders, probe, supervisor, watch};
 
 /// Tables of a server that share its memory limit: the primary's and the secondary's.
 const TABLES: u64 = 2;
@@ -86,13 +86,15 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
         bounds.clients
     );
     let directory = PathBuf::from(".");
-    // Only now: a server that finds its ports taken has no claim to the files here.
-    dump::set_aside(&directory, identity.me.server);
     let board = Board::new(args.shards, bounds);
     let map = Arc::default();
     let Listeners { clients, servers, coord } = listeners;
     let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
     let shards = start_executors(args, identity, &board, &map, listeners)?;
+    // Before anybody is told that this server is there: whoever is told of a view must have its data.
+    load::run(&args.load, identity.placement, &shards)?;
+    // Only now: a server that finds its ports taken, or cannot load, has no claim to the files here.
+    dump::set_aside(&directory, identity.me.server);
     let node = Node::new(identity, board, map, shards, directory);
     let for_control = Arc::clone(&node);
     start_thread("control", move || control::run(&for_control, &link))?;

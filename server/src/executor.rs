@@ -6,19 +6,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, TrySendError};
+use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use kv_core::hash::HashSecret;
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::Time;
+use kv_protocol::ids::{GroupId, Time};
 
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::known_map::KnownMap;
 use crate::mailbox;
 use crate::memory::HugePages;
-use crate::message::{DumpPiece, DumpedEntries, ShardMessage, ShardReply};
+use crate::message::{DumpPiece, DumpedEntries, LoadPiece, ShardMessage, ShardReply};
 use crate::net::listener::Port;
 use crate::net::tcpstream::Engine;
 use crate::service::{Identity, Service};
@@ -41,6 +41,8 @@ const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
 pub(crate) const DUMP_SESSIONS: usize = 256;
 /// How long a dump waits when its reader is behind.
 const DUMP_PAUSE: Duration = Duration::from_millis(1);
+/// How long a load waits when the reader of the file is behind.
+const LOAD_PAUSE: Duration = Duration::from_millis(1);
 
 /// What an executor is started with.
 pub(crate) struct ExecutorConfig {
@@ -138,6 +140,10 @@ fn take(engine: &Rc<Engine>, message: ShardMessage) {
             let engine = Rc::clone(engine);
             glommio::spawn_local(async move { dump(&engine, role, pieces).await }).detach();
         }
+        ShardMessage::Load { group, pieces, done } => {
+            let engine = Rc::clone(engine);
+            glommio::spawn_local(async move { load(&engine, group, pieces, done).await }).detach();
+        }
     }
 }
 
@@ -184,6 +190,34 @@ async fn dump(engine: &Engine, role: ReplicaRole, pieces: Sender<DumpPiece>) {
         }
     }
     send(&pieces, DumpPiece::End).await;
+}
+
+/// Takes a dump into the table of a group; between two pieces everything else goes on.
+async fn load(
+    engine: &Engine,
+    group: GroupId,
+    pieces: Receiver<LoadPiece>,
+    done: Sender<Result<(), String>>,
+) {
+    loop {
+        let piece = match pieces.try_recv() {
+            Ok(piece) => piece,
+            Err(TryRecvError::Empty) => {
+                glommio::timer::sleep(LOAD_PAUSE).await;
+                continue;
+            }
+            // The rest of the file is no good; whoever reads it ends the process.
+            Err(TryRecvError::Disconnected) => return,
+        };
+        let is_last = matches!(piece, LoadPiece::End(_));
+        let loaded = engine.shard.borrow_mut().service.load(clock::now(), group, piece);
+        if is_last || loaded.is_err() {
+            // There is room for the one answer.
+            let _ = done.try_send(loaded);
+            return;
+        }
+        glommio::executor().yield_task_queue_now().await;
+    }
 }
 
 /// Gives a piece to the writer of the file without ever blocking; `false` if it is gone.

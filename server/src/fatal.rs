@@ -96,6 +96,14 @@ pub enum Fatal {
         /// What the system said.
         error: io::Error,
     },
+    /// A dump that this server was to begin with cannot be loaded.
+    #[error("load {path}: {reason}")]
+    Load {
+        /// The dump.
+        path: PathBuf,
+        /// What is wrong, and what to do about it.
+        reason: String,
+    },
     /// The coordinator does not want this server.
     #[error("the coordinator at {coordinator} refused this server: {reason}")]
     Refused {
@@ -128,6 +136,7 @@ impl Fatal {
             Fatal::Refused { .. } => ServerExit::Refused,
             Fatal::NoCoordinator { .. } => ServerExit::NoCoordinator,
             Fatal::OpenFiles { .. } => ServerExit::OpenFiles,
+            Fatal::Load { .. } => ServerExit::Load,
         }
     }
 
@@ -198,6 +207,7 @@ mod tests {
             Fatal::System { doing: "x", error: error() },
             Fatal::Refused { coordinator: address, reason: String::new() },
             Fatal::NoCoordinator { coordinator: address, seconds: 1 },
+            Fatal::Load { path: "x".into(), reason: String::new() },
         ];
         let mut exits: Vec<ServerExit> = reasons.iter().map(Fatal::exit).collect();
         exits.sort_unstable_by_key(|exit| exit.code());

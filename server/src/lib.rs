@@ -23,6 +23,7 @@ mod dump;
 mod executor;
 mod fatal;
 mod known_map;
+mod load;
 mod log_limit;
 mod mailbox;
 mod memory;

@@ -1,15 +1,15 @@
-//! What other threads tell an executor, and what it sends back for a dump.
+//! What other threads tell an executor, what it sends back for a dump, and what it is sent of one.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Receiver, Sender};
 use kv_core::dump::DumpedShard;
 use kv_core::replica::NoFullCopy;
 use kv_core::session::LoggedRecord;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::{Member, OrderId, SequenceNumber, ShardId};
+use kv_protocol::ids::{GroupId, Member, OrderId, SequenceNumber, ShardId};
 use kv_protocol::view::View;
 
 use crate::net::listener::Port;
@@ -30,6 +30,8 @@ pub(crate) enum ShardMessage {
     Drain,
     /// Freeze, then send the table of this role, piece by piece.
     Dump { role: ReplicaRole, pieces: Sender<DumpPiece> },
+    /// Fill the empty table of this group, piece by piece; then, or when that cannot be done, say so.
+    Load { group: GroupId, pieces: Receiver<LoadPiece>, done: Sender<Result<(), String>> },
 }
 
 /// What a shard answers to an order.
@@ -87,6 +89,17 @@ pub(crate) enum DumpPiece {
     End,
 }
 
+/// A part of a dump on its way into a shard's table.
+#[derive(Debug)]
+pub(crate) enum LoadPiece {
+    /// Some entries.
+    Entries(DumpedEntries),
+    /// Completion records.
+    Records(Vec<LoggedRecord>),
+    /// The dump was found whole, and this was its last write. The last piece.
+    End(SequenceNumber),
+}
+
 /// Entries one after the other; copied as they are, because turning them into text would hold the
 /// executor up.
 #[derive(Debug, Default)]
@@ -101,6 +114,16 @@ impl DumpedEntries {
         self.bytes.extend_from_slice(key);
         self.bytes.extend_from_slice(value);
         self.lengths.push((key.len(), value.len(), version));
+    }
+
+    /// Bytes of keys and values.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.lengths.len()
     }
 
     /// Calls `visit` with key, value and version of each.

@@ -16,6 +16,7 @@ use std::time::Duration;
 use kv_core::arena::ChunkSource;
 use kv_core::hash::HashSecret;
 use kv_core::replica::{ConnectionId, InstallError, Pumped, Replica, ReplicaConfig, StreamError};
+use kv_core::session::LoggedRecord;
 use kv_protocol::client_message::{
     Answer, Operation, Refusal, ReplicaRole, Request, Status, write_map_answer,
 };
@@ -33,6 +34,7 @@ use kv_protocol::view::View;
 
 use crate::known_map::KnownMap;
 use crate::log_limit::LogLimit;
+use crate::message::LoadPiece;
 use crate::net::output::Outputs;
 
 /// A stream to a peer with so many unsent bytes is given no more until the peer takes some.
@@ -547,6 +549,43 @@ impl Service {
             hosted.partner = Some((view.version, address));
         }
         self.keep_streams(now);
+        self.has_news = true;
+        Ok(())
+    }
+
+    /// Takes a part of a dump into the empty table of a group that has no view yet.
+    ///
+    /// # Errors
+    /// Why not, in words; this process is of no use then.
+    pub(crate) fn load(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        piece: LoadPiece,
+    ) -> Result<(), String> {
+        let me = self.identity.me;
+        let hosted = self.hosted(group);
+        let replica = &mut hosted.ok_or_else(|| format!("{me} does not hold it"))?.replica;
+        if replica.view().is_some() {
+            return Err("it has a view, and is filled by its stream alone".to_owned());
+        }
+        match piece {
+            LoadPiece::Entries(entries) => {
+                let mut loaded = Ok(());
+                entries.for_each(|key, value, version| {
+                    if loaded.is_ok() {
+                        loaded = replica.load_entry(key, value, version);
+                    }
+                });
+                loaded.map_err(|error| format!("{error}; raise --memory-limit, or add memory"))?;
+            }
+            LoadPiece::Records(records) => {
+                for LoggedRecord { sn, record } in records {
+                    replica.load_record(now, sn, record);
+                }
+            }
+            LoadPiece::End(last) => replica.finish_load(last),
+        }
         self.has_news = true;
         Ok(())
     }

@@ -1,0 +1,307 @@
+//! Begins with what dumps hold: fills the tables before anybody is told that this server is there.
+//!
+//! ```text
+//!   file -> DumpReader -> pieces -> [bounded channel] -> executor of the shard -> its table
+//!   (a thread a file)                                    says at the end that all is in
+//! ```
+//!
+//! A file of any size passes through a few pieces. Only when its end was compared with all that stands
+//! before it are the tables told that they are whole; whatever is wrong ends the process before that, and
+//! leaves the file as it is.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use kv_core::dump::{DumpError, DumpItem, DumpReader, DumpRecord};
+use kv_core::session::LoggedRecord;
+use kv_protocol::ids::{GroupId, SequenceNumber, ServerId, ShardId};
+use kv_protocol::placement::Placement;
+
+use crate::fatal::Fatal;
+use crate::mailbox;
+use crate::message::{DumpedEntries, LoadPiece, ShardMessage};
+
+/// Pieces that may wait for one shard.
+const PIECES_WAITING: usize = 4;
+/// A piece goes on its way when it has so many bytes, or entries, or records.
+const PIECE_BYTES: usize = 256 << 10;
+const PIECE_ITEMS: usize = 4_096;
+/// What is read of the file at once.
+const READ_BYTES: usize = 256 << 10;
+/// How long a shard may take to make room for a piece, or to say that it is done.
+const SHARD_PATIENCE: Duration = Duration::from_secs(60);
+/// How often the progress is logged.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A file, and what of it is to be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadSource {
+    /// The group that it must be of.
+    pub group: GroupId,
+    /// The shards that are taken from it.
+    pub shards: Vec<ShardId>,
+    /// The dump.
+    pub file: PathBuf,
+}
+
+impl FromStr for LoadSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<LoadSource, String> {
+        let parse = || {
+            let (group, rest) = text.split_once(':')?;
+            let (shards, file) = rest.split_once(':').filter(|(_, file)| !file.is_empty())?;
+            let shards = shards.split(',').map(|shard| shard.parse().ok().map(ShardId));
+            let shards: Option<Vec<ShardId>> = shards.collect();
+            Some(LoadSource {
+                group: GroupId(group.parse().ok()?),
+                shards: shards?,
+                file: file.into(),
+            })
+        };
+        parse().ok_or_else(|| "write <group>:<shard>,<shard>…:<file>".to_owned())
+    }
+}
+
+/// A group is loaded as a whole or not at all: a shard that is forgotten would be served empty.
+pub(crate) fn check_sources(
+    sources: &[LoadSource],
+    id: u16,
+    servers: u16,
+    shards: u16,
+) -> Result<(), String> {
+    let predecessor = ServerId((id + servers - 1) % servers);
+    let homes = [ServerId(id).home_group(), predecessor.home_group()];
+    if let Some(other) = sources.iter().find(|source| !homes.contains(&source.group)) {
+        return Err(format!("group {} is not at home at server {id}", other.group));
+    }
+    if let Some(shard) = sources.iter().flat_map(|source| &source.shards).find(|s| s.0 >= shards) {
+        return Err(format!("there is no shard {shard} of {shards}"));
+    }
+    for group in homes {
+        let of_group: Vec<&LoadSource> = sources.iter().filter(|s| s.group == group).collect();
+        for shard in (0..shards).map(ShardId) {
+            let named = of_group.iter().flat_map(|source| &source.shards);
+            match named.filter(|named| **named == shard).count() {
+                _ if of_group.is_empty() => {}
+                1 => {}
+                count => {
+                    return Err(format!("shard {shard} of group {group} is named {count} times"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Loads all files, beside each other; back when every shard has what it is to begin with.
+pub(crate) fn run(
+    sources: &[LoadSource],
+    placement: Placement,
+    shards: &[mailbox::Sender<ShardMessage>],
+) -> Result<(), Fatal> {
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for source in sources {
+            let name = format!("load-{}", source.group);
+            let thread = std::thread::Builder::new().name(name);
+            let spawned = thread.spawn_scoped(scope, move || load(source, placement, shards));
+            threads.push(
+                spawned
+                    .map_err(|error| Fatal::System { doing: "start a thread that loads", error })?,
+            );
+        }
+        for thread in threads {
+            thread.join().expect("a panic ends the process")?;
+        }
+        Ok(())
+    })
+}
+
+fn load(
+    source: &LoadSource,
+    placement: Placement,
+    shards: &[mailbox::Sender<ShardMessage>],
+) -> Result<(), Fatal> {
+    let path = &source.file;
+    let start = Instant::now();
+    let mut loader =
+        Loader { source, placement, shards, current: None, filled: Vec::new(), entries: 0 };
+    let loaded = loader.read(path).and_then(|()| loader.finish());
+    loaded.map_err(|Failed(reason)| Fatal::Load { path: path.clone(), reason })?;
+    let (entries, path) = (loader.entries, path.display());
+    tracing::info!(
+        "loaded group {} from {path}: {entries} entries in {:?}",
+        source.group,
+        start.elapsed()
+    );
+    Ok(())
+}
+
+/// Why a file is not loaded, in words.
+struct Failed(String);
+
+impl From<DumpError> for Failed {
+    fn from(error: DumpError) -> Failed {
+        Failed(format!("{error}; restore once more, from another copy"))
+    }
+}
+
+/// A file on its way into the tables.
+struct Loader<'a> {
+    source: &'a LoadSource,
+    placement: Placement,
+    shards: &'a [mailbox::Sender<ShardMessage>],
+    /// The shard whose lines are being read, if it is taken from this file.
+    current: Option<Feed>,
+    /// Those that have all their lines.
+    filled: Vec<Feed>,
+    entries: u64,
+}
+
+/// The way to one executor.
+struct Feed {
+    shard: ShardId,
+    last: SequenceNumber,
+    pieces: Sender<LoadPiece>,
+    done: Receiver<Result<(), String>>,
+    entries: DumpedEntries,
+    records: Vec<LoggedRecord>,
+}
+
+impl Loader<'_> {
+    /// Reads the whole file, and gives each shard its part.
+    fn read(&mut self, path: &Path) -> Result<(), Failed> {
+        let failed = |error: std::io::Error| Failed(format!("{error}; check that it can be read"));
+        let mut file = File::open(path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        let (mut read, mut told) = (0u64, Instant::now());
+        let mut bytes = vec![0; READ_BYTES];
+        let mut reader = DumpReader::new();
+        loop {
+            let count = match file.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            let mut items = Vec::new();
+            reader.feed(&bytes[..count], |item| {
+                items.push(item);
+                Ok::<(), DumpError>(())
+            })?;
+            for item in items {
+                self.take(item)?;
+            }
+            read += count as u64;
+            if told.elapsed() >= PROGRESS_INTERVAL {
+                told = Instant::now();
+                let percent = read * 100 / length.max(1);
+                tracing::info!("loading {}: {percent} % of {length} bytes", path.display());
+            }
+        }
+        reader.finish()?;
+        self.filled.extend(self.current.take());
+        Ok(())
+    }
+
+    fn take(&mut self, item: DumpItem) -> Result<(), Failed> {
+        match item {
+            DumpItem::Origin(origin) => {
+                let (group, shards) = (origin.group, origin.shards);
+                if group != self.source.group || shards != self.placement.shards() {
+                    return Err(Failed(format!("it is of group {group} with {shards} shards")));
+                }
+            }
+            DumpItem::Shard(line) => {
+                if let Some(mut feed) = self.current.take() {
+                    feed.flush()?;
+                    self.filled.push(feed);
+                }
+                if self.source.shards.contains(&line.shard) {
+                    self.current = Some(self.begin(line.shard, line.last)?);
+                }
+            }
+            DumpItem::Entry(entry) => {
+                let Some(feed) = &mut self.current else { return Ok(()) };
+                if self.placement.locate(entry.digest) != (self.source.group, feed.shard) {
+                    return Err(Failed("it holds a key of another group or shard".to_owned()));
+                }
+                self.entries += 1;
+                feed.entries.push(&entry.key, &entry.value, entry.sn);
+                if feed.entries.bytes() >= PIECE_BYTES || feed.entries.count() >= PIECE_ITEMS {
+                    feed.flush()?;
+                }
+            }
+            DumpItem::Record(DumpRecord { sn, record, .. }) => {
+                let Some(feed) = &mut self.current else { return Ok(()) };
+                feed.records.push(LoggedRecord { sn, record });
+                if feed.records.len() >= PIECE_ITEMS {
+                    feed.flush()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells an executor that its shard is coming.
+    fn begin(&self, shard: ShardId, last: SequenceNumber) -> Result<Feed, Failed> {
+        let (pieces, incoming) = bounded(PIECES_WAITING);
+        let (answer, done) = bounded(1);
+        let group = self.source.group;
+        let message = ShardMessage::Load { group, pieces: incoming, done: answer };
+        let mailbox = &self.shards[usize::from(shard.0)];
+        mailbox
+            .push_order(message)
+            .map_err(|_| Failed(format!("shard {shard} takes no orders; does it run?")))?;
+        let (entries, records) = Default::default();
+        Ok(Feed { shard, last, pieces, done, entries, records })
+    }
+
+    /// The file was found whole: the shards are told, and have all of it.
+    fn finish(&mut self) -> Result<(), Failed> {
+        for feed in &mut self.filled {
+            feed.flush()?;
+            feed.send(LoadPiece::End(feed.last))?;
+        }
+        for feed in &self.filled {
+            feed.outcome()?;
+        }
+        Ok(())
+    }
+}
+
+impl Feed {
+    fn flush(&mut self) -> Result<(), Failed> {
+        if self.entries.count() > 0 {
+            let entries = std::mem::take(&mut self.entries);
+            self.send(LoadPiece::Entries(entries))?;
+        }
+        if !self.records.is_empty() {
+            let records = std::mem::take(&mut self.records);
+            self.send(LoadPiece::Records(records))?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, piece: LoadPiece) -> Result<(), Failed> {
+        if self.pieces.send_timeout(piece, SHARD_PATIENCE).is_ok() {
+            return Ok(());
+        }
+        // A shard that takes no more has said why.
+        self.outcome()?;
+        Err(Failed(format!("shard {} takes no more", self.shard)))
+    }
+
+    fn outcome(&self) -> Result<(), Failed> {
+        let shard = self.shard;
+        let outcome = self.done.recv_timeout(SHARD_PATIENCE);
+        outcome
+            .map_err(|_| Failed(format!("shard {shard} did not answer; does it run?")))?
+            .map_err(|reason| Failed(format!("shard {shard}: {reason}")))
+    }
+}
