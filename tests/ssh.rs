@@ -77,6 +77,27 @@ fn a_server_behind_ssh_serves_and_leaves_its_dumps_in_the_remote_directory() {
 }
 
 #[test]
+fn a_cluster_with_a_remote_server_is_restored_from_the_dumps_that_were_gathered() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    cluster.client(&operations(500)).with_code(0);
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    fetch_dumps(&sshd, &cluster);
+    let mut restored = sshd.cluster().restore(cluster.into_dir()).start();
+    let checks: String = (0..500).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
+    let checked = restored.client(&checks).with_code(0);
+    assert_eq!(checked.lines().iter().filter(|l| l.starts_with("check passed")).count(), 500);
+    wait_until("what was brought there to be removed", PATIENCE, || {
+        let files = fs::read_dir(sshd.remote_dir()).expect("read a directory").flatten();
+        files.map(|file| file.file_name()).all(|name| !name.to_string_lossy().contains(".load."))
+    });
+    assert!(sshd.remote_dir().join("server_1.primary.old").exists(), "the dumps there are left");
+    process::signal(restored.coord_pid(), Signal::TERM);
+    restored.await_end(0);
+}
+
+#[test]
 fn a_remote_server_that_is_killed_is_replaced_and_the_log_tells_by_what_it_ended() {
     let sshd = Sshd::start();
     let cluster = sshd.cluster().start();

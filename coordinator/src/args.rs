@@ -113,6 +113,23 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) server_binary: Option<PathBuf>,
 
+    /// Bring back the cluster that was stopped, from the dumps and the coordinator's state
+    /// (`coordinator.state`) in these directories; the dumps of servers on ssh hosts must be copied into
+    /// one of them first. They may be the directory that the cluster ran in (--dir). The last state says
+    /// which dumps count; a table shows what becomes of each. Nothing is changed before all is checked,
+    /// and a try that fails can be made again.
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    pub(crate) restore: Vec<PathBuf>,
+
+    /// Restore although groups are LOST, of which no dump counts: their keys are answered LOST.
+    #[arg(long, requires = "restore")]
+    pub(crate) accept_loss: bool,
+
+    /// Restore although a member of the old cluster may still serve. Only if you know that it does not:
+    /// two clusters would answer for the same keys.
+    #[arg(long, requires = "restore")]
+    pub(crate) force: bool,
+
     /// Ignore standard input and SIGHUP; only SIGINT and SIGTERM stop the cluster.
     #[arg(long)]
     pub(crate) daemon: bool,
@@ -256,6 +273,17 @@ mod tests {
             assert_eq!(error.exit_code(), 2, "{wrong}");
         }
         assert_eq!(parse("coord").unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn what_is_said_about_a_restore_needs_one() {
+        let args = parse("coord -C file --restore a b --dir c --restore d --accept-loss").unwrap();
+        assert_eq!(args.restore, ["a", "b", "d"].map(PathBuf::from));
+        assert!(args.accept_loss && !args.force);
+        for wrong in ["--accept-loss", "--force", "--restore"] {
+            let error = parse(&format!("coord -C file {wrong}")).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{wrong}");
+        }
     }
 
     #[test]

@@ -33,9 +33,10 @@ use crate::lock::DirectoryLock;
 use crate::logs::{self, Console};
 use crate::plan::{self, Plan};
 use crate::ready::{Ports, Ready};
+use crate::restore::{self, Load, Restoration, send};
 use crate::spawn::local::LocalServer;
 use crate::spawn::ssh::RemoteServer;
-use crate::spawn::{Exit, command_line, printable, server_arguments};
+use crate::spawn::{Exit, command_line, printable, quote, server_arguments};
 use crate::store::{self, Place, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
 use crate::{
@@ -84,6 +85,10 @@ pub(crate) struct Driver {
     /// Why this coordinator must end and leave the servers as they are.
     outdated: RefCell<Option<String>>,
     outcome: RefCell<Option<StopOutcome>>,
+    /// What founders begin with, where the cluster is restored.
+    restoration: Option<Restoration>,
+    /// The command that brings this cluster back after its stop.
+    restore_command: String,
     /// Something changed that the main loop must look at.
     changed: Notify,
     /// Some recovery is in another step.
@@ -101,7 +106,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     })?;
     let _lock = DirectoryLock::take(&args.dir)?;
     let mut reasons = stop::listen(args.daemon)?;
-    let (plan, earlier) = tokio::select! {
+    let (plan, beginning) = tokio::select! {
         // What is wrong with the plan is said even to someone who leaves at once.
         biased;
         plan = make_plan(&args, file, console) => {
@@ -113,14 +118,14 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         }
     };
     let log = |failure: &Failure| console.log(failure);
-    let (clients, servers) = listen(&args, &plan, earlier.as_ref()).await.inspect_err(log)?;
+    let (clients, servers) = listen(&args, &plan, beginning.earlier()).await.inspect_err(log)?;
     let port = |listener: &TcpListener| {
         listener.local_addr().map(|address: SocketAddr| address.port()).map_err(|error| {
             Failure::Failed(format!("ask the system for the port that was taken: {error}"))
         })
     };
     let ports = Ports { clients: port(&clients)?, servers: port(&servers)? };
-    let driver = Rc::new(Driver::new(&args, plan, earlier, console, ready, ports)?);
+    let driver = Rc::new(Driver::new(&args, plan, beginning, console, ready, ports)?);
     let told = Rc::clone(&driver);
     tokio::task::spawn_local(async move {
         // An epoch that a crash could take back must not be told: its successor would have the same
@@ -136,15 +141,41 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     ended
 }
 
-/// What is to be done: a new cluster, or the one that an earlier coordinator has left.
+/// What a coordinator begins with.
+enum Beginning {
+    /// Nothing.
+    New,
+    /// What an earlier one has left.
+    Earlier(Box<Record>),
+    /// Dumps.
+    Restored(Restoration),
+}
+
+impl Beginning {
+    fn earlier(&self) -> Option<&Record> {
+        match self {
+            Beginning::Earlier(earlier) => Some(earlier),
+            Beginning::New | Beginning::Restored(_) => None,
+        }
+    }
+}
+
+/// What is to be done: a new cluster, the one that an earlier coordinator has left, or one from dumps.
 async fn make_plan(
     args: &Args,
     file: ClusterFile,
     console: Console,
-) -> Result<(Plan, Option<Record>), Failure> {
+) -> Result<(Plan, Beginning), Failure> {
+    if !args.restore.is_empty() {
+        let mut plan = Plan::make(args, file).await?;
+        let restoration = restore::prepare(args, &mut plan, console).await?;
+        return Ok((plan, Beginning::Restored(restoration)));
+    }
     match restart::look(args, &file, console).await? {
-        Some(earlier) => Ok((Plan::again(args, file, &earlier)?, Some(earlier))),
-        None => Ok((Plan::make(args, file).await?, None)),
+        Some(earlier) => {
+            Ok((Plan::again(args, file, &earlier)?, Beginning::Earlier(Box::new(earlier))))
+        }
+        None => Ok((Plan::make(args, file).await?, Beginning::New)),
     }
 }
 
@@ -233,12 +264,16 @@ impl Driver {
     fn new(
         args: &Args,
         plan: Plan,
-        earlier: Option<Record>,
+        beginning: Beginning,
         console: Console,
         ready: Option<Ready>,
         ports: Ports,
     ) -> Result<Driver, Failure> {
-        let earlier = earlier.map(|earlier| earlier.state);
+        let (earlier, restoration) = match beginning {
+            Beginning::New => (None, None),
+            Beginning::Earlier(earlier) => (Some(earlier.state), None),
+            Beginning::Restored(restoration) => (None, Some(restoration)),
+        };
         let count = plan.file.servers.len();
         let servers = plan.file.count();
         let config = ClusterConfig {
@@ -255,16 +290,24 @@ impl Driver {
             seed: random::nonzero_u64()?,
             on_double_fault: args.on_double_fault.into(),
             silence: args.timeout,
-            start_patience: START_PATIENCE,
+            start_patience: START_PATIENCE
+                + restoration.as_ref().map_or(Duration::ZERO, |restored| restored.patience),
             stop_patience: DRAIN_DEADLINE,
         };
         let (mut first, takes_over) = (Vec::new(), earlier.is_some());
-        let cluster = match earlier {
-            Some(earlier) => Cluster::restart(clock::now(), config, earlier, &mut first),
-            None => Cluster::found(clock::now(), config, &mut first),
+        let now = clock::now();
+        let cluster = match (earlier, &restoration) {
+            (Some(earlier), _) => Cluster::restart(now, config, earlier, &mut first),
+            (None, Some(restored)) => {
+                Cluster::found_restored(now, config, restored.foundings.clone(), &mut first)
+            }
+            (None, None) => Cluster::found(now, config, &mut first),
         };
+        let own = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
         Ok(Driver {
             cluster: RefCell::new(cluster),
+            restoration,
+            restore_command: quote::words(&restore::command(own, &plan.dir)),
             first: RefCell::new(first),
             dir: args.dir.clone(),
             place: Place {
@@ -484,9 +527,37 @@ impl Driver {
         };
         let port = self.ports.clients;
         self.console.say(&format!("serving; clients connect with: client -h {host} -p {port}"));
+        if let Some(restored) = &self.restoration {
+            self.tell_restored(restored);
+        }
         if let Some(ready) = self.ready.take() {
             ready.announce(self.cluster().config().cluster, self.ports);
         }
+    }
+
+    /// Every group that is not LOST has two copies: what it was restored from is not needed any more.
+    fn tell_restored(&self, restored: &Restoration) {
+        let (old, new) = (restored.cluster, self.cluster().config().cluster);
+        self.console.say(&format!("restored: cluster {old} goes on as cluster {new}"));
+        restored.finish();
+        for line in &self.plan.file.servers {
+            let count = restored.of(line.id).len();
+            if line.host != Host::Local && count > 0 {
+                let (ssh, host, id) = (self.plan.ssh.clone(), line.host.clone(), line.id);
+                let turn = Rc::clone(&self.turn);
+                tokio::task::spawn_local(async move {
+                    let _permit = turn.acquire().await;
+                    send::remove(&ssh, &host, id, count).await;
+                });
+            }
+        }
+    }
+
+    /// What a process begins with that is spawned now: only founders of a restored cluster load, whoever
+    /// replaces one later is copied to.
+    fn loads(&self, server: ServerId) -> Vec<Load> {
+        let restored = self.restoration.as_ref().filter(|_| self.cluster().is_founding());
+        restored.map_or_else(Vec::new, |restored| restored.of(server).to_vec())
     }
 
     fn tell_down(&self, member: Member, cause: DownCause) {
@@ -550,7 +621,15 @@ impl Driver {
     fn spawn(self: &Rc<Driver>, member: Member) {
         let line = &self.plan.file.servers[index(member)];
         let cluster = self.cluster().config().cluster;
-        let arguments = server_arguments(&self.plan, line, cluster, member, self.ports.servers);
+        let mut arguments = server_arguments(&self.plan, line, cluster, member, self.ports.servers);
+        let loads = self.loads(line.id);
+        for (n, load) in loads.iter().enumerate() {
+            let path = match line.host {
+                Host::Local => load.file.to_string_lossy().into_owned(),
+                Host::Ssh { .. } => send::name(line.id, n),
+            };
+            arguments.extend(["--load".to_owned(), load.argument(&path)]);
+        }
         self.commands.borrow_mut()[index(member)] = command_line(&self.plan, line, &arguments);
         self.exits.borrow_mut()[index(member)] = None;
         let begun = self.failure.borrow().is_none();
@@ -558,7 +637,7 @@ impl Driver {
             _ if !begun => Err("not started any more".into()),
             Host::Local => self.spawn_local(line, member, &arguments),
             Host::Ssh { .. } => {
-                self.spawn_remote(line, member, arguments, Rc::clone(&self.turn));
+                self.spawn_remote(line, member, arguments, loads, Rc::clone(&self.turn));
                 Ok(())
             }
         };
@@ -593,14 +672,39 @@ impl Driver {
         line: &ServerLine,
         member: Member,
         arguments: Vec<String>,
+        loads: Vec<Load>,
         turn: Rc<Semaphore>,
     ) {
         let server = RemoteServer::new(self.plan.ssh.clone(), line.clone(), member, arguments);
-        let (driver, kill, line) = (Rc::clone(self), self.killer(member), line.clone());
+        let (driver, mut kill, line) = (Rc::clone(self), self.killer(member), line.clone());
         tokio::task::spawn_local(async move {
+            if let Err(how) = driver.bring(&line, &loads, &turn, &mut kill).await {
+                return driver.exited(member, Exit { how, last_words: None });
+            }
             let exit = server.run(turn, kill, |pid| driver.tell_spawned(&line, Some(pid))).await;
             driver.exited(member, exit);
         });
+    }
+
+    /// Brings the dumps that a server begins with to its host, unless it is not wanted any more.
+    async fn bring(
+        &self,
+        line: &ServerLine,
+        loads: &[Load],
+        turn: &Semaphore,
+        kill: &mut mpsc::Receiver<()>,
+    ) -> Result<(), String> {
+        if loads.is_empty() {
+            return Ok(());
+        }
+        let brought = async {
+            let _permit = turn.acquire().await;
+            send::all(&self.plan.ssh, &line.host, line.id, loads).await
+        };
+        tokio::select! {
+            brought = brought => brought,
+            Some(()) = kill.recv() => Err("given up before it had started".to_owned()),
+        }
     }
 
     fn tell_spawned(&self, line: &ServerLine, pid: Option<u32>) {
@@ -648,6 +752,10 @@ impl Driver {
                  living servers are in their directories"
             ));
         }
+        let mut advice = String::new();
+        if outcome.double_fault.is_some() {
+            advice = self.restore_advice(outcome);
+        }
         if !outcome.unproven.is_empty() {
             lost.push(format!("these servers may still run: {}", name(&outcome.unproven)));
         }
@@ -659,7 +767,25 @@ impl Driver {
             self.console.say("stopped");
             return Ok(());
         }
-        Err(Failure::Failed(format!("stopped, but {}", lost.join("; "))))
+        Err(Failure::Failed(format!("stopped, but {}{advice}", lost.join("; "))))
+    }
+
+    /// How to bring the cluster back, to be pasted into a shell.
+    fn restore_advice(&self, outcome: &StopOutcome) -> String {
+        let mut text = String::new();
+        let dir = self.plan.dir.to_string_lossy().into_owned();
+        for line in self.plan.file.servers.iter().filter(|line| line.host != Host::Local) {
+            let (id, host, there) = (line.id, &line.host, &self.plan.ssh.remote_dir);
+            text += &format!(
+                "\n  copy here first, from {host}: the files server_{id}.primary and \
+                 server_{id}.secondary of {there}, into {dir}"
+            );
+        }
+        text += &format!("\n  restore it with: {}", self.restore_command);
+        if !outcome.undumped.is_empty() {
+            text += "\n  add --accept-loss to go on without the groups that nobody has dumped";
+        }
+        text
     }
 
     fn start_failure(&self, server: ServerId, reason: &str, outcome: &StopOutcome) -> String {

@@ -4,6 +4,7 @@
 //! ```text
 //!   cluster file, flags -> plan -> spawn (local, adopted, ssh) -----> servers
 //!   state of before -> restart -^
+//!   dumps, last state -> restore -^
 //!                                                                       |
 //!      clients: MAP, STATUS -> clients --+      +-- links <- STARTED, HEARTBEAT
 //!                                        v      v
@@ -33,6 +34,7 @@ mod progress;
 mod random;
 mod ready;
 mod restart;
+mod restore;
 mod screen;
 mod spawn;
 mod stop;

@@ -54,6 +54,24 @@ impl DirectoryLock {
     }
 }
 
+/// Refuses a directory in which another coordinator is at work; this one's own is not meant.
+pub(crate) fn refuse_if_held(dir: &Path, own: &Path) -> Result<(), Failure> {
+    let is_own = match (dir.canonicalize(), own.canonicalize()) {
+        (Ok(dir), Ok(own)) => dir == own,
+        _ => false,
+    };
+    let Some(mut file) = File::open(dir.join(NAME)).ok().filter(|_| !is_own) else { return Ok(()) };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::Failed(format!(
+            "{} is in use by a coordinator (pid {}); stop it before its cluster is restored",
+            dir.display(),
+            holder(&mut file)
+        ))),
+        // One that cannot be locked tells nothing; its servers are looked for anyway.
+        _ => Ok(()),
+    }
+}
+
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let digits = match file.take(MAX_PID_BYTES).read_to_string(&mut text) {
@@ -78,7 +96,12 @@ mod tests {
             panic!("a failure, not bad usage")
         };
         assert!(message.contains(&format!("pid {}", std::process::id())), "{message}");
+        let own = tempfile::tempdir().unwrap();
+        assert!(refuse_if_held(dir.path(), own.path()).is_err());
+        assert!(refuse_if_held(dir.path(), dir.path()).is_ok());
         drop(first);
+        assert!(refuse_if_held(dir.path(), own.path()).is_ok());
+        assert!(refuse_if_held(own.path(), dir.path()).is_ok());
         DirectoryLock::take(dir.path()).unwrap();
     }
 }

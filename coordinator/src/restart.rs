@@ -3,6 +3,7 @@
 //! | the state says                | its recorded processes | then                                     |
 //! |-------------------------------|------------------------|------------------------------------------|
 //! | (there is none)               |                        | a new cluster                            |
+//! | it was to be restored         |                        | refused unless all had loaded: --restore |
 //! | anything                      | one lives              | it is taken over: the next epoch         |
 //! | it stops, or has never served | none lives             | set aside as *.old; a new cluster        |
 //! | it has served                 | none lives             | refused: its data is gone from memory    |
@@ -13,7 +14,7 @@ use std::path::Path;
 
 use kv_protocol::cluster_file::{ClusterFile, Host};
 use kv_protocol::control_message::Started;
-use kv_protocol::{Incarnation, Member, ServerId};
+use kv_protocol::{Incarnation, Member, ServerId, ViewVersion};
 
 use crate::Failure;
 use crate::args::Args;
@@ -35,6 +36,14 @@ pub(crate) async fn look(
     let ssh = Ssh::new(args);
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
     let Some(record) = loaded else { return Ok(None) };
+    if is_half_restored(&record) {
+        return Err(Failure::Failed(format!(
+            "{} tells of a cluster that was to be restored, and whose coordinator ended before every \
+             server had loaded its dumps: a new one would begin with empty tables. Nothing was started; \
+             say --restore DIR once more",
+            args.dir.join(FILE_NAME).display()
+        )));
+    }
     if lives(&record, &ssh, &args.dir).await? {
         check_flags(&record, args, file)?;
         end_strays(&record, &ssh).await;
@@ -53,11 +62,17 @@ pub(crate) async fn look(
     ));
     if record.state.has_served && (has_dumps(&record, &args.dir) || has_remote(&record)) {
         console.say(
-            "the dumps of that run are kept as *.old beside the servers' logs; --restore DIR brings \
-             back what is in them",
+            "the dumps of that run are kept as *.old beside the servers' logs; copied elsewhere under \
+             their plain names, with the state, they are brought back by --restore DIR",
         );
     }
     Ok(None)
+}
+
+/// Whether its founders have yet to load: only whoever reads the dumps can tell them what.
+fn is_half_restored(record: &Record) -> bool {
+    let is_founding = record.state.views.iter().all(|view| view.version == ViewVersion(0));
+    is_founding && !record.state.foundings.is_empty()
 }
 
 /// Whether any process of the state lives.
@@ -200,6 +215,17 @@ mod tests {
 
     use super::*;
     use crate::store::tests::record;
+
+    #[test]
+    fn only_a_restore_goes_on_with_a_cluster_whose_founders_have_yet_to_load() {
+        use kv_core::cluster::Founding;
+        let mut record = record(0);
+        assert!(!is_half_restored(&record), "it begins with nothing");
+        record.state.foundings = vec![Founding { above: ViewVersion(7), is_lost: false }; 3];
+        assert!(is_half_restored(&record));
+        record.state.views[0].version = ViewVersion(8);
+        assert!(!is_half_restored(&record), "its founders have reported, so they have loaded");
+    }
 
     #[test]
     fn flags_and_a_cluster_file_that_speak_of_another_cluster_are_bad_usage() {

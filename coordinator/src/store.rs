@@ -108,7 +108,8 @@ pub(crate) fn load(directory: &Path) -> Result<Option<Record>, LoadError> {
     load_file(&directory.join(FILE_NAME))
 }
 
-fn load_file(path: &Path) -> Result<Option<Record>, LoadError> {
+/// The state in a file; `None`: there is none.
+pub(crate) fn load_file(path: &Path) -> Result<Option<Record>, LoadError> {
     let read = |error| LoadError::Read { path: path.to_owned(), error };
     let file = match File::open(path) {
         Ok(file) => file,

@@ -123,6 +123,18 @@ impl Builder {
         self
     }
 
+    /// A directory that a cluster has run in before.
+    pub(crate) fn in_dir(mut self, dir: TempDir) -> Builder {
+        self.dir = dir;
+        self
+    }
+
+    /// Restores the cluster that has run in this directory before.
+    pub(crate) fn restore(self, dir: TempDir) -> Builder {
+        let flag = dir.path().to_str().expect("a path in UTF-8").to_owned();
+        self.in_dir(dir).flag("--restore").flag(flag)
+    }
+
     /// The directory that the cluster will run in.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
@@ -467,6 +479,24 @@ impl Cluster {
         let dumps = self.dumps();
         let other = tempfile::tempdir().expect("make a directory");
         (dumps, std::mem::replace(&mut self.dir, other))
+    }
+
+    /// The directory of a cluster that has ended.
+    pub(crate) fn into_dir(mut self) -> TempDir {
+        std::mem::replace(&mut self.dir, tempfile::tempdir().expect("make a directory"))
+    }
+
+    /// What the coordinator said on its standard error.
+    pub(crate) fn coord_errors(&self) -> String {
+        let bytes = fs::read(self.dir().join("coord.err")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits for the coordinator to end with this code, whoever of its servers is left.
+    #[track_caller]
+    pub(crate) fn await_any_code(&mut self, code: i32) {
+        let ended = programs::wait(&mut self.coord, STOP_LIMIT).expect("an end in time");
+        assert_eq!(ended, Some(code), "how coord ended");
     }
 
     /// Waits for the coordinator to end with this code, leaving no process.

@@ -1,0 +1,83 @@
+//! Who of the old cluster may still serve: two clusters must not answer for the same keys.
+//!
+//! Each process that the last state names is looked for on its host. Where nobody can be asked it may
+//! serve.
+
+use kv_protocol::cluster_file::Host;
+use kv_protocol::control_message::Started;
+use kv_protocol::{Incarnation, Member, ServerId};
+
+use crate::spawn::adopted;
+use crate::spawn::ssh::Ssh;
+use crate::store::Record;
+
+/// The hosts of a cluster, each once, with the processes that have reported from there.
+fn hosts(record: &Record) -> Vec<(&Host, Vec<Started>)> {
+    let mut hosts: Vec<(&Host, Vec<Started>)> = Vec::new();
+    for (host, server) in record.place.hosts.iter().zip(&record.state.servers) {
+        let Some(started) = server.started else { continue };
+        match hosts.iter_mut().find(|(known, _)| *known == host) {
+            Some((_, processes)) => processes.push(started),
+            None => hosts.push((host, vec![started])),
+        }
+    }
+    hosts
+}
+
+/// A line for each process of the last state that may still serve.
+pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (host, processes) in hosts(record) {
+        if *host == Host::Local {
+            lines.extend(processes.iter().filter_map(line_here));
+            continue;
+        }
+        match ssh.living(host, &processes).await {
+            Ok(living) => {
+                let line = |started: &Started| format!("{} still runs on {host}", name(started));
+                lines.extend(living.iter().map(line));
+            }
+            Err(error) => {
+                let names: Vec<String> = processes.iter().map(name).collect();
+                let names = names.join(", ");
+                lines.push(format!("{host} cannot be asked after {names}: {error}"));
+            }
+        }
+    }
+    lines
+}
+
+fn line_here(started: &Started) -> Option<String> {
+    let name = name(started);
+    match adopted::open(started) {
+        Ok(None) => None,
+        Ok(Some(_)) => Some(format!("{name} still runs on this machine")),
+        Err(error) => Some(format!("{name} may still run on this machine: {error}")),
+    }
+}
+
+fn name(started: &Started) -> String {
+    format!("server {} (pid {})", started.member.server, started.pid)
+}
+
+/// Ends whoever is left of a try to restore that never served: they hold nothing but what they have
+/// loaded, and may hold ports.
+pub(super) async fn end_all(record: &Record, ssh: &Ssh) {
+    let of_host = |host: &Host| -> Vec<Member> {
+        let places = record.place.hosts.iter().zip(0..).filter(|(its, _)| *its == host);
+        places.map(|(_, n)| record.state.member(ServerId(n))).collect()
+    };
+    if let Err(error) = adopted::end_strays(&of_host(&Host::Local)) {
+        tracing::warn!("end what is left of an earlier try: {error}");
+    }
+    for (n, host) in record.place.hosts.iter().enumerate() {
+        if *host == Host::Local || record.place.hosts[..n].contains(host) {
+            continue;
+        }
+        let names: Vec<Incarnation> =
+            of_host(host).iter().map(|member| member.incarnation).collect();
+        if let Err(error) = ssh.end_strays(host, &names).await {
+            tracing::warn!("end what is left of an earlier try on {host}: {error}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Every dump that lies in some directories, read from its first byte to its last.
+//!
+//! A dump of another cluster is not read beyond its beginning: it cannot count. One that lies there under
+//! two names is one.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::num::NonZero;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use kv_core::cluster::DurableState;
+use kv_core::dump::{DumpError, DumpHeader, DumpItem, DumpOrigin, DumpReader};
+use kv_protocol::{GroupId, Placement, ShardId};
+
+use super::stage;
+use crate::logs::Console;
+use crate::units::bytes;
+
+/// What is read of a file at once.
+const READ_BYTES: usize = 256 << 10;
+
+/// A file that is named as a dump.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    /// What it is of, or why it is no use.
+    pub(super) dump: Result<DumpHeader, String>,
+}
+
+/// All dumps in the directories, each checked.
+pub(super) fn dumps(
+    dirs: &[PathBuf],
+    state: &DurableState,
+    console: Console,
+) -> Result<Vec<Found>, String> {
+    let files = list(dirs)?;
+    let total: u64 = files.iter().map(|(_, bytes)| bytes).sum();
+    console.say(&format!("checking {} dumps, {}", files.len(), bytes(total)));
+    let results: Vec<Mutex<Option<Result<DumpHeader, String>>>> =
+        files.iter().map(|_| Mutex::new(None)).collect();
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(files.len());
+    let work = || {
+        while let Some(at) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < files.len())
+        {
+            let (path, _) = &files[at];
+            let result = check(path, state);
+            tracing::info!("checked {}", path.display());
+            *results[at].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let taken = |result: Mutex<Option<_>>| {
+        let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+        result.unwrap_or_else(|| Err("it was not checked".into()))
+    };
+    let found = files.into_iter().zip(results);
+    Ok(found.map(|((path, bytes), result)| Found { path, bytes, dump: taken(result) }).collect())
+}
+
+/// The files that are named as dumps, with their sizes.
+fn list(dirs: &[PathBuf]) -> Result<Vec<(PathBuf, u64)>, String> {
+    let (mut files, mut seen) = (Vec::new(), BTreeSet::new());
+    for dir in dirs {
+        for (place, is_given) in [(dir.clone(), true), (dir.join(stage::NAME), false)] {
+            let entries = match std::fs::read_dir(&place) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == ErrorKind::NotFound && !is_given => continue,
+                Err(error) => {
+                    let place = place.display();
+                    return Err(format!("look into {place}: {error}; check --restore"));
+                }
+            };
+            let mut names: Vec<PathBuf> = entries
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .filter(|path| path.file_name().and_then(|n| n.to_str()).is_some_and(is_dump_name))
+                .collect();
+            names.sort();
+            for path in names {
+                let Ok(metadata) = std::fs::metadata(&path) else { continue };
+                if metadata.is_file() && seen.insert((metadata.dev(), metadata.ino())) {
+                    files.push((path, metadata.len()));
+                }
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// `server_<n>.primary` or `.secondary`, or such a name with `.old` behind it.
+fn is_dump_name(name: &str) -> bool {
+    let name = name.strip_suffix(".old").unwrap_or(name);
+    let Some((server, role)) = name.strip_prefix("server_").and_then(|rest| rest.split_once('.'))
+    else {
+        return false;
+    };
+    let is_number = !server.is_empty() && server.bytes().all(|digit| digit.is_ascii_digit());
+    is_number && matches!(role, "primary" | "secondary")
+}
+
+/// Why a dump is not read any farther.
+enum Stopped {
+    Broken(DumpError),
+    Misplaced,
+    OfOther(DumpOrigin),
+}
+
+impl From<DumpError> for Stopped {
+    fn from(error: DumpError) -> Stopped {
+        Stopped::Broken(error)
+    }
+}
+
+fn check(path: &Path, state: &DurableState) -> Result<DumpHeader, String> {
+    let servers = u16::try_from(state.servers.len()).map_err(|error| error.to_string())?;
+    let placement = Placement::new(servers, state.shards);
+    let mut file = File::open(path).map_err(|error| error.to_string())?;
+    let mut bytes = vec![0; READ_BYTES];
+    let mut reader = DumpReader::new();
+    let mut place = (GroupId(0), ShardId(0));
+    loop {
+        let count = match file.read(&mut bytes) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.to_string()),
+        };
+        let fed = reader.feed(&bytes[..count], |item| {
+            match item {
+                DumpItem::Origin(origin)
+                    if origin.cluster != state.cluster || origin.shards != state.shards =>
+                {
+                    return Err(Stopped::OfOther(origin));
+                }
+                DumpItem::Origin(origin) => place.0 = origin.group,
+                DumpItem::Shard(line) => place.1 = line.shard,
+                DumpItem::Entry(entry) if placement.locate(entry.digest) != place => {
+                    return Err(Stopped::Misplaced);
+                }
+                DumpItem::Entry(_) | DumpItem::Record(_) => {}
+            }
+            Ok(())
+        });
+        match fed {
+            Ok(()) => {}
+            Err(Stopped::Broken(error)) => return Err(error.to_string()),
+            Err(Stopped::Misplaced) => {
+                return Err("it holds a key of another group or shard".into());
+            }
+            Err(Stopped::OfOther(origin)) => return Ok(DumpHeader { origin, shards: Vec::new() }),
+        }
+    }
+    reader.finish().map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dumps_are_known_by_their_names() {
+        for name in ["server_0.primary", "server_12.secondary", "server_3.primary.old"] {
+            assert!(is_dump_name(name), "{name}");
+        }
+        for name in
+            ["server_0.primary.tmp", "server_.primary", "server_x.primary", "server_0.log", ""]
+        {
+            assert!(!is_dump_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_with_two_names_is_one_and_what_a_failed_try_has_kept_is_looked_at_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at(stage::NAME)).unwrap();
+        std::fs::create_dir(at("server_9.primary")).unwrap();
+        std::fs::write(at("server_0.primary"), "x").unwrap();
+        std::fs::hard_link(at("server_0.primary"), at("restore/server_0.primary")).unwrap();
+        std::fs::write(at("restore/server_1.primary"), "x").unwrap();
+        let files: Vec<PathBuf> =
+            list(&[dir.path().to_owned()]).unwrap().into_iter().map(|(path, _)| path).collect();
+        assert_eq!(files, [at("server_0.primary"), at("restore/server_1.primary")]);
+        assert!(list(&[at("nowhere")]).unwrap_err().contains("nowhere"));
+    }
+}

@@ -1,0 +1,256 @@
+//! `--restore`: a stopped cluster comes back from its dumps and its coordinator's last state.
+//!
+//! ```text
+//!   directories -> state.rs   the last state of the cluster
+//!               -> alive.rs   nobody of it may still serve
+//!               -> gather.rs  every dump, checked as a whole
+//!               -> kv_core::restore::choose -> report.rs: a table, and what is missing
+//!               -> stage.rs   the chosen files get names that no server touches
+//!                                 -> Restoration: who loads what
+//! ```
+//!
+//! Servers rename the dumps that they find in their directory, and a start that fails may be tried again,
+//! over and over. So everything that is restored from is linked into `restore/` in the coordinator's
+//! directory before anything is started, and stays there until every group has two copies again. A next
+//! try looks there too.
+
+mod alive;
+mod gather;
+mod report;
+pub(crate) mod send;
+mod stage;
+mod state;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kv_core::cluster::{DUMP_BYTES_PER_SECOND, Founding};
+use kv_core::dump::DumpHeader;
+use kv_core::restore::{self, Loss, Verdict};
+use kv_protocol::{ClusterId, GroupId, ServerId, ShardId};
+use tokio::sync::oneshot;
+
+use crate::Failure;
+use crate::args::Args;
+use crate::lock;
+use crate::logs::Console;
+use crate::plan::Plan;
+
+/// How a cluster begins that is restored.
+#[derive(Debug)]
+pub(crate) struct Restoration {
+    /// The cluster that was.
+    pub(crate) cluster: ClusterId,
+    /// By group.
+    pub(crate) foundings: Vec<Founding>,
+    /// By server: what it begins with.
+    pub(crate) loads: Vec<Vec<Load>>,
+    /// What loading may take beyond an ordinary start.
+    pub(crate) patience: Duration,
+    /// Where the coordinator's files are.
+    dir: PathBuf,
+}
+
+/// A file, and what of it a server begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) group: GroupId,
+    pub(crate) shards: Vec<ShardId>,
+    /// On this machine.
+    pub(crate) file: PathBuf,
+    pub(crate) bytes: u64,
+}
+
+impl Load {
+    /// The value of the server's `--load`, where the file has this path at the server.
+    pub(crate) fn argument(&self, path: &str) -> String {
+        let shards: Vec<String> = self.shards.iter().map(ToString::to_string).collect();
+        format!("{}:{}:{path}", self.group, shards.join(","))
+    }
+}
+
+/// Finds, checks and chooses; nothing is started and nothing is changed before all is decided.
+pub(crate) async fn prepare(
+    args: &Args,
+    plan: &mut Plan,
+    console: Console,
+) -> Result<Restoration, Failure> {
+    for dir in &args.restore {
+        lock::refuse_if_held(dir, &args.dir)?;
+    }
+    let last = state::last(&args.restore, &args.dir).map_err(Failure::Failed)?;
+    let state = &last.record.state;
+    console.say(&format!(
+        "restoring cluster {} of {} servers with {} shard{} each, by {}",
+        state.cluster,
+        state.servers.len(),
+        state.shards,
+        if state.shards == 1 { "" } else { "s" },
+        last.path.display()
+    ));
+    let (had, has) = (state.servers.len(), plan.file.servers.len());
+    if had != has {
+        return Err(Failure::Usage(format!(
+            "the cluster had {had} servers, the cluster file has {has}; a ring is restored with as many \
+             as it had, check -C"
+        )));
+    }
+    if let Some(shards) = args.shards.filter(|shards| *shards != state.shards) {
+        let had = state.shards;
+        return Err(Failure::Usage(format!(
+            "the cluster had {had} shards, --shards says {shards}; leave --shards out"
+        )));
+    }
+    plan.shards = state.shards;
+    let serving = alive::who_may_serve(&last.record, &plan.ssh).await;
+    if !serving.is_empty() && !args.force {
+        return Err(Failure::Failed(format!(
+            "old members may still serve, and two clusters would answer for the same keys:\n  {}\n  end \
+             them, or give --force if you know that they are gone",
+            serving.join("\n  ")
+        )));
+    }
+    for who in serving {
+        console.warn(&format!("{who}; going on because of --force"));
+    }
+    let found = in_thread({
+        let (dirs, state) = (args.restore.clone(), state.clone());
+        move || gather::dumps(&dirs, &state, console)
+    })
+    .await?
+    .map_err(Failure::Failed)?;
+    let good: Vec<&gather::Found> = found.iter().filter(|found| found.dump.is_ok()).collect();
+    let headers: Vec<DumpHeader> = good.iter().filter_map(|f| f.dump.clone().ok()).collect();
+    let chosen = restore::choose(state, &headers)
+        .map_err(|error| Failure::Failed(format!("{error} (given: {})", last.path.display())))?;
+    let missing = report::missing(state, &headers);
+    for line in report::dumps(&found, &chosen.verdicts).lines() {
+        console.say(line.trim_end());
+    }
+    for line in report::groups(&good, &chosen).lines() {
+        console.say(line.trim_end());
+    }
+    missing.iter().for_each(|line| console.warn(line));
+    let loss = if args.accept_loss { Loss::Accepted } else { Loss::Refused };
+    let foundings = chosen.foundings(loss).map_err(|refused| {
+        let lost: Vec<String> = refused.groups.iter().map(ToString::to_string).collect();
+        let lost = lost.join(", ");
+        let mut text = format!(
+            "no dump that counts is left of these groups: {lost}. Find what is missing, or give \
+             --accept-loss: then their keys are answered LOST"
+        );
+        let broken = found.iter().filter_map(|found| Some((found, found.dump.as_ref().err()?)));
+        let broken = broken.map(|(found, why)| format!("{}: {why}", found.path.display()));
+        for line in missing.iter().cloned().chain(broken) {
+            text += "\n  ";
+            text += &line;
+        }
+        Failure::Failed(text)
+    })?;
+    for group in chosen.lost() {
+        console.warn(&format!("group {group} is LOST, and that is accepted"));
+    }
+    if let Some(tried) = state::tried(&args.dir) {
+        alive::end_all(&tried, &plan.ssh).await;
+    }
+    let used = |at: &usize| chosen.verdicts[*at] == Verdict::Used;
+    let used: Vec<usize> = (0..headers.len()).filter(used).collect();
+    let files = in_thread({
+        let sources = used.iter().map(|&at| (good[at].path.clone(), headers[at].origin));
+        let sources: Vec<_> = sources.collect();
+        let (dir, state) = (plan.dir.clone(), last.path.clone());
+        move || stage::stage(&dir, &state, &sources)
+    })
+    .await?
+    .map_err(Failure::Failed)?;
+    let mut loads = vec![Vec::new(); has];
+    for (&at, file) in used.iter().zip(files) {
+        let group = headers[at].origin.group;
+        let is_from = |shard: &ShardId| {
+            chosen.source(group, *shard).is_some_and(|source| source.dump.0 == at)
+        };
+        let shards = (0..state.shards).map(ShardId).filter(is_from).collect();
+        let load = Load { group, shards, file, bytes: good[at].bytes };
+        let home = usize::from(group.0);
+        loads[(home + 1) % has].push(load.clone());
+        loads[home].push(load);
+    }
+    let bytes: u64 = loads.iter().flatten().map(|load| load.bytes).sum();
+    let patience = Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
+    Ok(Restoration { cluster: state.cluster, foundings, loads, patience, dir: plan.dir.clone() })
+}
+
+impl Restoration {
+    /// Every group has two copies again: the links are of no use any more.
+    pub(crate) fn finish(&self) {
+        stage::remove(&self.dir);
+    }
+
+    /// What a server begins with.
+    pub(crate) fn of(&self, server: ServerId) -> &[Load] {
+        &self.loads[usize::from(server.0)]
+    }
+}
+
+/// Runs what blocks for long on a thread of its own, which keeps nobody from ending the process.
+async fn in_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let (sender, receiver) = oneshot::channel();
+    let spawned = std::thread::Builder::new().name("restore".into()).spawn(move || {
+        // Whoever waited may have left.
+        let _ = sender.send(work());
+    });
+    spawned.map_err(|error| Failure::Failed(format!("start a thread: {error}")))?;
+    receiver.await.map_err(|_| Failure::Failed("the thread that reads the dumps panicked".into()))
+}
+
+/// The command that restores the cluster of this coordinator, as a person can paste it: its own, without
+/// what was said once only.
+pub(crate) fn command(own: impl Iterator<Item = String>, dir: &Path) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut skips_values = false;
+    let mut skips_one = false;
+    for word in own {
+        if std::mem::take(&mut skips_one) {
+            continue;
+        }
+        let is_flag = word.starts_with('-');
+        if skips_values && !is_flag {
+            continue;
+        }
+        skips_values = word == "--restore";
+        skips_one = word == "--ready-fd";
+        let once = ["--restore", "--ready-fd", "--accept-loss", "--force"];
+        let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);
+        if !once.contains(&name) {
+            words.push(word);
+        }
+    }
+    words.extend(["--restore".to_owned(), dir.to_string_lossy().into_owned()]);
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_to_restore_is_the_own_one_without_what_was_said_once() {
+        let own = "coord -C file --restore a b --dir d --ready-fd 5 --accept-loss --force --restore=x \
+                   --daemon";
+        let words = command(own.split_whitespace().map(str::to_owned), Path::new("/d"));
+        assert_eq!(words.join(" "), "coord -C file --dir d --daemon --restore /d");
+    }
+
+    #[test]
+    fn a_server_is_told_group_shards_and_file() {
+        let load = Load {
+            group: GroupId(3),
+            shards: vec![ShardId(0), ShardId(2)],
+            file: "x".into(),
+            bytes: 0,
+        };
+        assert_eq!(load.argument("/a:b"), "3:0,2:/a:b");
+    }
+}

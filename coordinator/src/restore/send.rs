@@ -1,0 +1,114 @@
+//! Brings chosen dumps to a server on another machine, before it is started.
+//!
+//! ssh reads the file itself; a script there takes it and counts its bytes. The server checks it as a
+//! whole while it loads.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use kv_core::cluster::DUMP_BYTES_PER_SECOND;
+use kv_protocol::ServerId;
+use kv_protocol::cluster_file::Host;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::Load;
+use crate::spawn::ssh::Ssh;
+use crate::spawn::{last_lines, quote};
+
+/// What connecting may take beside the bytes.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The name there of the n-th file that a server loads, in the servers' directory.
+pub(crate) fn name(server: ServerId, n: usize) -> String {
+    format!("server_{server}.load.{n}")
+}
+
+/// Brings everything that a server loads.
+///
+/// # Errors
+/// Which file did not get there, and what was said.
+pub(crate) async fn all(
+    ssh: &Ssh,
+    host: &Host,
+    server: ServerId,
+    loads: &[Load],
+) -> Result<(), String> {
+    for (n, load) in loads.iter().enumerate() {
+        let shown = load.file.display();
+        let (name, bytes) = (name(server, n), load.bytes);
+        tracing::info!("bringing {shown} to {host} as {name}, {bytes} bytes");
+        one(ssh, host, &name, &load.file, bytes)
+            .await
+            .map_err(|reason| format!("bring {shown} to {host}: {reason}"))?;
+    }
+    Ok(())
+}
+
+async fn one(ssh: &Ssh, host: &Host, name: &str, file: &Path, bytes: u64) -> Result<(), String> {
+    let input = std::fs::File::open(file).map_err(|error| error.to_string())?;
+    let child = Command::new("ssh")
+        .args(ssh.arguments(host, &script(&ssh.remote_dir, name, bytes)))
+        .stdin(input)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| format!("start ssh: {error}"))?;
+    let patience = CONNECT_PATIENCE + Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
+    let output = timeout(patience, child.wait_with_output())
+        .await
+        .map_err(|_| format!("it took longer than {} s", patience.as_secs()))?
+        .map_err(|error| error.to_string())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(last_lines(&output.stderr).unwrap_or_else(|| format!("ssh: {}", output.status)))
+}
+
+fn script(dir: &str, name: &str, bytes: u64) -> String {
+    format!(
+        "cd {} || exit 1\ncat >{name}.tmp || exit 1\ngot=$(wc -c <{name}.tmp)\n\
+         [ \"$got\" -eq {bytes} ] || {{ echo \"$got of {bytes} bytes came\" >&2; exit 1; }}\n\
+         mv {name}.tmp {name}\n",
+        quote::word(dir)
+    )
+}
+
+/// Removes what was brought to a server. What cannot be removed costs room there, and no more.
+pub(crate) async fn remove(ssh: &Ssh, host: &Host, server: ServerId, count: usize) {
+    let names: Vec<String> = (0..count).map(|n| name(server, n)).collect();
+    let script = format!("cd {} && rm -f {}\n", quote::word(&ssh.remote_dir), names.join(" "));
+    if let Err(error) = ssh.run(host, &script).await {
+        tracing::warn!("remove {} on {host}: {error}", names.join(", "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_does_not_come_whole_is_not_taken_for_the_dump() {
+        use std::io::Write as _;
+        let dir = tempfile::tempdir().unwrap();
+        let run = |bytes| {
+            let mut child = std::process::Command::new("sh")
+                .args(["-c", &script(&dir.path().to_string_lossy(), "x", bytes)])
+                .stdin(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(b"12345").unwrap();
+            child.wait_with_output().unwrap()
+        };
+        let short = run(6);
+        assert!(!short.status.success());
+        assert!(String::from_utf8_lossy(&short.stderr).contains("5 of 6 bytes"));
+        assert!(!dir.path().join("x").exists());
+        assert!(run(5).status.success());
+        assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"12345");
+    }
+}

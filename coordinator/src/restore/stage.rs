@@ -1,0 +1,146 @@
+//! The chosen files under names that no server touches, until the restored cluster has two copies.
+//!
+//! A server renames the dumps that it finds in its directory to `.old`, and what was `.old` before is
+//! gone. After a start that failed the files that it was to be restored from may be the `.old` ones. A
+//! hard link costs no room and keeps a file whatever becomes of its other names. Where the file system
+//! has none, files in the coordinator's own directory are copied; elsewhere they are left where they are.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use kv_core::dump::DumpOrigin;
+
+use super::state;
+use crate::store;
+
+/// The directory's name, in the coordinator's.
+pub(super) const NAME: &str = "restore";
+
+/// Links the state and the dumps; where each dump is to be loaded from. The state that the new one will
+/// replace gets its old name.
+pub(super) fn stage(
+    dir: &Path,
+    state: &Path,
+    dumps: &[(PathBuf, DumpOrigin)],
+) -> Result<Vec<PathBuf>, String> {
+    let place = dir.join(NAME);
+    let failed = |doing: &'static str, path: &Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| {
+            format!("{doing} {path}: {error}; check the space left and the directory's rights")
+        }
+    };
+    fs::create_dir_all(&place).map_err(failed("make the directory", &place))?;
+    let mut files = Vec::new();
+    for (source, origin) in dumps {
+        let source = std::path::absolute(source).map_err(failed("find", source))?;
+        let to = place.join(file_name(origin));
+        files.push(match keep(&source, &to) {
+            Ok(()) => to,
+            Err(_) if source.parent() != Some(dir) => source,
+            Err(error) => return Err(failed("copy to", &to)(error)),
+        });
+    }
+    let to = place.join(store::FILE_NAME);
+    keep(state, &to).map_err(failed("copy to", &to))?;
+    sync(&place).map_err(failed("sync", &place))?;
+    set_aside(dir).map_err(failed("set the state aside in", dir))?;
+    sync(dir).map_err(failed("sync", dir))?;
+    Ok(files)
+}
+
+/// The name of a dump, whatever the file is called. Of the dumps that count no two have the same.
+fn file_name(origin: &DumpOrigin) -> String {
+    let server = origin.writer.server;
+    let role = if server.home_group() == origin.group { "primary" } else { "secondary" };
+    format!("server_{server}.{role}")
+}
+
+/// Gives a file a second name, or makes a second file.
+fn keep(from: &Path, to: &Path) -> io::Result<()> {
+    if fs::canonicalize(from)? == fs::canonicalize(to).unwrap_or_default() {
+        return Ok(());
+    }
+    let temporary = to.with_extension("tmp");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let is_in_reach = from.parent().is_some_and(|dir| to.starts_with(dir));
+    match fs::hard_link(from, &temporary) {
+        Ok(()) => {}
+        Err(error) if !is_in_reach && to.file_name() != Some(store::FILE_NAME.as_ref()) => {
+            return Err(error);
+        }
+        Err(_) => {
+            fs::copy(from, &temporary)?;
+            File::open(&temporary)?.sync_all()?;
+        }
+    }
+    fs::rename(&temporary, to)?;
+    // Two names of one file: then the first is left as it was.
+    let _ = fs::remove_file(&temporary);
+    Ok(())
+}
+
+/// The state of a cluster that has served is kept under its old name; that of a try that failed is not
+/// worth the one before.
+fn set_aside(dir: &Path) -> io::Result<()> {
+    let (path, old) = (dir.join(store::FILE_NAME), dir.join(store::OLD_NAME));
+    if !state::is_of_a_cluster_that_served(&path) {
+        return Ok(());
+    }
+    fs::rename(path, old)
+}
+
+fn sync(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Removes the links. What cannot be removed is no harm, and looked at by the next restore.
+pub(super) fn remove(dir: &Path) {
+    let place = dir.join(NAME);
+    if let Err(error) = fs::remove_dir_all(&place) {
+        tracing::warn!("remove {}: {error}; it is not needed any more", place.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_protocol::{ClusterId, GroupId, Incarnation, Member, ServerId};
+
+    use super::*;
+
+    fn origin(server: u16, group: u16) -> DumpOrigin {
+        let writer = Member { server: ServerId(server), incarnation: Incarnation(1) };
+        DumpOrigin { cluster: ClusterId(1), writer, group: GroupId(group), shards: 1 }
+    }
+
+    #[test]
+    fn what_is_staged_outlives_its_other_names_and_can_be_staged_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for (name, text) in
+            [("server_0.primary", "p"), ("server_0.secondary.old", "s"), ("coordinator.state", "c")]
+        {
+            fs::write(at(name), text).unwrap();
+        }
+        let dumps =
+            [(at("server_0.primary"), origin(0, 0)), (at("server_0.secondary.old"), origin(0, 2))];
+        let files = stage(dir.path(), &at("coordinator.state"), &dumps).unwrap();
+        assert_eq!(files, [at("restore/server_0.primary"), at("restore/server_0.secondary")]);
+        for name in ["server_0.primary", "server_0.secondary.old", "coordinator.state"] {
+            fs::remove_file(at(name)).unwrap();
+        }
+        let again = [(files[0].clone(), origin(0, 0)), (files[1].clone(), origin(0, 2))];
+        assert_eq!(stage(dir.path(), &at("restore/coordinator.state"), &again).unwrap(), files);
+        for (name, text) in
+            [("server_0.primary", "p"), ("server_0.secondary", "s"), ("coordinator.state", "c")]
+        {
+            assert_eq!(fs::read_to_string(at("restore").join(name)).unwrap(), text);
+        }
+        remove(dir.path());
+        assert!(!at("restore").exists());
+    }
+}

@@ -1,0 +1,373 @@
+//! A cluster that was stopped comes back from its dumps, with every write that was acknowledged, or says
+//! what is missing.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use common::cluster::Builder;
+use common::load::{check_all, put_all};
+use common::process::{self, Signal};
+use common::programs::{COORD, SERVER};
+use common::raw::{Raw, write_number};
+use common::{Cluster, PATIENCE, wait_until};
+use kv_client::{Client, Error, OpOptions, Value};
+use kv_protocol::client_message::{Operation, Request, Status};
+use kv_protocol::ids::{ClientId, RequestId, SequenceNumber, ShardId};
+use kv_protocol::status::{ClusterState, GroupCondition};
+use kv_protocol::{Digest, Placement};
+use tempfile::TempDir;
+
+type Pair = (Vec<u8>, Vec<u8>);
+
+fn now() -> OpOptions {
+    OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() }
+}
+
+fn pairs(count: usize) -> Vec<Pair> {
+    (0..count)
+        .map(|n| (format!("key \0\"{n}\\\n").into_bytes(), format!("value {n}").into_bytes()))
+        .collect()
+}
+
+fn of_group(placement: Placement, pairs: &[Pair], group: u16) -> Vec<Pair> {
+    let is_in = |pair: &&Pair| placement.locate(Digest::of(&pair.0)).0.0 == group;
+    pairs.iter().filter(is_in).cloned().collect()
+}
+
+#[track_caller]
+fn values(client: &mut Client, pairs: &[Pair]) -> Vec<Value> {
+    pairs.iter().map(|(key, _)| client.get(key, &now()).expect("a get")).collect()
+}
+
+fn assert_whole(cluster: &Cluster) {
+    wait_until("every group to be whole", PATIENCE, || {
+        let status = cluster.status();
+        status.state == ClusterState::Serving
+            && status.groups.iter().all(|group| group.condition == GroupCondition::Whole)
+    });
+}
+
+/// Starts what must fail; its last words.
+#[track_caller]
+fn refused(builder: Builder) -> (String, TempDir) {
+    let before = fs::read(builder.dir().join("coord.err")).unwrap_or_default().len();
+    let mut cluster = builder.launch();
+    cluster.await_end(1);
+    (cluster.coord_errors().split_off(before), cluster.into_dir())
+}
+
+#[track_caller]
+fn assert_says(said: &str, words: &[&str]) {
+    for word in words {
+        assert!(said.contains(word), "no {word:?} in: {said}");
+    }
+}
+
+fn flip_a_byte(path: &Path) {
+    let mut bytes = fs::read(path).expect("read a dump");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).expect("write a dump");
+}
+
+/// A stopped cluster of three with some entries.
+#[track_caller]
+fn stopped(pairs: &[Pair]) -> TempDir {
+    let cluster = Cluster::start();
+    put_all(&mut cluster.open(), pairs);
+    cluster.stop_and_keep().1
+}
+
+#[test]
+fn after_a_stop_every_key_comes_back_with_value_and_version_again_and_again() {
+    let cluster = Cluster::builder().shards(3).start();
+    let first_name = cluster.ready.cluster.clone();
+    let mut all = pairs(600);
+    let mut client = cluster.open();
+    put_all(&mut client, &all);
+    let deleted = all.split_off(500);
+    for (key, _) in &deleted {
+        client.delete(key, &now()).expect("a delete");
+    }
+    let large: Vec<u8> = (0..16usize << 20).map(|n| (n * 7) as u8).collect();
+    all.push((b"large".to_vec(), large));
+    all.push((b"empty".to_vec(), Vec::new()));
+    put_all(&mut client, &all[500..]);
+    let before = values(&mut client, &all);
+    let (dumps, dir) = cluster.stop_and_keep();
+    dumps.assert_copies_agree();
+
+    let cluster = Cluster::builder().shards(3).restore(dir).start();
+    assert_ne!(cluster.ready.cluster, first_name, "it is another cluster");
+    assert!(!cluster.dir().join("restore").exists(), "what was staged is gone");
+    let mut client = cluster.open();
+    let after = values(&mut client, &all);
+    for (n, (before, after)) in before.iter().zip(&after).enumerate() {
+        assert!(before.bytes == after.bytes, "value {n}");
+        assert_eq!(before.version, after.version, "version {n}");
+    }
+    for (key, _) in &deleted {
+        assert!(matches!(client.get(key, &now()), Err(Error::NotFound { .. })), "{key:?}");
+    }
+    let written = client.put(&all[0].0, b"after", &now()).expect("a put");
+    assert!(written.version > before[0].version, "versions go on");
+    assert_eq!(written.copies, 2);
+    all[0].1 = b"after".to_vec();
+
+    // Whoever replaces a server later begins with nothing, and is copied to.
+    let killed = cluster.server_pid(1);
+    process::signal(killed, Signal::KILL);
+    wait_until("another process", PATIENCE, || {
+        cluster.status().servers[1].pid.is_some_and(|pid| pid != killed)
+            && cluster.coord_log().contains("server 1 is back")
+    });
+    assert_whole(&cluster);
+    let (dumps, dir) = cluster.stop_and_keep();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), all.len());
+
+    let cluster = Cluster::builder().shards(3).restore(dir).start();
+    check_all(&mut cluster.open(), &all);
+    cluster.stop().assert_copies_agree();
+}
+
+/// Sends a write of a client's session, under the view that its group has.
+fn write(cluster: &Cluster, key: &[u8], value: &[u8]) -> common::raw::Answered {
+    let server = cluster.server(0).clients.expect("started").parse().expect("an address");
+    let mut raw = Raw::welcomed(server, ClientId(0xfeed), ShardId(0));
+    let view = cluster.status().groups[0].view;
+    let operation = Operation::Put(write_number(1), value);
+    let mut bytes = Vec::new();
+    Request { id: RequestId(9), view, digest: Digest::of(key), key, operation }.write(&mut bytes);
+    raw.send(&bytes);
+    raw.answer()
+}
+
+#[test]
+fn a_write_that_is_sent_again_after_a_restore_gets_its_first_answer() {
+    let cluster = Cluster::start();
+    let key = cluster.key_at(0, 0, "once");
+    let first = write(&cluster, &key, b"first");
+    assert_eq!((first.status, first.version), (Status::Ok, SequenceNumber(1)));
+    let (_, dir) = cluster.stop_and_keep();
+    let cluster = Cluster::builder().restore(dir).start();
+    let again = write(&cluster, &key, b"again");
+    assert_eq!((again.status, again.version), (Status::Ok, SequenceNumber(1)));
+    assert_eq!(cluster.open().get(&key, &now()).expect("a get").bytes, b"first");
+}
+
+#[test]
+fn after_a_double_fault_the_command_that_is_told_restores_all_but_what_was_lost() {
+    let mut cluster = Cluster::builder().servers(4).start();
+    let pairs = pairs(400);
+    put_all(&mut cluster.open(), &pairs);
+    let placement = cluster.placement();
+    for server in [1, 2].map(|id| cluster.server_pid(id)) {
+        process::signal(server, Signal::KILL);
+    }
+    cluster.await_end(1);
+    let said = cluster.coord_errors();
+    let path = cluster.dir().to_str().expect("a path").to_owned();
+    assert_says(&said, &["was back", "restore it with: ", "--accept-loss"]);
+    let command = said.split_once("restore it with: ").expect("a command").1;
+    let command = command.lines().next().expect("a line").to_owned();
+    assert!(command.starts_with(COORD) && command.ends_with(&format!("--restore {path}")));
+
+    let ended = Command::new("sh").args(["-c", &command]).output().expect("run sh");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert_says(&said, &["these groups: 1.", "--accept-loss"]);
+
+    let dir = cluster.into_dir();
+    let cluster = Cluster::builder().servers(4).restore(dir).flag("--accept-loss").start();
+    let mut client = cluster.open();
+    for group in [0, 2, 3] {
+        check_all(&mut client, &of_group(placement, &pairs, group));
+    }
+    let lost = of_group(placement, &pairs, 1);
+    let got = client.get(&lost[0].0, &now());
+    assert!(matches!(got, Err(Error::Lost { .. })), "{got:?}");
+    assert_says(&cluster.coord_log(), &["group 1 is LOST"]);
+}
+
+#[test]
+fn a_broken_or_missing_dump_is_named_and_the_other_copy_is_used_while_there_is_one() {
+    let pairs = pairs(300);
+    let dir = stopped(&pairs);
+    let path = |dir: &TempDir, name: &str| dir.path().join(name);
+    let (whole, kept) = (path(&dir, "server_0.primary"), path(&dir, "kept"));
+    fs::copy(&whole, &kept).expect("copy a dump");
+    flip_a_byte(&path(&dir, "server_0.primary"));
+    let other = fs::read(path(&dir, "server_1.secondary")).expect("read a dump");
+    fs::write(path(&dir, "server_1.secondary"), &other[..other.len() - 1]).expect("write a dump");
+    fs::remove_file(path(&dir, "server_2.primary")).expect("remove a dump");
+
+    let (said, dir) = refused(Cluster::builder().restore(dir));
+    let lost = ["these groups: 0.", "missing: server_0.primary", "missing: server_1.secondary"];
+    assert_says(&said, &lost);
+    assert_says(&said, &["missing: server_2.primary", "server_0.primary: ", "cut short"]);
+
+    fs::rename(path(&dir, "kept"), path(&dir, "server_0.primary")).expect("rename a dump");
+    let cluster = Cluster::builder().restore(dir).start();
+    check_all(&mut cluster.open(), &pairs);
+    assert_whole(&cluster);
+    let log = cluster.coord_log();
+    assert_says(&log, &["broken: ", "missing: server_1.secondary", "used"]);
+}
+
+#[test]
+fn while_an_old_member_may_still_serve_only_force_restores() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(300);
+    put_all(&mut cluster.open(), &pairs);
+    let pids = cluster.server_pids();
+    process::pause(pids[1]);
+    cluster.kill_coordinator();
+    for pid in [pids[0], pids[2]] {
+        process::signal(pid, Signal::TERM);
+    }
+    wait_until("the others to leave", PATIENCE, || {
+        !process::is_alive(pids[0]) && !process::is_alive(pids[2])
+    });
+    let dir = cluster.into_dir();
+    let path = dir.path().to_owned();
+    let mut refused = Cluster::builder().restore(dir).launch();
+    refused.await_any_code(1);
+    let who = format!("server 1 (pid {}) still runs", pids[1]);
+    assert_says(&refused.coord_errors(), &[&who, "--force"]);
+    assert!(path.join("coordinator.state").exists(), "nothing was changed");
+
+    let cluster = Cluster::builder().restore(refused.into_dir()).flag("--force").start();
+    check_all(&mut cluster.open(), &pairs);
+    process::signal(pids[1], Signal::KILL);
+}
+
+#[test]
+fn a_state_that_is_not_the_last_one_is_refused_and_so_is_none() {
+    let cluster = Cluster::start();
+    let state = cluster.dir().join("coordinator.state");
+    let old = fs::read(&state).expect("read the state");
+    put_all(&mut cluster.open(), &pairs(100));
+    process::signal(cluster.server_pid(1), Signal::KILL);
+    wait_until("its return", PATIENCE, || cluster.coord_log().contains("server 1 is back"));
+    let (_, dir) = cluster.stop_and_keep();
+    let last = fs::read(&state).expect("read the state");
+    fs::write(&state, old).expect("write the state");
+    let (said, dir) = refused(Cluster::builder().restore(dir));
+    assert_says(&said, &["this is not its last state"]);
+
+    fs::write(&state, &last[..last.len() - 9]).expect("write the state");
+    let (said, dir) = refused(Cluster::builder().restore(dir));
+    assert_says(&said, &["coordinator.state is damaged", "are left"]);
+    fs::remove_file(&state).expect("remove the state");
+    let (said, dir) = refused(Cluster::builder().restore(dir));
+    assert_says(&said, &["there is no coordinator.state"]);
+
+    fs::write(&state, last).expect("write the state");
+    let cluster = Cluster::builder().restore(dir).start();
+    check_all(&mut cluster.open(), &pairs(100));
+}
+
+#[test]
+fn a_restore_that_fails_on_the_way_can_be_repeated_however_far_it_came() {
+    let pairs = pairs(300);
+    let mut dir = stopped(&pairs);
+    // One server ends at once; the others load, and rename the dumps that they find.
+    let program = dir.path().join("one-fails");
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *' -S 2 '*)\n  until [ -e server_0.primary.old ]; do sleep 0.05; done\n  exit 13;;\nesac\nexec '{SERVER}' \"$@\"\n"
+    );
+    fs::write(&program, script).expect("write a script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set the mode");
+    for _ in 0..3 {
+        let said;
+        (said, dir) = refused(Cluster::builder().restore(dir).server_binary(program.clone()));
+        assert_says(&said, &["server 2", "exit status 13"]);
+        // What a server of such a try might dump takes the place of what it was restored from.
+        fs::write(dir.path().join("server_0.primary.old"), "of nobody").expect("write a file");
+    }
+    let cluster = Cluster::builder().restore(dir).start();
+    check_all(&mut cluster.open(), &pairs);
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn a_restore_whose_coordinator_is_killed_is_gone_on_with_by_another_restore_only() {
+    let pairs = pairs(200);
+    let dir = stopped(&pairs);
+    let program = dir.path().join("one-waits");
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *' -S 2 '*)\n  until [ -e never ]; do sleep 0.05; done;;\nesac\n\
+         exec '{SERVER}' \"$@\"\n"
+    );
+    fs::write(&program, script).expect("write a script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set the mode");
+    let mut cluster = Cluster::builder().restore(dir).server_binary(program).launch();
+    wait_until("two servers to report", PATIENCE, || {
+        cluster.coord_log().matches(" reports: ").count() == 2 * 3 - 1
+    });
+    cluster.kill_coordinator();
+    let left = process::running_in(cluster.dir());
+    assert!(left.len() >= 3, "{left:?}");
+    let dir = cluster.into_dir();
+
+    let mut plain = Cluster::builder().in_dir(dir).launch();
+    plain.await_any_code(1);
+    assert_says(&plain.coord_errors(), &["was to be restored", "--restore"]);
+    let cluster = Cluster::builder().restore(plain.into_dir()).start();
+    check_all(&mut cluster.open(), &pairs);
+    assert!(left.iter().all(|pid| !process::is_alive(*pid)), "the first try was left");
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn a_cluster_that_an_empty_one_has_followed_is_restored_from_its_old_files() {
+    let pairs = pairs(100);
+    let dir = stopped(&pairs);
+    let (_, dir) = Cluster::builder().in_dir(dir).start().stop_and_keep();
+    let old = tempfile::tempdir().expect("make a directory");
+    for file in fs::read_dir(dir.path()).expect("read a directory").flatten() {
+        let name = file.file_name().into_string().expect("a name in UTF-8");
+        if let Some(plain) = name.strip_suffix(".old") {
+            fs::copy(file.path(), old.path().join(plain)).expect("copy a file");
+        }
+    }
+    let source = old.path().to_str().expect("a path in UTF-8").to_owned();
+    let cluster = Cluster::builder().flag("--restore").flag(source).start();
+    check_all(&mut cluster.open(), &pairs);
+    cluster.stop().assert_copies_agree();
+    assert!(old.path().join("server_0.primary").exists(), "what was restored from is left");
+}
+
+#[test]
+fn a_server_that_cannot_load_ends_with_words_and_the_dumps_are_left() {
+    let pairs = pairs(100);
+    let dir = stopped(&pairs);
+    // What was checked a moment ago is gone when it is to be loaded.
+    let program = dir.path().join("without");
+    let script = format!("#!/bin/sh\nrm -f restore/server_0.primary\nexec '{SERVER}' \"$@\"\n");
+    fs::write(&program, script).expect("write a script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set the mode");
+    let (said, dir) = refused(Cluster::builder().restore(dir).server_binary(program.clone()));
+    assert_says(&said, &["exit status 21", "restore/server_0.primary: No such file"]);
+    let cluster = Cluster::builder().restore(dir).start();
+    check_all(&mut cluster.open(), &pairs);
+}
+
+#[test]
+fn another_ring_than_the_one_that_was_is_refused() {
+    let dir = stopped(&pairs(10));
+    let mut cluster = Cluster::builder().servers(4).restore(dir).launch();
+    cluster.await_end(2);
+    assert_says(&cluster.coord_errors(), &["had 3 servers", "has 4"]);
+    let mut cluster = Cluster::builder().shards(2).restore(cluster.into_dir()).launch();
+    cluster.await_end(2);
+    assert_says(&cluster.coord_errors(), &["had 1 shards", "--shards"]);
+    let dir = cluster.into_dir();
+    let restored = Cluster::builder().restore(dir).start();
+    check_all(&mut restored.open(), &pairs(10));
+}
