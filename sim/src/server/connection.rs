@@ -27,13 +27,15 @@ pub(super) enum Peer {
 pub(super) const NO_GROUP: GroupId = GroupId(u16::MAX);
 
 impl Peer {
-    /// Takes bytes. The first byte of an opcode tells a client from a server.
+    /// Takes bytes. The first opcode, once it has come, tells a client from a server.
     fn take(&mut self, bytes: &[u8]) {
         match self {
             Peer::Client(input, _) | Peer::Stream(input, _) => input.extend(bytes),
             Peer::Unknown(input) => {
                 input.extend(bytes);
-                let is_client = input.waiting().get(5).is_some_and(|opcode| *opcode < 0x40);
+                let Some(is_client) = input.waiting().get(5).map(|opcode| *opcode < 0x40) else {
+                    return;
+                };
                 let unchecked = std::mem::replace(input, FrameBuffer::new(STREAM_RULES));
                 let rules = if is_client { CLIENT_RULES } else { STREAM_RULES };
                 let mut input = FrameBuffer::new(rules);
@@ -87,7 +89,7 @@ impl Shard {
         client: &mut ClientId,
         output: &mut Vec<Output>,
     ) -> bool {
-        while let Ok(Some(frame)) = input.next_frame() {
+        while let Some(frame) = input.next_frame().expect("it was written so") {
             if *client == ClientId(0) {
                 let Ok(hello) = Hello::read(frame.body) else { return false };
                 *client = hello.client;

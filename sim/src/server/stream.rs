@@ -24,7 +24,7 @@ impl Shard {
         group: &mut GroupId,
         output: &mut Vec<Output>,
     ) -> bool {
-        while let Ok(Some(frame)) = input.next_frame() {
+        while let Some(frame) = input.next_frame().expect("it was written so") {
             if let Err(refusal) = self.frame(now, number, frame, group, output) {
                 if let Some(refusal) = refusal {
                     let mut bytes = Vec::new();

@@ -179,7 +179,7 @@ impl World {
         let rules = FrameRules::unchecked(MAX_ANSWER_BODY);
         let input = self.inputs.entry((number, end)).or_insert_with(|| FrameBuffer::new(rules));
         input.extend(bytes);
-        while let Ok(Some(frame)) = input.next_frame() {
+        while let Some(frame) = input.next_frame().expect("it was written so") {
             if frame.opcode == client_opcode::ANSWER {
                 let answer = Answer::read(frame.body).expect("it was written so");
                 self.clients[client].on_answer(now, jitter, &answer, &mut wishes);
@@ -200,7 +200,7 @@ impl World {
         let input = self.inputs.entry((number, end)).or_insert_with(|| FrameBuffer::new(rules));
         input.extend(bytes);
         let mut frames = Vec::new();
-        while let Ok(Some(frame)) = input.next_frame() {
+        while let Some(frame) = input.next_frame().expect("it was written so") {
             frames.push((frame.opcode, frame.body.to_vec()));
         }
         frames
