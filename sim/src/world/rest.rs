@@ -49,7 +49,6 @@ impl World {
     /// # Errors
     /// One of them waits for ever, or another promise is broken.
     pub(super) fn look_back(&mut self) -> Result<(), Violation> {
-        self.meet_again()?;
         let placement = Placement::new(self.config.servers, self.config.shards);
         self.workload.look_back(placement);
         self.is_looking_back = true;
@@ -69,19 +68,5 @@ impl World {
             true => Err(Violation::new(19, "all is home, and clients wait for ever".to_owned())),
             false => Ok(()),
         }
-    }
-
-    /// A client that had nothing to do may not have heard yet that the cluster was restored under
-    /// another name; what it began before it hears of that would be in doubt.
-    fn meet_again(&mut self) -> Result<(), Violation> {
-        let (cluster, end) = (self.cluster(), self.now + LOOK_BACK_PATIENCE);
-        let knows = |client: &Client| client.map.as_ref().is_some_and(|map| map.cluster == cluster);
-        while self.now < end && !self.clients.iter().all(knows) {
-            for client in 0..self.clients.len() {
-                self.ask_map(client);
-            }
-            self.run_until(self.now + LOOK)?;
-        }
-        Ok(())
     }
 }
