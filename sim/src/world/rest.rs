@@ -52,9 +52,13 @@ impl World {
         let placement = Placement::new(self.config.servers, self.config.shards);
         self.workload.look_back(placement);
         self.is_looking_back = true;
+        // Who has not heard of a restored cluster hears of it now: its first operation there would end in
+        // doubt with the cluster that it knew.
+        let map = self.coordinator.cluster.as_ref().map(|cluster| cluster.map());
+        let map = map.expect("all is at rest, the coordinator lives");
         for client in 0..self.clients.len() {
             (self.clients[client].is_reader, self.clients[client].rests_until) = (false, 0);
-            self.wake_client(client);
+            self.on_map(client, map.clone());
         }
         let end = self.now + LOOK_BACK_PATIENCE;
         let waits = |world: &World| {
