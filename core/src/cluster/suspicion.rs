@@ -12,7 +12,7 @@
 //!
 //! Whoever is to stay answers a fresh question first. A heartbeat alone proves nothing of today: it may
 //! have waited while the coordinator itself was asleep, and its sender be dead by now; to drop the other
-//! member on its word would lose the group. The second look matters too: a member that was asleep
+//! member on its word would lose the group. An answer that comes late, or is followed up late, is as old. The second look matters too: a member that was asleep
 //! answers as soon as it wakes, and until its stream stands again the other one's last heartbeat still
 //! complains. To drop that other one then would leave the group with the weaker of the two.
 //!
@@ -172,6 +172,10 @@ impl Cluster {
                     self.alarms.raise(now, Alarm::Unanswered(view.group));
                     sink.push(Effect::Unanswered { group: view.group });
                 }
+                // What it says now may have waited while this coordinator was asleep.
+                Inquiry::Answered { at, .. } if now.since(at) > PROBE_PATIENCE => {
+                    self.end_inquiry(n)
+                }
                 Inquiry::Answered { doubt, gone, at } if self.have_beaten_since(&view, at) => {
                     let is_gone = self.is_doubted(&view, doubt)
                         && match doubt {
@@ -241,10 +245,11 @@ impl Cluster {
     pub(super) fn note_probe(&mut self, now: Time, order: &Order) {
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
-            let Inquiry::Asked { doubt, who, order: asked, .. } = self.groups[n].inquiry else {
+            let Inquiry::Asked { doubt, who, order: asked, until } = self.groups[n].inquiry else {
                 continue;
             };
-            if asked == order.id {
+            // One that comes late, as after a sleep of this coordinator, is not of today either.
+            if asked == order.id && now < until {
                 let gone = if view.primary == Some(who) { view.other() } else { view.primary };
                 self.groups[n].inquiry =
                     gone.map_or(Inquiry::None, |gone| Inquiry::Answered { doubt, gone, at: now });
