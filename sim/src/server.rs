@@ -6,7 +6,7 @@
 //!                          -> serve -> timeouts -> pump every stream -> dial what is wanted
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use kv_core::replica::{InstallError, NoFullCopy};
@@ -98,6 +98,8 @@ pub struct Shard {
     /// Whether a wake-up is due at some time already.
     pub wake_at: Option<u64>,
     connections: Vec<(ConnectionNumber, Peer)>,
+    /// Those that were ended from here.
+    ended: BTreeSet<ConnectionNumber>,
     identity: Identity,
     published_at: u64,
     batch: BatchWriter,
@@ -126,6 +128,7 @@ impl Shard {
             busy_until: 0,
             wake_at: None,
             connections: Vec::new(),
+            ended: BTreeSet::new(),
             identity,
             published_at: 0,
             batch: BatchWriter::new(),

@@ -59,6 +59,8 @@ impl Shard {
     ) {
         let at = match self.connections.iter().position(|(known, _)| *known == number) {
             Some(at) => at,
+            // It was ended here, and this was on its way.
+            None if self.ended.contains(&number) => return,
             None => {
                 let input = FrameBuffer::new(CLIENT_RULES);
                 self.connections.push((number, Peer::Unknown(input)));
@@ -76,8 +78,14 @@ impl Shard {
             self.connections.push((number, peer));
         } else {
             self.drop_stream(now, number, output);
-            output.push(Output::Close(number));
+            self.end(number, output);
         }
+    }
+
+    /// Ends a connection from here.
+    pub(super) fn end(&mut self, number: ConnectionNumber, output: &mut Vec<Output>) {
+        self.ended.insert(number);
+        output.push(Output::Close(number));
     }
 
     /// Serves the requests of a client; `false` ends its connection.

@@ -153,7 +153,7 @@ impl Shard {
         let Some(hosted) = self.hosted_of(group) else { return };
         let Some(old) = hosted.stream.take() else { return };
         hosted.replica.on_stream_down(now, &mut collected(output, group));
-        output.push(Output::Close(old));
+        self.end(old, output);
         self.connections.retain(|(known, _)| *known != old);
     }
 
