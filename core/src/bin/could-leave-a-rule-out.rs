@@ -5,6 +5,7 @@ use kv_core::arena::HeapChunks;
 use kv_core::hash::HashSecret;
 use kv_core::replica::{Answers, ConnectionId, Replica, ReplicaConfig};
 use kv_protocol::client_message::{Answer, Operation, Request};
+use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::{
     ClientId, GroupId, Incarnation, Member, RequestId, ServerId, ShardId, Time, ViewVersion,
@@ -24,6 +25,7 @@ fn main() {
         shard: ShardId(0),
         placement: Placement::new(1, 1),
         memory_limit: None,
+        session_idle: SESSION_IDLE,
         hash_secret: HashSecret::new(1),
     };
     let mut replica = Replica::new(config, Box::new(HeapChunks::default()));
