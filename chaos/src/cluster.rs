@@ -94,7 +94,11 @@ impl Cluster {
         network: Option<&Network>,
     ) -> anyhow::Result<Cluster> {
         let mut cluster = Cluster::launch(programs, dir, setting, network)?;
-        cluster.wait_whole("after the start")?;
+        // One that is restored without some of its groups is never whole.
+        match cluster.setting.flags.iter().any(|flag| flag == "--accept-loss") {
+            true => cluster.wait_status("after the start", is_settled)?,
+            false => cluster.wait_whole("after the start")?,
+        };
         Ok(cluster)
     }
 
@@ -132,7 +136,11 @@ impl Cluster {
         let coord = spawn(&programs.coord, &arguments, &dir)?;
         let (programs, setting) = (programs.clone(), setting.clone());
         let mut cluster = Cluster { dir, setting, clients_port, host, programs, arguments, coord };
-        cluster.wait_whole("after the start")?;
+        // One that is restored without some of its groups is never whole.
+        match cluster.setting.flags.iter().any(|flag| flag == "--accept-loss") {
+            true => cluster.wait_status("after the start", is_settled)?,
+            false => cluster.wait_whole("after the start")?,
+        };
         Ok(cluster)
     }
 
