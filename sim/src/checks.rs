@@ -39,7 +39,7 @@ pub struct Seen {
 }
 
 /// After so many thousand events two copies are compared in full, those of another shard each time.
-const THOUSANDS_A_COMPARISON: u64 = 20;
+const THOUSANDS_A_COMPARISON: u64 = 40;
 
 /// How often copies were compared.
 #[derive(Clone, Copy, Debug, Default)]
@@ -91,15 +91,14 @@ impl Checks {
             one_server::check(world, place)?;
             lease_before_grace::check(world, place)?;
             let version = sight.view.map_or(0, |view| view.version.0);
-            let before = self.seen.get(&(process, place)).map_or(0, |seen| seen.version);
-            if let Some(view) = sight.view.filter(|_| version != before) {
-                one_view::check(&mut self.views, world.processes[process].cluster, &view)?;
-            }
             if sight.state == ReplicaState::CaughtUp {
                 self.caught_up.insert((process, place), version);
             }
             let seen = Seen { version, state: sight.state, served: serves };
-            self.seen.insert((process, place), seen);
+            let before = self.seen.insert((process, place), seen).map(|before| before.version);
+            if let Some(view) = sight.view.filter(|_| before != Some(version)) {
+                one_view::check(&mut self.views, world.processes[process].cluster, &view)?;
+            }
         }
         Ok(())
     }

@@ -47,7 +47,7 @@ impl World {
             return;
         }
         let rest = u64::try_from(idle.as_nanos()).expect("it is short") * 13 / 10;
-        let cycle = rest * 5 / 2;
+        let cycle = rest * 3;
         let turn = self.now + cycle * client as u64 / self.config.clients as u64;
         if turn % cycle > cycle - rest {
             self.clients[client].rests_until = self.now + cycle - turn % cycle;

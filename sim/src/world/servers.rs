@@ -71,9 +71,10 @@ impl World {
     fn on_answered(&mut self, process: usize, shard: usize, answered: &Answered) {
         self.counts.acked += u64::from(answered.is_acked());
         let cluster = self.processes[process].cluster;
-        self.check(|_, world| {
-            lost_is_lost::answered(world, cluster, answered.group, answered.status)
-        });
+        let lost = lost_is_lost::answered(self, cluster, answered.group, answered.status);
+        if let Err(violation) = lost {
+            self.violation.get_or_insert(violation);
+        }
         let Actor::Client { client } = self.network.get(answered.to).ends[0] else { return };
         let flight = self.clients[client].flights.get(&answered.request.0);
         let is_write = flight.is_some_and(|flight| flight.asked != Asked::Read);
