@@ -46,7 +46,7 @@ const LOOK_AGAIN: u64 = 150_000;
 /// How often a copy, and a hand-over, bring one of their own, in a thousand, and how often those look for
 /// a write: what they aim at is soon over.
 const STRIKES_A_COPY: u64 = 100;
-const STRIKES_A_HANDOVER: u64 = 150;
+const STRIKES_A_HANDOVER: u64 = 300;
 const SHORT_PATIENCE: u8 = 10;
 
 /// How long a store takes, in nanoseconds of true time; now and then very long.
@@ -104,7 +104,7 @@ fn strike_a_copy(world: &mut World) {
         && world.random.per_mille(60)
     {
         match step_of(world, place) {
-            Some(step) if world.random.per_mille(500) => strike_in_step(world, place, step),
+            Some(step) if world.random.per_mille(750) => strike_in_step(world, place, step),
             step => strike(world, place, Kind::BreakStreams, step, SHORT_PATIENCE),
         }
     }
@@ -165,7 +165,7 @@ pub fn part(world: &mut World, place: usize, other: usize, patience: u8) {
 
 /// A process has just been started in place of another: it may end before it has reported.
 pub fn on_spawned(world: &mut World, place: usize) {
-    if !world.is_healing && world.random.per_mille(100) {
+    if !world.is_healing && world.random.per_mille(150) {
         let delay = world.random.between(1_000, 400_000);
         world.after(delay, Happening::StrikeAgain(place, Kind::Crash, Some(1), 0));
     }
@@ -187,7 +187,9 @@ pub fn strike_in_step(world: &mut World, place: usize, step: u8) {
         return;
     }
     let kind = rarest[world.random.index(rarest.len())];
-    strike(world, place, kind, Some(step), PATIENCE);
+    // A hand-over is over before a fault that waits for long.
+    let patience = if step == 4 { SHORT_PATIENCE } else { PATIENCE };
+    strike(world, place, kind, Some(step), patience);
 }
 
 /// Strikes, once a write is in flight in a group that is hit, or the patience is over.

@@ -157,9 +157,9 @@ const FIRST_CLUSTER: ClusterId = ClusterId(0x51);
 const BEAT: u64 = 100_000_000;
 /// Between two operations of a client, mostly, and in busy runs; of the reader; and of all when they look
 /// back.
-const THINK: u64 = 2_500_000;
-const BUSY_THINK: u64 = 400_000;
-const READER_THINKS: u64 = 2_500_000;
+const THINK: u64 = 3_500_000;
+const BUSY_THINK: u64 = 800_000;
+const READER_THINKS: u64 = 3_500_000;
 const LOOKING_BACK_THINK: u64 = 50_000;
 
 impl World {

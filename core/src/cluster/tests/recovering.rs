@@ -268,6 +268,30 @@ fn a_restarted_coordinator_does_not_wait_for_ever_for_one_that_does_not_answer()
 }
 
 #[test]
+fn a_restarted_coordinator_takes_no_process_that_an_earlier_one_may_have_killed() {
+    let mut world = World::serving(3);
+    world.unheard = vec![A];
+    world.pass(SILENCE * 2, &[B, C]);
+    let old = world.cluster.member(A);
+    let kill = Effect::Kill { member: old, reason: KillReason::Replaced };
+    assert!(world.take().contains(&kill), "nobody hears it, and no view names it");
+    // The coordinator dies while its kill is on the way, and A, which no other one has condemned, is back.
+    world.unheard.clear();
+    world.restart();
+    for id in [A, B, C] {
+        world.start_as(world.cluster.member(id));
+    }
+    world.run(&[A, B, C]);
+    assert!(!world.on_disk.as_ref().unwrap().names(old), "the kill may strike at any time");
+    assert!(world.seen.contains(&kill), "it is replaced");
+    world.exit(A);
+    world.run(&[A, B, C]);
+    world.run(&[A, B, C]);
+    assert!(world.cluster.is_whole(), "{:?}", world.cluster.views());
+    assert_ne!(world.cluster.member(A), old);
+}
+
+#[test]
 fn a_memory_that_is_older_than_what_a_server_knows_ends_the_coordinator_and_changes_nothing() {
     let mut world = World::serving(3);
     let old = world.on_disk.clone();
