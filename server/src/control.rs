@@ -29,9 +29,11 @@ use crate::watchdog::Pulse;
 
 /// How long connecting, and each answer or send, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The first pause before the coordinator is dialled again; it doubles up to the last.
+/// The first pause before the coordinator is dialled again; it doubles up to the last. A coordinator that
+/// was started again decides nothing before it has heard everybody who lives: where a server died with it,
+/// clients wait this long.
 const REDIAL_FIRST: Duration = Duration::from_millis(10);
-const REDIAL_LAST: Duration = Duration::from_secs(1);
+const REDIAL_LAST: Duration = Duration::from_millis(100);
 /// What is taken from the socket at once.
 const READ_BYTES: usize = 16 << 10;
 /// How often a server that goes on alone says so.
