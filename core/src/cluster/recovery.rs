@@ -57,8 +57,12 @@ impl Cluster {
         (!is_home && !is_lost(own)).then_some(5)
     }
 
-    /// Tells what has changed in the recovery of any place.
+    /// Tells what has changed in the recovery of any place. In an orderly stop servers end one after the
+    /// other, and nothing is recovered.
     pub(super) fn show_recovery(&mut self, sink: &mut Vec<Effect>) {
+        if self.stop.is_some() {
+            return;
+        }
         for id in (0..self.count()).map(ServerId) {
             let step = self.recovery_step(id);
             if std::mem::replace(&mut self.server_mut(id).shown, step) != step {

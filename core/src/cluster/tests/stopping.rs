@@ -274,6 +274,21 @@ fn a_stop_before_all_have_started_ends_and_misses_no_dump() {
 }
 
 #[test]
+fn an_orderly_stop_is_not_shown_as_a_recovery() {
+    let mut world = World::serving(3);
+    world.stop();
+    for _order in ["DRAIN", "DUMP-PRIMARY", "DUMP-SECONDARY", "SHUTDOWN"] {
+        world.report_all();
+    }
+    for id in world.ids() {
+        let member = world.cluster.member(id);
+        world.cluster.on_exited(world.now, member, &mut world.effects);
+    }
+    assert!(world.effects.contains(&Effect::Stopped(StopOutcome::default())), "all have left");
+    assert!(!world.effects.iter().any(|effect| matches!(effect, Effect::Recovery { .. })));
+}
+
+#[test]
 fn a_stop_waits_for_no_order_of_the_start() {
     let mut world = World::new(3);
     for id in world.ids() {
