@@ -123,3 +123,69 @@ fn a_copy_is_shown_as_the_sum_of_its_shards_and_never_above_what_there_is() {
     assert_eq!(world.cluster.copy_of(GroupId(1)), Some(copy));
     assert_eq!(world.cluster.status(world.now, &[]).groups[1].copy, Some(copy));
 }
+
+#[test]
+fn a_silent_sole_holder_is_an_alarm_until_it_is_heard_or_proven_dead() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    world.run(&[B, C]);
+    world.pass(SILENCE * 4, &[C]);
+    let kinds = |world: &World| -> Vec<_> {
+        let alarms = world.alarms().into_iter().map(|(kind, _)| kind);
+        alarms.filter(|kind| matches!(kind, AlarmKind::Unreachable | AlarmKind::Lost)).collect()
+    };
+    assert_eq!(kinds(&world), [AlarmKind::Unreachable], "group A is at B alone");
+    world.pass(SILENCE, &[B, C]);
+    assert_eq!(kinds(&world), []);
+    world.pass(SILENCE * 4, &[C]);
+    world.exit(B);
+    assert_eq!(kinds(&world), [AlarmKind::Lost]);
+}
+
+#[test]
+fn two_holders_that_hear_neither_each_other_nor_a_question_are_an_alarm_until_they_do() {
+    let mut world = World::serving(3);
+    let hear = |world: &mut World, duration: Duration| {
+        let end = world.now + duration;
+        while world.now < end {
+            world.now = world.now + Duration::from_millis(50);
+            for id in [A, B, C] {
+                world.beat(id);
+            }
+            world.cluster.on_timeout(world.now, &mut world.effects);
+            world.collect();
+        }
+    };
+    let is_raised = |world: &World| world.alarms().iter().any(|a| a.0 == AlarmKind::Unanswered);
+    world.unheard = vec![A, B];
+    hear(&mut world, Duration::from_millis(200));
+    assert!(!is_raised(&world), "they are still being asked");
+    hear(&mut world, Duration::from_secs(2));
+    assert!(is_raised(&world), "{:?}", world.alarms());
+    assert_eq!(world.view(1), (Some(1), Some(2), 1), "and nobody is judged");
+    world.unheard.clear();
+    hear(&mut world, Duration::from_millis(100));
+    assert!(!is_raised(&world));
+}
+
+#[test]
+fn a_place_that_cannot_be_filled_is_an_alarm_until_it_is() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    for failure in 1..=4 {
+        let expected = if failure > 3 { vec![AlarmKind::KeepsFailing] } else { vec![] };
+        let kinds: Vec<_> = world.alarms().into_iter().map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, expected, "after {} failures", failure - 1);
+        let is_spawned = |effect: &Effect| matches!(effect, Effect::Spawn { .. });
+        while failure <= 3 && !world.take().iter().any(is_spawned) {
+            world.pass(Duration::from_millis(50), &[B, C]);
+        }
+        world.exit(A);
+    }
+    world.run(&[A, B, C]);
+    world.pass(Duration::from_secs(11), &[B, C]);
+    world.run(&[A, B, C]);
+    world.run(&[A, B, C]);
+    assert!(world.cluster.is_whole(), "{:?}", world.cluster.views());
+    assert!(world.alarms().is_empty());
+}
