@@ -191,6 +191,13 @@ fn copies() -> Vec<Scope> {
             Left { breaks: 1, ..none },
         ),
         scope(
+            "copy again",
+            "a copy fails, and the same process is candidate again after a pause",
+            Beginning::Candidate,
+            script(1, &[SMALL, DELETE]),
+            Left { breaks: 1, ticks: 1, ..none },
+        ),
+        scope(
             "copy, then a death",
             "a candidate is copied to, becomes secondary, and the primary dies",
             Beginning::Candidate,
