@@ -13,7 +13,7 @@
 //! | 10 | the union is not entered in the grace, nor left after the report; who is made secondary has a whole copy | in every state, at every view |
 //! | 12, 13, 16, 17 | every key is one atomic register, every write is done at most once | at every answer, and for every read that would be answered now |
 //! | 17 | a group is LOST only when no holder lives | at every view |
-//! | 19 | no view names a member that is proven dead | in every state |
+//! | 19 | no view names a member that is proven dead, once all others are heard | in every state |
 //! | 20 | no process that a durable view names is killed | at every kill |
 
 use kv_core::replica::{Inspection, Serves};
@@ -23,7 +23,7 @@ use kv_protocol::view::{Peer, View};
 
 use super::replica::{GROUP, Given, Sight, reading};
 use super::step::{Explorer, running};
-use super::world::World;
+use super::world::{Process, World};
 use crate::invariants::{Violation, may_serve};
 
 /// Looks at a whole state.
@@ -168,7 +168,14 @@ fn no_dead_member(explorer: &Explorer, world: &World) -> Result<(), Violation> {
     let named =
         |member: Member| sight.view.primary == Some(member) || sight.view.other() == Some(member);
     let stays = world.processes.iter().find(|process| process.proven && named(process.member));
-    match stays.filter(|_| world.storing.is_none()) {
+    // A coordinator that was started again first hears everybody who is not proven dead.
+    let is_awaited = |process: &Process| {
+        let is_current = sight.places.iter().any(|place| place.member == process.member);
+        is_current && !process.proven && !process.link.1
+    };
+    let is_restarted = world.left.restarts < explorer.scope.left.restarts;
+    let waits = is_restarted && world.processes.iter().any(is_awaited);
+    match stays.filter(|_| world.storing.is_none() && !waits) {
         Some(process) => {
             let member = process.member;
             broken(19, format!("{member} is proven dead, and the group waits for it for ever"))

@@ -18,6 +18,10 @@ impl Explorer {
         process.link = (world.links, true);
         let input = BrainInput::Started(process.member, world.links);
         self.brain(world, input);
+        // A coordinator that was started again decides nothing before it has heard everybody.
+        if self.scope.left.restarts > 0 {
+            self.heartbeat(world, p);
+        }
     }
 
     /// The coordinator takes a server's next report, which may arrive once more later.
