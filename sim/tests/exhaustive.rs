@@ -27,6 +27,7 @@ fn every_promise_holds_in_every_state_of_the_small_scopes() {
         ("copy and delete", 2_500),
         ("copy that breaks", 9_000),
         ("copy, then a death", 50_000),
+        ("terms", 90_000),
     ] {
         let found = visited(name, LIMITS);
         assert_eq!(found.broken, None, "{name}");
@@ -64,5 +65,6 @@ mod holes {
         assert_eq!(steps_to(Hole::TombstonesForgotten, "copy and delete"), (11, 10));
         assert_eq!(steps_to(Hole::PromoteWithoutGrace, "leases"), (1, 7));
         assert_eq!(steps_to(Hole::AnswerBeforeAck, "writes"), (6, 1));
+        assert_eq!(steps_to(Hole::CandidateNotWiped, "copy again"), (11, 15));
     }
 }
