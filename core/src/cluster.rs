@@ -195,6 +195,7 @@ impl Cluster {
         }
         if has_served {
             cluster.start = Start::Done;
+            cluster.resume_recovery();
         }
         cluster.store(sink);
         cluster

@@ -142,7 +142,10 @@ impl Cluster {
         }
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
+            let is_decided = self.memory.decided.views[n] != view;
             match self.groups[n].inquiry {
+                // Nothing followed from it at once, and what is known now may speak against it.
+                Inquiry::Judged { .. } if !is_decided => self.end_inquiry(n),
                 Inquiry::None => {
                     if self.is_silent(&view).is_some() {
                         self.ask_about_silence(now, n, &view, sink);
@@ -176,7 +179,10 @@ impl Cluster {
                 Inquiry::Answered { at, .. } if now.since(at) > PROBE_PATIENCE => {
                     self.end_inquiry(n)
                 }
-                Inquiry::Answered { doubt, gone, at } if self.have_beaten_since(&view, at) => {
+                // Judged only when the next view can be stored at once.
+                Inquiry::Answered { doubt, gone, at }
+                    if self.have_beaten_since(&view, at) && !self.memory.is_storing() =>
+                {
                     let is_gone = self.is_doubted(&view, doubt)
                         && match doubt {
                             Doubt::Silence(_) => view

@@ -349,3 +349,71 @@ fn what_is_decided_follows_from_what_is_known_when_it_can_be_stored() {
     }
     assert_eq!(world.view(1), (Some(2), None, 2));
 }
+
+#[test]
+fn a_verdict_does_not_wait_for_the_disk_while_its_member_comes_back() {
+    let mut world = World::serving(3);
+    world.keeps_stores = true;
+    // The store of what follows from C's end is under way while B falls silent, and comes back.
+    world.exit(C);
+    world.unheard = vec![B];
+    world.pass(SILENCE * 3, &[A]);
+    world.unheard.clear();
+    world.pass(Duration::from_millis(200), &[A, B]);
+    // Now A hangs: to drop B would leave the group to it.
+    world.unheard = vec![A];
+    world.pass(SILENCE, &[B]);
+    world.keeps_stores = false;
+    while world.store() {
+        world.collect();
+    }
+    assert_eq!(world.view(1), (Some(1), Some(2), 1), "B is well");
+    world.pass(SILENCE * 2, &[B]);
+    assert_eq!(world.view(1), (Some(2), None, 2), "and whoever is silent now must go");
+}
+
+#[test]
+fn a_second_fault_is_one_for_a_restarted_coordinator_too() {
+    for starts_again in [false, true] {
+        let mut world = World::serving(3);
+        world.exit(A);
+        if starts_again {
+            world.run(&[B, C]);
+            let member = world.cluster.member(A);
+            world.start_as(member);
+            world.collect();
+            assert_eq!(world.view(1).1, Some(1), "A's successor is candidate");
+        }
+        world.restart();
+        world.cluster.config.on_double_fault = DoubleFault::Shutdown;
+        for id in [B, C] {
+            world.start_as(world.cluster.member(id));
+            world.beat(id);
+        }
+        world.collect();
+        world.exit(B);
+        world.pass(kv_protocol::limits::GRACE + SILENCE * 2, &[C]);
+        let second = Effect::DoubleFault { first: A, second: B };
+        assert!(world.take().contains(&second), "{starts_again}: A is not back");
+        assert_eq!(world.cluster.state(), ClusterState::Stopping);
+    }
+}
+
+#[test]
+fn a_fault_after_the_restart_of_a_cluster_that_was_whole_is_a_first_one() {
+    let mut world = World::serving(3);
+    world.exit(A);
+    for _ in 0..3 {
+        world.run(&[A, B, C]);
+    }
+    assert!(world.cluster.is_whole());
+    world.restart();
+    world.cluster.config.on_double_fault = DoubleFault::Shutdown;
+    for id in [A, C] {
+        world.start_as(world.cluster.member(id));
+        world.beat(id);
+    }
+    world.exit(B);
+    assert!(!world.take().iter().any(|effect| matches!(effect, Effect::DoubleFault { .. })));
+    assert_eq!(world.view(2).1, None);
+}
