@@ -188,7 +188,8 @@ impl Cluster {
             }
             // One that no view names may be on an earlier coordinator's list of those to be killed, and
             // nobody knows when that kill strikes: it must not hold a copy by then.
-            let is_unnamed = has_served && !cluster.memory.durable().names(cluster.server(id).member);
+            let is_unnamed =
+                has_served && !cluster.memory.durable().names(cluster.server(id).member);
             let server = cluster.server_mut(id);
             (server.started, server.state) = (known.started, ServerState::Down);
             server.is_condemned = is_unnamed;

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::net::SocketAddr;
 
+use kv_core::cluster::KillReason;
 use kv_protocol::Member;
 use kv_protocol::ids::{GroupId, OrderId};
 
@@ -41,7 +42,7 @@ pub enum Happening {
     /// A process that was spawned runs.
     Spawned(Member),
     /// A process is killed.
-    Killed(Member),
+    Killed(Member, KillReason),
     /// The coordinator of this term learns that a process has ended.
     Proof(u64, Member),
     /// The coordinator of this term dials a process for orders.

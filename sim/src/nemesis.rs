@@ -287,7 +287,7 @@ fn has_write_in_flight(world: &World, target: usize) -> bool {
             || views.get(group).is_some_and(|view| is_here(view.primary) || is_here(view.other()))
     };
     world.clients.iter().flat_map(|client| client.flights.values()).any(|flight| {
-        flight.asked != Asked::Read && flight.was_sent() && holds(usize::from(flight.place.0.0))
+        flight.asked != Asked::Read && flight.is_waiting() && holds(usize::from(flight.place.0.0))
     })
 }
 

@@ -51,6 +51,11 @@ impl Flight {
         self.was_sent
     }
 
+    /// Whether it is on its way to a server, or its answer is on its way back.
+    pub fn is_waiting(&self) -> bool {
+        self.sent.is_some()
+    }
+
     /// Its line of the key's history.
     pub fn entry(&self, process: u32, end: u64, answered: Answered) -> Entry {
         let time = |nanos: u64| i64::try_from(nanos).unwrap_or(i64::MAX);

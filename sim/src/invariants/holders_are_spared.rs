@@ -12,5 +12,16 @@ pub fn check(world: &World, member: Member) -> Result<(), Violation> {
     if !named {
         return Ok(());
     }
-    Err(Violation::new(20, format!("{member} is killed though a durable view names it")))
+    Err(Violation::new(20, format!("{member} is to be killed though a durable view names it")))
+}
+
+/// The kill strikes, perhaps long afterwards, and whoever is coordinator by then.
+pub fn strikes(world: &World, member: Member) -> Result<(), Violation> {
+    match &world.coordinator.disk {
+        Some(disk) if disk.names(member) => {
+            let words = format!("{member} is killed, and by now a durable view names it");
+            Err(Violation::new(20, words))
+        }
+        _ => Ok(()),
+    }
 }

@@ -1,8 +1,9 @@
 //! 17: a group is LOST only when every holder of it is dead; clients are told so only then, and once LOST
-//! it is never served again.
+//! it is never served again. Under the policy `shutdown` the cluster stops by then.
 
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{ClusterId, GroupId};
+use kv_protocol::status::ClusterState;
 use kv_protocol::{Member, View, ViewVersion};
 
 use crate::invariants::Violation;
@@ -19,6 +20,13 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
             17,
             format_args!("it was LOST, and is not any more"),
         ));
+    }
+    let is_stopping = world.coordinator.cluster.as_ref().is_some_and(|cluster| {
+        !matches!(cluster.state(), ClusterState::Serving | ClusterState::Degraded)
+    });
+    if view.primary.is_none() && world.config.shutdown && !is_stopping {
+        let words = format_args!("it is LOST, and the policy shutdown does not stop the cluster");
+        return Err(Violation::of(view.group, 17, words));
     }
     let mut holders = [before.primary, before.secondary()].into_iter().flatten();
     if view.primary.is_some() || (world.config.double && holders.all(is_dead)) {

@@ -143,15 +143,19 @@ pub(super) fn apply_late(world: &mut World, kind: Kind) {
     }
 }
 
-/// Cuts a place off from everyone but clients, or from the coordinator, or from one other server.
+/// Cuts a place off from the other servers and the coordinator, or from the coordinator, or from one
+/// other server; now and then from a client as well.
 fn cut(world: &mut World, place: usize, one_way: bool) {
     let servers = usize::from(world.config.servers);
-    let others: Vec<usize> = match world.random.below(4) {
+    let mut others: Vec<usize> = match world.random.below(4) {
         0 => vec![(place + 1 + world.random.index(servers - 1)) % servers],
         1 => vec![servers],
         _ => (0..=servers).filter(|other| *other != place).collect(),
     };
     let is_pair = others.len() == 1 && others[0] != servers;
+    if world.random.per_mille(250) {
+        others.push(servers + 1 + world.random.index(world.config.clients));
+    }
     world.nemesis.cut = Some(Cut { off: (!is_pair).then_some(place) });
     let outward = world.random.per_mille(500);
     for other in others {

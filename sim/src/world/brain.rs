@@ -75,7 +75,7 @@ impl World {
                         }
                         _ => 1_000_000,
                     };
-                    self.after(delay, Happening::Killed(member));
+                    self.after(delay, Happening::Killed(member, reason));
                 }
                 Effect::ViewChanged { before, view } => {
                     let about = About::Group(view.group);

@@ -1,6 +1,7 @@
 //! Who an event concerns, and what paused and dead actors do with it.
 
 use super::*;
+use crate::invariants::holders_are_spared;
 
 impl World {
     pub(super) fn dispatch(&mut self, happening: Happening) {
@@ -32,12 +33,15 @@ impl World {
             }
             Happening::Stored(term, number) => self.on_stored(term, number),
             Happening::Spawned(member) => self.on_spawned(member),
-            Happening::Killed(member) => {
+            Happening::Killed(member, reason) => {
                 // Whoever cannot be reached cannot be killed.
                 if self.is_out_of_reach(member) {
-                    return self.after(50_000_000, Happening::Killed(member));
+                    return self.after(50_000_000, Happening::Killed(member, reason));
                 }
                 if let Some(process) = self.process_of(member) {
+                    if reason == KillReason::Replaced && self.processes[process].alive {
+                        self.check(|_, world| holders_are_spared::strikes(world, member));
+                    }
                     self.kill(process);
                 }
             }
