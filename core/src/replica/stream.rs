@@ -303,7 +303,7 @@ impl Replica {
     }
 }
 
-/// Only who was active as primary may say that all is sent: another may lack writes itself.
+/// Says that all is sent. Whoever hands over was active as primary: only then is it told to.
 fn pump_handover(
     old: &mut HandingOver,
     view: Option<kv_protocol::view::View>,
