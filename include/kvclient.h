@@ -56,7 +56,8 @@
 #define KVC_CONFLICT -6
 
 /**
- * Key or value is longer than allowed; nothing was changed.
+ * Key or value is longer than allowed, and nothing was changed; or a value is longer than the room
+ * for it.
  */
 #define KVC_TOO_BIG -7
 
@@ -190,7 +191,7 @@ typedef struct {
 } kvc_op_options;
 
 /**
- * What a write that was done says; NULL where it is not wanted.
+ * What a write that was done says, or a read of kvc_get_into(); NULL where it is not wanted.
  */
 typedef struct {
     /**
@@ -198,7 +199,7 @@ typedef struct {
      */
     uint64_t version;
     /**
-     * How many servers hold it: 2, or 1 while a server is missing.
+     * How many servers hold a write: 2, or 1 while a server is missing. Zero for a read.
      */
     uint32_t copies;
     /**
@@ -272,6 +273,19 @@ int kvc_put(kvc_client *client,
  * Reads a key. `options` may be NULL. On success *out owns the value; free it with kvc_buf_free().
  */
 int kvc_get(kvc_client *client, kvc_slice key, const kvc_op_options *options, kvc_buf *out);
+
+/**
+ * Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and its length
+ * into *len. A longer value is KVC_TOO_BIG: nothing is copied, and *len says how much room it needs.
+ * `options` and `result` may be NULL; `result` gets the version.
+ */
+int kvc_get_into(kvc_client *client,
+                 kvc_slice key,
+                 void *dst,
+                 size_t cap,
+                 size_t *len,
+                 const kvc_op_options *options,
+                 kvc_result *result);
 
 /**
  * Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL.

@@ -19,7 +19,8 @@ pub const KVC_UNAVAILABLE: c_int = -4;
 pub const KVC_LOST: c_int = -5;
 /// The condition of a write does not hold; nothing was changed.
 pub const KVC_CONFLICT: c_int = -6;
-/// Key or value is longer than allowed; nothing was changed.
+/// Key or value is longer than allowed, and nothing was changed; or a value is longer than the room
+/// for it.
 pub const KVC_TOO_BIG: c_int = -7;
 /// The servers' memory limit is reached; nothing was changed.
 pub const KVC_OUT_OF_SPACE: c_int = -8;

@@ -1,11 +1,12 @@
 //! The handle and the calls on it.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
 
 use kv_client::{Client, Endpoints, OpOptions, Written};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
-use crate::error::{Failure, KVC_FORKED, KVC_OK};
+use crate::error::{Failure, KVC_FORKED, KVC_OK, KVC_TOO_BIG};
 use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options};
 use crate::panic::guard;
 use crate::pool::Pool;
@@ -20,13 +21,13 @@ pub struct kvc_client {
     pool: Pool,
 }
 
-/// What a write that was done says; NULL where it is not wanted.
+/// What a write that was done says, or a read of kvc_get_into(); NULL where it is not wanted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_result {
     /// The version of the entry now, for if_version.
     pub version: u64,
-    /// How many servers hold it: 2, or 1 while a server is missing.
+    /// How many servers hold a write: 2, or 1 while a server is missing. Zero for a read.
     pub copies: u32,
     /// Zero.
     pub reserved: u32,
@@ -115,6 +116,43 @@ pub unsafe extern "C" fn kvc_get(
         let buffer = own(&value.bytes, value.version.0)?;
         // SAFETY: not NULL; the caller passes room for a buffer.
         unsafe { out.write(buffer) };
+        Ok(KVC_OK)
+    })
+}
+
+/// Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and its length
+/// into *len. A longer value is KVC_TOO_BIG: nothing is copied, and *len says how much room it needs.
+/// `options` and `result` may be NULL; `result` gets the version.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_get_into(
+    client: *mut kvc_client,
+    key: kvc_slice,
+    dst: *mut c_void,
+    cap: usize,
+    len: *mut usize,
+    options: *const kvc_op_options,
+    result: *mut kvc_result,
+) -> c_int {
+    guard(|| {
+        if len.is_null() || (dst.is_null() && cap > 0) {
+            return Err(Failure::invalid("kvc_get_into: dst or len is NULL"));
+        }
+        // SAFETY: the caller's promises are those that `call` asks for.
+        let value = unsafe { call(client, key, options, Client::get) }?;
+        let bytes = value.bytes.len();
+        // SAFETY: not NULL; the caller lets us write a length there.
+        unsafe { len.write(bytes) };
+        if bytes > cap {
+            let words =
+                format!("kvc_get_into: the value has {bytes} bytes, dst has room for {cap}");
+            return Err(Failure::new(KVC_TOO_BIG, words));
+        }
+        if bytes > 0 {
+            // SAFETY: `dst` has room for `cap` bytes, which are no memory of this library.
+            unsafe { ptr::copy_nonoverlapping(value.bytes.as_ptr(), dst.cast::<u8>(), bytes) };
+        }
+        // SAFETY: the caller passes NULL or room for a result.
+        unsafe { tell(result, Written { version: value.version, copies: 0 }) };
         Ok(KVC_OK)
     })
 }

@@ -196,6 +196,40 @@ fn values_and_versions_cross_the_boundary() {
 }
 
 #[test]
+fn a_value_is_read_into_memory_of_the_program_if_it_fits() {
+    let fake = Fake::start(3, 2);
+    let handle = Handle::open(&fake);
+    assert_eq!(handle.put(b"k", b"value", None), KVC_OK);
+    assert_eq!(handle.put(b"empty", b"", None), KVC_OK);
+    let mut room = *b"------";
+    let mut result = kvc_result { version: 0, copies: 9, reserved: 9 };
+    let mut read = |key: &[u8], cap: usize, result: *mut kvc_result| {
+        let (mut len, dst) = (77, if cap == 0 { null_mut() } else { room.as_mut_ptr() });
+        // SAFETY: `dst` has room for `cap` bytes or is NULL.
+        let status = unsafe {
+            kvc_get_into(handle.0, slice(key), dst.cast(), cap, &mut len, null(), result)
+        };
+        (status, len, room)
+    };
+    assert_eq!(read(b"absent", 6, null_mut()), (KVC_NOT_FOUND, 77, *b"------"));
+    assert_eq!(read(b"k", 4, null_mut()), (KVC_TOO_BIG, 5, *b"------"));
+    assert_eq!(read(b"k", 0, null_mut()), (KVC_TOO_BIG, 5, *b"------"));
+    assert_eq!(read(b"empty", 0, null_mut()), (KVC_OK, 0, *b"------"));
+    assert_eq!(read(b"k", 5, &mut result), (KVC_OK, 5, *b"value-"));
+    assert!(result.version > 0 && (result.copies, result.reserved) == (0, 0));
+    // SAFETY: NULL is an argument that has to be refused.
+    unsafe {
+        let (into, key) = (room.as_mut_ptr().cast(), slice(b"k"));
+        let status = kvc_get_into(handle.0, key, into, 6, null_mut(), null(), null_mut());
+        assert_eq!(status, KVC_INVALID);
+        let mut len = 0;
+        let status = kvc_get_into(handle.0, key, null_mut(), 6, &mut len, null(), null_mut());
+        assert_eq!(status, KVC_INVALID);
+    }
+    handle.close();
+}
+
+#[test]
 fn wrong_arguments_are_refused_in_words() {
     let fake = Fake::start(3, 1);
     let handle = Handle::open(&fake);
