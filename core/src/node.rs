@@ -19,6 +19,7 @@ use kv_protocol::control_message::{
     Order, OrderKind, OrdersHello, ReplicaReport, ReplicaState, Report, ViewOrder, ViewPurpose,
 };
 use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ShardId, ViewVersion};
+use kv_protocol::limits::MAX_EPOCH_STEP;
 use kv_protocol::view::View;
 
 use crate::holes::{self, Hole};
@@ -135,6 +136,17 @@ pub enum HelloRefused {
         /// The one refused.
         theirs: Epoch,
     },
+    /// No coordinator comes so long after the one obeyed.
+    #[error(
+        "coordinator epoch {} is too far above epoch {}, which this server obeys", theirs.number,
+        ours.number
+    )]
+    ImpossibleEpoch {
+        /// The one obeyed.
+        ours: Epoch,
+        /// The one refused.
+        theirs: Epoch,
+    },
 }
 
 impl Node {
@@ -167,6 +179,9 @@ impl Node {
             || (theirs.number == ours.number && theirs.boot != ours.boot);
         if ours != Epoch::default() && is_old && !holes::is_open(Hole::OldEpochAccepted) {
             return Err(HelloRefused::OldEpoch { ours, theirs });
+        }
+        if theirs.number.saturating_sub(ours.number) > MAX_EPOCH_STEP {
+            return Err(HelloRefused::ImpossibleEpoch { ours, theirs });
         }
         if theirs != ours {
             self.epoch = theirs;

@@ -47,6 +47,10 @@ pub const MAX_SHARDS: u16 = 256;
 /// How much later a view that a peer offers may be than the installed one. No group lives through so
 /// many; a forged version near the end of its range would shut out every view that is true.
 pub const MAX_VIEW_STEP: u64 = 1 << 32;
+/// How much later the epoch of a coordinator may be than that of the one obeyed. No coordinator is started
+/// so often while a server does not hear of it; a forged epoch near the end of its range would shut out
+/// every coordinator that is true.
+pub const MAX_EPOCH_STEP: u64 = 1 << 20;
 /// Most replicas (a group's shard each) that one heartbeat reports on: four times what a server
 /// hosts.
 pub const MAX_HEARTBEAT_REPLICAS: usize = 2_048;

@@ -59,12 +59,14 @@ fn orders_cut_at_every_byte_are_taken_once() {
 fn strangers_and_coordinators_of_the_past_give_no_orders() {
     let older = Epoch { number: 2, ..EPOCH };
     let rival = Epoch { boot: BootId(34), ..EPOCH };
+    let impossible = Epoch { number: u64::MAX, ..EPOCH };
     let wrong = [
         OrdersHello { cluster: ClusterId(6), ..HELLO },
         OrdersHello { to: Member { incarnation: Incarnation(12), ..ME }, ..HELLO },
         OrdersHello { to: Member { server: ServerId(2), ..ME }, ..HELLO },
         OrdersHello { epoch: older, ..HELLO },
         OrdersHello { epoch: rival, ..HELLO },
+        OrdersHello { epoch: impossible, ..HELLO },
     ];
     for hello in wrong {
         let node = node();

@@ -150,6 +150,9 @@ fn an_older_coordinator_and_a_rival_are_refused_and_a_newer_one_begins_anew() {
     assert!(node.has_running());
     node.on_orders_hello(&hello(6, 9)).unwrap();
     assert!(!node.has_running());
+    let forged = node.on_orders_hello(&hello(u64::MAX, 1));
+    assert!(matches!(forged, Err(HelloRefused::ImpossibleEpoch { .. })));
+    node.on_orders_hello(&hello(7, 1)).expect("the next coordinator is obeyed all the same");
     let stranger = OrdersHello { to: OTHER, ..hello(7, 1) };
     assert!(matches!(node.on_orders_hello(&stranger), Err(HelloRefused::OtherMember { .. })));
     let stranger = OrdersHello { cluster: ClusterId(8), ..hello(7, 1) };
