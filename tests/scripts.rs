@@ -33,6 +33,13 @@ struct Checkout {
     root: PathBuf,
 }
 
+/// Copies an executable, by another process: a descriptor that this one had open for writing would be in
+/// every child that another test starts at that moment, and the file be busy.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-p").args([from, to]).status().expect("start cp");
+    assert!(status.success(), "copy {}", from.display());
+}
+
 impl Checkout {
     #[track_caller]
     fn make() -> Checkout {
@@ -44,15 +51,15 @@ impl Checkout {
         }
         let files = ["config.txt", "scripts/run.sh", "scripts/launch-cluster.sh"];
         for file in files.into_iter().chain(["scripts/lib/cluster.sh"]) {
-            fs::copy(source.join(file), root.join(file)).expect("copy a file");
+            copy(&source.join(file), &root.join(file));
         }
         for program in [COORD, SERVER, CLIENT] {
             let name = Path::new(program).file_name().expect("a program's name");
-            let copy = root.join("bin").join(name);
+            let linked = root.join("bin").join(name);
             // The same file under another name, where that is possible, as scripts/build.sh does.
-            fs::hard_link(program, &copy)
-                .or_else(|_| fs::copy(program, &copy).map(drop))
-                .expect("copy a program");
+            if fs::hard_link(program, &linked).is_err() {
+                copy(Path::new(program), &linked);
+            }
         }
         Checkout { _dir: dir, root }
     }
