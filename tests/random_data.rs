@@ -3,20 +3,12 @@
 mod common;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::Cluster;
 use common::cluster::Dumps;
 use common::load::{check_all, put_all};
 use common::random::Random;
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
-
-/// Each of these loads all it can: two at once keep executors of the other cluster from the processors for
-/// longer than a lease, and a holder is dropped for that.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Bytes of the values of all large entries together, beside the few of full length.
 const LARGE_VALUE_BYTES: usize = 150 << 20;
@@ -38,7 +30,6 @@ fn assert_dumped_exactly(dumps: &Dumps, pairs: &[(Vec<u8>, Vec<u8>)]) {
 
 #[test]
 fn a_hundred_thousand_random_binary_keys_come_back_and_are_dumped_exactly() {
-    let _alone = alone();
     let mut random = Random::announced();
     let pairs = distinct((0..100_000).map(|_| {
         let (key, value) = (random.between(1, 64), random.between(0, 256));
@@ -53,7 +44,6 @@ fn a_hundred_thousand_random_binary_keys_come_back_and_are_dumped_exactly() {
 
 #[test]
 fn two_hundred_keys_with_values_up_to_the_limits_come_back_and_are_dumped_exactly() {
-    let _alone = alone();
     let mut random = Random::announced();
     let mut left = LARGE_VALUE_BYTES;
     let pairs = distinct((0..200).map(|n| {

@@ -249,8 +249,15 @@ impl Replica {
             if batch.is_full() {
                 return Pumped::More;
             }
-            sender.log.send_next(table, view, now, |message| batch.push(message));
-            sender.note_sent(now);
+            let mut asks_for_ack = false;
+            sender.log.send_next(table, view, now, |message| {
+                // The rest of a long value does not: beacons go on between its fragments.
+                asks_for_ack = matches!(message, PeerMessage::Prepare(_));
+                batch.push(message);
+            });
+            if asks_for_ack {
+                sender.note_sent(now);
+            }
         }
         Pumped::Done
     }

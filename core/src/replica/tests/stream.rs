@@ -1,5 +1,7 @@
 //! The stream between the two holders: order, repetition, fragments, strangers.
 
+use kv_protocol::limits::{LEASE, MAX_VALUE_BYTES};
+
 use super::*;
 
 #[test]
@@ -239,4 +241,29 @@ fn a_stranger_is_refused_before_anything() {
     }
     assert_eq!(contents(&pair.secondary).len(), 1);
     assert_eq!(pair.secondary.view_version(), ViewVersion(1));
+}
+
+#[test]
+fn a_value_that_takes_longer_than_a_lease_to_send_does_not_silence_the_stream() {
+    let mut pair = Pair::new();
+    pair.put(b"small", b"value");
+    pair.settle();
+    let large = vec![7; MAX_VALUE_BYTES];
+    let put = pair.put(b"large", &large);
+    let start = pair.now;
+    loop {
+        // A slow link, or a slow machine.
+        pair.now = pair.now + Duration::from_millis(50);
+        let (bytes, pumped) = pair.pump();
+        pair.receive_at_secondary(&bytes);
+        pair.ack();
+        let report = pair.primary.report(pair.now).expect("it has a view");
+        assert!(report.silent_ms <= 200, "it would complain: {} ms", report.silent_ms);
+        assert_eq!(pair.get(b"small").status, Status::Ok, "it holds the lease");
+        if pumped == Pumped::Done {
+            break;
+        }
+    }
+    assert!(pair.now.since(start) > LEASE * 2, "the link was not slow");
+    assert_eq!(pair.status(put), Some(Status::Ok));
 }
