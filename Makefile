@@ -21,8 +21,8 @@ run: all ## start three servers on this machine and open the client; Ctrl+D ends
 test: lint ## everything that continuous integration runs
 	$(CARGO) test --workspace $(LOCKED) --no-fail-fast
 	$(CARGO) test $(HOLES) --test exhaustive
-# Two minutes of the simulator: fixed seeds, with every assertion on.
-	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 140
+# Some two minutes of the simulator: fixed seeds, with every assertion on.
+	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 220
 # Two minutes of faults on real processes; the executables beside it must be of this very source.
 	$(CARGO) build --workspace $(LOCKED) --bins
 	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- --slice

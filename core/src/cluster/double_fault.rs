@@ -49,15 +49,11 @@ impl Cluster {
     /// An earlier coordinator may have died while a place was being recovered: one whose process does not
     /// hold what it holds at home.
     pub(super) fn resume_recovery(&mut self) {
-        let views = &self.memory.durable().views;
         let is_away = |id: &ServerId| {
-            let member = Some(self.member(*id));
-            let own = &views[usize::from(id.0)];
-            let predecessors = &views[usize::from((id.0 + self.count() - 1) % self.count())];
-            // Alone it holds its predecessor's group as primary, until that one is back.
-            let holds = [predecessors.primary, predecessors.secondary()].contains(&member);
-            let is_primary = own.primary == member;
-            (own.primary.is_some() && !is_primary) || (predecessors.primary.is_some() && !holds)
+            // A primary that has yet to confirm its hand-over to this coordinator is home.
+            let own = &self.memory.durable().views[usize::from(id.0)];
+            let is_primary = own.primary == Some(self.member(*id));
+            self.recovery_step(*id).is_some_and(|step| step < 5 || !is_primary)
         };
         self.recovering = (0..self.count()).map(ServerId).find(is_away);
     }

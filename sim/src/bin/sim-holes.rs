@@ -116,7 +116,9 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
     let (mut events, mut spent) = (Vec::new(), 0);
     let mut first = None;
     let mut since = start;
-    for seed in args.first_seed.. {
+    // A rule of restoring can be missed only where something is restored.
+    let is_of_use = |seed: &u64| hole != Hole::RestoreFromRemoved || Config::of(*seed).shutdown;
+    for seed in (args.first_seed..).filter(is_of_use) {
         if cpu_seconds() - since >= patience {
             break;
         }

@@ -21,10 +21,11 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
             format_args!("it was LOST, and is not any more"),
         ));
     }
-    let is_stopping = world.coordinator.cluster.as_ref().is_some_and(|cluster| {
-        !matches!(cluster.state(), ClusterState::Serving | ClusterState::Degraded)
+    // A restored cluster is founded without what was LOST.
+    let serves = world.coordinator.cluster.as_ref().is_some_and(|cluster| {
+        !matches!(cluster.state(), ClusterState::Starting | ClusterState::Stopping)
     });
-    if view.primary.is_none() && world.config.shutdown && !is_stopping {
+    if view.primary.is_none() && world.config.shutdown && serves {
         let words = format_args!("it is LOST, and the policy shutdown does not stop the cluster");
         return Err(Violation::of(view.group, 17, words));
     }
