@@ -9,12 +9,12 @@ use common::{Cluster, process};
 use kv_client::OpOptions;
 use kv_protocol::client_message::{Operation, Request, Status, opcode};
 use kv_protocol::control_message::{
-    Admission, Heartbeat, Order, OrderKind, ServerMessage, opcode as control_opcode,
+    Admission, Heartbeat, Order, OrderKind, ServerMessage, Started, opcode as control_opcode,
 };
 use kv_protocol::frame::{Checksum, write_frame};
 use kv_protocol::ids::{
-    ClientId, ClusterId, Epoch, Incarnation, OrderId, RequestId, SequenceNumber, ServerId, ShardId,
-    Time, ViewVersion,
+    ClientId, ClusterId, ClusterKey, Epoch, Incarnation, OrderId, RequestId, SequenceNumber,
+    ServerId, ShardId, Time, ViewVersion,
 };
 use kv_protocol::limits::{MAX_BATCH_MESSAGES, MAX_ERRORS_IN_A_ROW, MAX_VALUE_BYTES};
 use kv_protocol::peer_message::{
@@ -384,13 +384,58 @@ fn a_stranger_is_refused_at_the_servers_port_before_anything() {
         for hello in forged {
             let mut raw = ports.connect(Kind::Servers);
             let mut bytes = Vec::new();
-            hello.write(&mut bytes);
+            hello.write(ports.key, &mut bytes);
             raw.send(&bytes);
             let said = raw.await_close();
             assert!(
                 said.iter().all(|frame| frame.opcode == peer_opcode::PEER_REFUSAL),
                 "{hello:?} was answered {said:?}"
             );
+        }
+    });
+}
+
+/// The status and the map tell every name there is: of the cluster, its epoch, its processes. Who knows
+/// them all and not the key is a stranger.
+#[test]
+fn who_knows_every_name_but_not_the_key_is_a_stranger() {
+    survives(|cluster, ports| {
+        let guessed = ClusterKey(ports.key.0 ^ 1);
+        let refused = |kind: Kind, bytes: &[u8]| {
+            let mut raw = ports.connect(kind);
+            raw.send(bytes);
+            let said = raw.await_close();
+            let is_refusal =
+                |opcode| [control_opcode::REFUSED, peer_opcode::PEER_REFUSAL].contains(&opcode);
+            assert!(said.iter().all(|frame| is_refusal(frame.opcode)), "{kind:?}: {said:?}");
+        };
+        let mut hello = ports.orders_hello();
+        for number in [hello.epoch.number, hello.epoch.number + 1] {
+            hello.epoch.number = number;
+            let mut bytes = Vec::new();
+            hello.write(guessed, &mut bytes);
+            let id = OrderId::first_of(hello.epoch);
+            Order { id, kind: OrderKind::Shutdown }.write(&mut bytes);
+            refused(Kind::Orders, &bytes);
+        }
+        let mut bytes = Vec::new();
+        let mut hello = ports.peer_hello();
+        hello.view.version.0 += 1;
+        hello.write(guessed, &mut bytes);
+        refused(Kind::Servers, &bytes);
+        let mut bytes = Vec::new();
+        let started =
+            Started { epoch: Epoch { number: 1 << 40, ..ports.status.epoch }, ..ports.started() };
+        started.write(guessed, &mut bytes);
+        refused(Kind::Reports, &bytes);
+        assert!(process::is_alive(cluster.server_pid(VICTIM)));
+        assert_eq!(cluster.status().epoch, ports.status.epoch);
+        let told = serde_json::to_string(&cluster.status()).expect("a status");
+        assert!(!told.contains(&ports.key.to_string()), "{told}");
+        for server in &ports.status.servers {
+            let path = format!("/proc/{}/cmdline", server.pid.expect("started"));
+            let line = std::fs::read(path).expect("read a command line");
+            assert!(!String::from_utf8_lossy(&line).contains(&ports.key.to_string()), "{line:?}");
         }
     });
 }
@@ -409,7 +454,7 @@ fn a_stranger_gives_no_orders() {
         for hello in forged {
             let mut raw = ports.connect(Kind::Orders);
             let mut bytes = Vec::new();
-            hello.write(&mut bytes);
+            hello.write(ports.key, &mut bytes);
             bytes.extend_from_slice(&shutdown);
             raw.send(&bytes);
             let said = raw.await_close();
@@ -440,7 +485,7 @@ fn a_stranger_is_refused_by_the_coordinator_in_words() {
         for started in forged {
             let mut raw = ports.connect(Kind::Reports);
             let mut bytes = Vec::new();
-            ServerMessage::Started(started).write(&mut bytes);
+            started.write(ports.key, &mut bytes);
             raw.send(&bytes);
             let answer = raw.frame();
             match Admission::read(answer.opcode, &answer.body).expect("an admission") {

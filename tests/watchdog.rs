@@ -74,6 +74,11 @@ fn a_server_whose_link_to_the_coordinator_stands_ends_itself_and_is_replaced() {
 }
 
 #[test]
+fn a_server_whose_port_for_orders_stands_ends_itself_and_is_replaced() {
+    a_thread_that_stands_ends_its_process("orders", "the port for the coordinator's orders");
+}
+
+#[test]
 fn a_server_that_was_stopped_as_a_whole_and_goes_on_is_not_ended_by_its_watchdog() {
     let cluster = Cluster::start();
     let mut client = cluster.open();

@@ -23,7 +23,7 @@ use kv_core::cluster::{
 use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
 use kv_protocol::control_message::{Order, Started};
 use kv_protocol::limits::DRAIN_DEADLINE;
-use kv_protocol::{BootId, ClusterId, Epoch, Member, Peer, ServerId, Time, View};
+use kv_protocol::{BootId, ClusterId, ClusterKey, Epoch, Member, Peer, ServerId, Time, View};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -58,6 +58,7 @@ pub(crate) struct Driver {
     first: RefCell<Vec<Effect>>,
     /// Where the brain's memory is stored, and what is stored with it.
     dir: PathBuf,
+    key: ClusterKey,
     place: Place,
     /// A store is done.
     stored: Notify,
@@ -269,9 +270,13 @@ impl Driver {
         ready: Option<Ready>,
         ports: Ports,
     ) -> Result<Driver, Failure> {
+        let mut key = ClusterKey(random::nonzero_u128()?);
         let (earlier, restoration) = match beginning {
             Beginning::New => (None, None),
-            Beginning::Earlier(earlier) => (Some(earlier.state), None),
+            Beginning::Earlier(earlier) => {
+                key = earlier.key;
+                (Some(earlier.state), None)
+            }
             Beginning::Restored(restoration) => (None, Some(restoration)),
         };
         let count = plan.file.servers.len();
@@ -310,6 +315,7 @@ impl Driver {
             restore_command: quote::words(&restore::command(own, &plan.dir)),
             first: RefCell::new(first),
             dir: args.dir.clone(),
+            key,
             place: Place {
                 ports,
                 listen: plan.listen,
@@ -336,6 +342,11 @@ impl Driver {
             changed: Notify::new(),
             recovering: Notify::new(),
         })
+    }
+
+    /// What the cluster's processes know each other by.
+    pub(crate) fn key(&self) -> ClusterKey {
+        self.key
     }
 
     /// The cluster, to be looked at; never kept across an await.
@@ -443,7 +454,7 @@ impl Driver {
 
     /// Makes the brain's memory durable, however often it takes; nobody is told meanwhile.
     async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
-        let record = Arc::new(Record { place: self.place.clone(), state: *state });
+        let record = Arc::new(Record { key: self.key, place: self.place.clone(), state: *state });
         loop {
             let (dir, record) = (self.dir.clone(), Arc::clone(&record));
             let stored = tokio::task::spawn_blocking(move || store::store(&dir, &record)).await;
@@ -658,7 +669,7 @@ impl Driver {
         member: Member,
         arguments: &[String],
     ) -> Result<(), String> {
-        let server = LocalServer::spawn(&self.plan, line, arguments)?;
+        let server = LocalServer::spawn(&self.plan, line, arguments, self.key)?;
         self.tell_spawned(line, server.pid());
         let (driver, kill) = (Rc::clone(self), self.killer(member));
         tokio::task::spawn_local(async move {
@@ -675,7 +686,8 @@ impl Driver {
         loads: Vec<Load>,
         turn: Rc<Semaphore>,
     ) {
-        let server = RemoteServer::new(self.plan.ssh.clone(), line.clone(), member, arguments);
+        let ssh = self.plan.ssh.clone();
+        let server = RemoteServer::new(ssh, line.clone(), member, arguments, self.key);
         let (driver, mut kill, line) = (Rc::clone(self), self.killer(member), line.clone());
         tokio::task::spawn_local(async move {
             if let Err(how) = driver.bring(&line, &loads, &turn, &mut kill).await {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kv_core::cluster::{Ignored, LinkId};
 use kv_protocol::ServerId;
-use kv_protocol::control_message::{Admission, ServerMessage, Started};
+use kv_protocol::control_message::{Admission, ServerMessage, Started, opcode};
 use kv_protocol::frame::FrameRules;
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
 use tokio::net::TcpListener;
@@ -72,7 +72,7 @@ async fn admit(
     refusals: &Refusals,
 ) -> Option<(LinkId, ServerId)> {
     let started = match first {
-        Ok(Some(frame)) => read_started(&frame),
+        Ok(Some(frame)) => read_started(driver, &frame),
         Ok(None) | Err(ConnectionError::Io(_)) => return None,
         Err(error) => Err(error.to_string()),
     };
@@ -103,11 +103,12 @@ async fn admit(
     }
 }
 
-fn read_started(frame: &OwnedFrame) -> Result<Started, String> {
-    match ServerMessage::read(frame.opcode, &frame.body) {
-        Ok(ServerMessage::Started(started)) => Ok(started),
-        Ok(_) => Err("the first message must be STARTED".into()),
-        Err(error) => Err(error.to_string()),
+fn read_started(driver: &Driver, frame: &OwnedFrame) -> Result<Started, String> {
+    match frame.opcode {
+        opcode::STARTED => {
+            Started::read(&frame.body, driver.key()).map_err(|error| error.to_string())
+        }
+        _ => Err("the first message must be STARTED".into()),
     }
 }
 
@@ -133,9 +134,6 @@ async fn follow(
             }),
             Ok(ServerMessage::DrainRequest) => {
                 driver.input(|cluster, now, sink| cluster.on_drain_request(now, link, server, sink))
-            }
-            Ok(ServerMessage::Started(_)) => {
-                return refusals.note(format_args!("server {server}"), "a second STARTED");
             }
             Err(error) => return refusals.note(format_args!("server {server}"), error),
         };

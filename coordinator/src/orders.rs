@@ -3,10 +3,12 @@
 //! What is outstanding is remembered by the cluster's brain, which repeats it whenever a connection
 //! stands; nothing is queued here but what is being sent.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use kv_core::node::MAX_REMEMBERED;
 use kv_protocol::Member;
 use kv_protocol::control_message::{Admission, Order, OrdersHello, Report, opcode};
 use kv_protocol::frame::FrameRules;
@@ -82,7 +84,8 @@ async fn connect(
     {
         let cluster = driver.cluster();
         let config = cluster.config();
-        OrdersHello { cluster: config.cluster, epoch: config.epoch, to: member }.write(&mut hello);
+        OrdersHello { cluster: config.cluster, epoch: config.epoch, to: member }
+            .write(driver.key(), &mut hello);
     }
     connection.send(&hello).await?;
     let frame = connection.next_frame(Some(HELLO_DEADLINE)).await?.ok_or(OrdersError::Closed)?;
@@ -102,6 +105,8 @@ async fn converse(
     mut connection: Connection,
     mut orders: mpsc::Receiver<Order>,
 ) -> OrdersError {
+    // Reports name their order by number only.
+    let mut sent = VecDeque::new();
     loop {
         tokio::select! {
             order = orders.recv() => {
@@ -112,10 +117,12 @@ async fn converse(
                 if let Err(error) = connection.send(&bytes).await {
                     return error.into();
                 }
+                sent.truncate(MAX_REMEMBERED - 1);
+                sent.push_front(order);
             }
             frame = connection.next_frame(None) => match frame {
                 Ok(Some(frame)) => {
-                    if let Err(error) = take_report(driver, member, &frame) {
+                    if let Err(error) = take_report(driver, member, &sent, &frame) {
                         return error;
                     }
                 }
@@ -126,7 +133,12 @@ async fn converse(
     }
 }
 
-fn take_report(driver: &Rc<Driver>, member: Member, frame: &OwnedFrame) -> Result<(), OrdersError> {
+fn take_report(
+    driver: &Rc<Driver>,
+    member: Member,
+    sent: &VecDeque<Order>,
+    frame: &OwnedFrame,
+) -> Result<(), OrdersError> {
     if frame.opcode != opcode::REPORT {
         return Err(OrdersError::Decode(kv_protocol::DecodeError::UnknownOpcode {
             opcode: frame.opcode,
@@ -134,10 +146,13 @@ fn take_report(driver: &Rc<Driver>, member: Member, frame: &OwnedFrame) -> Resul
         }));
     }
     let report = Report::read(&frame.body)?;
-    let id = report.id;
+    let (id, is_done) = (report.id, report.outcome.is_ok());
+    let order = sent.iter().find(|order| order.id == id);
+    let name = order.map_or("REPORT", |order| order.report_name(is_done));
+    tracing::debug!("{name} (order {id}) from server {}", member.server);
     let noted = driver.input(|cluster, now, sink| cluster.on_report(now, member, report, sink));
     if let Err(ignored) = noted {
-        tracing::debug!("a report of order {id} from server {}: {ignored}", member.server);
+        tracing::debug!("{name} (order {id}) from server {} is ignored: {ignored}", member.server);
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The coordinator's memory on the disk: one file, replaced as a whole.
 //!
 //! ```text
-//!   coordinator.state:  kv-coordinator-state 2 <bytes> <CRC-32C in hex>\n
+//!   coordinator.state:  kv-coordinator-state 3 <bytes> <CRC-32C in hex>\n
 //!                       <JSON>
 //!   store:  <name>.tmp -> fsync -> rename -> fsync of the directory
 //! ```
@@ -13,12 +13,13 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use kv_core::cluster::DurableState;
 use kv_protocol::cluster_file::Host;
 use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
-use kv_protocol::{Member, ServerId};
+use kv_protocol::{ClusterKey, Member, ServerId};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Route;
@@ -29,13 +30,15 @@ pub(crate) const FILE_NAME: &str = "coordinator.state";
 /// Its name when its cluster is over.
 pub(crate) const OLD_NAME: &str = "coordinator.state.old";
 const MAGIC: &str = "kv-coordinator-state";
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 /// A file that is larger was not written here: a ring of 1,024 takes less than a megabyte.
 const MAX_BYTES: u64 = 64 << 20;
 
 /// All that a coordinator must find again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
+    /// What the cluster's processes know each other by.
+    pub(crate) key: ClusterKey,
     /// Where everybody is.
     pub(crate) place: Place,
     /// The brain's memory.
@@ -89,11 +92,20 @@ pub(crate) enum LoadError {
 pub(crate) fn store(directory: &Path, record: &Record) -> Result<(), StoreError> {
     let path = directory.join(FILE_NAME);
     let temporary = directory.join(format!("{FILE_NAME}.tmp"));
-    let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;
+    let mut file = create_private(&temporary).map_err(failed("create", &temporary))?;
     file.write_all(&encode(record)).map_err(failed("write", &temporary))?;
     file.sync_all().map_err(failed("sync", &temporary))?;
     fs::rename(&temporary, &path).map_err(failed("rename to", &path))?;
     sync(directory).map_err(failed("sync the directory of", &path))
+}
+
+/// The key is in it, so nobody else may read it, whatever an earlier file of the name allowed.
+fn create_private(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Gives the state of a cluster that is over another name, for good.
@@ -180,7 +192,7 @@ fn decode(bytes: &[u8]) -> Result<Record, Bad> {
 
 /// That everything is there once, and names nobody who is not there.
 fn check(record: &Record) -> Result<(), &'static str> {
-    let Record { place, state } = record;
+    let Record { place, state, .. } = record;
     let count = state.servers.len();
     if !(usize::from(MIN_SERVERS)..=usize::from(MAX_SERVERS)).contains(&count) {
         return Err("its ring has no possible number of servers");
@@ -210,6 +222,7 @@ fn check(record: &Record) -> Result<(), &'static str> {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::net::Ipv4Addr;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use kv_core::cluster::DurableServer;
     use kv_protocol::control_message::Started;
@@ -249,6 +262,7 @@ pub(crate) mod tests {
             }),
         };
         Record {
+            key: ClusterKey(7),
             place: Place {
                 ports: Ports { clients: 4_000, servers: 4_001 },
                 listen: local,
@@ -276,11 +290,14 @@ pub(crate) mod tests {
     fn a_stored_state_is_loaded_again_as_the_last_one_whole() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(load(directory.path()).unwrap(), None);
+        fs::write(directory.path().join(format!("{FILE_NAME}.tmp")), "of a crash").unwrap();
         for version in [1, u64::MAX] {
             store(directory.path(), &record(version)).unwrap();
         }
         assert_eq!(load(directory.path()).unwrap(), Some(record(u64::MAX)));
         assert!(!directory.path().join(format!("{FILE_NAME}.tmp")).exists());
+        let metadata = fs::metadata(directory.path().join(FILE_NAME)).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "the key is in it");
         set_aside(directory.path()).unwrap();
         assert_eq!(load(directory.path()).unwrap(), None);
         let old = load_file(&directory.path().join(OLD_NAME)).unwrap();

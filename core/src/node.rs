@@ -190,6 +190,11 @@ impl Node {
         Ok(())
     }
 
+    /// An order of the coordinator that is obeyed, while it is remembered.
+    pub fn order(&self, id: OrderId) -> Option<&Order> {
+        self.ledger.iter().map(|entry| &entry.order).find(|order| order.id == id)
+    }
+
     /// Takes an order of the coordinator that is obeyed. Those of its predecessors may still arrive, on
     /// connections of their own: they are thrown away.
     pub fn on_order(&mut self, order: Order, sink: &mut Vec<NodeEffect>) {

@@ -21,8 +21,10 @@ use crate::codec::{Reader, Writer, length_u16};
 use crate::error::DecodeError;
 use crate::frame::{Checksum, write_frame};
 use crate::ids::{
-    ClusterId, Epoch, GroupId, Incarnation, Member, OrderId, SequenceNumber, ShardId, ViewVersion,
+    ClusterId, ClusterKey, Epoch, GroupId, Incarnation, Member, OrderId, SequenceNumber, ShardId,
+    ViewVersion,
 };
+use crate::key::{check_key, write_key};
 use crate::limits::MAX_HEARTBEAT_REPLICAS;
 use crate::map::{Map, read_address, read_epoch, write_address, write_epoch};
 use crate::view::{View, read_member, read_view, write_member, write_view};
@@ -102,34 +104,46 @@ pub struct Started {
 }
 
 impl Started {
-    fn write(&self, body: &mut Vec<u8>) {
-        body.put_u128(self.cluster.0);
-        write_member(body, self.member);
-        body.put_u32(self.pid);
-        body.put_u64(self.start_time);
-        body.put_u16(self.shards);
-        write_address(body, Some(SocketAddr::new(self.address, 0)));
-        body.put_u16(self.clients_port);
-        body.put_u16(self.servers_port);
-        body.put_u16(self.coord_port);
-        write_epoch(body, self.epoch);
+    /// Appends the frame.
+    pub fn write(&self, key: ClusterKey, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, opcode::STARTED, |body| {
+            write_key(body, key);
+            body.put_u128(self.cluster.0);
+            write_member(body, self.member);
+            body.put_u32(self.pid);
+            body.put_u64(self.start_time);
+            body.put_u16(self.shards);
+            write_address(body, Some(SocketAddr::new(self.address, 0)));
+            body.put_u16(self.clients_port);
+            body.put_u16(self.servers_port);
+            body.put_u16(self.coord_port);
+            write_epoch(body, self.epoch);
+        });
     }
 
-    fn read(reader: &mut Reader<'_>) -> Result<Started, DecodeError> {
-        Ok(Started {
+    /// Takes a STARTED from its frame's body.
+    ///
+    /// # Errors
+    /// Its sender does not have this key, or it is malformed.
+    pub fn read(body: &[u8], key: ClusterKey) -> Result<Started, DecodeError> {
+        let mut reader = Reader::new(body);
+        check_key(&mut reader, key)?;
+        let started = Started {
             cluster: ClusterId(reader.u128("cluster id")?),
-            member: read_member(reader)?,
+            member: read_member(&mut reader)?,
             pid: reader.u32("pid")?,
             start_time: reader.u64("start time")?,
             shards: reader.u16("shard count")?,
-            address: read_address(reader)?
+            address: read_address(&mut reader)?
                 .ok_or(DecodeError::BadValue { field: "address family", value: 0 })?
                 .ip(),
-            clients_port: port(reader)?,
-            servers_port: port(reader)?,
-            coord_port: port(reader)?,
-            epoch: read_epoch(reader)?,
-        })
+            clients_port: port(&mut reader)?,
+            servers_port: port(&mut reader)?,
+            coord_port: port(&mut reader)?,
+            epoch: read_epoch(&mut reader)?,
+        };
+        reader.finish()?;
+        Ok(started)
     }
 }
 
@@ -320,11 +334,9 @@ impl Heartbeat {
     }
 }
 
-/// What a server tells the coordinator.
+/// What a server tells the coordinator once it is admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerMessage {
-    /// First of all.
-    Started(Started),
     /// Every 100 ms.
     Heartbeat(Heartbeat),
     /// It was told to stop and asks for the orderly way.
@@ -335,12 +347,10 @@ impl ServerMessage {
     /// Appends the frame.
     pub fn write(&self, output: &mut Vec<u8>) {
         let opcode = match self {
-            ServerMessage::Started(_) => opcode::STARTED,
             ServerMessage::Heartbeat(_) => opcode::HEARTBEAT,
             ServerMessage::DrainRequest => opcode::DRAIN_REQUEST,
         };
         write_frame(output, Checksum::Crc32c, opcode, |body| match self {
-            ServerMessage::Started(started) => started.write(body),
             ServerMessage::Heartbeat(heartbeat) => heartbeat.write(body),
             ServerMessage::DrainRequest => {}
         });
@@ -350,11 +360,10 @@ impl ServerMessage {
     pub fn read(opcode: u8, body: &[u8]) -> Result<ServerMessage, DecodeError> {
         let mut reader = Reader::new(body);
         let message = match opcode {
-            opcode::STARTED => ServerMessage::Started(Started::read(&mut reader)?),
             opcode::HEARTBEAT => ServerMessage::Heartbeat(Heartbeat::read(&mut reader)?),
             opcode::DRAIN_REQUEST => ServerMessage::DrainRequest,
             opcode => {
-                let supported = "STARTED, HEARTBEAT, DRAIN-REQUEST";
+                let supported = "HEARTBEAT, DRAIN-REQUEST";
                 return Err(DecodeError::UnknownOpcode { opcode, supported });
             }
         };
@@ -439,8 +448,9 @@ pub struct OrdersHello {
 
 impl OrdersHello {
     /// Appends the frame.
-    pub fn write(&self, output: &mut Vec<u8>) {
+    pub fn write(&self, key: ClusterKey, output: &mut Vec<u8>) {
         write_frame(output, Checksum::Crc32c, opcode::ORDERS_HELLO, |body| {
+            write_key(body, key);
             body.put_u128(self.cluster.0);
             write_epoch(body, self.epoch);
             write_member(body, self.to);
@@ -448,8 +458,12 @@ impl OrdersHello {
     }
 
     /// Takes a hello from its frame's body.
-    pub fn read(body: &[u8]) -> Result<OrdersHello, DecodeError> {
+    ///
+    /// # Errors
+    /// Its sender does not have this key, or it is malformed.
+    pub fn read(body: &[u8], key: ClusterKey) -> Result<OrdersHello, DecodeError> {
         let mut reader = Reader::new(body);
+        check_key(&mut reader, key)?;
         let hello = OrdersHello {
             cluster: ClusterId(reader.u128("cluster id")?),
             epoch: read_epoch(&mut reader)?,
@@ -512,6 +526,19 @@ impl ViewPurpose {
             ViewPurpose::Leave => "LEAVE",
         }
     }
+
+    /// The names of its reports: carried out, and failed.
+    fn report_names(self) -> (&'static str, &'static str) {
+        match self {
+            ViewPurpose::SetSecondary => ("SECONDARY-SET", "SET-SECONDARY-FAILED"),
+            ViewPurpose::TakeOver => ("TAKEN-OVER", "TAKE-OVER-FAILED"),
+            ViewPurpose::DropSecondary => ("SECONDARY-DROPPED", "DROP-SECONDARY-FAILED"),
+            ViewPurpose::UpdatePrimary => ("UPDATED-PRIMARY", "UPDATE-PRIMARY-FAILED"),
+            ViewPurpose::UpdateSecondary => ("UPDATED-SECONDARY", "UPDATE-SECONDARY-FAILED"),
+            ViewPurpose::SwitchPrimary => ("PRIMARY-SWITCHED", "SWITCH-PRIMARY-FAILED"),
+            ViewPurpose::Leave => ("LEFT", "LEAVE-FAILED"),
+        }
+    }
 }
 
 /// An order that carries a view.
@@ -566,6 +593,20 @@ impl Order {
             OrderKind::DumpSecondary => "DUMP-SECONDARY",
             OrderKind::Shutdown => "SHUTDOWN",
         }
+    }
+
+    /// The name of its report: that it was carried out, or that it failed.
+    pub fn report_name(&self, is_done: bool) -> &'static str {
+        let (done, failed) = match &self.kind {
+            OrderKind::View(order) => order.purpose.report_names(),
+            OrderKind::Probe => ("PROBED", "PROBE-FAILED"),
+            OrderKind::Exited(_) => ("EXITED-NOTED", "EXITED-FAILED"),
+            OrderKind::Drain => ("DRAINED", "DRAIN-FAILED"),
+            OrderKind::DumpPrimary => ("DUMPED-PRIMARY", "DUMP-PRIMARY-FAILED"),
+            OrderKind::DumpSecondary => ("DUMPED-SECONDARY", "DUMP-SECONDARY-FAILED"),
+            OrderKind::Shutdown => ("SHUT-DOWN", "SHUTDOWN-FAILED"),
+        };
+        if is_done { done } else { failed }
     }
 
     /// The view that it carries.

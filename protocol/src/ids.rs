@@ -164,6 +164,11 @@ random_id! {
     ClusterId(u128, "32")
 }
 random_id! {
+    /// What the processes of one cluster know and nobody else: whoever shows it belongs to the cluster.
+    /// Random, drawn by the coordinator at its first start. Zero: of a server that was started by hand.
+    ClusterKey(u128, "32")
+}
+random_id! {
     /// Names a client; random, drawn by the client. Its sessions (consistency.md §8) hang on it.
     ClientId(u128, "32")
 }

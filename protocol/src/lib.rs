@@ -26,6 +26,7 @@ pub mod escape;
 pub mod exit_code;
 pub mod frame;
 pub mod ids;
+pub mod key;
 pub mod limits;
 pub mod map;
 pub mod peer_message;

@@ -25,8 +25,10 @@ use crate::copy_message::{
 use crate::error::DecodeError;
 use crate::frame::{Checksum, write_frame};
 use crate::ids::{
-    ClientId, ClusterId, GroupId, Member, RequestSeq, SequenceNumber, ShardId, Time, ViewVersion,
+    ClientId, ClusterId, ClusterKey, GroupId, Member, RequestSeq, SequenceNumber, ShardId, Time,
+    ViewVersion,
 };
+use crate::key::{check_key, write_key};
 use crate::limits::{FRAGMENT_BYTES, MAX_BATCH_MESSAGES, MAX_VALUE_BYTES};
 use crate::placement::Digest;
 use crate::view::{View, read_member, read_view, write_member, write_view};
@@ -62,8 +64,9 @@ pub struct PeerHello {
 
 impl PeerHello {
     /// Appends the frame.
-    pub fn write(&self, output: &mut Vec<u8>) {
+    pub fn write(&self, key: ClusterKey, output: &mut Vec<u8>) {
         write_frame(output, Checksum::Crc32c, opcode::PEER_HELLO, |body| {
+            write_key(body, key);
             body.put_u128(self.cluster.0);
             write_member(body, self.from);
             write_member(body, self.to);
@@ -74,8 +77,12 @@ impl PeerHello {
     }
 
     /// Takes a hello from its frame's body.
-    pub fn read(body: &[u8]) -> Result<PeerHello, DecodeError> {
+    ///
+    /// # Errors
+    /// Its sender does not have this key, or it is malformed.
+    pub fn read(body: &[u8], key: ClusterKey) -> Result<PeerHello, DecodeError> {
         let mut reader = Reader::new(body);
+        check_key(&mut reader, key)?;
         let hello = PeerHello {
             cluster: ClusterId(reader.u128("cluster id")?),
             from: read_member(&mut reader)?,

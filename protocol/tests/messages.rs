@@ -20,6 +20,8 @@ use proptest::prelude::*;
 const CLIENT: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
 const PEER: FrameRules = FrameRules::checked(MAX_PEER_BODY);
 const CONTROL: FrameRules = FrameRules::checked(MAX_CONTROL_BODY);
+const KEY: ClusterKey = ClusterKey(0x5ec);
+const OTHER_KEY: ClusterKey = ClusterKey(0x5ed);
 
 /// The opcode and body of the only frame in `bytes`.
 fn only_frame<'a>(bytes: &'a [u8], rules: &FrameRules) -> (u8, &'a [u8]) {
@@ -167,8 +169,10 @@ proptest! {
         view in view(), reason in 0usize..5, with_view: bool, last: u64,
     ) {
         let hello = PeerHello { cluster: ClusterId(cluster), from, to, shard: ShardId(shard), shards, view };
-        let bytes = written(|b| hello.write(b));
-        prop_assert_eq!(PeerHello::read(only_frame(&bytes, &PEER).1), Ok(hello));
+        let bytes = written(|b| hello.write(KEY, b));
+        let body = only_frame(&bytes, &PEER).1;
+        prop_assert_eq!(PeerHello::read(body, KEY), Ok(hello));
+        prop_assert_eq!(PeerHello::read(body, OTHER_KEY), Err(DecodeError::WrongKey));
         let welcome = PeerWelcome { view: view.version, last: SequenceNumber(last) };
         let bytes = written(|b| welcome.write(b));
         prop_assert_eq!(PeerWelcome::read(only_frame(&bytes, &PEER).1), Ok(welcome));
@@ -253,9 +257,13 @@ proptest! {
             incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
             requests: numbers[1], refused: numbers[2], replicas: (0..replicas).map(replica).collect(),
         };
-        for message in [
-            ServerMessage::Started(started), ServerMessage::Heartbeat(heartbeat), ServerMessage::DrainRequest,
-        ] {
+        let bytes = written(|b| started.write(KEY, b));
+        let (opcode, body) = only_frame(&bytes, &CONTROL);
+        prop_assert_eq!(opcode, control::opcode::STARTED);
+        prop_assert_eq!(Started::read(body, KEY), Ok(started));
+        prop_assert_eq!(Started::read(body, OTHER_KEY), Err(DecodeError::WrongKey));
+        prop_assert!(Started::read(&body[..body.len() - 1], KEY).is_err());
+        for message in [ServerMessage::Heartbeat(heartbeat), ServerMessage::DrainRequest] {
             let bytes = written(|b| message.write(b));
             let (opcode, body) = only_frame(&bytes, &CONTROL);
             prop_assert_eq!(ServerMessage::read(opcode, body), Ok(message));
@@ -267,8 +275,10 @@ proptest! {
             prop_assert_eq!(Admission::read(opcode, body), Ok(admission));
         }
         let hello = OrdersHello { cluster: ClusterId(cluster), epoch, to };
-        let bytes = written(|b| hello.write(b));
-        prop_assert_eq!(OrdersHello::read(only_frame(&bytes, &CONTROL).1), Ok(hello));
+        let bytes = written(|b| hello.write(KEY, b));
+        let body = only_frame(&bytes, &CONTROL).1;
+        prop_assert_eq!(OrdersHello::read(body, KEY), Ok(hello));
+        prop_assert_eq!(OrdersHello::read(body, OTHER_KEY), Err(DecodeError::WrongKey));
         let kind = [
             OrderKind::Drain, OrderKind::DumpPrimary, OrderKind::DumpSecondary, OrderKind::Shutdown,
             OrderKind::Probe, OrderKind::Exited(to),
@@ -297,15 +307,17 @@ proptest! {
         let _ = Answer::read(&body);
         let _ = Refusal::read(&body);
         let _ = read_map_answer(&body);
-        let _ = PeerHello::read(&body);
+        let key = ClusterKey(body.first_chunk().map_or(0, |first| u128::from_le_bytes(*first)));
+        let _ = PeerHello::read(&body, key);
         let _ = PeerWelcome::read(&body);
         let _ = PeerRefusal::read(&body);
         let _ = BatchReader::new(&body).map(|batch| batch.count());
-        for opcode in [opcode, control::opcode::STARTED, control::opcode::HEARTBEAT] {
+        let _ = Started::read(&body, key);
+        for opcode in [opcode, control::opcode::HEARTBEAT] {
             let _ = ServerMessage::read(opcode, &body);
         }
         let _ = Admission::read(opcode, &body);
-        let _ = OrdersHello::read(&body);
+        let _ = OrdersHello::read(&body, key);
         let _ = Order::read(opcode % 13 + control::opcode::SET_SECONDARY, &body);
         let _ = Report::read(&body);
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches as _, Parser, error::ErrorKind};
 use kv_protocol::exit_code::ServerExit;
-use kv_protocol::ids::{ClusterId, Incarnation};
+use kv_protocol::ids::{ClusterId, ClusterKey, Incarnation};
+use kv_protocol::key::ENVIRONMENT_VARIABLE;
 use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS};
 
 use crate::load::{self, LoadSource};
@@ -75,6 +76,12 @@ pub struct Args {
     /// The cluster that this server is started for (32 hex digits); the coordinator gives it.
     #[arg(long, value_name = "HEX", default_value = "0")]
     pub cluster_id: ClusterId,
+
+    /// What the cluster's processes know each other by (32 hex digits); the coordinator gives it. A command
+    /// line is for everybody to see, so it stands in the environment.
+    #[arg(long, value_name = "HEX", default_value = "0", env = ENVIRONMENT_VARIABLE,
+        hide_env_values = true, hide = true)]
+    pub cluster_key: ClusterKey,
 
     /// The name of this process (16 hex digits); the coordinator gives it. Drawn at random without.
     #[arg(long, value_name = "HEX")]

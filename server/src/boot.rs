@@ -110,6 +110,7 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
     };
     Ok(Identity {
         cluster: args.cluster_id,
+        key: args.cluster_key,
         me: Member { server: ServerId(args.id), incarnation },
         shard: ShardId(0),
         placement: Placement::new(args.servers, args.shards),

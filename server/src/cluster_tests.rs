@@ -14,8 +14,8 @@ use kv_protocol::client_message::{
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, Incarnation, Member, OrderId, RequestId, RequestSeq, ServerId,
-    ShardId, ViewVersion,
+    ClientId, ClusterId, ClusterKey, GroupId, Incarnation, Member, OrderId, RequestId, RequestSeq,
+    ServerId, ShardId, ViewVersion,
 };
 use kv_protocol::limits::MAX_ANSWER_BODY;
 use kv_protocol::placement::{Digest, Placement};
@@ -59,7 +59,13 @@ fn start_server(id: u16, placement: Placement, directory: &Path) -> Server {
     let addresses = (clients.local_addr().unwrap(), servers.local_addr().unwrap());
     let (mailboxes, inboxes): (Vec<_>, Vec<_>) =
         (0..placement.shards()).map(|_| mailbox::mailbox().unwrap()).unzip();
-    let identity = Identity { cluster: CLUSTER, me: member(id), shard: ShardId(0), placement };
+    let identity = Identity {
+        cluster: CLUSTER,
+        key: ClusterKey(0x5ec),
+        me: member(id),
+        shard: ShardId(0),
+        placement,
+    };
     let mut listeners: Vec<(TcpListener, Port)> =
         vec![(clients, Port::Clients), (servers, Port::Servers)];
     for (shard, inbox) in (0..placement.shards()).zip(inboxes) {

@@ -160,7 +160,7 @@ fn try_hold_link(
 ) -> Result<std::convert::Infallible, Ended> {
     let mut link = Link::dial(config.coordinator, &node.board.control)?;
     let started = started(node, config, link.stream.local_addr()?.ip())?;
-    link.send(&ServerMessage::Started(started))?;
+    link.send(|output| started.write(node.key, output))?;
     await_admission(node, &mut link)?;
     *is_admitted = true;
     node.set_linked(true);
@@ -172,9 +172,10 @@ fn try_hold_link(
     loop {
         if node.is_stopping() && !asked_for_drain {
             asked_for_drain = true;
-            link.send(&ServerMessage::DrainRequest)?;
+            link.send(|output| ServerMessage::DrainRequest.write(output))?;
         }
-        link.send(&ServerMessage::Heartbeat(heartbeat(node, memory.resident_bytes())))?;
+        let heartbeat = ServerMessage::Heartbeat(heartbeat(node, memory.resident_bytes()));
+        link.send(|output| heartbeat.write(output))?;
         due = (due + HEARTBEAT_INTERVAL).max(Instant::now());
         while let Some((opcode, body)) = link.next_frame(due)? {
             hear(node, opcode, &body, &mut refusals);
@@ -280,9 +281,9 @@ impl Link<'_> {
         Ok(Link { stream, input, pulse })
     }
 
-    fn send(&mut self, message: &ServerMessage) -> io::Result<()> {
+    fn send(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
         let mut frame = Vec::new();
-        message.write(&mut frame);
+        write(&mut frame);
         let mut rest = frame.as_slice();
         while !rest.is_empty() {
             self.pulse.beat_before(PATIENCE);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use kv_core::dump::DumpOrigin;
 use kv_core::node::{HelloRefused, NodeConfig, NodeEffect};
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::control_message::OrdersHello;
-use kv_protocol::ids::{ClusterId, Epoch, Member, Time};
+use kv_protocol::control_message::{OrdersHello, Report};
+use kv_protocol::ids::{ClusterId, ClusterKey, Epoch, Member, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
@@ -36,6 +36,8 @@ pub(crate) enum Work {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) cluster: ClusterId,
+    /// What the cluster's processes know each other by.
+    pub(crate) key: ClusterKey,
     pub(crate) me: Member,
     pub(crate) placement: Placement,
     pub(crate) board: Arc<Board>,
@@ -72,6 +74,7 @@ impl Node {
         });
         Arc::new(Node {
             cluster: identity.cluster,
+            key: identity.key,
             me: identity.me,
             placement: identity.placement,
             board,
@@ -150,7 +153,8 @@ impl Node {
 
     fn identity(&self) -> Identity {
         let shard = kv_protocol::ids::ShardId(0);
-        Identity { cluster: self.cluster, me: self.me, shard, placement: self.placement }
+        let (cluster, key, me) = (self.cluster, self.key, self.me);
+        Identity { cluster, key, me, shard, placement: self.placement }
     }
 
     // --- The coordinator ---------------------------------------------------------------------
@@ -178,6 +182,12 @@ impl Node {
         let mut sink = Vec::new();
         give(&mut lock(&self.machine), &mut sink);
         sink
+    }
+
+    /// What the manual calls the report of an order.
+    pub(crate) fn report_name(&self, report: &Report) -> &'static str {
+        let machine = lock(&self.machine);
+        machine.order(report.id).map_or("REPORT", |order| order.report_name(report.outcome.is_ok()))
     }
 
     /// Notes that the process is to end, so that the coordinator is asked for an orderly stop.
@@ -245,7 +255,13 @@ mod tests {
         let (mailboxes, inboxes) = (0..SHARDS).map(|_| mailbox::mailbox().unwrap()).unzip();
         let me = Member { server: ServerId(0), incarnation: Incarnation(1) };
         let placement = Placement::new(3, SHARDS);
-        let identity = Identity { cluster: ClusterId(5), me, shard: ShardId(0), placement };
+        let identity = Identity {
+            cluster: ClusterId(5),
+            key: ClusterKey(6),
+            me,
+            shard: ShardId(0),
+            placement,
+        };
         let directory = tempfile::tempdir().unwrap();
         (
             Node::new(identity, board, Arc::default(), mailboxes, directory.path().to_owned()),

@@ -39,7 +39,7 @@ const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// Descriptors that are polled beside the connections: the listener and the bell.
 const ALWAYS_POLLED: usize = 2;
 /// How often deadlines are looked for.
-const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How long accepting pauses when there is no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -116,7 +116,7 @@ fn judge_hello(node: &Node, frame: Frame<'_>) -> Result<(), String> {
             frame.opcode
         ));
     }
-    let hello = OrdersHello::read(frame.body).map_err(|error| error.to_string())?;
+    let hello = OrdersHello::read(frame.body, node.key).map_err(|error| error.to_string())?;
     node.obey(&hello).map_err(|refused| refused.to_string())
 }
 
@@ -168,7 +168,10 @@ struct OrdersPort {
 
 impl OrdersPort {
     fn turn(&mut self) {
+        let pulse = &self.node.board.orders;
+        pulse.beat_before(POLL_INTERVAL);
         let ready = self.wait();
+        pulse.beat();
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         self.take_news();
         let now = clock::now();
@@ -203,7 +206,8 @@ impl OrdersPort {
             fds.push(PollFd::new(stream, wanted));
         }
         // An interrupted wait finds nothing ready and comes back.
-        let _ = poll(&mut fds, Some(&POLL_INTERVAL));
+        let patience = Timespec { tv_sec: 0, tv_nsec: POLL_INTERVAL.subsec_nanos().into() };
+        let _ = poll(&mut fds, Some(&patience));
         let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
         fds.iter().map(|fd| fd.revents().intersects(readable)).collect()
     }
@@ -315,8 +319,10 @@ impl OrdersPort {
             NodeEffect::Dump { order, role } => return self.start(order, Work::Dump(role)),
             NodeEffect::Shutdown { order } => self.shut_down(order),
             NodeEffect::Report(report) => {
-                if let Err(reason) = &report.outcome {
-                    tracing::error!("order {} failed: {reason}", report.id);
+                let name = self.node.report_name(&report);
+                match &report.outcome {
+                    Ok(_) => tracing::info!("{name} (order {})", report.id),
+                    Err(reason) => tracing::error!("{name} (order {}): {reason}", report.id),
                 }
                 self.report(&report);
                 Ok(())

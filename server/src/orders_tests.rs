@@ -1,6 +1,6 @@
 //! The orders' port without sockets: who may give orders, and that each is carried out once.
 
-use kv_protocol::ids::{BootId, ClusterId, Incarnation, Member, ServerId, ShardId};
+use kv_protocol::ids::{BootId, ClusterId, ClusterKey, Incarnation, Member, ServerId, ShardId};
 use kv_protocol::placement::Placement;
 use proptest::prelude::*;
 
@@ -13,19 +13,21 @@ use crate::stats::Board;
 
 const NOW: Time = Time::from_nanos(1_000);
 const ME: Member = Member { server: ServerId(1), incarnation: Incarnation(11) };
+const KEY: ClusterKey = ClusterKey(6);
 const EPOCH: Epoch = Epoch { number: 3, boot: BootId(33) };
 const HELLO: OrdersHello = OrdersHello { cluster: ClusterId(5), epoch: EPOCH, to: ME };
 
 fn node() -> Arc<Node> {
     let placement = Placement::new(3, 1);
-    let identity = Identity { cluster: ClusterId(5), me: ME, shard: ShardId(0), placement };
+    let identity =
+        Identity { cluster: ClusterId(5), key: KEY, me: ME, shard: ShardId(0), placement };
     let board = Board::new(1, ConnectionBounds::WIDEST);
     Node::new(identity, board, Arc::default(), Vec::new(), ".".into())
 }
 
 fn bytes_of(hello: &OrdersHello) -> Vec<u8> {
     let mut bytes = Vec::new();
-    hello.write(&mut bytes);
+    hello.write(KEY, &mut bytes);
     bytes
 }
 

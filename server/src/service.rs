@@ -22,8 +22,8 @@ use kv_protocol::client_message::{
 };
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, Member, RequestId, SequenceNumber, ServerId, ShardId, Time,
-    ViewVersion,
+    ClientId, ClusterId, ClusterKey, GroupId, Member, RequestId, SequenceNumber, ServerId, ShardId,
+    Time, ViewVersion,
 };
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::peer_message::{
@@ -49,6 +49,8 @@ const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     pub(crate) cluster: ClusterId,
+    /// What the cluster's processes know each other by.
+    pub(crate) key: ClusterKey,
     pub(crate) me: Member,
     pub(crate) shard: ShardId,
     pub(crate) placement: Placement,
@@ -270,6 +272,11 @@ impl Service {
     }
 
     // --- Streams ---------------------------------------------------------------------------------
+
+    /// What the cluster's processes know each other by.
+    pub(crate) fn key(&self) -> ClusterKey {
+        self.identity.key
+    }
 
     /// The hello of a stream that was just dialled.
     pub(crate) fn peer_hello(&mut self, group: GroupId) -> Option<PeerHello> {

@@ -61,7 +61,7 @@ impl Shard {
     /// Takes in a connection that was just accepted.
     pub(crate) fn open_greeting(&mut self, now: Time, port: Port) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.put(id, Machine::Greeting(Greeting::new(now, port)));
+        self.put(id, Machine::Greeting(Greeting::new(now, port, self.service.key())));
         self.bound_awaiting_hello(port, id);
         id
     }

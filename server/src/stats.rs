@@ -26,6 +26,8 @@ pub(crate) struct Board {
     shards: Vec<ShardBoard>,
     /// Of the thread that holds the link to the coordinator.
     pub(crate) control: Pulse,
+    /// Of the thread that takes its orders.
+    pub(crate) orders: Pulse,
     bounds: ConnectionBounds,
     clients: AtomicUsize,
     peers: AtomicUsize,
@@ -83,6 +85,7 @@ impl Board {
         Arc::new(Board {
             shards: (0..shards).map(|_| ShardBoard::default()).collect(),
             control: Pulse::default(),
+            orders: Pulse::default(),
             bounds,
             clients: AtomicUsize::new(0),
             peers: AtomicUsize::new(0),
@@ -102,7 +105,7 @@ impl Board {
     pub(crate) fn pulses(&self) -> impl Iterator<Item = (Watched, &Pulse)> {
         let executors = self.shards.iter().map(|shard| &shard.pulse);
         let executors = (0..).map(Watched::Executor).zip(executors);
-        executors.chain([(Watched::Control, &self.control)])
+        executors.chain([(Watched::Control, &self.control), (Watched::Orders, &self.orders)])
     }
 
     /// Publishes a shard's state.

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   executors: every tick ------- beat --+
-//!   control:   between two waits - beat -+-> pulses <- look, every 100 ms - main thread -> Stalled
+//!   control,   between two waits - beat -+-> pulses <- look, every 100 ms - main thread -> Stalled
+//!   orders:
 //! ```
 //!
 //! A lease may be judged by what an executor does not do any more, so a process of which one part stands
@@ -58,6 +59,8 @@ pub(crate) enum Watched {
     Executor(usize),
     /// The link to the coordinator.
     Control,
+    /// The port for the coordinator's orders.
+    Orders,
 }
 
 impl fmt::Display for Watched {
@@ -65,6 +68,7 @@ impl fmt::Display for Watched {
         match self {
             Watched::Executor(shard) => write!(f, "the executor of shard {shard}"),
             Watched::Control => f.write_str("the link to the coordinator"),
+            Watched::Orders => f.write_str("the port for the coordinator's orders"),
         }
     }
 }

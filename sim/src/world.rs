@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use kv_core::cluster::{DoubleFault, Effect, KillReason};
 use kv_core::node::NodeEffect;
+use kv_protocol::ClusterKey;
 use kv_protocol::client_message::{Answer, Hello, opcode as client_opcode};
 use kv_protocol::control_message::{
     Admission, Heartbeat, Order, OrdersHello, Report, ServerMessage, Started, opcode,
@@ -154,6 +155,8 @@ pub struct World {
 }
 
 const FIRST_CLUSTER: ClusterId = ClusterId(0x51);
+/// Of all clusters: nobody here is a stranger.
+pub(crate) const KEY: ClusterKey = ClusterKey(0x51);
 const BEAT: u64 = 100_000_000;
 /// Between two operations of a client, mostly, and in busy runs; of the reader; and of all when they look
 /// back.

@@ -3,8 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 
-use kv_protocol::control_message::{Admission, Heartbeat, ServerMessage, Started};
-use kv_protocol::ids::{BootId, ClusterId, Epoch, Incarnation, Member, ServerId};
+use kv_protocol::control_message::{Admission, Heartbeat, ServerMessage, Started, opcode};
+use kv_protocol::ids::{BootId, ClusterId, ClusterKey, Epoch, Incarnation, Member, ServerId};
+use kv_protocol::key::ENVIRONMENT_VARIABLE;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::view::{Peer, View};
 use kv_protocol::{GroupId, MapRevision, ViewVersion};
@@ -15,6 +16,7 @@ use super::raw::Raw;
 use super::{PATIENCE, wait_for};
 
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
+pub(crate) const KEY: ClusterKey = ClusterKey(0x5ec);
 pub(crate) const EPOCH: Epoch = Epoch { number: 4, boot: BootId(44) };
 /// Who the server is.
 pub(crate) const ME: Member = Member { server: ServerId(1), incarnation: Incarnation(0xabc) };
@@ -46,6 +48,7 @@ impl Lone {
         command.args(["-h", "127.0.0.1", "-m", &port, "-S", "1", "-n", "3", "-l", "server.log"]);
         command.args(["--cluster-id", &CLUSTER.to_string()]);
         command.args(["--incarnation", &ME.incarnation.to_string()]).args(flags);
+        command.env(ENVIRONMENT_VARIABLE, KEY.to_string());
         command.current_dir(dir.path()).stdin(Stdio::null());
         let child = command.spawn().expect("start a server");
         listener.set_nonblocking(true).expect("set O_NONBLOCK");
@@ -60,10 +63,8 @@ impl Lone {
         stream.set_nonblocking(false).expect("clear O_NONBLOCK");
         let mut raw = Raw::on_cluster_port(stream);
         let frame = raw.frame();
-        let Ok(ServerMessage::Started(started)) = ServerMessage::read(frame.opcode, &frame.body)
-        else {
-            panic!("not a STARTED: {frame:?}")
-        };
+        assert_eq!(frame.opcode, opcode::STARTED, "not a STARTED: {frame:?}");
+        let started = Started::read(&frame.body, KEY).expect("a STARTED");
         let mut bytes = Vec::new();
         Admission::Admitted { epoch: EPOCH }.write(&mut bytes);
         raw.send(&bytes);

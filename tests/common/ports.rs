@@ -1,10 +1,12 @@
 //! The five kinds of port that a cluster listens on, and the first frame that each expects.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use kv_protocol::client_message::{Question, Refusal, Status, opcode, read_map_answer};
-use kv_protocol::control_message::{OrdersHello, ServerMessage, Started};
-use kv_protocol::ids::{ClientId, ClusterId, Epoch, Member, ServerId, ShardId};
+use kv_protocol::control_message::{OrdersHello, Started};
+use kv_protocol::ids::{ClientId, ClusterId, ClusterKey, Epoch, Member, ServerId, ShardId};
 use kv_protocol::map::Map;
 use kv_protocol::peer_message::PeerHello;
 use kv_protocol::status::ClusterStatus;
@@ -38,11 +40,12 @@ impl Kind {
     }
 }
 
-/// The ports of server 1 and of the coordinator, and what a forger can know.
+/// The ports of server 1 and of the coordinator, what a forger can know, and the key, which nobody tells.
 #[derive(Debug)]
 pub(crate) struct Ports {
     pub(crate) status: ClusterStatus,
     pub(crate) map: Map,
+    pub(crate) key: ClusterKey,
     reports: SocketAddr,
     coordinator: SocketAddr,
 }
@@ -58,6 +61,7 @@ impl Ports {
         Ports {
             status: cluster.status(),
             map: fetch_map(coordinator),
+            key: key_of(cluster.dir()),
             reports: here(cluster.ready.servers_port),
             coordinator,
         }
@@ -137,12 +141,21 @@ impl Ports {
         let mut bytes = Vec::new();
         match kind {
             Kind::Clients | Kind::Map => bytes = hello(ClusterId(0), ClientId(9), ShardId(0)),
-            Kind::Servers => self.peer_hello().write(&mut bytes),
-            Kind::Orders => self.orders_hello().write(&mut bytes),
-            Kind::Reports => ServerMessage::Started(self.started()).write(&mut bytes),
+            Kind::Servers => self.peer_hello().write(self.key, &mut bytes),
+            Kind::Orders => self.orders_hello().write(self.key, &mut bytes),
+            Kind::Reports => self.started().write(self.key, &mut bytes),
         }
         bytes
     }
+}
+
+/// The key as the coordinator has stored it.
+#[track_caller]
+pub(crate) fn key_of(dir: &Path) -> ClusterKey {
+    let text = fs::read_to_string(dir.join("coordinator.state")).expect("read the state");
+    let (_, json) = text.split_once('\n').expect("a line before the state");
+    let state: serde_json::Value = serde_json::from_str(json).expect("a state");
+    state["key"].as_str().expect("a key").parse().expect("a key")
 }
 
 /// The coordinator's map, asked for without the library.

@@ -8,7 +8,9 @@ use std::process::{ExitStatus, Stdio};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
+use kv_protocol::ClusterKey;
 use kv_protocol::cluster_file::ServerLine;
+use kv_protocol::key::ENVIRONMENT_VARIABLE;
 
 use super::{Exit, describe_signal, describe_status, error_name, log_name, tail};
 use crate::plan::Plan;
@@ -32,6 +34,7 @@ impl LocalServer {
         plan: &Plan,
         line: &ServerLine,
         arguments: &[String],
+        key: ClusterKey,
     ) -> Result<LocalServer, String> {
         let errors = plan.dir.join(error_name(line));
         let log = plan.dir.join(log_name(line));
@@ -41,6 +44,8 @@ impl LocalServer {
         let mut command = Command::new(&plan.binary);
         command
             .args(arguments)
+            // Whoever may read the environment of a process may do anything else to it, too.
+            .env(ENVIRONMENT_VARIABLE, key.to_string())
             .current_dir(&plan.dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -15,8 +15,11 @@ use std::time::Duration;
 
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::control_message::Started;
-use kv_protocol::{Incarnation, Member};
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, BufReader};
+use kv_protocol::key::ENVIRONMENT_VARIABLE;
+use kv_protocol::{ClusterKey, Incarnation, Member};
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
@@ -211,12 +214,14 @@ pub(crate) fn plain_command(remote_dir: &str, arguments: &[String]) -> String {
     format!("cd {} && ./server {}", quote::word(remote_dir), quote::words(arguments))
 }
 
-/// Starts a server in a session of its own, waits for it, and says both.
+/// Starts a server in a session of its own, waits for it, and says both. The cluster's key is read from
+/// standard input: a command line is for everybody to see.
 fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> String {
     let (dir, errors, log) = (quote::word(remote_dir), error_name(line), log_name(line));
     format!(
         "cd {dir} || exit 1\n\
          [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD\" >&2; exit 1; }}\n\
+         read -r {ENVIRONMENT_VARIABLE}; export {ENVIRONMENT_VARIABLE}\n\
          touch {log}; before=$(wc -c <{log})\n\
          setsid ./server {} </dev/null >/dev/null 2>{errors} &\n\
          pid=$!\n\
@@ -297,6 +302,7 @@ pub(crate) struct RemoteServer {
     line: ServerLine,
     member: Member,
     arguments: Vec<String>,
+    key: ClusterKey,
     /// An earlier coordinator has started it.
     adopted: Option<Process>,
 }
@@ -348,15 +354,16 @@ impl RemoteServer {
         line: ServerLine,
         member: Member,
         arguments: Vec<String>,
+        key: ClusterKey,
     ) -> RemoteServer {
-        RemoteServer { ssh, line, member, arguments, adopted: None }
+        RemoteServer { ssh, line, member, arguments, key, adopted: None }
     }
 
     /// One that an earlier coordinator has started, and that said this of itself.
     pub(crate) fn adopted(ssh: Ssh, line: ServerLine, started: &Started) -> RemoteServer {
         let process = Process { pid: started.pid, start_time: Some(started.start_time) };
-        let (member, arguments) = (started.member, Vec::new());
-        RemoteServer { ssh, line, member, arguments, adopted: Some(process) }
+        let (member, arguments, key) = (started.member, Vec::new(), ClusterKey::default());
+        RemoteServer { ssh, line, member, arguments, key, adopted: Some(process) }
     }
 
     /// Starts the server, unless it is adopted, and waits for its proven end; a word on `kill` kills it. `turn` bounds how
@@ -440,12 +447,18 @@ impl RemoteServer {
         mut permit: Option<SemaphorePermit<'_>>,
         started: impl Fn(u32),
     ) -> End {
-        let mut child = match self.ssh.command(&self.line.host, script).spawn() {
+        let mut command = self.ssh.command(&self.line.host, script);
+        let mut child = match command.stdin(Stdio::piped()).spawn() {
             Ok(child) => child,
             Err(error) => {
                 return End::Lost { said: SshError::Start(error).to_string().into_bytes() };
             }
         };
+        if let Some(mut input) = child.stdin.take() {
+            // A line fits into any pipe. A script that watches reads nothing; where the other end is gone,
+            // the output ends, too.
+            let _ = input.write_all(format!("{}\n", self.key).as_bytes()).await;
+        }
         let (output, errors) = pipes(&mut child);
         let said: JoinHandle<Vec<u8>> = tokio::task::spawn_local(collect_tail(errors));
         let mut output = BufReader::new(output);
@@ -584,6 +597,26 @@ mod tests {
     /// What sshd does with the command that ssh hands it.
     fn shell(script: &str) -> std::process::Output {
         std::process::Command::new("sh").args(["-c", script]).output().unwrap()
+    }
+
+    #[test]
+    fn a_server_has_the_key_that_was_sent_and_no_command_line_shows_it() {
+        use std::io::Write as _;
+        let dir = tempfile::tempdir().unwrap();
+        fake_server(dir.path(), &format!("echo ${ENVIRONMENT_VARIABLE} >&2; exit 13"));
+        let script = start_script(&dir.path().to_string_lossy(), &line(), &[]);
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let key = ClusterKey(0xfeed).to_string();
+        assert!(!script.contains(&key));
+        child.stdin.take().unwrap().write_all(format!("{key}\n").as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), format!("{key}\n"));
     }
 
     fn fake_server(dir: &std::path::Path, body: &str) {

@@ -143,7 +143,8 @@ impl Cluster {
     }
 
     /// A server that knows of a newer view than the memory that an earlier coordinator has left shows
-    /// that this memory is an old one, as from a backup. What was told since cannot be guessed.
+    /// that this memory is an old one, as from a backup. What was told since cannot be guessed. It shows
+    /// in its first word; what cannot be in a later one is nonsense.
     fn check_memory(
         &mut self,
         heartbeat: &Heartbeat,
@@ -156,7 +157,9 @@ impl Cluster {
             (replica.view > known).then_some((replica.group, known, replica.view))
         });
         let Some((group, known, reported)) = newer else { return Ok(()) };
-        if !self.is_outdated {
+        // Whose first word fitted has been told everything since by this coordinator.
+        let fitted = self.server(server).heartbeat.is_some();
+        if !self.is_outdated && !fitted {
             self.is_outdated = true;
             sink.push(Effect::Outdated { server, group, known, reported });
         }

@@ -9,6 +9,7 @@
 //! Nothing is judged here beyond the shard: whoever takes the connection reads the hello again and
 //! refuses, in words, what is wrong with it.
 
+use kv_protocol::ClusterKey;
 use kv_protocol::client_message::{Hello, opcode as client_opcode};
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{ShardId, Time};
@@ -32,6 +33,7 @@ pub(crate) enum Port {
 #[derive(Debug)]
 pub(crate) struct Greeting {
     pub(crate) port: Port,
+    key: ClusterKey,
     received: Vec<u8>,
     deadline: Time,
     wanted: Option<ShardId>,
@@ -39,14 +41,15 @@ pub(crate) struct Greeting {
 
 impl Greeting {
     /// A connection accepted at `now`, by the executor of shard `here` of `shards`.
-    pub(crate) fn new(now: Time, port: Port) -> Greeting {
-        Greeting { port, received: Vec::new(), deadline: now + HELLO_DEADLINE, wanted: None }
+    pub(crate) fn new(now: Time, port: Port, key: ClusterKey) -> Greeting {
+        let deadline = now + HELLO_DEADLINE;
+        Greeting { port, key, received: Vec::new(), deadline, wanted: None }
     }
 
     /// Takes received bytes. What names no shard that exists is for the shard `here` to refuse.
     pub(crate) fn on_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
         self.received.extend_from_slice(received);
-        self.wanted = match wanted_shard(self.port, &self.received) {
+        self.wanted = match wanted_shard(self.port, self.key, &self.received) {
             Wanted::Unknown => None,
             Wanted::Shard(shard) if shard.0 < shards => Some(shard),
             Wanted::Shard(_) | Wanted::Nonsense => Some(here),
@@ -77,7 +80,7 @@ enum Wanted {
     Nonsense,
 }
 
-fn wanted_shard(port: Port, received: &[u8]) -> Wanted {
+fn wanted_shard(port: Port, key: ClusterKey, received: &[u8]) -> Wanted {
     let rules = match port {
         Port::Clients => FrameRules::unchecked(MAX_HELLO_BODY),
         Port::Servers => FrameRules::checked(MAX_HELLO_BODY),
@@ -92,7 +95,7 @@ fn wanted_shard(port: Port, received: &[u8]) -> Wanted {
             Hello::read(frame.body).map(|hello| hello.shard).ok()
         }
         (Port::Servers, peer_opcode::PEER_HELLO) => {
-            PeerHello::read(frame.body).map(|hello| hello.shard).ok()
+            PeerHello::read(frame.body, key).map(|hello| hello.shard).ok()
         }
         _ => None,
     };
@@ -106,6 +109,7 @@ mod tests {
     use proptest::prelude::*;
 
     const HERE: ShardId = ShardId(0);
+    const KEY: ClusterKey = ClusterKey(3);
 
     fn hello(shard: u16) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -116,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_hello_in_single_bytes_finds_its_shard_and_loses_nothing() {
-        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients);
+        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients, KEY);
         let mut bytes = hello(3);
         let length = bytes.len();
         bytes.extend_from_slice(b"pipelined");
@@ -131,14 +135,14 @@ mod tests {
 
     #[test]
     fn a_shard_that_does_not_exist_is_refused_here() {
-        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients);
+        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients, KEY);
         greeting.on_bytes(&hello(4), HERE, 4);
         assert_eq!(greeting.wanted(), Some(HERE));
     }
 
     #[test]
     fn a_client_at_the_servers_port_is_refused_here() {
-        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Servers);
+        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Servers, KEY);
         greeting.on_bytes(&hello(1), HERE, 4);
         assert_eq!(greeting.wanted(), Some(HERE));
     }
@@ -149,7 +153,7 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..2_000),
         ) {
             for port in [Port::Clients, Port::Servers] {
-                let mut greeting = Greeting::new(Time::from_nanos(1), port);
+                let mut greeting = Greeting::new(Time::from_nanos(1), port, KEY);
                 greeting.on_bytes(&bytes, HERE, 1);
                 // Nobody waits for a hello that is longer than one may be.
                 prop_assert!(greeting.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);

@@ -59,8 +59,9 @@ impl Peer {
         group: GroupId,
         service: &mut Service,
     ) -> Peer {
+        let key = service.key();
         match service.peer_hello(group) {
-            Some(hello) => service.outputs.append(id, |bytes| hello.write(bytes)),
+            Some(hello) => service.outputs.append(id, |bytes| hello.write(key, bytes)),
             // The view that wanted this stream is gone.
             None => service.outputs.kill(id),
         }
@@ -163,7 +164,8 @@ fn take_frame(
 ) -> Result<Stage, End> {
     match (stage, frame.opcode) {
         (Stage::AwaitsHello, peer_opcode::PEER_HELLO) => {
-            let hello = PeerHello::read(frame.body).map_err(|error| error.to_string())?;
+            let hello =
+                PeerHello::read(frame.body, service.key()).map_err(|error| error.to_string())?;
             match service.on_peer_hello(now, id, &hello) {
                 Ok(welcome) => service.outputs.append(id, |bytes| welcome.write(bytes)),
                 Err(refusal) => {

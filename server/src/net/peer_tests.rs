@@ -9,8 +9,8 @@ use proptest::prelude::*;
 
 use crate::net::listener::Port;
 use crate::net::testing::{
-    CLUSTER, GROUP, NOW, Pair, client, hello, key, member, put, request, shard, take_output, told,
-    view,
+    CLUSTER, GROUP, KEY, NOW, Pair, client, hello, key, member, put, request, shard, take_output,
+    told, view,
 };
 use crate::shard::{Fate, Shard};
 
@@ -27,7 +27,7 @@ fn peer_hello() -> PeerHello {
 
 fn bytes_of(hello: &PeerHello) -> Vec<u8> {
     let mut bytes = Vec::new();
-    hello.write(&mut bytes);
+    hello.write(KEY, &mut bytes);
     bytes
 }
 

@@ -1,5 +1,6 @@
 //! What the tests of the machines share: two shards without sockets, joined byte by byte.
 
+use kv_protocol::ClusterKey;
 use std::sync::Arc;
 
 use kv_core::arena::{CHUNK_BYTES_MIN, HeapChunks};
@@ -25,6 +26,7 @@ use crate::shard::Shard;
 
 pub(crate) const NOW: Time = Time::from_nanos(1_000_000_000);
 pub(crate) const CLUSTER: ClusterId = ClusterId(0xc1);
+pub(crate) const KEY: ClusterKey = ClusterKey(0x5ec);
 pub(crate) const GROUP: GroupId = GroupId(0);
 
 pub(crate) fn member(server: u16) -> Member {
@@ -40,6 +42,7 @@ pub(crate) fn shard(server: u16) -> Shard {
 pub(crate) fn shard_with_map(server: u16, map: Arc<KnownMap>) -> Shard {
     let identity = Identity {
         cluster: CLUSTER,
+        key: KEY,
         me: member(server),
         shard: ShardId(0),
         placement: Placement::new(3, 1),

@@ -1,5 +1,6 @@
 //! The coordinator's process: what its brain wants done, and what comes to it.
 
+use super::KEY;
 use kv_protocol::control_message::{OrderKind, ViewOrder};
 
 use super::*;
@@ -163,26 +164,30 @@ impl World {
         }
     }
 
-    pub(super) fn on_server_message(&mut self, number: ConnectionNumber, opcode: u8, body: &[u8]) {
-        match ServerMessage::read(opcode, body).expect("it was written so") {
-            ServerMessage::Started(started) => {
-                let link = self.coordinator.next_link();
-                let result =
-                    self.brain(|cluster, now, sink| cluster.on_started(now, link, &started, sink));
-                let Some(result) = result else { return };
-                let epoch = self.coordinator.cluster.as_ref().expect("it lives").config().epoch;
-                let admission = match result {
-                    Ok(()) => {
-                        let server = Some(started.member.server);
-                        self.coordinator.links.insert(number, (link, server));
-                        Admission::Admitted { epoch }
-                    }
-                    Err(refused) => Admission::Refused { reason: refused.to_string() },
-                };
-                let mut bytes = Vec::new();
-                admission.write(&mut bytes);
-                self.send(number, 1, bytes);
+    fn on_started(&mut self, number: ConnectionNumber, started: &Started) {
+        let link = self.coordinator.next_link();
+        let result = self.brain(|cluster, now, sink| cluster.on_started(now, link, started, sink));
+        let Some(result) = result else { return };
+        let epoch = self.coordinator.cluster.as_ref().expect("it lives").config().epoch;
+        let admission = match result {
+            Ok(()) => {
+                let server = Some(started.member.server);
+                self.coordinator.links.insert(number, (link, server));
+                Admission::Admitted { epoch }
             }
+            Err(refused) => Admission::Refused { reason: refused.to_string() },
+        };
+        let mut bytes = Vec::new();
+        admission.write(&mut bytes);
+        self.send(number, 1, bytes);
+    }
+
+    pub(super) fn on_server_message(&mut self, number: ConnectionNumber, opcode: u8, body: &[u8]) {
+        if opcode == opcode::STARTED {
+            let started = Started::read(body, KEY).expect("it was written so");
+            return self.on_started(number, &started);
+        }
+        match ServerMessage::read(opcode, body).expect("it was written so") {
             ServerMessage::Heartbeat(heartbeat) => {
                 let Some(&(link, Some(server))) = self.coordinator.links.get(&number) else {
                     return;
@@ -245,7 +250,7 @@ impl World {
         let number = self.network.connect(&mut self.random, [from, to], hosts);
         let mut bytes = Vec::new();
         let cluster = self.processes[process].cluster;
-        OrdersHello { cluster, epoch, to: member }.write(&mut bytes);
+        OrdersHello { cluster, epoch, to: member }.write(KEY, &mut bytes);
         self.send(number, 0, bytes);
         self.close(number, 0);
     }

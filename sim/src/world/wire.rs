@@ -1,5 +1,6 @@
 //! Connections: what is sent, arrives, ends and is dialled.
 
+use super::KEY;
 use super::*;
 
 impl World {
@@ -170,9 +171,8 @@ impl World {
                     return self.close(number, 0);
                 }
                 self.processes[process].link = Some((number, false));
-                let started = ServerMessage::Started(self.started(process));
                 let mut bytes = Vec::new();
-                started.write(&mut bytes);
+                self.started(process).write(KEY, &mut bytes);
                 self.send(number, 0, bytes);
             }
             (Actor::Coordinator { .. }, Purpose::Orders(member)) => {
@@ -180,7 +180,7 @@ impl World {
                 let config = cluster.config();
                 let mut bytes = Vec::new();
                 OrdersHello { cluster: config.cluster, epoch: config.epoch, to: member }
-                    .write(&mut bytes);
+                    .write(KEY, &mut bytes);
                 self.coordinator.orders.insert(member, number);
                 self.send(number, 0, bytes);
             }

@@ -319,6 +319,28 @@ fn a_memory_that_is_older_than_what_a_server_knows_ends_the_coordinator_and_chan
 }
 
 #[test]
+fn a_server_whose_first_word_fitted_does_not_end_a_restarted_coordinator_by_a_later_one() {
+    let mut world = World::serving(3);
+    world.restart();
+    for id in world.ids() {
+        world.start_as(world.cluster.member(id));
+        world.beat(id);
+    }
+    let link = World::link(B);
+    let mut forged = world.heartbeat(B);
+    forged.replicas[0].view = ViewVersion(u64::MAX);
+    let taken = world.cluster.on_heartbeat(world.now, link, B, forged, &mut world.effects);
+    assert_eq!(taken, Err(Ignored::Impossible("a view")));
+    let told = world.seen.iter().chain(&world.effects);
+    let outdated = told.filter(|effect| matches!(effect, Effect::Outdated { .. }));
+    assert_eq!(outdated.count(), 0, "what it knows since, it knows from this coordinator");
+    world.run(&[A, B, C]);
+    world.exit(A);
+    world.run(&[B, C]);
+    assert_eq!(world.view(1).0, Some(2), "it decides on");
+}
+
+#[test]
 fn a_report_counts_for_the_view_that_was_ordered_alone() {
     let mut world = World::serving(3);
     world.exit(A);
