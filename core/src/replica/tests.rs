@@ -5,6 +5,7 @@ mod ending;
 mod failover;
 mod group;
 mod hand_over;
+mod hostile_copy;
 mod model;
 mod stream;
 mod writes;

@@ -1,0 +1,192 @@
+//! A copy that breaks its own rules: the candidate ends the stream and never serves anything of it.
+
+use kv_protocol::copy_message::{CopyEnd, CopyEntry, CopyFragment, CopyRecord, CopyStart};
+use kv_protocol::peer_message::{CompletionRecord, Effect, PeerMessage, Prepare};
+
+use super::group::{named, view_of};
+use super::*;
+
+const VIEW: ViewVersion = ViewVersion(1);
+const START: SequenceNumber = SequenceNumber(50);
+
+/// A candidate of group 0 in a ring of three, with the stream of its primary.
+struct Candidate {
+    replica: Replica,
+    now: Time,
+    inbox: Inbox,
+}
+
+impl Candidate {
+    fn new() -> Candidate {
+        let (now, mut inbox) = (Time::from_nanos(1_000_000_000), Inbox::default());
+        let config = ReplicaConfig { placement: Placement::new(3, 1), ..replica(2, None).config };
+        let mut replica = Replica::new(config, Box::new(HeapChunks::default()));
+        let view = view_of(VIEW.0, 1, Peer::Candidate(named(2)));
+        replica.install(now, view, &mut inbox).unwrap();
+        let shard = ShardId(0);
+        let (from, to) = (named(1), named(2));
+        let hello = PeerHello { cluster: CLUSTER, from, to, shard, shards: 1, view };
+        replica.on_peer_hello(now, &hello, &mut inbox).unwrap();
+        Candidate { replica, now, inbox }
+    }
+
+    fn take(&mut self, message: &PeerMessage<'_>) -> Result<(), StreamError> {
+        self.replica.on_peer_message(self.now, message, &mut self.inbox)
+    }
+
+    /// Whether it would serve: in no view, and to no client.
+    fn assert_serves_nothing(&mut self, what: &str) {
+        self.replica.on_stream_down(self.now, &mut self.inbox);
+        for view in [view_of(2, 2, Peer::None), view_of(2, 1, Peer::Secondary(named(2)))] {
+            let got = self.replica.install(self.now, view, &mut self.inbox);
+            assert!(matches!(got, Err(InstallError::NotForMe { .. })), "{what}: {got:?}");
+        }
+        let key = key_of(0);
+        let (id, view, digest) = (RequestId(1), VIEW, Digest::of(&key));
+        let request = Request { id, view, digest, key: &key, operation: Operation::Get };
+        self.replica.on_request(self.now, CONNECTION, ALICE, &request, &mut self.inbox);
+        assert_eq!(self.inbox.0[&1].status, Status::WrongView, "{what}");
+        assert_eq!(self.replica.state(), ReplicaState::Candidate, "{what}");
+    }
+}
+
+/// A key of this group.
+fn key_of(group: u16) -> Vec<u8> {
+    let belongs =
+        |key: &String| Placement::new(3, 1).locate(Digest::of(key.as_bytes())).0 == GroupId(group);
+    let key = (0..).map(|n| format!("key-{n}")).find(belongs);
+    key.expect("every group has keys").into_bytes()
+}
+
+fn start() -> PeerMessage<'static> {
+    PeerMessage::CopyStart(CopyStart { view: VIEW, sn: START })
+}
+
+fn end(sn: u64) -> PeerMessage<'static> {
+    PeerMessage::CopyEnd(CopyEnd { view: VIEW, sn: SequenceNumber(sn) })
+}
+
+fn entry<'a>(key: &'a [u8], value: &'a [u8], version: u64) -> CopyEntry<'a> {
+    CopyEntry {
+        view: VIEW,
+        committed: START,
+        version: SequenceNumber(version),
+        digest: Digest::of(key),
+        key,
+        value_length: u32::try_from(value.len()).unwrap(),
+        value,
+    }
+}
+
+fn record() -> PeerMessage<'static> {
+    let completion = CompletionRecord {
+        client: ALICE,
+        seq: RequestSeq(1),
+        first_incomplete: RequestSeq(1),
+        status: Status::Ok,
+        version: SequenceNumber(5),
+    };
+    PeerMessage::CopyRecord(CopyRecord { view: VIEW, sn: SequenceNumber(5), record: completion })
+}
+
+#[test]
+fn a_copy_out_of_order_or_of_others_ends_the_stream_and_nothing_of_it_is_served() {
+    let (key, foreign) = (key_of(0), key_of(1));
+    let good = PeerMessage::CopyEntry(entry(&key, b"v", 7));
+    let strange = PeerMessage::CopyEntry(entry(&foreign, b"v", 7));
+    let half = PeerMessage::CopyEntry(CopyEntry { value_length: 9, ..entry(&key, b"half", 7) });
+    let fragment =
+        |offset| PeerMessage::CopyFragment(CopyFragment { view: VIEW, offset, bytes: b"rest" });
+    let (first, apart) = (fragment(0), fragment(5));
+    let PeerMessage::CopyRecord(CopyRecord { record: completion, .. }) = record() else {
+        unreachable!()
+    };
+    let live = PeerMessage::Prepare(Prepare {
+        view: VIEW,
+        sn: SequenceNumber(START.0 + 2),
+        t_send: Time::from_nanos(1),
+        effect: Effect::Put,
+        record: completion,
+        digest: Digest::of(&key),
+        key: &key,
+        value_length: 1,
+        value: b"v",
+    });
+    let older = PeerMessage::CopyStart(CopyStart { view: ViewVersion(0), sn: START });
+    let (start, record) = (start(), record());
+    let (early, late) = (end(START.0 - 1), end(START.0 + 1));
+    let complete = end(START.0);
+    let cases: [(&str, Vec<&PeerMessage<'_>>, StreamError); 15] = [
+        ("an entry before the start", vec![&good], StreamError::WrongEnd),
+        ("a fragment before the start", vec![&first], StreamError::WrongEnd),
+        ("a record before the start", vec![&record], StreamError::WrongEnd),
+        ("an end before the start", vec![&complete], StreamError::WrongEnd),
+        ("a second start", vec![&start, &good, &start], StreamError::WrongEnd),
+        ("an entry after the end", vec![&start, &complete, &good], StreamError::WrongEnd),
+        ("a record after the end", vec![&start, &complete, &record], StreamError::WrongEnd),
+        ("a second end", vec![&start, &complete, &complete], StreamError::WrongEnd),
+        ("a start after the end", vec![&start, &complete, &start], StreamError::WrongEnd),
+        (
+            "a key of another group",
+            vec![&start, &good, &strange],
+            StreamError::ForeignKey { sn: SequenceNumber(7) },
+        ),
+        (
+            "an end before writes that came",
+            vec![&start, &early],
+            StreamError::Gap { expected: START, got: START },
+        ),
+        (
+            "an end that claims writes that did not come",
+            vec![&start, &late],
+            StreamError::Gap { expected: SequenceNumber(START.0 + 2), got: START },
+        ),
+        (
+            "a gap among the live writes",
+            vec![&start, &live],
+            StreamError::Gap {
+                expected: SequenceNumber(START.0 + 1),
+                got: SequenceNumber(START.0 + 2),
+            },
+        ),
+        (
+            "a fragment that does not continue its value",
+            vec![&start, &half, &apart],
+            StreamError::Fragment { sn: SequenceNumber(7) },
+        ),
+        ("an older view", vec![&older], StreamError::View { got: ViewVersion(0), installed: VIEW }),
+    ];
+    for (what, messages, expected) in cases {
+        let mut candidate = Candidate::new();
+        let (last, before) = messages.split_last().unwrap();
+        for message in before {
+            candidate.take(message).unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+        assert_eq!(candidate.take(last), Err(expected), "{what}");
+        if !before.contains(&&complete) {
+            candidate.assert_serves_nothing(what);
+        }
+    }
+}
+
+#[test]
+fn a_copy_that_ends_early_is_served_by_nobody() {
+    let key = key_of(0);
+    let mut candidate = Candidate::new();
+    candidate.take(&start()).unwrap();
+    candidate.take(&PeerMessage::CopyEntry(entry(&key, b"v", 7))).unwrap();
+    candidate.assert_serves_nothing("a stream that ended before the end of the copy");
+}
+
+#[test]
+fn what_comes_twice_or_late_in_a_copy_never_replaces_what_is_newer() {
+    let key = key_of(0);
+    let mut candidate = Candidate::new();
+    candidate.take(&start()).unwrap();
+    for (value, version) in [(b"new", 7), (b"old", 3), (b"new", 7), (b"oth", 7)] {
+        candidate.take(&PeerMessage::CopyEntry(entry(&key, value, version))).unwrap();
+        let held = contents(&candidate.replica);
+        assert_eq!(held.len(), 1);
+        assert_eq!(held[&key], (b"new".to_vec(), 7));
+    }
+}
