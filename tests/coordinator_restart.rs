@@ -126,6 +126,82 @@ fn a_server_that_died_while_the_coordinator_was_away_is_recovered_afterwards() {
     cluster.stop().assert_copies_agree();
 }
 
+/// Fails unless whoever replaces server 1 is told this limit and this time.
+#[track_caller]
+fn assert_replacement_is_told(cluster: &Cluster, words: &[&str]) {
+    let killed = cluster.server_pid(1);
+    process::signal(killed, Signal::KILL);
+    let pid = wait_for("another process", PATIENCE, || {
+        cluster.server(1).pid.filter(|pid| *pid != killed)
+    });
+    assert_whole(cluster);
+    let line = process::command_line(pid);
+    for word in words {
+        assert!(line.contains(word), "no {word} in {line}");
+    }
+}
+
+/// Fails unless the others go on when two that hold one group are killed.
+#[track_caller]
+fn assert_isolates(cluster: &Cluster) {
+    for pid in [1, 2].map(|id| cluster.server_pid(id)) {
+        process::signal(pid, Signal::KILL);
+    }
+    wait_until("the others to be whole and one group to be lost", PATIENCE, || {
+        let conditions = cluster.status().groups.into_iter().map(|group| group.condition);
+        conditions.eq([GroupCondition::Whole, GroupCondition::Lost, GroupCondition::Whole])
+    });
+}
+
+#[test]
+fn what_a_cluster_was_started_with_holds_under_a_coordinator_that_is_not_told_again() {
+    let flags = ["--on-double-fault", "isolate", "--memory-limit", "96M", "--orphan-timeout", "77"];
+    let builder = flags.into_iter().fold(Cluster::builder(), common::cluster::Builder::flag);
+    let mut cluster = builder.start();
+    cluster.forget_flags();
+    cluster.kill_coordinator();
+    cluster.restart();
+    assert_whole(&cluster);
+    assert_replacement_is_told(&cluster, &["--memory-limit 96M ", "--orphan-timeout 77 "]);
+    assert!(!cluster.coord_log().contains("from now on"), "nothing was changed");
+    assert_isolates(&cluster);
+}
+
+#[test]
+fn what_the_next_coordinator_is_told_counts_from_then_on_and_is_remembered() {
+    let mut cluster = Cluster::builder().flag("--memory-limit").flag("96M").start();
+    cluster.forget_flags();
+    cluster.kill_coordinator();
+    cluster.restart_with(&["--memory-limit", "128M", "--on-double-fault", "isolate"]);
+    let log = cluster.coord_log();
+    for words in [
+        "--memory-limit is 128M from now on, no longer 96M; servers that run already keep",
+        "--on-double-fault is isolate from now on, no longer shutdown",
+    ] {
+        assert!(log.contains(words), "no {words:?} in {log}");
+    }
+    cluster.kill_coordinator();
+    cluster.restart();
+    assert_whole(&cluster);
+    assert_replacement_is_told(&cluster, &["--memory-limit 128M "]);
+    assert_isolates(&cluster);
+}
+
+#[test]
+fn what_a_cluster_was_started_with_holds_when_it_is_restored() {
+    let flags = ["--on-double-fault", "isolate", "--memory-limit", "96M", "--orphan-timeout", "77"];
+    let builder = flags.into_iter().fold(Cluster::builder(), common::cluster::Builder::flag);
+    let (_, dir) = builder.start().stop_and_keep();
+    let cluster = Cluster::builder().restore(dir).flag("--orphan-timeout").flag("78").start();
+    assert!(cluster.coord_log().contains("--orphan-timeout is 78 from now on, no longer 77"));
+    let line = process::command_line(cluster.server_pid(0));
+    assert!(
+        line.contains("--memory-limit 96M ") && line.contains("--orphan-timeout 78 "),
+        "{line}"
+    );
+    assert_isolates(&cluster);
+}
+
 #[test]
 fn a_coordinator_that_is_killed_in_any_step_of_a_recovery_is_followed_by_one_that_ends_it() {
     let mut cluster = Cluster::start();

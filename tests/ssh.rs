@@ -43,11 +43,9 @@ fn nobody_is_left(sshd: &Sshd) -> bool {
 
 /// Whether somebody there waits for the end of this process.
 fn is_watched(sshd: &Sshd, pid: u32) -> bool {
-    process::running_in(&sshd.remote_dir()).into_iter().any(|watcher| {
-        let line = fs::read(format!("/proc/{watcher}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        line.contains(&format!("server --watch {pid} "))
-    })
+    process::running_in(&sshd.remote_dir())
+        .into_iter()
+        .any(|watcher| process::command_line(watcher).contains(&format!("server --watch {pid} ")))
 }
 
 #[test]

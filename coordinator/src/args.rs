@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Parser, Subcommand};
 use kv_core::cluster::DoubleFault;
 use kv_protocol::limits::{MAX_SHARDS, ORPHAN_SECONDS};
+use serde::{Deserialize, Serialize};
 
 /// The longest silence that may be configured: beyond it a dead server would go unnoticed.
 const MAX_SILENCE_SECONDS: f64 = 3_600.0;
@@ -23,6 +24,9 @@ const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 /// first does not wait for that: the servers are killed, without dumps. Any further SIGTERM changes
 /// nothing. The exit status is 0 if all went well, 1 if something failed (among it: a group of which
 /// no server reported a complete dump), 2 if the command line or the cluster file makes no sense.
+///
+/// `--on-double-fault`, `--memory-limit` and `--orphan-timeout` are kept with the cluster's state: a
+/// coordinator that takes it over or restores it goes on with them unless it is given others.
 #[derive(Debug, Parser)]
 #[command(
     name = "coord",
@@ -58,9 +62,9 @@ pub(crate) struct Args {
     pub(crate) timeout: Duration,
 
     /// What to do when a second server is gone before the first is back: `shutdown` stops the cluster
-    /// with dumps, `isolate` goes on without what is lost.
-    #[arg(long, value_name = "POLICY", value_enum, default_value_t)]
-    pub(crate) on_double_fault: OnDoubleFault,
+    /// with dumps, `isolate` goes on without what is lost. By default that of before, or `shutdown`.
+    #[arg(long, value_name = "POLICY", value_enum)]
+    pub(crate) on_double_fault: Option<OnDoubleFault>,
 
     /// Directory for the files of the coordinator and of the servers on this machine: logs, dumps,
     /// the lock, the state. Made if it does not exist. A coordinator that finds the state of a cluster
@@ -100,14 +104,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
     pub(crate) shards: Option<u16>,
 
-    /// Memory that the tables of one server may take, such as 512M or 4GiB; no bound without it.
+    /// Memory that the tables of one server may take, such as 512M or 4GiB. By default that of before, or
+    /// no bound.
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub(crate) memory_limit: Option<String>,
 
     /// Seconds (fractions allowed) after which a server that no coordinator speaks to dumps its tables and
-    /// exits, unless it holds the only copy of a group; 0 for never.
-    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_orphan_timeout)]
-    pub(crate) orphan_timeout: Duration,
+    /// exits, unless it holds the only copy of a group; 0 for never. By default that of before, or 3600.
+    #[arg(long, value_name = "SECONDS", value_parser = parse_orphan_timeout)]
+    pub(crate) orphan_timeout: Option<Duration>,
 
     /// The server's executable on this machine. By default `server` beside this one.
     #[arg(long, value_name = "FILE")]
@@ -140,7 +145,8 @@ pub(crate) struct Args {
 }
 
 /// What to do about a second fault.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum OnDoubleFault {
     /// Every living server dumps its tables and exits.
     #[default]
@@ -155,6 +161,15 @@ impl From<OnDoubleFault> for DoubleFault {
             OnDoubleFault::Shutdown => DoubleFault::Shutdown,
             OnDoubleFault::Isolate => DoubleFault::Isolate,
         }
+    }
+}
+
+impl std::fmt::Display for OnDoubleFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            OnDoubleFault::Shutdown => "shutdown",
+            OnDoubleFault::Isolate => "isolate",
+        })
     }
 }
 

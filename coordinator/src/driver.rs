@@ -174,7 +174,10 @@ async fn make_plan(
     }
     match restart::look(args, &file, console).await? {
         Some(earlier) => {
-            Ok((Plan::again(args, file, &earlier)?, Beginning::Earlier(Box::new(earlier))))
+            let plan = Plan::again(args, file, &earlier)?;
+            let changes = plan.settings.changes_since(&earlier.settings, true);
+            changes.iter().for_each(|line| console.say(line));
+            Ok((plan, Beginning::Earlier(Box::new(earlier))))
         }
         None => Ok((Plan::make(args, file).await?, Beginning::New)),
     }
@@ -293,7 +296,7 @@ impl Driver {
             servers,
             shards: plan.shards,
             seed: random::nonzero_u64()?,
-            on_double_fault: args.on_double_fault.into(),
+            on_double_fault: plan.settings.on_double_fault.into(),
             silence: args.timeout,
             start_patience: START_PATIENCE
                 + restoration.as_ref().map_or(Duration::ZERO, |restored| restored.patience),
@@ -454,7 +457,9 @@ impl Driver {
 
     /// Makes the brain's memory durable, however often it takes; nobody is told meanwhile.
     async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
-        let record = Arc::new(Record { key: self.key, place: self.place.clone(), state: *state });
+        let settings = self.plan.settings.clone();
+        let record =
+            Arc::new(Record { key: self.key, place: self.place.clone(), settings, state: *state });
         loop {
             let (dir, record) = (self.dir.clone(), Arc::clone(&record));
             let stored = tokio::task::spawn_blocking(move || store::store(&dir, &record)).await;

@@ -36,6 +36,7 @@ mod ready;
 mod restart;
 mod restore;
 mod screen;
+mod settings;
 mod spawn;
 mod stop;
 mod store;

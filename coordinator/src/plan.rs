@@ -15,7 +15,6 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kv_protocol::cluster_file::{ClusterFile, Host};
 use kv_protocol::limits::MAX_SHARDS;
@@ -23,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::args::Args;
+use crate::settings::Settings;
 use crate::spawn::ssh::Ssh;
 use crate::store::Record;
 use crate::survey::{self, Survey};
@@ -48,9 +48,7 @@ pub(crate) struct Plan {
     pub(crate) binary: PathBuf,
     pub(crate) ssh: Ssh,
     pub(crate) shards: u16,
-    pub(crate) memory_limit: Option<String>,
-    /// After how long without a coordinator a server gives up; zero for never.
-    pub(crate) orphan_timeout: Duration,
+    pub(crate) settings: Settings,
     /// The coordinator's own address to listen on.
     pub(crate) listen: IpAddr,
     /// In ring order.
@@ -125,9 +123,8 @@ impl Plan {
             surveys.into_iter().filter_map(|(host, survey)| Some((host, survey.ok()?))).collect();
         let shards = args.shards.unwrap_or_else(|| default_shards(&file, &surveys));
         let (listen, routes) = routes(&file, args.advertise, &surveys).map_err(Failure::Failed)?;
-        let memory_limit = args.memory_limit.clone();
-        let orphan_timeout = args.orphan_timeout;
-        Ok(Plan { file, dir, binary, ssh, shards, memory_limit, orphan_timeout, listen, routes })
+        let settings = Settings::default().with(args);
+        Ok(Plan { file, dir, binary, ssh, shards, settings, listen, routes })
     }
 
     /// The plan of a cluster that runs: everybody is found where an earlier coordinator has put him, and
@@ -142,8 +139,7 @@ impl Plan {
             file,
             ssh: Ssh::new(args),
             shards: earlier.state.shards,
-            memory_limit: args.memory_limit.clone(),
-            orphan_timeout: args.orphan_timeout,
+            settings: earlier.settings.with(args),
             listen: earlier.place.listen,
             routes: earlier.place.routes.clone(),
         })

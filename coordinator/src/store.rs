@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::Route;
 use crate::ready::Ports;
+use crate::settings::Settings;
 
 /// The file's name in the coordinator's directory.
 pub(crate) const FILE_NAME: &str = "coordinator.state";
@@ -41,6 +42,9 @@ pub(crate) struct Record {
     pub(crate) key: ClusterKey,
     /// Where everybody is.
     pub(crate) place: Place,
+    /// What it was started with.
+    #[serde(default)]
+    pub(crate) settings: Settings,
     /// The brain's memory.
     #[serde(flatten)]
     pub(crate) state: DurableState,
@@ -273,6 +277,7 @@ pub(crate) mod tests {
                 ],
                 routes: vec![Route { coordinator: local, bind: local, advertise: local }; 3],
             },
+            settings: Settings { memory_limit: Some("1G".into()), ..Settings::default() },
             state: DurableState {
                 cluster,
                 epoch,
@@ -302,6 +307,14 @@ pub(crate) mod tests {
         assert_eq!(load(directory.path()).unwrap(), None);
         let old = load_file(&directory.path().join(OLD_NAME)).unwrap();
         assert_eq!(old, Some(record(u64::MAX)));
+    }
+
+    #[test]
+    fn a_state_without_settings_is_that_of_a_cluster_with_the_usual_ones() {
+        let mut json = serde_json::to_value(record(1)).unwrap();
+        json.as_object_mut().unwrap().remove("settings").unwrap();
+        let read: Record = serde_json::from_value(json).unwrap();
+        assert_eq!(read, Record { settings: Settings::default(), ..record(1) });
     }
 
     #[test]

@@ -313,6 +313,11 @@ impl Cluster {
         self.ready = self.await_ready(reader);
     }
 
+    /// From now on coordinators are started without the arguments that the first one was given.
+    pub(crate) fn forget_flags(&mut self) {
+        self.shape.flags.clear();
+    }
+
     /// Starts a coordinator in the directory of the one that was killed, and does not wait.
     #[track_caller]
     pub(crate) fn relaunch(&mut self, flags: &[&str]) -> PipeReader {

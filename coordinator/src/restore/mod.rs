@@ -102,6 +102,9 @@ pub(crate) async fn prepare(
         )));
     }
     plan.shards = state.shards;
+    plan.settings = last.record.settings.with(args);
+    let changes = plan.settings.changes_since(&last.record.settings, false);
+    changes.iter().for_each(|line| console.say(line));
     let serving = alive::who_may_serve(&last.record, &plan.ssh).await;
     if !serving.is_empty() && !args.force {
         return Err(Failure::Failed(format!(

@@ -60,8 +60,8 @@ pub(crate) fn server_arguments(
     flag("--incarnation", member.incarnation.to_string());
     flag("--bind", route.bind.to_string());
     flag("--advertise", route.advertise.to_string());
-    flag("--orphan-timeout", plan.orphan_timeout.as_secs_f64().to_string());
-    if let Some(limit) = &plan.memory_limit {
+    flag("--orphan-timeout", plan.settings.orphan_timeout.as_secs_f64().to_string());
+    if let Some(limit) = &plan.settings.memory_limit {
         flag("--memory-limit", limit.clone());
     }
     arguments
@@ -161,6 +161,7 @@ mod tests {
 
     use super::*;
     use crate::plan::Route;
+    use crate::settings::Settings;
     use crate::spawn::ssh::Ssh;
 
     fn plan() -> Plan {
@@ -172,8 +173,11 @@ mod tests {
             binary: "/opt/server".into(),
             ssh: Ssh { config: None, remote_dir: "kv dir".into() },
             shards: 2,
-            memory_limit: Some("1G".into()),
-            orphan_timeout: Duration::from_millis(500),
+            settings: Settings {
+                memory_limit: Some("1G".into()),
+                orphan_timeout: Duration::from_millis(500),
+                ..Settings::default()
+            },
             listen: local,
             routes: vec![route; 3],
         }

@@ -1,0 +1,96 @@
+//! Flags that hold for as long as the cluster does: stored with its state, so that a later coordinator
+//! need not be given them again. One that is given again counts from then on.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::args::{Args, OnDoubleFault};
+
+/// The `--orphan-timeout` of a cluster that was given none.
+const ORPHAN_TIMEOUT: Duration = Duration::from_secs(3_600);
+
+/// What was said, or holds where nothing was. A state of a coordinator that stored none of it has these
+/// defaults.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Settings {
+    pub(crate) on_double_fault: OnDoubleFault,
+    /// For the tables of one server, as it was written.
+    pub(crate) memory_limit: Option<String>,
+    /// After how long without a coordinator a server gives up; zero for never.
+    pub(crate) orphan_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            on_double_fault: OnDoubleFault::default(),
+            memory_limit: None,
+            orphan_timeout: ORPHAN_TIMEOUT,
+        }
+    }
+}
+
+impl Settings {
+    /// These, but for what the flags say.
+    pub(crate) fn with(&self, args: &Args) -> Settings {
+        Settings {
+            on_double_fault: args.on_double_fault.unwrap_or(self.on_double_fault),
+            memory_limit: args.memory_limit.clone().or_else(|| self.memory_limit.clone()),
+            orphan_timeout: args.orphan_timeout.unwrap_or(self.orphan_timeout),
+        }
+    }
+
+    /// A line for each that was another one before. What a server is told at its start it keeps.
+    pub(crate) fn changes_since(&self, before: &Settings, servers_run: bool) -> Vec<String> {
+        let keep = if servers_run { "; servers that run already keep what they have" } else { "" };
+        let limit = |settings: &Settings| settings.memory_limit.clone().unwrap_or("none".into());
+        let seconds = |settings: &Settings| settings.orphan_timeout.as_secs_f64().to_string();
+        let policy = |settings: &Settings| settings.on_double_fault.to_string();
+        let all = [
+            ("--on-double-fault", policy(self), policy(before), ""),
+            ("--memory-limit", limit(self), limit(before), keep),
+            ("--orphan-timeout", seconds(self), seconds(before), keep),
+        ];
+        let changed = all.into_iter().filter(|(_, now, was, _)| now != was);
+        changed
+            .map(|(flag, now, was, keep)| {
+                format!("{flag} is {now} from now on, no longer {was}{keep}")
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    fn given(flags: &str) -> Args {
+        Args::try_parse_from(format!("coord -C file{flags}").split(' ')).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_said_again_stays_and_what_is_counts_and_is_told() {
+        let first = " --on-double-fault isolate --memory-limit 1G --orphan-timeout 0";
+        let before = Settings::default().with(&given(first));
+        let after = before.with(&given(""));
+        assert_eq!(after, before);
+        assert!(after.changes_since(&before, true).is_empty());
+
+        let after = before.with(&given(" --on-double-fault shutdown --memory-limit 2G"));
+        assert_eq!(after.orphan_timeout, Duration::ZERO);
+        let told = after.changes_since(&before, true);
+        assert_eq!(
+            told,
+            [
+                "--on-double-fault is shutdown from now on, no longer isolate",
+                "--memory-limit is 2G from now on, no longer 1G; servers that run already keep what \
+                 they have",
+            ]
+        );
+        assert!(!after.changes_since(&before, false)[1].contains("keep"), "nobody runs");
+    }
+}
