@@ -12,8 +12,9 @@ usage: $program start <cluster file> [options]   start the coordinator and every
        $program stop [--dir DIR]                 drain and dump every server, then end the cluster
 
 start copies bin/server to the ssh hosts and checks every host (bin/coord --check) before it starts
-anything. It stays in the foreground, where Ctrl+D or Ctrl+C stops the cluster, unless it is told
-otherwise:
+anything. Where the coordinator of DIR has died, it starts another one that takes over the servers,
+and copies and checks nothing. It stays in the foreground, where Ctrl+D or Ctrl+C stops the cluster,
+unless it is told otherwise:
   --daemon             return as soon as the cluster serves; '$program stop' stops it
   --dir DIR            the cluster's state on this machine: log, ports, dumps (default: run/)
   -c, --clients-port N the coordinator's port for clients (default: 0, a free one)
@@ -23,7 +24,11 @@ otherwise:
   --ssh-config FILE    the configuration that ssh shall use (ssh -F)
   --remote-dir DIR     the server's directory on ssh hosts (default: $default_remote_dir, below the
                        home directory)
-  -t, --shards, --memory-limit, each with its value: as 'bin/coord --help' tells
+  --restore DIR        begin with what the dumps in DIR hold; may be given several times
+  --accept-loss        restore without what is missing
+  --force              restore though an old server may still run
+  -t, --shards, --memory-limit, --orphan-timeout, --on-double-fault, each with its value:
+                       as 'bin/coord --help' tells
 ssh must get in without a password: a key or an agent.
 
 exit status: 0 done; 1 failed, and stderr says at what; 2 wrong usage; 3 no cluster runs in DIR
@@ -36,6 +41,7 @@ ssh_config=
 advertise=
 clients=0
 servers=0
+restores=
 handed_on=() # options of `start` that are bin/coord's, as they came
 daemon=
 json=
@@ -69,8 +75,10 @@ parse() {
         *:-h | *:--help) usage && exit 0 ;;
         start:--daemon) daemon=yes && continue ;;
         status:--json) json=yes && continue ;;
+        start:--accept-loss | start:--force) handed_on+=("$option") && continue ;;
         *:--dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
-            start:--ssh-config | start:--remote-dir | start:-t | start:--shards | start:--memory-limit) ;;
+            start:--ssh-config | start:--remote-dir | start:-t | start:--shards | start:--memory-limit | \
+            start:--orphan-timeout | start:--on-double-fault | start:--restore) ;;
         *:-*) wrong_usage "'$command' has no option '$option'" ;;
         start:*) [[ -z $file ]] || wrong_usage "one cluster file, not two: '$file' and '$option'" ;;
         *) wrong_usage "'$command' takes no argument ('$option')" ;;
@@ -87,8 +95,9 @@ parse() {
         --advertise) advertise=$1 ;;
         --ssh-config) ssh_config=$1 ;;
         --remote-dir) remote_dir=$1 ;;
-        -t | --shards | --memory-limit) handed_on+=("$option" "$1") ;;
+        *) handed_on+=("$option" "$1") ;;
         esac
+        [[ $option != --restore ]] || restores=yes
         shift
     done
 }
@@ -98,6 +107,7 @@ start() {
     [[ -r $file ]] || die "$file: no such cluster file, or not readable"
     file=$(realpath -- "$file")
     find_binaries
+    may_take_over=yes
     claim_dir
 
     local flags=(-c "$clients" -s "$servers" --remote-dir "$remote_dir" ${handed_on[@]+"${handed_on[@]}"})
@@ -105,10 +115,14 @@ start() {
     [[ -z $advertise ]] || flags+=(--advertise "$advertise")
     "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check-file >&2 9>&- ||
         die "nothing was copied or started"
-    # The copies come before the whole check, which looks at the server on every host.
-    copy_server
-    "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check >&2 9>&- ||
-        die "the check of $file failed; nothing was started"
+    if [[ $takes_over ]]; then
+        say "taking over the servers that run in $dir"
+    else
+        # The copies come before the whole check, which looks at the server on every host.
+        copy_server
+        "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check >&2 9>&- ||
+            die "the check of $file failed; nothing was started"
+    fi
 
     if [[ $daemon ]]; then start_daemon "${flags[@]}"; else start_foreground "${flags[@]}"; fi
 }
@@ -140,7 +154,7 @@ copy_server() {
         # Under another name first: a server that runs cannot be written over, but replaced.
         "${ssh[@]}" -- "$host" "set -e; mkdir -p ${remote_dir@Q}; cd ${remote_dir@Q}
             cat >server.new; chmod 755 server.new; ./server.new --help >/dev/null; mv -f server.new server" \
-            <"$root/bin/server" >&2 9>&- ||
+            <"$root/bin/server" >&2 7>&- 9>&- ||
             die "$host: the server could not be copied there, or does not run there; try: ${ssh[*]} $host"
     done
 }
@@ -148,20 +162,32 @@ copy_server() {
 start_foreground() {
     say "starting in the foreground; Ctrl+D or Ctrl+C stops the cluster"
     printf '%s\n' "$$" >"$dir/coord.pid"
-    exec "$root/bin/coord" -C "$file" --dir "$dir" --ready-fd 3 "$@" 3>"$dir/ready.json"
+    exec "$root/bin/coord" -C "$file" --dir "$dir" --ready-fd 3 "$@" 3>"$dir/ready.json" 7>&-
 }
 
 start_daemon() {
-    # A start that fails or is interrupted must leave no half of a cluster.
-    trap 'end_coord "$coord_pid"; end_leftovers' EXIT
+    trap undo_start EXIT
     trap 'exit 130' INT TERM HUP
     start_coord --daemon "$@" </dev/null
+    # Dumps may take long to load; the coordinator bounds that itself.
+    [[ -z $restores ]] || start_seconds=86400
     await_ready
     trap - EXIT INT TERM HUP
     local port
     port=$(clients_port)
     say "the cluster serves (coordinator: pid $coord_pid, log: $dir/coord.log)"
     printf '%q -h localhost -p %s\n' "$root/bin/client" "$port"
+}
+
+# A start that fails or is interrupted must leave no half of a cluster, but whom it was to take over.
+undo_start() {
+    if [[ $takes_over ]]; then
+        kill -KILL "$coord_pid" 2>/dev/null || true
+        say "the servers in $dir were left as they were"
+    else
+        end_coord "$coord_pid"
+        end_leftovers
+    fi
 }
 
 # Sets coord_pid to the coordinator that runs in DIR, or to nothing where servers have outlived it;
@@ -179,7 +205,8 @@ find_coord() {
 
 status() {
     find_coord
-    [[ $coord_pid ]] || die "the coordinator in $dir is gone; pid ${leftovers[*]} run on; '$program stop' ends them"
+    [[ $coord_pid ]] || die "the coordinator in $dir is gone; pid ${leftovers[*]} run on;" \
+        "'$program start' takes them over, '$program stop' ends them"
     local port
     port=$(clients_port) || die "the cluster in $dir is starting, and does not serve yet"
     exec "$root/bin/coord" status -h localhost -p "$port" ${json:+--json}

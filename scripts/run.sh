@@ -46,7 +46,7 @@ finish() {
 run_client() { # <port>
     local status=0
     terminal=$(stty -g 2>/dev/null) || terminal=
-    "$root/bin/client" -h localhost -p "$1" <&0 8>&- 9>&- &
+    "$root/bin/client" -h localhost -p "$1" <&0 7>&- 8>&- 9>&- &
     client_pid=$!
     wait "$client_pid" || status=$?
     client_pid=

@@ -305,9 +305,8 @@ fn launch_cluster_finds_and_ends_servers_that_have_outlived_their_coordinator() 
     let file = checkout.cluster_file(["localhost"; 3]);
     checkout.launch(&["start", &file, "--daemon"]).with_code(0);
     checkout.client("P \"a\" \"1\"\n").with_code(0);
-    let pid = fs::read_to_string(checkout.run_dir().join("coord.pid")).expect("read coord.pid");
-    process::signal(pid.trim().parse().expect("a pid"), Signal::KILL);
-    wait_until("the coordinator's end", PATIENCE, || checkout.processes().len() == 3);
+    kill_coordinator(&checkout);
+    assert_eq!(checkout.processes().len(), 3);
     let told = checkout.launch(&["status"]).with_code(1);
     assert!(told.stderr.contains("is gone"), "{}", told.stderr);
     // It is no orderly stop, and says so.
@@ -315,6 +314,102 @@ fn launch_cluster_finds_and_ends_servers_that_have_outlived_their_coordinator() 
     checkout.assert_nobody_left();
     assert_eq!(checkout.dumped_entries(), 1);
     checkout.launch(&["status"]).with_code(NO_CLUSTER);
+}
+
+/// Kills the coordinator of the cluster in `run/`, which the script has started.
+#[track_caller]
+fn kill_coordinator(checkout: &Checkout) {
+    let pid = fs::read_to_string(checkout.run_dir().join("coord.pid")).expect("read coord.pid");
+    let pid = pid.trim().parse().expect("a pid");
+    process::signal(pid, Signal::KILL);
+    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(pid));
+}
+
+#[test]
+fn launch_cluster_takes_over_servers_whose_coordinator_has_died_however_often() {
+    let checkout = Checkout::make();
+    let file = checkout.cluster_file(["localhost"; 3]);
+    let start = ["start", &file, "--daemon"];
+    let started = checkout.launch(&start).with_code(0);
+    checkout.client("P \"a\" \"1\"\n").with_code(0);
+    let first: Vec<_> = checkout.status().servers.iter().map(|server| server.pid).collect();
+    for epoch in 2..4 {
+        kill_coordinator(&checkout);
+        let again = checkout.launch(&start).with_code(0);
+        assert_eq!(again.stdout, started.stdout, "the same port");
+        assert!(again.stderr.contains("taking over"), "{}", again.stderr);
+        assert_eq!(checkout.status().epoch.number, epoch);
+    }
+    let pids: Vec<_> = checkout.status().servers.iter().map(|server| server.pid).collect();
+    assert_eq!(pids, first);
+    // Also when all of the first ones are gone it is known that a cluster runs there.
+    for (n, pid) in first.into_iter().enumerate() {
+        process::signal(pid.expect("a pid"), Signal::KILL);
+        wait_until("another one and two copies", PATIENCE, || {
+            let status = checkout.status();
+            status.servers[n].pid.is_some_and(|other| Some(other) != pid)
+                && status.servers.iter().all(|server| server.recovery_step.is_none())
+                && status.groups.iter().all(|group| group.copies == 2)
+        });
+    }
+    let second = checkout.launch(&start).with_code(1);
+    assert!(second.stderr.contains("a cluster is running in"), "{}", second.stderr);
+    kill_coordinator(&checkout);
+    checkout.launch(&start).with_code(0);
+    checkout.launch(&["stop"]).with_code(0);
+    checkout.assert_nobody_left();
+    assert_eq!(checkout.dumped_entries(), 1);
+}
+
+#[test]
+fn a_take_over_by_launch_cluster_that_fails_leaves_the_servers_and_make_run_tries_none() {
+    let checkout = Checkout::make();
+    let file = checkout.cluster_file(["localhost"; 3]);
+    checkout.launch(&["start", &file, "--daemon"]).with_code(0);
+    let before = checkout.status();
+    kill_coordinator(&checkout);
+    let tried = checkout.launch(&["start", &file, "--daemon", "--shards", "7"]).with_code(1);
+    for words in ["not 7", "left as they were"] {
+        assert!(tried.stderr.contains(words), "no {words:?} in {}", tried.stderr);
+    }
+    let tried = checkout.run("").with_code(1);
+    assert!(tried.stderr.contains("takes it over"), "{}", tried.stderr);
+    checkout.launch(&["start", &file, "--daemon"]).with_code(0);
+    let after = checkout.status();
+    let pids = |status: &ClusterStatus| status.servers.iter().map(|s| s.pid).collect::<Vec<_>>();
+    assert_eq!(pids(&after), pids(&before));
+    checkout.launch(&["stop"]).with_code(0);
+    checkout.assert_nobody_left();
+}
+
+#[test]
+fn launch_cluster_restores_a_cluster_and_hands_on_what_it_is_to_be_started_with() {
+    let checkout = Checkout::make();
+    let file = checkout.cluster_file(["localhost"; 3]);
+    let start = ["start", &file, "--daemon", "--orphan-timeout", "77", "--on-double-fault"];
+    let wrong: Vec<_> = start.into_iter().chain(["never"]).collect();
+    let refused = checkout.launch(&wrong).with_code(1);
+    assert!(refused.stderr.contains("'never'"), "{}", refused.stderr);
+    let right: Vec<_> = start.into_iter().chain(["isolate"]).collect();
+    checkout.launch(&right).with_code(0);
+    let pid = checkout.status().servers[0].pid.expect("a pid");
+    assert!(process::command_line(pid).contains("--orphan-timeout 77 "));
+    checkout.client("P \"a\" \"1\"\n").with_code(0);
+    checkout.launch(&["stop"]).with_code(0);
+
+    let run = checkout.run_dir();
+    for role in ["server_0.primary", "server_1.secondary"] {
+        fs::remove_file(run.join(role)).expect("remove a dump");
+    }
+    let run = run.to_str().expect("a path in UTF-8");
+    let restore = ["start", &file, "--daemon", "--restore", run, "--force"];
+    let refused = checkout.launch(&restore).with_code(1);
+    assert!(refused.stderr.contains("--accept-loss"), "{}", refused.stderr);
+    let restore: Vec<_> = restore.into_iter().chain(["--accept-loss"]).collect();
+    checkout.launch(&restore).with_code(0);
+    let lost = checkout.status().groups.iter().filter(|group| group.primary.is_none()).count();
+    assert_eq!(lost, 1);
+    checkout.launch(&["stop"]).with_code(0);
 }
 
 #[test]

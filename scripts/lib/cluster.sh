@@ -2,8 +2,10 @@
 # What run.sh and launch-cluster.sh share: one coordinator that runs on this machine, and the
 # directory that holds its state.
 #
-#   DIR/lock         held (flock, descriptor 9) by every process of the cluster. It keeps a second
-#                    cluster out, and finds those that outlive their coordinator.
+#   DIR/lock         held (flock, shared, descriptor 9) by every process of the cluster. It keeps a
+#                    second cluster out, and finds those that outlive their coordinator.
+#   DIR              held (flock, descriptor 7) by a script while it starts something there
+#   DIR/coord.lock   held by the coordinator, by itself
 #   DIR/coord.pid    the coordinator's process id
 #   DIR/ready.json   what the coordinator wrote to --ready-fd once the cluster served
 #   DIR/coord.log    its log;  DIR/coord.out  what it printed
@@ -11,7 +13,7 @@
 # The caller has `set -euo pipefail`.
 
 # A coordinator gives each server 5 s to drain; these only bound what should never happen.
-readonly START_SECONDS=120
+start_seconds=120
 readonly STOP_SECONDS=60
 # A server that is told to end by a signal dumps its tables and is gone within 5 s.
 readonly LEFTOVER_SECONDS=10
@@ -19,9 +21,11 @@ readonly LEFTOVER_SECONDS=10
 program=${0##*/}
 dir=  # the caller's to set: DIR, as an absolute path
 file= # the caller's to set: the cluster file
+may_take_over= # the caller's to set
 root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 coord_pid=
 leftovers=()
+takes_over= # whether servers run in DIR that have lost their coordinator
 
 say() { printf '%s: %s\n' "$program" "$*" >&2; }
 
@@ -34,14 +38,25 @@ die() {
 # container whose first process is no init, a daemon stays such a zombie for good.
 alive() { [[ -e /proc/$1/exe ]]; }
 
-# Takes DIR for this process and for all that it starts.
+# Takes DIR for this process and for all that it starts. Sets takes_over where that is allowed and
+# servers run there without a coordinator.
 claim_dir() {
+    local launch=scripts/launch-cluster.sh there
+    there="--dir $(printf %q "$dir")"
     mkdir -p "$dir"
-    exec 9>>"$dir/lock"
-    flock --nonblock 9 ||
-        die "a cluster is running in $dir; 'scripts/launch-cluster.sh stop --dir $(printf %q "$dir")' stops it"
+    exec 7<"$dir" 9>>"$dir/lock"
+    { flock --nonblock 7 && coord_is_gone; } || die "a cluster is running in $dir; '$launch stop $there' stops it"
+    if ! flock --nonblock 9; then
+        [[ $may_take_over ]] || die "a cluster is running in $dir without a coordinator;" \
+            "'$launch start FILE $there' takes it over, '$launch stop $there' ends it"
+        takes_over=yes
+    fi
+    # Shared, because whoever is taken over holds it too.
+    flock --nonblock --shared 9 || die "$dir/lock is held by a process that is none of a cluster's"
     rm -f "$dir/coord.pid" "$dir/ready.json"
 }
+
+coord_is_gone() { [[ ! -e $dir/coord.lock ]] || flock --nonblock --shared "$dir/coord.lock" true; }
 
 # Starts the coordinator in the background, in a session of its own: Ctrl+C in this terminal must
 # reach this script alone, which then stops the cluster in order. Standard input is the caller's,
@@ -49,7 +64,7 @@ claim_dir() {
 start_coord() {
     : >"$dir/ready.json"
     setsid "$root/bin/coord" -C "$file" --dir "$dir" -l "$dir/coord.log" --ready-fd 3 "$@" \
-        <&0 >"$dir/coord.out" 2>&1 3>"$dir/ready.json" 8>&- &
+        <&0 >"$dir/coord.out" 2>&1 3>"$dir/ready.json" 7>&- 8>&- &
     coord_pid=$!
     printf '%s\n' "$coord_pid" >"$dir/coord.pid"
 }
@@ -65,10 +80,10 @@ clients_port() {
 
 # Waits until the cluster serves.
 await_ready() {
-    local deadline=$((SECONDS + START_SECONDS))
+    local deadline=$((SECONDS + start_seconds))
     until [[ -s $dir/ready.json ]] && clients_port >/dev/null; do
         alive "$coord_pid" || start_failed "the coordinator ended before the cluster served"
-        ((SECONDS < deadline)) || start_failed "the cluster does not serve after $START_SECONDS s"
+        ((SECONDS < deadline)) || start_failed "the cluster does not serve after $start_seconds s"
         sleep 0.05
     done
 }
@@ -76,7 +91,8 @@ await_ready() {
 start_failed() {
     say "$1"
     show_logs
-    say "see 'bin/coord --check -C $file' for what the cluster needs (io_uring, memlock, ports, ssh)"
+    [[ $takes_over ]] ||
+        say "see 'bin/coord --check -C $file' for what the cluster needs (io_uring, memlock, ports, ssh)"
     exit 1
 }
 
