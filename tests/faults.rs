@@ -10,6 +10,7 @@ use common::cluster::read_dump;
 use common::load::{check_all, put_all};
 use common::ports::{Ports, VICTIM};
 use common::process::Signal;
+use common::programs::{self, COORD};
 use common::raw::{request, write_number};
 use common::{Cluster, PATIENCE, poll, process, wait_for, wait_until};
 use kv_client::{Client, Error, OpOptions, Options};
@@ -333,6 +334,91 @@ fn write_until_it_fails(mut client: Client, key: &[u8], deadline: Duration) -> u
             Err(error) => panic!("write {}: {error}", answered + 1),
         }
     }
+}
+
+#[test]
+fn when_two_neighbours_die_and_are_isolated_no_other_group_fails_once_and_theirs_says_that_it_is_lost()
+ {
+    const LOST: u16 = 1;
+    let builder = Cluster::builder().servers(5);
+    let mut cluster = builder.flag("--on-double-fault").flag("isolate").start();
+    let pairs = pairs(2_000);
+    put_all(&mut cluster.open(), &pairs);
+    let lost_key = cluster.key_at(LOST, 0, "gone");
+    put_all(&mut cluster.open(), &[(lost_key.clone(), b"v".to_vec())]);
+    let keys: Vec<Vec<u8>> =
+        (0..5).filter(|group| *group != LOST).map(|group| cluster.key_at(group, 0, "w")).collect();
+    let over = AtomicBool::new(false);
+    let ended: Vec<(u64, Duration)> = std::thread::scope(|scope| {
+        let writers: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                let client = cluster.open();
+                scope.spawn(|| write_on(client, key, 0, &over))
+            })
+            .collect();
+        let _stopper = StopOnDrop(&over);
+        for pid in [1, 2].map(|id| cluster.server_pid(id)) {
+            process::signal(pid, Signal::KILL);
+        }
+        wait_until("all but one group to be home again", PATIENCE, || {
+            let status = cluster.status();
+            let is_as_wanted = |group: &kv_protocol::status::GroupStatus| {
+                let is_lost = group.group.0 == LOST;
+                group.condition
+                    == if is_lost { GroupCondition::Lost } else { GroupCondition::Whole }
+            };
+            status.groups.iter().all(is_as_wanted)
+                && status.servers.iter().all(|server| server.recovery_step.is_none())
+        });
+        over.store(true, Ordering::SeqCst);
+        writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
+    });
+    for (key, (_, longest)) in keys.iter().zip(&ended) {
+        let group = group_of(&cluster, key);
+        // Of groups 0 and 2 one holder died as well.
+        assert!(*longest < NORMAL || group <= 2, "group {group}: {longest:?}");
+    }
+
+    let mut client = cluster.open();
+    for got in [
+        client.get(&lost_key, &within(DEADLINE)).map(drop),
+        client.put(&lost_key, b"v", &within(DEADLINE)).map(drop),
+    ] {
+        assert!(matches!(got, Err(Error::Lost { .. })), "{got:?}");
+    }
+    let lost_key = String::from_utf8(lost_key).expect("text");
+    let failed = cluster.client(&format!("G \"{lost_key}\"\n")).with_code(1);
+    assert!(failed.stderr.contains("no server holds this key's group any more"), "{failed:#?}");
+    let port = cluster.ready.clients_port.to_string();
+    let shown = programs::run(COORD, ["status", "-p", &port], "", PATIENCE).with_code(0);
+    let is_row = |line: &&str| line.starts_with('1') && line.contains("LOST");
+    assert_eq!(shown.lines().into_iter().filter(is_row).count(), 1, "{}", shown.stdout);
+    assert!(shown.stdout.contains("group 1 is LOST"), "{}", shown.stdout);
+    let (kept, _): (Vec<_>, Vec<_>) =
+        pairs.into_iter().partition(|(key, _)| group_of(&cluster, key) != usize::from(LOST));
+    check_all(&mut client, &kept);
+
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(1);
+    let said = cluster.coord_errors();
+    assert!(said.contains("no server reported a complete dump of group 1"), "{said}");
+    let mut found = HashMap::new();
+    for group in (0..5).filter(|group| *group != usize::from(LOST)) {
+        let sorted = |server: usize, role: &str| {
+            let entries = cluster.dump(server, role).entries.into_iter();
+            let mut entries: Vec<_> = entries.map(|e| (e.key, e.value)).collect();
+            entries.sort();
+            entries
+        };
+        let primary = sorted(group, "primary");
+        assert!(primary == sorted((group + 1) % 5, "secondary"), "the dumps of group {group}");
+        found.extend(primary);
+    }
+    for (key, (last, _)) in keys.into_iter().zip(ended) {
+        assert_eq!(found.remove(&key), Some(numbered(last, 0)));
+    }
+    assert_eq!(found, kept.into_iter().collect());
 }
 
 #[test]
