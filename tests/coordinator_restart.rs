@@ -295,6 +295,23 @@ fn a_state_that_is_older_than_its_cluster_is_refused_and_nothing_is_decided_from
 }
 
 #[test]
+fn a_coordinator_on_another_machine_takes_nobody_for_dead_who_ran_on_localhost() {
+    let mut cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    let state = fs::read(cluster.state_file()).expect("the state");
+    cluster.move_state_to_another_machine();
+    let ended = cluster.run_coordinator(&[]).with_code(1);
+    for words in ["another machine", "server 0", "nothing was started", "--restore DIR --force"] {
+        assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
+    }
+    fs::write(cluster.state_file(), state).expect("write a file");
+    cluster.restart();
+    assert_whole(&cluster);
+    cluster.assert_serves(&pids);
+}
+
+#[test]
 fn of_two_coordinators_in_one_directory_the_second_is_refused() {
     let mut cluster = Cluster::start();
     let pids = cluster.server_pids();

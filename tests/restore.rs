@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use common::cluster::Builder;
+use common::cluster::{Builder, move_to_another_machine};
 use common::load::{check_all, put_all};
 use common::process::{self, Signal};
 use common::programs::{COORD, SERVER};
@@ -244,6 +244,21 @@ fn while_an_old_member_may_still_serve_only_force_restores() {
     let cluster = Cluster::builder().restore(refused.into_dir()).flag("--force").start();
     check_all(&mut cluster.open(), &pairs);
     process::signal(pids[1], Signal::KILL);
+}
+
+#[test]
+fn on_another_machine_nobody_can_be_asked_after_localhost_and_only_force_restores() {
+    let pairs = pairs(100);
+    let dir = stopped(&pairs);
+    move_to_another_machine(&dir.path().join("coordinator.state"));
+    let (said, dir) = refused(Cluster::builder().restore(dir));
+    assert_says(&said, &["another machine", "cannot be asked after server 0 (pid ", "--force"]);
+    assert!(dir.path().join("server_0.primary").exists(), "nothing was changed");
+    let cluster = Cluster::builder().restore(dir).flag("--force").start();
+    check_all(&mut cluster.open(), &pairs);
+    // Its own state is of this machine.
+    let (_, dir) = cluster.stop_and_keep();
+    check_all(&mut Cluster::builder().restore(dir).start().open(), &pairs);
 }
 
 #[test]

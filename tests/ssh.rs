@@ -96,6 +96,32 @@ fn a_cluster_with_a_remote_server_is_restored_from_the_dumps_that_were_gathered(
 }
 
 #[test]
+fn where_the_host_of_an_old_member_cannot_be_asked_only_force_restores() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pid = cluster.server_pid(REMOTE);
+    cluster.client(&operations(100)).with_code(0);
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    fetch_dumps(&sshd, &cluster);
+    // The new cluster has its servers elsewhere, so the start itself has no need of that host.
+    let config = sshd.refused_config().display().to_string();
+    let here = |dir| Cluster::builder().restore(dir).flag("--ssh-config").flag(&config);
+    let mut refused = here(cluster.into_dir()).launch();
+    refused.await_end(1);
+    let said = refused.coord_errors();
+    let who = format!("{} cannot be asked after server {REMOTE} (pid {pid})", sshd.host());
+    for words in [&*who, "Permission denied", "--force"] {
+        assert!(said.contains(words), "no {words:?} in: {said}");
+    }
+    assert!(refused.state_file().exists(), "nothing was changed");
+    let restored = here(refused.into_dir()).flag("--force").start();
+    let checks: String = (0..100).map(|n| format!("V \"key {n}\" \"value {n}\"\n")).collect();
+    restored.client(&checks).with_code(0);
+    restored.stop().assert_copies_agree();
+}
+
+#[test]
 fn a_remote_server_that_is_killed_is_replaced_and_the_log_tells_by_what_it_ended() {
     let sshd = Sshd::start();
     let cluster = sshd.cluster().start();

@@ -31,6 +31,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use crate::args::Args;
 use crate::lock::DirectoryLock;
 use crate::logs::{self, Console};
+use crate::machine::Machine;
 use crate::plan::{self, Plan};
 use crate::ready::{Ports, Ready};
 use crate::restore::{self, Load, Restoration, send};
@@ -322,6 +323,7 @@ impl Driver {
             place: Place {
                 ports,
                 listen: plan.listen,
+                machine: Some(Machine::this()),
                 hosts: plan.file.servers.iter().map(|line| line.host.clone()).collect(),
                 routes: plan.routes.clone(),
             },

@@ -27,6 +27,7 @@ mod links;
 mod listener;
 mod lock;
 mod logs;
+mod machine;
 mod newest_map;
 mod orders;
 mod plan;

@@ -8,6 +8,7 @@
 //! | it stops, or has never served | none lives             | set aside as *.old; a new cluster        |
 //! | it has served                 | none lives             | refused: its data is gone from memory    |
 //! | anything                      | a host does not answer | refused, unless one is seen to live      |
+//! | it is of another machine      | some ran on localhost  | refused                                  |
 //! | (it is damaged)               |                        | refused                                  |
 
 use std::path::Path;
@@ -19,6 +20,7 @@ use kv_protocol::{Incarnation, Member, ServerId, ViewVersion};
 use crate::Failure;
 use crate::args::Args;
 use crate::logs::Console;
+use crate::machine::{Machine, Place};
 use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
 use crate::store::{self, FILE_NAME, OLD_NAME, Record};
@@ -81,7 +83,23 @@ async fn lives(record: &Record, ssh: &Ssh, dir: &Path) -> Result<bool, Failure> 
         let servers = record.place.hosts.iter().zip(&record.state.servers);
         servers.filter(|(its, _)| *its == host).filter_map(|(_, server)| server.started).collect()
     };
-    for started in on(&Host::Local) {
+    let here = on(&Host::Local);
+    let here = match Machine::place(record.place.machine.as_ref()) {
+        Place::Here => here,
+        Place::Past => Vec::new(),
+        Place::Elsewhere if here.is_empty() => here,
+        Place::Elsewhere => {
+            let path = dir.join(FILE_NAME);
+            return Err(Failure::Failed(format!(
+                "{} was written on another machine, and server {} of the last run may still live there; \
+                 nothing was started. Start coord there, or, if its servers are gone for certain, use \
+                 --restore DIR --force, or move the file away",
+                path.display(),
+                here[0].member.server
+            )));
+        }
+    };
+    for started in here {
         let opened = adopted::open(&started).map_err(|error| {
             Failure::Failed(format!(
                 "ask whether server {} (pid {}) of the last run lives: {error}; nothing was started",

@@ -22,6 +22,7 @@ use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
 use kv_protocol::{ClusterKey, Member, ServerId};
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Machine;
 use crate::plan::Route;
 use crate::ready::Ports;
 use crate::settings::Settings;
@@ -58,6 +59,9 @@ pub(crate) struct Place {
     pub(crate) ports: Ports,
     /// The address it listens on.
     pub(crate) listen: IpAddr,
+    /// What `localhost` means.
+    #[serde(default)]
+    pub(crate) machine: Option<Machine>,
     /// The servers' hosts, in ring order.
     pub(crate) hosts: Vec<Host>,
     /// How each server and the others reach each other.
@@ -270,6 +274,7 @@ pub(crate) mod tests {
             place: Place {
                 ports: Ports { clients: 4_000, servers: 4_001 },
                 listen: local,
+                machine: Some(Machine::this()),
                 hosts: vec![
                     Host::Local,
                     Host::Ssh { user: None, host: "db".into(), port: Some(22) },
@@ -310,11 +315,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_state_without_settings_is_that_of_a_cluster_with_the_usual_ones() {
+    fn a_state_that_tells_of_no_settings_and_no_machine_has_the_usual_ones_and_is_of_this_one() {
         let mut json = serde_json::to_value(record(1)).unwrap();
         json.as_object_mut().unwrap().remove("settings").unwrap();
+        json["place"].as_object_mut().unwrap().remove("machine").unwrap();
         let read: Record = serde_json::from_value(json).unwrap();
-        assert_eq!(read, Record { settings: Settings::default(), ..record(1) });
+        let place = Place { machine: None, ..record(1).place };
+        assert_eq!(read, Record { place, settings: Settings::default(), ..record(1) });
     }
 
     #[test]

@@ -340,6 +340,12 @@ impl Cluster {
         self.dir().join("coordinator.state")
     }
 
+    /// Lets the state say that it was written on another machine.
+    #[track_caller]
+    pub(crate) fn move_state_to_another_machine(&self) {
+        move_to_another_machine(&self.state_file());
+    }
+
     /// The coordinator's standard input, where it listens to it.
     pub(crate) fn take_input(&mut self) -> ChildStdin {
         self.coord.stdin.take().expect("a cluster in the foreground")
@@ -530,6 +536,27 @@ impl Cluster {
         let bytes = fs::read(self.dir().join("coord.log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
+}
+
+/// Lets a coordinator's state say that it was written on another machine.
+#[track_caller]
+pub(crate) fn move_to_another_machine(state: &Path) {
+    let text = fs::read_to_string(state).expect("read the state");
+    let (header, json) = text.split_once('\n').expect("a first line");
+    let mut json: serde_json::Value = serde_json::from_str(json).expect("JSON");
+    json["place"]["machine"]["id"] = "another".into();
+    let json = serde_json::to_string(&json).expect("JSON");
+    let words: Vec<&str> = header.split(' ').collect();
+    let [magic, version, _, _] = words[..] else { panic!("no header: {header}") };
+    let crc = crc32c(json.as_bytes());
+    let text = format!("{magic} {version} {} {crc:08x}\n{json}\n", json.len());
+    fs::write(state, text).expect("write the state");
+}
+
+/// CRC-32C, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1));
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc)))
 }
 
 /// Reads a dump; fails unless it is complete and unaltered.

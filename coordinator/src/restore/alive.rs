@@ -1,12 +1,13 @@
 //! Who of the old cluster may still serve: two clusters must not answer for the same keys.
 //!
 //! Each process that the last state names is looked for on its host. Where nobody can be asked it may
-//! serve.
+//! serve; `localhost` is the machine that the state was written on.
 
 use kv_protocol::cluster_file::Host;
 use kv_protocol::control_message::Started;
 use kv_protocol::{Incarnation, Member, ServerId};
 
+use crate::machine::{Machine, Place};
 use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
 use crate::store::Record;
@@ -28,8 +29,16 @@ fn hosts(record: &Record) -> Vec<(&Host, Vec<Started>)> {
 pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
     let mut lines = Vec::new();
     for (host, processes) in hosts(record) {
+        let asked_after = || processes.iter().map(name).collect::<Vec<_>>().join(", ");
         if *host == Host::Local {
-            lines.extend(processes.iter().filter_map(line_here));
+            match Machine::place(record.place.machine.as_ref()) {
+                Place::Here => lines.extend(processes.iter().filter_map(line_here)),
+                Place::Past => {}
+                Place::Elsewhere => lines.push(format!(
+                    "the state was written on another machine, which cannot be asked after {}",
+                    asked_after()
+                )),
+            }
             continue;
         }
         match ssh.living(host, &processes).await {
@@ -38,9 +47,7 @@ pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
                 lines.extend(living.iter().map(line));
             }
             Err(error) => {
-                let names: Vec<String> = processes.iter().map(name).collect();
-                let names = names.join(", ");
-                lines.push(format!("{host} cannot be asked after {names}: {error}"));
+                lines.push(format!("{host} cannot be asked after {}: {error}", asked_after()));
             }
         }
     }
