@@ -327,25 +327,75 @@ fn of_two_coordinators_in_one_directory_the_second_is_refused() {
     assert_eq!(cluster.status().epoch.number, 3);
 }
 
+/// Kills the coordinator while a server that hangs keeps it from ending a stop; all servers.
+#[track_caller]
+fn kill_coordinator_in_a_stop(cluster: &mut Cluster) -> Vec<u32> {
+    let pids = cluster.server_pids();
+    process::pause(pids[2]);
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    wait_until("the stop in the file", PATIENCE, || {
+        let state = fs::read_to_string(cluster.state_file());
+        state.is_ok_and(|text| text.contains("\"is_stopping\": true"))
+    });
+    cluster.kill_coordinator();
+    pids
+}
+
+/// Both dump and exit, and tell nobody.
+#[track_caller]
+fn let_both_holders_of_group_0_leave(pids: &[u32]) {
+    for pid in &pids[..2] {
+        process::signal(*pid, Signal::TERM);
+    }
+    wait_until("their end", PATIENCE, || pids[..2].iter().all(|pid| !process::is_alive(*pid)));
+}
+
 #[test]
 fn a_coordinator_that_is_killed_in_a_stop_is_followed_by_one_that_ends_the_stop() {
     let mut cluster = Cluster::start();
     let pairs = pairs(1_000);
     put_all(&mut cluster.open(), &pairs);
-    let hung = cluster.server_pid(2);
-    process::pause(hung);
-    process::signal(cluster.coord_pid(), Signal::TERM);
-    wait_until("the stop in the file", PATIENCE, || {
-        fs::read_to_string(cluster.state_file()).is_ok_and(|text| text.contains("is_stopping"))
-    });
-    cluster.kill_coordinator();
-    process::signal(hung, Signal::CONT);
+    let pids = kill_coordinator_in_a_stop(&mut cluster);
+    process::signal(pids[2], Signal::CONT);
     let _ready = cluster.relaunch(&[]);
     cluster.await_end(0);
     let dumps = cluster.dumps();
     dumps.assert_copies_agree();
     assert_eq!(dumps.entries().len(), pairs.len());
     assert!(cluster.coord_log().trim_end().ends_with("stopped"), "{}", cluster.coord_log());
+}
+
+#[test]
+fn a_stop_that_another_coordinator_ends_is_a_good_one_if_all_dumps_lie_there_whoever_was_told() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(1_000);
+    put_all(&mut cluster.open(), &pairs);
+    let pids = kill_coordinator_in_a_stop(&mut cluster);
+    let_both_holders_of_group_0_leave(&pids);
+    process::signal(pids[2], Signal::CONT);
+    let _ready = cluster.relaunch(&[]);
+    cluster.await_end(0);
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), pairs.len());
+}
+
+#[test]
+fn a_stop_that_another_coordinator_ends_is_a_bad_one_if_no_dump_of_a_group_is_any_good() {
+    let mut cluster = Cluster::start();
+    put_all(&mut cluster.open(), &pairs(1_000));
+    let pids = kill_coordinator_in_a_stop(&mut cluster);
+    let_both_holders_of_group_0_leave(&pids);
+    for name in ["server_0.primary", "server_1.secondary"] {
+        let path = cluster.dir().join(name);
+        let bytes = fs::read(&path).expect("a dump");
+        fs::write(&path, &bytes[..bytes.len() - 1]).expect("write a file");
+    }
+    process::signal(pids[2], Signal::CONT);
+    let _ready = cluster.relaunch(&[]);
+    cluster.await_end(1);
+    let said = cluster.coord_errors();
+    assert!(said.contains("no server reported a complete dump of group 0"), "{said}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ use crate::logs::{self, Console};
 use crate::machine::Machine;
 use crate::plan::{self, Plan};
 use crate::ready::{Ports, Ready};
-use crate::restore::{self, Load, Restoration, send};
+use crate::restore::{self, Load, Restoration, send, written};
 use crate::spawn::local::LocalServer;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, quote, server_arguments};
@@ -214,7 +214,9 @@ async fn main_loop(
 ) -> Result<(), Failure> {
     let mut stopping = stop::Stopping::default();
     loop {
-        if let Some(outcome) = driver.outcome.take() {
+        if let Some(mut outcome) = driver.outcome.take() {
+            let state = driver.cluster().durable().clone();
+            outcome.undumped = written::not_in(&driver.dir, &state, &outcome.undumped).await;
             return driver.conclude(&outcome);
         }
         if let Some(reason) = driver.outdated.take() {

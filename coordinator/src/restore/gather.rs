@@ -122,7 +122,8 @@ impl From<DumpError> for Stopped {
     }
 }
 
-fn check(path: &Path, state: &DurableState) -> Result<DumpHeader, String> {
+/// Reads a dump as a whole.
+pub(super) fn check(path: &Path, state: &DurableState) -> Result<DumpHeader, String> {
     let servers = u16::try_from(state.servers.len()).map_err(|error| error.to_string())?;
     let placement = Placement::new(servers, state.shards);
     let mut file = File::open(path).map_err(|error| error.to_string())?;

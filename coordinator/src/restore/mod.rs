@@ -20,6 +20,7 @@ mod report;
 pub(crate) mod send;
 mod stage;
 mod state;
+pub(crate) mod written;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

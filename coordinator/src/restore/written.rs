@@ -1,0 +1,36 @@
+//! Groups whose dump nobody has reported, though it may lie there: a server that dumped and exited while
+//! there was no coordinator has told nobody. What a restore would take counts.
+
+use std::path::Path;
+
+use kv_core::cluster::DurableState;
+use kv_core::dump::DumpHeader;
+use kv_core::restore;
+use kv_protocol::GroupId;
+
+use super::{gather, in_thread};
+
+/// Those of these groups of which the directory holds no dump that a restore would take.
+pub(crate) async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<GroupId> {
+    if groups.is_empty() {
+        return Vec::new();
+    }
+    let (dir, state, asked) = (dir.to_owned(), state.clone(), groups.to_owned());
+    let missing = in_thread(move || {
+        let lost = lost(&dir, &state, &asked)?;
+        Some(asked.into_iter().filter(|group| lost.contains(group)).collect::<Vec<_>>())
+    });
+    missing.await.ok().flatten().unwrap_or_else(|| groups.to_owned())
+}
+
+/// All groups but those of `asked` that are found; `None`: there is no telling.
+fn lost(dir: &Path, state: &DurableState, asked: &[GroupId]) -> Option<Vec<GroupId>> {
+    let servers = u16::try_from(state.servers.len()).ok()?;
+    let homes = asked.iter().flat_map(|group| {
+        let (first, second) = (group.home_primary(), group.home_secondary(servers));
+        [format!("server_{first}.primary"), format!("server_{second}.secondary")]
+    });
+    let headers: Vec<DumpHeader> =
+        homes.filter_map(|name| gather::check(&dir.join(name), state).ok()).collect();
+    Some(restore::choose(state, &headers).ok()?.lost().collect())
+}
