@@ -141,16 +141,7 @@ impl OnTerminal {
     #[track_caller]
     fn start(log_in_file: bool) -> OnTerminal {
         let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
-        let file = dir.path().join("cluster.txt");
-        let text = format!("3\n{}", "localhost 0 0 0\n".repeat(3));
-        std::fs::write(&file, text).expect("write the cluster file");
-        let mut command = Command::new(COORD);
-        command.args(["--server-binary", SERVER, "--shards", "1"]);
-        command.arg("-C").arg(file).arg("--dir").arg(dir.path());
-        if log_in_file {
-            command.arg("-l").arg(dir.path().join("coord.log"));
-        }
-        let mut terminal = Terminal::start(command);
+        let mut terminal = Terminal::start(Self::command(dir.path(), log_in_file));
         terminal.wait_for("client -h localhost -p ");
         let port = terminal.wait_for("\r\n");
         let started = OnTerminal { terminal, dir, port };
@@ -158,6 +149,19 @@ impl OnTerminal {
         let arguments = ["-h", "localhost", "-p", &started.port];
         common::programs::run(CLIENT, arguments, &operations, PATIENCE).with_code(0);
         started
+    }
+
+    fn command(dir: &Path, log_in_file: bool) -> Command {
+        let file = dir.join("cluster.txt");
+        let text = format!("3\n{}", "localhost 0 0 0\n".repeat(3));
+        std::fs::write(&file, text).expect("write the cluster file");
+        let mut command = Command::new(COORD);
+        command.args(["--server-binary", SERVER, "--shards", "1"]);
+        command.arg("-C").arg(file).arg("--dir").arg(dir);
+        if log_in_file {
+            command.arg("-l").arg(dir.join("coord.log"));
+        }
+        command
     }
 
     fn servers(&self) -> Vec<u32> {
@@ -284,6 +288,34 @@ fn a_recovery_on_a_terminal_shows_its_steps_and_a_bar_with_bytes_and_keys() {
     let log = cluster.log();
     assert!(log.contains("server 1, step 3: "), "{log}");
     assert!(!log.contains('[') || !log.contains("##"), "{log}");
+}
+
+#[test]
+fn dumps_that_are_written_or_loaded_show_a_bar_with_servers_and_bytes_on_a_terminal() {
+    let mut cluster = OnTerminal::start(true);
+    let endpoint = format!("localhost:{}", cluster.port);
+    put_all(&mut Client::open(&endpoint, Options::default()).expect("open"), &kibibytes(50 << 10));
+    for what in ["dumping", "loading", "dumping"] {
+        if what == "loading" {
+            let mut command = OnTerminal::command(cluster.dir.path(), true);
+            command.arg("--restore").arg(cluster.dir.path());
+            cluster.terminal = Terminal::start(command);
+        } else {
+            cluster.terminal.type_in(CTRL_D);
+        }
+        cluster.terminal.wait_for(&format!("{what} ["));
+        let bar = cluster.terminal.wait_for("] ");
+        assert!(bar.bytes().all(|b| b == b'#' || b == b'-'), "{bar:?}");
+        let numbers = cluster.terminal.wait_for(" MiB");
+        assert!(numbers.contains(" of 3 servers, "), "{numbers:?}");
+        if what == "loading" {
+            cluster.terminal.wait_for("restored: ");
+        } else {
+            cluster.terminal.wait_for("stopped");
+            assert_eq!(cluster.terminal.await_end(PATIENCE), Some(0));
+        }
+    }
+    assert!(!cluster.log().contains("##"), "{}", cluster.log());
 }
 
 #[test]

@@ -23,6 +23,7 @@ use kv_core::cluster::{
 use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
 use kv_protocol::control_message::{Order, Started};
 use kv_protocol::limits::DRAIN_DEADLINE;
+use kv_protocol::status::ClusterState;
 use kv_protocol::{BootId, ClusterId, ClusterKey, Epoch, Member, Peer, ServerId, Time, View};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
@@ -93,7 +94,7 @@ pub(crate) struct Driver {
     restore_command: String,
     /// Something changed that the main loop must look at.
     changed: Notify,
-    /// Some recovery is in another step.
+    /// Some recovery is in another step, or all servers load or dump.
     pub(crate) recovering: Notify,
 }
 
@@ -453,7 +454,10 @@ impl Driver {
                 let id = member.server;
                 self.console.say(&format!("server {id} was told to stop: draining and dumping it"));
             }
-            Effect::Stopping(phase) => self.tell_phase(phase),
+            Effect::Stopping(phase) => {
+                self.tell_phase(phase);
+                self.recovering.notify_one();
+            }
             Effect::Stopped(outcome) => *self.outcome.borrow_mut() = Some(outcome),
             other => tracing::debug!("{other:?}"),
         }
@@ -580,6 +584,19 @@ impl Driver {
         restored.map_or_else(Vec::new, |restored| restored.of(server).to_vec())
     }
 
+    /// While the servers load what they were restored from: by server, whether it is done, and the bytes
+    /// of its dumps.
+    pub(crate) fn loading(&self) -> Option<Vec<(bool, u64)>> {
+        let cluster = self.cluster();
+        let lasts = cluster.is_founding() && cluster.state() != ClusterState::Stopping;
+        let restored = self.restoration.as_ref().filter(|_| lasts)?;
+        let server = |id| {
+            let bytes = restored.of(id).iter().map(|load| load.bytes).sum();
+            (cluster.started(id).is_some(), bytes)
+        };
+        Some((0..cluster.count()).map(ServerId).map(server).collect())
+    }
+
     fn tell_down(&self, member: Member, cause: DownCause) {
         if self.failure.borrow().is_some() {
             // It is said at the end, with its reason.
@@ -634,6 +651,7 @@ impl Driver {
         for effect in effects {
             self.carry_out(effect);
         }
+        self.recovering.notify_one();
     }
 
     /// Starts a process at its place of the ring. After the first that cannot be started, a start

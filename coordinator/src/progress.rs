@@ -1,5 +1,5 @@
 //! What people see while places of the ring are recovered: which step each is in, and how far the copy
-//! of that step is.
+//! of that step is; and while all servers load or write dumps.
 //!
 //! ```text
 //!   the views and heartbeats that the brain knows -> facts, every 100 ms while anything is recovered
@@ -11,6 +11,8 @@
 //! The servers tell how much is sent and how much there is; how fast that is, and how long it will take,
 //! is reckoned here. While writes go on, all of it is approximate.
 
+mod all;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
@@ -19,6 +21,8 @@ use console::{measure_text_width, truncate_str};
 use kv_core::cluster::Cluster;
 use kv_protocol::status::{ClusterState, CopyStatus};
 use kv_protocol::{GroupId, ServerId, Time};
+
+use all::All;
 
 use crate::driver::Driver;
 use crate::{clock, screen, units};
@@ -49,9 +53,10 @@ pub(crate) fn step_words(step: u8) -> &'static str {
 /// Shows every recovery for as long as the cluster runs.
 pub(crate) async fn keep(driver: Rc<Driver>) {
     let mut places = Places::default();
+    let (mut all, mut all_logged) = (None, None);
     loop {
         let step = driver.recovering.notified();
-        match places.0.is_empty() {
+        match places.0.is_empty() && all.is_none() {
             true => step.await,
             false => tokio::select! {
                 () = step => {}
@@ -60,8 +65,19 @@ pub(crate) async fn keep(driver: Rc<Driver>) {
         }
         let now = clock::now();
         places.look(now, &facts(&driver.cluster()));
-        let is_seen = screen::show(&places.lines(now, screen::width().unwrap_or(usize::MAX)));
-        for line in places.log_lines(now) {
+        all = All::now(&driver);
+        let width = screen::width().unwrap_or(usize::MAX);
+        let mut lines = places.lines(now, width);
+        lines.extend(all.iter().map(|all| all.line(width)));
+        let is_seen = screen::show(&lines);
+        let mut lines = places.log_lines(now);
+        // That it begins is in the log already.
+        let logged = *all_logged.get_or_insert(now);
+        if now.since(logged) >= LOG_EVERY || all.is_none() {
+            lines.extend(all.iter().map(All::log_line));
+            all_logged = all.is_some().then_some(now);
+        }
+        for line in lines {
             // A log in a file has them all; on a terminal the bar says it.
             if !is_seen || driver.has_log_file() {
                 tracing::info!("{line}");
@@ -148,34 +164,19 @@ impl Place {
     fn line(&self, now: Time, width: usize) -> String {
         let Fact { server, step, copy } = self.fact;
         let head = format!("server {server}, step {step}");
-        // The last column stays free: some terminals begin a new line there.
-        let width = width.saturating_sub(1);
         let Some(copy) = copy else {
+            let width = width.saturating_sub(1);
             let words = step_words(step);
             let time = units::left(now.since(self.since));
             return truncate_str(&format!("{head}: {words}, {time}"), width, "…").into_owned();
         };
-        let percent = format!("{:>3} %", percent(&copy));
+        let percent = percent(&copy);
         let bytes = units::bytes_of(copy.bytes, copy.of_bytes);
         let keys = format!("{} of {} keys", copy.entries, copy.of_entries);
         let left = self.rate.time_left(&copy).map(|left| format!("{} left", units::left(left)));
-        // What is dropped first where there is little room.
-        let mut parts = vec![(1, percent), (3, bytes), (2, keys)];
+        let mut parts = vec![(1, format!("{percent:>3} %")), (3, bytes), (2, keys)];
         parts.extend(left.map(|left| (4, left)));
-        loop {
-            let tail: Vec<&str> = parts.iter().map(|(_, part)| &**part).collect();
-            let tail = tail.join(", ");
-            let used = measure_text_width(&head) + measure_text_width(&tail) + " [] ".len();
-            let room = width.saturating_sub(used);
-            if room >= *BAR.start() || parts.len() <= 1 {
-                let bar = bar(percent_of(&copy), room.clamp(*BAR.start(), *BAR.end()));
-                let line = format!("{head} [{bar}] {tail}");
-                return truncate_str(&line, width, "…").into_owned();
-            }
-            let least = parts.iter().enumerate().min_by_key(|(_, (worth, _))| *worth);
-            let least = least.map_or(0, |(at, _)| at);
-            parts.remove(least);
-        }
+        with_bar(&head, percent, parts, width)
     }
 
     fn log_line(&self, copy: &CopyStatus) -> String {
@@ -196,19 +197,41 @@ impl Place {
 }
 
 fn percent(copy: &CopyStatus) -> u64 {
-    match copy.of_bytes {
-        0 => units::percent(copy.entries, copy.of_entries),
-        all => units::percent(copy.bytes, all),
+    percent_of_bytes(copy.bytes, copy.of_bytes, copy.entries, copy.of_entries)
+}
+
+/// How much is done by bytes or, where there are none, by what else is counted.
+fn percent_of_bytes(bytes: u64, of_bytes: u64, count: u64, of_count: u64) -> u64 {
+    match of_bytes {
+        0 => units::percent(count, of_count),
+        all => units::percent(bytes, all),
     }
 }
 
-fn percent_of(copy: &CopyStatus) -> usize {
-    usize::try_from(percent(copy)).unwrap_or(100)
+/// A line with a bar that fits into so many columns: of the parts behind it, each with its worth, the
+/// least are dropped where there is little room.
+fn with_bar(head: &str, percent: u64, mut parts: Vec<(u8, String)>, width: usize) -> String {
+    // The last column stays free: some terminals begin a new line there.
+    let width = width.saturating_sub(1);
+    loop {
+        let tail: Vec<&str> = parts.iter().map(|(_, part)| &**part).collect();
+        let tail = tail.join(", ");
+        let used = measure_text_width(head) + measure_text_width(&tail) + " [] ".len();
+        let room = width.saturating_sub(used);
+        if room >= *BAR.start() || parts.len() <= 1 {
+            let bar = bar(percent, room.clamp(*BAR.start(), *BAR.end()));
+            let line = format!("{head} [{bar}] {tail}");
+            return truncate_str(&line, width, "…").into_owned();
+        }
+        let least = parts.iter().enumerate().min_by_key(|(_, (worth, _))| *worth);
+        let least = least.map_or(0, |(at, _)| at);
+        parts.remove(least);
+    }
 }
 
 /// A bar of so many columns.
-fn bar(percent: usize, columns: usize) -> String {
-    let full = columns * percent.min(100) / 100;
+fn bar(percent: u64, columns: usize) -> String {
+    let full = columns * usize::try_from(percent.min(100)).unwrap_or(100) / 100;
     format!("{}{}", "#".repeat(full), "-".repeat(columns - full))
 }
 
@@ -355,6 +378,6 @@ mod tests {
     #[test]
     fn an_empty_table_is_copied_in_full() {
         let copy = CopyStatus::default();
-        assert_eq!((percent(&copy), bar(percent_of(&copy), 8)), (100, "########".to_owned()));
+        assert_eq!((percent(&copy), bar(percent(&copy), 8)), (100, "########".to_owned()));
     }
 }

@@ -218,6 +218,14 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
+    /// While all servers dump for a stop: of each that may still run, whether it has, and the bytes of its
+    /// tables as it told them last.
+    pub fn dumping(&self) -> Option<Vec<(bool, u64)>> {
+        self.stop.filter(|stop| stop.phase == StopPhase::Dump)?;
+        let left = self.servers.iter().filter(|server| !server.exited);
+        Some(left.map(|server| (Self::has_dumped(server), table_bytes(server))).collect())
+    }
+
     /// A server was told to stop, and asks for the orderly way.
     ///
     /// # Errors
