@@ -1,7 +1,7 @@
 //! A coordinator and its servers in a directory of their own.
 //!
 //! ```text
-//!   launch         coord -C file --dir DIR --daemon          start: until all is whole
+//!   start          coord -C file --dir DIR --daemon, until all is whole
 //!   wait_whole     polls `coord status --json`
 //!   stop           SIGTERM, exit code 0, nobody left
 //!   drop           whoever is left in the directory is killed
@@ -82,28 +82,13 @@ pub(crate) struct Cluster {
     pub(crate) host: String,
     programs: Programs,
     arguments: Vec<String>,
+    begun: Instant,
     coord: Child,
 }
 
 impl Cluster {
     /// Starts a cluster in a directory and waits until it serves.
     pub(crate) fn start(
-        programs: &Programs,
-        dir: &Path,
-        setting: &Setting,
-        network: Option<&Network>,
-    ) -> anyhow::Result<Cluster> {
-        let mut cluster = Cluster::launch(programs, dir, setting, network)?;
-        // One that is restored without some of its groups is never whole.
-        match cluster.setting.flags.iter().any(|flag| flag == "--accept-loss") {
-            true => cluster.wait_status("after the start", is_settled)?,
-            false => cluster.wait_whole("after the start")?,
-        };
-        Ok(cluster)
-    }
-
-    /// Starts a cluster and does not wait.
-    pub(crate) fn launch(
         programs: &Programs,
         dir: &Path,
         setting: &Setting,
@@ -133,15 +118,22 @@ impl Cluster {
             arguments.extend(["--advertise".into(), host.clone()]);
         }
         arguments.extend(setting.flags.iter().cloned());
+        let begun = Instant::now();
         let coord = spawn(&programs.coord, &arguments, &dir)?;
         let (programs, setting) = (programs.clone(), setting.clone());
-        let mut cluster = Cluster { dir, setting, clients_port, host, programs, arguments, coord };
+        let mut cluster =
+            Cluster { dir, setting, clients_port, host, programs, arguments, begun, coord };
         // One that is restored without some of its groups is never whole.
         match cluster.setting.flags.iter().any(|flag| flag == "--accept-loss") {
             true => cluster.wait_status("after the start", is_settled)?,
             false => cluster.wait_whole("after the start")?,
         };
         Ok(cluster)
+    }
+
+    /// How long ago it was started.
+    pub(crate) fn age(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// The coordinator's log.

@@ -9,7 +9,7 @@ use kv_history::Value;
 use kv_protocol::{Digest, GroupId};
 
 use crate::bulk::Bulk;
-use crate::cluster::{Cluster, Programs, Setting, is_settled};
+use crate::cluster::{Cluster, Programs, Setting};
 use crate::network::Network;
 use crate::worker::value_of;
 
@@ -35,8 +35,8 @@ pub(crate) fn read_all<'a>(
         flags.push("--accept-loss".into());
     }
     let setting = Setting { flags, ..setting.clone() };
-    let mut cluster = Cluster::launch(programs, &dir.join("restored"), &setting, network)?;
-    cluster.wait_status("after a restore", is_settled)?;
+    let mut cluster = Cluster::start(programs, &dir.join("restored"), &setting, network)
+        .context("restore the cluster")?;
     let placement = cluster.placement();
     let mut client = Client::open(&cluster.endpoint(), Options::default())?;
     let mut read = |key: &str| -> anyhow::Result<Option<Entry>> {

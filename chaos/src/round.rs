@@ -135,7 +135,8 @@ impl Round<'_> {
         }
         let placement = cluster.placement();
         let remains = Remains::of_whole(&self.dir, placement, &[])?;
-        let ends = Ends { remains: &remains, restored: &Found::new(), bulk: BULK };
+        let (restored, age) = (Found::new(), cluster.age());
+        let ends = Ends { remains: &remains, restored: &restored, bulk: BULK, age };
         let (struck, failures) = (&outcome.struck, &mut outcome.failures);
         outcome.counts = verdict::judge(&self.dir, placement, records, ends, struck, failures)?;
         Ok(())
@@ -212,7 +213,7 @@ impl Round<'_> {
                 ));
             }
         }
-        let ends = Ends { remains: &remains, restored: &restored, bulk: BULK };
+        let ends = Ends { remains: &remains, restored: &restored, bulk: BULK, age: cluster.age() };
         let (struck, failures) = (&outcome.struck, &mut outcome.failures);
         outcome.counts = verdict::judge(&self.dir, placement, records, ends, struck, failures)?;
         Ok(())

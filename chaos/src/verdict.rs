@@ -4,7 +4,7 @@
 //!   history + what the dumps hold at the end, as reads -> one register for each key; each write once
 //!   the same with one answer that cannot be            -> must be rejected
 //!   dumps of i.primary and (i+1).secondary             -> equal, entry by entry
-//!   last write of each dump                            -> between those acknowledged and those sent
+//!   last number of each dump                           -> between those taken for certain and at most
 //!   the data that the round began with                 -> there
 //! ```
 //!
@@ -23,6 +23,7 @@ use kv_core::restore;
 use kv_history::{
     Effects, Function, Kind, Operations, Payload, Reason, Record, corrupted, effects,
 };
+use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::Placement;
 use kv_protocol::{Digest, GroupId, ShardId};
 
@@ -30,7 +31,7 @@ use crate::bulk::Bulk;
 use crate::load::write_history;
 use crate::restored::Found;
 use crate::strike::Struck;
-use crate::worker::value_of;
+use crate::worker::{client_of, value_of};
 
 /// The process number of the last reads.
 const LAST_READER: u32 = u32::MAX;
@@ -174,6 +175,8 @@ pub(crate) struct Ends<'a> {
     pub(crate) restored: &'a Found,
     /// The data that the round began with.
     pub(crate) bulk: Bulk,
+    /// How long the cluster has lived.
+    pub(crate) age: Duration,
 }
 
 /// Judges a round. What is wrong is told in `failures`.
@@ -185,7 +188,8 @@ pub(crate) fn judge(
     struck: &[Struck],
     failures: &mut Vec<String>,
 ) -> anyhow::Result<Counts> {
-    let Ends { remains, restored, bulk } = ends;
+    let Ends { remains, restored, bulk, age } = ends;
+    let forgotten = forgotten_at_most(&records, age);
     let place_of = |key: &str| placement.locate(Digest::of(key.as_bytes()));
     let live = Operations::pair(&records)?;
     let mut counts = count(&live);
@@ -221,7 +225,7 @@ pub(crate) fn judge(
         failures.push(format!("key {key:?} is {verdict:?}; its history is in {}", path.display()));
     }
     match effects(&operations, place_of) {
-        Ok(found) => check_numbers(&found, remains, placement, bulk, failures),
+        Ok(found) => check_numbers(&found, remains, placement, bulk, forgotten, failures),
         Err(twice) => failures.push(twice.to_string()),
     }
     check_bulk(remains, placement, bulk, failures);
@@ -265,12 +269,22 @@ fn read_last(records: &mut Vec<Record>, process: u32, found: &Found) {
     }
 }
 
-/// Every write takes one number of its place, and nothing else does.
+/// How many sessions of a place can have been forgotten, each by a write of its own: a client has one there,
+/// and it must have been idle for [`SESSION_IDLE`] each time.
+fn forgotten_at_most(records: &[Record], age: Duration) -> u64 {
+    let clients: BTreeSet<u32> = records.iter().map(|record| client_of(record.process)).collect();
+    // One more wrote the data that the round began with.
+    (clients.len() as u64 + 1) * (age.as_secs() / SESSION_IDLE.as_secs())
+}
+
+/// Every write that the store has looked at takes one number of its place; so does forgetting a session,
+/// and nothing else.
 fn check_numbers(
     found: &HashMap<Place, Effects>,
     remains: &Remains,
     placement: Placement,
     bulk: Bulk,
+    forgotten: u64,
     failures: &mut Vec<String>,
 ) {
     let mut stored: HashMap<Place, u64> = HashMap::new();
@@ -281,11 +295,11 @@ fn check_numbers(
     for (place, remain) in &remains.shards {
         let effects = found.get(place).copied().unwrap_or_default();
         let before = stored.get(place).copied().unwrap_or(0);
-        let (least, most) = (before + effects.acknowledged, before + effects.sent);
+        let (least, most) = (before + effects.answered, before + effects.possible + forgotten);
         if remain.last < least.max(effects.highest) || remain.last > most {
             failures.push(format!(
-                "group {}, shard {}: its last write has number {}; {least} were acknowledged (the \
-                 highest as {}), {most} were sent",
+                "group {}, shard {}: its last write has number {}; {least} took one for certain (the \
+                 highest that was told is {}), {most} at most",
                 place.0, place.1, remain.last, effects.highest
             ));
         }
@@ -485,6 +499,14 @@ mod tests {
         assert_eq!(longest(&stalls, 0, 150), Duration::from_nanos(10));
         assert_eq!(longest(&stalls, 150, i64::MAX), Duration::from_nanos(130));
         assert_eq!(longest(&stalls, 151, i64::MAX), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_session_is_forgotten_once_in_each_idle_span() {
+        let records =
+            [line(1, Kind::Invoke, 0), line(2, Kind::Invoke, 0), line(100_001, Kind::Ok, 1)];
+        let after = |seconds| forgotten_at_most(&records, Duration::from_secs(seconds));
+        assert_eq!((after(599), after(600), after(1_300)), (0, 3, 6));
     }
 
     #[test]

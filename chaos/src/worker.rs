@@ -30,6 +30,11 @@ const MOST_SEEN: usize = 256;
 const LARGE_ONE_IN: u64 = 800;
 const LARGE_BYTES: usize = 150 << 10;
 
+/// The client that has this process number.
+pub(crate) fn client_of(process: u32) -> u32 {
+    process / NUMBERS_A_THREAD
+}
+
 /// What a thread knows of a key: version and value, or that it is absent.
 type Seen = Option<(SequenceNumber, Value)>;
 

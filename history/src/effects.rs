@@ -2,8 +2,10 @@
 //!
 //! A register alone does not see everything: a write that is executed twice in a row leaves the value
 //! that it should. The versions tell. A value that was seen under two versions was written twice; a
-//! version that two writes of a place were answered with was given twice. And the last version of a place
-//! cannot be beyond the number of writes that were ever sent there.
+//! version that two writes of a place were answered with was given twice. And the last number of a place
+//! lies between how many writes took one for certain and how many may have: a write that the store has
+//! looked at takes one, also when its condition was refused or there was nothing to delete (the answer is
+//! kept under that number for a retry); one that nobody has looked at takes none.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -15,10 +17,10 @@ use crate::register::{Answered, Asked, Value};
 /// What a history says of one place (a group's shard).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Writes that were acknowledged: so many took effect at least.
-    pub acknowledged: u64,
-    /// Writes that were sent, whatever became of them: so many took a version at most.
-    pub sent: u64,
+    /// Writes that the store has answered, refused conditions among them: each took a number.
+    pub answered: u64,
+    /// These, and those in doubt: no other write can have taken a number.
+    pub possible: u64,
     /// The highest version that anybody was told.
     pub highest: u64,
 }
@@ -67,8 +69,9 @@ pub fn effects<P: Hash + Eq + Copy>(
         let mut seen: HashMap<Value, u64> = HashMap::new();
         for operation in list {
             let is_write = operation.asked != Asked::Read;
-            found.sent += u64::from(is_write);
-            found.acknowledged += u64::from(is_write && operation.kind == Kind::Ok);
+            let is_possible = is_write && operation.entry.is_some();
+            found.possible += u64::from(is_possible);
+            found.answered += u64::from(is_possible && operation.kind != Kind::Info);
             let (Some(version), Some(entry)) = (operation.version, operation.entry) else {
                 continue;
             };
@@ -102,7 +105,7 @@ pub fn effects<P: Hash + Eq + Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Function, Payload, Record};
+    use crate::record::{Function, Payload, Reason, Record};
 
     /// Operations one after the other: what, of which key, with which value, answered with which version.
     fn history(list: &[(Function, &str, Option<Value>, u64)]) -> Operations {
@@ -129,7 +132,7 @@ mod tests {
         effects(&history(list), |_| ()).map(|places| places[&()])
     }
 
-    use Function::{Delete, Read, Write};
+    use Function::{Cas, Delete, Read, Write};
 
     #[test]
     fn writes_and_what_was_read_of_them_are_counted() {
@@ -139,7 +142,49 @@ mod tests {
             (Write, "b", Some(2), 2),
             (Delete, "a", None, 3),
         ]);
-        assert_eq!(found, Ok(Effects { acknowledged: 3, sent: 3, highest: 3 }));
+        assert_eq!(found, Ok(Effects { answered: 3, possible: 3, highest: 3 }));
+    }
+
+    /// What one write counts that ended like this.
+    fn one(f: Function, kind: Kind, error: Option<Reason>) -> (u64, u64) {
+        let asked = match f {
+            Cas => Payload::Pair([Some(1), Some(2)]),
+            Delete => Payload::One(None),
+            _ => Payload::One(Some(2)),
+        };
+        let record = |kind, time_ns, error| Record {
+            process: 1,
+            kind,
+            f,
+            key: "a".into(),
+            value: asked,
+            time_ns,
+            version: None,
+            error,
+        };
+        let records = [record(Kind::Invoke, 0, None), record(kind, 1, error)];
+        let found = effects(&Operations::pair(&records).unwrap(), |_| ()).unwrap()[&()];
+        (found.answered, found.possible)
+    }
+
+    #[test]
+    fn a_write_that_nobody_has_looked_at_takes_no_number() {
+        for reason in [Reason::Lost, Reason::Unavailable, Reason::Refused] {
+            for f in [Write, Cas, Delete] {
+                assert_eq!(one(f, Kind::Fail, Some(reason)), (0, 0), "{f:?} {reason:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refused_condition_takes_a_number() {
+        assert_eq!(one(Cas, Kind::Fail, Some(Reason::Conflict)), (1, 1));
+        assert_eq!(one(Delete, Kind::Fail, Some(Reason::NotFound)), (1, 1));
+    }
+
+    #[test]
+    fn a_write_in_doubt_may_have_taken_a_number() {
+        assert_eq!(one(Write, Kind::Info, Some(Reason::InDoubt)), (0, 1));
     }
 
     #[test]
