@@ -103,19 +103,30 @@ pub(crate) fn all(cuts: bool) -> Vec<Fault> {
     all
 }
 
-/// What was planned so far, so that every kind gets its turn.
+/// A kind that has struck counts for so many that were planned and came too late for their step.
+const STRUCK: u32 = 3;
+
+/// What has struck so far, by name, so that every kind gets its turn. A short step is often over before
+/// it is struck; that counts a little too, or such a step would take all turns.
 #[derive(Debug, Default)]
-pub(crate) struct Turns(BTreeMap<Fault, u32>);
+pub(crate) struct Turns(BTreeMap<String, u32>);
 
 impl Turns {
     /// One of the kinds that had the fewest turns.
-    pub(crate) fn next(&mut self, possible: &[Fault], random: &mut Random) -> Fault {
-        let had = |fault: &Fault| self.0.get(fault).copied().unwrap_or(0);
+    pub(crate) fn next(&self, possible: &[Fault], random: &mut Random) -> Fault {
+        let had = |fault: &Fault| self.0.get(&fault.to_string()).copied().unwrap_or(0);
         let fewest = possible.iter().map(had).min().unwrap_or(0);
         let due: Vec<Fault> = possible.iter().copied().filter(|f| had(f) == fewest).collect();
-        let fault = due[random.index(due.len())];
-        *self.0.entry(fault).or_default() += 1;
-        fault
+        due[random.index(due.len())]
+    }
+
+    /// This was planned, and that has struck.
+    pub(crate) fn count(&mut self, planned: Fault, struck: &str) {
+        let planned = planned.to_string();
+        if planned != struck {
+            *self.0.entry(planned).or_default() += 1;
+        }
+        *self.0.entry(struck.to_owned()).or_default() += STRUCK;
     }
 }
 
@@ -161,14 +172,28 @@ mod tests {
     fn every_kind_gets_its_turn_and_has_a_name_of_its_own() {
         let possible = all(true);
         let (mut turns, mut random) = (Turns::default(), Random::new(1));
-        for _ in 0..3 * possible.len() {
-            turns.next(&possible, &mut random);
+        for _ in 0..2 * possible.len() {
+            let fault = turns.next(&possible, &mut random);
+            turns.count(fault, &fault.to_string());
         }
-        assert!(possible.iter().all(|fault| turns.0[fault] == 3), "{turns:?}");
+        assert!(turns.0.values().all(|had| *had == 2 * STRUCK), "{turns:?}");
+        assert_eq!(turns.0.len(), possible.len());
         let mut names: Vec<String> = possible.iter().map(Fault::to_string).collect();
         names.sort();
         names.dedup();
         assert_eq!(names.len(), possible.len());
+    }
+
+    #[test]
+    fn a_step_that_was_missed_is_tried_again_and_does_not_take_all_turns() {
+        let (short, long) = (Fault::Replacement(4), Fault::Replacement(5));
+        let (mut turns, mut random, mut tried) = (Turns::default(), Random::new(1), 0);
+        for _ in 0..40 {
+            let fault = turns.next(&[short, long], &mut random);
+            tried += u32::from(fault == short);
+            turns.count(fault, &long.to_string());
+        }
+        assert!((30..40).contains(&tried), "{tried}");
     }
 
     #[test]

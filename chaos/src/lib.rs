@@ -10,7 +10,11 @@
 //!       strike        carries one out       steps: the coordinator's log    process: signals
 //!       network       a namespace for each server; links that can be cut
 //!       restored      a cluster brought back from the dumps, read again
-//!       verdict       history (kv_history), dumps, effects, stalls
+//!       verdict       history (kv_history), dumps, effects
+//!       dumps         the files of a stopped cluster
+//!       noticed       what clients noticed: stalls, operations that were not carried through    limits
+//!     enough        what a run must have done at least
+//!     doubles       what the rounds showed in which two servers died together
 //!     report        the table, and JSON
 //!   measure       the figures of docs/recovery.md
 //! ```
@@ -20,12 +24,17 @@ mod args;
 mod bulk;
 mod clock;
 mod cluster;
+mod doubles;
+mod dumps;
+mod enough;
 mod faults;
 mod flight;
 mod keys;
+mod limits;
 mod load;
 mod measure;
 mod network;
+mod noticed;
 mod process;
 mod random;
 mod report;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
+use crate::doubles::Doubles;
+use crate::enough::Demand;
 use crate::round::Outcome;
 
 /// A line of the table.
@@ -13,7 +15,10 @@ use crate::round::Outcome;
 struct Row {
     count: u64,
     with_write_in_flight: u64,
-    longest_stall_ms: f64,
+    /// Of the fault that came nearest to its limit.
+    stall_ms: f64,
+    /// The longest that this fault may have kept clients waiting.
+    limit_ms: f64,
 }
 
 /// The sum of all rounds.
@@ -31,6 +36,8 @@ pub(crate) struct Report {
     fail: u64,
     /// Of these: because nobody served them before the deadline, or their group was lost.
     unserved: u64,
+    /// That nobody served, or whose end is not known, although one server at most was struck.
+    not_carried_through: u64,
     /// Of which nobody knows.
     info: u64,
     keys: u64,
@@ -39,6 +46,7 @@ pub(crate) struct Report {
     /// Keys that no register explains.
     illegal: u64,
     longest_stall_ms: f64,
+    two_servers_at_once: Doubles,
     seconds: f64,
     /// What was left out, and why.
     left_out: Vec<String>,
@@ -60,8 +68,11 @@ impl Report {
             let aimed = u64::from(counts.in_flight.get(at) == Some(&true));
             row.count += 1;
             row.with_write_in_flight += aimed;
-            let stall = counts.stalls.get(at).map_or(0.0, |stall| stall.as_secs_f64() * 1_000.0);
-            row.longest_stall_ms = row.longest_stall_ms.max(stall);
+            let stall = counts.stalls.get(at).map_or(0.0, |stall| ms(*stall));
+            let limit = ms(struck.limit);
+            if row.count == 1 || limit - stall < row.limit_ms - row.stall_ms {
+                (row.stall_ms, row.limit_ms) = (stall, limit);
+            }
             self.faults += 1;
             self.with_write_in_flight += aimed;
         }
@@ -72,25 +83,29 @@ impl Report {
         self.keys += counts.keys;
         self.unknown += counts.unknown;
         self.illegal += counts.illegal;
-        self.longest_stall_ms =
-            self.longest_stall_ms.max(counts.longest_stall.as_secs_f64() * 1_000.0);
+        self.not_carried_through += outcome.not_carried_through;
+        self.longest_stall_ms = self.longest_stall_ms.max(ms(counts.longest_stall));
+        if let Some(shown) = outcome.shown.filter(|_| outcome.failures.is_empty()) {
+            self.two_servers_at_once.add(shown);
+        }
         let place = outcome.dir.display();
         self.failures.extend(outcome.failures.iter().map(|what| format!("{what} [{place}]")));
         self.verdict = if self.failures.is_empty() { "all held" } else { "FAILED" };
     }
 
-    pub(crate) fn faults(&self) -> u64 {
-        self.faults
-    }
-
-    /// Something that no round tells.
-    pub(crate) fn fail(&mut self, what: String) {
-        self.failures.push(what);
-        self.verdict = "FAILED";
-    }
-
-    pub(crate) fn end(&mut self, took: Duration) {
+    /// The run is over. One that did less than it had to has failed.
+    pub(crate) fn end(&mut self, took: Duration, demand: &Demand) {
         self.seconds = took.as_secs_f64();
+        // One that gave up has said why.
+        if self.failures.is_empty() {
+            let counted = |(name, row): (&String, &Row)| {
+                (name.clone(), (row.count, row.with_write_in_flight))
+            };
+            self.failures = demand.missed(&self.kinds.iter().map(counted).collect());
+        }
+        if !self.failures.is_empty() {
+            self.verdict = "FAILED";
+        }
     }
 
     pub(crate) fn is_good(&self) -> bool {
@@ -105,13 +120,14 @@ impl Report {
     pub(crate) fn render(&self) -> String {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["fault", "count", "with a write in flight", "longest stall, ms"]);
+        table.set_header(["fault", "count", "with a write in flight", "stall, ms", "limit, ms"]);
         for (name, row) in &self.kinds {
             table.add_row([
                 name.clone(),
                 row.count.to_string(),
                 row.with_write_in_flight.to_string(),
-                format!("{:.0}", row.longest_stall_ms),
+                format!("{:.0}", row.stall_ms),
+                format!("{:.0}", row.limit_ms),
             ]);
         }
         table.add_row([
@@ -119,6 +135,7 @@ impl Report {
             self.faults.to_string(),
             self.with_write_in_flight.to_string(),
             format!("{:.0}", self.longest_stall_ms),
+            String::new(),
         ]);
         for (n, column) in table.column_iter_mut().enumerate() {
             column.set_padding((0, 2));
@@ -130,7 +147,7 @@ impl Report {
             "{table}\n\n\
              {} rounds, {:.0} s, seed {}\n\
              operations: {} ok, {} fail (of these {} not served), {} info; {} keys\n\
-             longest stall of a key: {:.0} ms\n\
+             not carried through although one server was struck: {}\n\
              checker: {} keys illegal, {} unknown; every corrupted copy {}\n",
             self.rounds,
             self.seconds,
@@ -140,7 +157,7 @@ impl Report {
             self.unserved,
             self.info,
             self.keys,
-            self.longest_stall_ms,
+            self.not_carried_through,
             self.illegal,
             self.unknown,
             if self.failures.iter().any(|what| what.contains("checker accepts")) {
@@ -149,6 +166,7 @@ impl Report {
                 "was rejected"
             },
         );
+        text += &self.two_servers_at_once.words();
         for what in &self.left_out {
             text += &format!("left out: {what}\n");
         }
@@ -157,4 +175,8 @@ impl Report {
         }
         text + self.verdict
     }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1_000.0
 }

@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use kv_history::{Kind, Reason};
+use kv_history::{Kind, Operations, Reason};
 use kv_protocol::GroupId;
 
 use crate::abilities::Abilities;
 use crate::bulk::Bulk;
 use crate::cluster::{Cluster, Programs, Setting, is_settled};
+use crate::doubles::Shown;
 use crate::faults::{Double, Fault, Policy, Turns};
 use crate::load::{Load, Strength};
 use crate::network::Network;
+use crate::noticed;
 use crate::random::Random;
 use crate::restored::{self, Found};
 use crate::strike::{Striker, Struck};
@@ -58,6 +60,10 @@ pub(crate) struct Outcome {
     pub(crate) dir: PathBuf,
     pub(crate) struck: Vec<Struck>,
     pub(crate) counts: Counts,
+    /// Operations that nobody served, or whose end is not known, although somebody should have.
+    pub(crate) not_carried_through: u64,
+    /// Where two servers died together.
+    pub(crate) shown: Option<Shown>,
     pub(crate) failures: Vec<String>,
     pub(crate) took: Duration,
 }
@@ -117,6 +123,7 @@ impl Round<'_> {
             let fault = turns.next(self.possible, &mut random);
             let mut striker = Striker::new(&mut cluster, &load, self.network, &mut random);
             let struck = striker.strike(fault).with_context(|| format!("while: {fault}"))?;
+            turns.count(fault, &struck.name);
             told(&struck);
             let when = format!("after: {}, server {}", struck.name, struck.victim);
             outcome.struck.push(struck);
@@ -134,6 +141,15 @@ impl Round<'_> {
                 .push(format!("a group was LOST although one server was struck: {record:?}"));
         }
         let placement = cluster.placement();
+        let operations = Operations::pair(&records)?;
+        let left = noticed::not_carried_through(&operations, placement, &outcome.struck);
+        outcome.not_carried_through = left.len() as u64;
+        if let Some(first) = left.first() {
+            outcome.failures.push(format!(
+                "{} operations were not carried through although one server was struck: {first:?}",
+                left.len()
+            ));
+        }
         let remains = Remains::of_whole(&self.dir, placement, &[])?;
         let (restored, age) = (Found::new(), cluster.age());
         let ends = Ends { remains: &remains, restored: &restored, bulk: BULK, age };
@@ -204,6 +220,13 @@ impl Round<'_> {
             }
         };
         let lost = remains.lost(placement);
+        let told = records.iter().filter(|record| record.error == Some(Reason::Lost)).count();
+        outcome.shown = Some(Shown {
+            policy: double.policy,
+            restored: restored.len() as u64,
+            lost: lost.len() as u64,
+            told: told as u64,
+        });
         let both = [victim, other];
         for group in lost {
             let home = [group.0, (group.0 + 1) % self.servers];
@@ -231,9 +254,10 @@ impl Round<'_> {
         let is_far = |group: GroupId| {
             !both.contains(&group.0) && !both.contains(&((group.0 + 1) % self.servers))
         };
-        let noticed = verdict::unserved(records, placement, is_far);
-        if !noticed.is_empty() {
-            outcome.failures.push(format!("groups of other servers noticed: {noticed:?}"));
+        let operations = Operations::pair(records)?;
+        let unserved = noticed::unserved(&operations, placement, is_far);
+        if !unserved.is_empty() {
+            outcome.failures.push(format!("groups of other servers noticed: {unserved:?}"));
         }
         let group_of = |record: &kv_history::Record| {
             placement.locate(kv_protocol::Digest::of(record.key.as_bytes())).0

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use crate::clock::now_ns;
 use crate::cluster::Cluster;
 use crate::faults::{Double, Far, Fault, Two, Way};
+use crate::limits;
 use crate::load::Load;
 use crate::network::{End, Network};
 use crate::process::{self, Signal};
@@ -36,6 +37,10 @@ pub(crate) struct Struck {
     pub(crate) began_ns: i64,
     /// The groups of the victim; all, where the coordinator was struck alone.
     pub(crate) groups: Vec<u16>,
+    /// The longest stall that it may cause.
+    pub(crate) limit: Duration,
+    /// Until when the clients were cut off from the victim alone, which nobody else misses.
+    pub(crate) apart_until_ns: Option<i64>,
 }
 
 /// Whoever strikes one cluster.
@@ -45,6 +50,8 @@ pub(crate) struct Striker<'a> {
     pub(crate) network: Option<&'a Network>,
     pub(crate) random: &'a mut Random,
     steps: Steps,
+    /// How long nobody could help in this fault.
+    helpless: Duration,
 }
 
 impl<'a> Striker<'a> {
@@ -55,7 +62,7 @@ impl<'a> Striker<'a> {
         random: &'a mut Random,
     ) -> Striker<'a> {
         let steps = Steps::from_now(&cluster.log());
-        Striker { cluster, load, network, random, steps }
+        Striker { cluster, load, network, random, steps, helpless: Duration::ZERO }
     }
 
     /// Injects one fault into a cluster that is whole. When this returns nothing is held any more, but
@@ -66,6 +73,8 @@ impl<'a> Striker<'a> {
         let pid = self.cluster.server_pid(victim)?;
         let mut name = fault.to_string();
         let mut groups = self.groups_of(victim);
+        let mut apart_until_ns = None;
+        self.helpless = Duration::ZERO;
         self.steps.news();
         let began_ns = now_ns();
         let time_ns = match fault {
@@ -88,31 +97,32 @@ impl<'a> Striker<'a> {
                 groups = (0..count).collect();
                 self.load.flight.aim(&groups, AIM);
                 let time = now_ns();
-                self.cluster.kill_coordinator()?;
-                self.pause((20, 800));
-                self.cluster.restart_coordinator()?;
+                self.coordinator_away()?;
                 time
             }
             Fault::Coordinator(Some(step)) => {
                 let time = self.hit(&groups, pid, Signal::KILL);
                 let met = self.await_step(victim, step)?;
-                self.cluster.kill_coordinator()?;
                 name = Fault::Coordinator(met).to_string();
-                self.pause((20, 800));
-                self.cluster.restart_coordinator()?;
+                self.coordinator_away()?;
                 time
             }
             Fault::Cut(far, way) => {
                 self.load.flight.aim(&groups, AIM);
-                let time = now_ns();
+                let (time, cut) = (now_ns(), Instant::now());
                 self.cut(victim, far, way)?;
                 self.pause(CUT_MS);
                 self.network()?.heal()?;
+                if far == Far::Clients {
+                    self.helpless = cut.elapsed();
+                    apart_until_ns = Some(now_ns());
+                }
                 time
             }
             Fault::Two(two) => self.two(two, victim, pid, &groups)?,
         };
-        Ok(Struck { name, victim, time_ns, began_ns, groups })
+        let limit = limits::of(fault) + self.helpless;
+        Ok(Struck { name, victim, time_ns, began_ns, groups, limit, apart_until_ns })
     }
 
     fn two(&mut self, two: Two, victim: u16, pid: u32, groups: &[u16]) -> anyhow::Result<i64> {
@@ -146,9 +156,7 @@ impl<'a> Striker<'a> {
             }
             Two::KillAndCoordinator => {
                 let time = self.hit(groups, pid, Signal::KILL);
-                self.cluster.kill_coordinator()?;
-                self.pause((20, 800));
-                self.cluster.restart_coordinator()?;
+                self.coordinator_away()?;
                 time
             }
         })
@@ -167,7 +175,8 @@ impl<'a> Striker<'a> {
         let met = self.await_step(victim, double.step)?;
         process::signal(other_pid, Signal::KILL);
         let name = double.to_string();
-        let struck = Struck { name, victim, time_ns, began_ns: time_ns, groups };
+        let (began_ns, limit, apart_until_ns) = (time_ns, limits::AFTER_DEATH, None);
+        let struck = Struck { name, victim, time_ns, began_ns, groups, limit, apart_until_ns };
         Ok((struck, other, met.is_some()))
     }
 
@@ -259,6 +268,16 @@ impl<'a> Striker<'a> {
         let time = now_ns();
         process::signal(pid, signal);
         time
+    }
+
+    /// Kills the coordinator, and starts it again after a while.
+    fn coordinator_away(&mut self) -> anyhow::Result<()> {
+        let killed = Instant::now();
+        self.cluster.kill_coordinator()?;
+        self.pause((20, 800));
+        self.cluster.restart_coordinator()?;
+        self.helpless = killed.elapsed();
+        Ok(())
     }
 
     fn pause(&mut self, (low, high): (u64, u64)) {

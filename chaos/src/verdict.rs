@@ -11,32 +11,29 @@
 //! That every acknowledged write is in the dumps needs no check of its own: a key's last read is what its
 //! dump holds, and no register explains one that has forgotten.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
-use kv_core::cluster::DurableState;
-use kv_core::dump::{Dump, DumpHeader, HeldAs};
+use anyhow::{Context as _, ensure};
+use kv_core::dump::{Dump, DumpHeader};
 use kv_core::restore;
-use kv_history::{
-    Effects, Function, Kind, Operations, Payload, Reason, Record, corrupted, effects,
-};
+use kv_history::{Effects, Function, Kind, Operations, Payload, Record, corrupted, effects};
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::Placement;
 use kv_protocol::{Digest, GroupId, ShardId};
 
 use crate::bulk::Bulk;
+use crate::dumps;
 use crate::load::write_history;
+use crate::noticed;
 use crate::restored::Found;
 use crate::strike::Struck;
 use crate::worker::{client_of, value_of};
 
 /// The process number of the last reads.
 const LAST_READER: u32 = u32::MAX;
-/// How long an operation can be in flight.
-const DEADLINE_NS: i64 = 5_000_000_000;
 
 /// A group's shard.
 type Place = (GroupId, ShardId);
@@ -52,6 +49,10 @@ pub(crate) struct Counts {
     pub(crate) keys: u64,
     pub(crate) unknown: u64,
     pub(crate) illegal: u64,
+    /// Entries of the first data that are lost or wrong.
+    pub(crate) damaged: u64,
+    /// Effects that came twice.
+    pub(crate) twice: u64,
     /// The longest that no operation of some place ended well although one was asked.
     pub(crate) longest_stall: Duration,
     /// By fault, in their order: whether a write to its groups was in flight.
@@ -81,11 +82,7 @@ impl Remains {
     ) -> anyhow::Result<Remains> {
         let mut remains = Remains::default();
         for group in (0..placement.servers()).map(GroupId).filter(|group| !lost.contains(group)) {
-            let home = group.0;
-            let primary = read_dump(&dir.join(format!("server_{home}.primary")))?;
-            let after = (home + 1) % placement.servers();
-            let secondary = read_dump(&dir.join(format!("server_{after}.secondary")))?;
-            agree(group, placement, &primary, &secondary)?;
+            let primary = dumps::of_group(dir, placement, group)?;
             (0..placement.shards())
                 .for_each(|shard| remains.take(&primary, ShardId(shard), placement));
         }
@@ -100,8 +97,8 @@ impl Remains {
         placement: Placement,
         dead: &[u16],
     ) -> anyhow::Result<Remains> {
-        let state = read_state(&dir.join("coordinator.state"))?;
-        let mut dumps: Vec<Dump> = Vec::new();
+        let state = dumps::read_state(&dir.join("coordinator.state"))?;
+        let mut found: Vec<Dump> = Vec::new();
         for id in (0..placement.servers()).filter(|id| !dead.contains(id)) {
             for role in ["primary", "secondary"] {
                 let path = dir.join(format!("server_{id}.{role}"));
@@ -116,7 +113,7 @@ impl Remains {
                     is_group && (is_its(view.primary) || is_its(view.secondary()))
                 });
                 match path.exists() {
-                    true => dumps.push(read_dump(&path)?),
+                    true => found.push(dumps::read(&path)?),
                     false => ensure!(
                         !holds,
                         "server {id} lives and holds a group, and left no {}",
@@ -125,7 +122,7 @@ impl Remains {
                 }
             }
         }
-        let headers: Vec<DumpHeader> = dumps.iter().map(|dump| dump.header.clone()).collect();
+        let headers: Vec<DumpHeader> = found.iter().map(|dump| dump.header.clone()).collect();
         let plan = restore::choose(&state, &headers)?;
         let mut remains = Remains::default();
         for view in &state.views {
@@ -133,7 +130,7 @@ impl Remains {
             let lives = holders.iter().flatten().any(|member| !dead.contains(&member.server.0));
             for shard in (0..placement.shards()).map(ShardId) {
                 match plan.source(view.group, shard) {
-                    Some(source) => remains.take(&dumps[source.dump.0], shard, placement),
+                    Some(source) => remains.take(&found[source.dump.0], shard, placement),
                     None => ensure!(
                         !lives,
                         "a holder of group {} lives, and no complete dump of it counts: {view:?}",
@@ -193,18 +190,23 @@ pub(crate) fn judge(
     let place_of = |key: &str| placement.locate(Digest::of(key.as_bytes()));
     let live = Operations::pair(&records)?;
     let mut counts = count(&live);
-    let stalls = stalls(&live, |key| {
+    let stalls = noticed::stalls(&live, |key| {
         let place = place_of(key);
         remains.at(place).is_some().then_some(place)
     });
-    counts.longest_stall = longest(&stalls, i64::MIN, i64::MAX);
+    counts.longest_stall = noticed::longest(&stalls, i64::MIN, i64::MAX);
     counts.stalls = (0..struck.len())
         .map(|at| {
             let next = struck.get(at + 1).map_or(i64::MAX, |fault| fault.began_ns);
-            longest(&stalls, struck[at].began_ns, next)
+            noticed::longest(&stalls, struck[at].began_ns, next)
         })
         .collect();
-    counts.in_flight = struck.iter().map(|fault| was_in_flight(&live, placement, fault)).collect();
+    failures.extend(noticed::too_long(struck, &counts.stalls));
+    counts.in_flight =
+        struck.iter().map(|fault| noticed::was_in_flight(&live, placement, fault)).collect();
+    if counts.ok == 0 {
+        failures.push("no operation was done in the whole round".into());
+    }
     let in_dumps = live.by_key.keys().filter_map(|key| {
         let found = remains.at(place_of(key))?.entries.get(key.as_bytes());
         Some((key.clone(), found.map(|(bytes, version)| (value_of(bytes), *version))))
@@ -226,9 +228,12 @@ pub(crate) fn judge(
     }
     match effects(&operations, place_of) {
         Ok(found) => check_numbers(&found, remains, placement, bulk, forgotten, failures),
-        Err(twice) => failures.push(twice.to_string()),
+        Err(twice) => {
+            counts.twice += 1;
+            failures.push(twice.to_string());
+        }
     }
-    check_bulk(remains, placement, bulk, failures);
+    counts.damaged = check_bulk(remains, placement, bulk, failures);
     check_checker(dir, &records, &operations, failures)?;
     Ok(counts)
 }
@@ -241,8 +246,8 @@ fn count(operations: &Operations) -> Counts {
             Kind::Info => counts.info += 1,
             _ => counts.fail += 1,
         }
-        let is_answer = matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
-        counts.unserved += u64::from(operation.kind == Kind::Fail && !is_answer);
+        let is_fail = operation.kind == Kind::Fail;
+        counts.unserved += u64::from(is_fail && !noticed::is_served(operation));
     }
     counts
 }
@@ -306,7 +311,12 @@ fn check_numbers(
     }
 }
 
-fn check_bulk(remains: &Remains, placement: Placement, bulk: Bulk, failures: &mut Vec<String>) {
+fn check_bulk(
+    remains: &Remains,
+    placement: Placement,
+    bulk: Bulk,
+    failures: &mut Vec<String>,
+) -> u64 {
     let is_missing = |number: &u64| {
         let key = Bulk::key(*number);
         let Some(remain) = remains.at(placement.locate(Digest::of(key.as_bytes()))) else {
@@ -321,6 +331,7 @@ fn check_bulk(remains: &Remains, placement: Placement, bulk: Bulk, failures: &mu
             "{count} of the entries that were there first are lost or wrong, {first} among them"
         ));
     }
+    missing.len() as u64
 }
 
 /// The copy with one answer that cannot be must be rejected, read from its file as any other would be.
@@ -347,125 +358,6 @@ fn check_checker(
     Ok(())
 }
 
-fn was_in_flight(operations: &Operations, placement: Placement, fault: &Struck) -> bool {
-    operations.all().any(|(key, operation)| {
-        let end = operation.end.min(operation.start.saturating_add(DEADLINE_NS));
-        operation.asked != kv_history::Asked::Read
-            && operation.start <= fault.time_ns
-            && fault.time_ns < end
-            && fault.groups.contains(&placement.locate(Digest::of(key.as_bytes())).0.0)
-    })
-}
-
-/// For every operation: when it began, and how long it took until any operation of its place ended well.
-fn stalls<P: Ord + Copy>(
-    operations: &Operations,
-    place_of: impl Fn(&str) -> Option<P>,
-) -> Vec<(i64, i64)> {
-    let mut places: BTreeMap<P, (Vec<i64>, Vec<i64>)> = BTreeMap::new();
-    for (key, list) in &operations.by_key {
-        let Some(place) = place_of(key) else { continue };
-        let (starts, ends) = places.entry(place).or_default();
-        for operation in list {
-            starts.push(operation.start);
-            let is_answer =
-                matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
-            if is_answer && operation.kind != Kind::Info {
-                ends.push(operation.end);
-            }
-        }
-    }
-    let mut stalls = Vec::new();
-    for (starts, ends) in places.values_mut() {
-        ends.sort_unstable();
-        for start in starts {
-            let next = ends.partition_point(|end| end < start);
-            // What came after the last success was cut off by the end of the round.
-            stalls.extend(ends.get(next).map(|end| (*start, end - *start)));
-        }
-    }
-    stalls
-}
-
-/// The longest of those that end between two moments.
-fn longest(stalls: &[(i64, i64)], from: i64, to: i64) -> Duration {
-    let those = stalls.iter().filter(|(start, length)| (from..to).contains(&(start + length)));
-    let longest = those.map(|(_, length)| *length).max().unwrap_or(0);
-    Duration::from_nanos(u64::try_from(longest).unwrap_or(0))
-}
-
-/// Operations that were not served, of groups for which `is_watched`.
-pub(crate) fn unserved(
-    records: &[Record],
-    placement: Placement,
-    is_watched: impl Fn(GroupId) -> bool,
-) -> BTreeSet<(String, Option<Reason>)> {
-    let bad = records.iter().filter(|record| {
-        let is_bad = match record.kind {
-            Kind::Info => true,
-            Kind::Fail => !matches!(record.error, Some(Reason::Conflict | Reason::NotFound)),
-            _ => false,
-        };
-        is_bad && is_watched(placement.locate(Digest::of(record.key.as_bytes())).0)
-    });
-    bad.map(|record| (record.key.clone(), record.error)).collect()
-}
-
-/// The two dumps of a group that is home hold the same entries, each at its place.
-fn agree(
-    group: GroupId,
-    placement: Placement,
-    primary: &Dump,
-    secondary: &Dump,
-) -> anyhow::Result<()> {
-    for (dump, wanted) in [(primary, HeldAs::Primary), (secondary, HeldAs::Secondary)] {
-        let header = &dump.header;
-        ensure!(header.origin.group == group, "a dump of another group than {group}: {header:?}");
-        let is_held = header.shards.iter().all(|shard| shard.held_as == wanted);
-        ensure!(is_held, "group {group}: a dump of no {wanted:?}: {header:?}");
-    }
-    let lasts = |dump: &Dump| -> Vec<_> {
-        dump.header.shards.iter().map(|shard| (shard.view, shard.last)).collect()
-    };
-    ensure!(
-        lasts(primary) == lasts(secondary),
-        "group {group}: the dumps end at different writes: {:?} and {:?}",
-        lasts(primary),
-        lasts(secondary)
-    );
-    let sorted = |dump: &Dump| {
-        let mut entries = dump.entries.clone();
-        entries.sort_by(|a, b| a.key.cmp(&b.key));
-        entries
-    };
-    let (ours, theirs) = (sorted(primary), sorted(secondary));
-    for entry in &ours {
-        ensure!(placement.locate(entry.digest).0 == group, "group {group} holds {entry:?}");
-    }
-    if ours == theirs {
-        return Ok(());
-    }
-    let first = ours.iter().zip(&theirs).find(|(our, their)| our != their);
-    let keys = first.map(|(our, their)| (our.key.escape_ascii().to_string(), our.sn, their.sn));
-    bail!(
-        "group {group}: the dumps differ: {} and {} entries, the first at {keys:?}",
-        ours.len(),
-        theirs.len()
-    )
-}
-
-fn read_dump(path: &Path) -> anyhow::Result<Dump> {
-    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    Dump::parse(&bytes).with_context(|| format!("the dump {}", path.display()))
-}
-
-/// The coordinator's memory: a line about the file, and JSON.
-fn read_state(path: &Path) -> anyhow::Result<DurableState> {
-    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let json = text.split_once('\n').map_or("", |(_, json)| json);
-    serde_json::from_str(json).with_context(|| format!("read {}", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -484,43 +376,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stall_ends_with_the_first_success_of_anybody() {
-        let records = [
-            line(1, Kind::Invoke, 0),
-            line(1, Kind::Ok, 10),
-            line(2, Kind::Invoke, 20),
-            line(3, Kind::Invoke, 100),
-            line(3, Kind::Ok, 150),
-            line(2, Kind::Ok, 900),
-        ];
-        let operations = Operations::pair(&records).unwrap();
-        let stalls = stalls(&operations, |_| Some(()));
-        assert_eq!(longest(&stalls, i64::MIN, i64::MAX), Duration::from_nanos(130));
-        assert_eq!(longest(&stalls, 0, 150), Duration::from_nanos(10));
-        assert_eq!(longest(&stalls, 150, i64::MAX), Duration::from_nanos(130));
-        assert_eq!(longest(&stalls, 151, i64::MAX), Duration::ZERO);
-    }
-
-    #[test]
     fn a_session_is_forgotten_once_in_each_idle_span() {
         let records =
             [line(1, Kind::Invoke, 0), line(2, Kind::Invoke, 0), line(100_001, Kind::Ok, 1)];
         let after = |seconds| forgotten_at_most(&records, Duration::from_secs(seconds));
         assert_eq!((after(599), after(600), after(1_300)), (0, 3, 6));
-    }
-
-    #[test]
-    fn a_write_is_in_flight_between_its_beginning_and_its_end() {
-        let operations =
-            Operations::pair(&[line(1, Kind::Invoke, 10), line(1, Kind::Ok, 20)]).unwrap();
-        let placement = Placement::new(3, 1);
-        let group = placement.locate(Digest::of(b"k")).0.0;
-        let at = |time_ns, group| {
-            let (name, groups) = (String::new(), vec![group]);
-            let struck = Struck { name, victim: 0, time_ns, began_ns: time_ns, groups };
-            was_in_flight(&operations, placement, &struck)
-        };
-        assert!(at(10, group) && at(19, group));
-        assert!(!at(9, group) && !at(20, group) && !at(15, group + 1));
     }
 }

@@ -1,0 +1,89 @@
+//! What the rounds showed in which two servers died together, in words.
+
+use serde::Serialize;
+
+use crate::faults::Policy;
+
+/// What one of them showed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown {
+    pub(crate) policy: Policy,
+    /// Keys that clients read of the restored cluster.
+    pub(crate) restored: u64,
+    /// Groups that both servers had held.
+    pub(crate) lost: u64,
+    /// Operations that were answered LOST.
+    pub(crate) told: u64,
+}
+
+/// What they showed together.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Doubles {
+    shutdown: u64,
+    restored_keys: u64,
+    groups_lost_with_shutdown: u64,
+    isolate: u64,
+    groups_lost_with_isolate: u64,
+    answered_lost: u64,
+}
+
+impl Doubles {
+    /// Adds a round in which all held.
+    pub(crate) fn add(&mut self, shown: Shown) {
+        match shown.policy {
+            Policy::Shutdown => {
+                self.shutdown += 1;
+                self.restored_keys += shown.restored;
+                self.groups_lost_with_shutdown += shown.lost;
+            }
+            Policy::Isolate => {
+                self.isolate += 1;
+                self.groups_lost_with_isolate += shown.lost;
+                self.answered_lost += shown.told;
+            }
+        }
+    }
+
+    /// A line for each policy that was tried.
+    pub(crate) fn words(&self) -> String {
+        let mut text = String::new();
+        if self.shutdown > 0 {
+            text += &format!(
+                "two servers dead, shutdown: {} rounds ended with complete dumps of every living server; \
+                 restored from them, {} keys were read with their last acknowledged write \
+                 ({} groups lost both holders)\n",
+                self.shutdown, self.restored_keys, self.groups_lost_with_shutdown
+            );
+        }
+        if self.isolate > 0 {
+            text += &format!(
+                "two servers dead, isolate: {} rounds went on; {} groups lost both holders and answered \
+                 LOST, {} times; no operation of a group that neither held was left unserved\n",
+                self.isolate, self.groups_lost_with_isolate, self.answered_lost
+            );
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_tried_is_told() {
+        let mut doubles = Doubles::default();
+        assert_eq!(doubles.words(), "");
+        let shown = Shown { policy: Policy::Isolate, restored: 0, lost: 1, told: 7 };
+        doubles.add(shown);
+        doubles.add(shown);
+        let words = doubles.words();
+        assert!(
+            words.contains("2 rounds went on; 2 groups") && words.contains("14 times"),
+            "{words}"
+        );
+        assert!(!words.contains("shutdown"));
+        doubles.add(Shown { policy: Policy::Shutdown, restored: 90, lost: 1, told: 0 });
+        assert!(doubles.words().contains("90 keys"));
+    }
+}

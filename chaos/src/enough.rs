@@ -1,0 +1,84 @@
+//! A run that did too little has shown nothing: it fails.
+
+use std::collections::BTreeMap;
+
+/// So many faults are enough for every kind to have had its turns.
+pub(crate) const FULL: u64 = 200;
+/// With fewer faults the share of those with a write in flight is a matter of luck.
+const FEW: u64 = 10;
+
+/// What a run must have done at least.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Demand {
+    /// Faults.
+    pub(crate) faults: u64,
+    /// Kinds of which each must have struck in a full run.
+    pub(crate) kinds: Vec<String>,
+    /// Half of the faults must have struck while a write was in flight.
+    pub(crate) in_flight: bool,
+}
+
+impl Demand {
+    /// What a run has missed, in words. `struck`: by kind how many, and how many of them with a write in
+    /// flight.
+    pub(crate) fn missed(&self, struck: &BTreeMap<String, (u64, u64)>) -> Vec<String> {
+        let faults: u64 = struck.values().map(|(count, _)| count).sum();
+        let in_flight: u64 = struck.values().map(|(_, count)| count).sum();
+        let mut missed = Vec::new();
+        if faults < self.faults {
+            missed.push(format!(
+                "only {faults} faults were injected, at least {} are due",
+                self.faults
+            ));
+        }
+        let never: Vec<&str> = self
+            .kinds
+            .iter()
+            .filter(|kind| faults >= FULL && !struck.contains_key(*kind))
+            .map(|kind| &kind[..])
+            .collect();
+        if !never.is_empty() {
+            missed.push(format!("of these kinds none has struck: {}", never.join("; ")));
+        }
+        if self.in_flight && faults >= FEW && in_flight * 2 < faults {
+            missed.push(format!(
+                "only {in_flight} of {faults} faults struck while a write was in flight"
+            ));
+        }
+        missed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demand(faults: u64) -> Demand {
+        Demand { faults, kinds: vec!["kill".into(), "cut".into()], in_flight: true }
+    }
+
+    fn misses(faults: u64, struck: &[(&str, u64, u64)]) -> usize {
+        let struck = struck.iter().map(|(name, count, aimed)| ((*name).into(), (*count, *aimed)));
+        demand(faults).missed(&struck.collect()).len()
+    }
+
+    #[test]
+    fn too_few_faults_are_not_enough() {
+        assert_eq!(misses(14, &[("kill", 13, 13)]), 1);
+        assert_eq!(misses(14, &[("kill", 14, 14)]), 0);
+    }
+
+    #[test]
+    fn in_a_full_run_every_kind_must_have_struck() {
+        assert_eq!(misses(1, &[("kill", 200, 200)]), 1);
+        assert_eq!(misses(1, &[("kill", 199, 199), ("cut", 1, 1)]), 0);
+        assert_eq!(misses(1, &[("kill", 199, 199)]), 0, "too short to demand it");
+    }
+
+    #[test]
+    fn half_of_the_faults_must_meet_a_write_in_flight() {
+        assert_eq!(misses(1, &[("kill", 20, 9)]), 1);
+        assert_eq!(misses(1, &[("kill", 20, 10)]), 0);
+        assert_eq!(misses(1, &[("kill", 9, 0)]), 0, "too few to demand it");
+    }
+}

@@ -1,0 +1,226 @@
+//! What clients noticed of the faults: how long they were kept waiting, and whether they were carried
+//! through.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kv_history::{Asked, Kind, Operation, Operations, Reason};
+use kv_protocol::placement::Placement;
+use kv_protocol::{Digest, GroupId};
+
+use crate::strike::Struck;
+
+/// How long an operation can be in flight.
+const DEADLINE_NS: i64 = 5_000_000_000;
+
+/// Whether a write to the groups of a fault was in flight when it struck.
+pub(crate) fn was_in_flight(operations: &Operations, placement: Placement, fault: &Struck) -> bool {
+    operations.all().any(|(key, operation)| {
+        operation.asked != Asked::Read
+            && operation.start <= fault.time_ns
+            && fault.time_ns < end_of(operation)
+            && fault.groups.contains(&group_of(placement, key).0)
+    })
+}
+
+/// For every operation: when it began, and how long it took until any operation of its place ended well.
+pub(crate) fn stalls<P: Ord + Copy>(
+    operations: &Operations,
+    place_of: impl Fn(&str) -> Option<P>,
+) -> Vec<(i64, i64)> {
+    let mut places: BTreeMap<P, (Vec<i64>, Vec<i64>)> = BTreeMap::new();
+    for (key, list) in &operations.by_key {
+        let Some(place) = place_of(key) else { continue };
+        let (starts, ends) = places.entry(place).or_default();
+        for operation in list {
+            starts.push(operation.start);
+            if is_served(operation) {
+                ends.push(operation.end);
+            }
+        }
+    }
+    let mut stalls = Vec::new();
+    for (starts, ends) in places.values_mut() {
+        ends.sort_unstable();
+        for start in starts {
+            let next = ends.partition_point(|end| end < start);
+            // What came after the last success was cut off by the end of the round.
+            stalls.extend(ends.get(next).map(|end| (*start, end - *start)));
+        }
+    }
+    stalls
+}
+
+/// The longest of those that end between two moments.
+pub(crate) fn longest(stalls: &[(i64, i64)], from: i64, to: i64) -> Duration {
+    let those = stalls.iter().filter(|(start, length)| (from..to).contains(&(start + length)));
+    let longest = those.map(|(_, length)| *length).max().unwrap_or(0);
+    Duration::from_nanos(u64::try_from(longest).unwrap_or(0))
+}
+
+/// The faults whose stall was longer than they may cause, in words.
+pub(crate) fn too_long(struck: &[Struck], stalls: &[Duration]) -> Vec<String> {
+    let those = struck.iter().zip(stalls).filter(|(fault, stall)| **stall > fault.limit);
+    those
+        .map(|(fault, stall)| {
+            format!(
+                "{}, server {}: clients waited for {} ms, and {} ms is the limit",
+                fault.name,
+                fault.victim,
+                stall.as_millis(),
+                fault.limit.as_millis()
+            )
+        })
+        .collect()
+}
+
+/// Operations that were not served, or whose end is not known, of groups for which `is_watched`.
+pub(crate) fn unserved(
+    operations: &Operations,
+    placement: Placement,
+    is_watched: impl Fn(GroupId) -> bool,
+) -> Vec<(&str, &Operation)> {
+    let all = operations.all();
+    all.filter(|(key, one)| !is_served(one) && is_watched(group_of(placement, key))).collect()
+}
+
+/// Operations that their clients were not carried through although one server at most was struck: whoever
+/// waits for five seconds outlives every recovery. Only who was cut off from the server itself, which all
+/// others still hear, can do nothing but wait.
+pub(crate) fn not_carried_through<'a>(
+    operations: &'a Operations,
+    placement: Placement,
+    struck: &[Struck],
+) -> Vec<(&'a str, &'a Operation)> {
+    let mut bad = unserved(operations, placement, |_| true);
+    bad.retain(|(key, operation)| {
+        let group = group_of(placement, key);
+        !struck.iter().any(|fault| {
+            fault.groups.contains(&group.0)
+                && fault.apart_until_ns.is_some_and(|healed| {
+                    operation.start < healed && fault.began_ns < end_of(operation)
+                })
+        })
+    });
+    bad
+}
+
+/// Whether an operation got an answer; that a condition does not hold, or a key is absent, is one.
+pub(crate) fn is_served(operation: &Operation) -> bool {
+    let is_answer = matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
+    is_answer && operation.kind != Kind::Info
+}
+
+/// When the caller was told; of an end in doubt the latest moment.
+fn end_of(operation: &Operation) -> i64 {
+    operation.end.min(operation.start.saturating_add(DEADLINE_NS))
+}
+
+fn group_of(placement: Placement, key: &str) -> GroupId {
+    placement.locate(Digest::of(key.as_bytes())).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_history::{Function, Payload, Record};
+
+    fn line(process: u32, kind: Kind, time_ns: i64) -> Record {
+        Record {
+            process,
+            kind,
+            f: Function::Write,
+            key: "k".into(),
+            value: Payload::One(Some(u64::from(process))),
+            time_ns,
+            version: None,
+            error: None,
+        }
+    }
+
+    fn placement() -> Placement {
+        Placement::new(3, 1)
+    }
+
+    fn own_group() -> u16 {
+        group_of(placement(), "k").0
+    }
+
+    fn struck(time_ns: i64, group: u16, apart_until_ns: Option<i64>) -> Struck {
+        Struck {
+            name: String::new(),
+            victim: 0,
+            time_ns,
+            began_ns: time_ns,
+            groups: vec![group],
+            limit: Duration::ZERO,
+            apart_until_ns,
+        }
+    }
+
+    #[test]
+    fn a_stall_ends_with_the_first_success_of_anybody() {
+        let records = [
+            line(1, Kind::Invoke, 0),
+            line(1, Kind::Ok, 10),
+            line(2, Kind::Invoke, 20),
+            line(3, Kind::Invoke, 100),
+            line(3, Kind::Ok, 150),
+            line(2, Kind::Ok, 900),
+        ];
+        let operations = Operations::pair(&records).unwrap();
+        let stalls = stalls(&operations, |_| Some(()));
+        assert_eq!(longest(&stalls, i64::MIN, i64::MAX), Duration::from_nanos(130));
+        assert_eq!(longest(&stalls, 0, 150), Duration::from_nanos(10));
+        assert_eq!(longest(&stalls, 150, i64::MAX), Duration::from_nanos(130));
+        assert_eq!(longest(&stalls, 151, i64::MAX), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_stall_beyond_the_limit_of_its_fault_is_told() {
+        let limit = Duration::from_millis(500);
+        let faults = [1, 2].map(|at| Struck { limit, ..struck(at, 0, None) });
+        let stalls = [limit, limit + Duration::from_millis(1)];
+        let told = too_long(&faults, &stalls);
+        assert_eq!(told.len(), 1);
+        assert!(told[0].contains("501 ms"), "{told:?}");
+    }
+
+    #[test]
+    fn a_write_is_in_flight_between_its_beginning_and_its_end() {
+        let operations =
+            Operations::pair(&[line(1, Kind::Invoke, 10), line(1, Kind::Ok, 20)]).unwrap();
+        let group = own_group();
+        let at =
+            |time_ns, group| was_in_flight(&operations, placement(), &struck(time_ns, group, None));
+        assert!(at(10, group) && at(19, group));
+        assert!(!at(9, group) && !at(20, group) && !at(15, group + 1));
+    }
+
+    /// One write that nobody served, from 10 to 20: whether its client should have been carried through.
+    fn is_blamed(kind: Kind, error: Reason, struck: Struck) -> bool {
+        let mut end = line(1, kind, 20);
+        end.error = Some(error);
+        let operations = Operations::pair(&[line(1, Kind::Invoke, 10), end]).unwrap();
+        !not_carried_through(&operations, placement(), &[struck]).is_empty()
+    }
+
+    #[test]
+    fn a_write_that_nobody_serves_while_one_server_is_struck_is_to_blame() {
+        let killed = || struck(5, own_group(), None);
+        assert!(is_blamed(Kind::Fail, Reason::Unavailable, killed()));
+        assert!(is_blamed(Kind::Fail, Reason::Refused, killed()));
+        assert!(is_blamed(Kind::Info, Reason::Timeout, killed()));
+        assert!(!is_blamed(Kind::Fail, Reason::Conflict, killed()));
+    }
+
+    #[test]
+    fn only_who_is_cut_off_from_the_server_itself_is_excused() {
+        let blamed = |cut| is_blamed(Kind::Fail, Reason::Unavailable, cut);
+        assert!(!blamed(struck(15, own_group(), Some(18))));
+        assert!(!blamed(struck(5, own_group(), Some(11))));
+        assert!(blamed(struck(5, own_group(), Some(10))), "the link was whole when it began");
+        assert!(blamed(struck(20, own_group(), Some(30))), "it was not cut before the end");
+        assert!(blamed(struck(15, own_group() + 1, Some(18))), "another server was cut off");
+    }
+}
