@@ -70,6 +70,25 @@ pub(crate) struct Setting {
     pub(crate) shards: u16,
     /// Further arguments of `coord`.
     pub(crate) flags: Vec<String>,
+    /// A server that runs on another host, as a cluster file names it.
+    pub(crate) remote: Option<(u16, String)>,
+}
+
+impl Setting {
+    /// Servers of this machine, and no flags.
+    pub(crate) fn plain(servers: u16, shards: u16) -> Setting {
+        Setting { servers, shards, flags: Vec::new(), remote: None }
+    }
+
+    /// The cluster file.
+    fn file(&self) -> String {
+        let host = |id| match &self.remote {
+            Some((remote, host)) if *remote == id => host,
+            _ => "localhost",
+        };
+        let lines: String = (0..self.servers).map(|id| format!("{} 0 0 0\n", host(id))).collect();
+        format!("{}\n{lines}", self.servers)
+    }
 }
 
 /// A running cluster.
@@ -97,9 +116,7 @@ impl Cluster {
         let dir = std::path::absolute(dir)?;
         fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
         let file = dir.join("cluster.txt");
-        let lines = "localhost 0 0 0\n".repeat(usize::from(setting.servers));
-        fs::write(&file, format!("{}\n{lines}", setting.servers))
-            .with_context(|| format!("write {}", file.display()))?;
+        fs::write(&file, setting.file()).with_context(|| format!("write {}", file.display()))?;
         // The coordinator must be found again at the same ports when it is started again.
         let (clients_port, servers_port) = free_ports()?;
         let shown = |path: &Path| path.display().to_string();

@@ -21,6 +21,20 @@ pub(crate) fn of_group(dir: &Path, placement: Placement, group: GroupId) -> anyh
     Ok(primary)
 }
 
+/// Compares both dumps of every group, one after the other, and returns how many entries there are.
+pub(crate) fn compare_all(dir: &Path, placement: Placement) -> anyhow::Result<u64> {
+    let groups = (0..placement.servers()).map(GroupId);
+    groups.map(|group| Ok(of_group(dir, placement, group)?.entries.len() as u64)).sum()
+}
+
+/// Removes both dumps of every group.
+pub(crate) fn remove_all(dir: &Path, placement: Placement) {
+    let groups = (0..placement.servers()).map(GroupId);
+    groups.flat_map(|group| paths(dir, placement, group)).for_each(|path| {
+        let _ = fs::remove_file(path);
+    });
+}
+
 /// Where primary and secondary of a group that is home leave their dumps.
 fn paths(dir: &Path, placement: Placement, group: GroupId) -> [PathBuf; 2] {
     let after = group.home_secondary(placement.servers());

@@ -16,7 +16,7 @@
 //!     enough        what a run must have done at least
 //!     doubles       what the rounds showed in which two servers died together
 //!     report        the table, and JSON
-//!   measure       the figures of docs/recovery.md
+//!   measure       the figures of docs/recovery.md    sshd: a host of its own for one server
 //! ```
 
 mod abilities;
@@ -41,6 +41,7 @@ mod report;
 mod restored;
 mod round;
 mod run;
+mod sshd;
 mod steps;
 mod strike;
 mod verdict;

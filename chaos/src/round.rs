@@ -91,7 +91,7 @@ impl Round<'_> {
             Aim::One(_) => Vec::new(),
             Aim::Two(double) => vec!["--on-double-fault".into(), double.policy.name().into()],
         };
-        let setting = Setting { servers: self.servers, shards: self.shards, flags };
+        let setting = Setting { flags, ..Setting::plain(self.servers, self.shards) };
         if let Some(network) = self.network {
             network.heal()?;
         }

@@ -23,7 +23,7 @@ use crate::keys::{self, Choice};
 use crate::random::Random;
 
 /// Process numbers of one thread; each end in doubt takes one.
-const NUMBERS_A_THREAD: u32 = 100_000;
+pub(crate) const NUMBERS_A_THREAD: u32 = 100_000;
 /// Keys whose last value is remembered for a compare-and-set.
 const MOST_SEEN: usize = 256;
 /// One value in so many is long enough to travel in fragments.
@@ -241,7 +241,8 @@ impl<'a> Hand<'a> {
     }
 }
 
-fn ending(error: &Error) -> (Kind, Reason) {
+/// How an operation ends that fails.
+pub(crate) fn ending(error: &Error) -> (Kind, Reason) {
     match error {
         Error::InDoubt { .. } => (Kind::Info, Reason::InDoubt),
         Error::Timeout { .. } => (Kind::Info, Reason::Timeout),

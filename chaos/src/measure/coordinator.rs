@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
-use super::{Latencies, STRENGTH, cluster_dir, ms, percentile};
+use super::figures::Figures;
+use super::{Latencies, STRENGTH, cluster_dir, ms, percentile, ratio};
 use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
 use crate::process::{self, Signal};
+
+/// How much longer operations may take without a coordinator.
+const MOST_P99_RATIO: f64 = 1.5;
 
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
@@ -26,8 +28,8 @@ pub(super) fn run(
     args: &CoordinatorArgs,
     programs: &Programs,
     dir: &Path,
-) -> anyhow::Result<Value> {
-    let setting = Setting { servers: args.servers, shards: 1, flags: Vec::new() };
+) -> anyhow::Result<Figures> {
+    let setting = Setting::plain(args.servers, 1);
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
     let load = Load::start(programs, &cluster, None, STRENGTH, 1)?;
     std::thread::sleep(Duration::from_secs(1));
@@ -42,26 +44,26 @@ pub(super) fn run(
     process::signal(cluster.server_pid(1)?, Signal::KILL);
     let recovered = cluster.wait_whole("after a server was killed, under the new coordinator")?;
     let records = load.stop(dir)?;
-    cluster.stop()?;
+    let ended = cluster.stop()?;
+    anyhow::ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
     let usual = Latencies::between(&records, before, killed)?;
     let without = Latencies::between(&records, killed, after)?;
-    let ratio = |one: &[Duration], other: &[Duration]| {
-        let (one, other) = (percentile(one, 99), percentile(other, 99));
-        (one.as_secs_f64() / other.as_secs_f64().max(1e-9) * 100.0).round() / 100.0
-    };
-    Ok(json!({
-        "what": "the coordinator is dead under load",
-        "seconds": args.seconds,
-        "operations_without_it": without.reads.len() + without.writes.len(),
-        "not_answered_without_it": without.unanswered,
-        "not_answered_before": usual.unanswered,
-        "read_p99_ms_before": ms(percentile(&usual.reads, 99)),
-        "read_p99_ms_without_it": ms(percentile(&without.reads, 99)),
-        "read_p99_ratio": ratio(&without.reads, &usual.reads),
-        "write_p99_ms_before": ms(percentile(&usual.writes, 99)),
-        "write_p99_ms_without_it": ms(percentile(&without.writes, 99)),
-        "write_p99_ratio": ratio(&without.writes, &usual.writes),
-        "taken_over_after_the_new_start_ms": ms(taken_over),
-        "two_copies_again_after_a_kill_ms": ms(recovered),
-    }))
+    let mut figures =
+        Figures::of(format!("the coordinator is dead for {} s under load", args.seconds));
+    #[allow(clippy::cast_precision_loss)] // For people.
+    let operations = (without.reads.len() + without.writes.len()) as f64;
+    figures.state("operations without it", operations, "");
+    figures.none("operations that were not answered", usual.unanswered + without.unanswered);
+    for (name, before, now) in [
+        ("GET", &usual.reads, &without.reads),
+        ("PUT, CAS, DELETE", &usual.writes, &without.writes),
+    ] {
+        figures.state(format!("{name}, p99 before"), ms(percentile(before, 99)), "ms");
+        figures.state(format!("{name}, p99 without it"), ms(percentile(now, 99)), "ms");
+        let p99 = ratio(now, before, 99);
+        figures.at_most(format!("{name}, p99 without / before"), p99, "", MOST_P99_RATIO);
+    }
+    figures.state("taken over by a new one after", ms(taken_over), "ms");
+    figures.state("two copies again after a kill under it", ms(recovered), "ms");
+    Ok(figures)
 }

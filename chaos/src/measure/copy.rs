@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
-use super::{Latencies, STRENGTH, bulk, cluster_dir, ms, parse_size, percentile};
+use super::figures::Figures;
+use super::{Latencies, STRENGTH, bulk, cluster_dir, ms, parse_size, percentile, ratio, raw};
 use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
 use crate::process::{self, Signal};
 use crate::steps::{Steps, Told};
+
+/// Target P9: how much longer than before operations may take during the copy.
+const MOST_P99_RATIO: f64 = 2.0;
 
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
@@ -32,8 +34,8 @@ pub(super) struct CopyArgs {
     shards: u16,
 }
 
-pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::Result<Value> {
-    let setting = Setting { servers: args.servers, shards: args.shards, flags: Vec::new() };
+pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::Result<Figures> {
+    let setting = Setting::plain(args.servers, args.shards);
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
     bulk(args.servers, args.data, args.value_bytes).write(&cluster.endpoint(), |_| {})?;
     let load = Load::start(programs, &cluster, None, STRENGTH, 1)?;
@@ -67,26 +69,34 @@ pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let through = Latencies::between(&records, kill, copied)?;
     let longest = through.reads.iter().chain(&through.writes).max().copied().unwrap_or_default();
     let seconds = Duration::from_nanos(u64::try_from(copied - begun).unwrap_or(1)).as_secs_f64();
+    anyhow::ensure!(
+        !during.reads.is_empty(),
+        "the copy was over before anybody read; take more data"
+    );
     #[allow(clippy::cast_precision_loss)] // For people.
     let rate = args.data as f64 / f64::from(1 << 20) / seconds;
-    let of = |latencies: &Latencies| {
-        json!({
-            "read_p50_ms": ms(percentile(&latencies.reads, 50)),
-            "read_p99_ms": ms(percentile(&latencies.reads, 99)),
-            "write_p50_ms": ms(percentile(&latencies.writes, 50)),
-            "write_p99_ms": ms(percentile(&latencies.writes, 99)),
-            "operations": latencies.reads.len() + latencies.writes.len(),
-            "not_answered": latencies.unanswered,
-        })
-    };
-    Ok(json!({
-        "what": "a killed server is filled again under load",
-        "copied_bytes": args.data,
-        "value_bytes": args.value_bytes,
-        "copy_seconds": seconds,
-        "rate_mib_a_second": rate.round(),
-        "before": of(&usual),
-        "during_the_copy": of(&during),
-        "longest_operation_since_the_kill_ms": ms(longest),
-    }))
+    #[allow(clippy::cast_precision_loss)] // For people.
+    let raw = args.data as f64 / f64::from(1 << 20) / raw::stream(args.data)?.as_secs_f64();
+    let mut figures = Figures::of(format!(
+        "a killed server is filled again with {} MiB of {} byte values, under load",
+        args.data >> 20,
+        args.value_bytes
+    ));
+    figures.state("rate of the copy", rate, "MiB/s");
+    figures.state("a raw TCP stream over the loopback, 64 KiB pieces", raw, "MiB/s");
+    figures.state("the copy's share of that", rate / raw * 100.0, "%");
+    for (name, before, now) in
+        [("GET", &usual.reads, &during.reads), ("PUT, CAS, DELETE", &usual.writes, &during.writes)]
+    {
+        for percent in [50, 99] {
+            let (before, now) = (percentile(before, percent), percentile(now, percent));
+            figures.state(format!("{name}, p{percent} before"), ms(before), "ms");
+            figures.state(format!("{name}, p{percent} during"), ms(now), "ms");
+        }
+        let p99 = ratio(now, before, 99);
+        figures.at_most(format!("{name}, p99 during / before"), p99, "", MOST_P99_RATIO);
+    }
+    figures.state("longest operation since the kill", ms(longest), "ms");
+    figures.none("operations that were not answered", usual.unanswered + through.unanswered);
+    Ok(figures)
 }

@@ -3,16 +3,26 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use indicatif::ProgressBar;
 use kv_protocol::Digest;
-use serde_json::{Value, json};
 
+use super::figures::Figures;
 use super::probe::Probe;
-use super::{STRENGTH, bulk, cluster_dir, ms, parse_size, percentile};
+use super::{STRENGTH, aftermath, bulk, cluster_dir, ms, parse_size, percentile};
 use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
 use crate::process::{self, Signal};
 use crate::random::Random;
+use crate::sshd::Sshd;
+
+/// The server that runs behind ssh.
+const REMOTE: u16 = 1;
+/// The targets.
+const KILL_MIDDLE_MS: f64 = 50.0;
+const KILL_WORST_MS: f64 = 250.0;
+const HANG_WORST_MS: f64 = 1_000.0;
 
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,6 +39,9 @@ pub(super) struct FailoverArgs {
     /// Stop the server (SIGSTOP) instead of killing it; it goes on when its keys answer again.
     #[arg(long)]
     hang: bool,
+    /// Server 1 runs behind an sshd that is started for it, and only it is struck.
+    #[arg(long, conflicts_with = "hang")]
+    ssh: bool,
     /// Servers of the ring.
     #[arg(long, default_value_t = 3)]
     servers: u16,
@@ -40,17 +53,35 @@ pub(super) struct FailoverArgs {
     seed: u64,
 }
 
-pub(super) fn run(args: &FailoverArgs, programs: &Programs, dir: &Path) -> anyhow::Result<Value> {
-    let setting = Setting { servers: args.servers, shards: args.shards, flags: Vec::new() };
+pub(super) fn run(
+    args: &FailoverArgs,
+    programs: &Programs,
+    dir: &Path,
+    progress: &ProgressBar,
+) -> anyhow::Result<Figures> {
+    let sshd = match args.ssh {
+        true => Some(Sshd::start(&dir.join("sshd"), &programs.server)?),
+        false => None,
+    };
+    let mut setting = Setting::plain(args.servers, args.shards);
+    if let Some(sshd) = &sshd {
+        setting.flags = sshd.flags();
+        setting.remote = Some((REMOTE, sshd.host().to_owned()));
+    }
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
-    bulk(args.servers, args.data, args.value_bytes).write(&cluster.endpoint(), |_| {})?;
+    let bulk = bulk(args.servers, args.data, args.value_bytes);
+    bulk.write(&cluster.endpoint(), |_| {})?;
     let load = Load::start(programs, &cluster, None, STRENGTH, args.seed)?;
     let mut random = Random::new(args.seed);
     let (mut puts, mut gets, mut whole) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..args.kills {
-        let victim = u16::try_from(random.below(u64::from(args.servers))).expect("a server");
-        let key = key_of(&cluster, victim);
-        let probe = Probe::start(&cluster.endpoint(), &key)?;
+    let mut probed = Vec::new();
+    for number in 0..args.kills {
+        let victim = match sshd {
+            Some(_) => REMOTE,
+            None => u16::try_from(random.below(u64::from(args.servers))).expect("a server"),
+        };
+        let key = key_of(&cluster, victim, number);
+        let probe = Probe::start(&cluster.endpoint(), &key, number)?;
         std::thread::sleep(Duration::from_millis(random.between(100, 400)));
         let pid = cluster.server_pid(victim)?;
         let moment = now_ns();
@@ -60,37 +91,76 @@ pub(super) fn run(args: &FailoverArgs, programs: &Programs, dir: &Path) -> anyho
         process::signal(pid, Signal::CONT);
         let after = |ns: i64| Duration::from_nanos(u64::try_from(ns - moment).unwrap_or(0));
         let [put, get] = found?.map(after);
-        drop(probe);
+        probed.extend(probe.end());
         puts.push(put);
         gets.push(get);
         let asked = after(now_ns());
         whole.push(asked + cluster.wait_whole("after a failover was measured")?);
-        eprintln!("server {victim}: PUT after {} ms, GET after {} ms", ms(put), ms(get));
+        progress.suspend(|| {
+            eprintln!("server {victim}: PUT after {} ms, GET after {} ms", ms(put), ms(get));
+        });
     }
-    drop(load);
-    cluster.stop()?;
     for list in [&mut puts, &mut gets, &mut whole] {
         list.sort_unstable();
     }
-    Ok(json!({
-        "what": if args.hang { "SIGSTOP of a server" } else { "kill -9 of a server" },
-        "times": args.kills,
-        "data_bytes_in_each_server": args.data,
-        "value_bytes": args.value_bytes,
-        "put_p50_ms": ms(percentile(&puts, 50)),
-        "put_worst_ms": ms(percentile(&puts, 100)),
-        "get_p50_ms": ms(percentile(&gets, 50)),
-        "get_worst_ms": ms(percentile(&gets, 100)),
-        "two_copies_again_p50_ms": ms(percentile(&whole, 50)),
-        "two_copies_again_worst_ms": ms(percentile(&whole, 100)),
-    }))
+    let mut figures = Figures::of(args.what());
+    for (name, list) in [("PUT", &puts), ("GET", &gets)] {
+        let (middle, worst) = (ms(percentile(list, 50)), ms(percentile(list, 100)));
+        let (middle_name, worst_name) =
+            (format!("first {name}, p50"), format!("first {name}, worst"));
+        match (args.ssh, args.hang) {
+            (true, _) => {
+                figures.state(middle_name, middle, "ms");
+                figures.state(worst_name, worst, "ms");
+            }
+            (false, true) => {
+                figures.state(middle_name, middle, "ms");
+                figures.at_most(worst_name, worst, "ms", HANG_WORST_MS);
+            }
+            (false, false) => {
+                figures.at_most(middle_name, middle, "ms", KILL_MIDDLE_MS);
+                figures.at_most(worst_name, worst, "ms", KILL_WORST_MS);
+            }
+        }
+    }
+    figures.state("two copies again, p50", ms(percentile(&whole, 50)), "ms");
+    figures.state("two copies again, worst", ms(percentile(&whole, 100)), "ms");
+    let mut records = load.stop(dir)?;
+    records.extend(probed);
+    records.sort_by_key(|record| record.time_ns);
+    let ended = cluster.stop()?;
+    anyhow::ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
+    if let Some(sshd) = &sshd {
+        fetch_dumps(&sshd.remote_dir(), &cluster.dir)?;
+    }
+    aftermath::judge(&cluster, dir, records, bulk, args.data, &mut figures)?;
+    Ok(figures)
 }
 
-/// A key whose home is this server.
-fn key_of(cluster: &Cluster, server: u16) -> String {
+impl FailoverArgs {
+    fn what(&self) -> String {
+        let what = if self.hang { "SIGSTOP" } else { "kill -9" };
+        let whose = if self.ssh { "the server behind ssh" } else { "a server" };
+        let data = self.data >> 20;
+        format!("{what} of {whose}, {} times, {data} MiB in each server", self.kills)
+    }
+}
+
+/// Brings the dumps of the remote server to the others.
+fn fetch_dumps(from: &Path, to: &Path) -> anyhow::Result<()> {
+    for role in ["primary", "secondary"] {
+        let name = format!("server_{REMOTE}.{role}");
+        std::fs::copy(from.join(&name), to.join(&name))
+            .with_context(|| format!("fetch {name} from {}", from.display()))?;
+    }
+    Ok(())
+}
+
+/// A key whose home is this server, another one for each number.
+fn key_of(cluster: &Cluster, server: u16, number: u32) -> String {
     let placement = cluster.placement();
     (0u32..)
-        .map(|number| format!("probe-{number}"))
+        .map(|attempt| format!("probe-{number}-{attempt}"))
         .find(|key| placement.locate(Digest::of(key.as_bytes())).0.0 == server)
         .expect("every group has keys")
 }

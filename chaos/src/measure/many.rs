@@ -4,12 +4,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use serde_json::{Value, json};
 
+use super::figures::Figures;
 use super::{cluster_dir, ms, percentile};
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::process::{self, Signal};
 use crate::random::Random;
+
+/// What an idle server costs stays below this share of a core.
+const IDLE_PERCENT: f64 = 1.0;
 
 /// The command line.
 #[derive(Clone, Debug, clap::Args)]
@@ -25,8 +28,8 @@ pub(super) struct ManyArgs {
     idle: u64,
 }
 
-pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::Result<Value> {
-    let setting = Setting { servers: args.servers, shards: 1, flags: Vec::new() };
+pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::Result<Figures> {
+    let setting = Setting::plain(args.servers, 1);
     let start = Instant::now();
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
     let started = start.elapsed();
@@ -51,24 +54,31 @@ pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let start = Instant::now();
     let ended = cluster.stop()?;
     anyhow::ensure!(ended.success(), "coord ended with {ended}");
-    let mean = |total: f64| (total / f64::from(args.servers) * 100.0).round() / 100.0;
+    let stopped = start.elapsed();
     #[allow(clippy::cast_precision_loss)] // For people.
-    let mib = |bytes: u64| (bytes as f64 / f64::from(1 << 20) * 10.0).round() / 10.0;
-    Ok(json!({
-        "what": "a large ring",
-        "servers": args.servers,
-        "start_ms": ms(started),
-        "idle_cpu_percent_a_server": mean(shares.iter().sum()),
-        "idle_cpu_percent_of_the_busiest": shares.iter().copied().fold(0.0, f64::max),
-        "resident_mib_of_all_servers": mib(resident.iter().sum()),
-        "resident_mib_of_the_largest": mib(resident.iter().copied().max().unwrap_or(0)),
-        "idle_cpu_percent_of_the_coordinator": coordinator.0,
-        "resident_mib_of_the_coordinator": mib(coordinator.1),
-        "kills": args.kills,
-        "two_copies_again_p50_ms": ms(percentile(&whole, 50)),
-        "two_copies_again_worst_ms": ms(percentile(&whole, 100)),
-        "stop_ms": ms(start.elapsed()),
-    }))
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let mean = shares.iter().sum::<f64>() / f64::from(args.servers);
+    let mut figures = Figures::of(format!("a ring of {} servers", args.servers));
+    figures.state("start", ms(started), "ms");
+    figures.below("idle, mean of the servers", mean, "% of a core", IDLE_PERCENT);
+    figures.state(
+        "idle, the busiest server",
+        shares.iter().copied().fold(0.0, f64::max),
+        "% of a core",
+    );
+    figures.state("idle, the coordinator", coordinator.0, "% of a core");
+    figures.state("memory of all servers", mib(resident.iter().sum()), "MiB");
+    figures.state(
+        "memory of the largest server",
+        mib(resident.iter().copied().max().unwrap_or(0)),
+        "MiB",
+    );
+    figures.state("memory of the coordinator", mib(coordinator.1), "MiB");
+    figures.state("kills that were survived", f64::from(args.kills), "");
+    figures.state("two copies again, p50", ms(percentile(&whole, 50)), "ms");
+    figures.state("two copies again, worst", ms(percentile(&whole, 100)), "ms");
+    figures.state("stop, exit code 0, after", ms(stopped), "ms");
+    Ok(figures)
 }
 
 /// Processor time of a process so far, in seconds.

@@ -1,17 +1,23 @@
 //! The figures of docs/recovery.md: each is measured on a cluster of its own, under load.
 //!
 //! ```text
-//!   failover      a server is killed, or stopped: when do its keys answer again?    probe
-//!   copy          a server is killed: how fast is it filled again, and who notices?
+//!   failover      a server is killed, or stopped: when do its keys answer again?    probe, aftermath
+//!   copy          a server is killed: how fast is it filled again, and who notices?    raw
 //!   coordinator   the coordinator is killed: does anybody notice?
 //!   many          a ring of many servers: start, kills, idle cost, stop
+//!   all           all of them
+//!     figures     what was measured beside its targets: a table, and JSON
 //! ```
 
+mod aftermath;
+mod all;
 mod coordinator;
 mod copy;
 mod failover;
+mod figures;
 mod many;
 mod probe;
+mod raw;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -19,12 +25,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use kv_history::{Asked, Kind, Operations, Record};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::bulk::Bulk;
 use crate::cluster::Programs;
 use crate::load::Strength;
+use figures::Figures;
 
 /// The load beside every measurement.
 const STRENGTH: Strength = Strength { workers: 2, threads: 2, rate: 250 };
@@ -50,35 +58,57 @@ enum What {
     Coordinator(coordinator::CoordinatorArgs),
     /// Whether a large ring starts, survives kills and stops, and what it costs when idle.
     Many(many::ManyArgs),
+    /// All of these one after the other, in the sizes that docs/recovery.md tells.
+    All(all::AllArgs),
 }
 
-/// Measures, and prints.
+/// Measures, and prints; true: every target was reached.
 pub(crate) fn run(args: &MeasureArgs, programs: &Programs) -> anyhow::Result<bool> {
+    let progress = progress();
+    let all = match &args.what {
+        What::All(args) => all::run(args, programs, &progress),
+        what => vec![measure(what, programs, &progress)?],
+    };
+    progress.finish_and_clear();
+    let is_reached = all.iter().all(Figures::is_reached);
+    let text = match args.json {
+        true => {
+            let measured: Vec<Value> = all.iter().map(Figures::to_json).collect();
+            json!({ "measured": measured, "reached": is_reached }).to_string()
+        }
+        false => figures::render(&all),
+    };
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(is_reached)
+}
+
+/// One measurement, in a directory of its own, which stays if something went wrong.
+fn measure(what: &What, programs: &Programs, progress: &ProgressBar) -> anyhow::Result<Figures> {
     let dir = tempfile::Builder::new().prefix("kv-measure-").tempdir();
     let dir = dir.context("make a directory for the cluster")?.keep();
-    let measured = match &args.what {
-        What::Failover(args) => failover::run(args, programs, &dir),
+    let measured = match what {
+        What::Failover(args) => failover::run(args, programs, &dir, progress),
         What::Copy(args) => copy::run(args, programs, &dir),
         What::Coordinator(args) => coordinator::run(args, programs, &dir),
         What::Many(args) => many::run(args, programs, &dir),
+        What::All(_) => unreachable!("all of them are taken apart before"),
     };
-    let figures = measured.with_context(|| format!("the logs are in {}", dir.display()))?;
-    let _ = std::fs::remove_dir_all(&dir);
-    let text = match args.json {
-        true => serde_json::to_string(&figures).expect("figures have names"),
-        false => render(&figures),
-    };
-    let _ = writeln!(std::io::stdout(), "{text}");
-    Ok(true)
+    let kept = || format!("the logs are in {}", dir.display());
+    let figures = measured.with_context(kept)?;
+    match figures.is_reached() {
+        true => drop(std::fs::remove_dir_all(&dir)),
+        false => progress.suspend(|| eprintln!("a target was missed; {}", kept())),
+    }
+    Ok(figures)
 }
 
-/// One figure a line.
-fn render(figures: &Value) -> String {
-    let Some(figures) = figures.as_object() else { return figures.to_string() };
-    let width = figures.keys().map(String::len).max().unwrap_or(0);
-    let lines: Vec<String> =
-        figures.iter().map(|(name, value)| format!("{name:width$}  {value}")).collect();
-    lines.join("\n")
+/// A line on a terminal that tells what is measured, and for how long already.
+fn progress() -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}");
+    bar.set_style(style.expect("the template is right"));
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
 }
 
 /// So much data, in values of one length, that each server of a ring holds `bytes` in its two tables.
@@ -95,6 +125,12 @@ fn ms(duration: Duration) -> f64 {
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let last = sorted.len().saturating_sub(1);
     sorted.get((sorted.len() * percent / 100).min(last)).copied().unwrap_or_default()
+}
+
+/// How much longer than others so many of a hundred are.
+fn ratio(sorted: &[Duration], others: &[Duration], percent: usize) -> f64 {
+    let (ours, theirs) = (percentile(sorted, percent), percentile(others, percent));
+    ours.as_secs_f64() / theirs.as_secs_f64().max(1e-9)
 }
 
 /// How long operations took that began between two moments, sorted; and how many were not answered.

@@ -1,5 +1,6 @@
 //! Two clients of one key each, one that writes and one that reads, each with an operation in flight at
-//! almost every moment: who asks for the first success after some moment is told when it came.
+//! almost every moment: who asks for the first success after some moment is told when it came. What they
+//! did is part of the history that is judged at the end.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
@@ -8,14 +9,18 @@ use std::{sync::Arc, thread};
 
 use anyhow::Context as _;
 use kv_client::{Client, Error, OpOptions, Options};
+use kv_history::{Function, Kind, Payload, Reason, Record};
 
 use crate::clock::now_ns;
 use crate::process::wait_for;
+use crate::worker::{NUMBERS_A_THREAD, ending, value_of};
 
 /// Between the end of an operation and the next.
 const PAUSE: Duration = Duration::from_millis(1);
 /// How long a success may be waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The first client's number; those of the load are lower.
+const FIRST_CLIENT: u32 = 1_000;
 /// Nothing is looked for, or nothing was found yet.
 const NONE: i64 = i64::MAX;
 
@@ -32,19 +37,27 @@ struct Shared {
 #[derive(Debug)]
 pub(super) struct Probe {
     shared: Arc<Shared>,
-    hands: Vec<JoinHandle<()>>,
+    hands: Vec<JoinHandle<Vec<Record>>>,
 }
 
 impl Probe {
-    /// Begins to write and read a key. Returns when both have succeeded once.
-    pub(super) fn start(endpoint: &str, key: &str) -> anyhow::Result<Probe> {
+    /// Begins to write and read a key, as the probe of this number. Returns when both have succeeded once.
+    pub(super) fn start(endpoint: &str, key: &str, number: u32) -> anyhow::Result<Probe> {
         let shared = Arc::new(Shared::default());
         let mut probe = Probe { shared: Arc::clone(&shared), hands: Vec::new() };
-        for (which, first) in shared.first.iter().enumerate() {
-            first.store(NONE, Ordering::SeqCst);
-            let client = Client::open(endpoint, Options::default())?;
-            let (shared, key) = (Arc::clone(&shared), key.as_bytes().to_vec());
-            probe.hands.push(thread::spawn(move || work(client, &key, which, &shared)));
+        shared.first.iter().for_each(|first| first.store(NONE, Ordering::SeqCst));
+        for (which, f) in [Function::Write, Function::Read].into_iter().enumerate() {
+            let number = FIRST_CLIENT + number * 2 + u32::from(f == Function::Read);
+            let hand = Hand {
+                client: Client::open(endpoint, Options::default())?,
+                key: key.to_owned(),
+                f,
+                process: number * NUMBERS_A_THREAD,
+                next_value: (u64::from(number) + 1) << 36,
+                records: Vec::new(),
+            };
+            let shared = Arc::clone(&shared);
+            probe.hands.push(thread::spawn(move || hand.work(&shared, which)));
         }
         probe.wait().context("before anything was struck")?;
         Ok(probe)
@@ -64,25 +77,77 @@ impl Probe {
             (!found.contains(&NONE)).then_some(found)
         })
     }
+
+    /// Ends both, and returns what they did.
+    pub(super) fn end(mut self) -> Vec<Record> {
+        self.shared.over.store(true, Ordering::SeqCst);
+        let hands = std::mem::take(&mut self.hands);
+        hands.into_iter().flat_map(|hand| hand.join().expect("a thread does not panic")).collect()
+    }
 }
 
-fn work(mut client: Client, key: &[u8], which: usize, shared: &Shared) {
-    let options = OpOptions::default();
-    while !shared.over.load(Ordering::SeqCst) {
-        let start = now_ns();
-        let done = match which {
-            0 => client.put(key, b"probe", &options).map(drop),
-            _ => match client.get(key, &options) {
-                Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
-                Err(error) => Err(error),
+/// One of the two clients.
+struct Hand {
+    client: Client,
+    key: String,
+    f: Function,
+    process: u32,
+    next_value: u64,
+    records: Vec<Record>,
+}
+
+impl Hand {
+    fn work(mut self, shared: &Shared, which: usize) -> Vec<Record> {
+        while !shared.over.load(Ordering::SeqCst) {
+            let start = now_ns();
+            let is_done = self.act();
+            if is_done && start >= shared.since.load(Ordering::SeqCst) {
+                // Only the first counts.
+                let first = &shared.first[which];
+                let _ = first.compare_exchange(NONE, now_ns(), Ordering::SeqCst, Ordering::SeqCst);
+            }
+            thread::sleep(PAUSE);
+        }
+        self.records
+    }
+
+    /// One operation; whether it was done.
+    fn act(&mut self) -> bool {
+        let (key, options) = (self.key.clone().into_bytes(), OpOptions::default());
+        let asked = Payload::One((self.f == Function::Write).then_some(self.next_value));
+        self.note(Kind::Invoke, asked, None, None);
+        let done = match self.f {
+            Function::Write => {
+                let value = self.next_value.to_le_bytes();
+                self.next_value += 1;
+                self.client
+                    .put(&key, &value, &options)
+                    .map(|written| (asked, Some(written.version)))
+            }
+            _ => match self.client.get(&key, &options) {
+                Err(Error::NotFound { .. }) => Ok((Payload::One(None), None)),
+                read => {
+                    read.map(|read| (Payload::One(Some(value_of(&read.bytes))), Some(read.version)))
+                }
             },
         };
-        if done.is_ok() && start >= shared.since.load(Ordering::SeqCst) {
-            // Only the first counts.
-            let first = &shared.first[which];
-            let _ = first.compare_exchange(NONE, now_ns(), Ordering::SeqCst, Ordering::SeqCst);
+        match done {
+            Ok((value, version)) => {
+                self.note(Kind::Ok, value, version.map(|version| version.0), None);
+                true
+            }
+            Err(error) => {
+                let (kind, reason) = ending(&error);
+                self.note(kind, asked, None, Some(reason));
+                self.process += u32::from(kind == Kind::Info);
+                false
+            }
         }
-        thread::sleep(PAUSE);
+    }
+
+    fn note(&mut self, kind: Kind, value: Payload, version: Option<u64>, error: Option<Reason>) {
+        let (process, f, key, time_ns) = (self.process, self.f, self.key.clone(), now_ns());
+        self.records.push(Record { process, kind, f, key, value, time_ns, version, error });
     }
 }
 

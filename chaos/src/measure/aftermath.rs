@@ -1,0 +1,54 @@
+//! What must hold when a cluster was struck again and again and is stopped at the end.
+
+use std::path::Path;
+
+use anyhow::ensure;
+use kv_history::{Operations, Record};
+
+use super::figures::Figures;
+use crate::bulk::Bulk;
+use crate::cluster::Cluster;
+use crate::restored::Found;
+use crate::verdict::{self, Ends, Remains};
+use crate::{dumps, noticed};
+
+/// With more data in each server only its dumps are compared: to judge keeps all of them in memory.
+const JUDGED_AT_MOST: u64 = 256 << 20;
+
+/// Compares the dumps, judges the history where the data is not too much, and counts what is wrong.
+pub(super) fn judge(
+    cluster: &Cluster,
+    dir: &Path,
+    records: Vec<Record>,
+    bulk: Bulk,
+    data: u64,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let placement = cluster.placement();
+    let operations = Operations::pair(&records)?;
+    let left = noticed::not_carried_through(&operations, placement, &[]);
+    figures.none("operations that were not answered", left.len() as u64);
+    if data > JUDGED_AT_MOST {
+        let compared = dumps::compare_all(&cluster.dir, placement);
+        // They are large, and have told what they can.
+        dumps::remove_all(&cluster.dir, placement);
+        state_entries(compared?, figures);
+        return Ok(());
+    }
+    state_entries(dumps::compare_all(&cluster.dir, placement)?, figures);
+    let remains = Remains::of_whole(&cluster.dir, placement, &[])?;
+    let (restored, age, mut failures) = (Found::new(), cluster.age(), Vec::new());
+    let ends = Ends { remains: &remains, restored: &restored, bulk, age };
+    let counts = verdict::judge(dir, placement, records, ends, &[], &mut failures)?;
+    figures.none("entries of the first data lost or wrong", counts.damaged);
+    figures.none("keys that no register explains", counts.illegal + counts.unknown);
+    figures.none("effects that came twice", counts.twice);
+    let counted = counts.damaged + counts.illegal + counts.unknown + counts.twice;
+    ensure!(counted > 0 || failures.is_empty(), "{}", failures.join("; "));
+    Ok(())
+}
+
+#[allow(clippy::cast_precision_loss)] // For people.
+fn state_entries(entries: u64, figures: &mut Figures) {
+    figures.state("entries equal in both dumps of every group", entries as f64, "");
+}

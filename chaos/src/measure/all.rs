@@ -1,0 +1,73 @@
+//! Every measurement, one after the other.
+
+use clap::Parser;
+use indicatif::ProgressBar;
+
+use super::figures::Figures;
+use super::{What, measure};
+use crate::cluster::Programs;
+
+/// As they are typed after `chaos measure`.
+const ALL: [&str; 7] = [
+    "failover --data 64M --kills 20",
+    "failover --data 2G --kills 20",
+    "failover --hang --data 64M --kills 20",
+    "failover --ssh --data 64M --kills 5",
+    "copy --data 1G",
+    "coordinator --seconds 60",
+    "many --servers 32 --kills 10",
+];
+/// The same so small that they only show whether they work.
+const SMALL: [&str; 7] = [
+    "failover --data 16M --kills 3",
+    "failover --data 300M --kills 1",
+    "failover --hang --data 16M --kills 2",
+    "failover --ssh --data 16M --kills 2",
+    "copy --data 256M --before 3",
+    "coordinator --seconds 5",
+    "many --servers 8 --kills 2 --idle 5",
+];
+
+/// The command line.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct AllArgs {
+    /// So little of each that the figures mean nothing: to see whether the measurements work.
+    #[arg(long)]
+    small: bool,
+}
+
+/// A command line of one measurement.
+#[derive(Debug, Parser)]
+struct Line {
+    #[command(subcommand)]
+    what: What,
+}
+
+/// Runs all. One that fails is a target that was missed; the others follow all the same.
+pub(super) fn run(args: &AllArgs, programs: &Programs, progress: &ProgressBar) -> Vec<Figures> {
+    let lines = if args.small { SMALL } else { ALL };
+    let measured = (1..).zip(lines).map(|(number, line)| {
+        progress.set_message(format!("{number} of {}: chaos measure {line}", lines.len()));
+        parse(line)
+            .and_then(|what| measure(&what, programs, progress))
+            .unwrap_or_else(|error| Figures::failed(line.to_owned(), format!("{error:#}")))
+    });
+    measured.collect()
+}
+
+fn parse(line: &str) -> anyhow::Result<What> {
+    let words = ["measure"].into_iter().chain(line.split(' '));
+    Ok(Line::try_parse_from(words)?.what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_is_a_measurement_that_can_be_typed() {
+        for line in ALL.iter().chain(&SMALL) {
+            assert!(!matches!(parse(line), Err(_) | Ok(What::All(_))), "{line}");
+        }
+    }
+}

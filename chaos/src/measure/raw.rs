@@ -1,0 +1,48 @@
+//! What this machine moves over its loopback when nobody thinks about the bytes: the measure for a copy.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+/// Bytes written at a time.
+const PIECE: usize = 64 << 10;
+
+/// Writes so many bytes into one end of a TCP connection and reads them at the other. Returns how long
+/// that took.
+pub(super) fn stream(bytes: u64) -> anyhow::Result<Duration> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on the loopback")?;
+    let mut sender = TcpStream::connect(listener.local_addr()?).context("connect to oneself")?;
+    let (mut receiver, _) = listener.accept()?;
+    let start = Instant::now();
+    let writer = std::thread::spawn(move || -> std::io::Result<()> {
+        let piece = vec![7; PIECE];
+        let mut left = bytes;
+        while left > 0 {
+            let now = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            sender.write_all(&piece[..now])?;
+            left -= now as u64;
+        }
+        Ok(())
+    });
+    let (mut piece, mut read) = (vec![0; PIECE], 0);
+    while read < bytes {
+        let now = receiver.read(&mut piece).context("read from oneself")?;
+        anyhow::ensure!(now > 0, "the loopback ended after {read} of {bytes} bytes");
+        read += now as u64;
+    }
+    let took = start.elapsed();
+    writer.join().expect("a thread does not panic").context("write to oneself")?;
+    Ok(took)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_arrives() {
+        assert!(stream(3 * PIECE as u64 + 1).unwrap() > Duration::ZERO);
+    }
+}
