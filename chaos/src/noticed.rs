@@ -96,7 +96,8 @@ pub(crate) fn not_carried_through<'a>(
     bad.retain(|(key, operation)| {
         let group = group_of(placement, key);
         !struck.iter().any(|fault| {
-            fault.groups.contains(&group.0)
+            // Faults begin when every group is at home.
+            group.0 == fault.victim
                 && fault.apart_until_ns.is_some_and(|healed| {
                     operation.start < healed && fault.began_ns < end_of(operation)
                 })
@@ -149,7 +150,7 @@ mod tests {
     fn struck(time_ns: i64, group: u16, apart_until_ns: Option<i64>) -> Struck {
         Struck {
             name: String::new(),
-            victim: 0,
+            victim: group,
             time_ns,
             began_ns: time_ns,
             groups: vec![group],
