@@ -54,9 +54,12 @@ sim-holes: ## which rules the simulator misses when they are left out (long)
 sim-exhaustive: ## every state of one group within bounds, then with each rule left out (long)
 	$(CARGO) run --profile sim $(HOLES) --bin sim-exhaustive
 
-chaos: ## faults on real processes under load, every promise checked (long; as root it cuts links too)
+chaos: ## faults on real processes, every promise checked; then all figures (long; as root it cuts links too)
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-chaos --bins
 	$(CARGO) run --release $(LOCKED) -p kv-chaos --bin chaos -- $(CHAOS)
+ifeq ($(filter -h --help,$(CHAOS)),)
+	$(CARGO) run --release $(LOCKED) -p kv-chaos --bin chaos -- measure all
+endif
 
 setup: ## install or name what is missing on this machine
 	@scripts/setup.sh
