@@ -106,6 +106,11 @@ pub(crate) fn not_carried_through<'a>(
     bad
 }
 
+/// Whether nothing at all was done: then nothing was tried either.
+pub(crate) fn is_idle(operations: &Operations) -> bool {
+    !operations.all().any(|(_, operation)| operation.kind == Kind::Ok)
+}
+
 /// Whether an operation got an answer; that a condition does not hold, or a key is absent, is one.
 pub(crate) fn is_served(operation: &Operation) -> bool {
     let is_answer = matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
@@ -196,6 +201,15 @@ mod tests {
             |time_ns, group| was_in_flight(&operations, placement(), &struck(time_ns, group, None));
         assert!(at(10, group) && at(19, group));
         assert!(!at(9, group) && !at(20, group) && !at(15, group + 1));
+    }
+
+    #[test]
+    fn a_round_in_which_nothing_was_acknowledged_is_idle() {
+        let is_idle_after = |kind| {
+            is_idle(&Operations::pair(&[line(1, Kind::Invoke, 1), line(1, kind, 2)]).unwrap())
+        };
+        assert!(is_idle_after(Kind::Fail) && is_idle_after(Kind::Info));
+        assert!(!is_idle_after(Kind::Ok));
     }
 
     /// One write that nobody served, from 10 to 20: whether its client should have been carried through.

@@ -236,6 +236,7 @@ fn tell(number: usize, outcome: &Outcome) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser as _;
 
     #[test]
     fn a_run_has_as_many_faults_as_asked_in_clusters_of_both_sizes() {
@@ -261,5 +262,22 @@ mod tests {
                 assert!(of_size().any(|(_, aim)| is_it(aim)), "{size} {policy:?}");
             }
         }
+    }
+
+    #[test]
+    fn only_whoever_sets_a_time_or_looks_for_one_kind_takes_what_comes() {
+        let demand = |words: &[&str]| {
+            let args = Args::parse_from(["chaos", "--no-cuts"].iter().chain(words));
+            let wanted = Wanted::of(&args, Instant::now(), &mut Vec::new());
+            wanted.demand(&args, &faults::all(false))
+        };
+        let plain = demand(&[]);
+        assert_eq!((plain.faults, plain.kinds.len(), plain.in_flight), (200, 17 + 4, true));
+        assert_eq!(demand(&["--slice"]).faults, 14);
+        let timed = demand(&["--minutes", "1"]);
+        assert_eq!((timed.faults, timed.kinds.len(), timed.in_flight), (1, 0, true));
+        let one = demand(&["--only", "server killed"]);
+        assert_eq!((one.faults, one.kinds.len(), one.in_flight), (200, 0, false));
+        assert_eq!(demand(&["--no-double-faults"]).kinds.len(), 17);
     }
 }

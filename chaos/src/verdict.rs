@@ -204,7 +204,7 @@ pub(crate) fn judge(
     failures.extend(noticed::too_long(struck, &counts.stalls));
     counts.in_flight =
         struck.iter().map(|fault| noticed::was_in_flight(&live, placement, fault)).collect();
-    if counts.ok == 0 {
+    if noticed::is_idle(&live) {
         failures.push("no operation was done in the whole round".into());
     }
     let in_dumps = live.by_key.keys().filter_map(|key| {
