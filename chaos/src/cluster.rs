@@ -15,6 +15,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use kv_protocol::Member;
 use kv_protocol::placement::Placement;
 use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition};
 
@@ -186,6 +187,14 @@ impl Cluster {
         let status = self.status()?;
         let server = status.servers.get(usize::from(id)).context("there is no such server")?;
         server.pid.with_context(|| format!("server {id} has not started"))
+    }
+
+    /// The same, as views name it.
+    pub(crate) fn member(&self, id: u16) -> anyhow::Result<Member> {
+        let status = self.status()?;
+        let server = status.servers.get(usize::from(id)).context("there is no such server")?;
+        let incarnation = server.incarnation.context("a server has not started")?;
+        Ok(Member { server: server.id, incarnation })
     }
 
     /// Waits until every group is home with two copies and nothing is recovered any more, for a good

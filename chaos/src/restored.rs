@@ -44,7 +44,7 @@ pub(crate) fn read_all<'a>(
         let is_lost = lost.contains(&group);
         match client.get(key.as_bytes(), &OpOptions::default()) {
             Err(Error::Lost { .. }) if is_lost => Ok(None),
-            _ if is_lost => bail!("group {group} was lost, and {key:?} is answered all the same"),
+            other if is_lost => bail!("group {group} was lost, and {key:?} is answered: {other:?}"),
             Ok(value) => Ok(Some(Some((value.bytes, value.version.0)))),
             Err(Error::NotFound { .. }) => Ok(Some(None)),
             Err(error) => Err(error).context("read from the restored cluster"),

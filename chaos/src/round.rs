@@ -169,12 +169,12 @@ impl Round<'_> {
     ) -> anyhow::Result<()> {
         let mut random = Random::new(self.seed);
         let mut striker = Striker::new(cluster, &load, self.network, &mut random);
-        let (mut struck, other, in_time) = striker.strike_two(double)?;
+        let (mut struck, killed, in_time) = striker.strike_two(double)?;
         if !in_time {
             struck.name = Fault::Kill.to_string();
         }
         told(&struck);
-        let victim = struck.victim;
+        let [victim, other] = killed.map(|member| member.server.0);
         outcome.struck.push(struck);
         let placement = cluster.placement();
         let mut restored = Found::new();
@@ -186,7 +186,7 @@ impl Round<'_> {
                     "coord ended with 0 although a second server was gone before the first was back"
                 );
                 let records = load.stop(&self.dir)?;
-                let remains = Remains::of_survivors(&self.dir, placement, &[victim, other])?;
+                let remains = Remains::of_survivors(&self.dir, placement, &killed)?;
                 if self.abilities.restore {
                     let keys: BTreeSet<&str> =
                         records.iter().map(|record| &record.key[..]).collect();

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use kv_protocol::Member;
 
 use crate::clock::now_ns;
 use crate::cluster::Cluster;
@@ -114,8 +115,11 @@ impl<'a> Striker<'a> {
                 self.pause(CUT_MS);
                 self.network()?.heal()?;
                 if far == Far::Clients {
-                    self.helpless = cut.elapsed();
                     apart_until_ns = Some(now_ns());
+                    // The kernel sends again after pauses that double, so what was dropped may be on its
+                    // way for as long again; the next fault must not be blamed for it.
+                    std::thread::sleep(cut.elapsed());
+                    self.helpless = cut.elapsed();
                 }
                 time
             }
@@ -162,13 +166,17 @@ impl<'a> Striker<'a> {
         })
     }
 
-    /// Kills a server, and a neighbour of it in a step of the recovery. Returns both places, and whether
+    /// Kills a server, and a neighbour of it in a step of the recovery. Returns both processes, and whether
     /// the recovery was still going on.
-    pub(crate) fn strike_two(&mut self, double: Double) -> anyhow::Result<(Struck, u16, bool)> {
+    pub(crate) fn strike_two(
+        &mut self,
+        double: Double,
+    ) -> anyhow::Result<(Struck, [Member; 2], bool)> {
         let count = self.cluster.setting.servers;
         let victim = u16::try_from(self.random.below(u64::from(count))).expect("a server");
         let other = if double.next { victim + 1 } else { victim + count - 1 } % count;
         let (pid, other_pid) = (self.cluster.server_pid(victim)?, self.cluster.server_pid(other)?);
+        let killed = [self.cluster.member(victim)?, self.cluster.member(other)?];
         let groups = self.groups_of(victim);
         self.steps.news();
         let time_ns = self.hit(&groups, pid, Signal::KILL);
@@ -177,7 +185,7 @@ impl<'a> Striker<'a> {
         let name = double.to_string();
         let (began_ns, limit, apart_until_ns) = (time_ns, limits::AFTER_DEATH, None);
         let struck = Struck { name, victim, time_ns, began_ns, groups, limit, apart_until_ns };
-        Ok((struck, other, met.is_some()))
+        Ok((struck, killed, met.is_some()))
     }
 
     /// Kills a server, and the process that replaces it in this step. Returns when, and in which step it

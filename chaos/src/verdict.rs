@@ -22,7 +22,7 @@ use kv_core::restore;
 use kv_history::{Effects, Function, Kind, Operations, Payload, Record, corrupted, effects};
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::placement::Placement;
-use kv_protocol::{Digest, GroupId, ShardId};
+use kv_protocol::{Digest, GroupId, Member, ShardId};
 
 use crate::bulk::Bulk;
 use crate::dumps;
@@ -89,22 +89,23 @@ impl Remains {
         Ok(remains)
     }
 
-    /// What a restore would take: of every place the newest dump that counts. `dead` are the places of
-    /// the ring whose processes were killed; every group that the last views leave to another one must
-    /// be there.
+    /// What a restore would take: of every place the newest dump that counts. `dead` are the processes
+    /// that were killed; every group that the last views leave to another one must be there, also to one
+    /// that has replaced one of them.
     pub(crate) fn of_survivors(
         dir: &Path,
         placement: Placement,
-        dead: &[u16],
+        dead: &[Member],
     ) -> anyhow::Result<Remains> {
         let state = dumps::read_state(&dir.join("coordinator.state"))?;
         let mut found: Vec<Dump> = Vec::new();
-        for id in (0..placement.servers()).filter(|id| !dead.contains(id)) {
+        for id in 0..placement.servers() {
             for role in ["primary", "secondary"] {
                 let path = dir.join(format!("server_{id}.{role}"));
                 let holds = state.views.iter().any(|view| {
                     let is_its = |member: Option<kv_protocol::Member>| {
-                        member.is_some_and(|member| member.server.0 == id)
+                        member
+                            .is_some_and(|member| member.server.0 == id && !dead.contains(&member))
                     };
                     let is_group = match role {
                         "primary" => view.group.0 == id,
@@ -127,7 +128,7 @@ impl Remains {
         let mut remains = Remains::default();
         for view in &state.views {
             let holders = [view.primary, view.secondary()];
-            let lives = holders.iter().flatten().any(|member| !dead.contains(&member.server.0));
+            let lives = holders.iter().flatten().any(|member| !dead.contains(member));
             for shard in (0..placement.shards()).map(ShardId) {
                 match plan.source(view.group, shard) {
                     Some(source) => remains.take(&found[source.dump.0], shard, placement),
