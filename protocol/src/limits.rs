@@ -92,7 +92,7 @@ pub const MAX_PENDING_BYTES: usize = 64 << 20;
 /// a live write never waits long behind them.
 pub const COPY_WINDOW_MESSAGES: u64 = 1_024;
 /// Bytes of keys and values of a copy that may be on their way to a candidate.
-pub const COPY_WINDOW_BYTES: usize = 512 << 10;
+pub const COPY_WINDOW_BYTES: usize = 128 << 10;
 
 // --- Time ----------------------------------------------------------------------------------------
 

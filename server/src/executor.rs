@@ -23,6 +23,7 @@ use crate::net::listener::Port;
 use crate::net::tcpstream::Engine;
 use crate::service::{Identity, Service};
 use crate::shard::Shard;
+use crate::slice;
 use crate::stats::Board;
 
 /// Memory that glommio registers for files; no files are used.
@@ -69,6 +70,7 @@ pub(crate) fn start(config: ExecutorConfig) -> Result<ExecutorJoinHandle<()>, Fa
 }
 
 async fn run(config: ExecutorConfig) {
+    slice::shorten();
     let ExecutorConfig { identity, memory_limit, hash_secret, board, map, mailboxes, .. } = config;
     let ExecutorConfig { inbox, listeners, .. } = config;
     let service = Service::new(identity, map, memory_limit, hash_secret, || Box::new(HugePages));

@@ -34,6 +34,7 @@ mod orders;
 mod probe;
 mod service;
 mod shard;
+mod slice;
 mod stats;
 mod supervisor;
 mod watch;

@@ -3,6 +3,8 @@
 //! A process that holds gigabytes in 4 KiB pages takes a tenth of a second a gigabyte to die, and
 //! its successor can take over only after that; in huge pages it is a thirtieth of it.
 
+mod ahead;
+
 use std::ptr::{self, NonNull};
 
 use kv_core::arena::{CHUNK_BYTES_DEFAULT, ChunkSource};
@@ -21,30 +23,7 @@ unsafe impl ChunkSource for HugePages {
     }
 
     fn allocate(&mut self, chunks: usize) -> Option<NonNull<u8>> {
-        let bytes = chunks.checked_mul(CHUNK_BYTES_DEFAULT)?;
-        let padded = bytes.checked_add(CHUNK_BYTES_DEFAULT)?;
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let start = unsafe {
-            mmap_anonymous(ptr::null_mut(), padded, access, MapFlags::PRIVATE).ok()?.cast::<u8>()
-        };
-        let before = start.addr().next_multiple_of(CHUNK_BYTES_DEFAULT) - start.addr();
-        let after = padded - before - bytes;
-        let aligned = start.wrapping_add(before);
-        // SAFETY: both ranges are parts of the mapping just made, outside the part handed out.
-        // Failing to give them back costs address space only.
-        unsafe {
-            if before > 0 {
-                let _ = munmap(start.cast(), before);
-            }
-            if after > 0 {
-                let _ = munmap(aligned.wrapping_add(bytes).cast(), after);
-            }
-        }
-        // SAFETY: the range is mapped; the advice changes no content. It may be refused (huge pages
-        // switched off), and the memory is as good without.
-        let _ = unsafe { madvise(aligned.cast(), bytes, Advice::LinuxHugepage) };
-        NonNull::new(aligned)
+        if chunks == 1 { ahead::take() } else { map(chunks) }
     }
 
     unsafe fn release(&mut self, at: NonNull<u8>, chunks: usize) {
@@ -52,6 +31,34 @@ unsafe impl ChunkSource for HugePages {
         let result = unsafe { munmap(at.as_ptr().cast(), chunks * CHUNK_BYTES_DEFAULT) };
         debug_assert!(result.is_ok(), "chunks that were never mapped were released");
     }
+}
+
+/// Fresh memory for so many chunks, aligned; `None`: the system has no more.
+fn map(chunks: usize) -> Option<NonNull<u8>> {
+    let bytes = chunks.checked_mul(CHUNK_BYTES_DEFAULT)?;
+    let padded = bytes.checked_add(CHUNK_BYTES_DEFAULT)?;
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+    let start = unsafe {
+        mmap_anonymous(ptr::null_mut(), padded, access, MapFlags::PRIVATE).ok()?.cast::<u8>()
+    };
+    let before = start.addr().next_multiple_of(CHUNK_BYTES_DEFAULT) - start.addr();
+    let after = padded - before - bytes;
+    let aligned = start.wrapping_add(before);
+    // SAFETY: both ranges are parts of the mapping just made, outside the part handed out.
+    // Failing to give them back costs address space only.
+    unsafe {
+        if before > 0 {
+            let _ = munmap(start.cast(), before);
+        }
+        if after > 0 {
+            let _ = munmap(aligned.wrapping_add(bytes).cast(), after);
+        }
+    }
+    // SAFETY: the range is mapped; the advice changes no content. It may be refused (huge pages
+    // switched off), and the memory is as good without.
+    let _ = unsafe { madvise(aligned.cast(), bytes, Advice::LinuxHugepage) };
+    NonNull::new(aligned)
 }
 
 #[cfg(test)]

@@ -295,7 +295,7 @@ impl CopyOut {
 /// A batch takes no more of the copy when it is half full: what one session or one entry adds then
 /// fits in any case.
 fn has_enough(batch: &BatchWriter) -> bool {
-    batch.len() >= BATCH_TARGET_BYTES / 2 || batch.count() >= MAX_BATCH_MESSAGES / 2
+    batch.len() >= BATCH_TARGET_BYTES / 4 || batch.count() >= MAX_BATCH_MESSAGES / 2
 }
 
 /// What a copy is made of and under.
