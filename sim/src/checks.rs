@@ -14,9 +14,9 @@ use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::{ClientId, ClusterId, GroupId};
 
 use crate::invariants::{
-    Violation, acked_is_held, copies_agree, keys_are_at_home, lease_before_grace, linearizable,
-    may_serve, memory_is_bounded, numbers_are_unique, once_only, one_server, one_view,
-    taker_has_all, union_is_true, versions_grow,
+    Violation, acked_is_held, copies_agree, dead_are_not_waited_for, keys_are_at_home,
+    lease_before_grace, linearizable, may_serve, memory_is_bounded, numbers_are_unique, once_only,
+    one_server, one_view, taker_has_all, union_is_true, versions_grow,
 };
 use crate::server::Answered;
 use crate::world::World;
@@ -90,6 +90,7 @@ impl Checks {
             memory_is_bounded::check(&hosted.replica, world.config.bounds.memory)?;
             one_server::check(world, place)?;
             lease_before_grace::check(world, place)?;
+            dead_are_not_waited_for::check(world, process, place, &sight)?;
             let version = sight.view.map_or(0, |view| view.version.0);
             if sight.state == ReplicaState::CaughtUp {
                 self.caught_up.insert((process, place), version);

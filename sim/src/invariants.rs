@@ -25,6 +25,7 @@
 //! | 19 | all come home | [`home_again`] |
 //! |  | and serve there | [`served_at_rest`] |
 //! | 20 | holders are spared | [`holders_are_spared`] |
+//! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -37,6 +38,7 @@ use kv_protocol::ids::GroupId;
 pub mod acked_is_held;
 pub mod copies_agree;
 pub mod copy_is_equal;
+pub mod dead_are_not_waited_for;
 pub mod holders_are_spared;
 pub mod home_again;
 pub mod keys_are_at_home;

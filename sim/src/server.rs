@@ -100,6 +100,8 @@ pub struct Shard {
     connections: Vec<(ConnectionNumber, Peer)>,
     /// Those that were ended from here.
     ended: BTreeSet<ConnectionNumber>,
+    /// Processes that it was told are dead.
+    pub told_dead: BTreeSet<Member>,
     identity: Identity,
     published_at: u64,
     batch: BatchWriter,
@@ -129,6 +131,7 @@ impl Shard {
             wake_at: None,
             connections: Vec::new(),
             ended: BTreeSet::new(),
+            told_dead: BTreeSet::new(),
             identity,
             published_at: 0,
             batch: BatchWriter::new(),
@@ -170,6 +173,7 @@ impl Shard {
             Input::Install(order, view, other) => self.install(now, order, view, other, output),
             Input::Probe(order) => output.push(Output::Probed(order)),
             Input::Exited(member) => {
+                self.told_dead.insert(member);
                 for hosted in &mut self.hosted {
                     hosted.replica.on_exited(now, member);
                 }

@@ -229,6 +229,8 @@ impl Replica {
     pub fn on_exited(&mut self, now: Time, member: Member) {
         self.readings.note(now);
         self.proven = Some(member);
+        // No grace is owed to the dead; another death that is proven later takes nothing of that back.
+        self.acked.take_if(|acked| acked.to == member);
         match &mut self.role {
             Role::Primary(primary) => {
                 primary.standing.on_exited(member);

@@ -94,6 +94,19 @@ fn when_the_old_primary_is_removed_the_new_one_waits_out_its_grace() {
 }
 
 #[test]
+fn a_death_that_was_proven_is_not_forgotten_when_another_is() {
+    let mut group = ready_group();
+    assert_eq!(group.replicas[1].inspect().grace, None, "replica 0, which it acked, is dead");
+    // Its own candidate dies before both have heard of the hand-over.
+    group.silent.push(2);
+    group.replicas[1].on_exited(group.now, named(2));
+    group.install(1, handover());
+    group.install(1, view_of(6, 1, Peer::None));
+    assert_eq!(group.state(1), ReplicaState::Active, "nobody lives who could hold a lease of it");
+    assert_eq!(group.get(1, &[7]).value, b"v");
+}
+
+#[test]
 fn when_the_new_primary_dies_the_old_one_takes_the_group_back_with_all_it_had() {
     let mut group = ready_group();
     group.silent.push(2);
