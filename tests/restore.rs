@@ -182,7 +182,10 @@ fn after_a_double_fault_the_command_that_is_told_restores_all_but_what_was_lost(
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert_says(&said, &["these groups: 1.", "--accept-loss"]);
 
-    let dir = cluster.into_dir();
+    let mut plain = Cluster::builder().servers(4).in_dir(cluster.into_dir()).launch();
+    plain.await_any_code(1);
+    assert_says(&plain.coord_errors(), &["left out a table or was broken off", "--restore DIR"]);
+    let dir = plain.into_dir();
     let cluster = Cluster::builder().servers(4).restore(dir).flag("--accept-loss").start();
     let mut client = cluster.open();
     for group in [0, 2, 3] {
@@ -192,6 +195,19 @@ fn after_a_double_fault_the_command_that_is_told_restores_all_but_what_was_lost(
     let got = client.get(&lost[0].0, &now());
     assert!(matches!(got, Err(Error::Lost { .. })), "{got:?}");
     assert_says(&cluster.coord_log(), &["group 1 is LOST"]);
+}
+
+#[test]
+fn starts_that_fail_take_nothing_from_what_can_be_restored() {
+    let pairs = pairs(100);
+    let mut dir = stopped(&pairs);
+    for _ in 0..2 {
+        let said;
+        (said, dir) = refused(Cluster::builder().in_dir(dir).server_binary("/bin/false".into()));
+        assert_says(&said, &["exit status 1"]);
+    }
+    let cluster = Cluster::builder().restore(dir).start();
+    check_all(&mut cluster.open(), &pairs);
 }
 
 #[test]

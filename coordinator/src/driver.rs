@@ -102,11 +102,11 @@ pub(crate) struct Driver {
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let ready = args.ready_fd.map(Ready::take).transpose()?;
     let file = plan::read_file(&args)?;
-    let console = logs::start(&args)?;
     std::fs::create_dir_all(&args.dir).map_err(|error| {
         let dir = args.dir.display();
         Failure::Failed(format!("make the directory {dir}: {error}; check --dir"))
     })?;
+    let console = logs::start(&args)?;
     let _lock = DirectoryLock::take(&args.dir)?;
     let mut reasons = stop::listen(args.daemon)?;
     let (plan, beginning) = tokio::select! {
@@ -218,7 +218,11 @@ async fn main_loop(
         if let Some(mut outcome) = driver.outcome.take() {
             let state = driver.cluster().durable().clone();
             outcome.undumped = written::not_in(&driver.dir, &state, &outcome.undumped).await;
-            return driver.conclude(&outcome);
+            let concluded = driver.conclude(&outcome);
+            if concluded.is_ok() && state.has_served {
+                driver.note_good_end(state);
+            }
+            return concluded;
         }
         if let Some(reason) = driver.outdated.take() {
             return Err(Failure::Failed(reason));
@@ -463,11 +467,28 @@ impl Driver {
         }
     }
 
+    /// Notes that another cluster may follow. Where that fails the next start asks for a word, which is no
+    /// harm.
+    fn note_good_end(&self, state: DurableState) {
+        let record = Record { has_ended_well: true, ..self.record(state) };
+        if let Err(error) = store::store(&self.dir, &record) {
+            self.console.warn(&format!("store the state: {error}"));
+        }
+    }
+
+    fn record(&self, state: DurableState) -> Record {
+        Record {
+            key: self.key,
+            place: self.place.clone(),
+            settings: self.plan.settings.clone(),
+            has_ended_well: false,
+            state,
+        }
+    }
+
     /// Makes the brain's memory durable, however often it takes; nobody is told meanwhile.
     async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
-        let settings = self.plan.settings.clone();
-        let record =
-            Arc::new(Record { key: self.key, place: self.place.clone(), settings, state: *state });
+        let record = Arc::new(self.record(*state));
         loop {
             let (dir, record) = (self.dir.clone(), Arc::clone(&record));
             let stored = tokio::task::spawn_blocking(move || store::store(&dir, &record)).await;

@@ -51,11 +51,11 @@ pub(crate) async fn look(
         end_strays(&record, &ssh).await;
         return Ok(Some(record));
     }
-    if record.state.has_served && !record.state.is_stopping {
+    if record.state.has_served && !record.has_ended_well {
         return Err(Failure::Failed(refusal(&record, &args.dir)));
     }
     end_strays(&record, &ssh).await;
-    store::set_aside(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
+    store::set_aside(&args.dir, &record).map_err(|error| Failure::Failed(error.to_string()))?;
     let dir = args.dir.display();
     console.say(&format!(
         "the cluster {} of the last run is over: its {FILE_NAME} in {dir} is kept as {OLD_NAME}, and a \
@@ -209,10 +209,14 @@ fn refusal(record: &Record, dir: &Path) -> String {
         }
         false => String::new(),
     };
+    let end = match record.state.is_stopping {
+        true => "whose stop left out a table or was broken off",
+        false => "which has served and was not stopped",
+    };
     format!(
-        "{shown} tells of cluster {}, which has served and was not stopped, and none of its processes \
-         lives: what it held is gone from memory; nothing was started.{restore} To go on with an empty \
-         cluster, move the file away: mv {shown} {shown}.lost",
+        "{shown} tells of cluster {}, {end}, and none of its processes lives: what it held is gone from \
+         memory; nothing was started.{restore} To go on with an empty cluster, move the file away: \
+         mv {shown} {shown}.lost",
         record.state.cluster
     )
 }

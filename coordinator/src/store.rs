@@ -46,6 +46,10 @@ pub(crate) struct Record {
     /// What it was started with.
     #[serde(default)]
     pub(crate) settings: Settings,
+    /// The cluster was stopped in order, and every table lies in a dump: nothing is lost if another cluster
+    /// follows.
+    #[serde(default)]
+    pub(crate) has_ended_well: bool,
     /// The brain's memory.
     #[serde(flatten)]
     pub(crate) state: DurableState,
@@ -116,10 +120,14 @@ fn create_private(path: &Path) -> io::Result<File> {
     File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Gives the state of a cluster that is over another name, for good.
-pub(crate) fn set_aside(directory: &Path) -> Result<(), StoreError> {
-    let old = directory.join(OLD_NAME);
-    fs::rename(directory.join(FILE_NAME), &old).map_err(failed("rename to", &old))?;
+/// Gives the state of a cluster that is over another name, for good. One that has never served is not worth
+/// the one before, by which dumps may still be restored.
+pub(crate) fn set_aside(directory: &Path, record: &Record) -> Result<(), StoreError> {
+    let (path, old) = (directory.join(FILE_NAME), directory.join(OLD_NAME));
+    match !record.state.has_served && old.exists() {
+        true => fs::remove_file(&path).map_err(failed("remove", &path))?,
+        false => fs::rename(&path, &old).map_err(failed("rename to", &old))?,
+    }
     sync(directory).map_err(failed("sync the directory of", &old))
 }
 
@@ -282,6 +290,7 @@ pub(crate) mod tests {
                 ],
                 routes: vec![Route { coordinator: local, bind: local, advertise: local }; 3],
             },
+            has_ended_well: false,
             settings: Settings { memory_limit: Some("1G".into()), ..Settings::default() },
             state: DurableState {
                 cluster,
@@ -308,7 +317,12 @@ pub(crate) mod tests {
         assert!(!directory.path().join(format!("{FILE_NAME}.tmp")).exists());
         let metadata = fs::metadata(directory.path().join(FILE_NAME)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "the key is in it");
-        set_aside(directory.path()).unwrap();
+        set_aside(directory.path(), &record(u64::MAX)).unwrap();
+        assert_eq!(load(directory.path()).unwrap(), None);
+        let mut never = record(1);
+        never.state.has_served = false;
+        store(directory.path(), &never).unwrap();
+        set_aside(directory.path(), &never).unwrap();
         assert_eq!(load(directory.path()).unwrap(), None);
         let old = load_file(&directory.path().join(OLD_NAME)).unwrap();
         assert_eq!(old, Some(record(u64::MAX)));

@@ -6,7 +6,7 @@
 #[repr(u8)]
 #[non_exhaustive]
 pub enum ServerExit {
-    /// It was told to stop, and its dumps are whole.
+    /// It was told to stop; whether its dumps are whole, it has reported.
     Stopped = 0,
     /// It stopped without a coordinator's orders, and a dump could not be written.
     NotDumped = 1,

@@ -187,7 +187,11 @@ impl Ssh {
 
     /// Kills a server, and proves that it is gone.
     async fn kill(&self, host: &Host, pid: u32, incarnation: Incarnation) -> Result<(), SshError> {
-        self.run(host, &kill_script(pid, incarnation)).await.map(drop)
+        let said = self.run(host, &kill_script(pid, incarnation)).await?;
+        match said.lines().any(|line| line.trim() == format!("gone {pid}")) {
+            true => Ok(()),
+            false => Err(SshError::Failed(format!("no word on pid {pid}"))),
+        }
     }
 }
 
@@ -291,7 +295,9 @@ fn strays_script(names: &[Incarnation]) -> String {
 fn kill_script(pid: u32, incarnation: Incarnation) -> String {
     let lives = lives(pid, incarnation);
     format!(
-        "n=0\nwhile {lives}; do\n  kill -9 {pid}; n=$((n + 1))\n  [ $n -lt 100 ] || exit 1\n  sleep 0.05\ndone\n"
+        "grep -qs . /proc/self/cmdline || {{ echo \"no /proc or no grep there\" >&2; exit 1; }}\n\
+         n=0\nwhile {lives}; do\n  kill -9 {pid}; n=$((n + 1))\n  [ $n -lt 100 ] || exit 1\n  sleep 0.05\ndone\n\
+         echo gone {pid}\n"
     )
 }
 
