@@ -12,10 +12,12 @@
 #
 # The caller has `set -euo pipefail`.
 
-# A coordinator gives each server 5 s to drain; these only bound what should never happen.
+# A coordinator gives each server 5 s to drain; this only bounds what should never happen.
 start_seconds=120
-readonly STOP_SECONDS=60
-# A server that is told to end by a signal dumps its tables and is gone within 5 s.
+# How often a stop that takes long, because large tables are being dumped, says that it goes on.
+readonly PATIENCE_SECONDS=10
+# A server that is told to end by a signal drains for 5 s at most, then writes its dumps: one that writes
+# nothing for so long hangs.
 readonly LEFTOVER_SECONDS=10
 
 program=${0##*/}
@@ -103,19 +105,22 @@ show_logs() {
     done
 }
 
-# Asks the coordinator to end the cluster, and waits until it has.
+# Asks the coordinator to end the cluster, and waits until it has. It bounds its stop itself, by how much
+# there is to dump; who kills it loses dumps that are being written.
 end_coord() { # <pid>
     kill -TERM "$1" 2>/dev/null || return 0
-    local deadline=$((SECONDS + STOP_SECONDS))
+    local next=$((SECONDS + PATIENCE_SECONDS))
     while alive "$1"; do
-        if ((SECONDS >= deadline)); then
-            say "the coordinator (pid $1) does not end after $STOP_SECONDS s: killing it"
-            kill -KILL "$1" 2>/dev/null || true
-            deadline=$((SECONDS + STOP_SECONDS))
+        if ((SECONDS >= next)); then
+            say "the coordinator (pid $1) is still stopping the cluster; its log tells how far the dumps are"
+            next=$((SECONDS + PATIENCE_SECONDS))
         fi
         sleep 0.05
     done
 }
+
+# What the dumps in DIR amount to by now.
+dumped_bytes() { du -sb --total "$dir"/server_*.primary* "$dir"/server_*.secondary* 2>/dev/null | tail -n 1; }
 
 # Sets leftovers to the processes of the cluster that have outlived its coordinator. Told by the lock,
 # not by name: servers of other clusters run on this machine too.
@@ -131,14 +136,25 @@ find_leftovers() {
 }
 
 # Ends what is left of the cluster after its coordinator, which must be nothing: fails if there was
-# something. Servers dump their tables first.
+# something. Servers dump their tables first. Servers that another coordinator has taken over, which was
+# started by hand, are ended by that one, in order.
 end_leftovers() {
+    local other
+    if ! coord_is_gone && other=$(<"$dir/coord.lock") && [[ $other ]]; then
+        say "another coordinator (pid $other) has taken the cluster over: stopping it"
+        end_coord "$other"
+    fi
     find_leftovers
     ((${#leftovers[@]} > 0)) || return 0
     say "ending what outlived its coordinator: pid ${leftovers[*]} (see $dir/coord.log)"
     kill -TERM "${leftovers[@]}" 2>/dev/null || true
-    local deadline=$((SECONDS + LEFTOVER_SECONDS))
-    while find_leftovers && ((${#leftovers[@]} > 0 && SECONDS < deadline)); do sleep 0.05; done
+    local deadline=$((SECONDS + LEFTOVER_SECONDS)) before='' now
+    while find_leftovers && ((${#leftovers[@]} > 0 && SECONDS < deadline)); do
+        now=$(dumped_bytes) || now=
+        [[ $now == "$before" ]] || deadline=$((SECONDS + LEFTOVER_SECONDS))
+        before=$now
+        sleep 0.1
+    done
     ((${#leftovers[@]} == 0)) || kill -KILL "${leftovers[@]}" 2>/dev/null || true
     return 1
 }
