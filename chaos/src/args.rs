@@ -34,8 +34,8 @@ pub(crate) struct Args {
     pub(crate) servers: Option<u16>,
 
     /// No round begins after so many minutes, and no fault in the round that is under way.
-    #[arg(long)]
-    pub(crate) minutes: Option<f64>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) minutes: Option<u32>,
 
     /// Keep the directories of all rounds here, not only those that failed.
     #[arg(long, value_name = "DIR")]
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Option<String>,
 
-    /// What `make test` runs: two minutes, seed 1, clusters of three, without cuts.
+    /// What `make test` runs: two minutes, seed 1, clusters of three and four, without cuts.
     #[arg(long, conflicts_with_all = ["seed", "faults", "servers", "minutes", "only"])]
     pub(crate) slice: bool,
 

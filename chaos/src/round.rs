@@ -179,6 +179,14 @@ impl Round<'_> {
         let placement = cluster.placement();
         let mut restored = Found::new();
         let (records, remains) = match double.policy {
+            // Nothing but two faults, one after the other.
+            _ if !in_time => {
+                cluster.wait_whole("after a second server was killed when the first was back")?;
+                let records = load.stop(&self.dir)?;
+                let ended = cluster.stop()?;
+                ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
+                (records, Remains::of_whole(&self.dir, placement, &[])?)
+            }
             Policy::Shutdown => {
                 let ended = cluster.await_end().context("after two servers were killed")?;
                 ensure!(
@@ -221,7 +229,7 @@ impl Round<'_> {
         };
         let lost = remains.lost(placement);
         let told = records.iter().filter(|record| record.error == Some(Reason::Lost)).count();
-        outcome.shown = Some(Shown {
+        outcome.shown = in_time.then_some(Shown {
             policy: double.policy,
             restored: restored.len() as u64,
             lost: lost.len() as u64,

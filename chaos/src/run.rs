@@ -120,7 +120,8 @@ impl Wanted {
             return Wanted {
                 seed: 1,
                 faults: SLICE_FAULTS,
-                sizes: vec![3],
+                // Of four, so that some group has nothing to do with two neighbours that die.
+                sizes: vec![3, 4],
                 cuts: false,
                 doubles: true,
                 until: Some(after(SLICE_MINUTES)),
@@ -140,7 +141,7 @@ impl Wanted {
             sizes: args.servers.map_or(vec![3, 5], |servers| vec![servers]),
             cuts,
             doubles: !args.no_double_faults && args.only.is_none(),
-            until: args.minutes.map(after),
+            until: args.minutes.map(|minutes| after(minutes.into())),
         }
     }
 }

@@ -350,7 +350,9 @@ fn check_checker(
     write_history(&path, &copy)?;
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let copy = Operations::pair(&Record::parse_all(&text)?)?;
-    if !copy.judge().iter().any(|(found, _)| *found == key) {
+    let is_rejected =
+        |(found, verdict): &(&str, _)| *found == key && *verdict == kv_history::Verdict::Illegal;
+    if !copy.judge().iter().any(is_rejected) {
         failures.push(format!(
             "the checker accepts a history that cannot be: {}, key {key}",
             path.display()

@@ -20,7 +20,7 @@ pub(super) struct CoordinatorArgs {
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// Servers of the ring.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=32))]
     servers: u16,
 }
 

@@ -34,7 +34,7 @@ pub(super) struct FailoverArgs {
     #[arg(long, default_value_t = 1_024)]
     value_bytes: usize,
     /// How often.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     kills: u32,
     /// Stop the server (SIGSTOP) instead of killing it; it goes on when its keys answer again.
     #[arg(long)]
@@ -43,7 +43,7 @@ pub(super) struct FailoverArgs {
     #[arg(long, conflicts_with = "hang")]
     ssh: bool,
     /// Servers of the ring.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=32))]
     servers: u16,
     /// Shards of each group.
     #[arg(long, default_value_t = 1)]

@@ -18,7 +18,7 @@ const IDLE_PERCENT: f64 = 1.0;
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ManyArgs {
     /// Servers of the ring.
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(3..=64))]
     servers: u16,
     /// Kills, each once all is whole again.
     #[arg(long, default_value_t = 10)]
@@ -61,11 +61,8 @@ pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let mut figures = Figures::of(format!("a ring of {} servers", args.servers));
     figures.state("start", ms(started), "ms");
     figures.below("idle, mean of the servers", mean, "% of a core", IDLE_PERCENT);
-    figures.state(
-        "idle, the busiest server",
-        shares.iter().copied().fold(0.0, f64::max),
-        "% of a core",
-    );
+    let busiest = shares.iter().copied().fold(0.0, f64::max);
+    figures.below("idle, the busiest server", busiest, "% of a core", IDLE_PERCENT);
     figures.state("idle, the coordinator", coordinator.0, "% of a core");
     figures.state("memory of all servers", mib(resident.iter().sum()), "MiB");
     figures.state(
