@@ -7,6 +7,7 @@ use kv_protocol::status::ClusterState;
 use kv_protocol::{Member, View, ViewVersion};
 
 use crate::invariants::Violation;
+use crate::server::Answered;
 use crate::world::World;
 
 /// A view is durable.
@@ -47,15 +48,13 @@ pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result
     }
 }
 
-/// A process of a cluster has answered a request.
-pub fn answered(
-    world: &World,
-    cluster: ClusterId,
-    group: GroupId,
-    status: Status,
-) -> Result<(), Violation> {
+/// A process of a cluster has answered a request. That both holders have a write may be told long after:
+/// the ack lay in the inbox of a primary that stood still while others went on with its group, and lost it.
+pub fn answered(world: &World, cluster: ClusterId, answered: &Answered) -> Result<(), Violation> {
+    let (group, status) = (answered.group, answered.status);
     let is_answer = matches!(status, Status::Ok | Status::NotFound | Status::Conflict);
-    match durable(world, Some(cluster), group).filter(|_| is_answer) {
+    let is_service = is_answer && answered.copies < 2;
+    match durable(world, Some(cluster), group).filter(|_| is_service) {
         Some(view) if is_lost(&view) => {
             Err(Violation::of(group, 17, format_args!("it is LOST, and it answers {status:?}")))
         }

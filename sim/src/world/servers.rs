@@ -72,7 +72,7 @@ impl World {
     fn on_answered(&mut self, process: usize, shard: usize, answered: &Answered) {
         self.counts.acked += u64::from(answered.is_acked());
         let cluster = self.processes[process].cluster;
-        let lost = lost_is_lost::answered(self, cluster, answered.group, answered.status);
+        let lost = lost_is_lost::answered(self, cluster, answered);
         if let Err(violation) = lost {
             self.violation.get_or_insert(violation);
         }
