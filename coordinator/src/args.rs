@@ -114,7 +114,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = parse_orphan_timeout)]
     pub(crate) orphan_timeout: Option<Duration>,
 
-    /// The server's executable on this machine. By default `server` beside this one.
+    /// The server's executable on this machine. By default `server` beside this one (`kv-server` where
+    /// it is installed).
     #[arg(long, value_name = "FILE")]
     pub(crate) server_binary: Option<PathBuf>,
 

@@ -12,6 +12,7 @@
 //! A loopback address stays one: with `--advertise 127.0.0.1` nothing listens elsewhere.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -91,9 +92,10 @@ pub(crate) fn read_file(args: &Args) -> Result<ClusterFile, Failure> {
 pub(crate) fn binary(args: &Args) -> Result<PathBuf, String> {
     let path = match &args.server_binary {
         Some(path) => path.clone(),
-        None => std::env::current_exe()
-            .map_err(|error| format!("find this program's own directory: {error}"))?
-            .with_file_name("server"),
+        None => beside(
+            &std::env::current_exe()
+                .map_err(|error| format!("find this program's own directory: {error}"))?,
+        ),
     };
     let shown = path.display();
     let advice = "build it with `make all`, or give --server-binary";
@@ -105,6 +107,13 @@ pub(crate) fn binary(args: &Args) -> Result<PathBuf, String> {
     rustix::fs::access(&absolute, rustix::fs::Access::EXEC_OK)
         .map_err(|error| format!("the server's executable {shown}: {error}; check its mode"))?;
     Ok(absolute)
+}
+
+/// The server beside this executable, which bears the same prefix: `kv-server` beside `kv-coord`.
+fn beside(coordinator: &Path) -> PathBuf {
+    let name = coordinator.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let prefix = name.strip_suffix("coord").unwrap_or_default();
+    coordinator.with_file_name(format!("{prefix}server"))
 }
 
 impl Plan {
@@ -255,6 +264,17 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_server_bears_the_same_prefix_as_the_coordinator() {
+        for (coordinator, server) in [
+            ("/work/bin/coord", "/work/bin/server"),
+            ("/usr/bin/kv-coord", "/usr/bin/kv-server"),
+            ("/tmp/renamed", "/tmp/server"),
+        ] {
+            assert_eq!(beside(Path::new(coordinator)), Path::new(server));
+        }
     }
 
     fn remote(name: &str) -> Host {
