@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header bench sim sim-holes sim-exhaustive chaos setup clean help
+.PHONY: all run test lint header abi bench sim sim-holes sim-exhaustive chaos setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
@@ -30,7 +30,7 @@ test: lint ## everything that continuous integration runs
 # cargo would also run every unit test again, in the release profile.
 	$(CARGO) bench --workspace $(LOCKED) --bench '*' -- --test
 
-lint: setup ## formatting, clippy, documentation, licences, scripts, the C header
+lint: setup ## formatting, clippy, documentation, licences, scripts, the C header and ABI
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets $(LOCKED) -- -D warnings
 	$(CARGO) clippy $(HOLES) -p kv-core --all-targets -- -D warnings
@@ -38,9 +38,13 @@ lint: setup ## formatting, clippy, documentation, licences, scripts, the C heade
 	$(CARGO) deny --workspace $(LOCKED) check --hide-inclusion-graph licenses bans sources
 	shellcheck --external-sources $(SCRIPTS)
 	scripts/header.sh --check
+	scripts/abi.sh --check
 
 header: ## write include/kvclient.h anew from ffi/
 	scripts/header.sh
+
+abi: ## write ffi/abi/ anew from include/kvclient.h: what linked programs rely on
+	scripts/abi.sh
 
 bench: ## the criterion benchmarks (minutes; results in target/criterion)
 	$(CARGO) bench --workspace $(LOCKED) --bench '*'

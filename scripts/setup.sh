@@ -44,6 +44,14 @@ check_test() {
     # sshd lives in a directory that is on root's PATH alone.
     PATH=$PATH:/usr/sbin has sshd || need_package openssh-server "sshd, for the test of remote servers"
     has ssh || need_package openssh-client "ssh, for the test of remote servers"
+    # What the C library is tested with.
+    has g++ || need_package g++ "a C++ compiler"
+    has nm || need_package binutils "nm and readelf"
+    has pkg-config || need_package pkg-config "pkg-config"
+    has valgrind || need_package valgrind "valgrind"
+    has python3 || need_package python3 "python3, for an example"
+    has abidw || need_package abigail-tools "abidw and abidiff, which see changes of the C interface"
+    [[ -r /usr/include/cmocka.h ]] || need_package libcmocka-dev "cmocka, for the tests in C"
     has cargo-deny || crates+=(cargo-deny)
 }
 

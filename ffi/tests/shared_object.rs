@@ -1,0 +1,44 @@
+//! What the shared library shows to the linker: its exports, and the libraries that it asks for.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where cargo has put the library that belongs to this test: beside it.
+fn library() -> PathBuf {
+    let beside = std::env::current_exe().unwrap().with_file_name("libkvclient.so");
+    assert!(beside.is_file(), "{} was not built", beside.display());
+    beside
+}
+
+fn stdout(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).arg(library()).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program}: {}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_exports_are_those_of_the_list_and_no_other() {
+    let list =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("abi/exports.txt"));
+    let list = list.unwrap();
+    let symbols = stdout("nm", &["-D", "--defined-only"]);
+    let mut exported: Vec<&str> =
+        symbols.lines().filter_map(|line| line.split(' ').nth(2)).collect();
+    exported.sort_unstable();
+    assert_eq!(exported, list.lines().collect::<Vec<_>>(), "`make abi` writes the list anew");
+}
+
+#[test]
+fn it_needs_the_c_library_and_the_unwinder_and_no_other() {
+    let dynamic = stdout("readelf", &["-d"]);
+    let mut needed: Vec<&str> = dynamic
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| line.split(['[', ']']).nth(1))
+        // The dynamic loader, which every program has.
+        .filter(|name| !name.starts_with("ld-linux-"))
+        .collect();
+    needed.sort_unstable();
+    assert_eq!(needed, ["libc.so.6", "libgcc_s.so.1"]);
+}
