@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header abi bench sim sim-holes sim-exhaustive chaos setup clean help
+.PHONY: all run test lint header abi man bench sim sim-holes sim-exhaustive chaos setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
@@ -45,6 +45,9 @@ header: ## write include/kvclient.h anew from ffi/
 
 abi: ## write ffi/abi/ anew from include/kvclient.h: what linked programs rely on
 	scripts/abi.sh
+
+man: ## write docs/man/*.1 anew from what --help says
+	RENEW_MANUAL=1 $(CARGO) test $(LOCKED) --test manual
 
 bench: ## the criterion benchmarks (minutes; results in target/criterion)
 	$(CARGO) bench --workspace $(LOCKED) --bench '*'

@@ -1,0 +1,140 @@
+//! The manual pages in `docs/man/`. Those of the executables are what `--help` says, in the language
+//! of man(7); `make man` writes them anew. The one of the library is written by hand and names every
+//! function.
+
+mod common;
+
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::programs::{CLIENT, COORD, SERVER};
+
+/// Name as installed, executable, what it is.
+const PAGES: [(&str, &str, &str); 3] = [
+    ("kv-coord", COORD, "start, watch and stop a cluster of the key-value store"),
+    ("kv-server", SERVER, "one storage server of the key-value store"),
+    ("kv", CLIENT, "put keys into the key-value store and get them back"),
+];
+
+fn page(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/man").join(name)
+}
+
+/// What the program says of itself under the name that it is installed with.
+#[track_caller]
+fn help(name: &str, program: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(program);
+    command.arg0(name).args(arguments).arg("--help").env("COLUMNS", "100");
+    let output = command.output();
+    let output = output.unwrap_or_else(|error| panic!("run {program}: {error}"));
+    assert!(output.status.success(), "{program} {arguments:?} --help: {}", output.status);
+    String::from_utf8(output.stdout).expect("help in UTF-8")
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::new();
+    for c in text.chars() {
+        let _ = match c {
+            '\\' => write!(escaped, "\\e"),
+            '-' => write!(escaped, "\\-"),
+            '\'' => write!(escaped, "\\(aq"),
+            c if c.is_ascii() => write!(escaped, "{c}"),
+            c => write!(escaped, "\\[u{:04X}]", u32::from(c)),
+        };
+    }
+    escaped
+}
+
+/// Help in the language of man(7). Its lines are headings ("Options:" at the margin), terms (an option
+/// or a number, indented by eight at most) with their text behind two spaces or below, and text.
+fn render(help: &str) -> String {
+    let mut page = String::from(".SH DESCRIPTION\n");
+    let mut in_list = false;
+    for line in help.lines() {
+        let (text, indent) = (line.trim(), line.len() - line.trim_start().len());
+        let is_term = in_list && (1..=8).contains(&indent);
+        if let Some(usage) = line.strip_prefix("Usage: ") {
+            let _ = writeln!(page, ".SH USAGE\n{}", escape(usage));
+        } else if indent == 0 && text.ends_with(':') {
+            in_list = true;
+            let _ = writeln!(page, ".SH {}", escape(&text.trim_end_matches(':').to_uppercase()));
+        } else if is_term {
+            let (term, first) = text.split_once("  ").unwrap_or((text, ""));
+            let _ = writeln!(page, ".TP\n.B {}", escape(term));
+            let first = first.trim();
+            if !first.is_empty() {
+                let _ = writeln!(page, "{}", escape(first));
+            }
+        } else if text.is_empty() {
+            page += if in_list { "" } else { ".PP\n" };
+        } else {
+            // The second line of a usage, a default, and a value's meaning each have a line.
+            let has_own_line = text.starts_with(['[', '-']) || text.starts_with("Possible values:");
+            let stands_alone = has_own_line || (!in_list && indent > 0);
+            let _ = writeln!(page, "{}{}", if stands_alone { ".br\n" } else { "" }, escape(text));
+        }
+    }
+    page
+}
+
+fn rendered(name: &str, program: &str, what: &str) -> String {
+    let title = name.to_uppercase();
+    let version = env!("CARGO_PKG_VERSION");
+    let mut page = format!(
+        ".\\\" Written by `make man` from what --help says; do not edit.\n\
+         .TH {title} 1 \"\" \"ftkv {version}\" \"User Commands\"\n.SH NAME\n{name} \\- {what}\n"
+    );
+    page += &render(&help(name, program, &[]));
+    if program == COORD {
+        let status = render(&help(name, program, &["status"]));
+        page += &status.replace(".SH ", ".SS ").replacen(".SS DESCRIPTION", ".SH STATUS", 1);
+    }
+    let others = ["kv\\-coord (1)", "kv\\-server (1)", "kv (1)", "kvclient (3)"];
+    let own = format!("{} (1)", escape(name));
+    page += ".SH SEE ALSO\n";
+    for other in others.into_iter().filter(|other| *other != own) {
+        let _ = writeln!(page, ".BR {other}");
+    }
+    page
+}
+
+#[test]
+fn the_pages_of_the_executables_are_what_help_says() {
+    for (name, program, what) in PAGES {
+        let (path, page) = (page(&format!("{name}.1")), rendered(name, program, what));
+        if std::env::var_os("RENEW_MANUAL").is_some() {
+            fs::write(&path, &page).expect("write a page");
+        }
+        let kept = fs::read_to_string(&path).unwrap_or_default();
+        assert!(kept == page, "docs/man/{name}.1 is not what --help says: run `make man`\n{page}");
+    }
+}
+
+#[test]
+fn the_page_of_the_library_names_every_function_and_status_and_no_other() {
+    let exports = include_str!("../ffi/abi/exports.txt");
+    let header = include_str!("../include/kvclient.h");
+    let statuses = header.lines().filter_map(|line| line.strip_prefix("#define KVC_"));
+    let statuses = statuses
+        .filter_map(|rest| rest.split_once(' '))
+        .filter(|(_, number)| number.parse::<i32>().is_ok_and(|number| number <= 0))
+        .map(|(name, _)| format!("KVC_{name}"));
+    let mut known: Vec<String> = exports.lines().map(ToOwned::to_owned).chain(statuses).collect();
+    let page = fs::read_to_string(page("kvclient.3")).expect("read the page").replace("\\-", "-");
+    // A function is named with its parentheses, a status begins the entry of a list.
+    let words = page.split(|c: char| !(c.is_ascii_alphanumeric() || "_(".contains(c)));
+    let functions = words
+        .filter_map(|word| word.split_once('(').map(|(name, _)| name))
+        .filter(|name| name.starts_with("kvc_"));
+    let entries = page.lines().filter_map(|line| line.strip_prefix(".B "));
+    let entries = entries.filter(|entry| entry.starts_with("KVC_"));
+    let mut named: Vec<String> = functions.chain(entries).map(ToOwned::to_owned).collect();
+    for names in [&mut known, &mut named] {
+        names.sort_unstable();
+        names.dedup();
+    }
+    assert_eq!(named, known);
+}
