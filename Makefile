@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header abi man bench sim sim-holes sim-exhaustive chaos setup clean help
+.PHONY: all run test lint header abi man install uninstall bench sim sim-holes sim-exhaustive chaos setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
@@ -48,6 +48,12 @@ abi: ## write ffi/abi/ anew from include/kvclient.h: what linked programs rely o
 
 man: ## write docs/man/*.1 anew from what --help says
 	RENEW_MANUAL=1 $(CARGO) test $(LOCKED) --test manual
+
+install: ## executables, C library and manual to PREFIX (/usr/local), below DESTDIR
+	@scripts/install.sh install
+
+uninstall: ## remove what install has put there, with the same PREFIX and DESTDIR
+	@scripts/install.sh uninstall
 
 bench: ## the criterion benchmarks (minutes; results in target/criterion)
 	$(CARGO) bench --workspace $(LOCKED) --bench '*'

@@ -2,73 +2,11 @@
 
 mod common;
 
-use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use common::programs::{self, Ended};
-use common::{Cluster, PATIENCE};
+use common::Cluster;
+use common::workshop::{Workshop, library, root};
 use kv_client::OpOptions;
-
-/// What compiling a small program may take.
-const COMPILE_LIMIT: Duration = Duration::from_secs(60);
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A library that cargo has built for this test, as it builds every dependency: beside it.
-#[track_caller]
-fn library(file: &str) -> PathBuf {
-    let beside = std::env::current_exe().expect("this program's path").with_file_name(file);
-    assert!(beside.is_file(), "{} was not built", beside.display());
-    beside
-}
-
-/// A directory with programs, and the shared library under the name that they ask for at run time.
-struct Workshop(tempfile::TempDir);
-
-impl Workshop {
-    #[track_caller]
-    fn open() -> Workshop {
-        let dir = tempfile::tempdir().expect("make a directory");
-        for name in ["libkvclient.so", "libkvclient.so.1"] {
-            std::os::unix::fs::symlink(library("libkvclient.so"), dir.path().join(name))
-                .expect("make a link");
-        }
-        Workshop(dir)
-    }
-
-    /// Compiles a program, every warning an error, and links it with these words.
-    #[track_caller]
-    fn compile(&self, source: &Path, link: &[&OsStr]) -> PathBuf {
-        let program = self.0.path().join("program");
-        let flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"].map(OsStr::new);
-        let include = root().join("include");
-        let words = flags
-            .into_iter()
-            .chain([OsStr::new("-I"), include.as_os_str(), source.as_os_str()])
-            .chain(link.iter().copied())
-            .chain([OsStr::new("-o"), program.as_os_str()]);
-        programs::run("gcc", words, "", COMPILE_LIMIT).with_code(0);
-        program
-    }
-
-    /// The same with the shared library, found by its name.
-    #[track_caller]
-    fn compile_shared(&self, source: &Path) -> PathBuf {
-        self.compile(source, &["-L".as_ref(), self.0.path().as_os_str(), "-lkvclient".as_ref()])
-    }
-
-    #[track_caller]
-    fn run(&self, program: &Path, endpoint: &str) -> Ended {
-        // Through env, which sets the variable for that program alone.
-        let library_path = format!("LD_LIBRARY_PATH={}", self.0.path().display());
-        let program = program.to_str().expect("a path in UTF-8");
-        programs::run("env", [library_path.as_str(), program, endpoint], "", PATIENCE)
-    }
-}
 
 #[test]
 fn the_example_does_what_its_comments_say_with_the_shared_and_the_static_library() {
@@ -76,14 +14,13 @@ fn the_example_does_what_its_comments_say_with_the_shared_and_the_static_library
     let workshop = Workshop::open();
     let hello = root().join("examples/c/hello.c");
     let archive = library("libkvclient.a");
-    let link: Vec<&OsStr> =
-        vec![archive.as_os_str(), "-lpthread".as_ref(), "-ldl".as_ref(), "-lm".as_ref()];
+    let archive = archive.to_str().expect("a path in UTF-8");
     for shared in [true, false] {
         let program = match shared {
-            true => workshop.compile_shared(&hello),
-            false => workshop.compile(&hello, &link),
+            true => workshop.compile_shared(&hello, &[]),
+            false => workshop.compile(&hello, &[archive, "-lpthread", "-ldl", "-lm"]),
         };
-        let ended = workshop.run(&program, &cluster.endpoint()).with_code(0);
+        let ended = workshop.run(&program, &[&cluster.endpoint()]).with_code(0);
         let lines = ["stored on 2 servers", "read: hello (5 bytes)", "changed", "deleted"]
             .join("\n")
             + "\n";
@@ -98,10 +35,10 @@ fn the_example_does_what_its_comments_say_with_the_shared_and_the_static_library
 #[test]
 fn the_example_says_what_is_wrong_where_there_is_no_cluster() {
     let workshop = Workshop::open();
-    let program = workshop.compile_shared(&root().join("examples/c/hello.c"));
-    let ended = workshop.run(&program, "nonsense").with_code(1);
+    let program = workshop.compile_shared(&root().join("examples/c/hello.c"), &[]);
+    let ended = workshop.run(&program, &["nonsense"]).with_code(1);
     assert!(ended.stderr.contains("KVC_INVALID"), "{}", ended.stderr);
-    let ended = workshop.run(&program, "127.0.0.1:1").with_code(1);
+    let ended = workshop.run(&program, &["127.0.0.1:1"]).with_code(1);
     assert!(ended.stderr.contains("KVC_UNAVAILABLE"), "{}", ended.stderr);
     assert!(ended.stderr.contains("127.0.0.1:1"), "{}", ended.stderr);
 }
@@ -234,10 +171,10 @@ int main(int argc, char **argv)
 fn statuses_binary_values_and_null_arguments_are_as_the_header_says() {
     let cluster = Cluster::builder().shards(2).start();
     let workshop = Workshop::open();
-    let source = workshop.0.path().join("statuses.c");
+    let source = workshop.dir().join("statuses.c");
     fs::write(&source, STATUSES).expect("write a program");
-    let program = workshop.compile_shared(&source);
-    let ended = workshop.run(&program, &cluster.endpoint()).with_code(0);
+    let program = workshop.compile_shared(&source, &[]);
+    let ended = workshop.run(&program, &[&cluster.endpoint()]).with_code(0);
     assert_eq!(ended.stdout, "all as it should be\n");
 
     // Another language sees the same bytes.

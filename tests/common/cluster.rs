@@ -54,7 +54,9 @@ struct Shape {
     flags: Vec<String>,
     in_foreground: bool,
     open_files: Option<u64>,
-    server_binary: PathBuf,
+    /// `None`: the one beside the coordinator.
+    server_binary: Option<PathBuf>,
+    coordinator: PathBuf,
 }
 
 /// What the coordinator wrote to `--ready-fd`.
@@ -119,7 +121,13 @@ impl Builder {
 
     /// Another executable of the servers on this machine.
     pub(crate) fn server_binary(mut self, path: PathBuf) -> Builder {
-        self.shape.server_binary = path;
+        self.shape.server_binary = Some(path);
+        self
+    }
+
+    /// Another coordinator, with the server that it finds itself.
+    pub(crate) fn coordinator(mut self, path: PathBuf) -> Builder {
+        (self.shape.coordinator, self.shape.server_binary) = (path, None);
         self
     }
 
@@ -176,14 +184,16 @@ impl Shape {
             format!("{}\n{}", self.servers, "localhost 0 0 0\n".repeat(self.servers))
         });
         fs::write(&file, text).expect("write the cluster file");
-        let mut command = Command::new(COORD);
+        let mut command = Command::new(&self.coordinator);
         command.args(["-c", "0", "-s", "0"]);
         if self.in_foreground {
             command.stdin(Stdio::piped());
         } else {
             command.arg("--daemon").stdin(Stdio::null());
         }
-        command.arg("--server-binary").arg(&self.server_binary);
+        if let Some(path) = &self.server_binary {
+            command.arg("--server-binary").arg(path);
+        }
         command.args(["--shards", &self.shards.to_string()]);
         command.arg("-C").arg(file).arg("--dir").arg(dir);
         command.arg("-l").arg(dir.join("coord.log"));
@@ -243,7 +253,8 @@ impl Cluster {
             flags: Vec::new(),
             in_foreground: false,
             open_files: None,
-            server_binary: SERVER.into(),
+            server_binary: Some(SERVER.into()),
+            coordinator: COORD.into(),
         };
         Builder { shape, dir }
     }

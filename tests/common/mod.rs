@@ -13,6 +13,7 @@
 //!   random     seeded random numbers
 //!   sshd       an ssh server on a loopback port, with keys that are thrown away
 //!   coordinator  a coordinator that says what a test wants it to say
+//!   workshop   C programs, compiled and run with the library as cargo has built it
 //!   terminal   a program on a pseudo-terminal, and somebody who types
 //! ```
 
@@ -30,6 +31,7 @@ pub(crate) mod raw;
 pub(crate) mod sshd;
 pub(crate) mod terminal;
 pub(crate) mod threads;
+pub(crate) mod workshop;
 
 use std::time::{Duration, Instant};
 

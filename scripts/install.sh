@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Installs the executables, the C library and their manual, or removes them again. From the
+# environment, as `make` hands them on:
+#
+#   PREFIX    where it will be used (/usr/local)
+#   DESTDIR   what PREFIX is below while a package is made (nothing)
+#   BUILT     a directory with coord, server, client, libkvclient.so and libkvclient.a; without it
+#             they are built, or taken from bin/ where there is no cargo (as under sudo)
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+readonly prefix=${PREFIX:-/usr/local}
+readonly root=${DESTDIR-}$prefix
+built=${BUILT:-bin}
+
+# What is installed: its mode, where it comes from, its place below PREFIX.
+list() {
+    cat <<LIST
+755 $built/coord bin/kv-coord
+755 $built/server bin/kv-server
+755 $built/client bin/kv
+755 $built/libkvclient.so lib/libkvclient.so.1
+644 $built/libkvclient.a lib/libkvclient.a
+644 include/kvclient.h include/kvclient.h
+644 docs/man/kv-coord.1 share/man/man1/kv-coord.1
+644 docs/man/kv-server.1 share/man/man1/kv-server.1
+644 docs/man/kv.1 share/man/man1/kv.1
+644 docs/man/kvclient.3 share/man/man3/kvclient.3
+LIST
+}
+readonly link=lib/libkvclient.so pc=lib/pkgconfig/kvclient.pc
+
+install_all() {
+    if [[ ! ${BUILT-} ]] && command -v cargo >/dev/null; then scripts/build.sh library; fi
+    local mode from to version
+    while read -r mode from to; do
+        # What only a debugger reads would be nine tenths of the libraries.
+        install -D -m "$mode" -- "$from" "$root/$to"
+        [[ $to != *.so.1 && $to != *.a ]] || strip --strip-debug -- "$root/$to"
+    done < <(list)
+    ln -sf libkvclient.so.1 "$root/$link"
+    version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+    install -D -m 644 /dev/null "$root/$pc"
+    sed "s|@PREFIX@|$prefix|; s|@VERSION@|$version|" ffi/kvclient.pc.in >"$root/$pc"
+}
+
+uninstall_all() {
+    local to
+    while read -r _ _ to; do rm -f -- "$root/$to"; done < <(list)
+    rm -f -- "$root/$link" "$root/$pc"
+}
+
+case ${1-} in
+install) install_all ;;
+uninstall) uninstall_all ;;
+*) printf 'usage: %s install|uninstall\n' "$0" >&2 && exit 2 ;;
+esac

@@ -1,0 +1,155 @@
+//! What `make install` leaves, and what a C program makes of it.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use common::programs::{self, CLIENT, COORD, Ended, SERVER};
+use common::workshop::{library, root};
+use common::{Cluster, PATIENCE};
+
+/// A directory that a package is made in, with what cargo has built for this test.
+struct Package(tempfile::TempDir);
+
+impl Package {
+    #[track_caller]
+    fn open() -> Package {
+        let package = Package(tempfile::tempdir().expect("make a directory"));
+        let built = package.0.path().join("built");
+        fs::create_dir(&built).expect("make a directory");
+        let [so, archive] = ["libkvclient.so", "libkvclient.a"].map(library);
+        for (name, file) in [("coord", COORD), ("server", SERVER), ("client", CLIENT)]
+            .map(|(name, file)| (name, PathBuf::from(file)))
+            .into_iter()
+            .chain([("libkvclient.so", so), ("libkvclient.a", archive)])
+        {
+            symlink(file, built.join(name)).expect("make a link");
+        }
+        package
+    }
+
+    fn destination(&self) -> PathBuf {
+        self.0.path().join("destination")
+    }
+
+    fn path(&self, installed: &str) -> PathBuf {
+        self.destination().join("opt/kv").join(installed)
+    }
+
+    #[track_caller]
+    fn make(&self, target: &str) {
+        let words = [
+            "-C".to_owned(),
+            root().display().to_string(),
+            target.to_owned(),
+            "PREFIX=/opt/kv".to_owned(),
+            format!("DESTDIR={}", self.destination().display()),
+            format!("BUILT={}", self.0.path().join("built").display()),
+        ];
+        programs::run("make", words, "", PATIENCE).with_code(0);
+    }
+
+    /// All files and links, by their paths below PREFIX.
+    fn files(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        let mut left = vec![self.destination()];
+        while let Some(dir) = left.pop() {
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_type().expect("its type").is_dir() {
+                    left.push(entry.path());
+                } else {
+                    let path = entry.path();
+                    let path = path.strip_prefix(self.path("")).expect("below PREFIX");
+                    found.insert(path.display().to_string());
+                }
+            }
+        }
+        found
+    }
+
+    /// What pkg-config says to compile and link a program with, as words.
+    #[track_caller]
+    fn flags(&self, more: &[&str]) -> Vec<String> {
+        let search = format!("PKG_CONFIG_LIBDIR={}", self.path("lib/pkgconfig").display());
+        // The paths in the file are those of the machine that it will be installed on.
+        let sysroot = format!("PKG_CONFIG_SYSROOT_DIR={}", self.destination().display());
+        let words = [&search, &sysroot, "pkg-config", "--cflags", "--libs", "kvclient"];
+        let words = words.into_iter().chain(more.iter().copied());
+        let ended = programs::run("env", words, "", PATIENCE).with_code(0);
+        ended.stdout.split_whitespace().map(ToOwned::to_owned).collect()
+    }
+
+    /// Compiles the first example in the way its readers will.
+    #[track_caller]
+    fn compile(&self, name: &str, flags: &[String]) -> PathBuf {
+        let program = self.0.path().join(name);
+        let source = root().join("examples/c/hello.c").display().to_string();
+        let output = ["-o".to_owned(), program.display().to_string()];
+        let words = std::iter::once(source).chain(flags.iter().cloned()).chain(output);
+        programs::run("gcc", words, "", PATIENCE).with_code(0);
+        program
+    }
+
+    #[track_caller]
+    fn run(&self, program: &Path, endpoint: &str) -> Ended {
+        let libraries = format!("LD_LIBRARY_PATH={}", self.path("lib").display());
+        let program = program.display().to_string();
+        programs::run("env", [libraries.as_str(), &program, endpoint], "", PATIENCE)
+    }
+}
+
+#[test]
+fn programs_link_with_what_is_installed_and_uninstall_leaves_nothing() {
+    let package = Package::open();
+    package.make("install");
+    let expected = [
+        "bin/kv",
+        "bin/kv-coord",
+        "bin/kv-server",
+        "include/kvclient.h",
+        "lib/libkvclient.a",
+        "lib/libkvclient.so",
+        "lib/libkvclient.so.1",
+        "lib/pkgconfig/kvclient.pc",
+        "share/man/man1/kv-coord.1",
+        "share/man/man1/kv-server.1",
+        "share/man/man1/kv.1",
+        "share/man/man3/kvclient.3",
+    ];
+    assert_eq!(package.files(), expected.map(ToOwned::to_owned).into());
+
+    // The coordinator as installed, with the server that it finds beside itself.
+    let cluster = Cluster::builder().coordinator(package.path("bin/kv-coord")).start();
+    let shared = package.compile("shared", &package.flags(&[]));
+    // Where both lie in one directory the linker takes the shared one, unless it is told otherwise.
+    let mut flags = package.flags(&["--static"]);
+    let word = flags.iter_mut().find(|word| *word == "-lkvclient").expect("the library's name");
+    *word = "-l:libkvclient.a".to_owned();
+    let whole = package.compile("whole", &flags);
+    let needed = programs::run("readelf", ["-d".as_ref(), whole.as_os_str()], "", PATIENCE);
+    assert!(!needed.with_code(0).stdout.contains("kvclient"), "linked with the shared library");
+    for program in [shared, whole] {
+        let ended = package.run(&program, &cluster.endpoint()).with_code(0);
+        assert!(ended.stdout.starts_with("stored on 2 servers\n"), "{ended:?}");
+    }
+    let port = cluster.ready.clients_port.to_string();
+    let kv = package.path("bin/kv").display().to_string();
+    let ended = programs::run(&kv, ["-p", &port], "P \"k\" \"v\"\nV \"k\" \"v\"\n", PATIENCE);
+    assert!(ended.with_code(0).stdout.contains("check passed"));
+    cluster.stop();
+
+    package.make("uninstall");
+    assert_eq!(package.files(), BTreeSet::new());
+}
+
+#[test]
+fn an_installation_over_another_leaves_running_programs_alone() {
+    let package = Package::open();
+    package.make("install");
+    let cluster = Cluster::builder().coordinator(package.path("bin/kv-coord")).start();
+    package.make("install");
+    assert_eq!(cluster.client("P \"k\" \"v\"\n").code, Some(0));
+}
