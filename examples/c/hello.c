@@ -3,8 +3,8 @@
  * nobody else has, and deletes it.
  *
  *   make run                                    (or any cluster; note the coordinator's port)
- *   cargo build --release -p kvclient
- *   cc -std=c99 -Iinclude examples/c/hello.c target/release/libkvclient.a -lpthread -ldl -lm -o hello
+ *   make install                                (or PREFIX=... and PKG_CONFIG_PATH=.../lib/pkgconfig)
+ *   cc -std=c99 hello.c $(pkg-config --cflags --libs kvclient) -o hello
  *   ./hello localhost:PORT
  */
 #include <stdio.h>

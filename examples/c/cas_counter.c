@@ -1,0 +1,94 @@
+/*
+ * cas_counter.c: a counter that many programs increment at once and that is exact all the same. A
+ * write that names the version it was made from is done only if nobody has written since.
+ *
+ *   cc -std=c99 cas_counter.c $(pkg-config --cflags --libs kvclient) -o cas_counter
+ *   ./cas_counter localhost:PORT 100       (run it several times at once)
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <kvclient.h>
+
+static const char NAME[] = "visitors";
+
+static kvc_slice text(const char *string)
+{
+    kvc_slice slice;
+    slice.data = string;
+    slice.len = strlen(string);
+    return slice;
+}
+
+/* Reads the counter and the version that it has; one that does not exist is 0, and has the version
+   KVC_ABSENT. */
+static int read_counter(kvc_client *client, unsigned long *count, uint64_t *version)
+{
+    char digits[32];
+    size_t len;
+    kvc_result entry;
+    int status;
+
+    status = kvc_get_into(client, text(NAME), digits, sizeof digits - 1, &len, NULL, &entry);
+    if (status == KVC_NOT_FOUND) {
+        *count = 0;
+        *version = KVC_ABSENT;
+        return KVC_OK;
+    }
+    if (status != KVC_OK)
+        return status;
+    digits[len] = '\0';
+    *count = strtoul(digits, NULL, 10);
+    *version = entry.version;
+    return KVC_OK;
+}
+
+/* Adds one. KVC_CONFLICT means that somebody else was quicker: read what they wrote, and try again.
+   KVC_IN_DOUBT means that the deadline came before the answer. Whether this one was counted can then
+   not be told from the number, so it is not tried again. */
+static int increment(kvc_client *client, unsigned long *conflicts)
+{
+    kvc_op_options options;
+    unsigned long count;
+    char digits[32];
+    int status;
+
+    memset(&options, 0, sizeof options);
+    options.size = sizeof options;
+    options.timeout_ms = 10000; /* long enough for another server to take over */
+    for (;;) {
+        status = read_counter(client, &count, &options.if_version);
+        if (status != KVC_OK)
+            return status;
+        snprintf(digits, sizeof digits, "%lu", count + 1);
+        status = kvc_put(client, text(NAME), text(digits), &options, NULL);
+        if (status != KVC_CONFLICT)
+            return status;
+        ++*conflicts;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    kvc_client *client = NULL; /* stays so if it cannot be opened */
+    unsigned long count = 0, conflicts = 0;
+    uint64_t version;
+    int status, n;
+
+    if (argc != 3) {
+        fprintf(stderr, "usage: %s HOST:PORT TIMES\n", argv[0]);
+        return 2;
+    }
+    status = kvc_open(argv[1], NULL, &client);
+    for (n = atoi(argv[2]); n > 0 && status == KVC_OK; n--)
+        status = increment(client, &conflicts);
+    if (status == KVC_OK)
+        status = read_counter(client, &count, &version);
+    if (status != KVC_OK)
+        fprintf(stderr, "counting: %s: %s\n", kvc_status_name(status), kvc_last_error());
+    else
+        printf("the counter is %lu now; others were quicker %lu times\n", count, conflicts);
+    kvc_close(client); /* NULL is fine */
+    return status == KVC_OK ? 0 : 1;
+}

@@ -1,0 +1,113 @@
+/*
+ * session_cache.c: a small server with a line protocol that keeps its sessions in the store. Any number
+ * of them may run side by side and none remembers anything itself, so each knows everybody's sessions,
+ * and one that is killed is simply started again.
+ *
+ *   LOGIN <id> <name>   ->  OK, or TAKEN
+ *   WHO <id>            ->  OK <name>, or NOBODY
+ *   LOGOUT <id>         ->  OK, or NOBODY
+ *
+ *   cc -std=c99 session_cache.c $(pkg-config --cflags --libs kvclient) -lpthread -o session_cache
+ *   ./session_cache localhost:PORT        (it prints the port that it listens on)
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <kvclient.h>
+
+static kvc_client *store; /* one handle for all threads */
+
+static kvc_slice text(const char *string)
+{
+    kvc_slice slice;
+    slice.data = string;
+    slice.len = strlen(string);
+    return slice;
+}
+
+/* Answers one line. A request of a user must not wait for ever: half a second, and then it is told so.
+   Only an outage is an error here; the other statuses are answers. */
+static void answer(FILE *to, const char *command, const char *id, const char *name)
+{
+    kvc_op_options options = {sizeof(kvc_op_options), 500, 0};
+    char key[80];
+    kvc_buf found;
+    int status = KVC_INVALID;
+
+    snprintf(key, sizeof key, "session/%s", id);
+    if (strcmp(command, "LOGIN") == 0 && *name != '\0') {
+        options.if_version = KVC_ABSENT; /* never takes over somebody's session */
+        status = kvc_put(store, text(key), text(name), &options, NULL);
+    } else if (strcmp(command, "WHO") == 0) {
+        status = kvc_get(store, text(key), &options, &found);
+        if (status == KVC_OK) {
+            fprintf(to, "OK %.*s\n", (int)found.len, (const char *)found.data);
+            kvc_buf_free(&found);
+            return;
+        }
+    } else if (strcmp(command, "LOGOUT") == 0) {
+        status = kvc_delete(store, text(key), &options, NULL);
+    } else {
+        fprintf(to, "WHAT?\n");
+        return;
+    }
+    switch (status) {
+    case KVC_OK: fprintf(to, "OK\n"); break;
+    case KVC_CONFLICT: fprintf(to, "TAKEN\n"); break;
+    case KVC_NOT_FOUND: fprintf(to, "NOBODY\n"); break;
+    default: fprintf(to, "SORRY %s\n", kvc_last_error()); break;
+    }
+}
+
+/* A thread for each connection; the library has none of its own. */
+static void *serve(void *argument)
+{
+    FILE *stream = argument;
+    char line[256], command[16], id[64], name[128];
+
+    while (fgets(line, sizeof line, stream) != NULL) {
+        *command = *id = *name = '\0';
+        sscanf(line, "%15s %63s %127s", command, id, name);
+        fseek(stream, 0, SEEK_CUR); /* from reading to writing */
+        answer(stream, command, id, name);
+        fflush(stream);
+    }
+    fclose(stream);
+    return NULL;
+}
+
+int main(int argc, char **argv)
+{
+    struct sockaddr_in address = {0};
+    socklen_t size = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    pthread_t thread;
+
+    if (argc != 2 || kvc_open(argv[1], NULL, &store) != KVC_OK) {
+        fprintf(stderr, "usage: %s HOST:PORT; %s\n", argv[0], kvc_last_error());
+        return 2;
+    }
+    signal(SIGPIPE, SIG_IGN); /* for our own sockets; the library raises none */
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 64) != 0 ||
+        getsockname(listener, (struct sockaddr *)&address, &size) != 0) {
+        perror("listening");
+        return 1;
+    }
+    printf("listening on port %d\n", ntohs(address.sin_port));
+    fflush(stdout);
+    for (;;) {
+        int connection = accept(listener, NULL, NULL);
+        FILE *stream = connection < 0 ? NULL : fdopen(connection, "r+");
+        if (stream != NULL && pthread_create(&thread, NULL, serve, stream) == 0)
+            pthread_detach(thread);
+    }
+}

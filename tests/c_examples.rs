@@ -1,0 +1,122 @@
+//! The examples for C and Python programmers do what their comments say, against a real cluster.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
+use common::workshop::{Workshop, root};
+use common::{Cluster, PATIENCE, programs};
+
+#[track_caller]
+fn compile(workshop: &Workshop, name: &str) -> std::path::PathBuf {
+    workshop.compile_shared(&root().join("examples/c").join(name), &["-lpthread"])
+}
+
+#[test]
+fn eight_threads_share_a_handle() {
+    let (cluster, workshop) = (Cluster::builder().shards(2).start(), Workshop::open());
+    let program = compile(&workshop, "threads.c");
+    let ended = workshop.run(&program, &[&cluster.endpoint()]).with_code(0);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("800 of 800 keys\n", ""));
+    assert!(cluster.stop().entries().is_empty());
+}
+
+#[test]
+fn a_counter_that_four_programs_increment_at_once_is_exact() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "cas_counter.c");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| workshop.run(&program, &[&cluster.endpoint(), "50"]).with_code(0));
+        }
+    });
+    let ended = workshop.run(&program, &[&cluster.endpoint(), "0"]).with_code(0);
+    assert!(ended.stdout.starts_with("the counter is 200 now"), "{ended:?}");
+}
+
+/// A session cache that is killed when its test ends.
+struct Cache {
+    program: Child,
+    port: u16,
+}
+
+impl Cache {
+    #[track_caller]
+    fn start(workshop: &Workshop, program: &std::path::Path, endpoint: &str) -> Cache {
+        let mut program = Command::new(program)
+            .arg(endpoint)
+            .env("LD_LIBRARY_PATH", workshop.dir())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start the session cache");
+        let mut line = String::new();
+        let stdout = program.stdout.take().expect("stdout is a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("read its first line");
+        let port = line.trim().strip_prefix("listening on port ").map(str::parse);
+        Cache { program, port: port.expect("a port").expect("a number") }
+    }
+
+    /// Says these lines on a connection of their own, and returns as many answers.
+    #[track_caller]
+    fn ask(&self, lines: &[&str]) -> Vec<String> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connect");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+        let mut answers = BufReader::new(&stream).lines();
+        let mut ask = |line: &&str| {
+            writeln!(&stream, "{line}").expect("write a line");
+            answers.next().expect("an answer").expect("a line")
+        };
+        lines.iter().map(&mut ask).collect()
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+#[test]
+fn two_session_caches_know_the_same_sessions_and_outlive_a_server() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "session_cache.c");
+    let [first, second] = [(), ()].map(|()| Cache::start(&workshop, &program, &cluster.endpoint()));
+    let said = ["LOGIN 17 ada", "WHO 17", "LOGIN 17 eve", "WHO 18", "LOGOUT 18", "nonsense"];
+    assert_eq!(first.ask(&said), ["OK", "OK ada", "TAKEN", "NOBODY", "NOBODY", "WHAT?"]);
+    assert_eq!(second.ask(&["WHO 17"]), ["OK ada"]);
+    common::process::signal(cluster.server_pid(0), common::process::Signal::KILL);
+    // Half a second may not be enough for another server to take over, and then it is said so.
+    common::wait_until("the session to be read again", PATIENCE, || {
+        let answers = second.ask(&["WHO 17"]);
+        assert!(answers[0] == "OK ada" || answers[0].starts_with("SORRY "), "{answers:?}");
+        answers[0] == "OK ada"
+    });
+    common::wait_until("the session to be ended", PATIENCE, || {
+        !first.ask(&["LOGOUT 17"])[0].starts_with("SORRY ")
+    });
+    assert_eq!(second.ask(&["WHO 17"]), ["NOBODY"]);
+}
+
+#[test]
+fn python_stores_any_bytes_without_a_compiler() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let library = format!("KVCLIENT={}", workshop.dir().join("libkvclient.so.1").display());
+    let script = root().join("examples/python/kv.py").display().to_string();
+    let words = [library.as_str(), "python3", &script, &cluster.endpoint()];
+    let ended = programs::run("env", words, "", PATIENCE).with_code(0);
+    assert_eq!(ended.stdout, "stored on 2 servers\nread: b'any\\x00bytes'\ndeleted: None\n");
+}
+
+#[test]
+fn an_example_is_short_enough_to_be_read_at_once() {
+    for (dir, most) in [("examples/c", 120), ("examples/python", 60)] {
+        for file in fs::read_dir(root().join(dir)).expect("the examples").flatten() {
+            let lines = fs::read_to_string(file.path()).expect("a text").lines().count();
+            assert!(lines <= most, "{} has {lines} lines", file.path().display());
+        }
+    }
+}
