@@ -1,0 +1,176 @@
+/* What a program sees while servers are killed: failover ENDPOINT SERVER-PID SERVER-PID SERVER-PID. The
+   cluster goes on without what is lost (isolate). */
+#include "suite.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#define WRITERS 16
+#define MOST_WRITES 4000
+/* Long enough for another server to take over, so that nothing is left in doubt. */
+#define DEADLINE_MS 20000
+#define PATIENCE_MS 60000
+
+static pid_t servers[3];
+static kvc_client *client;
+
+struct writer {
+    pthread_t thread;
+    int number;
+    atomic_int written;       /* keys that were reported OK: 0 to written - 1 */
+    int counted;              /* increments of the shared counter that were reported OK */
+    const char *wrong;        /* what went wrong, if anything */
+};
+
+static struct writer writers[WRITERS];
+static atomic_bool is_over;
+
+static const char *timed_put(kvc_slice key, kvc_slice value, const kvc_op_options *options, int *status)
+{
+    const int64_t start = now_ms();
+
+    *status = kvc_put(client, key, value, options, NULL);
+    return now_ms() - start > options->timeout_ms + SLACK_MS ? "a call outlasted its deadline" : NULL;
+}
+
+/* Adds one to a counter that all writers share, by compare-and-set. */
+static const char *increment(struct writer *writer)
+{
+    kvc_op_options options = within(DEADLINE_MS);
+    const char *wrong = NULL;
+    int status = KVC_CONFLICT;
+
+    while (status == KVC_CONFLICT && wrong == NULL) {
+        int64_t count = 0;
+        size_t len;
+        kvc_result entry;
+        status = kvc_get_into(client, text("count"), &count, sizeof count, &len, &options, &entry);
+        if (status != KVC_OK && status != KVC_NOT_FOUND)
+            return "the counter cannot be read";
+        options.if_version = status == KVC_OK ? entry.version : KVC_ABSENT;
+        count++;
+        wrong = timed_put(text("count"), bytes(&count, sizeof count), &options, &status);
+    }
+    if (status == KVC_OK)
+        writer->counted++;
+    else if (wrong == NULL)
+        wrong = kvc_status_name(status);
+    return wrong;
+}
+
+static void *write_on(void *argument)
+{
+    const kvc_op_options options = within(DEADLINE_MS);
+    struct writer *writer = argument;
+    char key[32];
+    int status;
+
+    while (!atomic_load(&is_over) && writer->wrong == NULL && writer->written < MOST_WRITES) {
+        snprintf(key, sizeof key, "%d/%d", writer->number, writer->written);
+        writer->wrong = timed_put(text(key), text(key), &options, &status);
+        if (status == KVC_OK)
+            writer->written++;
+        else
+            writer->wrong = kvc_status_name(status);
+        if (writer->written % 20 == 0 && writer->wrong == NULL)
+            writer->wrong = increment(writer);
+    }
+    return NULL;
+}
+
+/* Waits until each writer has written `more` keys beyond those that it had. */
+static void await_writes(const int *had, int more)
+{
+    const int64_t start = now_ms();
+    int n;
+
+    for (n = 0; n < WRITERS; n++) {
+        while (writers[n].written < had[n] + more && writers[n].wrong == NULL) {
+            assert_true(now_ms() - start < PATIENCE_MS);
+            look_again_soon();
+        }
+        if (writers[n].wrong != NULL)
+            fail_msg("writer %d: %s", n, writers[n].wrong);
+    }
+}
+
+static void a_killed_server_costs_no_write_and_no_deadline(void **state)
+{
+    int had[WRITERS] = {0}, n, key_number, counted = 0;
+    int64_t count = 0;
+    char key[32], room[32];
+    size_t len;
+
+    (void)state;
+    for (n = 0; n < WRITERS; n++) {
+        writers[n].number = n;
+        assert_int_equal(pthread_create(&writers[n].thread, NULL, write_on, &writers[n]), 0);
+    }
+    await_writes(had, 50);
+    kill(servers[0], SIGKILL);
+    for (n = 0; n < WRITERS; n++)
+        had[n] = writers[n].written;
+    await_writes(had, 50);
+    atomic_store(&is_over, true);
+    for (n = 0; n < WRITERS; n++) {
+        pthread_join(writers[n].thread, NULL);
+        assert_null(writers[n].wrong);
+        counted += writers[n].counted;
+    }
+    for (n = 0; n < WRITERS; n++) {
+        for (key_number = 0; key_number < writers[n].written; key_number++) {
+            snprintf(key, sizeof key, "%d/%d", n, key_number);
+            assert_status(kvc_get_into(client, text(key), room, sizeof room, &len, NULL, NULL), KVC_OK);
+            assert_memory_equal(room, key, len);
+        }
+    }
+    assert_status(kvc_get_into(client, text("count"), &count, sizeof count, &len, NULL, NULL), KVC_OK);
+    assert_int_equal(count, counted);
+}
+
+/* Both holders of one group die at once, and some of the keys are its own. */
+static void what_both_holders_had_is_lost_and_the_rest_is_served(void **state)
+{
+    const int64_t start = now_ms();
+    int lost = 0, served = 0, n;
+
+    (void)state;
+    kill(servers[1], SIGKILL);
+    kill(servers[2], SIGKILL);
+    while (lost == 0 || served == 0) {
+        const kvc_op_options options = within(500);
+        char key[32];
+        kvc_buf got;
+        assert_true(now_ms() - start < PATIENCE_MS);
+        lost = served = 0;
+        for (n = 0; n < WRITERS; n++) {
+            snprintf(key, sizeof key, "%d/0", n);
+            switch (kvc_get(client, text(key), &options, &got)) {
+            case KVC_OK: served++; kvc_buf_free(&got); break;
+            case KVC_LOST: lost++; break;
+            case KVC_TIMEOUT: case KVC_UNAVAILABLE: break; /* not yet decided */
+            default: fail_msg("%s: %s", key, kvc_last_error());
+            }
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_killed_server_costs_no_write_and_no_deadline),
+        cmocka_unit_test(what_both_holders_had_is_lost_and_the_rest_is_served),
+    };
+    int n, failed;
+
+    if (argc != 5)
+        return 2;
+    for (n = 0; n < 3; n++)
+        servers[n] = atoi(argv[2 + n]);
+    client = open_client(argv[1], NULL);
+    failed = cmocka_run_group_tests(tests, NULL, NULL);
+    kvc_close(client);
+    return failed;
+}

@@ -1,0 +1,72 @@
+/* The library is loaded and let go of a hundred times: descriptors and memory stay as they were. Not
+   linked with it. */
+#include "suite.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <malloc.h>
+
+static const char *endpoint;
+
+static int descriptors(void)
+{
+    DIR *directory = opendir("/proc/self/fd");
+    int count = 0;
+
+    while (readdir(directory) != NULL)
+        count++;
+    closedir(directory);
+    return count;
+}
+
+/* A function of the library by its name; ISO C knows no conversion from data to functions. */
+#define FIND(library, name, pointer)                                                              \
+    do {                                                                                          \
+        void *found_ = dlsym(library, name);                                                      \
+        assert_non_null(found_);                                                                  \
+        memcpy(&pointer, &found_, sizeof pointer);                                                \
+    } while (0)
+
+static void use_once(void)
+{
+    void *library = dlopen("libkvclient.so.1", RTLD_NOW | RTLD_LOCAL);
+    int (*open_handle)(const char *, const kvc_options *, kvc_client **);
+    int (*put)(kvc_client *, kvc_slice, kvc_slice, const kvc_op_options *, kvc_result *);
+    int (*close_handle)(kvc_client *);
+    kvc_client *client = NULL;
+
+    if (library == NULL)
+        fail_msg("dlopen: %s", dlerror());
+    FIND(library, "kvc_open", open_handle);
+    FIND(library, "kvc_put", put);
+    FIND(library, "kvc_close", close_handle);
+    assert_int_equal(open_handle(endpoint, NULL, &client), KVC_OK);
+    assert_int_equal(put(client, text("loaded"), text("again"), NULL, NULL), KVC_OK);
+    assert_int_equal(close_handle(client), KVC_OK);
+    assert_int_equal(dlclose(library), 0);
+}
+
+static void loading_a_hundred_times_leaves_nothing(void **state)
+{
+    int n, before;
+    size_t memory;
+
+    (void)state;
+    /* What stays is there after the first times: the library itself (nodelete), and what libc keeps. */
+    for (n = 0; n < 3; n++)
+        use_once();
+    before = descriptors();
+    memory = mallinfo2().uordblks;
+    for (n = 0; n < 100; n++)
+        use_once();
+    assert_int_equal(descriptors(), before);
+    assert_int_equal(mallinfo2().uordblks, memory);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(loading_a_hundred_times_leaves_nothing)};
+
+    endpoint = argc == 2 ? argv[1] : "";
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

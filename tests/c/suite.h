@@ -1,0 +1,72 @@
+/* What the tests in C share. Each is a program of its own that a test in Rust starts with the
+   cluster's endpoint and the pids that it may stop or kill. */
+#ifndef SUITE_H
+#define SUITE_H
+
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include <kvclient.h>
+
+#define MIB ((size_t)1 << 20)
+/* What a call may take beyond its deadline, on a machine that is busy. */
+#define SLACK_MS 1000
+
+static inline kvc_slice bytes(const void *data, size_t len)
+{
+    kvc_slice slice = {data, len};
+    return slice;
+}
+
+static inline kvc_slice text(const char *string)
+{
+    return bytes(string, strlen(string));
+}
+
+static inline kvc_op_options within(uint32_t timeout_ms)
+{
+    kvc_op_options options = {sizeof(kvc_op_options), timeout_ms, 0};
+    return options;
+}
+
+static inline kvc_client *open_client(const char *endpoint, const kvc_options *options)
+{
+    kvc_client *client = NULL;
+    if (kvc_open(endpoint, options, &client) != KVC_OK)
+        fail_msg("kvc_open: %s", kvc_last_error());
+    return client;
+}
+
+static inline int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Between two looks at something that is waited for. */
+static inline void look_again_soon(void)
+{
+    struct timespec pause = {0, 5000000};
+    nanosleep(&pause, NULL);
+}
+
+/* A status by its name, so that a failure can be read. */
+#define assert_status(call, status)                                                              \
+    do {                                                                                         \
+        const int got_ = (call);                                                                 \
+        if (got_ != (status))                                                                    \
+            fail_msg("%s is %s, not %s (%s)", #call, kvc_status_name(got_),                      \
+                     kvc_status_name(status), kvc_last_error());                                 \
+    } while (0)
+
+#endif

@@ -1,0 +1,108 @@
+//! The tests in C (`tests/c/`, with cmocka) against real clusters: as they are, with the sanitizers of
+//! the compiler, and under valgrind.
+
+mod common;
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use common::Cluster;
+use common::workshop::{Workshop, root};
+
+/// How a program is built and run.
+struct Manner {
+    flags: &'static [&'static str],
+    tool: &'static [&'static str],
+}
+
+/// Without libc's caches of freed memory, which would count as memory in use.
+const PLAIN: Manner =
+    Manner { flags: &["-O2"], tool: &["GLIBC_TUNABLES=glibc.malloc.tcache_count=0"] };
+/// A report of either sanitizer ends the program with a failure; leaks are looked for at its end.
+const SANITIZED: Manner = Manner {
+    flags: &["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    tool: &["ASAN_OPTIONS=detect_stack_use_after_return=1"],
+};
+const VALGRIND: Manner = Manner {
+    flags: &["-g", "-O1"],
+    tool: &[
+        "valgrind",
+        "--quiet",
+        "--error-exitcode=99",
+        "--leak-check=full",
+        "--show-leak-kinds=definite,indirect,possible",
+        "--errors-for-leak-kinds=definite,indirect,possible",
+        // One thread at a time runs under valgrind; without turns, one could starve the others.
+        "--fair-sched=yes",
+    ],
+};
+
+/// Compiles a test of `tests/c/` and runs it to its end, which must be a good one.
+#[track_caller]
+fn check(name: &str, manner: &Manner, arguments: &[String]) {
+    let workshop = Workshop::open();
+    let source: PathBuf = root().join("tests/c").join(name);
+    let mut words = vec!["-std=c11", "-D_GNU_SOURCE", "-lcmocka", "-lpthread"];
+    words.extend(manner.flags);
+    let program = workshop.compile_shared(&source, &words);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let ended = workshop.run_under(manner.tool, &program, &arguments);
+    let mut shown = String::new();
+    let _ = write!(shown, "{name}: {:?}\n{}\n{}", ended.code, ended.stdout, ended.stderr);
+    assert_eq!(ended.code, Some(0), "{shown}");
+}
+
+/// Every function and what it refuses, on a cluster that can be filled.
+#[track_caller]
+fn calls(manner: &Manner) {
+    let cluster = Cluster::builder().flag("--memory-limit").flag("128MiB").start();
+    check("calls.c", manner, &[cluster.endpoint()]);
+    cluster.stop().assert_copies_agree();
+}
+
+#[track_caller]
+fn reload(manner: &Manner) {
+    let cluster = Cluster::start();
+    check("reload.c", manner, &[cluster.endpoint()]);
+}
+
+#[track_caller]
+fn doubt(manner: &Manner) {
+    let cluster = Cluster::start();
+    let pids = [cluster.coord_pid()].into_iter().chain(cluster.server_pids());
+    let arguments: Vec<String> =
+        [cluster.endpoint()].into_iter().chain(pids.map(|pid| pid.to_string())).collect();
+    check("doubt.c", manner, &arguments);
+}
+
+#[track_caller]
+fn failover(manner: &Manner) {
+    let cluster = Cluster::builder().flag("--on-double-fault").flag("isolate").start();
+    let pids = cluster.server_pids().into_iter().map(|pid| pid.to_string());
+    let arguments: Vec<String> = [cluster.endpoint()].into_iter().chain(pids).collect();
+    check("failover.c", manner, &arguments);
+}
+
+macro_rules! in_every_manner {
+    ($($name:ident: $run:ident in $manner:ident;)*) => {
+        $(#[test]
+        fn $name() {
+            $run(&$manner);
+        })*
+    };
+}
+
+in_every_manner! {
+    every_function_does_what_the_header_says: calls in PLAIN;
+    every_function_passes_the_sanitizers: calls in SANITIZED;
+    every_function_passes_valgrind: calls in VALGRIND;
+    loading_the_library_again_leaves_nothing: reload in PLAIN;
+    loading_the_library_again_passes_the_sanitizers: reload in SANITIZED;
+    loading_the_library_again_passes_valgrind: reload in VALGRIND;
+    a_cluster_that_stands_holds_no_call_beyond_its_deadline: doubt in PLAIN;
+    a_cluster_that_stands_passes_the_sanitizers: doubt in SANITIZED;
+    a_cluster_that_stands_passes_valgrind: doubt in VALGRIND;
+    a_killed_server_costs_no_write: failover in PLAIN;
+    a_killed_server_passes_the_sanitizers: failover in SANITIZED;
+    a_killed_server_passes_valgrind: failover in VALGRIND;
+}
