@@ -91,6 +91,8 @@ pub struct Shard {
     pub inbox: VecDeque<Input>,
     /// What a wake-up had reaped, and the clock it had read, when a pause struck.
     pub stalled: Option<(Time, VecDeque<Input>)>,
+    /// When it read the clock for its last wake-up, in true time.
+    pub read_at: u64,
     /// Until when this executor alone does nothing, as true time: by a fault, or because it works.
     pub stopped_until: u64,
     /// As above.
@@ -126,6 +128,7 @@ impl Shard {
             hosted: [own, before].map(|group| Hosted::new(me, group, identity, seed)).into(),
             inbox: VecDeque::new(),
             stalled: None,
+            read_at: 0,
             stopped_until: 0,
             busy_until: 0,
             wake_at: None,

@@ -20,7 +20,7 @@ use kv_protocol::control_message::{
     write_orders_welcome,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
-use kv_protocol::ids::{ClusterId, Epoch, Member, OrderId, ServerId, ShardId, Time};
+use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ServerId, ShardId, Time};
 use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
 
@@ -151,6 +151,8 @@ pub struct World {
     pub is_healing: bool,
     /// All is at rest, and clients look back.
     pub is_looking_back: bool,
+    /// Since when groups of which cluster are LOST.
+    pub lost_at: BTreeMap<(ClusterId, GroupId), u64>,
     violation: Option<Violation>,
 }
 
@@ -207,6 +209,7 @@ impl World {
             counts: Counts::default(),
             is_healing: false,
             is_looking_back: false,
+            lost_at: BTreeMap::new(),
             violation: None,
         };
         world.clients[0].is_reader = true;

@@ -48,14 +48,24 @@ pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result
     }
 }
 
-/// A process of a cluster has answered a request. That both holders have a write may be told long after:
-/// the ack lay in the inbox of a primary that stood still while others went on with its group, and lost it.
-pub fn answered(world: &World, cluster: ClusterId, answered: &Answered) -> Result<(), Violation> {
+/// A process of a cluster has answered a request, in a wake-up for which it read the clock at `read_at`: what
+/// it does late, because it stood still since, counts as done then. And that both holders have a write may be
+/// told long after: the ack lay in the inbox of a primary that stood still while others went on with its group,
+/// and lost it.
+pub fn answered(
+    world: &World,
+    cluster: ClusterId,
+    read_at: u64,
+    answered: &Answered,
+) -> Result<(), Violation> {
     let (group, status) = (answered.group, answered.status);
     let is_answer = matches!(status, Status::Ok | Status::NotFound | Status::Conflict);
     let is_service = is_answer && answered.copies < 2;
     match durable(world, Some(cluster), group).filter(|_| is_service) {
-        Some(view) if is_lost(&view) => {
+        Some(view)
+            if is_lost(&view)
+                && world.lost_at.get(&(cluster, group)).is_none_or(|since| read_at > *since) =>
+        {
             Err(Violation::of(group, 17, format_args!("it is LOST, and it answers {status:?}")))
         }
         _ => Ok(()),

@@ -83,6 +83,9 @@ impl World {
                     self.trace.note(self.now, about, format_args!("{view:?}"));
                     self.check(|_, world| union_is_true::on_view(world, &before, &view));
                     self.check(|_, world| lost_is_lost::check(world, &before, &view));
+                    if view.primary.is_none() {
+                        self.lost_at.entry((self.cluster(), view.group)).or_insert(self.now);
+                    }
                     crate::nemesis::on_view(self, &view);
                 }
                 // The operator tries a restore again.

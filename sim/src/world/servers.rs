@@ -52,6 +52,7 @@ impl World {
             crate::nemesis::on_stalled(self, at);
             return self.wake_shard_at(process, shard, self.now + pause);
         }
+        place.shards[shard].read_at = self.clocks[place.place].true_time(reading);
         let outputs = place.shards[shard].wake(self.now, reading, inputs);
         let sent = |output: &Output| match output {
             Output::Send(_, bytes) => bytes.len(),
@@ -72,7 +73,8 @@ impl World {
     fn on_answered(&mut self, process: usize, shard: usize, answered: &Answered) {
         self.counts.acked += u64::from(answered.is_acked());
         let cluster = self.processes[process].cluster;
-        let lost = lost_is_lost::answered(self, cluster, answered);
+        let read_at = self.processes[process].shards[shard].read_at;
+        let lost = lost_is_lost::answered(self, cluster, read_at, answered);
         if let Err(violation) = lost {
             self.violation.get_or_insert(violation);
         }
