@@ -78,9 +78,11 @@ fn doubt(manner: &Manner) {
 #[track_caller]
 fn failover(manner: &Manner) {
     let cluster = Cluster::builder().flag("--on-double-fault").flag("isolate").start();
-    let pids = cluster.server_pids().into_iter().map(|pid| pid.to_string());
-    let arguments: Vec<String> = [cluster.endpoint()].into_iter().chain(pids).collect();
-    check("failover.c", manner, &arguments);
+    check("failover.c", manner, &[cluster.endpoint(), cluster.server_pid(0).to_string()]);
+    // Both holders of group 1 die; server 0 keeps its own group alive, once it is home again.
+    cluster.await_whole();
+    let holders = [1, 2].map(|id| cluster.server_pid(id).to_string());
+    check("lost.c", manner, &[&[cluster.endpoint()][..], &holders].concat());
 }
 
 macro_rules! in_every_manner {

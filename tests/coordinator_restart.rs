@@ -13,30 +13,12 @@ use common::process::{self, Signal};
 use common::programs::SERVER;
 use common::{Cluster, PATIENCE, wait_for, wait_until};
 use kv_client::{Client, OpOptions};
-use kv_protocol::map::ServerState;
-use kv_protocol::status::{ClusterState, GroupCondition};
+use kv_protocol::status::GroupCondition;
 
 fn pairs(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     (0..count)
         .map(|n| (format!("key {n}").into_bytes(), format!("value {n}").into_bytes()))
         .collect()
-}
-
-/// Waits until every server is up and every group at home with two copies.
-#[track_caller]
-fn assert_whole(cluster: &Cluster) {
-    wait_until("every server up and every group at home", PATIENCE, || {
-        let status = cluster.status();
-        status.state == ClusterState::Serving
-            && status
-                .servers
-                .iter()
-                .all(|server| server.state == ServerState::Up && server.recovery_step.is_none())
-            && status.groups.iter().all(|group| {
-                group.condition == GroupCondition::Whole
-                    && group.primary.map(|member| member.server.0) == Some(group.group.0)
-            })
-    });
 }
 
 /// Writes and reads one key until told to stop, and counts; every operation has to succeed.
@@ -81,7 +63,7 @@ fn a_coordinator_that_is_killed_is_followed_by_another_and_clients_notice_nothin
         cluster.kill_coordinator();
         go_on();
         cluster.restart();
-        assert_whole(&cluster);
+        cluster.await_whole();
         go_on();
     });
     assert_eq!(cluster.ready.cluster, before.cluster);
@@ -97,7 +79,7 @@ fn a_coordinator_that_is_killed_is_followed_by_another_and_clients_notice_nothin
     wait_until("another process", PATIENCE, || {
         cluster.server(1).pid.is_some_and(|pid| pid != pids[1])
     });
-    assert_whole(&cluster);
+    cluster.await_whole();
     assert!(cluster.coord_log().contains("an earlier coordinator had started it"));
     for (key, done) in keys.iter().zip(&counts) {
         let value = cluster.open().get(key, &OpOptions::default()).expect("a get").bytes;
@@ -119,7 +101,7 @@ fn a_server_that_died_while_the_coordinator_was_away_is_recovered_afterwards() {
     wait_until("another process", PATIENCE, || {
         cluster.server(1).pid.is_some_and(|pid| pid != pids[1])
     });
-    assert_whole(&cluster);
+    cluster.await_whole();
     let after = cluster.server_pids();
     assert_eq!((after[0], after[2]), (pids[0], pids[2]));
     check_all(&mut cluster.open(), &pairs);
@@ -134,7 +116,7 @@ fn assert_replacement_is_told(cluster: &Cluster, words: &[&str]) {
     let pid = wait_for("another process", PATIENCE, || {
         cluster.server(1).pid.filter(|pid| *pid != killed)
     });
-    assert_whole(cluster);
+    cluster.await_whole();
     let line = process::command_line(pid);
     for word in words {
         assert!(line.contains(word), "no {word} in {line}");
@@ -161,7 +143,7 @@ fn what_a_cluster_was_started_with_holds_under_a_coordinator_that_is_not_told_ag
     cluster.forget_flags();
     cluster.kill_coordinator();
     cluster.restart();
-    assert_whole(&cluster);
+    cluster.await_whole();
     assert_replacement_is_told(&cluster, &["--memory-limit 96M ", "--orphan-timeout 77 "]);
     assert!(!cluster.coord_log().contains("from now on"), "nothing was changed");
     assert_isolates(&cluster);
@@ -182,7 +164,7 @@ fn what_the_next_coordinator_is_told_counts_from_then_on_and_is_remembered() {
     }
     cluster.kill_coordinator();
     cluster.restart();
-    assert_whole(&cluster);
+    cluster.await_whole();
     assert_replacement_is_told(&cluster, &["--memory-limit 128M "]);
     assert_isolates(&cluster);
 }
@@ -233,7 +215,7 @@ fn a_coordinator_that_is_killed_in_any_step_of_a_recovery_is_followed_by_one_tha
         wait_until("another process", PATIENCE, || {
             cluster.server(1).pid.is_some_and(|other| other != pid)
         });
-        assert_whole(&cluster);
+        cluster.await_whole();
         check_all(&mut cluster.open(), &pairs);
     }
     assert_eq!(cluster.status().epoch.number, 7);
@@ -260,7 +242,7 @@ fn a_damaged_state_is_refused_by_name_and_everything_is_left_as_it_is() {
     }
     fs::write(cluster.state_file(), &whole).expect("write a file");
     cluster.restart();
-    assert_whole(&cluster);
+    cluster.await_whole();
     cluster.assert_serves(&pids);
     check_all(&mut cluster.open(), &pairs);
 }
@@ -276,7 +258,7 @@ fn a_state_that_is_older_than_its_cluster_is_refused_and_nothing_is_decided_from
     wait_until("another process", PATIENCE, || {
         cluster.server(1).pid.is_some_and(|pid| pid != killed)
     });
-    assert_whole(&cluster);
+    cluster.await_whole();
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     let newest = fs::read(cluster.state_file()).expect("the state");
@@ -289,7 +271,7 @@ fn a_state_that_is_older_than_its_cluster_is_refused_and_nothing_is_decided_from
     let ended = cluster.run_coordinator(&[]).with_code(1);
     assert!(ended.stderr.contains("has obeyed another coordinator, of epoch 2"), "{ended:#?}");
     cluster.restart();
-    assert_whole(&cluster);
+    cluster.await_whole();
     cluster.assert_serves(&pids);
     check_all(&mut cluster.open(), &pairs);
 }
@@ -307,7 +289,7 @@ fn a_coordinator_on_another_machine_takes_nobody_for_dead_who_ran_on_localhost()
     }
     fs::write(cluster.state_file(), state).expect("write a file");
     cluster.restart();
-    assert_whole(&cluster);
+    cluster.await_whole();
     cluster.assert_serves(&pids);
 }
 
@@ -319,7 +301,7 @@ fn of_two_coordinators_in_one_directory_the_second_is_refused() {
         let ended = cluster.run_coordinator(&[]).with_code(1);
         let holder = format!("in use by another coordinator (pid {})", cluster.coord_pid());
         assert!(ended.stderr.contains(&holder), "{ended:#?}");
-        assert_whole(&cluster);
+        cluster.await_whole();
         cluster.assert_serves(&pids);
         cluster.kill_coordinator();
         cluster.restart();
@@ -459,7 +441,7 @@ fn a_port_that_somebody_else_has_taken_meanwhile_is_named() {
     let ended = cluster.run_coordinator(&["--servers-port", &other]).code;
     assert_eq!(ended, Some(2), "-s twice, or another port than the servers dial");
     cluster.restart();
-    assert_whole(&cluster);
+    cluster.await_whole();
     cluster.assert_serves(&pids);
 }
 
@@ -490,7 +472,7 @@ fn a_start_that_died_before_everybody_had_reported_is_gone_on_with() {
     let waiting = process::running_in(cluster.dir());
     fs::write(cluster.dir().join("gate"), "").expect("write a file");
     cluster.restart();
-    assert_whole(&cluster);
+    cluster.await_whole();
     assert_eq!(cluster.ready.cluster, json["cluster"].as_str().expect("an id"));
     let pids = cluster.server_pids();
     for n in [0, 1] {

@@ -39,20 +39,6 @@ fn group_of(cluster: &Cluster, key: &[u8]) -> usize {
     cluster.placement().locate(kv_protocol::Digest::of(key)).0.0.into()
 }
 
-/// Waits until every group is home again with two copies, and the coordinator has nothing to recover.
-#[track_caller]
-fn assert_whole_again(cluster: &Cluster) {
-    wait_until("every group to be home again", PATIENCE, || {
-        let status = cluster.status();
-        status.state == ClusterState::Serving
-            && status.servers.iter().all(|server| server.recovery_step.is_none())
-            && status.groups.iter().all(|group| {
-                group.condition == GroupCondition::Whole
-                    && group.primary.map(|member| member.server.0) == Some(group.group.0)
-            })
-    });
-}
-
 #[test]
 fn a_killed_server_is_replaced_and_every_key_can_be_read_and_written_all_along() {
     let cluster = Cluster::builder().servers(4).start();
@@ -69,7 +55,7 @@ fn a_killed_server_is_replaced_and_every_key_can_be_read_and_written_all_along()
             let waited = start.elapsed();
             assert!(waited < NORMAL, "group {}: {waited:?}", group_of(&cluster, key));
         }
-        assert_whole_again(&cluster);
+        cluster.await_whole();
         assert_ne!(cluster.server_pid(dead), pid);
         let log = cluster.coord_log();
         assert!(log.contains(&format!("server {dead} is down")), "{log}");
@@ -172,7 +158,7 @@ fn nothing_is_lost_through(padding: usize, fault: impl FnOnce(&Cluster)) -> Vec<
         drop(stopper);
         writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
     });
-    assert_whole_again(&cluster);
+    cluster.await_whole();
     cluster.assert_serves(&cluster.server_pids());
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
@@ -271,7 +257,7 @@ fn a_server_that_is_told_to_leave_drains_dumps_exits_within_five_seconds_and_is_
     wait_until("the coordinator to say so", PATIENCE, || {
         cluster.coord_log().contains("server 1 was told to stop")
     });
-    assert_whole_again(&cluster);
+    cluster.await_whole();
     for (role, group) in [("primary", 1), ("secondary", 0)] {
         // The process that took its place has set the dumps aside.
         let dump = read_dump(&cluster.dir().join(format!("server_1.{role}.old")));
@@ -305,7 +291,7 @@ fn every_write_that_was_answered_while_a_server_left_is_in_a_dump() {
         let pid = cluster.server_pid(1);
         process::signal(pid, Signal::TERM);
         wait_until("the server to exit", Duration::from_secs(5), || !process::is_alive(pid));
-        assert_whole_again(&cluster);
+        cluster.await_whole();
         process::signal(cluster.coord_pid(), Signal::TERM);
         writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
     });

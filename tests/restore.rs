@@ -17,7 +17,6 @@ use common::{Cluster, PATIENCE, wait_until};
 use kv_client::{Client, Error, OpOptions, Value};
 use kv_protocol::client_message::{Operation, Request, Status};
 use kv_protocol::ids::{ClientId, RequestId, SequenceNumber, ShardId};
-use kv_protocol::status::{ClusterState, GroupCondition};
 use kv_protocol::{Digest, Placement};
 use tempfile::TempDir;
 
@@ -41,14 +40,6 @@ fn of_group(placement: Placement, pairs: &[Pair], group: u16) -> Vec<Pair> {
 #[track_caller]
 fn values(client: &mut Client, pairs: &[Pair]) -> Vec<Value> {
     pairs.iter().map(|(key, _)| client.get(key, &now()).expect("a get")).collect()
-}
-
-fn assert_whole(cluster: &Cluster) {
-    wait_until("every group to be whole", PATIENCE, || {
-        let status = cluster.status();
-        status.state == ClusterState::Serving
-            && status.groups.iter().all(|group| group.condition == GroupCondition::Whole)
-    });
 }
 
 /// Starts what must fail; its last words.
@@ -125,7 +116,7 @@ fn after_a_stop_every_key_comes_back_with_value_and_version_again_and_again() {
         cluster.status().servers[1].pid.is_some_and(|pid| pid != killed)
             && cluster.coord_log().contains("server 1 is back")
     });
-    assert_whole(&cluster);
+    cluster.await_whole();
     let (dumps, dir) = cluster.stop_and_keep();
     dumps.assert_copies_agree();
     assert_eq!(dumps.entries().len(), all.len());
@@ -230,7 +221,7 @@ fn a_broken_or_missing_dump_is_named_and_the_other_copy_is_used_while_there_is_o
     fs::rename(path(&dir, "kept"), path(&dir, "server_0.primary")).expect("rename a dump");
     let cluster = Cluster::builder().restore(dir).start();
     check_all(&mut cluster.open(), &pairs);
-    assert_whole(&cluster);
+    cluster.await_whole();
     let log = cluster.coord_log();
     assert_says(&log, &["broken: ", "missing: server_1.secondary", "used"]);
 }

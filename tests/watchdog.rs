@@ -10,24 +10,10 @@ use common::{Cluster, PATIENCE, process, wait_until};
 use kv_client::{Client, OpOptions};
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::limits::GRACE;
-use kv_protocol::status::{ClusterState, GroupCondition};
 
 /// How long after its grace a process that stands may take to be gone, on a machine that does other
 /// things too.
 const SLACK: Duration = Duration::from_secs(4);
-
-/// Waits until every group is home again with two copies.
-#[track_caller]
-fn assert_whole_again(cluster: &Cluster) {
-    wait_until("every group to be home again", PATIENCE, || {
-        let status = cluster.status();
-        status.state == ClusterState::Serving
-            && status.groups.iter().all(|group| {
-                group.condition == GroupCondition::Whole
-                    && group.primary.map(|member| member.server.0) == Some(group.group.0)
-            })
-    });
-}
 
 /// Writes to a key of every group.
 #[track_caller]
@@ -58,7 +44,7 @@ fn a_thread_that_stands_ends_its_process(thread: &str, named: &str) {
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
     let line = log.lines().find(|line| line.contains("has stood for")).expect("its last words");
     assert!(line.contains(named), "{line}");
-    assert_whole_again(&cluster);
+    cluster.await_whole();
     cluster.assert_serves(&cluster.server_pids());
     cluster.stop().assert_copies_agree();
 }

@@ -351,10 +351,7 @@ impl Replica {
             PeerMessage::Marked(marked) => self.on_marked(marked, answers),
             PeerMessage::Prepare(prepare) => self.on_prepare(now, prepare),
             PeerMessage::Fragment(fragment) => self.on_fragment(now, fragment),
-            PeerMessage::Beacon(beacon) => {
-                self.follower_mut().ok_or(StreamError::WrongEnd)?.owe_ack(beacon.t_send);
-                Ok(())
-            }
+            PeerMessage::Beacon(beacon) => self.on_beacon(beacon),
             PeerMessage::CopyStart(start) => self.on_copy_start(start),
             PeerMessage::CopyEntry(entry) => self.on_copy_entry(entry),
             PeerMessage::CopyFragment(fragment) => self.on_copy_fragment(fragment),

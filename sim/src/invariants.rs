@@ -26,6 +26,7 @@
 //! |  | and serve there | [`served_at_rest`] |
 //! | 20 | holders are spared | [`holders_are_spared`] |
 //! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
+//! | 22 | a stream is whole | [`streams_are_whole`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -56,6 +57,7 @@ pub mod one_view;
 pub mod only_primaries_answer;
 pub mod restored_has_all;
 pub mod served_at_rest;
+pub mod streams_are_whole;
 pub mod taker_has_all;
 pub mod union_is_true;
 pub mod versions_grow;

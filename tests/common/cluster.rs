@@ -24,12 +24,12 @@ use kv_core::dump::{Dump, DumpEntry, HeldAs};
 use kv_protocol::Placement;
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::map::ServerState;
-use kv_protocol::status::{ClusterState, ClusterStatus, ServerStatus};
+use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition, ServerStatus};
 use tempfile::TempDir;
 
 use super::process::{self, Signal};
 use super::programs::{self, CLIENT, COORD, Ended, SERVER};
-use super::{PATIENCE, wait_for};
+use super::{PATIENCE, wait_for, wait_until};
 
 /// How many of a log's last lines are shown after a panic.
 const SHOWN_LINES: usize = 25;
@@ -437,6 +437,23 @@ impl Cluster {
         let path = self.dir().join(name);
         fs::write(&path, operations).expect("write the operations file");
         self.client_with(&["-f", path.to_str().expect("a path in UTF-8")], "")
+    }
+
+    /// Waits until every server is up with nothing to recover, and every group at home with two copies.
+    #[track_caller]
+    pub(crate) fn await_whole(&self) {
+        wait_until("every server up and every group at home", PATIENCE, || {
+            let status = self.status();
+            status.state == ClusterState::Serving
+                && status
+                    .servers
+                    .iter()
+                    .all(|server| server.state == ServerState::Up && server.recovery_step.is_none())
+                && status.groups.iter().all(|group| {
+                    group.condition == GroupCondition::Whole
+                        && group.primary.map(|member| member.server.0) == Some(group.group.0)
+                })
+        });
     }
 
     /// Fails unless the whole cluster is as it was at its start: no process has ended, every group

@@ -183,6 +183,15 @@ impl CopyOut {
         Some(table == marked.content.table && end.sessions == marked.content.sessions)
     }
 
+    /// Says that it begins, unless that was said. Comes before every write of the stream: a write may
+    /// have come in the same wake-up as the candidate's WELCOME.
+    pub(super) fn pump_start(&mut self, view: ViewVersion, batch: &mut BatchWriter) {
+        if !self.is_started && !holes::is_open(Hole::CopyBeforeStream) && !batch.is_full() {
+            batch.push(&PeerMessage::CopyStart(CopyStart { view, sn: self.start }));
+            self.is_started = true;
+        }
+    }
+
     /// Adds what fits to a batch. Every write up to `last` was sent before.
     pub(super) fn pump(
         &mut self,
@@ -197,10 +206,6 @@ impl CopyOut {
             return;
         }
         let begins_late = holes::is_open(Hole::CopyBeforeStream);
-        if !self.is_started && !begins_late {
-            batch.push(&PeerMessage::CopyStart(CopyStart { view, sn: self.start }));
-            self.is_started = true;
-        }
         if !self.window.is_open() {
             return;
         }

@@ -2,7 +2,9 @@
 
 use kv_protocol::copy_message::Handover;
 use kv_protocol::ids::{SequenceNumber, Time, ViewVersion};
-use kv_protocol::peer_message::{Ack, CompletionRecord, Effect, Fragment, PeerMessage, Prepare};
+use kv_protocol::peer_message::{
+    Ack, Beacon, CompletionRecord, Effect, Fragment, PeerMessage, Prepare,
+};
 
 use super::{Replica, Role, StreamError};
 use crate::holes::{self, Hole};
@@ -224,6 +226,18 @@ impl Replica {
             self.keep_record(now, sn, whole.record);
         }
         Ok(())
+    }
+
+    /// The other holder shows that it is there.
+    pub(super) fn on_beacon(&mut self, beacon: &Beacon) -> Result<(), StreamError> {
+        if let Some(follower) = self.follower_mut() {
+            follower.owe_ack(beacon.t_send);
+            return Ok(());
+        }
+        // The old primary goes on until it hears that this one has taken over. It has no lease to renew.
+        let has_taken_over =
+            self.primary().is_some() && self.view.is_some_and(|view| view.handover);
+        if has_taken_over { Ok(()) } else { Err(StreamError::WrongEnd) }
     }
 
     /// The old primary has sent all it had.

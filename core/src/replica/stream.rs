@@ -221,6 +221,7 @@ impl Replica {
             return Pumped::Done;
         }
         self.pump_acks(now, batch);
+        self.pump_copy_start(batch);
         if self.pump_writes(now, batch) == Pumped::More {
             return Pumped::More;
         }
@@ -260,6 +261,15 @@ impl Replica {
             }
         }
         Pumped::Done
+    }
+
+    fn pump_copy_start(&mut self, batch: &mut BatchWriter) {
+        let view = self.view_version();
+        let Role::Primary(primary) = &mut self.role else { return };
+        let Candidacy::Copying(copy) = &mut primary.candidacy else { return };
+        if primary.sender.is_connected() {
+            copy.pump_start(view, batch);
+        }
     }
 
     fn pump_copy(&mut self, batch: &mut BatchWriter) {

@@ -12,7 +12,7 @@ use super::answers::collected;
 use super::connection::NO_GROUP;
 use super::dial::REDIAL_FIRST;
 use super::{Hosted, Output, Shard};
-use crate::invariants::{copy_is_equal, nothing_old};
+use crate::invariants::{copy_is_equal, nothing_old, streams_are_whole};
 use crate::network::ConnectionNumber;
 
 impl Shard {
@@ -106,7 +106,12 @@ impl Shard {
     ) -> Result<(), Option<PeerRefusal>> {
         let hosted = self.stream_of(number, group).ok_or(None)?;
         let answers = &mut collected(output, group);
-        hosted.replica.on_peer_welcome(now, welcome, answers).map_err(|_| None)
+        let taken = hosted.replica.on_peer_welcome(now, welcome, answers);
+        taken.map_err(|error| {
+            let result = streams_are_whole::refused(group, &error);
+            output.extend(result.err().map(Output::Broken));
+            None
+        })
     }
 
     fn on_batch(
@@ -130,6 +135,8 @@ impl Shard {
                 Err(StreamError::Frozen) => {}
                 Err(error) => {
                     let view = hosted.replica.view().copied();
+                    let result = streams_are_whole::refused(group, &error);
+                    output.extend(result.err().map(Output::Broken));
                     if let StreamError::Diverged { sn } = error {
                         output.push(Output::Broken(copy_is_equal::differs(group, sn)));
                     }

@@ -61,6 +61,18 @@ fn writes_wait_for_the_candidate_from_its_first_message_on_and_say_one_copy() {
 }
 
 #[test]
+fn a_write_of_the_wake_up_in_which_the_candidate_said_welcome_comes_behind_the_start_of_the_copy() {
+    let mut group = lone_group(10);
+    add_candidate(&mut group);
+    group.keep_stream(1);
+    let put = group.put(1, b"k", b"v");
+    group.settle();
+    assert_eq!(group.state(1), ReplicaState::CaughtUp);
+    assert_eq!(group.status(put), Some(Status::Ok));
+    assert_equal_copies(&group);
+}
+
+#[test]
 fn a_candidate_that_is_cut_off_before_it_has_caught_up_is_left_and_never_copied_to_again() {
     let mut group = lone_group(3_000);
     add_candidate(&mut group);

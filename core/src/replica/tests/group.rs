@@ -107,7 +107,7 @@ impl Group {
     }
 
     /// Dials where a stream is wanted and none stands.
-    fn keep_stream(&mut self, at: usize) -> bool {
+    pub(super) fn keep_stream(&mut self, at: usize) -> bool {
         let wanted = self.replicas[at].peer_hello(CLUSTER);
         if self.streams[at] == wanted {
             return false;
@@ -131,7 +131,8 @@ impl Group {
         true
     }
 
-    fn carry(&mut self, from: usize, to: usize) -> bool {
+    /// Carries one batch; whether there was anything to say.
+    pub(super) fn carry(&mut self, from: usize, to: usize) -> bool {
         let (mut batch, mut bytes) = (BatchWriter::new(), Vec::new());
         self.replicas[from].pump(self.now, &mut batch);
         batch.finish(&mut bytes);

@@ -43,6 +43,20 @@ fn whoever_hears_of_it_first_both_end_in_their_new_roles() {
 }
 
 #[test]
+fn a_beacon_of_the_old_primary_that_has_not_heard_of_its_successor_breaks_no_stream() {
+    let mut group = ready_group();
+    group.install(1, handover());
+    group.install(2, handover());
+    group.keep_stream(1);
+    group.carry(1, 2);
+    assert_eq!(group.state(2), ReplicaState::Active);
+    group.now = group.now + BEACON_INTERVAL;
+    assert!(group.carry(1, 2), "a beacon is due");
+    group.settle();
+    assert_eq!(group.state(1), ReplicaState::Secondary);
+}
+
+#[test]
 fn pending_writes_go_along_and_their_clients_find_the_first_answer_at_the_new_primary() {
     let mut group = ready_group();
     group.silent.push(2);
