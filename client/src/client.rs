@@ -1,15 +1,18 @@
 //! The client that callers hold: blocking calls, and submit and poll, over one engine.
 
+use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::SequenceNumber;
+use kv_protocol::limits::MAX_DEADLINE;
 
-use crate::completion::{Completion, Outcome, SubmitError};
+use crate::completion::{Answered, Completion, Ends, SubmitError};
 use crate::engine::{Engine, Statistics};
 use crate::error::{Error, OpenError};
-use crate::operation::{Notify, Op, Operation};
+use crate::operation::{Notify, Op, OpId, Operation};
 use crate::options::{Endpoints, OpOptions, Options};
 
 /// A value that was read.
@@ -34,6 +37,44 @@ pub struct Written {
 #[derive(Debug)]
 pub struct Client {
     engine: Engine,
+    /// Ends of submitted operations that happened while a call waited for its own.
+    uncollected: VecDeque<Completion>,
+}
+
+/// What a call hears: its own end, while those of submitted operations are kept for later.
+struct CallEnds<'a, T, F> {
+    take: Option<F>,
+    result: Option<Result<T, Error>>,
+    uncollected: &'a mut VecDeque<Completion>,
+}
+
+impl<T, F: FnOnce(Answered<'_>) -> T> Ends for CallEnds<'_, T, F> {
+    fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
+        match (notify, self.take.take()) {
+            (Notify::Caller, Some(take)) => self.result = Some(result.map(take)),
+            (Notify::Caller, None) => {}
+            (Notify::Queue(tag), take) => {
+                self.take = take;
+                let result = result.map(Into::into);
+                self.uncollected.push_back(Completion { tag, result });
+            }
+        }
+    }
+}
+
+/// What a poll hears.
+struct PolledEnds<'a> {
+    each: &'a mut dyn FnMut(u64, Result<Answered<'_>, Error>),
+    count: usize,
+}
+
+impl Ends for PolledEnds<'_> {
+    fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
+        if let Notify::Queue(tag) = notify {
+            self.count += 1;
+            (self.each)(tag, result);
+        }
+    }
 }
 
 impl Client {
@@ -56,7 +97,8 @@ impl Client {
     /// [`OpenError`]: a setting is out of its bounds, or the system gives no descriptor.
     pub fn with_endpoints(endpoints: &Endpoints, options: Options) -> Result<Client, OpenError> {
         options.check()?;
-        Ok(Client { engine: Engine::new(endpoints.0.clone(), options)? })
+        let engine = Engine::new(endpoints.0.clone(), options)?;
+        Ok(Client { engine, uncollected: VecDeque::new() })
     }
 
     /// Sets a key.
@@ -65,7 +107,7 @@ impl Client {
     /// [`Error::Conflict`] if the condition of `options` does not hold; [`Error::InDoubt`] if the
     /// write was sent and no definite answer came; the others mean that nothing was done.
     pub fn put(&mut self, key: &[u8], value: &[u8], options: &OpOptions) -> Result<Written, Error> {
-        self.call(Op::Put { key, value }, options).map(written)
+        self.call(Op::Put { key, value }, options, written)
     }
 
     /// Removes a key.
@@ -73,7 +115,7 @@ impl Client {
     /// # Errors
     /// As [`Client::put`]; [`Error::NotFound`] if there was nothing to remove.
     pub fn delete(&mut self, key: &[u8], options: &OpOptions) -> Result<Written, Error> {
-        self.call(Op::Delete { key }, options).map(written)
+        self.call(Op::Delete { key }, options, written)
     }
 
     /// Reads a key.
@@ -82,8 +124,33 @@ impl Client {
     /// [`Error::NotFound`] if the key does not exist; [`Error::Timeout`] and [`Error::Unavailable`]
     /// at the deadline; [`Error::Lost`] if nobody holds the key's group any more.
     pub fn get(&mut self, key: &[u8], options: &OpOptions) -> Result<Value, Error> {
-        let outcome = self.call(Op::Get { key }, options)?;
-        Ok(Value { bytes: outcome.value, version: outcome.version })
+        self.get_with(key, options, value)
+    }
+
+    /// Reads a key; `take` sees the value where it was received.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn get_with<T>(
+        &mut self,
+        key: &[u8],
+        options: &OpOptions,
+        take: impl FnOnce(Answered<'_>) -> T,
+    ) -> Result<T, Error> {
+        self.call(Op::Get { key }, options, take)
+    }
+
+    /// Sets a key to a value that is sent from where it is; see [`Op::PutKept`].
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub fn put_kept(
+        &mut self,
+        key: &[u8],
+        value: &'static [u8],
+        options: &OpOptions,
+    ) -> Result<Written, Error> {
+        self.call(Op::PutKept { key, value }, options, written)
     }
 
     /// Reads a key into a buffer whose memory is used again; it is changed only on success.
@@ -96,10 +163,11 @@ impl Client {
         buffer: &mut Vec<u8>,
         options: &OpOptions,
     ) -> Result<SequenceNumber, Error> {
-        let outcome = self.call(Op::Get { key }, options)?;
-        buffer.clear();
-        buffer.extend_from_slice(&outcome.value);
-        Ok(outcome.version)
+        self.get_with(key, options, |answered| {
+            buffer.clear();
+            buffer.extend_from_slice(answered.value);
+            answered.version
+        })
     }
 
     /// Asks the server of a key for an answer and nothing else.
@@ -107,7 +175,7 @@ impl Client {
     /// # Errors
     /// As [`Client::get`], without [`Error::NotFound`].
     pub fn noop(&mut self, key: &[u8], options: &OpOptions) -> Result<(), Error> {
-        self.call(Op::Noop { key }, options).map(|_| ())
+        self.call(Op::Noop { key }, options, |_| ())
     }
 
     /// Reads a key from one replica's table; `None` if it is not there. For checks: the secondary's
@@ -122,8 +190,8 @@ impl Client {
         replica: ReplicaRole,
         options: &OpOptions,
     ) -> Result<Option<Value>, Error> {
-        match self.call(Op::Verify { key, replica }, options) {
-            Ok(outcome) => Ok(Some(Value { bytes: outcome.value, version: outcome.version })),
+        match self.call(Op::Verify { key, replica }, options, value) {
+            Ok(value) => Ok(Some(value)),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -137,11 +205,16 @@ impl Client {
     /// [`SubmitError::Full`]: collect completions first. [`SubmitError::Refused`]: it can never be
     /// done.
     pub fn submit(&mut self, op: Op<'_>, options: &OpOptions, tag: u64) -> Result<(), SubmitError> {
-        let deadline = self.engine.options.deadline;
+        let uncollected = self.uncollected.len();
         let now = Instant::now();
-        let operation = Operation::new(op, options, deadline, Notify::Queue(tag), now)?;
-        self.engine.check_room(operation.bytes())?;
+        let operation = self.operation(op, options, Notify::Queue(tag), now)?;
+        if let Err(full) = self.engine.check_room(operation.bytes(), uncollected) {
+            self.engine.spares.give(operation.into_frame());
+            return Err(full);
+        }
         self.engine.start(operation);
+        // Sent by the next poll, which whoever waits on the descriptor is to call.
+        let _ = self.engine.set_alarm(now);
         Ok(())
     }
 
@@ -152,19 +225,50 @@ impl Client {
     /// # Errors
     /// If the epoll descriptor itself fails.
     pub fn poll(&mut self, timeout: Duration, into: &mut Vec<Completion>) -> io::Result<usize> {
-        let until = Instant::now() + timeout;
+        self.poll_each(timeout, &mut |tag, result| {
+            into.push(Completion { tag, result: result.map(Into::into) });
+        })
+    }
+
+    /// As [`Client::poll`]; `each` is called with every end as it happens, and sees values where they
+    /// were received.
+    ///
+    /// # Errors
+    /// As [`Client::poll`]; `each` may have been called before.
+    pub fn poll_each(
+        &mut self,
+        timeout: Duration,
+        each: &mut dyn FnMut(u64, Result<Answered<'_>, Error>),
+    ) -> io::Result<usize> {
+        let until = Instant::now() + timeout.min(MAX_DEADLINE);
+        let mut ends = PolledEnds { each, count: 0 };
+        while let Some(Completion { tag, result }) = self.uncollected.pop_front() {
+            let result = match &result {
+                Ok(outcome) => Ok(outcome.answered()),
+                Err(error) => Err(error.clone()),
+            };
+            ends.end(0, Notify::Queue(tag), result);
+        }
         loop {
-            self.engine.turn(until)?;
-            let count = self.engine.collect(into);
-            if count > 0 || self.engine.in_flight() == 0 || Instant::now() >= until {
-                return Ok(count);
+            self.engine.turn(if ends.count > 0 { Instant::now() } else { until }, &mut ends)?;
+            if ends.count > 0 || self.engine.in_flight() == 0 || Instant::now() >= until {
+                return Ok(ends.count);
             }
         }
     }
 
+    /// A descriptor that is readable when [`Client::poll`] would do something; for loops that wait for
+    /// other things too. It stays the client's, and is the same each time.
+    ///
+    /// # Errors
+    /// If the system gives no timer.
+    pub fn descriptor(&mut self) -> io::Result<BorrowedFd<'_>> {
+        self.engine.descriptor()
+    }
+
     /// Operations submitted and not collected.
     pub fn in_flight(&self) -> usize {
-        self.engine.in_flight()
+        self.engine.in_flight() + self.uncollected.len()
     }
 
     /// What this client has counted since it was opened.
@@ -182,32 +286,53 @@ impl Client {
         self.engine.coordinators()
     }
 
-    fn call(&mut self, op: Op<'_>, options: &OpOptions) -> Result<Outcome, Error> {
+    fn operation(
+        &mut self,
+        op: Op<'_>,
+        options: &OpOptions,
+        notify: Notify,
+        now: Instant,
+    ) -> Result<Operation, Error> {
         let deadline = self.engine.options.deadline;
+        Operation::new(op, options, deadline, notify, now, &mut self.engine.spares)
+    }
+
+    fn call<T>(
+        &mut self,
+        op: Op<'_>,
+        options: &OpOptions,
+        take: impl FnOnce(Answered<'_>) -> T,
+    ) -> Result<T, Error> {
         let mut now = Instant::now();
-        let operation = Operation::new(op, options, deadline, Notify::Caller, now)?;
-        if self.engine.in_flight() == 0 {
+        let operation = self.operation(op, options, Notify::Caller, now)?;
+        let Client { engine, uncollected } = self;
+        let mut ends = CallEnds { take: Some(take), result: None, uncollected };
+        if engine.in_flight() == 0 {
             // A server may have ended since the last call. To notice that before the request is
             // sent is the difference between UNAVAILABLE and IN_DOUBT.
-            let _ = self.engine.turn(now);
+            let _ = engine.turn(now, &mut ends);
         }
         let until = operation.deadline;
-        let id = self.engine.start(operation);
+        let id = engine.start(operation);
         loop {
-            let turned = self.engine.turn(until);
-            if let Some(result) = self.engine.take_call_result(id) {
+            let turned = engine.turn(until, &mut ends);
+            if let Some(result) = ends.result.take() {
                 return result;
             }
             if let Err(error) = turned {
                 now = now.max(Instant::now());
-                self.engine.abandon(id, &error, now);
+                engine.abandon(id, &error, now, &mut ends);
             }
         }
     }
 }
 
-fn written(outcome: Outcome) -> Written {
-    Written { version: outcome.version, copies: outcome.copies }
+fn written(answered: Answered<'_>) -> Written {
+    Written { version: answered.version, copies: answered.copies }
+}
+
+fn value(answered: Answered<'_>) -> Value {
+    Value { bytes: answered.value.to_vec(), version: answered.version }
 }
 
 const _: () = {

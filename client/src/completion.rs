@@ -1,8 +1,9 @@
-//! What comes back from the pipelined interface.
+//! How operations end, and what comes back from the pipelined interface.
 
 use kv_protocol::ids::SequenceNumber;
 
 use crate::error::Error;
+use crate::operation::{Notify, OpId};
 
 /// A successful operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +14,30 @@ pub struct Outcome {
     pub version: SequenceNumber,
     /// How many tables hold the write; zero for what is no write.
     pub copies: u8,
+}
+
+/// As [`Outcome`], with the value where it was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered<'a> {
+    /// The value read; empty for everything but a get or verify.
+    pub value: &'a [u8],
+    /// The entry's version; of a delete, the number of the delete itself.
+    pub version: SequenceNumber,
+    /// How many tables hold the write; zero for what is no write.
+    pub copies: u8,
+}
+
+impl Outcome {
+    pub(crate) fn answered(&self) -> Answered<'_> {
+        Answered { value: &self.value, version: self.version, copies: self.copies }
+    }
+}
+
+impl From<Answered<'_>> for Outcome {
+    fn from(answered: Answered<'_>) -> Outcome {
+        let Answered { value, version, copies } = answered;
+        Outcome { value: value.to_vec(), version, copies }
+    }
 }
 
 /// The end of an operation that was submitted.
@@ -26,7 +51,6 @@ pub struct Completion {
 
 /// Why [`crate::Client::submit`] took nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum SubmitError {
     /// As many operations, or as many bytes, are in flight as may be: collect completions first.
     #[error(
@@ -41,4 +65,9 @@ pub enum SubmitError {
     /// The operation can never be done.
     #[error(transparent)]
     Refused(#[from] Error),
+}
+
+/// Who hears of the ends of operations as they happen, with values where they were received.
+pub(crate) trait Ends {
+    fn end(&mut self, id: OpId, notify: Notify, result: Result<Answered<'_>, Error>);
 }

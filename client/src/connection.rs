@@ -4,31 +4,34 @@
 //!   connect -> Opening --WELCOME--> Open       HELLO waits in `output` from the first moment
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use hashbrown::HashMap;
 use kv_protocol::client_message::{Hello, Question};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClientId, ClusterId, Member, RequestId, ShardId};
 use kv_protocol::limits::MAX_ANSWER_BODY;
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 
-use crate::operation::OpId;
+use crate::operation::{OpId, Operations};
+use crate::output::Output;
 use crate::poller::Poller;
 
-/// Bytes taken from a socket at once.
-pub(crate) const RECEIVE_BYTES: usize = 64 << 10;
+/// Bytes that there is room for when a socket is read: at least, and, where a long answer is on its
+/// way, at most.
+const MIN_ROOM: usize = 16 << 10;
+const MAX_ROOM: usize = 1 << 20;
 /// How often a socket is read in one turn: one server must not keep the others waiting.
-const MAX_READS: usize = 32;
+pub(crate) const MAX_READS: usize = 32;
 /// Most requests of one connection that wait for an answer, those counted that their callers have
 /// given up; more, and the connection is given up.
 pub(crate) const MAX_OUTSTANDING: usize = 2 * crate::options::MAX_IN_FLIGHT;
-/// Output that is sent without waiting for the next turn.
-pub(crate) const EAGER_BYTES: usize = 64 << 10;
 
 /// What a connection is for. Requests of different client ids need different connections: the
 /// client id of a hello names the sessions of everything that follows.
@@ -41,7 +44,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         match *self {
             Target::Shard { address, .. } | Target::Map { address } => address,
         }
@@ -53,6 +56,26 @@ impl Target {
     }
 }
 
+/// What a read of a socket has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// There may be more.
+    Some,
+    /// All there was.
+    Last,
+    /// The other side has closed.
+    End,
+}
+
+/// Why a socket cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReceiveError {
+    #[error("no memory for {bytes} bytes of an answer")]
+    NoMemory { bytes: usize },
+    #[error(transparent)]
+    System(io::Error),
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -60,9 +83,7 @@ pub(crate) struct Connection {
     token: u64,
     socket: OwnedFd,
     input: FrameBuffer,
-    pub(crate) output: Vec<u8>,
-    /// Bytes at the front of `output` that the kernel has taken.
-    sent: usize,
+    pub(crate) output: Output,
     /// Whether the poller tells when it can be written to.
     wants_write: bool,
     /// Whether the other side has said WELCOME.
@@ -97,18 +118,19 @@ impl Connection {
             Err(error) => return Err(error.into()),
         }
         poller.add(socket.as_fd(), token, true)?;
-        let mut output = Vec::new();
-        hello.write(&mut output);
+        let mut first = Vec::new();
+        hello.write(&mut first);
         if matches!(target, Target::Map { .. }) {
-            Question::Map.write(&mut output);
+            Question::Map.write(&mut first);
         }
+        let mut output = Output::default();
+        output.push_bytes(first);
         Ok(Connection {
             target,
             token,
             socket,
             input: FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY)),
             output,
-            sent: 0,
             wants_write: true,
             is_open: false,
             opened_at: now,
@@ -145,22 +167,9 @@ impl Connection {
     }
 
     /// Gives the kernel as much of the output as it takes.
-    pub(crate) fn flush(&mut self, poller: &Poller) -> io::Result<()> {
-        while self.sent < self.output.len() {
-            match net::send(&self.socket, &self.output[self.sent..], SendFlags::NOSIGNAL) {
-                Ok(count) => self.sent += count,
-                Err(Errno::INTR) => {}
-                // A connect that has not ended: NOTCONN; the poller will tell.
-                Err(Errno::AGAIN | Errno::NOTCONN) => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let is_done = self.sent == self.output.len();
-        if is_done {
-            self.output.clear();
-            self.output.shrink_to(4 * EAGER_BYTES);
-            self.sent = 0;
-        }
+    pub(crate) fn flush(&mut self, operations: &mut Operations, poller: &Poller) -> io::Result<()> {
+        self.output.flush(&self.socket, operations)?;
+        let is_done = self.output.is_empty();
         if self.wants_write == is_done {
             poller.change(self.socket.as_fd(), self.token, !is_done)?;
             self.wants_write = !is_done;
@@ -178,31 +187,30 @@ impl Connection {
         Ok(sockopt::socket_error(&self.socket)??)
     }
 
-    /// Takes what has arrived into the frame buffer, handing it on in portions so that a flood is
-    /// judged as it comes. `Ok(false)`: the other side has closed.
-    pub(crate) fn receive(
-        &mut self,
-        scratch: &mut [u8],
-        now: Instant,
-        mut on_bytes: impl FnMut(&mut Connection) -> Result<(), String>,
-    ) -> Result<bool, String> {
-        for _ in 0..MAX_READS {
-            match net::recv(&self.socket, &mut *scratch, RecvFlags::DONTWAIT) {
-                Ok((_, 0)) => return Ok(false),
-                Ok((_, count)) => {
-                    self.heard_at = now;
-                    self.input.extend(&scratch[..count]);
-                    on_bytes(self)?;
-                    if count < scratch.len() {
-                        break;
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(error) => return Err(io::Error::from(error).to_string()),
+    /// Takes some of what has arrived into the frame buffer.
+    ///
+    /// # Errors
+    /// [`ReceiveError`]; the connection is of no further use.
+    pub(crate) fn receive(&mut self, now: Instant) -> Result<Received, ReceiveError> {
+        let room = self.input.waiting().len().clamp(MIN_ROOM, MAX_ROOM);
+        let socket = &self.socket;
+        let received = self.input.fill(room, |bytes| {
+            let before = bytes.len();
+            let free = bytes.capacity() - before;
+            let received = net::recv(socket, spare_capacity(bytes), RecvFlags::DONTWAIT);
+            received.map(|_| (bytes.len() - before, free))
+        });
+        match received {
+            Err(_) => Err(ReceiveError::NoMemory { bytes: room }),
+            Ok(Ok((0, _))) => Ok(Received::End),
+            Ok(Ok((count, free))) => {
+                self.heard_at = now;
+                Ok(if count < free { Received::Last } else { Received::Some })
             }
+            Ok(Err(Errno::INTR)) => Ok(Received::Some),
+            Ok(Err(Errno::AGAIN)) => Ok(Received::Last),
+            Ok(Err(error)) => Err(ReceiveError::System(error.into())),
         }
-        Ok(true)
     }
 
     /// Under which it is registered with the poller.
@@ -210,9 +218,9 @@ impl Connection {
         self.token
     }
 
-    /// The received frames.
-    pub(crate) fn input(&mut self) -> &mut FrameBuffer {
-        &mut self.input
+    /// Whether an answer has come in part.
+    pub(crate) fn has_partial_input(&self) -> bool {
+        self.input.is_partial()
     }
 
     /// Takes the frame buffer out, so that frames can be read while the rest changes.

@@ -13,23 +13,27 @@
 
 mod traffic;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hashbrown::HashMap;
 use kv_protocol::ids::{ClientId, GroupId, RequestSeq, ServerId, ShardId};
 
 use crate::backoff::Random;
-use crate::completion::{Completion, Outcome, SubmitError};
-use crate::connection::{Connection, RECEIVE_BYTES, Target};
+use crate::completion::{Answered, Ends, SubmitError};
+use crate::connection::{Connection, Target};
 use crate::error::{Error, OpenError};
+use crate::log::Level;
 use crate::map_source::MapSource;
-use crate::operation::{Notify, OpId, Operation, Stage};
+use crate::operation::{OpId, Operation, Operations, Stage};
 use crate::options::{Endpoint, Options};
 use crate::poller::{Poller, Readiness};
 use crate::router::{Route, Router};
 use crate::session::Session;
+use crate::spares::Spares;
 
 /// Most bytes of keys and values in flight; a single operation may always be submitted.
 const MAX_BYTES_IN_FLIGHT: usize = 64 << 20;
@@ -71,7 +75,8 @@ pub(crate) struct Engine {
     router: Router,
     map_source: MapSource,
     sessions: HashMap<(GroupId, ShardId), Sessions>,
-    operations: HashMap<OpId, Operation>,
+    operations: Operations,
+    pub(crate) spares: Spares,
     bytes_in_flight: usize,
     ready: VecDeque<OpId>,
     connections: HashMap<u64, Connection>,
@@ -83,10 +88,8 @@ pub(crate) struct Engine {
     next_request: u64,
     /// When the timers have to be looked at.
     next_scan: Instant,
-    completions: VecDeque<Completion>,
-    /// The end of the operation that a call waits for.
-    call_result: Option<(OpId, Result<Outcome, Error>)>,
-    scratch: Box<[u8]>,
+    /// How many operations have ended.
+    ended: u64,
     readiness: Vec<Readiness>,
     statistics: Statistics,
 }
@@ -115,7 +118,8 @@ impl Engine {
             router: Router::default(),
             map_source: MapSource::new(endpoints, now),
             sessions: HashMap::new(),
-            operations: HashMap::new(),
+            operations: Operations::new(),
+            spares: Spares::default(),
             bytes_in_flight: 0,
             ready: VecDeque::new(),
             connections: HashMap::new(),
@@ -125,9 +129,7 @@ impl Engine {
             next_token: 1,
             next_request: 1,
             next_scan: now + IDLE,
-            completions: VecDeque::new(),
-            call_result: None,
-            scratch: vec![0; RECEIVE_BYTES].into(),
+            ended: 0,
             readiness: Vec::new(),
             statistics: Statistics::default(),
         })
@@ -146,14 +148,15 @@ impl Engine {
         self.map_source.names()
     }
 
-    /// Operations submitted whose completions have not been collected.
+    /// Operations that have not ended.
     pub(crate) fn in_flight(&self) -> usize {
-        self.operations.len() + self.completions.len()
+        self.operations.len()
     }
 
-    /// Whether `bytes` more of key and value may be submitted.
-    pub(crate) fn check_room(&self, bytes: usize) -> Result<(), SubmitError> {
-        let operations = self.in_flight();
+    /// Whether `bytes` more of key and value may be submitted when so many have ended and were not
+    /// collected.
+    pub(crate) fn check_room(&self, bytes: usize, uncollected: usize) -> Result<(), SubmitError> {
+        let operations = self.in_flight() + uncollected;
         let is_full = operations >= self.options.window
             || (operations > 0 && self.bytes_in_flight + bytes > MAX_BYTES_IN_FLIGHT);
         if is_full {
@@ -174,22 +177,24 @@ impl Engine {
     }
 
     /// Sends what is ready without waiting for anything.
-    pub(crate) fn push_out(&mut self, now: Instant) {
-        self.advance_ready(now);
+    fn push_out(&mut self, now: Instant, ends: &mut dyn Ends) {
+        self.advance_ready(now, ends);
         self.flush_dirty(now);
     }
 
-    /// One turn: timers, sends, at most one wait (until `until` at the latest), answers.
+    /// One turn: timers, sends, at most one wait (until `until` at the latest, and not at all once
+    /// anything has ended), answers.
     ///
     /// # Errors
     /// Only if epoll itself fails, which a program cannot cause by servers or networks.
-    pub(crate) fn turn(&mut self, until: Instant) -> io::Result<()> {
+    pub(crate) fn turn(&mut self, until: Instant, ends: &mut dyn Ends) -> io::Result<()> {
         let now = Instant::now();
+        let ended = self.ended;
         if now >= self.next_scan {
-            self.scan(now);
+            self.scan(now, ends);
         }
-        self.push_out(now);
-        let wait = if self.call_result.is_some() || !self.completions.is_empty() {
+        self.push_out(now, ends);
+        let wait = if self.ended != ended {
             Duration::ZERO
         } else {
             until.min(self.next_scan).saturating_duration_since(now)
@@ -199,32 +204,40 @@ impl Engine {
         let waited = self.poller.wait(wait, &mut readiness);
         let now = Instant::now();
         for &event in &readiness {
-            self.on_readiness(event, now);
+            self.on_readiness(event, now, ends);
         }
         self.readiness = readiness;
-        self.push_out(now);
-        waited
+        self.push_out(now, ends);
+        waited.and_then(|()| self.set_alarm(now))
     }
 
-    /// Moves completions to the caller.
-    pub(crate) fn collect(&mut self, into: &mut Vec<Completion>) -> usize {
-        let count = self.completions.len();
-        into.extend(self.completions.drain(..));
-        count
+    /// A descriptor that is readable when a turn would do something.
+    ///
+    /// # Errors
+    /// If the system gives no timer.
+    pub(crate) fn descriptor(&mut self) -> io::Result<BorrowedFd<'_>> {
+        self.poller.add_alarm()?;
+        self.set_alarm(Instant::now())?;
+        Ok(self.poller.descriptor())
     }
 
-    /// The end of the call's operation, once there is one.
-    pub(crate) fn take_call_result(&mut self, id: OpId) -> Option<Result<Outcome, Error>> {
-        let (of, result) = self.call_result.take()?;
-        assert_eq!(of, id, "one call at a time");
-        Some(result)
+    /// Sets the alarm, if there is one, for the next turn that no socket asks for.
+    pub(crate) fn set_alarm(&mut self, now: Instant) -> io::Result<()> {
+        let due = if self.ready.is_empty() { self.next_scan } else { now };
+        self.poller.set_alarm(due, now)
     }
 
     /// Ends an operation early because the system fails.
-    pub(crate) fn abandon(&mut self, id: OpId, cause: &io::Error, now: Instant) {
+    pub(crate) fn abandon(
+        &mut self,
+        id: OpId,
+        cause: &io::Error,
+        now: Instant,
+        ends: &mut dyn Ends,
+    ) {
         if let Some(operation) = self.operations.get_mut(&id) {
             operation.trouble = Some(format!("waiting on epoll: {cause}").into());
-            self.expire(id, now);
+            self.expire(id, now, ends);
         }
     }
 
@@ -242,7 +255,7 @@ impl Engine {
 
     // --- Timers ----------------------------------------------------------------------------------
 
-    fn scan(&mut self, now: Instant) {
+    fn scan(&mut self, now: Instant, ends: &mut dyn Ends) {
         self.next_scan = now + IDLE;
         let due: Vec<OpId> = self
             .operations
@@ -251,7 +264,7 @@ impl Engine {
             .map(|(&id, _)| id)
             .collect();
         for id in due {
-            self.on_due(id, now);
+            self.on_due(id, now, ends);
         }
         let timeout = self.options.connect_timeout;
         let stuck: Vec<(u64, &str)> = self
@@ -274,10 +287,10 @@ impl Engine {
         }
     }
 
-    fn on_due(&mut self, id: OpId, now: Instant) {
+    fn on_due(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         if now >= operation.deadline {
-            return self.expire(id, now);
+            return self.expire(id, now, ends);
         }
         match operation.stage {
             Stage::BackingOff { .. } => self.make_ready(id),
@@ -295,7 +308,7 @@ impl Engine {
         }
     }
 
-    fn expire(&mut self, id: OpId, now: Instant) {
+    fn expire(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get(&id) else { return };
         let is_down = operation.server.is_some_and(|server| self.router.is_down(server));
         let error = operation.expired(is_down, &self.map_source);
@@ -313,7 +326,7 @@ impl Engine {
             }
             _ => None,
         };
-        self.finish(id, Err(error));
+        self.finish(id, Err(error), ends);
         if let Some(token) = silent {
             self.lose(token, "it has gone silent", now);
         }
@@ -328,14 +341,14 @@ impl Engine {
         }
     }
 
-    fn advance_ready(&mut self, now: Instant) {
+    fn advance_ready(&mut self, now: Instant, ends: &mut dyn Ends) {
         while let Some(id) = self.ready.pop_front() {
-            self.advance(id, now);
+            self.advance(id, now, ends);
         }
     }
 
     /// Routes an operation and puts it on a connection.
-    fn advance(&mut self, id: OpId, now: Instant) {
+    fn advance(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         if operation.stage != Stage::Ready {
             return;
@@ -349,7 +362,7 @@ impl Engine {
         operation.view = self.router.version(group);
         let (member, address) = match self.router.route(group, operation.kind.role()) {
             Route::To { member, address } => (member, address),
-            Route::Lost => return self.finish_lost(id, group),
+            Route::Lost => return self.finish_lost(id, group, ends),
             Route::Nowhere { server } => {
                 operation.server = server;
                 let trouble = match server {
@@ -370,6 +383,7 @@ impl Engine {
             Ok(token) => self.assign(id, token, now),
             Err(error) => {
                 let trouble = format!("connecting to server {member} at {address}: {error}");
+                self.options.log.write(Level::Warning, || trouble.clone());
                 self.back_off(id, &trouble.into(), now);
                 self.want_map(Some(member.server));
             }
@@ -448,7 +462,7 @@ impl Engine {
         }
     }
 
-    fn finish_lost(&mut self, id: OpId, group: GroupId) {
+    fn finish_lost(&mut self, id: OpId, group: GroupId, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get(&id) else { return };
         let action = operation.action();
         let cause = format!("the map says that group {group} is lost");
@@ -458,20 +472,21 @@ impl Engine {
         } else {
             Error::Lost { action, cause }
         };
-        self.finish(id, Err(error));
+        self.finish(id, Err(error), ends);
     }
 
     /// Ends an operation for its caller.
-    fn finish(&mut self, id: OpId, result: Result<Outcome, Error>) {
+    fn finish(&mut self, id: OpId, result: Result<Answered<'_>, Error>, ends: &mut dyn Ends) {
+        self.release(id);
         let Some(operation) = self.operations.remove(&id) else { return };
         self.bytes_in_flight -= operation.bytes();
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place) {
             self.leave_session(place, operation.session);
         }
-        match operation.notify {
-            Notify::Queue(tag) => self.completions.push_back(Completion { tag, result }),
-            Notify::Caller => self.call_result = Some((id, result)),
-        }
+        self.ended += 1;
+        let notify = operation.notify;
+        self.spares.give(operation.into_frame());
+        ends.end(id, notify, result);
     }
 
     /// A write has ended for the caller; those that waited for its place in the window go on.

@@ -19,7 +19,8 @@ pub struct Action {
 }
 
 impl Action {
-    pub(crate) fn new(verb: &'static str, key: &[u8]) -> Action {
+    /// What is done to a key, as "get".
+    pub fn new(verb: &'static str, key: &[u8]) -> Action {
         Action { verb, key: key[..key.len().min(SHOWN_KEY_BYTES)].into(), key_bytes: key.len() }
     }
 }
@@ -99,6 +100,14 @@ pub enum Error {
         action: Action,
         /// What is too long, and what is allowed.
         reason: String,
+    },
+    /// This process has no memory for the request or its answer; a write was not done.
+    #[error("{action}: no memory for {bytes} bytes in this process")]
+    NoMemory {
+        /// What was being done.
+        action: Action,
+        /// How many were needed.
+        bytes: usize,
     },
     /// The server's memory limit is reached; nothing was changed.
     #[error("{action}: the server is out of space ({reason})")]

@@ -28,32 +28,29 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-// The fake cluster calls this library by its name, as the test programs do.
-#[cfg(test)]
-extern crate self as kv_client;
-
+mod alarm;
 mod backoff;
-pub mod cli;
 mod client;
 mod completion;
 mod connection;
 mod engine;
 mod error;
-#[cfg(test)]
-#[path = "../tests/common/mod.rs"]
-mod fake;
+mod log;
 mod map_source;
 mod operation;
 mod options;
+mod output;
 mod poller;
 mod router;
 mod session;
+mod spares;
 
 pub use client::{Client, Value, Written};
-pub use completion::{Completion, Outcome, SubmitError};
+pub use completion::{Answered, Completion, Outcome, SubmitError};
 pub use engine::Statistics;
 pub use error::{Action, Error, OpenError};
 pub use kv_protocol::client_message::{Condition, ReplicaRole};
 pub use kv_protocol::ids::SequenceNumber;
+pub use log::{Level, Log};
 pub use operation::Op;
-pub use options::{Endpoints, MAX_IN_FLIGHT, OpOptions, Options};
+pub use options::{Endpoints, MAX_IN_FLIGHT, OpOptions, Options, is_deadline};

@@ -1,10 +1,11 @@
-//! One operation under way: what was asked, how far it is, and what was in its way.
+//! One operation under way: its request as it is sent, how far it is, and what was in its way.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hashbrown::HashMap;
 use kv_protocol::client_message::{
-    Condition, Operation as WireOperation, ReplicaRole, WriteHeader,
+    Condition, Operation as WireOperation, REQUEST_HEAD_BYTES, ReplicaRole, Request, WriteHeader,
 };
 use kv_protocol::ids::{ClientId, GroupId, RequestId, RequestSeq, ServerId, ShardId, ViewVersion};
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
@@ -14,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::error::{Action, Error};
 use crate::map_source::MapSource;
 use crate::options::{OpOptions, is_deadline};
+use crate::spares::Spares;
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,14 @@ pub enum Op<'a> {
         key: &'a [u8],
         /// Up to 16 MiB.
         value: &'a [u8],
+    },
+    /// Set a key to a value that stays where it is: it is sent from there, without a copy.
+    PutKept {
+        /// 1 to 65,535 bytes.
+        key: &'a [u8],
+        /// Up to 16 MiB. The client does not look at it any more once the operation has ended, and once
+        /// it is dropped itself.
+        value: &'static [u8],
     },
     /// Remove a key.
     Delete {
@@ -111,12 +121,18 @@ pub(crate) enum Stage {
     BackingOff { until: Instant },
 }
 
+/// Operations by their numbers.
+pub(crate) type Operations = HashMap<OpId, Operation>;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Operation {
     pub(crate) kind: Kind,
-    pub(crate) key: Box<[u8]>,
-    pub(crate) value: Box<[u8]>,
+    /// The request as it is sent: head, key, and the value unless the caller keeps that.
+    frame: Vec<u8>,
+    key_bytes: usize,
+    /// The value, if the caller keeps it.
+    kept: &'static [u8],
     condition: Condition,
     pub(crate) digest: Digest,
     pub(crate) notify: Notify,
@@ -125,6 +141,8 @@ pub(crate) struct Operation {
     pub(crate) deadline: Instant,
     pub(crate) place: Option<(GroupId, ShardId)>,
     pub(crate) stage: Stage,
+    /// The connection in whose output its request waits, whole or in part, and under which number.
+    pub(crate) queued: Option<(u64, RequestId)>,
     /// When it was put on the connection it is on.
     pub(crate) assigned_at: Instant,
     /// When it has waited so long that the map should be looked at; for [`Stage::Assigned`].
@@ -156,13 +174,15 @@ impl Operation {
         default_deadline: Duration,
         notify: Notify,
         now: Instant,
+        spares: &mut Spares,
     ) -> Result<Operation, Error> {
-        let (kind, key, value): (Kind, &[u8], &[u8]) = match op {
-            Op::Get { key } => (Kind::Get, key, &[]),
-            Op::Put { key, value } => (Kind::Put, key, value),
-            Op::Delete { key } => (Kind::Delete, key, &[]),
-            Op::Noop { key } => (Kind::Noop, key, &[]),
-            Op::Verify { key, replica } => (Kind::Verify(replica), key, &[]),
+        let (kind, key, value, kept): (Kind, &[u8], &[u8], &'static [u8]) = match op {
+            Op::Get { key } => (Kind::Get, key, &[], &[]),
+            Op::Put { key, value } => (Kind::Put, key, value, &[]),
+            Op::PutKept { key, value } => (Kind::Put, key, &[], value),
+            Op::Delete { key } => (Kind::Delete, key, &[], &[]),
+            Op::Noop { key } => (Kind::Noop, key, &[], &[]),
+            Op::Verify { key, replica } => (Kind::Verify(replica), key, &[], &[]),
         };
         let action = || Action::new(kind.verb(), key);
         if key.is_empty() {
@@ -172,18 +192,26 @@ impl Operation {
         if key.len() > MAX_KEY_BYTES {
             return Err(Error::key_too_long(action()));
         }
-        if value.len() > MAX_VALUE_BYTES {
-            return Err(Error::value_too_long(action(), value.len()));
+        let value_bytes = value.len() + kept.len();
+        if value_bytes > MAX_VALUE_BYTES {
+            return Err(Error::value_too_long(action(), value_bytes));
         }
         let allowed = options.deadline.unwrap_or(default_deadline);
         if !is_deadline(allowed) {
             let reason = format!("a deadline of {allowed:?}; it must be 1 ms to 60 s");
             return Err(Error::Invalid { action: action(), reason });
         }
+        let bytes = REQUEST_HEAD_BYTES + key.len() + value.len();
+        let mut frame =
+            spares.take(bytes).map_err(|_| Error::NoMemory { action: action(), bytes })?;
+        frame.resize(REQUEST_HEAD_BYTES, 0);
+        frame.extend_from_slice(key);
+        frame.extend_from_slice(value);
         Ok(Operation {
             kind,
-            key: key.into(),
-            value: value.into(),
+            frame,
+            key_bytes: key.len(),
+            kept,
             condition: options.condition,
             digest: Digest::of(key),
             notify,
@@ -191,6 +219,7 @@ impl Operation {
             deadline: now + allowed,
             place: None,
             stage: Stage::Ready,
+            queued: None,
             assigned_at: now,
             attention_at: now,
             is_overdue: false,
@@ -206,12 +235,46 @@ impl Operation {
     }
 
     pub(crate) fn action(&self) -> Action {
-        Action::new(self.kind.verb(), &self.key)
+        Action::new(self.kind.verb(), self.key())
+    }
+
+    fn key(&self) -> &[u8] {
+        &self.frame[REQUEST_HEAD_BYTES..][..self.key_bytes]
+    }
+
+    fn value(&self) -> &[u8] {
+        match self.kept {
+            [] => &self.frame[REQUEST_HEAD_BYTES + self.key_bytes..],
+            kept => kept,
+        }
     }
 
     /// Bytes of key and value.
     pub(crate) fn bytes(&self) -> usize {
-        self.key.len() + self.value.len()
+        self.frame.len() - REQUEST_HEAD_BYTES + self.kept.len()
+    }
+
+    /// What is sent, in its two pieces.
+    pub(crate) fn wire(&self) -> [&[u8]; 2] {
+        [&self.frame, self.kept]
+    }
+
+    /// Writes the head of its request anew, for one more sending.
+    pub(crate) fn address(&mut self, id: RequestId) {
+        let head = Request {
+            id,
+            view: self.view,
+            digest: self.digest,
+            key: self.key(),
+            operation: self.to_wire(),
+        }
+        .head();
+        self.frame[..REQUEST_HEAD_BYTES].copy_from_slice(&head);
+    }
+
+    /// The memory of its request, for another one.
+    pub(crate) fn into_frame(self) -> Vec<u8> {
+        self.frame
     }
 
     /// Whether a CONFLICT can be its answer.
@@ -219,16 +282,15 @@ impl Operation {
         self.kind.is_write() && self.condition != Condition::Always
     }
 
-    /// What goes on the wire; `first_incomplete` is its session's at this moment.
-    pub(crate) fn to_wire(&self, first_incomplete: RequestSeq) -> WireOperation<'_> {
+    fn to_wire(&self) -> WireOperation<'_> {
         let header = WriteHeader {
             seq: self.session.map_or(RequestSeq(0), |(_, seq)| seq),
-            first_incomplete,
+            first_incomplete: self.first_incomplete,
             condition: self.condition,
         };
         match self.kind {
             Kind::Get => WireOperation::Get,
-            Kind::Put => WireOperation::Put(header, &self.value),
+            Kind::Put => WireOperation::Put(header, self.value()),
             Kind::Delete => WireOperation::Delete(header),
             Kind::Noop => WireOperation::Noop,
             Kind::Verify(role) => WireOperation::Verify(role),
@@ -312,7 +374,8 @@ mod tests {
 
     fn get(deadline: Duration, now: Instant) -> Operation {
         let options = OpOptions { deadline: Some(deadline), ..OpOptions::default() };
-        Operation::new(Op::Get { key: b"k" }, &options, deadline, Notify::Caller, now).unwrap()
+        let (op, mut spares) = (Op::Get { key: b"k" }, Spares::default());
+        Operation::new(op, &options, deadline, Notify::Caller, now, &mut spares).unwrap()
     }
 
     #[test]

@@ -7,6 +7,7 @@ use kv_protocol::client_message::Condition;
 use kv_protocol::limits::{DEFAULT_DEADLINE, MAX_DEADLINE};
 
 use crate::error::OpenError;
+use crate::log::Log;
 
 /// Most operations that one client keeps in flight, and so the largest [`Options::window`].
 pub const MAX_IN_FLIGHT: usize = 65_536;
@@ -29,6 +30,8 @@ pub struct Options {
     /// Most operations that [`crate::Client::submit`] takes before completions are collected.
     /// Default 1,024, at most [`MAX_IN_FLIGHT`].
     pub window: usize,
+    /// Where messages about the client's work go; by default nowhere.
+    pub log: Log,
 }
 
 impl Default for Options {
@@ -37,6 +40,7 @@ impl Default for Options {
             deadline: DEFAULT_DEADLINE,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             window: DEFAULT_WINDOW,
+            log: Log::default(),
         }
     }
 }
@@ -73,8 +77,8 @@ impl Default for OpOptions {
     }
 }
 
-/// Whether a deadline is one that the client accepts.
-pub(crate) fn is_deadline(deadline: Duration) -> bool {
+/// Whether a deadline is one that a client accepts: 1 ms to 60 s.
+pub fn is_deadline(deadline: Duration) -> bool {
     deadline >= Duration::from_millis(1) && deadline <= MAX_DEADLINE
 }
 

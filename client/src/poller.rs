@@ -2,12 +2,14 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
+
+use crate::alarm::Alarm;
 
 /// Most events taken from the kernel at once.
 const MAX_EVENTS: usize = 64;
@@ -23,10 +25,15 @@ pub(crate) struct Readiness {
     pub(crate) readable: bool,
 }
 
+/// The token of the alarm; connections have others.
+const ALARM: u64 = 0;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
+    /// For whoever waits on the descriptor elsewhere.
+    alarm: Option<Alarm>,
 }
 
 fn flags(wants_write: bool) -> EventFlags {
@@ -37,7 +44,28 @@ fn flags(wants_write: bool) -> EventFlags {
 impl Poller {
     pub(crate) fn new() -> io::Result<Poller> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Poller { epoll })
+        Ok(Poller { epoll, alarm: None })
+    }
+
+    /// Puts an alarm among the descriptors, unless there is one.
+    pub(crate) fn add_alarm(&mut self) -> io::Result<()> {
+        if self.alarm.is_none() {
+            let alarm = Alarm::new()?;
+            let data = EventData::new_u64(ALARM);
+            epoll::add(&self.epoll, alarm.descriptor(), data, EventFlags::IN)?;
+            self.alarm = Some(alarm);
+        }
+        Ok(())
+    }
+
+    /// Sets the alarm, if there is one.
+    pub(crate) fn set_alarm(&mut self, due: Instant, now: Instant) -> io::Result<()> {
+        self.alarm.as_mut().map_or(Ok(()), |alarm| alarm.set(due, now))
+    }
+
+    /// The epoll descriptor: readable when any connection has something, or the alarm has gone off.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
     }
 
     pub(crate) fn add(
@@ -81,6 +109,9 @@ impl Poller {
         for event in events {
             // The struct is packed; its fields are copied out before use.
             let (flags, data) = (event.flags, event.data);
+            if data.u64() == ALARM {
+                continue;
+            }
             let ended = EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR;
             found.push(Readiness {
                 token: data.u64(),

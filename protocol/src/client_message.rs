@@ -10,9 +10,9 @@
 //!           <- ERROR                       to what cannot be served; may be followed by a close
 //! ```
 
-use crate::codec::{Reader, Writer, length_u16};
+use crate::codec::{FixedWriter, Reader, Writer, length_u16};
 use crate::error::DecodeError;
-use crate::frame::{Checksum, write_frame};
+use crate::frame::{Checksum, HEADER_BYTES, unchecked_header, write_frame};
 use crate::ids::{
     ClientId, ClusterId, Member, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId,
     ViewVersion,
@@ -24,6 +24,8 @@ use crate::view::{read_member, write_member};
 
 /// Bytes of a request before its key.
 pub const REQUEST_FIXED_BYTES: usize = 8 + 8 + 16 + 8 + 8 + 8 + 2 + 1 + 1;
+/// Bytes of a request's frame before its key.
+pub const REQUEST_HEAD_BYTES: usize = HEADER_BYTES + REQUEST_FIXED_BYTES;
 /// Bytes of an answer before its value.
 pub const ANSWER_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
 
@@ -289,6 +291,16 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// Appends the frame. The caller has checked key and value against the limits.
     pub fn write(&self, output: &mut Vec<u8>) {
+        output.put_bytes(&self.head());
+        output.put_bytes(self.key);
+        if let Operation::Put(_, value) = self.operation {
+            output.put_bytes(value);
+        }
+    }
+
+    /// The frame up to its key; key and value follow. For whoever keeps them and sends them from where
+    /// they are.
+    pub fn head(&self) -> [u8; REQUEST_HEAD_BYTES] {
         let idle = WriteHeader {
             seq: RequestSeq(0),
             first_incomplete: RequestSeq(0),
@@ -302,19 +314,19 @@ impl<'a> Request<'a> {
             Operation::Verify(ReplicaRole::Primary) => (opcode::VERIFY, idle, 0, &[]),
             Operation::Verify(ReplicaRole::Secondary) => (opcode::VERIFY, idle, 1, &[]),
         };
-        write_frame(output, Checksum::Absent, opcode, |body| {
-            body.put_u64(self.id.0);
-            body.put_u64(self.view.0);
-            body.put_bytes(&self.digest.0);
-            body.put_u64(header.seq.0);
-            body.put_u64(header.first_incomplete.0);
-            body.put_u64(header.condition.to_wire());
-            body.put_u16(length_u16(self.key.len(), "key"));
-            body.put_u8(replica);
-            body.put_u8(0);
-            body.put_bytes(self.key);
-            body.put_bytes(value);
-        });
+        let length = REQUEST_FIXED_BYTES + self.key.len() + value.len();
+        let mut head = FixedWriter::<REQUEST_HEAD_BYTES>::new();
+        head.put_bytes(&unchecked_header(opcode, length));
+        head.put_u64(self.id.0);
+        head.put_u64(self.view.0);
+        head.put_bytes(&self.digest.0);
+        head.put_u64(header.seq.0);
+        head.put_u64(header.first_incomplete.0);
+        head.put_u64(header.condition.to_wire());
+        head.put_u16(length_u16(self.key.len(), "key"));
+        head.put_u8(replica);
+        head.put_u8(0);
+        head.finish()
     }
 
     /// Takes a request from its frame. Checks the layout alone: whether key and value are allowed is

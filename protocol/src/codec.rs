@@ -95,6 +95,32 @@ impl Writer for Vec<u8> {
     }
 }
 
+/// Writes fields into `N` bytes, which they fill.
+pub(crate) struct FixedWriter<const N: usize> {
+    bytes: [u8; N],
+    written: usize,
+}
+
+impl<const N: usize> FixedWriter<N> {
+    pub(crate) fn new() -> FixedWriter<N> {
+        FixedWriter { bytes: [0; N], written: 0 }
+    }
+
+    /// The bytes, once all are written.
+    pub(crate) fn finish(self) -> [u8; N] {
+        assert_eq!(self.written, N, "fields fill their bytes");
+        self.bytes
+    }
+}
+
+impl<const N: usize> Writer for FixedWriter<N> {
+    fn put_bytes(&mut self, bytes: &[u8]) {
+        let end = self.written + bytes.len();
+        self.bytes[self.written..end].copy_from_slice(bytes);
+        self.written = end;
+    }
+}
+
 /// Narrows a length that a limit has already bounded; the assertion names the limit that failed to.
 pub(crate) fn length_u16(length: usize, what: &str) -> u16 {
     u16::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))

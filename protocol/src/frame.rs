@@ -13,6 +13,8 @@
 //! coordinator and servers) the last four of them are the CRC-32C of everything before, header
 //! included. Clients' connections are not checked.
 
+use std::collections::TryReserveError;
+
 use crate::codec::Writer;
 use crate::error::FrameError;
 use crate::limits::PROTOCOL_VERSION;
@@ -125,6 +127,12 @@ fn check_partial_header(header: &[u8], rules: &FrameRules) -> Result<(), FrameEr
     Ok(())
 }
 
+/// The header of a frame without checksum whose message has `length` bytes.
+pub(crate) fn unchecked_header(opcode: u8, length: usize) -> [u8; HEADER_BYTES] {
+    let [a, b, c, d] = crate::codec::length_u32(length, "frame").to_le_bytes();
+    [a, b, c, d, PROTOCOL_VERSION, opcode, 0, 0]
+}
+
 /// Appends one frame whose message `fill` writes.
 pub fn write_frame(
     output: &mut Vec<u8>,
@@ -180,6 +188,27 @@ impl FrameBuffer {
     pub fn extend(&mut self, received: &[u8]) {
         self.reclaim();
         self.bytes.extend_from_slice(received);
+    }
+
+    /// Lets `read` append received bytes straight to those that wait, with room for `room` of them.
+    ///
+    /// # Errors
+    /// If there is no memory for so many; nothing was read then.
+    pub fn fill<T>(
+        &mut self,
+        room: usize,
+        read: impl FnOnce(&mut Vec<u8>) -> T,
+    ) -> Result<T, TryReserveError> {
+        self.reclaim();
+        self.bytes.try_reserve(room)?;
+        Ok(read(&mut self.bytes))
+    }
+
+    /// Gives the memory of what was taken back, if it is much and nothing waits.
+    pub fn trim(&mut self) {
+        if !self.is_partial() {
+            self.reclaim();
+        }
     }
 
     /// Takes the next whole frame, or `None` when more bytes are needed.
@@ -292,6 +321,31 @@ mod tests {
                 }
             }
             prop_assert!(!buffer.is_partial());
+            prop_assert_eq!(seen, (0u8..).zip(bodies).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn frames_survive_being_read_in_place(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 1..8),
+            cuts in prop::collection::vec(1usize..20, 1..64),
+        ) {
+            let mut stream = Vec::new();
+            for (n, body) in (0u8..).zip(&bodies) {
+                write_frame(&mut stream, Checksum::Absent, n, |b| b.put_bytes(body));
+            }
+            let mut buffer = FrameBuffer::new(UNCHECKED);
+            let mut seen = Vec::new();
+            let mut rest = &stream[..];
+            let mut cuts = cuts.iter().cycle();
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
+                buffer.fill(32, |bytes| bytes.extend_from_slice(now)).unwrap();
+                rest = later;
+                while let Some(frame) = buffer.next_frame().unwrap() {
+                    seen.push((frame.opcode, frame.body.to_vec()));
+                }
+                buffer.trim();
+            }
             prop_assert_eq!(seen, (0u8..).zip(bodies).collect::<Vec<_>>());
         }
 

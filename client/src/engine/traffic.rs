@@ -6,17 +6,17 @@
 use std::io;
 use std::time::Instant;
 
-use kv_protocol::client_message::{
-    Answer, Refusal, Request, Status, Welcome, opcode, read_map_answer,
-};
+use kv_protocol::client_message::{Answer, Refusal, Status, Welcome, opcode, read_map_answer};
 use kv_protocol::escape;
 use kv_protocol::ids::{ClientId, RequestId};
 
 use super::Engine;
-use crate::completion::Outcome;
-use crate::connection::{Connection, EAGER_BYTES, MAX_OUTSTANDING, Target};
+use crate::completion::{Answered, Ends};
+use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Received, Target};
 use crate::error::Error;
+use crate::log::Level;
 use crate::operation::{Kind, OpId, Operation, Stage};
+use crate::output::{Output, Released};
 use crate::poller::Readiness;
 use crate::session::Session;
 
@@ -82,11 +82,12 @@ impl Engine {
         }
     }
 
-    fn bury(&mut self, connection: Connection, why: &str, now: Instant) {
+    fn bury(&mut self, mut connection: Connection, why: &str, now: Instant) {
         self.close(&connection);
         let (member, address) = match connection.target {
             Target::Map { address } => {
-                tracing::debug!(%address, why, "no map");
+                let words = || format!("no map from {address}: {why}");
+                self.options.log.write(Level::Info, words);
                 self.map_source.failed(why, &mut self.random, now);
                 if let Some(at) = self.map_source.ask_at() {
                     self.wake_by(at);
@@ -95,13 +96,17 @@ impl Engine {
             }
             Target::Shard { member, address, .. } => (member, address),
         };
-        tracing::info!(server = %member.server, %address, why, "connection lost");
         self.statistics.connections_lost += 1;
-        let trouble = format!("server {} at {address}: {why}", member.server).into();
+        let trouble = format!("server {} at {address}: {why}", member.server);
+        let words = || format!("connection lost: {trouble}");
+        self.options.log.write(Level::Warning, words);
+        let trouble = trouble.into();
+        let token = connection.token();
         let mut any = false;
         for &id in connection.backlog.iter().chain(connection.outstanding.values()) {
+            self.let_go(id, token, &mut connection.output);
             let is_here = self.operations.get(&id).is_some_and(|operation| {
-                matches!(operation.stage, Stage::Assigned { connection: on, .. } if on == connection.token())
+                matches!(operation.stage, Stage::Assigned { connection: on, .. } if on == token)
             });
             if is_here {
                 any = true;
@@ -117,12 +122,13 @@ impl Engine {
 
     /// Puts an operation that is assigned to an open connection on the wire.
     pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant) {
+        // An earlier sending may still wait on another connection.
+        self.release(id);
         let Some(operation) = self.operations.get_mut(&id) else { return };
         if operation.stage != (Stage::Assigned { connection: token, request: None }) {
             return;
         }
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        let mut first_incomplete = Default::default();
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
             && let Some(sessions) = self.sessions.get_mut(&place)
         {
@@ -144,37 +150,60 @@ impl Engine {
             if operation.session.is_some_and(|(client, _)| client == current) {
                 operation.first_incomplete = sessions.session.first_incomplete();
             }
-            first_incomplete = operation.first_incomplete;
             operation.doubtful += 1;
         }
         let request = RequestId(self.next_request);
         self.next_request += 1;
         operation.stage = Stage::Assigned { connection: token, request: Some(request) };
-        Request {
-            id: request,
-            view: operation.view,
-            digest: operation.digest,
-            key: &operation.key,
-            operation: operation.to_wire(first_incomplete),
-        }
-        .write(&mut connection.output);
+        operation.address(request);
+        operation.queued = Some((token, request));
+        connection.output.push_request(id);
         connection.outstanding.insert(request, id);
         if connection.outstanding.len() > MAX_OUTSTANDING {
             return self.lose(token, "it leaves too many requests without an answer", now);
         }
-        if connection.output.len() >= EAGER_BYTES
-            && let Err(error) = connection.flush(&self.poller)
+        if connection.output.is_much()
+            && let Err(error) = connection.flush(&mut self.operations, &self.poller)
         {
             return self.lose(token, &error.to_string(), now);
         }
         self.dirty.push(token);
     }
 
+    /// Takes the request of an operation off the connection on which it still waits, so that its frame
+    /// may change or go.
+    pub(super) fn release(&mut self, id: OpId) {
+        let Some((token, request)) = self.operations.get(&id).and_then(|o| o.queued) else {
+            return;
+        };
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let mut output = std::mem::take(&mut connection.output);
+        let released = self.let_go(id, token, &mut output);
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.output = output;
+        if released == Some(Released::Unsent) {
+            // Nobody will answer it.
+            connection.outstanding.remove(&request);
+        }
+    }
+
+    /// As [`Engine::release`], from the output of the connection `token`.
+    fn let_go(&mut self, id: OpId, token: u64, output: &mut Output) -> Option<Released> {
+        self.operations.get(&id)?.queued.filter(|&(on, _)| on == token)?;
+        let released = output.release(id, &self.operations);
+        let operation = self.operations.get_mut(&id)?;
+        operation.queued = None;
+        if released == Released::Unsent {
+            operation.doubtful = operation.doubtful.saturating_sub(1);
+        }
+        Some(released)
+    }
+
     pub(super) fn flush_dirty(&mut self, now: Instant) {
         while let Some(token) = self.dirty.pop() {
             let Some(connection) = self.connections.get_mut(&token) else { continue };
             if connection.needs_flush()
-                && let Err(error) = connection.flush(&self.poller)
+                && let Err(error) = connection.flush(&mut self.operations, &self.poller)
             {
                 self.lose(token, &error.to_string(), now);
             }
@@ -183,104 +212,143 @@ impl Engine {
 
     // --- Receiving -------------------------------------------------------------------------------
 
-    pub(super) fn on_readiness(&mut self, event: Readiness, now: Instant) {
-        // Out of the table while its frames change the rest.
-        let Some(mut connection) = self.connections.remove(&event.token) else { return };
-        match self.exchange(&mut connection, event, now) {
-            Ok(Flow::Close) => self.close(&connection),
-            Ok(Flow::GoOn) => {
-                let backlog = if connection.is_open {
-                    std::mem::take(&mut connection.backlog)
-                } else {
-                    Default::default()
-                };
-                self.connections.insert(event.token, connection);
-                for id in backlog {
-                    self.transmit(id, event.token, now);
+    pub(super) fn on_readiness(&mut self, event: Readiness, now: Instant, ends: &mut dyn Ends) {
+        let token = event.token;
+        match self.exchange(event, now, ends) {
+            Ok(Flow::Close) => {
+                if let Some(connection) = self.connections.remove(&token) {
+                    self.close(&connection);
                 }
-                self.close_if_done(event.token);
             }
-            Err(why) => self.bury(connection, &why, now),
+            Ok(Flow::GoOn) => {
+                let Some(connection) = self.connections.get_mut(&token) else { return };
+                if connection.is_open && !connection.backlog.is_empty() {
+                    for id in std::mem::take(&mut connection.backlog) {
+                        self.transmit(id, token, now);
+                    }
+                }
+                self.close_if_done(token);
+            }
+            Err(why) => self.lose(token, &why, now),
         }
     }
 
     /// Sends and receives on one connection; an error is why it has to be closed.
     fn exchange(
         &mut self,
-        connection: &mut Connection,
         event: Readiness,
         now: Instant,
+        ends: &mut dyn Ends,
     ) -> Result<Flow, String> {
-        if event.writable {
+        let token = event.token;
+        if event.writable
+            && let Some(connection) = self.connections.get_mut(&token)
+        {
             connection.check_connect().map_err(|error| error.to_string())?;
-            connection.flush(&self.poller).map_err(|error| error.to_string())?;
+            let flushed = connection.flush(&mut self.operations, &self.poller);
+            flushed.map_err(|error| error.to_string())?;
         }
         if !event.readable {
             return Ok(Flow::GoOn);
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let mut flow = Flow::GoOn;
-        let received = connection.receive(&mut scratch, now, |connection| {
-            flow = self.take_frames(connection, now)?;
-            Ok(())
-        });
-        self.scratch = scratch;
-        match (flow, received) {
-            (Flow::Close, _) => Ok(Flow::Close),
-            (Flow::GoOn, Ok(true)) => Ok(Flow::GoOn),
-            (Flow::GoOn, Ok(false)) if connection.input().is_partial() => {
-                Err("it closed the connection in the middle of an answer".to_owned())
+        for _ in 0..MAX_READS {
+            let Some(connection) = self.connections.get_mut(&token) else { break };
+            let received = match connection.receive(now) {
+                Ok(Received::End) if connection.has_partial_input() => {
+                    return Err("it closed the connection in the middle of an answer".to_owned());
+                }
+                Ok(Received::End) => return Err("it closed the connection".to_owned()),
+                Ok(received) => received,
+                Err(error) => {
+                    if let ReceiveError::NoMemory { bytes } = error {
+                        self.fail_reads(token, bytes, ends);
+                    }
+                    return Err(error.to_string());
+                }
+            };
+            match self.take_frames(token, now, ends)? {
+                Flow::Close => return Ok(Flow::Close),
+                Flow::GoOn if received == Received::Last => break,
+                Flow::GoOn => {}
             }
-            (Flow::GoOn, Ok(false)) => Err("it closed the connection".to_owned()),
-            (Flow::GoOn, Err(why)) => Err(why),
+        }
+        Ok(Flow::GoOn)
+    }
+
+    /// There is no memory for what comes: the reads that may have asked for it end, so that they do not
+    /// ask again until their deadlines.
+    fn fail_reads(&mut self, token: u64, bytes: usize, ends: &mut dyn Ends) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let waiting: Vec<OpId> = connection.outstanding.values().copied().collect();
+        for id in waiting {
+            let Some(operation) = self.operations.get(&id) else { continue };
+            if matches!(operation.kind, Kind::Get | Kind::Verify(_)) {
+                let action = operation.action();
+                self.finish(id, Err(Error::NoMemory { action, bytes }), ends);
+            }
         }
     }
 
-    fn take_frames(&mut self, connection: &mut Connection, now: Instant) -> Result<Flow, String> {
+    /// Takes the frames that have come in full. The connection may be gone afterwards.
+    fn take_frames(
+        &mut self,
+        token: u64,
+        now: Instant,
+        ends: &mut dyn Ends,
+    ) -> Result<Flow, String> {
+        let Some(connection) = self.connections.get_mut(&token) else { return Ok(Flow::GoOn) };
         let mut input = connection.take_input();
-        let flow = loop {
+        loop {
             match input.next_frame() {
-                Ok(None) => break Flow::GoOn,
+                Ok(None) => break,
                 Ok(Some(frame)) => {
-                    match self.on_frame(connection, frame.opcode, frame.body, now)? {
+                    match self.on_frame(token, frame.opcode, frame.body, now, ends)? {
                         Flow::GoOn => {}
-                        Flow::Close => break Flow::Close,
+                        Flow::Close => return Ok(Flow::Close),
                     }
                 }
                 Err(error) => return Err(format!("it sent {error}")),
             }
-        };
-        connection.restore_input(input);
-        Ok(flow)
+        }
+        if let Some(connection) = self.connections.get_mut(&token) {
+            input.trim();
+            connection.restore_input(input);
+        }
+        Ok(Flow::GoOn)
     }
 
     fn on_frame(
         &mut self,
-        connection: &mut Connection,
+        token: u64,
         opcode: u8,
         body: &[u8],
         now: Instant,
+        ends: &mut dyn Ends,
     ) -> Result<Flow, String> {
+        let Some(connection) = self.connections.get_mut(&token) else { return Ok(Flow::GoOn) };
+        let (target, is_open) = (connection.target, connection.is_open);
         let nonsense = |error: kv_protocol::DecodeError| format!("it sent nonsense: {error}");
-        let is_for_map = matches!(connection.target, Target::Map { .. });
+        let is_for_map = matches!(target, Target::Map { .. });
         match opcode {
             opcode::ERROR => {
                 let Refusal { status, reason } = Refusal::read(body).map_err(nonsense)?;
                 Err(format!("it refused ({status:?}): {}", words(reason.as_bytes())))
             }
-            opcode::WELCOME if !connection.is_open => {
-                self.check_welcome(connection, &Welcome::read(body).map_err(nonsense)?)?;
+            opcode::WELCOME if !is_open => {
                 connection.is_open = true;
+                self.check_welcome(target, &Welcome::read(body).map_err(nonsense)?)?;
                 Ok(Flow::GoOn)
             }
-            opcode::ANSWER if connection.is_open && !is_for_map => {
+            opcode::ANSWER if is_open && !is_for_map => {
                 let answer = Answer::read(body).map_err(nonsense)?;
-                self.on_answer(connection, &answer, now)?;
+                self.on_answer(token, &answer, now, ends)?;
                 Ok(Flow::GoOn)
             }
-            opcode::MAP_ANSWER if connection.is_open && is_for_map => {
+            opcode::MAP_ANSWER if is_open && is_for_map => {
                 let map = read_map_answer(body).map_err(nonsense)?;
+                let words = format!("map {} taken from {}", map.revision, target.address());
                 self.router.learn(map).map_err(|refusal| refusal.to_string())?;
+                self.options.log.write(Level::Info, || words);
                 self.statistics.maps += 1;
                 self.map_source.answered(self.router.servers(), now);
                 self.on_new_map(now);
@@ -291,13 +359,13 @@ impl Engine {
     }
 
     /// Whether the one who answers is the one that was meant.
-    fn check_welcome(&self, connection: &Connection, welcome: &Welcome) -> Result<(), String> {
+    fn check_welcome(&self, target: Target, welcome: &Welcome) -> Result<(), String> {
         if let Some(cluster) = self.router.cluster()
             && welcome.cluster != cluster
         {
             return Err(format!("it belongs to cluster {}, not {cluster}", welcome.cluster));
         }
-        match (connection.target, welcome.server) {
+        match (target, welcome.server) {
             // Servers have the map too.
             (Target::Map { .. }, _) => Ok(()),
             (Target::Shard { member, .. }, Some(server)) if server == member => Ok(()),
@@ -311,32 +379,34 @@ impl Engine {
     /// Judges an answer; an error is why the connection has to be closed.
     fn on_answer(
         &mut self,
-        connection: &mut Connection,
+        token: u64,
         answer: &Answer<'_>,
         now: Instant,
+        ends: &mut dyn Ends,
     ) -> Result<(), String> {
+        let Some(connection) = self.connections.get_mut(&token) else { return Ok(()) };
         let Some(id) = connection.outstanding.remove(&answer.id) else {
             return Err(format!("it answered request {}, which was not asked", answer.id));
         };
         // Its caller may have given up.
         let Some(operation) = self.operations.get_mut(&id) else { return Ok(()) };
-        let here = Stage::Assigned { connection: connection.token(), request: Some(answer.id) };
+        let here = Stage::Assigned { connection: token, request: Some(answer.id) };
         // An answer to an earlier sending counts if it is an end; if not, the later one decides.
         let is_current = operation.stage == here;
         match answer.status {
             Status::Ok => {
-                let outcome = outcome(operation, answer);
-                self.finish(id, Ok(outcome));
+                let answered = answered(operation, answer);
+                self.finish(id, Ok(answered), ends);
             }
             Status::NotFound
                 if matches!(operation.kind, Kind::Get | Kind::Delete | Kind::Verify(_)) =>
             {
                 let action = operation.action();
-                self.finish(id, Err(Error::NotFound { action }));
+                self.finish(id, Err(Error::NotFound { action }), ends);
             }
             Status::Conflict if operation.is_conditional() => {
                 let (action, version) = (operation.action(), answer.version);
-                self.finish(id, Err(Error::Conflict { action, version }));
+                self.finish(id, Err(Error::Conflict { action, version }), ends);
             }
             Status::NotFound | Status::Conflict => {
                 // Put back, so that the loss of the connection finds the operation.
@@ -347,7 +417,7 @@ impl Engine {
                     operation.kind.verb()
                 ));
             }
-            Status::SessionExpired => self.on_session_expired(connection, id, now),
+            Status::SessionExpired => self.on_session_expired(id, now, ends),
             // A write that was pending when the server lost its view ends so too.
             Status::WrongView if is_current => {
                 let (trouble, server) = (spoken(operation, answer), operation.server);
@@ -363,7 +433,7 @@ impl Engine {
                     } else {
                         Error::Lost { action, cause }
                     };
-                    self.finish(id, Err(error));
+                    self.finish(id, Err(error), ends);
                 }
             }
             // Said by a server that has not logged this sending and will not: what it has logged it
@@ -376,7 +446,7 @@ impl Engine {
                     self.after_refusal(id, answer.status);
                 }
             }
-            _ => self.on_refused(id, answer, is_current),
+            _ => self.on_refused(id, answer, is_current, ends),
         }
         Ok(())
     }
@@ -394,7 +464,7 @@ impl Engine {
     }
 
     /// Refused for good: this sending did nothing.
-    fn on_refused(&mut self, id: OpId, answer: &Answer<'_>, is_current: bool) {
+    fn on_refused(&mut self, id: OpId, answer: &Answer<'_>, is_current: bool, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         operation.doubtful = operation.doubtful.saturating_sub(1);
         if !is_current {
@@ -411,7 +481,7 @@ impl Engine {
                 _ => Error::Protocol { action, reason },
             }
         };
-        self.finish(id, Err(error));
+        self.finish(id, Err(error), ends);
     }
 
     /// The server does not know the write's session, so it has not executed this sending of it.
@@ -420,7 +490,7 @@ impl Engine {
     /// having been idle (or its first writes never arrived): it is begun anew, under another
     /// client id, and the write goes out under its first number. Otherwise the caller must be told
     /// that nobody knows.
-    fn on_session_expired(&mut self, connection: &mut Connection, id: OpId, now: Instant) {
+    fn on_session_expired(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         let (Some(place), Some((client, _)), 1) =
             (operation.place, operation.session, operation.doubtful)
@@ -433,7 +503,7 @@ impl Engine {
             } else {
                 Error::Protocol { action, reason: cause }
             };
-            return self.finish(id, Err(error));
+            return self.finish(id, Err(error), ends);
         };
         operation.session = None;
         operation.doubtful = 0;
@@ -443,7 +513,10 @@ impl Engine {
             self.fresh_sessions += 1;
             let fresh = ClientId(self.client.0.wrapping_add(self.fresh_sessions));
             sessions.session = Session::new(fresh);
-            self.retire(client, connection);
+            self.retire(client);
+            let words =
+                || "the servers had forgotten this client's session; another is begun".into();
+            self.options.log.write(Level::Info, words);
         }
         self.back_off(id, &"the servers had forgotten this client's session".into(), now);
         self.leave_session(place, None);
@@ -456,12 +529,11 @@ impl Engine {
     }
 
     /// A session has got another client id: the connections under the old one close, each when it
-    /// carries nothing more. `answering` is out of the table while its frames are taken.
-    fn retire(&mut self, client: ClientId, answering: &mut Connection) {
+    /// carries nothing more.
+    fn retire(&mut self, client: ClientId) {
         if self.is_in_use(client) {
             return;
         }
-        answering.is_retired |= answering.target.is_of(client);
         let mut retired = Vec::new();
         for (&token, connection) in &mut self.connections {
             if connection.target.is_of(client) {
@@ -475,10 +547,10 @@ impl Engine {
     }
 }
 
-fn outcome(operation: &Operation, answer: &Answer<'_>) -> Outcome {
+fn answered<'a>(operation: &Operation, answer: &Answer<'a>) -> Answered<'a> {
     let reads = matches!(operation.kind, Kind::Get | Kind::Verify(_));
-    Outcome {
-        value: if reads { answer.value.to_vec() } else { Vec::new() },
+    Answered {
+        value: if reads { answer.value } else { &[] },
         version: answer.version,
         copies: if operation.kind.is_write() { answer.copies } else { 0 },
     }

@@ -115,7 +115,7 @@ fn progress_bar(input: &OwnedFd) -> Option<ProgressBar> {
 mod tests {
     use super::*;
     use crate::fake::{Act, Fake};
-    use crate::{Client, Options};
+    use kv_client::{Client, Options};
     use std::io::{Read, Seek, Write};
     use std::os::fd::OwnedFd;
     use std::sync::{Arc, Mutex};

@@ -2,13 +2,11 @@
 
 use std::fmt::Write as _;
 
+use kv_client::{Error, Op, Outcome};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::escape::readable;
 
 use super::parse::Command;
-use crate::completion::Outcome;
-use crate::error::Error;
-use crate::operation::Op;
 
 /// What a line is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,7 +170,7 @@ fn held(value: Option<&[u8]>) -> String {
 mod tests {
     use super::super::parse::parse;
     use super::*;
-    use crate::error::Action;
+    use kv_client::Action;
 
     fn task(line: &str) -> Task {
         Task::new(7, parse(line.as_bytes()).unwrap().unwrap())

@@ -9,11 +9,10 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::time::Duration;
 
+use kv_client::{Client, Completion, OpOptions, SubmitError};
+
 use super::parse::{Command, HELP_TEXT, ParseError};
 use super::task::{Answer, End, Step, Task};
-use crate::client::Client;
-use crate::completion::{Completion, SubmitError};
-use crate::options::OpOptions;
 
 /// Most lines in the window.
 const MAX_LINES: usize = 512;

@@ -9,6 +9,10 @@
 //!                              the library
 //! ```
 
+#[cfg(test)]
+#[path = "../../client/tests/common/mod.rs"]
+mod fake;
+
 mod args;
 mod batch;
 mod lines;
@@ -25,9 +29,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use kv_client::{Client, Level, Log, Options};
 
-use crate::options::Options;
-use crate::{Client, cli::args::Args};
+use args::Args;
 use output::Output;
 use pipeline::Pipeline;
 
@@ -49,10 +53,15 @@ pub fn main() -> ExitCode {
 
 /// Whether everything that was asked was done.
 fn run(args: &Args) -> anyhow::Result<bool> {
+    let mut options = Options { deadline: args.timeout, ..Options::default() };
     if let Some(path) = &args.log {
         start_log(path)?;
+        options.log = Log::to(|level, words| match level {
+            Level::Warning => tracing::warn!("{words}"),
+            Level::Info => tracing::info!("{words}"),
+            Level::Debug => tracing::debug!("{words}"),
+        });
     }
-    let options = Options { deadline: args.timeout, ..Options::default() };
     let client = Client::open(&args.endpoint(), options)?;
     let mut pipeline = Pipeline::new(client);
     let Some(path) = &args.file else {

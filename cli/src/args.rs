@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::options::is_deadline;
+use kv_client::is_deadline;
 
 /// Puts keys into a cluster and gets them back.
 ///

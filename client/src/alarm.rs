@@ -1,0 +1,82 @@
+//! A timer among the descriptors, for programs that wait on the client's descriptor in a loop of their
+//! own: it makes the descriptor readable when there is something to do that no socket tells.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    timer: OwnedFd,
+    /// When it goes off, or has gone off.
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    pub(crate) fn new() -> io::Result<Alarm> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        Ok(Alarm { timer: timerfd_create(TimerfdClockId::Monotonic, flags)?, at: None })
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.timer.as_fd()
+    }
+
+    /// Goes off at `due`, at once if that is over. One that would go off early, and has not yet, is left
+    /// as it is: whoever is woken by it finds nothing to do and sets it anew.
+    pub(crate) fn set(&mut self, due: Instant, now: Instant) -> io::Result<()> {
+        if self.at.is_some_and(|at| at <= due && (at > now || due <= now)) {
+            return Ok(());
+        }
+        let after = due.saturating_duration_since(now).max(Duration::from_nanos(1));
+        let it_value = Timespec {
+            tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: after.subsec_nanos().into(),
+        };
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = Itimerspec { it_interval, it_value };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &value)?;
+        self.at = Some(due);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    fn goes_off_within(alarm: &Alarm, time: Duration) -> bool {
+        let mut fds = [PollFd::new(&alarm.timer, PollFlags::IN)];
+        poll(&mut fds, Some(&time.try_into().unwrap())).unwrap() == 1
+    }
+
+    #[test]
+    fn it_goes_off_when_it_is_due_and_is_silent_once_it_is_set_for_later() {
+        let mut alarm = Alarm::new().unwrap();
+        let now = Instant::now();
+        let later = now + Duration::from_secs(3_600);
+        assert!(!goes_off_within(&alarm, Duration::ZERO));
+        alarm.set(now, now).unwrap();
+        assert!(goes_off_within(&alarm, Duration::from_secs(30)));
+        alarm.set(later, now).unwrap();
+        assert!(!goes_off_within(&alarm, Duration::ZERO));
+        alarm.set(now + Duration::from_millis(1), now).unwrap();
+        assert!(goes_off_within(&alarm, Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn one_that_was_set_before_is_left() {
+        let mut alarm = Alarm::new().unwrap();
+        let now = Instant::now();
+        alarm.set(now + Duration::from_secs(10), now).unwrap();
+        alarm.set(now + Duration::from_secs(20), now).unwrap();
+        assert_eq!(alarm.at, Some(now + Duration::from_secs(10)));
+    }
+}

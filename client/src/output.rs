@@ -1,0 +1,277 @@
+//! What waits to be sent on a connection: requests from where they lie, without a copy.
+//!
+//! ```text
+//!   [ hello ][ operation 7 ][ operation 9 ][ operation 12 ] ...     one vectored send
+//!                  |  |
+//!                  |  +-- its value, if the caller keeps it
+//!                  +-- its frame, in the operation
+//! ```
+//!
+//! An operation may leave its connection before its request has left: it has ended, or goes another
+//! way. [`Output::release`] then takes it out, or keeps a copy of the rest of what was sent in part.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{self, SendAncillaryBuffer, SendFlags};
+
+use crate::operation::{OpId, Operations};
+
+/// Most pieces of one send.
+const MAX_PIECES: usize = 128;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    segments: VecDeque<Segment>,
+    /// Bytes of the first segment that the kernel has taken.
+    sent: usize,
+    /// Operations added since the last flush.
+    added: usize,
+}
+
+#[derive(Debug)]
+enum Segment {
+    Bytes(Vec<u8>),
+    Request(OpId),
+}
+
+impl Segment {
+    fn pieces<'a>(&'a self, operations: &'a Operations) -> [&'a [u8]; 2] {
+        match self {
+            Segment::Bytes(bytes) => [bytes, &[]],
+            Segment::Request(id) => operations.get(id).map_or([&[], &[]], |o| o.wire()),
+        }
+    }
+}
+
+/// What became of a request that was released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Released {
+    /// Nothing of it was sent, and nothing will be.
+    Unsent,
+    /// All or a part of it was sent, and the rest follows.
+    Sent,
+}
+
+impl Output {
+    pub(crate) fn push_bytes(&mut self, bytes: Vec<u8>) {
+        self.segments.push_back(Segment::Bytes(bytes));
+    }
+
+    /// Adds the request of an operation; until it is sent or released, its frame must not change.
+    pub(crate) fn push_request(&mut self, id: OpId) {
+        self.segments.push_back(Segment::Request(id));
+        self.added += 1;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// Whether so much was added that it should not wait for the end of the turn.
+    pub(crate) fn is_much(&self) -> bool {
+        self.added >= MAX_PIECES
+    }
+
+    /// Gives the kernel as much as it takes.
+    pub(crate) fn flush(
+        &mut self,
+        socket: &OwnedFd,
+        operations: &mut Operations,
+    ) -> io::Result<()> {
+        self.added = 0;
+        while !self.segments.is_empty() {
+            match self.send(socket, operations) {
+                Ok(count) => self.advance(count, operations),
+                Err(Errno::INTR) => {}
+                // A connect that has not ended: NOTCONN; the poller will tell.
+                Err(Errno::AGAIN | Errno::NOTCONN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&self, socket: &OwnedFd, operations: &Operations) -> Result<usize, Errno> {
+        let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
+        let mut count = 0;
+        let mut skip = self.sent;
+        for piece in self.segments.iter().flat_map(|segment| segment.pieces(operations)) {
+            let rest = &piece[skip.min(piece.len())..];
+            skip -= piece.len() - rest.len();
+            if !rest.is_empty() {
+                pieces[count] = IoSlice::new(rest);
+                count += 1;
+            }
+            if count == MAX_PIECES {
+                break;
+            }
+        }
+        let mut nothing = SendAncillaryBuffer::default();
+        net::sendmsg(socket, &pieces[..count], &mut nothing, SendFlags::NOSIGNAL)
+    }
+
+    /// The kernel has taken so many bytes more.
+    fn advance(&mut self, count: usize, operations: &mut Operations) {
+        self.sent += count;
+        while let Some(segment) = self.segments.front() {
+            let [a, b] = segment.pieces(operations);
+            let length = a.len() + b.len();
+            if self.sent < length {
+                return;
+            }
+            self.sent -= length;
+            if let Some(Segment::Request(id)) = self.segments.pop_front()
+                && let Some(operation) = operations.get_mut(&id)
+            {
+                operation.queued = None;
+            }
+        }
+    }
+
+    /// Lets go of the frame of an operation whose request waits here.
+    pub(crate) fn release(&mut self, id: OpId, operations: &Operations) -> Released {
+        let is_it = |segment: &Segment| matches!(segment, Segment::Request(of) if *of == id);
+        let Some(place) = self.segments.iter().position(is_it) else { return Released::Sent };
+        if place > 0 || self.sent == 0 {
+            self.segments.remove(place);
+            return Released::Unsent;
+        }
+        let rest = self.segments[0].pieces(operations).concat().split_off(self.sent);
+        self.segments[0] = Segment::Bytes(rest);
+        self.sent = 0;
+        Released::Sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::{Notify, Op, Operation};
+    use crate::options::OpOptions;
+    use crate::spares::Spares;
+    use kv_protocol::client_message::{Operation as WireOperation, Request};
+    use kv_protocol::frame::{FrameRules, split_frame};
+    use kv_protocol::ids::RequestId;
+    use kv_protocol::limits::MAX_CLIENT_BODY;
+    use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+    use std::time::{Duration, Instant};
+
+    const LARGE: usize = 4 << 20;
+
+    /// A connection with operations whose requests wait, each queued under its own number.
+    struct Wire {
+        output: Output,
+        operations: Operations,
+        here: OwnedFd,
+        there: OwnedFd,
+        arrived: Vec<u8>,
+    }
+
+    impl Wire {
+        fn new(ops: &[Op<'_>]) -> Wire {
+            let (family, flags) = (AddressFamily::UNIX, SocketFlags::NONBLOCK);
+            let (here, there) = net::socketpair(family, SocketType::STREAM, flags, None).unwrap();
+            let (mut output, mut operations) = (Output::default(), Operations::new());
+            for (id, op) in (1..).zip(ops) {
+                let (now, deadline) = (Instant::now(), Duration::from_secs(1));
+                let options = OpOptions::default();
+                let (notify, mut spares) = (Notify::Queue(id), Spares::default());
+                let operation = Operation::new(*op, &options, deadline, notify, now, &mut spares);
+                let mut operation = operation.unwrap();
+                operation.address(RequestId(id));
+                operation.queued = Some((7, RequestId(id)));
+                operations.insert(id, operation);
+                output.push_request(id);
+            }
+            Wire { output, operations, here, there, arrived: Vec::new() }
+        }
+
+        fn flush(&mut self) {
+            self.output.flush(&self.here, &mut self.operations).unwrap();
+        }
+
+        /// As the engine does when an operation ends.
+        fn end(&mut self, id: OpId) -> Released {
+            let released = self.output.release(id, &self.operations);
+            self.operations.remove(&id);
+            released
+        }
+
+        /// Reads and flushes until all has arrived; the requests' numbers, keys and value lengths.
+        fn requests(mut self) -> Vec<(u64, Vec<u8>, usize)> {
+            let mut room = vec![0; 1 << 20];
+            loop {
+                match net::recv(&self.there, &mut *room, RecvFlags::DONTWAIT) {
+                    Ok((_, count)) => self.arrived.extend_from_slice(&room[..count]),
+                    Err(_) if self.output.is_empty() => break,
+                    Err(_) => self.flush(),
+                }
+            }
+            let (mut rest, mut requests) = (&self.arrived[..], Vec::new());
+            while !rest.is_empty() {
+                let rules = FrameRules::unchecked(MAX_CLIENT_BODY);
+                let frame = split_frame(rest, &rules).unwrap().expect("whole frames");
+                let request = Request::read(frame.opcode, frame.body).unwrap();
+                let bytes = match request.operation {
+                    WireOperation::Put(_, value) => {
+                        assert!(value.iter().all(|&byte| byte == b'v'));
+                        value.len()
+                    }
+                    _ => 0,
+                };
+                requests.push((request.id.0, request.key.to_vec(), bytes));
+                rest = &rest[frame.consumed..];
+            }
+            requests
+        }
+    }
+
+    #[test]
+    fn requests_are_sent_from_where_they_lie_and_in_order() {
+        let kept: &'static [u8] = vec![b'v'; LARGE].leak();
+        let value = vec![b'v'; LARGE];
+        let mut wire = Wire::new(&[
+            Op::Get { key: b"a" },
+            Op::PutKept { key: b"b", value: kept },
+            Op::Put { key: b"c", value: &value },
+            Op::Get { key: b"d" },
+        ]);
+        wire.flush();
+        assert!(wire.operations[&1].queued.is_none() && wire.operations[&4].queued.is_some());
+        let found = wire.requests();
+        let request = |id, key: &[u8], bytes| (id, key.to_vec(), bytes);
+        let wanted = [
+            request(1, b"a", 0),
+            request(2, b"b", LARGE),
+            request(3, b"c", LARGE),
+            request(4, b"d", 0),
+        ];
+        assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn an_operation_that_ends_while_it_is_being_sent_leaves_whole_frames_behind() {
+        let kept: &'static [u8] = vec![b'v'; LARGE].leak();
+        for first in [Op::PutKept { key: b"a", value: kept }, Op::Put { key: b"a", value: kept }] {
+            let mut wire = Wire::new(&[first, Op::Get { key: b"b" }, Op::Get { key: b"c" }]);
+            wire.flush();
+            assert_eq!(wire.end(1), Released::Sent);
+            assert_eq!(wire.end(2), Released::Unsent);
+            let found = wire.requests();
+            assert_eq!(found, [(1, b"a".to_vec(), LARGE), (3, b"c".to_vec(), 0)]);
+        }
+    }
+
+    #[test]
+    fn more_requests_than_one_send_takes_all_go_out() {
+        let keys: Vec<[u8; 2]> = (0..1_000u16).map(u16::to_be_bytes).collect();
+        let ops: Vec<Op<'_>> = keys.iter().map(|key| Op::Get { key }).collect();
+        let found = Wire::new(&ops).requests();
+        let wanted: Vec<_> = (1..).zip(&keys).map(|(id, key)| (id, key.to_vec(), 0)).collect();
+        assert_eq!(found, wanted);
+    }
+}
