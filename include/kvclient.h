@@ -72,7 +72,7 @@
 #define KVC_BUSY -9
 
 /**
- * Too many operations in flight.
+ * The queue is full; poll first.
  */
 #define KVC_FULL -10
 
@@ -87,7 +87,7 @@
 #define KVC_INVALID -12
 
 /**
- * No memory.
+ * This process has no memory for the request or the value; a write was not done.
  */
 #define KVC_NO_MEMORY -13
 
@@ -107,10 +107,58 @@
 #define KVC_ABSENT 18446744073709551615ull
 
 /**
+ * kvc_log_fn: something is wrong that an operator should look at.
+ */
+#define KVC_LOG_WARNING 1
+
+/**
+ * kvc_log_fn: what happens once in a while.
+ */
+#define KVC_LOG_INFO 2
+
+/**
+ * kvc_log_fn: what helps to find out why.
+ */
+#define KVC_LOG_DEBUG 3
+
+/**
+ * kvc_op.kind: read a key.
+ */
+#define KVC_OP_GET 1
+
+/**
+ * kvc_op.kind: set a key.
+ */
+#define KVC_OP_PUT 2
+
+/**
+ * kvc_op.kind: remove a key.
+ */
+#define KVC_OP_DELETE 3
+
+/**
+ * kvc_op.flags: the value of a put is not copied; the program keeps it as it is until it has the
+ * completion, or has freed the queue.
+ */
+#define KVC_KEEP 1
+
+/**
  * A client of one cluster, opaque. Many threads may use it at once. Make one for the program, not one
  * for each call.
  */
 typedef struct kvc_client kvc_client;
+
+/**
+ * A completion queue, opaque. One thread at a time uses it.
+ */
+typedef struct kvc_cq kvc_cq;
+
+/**
+ * Gets what a handle tells about its work (connections lost, maps taken), one line each, without a line
+ * end. Called within calls on the handle and its queues, on their threads, several at once; it must
+ * not call the library, and `words` live until it returns.
+ */
+typedef void (*kvc_log_fn)(void *log_arg, int level, const char *words);
 
 /**
  * Settings of a handle; fill it with kvc_options_init() before setting fields. Zero in a field means
@@ -136,6 +184,14 @@ typedef struct {
      * once; more wait for their turn. Default 64, at most 4,096.
      */
     uint32_t connections_per_shard;
+    /**
+     * Where messages about the work go; NULL: nowhere.
+     */
+    kvc_log_fn log;
+    /**
+     * Given to `log` with every message.
+     */
+    void *log_arg;
 } kvc_options;
 
 /**
@@ -207,6 +263,77 @@ typedef struct {
      */
     uint32_t reserved;
 } kvc_result;
+
+/**
+ * One operation to submit. Set size to sizeof(kvc_op) and what is not needed to zero.
+ */
+typedef struct {
+    /**
+     * sizeof(kvc_op)
+     */
+    uint32_t size;
+    /**
+     * KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE.
+     */
+    uint32_t kind;
+    /**
+     * 1 to 65,535 bytes; copied.
+     */
+    kvc_slice key;
+    /**
+     * Of a put: up to 16 MiB; copied unless flags say KVC_KEEP.
+     */
+    kvc_slice value;
+    /**
+     * Of a get: `cap` bytes of the program that the value is written to, some time before the
+     * completion is there. NULL: the completion owns the value.
+     */
+    void *dst;
+    /**
+     * How many bytes at dst.
+     */
+    size_t cap;
+    /**
+     * As in kvc_op_options.
+     */
+    uint64_t if_version;
+    /**
+     * Milliseconds that the operation may take; 0: as the handle says. At most 60,000.
+     */
+    uint32_t timeout_ms;
+    /**
+     * KVC_KEEP, or zero.
+     */
+    uint32_t flags;
+} kvc_op;
+
+/**
+ * How an operation ended.
+ */
+typedef struct {
+    /**
+     * As given to kvc_cq_submit().
+     */
+    uint64_t tag;
+    /**
+     * KVC_OK or why not.
+     */
+    int status;
+    /**
+     * How many servers hold a write: 2, or 1 while a server is missing. Zero for a read.
+     */
+    uint32_t copies;
+    /**
+     * Of a get without dst: the value, to be freed with kvc_buf_free(). With dst: data is NULL, and len
+     * the length of the value, also after KVC_TOO_BIG. Of every success: the version of the entry.
+     */
+    kvc_buf value;
+    /**
+     * NULL after a success; else what went wrong, in words, which belong to the queue and live until
+     * the next kvc_cq_poll() or kvc_cq_free().
+     */
+    const char *words;
+} kvc_completion;
 
 #ifdef __cplusplus
 extern "C" {
@@ -294,6 +421,89 @@ int kvc_delete(kvc_client *client,
                kvc_slice key,
                const kvc_op_options *options,
                kvc_result *result);
+
+/**
+ * Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
+ * done and others not. statuses[i], where `statuses` is not NULL, says how the i-th ended. Returns
+ * KVC_OK if all were done, else the first status that is not; kvc_last_error() tells how many there
+ * are. A condition of `options` holds for every key; a key that is named twice gets either value.
+ */
+int kvc_mput(kvc_client *client,
+             const kvc_slice *keys,
+             const kvc_slice *values,
+             size_t n,
+             int *statuses,
+             const kvc_op_options *options);
+
+/**
+ * Reads `n` keys, those of all servers at once. out[i] gets the value of the i-th, to be freed with
+ * kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed. statuses[i],
+ * where `statuses` is not NULL, says how the i-th ended. Returns KVC_OK if all were read, else the
+ * first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID nothing was
+ * written.
+ */
+int kvc_mget(kvc_client *client,
+             const kvc_slice *keys,
+             size_t n,
+             kvc_buf *out,
+             int *statuses,
+             const kvc_op_options *options);
+
+/**
+ * Sets a key to a value; both are texts that end with NUL, which is not stored.
+ */
+int kvc_put_str(kvc_client *client, const char *key, const char *value);
+
+/**
+ * Reads the value of a key. On success *value is a text that ends with NUL and belongs to the caller,
+ * who frees it with kvc_free(). If the value was not stored as a text, it may have NUL bytes inside.
+ */
+int kvc_get_str(kvc_client *client,
+                const char *key,
+                char **value);
+
+/**
+ * Opens a queue of up to `depth` operations (1 to 65,536) that are submitted and not polled. It has
+ * connections of its own; the handle may be closed before it. On success *out is a queue that the
+ * caller frees with kvc_cq_free().
+ */
+int kvc_cq_new(kvc_client *client, uint32_t depth, kvc_cq **out);
+
+/**
+ * The descriptor of a queue: readable when kvc_cq_poll() has something to do, also when that is only to
+ * send what was submitted. For poll, epoll and event libraries, level-triggered. It stays the queue's.
+ * Returns the descriptor, or a status below zero.
+ */
+int kvc_cq_fd(kvc_cq *cq);
+
+/**
+ * Puts an operation into the queue; its completion comes from kvc_cq_poll() under `tag`, whatever its
+ * end. `op` is read during the call only. KVC_FULL: depth operations, or 64 MiB of keys and values,
+ * are in the queue; poll first. Operations on one key that are in the queue together are done in any
+ * order.
+ */
+int kvc_cq_submit(kvc_cq *cq,
+                  const kvc_op *op,
+                  uint64_t tag);
+
+/**
+ * Sends what was submitted, waits up to `timeout_ms` milliseconds for a completion (0: not at all;
+ * below zero: until there is one), and writes up to `max` of them to `out`. Returns how many: 0 at the
+ * timeout, and at once if nothing is in the queue; or a status below zero. Every operation ends within
+ * its own deadline.
+ */
+int kvc_cq_poll(kvc_cq *cq,
+                kvc_completion *out,
+                size_t max,
+                int timeout_ms);
+
+/**
+ * Frees a queue, its connections and the values of completions that were not polled; NULL is fine.
+ * Operations in flight are given up: whether their writes are done is not known. Memory of the program
+ * that operations name is no longer touched. In the child of a fork, an inherited queue stays as it
+ * is (KVC_FORKED).
+ */
+int kvc_cq_free(kvc_cq *cq);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -266,6 +266,12 @@ impl Client {
         self.engine.descriptor()
     }
 
+    /// Makes the descriptor readable until the next poll.
+    pub fn wake(&mut self) {
+        // Who cannot set the timer has no descriptor, or one that the system has broken.
+        let _ = self.engine.wake(Instant::now());
+    }
+
     /// Operations submitted and not collected.
     pub fn in_flight(&self) -> usize {
         self.engine.in_flight() + self.uncollected.len()

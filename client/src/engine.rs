@@ -227,6 +227,11 @@ impl Engine {
         self.poller.set_alarm(due, now)
     }
 
+    /// Makes the descriptor readable at once.
+    pub(crate) fn wake(&mut self, now: Instant) -> io::Result<()> {
+        self.poller.set_alarm(now, now)
+    }
+
     /// Ends an operation early because the system fails.
     pub(crate) fn abandon(
         &mut self,

@@ -27,6 +27,11 @@ pub struct kvc_buf {
     pub version: u64,
 }
 
+impl kvc_buf {
+    /// Nothing.
+    pub(crate) const EMPTY: kvc_buf = kvc_buf { data: ptr::null_mut(), len: 0, version: 0 };
+}
+
 /// Frees the bytes of a buffer and empties it. NULL, and a buffer freed already, are fine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_buf_free(buf: *mut kvc_buf) {
@@ -34,7 +39,7 @@ pub unsafe extern "C" fn kvc_buf_free(buf: *mut kvc_buf) {
     let Some(buf) = (unsafe { buf.as_mut() }) else { return };
     // SAFETY: data is NULL or came from malloc in `own`.
     unsafe { libc::free(buf.data) };
-    *buf = kvc_buf { data: ptr::null_mut(), len: 0, version: 0 };
+    *buf = kvc_buf::EMPTY;
 }
 
 /// Frees memory that a function of this library gave to the caller as a bare pointer, such as the

@@ -26,13 +26,13 @@ pub const KVC_TOO_BIG: c_int = -7;
 pub const KVC_OUT_OF_SPACE: c_int = -8;
 /// Too much load until the deadline; a write was not done.
 pub const KVC_BUSY: c_int = -9;
-/// Too many operations in flight.
+/// The queue is full; poll first.
 pub const KVC_FULL: c_int = -10;
 /// The handle was opened before a fork(); open another in the child.
 pub const KVC_FORKED: c_int = -11;
 /// An argument is wrong; nothing was done.
 pub const KVC_INVALID: c_int = -12;
-/// No memory.
+/// This process has no memory for the request or the value; a write was not done.
 pub const KVC_NO_MEMORY: c_int = -13;
 /// Client and server do not understand each other.
 pub const KVC_PROTOCOL: c_int = -14;
@@ -67,6 +67,7 @@ impl From<Error> for Failure {
             Error::Lost { .. } => KVC_LOST,
             Error::TooBig { .. } => KVC_TOO_BIG,
             Error::OutOfSpace { .. } => KVC_OUT_OF_SPACE,
+            Error::NoMemory { .. } => KVC_NO_MEMORY,
             Error::Busy { .. } => KVC_BUSY,
             Error::Invalid { .. } => KVC_INVALID,
             _ => KVC_PROTOCOL,
@@ -91,12 +92,23 @@ thread_local! {
 
 /// Remembers a failure for [`kvc_last_error`] and returns its status.
 pub(crate) fn fail(failure: Failure) -> c_int {
-    let mut words = failure.words.into_bytes();
-    words.retain(|&byte| byte != 0);
-    let words = CString::new(words).unwrap_or_default();
+    let words = c_text(failure.words);
     // A thread that is ending has no memory of errors any more.
     let _ = LAST_ERROR.try_with(|last| last.replace(Some(words)));
     failure.status
+}
+
+/// Words as C takes them.
+pub(crate) fn c_text(words: impl Into<Vec<u8>>) -> CString {
+    let mut words = words.into();
+    words.retain(|&byte| byte != 0);
+    CString::new(words).unwrap_or_default()
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure::new(KVC_UNAVAILABLE, format!("asking the system: {error}"))
+    }
 }
 
 /// The name of a status, such as "KVC_NOT_FOUND"; "KVC_UNKNOWN" for a number that is none. The text

@@ -18,8 +18,12 @@ pub struct kvc_client {
     /// The process that opened it: after a fork, the child shares descriptors with its parent and
     /// must not use them.
     pid: u32,
-    pool: Pool,
+    pub(crate) pool: Pool,
 }
+
+/// A value this long is sent from where it is; a shorter one is cheaper to send in one piece with its
+/// key.
+const KEPT_BYTES: usize = 4 << 10;
 
 /// What a write that was done says, or a read of kvc_get_into(); NULL where it is not wanted.
 #[repr(C)]
@@ -90,8 +94,15 @@ pub unsafe extern "C" fn kvc_put(
     guard(|| {
         // SAFETY: the caller's promises are those that `call` and `bytes` ask for.
         let written = unsafe {
-            let value = value.bytes("value")?;
-            call(client, key, options, |client, key, options| client.put(key, value, options))
+            // Nothing of it is looked at once the call has returned.
+            let value: &'static [u8] = value.bytes("value")?;
+            call(client, key, options, |client, key, options| {
+                if value.len() < KEPT_BYTES {
+                    client.put(key, value, options)
+                } else {
+                    client.put_kept(key, value, options)
+                }
+            })
         }?;
         // SAFETY: the caller passes NULL or room for a result.
         unsafe { tell(result, written) };
@@ -112,8 +123,11 @@ pub unsafe extern "C" fn kvc_get(
             return Err(Failure::invalid("kvc_get: out is NULL"));
         }
         // SAFETY: the caller's promises are those that `call` asks for.
-        let value = unsafe { call(client, key, options, Client::get) }?;
-        let buffer = own(&value.bytes, value.version.0)?;
+        let buffer = unsafe {
+            call(client, key, options, |client, key, options| {
+                client.get_with(key, options, |answered| own(answered.value, answered.version.0))
+            })
+        }??;
         // SAFETY: not NULL; the caller passes room for a buffer.
         unsafe { out.write(buffer) };
         Ok(KVC_OK)
@@ -138,8 +152,19 @@ pub unsafe extern "C" fn kvc_get_into(
             return Err(Failure::invalid("kvc_get_into: dst or len is NULL"));
         }
         // SAFETY: the caller's promises are those that `call` asks for.
-        let value = unsafe { call(client, key, options, Client::get) }?;
-        let bytes = value.bytes.len();
+        let (bytes, version) = unsafe {
+            call(client, key, options, |client, key, options| {
+                client.get_with(key, options, |answered| {
+                    let bytes = answered.value.len();
+                    if (1..=cap).contains(&bytes) {
+                        let from = answered.value.as_ptr();
+                        // `dst` has room for `cap` bytes, which are no memory of this library.
+                        ptr::copy_nonoverlapping(from, dst.cast::<u8>(), bytes);
+                    }
+                    (bytes, answered.version)
+                })
+            })
+        }?;
         // SAFETY: not NULL; the caller lets us write a length there.
         unsafe { len.write(bytes) };
         if bytes > cap {
@@ -147,12 +172,8 @@ pub unsafe extern "C" fn kvc_get_into(
                 format!("kvc_get_into: the value has {bytes} bytes, dst has room for {cap}");
             return Err(Failure::new(KVC_TOO_BIG, words));
         }
-        if bytes > 0 {
-            // SAFETY: `dst` has room for `cap` bytes, which are no memory of this library.
-            unsafe { ptr::copy_nonoverlapping(value.bytes.as_ptr(), dst.cast::<u8>(), bytes) };
-        }
         // SAFETY: the caller passes NULL or room for a result.
-        unsafe { tell(result, Written { version: value.version, copies: 0 }) };
+        unsafe { tell(result, Written { version, copies: 0 }) };
         Ok(KVC_OK)
     })
 }
@@ -178,7 +199,7 @@ pub unsafe extern "C" fn kvc_delete(
 ///
 /// # Safety
 /// `client` is NULL or an open handle, `key` is readable, `options` is NULL or as large as it says.
-unsafe fn call<T>(
+pub(crate) unsafe fn call<T>(
     client: *mut kvc_client,
     key: kvc_slice,
     options: *const kvc_op_options,
@@ -194,7 +215,7 @@ unsafe fn call<T>(
 ///
 /// # Safety
 /// `client` is NULL or an open handle.
-unsafe fn open_here<'a>(client: *const kvc_client) -> Result<&'a kvc_client, Failure> {
+pub(crate) unsafe fn open_here<'a>(client: *const kvc_client) -> Result<&'a kvc_client, Failure> {
     // SAFETY: passed on.
     let handle =
         unsafe { client.as_ref() }.ok_or_else(|| Failure::invalid("the client handle is NULL"))?;

@@ -1,8 +1,10 @@
 //! libkvclient: the C surface over `kv-client`, and nothing else.
 //!
 //! ```text
-//!   C program, any thread -> kvc_put, kvc_get, … -> panic boundary -> pool -> one kv_client::Client
-//!                            (handle.rs)            (panic.rs)        (pool.rs)
+//!   C program, any thread -> kvc_put, kvc_get, …   -> panic boundary -> pool -> a kv_client::Client
+//!                            (handle, text, batch)    (panic)           (pool, idle)
+//!   one thread at a time  -> kvc_cq_submit, …_poll -> panic boundary -> a kv_client::Client of its own
+//!                            (cq)
 //! ```
 //!
 //! No thread is started, no signal handler or exit handler set, nothing is logged. The header
@@ -20,13 +22,30 @@ mod buffer;
 
 mod handle;
 
+mod batch;
+
+mod text;
+
+mod cq;
+
+mod idle;
 mod panic;
 mod pool;
 
+/// What `idle` is built from; a test builds it from other things.
+mod sync {
+    pub(crate) use crossbeam::queue::ArrayQueue;
+    pub(crate) use std::sync::atomic::{AtomicUsize, Ordering, fence};
+    pub(crate) use std::sync::{Condvar, Mutex, PoisonError};
+}
+
+pub use batch::*;
 pub use buffer::*;
+pub use cq::*;
 pub use error::*;
 pub use handle::*;
 pub use options::*;
+pub use text::*;
 
 /// The version of this header: major << 16 | minor << 8 | patch. Compare with kvc_version().
 pub const KVC_VERSION: u32 = 0x000100;

@@ -1,22 +1,35 @@
 //! Settings as C programs give them: structs that say their own size, so that they can grow.
 
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int, c_void};
 use std::mem::size_of;
 use std::ptr;
 use std::time::Duration;
 
-use kv_client::{Condition, OpOptions, Options, SequenceNumber};
+use kv_client::{Condition, Level, Log, OpOptions, Options, SequenceNumber};
 
-use crate::error::{Failure, KVC_OK};
+use crate::error::{Failure, KVC_OK, c_text};
 use crate::panic::guard;
 
 /// if_version: only if the key does not exist.
 pub const KVC_ABSENT: u64 = 0xffff_ffff_ffff_ffff;
 
+/// kvc_log_fn: something is wrong that an operator should look at.
+pub const KVC_LOG_WARNING: c_int = 1;
+/// kvc_log_fn: what happens once in a while.
+pub const KVC_LOG_INFO: c_int = 2;
+/// kvc_log_fn: what helps to find out why.
+pub const KVC_LOG_DEBUG: c_int = 3;
+
+/// Gets what a handle tells about its work (connections lost, maps taken), one line each, without a line
+/// end. Called within calls on the handle and its queues, on their threads, several at once; it must
+/// not call the library, and `words` live until it returns.
+pub type kvc_log_fn =
+    Option<unsafe extern "C" fn(log_arg: *mut c_void, level: c_int, words: *const c_char)>;
+
 /// Settings of a handle; fill it with kvc_options_init() before setting fields. Zero in a field means
 /// its default.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct kvc_options {
     /// sizeof(kvc_options)
     pub size: u32,
@@ -29,6 +42,23 @@ pub struct kvc_options {
     /// Most connections to one shard of a server, which is how many threads can be inside a call at
     /// once; more wait for their turn. Default 64, at most 4,096.
     pub connections_per_shard: u32,
+    /// Where messages about the work go; NULL: nowhere.
+    pub log: kvc_log_fn,
+    /// Given to `log` with every message.
+    pub log_arg: *mut c_void,
+}
+
+impl Default for kvc_options {
+    fn default() -> kvc_options {
+        kvc_options {
+            size: 0,
+            timeout_ms: 0,
+            connect_timeout_ms: 0,
+            connections_per_shard: 0,
+            log: None,
+            log_arg: ptr::null_mut(),
+        }
+    }
 }
 
 /// Settings of one call; NULL means the defaults. Set size to sizeof(kvc_op_options) and the rest to
@@ -82,7 +112,7 @@ pub unsafe extern "C" fn kvc_options_init(
 ///
 /// # Safety
 /// `from` points to as many readable bytes as its first four say.
-unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Result<T, Failure> {
+pub(crate) unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Result<T, Failure> {
     let mut copy = T::default();
     if from.is_null() {
         return Ok(copy);
@@ -95,8 +125,8 @@ unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Result<T, Fail
         )));
     }
     let known = size.min(size_of::<T>());
-    // SAFETY: `size` bytes are readable by contract, and T takes `known` of them as it has integer
-    // fields only.
+    // SAFETY: `size` bytes are readable by contract, and T takes `known` of them: its fields are numbers
+    // and pointers, of which the program gives what it likes.
     unsafe { ptr::copy_nonoverlapping(from.cast::<u8>(), (&raw mut copy).cast::<u8>(), known) };
     for offset in known..size {
         // SAFETY: as above.
@@ -109,7 +139,7 @@ unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Result<T, Fail
     Ok(copy)
 }
 
-fn millis(value: u32) -> Option<Duration> {
+pub(crate) fn millis(value: u32) -> Option<Duration> {
     (value > 0).then(|| Duration::from_millis(value.into()))
 }
 
@@ -123,6 +153,7 @@ pub(crate) unsafe fn read_options(from: *const kvc_options) -> Result<(Options, 
     let mut options = Options::default();
     options.deadline = millis(given.timeout_ms).unwrap_or(options.deadline);
     options.connect_timeout = millis(given.connect_timeout_ms).unwrap_or(options.connect_timeout);
+    options.log = log(given.log, given.log_arg);
     let clients = match given.connections_per_shard {
         0 => DEFAULT_CLIENTS,
         clients if clients <= MAX_CLIENTS => clients,
@@ -142,12 +173,39 @@ pub(crate) unsafe fn read_options(from: *const kvc_options) -> Result<(Options, 
 pub(crate) unsafe fn read_op_options(from: *const kvc_op_options) -> Result<OpOptions, Failure> {
     // SAFETY: passed on.
     let given = unsafe { sized(from, "kvc_op_options") }?;
-    let condition = match given.if_version {
+    Ok(OpOptions { deadline: millis(given.timeout_ms), condition: condition(given.if_version) })
+}
+
+pub(crate) fn condition(if_version: u64) -> Condition {
+    match if_version {
         0 => Condition::Always,
         KVC_ABSENT => Condition::IfAbsent,
         version => Condition::IfVersion(SequenceNumber(version)),
-    };
-    Ok(OpOptions { deadline: millis(given.timeout_ms), condition })
+    }
+}
+
+/// A log that calls a function of the program.
+fn log(to: kvc_log_fn, log_arg: *mut c_void) -> Log {
+    /// The program's pointer, which it wants on every thread.
+    struct Argument(*mut c_void);
+    // SAFETY: the header says that the function is called on the threads of the calls.
+    unsafe impl Send for Argument {}
+    // SAFETY: as above, and several at once.
+    unsafe impl Sync for Argument {}
+
+    let Some(to) = to else { return Log::default() };
+    let argument = Argument(log_arg);
+    Log::to(move |level, words| {
+        let Argument(argument) = &argument;
+        let level = match level {
+            Level::Warning => KVC_LOG_WARNING,
+            Level::Info => KVC_LOG_INFO,
+            Level::Debug => KVC_LOG_DEBUG,
+        };
+        let words = c_text(words);
+        // SAFETY: the program passes a function of this type, and lives with its argument.
+        unsafe { to(*argument, level, words.as_ptr()) };
+    })
 }
 
 #[cfg(test)]

@@ -1,28 +1,22 @@
 //! The clients of a handle: a call takes one that is idle or opens one more, so that threads do not
 //! wait for each other until the bound is reached.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use crossbeam::queue::ArrayQueue;
 use kv_client::{Client, Endpoints, OpOptions, Options};
 
 use crate::error::{Failure, KVC_BUSY, KVC_PANIC};
+use crate::idle::{Idle, Taken};
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Pool {
     endpoints: Endpoints,
     options: Options,
-    idle: ArrayQueue<Client>,
-    /// Clients that exist, idle or in a call; at most the queue's capacity.
-    count: AtomicUsize,
+    idle: Idle<Client>,
     /// A call panicked: nothing of this handle is used again.
     is_poisoned: AtomicBool,
-    /// For those who wait until a client is idle again.
-    gate: Mutex<()>,
-    returned: Condvar,
 }
 
 impl Pool {
@@ -32,85 +26,68 @@ impl Pool {
         options: Options,
         most: usize,
     ) -> Result<Pool, Failure> {
-        let first = Client::with_endpoints(&endpoints, options.clone())?;
-        let idle = ArrayQueue::new(most);
-        let pushed = idle.push(first).is_ok();
-        assert!(pushed, "a queue of {most} is empty");
-        Ok(Pool {
-            endpoints,
-            options,
-            idle,
-            count: AtomicUsize::new(1),
-            is_poisoned: AtomicBool::new(false),
-            gate: Mutex::new(()),
-            returned: Condvar::new(),
-        })
+        let is_poisoned = AtomicBool::new(false);
+        let pool = Pool { endpoints, options, idle: Idle::new(most), is_poisoned };
+        // What is wrong with the options shows now.
+        drop(pool.take(Instant::now())?);
+        Ok(pool)
     }
 
-    /// Runs a call on a client of its own.
+    /// One more client of the same cluster, outside of the pool.
+    pub(crate) fn open(&self, window: usize) -> Result<Client, Failure> {
+        self.check()?;
+        let options = Options { window, ..self.options.clone() };
+        Ok(Client::with_endpoints(&self.endpoints, options)?)
+    }
+
+    /// Runs a call on a client of its own. The options say what is left of its deadline.
     pub(crate) fn with<T>(
         &self,
         options: &OpOptions,
         call: impl FnOnce(&mut Client, &OpOptions) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let deadline = Instant::now() + options.deadline.unwrap_or(self.options.deadline);
+        let asked = options.deadline.unwrap_or(self.options.deadline);
+        let deadline = Instant::now() + asked;
         let mut lent = self.take(deadline)?;
         // What the wait took is no longer there for the call.
         let left = deadline.saturating_duration_since(Instant::now());
-        let mut options = *options;
-        let asked = options.deadline.unwrap_or(self.options.deadline);
-        options.deadline = Some(left.max(std::time::Duration::from_millis(1)).min(asked));
+        let left = left.max(Duration::from_millis(1)).min(asked);
         let client = lent.client.as_mut().expect("it was just taken");
-        call(client, &options)
+        call(client, &OpOptions { deadline: Some(left), ..*options })
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        if self.is_poisoned.load(Ordering::SeqCst) {
+            let words = "an earlier call on this handle met a defect; close it and open another";
+            return Err(Failure::new(KVC_PANIC, words));
+        }
+        Ok(())
     }
 
     fn take(&self, deadline: Instant) -> Result<Lent<'_>, Failure> {
         loop {
-            if self.is_poisoned.load(Ordering::SeqCst) {
-                let words =
-                    "an earlier call on this handle met a defect; close it and open another";
-                return Err(Failure::new(KVC_PANIC, words));
+            self.check()?;
+            match self.idle.take() {
+                Taken::One(client) => return Ok(Lent { pool: self, client: Some(client) }),
+                Taken::Room => {
+                    // Gives the place back if opening fails.
+                    let mut lent = Lent { pool: self, client: None };
+                    lent.client =
+                        Some(Client::with_endpoints(&self.endpoints, self.options.clone())?);
+                    return Ok(lent);
+                }
+                Taken::Nothing => {}
             }
-            if let Some(client) = self.idle.pop() {
-                return Ok(Lent { pool: self, client: Some(client) });
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let words = format!(
+                    "all {} connections per shard were in use until the deadline; raise connections_per_shard, or use fewer threads",
+                    self.idle.most()
+                );
+                return Err(Failure::new(KVC_BUSY, words));
             }
-            if self.reserve() {
-                // Gives the place back if opening fails.
-                let mut lent = Lent { pool: self, client: None };
-                let client = Client::with_endpoints(&self.endpoints, self.options.clone())?;
-                lent.client = Some(client);
-                return Ok(lent);
-            }
-            self.wait(deadline)?;
+            self.idle.wait(left);
         }
-    }
-
-    /// Takes the place of one more client, if the bound allows it.
-    fn reserve(&self) -> bool {
-        self.count
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
-                (count < self.idle.capacity()).then_some(count + 1)
-            })
-            .is_ok()
-    }
-
-    fn wait(&self, deadline: Instant) -> Result<(), Failure> {
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        // Looked at again behind the gate: whoever returns one passes the gate afterwards.
-        if !self.idle.is_empty() || self.count.load(Ordering::SeqCst) < self.idle.capacity() {
-            return Ok(());
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let words = format!(
-                "all {} connections per shard were in use until the deadline; raise connections_per_shard, or use fewer threads",
-                self.idle.capacity()
-            );
-            return Err(Failure::new(KVC_BUSY, words));
-        }
-        let waited = self.returned.wait_timeout(gate, left);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-        Ok(())
     }
 }
 
@@ -126,16 +103,12 @@ impl Drop for Lent<'_> {
         let pool = self.pool;
         if std::thread::panicking() {
             pool.is_poisoned.store(true, Ordering::SeqCst);
+            return pool.idle.forget();
         }
-        let is_back = match self.client.take() {
-            Some(client) if !std::thread::panicking() => pool.idle.push(client).is_ok(),
-            _ => false,
-        };
-        if !is_back {
-            pool.count.fetch_sub(1, Ordering::SeqCst);
+        match self.client.take() {
+            Some(client) => pool.idle.give(client),
+            None => pool.idle.forget(),
         }
-        drop(pool.gate.lock().unwrap_or_else(PoisonError::into_inner));
-        pool.returned.notify_one();
     }
 }
 
@@ -143,7 +116,7 @@ impl Drop for Lent<'_> {
 mod tests {
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::time::Duration;
+    use std::sync::atomic::AtomicUsize;
 
     fn pool(most: usize) -> Pool {
         Pool::new(Endpoints::resolve("127.0.0.1:1").unwrap(), Options::default(), most).unwrap()
@@ -175,7 +148,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         pool.with(&within(60_000), |_, _| {
-                            assert_eq!(pool.idle.len(), 0);
+                            assert!(matches!(pool.idle.take(), Taken::Nothing));
                             total.fetch_add(1, Ordering::SeqCst);
                             Ok(())
                         })
@@ -185,6 +158,7 @@ mod tests {
             }
         });
         assert_eq!(total.into_inner(), 1_600);
-        assert_eq!((pool.count.into_inner(), pool.idle.len()), (1, 1));
+        assert!(matches!(pool.idle.take(), Taken::One(_)), "it is back");
+        assert!(matches!(pool.idle.take(), Taken::Nothing), "there was never more than one");
     }
 }

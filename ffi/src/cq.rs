@@ -1,0 +1,434 @@
+//! The completion queue: many operations in flight from one thread, and one descriptor that says when
+//! there is something to do.
+//!
+//! ```text
+//!   kvc_cq_submit -> slot (tag, where the value goes) -> client -> servers
+//!   kvc_cq_poll   <- done <- slot <------------------------ ends, as they happen
+//! ```
+//!
+//! A slot is taken from the submission until the program has the completion: so there are never more
+//! than the depth, and nothing is allocated in the long run.
+
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::fmt;
+use std::os::fd::AsRawFd;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kv_client::{Answered, Client, MAX_IN_FLIGHT, Op, OpOptions, SubmitError};
+
+use crate::buffer::{kvc_buf, kvc_slice, own};
+use crate::error::{
+    Failure, KVC_FORKED, KVC_FULL, KVC_INVALID, KVC_OK, KVC_PANIC, KVC_TOO_BIG, KVC_UNAVAILABLE,
+    c_text,
+};
+use crate::handle::{kvc_client, open_here};
+use crate::options::{condition, millis, sized};
+use crate::panic::guard;
+
+/// kvc_op.kind: read a key.
+pub const KVC_OP_GET: u32 = 1;
+/// kvc_op.kind: set a key.
+pub const KVC_OP_PUT: u32 = 2;
+/// kvc_op.kind: remove a key.
+pub const KVC_OP_DELETE: u32 = 3;
+
+/// kvc_op.flags: the value of a put is not copied; the program keeps it as it is until it has the
+/// completion, or has freed the queue.
+pub const KVC_KEEP: u32 = 1;
+
+/// A completion queue, opaque. One thread at a time uses it.
+pub struct kvc_cq {
+    /// The process that opened it.
+    pid: u32,
+    depth: u32,
+    /// A call is under way; or was when it met a defect.
+    is_in_use: AtomicBool,
+    is_poisoned: AtomicBool,
+    queue: UnsafeCell<Queue>,
+}
+
+impl fmt::Debug for kvc_cq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("kvc_cq").field("depth", &self.depth).finish_non_exhaustive()
+    }
+}
+
+/// One operation to submit. Set size to sizeof(kvc_op) and what is not needed to zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_op {
+    /// sizeof(kvc_op)
+    pub size: u32,
+    /// KVC_OP_GET, KVC_OP_PUT or KVC_OP_DELETE.
+    pub kind: u32,
+    /// 1 to 65,535 bytes; copied.
+    pub key: kvc_slice,
+    /// Of a put: up to 16 MiB; copied unless flags say KVC_KEEP.
+    pub value: kvc_slice,
+    /// Of a get: `cap` bytes of the program that the value is written to, some time before the
+    /// completion is there. NULL: the completion owns the value.
+    pub dst: *mut c_void,
+    /// How many bytes at dst.
+    pub cap: usize,
+    /// As in kvc_op_options.
+    pub if_version: u64,
+    /// Milliseconds that the operation may take; 0: as the handle says. At most 60,000.
+    pub timeout_ms: u32,
+    /// KVC_KEEP, or zero.
+    pub flags: u32,
+}
+
+impl Default for kvc_op {
+    fn default() -> kvc_op {
+        let nothing = kvc_slice { data: ptr::null(), len: 0 };
+        kvc_op {
+            size: 0,
+            kind: 0,
+            key: nothing,
+            value: nothing,
+            dst: ptr::null_mut(),
+            cap: 0,
+            if_version: 0,
+            timeout_ms: 0,
+            flags: 0,
+        }
+    }
+}
+
+/// How an operation ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct kvc_completion {
+    /// As given to kvc_cq_submit().
+    pub tag: u64,
+    /// KVC_OK or why not.
+    pub status: c_int,
+    /// How many servers hold a write: 2, or 1 while a server is missing. Zero for a read.
+    pub copies: u32,
+    /// Of a get without dst: the value, to be freed with kvc_buf_free(). With dst: data is NULL, and len
+    /// the length of the value, also after KVC_TOO_BIG. Of every success: the version of the entry.
+    pub value: kvc_buf,
+    /// NULL after a success; else what went wrong, in words, which belong to the queue and live until
+    /// the next kvc_cq_poll() or kvc_cq_free().
+    pub words: *const c_char,
+}
+
+/// What is known of an operation in flight.
+#[derive(Clone, Copy)]
+struct Slot {
+    tag: u64,
+    is_get: bool,
+    dst: *mut c_void,
+    cap: usize,
+}
+
+/// A completion that the program does not have yet.
+struct Done {
+    tag: u64,
+    copies: u32,
+    value: kvc_buf,
+    failure: Option<Failure>,
+}
+
+struct Queue {
+    client: Client,
+    slots: Vec<Slot>,
+    /// Slots that no operation has.
+    free: Vec<usize>,
+    done: VecDeque<Done>,
+    /// The texts that the completions of the last poll point to.
+    words: Vec<CString>,
+}
+
+impl Queue {
+    /// Operations that the program has not got the completions of.
+    fn taken(&self) -> usize {
+        self.slots.len() - self.free.len() + self.done.len()
+    }
+
+    fn submit(&mut self, op: &kvc_op, tag: u64, depth: u32) -> Result<(), Failure> {
+        if self.taken() >= depth as usize {
+            let words = format!("{depth} operations are in the queue; poll first");
+            return Err(Failure::new(KVC_FULL, words));
+        }
+        let options =
+            OpOptions { deadline: millis(op.timeout_ms), condition: condition(op.if_version) };
+        // SAFETY: the program's promise; a kept value is let go of when the operation has ended or the
+        // client is dropped.
+        let request = unsafe { request(op) }?;
+        let slot = Slot { tag, is_get: op.kind == KVC_OP_GET, dst: op.dst, cap: op.cap };
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(slot);
+            self.slots.len() - 1
+        });
+        self.slots[at] = slot;
+        let submitted = self.client.submit(request, &options, at as u64);
+        submitted.map_err(|error| {
+            self.free.push(at);
+            match error {
+                SubmitError::Full { .. } => Failure::new(KVC_FULL, error.to_string()),
+                SubmitError::Refused(error) => error.into(),
+            }
+        })
+    }
+
+    fn poll(&mut self, out: &mut [kvc_completion], timeout: Duration) -> Result<usize, Failure> {
+        self.words.clear();
+        let timeout = if self.done.is_empty() { timeout } else { Duration::ZERO };
+        let Queue { client, slots, free, done, .. } = self;
+        let polled = client.poll_each(timeout, &mut |at, result| {
+            let at = usize::try_from(at).expect("it was a slot");
+            free.push(at);
+            // SAFETY: the program keeps dst until it has the completion.
+            done.push_back(unsafe { end(slots[at], result) });
+        });
+        if let Err(error) = polled {
+            return Err(Failure::new(KVC_UNAVAILABLE, format!("waiting on epoll: {error}")));
+        }
+        let count = self.done.len().min(out.len());
+        for (place, done) in out.iter_mut().zip(self.done.drain(..count)) {
+            let Done { tag, copies, value, failure } = done;
+            let (mut status, mut words) = (KVC_OK, ptr::null());
+            if let Some(failure) = failure {
+                status = failure.status;
+                self.words.push(c_text(failure.words));
+                words = self.words.last().map_or(ptr::null(), |text| text.as_ptr());
+            }
+            *place = kvc_completion { tag, status, copies, value, words };
+        }
+        if !self.done.is_empty() {
+            // There is something to poll for; no socket will tell.
+            self.client.wake();
+        }
+        Ok(count)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        for done in &mut self.done {
+            // SAFETY: nobody else has it.
+            unsafe { crate::buffer::kvc_buf_free(&raw mut done.value) };
+        }
+    }
+}
+
+/// What becomes of an operation's slot.
+///
+/// # Safety
+/// `slot.dst` is NULL or has room for `slot.cap` bytes.
+unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Done {
+    let Slot { tag, is_get, dst, cap } = slot;
+    let mut value = kvc_buf::EMPTY;
+    let answered = match result {
+        Ok(answered) => answered,
+        Err(error) => return Done { tag, copies: 0, value, failure: Some(error.into()) },
+    };
+    let (bytes, version) = (answered.value, answered.version.0);
+    (value.version, value.len) = (version, bytes.len());
+    let mut failure = None;
+    if is_get && dst.is_null() {
+        match own(bytes, version) {
+            Ok(owned) => value = owned,
+            Err(no_memory) => failure = Some(no_memory),
+        }
+    } else if bytes.len() > cap {
+        let words = format!("the value has {} bytes, dst has room for {cap}", bytes.len());
+        failure = Some(Failure::new(KVC_TOO_BIG, words));
+    } else if !bytes.is_empty() {
+        // SAFETY: `dst` has room for `cap` bytes, which are no memory of this library.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), dst.cast::<u8>(), bytes.len()) };
+    }
+    Done { tag, copies: answered.copies.into(), value, failure }
+}
+
+/// What the client is asked.
+///
+/// # Safety
+/// Key and value are readable; a kept value for as long as KVC_KEEP says.
+unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
+    if op.flags & !KVC_KEEP != 0 {
+        return Err(Failure::invalid(format!("kvc_op.flags is {:#x}", op.flags)));
+    }
+    if op.dst.is_null() && op.cap > 0 {
+        return Err(Failure::invalid("kvc_op.dst is NULL and its cap not 0"));
+    }
+    // SAFETY: passed on.
+    let key = unsafe { op.key.bytes("kvc_op.key") }?;
+    match op.kind {
+        KVC_OP_GET => Ok(Op::Get { key }),
+        KVC_OP_DELETE => Ok(Op::Delete { key }),
+        KVC_OP_PUT => {
+            // SAFETY: passed on.
+            let value: &'static [u8] = unsafe { op.value.bytes("kvc_op.value") }?;
+            let is_kept = op.flags & KVC_KEEP != 0;
+            Ok(if is_kept { Op::PutKept { key, value } } else { Op::Put { key, value } })
+        }
+        kind => Err(Failure::invalid(format!("kvc_op.kind is {kind}; see KVC_OP_GET and others"))),
+    }
+}
+
+/// Opens a queue of up to `depth` operations (1 to 65,536) that are submitted and not polled. It has
+/// connections of its own; the handle may be closed before it. On success *out is a queue that the
+/// caller frees with kvc_cq_free().
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_cq_new(
+    client: *mut kvc_client,
+    depth: u32,
+    out: *mut *mut kvc_cq,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller passes NULL or an open handle.
+        let handle = unsafe { open_here(client) }?;
+        if out.is_null() {
+            return Err(Failure::invalid("kvc_cq_new: out is NULL"));
+        }
+        if depth == 0 || depth as usize > MAX_IN_FLIGHT {
+            let words = format!("kvc_cq_new: a depth of {depth}; it may be 1 to {MAX_IN_FLIGHT}");
+            return Err(Failure::invalid(words));
+        }
+        let queue = Queue {
+            client: handle.pool.open(depth as usize)?,
+            slots: Vec::new(),
+            free: Vec::new(),
+            done: VecDeque::new(),
+            words: Vec::new(),
+        };
+        let cq = Box::new(kvc_cq {
+            pid: std::process::id(),
+            depth,
+            is_in_use: AtomicBool::new(false),
+            is_poisoned: AtomicBool::new(false),
+            queue: UnsafeCell::new(queue),
+        });
+        // SAFETY: not NULL; the caller lets us write a pointer there.
+        unsafe { out.write(Box::into_raw(cq)) };
+        Ok(KVC_OK)
+    })
+}
+
+/// The descriptor of a queue: readable when kvc_cq_poll() has something to do, also when that is only to
+/// send what was submitted. For poll, epoll and event libraries, level-triggered. It stays the queue's.
+/// Returns the descriptor, or a status below zero.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
+    guard(|| {
+        // SAFETY: the caller passes NULL or a queue that is not freed.
+        unsafe { with_queue(cq, |queue, _| Ok(queue.client.descriptor()?.as_raw_fd())) }
+    })
+}
+
+/// Puts an operation into the queue; its completion comes from kvc_cq_poll() under `tag`, whatever its
+/// end. `op` is read during the call only. KVC_FULL: depth operations, or 64 MiB of keys and values,
+/// are in the queue; poll first. Operations on one key that are in the queue together are done in any
+/// order.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: u64) -> c_int {
+    guard(|| {
+        if op.is_null() {
+            return Err(Failure::invalid("kvc_cq_submit: op is NULL"));
+        }
+        // SAFETY: the caller passes a struct as large as it says, and a queue that is not freed.
+        unsafe {
+            let op = sized(op, "kvc_op")?;
+            with_queue(cq, |queue, depth| queue.submit(&op, tag, depth))?;
+        }
+        Ok(KVC_OK)
+    })
+}
+
+/// Sends what was submitted, waits up to `timeout_ms` milliseconds for a completion (0: not at all;
+/// below zero: until there is one), and writes up to `max` of them to `out`. Returns how many: 0 at the
+/// timeout, and at once if nothing is in the queue; or a status below zero. Every operation ends within
+/// its own deadline.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_cq_poll(
+    cq: *mut kvc_cq,
+    out: *mut kvc_completion,
+    max: usize,
+    timeout_ms: c_int,
+) -> c_int {
+    guard(|| {
+        if out.is_null() || max == 0 {
+            return Err(Failure::invalid("kvc_cq_poll: out is NULL or max 0"));
+        }
+        let max = max.min(MAX_IN_FLIGHT);
+        // SAFETY: the caller passes room for `max` completions, which have no invalid values, and a
+        // queue that is not freed.
+        let count = unsafe {
+            let out = std::slice::from_raw_parts_mut(out, max);
+            with_queue(cq, |queue, _| {
+                let timeout = match u64::try_from(timeout_ms) {
+                    Ok(millis) => Duration::from_millis(millis),
+                    Err(_) => Duration::MAX,
+                };
+                queue.poll(out, timeout)
+            })
+        }?;
+        Ok(c_int::try_from(count).expect("at most 65,536"))
+    })
+}
+
+/// Frees a queue, its connections and the values of completions that were not polled; NULL is fine.
+/// Operations in flight are given up: whether their writes are done is not known. Memory of the program
+/// that operations name is no longer touched. In the child of a fork, an inherited queue stays as it
+/// is (KVC_FORKED).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
+    guard(|| {
+        // SAFETY: the caller passes NULL or a queue that is not freed.
+        let Some(open) = (unsafe { cq.as_ref() }) else { return Ok(KVC_OK) };
+        open.check_process()?;
+        // SAFETY: it came from Box::into_raw in kvc_cq_new, and the caller gives it back.
+        drop(unsafe { Box::from_raw(cq) });
+        Ok(KVC_OK)
+    })
+}
+
+impl kvc_cq {
+    fn check_process(&self) -> Result<(), Failure> {
+        if self.pid != std::process::id() {
+            let words = "this queue was opened before the fork; open another in this process";
+            return Err(Failure::new(KVC_FORKED, words));
+        }
+        Ok(())
+    }
+}
+
+/// Runs a call on a queue, if this process opened it and no other thread is in a call on it.
+///
+/// # Safety
+/// `cq` is NULL or a queue that is not freed.
+unsafe fn with_queue<T>(
+    cq: *const kvc_cq,
+    call: impl FnOnce(&mut Queue, u32) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    /// Lets the next call in, unless this one met a defect.
+    struct InUse<'a>(&'a kvc_cq);
+    impl Drop for InUse<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                self.0.is_poisoned.store(true, Ordering::SeqCst);
+            }
+            self.0.is_in_use.store(false, Ordering::Release);
+        }
+    }
+    // SAFETY: passed on.
+    let cq = unsafe { cq.as_ref() }.ok_or_else(|| Failure::invalid("the queue is NULL"))?;
+    cq.check_process()?;
+    if cq.is_in_use.swap(true, Ordering::Acquire) {
+        let words = "another thread is in a call on this queue; one at a time may be";
+        return Err(Failure::new(KVC_INVALID, words));
+    }
+    let _in_use = InUse(cq);
+    if cq.is_poisoned.load(Ordering::SeqCst) {
+        let words = "an earlier call on this queue met a defect; free it and open another";
+        return Err(Failure::new(KVC_PANIC, words));
+    }
+    // SAFETY: whoever has set `is_in_use` is alone with the queue.
+    call(unsafe { &mut *cq.queue.get() }, cq.depth)
+}
