@@ -14,10 +14,12 @@ pub enum Level {
     Debug,
 }
 
+type Take = dyn Fn(Level, &str) + Send + Sync;
+
 /// Where a client's messages go, one line each; by default nowhere. It is called within the calls of the
 /// client, on their thread, and must not call the client.
 #[derive(Clone, Default)]
-pub struct Log(Option<Arc<dyn Fn(Level, &str) + Send + Sync>>);
+pub struct Log(Option<Arc<Take>>);
 
 impl Log {
     /// Messages go to `take`.
