@@ -1,0 +1,150 @@
+//! In the long run a call that reads into memory of the program, and an operation of a queue, allocate
+//! nothing: counted by the allocator, on the thread that calls.
+
+#[path = "../../client/tests/common/mod.rs"]
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::ffi::CString;
+use std::ptr::{null, null_mut};
+
+use common::Fake;
+use kvclient::*;
+
+/// The system's allocator, which counts what the threads ask for that want to know.
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+fn note() {
+    let _ = COUNT.try_with(|count| count.set(count.get().map(|n| n + 1)));
+}
+
+// SAFETY: everything is passed on to the system's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note();
+        // SAFETY: passed on.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// How often this thread allocates while it runs `work`.
+fn allocations(work: impl FnOnce()) -> u64 {
+    COUNT.set(Some(0));
+    work();
+    COUNT.replace(None).expect("it was set")
+}
+
+fn slice(bytes: &[u8]) -> kvc_slice {
+    kvc_slice { data: bytes.as_ptr().cast(), len: bytes.len() }
+}
+
+fn open(fake: &Fake) -> *mut kvc_client {
+    let endpoint = CString::new(fake.endpoint()).unwrap();
+    let mut client = null_mut();
+    // SAFETY: all arguments are valid.
+    assert_eq!(unsafe { kvc_open(endpoint.as_ptr(), null(), &raw mut client) }, KVC_OK);
+    client
+}
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(7)))), 1);
+}
+
+#[test]
+fn a_read_into_memory_of_the_program_and_a_write_allocate_nothing() {
+    let fake = Fake::start(3, 1);
+    let client = open(&fake);
+    let keys: Vec<String> = (0..50).map(|n| format!("key {n}")).collect();
+    let value = [b'v'; 1_000];
+    let call_all = |times: usize| {
+        for key in keys.iter().cycle().take(times) {
+            let (mut room, mut len) = ([0u8; 1_000], 0);
+            // SAFETY: all arguments are valid.
+            unsafe {
+                let written =
+                    kvc_put(client, slice(key.as_bytes()), slice(&value), null(), null_mut());
+                assert_eq!(written, KVC_OK);
+                let (to, cap) = (room.as_mut_ptr().cast(), room.len());
+                let key = slice(key.as_bytes());
+                let read = kvc_get_into(client, key, to, cap, &raw mut len, null(), null_mut());
+                assert_eq!(read, KVC_OK);
+            }
+            assert_eq!((len, room), (value.len(), value));
+        }
+    };
+    call_all(500);
+    assert_eq!(allocations(|| call_all(2_000)), 0);
+    // SAFETY: nobody uses it any more.
+    assert_eq!(unsafe { kvc_close(client) }, KVC_OK);
+}
+
+#[test]
+fn operations_of_a_queue_allocate_nothing() {
+    const DEPTH: usize = 32;
+    let fake = Fake::start(3, 1);
+    let client = open(&fake);
+    let mut cq = null_mut();
+    // SAFETY: all arguments are valid.
+    assert_eq!(unsafe { kvc_cq_new(client, DEPTH as u32, &raw mut cq) }, KVC_OK);
+    let keys: Vec<String> = (0..DEPTH).map(|n| format!("key {n}")).collect();
+    let value = [b'v'; 300];
+    let mut rooms = vec![[0u8; 300]; DEPTH];
+    let nothing = kvc_completion {
+        tag: 0,
+        status: 0,
+        copies: 0,
+        value: kvc_buf { data: null_mut(), len: 0, version: 0 },
+        words: null(),
+    };
+    let mut done = vec![nothing; DEPTH];
+    let mut run = |rounds: usize| {
+        for round in 0..rounds {
+            for (n, (key, room)) in keys.iter().zip(&mut rooms).enumerate() {
+                let op = kvc_op {
+                    size: size_of::<kvc_op>() as u32,
+                    kind: if round % 2 == 0 { KVC_OP_PUT } else { KVC_OP_GET },
+                    key: slice(key.as_bytes()),
+                    value: slice(&value),
+                    dst: room.as_mut_ptr().cast(),
+                    cap: room.len(),
+                    ..kvc_op::default()
+                };
+                // SAFETY: all arguments are valid, and the room lives until the queue is freed.
+                assert_eq!(unsafe { kvc_cq_submit(cq, &raw const op, n as u64) }, KVC_OK);
+            }
+            let mut left = DEPTH;
+            while left > 0 {
+                // SAFETY: all arguments are valid.
+                let count = unsafe { kvc_cq_poll(cq, done.as_mut_ptr(), DEPTH, -1) };
+                let count = usize::try_from(count).expect("a count");
+                assert!(done[..count].iter().all(|ended| ended.status == KVC_OK));
+                left -= count;
+            }
+        }
+        assert!(rooms.iter().all(|room| *room == value));
+    };
+    run(50);
+    assert_eq!(allocations(|| run(200)), 0);
+    // SAFETY: nobody uses them any more.
+    unsafe { (kvc_cq_free(cq), kvc_close(client)) };
+}
