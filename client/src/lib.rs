@@ -11,7 +11,10 @@
 //!              |              |               |             |
 //!           router         session        map_source    connection
 //!        key -> server   seq numbers,    asks the        one socket,
-//!        (no I/O)        window of 64    coordinator     bytes in and out
+//!        (no I/O)        window of 64    coordinator     frames in, output
+//!
+//!   operation: its request, whole, in memory of `spares` --> output: sent from there, many at once
+//!   caller    <-- the value, where it was received      <-- frames in
 //! ```
 //!
 //! A [`Client`] belongs to one thread at a time; a program with many threads gives each its own. No

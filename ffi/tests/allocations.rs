@@ -101,11 +101,13 @@ fn a_read_into_memory_of_the_program_and_a_write_allocate_nothing() {
 #[test]
 fn operations_of_a_queue_allocate_nothing() {
     const DEPTH: usize = 32;
+    let depth = u32::try_from(DEPTH).unwrap();
+    let size = u32::try_from(size_of::<kvc_op>()).unwrap();
     let fake = Fake::start(3, 1);
     let client = open(&fake);
     let mut cq = null_mut();
     // SAFETY: all arguments are valid.
-    assert_eq!(unsafe { kvc_cq_new(client, DEPTH as u32, &raw mut cq) }, KVC_OK);
+    assert_eq!(unsafe { kvc_cq_new(client, depth, &raw mut cq) }, KVC_OK);
     let keys: Vec<String> = (0..DEPTH).map(|n| format!("key {n}")).collect();
     let value = [b'v'; 300];
     let mut rooms = vec![[0u8; 300]; DEPTH];
@@ -121,7 +123,7 @@ fn operations_of_a_queue_allocate_nothing() {
         for round in 0..rounds {
             for (n, (key, room)) in keys.iter().zip(&mut rooms).enumerate() {
                 let op = kvc_op {
-                    size: size_of::<kvc_op>() as u32,
+                    size,
                     kind: if round % 2 == 0 { KVC_OP_PUT } else { KVC_OP_GET },
                     key: slice(key.as_bytes()),
                     value: slice(&value),
