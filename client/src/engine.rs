@@ -314,6 +314,8 @@ impl Engine {
     }
 
     fn expire(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
+        // What never left is not in doubt.
+        self.release(id);
         let Some(operation) = self.operations.get(&id) else { return };
         let is_down = operation.server.is_some_and(|server| self.router.is_down(server));
         let error = operation.expired(is_down, &self.map_source);
@@ -468,6 +470,7 @@ impl Engine {
     }
 
     fn finish_lost(&mut self, id: OpId, group: GroupId, ends: &mut dyn Ends) {
+        self.release(id);
         let Some(operation) = self.operations.get(&id) else { return };
         let action = operation.action();
         let cause = format!("the map says that group {group} is lost");

@@ -135,3 +135,36 @@ fn a_connection_with_too_many_unanswered_requests_is_given_up() {
     client.noop(b"k", &anytime()).unwrap();
     assert_eq!(client.statistics().connections_lost, 1, "one more is one too many");
 }
+
+#[test]
+fn what_waits_behind_a_server_that_does_not_read_is_not_in_doubt_and_the_rest_goes_out_whole() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let key = key_of(0);
+    client.put(&key, b"connected", &anytime()).unwrap();
+    // The server stands in its first request until the gate opens.
+    let (gate, opened) = std::sync::mpsc::channel::<()>();
+    fake.script(move |_| {
+        let _ = opened.recv();
+        Act::Serve
+    });
+    let long = vec![b'v'; 16 << 20];
+    let mut done = Vec::new();
+    for (tag, value) in [(1, &b"first"[..]), (2, &long), (3, b"third")] {
+        client.submit(Op::Put { key: &key, value }, &within(SOON), tag).unwrap();
+    }
+    while done.len() < 3 {
+        client.poll(Duration::from_secs(1), &mut done).unwrap();
+    }
+    for completion in &done {
+        let is_in_doubt = matches!(completion.result, Err(Error::InDoubt { .. }));
+        assert_eq!(is_in_doubt, completion.tag != 3, "{completion:?}");
+    }
+    drop(gate);
+    assert_eq!(
+        client.get(&key, &anytime()).unwrap().bytes,
+        long,
+        "one whole frame after the other"
+    );
+    assert_eq!(fake.executed().len(), 3, "connected, first and the long one");
+}
