@@ -424,7 +424,7 @@ int kvc_delete(kvc_client *client,
 
 /**
  * Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
- * done and others not. statuses[i], where `statuses` is not NULL, says how the i-th ended. Returns
+ * done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns
  * KVC_OK if all were done, else the first status that is not; kvc_last_error() tells how many there
  * are. A condition of `options` holds for every key; a key that is named twice gets either value.
  */
@@ -436,7 +436,7 @@ int kvc_mput(kvc_client *client,
              const kvc_op_options *options);
 
 /**
- * Reads `n` keys, those of all servers at once. out[i] gets the value of the i-th, to be freed with
+ * Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
  * kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed. statuses[i],
  * where `statuses` is not NULL, says how the i-th ended. Returns KVC_OK if all were read, else the
  * first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID nothing was

@@ -13,7 +13,7 @@ use crate::options::{kvc_op_options, read_op_options};
 use crate::panic::guard;
 
 /// Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
-/// done and others not. statuses[i], where `statuses` is not NULL, says how the i-th ended. Returns
+/// done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns
 /// KVC_OK if all were done, else the first status that is not; kvc_last_error() tells how many there
 /// are. A condition of `options` holds for every key; a key that is named twice gets either value.
 #[unsafe(no_mangle)]
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn kvc_mput(
     })
 }
 
-/// Reads `n` keys, those of all servers at once. out[i] gets the value of the i-th, to be freed with
+/// Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
 /// kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed. statuses[i],
 /// where `statuses` is not NULL, says how the i-th ended. Returns KVC_OK if all were read, else the
 /// first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID nothing was
