@@ -48,8 +48,8 @@ pub unsafe extern "C" fn kvc_mput(
 }
 
 /// Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
-/// kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed. statuses[i],
-/// where `statuses` is not NULL, says how the i-th ended. Returns KVC_OK if all were read, else the
+/// kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed.
+/// `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns KVC_OK if all were read, else the
 /// first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID nothing was
 /// written.
 #[unsafe(no_mangle)]
