@@ -37,6 +37,56 @@ fn a_counter_that_four_programs_increment_at_once_is_exact() {
     assert!(ended.stdout.starts_with("the counter is 200 now"), "{ended:?}");
 }
 
+#[test]
+fn three_hundred_keys_take_two_calls() {
+    let (cluster, workshop) = (Cluster::builder().shards(2).start(), Workshop::open());
+    let program = compile(&workshop, "batch.c");
+    let ended = workshop.run(&program, &[&cluster.endpoint()]).with_code(0);
+    let lines = [
+        "300 put",
+        "300 got, 0 not there",
+        "together they cost 44850",
+        "299 got, 1 not there",
+        "together they cost 44551",
+    ];
+    assert_eq!((ended.stdout, ended.stderr), (lines.join("\n") + "\n", String::new()));
+    assert_eq!(cluster.stop().entries().len(), 299);
+}
+
+#[test]
+fn an_event_loop_answers_every_line_also_when_more_come_than_its_queue_takes() {
+    let (cluster, workshop) = (Cluster::start(), Workshop::open());
+    let program = compile(&workshop, "async_epoll.c");
+    let mut program = Command::new(&program)
+        .arg(cluster.endpoint())
+        .env("LD_LIBRARY_PATH", workshop.dir())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start the event loop");
+    let mut input = program.stdin.take().expect("stdin is a pipe");
+    let mut answers = BufReader::new(program.stdout.take().expect("stdout is a pipe")).lines();
+    // All lines at once, many more than the queue is deep; sorted, because answers come in any order.
+    let mut ask = |lines: Vec<String>| {
+        writeln!(input, "{}", lines.join("\n")).expect("write lines");
+        let answers = answers.by_ref().take(lines.len());
+        let mut answers: Vec<String> = answers.map(|line| line.expect("a line")).collect();
+        answers.sort();
+        answers
+    };
+    let keys: Vec<String> = (100..600).map(|n| format!("key-{n}")).collect();
+    let stored = ask(keys.iter().map(|key| format!("{key}=the value of {key}")).collect());
+    let values: Vec<String> = keys.iter().map(|key| format!("{key}: the value of {key}")).collect();
+    assert_eq!(stored, values);
+    assert_eq!(ask(keys), values);
+    let refused = ask(vec!["unknown".to_owned(), "=x".to_owned(), "k".repeat(300)]);
+    assert_eq!(refused[0], "=x: KVC_INVALID");
+    assert_eq!(refused[1], format!("{}: KVC_TOO_BIG", "k".repeat(300)));
+    assert!(refused[2].starts_with("unknown: ") && refused[2].contains("not exist"), "{refused:?}");
+    drop(input);
+    assert_eq!(program.wait().expect("its end").code(), Some(0));
+}
+
 /// A session cache that is killed when its test ends.
 struct Cache {
     program: Child,

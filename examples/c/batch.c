@@ -1,0 +1,112 @@
+/*
+ * batch.c: three hundred keys in two calls. A batch asks all servers at once, so that it takes about as
+ * long as its slowest server and not as three hundred calls; and each key has a status of its own.
+ *
+ *   cc -std=c99 batch.c $(pkg-config --cflags --libs kvclient) -o batch
+ *   ./batch localhost:PORT
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include <kvclient.h>
+
+#define KEYS 300
+
+static char names[KEYS][32], prices[KEYS][32];
+static kvc_slice keys[KEYS], values[KEYS]; /* where the texts above are: a batch borrows them */
+static int statuses[KEYS];
+static kvc_buf found[KEYS];
+
+static kvc_slice text(const char *string)
+{
+    kvc_slice slice;
+    slice.data = string;
+    slice.len = strlen(string);
+    return slice;
+}
+
+/* How many of the first n keys ended with this status. */
+static int count(int status, int n)
+{
+    int i, many = 0;
+
+    for (i = 0; i < n; i++)
+        many += statuses[i] == status;
+    return many;
+}
+
+/* A batch is no transaction: each key is a write of its own, and some may be done when others are not. So
+   what it returns is for a quick look (KVC_OK: all were done), and the statuses are for the rest. Those
+   that were not done, or are in doubt, may be put again here, because a price put twice is the same. */
+static int put_all(kvc_client *client)
+{
+    kvc_op_options options;
+    int i, status;
+
+    memset(&options, 0, sizeof options);
+    options.size = sizeof options;
+    options.timeout_ms = 10000; /* for the whole batch */
+    status = kvc_mput(client, keys, values, KEYS, statuses, &options);
+    if (status != KVC_OK) {
+        fprintf(stderr, "putting: %s\n", kvc_last_error()); /* how many, and why the first */
+        for (i = 0; i < KEYS; i++)
+            if (statuses[i] != KVC_OK)
+                fprintf(stderr, "  %s: %s\n", names[i], kvc_status_name(statuses[i]));
+        return -1;
+    }
+    printf("%d put\n", count(KVC_OK, KEYS));
+    return 0;
+}
+
+/* Here a key that does not exist is nothing bad, and so the returned KVC_NOT_FOUND is not: whether
+   anything is wrong, the statuses say. All of `found` may be freed, whatever they are. */
+static int get_all(kvc_client *client)
+{
+    unsigned long total = 0;
+    int i, status, wrong;
+
+    status = kvc_mget(client, keys, KEYS, found, statuses, NULL);
+    wrong = KEYS - count(KVC_OK, KEYS) - count(KVC_NOT_FOUND, KEYS);
+    if (wrong > 0)
+        fprintf(stderr, "getting: %s: %s\n", kvc_status_name(status), kvc_last_error());
+    else
+        printf("%d got, %d not there\n", count(KVC_OK, KEYS), count(KVC_NOT_FOUND, KEYS));
+    for (i = 0; i < KEYS; i++) {
+        unsigned long price;
+        if (statuses[i] == KVC_OK && sscanf(found[i].data, "%lu", &price) == 1)
+            total += price;
+        kvc_buf_free(&found[i]);
+    }
+    printf("together they cost %lu\n", total);
+    return wrong > 0 ? -1 : 0;
+}
+
+int main(int argc, char **argv)
+{
+    kvc_client *client;
+    int status, i, result;
+
+    if (argc != 2) {
+        fprintf(stderr, "usage: %s HOST:PORT   (of the cluster's coordinator)\n", argv[0]);
+        return 2;
+    }
+    status = kvc_open(argv[1], NULL, &client);
+    if (status != KVC_OK) {
+        fprintf(stderr, "opening: %s: %s\n", kvc_status_name(status), kvc_last_error());
+        return 1;
+    }
+    for (i = 0; i < KEYS; i++) {
+        snprintf(names[i], sizeof names[i], "price/%d", i);
+        snprintf(prices[i], sizeof prices[i], "%d", i);
+        keys[i] = text(names[i]);
+        values[i] = text(prices[i]);
+    }
+    result = put_all(client);
+    if (result == 0)
+        result = get_all(client);
+    /* One that was sold out, so that there is something to see. */
+    if (result == 0 && kvc_delete(client, keys[KEYS - 1], NULL, NULL) == KVC_OK)
+        result = get_all(client);
+    kvc_close(client);
+    return result == 0 ? 0 : 1;
+}
