@@ -149,7 +149,7 @@
 typedef struct kvc_client kvc_client;
 
 /**
- * A completion queue, opaque. One thread at a time uses it.
+ * A completion queue, opaque. One thread at a time uses it; another one gets KVC_INVALID.
  */
 typedef struct kvc_cq kvc_cq;
 
@@ -427,6 +427,7 @@ int kvc_delete(kvc_client *client,
  * done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns
  * KVC_OK if all were done, else the first status that is not; kvc_last_error() tells how many there
  * are. A condition of `options` holds for every key; a key that is named twice gets either value.
+ * After KVC_INVALID and KVC_FORKED nothing was done, and nothing written.
  */
 int kvc_mput(kvc_client *client,
              const kvc_slice *keys,
@@ -439,8 +440,8 @@ int kvc_mput(kvc_client *client,
  * Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
  * kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed.
  * `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns KVC_OK if all were read, else the
- * first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID nothing was
- * written.
+ * first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID and
+ * KVC_FORKED nothing was written.
  */
 int kvc_mget(kvc_client *client,
              const kvc_slice *keys,

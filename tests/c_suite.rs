@@ -61,6 +61,24 @@ fn calls(manner: &Manner) {
 }
 
 #[track_caller]
+fn batch(manner: &Manner) {
+    let cluster = Cluster::builder().shards(2).start();
+    check("batch.c", manner, &[cluster.endpoint()]);
+    let dumps = cluster.stop();
+    dumps.assert_copies_agree();
+    assert!(dumps.entries().is_empty());
+}
+
+#[track_caller]
+fn queue(manner: &Manner) {
+    let cluster = Cluster::builder().shards(2).start();
+    check("queue.c", manner, &[cluster.endpoint()]);
+    let dumps = cluster.stop();
+    dumps.assert_copies_agree();
+    assert!(dumps.entries().is_empty());
+}
+
+#[track_caller]
 fn reload(manner: &Manner) {
     let cluster = Cluster::start();
     check("reload.c", manner, &[cluster.endpoint()]);
@@ -79,6 +97,8 @@ fn doubt(manner: &Manner) {
 fn failover(manner: &Manner) {
     let cluster = Cluster::builder().flag("--on-double-fault").flag("isolate").start();
     check("failover.c", manner, &[cluster.endpoint(), cluster.server_pid(0).to_string()]);
+    cluster.await_whole();
+    check("takeover.c", manner, &[cluster.endpoint(), cluster.server_pid(0).to_string()]);
     // Both holders of group 1 die; server 0 keeps its own group alive, once it is home again.
     cluster.await_whole();
     let holders = [1, 2].map(|id| cluster.server_pid(id).to_string());
@@ -98,6 +118,12 @@ in_every_manner! {
     every_function_does_what_the_header_says: calls in PLAIN;
     every_function_passes_the_sanitizers: calls in SANITIZED;
     every_function_passes_valgrind: calls in VALGRIND;
+    a_batch_does_what_the_header_says: batch in PLAIN;
+    a_batch_passes_the_sanitizers: batch in SANITIZED;
+    a_batch_passes_valgrind: batch in VALGRIND;
+    a_queue_does_what_the_header_says: queue in PLAIN;
+    a_queue_passes_the_sanitizers: queue in SANITIZED;
+    a_queue_passes_valgrind: queue in VALGRIND;
     loading_the_library_again_leaves_nothing: reload in PLAIN;
     loading_the_library_again_passes_the_sanitizers: reload in SANITIZED;
     loading_the_library_again_passes_valgrind: reload in VALGRIND;

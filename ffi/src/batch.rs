@@ -1,13 +1,19 @@
 //! Many keys in one call: everything is under way at once, every server's part together.
+//!
+//! ```text
+//!   check all keys -> submit as many as the client takes <-> poll -> statuses[i], out[i]
+//! ```
+//!
+//! Nothing is kept for each key but what the program has given room for.
 
 use std::ffi::c_int;
 use std::slice;
 use std::time::{Duration, Instant};
 
-use kv_client::{Client, Op, OpOptions, SubmitError};
+use kv_client::{Answered, Client, Op, OpOptions, SubmitError};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
-use crate::error::{Failure, KVC_OK, KVC_UNAVAILABLE};
+use crate::error::{Failure, KVC_OK, KVC_PANIC, KVC_UNAVAILABLE};
 use crate::handle::{kvc_client, open_here};
 use crate::options::{kvc_op_options, read_op_options};
 use crate::panic::guard;
@@ -16,6 +22,7 @@ use crate::panic::guard;
 /// done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns
 /// KVC_OK if all were done, else the first status that is not; kvc_last_error() tells how many there
 /// are. A condition of `options` holds for every key; a key that is named twice gets either value.
+/// After KVC_INVALID and KVC_FORKED nothing was done, and nothing written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mput(
     client: *mut kvc_client,
@@ -31,27 +38,22 @@ pub unsafe extern "C" fn kvc_mput(
             let (handle, options) = (open_here(client)?, read_op_options(options)?);
             (handle, options, many(keys, n, "keys")?, many(values, n, "values")?)
         };
-        let mut ops = Vec::with_capacity(n);
-        for (&key, &value) in keys.iter().zip(values) {
+        let op = |at: usize| {
             // SAFETY: as above; nothing of the values is looked at once the call has returned.
-            ops.push(unsafe {
-                Op::PutKept { key: key.bytes("key")?, value: value.bytes("value")? }
-            });
-        }
-        let mut ends = Ends::new(n);
-        handle.pool.with(&options, |client, options| {
-            run(client, &ops, options, &mut |at, result| ends.note(at, result.map(|_| ())))
-        })?;
+            let (key, value) = unsafe { (key(keys, at)?, values[at].bytes("value")?) };
+            Ok(Op::PutKept { key, value })
+        };
+        check(n, &op)?;
         // SAFETY: the caller passes NULL or room for `n` statuses.
-        unsafe { ends.tell(statuses) }
+        unsafe { execute(handle, &options, n, &op, statuses, &mut |_, _| Ok(())) }
     })
 }
 
 /// Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
 /// kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed.
 /// `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns KVC_OK if all were read, else the
-/// first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID nothing was
-/// written.
+/// first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID and
+/// KVC_FORKED nothing was written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mget(
     client: *mut kvc_client,
@@ -70,60 +72,77 @@ pub unsafe extern "C" fn kvc_mget(
         if out.is_null() && n > 0 {
             return Err(Failure::invalid("kvc_mget: out is NULL"));
         }
-        let mut ops = Vec::with_capacity(n);
-        for &key in keys {
-            // SAFETY: as above.
-            ops.push(Op::Get { key: unsafe { key.bytes("key")? } });
-        }
+        // SAFETY: as above.
+        let op = |at: usize| Ok(Op::Get { key: unsafe { key(keys, at) }? });
+        check(n, &op)?;
         for at in 0..n {
             // SAFETY: the caller passes room for `n` buffers.
             unsafe { out.add(at).write(kvc_buf::EMPTY) };
         }
-        let mut ends = Ends::new(n);
-        handle.pool.with(&options, |client, options| {
-            run(client, &ops, options, &mut |at, result| {
-                let owned = result.and_then(|answered| {
-                    let value = own(answered.value, answered.version.0)?;
-                    // SAFETY: as above, and `at` is below `n`.
-                    unsafe { out.add(at).write(value) };
-                    Ok(())
-                });
-                ends.note(at, owned);
-            })
-        })?;
+        let take = &mut |at, answered: Answered<'_>| {
+            let value = own(answered.value, answered.version.0)?;
+            // SAFETY: as above, and `at` is below `n`.
+            unsafe { out.add(at).write(value) };
+            Ok(())
+        };
         // SAFETY: the caller passes NULL or room for `n` statuses.
-        unsafe { ends.tell(statuses) }
+        unsafe { execute(handle, &options, n, &op, statuses, take) }
     })
+}
+
+/// The operation at a place of the batch.
+type OpAt<'a, 'b> = dyn Fn(usize) -> Result<Op<'a>, Failure> + 'b;
+
+/// Refuses the whole batch if any argument is wrong, before anything is done.
+fn check(n: usize, op: &OpAt<'_, '_>) -> Result<(), Failure> {
+    (0..n).try_for_each(|at| op(at).map(|_| ()))
+}
+
+/// Runs a batch whose arguments are good, on a client of the handle.
+///
+/// # Safety
+/// `statuses` is NULL or has room for `n`.
+unsafe fn execute(
+    handle: &kvc_client,
+    options: &OpOptions,
+    n: usize,
+    op: &OpAt<'_, '_>,
+    statuses: *mut c_int,
+    take: &mut dyn FnMut(usize, Answered<'_>) -> Result<(), Failure>,
+) -> Result<c_int, Failure> {
+    // SAFETY: passed on.
+    let mut ends = unsafe { Ends::new(statuses, n) };
+    let ran = handle.pool.with(options, |client, options| {
+        run(client, n, op, options, &mut |at, result| {
+            ends.note(at, result.and_then(|answered| take(at, answered)));
+        });
+        Ok(())
+    });
+    if let Err(failure) = ran {
+        ends.note_all(failure);
+    }
+    ends.tell()
 }
 
 /// Runs all operations, as many at once as the client takes, and tells the end of each. However it ends,
 /// nothing is left in flight.
 fn run(
     client: &mut Client,
-    ops: &[Op<'_>],
+    n: usize,
+    op: &OpAt<'_, '_>,
     options: &OpOptions,
-    each: &mut dyn FnMut(usize, Result<kv_client::Answered<'_>, Failure>),
-) -> Result<(), Failure> {
+    each: &mut dyn FnMut(usize, Result<Answered<'_>, Failure>),
+) {
     let deadline = options.deadline.map(|left| Instant::now() + left);
     let mut next = 0;
-    while next < ops.len() || client.in_flight() > 0 {
-        while next < ops.len() {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left < Duration::from_millis(1)) {
-                let words = "the deadline passed before it was sent; use smaller batches";
-                each(next, Err(Failure::new(KVC_UNAVAILABLE, words)));
-                next += 1;
-                continue;
+    while next < n || client.in_flight() > 0 {
+        while next < n {
+            match submit(client, next, op, options, deadline) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(failure) => each(next, Err(failure)),
             }
-            let options = OpOptions { deadline: left, ..*options };
-            match client.submit(ops[next], &options, next as u64) {
-                Ok(()) => next += 1,
-                Err(SubmitError::Full { .. }) => break,
-                Err(SubmitError::Refused(error)) => {
-                    each(next, Err(error.into()));
-                    next += 1;
-                }
-            }
+            next += 1;
         }
         let polled = client.poll_each(Duration::from_secs(1), &mut |tag, result| {
             let at = usize::try_from(tag).expect("it was a place in the batch");
@@ -132,42 +151,91 @@ fn run(
         // Cannot be caused from outside; the client's state is not known, so it is not used again.
         polled.unwrap_or_else(|error| panic!("waiting on epoll: {error}"));
     }
-    Ok(())
+}
+
+/// Submits the operation at a place; false: not yet, the client has as many as it takes.
+fn submit(
+    client: &mut Client,
+    at: usize,
+    op: &OpAt<'_, '_>,
+    options: &OpOptions,
+    deadline: Option<Instant>,
+) -> Result<bool, Failure> {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    if left.is_some_and(|left| left < Duration::from_millis(1)) {
+        let words = "the deadline passed before it was sent; use smaller batches";
+        return Err(Failure::new(KVC_UNAVAILABLE, words));
+    }
+    match client.submit(op(at)?, &OpOptions { deadline: left, ..*options }, at as u64) {
+        Ok(()) => Ok(true),
+        Err(SubmitError::Full { .. }) => Ok(false),
+        Err(SubmitError::Refused(error)) => Err(error.into()),
+    }
 }
 
 /// How the operations of a batch have ended.
 struct Ends {
-    statuses: Vec<c_int>,
+    /// NULL or room for `n`.
+    statuses: *mut c_int,
+    n: usize,
     failed: usize,
     /// The failure of the lowest place.
     first: Option<(usize, Failure)>,
 }
 
 impl Ends {
-    fn new(n: usize) -> Ends {
-        Ends { statuses: vec![KVC_OK; n], failed: 0, first: None }
+    /// # Safety
+    /// `statuses` is NULL or has room for `n`, as long as this lives.
+    unsafe fn new(statuses: *mut c_int, n: usize) -> Ends {
+        let mut ends = Ends { statuses, n, failed: 0, first: None };
+        // What only a defect leaves as it is.
+        ends.write(0..n, KVC_PANIC);
+        ends
+    }
+
+    fn write(&mut self, places: std::ops::Range<usize>, status: c_int) {
+        assert!(places.end <= self.n, "a place in the batch");
+        for at in places.filter(|_| !self.statuses.is_null()) {
+            // SAFETY: not NULL, and there is room for `n`.
+            unsafe { self.statuses.add(at).write(status) };
+        }
     }
 
     fn note(&mut self, at: usize, result: Result<(), Failure>) {
-        let Err(failure) = result else { return };
-        self.statuses[at] = failure.status;
+        let Err(failure) = result else { return self.write(at..at + 1, KVC_OK) };
+        self.write(at..at + 1, failure.status);
         self.failed += 1;
         if self.first.as_ref().is_none_or(|(first, _)| at < *first) {
             self.first = Some((at, failure));
         }
     }
 
-    /// # Safety
-    /// `statuses` is NULL or has room for all.
-    unsafe fn tell(self, statuses: *mut c_int) -> Result<c_int, Failure> {
-        let n = self.statuses.len();
-        if !statuses.is_null() {
-            // SAFETY: not NULL, and the caller's promise.
-            unsafe { statuses.copy_from_nonoverlapping(self.statuses.as_ptr(), n) };
-        }
+    /// None was begun.
+    fn note_all(&mut self, failure: Failure) {
+        self.write(0..self.n, failure.status);
+        self.failed = self.n;
+        self.first = Some((0, failure));
+    }
+
+    fn tell(self) -> Result<c_int, Failure> {
         let Some((at, first)) = self.first else { return Ok(KVC_OK) };
-        let words = format!("{} of {n} failed, first number {at}: {}", self.failed, first.words);
+        let words =
+            format!("{} of {} failed, first number {at}: {}", self.failed, self.n, first.words);
         Err(Failure::new(first.status, words))
+    }
+}
+
+/// The key at a place of the batch.
+///
+/// # Safety
+/// As [`kvc_slice::bytes`].
+unsafe fn key<'a>(keys: &[kvc_slice], at: usize) -> Result<&'a [u8], Failure> {
+    // SAFETY: passed on.
+    match unsafe { keys[at].bytes("key") }? {
+        [] => {
+            Err(Failure::invalid(format!("key number {at} is empty; it needs 1 to 65,535 bytes")))
+        }
+        key => Ok(key),
     }
 }
 

@@ -16,7 +16,7 @@ use std::fmt;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_client::{Answered, Client, MAX_IN_FLIGHT, Op, OpOptions, SubmitError};
 
@@ -40,7 +40,7 @@ pub const KVC_OP_DELETE: u32 = 3;
 /// completion, or has freed the queue.
 pub const KVC_KEEP: u32 = 1;
 
-/// A completion queue, opaque. One thread at a time uses it.
+/// A completion queue, opaque. One thread at a time uses it; another one gets KVC_INVALID.
 pub struct kvc_cq {
     /// The process that opened it.
     pid: u32,
@@ -176,18 +176,26 @@ impl Queue {
         })
     }
 
-    fn poll(&mut self, out: &mut [kvc_completion], timeout: Duration) -> Result<usize, Failure> {
+    /// Without a timeout it waits until there is a completion, or nothing that could be one.
+    fn poll(
+        &mut self,
+        out: &mut [kvc_completion],
+        timeout: Option<Duration>,
+    ) -> Result<usize, Failure> {
         self.words.clear();
-        let timeout = if self.done.is_empty() { timeout } else { Duration::ZERO };
-        let Queue { client, slots, free, done, .. } = self;
-        let polled = client.poll_each(timeout, &mut |at, result| {
-            let at = usize::try_from(at).expect("it was a slot");
-            free.push(at);
-            // SAFETY: the program keeps dst until it has the completion.
-            done.push_back(unsafe { end(slots[at], result) });
-        });
-        if let Err(error) = polled {
-            return Err(Failure::new(KVC_UNAVAILABLE, format!("waiting on epoll: {error}")));
+        let until = timeout.map(|timeout| Instant::now() + timeout);
+        let mut is_over = !self.done.is_empty();
+        loop {
+            let left = match until {
+                _ if is_over => Duration::ZERO,
+                Some(until) => until.saturating_duration_since(Instant::now()),
+                None => Duration::MAX,
+            };
+            self.collect(left)?;
+            is_over |= !self.done.is_empty() || self.client.in_flight() == 0;
+            if is_over || until.is_some_and(|until| Instant::now() >= until) {
+                break;
+            }
         }
         let count = self.done.len().min(out.len());
         for (place, done) in out.iter_mut().zip(self.done.drain(..count)) {
@@ -200,11 +208,34 @@ impl Queue {
             }
             *place = kvc_completion { tag, status, copies, value, words };
         }
+        self.wake_if_done();
+        Ok(count)
+    }
+
+    /// Lets the client send and receive, up to `timeout`, and notes what ends.
+    fn collect(&mut self, timeout: Duration) -> Result<(), Failure> {
+        let Queue { client, slots, free, done, .. } = self;
+        let polled = client.poll_each(timeout, &mut |at, result| {
+            let at = usize::try_from(at).expect("it was a slot");
+            free.push(at);
+            // SAFETY: the program keeps dst until it has the completion.
+            done.push_back(unsafe { end(slots[at], result) });
+        });
+        let words = |error| format!("waiting on epoll: {error}");
+        polled.map(|_| ()).map_err(|error| Failure::new(KVC_UNAVAILABLE, words(error)))
+    }
+
+    fn descriptor(&mut self) -> Result<c_int, Failure> {
+        let descriptor = self.client.descriptor()?.as_raw_fd();
+        self.wake_if_done();
+        Ok(descriptor)
+    }
+
+    /// Makes the descriptor readable for completions that wait here: no socket will tell of them.
+    fn wake_if_done(&mut self) {
         if !self.done.is_empty() {
-            // There is something to poll for; no socket will tell.
             self.client.wake();
         }
-        Ok(count)
     }
 }
 
@@ -318,7 +349,7 @@ pub unsafe extern "C" fn kvc_cq_new(
 pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
     guard(|| {
         // SAFETY: the caller passes NULL or a queue that is not freed.
-        unsafe { with_queue(cq, |queue, _| Ok(queue.client.descriptor()?.as_raw_fd())) }
+        unsafe { with_queue(cq, |queue, _| queue.descriptor()) }
     })
 }
 
@@ -362,11 +393,7 @@ pub unsafe extern "C" fn kvc_cq_poll(
         let count = unsafe {
             let out = std::slice::from_raw_parts_mut(out, max);
             with_queue(cq, |queue, _| {
-                let timeout = match u64::try_from(timeout_ms) {
-                    Ok(millis) => Duration::from_millis(millis),
-                    Err(_) => Duration::MAX,
-                };
-                queue.poll(out, timeout)
+                queue.poll(out, u64::try_from(timeout_ms).ok().map(Duration::from_millis))
             })
         }?;
         Ok(c_int::try_from(count).expect("at most 65,536"))
@@ -383,6 +410,7 @@ pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
         // SAFETY: the caller passes NULL or a queue that is not freed.
         let Some(open) = (unsafe { cq.as_ref() }) else { return Ok(KVC_OK) };
         open.check_process()?;
+        open.enter()?;
         // SAFETY: it came from Box::into_raw in kvc_cq_new, and the caller gives it back.
         drop(unsafe { Box::from_raw(cq) });
         Ok(KVC_OK)
@@ -394,6 +422,15 @@ impl kvc_cq {
         if self.pid != std::process::id() {
             let words = "this queue was opened before the fork; open another in this process";
             return Err(Failure::new(KVC_FORKED, words));
+        }
+        Ok(())
+    }
+
+    /// Lets one thread at a time in; it stays in until `is_in_use` is false again.
+    fn enter(&self) -> Result<(), Failure> {
+        if self.is_in_use.swap(true, Ordering::Acquire) {
+            let words = "another thread is in a call on this queue; one at a time may be";
+            return Err(Failure::new(KVC_INVALID, words));
         }
         Ok(())
     }
@@ -420,10 +457,7 @@ unsafe fn with_queue<T>(
     // SAFETY: passed on.
     let cq = unsafe { cq.as_ref() }.ok_or_else(|| Failure::invalid("the queue is NULL"))?;
     cq.check_process()?;
-    if cq.is_in_use.swap(true, Ordering::Acquire) {
-        let words = "another thread is in a call on this queue; one at a time may be";
-        return Err(Failure::new(KVC_INVALID, words));
-    }
+    cq.enter()?;
     let _in_use = InUse(cq);
     if cq.is_poisoned.load(Ordering::SeqCst) {
         let words = "an earlier call on this queue met a defect; free it and open another";

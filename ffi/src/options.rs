@@ -75,6 +75,8 @@ pub struct kvc_op_options {
     pub if_version: u64,
 }
 
+/// Most milliseconds that a call may take.
+const MAX_TIMEOUT_MS: u32 = 60_000;
 /// Threads inside a call where the program does not say.
 const DEFAULT_CLIENTS: u32 = 64;
 /// Most threads inside a call.
@@ -173,6 +175,13 @@ pub(crate) unsafe fn read_options(from: *const kvc_options) -> Result<(Options, 
 pub(crate) unsafe fn read_op_options(from: *const kvc_op_options) -> Result<OpOptions, Failure> {
     // SAFETY: passed on.
     let given = unsafe { sized(from, "kvc_op_options") }?;
+    if given.timeout_ms > MAX_TIMEOUT_MS {
+        let words = format!(
+            "kvc_op_options.timeout_ms is {}; at most {MAX_TIMEOUT_MS} are allowed",
+            given.timeout_ms
+        );
+        return Err(Failure::invalid(words));
+    }
     Ok(OpOptions { deadline: millis(given.timeout_ms), condition: condition(given.if_version) })
 }
 

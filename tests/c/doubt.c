@@ -50,6 +50,150 @@ static void a_write_is_in_doubt_and_a_read_times_out(void **state)
     assert_true(now_ms() - start < 3 * 300 + SLACK_MS);
 }
 
+/* One deadline for all keys, whatever it was that each waited for. */
+static void a_batch_ends_at_its_deadline(void **state)
+{
+    enum { KEYS = 200 }; /* more writes than one shard takes at once */
+    static char names[KEYS][32];
+    static kvc_slice keys[KEYS];
+    static kvc_buf out[KEYS];
+    static int statuses[KEYS];
+    const kvc_op_options options = within(300);
+    int64_t start;
+    int n, in_doubt = 0;
+
+    (void)state;
+    for (n = 0; n < KEYS; n++) {
+        snprintf(names[n], sizeof names[n], "doubt-%d", n);
+        keys[n] = text(names[n]);
+    }
+    start = now_ms();
+    n = kvc_mput(client, keys, keys, KEYS, statuses, &options);
+    assert_true(now_ms() - start < 300 + SLACK_MS);
+    assert_int_equal(n, statuses[0]);
+    assert_non_null(strstr(kvc_last_error(), "200 of 200 failed"));
+    for (n = 0; n < KEYS; n++) {
+        in_doubt += statuses[n] == KVC_IN_DOUBT;
+        assert_true(statuses[n] == KVC_IN_DOUBT || statuses[n] == KVC_UNAVAILABLE);
+    }
+    assert_true(in_doubt > 0);
+    start = now_ms();
+    n = kvc_mget(client, keys, KEYS, out, statuses, &options);
+    assert_true(now_ms() - start < 300 + SLACK_MS);
+    assert_int_equal(n, statuses[0]);
+    for (n = 0; n < KEYS; n++) {
+        /* A connection that silence has ended may have been opened again in vain. */
+        assert_true(statuses[n] == KVC_TIMEOUT || statuses[n] == KVC_UNAVAILABLE);
+        assert_null(out[n].data);
+        kvc_buf_free(&out[n]);
+    }
+}
+
+/* A program that waits on the descriptor hears of the deadline, and of nothing later. */
+static void a_queue_ends_its_operations_at_their_deadlines(void **state)
+{
+    const int64_t start = now_ms();
+    kvc_cq *queue = new_queue(client, 64);
+    const int fd = kvc_cq_fd(queue);
+    kvc_completion done;
+    kvc_op op;
+    uint64_t tag, ended = 0;
+
+    (void)state;
+    for (tag = 0; tag < 6; tag++) {
+        op = tag % 2 == 0 ? get_op(text("doubt")) : put_op(text("doubt"), text("queued"));
+        op.timeout_ms = 200 + 100 * tag;
+        assert_status(kvc_cq_submit(queue, &op, tag), KVC_OK);
+    }
+    while (ended < 6) {
+        assert_true(is_readable(fd, PATIENCE_MS));
+        if (kvc_cq_poll(queue, &done, 1, 0) == 1) {
+            assert_true(done.tag == ended++); /* in the order of their deadlines */
+            /* The queue is new, its connections may never have been welcomed: then nothing was sent. */
+            assert_true(done.status == KVC_UNAVAILABLE ||
+                        done.status == (done.tag % 2 == 0 ? KVC_TIMEOUT : KVC_IN_DOUBT));
+            assert_true(done.words != NULL && *done.words != '\0');
+            assert_in_range(now_ms() - start, 200 + 100 * done.tag, 200 + 100 * done.tag + SLACK_MS);
+        }
+    }
+    assert_int_equal(kvc_cq_poll(queue, &done, 1, -1), 0);
+    kvc_cq_free(queue);
+}
+
+static void a_queue_whose_writes_were_sent_is_in_doubt(void **state)
+{
+    kvc_cq *queue = new_queue(client, 64);
+    kvc_op op = put_op(text("doubt"), text("before"));
+    unsigned char *kept = calloc(8, MIB);
+    int64_t start;
+    kvc_completion done;
+
+    assert_non_null(kept);
+    continue_all(state);
+    assert_int_equal(run_op(queue, op).status, KVC_OK);
+    signal_all(SIGSTOP);
+    start = now_ms();
+    op.timeout_ms = 300;
+    done = run_op(queue, op);
+    assert_int_equal(done.status, KVC_IN_DOUBT);
+    assert_non_null(strstr(done.words, "doubt"));
+    op.kind = KVC_OP_GET;
+    assert_int_equal(run_op(queue, op).status, KVC_TIMEOUT);
+    /* A value that fills the socket, and so is sent in part; its memory goes with the completion. */
+    op = put_op(text("doubt"), bytes(kept, 8 * MIB));
+    op.flags = KVC_KEEP;
+    op.timeout_ms = 300;
+    assert_int_equal(run_op(queue, op).status, KVC_IN_DOUBT);
+    free(kept);
+    assert_in_range(now_ms() - start, 900, 900 + SLACK_MS);
+    /* A poll that waits less long than an operation has nothing to tell. */
+    op = get_op(text("doubt"));
+    assert_status(kvc_cq_submit(queue, &op, 1), KVC_OK);
+    start = now_ms();
+    assert_int_equal(kvc_cq_poll(queue, &done, 1, 50), 0);
+    assert_in_range(now_ms() - start, 50, 50 + SLACK_MS);
+    /* The rest of the value goes out, and what was given up is not confused with what comes after it. */
+    continue_all(state);
+    done = next_completion(queue);
+    assert_int_equal(done.status, KVC_OK);
+    kvc_buf_free(&done.value);
+    kvc_cq_free(queue);
+    signal_all(SIGSTOP);
+}
+
+static void *poll_on(void *queue)
+{
+    kvc_completion done;
+
+    return kvc_cq_poll(queue, &done, 1, PATIENCE_MS) == 1 ? NULL : queue;
+}
+
+static void a_queue_in_a_call_refuses_other_threads(void **state)
+{
+    const int64_t start = now_ms();
+    kvc_cq *queue = new_queue(client, 64);
+    kvc_op op = get_op(text("doubt"));
+    kvc_completion done;
+    pthread_t thread;
+    void *wrong;
+
+    (void)state;
+    op.timeout_ms = 1000;
+    assert_status(kvc_cq_submit(queue, &op, 1), KVC_OK);
+    assert_int_equal(pthread_create(&thread, NULL, poll_on, queue), 0);
+    while (kvc_cq_fd(queue) >= 0) /* until the other thread is in its call */
+        assert_true(now_ms() - start < 1000);
+    assert_status(kvc_cq_submit(queue, &op, 2), KVC_INVALID);
+    assert_non_null(strstr(kvc_last_error(), "another thread"));
+    assert_status(kvc_cq_poll(queue, &done, 1, 0), KVC_INVALID);
+    assert_status(kvc_cq_fd(queue), KVC_INVALID);
+    assert_status(kvc_cq_free(queue), KVC_INVALID);
+    assert_int_equal(pthread_join(thread, &wrong), 0);
+    assert_null(wrong);
+    assert_int_equal(kvc_cq_poll(queue, &done, 1, -1), 0);
+    assert_status(kvc_cq_free(queue), KVC_OK);
+}
+
 static void *stand(void *narrow)
 {
     const kvc_op_options options = within(3000);
@@ -65,8 +209,9 @@ static void a_thread_without_a_connection_is_busy_at_its_deadline(void **state)
     kvc_options options;
     kvc_client *narrow;
     pthread_t thread;
-    kvc_buf got;
-    int status;
+    const kvc_slice keys[] = {text("a"), text("b")};
+    kvc_buf got, out[2];
+    int status, statuses[2];
 
     (void)state;
     assert_status(kvc_options_init(&options, sizeof options), KVC_OK);
@@ -78,6 +223,13 @@ static void a_thread_without_a_connection_is_busy_at_its_deadline(void **state)
         assert_true(status < KVC_NOT_FOUND);
     } while (status != KVC_BUSY && now_ms() - start < 3000);
     assert_status(status, KVC_BUSY);
+    /* Nothing of a batch is begun then, and each of its keys is told so. */
+    memset(out, 0x5a, sizeof out);
+    assert_status(kvc_mget(narrow, keys, 2, out, statuses, &brief), KVC_BUSY);
+    assert_true(statuses[0] == KVC_BUSY && statuses[1] == KVC_BUSY && out[0].data == NULL && out[1].data == NULL);
+    statuses[0] = statuses[1] = KVC_OK;
+    assert_status(kvc_mput(narrow, keys, keys, 2, statuses, &brief), KVC_BUSY);
+    assert_true(statuses[0] == KVC_BUSY && statuses[1] == KVC_BUSY);
     pthread_join(thread, NULL);
     kvc_close(narrow);
 }
@@ -86,6 +238,10 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_write_is_in_doubt_and_a_read_times_out),
+        cmocka_unit_test(a_batch_ends_at_its_deadline),
+        cmocka_unit_test(a_queue_ends_its_operations_at_their_deadlines),
+        cmocka_unit_test(a_queue_whose_writes_were_sent_is_in_doubt),
+        cmocka_unit_test(a_queue_in_a_call_refuses_other_threads),
         cmocka_unit_test(a_thread_without_a_connection_is_busy_at_its_deadline),
     };
     int failed;

@@ -10,7 +10,6 @@
 #define MOST_WRITES 4000
 /* Long enough for another server to take over, so that nothing is left in doubt. */
 #define DEADLINE_MS 20000
-#define PATIENCE_MS 60000
 
 static pid_t victim;
 static kvc_client *client;

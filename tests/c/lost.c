@@ -6,7 +6,6 @@
 
 /* So many that every group has some of them. */
 #define KEYS 16
-#define PATIENCE_MS 60000
 
 static pid_t holders[2];
 static kvc_client *client;

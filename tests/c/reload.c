@@ -33,6 +33,15 @@ static void use_once(void)
     int (*open_handle)(const char *, const kvc_options *, kvc_client **);
     int (*put)(kvc_client *, kvc_slice, kvc_slice, const kvc_op_options *, kvc_result *);
     int (*close_handle)(kvc_client *);
+    int (*make_queue)(kvc_client *, uint32_t, kvc_cq **);
+    int (*submit)(kvc_cq *, const kvc_op *, uint64_t);
+    int (*poll_queue)(kvc_cq *, kvc_completion *, size_t, int);
+    int (*descriptor)(kvc_cq *);
+    int (*free_queue)(kvc_cq *);
+    void (*free_value)(kvc_buf *);
+    const kvc_op op = get_op(text("loaded"));
+    kvc_completion done;
+    kvc_cq *queue = NULL;
     kvc_client *client = NULL;
 
     if (library == NULL)
@@ -40,8 +49,23 @@ static void use_once(void)
     FIND(library, "kvc_open", open_handle);
     FIND(library, "kvc_put", put);
     FIND(library, "kvc_close", close_handle);
+    FIND(library, "kvc_cq_new", make_queue);
+    FIND(library, "kvc_cq_submit", submit);
+    FIND(library, "kvc_cq_poll", poll_queue);
+    FIND(library, "kvc_cq_fd", descriptor);
+    FIND(library, "kvc_cq_free", free_queue);
+    FIND(library, "kvc_buf_free", free_value);
     assert_int_equal(open_handle(endpoint, NULL, &client), KVC_OK);
     assert_int_equal(put(client, text("loaded"), text("again"), NULL, NULL), KVC_OK);
+    assert_int_equal(make_queue(client, 8, &queue), KVC_OK);
+    assert_true(descriptor(queue) >= 0);
+    assert_int_equal(submit(queue, &op, 1), KVC_OK);
+    assert_int_equal(submit(queue, &op, 2), KVC_OK);
+    /* One value is not taken: the queue frees it. */
+    assert_int_equal(poll_queue(queue, &done, 1, PATIENCE_MS), 1);
+    assert_int_equal(done.value.len, 5);
+    free_value(&done.value);
+    assert_int_equal(free_queue(queue), KVC_OK);
     assert_int_equal(close_handle(client), KVC_OK);
     assert_int_equal(dlclose(library), 0);
 }

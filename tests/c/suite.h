@@ -3,7 +3,7 @@
 #ifndef SUITE_H
 #define SUITE_H
 
-
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,6 +20,8 @@
 #define MIB ((size_t)1 << 20)
 /* What a call may take beyond its deadline, on a machine that is busy. */
 #define SLACK_MS 1000
+/* After so long, what is waited for will not come. */
+#define PATIENCE_MS 60000
 
 static inline kvc_slice bytes(const void *data, size_t len)
 {
@@ -68,5 +70,57 @@ static inline void look_again_soon(void)
             fail_msg("%s is %s, not %s (%s)", #call, kvc_status_name(got_),                      \
                      kvc_status_name(status), kvc_last_error());                                 \
     } while (0)
+
+/* Operations of a queue. */
+static inline kvc_op get_op(kvc_slice key)
+{
+    kvc_op op = {.size = sizeof(kvc_op), .kind = KVC_OP_GET, .key = key};
+    return op;
+}
+
+static inline kvc_op put_op(kvc_slice key, kvc_slice value)
+{
+    kvc_op op = {.size = sizeof(kvc_op), .kind = KVC_OP_PUT, .key = key, .value = value};
+    return op;
+}
+
+static inline kvc_op delete_op(kvc_slice key)
+{
+    kvc_op op = {.size = sizeof(kvc_op), .kind = KVC_OP_DELETE, .key = key};
+    return op;
+}
+
+static inline kvc_cq *new_queue(kvc_client *client, uint32_t depth)
+{
+    kvc_cq *queue = NULL;
+    assert_status(kvc_cq_new(client, depth, &queue), KVC_OK);
+    return queue;
+}
+
+/* The next completion, which has to be there within PATIENCE_MS. */
+static inline kvc_completion next_completion(kvc_cq *queue)
+{
+    kvc_completion done;
+    const int count = kvc_cq_poll(queue, &done, 1, PATIENCE_MS);
+    if (count != 1)
+        fail_msg("kvc_cq_poll: %d (%s)", count, kvc_last_error());
+    return done;
+}
+
+/* Submits an operation to a queue that has no other, and waits for its end. */
+static inline kvc_completion run_op(kvc_cq *queue, kvc_op op)
+{
+    kvc_completion done;
+    assert_status(kvc_cq_submit(queue, &op, UINT64_MAX), KVC_OK);
+    done = next_completion(queue);
+    assert_true(done.tag == UINT64_MAX);
+    return done;
+}
+
+static inline int is_readable(int fd, int timeout_ms)
+{
+    struct pollfd polled = {.fd = fd, .events = POLLIN};
+    return poll(&polled, 1, timeout_ms) == 1;
+}
 
 #endif
