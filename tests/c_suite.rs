@@ -78,6 +78,15 @@ fn queue(manner: &Manner) {
     assert!(dumps.entries().is_empty());
 }
 
+/// Only as it is: the tools need memory of their own.
+#[track_caller]
+fn memory(manner: &Manner) {
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids().into_iter().map(|pid| pid.to_string());
+    let arguments: Vec<String> = [cluster.endpoint()].into_iter().chain(pids).collect();
+    check("memory.c", manner, &arguments);
+}
+
 #[track_caller]
 fn reload(manner: &Manner) {
     let cluster = Cluster::start();
@@ -124,6 +133,7 @@ in_every_manner! {
     a_queue_does_what_the_header_says: queue in PLAIN;
     a_queue_passes_the_sanitizers: queue in SANITIZED;
     a_queue_passes_valgrind: queue in VALGRIND;
+    without_memory_a_call_says_so_and_the_handle_goes_on: memory in PLAIN;
     loading_the_library_again_leaves_nothing: reload in PLAIN;
     loading_the_library_again_passes_the_sanitizers: reload in SANITIZED;
     loading_the_library_again_passes_valgrind: reload in VALGRIND;

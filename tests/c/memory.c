@@ -1,0 +1,179 @@
+/* What a program sees that has no memory for what it asks: statuses, and a handle that goes on when there is
+   memory again. memory ENDPOINT SERVER-PID... */
+#include "suite.h"
+
+#include <malloc.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#define LARGE (16 * MIB)
+#define MOST_SERVERS 8
+
+static pid_t servers[MOST_SERVERS];
+static int server_count;
+static kvc_client *client;
+static unsigned char large[LARGE], room[LARGE];
+
+/* Leaves this process so many bytes of address space beyond what it has. */
+static void allow(size_t more)
+{
+    struct rlimit limit;
+    unsigned long pages = 0;
+    FILE *file;
+
+    assert_int_equal(getrlimit(RLIMIT_AS, &limit), 0);
+    limit.rlim_cur = limit.rlim_max;
+    if (more != SIZE_MAX) {
+        file = fopen("/proc/self/statm", "r");
+        assert_non_null(file);
+        assert_int_equal(fscanf(file, "%lu", &pages), 1);
+        fclose(file);
+        limit.rlim_cur = pages * sysconf(_SC_PAGESIZE) + more;
+    }
+    assert_int_equal(setrlimit(RLIMIT_AS, &limit), 0);
+}
+
+static int store(void **state)
+{
+    (void)state;
+    memset(large, 1, sizeof large);
+    assert_status(kvc_put(client, text("large"), bytes(large, LARGE), NULL, NULL), KVC_OK);
+    assert_status(kvc_put(client, text("small"), text("value"), NULL, NULL), KVC_OK);
+    return 0;
+}
+
+static int give_back(void **state)
+{
+    (void)state;
+    allow(SIZE_MAX);
+    return 0;
+}
+
+/* The handle works, with small values and with large ones. */
+static void check_all_is_well(void)
+{
+    kvc_buf got;
+    size_t len;
+
+    allow(SIZE_MAX);
+    assert_status(kvc_get(client, text("large"), NULL, &got), KVC_OK);
+    assert_int_equal(got.len, LARGE);
+    assert_memory_equal(got.data, large, LARGE);
+    kvc_buf_free(&got);
+    assert_status(kvc_get_into(client, text("small"), room, LARGE, &len, NULL, NULL), KVC_OK);
+    assert_int_equal(len, 5);
+}
+
+static void a_value_without_room_is_told_and_nothing_is_broken(void **state)
+{
+    const kvc_slice keys[] = {text("small"), text("large")};
+    const int64_t start = now_ms();
+    size_t more, len;
+    kvc_buf got, out[2];
+    int statuses[2], n, status;
+
+    (void)state;
+    /* Too little to receive it, then too little to hand it over, which needs as much again. */
+    for (more = 4; more <= 24; more += 4) {
+        allow(more * MIB);
+        assert_status(kvc_get(client, keys[1], NULL, &got), KVC_NO_MEMORY);
+        assert_non_null(strstr(kvc_last_error(), "memory"));
+        check_all_is_well();
+    }
+    allow(4 * MIB);
+    assert_status(kvc_get_into(client, keys[1], room, LARGE, &len, NULL, NULL), KVC_NO_MEMORY);
+    check_all_is_well();
+    allow(4 * MIB);
+    status = kvc_mget(client, keys, 2, out, statuses, NULL);
+    assert_int_equal(status, KVC_NO_MEMORY);
+    assert_int_equal(statuses[1], KVC_NO_MEMORY);
+    assert_true(statuses[0] == KVC_OK || statuses[0] == KVC_NO_MEMORY); /* it may share the connection */
+    for (n = 0; n < 2; n++) {
+        assert_true((out[n].data != NULL) == (statuses[n] == KVC_OK));
+        kvc_buf_free(&out[n]);
+    }
+    check_all_is_well();
+    assert_true(now_ms() - start < PATIENCE_MS);
+}
+
+/* It is sent from where it lies, and so needs no memory. */
+static void a_put_needs_no_memory_for_its_value(void **state)
+{
+    kvc_cq *queue = new_queue(client, 4);
+    kvc_completion done;
+    kvc_op op = put_op(text("large"), bytes(large, LARGE));
+
+    (void)state;
+    assert_int_equal(run_op(queue, get_op(text("nothing"))).status, KVC_NOT_FOUND);
+    large[0] = 2;
+    allow(4 * MIB);
+    assert_status(kvc_put(client, text("large"), bytes(large, LARGE), NULL, NULL), KVC_OK);
+    check_all_is_well();
+    allow(4 * MIB);
+    /* A queue copies it, unless it is kept. */
+    assert_status(kvc_cq_submit(queue, &op, 1), KVC_NO_MEMORY);
+    assert_int_equal(kvc_cq_poll(queue, &done, 1, -1), 0);
+    op.flags = KVC_KEEP;
+    assert_int_equal(run_op(queue, op).status, KVC_OK);
+    done = run_op(queue, get_op(text("large")));
+    assert_int_equal(done.status, KVC_NO_MEMORY);
+    assert_true(done.words != NULL && done.value.data == NULL);
+    check_all_is_well();
+    done = run_op(queue, get_op(text("large")));
+    assert_true(done.status == KVC_OK && done.value.len == LARGE);
+    kvc_buf_free(&done.value);
+    assert_status(kvc_cq_free(queue), KVC_OK);
+}
+
+static void signal_servers(int number)
+{
+    int n;
+
+    for (n = 0; n < server_count; n++)
+        assert_int_equal(kill(servers[n], number), 0);
+}
+
+/* The rest of a request that was sent in part has to be kept, for which there is no room here. */
+static void a_put_that_is_given_up_half_way_is_in_doubt_and_nothing_is_broken(void **state)
+{
+    const kvc_op_options options = within(300);
+    const int64_t start = now_ms();
+
+    (void)state;
+    signal_servers(SIGSTOP);
+    allow(4 * MIB);
+    assert_status(kvc_put(client, text("large"), bytes(large, LARGE), &options, NULL), KVC_IN_DOUBT);
+    assert_true(now_ms() - start < 300 + SLACK_MS);
+    allow(SIZE_MAX);
+    signal_servers(SIGCONT);
+    check_all_is_well();
+}
+
+static int go_on(void **state)
+{
+    signal_servers(SIGCONT);
+    return give_back(state);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(a_value_without_room_is_told_and_nothing_is_broken, give_back),
+        cmocka_unit_test_teardown(a_put_needs_no_memory_for_its_value, give_back),
+        cmocka_unit_test_teardown(a_put_that_is_given_up_half_way_is_in_doubt_and_nothing_is_broken, go_on),
+    };
+    int failed;
+
+    if (argc < 3 || argc - 2 > MOST_SERVERS)
+        return 2;
+    for (server_count = 0; server_count < argc - 2; server_count++)
+        servers[server_count] = atoi(argv[2 + server_count]);
+    /* What is freed goes back to the system, so that it is not there in spite of the limit. */
+    mallopt(M_MMAP_THRESHOLD, 128 << 10);
+    mallopt(M_TRIM_THRESHOLD, 128 << 10);
+    client = open_client(argv[1], NULL);
+    failed = cmocka_run_group_tests(tests, store, NULL);
+    kvc_close(client);
+    return failed;
+}
