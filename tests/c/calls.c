@@ -209,6 +209,9 @@ static void a_full_cluster_is_out_of_space(void **state)
 {
     char *value = calloc(16, MIB), key[32];
     int n, status = KVC_OK;
+    kvc_slice name;
+    kvc_cq *queue;
+    kvc_op put;
 
     (void)state;
     assert_non_null(value);
@@ -217,6 +220,14 @@ static void a_full_cluster_is_out_of_space(void **state)
         status = kvc_put(client, text(key), bytes(value, 16 * MIB), NULL, NULL);
     }
     assert_status(status, KVC_OUT_OF_SPACE);
+    /* So it is in a batch, and in a queue. */
+    name = text(key);
+    put = put_op(name, bytes(value, 16 * MIB));
+    assert_status(kvc_mput(client, &name, &put.value, 1, &status, NULL), KVC_OUT_OF_SPACE);
+    assert_int_equal(status, KVC_OUT_OF_SPACE);
+    queue = new_queue(client, 1);
+    assert_int_equal(run_op(queue, put).status, KVC_OUT_OF_SPACE);
+    kvc_cq_free(queue);
     while (n-- > 0) {
         snprintf(key, sizeof key, "fill-%d", n);
         status = kvc_delete(client, text(key), NULL, NULL);

@@ -10,6 +10,31 @@
 static pid_t holders[2];
 static kvc_client *client;
 
+static void a_batch_and_a_queue_say_the_same(int lost)
+{
+    static char names[KEYS][32];
+    kvc_slice keys[KEYS];
+    kvc_buf out[KEYS];
+    int statuses[KEYS], n, batch_lost = 0;
+    kvc_cq *queue = new_queue(client, KEYS);
+
+    for (n = 0; n < KEYS; n++) {
+        snprintf(names[n], sizeof names[n], "%d", n);
+        keys[n] = text(names[n]);
+    }
+    assert_status(kvc_mget(client, keys, KEYS, out, statuses, NULL), KVC_LOST);
+    for (n = 0; n < KEYS; n++) {
+        kvc_completion done = run_op(queue, get_op(keys[n]));
+        batch_lost += statuses[n] == KVC_LOST;
+        assert_int_equal(done.status, statuses[n]);
+        assert_true((out[n].data != NULL) == (statuses[n] == KVC_OK));
+        kvc_buf_free(&done.value);
+        kvc_buf_free(&out[n]);
+    }
+    assert_int_equal(batch_lost, lost);
+    kvc_cq_free(queue);
+}
+
 /* Every key is answered in the end: those of the one group with LOST, the others with their values. */
 static void what_both_holders_had_is_lost_and_the_rest_is_served(void **state)
 {
@@ -40,6 +65,7 @@ static void what_both_holders_had_is_lost_and_the_rest_is_served(void **state)
         }
     }
     assert_int_not_equal(served, 0);
+    a_batch_and_a_queue_say_the_same(lost);
 }
 
 int main(int argc, char **argv)
