@@ -1,0 +1,263 @@
+/*
+ * What one operation costs a client: the C library beside a bare blocking socket loop of the same bytes,
+ * and beside hiredis. One run is one turn of one side; benches/client runs them in alternation.
+ *
+ *   client_cost <side> <get|put> <threads|steady|burst|load> <number> <warm ms> <ms> <plan> <host:port>
+ *
+ * It prints one line: operations, wall time and CPU time of its own (user, system) in nanoseconds. Any
+ * answer that is wrong ends it.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "client_cost.h"
+
+enum { MAX_THREADS = 256 };
+
+static atomic_bool is_over;
+static pthread_barrier_t connected;
+
+void die(const char *format, ...)
+{
+    va_list words;
+
+    va_start(words, format);
+    vfprintf(stderr, format, words);
+    va_end(words);
+    fputc('\n', stderr);
+    /* Other threads may be anywhere. */
+    _exit(1);
+}
+
+void *room(size_t count, size_t bytes)
+{
+    void *memory = calloc(count, bytes);
+
+    if (memory == NULL)
+        die("no memory for %zu times %zu bytes", count, bytes);
+    return memory;
+}
+
+const struct entry *worker_next(struct worker *worker)
+{
+    /* xorshift64 */
+    worker->random ^= worker->random << 13;
+    worker->random ^= worker->random >> 7;
+    worker->random ^= worker->random << 17;
+    return &worker->job->plan.entries[worker->random % worker->job->plan.head.keys];
+}
+
+void worker_count(struct worker *worker, unsigned count)
+{
+    /* It is the only one that writes. */
+    unsigned long long done = atomic_load_explicit(&worker->done, memory_order_relaxed);
+
+    atomic_store_explicit(&worker->done, done + count, memory_order_relaxed);
+}
+
+bool worker_goes_on(void)
+{
+    return !atomic_load_explicit(&is_over, memory_order_relaxed);
+}
+
+static void calls(struct worker *worker)
+{
+    while (worker_goes_on()) {
+        worker->side->call(worker->state, worker_next(worker));
+        worker_count(worker, 1);
+    }
+}
+
+static unsigned char *read_all(const char *path, size_t *bytes)
+{
+    FILE *file = fopen(path, "rb");
+    unsigned char *all;
+    long size;
+
+    if (file == NULL || fseek(file, 0, SEEK_END) != 0 || (size = ftell(file)) < 0)
+        die("open %s failed", path);
+    rewind(file);
+    all = room((size_t)size + 1, 1);
+    *bytes = (size_t)size;
+    if (fread(all, 1, *bytes, file) != *bytes)
+        die("read %s failed", path);
+    fclose(file);
+    return all;
+}
+
+static struct plan read_plan(const char *path)
+{
+    size_t bytes, one, most;
+    const unsigned char *at = read_all(path, &bytes);
+    struct plan plan;
+
+    if (bytes < sizeof plan.head)
+        die("%s is no plan", path);
+    memcpy(&plan.head, at, sizeof plan.head);
+    one = sizeof(uint32_t) + plan.head.key_bytes + plan.head.value_bytes + plan.head.get_bytes +
+          plan.head.put_bytes;
+    most = sizeof plan.head + sizeof(uint32_t) * plan.head.servers + plan.head.hello_bytes;
+    if (plan.head.keys == 0 || bytes != most + one * plan.head.keys)
+        die("%s has %zu bytes, not what its head says", path, bytes);
+    at += sizeof plan.head;
+    plan.ports = (const uint32_t *)(const void *)at;
+    at += sizeof(uint32_t) * plan.head.servers;
+    plan.hello = at;
+    at += plan.head.hello_bytes;
+    plan.entries = room(plan.head.keys, sizeof *plan.entries);
+    for (uint32_t i = 0; i < plan.head.keys; i++) {
+        struct entry *entry = &plan.entries[i];
+
+        memcpy(&entry->server, at, sizeof entry->server);
+        entry->key = at + sizeof entry->server;
+        entry->value = entry->key + plan.head.key_bytes;
+        entry->get = entry->value + plan.head.value_bytes;
+        entry->put = entry->get + plan.head.get_bytes;
+        at = entry->put + plan.head.put_bytes;
+    }
+    return plan;
+}
+
+struct start {
+    struct worker worker;
+    void (*run)(struct worker *worker);
+};
+
+static void *work(void *argument)
+{
+    struct start *start = argument;
+
+    start->worker.state = start->worker.side->open(start->worker.job);
+    pthread_barrier_wait(&connected);
+    start->run(&start->worker);
+    return NULL;
+}
+
+struct moment {
+    unsigned long long done, wall, user, system;
+};
+
+static unsigned long long nanos(struct timeval time)
+{
+    return (unsigned long long)time.tv_sec * 1000000000 + (unsigned long long)time.tv_usec * 1000;
+}
+
+static struct moment now(const struct start *starts, unsigned threads)
+{
+    struct moment moment = {0, 0, 0, 0};
+    struct rusage usage;
+    struct timespec clock;
+
+    getrusage(RUSAGE_SELF, &usage);
+    clock_gettime(CLOCK_MONOTONIC, &clock);
+    for (unsigned i = 0; i < threads; i++)
+        moment.done += atomic_load_explicit(&starts[i].worker.done, memory_order_relaxed);
+    moment.wall = (unsigned long long)clock.tv_sec * 1000000000 + (unsigned long long)clock.tv_nsec;
+    moment.user = nanos(usage.ru_utime);
+    moment.system = nanos(usage.ru_stime);
+    return moment;
+}
+
+static void pause_ms(unsigned long ms)
+{
+    struct timespec time = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
+
+    while (nanosleep(&time, &time) != 0)
+        ;
+}
+
+/* One turn: warm up, measure, print. */
+static void measure(struct start *starts, unsigned threads, unsigned long warm, unsigned long ms)
+{
+    pthread_t ids[MAX_THREADS];
+    struct moment from, to;
+
+    pthread_barrier_init(&connected, NULL, threads + 1);
+    for (unsigned i = 0; i < threads; i++)
+        if (pthread_create(&ids[i], NULL, work, &starts[i]) != 0)
+            die("start thread %u failed", i);
+    pthread_barrier_wait(&connected);
+    pause_ms(warm);
+    from = now(starts, threads);
+    pause_ms(ms);
+    to = now(starts, threads);
+    atomic_store(&is_over, true);
+    for (unsigned i = 0; i < threads; i++)
+        pthread_join(ids[i], NULL);
+    printf("%llu %llu %llu %llu\n", to.done - from.done, to.wall - from.wall, to.user - from.user,
+           to.system - from.system);
+}
+
+/* Every key once, so that there is something to read. */
+static void load(const struct job *job, const struct side *side)
+{
+    void *state = side->open(job);
+
+    for (uint32_t i = 0; i < job->plan.head.keys; i++)
+        side->call(state, &job->plan.entries[i]);
+}
+
+static const struct side *side_named(const char *name)
+{
+    const struct side *sides[] = {
+        &side_kvc,
+        &side_bare,
+#ifdef WITH_HIREDIS
+        &side_hiredis,
+#endif
+    };
+
+    for (size_t i = 0; i < sizeof sides / sizeof *sides; i++)
+        if (strcmp(sides[i]->name, name) == 0)
+            return sides[i];
+    die("no side is named %s", name);
+}
+
+int main(int count, char **words)
+{
+    static struct start starts[MAX_THREADS];
+    const struct side *side;
+    void (*run)(struct worker *) = NULL;
+    struct job job;
+    unsigned threads = 1;
+
+    if (count != 9)
+        die("client_cost: see the head of its source");
+    side = side_named(words[1]);
+    job.is_put = strcmp(words[2], "put") == 0;
+    job.number = (unsigned)strtoul(words[4], NULL, 10);
+    job.plan = read_plan(words[7]);
+    job.endpoint = words[8];
+    if (job.number == 0)
+        die("the number is 0");
+    side->start(&job);
+    if (strcmp(words[3], "load") == 0) {
+        load(&job, side);
+        return 0;
+    }
+    if (strcmp(words[3], "threads") == 0) {
+        run = calls;
+        threads = job.number;
+    } else if (strcmp(words[3], "steady") == 0) {
+        run = side->steady;
+    } else if (strcmp(words[3], "burst") == 0) {
+        run = side->burst;
+    }
+    if (run == NULL || threads > MAX_THREADS)
+        die("%s does not do %s %u", side->name, words[3], job.number);
+    for (unsigned i = 0; i < threads; i++) {
+        starts[i].worker.job = &job;
+        starts[i].worker.side = side;
+        starts[i].worker.random = 0x9e3779b97f4a7c15u * (i + 1);
+        starts[i].run = run;
+    }
+    measure(starts, threads, strtoul(words[5], NULL, 10), strtoul(words[6], NULL, 10));
+    return 0;
+}

@@ -1,0 +1,98 @@
+//! What one operation costs a program that uses the C library: beside a bare blocking socket loop of the
+//! same bytes, and beside hiredis against redis-server.
+//!
+//! ```text
+//!   three servers, redis-server    real processes, loopback ports of their own
+//!         plan.rs                  keys, values and frames, in a file for the C program
+//!         turn.rs                  one run of benches/c/client_cost: one side, a moment long
+//!   grid: A B C  A B C  A B C ...  the sides of a cell take turns; medians of what the pairs say
+//!         report.rs                tables and targets; with --report, a file in benches/results/
+//! ```
+//!
+//! `cargo bench --bench client -- [--report] [--pairs N] [--ms N]`; with `--test` every side runs for a
+//! moment, so that this cannot rot. Client, servers and peers share the machine's cores.
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+mod plan;
+mod redis;
+mod report;
+mod turn;
+
+use common::Cluster;
+use redis::Redis;
+use turn::{Cell, Measured, Program, Shape, Work};
+
+/// What the command line asks for.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    /// Turns of each side in each cell.
+    pairs: usize,
+    /// Of one turn, before measuring and while.
+    warm_up_ms: u32,
+    ms: u32,
+    /// Whether nothing but running is of interest.
+    is_test: bool,
+    /// Whether a report is written.
+    report: bool,
+}
+
+impl Settings {
+    fn read() -> Settings {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        let has = |word: &str| words.iter().any(|w| w == word);
+        let number = |word: &str, default: u32| {
+            let at = words.iter().position(|w| w == word);
+            at.map_or(default, |at| {
+                let number = words.get(at + 1).and_then(|text| text.parse().ok());
+                number.unwrap_or_else(|| panic!("{word} needs a number"))
+            })
+        };
+        let is_test = has("--test");
+        let (pairs, warm_up_ms, ms) = if is_test { (1, 5, 20) } else { (7, 60, 300) };
+        let pairs = number("--pairs", pairs) as usize;
+        let (warm_up_ms, ms) = (number("--warm-up-ms", warm_up_ms), number("--ms", ms));
+        Settings { pairs, warm_up_ms, ms, is_test, report: has("--report") }
+    }
+}
+
+fn grid() -> Vec<Cell> {
+    let works = [Work::Get, Work::Put];
+    let cell = |shape, numbers: &'static [u32]| {
+        works
+            .into_iter()
+            .flat_map(move |work| numbers.iter().map(move |&number| Cell { work, shape, number }))
+    };
+    let mut grid: Vec<Cell> = cell(Shape::Threads, &[1, 8, 64]).collect();
+    grid.extend(cell(Shape::Steady, &[1, 16, 64, 256]));
+    grid.extend(cell(Shape::Burst, &[1, 16, 64, 256]));
+    grid
+}
+
+fn main() {
+    let settings = Settings::read();
+    let cluster = Cluster::start();
+    let redis = match Redis::start() {
+        Ok(redis) => Some(redis),
+        Err(why) => {
+            println!("hiredis is not compared: {why}");
+            None
+        }
+    };
+    let program = Program::build(&cluster, redis.as_ref());
+    let mut measured: Vec<Measured> = Vec::new();
+    for cell in grid() {
+        let result = program.measure(cell, &settings);
+        println!("{}", report::line(&result));
+        measured.push(result);
+    }
+    if !settings.is_test {
+        let text = report::text(&program, &settings, &measured);
+        println!("\n{text}");
+        if settings.report {
+            report::write(&text, &settings, &measured);
+        }
+    }
+    drop(redis);
+    cluster.stop();
+}

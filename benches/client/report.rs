@@ -1,0 +1,234 @@
+//! What was measured, in words.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::Settings;
+use crate::common::workshop::{library, root};
+use crate::turn::{Cell, Measured, Program, Shape, Side, Turn, Work};
+
+/// A median and the least and greatest that it lies between.
+#[derive(Clone, Copy, Debug)]
+struct Spread {
+    least: f64,
+    median: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(numbers: impl IntoIterator<Item = f64>) -> Spread {
+        let mut sorted: Vec<f64> = numbers.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        let median = match sorted.len() % 2 {
+            1 => sorted[middle],
+            _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+        };
+        Spread { least: sorted[0], median, most: sorted[sorted.len() - 1] }
+    }
+
+    fn digits(self, digits: usize) -> String {
+        let Spread { least, median, most } = self;
+        format!("{median:.digits$} ({least:.digits$} to {most:.digits$})")
+    }
+}
+
+/// What the neighbours of each pair say of the first side against the second.
+fn ratio(a: &[Turn], b: &[Turn], of: impl Fn(&Turn) -> f64) -> Spread {
+    Spread::of(a.iter().zip(b).map(|(a, b)| of(a) / of(b)))
+}
+
+/// A cell in one line, as it is measured.
+pub(crate) fn line(measured: &Measured) -> String {
+    let Cell { work, shape, number } = measured.cell;
+    let mut line = format!("{work} {shape:<7} {number:>3}");
+    for (side, turns) in &measured.sides {
+        let per_second = Spread::of(turns.iter().map(Turn::per_second)).median;
+        let cpu = Spread::of(turns.iter().map(Turn::cpu_ns)).median;
+        let _ = write!(line, " | {side} {:.1} k/s, CPU {cpu:.0} ns", per_second / 1e3);
+    }
+    line
+}
+
+fn table(text: &mut String, measured: &[Measured], shape: Shape) {
+    for measured in measured.iter().filter(|measured| measured.cell.shape == shape) {
+        let Cell { work, number, .. } = measured.cell;
+        let kvc = measured.of(Side::Kvc).expect("it is always measured");
+        for (side, turns) in &measured.sides {
+            let per_second = Spread::of(turns.iter().map(|turn| turn.per_second() / 1e3));
+            let cpu = Spread::of(turns.iter().map(Turn::cpu_ns));
+            let user = Spread::of(turns.iter().map(|turn| turn.user_ns / turn.operations));
+            let (mut time_ratio, mut cpu_ratio) = (String::new(), String::new());
+            if *side != Side::Kvc {
+                time_ratio = ratio(kvc, turns, |turn| 1.0 / turn.per_second()).digits(2);
+                cpu_ratio = ratio(kvc, turns, Turn::cpu_ns).digits(2);
+            }
+            let _ = writeln!(
+                text,
+                "| {work} | {number} | {side} | {} | {} | {:.0} | {time_ratio} | {cpu_ratio} |",
+                per_second.digits(1),
+                cpu.digits(0),
+                user.median,
+            );
+        }
+    }
+}
+
+fn head(text: &mut String, title: &str, number: &str) {
+    let _ = writeln!(
+        text,
+        "\n## {title}\n\n| work | {number} | side | thousand operations a second | client CPU, ns an operation | of it user | time: kvc / side | CPU: kvc / side |\n|---|---|---|---|---|---|---|---|",
+    );
+}
+
+/// A target, and what the measured cells say of it.
+fn targets(measured: &[Measured]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut say = |name: String, limit: f64, ratio: Option<Spread>| {
+        let verdict = match ratio {
+            None => "not measured: there is no such side here".to_owned(),
+            Some(ratio) if ratio.median <= limit => format!("reached: {}", ratio.digits(2)),
+            Some(ratio) => format!("not reached: {}", ratio.digits(2)),
+        };
+        lines.push(format!("- {name}, at most {limit}: {verdict}"));
+    };
+    let find = |shape, number, work| {
+        measured.iter().find(|m| m.cell == Cell { work, shape, number }).expect("in the grid")
+    };
+    for work in [Work::Get, Work::Put] {
+        let cell = find(Shape::Threads, 1, work);
+        let times = cell.of(Side::Kvc).zip(cell.of(Side::Bare));
+        let times = times.map(|(kvc, bare)| ratio(kvc, bare, |turn| 1.0 / turn.per_second()));
+        say(format!("{work} from one thread, time against the bare loop"), 1.15, times);
+    }
+    for shape in [Shape::Steady, Shape::Burst] {
+        for work in [Work::Get, Work::Put] {
+            let cell = find(shape, 64, work);
+            let costs = cell.of(Side::Kvc).zip(cell.of(Side::Hiredis));
+            let costs = costs.map(|(kvc, hiredis)| ratio(kvc, hiredis, Turn::cpu_ns));
+            say(format!("{work}, 64 in flight, {shape}: client CPU against hiredis"), 0.6, costs);
+        }
+    }
+    lines
+}
+
+/// The first line that a command says; "unknown" where it says none.
+fn said(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    text.ok()
+        .and_then(|text| Some(text.lines().next()?.trim().to_owned()))
+        .unwrap_or("unknown".into())
+}
+
+fn machine() -> String {
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("unknown", |(_, model)| model);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let (rustc, gcc) = (said("rustc", &["--version"]), said("gcc", &["--version"]));
+    let redis = said("redis-server", &["--version"]);
+    let hiredis = said("pkg-config", &["--modversion", "hiredis"]);
+    format!(
+        "{cores} cores ({model}), Linux {}, {rustc}, {gcc}, hiredis {hiredis}, {redis}",
+        release.trim()
+    )
+}
+
+/// Size and dependencies of the shared library.
+fn shared_library() -> String {
+    let path = library("libkvclient.so");
+    let bytes = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+    let stripped = tempfile::NamedTempFile::new().expect("make a file");
+    let to = stripped.path().to_str().expect("a path in UTF-8");
+    let from = path.to_str().expect("a path in UTF-8");
+    let strip = Command::new("strip").args(["-o", to, from]).status();
+    let stripped_bytes = match strip {
+        Ok(status) if status.success() => fs::metadata(to).map_or(0, |metadata| metadata.len()),
+        _ => 0,
+    };
+    let dynamic = Command::new("readelf").args(["-d", from]).output().expect("run readelf");
+    let dynamic = String::from_utf8_lossy(&dynamic.stdout).into_owned();
+    let needed: Vec<&str> = dynamic
+        .lines()
+        .filter(|line| line.contains("(NEEDED)"))
+        .filter_map(|line| Some(line.split_once('[')?.1.trim_end_matches(']')))
+        .collect();
+    format!(
+        "libkvclient.so: {} KiB, {} KiB stripped; it needs {}.",
+        bytes / 1024,
+        stripped_bytes / 1024,
+        needed.join(", ")
+    )
+}
+
+fn today() -> String {
+    said("date", &["--utc", "+%F"])
+}
+
+/// The whole report.
+pub(crate) fn text(_: &Program, settings: &Settings, measured: &[Measured]) -> String {
+    let Settings { pairs, warm_up_ms, ms, .. } = settings;
+    let mut text = format!(
+        "# What an operation costs a C program\n\n{}, version {}. {}.\n\n```\nmake bench-client\n```\n\n",
+        today(),
+        env!("CARGO_PKG_VERSION"),
+        machine()
+    );
+    let _ = writeln!(
+        text,
+        "Three servers with one shard each, and redis-server, on loopback; all share the cores, nothing is \
+         pinned. 10,000 keys of 16 bytes, values of 64 bytes, each key as likely; every answer is checked. \
+         {pairs} turns a side of {ms} ms after {warm_up_ms} ms of warm-up, the sides of a cell in \
+         alternation (closed loops). Figures are medians, least and greatest in parentheses; ratios are \
+         taken between neighbours in time. A put of this store is on two servers when it is answered, one \
+         of redis-server on one. CPU is the client process's own, user and system, by getrusage.\n\n{}",
+        shared_library()
+    );
+    let _ = writeln!(text, "\n## Targets\n\n{}", targets(measured).join("\n"));
+    head(&mut text, "Blocking calls", "threads");
+    table(&mut text, measured, Shape::Threads);
+    head(&mut text, "One thread, new operations sent as answers come", "in flight");
+    table(&mut text, measured, Shape::Steady);
+    head(&mut text, "One thread, sent together and then all answers taken", "in flight");
+    table(&mut text, measured, Shape::Burst);
+    text
+}
+
+/// Writes the report, and all turns as JSON, to `benches/results/`.
+pub(crate) fn write(text: &str, settings: &Settings, measured: &[Measured]) {
+    let base = root().join("benches/results").join(format!("{}-client", today()));
+    let cells: Vec<_> = measured.iter().map(as_json).collect();
+    let Settings { pairs, warm_up_ms, ms, .. } = settings;
+    let json = json!({
+        "version": env!("CARGO_PKG_VERSION"), "machine": machine(), "pairs": pairs,
+        "warm_up_ms": warm_up_ms, "ms": ms, "cells": cells,
+    });
+    let json = serde_json::to_string(&json).expect("numbers and texts") + "\n";
+    for (ending, content) in [("md", text), ("json", &json)] {
+        let path = base.with_extension(ending);
+        fs::write(&path, content).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        println!("written: {}", path.display());
+    }
+}
+
+fn as_json(measured: &Measured) -> serde_json::Value {
+    let sides = measured.sides.iter().map(|(side, turns)| {
+        let turns: Vec<_> = turns
+            .iter()
+            .map(|turn| json!([turn.operations, turn.wall_ns, turn.user_ns, turn.system_ns]))
+            .collect();
+        (side.to_string(), json!(turns))
+    });
+    let sides: serde_json::Map<_, _> = sides.collect();
+    let Cell { work, shape, number } = measured.cell;
+    json!({
+        "work": work.to_string(), "shape": shape.to_string(), "number": number,
+        "operations, wall, user, system ns": sides,
+    })
+}

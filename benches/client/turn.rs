@@ -1,0 +1,200 @@
+//! Turns: runs of the C program, each of one side of one cell of the grid.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::common::Cluster;
+use crate::common::ports::fetch_map;
+use crate::common::workshop::{Workshop, root};
+use crate::redis::Redis;
+use crate::{Settings, plan};
+
+/// What an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    Get,
+    Put,
+}
+
+/// How operations follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Blocking calls of so many threads.
+    Threads,
+    /// So many in flight from one thread; new ones are sent as answers come.
+    Steady,
+    /// So many sent together from one thread, then all answers taken.
+    Burst,
+}
+
+/// A way to reach a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// libkvclient.
+    Kvc,
+    /// Blocking sockets, the same bytes.
+    Bare,
+    /// hiredis and redis-server, which keeps one copy.
+    Hiredis,
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Work::Get => "get",
+            Work::Put => "put",
+        })
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Shape::Threads => "threads",
+            Shape::Steady => "steady",
+            Shape::Burst => "burst",
+        })
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Side::Kvc => "kvc",
+            Side::Bare => "bare",
+            Side::Hiredis => "hiredis",
+        })
+    }
+}
+
+/// One cell of the grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cell {
+    pub(crate) work: Work,
+    pub(crate) shape: Shape,
+    /// Of threads, or how many operations are in flight.
+    pub(crate) number: u32,
+}
+
+/// What a turn has measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    pub(crate) operations: f64,
+    pub(crate) wall_ns: f64,
+    pub(crate) user_ns: f64,
+    pub(crate) system_ns: f64,
+}
+
+impl Turn {
+    pub(crate) fn per_second(&self) -> f64 {
+        self.operations / self.wall_ns * 1e9
+    }
+
+    /// CPU time of the client, in nanoseconds an operation.
+    pub(crate) fn cpu_ns(&self) -> f64 {
+        (self.user_ns + self.system_ns) / self.operations
+    }
+}
+
+/// The turns of all sides of a cell; those of one place were neighbours in time.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    pub(crate) cell: Cell,
+    pub(crate) sides: Vec<(Side, Vec<Turn>)>,
+}
+
+impl Measured {
+    pub(crate) fn of(&self, wanted: Side) -> Option<&[Turn]> {
+        self.sides.iter().find(|(side, _)| *side == wanted).map(|(_, turns)| &turns[..])
+    }
+}
+
+/// The C program, and what it is run against.
+#[derive(Debug)]
+pub(crate) struct Program {
+    workshop: Workshop,
+    path: PathBuf,
+    plan: PathBuf,
+    cluster: String,
+    redis: Option<String>,
+}
+
+impl Program {
+    /// Compiles it, and stores every key once.
+    pub(crate) fn build(cluster: &Cluster, redis: Option<&Redis>) -> Program {
+        let workshop = Workshop::open();
+        let source = |name: &str| root().join("benches/c").join(name);
+        let mut words = vec!["-std=c11".to_owned(), "-O2".to_owned(), "-pthread".to_owned()];
+        let mut sources = vec!["side_kvc.c", "side_bare.c"];
+        if redis.is_some() {
+            sources.push("side_hiredis.c");
+            let flags = ["-DWITH_HIREDIS", "-isystem", "/usr/include/hiredis"];
+            words.extend(flags.map(str::to_owned));
+        }
+        words.extend(sources.into_iter().map(|name| source(name).display().to_string()));
+        if redis.is_some() {
+            words.push("-lhiredis".to_owned());
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let path = workshop.compile_shared(&source("client_cost.c"), &words);
+        let plan = workshop.dir().join("plan");
+        let coordinator = ([127, 0, 0, 1], cluster.ready.clients_port).into();
+        std::fs::write(&plan, plan::plan(&fetch_map(coordinator))).expect("write the plan");
+        let (cluster, redis) = (cluster.endpoint(), redis.map(Redis::endpoint));
+        let program = Program { workshop, path, plan, cluster, redis };
+        for side in [Side::Kvc, Side::Hiredis] {
+            if side == Side::Kvc || program.redis.is_some() {
+                program.run(side, Work::Put, "load", 1, 0, 0);
+            }
+        }
+        program
+    }
+
+    /// The sides that can do a cell.
+    fn sides(&self, cell: Cell) -> Vec<Side> {
+        let mut sides = vec![Side::Kvc];
+        if cell.shape == Shape::Threads {
+            sides.push(Side::Bare);
+        }
+        if self.redis.is_some() {
+            sides.push(Side::Hiredis);
+        }
+        sides
+    }
+
+    /// All turns of a cell, in alternation.
+    pub(crate) fn measure(&self, cell: Cell, settings: &Settings) -> Measured {
+        let mut sides: Vec<_> =
+            self.sides(cell).into_iter().map(|side| (side, Vec::new())).collect();
+        for _ in 0..settings.pairs {
+            for (side, turns) in &mut sides {
+                turns.push(self.turn(*side, cell, settings));
+            }
+        }
+        Measured { cell, sides }
+    }
+
+    fn turn(&self, side: Side, cell: Cell, settings: &Settings) -> Turn {
+        let (shape, Settings { warm_up_ms, ms, .. }) = (cell.shape.to_string(), *settings);
+        let said = self.run(side, cell.work, &shape, cell.number, warm_up_ms, ms);
+        let numbers: Vec<f64> =
+            said.split_whitespace().map(|text| text.parse().expect("a number")).collect();
+        let &[operations, wall_ns, user_ns, system_ns] = &numbers[..] else {
+            panic!("{side} {cell:?} said {said}")
+        };
+        assert!(operations > 0.0, "{side} {cell:?} has done nothing");
+        Turn { operations, wall_ns, user_ns, system_ns }
+    }
+
+    fn run(&self, side: Side, work: Work, shape: &str, number: u32, warm: u32, ms: u32) -> String {
+        let (side_word, work, number) = (side.to_string(), work.to_string(), number.to_string());
+        let (warm, ms) = (warm.to_string(), ms.to_string());
+        let plan = self.plan.to_str().expect("a path in UTF-8");
+        let endpoint = match side {
+            Side::Hiredis => self.redis.as_deref().expect("a redis-server"),
+            Side::Kvc | Side::Bare => &self.cluster,
+        };
+        let words = [&side_word, &work, shape, &number, &warm, &ms, plan, endpoint];
+        self.workshop.run(&self.path, &words).with_code(0).stdout
+    }
+}
