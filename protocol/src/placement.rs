@@ -42,13 +42,16 @@ impl fmt::Debug for Digest {
 pub struct Placement {
     servers: u16,
     shards: u16,
+    /// 2^64 modulo servers times shards.
+    wrap: u64,
 }
 
 impl Placement {
     /// A ring of `servers` servers with `shards` shards a group; neither may be zero.
     pub fn new(servers: u16, shards: u16) -> Placement {
         assert!(servers > 0 && shards > 0, "{servers} servers and {shards} shards place no key");
-        Placement { servers, shards }
+        let places = u64::from(servers) * u64::from(shards);
+        Placement { servers, shards, wrap: (u64::MAX % places + 1) % places }
     }
 
     /// How many servers, and so groups, there are.
@@ -63,27 +66,23 @@ impl Placement {
 
     /// The group and shard of a digest: `number mod N` and `(number / N) mod S`.
     pub fn locate(self, digest: Digest) -> (GroupId, ShardId) {
-        // Long division by 32-bit digits: N and S fit 16 bits, so every step fits 64 bits and needs
-        // no 128-bit division (which is a library call of some twenty nanoseconds).
+        // Both follow from `number mod (N S)`, which fits 32 bits, so that every step of it fits 64 bits
+        // and needs no 128-bit division (which is a library call of some twenty nanoseconds).
         let number = digest.number();
-        let (servers, shards) = (u64::from(self.servers), u64::from(self.shards));
-        let mut group = 0u64;
-        let mut shard = 0u64;
-        for place in [96u32, 64, 32, 0] {
-            let part = (group << 32) | u64::from(low_32(number >> place));
-            group = part % servers;
-            shard = ((shard << 32) | (part / servers)) % shards;
-        }
-        (GroupId(low_16(group)), ShardId(low_16(shard)))
+        let servers = u64::from(self.servers);
+        let places = servers * u64::from(self.shards);
+        let (high, low) = (low_64(number >> 64), low_64(number));
+        let place = (high % places * self.wrap + low % places) % places;
+        (GroupId(low_16(place % servers)), ShardId(low_16(place / servers)))
     }
 }
 
 #[allow(clippy::cast_possible_truncation)] // The low bits are what is wanted.
-fn low_32(number: u128) -> u32 {
-    number as u32
+fn low_64(number: u128) -> u64 {
+    number as u64
 }
 
-#[allow(clippy::cast_possible_truncation)] // A remainder of a 16-bit divisor.
+#[allow(clippy::cast_possible_truncation)] // Less than a 16-bit divisor.
 fn low_16(number: u64) -> u16 {
     number as u16
 }
