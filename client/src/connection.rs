@@ -5,6 +5,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,12 +36,25 @@ pub(crate) const MAX_OUTSTANDING: usize = 2 * crate::options::MAX_IN_FLIGHT;
 
 /// What a connection is for. Requests of different client ids need different connections: the
 /// client id of a hello names the sessions of everything that follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// Requests to one shard's executor.
     Shard { member: Member, address: SocketAddr, shard: ShardId, client: ClientId },
     /// The map, from a coordinator or a server.
     Map { address: SocketAddr },
+}
+
+/// It is looked for with each operation. Process and shard tell almost all targets apart: there are
+/// seldom two client ids.
+impl Hash for Target {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match *self {
+            Target::Shard { member, shard, .. } => {
+                state.write_u64(member.incarnation.0 ^ u64::from(shard.0) << 48);
+            }
+            Target::Map { address } => address.hash(state),
+        }
+    }
 }
 
 impl Target {

@@ -34,6 +34,7 @@ use crate::poller::{Poller, Readiness};
 use crate::router::{Route, Router};
 use crate::session::Session;
 use crate::spares::Spares;
+use crate::table::Table;
 
 /// Most bytes of keys and values in flight; a single operation may always be submitted.
 const MAX_BYTES_IN_FLIGHT: usize = 64 << 20;
@@ -79,12 +80,10 @@ pub(crate) struct Engine {
     pub(crate) spares: Spares,
     bytes_in_flight: usize,
     ready: VecDeque<OpId>,
-    connections: HashMap<u64, Connection>,
+    connections: Table<Connection>,
     by_target: HashMap<Target, u64>,
     /// Connections that may have output to send.
     dirty: Vec<u64>,
-    next_op: OpId,
-    next_token: u64,
     next_request: u64,
     /// When the timers have to be looked at.
     next_scan: Instant,
@@ -118,15 +117,13 @@ impl Engine {
             router: Router::default(),
             map_source: MapSource::new(endpoints, now),
             sessions: HashMap::new(),
-            operations: Operations::new(),
+            operations: Operations::default(),
             spares: Spares::default(),
             bytes_in_flight: 0,
             ready: VecDeque::new(),
-            connections: HashMap::new(),
+            connections: Table::default(),
             by_target: HashMap::new(),
             dirty: Vec::new(),
-            next_op: 1,
-            next_token: 1,
             next_request: 1,
             next_scan: now + IDLE,
             ended: 0,
@@ -167,11 +164,9 @@ impl Engine {
 
     /// Takes an operation; it goes out with the next turn.
     pub(crate) fn start(&mut self, operation: Operation) -> OpId {
-        let id = self.next_op;
-        self.next_op += 1;
         self.bytes_in_flight += operation.bytes();
         self.wake_by(operation.deadline);
-        self.operations.insert(id, operation);
+        let id = self.operations.insert(operation);
         self.ready.push_back(id);
         id
     }
@@ -240,7 +235,7 @@ impl Engine {
         now: Instant,
         ends: &mut dyn Ends,
     ) {
-        if let Some(operation) = self.operations.get_mut(&id) {
+        if let Some(operation) = self.operations.get_mut(id) {
             operation.trouble = Some(format!("waiting on epoll: {cause}").into());
             self.expire(id, now, ends);
         }
@@ -266,7 +261,7 @@ impl Engine {
             .operations
             .iter()
             .filter(|(_, operation)| operation.wake_at() <= now)
-            .map(|(&id, _)| id)
+            .map(|(id, _)| id)
             .collect();
         for id in due {
             self.on_due(id, now, ends);
@@ -276,7 +271,7 @@ impl Engine {
             .connections
             .iter()
             .filter(|(_, c)| now >= c.opened_at + timeout)
-            .filter_map(|(&token, c)| Some((token, c.owes()?)))
+            .filter_map(|(token, c)| Some((token, c.owes()?)))
             .collect();
         for (token, owed) in stuck {
             self.lose(token, &format!("no {owed} within {timeout:?}"), now);
@@ -293,7 +288,7 @@ impl Engine {
     }
 
     fn on_due(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get_mut(id) else { return };
         if now >= operation.deadline {
             return self.expire(id, now, ends);
         }
@@ -316,7 +311,7 @@ impl Engine {
     fn expire(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
         // What never left is not in doubt.
         self.release(id);
-        let Some(operation) = self.operations.get(&id) else { return };
+        let Some(operation) = self.operations.get(id) else { return };
         let is_down = operation.server.is_some_and(|server| self.router.is_down(server));
         let error = operation.expired(is_down, &self.map_source);
         // A connection on which nothing was heard for so long may lead to nobody; the next
@@ -327,7 +322,7 @@ impl Engine {
             {
                 let since = operation.assigned_at;
                 self.connections
-                    .get(&connection)
+                    .get(connection)
                     .is_some_and(|c| c.heard_at < since)
                     .then_some(connection)
             }
@@ -342,7 +337,7 @@ impl Engine {
     // --- The way of an operation -----------------------------------------------------------------
 
     fn make_ready(&mut self, id: OpId) {
-        if let Some(operation) = self.operations.get_mut(&id) {
+        if let Some(operation) = self.operations.get_mut(id) {
             operation.stage = Stage::Ready;
             self.ready.push_back(id);
         }
@@ -356,7 +351,7 @@ impl Engine {
 
     /// Routes an operation and puts it on a connection.
     fn advance(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get_mut(id) else { return };
         if operation.stage != Stage::Ready {
             return;
         }
@@ -407,14 +402,14 @@ impl Engine {
     }
 
     fn assign(&mut self, id: OpId, token: u64, now: Instant) {
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get_mut(id) else { return };
         operation.stage = Stage::Assigned { connection: token, request: None };
         operation.assigned_at = now;
         operation.attention_at = now + OVERDUE_AFTER;
         operation.is_overdue = false;
         let wake_at = operation.wake_at();
         self.wake_by(wake_at);
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(token) else { return };
         if connection.is_open {
             self.transmit(id, token, now);
         } else {
@@ -424,7 +419,7 @@ impl Engine {
 
     /// Something was in the way: try again a little later.
     fn back_off(&mut self, id: OpId, trouble: &Arc<str>, now: Instant) {
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get_mut(id) else { return };
         let until = now + operation.backoff.next(&mut self.random);
         operation.stage = Stage::BackingOff { until };
         operation.trouble = Some(Arc::clone(trouble));
@@ -450,7 +445,7 @@ impl Engine {
                     Stage::Ready | Stage::AwaitingWindow => false,
                 }
             })
-            .map(|(&id, _)| id)
+            .map(|(id, _)| id)
             .collect();
         for id in moved {
             self.make_ready(id);
@@ -462,7 +457,7 @@ impl Engine {
                 Target::Shard { member, .. } => !self.router.knows(member),
                 Target::Map { .. } => false,
             })
-            .map(|(&token, _)| token)
+            .map(|(token, _)| token)
             .collect();
         for token in gone {
             self.lose(token, "the map names another process in its place", now);
@@ -471,7 +466,7 @@ impl Engine {
 
     fn finish_lost(&mut self, id: OpId, group: GroupId, ends: &mut dyn Ends) {
         self.release(id);
-        let Some(operation) = self.operations.get(&id) else { return };
+        let Some(operation) = self.operations.get(id) else { return };
         let action = operation.action();
         let cause = format!("the map says that group {group} is lost");
         // Only a completion record is definite once a write was sent (consistency.md §8).
@@ -486,7 +481,7 @@ impl Engine {
     /// Ends an operation for its caller.
     fn finish(&mut self, id: OpId, result: Result<Answered<'_>, Error>, ends: &mut dyn Ends) {
         self.release(id);
-        let Some(operation) = self.operations.remove(&id) else { return };
+        let Some(operation) = self.operations.remove(id) else { return };
         self.bytes_in_flight -= operation.bytes();
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place) {
             self.leave_session(place, operation.session);
@@ -510,7 +505,7 @@ impl Engine {
             && let Some(id) = waiting.pop_front()
         {
             // Those whose deadline has passed meanwhile are gone.
-            if let Some(operation) = self.operations.get_mut(&id) {
+            if let Some(operation) = self.operations.get_mut(id) {
                 operation.stage = Stage::Ready;
                 self.ready.push_back(id);
                 room -= 1;

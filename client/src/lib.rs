@@ -47,6 +47,7 @@ mod poller;
 mod router;
 mod session;
 mod spares;
+mod table;
 
 pub use client::{Client, Value, Written};
 pub use completion::{Answered, Completion, Outcome, SubmitError};

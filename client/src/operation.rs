@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hashbrown::HashMap;
 use kv_protocol::client_message::{
     Condition, Operation as WireOperation, REQUEST_HEAD_BYTES, ReplicaRole, Request, WriteHeader,
 };
@@ -16,6 +15,7 @@ use crate::error::{Action, Error};
 use crate::map_source::MapSource;
 use crate::options::{OpOptions, is_deadline};
 use crate::spares::Spares;
+use crate::table::Table;
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub(crate) enum Stage {
 }
 
 /// Operations by their numbers.
-pub(crate) type Operations = HashMap<OpId, Operation>;
+pub(crate) type Operations = Table<Operation>;
 
 /// See the module.
 #[derive(Debug)]

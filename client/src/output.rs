@@ -1,4 +1,4 @@
-//! What waits to be sent on a connection: requests from where they lie, without a copy.
+//! What waits to be sent on a connection: requests from where they lie.
 //!
 //! ```text
 //!   [ hello ][ operation 7 ][ operation 9 ][ operation 12 ] ...     one vectored send
@@ -6,6 +6,9 @@
 //!                  |  +-- its value, if the caller keeps it
 //!                  +-- its frame, in the operation
 //! ```
+//!
+//! Short frames at the front are copied together first: for the kernel, fetching one long piece is cheaper
+//! than fetching many short ones.
 //!
 //! An operation may leave its connection before its request has left: it has ended, or goes another
 //! way. [`Output::release`] then takes it out, or keeps a copy of the rest of what was sent in part.
@@ -21,6 +24,10 @@ use crate::operation::{OpId, Operations};
 
 /// Most pieces of one send.
 const MAX_PIECES: usize = 128;
+/// A piece that is shorter than this may be copied; longer ones are sent from where they lie.
+const SHORT_BYTES: usize = 1 << 10;
+/// Most bytes that are copied for one send, and one piece beyond.
+const MAX_COPIED_BYTES: usize = 32 << 10;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -32,6 +39,8 @@ pub(crate) struct Output {
     added: usize,
     /// The rest of a request could not be kept: the frames cannot go on, and the next flush says so.
     is_broken: bool,
+    /// What a send has copied; memory that the next one uses again.
+    copied: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -44,7 +53,7 @@ impl Segment {
     fn pieces<'a>(&'a self, operations: &'a Operations) -> [&'a [u8]; 2] {
         match self {
             Segment::Bytes(bytes) => [bytes, &[]],
-            Segment::Request(id) => operations.get(id).map_or([&[], &[]], |o| o.wire()),
+            Segment::Request(id) => operations.get(*id).map_or([&[], &[]], |o| o.wire()),
         }
     }
 }
@@ -103,20 +112,33 @@ impl Output {
         Ok(())
     }
 
-    fn send(&self, socket: &OwnedFd, operations: &Operations) -> Result<usize, Errno> {
-        let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
-        let mut count = 0;
-        let mut skip = self.sent;
-        for piece in self.segments.iter().flat_map(|segment| segment.pieces(operations)) {
+    fn send(&mut self, socket: &OwnedFd, operations: &Operations) -> Result<usize, Errno> {
+        let Output { segments, sent, copied, .. } = self;
+        let mut skip = *sent;
+        let rests = segments.iter().flat_map(|segment| segment.pieces(operations)).map(|piece| {
             let rest = &piece[skip.min(piece.len())..];
             skip -= piece.len() - rest.len();
-            if !rest.is_empty() {
-                pieces[count] = IoSlice::new(rest);
-                count += 1;
-            }
-            if count == MAX_PIECES {
+            rest
+        });
+        let mut rests = rests.filter(|rest| !rest.is_empty());
+        copied.clear();
+        let mut long = None;
+        while copied.len() < MAX_COPIED_BYTES
+            && let Some(rest) = rests.next()
+        {
+            if rest.len() >= SHORT_BYTES {
+                long = Some(rest);
                 break;
             }
+            copied.extend_from_slice(rest);
+        }
+        let Some(long) = long else { return net::send(socket, copied, SendFlags::NOSIGNAL) };
+        let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
+        let all = [&copied[..], long].into_iter().filter(|piece| !piece.is_empty()).chain(rests);
+        let mut count = 0;
+        for (place, piece) in pieces.iter_mut().zip(all) {
+            *place = IoSlice::new(piece);
+            count += 1;
         }
         let mut nothing = SendAncillaryBuffer::default();
         net::sendmsg(socket, &pieces[..count], &mut nothing, SendFlags::NOSIGNAL)
@@ -133,7 +155,7 @@ impl Output {
             }
             self.sent -= length;
             if let Some(Segment::Request(id)) = self.segments.pop_front()
-                && let Some(operation) = operations.get_mut(&id)
+                && let Some(operation) = operations.get_mut(id)
             {
                 operation.queued = None;
             }
@@ -182,6 +204,7 @@ mod tests {
     struct Wire {
         output: Output,
         operations: Operations,
+        ids: Vec<OpId>,
         here: OwnedFd,
         there: OwnedFd,
         arrived: Vec<u8>,
@@ -191,19 +214,21 @@ mod tests {
         fn new(ops: &[Op<'_>]) -> Wire {
             let (family, flags) = (AddressFamily::UNIX, SocketFlags::NONBLOCK);
             let (here, there) = net::socketpair(family, SocketType::STREAM, flags, None).unwrap();
-            let (mut output, mut operations) = (Output::default(), Operations::new());
-            for (id, op) in (1..).zip(ops) {
+            let (mut output, mut operations) = (Output::default(), Operations::default());
+            let mut ids = Vec::new();
+            for (number, op) in (1..).zip(ops) {
                 let (now, deadline) = (Instant::now(), Duration::from_secs(1));
                 let options = OpOptions::default();
-                let (notify, mut spares) = (Notify::Queue(id), Spares::default());
+                let (notify, mut spares) = (Notify::Queue(number), Spares::default());
                 let operation = Operation::new(*op, &options, deadline, notify, now, &mut spares);
                 let mut operation = operation.unwrap();
-                operation.address(RequestId(id));
-                operation.queued = Some((7, RequestId(id)));
-                operations.insert(id, operation);
+                operation.address(RequestId(number));
+                operation.queued = Some((7, RequestId(number)));
+                let id = operations.insert(operation);
                 output.push_request(id);
+                ids.push(id);
             }
-            Wire { output, operations, here, there, arrived: Vec::new() }
+            Wire { output, operations, ids, here, there, arrived: Vec::new() }
         }
 
         fn flush(&mut self) {
@@ -211,9 +236,10 @@ mod tests {
         }
 
         /// As the engine does when an operation ends.
-        fn end(&mut self, id: OpId) -> Released {
+        fn end(&mut self, number: usize) -> Released {
+            let id = self.ids[number - 1];
             let released = self.output.release(id, &self.operations);
-            self.operations.remove(&id);
+            self.operations.remove(id);
             released
         }
 
@@ -257,7 +283,9 @@ mod tests {
             Op::Get { key: b"d" },
         ]);
         wire.flush();
-        assert!(wire.operations[&1].queued.is_none() && wire.operations[&4].queued.is_some());
+        let is_queued = [0, 3]
+            .map(|place| wire.operations.get(wire.ids[place]).expect("not ended").queued.is_some());
+        assert_eq!(is_queued, [false, true]);
         let found = wire.requests();
         let request = |id, key: &[u8], bytes| (id, key.to_vec(), bytes);
         let wanted = [

@@ -38,15 +38,17 @@ impl Engine {
         if let Some(&token) = self.by_target.get(&target) {
             return Ok(token);
         }
-        let token = self.next_token;
-        self.next_token += 1;
         let hello = Connection::hello(&target, self.router.cluster(), self.client);
-        let mut connection = Connection::open(target, hello, token, &self.poller, now)?;
-        connection.is_retired = match target {
+        let is_retired = match target {
             Target::Shard { client, .. } => !self.is_in_use(client),
             Target::Map { .. } => false,
         };
-        self.connections.insert(token, connection);
+        let poller = &self.poller;
+        let token = self.connections.try_insert_with(|token| {
+            let mut connection = Connection::open(target, hello, token, poller, now)?;
+            connection.is_retired = is_retired;
+            Ok::<_, io::Error>(connection)
+        })?;
         self.by_target.insert(target, token);
         self.wake_by(now + self.options.connect_timeout);
         Ok(token)
@@ -62,7 +64,7 @@ impl Engine {
 
     /// A connection has ended: what was on it is tried again.
     pub(super) fn lose(&mut self, token: u64, why: &str, now: Instant) {
-        if let Some(connection) = self.connections.remove(&token) {
+        if let Some(connection) = self.connections.remove(token) {
             self.bury(connection, why, now);
         }
     }
@@ -75,8 +77,8 @@ impl Engine {
 
     /// Closes a connection if nobody needs it any more.
     fn close_if_done(&mut self, token: u64) {
-        if self.connections.get(&token).is_some_and(Connection::is_done)
-            && let Some(connection) = self.connections.remove(&token)
+        if self.connections.get(token).is_some_and(Connection::is_done)
+            && let Some(connection) = self.connections.remove(token)
         {
             self.close(&connection);
         }
@@ -105,7 +107,7 @@ impl Engine {
         let mut any = false;
         for &id in connection.backlog.iter().chain(connection.outstanding.values()) {
             self.let_go(id, token, &mut connection.output);
-            let is_here = self.operations.get(&id).is_some_and(|operation| {
+            let is_here = self.operations.get(id).is_some_and(|operation| {
                 matches!(operation.stage, Stage::Assigned { connection: on, .. } if on == token)
             });
             if is_here {
@@ -124,11 +126,11 @@ impl Engine {
     pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant) {
         // An earlier sending may still wait on another connection.
         self.release(id);
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get_mut(id) else { return };
         if operation.stage != (Stage::Assigned { connection: token, request: None }) {
             return;
         }
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(token) else { return };
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
             && let Some(sessions) = self.sessions.get_mut(&place)
         {
@@ -173,13 +175,13 @@ impl Engine {
     /// Takes the request of an operation off the connection on which it still waits, so that its frame
     /// may change or go.
     pub(super) fn release(&mut self, id: OpId) {
-        let Some((token, request)) = self.operations.get(&id).and_then(|o| o.queued) else {
+        let Some((token, request)) = self.operations.get(id).and_then(|o| o.queued) else {
             return;
         };
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(token) else { return };
         let mut output = std::mem::take(&mut connection.output);
         let released = self.let_go(id, token, &mut output);
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(token) else { return };
         connection.output = output;
         if released == Some(Released::Unsent) {
             // Nobody will answer it.
@@ -189,9 +191,9 @@ impl Engine {
 
     /// As [`Engine::release`], from the output of the connection `token`.
     fn let_go(&mut self, id: OpId, token: u64, output: &mut Output) -> Option<Released> {
-        self.operations.get(&id)?.queued.filter(|&(on, _)| on == token)?;
+        self.operations.get(id)?.queued.filter(|&(on, _)| on == token)?;
         let released = output.release(id, &self.operations);
-        let operation = self.operations.get_mut(&id)?;
+        let operation = self.operations.get_mut(id)?;
         operation.queued = None;
         if released == Released::Unsent {
             operation.doubtful = operation.doubtful.saturating_sub(1);
@@ -201,7 +203,7 @@ impl Engine {
 
     pub(super) fn flush_dirty(&mut self, now: Instant) {
         while let Some(token) = self.dirty.pop() {
-            let Some(connection) = self.connections.get_mut(&token) else { continue };
+            let Some(connection) = self.connections.get_mut(token) else { continue };
             if connection.needs_flush()
                 && let Err(error) = connection.flush(&mut self.operations, &self.poller)
             {
@@ -216,12 +218,12 @@ impl Engine {
         let token = event.token;
         match self.exchange(event, now, ends) {
             Ok(Flow::Close) => {
-                if let Some(connection) = self.connections.remove(&token) {
+                if let Some(connection) = self.connections.remove(token) {
                     self.close(&connection);
                 }
             }
             Ok(Flow::GoOn) => {
-                let Some(connection) = self.connections.get_mut(&token) else { return };
+                let Some(connection) = self.connections.get_mut(token) else { return };
                 if connection.is_open && !connection.backlog.is_empty() {
                     for id in std::mem::take(&mut connection.backlog) {
                         self.transmit(id, token, now);
@@ -242,7 +244,7 @@ impl Engine {
     ) -> Result<Flow, String> {
         let token = event.token;
         if event.writable
-            && let Some(connection) = self.connections.get_mut(&token)
+            && let Some(connection) = self.connections.get_mut(token)
         {
             connection.check_connect().map_err(|error| error.to_string())?;
             let flushed = connection.flush(&mut self.operations, &self.poller);
@@ -252,7 +254,7 @@ impl Engine {
             return Ok(Flow::GoOn);
         }
         for _ in 0..MAX_READS {
-            let Some(connection) = self.connections.get_mut(&token) else { break };
+            let Some(connection) = self.connections.get_mut(token) else { break };
             let received = match connection.receive(now) {
                 Ok(Received::End) if connection.has_partial_input() => {
                     return Err("it closed the connection in the middle of an answer".to_owned());
@@ -278,10 +280,10 @@ impl Engine {
     /// There is no memory for what comes: the reads that may have asked for it end, so that they do not
     /// ask again until their deadlines.
     fn fail_reads(&mut self, token: u64, bytes: usize, ends: &mut dyn Ends) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(token) else { return };
         let waiting: Vec<OpId> = connection.outstanding.values().copied().collect();
         for id in waiting {
-            let Some(operation) = self.operations.get(&id) else { continue };
+            let Some(operation) = self.operations.get(id) else { continue };
             if matches!(operation.kind, Kind::Get | Kind::Verify(_)) {
                 let action = operation.action();
                 self.finish(id, Err(Error::NoMemory { action, bytes }), ends);
@@ -296,7 +298,7 @@ impl Engine {
         now: Instant,
         ends: &mut dyn Ends,
     ) -> Result<Flow, String> {
-        let Some(connection) = self.connections.get_mut(&token) else { return Ok(Flow::GoOn) };
+        let Some(connection) = self.connections.get_mut(token) else { return Ok(Flow::GoOn) };
         let mut input = connection.take_input();
         loop {
             match input.next_frame() {
@@ -310,7 +312,7 @@ impl Engine {
                 Err(error) => return Err(format!("it sent {error}")),
             }
         }
-        if let Some(connection) = self.connections.get_mut(&token) {
+        if let Some(connection) = self.connections.get_mut(token) {
             input.trim();
             connection.restore_input(input);
         }
@@ -325,7 +327,7 @@ impl Engine {
         now: Instant,
         ends: &mut dyn Ends,
     ) -> Result<Flow, String> {
-        let Some(connection) = self.connections.get_mut(&token) else { return Ok(Flow::GoOn) };
+        let Some(connection) = self.connections.get_mut(token) else { return Ok(Flow::GoOn) };
         let (target, is_open) = (connection.target, connection.is_open);
         let nonsense = |error: kv_protocol::DecodeError| format!("it sent nonsense: {error}");
         let is_for_map = matches!(target, Target::Map { .. });
@@ -384,12 +386,12 @@ impl Engine {
         now: Instant,
         ends: &mut dyn Ends,
     ) -> Result<(), String> {
-        let Some(connection) = self.connections.get_mut(&token) else { return Ok(()) };
+        let Some(connection) = self.connections.get_mut(token) else { return Ok(()) };
         let Some(id) = connection.outstanding.remove(&answer.id) else {
             return Err(format!("it answered request {}, which was not asked", answer.id));
         };
         // Its caller may have given up.
-        let Some(operation) = self.operations.get_mut(&id) else { return Ok(()) };
+        let Some(operation) = self.operations.get_mut(id) else { return Ok(()) };
         let here = Stage::Assigned { connection: token, request: Some(answer.id) };
         // An answer to an earlier sending counts if it is an end; if not, the later one decides.
         let is_current = operation.stage == here;
@@ -453,7 +455,7 @@ impl Engine {
 
     /// What a refusal that may pass asks for besides a pause.
     fn after_refusal(&mut self, id: OpId, status: Status) {
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get_mut(id) else { return };
         if status == Status::Busy {
             operation.was_busy = true;
         } else {
@@ -465,7 +467,7 @@ impl Engine {
 
     /// Refused for good: this sending did nothing.
     fn on_refused(&mut self, id: OpId, answer: &Answer<'_>, is_current: bool, ends: &mut dyn Ends) {
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get_mut(id) else { return };
         operation.doubtful = operation.doubtful.saturating_sub(1);
         if !is_current {
             return;
@@ -491,7 +493,7 @@ impl Engine {
     /// client id, and the write goes out under its first number. Otherwise the caller must be told
     /// that nobody knows.
     fn on_session_expired(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get_mut(id) else { return };
         let (Some(place), Some((client, _)), 1) =
             (operation.place, operation.session, operation.doubtful)
         else {
@@ -535,7 +537,7 @@ impl Engine {
             return;
         }
         let mut retired = Vec::new();
-        for (&token, connection) in &mut self.connections {
+        for (token, connection) in self.connections.iter_mut() {
             if connection.target.is_of(client) {
                 connection.is_retired = true;
                 retired.push(token);

@@ -1,0 +1,121 @@
+//! Things by numbers that are never used twice: a number names a place and which of its users is meant, so
+//! that finding one needs no hash, and the number of one that is gone finds nothing.
+//!
+//! ```text
+//!   id = [ how many there were before | place ]        places: slab, used again
+//! ```
+
+use slab::Slab;
+
+/// Bits of a number that name the place: many more than anything here is bounded by.
+const PLACE_BITS: u32 = 24;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Table<T> {
+    places: Slab<(u64, T)>,
+    /// How many were ever inserted; no number is zero.
+    inserted: u64,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Table<T> {
+        Table { places: Slab::new(), inserted: 0 }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // A place fits.
+fn place(id: u64) -> usize {
+    (id & ((1 << PLACE_BITS) - 1)) as usize
+}
+
+impl<T> Table<T> {
+    /// Takes what `make` makes for the number that it will have.
+    ///
+    /// # Errors
+    /// Those of `make`; nothing was taken then.
+    #[inline]
+    pub(crate) fn try_insert_with<E>(
+        &mut self,
+        make: impl FnOnce(u64) -> Result<T, E>,
+    ) -> Result<u64, E> {
+        let entry = self.places.vacant_entry();
+        assert!(entry.key() < 1 << PLACE_BITS, "everything in a table is bounded");
+        let id = (self.inserted + 1) << PLACE_BITS | entry.key() as u64;
+        let thing = make(id)?;
+        self.inserted += 1;
+        entry.insert((id, thing));
+        Ok(id)
+    }
+
+    /// Takes one, and gives its number.
+    #[inline]
+    pub(crate) fn insert(&mut self, thing: T) -> u64 {
+        let Ok(id) = self.try_insert_with(|_| Ok::<T, std::convert::Infallible>(thing));
+        id
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, id: u64) -> Option<&T> {
+        self.places.get(place(id)).filter(|(of, _)| *of == id).map(|(_, thing)| thing)
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut T> {
+        self.places.get_mut(place(id)).filter(|(of, _)| *of == id).map(|(_, thing)| thing)
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
+        self.get(id)?;
+        self.places.try_remove(place(id)).map(|(_, thing)| thing)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+        self.places.iter().map(|(_, (id, thing))| (*id, thing))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut T)> {
+        self.places.iter_mut().map(|(_, (id, thing))| (*id, thing))
+    }
+
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.iter().map(|(_, thing)| thing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_one_that_is_gone_finds_nothing_though_its_place_is_used_again() {
+        let mut table = Table::default();
+        let first = table.insert("first");
+        let other = table.insert("other");
+        assert_eq!(table.remove(first), Some("first"));
+        let second = table.insert("second");
+        assert_eq!(place(second), place(first));
+        assert_eq!(
+            (table.get(first), table.get_mut(first), table.remove(first)),
+            (None, None, None)
+        );
+        assert_eq!((table.get(second), table.get(other)), (Some(&"second"), Some(&"other")));
+        assert_eq!((table.get(0), table.len()), (None, 2));
+    }
+
+    #[test]
+    fn what_could_not_be_made_takes_no_number() {
+        let mut table = Table::<()>::default();
+        let mut offered = 0;
+        let made = table.try_insert_with(|id| {
+            offered = id;
+            Err("no")
+        });
+        assert_eq!((made, table.len()), (Err("no"), 0));
+        assert_eq!(table.insert(()), offered);
+    }
+}
