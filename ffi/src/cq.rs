@@ -25,6 +25,7 @@ use crate::error::{
     Failure, KVC_FORKED, KVC_FULL, KVC_INVALID, KVC_OK, KVC_PANIC, KVC_TOO_BIG, KVC_UNAVAILABLE,
     c_text,
 };
+use crate::fork::Process;
 use crate::handle::{kvc_client, open_here};
 use crate::options::{condition, millis, sized};
 use crate::panic::guard;
@@ -43,7 +44,7 @@ pub const KVC_KEEP: u32 = 1;
 /// A completion queue, opaque. One thread at a time uses it; another one gets KVC_INVALID.
 pub struct kvc_cq {
     /// The process that opened it.
-    pid: u32,
+    process: Process,
     depth: u32,
     /// A call is under way; or was when it met a defect.
     is_in_use: AtomicBool,
@@ -330,7 +331,7 @@ pub unsafe extern "C" fn kvc_cq_new(
             words: Vec::new(),
         };
         let cq = Box::new(kvc_cq {
-            pid: std::process::id(),
+            process: Process::current(),
             depth,
             is_in_use: AtomicBool::new(false),
             is_poisoned: AtomicBool::new(false),
@@ -419,7 +420,7 @@ pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
 
 impl kvc_cq {
     fn check_process(&self) -> Result<(), Failure> {
-        if self.pid != std::process::id() {
+        if !self.process.is_current() {
             let words = "this queue was opened before the fork; open another in this process";
             return Err(Failure::new(KVC_FORKED, words));
         }

@@ -7,6 +7,7 @@ use kv_client::{Client, Endpoints, OpOptions, Written};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
 use crate::error::{Failure, KVC_FORKED, KVC_OK, KVC_TOO_BIG};
+use crate::fork::Process;
 use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options};
 use crate::panic::guard;
 use crate::pool::Pool;
@@ -17,7 +18,7 @@ use crate::pool::Pool;
 pub struct kvc_client {
     /// The process that opened it: after a fork, the child shares descriptors with its parent and
     /// must not use them.
-    pid: u32,
+    process: Process,
     pub(crate) pool: Pool,
 }
 
@@ -59,7 +60,7 @@ pub unsafe extern "C" fn kvc_open(
         // SAFETY: the caller passes NULL or a struct as large as it says.
         let (options, most) = unsafe { read_options(options) }?;
         let pool = Pool::new(Endpoints::resolve(endpoints)?, options, most)?;
-        let handle = Box::new(kvc_client { pid: std::process::id(), pool });
+        let handle = Box::new(kvc_client { process: Process::current(), pool });
         // SAFETY: not NULL; the caller lets us write a pointer there.
         unsafe { out.write(Box::into_raw(handle)) };
         Ok(KVC_OK)
@@ -219,7 +220,7 @@ pub(crate) unsafe fn open_here<'a>(client: *const kvc_client) -> Result<&'a kvc_
     // SAFETY: passed on.
     let handle =
         unsafe { client.as_ref() }.ok_or_else(|| Failure::invalid("the client handle is NULL"))?;
-    if handle.pid != std::process::id() {
+    if !handle.process.is_current() {
         let words = "this handle was opened before the fork; open another in this process";
         return Err(Failure::new(KVC_FORKED, words));
     }

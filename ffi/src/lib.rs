@@ -16,6 +16,7 @@
 
 // The first four stand apart, as the header shows them in this order.
 mod error;
+mod fork;
 
 mod options;
 
