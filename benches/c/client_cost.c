@@ -2,9 +2,10 @@
  * What one operation costs a client: the C library beside a bare blocking socket loop of the same bytes,
  * and beside hiredis. One run is one turn of one side; benches/client runs them in alternation.
  *
- *   client_cost <side> <get|put> <threads|steady|burst|load> <number> <warm ms> <ms> <plan> <host:port>
+ *   client_cost <side> <get|put> <all|one> <threads|steady|burst|load> <number> <warm ms> <ms>
+ *               <plan> <host:port>
  *
- * It prints one line: operations, wall time and CPU time of its own (user, system) in nanoseconds. Any
+ * With "one", only keys of the first server are used, so that there is one connection. It prints one line: operations, wall time and CPU time of its own (user, system) in nanoseconds. Any
  * answer that is wrong ends it.
  */
 #define _GNU_SOURCE
@@ -45,13 +46,24 @@ void *room(size_t count, size_t bytes)
     return memory;
 }
 
-const struct entry *worker_next(struct worker *worker)
+struct entry entry_at(const struct plan *plan, uint32_t number)
+{
+    const size_t bytes = plan->head.key_bytes + plan->head.value_bytes;
+    struct entry entry;
+
+    entry.key = plan->entries + number * bytes;
+    entry.value = entry.key + plan->head.key_bytes;
+    entry.number = number;
+    return entry;
+}
+
+struct entry worker_next(struct worker *worker)
 {
     /* xorshift64 */
     worker->random ^= worker->random << 13;
     worker->random ^= worker->random >> 7;
     worker->random ^= worker->random << 17;
-    return &worker->job->plan.entries[worker->random % worker->job->plan.head.keys];
+    return entry_at(&worker->job->plan, (uint32_t)(worker->random >> 32) % worker->job->keys);
 }
 
 void worker_count(struct worker *worker, unsigned count)
@@ -104,24 +116,16 @@ static struct plan read_plan(const char *path)
     one = sizeof(uint32_t) + plan.head.key_bytes + plan.head.value_bytes + plan.head.get_bytes +
           plan.head.put_bytes;
     most = sizeof plan.head + sizeof(uint32_t) * plan.head.servers + plan.head.hello_bytes;
-    if (plan.head.keys == 0 || bytes != most + one * plan.head.keys)
+    if (plan.head.first_servers == 0 || plan.head.first_servers > plan.head.keys ||
+        bytes != most + one * plan.head.keys)
         die("%s has %zu bytes, not what its head says", path, bytes);
     at += sizeof plan.head;
     plan.ports = (const uint32_t *)(const void *)at;
-    at += sizeof(uint32_t) * plan.head.servers;
-    plan.hello = at;
-    at += plan.head.hello_bytes;
-    plan.entries = room(plan.head.keys, sizeof *plan.entries);
-    for (uint32_t i = 0; i < plan.head.keys; i++) {
-        struct entry *entry = &plan.entries[i];
-
-        memcpy(&entry->server, at, sizeof entry->server);
-        entry->key = at + sizeof entry->server;
-        entry->value = entry->key + plan.head.key_bytes;
-        entry->get = entry->value + plan.head.value_bytes;
-        entry->put = entry->get + plan.head.get_bytes;
-        at = entry->put + plan.head.put_bytes;
-    }
+    plan.servers = plan.ports + plan.head.servers;
+    plan.entries = (const unsigned char *)(plan.servers + plan.head.keys);
+    plan.gets = plan.entries + (size_t)plan.head.keys * (plan.head.key_bytes + plan.head.value_bytes);
+    plan.puts = plan.gets + (size_t)plan.head.keys * plan.head.get_bytes;
+    plan.hello = plan.puts + (size_t)plan.head.keys * plan.head.put_bytes;
     return plan;
 }
 
@@ -201,7 +205,7 @@ static void load(const struct job *job, const struct side *side)
     void *state = side->open(job);
 
     for (uint32_t i = 0; i < job->plan.head.keys; i++)
-        side->call(state, &job->plan.entries[i]);
+        side->call(state, entry_at(&job->plan, i));
 }
 
 static const struct side *side_named(const char *name)
@@ -228,36 +232,37 @@ int main(int count, char **words)
     struct job job;
     unsigned threads = 1;
 
-    if (count != 9)
+    if (count != 10)
         die("client_cost: see the head of its source");
     side = side_named(words[1]);
     job.is_put = strcmp(words[2], "put") == 0;
-    job.number = (unsigned)strtoul(words[4], NULL, 10);
-    job.plan = read_plan(words[7]);
-    job.endpoint = words[8];
+    job.number = (unsigned)strtoul(words[5], NULL, 10);
+    job.plan = read_plan(words[8]);
+    job.keys = strcmp(words[3], "one") == 0 ? job.plan.head.first_servers : job.plan.head.keys;
+    job.endpoint = words[9];
     if (job.number == 0)
         die("the number is 0");
     side->start(&job);
-    if (strcmp(words[3], "load") == 0) {
+    if (strcmp(words[4], "load") == 0) {
         load(&job, side);
         return 0;
     }
-    if (strcmp(words[3], "threads") == 0) {
+    if (strcmp(words[4], "threads") == 0) {
         run = calls;
         threads = job.number;
-    } else if (strcmp(words[3], "steady") == 0) {
+    } else if (strcmp(words[4], "steady") == 0) {
         run = side->steady;
-    } else if (strcmp(words[3], "burst") == 0) {
+    } else if (strcmp(words[4], "burst") == 0) {
         run = side->burst;
     }
     if (run == NULL || threads > MAX_THREADS)
-        die("%s does not do %s %u", side->name, words[3], job.number);
+        die("%s does not do %s %u", side->name, words[4], job.number);
     for (unsigned i = 0; i < threads; i++) {
         starts[i].worker.job = &job;
         starts[i].worker.side = side;
         starts[i].worker.random = 0x9e3779b97f4a7c15u * (i + 1);
         starts[i].run = run;
     }
-    measure(starts, threads, strtoul(words[5], NULL, 10), strtoul(words[6], NULL, 10));
+    measure(starts, threads, strtoul(words[6], NULL, 10), strtoul(words[7], NULL, 10));
     return 0;
 }

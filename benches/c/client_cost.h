@@ -17,6 +17,8 @@
 struct plan_head {
     uint32_t servers;
     uint32_t keys;
+    /* How many of them, the first, the first server serves. */
+    uint32_t first_servers;
     uint32_t key_bytes;
     uint32_t value_bytes;
     uint32_t hello_bytes;
@@ -26,20 +28,21 @@ struct plan_head {
     uint32_t put_bytes;
 };
 
-/* One key: who serves it, and how it is asked for and set. */
+/* One key, in the plan's memory. */
 struct entry {
     const unsigned char *key;
     const unsigned char *value;
-    const unsigned char *get;
-    const unsigned char *put;
-    uint32_t server;
+    uint32_t number;
 };
 
 struct plan {
     struct plan_head head;
     const uint32_t *ports; /* of the servers, on 127.0.0.1 */
     const unsigned char *hello;
-    struct entry *entries;
+    const unsigned char *entries; /* key and value of each */
+    const uint32_t *servers;      /* who serves each */
+    const unsigned char *gets;    /* the frame that asks for each */
+    const unsigned char *puts;    /* the frame that sets each */
 };
 
 /* What the program was asked for. */
@@ -47,6 +50,7 @@ struct job {
     struct plan plan;
     const char *endpoint; /* of the coordinator, or of redis-server: host:port */
     bool is_put;
+    uint32_t keys;   /* that are asked for: all, or those of the first server */
     unsigned number; /* of threads, or how deep the queue is */
 };
 
@@ -65,7 +69,7 @@ struct side {
     /* Connections of one thread. */
     void *(*open)(const struct job *job);
     /* One operation, its answer checked. */
-    void (*call)(void *state, const struct entry *entry);
+    void (*call)(void *state, struct entry entry);
     /* Keeps so many operations in flight: new ones are sent as answers come. */
     void (*steady)(struct worker *worker);
     /* Sends so many together, takes all answers, and again. */
@@ -79,7 +83,8 @@ extern const struct side side_hiredis;
 #endif
 
 /* The key of the next operation: any, each as likely. */
-const struct entry *worker_next(struct worker *worker);
+struct entry worker_next(struct worker *worker);
+struct entry entry_at(const struct plan *plan, uint32_t number);
 /* So many operations more are done. */
 void worker_count(struct worker *worker, unsigned count);
 bool worker_goes_on(void);

@@ -101,17 +101,17 @@ static void *open_thread(const struct job *job)
     return bare;
 }
 
-static void call(void *state, const struct entry *entry)
+static void call(void *state, struct entry entry)
 {
     struct bare *bare = state;
     const struct plan_head *head = &bare->job->plan.head;
-    struct connection *connection = &bare->connections[entry->server];
+    struct connection *connection = &bare->connections[bare->job->plan.servers[entry.number]];
     const bool is_put = bare->job->is_put;
     const size_t bytes = is_put ? head->put_bytes : head->get_bytes;
     unsigned char frame[MAX_BYTES];
     size_t got;
 
-    memcpy(frame, is_put ? entry->put : entry->get, bytes);
+    memcpy(frame, (is_put ? bare->job->plan.puts : bare->job->plan.gets) + bytes * entry.number, bytes);
     bare->id++;
     memcpy(frame + ID_AT, &bare->id, sizeof bare->id);
     if (is_put) {
@@ -125,7 +125,7 @@ static void call(void *state, const struct entry *entry)
         die("an answer of status %u", frame[STATUS_AT]);
     if (is_put ? frame[COPIES_AT] != 2
                : got != VALUE_AT + head->value_bytes ||
-                     memcmp(frame + VALUE_AT, entry->value, head->value_bytes) != 0)
+                     memcmp(frame + VALUE_AT, entry.value, head->value_bytes) != 0)
         die("an answer is not what was asked for");
 }
 

@@ -31,7 +31,7 @@ static void *open_thread(const struct job *job)
     return context;
 }
 
-static void check(const struct context *context, redisReply *reply, const struct entry *entry)
+static void check(const struct context *context, redisReply *reply, struct entry entry)
 {
     const struct plan_head *head = &context->job->plan.head;
 
@@ -40,49 +40,49 @@ static void check(const struct context *context, redisReply *reply, const struct
     if (context->job->is_put
             ? reply->type != REDIS_REPLY_STATUS || strcmp(reply->str, "OK") != 0
             : reply->type != REDIS_REPLY_STRING || (size_t)reply->len != head->value_bytes ||
-                  memcmp(reply->str, entry->value, head->value_bytes) != 0)
+                  memcmp(reply->str, entry.value, head->value_bytes) != 0)
         die("redis: not what was asked for");
     freeReplyObject(reply);
 }
 
-static void call(void *state, const struct entry *entry)
+static void call(void *state, struct entry entry)
 {
     struct context *context = state;
     const struct plan_head *head = &context->job->plan.head;
     redisReply *reply;
 
     if (context->job->is_put)
-        reply = redisCommand(context->redis, "SET %b %b", entry->key, (size_t)head->key_bytes,
-                             entry->value, (size_t)head->value_bytes);
+        reply = redisCommand(context->redis, "SET %b %b", entry.key, (size_t)head->key_bytes,
+                             entry.value, (size_t)head->value_bytes);
     else
-        reply = redisCommand(context->redis, "GET %b", entry->key, (size_t)head->key_bytes);
+        reply = redisCommand(context->redis, "GET %b", entry.key, (size_t)head->key_bytes);
     check(context, reply, entry);
 }
 
-static void append(const struct context *context, const struct entry *entry)
+static void append(const struct context *context, struct entry entry)
 {
     const struct plan_head *head = &context->job->plan.head;
     int status;
 
     if (context->job->is_put)
-        status = redisAppendCommand(context->redis, "SET %b %b", entry->key, (size_t)head->key_bytes,
-                                    entry->value, (size_t)head->value_bytes);
+        status = redisAppendCommand(context->redis, "SET %b %b", entry.key, (size_t)head->key_bytes,
+                                    entry.value, (size_t)head->value_bytes);
     else
         status =
-            redisAppendCommand(context->redis, "GET %b", entry->key, (size_t)head->key_bytes);
+            redisAppendCommand(context->redis, "GET %b", entry.key, (size_t)head->key_bytes);
     if (status != REDIS_OK)
         die("redisAppendCommand: %s", context->redis->errstr);
 }
 
 /* The operations whose replies have not come; replies come in order. */
 struct pipeline {
-    const struct entry **entries;
+    struct entry *entries;
     unsigned first, count;
 };
 
 static struct pipeline pipeline_new(unsigned depth)
 {
-    struct pipeline pipeline = {room(depth, sizeof(struct entry *)), 0, 0};
+    struct pipeline pipeline = {room(depth, sizeof(struct entry)), 0, 0};
 
     return pipeline;
 }
@@ -92,7 +92,7 @@ static void fill(struct pipeline *pipeline, struct worker *worker)
     const unsigned depth = worker->job->number;
 
     while (pipeline->count < depth) {
-        const struct entry *entry = worker_next(worker);
+        struct entry entry = worker_next(worker);
 
         append(worker->state, entry);
         pipeline->entries[(pipeline->first + pipeline->count) % depth] = entry;

@@ -28,13 +28,13 @@ static kvc_slice slice(const unsigned char *data, size_t len)
     return made;
 }
 
-static void call(void *state, const struct entry *entry)
+static void call(void *state, struct entry entry)
 {
     const struct job *job = state;
-    const kvc_slice key = slice(entry->key, job->plan.head.key_bytes);
+    const kvc_slice key = slice(entry.key, job->plan.head.key_bytes);
 
     if (job->is_put) {
-        const kvc_slice value = slice(entry->value, job->plan.head.value_bytes);
+        const kvc_slice value = slice(entry.value, job->plan.head.value_bytes);
         kvc_result result;
 
         if (kvc_put(client, key, value, NULL, &result) != KVC_OK || result.copies != 2)
@@ -45,7 +45,7 @@ static void call(void *state, const struct entry *entry)
 
         if (kvc_get_into(client, key, value, sizeof value, &len, NULL, NULL) != KVC_OK)
             die("kvc_get_into: %s", kvc_last_error());
-        if (len != job->plan.head.value_bytes || memcmp(value, entry->value, len) != 0)
+        if (len != job->plan.head.value_bytes || memcmp(value, entry.value, len) != 0)
             die("kvc_get_into: another value");
     }
 }
@@ -54,7 +54,7 @@ static void call(void *state, const struct entry *entry)
 struct queue {
     kvc_cq *cq;
     kvc_completion *completions;
-    const struct entry **entries;
+    struct entry *entries;
     unsigned char *values;
     uint64_t *free;
     unsigned left;
@@ -79,16 +79,16 @@ static struct queue queue_new(const struct job *job)
 static void submit(struct queue *queue, struct worker *worker)
 {
     const struct job *job = worker->job;
-    const struct entry *entry = worker_next(worker);
+    struct entry entry = worker_next(worker);
     const uint64_t tag = queue->free[--queue->left];
     kvc_op op;
 
     memset(&op, 0, sizeof op);
     op.size = sizeof op;
-    op.key = slice(entry->key, job->plan.head.key_bytes);
+    op.key = slice(entry.key, job->plan.head.key_bytes);
     if (job->is_put) {
         op.kind = KVC_OP_PUT;
-        op.value = slice(entry->value, job->plan.head.value_bytes);
+        op.value = slice(entry.value, job->plan.head.value_bytes);
     } else {
         op.kind = KVC_OP_GET;
         op.dst = queue->values + tag * job->plan.head.value_bytes;
@@ -115,7 +115,7 @@ static void poll_once(struct queue *queue, struct worker *worker)
         if (job->is_put ? end->copies != 2
                         : end->value.len != bytes ||
                               memcmp(queue->values + end->tag * bytes,
-                                     queue->entries[end->tag]->value, bytes) != 0)
+                                     queue->entries[end->tag].value, bytes) != 0)
             die("a completion is not what was asked for");
         queue->free[queue->left++] = end->tag;
     }

@@ -21,7 +21,7 @@ mod turn;
 
 use common::Cluster;
 use redis::Redis;
-use turn::{Cell, Measured, Program, Shape, Work};
+use turn::{Cell, Keys, Measured, Program, Shape, Work};
 
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ impl Settings {
             })
         };
         let is_test = has("--test");
-        let (pairs, warm_up_ms, ms) = if is_test { (1, 5, 20) } else { (7, 60, 300) };
+        let (pairs, warm_up_ms, ms) = if is_test { (1, 5, 20) } else { (5, 60, 250) };
         let pairs = number("--pairs", pairs) as usize;
         let (warm_up_ms, ms) = (number("--warm-up-ms", warm_up_ms), number("--ms", ms));
         Settings { pairs, warm_up_ms, ms, is_test, report: has("--report") }
@@ -57,15 +57,20 @@ impl Settings {
 }
 
 fn grid() -> Vec<Cell> {
-    let works = [Work::Get, Work::Put];
-    let cell = |shape, numbers: &'static [u32]| {
-        works
-            .into_iter()
-            .flat_map(move |work| numbers.iter().map(move |&number| Cell { work, shape, number }))
+    const THREADS: [u32; 3] = [1, 8, 64];
+    const DEPTHS: [u32; 4] = [1, 16, 64, 256];
+    let mut grid = Vec::new();
+    let mut add = |shape, keys, numbers: &[u32]| {
+        for work in [Work::Get, Work::Put] {
+            grid.extend(numbers.iter().map(|&number| Cell { work, keys, shape, number }));
+        }
     };
-    let mut grid: Vec<Cell> = cell(Shape::Threads, &[1, 8, 64]).collect();
-    grid.extend(cell(Shape::Steady, &[1, 16, 64, 256]));
-    grid.extend(cell(Shape::Burst, &[1, 16, 64, 256]));
+    add(Shape::Threads, Keys::All, &THREADS);
+    for shape in [Shape::Steady, Shape::Burst] {
+        for keys in [Keys::OneServers, Keys::All] {
+            add(shape, keys, &DEPTHS);
+        }
+    }
     grid
 }
 
@@ -87,7 +92,7 @@ fn main() {
         measured.push(result);
     }
     if !settings.is_test {
-        let text = report::text(&program, &settings, &measured);
+        let text = report::text(&settings, &measured);
         println!("\n{text}");
         if settings.report {
             report::write(&text, &settings, &measured);

@@ -7,8 +7,9 @@ use kv_protocol::ids::{ClientId, RequestId, RequestSeq, ShardId};
 use kv_protocol::map::Map;
 use kv_protocol::placement::Digest;
 
-/// How many keys, in any order, are read and written.
-const KEYS: u32 = 10_000;
+/// How many keys are read and written: so few that they stay in the processor's caches, since it is the
+/// client that is measured.
+pub(crate) const KEYS: u32 = 1_200;
 const VALUE_BYTES: usize = 64;
 /// Looked for in a hello to find where its client id is.
 const MARK: u128 = 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10;
@@ -20,52 +21,53 @@ pub(crate) fn plan(map: &Map) -> Vec<u8> {
     let is_mark = |bytes: &[u8]| bytes == MARK.to_le_bytes() || bytes == MARK.to_be_bytes();
     let client_at = hello.windows(16).position(is_mark).expect("the hello has the client's id");
 
-    let mut entries = Vec::new();
-    let (mut key_bytes, mut get_bytes, mut put_bytes) = (0, 0, 0);
-    for number in 0..KEYS {
+    let keys = (0..KEYS).map(|number| {
         let key = format!("{number:016}").into_bytes();
-        let value: Vec<u8> = format!("{number:08}").bytes().cycle().take(VALUE_BYTES).collect();
         let digest = Digest::of(&key);
-        let (group, _) = map.placement().locate(digest);
-        let view = map.views[usize::from(group.0)];
+        let view = map.views[usize::from(map.placement().locate(digest).0.0)];
         let primary = view.primary.expect("every group is served");
+        (primary.server, view.version, digest, key)
+    });
+    let mut keys: Vec<_> = keys.collect();
+    keys.sort();
+    let of_first = keys.iter().filter(|(server, ..)| server.0 == 0).count();
+
+    let (mut servers, mut entries, mut gets, mut puts) = (vec![], vec![], vec![], vec![]);
+    for (number, (server, view, digest, key)) in keys.iter().enumerate() {
+        let value: Vec<u8> = format!("{number:08}").bytes().cycle().take(VALUE_BYTES).collect();
         let header = WriteHeader {
             seq: RequestSeq(1),
             first_incomplete: RequestSeq(1),
             condition: Condition::Always,
         };
-        let frame = |operation| {
-            let mut frame = Vec::new();
-            let (id, view, key) = (RequestId(0), view.version, &key[..]);
-            Request { id, view, digest, key, operation }.write(&mut frame);
-            frame
-        };
-        let (get, put) = (frame(Operation::Get), frame(Operation::Put(header, &value)));
-        (key_bytes, get_bytes, put_bytes) = (key.len(), get.len(), put.len());
-        entries.extend(u32::from(primary.server.0).to_ne_bytes());
-        for part in [key, value, get, put] {
-            entries.extend(part);
-        }
+        let (id, view, digest) = (RequestId(0), *view, *digest);
+        let (get, put) = (Operation::Get, Operation::Put(header, &value));
+        Request { id, view, digest, key, operation: get }.write(&mut gets);
+        Request { id, view, digest, key, operation: put }.write(&mut puts);
+        servers.push(u32::from(server.0));
+        entries.extend(key);
+        entries.extend(value);
     }
 
-    let ports = map
-        .servers
-        .iter()
-        .map(|server| u32::from(server.clients.expect("every server serves").port()));
-    let ports: Vec<u32> = ports.collect();
+    let ports = map.servers.iter();
+    let ports: Vec<u32> =
+        ports.map(|server| server.clients.expect("every server serves").port().into()).collect();
     let size = |bytes: usize| u32::try_from(bytes).expect("short");
     let head = [
         size(ports.len()),
         KEYS,
-        size(key_bytes),
+        size(of_first),
+        size(keys[0].3.len()),
         size(VALUE_BYTES),
         size(hello.len()),
         size(client_at),
-        size(get_bytes),
-        size(put_bytes),
+        size(gets.len() / keys.len()),
+        size(puts.len() / keys.len()),
     ];
-    let mut plan: Vec<u8> = head.iter().chain(&ports).flat_map(|n| n.to_ne_bytes()).collect();
-    plan.extend(hello);
-    plan.extend(entries);
+    let numbers = head.iter().chain(&ports).chain(&servers);
+    let mut plan: Vec<u8> = numbers.flat_map(|number| number.to_ne_bytes()).collect();
+    for part in [entries, gets, puts, hello] {
+        plan.extend(part);
+    }
     plan
 }

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::Settings;
 use crate::common::workshop::{library, root};
-use crate::turn::{Cell, Measured, Program, Shape, Side, Turn, Work};
+use crate::turn::{Cell, Keys, Measured, Shape, Side, Turn, Work};
+use crate::{Settings, plan};
 
 /// A median and the least and greatest that it lies between.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +43,8 @@ fn ratio(a: &[Turn], b: &[Turn], of: impl Fn(&Turn) -> f64) -> Spread {
 
 /// A cell in one line, as it is measured.
 pub(crate) fn line(measured: &Measured) -> String {
-    let Cell { work, shape, number } = measured.cell;
-    let mut line = format!("{work} {shape:<7} {number:>3}");
+    let Cell { work, keys, shape, number } = measured.cell;
+    let mut line = format!("{work} {keys} {shape:<7} {number:>3}");
     for (side, turns) in &measured.sides {
         let per_second = Spread::of(turns.iter().map(Turn::per_second)).median;
         let cpu = Spread::of(turns.iter().map(Turn::cpu_ns)).median;
@@ -53,8 +53,9 @@ pub(crate) fn line(measured: &Measured) -> String {
     line
 }
 
-fn table(text: &mut String, measured: &[Measured], shape: Shape) {
-    for measured in measured.iter().filter(|measured| measured.cell.shape == shape) {
+fn table(text: &mut String, measured: &[Measured], shape: Shape, keys: Keys) {
+    let is_here = |m: &&Measured| m.cell.shape == shape && m.cell.keys == keys;
+    for measured in measured.iter().filter(is_here) {
         let Cell { work, number, .. } = measured.cell;
         let kvc = measured.of(Side::Kvc).expect("it is always measured");
         for (side, turns) in &measured.sides {
@@ -95,21 +96,27 @@ fn targets(measured: &[Measured]) -> Vec<String> {
         };
         lines.push(format!("- {name}, at most {limit}: {verdict}"));
     };
-    let find = |shape, number, work| {
-        measured.iter().find(|m| m.cell == Cell { work, shape, number }).expect("in the grid")
+    let find = |shape, keys, number, work| {
+        let cell = Cell { work, keys, shape, number };
+        measured.iter().find(|m| m.cell == cell).expect("in the grid")
     };
     for work in [Work::Get, Work::Put] {
-        let cell = find(Shape::Threads, 1, work);
+        let cell = find(Shape::Threads, Keys::All, 1, work);
         let times = cell.of(Side::Kvc).zip(cell.of(Side::Bare));
         let times = times.map(|(kvc, bare)| ratio(kvc, bare, |turn| 1.0 / turn.per_second()));
         say(format!("{work} from one thread, time against the bare loop"), 1.15, times);
     }
-    for shape in [Shape::Steady, Shape::Burst] {
-        for work in [Work::Get, Work::Put] {
-            let cell = find(shape, 64, work);
-            let costs = cell.of(Side::Kvc).zip(cell.of(Side::Hiredis));
-            let costs = costs.map(|(kvc, hiredis)| ratio(kvc, hiredis, Turn::cpu_ns));
-            say(format!("{work}, 64 in flight, {shape}: client CPU against hiredis"), 0.6, costs);
+    let connections = [(Keys::OneServers, "one connection"), (Keys::All, "three connections")];
+    for (keys, on) in connections {
+        for shape in [Shape::Steady, Shape::Burst] {
+            for work in [Work::Get, Work::Put] {
+                let cell = find(shape, keys, 64, work);
+                let costs = cell.of(Side::Kvc).zip(cell.of(Side::Hiredis));
+                let costs = costs.map(|(kvc, hiredis)| ratio(kvc, hiredis, Turn::cpu_ns));
+                let name =
+                    format!("{work}, 64 in flight, {shape}, {on}: client CPU against hiredis");
+                say(name, 0.6, costs);
+            }
         }
     }
     lines
@@ -172,7 +179,7 @@ fn today() -> String {
 }
 
 /// The whole report.
-pub(crate) fn text(_: &Program, settings: &Settings, measured: &[Measured]) -> String {
+pub(crate) fn text(settings: &Settings, measured: &[Measured]) -> String {
     let Settings { pairs, warm_up_ms, ms, .. } = settings;
     let mut text = format!(
         "# What an operation costs a C program\n\n{}, version {}. {}.\n\n```\nmake bench-client\n```\n\n",
@@ -183,20 +190,28 @@ pub(crate) fn text(_: &Program, settings: &Settings, measured: &[Measured]) -> S
     let _ = writeln!(
         text,
         "Three servers with one shard each, and redis-server, on loopback; all share the cores, nothing is \
-         pinned. 10,000 keys of 16 bytes, values of 64 bytes, each key as likely; every answer is checked. \
-         {pairs} turns a side of {ms} ms after {warm_up_ms} ms of warm-up, the sides of a cell in \
+         pinned. {} keys of 16 bytes, values of 64 bytes, each key as likely; every answer is checked. \
+         {pairs} turns a side of {ms} ms after {warm_up_ms} ms of warm-up (and 8 ms for each thread), the sides of a cell in \
          alternation (closed loops). Figures are medians, least and greatest in parentheses; ratios are \
          taken between neighbours in time. A put of this store is on two servers when it is answered, one \
-         of redis-server on one. CPU is the client process's own, user and system, by getrusage.\n\n{}",
+         of redis-server on one. CPU is the client process's own, user and system, by getrusage. hiredis has one connection; so has the library where all keys are one server's, and else \
+         three, which carry a third of the operations each.\n\n{}",
+        plan::KEYS,
         shared_library()
     );
     let _ = writeln!(text, "\n## Targets\n\n{}", targets(measured).join("\n"));
     head(&mut text, "Blocking calls", "threads");
-    table(&mut text, measured, Shape::Threads);
-    head(&mut text, "One thread, new operations sent as answers come", "in flight");
-    table(&mut text, measured, Shape::Steady);
-    head(&mut text, "One thread, sent together and then all answers taken", "in flight");
-    table(&mut text, measured, Shape::Burst);
+    table(&mut text, measured, Shape::Threads, Keys::All);
+    let shapes = [
+        (Shape::Steady, "new operations sent as answers come"),
+        (Shape::Burst, "sent together, then all answers taken"),
+    ];
+    for (shape, how) in shapes {
+        head(&mut text, &format!("One thread, {how}; keys of one server"), "in flight");
+        table(&mut text, measured, shape, Keys::OneServers);
+        head(&mut text, &format!("One thread, {how}; keys of three servers"), "in flight");
+        table(&mut text, measured, shape, Keys::All);
+    }
     text
 }
 
@@ -226,9 +241,9 @@ fn as_json(measured: &Measured) -> serde_json::Value {
         (side.to_string(), json!(turns))
     });
     let sides: serde_json::Map<_, _> = sides.collect();
-    let Cell { work, shape, number } = measured.cell;
+    let Cell { work, keys, shape, number } = measured.cell;
     json!({
-        "work": work.to_string(), "shape": shape.to_string(), "number": number,
+        "work": work.to_string(), "keys": keys.to_string(), "shape": shape.to_string(), "number": number,
         "operations, wall, user, system ns": sides,
     })
 }

@@ -27,6 +27,15 @@ pub(crate) enum Shape {
     Burst,
 }
 
+/// Which keys are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// All: of this store, on three connections.
+    All,
+    /// Those of one server: one connection, as hiredis has.
+    OneServers,
+}
+
 /// A way to reach a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -57,6 +66,15 @@ impl fmt::Display for Shape {
     }
 }
 
+impl fmt::Display for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Keys::All => "all",
+            Keys::OneServers => "one",
+        })
+    }
+}
+
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -71,6 +89,7 @@ impl fmt::Display for Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cell {
     pub(crate) work: Work,
+    pub(crate) keys: Keys,
     pub(crate) shape: Shape,
     /// Of threads, or how many operations are in flight.
     pub(crate) number: u32,
@@ -144,7 +163,7 @@ impl Program {
         let program = Program { workshop, path, plan, cluster, redis };
         for side in [Side::Kvc, Side::Hiredis] {
             if side == Side::Kvc || program.redis.is_some() {
-                program.run(side, Work::Put, "load", 1, 0, 0);
+                program.run(side, "put all load 1 0 0");
             }
         }
         program
@@ -175,8 +194,12 @@ impl Program {
     }
 
     fn turn(&self, side: Side, cell: Cell, settings: &Settings) -> Turn {
-        let (shape, Settings { warm_up_ms, ms, .. }) = (cell.shape.to_string(), *settings);
-        let said = self.run(side, cell.work, &shape, cell.number, warm_up_ms, ms);
+        let (Cell { work, keys, shape, number }, Settings { warm_up_ms, ms, .. }) =
+            (cell, settings);
+        // Each thread of the library has connections of its own, which have to be opened.
+        let connecting_ms = if shape == Shape::Threads { 8 * number } else { 0 };
+        let warm_up_ms = warm_up_ms + connecting_ms;
+        let said = self.run(side, &format!("{work} {keys} {shape} {number} {warm_up_ms} {ms}"));
         let numbers: Vec<f64> =
             said.split_whitespace().map(|text| text.parse().expect("a number")).collect();
         let &[operations, wall_ns, user_ns, system_ns] = &numbers[..] else {
@@ -186,15 +209,14 @@ impl Program {
         Turn { operations, wall_ns, user_ns, system_ns }
     }
 
-    fn run(&self, side: Side, work: Work, shape: &str, number: u32, warm: u32, ms: u32) -> String {
-        let (side_word, work, number) = (side.to_string(), work.to_string(), number.to_string());
-        let (warm, ms) = (warm.to_string(), ms.to_string());
+    fn run(&self, side: Side, words: &str) -> String {
+        let side_word = side.to_string();
         let plan = self.plan.to_str().expect("a path in UTF-8");
         let endpoint = match side {
             Side::Hiredis => self.redis.as_deref().expect("a redis-server"),
             Side::Kvc | Side::Bare => &self.cluster,
         };
-        let words = [&side_word, &work, shape, &number, &warm, &ms, plan, endpoint];
-        self.workshop.run(&self.path, &words).with_code(0).stdout
+        let all = [side_word.as_str()].into_iter().chain(words.split(' ')).chain([plan, endpoint]);
+        self.workshop.run(&self.path, &all.collect::<Vec<_>>()).with_code(0).stdout
     }
 }
