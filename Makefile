@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header abi man install uninstall bench sim sim-holes sim-exhaustive chaos setup clean help
+.PHONY: all run test lint header abi man install uninstall bench bench-client sim sim-holes sim-exhaustive chaos setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
@@ -55,8 +55,12 @@ install: ## executables, C library and manual to PREFIX (/usr/local), below DEST
 uninstall: ## remove what install has put there, with the same PREFIX and DESTDIR
 	@scripts/install.sh uninstall
 
-bench: ## the criterion benchmarks (minutes; results in target/criterion)
+bench: ## all benchmarks (minutes; criterion's results in target/criterion)
 	$(CARGO) bench --workspace $(LOCKED) --bench '*'
+
+bench-client: ## what an operation costs a C program, beside a bare socket loop and hiredis; to benches/results/
+	@scripts/setup.sh bench
+	$(CARGO) bench $(LOCKED) --bench client -- --report
 
 sim: ## the simulator: fixed seeds, then fresh ones for ten minutes
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 64 --minutes 10 --enough

@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh build   what `make all` and `make run` need
 #   scripts/setup.sh         that, and what `make test` and `make lint` need
+#   scripts/setup.sh bench   what `make all` needs, and the peers that `make bench-client` compares with
 #
 # Every word goes to stderr: `make run` keeps stdout for the client's answers.
 set -euo pipefail
@@ -55,9 +56,16 @@ check_test() {
     has cargo-deny || crates+=(cargo-deny)
 }
 
+check_bench() {
+    has pkg-config || need_package pkg-config "pkg-config"
+    [[ -r /usr/include/hiredis/hiredis.h ]] || need_package libhiredis-dev "hiredis, to compare with"
+    has redis-server || need_package redis-server "redis-server, to compare with"
+}
+
 install_packages() {
     printf 'setup: installing %s\n' "${packages[*]}"
-    local sshd_is_new=
+    local sshd_is_new='' redis_is_new=''
+    [[ " ${packages[*]} " != *" redis-server "* ]] || redis_is_new=yes
     [[ " ${packages[*]} " != *" openssh-server "* ]] || sshd_is_new=yes
     export DEBIAN_FRONTEND=noninteractive
     apt-get update
@@ -67,6 +75,11 @@ install_packages() {
     if [[ $sshd_is_new && -d /run/systemd/system ]]; then
         printf 'setup: leaving the sshd service that came with openssh-server switched off\n'
         systemctl disable --now ssh.service
+    fi
+    # The benchmark starts one of its own.
+    if [[ $redis_is_new && -d /run/systemd/system ]]; then
+        printf 'setup: leaving the service that came with redis-server switched off\n'
+        systemctl disable --now redis-server.service
     fi
 }
 
@@ -85,8 +98,9 @@ list_and_leave() {
 
 case ${1-} in
 build) check_build ;;
+bench) check_build && check_bench ;;
 '') check_build && check_test ;;
-*) printf 'usage: %s [build]\n' "$0" && exit 2 ;;
+*) printf 'usage: %s [build|bench]\n' "$0" && exit 2 ;;
 esac
 
 ((${#packages[@]} + ${#crates[@]} + ${#by_hand[@]} > 0)) || exit 0
