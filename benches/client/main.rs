@@ -49,7 +49,7 @@ impl Settings {
             })
         };
         let is_test = has("--test");
-        let (pairs, warm_up_ms, ms) = if is_test { (1, 5, 20) } else { (5, 60, 250) };
+        let (pairs, warm_up_ms, ms) = if is_test { (1, 5, 20) } else { (5, 120, 200) };
         let pairs = number("--pairs", pairs) as usize;
         let (warm_up_ms, ms) = (number("--warm-up-ms", warm_up_ms), number("--ms", ms));
         Settings { pairs, warm_up_ms, ms, is_test, report: has("--report") }

@@ -182,7 +182,7 @@ fn today() -> String {
 pub(crate) fn text(settings: &Settings, measured: &[Measured]) -> String {
     let Settings { pairs, warm_up_ms, ms, .. } = settings;
     let mut text = format!(
-        "# What an operation costs a C program\n\n{}, version {}. {}.\n\n```\nmake bench-client\n```\n\n",
+        "# What an operation costs a C program\n\n{}, version {}. {}.\n\n```\ncargo bench --bench client -- --report --pairs {pairs} --ms {ms} --warm-up-ms {warm_up_ms}\n```\n\n",
         today(),
         env!("CARGO_PKG_VERSION"),
         machine()
