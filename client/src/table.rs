@@ -99,10 +99,9 @@ mod tests {
         assert_eq!(table.remove(first), Some("first"));
         let second = table.insert("second");
         assert_eq!(place(second), place(first));
-        assert_eq!(
-            (table.get(first), table.get_mut(first), table.remove(first)),
-            (None, None, None)
-        );
+        assert_eq!(table.get(first), None);
+        assert_eq!(table.get_mut(first), None);
+        assert_eq!(table.remove(first), None);
         assert_eq!((table.get(second), table.get(other)), (Some(&"second"), Some(&"other")));
         assert_eq!((table.get(0), table.len()), (None, 2));
     }
