@@ -347,7 +347,8 @@ impl Operation {
         if has_map && map_trouble.is_none() {
             cause.push_str("; `coord status` shows which servers are up");
         }
-        if is_waiting && !server_is_down {
+        // A write that is in no doubt was never sent whole.
+        if is_waiting && !self.kind.is_write() && !server_is_down {
             Error::Timeout { action, waited, cause }
         } else {
             Error::Unavailable { action, waited, cause }

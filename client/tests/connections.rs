@@ -159,6 +159,8 @@ fn what_waits_behind_a_server_that_does_not_read_is_not_in_doubt_and_the_rest_go
     for completion in &done {
         let is_in_doubt = matches!(completion.result, Err(Error::InDoubt { .. }));
         assert_eq!(is_in_doubt, completion.tag != 3, "{completion:?}");
+        let is_undone = matches!(completion.result, Err(Error::Unavailable { .. }));
+        assert_eq!(is_undone, completion.tag == 3, "{completion:?}");
     }
     drop(gate);
     assert_eq!(

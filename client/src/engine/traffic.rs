@@ -124,13 +124,18 @@ impl Engine {
 
     /// Puts an operation that is assigned to an open connection on the wire.
     pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant) {
+        let wanted = Stage::Assigned { connection: token, request: None };
+        if self.operations.get(id).is_none_or(|operation| operation.stage != wanted) {
+            // It was in a backlog twice, or has gone another way meanwhile.
+            return;
+        }
         // An earlier sending may still wait on another connection.
         self.release(id);
         let Some(operation) = self.operations.get_mut(id) else { return };
-        if operation.stage != (Stage::Assigned { connection: token, request: None }) {
-            return;
-        }
-        let Some(connection) = self.connections.get_mut(token) else { return };
+        let Some(connection) = self.connections.get_mut(token) else {
+            // It was lost while its backlog was sent.
+            return self.make_ready(id);
+        };
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
             && let Some(sessions) = self.sessions.get_mut(&place)
         {
