@@ -1,0 +1,283 @@
+//! The command line, and the plan that it makes.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Parser;
+use kv_protocol::ids::GroupId;
+use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES, SESSION_WINDOW};
+
+use crate::choice::Popularity;
+use crate::control::Until;
+use crate::numbers::{parse_count, parse_range, parse_seconds};
+use crate::report::Format;
+use crate::target::{Scheme, Target};
+use crate::value::STAMP_BYTES;
+
+/// More keys than a machine of today holds twice.
+const MAX_KEYS: u64 = 1_000_000_000;
+/// More connections than a server takes.
+const MAX_CONNECTIONS: u64 = 16_384;
+const MAX_THREADS: u64 = 256;
+/// As many as a client of the library keeps in flight.
+const MAX_DEPTH: u64 = kv_client::MAX_IN_FLIGHT as u64;
+const MAX_REPLICAS: u32 = 16;
+
+const EXAMPLES: &str = "Examples:
+  kv-bench --target kv://localhost:7000 --load --keys 100k
+        Fill 100,000 keys, then read 95 of 100 times for ten seconds
+  kv-bench --target kv://localhost:7000 --load --reads 50 --distribution zipf --verify
+        Half writes, some keys far more often than others, every answer checked
+  kv-bench --target redis://localhost:6379 --reads 0 --wait 1 --depth 16
+        Writes to a Redis that one replica must have
+  kv-bench --target kv+wire://localhost:7000 --rate 20000 --reads 100 --json
+        Latency at a fixed rate, for a program to read";
+
+/// Loads a store with reads and writes and tells how fast it answers.
+///
+/// In a closed loop (without --rate) every connection keeps --depth operations under way, so the rate is
+/// what the server gives and a latency counts from the sending. With --rate operations begin at their
+/// times whatever the server does, and a latency counts from the time at which the operation was meant
+/// to begin: queueing is seen.
+///
+/// The targets: kv is a cluster of this store through its client library (the coordinator's address; one
+/// thread for each connection); kv+wire the same over plain sockets, each to one shard; redis is Redis or
+/// Valkey; memcached; echo is kv-echo, the bare floor.
+///
+/// Exit status: 0 if every operation was done and every answer was right, 1 if not, 2 for wrong usage.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kv-bench", version, after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Where the load goes: kv://HOST:PORT, kv+wire://…, redis://…, memcached://… or echo://…
+    #[arg(short, long, value_name = "URL", value_parser = Target::parse)]
+    target: Target,
+    /// How many of a hundred operations read; the others write. Fractions allowed.
+    #[arg(short, long, value_name = "PERCENT", default_value = "95", value_parser = percent)]
+    reads: f64,
+    /// How many keys there are.
+    #[arg(short, long, value_name = "N", default_value = "100k", value_parser = parse_count)]
+    keys: u64,
+    /// Bytes of a key.
+    #[arg(long, value_name = "BYTES", default_value = "16", value_parser = parse_count)]
+    key_size: u64,
+    /// Bytes of a value: one number, or MIN-MAX.
+    #[arg(short, long, value_name = "BYTES", default_value = "64", value_parser = parse_range)]
+    value_size: RangeInclusive<u64>,
+    /// How keys are chosen: uniform, zipf (theta 0.99), or zipf:THETA.
+    #[arg(long, value_name = "NAME", default_value = "uniform", value_parser = Popularity::parse)]
+    distribution: Popularity,
+    /// Connections (kv: clients, each with a thread of its own).
+    #[arg(short, long, value_name = "N", default_value = "50", value_parser = parse_count)]
+    connections: u64,
+    /// Operations under way on each connection.
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = parse_count)]
+    depth: u64,
+    /// Threads among which the connections are dealt out (not for kv).
+    #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count)]
+    threads: u64,
+    /// Open loop: so many operations a second, of all connections together.
+    #[arg(long, value_name = "OPS", value_parser = parse_count)]
+    rate: Option<u64>,
+    /// Measure for so long.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    duration: Duration,
+    /// Measure so many operations instead of a time; 0 after --load: only fill.
+    #[arg(short = 'n', long, value_name = "N", value_parser = parse_count)]
+    count: Option<u64>,
+    /// Load the server for so long before anything is counted.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
+    warm_up: Duration,
+    /// Chooses keys and operations; the same seed draws the same ones.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Write every key once before.
+    #[arg(short, long)]
+    load: bool,
+    /// Check every value read against what its key must hold: what this run wrote last, or, of a key that
+    /// it has not written, what any run may have left.
+    #[arg(long)]
+    verify: bool,
+    /// redis: after the writes of a batch, wait until so many replicas have them.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_REPLICAS as i64))]
+    wait: Option<u32>,
+    /// kv: only keys of this group, so that one server (and its secondary) does all the work.
+    #[arg(long, value_name = "N")]
+    group: Option<u16>,
+    /// Tell what these processes use of processors for one operation.
+    #[arg(long, value_name = "PID", num_args = 1.., value_delimiter = ',')]
+    server_pid: Vec<u32>,
+    /// The result as one JSON object.
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// The result as two lines of comma-separated values.
+    #[arg(long)]
+    csv: bool,
+}
+
+/// What a run does.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) target: Target,
+    /// From 0 to 1.
+    pub(crate) reads: f64,
+    pub(crate) keys: u32,
+    pub(crate) key_bytes: usize,
+    pub(crate) value_bytes: RangeInclusive<usize>,
+    pub(crate) popularity: Popularity,
+    pub(crate) connections: usize,
+    pub(crate) depth: u32,
+    pub(crate) threads: usize,
+    pub(crate) rate: Option<u64>,
+    pub(crate) warm_up: Duration,
+    /// `None`: only fill.
+    pub(crate) until: Option<Until>,
+    pub(crate) seed: u64,
+    pub(crate) fills: bool,
+    pub(crate) verifies: bool,
+    pub(crate) replicas: u32,
+    pub(crate) group: Option<GroupId>,
+    pub(crate) server_pids: Vec<u32>,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    share.ok_or_else(|| format!("`{text}` is no number from 0 to 100"))
+}
+
+/// A number within bounds, named as its flag.
+fn within(flag: &str, number: u64, bounds: RangeInclusive<u64>) -> anyhow::Result<u64> {
+    match bounds.contains(&number) {
+        true => Ok(number),
+        false => bail!("--{flag} {number}: it must be {} to {}", bounds.start(), bounds.end()),
+    }
+}
+
+impl Args {
+    /// How the result is shown.
+    pub(crate) fn format(&self) -> Format {
+        match (self.json, self.csv) {
+            (true, _) => Format::Json,
+            (_, true) => Format::Csv,
+            _ => Format::Table,
+        }
+    }
+
+    /// The plan, its parts checked against each other.
+    pub(crate) fn plan(&self) -> anyhow::Result<Plan> {
+        let Args { target, .. } = self;
+        let keys = within("keys", self.keys, 1..=MAX_KEYS)?;
+        // A group's keys are found among those of all groups.
+        let numbers = if self.group.is_some() { u64::from(u32::MAX) } else { keys - 1 };
+        let digits = numbers.to_string().len() as u64;
+        let key_bytes = within("key-size", self.key_size, digits..=MAX_KEY_BYTES as u64)?;
+        within("value-size", *self.value_size.end(), 0..=MAX_VALUE_BYTES as u64)?;
+        let connections = within("connections", self.connections, 1..=MAX_CONNECTIONS)?;
+        let threads = within("threads", self.threads, 1..=MAX_THREADS.min(connections))?;
+        let depth = within("depth", self.depth, 1..=MAX_DEPTH)?;
+        if let Some(rate) = self.rate {
+            within("rate", rate, 1..=1_000_000_000)?;
+        }
+        if target.scheme == Scheme::KvWire && depth > SESSION_WINDOW {
+            bail!("--depth {depth}: a connection of kv+wire keeps at most {SESSION_WINDOW} writes");
+        }
+        if target.scheme == Scheme::Kv && threads > 1 {
+            bail!("--threads: each client of kv has a thread already; use --connections");
+        }
+        if self.wait.is_some() && target.scheme != Scheme::Redis {
+            bail!("--wait is for redis:// alone; {target} replicates by itself or not at all");
+        }
+        if self.group.is_some() && !target.is_kv() {
+            bail!("--group is for kv:// and kv+wire:// alone; {target} has no groups");
+        }
+        if self.verify && target.scheme == Scheme::Echo {
+            bail!("--verify: {target} holds no values that could be checked");
+        }
+        if self.verify && *self.value_size.start() < STAMP_BYTES as u64 {
+            bail!("--verify needs a --value-size of {STAMP_BYTES} or more");
+        }
+        let until = match self.count {
+            Some(0) if self.load => None,
+            Some(0) => bail!("--count 0 does nothing without --load"),
+            Some(count) => Some(Until::Count(count)),
+            None if self.duration.is_zero() => bail!("--duration 0 measures nothing"),
+            None => Some(Until::Time(self.duration)),
+        };
+        let index = crate::numbers::index;
+        Ok(Plan {
+            target: target.clone(),
+            reads: self.reads / 100.0,
+            keys: u32::try_from(keys)?,
+            key_bytes: index(key_bytes),
+            value_bytes: index(*self.value_size.start())..=index(*self.value_size.end()),
+            popularity: self.distribution,
+            connections: index(connections),
+            depth: u32::try_from(depth)?,
+            threads: index(threads),
+            rate: self.rate,
+            warm_up: self.warm_up,
+            until,
+            seed: self.seed,
+            fills: self.load,
+            verifies: self.verify,
+            replicas: self.wait.unwrap_or(0),
+            group: self.group.map(GroupId),
+            server_pids: self.server_pid.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn plan(line: &str) -> Result<Plan, String> {
+        let args = Args::try_parse_from(format!("kv-bench {line}").split_whitespace());
+        args.map_err(|error| error.to_string())?.plan().map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent_and_documented() {
+        let command = Args::command();
+        command.clone().debug_assert();
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
+        }
+    }
+
+    #[test]
+    fn the_examples_of_the_help_are_right() {
+        let lines = EXAMPLES.lines().filter_map(|line| line.trim().strip_prefix("kv-bench "));
+        assert_eq!(lines.clone().map(|line| plan(line).unwrap()).count(), 4);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_flag() {
+        for (line, named) in [
+            ("", "--target"),
+            ("-t nowhere", "kv://HOST:PORT"),
+            ("-t kv://a:1 --keys 0", "--keys"),
+            ("-t kv://a:1 --keys 1M --key-size 5", "--key-size"),
+            ("-t kv://a:1 --value-size 17MiB", "--value-size"),
+            ("-t kv://a:1 --value-size 8-4", "MIN-MAX"),
+            ("-t kv://a:1 --reads 101", "0 to 100"),
+            ("-t kv://a:1 --depth 0", "--depth"),
+            ("-t kv://a:1 --threads 2", "--connections"),
+            ("-t kv+wire://a:1 --depth 65", "at most 64"),
+            ("-t redis://a:1 --threads 3 -c 2", "--threads"),
+            ("-t kv://a:1 --wait 1", "--wait"),
+            ("-t redis://a:1 --group 0", "--group"),
+            ("-t echo://a:1 --verify", "--verify"),
+            ("-t kv://a:1 --verify --value-size 4-64", "--value-size"),
+            ("-t kv://a:1 --count 0", "--load"),
+            ("-t kv://a:1 --duration 0", "--duration"),
+            ("-t kv://a:1 --rate 0", "--rate"),
+            ("-t kv://a:1 --json --csv", "--csv"),
+            ("-t kv://a:1 --distribution zipf:-1", "theta"),
+        ] {
+            let refused = plan(line).expect_err(line);
+            assert!(refused.contains(named), "{line}: {refused}");
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What every key must hold, as far as this run knows: by it reads are checked.
+//!
+//! ```text
+//!   acknowledged <= what a read may show <= issued
+//!        ^ when the read was sent               ^ when its answer has come
+//! ```
+//!
+//! Of one key, one write at a time is under way, so its writes have an order. A write whose end is not
+//! known leaves the key as it is: no more writes of this run, and reads may show it or not.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::value::{Stamp, Values};
+
+/// See the module. Shared by all threads of a run.
+#[derive(Debug)]
+pub(crate) struct Book {
+    /// By key: the number of the last write acknowledged, and of the last one issued.
+    keys: Box<[AtomicU64]>,
+    run: u32,
+}
+
+/// What was known of a key when a read of it was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Floor(u32);
+
+fn halves(word: u64) -> (u32, u32) {
+    #[allow(clippy::cast_possible_truncation)] // Two halves of one word.
+    ((word >> 32) as u32, word as u32)
+}
+
+fn word(acknowledged: u32, issued: u32) -> u64 {
+    u64::from(acknowledged) << 32 | u64::from(issued)
+}
+
+impl Book {
+    /// Of keys with numbers below `keys`, of which nothing is known.
+    pub(crate) fn new(keys: usize, run: u32) -> Book {
+        Book { keys: (0..keys).map(|_| AtomicU64::new(0)).collect(), run }
+    }
+
+    /// Begins a write; `None` while one is under way, or for ever after one whose end is unknown.
+    pub(crate) fn begin_write(&self, key: u32) -> Option<Stamp> {
+        let entry = &self.keys[key as usize];
+        let now = entry.load(Ordering::Relaxed);
+        let (acknowledged, issued) = halves(now);
+        if acknowledged != issued || issued == u32::MAX {
+            return None;
+        }
+        let next = word(acknowledged, issued + 1);
+        let swapped = entry.compare_exchange(now, next, Ordering::Relaxed, Ordering::Relaxed);
+        swapped.is_ok().then_some(Stamp { run: self.run, number: issued + 1 })
+    }
+
+    /// The write was acknowledged.
+    pub(crate) fn acknowledge(&self, key: u32, stamp: Stamp) {
+        self.keys[key as usize].store(word(stamp.number, stamp.number), Ordering::Release);
+    }
+
+    /// What a read that is sent now must at least show.
+    pub(crate) fn floor(&self, key: u32) -> Floor {
+        Floor(halves(self.keys[key as usize].load(Ordering::Acquire)).0)
+    }
+
+    /// Whether a read may show this value, or that there is none.
+    ///
+    /// # Errors
+    /// Why it must not.
+    pub(crate) fn check(
+        &self,
+        values: &Values,
+        key: u32,
+        floor: Floor,
+        value: Option<&[u8]>,
+    ) -> Result<(), String> {
+        let Some(value) = value else {
+            return match floor {
+                Floor(0) => Ok(()),
+                Floor(number) => {
+                    Err(format!("nothing, though write {number} of it was acknowledged"))
+                }
+            };
+        };
+        let stamp = values.read(key, value)?;
+        let (_, issued) = halves(self.keys[key as usize].load(Ordering::Acquire));
+        if stamp.run != self.run {
+            return match floor {
+                // What an earlier run has left.
+                Floor(0) => Ok(()),
+                Floor(number) => Err(format!(
+                    "what another run has written, though write {number} of this one was acknowledged"
+                )),
+            };
+        }
+        if stamp.number < floor.0 {
+            return Err(format!("write {}, though {} was acknowledged", stamp.number, floor.0));
+        }
+        if stamp.number > issued {
+            return Err(format!("write {}, of which {issued} are issued", stamp.number));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(values: &Values, key: u32, run: u32, number: u32) -> Vec<u8> {
+        let mut value = Vec::new();
+        values.write(key, Stamp { run, number }, &mut value);
+        value
+    }
+
+    #[test]
+    fn a_read_shows_what_was_acknowledged_before_it_or_later() {
+        let (book, values) = (Book::new(2, 7), Values::new(32..=32));
+        let first = book.begin_write(1).unwrap();
+        book.acknowledge(1, first);
+        let floor = book.floor(1);
+        let second = book.begin_write(1).unwrap();
+        assert_eq!(book.begin_write(1), None, "one write at a time");
+        let check = |number| book.check(&values, 1, floor, Some(&value(&values, 1, 7, number)));
+        assert_eq!(check(1), Ok(()));
+        assert_eq!(check(2), Ok(()), "it may have been done");
+        assert!(check(3).is_err(), "nobody has written it");
+        book.acknowledge(1, second);
+        let check =
+            |number| book.check(&values, 1, book.floor(1), Some(&value(&values, 1, 7, number)));
+        assert!(check(1).is_err(), "stale");
+        assert_eq!(check(2), Ok(()));
+        assert!(book.check(&values, 1, book.floor(1), None).is_err(), "lost");
+    }
+
+    #[test]
+    fn of_a_key_that_was_not_written_yet_anything_whole_may_be_read() {
+        let (book, values) = (Book::new(2, 7), Values::new(32..=32));
+        let floor = book.floor(0);
+        assert_eq!(book.check(&values, 0, floor, None), Ok(()));
+        assert_eq!(book.check(&values, 0, floor, Some(&value(&values, 0, 3, 9))), Ok(()));
+        assert!(book.check(&values, 0, floor, Some(&value(&values, 1, 3, 9))).is_err());
+        let stamp = book.begin_write(0).unwrap();
+        book.acknowledge(0, stamp);
+        let old = value(&values, 0, 3, 9);
+        assert!(book.check(&values, 0, book.floor(0), Some(&old)).is_err(), "another run's");
+    }
+}

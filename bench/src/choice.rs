@@ -1,0 +1,109 @@
+//! Which of a number of keys comes next: any as likely as another, or by Zipf's law.
+
+use rand::RngExt as _;
+use rand_distr::{Distribution as _, Zipf};
+use rand_xoshiro::Xoshiro256PlusPlus;
+
+/// How keys are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Popularity {
+    /// Each key as often as another.
+    Uniform,
+    /// The key of rank k in proportion to `1 / k^theta`.
+    Zipf(f64),
+}
+
+impl Popularity {
+    /// `uniform`, `zipf` or `zipf:THETA`.
+    pub(crate) fn parse(text: &str) -> Result<Popularity, String> {
+        /// As in YCSB.
+        const THETA: f64 = 0.99;
+        match text.split_once(':').unwrap_or((text, "")) {
+            ("uniform", "") => Ok(Popularity::Uniform),
+            ("zipf", "") => Ok(Popularity::Zipf(THETA)),
+            ("zipf", theta) => theta
+                .parse()
+                .ok()
+                .filter(|theta| (0.01..=10.0).contains(theta))
+                .map(Popularity::Zipf)
+                .ok_or_else(|| format!("`{theta}` is no theta from 0.01 to 10")),
+            _ => Err(format!("`{text}` is neither uniform nor zipf nor zipf:THETA")),
+        }
+    }
+}
+
+/// Draws places in a list of a given length.
+#[derive(Clone, Debug)]
+pub(crate) enum Choice {
+    Uniform(u64),
+    /// By rejection-inversion (Hörmann and Derflinger, 1996): no table, whatever the length.
+    Zipf(Zipf<f64>),
+}
+
+impl Choice {
+    /// Of a list that is not empty.
+    pub(crate) fn new(popularity: Popularity, length: u64) -> Choice {
+        match popularity {
+            Popularity::Uniform => Choice::Uniform(length),
+            #[allow(clippy::cast_precision_loss)] // Lists have fewer than 2^32 entries.
+            Popularity::Zipf(theta) => Choice::Zipf(
+                Zipf::new(length as f64, theta).expect("the length and theta are positive"),
+            ),
+        }
+    }
+
+    /// The next place, from zero.
+    pub(crate) fn draw(&self, random: &mut Xoshiro256PlusPlus) -> u64 {
+        match self {
+            Choice::Uniform(length) => random.random_range(0..*length),
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            // Ranks are whole numbers from 1 to the length.
+            Choice::Zipf(zipf) => zipf.sample(random) as u64 - 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng as _;
+
+    fn counts(choice: &Choice, length: usize, draws: usize) -> Vec<u32> {
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
+        let mut counts = vec![0; length];
+        for _ in 0..draws {
+            counts[crate::numbers::index(choice.draw(&mut random))] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn zipf_draws_each_rank_as_often_as_its_law_says() {
+        let (length, draws, theta) = (1_000, 2_000_000, 0.99);
+        let counts = counts(&Choice::new(Popularity::Zipf(theta), 1_000), length, draws);
+        let weight = |rank: usize| (rank as f64).powf(-theta);
+        let total: f64 = (1..=length).map(weight).sum();
+        for rank in [1, 2, 3, 10, 100, 1_000] {
+            let expected = draws as f64 * weight(rank) / total;
+            let got = f64::from(counts[rank - 1]);
+            // Six standard deviations of a count.
+            assert!((got - expected).abs() < 6.0 * expected.sqrt(), "{rank}: {got}, {expected}");
+        }
+    }
+
+    #[test]
+    fn uniform_draws_every_key_about_as_often_as_another() {
+        let counts = counts(&Choice::new(Popularity::Uniform, 100), 100, 1_000_000);
+        assert!(counts.iter().all(|count| count.abs_diff(10_000) < 600), "{counts:?}");
+    }
+
+    #[test]
+    fn a_popularity_has_a_name() {
+        assert_eq!(Popularity::parse("uniform"), Ok(Popularity::Uniform));
+        assert_eq!(Popularity::parse("zipf"), Ok(Popularity::Zipf(0.99)));
+        assert_eq!(Popularity::parse("zipf:1.2"), Ok(Popularity::Zipf(1.2)));
+        for bad in ["", "zipf:0", "zipf:nan", "uniform:1", "normal"] {
+            assert!(Popularity::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

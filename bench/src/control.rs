@@ -1,0 +1,122 @@
+//! What all threads of a phase share: the clock, the end, and how far they are.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// When a phase ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// After so long, the warm-up not counted.
+    Time(Duration),
+    /// After so many operations, the warm-up not counted.
+    Count(u64),
+    /// Once every key was drawn.
+    EveryKey,
+}
+
+/// See the module. Times are nanoseconds since the phase began.
+#[derive(Debug)]
+pub(crate) struct Control {
+    begun: Instant,
+    /// What begins before is not counted.
+    pub(crate) warm_ns: u64,
+    /// Nothing begins from here on.
+    pub(crate) end_ns: u64,
+    /// Operations that may still begin once all is warm.
+    tickets: Option<AtomicI64>,
+    is_aborted: AtomicBool,
+    /// Operations done, by thread.
+    done: Box<[Done]>,
+}
+
+/// A count on a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct Done(AtomicU64);
+
+impl Done {
+    /// One more. Called by one thread alone.
+    pub(crate) fn bump(&self) {
+        self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Control {
+    /// A phase of so many threads that begins now.
+    pub(crate) fn begin(warm_up: Duration, until: Until, threads: usize) -> Control {
+        let warm_ns = nanos(warm_up);
+        let (end_ns, tickets) = match until {
+            Until::Time(duration) => (warm_ns.saturating_add(nanos(duration)), None),
+            Until::Count(count) => (u64::MAX, Some(i64::try_from(count).unwrap_or(i64::MAX))),
+            Until::EveryKey => (u64::MAX, None),
+        };
+        Control {
+            begun: Instant::now(),
+            warm_ns,
+            end_ns,
+            tickets: tickets.map(AtomicI64::new),
+            is_aborted: AtomicBool::new(false),
+            done: (0..threads).map(|_| Done::default()).collect(),
+        }
+    }
+
+    /// The time.
+    pub(crate) fn now_ns(&self) -> u64 {
+        nanos(self.begun.elapsed())
+    }
+
+    /// Whether an operation that begins now still may, and takes its ticket.
+    pub(crate) fn admit(&self, now_ns: u64) -> bool {
+        if now_ns >= self.end_ns || self.is_aborted.load(Ordering::Relaxed) {
+            return false;
+        }
+        match &self.tickets {
+            Some(tickets) if now_ns >= self.warm_ns => tickets.fetch_sub(1, Ordering::Relaxed) > 0,
+            _ => true,
+        }
+    }
+
+    /// Ends the phase early.
+    pub(crate) fn abort(&self) {
+        self.is_aborted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was ended early.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.is_aborted.load(Ordering::Relaxed)
+    }
+
+    /// Where a thread counts what it has done.
+    pub(crate) fn done_by(&self, thread: usize) -> &Done {
+        &self.done[thread]
+    }
+
+    /// What all have done.
+    pub(crate) fn done(&self) -> u64 {
+        self.done.iter().map(|done| done.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_the_warm_up_no_more_than_the_count_begins() {
+        let control = Control::begin(Duration::from_nanos(100), Until::Count(3), 1);
+        assert_eq!((0..50).filter(|_| control.admit(99)).count(), 50);
+        assert_eq!((0..50).filter(|_| control.admit(100)).count(), 3);
+    }
+
+    #[test]
+    fn nothing_begins_after_the_end_or_an_abort() {
+        let control = Control::begin(Duration::ZERO, Until::Time(Duration::from_nanos(10)), 1);
+        assert!(control.admit(9) && !control.admit(10));
+        control.abort();
+        assert!(!control.admit(0));
+    }
+}

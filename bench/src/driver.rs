@@ -1,0 +1,261 @@
+//! One thread of a phase: draws the next operation of a connection, and judges its answer.
+
+use anyhow::Context as _;
+use rand::RngExt as _;
+use rand::SeedableRng as _;
+use rand_xoshiro::Xoshiro256PlusPlus;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::book::{Book, Floor};
+use crate::control::{Control, Done};
+use crate::keyspace::Keyspace;
+use crate::tally::Tally;
+use crate::value::{Stamp, Values};
+
+/// How often another key is drawn for a write while the drawn one has a write under way.
+const REDRAWS: u32 = 8;
+
+/// What a phase does.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Writes every key once: by list, how many were drawn.
+    Fill(Vec<AtomicU64>),
+    /// Reads with this probability, and writes otherwise.
+    Mix(f64),
+}
+
+/// What all threads of all phases share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) keys: Keyspace,
+    pub(crate) values: Values,
+    /// With `--verify`.
+    pub(crate) book: Option<Book>,
+    pub(crate) run: u32,
+}
+
+/// The operations of one connection.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    /// Which keys.
+    list: usize,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    is_open: bool,
+    start_ns: u64,
+    key: u32,
+    /// Of a write.
+    stamp: Option<Stamp>,
+    floor: Floor,
+}
+
+impl Lane {
+    /// With so many operations under way at most.
+    pub(crate) fn new(list: usize, depth: u32) -> Lane {
+        let idle =
+            Slot { is_open: false, start_ns: 0, key: 0, stamp: None, floor: Floor::default() };
+        let slots = vec![idle; depth as usize];
+        Lane { list, slots, free: (0..depth).rev().collect() }
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}
+
+/// An operation to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request<'a> {
+    /// Its place in the lane.
+    pub(crate) slot: u32,
+    pub(crate) key: &'a [u8],
+    /// Of a write.
+    pub(crate) value: Option<&'a [u8]>,
+}
+
+/// How an operation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome<'a> {
+    /// The value that was read, or a write done.
+    Done(&'a [u8]),
+    /// A write done, which one table holds alone.
+    SingleCopy,
+    /// A read of a key that does not exist.
+    Missing,
+    /// An answer that holds nothing of ours.
+    Echoed,
+    /// What the answer says instead.
+    Failed(&'a str),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Driver<'a> {
+    shared: &'a Shared,
+    work: &'a Work,
+    pub(crate) control: &'a Control,
+    done: &'a Done,
+    random: Xoshiro256PlusPlus,
+    pub(crate) tally: Tally,
+    writes: u32,
+    key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl<'a> Driver<'a> {
+    /// The thread of this number.
+    pub(crate) fn new(
+        shared: &'a Shared,
+        work: &'a Work,
+        control: &'a Control,
+        thread: usize,
+        seed: u64,
+    ) -> Driver<'a> {
+        Driver {
+            shared,
+            work,
+            control,
+            done: control.done_by(thread),
+            random: Xoshiro256PlusPlus::seed_from_u64(crate::value::mix(seed) ^ thread as u64),
+            tally: Tally::new(),
+            writes: 0,
+            key: Vec::new(),
+            value: Vec::new(),
+        }
+    }
+
+    /// The next operation of a lane that has room; `None`: nothing begins any more.
+    pub(crate) fn begin(
+        &mut self,
+        lane: &mut Lane,
+        start_ns: u64,
+        now_ns: u64,
+    ) -> Option<Request<'_>> {
+        if !self.control.admit(now_ns) {
+            return None;
+        }
+        let list = &self.shared.keys.lists[lane.list];
+        let (mut key, wants_write) = match self.work {
+            Work::Fill(drawn) => {
+                let place = drawn[lane.list].fetch_add(1, Ordering::Relaxed);
+                if place >= list.len() {
+                    return None;
+                }
+                (list.key(place), true)
+            }
+            Work::Mix(reads) => {
+                let is_write = *reads < 1.0 && !self.random.random_bool(*reads);
+                (list.key(list.choice.draw(&mut self.random)), is_write)
+            }
+        };
+        let mut stamp = wants_write.then(|| self.stamp(key)).flatten();
+        for _ in 0..REDRAWS {
+            // In a list of few keys all may have a write under way; then it becomes a read.
+            if stamp.is_some() || !wants_write {
+                break;
+            }
+            key = list.key(list.choice.draw(&mut self.random));
+            stamp = self.stamp(key);
+        }
+        let floor = self.shared.book.as_ref().map(|book| book.floor(key)).unwrap_or_default();
+        let slot = lane.free.pop().expect("a lane with room");
+        lane.slots[slot as usize] = Slot { is_open: true, start_ns, key, stamp, floor };
+        self.shared.keys.write(key, &mut self.key);
+        if let Some(stamp) = stamp {
+            self.shared.values.write(key, stamp, &mut self.value);
+        }
+        let value = stamp.map(|_| self.value.as_slice());
+        Some(Request { slot, key: &self.key, value })
+    }
+
+    /// The stamp of one more write; `None` if this key takes none now.
+    fn stamp(&mut self, key: u32) -> Option<Stamp> {
+        if let Some(book) = &self.shared.book {
+            return book.begin_write(key);
+        }
+        self.writes = self.writes.wrapping_add(1);
+        Some(Stamp { run: self.shared.run, number: self.writes })
+    }
+
+    /// An operation has ended.
+    ///
+    /// # Errors
+    /// The answer is to a slot in which nothing is under way.
+    pub(crate) fn end(
+        &mut self,
+        lane: &mut Lane,
+        slot: u32,
+        outcome: Outcome<'_>,
+        now_ns: u64,
+    ) -> anyhow::Result<()> {
+        let place = lane.slots.get_mut(slot as usize).filter(|place| place.is_open);
+        let place = place.with_context(|| format!("an answer to nothing (slot {slot})"))?;
+        place.is_open = false;
+        let Slot { start_ns, key, stamp, floor, .. } = *place;
+        lane.free.push(slot);
+        self.done.bump();
+        let control = self.control;
+        if (control.warm_ns..control.end_ns).contains(&now_ns) && start_ns >= control.warm_ns {
+            self.tally.completed += 1;
+            self.tally.last_ns = self.tally.last_ns.max(now_ns);
+        }
+        if (control.warm_ns..control.end_ns).contains(&start_ns) {
+            let latencies =
+                if stamp.is_some() { &mut self.tally.writes } else { &mut self.tally.reads };
+            latencies.record(now_ns.saturating_sub(start_ns));
+        }
+        match (outcome, stamp) {
+            (Outcome::Failed(why), _) => self.failed(key, why),
+            (Outcome::Echoed, _) => {}
+            (Outcome::Done(_) | Outcome::SingleCopy | Outcome::Missing, Some(stamp)) => {
+                self.tally.single_copies += u64::from(outcome == Outcome::SingleCopy);
+                if let Some(book) = &self.shared.book {
+                    book.acknowledge(key, stamp);
+                }
+            }
+            (Outcome::Done(value), None) => self.check(key, floor, Some(value)),
+            (Outcome::Missing | Outcome::SingleCopy, None) => {
+                self.tally.missing += 1;
+                self.check(key, floor, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, key: u32, why: &str) {
+        self.tally.failed += 1;
+        if self.tally.first_failure.is_none() {
+            self.tally.first_failure = Some(format!("key {}: {why}", self.name(key)));
+        }
+    }
+
+    fn check(&mut self, key: u32, floor: Floor, value: Option<&[u8]>) {
+        let Some(book) = &self.shared.book else { return };
+        let checked = book.check(&self.shared.values, key, floor, value);
+        if let Err(why) = checked {
+            self.tally.mismatched += 1;
+            if self.tally.first_mismatch.is_none() {
+                self.tally.first_mismatch =
+                    Some(format!("key {} was read as {why}", self.name(key)));
+            }
+        }
+    }
+
+    fn name(&self, key: u32) -> String {
+        let mut name = Vec::new();
+        self.shared.keys.write(key, &mut name);
+        String::from_utf8_lossy(&name).into_owned()
+    }
+}

@@ -1,0 +1,71 @@
+//! `kv-echo`: the least that a server on io_uring can do with the bytes of this store's requests and
+//! answers. What the store needs beyond it is its own.
+//!
+//! ```text
+//!   kv-echo                       one ring: answers every request at once
+//!   kv-echo --forward host:port   the first of a chain: sends what a wake-up has brought on as one
+//!                                 batch, and answers when the second has
+//!
+//!   ring        completions: accepted, received, sent          buffers: memory that the kernel fills
+//!   server      connections, and what is owed to each          wire/echo.rs: the frames
+//! ```
+
+mod buffers;
+mod ring;
+mod server;
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser;
+
+use server::Server;
+
+/// The bare floor that a store on io_uring is held against: multishot accept and receive, a ring of
+/// provided buffers, one send in flight for each connection, and nothing else. kv-bench speaks to it as
+/// echo://HOST:PORT.
+///
+/// It prints one line with its address once it listens, and runs until it is killed.
+#[derive(Debug, Parser)]
+#[command(name = "kv-echo", version)]
+struct Args {
+    /// Where to listen; port 0 is any free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    listen: String,
+    /// The next of the chain: another kv-echo.
+    #[arg(long, value_name = "HOST:PORT")]
+    forward: Option<String>,
+}
+
+fn resolve(text: &str) -> anyhow::Result<SocketAddr> {
+    let looked_up = || format!("look up `{text}`; write HOST:PORT");
+    text.to_socket_addrs().with_context(looked_up)?.next().with_context(looked_up)
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let address = resolve(&args.listen)?;
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
+    let next = match &args.forward {
+        Some(next) => {
+            let stream = TcpStream::connect(resolve(next)?)
+                .with_context(|| format!("connect to {next}; does a kv-echo listen there?"))?;
+            stream.set_nodelay(true)?;
+            Some(stream)
+        }
+        None => None,
+    };
+    let address = listener.local_addr()?;
+    let mut server = Server::new(listener, next)?;
+    writeln!(std::io::stdout(), "{address}").context("say the address")?;
+    server.run()
+}
+
+/// The program `kv-echo`.
+pub fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => crate::complain("kv-echo", &error, crate::FAILED),
+    }
+}

@@ -1,0 +1,122 @@
+//! The ring: what is asked of the kernel, and what a completion says.
+
+use std::os::fd::RawFd;
+
+use anyhow::Context as _;
+use io_uring::squeue::Entry;
+use io_uring::{IoUring, cqueue, opcode, types};
+
+use super::buffers::{Buffers, GROUP};
+
+/// Requests that wait for a submission; a full queue is submitted at once.
+const ENTRIES: u32 = 1_024;
+/// Completions that wait for us.
+const COMPLETIONS: u32 = 8_192;
+
+/// What a completion belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Accept,
+    Receive,
+    Send,
+}
+
+/// One completion.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    pub(super) kind: Kind,
+    /// The connection's number.
+    pub(super) connection: u32,
+    /// Bytes, a descriptor, or a negative error.
+    pub(super) result: i32,
+    /// Whether the multishot request goes on.
+    pub(super) goes_on: bool,
+    pub(super) buffer: Option<u16>,
+}
+
+/// See the module.
+pub(super) struct Ring {
+    ring: IoUring,
+    pub(super) buffers: Buffers,
+}
+
+fn name(kind: Kind, connection: u32) -> u64 {
+    (kind as u64) << 32 | u64::from(connection)
+}
+
+impl Ring {
+    pub(super) fn new() -> anyhow::Result<Ring> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_coop_taskrun()
+            .setup_cqsize(COMPLETIONS)
+            .build(ENTRIES)
+            .context("set io_uring up (Linux 6.1 or newer, and allowed here)")?;
+        let buffers = Buffers::register(&ring)?;
+        Ok(Ring { ring, buffers })
+    }
+
+    fn push(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        loop {
+            // SAFETY: what an entry points to (only sends point to anything) outlives its completion:
+            // see `Server::send`.
+            match unsafe { self.ring.submission().push(entry) } {
+                Ok(()) => return Ok(()),
+                Err(_) => drop(self.ring.submit().context("submit to io_uring")?),
+            }
+        }
+    }
+
+    pub(super) fn accept(&mut self, listener: RawFd) -> anyhow::Result<()> {
+        let entry = opcode::AcceptMulti::new(types::Fd(listener)).build();
+        self.push(&entry.user_data(name(Kind::Accept, 0)))
+    }
+
+    pub(super) fn receive(&mut self, socket: RawFd, connection: u32) -> anyhow::Result<()> {
+        let entry = opcode::RecvMulti::new(types::Fd(socket), GROUP).build();
+        self.push(&entry.user_data(name(Kind::Receive, connection)))
+    }
+
+    /// The bytes must stay where they are until the completion.
+    pub(super) fn send(
+        &mut self,
+        socket: RawFd,
+        connection: u32,
+        bytes: &[u8],
+    ) -> anyhow::Result<()> {
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let entry = opcode::Send::new(types::Fd(socket), bytes.as_ptr(), length)
+            .flags(libc::MSG_NOSIGNAL)
+            .build();
+        self.push(&entry.user_data(name(Kind::Send, connection)))
+    }
+
+    /// Submits, waits for at least one completion, and takes all.
+    pub(super) fn wait(&mut self, into: &mut Vec<Done>) -> anyhow::Result<()> {
+        self.buffers.publish();
+        match self.ring.submit_and_wait(1) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+            // More completions wait than fit: they are taken now.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(error).context("wait for io_uring"),
+        }
+        into.clear();
+        into.extend(self.ring.completion().map(|entry| {
+            let (kind, flags) = (entry.user_data() >> 32, entry.flags());
+            Done {
+                kind: match kind {
+                    0 => Kind::Accept,
+                    1 => Kind::Receive,
+                    _ => Kind::Send,
+                },
+                connection: u32::try_from(entry.user_data() & u64::from(u32::MAX)).unwrap_or(0),
+                result: entry.result(),
+                goes_on: cqueue::more(flags),
+                buffer: cqueue::buffer_select(flags),
+            }
+        }));
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! The keys of a run: numbers, written in decimal with zeros before them, in one list or one for each
+//! place of the cluster.
+
+use kv_protocol::ids::{GroupId, ShardId};
+use kv_protocol::placement::{Digest, Placement};
+
+use crate::choice::{Choice, Popularity};
+
+/// One list of keys, and how the next one is drawn from it.
+#[derive(Debug)]
+pub(crate) struct List {
+    numbers: Numbers,
+    pub(crate) choice: Choice,
+}
+
+#[derive(Debug)]
+enum Numbers {
+    /// From zero on.
+    All(u32),
+    Some(Box<[u32]>),
+}
+
+impl List {
+    /// The key at a place of the list.
+    pub(crate) fn key(&self, place: u64) -> u32 {
+        match &self.numbers {
+            Numbers::All(_) => u32::try_from(place).expect("a place in the list"),
+            Numbers::Some(numbers) => numbers[crate::numbers::index(place)],
+        }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        match &self.numbers {
+            Numbers::All(count) => u64::from(*count),
+            Numbers::Some(numbers) => numbers.len() as u64,
+        }
+    }
+}
+
+/// All keys of a run.
+#[derive(Debug)]
+pub(crate) struct Keyspace {
+    /// Never empty, and none of them is.
+    pub(crate) lists: Vec<List>,
+    /// Keys have numbers below this.
+    pub(crate) bound: u32,
+    /// Bytes of a key.
+    width: usize,
+}
+
+impl Keyspace {
+    /// `count` keys in one list.
+    pub(crate) fn whole(count: u32, width: usize, popularity: Popularity) -> Keyspace {
+        let choice = Choice::new(popularity, count.into());
+        let list = List { numbers: Numbers::All(count), choice };
+        Keyspace { lists: vec![list], bound: count, width }
+    }
+
+    /// `count` keys, all of one group if `group` names one, in a list for each shard of a group.
+    /// `Err`: the place that has none.
+    pub(crate) fn placed(
+        count: u32,
+        width: usize,
+        popularity: Popularity,
+        placement: Placement,
+        group: Option<GroupId>,
+    ) -> Result<Keyspace, (GroupId, ShardId)> {
+        let groups = match group {
+            Some(group) => vec![group],
+            None => (0..placement.servers()).map(GroupId).collect(),
+        };
+        let shards = usize::from(placement.shards());
+        let mut lists: Vec<Vec<u32>> = vec![Vec::new(); groups.len() * shards];
+        let (mut found, mut number) = (0, 0);
+        let mut key = Vec::new();
+        while found < count {
+            write_key(number, width, &mut key);
+            let (of, shard) = placement.locate(Digest::of(&key));
+            if let Some(at) = groups.iter().position(|group| *group == of) {
+                lists[at * shards + usize::from(shard.0)].push(number);
+                found += 1;
+            }
+            number += 1;
+        }
+        if let Some(empty) = lists.iter().position(Vec::is_empty) {
+            let shard = u16::try_from(empty % shards).unwrap_or(u16::MAX);
+            return Err((groups[empty / shards], ShardId(shard)));
+        }
+        let lists = lists.into_iter().map(|numbers| List {
+            choice: Choice::new(popularity, numbers.len() as u64),
+            numbers: Numbers::Some(numbers.into()),
+        });
+        Ok(Keyspace { lists: lists.collect(), bound: number, width })
+    }
+
+    /// How many keys there are.
+    pub(crate) fn len(&self) -> u64 {
+        self.lists.iter().map(List::len).sum()
+    }
+
+    /// Writes a key's bytes.
+    pub(crate) fn write(&self, number: u32, into: &mut Vec<u8>) {
+        write_key(number, self.width, into);
+    }
+}
+
+/// The number in decimal, with as many zeros before it as the width asks for.
+fn write_key(mut number: u32, width: usize, into: &mut Vec<u8>) {
+    into.clear();
+    into.resize(width, b'0');
+    for digit in into.iter_mut().rev() {
+        if number == 0 {
+            break;
+        }
+        *digit = b'0' + u8::try_from(number % 10).expect("a digit");
+        number /= 10;
+    }
+    assert_eq!(number, 0, "the command line was checked: keys are wide enough");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_decimal_numbers_of_one_width() {
+        let keys = Keyspace::whole(1_000_000, 16, Popularity::Uniform);
+        let mut key = Vec::new();
+        keys.write(123_456, &mut key);
+        assert_eq!(key, b"0000000000123456");
+        keys.write(0, &mut key);
+        assert_eq!(key, b"0000000000000000");
+    }
+
+    #[test]
+    fn every_key_lies_where_its_list_says() {
+        let placement = Placement::new(3, 2);
+        let keys = Keyspace::placed(999, 16, Popularity::Uniform, placement, None).unwrap();
+        assert_eq!((keys.lists.len(), keys.len()), (6, 999));
+        let mut key = Vec::new();
+        for (at, list) in (0u16..).zip(&keys.lists) {
+            for place in 0..list.len() {
+                keys.write(list.key(place), &mut key);
+                let (group, shard) = placement.locate(Digest::of(&key));
+                assert_eq!(group.0 * 2 + shard.0, at);
+            }
+        }
+    }
+
+    #[test]
+    fn a_group_alone_has_as_many_keys_as_were_asked_for() {
+        let placement = Placement::new(3, 1);
+        let group = Some(GroupId(1));
+        let keys = Keyspace::placed(500, 16, Popularity::Uniform, placement, group).unwrap();
+        assert_eq!((keys.lists.len(), keys.len()), (1, 500));
+        assert!(keys.bound > 1_000, "two of three keys are others'");
+    }
+
+    #[test]
+    fn a_place_without_a_key_is_named() {
+        let placement = Placement::new(3, 64);
+        let refused = Keyspace::placed(5, 16, Popularity::Uniform, placement, None);
+        assert!(refused.is_err());
+    }
+}

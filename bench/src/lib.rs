@@ -1,0 +1,75 @@
+//! The load generator `kv-bench`, the bare floors `kv-echo`, and the comparison `kv-compare`.
+//!
+//! ```text
+//!   args           the command line                    target: where the load goes
+//!     |
+//!   run            fills the keys, then warms up and measures; watches the clock and the CPUs
+//!     |                                                control, cpu, live
+//!   driver         one thread: draws operations, checks answers, counts
+//!     |   keyspace, choice   which key                 (zipf or uniform)
+//!     |   pace               when: closed loop, or an open one at a rate
+//!     |   value, book        what a key must hold
+//!     |   tally              latencies and counts
+//!     +-- sockets    many connections, one epoll       wire: redis, memcached, kv, echo
+//!     +-- library    one client of libkvclient's crate, submit and poll
+//!     |
+//!   report         table, JSON, CSV
+//!
+//!   echo           kv-echo: the bare ring, and the bare chain
+//!   compare        kv-compare: peers, floors and this store in turns
+//! ```
+
+mod args;
+mod book;
+mod choice;
+mod cluster_map;
+mod control;
+mod cpu;
+mod driver;
+pub mod echo;
+mod keyspace;
+mod library;
+mod live;
+mod numbers;
+mod pace;
+mod report;
+mod run;
+mod sockets;
+mod tally;
+mod target;
+mod value;
+mod wire;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+/// Exit code: an answer was wrong, an operation failed, or the run itself did.
+const FAILED: u8 = 1;
+/// Exit code: the command line makes no sense.
+const WRONG_USAGE: u8 = 2;
+
+/// The program `kv-bench`.
+pub fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let plan = match args.plan() {
+        Ok(plan) => plan,
+        Err(error) => return complain("kv-bench", &error, WRONG_USAGE),
+    };
+    match run::run(&plan) {
+        Ok(report) => {
+            let text = report.render(args.format());
+            // Whoever reads may have gone; that makes no run a failure.
+            let _ = writeln!(std::io::stdout(), "{text}");
+            if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+        }
+        Err(error) => complain("kv-bench", &error, FAILED),
+    }
+}
+
+/// Says why a program ends. A closed standard error must not turn a message into a panic.
+fn complain(program: &str, error: &anyhow::Error, code: u8) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{program}: {error:#}");
+    ExitCode::from(code)
+}

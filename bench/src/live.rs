@@ -1,0 +1,48 @@
+//! One line on a terminal that tells how far a phase is. Elsewhere nothing is shown.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Between two looks.
+pub(crate) const EVERY: Duration = Duration::from_millis(200);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Live {
+    bar: ProgressBar,
+    counted: u64,
+}
+
+impl Live {
+    /// For so many operations.
+    pub(crate) fn filling(total: u64) -> Live {
+        let style = "filling {bar:30} {pos}/{len} keys, {per_sec}, {eta} left";
+        Live::new(ProgressBar::new(total), style)
+    }
+
+    /// For a phase that ends by the clock or by count.
+    pub(crate) fn running() -> Live {
+        Live::new(ProgressBar::new_spinner(), "{spinner} {elapsed} {msg}")
+    }
+
+    fn new(bar: ProgressBar, style: &str) -> Live {
+        bar.set_style(ProgressStyle::with_template(style).expect("the template is right"));
+        Live { bar, counted: 0 }
+    }
+
+    /// So many operations are done now, [`EVERY`] after the last look.
+    pub(crate) fn show(&mut self, done: u64, phase: &str) {
+        self.bar.set_position(done);
+        #[allow(clippy::cast_precision_loss)]
+        let rate = (done - self.counted) as f64 / EVERY.as_secs_f64();
+        self.bar.set_message(format!("{phase} {} ops/s", crate::numbers::short(rate)));
+        self.bar.tick();
+        self.counted = done;
+    }
+
+    /// Takes the line away.
+    pub(crate) fn end(self) {
+        self.bar.finish_and_clear();
+    }
+}

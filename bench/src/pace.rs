@@ -1,0 +1,89 @@
+//! When the next operation begins: as soon as one has ended (closed loop), or at its time whatever the
+//! server does (open loop).
+//!
+//! In an open loop the latency counts from the time at which the operation was meant to begin, so that
+//! one which has to wait because others are slow shows it.
+
+/// The times of one thread's operations, in nanoseconds of the run.
+#[derive(Clone, Debug)]
+pub(crate) enum Pace {
+    /// Whenever there is room.
+    Closed,
+    /// One every `every_ns`.
+    Open {
+        /// When the first was due.
+        from_ns: u64,
+        /// Between two.
+        every_ns: f64,
+        /// How many have begun.
+        begun: u64,
+    },
+}
+
+impl Pace {
+    /// So many operations a second from a moment on.
+    pub(crate) fn open(from_ns: u64, per_second: f64) -> Pace {
+        Pace::Open { from_ns, every_ns: 1e9 / per_second, begun: 0 }
+    }
+
+    /// When the next operation is due; `None`: at any time.
+    pub(crate) fn next_ns(&self) -> Option<u64> {
+        match self {
+            Pace::Closed => None,
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            #[allow(clippy::cast_precision_loss)] // To a nanosecond for a hundred days.
+            Pace::Open { from_ns, every_ns, begun } => {
+                Some(from_ns + (*begun as f64 * every_ns) as u64)
+            }
+        }
+    }
+
+    /// Begins the next operation, if it is due: from when its latency counts.
+    pub(crate) fn begin(&mut self, now_ns: u64) -> Option<u64> {
+        let due = self.next_ns().unwrap_or(now_ns);
+        if due > now_ns {
+            return None;
+        }
+        if let Pace::Open { begun, .. } = self {
+            *begun += 1;
+        }
+        Some(due)
+    }
+
+    /// How many operations were due before `end_ns` and have not begun.
+    pub(crate) fn behind(&self, end_ns: u64) -> u64 {
+        match self {
+            Pace::Closed => 0,
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            #[allow(clippy::cast_precision_loss)]
+            Pace::Open { from_ns, every_ns, begun } => {
+                let due = (end_ns.saturating_sub(*from_ns) as f64 / every_ns) as u64;
+                due.saturating_sub(*begun)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_that_had_to_wait_counts_from_when_it_was_due() {
+        let mut pace = Pace::open(1_000, 1e6);
+        assert_eq!(pace.begin(999), None);
+        assert_eq!(pace.begin(1_000), Some(1_000));
+        assert_eq!(pace.begin(1_500), None);
+        // The server stands for 10 µs: the ten that were due then count from their times.
+        let begun: Vec<u64> = std::iter::from_fn(|| pace.begin(11_000)).collect();
+        assert_eq!(begun, (2..=11).map(|n| n * 1_000).collect::<Vec<u64>>());
+        assert_eq!(pace.next_ns(), Some(12_000));
+        assert_eq!(pace.behind(20_000), 8);
+    }
+
+    #[test]
+    fn a_closed_loop_begins_whenever_there_is_room() {
+        let mut pace = Pace::Closed;
+        assert_eq!((pace.begin(5), pace.next_ns(), pace.behind(9)), (Some(5), None, 0));
+    }
+}

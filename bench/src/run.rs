@@ -1,0 +1,341 @@
+//! A run: connect, fill, warm up, measure.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use kv_client::{Client, Endpoints, OpOptions, Options};
+use kv_protocol::ids::ClientId;
+use kv_protocol::map::Map;
+
+use crate::args::Plan;
+use crate::book::Book;
+use crate::cluster_map;
+use crate::control::{Control, Until};
+use crate::cpu;
+use crate::driver::{Driver, Lane, Shared, Work};
+use crate::keyspace::Keyspace;
+use crate::library;
+use crate::live::{self, Live};
+use crate::pace::Pace;
+use crate::report::Report;
+use crate::sockets::{self, Connection};
+use crate::tally::Tally;
+use crate::target::Scheme;
+use crate::value::{Values, mix};
+use crate::wire::Wire;
+use crate::wire::echo::Echo;
+use crate::wire::kv::Kv;
+use crate::wire::memcached::Memcached;
+use crate::wire::resp::Resp;
+
+/// Carries the plan out.
+///
+/// # Errors
+/// The target cannot be reached, ends a connection, or does not answer.
+pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
+    let address = plan.target.resolve()?;
+    let needs_map = plan.target.scheme == Scheme::KvWire || plan.group.is_some();
+    let map = if needs_map { Some(cluster_map::fetch(address)?) } else { None };
+    let run = run_number();
+    let shared = shared(plan, map.as_ref(), run)?;
+    let reads = *plan.value_bytes.end();
+    match plan.target.scheme {
+        Scheme::Kv => {
+            let endpoints = Endpoints::resolve(&plan.target.endpoint)?;
+            let options = Options { window: plan.depth as usize, ..Options::default() };
+            let mut clients = Vec::new();
+            for _ in 0..plan.connections {
+                let client = Client::with_endpoints(&endpoints, options.clone())?;
+                clients.push((client, Lane::new(0, plan.depth)));
+            }
+            // A wrong address is one error, not one for each operation.
+            let (first, _) = &mut clients[0];
+            first.noop(b"kv-bench", &OpOptions::default())?;
+            carry_out(plan, &shared, &mut clients, |driver, (client, lane), pace| {
+                library::run(driver, client, lane, pace)
+            })
+        }
+        Scheme::KvWire => {
+            let map = map.context("ask for the map")?;
+            let places = shared.keys.lists.len();
+            let open = |at: usize| open_kv(plan, &map, at, places, run);
+            over_sockets(plan, &shared, open)
+        }
+        Scheme::Redis => {
+            over_sockets(plan, &shared, plain(plan, address, || Resp::new(plan.replicas)))
+        }
+        Scheme::Memcached => over_sockets(plan, &shared, plain(plan, address, Memcached::default)),
+        Scheme::Echo => over_sockets(plan, &shared, plain(plan, address, || Echo::new(reads))),
+    }
+}
+
+/// Tells this run's values from those of others.
+fn run_number() -> u32 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let number =
+        mix(u64::from(now.subsec_nanos()) << 32 ^ now.as_secs() ^ u64::from(std::process::id()));
+    u32::try_from(number >> 32).expect("half of 64 bits")
+}
+
+fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
+    let Plan { keys, key_bytes, popularity, group, .. } = *plan;
+    let keys = match map {
+        None => Keyspace::whole(keys, key_bytes, popularity),
+        Some(map) => {
+            let servers = map.servers.len();
+            if let Some(group) = group.filter(|group| usize::from(group.0) >= servers) {
+                bail!("--group {group}: the cluster has groups 0 to {}", servers - 1);
+            }
+            let mut placement = map.placement();
+            if plan.target.scheme == Scheme::Kv {
+                // The library finds the shards itself: one list.
+                placement = kv_protocol::placement::Placement::new(placement.servers(), 1);
+            }
+            let placed = Keyspace::placed(keys, key_bytes, popularity, placement, group);
+            placed.map_err(|(group, shard)| {
+                anyhow::anyhow!("no key is in shard {shard} of group {group}; use more --keys")
+            })?
+        }
+    };
+    let book = plan.verifies.then(|| Book::new(keys.bound as usize, run));
+    Ok(Shared { keys, values: Values::new(plan.value_bytes.clone()), book, run })
+}
+
+/// Opens connections that need no greeting.
+fn plain<W>(
+    plan: &Plan,
+    address: SocketAddr,
+    wire: impl Fn() -> W,
+) -> impl Fn(usize) -> anyhow::Result<Connection<W>> {
+    move |_| {
+        let stream: TcpStream = cluster_map::connect(address)?;
+        Ok(Connection::new(stream, wire(), Lane::new(0, plan.depth))?)
+    }
+}
+
+/// Opens the connection of this number to the shard whose turn it is.
+fn open_kv(
+    plan: &Plan,
+    map: &Map,
+    at: usize,
+    places: usize,
+    run: u32,
+) -> anyhow::Result<Connection<Kv>> {
+    if plan.connections < places {
+        bail!("--connections {}: there are {places} shards to reach", plan.connections);
+    }
+    let shards = usize::from(map.shards);
+    let list = at % places;
+    let group = plan.group.map_or(list / shards, |group| usize::from(group.0));
+    let shard = kv_protocol::ids::ShardId(u16::try_from(list % shards)?);
+    let view = map.views.get(group).context("the map has no such group")?;
+    let primary = view.primary.with_context(|| format!("group {group} has no primary now"))?;
+    let server = map.servers.get(usize::from(primary.server.0));
+    let address = server.and_then(|server| server.clients);
+    let address = address.with_context(|| format!("server {} has not started", primary.server))?;
+    let client = ClientId(u128::from(run) << 64 | at as u128 + 1);
+    let stream = cluster_map::join(address, client, shard)?;
+    Ok(Connection::new(stream, Kv::new(view.version), Lane::new(list, plan.depth))?)
+}
+
+/// Opens all connections, deals them out among the threads, and carries the plan out.
+fn over_sockets<W: Wire + Send>(
+    plan: &Plan,
+    shared: &Shared,
+    open: impl Fn(usize) -> anyhow::Result<Connection<W>>,
+) -> anyhow::Result<Report> {
+    let mut threads: Vec<Vec<Connection<W>>> = (0..plan.threads).map(|_| Vec::new()).collect();
+    for at in 0..plan.connections {
+        // One place after the other: a thread's connections are neighbours.
+        threads[at * plan.threads / plan.connections].push(open(at)?);
+    }
+    carry_out(plan, shared, &mut threads, |driver, connections, pace| {
+        sockets::run(driver, connections, pace)
+    })
+}
+
+/// Fills and measures, `each` on a thread of its own.
+fn carry_out<T: Send>(
+    plan: &Plan,
+    shared: &Shared,
+    threads: &mut [T],
+    drive: impl Fn(&mut Driver<'_>, &mut T, Pace) -> anyhow::Result<Pace> + Sync,
+) -> anyhow::Result<Report> {
+    let mut report = Report {
+        target: plan.target.to_string(),
+        connections: plan.connections,
+        depth: plan.depth,
+        loop_kind: if plan.rate.is_some() { "open" } else { "closed" }.to_owned(),
+        rate: plan.rate,
+        verified: plan.verifies,
+        ..Report::default()
+    };
+    if plan.fills {
+        let work = Work::Fill(shared.keys.lists.iter().map(|_| Default::default()).collect());
+        let control = Control::begin(Duration::ZERO, Until::EveryKey, threads.len());
+        let live = Live::filling(shared.keys.len());
+        let phase = Phase { plan, shared, work: &work, control: &control, rate: None };
+        let ended = phase.run(threads, &drive, live).context("fill the keys")?;
+        report.fill_seconds = Some(seconds(control.now_ns()));
+        report.filled = shared.keys.len();
+        report.add_troubles(ended.tally);
+    }
+    let Some(until) = plan.until else { return Ok(report) };
+    let work = Work::Mix(plan.reads);
+    let control = Control::begin(plan.warm_up, until, threads.len());
+    let phase = Phase { plan, shared, work: &work, control: &control, rate: plan.rate };
+    let ended = phase.run(threads, &drive, Live::running())?;
+    let last_ns = if control.end_ns == u64::MAX { ended.tally.last_ns } else { control.end_ns };
+    report.seconds = seconds(last_ns.saturating_sub(control.warm_ns));
+    report.behind = ended.behind;
+    report.take(ended.tally);
+    #[allow(clippy::cast_precision_loss)]
+    let operations = report.operations.max(1) as f64;
+    report.per_second = operations / report.seconds.max(1e-9);
+    report.generator_cpu_us = ended.own.as_secs_f64() * 1e6 / operations;
+    report.server_cpu_us = ended.servers.map(|used| used.as_secs_f64() * 1e6 / operations);
+    if report.operations == 0 {
+        bail!("nothing was answered within {:?} after the warm-up", control_span(until));
+    }
+    Ok(report)
+}
+
+fn control_span(until: Until) -> Duration {
+    match until {
+        Until::Time(span) => span,
+        Until::Count(_) | Until::EveryKey => Duration::ZERO,
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // To a microsecond for a day.
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// One phase under way.
+struct Phase<'a> {
+    plan: &'a Plan,
+    shared: &'a Shared,
+    work: &'a Work,
+    control: &'a Control,
+    rate: Option<u64>,
+}
+
+/// What a phase has shown.
+struct Ended {
+    tally: Tally,
+    behind: u64,
+    /// Processor time used while it was measured.
+    own: Duration,
+    servers: Option<Duration>,
+}
+
+impl Phase<'_> {
+    fn run<T: Send>(
+        &self,
+        threads: &mut [T],
+        drive: &(impl Fn(&mut Driver<'_>, &mut T, Pace) -> anyhow::Result<Pace> + Sync),
+        live: Live,
+    ) -> anyhow::Result<Ended> {
+        let count = threads.len();
+        #[allow(clippy::cast_precision_loss)]
+        let pace = match self.rate {
+            Some(rate) => Pace::open(0, rate as f64 / count as f64),
+            None => Pace::Closed,
+        };
+        std::thread::scope(|scope| {
+            let (sender, ends) = channel();
+            let mut running = Vec::new();
+            for (number, thread) in threads.iter_mut().enumerate() {
+                let (pace, sender) = (pace.clone(), sender.clone());
+                running.push(scope.spawn(move || {
+                    let Phase { shared, work, control, plan, .. } = *self;
+                    let mut driver = Driver::new(shared, work, control, number, plan.seed);
+                    let ended = drive(&mut driver, thread, pace);
+                    if ended.is_err() {
+                        control.abort();
+                    }
+                    // The watcher is there until all have ended.
+                    let _ = sender.send(());
+                    ended.map(|pace| (driver.tally, pace.behind(control.end_ns)))
+                }));
+            }
+            drop(sender);
+            let (own, servers) = self.watch(count, &ends, live)?;
+            let mut ended = Ended { tally: Tally::new(), behind: 0, own, servers };
+            let mut failure = None;
+            for thread in running {
+                match thread.join() {
+                    Ok(Ok((tally, behind))) => {
+                        ended.tally.add(tally);
+                        ended.behind += if self.control.end_ns == u64::MAX { 0 } else { behind };
+                    }
+                    // Others fail because one did: the first is told.
+                    Ok(Err(error)) => failure = failure.or(Some(error)),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            failure.map_or(Ok(ended), Err)
+        })
+    }
+
+    /// Watches the clock until all threads have ended, and what was used of processors between the end
+    /// of the warm-up and the end of the measuring.
+    fn watch(
+        &self,
+        threads: usize,
+        ends: &Receiver<()>,
+        mut live: Live,
+    ) -> anyhow::Result<(Duration, Option<Duration>)> {
+        let pids = &self.plan.server_pids;
+        let look = || -> anyhow::Result<(Duration, Option<Duration>)> {
+            let servers = if pids.is_empty() { None } else { Some(cpu::of_processes(pids)?) };
+            Ok((cpu::of_self(), servers))
+        };
+        let (mut before, mut after) = (None, None);
+        let mut ended = 0;
+        while ended < threads {
+            let now_ns = self.control.now_ns();
+            let looked = match () {
+                () if before.is_none() && now_ns >= self.control.warm_ns => Some(&mut before),
+                () if after.is_none() && now_ns >= self.control.end_ns => Some(&mut after),
+                () => None,
+            };
+            if let Some(place) = looked {
+                *place = Some(look().inspect_err(|_| self.control.abort())?);
+            }
+            let next_ns = match (before.is_none(), after.is_none()) {
+                (true, _) => self.control.warm_ns,
+                (_, true) => self.control.end_ns,
+                _ => u64::MAX,
+            };
+            let wait = Duration::from_nanos(next_ns.saturating_sub(now_ns)).min(live::EVERY);
+            match ends.recv_timeout(wait) {
+                Ok(()) => ended += 1,
+                Err(RecvTimeoutError::Timeout) if wait == live::EVERY => {
+                    let is_warm = now_ns >= self.control.warm_ns;
+                    live.show(
+                        self.control.done(),
+                        if is_warm { "measuring" } else { "warming up" },
+                    );
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        live.end();
+        let (own_before, servers_before) = match before {
+            Some(before) => before,
+            None => look()?,
+        };
+        let (own, servers) = match after {
+            Some(after) => after,
+            None => look()?,
+        };
+        let servers =
+            servers.zip(servers_before).map(|(after, before)| after.saturating_sub(before));
+        Ok((own.saturating_sub(own_before), servers))
+    }
+}

@@ -1,0 +1,266 @@
+//! Many connections of one thread over one epoll descriptor.
+//!
+//! ```text
+//!   turn:  wait -> for each ready connection: receive, end what was answered, begin anew, send
+//!               -> in an open loop: begin what is due, on the connections in turn, and send
+//! ```
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context as _, bail};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
+use rustix::time::{timerfd_create, timerfd_settime};
+
+use crate::driver::{Driver, Lane};
+use crate::pace::Pace;
+use crate::wire::Wire;
+
+/// Most events taken from the kernel at once.
+const MAX_EVENTS: usize = 64;
+/// Most bytes taken from a socket at once.
+const RECEIVE_BYTES: usize = 64 << 10;
+/// A connection with so many bytes to send takes no more requests.
+const MAX_OUTPUT_BYTES: usize = 1 << 20;
+/// How long answers are waited for after the end.
+const DRAIN_NS: u64 = 10_000_000_000;
+/// The longest wait: then the clock is looked at.
+const LOOK_EVERY_NS: i64 = 50_000_000;
+/// The timer's place among the connections.
+const TIMER: u64 = u64::MAX;
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Connection<W> {
+    pub(crate) stream: TcpStream,
+    pub(crate) wire: W,
+    pub(crate) lane: Lane,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    /// Bytes of the output that were sent.
+    sent: usize,
+    awaits_writable: bool,
+}
+
+impl<W> Connection<W> {
+    /// Over a stream that is connected, and has said what it must before the first request.
+    pub(crate) fn new(stream: TcpStream, wire: W, lane: Lane) -> io::Result<Connection<W>> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        let (input, output) = (Vec::new(), Vec::new());
+        Ok(Connection { stream, wire, lane, input, output, sent: 0, awaits_writable: false })
+    }
+}
+
+struct Loop<'a, 'b, W> {
+    driver: &'a mut Driver<'b>,
+    connections: &'a mut [Connection<W>],
+    epoll: OwnedFd,
+    scratch: Box<[u8]>,
+}
+
+/// Drives the connections until nothing begins any more and all is answered.
+pub(crate) fn run<W: Wire>(
+    driver: &mut Driver<'_>,
+    connections: &mut [Connection<W>],
+    mut pace: Pace,
+) -> anyhow::Result<Pace> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("get an epoll descriptor")?;
+    let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
+    epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
+    for (token, connection) in (0..).zip(connections.iter()) {
+        epoll::add(&epoll, &connection.stream, EventData::new_u64(token), EventFlags::IN)?;
+    }
+    let scratch = vec![0; RECEIVE_BYTES].into();
+    let mut state = Loop { driver, connections, epoll, scratch };
+    let mut is_over = false;
+    if matches!(pace, Pace::Closed) {
+        for at in 0..state.connections.len() {
+            is_over |= !state.refill(at)?;
+        }
+    }
+    let (mut turn, mut ready) = (0, Vec::new());
+    let mut drain_until = u64::MAX;
+    loop {
+        let now_ns = state.driver.control.now_ns();
+        if !matches!(pace, Pace::Closed) && !is_over {
+            is_over = !state.begin_due(&mut pace, &mut turn, now_ns)?;
+            if !is_over && let Some(next_ns) = pace.next_ns() {
+                set_timer(&timer, next_ns.saturating_sub(state.driver.control.now_ns()).max(1))?;
+            }
+        }
+        is_over |= now_ns >= state.driver.control.end_ns || state.driver.control.is_aborted();
+        if is_over {
+            drain_until = drain_until.min(now_ns.saturating_add(DRAIN_NS));
+            if state.connections.iter().all(|connection| connection.lane.is_idle()) {
+                return Ok(pace);
+            }
+            if now_ns > drain_until || state.driver.control.is_aborted() {
+                let left: usize = state.connections.iter().map(|c| c.lane.in_flight()).sum();
+                bail!("{left} operations were not answered within {} s", DRAIN_NS / 1_000_000_000);
+            }
+        }
+        wait(&state.epoll, &mut ready)?;
+        for &(token, flags) in &ready {
+            let Ok(at) = usize::try_from(token) else { continue };
+            if at >= state.connections.len() {
+                let mut expirations = [0; 8];
+                // The count says nothing here; it is read so that the timer is quiet again.
+                let _ = rustix::io::read(&timer, &mut expirations);
+                continue;
+            }
+            if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
+                state.receive(at)?;
+            }
+            if matches!(pace, Pace::Closed) && !is_over {
+                is_over |= !state.refill(at)?;
+            } else {
+                state.flush(at)?;
+            }
+        }
+    }
+}
+
+fn set_timer(timer: &OwnedFd, after_ns: u64) -> io::Result<()> {
+    let after_ns = i64::try_from(after_ns).unwrap_or(i64::MAX);
+    let second = 1_000_000_000;
+    let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let value = Timespec { tv_sec: after_ns / second, tv_nsec: after_ns % second };
+    let when = Itimerspec { it_interval: zero, it_value: value };
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &when)?;
+    Ok(())
+}
+
+/// Waits for readiness.
+fn wait(epoll: &OwnedFd, ready: &mut Vec<(u64, EventFlags)>) -> io::Result<()> {
+    ready.clear();
+    let mut room = [MaybeUninit::<epoll::Event>::uninit(); MAX_EVENTS];
+    let timeout = Timespec { tv_sec: 0, tv_nsec: LOOK_EVERY_NS };
+    match epoll::wait(epoll, room.as_mut_slice(), Some(&timeout)) {
+        Ok((events, _)) => {
+            // The struct is packed; its fields are copied out before use.
+            ready.extend(events.iter().map(|event| ({ event.data }.u64(), { event.flags })));
+            Ok(())
+        }
+        Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl<W: Wire> Loop<'_, '_, W> {
+    /// Begins operations while there is room, and sends them; false: nothing begins any more.
+    fn refill(&mut self, at: usize) -> anyhow::Result<bool> {
+        let connection = &mut self.connections[at];
+        let mut may_begin = true;
+        let now_ns = self.driver.control.now_ns();
+        while may_begin
+            && connection.lane.has_room()
+            && connection.wire.has_room()
+            && connection.output.len() < MAX_OUTPUT_BYTES
+        {
+            match self.driver.begin(&mut connection.lane, now_ns, now_ns) {
+                Some(request) => connection.wire.request(&request, &mut connection.output),
+                None => may_begin = false,
+            }
+        }
+        self.flush(at)?;
+        Ok(may_begin)
+    }
+
+    /// Begins what is due, on one connection after the other; false: nothing begins any more.
+    fn begin_due(
+        &mut self,
+        pace: &mut Pace,
+        turn: &mut usize,
+        now_ns: u64,
+    ) -> anyhow::Result<bool> {
+        let count = self.connections.len();
+        let mut may_begin = true;
+        'due: while pace.next_ns().is_some_and(|due| due <= now_ns) {
+            let free = (0..count).map(|step| (*turn + step) % count).find(|at| {
+                let connection = &self.connections[*at];
+                connection.lane.has_room()
+                    && connection.wire.has_room()
+                    && connection.output.len() < MAX_OUTPUT_BYTES
+            });
+            // Without room it waits, and its latency grows.
+            let Some(at) = free else { break };
+            *turn = at + 1;
+            let Some(start_ns) = pace.begin(now_ns) else { break };
+            let connection = &mut self.connections[at];
+            match self.driver.begin(&mut connection.lane, start_ns, now_ns) {
+                Some(request) => connection.wire.request(&request, &mut connection.output),
+                None => {
+                    may_begin = false;
+                    break 'due;
+                }
+            }
+        }
+        for at in 0..count {
+            if !self.connections[at].output.is_empty() {
+                self.flush(at)?;
+            }
+        }
+        Ok(may_begin)
+    }
+
+    fn receive(&mut self, at: usize) -> anyhow::Result<()> {
+        let connection = &mut self.connections[at];
+        let mut is_full = true;
+        while is_full {
+            let count = match (&connection.stream).read(&mut self.scratch) {
+                Ok(0) => bail!("the server has closed a connection"),
+                Ok(count) => count,
+                Err(error) if is_momentary(&error) => break,
+                Err(error) => return Err(error).context("receive from the server"),
+            };
+            is_full = count == self.scratch.len();
+            connection.input.extend_from_slice(&self.scratch[..count]);
+        }
+        let now_ns = self.driver.control.now_ns();
+        let mut taken = 0;
+        while let Some(reply) =
+            connection.wire.reply(&connection.input[taken..]).map_err(anyhow::Error::msg)?
+        {
+            taken += reply.consumed;
+            if let Some((slot, outcome)) = reply.ended {
+                self.driver.end(&mut connection.lane, slot, outcome, now_ns)?;
+            }
+        }
+        connection.input.drain(..taken);
+        Ok(())
+    }
+
+    fn flush(&mut self, at: usize) -> anyhow::Result<()> {
+        let connection = &mut self.connections[at];
+        connection.wire.end_batch(&mut connection.output);
+        while connection.sent < connection.output.len() {
+            match (&connection.stream).write(&connection.output[connection.sent..]) {
+                Ok(count) => connection.sent += count,
+                Err(error) if is_momentary(&error) => break,
+                Err(error) => return Err(error).context("send to the server"),
+            }
+        }
+        if connection.sent == connection.output.len() {
+            connection.output.clear();
+            connection.sent = 0;
+        }
+        let awaits_writable = !connection.output.is_empty();
+        if awaits_writable != connection.awaits_writable {
+            connection.awaits_writable = awaits_writable;
+            let write = if awaits_writable { EventFlags::OUT } else { EventFlags::empty() };
+            let data = EventData::new_u64(at as u64);
+            epoll::modify(&self.epoll, &connection.stream, data, EventFlags::IN | write)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_momentary(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}

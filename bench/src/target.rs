@@ -1,0 +1,116 @@
+//! Where the load goes: a scheme and an address.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+
+use anyhow::Context as _;
+
+/// How a target is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// A cluster of this store, through the client library.
+    Kv,
+    /// The same, over plain sockets: as cheap for the generator as the other schemes.
+    KvWire,
+    /// Redis, Valkey and whatever else speaks RESP.
+    Redis,
+    /// Memcached's text protocol.
+    Memcached,
+    /// `kv-echo`.
+    Echo,
+}
+
+/// All schemes with their names.
+const SCHEMES: [(&str, Scheme); 5] = [
+    ("kv", Scheme::Kv),
+    ("kv+wire", Scheme::KvWire),
+    ("redis", Scheme::Redis),
+    ("memcached", Scheme::Memcached),
+    ("echo", Scheme::Echo),
+];
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) scheme: Scheme,
+    /// `host:port`, or several with commas for [`Scheme::Kv`].
+    pub(crate) endpoint: String,
+}
+
+impl Target {
+    /// Reads `scheme://host:port`.
+    pub(crate) fn parse(text: &str) -> Result<Target, String> {
+        let wrong = || {
+            format!(
+                "`{text}` is no target; write kv://HOST:PORT, kv+wire://…, redis://…, \
+                 memcached://… or echo://…"
+            )
+        };
+        let (name, endpoint) = text.split_once("://").ok_or_else(wrong)?;
+        let found = SCHEMES.iter().find(|(known, _)| *known == name);
+        let scheme = found.ok_or_else(wrong)?.1;
+        let is_endpoint = |endpoint: &str| {
+            endpoint.rsplit_once(':').is_some_and(|(host, port)| {
+                !host.is_empty() && port.parse().is_ok_and(|port: u16| port != 0)
+            })
+        };
+        let may_be_many = scheme == Scheme::Kv;
+        let is_right = match may_be_many {
+            true => endpoint.split(',').all(is_endpoint),
+            false => is_endpoint(endpoint),
+        };
+        match is_right {
+            true => Ok(Target { scheme, endpoint: endpoint.to_owned() }),
+            false => Err(format!("`{text}`: `{endpoint}` is not HOST:PORT")),
+        }
+    }
+
+    /// Whether it is a cluster of this store.
+    pub(crate) fn is_kv(&self) -> bool {
+        matches!(self.scheme, Scheme::Kv | Scheme::KvWire)
+    }
+
+    /// The address, its name resolved.
+    pub(crate) fn resolve(&self) -> anyhow::Result<SocketAddr> {
+        let first = self.endpoint.split(',').next().unwrap_or_default();
+        let looked_up = || format!("look up {first}; check the host name");
+        let mut found = first.to_socket_addrs().with_context(looked_up)?;
+        found.next().with_context(looked_up)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = SCHEMES.iter().find(|(_, scheme)| *scheme == self.scheme).map(|(name, _)| *name);
+        write!(f, "{}://{}", name.unwrap_or_default(), self.endpoint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_scheme_and_an_address() {
+        for (text, scheme) in [
+            ("kv://localhost:7000,[::1]:7001", Scheme::Kv),
+            ("kv+wire://localhost:7000", Scheme::KvWire),
+            ("redis://127.0.0.1:6379", Scheme::Redis),
+            ("memcached://127.0.0.1:11211", Scheme::Memcached),
+            ("echo://[::1]:1", Scheme::Echo),
+        ] {
+            let target = Target::parse(text).unwrap();
+            assert_eq!((target.scheme, target.to_string()), (scheme, text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_target_says_how_one_is_written() {
+        for bad in ["", "localhost:1", "http://a:1"] {
+            assert!(Target::parse(bad).unwrap_err().contains("kv://HOST:PORT"), "{bad}");
+        }
+        for bad in ["kv://", "redis://a", "redis://a:0", "redis://a:1,b:2", "echo://:1"] {
+            assert!(Target::parse(bad).unwrap_err().contains("is not HOST:PORT"), "{bad}");
+        }
+    }
+}

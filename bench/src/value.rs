@@ -1,0 +1,142 @@
+//! What is stored: bytes that follow from the key, the run and a stamp, so that whoever reads a value
+//! knows whether this key can ever have held it.
+//!
+//! ```text
+//!   0       4       8        12
+//!   | run   | stamp | length | a stretch of one fixed noise, from a place that hangs on key, run, stamp |
+//! ```
+
+use std::ops::RangeInclusive;
+
+/// Bytes before the noise: the shortest value that can be checked.
+pub(crate) const STAMP_BYTES: usize = 12;
+/// Length of the noise, which begins anew at its end. Small enough to stay in the processor's cache.
+const NOISE_BYTES: usize = 64 << 10;
+
+/// Which write of a key a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// Which run of the generator wrote it.
+    pub(crate) run: u32,
+    /// Which of the key's writes in that run it was, from 1.
+    pub(crate) number: u32,
+}
+
+/// Writes values and checks them.
+#[derive(Debug)]
+pub(crate) struct Values {
+    noise: Box<[u8]>,
+    lengths: RangeInclusive<usize>,
+}
+
+/// SplitMix64's finish: every bit hangs on every bit.
+pub(crate) fn mix(number: u64) -> u64 {
+    let bits = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+impl Values {
+    /// Values of these lengths.
+    pub(crate) fn new(lengths: RangeInclusive<usize>) -> Values {
+        let words = (0..NOISE_BYTES as u64 / 8).map(|word| mix(word).to_le_bytes());
+        Values { noise: words.flatten().collect(), lengths }
+    }
+
+    /// What the key holds after this write.
+    pub(crate) fn write(&self, key: u32, stamp: Stamp, into: &mut Vec<u8>) {
+        let place = place(key, stamp);
+        let span = (self.lengths.end() - self.lengths.start() + 1) as u64;
+        let length = self.lengths.start() + crate::numbers::index((place >> 32) % span);
+        into.clear();
+        into.extend_from_slice(&stamp.run.to_le_bytes());
+        into.extend_from_slice(&stamp.number.to_le_bytes());
+        into.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+        into.truncate(length);
+        let mut from = start(place);
+        while into.len() < length {
+            let take = (length - into.len()).min(NOISE_BYTES - from);
+            into.extend_from_slice(&self.noise[from..from + take]);
+            from = 0;
+        }
+    }
+
+    /// Which write of this key a value comes from.
+    ///
+    /// # Errors
+    /// What is wrong with it: no write of this key can have left it.
+    pub(crate) fn read(&self, key: u32, value: &[u8]) -> Result<Stamp, String> {
+        let (Some(head), rest) = (value.first_chunk::<STAMP_BYTES>(), value.get(STAMP_BYTES..))
+        else {
+            return Err(format!("{} bytes, too short to be one of ours", value.len()));
+        };
+        let word =
+            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let stamp = Stamp { run: word(0), number: word(4) };
+        if word(8) as usize != value.len() {
+            return Err(format!("{} bytes, though it was written with {}", value.len(), word(8)));
+        }
+        let mut rest = rest.unwrap_or_default();
+        let mut from = start(place(key, stamp));
+        while !rest.is_empty() {
+            let take = rest.len().min(NOISE_BYTES - from);
+            let (part, left) = rest.split_at(take);
+            if part != &self.noise[from..from + take] {
+                return Err("bytes that no write of this key has left".to_owned());
+            }
+            (rest, from) = (left, 0);
+        }
+        Ok(stamp)
+    }
+}
+
+fn place(key: u32, stamp: Stamp) -> u64 {
+    mix(mix(u64::from(key) << 32 | u64::from(stamp.number)) ^ u64::from(stamp.run))
+}
+
+fn start(place: u64) -> usize {
+    crate::numbers::index(place % NOISE_BYTES as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAMP: Stamp = Stamp { run: 7, number: 3 };
+
+    #[test]
+    fn a_value_tells_which_write_left_it() {
+        let values = Values::new(12..=200_000);
+        let mut value = Vec::new();
+        for key in 0..200 {
+            values.write(key, STAMP, &mut value);
+            assert!((12..=200_000).contains(&value.len()));
+            assert_eq!(values.read(key, &value), Ok(STAMP));
+        }
+    }
+
+    #[test]
+    fn another_keys_value_a_flipped_bit_and_a_missing_end_are_seen() {
+        let values = Values::new(64..=64);
+        let mut value = Vec::new();
+        values.write(1, STAMP, &mut value);
+        assert!(values.read(2, &value).is_err(), "it is of another key");
+        assert!(values.read(1, &value[..63]).is_err(), "it was cut");
+        assert!(values.read(1, &value[..5]).is_err(), "it was cut");
+        for bit in 0..64 * 8 {
+            let mut damaged = value.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(values.read(1, &damaged).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn values_shorter_than_a_stamp_are_written_too() {
+        let mut value = vec![1; 100];
+        Values::new(3..=3).write(1, STAMP, &mut value);
+        assert_eq!(value.len(), 3);
+        Values::new(0..=0).write(1, STAMP, &mut value);
+        assert_eq!(value.len(), 0);
+    }
+}

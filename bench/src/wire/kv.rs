@@ -1,0 +1,143 @@
+//! This store's own protocol on a plain socket to one shard of one group: as cheap for the generator as
+//! the other protocols, and without what a client does in a crisis. Any change of the cluster ends the
+//! run; a program uses the library.
+
+use std::collections::VecDeque;
+
+use kv_protocol::client_message::{
+    Answer, Condition, Operation, Refusal, Request as WireRequest, Status, WriteHeader, opcode,
+};
+use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::{RequestId, RequestSeq, ViewVersion};
+use kv_protocol::limits::{MAX_ANSWER_BODY, SESSION_WINDOW};
+use kv_protocol::placement::Digest;
+
+use super::{Reply, Wire};
+use crate::driver::{Outcome, Request};
+
+/// Frames of a connection of clients.
+pub(crate) const RULES: FrameRules = FrameRules::unchecked(MAX_ANSWER_BODY);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Kv {
+    /// Of the group.
+    view: ViewVersion,
+    /// The number of the next write of this connection's session (consistency.md §8).
+    next: u64,
+    /// Writes that have not ended, by number, with their slots.
+    open: VecDeque<(u64, u32)>,
+}
+
+impl Kv {
+    /// A connection that was welcomed, whose group has this view.
+    pub(crate) fn new(view: ViewVersion) -> Kv {
+        Kv { view, next: 1, open: VecDeque::new() }
+    }
+
+    fn first_incomplete(&self) -> u64 {
+        self.open.front().map_or(self.next, |(seq, _)| *seq)
+    }
+}
+
+impl Wire for Kv {
+    fn has_room(&self) -> bool {
+        self.next - self.first_incomplete() < SESSION_WINDOW
+    }
+
+    fn request(&mut self, request: &Request<'_>, output: &mut Vec<u8>) {
+        let operation = match request.value {
+            None => Operation::Get,
+            Some(value) => {
+                let seq = self.next;
+                self.open.push_back((seq, request.slot));
+                self.next += 1;
+                let header = WriteHeader {
+                    seq: RequestSeq(seq),
+                    first_incomplete: RequestSeq(self.first_incomplete()),
+                    condition: Condition::Always,
+                };
+                Operation::Put(header, value)
+            }
+        };
+        let id = RequestId(request.slot.into());
+        let digest = Digest::of(request.key);
+        WireRequest { id, view: self.view, digest, key: request.key, operation }.write(output);
+    }
+
+    fn reply<'a>(&mut self, input: &'a [u8]) -> Result<Option<Reply<'a>>, String> {
+        let Some(frame) = split_frame(input, &RULES).map_err(|error| error.to_string())? else {
+            return Ok(None);
+        };
+        if frame.opcode == opcode::ERROR {
+            let refusal = Refusal::read(frame.body).map_err(|error| error.to_string())?;
+            return Err(format!("{:?}: {}", refusal.status, refusal.reason));
+        }
+        if frame.opcode != opcode::ANSWER {
+            return Err(format!("a frame with opcode {}", frame.opcode));
+        }
+        let answer = Answer::read(frame.body).map_err(|error| error.to_string())?;
+        let slot = u32::try_from(answer.id.0).map_err(|_| "an answer to nothing".to_owned())?;
+        let write = self.open.iter().position(|(_, open)| *open == slot);
+        if let Some(write) = write {
+            self.open.remove(write);
+        }
+        let outcome = match answer.status {
+            Status::Ok if write.is_some() && answer.copies < 2 => Outcome::SingleCopy,
+            Status::Ok => Outcome::Done(answer.value),
+            Status::NotFound => Outcome::Missing,
+            status => {
+                let reason = String::from_utf8_lossy(answer.value);
+                return Err(format!("{status:?}: {reason}"));
+            }
+        };
+        Ok(Some(Reply { consumed: frame.consumed, ended: Some((slot, outcome)) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_protocol::ids::SequenceNumber;
+
+    fn put(slot: u32) -> Request<'static> {
+        Request { slot, key: b"k", value: Some(b"v") }
+    }
+
+    fn answer(id: u64, status: Status, copies: u8) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let (view, version) = (ViewVersion(1), SequenceNumber(1));
+        Answer { id: RequestId(id), status, copies, view, version, value: b"" }.write(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn no_write_begins_sixty_four_after_the_first_that_has_not_ended() {
+        let (mut kv, mut output) = (Kv::new(ViewVersion(1)), Vec::new());
+        for slot in 0..64 {
+            assert!(kv.has_room());
+            kv.request(&put(slot), &mut output);
+        }
+        assert!(!kv.has_room());
+        kv.reply(&answer(5, Status::Ok, 2)).unwrap().unwrap();
+        assert!(!kv.has_room(), "the first has not ended");
+        kv.reply(&answer(0, Status::Ok, 2)).unwrap().unwrap();
+        assert!(kv.has_room());
+        output.clear();
+        kv.request(&put(0), &mut output);
+        let frame = split_frame(&output, &RULES).unwrap().unwrap();
+        let request = WireRequest::read(frame.opcode, frame.body).unwrap();
+        let Operation::Put(header, _) = request.operation else { panic!("{request:?}") };
+        assert_eq!((header.seq.0, header.first_incomplete.0), (65, 2));
+    }
+
+    #[test]
+    fn a_write_that_one_table_holds_is_told_apart_and_a_refusal_ends_the_run() {
+        let mut kv = Kv::new(ViewVersion(1));
+        kv.request(&put(0), &mut Vec::new());
+        let bytes = answer(0, Status::Ok, 1);
+        let reply = kv.reply(&bytes).unwrap().unwrap();
+        assert_eq!(reply.ended, Some((0, Outcome::SingleCopy)));
+        assert!(kv.reply(&answer(0, Status::WrongView, 0)).unwrap_err().contains("WrongView"));
+    }
+}
