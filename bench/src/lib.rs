@@ -23,6 +23,7 @@ mod args;
 mod book;
 mod choice;
 mod cluster_map;
+pub mod compare;
 mod control;
 mod cpu;
 mod driver;

@@ -45,6 +45,8 @@ pub(crate) struct Report {
     /// How long filling took, if keys were filled.
     pub(crate) fill_seconds: Option<f64>,
     pub(crate) filled: u64,
+    /// Latencies of the filling.
+    pub(crate) fills: Figures,
 }
 
 impl Report {

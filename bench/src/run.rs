@@ -180,6 +180,7 @@ fn carry_out<T: Send>(
         let ended = phase.run(threads, &drive, live).context("fill the keys")?;
         report.fill_seconds = Some(seconds(control.now_ns()));
         report.filled = shared.keys.len();
+        report.fills = ended.tally.writes.figures();
         report.add_troubles(ended.tally);
     }
     let Some(until) = plan.until else { return Ok(report) };

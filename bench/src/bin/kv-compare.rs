@@ -1,1 +1,7 @@
-fn main() {}
+//! The executable `kv-compare`; see `kv_bench::compare`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kv_bench::compare::main()
+}

@@ -1,0 +1,309 @@
+//! The cells that are measured in turns, and the goals that are read off them.
+
+use std::time::Duration;
+
+use anyhow::bail;
+
+use super::Args;
+use super::machine::Placement;
+use super::sides::Who;
+
+/// The parts of the comparison.
+const PARTS: [&str; 7] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7"];
+/// Those that consist of cells.
+pub(super) const CELL_PARTS: [&str; 5] = ["P1", "P2", "P3", "P4", "P5"];
+/// Bytes of values that P5 stores at one side, at most: fewer keys where values are large.
+const DATA_BYTES: u64 = 512 << 20;
+
+/// The parts asked for; all if none is.
+pub(super) fn parts(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
+    if let Some(unknown) = only.iter().find(|name| !PARTS.contains(&name.as_str())) {
+        bail!("--only {unknown}: the parts are P1 to P7");
+    }
+    let is_asked = |part: &&str| only.is_empty() || only.iter().any(|name| name == part);
+    Ok(PARTS.into_iter().filter(is_asked).collect())
+}
+
+/// How much is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Effort {
+    pub(super) is_quick: bool,
+    pub(super) pairs: u32,
+    pub(super) span: Duration,
+    pub(super) warm_up: Duration,
+    /// Keys of P1 to P4.
+    pub(super) keys: u64,
+    /// Keys of P5, while values are small.
+    mixed_keys: u64,
+    /// Keys of P6.
+    pub(super) entries: u64,
+    /// Keys of P7, before and after.
+    pub(super) growth: (u64, u64),
+}
+
+impl Effort {
+    pub(super) fn new(args: &Args) -> Effort {
+        let least = args.most_keys.min(10_000);
+        match args.quick {
+            true => Effort {
+                is_quick: true,
+                pairs: 1,
+                span: Duration::from_millis(300),
+                warm_up: Duration::from_millis(20),
+                keys: 1_000,
+                mixed_keys: 1_000,
+                entries: 20_000,
+                growth: (1_000, 20_000),
+            },
+            false => Effort {
+                is_quick: false,
+                pairs: args.pairs,
+                span: args.seconds,
+                warm_up: Duration::from_millis(300),
+                keys: 100_000,
+                mixed_keys: 1_000_000,
+                entries: 5_000_000,
+                growth: (least, args.most_keys),
+            },
+        }
+    }
+}
+
+/// One load that all its sides get in turns.
+#[derive(Clone, Debug)]
+pub(super) struct Cell {
+    pub(super) part: &'static str,
+    pub(super) name: String,
+    pub(super) placement: Placement,
+    pub(super) sides: Vec<Who>,
+    pub(super) keys: u64,
+    pub(super) value_bytes: u64,
+    pub(super) reads: u32,
+    pub(super) connections: u32,
+    pub(super) depth: u32,
+    pub(super) popularity: &'static str,
+    pub(super) goals: Vec<Goal>,
+}
+
+/// What is compared of two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Metric {
+    /// Operations a second.
+    Throughput,
+    /// Operations for one second of the servers' processors.
+    PerServerCpu,
+    /// Processor time of the servers for one operation.
+    ServerCpu,
+    Median,
+}
+
+impl Metric {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Metric::Throughput => "operations a second",
+            Metric::PerServerCpu => "operations per server CPU second",
+            Metric::ServerCpu => "server CPU per operation",
+            Metric::Median => "p50",
+        }
+    }
+}
+
+/// What this store's figure divided by another side's must be.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub(super) struct Goal {
+    pub(super) metric: Metric,
+    pub(super) against: Who,
+    pub(super) bound: Bound,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Bound {
+    pub(super) fn holds(self, ratio: f64) -> bool {
+        match self {
+            Bound::AtLeast(bound) => ratio >= bound,
+            Bound::AtMost(bound) => ratio <= bound,
+        }
+    }
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Bound::AtLeast(bound) => write!(f, "≥ {bound}"),
+            Bound::AtMost(bound) => write!(f, "≤ {bound}"),
+        }
+    }
+}
+
+fn at_least(metric: Metric, against: Who, bound: f64) -> Goal {
+    Goal { metric, against, bound: Bound::AtLeast(bound) }
+}
+
+fn at_most(metric: Metric, against: Who, bound: f64) -> Goal {
+    Goal { metric, against, bound: Bound::AtMost(bound) }
+}
+
+/// All cells of these parts.
+pub(super) fn cells(parts: &[&str], effort: &Effort) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for part in parts {
+        match *part {
+            "P1" => cells.push(get(
+                "P1",
+                16,
+                effort,
+                vec![
+                    at_least(Metric::PerServerCpu, Who::Redis, 2.0),
+                    at_least(Metric::PerServerCpu, Who::Ring, 0.8),
+                ],
+            )),
+            "P2" => cells.push(get(
+                "P2",
+                1,
+                effort,
+                vec![
+                    at_most(Metric::ServerCpu, Who::Redis, 1.0),
+                    at_most(Metric::ServerCpu, Who::Ring, 1.15),
+                ],
+            )),
+            "P3" => puts(
+                "P3",
+                1,
+                1,
+                effort,
+                &mut cells,
+                &[
+                    at_most(Metric::Median, Who::Chain, 1.2),
+                    at_most(Metric::Median, Who::Redis, 0.65),
+                ],
+            ),
+            "P4" => {
+                puts(
+                    "P4",
+                    50,
+                    1,
+                    effort,
+                    &mut cells,
+                    &[
+                        at_least(Metric::Throughput, Who::Redis, 1.7),
+                        at_least(Metric::Throughput, Who::Chain, 0.85),
+                    ],
+                );
+                puts(
+                    "P4",
+                    50,
+                    16,
+                    effort,
+                    &mut cells,
+                    &[
+                        at_least(Metric::Throughput, Who::Redis, 2.5),
+                        at_least(Metric::Throughput, Who::Chain, 0.6),
+                    ],
+                );
+            }
+            "P5" => mixed(effort, &mut cells),
+            _ => {}
+        }
+    }
+    cells
+}
+
+fn get(part: &'static str, depth: u32, effort: &Effort, goals: Vec<Goal>) -> Cell {
+    Cell {
+        part,
+        name: format!("GET, 64 B, 50 connections, depth {depth}"),
+        placement: Placement::Apart,
+        sides: vec![Who::Kv, Who::Redis, Who::Valkey, Who::Memcached, Who::Ring],
+        keys: effort.keys,
+        value_bytes: 64,
+        reads: 100,
+        connections: 50,
+        depth,
+        popularity: "uniform",
+        goals,
+    }
+}
+
+/// Replicated writes in both placements; the quick run has one.
+fn puts(
+    part: &'static str,
+    connections: u32,
+    depth: u32,
+    effort: &Effort,
+    cells: &mut Vec<Cell>,
+    goals: &[Goal],
+) {
+    let all = [Placement::Apart, Placement::Free];
+    for placement in &all[..if effort.is_quick { 1 } else { 2 }] {
+        cells.push(Cell {
+            part,
+            name: format!("replicated PUT, 64 B, {connections} connections, depth {depth}"),
+            placement: *placement,
+            sides: vec![Who::Kv, Who::Redis, Who::Valkey, Who::Chain],
+            keys: effort.keys,
+            value_bytes: 64,
+            reads: 0,
+            connections,
+            depth,
+            popularity: "uniform",
+            goals: goals.to_vec(),
+        });
+    }
+}
+
+fn mixed(effort: &Effort, cells: &mut Vec<Cell>) {
+    let sizes: &[u64] = if effort.is_quick { &[1 << 10] } else { &[64, 1 << 10, 16 << 10] };
+    let shares: &[u32] = if effort.is_quick { &[50] } else { &[95, 50] };
+    for value_bytes in sizes {
+        for reads in shares {
+            let keys = effort.mixed_keys.min(DATA_BYTES / value_bytes);
+            cells.push(Cell {
+                part: "P5",
+                name: format!("{reads} % reads, zipf 0.99, {value_bytes} B, {keys} keys, depth 16"),
+                placement: Placement::Apart,
+                sides: vec![Who::Kv, Who::Redis, Who::Valkey],
+                keys,
+                value_bytes: *value_bytes,
+                reads: *reads,
+                connections: 50,
+                depth: 16,
+                popularity: "zipf:0.99",
+                goals: vec![
+                    at_least(Metric::Throughput, Who::Redis, 1.0),
+                    at_least(Metric::Throughput, Who::Valkey, 1.0),
+                ],
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_part_is_refused() {
+        assert!(parts(&["P9".to_owned()]).unwrap_err().to_string().contains("P1 to P7"));
+        assert_eq!(parts(&["P3".to_owned(), "P1".to_owned()]).unwrap(), ["P1", "P3"]);
+        assert_eq!(parts(&[]).unwrap().len(), 7);
+    }
+
+    #[test]
+    fn every_goal_is_against_a_side_of_its_cell() {
+        use clap::Parser as _;
+        for line in [&["kv-compare"][..], &["kv-compare", "--quick"]] {
+            let effort = Effort::new(&Args::parse_from(line));
+            for cell in cells(&PARTS, &effort) {
+                assert!(cell.sides.contains(&Who::Kv) && !cell.goals.is_empty());
+                assert!(cell.goals.iter().all(|goal| cell.sides.contains(&goal.against)));
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! P6: what an entry takes of memory. P7: what growing tables do to latencies.
+
+use std::path::Path;
+
+use super::grid::Effort;
+use super::machine::{Machine, Placement};
+use super::process::resident_bytes;
+use super::report::{Growth, Measured, Memory};
+use super::sides::{Ground, Who};
+use super::turns::{bench, fill};
+use super::{Args, Programs};
+
+/// Bytes of a value.
+const VALUE_BYTES: u64 = 64;
+
+/// Measures the parts that are asked for, each on sides of its own that hold nothing yet.
+pub(super) fn run(
+    parts: &[&str],
+    effort: &Effort,
+    args: &Args,
+    programs: &Programs,
+    machine: &Machine,
+    dir: &Path,
+    measured: &mut Measured,
+) -> anyhow::Result<()> {
+    let ground = Ground { args, programs, machine, dir };
+    for who in [Who::Kv, Who::Redis, Who::Valkey] {
+        if ground.missing(who).is_some() {
+            continue;
+        }
+        if parts.contains(&"P6") {
+            measured.memory.push(memory(&ground, effort, who)?);
+        }
+        if parts.contains(&"P7") {
+            measured.growth.push(growth(&ground, effort, who)?);
+        }
+    }
+    Ok(())
+}
+
+fn memory(ground: &Ground<'_>, effort: &Effort, who: Who) -> anyhow::Result<Memory> {
+    let Ground { programs, machine, .. } = *ground;
+    let side = ground.start(who)?;
+    let before = resident_bytes(side.pids[0])?;
+    let fill = fill(effort.entries, VALUE_BYTES, 50, 16);
+    let report = bench(programs, machine, Placement::Apart, &side, &fill)?;
+    let grown = resident_bytes(side.pids[0])?.saturating_sub(before);
+    #[allow(clippy::cast_precision_loss)] // Bytes and entries fit a double.
+    let bytes_per_entry = grown as f64 / report.filled as f64;
+    Ok(Memory { who, entries: report.filled, bytes_per_entry })
+}
+
+fn growth(ground: &Ground<'_>, effort: &Effort, who: Who) -> anyhow::Result<Growth> {
+    let Ground { programs, machine, .. } = *ground;
+    let side = ground.start(who)?;
+    let run = |arguments: &[String]| bench(programs, machine, Placement::Apart, &side, arguments);
+    let reads = |keys: u64| {
+        let line = format!(
+            "--reads 100 --keys {keys} --value-size {VALUE_BYTES} --connections 1 --duration {} \
+             --warm-up {}",
+            effort.span.as_secs_f64(),
+            effort.warm_up.as_secs_f64()
+        );
+        line.split(' ').map(ToOwned::to_owned).collect::<Vec<String>>()
+    };
+    let (few, many) = effort.growth;
+    run(&fill(few, VALUE_BYTES, 8, 8))?;
+    let before = run(&reads(few))?;
+    let filling = run(&fill(many, VALUE_BYTES, 8, 8))?;
+    let after = run(&reads(many))?;
+    Ok(Growth {
+        who,
+        keys: (few, many),
+        p50_us: (before.reads.p50, after.reads.p50),
+        filling: filling.fills,
+    })
+}

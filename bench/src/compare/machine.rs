@@ -1,0 +1,113 @@
+//! The machine: what it is, and which cores servers and generator get.
+
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use rustix::thread::{CpuSet, sched_getaffinity};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    pub(crate) processor: String,
+    pub(crate) kernel: String,
+    pub(crate) memory_gib: u64,
+    /// The cores that this program may use.
+    pub(crate) cores: Vec<usize>,
+}
+
+/// Where servers and generator run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// All servers on the first core, the generator on the others.
+    Apart,
+    /// Everybody on all cores.
+    Free,
+}
+
+impl Placement {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Placement::Apart => "servers on one core, generator on the others",
+            Placement::Free => "free on all cores",
+        }
+    }
+}
+
+fn set(cores: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    cores.iter().for_each(|core| set.set(*core));
+    set
+}
+
+fn line_of(file: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+impl Machine {
+    pub(crate) fn look() -> anyhow::Result<Machine> {
+        let allowed = sched_getaffinity(None).context("ask which cores may be used")?;
+        let cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+        let kib = line_of("/proc/meminfo", "MemTotal").unwrap_or_default();
+        let kib: u64 = kib.trim_end_matches(" kB").parse().unwrap_or(0);
+        let unknown = || "unknown".to_owned();
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
+        Ok(Machine {
+            processor: line_of("/proc/cpuinfo", "model name").unwrap_or_else(unknown),
+            kernel: kernel.map_or_else(|_| unknown(), |text| text.trim().to_owned()),
+            memory_gib: kib.div_ceil(1 << 20),
+            cores,
+        })
+    }
+
+    /// The cores of servers.
+    pub(crate) fn servers(&self, placement: Placement) -> CpuSet {
+        match placement {
+            Placement::Apart => set(&self.cores[..1]),
+            Placement::Free => set(&self.cores),
+        }
+    }
+
+    /// The cores of the generator.
+    pub(crate) fn generator(&self, placement: Placement) -> CpuSet {
+        match placement {
+            Placement::Apart if self.cores.len() > 1 => set(&self.cores[1..]),
+            _ => set(&self.cores),
+        }
+    }
+}
+
+/// The date (UTC) as in 2026-01-31.
+pub(crate) fn today() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (year, month, day) = civil(now.as_secs() / 86_400);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// Days since 1970-01-01 as a date of the Gregorian calendar (Howard Hinnant, "chrono-compatible
+/// low-level date algorithms", civil_from_days).
+fn civil(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_dates() {
+        assert_eq!(civil(0), (1970, 1, 1));
+        assert_eq!(civil(19_782), (2024, 2, 29));
+        assert_eq!(civil(20_783), (2026, 11, 26));
+    }
+}

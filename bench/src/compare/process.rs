@@ -1,0 +1,142 @@
+//! Children: pinned to cores, ended by pid and awaited, whatever happens to this program.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+/// How long a server may take to start.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at something that is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// A command whose process gets these cores, and the signal should this program die.
+pub(super) fn pinned(program: &Path, cores: CpuSet, at_death: Signal) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null());
+    // SAFETY: both are system calls that take what was copied into the closure; they are safe between
+    // fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            sched_setaffinity(None, &cores)?;
+            rustix::process::set_parent_process_death_signal(Some(at_death))?;
+            Ok(())
+        });
+    }
+    command
+}
+
+/// A child that does not outlive this value.
+#[derive(Debug)]
+pub(super) struct Kept(pub(super) Child);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Kept {
+    /// Starts a server, its output in a log.
+    pub(super) fn start(command: &mut Command, log: &Path) -> anyhow::Result<Kept> {
+        let file = fs::File::create(log).with_context(|| format!("write {}", log.display()))?;
+        command.stdout(file.try_clone()?).stderr(file);
+        let name = command.get_program().to_owned();
+        let child = command.spawn().with_context(|| format!("start {}", name.display()))?;
+        Ok(Kept(child))
+    }
+
+    /// Fails if it has ended.
+    pub(super) fn check(&mut self, log: &Path) -> anyhow::Result<()> {
+        match self.0.try_wait()? {
+            None => Ok(()),
+            Some(status) => {
+                let said = fs::read_to_string(log).unwrap_or_default();
+                bail!("a server ended with {status}: {}", said.trim())
+            }
+        }
+    }
+}
+
+/// Kills all processes that run in this directory, and waits until none is left.
+pub(super) fn end_all_in(directory: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = running_in(directory);
+        if left.is_empty() || Instant::now() >= deadline {
+            return;
+        }
+        for pid in left {
+            // It may have ended meanwhile.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn running_in(directory: &Path) -> Vec<Pid> {
+    let (Ok(directory), Ok(all)) = (directory.canonicalize(), fs::read_dir("/proc")) else {
+        return Vec::new();
+    };
+    let pids = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &i32| {
+        fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == directory)
+            && *pid != std::process::id().cast_signed()
+    })
+    .filter_map(Pid::from_raw)
+    .collect()
+}
+
+/// Gives a running process, with all its threads, other cores.
+pub(super) fn move_to(pid: u32, cores: &CpuSet) -> anyhow::Result<()> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    for task in tasks.with_context(|| format!("list the threads of process {pid}"))? {
+        let thread = task?.file_name().to_str().and_then(|name| name.parse().ok());
+        match sched_setaffinity(thread.and_then(Pid::from_raw), cores) {
+            // A thread may have ended meanwhile.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("move process {pid}")),
+        }
+    }
+    Ok(())
+}
+
+/// Memory that a process holds, in bytes.
+pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+    let status = status.with_context(|| format!("read the status of process {pid}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kib.with_context(|| format!("process {pid} tells no VmRSS"))? << 10)
+}
+
+/// A port of this machine that nobody uses now.
+pub(super) fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// Looks again and again until there is something.
+pub(super) fn wait_for<T>(
+    what: &str,
+    mut look: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        if Instant::now() >= deadline {
+            bail!("waited {PATIENCE:?} in vain: {what}");
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}

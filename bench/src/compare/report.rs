@@ -1,0 +1,345 @@
+//! What was measured, in Markdown and in JSON, with one line for each goal.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::Args;
+use super::grid::{Bound, Cell, Goal, Metric};
+use super::machine::{Machine, today};
+use super::sides::Who;
+use crate::numbers::{micros, short};
+use crate::report::Report;
+use crate::tally::Figures;
+
+/// P6: bytes for one entry of 16 B and 64 B.
+const MOST_BYTES: f64 = 112.0;
+/// P7: how much slower a read may become.
+const MOST_GROWTH: f64 = 1.3;
+/// P7: the longest write while tables grow, in microseconds.
+const LONGEST_STALL_US: f64 = 2_000.0;
+
+/// One cell with all its turns.
+#[derive(Debug)]
+pub(super) struct CellResult {
+    pub(super) cell: Cell,
+    /// By side, one report a turn.
+    pub(super) turns: BTreeMap<Who, Vec<Report>>,
+    pub(super) arguments: String,
+}
+
+/// P6 of one side.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(super) struct Memory {
+    pub(super) who: Who,
+    pub(super) entries: u64,
+    pub(super) bytes_per_entry: f64,
+}
+
+/// P7 of one side.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub(super) struct Growth {
+    pub(super) who: Who,
+    /// Before and after.
+    pub(super) keys: (u64, u64),
+    pub(super) p50_us: (f64, f64),
+    /// Latencies of the writes between.
+    pub(super) filling: Figures,
+}
+
+/// Everything.
+#[derive(Debug)]
+pub(super) struct Measured {
+    command: String,
+    is_quick: bool,
+    machine: Machine,
+    pub(super) sides: Vec<(Who, String)>,
+    pub(super) cells: Vec<CellResult>,
+    pub(super) memory: Vec<Memory>,
+    pub(super) growth: Vec<Growth>,
+}
+
+/// Median, least and most of some numbers.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(numbers: impl Iterator<Item = f64>) -> Option<Spread> {
+        let mut sorted: Vec<f64> = numbers.collect();
+        sorted.sort_by(f64::total_cmp);
+        let (least, most) = (*sorted.first()?, *sorted.last()?);
+        let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+        Some(Spread { median: f64::midpoint(low, high), least, most })
+    }
+}
+
+fn figure(report: &Report, metric: Metric) -> Option<f64> {
+    match metric {
+        Metric::Throughput => Some(report.per_second),
+        Metric::ServerCpu => report.server_cpu_us,
+        Metric::PerServerCpu => report.server_cpu_us.map(|us| 1e6 / us),
+        Metric::Median => Some(report.all.p50),
+    }
+}
+
+impl CellResult {
+    /// This store's figure divided by the other's, turn by turn.
+    fn ratio(&self, goal: &Goal) -> Option<Spread> {
+        let (ours, theirs) = (self.turns.get(&Who::Kv)?, self.turns.get(&goal.against)?);
+        let ratio = |(ours, theirs)| {
+            Some(figure(ours, goal.metric)? / figure(theirs, goal.metric)?.max(1e-9))
+        };
+        Spread::of(ours.iter().zip(theirs).filter_map(ratio))
+    }
+
+    fn spread(&self, who: Who, figure: impl Fn(&Report) -> f64) -> Option<Spread> {
+        Spread::of(self.turns.get(&who)?.iter().map(figure))
+    }
+}
+
+/// One line of the verdict.
+struct Verdict {
+    goal: String,
+    /// `None`: not measured.
+    is_reached: Option<bool>,
+    told: String,
+}
+
+impl Measured {
+    pub(super) fn new(args: &Args, machine: &Machine) -> Measured {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        Measured {
+            command: format!("kv-compare {}", words.join(" ")).trim_end().to_owned(),
+            is_quick: args.quick,
+            machine: machine.clone(),
+            sides: Vec::new(),
+            cells: Vec::new(),
+            memory: Vec::new(),
+            growth: Vec::new(),
+        }
+    }
+
+    fn verdicts(&self) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        for result in &self.cells {
+            let Cell { part, name, placement, .. } = &result.cell;
+            for goal in &result.cell.goals {
+                let Goal { metric, against, bound } = goal;
+                let what = format!(
+                    "{part} {name} ({}): {} {bound} × {}",
+                    placement.name(),
+                    metric.name(),
+                    against.name()
+                );
+                let ratio = result.ratio(goal);
+                verdicts.push(Verdict {
+                    goal: what,
+                    is_reached: ratio.map(|ratio| bound.holds(ratio.median)),
+                    told: ratio.map_or("it is not here".to_owned(), |ratio| {
+                        let Spread { median, least, most } = ratio;
+                        format!("{median:.2} × ({least:.2} to {most:.2})")
+                    }),
+                });
+            }
+        }
+        let is_ours = |who: Who| who == Who::Kv;
+        for memory in self.memory.iter().filter(|memory| is_ours(memory.who)) {
+            let bytes = memory.bytes_per_entry;
+            verdicts.push(Verdict {
+                goal: format!("P6 bytes for one entry {}", Bound::AtMost(MOST_BYTES)),
+                is_reached: Some(bytes <= MOST_BYTES),
+                told: format!("{bytes:.1} B, {} entries, one run", memory.entries),
+            });
+        }
+        for growth in self.growth.iter().filter(|growth| is_ours(growth.who)) {
+            let (before, after) = growth.p50_us;
+            let (few, many) = growth.keys;
+            let ratio = after / before.max(1e-9);
+            verdicts.push(Verdict {
+                goal: format!(
+                    "P7 p50 of a GET with {many} keys {} × that with {few}",
+                    Bound::AtMost(MOST_GROWTH)
+                ),
+                is_reached: Some(ratio <= MOST_GROWTH),
+                told: format!("{ratio:.2} ×, one run"),
+            });
+            let longest = growth.filling.max;
+            verdicts.push(Verdict {
+                goal: format!("P7 longest PUT while tables grow ≤ {LONGEST_STALL_US} µs"),
+                is_reached: Some(longest <= LONGEST_STALL_US),
+                told: format!("{} µs, one run", micros(longest)),
+            });
+        }
+        verdicts
+    }
+
+    /// The report for people.
+    pub(super) fn markdown(&self) -> String {
+        let mut text = format!("# This store, its peers and its floors\n\n{}", today());
+        let Machine { processor, kernel, memory_gib, cores } = &self.machine;
+        let _ = writeln!(
+            text,
+            ". A machine of {} cores ({processor}), {memory_gib} GiB, Linux {kernel}.\n\n```\n{}\n```\n",
+            cores.len(),
+            self.command
+        );
+        if self.is_quick {
+            text += "A quick run, which shows that the comparison works and measures nothing.\n\n";
+        }
+        for (who, version) in &self.sides {
+            let _ = writeln!(text, "- {}: {version}", who.name());
+        }
+        text += "\nEvery figure is the median of the turns, with the least and the most in brackets; the \
+                 sides take turns within each cell. Closed loop. Every value read was checked, except of \
+                 the bare floors, which hold none. Writes of all sides but memcached are in two processes \
+                 before they count (Redis and Valkey: WAIT 1 after each write, or after the writes of a \
+                 batch). This store is driven over plain sockets like the others (kv+wire), with keys of \
+                 one group: a primary and its secondary, as the others have one. Server CPU is that of \
+                 both processes.\n";
+        for result in &self.cells {
+            Self::write_cell(result, &mut text);
+        }
+        self.write_growth(&mut text);
+        text += "\n## Goals\n\n";
+        for Verdict { goal, is_reached, told } in self.verdicts() {
+            let word = match is_reached {
+                Some(true) => "reached",
+                Some(false) => "NOT reached",
+                None => "not measured",
+            };
+            let _ = writeln!(text, "- {goal}: {word}: {told}");
+        }
+        text.truncate(text.trim_end().len());
+        text
+    }
+
+    fn write_cell(result: &CellResult, text: &mut String) {
+        let Cell { part, name, placement, .. } = &result.cell;
+        let _ = writeln!(
+            text,
+            "\n## {part}: {name}\n\n{}: `kv-bench {}`\n\n\
+             | | operations a second | p50 µs | p99 µs | p99.9 µs | server CPU µs | generator CPU µs |\n\
+             |---|---|---|---|---|---|---|",
+            placement.name(),
+            result.arguments
+        );
+        for who in result.turns.keys() {
+            let rate = result.spread(*who, |report| report.per_second);
+            let cells = [
+                result.spread(*who, |report| report.all.p50),
+                result.spread(*who, |report| report.all.p99),
+                result.spread(*who, |report| report.all.p999),
+                result.spread(*who, |report| report.server_cpu_us.unwrap_or_default()),
+                result.spread(*who, |report| report.generator_cpu_us),
+            ];
+            let show = |spread: Option<Spread>, write: fn(f64) -> String| {
+                spread.map_or(String::new(), |Spread { median, least, most }| {
+                    format!("{} ({} to {})", write(median), write(least), write(most))
+                })
+            };
+            let cells = cells.map(|spread| show(spread, micros)).join(" | ");
+            let _ = writeln!(text, "| {} | {} | {cells} |", who.name(), show(rate, short));
+        }
+    }
+
+    fn write_growth(&self, text: &mut String) {
+        if !self.memory.is_empty() {
+            *text += "\n## P6: memory of an entry, 16 B key and 64 B value\n\n| | entries | bytes |\n\
+                      |---|---|---|\n";
+        }
+        for Memory { who, entries, bytes_per_entry } in &self.memory {
+            let _ = writeln!(text, "| {} | {entries} | {bytes_per_entry:.1} |", who.name());
+        }
+        if !self.growth.is_empty() {
+            *text += "\n## P7: growing tables\n\nGET at 1 connection, depth 1, before and after; the \
+                      writes between at 8 connections, depth 8, not waited for at the replicas of \
+                      Redis and Valkey. The machine itself stalls programs for milliseconds: see the \
+                      others' longest.\n\n\
+                      | | keys | p50 µs before | after | longest write µs | p99.9 µs |\n\
+                      |---|---|---|---|---|---|\n";
+        }
+        for Growth { who, keys, p50_us, filling } in &self.growth {
+            let _ = writeln!(
+                text,
+                "| {} | {} to {} | {} | {} | {} | {} |",
+                who.name(),
+                keys.0,
+                keys.1,
+                micros(p50_us.0),
+                micros(p50_us.1),
+                micros(filling.max),
+                micros(filling.p999)
+            );
+        }
+    }
+
+    /// The report for programs: every turn.
+    pub(super) fn json(&self) -> anyhow::Result<String> {
+        let Machine { processor, kernel, memory_gib, cores } = &self.machine;
+        let cells: Vec<Value> = self
+            .cells
+            .iter()
+            .map(|result| {
+                let CellResult { cell, turns, arguments } = result;
+                let goals: Vec<Value> = (cell.goals.iter())
+                    .map(|goal| json!({ "goal": goal, "ratio": result.ratio(goal) }))
+                    .collect();
+                let by_side: Vec<Value> = (turns.iter())
+                    .map(|(who, turns)| json!({ "side": who, "turns": turns }))
+                    .collect();
+                json!({
+                    "part": cell.part,
+                    "name": cell.name,
+                    "placement": cell.placement.name(),
+                    "arguments": arguments,
+                    "sides": by_side,
+                    "goals": goals,
+                })
+            })
+            .collect();
+        let verdicts: Vec<Value> = (self.verdicts().iter())
+            .map(|verdict| {
+                json!({
+                    "goal": verdict.goal, "reached": verdict.is_reached, "measured": verdict.told,
+                })
+            })
+            .collect();
+        let sides: Vec<Value> = (self.sides.iter())
+            .map(|(who, version)| json!({ "side": who, "version": version }))
+            .collect();
+        let all = json!({
+            "date": today(),
+            "command": self.command,
+            "machine": {
+                "processor": processor, "kernel": kernel, "memory_gib": memory_gib,
+                "cores": cores.len(),
+            },
+            "sides": sides,
+            "cells": cells,
+            "memory": self.memory,
+            "growth": self.growth,
+            "verdicts": verdicts,
+        });
+        Ok(serde_json::to_string_pretty(&all)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_the_median_between_the_least_and_the_most() {
+        let spread = |numbers: &[f64]| Spread::of(numbers.iter().copied());
+        let odd = Spread { median: 2.0, least: 1.0, most: 9.0 };
+        assert_eq!(spread(&[9.0, 1.0, 2.0]), Some(odd));
+        let even = Spread { median: 1.5, least: 1.0, most: 2.0 };
+        assert_eq!(spread(&[2.0, 1.0]), Some(even));
+        assert_eq!(spread(&[]), None);
+    }
+}

@@ -1,0 +1,320 @@
+//! Who is compared. Each is a pair of processes: a primary and whoever holds the second copy.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use kv_protocol::status::{ClusterStatus, GroupCondition};
+use rustix::process::Signal;
+
+use super::machine::{Machine, Placement};
+use super::process::{self, Kept, free_port, pinned, wait_for};
+use super::{Args, Programs};
+
+/// The names of the sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Who {
+    Kv,
+    Redis,
+    Valkey,
+    Memcached,
+    /// One bare ring.
+    Ring,
+    /// Two of them.
+    Chain,
+}
+
+impl Who {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Who::Kv => "this store",
+            Who::Redis => "Redis",
+            Who::Valkey => "Valkey",
+            Who::Memcached => "memcached",
+            Who::Ring => "bare ring",
+            Who::Chain => "bare chain",
+        }
+    }
+}
+
+/// One side that runs.
+#[derive(Debug)]
+pub(super) struct Side {
+    pub(super) who: Who,
+    pub(super) version: String,
+    pub(super) url: String,
+    /// The processes whose time counts: primary first.
+    pub(super) pids: Vec<u32>,
+    /// A cluster's directory.
+    dir: Option<PathBuf>,
+    // Dropped before the directory's processes are looked for.
+    processes: Vec<Kept>,
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        self.processes.clear();
+        if let Some(dir) = &self.dir {
+            process::end_all_in(dir);
+        }
+    }
+}
+
+/// All sides that could be had, and why the others could not.
+#[derive(Debug)]
+pub(super) struct Sides {
+    pub(super) running: Vec<Side>,
+    pub(super) absent: Vec<(Who, String)>,
+}
+
+/// Where and from what sides are started.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ground<'a> {
+    pub(super) args: &'a Args,
+    pub(super) programs: &'a Programs,
+    pub(super) machine: &'a Machine,
+    pub(super) dir: &'a Path,
+}
+
+impl Sides {
+    /// Starts all that are installed.
+    pub(super) fn start(
+        args: &Args,
+        programs: &Programs,
+        machine: &Machine,
+        dir: &Path,
+    ) -> anyhow::Result<Sides> {
+        let ground = Ground { args, programs, machine, dir };
+        let mut sides = Sides { running: Vec::new(), absent: Vec::new() };
+        for who in [Who::Kv, Who::Redis, Who::Valkey, Who::Memcached, Who::Ring, Who::Chain] {
+            match ground.missing(who) {
+                Some(why) => {
+                    // Standard error may be closed; the report says it too.
+                    let _ =
+                        writeln!(std::io::stderr(), "kv-compare: without {}: {why}", who.name());
+                    sides.absent.push((who, why));
+                }
+                None => sides.running.push(ground.start(who)?),
+            }
+        }
+        Ok(sides)
+    }
+
+    pub(super) fn get(&self, who: Who) -> Option<&Side> {
+        self.running.iter().find(|side| side.who == who)
+    }
+
+    /// For the report: names with versions, or why not.
+    pub(super) fn describe(&self) -> Vec<(Who, String)> {
+        let running = self.running.iter().map(|side| (side.who, side.version.clone()));
+        let absent = self.absent.iter();
+        running.chain(absent.map(|(who, why)| (*who, format!("left out: {why}")))).collect()
+    }
+
+    /// Moves all processes to the cores of a placement.
+    pub(super) fn place(&self, machine: &Machine, placement: Placement) -> anyhow::Result<()> {
+        let cores = machine.servers(placement);
+        for pid in self.running.iter().flat_map(|side| &side.pids) {
+            process::move_to(*pid, &cores)?;
+        }
+        Ok(())
+    }
+}
+
+fn first_line(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).lines().next().unwrap_or_default().trim().to_owned()
+}
+
+/// Asks a RESP server something.
+fn ask_resp(port: u16, question: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(format!("{question}\r\nQUIT\r\n").as_bytes())?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+impl Ground<'_> {
+    fn program(&self, who: Who) -> Option<&Path> {
+        match who {
+            Who::Redis => Some(&self.args.redis),
+            Who::Valkey => Some(&self.args.valkey),
+            Who::Memcached => Some(&self.args.memcached),
+            Who::Kv | Who::Ring | Who::Chain => None,
+        }
+    }
+
+    /// Why a side cannot be had.
+    pub(super) fn missing(&self, who: Who) -> Option<String> {
+        let program = self.program(who)?;
+        let version = Command::new(program).arg("--version").output();
+        let (error, flag) = match version {
+            Ok(output) if output.status.success() => return None,
+            Ok(output) => (output.status.to_string(), who),
+            Err(error) => (error.to_string(), who),
+        };
+        let flag = format!("{flag:?}").to_lowercase();
+        Some(format!("{} does not run ({error}); install it, or give --{flag}", program.display()))
+    }
+
+    fn version(&self, who: Who) -> anyhow::Result<String> {
+        match self.program(who) {
+            Some(program) => {
+                Ok(first_line(&Command::new(program).arg("--version").output()?.stdout))
+            }
+            None => Ok(format!("{}, of this very source", env!("CARGO_PKG_VERSION"))),
+        }
+    }
+
+    fn command(&self, program: &Path, at_death: Signal) -> Command {
+        pinned(program, self.machine.servers(Placement::Apart), at_death)
+    }
+
+    /// Starts a side and waits until it serves.
+    pub(super) fn start(&self, who: Who) -> anyhow::Result<Side> {
+        let side = match who {
+            Who::Kv => self.start_cluster(),
+            Who::Redis | Who::Valkey => self.start_resp(who),
+            Who::Memcached => self.start_memcached(),
+            Who::Ring => self.start_echoes(1),
+            Who::Chain => self.start_echoes(2),
+        };
+        side.with_context(|| format!("start {}", who.name()))
+    }
+
+    fn start_cluster(&self) -> anyhow::Result<Side> {
+        let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(self.dir)?.keep();
+        let file = dir.join("cluster.txt");
+        fs::write(&file, format!("3\n{}", "localhost 0 0 0\n".repeat(3)))?;
+        let port = free_port()?;
+        let log = dir.join("coord.err");
+        let mut command = self.command(&self.programs.coord, Signal::TERM);
+        command.args(["--daemon", "--shards", "1", "-c", &port.to_string()]);
+        command.arg("-C").arg(&file).arg("--dir").arg(&dir).arg("-l").arg(dir.join("coord.log"));
+        let processes = vec![Kept::start(&mut command, &log)?];
+        // From here on the directory's processes end with this value.
+        let mut side = Side {
+            who: Who::Kv,
+            version: self.version(Who::Kv)?,
+            url: format!("kv+wire://127.0.0.1:{port}"),
+            pids: Vec::new(),
+            dir: Some(dir),
+            processes,
+        };
+        let status = wait_for("every group to have two copies", || {
+            side.processes[0].check(&log)?;
+            let port = port.to_string();
+            let asked = Command::new(&self.programs.coord)
+                .args(["status", "-h", "127.0.0.1", "-p", &port, "--json"])
+                .output()?;
+            let status = serde_json::from_slice::<ClusterStatus>(&asked.stdout).ok();
+            Ok(status.filter(|status| {
+                let is_whole = |condition| condition == GroupCondition::Whole;
+                status.groups.len() == 3 && status.groups.iter().all(|g| is_whole(g.condition))
+            }))
+        })?;
+        let pids: Option<Vec<u32>> =
+            status.servers.iter().take(2).map(|server| server.pid).collect();
+        side.pids = pids.context("a server tells no pid")?;
+        Ok(side)
+    }
+
+    fn start_resp(&self, who: Who) -> anyhow::Result<Side> {
+        let program = self.program(who).context("it has a program")?;
+        let (primary, replica) = (free_port()?, free_port()?);
+        let mut side = Side {
+            who,
+            version: self.version(who)?,
+            url: format!("redis://127.0.0.1:{primary}"),
+            pids: Vec::new(),
+            dir: None,
+            processes: Vec::new(),
+        };
+        for port in [primary, replica] {
+            let dir = tempfile::Builder::new().prefix("resp-").tempdir_in(self.dir)?.keep();
+            let log = dir.join("log");
+            let mut command = self.command(program, Signal::KILL);
+            command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+            command.args([
+                "--appendonly",
+                "no",
+                "--daemonize",
+                "no",
+                "--repl-diskless-sync-delay",
+                "0",
+            ]);
+            command.arg("--dir").arg(&dir);
+            if port == replica {
+                command.args(["--replicaof", "127.0.0.1", &primary.to_string()]);
+            }
+            let mut kept = Kept::start(&mut command, &log)?;
+            wait_for("the server to answer and its replica to follow", || {
+                kept.check(&log)?;
+                let said = ask_resp(port, "INFO replication").unwrap_or_default();
+                let sign = if port == replica { "master_link_status:up" } else { "role:master" };
+                Ok(said.contains(sign).then_some(()))
+            })?;
+            side.pids.push(kept.0.id());
+            side.processes.push(kept);
+        }
+        Ok(side)
+    }
+
+    fn start_memcached(&self) -> anyhow::Result<Side> {
+        let port = free_port()?;
+        let log = self.dir.join("memcached.log");
+        let mut command = self.command(&self.args.memcached, Signal::KILL);
+        command.args(["-l", "127.0.0.1", "-p", &port.to_string(), "-t", "1", "-m", "2048"]);
+        if rustix::process::geteuid().is_root() {
+            command.args(["-u", "root"]);
+        }
+        let mut kept = Kept::start(&mut command, &log)?;
+        wait_for("memcached to take connections", || {
+            kept.check(&log)?;
+            Ok(TcpStream::connect(("127.0.0.1", port)).ok().map(drop))
+        })?;
+        Ok(Side {
+            who: Who::Memcached,
+            version: self.version(Who::Memcached)?,
+            url: format!("memcached://127.0.0.1:{port}"),
+            pids: vec![kept.0.id()],
+            dir: None,
+            processes: vec![kept],
+        })
+    }
+
+    /// So many bare rings, each but the last in front of the one before it.
+    fn start_echoes(&self, count: usize) -> anyhow::Result<Side> {
+        let mut address: Option<String> = None;
+        let mut processes: Vec<Kept> = Vec::new();
+        for number in 0..count {
+            let log = self.dir.join(format!("echo-{count}-{number}.log"));
+            let mut command = self.command(&self.programs.echo, Signal::KILL);
+            if let Some(next) = &address {
+                command.args(["--forward", next]);
+            }
+            let mut kept = Kept::start(&mut command, &log)?;
+            address = Some(wait_for("kv-echo to say its address", || {
+                kept.check(&log)?;
+                let said = fs::read_to_string(&log)?;
+                Ok(said.strip_suffix('\n').map(ToOwned::to_owned))
+            })?);
+            processes.insert(0, kept);
+        }
+        let who = if count == 1 { Who::Ring } else { Who::Chain };
+        Ok(Side {
+            who,
+            version: self.version(who)?,
+            url: format!("echo://{}", address.context("at least one")?),
+            pids: processes.iter().map(|kept| kept.0.id()).collect(),
+            dir: None,
+            processes,
+        })
+    }
+}

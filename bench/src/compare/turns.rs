@@ -1,0 +1,138 @@
+//! The turns: A B C A B C …, each a kv-bench of its own.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::process::Stdio;
+
+use anyhow::{Context as _, bail};
+use rustix::process::Signal;
+
+use super::Programs;
+use super::grid::{Cell, Effort, cells};
+use super::machine::{Machine, Placement};
+use super::process::pinned;
+use super::report::{CellResult, Measured};
+use super::sides::{Side, Sides, Who};
+use crate::report::Report;
+
+/// Measures all cells.
+pub(super) fn run(
+    parts: &[&str],
+    effort: &Effort,
+    programs: &Programs,
+    machine: &Machine,
+    sides: &Sides,
+    measured: &mut Measured,
+) -> anyhow::Result<()> {
+    // What is stored at each side: keys and bytes of a value.
+    let mut stored = (0, 0);
+    for cell in cells(parts, effort) {
+        let with = || format!("{}, {}", cell.part, cell.name);
+        sides.place(machine, cell.placement)?;
+        let here: Vec<&Side> = cell.sides.iter().filter_map(|who| sides.get(*who)).collect();
+        if (cell.keys, cell.value_bytes) != stored {
+            for side in sides.running.iter().filter(|side| holds_values(side.who)) {
+                let fill = fill(cell.keys, cell.value_bytes, 50, 16);
+                bench(programs, machine, cell.placement, side, &fill).with_context(with)?;
+            }
+            stored = (cell.keys, cell.value_bytes);
+        }
+        let mut turns: BTreeMap<Who, Vec<Report>> = BTreeMap::new();
+        let arguments = arguments(&cell, effort);
+        for pair in 0..effort.pairs {
+            // Standard error may be closed.
+            let _ =
+                writeln!(std::io::stderr(), "{}, turn {} of {}", with(), pair + 1, effort.pairs);
+            for side in &here {
+                let mut arguments = arguments.clone();
+                if replicates_on_demand(side.who) && cell.reads < 100 {
+                    arguments.extend(["--wait".to_owned(), "1".to_owned()]);
+                }
+                arguments.extend(["--seed".to_owned(), (pair + 1).to_string()]);
+                let report = bench(programs, machine, cell.placement, side, &arguments);
+                let report = report.with_context(with)?;
+                if report.missing > 0 || report.single_copies > 0 {
+                    bail!(
+                        "{}: {} reads found nothing, {} writes have one copy",
+                        with(),
+                        report.missing,
+                        report.single_copies
+                    );
+                }
+                turns.entry(side.who).or_default().push(report);
+            }
+        }
+        measured.cells.push(CellResult { cell, turns, arguments: arguments.join(" ") });
+    }
+    Ok(())
+}
+
+pub(super) fn holds_values(who: Who) -> bool {
+    !matches!(who, Who::Ring | Who::Chain)
+}
+
+fn replicates_on_demand(who: Who) -> bool {
+    matches!(who, Who::Redis | Who::Valkey)
+}
+
+/// The arguments that write so many keys and nothing else.
+pub(super) fn fill(keys: u64, value_bytes: u64, connections: u32, depth: u32) -> Vec<String> {
+    let line = format!(
+        "--load --count 0 --keys {keys} --value-size {value_bytes} --connections {connections} \
+         --depth {depth}"
+    );
+    line.split(' ').map(ToOwned::to_owned).collect()
+}
+
+fn arguments(cell: &Cell, effort: &Effort) -> Vec<String> {
+    let line = format!(
+        "--reads {} --keys {} --value-size {} --connections {} --depth {} --distribution {} \
+         --duration {} --warm-up {}",
+        cell.reads,
+        cell.keys,
+        cell.value_bytes,
+        cell.connections,
+        cell.depth,
+        cell.popularity,
+        effort.span.as_secs_f64(),
+        effort.warm_up.as_secs_f64()
+    );
+    line.split(' ').map(ToOwned::to_owned).collect()
+}
+
+/// One run of kv-bench against a side.
+pub(super) fn bench(
+    programs: &Programs,
+    machine: &Machine,
+    placement: Placement,
+    side: &Side,
+    arguments: &[String],
+) -> anyhow::Result<Report> {
+    let mut command = pinned(&programs.bench, machine.generator(placement), Signal::KILL);
+    command.args(["--json", "--target", &side.url]).args(arguments);
+    if holds_values(side.who) {
+        command.arg("--verify");
+    }
+    if side.who == Who::Kv {
+        command.args(["--group", "0"]);
+    }
+    let pids: Vec<String> = side.pids.iter().map(ToString::to_string).collect();
+    command.args(["--server-pid", &pids.join(",")]);
+    let ended = command.stderr(Stdio::piped()).stdout(Stdio::piped()).output();
+    let ended = ended.context("run kv-bench")?;
+    let said = || String::from_utf8_lossy(&ended.stderr).trim().to_owned();
+    let report: Option<Report> = serde_json::from_slice(&ended.stdout).ok();
+    match (ended.status.success(), report) {
+        (true, Some(report)) => Ok(report),
+        (_, Some(report)) => {
+            let first = report.first_mismatch.or(report.first_failure).unwrap_or_default();
+            bail!(
+                "{}: {} operations failed, {} answers were wrong: {first}",
+                side.who.name(),
+                report.failed,
+                report.mismatched
+            )
+        }
+        (_, None) => bail!("{}: {}", side.who.name(), said()),
+    }
+}
