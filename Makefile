@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header abi man install uninstall bench bench-client sim sim-holes sim-exhaustive chaos setup clean help
+.PHONY: all run test lint header abi man install uninstall bench bench-client compare sim sim-holes sim-exhaustive chaos setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
@@ -11,7 +11,7 @@ LOCKED := --locked
 HOLES := $(LOCKED) --target-dir target/holes -p kv-sim --features holes
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/lib/*.sh)
 
-all: ## build bin/coord, bin/server and bin/client (release)
+all: ## build bin/coord, bin/server, bin/client and bin/kv-bench (release)
 	@scripts/setup.sh build
 	@scripts/build.sh
 
@@ -29,6 +29,9 @@ test: lint ## everything that continuous integration runs
 # Once through every benchmark without measuring, so that none rots. Named by a glob: without it
 # cargo would also run every unit test again, in the release profile.
 	$(CARGO) bench --workspace $(LOCKED) --bench '*' -- --test
+# The comparison too, some ten seconds of it; a peer that is not installed is left out, and a line says so.
+# The executables beside it were built above.
+	$(CARGO) run $(LOCKED) -p kv-bench --bin kv-compare -- --quick
 
 lint: setup ## formatting, clippy, documentation, licences, scripts, the C header and ABI
 	$(CARGO) fmt --all --check
@@ -61,6 +64,12 @@ bench: ## all benchmarks (minutes; criterion's results in target/criterion)
 bench-client: ## what an operation costs a C program, beside a bare socket loop and hiredis; to benches/results/
 	@scripts/setup.sh bench
 	$(CARGO) bench $(LOCKED) --bench client -- --report
+
+compare: ## this store beside Redis, Valkey, memcached and the bare floors (minutes; benches/results/)
+	@scripts/setup.sh build
+	@scripts/setup.sh compare
+	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
+	target/release/kv-compare $(COMPARE)
 
 sim: ## the simulator: fixed seeds, then fresh ones for ten minutes
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 64 --minutes 10 --enough

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the three executables in release mode and leaves them in bin/; with the word "library", the
+# Builds the executables in release mode and leaves them in bin/; with the word "library", the
 # C library too.
 #
 # cargo says itself where it put them, so that a target directory or a target of the user's own

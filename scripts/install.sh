@@ -4,7 +4,7 @@
 #
 #   PREFIX    where it will be used (/usr/local)
 #   DESTDIR   what PREFIX is below while a package is made (nothing)
-#   BUILT     a directory with coord, server, client, libkvclient.so and libkvclient.a; without it
+#   BUILT     a directory with coord, server, client, kv-bench, libkvclient.so and libkvclient.a; without it
 #             they are built, or taken from bin/ where there is no cargo (as under sudo)
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -18,12 +18,14 @@ list() {
 755 $built/coord bin/kv-coord
 755 $built/server bin/kv-server
 755 $built/client bin/kv
+755 $built/kv-bench bin/kv-bench
 755 $built/libkvclient.so lib/libkvclient.so.1
 644 $built/libkvclient.a lib/libkvclient.a
 644 include/kvclient.h include/kvclient.h
 644 docs/man/kv-coord.1 share/man/man1/kv-coord.1
 644 docs/man/kv-server.1 share/man/man1/kv-server.1
 644 docs/man/kv.1 share/man/man1/kv.1
+644 docs/man/kv-bench.1 share/man/man1/kv-bench.1
 644 docs/man/kvclient.3 share/man/man3/kvclient.3
 LIST
 }

@@ -3,6 +3,8 @@
 # ours to do (root on a Debian with apt-get); anybody else gets the list and exit status 1.
 #
 #   scripts/setup.sh build   what `make all` and `make run` need
+#   scripts/setup.sh compare   peers that `make compare` is held against; nobody misses them where they
+#                              cannot be installed
 #   scripts/setup.sh         that, and what `make test` and `make lint` need
 #   scripts/setup.sh bench   what `make all` needs, and the peers that `make bench-client` compares with
 #
@@ -96,11 +98,26 @@ list_and_leave() {
     exit 1
 }
 
+# Peers are measured where they are, or can be, and left out elsewhere.
+get_peers() {
+    local peer
+    for peer in redis-server memcached; do
+        # Where nobody installs it, kv-compare says that it is left out.
+        PATH=$PATH:/usr/sbin has "$peer" || packages+=("$peer")
+    done
+    if ((${#packages[@]} == 0 || EUID != 0)) || ! has apt-get; then return; fi
+    local -a new=("${packages[@]}")
+    install_packages || printf 'setup: cannot install %s; going on without\n' "${new[*]}"
+    # Their own services are of no use here.
+    [[ ! -d /run/systemd/system ]] || systemctl disable --now "${new[@]}" || true
+}
+
 case ${1-} in
 build) check_build ;;
 bench) check_build && check_bench ;;
+compare) get_peers && exit ;;
 '') check_build && check_test ;;
-*) printf 'usage: %s [build|bench]\n' "$0" && exit 2 ;;
+*) printf 'usage: %s [build|bench|compare]\n' "$0" && exit 2 ;;
 esac
 
 ((${#packages[@]} + ${#crates[@]} + ${#by_hand[@]} > 0)) || exit 0

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use common::programs::{self, CLIENT, COORD, Ended, SERVER};
+use common::programs::{self, CLIENT, COORD, Ended, KV_BENCH, SERVER};
 use common::workshop::{library, root};
 use common::{Cluster, PATIENCE};
 
@@ -21,10 +21,11 @@ impl Package {
         let built = package.0.path().join("built");
         fs::create_dir(&built).expect("make a directory");
         let [so, archive] = ["libkvclient.so", "libkvclient.a"].map(library);
-        for (name, file) in [("coord", COORD), ("server", SERVER), ("client", CLIENT)]
-            .map(|(name, file)| (name, PathBuf::from(file)))
-            .into_iter()
-            .chain([("libkvclient.so", so), ("libkvclient.a", archive)])
+        for (name, file) in
+            [("coord", COORD), ("server", SERVER), ("client", CLIENT), ("kv-bench", KV_BENCH)]
+                .map(|(name, file)| (name, PathBuf::from(file)))
+                .into_iter()
+                .chain([("libkvclient.so", so), ("libkvclient.a", archive)])
         {
             symlink(file, built.join(name)).expect("make a link");
         }
@@ -107,6 +108,7 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_nothing() {
     package.make("install");
     let expected = [
         "bin/kv",
+        "bin/kv-bench",
         "bin/kv-coord",
         "bin/kv-server",
         "include/kvclient.h",
@@ -114,6 +116,7 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_nothing() {
         "lib/libkvclient.so",
         "lib/libkvclient.so.1",
         "lib/pkgconfig/kvclient.pc",
+        "share/man/man1/kv-bench.1",
         "share/man/man1/kv-coord.1",
         "share/man/man1/kv-server.1",
         "share/man/man1/kv.1",

@@ -10,13 +10,14 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::programs::{CLIENT, COORD, SERVER};
+use common::programs::{CLIENT, COORD, KV_BENCH, SERVER};
 
 /// Name as installed, executable, what it is.
-const PAGES: [(&str, &str, &str); 3] = [
+const PAGES: [(&str, &str, &str); 4] = [
     ("kv-coord", COORD, "start, watch and stop a cluster of the key-value store"),
     ("kv-server", SERVER, "one storage server of the key-value store"),
     ("kv", CLIENT, "put keys into the key-value store and get them back"),
+    ("kv-bench", KV_BENCH, "load a key-value store and tell how fast it answers"),
 ];
 
 fn page(name: &str) -> PathBuf {
@@ -92,7 +93,7 @@ fn rendered(name: &str, program: &str, what: &str) -> String {
         let status = render(&help(name, program, &["status"]));
         page += &status.replace(".SH ", ".SS ").replacen(".SS DESCRIPTION", ".SH STATUS", 1);
     }
-    let others = ["kv\\-coord (1)", "kv\\-server (1)", "kv (1)", "kvclient (3)"];
+    let others = ["kv\\-coord (1)", "kv\\-server (1)", "kv (1)", "kv\\-bench (1)", "kvclient (3)"];
     let own = format!("{} (1)", escape(name));
     page += ".SH SEE ALSO\n";
     for other in others.into_iter().filter(|other| *other != own) {

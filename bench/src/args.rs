@@ -26,13 +26,13 @@ const MAX_REPLICAS: u32 = 16;
 
 const EXAMPLES: &str = "Examples:
   kv-bench --target kv://localhost:7000 --load --keys 100k
-        Fill 100,000 keys, then read 95 of 100 times for ten seconds
+          Fill 100,000 keys, then read 95 of 100 times for ten seconds
   kv-bench --target kv://localhost:7000 --load --reads 50 --distribution zipf --verify
-        Half writes, some keys far more often than others, every answer checked
+          Half writes, some keys far more often than others, every answer checked
   kv-bench --target redis://localhost:6379 --reads 0 --wait 1 --depth 16
-        Writes to a Redis that one replica must have
+          Writes to a Redis that one replica must have
   kv-bench --target kv+wire://localhost:7000 --rate 20000 --reads 100 --json
-        Latency at a fixed rate, for a program to read";
+          Latency at a fixed rate, for a program to read";
 
 /// Loads a store with reads and writes and tells how fast it answers.
 ///

@@ -51,7 +51,9 @@ impl Target {
         let scheme = found.ok_or_else(wrong)?.1;
         let is_endpoint = |endpoint: &str| {
             endpoint.rsplit_once(':').is_some_and(|(host, port)| {
-                !host.is_empty() && port.parse().is_ok_and(|port: u16| port != 0)
+                !host.is_empty()
+                    && !host.contains(',')
+                    && port.parse().is_ok_and(|port: u16| port != 0)
             })
         };
         let may_be_many = scheme == Scheme::Kv;

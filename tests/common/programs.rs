@@ -10,6 +10,7 @@ use super::poll;
 pub(crate) const COORD: &str = env!("CARGO_BIN_EXE_coord");
 pub(crate) const SERVER: &str = env!("CARGO_BIN_EXE_server");
 pub(crate) const CLIENT: &str = env!("CARGO_BIN_EXE_client");
+pub(crate) const KV_BENCH: &str = env!("CARGO_BIN_EXE_kv-bench");
 
 /// How a program ended and what it said.
 #[derive(Debug)]

@@ -163,7 +163,8 @@ impl Ground<'_> {
         Some(format!("{} does not run ({error}); install it, or give --{flag}", program.display()))
     }
 
-    fn version(&self, who: Who) -> anyhow::Result<String> {
+    /// What a side is, for the report.
+    pub(super) fn version(&self, who: Who) -> anyhow::Result<String> {
         match self.program(who) {
             Some(program) => {
                 Ok(first_line(&Command::new(program).arg("--version").output()?.stdout))
