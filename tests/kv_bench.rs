@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -95,7 +95,7 @@ fn serve(stream: &TcpStream, value: &[u8], delay: Duration) -> Option<()> {
 }
 
 /// The number of a line such as `*2` or `$16`.
-fn length(input: &mut impl std::io::BufRead) -> Option<usize> {
+fn length(input: &mut impl BufRead) -> Option<usize> {
     let mut line = String::new();
     input.read_line(&mut line).ok()?;
     line.get(1..)?.trim().parse().ok()
