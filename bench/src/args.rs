@@ -249,7 +249,8 @@ mod tests {
     #[test]
     fn the_examples_of_the_help_are_right() {
         let lines = EXAMPLES.lines().filter_map(|line| line.trim().strip_prefix("kv-bench "));
-        assert_eq!(lines.clone().map(|line| plan(line).unwrap()).count(), 4);
+        let plans: Vec<Plan> = lines.map(|line| plan(line).unwrap()).collect();
+        assert_eq!(plans.len(), 4);
     }
 
     #[test]

@@ -11,8 +11,8 @@ use anyhow::bail;
 /// There is no such process.
 pub(crate) fn of_process(pid: u32) -> anyhow::Result<Duration> {
     let mut clock: libc::clockid_t = 0;
-    // SAFETY: the clock's id is written to a place that lives until the call returns.
     let status = match libc::pid_t::try_from(pid) {
+        // SAFETY: the clock's id is written to a place that lives until the call returns.
         Ok(pid) => unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) },
         Err(_) => libc::ESRCH,
     };

@@ -135,7 +135,7 @@ fn open_kv(
     let server = map.servers.get(usize::from(primary.server.0));
     let address = server.and_then(|server| server.clients);
     let address = address.with_context(|| format!("server {} has not started", primary.server))?;
-    let client = ClientId(u128::from(run) << 64 | at as u128 + 1);
+    let client = ClientId((u128::from(run) << 64) | (at as u128 + 1));
     let stream = cluster_map::join(address, client, shard)?;
     Ok(Connection::new(stream, Kv::new(view.version), Lane::new(list, plan.depth))?)
 }
