@@ -20,7 +20,7 @@
 
 #include "client_cost.h"
 
-enum { MAX_THREADS = 256 };
+enum { MAX_THREADS = 256, PATIENCE_MS = 30000 };
 
 static atomic_bool is_over;
 static pthread_barrier_t connected;
@@ -192,6 +192,13 @@ static void measure(struct start *starts, unsigned threads, unsigned long warm, 
     from = now(starts, threads);
     pause_ms(ms);
     to = now(starts, threads);
+    /* A busy machine may have let nobody run in so short a time. */
+    for (unsigned waited = 0; to.done == from.done; waited++) {
+        if (waited == PATIENCE_MS)
+            die("nothing was done within %d ms", PATIENCE_MS);
+        pause_ms(1);
+        to = now(starts, threads);
+    }
     atomic_store(&is_over, true);
     for (unsigned i = 0; i < threads; i++)
         pthread_join(ids[i], NULL);
