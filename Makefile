@@ -29,9 +29,6 @@ test: lint ## everything that continuous integration runs
 # Once through every benchmark without measuring, so that none rots. Named by a glob: without it
 # cargo would also run every unit test again, in the release profile.
 	$(CARGO) bench --workspace $(LOCKED) --bench '*' -- --test
-# The comparison too, some ten seconds of it; a peer that is not installed is left out, and a line says so.
-# The executables beside it were built above.
-	$(CARGO) run $(LOCKED) -p kv-bench --bin kv-compare -- --quick
 
 lint: setup ## formatting, clippy, documentation, licences, scripts, the C header and ABI
 	$(CARGO) fmt --all --check
