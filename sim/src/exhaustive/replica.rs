@@ -25,7 +25,6 @@ use kv_protocol::view::View;
 use super::machine::{Machine, Numbered};
 use crate::invariants::{
     Violation, copy_is_equal, lease_is_checked, nothing_old, only_primaries_answer,
-    streams_are_whole,
 };
 
 /// The cluster of every search.
@@ -380,8 +379,6 @@ impl Driven {
                     if let StreamError::Diverged { sn } = error {
                         done.push(Done::Broken(copy_is_equal::differs(GROUP, sn)));
                     }
-                    let result = streams_are_whole::refused(GROUP, &error);
-                    done.extend(result.err().map(Done::Broken));
                     let reason = match error {
                         StreamError::View { .. } => PeerRefusalReason::OldView,
                         _ => PeerRefusalReason::BrokenStream,
