@@ -137,6 +137,8 @@ pub enum Done {
     Answer(Given),
     /// Refuses a view.
     NotInstalled(String),
+    /// Does not take a message of its stream.
+    Misunderstood(StreamError),
     /// Breaks a promise.
     Broken(Violation),
 }
@@ -379,6 +381,7 @@ impl Driven {
                     if let StreamError::Diverged { sn } = error {
                         done.push(Done::Broken(copy_is_equal::differs(GROUP, sn)));
                     }
+                    done.push(Done::Misunderstood(error.clone()));
                     let reason = match error {
                         StreamError::View { .. } => PeerRefusalReason::OldView,
                         _ => PeerRefusalReason::BrokenStream,

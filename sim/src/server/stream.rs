@@ -108,7 +108,7 @@ impl Shard {
         let answers = &mut collected(output, group);
         let taken = hosted.replica.on_peer_welcome(now, welcome, answers);
         taken.map_err(|error| {
-            let result = streams_are_whole::refused(group, &error);
+            let result = streams_are_whole::refused(group, &error, false);
             output.extend(result.err().map(Output::Broken));
             None
         })
@@ -135,7 +135,11 @@ impl Shard {
                 Err(StreamError::Frozen) => {}
                 Err(error) => {
                     let view = hosted.replica.view().copied();
-                    let result = streams_are_whole::refused(group, &error);
+                    let is_of_the_dead = view.is_some_and(|view| {
+                        let holders = [view.primary, view.other()];
+                        holders.iter().flatten().any(|holder| self.told_dead.contains(holder))
+                    });
+                    let result = streams_are_whole::refused(group, &error, is_of_the_dead);
                     output.extend(result.err().map(Output::Broken));
                     if let StreamError::Diverged { sn } = error {
                         output.push(Output::Broken(copy_is_equal::differs(group, sn)));

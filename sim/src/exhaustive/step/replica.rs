@@ -5,8 +5,9 @@ use kv_protocol::ids::ShardId;
 use super::{Explorer, running, streams};
 use crate::exhaustive::machine::StateId;
 use crate::exhaustive::node::NodeInput;
-use crate::exhaustive::replica::{Done, Input, Sight, ViewKey};
+use crate::exhaustive::replica::{Done, GROUP, Input, Sight, ViewKey};
 use crate::exhaustive::world::{CLOSED, End, Machines, Told, World};
+use crate::invariants::streams_are_whole;
 
 /// A shard of a process, by their numbers.
 #[derive(Clone, Copy)]
@@ -150,6 +151,11 @@ impl Explorer {
                 }
                 Done::Answer(given) => self.answered(world, at, given),
                 Done::NotInstalled(words) => refused = Some(words.clone()),
+                Done::Misunderstood(error) => {
+                    let other = streams::other_end(world, at);
+                    let is_of_the_dead = other.is_none_or(|p| !world.processes[p].alive);
+                    self.note(streams_are_whole::refused(GROUP, error, is_of_the_dead));
+                }
                 Done::Broken(violation) => self.note(Err(violation.clone())),
             }
         }

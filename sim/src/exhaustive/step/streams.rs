@@ -29,10 +29,11 @@ pub(super) fn refuse(connection: &mut Connection, frame: FrameId) {
     end(connection, 1);
 }
 
-/// Sends on the stream that stands.
+/// Sends on the stream that stands. Behind a break nothing comes, though this side may not know of it.
 pub(super) fn send(world: &mut World, at: Place, frame: FrameId) {
     if let Some((connection, side)) = attached(world, at)
         && connection.ends[1 - side].1 != End::Gone
+        && connection.to[1 - side].back() != Some(&CLOSED)
     {
         connection.to[1 - side].push_back(frame);
     }
@@ -55,6 +56,11 @@ fn attached(world: &mut World, at: Place) -> Option<(&mut Connection, usize)> {
         let side = (0..2).find(|side| is_end(connection.ends[*side]))?;
         Some((connection, side))
     })
+}
+
+/// The process at the other end of the stream that a replica has.
+pub(super) fn other_end(world: &mut World, at: Place) -> Option<usize> {
+    attached(world, at).map(|(connection, side)| connection.ends[1 - side].0.into())
 }
 
 /// The network breaks a connection: what is under way is lost, and both sides see the end.
