@@ -205,13 +205,10 @@ impl Client {
     /// [`SubmitError::Full`]: collect completions first. [`SubmitError::Refused`]: it can never be
     /// done.
     pub fn submit(&mut self, op: Op<'_>, options: &OpOptions, tag: u64) -> Result<(), SubmitError> {
-        let uncollected = self.uncollected.len();
+        // Before anything is copied.
+        self.engine.check_room(op.bytes(), self.uncollected.len())?;
         let now = Instant::now();
         let operation = self.operation(op, options, Notify::Queue(tag), now)?;
-        if let Err(full) = self.engine.check_room(operation.bytes(), uncollected) {
-            self.engine.spares.give(operation.into_frame());
-            return Err(full);
-        }
         self.engine.start(operation);
         // Sent by the next poll, which whoever waits on the descriptor is to call.
         let _ = self.engine.set_alarm(now);

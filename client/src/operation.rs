@@ -59,6 +59,18 @@ pub enum Op<'a> {
     },
 }
 
+impl Op<'_> {
+    /// Bytes of key and value.
+    pub(crate) fn bytes(&self) -> usize {
+        match *self {
+            Op::Put { key, value } | Op::PutKept { key, value } => key.len() + value.len(),
+            Op::Get { key } | Op::Delete { key } | Op::Noop { key } | Op::Verify { key, .. } => {
+                key.len()
+            }
+        }
+    }
+}
+
 /// Tells operations apart; never used twice.
 pub(crate) type OpId = u64;
 

@@ -170,3 +170,48 @@ fn what_waits_behind_a_server_that_does_not_read_is_not_in_doubt_and_the_rest_go
     );
     assert_eq!(fake.executed().len(), 3, "connected, first and the long one");
 }
+
+#[test]
+fn an_operation_that_waits_for_a_welcome_is_sent_once_though_a_newer_view_came_meanwhile() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.get(&key_of(1), &anytime()).unwrap_err();
+    fake.withhold_welcome(0, true);
+    let (key, mut done) = (key_of(0), Vec::new());
+    client.submit(Op::Put { key: &key, value: b"v" }, &anytime(), 1).unwrap();
+    let maps = fake.maps_served();
+    // Its primary stays, so the operation stays on the connection on which it waits.
+    fake.change_map(|map| map.views[0].version.0 += 1);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while fake.maps_served() == maps {
+        assert!(Instant::now() < deadline, "who waits long looks for a newer view");
+        client.poll(Duration::from_millis(10), &mut done).unwrap();
+    }
+    client.poll(Duration::from_millis(10), &mut done).unwrap();
+    fake.withhold_welcome(0, false);
+    while done.is_empty() {
+        client.poll(Duration::from_secs(1), &mut done).unwrap();
+    }
+    assert!(done[0].result.is_ok(), "{done:?}");
+    assert_eq!(fake.executed().len(), 1);
+}
+
+#[test]
+fn a_backlog_whose_connection_ends_while_it_is_sent_goes_out_on_the_next_one() {
+    const COUNT: u64 = 600;
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(&key_of(0), b"v", &anytime()).unwrap();
+    fake.cut(0);
+    fake.cut_after_welcome(1);
+    let mut done = Vec::new();
+    for tag in 0..COUNT {
+        client.submit(Op::Get { key: &key_of(0) }, &anytime(), tag).unwrap();
+    }
+    while client.in_flight() > 0 {
+        client.poll(Duration::from_secs(1), &mut done).unwrap();
+    }
+    assert_eq!(done.len() as u64, COUNT);
+    let failed = done.iter().find(|completion| completion.result.is_err());
+    assert!(failed.is_none(), "{failed:?}");
+}

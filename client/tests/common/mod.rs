@@ -118,6 +118,10 @@ struct State {
     maps_of_servers: Vec<u16>,
     without_map: Vec<u16>,
     is_coordinator_mute: bool,
+    /// Servers that say no WELCOME for the moment.
+    without_welcome: Vec<u16>,
+    /// Connections to servers that end right behind their WELCOME.
+    cuts_after_welcome: usize,
     connections: HashMap<SocketAddr, Vec<TcpStream>>,
     /// Connections to servers that neither side has closed.
     open_to_servers: usize,
@@ -181,6 +185,8 @@ impl Fake {
             maps_of_servers: Vec::new(),
             without_map: Vec::new(),
             is_coordinator_mute: false,
+            without_welcome: Vec::new(),
+            cuts_after_welcome: 0,
             connections: HashMap::new(),
             open_to_servers: 0,
         }));
@@ -267,6 +273,18 @@ impl Fake {
     /// Makes the coordinator say WELCOME and nothing more, or speak again.
     pub fn mute_coordinator(&self, is_mute: bool) {
         self.state().is_coordinator_mute = is_mute;
+    }
+
+    /// Makes a server keep its WELCOMEs back, or say them.
+    pub fn withhold_welcome(&self, server: u16, is_withheld: bool) {
+        let withholding = &mut self.state().without_welcome;
+        withholding.retain(|id| *id != server);
+        withholding.extend(is_withheld.then_some(server));
+    }
+
+    /// Ends the next so many connections to servers right behind their WELCOME.
+    pub fn cut_after_welcome(&self, count: usize) {
+        self.state().cuts_after_welcome = count;
     }
 
     /// Ends the coordinator.
@@ -356,7 +374,7 @@ fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
             match (hello, frame.opcode) {
                 (None, opcode::HELLO) => {
                     hello = Some(Hello::read(frame.body).expect("a hello"));
-                    welcome(server, &lock(state).map).write(&mut output);
+                    goes_on = say_welcome(server, state, &mut output);
                 }
                 (Some(_), opcode::MAP) => {
                     assert_eq!(Question::read(frame.opcode, frame.body), Ok(Question::Map));
@@ -375,6 +393,19 @@ fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
         }
     }
     let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// Says WELCOME, once that is not kept back; false: the connection is to be cut behind it.
+fn say_welcome(server: Option<u16>, state: &Mutex<State>, output: &mut Vec<u8>) -> bool {
+    let is_withheld = || server.is_some_and(|id| lock(state).without_welcome.contains(&id));
+    while is_withheld() {
+        std::thread::yield_now();
+    }
+    let state = &mut *lock(state);
+    welcome(server, &state.map).write(output);
+    let is_cut = server.is_some() && state.cuts_after_welcome > 0;
+    state.cuts_after_welcome -= usize::from(is_cut);
+    !is_cut
 }
 
 fn give_map(server: Option<u16>, state: &mut State, output: &mut Vec<u8>) {
