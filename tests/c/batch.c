@@ -1,9 +1,6 @@
 /* Batches, with what they are for and with what they have to refuse, against a cluster that is well. */
 #include "suite.h"
 
-#include <pthread.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #define MANY 500
 #define LARGE 6 /* of 16 MiB: together more than may be under way at once */
@@ -307,18 +304,8 @@ static void *put_and_get(void *argument)
 
 static void threads_have_batches_of_their_own(void **state)
 {
-    static int numbers[8];
-    pthread_t threads[8];
-    void *failed;
-    int n;
-
     (void)state;
-    for (n = 0; n < 8; n++)
-        assert_int_equal(pthread_create(&threads[n], NULL, put_and_get, &numbers[n]), 0);
-    for (n = 0; n < 8; n++) {
-        assert_int_equal(pthread_join(threads[n], &failed), 0);
-        assert_null(failed);
-    }
+    in_threads(8, put_and_get);
 }
 
 static void a_child_is_refused(void **state)
@@ -333,11 +320,9 @@ static void a_child_is_refused(void **state)
         const int good = kvc_mput(client, &key, &key, 1, &status, NULL) == KVC_FORKED &&
                          kvc_mget(client, &key, 1, &out, &status, NULL) == KVC_FORKED &&
                          kvc_put_str(client, "fork", "x") == KVC_FORKED && status == 7 && out.len == 7;
-        execlp(good ? "true" : "false", "child", (char *)NULL);
-        _exit(2);
+        end_child(good);
     }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_int_equal(status, 0);
+    await_child(child);
 }
 
 static void texts_end_with_nul_and_belong_to_the_caller(void **state)

@@ -1,10 +1,6 @@
 /* Every function, with what it is for and with what it has to refuse, against a cluster that is well. */
 #include "suite.h"
 
-#include <pthread.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 static const char *endpoint;
 static kvc_client *client;
 
@@ -258,23 +254,12 @@ static void *count_to_ten(void *argument)
 
 static void sixty_four_threads_share_a_handle(void **state)
 {
-    static int numbers[64];
-    pthread_t threads[64];
-    void *failed;
-    int n;
-
     (void)state;
-    for (n = 0; n < 64; n++)
-        assert_int_equal(pthread_create(&threads[n], NULL, count_to_ten, &numbers[n]), 0);
-    for (n = 0; n < 64; n++) {
-        assert_int_equal(pthread_join(threads[n], &failed), 0);
-        assert_null(failed);
-    }
+    in_threads(64, count_to_ten);
 }
 
 static void a_child_opens_a_handle_of_its_own(void **state)
 {
-    int status = -1;
     pid_t child;
     kvc_buf got;
 
@@ -287,13 +272,9 @@ static void a_child_opens_a_handle_of_its_own(void **state)
                    kvc_close(client) == KVC_FORKED && kvc_open(endpoint, NULL, &own) == KVC_OK &&
                    kvc_put(own, text("fork"), text("after"), NULL, NULL) == KVC_OK &&
                    kvc_close(own) == KVC_OK;
-        /* Another program, so that valgrind does not look for leaks here: the handle of the parent, which
-           the child may not close, would be one. */
-        execlp(good ? "true" : "false", "child", (char *)NULL);
-        _exit(2);
+        end_child(good);
     }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_int_equal(status, 0);
+    await_child(child);
     assert_status(kvc_get(client, text("fork"), NULL, &got), KVC_OK);
     assert_string_equal(got.data, "after");
     kvc_buf_free(&got);

@@ -2,7 +2,6 @@
    before those of its servers. Each call ends at its deadline. */
 #include "suite.h"
 
-#include <pthread.h>
 #include <signal.h>
 
 #define MOST_PIDS 8

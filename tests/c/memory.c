@@ -5,7 +5,6 @@
 #include <malloc.h>
 #include <signal.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #define LARGE (16 * MIB)
 #define MOST_SERVERS 8

@@ -4,6 +4,7 @@
 #define SUITE_H
 
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,7 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -60,6 +63,42 @@ static inline void look_again_soon(void)
 {
     struct timespec pause = {0, 5000000};
     nanosleep(&pause, NULL);
+}
+
+#define MOST_THREADS 64
+
+/* Runs `body` in so many threads at once, each with an int of its own; none may return anything. */
+static inline void in_threads(int count, void *(*body)(void *))
+{
+    static int own[MOST_THREADS];
+    pthread_t threads[MOST_THREADS];
+    void *failed;
+    int n;
+
+    assert_in_range(count, 1, MOST_THREADS);
+    for (n = 0; n < count; n++)
+        assert_int_equal(pthread_create(&threads[n], NULL, body, &own[n]), 0);
+    for (n = 0; n < count; n++) {
+        assert_int_equal(pthread_join(threads[n], &failed), 0);
+        assert_null(failed);
+    }
+}
+
+/* Ends the child of a fork, as another program, so that valgrind does not look for leaks in it: the handle
+   of the parent, which the child may not close, would be one. */
+static inline void end_child(int is_good)
+{
+    execlp(is_good ? "true" : "false", "child", (char *)NULL);
+    _exit(2);
+}
+
+/* Waits for the child of a fork, whose end must be a good one. */
+static inline void await_child(pid_t child)
+{
+    int status = -1;
+
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
 }
 
 /* A status by its name, so that a failure can be read. */

@@ -1,7 +1,6 @@
 /* What an event loop sees while a server is killed: takeover ENDPOINT SERVER-PID. Also what the log gets. */
 #include "suite.h"
 
-#include <pthread.h>
 #include <signal.h>
 
 #define DEPTH 64
