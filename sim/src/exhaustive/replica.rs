@@ -381,7 +381,7 @@ impl Driven {
                     if let StreamError::Diverged { sn } = error {
                         done.push(Done::Broken(copy_is_equal::differs(GROUP, sn)));
                     }
-                    done.push(Done::Misunderstood(error.clone()));
+                    done.push(Done::Misunderstood(error));
                     let reason = match error {
                         StreamError::View { .. } => PeerRefusalReason::OldView,
                         _ => PeerRefusalReason::BrokenStream,
