@@ -25,7 +25,7 @@ const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 /// nothing. The exit status is 0 if all went well, 1 if something failed (among it: a group of which
 /// no server reported a complete dump), 2 if the command line or the cluster file makes no sense.
 ///
-/// `--on-double-fault`, `--memory-limit` and `--orphan-timeout` are kept with the cluster's state: a
+/// `--on-double-fault`, `--memory-limit`, `--orphan-timeout` and `--net` are kept with the cluster's state: a
 /// coordinator that takes it over or restores it goes on with them unless it is given others.
 #[derive(Debug, Parser)]
 #[command(
@@ -114,6 +114,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = parse_orphan_timeout)]
     pub(crate) orphan_timeout: Option<Duration>,
 
+    /// What moves the bytes of the servers' connections: `uring` (Linux 6.1 and later), `tcpstream`, or `auto`
+    /// for uring where a server finds that it can. By default that of before, or `auto`.
+    #[arg(long, value_name = "ENGINE", value_enum)]
+    pub(crate) net: Option<NetEngine>,
+
     /// The server's executable on this machine. By default `server` beside this one (`kv-server` where
     /// it is installed).
     #[arg(long, value_name = "FILE")]
@@ -170,6 +175,30 @@ impl std::fmt::Display for OnDoubleFault {
         f.write_str(match self {
             OnDoubleFault::Shutdown => "shutdown",
             OnDoubleFault::Isolate => "isolate",
+        })
+    }
+}
+
+/// The network engine of the servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NetEngine {
+    /// The newest that a server's kernel can do.
+    #[default]
+    Auto,
+    /// A ring of its own, or no start.
+    Uring,
+    /// The sockets of its runtime.
+    #[value(name = "tcpstream")]
+    TcpStream,
+}
+
+impl std::fmt::Display for NetEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            NetEngine::Auto => "auto",
+            NetEngine::Uring => "uring",
+            NetEngine::TcpStream => "tcpstream",
         })
     }
 }
@@ -314,6 +343,7 @@ mod tests {
             "--orphan-timeout -1",
             "--orphan-timeout NaN",
             "--orphan-timeout x",
+            "--net epoll",
             "--shards 0",
             "--shards 257",
             "--memory-limit G",

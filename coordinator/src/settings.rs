@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::args::{Args, OnDoubleFault};
+use crate::args::{Args, NetEngine, OnDoubleFault};
 
 /// The `--orphan-timeout` of a cluster that was given none.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(3_600);
@@ -20,6 +20,7 @@ pub(crate) struct Settings {
     pub(crate) memory_limit: Option<String>,
     /// After how long without a coordinator a server gives up; zero for never.
     pub(crate) orphan_timeout: Duration,
+    pub(crate) net: NetEngine,
 }
 
 impl Default for Settings {
@@ -28,6 +29,7 @@ impl Default for Settings {
             on_double_fault: OnDoubleFault::default(),
             memory_limit: None,
             orphan_timeout: ORPHAN_TIMEOUT,
+            net: NetEngine::default(),
         }
     }
 }
@@ -39,6 +41,7 @@ impl Settings {
             on_double_fault: args.on_double_fault.unwrap_or(self.on_double_fault),
             memory_limit: args.memory_limit.clone().or_else(|| self.memory_limit.clone()),
             orphan_timeout: args.orphan_timeout.unwrap_or(self.orphan_timeout),
+            net: args.net.unwrap_or(self.net),
         }
     }
 
@@ -47,11 +50,13 @@ impl Settings {
         let keep = if servers_run { "; servers that run already keep what they have" } else { "" };
         let limit = |settings: &Settings| settings.memory_limit.clone().unwrap_or("none".into());
         let seconds = |settings: &Settings| settings.orphan_timeout.as_secs_f64().to_string();
+        let net = |settings: &Settings| settings.net.to_string();
         let policy = |settings: &Settings| settings.on_double_fault.to_string();
         let all = [
             ("--on-double-fault", policy(self), policy(before), ""),
             ("--memory-limit", limit(self), limit(before), keep),
             ("--orphan-timeout", seconds(self), seconds(before), keep),
+            ("--net", net(self), net(before), keep),
         ];
         let changed = all.into_iter().filter(|(_, now, was, _)| now != was);
         changed
@@ -74,7 +79,8 @@ mod tests {
 
     #[test]
     fn what_is_not_said_again_stays_and_what_is_counts_and_is_told() {
-        let first = " --on-double-fault isolate --memory-limit 1G --orphan-timeout 0";
+        let first =
+            " --on-double-fault isolate --memory-limit 1G --orphan-timeout 0 --net tcpstream";
         let before = Settings::default().with(&given(first));
         let after = before.with(&given(""));
         assert_eq!(after, before);
@@ -82,6 +88,7 @@ mod tests {
 
         let after = before.with(&given(" --on-double-fault shutdown --memory-limit 2G"));
         assert_eq!(after.orphan_timeout, Duration::ZERO);
+        assert_eq!(after.net, NetEngine::TcpStream);
         let told = after.changes_since(&before, true);
         assert_eq!(
             told,

@@ -170,9 +170,6 @@ pub struct FrameBuffer {
     rules: FrameRules,
 }
 
-/// A buffer that is larger than this when it runs empty is given back to the allocator.
-const KEPT_CAPACITY: usize = 256 << 10;
-
 impl FrameBuffer {
     /// An empty buffer for a connection with these rules.
     pub fn new(rules: FrameRules) -> FrameBuffer {
@@ -204,10 +201,13 @@ impl FrameBuffer {
         Ok(read(&mut self.bytes))
     }
 
-    /// Gives the memory of what was taken back, if it is much and nothing waits.
-    pub fn trim(&mut self) {
+    /// Gives the memory back if nothing waits in it and it has room for more than `kept` bytes.
+    pub fn trim(&mut self, kept: usize) {
         if !self.is_partial() {
             self.reclaim();
+            if self.bytes.capacity() > kept {
+                self.bytes = Vec::new();
+            }
         }
     }
 
@@ -233,6 +233,30 @@ impl FrameBuffer {
         &self.bytes[self.taken..]
     }
 
+    /// How many bytes the frame that has come in part lacks; 0 if that is not known yet, or wrong.
+    pub fn missing(&self) -> usize {
+        let waiting = self.waiting();
+        let Some((header, _)) = waiting.split_first_chunk::<HEADER_BYTES>() else { return 0 };
+        if check_partial_header(header, &self.rules).is_err() {
+            return 0;
+        }
+        let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        (HEADER_BYTES + length).saturating_sub(waiting.len())
+    }
+
+    /// Lends the buffer to whoever receives behind what waits in it; to be brought back by
+    /// [`FrameBuffer::take_back`] before anything else is done here.
+    pub fn lend(&mut self) -> Vec<u8> {
+        self.reclaim();
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Takes the buffer back, with what was received.
+    pub fn take_back(&mut self, bytes: Vec<u8>) {
+        debug_assert!(self.bytes.is_empty(), "bytes came in while the buffer was lent");
+        self.bytes = bytes;
+    }
+
     /// Gives the waiting bytes away, as when a connection is handed to another executor.
     pub fn into_waiting(mut self) -> Vec<u8> {
         self.bytes.drain(..self.taken);
@@ -243,9 +267,6 @@ impl FrameBuffer {
     fn reclaim(&mut self) {
         if self.taken == self.bytes.len() {
             self.bytes.clear();
-            if self.bytes.capacity() > KEPT_CAPACITY {
-                self.bytes = Vec::new();
-            }
         } else if self.taken > 0 {
             self.bytes.drain(..self.taken);
         }
@@ -296,6 +317,38 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_lent_buffer_knows_what_it_lacks_and_goes_on_with_what_was_received() {
+        let mut whole = Vec::new();
+        write_frame(&mut whole, Checksum::Absent, 7, |b| b.put_bytes(&[9; 50]));
+        let mut buffer = FrameBuffer::new(UNCHECKED);
+        buffer.extend(&whole[..5]);
+        assert_eq!(buffer.missing(), 0, "the header is not there");
+        buffer.extend(&whole[5..20]);
+        assert_eq!(buffer.missing(), whole.len() - 20);
+        let mut lent = buffer.lend();
+        lent.extend_from_slice(&whole[20..]);
+        buffer.take_back(lent);
+        assert_eq!(buffer.next_frame().unwrap().unwrap().body, [9; 50]);
+        assert!(!buffer.is_partial());
+        assert_eq!(buffer.missing(), 0);
+    }
+
+    #[test]
+    fn a_buffer_that_has_run_empty_gives_its_memory_back() {
+        let rules = FrameRules::unchecked(1 << 20);
+        let mut buffer = FrameBuffer::new(rules);
+        let mut whole = Vec::new();
+        write_frame(&mut whole, Checksum::Absent, 7, |b| b.put_bytes(&[9; 1 << 20]));
+        buffer.extend(&whole);
+        buffer.trim(0);
+        assert!(buffer.next_frame().unwrap().is_some());
+        buffer.trim(2 << 20);
+        assert!(buffer.bytes.capacity() >= 1 << 20, "not more than is to be kept");
+        buffer.trim(1 << 10);
+        assert_eq!(buffer.bytes.capacity(), 0);
+    }
+
     proptest! {
         #[test]
         fn frames_survive_any_split_of_the_bytes(
@@ -344,7 +397,7 @@ mod tests {
                 while let Some(frame) = buffer.next_frame().unwrap() {
                     seen.push((frame.opcode, frame.body.to_vec()));
                 }
-                buffer.trim();
+                buffer.trim(16);
             }
             prop_assert_eq!(seen, (0u8..).zip(bodies).collect::<Vec<_>>());
         }

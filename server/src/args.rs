@@ -92,6 +92,11 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_orphan_timeout)]
     pub orphan_timeout: Duration,
 
+    /// What moves the bytes of connections: a ring of its own (`uring`, Linux 6.1 and later) or glommio's sockets
+    /// (`tcpstream`). `auto` takes uring where a trial at the start succeeds; the log says which it is.
+    #[arg(long, value_name = "ENGINE", value_enum, default_value_t = NetEngine::Auto)]
+    pub net: NetEngine,
+
     /// Be no server, but wait for the end of the process with this id that started at this time (field
     /// 22 of /proc/PID/stat), then print `exited PID unknown`. Of no use with other arguments.
     #[arg(long, value_names = ["PID", "START_TIME"], num_args = 2, exclusive = true)]
@@ -105,6 +110,18 @@ pub struct Args {
     /// Prints this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
+}
+
+/// The network engine to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetEngine {
+    /// The newest that the kernel can do.
+    Auto,
+    /// A ring of its own, or no start.
+    Uring,
+    /// glommio's sockets.
+    #[value(name = "tcpstream")]
+    TcpStream,
 }
 
 /// What the program is to be.

@@ -13,14 +13,16 @@ use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
 use kv_protocol::placement::Placement;
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{Args, Invocation};
+use crate::args::{Args, Invocation, NetEngine};
 use crate::control::{self, LinkConfig};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::fatal::{self, Fatal};
 use crate::known_map::KnownMap;
 use crate::message::ShardMessage;
+use crate::net::engine::EngineKind;
 use crate::net::listener::Port;
+use crate::net::uring;
 use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
@@ -67,6 +69,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     supervisor::block_signals()?;
     probe::io_uring()?;
     probe::memlock(args.shards)?;
+    let engine = choose_engine(args.net)?;
     let open_files = probe::raise_open_files();
     let bounds = ConnectionBounds::within(open_files, args.shards)?;
     let listeners = listen(args)?;
@@ -75,7 +78,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     let identity = identity(args)?;
     tracing::info!(
         "server {} of {}, {} shard{}, clients on port {}, servers on {}, orders on {}, \
-         {open_files} descriptors: at most {} clients",
+         {open_files} descriptors: at most {} clients, network engine {}",
         identity.me,
         args.servers,
         args.shards,
@@ -83,14 +86,15 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
         link.clients_port,
         link.servers_port,
         link.coord_port,
-        bounds.clients
+        bounds.clients,
+        engine.name()
     );
     let directory = PathBuf::from(".");
     let board = Board::new(args.shards, bounds);
     let map = Arc::default();
     let Listeners { clients, servers, coord } = listeners;
     let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
-    let shards = start_executors(args, identity, &board, &map, listeners)?;
+    let shards = start_executors(args, engine, identity, &board, &map, listeners)?;
     // Before anybody is told that this server is there: whoever is told of a view must have its data.
     load::run(&args.load, identity.placement, &shards)?;
     // Only now: a server that finds its ports taken, or cannot load, has no claim to the files here.
@@ -117,8 +121,27 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
     })
 }
 
+/// The engine that was asked for, or the newest that the kernel can do.
+fn choose_engine(asked: NetEngine) -> Result<EngineKind, Fatal> {
+    if asked == NetEngine::TcpStream {
+        return Ok(EngineKind::TcpStream);
+    }
+    match uring::try_out() {
+        Ok(()) => Ok(EngineKind::Uring),
+        Err(reason) if asked == NetEngine::Auto => {
+            tracing::warn!(
+                "the network engine uring cannot be used here, tcpstream is taken instead, at about half its \
+                 speed: {reason}; Linux 6.1 or newer is needed"
+            );
+            Ok(EngineKind::TcpStream)
+        }
+        Err(reason) => Err(Fatal::NetEngine { reason }),
+    }
+}
+
 fn start_executors(
     args: &Args,
+    engine: EngineKind,
     identity: Identity,
     board: &Arc<Board>,
     map: &Arc<KnownMap>,
@@ -136,7 +159,7 @@ fn start_executors(
         args.memory_limit.map(|bytes| (bytes / TABLES / u64::from(args.shards)).max(1));
     let hash_secret = HashSecret::new(random()?);
     // glommio's accept changes the socket's flags for a moment, so one executor alone may accept
-    // from a socket: the first takes them all.
+    // from a socket: the first takes them all, whichever the engine.
     for (shard, inbox) in (0..args.shards).zip(inboxes) {
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },
@@ -146,6 +169,7 @@ fn start_executors(
             map: Arc::clone(map),
             mailboxes: mailboxes.clone(),
             inbox,
+            engine,
             listeners: std::mem::take(&mut listeners),
         })?;
     }

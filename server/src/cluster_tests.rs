@@ -25,6 +25,7 @@ use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, DUMP_SESSIONS, ExecutorConfig};
 use crate::mailbox;
 use crate::message::{DumpPiece, Replies, ShardMessage};
+use crate::net::engine::EngineKind;
 use crate::net::listener::Port;
 use crate::operation::{Node, Work};
 use crate::probe;
@@ -51,7 +52,7 @@ fn member(server: u16) -> Member {
     Member { server: ServerId(server), incarnation: Incarnation(1000 + u64::from(server)) }
 }
 
-fn start_server(id: u16, placement: Placement, directory: &Path) -> Server {
+fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &Path) -> Server {
     let board = Board::new(placement.shards(), ConnectionBounds::WIDEST);
     let loopback = "127.0.0.1".parse().unwrap();
     let clients = probe::listen(loopback, 0, "clients").unwrap();
@@ -77,6 +78,7 @@ fn start_server(id: u16, placement: Placement, directory: &Path) -> Server {
             map: Arc::default(),
             mailboxes: mailboxes.clone(),
             inbox,
+            engine,
             listeners: std::mem::take(&mut listeners),
         })
         .unwrap();
@@ -97,11 +99,11 @@ fn install(node: &Node, view: View, other: Option<SocketAddr>) {
 }
 
 impl Cluster {
-    fn start(shards: u16) -> Cluster {
+    fn start(engine: EngineKind, shards: u16) -> Cluster {
         let placement = Placement::new(SERVERS, shards);
         let directory = tempfile::tempdir().unwrap();
         let servers: Vec<Server> =
-            (0..SERVERS).map(|id| start_server(id, placement, directory.path())).collect();
+            (0..SERVERS).map(|id| start_server(engine, id, placement, directory.path())).collect();
         for id in 0..SERVERS {
             let secondary = usize::from((id + 1) % SERVERS);
             let view = View {
@@ -248,15 +250,14 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-#[test]
-fn an_answered_write_is_in_both_tables_and_in_both_dumps() {
+fn an_answered_write_is_in_both_tables_and_in_both_dumps(engine: EngineKind) {
     for shards in [1, 2, 4] {
-        answered_writes_are_in_both_tables_and_dumps(shards);
+        answered_writes_are_in_both_tables_and_dumps(engine, shards);
     }
 }
 
-fn answered_writes_are_in_both_tables_and_dumps(shards: u16) {
-    let cluster = Cluster::start(shards);
+fn answered_writes_are_in_both_tables_and_dumps(engine: EngineKind, shards: u16) {
+    let cluster = Cluster::start(engine, shards);
     let mut router = Router::connect(&cluster, 1);
     let keys: Vec<Vec<u8>> = (0..300u32).map(|n| format!("key {n}\0\u{e9}").into_bytes()).collect();
     for (n, key) in keys.iter().enumerate() {
@@ -294,9 +295,8 @@ fn answered_writes_are_in_both_tables_and_dumps(shards: u16) {
     assert_eq!(given.status, Status::Unavailable, "a drained server takes no writes");
 }
 
-#[test]
-fn the_largest_value_comes_back_and_answers_of_other_keys_go_on() {
-    let cluster = Cluster::start(1);
+fn the_largest_value_comes_back_and_answers_of_other_keys_go_on(engine: EngineKind) {
+    let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 2);
     let key = [7u8; 65_535];
     let value: Vec<u8> = (0..16u32 << 20).map(|n| (n % 251) as u8).collect();
@@ -308,11 +308,10 @@ fn the_largest_value_comes_back_and_answers_of_other_keys_go_on() {
     assert!(secondary.answer().value == value, "the secondary's copy is another");
 }
 
-#[test]
-fn many_writes_in_flight_are_all_answered_once() {
+fn many_writes_in_flight_are_all_answered_once(engine: EngineKind) {
     const WRITES: usize = 2_000;
     const DEPTH: u64 = 32;
-    let cluster = Cluster::start(1);
+    let cluster = Cluster::start(engine, 1);
     let mut client = Client::connect(cluster.servers[0].clients, 3, 0);
     let placement = cluster.placement;
     let keys: Vec<Vec<u8>> = (0u32..)
@@ -339,9 +338,8 @@ fn many_writes_in_flight_are_all_answered_once() {
     }
 }
 
-#[test]
-fn a_reader_that_does_not_read_stops_being_read_and_hurts_nobody() {
-    let cluster = Cluster::start(1);
+fn a_reader_that_does_not_read_stops_being_read_and_hurts_nobody(engine: EngineKind) {
+    let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 4);
     let key = b"big";
     let value = vec![1u8; 1 << 20];
@@ -361,9 +359,8 @@ fn a_reader_that_does_not_read_stops_being_read_and_hurts_nobody() {
     }
 }
 
-#[test]
-fn a_client_that_ends_its_side_still_gets_its_answers() {
-    let cluster = Cluster::start(1);
+fn a_client_that_ends_its_side_still_gets_its_answers(engine: EngineKind) {
+    let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 6);
     let client = router.of(b"half");
     client.write(b"half", Operation::Put(client.header(), b"closed"));
@@ -374,9 +371,8 @@ fn a_client_that_ends_its_side_still_gets_its_answers() {
     assert!(rest.is_empty());
 }
 
-#[test]
-fn a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed() {
-    let cluster = Cluster::start(2);
+fn a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed(engine: EngineKind) {
+    let cluster = Cluster::start(engine, 2);
     let server = &cluster.servers[0];
     let mut stream = TcpStream::connect(server.clients).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -395,9 +391,8 @@ fn a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed() {
     eventually("the refusal is counted", || server.node.board.counters().refused == 1);
 }
 
-#[test]
-fn a_frame_cut_by_the_end_of_the_connection_changes_nothing() {
-    let cluster = Cluster::start(1);
+fn a_frame_cut_by_the_end_of_the_connection_changes_nothing(engine: EngineKind) {
+    let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 8);
     let key = b"cut";
     let client = router.of(key);
@@ -419,9 +414,10 @@ fn a_frame_cut_by_the_end_of_the_connection_changes_nothing() {
     assert_eq!(again.of(key).get(key).status, Status::NotFound);
 }
 
-#[test]
-fn nothing_is_acknowledged_after_the_dump_of_either_holder_began_and_reads_go_on() {
-    let cluster = Cluster::start(2);
+fn nothing_is_acknowledged_after_the_dump_of_either_holder_began_and_reads_go_on(
+    engine: EngineKind,
+) {
+    let cluster = Cluster::start(engine, 2);
     let mut router = Router::connect(&cluster, 10);
     let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
     let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
@@ -436,9 +432,8 @@ fn nothing_is_acknowledged_after_the_dump_of_either_holder_began_and_reads_go_on
     assert_eq!(client.put(&key, b"too late").status, Status::Unavailable);
 }
 
-#[test]
-fn an_idle_server_has_drained_at_once_and_not_at_the_next_tick() {
-    let cluster = Cluster::start(2);
+fn an_idle_server_has_drained_at_once_and_not_at_the_next_tick(engine: EngineKind) {
+    let cluster = Cluster::start(engine, 2);
     let drains = cluster.servers.iter().map(|server| {
         let start = Instant::now();
         assert_eq!(server.node.carry_out(Work::Drain), Ok(0));
@@ -449,9 +444,10 @@ fn an_idle_server_has_drained_at_once_and_not_at_the_next_tick() {
     assert!(fastest < Duration::from_millis(50), "{fastest:?}");
 }
 
-#[test]
-fn the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_left_out() {
-    let cluster = Cluster::start(1);
+fn the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_left_out(
+    engine: EngineKind,
+) {
+    let cluster = Cluster::start(engine, 1);
     let in_group_0 = |key: &Vec<u8>| cluster.placement.locate(Digest::of(key)).0 == GroupId(0);
     let key = (0u32..).map(|n| n.to_be_bytes().to_vec()).find(in_group_0).unwrap();
     let server = &cluster.servers[0];
@@ -476,10 +472,9 @@ fn the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_lef
     assert_eq!(cluster.dump(0, ReplicaRole::Primary).records.len(), clients);
 }
 
-#[test]
-fn a_connection_whose_full_output_leaves_at_once_is_read_again() {
+fn a_connection_whose_full_output_leaves_at_once_is_read_again(engine: EngineKind) {
     const AT_ONCE: u64 = 6;
-    let cluster = Cluster::start(1);
+    let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 11);
     let key = b"big";
     let value = vec![1u8; 1 << 20];
@@ -501,9 +496,8 @@ fn a_connection_whose_full_output_leaves_at_once_is_read_again() {
     }
 }
 
-#[test]
-fn a_large_value_goes_to_the_other_holder_without_waiting_for_ticks() {
-    let cluster = Cluster::start(1);
+fn a_large_value_goes_to_the_other_holder_without_waiting_for_ticks(engine: EngineKind) {
+    let cluster = Cluster::start(engine, 1);
     let mut router = Router::connect(&cluster, 12);
     let key = b"large";
     let value = vec![1u8; 16 << 20];
@@ -516,4 +510,33 @@ fn a_large_value_goes_to_the_other_holder_without_waiting_for_ticks() {
     // The slower ones may have waited for the machine. By ticks alone each takes half a second.
     let fastest = puts.min().unwrap();
     assert!(fastest < Duration::from_millis(250), "{fastest:?}");
+}
+
+/// Makes two tests of each promise, one an engine.
+macro_rules! on_both_engines {
+    ($($promise:ident,)*) => {
+        mod on_uring {
+            use crate::net::engine::EngineKind;
+            $(#[test] fn $promise() { super::$promise(EngineKind::Uring); })*
+        }
+        mod on_tcpstream {
+            use crate::net::engine::EngineKind;
+            $(#[test] fn $promise() { super::$promise(EngineKind::TcpStream); })*
+        }
+    };
+}
+
+on_both_engines! {
+    an_answered_write_is_in_both_tables_and_in_both_dumps,
+    the_largest_value_comes_back_and_answers_of_other_keys_go_on,
+    many_writes_in_flight_are_all_answered_once,
+    a_reader_that_does_not_read_stops_being_read_and_hurts_nobody,
+    a_client_that_ends_its_side_still_gets_its_answers,
+    a_shard_that_does_not_exist_is_refused_in_words_and_the_slot_is_freed,
+    a_frame_cut_by_the_end_of_the_connection_changes_nothing,
+    nothing_is_acknowledged_after_the_dump_of_either_holder_began_and_reads_go_on,
+    an_idle_server_has_drained_at_once_and_not_at_the_next_tick,
+    the_completion_records_of_many_clients_come_in_bounded_pieces_and_none_is_left_out,
+    a_connection_whose_full_output_leaves_at_once_is_read_again,
+    a_large_value_goes_to_the_other_holder_without_waiting_for_ticks,
 }

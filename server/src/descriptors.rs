@@ -17,7 +17,7 @@ use crate::orders;
 /// Standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory,
 /// one connection that is turned away at each port; the rest is slack.
 const RESERVED: u64 = 48 + orders::MAX_CONNECTIONS as u64;
-/// An executor's rings and bells (6), its own stream and the one that takes its place, sockets on
+/// An executor's rings and bells (9), its own stream and the one that takes its place, sockets on
 /// their way to it; the rest is slack.
 const RESERVED_PER_SHARD: u64 = 16;
 /// A shard's stream from the predecessor, and the one that takes its place.

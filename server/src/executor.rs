@@ -19,8 +19,9 @@ use crate::known_map::KnownMap;
 use crate::mailbox;
 use crate::memory::HugePages;
 use crate::message::{DumpPiece, DumpedEntries, LoadPiece, ShardMessage, ShardReply};
+use crate::net::engine::{Engine, EngineKind};
+use crate::net::hub::Hub;
 use crate::net::listener::Port;
-use crate::net::tcpstream::Engine;
 use crate::service::{Identity, Service};
 use crate::shard::Shard;
 use crate::slice;
@@ -55,6 +56,7 @@ pub(crate) struct ExecutorConfig {
     /// Of all shards, in order.
     pub(crate) mailboxes: Vec<mailbox::Sender<ShardMessage>>,
     pub(crate) inbox: mailbox::Receiver<ShardMessage>,
+    pub(crate) engine: EngineKind,
     /// The sockets that this executor accepts from.
     pub(crate) listeners: Vec<(TcpListener, Port)>,
 }
@@ -72,14 +74,11 @@ pub(crate) fn start(config: ExecutorConfig) -> Result<ExecutorJoinHandle<()>, Fa
 async fn run(config: ExecutorConfig) {
     slice::shorten();
     let ExecutorConfig { identity, memory_limit, hash_secret, board, map, mailboxes, .. } = config;
-    let ExecutorConfig { inbox, listeners, .. } = config;
+    let ExecutorConfig { inbox, listeners, engine, .. } = config;
     let service = Service::new(identity, map, memory_limit, hash_secret, || Box::new(HugePages));
-    let engine = Engine::new(Shard::new(service, board.bounds()), board, mailboxes);
-    for (listener, port) in listeners {
-        glommio::spawn_local(Rc::clone(&engine).accept(listener, port)).detach();
-    }
-    glommio::spawn_local(Rc::clone(&engine).flush_for_ever()).detach();
-    let receiver = Rc::clone(&engine);
+    let hub = Hub::new(Shard::new(service, board.bounds()), board, mailboxes);
+    let engine = Engine::start(engine, hub, listeners);
+    let receiver = engine.clone();
     glommio::spawn_local(async move {
         let result = inbox.serve(|message| take(&receiver, message)).await;
         panic!("the mailbox of a shard cannot be read: {result:?}");
@@ -88,71 +87,74 @@ async fn run(config: ExecutorConfig) {
     tick_for_ever(engine).await;
 }
 
-async fn tick_for_ever(engine: Rc<Engine>) {
-    let place = usize::from(engine.shard.borrow().service.identity.shard.0);
+async fn tick_for_ever(engine: Engine) {
+    let hub = Rc::clone(engine.hub());
+    let place = usize::from(hub.here.0);
     let housekeeping_at = Cell::new(Time::default());
     loop {
         let now = clock::now();
-        engine.board.tick(place);
-        engine.shard.borrow_mut().on_tick(now);
+        hub.board.tick(place);
+        hub.shard.borrow_mut().on_tick(now);
         engine.dial_due(now);
-        engine.want_flush();
+        hub.want_flush();
         if housekeeping_at.get() <= now {
             housekeeping_at.set(now + HOUSEKEEPING);
             engine.enforce_deadlines(now);
-            engine.publish();
+            hub.publish();
         }
-        let longest = if engine.take_activity() { TICK_ACTIVE } else { TICK_IDLE };
-        let due = engine.shard.borrow().service.next_timeout();
+        let longest = if hub.take_activity() { TICK_ACTIVE } else { TICK_IDLE };
+        let due = hub.shard.borrow().service.next_timeout();
         let pause = due.map_or(longest, |due| due.since(now).min(longest));
         glommio::timer::sleep(pause.max(TICK_SHORTEST)).await;
     }
 }
 
-fn take(engine: &Rc<Engine>, message: ShardMessage) {
+fn take(engine: &Engine, message: ShardMessage) {
+    let hub = engine.hub();
     match message {
         ShardMessage::Connection(handed) => engine.adopt(handed),
         ShardMessage::Install { order, view, other, replies } => {
             let now = clock::now();
-            let shard = engine.shard.borrow().service.identity.shard;
-            let installed = engine.shard.borrow_mut().service.install(now, view, other);
+            let shard = hub.here;
+            let installed = hub.shard.borrow_mut().service.install(now, view, other);
             if let Err(reason) = installed {
                 replies.send(ShardReply::Refused { order, shard, reason });
             }
             engine.dial_due(now);
-            engine.want_flush();
+            hub.want_flush();
         }
         ShardMessage::Probe { order, replies } => {
-            let shard = engine.shard.borrow().service.identity.shard;
+            let shard = hub.here;
             replies.send(ShardReply::Probed { order, shard });
         }
         ShardMessage::Exited { member } => {
             let now = clock::now();
-            engine.shard.borrow_mut().service.on_exited(now, member);
+            hub.shard.borrow_mut().service.on_exited(now, member);
             engine.dial_due(now);
-            engine.want_flush();
+            hub.want_flush();
         }
         ShardMessage::Drain => {
-            engine.shard.borrow_mut().service.drain();
-            engine.want_flush();
+            hub.shard.borrow_mut().service.drain();
+            hub.want_flush();
         }
         ShardMessage::Dump { role, pieces } => {
             // A write that is acknowledged after its table was walked would be in no dump.
-            engine.shard.borrow_mut().service.freeze();
-            let engine = Rc::clone(engine);
-            glommio::spawn_local(async move { dump(&engine, role, pieces).await }).detach();
+            hub.shard.borrow_mut().service.freeze();
+            let hub = Rc::clone(hub);
+            glommio::spawn_local(async move { dump(&hub, role, pieces).await }).detach();
         }
         ShardMessage::Load { group, pieces, done } => {
-            let engine = Rc::clone(engine);
-            glommio::spawn_local(async move { load(&engine, group, pieces, done).await }).detach();
+            let hub = Rc::clone(hub);
+            glommio::spawn_local(async move { load(&hub, group, pieces, done).await }).detach();
         }
     }
 }
 
 /// Sends a table in bounded steps; between two steps everything else goes on.
-async fn dump(engine: &Engine, role: ReplicaRole, pieces: Sender<DumpPiece>) {
+async fn dump(hub: &Hub, role: ReplicaRole, pieces: Sender<DumpPiece>) {
+    let _steps = hub.begin_background();
     let dumped = {
-        let shard = engine.shard.borrow();
+        let shard = hub.shard.borrow();
         let group = shard.service.identity.group_of(role);
         shard.service.replica(group).map(|replica| replica.dumped())
     };
@@ -164,7 +166,7 @@ async fn dump(engine: &Engine, role: ReplicaRole, pieces: Sender<DumpPiece>) {
     while let Some(from) = cursor {
         let mut entries = DumpedEntries::default();
         {
-            let shard = engine.shard.borrow();
+            let shard = hub.shard.borrow();
             let group = shard.service.identity.group_of(role);
             let Some(replica) = shard.service.replica(group) else { break };
             cursor = replica.walk(from, DUMP_STEP, |entry| {
@@ -179,7 +181,7 @@ async fn dump(engine: &Engine, role: ReplicaRole, pieces: Sender<DumpPiece>) {
     let mut next = 0;
     loop {
         let records = {
-            let shard = engine.shard.borrow();
+            let shard = hub.shard.borrow();
             let replica = shard.service.replica(shard.service.identity.group_of(role));
             let Some(replica) = replica.filter(|replica| next < replica.session_count()) else {
                 break;
@@ -196,11 +198,12 @@ async fn dump(engine: &Engine, role: ReplicaRole, pieces: Sender<DumpPiece>) {
 
 /// Takes a dump into the table of a group; between two pieces everything else goes on.
 async fn load(
-    engine: &Engine,
+    hub: &Hub,
     group: GroupId,
     pieces: Receiver<LoadPiece>,
     done: Sender<Result<(), String>>,
 ) {
+    let _steps = hub.begin_background();
     loop {
         let piece = match pieces.try_recv() {
             Ok(piece) => piece,
@@ -212,7 +215,7 @@ async fn load(
             Err(TryRecvError::Disconnected) => return,
         };
         let is_last = matches!(piece, LoadPiece::End(_));
-        let loaded = engine.shard.borrow_mut().service.load(clock::now(), group, piece);
+        let loaded = hub.shard.borrow_mut().service.load(clock::now(), group, piece);
         if is_last || loaded.is_err() {
             // There is room for the one answer.
             let _ = done.try_send(loaded);

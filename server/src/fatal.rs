@@ -34,6 +34,15 @@ pub enum Fatal {
         /// What to do about it.
         advice: String,
     },
+    /// The network engine that was asked for cannot be used.
+    #[error(
+        "set up the network engine uring: {reason}; it needs Linux 6.1 or newer; start with --net auto or \
+         --net tcpstream"
+    )]
+    NetEngine {
+        /// What was tried, and what the system said.
+        reason: String,
+    },
     /// Too little memory may be locked.
     #[error(
         "lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for --shards \
@@ -127,7 +136,7 @@ impl Fatal {
     pub fn exit(&self) -> ServerExit {
         match self {
             Fatal::Log { .. } => ServerExit::Log,
-            Fatal::IoUring { .. } => ServerExit::IoUring,
+            Fatal::IoUring { .. } | Fatal::NetEngine { .. } => ServerExit::IoUring,
             Fatal::Memlock { .. } => ServerExit::Memlock,
             Fatal::Listen { .. } => ServerExit::Listen,
             Fatal::CoordinatorHost { .. } => ServerExit::CoordinatorHost,

@@ -40,7 +40,7 @@ mod supervisor;
 mod watch;
 mod watchdog;
 
-pub use args::{Args, Invocation};
+pub use args::{Args, Invocation, NetEngine};
 pub use boot::main;
 pub use fatal::Fatal;
 pub use watch::Watched;

@@ -515,7 +515,7 @@ impl Service {
         for hosted in &mut self.hosted {
             let Some(id) = hosted.stream else { continue };
             loop {
-                let unsent = self.outputs.get(id).map_or(usize::MAX, |out| out.unsent().len());
+                let unsent = self.outputs.get(id).map_or(usize::MAX, |out| out.unsent_bytes());
                 if unsent >= STREAM_OUTPUT_BYTES {
                     break;
                 }
@@ -670,6 +670,11 @@ impl Service {
     /// What was counted.
     pub(crate) fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Has the engine look after what other threads wait for, and after the dials.
+    pub(crate) fn note_news(&mut self) {
+        self.has_news = true;
     }
 
     /// Whether something changed since the last call that others wait for: a stream, a view, the

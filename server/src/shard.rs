@@ -110,6 +110,36 @@ impl Shard {
         }
     }
 
+    /// Whether a connection has not said which shard it wants.
+    pub(crate) fn is_greeting(&mut self, id: ConnectionId) -> bool {
+        matches!(self.machine(id), Some(Machine::Greeting(_)))
+    }
+
+    /// Whether a connection waits for at least so many bytes of one frame.
+    pub(crate) fn lacks(&mut self, id: ConnectionId, least: usize) -> bool {
+        self.machine(id).is_some_and(|machine| machine.lacks(least))
+    }
+
+    /// Lends the input buffer of such a connection, so that they are received behind what it holds; with
+    /// their number. Until [`Shard::take_input_back`] the connection must be given no other bytes.
+    pub(crate) fn lend_input(
+        &mut self,
+        id: ConnectionId,
+        least: usize,
+    ) -> Option<(Vec<u8>, usize)> {
+        self.machine(id)?.lend_input(least)
+    }
+
+    /// Takes an input buffer back, with what was received.
+    pub(crate) fn take_input_back(&mut self, now: Time, id: ConnectionId, buffer: Vec<u8>) {
+        self.service.outputs.set_now(now);
+        if self.service.outputs.get(id).is_some()
+            && let Some(Some(machine)) = self.machines.get_mut(slot_of(id))
+        {
+            machine.take_input_back(now, &mut self.service, buffer);
+        }
+    }
+
     /// The other side has sent all it will.
     pub(crate) fn on_end_of_input(&mut self, now: Time, id: ConnectionId) {
         let answers_are_due =
@@ -128,9 +158,9 @@ impl Shard {
         self.service.outputs.set_now(now);
         let Some(output) = self.service.outputs.get(id) else { return };
         let was_full = output.is_full();
-        output.on_sent(now, count);
+        self.service.outputs.on_sent(now, id, count);
         if was_full
-            && !output.is_full()
+            && self.service.outputs.get(id).is_some_and(|output| !output.is_full())
             && let Some(Some(machine)) = self.machines.get_mut(slot_of(id))
         {
             machine.on_output_drained(now, &mut self.service);

@@ -20,6 +20,9 @@ use crate::output::{Output, Released};
 use crate::poller::Readiness;
 use crate::session::Session;
 
+/// A connection that has nothing to read keeps no larger buffer than this.
+const MAX_KEPT_INPUT: usize = 256 << 10;
+
 /// Most bytes of a server's words that go into a message.
 const MAX_REASON_BYTES: usize = 300;
 
@@ -318,7 +321,7 @@ impl Engine {
             }
         }
         if let Some(connection) = self.connections.get_mut(token) {
-            input.trim();
+            input.trim(MAX_KEPT_INPUT);
             connection.restore_input(input);
         }
         Ok(Flow::GoOn)

@@ -61,6 +61,7 @@ pub(crate) fn server_arguments(
     flag("--bind", route.bind.to_string());
     flag("--advertise", route.advertise.to_string());
     flag("--orphan-timeout", plan.settings.orphan_timeout.as_secs_f64().to_string());
+    flag("--net", plan.settings.net.to_string());
     if let Some(limit) = &plan.settings.memory_limit {
         flag("--memory-limit", limit.clone());
     }
@@ -195,7 +196,8 @@ mod tests {
             words,
             "-h 127.0.0.1 -m 4000 -c 7 -s 8 -M 9 -S 1 -n 3 -l server_1.log --shards 2 \
              --cluster-id 0000000000000000000000000000000c --incarnation 000000000000beef \
-             --bind 127.0.0.1 --advertise 127.0.0.1 --orphan-timeout 0.5 --memory-limit 1G"
+             --bind 127.0.0.1 --advertise 127.0.0.1 --orphan-timeout 0.5 --net auto \
+             --memory-limit 1G"
         );
     }
 

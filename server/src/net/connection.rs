@@ -26,6 +26,8 @@ use crate::service::Service;
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
 /// Opcodes from here on are those of the cluster's own connections (docs/protocol.md).
 const FIRST_FOREIGN_OPCODE: u8 = 0x40;
+/// A connection that waits for requests keeps no larger buffer than this: thousands may be idle.
+const IDLE_INPUT: usize = 1 << 10;
 const REQUEST_RULES: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
 
 /// The input side of a client's connection; its output is in the [`Service`].
@@ -35,6 +37,8 @@ pub(crate) struct Connection {
     session: Session,
     /// When the hello, or the frame that has come in part, is to be whole.
     deadline: Option<Time>,
+    /// Whether the engine has the input buffer.
+    is_lent: bool,
 }
 
 /// What the frames so far have made of the connection.
@@ -59,6 +63,7 @@ impl Connection {
             input: FrameBuffer::new(HELLO_RULES),
             session: Session { id, client: None, errors_in_a_row: 0 },
             deadline: Some(now + HELLO_DEADLINE),
+            is_lent: false,
         }
     }
 
@@ -89,9 +94,36 @@ impl Connection {
         self.deadline = self.input.is_partial().then(|| now + FRAME_DEADLINE);
     }
 
+    /// How many bytes the frame that has come in part lacks.
+    pub(crate) fn missing(&self) -> usize {
+        self.input.missing()
+    }
+
+    /// Lends the input buffer, if at least so many bytes of one frame are missing; with their number.
+    pub(crate) fn lend_input(&mut self, least: usize) -> Option<(Vec<u8>, usize)> {
+        let missing = self.input.missing();
+        if missing < least || self.is_lent {
+            return None;
+        }
+        self.is_lent = true;
+        Some((self.input.lend(), missing))
+    }
+
+    /// Takes the input buffer back, with what was received behind what it held.
+    pub(crate) fn take_input_back(&mut self, now: Time, service: &mut Service, buffer: Vec<u8>) {
+        self.is_lent = false;
+        self.input.take_back(buffer);
+        if !self.is_closing(service) {
+            self.resume(now, service);
+        }
+    }
+
     /// Goes on with the frames that were kept back while the output was full. A frame that was cut
     /// then has all its time from now on: its rest could not be read before.
     pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
+        if self.is_lent {
+            return;
+        }
         if self.session.client.is_some() {
             self.deadline = None;
         }
@@ -117,6 +149,7 @@ impl Connection {
                 self.input.set_rules(REQUEST_RULES);
             }
         }
+        self.input.trim(IDLE_INPUT);
         if self.session.client.is_none() {
             return;
         }

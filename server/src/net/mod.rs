@@ -1,23 +1,26 @@
 //! Connections: machines over bytes, and the engine that moves the bytes.
 //!
 //! ```text
-//!   engine (tcpstream)          bytes in            bytes out
+//!   engine (uring, tcpstream)   bytes in            bytes out
 //!      |                           |                    ^
 //!      v                           v                    |
 //!   listener::Greeting ---> connection::Connection ---> output::Outputs
 //!                      +--> peer::Peer -----------------^
 //! ```
 //!
-//! The machines know no socket and no runtime; the engine knows no message. Another engine can take
-//! this one's place: all it needs is [`crate::shard::Shard`].
+//! The machines know no socket and no runtime; the engines know no message. All that an engine needs is
+//! [`crate::shard::Shard`], in its [`hub::Hub`].
 
 pub(crate) mod connection;
+pub(crate) mod engine;
+pub(crate) mod hub;
 pub(crate) mod listener;
 pub(crate) mod output;
 pub(crate) mod peer;
 pub(crate) mod tcpstream;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod uring;
 
 use kv_protocol::ids::Time;
 
@@ -47,6 +50,26 @@ impl Machine {
             }
             Machine::Client(connection) => connection.on_bytes(now, service, received),
             Machine::Peer(peer) => peer.on_bytes(now, service, received),
+        }
+    }
+
+    /// Lends its input buffer, if it waits for at least so many bytes of one frame; with their number.
+    pub(crate) fn lend_input(&mut self, least: usize) -> Option<(Vec<u8>, usize)> {
+        match self {
+            Machine::Client(connection) => connection.lend_input(least),
+            Machine::Greeting(_) | Machine::Peer(_) => None,
+        }
+    }
+
+    /// Whether [`Machine::lend_input`] would lend it.
+    pub(crate) fn lacks(&self, least: usize) -> bool {
+        matches!(self, Machine::Client(connection) if connection.missing() >= least)
+    }
+
+    /// Takes the input buffer back, with what was received behind what it held.
+    pub(crate) fn take_input_back(&mut self, now: Time, service: &mut Service, buffer: Vec<u8>) {
+        if let Machine::Client(connection) = self {
+            connection.take_input_back(now, service, buffer);
         }
     }
 

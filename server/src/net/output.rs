@@ -13,6 +13,8 @@ use kv_protocol::limits::{MAX_OUTPUT_BYTES, STALL_DEADLINE};
 
 /// A buffer larger than this is given back to the allocator when it runs empty.
 const KEPT_CAPACITY: usize = 256 << 10;
+/// Empty buffers that are kept for whoever has something to send next.
+const KEPT_BUFFERS: usize = 64;
 /// Sent bytes are cut off the front of a buffer when there are this many of them.
 const COMPACT_BYTES: usize = 1 << 20;
 /// How long a closing connection waits for the other side to take the last words and close.
@@ -23,6 +25,8 @@ const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
 pub(crate) struct Output {
     bytes: Vec<u8>,
     sent: usize,
+    /// Bytes that the engine has taken out and has not reported as sent; they go before `bytes`.
+    taken: usize,
     /// When bytes were last taken, or came into an empty buffer.
     last_progress: Time,
     end: End,
@@ -48,12 +52,30 @@ enum End {
 }
 
 impl Output {
-    /// The bytes to send; none on a connection that is dead.
+    /// The bytes to send that are not taken out; none on a connection that is dead.
     pub(crate) fn unsent(&self) -> &[u8] {
         match self.end {
             End::Dead => &[],
             _ => &self.bytes[self.sent..],
         }
+    }
+
+    /// How many bytes are not reported as sent, taken out or not; none on a connection that is dead.
+    pub(crate) fn unsent_bytes(&self) -> usize {
+        match self.end {
+            End::Dead => 0,
+            _ => self.taken + self.bytes.len() - self.sent,
+        }
+    }
+
+    /// Takes out all bytes to send, and where in the buffer they begin; they count as unsent until
+    /// [`Output::on_sent`] says otherwise. `None` when there are none, or others are still out.
+    pub(crate) fn take(&mut self) -> Option<(Vec<u8>, usize)> {
+        if self.taken > 0 || self.unsent().is_empty() {
+            return None;
+        }
+        self.taken = self.unsent().len();
+        Some((std::mem::take(&mut self.bytes), std::mem::take(&mut self.sent)))
     }
 
     /// Where frames are appended; mark the connection dirty afterwards.
@@ -63,20 +85,21 @@ impl Output {
 
     /// Whether as much waits as may: nothing more is read from this connection until it is sent.
     pub(crate) fn is_full(&self) -> bool {
-        self.unsent().len() >= MAX_OUTPUT_BYTES
+        self.unsent_bytes() >= MAX_OUTPUT_BYTES
     }
 
     /// Notes that the first `count` unsent bytes are gone.
-    pub(crate) fn on_sent(&mut self, now: Time, count: usize) {
-        self.sent += count;
+    fn on_sent(&mut self, now: Time, count: usize) {
         self.last_progress = now;
-        if self.sent == self.bytes.len() {
-            self.bytes.clear();
-            self.sent = 0;
-            if self.bytes.capacity() > KEPT_CAPACITY {
-                self.bytes = Vec::new();
-            }
-        } else if self.sent >= COMPACT_BYTES && self.sent * 2 >= self.bytes.len() {
+        if self.taken > 0 {
+            self.taken -= count;
+            return;
+        }
+        self.sent += count;
+        if self.sent < self.bytes.len()
+            && self.sent >= COMPACT_BYTES
+            && self.sent * 2 >= self.bytes.len()
+        {
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }
@@ -84,7 +107,7 @@ impl Output {
 
     /// When the connection is to be closed for what its output (not its input) does.
     pub(crate) fn deadline(&self) -> Option<Time> {
-        let stalled = (!self.unsent().is_empty()).then(|| self.last_progress + STALL_DEADLINE);
+        let stalled = (self.unsent_bytes() > 0).then(|| self.last_progress + STALL_DEADLINE);
         let ending = match self.end {
             End::Open | End::Dead => None,
             End::HalfClosed(at) => (self.in_flight > 0).then_some(at),
@@ -97,8 +120,8 @@ impl Output {
     pub(crate) fn is_over(&self) -> bool {
         match self.end {
             End::Dead => true,
-            End::HalfClosed(_) => self.in_flight == 0 && self.unsent().is_empty(),
-            End::LastWords { has_other_closed, .. } => has_other_closed && self.unsent().is_empty(),
+            End::HalfClosed(_) => self.in_flight == 0 && self.unsent_bytes() == 0,
+            End::LastWords { has_other_closed, .. } => has_other_closed && self.unsent_bytes() == 0,
             End::Open => false,
         }
     }
@@ -115,7 +138,7 @@ impl Output {
 
     /// Whether the last words are sent, so that our direction can be shut.
     pub(crate) fn has_said_last_words(&self) -> bool {
-        matches!(self.end, End::LastWords { .. }) && self.unsent().is_empty()
+        matches!(self.end, End::LastWords { .. }) && self.unsent_bytes() == 0
     }
 
     /// Sends what is in the buffer, then closes.
@@ -153,6 +176,8 @@ pub(crate) struct Outputs {
     free: Vec<u32>,
     dirty: Vec<ConnectionId>,
     now: Time,
+    /// A connection that has nothing to send has no buffer; this is where it gets one.
+    spares: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, Default)]
@@ -196,22 +221,40 @@ impl Outputs {
 
     /// A connection's output; `None` when it is gone.
     pub(crate) fn get(&mut self, id: ConnectionId) -> Option<&mut Output> {
-        let slot = self.slots.get_mut(slot_of(id))?;
-        if slot.generation != generation_of(id) {
-            return None;
-        }
-        slot.output.as_mut()
+        find(&mut self.slots, id)
     }
 
     /// Lets `fill` append frames to a connection's output and marks it dirty.
     pub(crate) fn append(&mut self, id: ConnectionId, fill: impl FnOnce(&mut Vec<u8>)) {
-        let now = self.now;
-        if let Some(output) = self.get(id) {
-            if output.unsent().is_empty() {
-                output.last_progress = now;
-            }
-            fill(output.buffer());
-            self.mark_dirty(id);
+        let Some(output) = find(&mut self.slots, id) else { return };
+        if output.unsent_bytes() == 0 {
+            output.last_progress = self.now;
+        }
+        if output.bytes.capacity() == 0
+            && let Some(spare) = self.spares.pop()
+        {
+            output.bytes = spare;
+        }
+        fill(output.buffer());
+        self.mark_dirty(id);
+    }
+
+    /// Notes that the first `count` unsent bytes of a connection are gone.
+    pub(crate) fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
+        let Some(output) = self.get(id) else { return };
+        output.on_sent(now, count);
+        if output.sent > 0 && output.sent == output.bytes.len() {
+            output.sent = 0;
+            let emptied = std::mem::take(&mut output.bytes);
+            self.recycle(emptied);
+        }
+    }
+
+    /// Takes back a buffer whose bytes are not needed any more.
+    pub(crate) fn recycle(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() <= KEPT_CAPACITY && self.spares.len() < KEPT_BUFFERS {
+            buffer.clear();
+            self.spares.push(buffer);
         }
     }
 
@@ -253,6 +296,14 @@ impl Outputs {
     }
 }
 
+fn find(slots: &mut [Slot], id: ConnectionId) -> Option<&mut Output> {
+    let slot = slots.get_mut(slot_of(id))?;
+    if slot.generation != generation_of(id) {
+        return None;
+    }
+    slot.output.as_mut()
+}
+
 impl Answers for Outputs {
     fn answer(&mut self, to: ConnectionId, answer: &Answer<'_>) {
         if let Some(output) = self.get(to) {
@@ -292,8 +343,8 @@ mod tests {
         assert_eq!(outputs.next_dirty(), None);
         let output = outputs.get(id).unwrap();
         assert_eq!(output.unsent(), [0, 1, 2]);
-        output.on_sent(NOW, 2);
-        assert_eq!(output.unsent(), [2]);
+        outputs.on_sent(NOW, id, 2);
+        assert_eq!(outputs.get(id).unwrap().unsent(), [2]);
     }
 
     #[test]
@@ -305,9 +356,9 @@ mod tests {
         outputs.append(id, |bytes| bytes.extend([0; 10]));
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(NOW + STALL_DEADLINE));
         let later = NOW + Duration::from_secs(3);
-        outputs.get(id).unwrap().on_sent(later, 5);
+        outputs.on_sent(later, id, 5);
         assert_eq!(outputs.get(id).unwrap().deadline(), Some(later + STALL_DEADLINE));
-        outputs.get(id).unwrap().on_sent(later, 5);
+        outputs.on_sent(later, id, 5);
         assert_eq!(outputs.get(id).unwrap().deadline(), None);
     }
 
@@ -326,6 +377,40 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_were_taken_out_count_as_unsent_and_go_before_what_comes_later() {
+        let mut outputs = Outputs::default();
+        let id = outputs.open(NOW);
+        outputs.append(id, |bytes| bytes.extend([1, 2, 3]));
+        outputs.on_sent(NOW, id, 1);
+        let (first, from) = outputs.get(id).unwrap().take().unwrap();
+        assert_eq!(first[from..], [2, 3]);
+        outputs.append(id, |bytes| bytes.push(4));
+        let output = outputs.get(id).unwrap();
+        assert_eq!(output.unsent_bytes(), 3);
+        assert_eq!(output.take(), None, "there is one send at a time");
+        assert!(output.deadline().is_some());
+        output.close_after_answers(NOW);
+        outputs.on_sent(NOW, id, 2);
+        assert!(!outputs.get(id).unwrap().is_over(), "the rest is owed");
+        let (second, from) = outputs.get(id).unwrap().take().unwrap();
+        assert_eq!(second[from..], [4]);
+        outputs.on_sent(NOW, id, 1);
+        assert!(outputs.get(id).unwrap().is_over());
+    }
+
+    #[test]
+    fn a_connection_that_has_sent_all_keeps_no_buffer() {
+        let mut outputs = Outputs::default();
+        let id = outputs.open(NOW);
+        outputs.append(id, |bytes| bytes.extend([0; 1_000]));
+        outputs.on_sent(NOW, id, 1_000);
+        assert_eq!(outputs.get(id).unwrap().buffer().capacity(), 0);
+        let other = outputs.open(NOW);
+        outputs.append(other, |bytes| bytes.push(1));
+        assert!(outputs.get(other).unwrap().buffer().capacity() >= 1_000, "it is used again");
+    }
+
+    #[test]
     fn a_half_closed_connection_is_cut_only_while_it_takes_nothing_or_is_owed_an_answer() {
         let mut outputs = Outputs::default();
         outputs.set_now(NOW);
@@ -335,8 +420,8 @@ mod tests {
         let mut at = NOW;
         for _ in 0..5 {
             at = at + STALL_DEADLINE / 2;
+            outputs.on_sent(at, id, 1);
             let output = outputs.get(id).unwrap();
-            output.on_sent(at, 1);
             assert_eq!(output.deadline(), Some(at + STALL_DEADLINE));
         }
         // An answer that never comes does not keep it for ever.
@@ -364,7 +449,7 @@ mod tests {
         let output = outputs.get(id).unwrap();
         assert!(!output.is_over());
         let all = output.unsent().len();
-        output.on_sent(NOW, all);
-        assert!(output.is_over());
+        outputs.on_sent(NOW, id, all);
+        assert!(outputs.get(id).unwrap().is_over());
     }
 }

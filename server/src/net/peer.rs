@@ -20,6 +20,8 @@ use crate::service::Service;
 
 const HELLO_RULES: FrameRules = FrameRules::checked(MAX_HELLO_BODY);
 const STREAM_RULES: FrameRules = FrameRules::checked(MAX_PEER_BODY);
+/// A stream that waits keeps no larger buffer than this.
+const KEPT_INPUT: usize = 256 << 10;
 
 /// The input side of a stream; its output is in the [`Service`].
 #[derive(Debug)]
@@ -96,6 +98,7 @@ impl Peer {
                 Err(end) => return self.fail(now, service, &end),
             }
         }
+        self.input.trim(KEPT_INPUT);
         if !self.input.is_partial() {
             if took_frames {
                 self.deadline = None;

@@ -14,60 +14,41 @@
 //! were ready with it, so what one turn of the executor produced for a connection leaves in one
 //! send, and PREPAREs and ACKs leave in one batch.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
 use glommio::GlommioError;
 use glommio::net::{TcpListener, TcpStream};
 use kv_core::replica::ConnectionId;
-use kv_protocol::client_message::{Refusal, Status};
 use kv_protocol::ids::{GroupId, ShardId, Time};
-use kv_protocol::peer_message::{PeerRefusal, PeerRefusalReason};
 use rustix::net::SendFlags;
-use socket2::SockRef;
 
+use super::hub::{ACCEPT_PAUSE, CONNECT_TIMEOUT, Hub, set_options, turn_away};
 use super::listener::Port;
 use super::output::slot_of;
 use crate::clock;
 use crate::log_limit::LogLimit;
-use crate::mailbox;
-use crate::message::{HandedOver, ShardMessage};
+use crate::message::HandedOver;
 use crate::shard::{Fate, Shard};
-use crate::stats::{Board, Condition, Permit};
+use crate::stats::Permit;
 
 /// Most bytes taken from a socket at once.
 const RECEIVE_BYTES: usize = 128 << 10;
 /// A connection task that found bytes this often in a row lets the others run.
 const READS_IN_A_ROW: usize = 8;
-/// How long accepting pauses when there is no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a dialled server may take to accept.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Unacknowledged bytes this old mean that the peer's host is gone.
-const PEER_TIMEOUT: Duration = Duration::from_secs(10);
-/// A client's host that is gone is noticed after about this long.
-const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// One shard, its sockets, and who is to be woken.
+/// The sockets of one shard, and who is to be woken.
 pub(crate) struct Engine {
-    pub(crate) shard: RefCell<Shard>,
-    pub(crate) board: Arc<Board>,
-    here: ShardId,
-    mailboxes: Vec<mailbox::Sender<ShardMessage>>,
+    pub(crate) hub: Rc<Hub>,
     endpoints: RefCell<Vec<Option<Endpoint>>>,
     scratch: RefCell<Vec<u8>>,
-    flush: Flush,
-    /// Whether any byte came in since the last tick.
-    is_active: Cell<bool>,
 }
 
 /// What the engine keeps of a connection, by its slot.
@@ -80,12 +61,6 @@ struct Endpoint {
     is_shut: bool,
 }
 
-#[derive(Default)]
-struct Flush {
-    is_wanted: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
-
 /// Why a connection task ends.
 enum End {
     Close,
@@ -93,34 +68,34 @@ enum End {
 }
 
 impl Engine {
-    /// The engine of a shard. `mailboxes` are those of all shards, in order.
-    pub(crate) fn new(
-        shard: Shard,
-        board: Arc<Board>,
-        mailboxes: Vec<mailbox::Sender<ShardMessage>>,
-    ) -> Rc<Engine> {
+    fn new(hub: Rc<Hub>) -> Rc<Engine> {
         Rc::new(Engine {
-            here: shard.service.identity.shard,
-            shard: RefCell::new(shard),
-            board,
-            mailboxes,
+            hub,
             endpoints: RefCell::default(),
             scratch: RefCell::new(vec![0; RECEIVE_BYTES]),
-            flush: Flush::default(),
-            is_active: Cell::new(false),
         })
     }
 
+    /// The engine of a shard, with its tasks.
+    pub(crate) fn start(hub: Rc<Hub>, listeners: Vec<(std::net::TcpListener, Port)>) -> Rc<Engine> {
+        let engine = Engine::new(hub);
+        for (listener, port) in listeners {
+            glommio::spawn_local(Rc::clone(&engine).accept(listener, port)).detach();
+        }
+        glommio::spawn_local(Rc::clone(&engine).flush_for_ever()).detach();
+        engine
+    }
+
     /// Accepts for ever; to be run as a task of its own.
-    pub(crate) async fn accept(self: Rc<Engine>, listener: std::net::TcpListener, port: Port) {
+    async fn accept(self: Rc<Engine>, listener: std::net::TcpListener, port: Port) {
         // SAFETY: the descriptor is given away and has no other owner.
         let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
         let mut log = LogLimit::default();
         loop {
             match listener.accept().await {
-                Ok(stream) => match self.board.admit(port) {
+                Ok(stream) => match self.hub.board.admit(port) {
                     Some(permit) => self.welcome(stream, port, permit),
-                    None => turn_away(&stream, port),
+                    None => turn_away(&borrowed(&stream), port),
                 },
                 Err(error) => {
                     if let Some(suppressed) = log.admit(clock::now()) {
@@ -137,8 +112,8 @@ impl Engine {
     }
 
     fn welcome(self: &Rc<Engine>, stream: TcpStream, port: Port, permit: Permit) {
-        let id = self.shard.borrow_mut().open_greeting(clock::now(), port);
-        self.start(id, stream, port, Some(permit));
+        let id = self.hub.shard.borrow_mut().open_greeting(clock::now(), port);
+        self.open(id, stream, port, Some(permit));
     }
 
     /// Takes in a socket that another executor accepted.
@@ -146,14 +121,14 @@ impl Engine {
         let HandedOver { socket, port, received, permit } = handed;
         // SAFETY: the descriptor is given away and has no other owner.
         let stream = unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) };
-        let id = self.shard.borrow_mut().adopt(clock::now(), port, &received);
-        self.start(id, stream, port, Some(permit));
-        self.want_flush();
+        let id = self.hub.shard.borrow_mut().adopt(clock::now(), port, &received);
+        self.open(id, stream, port, Some(permit));
+        self.hub.want_flush();
     }
 
     /// Dials the streams that are due.
     pub(crate) fn dial_due(self: &Rc<Engine>, now: Time) {
-        let due = self.shard.borrow_mut().due_dials(now);
+        let due = self.hub.shard.borrow_mut().due_dials(now);
         for (group, address) in due {
             let engine = Rc::clone(self);
             glommio::spawn_local(async move { engine.dial(group, address).await }).detach();
@@ -162,7 +137,7 @@ impl Engine {
 
     /// Dials what is due next, as soon as it is.
     fn dial_when_due(self: &Rc<Engine>, now: Time) {
-        let Some(due) = self.shard.borrow().service.next_dial() else { return };
+        let Some(due) = self.hub.shard.borrow().service.next_dial() else { return };
         let engine = Rc::clone(self);
         glommio::spawn_local(async move {
             glommio::timer::sleep(due.since(now)).await;
@@ -174,28 +149,28 @@ impl Engine {
     async fn dial(self: Rc<Engine>, group: GroupId, address: SocketAddr) {
         match TcpStream::connect_timeout(address, CONNECT_TIMEOUT).await {
             Ok(stream) => {
-                let id = self.shard.borrow_mut().open_stream(clock::now(), group);
-                self.start(id, stream, Port::Servers, None);
-                self.want_flush();
+                let id = self.hub.shard.borrow_mut().open_stream(clock::now(), group);
+                self.open(id, stream, Port::Servers, None);
+                self.hub.want_flush();
             }
             Err(error) => {
                 let error = io_error(error).to_string();
                 let now = clock::now();
-                self.shard.borrow_mut().service.on_dial_failed(now, group, &error);
+                self.hub.shard.borrow_mut().service.on_dial_failed(now, group, &error);
                 self.dial_when_due(now);
             }
         }
     }
 
     /// Starts the task of a connection.
-    fn start(
+    fn open(
         self: &Rc<Engine>,
         id: ConnectionId,
         stream: TcpStream,
         port: Port,
         permit: Option<Permit>,
     ) {
-        set_options(&stream, port);
+        set_options(&borrowed(&stream), port);
         let endpoint =
             Endpoint { id, fd: stream.as_raw_fd(), waker: None, is_blocked: false, is_shut: false };
         let mut endpoints = self.endpoints.borrow_mut();
@@ -217,9 +192,9 @@ impl Engine {
     ) {
         let end = poll_fn(|context| self.poll_connection(context, id, &mut stream)).await;
         self.endpoints.borrow_mut()[slot_of(id)] = None;
-        let greeting = self.shard.borrow_mut().take_greeting(id);
-        self.shard.borrow_mut().close(clock::now(), id);
-        self.want_flush();
+        let greeting = self.hub.shard.borrow_mut().take_greeting(id);
+        self.hub.shard.borrow_mut().close(clock::now(), id);
+        self.hub.want_flush();
         if let (End::HandOver(shard), Some((_, received)), Some(permit)) = (end, greeting, permit) {
             self.hand_over(shard, stream, port, received, permit);
         }
@@ -235,18 +210,11 @@ impl Engine {
         permit: Permit,
     ) {
         // glommio's streams cannot be taken apart: the other executor gets a descriptor of its own.
-        // SAFETY: the stream is open for as long as this borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-        let socket: OwnedFd = match rustix::io::fcntl_dupfd_cloexec(fd, 0) {
+        let socket: OwnedFd = match rustix::io::fcntl_dupfd_cloexec(borrowed(&stream), 0) {
             Ok(socket) => socket,
-            Err(_) => return turn_away(&stream, port),
+            Err(_) => return turn_away(&borrowed(&stream), port),
         };
-        let handed = HandedOver { socket, port, received, permit };
-        let mailbox = &self.mailboxes[usize::from(shard.0)];
-        if mailbox.push(ShardMessage::Connection(handed)).is_err() {
-            self.board.turn_away();
-            turn_away(&stream, port);
-        }
+        self.hub.hand_over(shard, HandedOver { socket, port, received, permit });
     }
 
     /// Moves bytes of one connection until there is nothing to do but wait.
@@ -261,12 +229,12 @@ impl Engine {
             if self.is_blocked(id) && self.poll_send(context, id, stream).is_err() {
                 return Poll::Ready(End::Close);
             }
-            let fate = self.shard.borrow_mut().fate(id);
+            let fate = self.hub.shard.borrow_mut().fate(id);
             match fate {
                 Fate::Close => return Poll::Ready(End::Close),
-                Fate::HandOver(shard) if shard == self.here => {
-                    self.shard.borrow_mut().adopt_greeting(clock::now(), id);
-                    self.want_flush();
+                Fate::HandOver(shard) if shard == self.hub.here => {
+                    self.hub.shard.borrow_mut().adopt_greeting(clock::now(), id);
+                    self.hub.want_flush();
                     continue;
                 }
                 Fate::HandOver(shard) => return Poll::Ready(End::HandOver(shard)),
@@ -297,15 +265,15 @@ impl Engine {
         };
         // Read after the bytes were received: a lease check may rely on it.
         let now = clock::now();
-        let mut shard = self.shard.borrow_mut();
+        let mut shard = self.hub.shard.borrow_mut();
         if received == 0 {
             shard.on_end_of_input(now, id);
         } else {
-            self.is_active.set(true);
+            self.hub.note_activity();
             shard.on_bytes(now, id, &scratch[..received]);
         }
         drop(shard);
-        self.want_flush();
+        self.hub.want_flush();
         Poll::Ready(Ok(()))
     }
 
@@ -316,13 +284,13 @@ impl Engine {
         id: ConnectionId,
         stream: &mut TcpStream,
     ) -> io::Result<()> {
-        let mut shard = self.shard.borrow_mut();
+        let mut shard = self.hub.shard.borrow_mut();
         loop {
             let unsent = shard.unsent(id);
             if unsent.is_empty() {
                 drop(shard);
                 self.set_blocked(id, false);
-                self.want_flush();
+                self.hub.want_flush();
                 return Ok(());
             }
             match Pin::new(&mut *stream).poll_write(context, unsent) {
@@ -333,23 +301,16 @@ impl Engine {
     }
 
     /// Sends for ever: after every wake-up, what it produced. To be run as a task of its own.
-    pub(crate) async fn flush_for_ever(self: Rc<Engine>) {
+    async fn flush_for_ever(self: Rc<Engine>) {
         loop {
-            poll_fn(|context| {
-                if self.flush.is_wanted.replace(false) {
-                    return Poll::Ready(());
-                }
-                *self.flush.waker.borrow_mut() = Some(context.waker().clone());
-                Poll::Pending
-            })
-            .await;
+            poll_fn(|context| self.hub.poll_flush(context)).await;
             self.flush_now();
         }
     }
 
     fn flush_now(self: &Rc<Engine>) {
         let now = clock::now();
-        let mut shard = self.shard.borrow_mut();
+        let mut shard = self.hub.shard.borrow_mut();
         shard.finish_wake_up(now);
         while let Some(id) = shard.service.outputs.next_dirty() {
             self.send(&mut shard, now, id);
@@ -360,13 +321,13 @@ impl Engine {
         // What is sent may have made room for more of a stream.
         shard.finish_wake_up(now);
         if shard.service.outputs.has_dirty() {
-            self.want_flush();
+            self.hub.want_flush();
         }
         let has_news = shard.service.take_news();
         drop(shard);
         if has_news {
-            self.publish();
-            self.board.announce();
+            self.hub.publish();
+            self.hub.board.announce();
             self.dial_due(now);
             self.dial_when_due(now);
         }
@@ -409,38 +370,12 @@ impl Engine {
         }
     }
 
-    /// Publishes the shard's state on the board.
-    pub(crate) fn publish(&self) {
-        let shard = self.shard.borrow();
-        let service = &shard.service;
-        let place = usize::from(self.here.0);
-        let now = clock::now();
-        let reports = service.reports(now);
-        let condition =
-            Condition { is_drained: service.is_drained(), is_sole: service.is_sole_primary() };
-        self.board.publish(place, now, service.counters(), condition, reports);
-    }
-
     /// Closes the connections that missed a deadline.
     pub(crate) fn enforce_deadlines(&self, now: Time) {
         let ids: Vec<ConnectionId> =
             self.endpoints.borrow().iter().flatten().map(|endpoint| endpoint.id).collect();
-        self.shard.borrow_mut().enforce_deadlines(now, ids.into_iter());
-        self.want_flush();
-    }
-
-    /// Whether bytes came in since the last call.
-    pub(crate) fn take_activity(&self) -> bool {
-        self.is_active.replace(false)
-    }
-
-    /// Has the flush task run behind all tasks that are ready now.
-    pub(crate) fn want_flush(&self) {
-        if !self.flush.is_wanted.replace(true)
-            && let Some(waker) = self.flush.waker.borrow_mut().take()
-        {
-            waker.wake();
-        }
+        self.hub.shard.borrow_mut().enforce_deadlines(now, ids.into_iter());
+        self.hub.want_flush();
     }
 
     fn with_endpoint<T>(
@@ -486,36 +421,10 @@ impl Engine {
     }
 }
 
-/// Refuses a connection for which there is no room, in words, as far as they fit the socket.
-fn turn_away(stream: &TcpStream, port: Port) {
-    let mut words = Vec::new();
-    match port {
-        Port::Clients => {
-            let reason = "this server has as many connections as it may have; try again later";
-            Refusal { status: Status::Busy, reason }.write(&mut words);
-        }
-        Port::Servers => {
-            PeerRefusal { reason: PeerRefusalReason::Busy, view: None }.write(&mut words);
-        }
-    }
-    // SAFETY: the stream is open for as long as this borrow.
-    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-    let _ = rustix::net::send(socket, &words, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
-}
-
-/// Options that only improve on the defaults; a socket that refuses one is served without.
-fn set_options(stream: &TcpStream, port: Port) {
-    let _ = stream.set_nodelay(true);
-    // SAFETY: the stream is open for as long as this borrow.
-    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-    let socket = SockRef::from(&socket);
-    let _ = match port {
-        Port::Clients => {
-            socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE))
-        }
-        Port::Servers => socket.set_tcp_user_timeout(Some(PEER_TIMEOUT)),
-    };
+/// The socket of a stream, for calls that glommio has not.
+fn borrowed(stream: &TcpStream) -> BorrowedFd<'_> {
+    // SAFETY: the stream is open for as long as it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) }
 }
 
 fn io_error(error: GlommioError<()>) -> io::Error {

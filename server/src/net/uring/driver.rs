@@ -1,0 +1,139 @@
+//! When the next turn is: one task of glommio's executor.
+//!
+//! ```text
+//!          +--> turn ---- there was work ----> others that are ready run, then again
+//!          |      |
+//!          |      +------ there was none, and bytes come often --> sleep in our ring, for at most a visit
+//!          |      |                                                interval
+//!          |      +------ there was none --> sleep in glommio, until the bell rings
+//!          +-- at least once a visit interval: through glommio, which looks after its timers and files
+//! ```
+//!
+//! Passing through glommio costs several system calls, sleeping in our ring is part of the one that
+//! submits; so a busy shard sleeps there. Nothing that glommio does is late by more than the interval.
+
+use std::future::{Future, poll_fn};
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_lite::future::yield_now;
+use glommio::io::BufferedFile;
+use kv_protocol::ids::Time;
+
+use super::Engine;
+use crate::clock;
+use crate::fatal::Fatal;
+
+/// How long glommio may go without its turn.
+const VISIT_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Drives the engine for ever.
+pub(super) async fn drive(engine: Rc<Engine>, bell: OwnedFd) {
+    let mut bell = Bell::new(bell);
+    let mut visit_at = clock::now() + VISIT_INTERVAL;
+    // Whether the last sleep was so short that the next bytes are worth waiting for.
+    let mut is_dense = false;
+    loop {
+        let has_worked = engine.turn();
+        // Whoever became ready by that, or has steps to do, goes first.
+        yield_now().await;
+        let has_more = has_worked || engine.hub.has_wish();
+        let now = clock::now();
+        if now < visit_at {
+            if has_more {
+                continue;
+            }
+            if is_dense && !engine.hub.has_background() {
+                engine.sleep_in_ring(visit_at.since(now));
+                continue;
+            }
+        }
+        if has_more {
+            bell.pass_through_glommio().await;
+        } else if engine.listen_for_bell() {
+            bell.wait(&engine).await;
+        }
+        engine.ignore_bell();
+        let woken = clock::now();
+        is_dense = has_more || woken.since(now) < VISIT_INTERVAL;
+        visit_at = woken + VISIT_INTERVAL;
+    }
+}
+
+impl Engine {
+    fn sleep_in_ring(&self, longest: Duration) {
+        let slept = self.net.borrow_mut().ring.enter_and_sleep(longest);
+        if let Err(error) = slept {
+            Fatal::System { doing: "sleep in the ring of the network engine", error }.end_process();
+        }
+    }
+
+    fn listen_for_bell(&self) -> bool {
+        self.net.borrow_mut().ring.listen_for_bell()
+    }
+
+    fn ignore_bell(&self) {
+        self.net.borrow_mut().ring.ignore_bell();
+    }
+
+    /// Tells the other threads, and dials what is due, after something changed.
+    pub(super) fn on_news(self: &Rc<Engine>, now: Time) {
+        self.hub.publish();
+        self.hub.board.announce();
+        self.dial_due(now);
+        self.dial_when_due(now);
+    }
+}
+
+/// The eventfd that the ring rings, read through glommio.
+struct Bell {
+    rung: OwnedFd,
+    file: Rc<BufferedFile>,
+    /// The read that is under way; it outlives the waits that end otherwise.
+    read: Option<Pin<Box<dyn Future<Output = ()>>>>,
+}
+
+impl Bell {
+    fn new(bell: OwnedFd) -> Bell {
+        let rung = bell.try_clone().expect("one more descriptor; some are reserved for each shard");
+        // SAFETY: the descriptor is given away and the file is its only owner from here on.
+        let file = Rc::new(unsafe { BufferedFile::from_raw_fd(bell.into_raw_fd()) });
+        Bell { rung, file, read: None }
+    }
+
+    /// Lets glommio look after its timers and files, and goes on as soon as it has.
+    async fn pass_through_glommio(&mut self) {
+        let rung = rustix::io::write(self.rung.as_fd(), &1u64.to_ne_bytes());
+        debug_assert!(rung.is_ok(), "an eventfd takes 2^64 - 2 rings before it blocks");
+        poll_fn(|context| self.poll(context)).await;
+    }
+
+    /// Sleeps until the bell rings or somebody on this executor wants a flush.
+    async fn wait(&mut self, engine: &Engine) {
+        poll_fn(|context| match self.poll(context) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => engine.hub.poll_wish(context),
+        })
+        .await;
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let read = self.read.get_or_insert_with(|| {
+            let file = Rc::clone(&self.file);
+            Box::pin(async move {
+                let read = file.read_at(0, size_of::<u64>()).await;
+                if let Err(error) = read {
+                    panic!("the bell of the network engine cannot be read: {error}");
+                }
+            })
+        });
+        let polled = read.as_mut().poll(context);
+        if polled.is_ready() {
+            self.read = None;
+        }
+        polled
+    }
+}

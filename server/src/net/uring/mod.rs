@@ -1,0 +1,213 @@
+//! The engine over a ring of its own, driven from inside the shard's executor.
+//!
+//! ```text
+//!             kernel
+//!    accept   |   ^  one send a connection, all of a wake-up submitted at once
+//!    receive  v   |
+//!        +--------------+      completions       +-------+   bytes    +-------+
+//!        | ring         | ---------------------> | turn  | ---------> | Shard |
+//!        | buffers      | <--------------------- |       | <--------- |       |
+//!        +--------------+      requests          +-------+   dirty    +-------+
+//!             | bell (eventfd)                       ^
+//!             v                                      |
+//!        driver: one task of glommio's executor -----+   others: tick, mailbox, dumps
+//! ```
+//!
+//! What the files are: `ring` and `buffers` are all that speaks to the kernel (and all that is unsafe),
+//! `sockets` knows which requests are under way, `turn` serves one wake-up, `driver` decides when the next
+//! one is, `probe` tries whether a kernel can do all this.
+//!
+//! The rules: a buffer that the kernel may touch is the ring's; a descriptor is closed behind its last
+//! request; a receive that ended is armed again unless the connection must wait; the streams of other
+//! servers are served, and what they are owed is sent, before the clients of the same wake-up.
+
+mod buffers;
+mod driver;
+mod probe;
+mod ring;
+mod sockets;
+mod turn;
+
+use std::cell::RefCell;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::ids::{GroupId, Time};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use self::ring::{Completion, Request, Ring, Sizes, SlotId};
+use self::sockets::{Connection, Dialling, Listener, Receiving, Socket, Sockets, Stage};
+use super::hub::{CONNECT_TIMEOUT, Hub, set_options};
+use super::listener::Port;
+use super::output::slot_of;
+use crate::clock;
+use crate::fatal::Fatal;
+use crate::log_limit::LogLimit;
+use crate::message::HandedOver;
+use crate::shard::Shard;
+use crate::stats::Permit;
+
+pub(crate) use probe::try_out;
+
+/// 2 MiB of receive buffers a shard, however many connections it has.
+const SIZES: Sizes =
+    Sizes { requests: 1_024, completions: 4_096, buffers: 256, buffer_bytes: 8 << 10 };
+
+/// One shard, its ring and its sockets.
+pub(crate) struct Engine {
+    pub(crate) hub: Rc<Hub>,
+    net: RefCell<Net>,
+}
+
+/// All that a turn works on beside the shard.
+struct Net {
+    ring: Ring,
+    sockets: Sockets,
+    /// The slots of connections, by their places in the shard.
+    slots: Vec<Option<SlotId>>,
+    /// Completions that are being served: of peers, then of all others.
+    done: Vec<Completion>,
+    others: Vec<Completion>,
+}
+
+impl Engine {
+    /// The engine of a shard, with its task.
+    pub(crate) fn start(hub: Rc<Hub>, listeners: Vec<(TcpListener, Port)>) -> Rc<Engine> {
+        let failed = |error: std::io::Error| -> ! {
+            Fatal::NetEngine { reason: error.to_string() }.end_process()
+        };
+        // Not EFD_NONBLOCK: io_uring answers EAGAIN for a file that does not block instead of waiting.
+        let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap_or_else(|error| failed(error.into()));
+        let mut net = Net {
+            ring: Ring::new(SIZES, bell.as_fd()).unwrap_or_else(|error| failed(error)),
+            sockets: Sockets::default(),
+            slots: Vec::new(),
+            done: Vec::new(),
+            others: Vec::new(),
+        };
+        for (listener, port) in listeners {
+            net.listen(listener.into(), port);
+        }
+        let engine = Rc::new(Engine { hub, net: RefCell::new(net) });
+        glommio::spawn_local(driver::drive(Rc::clone(&engine), bell)).detach();
+        engine.hub.want_flush();
+        engine
+    }
+
+    /// Takes in a socket that another executor accepted.
+    pub(crate) fn adopt(&self, handed: HandedOver) {
+        let HandedOver { socket, port, received, permit } = handed;
+        let mut shard = self.hub.shard.borrow_mut();
+        let id = shard.adopt(clock::now(), port, &received);
+        self.net.borrow_mut().open(&mut shard, id, socket, port, Some(permit));
+        self.hub.want_flush();
+    }
+
+    /// Dials the streams that are due.
+    pub(crate) fn dial_due(&self, now: Time) {
+        let mut shard = self.hub.shard.borrow_mut();
+        for (group, address) in shard.due_dials(now) {
+            if let Err(error) = self.net.borrow_mut().dial(now, group, address) {
+                shard.service.on_dial_failed(now, group, &error.to_string());
+            }
+            self.hub.want_flush();
+        }
+    }
+
+    /// Dials what is due next, as soon as it is.
+    fn dial_when_due(self: &Rc<Engine>, now: Time) {
+        let Some(due) = self.hub.shard.borrow().service.next_dial() else { return };
+        let engine = Rc::clone(self);
+        glommio::spawn_local(async move {
+            glommio::timer::sleep(due.since(now)).await;
+            engine.dial_due(clock::now());
+        })
+        .detach();
+    }
+
+    /// Closes the connections, and gives up the dials, that missed a deadline; accepts again after a
+    /// pause.
+    pub(crate) fn enforce_deadlines(&self, now: Time) {
+        let ids = self.net.borrow_mut().enforce_deadlines(now);
+        self.hub.shard.borrow_mut().enforce_deadlines(now, ids.into_iter());
+        self.hub.want_flush();
+    }
+}
+
+impl Net {
+    fn listen(&mut self, fd: OwnedFd, port: Port) {
+        let log = LogLimit::default();
+        let slot =
+            self.sockets.insert(Socket::Listener(Listener { fd, port, resume_at: None, log }));
+        if let Some(Socket::Listener(listener)) = self.sockets.get(slot) {
+            self.ring.accept(slot, &listener.fd);
+        }
+    }
+
+    /// Takes in a socket whose connection is known to the shard by this id.
+    fn open(
+        &mut self,
+        shard: &mut Shard,
+        id: ConnectionId,
+        fd: OwnedFd,
+        port: Port,
+        permit: Option<Permit>,
+    ) {
+        set_options(&fd, port);
+        let slot = self.sockets.insert(Socket::Connection(Connection {
+            fd,
+            port,
+            permit,
+            id: Some(id),
+            receiving: Receiving::Nothing,
+            is_sending: false,
+            is_shut: false,
+            cancels: 0,
+        }));
+        if slot_of(id) >= self.slots.len() {
+            self.slots.resize(slot_of(id) + 1, None);
+        }
+        self.slots[slot_of(id)] = Some(slot);
+        // Whatever it needs is done when it is looked at.
+        shard.service.outputs.mark_dirty(id);
+    }
+
+    fn dial(&mut self, now: Time, group: GroupId, address: SocketAddr) -> std::io::Result<()> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        let deadline = now + CONNECT_TIMEOUT;
+        let dialling = Dialling { fd, group, deadline, stage: Stage::Connecting };
+        let slot = self.sockets.insert(Socket::Dialling(dialling));
+        if let Some(Socket::Dialling(dialling)) = self.sockets.get(slot) {
+            self.ring.connect(slot, &dialling.fd, address);
+        }
+        Ok(())
+    }
+
+    /// The connections there are; what else has a deadline is seen to here.
+    fn enforce_deadlines(&mut self, now: Time) -> Vec<ConnectionId> {
+        let Net { ring, sockets, .. } = self;
+        let mut ids = Vec::new();
+        for (slot, socket) in sockets.iter_mut() {
+            match socket {
+                Socket::Connection(connection) => ids.extend(connection.id),
+                Socket::Listener(listener) => {
+                    if listener.resume_at.is_some_and(|at| at <= now) {
+                        listener.resume_at = None;
+                        ring.accept(slot, &listener.fd);
+                    }
+                }
+                Socket::Dialling(dialling) => {
+                    if dialling.deadline <= now && dialling.stage == Stage::Connecting {
+                        dialling.stage = Stage::GivenUp;
+                        ring.cancel(slot, Request::Connect);
+                    }
+                }
+            }
+        }
+        ids
+    }
+}

@@ -1,0 +1,87 @@
+//! Whether this kernel can do what the engine needs: it is tried, on a pair of sockets.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
+
+use super::ring::{Event, Request, Ring, Sizes, SlotId};
+
+/// Large enough for what is tried.
+const SIZES: Sizes = Sizes { requests: 4, completions: 16, buffers: 2, buffer_bytes: 64 };
+/// What one step may take; each takes microseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+const SLOT: SlotId = SlotId(0);
+
+/// Tries every feature.
+///
+/// # Errors
+/// What does not work, in words.
+pub(crate) fn try_out() -> Result<(), String> {
+    let failed = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
+    let bell = eventfd(0, EventfdFlags::CLOEXEC).map_err(io::Error::from);
+    let bell = bell.map_err(failed("make an eventfd"))?;
+    let ring = Ring::new(SIZES, bell.as_fd());
+    let mut ring =
+        ring.map_err(failed("set up a ring with deferred work and a ring of buffers"))?;
+    let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let (ours, theirs) = pair.map_err(io::Error::from).map_err(failed("make a pair of sockets"))?;
+    receive(&mut ring, &ours, &theirs)?;
+    send(&mut ring, &ours)
+}
+
+/// Receives two times by one request, with one buffer after the other, then cancels it.
+fn receive(ring: &mut Ring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), String> {
+    ring.receive(SLOT, ours, true);
+    for word in [b"one", b"two"] {
+        let sent = rustix::net::send(theirs, word, SendFlags::NOSIGNAL);
+        sent.map_err(|error| format!("send to a pair of sockets: {error}"))?;
+        match next(ring)? {
+            (true, Event::Received(Ok(Some(lent)))) if ring.bytes(&lent) == word => {
+                ring.give_back(lent);
+            }
+            other => return Err(format!("receive again and again into given buffers: {other:?}")),
+        }
+    }
+    ring.cancel(SLOT, Request::Receive);
+    for _ in 0..2 {
+        match next(ring)? {
+            (false, Event::Received(Err(error)))
+                if error.raw_os_error() == Some(libc::ECANCELED) => {}
+            (false, Event::Cancelled) => {}
+            other => return Err(format!("cancel what is received: {other:?}")),
+        }
+    }
+    Ok(())
+}
+
+fn send(ring: &mut Ring, ours: &OwnedFd) -> Result<(), String> {
+    ring.send(SLOT, ours, b"three".to_vec(), 0, usize::MAX >> 33);
+    match next(ring)? {
+        (false, Event::Sent(Ok(5), ..)) => Ok(()),
+        other => Err(format!("send: {other:?}")),
+    }
+}
+
+fn next(ring: &mut Ring) -> Result<(bool, Event), String> {
+    let mut done = Vec::new();
+    let enter = |error| format!("enter the ring: {error}");
+    ring.enter().map_err(enter)?;
+    ring.reap(&mut done, 1);
+    if done.is_empty() {
+        ring.enter_and_sleep(PATIENCE).map_err(enter)?;
+        ring.reap(&mut done, 1);
+    }
+    let completion = done.pop().ok_or("no completion came")?;
+    Ok((completion.has_more, completion.event))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_kernel_that_the_tests_run_on_can_do_it() {
+        super::try_out().unwrap();
+    }
+}

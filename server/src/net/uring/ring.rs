@@ -1,0 +1,390 @@
+//! One io_uring: requests in, completions out, and whose memory is whose in between.
+//!
+//! ```text
+//!   accept, receive, send ...     enter()                      reap()
+//!   --> [ submission queue ] --> kernel: submits, runs what --> [ completion queue ] --> Completion
+//!                                was deferred to this thread
+//! ```
+//!
+//! The ring belongs to one thread (SINGLE_ISSUER), and the kernel does its part only when that thread
+//! enters (DEFER_TASKRUN): nothing interrupts it, and one system call serves all connections. A buffer
+//! that is being sent, or received into, is kept here until its completion comes back with it: so nobody
+//! can touch it before. (io_uring(7), io_uring_setup(2); Linux 6.1.)
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+use socket2::SockAddr;
+
+use super::buffers::{Buffers, GROUP, Lent};
+
+/// The sizes of a ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// Requests that are submitted at once; more are submitted sooner.
+    pub(super) requests: u32,
+    /// Completions that have room; more wait in the kernel.
+    pub(super) completions: u32,
+    /// Buffers to receive into; a power of two.
+    pub(super) buffers: u16,
+    pub(super) buffer_bytes: u32,
+}
+
+/// The place of a socket in the engine's table; requests and completions are known by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlotId(pub(super) u32);
+
+impl SlotId {
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What was asked of the kernel; for one slot each at most once at a time, but for cancellations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Request {
+    Accept = 1,
+    Connect,
+    Receive,
+    /// Into a buffer of ours.
+    ReceiveInto,
+    Send,
+    Cancel,
+}
+
+/// What the kernel answers.
+#[derive(Debug)]
+pub(super) struct Completion {
+    pub(super) slot: SlotId,
+    /// Whether the request stands, and more will follow.
+    pub(super) has_more: bool,
+    pub(super) event: Event,
+}
+
+/// What has happened.
+#[derive(Debug)]
+pub(super) enum Event {
+    Accepted(io::Result<OwnedFd>),
+    Connected(io::Result<()>),
+    /// Bytes, or none at the end of the input.
+    Received(io::Result<Option<Lent>>),
+    /// How many bytes were appended to the buffer; none at the end of the input.
+    ReceivedInto(io::Result<usize>, Vec<u8>),
+    /// How many bytes of the buffer, from this place on, are gone.
+    Sent(io::Result<usize>, Vec<u8>, usize),
+    Cancelled,
+}
+
+/// See the module.
+pub(super) struct Ring {
+    ring: IoUring,
+    buffers: Buffers,
+    lent: Vec<InKernel>,
+}
+
+/// Memory of one slot's requests that the kernel may touch.
+#[derive(Default)]
+struct InKernel {
+    address: Option<Box<SockAddr>>,
+    received: Option<Vec<u8>>,
+    sent: Option<(Vec<u8>, usize)>,
+}
+
+impl Ring {
+    /// Sets a ring up for the calling thread, which alone may use it. The bell is an eventfd that is rung
+    /// when there is something to do, while [`Ring::listen_for_bell`] says so.
+    pub(super) fn new(sizes: Sizes, bell: BorrowedFd<'_>) -> io::Result<Ring> {
+        let ring: IoUring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(sizes.completions)
+            .build(sizes.requests)?;
+        let buffers = Buffers::register(&ring.submitter(), sizes.buffers, sizes.buffer_bytes)?;
+        ring.submitter().register_eventfd(bell.as_raw_fd())?;
+        let mut ring = Ring { ring, buffers, lent: Vec::new() };
+        ring.ignore_bell();
+        Ok(ring)
+    }
+
+    /// Accepts for as long as there is no error.
+    pub(super) fn accept(&mut self, slot: SlotId, listener: &OwnedFd) {
+        let entry =
+            opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).flags(libc::SOCK_CLOEXEC).build();
+        // SAFETY: the request has no memory.
+        unsafe { self.push(slot, Request::Accept, entry) };
+    }
+
+    /// Connects a socket.
+    pub(super) fn connect(&mut self, slot: SlotId, socket: &OwnedFd, address: SocketAddr) {
+        let address = Box::new(SockAddr::from(address));
+        let entry =
+            opcode::Connect::new(Fd(socket.as_raw_fd()), address.as_ptr().cast(), address.len())
+                .build();
+        self.in_kernel(slot).address = Some(address);
+        // SAFETY: the address is boxed, and kept until the completion.
+        unsafe { self.push(slot, Request::Connect, entry) };
+    }
+
+    /// Receives into the ring's buffers: once, or until an error or the end of the input.
+    pub(super) fn receive(&mut self, slot: SlotId, socket: &OwnedFd, for_ever: bool) {
+        let socket = Fd(socket.as_raw_fd());
+        let entry = if for_ever {
+            opcode::RecvMulti::new(socket, GROUP).build()
+        } else {
+            opcode::Recv::new(socket, std::ptr::null_mut(), 0)
+                .buf_group(GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT)
+        };
+        // SAFETY: the kernel takes a buffer of the group, which is its own until the completion.
+        unsafe { self.push(slot, Request::Receive, entry) };
+    }
+
+    /// Receives once, up to `most` bytes, into the room behind what the buffer holds.
+    pub(super) fn receive_into(
+        &mut self,
+        slot: SlotId,
+        socket: &OwnedFd,
+        mut buffer: Vec<u8>,
+        most: usize,
+    ) {
+        buffer.reserve(most);
+        let room = buffer.spare_capacity_mut();
+        let length = u32::try_from(most.min(room.len())).expect("a receive is bounded far below");
+        let start = room.as_mut_ptr().cast::<u8>();
+        let entry = opcode::Recv::new(Fd(socket.as_raw_fd()), start, length).build();
+        debug_assert!(self.in_kernel(slot).received.is_none(), "two receives of one socket");
+        self.in_kernel(slot).received = Some(buffer);
+        // SAFETY: the buffer's heap memory stays where it is while the vector is kept, untouched, until
+        // the completion.
+        unsafe { self.push(slot, Request::ReceiveInto, entry) };
+    }
+
+    /// Sends up to `most` bytes of the buffer, from this place on.
+    pub(super) fn send(
+        &mut self,
+        slot: SlotId,
+        socket: &OwnedFd,
+        buffer: Vec<u8>,
+        from: usize,
+        most: usize,
+    ) {
+        let bytes = &buffer[from..];
+        let length = u32::try_from(bytes.len().min(most)).expect("a send is bounded far below");
+        let entry = opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), length)
+            .flags(libc::MSG_NOSIGNAL)
+            .build();
+        debug_assert!(self.in_kernel(slot).sent.is_none(), "two sends on one socket");
+        self.in_kernel(slot).sent = Some((buffer, from));
+        // SAFETY: as in `receive_into`.
+        unsafe { self.push(slot, Request::Send, entry) };
+    }
+
+    /// Has a request end soon; it completes in any case, and so does this.
+    pub(super) fn cancel(&mut self, slot: SlotId, request: Request) {
+        let entry =
+            opcode::AsyncCancel2::new(CancelBuilder::user_data(token(slot, request))).build();
+        // SAFETY: the request has no memory.
+        unsafe { self.push(slot, Request::Cancel, entry) };
+    }
+
+    /// Submits, and has the kernel do what it has deferred. Enters it only if there is something to do.
+    pub(super) fn enter(&mut self) -> io::Result<()> {
+        let queue = self.ring.submission();
+        let requests = u32::try_from(queue.len()).expect("the queue has 32 bits");
+        let is_due = requests > 0 || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        if !is_due {
+            return Ok(());
+        }
+        let get = EnterFlags::GETEVENTS.bits();
+        // SAFETY: the requests are in the queue, and no argument is passed.
+        let entered =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(requests, 0, get, None) };
+        tolerate(entered)
+    }
+
+    /// As [`Ring::enter`], and sleeps until there is a completion, for at most so long.
+    pub(super) fn enter_and_sleep(&mut self, longest: Duration) -> io::Result<()> {
+        let timeout = Timespec::from(longest);
+        let arguments = SubmitArgs::new().timespec(&timeout);
+        tolerate(self.ring.submitter().submit_with_args(1, &arguments))
+    }
+
+    /// From now on the bell rings when there is something to do; false if there is already.
+    pub(super) fn listen_for_bell(&mut self) -> bool {
+        self.ring.completion().enable_eventfd();
+        // The kernel notes that it has work and then looks whether the bell is wanted; here it is the
+        // other way round. One of the two sees the other.
+        fence(Ordering::SeqCst);
+        let queue = self.ring.submission();
+        let has_work = queue.taskrun() || queue.cq_overflow() || !queue.is_empty();
+        drop(queue);
+        !has_work && self.ring.completion().is_empty()
+    }
+
+    /// From now on the bell stays silent.
+    pub(super) fn ignore_bell(&mut self) {
+        self.ring.completion().disable_eventfd();
+    }
+
+    /// Takes completions, the oldest first.
+    pub(super) fn reap(&mut self, into: &mut Vec<Completion>, most: usize) {
+        let Ring { ring, buffers, lent } = self;
+        for entry in ring.completion().take(most) {
+            let (slot, request) = owner(entry.user_data());
+            let in_kernel = &mut lent[slot.index()];
+            let result = match entry.result() {
+                error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
+                count => Ok(usize::try_from(count).expect("it is not negative")),
+            };
+            let event = match request {
+                Request::Accept => Event::Accepted(result.map(|_| {
+                    // SAFETY: the descriptor is new, and this its only owner.
+                    unsafe { OwnedFd::from_raw_fd(entry.result()) }
+                })),
+                Request::Connect => {
+                    in_kernel.address = None;
+                    Event::Connected(result.map(drop))
+                }
+                Request::Receive => {
+                    let lend = |buffer, length| buffers.lend(buffer, length);
+                    let buffer = cqueue::buffer_select(entry.flags());
+                    match (result, buffer) {
+                        (Ok(length @ 1..), Some(buffer)) => {
+                            Event::Received(Ok(Some(lend(buffer, length))))
+                        }
+                        (result, buffer) => {
+                            // Taken, and not used.
+                            if let Some(buffer) = buffer {
+                                let unused = lend(buffer, 0);
+                                buffers.give_back(unused);
+                            }
+                            Event::Received(result.map(|_| None))
+                        }
+                    }
+                }
+                Request::ReceiveInto => {
+                    let mut buffer = in_kernel.received.take().expect("the memory of a request");
+                    if let Ok(count) = result {
+                        let length = buffer.len() + count;
+                        assert!(
+                            length <= buffer.capacity(),
+                            "more was received than there was room"
+                        );
+                        // SAFETY: the kernel has written so many bytes behind the others.
+                        unsafe { buffer.set_len(length) };
+                    }
+                    Event::ReceivedInto(result, buffer)
+                }
+                Request::Send => {
+                    let (buffer, from) = in_kernel.sent.take().expect("the memory of a request");
+                    Event::Sent(result, buffer, from)
+                }
+                Request::Cancel => Event::Cancelled,
+            };
+            into.push(Completion { slot, has_more: cqueue::more(entry.flags()), event });
+        }
+    }
+
+    /// The bytes received into a buffer.
+    pub(super) fn bytes(&self, lent: &Lent) -> &[u8] {
+        self.buffers.bytes(lent)
+    }
+
+    /// Has a buffer received into again.
+    pub(super) fn give_back(&mut self, lent: Lent) {
+        self.buffers.give_back(lent);
+    }
+
+    fn in_kernel(&mut self, slot: SlotId) -> &mut InKernel {
+        if slot.index() >= self.lent.len() {
+            self.lent.resize_with(slot.index() + 1, InKernel::default);
+        }
+        &mut self.lent[slot.index()]
+    }
+
+    /// Queues a request, submitting what is queued when there is no room.
+    ///
+    /// # Safety
+    /// The memory that the request points at must stay as it is until its completion.
+    unsafe fn push(&mut self, slot: SlotId, request: Request, entry: squeue::Entry) {
+        self.in_kernel(slot);
+        let entry = entry.user_data(token(slot, request));
+        loop {
+            // SAFETY: by this function's own contract.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            if let Err(error) = tolerate(self.ring.submit()) {
+                panic!("submit to a full ring: {error}");
+            }
+        }
+    }
+}
+
+impl Drop for Ring {
+    /// The kernel ends the requests of a closed ring in its own time: what they use is left to it.
+    fn drop(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.lent));
+    }
+}
+
+fn token(slot: SlotId, request: Request) -> u64 {
+    u64::from(request as u8) << 32 | u64::from(slot.0)
+}
+
+fn owner(token: u64) -> (SlotId, Request) {
+    let [.., kind, a, b, c, d] = token.to_be_bytes();
+    let request = match kind {
+        1 => Request::Accept,
+        2 => Request::Connect,
+        3 => Request::Receive,
+        4 => Request::ReceiveInto,
+        5 => Request::Send,
+        6 => Request::Cancel,
+        _ => unreachable!("a completion of nobody's request"),
+    };
+    (SlotId(u32::from_be_bytes([a, b, c, d])), request)
+}
+
+/// What only means that there is more to do, or no time left, is no failure.
+fn tolerate(entered: io::Result<usize>) -> io::Result<()> {
+    match entered {
+        Ok(_) => Ok(()),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
+            _ => Err(error),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_names_its_owner() {
+        for request in [
+            Request::Accept,
+            Request::Connect,
+            Request::Receive,
+            Request::ReceiveInto,
+            Request::Send,
+            Request::Cancel,
+        ] {
+            for slot in [0, 1, 0x8000_0001, u32::MAX] {
+                assert_eq!(owner(token(SlotId(slot), request)), (SlotId(slot), request));
+            }
+        }
+    }
+}
