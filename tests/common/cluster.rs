@@ -37,6 +37,9 @@ const SHOWN_LINES: usize = 25;
 const CLIENT_LIMIT: Duration = Duration::from_secs(120);
 /// What an orderly stop may take, dumps of some hundred megabytes included.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// Names the network engine of all clusters that do not say themselves which they want: so that the same
+/// tests are run with each (`make test`).
+const ENGINE_VARIABLE: &str = "KV_TEST_NET";
 
 /// How a cluster is to be started.
 #[derive(Debug)]
@@ -198,6 +201,11 @@ impl Shape {
         command.arg("-C").arg(file).arg("--dir").arg(dir);
         command.arg("-l").arg(dir.join("coord.log"));
         command.args(&self.flags);
+        if let Ok(engine) = std::env::var(ENGINE_VARIABLE)
+            && !self.flags.iter().any(|flag| flag == "--net")
+        {
+            command.args(["--net", &engine]);
+        }
         // SAFETY: prctl takes integers and is safe to call between fork and exec. Should the test's
         // process be killed, the coordinator stops its servers in order.
         unsafe {

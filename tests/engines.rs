@@ -1,0 +1,128 @@
+//! Both network engines of the servers: what is asked for is what runs, and it serves large and small, many
+//! and few. Most other tests run with either as well: `KV_TEST_NET` says with which (`make test`).
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::ports::{Kind, Ports, VICTIM};
+use common::raw::Raw;
+use common::{Cluster, process, programs};
+use kv_client::OpOptions;
+use kv_protocol::client_message::{Operation, Status};
+use kv_protocol::ids::{ClientId, ShardId};
+use kv_protocol::limits::MAX_VALUE_BYTES;
+
+const ENGINES: [&str; 2] = ["uring", "tcpstream"];
+
+fn start(engine: &str) -> Cluster {
+    Cluster::builder().flag("--net").flag(engine).start()
+}
+
+fn server_log(cluster: &Cluster, id: usize) -> String {
+    std::fs::read_to_string(cluster.dir().join(format!("server_{id}.log"))).expect("a log")
+}
+
+#[test]
+fn each_engine_says_that_it_runs_and_brings_values_of_all_sizes_back() {
+    for engine in ENGINES {
+        let cluster = start(engine);
+        for id in 0..3 {
+            let log = server_log(&cluster, id);
+            assert!(log.contains(&format!("network engine {engine}")), "{log}");
+        }
+        let mut client = cluster.open();
+        let options = OpOptions::default();
+        let sizes = [0, 1, 8 << 10, 64 << 10, (64 << 10) + 1, 1 << 20, MAX_VALUE_BYTES];
+        for (n, size) in sizes.into_iter().enumerate() {
+            let key = format!("size {size}").into_bytes();
+            let value: Vec<u8> = (0..size).map(|at| (at * 31 + n).to_le_bytes()[0]).collect();
+            assert_eq!(client.put(&key, &value, &options).expect("a put").copies, 2);
+            let got = client.get(&key, &options).expect("a get").bytes;
+            assert!(got == value, "{engine}: {size} bytes came back as others");
+        }
+        cluster.stop().assert_copies_agree();
+    }
+}
+
+#[test]
+fn an_engine_that_does_not_exist_is_refused_with_the_names_of_those_that_do() {
+    for program in [programs::COORD, programs::SERVER] {
+        let ended = programs::run(program, ["--net", "epoll"], "", common::PATIENCE).with_code(2);
+        for engine in ENGINES {
+            assert!(ended.stderr.contains(engine), "{}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_small_request_is_not_kept_waiting_by_the_largest_values_on_the_same_shard() {
+    const LONGEST_WAIT: Duration = Duration::from_secs(1);
+    for engine in ENGINES {
+        let cluster = start(engine);
+        let victim = u16::try_from(VICTIM).expect("small");
+        let (small, large) =
+            (cluster.key_at(victim, 0, "small"), cluster.key_at(victim, 0, "large"));
+        let options = OpOptions::default();
+        cluster.open().put(&small, b"x", &options).expect("a put");
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let busy: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut client = cluster.open();
+                        let value = vec![1; MAX_VALUE_BYTES];
+                        let mut rounds = 0;
+                        while !over.load(Ordering::SeqCst) || rounds == 0 {
+                            client.put(&large, &value, &options).expect("a large put");
+                            client.get(&large, &options).expect("a large get");
+                            rounds += 1;
+                        }
+                    })
+                })
+                .collect();
+            let mut client = cluster.open();
+            let mut longest = Duration::ZERO;
+            for _ in 0..300 {
+                let start = Instant::now();
+                assert_eq!(client.get(&small, &options).expect("a small get").bytes, b"x");
+                longest = longest.max(start.elapsed());
+            }
+            over.store(true, Ordering::SeqCst);
+            for thread in busy {
+                thread.join().expect("a client with large values");
+            }
+            assert!(longest < LONGEST_WAIT, "{engine}: {longest:?}");
+        });
+        cluster.stop().assert_copies_agree();
+    }
+}
+
+#[test]
+fn an_idle_connection_costs_a_server_at_most_4_kib() {
+    const CONNECTIONS: usize = 1_000;
+    const MOST_BYTES: u64 = 4 << 10;
+    for engine in ENGINES {
+        let cluster = start(engine);
+        let pid = cluster.server_pids()[VICTIM];
+        let address = Ports::of(&cluster).address(Kind::Clients);
+        let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "idle");
+        cluster.open().put(&key, &[1; 1_000], &OpOptions::default()).expect("a put");
+        let open = |from: usize| -> Vec<Raw> {
+            (from..from + CONNECTIONS)
+                .map(|n| {
+                    let mut raw = Raw::welcomed(address, ClientId(n as u128 + 1), ShardId(0));
+                    assert_eq!(raw.ask(&key, Operation::Get).status, Status::Ok);
+                    raw
+                })
+                .collect()
+        };
+        // What a server has for its first connections it has once.
+        let _first = open(0);
+        let before = process::resident_bytes(pid);
+        let _others = open(CONNECTIONS);
+        let each = process::resident_bytes(pid).saturating_sub(before) / CONNECTIONS as u64;
+        assert!(each <= MOST_BYTES, "{engine}: {each} bytes a connection");
+    }
+}
