@@ -9,8 +9,8 @@
 //!          +-- at least once a visit interval: through glommio, which looks after its timers and files
 //! ```
 //!
-//! Passing through glommio costs several system calls, sleeping in our ring is part of the one that
-//! submits; so a busy shard sleeps there. Nothing that glommio does is late by more than the interval.
+//! Passing through glommio costs several system calls, sleeping in our ring one; so a busy shard sleeps there.
+//! Nothing that glommio does is late by more than the interval.
 
 use std::future::{Future, poll_fn};
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
