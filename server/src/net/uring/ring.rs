@@ -369,22 +369,5 @@ fn tolerate(entered: io::Result<usize>) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_token_names_its_owner() {
-        for request in [
-            Request::Accept,
-            Request::Connect,
-            Request::Receive,
-            Request::ReceiveInto,
-            Request::Send,
-            Request::Cancel,
-        ] {
-            for slot in [0, 1, 0x8000_0001, u32::MAX] {
-                assert_eq!(owner(token(SlotId(slot), request)), (SlotId(slot), request));
-            }
-        }
-    }
-}
+#[path = "ring_tests.rs"]
+mod tests;
