@@ -6,12 +6,9 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::ports::{Kind, Ports, VICTIM};
-use common::raw::Raw;
-use common::{Cluster, process, programs};
+use common::ports::VICTIM;
+use common::{Cluster, programs};
 use kv_client::OpOptions;
-use kv_protocol::client_message::{Operation, Status};
-use kv_protocol::ids::{ClientId, ShardId};
 use kv_protocol::limits::MAX_VALUE_BYTES;
 
 const ENGINES: [&str; 2] = ["uring", "tcpstream"];
@@ -96,33 +93,5 @@ fn a_small_request_is_not_kept_waiting_by_the_largest_values_on_the_same_shard()
             assert!(longest < LONGEST_WAIT, "{engine}: {longest:?}");
         });
         cluster.stop().assert_copies_agree();
-    }
-}
-
-#[test]
-fn an_idle_connection_costs_a_server_at_most_4_kib() {
-    const CONNECTIONS: usize = 1_000;
-    const MOST_BYTES: u64 = 4 << 10;
-    for engine in ENGINES {
-        let cluster = start(engine);
-        let pid = cluster.server_pids()[VICTIM];
-        let address = Ports::of(&cluster).address(Kind::Clients);
-        let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "idle");
-        cluster.open().put(&key, &[1; 1_000], &OpOptions::default()).expect("a put");
-        let open = |from: usize| -> Vec<Raw> {
-            (from..from + CONNECTIONS)
-                .map(|n| {
-                    let mut raw = Raw::welcomed(address, ClientId(n as u128 + 1), ShardId(0));
-                    assert_eq!(raw.ask(&key, Operation::Get).status, Status::Ok);
-                    raw
-                })
-                .collect()
-        };
-        // What a server has for its first connections it has once.
-        let _first = open(0);
-        let before = process::resident_bytes(pid);
-        let _others = open(CONNECTIONS);
-        let each = process::resident_bytes(pid).saturating_sub(before) / CONNECTIONS as u64;
-        assert!(each <= MOST_BYTES, "{engine}: {each} bytes a connection");
     }
 }

@@ -130,8 +130,8 @@ fn choose_engine(asked: NetEngine) -> Result<EngineKind, Fatal> {
         Ok(()) => Ok(EngineKind::Uring),
         Err(reason) if asked == NetEngine::Auto => {
             tracing::warn!(
-                "the network engine uring cannot be used here, tcpstream is taken instead, at about half its \
-                 speed: {reason}; Linux 6.1 or newer is needed"
+                "the network engine uring cannot be used here, tcpstream is taken instead, which takes more processor \
+                 for each request: {reason}; Linux 6.1 or newer is needed"
             );
             Ok(EngineKind::TcpStream)
         }

@@ -176,6 +176,15 @@ impl Raw {
         said
     }
 
+    /// Takes so many bytes away, whatever they are.
+    #[track_caller]
+    pub(crate) fn drop_bytes(&mut self, count: usize) {
+        self.stream.set_read_timeout(Some(LIMIT)).expect("set a time limit");
+        let mut rest = (&self.stream).take(count as u64);
+        let gone = std::io::copy(&mut rest, &mut std::io::sink()).expect("receive");
+        assert_eq!(gone, count as u64, "the connection ended before");
+    }
+
     /// Whether anything has come.
     pub(crate) fn has_input(&mut self) -> bool {
         self.stream.set_nonblocking(true).expect("make it non-blocking");
