@@ -23,6 +23,7 @@ pub mod failure_detector;
 pub mod hash;
 pub mod holes;
 pub mod node;
+mod prefetch;
 pub mod replica;
 pub mod restore;
 pub mod session;

@@ -163,6 +163,24 @@ impl Table {
         Some(unsafe { entry::read(&self.arena, handle) })
     }
 
+    /// Asks for the memory where the slot of a hash is looked for. A hint: it changes no answer.
+    ///
+    /// Of several look-ups to come, first this is done for each, then
+    /// [`prefetch_entry`](Table::prefetch_entry) for each, then the look-ups: so they wait for memory
+    /// together, not one after the other.
+    #[inline]
+    pub fn prefetch_slot(&self, hash: TableHash) {
+        self.directory.prefetch(&self.arena, hash.bits());
+    }
+
+    /// Asks for the memory of the first entry with this hash, whose slot should be at hand.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: TableHash) {
+        if let Some(handle) = self.directory.get(&self.arena, hash.bits(), |_| true) {
+            entry::prefetch(&self.arena, handle);
+        }
+    }
+
     /// The sequence number of a key's last write, if the key is there.
     pub fn version_of(&self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
         let handle = self.directory.get(&self.arena, hash.bits(), self.has_key(key))?;

@@ -331,6 +331,7 @@ impl<'a> Request<'a> {
 
     /// Takes a request from its frame. Checks the layout alone: whether key and value are allowed is
     /// [`Request::validate`]'s.
+    #[inline]
     pub fn read(opcode: u8, body: &'a [u8]) -> Result<Request<'a>, DecodeError> {
         if !(opcode::GET..=opcode::VERIFY).contains(&opcode) {
             return Err(DecodeError::UnknownOpcode { opcode, supported: SERVED_BY_SERVERS });

@@ -11,6 +11,7 @@ pub struct Reader<'a> {
 macro_rules! read_integer {
     ($name:ident, $type:ty) => {
         #[doc = concat!("Takes a little-endian `", stringify!($type), "`.")]
+        #[inline]
         pub fn $name(&mut self, field: &'static str) -> Result<$type, DecodeError> {
             let (head, rest) =
                 self.rest.split_first_chunk().ok_or(DecodeError::Truncated { field })?;
@@ -33,6 +34,7 @@ impl<'a> Reader<'a> {
     read_integer!(u128, u128);
 
     /// Takes the next `N` bytes.
+    #[inline]
     pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
         let (head, rest) = self.rest.split_first_chunk().ok_or(DecodeError::Truncated { field })?;
         self.rest = rest;
@@ -40,6 +42,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes the next `length` bytes without copying them.
+    #[inline]
     pub fn bytes(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], DecodeError> {
         if length > self.rest.len() {
             return Err(DecodeError::Truncated { field });
@@ -50,6 +53,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes all that is left.
+    #[inline]
     pub fn remainder(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
@@ -60,6 +64,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Checks that nothing is left.
+    #[inline]
     pub fn finish(&self) -> Result<(), DecodeError> {
         match self.rest.len() {
             0 => Ok(()),

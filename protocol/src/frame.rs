@@ -71,6 +71,7 @@ pub struct Frame<'a> {
 ///
 /// # Errors
 /// [`FrameError`]: the stream has lost its place; close the connection.
+#[inline]
 pub fn split_frame<'a>(
     input: &'a [u8],
     rules: &FrameRules,
@@ -101,6 +102,7 @@ pub fn split_frame<'a>(
 }
 
 /// Judges the header fields that have arrived in full.
+#[inline]
 fn check_partial_header(header: &[u8], rules: &FrameRules) -> Result<(), FrameError> {
     if let Some((length, _)) = header.split_first_chunk::<4>() {
         let announced = u32::from_le_bytes(*length);

@@ -37,6 +37,8 @@ use crate::log_limit::LogLimit;
 use crate::message::LoadPiece;
 use crate::net::output::Outputs;
 
+mod look_ahead;
+
 /// A stream to a peer with so many unsent bytes is given no more until the peer takes some.
 const STREAM_OUTPUT_BYTES: usize = 1 << 20;
 /// The first pause before a lost stream is dialled again; it doubles up to the last.
@@ -182,6 +184,10 @@ impl Service {
         }
     }
 
+    fn place_of(&self, group: GroupId) -> Option<usize> {
+        self.hosted.iter().position(|hosted| hosted.replica.group() == group)
+    }
+
     fn hosted(&mut self, group: GroupId) -> Option<&mut Hosted> {
         self.hosted.iter_mut().find(|hosted| hosted.replica.group() == group)
     }
@@ -298,9 +304,7 @@ impl Service {
             return Err(stranger);
         }
         let group = hello.group();
-        let Some(at) = self.hosted.iter().position(|hosted| hosted.replica.group() == group) else {
-            return Err(stranger);
-        };
+        let Some(at) = self.place_of(group) else { return Err(stranger) };
         let hosted = &mut self.hosted[at];
         // Only a hello that will be taken is worth the stream that stands.
         hosted.replica.judge_hello(hello)?;

@@ -5,6 +5,7 @@ use kv_protocol::client_message::{
 };
 use kv_protocol::ids::{ClientId, RequestId, SequenceNumber, Time};
 use kv_protocol::peer_message::{CompletionRecord, Effect};
+use kv_protocol::placement::Digest;
 
 use super::pending::PendingWrite;
 use super::{Answers, ConnectionId, Replica, Role};
@@ -57,6 +58,23 @@ impl Replica {
                 self.write(now, asker, client, request, header, None, answers);
             }
         }
+    }
+
+    /// Asks for the memory where the slot of a request's key is looked for; see [`Table::prefetch_slot`].
+    /// The hash is for [`Replica::prefetch_entry`].
+    ///
+    /// [`Table::prefetch_slot`]: crate::table::Table::prefetch_slot
+    #[inline]
+    pub fn prefetch_slot(&self, digest: Digest, key: &[u8]) -> TableHash {
+        let hash = self.config.hash_secret.of_key(digest, key);
+        self.table.prefetch_slot(hash);
+        hash
+    }
+
+    /// Asks for the memory of the first entry with this hash.
+    #[inline]
+    pub fn prefetch_entry(&self, hash: TableHash) {
+        self.table.prefetch_entry(hash);
     }
 
     /// Whether this replica serves such a request at all.

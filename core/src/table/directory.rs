@@ -72,6 +72,14 @@ impl Directory {
         1 << (self.depth - segment.depth)
     }
 
+    /// Asks for the memory where the slots of a hash are looked for.
+    #[inline]
+    pub(super) fn prefetch(&self, arena: &Arena, hash: HashBits) {
+        if let Some(segment) = self.segments.get(self.place_of(hash)) {
+            segment.prefetch(arena, hash);
+        }
+    }
+
     /// The entry with this hash for which `is_it` says yes.
     #[inline]
     pub(super) fn get(

@@ -33,6 +33,11 @@ struct Header {
 const HEADER_BYTES: usize = size_of::<Header>();
 const _: () = assert!(HEADER_BYTES == 16 && align_of::<Header>() <= crate::arena::UNIT_BYTES);
 
+/// What a processor fetches at once.
+const LINE_BYTES: usize = 64;
+/// Header, key and value of a small entry; a long value the processor itself fetches ahead.
+const PREFETCH_LINES: usize = 2;
+
 /// A key, its value, and the sequence number of the write that left it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
@@ -66,6 +71,7 @@ pub(super) fn create(arena: &mut Arena, key: &[u8], value_len: usize) -> Option<
 /// # Safety
 ///
 /// `handle` is an entry of this arena, made by [`create`] and not yet freed.
+#[inline]
 unsafe fn header(arena: &Arena, handle: Handle) -> Header {
     // SAFETY: `create` wrote a header there.
     unsafe { arena.address(handle).cast::<Header>().read() }
@@ -228,6 +234,15 @@ pub(super) unsafe fn read(arena: &Arena, handle: Handle) -> Entry<'_> {
             value: std::slice::from_raw_parts(key_at.add(key_len), header.value_len as usize),
             version: SequenceNumber(header.version),
         }
+    }
+}
+
+/// Asks for the memory of an entry's header and key, and of a short value.
+#[inline]
+pub(super) fn prefetch(arena: &Arena, handle: Handle) {
+    let at = arena.address(handle);
+    for line in 0..PREFETCH_LINES {
+        crate::prefetch::prefetch(at.wrapping_add(line * LINE_BYTES));
     }
 }
 

@@ -16,6 +16,7 @@
 //! entries themselves, as a slot holds all bits of the hash that are ever used.
 
 use crate::arena::{Arena, Handle};
+use crate::prefetch::prefetch;
 
 /// A segment that would need more slots than this is split, if that helps.
 pub(super) const CAPACITY_MAX: usize = 4096;
@@ -167,6 +168,13 @@ impl Segment {
         let at = arena.address(self.slots).cast::<Slot>();
         // SAFETY: `build` initialised so many slots there, and the arena is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(at, self.capacity()) }
+    }
+
+    /// Asks for the memory of a hash's home. It is used for nothing else, so the segment need not be live.
+    #[inline]
+    pub(super) fn prefetch(&self, arena: &Arena, hash: HashBits) {
+        let home = self.home(hash) * size_of::<Slot>();
+        prefetch(arena.address(self.slots).wrapping_add(home));
     }
 
     pub(super) fn capacity(&self) -> usize {

@@ -78,7 +78,12 @@ impl Connection {
         }
         // The usual case: whole frames, served out of the bytes as they were received.
         let mut rest = received;
+        let mut at_hand = 0;
         while !rest.is_empty() && self.session.may_serve(service) {
+            if at_hand == 0 {
+                at_hand = service.look_ahead(rest, &REQUEST_RULES);
+            }
+            at_hand -= 1;
             match split_frame(rest, &REQUEST_RULES) {
                 Ok(Some(frame)) => {
                     rest = &rest[frame.consumed..];
