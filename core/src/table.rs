@@ -34,6 +34,8 @@ use segment::HashBits;
 pub use staging::Staged;
 use staging::{Record, Staging};
 
+/// Of how many look-ups to come the memory is asked for at once.
+pub const LOOK_AHEAD: usize = 32;
 /// A walk's step looks at no more slots than this and one segment's, however few entries it finds.
 const WALK_SLOTS_MAX: usize = 8192;
 
@@ -163,21 +165,19 @@ impl Table {
         Some(unsafe { entry::read(&self.arena, handle) })
     }
 
-    /// Asks for the memory where the slot of a hash is looked for. A hint: it changes no answer.
-    ///
-    /// Of several look-ups to come, first this is done for each, then
-    /// [`prefetch_entry`](Table::prefetch_entry) for each, then the look-ups: so they wait for memory
-    /// together, not one after the other.
+    /// Asks for the memory that look-ups of these hashes will need, of all of them together: so they wait
+    /// for it together too, not one after the other. A hint, that changes no answer; for not more hashes
+    /// than [`LOOK_AHEAD`], whose memory fits the nearest cache until it is used.
     #[inline]
-    pub fn prefetch_slot(&self, hash: TableHash) {
-        self.directory.prefetch(&self.arena, hash.bits());
-    }
-
-    /// Asks for the memory of the first entry with this hash, whose slot should be at hand.
-    #[inline]
-    pub fn prefetch_entry(&self, hash: TableHash) {
-        if let Some(handle) = self.directory.get(&self.arena, hash.bits(), |_| true) {
-            entry::prefetch(&self.arena, handle);
+    pub fn prefetch(&self, hashes: &[TableHash]) {
+        for hash in hashes {
+            self.directory.prefetch(&self.arena, hash.bits());
+        }
+        for hash in hashes {
+            // The first entry with this hash is nearly always the one.
+            if let Some(handle) = self.directory.get(&self.arena, hash.bits(), |_| true) {
+                entry::prefetch(&self.arena, handle);
+            }
         }
     }
 

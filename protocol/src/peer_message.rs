@@ -574,7 +574,7 @@ impl Default for BatchWriter {
 }
 
 /// The messages of a BATCH frame, one after the other. It ends at the first error.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct BatchReader<'a> {
     reader: Reader<'a>,
     left: u16,

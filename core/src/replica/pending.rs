@@ -110,6 +110,11 @@ impl PendingLog {
         Some(write)
     }
 
+    /// The hashes of the oldest writes.
+    pub(super) fn hashes(&self) -> impl Iterator<Item = TableHash> {
+        self.writes.iter().map(|write| write.hash)
+    }
+
     /// The write with this sequence number, if it waits.
     pub(super) fn get_mut(&mut self, sn: SequenceNumber) -> Option<&mut PendingWrite> {
         let index = usize::try_from(sn.0.checked_sub(self.committed.0 + 1)?).ok()?;

@@ -29,7 +29,7 @@ use super::lease::{Lease, Standing};
 use super::pending::{PendingLog, PendingWrite};
 use super::{Answers, Replica, Role, StreamError};
 use crate::holes::{self, Hole};
-use crate::table::Staged;
+use crate::table::{LOOK_AHEAD, Staged, TableHash};
 
 /// How often, in the time after which a session is idle, idle ones are looked for; how many are forgotten
 /// at once, and how soon the next ones follow when there are more.
@@ -173,9 +173,16 @@ impl Replica {
 
     /// Commits everything up to `sn`, and answers whoever waits.
     pub(super) fn commit_up_to(&mut self, sn: SequenceNumber, answers: &mut impl Answers) {
+        let mut at_hand = 0;
         while let Some(sender) = self.sender_mut()
             && sender.log.committed() < sn
         {
+            if at_hand == 0 {
+                at_hand = LOOK_AHEAD;
+                self.prefetch_commits(sn);
+                continue;
+            }
+            at_hand -= 1;
             let write = sender.log.commit_oldest().expect("sn is at most the last assigned");
             let committed = sender.log.committed();
             self.apply_committed(committed, write.effect, write.staged);
@@ -184,6 +191,22 @@ impl Replica {
                 self.answer_write(asker, &write.record, answers);
             }
         }
+    }
+
+    /// Asks for the table's memory of the next writes up to `sn`.
+    fn prefetch_commits(&self, sn: SequenceNumber) {
+        let Some(primary) = self.primary() else { return };
+        let log = &primary.sender.log;
+        let count = usize::try_from(sn.0 - log.committed().0).unwrap_or(LOOK_AHEAD);
+        if count < 2 {
+            return;
+        }
+        let (mut hashes, mut known) = ([TableHash(0); LOOK_AHEAD], 0);
+        for (place, hash) in hashes.iter_mut().zip(log.hashes().take(count)) {
+            *place = hash;
+            known += 1;
+        }
+        self.table.prefetch(&hashes[..known]);
     }
 
     /// What a committed write does to the table.

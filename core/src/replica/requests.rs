@@ -60,21 +60,18 @@ impl Replica {
         }
     }
 
-    /// Asks for the memory where the slot of a request's key is looked for; see [`Table::prefetch_slot`].
-    /// The hash is for [`Replica::prefetch_entry`].
-    ///
-    /// [`Table::prefetch_slot`]: crate::table::Table::prefetch_slot
+    /// What the table knows a key by; for [`Replica::prefetch`].
     #[inline]
-    pub fn prefetch_slot(&self, digest: Digest, key: &[u8]) -> TableHash {
-        let hash = self.config.hash_secret.of_key(digest, key);
-        self.table.prefetch_slot(hash);
-        hash
+    pub fn hash_of(&self, digest: Digest, key: &[u8]) -> TableHash {
+        self.config.hash_secret.of_key(digest, key)
     }
 
-    /// Asks for the memory of the first entry with this hash.
+    /// Asks for the table's memory of requests and writes that come next; a hint, see [`Table::prefetch`].
+    ///
+    /// [`Table::prefetch`]: crate::table::Table::prefetch
     #[inline]
-    pub fn prefetch_entry(&self, hash: TableHash) {
-        self.table.prefetch_entry(hash);
+    pub fn prefetch(&self, hashes: &[TableHash]) {
+        self.table.prefetch(hashes);
     }
 
     /// Whether this replica serves such a request at all.

@@ -344,6 +344,27 @@ fn an_empty_table_holds_no_memory() {
 }
 
 #[test]
+fn asking_for_memory_ahead_changes_nothing_whatever_the_hashes() {
+    let unknown: Vec<TableHash> = (0..100).map(|n| TableHash(mix(n))).collect();
+    small_table().prefetch(&unknown);
+    for quality in Quality::ALL {
+        let mut table = small_table();
+        for n in 0..1_000 {
+            let key = numbered_key(n);
+            table.put(quality.hash(&key), &key, b"value", SequenceNumber(n + 1)).unwrap();
+        }
+        let before = (table.len(), table.digest(), table.reserved_bytes());
+        table.prefetch(&unknown);
+        table.prefetch(&[]);
+        for n in 0..1_100 {
+            table.prefetch(&[quality.hash(&numbered_key(n))]);
+        }
+        assert_eq!((table.len(), table.digest(), table.reserved_bytes()), before);
+        assert_eq!(table.recount(), table.digest());
+    }
+}
+
+#[test]
 fn the_largest_keys_and_values_come_back_and_their_memory_is_returned() {
     let mut table = Table::new(Box::new(HeapChunks::default()));
     let key = vec![7; KEY_BYTES_MAX];

@@ -206,8 +206,14 @@ fn take_frame(
             Err(End { refusal: None, words: (!is_known).then_some(words) })
         }
         (Stage::Streams(group), peer_opcode::BATCH) => {
-            let batch = BatchReader::new(frame.body).map_err(|error| error.to_string())?;
-            for message in batch {
+            let mut batch = BatchReader::new(frame.body).map_err(|error| error.to_string())?;
+            let mut at_hand = 0;
+            loop {
+                if at_hand == 0 {
+                    at_hand = service.look_ahead_in_batch(group, batch.clone());
+                }
+                at_hand -= 1;
+                let Some(message) = batch.next() else { break };
                 let message = message.map_err(|error| error.to_string())?;
                 let taken = service.on_peer_message(now, group, id, &message);
                 taken.map_err(|(refusal, words)| {

@@ -10,22 +10,21 @@
 //!
 //! It is a hint. What is wrong with a request is found when it is served.
 
-use kv_core::table::TableHash;
+use kv_core::table::{LOOK_AHEAD, TableHash};
 use kv_protocol::client_message::Request;
 use kv_protocol::frame::{FrameRules, split_frame};
+use kv_protocol::ids::GroupId;
+use kv_protocol::peer_message::{BatchReader, PeerMessage};
 
 use super::Service;
 
-/// Most requests whose memory is asked for at once: it has to stay in the nearest cache until it is used.
-const MOST: usize = 32;
-
 impl Service {
-    /// Asks for the memory of the whole requests at the beginning of these bytes, up to a bound. How many
-    /// frames that were, at least 1: after so many it is time to look ahead again.
+    /// Looks at the whole requests at the beginning of these bytes. How many frames that were, at least 1:
+    /// after so many it is time to look ahead again.
     pub(crate) fn look_ahead(&self, received: &[u8], rules: &FrameRules) -> usize {
-        let mut known = [(0, TableHash(0)); MOST];
-        let (mut frames, mut count, mut rest) = (0, 0, received);
-        while frames < MOST
+        let (mut hashes, mut known) = ([TableHash(0); LOOK_AHEAD], 0);
+        let (mut replica, mut frames, mut rest) = (None, 0, received);
+        while frames < LOOK_AHEAD
             && let Ok(Some(frame)) = split_frame(rest, rules)
         {
             rest = &rest[frame.consumed..];
@@ -35,17 +34,37 @@ impl Service {
                 return 1;
             }
             if let Ok(request) = Request::read(frame.opcode, frame.body) {
-                let (group, _) = self.identity.placement.locate(request.digest);
-                if let Some(at) = self.place_of(group) {
-                    let hash = self.hosted[at].replica.prefetch_slot(request.digest, request.key);
-                    known[count] = (at, hash);
-                    count += 1;
+                // A client's requests to one server are nearly always of one group.
+                if replica.is_none() {
+                    let (group, _) = self.identity.placement.locate(request.digest);
+                    replica = self.replica(group);
+                }
+                if let Some(replica) = replica {
+                    hashes[known] = replica.hash_of(request.digest, request.key);
+                    known += 1;
                 }
             }
         }
-        for (at, hash) in &known[..count] {
-            self.hosted[*at].replica.prefetch_entry(*hash);
+        if let Some(replica) = replica {
+            replica.prefetch(&hashes[..known]);
         }
         frames.max(1)
+    }
+
+    /// Looks at the next messages of a batch; how many, at least 1.
+    pub(crate) fn look_ahead_in_batch(&self, group: GroupId, batch: BatchReader<'_>) -> usize {
+        let (mut hashes, mut known, mut messages) = ([TableHash(0); LOOK_AHEAD], 0, 0);
+        let Some(replica) = self.replica(group) else { return LOOK_AHEAD };
+        for message in batch.take(LOOK_AHEAD) {
+            messages += 1;
+            if let Ok(PeerMessage::Prepare(prepare)) = message {
+                hashes[known] = replica.hash_of(prepare.digest, prepare.key);
+                known += 1;
+            }
+        }
+        if messages > 1 {
+            replica.prefetch(&hashes[..known]);
+        }
+        messages.max(1)
     }
 }

@@ -1,11 +1,12 @@
 //! When the next turn is: one task of glommio's executor.
 //!
 //! ```text
-//!          +--> turn ---- there was work ----> others that are ready run, then again
+//!          +--> turn, then others that are ready run
 //!          |      |
-//!          |      +------ there was none, and bytes come often --> sleep in our ring, for at most a visit
-//!          |      |                                                interval
-//!          |      +------ there was none --> sleep in glommio, until the bell rings
+//!          |      +-- bytes come often ------> submit and sleep in our ring by one call, for at most a
+//!          |      |                            visit interval
+//!          |      +-- else, there was work --> again
+//!          |      +-- else ------------------> sleep in glommio, until the bell rings
 //!          +-- at least once a visit interval: through glommio, which looks after its timers and files
 //! ```
 //!
@@ -40,14 +41,16 @@ pub(super) async fn drive(engine: Rc<Engine>, bell: OwnedFd) {
         let has_worked = engine.turn();
         // Whoever became ready by that, or has steps to do, goes first.
         yield_now().await;
-        let has_more = has_worked || engine.hub.has_wish();
+        let has_wish = engine.hub.has_wish();
+        let has_more = has_worked || has_wish;
         let now = clock::now();
         if now < visit_at {
-            if has_more {
+            // What was asked of the ring is submitted by the call that sleeps in it.
+            if is_dense && !has_wish && !engine.hub.has_background() {
+                engine.sleep_in_ring(visit_at.since(now));
                 continue;
             }
-            if is_dense && !engine.hub.has_background() {
-                engine.sleep_in_ring(visit_at.since(now));
+            if has_more {
                 continue;
             }
         }

@@ -23,6 +23,9 @@ use socket2::SockAddr;
 
 use super::buffers::{Buffers, GROUP, Lent};
 
+/// How long sends may take that are taken to complete while they are submitted.
+const PROMPT_PATIENCE: Duration = Duration::from_micros(100);
+
 /// The sizes of a ring.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sizes {
@@ -86,6 +89,8 @@ pub(super) struct Ring {
     ring: IoUring,
     buffers: Buffers,
     lent: Vec<InKernel>,
+    /// Requests in the queue that complete, in all likelihood, while they are submitted.
+    prompt: usize,
 }
 
 /// Memory of one slot's requests that the kernel may touch.
@@ -110,7 +115,7 @@ impl Ring {
             .build(sizes.requests)?;
         let buffers = Buffers::register(&ring.submitter(), sizes.buffers, sizes.buffer_bytes)?;
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
-        let mut ring = Ring { ring, buffers, lent: Vec::new() };
+        let mut ring = Ring { ring, buffers, lent: Vec::new(), prompt: 0 };
         ring.ignore_bell();
         Ok(ring)
     }
@@ -187,6 +192,7 @@ impl Ring {
         self.in_kernel(slot).sent = Some((buffer, from));
         // SAFETY: as in `receive_into`.
         unsafe { self.push(slot, Request::Send, entry) };
+        self.prompt += 1;
     }
 
     /// Has a request end soon; it completes in any case, and so does this.
@@ -203,6 +209,7 @@ impl Ring {
         let requests = u32::try_from(queue.len()).expect("the queue has 32 bits");
         let is_due = requests > 0 || queue.taskrun() || queue.cq_overflow();
         drop(queue);
+        self.prompt = 0;
         if !is_due {
             return Ok(());
         }
@@ -213,11 +220,18 @@ impl Ring {
         tolerate(entered)
     }
 
-    /// As [`Ring::enter`], and sleeps until there is a completion, for at most so long.
+    /// As [`Ring::enter`], and sleeps until something happens, for at most so long: the sends that are
+    /// submitted by this very call complete at once, and are no reason to wake up.
     pub(super) fn enter_and_sleep(&mut self, longest: Duration) -> io::Result<()> {
+        if !self.ring.completion().is_empty() {
+            return self.enter();
+        }
+        let prompt = std::mem::take(&mut self.prompt);
+        // A send that does complete later, for its socket is full, must not hide for long what comes else.
+        let longest = if prompt > 0 { longest.min(PROMPT_PATIENCE) } else { longest };
         let timeout = Timespec::from(longest);
         let arguments = SubmitArgs::new().timespec(&timeout);
-        tolerate(self.ring.submitter().submit_with_args(1, &arguments))
+        tolerate(self.ring.submitter().submit_with_args(prompt + 1, &arguments))
     }
 
     /// From now on the bell rings when there is something to do; false if there is already.
@@ -239,7 +253,7 @@ impl Ring {
 
     /// Takes completions, the oldest first.
     pub(super) fn reap(&mut self, into: &mut Vec<Completion>, most: usize) {
-        let Ring { ring, buffers, lent } = self;
+        let Ring { ring, buffers, lent, .. } = self;
         for entry in ring.completion().take(most) {
             let (slot, request) = owner(entry.user_data());
             let in_kernel = &mut lent[slot.index()];

@@ -158,3 +158,39 @@ fn the_bell_is_rung_for_what_comes_while_it_is_listened_for_and_work_that_is_the
     rustix::net::send(&theirs, b"2", SendFlags::NOSIGNAL).unwrap();
     assert!(is_rung());
 }
+
+#[test]
+fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() {
+    let mut ring = ring();
+    let (ours, theirs) = pair();
+    let (heard, speaker) = pair();
+    ring.receive(SLOT, &heard, true);
+    ring.enter().unwrap();
+    // It completes while it is submitted, and yet the sleep lasts until its limit.
+    ring.send(SLOT, &ours, b"short".to_vec(), 0, usize::MAX >> 33);
+    let start = std::time::Instant::now();
+    ring.enter_and_sleep(Duration::from_micros(50)).unwrap();
+    assert!(start.elapsed() >= Duration::from_micros(50));
+    let mut done = Vec::new();
+    ring.reap(&mut done, usize::MAX);
+    assert!(matches!(done[..], [Completion { event: Event::Sent(Ok(5), ..), .. }]), "{done:?}");
+    // A socket that takes no more: the send waits, and what comes meanwhile is seen.
+    let long = vec![7; 8 << 20];
+    ring.send(SLOT, &ours, long.clone(), 0, long.len());
+    let Some(Completion { event: Event::Sent(Ok(count), long, 0), .. }) = next(&mut ring).pop()
+    else {
+        panic!("the first part was not sent");
+    };
+    ring.send(SLOT, &ours, long, count, usize::MAX >> 33);
+    rustix::net::send(&speaker, b"word", SendFlags::NOSIGNAL).unwrap();
+    let start = std::time::Instant::now();
+    ring.enter_and_sleep(PATIENCE).unwrap();
+    assert!(start.elapsed() < PATIENCE, "it slept on");
+    done.clear();
+    ring.reap(&mut done, usize::MAX);
+    assert!(
+        matches!(done[..], [Completion { event: Event::Received(Ok(Some(_))), .. }]),
+        "{done:?}"
+    );
+    drop(theirs);
+}

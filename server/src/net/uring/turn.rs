@@ -42,8 +42,11 @@ impl Engine {
     /// Serves what has completed; whether there was anything to do.
     pub(super) fn turn(self: &Rc<Engine>) -> bool {
         let mut net = self.net.borrow_mut();
-        net.enter();
         net.reap();
+        if net.done.is_empty() {
+            net.enter();
+            net.reap();
+        }
         if !self.hub.take_flush() && net.done.is_empty() {
             return false;
         }
