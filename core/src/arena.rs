@@ -157,6 +157,26 @@ impl Arena {
         }
     }
 
+    /// The bytes of the chunks that an allocation of `bytes` would take from the source; 0 if it finds room
+    /// in those that are held.
+    pub fn fresh_bytes(&self, bytes: usize) -> usize {
+        let pages = match self.sizes.fit(bytes) {
+            Fit::Class(class) if self.open_slabs[class] != NO_SLAB => return 0,
+            Fit::Class(class) => self.sizes.slab_pages_min(class),
+            Fit::Pages(pages) => pages,
+            Fit::Chunks { whole, tail_pages } => {
+                return (whole + usize::from(tail_pages > 0)) * self.sizes.chunk_bytes();
+            }
+        };
+        let has_room = self.spare.is_some() || self.runs.find(pages, None).is_some();
+        if has_room { 0 } else { self.sizes.chunk_bytes() }
+    }
+
+    /// The size of a chunk.
+    pub fn chunk_bytes(&self) -> usize {
+        self.sizes.chunk_bytes()
+    }
+
     /// Where an allocation lies. It is aligned to 16, and valid for as many bytes as were asked for
     /// until it is freed.
     pub fn address(&self, handle: Handle) -> *mut u8 {

@@ -157,6 +157,16 @@ impl Table {
         self.arena.reserved_bytes() + self.directory.heap_bytes() + self.staging.heap_bytes()
     }
 
+    /// What would be held if an entry with so many bytes of key and value were added.
+    pub fn reserved_bytes_with(&self, key_len: usize, value_len: usize) -> usize {
+        self.reserved_bytes() + self.arena.fresh_bytes(entry::entry_bytes(key_len, value_len))
+    }
+
+    /// The least that a table with an entry holds.
+    pub fn chunk_bytes(&self) -> usize {
+        self.arena.chunk_bytes()
+    }
+
     /// The entry of a key.
     #[inline]
     pub fn get(&self, hash: TableHash, key: &[u8]) -> Option<Entry<'_>> {

@@ -23,14 +23,24 @@ unsafe impl ChunkSource for HugePages {
     }
 
     fn allocate(&mut self, chunks: usize) -> Option<NonNull<u8>> {
-        if chunks == 1 { ahead::take() } else { map(chunks) }
+        ahead::take(chunks)
     }
 
     unsafe fn release(&mut self, at: NonNull<u8>, chunks: usize) {
         // SAFETY: by the contract of `release` these chunks are mapped, ours, and used by nobody.
-        let result = unsafe { munmap(at.as_ptr().cast(), chunks * CHUNK_BYTES_DEFAULT) };
-        debug_assert!(result.is_ok(), "chunks that were never mapped were released");
+        unsafe { unmap(at, chunks) };
+        ahead::note_released(chunks);
     }
+}
+
+/// Gives chunks back to the system.
+///
+/// # Safety
+/// They are mapped, ours, and used by nobody.
+unsafe fn unmap(at: NonNull<u8>, chunks: usize) {
+    // SAFETY: as the caller says.
+    let result = unsafe { munmap(at.as_ptr().cast(), chunks * CHUNK_BYTES_DEFAULT) };
+    debug_assert!(result.is_ok(), "chunks that were never mapped were released");
 }
 
 /// Fresh memory for so many chunks, aligned; `None`: the system has no more.

@@ -52,7 +52,9 @@ struct Filled {
 
 impl Filled {
     fn new(arena: &mut Arena, bytes: usize, pattern: u8) -> Filled {
+        let (fresh, held) = (arena.fresh_bytes(bytes), arena.chunks_held);
         let handle = arena.allocate(bytes).expect("the test stays below the limit");
+        assert_eq!((arena.chunks_held - held) * arena.chunk_bytes(), fresh, "as it was foretold");
         // SAFETY: freshly allocated with this size.
         unsafe { arena.address(handle).write_bytes(pattern, bytes) };
         Filled { handle, bytes, pattern }

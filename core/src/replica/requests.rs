@@ -168,7 +168,7 @@ impl Replica {
         let hash = self.config.hash_secret.of_key(request.digest, request.key);
         let decision = self.decide(hash, request.key, header.condition, value.is_some());
         let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
-        if decision.effect == Effect::Put && !self.has_memory(bytes) {
+        if decision.effect == Effect::Put && !self.has_memory(request.key.len(), stored.len()) {
             let reason = "the memory limit is reached; delete entries or raise --memory-limit";
             return self.refuse(asker, Status::OutOfSpace, reason, answers);
         }
@@ -286,9 +286,15 @@ impl Replica {
         }
     }
 
-    fn has_memory(&self, bytes: usize) -> bool {
-        let used = (self.table.used_bytes() + bytes) as u64;
-        self.config.memory_limit.is_none_or(|limit| used <= limit)
+    /// Whether an entry stays within the limit: its bytes, and within two percent the chunks that they are
+    /// in, which freed entries of other sizes may leave partly unused.
+    fn has_memory(&self, key_len: usize, value_len: usize) -> bool {
+        let Some(limit) = self.config.memory_limit else { return true };
+        let used = self.table.used_bytes() + key_len + value_len;
+        let least = 2 * self.table.chunk_bytes() as u64;
+        used as u64 <= limit
+            && self.table.reserved_bytes_with(key_len, value_len) as u64
+                <= (limit + limit / 50).max(least)
     }
 
     pub(super) fn log(&mut self, write: PendingWrite, answers: &mut impl Answers) {

@@ -49,7 +49,8 @@ pub struct Entry<'a> {
     pub version: SequenceNumber,
 }
 
-fn entry_bytes(key_len: usize, value_len: usize) -> usize {
+/// The bytes of an entry's allocation.
+pub(super) fn entry_bytes(key_len: usize, value_len: usize) -> usize {
     HEADER_BYTES + key_len + value_len
 }
 

@@ -2,24 +2,27 @@
 //!
 //! The first touch of a huge page clears it, and on a virtual machine may wait until its host has the memory:
 //! 0.3 to some 4 ms for which an executor would serve nobody. So a thread of the process keeps a few touched
-//! chunks ready: as many as were taken so far, up to [`MOST`].
+//! chunks ready: a twentieth of those that are in use, but a few at least and never more than [`MOST`].
 //!
 //! ```text
-//!   executor -- take --> ready <-- map, touch -- thread "memory"
-//!                          +------- woken by each take
+//!   executor -- take --> ready <-- map, touch, unmap -- thread "memory"
+//!                          +------- woken by each take and release
 //! ```
 
 use std::ptr::NonNull;
-use std::sync::{Condvar, LazyLock, Mutex};
+use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
 
 use kv_core::arena::CHUNK_BYTES_DEFAULT;
 
-use super::map;
+use super::{map, unmap};
 use crate::slice;
 use crate::stats::lock;
 
-/// Most chunks that are kept ready.
+/// Most chunks that are kept ready, and least while any is in use.
 const MOST: usize = 8;
+const LEAST: usize = 2;
+/// A chunk is kept ready for so many that are in use: a small server does not hold twice what it uses.
+const USED_FOR_ONE: usize = 20;
 /// What a touch must reach: every page, whatever its size.
 const PAGE_BYTES: usize = 4 << 10;
 
@@ -33,13 +36,24 @@ unsafe impl Send for Touched {}
 #[derive(Debug, Default)]
 struct Stock {
     ready: Vec<Touched>,
-    taken: usize,
+    /// Chunks that tables hold.
+    in_use: usize,
 }
 
 #[derive(Debug, Default)]
 struct Ahead {
     stock: Mutex<Stock>,
     wanted: Condvar,
+}
+
+impl Stock {
+    /// How many chunks are to be ready.
+    fn wanted(&self) -> usize {
+        match self.in_use {
+            0 => 0,
+            chunks => (chunks / USED_FOR_ONE).clamp(LEAST, MOST),
+        }
+    }
 }
 
 static AHEAD: LazyLock<Ahead> = LazyLock::new(|| {
@@ -50,24 +64,43 @@ static AHEAD: LazyLock<Ahead> = LazyLock::new(|| {
     Ahead::default()
 });
 
-/// A chunk, touched ahead if there is one.
-pub(super) fn take() -> Option<NonNull<u8>> {
-    let ready = {
+/// So many chunks; one alone is touched already, if one is ready.
+pub(super) fn take(chunks: usize) -> Option<NonNull<u8>> {
+    let ready = if chunks == 1 { lock(&AHEAD.stock).ready.pop() } else { None };
+    let taken = ready.map_or_else(|| map(chunks), |Touched(at)| Some(at))?;
+    {
         let mut stock = lock(&AHEAD.stock);
-        stock.taken = stock.taken.saturating_add(1);
-        stock.ready.pop()
-    };
+        stock.in_use = stock.in_use.saturating_add(chunks);
+    }
     AHEAD.wanted.notify_one();
-    ready.map_or_else(|| map(1), |Touched(at)| Some(at))
+    Some(taken)
+}
+
+/// So many chunks were given back to the system: fewer are to be ready.
+pub(super) fn note_released(chunks: usize) {
+    {
+        let mut stock = lock(&AHEAD.stock);
+        stock.in_use = stock.in_use.saturating_sub(chunks);
+    }
+    AHEAD.wanted.notify_one();
 }
 
 impl Ahead {
     fn work(&self) {
         slice::shorten();
         loop {
-            let stock = self
-                .wanted
-                .wait_while(lock(&self.stock), |stock| stock.ready.len() >= stock.taken.min(MOST));
+            let stock = lock(&self.stock);
+            let stock = self.wanted.wait_while(stock, |stock| stock.ready.len() == stock.wanted());
+            let mut stock = stock.unwrap_or_else(PoisonError::into_inner);
+            if stock.ready.len() > stock.wanted() {
+                let surplus = stock.ready.pop();
+                drop(stock);
+                if let Some(Touched(at)) = surplus {
+                    // SAFETY: nobody was given it.
+                    unsafe { unmap(at, 1) };
+                }
+                continue;
+            }
             drop(stock);
             match map(1) {
                 Some(at) => {
@@ -75,7 +108,7 @@ impl Ahead {
                     lock(&self.stock).ready.push(Touched(at));
                 }
                 // Whoever needs memory will find out; until then none is asked for.
-                None => lock(&self.stock).taken = 0,
+                None => lock(&self.stock).in_use = 0,
             }
         }
     }
@@ -97,25 +130,31 @@ mod tests {
     use kv_core::arena::ChunkSource as _;
 
     #[test]
-    fn whoever_takes_chunks_finds_touched_ones_soon() {
+    fn whoever_takes_chunks_finds_touched_ones_soon_and_few_are_kept_for_one_who_gave_them_back() {
         let mut source = HugePages;
         let mut held = Vec::new();
         let until = Instant::now() + Duration::from_secs(10);
         loop {
             held.push(source.allocate(1).expect("memory"));
-            let wanted = lock(&AHEAD.stock).taken.min(MOST);
-            while lock(&AHEAD.stock).ready.len() < wanted {
+            let is_short = || {
+                let stock = lock(&AHEAD.stock);
+                stock.ready.len() < stock.wanted()
+            };
+            while is_short() {
                 assert!(Instant::now() < until, "nothing is touched ahead");
                 std::thread::yield_now();
             }
-            if held.len() == MOST {
+            if held.len() == 3 * USED_FOR_ONE {
                 break;
             }
         }
-        assert!(lock(&AHEAD.stock).ready.len() <= MOST, "no more than that is kept");
         for chunk in held {
             // SAFETY: allocated above, and released once.
             unsafe { source.release(chunk, 1) };
+        }
+        while lock(&AHEAD.stock).ready.len() > LEAST {
+            assert!(Instant::now() < until, "what is needed no more is not given back");
+            std::thread::yield_now();
         }
     }
 }

@@ -1,0 +1,90 @@
+//! Memory: what the status says is what the processes have, the limit is where it was set, and what is deleted
+//! is given back.
+
+mod common;
+
+use common::load::{put_all, run_all};
+use common::{Cluster, PATIENCE, process, wait_until};
+use kv_client::{Error, Op, OpOptions};
+
+/// Bytes of entries that each server is given for either role, at least: enough that the process's own few
+/// megabytes are little beside them.
+const LOADED: usize = 64 << 20;
+
+/// What a process takes beside its tables once it has worked: receive buffers, and chunks kept ready.
+const OWN: u64 = 8 << 20;
+
+fn pairs(count: usize, value_bytes: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let byte = |n: usize| n.to_le_bytes()[0];
+    (0..count).map(|n| (format!("key {n}").into_bytes(), vec![byte(n); value_bytes])).collect()
+}
+
+fn delete_all(cluster: &Cluster, pairs: &[(Vec<u8>, Vec<u8>)]) {
+    let deletes = pairs.iter().map(|(key, _)| Op::Delete { key });
+    run_all(&mut cluster.open(), deletes, |place, result| {
+        result.unwrap_or_else(|error| panic!("delete {place}: {error}"));
+    });
+}
+
+/// Whether two numbers differ by at most a tenth of the second.
+fn agree(one: u64, other: u64) -> bool {
+    one.abs_diff(other) <= other / 10
+}
+
+#[test]
+fn the_status_says_what_the_tables_take_of_each_process_and_what_is_deleted_is_given_back() {
+    for value_bytes in [64, 100_000] {
+        let cluster = Cluster::start();
+        let pids = cluster.server_pids();
+        let before: Vec<u64> = pids.iter().map(|pid| process::resident_bytes(*pid)).collect();
+        let pairs = pairs(3 * LOADED / (value_bytes + 40), value_bytes);
+        put_all(&mut cluster.open(), &pairs);
+        let mut taken = Vec::new();
+        wait_until("the status to say what the processes took", PATIENCE, || {
+            taken = pids
+                .iter()
+                .zip(&before)
+                .map(|(pid, before)| process::resident_bytes(*pid).saturating_sub(*before))
+                .collect();
+            let status = cluster.status();
+            let said: Vec<u64> = status.servers.iter().map(|server| server.table_bytes).collect();
+            said.iter().all(|said| *said > LOADED as u64)
+                && taken.iter().zip(&said).all(|(taken, said)| agree(*taken, *said))
+        });
+        delete_all(&cluster, &pairs);
+        wait_until("nine tenths of it to be given back", PATIENCE, || {
+            let status = cluster.status();
+            let left = status.servers.iter().map(|server| server.table_bytes);
+            let resident = pids.iter().map(|pid| process::resident_bytes(*pid));
+            left.zip(resident).zip(before.iter().zip(&taken)).all(
+                |((left, resident), (before, taken))| {
+                    left < taken / 10 && resident < before + taken / 10 + OWN
+                },
+            )
+        });
+    }
+}
+
+#[test]
+fn the_memory_limit_is_where_it_was_set_within_two_percent() {
+    const LIMIT: u64 = 128 << 20;
+    const VALUE_BYTES: usize = 10_000;
+    let cluster = Cluster::builder().flag("--memory-limit").flag("128M").start();
+    let mut client = cluster.open();
+    let pairs = pairs(3 * LOADED / VALUE_BYTES * 12 / 10, VALUE_BYTES);
+    let mut refused = 0;
+    let puts = pairs.iter().map(|(key, value)| Op::Put { key, value });
+    run_all(&mut client, puts, |place, result| match result {
+        Ok(_) => {}
+        Err(Error::OutOfSpace { .. }) => refused += 1,
+        Err(error) => panic!("put {place}: {error}"),
+    });
+    assert!(refused > pairs.len() / 20, "{refused} of {} writes were refused", pairs.len());
+    wait_until("tables as large as the limit, and not larger", PATIENCE, || {
+        let status = cluster.status();
+        let said = status.servers.iter().map(|server| server.table_bytes);
+        said.into_iter().all(|said| said.abs_diff(LIMIT) <= LIMIT / 50)
+    });
+    let key = &pairs[0].0;
+    assert_eq!(client.get(key, &OpOptions::default()).expect("a get").bytes, pairs[0].1);
+}
