@@ -309,7 +309,7 @@ impl Engine {
     }
 
     fn expire(&mut self, id: OpId, now: Instant, ends: &mut dyn Ends) {
-        // What never left is not in doubt.
+        // What never left whole is not in doubt.
         self.release(id);
         let Some(operation) = self.operations.get(id) else { return };
         let is_down = operation.server.is_some_and(|server| self.router.is_down(server));

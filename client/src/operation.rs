@@ -289,6 +289,14 @@ impl Operation {
         self.frame
     }
 
+    /// Its request waits on a connection no more and was never sent whole, so this sending does nothing:
+    /// a server executes whole requests alone. Where it waited, and under which number.
+    pub(crate) fn was_not_sent(&mut self) -> Option<(u64, RequestId)> {
+        let queued = self.queued.take()?;
+        self.doubtful = self.doubtful.saturating_sub(1);
+        Some(queued)
+    }
+
     /// Whether a CONFLICT can be its answer.
     pub(crate) fn is_conditional(&self) -> bool {
         self.kind.is_write() && self.condition != Condition::Always

@@ -11,7 +11,9 @@
 //! than fetching many short ones.
 //!
 //! An operation may leave its connection before its request has left: it has ended, or goes another
-//! way. [`Output::release`] then takes it out, or keeps a copy of the rest of what was sent in part.
+//! way. [`Output::release`] then takes it out. Where a part of it was sent, the connection has to be
+//! closed: its rest would arrive behind what the program does next, elsewhere, and overwrite that. A
+//! server executes whole requests alone, so one that was cut off was never executed.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -37,8 +39,6 @@ pub(crate) struct Output {
     sent: usize,
     /// Operations added since the last flush.
     added: usize,
-    /// The rest of a request could not be kept: the frames cannot go on, and the next flush says so.
-    is_broken: bool,
     /// What a send has copied; memory that the next one uses again.
     copied: Vec<u8>,
 }
@@ -63,8 +63,8 @@ impl Segment {
 pub(crate) enum Released {
     /// Nothing of it was sent, and nothing will be.
     Unsent,
-    /// All or a part of it was sent, and the rest follows.
-    Sent,
+    /// A part of it was sent: nothing whole can follow, and the connection has to be closed.
+    Cut,
 }
 
 impl Output {
@@ -79,7 +79,7 @@ impl Output {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.segments.is_empty() && !self.is_broken
+        self.segments.is_empty()
     }
 
     /// Whether so much was added that it should not wait for the end of the turn.
@@ -90,16 +90,13 @@ impl Output {
     /// Gives the kernel as much as it takes.
     ///
     /// # Errors
-    /// The system's; and if the rest of a request could not be kept. The connection has to be closed.
+    /// The system's. The connection has to be closed.
     pub(crate) fn flush(
         &mut self,
         socket: &OwnedFd,
         operations: &mut Operations,
     ) -> io::Result<()> {
         self.added = 0;
-        if self.is_broken {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
         while !self.segments.is_empty() {
             match self.send(socket, operations) {
                 Ok(count) => self.advance(count, operations),
@@ -162,26 +159,15 @@ impl Output {
         }
     }
 
-    /// Lets go of the frame of an operation whose request waits here.
-    pub(crate) fn release(&mut self, id: OpId, operations: &Operations) -> Released {
+    /// Lets go of the frame of an operation whose request waits here, whole or in part.
+    pub(crate) fn release(&mut self, id: OpId) -> Released {
         let is_it = |segment: &Segment| matches!(segment, Segment::Request(of) if *of == id);
-        let Some(place) = self.segments.iter().position(is_it) else { return Released::Sent };
-        if place > 0 || self.sent == 0 {
-            self.segments.remove(place);
-            return Released::Unsent;
+        match self.segments.iter().position(is_it) {
+            Some(0) if self.sent > 0 => return Released::Cut,
+            Some(place) => drop(self.segments.remove(place)),
+            None => debug_assert!(false, "request {id} does not wait here"),
         }
-        let [frame, kept] = self.segments[0].pieces(operations);
-        let unsent =
-            [&frame[self.sent.min(frame.len())..], &kept[self.sent.saturating_sub(frame.len())..]];
-        let mut rest = Vec::new();
-        if rest.try_reserve_exact(unsent[0].len() + unsent[1].len()).is_ok() {
-            unsent.iter().for_each(|piece| rest.extend_from_slice(piece));
-        } else {
-            self.is_broken = true;
-        }
-        self.segments[0] = Segment::Bytes(rest);
-        self.sent = 0;
-        Released::Sent
+        Released::Unsent
     }
 }
 
@@ -238,8 +224,10 @@ mod tests {
         /// As the engine does when an operation ends.
         fn end(&mut self, number: usize) -> Released {
             let id = self.ids[number - 1];
-            let released = self.output.release(id, &self.operations);
-            self.operations.remove(id);
+            let released = self.output.release(id);
+            if released == Released::Unsent {
+                self.operations.remove(id);
+            }
             released
         }
 
@@ -298,12 +286,12 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_that_ends_while_it_is_being_sent_leaves_whole_frames_behind() {
+    fn an_operation_that_ends_before_its_turn_leaves_whole_frames_and_one_that_was_begun_a_cut() {
         let kept: &'static [u8] = vec![b'v'; LARGE].leak();
         for first in [Op::PutKept { key: b"a", value: kept }, Op::Put { key: b"a", value: kept }] {
             let mut wire = Wire::new(&[first, Op::Get { key: b"b" }, Op::Get { key: b"c" }]);
             wire.flush();
-            assert_eq!(wire.end(1), Released::Sent);
+            assert_eq!(wire.end(1), Released::Cut);
             assert_eq!(wire.end(2), Released::Unsent);
             let found = wire.requests();
             assert_eq!(found, [(1, b"a".to_vec(), LARGE), (3, b"c".to_vec(), 0)]);

@@ -137,7 +137,7 @@ fn a_connection_with_too_many_unanswered_requests_is_given_up() {
 }
 
 #[test]
-fn what_waits_behind_a_server_that_does_not_read_is_not_in_doubt_and_the_rest_goes_out_whole() {
+fn what_a_server_did_not_read_whole_before_its_deadline_is_not_in_doubt_and_never_executed() {
     let fake = Fake::start(3, 1);
     let mut client = open(&fake);
     let key = key_of(0);
@@ -158,17 +158,45 @@ fn what_waits_behind_a_server_that_does_not_read_is_not_in_doubt_and_the_rest_go
     }
     for completion in &done {
         let is_in_doubt = matches!(completion.result, Err(Error::InDoubt { .. }));
-        assert_eq!(is_in_doubt, completion.tag != 3, "{completion:?}");
+        assert_eq!(is_in_doubt, completion.tag == 1, "{completion:?}");
         let is_undone = matches!(completion.result, Err(Error::Unavailable { .. }));
-        assert_eq!(is_undone, completion.tag == 3, "{completion:?}");
+        assert_eq!(is_undone, completion.tag != 1, "{completion:?}");
     }
     drop(gate);
-    assert_eq!(
-        client.get(&key, &anytime()).unwrap().bytes,
-        long,
-        "one whole frame after the other"
-    );
-    assert_eq!(fake.executed().len(), 3, "connected, first and the long one");
+    client.put(&key, b"last", &anytime()).unwrap();
+    // The server goes on reading what had come before: behind its end, nothing can be executed.
+    await_connections(&fake, 1);
+    let values: Vec<_> = fake.executed().into_iter().map(|(_, value)| value).collect();
+    assert_eq!(values, [&b"connected"[..], b"first", b"last"]);
+}
+
+#[test]
+fn what_was_sent_whole_before_a_request_that_is_cut_off_is_tried_again_and_executed_once() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let key = key_of(0);
+    client.put(&key, b"connected", &anytime()).unwrap();
+    let (gate, opened) = std::sync::mpsc::channel::<()>();
+    fake.script(move |_| {
+        let _ = opened.recv();
+        Act::Serve
+    });
+    let long = vec![b'v'; 16 << 20];
+    client.submit(Op::Put { key: &key, value: b"first" }, &anytime(), 1).unwrap();
+    client.submit(Op::Put { key: &key, value: &long }, &within(SOON), 2).unwrap();
+    let mut done = Vec::new();
+    while done.is_empty() {
+        client.poll(Duration::from_secs(1), &mut done).unwrap();
+    }
+    assert_eq!(done[0].tag, 2);
+    assert!(matches!(done[0].result, Err(Error::Unavailable { .. })), "{done:?}");
+    drop(gate);
+    while done.len() < 2 {
+        client.poll(Duration::from_secs(1), &mut done).unwrap();
+    }
+    assert!(done[1].result.is_ok(), "{done:?}");
+    let values: Vec<_> = fake.executed().into_iter().map(|(_, value)| value).collect();
+    assert_eq!(values, [&b"connected"[..], b"first"]);
 }
 
 #[test]

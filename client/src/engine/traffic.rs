@@ -16,7 +16,7 @@ use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Re
 use crate::error::Error;
 use crate::log::Level;
 use crate::operation::{Kind, OpId, Operation, Stage};
-use crate::output::{Output, Released};
+use crate::output::Released;
 use crate::poller::Readiness;
 use crate::session::Session;
 
@@ -87,7 +87,7 @@ impl Engine {
         }
     }
 
-    fn bury(&mut self, mut connection: Connection, why: &str, now: Instant) {
+    fn bury(&mut self, connection: Connection, why: &str, now: Instant) {
         self.close(&connection);
         let (member, address) = match connection.target {
             Target::Map { address } => {
@@ -109,11 +109,11 @@ impl Engine {
         let token = connection.token();
         let mut any = false;
         for &id in connection.backlog.iter().chain(connection.outstanding.values()) {
-            self.let_go(id, token, &mut connection.output);
-            let is_here = self.operations.get(id).is_some_and(|operation| {
-                matches!(operation.stage, Stage::Assigned { connection: on, .. } if on == token)
-            });
-            if is_here {
+            let Some(operation) = self.operations.get_mut(id) else { continue };
+            if operation.queued.is_some_and(|(on, _)| on == token) {
+                operation.was_not_sent();
+            }
+            if matches!(operation.stage, Stage::Assigned { connection: on, .. } if on == token) {
                 any = true;
                 self.back_off(id, &trouble, now);
             }
@@ -181,32 +181,16 @@ impl Engine {
     }
 
     /// Takes the request of an operation off the connection on which it still waits, so that its frame
-    /// may change or go.
+    /// may change or go. A connection that has taken a part of it is lost.
     pub(super) fn release(&mut self, id: OpId) {
-        let Some((token, request)) = self.operations.get(id).and_then(|o| o.queued) else {
-            return;
-        };
+        let Some(operation) = self.operations.get_mut(id) else { return };
+        let Some((token, request)) = operation.was_not_sent() else { return };
         let Some(connection) = self.connections.get_mut(token) else { return };
-        let mut output = std::mem::take(&mut connection.output);
-        let released = self.let_go(id, token, &mut output);
-        let Some(connection) = self.connections.get_mut(token) else { return };
-        connection.output = output;
-        if released == Some(Released::Unsent) {
-            // Nobody will answer it.
-            connection.outstanding.remove(&request);
+        // Nobody will answer it.
+        connection.outstanding.remove(&request);
+        if connection.output.release(id) == Released::Cut {
+            self.lose(token, "a request was given up while it was sent", Instant::now());
         }
-    }
-
-    /// As [`Engine::release`], from the output of the connection `token`.
-    fn let_go(&mut self, id: OpId, token: u64, output: &mut Output) -> Option<Released> {
-        self.operations.get(id)?.queued.filter(|&(on, _)| on == token)?;
-        let released = output.release(id, &self.operations);
-        let operation = self.operations.get_mut(id)?;
-        operation.queued = None;
-        if released == Released::Unsent {
-            operation.doubtful = operation.doubtful.saturating_sub(1);
-        }
-        Some(released)
     }
 
     pub(super) fn flush_dirty(&mut self, now: Instant) {
