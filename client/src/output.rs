@@ -11,23 +11,26 @@
 //! than fetching many short ones.
 //!
 //! An operation may leave its connection before its request has left: it has ended, or goes another
-//! way. [`Output::release`] then takes it out. Where a part of it was sent, the connection has to be
-//! closed: its rest would arrive behind what the program does next, elsewhere, and overwrite that. A
-//! server executes whole requests alone, so one that was cut off was never executed.
+//! way. Its segment then stays behind as one of no bytes. Where a part of it was sent, the connection has
+//! to be closed ([`Output::release`]): its rest would arrive behind what the program does next, elsewhere,
+//! and overwrite that. A server executes whole requests alone, so one that was cut off was never executed.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
 
+use kv_protocol::ids::RequestId;
 use rustix::io::Errno;
 use rustix::net::{self, SendAncillaryBuffer, SendFlags};
 
-use crate::operation::{OpId, Operations};
+use crate::operation::{OpId, Operation, Operations};
 
 /// Most pieces of one send.
 const MAX_PIECES: usize = 128;
 /// A piece that is shorter than this may be copied; longer ones are sent from where they lie.
 const SHORT_BYTES: usize = 1 << 10;
+/// So many segments without bytes may be among the others, however few those are.
+const FEW_RELEASED: usize = 64;
 /// Most bytes that are copied for one send, and one piece beyond.
 const MAX_COPIED_BYTES: usize = 32 << 10;
 
@@ -39,6 +42,8 @@ pub(crate) struct Output {
     sent: usize,
     /// Operations added since the last flush.
     added: usize,
+    /// Segments whose operations have let go of them.
+    released: usize,
     /// What a send has copied; memory that the next one uses again.
     copied: Vec<u8>,
 }
@@ -46,16 +51,24 @@ pub(crate) struct Output {
 #[derive(Debug)]
 enum Segment {
     Bytes(Vec<u8>),
-    Request(OpId),
+    /// A request of an operation, by its number: that of another sending is another request.
+    Request(OpId, RequestId),
 }
 
 impl Segment {
     fn pieces<'a>(&'a self, operations: &'a Operations) -> [&'a [u8]; 2] {
-        match self {
-            Segment::Bytes(bytes) => [bytes, &[]],
-            Segment::Request(id) => operations.get(*id).map_or([&[], &[]], |o| o.wire()),
+        match *self {
+            Segment::Bytes(ref bytes) => [bytes, &[]],
+            Segment::Request(id, request) => match operations.get(id) {
+                Some(operation) if is_queued(operation, request) => operation.wire(),
+                _ => [&[], &[]],
+            },
         }
     }
+}
+
+fn is_queued(operation: &Operation, request: RequestId) -> bool {
+    operation.queued.is_some_and(|(_, queued)| queued == request)
 }
 
 /// What became of a request that was released.
@@ -72,9 +85,10 @@ impl Output {
         self.segments.push_back(Segment::Bytes(bytes));
     }
 
-    /// Adds the request of an operation; until it is sent or released, its frame must not change.
-    pub(crate) fn push_request(&mut self, id: OpId) {
-        self.segments.push_back(Segment::Request(id));
+    /// Adds the request of an operation that says to be queued under this number; until it is sent or
+    /// released, its frame must not change.
+    pub(crate) fn push_request(&mut self, id: OpId, request: RequestId) {
+        self.segments.push_back(Segment::Request(id, request));
         self.added += 1;
     }
 
@@ -97,6 +111,8 @@ impl Output {
         operations: &mut Operations,
     ) -> io::Result<()> {
         self.added = 0;
+        // Those at the front that were released.
+        self.advance(0, operations);
         while !self.segments.is_empty() {
             match self.send(socket, operations) {
                 Ok(count) => self.advance(count, operations),
@@ -151,21 +167,32 @@ impl Output {
                 return;
             }
             self.sent -= length;
-            if let Some(Segment::Request(id)) = self.segments.pop_front()
-                && let Some(operation) = operations.get_mut(id)
-            {
-                operation.queued = None;
+            let Some(Segment::Request(id, request)) = self.segments.pop_front() else { continue };
+            match operations.get_mut(id) {
+                Some(operation) if is_queued(operation, request) => operation.queued = None,
+                _ => self.released -= 1,
             }
         }
     }
 
-    /// Lets go of the frame of an operation whose request waits here, whole or in part.
-    pub(crate) fn release(&mut self, id: OpId) -> Released {
-        let is_it = |segment: &Segment| matches!(segment, Segment::Request(of) if *of == id);
-        match self.segments.iter().position(is_it) {
-            Some(0) if self.sent > 0 => return Released::Cut,
-            Some(place) => drop(self.segments.remove(place)),
-            None => debug_assert!(false, "request {id} does not wait here"),
+    /// Notes that an operation whose request waited here, whole or in part, has let go of it: it is not
+    /// queued any more, or is so elsewhere.
+    pub(crate) fn release(&mut self, id: OpId, operations: &Operations) -> Released {
+        if self.sent > 0
+            && matches!(self.segments.front(), Some(Segment::Request(first, _)) if *first == id)
+        {
+            return Released::Cut;
+        }
+        self.released += 1;
+        // Each of them is looked at once, and each time half of them go.
+        if self.released > FEW_RELEASED + self.segments.len() / 2 {
+            self.released = 0;
+            self.segments.retain(|segment| match *segment {
+                Segment::Bytes(_) => true,
+                Segment::Request(id, request) => {
+                    operations.get(id).is_some_and(|operation| is_queued(operation, request))
+                }
+            });
         }
         Released::Unsent
     }
@@ -211,7 +238,7 @@ mod tests {
                 operation.address(RequestId(number));
                 operation.queued = Some((7, RequestId(number)));
                 let id = operations.insert(operation);
-                output.push_request(id);
+                output.push_request(id, RequestId(number));
                 ids.push(id);
             }
             Wire { output, operations, ids, here, there, arrived: Vec::new() }
@@ -224,10 +251,10 @@ mod tests {
         /// As the engine does when an operation ends.
         fn end(&mut self, number: usize) -> Released {
             let id = self.ids[number - 1];
-            let released = self.output.release(id);
-            if released == Released::Unsent {
-                self.operations.remove(id);
-            }
+            let operation = self.operations.get_mut(id).expect("not ended");
+            operation.queued = None;
+            let released = self.output.release(id, &self.operations);
+            self.operations.remove(id);
             released
         }
 
@@ -286,16 +313,57 @@ mod tests {
     }
 
     #[test]
-    fn an_operation_that_ends_before_its_turn_leaves_whole_frames_and_one_that_was_begun_a_cut() {
+    fn an_operation_that_ends_before_its_turn_leaves_whole_frames() {
         let kept: &'static [u8] = vec![b'v'; LARGE].leak();
         for first in [Op::PutKept { key: b"a", value: kept }, Op::Put { key: b"a", value: kept }] {
             let mut wire = Wire::new(&[first, Op::Get { key: b"b" }, Op::Get { key: b"c" }]);
             wire.flush();
-            assert_eq!(wire.end(1), Released::Cut);
             assert_eq!(wire.end(2), Released::Unsent);
             let found = wire.requests();
             assert_eq!(found, [(1, b"a".to_vec(), LARGE), (3, b"c".to_vec(), 0)]);
         }
+    }
+
+    #[test]
+    fn an_operation_that_ends_while_it_is_being_sent_ends_its_connection() {
+        let kept: &'static [u8] = vec![b'v'; LARGE].leak();
+        for first in [Op::PutKept { key: b"a", value: kept }, Op::Put { key: b"a", value: kept }] {
+            let mut wire = Wire::new(&[Op::Get { key: b"b" }, first, Op::Get { key: b"c" }]);
+            assert_eq!(wire.end(1), Released::Unsent, "before anything was sent");
+            wire.flush();
+            assert_eq!(wire.end(3), Released::Unsent);
+            assert_eq!(wire.end(2), Released::Cut);
+        }
+    }
+
+    #[test]
+    fn an_operation_that_is_sent_anew_is_sent_under_its_last_number_alone() {
+        let mut wire = Wire::new(&[Op::Get { key: b"a" }, Op::Get { key: b"b" }]);
+        let (id, number) = (wire.ids[0], RequestId(3));
+        let operation = wire.operations.get_mut(id).unwrap();
+        operation.queued = None;
+        assert_eq!(wire.output.release(id, &wire.operations), Released::Unsent);
+        let operation = wire.operations.get_mut(id).unwrap();
+        operation.address(number);
+        operation.queued = Some((7, number));
+        wire.output.push_request(id, number);
+        assert_eq!(wire.requests(), [(2, b"b".to_vec(), 0), (3, b"a".to_vec(), 0)]);
+    }
+
+    #[test]
+    fn a_connection_that_is_not_read_keeps_no_more_segments_than_operations_and_a_few() {
+        let kept: &'static [u8] = vec![b'v'; LARGE].leak();
+        let mut ops = vec![Op::PutKept { key: b"a", value: kept }];
+        ops.extend(std::iter::repeat_n(Op::Get { key: b"b" }, 10_000));
+        let mut wire = Wire::new(&ops);
+        wire.flush();
+        for number in 2..=10_000 {
+            assert_eq!(wire.end(number), Released::Unsent);
+            let bound = 2 * (wire.operations.len() + FEW_RELEASED) + 1;
+            assert!(wire.output.segments.len() <= bound, "{number} have ended");
+        }
+        let found = wire.requests();
+        assert_eq!(found, [(1, b"a".to_vec(), LARGE), (10_001, b"b".to_vec(), 0)]);
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl Engine {
         operation.stage = Stage::Assigned { connection: token, request: Some(request) };
         operation.address(request);
         operation.queued = Some((token, request));
-        connection.output.push_request(id);
+        connection.output.push_request(id, request);
         connection.outstanding.insert(request, id);
         if connection.outstanding.len() > MAX_OUTSTANDING {
             return self.lose(token, "it leaves too many requests without an answer", now);
@@ -188,7 +188,7 @@ impl Engine {
         let Some(connection) = self.connections.get_mut(token) else { return };
         // Nobody will answer it.
         connection.outstanding.remove(&request);
-        if connection.output.release(id) == Released::Cut {
+        if connection.output.release(id, &self.operations) == Released::Cut {
             self.lose(token, "a request was given up while it was sent", Instant::now());
         }
     }
