@@ -262,13 +262,22 @@ impl Client {
     /// # Errors
     /// If the system gives no timer.
     pub fn descriptor(&mut self) -> io::Result<BorrowedFd<'_>> {
-        self.engine.descriptor()
+        self.engine.add_alarm()?;
+        self.wake_if_uncollected();
+        Ok(self.engine.descriptor())
     }
 
     /// Makes the descriptor readable until the next poll.
     pub fn wake(&mut self) {
         // Who cannot set the timer has no descriptor, or one that the system has broken.
         let _ = self.engine.wake(Instant::now());
+    }
+
+    /// What has ended while a call waited is told by no socket.
+    fn wake_if_uncollected(&mut self) {
+        if !self.uncollected.is_empty() {
+            self.wake();
+        }
     }
 
     /// Operations submitted and not collected.
@@ -308,8 +317,20 @@ impl Client {
         options: &OpOptions,
         take: impl FnOnce(Answered<'_>) -> T,
     ) -> Result<T, Error> {
-        let mut now = Instant::now();
+        let now = Instant::now();
         let operation = self.operation(op, options, Notify::Caller, now)?;
+        let result = self.run(operation, take, now);
+        self.wake_if_uncollected();
+        result
+    }
+
+    /// Runs an operation to its end.
+    fn run<T>(
+        &mut self,
+        operation: Operation,
+        take: impl FnOnce(Answered<'_>) -> T,
+        mut now: Instant,
+    ) -> Result<T, Error> {
         let Client { engine, uncollected } = self;
         let mut ends = CallEnds { take: Some(take), result: None, uncollected };
         if engine.in_flight() == 0 {

@@ -206,14 +206,18 @@ impl Engine {
         waited.and_then(|()| self.set_alarm(now))
     }
 
-    /// A descriptor that is readable when a turn would do something.
+    /// Makes the descriptor one that timers make readable, too.
     ///
     /// # Errors
     /// If the system gives no timer.
-    pub(crate) fn descriptor(&mut self) -> io::Result<BorrowedFd<'_>> {
+    pub(crate) fn add_alarm(&mut self) -> io::Result<()> {
         self.poller.add_alarm()?;
-        self.set_alarm(Instant::now())?;
-        Ok(self.poller.descriptor())
+        self.set_alarm(Instant::now())
+    }
+
+    /// A descriptor that, with an alarm, is readable when a turn would do something.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.poller.descriptor()
     }
 
     /// Sets the alarm, if there is one, for the next turn that no socket asks for.

@@ -14,6 +14,7 @@ use kv_protocol::ids::{ClusterId, Incarnation, ViewVersion};
 use kv_protocol::map::ServerState;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::Peer;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 #[test]
 fn what_is_put_is_got_compared_and_deleted() {
@@ -578,4 +579,32 @@ fn a_cluster_that_is_starting_is_waited_for() {
     fake.change_map(|map| *map = ready.unwrap());
     client.poll(Duration::from_secs(5), &mut done).unwrap();
     assert!(done[0].result.is_ok(), "{done:?}");
+}
+
+/// Whether a client's descriptor is readable now.
+fn is_readable(client: &mut Client) -> bool {
+    let descriptor = client.descriptor().unwrap();
+    let mut fds = [PollFd::new(&descriptor, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+}
+
+#[test]
+fn what_ends_while_a_call_waits_makes_the_descriptor_readable_until_it_is_collected() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(b"k", b"v", &anytime()).unwrap();
+    assert!(!is_readable(&mut client));
+    // Both are on one connection, and the submitted one goes first.
+    client.submit(Op::Get { key: b"k" }, &anytime(), 7).unwrap();
+    client.get(b"k", &anytime()).unwrap();
+    assert!(is_readable(&mut client), "nobody else will tell of it");
+    let mut done = Vec::new();
+    assert_eq!(client.poll(Duration::ZERO, &mut done).unwrap(), 1);
+    assert_eq!(done[0].tag, 7);
+    assert!(!is_readable(&mut client));
+    // As well where the descriptor is asked for only then.
+    let mut other = open(&fake);
+    other.submit(Op::Get { key: b"k" }, &anytime(), 8).unwrap();
+    other.get(b"k", &anytime()).unwrap();
+    assert!(is_readable(&mut other));
 }
