@@ -445,25 +445,81 @@ unsafe fn with_queue<T>(
     cq: *const kvc_cq,
     call: impl FnOnce(&mut Queue, u32) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    /// Lets the next call in, unless this one met a defect.
-    struct InUse<'a>(&'a kvc_cq);
+    /// Lets the next call in when this one is over, however it ends. That by a panic is told by
+    /// `is_over`: whether this thread unwinds does not, as its program may be unwinding when it calls.
+    struct InUse<'a> {
+        cq: &'a kvc_cq,
+        is_over: bool,
+    }
     impl Drop for InUse<'_> {
         fn drop(&mut self) {
-            if std::thread::panicking() {
-                self.0.is_poisoned.store(true, Ordering::SeqCst);
+            if !self.is_over {
+                self.cq.is_poisoned.store(true, Ordering::SeqCst);
             }
-            self.0.is_in_use.store(false, Ordering::Release);
+            self.cq.is_in_use.store(false, Ordering::Release);
         }
     }
     // SAFETY: passed on.
     let cq = unsafe { cq.as_ref() }.ok_or_else(|| Failure::invalid("the queue is NULL"))?;
     cq.check_process()?;
     cq.enter()?;
-    let _in_use = InUse(cq);
-    if cq.is_poisoned.load(Ordering::SeqCst) {
+    let mut in_use = InUse { cq, is_over: false };
+    let result = if cq.is_poisoned.load(Ordering::SeqCst) {
         let words = "an earlier call on this queue met a defect; free it and open another";
-        return Err(Failure::new(KVC_PANIC, words));
+        Err(Failure::new(KVC_PANIC, words))
+    } else {
+        // SAFETY: whoever has set `is_in_use` is alone with the queue.
+        call(unsafe { &mut *cq.queue.get() }, cq.depth)
+    };
+    in_use.is_over = true;
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::testing::unwinding;
+    use std::ptr::null_mut;
+
+    /// A queue on a handle of a cluster that is not there.
+    fn queue() -> *mut kvc_cq {
+        let (mut client, mut cq) = (null_mut(), null_mut());
+        // SAFETY: all arguments are valid; the handle is not used after it is closed.
+        unsafe {
+            let opened =
+                crate::handle::kvc_open(c"127.0.0.1:1".as_ptr(), ptr::null(), &raw mut client);
+            assert_eq!(opened, KVC_OK);
+            assert_eq!(kvc_cq_new(client, 4, &raw mut cq), KVC_OK);
+            assert_eq!(crate::handle::kvc_close(client), KVC_OK);
+        }
+        cq
     }
-    // SAFETY: whoever has set `is_in_use` is alone with the queue.
-    call(unsafe { &mut *cq.queue.get() }, cq.depth)
+
+    #[test]
+    fn a_panic_in_a_call_poisons_the_queue() {
+        let cq = queue();
+        let panicked = guard(|| {
+            // SAFETY: the queue is open.
+            unsafe { with_queue(cq, |_, _| -> Result<c_int, Failure> { panic!("on purpose") }) }
+        });
+        assert_eq!(panicked, KVC_PANIC);
+        // SAFETY: the queue is open until it is freed.
+        unsafe {
+            assert_eq!(kvc_cq_fd(cq), KVC_PANIC);
+            assert_eq!(kvc_cq_fd(cq), KVC_PANIC, "and not KVC_INVALID, as if it were in use");
+            assert_eq!(kvc_cq_free(cq), KVC_OK);
+        }
+    }
+
+    #[test]
+    fn a_program_that_calls_while_it_unwinds_harms_no_queue() {
+        let cq = queue();
+        // SAFETY: the queue is open.
+        unwinding(|| assert!(unsafe { kvc_cq_fd(cq) } >= 0));
+        // SAFETY: the queue is open until it is freed.
+        unsafe {
+            assert!(kvc_cq_fd(cq) >= 0);
+            assert_eq!(kvc_cq_free(cq), KVC_OK);
+        }
+    }
 }

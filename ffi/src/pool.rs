@@ -53,7 +53,10 @@ impl Pool {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = left.max(Duration::from_millis(1)).min(asked);
         let client = lent.client.as_mut().expect("it was just taken");
-        call(client, &OpOptions { deadline: Some(left), ..*options })
+        lent.is_in_call = true;
+        let result = call(client, &OpOptions { deadline: Some(left), ..*options });
+        lent.is_in_call = false;
+        result
     }
 
     fn check(&self) -> Result<(), Failure> {
@@ -68,10 +71,10 @@ impl Pool {
         loop {
             self.check()?;
             match self.idle.take() {
-                Taken::One(client) => return Ok(Lent { pool: self, client: Some(client) }),
+                Taken::One(client) => return Ok(Lent::new(self, Some(client))),
                 Taken::Room => {
                     // Gives the place back if opening fails.
-                    let mut lent = Lent { pool: self, client: None };
+                    let mut lent = Lent::new(self, None);
                     lent.client =
                         Some(Client::with_endpoints(&self.endpoints, self.options.clone())?);
                     return Ok(lent);
@@ -96,12 +99,21 @@ impl Pool {
 struct Lent<'a> {
     pool: &'a Pool,
     client: Option<Client>,
+    /// Whether a call has begun and not returned. Whether this thread unwinds says nothing: its program
+    /// may be unwinding when it calls.
+    is_in_call: bool,
+}
+
+impl Lent<'_> {
+    fn new(pool: &Pool, client: Option<Client>) -> Lent<'_> {
+        Lent { pool, client, is_in_call: false }
+    }
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         let pool = self.pool;
-        if std::thread::panicking() {
+        if self.is_in_call {
             pool.is_poisoned.store(true, Ordering::SeqCst);
             return pool.idle.forget();
         }
@@ -113,7 +125,28 @@ impl Drop for Lent<'_> {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// Runs `call` while this thread unwinds from a panic, as a destructor in a Rust program would.
+    pub(crate) fn unwinding(call: impl Fn()) {
+        struct Destructor<F: Fn()>(F);
+        impl<F: Fn()> Drop for Destructor<F> {
+            fn drop(&mut self) {
+                (self.0)();
+            }
+        }
+        let panicking = || {
+            let _destructor = Destructor(call);
+            panic!("on purpose");
+        };
+        assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::testing::unwinding;
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::AtomicUsize;
@@ -134,6 +167,14 @@ mod tests {
         assert!(catch_unwind(AssertUnwindSafe(call)).is_err());
         let failure = pool.with(&within(100), |_, _| Ok(())).unwrap_err();
         assert_eq!(failure.status, KVC_PANIC);
+    }
+
+    #[test]
+    fn a_program_that_calls_while_it_unwinds_harms_no_handle() {
+        let pool = pool(4);
+        unwinding(|| pool.with(&within(100), |_, _| Ok(())).unwrap());
+        pool.with(&within(100), |_, _| Ok(())).unwrap();
+        assert!(matches!(pool.idle.take(), Taken::One(_)), "it is back");
     }
 
     #[test]
