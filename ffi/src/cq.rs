@@ -13,6 +13,7 @@ use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -180,7 +181,7 @@ impl Queue {
     /// Without a timeout it waits until there is a completion, or nothing that could be one.
     fn poll(
         &mut self,
-        out: &mut [kvc_completion],
+        out: &mut [MaybeUninit<kvc_completion>],
         timeout: Option<Duration>,
     ) -> Result<usize, Failure> {
         self.words.clear();
@@ -207,7 +208,7 @@ impl Queue {
                 self.words.push(c_text(failure.words));
                 words = self.words.last().map_or(ptr::null(), |text| text.as_ptr());
             }
-            *place = kvc_completion { tag, status, copies, value, words };
+            place.write(kvc_completion { tag, status, copies, value, words });
         }
         self.wake_if_done();
         Ok(count)
@@ -389,10 +390,10 @@ pub unsafe extern "C" fn kvc_cq_poll(
             return Err(Failure::invalid("kvc_cq_poll: out is NULL or max 0"));
         }
         let max = max.min(MAX_IN_FLIGHT);
-        // SAFETY: the caller passes room for `max` completions, which have no invalid values, and a
-        // queue that is not freed.
+        // SAFETY: the caller passes room for `max` completions, in which anything may be, and a queue
+        // that is not freed.
         let count = unsafe {
-            let out = std::slice::from_raw_parts_mut(out, max);
+            let out = std::slice::from_raw_parts_mut(out.cast(), max);
             with_queue(cq, |queue, _| {
                 queue.poll(out, u64::try_from(timeout_ms).ok().map(Duration::from_millis))
             })
