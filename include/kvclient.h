@@ -467,8 +467,15 @@ int kvc_get_str(kvc_client *client,
  * Opens a queue of up to `depth` operations (1 to 65,536) that are submitted and not polled. It has
  * connections of its own; the handle may be closed before it. On success *out is a queue that the
  * caller frees with kvc_cq_free().
+ *
+ * Its memory: 64 MiB of keys and values to be sent (KVC_KEEP leaves the values where they are); 64 MiB
+ * of values that were read without dst and not polled, when it reads no more, and the 17 MiB that the
+ * last read may bring; for each connection to a shard of a server a buffer for what comes in, up to twice
+ * the longest value; 8 MiB of buffers that are used again; and some 500 bytes for each operation.
  */
-int kvc_cq_new(kvc_client *client, uint32_t depth, kvc_cq **out);
+int kvc_cq_new(kvc_client *client,
+               uint32_t depth,
+               kvc_cq **out);
 
 /**
  * The descriptor of a queue: readable when kvc_cq_poll() has something to do, also when that is only to

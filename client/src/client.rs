@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::SequenceNumber;
 use kv_protocol::limits::MAX_DEADLINE;
 
-use crate::completion::{Answered, Completion, Ends, SubmitError};
+use crate::completion::{Answered, Completion, Ends, OnEnd, SubmitError};
 use crate::engine::{Engine, Statistics};
 use crate::error::{Error, OpenError};
 use crate::operation::{Notify, Op, OpId, Operation};
@@ -63,17 +64,22 @@ impl<T, F: FnOnce(Answered<'_>) -> T> Ends for CallEnds<'_, T, F> {
 }
 
 /// What a poll hears.
-struct PolledEnds<'a> {
-    each: &'a mut dyn FnMut(u64, Result<Answered<'_>, Error>),
+struct PolledEnds<'a, 'b> {
+    each: &'a mut OnEnd<'b>,
     count: usize,
+    is_enough: bool,
 }
 
-impl Ends for PolledEnds<'_> {
+impl Ends for PolledEnds<'_, '_> {
     fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
         if let Notify::Queue(tag) = notify {
             self.count += 1;
-            (self.each)(tag, result);
+            self.is_enough |= (self.each)(tag, result).is_break();
         }
+    }
+
+    fn is_enough(&self) -> bool {
+        self.is_enough
     }
 }
 
@@ -224,21 +230,19 @@ impl Client {
     pub fn poll(&mut self, timeout: Duration, into: &mut Vec<Completion>) -> io::Result<usize> {
         self.poll_each(timeout, &mut |tag, result| {
             into.push(Completion { tag, result: result.map(Into::into) });
+            ControlFlow::Continue(())
         })
     }
 
     /// As [`Client::poll`]; `each` is called with every end as it happens, and sees values where they
-    /// were received.
+    /// were received. When it breaks, nothing more is read from the servers by this poll, but what has
+    /// been read, up to 17 MiB, still ends.
     ///
     /// # Errors
     /// As [`Client::poll`]; `each` may have been called before.
-    pub fn poll_each(
-        &mut self,
-        timeout: Duration,
-        each: &mut dyn FnMut(u64, Result<Answered<'_>, Error>),
-    ) -> io::Result<usize> {
+    pub fn poll_each(&mut self, timeout: Duration, each: &mut OnEnd<'_>) -> io::Result<usize> {
         let until = Instant::now() + timeout.min(MAX_DEADLINE);
-        let mut ends = PolledEnds { each, count: 0 };
+        let mut ends = PolledEnds { each, count: 0, is_enough: false };
         while let Some(Completion { tag, result }) = self.uncollected.pop_front() {
             let result = match &result {
                 Ok(outcome) => Ok(outcome.answered()),
@@ -254,6 +258,17 @@ impl Client {
                 return Ok(ends.count);
             }
         }
+    }
+
+    /// Sends what was submitted, and ends what is over its deadline, but takes no answers: for those who
+    /// have enough of them for the moment. `each` is as for [`Client::poll_each`].
+    ///
+    /// # Errors
+    /// If the system's timer fails.
+    pub fn send_each(&mut self, each: &mut OnEnd<'_>) -> io::Result<()> {
+        let sent = self.engine.send(&mut PolledEnds { each, count: 0, is_enough: false });
+        self.wake_if_uncollected();
+        sent
     }
 
     /// A descriptor that is readable when [`Client::poll`] would do something; for loops that wait for

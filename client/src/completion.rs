@@ -1,5 +1,7 @@
 //! How operations end, and what comes back from the pipelined interface.
 
+use std::ops::ControlFlow;
+
 use kv_protocol::ids::SequenceNumber;
 
 use crate::error::Error;
@@ -49,6 +51,10 @@ pub struct Completion {
     pub result: Result<Outcome, Error>,
 }
 
+/// Who hears of the end of a submitted operation, by its tag, with the value where it was received; a break
+/// says that it is enough for now.
+pub type OnEnd<'a> = dyn FnMut(u64, Result<Answered<'_>, Error>) -> ControlFlow<()> + 'a;
+
 /// Why [`crate::Client::submit`] took nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
@@ -70,4 +76,9 @@ pub enum SubmitError {
 /// Who hears of the ends of operations as they happen, with values where they were received.
 pub(crate) trait Ends {
     fn end(&mut self, id: OpId, notify: Notify, result: Result<Answered<'_>, Error>);
+
+    /// Whether nothing more should be read from the servers in this turn.
+    fn is_enough(&self) -> bool {
+        false
+    }
 }

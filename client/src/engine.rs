@@ -177,6 +177,24 @@ impl Engine {
         self.flush_dirty(now);
     }
 
+    /// Timers and sends.
+    fn begin_turn(&mut self, now: Instant, ends: &mut dyn Ends) {
+        if now >= self.next_scan {
+            self.scan(now, ends);
+        }
+        self.push_out(now, ends);
+    }
+
+    /// What of a turn needs no answers: timers and sends.
+    ///
+    /// # Errors
+    /// If the alarm cannot be set.
+    pub(crate) fn send(&mut self, ends: &mut dyn Ends) -> io::Result<()> {
+        let now = Instant::now();
+        self.begin_turn(now, ends);
+        self.set_alarm(now)
+    }
+
     /// One turn: timers, sends, at most one wait (until `until` at the latest, and not at all once
     /// anything has ended), answers.
     ///
@@ -185,10 +203,7 @@ impl Engine {
     pub(crate) fn turn(&mut self, until: Instant, ends: &mut dyn Ends) -> io::Result<()> {
         let now = Instant::now();
         let ended = self.ended;
-        if now >= self.next_scan {
-            self.scan(now, ends);
-        }
-        self.push_out(now, ends);
+        self.begin_turn(now, ends);
         let wait = if self.ended != ended {
             Duration::ZERO
         } else {

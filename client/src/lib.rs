@@ -50,7 +50,7 @@ mod spares;
 mod table;
 
 pub use client::{Client, Value, Written};
-pub use completion::{Answered, Completion, Outcome, SubmitError};
+pub use completion::{Answered, Completion, OnEnd, Outcome, SubmitError};
 pub use engine::Statistics;
 pub use error::{Action, Error, OpenError};
 pub use kv_protocol::client_message::{Condition, ReplicaRole};

@@ -7,6 +7,7 @@
 //! Nothing is kept for each key but what the program has given room for.
 
 use std::ffi::c_int;
+use std::ops::ControlFlow;
 use std::slice;
 use std::time::{Duration, Instant};
 
@@ -136,7 +137,7 @@ fn run(
     let deadline = options.deadline.map(|left| Instant::now() + left);
     // A server may have ended since the last call: what is not sent to it is not in doubt. Nothing is in
     // flight, so there is no wait and no end; should epoll fail, the next poll says so.
-    let _ = client.poll_each(Duration::ZERO, &mut |_, _| {});
+    let _ = client.poll_each(Duration::ZERO, &mut |_, _| ControlFlow::Continue(()));
     let mut next = 0;
     while next < n || client.in_flight() > 0 {
         while next < n {
@@ -150,6 +151,7 @@ fn run(
         let polled = client.poll_each(Duration::from_secs(1), &mut |tag, result| {
             let at = usize::try_from(tag).expect("it was a place in the batch");
             each(at, result.map_err(Into::into));
+            ControlFlow::Continue(())
         });
         // Cannot be caused from outside; the client's state is not known, so it is not used again.
         polled.unwrap_or_else(|error| panic!("waiting on epoll: {error}"));

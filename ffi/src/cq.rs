@@ -13,13 +13,15 @@ use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt;
+use std::io;
 use std::mem::MaybeUninit;
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use kv_client::{Answered, Client, MAX_IN_FLIGHT, Op, OpOptions, SubmitError};
+use kv_client::{Answered, Client, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, SubmitError};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
 use crate::error::{
@@ -41,6 +43,10 @@ pub const KVC_OP_DELETE: u32 = 3;
 /// kvc_op.flags: the value of a put is not copied; the program keeps it as it is until it has the
 /// completion, or has freed the queue.
 pub const KVC_KEEP: u32 = 1;
+
+/// So many bytes of values that the program has not polled, and no more answers are read. What had been
+/// read by then comes on top: at most one value of 16 MiB and a read of 1 MiB.
+const MAX_UNPOLLED_BYTES: usize = 64 << 20;
 
 /// A completion queue, opaque. One thread at a time uses it; another one gets KVC_INVALID.
 pub struct kvc_cq {
@@ -136,12 +142,21 @@ struct Done {
     failure: Option<Failure>,
 }
 
+impl Done {
+    /// Of the value that it owns.
+    fn bytes(&self) -> usize {
+        if self.value.data.is_null() { 0 } else { self.value.len }
+    }
+}
+
 struct Queue {
     client: Client,
     slots: Vec<Slot>,
     /// Slots that no operation has.
     free: Vec<usize>,
     done: VecDeque<Done>,
+    /// Of the values in `done`.
+    done_bytes: usize,
     /// The texts that the completions of the last poll point to.
     words: Vec<CString>,
 }
@@ -193,7 +208,11 @@ impl Queue {
                 Some(until) => until.saturating_duration_since(Instant::now()),
                 None => Duration::MAX,
             };
-            self.collect(left)?;
+            if self.done.len() >= out.len() || self.done_bytes >= MAX_UNPOLLED_BYTES {
+                self.send()?;
+            } else {
+                self.collect(left)?;
+            }
             is_over |= !self.done.is_empty() || self.client.in_flight() == 0;
             if is_over || until.is_some_and(|until| Instant::now() >= until) {
                 break;
@@ -201,6 +220,7 @@ impl Queue {
         }
         let count = self.done.len().min(out.len());
         for (place, done) in out.iter_mut().zip(self.done.drain(..count)) {
+            self.done_bytes -= done.bytes();
             let Done { tag, copies, value, failure } = done;
             let (mut status, mut words) = (KVC_OK, ptr::null());
             if let Some(failure) = failure {
@@ -216,15 +236,33 @@ impl Queue {
 
     /// Lets the client send and receive, up to `timeout`, and notes what ends.
     fn collect(&mut self, timeout: Duration) -> Result<(), Failure> {
-        let Queue { client, slots, free, done, .. } = self;
-        let polled = client.poll_each(timeout, &mut |at, result| {
+        self.with_client(|client, each| client.poll_each(timeout, each).map(|_| ()))
+    }
+
+    /// Lets the client send, and notes what ends.
+    fn send(&mut self) -> Result<(), Failure> {
+        self.with_client(|client, each| client.send_each(each))
+    }
+
+    fn with_client(
+        &mut self,
+        work: impl FnOnce(&mut Client, &mut OnEnd<'_>) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let Queue { client, slots, free, done, done_bytes, .. } = self;
+        let worked = work(client, &mut |at, result| {
             let at = usize::try_from(at).expect("it was a slot");
             free.push(at);
             // SAFETY: the program keeps dst until it has the completion.
-            done.push_back(unsafe { end(slots[at], result) });
+            let ended = unsafe { end(slots[at], result) };
+            *done_bytes += ended.bytes();
+            done.push_back(ended);
+            match *done_bytes >= MAX_UNPOLLED_BYTES {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         });
         let words = |error| format!("waiting on epoll: {error}");
-        polled.map(|_| ()).map_err(|error| Failure::new(KVC_UNAVAILABLE, words(error)))
+        worked.map_err(|error| Failure::new(KVC_UNAVAILABLE, words(error)))
     }
 
     fn descriptor(&mut self) -> Result<c_int, Failure> {
@@ -308,6 +346,11 @@ unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
 /// Opens a queue of up to `depth` operations (1 to 65,536) that are submitted and not polled. It has
 /// connections of its own; the handle may be closed before it. On success *out is a queue that the
 /// caller frees with kvc_cq_free().
+///
+/// Its memory: 64 MiB of keys and values to be sent (KVC_KEEP leaves the values where they are); 64 MiB
+/// of values that were read without dst and not polled, when it reads no more, and the 17 MiB that the
+/// last read may bring; for each connection to a shard of a server a buffer for what comes in, up to twice
+/// the longest value; 8 MiB of buffers that are used again; and some 500 bytes for each operation.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_new(
     client: *mut kvc_client,
@@ -329,6 +372,7 @@ pub unsafe extern "C" fn kvc_cq_new(
             slots: Vec::new(),
             free: Vec::new(),
             done: VecDeque::new(),
+            done_bytes: 0,
             words: Vec::new(),
         };
         let cq = Box::new(kvc_cq {

@@ -2,6 +2,7 @@
    well. */
 #include "suite.h"
 
+#include <malloc.h>
 
 #define LARGE (16 * MIB)
 
@@ -464,6 +465,47 @@ static void values_that_nobody_took_are_freed_with_the_queue(void **state)
     assert_status(kvc_delete(client, text("untaken"), NULL, NULL), KVC_OK);
 }
 
+static size_t allocated(void)
+{
+    const struct mallinfo2 info = mallinfo2();
+
+    return info.uordblks + info.hblkhd;
+}
+
+/* What was read and not polled: 64 MiB, a value and a read. From each server one more is on its way in. */
+static void values_that_nobody_takes_are_not_read_without_end(void **state)
+{
+    enum { GETS = 1000, KEYS = 16, BYTES = MIB / 4 };
+    kvc_cq *queue = new_queue(client, GETS);
+    const size_t before = allocated();
+    char keys[KEYS][32];
+    kvc_completion done;
+    size_t most = 0;
+    kvc_op op;
+    int n;
+
+    (void)state;
+    for (n = 0; n < KEYS; n++) {
+        snprintf(keys[n], sizeof keys[n], "untaken-%d", n);
+        assert_status(kvc_put(client, text(keys[n]), bytes(large, BYTES), NULL, NULL), KVC_OK);
+    }
+    for (n = 0; n < GETS; n++) {
+        op = get_op(text(keys[n % KEYS]));
+        op.timeout_ms = 60000;
+        assert_status(kvc_cq_submit(queue, &op, n), KVC_OK);
+    }
+    for (n = 0; n < GETS; n++) {
+        done = next_completion(queue);
+        assert_int_equal(done.status, KVC_OK);
+        most = allocated() > most ? allocated() : most;
+        kvc_buf_free(&done.value);
+    }
+    assert_in_range(most, before, before + (64 + 17 + 3 * 17) * MIB);
+    assert_status(kvc_cq_free(queue), KVC_OK);
+    for (n = 0; n < KEYS; n++)
+        assert_status(kvc_delete(client, text(keys[n]), NULL, NULL), KVC_OK);
+}
+
 static void the_handle_may_be_closed_before_its_queues(void **state)
 {
     kvc_client *brief = open_client(endpoint, NULL);
@@ -628,6 +670,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(words_live_until_the_next_poll),
         cmocka_unit_test(a_queue_that_is_freed_touches_nothing_any_more),
         cmocka_unit_test(values_that_nobody_took_are_freed_with_the_queue),
+        cmocka_unit_test(values_that_nobody_takes_are_not_read_without_end),
         cmocka_unit_test(the_handle_may_be_closed_before_its_queues),
         cmocka_unit_test(a_child_is_refused_and_its_parent_goes_on),
         cmocka_unit_test(threads_that_use_a_queue_at_once_are_refused),

@@ -246,6 +246,10 @@ impl Engine {
             return Ok(Flow::GoOn);
         }
         for _ in 0..MAX_READS {
+            if ends.is_enough() {
+                // The poller will tell of the rest again.
+                break;
+            }
             let Some(connection) = self.connections.get_mut(token) else { break };
             let received = match connection.receive(now) {
                 Ok(Received::End) if connection.has_partial_input() => {
