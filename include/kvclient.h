@@ -7,6 +7,12 @@
  * Every function that returns an int returns KVC_OK (0) or a negative status; kvc_last_error() says
  * in words what went wrong. Out-parameters are written on success only. Pointers are borrowed for
  * the duration of the call unless the function says otherwise.
+ *
+ * A program goes on to work, without being compiled again, with every later library of the same soname.
+ * Structs that begin with a field `size` may get more fields at their end: a library reads those that it
+ * knows, takes those that a smaller struct lacks for zero, and refuses (KVC_INVALID) what a larger one
+ * sets and it does not know. All other structs keep their sizes; what the fields `reserved` will say is
+ * zero until then.
  */
 
 #ifndef KVCLIENT_H
@@ -195,7 +201,7 @@ typedef struct {
 } kvc_options;
 
 /**
- * Bytes that the caller owns and frees with kvc_buf_free().
+ * Bytes that the caller owns and frees with kvc_buf_free(). It never gets another field.
  */
 typedef struct {
     /**
@@ -213,7 +219,7 @@ typedef struct {
 } kvc_buf;
 
 /**
- * Borrowed bytes; data may be NULL if len is 0.
+ * Borrowed bytes; data may be NULL if len is 0. It never gets another field.
  */
 typedef struct {
     /**
@@ -259,9 +265,9 @@ typedef struct {
      */
     uint32_t copies;
     /**
-     * Zero.
+     * Zero; room for what a newer library says.
      */
-    uint32_t reserved;
+    uint32_t reserved[5];
 } kvc_result;
 
 /**
@@ -333,6 +339,10 @@ typedef struct {
      * the next kvc_cq_poll() or kvc_cq_free().
      */
     const char *words;
+    /**
+     * Zero; room for what a newer library says.
+     */
+    uint64_t reserved[2];
 } kvc_completion;
 
 #ifdef __cplusplus

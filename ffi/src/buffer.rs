@@ -5,7 +5,7 @@ use std::{ptr, slice};
 
 use crate::error::{Failure, KVC_NO_MEMORY};
 
-/// Borrowed bytes; data may be NULL if len is 0.
+/// Borrowed bytes; data may be NULL if len is 0. It never gets another field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_slice {
@@ -15,7 +15,7 @@ pub struct kvc_slice {
     pub len: usize,
 }
 
-/// Bytes that the caller owns and frees with kvc_buf_free().
+/// Bytes that the caller owns and frees with kvc_buf_free(). It never gets another field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_buf {

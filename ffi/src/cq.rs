@@ -123,6 +123,8 @@ pub struct kvc_completion {
     /// NULL after a success; else what went wrong, in words, which belong to the queue and live until
     /// the next kvc_cq_poll() or kvc_cq_free().
     pub words: *const c_char,
+    /// Zero; room for what a newer library says.
+    pub reserved: [u64; 2],
 }
 
 /// What is known of an operation in flight.
@@ -228,7 +230,7 @@ impl Queue {
                 self.words.push(c_text(failure.words));
                 words = self.words.last().map_or(ptr::null(), |text| text.as_ptr());
             }
-            place.write(kvc_completion { tag, status, copies, value, words });
+            place.write(kvc_completion { tag, status, copies, value, words, reserved: [0; 2] });
         }
         self.wake_if_done();
         Ok(count)

@@ -34,8 +34,8 @@ pub struct kvc_result {
     pub version: u64,
     /// How many servers hold a write: 2, or 1 while a server is missing. Zero for a read.
     pub copies: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Zero; room for what a newer library says.
+    pub reserved: [u32; 5],
 }
 
 /// Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]").
@@ -233,6 +233,6 @@ unsafe fn tell(result: *mut kvc_result, written: Written) {
     if !result.is_null() {
         let (version, copies) = (written.version.0, written.copies.into());
         // SAFETY: not NULL, and the caller's promise.
-        unsafe { result.write(kvc_result { version, copies, reserved: 0 }) };
+        unsafe { result.write(kvc_result { version, copies, reserved: [0; 5] }) };
     }
 }

@@ -31,13 +31,17 @@ static void a_value_lives_until_it_is_deleted(void **state)
 {
     kvc_result written, deleted;
     kvc_buf got;
+    size_t n;
 
     (void)state;
     assert_status(kvc_get(client, text("life"), NULL, &got), KVC_NOT_FOUND);
     assert_non_null(strstr(kvc_last_error(), "life"));
+    memset(&written, 0x5a, sizeof written);
     assert_status(kvc_put(client, text("life"), text("short"), NULL, &written), KVC_OK);
     assert_int_equal(written.copies, 2);
-    assert_int_equal(written.reserved, 0);
+    assert_int_equal(sizeof written, 32); /* for ever */
+    for (n = 0; n < sizeof written.reserved / sizeof *written.reserved; n++)
+        assert_int_equal(written.reserved[n], 0);
     assert_status(kvc_get(client, text("life"), NULL, &got), KVC_OK);
     /* The NUL behind it is not counted. */
     assert_int_equal(got.len, 5);
