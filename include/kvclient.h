@@ -5,8 +5,10 @@
  * C99, C11 and C++. Link with -lkvclient. A first program is in examples/c/hello.c.
  *
  * Every function that returns an int returns KVC_OK (0) or a negative status; kvc_last_error() says
- * in words what went wrong. Out-parameters are written on success only. Pointers are borrowed for
- * the duration of the call unless the function says otherwise.
+ * in words what went wrong. Out-parameters are written on success only, but for those of which the
+ * function says more: `len` of kvc_get_into() (KVC_TOO_BIG), `result` of a write (KVC_CONFLICT), and
+ * what a batch writes for each key. Pointers are borrowed for the duration of the call unless the
+ * function says otherwise.
  *
  * A program goes on to work, without being compiled again, with every later library of the same soname.
  * Structs that begin with a field `size` may get more fields at their end: a library reads those that it
@@ -47,7 +49,8 @@
 #define KVC_IN_DOUBT -3
 
 /**
- * Not served before the deadline; a write was not done.
+ * Not served before the deadline; a write was not done. Of kvc_open() and kvc_cq_new(): a name is
+ * unknown, or the system gives no descriptor.
  */
 #define KVC_UNAVAILABLE -4
 
@@ -57,7 +60,8 @@
 #define KVC_LOST -5
 
 /**
- * The condition of a write does not hold; nothing was changed.
+ * The condition of a write does not hold; nothing was changed. The version that the entry has, zero if
+ * there is none, is in kvc_result.version, and in the version of a completion's value.
  */
 #define KVC_CONFLICT -6
 
@@ -78,7 +82,7 @@
 #define KVC_BUSY -9
 
 /**
- * The queue is full; poll first.
+ * The queue is full, and did not take the operation; poll first.
  */
 #define KVC_FULL -10
 
@@ -103,7 +107,8 @@
 #define KVC_PROTOCOL -14
 
 /**
- * A defect in the library; the handle can only be closed.
+ * A defect in the library; the handle or queue can only be closed. Its words, and where it is, go to
+ * standard error as well.
  */
 #define KVC_PANIC -15
 
@@ -155,14 +160,16 @@
 typedef struct kvc_client kvc_client;
 
 /**
- * A completion queue, opaque. One thread at a time uses it; another one gets KVC_INVALID.
+ * A completion queue, opaque. One thread at a time uses it; another one gets KVC_INVALID, also while the
+ * first waits in kvc_cq_poll().
  */
 typedef struct kvc_cq kvc_cq;
 
 /**
  * Gets what a handle tells about its work (connections lost, maps taken), one line each, without a line
- * end. Called within calls on the handle and its queues, on their threads, several at once; it must
- * not call the library, and `words` live until it returns.
+ * end. Called within calls on the handle and its queues, on their threads, several at once. It must
+ * return: not by longjmp or a C++ exception, and not a second time in the child of a fork. It must not
+ * call the library. `words` live until it returns.
  */
 typedef void (*kvc_log_fn)(void *log_arg, int level, const char *words);
 
@@ -186,16 +193,19 @@ typedef struct {
      */
     uint32_t connect_timeout_ms;
     /**
-     * Most connections to one shard of a server, which is how many threads can be inside a call at
-     * once; more wait for their turn. Default 64, at most 4,096.
+     * Most calls on the handle at once; more wait for their turn, within their deadlines. Each has one
+     * connection to each shard of a server that it needs (a second one to a shard that has forgotten it),
+     * and leaves it open for later ones. Queues have connections of their own, which do not count.
+     * Default 64, at most 4,096.
      */
     uint32_t connections_per_shard;
     /**
-     * Where messages about the work go; NULL: nowhere.
+     * Where messages about the work go; NULL: nowhere. It is called until the handle is closed and its
+     * queues are freed.
      */
     kvc_log_fn log;
     /**
-     * Given to `log` with every message.
+     * Given to `log` with every message; what it points to has to live as long.
      */
     void *log_arg;
 } kvc_options;
@@ -205,7 +215,8 @@ typedef struct {
  */
 typedef struct {
     /**
-     * The first byte; never NULL after a success. A NUL byte that does not count follows the last.
+     * The first byte. Never NULL after a read that gives a kvc_buf has succeeded, also where the value is
+     * empty: a NUL byte that does not count follows the last one.
      */
     void *data;
     /**
@@ -253,15 +264,18 @@ typedef struct {
 } kvc_op_options;
 
 /**
- * What a write that was done says, or a read of kvc_get_into(); NULL where it is not wanted.
+ * What a write that was done says, one that has failed by its condition (KVC_CONFLICT), or a read of
+ * kvc_get_into(); NULL where it is not wanted.
  */
 typedef struct {
     /**
-     * The version of the entry now, for if_version.
+     * The version of the entry now, for if_version: of a delete, the number of the delete itself; after
+     * KVC_CONFLICT zero if there is no entry.
      */
     uint64_t version;
     /**
-     * How many servers hold a write: 2, or 1 while a server is missing. Zero for a read.
+     * How many servers hold a write: 2, or 1 while a server is missing. Zero for what is no write, or was
+     * not done.
      */
     uint32_t copies;
     /**
@@ -326,12 +340,15 @@ typedef struct {
      */
     int status;
     /**
-     * How many servers hold a write: 2, or 1 while a server is missing. Zero for a read.
+     * How many servers hold a write: 2, or 1 while a server is missing. Zero for a read, and after a
+     * failure.
      */
     uint32_t copies;
     /**
-     * Of a get without dst: the value, to be freed with kvc_buf_free(). With dst: data is NULL, and len
-     * the length of the value, also after KVC_TOO_BIG. Of every success: the version of the entry.
+     * Of a get without dst that has succeeded: the value, to be freed with kvc_buf_free(). Of everything
+     * else data is NULL. Of a get with dst, len is the length of the value after a success and after
+     * KVC_TOO_BIG, else zero. The version is that of the entry after every success, KVC_TOO_BIG and
+     * KVC_CONFLICT (zero if there is no entry), else zero; of a delete, the number of the delete itself.
      */
     kvc_buf value;
     /**
@@ -398,7 +415,8 @@ int kvc_open(const char *endpoints, const kvc_options *options, kvc_client **out
 int kvc_close(kvc_client *client);
 
 /**
- * Sets a key (1 to 65,535 bytes) to a value (up to 16 MiB). `options` and `result` may be NULL.
+ * Sets a key (1 to 65,535 bytes) to a value (up to 16 MiB). `options` and `result` may be NULL. *result
+ * is written on success and after KVC_CONFLICT.
  */
 int kvc_put(kvc_client *client,
             kvc_slice key,
@@ -414,7 +432,7 @@ int kvc_get(kvc_client *client, kvc_slice key, const kvc_op_options *options, kv
 /**
  * Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and its length
  * into *len. A longer value is KVC_TOO_BIG: nothing is copied, and *len says how much room it needs.
- * `options` and `result` may be NULL; `result` gets the version.
+ * `options` and `result` may be NULL; on success *result gets the version.
  */
 int kvc_get_into(kvc_client *client,
                  kvc_slice key,
@@ -425,7 +443,8 @@ int kvc_get_into(kvc_client *client,
                  kvc_result *result);
 
 /**
- * Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL.
+ * Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is
+ * written on success and after KVC_CONFLICT.
  */
 int kvc_delete(kvc_client *client,
                kvc_slice key,
@@ -434,10 +453,11 @@ int kvc_delete(kvc_client *client,
 
 /**
  * Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
- * done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns
- * KVC_OK if all were done, else the first status that is not; kvc_last_error() tells how many there
- * are. A condition of `options` holds for every key; a key that is named twice gets either value.
- * After KVC_INVALID and KVC_FORKED nothing was done, and nothing written.
+ * done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended, whatever the
+ * call returns: KVC_OK if all were done, else the status of the lowest i that was not; kvc_last_error()
+ * tells how many there are. A condition of `options` holds for every key; a key that is named twice gets
+ * either value. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), nothing was
+ * done, and no status written.
  */
 int kvc_mput(kvc_client *client,
              const kvc_slice *keys,
@@ -448,10 +468,10 @@ int kvc_mput(kvc_client *client,
 
 /**
  * Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
- * kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed.
- * `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns KVC_OK if all were read, else the
- * first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID and
- * KVC_FORKED nothing was written.
+ * kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed. `statuses[i]`,
+ * unless `statuses` is NULL, says how the i-th ended. Both are written whatever the call returns: KVC_OK
+ * if all were read, else the status of the lowest i that was not; kvc_last_error() tells how many there
+ * are. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), neither is written.
  */
 int kvc_mget(kvc_client *client,
              const kvc_slice *keys,
@@ -489,16 +509,18 @@ int kvc_cq_new(kvc_client *client,
 
 /**
  * The descriptor of a queue: readable when kvc_cq_poll() has something to do, also when that is only to
- * send what was submitted. For poll, epoll and event libraries, level-triggered. It stays the queue's.
- * Returns the descriptor, or a status below zero.
+ * send what was submitted, or a timer of the library's. For poll, epoll and event libraries,
+ * level-triggered. It stays the queue's. Returns the descriptor, or a status below zero.
  */
 int kvc_cq_fd(kvc_cq *cq);
 
 /**
- * Puts an operation into the queue; its completion comes from kvc_cq_poll() under `tag`, whatever its
- * end. `op` is read during the call only. KVC_FULL: depth operations, or 64 MiB of keys and values,
- * are in the queue; poll first. Operations on one key that are in the queue together are done in any
- * order.
+ * Puts an operation into the queue; after KVC_OK one completion comes from kvc_cq_poll() under `tag`,
+ * whatever its end. After every other status nothing was taken, nothing of the program's is touched any
+ * more, and no completion comes. KVC_FULL: depth operations, or 64 MiB of keys and values, are in the
+ * queue; poll first. KVC_INVALID: an argument is wrong, or another thread is in a call on the queue.
+ * KVC_TOO_BIG, KVC_NO_MEMORY: of the key and the value; KVC_FORKED, KVC_PANIC. `op` is read during the
+ * call only. Operations on one key that are in the queue together are done in any order.
  */
 int kvc_cq_submit(kvc_cq *cq,
                   const kvc_op *op,
@@ -506,9 +528,13 @@ int kvc_cq_submit(kvc_cq *cq,
 
 /**
  * Sends what was submitted, waits up to `timeout_ms` milliseconds for a completion (0: not at all;
- * below zero: until there is one), and writes up to `max` of them to `out`. Returns how many: 0 at the
- * timeout, and at once if nothing is in the queue; or a status below zero. Every operation ends within
- * its own deadline.
+ * below zero: until there is one), and writes up to `max` of them to `out`, which needs not be
+ * initialised. Returns how many: 0 at the timeout, and at once if nothing is in the queue; or a status
+ * below zero: then nothing was written, and no completion is lost but by KVC_PANIC.
+ *
+ * Every operation ends within its own deadline, so none of these waits is longer than that of what is in
+ * the queue, at most 60 seconds. Nothing else ends it early: no signal, and no other thread. Who waits for
+ * other things as well waits on kvc_cq_fd().
  */
 int kvc_cq_poll(kvc_cq *cq,
                 kvc_completion *out,
@@ -518,8 +544,8 @@ int kvc_cq_poll(kvc_cq *cq,
 /**
  * Frees a queue, its connections and the values of completions that were not polled; NULL is fine.
  * Operations in flight are given up: whether their writes are done is not known. Memory of the program
- * that operations name is no longer touched. In the child of a fork, an inherited queue stays as it
- * is (KVC_FORKED).
+ * that operations name is no longer touched. KVC_INVALID, and it is not freed, while another thread is
+ * in a call on it. In the child of a fork, an inherited queue stays as it is (KVC_FORKED).
  */
 int kvc_cq_free(kvc_cq *cq);
 

@@ -20,10 +20,11 @@ use crate::options::{kvc_op_options, read_op_options};
 use crate::panic::guard;
 
 /// Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
-/// done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns
-/// KVC_OK if all were done, else the first status that is not; kvc_last_error() tells how many there
-/// are. A condition of `options` holds for every key; a key that is named twice gets either value.
-/// After KVC_INVALID and KVC_FORKED nothing was done, and nothing written.
+/// done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended, whatever the
+/// call returns: KVC_OK if all were done, else the status of the lowest i that was not; kvc_last_error()
+/// tells how many there are. A condition of `options` holds for every key; a key that is named twice gets
+/// either value. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), nothing was
+/// done, and no status written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mput(
     client: *mut kvc_client,
@@ -51,10 +52,10 @@ pub unsafe extern "C" fn kvc_mput(
 }
 
 /// Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
-/// kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed.
-/// `statuses[i]`, unless `statuses` is NULL, says how the i-th ended. Returns KVC_OK if all were read, else the
-/// first status that is not; kvc_last_error() tells how many there are. After KVC_INVALID and
-/// KVC_FORKED nothing was written.
+/// kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed. `statuses[i]`,
+/// unless `statuses` is NULL, says how the i-th ended. Both are written whatever the call returns: KVC_OK
+/// if all were read, else the status of the lowest i that was not; kvc_last_error() tells how many there
+/// are. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), neither is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mget(
     client: *mut kvc_client,

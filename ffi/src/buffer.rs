@@ -19,7 +19,8 @@ pub struct kvc_slice {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_buf {
-    /// The first byte; never NULL after a success. A NUL byte that does not count follows the last.
+    /// The first byte. Never NULL after a read that gives a kvc_buf has succeeded, also where the value is
+    /// empty: a NUL byte that does not count follows the last one.
     pub data: *mut c_void,
     /// How many bytes.
     pub len: usize,

@@ -48,7 +48,8 @@ pub const KVC_KEEP: u32 = 1;
 /// read by then comes on top: at most one value of 16 MiB and a read of 1 MiB.
 const MAX_UNPOLLED_BYTES: usize = 64 << 20;
 
-/// A completion queue, opaque. One thread at a time uses it; another one gets KVC_INVALID.
+/// A completion queue, opaque. One thread at a time uses it; another one gets KVC_INVALID, also while the
+/// first waits in kvc_cq_poll().
 pub struct kvc_cq {
     /// The process that opened it.
     process: Process,
@@ -115,10 +116,13 @@ pub struct kvc_completion {
     pub tag: u64,
     /// KVC_OK or why not.
     pub status: c_int,
-    /// How many servers hold a write: 2, or 1 while a server is missing. Zero for a read.
+    /// How many servers hold a write: 2, or 1 while a server is missing. Zero for a read, and after a
+    /// failure.
     pub copies: u32,
-    /// Of a get without dst: the value, to be freed with kvc_buf_free(). With dst: data is NULL, and len
-    /// the length of the value, also after KVC_TOO_BIG. Of every success: the version of the entry.
+    /// Of a get without dst that has succeeded: the value, to be freed with kvc_buf_free(). Of everything
+    /// else data is NULL. Of a get with dst, len is the length of the value after a success and after
+    /// KVC_TOO_BIG, else zero. The version is that of the entry after every success, KVC_TOO_BIG and
+    /// KVC_CONFLICT (zero if there is no entry), else zero; of a delete, the number of the delete itself.
     pub value: kvc_buf,
     /// NULL after a success; else what went wrong, in words, which belong to the queue and live until
     /// the next kvc_cq_poll() or kvc_cq_free().
@@ -299,7 +303,11 @@ unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Don
     let mut value = kvc_buf::EMPTY;
     let answered = match result {
         Ok(answered) => answered,
-        Err(error) => return Done { tag, copies: 0, value, failure: Some(error.into()) },
+        Err(error) => {
+            let failure = Failure::from(error);
+            value.version = failure.version;
+            return Done { tag, copies: 0, value, failure: Some(failure) };
+        }
     };
     let (bytes, version) = (answered.value, answered.version.0);
     (value.version, value.len) = (version, bytes.len());
@@ -307,7 +315,10 @@ unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Don
     if is_get && dst.is_null() {
         match own(bytes, version) {
             Ok(owned) => value = owned,
-            Err(no_memory) => failure = Some(no_memory),
+            Err(no_memory) => {
+                value = kvc_buf::EMPTY;
+                failure = Some(no_memory);
+            }
         }
     } else if bytes.len() > cap {
         let words = format!("the value has {} bytes, dst has room for {cap}", bytes.len());
@@ -391,8 +402,8 @@ pub unsafe extern "C" fn kvc_cq_new(
 }
 
 /// The descriptor of a queue: readable when kvc_cq_poll() has something to do, also when that is only to
-/// send what was submitted. For poll, epoll and event libraries, level-triggered. It stays the queue's.
-/// Returns the descriptor, or a status below zero.
+/// send what was submitted, or a timer of the library's. For poll, epoll and event libraries,
+/// level-triggered. It stays the queue's. Returns the descriptor, or a status below zero.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
     guard(|| {
@@ -401,10 +412,12 @@ pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
     })
 }
 
-/// Puts an operation into the queue; its completion comes from kvc_cq_poll() under `tag`, whatever its
-/// end. `op` is read during the call only. KVC_FULL: depth operations, or 64 MiB of keys and values,
-/// are in the queue; poll first. Operations on one key that are in the queue together are done in any
-/// order.
+/// Puts an operation into the queue; after KVC_OK one completion comes from kvc_cq_poll() under `tag`,
+/// whatever its end. After every other status nothing was taken, nothing of the program's is touched any
+/// more, and no completion comes. KVC_FULL: depth operations, or 64 MiB of keys and values, are in the
+/// queue; poll first. KVC_INVALID: an argument is wrong, or another thread is in a call on the queue.
+/// KVC_TOO_BIG, KVC_NO_MEMORY: of the key and the value; KVC_FORKED, KVC_PANIC. `op` is read during the
+/// call only. Operations on one key that are in the queue together are done in any order.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: u64) -> c_int {
     guard(|| {
@@ -421,9 +434,13 @@ pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: 
 }
 
 /// Sends what was submitted, waits up to `timeout_ms` milliseconds for a completion (0: not at all;
-/// below zero: until there is one), and writes up to `max` of them to `out`. Returns how many: 0 at the
-/// timeout, and at once if nothing is in the queue; or a status below zero. Every operation ends within
-/// its own deadline.
+/// below zero: until there is one), and writes up to `max` of them to `out`, which needs not be
+/// initialised. Returns how many: 0 at the timeout, and at once if nothing is in the queue; or a status
+/// below zero: then nothing was written, and no completion is lost but by KVC_PANIC.
+///
+/// Every operation ends within its own deadline, so none of these waits is longer than that of what is in
+/// the queue, at most 60 seconds. Nothing else ends it early: no signal, and no other thread. Who waits for
+/// other things as well waits on kvc_cq_fd().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_poll(
     cq: *mut kvc_cq,
@@ -450,8 +467,8 @@ pub unsafe extern "C" fn kvc_cq_poll(
 
 /// Frees a queue, its connections and the values of completions that were not polled; NULL is fine.
 /// Operations in flight are given up: whether their writes are done is not known. Memory of the program
-/// that operations name is no longer touched. In the child of a fork, an inherited queue stays as it
-/// is (KVC_FORKED).
+/// that operations name is no longer touched. KVC_INVALID, and it is not freed, while another thread is
+/// in a call on it. In the child of a fork, an inherited queue stays as it is (KVC_FORKED).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_free(cq: *mut kvc_cq) -> c_int {
     guard(|| {

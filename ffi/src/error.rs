@@ -13,11 +13,13 @@ pub const KVC_NOT_FOUND: c_int = -1;
 pub const KVC_TIMEOUT: c_int = -2;
 /// A write was sent and may have been done or not; read the key to find out.
 pub const KVC_IN_DOUBT: c_int = -3;
-/// Not served before the deadline; a write was not done.
+/// Not served before the deadline; a write was not done. Of kvc_open() and kvc_cq_new(): a name is
+/// unknown, or the system gives no descriptor.
 pub const KVC_UNAVAILABLE: c_int = -4;
 /// No server holds the key any more; an operator has to restore it.
 pub const KVC_LOST: c_int = -5;
-/// The condition of a write does not hold; nothing was changed.
+/// The condition of a write does not hold; nothing was changed. The version that the entry has, zero if
+/// there is none, is in kvc_result.version, and in the version of a completion's value.
 pub const KVC_CONFLICT: c_int = -6;
 /// Key or value is longer than allowed, and nothing was changed; or a value is longer than the room
 /// for it.
@@ -26,7 +28,7 @@ pub const KVC_TOO_BIG: c_int = -7;
 pub const KVC_OUT_OF_SPACE: c_int = -8;
 /// Too much load until the deadline; a write was not done.
 pub const KVC_BUSY: c_int = -9;
-/// The queue is full; poll first.
+/// The queue is full, and did not take the operation; poll first.
 pub const KVC_FULL: c_int = -10;
 /// The handle was opened before a fork(); open another in the child.
 pub const KVC_FORKED: c_int = -11;
@@ -36,7 +38,8 @@ pub const KVC_INVALID: c_int = -12;
 pub const KVC_NO_MEMORY: c_int = -13;
 /// Client and server do not understand each other.
 pub const KVC_PROTOCOL: c_int = -14;
-/// A defect in the library; the handle can only be closed.
+/// A defect in the library; the handle or queue can only be closed. Its words, and where it is, go to
+/// standard error as well.
 pub const KVC_PANIC: c_int = -15;
 
 /// A status, and why in words.
@@ -44,11 +47,13 @@ pub const KVC_PANIC: c_int = -15;
 pub(crate) struct Failure {
     pub(crate) status: c_int,
     pub(crate) words: String,
+    /// Of KVC_CONFLICT: the version that the entry has; zero if there is none.
+    pub(crate) version: u64,
 }
 
 impl Failure {
     pub(crate) fn new(status: c_int, words: impl Into<String>) -> Failure {
-        Failure { status, words: words.into() }
+        Failure { status, words: words.into(), version: 0 }
     }
 
     pub(crate) fn invalid(words: impl Into<String>) -> Failure {
@@ -58,6 +63,10 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
+        let version = match error {
+            Error::Conflict { version, .. } => version.0,
+            _ => 0,
+        };
         let status = match error {
             Error::NotFound { .. } => KVC_NOT_FOUND,
             Error::Conflict { .. } => KVC_CONFLICT,
@@ -72,7 +81,7 @@ impl From<Error> for Failure {
             Error::Invalid { .. } => KVC_INVALID,
             _ => KVC_PROTOCOL,
         };
-        Failure::new(status, error.to_string())
+        Failure { version, ..Failure::new(status, error.to_string()) }
     }
 }
 

@@ -6,7 +6,7 @@ use std::ptr;
 use kv_client::{Client, Endpoints, OpOptions, Written};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
-use crate::error::{Failure, KVC_FORKED, KVC_OK, KVC_TOO_BIG};
+use crate::error::{Failure, KVC_CONFLICT, KVC_FORKED, KVC_OK, KVC_TOO_BIG};
 use crate::fork::Process;
 use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options};
 use crate::panic::guard;
@@ -26,13 +26,16 @@ pub struct kvc_client {
 /// key.
 const KEPT_BYTES: usize = 4 << 10;
 
-/// What a write that was done says, or a read of kvc_get_into(); NULL where it is not wanted.
+/// What a write that was done says, one that has failed by its condition (KVC_CONFLICT), or a read of
+/// kvc_get_into(); NULL where it is not wanted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_result {
-    /// The version of the entry now, for if_version.
+    /// The version of the entry now, for if_version: of a delete, the number of the delete itself; after
+    /// KVC_CONFLICT zero if there is no entry.
     pub version: u64,
-    /// How many servers hold a write: 2, or 1 while a server is missing. Zero for a read.
+    /// How many servers hold a write: 2, or 1 while a server is missing. Zero for what is no write, or was
+    /// not done.
     pub copies: u32,
     /// Zero; room for what a newer library says.
     pub reserved: [u32; 5],
@@ -83,7 +86,8 @@ pub unsafe extern "C" fn kvc_close(client: *mut kvc_client) -> c_int {
     })
 }
 
-/// Sets a key (1 to 65,535 bytes) to a value (up to 16 MiB). `options` and `result` may be NULL.
+/// Sets a key (1 to 65,535 bytes) to a value (up to 16 MiB). `options` and `result` may be NULL. *result
+/// is written on success and after KVC_CONFLICT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_put(
     client: *mut kvc_client,
@@ -104,10 +108,9 @@ pub unsafe extern "C" fn kvc_put(
                     client.put_kept(key, value, options)
                 }
             })
-        }?;
+        };
         // SAFETY: the caller passes NULL or room for a result.
-        unsafe { tell(result, written) };
-        Ok(KVC_OK)
+        unsafe { tell(result, written) }
     })
 }
 
@@ -137,7 +140,7 @@ pub unsafe extern "C" fn kvc_get(
 
 /// Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and its length
 /// into *len. A longer value is KVC_TOO_BIG: nothing is copied, and *len says how much room it needs.
-/// `options` and `result` may be NULL; `result` gets the version.
+/// `options` and `result` may be NULL; on success *result gets the version.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_get_into(
     client: *mut kvc_client,
@@ -174,12 +177,12 @@ pub unsafe extern "C" fn kvc_get_into(
             return Err(Failure::new(KVC_TOO_BIG, words));
         }
         // SAFETY: the caller passes NULL or room for a result.
-        unsafe { tell(result, Written { version, copies: 0 }) };
-        Ok(KVC_OK)
+        unsafe { tell(result, Ok(Written { version, copies: 0 })) }
     })
 }
 
-/// Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL.
+/// Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is
+/// written on success and after KVC_CONFLICT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_delete(
     client: *mut kvc_client,
@@ -189,10 +192,9 @@ pub unsafe extern "C" fn kvc_delete(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promises are those that `call` asks for.
-        let written = unsafe { call(client, key, options, Client::delete) }?;
+        let written = unsafe { call(client, key, options, Client::delete) };
         // SAFETY: the caller passes NULL or room for a result.
-        unsafe { tell(result, written) };
-        Ok(KVC_OK)
+        unsafe { tell(result, written) }
     })
 }
 
@@ -227,12 +229,21 @@ pub(crate) unsafe fn open_here<'a>(client: *const kvc_client) -> Result<&'a kvc_
     Ok(handle)
 }
 
+/// Ends a call that has a result, which also a conflict has.
+///
 /// # Safety
 /// `result` is NULL or may be written to.
-unsafe fn tell(result: *mut kvc_result, written: Written) {
-    if !result.is_null() {
-        let (version, copies) = (written.version.0, written.copies.into());
+unsafe fn tell(
+    result: *mut kvc_result,
+    written: Result<Written, Failure>,
+) -> Result<c_int, Failure> {
+    let told = match &written {
+        Ok(written) => Some((written.version.0, written.copies)),
+        Err(failure) => (failure.status == KVC_CONFLICT).then_some((failure.version, 0)),
+    };
+    if let (false, Some((version, copies))) = (result.is_null(), told) {
         // SAFETY: not NULL, and the caller's promise.
-        unsafe { result.write(kvc_result { version, copies, reserved: [0; 5] }) };
+        unsafe { result.write(kvc_result { version, copies: copies.into(), reserved: [0; 5] }) };
     }
+    written.map(|_| KVC_OK)
 }

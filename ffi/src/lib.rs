@@ -8,8 +8,8 @@
 //! ```
 //!
 //! No thread is started, no signal handler or exit handler set, nothing is logged but to a function of
-//! the program. The header `include/kvclient.h` is generated from the comments here, so they speak to C
-//! programmers.
+//! the program; a defect alone also leaves Rust's words for a panic on standard error. The header
+//! `include/kvclient.h` is generated from the comments here, so they speak to C programmers.
 
 #![allow(non_camel_case_types)] // The names are those of the C header.
 #![allow(clippy::missing_safety_doc)] // The contract of each function is its text in the header.

@@ -21,8 +21,9 @@ pub const KVC_LOG_INFO: c_int = 2;
 pub const KVC_LOG_DEBUG: c_int = 3;
 
 /// Gets what a handle tells about its work (connections lost, maps taken), one line each, without a line
-/// end. Called within calls on the handle and its queues, on their threads, several at once; it must
-/// not call the library, and `words` live until it returns.
+/// end. Called within calls on the handle and its queues, on their threads, several at once. It must
+/// return: not by longjmp or a C++ exception, and not a second time in the child of a fork. It must not
+/// call the library. `words` live until it returns.
 pub type kvc_log_fn =
     Option<unsafe extern "C" fn(log_arg: *mut c_void, level: c_int, words: *const c_char)>;
 
@@ -39,12 +40,15 @@ pub struct kvc_options {
     /// Milliseconds that one connection may take before the next address is tried. Default 1,000, at
     /// most 60,000.
     pub connect_timeout_ms: u32,
-    /// Most connections to one shard of a server, which is how many threads can be inside a call at
-    /// once; more wait for their turn. Default 64, at most 4,096.
+    /// Most calls on the handle at once; more wait for their turn, within their deadlines. Each has one
+    /// connection to each shard of a server that it needs (a second one to a shard that has forgotten it),
+    /// and leaves it open for later ones. Queues have connections of their own, which do not count.
+    /// Default 64, at most 4,096.
     pub connections_per_shard: u32,
-    /// Where messages about the work go; NULL: nowhere.
+    /// Where messages about the work go; NULL: nowhere. It is called until the handle is closed and its
+    /// queues are freed.
     pub log: kvc_log_fn,
-    /// Given to `log` with every message.
+    /// Given to `log` with every message; what it points to has to live as long.
     pub log_arg: *mut c_void,
 }
 

@@ -56,18 +56,26 @@ static void a_value_lives_until_it_is_deleted(void **state)
 static void a_write_can_demand_a_version(void **state)
 {
     kvc_op_options options = within(0);
-    kvc_result first, second;
+    kvc_result first, second, found;
 
     (void)state;
     options.if_version = KVC_ABSENT;
     assert_status(kvc_put(client, text("cas"), text("1"), &options, &first), KVC_OK);
-    assert_status(kvc_put(client, text("cas"), text("2"), &options, &second), KVC_CONFLICT);
+    memset(&found, 0x5a, sizeof found);
+    assert_status(kvc_put(client, text("cas"), text("2"), &options, &found), KVC_CONFLICT);
+    assert_true(found.version == first.version && found.copies == 0 && found.reserved[0] == 0);
     options.if_version = first.version;
     assert_status(kvc_put(client, text("cas"), text("2"), &options, &second), KVC_OK);
     assert_status(kvc_put(client, text("cas"), text("3"), &options, NULL), KVC_CONFLICT);
-    assert_status(kvc_delete(client, text("cas"), &options, NULL), KVC_CONFLICT);
+    assert_status(kvc_delete(client, text("cas"), &options, &found), KVC_CONFLICT);
+    assert_true(found.version == second.version);
     options.if_version = second.version;
     assert_status(kvc_delete(client, text("cas"), &options, NULL), KVC_OK);
+    /* Of what is not there, the version is zero; another failure has none to tell. */
+    assert_status(kvc_put(client, text("cas"), text("4"), &options, &found), KVC_CONFLICT);
+    assert_true(found.version == 0);
+    assert_status(kvc_delete(client, text("cas"), NULL, &first), KVC_NOT_FOUND);
+    assert_true(first.copies == 2); /* as it was */
 }
 
 static void bytes_of_every_kind_come_back(void **state)

@@ -71,6 +71,7 @@ static void each_kind_of_operation_ends_as_its_call_would(void **state)
     done = run_op(queue, op);
     assert_int_equal(done.status, KVC_CONFLICT);
     assert_non_null(done.words);
+    assert_true(done.value.data == NULL && done.value.len == 0 && done.value.version == version);
     op.if_version = version;
     done = run_op(queue, op);
     assert_int_equal(done.status, KVC_OK);
