@@ -7,8 +7,8 @@
 //!                  +-- its frame, in the operation
 //! ```
 //!
-//! Short frames at the front are copied together first: for the kernel, fetching one long piece is cheaper
-//! than fetching many short ones.
+//! Several short frames at the front are copied together first: for the kernel, fetching one long piece is
+//! cheaper than fetching many short ones. One that goes alone is sent from where it lies.
 //!
 //! An operation may leave its connection before its request has left: it has ended, or goes another
 //! way. Its segment then stays behind as one of no bytes. Where a part of it was sent, the connection has
@@ -135,6 +135,11 @@ impl Output {
         });
         let mut rests = rests.filter(|rest| !rest.is_empty());
         copied.clear();
+        let (first, second) = (rests.next().unwrap_or_default(), rests.next());
+        if second.is_none() {
+            return net::send(socket, first, SendFlags::NOSIGNAL);
+        }
+        let mut rests = [first].into_iter().chain(second).chain(rests);
         let mut long = None;
         while copied.len() < MAX_COPIED_BYTES
             && let Some(rest) = rests.next()
@@ -310,6 +315,19 @@ mod tests {
             request(4, b"d", 0),
         ];
         assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn a_request_that_goes_alone_is_not_copied() {
+        let (alone, value) = (Op::Put { key: b"a", value: b"v" }, vec![b'v'; 100]);
+        let mut wire = Wire::new(&[alone]);
+        wire.flush();
+        assert_eq!(wire.output.copied.capacity(), 0);
+        assert_eq!(wire.requests(), [(1, b"a".to_vec(), 1)]);
+        let mut wire = Wire::new(&[alone, Op::Put { key: b"b", value: &value }]);
+        wire.flush();
+        assert!(!wire.output.copied.is_empty());
+        assert_eq!(wire.requests(), [(1, b"a".to_vec(), 1), (2, b"b".to_vec(), 100)]);
     }
 
     #[test]
