@@ -29,9 +29,11 @@ test: lint ## everything that continuous integration runs
 # Two minutes of faults on real processes; the executables beside it must be of this very source.
 	$(CARGO) build --workspace $(LOCKED) --bins
 	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- --slice
-# Once through the benchmarks without measuring, so that none rots; without names cargo would also run
-# every unit test again, in the release profile. That of the C library needs a machine to itself.
-	$(CARGO) bench --workspace $(LOCKED) --bench cluster --bench codec --bench replica --bench table -- --test
+# Once through the benchmarks and the comparison without measuring, so that none rots; without a name cargo
+# would also run every unit test again, in the release profile.
+	$(CARGO) bench --workspace $(LOCKED) --bench '*' -- --test
+	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
+	target/release/kv-compare --quick
 
 lint: setup ## formatting, clippy, documentation, licences, scripts, the C header and ABI
 	$(CARGO) fmt --all --check
@@ -69,7 +71,7 @@ compare: ## this store beside Redis, Valkey, memcached and the bare floors (minu
 	@scripts/setup.sh build
 	@scripts/setup.sh compare
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
-	target/release/kv-compare $(COMPARE)
+	PATH=$$PWD/target/peers:$$PATH target/release/kv-compare $(COMPARE)
 
 sim: ## the simulator: fixed seeds, then fresh ones for ten minutes
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 64 --minutes 10 --enough

