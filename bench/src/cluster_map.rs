@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use kv_protocol::client_message::{Hello, Question, Refusal, opcode, read_map_answer};
@@ -15,14 +15,30 @@ use crate::wire::kv::RULES;
 /// How long a connection, and each answer before the load, may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long after a map without a primary the next one is asked for.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Connects within [`PATIENCE`].
 pub(crate) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     TcpStream::connect_timeout(&address, PATIENCE)
         .with_context(|| format!("connect to {address}; does the server run there?"))
 }
 
-/// Asks a coordinator, or a server, for the map.
+/// Asks a coordinator, or a server, for the map, again while a group has no primary: one that starts or
+/// recovers will have. After [`PATIENCE`] the map is taken as it is.
 pub(crate) fn fetch(address: SocketAddr) -> anyhow::Result<Map> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let map = fetch_once(address)?;
+        let is_complete = map.views.iter().all(|view| view.primary.is_some());
+        if is_complete || Instant::now() > deadline {
+            return Ok(map);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn fetch_once(address: SocketAddr) -> anyhow::Result<Map> {
     let asked = || format!("ask {address} for the cluster's map");
     let stream = connect(address)?;
     let mut bytes = Vec::new();

@@ -99,15 +99,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let machine = Machine::look()?;
     let dir = tempfile::Builder::new().prefix("kv-compare-").tempdir();
     let dir = dir.context("make a directory for the servers")?;
-    let effort = grid::Effort::new(args);
     let mut measured = report::Measured::new(args, &machine);
-    let has_cells = parts.iter().any(|part| grid::CELL_PARTS.contains(part));
-    if has_cells {
-        let sides = sides::Sides::start(args, &programs, &machine, dir.path())?;
-        measured.sides = sides.describe();
-        turns::run(&parts, &effort, &programs, &machine, &sides, &mut measured)?;
+    if let Err(error) = measure(args, &parts, &programs, &machine, dir.path(), &mut measured) {
+        let kept = dir.keep();
+        return Err(error.context(format!("the servers' logs are kept in {}", kept.display())));
     }
-    growth::run(&parts, &effort, args, &programs, &machine, dir.path(), &mut measured)?;
     let text = measured.markdown();
     // Whoever reads may have gone; the files are written all the same.
     let _ = writeln!(std::io::stdout(), "{text}");
@@ -117,6 +113,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         (None, false) => Some(PathBuf::from("benches/results")),
     };
     if let Some(out) = out {
+        std::fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
         let stem = out.join(format!("{}-compare", machine::today()));
         for (extension, text) in [("md", text), ("json", measured.json()?)] {
             let file = stem.with_extension(extension);
@@ -125,6 +122,24 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Measures all parts; the servers run in `dir`.
+fn measure(
+    args: &Args,
+    parts: &[&'static str],
+    programs: &Programs,
+    machine: &Machine,
+    dir: &Path,
+    measured: &mut report::Measured,
+) -> anyhow::Result<()> {
+    let effort = grid::Effort::new(args);
+    if parts.iter().any(|part| grid::CELL_PARTS.contains(part)) {
+        let sides = sides::Sides::start(args, programs, machine, dir)?;
+        measured.sides = sides.describe();
+        turns::run(parts, &effort, programs, machine, &sides, measured)?;
+    }
+    growth::run(parts, &effort, args, programs, machine, dir, measured)
 }
 
 /// The program `kv-compare`.
