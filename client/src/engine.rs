@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use kv_protocol::ids::{ClientId, GroupId, RequestSeq, ServerId, ShardId};
+use kv_protocol::placement::Digest;
 
 use crate::backoff::Random;
 use crate::completion::{Answered, Ends, SubmitError};
@@ -43,6 +44,8 @@ const MAX_BYTES_IN_FLIGHT: usize = 64 << 20;
 const OVERDUE_AFTER: Duration = Duration::from_millis(150);
 /// And again after so long.
 const OVERDUE_AGAIN: Duration = Duration::from_millis(100);
+/// Keys whose digests are computed at once.
+const TOGETHER: usize = 4;
 /// How far ahead the next scan is when nothing waits.
 const IDLE: Duration = Duration::from_secs(3_600);
 
@@ -363,8 +366,36 @@ impl Engine {
     }
 
     fn advance_ready(&mut self, now: Instant, ends: &mut dyn Ends) {
-        while let Some(id) = self.ready.pop_front() {
-            self.advance(id, now, ends);
+        while !self.ready.is_empty() {
+            self.digest_ready();
+            for _ in 0..TOGETHER {
+                let Some(id) = self.ready.pop_front() else { break };
+                self.advance(id, now, ends);
+            }
+        }
+    }
+
+    /// Computes the digests of the next few keys together, as far as they are short and several.
+    fn digest_ready(&mut self) {
+        if self.ready.len() < 2 {
+            return;
+        }
+        let mut ids = [0; TOGETHER];
+        let mut keys: [&[u8]; TOGETHER] = [&[]; TOGETHER];
+        let mut count = 0;
+        for &id in self.ready.iter().take(TOGETHER) {
+            if let Some(key) = self.operations.get(id).and_then(Operation::short_key) {
+                (ids[count], keys[count]) = (id, key);
+                count += 1;
+            }
+        }
+        if count < 2 {
+            return;
+        }
+        for (id, digest) in ids.into_iter().zip(Digest::of_four(keys)).take(count) {
+            if let Some(operation) = self.operations.get_mut(id) {
+                operation.set_digest(digest);
+            }
         }
     }
 
@@ -374,7 +405,8 @@ impl Engine {
         if operation.stage != Stage::Ready {
             return;
         }
-        let Some(place) = operation.place.or_else(|| self.router.locate(operation.digest)) else {
+        let router = &self.router;
+        let Some(place) = operation.place.or_else(|| router.locate(operation.digest())) else {
             operation.stage = Stage::AwaitingMap;
             return self.want_map(None);
         };

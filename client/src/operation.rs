@@ -146,7 +146,8 @@ pub(crate) struct Operation {
     /// The value, if the caller keeps it.
     kept: &'static [u8],
     condition: Condition,
-    pub(crate) digest: Digest,
+    /// Of the key; computed when it is needed, or before, together with those of others.
+    digest: Option<Digest>,
     pub(crate) notify: Notify,
     /// How long it may take.
     allowed: Duration,
@@ -225,7 +226,7 @@ impl Operation {
             key_bytes: key.len(),
             kept,
             condition: options.condition,
-            digest: Digest::of(key),
+            digest: None,
             notify,
             allowed,
             deadline: now + allowed,
@@ -248,6 +249,22 @@ impl Operation {
 
     pub(crate) fn action(&self) -> Action {
         Action::new(self.kind.verb(), self.key())
+    }
+
+    /// The key, if its digest is not known and can be computed together with those of others.
+    pub(crate) fn short_key(&self) -> Option<&[u8]> {
+        let key = self.key();
+        (self.digest.is_none() && key.len() <= Digest::MAX_TOGETHER_BYTES).then_some(key)
+    }
+
+    pub(crate) fn set_digest(&mut self, digest: Digest) {
+        self.digest = Some(digest);
+    }
+
+    pub(crate) fn digest(&mut self) -> Digest {
+        let digest = self.digest.unwrap_or_else(|| Digest::of(self.key()));
+        self.digest = Some(digest);
+        digest
     }
 
     fn key(&self) -> &[u8] {
@@ -273,14 +290,10 @@ impl Operation {
 
     /// Writes the head of its request anew, for one more sending.
     pub(crate) fn address(&mut self, id: RequestId) {
-        let head = Request {
-            id,
-            view: self.view,
-            digest: self.digest,
-            key: self.key(),
-            operation: self.to_wire(),
-        }
-        .head();
+        let digest = self.digest();
+        let head =
+            Request { id, view: self.view, digest, key: self.key(), operation: self.to_wire() }
+                .head();
         self.frame[..REQUEST_HEAD_BYTES].copy_from_slice(&head);
     }
 

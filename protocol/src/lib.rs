@@ -29,6 +29,7 @@ pub mod ids;
 pub mod key;
 pub mod limits;
 pub mod map;
+mod md5_lanes;
 pub mod peer_message;
 pub mod placement;
 pub mod status;

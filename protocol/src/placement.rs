@@ -8,6 +8,7 @@ use std::fmt;
 use md5::{Digest as _, Md5};
 
 use crate::ids::{GroupId, ShardId};
+use crate::md5_lanes;
 
 /// The MD5 of a key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,6 +19,18 @@ impl Digest {
     pub fn of(key: &[u8]) -> Digest {
         Digest(Md5::digest(key).into())
     }
+
+    /// Computes the digests of four keys, which takes little longer than one if all are of
+    /// [`Digest::MAX_TOGETHER_BYTES`] at most.
+    pub fn of_four(keys: [&[u8]; 4]) -> [Digest; 4] {
+        if keys.iter().any(|key| key.len() > Digest::MAX_TOGETHER_BYTES) {
+            return keys.map(Digest::of);
+        }
+        md5_lanes::four(keys).map(Digest)
+    }
+
+    /// The length of a key up to which [`Digest::of_four`] gains anything.
+    pub const MAX_TOGETHER_BYTES: usize = md5_lanes::MAX_BYTES;
 
     /// The digest as the number that placement divides.
     pub fn number(self) -> u128 {
@@ -138,6 +151,26 @@ mod tests {
             ("abcdefghijklmnopqrstuvwxyz", "c3fcd3d76192e4007dfb496cca67e13b"),
         ] {
             assert_eq!(Digest::of(key.as_bytes()).to_string(), hex);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn four_digests_at_once_are_those_of_the_keys(
+            keys in [0usize..70, 0..70, 0..70, 0..70]
+                .prop_flat_map(|lengths| lengths.map(|n| prop::collection::vec(any::<u8>(), n))),
+        ) {
+            let keys = keys.each_ref().map(Vec::as_slice);
+            prop_assert_eq!(Digest::of_four(keys), keys.map(Digest::of));
+        }
+    }
+
+    #[test]
+    fn four_digests_at_once_are_those_of_the_keys_at_every_length() {
+        let bytes: Vec<u8> = (0..80).collect();
+        for length in 0..70 {
+            let keys = [0, 1, 2, 3].map(|from| &bytes[from..from + length]);
+            assert_eq!(Digest::of_four(keys), keys.map(Digest::of), "{length} bytes");
         }
     }
 
