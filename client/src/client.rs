@@ -321,7 +321,7 @@ impl Client {
         options: &OpOptions,
         notify: Notify,
         now: Instant,
-    ) -> Result<Operation, Error> {
+    ) -> Result<Box<Operation>, Error> {
         let deadline = self.engine.options.deadline;
         Operation::new(op, options, deadline, notify, now, &mut self.engine.spares)
     }
@@ -342,7 +342,7 @@ impl Client {
     /// Runs an operation to its end.
     fn run<T>(
         &mut self,
-        operation: Operation,
+        operation: Box<Operation>,
         take: impl FnOnce(Answered<'_>) -> T,
         mut now: Instant,
     ) -> Result<T, Error> {

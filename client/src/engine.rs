@@ -166,7 +166,7 @@ impl Engine {
     }
 
     /// Takes an operation; it goes out with the next turn.
-    pub(crate) fn start(&mut self, operation: Operation) -> OpId {
+    pub(crate) fn start(&mut self, operation: Box<Operation>) -> OpId {
         self.bytes_in_flight += operation.bytes();
         self.wake_by(operation.deadline);
         let id = self.operations.insert(operation);
@@ -301,7 +301,7 @@ impl Engine {
         if self.map_source.ask_at().is_some_and(|at| at <= now) {
             self.ask_for_map(now);
         }
-        let operations = self.operations.values().map(Operation::wake_at);
+        let operations = self.operations.values().map(|operation| operation.wake_at());
         let owing = self.connections.values().filter(|c| c.owes().is_some());
         let next = operations.chain(owing.map(|c| c.opened_at + timeout)).min();
         for at in [next, self.map_source.ask_at()].into_iter().flatten() {
@@ -384,7 +384,7 @@ impl Engine {
         let mut keys: [&[u8]; TOGETHER] = [&[]; TOGETHER];
         let mut count = 0;
         for &id in self.ready.iter().take(TOGETHER) {
-            if let Some(key) = self.operations.get(id).and_then(Operation::short_key) {
+            if let Some(key) = self.operations.get(id).and_then(|operation| operation.short_key()) {
                 (ids[count], keys[count]) = (id, key);
                 count += 1;
             }
@@ -539,7 +539,7 @@ impl Engine {
         }
         self.ended += 1;
         let notify = operation.notify;
-        self.spares.give(operation.into_frame());
+        self.spares.give_operation(operation);
         ends.end(id, notify, result);
     }
 

@@ -133,8 +133,8 @@ pub(crate) enum Stage {
     BackingOff { until: Instant },
 }
 
-/// Operations by their numbers.
-pub(crate) type Operations = Table<Operation>;
+/// Operations by their numbers; each is large, and stays where it was made.
+pub(crate) type Operations = Table<Box<Operation>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -188,7 +188,7 @@ impl Operation {
         notify: Notify,
         now: Instant,
         spares: &mut Spares,
-    ) -> Result<Operation, Error> {
+    ) -> Result<Box<Operation>, Error> {
         let (kind, key, value, kept): (Kind, &[u8], &[u8], &'static [u8]) = match op {
             Op::Get { key } => (Kind::Get, key, &[], &[]),
             Op::Put { key, value } => (Kind::Put, key, value, &[]),
@@ -220,7 +220,7 @@ impl Operation {
         frame.resize(REQUEST_HEAD_BYTES, 0);
         frame.extend_from_slice(key);
         frame.extend_from_slice(value);
-        Ok(Operation {
+        Ok(spares.place(Operation {
             kind,
             frame,
             key_bytes: key.len(),
@@ -244,7 +244,7 @@ impl Operation {
             backoff: Backoff::default(),
             trouble: None,
             was_busy: false,
-        })
+        }))
     }
 
     pub(crate) fn action(&self) -> Action {
@@ -297,9 +297,11 @@ impl Operation {
         self.frame[..REQUEST_HEAD_BYTES].copy_from_slice(&head);
     }
 
-    /// The memory of its request, for another one.
-    pub(crate) fn into_frame(self) -> Vec<u8> {
-        self.frame
+    /// Forgets what it holds, as it has ended; the memory of its request, for another one.
+    pub(crate) fn clear(&mut self) -> Vec<u8> {
+        self.kept = &[];
+        self.trouble = None;
+        std::mem::take(&mut self.frame)
     }
 
     /// Its request waits on a connection no more and was never sent whole, so this sending does nothing:
@@ -406,7 +408,7 @@ mod tests {
         MapSource::new(vec![Endpoint { name: "example:7000".to_owned(), address }], now)
     }
 
-    fn get(deadline: Duration, now: Instant) -> Operation {
+    fn get(deadline: Duration, now: Instant) -> Box<Operation> {
         let options = OpOptions { deadline: Some(deadline), ..OpOptions::default() };
         let (op, mut spares) = (Op::Get { key: b"k" }, Spares::default());
         Operation::new(op, &options, deadline, Notify::Caller, now, &mut spares).unwrap()

@@ -3,10 +3,14 @@
 
 use std::collections::TryReserveError;
 
+use crate::operation::Operation;
+
 /// Most bytes that are kept.
 const MAX_KEPT_BYTES: usize = 8 << 20;
 /// A buffer that is larger goes back to the allocator, which is good at large ones.
 const MAX_BUFFER_BYTES: usize = 64 << 10;
+/// Most operations whose own memory is kept.
+const MAX_KEPT_OPERATIONS: usize = 4_096;
 /// The smallest buffer, so that one serves for most requests.
 const MIN_BUFFER_BYTES: usize = 256;
 
@@ -15,6 +19,8 @@ const MIN_BUFFER_BYTES: usize = 256;
 pub(crate) struct Spares {
     buffers: Vec<Vec<u8>>,
     bytes: usize,
+    #[allow(clippy::vec_box)] // It is the boxes that are kept.
+    operations: Vec<Box<Operation>>,
 }
 
 impl Spares {
@@ -29,8 +35,27 @@ impl Spares {
         Ok(buffer)
     }
 
+    /// Puts an operation where one was that has ended.
+    pub(crate) fn place(&mut self, operation: Operation) -> Box<Operation> {
+        match self.operations.pop() {
+            Some(mut place) => {
+                *place = operation;
+                place
+            }
+            None => Box::new(operation),
+        }
+    }
+
+    /// Keeps the memory of an operation that has ended, unless there is enough.
+    pub(crate) fn give_operation(&mut self, mut operation: Box<Operation>) {
+        self.give(operation.clear());
+        if self.operations.len() < MAX_KEPT_OPERATIONS {
+            self.operations.push(operation);
+        }
+    }
+
     /// Keeps a buffer for later, unless there are enough.
-    pub(crate) fn give(&mut self, mut buffer: Vec<u8>) {
+    fn give(&mut self, mut buffer: Vec<u8>) {
         let bytes = buffer.capacity();
         if bytes <= MAX_BUFFER_BYTES && self.bytes + bytes <= MAX_KEPT_BYTES {
             buffer.clear();
