@@ -2,7 +2,7 @@
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
-.PHONY: all run test lint header abi man install uninstall bench bench-client compare sim sim-holes sim-exhaustive chaos setup clean help
+.PHONY: all run test lint header abi man install uninstall bench bench-client compare profile sim sim-holes sim-exhaustive chaos setup clean help
 
 # Cargo.lock is what was tested: no command here may change it.
 CARGO := cargo
@@ -72,6 +72,11 @@ compare: ## this store beside Redis, Valkey, memcached and the bare floors (minu
 	@scripts/setup.sh compare
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
 	PATH=$$PWD/target/peers:$$PATH target/release/kv-compare $(COMPARE)
+
+profile: ## where a server's time goes for GET and PUT, and its instructions an operation (target/profile/)
+	@scripts/setup.sh build
+	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
+	@scripts/profile.sh
 
 sim: ## the simulator: fixed seeds, then fresh ones for ten minutes
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 64 --minutes 10 --enough

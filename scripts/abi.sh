@@ -14,7 +14,7 @@ trap 'rm -rf "$now"' EXIT
 
 # Each prototype behind `extern "C" {` gets a body.
 sed '/^extern "C"/,$s/);$/) { __builtin_trap(); }/' include/kvclient.h >"$now/kvclient.c"
-gcc -std=c99 -w -g -shared -fPIC -o "$now/libkvclient.so" "$now/kvclient.c"
+gcc -std=c99 -w -g "-ffile-prefix-map=$now=." -shared -fPIC -o "$now/libkvclient.so" "$now/kvclient.c"
 nm -D --defined-only "$now/libkvclient.so" | awk '{print $3}' | LC_ALL=C sort >"$now/exports.txt"
 abidw --no-corpus-path --no-comp-dir-path --no-show-locs --out-file "$now/kvclient.xml" "$now/libkvclient.so"
 

@@ -128,6 +128,7 @@ fn servers(servers: &[ServerStatus]) -> Grid {
         ("pid", 7),
         ("primary", 6),
         ("secondary", 6),
+        ("tables", 4),
         ("memory", 5),
         ("clients", 1),
         ("requests", 2),
@@ -149,6 +150,7 @@ fn servers(servers: &[ServerStatus]) -> Grid {
             server.pid.map_or("-".into(), |pid| pid.to_string()),
             counted(server.primary_entries.to_string()),
             counted(server.secondary_entries.to_string()),
+            counted(format!("{} + {}", bytes(server.primary_bytes), bytes(server.secondary_bytes))),
             counted(bytes(server.resident_bytes)),
             counted(server.client_connections.to_string()),
             counted(server.requests.to_string()),
@@ -277,6 +279,8 @@ mod tests {
             primary_entries: 123_456,
             secondary_entries: 7,
             table_bytes: 3 << 20,
+            primary_bytes: 2 << 20,
+            secondary_bytes: 1 << 20,
             resident_bytes: u64::MAX,
             client_connections: 4,
             requests: 5,
@@ -321,6 +325,7 @@ mod tests {
         assert!(down.contains("never") && down.contains(" - "), "{down}");
         let up = row("4711");
         assert!(up.contains("123456"), "{up}");
+        assert!(up.contains("2.0 MiB + 1.0 MiB"), "{up}");
         assert!(up.contains("127.0.0.1:7000") && up.contains("15.9 EiB") && up.contains("42 ms"));
         let group = row("server 0");
         assert!(group.contains("copying to 1, 25 %") && group.contains("degraded"), "{group}");
@@ -332,8 +337,20 @@ mod tests {
         let text = servers(&status().servers).text(None);
         let down = text.lines().find(|line| line.contains("DOWN")).unwrap();
         let cells: Vec<&str> = down.split_whitespace().collect();
-        let expected =
-            ["1", "localhost", "DOWN", "127.0.0.1:7000", "-", "-", "-", "-", "-", "-", "never"];
+        let expected = [
+            "1",
+            "localhost",
+            "DOWN",
+            "127.0.0.1:7000",
+            "-",
+            "-",
+            "-",
+            "-",
+            "-",
+            "-",
+            "-",
+            "never",
+        ];
         assert_eq!(cells, expected);
     }
 

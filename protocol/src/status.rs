@@ -64,8 +64,14 @@ pub struct ServerStatus {
     pub primary_entries: u64,
     /// Entries in its secondary table.
     pub secondary_entries: u64,
-    /// Bytes that both tables take.
+    /// Bytes that all its tables hold, one that is being filled or given up included.
     pub table_bytes: u64,
+    /// Bytes that its primary table holds of them.
+    #[serde(default)]
+    pub primary_bytes: u64,
+    /// Bytes that its secondary table holds of them.
+    #[serde(default)]
+    pub secondary_bytes: u64,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
     /// Client connections open.

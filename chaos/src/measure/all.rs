@@ -8,7 +8,7 @@ use super::{What, measure};
 use crate::cluster::Programs;
 
 /// As they are typed after `chaos measure`.
-const ALL: [&str; 7] = [
+const ALL: [&str; 8] = [
     "failover --data 64M --kills 20",
     "failover --data 2G --kills 20",
     "failover --hang --data 64M --kills 20",
@@ -16,9 +16,10 @@ const ALL: [&str; 7] = [
     "copy --data 1G",
     "coordinator --seconds 60",
     "many --servers 32 --kills 10",
+    "overload --seconds 60",
 ];
 /// The same so small that they only show whether they work.
-const SMALL: [&str; 7] = [
+const SMALL: [&str; 8] = [
     "failover --data 16M --kills 3",
     "failover --data 300M --kills 1",
     "failover --hang --data 16M --kills 2",
@@ -26,6 +27,7 @@ const SMALL: [&str; 7] = [
     "copy --data 256M --before 3",
     "coordinator --seconds 5",
     "many --servers 8 --kills 2 --idle 5",
+    "overload --seconds 3",
 ];
 
 /// The command line.

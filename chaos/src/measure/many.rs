@@ -92,7 +92,8 @@ fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok((ticks(14) + ticks(15)) / a_second)
 }
 
-fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+/// Resident memory of a process.
+pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("server process {pid} has ended"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");

@@ -5,6 +5,7 @@
 //!   copy          a server is killed: how fast is it filled again, and who notices?    raw
 //!   coordinator   the coordinator is killed: does anybody notice?
 //!   many          a ring of many servers: start, kills, idle cost, stop
+//!   overload      four times as many requests as can be served: who is suspected, who takes memory?
 //!   all           all of them
 //!     figures     what was measured beside its targets: a table, and JSON
 //! ```
@@ -16,6 +17,7 @@ mod copy;
 mod failover;
 mod figures;
 mod many;
+mod overload;
 mod probe;
 mod raw;
 
@@ -58,6 +60,8 @@ enum What {
     Coordinator(coordinator::CoordinatorArgs),
     /// Whether a large ring starts, survives kills and stops, and what it costs when idle.
     Many(many::ManyArgs),
+    /// What four times the load that saturates a cluster does to it.
+    Overload(overload::OverloadArgs),
     /// All of these one after the other, in the sizes that docs/recovery.md tells.
     All(all::AllArgs),
 }
@@ -91,6 +95,7 @@ fn measure(what: &What, programs: &Programs, progress: &ProgressBar) -> anyhow::
         What::Copy(args) => copy::run(args, programs, &dir),
         What::Coordinator(args) => coordinator::run(args, programs, &dir),
         What::Many(args) => many::run(args, programs, &dir),
+        What::Overload(args) => overload::run(args, programs, &dir),
         What::All(_) => unreachable!("all of them are taken apart before"),
     };
     let kept = || format!("the logs are in {}", dir.display());

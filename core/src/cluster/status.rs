@@ -140,6 +140,11 @@ fn entries(server: &Server, role: ReplicaRole) -> u64 {
     sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.entries))
 }
 
+/// Bytes that its tables of one role take.
+fn bytes(server: &Server, role: ReplicaRole) -> u64 {
+    sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.bytes))
+}
+
 /// Bytes that the tables of a server take, as of its last heartbeat.
 pub(super) fn table_bytes(server: &Server) -> u64 {
     sum(reports(server).iter().map(|r| r.bytes))
@@ -163,6 +168,8 @@ fn server_status(now: Time, server: &Server, host: String) -> ServerStatus {
         primary_entries: entries(server, ReplicaRole::Primary),
         secondary_entries: entries(server, ReplicaRole::Secondary),
         table_bytes: table_bytes(server),
+        primary_bytes: bytes(server, ReplicaRole::Primary),
+        secondary_bytes: bytes(server, ReplicaRole::Secondary),
         resident_bytes: heartbeat.map_or(0, |h| h.resident_bytes),
         client_connections: heartbeat.map_or(0, |h| h.clients),
         requests: heartbeat.map_or(0, |h| h.requests),

@@ -1,0 +1,112 @@
+//! Operations a second over the whole field: one server and three, one shard and two, values of 16 B to 64 KiB,
+//! depth 1 to 256, 1 to 256 connections. Each cell is a run of `kv-bench`, which checks every value that it reads.
+//!
+//! ```text
+//!   cargo bench --bench throughput             every cell for half a second (some minutes)
+//!   cargo bench --bench throughput -- --test   the corners once through, to see that it runs
+//! ```
+//!
+//! Generator, servers and coordinator share the machine's cores: these figures say how the parts of the field
+//! compare with each other, not what one server can do.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::process::Command;
+
+use common::Cluster;
+use serde_json::Value;
+
+const SHARDS: [u16; 2] = [1, 2];
+const VALUES: [u64; 4] = [16, 1 << 10, 16 << 10, 64 << 10];
+const DEPTHS: [u64; 3] = [1, 16, 256];
+const CONNECTIONS: [u64; 3] = [1, 16, 256];
+/// Most bytes that may be under way: beyond, a cell measures memory.
+const MOST_UNDER_WAY: u64 = 64 << 20;
+/// Bytes of values that a cell's keys hold, at most.
+const DATA_BYTES: u64 = 64 << 20;
+
+/// One cell.
+struct Cell {
+    /// Only keys of the first server.
+    one_server: bool,
+    value: u64,
+    connections: u64,
+    depth: u64,
+    reads: u8,
+}
+
+impl Cell {
+    /// Its result, from kv-bench's JSON.
+    fn run(&self, cluster: &Cluster, shards: u16, seconds: &str) -> Value {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kv-bench"));
+        command.args(["--target", &format!("kv+wire://127.0.0.1:{}", cluster.ready.clients_port)]);
+        // A connection has one shard of one server.
+        let places = u64::from(shards) * if self.one_server { 1 } else { 3 };
+        for (flag, number) in [
+            ("--value-size", self.value),
+            ("--connections", self.connections.max(places)),
+            ("--depth", self.depth),
+            ("--reads", self.reads.into()),
+            ("--keys", (DATA_BYTES / self.value).min(10_000)),
+        ] {
+            command.args([flag, &number.to_string()]);
+        }
+        command.args(["--load", "--verify", "--json", "--warm-up", "0.1", "--duration", seconds]);
+        if self.one_server {
+            command.args(["--group", "0"]);
+        }
+        let ended = command.output().expect("run kv-bench");
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        serde_json::from_slice(&ended.stdout).expect("a JSON object")
+    }
+}
+
+fn cells(is_trial: bool) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    let corners = |all: &[u64]| match is_trial {
+        true => vec![all[0], all[all.len() - 1]],
+        false => all.to_vec(),
+    };
+    for one_server in [true, false] {
+        for value in corners(&VALUES) {
+            for connections in corners(&CONNECTIONS) {
+                for depth in corners(&DEPTHS) {
+                    for reads in [100, 0] {
+                        if value * connections * depth <= MOST_UNDER_WAY {
+                            cells.push(Cell { one_server, value, connections, depth, reads });
+                        }
+                    }
+                }
+            }
+        }
+    }
+    cells
+}
+
+fn main() {
+    let is_trial = std::env::args().any(|argument| argument == "--test");
+    let seconds = if is_trial { "0.02" } else { "0.5" };
+    println!(
+        "shards  servers  value B  connections  depth  work    operations/s   p50 µs   p99 µs"
+    );
+    for shards in SHARDS {
+        let cluster = Cluster::builder().shards(shards).start();
+        for cell in cells(is_trial) {
+            let result = cell.run(&cluster, shards, seconds);
+            let number = |at: &Value| at.as_f64().expect("a number");
+            println!(
+                "{shards:6}  {:>7}  {:7}  {:11}  {:5}  {:6}  {:12.0}  {:7.0}  {:7.0}",
+                if cell.one_server { "one" } else { "three" },
+                cell.value,
+                number(&result["connections"]),
+                cell.depth,
+                if cell.reads == 0 { "PUT" } else { "GET" },
+                number(&result["per_second"]),
+                number(&result["all"]["p50"]),
+                number(&result["all"]["p99"]),
+            );
+        }
+        cluster.stop();
+    }
+}
