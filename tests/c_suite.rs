@@ -75,7 +75,8 @@ fn queue(manner: &Manner) {
     check("queue.c", manner, &[cluster.endpoint()]);
     let dumps = cluster.stop();
     dumps.assert_copies_agree();
-    assert!(dumps.entries().is_empty());
+    // A put that was given up with its queue when all of it was sent may be done after all else.
+    dumps.entries().keys().for_each(|key| assert_eq!(*key, b"given up"));
 }
 
 /// Only as it is: the tools need memory of their own.
