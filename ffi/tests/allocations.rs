@@ -146,8 +146,11 @@ fn operations_of_a_queue_allocate_nothing() {
         }
         assert!(rooms.iter().all(|room| *room == value));
     };
-    run(50);
-    assert_eq!(allocations(|| run(200)), 0);
+    run(500);
+    // A list that has never held so many answers that came at once grows, and keeps its size: on a busy machine
+    // that may be late. What an operation itself allocated would be there in each of these.
+    let least = (0..5).map(|_| allocations(|| run(200))).min();
+    assert_eq!(least, Some(0));
     // SAFETY: nobody uses them any more.
     unsafe { (kvc_cq_free(cq), kvc_close(client)) };
 }
