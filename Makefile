@@ -29,11 +29,10 @@ test: lint ## everything that continuous integration runs
 # Two minutes of faults on real processes; the executables beside it must be of this very source.
 	$(CARGO) build --workspace $(LOCKED) --bins
 	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- --slice
-# Once through the benchmarks and the comparison without measuring, so that none rots; without a name cargo
-# would also run every unit test again, in the release profile.
-	$(CARGO) bench --workspace $(LOCKED) --bench '*' -- --test
-	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-bench --bins
-	target/release/kv-compare --quick
+# Once through the benchmarks and the comparison without measuring, so that none rots: with what is built
+# already. Without a name cargo would also run every unit test again.
+	$(CARGO) bench --profile dev --workspace $(LOCKED) --bench '*' -- --test
+	target/debug/kv-compare --quick
 
 lint: setup ## formatting, clippy, documentation, licences, scripts, the C header and ABI
 	$(CARGO) fmt --all --check
