@@ -109,7 +109,7 @@ impl Replica {
         if self.config.placement.locate(entry.digest) != place {
             return Err(StreamError::ForeignKey { sn });
         }
-        let hash = self.config.hash_secret.of_key(entry.digest, entry.key);
+        let hash = self.hash_of(entry.digest, entry.key);
         let copy = self.take_copy_message()?;
         copy.tombstones.drop_up_to(entry.committed);
         let is_deleted = copy.tombstones.is_newer(hash, entry.key, sn);

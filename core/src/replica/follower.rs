@@ -140,7 +140,7 @@ impl Replica {
     /// Does what a write does; `false` while the rest of its value is missing.
     fn apply(&mut self, now: Time, prepare: &Prepare<'_>) -> Result<bool, StreamError> {
         let sn = prepare.sn;
-        let hash = self.config.hash_secret.of_key(prepare.digest, prepare.key);
+        let hash = self.hash_of(prepare.digest, prepare.key);
         match prepare.effect {
             Effect::Put => {
                 let missing = prepare.value_length as usize - prepare.value.len();

@@ -47,7 +47,7 @@ impl Replica {
             let _ = self.on_prepare(now, prepare);
             return;
         }
-        let hash = self.config.hash_secret.of_key(prepare.digest, prepare.key);
+        let hash = self.hash_of(prepare.digest, prepare.key);
         if let (Role::Primary(_), Effect::Put) = (&self.role, prepare.effect) {
             let _ = self.table.put(hash, prepare.key, prepare.value, prepare.sn);
         }

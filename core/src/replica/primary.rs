@@ -396,7 +396,7 @@ impl Replica {
         let write = PendingWrite {
             effect: Effect::ForgetSession,
             digest,
-            hash: self.config.hash_secret.of_key(digest, &[]),
+            hash: self.hash_of(digest, &[]),
             record: CompletionRecord {
                 client,
                 seq: RequestSeq(0),

@@ -123,7 +123,7 @@ impl Replica {
             let reason = "the other holder of the group was not heard for too long";
             return self.refuse(asker, Status::Unavailable, reason, answers);
         }
-        let hash = self.config.hash_secret.of_key(request.digest, request.key);
+        let hash = self.hash_of(request.digest, request.key);
         let entry = self.table.get(hash, request.key);
         let (mut status, mut version, mut value) = match &entry {
             Some(entry) => (Status::Ok, entry.version, entry.value),
@@ -165,7 +165,7 @@ impl Replica {
             let reason = "too many writes wait for the other replica";
             return self.refuse(asker, Status::Busy, reason, answers);
         }
-        let hash = self.config.hash_secret.of_key(request.digest, request.key);
+        let hash = self.hash_of(request.digest, request.key);
         let decision = self.decide(hash, request.key, header.condition, value.is_some());
         let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
         if decision.effect == Effect::Put && !self.has_memory(request.key.len(), stored.len()) {

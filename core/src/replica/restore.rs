@@ -59,7 +59,7 @@ impl Replica {
         version: SequenceNumber,
     ) -> Result<(), OutOfMemory> {
         assert!(self.view.is_none(), "a replica that has a view is filled by its stream alone");
-        let hash = self.config.hash_secret.of_key(Digest::of(key), key);
+        let hash = self.hash_of(Digest::of(key), key);
         self.table.put(hash, key, value, version).map(drop)
     }
 
