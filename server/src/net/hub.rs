@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use kv_protocol::client_message::{Refusal, Status};
-use kv_protocol::ids::ShardId;
+use kv_protocol::ids::{ShardId, Time};
 use kv_protocol::peer_message::{PeerRefusal, PeerRefusalReason};
 use rustix::net::{SendFlags, Shutdown};
 use socket2::SockRef;
@@ -131,6 +131,16 @@ impl Hub {
         let condition =
             Condition { is_drained: service.is_drained(), is_sole: service.is_sole_primary() };
         self.board.publish(place, now, service.counters(), condition, reports);
+    }
+
+    /// Has the streams that are to be dialled next dialled as soon as they are due.
+    pub(crate) fn when_dial_is_due(&self, now: Time, dial: impl FnOnce(Time) + 'static) {
+        let Some(due) = self.shard.borrow().service.next_dial() else { return };
+        glommio::spawn_local(async move {
+            glommio::timer::sleep(due.since(now)).await;
+            dial(clock::now());
+        })
+        .detach();
     }
 
     /// Gives a socket to the executor of the shard it asks for, or refuses it in words.

@@ -119,13 +119,8 @@ impl Engine {
 
     /// Dials what is due next, as soon as it is.
     fn dial_when_due(self: &Rc<Engine>, now: Time) {
-        let Some(due) = self.hub.shard.borrow().service.next_dial() else { return };
         let engine = Rc::clone(self);
-        glommio::spawn_local(async move {
-            glommio::timer::sleep(due.since(now)).await;
-            engine.dial_due(clock::now());
-        })
-        .detach();
+        self.hub.when_dial_is_due(now, move |now| engine.dial_due(now));
     }
 
     /// Closes the connections, and gives up the dials, that missed a deadline; accepts again after a
