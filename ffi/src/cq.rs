@@ -186,6 +186,8 @@ impl Queue {
         let slot = Slot { tag, is_get: op.kind == KVC_OP_GET, dst: op.dst, cap: op.cap };
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(slot);
+            // All of them may end at once, and then nothing is to be allocated.
+            self.done.reserve(self.slots.len() - self.done.len());
             self.slots.len() - 1
         });
         self.slots[at] = slot;

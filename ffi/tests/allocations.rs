@@ -147,8 +147,8 @@ fn operations_of_a_queue_allocate_nothing() {
         assert!(rooms.iter().all(|room| *room == value));
     };
     run(500);
-    // A list that has never held so many answers that came at once grows, and keeps its size: on a busy machine
-    // that may be late. What an operation itself allocated would be there in each of these.
+    // A receive buffer grows, and stays so, when a read fills it and ends within a frame: that takes so many answers
+    // at once as a busy machine may bring late. What an operation itself allocated would be there each time.
     let least = (0..5).map(|_| allocations(|| run(200))).min();
     assert_eq!(least, Some(0));
     // SAFETY: nobody uses them any more.
