@@ -1,5 +1,6 @@
 //! Operations a second over the whole field: one server and three, one shard and two, values of 16 B to 64 KiB,
-//! depth 1 to 64, 1 to 256 connections. Each cell is a run of `kv-bench`, which checks every value that it reads.
+//! depth 1 to 256 (writes: 64), 1 to 256 connections. Each cell is a run of `kv-bench`, which checks every value
+//! that it reads.
 //!
 //! ```text
 //!   cargo bench --bench throughput             every cell for half a second (some minutes)
@@ -19,8 +20,9 @@ use serde_json::Value;
 
 const SHARDS: [u16; 2] = [1, 2];
 const VALUES: [u64; 4] = [16, 1 << 10, 16 << 10, 64 << 10];
-/// Up to what one session keeps apart.
-const DEPTHS: [u64; 3] = [1, 16, 64];
+const DEPTHS: [u64; 4] = [1, 16, 64, 256];
+/// Most writes of one connection: a session keeps no more of them apart.
+const MOST_WRITES: u64 = 64;
 const CONNECTIONS: [u64; 3] = [1, 16, 256];
 /// Most bytes that may be under way: beyond, a cell measures memory.
 const MOST_UNDER_WAY: u64 = 64 << 20;
@@ -87,7 +89,10 @@ fn cells(is_trial: bool) -> Vec<Cell> {
                 for depth in corners(&DEPTHS) {
                     for reads in [100, 0] {
                         let at_once = connections * depth;
-                        if at_once <= MOST_AT_ONCE && value * at_once <= MOST_UNDER_WAY {
+                        if (reads == 100 || depth <= MOST_WRITES)
+                            && at_once <= MOST_AT_ONCE
+                            && value * at_once <= MOST_UNDER_WAY
+                        {
                             cells.push(Cell { one_server, value, connections, depth, reads });
                         }
                     }

@@ -178,7 +178,8 @@ impl Args {
         if let Some(rate) = self.rate {
             within("rate", rate, 1..=1_000_000_000)?;
         }
-        if target.scheme == Scheme::KvWire && depth > SESSION_WINDOW {
+        let writes = self.load || self.reads < 100.0;
+        if target.scheme == Scheme::KvWire && writes && depth > SESSION_WINDOW {
             bail!("--depth {depth}: a connection of kv+wire keeps at most {SESSION_WINDOW} writes");
         }
         if target.scheme == Scheme::Kv && threads > 1 {

@@ -50,6 +50,8 @@ pub(super) struct Side {
     pub(super) url: String,
     /// The processes whose time counts: primary first.
     pub(super) pids: Vec<u32>,
+    /// Those that belong to it and take no part in the load.
+    others: Vec<u32>,
     /// A cluster's directory.
     dir: Option<PathBuf>,
     // Dropped before the directory's processes are looked for.
@@ -119,7 +121,7 @@ impl Sides {
     /// Moves all processes to the cores of a placement.
     pub(super) fn place(&self, machine: &Machine, placement: Placement) -> anyhow::Result<()> {
         let cores = machine.servers(placement);
-        for pid in self.running.iter().flat_map(|side| &side.pids) {
+        for pid in self.running.iter().flat_map(|side| side.pids.iter().chain(&side.others)) {
             process::move_to(*pid, &cores)?;
         }
         Ok(())
@@ -205,6 +207,7 @@ impl Ground<'_> {
             version: self.version(Who::Kv)?,
             url: format!("kv+wire://127.0.0.1:{port}"),
             pids: Vec::new(),
+            others: Vec::new(),
             dir: Some(dir),
             processes,
         };
@@ -220,9 +223,10 @@ impl Ground<'_> {
                 status.groups.len() == 3 && status.groups.iter().all(|g| is_whole(g.condition))
             }))
         })?;
-        let pids: Option<Vec<u32>> =
-            status.servers.iter().take(2).map(|server| server.pid).collect();
+        let pids: Option<Vec<u32>> = status.servers.iter().map(|server| server.pid).collect();
         side.pids = pids.context("a server tells no pid")?;
+        side.others = side.pids.split_off(2);
+        side.others.push(side.processes[0].0.id());
         Ok(side)
     }
 
@@ -234,6 +238,7 @@ impl Ground<'_> {
             version: self.version(who)?,
             url: format!("redis://127.0.0.1:{primary}"),
             pids: Vec::new(),
+            others: Vec::new(),
             dir: None,
             processes: Vec::new(),
         };
@@ -285,6 +290,7 @@ impl Ground<'_> {
             version: self.version(Who::Memcached)?,
             url: format!("memcached://127.0.0.1:{port}"),
             pids: vec![kept.0.id()],
+            others: Vec::new(),
             dir: None,
             processes: vec![kept],
         })
@@ -314,6 +320,7 @@ impl Ground<'_> {
             version: self.version(who)?,
             url: format!("echo://{}", address.context("at least one")?),
             pids: processes.iter().map(|kept| kept.0.id()).collect(),
+            others: Vec::new(),
             dir: None,
             processes,
         })
