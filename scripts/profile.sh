@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # What `make profile` does: three servers with one shard each, of which one gets GETs and then PUTs from
-# kv-bench, and its time is sampled (perf). Then the same under callgrind, twice with different numbers of
-# operations: the difference says how many instructions of the server one operation takes, a figure that no
-# other load of the machine changes. Everything is kept in target/profile/.
+# kv-bench, and its time is sampled (perf). Then the pure machine of core/benches/replica.rs does both under
+# callgrind, twice with different numbers of operations: the difference says how many instructions one takes, a
+# figure that no other load of the machine changes. (The whole server does not run there: valgrind ends at its
+# rings.) Everything is kept in target/profile/.
 #
 #   get.perf put.perf       the functions, by their share of the server's time
-#   get.calls put.calls     the same by instructions (callgrind_annotate)
+#   get.calls put.calls     those of the pure machine, by instructions (callgrind_annotate)
 #
 # Without perf or without valgrind that half is left out, and said so.
 set -euo pipefail
@@ -24,14 +25,13 @@ stop() {
 }
 trap stop EXIT
 
-# Starts a cluster whose servers are this program; $port and $server (the pid of the first) say where.
-start() { # <server program> [flag...]
-    local program=$1 ready=$dir/ready.json
-    shift
-    rm -rf "$dir/cluster" && mkdir -p "$dir/cluster"
+# Starts a cluster; $port and $server (the pid of the first) say where.
+start() {
+    local ready=$dir/ready.json
+    rm -rf "$dir/cluster" && mkdir -p "$dir/cluster" && : >"$ready"
     printf '3\n%s' $'localhost 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n' >"$dir/cluster.txt"
-    "$bin/coord" --daemon --shards 1 --server-binary "$program" -C "$dir/cluster.txt" \
-        --dir "$dir/cluster" -l "$dir/coord.log" --ready-fd 3 "$@" 3>"$ready" &
+    "$bin/coord" --daemon --shards 1 -C "$dir/cluster.txt" \
+        --dir "$dir/cluster" -l "$dir/coord.log" --ready-fd 3 3>"$ready" &
     coord_pid=$!
     local patience=600
     until [[ -s $ready ]]; do
@@ -53,7 +53,7 @@ load() { # <percent of reads> [flag...]
 }
 
 sample() {
-    start "$bin/server"
+    start
     load 100 --load --duration 1 >/dev/null
     local work reads
     for work in get put; do
@@ -68,32 +68,25 @@ sample() {
     stop
 }
 
-# Instructions that a server took for so many operations, from start to end.
-counted() { # <work> <percent of reads> <operations>
-    start "$dir/server-in-callgrind" -t 60
-    load "$2" --count "$3" --warm-up 0 >/dev/null
-    stop
-    # Of the three servers, the one that was loaded took most.
-    local file
-    file=$(grep -H '^totals:' "$dir"/cluster/callgrind.* | sort -t: -k3 -n | tail -1 | cut -d: -f1)
-    callgrind_annotate "$file" >"$dir/$1.calls"
+# Instructions of the pure machine for so many operations.
+counted() { # <program> <work> <operations>
+    local file=$dir/$2.callgrind
+    rm -f "$file"
+    valgrind --quiet --tool=callgrind --callgrind-out-file="$file" "$1" --steps "$2" "$3"
+    callgrind_annotate "$file" >"$dir/$2.calls"
     sed -n 's/^totals: //p' "$file"
 }
 
 count() {
-    cat >"$dir/server-in-callgrind" <<EOF
-#!/usr/bin/env bash
-exec valgrind --quiet --tool=callgrind --callgrind-out-file=callgrind.%p "$PWD/$bin/server" "\$@"
-EOF
-    chmod +x "$dir/server-in-callgrind"
-    local work reads few many
+    local program work few many
     readonly n=20000
+    program=$(cargo bench --locked -p kv-core --bench replica --no-run 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$/\1/p')
+    [[ -x $program ]] || { say "cannot build the benchmark of the pure machine (cargo bench -p kv-core)" && exit 1; }
     for work in get put; do
-        [[ $work == get ]] && reads=100 || reads=0
-        few=$(counted "$work" "$reads" "$n")
-        many=$(counted "$work" "$reads" "$((3 * n))")
-        say "$work: $(((many - few) / (2 * n))) instructions an operation of the server that serves it, by" \
-            "callgrind ($((3 * n)) less $n operations; functions: $dir/$work.calls)"
+        few=$(counted "$program" "$work" "$n") || exit 1
+        many=$(counted "$program" "$work" "$((3 * n))") || exit 1
+        say "$work: $(((many - few) / (2 * n))) instructions an operation in the pure machine (of a PUT: at both" \
+            "holders, batches of 16), by callgrind: $((3 * n)) less $n operations; functions: $dir/$work.calls"
     done
 }
 

@@ -1,8 +1,13 @@
 //! What one operation costs in the pure machine, without network and system calls: a GET, and a PUT
 //! from the request to its commit through both ends of the stream.
+//!
+//! ```text
+//!   cargo bench -p kv-core --bench replica
+//!   cargo bench -p kv-core --bench replica -- --steps get 20000   so many and no measurement: for callgrind
+//! ```
 #![allow(missing_docs)] // What `criterion_group!` makes has no place for documentation.
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use kv_core::arena::HeapChunks;
 use kv_core::hash::HashSecret;
 use kv_core::replica::{Answers, ConnectionId, Replica, ReplicaConfig};
@@ -115,13 +120,19 @@ fn keys() -> Vec<(Vec<u8>, Digest)> {
         .collect()
 }
 
-fn operations(c: &mut Criterion) {
-    let keys = keys();
+/// A pair that holds all keys.
+fn filled(keys: &[(Vec<u8>, Digest)]) -> Pair {
     let mut pair = Pair::new();
-    for (key, digest) in &keys {
+    for (key, digest) in keys {
         pair.put(key, *digest, &[7; 64]);
         pair.replicate();
     }
+    pair
+}
+
+fn operations(c: &mut Criterion) {
+    let keys = keys();
+    let mut pair = filled(&keys);
     let mut group = c.benchmark_group("replica");
     let mut next = keys.iter().cycle();
     group.bench_function("GET, 64 B", |b| {
@@ -148,4 +159,30 @@ fn operations(c: &mut Criterion) {
 }
 
 criterion_group!(benches, operations);
-criterion_main!(benches);
+
+/// Does so many operations, in batches of 16 if they are writes.
+fn steps(work: &str, count: usize) {
+    let keys = keys();
+    let mut pair = filled(&keys);
+    for (n, (key, digest)) in keys.iter().cycle().take(count).enumerate() {
+        match work {
+            "get" => pair.ask(key, *digest, Operation::Get),
+            "put" => pair.put(key, *digest, &[7; 64]),
+            other => panic!("--steps {other}: get or put"),
+        }
+        if work == "put" && (n + 1) % 16 == 0 {
+            pair.replicate();
+        }
+    }
+    black_box(pair.answers.0);
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let [_, "--steps", work, count, ..] = words[..] {
+        return steps(work, count.parse().expect("a count"));
+    }
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}
