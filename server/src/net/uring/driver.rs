@@ -1,12 +1,12 @@
 //! When the next turn is: one task of glommio's executor.
 //!
 //! ```text
-//!          +--> turn, then others that are ready run
-//!          |      |
-//!          |      +-- bytes come often ------> submit and sleep in our ring by one call, for at most a
-//!          |      |                            visit interval
-//!          |      +-- else, there was work --> again
-//!          |      +-- else ------------------> sleep in glommio, until the bell rings
+//!          +--> turn
+//!          |      +-- bytes come often --> submit and sleep in our ring by one call, until the next visit
+//!          |      |                        is due
+//!          |      +-- else --------------> others that are ready run
+//!          |                                 +-- there was work --> again
+//!          |                                 +-- else ------------> sleep in glommio, until the bell rings
 //!          +-- at least once a visit interval: through glommio, which looks after its timers and files
 //! ```
 //!
@@ -39,20 +39,20 @@ pub(super) async fn drive(engine: Rc<Engine>, bell: OwnedFd) {
     let mut is_dense = false;
     loop {
         let has_worked = engine.turn();
+        let now = clock::now();
+        if is_dense && now < visit_at && !engine.hub.has_background() {
+            // What was asked of the ring is submitted by the call that sleeps in it.
+            if !engine.hub.has_wish() {
+                engine.sleep_in_ring(visit_at.since(now));
+            }
+            continue;
+        }
         // Whoever became ready by that, or has steps to do, goes first.
         yield_now().await;
-        let has_wish = engine.hub.has_wish();
-        let has_more = has_worked || has_wish;
+        let has_more = has_worked || engine.hub.has_wish();
         let now = clock::now();
-        if now < visit_at {
-            // What was asked of the ring is submitted by the call that sleeps in it.
-            if is_dense && !has_wish && !engine.hub.has_background() {
-                engine.sleep_in_ring(visit_at.since(now));
-                continue;
-            }
-            if has_more {
-                continue;
-            }
+        if has_more && now < visit_at {
+            continue;
         }
         if has_more {
             bell.pass_through_glommio().await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 
-use super::ring::{Event, Request, Ring, Sizes, SlotId};
+use super::ring::{Event, Request, Ring, Sizes, SlotId, WhenFull};
 
 /// Large enough for what is tried.
 const SIZES: Sizes = Sizes { requests: 4, completions: 16, buffers: 2, buffer_bytes: 64 };
@@ -58,7 +58,7 @@ fn receive(ring: &mut Ring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), Stri
 }
 
 fn send(ring: &mut Ring, ours: &OwnedFd) -> Result<(), String> {
-    ring.send(SLOT, ours, b"three".to_vec(), 0, usize::MAX >> 33);
+    ring.send(SLOT, ours, b"three".to_vec(), 0, usize::MAX >> 33, WhenFull::Fail);
     match next(ring)? {
         (false, Event::Sent(Ok(5), ..)) => Ok(()),
         other => Err(format!("send: {other:?}")),

@@ -17,14 +17,14 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 
 use super::buffers::{Buffers, GROUP, Lent};
 
-/// How long sends may take that are taken to complete while they are submitted.
-const PROMPT_PATIENCE: Duration = Duration::from_micros(100);
+/// The slot of what belongs to no socket.
+const NO_SLOT: SlotId = SlotId(u32::MAX);
 
 /// The sizes of a ring.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +59,16 @@ pub(super) enum Request {
     ReceiveInto,
     Send,
     Cancel,
+    /// Ends a sleep.
+    Alarm,
+}
+
+/// What a send does when its socket is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WhenFull {
+    /// It fails. So it completes, in any case, while it is submitted.
+    Fail,
+    Wait,
 }
 
 /// What the kernel answers.
@@ -89,8 +99,18 @@ pub(super) struct Ring {
     ring: IoUring,
     buffers: Buffers,
     lent: Vec<InKernel>,
-    /// Requests in the queue that complete, in all likelihood, while they are submitted.
+    /// Requests in the queue that complete while they are submitted.
     prompt: usize,
+    alarm: Alarm,
+}
+
+/// One timer for many sleeps: on a virtual machine a timer that is the next to end is set, and taken back, by
+/// calls of the hypervisor.
+#[derive(Default)]
+struct Alarm {
+    is_set: bool,
+    /// What the kernel reads when the request is submitted.
+    after: Box<Timespec>,
 }
 
 /// Memory of one slot's requests that the kernel may touch.
@@ -115,7 +135,7 @@ impl Ring {
             .build(sizes.requests)?;
         let buffers = Buffers::register(&ring.submitter(), sizes.buffers, sizes.buffer_bytes)?;
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
-        let mut ring = Ring { ring, buffers, lent: Vec::new(), prompt: 0 };
+        let mut ring = Ring { ring, buffers, lent: Vec::new(), prompt: 0, alarm: Alarm::default() };
         ring.ignore_bell();
         Ok(ring)
     }
@@ -182,17 +202,19 @@ impl Ring {
         buffer: Vec<u8>,
         from: usize,
         most: usize,
+        when_full: WhenFull,
     ) {
         let bytes = &buffer[from..];
         let length = u32::try_from(bytes.len().min(most)).expect("a send is bounded far below");
+        let is_prompt = when_full == WhenFull::Fail;
         let entry = opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), length)
-            .flags(libc::MSG_NOSIGNAL)
+            .flags(libc::MSG_NOSIGNAL | if is_prompt { libc::MSG_DONTWAIT } else { 0 })
             .build();
         debug_assert!(self.in_kernel(slot).sent.is_none(), "two sends on one socket");
         self.in_kernel(slot).sent = Some((buffer, from));
         // SAFETY: as in `receive_into`.
         unsafe { self.push(slot, Request::Send, entry) };
-        self.prompt += 1;
+        self.prompt += usize::from(is_prompt);
     }
 
     /// Has a request end soon; it completes in any case, and so does this.
@@ -220,18 +242,20 @@ impl Ring {
         tolerate(entered)
     }
 
-    /// As [`Ring::enter`], and sleeps until something happens, for at most so long: the sends that are
-    /// submitted by this very call complete at once, and are no reason to wake up.
+    /// As [`Ring::enter`], and sleeps until something happens: what completes by this very call is no reason to
+    /// wake up. It sleeps for at most so long, or until the alarm that an earlier sleep has set.
     pub(super) fn enter_and_sleep(&mut self, longest: Duration) -> io::Result<()> {
         if !self.ring.completion().is_empty() {
             return self.enter();
         }
+        if !std::mem::replace(&mut self.alarm.is_set, true) {
+            *self.alarm.after = Timespec::from(longest);
+            let entry = opcode::Timeout::new(&raw const *self.alarm.after).build();
+            // SAFETY: the time is boxed, and changed only when no request is under way.
+            unsafe { self.push_any(NO_SLOT, Request::Alarm, entry) };
+        }
         let prompt = std::mem::take(&mut self.prompt);
-        // A send that does complete later, for its socket is full, must not hide for long what comes else.
-        let longest = if prompt > 0 { longest.min(PROMPT_PATIENCE) } else { longest };
-        let timeout = Timespec::from(longest);
-        let arguments = SubmitArgs::new().timespec(&timeout);
-        tolerate(self.ring.submitter().submit_with_args(prompt + 1, &arguments))
+        tolerate(self.ring.submit_and_wait(prompt + 1))
     }
 
     /// From now on the bell rings when there is something to do; false if there is already.
@@ -253,9 +277,13 @@ impl Ring {
 
     /// Takes completions, the oldest first.
     pub(super) fn reap(&mut self, into: &mut Vec<Completion>, most: usize) {
-        let Ring { ring, buffers, lent, .. } = self;
+        let Ring { ring, buffers, lent, alarm, .. } = self;
         for entry in ring.completion().take(most) {
             let (slot, request) = owner(entry.user_data());
+            if request == Request::Alarm {
+                alarm.is_set = false;
+                continue;
+            }
             let in_kernel = &mut lent[slot.index()];
             let result = match entry.result() {
                 error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
@@ -305,6 +333,7 @@ impl Ring {
                     Event::Sent(result, buffer, from)
                 }
                 Request::Cancel => Event::Cancelled,
+                Request::Alarm => unreachable!("it has no slot"),
             };
             into.push(Completion { slot, has_more: cqueue::more(entry.flags()), event });
         }
@@ -327,12 +356,21 @@ impl Ring {
         &mut self.lent[slot.index()]
     }
 
+    /// Queues a request of a slot.
+    ///
+    /// # Safety
+    /// As for [`Ring::push_any`].
+    unsafe fn push(&mut self, slot: SlotId, request: Request, entry: squeue::Entry) {
+        self.in_kernel(slot);
+        // SAFETY: by this function's own contract.
+        unsafe { self.push_any(slot, request, entry) };
+    }
+
     /// Queues a request, submitting what is queued when there is no room.
     ///
     /// # Safety
     /// The memory that the request points at must stay as it is until its completion.
-    unsafe fn push(&mut self, slot: SlotId, request: Request, entry: squeue::Entry) {
-        self.in_kernel(slot);
+    unsafe fn push_any(&mut self, slot: SlotId, request: Request, entry: squeue::Entry) {
         let entry = entry.user_data(token(slot, request));
         loop {
             // SAFETY: by this function's own contract.
@@ -366,6 +404,7 @@ fn owner(token: u64) -> (SlotId, Request) {
         4 => Request::ReceiveInto,
         5 => Request::Send,
         6 => Request::Cancel,
+        7 => Request::Alarm,
         _ => unreachable!("a completion of nobody's request"),
     };
     (SlotId(u32::from_be_bytes([a, b, c, d])), request)

@@ -10,6 +10,8 @@ use super::*;
 const SIZES: Sizes = Sizes { requests: 4, completions: 64, buffers: 2, buffer_bytes: 64 };
 const SLOT: SlotId = SlotId(3);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// As much as a send may take.
+const MOST: usize = usize::MAX >> 33;
 
 fn ring() -> Ring {
     let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
@@ -103,13 +105,13 @@ fn the_buffer_of_a_send_comes_back_when_it_is_cancelled_and_when_the_other_side_
     let (ours, theirs) = pair();
     // More than the socket takes: it is sent in part, then not at all until somebody reads.
     let long = vec![7; 8 << 20];
-    ring.send(SLOT, &ours, long.clone(), 0, long.len());
+    ring.send(SLOT, &ours, long.clone(), 0, long.len(), WhenFull::Fail);
     let Some(Completion { event: Event::Sent(Ok(count), long, 0), .. }) = next(&mut ring).pop()
     else {
         panic!("the first part was not sent");
     };
     assert!(count < long.len());
-    ring.send(SLOT, &ours, long, count, usize::MAX >> 33);
+    ring.send(SLOT, &ours, long, count, MOST, WhenFull::Wait);
     ring.enter().unwrap();
     ring.cancel(SLOT, Request::Send);
     let mut back = None;
@@ -128,7 +130,7 @@ fn the_buffer_of_a_send_comes_back_when_it_is_cancelled_and_when_the_other_side_
     }
     drop(theirs);
     let long = back.unwrap();
-    ring.send(SLOT, &ours, long, count, usize::MAX >> 33);
+    ring.send(SLOT, &ours, long, count, MOST, WhenFull::Wait);
     match next(&mut ring).pop().unwrap().event {
         Event::Sent(Err(error), long, _) => {
             assert_eq!((error.raw_os_error(), long.len()), (Some(libc::EPIPE), 8 << 20));
@@ -167,7 +169,7 @@ fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() 
     ring.receive(SLOT, &heard, true);
     ring.enter().unwrap();
     // It completes while it is submitted, and yet the sleep lasts until its limit.
-    ring.send(SLOT, &ours, b"short".to_vec(), 0, usize::MAX >> 33);
+    ring.send(SLOT, &ours, b"short".to_vec(), 0, MOST, WhenFull::Fail);
     let start = std::time::Instant::now();
     ring.enter_and_sleep(Duration::from_micros(50)).unwrap();
     assert!(start.elapsed() >= Duration::from_micros(50));
@@ -176,12 +178,18 @@ fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() 
     assert!(matches!(done[..], [Completion { event: Event::Sent(Ok(5), ..), .. }]), "{done:?}");
     // A socket that takes no more: the send waits, and what comes meanwhile is seen.
     let long = vec![7; 8 << 20];
-    ring.send(SLOT, &ours, long.clone(), 0, long.len());
+    ring.send(SLOT, &ours, long.clone(), 0, long.len(), WhenFull::Fail);
     let Some(Completion { event: Event::Sent(Ok(count), long, 0), .. }) = next(&mut ring).pop()
     else {
         panic!("the first part was not sent");
     };
-    ring.send(SLOT, &ours, long, count, usize::MAX >> 33);
+    ring.send(SLOT, &ours, long, count, MOST, WhenFull::Fail);
+    let Some(Completion { event: Event::Sent(Err(error), long, from), .. }) = next(&mut ring).pop()
+    else {
+        panic!("a send to a full socket that was not to wait");
+    };
+    assert_eq!((error.raw_os_error(), from), (Some(libc::EAGAIN), count));
+    ring.send(SLOT, &ours, long, count, MOST, WhenFull::Wait);
     rustix::net::send(&speaker, b"word", SendFlags::NOSIGNAL).unwrap();
     let start = std::time::Instant::now();
     ring.enter_and_sleep(PATIENCE).unwrap();
@@ -193,4 +201,29 @@ fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() 
         "{done:?}"
     );
     drop(theirs);
+}
+
+#[test]
+fn sleeps_share_one_alarm_and_each_ends_by_it_at_the_latest() {
+    const LONGEST: Duration = Duration::from_millis(20);
+    let mut ring = ring();
+    let (ours, theirs) = pair();
+    ring.receive(SLOT, &ours, true);
+    let start = std::time::Instant::now();
+    rustix::net::send(&theirs, b"word", SendFlags::NOSIGNAL).unwrap();
+    ring.enter_and_sleep(LONGEST).unwrap();
+    assert!(start.elapsed() < LONGEST, "bytes end a sleep");
+    let mut done = Vec::new();
+    ring.reap(&mut done, usize::MAX);
+    assert_eq!(done.len(), 1);
+    // This one has no alarm of its own.
+    ring.enter_and_sleep(PATIENCE).unwrap();
+    assert!((LONGEST..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+    done.clear();
+    ring.reap(&mut done, usize::MAX);
+    assert!(done.is_empty(), "an alarm is nobody's completion: {done:?}");
+    // The next one has.
+    let again = std::time::Instant::now();
+    ring.enter_and_sleep(LONGEST).unwrap();
+    assert!((LONGEST..PATIENCE).contains(&again.elapsed()), "{:?}", again.elapsed());
 }

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::net::Shutdown;
 use rustix::process::{Resource, getrlimit};
 
-use super::ring::{Completion, Event, Request, SlotId};
+use super::ring::{Completion, Event, Request, SlotId, WhenFull};
 use super::sockets::{Connection, Receiving, Socket, Stage};
 use super::{Engine, Net};
 use crate::clock;
@@ -283,7 +283,7 @@ impl Net {
         let is_dead = shard.service.outputs.get(id).is_none_or(|output| output.is_over());
         if next < buffer.len() && !is_dead {
             connection.is_sending = true;
-            self.ring.send(slot, &connection.fd, buffer, next, MOST_SENT);
+            self.ring.send(slot, &connection.fd, buffer, next, MOST_SENT, WhenFull::Wait);
         } else {
             shard.service.outputs.recycle(buffer);
         }
@@ -325,7 +325,7 @@ impl Net {
                 shard.service.outputs.get(id).and_then(|output| output.take())
         {
             connection.is_sending = true;
-            self.ring.send(slot, &connection.fd, buffer, from, MOST_SENT);
+            self.ring.send(slot, &connection.fd, buffer, from, MOST_SENT, WhenFull::Fail);
         }
         let fate = shard.fate(id);
         match fate {
