@@ -143,8 +143,18 @@ pub fn write_frame(
     fill: impl FnOnce(&mut Vec<u8>),
 ) {
     let start = output.len();
-    output.put_bytes(&[0, 0, 0, 0, PROTOCOL_VERSION, opcode, 0, 0]);
+    begin_frame(output, opcode);
     fill(output);
+    end_frame(output, start, checksum);
+}
+
+/// Appends the header of a frame whose message follows.
+pub(crate) fn begin_frame(output: &mut Vec<u8>, opcode: u8) {
+    output.put_bytes(&[0, 0, 0, 0, PROTOCOL_VERSION, opcode, 0, 0]);
+}
+
+/// Ends the frame that begins at `start`: its message is all that stands behind the header.
+pub(crate) fn end_frame(output: &mut Vec<u8>, start: usize, checksum: Checksum) {
     let trailer = match checksum {
         Checksum::Absent => 0,
         Checksum::Crc32c => CHECKSUM_BYTES,

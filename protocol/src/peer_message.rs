@@ -23,7 +23,7 @@ use crate::copy_message::{
     write_place,
 };
 use crate::error::DecodeError;
-use crate::frame::{Checksum, write_frame};
+use crate::frame::{Checksum, HEADER_BYTES, begin_frame, end_frame, write_frame};
 use crate::ids::{
     ClientId, ClusterId, ClusterKey, GroupId, Member, RequestSeq, SequenceNumber, ShardId, Time,
     ViewVersion,
@@ -511,32 +511,39 @@ impl<'a> Prepare<'a> {
     }
 }
 
-/// Builds one BATCH frame in place.
-///
-/// The frame is written behind whatever `output` holds already; [`BatchWriter::finish`] closes it,
-/// or takes it back when nothing was added.
-#[derive(Debug)]
+/// Builds one BATCH frame, in the memory in which it is sent: [`BatchWriter::finish`] exchanges it for the
+/// output's, where that is empty.
+#[derive(Debug, Default)]
 pub struct BatchWriter {
-    messages: Vec<u8>,
+    /// Header, count and messages; empty, or at least [`BATCH_PREFIX_BYTES`] long.
+    frame: Vec<u8>,
     count: usize,
 }
+
+/// What a BATCH frame holds before its first message: the header and the count.
+const BATCH_PREFIX_BYTES: usize = HEADER_BYTES + size_of::<u16>();
 
 impl BatchWriter {
     /// An empty batch; keep the writer and its memory for the next one.
     pub fn new() -> BatchWriter {
-        BatchWriter { messages: Vec::new(), count: 0 }
+        BatchWriter::default()
     }
 
     /// Adds a message.
     pub fn push(&mut self, message: &PeerMessage<'_>) {
         debug_assert!(!self.is_full(), "a batch was filled beyond its limit");
-        message.write(&mut self.messages);
+        if self.count == 0 {
+            self.frame.clear();
+            begin_frame(&mut self.frame, opcode::BATCH);
+            self.frame.put_u16(0);
+        }
+        message.write(&mut self.frame);
         self.count += 1;
     }
 
     /// Whether the batch has reached its target and must be sent before more is added.
     pub fn is_full(&self) -> bool {
-        self.count >= MAX_BATCH_MESSAGES || self.messages.len() >= crate::limits::BATCH_TARGET_BYTES
+        self.count >= MAX_BATCH_MESSAGES || self.len() >= crate::limits::BATCH_TARGET_BYTES
     }
 
     /// How many messages were added.
@@ -546,7 +553,7 @@ impl BatchWriter {
 
     /// How many bytes they take.
     pub fn len(&self) -> usize {
-        self.messages.len()
+        if self.count == 0 { 0 } else { self.frame.len() - BATCH_PREFIX_BYTES }
     }
 
     /// Whether nothing was added.
@@ -556,20 +563,18 @@ impl BatchWriter {
 
     /// Appends the frame to `output`, if there is anything in it, and starts anew.
     pub fn finish(&mut self, output: &mut Vec<u8>) {
-        if self.count > 0 {
-            write_frame(output, Checksum::Crc32c, opcode::BATCH, |body| {
-                body.put_u16(length_u16(self.count, "batch"));
-                body.put_bytes(&self.messages);
-            });
-            self.messages.clear();
-            self.count = 0;
+        if self.count == 0 {
+            return;
         }
-    }
-}
-
-impl Default for BatchWriter {
-    fn default() -> BatchWriter {
-        BatchWriter::new()
+        let count = length_u16(self.count, "batch").to_le_bytes();
+        self.frame[HEADER_BYTES..BATCH_PREFIX_BYTES].copy_from_slice(&count);
+        end_frame(&mut self.frame, 0, Checksum::Crc32c);
+        if output.is_empty() {
+            std::mem::swap(output, &mut self.frame);
+        } else {
+            output.put_bytes(&self.frame);
+        }
+        self.count = 0;
     }
 }
 

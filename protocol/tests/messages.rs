@@ -329,6 +329,31 @@ fn plain(address: SocketAddr) -> SocketAddr {
 }
 
 #[test]
+fn a_batch_is_the_same_in_an_empty_output_and_behind_what_another_holds() {
+    let mut batch = BatchWriter::new();
+    let mut frames = |output: &mut Vec<u8>| {
+        for n in 1..=3 {
+            let (view, sn) = (ViewVersion(1), SequenceNumber(n));
+            batch.push(&PeerMessage::Ack(Ack { view, sn, echo: Time::from_nanos(n), copied: n }));
+            assert!(!batch.is_empty() && batch.count() == 1 && batch.len() > 0);
+            batch.finish(output);
+            assert!(batch.is_empty() && batch.count() == 0 && batch.len() == 0);
+            batch.finish(output);
+        }
+    };
+    let mut alone = Vec::new();
+    frames(&mut alone);
+    let mut behind = b"held".to_vec();
+    frames(&mut behind);
+    assert_eq!(behind[4..], alone);
+    let mut rest = &alone[..];
+    for _ in 0..3 {
+        rest = &rest[split_frame(rest, &PEER).unwrap().unwrap().consumed..];
+    }
+    assert!(rest.is_empty());
+}
+
+#[test]
 fn a_put_has_the_documented_layout() {
     let header = WriteHeader {
         seq: RequestSeq(4),
