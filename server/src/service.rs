@@ -39,6 +39,8 @@ use crate::net::output::Outputs;
 
 mod look_ahead;
 
+pub(crate) use look_ahead::Ahead;
+
 /// A stream to a peer with so many unsent bytes is given no more until the peer takes some.
 const STREAM_OUTPUT_BYTES: usize = 1 << 20;
 /// The first pause before a lost stream is dialled again; it doubles up to the last.

@@ -1,5 +1,5 @@
 //! Looking ahead: the table memory that the next requests of a connection need is asked for before the first
-//! of them is served.
+//! of them is served, and the digests of its writes are checked four at once.
 //!
 //! ```text
 //!   received bytes   [ GET a | GET b | GET c | ... ]
@@ -8,20 +8,76 @@
 //!                        3. a, b, c, ...            served, with their memory at hand
 //! ```
 //!
-//! It is a hint. What is wrong with a request is found when it is served.
+//! It is a hint. What is wrong with a request is found when it is served; only a digest that is found right
+//! here is not computed again there.
 
 use kv_core::table::{LOOK_AHEAD, TableHash};
-use kv_protocol::client_message::Request;
+use kv_protocol::client_message::{Operation, Request};
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::GroupId;
 use kv_protocol::peer_message::{BatchReader, PeerMessage};
+use kv_protocol::placement::Digest;
 
 use super::Service;
 
+/// What was found about the frames that come next.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Ahead {
+    /// How many were looked at and are not served yet.
+    frames: usize,
+    /// In which of them a digest is that of its key; the lowest bit is the next one's.
+    proven: u32,
+}
+
+const _: () = assert!(LOOK_AHEAD <= u32::BITS as usize, "a bit each");
+
+impl Ahead {
+    /// Whether it is time to look ahead again.
+    pub(crate) fn is_over(&self) -> bool {
+        self.frames == 0
+    }
+
+    /// Takes the next frame. Whether its digest is known to be that of its key.
+    pub(crate) fn take(&mut self) -> bool {
+        let is_proven = self.proven & 1 == 1;
+        *self = Ahead { frames: self.frames.saturating_sub(1), proven: self.proven >> 1 };
+        is_proven
+    }
+}
+
+/// Up to four writes whose digests are to be checked.
+#[derive(Default)]
+struct Unproven<'a> {
+    keys: [&'a [u8]; 4],
+    digests: [[u8; 16]; 4],
+    /// The bits of their frames.
+    bits: [u32; 4],
+    count: usize,
+}
+
+impl<'a> Unproven<'a> {
+    /// Adds one; which of the four are right, if there are four now.
+    fn add(&mut self, frame: usize, key: &'a [u8], digest: Digest) -> u32 {
+        (self.keys[self.count], self.digests[self.count]) = (key, digest.0);
+        self.bits[self.count] = 1 << frame;
+        self.count += 1;
+        if self.count == 4 { self.prove() } else { 0 }
+    }
+
+    /// The bits of those that are right.
+    fn prove(&mut self) -> u32 {
+        let computed = Digest::of_four(self.keys);
+        let pairs = computed.iter().zip(&self.digests).zip(&self.bits).take(self.count);
+        let right = pairs.filter(|((computed, given), _)| computed.0 == **given);
+        self.count = 0;
+        right.fold(0, |proven, (_, bit)| proven | bit)
+    }
+}
+
 impl Service {
-    /// Looks at the whole requests at the beginning of these bytes. How many frames that were, at least 1:
-    /// after so many it is time to look ahead again.
-    pub(crate) fn look_ahead(&self, received: &[u8], rules: &FrameRules) -> usize {
+    /// Looks at the whole requests at the beginning of these bytes.
+    pub(crate) fn look_ahead(&self, received: &[u8], rules: &FrameRules) -> Ahead {
+        let (mut unproven, mut proven) = (Unproven::default(), 0);
         let (mut hashes, mut known) = ([TableHash(0); LOOK_AHEAD], 0);
         let (mut replica, mut frames, mut rest) = (None, 0, received);
         while frames < LOOK_AHEAD
@@ -31,7 +87,7 @@ impl Service {
             frames += 1;
             // Alone it would wait for its memory here instead of there.
             if frames == 1 && rest.is_empty() {
-                return 1;
+                return Ahead { frames, proven };
             }
             if let Ok(request) = Request::read(frame.opcode, frame.body) {
                 // A client's requests to one server are nearly always of one group.
@@ -43,12 +99,19 @@ impl Service {
                     hashes[known] = replica.hash_of(request.digest, request.key);
                     known += 1;
                 }
+                if let Operation::Put(..) | Operation::Delete(_) = request.operation {
+                    proven |= unproven.add(frames - 1, request.key, request.digest);
+                }
             }
         }
         if let Some(replica) = replica {
             replica.prefetch(&hashes[..known]);
         }
-        frames.max(1)
+        // One alone is as quick by itself.
+        if unproven.count > 1 {
+            proven |= unproven.prove();
+        }
+        Ahead { frames: frames.max(1), proven }
     }
 
     /// Looks at the next messages of a batch; how many, at least 1.
