@@ -44,8 +44,6 @@ const MAX_BYTES_IN_FLIGHT: usize = 64 << 20;
 const OVERDUE_AFTER: Duration = Duration::from_millis(150);
 /// And again after so long.
 const OVERDUE_AGAIN: Duration = Duration::from_millis(100);
-/// Keys whose digests are computed at once.
-const TOGETHER: usize = 4;
 /// How far ahead the next scan is when nothing waits.
 const IDLE: Duration = Duration::from_secs(3_600);
 
@@ -368,7 +366,7 @@ impl Engine {
     fn advance_ready(&mut self, now: Instant, ends: &mut dyn Ends) {
         while !self.ready.is_empty() {
             self.digest_ready();
-            for _ in 0..TOGETHER {
+            for _ in 0..Digest::TOGETHER {
                 let Some(id) = self.ready.pop_front() else { break };
                 self.advance(id, now, ends);
             }
@@ -377,13 +375,10 @@ impl Engine {
 
     /// Computes the digests of the next few keys together, as far as they are short and several.
     fn digest_ready(&mut self) {
-        if self.ready.len() < 2 {
-            return;
-        }
-        let mut ids = [0; TOGETHER];
-        let mut keys: [&[u8]; TOGETHER] = [&[]; TOGETHER];
+        let mut ids = [0; Digest::TOGETHER];
+        let mut keys: [&[u8]; Digest::TOGETHER] = [&[]; Digest::TOGETHER];
         let mut count = 0;
-        for &id in self.ready.iter().take(TOGETHER) {
+        for &id in self.ready.iter().take(Digest::TOGETHER) {
             if let Some(key) = self.operations.get(id).and_then(|operation| operation.short_key()) {
                 (ids[count], keys[count]) = (id, key);
                 count += 1;
@@ -392,7 +387,7 @@ impl Engine {
         if count < 2 {
             return;
         }
-        for (id, digest) in ids.into_iter().zip(Digest::of_four(keys)).take(count) {
+        for (&id, digest) in ids[..count].iter().zip(Digest::of_several(&keys[..count])) {
             if let Some(operation) = self.operations.get_mut(id) {
                 operation.set_digest(digest);
             }

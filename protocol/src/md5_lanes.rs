@@ -1,33 +1,63 @@
-//! MD5 of four short keys at once, one in each lane of a vector (RFC 1321).
+//! MD5 of several short keys at once, one in each lane of a vector (RFC 1321).
 //!
 //! ```text
-//!              lane 0   lane 1   lane 2   lane 3
-//!   word i  [ key 0's | key 1's | key 2's | key 3's ]     64 steps for all four
+//!              lane 0   lane 1   lane 2   lane 3   ...
+//!   word i  [ key 0's | key 1's | key 2's | key 3's | ... ]     64 steps for all of them
 //! ```
 //!
-//! A step of MD5 waits for the one before, so that a processor has little to do beside it; four keys take
-//! little longer than one. SSE2 is part of every x86-64; elsewhere each key is computed by itself.
+//! A step of MD5 waits for the one before, so that a processor has little to do beside it; several keys take
+//! little longer than one. Four lanes need SSE2, which is part of every x86-64; eight need AVX2, which is
+//! looked for. On other processors each key is computed by itself.
 
 /// A key that is longer takes more than one block.
 pub(crate) const MAX_BYTES: usize = 55;
+/// Most keys at once.
+pub(crate) const LANES: usize = 8;
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use lanes::four;
-
-/// The MD5 of four keys of up to [`MAX_BYTES`] each.
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn four(keys: [&[u8]; 4]) -> [[u8; 16]; 4] {
-    use md5::{Digest as _, Md5};
-    keys.map(|key| Md5::digest(key).into())
+/// The MD5 of up to [`LANES`] keys of up to [`MAX_BYTES`] each.
+pub(crate) fn several(keys: &[&[u8]]) -> [[u8; 16]; LANES] {
+    assert!(keys.len() <= LANES, "{} keys have no lanes", keys.len());
+    #[cfg(target_arch = "x86_64")]
+    if keys.len() > 1 {
+        return x86_64::several(keys);
+    }
+    let mut digests = [[0; 16]; LANES];
+    for (digest, key) in digests.iter_mut().zip(keys) {
+        use md5::{Digest as _, Md5};
+        *digest = Md5::digest(key).into();
+    }
+    digests
 }
 
 #[cfg(target_arch = "x86_64")]
-mod lanes {
-    use std::arch::x86_64::{
-        __m128i, _mm_add_epi32, _mm_and_si128, _mm_cvtsi128_si64, _mm_or_si128, _mm_set_epi64x,
-        _mm_set1_epi32, _mm_slli_epi32, _mm_srli_epi32, _mm_unpackhi_epi32, _mm_unpackhi_epi64,
-        _mm_unpacklo_epi32, _mm_unpacklo_epi64, _mm_xor_si128,
-    };
+mod x86_64 {
+    use super::{LANES, MAX_BYTES};
+
+    pub(super) fn several(keys: &[&[u8]]) -> [[u8; 16]; LANES] {
+        let mut blocks = [[0; 64]; LANES];
+        for (block, key) in blocks.iter_mut().zip(keys) {
+            pad(block, key);
+        }
+        if keys.len() > 4 && is_x86_feature_detected!("avx2") {
+            // SAFETY: this processor has AVX2.
+            return unsafe { avx2::digests(&blocks) };
+        }
+        let mut digests = [[0; 16]; LANES];
+        let (blocks, _) = blocks.as_chunks::<4>();
+        for (four, blocks) in digests.chunks_exact_mut(4).zip(blocks).take(keys.len().div_ceil(4)) {
+            // SAFETY: SSE2, the one feature that it needs, is part of every x86-64.
+            four.copy_from_slice(&unsafe { sse2::digests(blocks) });
+        }
+        digests
+    }
+
+    /// A key and its padding, where zeros are: a one bit, and its length in bits.
+    fn pad(block: &mut [u8; 64], key: &[u8]) {
+        debug_assert!(key.len() <= MAX_BYTES, "the key takes more than one block");
+        block[..key.len()].copy_from_slice(key);
+        block[key.len()] = 0x80;
+        block[56..].copy_from_slice(&(key.len() as u64 * 8).to_le_bytes());
+    }
 
     /// The words that every digest begins with.
     const START: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
@@ -48,174 +78,190 @@ mod lanes {
         0xf753_7e82, 0xbd3a_f235, 0x2ad7_d2bb, 0xeb86_d391,
     ];
 
-    /// The MD5 of four keys of up to [`super::MAX_BYTES`] each.
-    pub(crate) fn four(keys: [&[u8]; 4]) -> [[u8; 16]; 4] {
-        // SAFETY: SSE2, the one feature that it needs, is part of every x86-64.
-        unsafe { digests(&keys.map(block)) }
-    }
+    /// The whole of it for one kind of vector, in terms of what the module that it stands in calls
+    /// `Vector`, `BLOCKS`, `all`, `add`, `and`, `or`, `xor`, `left`, `right`, `low_32` and so on, `row` and
+    /// `rows`.
+    macro_rules! md5_of_lanes {
+        ($feature:literal) => {
+            #[target_feature(enable = $feature)]
+            pub(super) fn digests(blocks: &[[u8; 64]; BLOCKS]) -> [[u8; 16]; BLOCKS] {
+                let words = words(blocks);
+                let start = START.map(|word| all(word.cast_signed()));
+                let mut state = start;
+                for at in 0..4 {
+                    let mix = |[b, c, d]: [Vector; 3]| xor(d, and(b, xor(c, d)));
+                    state = steps::<7, 12, 17, 22>(state, &words, 4 * at, |i| i, mix);
+                }
+                for at in 4..8 {
+                    let mix = |[b, c, d]: [Vector; 3]| xor(c, and(d, xor(b, c)));
+                    state = steps::<5, 9, 14, 20>(state, &words, 4 * at, |i| 5 * i + 1, mix);
+                }
+                for at in 8..12 {
+                    let mix = |[b, c, d]: [Vector; 3]| xor(b, xor(c, d));
+                    state = steps::<4, 11, 16, 23>(state, &words, 4 * at, |i| 3 * i + 5, mix);
+                }
+                for at in 12..16 {
+                    let mix = |[b, c, d]: [Vector; 3]| xor(c, or(b, xor(d, all(-1))));
+                    state = steps::<6, 10, 15, 21>(state, &words, 4 * at, |i| 7 * i, mix);
+                }
+                let [a, b, c, d] = state;
+                let [s, t, u, v] = start;
+                rows(transposed([add(a, s), add(b, t), add(c, u), add(d, v)]))
+            }
 
-    #[target_feature(enable = "sse2")]
-    fn digests(blocks: &[[u8; 64]; 4]) -> [[u8; 16]; 4] {
-        let words = words(blocks);
-        let start = START.map(|word| all(word));
-        let mut state = start;
-        for at in 0..4 {
-            state = steps::<7, 12, 17, 22>(
-                state,
-                &words,
-                4 * at,
-                |i| i,
-                |[b, c, d]| xor(d, and(b, xor(c, d))),
-            );
-        }
-        for at in 4..8 {
-            state = steps::<5, 9, 14, 20>(
-                state,
-                &words,
-                4 * at,
-                |i| 5 * i + 1,
-                |[b, c, d]| xor(c, and(d, xor(b, c))),
-            );
-        }
-        for at in 8..12 {
-            state = steps::<4, 11, 16, 23>(
-                state,
-                &words,
-                4 * at,
-                |i| 3 * i + 5,
-                |[b, c, d]| xor(b, xor(c, d)),
-            );
-        }
-        for at in 12..16 {
-            state = steps::<6, 10, 15, 21>(
-                state,
-                &words,
-                4 * at,
-                |i| 7 * i,
-                |[b, c, d]| xor(c, _mm_or_si128(b, xor(d, all(u32::MAX)))),
-            );
-        }
-        let [a, b, c, d] = state;
-        let [s, t, u, v] = start;
-        transposed([add(a, s), add(b, t), add(c, u), add(d, v)]).map(|lane| bytes(lane))
-    }
-
-    /// Four steps, after which each word of the state is in its place again.
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn steps<const R: i32, const S: i32, const T: i32, const U: i32>(
-        [a, b, c, d]: [__m128i; 4],
-        words: &[__m128i; 16],
-        first: usize,
-        word: impl Fn(usize) -> usize,
-        mix: impl Fn([__m128i; 3]) -> __m128i,
-    ) -> [__m128i; 4] {
-        let sum =
-            |at: usize, to, mixed| add(add(to, mixed), add(words[word(at) % 16], all(SINES[at])));
-        let a = add(b, rotated::<R>(sum(first, a, mix([b, c, d]))));
-        let d = add(a, rotated::<S>(sum(first + 1, d, mix([a, b, c]))));
-        let c = add(d, rotated::<T>(sum(first + 2, c, mix([d, a, b]))));
-        let b = add(c, rotated::<U>(sum(first + 3, b, mix([c, d, a]))));
-        [a, b, c, d]
-    }
-
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn rotated<const BY: i32>(of: __m128i) -> __m128i {
-        // The other shift takes a constant too, which may not be computed from this one.
-        let low = match BY {
-            4 => _mm_srli_epi32::<28>(of),
-            5 => _mm_srli_epi32::<27>(of),
-            6 => _mm_srli_epi32::<26>(of),
-            7 => _mm_srli_epi32::<25>(of),
-            9 => _mm_srli_epi32::<23>(of),
-            10 => _mm_srli_epi32::<22>(of),
-            11 => _mm_srli_epi32::<21>(of),
-            12 => _mm_srli_epi32::<20>(of),
-            14 => _mm_srli_epi32::<18>(of),
-            15 => _mm_srli_epi32::<17>(of),
-            16 => _mm_srli_epi32::<16>(of),
-            17 => _mm_srli_epi32::<15>(of),
-            20 => _mm_srli_epi32::<12>(of),
-            21 => _mm_srli_epi32::<11>(of),
-            22 => _mm_srli_epi32::<10>(of),
-            23 => _mm_srli_epi32::<9>(of),
-            _ => unreachable!("no shift of MD5's"),
-        };
-        _mm_or_si128(_mm_slli_epi32::<BY>(of), low)
-    }
-
-    /// A key and its padding: a one bit, zeros, and its length in bits.
-    fn block(key: &[u8]) -> [u8; 64] {
-        let mut block = [0; 64];
-        block[..key.len()].copy_from_slice(key);
-        block[key.len()] = 0x80;
-        block[56..].copy_from_slice(&(key.len() as u64 * 8).to_le_bytes());
-        block
-    }
-
-    /// The words of the blocks, one block in each lane.
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn words(blocks: &[[u8; 64]; 4]) -> [__m128i; 16] {
-        let mut words = [all(0); 16];
-        for (at, four) in words.chunks_exact_mut(4).enumerate() {
-            let row = |block: &[u8; 64]| {
-                let half = |from: usize| {
-                    let bytes = block[16 * at + from..][..8].try_into().expect("eight bytes");
-                    i64::from_le_bytes(bytes)
+            /// Four steps, after which each word of the state is in its place again.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            fn steps<const R: i32, const S: i32, const T: i32, const U: i32>(
+                [a, b, c, d]: [Vector; 4],
+                words: &[Vector; 16],
+                first: usize,
+                word: impl Fn(usize) -> usize,
+                mix: impl Fn([Vector; 3]) -> Vector,
+            ) -> [Vector; 4] {
+                let sum = |at: usize, to, mixed| {
+                    let sine = all(SINES[at].cast_signed());
+                    add(add(to, mixed), add(words[word(at) % 16], sine))
                 };
-                _mm_set_epi64x(half(8), half(0))
-            };
-            four.copy_from_slice(&transposed(blocks.each_ref().map(row)));
+                let a = add(b, rotated::<R>(sum(first, a, mix([b, c, d]))));
+                let d = add(a, rotated::<S>(sum(first + 1, d, mix([a, b, c]))));
+                let c = add(d, rotated::<T>(sum(first + 2, c, mix([d, a, b]))));
+                let b = add(c, rotated::<U>(sum(first + 3, b, mix([c, d, a]))));
+                [a, b, c, d]
+            }
+
+            #[inline]
+            #[target_feature(enable = $feature)]
+            fn rotated<const BY: i32>(of: Vector) -> Vector {
+                or(left(of, _mm_cvtsi32_si128(BY)), right(of, _mm_cvtsi32_si128(32 - BY)))
+            }
+
+            /// The words of the blocks, one block in each lane.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            fn words(blocks: &[[u8; 64]; BLOCKS]) -> [Vector; 16] {
+                let mut words = [all(0); 16];
+                for (at, four) in words.chunks_exact_mut(4).enumerate() {
+                    let row = |lane| row(blocks, lane, 16 * at);
+                    four.copy_from_slice(&transposed([row(0), row(1), row(2), row(3)]));
+                }
+                words
+            }
+
+            /// Rows become columns, within each 128 bits.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            fn transposed([a, b, c, d]: [Vector; 4]) -> [Vector; 4] {
+                let (ab, cd) = (low_32(a, b), low_32(c, d));
+                let (ef, gh) = (high_32(a, b), high_32(c, d));
+                [low_64(ab, cd), high_64(ab, cd), low_64(ef, gh), high_64(ef, gh)]
+            }
+        };
+    }
+
+    /// Four keys.
+    mod sse2 {
+        use std::arch::x86_64::{
+            __m128i as Vector, _mm_add_epi32 as add, _mm_and_si128 as and, _mm_cvtsi32_si128,
+            _mm_cvtsi128_si64, _mm_or_si128 as or, _mm_set_epi64x, _mm_set1_epi32 as all,
+            _mm_sll_epi32 as left, _mm_srl_epi32 as right, _mm_unpackhi_epi32 as high_32,
+            _mm_unpackhi_epi64 as high_64, _mm_unpacklo_epi32 as low_32,
+            _mm_unpacklo_epi64 as low_64, _mm_xor_si128 as xor,
+        };
+
+        use super::{SINES, START};
+
+        const BLOCKS: usize = 4;
+        md5_of_lanes!("sse2");
+
+        #[inline]
+        #[target_feature(enable = "sse2")]
+        fn row(blocks: &[[u8; 64]; BLOCKS], lane: usize, from: usize) -> Vector {
+            of_bytes(&blocks[lane], from)
         }
-        words
+
+        #[inline]
+        #[target_feature(enable = "sse2")]
+        fn rows(of: [Vector; 4]) -> [[u8; 16]; BLOCKS] {
+            of.map(|row| to_bytes(row))
+        }
+
+        /// The 16 bytes of a block from there.
+        #[inline]
+        #[target_feature(enable = "sse2")]
+        pub(super) fn of_bytes(block: &[u8; 64], from: usize) -> Vector {
+            let half = |from: usize| {
+                i64::from_le_bytes(block[from..][..8].try_into().expect("eight bytes"))
+            };
+            _mm_set_epi64x(half(from + 8), half(from))
+        }
+
+        #[inline]
+        #[target_feature(enable = "sse2")]
+        pub(super) fn to_bytes(of: Vector) -> [u8; 16] {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&_mm_cvtsi128_si64(of).to_le_bytes());
+            bytes[8..].copy_from_slice(&_mm_cvtsi128_si64(high_64(of, of)).to_le_bytes());
+            bytes
+        }
     }
 
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn transposed([a, b, c, d]: [__m128i; 4]) -> [__m128i; 4] {
-        let (ab, cd) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
-        let (ef, gh) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
-        [
-            _mm_unpacklo_epi64(ab, cd),
-            _mm_unpackhi_epi64(ab, cd),
-            _mm_unpacklo_epi64(ef, gh),
-            _mm_unpackhi_epi64(ef, gh),
-        ]
+    /// Eight keys, four in each half.
+    mod avx2 {
+        use std::arch::x86_64::{
+            __m256i as Vector, _mm_cvtsi32_si128, _mm256_add_epi32 as add, _mm256_and_si256 as and,
+            _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_or_si256 as or,
+            _mm256_set_m128i, _mm256_set1_epi32 as all, _mm256_sll_epi32 as left,
+            _mm256_srl_epi32 as right, _mm256_unpackhi_epi32 as high_32,
+            _mm256_unpackhi_epi64 as high_64, _mm256_unpacklo_epi32 as low_32,
+            _mm256_unpacklo_epi64 as low_64, _mm256_xor_si256 as xor,
+        };
+
+        use super::sse2::{of_bytes, to_bytes};
+        use super::{SINES, START};
+
+        const BLOCKS: usize = super::LANES;
+        md5_of_lanes!("avx2");
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn row(blocks: &[[u8; 64]; BLOCKS], lane: usize, from: usize) -> Vector {
+            let half = |lane: usize| of_bytes(&blocks[lane], from);
+            _mm256_set_m128i(half(lane + 4), half(lane))
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        fn rows(of: [Vector; 4]) -> [[u8; 16]; BLOCKS] {
+            let [a, b, c, d] = of.map(|row| to_bytes(_mm256_castsi256_si128(row)));
+            let [e, f, g, h] = of.map(|row| to_bytes(_mm256_extracti128_si256::<1>(row)));
+            [a, b, c, d, e, f, g, h]
+        }
     }
 
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn bytes(of: __m128i) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&_mm_cvtsi128_si64(of).to_le_bytes());
-        let high = _mm_cvtsi128_si64(_mm_unpackhi_epi64(of, of));
-        bytes[8..].copy_from_slice(&high.to_le_bytes());
-        bytes
-    }
+    #[cfg(test)]
+    mod tests {
+        use super::*;
 
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn all(word: u32) -> __m128i {
-        _mm_set1_epi32(word.cast_signed())
-    }
-
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn add(a: __m128i, b: __m128i) -> __m128i {
-        _mm_add_epi32(a, b)
-    }
-
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn xor(a: __m128i, b: __m128i) -> __m128i {
-        _mm_xor_si128(a, b)
-    }
-
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    fn and(a: __m128i, b: __m128i) -> __m128i {
-        _mm_and_si128(a, b)
+        #[test]
+        fn eight_lanes_say_what_four_say() {
+            if !is_x86_feature_detected!("avx2") {
+                return;
+            }
+            let mut key = [0; 64];
+            let mut eight = [[0; 64]; LANES];
+            for (length, block) in (0u8..).zip(&mut eight) {
+                for (byte, to) in (length..).zip(&mut key) {
+                    *to = byte.wrapping_mul(37);
+                }
+                pad(block, &key[..usize::from(7 * length)]);
+            }
+            let (fours, _) = eight.as_chunks::<4>();
+            // SAFETY: SSE2 is part of every x86-64, and this processor has AVX2.
+            let (at_once, four_and_four) = unsafe {
+                (avx2::digests(&eight), [sse2::digests(&fours[0]), sse2::digests(&fours[1])])
+            };
+            assert_eq!(at_once, four_and_four.concat()[..]);
+        }
     }
 }

@@ -20,16 +20,18 @@ impl Digest {
         Digest(Md5::digest(key).into())
     }
 
-    /// Computes the digests of four keys, which takes little longer than one if all are of
-    /// [`Digest::MAX_TOGETHER_BYTES`] at most.
-    pub fn of_four(keys: [&[u8]; 4]) -> [Digest; 4] {
-        if keys.iter().any(|key| key.len() > Digest::MAX_TOGETHER_BYTES) {
-            return keys.map(Digest::of);
-        }
-        md5_lanes::four(keys).map(Digest)
+    /// Computes the digests of up to [`Digest::TOGETHER`] keys of at most [`Digest::MAX_TOGETHER_BYTES`],
+    /// which takes little longer than one; those behind the last key's mean nothing.
+    ///
+    /// # Panics
+    /// If there are more keys, or longer ones.
+    pub fn of_several(keys: &[&[u8]]) -> [Digest; Digest::TOGETHER] {
+        md5_lanes::several(keys).map(Digest)
     }
 
-    /// The length of a key up to which [`Digest::of_four`] gains anything.
+    /// Keys whose digests are computed at once.
+    pub const TOGETHER: usize = md5_lanes::LANES;
+    /// The length of a key up to which that can be done.
     pub const MAX_TOGETHER_BYTES: usize = md5_lanes::MAX_BYTES;
 
     /// The digest as the number that placement divides.
@@ -156,21 +158,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn four_digests_at_once_are_those_of_the_keys(
-            keys in [0usize..70, 0..70, 0..70, 0..70]
-                .prop_flat_map(|lengths| lengths.map(|n| prop::collection::vec(any::<u8>(), n))),
+        fn digests_at_once_are_those_of_the_keys(
+            keys in prop::collection::vec(
+                prop::collection::vec(any::<u8>(), 0..=Digest::MAX_TOGETHER_BYTES),
+                0..=Digest::TOGETHER,
+            ),
         ) {
-            let keys = keys.each_ref().map(Vec::as_slice);
-            prop_assert_eq!(Digest::of_four(keys), keys.map(Digest::of));
+            let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+            let digests: Vec<Digest> = keys.iter().map(|key| Digest::of(key)).collect();
+            prop_assert_eq!(&Digest::of_several(&keys)[..keys.len()], digests);
         }
     }
 
     #[test]
-    fn four_digests_at_once_are_those_of_the_keys_at_every_length() {
+    fn digests_at_once_are_those_of_the_keys_at_every_length_and_number() {
         let bytes: Vec<u8> = (0..80).collect();
-        for length in 0..70 {
-            let keys = [0, 1, 2, 3].map(|from| &bytes[from..from + length]);
-            assert_eq!(Digest::of_four(keys), keys.map(Digest::of), "{length} bytes");
+        for length in 0..=Digest::MAX_TOGETHER_BYTES {
+            for count in 0..=Digest::TOGETHER {
+                let keys: Vec<&[u8]> = (0..count).map(|from| &bytes[from..][..length]).collect();
+                let digests: Vec<Digest> = keys.iter().map(|key| Digest::of(key)).collect();
+                let got = &Digest::of_several(&keys)[..count];
+                assert_eq!(got, digests, "{count} of {length} bytes");
+            }
         }
     }
 
