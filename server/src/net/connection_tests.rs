@@ -229,8 +229,20 @@ fn a_write_with_a_wrong_digest_is_refused_and_a_foreign_key_is_wrong_view() {
 
 #[test]
 fn of_many_writes_that_come_together_those_with_a_wrong_digest_are_refused_wherever_they_stand() {
-    // Digests are checked four at once, of up to 32 requests, with the rest one by one.
-    let places = [(2, 0), (2, 1), (4, 3), (5, 4), (6, 5), (32, 0), (32, 31), (40, 33), (67, 66)];
+    // Digests are checked several at once, of up to 32 requests, with the rest one by one.
+    let places = [
+        (2, 0),
+        (2, 1),
+        (4, 3),
+        (5, 4),
+        (8, 7),
+        (9, 8),
+        (10, 9),
+        (32, 0),
+        (32, 31),
+        (40, 33),
+        (67, 66),
+    ];
     for (count, forged, with_reads) in places
         .into_iter()
         .flat_map(|(count, forged)| [(count, forged, false), (count, forged, true)])

@@ -1,5 +1,5 @@
 //! Looking ahead: the table memory that the next requests of a connection need is asked for before the first
-//! of them is served, and the digests of its writes are checked four at once.
+//! of them is served, and the digests of its writes are checked several at once.
 //!
 //! ```text
 //!   received bytes   [ GET a | GET b | GET c | ... ]
@@ -45,28 +45,31 @@ impl Ahead {
     }
 }
 
-/// Up to four writes whose digests are to be checked.
+/// Writes whose digests are to be checked.
 #[derive(Default)]
 struct Unproven<'a> {
-    keys: [&'a [u8]; 4],
-    digests: [[u8; 16]; 4],
+    keys: [&'a [u8]; Digest::TOGETHER],
+    digests: [[u8; 16]; Digest::TOGETHER],
     /// The bits of their frames.
-    bits: [u32; 4],
+    bits: [u32; Digest::TOGETHER],
     count: usize,
 }
 
 impl<'a> Unproven<'a> {
-    /// Adds one; which of the four are right, if there are four now.
+    /// Adds one; which of them are right, once there are as many as are checked at once.
     fn add(&mut self, frame: usize, key: &'a [u8], digest: Digest) -> u32 {
+        if key.len() > Digest::MAX_TOGETHER_BYTES {
+            return 0;
+        }
         (self.keys[self.count], self.digests[self.count]) = (key, digest.0);
         self.bits[self.count] = 1 << frame;
         self.count += 1;
-        if self.count == 4 { self.prove() } else { 0 }
+        if self.count == Digest::TOGETHER { self.prove() } else { 0 }
     }
 
     /// The bits of those that are right.
     fn prove(&mut self) -> u32 {
-        let computed = Digest::of_four(self.keys);
+        let computed = Digest::of_several(&self.keys[..self.count]);
         let pairs = computed.iter().zip(&self.digests).zip(&self.bits).take(self.count);
         let right = pairs.filter(|((computed, given), _)| computed.0 == **given);
         self.count = 0;
