@@ -63,7 +63,11 @@ sample() {
         wait $! || { say "perf cannot sample here (see above)" && return 1; }
         perf report --input "$dir/$work.data" --stdio --no-children >"$dir/$work.perf" 2>/dev/null
         say "$work, by time (all of it: $dir/$work.perf)"
-        grep -v '^#' "$dir/$work.perf" | grep -v '^$' | head -15
+        # Not by head: it ends whoever writes to it, and so this script.
+        awk '!/^#/ && NF && ++lines <= 15' "$dir/$work.perf"
+        awk -v work="$work" '/^ +[0-9.]+%/ { if (/\[k\]/) kernel += $1; else own += $1 }
+            END { printf "profile: %s: %.0f %% of it in the kernel, %.0f %% its own\n", work, kernel, own }' \
+            "$dir/$work.perf"
     done
     stop
 }
