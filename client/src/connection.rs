@@ -11,10 +11,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use hashbrown::HashMap;
 use kv_protocol::client_message::{Hello, Question};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
-use kv_protocol::ids::{ClientId, ClusterId, Member, RequestId, ShardId};
+use kv_protocol::ids::{ClientId, ClusterId, Member, ShardId};
 use kv_protocol::limits::MAX_ANSWER_BODY;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
@@ -23,6 +22,7 @@ use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, socko
 use crate::operation::{OpId, Operations};
 use crate::output::Output;
 use crate::poller::Poller;
+use crate::table::Table;
 
 /// Bytes that there is room for when a socket is read: at least, and, where a long answer is on its
 /// way, at most.
@@ -107,8 +107,8 @@ pub(crate) struct Connection {
     pub(crate) heard_at: Instant,
     /// Operations that are sent once it is open.
     pub(crate) backlog: VecDeque<OpId>,
-    /// Requests sent and not answered.
-    pub(crate) outstanding: HashMap<RequestId, OpId>,
+    /// Requests sent and not answered, by their ids.
+    pub(crate) outstanding: Table<OpId>,
     /// Whether its client id has no session any more, so that nothing new will be put on it.
     pub(crate) is_retired: bool,
 }
@@ -137,7 +137,7 @@ impl Connection {
         if matches!(target, Target::Map { .. }) {
             Question::Map.write(&mut first);
         }
-        let mut output = Output::default();
+        let mut output = Output::new(token);
         output.push_bytes(first);
         Ok(Connection {
             target,
@@ -150,7 +150,7 @@ impl Connection {
             opened_at: now,
             heard_at: now,
             backlog: VecDeque::new(),
-            outstanding: HashMap::new(),
+            outstanding: Table::default(),
             is_retired: false,
         })
     }
@@ -177,7 +177,7 @@ impl Connection {
 
     /// Whether nobody needs it any more.
     pub(crate) fn is_done(&self) -> bool {
-        self.is_retired && self.backlog.is_empty() && self.outstanding.is_empty()
+        self.is_retired && self.backlog.is_empty() && self.outstanding.len() == 0
     }
 
     /// Gives the kernel as much of the output as it takes.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
+use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::{ClientId, GroupId, RequestSeq, ServerId, ShardId};
 use kv_protocol::placement::Digest;
 
@@ -31,9 +32,9 @@ use crate::log::Level;
 use crate::map_source::MapSource;
 use crate::operation::{OpId, Operation, Operations, Stage};
 use crate::options::{Endpoint, Options};
+use crate::places::{Place, Places, Way};
 use crate::poller::{Poller, Readiness};
 use crate::router::{Route, Router};
-use crate::session::Session;
 use crate::spares::Spares;
 use crate::table::Table;
 
@@ -58,13 +59,6 @@ pub struct Statistics {
     pub maps: u64,
 }
 
-/// A session and the writes that wait for room in its window.
-#[derive(Debug)]
-struct Sessions {
-    session: Session,
-    waiting: VecDeque<OpId>,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -76,7 +70,7 @@ pub(crate) struct Engine {
     poller: Poller,
     router: Router,
     map_source: MapSource,
-    sessions: HashMap<(GroupId, ShardId), Sessions>,
+    places: Places,
     operations: Operations,
     pub(crate) spares: Spares,
     bytes_in_flight: usize,
@@ -85,7 +79,6 @@ pub(crate) struct Engine {
     by_target: HashMap<Target, u64>,
     /// Connections that may have output to send.
     dirty: Vec<u64>,
-    next_request: u64,
     /// When the timers have to be looked at.
     next_scan: Instant,
     /// How many operations have ended.
@@ -117,7 +110,7 @@ impl Engine {
             poller,
             router: Router::default(),
             map_source: MapSource::new(endpoints, now),
-            sessions: HashMap::new(),
+            places: Places::default(),
             operations: Operations::default(),
             spares: Spares::default(),
             bytes_in_flight: 0,
@@ -125,7 +118,6 @@ impl Engine {
             connections: Table::default(),
             by_target: HashMap::new(),
             dirty: Vec::new(),
-            next_request: 1,
             next_scan: now + IDLE,
             ended: 0,
             readiness: Vec::new(),
@@ -407,7 +399,22 @@ impl Engine {
         };
         let (group, shard) = place;
         operation.place = Some(place);
-        operation.view = self.router.version(group);
+        let is_write = operation.kind.is_write();
+        let client = match operation.session {
+            Some((client, _)) => client,
+            None if is_write => self.places.get_or_make(place, self.client).session.client(),
+            None => self.client,
+        };
+        let is_usual = client == self.client && operation.kind.role() == ReplicaRole::Primary;
+        if is_usual
+            && let Some(way) = self.places.get_mut(place).and_then(|place| place.way)
+            && way.maps == self.statistics.maps
+            && self.connections.get(way.connection).is_some()
+        {
+            return self.assign(id, way, now);
+        }
+        let view = self.router.version(group);
+        operation.view = view;
         let (member, address) = match self.router.route(group, operation.kind.role()) {
             Route::To { member, address } => (member, address),
             Route::Lost => return self.finish_lost(id, group, ends),
@@ -421,34 +428,30 @@ impl Engine {
                 return self.want_map(None);
             }
         };
-        operation.server = Some(member.server);
-        let client = match operation.session {
-            Some((client, _)) => client,
-            None if operation.kind.is_write() => self.session_client(place),
-            None => self.client,
-        };
+        let server = member.server;
+        operation.server = Some(server);
         match self.connect(Target::Shard { member, address, shard, client }, now) {
-            Ok(token) => self.assign(id, token, now),
+            Ok(connection) => {
+                let way = Way { maps: self.statistics.maps, view, server, connection };
+                if is_usual {
+                    self.places.get_or_make(place, self.client).way = Some(way);
+                }
+                self.assign(id, way, now);
+            }
             Err(error) => {
                 let trouble = format!("connecting to server {member} at {address}: {error}");
                 self.options.log.write(Level::Warning, || trouble.clone());
                 self.back_off(id, &trouble.into(), now);
-                self.want_map(Some(member.server));
+                self.want_map(Some(server));
             }
         }
     }
 
-    fn session_client(&mut self, place: (GroupId, ShardId)) -> ClientId {
-        let client = self.client;
-        self.sessions
-            .entry(place)
-            .or_insert_with(|| Sessions { session: Session::new(client), waiting: VecDeque::new() })
-            .session
-            .client()
-    }
-
-    fn assign(&mut self, id: OpId, token: u64, now: Instant) {
+    fn assign(&mut self, id: OpId, way: Way, now: Instant) {
         let Some(operation) = self.operations.get_mut(id) else { return };
+        let token = way.connection;
+        operation.view = way.view;
+        operation.server = Some(way.server);
         operation.stage = Stage::Assigned { connection: token, request: None };
         operation.assigned_at = now;
         operation.attention_at = now + OVERDUE_AFTER;
@@ -540,7 +543,7 @@ impl Engine {
 
     /// A write has ended for the caller; those that waited for its place in the window go on.
     fn leave_session(&mut self, place: (GroupId, ShardId), number: Option<(ClientId, RequestSeq)>) {
-        let Some(Sessions { session, waiting }) = self.sessions.get_mut(&place) else { return };
+        let Some(Place { session, waiting, .. }) = self.places.get_mut(place) else { return };
         if let Some((client, seq)) = number
             && client == session.client()
         {

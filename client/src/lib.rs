@@ -43,6 +43,7 @@ mod map_source;
 mod operation;
 mod options;
 mod output;
+mod places;
 mod poller;
 mod router;
 mod session;

@@ -35,8 +35,10 @@ const FEW_RELEASED: usize = 64;
 const MAX_COPIED_BYTES: usize = 32 << 10;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Output {
+    /// The connection's number.
+    connection: u64,
     segments: VecDeque<Segment>,
     /// Bytes of the first segment that the kernel has taken.
     sent: usize,
@@ -51,24 +53,25 @@ pub(crate) struct Output {
 #[derive(Debug)]
 enum Segment {
     Bytes(Vec<u8>),
-    /// A request of an operation, by its number: that of another sending is another request.
+    /// A request of an operation, by its number on this connection: that of another sending is another
+    /// request.
     Request(OpId, RequestId),
 }
 
 impl Segment {
-    fn pieces<'a>(&'a self, operations: &'a Operations) -> [&'a [u8]; 2] {
+    fn pieces<'a>(&'a self, connection: u64, operations: &'a Operations) -> [&'a [u8]; 2] {
         match *self {
             Segment::Bytes(ref bytes) => [bytes, &[]],
             Segment::Request(id, request) => match operations.get(id) {
-                Some(operation) if is_queued(operation, request) => operation.wire(),
+                Some(operation) if is_queued(operation, connection, request) => operation.wire(),
                 _ => [&[], &[]],
             },
         }
     }
 }
 
-fn is_queued(operation: &Operation, request: RequestId) -> bool {
-    operation.queued.is_some_and(|(_, queued)| queued == request)
+fn is_queued(operation: &Operation, connection: u64, request: RequestId) -> bool {
+    operation.queued == Some((connection, request))
 }
 
 /// What became of a request that was released.
@@ -81,6 +84,12 @@ pub(crate) enum Released {
 }
 
 impl Output {
+    /// Of the connection of this number, nothing yet.
+    pub(crate) fn new(connection: u64) -> Output {
+        let (segments, copied) = (VecDeque::new(), Vec::new());
+        Output { connection, segments, sent: 0, added: 0, released: 0, copied }
+    }
+
     pub(crate) fn push_bytes(&mut self, bytes: Vec<u8>) {
         self.segments.push_back(Segment::Bytes(bytes));
     }
@@ -126,9 +135,10 @@ impl Output {
     }
 
     fn send(&mut self, socket: &OwnedFd, operations: &Operations) -> Result<usize, Errno> {
-        let Output { segments, sent, copied, .. } = self;
+        let Output { connection, segments, sent, copied, .. } = self;
         let mut skip = *sent;
-        let rests = segments.iter().flat_map(|segment| segment.pieces(operations)).map(|piece| {
+        let pieces = segments.iter().flat_map(|segment| segment.pieces(*connection, operations));
+        let rests = pieces.map(|piece| {
             let rest = &piece[skip.min(piece.len())..];
             skip -= piece.len() - rest.len();
             rest
@@ -166,7 +176,7 @@ impl Output {
     fn advance(&mut self, count: usize, operations: &mut Operations) {
         self.sent += count;
         while let Some(segment) = self.segments.front() {
-            let [a, b] = segment.pieces(operations);
+            let [a, b] = segment.pieces(self.connection, operations);
             let length = a.len() + b.len();
             if self.sent < length {
                 return;
@@ -174,7 +184,9 @@ impl Output {
             self.sent -= length;
             let Some(Segment::Request(id, request)) = self.segments.pop_front() else { continue };
             match operations.get_mut(id) {
-                Some(operation) if is_queued(operation, request) => operation.queued = None,
+                Some(operation) if is_queued(operation, self.connection, request) => {
+                    operation.queued = None;
+                }
                 _ => self.released -= 1,
             }
         }
@@ -192,11 +204,12 @@ impl Output {
         // Each of them is looked at once, and each time half of them go.
         if self.released > FEW_RELEASED + self.segments.len() / 2 {
             self.released = 0;
+            let connection = self.connection;
             self.segments.retain(|segment| match *segment {
                 Segment::Bytes(_) => true,
-                Segment::Request(id, request) => {
-                    operations.get(id).is_some_and(|operation| is_queued(operation, request))
-                }
+                Segment::Request(id, request) => operations
+                    .get(id)
+                    .is_some_and(|operation| is_queued(operation, connection, request)),
             });
         }
         Released::Unsent
@@ -232,7 +245,7 @@ mod tests {
         fn new(ops: &[Op<'_>]) -> Wire {
             let (family, flags) = (AddressFamily::UNIX, SocketFlags::NONBLOCK);
             let (here, there) = net::socketpair(family, SocketType::STREAM, flags, None).unwrap();
-            let (mut output, mut operations) = (Output::default(), Operations::default());
+            let (mut output, mut operations) = (Output::new(7), Operations::default());
             let mut ids = Vec::new();
             for (number, op) in (1..).zip(ops) {
                 let (now, deadline) = (Instant::now(), Duration::from_secs(1));

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::log::Level;
 use crate::operation::{Kind, OpId, Operation, Stage};
 use crate::output::Released;
+use crate::places::Place;
 use crate::poller::Readiness;
 use crate::session::Session;
 
@@ -140,9 +141,9 @@ impl Engine {
             return self.make_ready(id);
         };
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
-            && let Some(sessions) = self.sessions.get_mut(&place)
+            && let Some(Place { session, waiting, .. }) = self.places.get_mut(place)
         {
-            let current = sessions.session.client();
+            let current = session.client();
             if operation.session.is_none() {
                 let fits = matches!(connection.target,
                     Target::Shard { client, .. } if client == current);
@@ -150,25 +151,23 @@ impl Engine {
                     // The session was begun anew meanwhile; it has a connection of its own.
                     return self.make_ready(id);
                 }
-                let Some(seq) = sessions.session.begin() else {
+                let Some(seq) = session.begin() else {
                     operation.stage = Stage::AwaitingWindow;
-                    return sessions.waiting.push_back(id);
+                    return waiting.push_back(id);
                 };
                 operation.session = Some((current, seq));
             }
             // A number of a session that was given up keeps the mark it was first sent with.
             if operation.session.is_some_and(|(client, _)| client == current) {
-                operation.first_incomplete = sessions.session.first_incomplete();
+                operation.first_incomplete = session.first_incomplete();
             }
             operation.doubtful += 1;
         }
-        let request = RequestId(self.next_request);
-        self.next_request += 1;
+        let request = RequestId(connection.outstanding.insert(id));
         operation.stage = Stage::Assigned { connection: token, request: Some(request) };
         operation.address(request);
         operation.queued = Some((token, request));
         connection.output.push_request(id, request);
-        connection.outstanding.insert(request, id);
         if connection.outstanding.len() > MAX_OUTSTANDING {
             return self.lose(token, "it leaves too many requests without an answer", now);
         }
@@ -187,7 +186,7 @@ impl Engine {
         let Some((token, request)) = operation.was_not_sent() else { return };
         let Some(connection) = self.connections.get_mut(token) else { return };
         // Nobody will answer it.
-        connection.outstanding.remove(&request);
+        connection.outstanding.remove(request.0);
         if connection.output.release(id, &self.operations) == Released::Cut {
             self.lose(token, "a request was given up while it was sent", Instant::now());
         }
@@ -383,11 +382,20 @@ impl Engine {
         ends: &mut dyn Ends,
     ) -> Result<(), String> {
         let Some(connection) = self.connections.get_mut(token) else { return Ok(()) };
-        let Some(id) = connection.outstanding.remove(&answer.id) else {
+        let Some(&id) = connection.outstanding.get(answer.id.0) else {
             return Err(format!("it answered request {}, which was not asked", answer.id));
         };
         // Its caller may have given up.
-        let Some(operation) = self.operations.get_mut(id) else { return Ok(()) };
+        let Some(operation) = self.operations.get_mut(id) else {
+            connection.outstanding.remove(answer.id.0);
+            return Ok(());
+        };
+        if !may_answer(operation, answer.status) {
+            // It stays outstanding, so that the loss of the connection finds the operation.
+            let (status, verb) = (answer.status, operation.kind.verb());
+            return Err(format!("it answered {status:?} to a {verb}"));
+        }
+        connection.outstanding.remove(answer.id.0);
         let here = Stage::Assigned { connection: token, request: Some(answer.id) };
         // An answer to an earlier sending counts if it is an end; if not, the later one decides.
         let is_current = operation.stage == here;
@@ -396,24 +404,13 @@ impl Engine {
                 let answered = answered(operation, answer);
                 self.finish(id, Ok(answered), ends);
             }
-            Status::NotFound
-                if matches!(operation.kind, Kind::Get | Kind::Delete | Kind::Verify(_)) =>
-            {
+            Status::NotFound => {
                 let action = operation.action();
                 self.finish(id, Err(Error::NotFound { action }), ends);
             }
-            Status::Conflict if operation.is_conditional() => {
+            Status::Conflict => {
                 let (action, version) = (operation.action(), answer.version);
                 self.finish(id, Err(Error::Conflict { action, version }), ends);
-            }
-            Status::NotFound | Status::Conflict => {
-                // Put back, so that the loss of the connection finds the operation.
-                connection.outstanding.insert(answer.id, id);
-                return Err(format!(
-                    "it answered {:?} to a {}",
-                    answer.status,
-                    operation.kind.verb()
-                ));
             }
             Status::SessionExpired => self.on_session_expired(id, now, ends),
             // A write that was pending when the server lost its view ends so too.
@@ -505,12 +502,12 @@ impl Engine {
         };
         operation.session = None;
         operation.doubtful = 0;
-        if let Some(sessions) = self.sessions.get_mut(&place)
-            && sessions.session.client() == client
+        if let Some(Place { session, .. }) = self.places.get_mut(place)
+            && session.client() == client
         {
             self.fresh_sessions += 1;
             let fresh = ClientId(self.client.0.wrapping_add(self.fresh_sessions));
-            sessions.session = Session::new(fresh);
+            *session = Session::new(fresh);
             self.retire(client);
             let words =
                 || "the servers had forgotten this client's session; another is begun".into();
@@ -522,8 +519,7 @@ impl Engine {
 
     /// Whether a client id is that of a session, or the one that reads go under.
     fn is_in_use(&self, client: ClientId) -> bool {
-        client == self.client
-            || self.sessions.values().any(|sessions| sessions.session.client() == client)
+        client == self.client || self.places.iter().any(|place| place.session.client() == client)
     }
 
     /// A session has got another client id: the connections under the old one close, each when it
@@ -542,6 +538,15 @@ impl Engine {
         for token in retired {
             self.close_if_done(token);
         }
+    }
+}
+
+/// Whether a server in its right mind answers this to the operation.
+fn may_answer(operation: &Operation, status: Status) -> bool {
+    match status {
+        Status::NotFound => matches!(operation.kind, Kind::Get | Kind::Delete | Kind::Verify(_)),
+        Status::Conflict => operation.is_conditional(),
+        _ => true,
     }
 }
 

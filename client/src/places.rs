@@ -1,0 +1,73 @@
+//! What the client keeps for each place, a shard of a group: its session there, and the way that its requests
+//! take, so that an operation needs neither a route nor a look for a connection of its own.
+//!
+//! ```text
+//!   (group, shard) -> Place { session, waiting, way }        by number, made with the first operation
+//! ```
+
+use std::collections::VecDeque;
+
+use kv_protocol::ids::{ClientId, GroupId, ServerId, ShardId, ViewVersion};
+
+use crate::operation::OpId;
+use crate::session::Session;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) session: Session,
+    /// Writes that wait for room in its window.
+    pub(crate) waiting: VecDeque<OpId>,
+    pub(crate) way: Option<Way>,
+}
+
+/// How requests under the client's own id come to a place's primary.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    /// How many maps had been taken when it was found; another one may lead elsewhere.
+    pub(crate) maps: u64,
+    pub(crate) view: ViewVersion,
+    pub(crate) server: ServerId,
+    /// It may be gone; its number then finds none.
+    pub(crate) connection: u64,
+}
+
+/// All that were ever used: as many as the cluster has, at most.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    #[allow(clippy::vec_box)] // Most are empty, and a place is large.
+    groups: Vec<Vec<Option<Box<Place>>>>,
+}
+
+impl Places {
+    #[inline]
+    pub(crate) fn get_mut(&mut self, (group, shard): (GroupId, ShardId)) -> Option<&mut Place> {
+        let shards = self.groups.get_mut(usize::from(group.0))?;
+        shards.get_mut(usize::from(shard.0))?.as_deref_mut()
+    }
+
+    /// The place; one that was never used gets a session under this client id.
+    pub(crate) fn get_or_make(
+        &mut self,
+        (group, shard): (GroupId, ShardId),
+        client: ClientId,
+    ) -> &mut Place {
+        let (group, shard) = (usize::from(group.0), usize::from(shard.0));
+        if self.groups.len() <= group {
+            self.groups.resize_with(group + 1, Vec::new);
+        }
+        let shards = &mut self.groups[group];
+        if shards.len() <= shard {
+            shards.resize_with(shard + 1, || None);
+        }
+        shards[shard].get_or_insert_with(|| {
+            let (session, waiting) = (Session::new(client), VecDeque::new());
+            Box::new(Place { session, waiting, way: None })
+        })
+    }
+
+    /// Those that were used.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Place> {
+        self.groups.iter().flatten().flatten().map(|place| &**place)
+    }
+}
