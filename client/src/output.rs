@@ -136,33 +136,30 @@ impl Output {
 
     fn send(&mut self, socket: &OwnedFd, operations: &Operations) -> Result<usize, Errno> {
         let Output { connection, segments, sent, copied, .. } = self;
+        let pieces = |segment| Segment::pieces(segment, *connection, operations);
+        if let (Some(only), 1) = (segments.front(), segments.len())
+            && let [alone, []] = pieces(only)
+        {
+            return net::send(socket, &alone[*sent..], SendFlags::NOSIGNAL);
+        }
         let mut skip = *sent;
-        let pieces = segments.iter().flat_map(|segment| segment.pieces(*connection, operations));
-        let rests = pieces.map(|piece| {
+        let mut rests = segments.iter().flat_map(pieces).map(|piece| {
             let rest = &piece[skip.min(piece.len())..];
             skip -= piece.len() - rest.len();
             rest
         });
-        let mut rests = rests.filter(|rest| !rest.is_empty());
         copied.clear();
-        let (first, second) = (rests.next().unwrap_or_default(), rests.next());
-        if second.is_none() {
-            return net::send(socket, first, SendFlags::NOSIGNAL);
-        }
-        let mut rests = [first].into_iter().chain(second).chain(rests);
-        let mut long = None;
-        while copied.len() < MAX_COPIED_BYTES
-            && let Some(rest) = rests.next()
-        {
-            if rest.len() >= SHORT_BYTES {
-                long = Some(rest);
-                break;
+        // The first that is not copied; `rests` goes on behind it.
+        let long = rests.find(|rest| {
+            let is_short = rest.len() < SHORT_BYTES && copied.len() < MAX_COPIED_BYTES;
+            if is_short {
+                copied.extend_from_slice(rest);
             }
-            copied.extend_from_slice(rest);
-        }
+            !is_short
+        });
         let Some(long) = long else { return net::send(socket, copied, SendFlags::NOSIGNAL) };
         let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
-        let all = [&copied[..], long].into_iter().filter(|piece| !piece.is_empty()).chain(rests);
+        let all = [&copied[..], long].into_iter().chain(rests).filter(|piece| !piece.is_empty());
         let mut count = 0;
         for (place, piece) in pieces.iter_mut().zip(all) {
             *place = IoSlice::new(piece);
