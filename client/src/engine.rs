@@ -529,7 +529,9 @@ impl Engine {
 
     /// Ends an operation for its caller.
     fn finish(&mut self, id: OpId, result: Result<Answered<'_>, Error>, ends: &mut dyn Ends) {
-        self.release(id);
+        if self.operations.get(id).is_some_and(|operation| operation.queued.is_some()) {
+            self.release(id);
+        }
         let Some(operation) = self.operations.remove(id) else { return };
         self.bytes_in_flight -= operation.bytes();
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place) {
@@ -537,7 +539,7 @@ impl Engine {
         }
         self.ended += 1;
         let notify = operation.notify;
-        self.spares.give_operation(operation);
+        self.spares.give(operation);
         ends.end(id, notify, result);
     }
 

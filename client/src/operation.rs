@@ -141,7 +141,7 @@ pub(crate) type Operations = Table<Box<Operation>>;
 pub(crate) struct Operation {
     pub(crate) kind: Kind,
     /// The request as it is sent: head, key, and the value unless the caller keeps that.
-    frame: Vec<u8>,
+    pub(crate) frame: Vec<u8>,
     key_bytes: usize,
     /// The value, if the caller keeps it.
     kept: &'static [u8],
@@ -215,21 +215,35 @@ impl Operation {
             return Err(Error::Invalid { action: action(), reason });
         }
         let bytes = REQUEST_HEAD_BYTES + key.len() + value.len();
-        let mut frame =
-            spares.take(bytes).map_err(|_| Error::NoMemory { action: action(), bytes })?;
-        frame.resize(REQUEST_HEAD_BYTES, 0);
-        frame.extend_from_slice(key);
-        frame.extend_from_slice(value);
-        Ok(spares.place(Operation {
-            kind,
+        let mut operation =
+            spares.take(bytes, now).map_err(|_| Error::NoMemory { action: action(), bytes })?;
+        operation.frame.extend_from_slice(&[0; REQUEST_HEAD_BYTES]);
+        operation.frame.extend_from_slice(key);
+        operation.frame.extend_from_slice(value);
+        operation.kind = kind;
+        operation.key_bytes = key.len();
+        operation.kept = kept;
+        operation.condition = options.condition;
+        operation.notify = notify;
+        operation.allowed = allowed;
+        operation.deadline = now + allowed;
+        operation.assigned_at = now;
+        operation.attention_at = now;
+        Ok(operation)
+    }
+
+    /// One that nobody has asked for yet, with memory for a request.
+    pub(crate) fn blank(frame: Vec<u8>, now: Instant) -> Operation {
+        Operation {
+            kind: Kind::Get,
             frame,
-            key_bytes: key.len(),
-            kept,
-            condition: options.condition,
+            key_bytes: 0,
+            kept: &[],
+            condition: Condition::Always,
             digest: None,
-            notify,
-            allowed,
-            deadline: now + allowed,
+            notify: Notify::Caller,
+            allowed: Duration::ZERO,
+            deadline: now,
             place: None,
             stage: Stage::Ready,
             queued: None,
@@ -244,7 +258,45 @@ impl Operation {
             backoff: Backoff::default(),
             trouble: None,
             was_busy: false,
-        }))
+        }
+    }
+
+    /// Makes it a blank one again, as it has ended; the memory of its request stays. It is not overwritten
+    /// as a whole, which would copy all of it.
+    pub(crate) fn clear(&mut self) -> &mut Vec<u8> {
+        let Operation {
+            // What every operation is given anew.
+            kind: _,
+            key_bytes: _,
+            condition: _,
+            notify: _,
+            allowed: _,
+            deadline: _,
+            assigned_at: _,
+            attention_at: _,
+            frame,
+            kept,
+            digest,
+            place,
+            stage,
+            queued,
+            is_overdue,
+            view,
+            server,
+            session,
+            first_incomplete,
+            doubtful,
+            backoff,
+            trouble,
+            was_busy,
+        } = self;
+        frame.clear();
+        *kept = &[];
+        (*digest, *place, *stage, *queued) = (None, None, Stage::Ready, None);
+        (*is_overdue, *view, *server) = (false, ViewVersion(0), None);
+        (*session, *first_incomplete, *doubtful) = (None, RequestSeq(0), 0);
+        (*backoff, *trouble, *was_busy) = (Backoff::default(), None, false);
+        frame
     }
 
     pub(crate) fn action(&self) -> Action {
@@ -295,13 +347,6 @@ impl Operation {
             Request { id, view: self.view, digest, key: self.key(), operation: self.to_wire() }
                 .head();
         self.frame[..REQUEST_HEAD_BYTES].copy_from_slice(&head);
-    }
-
-    /// Forgets what it holds, as it has ended; the memory of its request, for another one.
-    pub(crate) fn clear(&mut self) -> Vec<u8> {
-        self.kept = &[];
-        self.trouble = None;
-        std::mem::take(&mut self.frame)
     }
 
     /// Its request waits on a connection no more and was never sent whole, so this sending does nothing:

@@ -145,7 +145,8 @@ struct Done {
     tag: u64,
     copies: u32,
     value: kvc_buf,
-    failure: Option<Failure>,
+    /// Apart, as most have none.
+    failure: Option<Box<Failure>>,
 }
 
 impl Done {
@@ -308,7 +309,7 @@ unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Don
         Err(error) => {
             let failure = Failure::from(error);
             value.version = failure.version;
-            return Done { tag, copies: 0, value, failure: Some(failure) };
+            return Done { tag, copies: 0, value, failure: Some(Box::new(failure)) };
         }
     };
     let (bytes, version) = (answered.value, answered.version.0);
@@ -319,12 +320,12 @@ unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Don
             Ok(owned) => value = owned,
             Err(no_memory) => {
                 value = kvc_buf::EMPTY;
-                failure = Some(no_memory);
+                failure = Some(Box::new(no_memory));
             }
         }
     } else if bytes.len() > cap {
         let words = format!("the value has {} bytes, dst has room for {cap}", bytes.len());
-        failure = Some(Failure::new(KVC_TOO_BIG, words));
+        failure = Some(Box::new(Failure::new(KVC_TOO_BIG, words)));
     } else if !bytes.is_empty() {
         // SAFETY: `dst` has room for `cap` bytes, which are no memory of this library.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), dst.cast::<u8>(), bytes.len()) };

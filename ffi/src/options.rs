@@ -118,13 +118,33 @@ pub unsafe extern "C" fn kvc_options_init(
 ///
 /// # Safety
 /// `from` points to as many readable bytes as its first four say.
+#[inline]
 pub(crate) unsafe fn sized<T: Copy + Default>(from: *const T, what: &str) -> Result<T, Failure> {
-    let mut copy = T::default();
     if from.is_null() {
-        return Ok(copy);
+        return Ok(T::default());
     }
     // SAFETY: every such struct begins with a u32.
     let size = unsafe { from.cast::<u32>().read_unaligned() } as usize;
+    if size == size_of::<T>() {
+        // SAFETY: `size` bytes are readable by contract; its fields are numbers and pointers, of which the
+        // program gives what it likes.
+        return Ok(unsafe { from.read_unaligned() });
+    }
+    // SAFETY: passed on.
+    unsafe { of_other_size(from, size, what) }
+}
+
+/// As [`sized`], of a program that was compiled with another header.
+///
+/// # Safety
+/// `size` bytes are readable.
+#[cold]
+unsafe fn of_other_size<T: Copy + Default>(
+    from: *const T,
+    size: usize,
+    what: &str,
+) -> Result<T, Failure> {
+    let mut copy = T::default();
     if !(size_of::<u32>()..=MAX_STRUCT_BYTES).contains(&size) {
         return Err(Failure::invalid(format!(
             "{what}.size is {size}; set it to sizeof({what}) and the rest to zero"

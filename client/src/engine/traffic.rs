@@ -129,12 +129,15 @@ impl Engine {
     /// Puts an operation that is assigned to an open connection on the wire.
     pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant) {
         let wanted = Stage::Assigned { connection: token, request: None };
-        if self.operations.get(id).is_none_or(|operation| operation.stage != wanted) {
+        let operation = self.operations.get(id).filter(|operation| operation.stage == wanted);
+        let Some(operation) = operation else {
             // It was in a backlog twice, or has gone another way meanwhile.
             return;
+        };
+        if operation.queued.is_some() {
+            // An earlier sending still waits, on another connection.
+            self.release(id);
         }
-        // An earlier sending may still wait on another connection.
-        self.release(id);
         let Some(operation) = self.operations.get_mut(id) else { return };
         let Some(connection) = self.connections.get_mut(token) else {
             // It was lost while its backlog was sent.
