@@ -300,6 +300,7 @@ impl<'a> Request<'a> {
 
     /// The frame up to its key; key and value follow. For whoever keeps them and sends them from where
     /// they are.
+    #[inline]
     pub fn head(&self) -> [u8; REQUEST_HEAD_BYTES] {
         let idle = WriteHeader {
             seq: RequestSeq(0),
@@ -430,6 +431,7 @@ impl<'a> Answer<'a> {
     }
 
     /// Takes an answer from its frame's body.
+    #[inline]
     pub fn read(body: &'a [u8]) -> Result<Answer<'a>, DecodeError> {
         let mut reader = Reader::new(body);
         let id = RequestId(reader.u64("request id")?);

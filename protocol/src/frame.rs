@@ -227,6 +227,7 @@ impl FrameBuffer {
     ///
     /// # Errors
     /// As [`split_frame`]; the buffer is of no further use then.
+    #[inline]
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
         let frame = split_frame(&self.bytes[self.taken..], &self.rules)?;
         if let Some(frame) = &frame {
