@@ -191,9 +191,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether output waits that the poller will not tell about.
-    pub(crate) fn needs_flush(&self) -> bool {
-        !self.output.is_empty() && !self.wants_write
+    /// Whether output is to be flushed without a word of the poller.
+    pub(crate) fn is_writable(&self) -> bool {
+        !self.wants_write
     }
 
     /// The error that a connect, or anything later, ended with.

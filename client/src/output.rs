@@ -95,10 +95,11 @@ impl Output {
     }
 
     /// Adds the request of an operation that says to be queued under this number; until it is sent or
-    /// released, its frame must not change.
-    pub(crate) fn push_request(&mut self, id: OpId, request: RequestId) {
+    /// released, its frame must not change. Whether it is the first since the last flush.
+    pub(crate) fn push_request(&mut self, id: OpId, request: RequestId) -> bool {
         self.segments.push_back(Segment::Request(id, request));
         self.added += 1;
+        self.added == 1
     }
 
     pub(crate) fn is_empty(&self) -> bool {

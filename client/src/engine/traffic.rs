@@ -126,15 +126,18 @@ impl Engine {
 
     // --- Sending ---------------------------------------------------------------------------------
 
+    /// Puts an operation of a connection's backlog on the wire.
+    fn transmit_backlog(&mut self, id: OpId, token: u64, now: Instant) {
+        let wanted = Stage::Assigned { connection: token, request: None };
+        // If not, it was there twice, or has gone another way meanwhile.
+        if self.operations.get(id).is_some_and(|operation| operation.stage == wanted) {
+            self.transmit(id, token, now);
+        }
+    }
+
     /// Puts an operation that is assigned to an open connection on the wire.
     pub(super) fn transmit(&mut self, id: OpId, token: u64, now: Instant) {
-        let wanted = Stage::Assigned { connection: token, request: None };
-        let operation = self.operations.get(id).filter(|operation| operation.stage == wanted);
-        let Some(operation) = operation else {
-            // It was in a backlog twice, or has gone another way meanwhile.
-            return;
-        };
-        if operation.queued.is_some() {
+        if self.operations.get(id).is_some_and(|operation| operation.queued.is_some()) {
             // An earlier sending still waits, on another connection.
             self.release(id);
         }
@@ -170,7 +173,7 @@ impl Engine {
         operation.stage = Stage::Assigned { connection: token, request: Some(request) };
         operation.address(request);
         operation.queued = Some((token, request));
-        connection.output.push_request(id, request);
+        let is_first = connection.output.push_request(id, request);
         if connection.outstanding.len() > MAX_OUTSTANDING {
             return self.lose(token, "it leaves too many requests without an answer", now);
         }
@@ -179,7 +182,9 @@ impl Engine {
         {
             return self.lose(token, &error.to_string(), now);
         }
-        self.dirty.push(token);
+        if is_first {
+            self.dirty.push(token);
+        }
     }
 
     /// Takes the request of an operation off the connection on which it still waits, so that its frame
@@ -198,7 +203,7 @@ impl Engine {
     pub(super) fn flush_dirty(&mut self, now: Instant) {
         while let Some(token) = self.dirty.pop() {
             let Some(connection) = self.connections.get_mut(token) else { continue };
-            if connection.needs_flush()
+            if connection.is_writable()
                 && let Err(error) = connection.flush(&mut self.operations, &self.poller)
             {
                 self.lose(token, &error.to_string(), now);
@@ -220,7 +225,7 @@ impl Engine {
                 let Some(connection) = self.connections.get_mut(token) else { return };
                 if connection.is_open && !connection.backlog.is_empty() {
                     for id in std::mem::take(&mut connection.backlog) {
-                        self.transmit(id, token, now);
+                        self.transmit_backlog(id, token, now);
                     }
                 }
                 self.close_if_done(token);
@@ -326,9 +331,16 @@ impl Engine {
         ends: &mut dyn Ends,
     ) -> Result<Flow, String> {
         let Some(connection) = self.connections.get_mut(token) else { return Ok(Flow::GoOn) };
-        let (target, is_open) = (connection.target, connection.is_open);
+        let is_open = connection.is_open;
         let nonsense = |error: kv_protocol::DecodeError| format!("it sent nonsense: {error}");
-        let is_for_map = matches!(target, Target::Map { .. });
+        let is_for_map = matches!(connection.target, Target::Map { .. });
+        if opcode == opcode::ANSWER && is_open && !is_for_map {
+            // Almost all of them.
+            let answer = Answer::read(body).map_err(nonsense)?;
+            self.on_answer(token, &answer, now, ends)?;
+            return Ok(Flow::GoOn);
+        }
+        let target = connection.target;
         match opcode {
             opcode::ERROR => {
                 let Refusal { status, reason } = Refusal::read(body).map_err(nonsense)?;
@@ -337,11 +349,6 @@ impl Engine {
             opcode::WELCOME if !is_open => {
                 connection.is_open = true;
                 self.check_welcome(target, &Welcome::read(body).map_err(nonsense)?)?;
-                Ok(Flow::GoOn)
-            }
-            opcode::ANSWER if is_open && !is_for_map => {
-                let answer = Answer::read(body).map_err(nonsense)?;
-                self.on_answer(token, &answer, now, ends)?;
                 Ok(Flow::GoOn)
             }
             opcode::MAP_ANSWER if is_open && is_for_map => {
