@@ -64,13 +64,13 @@ impl<T, F: FnOnce(Answered<'_>) -> T> Ends for CallEnds<'_, T, F> {
 }
 
 /// What a poll hears.
-struct PolledEnds<'a, 'b> {
-    each: &'a mut OnEnd<'b>,
+struct PolledEnds<'a, E> {
+    each: &'a mut E,
     count: usize,
     is_enough: bool,
 }
 
-impl Ends for PolledEnds<'_, '_> {
+impl<E: OnEnd> Ends for PolledEnds<'_, E> {
     fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
         if let Notify::Queue(tag) = notify {
             self.count += 1;
@@ -240,7 +240,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::poll`]; `each` may have been called before.
-    pub fn poll_each(&mut self, timeout: Duration, each: &mut OnEnd<'_>) -> io::Result<usize> {
+    pub fn poll_each(&mut self, timeout: Duration, each: &mut impl OnEnd) -> io::Result<usize> {
         let until = Instant::now() + timeout.min(MAX_DEADLINE);
         let mut ends = PolledEnds { each, count: 0, is_enough: false };
         while let Some(Completion { tag, result }) = self.uncollected.pop_front() {
@@ -265,7 +265,7 @@ impl Client {
     ///
     /// # Errors
     /// If the system's timer fails.
-    pub fn send_each(&mut self, each: &mut OnEnd<'_>) -> io::Result<()> {
+    pub fn send_each(&mut self, each: &mut impl OnEnd) -> io::Result<()> {
         let sent = self.engine.send(&mut PolledEnds { each, count: 0, is_enough: false });
         self.wake_if_uncollected();
         sent

@@ -53,7 +53,9 @@ pub struct Completion {
 
 /// Who hears of the end of a submitted operation, by its tag, with the value where it was received; a break
 /// says that it is enough for now.
-pub type OnEnd<'a> = dyn FnMut(u64, Result<Answered<'_>, Error>) -> ControlFlow<()> + 'a;
+pub trait OnEnd: FnMut(u64, Result<Answered<'_>, Error>) -> ControlFlow<()> {}
+
+impl<F: FnMut(u64, Result<Answered<'_>, Error>) -> ControlFlow<()>> OnEnd for F {}
 
 /// Why [`crate::Client::submit`] took nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -245,20 +245,20 @@ impl Queue {
 
     /// Lets the client send and receive, up to `timeout`, and notes what ends.
     fn collect(&mut self, timeout: Duration) -> Result<(), Failure> {
-        self.with_client(|client, each| client.poll_each(timeout, each).map(|_| ()))
+        let (client, mut each) = self.with_each();
+        client.poll_each(timeout, &mut each).map(|_| ()).map_err(epoll_failed)
     }
 
     /// Lets the client send, and notes what ends.
     fn send(&mut self) -> Result<(), Failure> {
-        self.with_client(|client, each| client.send_each(each))
+        let (client, mut each) = self.with_each();
+        client.send_each(&mut each).map_err(epoll_failed)
     }
 
-    fn with_client(
-        &mut self,
-        work: impl FnOnce(&mut Client, &mut OnEnd<'_>) -> io::Result<()>,
-    ) -> Result<(), Failure> {
+    /// The client, and what notes each end.
+    fn with_each(&mut self) -> (&mut Client, impl OnEnd) {
         let Queue { client, slots, free, done, done_bytes, .. } = self;
-        let worked = work(client, &mut |at, result| {
+        let each = move |at: u64, result: Result<Answered<'_>, kv_client::Error>| {
             let at = usize::try_from(at).expect("it was a slot");
             free.push(at);
             // SAFETY: the program keeps dst until it has the completion.
@@ -269,9 +269,8 @@ impl Queue {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
             }
-        });
-        let words = |error| format!("waiting on epoll: {error}");
-        worked.map_err(|error| Failure::new(KVC_UNAVAILABLE, words(error)))
+        };
+        (client, each)
     }
 
     fn descriptor(&mut self) -> Result<c_int, Failure> {
@@ -295,6 +294,10 @@ impl Drop for Queue {
             unsafe { crate::buffer::kvc_buf_free(&raw mut done.value) };
         }
     }
+}
+
+fn epoll_failed(error: io::Error) -> Failure {
+    Failure::new(KVC_UNAVAILABLE, format!("waiting on epoll: {error}"))
 }
 
 /// What becomes of an operation's slot.
