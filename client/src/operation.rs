@@ -340,6 +340,11 @@ impl Operation {
         [&self.frame, self.kept]
     }
 
+    /// How much that is.
+    pub(crate) fn wire_bytes(&self) -> usize {
+        self.frame.len() + self.kept.len()
+    }
+
     /// Writes the head of its request anew, for one more sending.
     pub(crate) fn address(&mut self, id: RequestId) {
         let digest = self.digest();

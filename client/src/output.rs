@@ -174,19 +174,26 @@ impl Output {
     fn advance(&mut self, count: usize, operations: &mut Operations) {
         self.sent += count;
         while let Some(segment) = self.segments.front() {
-            let [a, b] = segment.pieces(self.connection, operations);
-            let length = a.len() + b.len();
+            let (operation, length) = match *segment {
+                Segment::Bytes(ref bytes) => (None, bytes.len()),
+                Segment::Request(id, request) => {
+                    let operation = operations
+                        .get_mut(id)
+                        .filter(|operation| is_queued(operation, self.connection, request));
+                    let length = operation.as_ref().map_or(0, |operation| operation.wire_bytes());
+                    (operation, length)
+                }
+            };
             if self.sent < length {
                 return;
             }
             self.sent -= length;
-            let Some(Segment::Request(id, request)) = self.segments.pop_front() else { continue };
-            match operations.get_mut(id) {
-                Some(operation) if is_queued(operation, self.connection, request) => {
-                    operation.queued = None;
-                }
-                _ => self.released -= 1,
+            match operation {
+                Some(operation) => operation.queued = None,
+                None if matches!(segment, Segment::Request(..)) => self.released -= 1,
+                None => {}
             }
+            self.segments.pop_front();
         }
     }
 
