@@ -71,3 +71,26 @@ impl Places {
         self.groups.iter().flatten().flatten().map(|place| &**place)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(group: u16, shard: u16) -> (GroupId, ShardId) {
+        (GroupId(group), ShardId(shard))
+    }
+
+    #[test]
+    fn a_place_is_made_once_and_each_has_a_session_of_its_own() {
+        let mut places = Places::default();
+        assert!(places.get_mut(at(0, 0)).is_none());
+        places.get_or_make(at(2, 1), ClientId(7)).session.begin();
+        assert!(places.get_mut(at(2, 0)).is_none() && places.get_mut(at(1, 1)).is_none());
+        let same = places.get_or_make(at(2, 1), ClientId(8));
+        assert_eq!((same.session.client(), same.session.room()), (ClientId(7), 63));
+        let other = places.get_or_make(at(2, 0), ClientId(8));
+        assert_eq!((other.session.client(), other.session.room()), (ClientId(8), 64));
+        let clients: Vec<_> = places.iter().map(|place| place.session.client().0).collect();
+        assert_eq!(clients, [8, 7]);
+    }
+}
