@@ -11,7 +11,7 @@ LOCKED := --locked
 HOLES := $(LOCKED) --target-dir target/holes -p kv-sim --features holes
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/lib/*.sh)
 
-all: ## build bin/coord, bin/server, bin/client and bin/kv-bench (release)
+all: ## build the executables and the C library (release), in bin/
 	@scripts/setup.sh build
 	@scripts/build.sh
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Builds the executables in release mode and leaves them in bin/; with the word "library", the
-# C library too.
+# Builds the executables and the C library in release mode and leaves them in bin/.
 #
 # cargo says itself where it put them, so that a target directory or a target of the user's own
 # (CARGO_TARGET_DIR, ~/.cargo/config.toml) works too. By package (-p), not --workspace: building the
@@ -14,9 +13,7 @@ build() { # <package> [<option of cargo>]
 }
 
 built=$(build ftkv --bins | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
-if [[ ${1-} == library ]]; then
-    built+=$'\n'$(build kvclient | grep -o '[^"]*/libkvclient\.\(so\|a\)' | sort -u)
-fi
+built+=$'\n'$(build kvclient | grep -o '[^"]*/libkvclient\.\(so\|a\)' | sort -u)
 mapfile -t files <<<"$built"
 
 mkdir -p bin

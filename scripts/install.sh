@@ -5,7 +5,7 @@
 #   PREFIX    where it will be used (/usr/local)
 #   DESTDIR   what PREFIX is below while a package is made (nothing)
 #   BUILT     a directory with coord, server, client, kv-bench, libkvclient.so and libkvclient.a; without it
-#             they are built, or taken from bin/ where there is no cargo (as under sudo)
+#             they are built, or taken from bin/, where `make` left them, if there is no cargo (as under sudo)
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 readonly prefix=${PREFIX:-/usr/local}
@@ -31,8 +31,19 @@ LIST
 }
 readonly link=lib/libkvclient.so pc=lib/pkgconfig/kvclient.pc
 
+# Half an installation is worse than none: nothing is copied unless all of it is there.
+check_sources() {
+    local from missing=()
+    while read -r _ from _; do [[ -f $from ]] || missing+=("$from"); done < <(list)
+    if ((${#missing[@]})); then
+        printf 'nothing was installed, run "make" first: there is no %s\n' "${missing[*]}" >&2
+        exit 1
+    fi
+}
+
 install_all() {
-    if [[ ! ${BUILT-} ]] && command -v cargo >/dev/null; then scripts/build.sh library; fi
+    if [[ ! ${BUILT-} ]] && command -v cargo >/dev/null; then scripts/build.sh; fi
+    check_sources
     local mode from to version
     while read -r mode from to; do
         # What only a debugger reads would be nine tenths of the libraries.

@@ -156,3 +156,33 @@ fn an_installation_over_another_leaves_running_programs_alone() {
     package.make("install");
     assert_eq!(cluster.client("P \"k\" \"v\"\n").code, Some(0));
 }
+
+/// As under sudo, whose PATH has no cargo: what `make` has left in bin/ is installed, or nothing.
+#[test]
+fn without_cargo_all_of_bin_is_installed_or_nothing() {
+    let package = Package::open();
+    let checkout = package.0.path().join("checkout");
+    let to = checkout.display().to_string();
+    fs::create_dir(&checkout).expect("make a directory");
+    for file in ["Makefile", "Cargo.toml", "scripts", "include", "docs", "ffi"] {
+        let from = root().join(file).display().to_string();
+        programs::run("cp", ["-r", &from, &to], "", PATIENCE).with_code(0);
+    }
+    let built = package.0.path().join("built").display().to_string();
+    programs::run("cp", ["-r", &built, &format!("{to}/bin")], "", PATIENCE).with_code(0);
+    let destination = format!("DESTDIR={}", package.destination().display());
+    let words = ["-i", "PATH=/usr/bin:/bin", "make", "-C", &to, "install", "PREFIX=/opt/kv"];
+    let install = || programs::run("env", words.into_iter().chain([&*destination]), "", PATIENCE);
+
+    let library = checkout.join("bin/libkvclient.so");
+    let put_away = checkout.join("libkvclient.so");
+    fs::rename(&library, &put_away).expect("rename the library");
+    let ended = install();
+    assert!(ended.code != Some(0) && ended.stderr.contains("run \"make\" first"), "{ended:?}");
+    assert!(ended.stderr.contains("there is no bin/libkvclient.so\n"), "{ended:?}");
+    assert_eq!(package.files(), BTreeSet::new());
+
+    fs::rename(&put_away, &library).expect("rename the library");
+    install().with_code(0);
+    assert!(package.path("bin/kv").exists() && package.path("lib/libkvclient.so.1").exists());
+}
