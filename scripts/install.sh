@@ -54,6 +54,33 @@ install_all() {
     version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
     install -D -m 644 /dev/null "$root/$pc"
     sed "s|@PREFIX@|$prefix|; s|@VERSION@|$version|" ffi/kvclient.pc.in >"$root/$pc"
+    make_known
+}
+
+# Whether the loader looks into this directory by itself.
+loader_knows() {
+    local known
+    while read -r known; do
+        [[ ! $known -ef $1 ]] || return 0
+    done < <(ldconfig -NXv 2>/dev/null | sed -n 's|^\(/[^:]*\):.*|\1|p')
+    return 1
+}
+
+# The loader finds what its cache lists; pkg-config finds what is in directories of its own.
+make_known() {
+    PATH=$PATH:/usr/sbin:/sbin # where people who are not root do not look for ldconfig
+    if [[ ${DESTDIR-} ]]; then
+        echo "once this is in place, \"ldconfig\" as root makes the library known"
+    elif ! loader_knows "$prefix/lib"; then
+        echo "the loader does not look into $prefix/lib: link programs with -Wl,-rpath,$prefix/lib"
+    elif ((EUID == 0)); then
+        ldconfig
+    else
+        echo "for programs to find the library, say as root: ldconfig"
+    fi
+    if [[ ! ${DESTDIR-} && :$(pkg-config --variable pc_path pkg-config 2>/dev/null): != *:"$prefix/lib/pkgconfig":* ]]; then
+        echo "for pkg-config, say: export PKG_CONFIG_PATH=$prefix/lib/pkgconfig"
+    fi
 }
 
 uninstall_all() {

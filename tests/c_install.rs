@@ -186,3 +186,46 @@ fn without_cargo_all_of_bin_is_installed_or_nothing() {
     install().with_code(0);
     assert!(package.path("bin/kv").exists() && package.path("lib/libkvclient.so.1").exists());
 }
+
+/// A stand-in for ldconfig that knows one directory, and leaves a file when the cache is to be renewed.
+#[test]
+fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
+    let package = Package::open();
+    let prefix = package.0.path().join("prefix");
+    let tools = package.0.path().join("tools");
+    let renewed = package.0.path().join("renewed");
+    fs::create_dir(&tools).expect("make a directory");
+    let install = |known: &Path| {
+        let script = format!(
+            "#!/bin/sh\ncase $* in -NXv) echo '{}: (from somewhere)';; *) >'{}';; esac\n",
+            known.display(),
+            renewed.display()
+        );
+        let ldconfig = tools.join("ldconfig");
+        fs::write(&ldconfig, script).expect("write a script");
+        let ldconfig = ldconfig.display().to_string();
+        programs::run("chmod", ["755", &ldconfig], "", PATIENCE).with_code(0);
+        let words = [
+            format!("PATH={}:{}", tools.display(), std::env::var("PATH").expect("PATH")),
+            "make".to_owned(),
+            "-C".to_owned(),
+            root().display().to_string(),
+            "install".to_owned(),
+            "DESTDIR=".to_owned(),
+            format!("PREFIX={}", prefix.display()),
+            format!("BUILT={}", package.0.path().join("built").display()),
+        ];
+        programs::run("env", words, "", PATIENCE).with_code(0).stdout
+    };
+
+    let said = install(Path::new("/nowhere"));
+    assert!(said.contains(&format!("-Wl,-rpath,{}/lib\n", prefix.display())), "{said}");
+    let for_pkg_config = format!("PKG_CONFIG_PATH={}/lib/pkgconfig\n", prefix.display());
+    assert!(said.contains(&for_pkg_config), "{said}");
+    assert!(!renewed.exists());
+
+    let said = install(&prefix.join("lib"));
+    assert!(!said.contains("rpath"), "{said}");
+    let is_root = rustix::process::geteuid().is_root();
+    assert_eq!((renewed.exists(), said.contains("say as root: ldconfig")), (is_root, !is_root));
+}
