@@ -21,7 +21,7 @@ struct request { /* a line until it is answered; its address is the tag */
 };
 
 static kvc_cq *queue;
-static char input[16 * MOST];
+static char input[16 * MOST + 1]; /* with room for the end of a last line that has none */
 static size_t input_len, under_way;
 
 static int submit(const char *line, size_t len)
@@ -29,7 +29,7 @@ static int submit(const char *line, size_t len)
     const char *equals = memchr(line, '=', len);
     const size_t key_len = equals != NULL ? (size_t)(equals - line) : len;
     struct request *request = len < MOST ? calloc(1, sizeof *request) : NULL;
-    kvc_op op = {.size = sizeof op, .timeout_ms = 2000, .key = {line, key_len}}; /* the key is copied */
+    kvc_op op = {.size = sizeof op, .kind = KVC_OP_GET, .timeout_ms = 2000, .key = {line, key_len}};
     int status;
 
     if (request == NULL)
@@ -41,7 +41,6 @@ static int submit(const char *line, size_t len)
         op.value.len = len - key_len - 1;
         op.value.data = memcpy(request->value, equals + 1, op.value.len);
     } else {
-        op.kind = KVC_OP_GET;
         op.dst = request->value; /* the value is written here: nothing to free */
         op.cap = sizeof request->value - 1;
     }
@@ -105,8 +104,9 @@ int main(int argc, char **argv)
     watch(epoll, EPOLL_CTL_ADD, kvc_cq_fd(queue)); /* readable after a submit, too: collect() sends it */
     while (!at_end || is_full || under_way > 0) {
         if (epoll_wait(epoll, &event, 1, -1) == 1 && event.data.fd == STDIN_FILENO) {
-            ssize_t len = read(STDIN_FILENO, input + input_len, sizeof input - input_len);
-            input_len += (at_end = len <= 0) ? 0 : len; /* the end, or a line without one */
+            ssize_t len = read(STDIN_FILENO, input + input_len, sizeof input - 1 - input_len);
+            at_end = len <= 0; /* or a line that is too long */
+            input_len += !at_end ? (size_t)len : input_len > 0 && (input[input_len] = '\n');
         }
         collect();
         is_full = submit_lines() == KVC_FULL;

@@ -50,7 +50,7 @@ static int greet(kvc_client *client)
 
     /* Every entry has a version. A write can demand the one that was read: if another client was
        quicker, nothing is changed and the status is KVC_CONFLICT. Within its deadline (here one
-       second; five if nothing is said) a call does all retrying itself, and no retry is done twice. */
+       second; five if nothing is said) a call does all retrying itself, and no write is done twice. */
     memset(&options, 0, sizeof options);
     options.size = sizeof options;
     options.timeout_ms = 1000;

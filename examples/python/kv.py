@@ -28,7 +28,6 @@ lib.kvc_put.argtypes = [c_void_p, Slice, Slice, c_void_p, POINTER(Result)]
 lib.kvc_get.argtypes = [c_void_p, Slice, c_void_p, POINTER(Buf)]
 lib.kvc_delete.argtypes = [c_void_p, Slice, c_void_p, c_void_p]
 lib.kvc_buf_free.argtypes, lib.kvc_buf_free.restype = [POINTER(Buf)], None
-NOT_FOUND = -1
 
 
 def check(status):
@@ -39,7 +38,7 @@ def check(status):
 def get(client, key):
     buf = Buf()
     status = lib.kvc_get(client, Slice(key, len(key)), None, byref(buf))
-    if status == NOT_FOUND:
+    if status == -1:  # KVC_NOT_FOUND
         return None
     check(status)
     try:
@@ -48,6 +47,8 @@ def get(client, key):
         lib.kvc_buf_free(byref(buf))
 
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 client, written, key = c_void_p(), Result(), Slice(b"from python", 11)
 check(lib.kvc_open(sys.argv[1].encode(), None, byref(client)))
 check(lib.kvc_put(client, key, Slice(b"any\0bytes", 9), None, byref(written)))
