@@ -3,7 +3,7 @@
  * of them may run side by side and none remembers anything itself, so each knows everybody's sessions,
  * and one that is killed is simply started again.
  *
- *   LOGIN <id> <name>   ->  OK, or TAKEN
+ *   LOGIN <id> <name>   ->  OK, also if it was <name>'s already; or TAKEN
  *   WHO <id>            ->  OK <name>, or NOBODY
  *   LOGOUT <id>         ->  OK, or NOBODY
  *
@@ -26,10 +26,7 @@ static kvc_client *store; /* one handle for all threads */
 
 static kvc_slice text(const char *string)
 {
-    kvc_slice slice;
-    slice.data = string;
-    slice.len = strlen(string);
-    return slice;
+    return (kvc_slice){string, strlen(string)};
 }
 
 /* Answers one line. A request of a user must not wait for ever: half a second, and then it is told so.
@@ -45,6 +42,15 @@ static void answer(FILE *to, const char *command, const char *id, const char *na
     if (strcmp(command, "LOGIN") == 0 && *name != '\0') {
         options.if_version = KVC_ABSENT; /* never takes over somebody's session */
         status = kvc_put(store, text(key), text(name), &options, NULL);
+        /* In doubt, or done by a try that was: whose session it is now says which. */
+        if (status == KVC_IN_DOUBT || status == KVC_CONFLICT) {
+            status = kvc_get(store, text(key), &options, &found);
+            if (status == KVC_OK) {
+                status = strcmp(found.data, name) == 0 ? KVC_OK : KVC_CONFLICT;
+                kvc_buf_free(&found);
+            } else if (status == KVC_NOT_FOUND)
+                status = KVC_IN_DOUBT; /* not yet, or ended meanwhile: SORRY */
+        }
     } else if (strcmp(command, "WHO") == 0) {
         status = kvc_get(store, text(key), &options, &found);
         if (status == KVC_OK) {
