@@ -56,7 +56,7 @@ man: ## write docs/man/*.1 anew from what --help says
 install: ## executables, C library and manual to PREFIX (/usr/local), below DESTDIR
 	@scripts/install.sh install
 
-uninstall: ## remove what install has put there, with the same PREFIX and DESTDIR
+uninstall: ## remove the files that install has put there, with the same PREFIX and DESTDIR
 	@scripts/install.sh uninstall
 
 bench: ## all benchmarks (minutes; criterion's results in target/criterion)
@@ -103,4 +103,4 @@ clean: ## remove everything that was built, and run/ with its logs and dumps
 	rm -rf bin run
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24

@@ -3,38 +3,63 @@
 # environment, as `make` hands them on:
 #
 #   PREFIX    where it will be used (/usr/local)
+#   LIBDIR    the place of libraries below it (lib), such as lib/x86_64-linux-gnu
+#   MANDIR    and that of the manual (share/man)
 #   DESTDIR   what PREFIX is below while a package is made (nothing)
 #   BUILT     a directory with coord, server, client, kv-bench, libkvclient.so and libkvclient.a; without it
 #             they are built, or taken from bin/, where `make` left them, if there is no cargo (as under sudo)
+#   STRIP     what takes out what only a debugger reads (strip); nothing is taken out if it is empty
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 readonly prefix=${PREFIX:-/usr/local}
 readonly root=${DESTDIR-}$prefix
+readonly lib=${LIBDIR:-lib} man=${MANDIR:-share/man}
 built=${BUILT:-bin}
 
-# What is installed: its mode, where it comes from, its place below PREFIX.
+refuse() { # <words>...
+    printf '%s: %s\n' "$0" "$*" >&2
+    exit 2
+}
+
+# They stand in kvclient.pc and in what compilers are told, where a blank ends a word.
+case $prefix in
+*[[:space:]]*) refuse "PREFIX may have no blank: $prefix" ;;
+/*) ;;
+*) refuse "PREFIX has to begin with /: $prefix" ;;
+esac
+for place in "$lib" "$man"; do
+    case $place in
+    *[[:space:]]*) refuse "LIBDIR and MANDIR may have no blank: $place" ;;
+    /*) refuse "LIBDIR and MANDIR are below PREFIX and do not begin with /: $place" ;;
+    esac
+done
+
+# What is installed: its mode, its place below PREFIX, where it comes from.
 list() {
     cat <<LIST
-755 $built/coord bin/kv-coord
-755 $built/server bin/kv-server
-755 $built/client bin/kv
-755 $built/kv-bench bin/kv-bench
-755 $built/libkvclient.so lib/libkvclient.so.1
-644 $built/libkvclient.a lib/libkvclient.a
+755 bin/kv-coord $built/coord
+755 bin/kv-server $built/server
+755 bin/kv $built/client
+755 bin/kv-bench $built/kv-bench
+755 $lib/libkvclient.so.1 $built/libkvclient.so
+644 $lib/libkvclient.a $built/libkvclient.a
 644 include/kvclient.h include/kvclient.h
-644 docs/man/kv-coord.1 share/man/man1/kv-coord.1
-644 docs/man/kv-server.1 share/man/man1/kv-server.1
-644 docs/man/kv.1 share/man/man1/kv.1
-644 docs/man/kv-bench.1 share/man/man1/kv-bench.1
-644 docs/man/kvclient.3 share/man/man3/kvclient.3
+644 $man/man1/kv-coord.1 docs/man/kv-coord.1
+644 $man/man1/kv-server.1 docs/man/kv-server.1
+644 $man/man1/kv.1 docs/man/kv.1
+644 $man/man1/kv-bench.1 docs/man/kv-bench.1
+644 $man/man3/kvclient.3 docs/man/kvclient.3
 LIST
 }
-readonly link=lib/libkvclient.so pc=lib/pkgconfig/kvclient.pc
+# What is written at its place, and has no source of its own.
+readonly link=$lib/libkvclient.so pcs=(kvclient kvclient-static)
+# The pages by which `man kvc_put` finds that of the library.
+pages() { sed "s|.*|$man/man3/&.3|" ffi/abi/exports.txt; }
 
 # Half an installation is worse than none: nothing is copied unless all of it is there.
 check_sources() {
     local from missing=()
-    while read -r _ from _; do [[ -f $from ]] || missing+=("$from"); done < <(list)
+    while read -r _ _ from; do [[ -f $from ]] || missing+=("$from"); done < <(list)
     if ((${#missing[@]})); then
         printf 'nothing was installed, run "make" first: there is no %s\n' "${missing[*]}" >&2
         exit 1
@@ -44,16 +69,25 @@ check_sources() {
 install_all() {
     if [[ ! ${BUILT-} ]] && command -v cargo >/dev/null; then scripts/build.sh; fi
     check_sources
-    local mode from to version
-    while read -r mode from to; do
-        # What only a debugger reads would be nine tenths of the libraries.
+    local mode to from version pc
+    while read -r mode to from; do
         install -D -m "$mode" -- "$from" "$root/$to"
-        [[ $to != *.so.1 && $to != *.a ]] || strip --strip-debug -- "$root/$to"
+        # It would be nine tenths of the libraries, and half of the executables.
+        if [[ $to == bin/* || $to == *.so.1 || $to == *.a ]] && [[ ${STRIP-strip} ]]; then
+            "${STRIP-strip}" --strip-debug -- "$root/$to"
+        fi
     done < <(list)
     ln -sf libkvclient.so.1 "$root/$link"
+    while read -r to; do
+        install -m 644 /dev/null "$root/$to"
+        echo ".so man3/kvclient.3" >"$root/$to"
+    done < <(pages)
     version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-    install -D -m 644 /dev/null "$root/$pc"
-    sed "s|@PREFIX@|$prefix|; s|@VERSION@|$version|" ffi/kvclient.pc.in >"$root/$pc"
+    for pc in "${pcs[@]}"; do
+        to=$root/$lib/pkgconfig/$pc.pc
+        install -D -m 644 /dev/null "$to"
+        sed "s|@PREFIX@|$prefix|; s|@LIBDIR@|$lib|; s|@VERSION@|$version|" "ffi/$pc.pc.in" >"$to"
+    done
     make_known
 }
 
@@ -71,22 +105,24 @@ make_known() {
     PATH=$PATH:/usr/sbin:/sbin # where people who are not root do not look for ldconfig
     if [[ ${DESTDIR-} ]]; then
         echo "once this is in place, \"ldconfig\" as root makes the library known"
-    elif ! loader_knows "$prefix/lib"; then
-        echo "the loader does not look into $prefix/lib: link programs with -Wl,-rpath,$prefix/lib"
+    elif ! loader_knows "$prefix/$lib"; then
+        echo "the loader does not look into $prefix/$lib: link programs with -Wl,-rpath,$prefix/$lib"
     elif ((EUID == 0)); then
         ldconfig
     else
         echo "for programs to find the library, say as root: ldconfig"
     fi
-    if [[ ! ${DESTDIR-} && :$(pkg-config --variable pc_path pkg-config 2>/dev/null): != *:"$prefix/lib/pkgconfig":* ]]; then
-        echo "for pkg-config, say: export PKG_CONFIG_PATH=$prefix/lib/pkgconfig"
+    if [[ ! ${DESTDIR-} && :$(pkg-config --variable pc_path pkg-config 2>/dev/null): != *:"$prefix/$lib/pkgconfig":* ]]; then
+        echo "for pkg-config, say: export PKG_CONFIG_PATH=$prefix/$lib/pkgconfig"
     fi
 }
 
 uninstall_all() {
     local to
-    while read -r _ _ to; do rm -f -- "$root/$to"; done < <(list)
-    rm -f -- "$root/$link" "$root/$pc"
+    while read -r _ to _; do rm -f -- "$root/$to"; done < <(list)
+    while read -r to; do rm -f -- "$root/$to"; done < <(pages)
+    rm -f -- "$root/$link"
+    for to in "${pcs[@]}"; do rm -f -- "$root/$lib/pkgconfig/$to.pc"; done
 }
 
 case ${1-} in

@@ -42,6 +42,11 @@ impl Package {
 
     #[track_caller]
     fn make(&self, target: &str) {
+        self.make_with(target, &[]).with_code(0);
+    }
+
+    #[track_caller]
+    fn make_with(&self, target: &str, more: &[&str]) -> Ended {
         let words = [
             "-C".to_owned(),
             root().display().to_string(),
@@ -50,7 +55,8 @@ impl Package {
             format!("DESTDIR={}", self.destination().display()),
             format!("BUILT={}", self.0.path().join("built").display()),
         ];
-        programs::run("make", words, "", PATIENCE).with_code(0);
+        let words = words.into_iter().chain(more.iter().map(|word| (*word).to_owned()));
+        programs::run("make", words, "", PATIENCE)
     }
 
     /// All files and links, by their paths below PREFIX.
@@ -73,13 +79,13 @@ impl Package {
 
     /// What pkg-config says to compile and link a program with, as words.
     #[track_caller]
-    fn flags(&self, more: &[&str]) -> Vec<String> {
+    fn flags(&self, words: &[&str]) -> Vec<String> {
         let search = format!("PKG_CONFIG_LIBDIR={}", self.path("lib/pkgconfig").display());
         // The paths in the file are those of the machine that it will be installed on.
         let sysroot = format!("PKG_CONFIG_SYSROOT_DIR={}", self.destination().display());
-        let words = [&search, &sysroot, "pkg-config", "--cflags", "--libs", "kvclient"];
-        let words = words.into_iter().chain(more.iter().copied());
-        let ended = programs::run("env", words, "", PATIENCE).with_code(0);
+        let all = [&search, &sysroot, "pkg-config", "--cflags", "--libs"];
+        let all = all.into_iter().chain(words.iter().copied());
+        let ended = programs::run("env", all, "", PATIENCE).with_code(0);
         ended.stdout.split_whitespace().map(ToOwned::to_owned).collect()
     }
 
@@ -103,7 +109,7 @@ impl Package {
 }
 
 #[test]
-fn programs_link_with_what_is_installed_and_uninstall_leaves_nothing() {
+fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
     let package = Package::open();
     package.make("install");
     let expected = [
@@ -115,6 +121,7 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_nothing() {
         "lib/libkvclient.a",
         "lib/libkvclient.so",
         "lib/libkvclient.so.1",
+        "lib/pkgconfig/kvclient-static.pc",
         "lib/pkgconfig/kvclient.pc",
         "share/man/man1/kv-bench.1",
         "share/man/man1/kv-coord.1",
@@ -122,19 +129,30 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_nothing() {
         "share/man/man1/kv.1",
         "share/man/man3/kvclient.3",
     ];
-    assert_eq!(package.files(), expected.map(ToOwned::to_owned).into());
+    let functions = include_str!("../ffi/abi/exports.txt").lines();
+    let pages = functions.map(|function| format!("share/man/man3/{function}.3"));
+    let expected = expected.map(ToOwned::to_owned).into_iter().chain(pages.clone());
+    assert_eq!(package.files(), expected.collect());
+    for page in pages {
+        let text = fs::read_to_string(package.path(&page)).expect("read a page");
+        assert_eq!(text, ".so man3/kvclient.3\n", "{page}");
+    }
 
     // The coordinator as installed, with the server that it finds beside itself.
     let cluster = Cluster::builder().coordinator(package.path("bin/kv-coord")).start();
-    let shared = package.compile("shared", &package.flags(&[]));
-    // Where both lie in one directory the linker takes the shared one, unless it is told otherwise.
-    let mut flags = package.flags(&["--static"]);
+    let shared = package.compile("shared", &package.flags(&["kvclient"]));
+    // Where both lie in one directory the linker takes the shared one, unless it is told otherwise: by
+    // this file, or by a word in place of the library's name.
+    let whole = package.compile("whole", &package.flags(&["kvclient-static"]));
+    let mut flags = package.flags(&["--static", "kvclient"]);
     let word = flags.iter_mut().find(|word| *word == "-lkvclient").expect("the library's name");
     *word = "-l:libkvclient.a".to_owned();
-    let whole = package.compile("whole", &flags);
-    let needed = programs::run("readelf", ["-d".as_ref(), whole.as_os_str()], "", PATIENCE);
-    assert!(!needed.with_code(0).stdout.contains("kvclient"), "linked with the shared library");
-    for program in [shared, whole] {
+    let told = package.compile("told", &flags);
+    for program in [&whole, &told] {
+        let needed = programs::run("readelf", ["-d".as_ref(), program.as_os_str()], "", PATIENCE);
+        assert!(!needed.with_code(0).stdout.contains("kvclient"), "linked with the shared library");
+    }
+    for program in [shared, whole, told] {
         let ended = package.run(&program, &cluster.endpoint()).with_code(0);
         assert!(ended.stdout.starts_with("stored on 2 servers\n"), "{ended:?}");
     }
@@ -144,6 +162,14 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_nothing() {
     assert!(ended.with_code(0).stdout.contains("check passed"));
     cluster.stop();
 
+    // What only a debugger reads is not installed.
+    for installed in ["bin/kv", "bin/kv-server", "lib/libkvclient.so.1"] {
+        let file = package.path(installed);
+        let sections = programs::run("readelf", ["-SW".as_ref(), file.as_os_str()], "", PATIENCE);
+        assert!(!sections.with_code(0).stdout.contains(".debug_info"), "{installed}");
+    }
+
+    // The files, not directories: whose those are is not known.
     package.make("uninstall");
     assert_eq!(package.files(), BTreeSet::new());
 }
@@ -228,4 +254,37 @@ fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
     assert!(!said.contains("rpath"), "{said}");
     let is_root = rustix::process::geteuid().is_root();
     assert_eq!((renewed.exists(), said.contains("say as root: ldconfig")), (is_root, !is_root));
+}
+
+#[test]
+fn libraries_and_manual_go_where_they_are_told_and_nothing_is_stripped_if_so_said() {
+    let package = Package::open();
+    let words = ["LIBDIR=lib/machine", "MANDIR=man", "STRIP="];
+    package.make_with("install", &words).with_code(0);
+    let files = package.files();
+    for file in ["lib/machine/libkvclient.so.1", "lib/machine/libkvclient.a", "man/man1/kv.1"] {
+        assert!(files.contains(file), "{file} in {files:?}");
+    }
+    let pc = fs::read_to_string(package.path("lib/machine/pkgconfig/kvclient.pc"));
+    assert!(pc.expect("read it").contains("\nlibdir=${prefix}/lib/machine\n"));
+    let [installed, built] =
+        [package.path("bin/kv"), PathBuf::from(CLIENT)].map(|file| fs::read(file));
+    assert!(installed.expect("read it") == built.expect("read it"), "kv is not as it was built");
+    package.make_with("uninstall", &words).with_code(0);
+    assert_eq!(package.files(), BTreeSet::new());
+}
+
+#[test]
+fn places_that_no_compiler_could_be_told_are_refused_in_words() {
+    let package = Package::open();
+    for (word, said) in [
+        ("PREFIX=opt/kv", "PREFIX has to begin with /: opt/kv"),
+        ("PREFIX=/opt/k v", "PREFIX may have no blank: /opt/k v"),
+        ("LIBDIR=/usr/lib", "do not begin with /: /usr/lib"),
+        ("MANDIR=a man", "may have no blank: a man"),
+    ] {
+        let ended = package.make_with("install", &[word]);
+        assert!(ended.code != Some(0) && ended.stderr.contains(said), "{word}: {ended:?}");
+        assert_eq!(package.files(), BTreeSet::new());
+    }
 }
