@@ -1,6 +1,11 @@
 /* Every function, with what it is for and with what it has to refuse, against a cluster that is well. */
 #include "suite.h"
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/socket.h>
+
 static const char *endpoint;
 static kvc_client *client;
 
@@ -292,6 +297,79 @@ static void a_child_opens_a_handle_of_its_own(void **state)
     kvc_buf_free(&got);
 }
 
+static int count_threads(void)
+{
+    DIR *threads = opendir("/proc/self/task");
+    struct dirent *entry;
+    int count = 0;
+
+    assert_non_null(threads);
+    while ((entry = readdir(threads)) != NULL)
+        count += entry->d_name[0] != '.';
+    closedir(threads);
+    return count;
+}
+
+static void no_thread_is_started_and_no_signal_is_taken(void **state)
+{
+    struct sigaction before[NSIG], after;
+    const int threads = count_threads();
+    kvc_client *other;
+    kvc_cq *queue;
+    kvc_buf got;
+    int n, masked;
+
+    (void)state;
+    for (n = 1; n < NSIG; n++)
+        sigaction(n, NULL, &before[n]); /* two numbers are the C library's own: refused both times */
+    other = open_client(endpoint, NULL);
+    queue = new_queue(other, 4);
+    assert_status(kvc_put(other, text("quiet"), text("v"), NULL, NULL), KVC_OK);
+    assert_status(kvc_get(other, text("quiet"), NULL, &got), KVC_OK);
+    kvc_buf_free(&got);
+    assert_int_equal(run_op(queue, delete_op(text("quiet"))).status, KVC_OK);
+    assert_int_equal(count_threads(), threads);
+    for (n = 1; n < NSIG; n++) {
+        if (sigaction(n, NULL, &after) != 0)
+            continue;
+        assert_true(after.sa_handler == before[n].sa_handler && after.sa_flags == before[n].sa_flags);
+        for (masked = 1; masked < NSIG; masked++)
+            assert_int_equal(sigismember(&after.sa_mask, masked), sigismember(&before[n].sa_mask, masked));
+    }
+    kvc_cq_free(queue);
+    kvc_close(other);
+}
+
+/* SIGPIPE would end this program. */
+static void writes_to_what_is_closed_raise_no_signal(void **state)
+{
+    enum { FDS = 256, ROUNDS = 20 };
+    char was_open[FDS];
+    struct sigaction disposition;
+    kvc_client *other;
+    kvc_cq *queue;
+    int fd, round, closed = 0;
+
+    (void)state;
+    assert_int_equal(sigaction(SIGPIPE, NULL, &disposition), 0);
+    assert_true(disposition.sa_handler == SIG_DFL);
+    for (fd = 0; fd < FDS; fd++)
+        was_open[fd] = fcntl(fd, F_GETFD) >= 0;
+    other = open_client(endpoint, NULL);
+    queue = new_queue(other, 1);
+    for (round = 0; round < ROUNDS; round++) {
+        assert_status(kvc_put(other, text("pipe"), text("v"), NULL, NULL), KVC_OK);
+        assert_int_equal(run_op(queue, put_op(text("pipe"), text("v"))).status, KVC_OK);
+        /* Of the handle's and the queue's connections; of what is none it fails. */
+        for (fd = 0; fd < FDS; fd++)
+            closed += !was_open[fd] && shutdown(fd, SHUT_WR) == 0;
+    }
+    assert_true(closed >= 2 * ROUNDS);
+    assert_status(kvc_delete(other, text("pipe"), NULL, NULL), KVC_OK);
+    kvc_cq_free(queue);
+    kvc_close(other);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -303,6 +381,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_buffer_belongs_to_the_caller),
         cmocka_unit_test(null_and_bad_sizes_are_refused),
         cmocka_unit_test(where_nobody_listens_a_call_is_unavailable_in_time),
+        cmocka_unit_test(no_thread_is_started_and_no_signal_is_taken),
+        cmocka_unit_test(writes_to_what_is_closed_raise_no_signal),
         cmocka_unit_test(a_full_cluster_is_out_of_space),
         cmocka_unit_test(sixty_four_threads_share_a_handle),
         cmocka_unit_test(a_child_opens_a_handle_of_its_own),
