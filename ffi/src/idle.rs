@@ -2,19 +2,24 @@
 //! one more, waited for otherwise.
 //!
 //! ```text
-//!   take:   pop -> one that is idle          give:   push
-//!           reserve -> room for one more     forget: one less exists
-//!           wait -> look again                 then, if anybody waits, wake one
+//!   take:   pop -> one that is idle          give:   nobody waits: push
+//!           reserve -> room for one more             else hand it to the oldest that waits
+//!           wait -> stand in line            forget: the same with the room that it leaves
 //! ```
 //!
 //! The queue and the counters need no lock; the gate is passed only by those that wait and by those
-//! that wake them. Who waits says so before it looks a last time, and who gives looks for waiters
-//! after it has given: one of the two sees the other. `tests/idle_under_loom.rs` tries every order.
+//! that serve them. Who waits says so before it looks a last time, and who gives looks for waiters
+//! after it has given: one of the two sees the other. What is handed over never lies in the queue, so
+//! nobody who comes later can take it before. `tests/idle_under_loom.rs` tries every order.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
 
 // The standard library's, or those of the test.
-use super::sync::{ArrayQueue, AtomicUsize, Condvar, Mutex, Ordering, PoisonError, fence};
+use super::sync::{
+    ArrayQueue, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, PoisonError, fence,
+};
 
 /// See the module.
 #[derive(Debug)]
@@ -22,9 +27,17 @@ pub(crate) struct Idle<T> {
     queue: ArrayQueue<T>,
     /// Things that exist, idle or in use; at most the queue's capacity.
     made: AtomicUsize,
+    /// How many stand in line; changed behind the gate only.
     waiting: AtomicUsize,
-    gate: Mutex<()>,
-    returned: Condvar,
+    /// Those that wait, the oldest first.
+    gate: Mutex<VecDeque<Arc<Place<T>>>>,
+}
+
+/// Where one that waits is served.
+#[derive(Debug)]
+struct Place<T> {
+    handed: Mutex<Option<Taken<T>>>,
+    served: Condvar,
 }
 
 /// What [`Idle::take`] has found.
@@ -45,14 +58,19 @@ impl<T> Idle<T> {
             queue: ArrayQueue::new(most),
             made: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
-            gate: Mutex::new(()),
-            returned: Condvar::new(),
+            gate: Mutex::new(VecDeque::new()),
         }
     }
 
     /// How many may exist.
     pub(crate) fn most(&self) -> usize {
         self.queue.capacity()
+    }
+
+    /// How many stand in line.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Takes what there is, without waiting.
@@ -69,35 +87,110 @@ impl<T> Idle<T> {
 
     /// Gives back what was taken, or what was made.
     pub(crate) fn give(&self, one: T) {
-        let is_full = self.queue.push(one).is_err();
-        assert!(!is_full, "no more exist than the queue holds");
-        self.wake_one();
+        if let Some(one) = self.hand_on(one, Taken::One) {
+            let is_full = self.queue.push(one).is_err();
+            assert!(!is_full, "no more exist than the queue holds");
+            self.serve_late();
+        }
     }
 
     /// What was taken is no more, or was not made.
     pub(crate) fn forget(&self) {
-        self.made.fetch_sub(1, Ordering::AcqRel);
-        self.wake_one();
+        if self.hand_on((), |()| Taken::Room).is_some() {
+            self.made.fetch_sub(1, Ordering::AcqRel);
+            self.serve_late();
+        }
     }
 
-    fn wake_one(&self) {
+    /// Hands `what` to the oldest that waits; nobody waits: it is returned.
+    fn hand_on<W>(&self, what: W, taken: impl FnOnce(W) -> Taken<T>) -> Option<W> {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            return Some(what);
+        }
+        let mut line = lock(&self.gate);
+        match self.first(&mut line) {
+            Some(place) => place.hand(taken(what)),
+            None => return Some(what),
+        }
+        None
+    }
+
+    /// Serves those that stood in line after [`Idle::hand_on`] had looked.
+    fn serve_late(&self) {
         fence(Ordering::SeqCst);
         if self.waiting.load(Ordering::Relaxed) > 0 {
-            // Behind the gate nobody is between its last look and its sleep.
-            drop(self.gate.lock().unwrap_or_else(PoisonError::into_inner));
-            self.returned.notify_one();
+            self.serve(&mut lock(&self.gate));
         }
     }
 
-    /// Waits up to `limit` until [`Idle::take`] may find something.
-    pub(crate) fn wait(&self, limit: Duration) {
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if self.queue.is_empty() && self.made.load(Ordering::Acquire) >= self.most() {
-            let woken = self.returned.wait_timeout(gate, limit);
-            drop(woken.unwrap_or_else(PoisonError::into_inner));
+    /// Serves who waits, in turn, with what there is.
+    fn serve(&self, line: &mut VecDeque<Arc<Place<T>>>) {
+        while !line.is_empty() {
+            match self.take() {
+                Taken::Nothing => return,
+                taken => {
+                    if let Some(place) = self.first(line) {
+                        place.hand(taken);
+                    }
+                }
+            }
         }
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
+
+    /// The oldest that waits leaves the line.
+    fn first(&self, line: &mut VecDeque<Arc<Place<T>>>) -> Option<Arc<Place<T>>> {
+        let place = line.pop_front()?;
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        Some(place)
+    }
+
+    /// As [`Idle::take`], but waits in line until `limit`.
+    pub(crate) fn wait(&self, limit: Instant) -> Taken<T> {
+        let place = Arc::new(Place { handed: Mutex::new(None), served: Condvar::new() });
+        {
+            let mut line = lock(&self.gate);
+            line.push_back(Arc::clone(&place));
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            self.serve(&mut line);
+        }
+        if let Some(taken) = place.wait(limit) {
+            return taken;
+        }
+        // Too late; but until it has left the line it may be served.
+        let mut line = lock(&self.gate);
+        if let Some(index) = line.iter().position(|other| Arc::ptr_eq(other, &place)) {
+            line.remove(index);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        lock(&place.handed).take().unwrap_or(Taken::Nothing)
+    }
+}
+
+impl<T> Place<T> {
+    fn hand(&self, taken: Taken<T>) {
+        *lock(&self.handed) = Some(taken);
+        self.served.notify_one();
+    }
+
+    fn wait(&self, limit: Instant) -> Option<Taken<T>> {
+        let mut handed = lock(&self.handed);
+        loop {
+            if let Some(taken) = handed.take() {
+                return Some(taken);
+            }
+            let left = limit.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            handed = self
+                .served
+                .wait_timeout(handed, left)
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(handed, _)| handed);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -38,7 +38,7 @@ mod pool;
 mod sync {
     pub(crate) use crossbeam::queue::ArrayQueue;
     pub(crate) use std::sync::atomic::{AtomicUsize, Ordering, fence};
-    pub(crate) use std::sync::{Condvar, Mutex, PoisonError};
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 }
 
 pub use batch::*;

@@ -67,30 +67,32 @@ impl Pool {
         Ok(())
     }
 
-    fn take(&self, deadline: Instant) -> Result<Lent<'_>, Failure> {
-        loop {
-            self.check()?;
-            match self.idle.take() {
-                Taken::One(client) => return Ok(Lent::new(self, Some(client))),
-                Taken::Room => {
-                    // Gives the place back if opening fails.
-                    let mut lent = Lent::new(self, None);
-                    lent.client =
-                        Some(Client::with_endpoints(&self.endpoints, self.options.clone())?);
-                    return Ok(lent);
-                }
-                Taken::Nothing => {}
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let words = format!(
-                    "all {} connections per shard were in use until the deadline; raise connections_per_shard, or use fewer threads",
-                    self.idle.most()
-                );
-                return Err(Failure::new(KVC_BUSY, words));
-            }
-            self.idle.wait(left);
+    /// A client, for which the call waits in turn until `limit`.
+    fn take(&self, limit: Instant) -> Result<Lent<'_>, Failure> {
+        self.check()?;
+        let taken = match self.idle.take() {
+            Taken::Nothing => self.idle.wait(limit),
+            taken => taken,
+        };
+        // Gives the place back if this fails.
+        let mut lent = match taken {
+            Taken::One(client) => Lent::new(self, Some(client)),
+            Taken::Room => Lent::new(self, None),
+            Taken::Nothing => return Err(self.busy()),
+        };
+        self.check()?;
+        if lent.client.is_none() {
+            lent.client = Some(Client::with_endpoints(&self.endpoints, self.options.clone())?);
         }
+        Ok(lent)
+    }
+
+    fn busy(&self) -> Failure {
+        let words = format!(
+            "all {} connections per shard were in use until the deadline; raise connections_per_shard, or use fewer threads",
+            self.idle.most()
+        );
+        Failure::new(KVC_BUSY, words)
     }
 }
 
@@ -201,5 +203,31 @@ mod tests {
         assert_eq!(total.into_inner(), 1_600);
         assert!(matches!(pool.idle.take(), Taken::One(_)), "it is back");
         assert!(matches!(pool.idle.take(), Taken::Nothing), "there was never more than one");
+    }
+
+    /// Whoever gives a client back and asks again at once stands behind those that wait already.
+    #[test]
+    fn a_client_that_comes_back_goes_to_the_oldest_that_waits() {
+        let pool = pool(1);
+        let served = std::sync::Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            pool.with(&within(60_000), |_, _| {
+                for n in 0..3 {
+                    let (pool, served) = (&pool, &served);
+                    scope.spawn(move || {
+                        pool.with(&within(60_000), |_, _| Ok(served.lock().unwrap().push(n)))
+                    });
+                    let deadline = Instant::now() + Duration::from_secs(20);
+                    while pool.idle.waiting() <= n {
+                        assert!(Instant::now() < deadline, "it does not wait");
+                        std::thread::yield_now();
+                    }
+                }
+                Ok(())
+            })
+            .unwrap();
+            pool.with(&within(60_000), |_, _| Ok(served.lock().unwrap().push(3))).unwrap();
+        });
+        assert_eq!(served.into_inner().unwrap(), [0, 1, 2, 3]);
     }
 }

@@ -6,7 +6,7 @@
 /// What the pool is built from here.
 mod sync {
     pub(crate) use loom::sync::atomic::{AtomicUsize, Ordering, fence};
-    pub(crate) use loom::sync::{Condvar, Mutex};
+    pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
     pub(crate) use std::sync::PoisonError;
 
     /// As crossbeam's, seen from outside.
@@ -50,10 +50,11 @@ mod idle;
 use idle::{Idle, Taken};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Loom's condition variables know no time: a wait that nobody ends is a deadlock, which it reports.
-const NO_LIMIT: Duration = Duration::MAX;
+/// Far beyond any model. Loom's condition variables know no time: a wait that nobody ends is a deadlock,
+/// which it reports.
+const NO_LIMIT: Duration = Duration::from_secs(86_400);
 
 /// What is in use, and what was made.
 #[derive(Default)]
@@ -64,19 +65,18 @@ struct Counts {
 
 /// One call: takes, uses, and gives back or drops.
 fn call(idle: &Idle<usize>, counts: &Counts, most: usize, gives_back: bool) {
-    loop {
-        let one = match idle.take() {
-            Taken::One(one) => one,
-            Taken::Room => counts.made.fetch_add(1, Ordering::SeqCst),
-            Taken::Nothing => {
-                idle.wait(NO_LIMIT);
-                continue;
-            }
-        };
-        assert!(counts.in_use.fetch_add(1, Ordering::SeqCst) < most, "more than the bound");
-        counts.in_use.fetch_sub(1, Ordering::SeqCst);
-        return if gives_back { idle.give(one) } else { idle.forget() };
-    }
+    let taken = match idle.take() {
+        Taken::Nothing => idle.wait(Instant::now() + NO_LIMIT),
+        taken => taken,
+    };
+    let one = match taken {
+        Taken::One(one) => one,
+        Taken::Room => counts.made.fetch_add(1, Ordering::SeqCst),
+        Taken::Nothing => panic!("a wait without an end has ended"),
+    };
+    assert!(counts.in_use.fetch_add(1, Ordering::SeqCst) < most, "more than the bound");
+    counts.in_use.fetch_sub(1, Ordering::SeqCst);
+    if gives_back { idle.give(one) } else { idle.forget() }
 }
 
 /// Threads that each make one call; those at the places of `drops` do not give back.
@@ -113,4 +113,10 @@ fn one_that_is_dropped_makes_room_for_who_waits() {
 #[test]
 fn three_calls_share_two() {
     every_order(2, 3, &[]);
+}
+
+#[test]
+fn of_three_calls_one_is_dropped_while_another_waits() {
+    every_order(1, 3, &[1]);
+    every_order(2, 3, &[0]);
 }
