@@ -9,6 +9,11 @@ use kv_client::{Client, Endpoints, OpOptions, Options};
 use crate::error::{Failure, KVC_BUSY, KVC_PANIC};
 use crate::idle::{Idle, Taken};
 
+/// What a wait for a client leaves of a deadline, at the least; of a short one a tenth.
+const LEAST_LEFT: Duration = Duration::from_millis(10);
+/// A wait this long is told when the call fails.
+const WORTH_WORDS: Duration = Duration::from_millis(1);
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -47,16 +52,32 @@ impl Pool {
         call: impl FnOnce(&mut Client, &OpOptions) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let asked = options.deadline.unwrap_or(self.options.deadline);
-        let deadline = Instant::now() + asked;
-        let mut lent = self.take(deadline)?;
+        let begun = Instant::now();
+        // With less than this a request would be sent only to be given up at once, and a write be in doubt.
+        let least = (asked / 10).min(LEAST_LEFT);
+        let mut lent = self.take(begun + (asked - least))?;
         // What the wait took is no longer there for the call.
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = left.max(Duration::from_millis(1)).min(asked);
+        let waited = begun.elapsed();
+        if lent.has_waited && waited + least >= asked {
+            return Err(self.busy());
+        }
+        let left = asked.saturating_sub(waited).max(Duration::from_millis(1));
         let client = lent.client.as_mut().expect("it was just taken");
         lent.is_in_call = true;
         let result = call(client, &OpOptions { deadline: Some(left), ..*options });
         lent.is_in_call = false;
-        result
+        match result {
+            // What the client says of time is of what was left to it.
+            Err(mut failure) if waited >= WORTH_WORDS && lent.has_waited => {
+                failure.words.push_str(&format!(
+                    " (of {asked:?} it had waited {}ms for one of {} connections per shard)",
+                    waited.as_millis(),
+                    self.idle.most()
+                ));
+                Err(failure)
+            }
+            result => result,
+        }
     }
 
     fn check(&self) -> Result<(), Failure> {
@@ -70,9 +91,9 @@ impl Pool {
     /// A client, for which the call waits in turn until `limit`.
     fn take(&self, limit: Instant) -> Result<Lent<'_>, Failure> {
         self.check()?;
-        let taken = match self.idle.take() {
-            Taken::Nothing => self.idle.wait(limit),
-            taken => taken,
+        let (taken, has_waited) = match self.idle.take() {
+            Taken::Nothing => (self.idle.wait(limit), true),
+            taken => (taken, false),
         };
         // Gives the place back if this fails.
         let mut lent = match taken {
@@ -80,6 +101,7 @@ impl Pool {
             Taken::Room => Lent::new(self, None),
             Taken::Nothing => return Err(self.busy()),
         };
+        lent.has_waited = has_waited;
         self.check()?;
         if lent.client.is_none() {
             lent.client = Some(Client::with_endpoints(&self.endpoints, self.options.clone())?);
@@ -104,11 +126,13 @@ struct Lent<'a> {
     /// Whether a call has begun and not returned. Whether this thread unwinds says nothing: its program
     /// may be unwinding when it calls.
     is_in_call: bool,
+    /// Whether the call has stood in line for it.
+    has_waited: bool,
 }
 
 impl Lent<'_> {
     fn new(pool: &Pool, client: Option<Client>) -> Lent<'_> {
-        Lent { pool, client, is_in_call: false }
+        Lent { pool, client, is_in_call: false, has_waited: false }
     }
 }
 
@@ -229,5 +253,51 @@ mod tests {
             pool.with(&within(60_000), |_, _| Ok(served.lock().unwrap().push(3))).unwrap();
         });
         assert_eq!(served.into_inner().unwrap(), [0, 1, 2, 3]);
+    }
+
+    /// A write that is sent with nothing left of its deadline is in doubt at once; it is better not done.
+    #[test]
+    fn a_wait_that_has_eaten_the_deadline_is_busy_and_nothing_is_sent() {
+        let pool = pool(1);
+        std::thread::scope(|scope| {
+            pool.with(&within(60_000), |_, _| {
+                let late = scope.spawn(|| pool.with(&within(200), |_, left| Ok(left.deadline)));
+                while pool.idle.waiting() == 0 {
+                    std::thread::yield_now();
+                }
+                let limit = Instant::now() + Duration::from_millis(195);
+                // The turn comes with 5 of 200 ms left.
+                while Instant::now() < limit {
+                    std::thread::yield_now();
+                }
+                Ok(late)
+            })
+            .map(|late| assert_eq!(late.join().unwrap().unwrap_err().status, KVC_BUSY))
+            .unwrap();
+        });
+    }
+
+    #[test]
+    fn a_failure_after_a_wait_says_how_much_of_the_deadline_that_took() {
+        let pool = pool(1);
+        let words = std::thread::scope(|scope| {
+            let late = pool.with(&within(60_000), |_, _| {
+                let late = scope.spawn(|| {
+                    pool.with(&within(60_000), |_, _| -> Result<(), Failure> {
+                        Err(Failure::new(KVC_BUSY, "no answer"))
+                    })
+                });
+                while pool.idle.waiting() == 0 {
+                    std::thread::yield_now();
+                }
+                let begun = Instant::now();
+                while begun.elapsed() < 2 * WORTH_WORDS {
+                    std::thread::yield_now();
+                }
+                Ok(late)
+            });
+            late.unwrap().join().unwrap().unwrap_err().words
+        });
+        assert!(words.starts_with("no answer (of 60s it had waited "), "{words}");
     }
 }
