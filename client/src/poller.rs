@@ -1,18 +1,15 @@
 //! One epoll descriptor: which connections can be read from or written to.
 
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::io::Errno;
 
 use crate::alarm::Alarm;
 
 /// Most events taken from the kernel at once.
-const MAX_EVENTS: usize = 64;
+const MAX_EVENTS: libc::c_int = 64;
 
 /// What is known of one connection.
 #[derive(Clone, Copy, Debug)]
@@ -96,25 +93,27 @@ impl Poller {
     /// a signal ends the wait early.
     pub(crate) fn wait(&self, timeout: Duration, found: &mut Vec<Readiness>) -> io::Result<()> {
         let millis = timeout.as_nanos().div_ceil(1_000_000);
-        let millis = i64::try_from(millis).unwrap_or(i64::MAX).min(i64::from(i32::MAX));
-        let timeout = Timespec { tv_sec: millis / 1_000, tv_nsec: millis % 1_000 * 1_000_000 };
-        // On the stack: an event of rustix may hold a pointer, and so would keep a client that holds
-        // events on its thread.
-        let mut room = [MaybeUninit::<epoll::Event>::uninit(); MAX_EVENTS];
-        let events = match epoll::wait(&self.epoll, room.as_mut_slice(), Some(&timeout)) {
-            Ok((events, _)) => events,
-            Err(Errno::INTR) => return Ok(()),
-            Err(error) => return Err(error.into()),
+        let millis = libc::c_int::try_from(millis).unwrap_or(libc::c_int::MAX);
+        let mut room = [libc::epoll_event { events: 0, u64: 0 }; MAX_EVENTS as usize];
+        // Not rustix's call: that leaves the size of the signal set undefined, of which valgrind warns in
+        // every program that uses the library.
+        // SAFETY: the descriptor is open, and there is room for as many events as are asked for.
+        let count = unsafe {
+            libc::epoll_wait(self.epoll.as_raw_fd(), room.as_mut_ptr(), MAX_EVENTS, millis)
         };
-        for event in events {
+        let Ok(count) = usize::try_from(count) else {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
+        };
+        for event in &room[..count] {
             // The struct is packed; its fields are copied out before use.
-            let (flags, data) = (event.flags, event.data);
-            if data.u64() == ALARM {
+            let (flags, token) = (EventFlags::from_bits_retain(event.events), event.u64);
+            if token == ALARM {
                 continue;
             }
             let ended = EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR;
             found.push(Readiness {
-                token: data.u64(),
+                token,
                 writable: flags.intersects(EventFlags::OUT | EventFlags::ERR),
                 readable: flags.intersects(EventFlags::IN | ended),
             });
