@@ -186,7 +186,7 @@ pub enum OpenError {
         name: String,
     },
     /// A name cannot be resolved.
-    #[error("looking up the coordinator's address \"{name}\": {reason}; check the host name")]
+    #[error("looking up the coordinator's address \"{name}\": {reason}; check {}", suspect(reason))]
     Resolve {
         /// As given.
         name: String,
@@ -216,9 +216,30 @@ pub enum OpenError {
     },
 }
 
+/// What to look at when a name was not resolved.
+fn suspect(reason: &std::io::Error) -> &'static str {
+    let out_of_files = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
+    match rustix::io::Errno::from_io_error(reason) {
+        Some(errno) if out_of_files.contains(&errno) => "the limit of open files (ulimit -n)",
+        _ => "the host name",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_is_not_looked_up_for_want_of_descriptors_is_not_to_blame() {
+        let resolve = |errno: rustix::io::Errno| {
+            let name = "example:7000".to_owned();
+            OpenError::Resolve { name, reason: errno.into() }.to_string()
+        };
+        let text = resolve(rustix::io::Errno::MFILE);
+        assert!(text.ends_with("check the limit of open files (ulimit -n)"), "{text}");
+        let text = resolve(rustix::io::Errno::IO);
+        assert!(text.ends_with("check the host name"), "{text}");
+    }
 
     #[test]
     fn a_long_binary_key_is_shown_escaped_and_shortened() {

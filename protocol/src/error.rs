@@ -5,7 +5,7 @@
 #[non_exhaustive]
 pub enum FrameError {
     /// The length field is beyond what this connection may carry.
-    #[error("a frame announces a body of {announced} bytes; at most {limit} are allowed here")]
+    #[error("a frame that announces a body of {announced} bytes; at most {limit} are allowed here")]
     TooLong {
         /// What the length field says.
         announced: u32,
