@@ -272,6 +272,19 @@ mod tests {
     }
 
     #[test]
+    fn each_setting_of_a_handle_is_taken_over() {
+        let size = u32::try_from(size_of::<kvc_options>()).unwrap();
+        let given =
+            kvc_options { size, timeout_ms: 7, connect_timeout_ms: 8, ..kvc_options::default() };
+        let given = kvc_options { connections_per_shard: 9, ..given };
+        // SAFETY: the struct is as large as it says.
+        let (options, clients) = unsafe { read_options(&raw const given) }.unwrap();
+        assert_eq!(options.deadline, Duration::from_millis(7));
+        assert_eq!(options.connect_timeout, Duration::from_millis(8));
+        assert_eq!(clients, 9);
+    }
+
+    #[test]
     fn no_options_are_the_defaults() {
         // SAFETY: NULL is allowed.
         let (options, clients) = unsafe { read_options(ptr::null()) }.unwrap();
