@@ -120,6 +120,7 @@ static void a_killed_server_costs_no_write_and_no_deadline(void **state)
         for (key_number = 0; key_number < writers[n].written; key_number++) {
             snprintf(key, sizeof key, "%d/%d", n, key_number);
             assert_status(kvc_get_into(client, text(key), room, sizeof room, &len, NULL, NULL), KVC_OK);
+            assert_int_equal(len, strlen(key));
             assert_memory_equal(room, key, len);
         }
     }

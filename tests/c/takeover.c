@@ -78,6 +78,7 @@ static void a_queue_outlives_a_server_and_loses_nothing(void **state)
     for (n = 0; n < WRITES; n++) {
         snprintf(key, sizeof key, "takeover-%d", n);
         assert_status(kvc_get_into(client, text(key), room, sizeof room, &len, NULL, NULL), KVC_OK);
+        assert_int_equal(len, strlen(key));
         assert_memory_equal(room, key, len);
     }
 }
