@@ -267,8 +267,7 @@ fn libraries_and_manual_go_where_they_are_told_and_nothing_is_stripped_if_so_sai
     }
     let pc = fs::read_to_string(package.path("lib/machine/pkgconfig/kvclient.pc"));
     assert!(pc.expect("read it").contains("\nlibdir=${prefix}/lib/machine\n"));
-    let [installed, built] =
-        [package.path("bin/kv"), PathBuf::from(CLIENT)].map(|file| fs::read(file));
+    let [installed, built] = [package.path("bin/kv"), PathBuf::from(CLIENT)].map(fs::read);
     assert!(installed.expect("read it") == built.expect("read it"), "kv is not as it was built");
     package.make_with("uninstall", &words).with_code(0);
     assert_eq!(package.files(), BTreeSet::new());
