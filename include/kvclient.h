@@ -102,7 +102,8 @@
 #define KVC_NO_MEMORY -13
 
 /**
- * Client and server do not understand each other.
+ * Client and server do not understand each other. An endpoint that is another kind of server (HTTP, SSH)
+ * is as one that does not serve: KVC_UNAVAILABLE at the deadline, and the words say what it sent.
  */
 #define KVC_PROTOCOL -14
 
@@ -301,7 +302,8 @@ typedef struct {
      */
     kvc_slice key;
     /**
-     * Of a put: up to 16 MiB; copied unless flags say KVC_KEEP.
+     * Of a put: up to 16 MiB; copied unless flags say KVC_KEEP. Below 1 KiB it may be copied once more,
+     * to be sent together with others.
      */
     kvc_slice value;
     /**

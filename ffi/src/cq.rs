@@ -76,7 +76,8 @@ pub struct kvc_op {
     pub kind: u32,
     /// 1 to 65,535 bytes; copied.
     pub key: kvc_slice,
-    /// Of a put: up to 16 MiB; copied unless flags say KVC_KEEP.
+    /// Of a put: up to 16 MiB; copied unless flags say KVC_KEEP. Below 1 KiB it may be copied once more,
+    /// to be sent together with others.
     pub value: kvc_slice,
     /// Of a get: `cap` bytes of the program that the value is written to, some time before the
     /// completion is there. NULL: the completion owns the value.

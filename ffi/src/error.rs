@@ -36,7 +36,8 @@ pub const KVC_FORKED: c_int = -11;
 pub const KVC_INVALID: c_int = -12;
 /// This process has no memory for the request or the value; a write was not done.
 pub const KVC_NO_MEMORY: c_int = -13;
-/// Client and server do not understand each other.
+/// Client and server do not understand each other. An endpoint that is another kind of server (HTTP, SSH)
+/// is as one that does not serve: KVC_UNAVAILABLE at the deadline, and the words say what it sent.
 pub const KVC_PROTOCOL: c_int = -14;
 /// A defect in the library; the handle or queue can only be closed. Its words, and where it is, go to
 /// standard error as well.
