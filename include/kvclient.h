@@ -404,11 +404,13 @@ void kvc_free(void *memory);
 /**
  * Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]").
  * Servers may be named too, by their ports for clients: they serve when the coordinator is away.
- * Names are resolved here, which may take as long as the system's resolver likes; nothing is
- * connected before the first call. `options` may be NULL. On success *out is a handle that the
- * caller closes with kvc_close().
+ * Names are resolved here, which may take as long as the system's resolver likes; one that is unknown
+ * is left out, with a warning in the log, unless all are. Nothing is connected before the first call.
+ * `options` may be NULL. On success *out is a handle that the caller closes with kvc_close().
  */
-int kvc_open(const char *endpoints, const kvc_options *options, kvc_client **out);
+int kvc_open(const char *endpoints,
+             const kvc_options *options,
+             kvc_client **out);
 
 /**
  * Closes a handle and its connections; NULL is fine. No call may be under way on it, and none may

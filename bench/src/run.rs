@@ -43,7 +43,7 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
     let reads = *plan.value_bytes.end();
     match plan.target.scheme {
         Scheme::Kv => {
-            let endpoints = Endpoints::resolve(&plan.target.endpoint)?;
+            let endpoints = Endpoints::resolve(&plan.target.endpoint, &kv_client::Log::default())?;
             let options = Options { window: plan.depth as usize, ..Options::default() };
             let mut clients = Vec::new();
             for _ in 0..plan.connections {

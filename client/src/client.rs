@@ -94,7 +94,7 @@ impl Client {
     /// [`OpenError`]: an endpoint is malformed or unknown, a setting is out of its bounds, or the
     /// system gives no descriptor.
     pub fn open(endpoints: &str, options: Options) -> Result<Client, OpenError> {
-        Client::with_endpoints(&Endpoints::resolve(endpoints)?, options)
+        Client::with_endpoints(&Endpoints::resolve(endpoints, &options.log)?, options)
     }
 
     /// Opens one more client of the same cluster, without asking for names again.

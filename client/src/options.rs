@@ -7,7 +7,7 @@ use kv_protocol::client_message::Condition;
 use kv_protocol::limits::{DEFAULT_DEADLINE, MAX_DEADLINE};
 
 use crate::error::OpenError;
-use crate::log::Log;
+use crate::log::{Level, Log};
 
 /// Most operations that one client keeps in flight, and so the largest [`Options::window`].
 pub const MAX_IN_FLIGHT: usize = 65_536;
@@ -97,17 +97,19 @@ pub struct Endpoints(pub(crate) Vec<Endpoint>);
 
 impl Endpoints {
     /// Resolves `host:port[,host:port…]`. The only place where the library asks for names: the
-    /// system's resolver knows no deadline.
+    /// system's resolver knows no deadline. A name that cannot be resolved is left out, with a warning
+    /// in `log`, as long as another one can be: one of several coordinators may be gone for good.
     ///
     /// # Errors
-    /// [`OpenError`]: an endpoint is malformed or unknown.
-    pub fn resolve(endpoints: &str) -> Result<Endpoints, OpenError> {
-        resolve(endpoints).map(Endpoints)
+    /// [`OpenError`]: an endpoint is malformed, or all are unknown.
+    pub fn resolve(endpoints: &str, log: &Log) -> Result<Endpoints, OpenError> {
+        resolve(endpoints, log).map(Endpoints)
     }
 }
 
-fn resolve(endpoints: &str) -> Result<Vec<Endpoint>, OpenError> {
+fn resolve(endpoints: &str, log: &Log) -> Result<Vec<Endpoint>, OpenError> {
     let mut resolved = Vec::new();
+    let mut unknown = None;
     for name in endpoints.split(',').map(str::trim) {
         let well_formed = name.rsplit_once(':').is_some_and(|(host, port)| {
             !host.is_empty() && port.parse().is_ok_and(|p: u16| p != 0)
@@ -115,9 +117,15 @@ fn resolve(endpoints: &str) -> Result<Vec<Endpoint>, OpenError> {
         if !well_formed {
             return Err(OpenError::Endpoint { name: name.to_owned() });
         }
-        let addresses = name
-            .to_socket_addrs()
-            .map_err(|reason| OpenError::Resolve { name: name.to_owned(), reason })?;
+        let addresses = match name.to_socket_addrs() {
+            Ok(addresses) => addresses,
+            Err(reason) => {
+                let error = OpenError::Resolve { name: name.to_owned(), reason };
+                log.write(Level::Warning, || error.to_string());
+                unknown.get_or_insert(error);
+                continue;
+            }
+        };
         resolved.extend(
             addresses
                 .take(MAX_ENDPOINTS)
@@ -125,7 +133,9 @@ fn resolve(endpoints: &str) -> Result<Vec<Endpoint>, OpenError> {
         );
     }
     match resolved.len() {
-        0 => Err(OpenError::NoAddress { endpoints: endpoints.to_owned() }),
+        0 => {
+            Err(unknown.unwrap_or_else(|| OpenError::NoAddress { endpoints: endpoints.to_owned() }))
+        }
         1..=MAX_ENDPOINTS => Ok(resolved),
         count => Err(OpenError::Options {
             what: format!("{count} coordinator addresses; at most {MAX_ENDPOINTS} are allowed"),
@@ -136,10 +146,11 @@ fn resolve(endpoints: &str) -> Result<Vec<Endpoint>, OpenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Arc, Mutex};
 
     #[test]
     fn endpoints_are_hosts_with_ports_separated_by_commas() {
-        let found = resolve("127.0.0.1:7000, [::1]:7001").unwrap();
+        let found = resolve("127.0.0.1:7000, [::1]:7001", &Log::default()).unwrap();
         assert_eq!(found[0].address, "127.0.0.1:7000".parse().unwrap());
         assert_eq!(found[1].address, "[::1]:7001".parse().unwrap());
     }
@@ -148,9 +159,24 @@ mod tests {
     fn a_bad_endpoint_is_named() {
         for bad in ["", "localhost", "localhost:", ":7000", "a:0", "a:65536", "127.0.0.1:7000,,b:1"]
         {
-            let error = resolve(bad).expect_err(bad);
+            let error = resolve(bad, &Log::default()).expect_err(bad);
             assert!(error.to_string().contains("host:port"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_name_that_is_unknown_is_left_out_while_another_is_known() {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let to = Arc::clone(&lines);
+        let log = Log::to(move |level, words| to.lock().unwrap().push((level, words.to_owned())));
+        let found = resolve("gone.invalid:7000,127.0.0.1:7000", &log).unwrap();
+        assert_eq!(found.len(), 1);
+        let lines = lines.lock().unwrap();
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].0, Level::Warning);
+        assert!(lines[0].1.contains("gone.invalid:7000"), "{lines:?}");
+        let error = resolve("gone.invalid:7000,lost.invalid:1", &Log::default()).unwrap_err();
+        assert!(error.to_string().contains("gone.invalid:7000"), "{error}");
     }
 
     #[test]

@@ -43,9 +43,9 @@ pub struct kvc_result {
 
 /// Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]").
 /// Servers may be named too, by their ports for clients: they serve when the coordinator is away.
-/// Names are resolved here, which may take as long as the system's resolver likes; nothing is
-/// connected before the first call. `options` may be NULL. On success *out is a handle that the
-/// caller closes with kvc_close().
+/// Names are resolved here, which may take as long as the system's resolver likes; one that is unknown
+/// is left out, with a warning in the log, unless all are. Nothing is connected before the first call.
+/// `options` may be NULL. On success *out is a handle that the caller closes with kvc_close().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_open(
     endpoints: *const c_char,
@@ -62,7 +62,7 @@ pub unsafe extern "C" fn kvc_open(
             .map_err(|_| Failure::invalid("kvc_open: endpoints is not UTF-8"))?;
         // SAFETY: the caller passes NULL or a struct as large as it says.
         let (options, most) = unsafe { read_options(options) }?;
-        let pool = Pool::new(Endpoints::resolve(endpoints)?, options, most)?;
+        let pool = Pool::new(Endpoints::resolve(endpoints, &options.log)?, options, most)?;
         let handle = Box::new(kvc_client { process: Process::current(), pool });
         // SAFETY: not NULL; the caller lets us write a pointer there.
         unsafe { out.write(Box::into_raw(handle)) };

@@ -178,7 +178,12 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     fn pool(most: usize) -> Pool {
-        Pool::new(Endpoints::resolve("127.0.0.1:1").unwrap(), Options::default(), most).unwrap()
+        Pool::new(
+            Endpoints::resolve("127.0.0.1:1", &kv_client::Log::default()).unwrap(),
+            Options::default(),
+            most,
+        )
+        .unwrap()
     }
 
     fn within(millis: u64) -> OpOptions {
