@@ -21,7 +21,7 @@ use crate::places::Place;
 use crate::poller::Readiness;
 use crate::session::Session;
 
-/// A connection that has nothing to read keeps no larger buffer than this.
+/// A connection that has nothing to read keeps the buffer of an answer up to this long.
 const MAX_KEPT_INPUT: usize = 256 << 10;
 
 /// Most bytes of a server's words that go into a message.
@@ -316,7 +316,8 @@ impl Engine {
             }
         }
         if let Some(connection) = self.connections.get_mut(token) {
-            input.trim(MAX_KEPT_INPUT);
+            // A buffer that grew for such an answer may have up to twice the room.
+            input.trim(2 * (MAX_KEPT_INPUT + 4_096));
             connection.restore_input(input);
         }
         Ok(Flow::GoOn)
