@@ -244,7 +244,10 @@ mod tests {
                 for n in 0..3 {
                     let (pool, served) = (&pool, &served);
                     scope.spawn(move || {
-                        pool.with(&within(60_000), |_, _| Ok(served.lock().unwrap().push(n)))
+                        pool.with(&within(60_000), |_, _| {
+                            served.lock().unwrap().push(n);
+                            Ok(())
+                        })
                     });
                     let deadline = Instant::now() + Duration::from_secs(20);
                     while pool.idle.waiting() <= n {
@@ -255,7 +258,11 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-            pool.with(&within(60_000), |_, _| Ok(served.lock().unwrap().push(3))).unwrap();
+            pool.with(&within(60_000), |_, _| {
+                served.lock().unwrap().push(3);
+                Ok(())
+            })
+            .unwrap();
         });
         assert_eq!(served.into_inner().unwrap(), [0, 1, 2, 3]);
     }

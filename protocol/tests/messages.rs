@@ -335,9 +335,9 @@ fn a_batch_is_the_same_in_an_empty_output_and_behind_what_another_holds() {
         for n in 1..=3 {
             let (view, sn) = (ViewVersion(1), SequenceNumber(n));
             batch.push(&PeerMessage::Ack(Ack { view, sn, echo: Time::from_nanos(n), copied: n }));
-            assert!(!batch.is_empty() && batch.count() == 1 && batch.len() > 0);
+            assert_eq!((batch.count(), batch.is_empty()), (1, false));
             batch.finish(output);
-            assert!(batch.is_empty() && batch.count() == 0 && batch.len() == 0);
+            assert_eq!((batch.count(), batch.len()), (0, 0));
             batch.finish(output);
         }
     };
