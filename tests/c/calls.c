@@ -194,6 +194,15 @@ static void null_and_bad_sizes_are_refused(void **state)
     assert_int_equal(options.size, sizeof options);
     options.connections_per_shard = UINT32_MAX;
     assert_status(kvc_open(endpoint, &options, &other), KVC_INVALID);
+    assert_status(kvc_options_init(&options, sizeof options), KVC_OK);
+    options.size = 3;
+    assert_status(kvc_open(endpoint, &options, &other), KVC_INVALID);
+    options.size = (uint32_t)sizeof options;
+    options.timeout_ms = 60001;
+    assert_status(kvc_open(endpoint, &options, &other), KVC_INVALID);
+    options.timeout_ms = 0;
+    options.connect_timeout_ms = 60001;
+    assert_status(kvc_open(endpoint, &options, &other), KVC_INVALID);
     assert_status(kvc_open(NULL, NULL, &other), KVC_INVALID);
     assert_status(kvc_open("", NULL, &other), KVC_INVALID);
     assert_status(kvc_open("nonsense", NULL, &other), KVC_INVALID);

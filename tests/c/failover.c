@@ -21,7 +21,19 @@ struct writer {
     const char *wrong;        /* what went wrong, if anything */
 };
 
+/* Those who would rather hear at once that something is wrong. */
+#define IMPATIENT 4
+
+struct impatient {
+    pthread_t thread;
+    int number;
+    int64_t stored;           /* the last value that was reported OK */
+    int64_t tried;            /* the last value of any put */
+    const char *wrong;
+};
+
 static struct writer writers[WRITERS];
+static struct impatient impatient[IMPATIENT];
 static atomic_bool is_over;
 
 static const char *timed_put(kvc_slice key, kvc_slice value, const kvc_op_options *options, int *status)
@@ -77,6 +89,37 @@ static void *write_on(void *argument)
     return NULL;
 }
 
+/* Puts growing numbers and reads them, with deadlines that end before the others' take-over may. */
+static void *hurry(void *argument)
+{
+    struct impatient *self = argument;
+    const kvc_op_options options = within(100u << self->number);
+    char key[32];
+
+    snprintf(key, sizeof key, "impatient-%d", self->number);
+    while (!atomic_load(&is_over) && self->wrong == NULL) {
+        int64_t next = self->tried + 1, found, start;
+        size_t len;
+        int status;
+
+        self->tried = next;
+        self->wrong = timed_put(text(key), bytes(&next, sizeof next), &options, &status);
+        if (status == KVC_OK)
+            self->stored = next;
+        else if (status != KVC_TIMEOUT && status != KVC_IN_DOUBT && status != KVC_UNAVAILABLE)
+            self->wrong = kvc_status_name(status);
+        start = now_ms();
+        status = kvc_get_into(client, text(key), &found, sizeof found, &len, &options, NULL);
+        if (now_ms() - start > options.timeout_ms + SLACK_MS)
+            self->wrong = "a get outlasted its deadline";
+        if (status == KVC_OK && (len != sizeof found || found < self->stored || found > self->tried))
+            self->wrong = "a value that was overwritten, or never written";
+        if (status == KVC_NOT_FOUND && self->stored > 0)
+            self->wrong = "a value is gone";
+    }
+    return NULL;
+}
+
 /* Waits until each writer has written `more` keys beyond those that it had. */
 static void await_writes(const int *had, int more)
 {
@@ -105,6 +148,10 @@ static void a_killed_server_costs_no_write_and_no_deadline(void **state)
         writers[n].number = n;
         assert_int_equal(pthread_create(&writers[n].thread, NULL, write_on, &writers[n]), 0);
     }
+    for (n = 0; n < IMPATIENT; n++) {
+        impatient[n].number = n;
+        assert_int_equal(pthread_create(&impatient[n].thread, NULL, hurry, &impatient[n]), 0);
+    }
     await_writes(had, 50);
     kill(victim, SIGKILL);
     for (n = 0; n < WRITERS; n++)
@@ -116,6 +163,13 @@ static void a_killed_server_costs_no_write_and_no_deadline(void **state)
         assert_null(writers[n].wrong);
         counted += writers[n].counted;
     }
+    for (n = 0; n < IMPATIENT; n++) {
+        pthread_join(impatient[n].thread, NULL);
+        if (impatient[n].wrong != NULL)
+            fail_msg("impatient %d: %s", n, impatient[n].wrong);
+    }
+    /* 0.8 s are enough where nothing is wrong. */
+    assert_true(impatient[IMPATIENT - 1].stored > 0);
     for (n = 0; n < WRITERS; n++) {
         for (key_number = 0; key_number < writers[n].written; key_number++) {
             snprintf(key, sizeof key, "%d/%d", n, key_number);
