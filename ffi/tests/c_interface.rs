@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::ptr::{null, null_mut};
+use std::time::{Duration, Instant};
 
 use common::{Act, Fake};
 use kv_protocol::client_message::Status;
@@ -281,6 +282,20 @@ fn statuses_of_servers_have_their_numbers() {
     fake.change_map(|map| map.servers.iter_mut().for_each(|server| server.clients = None));
     fake.script(|_| Act::Answer(Status::Unavailable));
     assert_eq!(handle.put(b"k", b"v", options(400, 0)), KVC_UNAVAILABLE);
+    handle.close();
+}
+
+#[test]
+fn a_map_that_never_converges_ends_a_call_at_its_deadline() {
+    let fake = Fake::start(3, 1);
+    let handle = Handle::open(&fake);
+    // Every server says that another one serves the key, whatever map is fetched.
+    fake.script(|_| Act::Answer(Status::WrongView));
+    let (deadline, slack) = (Duration::from_millis(300), Duration::from_secs(2));
+    let start = Instant::now();
+    assert_eq!(handle.put(b"k", b"v", options(300, 0)), KVC_IN_DOUBT, "{}", last_error());
+    let taken = start.elapsed();
+    assert!((deadline..deadline + slack).contains(&taken), "it took {taken:?}");
     handle.close();
 }
 

@@ -2,8 +2,6 @@
    well. */
 #include "suite.h"
 
-#include <malloc.h>
-
 #define LARGE (16 * MIB)
 
 static const char *endpoint;
@@ -466,13 +464,6 @@ static void values_that_nobody_took_are_freed_with_the_queue(void **state)
     }
     assert_status(kvc_cq_free(queue), KVC_OK);
     assert_status(kvc_delete(client, text("untaken"), NULL, NULL), KVC_OK);
-}
-
-static size_t allocated(void)
-{
-    const struct mallinfo2 info = mallinfo2();
-
-    return info.uordblks + info.hblkhd;
 }
 
 /* What was read and not polled: 64 MiB, a value and a read. From each server one more is on its way in. */

@@ -4,7 +4,6 @@
 
 #include <dirent.h>
 #include <dlfcn.h>
-#include <malloc.h>
 
 static const char *endpoint;
 
@@ -80,11 +79,11 @@ static void loading_a_hundred_times_leaves_nothing(void **state)
     for (n = 0; n < 3; n++)
         use_once();
     before = descriptors();
-    memory = mallinfo2().uordblks;
+    memory = allocated();
     for (n = 0; n < 100; n++)
         use_once();
     assert_int_equal(descriptors(), before);
-    assert_int_equal(mallinfo2().uordblks, memory);
+    assert_int_equal(allocated(), memory);
 }
 
 int main(int argc, char **argv)

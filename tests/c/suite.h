@@ -3,6 +3,7 @@
 #ifndef SUITE_H
 #define SUITE_H
 
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -134,6 +135,14 @@ static inline kvc_cq *new_queue(kvc_client *client, uint32_t depth)
     kvc_cq *queue = NULL;
     assert_status(kvc_cq_new(client, depth, &queue), KVC_OK);
     return queue;
+}
+
+/* Bytes that are allocated, those of large blocks among them. */
+static inline size_t allocated(void)
+{
+    const struct mallinfo2 info = mallinfo2();
+
+    return info.uordblks + info.hblkhd;
 }
 
 /* The next completion, which has to be there within PATIENCE_MS. */
