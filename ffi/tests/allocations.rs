@@ -53,6 +53,12 @@ fn allocations(work: impl FnOnce()) -> u64 {
     COUNT.replace(None).expect("it was set")
 }
 
+/// The least of five times. A receive buffer grows, and stays so, when a read fills it and ends within a frame: a
+/// busy machine may bring that late. What a call or an operation itself allocated would be there each time.
+fn least(mut work: impl FnMut()) -> u64 {
+    (0..5).map(|_| allocations(&mut work)).min().expect("five times")
+}
+
 fn slice(bytes: &[u8]) -> kvc_slice {
     kvc_slice { data: bytes.as_ptr().cast(), len: bytes.len() }
 }
@@ -75,14 +81,14 @@ fn a_read_into_memory_of_the_program_and_a_write_allocate_nothing() {
     let fake = Fake::start(3, 1);
     let client = open(&fake);
     let keys: Vec<String> = (0..50).map(|n| format!("key {n}")).collect();
-    for (len, times) in [(1_000, 2_000), (64 << 10, 200), (200 << 10, 200), (256 << 10, 200)] {
+    for (len, times) in [(1_000, 1_000), (64 << 10, 100), (200 << 10, 100), (256 << 10, 100)] {
         write_and_read(client, &keys, len, times);
     }
     // SAFETY: nobody uses it any more.
     assert_eq!(unsafe { kvc_close(client) }, KVC_OK);
 }
 
-/// Counts `times` writes and reads of values with `bytes` bytes, after a quarter as many.
+/// Counts for `times` writes and reads of values with `bytes` bytes, after a quarter as many.
 fn write_and_read(client: *mut kvc_client, keys: &[String], bytes: usize, times: usize) {
     let value = vec![b'v'; bytes];
     let mut room = vec![0; bytes];
@@ -105,7 +111,7 @@ fn write_and_read(client: *mut kvc_client, keys: &[String], bytes: usize, times:
         }
     };
     call_all(times / 4);
-    assert_eq!(allocations(|| call_all(times)), 0, "values of {bytes} bytes");
+    assert_eq!(least(|| call_all(times)), 0, "values of {bytes} bytes");
 }
 
 #[test]
@@ -157,10 +163,7 @@ fn operations_of_a_queue_allocate_nothing() {
         assert!(rooms.iter().all(|room| *room == value));
     };
     run(500);
-    // A receive buffer grows, and stays so, when a read fills it and ends within a frame: that takes so many answers
-    // at once as a busy machine may bring late. What an operation itself allocated would be there each time.
-    let least = (0..5).map(|_| allocations(|| run(200))).min();
-    assert_eq!(least, Some(0));
+    assert_eq!(least(|| run(200)), 0);
     // SAFETY: nobody uses them any more.
     unsafe { (kvc_cq_free(cq), kvc_close(client)) };
 }
