@@ -40,13 +40,24 @@ const VALGRIND: Manner = Manner {
 /// Compiles a test of `tests/c/` and runs it to its end, which must be a good one.
 #[track_caller]
 fn check(name: &str, manner: &Manner, arguments: &[String]) {
-    let workshop = Workshop::open();
+    check_in(&Workshop::open(), name, manner, &[], arguments);
+}
+
+/// The same with another variable of the program's environment.
+#[track_caller]
+fn check_in(
+    workshop: &Workshop,
+    name: &str,
+    manner: &Manner,
+    variable: &[&str],
+    arguments: &[String],
+) {
     let source: PathBuf = root().join("tests/c").join(name);
     let mut words = vec!["-std=c11", "-D_GNU_SOURCE", "-lcmocka", "-lpthread"];
     words.extend(manner.flags);
     let program = workshop.compile_shared(&source, &words);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let ended = workshop.run_under(manner.tool, &program, &arguments);
+    let ended = workshop.run_under(&[variable, manner.tool].concat(), &program, &arguments);
     let mut shown = String::new();
     let _ = write!(shown, "{name}: {:?}\n{}\n{}", ended.code, ended.stdout, ended.stderr);
     assert_eq!(ended.code, Some(0), "{shown}");
@@ -97,10 +108,23 @@ fn reload(manner: &Manner) {
 #[track_caller]
 fn doubt(manner: &Manner) {
     let cluster = Cluster::start();
+    check("doubt.c", manner, &endpoint_and_processes(&cluster));
+}
+
+fn endpoint_and_processes(cluster: &Cluster) -> Vec<String> {
     let pids = [cluster.coord_pid()].into_iter().chain(cluster.server_pids());
-    let arguments: Vec<String> =
-        [cluster.endpoint()].into_iter().chain(pids.map(|pid| pid.to_string())).collect();
-    check("doubt.c", manner, &arguments);
+    [cluster.endpoint()].into_iter().chain(pids.map(|pid| pid.to_string())).collect()
+}
+
+#[test]
+fn a_calendar_that_jumps_moves_no_deadline() {
+    let cluster = Cluster::start();
+    let workshop = Workshop::open();
+    let source = root().join("tests/c/jumping_clock.c");
+    let clock = workshop.compile(&source, &["-D_GNU_SOURCE", "-shared", "-fPIC"]);
+    let preloaded = format!("LD_PRELOAD={}", clock.display());
+    let arguments = endpoint_and_processes(&cluster);
+    check_in(&workshop, "doubt.c", &PLAIN, &[&preloaded], &arguments);
 }
 
 #[track_caller]
