@@ -126,10 +126,10 @@ fn a_bad_checksum_on_a_stream_closes_it_and_the_real_one_goes_on_where_it_was() 
     survives(|cluster, ports| {
         put_through_the_real_stream(cluster, ports);
         let mut beacon = Vec::new();
-        let mut batch = BatchWriter::new();
+        let mut batch = BatchWriter::new(&mut beacon);
         let (view, t_send) = (ViewVersion(1), Time::from_nanos(7));
         batch.push(&PeerMessage::Beacon(Beacon { view, t_send }));
-        batch.finish(&mut beacon);
+        batch.finish();
         // Whole, it is acknowledged; so its checksum is all that is wrong with it below.
         say_on_a_stream(ports, &beacon, |frame| frame.opcode == peer_opcode::BATCH);
         for damaged in 8..beacon.len() {

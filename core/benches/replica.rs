@@ -15,7 +15,7 @@ use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status,
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::*;
 use kv_protocol::limits::{MAX_PEER_BODY, SESSION_IDLE};
-use kv_protocol::peer_message::{BatchReader, BatchWriter};
+use kv_protocol::peer_message::BatchReader;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 use std::hint::black_box;
@@ -38,7 +38,6 @@ struct Pair {
     primary: Replica,
     secondary: Replica,
     answers: Counter,
-    batch: BatchWriter,
     bytes: Vec<u8>,
     seq: u64,
 }
@@ -71,8 +70,7 @@ impl Pair {
         let hello = primary.peer_hello(ClusterId(1)).unwrap();
         let welcome = secondary.on_peer_hello(NOW, &hello, &mut answers).unwrap();
         primary.on_peer_welcome(NOW, &welcome, &mut answers).unwrap();
-        let (batch, bytes) = (BatchWriter::new(), Vec::new());
-        Pair { primary, secondary, answers, batch, bytes, seq: 0 }
+        Pair { primary, secondary, answers, bytes: Vec::new(), seq: 0 }
     }
 
     fn ask(&mut self, key: &[u8], digest: Digest, operation: Operation<'_>) {
@@ -93,17 +91,15 @@ impl Pair {
 
     /// What one wake-up at each side does.
     fn replicate(&mut self) {
-        self.primary.pump(NOW, &mut self.batch);
-        deliver(&mut self.batch, &mut self.bytes, &mut self.secondary, &mut self.answers);
-        self.secondary.pump(NOW, &mut self.batch);
-        deliver(&mut self.batch, &mut self.bytes, &mut self.primary, &mut self.answers);
+        carry(&mut self.bytes, &mut self.primary, &mut self.secondary, &mut self.answers);
+        carry(&mut self.bytes, &mut self.secondary, &mut self.primary, &mut self.answers);
     }
 }
 
-/// Carries a batch, as its bytes, to the other holder.
-fn deliver(batch: &mut BatchWriter, bytes: &mut Vec<u8>, to: &mut Replica, answers: &mut Counter) {
+/// Carries a batch, as its bytes, from one holder to the other.
+fn carry(bytes: &mut Vec<u8>, from: &mut Replica, to: &mut Replica, answers: &mut Counter) {
     bytes.clear();
-    batch.finish(bytes);
+    from.pump(NOW, bytes);
     let frame = split_frame(bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
     for message in BatchReader::new(frame.body).unwrap() {
         to.on_peer_message(NOW, &message.unwrap(), answers).unwrap();

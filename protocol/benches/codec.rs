@@ -91,13 +91,13 @@ fn batches(c: &mut Criterion) {
     });
     let mut group = c.benchmark_group("batch of 16 PREPAREs");
     group.throughput(Throughput::Elements(MESSAGES));
-    let mut batch = BatchWriter::new();
     let mut bytes = Vec::new();
     group.bench_function("write", |b| {
         b.iter(|| {
             bytes.clear();
+            let mut batch = BatchWriter::new(&mut bytes);
             (0..MESSAGES).for_each(|_| batch.push(black_box(&prepare)));
-            batch.finish(&mut bytes);
+            batch.finish();
         });
     });
     let rules = FrameRules::checked(MAX_PEER_BODY);

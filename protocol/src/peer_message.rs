@@ -511,33 +511,33 @@ impl<'a> Prepare<'a> {
     }
 }
 
-/// Builds one BATCH frame, in the memory in which it is sent: [`BatchWriter::finish`] exchanges it for the
-/// output's, where that is empty.
-#[derive(Debug, Default)]
-pub struct BatchWriter {
-    /// Header, count and messages; empty, or at least [`BATCH_PREFIX_BYTES`] long.
-    frame: Vec<u8>,
+/// Builds one BATCH frame behind what an output holds, in the memory in which it is sent.
+#[derive(Debug)]
+pub struct BatchWriter<'a> {
+    output: &'a mut Vec<u8>,
+    /// Where the frame begins.
+    start: usize,
     count: usize,
 }
 
 /// What a BATCH frame holds before its first message: the header and the count.
 const BATCH_PREFIX_BYTES: usize = HEADER_BYTES + size_of::<u16>();
 
-impl BatchWriter {
-    /// An empty batch; keep the writer and its memory for the next one.
-    pub fn new() -> BatchWriter {
-        BatchWriter::default()
+impl<'a> BatchWriter<'a> {
+    /// A batch without messages yet, which leaves the output as it is.
+    pub fn new(output: &'a mut Vec<u8>) -> BatchWriter<'a> {
+        let start = output.len();
+        BatchWriter { output, start, count: 0 }
     }
 
     /// Adds a message.
     pub fn push(&mut self, message: &PeerMessage<'_>) {
         debug_assert!(!self.is_full(), "a batch was filled beyond its limit");
         if self.count == 0 {
-            self.frame.clear();
-            begin_frame(&mut self.frame, opcode::BATCH);
-            self.frame.put_u16(0);
+            begin_frame(self.output, opcode::BATCH);
+            self.output.put_u16(0);
         }
-        message.write(&mut self.frame);
+        message.write(self.output);
         self.count += 1;
     }
 
@@ -553,7 +553,7 @@ impl BatchWriter {
 
     /// How many bytes they take.
     pub fn len(&self) -> usize {
-        if self.count == 0 { 0 } else { self.frame.len() - BATCH_PREFIX_BYTES }
+        (self.output.len() - self.start).saturating_sub(BATCH_PREFIX_BYTES)
     }
 
     /// Whether nothing was added.
@@ -561,20 +561,15 @@ impl BatchWriter {
         self.count == 0
     }
 
-    /// Appends the frame to `output`, if there is anything in it, and starts anew.
-    pub fn finish(&mut self, output: &mut Vec<u8>) {
+    /// Ends the frame, if there is anything in it; without this it is none.
+    pub fn finish(self) {
         if self.count == 0 {
             return;
         }
         let count = length_u16(self.count, "batch").to_le_bytes();
-        self.frame[HEADER_BYTES..BATCH_PREFIX_BYTES].copy_from_slice(&count);
-        end_frame(&mut self.frame, 0, Checksum::Crc32c);
-        if output.is_empty() {
-            std::mem::swap(output, &mut self.frame);
-        } else {
-            output.put_bytes(&self.frame);
-        }
-        self.count = 0;
+        let at = self.start + HEADER_BYTES;
+        self.output[at..at + count.len()].copy_from_slice(&count);
+        end_frame(self.output, self.start, Checksum::Crc32c);
     }
 }
 

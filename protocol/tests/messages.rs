@@ -36,6 +36,14 @@ fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     bytes
 }
 
+fn batch_of(messages: &[PeerMessage<'_>]) -> Vec<u8> {
+    written(|bytes| {
+        let mut batch = BatchWriter::new(bytes);
+        messages.iter().for_each(|message| batch.push(message));
+        batch.finish();
+    })
+}
+
 fn member() -> impl Strategy<Value = Member> {
     (any::<u16>(), any::<u64>())
         .prop_map(|(s, i)| Member { server: ServerId(s), incarnation: Incarnation(i) })
@@ -222,10 +230,7 @@ proptest! {
             }),
             PeerMessage::Handover(Handover { view, sn }),
         ];
-        let mut batch = BatchWriter::new();
-        messages.iter().for_each(|message| batch.push(message));
-        let bytes = written(|b| batch.finish(b));
-        prop_assert!(batch.is_empty());
+        let bytes = batch_of(&messages);
         let (opcode, body) = only_frame(&bytes, &PEER);
         prop_assert_eq!(opcode, peer::opcode::BATCH);
         let read: Result<Vec<_>, _> = BatchReader::new(body).unwrap().collect();
@@ -330,15 +335,17 @@ fn plain(address: SocketAddr) -> SocketAddr {
 
 #[test]
 fn a_batch_is_the_same_in_an_empty_output_and_behind_what_another_holds() {
-    let mut batch = BatchWriter::new();
-    let mut frames = |output: &mut Vec<u8>| {
+    let frames = |output: &mut Vec<u8>| {
         for n in 1..=3 {
             let (view, sn) = (ViewVersion(1), SequenceNumber(n));
+            let mut batch = BatchWriter::new(output);
+            assert_eq!((batch.count(), batch.len(), batch.is_empty()), (0, 0, true));
             batch.push(&PeerMessage::Ack(Ack { view, sn, echo: Time::from_nanos(n), copied: n }));
             assert_eq!((batch.count(), batch.is_empty()), (1, false));
-            batch.finish(output);
-            assert_eq!((batch.count(), batch.len()), (0, 0));
-            batch.finish(output);
+            batch.finish();
+            let held = output.len();
+            BatchWriter::new(output).finish();
+            assert_eq!(output.len(), held, "nothing was said");
         }
     };
     let mut alone = Vec::new();
@@ -389,11 +396,9 @@ fn a_put_has_the_documented_layout() {
 
 #[test]
 fn an_ack_batch_has_the_documented_layout() {
-    let mut batch = BatchWriter::new();
     let echo = Time::from_nanos(7);
     let (view, sn) = (ViewVersion(2), SequenceNumber(5));
-    batch.push(&PeerMessage::Ack(Ack { view, sn, echo, copied: 9 }));
-    let bytes = written(|b| batch.finish(b));
+    let bytes = batch_of(&[PeerMessage::Ack(Ack { view, sn, echo, copied: 9 })]);
     let expected = concat!(
         "27000000",
         "01",
@@ -469,11 +474,13 @@ fn the_largest_legal_messages_fit_their_frames() {
         value_length: u32::try_from(MAX_VALUE_BYTES).unwrap(),
         value: &value[..FRAGMENT_BYTES],
     });
-    let mut batch = BatchWriter::new();
-    while !batch.is_full() {
-        batch.push(&prepare);
-    }
-    let bytes = written(|b| batch.finish(b));
+    let bytes = written(|bytes| {
+        let mut batch = BatchWriter::new(bytes);
+        while !batch.is_full() {
+            batch.push(&prepare);
+        }
+        batch.finish();
+    });
     assert!(split_frame(&bytes, &PEER).unwrap().is_some(), "{} bytes", bytes.len());
 
     let nobody = Member { server: ServerId(0), incarnation: Incarnation(0) };

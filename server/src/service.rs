@@ -27,7 +27,7 @@ use kv_protocol::ids::{
 };
 use kv_protocol::limits::SESSION_IDLE;
 use kv_protocol::peer_message::{
-    BatchWriter, PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
+    PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
 };
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
@@ -97,7 +97,6 @@ pub(crate) struct Service {
     map: Arc<KnownMap>,
     counters: Counters,
     hosted: Vec<Hosted>,
-    batch: BatchWriter,
     refusal_log: LogLimit,
     /// Whether something changed that other threads wait to see.
     has_news: bool,
@@ -179,7 +178,6 @@ impl Service {
             map,
             counters: Counters::default(),
             hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
-            batch: BatchWriter::new(),
             refusal_log: LogLimit::default(),
             has_news: false,
             was_drained: false,
@@ -525,10 +523,8 @@ impl Service {
                 if unsent >= STREAM_OUTPUT_BYTES {
                     break;
                 }
-                let pumped = hosted.replica.pump(now, &mut self.batch);
-                if !self.batch.is_empty() {
-                    self.outputs.append(id, |bytes| self.batch.finish(bytes));
-                }
+                let mut pumped = Pumped::Done;
+                self.outputs.append(id, |bytes| pumped = hosted.replica.pump(now, bytes));
                 if pumped == Pumped::Done {
                     break;
                 }

@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use kv_core::replica::{InstallError, NoFullCopy};
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{ClusterId, GroupId, Member, OrderId, ServerId, ShardId, Time};
-use kv_protocol::peer_message::BatchWriter;
 use kv_protocol::placement::Placement;
 use kv_protocol::view::View;
 
@@ -106,7 +105,6 @@ pub struct Shard {
     pub told_dead: BTreeSet<Member>,
     identity: Identity,
     published_at: u64,
-    batch: BatchWriter,
 }
 
 /// Whose executor it is, and which.
@@ -137,7 +135,6 @@ impl Shard {
             told_dead: BTreeSet::new(),
             identity,
             published_at: 0,
-            batch: BatchWriter::new(),
         }
     }
 

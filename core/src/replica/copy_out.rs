@@ -185,7 +185,7 @@ impl CopyOut {
 
     /// Says that it begins, unless that was said. Comes before every write of the stream: a write may
     /// have come in the same wake-up as the candidate's WELCOME.
-    pub(super) fn pump_start(&mut self, view: ViewVersion, batch: &mut BatchWriter) {
+    pub(super) fn pump_start(&mut self, view: ViewVersion, batch: &mut BatchWriter<'_>) {
         if !self.is_started && !holes::is_open(Hole::CopyBeforeStream) && !batch.is_full() {
             batch.push(&PeerMessage::CopyStart(CopyStart { view, sn: self.start }));
             self.is_started = true;
@@ -200,7 +200,7 @@ impl CopyOut {
         committed: SequenceNumber,
         table: &Table,
         sessions: &Sessions,
-        batch: &mut BatchWriter,
+        batch: &mut BatchWriter<'_>,
     ) {
         if self.end.is_some() || batch.is_full() {
             return;
@@ -236,7 +236,7 @@ impl CopyOut {
         committed: SequenceNumber,
         table: &Table,
         sessions: &Sessions,
-        batch: &mut BatchWriter,
+        batch: &mut BatchWriter<'_>,
     ) {
         batch.push(&PeerMessage::CopyEnd(CopyEnd { view, sn: last }));
         self.window.sent += 1;
@@ -244,7 +244,7 @@ impl CopyOut {
         self.end = Some(End { sn: last, sessions: sessions.digest(), table });
     }
 
-    fn pump_entries(&mut self, place: Place<'_>, batch: &mut BatchWriter) {
+    fn pump_entries(&mut self, place: Place<'_>, batch: &mut BatchWriter<'_>) {
         loop {
             while let Some(entry) = self.waiting.front_mut() {
                 if has_enough(batch) {
@@ -280,7 +280,7 @@ impl CopyOut {
         view: ViewVersion,
         committed: SequenceNumber,
         sessions: &Sessions,
-        batch: &mut BatchWriter,
+        batch: &mut BatchWriter<'_>,
     ) {
         if holes::is_open(Hole::RecordNotCopied) {
             self.clients.clear();
@@ -313,7 +313,7 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn send_entry(&self, digest: Digest, entry: &Entry<'_>, batch: &mut BatchWriter) {
+    fn send_entry(&self, digest: Digest, entry: &Entry<'_>, batch: &mut BatchWriter<'_>) {
         let first = entry.value.len().min(FRAGMENT_BYTES);
         batch.push(&PeerMessage::CopyEntry(CopyEntry {
             view: self.view,
@@ -332,7 +332,7 @@ impl Place<'_> {
         waiting: &mut Waiting,
         sent: &mut u64,
         copied: &mut Copied,
-        batch: &mut BatchWriter,
+        batch: &mut BatchWriter<'_>,
     ) -> bool {
         let hash = self.secret.of_key(waiting.digest, &waiting.key);
         // One that was written again meanwhile comes live.

@@ -213,13 +213,21 @@ impl Replica {
 
 /// Batches.
 impl Replica {
-    /// Fills one batch for the stream, whatever the role: writes and beacons, the copy, the hand-over,
-    /// acks. To be called at the end of a wake-up, with its reading of the clock.
-    pub fn pump(&mut self, now: Time, batch: &mut BatchWriter) -> Pumped {
+    /// Appends one batch for the stream to an output, if there is anything to say, whatever the role: writes
+    /// and beacons, the copy, the hand-over, acks. To be called at the end of a wake-up, with its reading of
+    /// the clock.
+    pub fn pump(&mut self, now: Time, output: &mut Vec<u8>) -> Pumped {
         self.readings.note(now);
         if self.frozen {
             return Pumped::Done;
         }
+        let mut batch = BatchWriter::new(output);
+        let pumped = self.fill_batch(now, &mut batch);
+        batch.finish();
+        pumped
+    }
+
+    fn fill_batch(&mut self, now: Time, batch: &mut BatchWriter<'_>) -> Pumped {
         self.pump_acks(now, batch);
         self.pump_copy_start(batch);
         if self.pump_writes(now, batch) == Pumped::More {
@@ -233,7 +241,7 @@ impl Replica {
         Pumped::Done
     }
 
-    fn pump_writes(&mut self, now: Time, batch: &mut BatchWriter) -> Pumped {
+    fn pump_writes(&mut self, now: Time, batch: &mut BatchWriter<'_>) -> Pumped {
         let view = self.view_version();
         let table = &self.table;
         let sender = match &mut self.role {
@@ -263,7 +271,7 @@ impl Replica {
         Pumped::Done
     }
 
-    fn pump_copy_start(&mut self, batch: &mut BatchWriter) {
+    fn pump_copy_start(&mut self, batch: &mut BatchWriter<'_>) {
         let view = self.view_version();
         let Role::Primary(primary) = &mut self.role else { return };
         let Candidacy::Copying(copy) = &mut primary.candidacy else { return };
@@ -272,7 +280,7 @@ impl Replica {
         }
     }
 
-    fn pump_copy(&mut self, batch: &mut BatchWriter) {
+    fn pump_copy(&mut self, batch: &mut BatchWriter<'_>) {
         let view = self.view_version();
         let Role::Primary(primary) = &mut self.role else { return };
         let Candidacy::Copying(copy) = &mut primary.candidacy else { return };
@@ -286,7 +294,7 @@ impl Replica {
         }
     }
 
-    fn pump_acks(&mut self, now: Time, batch: &mut BatchWriter) {
+    fn pump_acks(&mut self, now: Time, batch: &mut BatchWriter<'_>) {
         #[cfg(feature = "holes")]
         if let Some(ack) = self.planted.old_ack.take() {
             batch.push(&PeerMessage::Ack(ack));
@@ -324,7 +332,7 @@ impl Replica {
 fn pump_handover(
     old: &mut HandingOver,
     view: Option<kv_protocol::view::View>,
-    batch: &mut BatchWriter,
+    batch: &mut BatchWriter<'_>,
 ) {
     let Some(view) = view else { return };
     if !old.is_said && old.sender.is_connected() && !batch.is_full() {

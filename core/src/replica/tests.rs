@@ -23,7 +23,7 @@ use kv_protocol::ids::{
 use kv_protocol::limits::{
     BEACON_INTERVAL, FRAGMENT_BYTES, MAX_PEER_BODY, MAX_PENDING_WRITES, SESSION_IDLE,
 };
-use kv_protocol::peer_message::{Ack, BatchReader, BatchWriter, PeerHello, PeerRefusalReason};
+use kv_protocol::peer_message::{Ack, BatchReader, PeerHello, PeerRefusalReason};
 use kv_protocol::placement::Digest;
 use kv_protocol::view::Peer;
 use proptest::prelude::*;
@@ -138,10 +138,8 @@ impl Pair {
 
     /// One batch from the primary, as bytes; empty when there is nothing to say.
     fn pump(&mut self) -> (Vec<u8>, Pumped) {
-        let mut batch = BatchWriter::new();
-        let pumped = self.primary.pump(self.now, &mut batch);
         let mut bytes = Vec::new();
-        batch.finish(&mut bytes);
+        let pumped = self.primary.pump(self.now, &mut bytes);
         (bytes, pumped)
     }
 
@@ -179,9 +177,8 @@ impl Pair {
 
     /// What the secondary acks at the end of a wake-up.
     fn take_ack(&mut self) -> Option<Ack> {
-        let (mut batch, mut bytes) = (BatchWriter::new(), Vec::new());
-        self.secondary.pump(self.now, &mut batch);
-        batch.finish(&mut bytes);
+        let mut bytes = Vec::new();
+        self.secondary.pump(self.now, &mut bytes);
         let frame = split_frame(&bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap()?;
         let mut messages = BatchReader::new(frame.body).unwrap();
         match messages.next().unwrap().unwrap() {

@@ -11,10 +11,12 @@ use kv_protocol::client_message::Answer;
 use kv_protocol::ids::Time;
 use kv_protocol::limits::{MAX_OUTPUT_BYTES, STALL_DEADLINE};
 
-/// A buffer larger than this is given back to the allocator when it runs empty.
-const KEPT_CAPACITY: usize = 256 << 10;
-/// Empty buffers that are kept for whoever has something to send next.
+/// A buffer larger than this is given back to the allocator when it runs empty. Below it, a buffer that has
+/// grown to what a pipeline of large values takes need not grow again for the next one.
+const KEPT_CAPACITY: usize = 2 << 20;
+/// Empty buffers that are kept for whoever has something to send next, and what all of them may hold.
 const KEPT_BUFFERS: usize = 64;
+const KEPT_BYTES: usize = 16 << 20;
 /// Sent bytes are cut off the front of a buffer when there are this many of them.
 const COMPACT_BYTES: usize = 1 << 20;
 /// How long a closing connection waits for the other side to take the last words and close.
@@ -76,11 +78,6 @@ impl Output {
         }
         self.taken = self.unsent().len();
         Some((std::mem::take(&mut self.bytes), std::mem::take(&mut self.sent)))
-    }
-
-    /// Where frames are appended; mark the connection dirty afterwards.
-    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
     }
 
     /// Whether as much waits as may: nothing more is read from this connection until it is sent.
@@ -178,6 +175,8 @@ pub(crate) struct Outputs {
     now: Time,
     /// A connection that has nothing to send has no buffer; this is where it gets one.
     spares: Vec<Vec<u8>>,
+    /// What they have room for.
+    spare_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -224,7 +223,7 @@ impl Outputs {
         find(&mut self.slots, id)
     }
 
-    /// Lets `fill` append frames to a connection's output and marks it dirty.
+    /// Lets `fill` append frames to a connection's output, and marks it dirty if it did.
     pub(crate) fn append(&mut self, id: ConnectionId, fill: impl FnOnce(&mut Vec<u8>)) {
         let Some(output) = find(&mut self.slots, id) else { return };
         if output.unsent_bytes() == 0 {
@@ -233,10 +232,17 @@ impl Outputs {
         if output.bytes.capacity() == 0
             && let Some(spare) = self.spares.pop()
         {
+            self.spare_bytes -= spare.capacity();
             output.bytes = spare;
         }
-        fill(output.buffer());
-        self.mark_dirty(id);
+        let held = output.bytes.len();
+        fill(&mut output.bytes);
+        if output.bytes.len() > held {
+            self.mark_dirty(id);
+        } else if held == 0 {
+            let unused = std::mem::take(&mut output.bytes);
+            self.recycle(unused);
+        }
     }
 
     /// Notes that the first `count` unsent bytes of a connection are gone.
@@ -252,8 +258,13 @@ impl Outputs {
 
     /// Takes back a buffer whose bytes are not needed any more.
     pub(crate) fn recycle(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() <= KEPT_CAPACITY && self.spares.len() < KEPT_BUFFERS {
+        let capacity = buffer.capacity();
+        if (1..=KEPT_CAPACITY).contains(&capacity)
+            && self.spares.len() < KEPT_BUFFERS
+            && self.spare_bytes + capacity <= KEPT_BYTES
+        {
             buffer.clear();
+            self.spare_bytes += capacity;
             self.spares.push(buffer);
         }
     }
@@ -404,10 +415,10 @@ mod tests {
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([0; 1_000]));
         outputs.on_sent(NOW, id, 1_000);
-        assert_eq!(outputs.get(id).unwrap().buffer().capacity(), 0);
+        assert_eq!(outputs.get(id).unwrap().bytes.capacity(), 0);
         let other = outputs.open(NOW);
         outputs.append(other, |bytes| bytes.push(1));
-        assert!(outputs.get(other).unwrap().buffer().capacity() >= 1_000, "it is used again");
+        assert!(outputs.get(other).unwrap().bytes.capacity() >= 1_000, "it is used again");
     }
 
     #[test]

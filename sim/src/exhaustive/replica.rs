@@ -17,7 +17,7 @@ use kv_protocol::ids::{
 };
 use kv_protocol::limits::{FRAGMENT_BYTES, MAX_PEER_BODY, SESSION_IDLE};
 use kv_protocol::peer_message::{
-    BatchReader, BatchWriter, PeerHello, PeerRefusal, PeerRefusalReason, PeerWelcome, opcode,
+    BatchReader, PeerHello, PeerRefusal, PeerRefusalReason, PeerWelcome, opcode,
 };
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
@@ -181,7 +181,6 @@ pub struct Driven {
     stream: bool,
     dialled: Option<PeerHello>,
     now: Time,
-    batch: BatchWriter,
 }
 
 /// Frames by number.
@@ -225,7 +224,6 @@ impl Machine for Driven {
             stream: false,
             dialled: None,
             now: reading(0),
-            batch: BatchWriter::new(),
         }
     }
 
@@ -395,9 +393,8 @@ impl Driven {
 
     fn pump(&mut self, frames: &mut Frames, done: &mut Vec<Done>) {
         while self.stream {
-            let pumped = self.replica.pump(self.now, &mut self.batch);
             let mut bytes = Vec::new();
-            self.batch.finish(&mut bytes);
+            let pumped = self.replica.pump(self.now, &mut bytes);
             if !bytes.is_empty() {
                 done.push(Done::Send(frames.number(bytes)));
             }

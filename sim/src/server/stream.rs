@@ -192,9 +192,8 @@ impl Shard {
         for hosted in &mut self.hosted {
             let Some(number) = hosted.stream else { continue };
             loop {
-                let pumped = hosted.replica.pump(now, &mut self.batch);
                 let mut bytes = Vec::new();
-                self.batch.finish(&mut bytes);
+                let pumped = hosted.replica.pump(now, &mut bytes);
                 if !bytes.is_empty() {
                     output.push(Output::Send(number, bytes));
                 }

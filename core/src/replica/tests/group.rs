@@ -133,9 +133,8 @@ impl Group {
 
     /// Carries one batch; whether there was anything to say.
     pub(super) fn carry(&mut self, from: usize, to: usize) -> bool {
-        let (mut batch, mut bytes) = (BatchWriter::new(), Vec::new());
-        self.replicas[from].pump(self.now, &mut batch);
-        batch.finish(&mut bytes);
+        let mut bytes = Vec::new();
+        self.replicas[from].pump(self.now, &mut bytes);
         let frame = split_frame(&bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap();
         let Some(frame) = frame else { return false };
         for message in BatchReader::new(frame.body).unwrap() {
