@@ -347,7 +347,7 @@ impl Table {
     /// Appends bytes to a staged entry's value; not more than it was staged for.
     pub fn staged_append(&mut self, staged: &mut Staged, bytes: &[u8]) {
         let record = self.staging.get_mut(staged);
-        // SAFETY: the handle of a staged entry.
+        // SAFETY: the handle of a staged entry, whose value was written so far.
         unsafe { entry::write_value(&mut self.arena, record.handle, record.filled, bytes) };
         record.filled += bytes.len();
     }

@@ -26,7 +26,7 @@ struct Header {
     version: u64,
     value_len: u32,
     key_len: u16,
-    /// Of key and value; part of the table's digest.
+    /// Of key and value, once the value is complete; part of the table's digest.
     check: u16,
 }
 
@@ -65,6 +65,9 @@ pub(super) fn create(arena: &mut Arena, key: &[u8], value_len: usize) -> Option<
     unsafe {
         at.cast::<Header>().write(Header { version: 0, value_len, key_len, check: 0 });
         at.add(HEADER_BYTES).copy_from_nonoverlapping(key.as_ptr(), key.len());
+        if value_len == 0 {
+            note_check(arena, handle);
+        }
     }
     Some(handle)
 }
@@ -101,22 +104,30 @@ pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
     SequenceNumber(unsafe { header(arena, handle) }.version)
 }
 
-/// Seals an entry that is about to be linked: its version, and the check of key and value.
+/// Notes the check of an entry whose value has just become complete: its bytes are in the processor's caches
+/// now, and no more when it is linked.
+///
+/// # Safety
+///
+/// As for [`header`], and the whole value was written.
+unsafe fn note_check(arena: &mut Arena, handle: Handle) {
+    // SAFETY: as the caller says; the arena is borrowed exclusively.
+    unsafe {
+        let check = sealed_anew(arena, handle).check;
+        (*arena.address(handle).cast::<Header>()).check = check;
+    }
+}
+
+/// Seals an entry that is about to be linked, with its version.
 ///
 /// # Safety
 ///
 /// As for [`header`], and the whole value was written.
 pub(super) unsafe fn seal(arena: &mut Arena, handle: Handle, version: SequenceNumber) -> Seal {
-    // SAFETY: `create` wrote a header there, key and value follow it, and the arena is borrowed
-    // exclusively.
+    // SAFETY: `create` wrote a header there, and the arena is borrowed exclusively.
     unsafe {
-        let at = arena.address(handle);
-        let header = &mut *at.cast::<Header>();
-        let bytes = usize::from(header.key_len) + header.value_len as usize;
-        let check = check_of(std::slice::from_raw_parts(at.add(HEADER_BYTES), bytes));
-        header.version = version.0;
-        header.check = check;
-        Seal { version, check, bytes }
+        (*arena.address(handle).cast::<Header>()).version = version.0;
+        sealed(arena, handle)
     }
 }
 
@@ -183,11 +194,11 @@ pub(super) unsafe fn value_len(arena: &Arena, handle: Handle) -> usize {
     unsafe { header(arena, handle) }.value_len as usize
 }
 
-/// Writes `bytes` into the value at `offset`.
+/// Writes `bytes` into the value at `offset`: all in order, the last of them last.
 ///
 /// # Safety
 ///
-/// As for [`header`].
+/// As for [`header`], and the value was written up to `offset`.
 pub(super) unsafe fn write_value(arena: &mut Arena, handle: Handle, offset: usize, bytes: &[u8]) {
     // SAFETY: as the caller says.
     let header = unsafe { header(arena, handle) };
@@ -202,6 +213,9 @@ pub(super) unsafe fn write_value(arena: &mut Arena, handle: Handle, offset: usiz
     unsafe {
         let value = arena.address(handle).add(HEADER_BYTES + usize::from(header.key_len));
         value.add(offset).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        if offset + bytes.len() == value_len {
+            note_check(arena, handle);
+        }
     }
 }
 
