@@ -28,6 +28,8 @@ pub const REQUEST_FIXED_BYTES: usize = 8 + 8 + 16 + 8 + 8 + 8 + 2 + 1 + 1;
 pub const REQUEST_HEAD_BYTES: usize = HEADER_BYTES + REQUEST_FIXED_BYTES;
 /// Bytes of an answer before its value.
 pub const ANSWER_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
+/// Bytes of an answer's frame before its value.
+pub const ANSWER_HEAD_BYTES: usize = HEADER_BYTES + ANSWER_FIXED_BYTES;
 
 const _: () = assert!(REQUEST_FIXED_BYTES <= MAX_FIXED_BYTES);
 const _: () = assert!(ANSWER_FIXED_BYTES <= MAX_FIXED_BYTES);
@@ -418,16 +420,23 @@ pub struct Answer<'a> {
 impl<'a> Answer<'a> {
     /// Appends the frame.
     pub fn write(&self, output: &mut Vec<u8>) {
-        output.reserve(crate::frame::HEADER_BYTES + ANSWER_FIXED_BYTES + self.value.len());
-        write_frame(output, Checksum::Absent, opcode::ANSWER, |body| {
-            body.put_u64(self.id.0);
-            body.put_u64(self.view.0);
-            body.put_u64(self.version.0);
-            body.put_u8(self.status as u8);
-            body.put_u8(self.copies);
-            body.put_u16(0);
-            body.put_bytes(self.value);
-        });
+        output.reserve(ANSWER_HEAD_BYTES + self.value.len());
+        output.put_bytes(&self.head());
+        output.put_bytes(self.value);
+    }
+
+    /// The frame up to its value. For whoever sends that from where it is.
+    #[inline]
+    pub fn head(&self) -> [u8; ANSWER_HEAD_BYTES] {
+        let mut head = FixedWriter::<ANSWER_HEAD_BYTES>::new();
+        head.put_bytes(&unchecked_header(opcode::ANSWER, ANSWER_FIXED_BYTES + self.value.len()));
+        head.put_u64(self.id.0);
+        head.put_u64(self.view.0);
+        head.put_u64(self.version.0);
+        head.put_u8(self.status as u8);
+        head.put_u8(self.copies);
+        head.put_u16(0);
+        head.finish()
     }
 
     /// Takes an answer from its frame's body.

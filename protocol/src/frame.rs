@@ -236,6 +236,11 @@ impl FrameBuffer {
         Ok(frame)
     }
 
+    /// Passes over so many bytes of the waiting ones: whole frames that were taken otherwise.
+    pub fn skip(&mut self, bytes: usize) {
+        self.taken = (self.taken + bytes).min(self.bytes.len());
+    }
+
     /// Whether part of a frame waits for its rest.
     pub fn is_partial(&self) -> bool {
         self.taken < self.bytes.len()

@@ -37,8 +37,10 @@ use crate::log_limit::LogLimit;
 use crate::message::LoadPiece;
 use crate::net::output::Outputs;
 
+mod direct;
 mod look_ahead;
 
+pub(crate) use direct::Run;
 pub(crate) use look_ahead::Ahead;
 
 /// A stream to a peer with so many unsent bytes is given no more until the peer takes some.

@@ -44,12 +44,18 @@ impl Replica {
             (self.config.group, self.config.shard)
         );
         self.readings.note(now);
+        if let Some(answer) = self.answer_to_get(now, request) {
+            return answers.answer(connection, &answer);
+        }
         let asker = Asker { connection, request: request.id };
         if let Err((status, reason)) = self.check_role(now, request) {
             return self.refuse(asker, status, reason, answers);
         }
         match request.operation {
-            Operation::Get | Operation::Verify(_) => self.read(now, asker, request, answers),
+            Operation::Get | Operation::Verify(_) => match self.read(now, request) {
+                Ok(answer) => answers.answer(connection, &answer),
+                Err((status, reason)) => self.refuse(asker, status, reason, answers),
+            },
             Operation::Noop => self.refuse(asker, Status::Ok, "", answers),
             Operation::Put(header, value) => {
                 self.write(now, asker, client, request, header, Some(value), answers);
@@ -57,6 +63,18 @@ impl Replica {
             Operation::Delete(header) => {
                 self.write(now, asker, client, request, header, None, answers);
             }
+        }
+    }
+
+    /// The answer to a GET of a key that is in this group and shard, with the value where it lies in the table:
+    /// what [`Replica::on_request`] would answer. `None` where that has more to do, or refuses.
+    #[inline]
+    pub fn answer_to_get(&self, now: Time, request: &Request<'_>) -> Option<Answer<'_>> {
+        let is_primary = self.primary().is_some_and(|primary| primary.is_active());
+        let is_served = is_primary && request.view <= self.view_version();
+        match request.operation {
+            Operation::Get if is_served => self.read(now, request).ok(),
+            _ => None,
         }
     }
 
@@ -113,7 +131,7 @@ impl Replica {
     /// Reads the table: at a primary the committed state, and only under a lease where it needs one.
     /// Nothing suspends between the check and the look-up.
     #[inline]
-    fn read(&self, now: Time, asker: Asker, request: &Request<'_>, answers: &mut impl Answers) {
+    fn read(&self, now: Time, request: &Request<'_>) -> Result<Answer<'_>, (Status, &'static str)> {
         let now = self.readings.read(Hole::StaleClockInLeaseCheck, now);
         if let Some(primary) = self.primary()
             && self.needs_lease()
@@ -121,7 +139,7 @@ impl Replica {
             && !holes::is_open(Hole::ReadWithoutLease)
         {
             let reason = "the other holder of the group was not heard for too long";
-            return self.refuse(asker, Status::Unavailable, reason, answers);
+            return Err((Status::Unavailable, reason));
         }
         let hash = self.hash_of(request.digest, request.key);
         let entry = self.table.get(hash, request.key);
@@ -137,8 +155,7 @@ impl Replica {
             (status, version, value) = (Status::Ok, sn, self.table.staged_entry(staged).1);
         }
         let view = self.view_version();
-        let answer = Answer { id: asker.request, status, copies: 0, view, version, value };
-        answers.answer(asker.connection, &answer);
+        Ok(Answer { id: request.id, status, copies: 0, view, version, value })
     }
 
     #[allow(clippy::too_many_arguments)] // A request, taken apart once.

@@ -21,7 +21,7 @@ use kv_protocol::limits::{
     MAX_VALUE_BYTES,
 };
 
-use crate::service::{Ahead, Service};
+use crate::service::{Ahead, Run, Service};
 
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
 /// Opcodes from here on are those of the cluster's own connections (docs/protocol.md).
@@ -78,10 +78,16 @@ impl Connection {
         }
         // The usual case: whole frames, served out of the bytes as they were received.
         let mut rest = received;
-        let mut ahead = Ahead::default();
+        let (mut ahead, mut seen) = (Ahead::default(), Run::default());
         while !rest.is_empty() && self.session.may_serve(service) {
             if ahead.is_over() {
                 ahead = service.look_ahead(rest, &REQUEST_RULES);
+            }
+            if self.session.serve_directly(now, service, rest, &mut seen) {
+                rest = &rest[seen.bytes..];
+                ahead.pass(seen.frames);
+                seen = Run::default();
+                continue;
             }
             let is_proven = ahead.take();
             match split_frame(rest, &REQUEST_RULES) {
@@ -137,9 +143,15 @@ impl Connection {
 
     /// Serves the whole frames that are kept.
     fn resume(&mut self, now: Time, service: &mut Service) {
-        let mut served = false;
+        let (mut served, mut seen) = (false, Run::default());
         while self.session.may_serve(service) {
             let was_greeted = self.session.client.is_some();
+            if self.session.serve_directly(now, service, self.input.waiting(), &mut seen) {
+                self.input.skip(seen.bytes);
+                seen = Run::default();
+                served = true;
+                continue;
+            }
             match self.input.next_frame() {
                 Ok(Some(frame)) => {
                     served = true;
@@ -187,6 +199,32 @@ impl Connection {
 impl Session {
     fn may_serve(&self, service: &mut Service) -> bool {
         service.outputs.get(self.id).is_some_and(|output| !output.is_full() && !output.is_closing())
+    }
+
+    /// Serves the run of reads at the beginning of these bytes if they can be answered directly. What was seen
+    /// of the bytes and is left to be served one by one is not looked at twice.
+    fn serve_directly(
+        &mut self,
+        now: Time,
+        service: &mut Service,
+        waiting: &[u8],
+        seen: &mut Run,
+    ) -> bool {
+        if seen.frames > 0 {
+            seen.frames -= 1;
+            return false;
+        }
+        if self.client.is_none() {
+            return false;
+        }
+        *seen = service.answer_directly(now, self.id, waiting, &REQUEST_RULES);
+        if seen.is_answered {
+            self.errors_in_a_row = 0;
+        } else {
+            // The first of them is served now.
+            seen.frames = seen.frames.saturating_sub(1);
+        }
+        seen.is_answered
     }
 
     /// Serves one frame, whose digest may be known to be right.

@@ -1,5 +1,8 @@
 //! Clients' connections without sockets: what is served, what is refused, and what ends them.
 
+use std::cell::{Cell, RefCell};
+use std::io::IoSlice;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +22,7 @@ use proptest::prelude::*;
 
 use crate::known_map::{self, KnownMap};
 use crate::net::listener::Port;
+use crate::net::output::SendNow;
 use crate::net::testing::{
     CLUSTER, NOW, Pair, client, frames, hello, key, put, request, shard, shard_with_map,
     take_output, told, view,
@@ -407,4 +411,92 @@ proptest! {
         pair.primary.on_bytes(NOW, id, &raw(opcode, &body));
         pair.exchange();
     }
+}
+
+/// A socket with room for so many bytes.
+#[derive(Default)]
+struct Narrow {
+    room: Cell<usize>,
+    took: RefCell<Vec<u8>>,
+}
+
+impl SendNow for Narrow {
+    fn send_now(&self, parts: &[IoSlice<'_>]) -> usize {
+        let all: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        let sent = all.len().min(self.room.get());
+        self.room.set(self.room.get() - sent);
+        self.took.borrow_mut().extend(&all[..sent]);
+        sent
+    }
+}
+
+/// As [`serving`], over a socket with room for so many bytes, after a first read.
+fn serving_directly(
+    value: &[u8],
+    room: usize,
+) -> (Pair, kv_core::replica::ConnectionId, Rc<Narrow>) {
+    let (mut pair, id) = serving(value);
+    let socket = Rc::new(Narrow::default());
+    pair.primary.service.outputs.set_socket(id, Rc::clone(&socket) as _);
+    pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
+    assert!(socket.took.borrow().is_empty(), "nothing was known of the values");
+    take_output(&mut pair.primary, id);
+    socket.room.set(room);
+    (pair, id, socket)
+}
+
+const LONG: [u8; 16 << 10] = [7; 16 << 10];
+
+#[test]
+fn long_values_go_straight_to_the_socket_and_what_it_does_not_take_follows_in_order() {
+    let mut stream = Vec::new();
+    (10..13).for_each(|id| stream.extend(request(id, key(), Operation::Get)));
+    stream.extend(request(13, key(), Operation::Noop));
+    stream.extend(put(14, key(), &[8; 9_000]));
+    (15..40).for_each(|id| stream.extend(request(id, key(), Operation::Get)));
+    stream.extend(request(40, b"key 6", Operation::Get));
+    let (mut pair, id) = serving(&LONG);
+    pair.primary.on_bytes(NOW, id, &stream);
+    pair.exchange();
+    let expected = take_output(&mut pair.primary, id);
+    assert_eq!(told(&expected).len(), 31);
+    for room in [0, 1, 36, 37, 20_000, 49_000, 50_000, usize::MAX] {
+        // Whole, and in two parts: what waits in a buffer is served from there.
+        for cut in [0, 100, stream.len() - 50] {
+            let (mut pair, id, socket) = serving_directly(&LONG, room);
+            pair.primary.on_bytes(NOW, id, &stream[..cut]);
+            pair.primary.on_bytes(NOW, id, &stream[cut..]);
+            pair.exchange();
+            let mut got = socket.took.borrow().clone();
+            assert!(got.len() >= room.min(28 * LONG.len()), "{} bytes of {room}", got.len());
+            got.extend(take_output(&mut pair.primary, id));
+            assert!(got == expected, "room for {room} bytes, cut at {cut}");
+            assert_eq!(pair.primary.service.counters().requests, 2 + 31);
+        }
+    }
+}
+
+#[test]
+fn nothing_goes_straight_to_the_socket_before_other_bytes_or_in_one_piece_that_is_too_long() {
+    let gets: Vec<u8> = (10..20).flat_map(|id| request(id, key(), Operation::Get)).collect();
+    let (mut pair, id, socket) = serving_directly(&LONG, usize::MAX);
+    pair.primary.on_bytes(NOW, id, &request(9, key(), Operation::Noop));
+    let on_their_way = pair.primary.service.outputs.get(id).unwrap().take().unwrap();
+    pair.primary.on_bytes(NOW, id, &gets);
+    assert!(socket.took.borrow().is_empty(), "it would overtake {on_their_way:?}");
+    for (value, goes) in [(256 << 10, true), ((256 << 10) + 1, false)] {
+        let (mut pair, id, socket) = serving_directly(&vec![7; value], usize::MAX);
+        pair.primary.on_bytes(NOW, id, &gets);
+        assert_eq!(!socket.took.borrow().is_empty(), goes, "values of {value} bytes");
+    }
+}
+
+#[test]
+fn without_a_lease_nothing_goes_straight_to_the_socket() {
+    let (mut pair, id, socket) = serving_directly(&LONG, usize::MAX);
+    let gets: Vec<u8> = (10..20).flat_map(|id| request(id, key(), Operation::Get)).collect();
+    pair.primary.on_bytes(NOW + Duration::from_secs(1), id, &gets);
+    assert!(socket.took.borrow().is_empty(), "read without a lease");
+    let said = take_output(&mut pair.primary, id);
+    assert!(told(&said).iter().all(|(_, status, _)| *status == Status::Unavailable), "{said:?}");
 }

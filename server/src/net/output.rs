@@ -4,6 +4,8 @@
 //! outputs live in one table apart from the connections' input machines. Whoever puts bytes in marks
 //! the connection dirty; the engine sends once for each dirty connection at the end of a wake-up.
 
+use std::io::IoSlice;
+use std::rc::Rc;
 use std::time::Duration;
 
 use kv_core::replica::{Answers, ConnectionId};
@@ -11,6 +13,8 @@ use kv_protocol::client_message::Answer;
 use kv_protocol::ids::Time;
 use kv_protocol::limits::{MAX_OUTPUT_BYTES, STALL_DEADLINE};
 
+/// A value of so many bytes is worth being sent from where it lies.
+pub(crate) const LONG_VALUE: usize = 8 << 10;
 /// A buffer larger than this is given back to the allocator when it runs empty. Below it, a buffer that has
 /// grown to what a pipeline of large values takes need not grow again for the next one.
 const KEPT_CAPACITY: usize = 2 << 20;
@@ -22,8 +26,15 @@ const COMPACT_BYTES: usize = 1 << 20;
 /// How long a closing connection waits for the other side to take the last words and close.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
 
+/// A socket that takes bytes at once, or not.
+pub(crate) trait SendNow {
+    /// Sends as much of these parts, in order, as there is room for; how many bytes. An error is none: it comes
+    /// again with the next ordinary send.
+    fn send_now(&self, parts: &[IoSlice<'_>]) -> usize;
+}
+
 /// The bytes that one connection has to send, and how it is to end.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Output {
     bytes: Vec<u8>,
     sent: usize,
@@ -35,6 +46,10 @@ pub(crate) struct Output {
     is_dirty: bool,
     /// Requests given to a replica whose answers have not come.
     in_flight: u32,
+    /// For long values, if the engine has given one.
+    socket: Option<Rc<dyn SendNow>>,
+    /// Whether the last value was long.
+    reads_long_values: bool,
 }
 
 /// How a connection ends.
@@ -167,7 +182,7 @@ impl Output {
 }
 
 /// The outputs of all connections of a shard, by [`ConnectionId`] (slot and generation).
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Outputs {
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -179,7 +194,7 @@ pub(crate) struct Outputs {
     spare_bytes: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Slot {
     generation: u32,
     output: Option<Output>,
@@ -243,6 +258,42 @@ impl Outputs {
             let unused = std::mem::take(&mut output.bytes);
             self.recycle(unused);
         }
+    }
+
+    /// Lets long values go to this socket directly.
+    pub(crate) fn set_socket(&mut self, id: ConnectionId, socket: Rc<dyn SendNow>) {
+        if let Some(output) = self.get(id) {
+            output.socket = Some(socket);
+        }
+    }
+
+    /// How many bytes a connection whose reads have long values has to send before the next one; `None` if that
+    /// cannot be sent directly.
+    pub(crate) fn unsent_before_direct(&mut self, id: ConnectionId) -> Option<usize> {
+        let output = self.get(id)?;
+        let is_free = output.taken == 0 && !output.is_closing();
+        (output.socket.is_some() && output.reads_long_values && is_free)
+            .then(|| output.unsent().len())
+    }
+
+    /// Sends these parts at once, behind what there is to send; what the socket does not take is appended.
+    pub(crate) fn send_directly(&mut self, now: Time, id: ConnectionId, parts: &[IoSlice<'_>]) {
+        let Some(output) = self.get(id) else { return };
+        let Some(socket) = output.socket.clone().filter(|_| output.taken == 0) else { return };
+        let waiting = output.unsent();
+        let all: Vec<_> =
+            std::iter::once(IoSlice::new(waiting)).chain(parts.iter().copied()).collect();
+        let sent = socket.send_now(&all);
+        let first = sent.min(waiting.len());
+        let mut later = sent - first;
+        self.on_sent(now, id, first);
+        self.append(id, |bytes| {
+            for part in parts {
+                let gone = later.min(part.len());
+                later -= gone;
+                bytes.extend_from_slice(&part[gone..]);
+            }
+        });
     }
 
     /// Notes that the first `count` unsent bytes of a connection are gone.
@@ -319,6 +370,9 @@ impl Answers for Outputs {
     fn answer(&mut self, to: ConnectionId, answer: &Answer<'_>) {
         if let Some(output) = self.get(to) {
             output.in_flight = output.in_flight.saturating_sub(1);
+            if !answer.value.is_empty() {
+                output.reads_long_values = answer.value.len() >= LONG_VALUE;
+            }
         }
         self.append(to, |bytes| answer.write(bytes));
     }

@@ -152,6 +152,10 @@ impl Net {
         permit: Option<Permit>,
     ) {
         set_options(&fd, port);
+        let fd = Rc::new(fd);
+        if port == Port::Clients {
+            shard.service.outputs.set_socket(id, Rc::clone(&fd) as _);
+        }
         let slot = self.sockets.insert(Socket::Connection(Connection {
             fd,
             port,

@@ -3,14 +3,18 @@
 //! A slot is used again only when every request of it has completed: so a completion always belongs to
 //! the socket that is there, and a descriptor is closed behind its last request.
 
+use std::io::IoSlice;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::ring::SlotId;
 use crate::log_limit::LogLimit;
 use crate::net::listener::Port;
+use crate::net::output::SendNow;
 use crate::stats::Permit;
 
 /// What stands in a slot.
@@ -50,7 +54,8 @@ pub(super) enum Stage {
 
 /// A socket with a connection, or what is left of it while its requests end.
 pub(super) struct Connection {
-    pub(super) fd: OwnedFd,
+    /// Its output has it too, for long values; whichever of the two goes last closes it.
+    pub(super) fd: Rc<OwnedFd>,
     pub(super) port: Port,
     pub(super) permit: Option<Permit>,
     /// `None` once it is closed.
@@ -75,6 +80,13 @@ pub(super) enum Receiving {
     Frame,
     /// As `Once` and `All`, but to be ended; what still comes is taken.
     Ending,
+}
+
+impl SendNow for OwnedFd {
+    fn send_now(&self, parts: &[IoSlice<'_>]) -> usize {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(self, parts, &mut SendAncillaryBuffer::default(), flags).unwrap_or(0)
+    }
 }
 
 impl Connection {

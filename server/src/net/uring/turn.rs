@@ -415,8 +415,10 @@ impl Net {
         shard.close(now, id);
         self.slots[slot_of(id)] = None;
         let Some(Socket::Connection(connection)) = self.sockets.remove(slot) else { return };
-        let Connection { fd: socket, permit, .. } = connection;
-        if let (Some((port, received)), Some(permit)) = (greeting, permit) {
+        let Connection { fd, permit, .. } = connection;
+        // Its output is closed: there is no other.
+        let socket = Rc::into_inner(fd);
+        if let (Some(socket), Some((port, received)), Some(permit)) = (socket, greeting, permit) {
             hub.hand_over(wanted, HandedOver { socket, port, received, permit });
         }
     }
