@@ -198,6 +198,37 @@ fn a_server_that_hangs_is_followed_and_replaced_while_writes_go_on() {
 }
 
 #[test]
+fn a_machine_that_stands_again_and_again_makes_no_member_of_a_group_go() {
+    const STANDS: Duration = Duration::from_millis(700);
+    const RUNS: Duration = Duration::from_millis(200);
+    let cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    let mut client = cluster.open();
+    let pairs = pairs(100);
+    let passes = |time: Duration, meanwhile: &mut dyn FnMut()| {
+        let start = Instant::now();
+        wait_until("time to pass", PATIENCE, || {
+            meanwhile();
+            start.elapsed() >= time
+        });
+    };
+    for round in 0..8 {
+        // All of its processes, one after the other, in another order each time.
+        let mut all: Vec<u32> = pids.iter().copied().chain([cluster.coord_pid()]).collect();
+        all.rotate_left(round % 4);
+        all.iter().for_each(|pid| process::pause(*pid));
+        passes(STANDS, &mut || {});
+        all.iter().for_each(|pid| process::signal(*pid, Signal::CONT));
+        passes(RUNS, &mut || put_all(&mut client, &pairs));
+    }
+    let log = cluster.coord_log();
+    assert!(!log.contains("view 1 -> 2"), "a server that only stood was judged to be gone: {log}");
+    assert_eq!(cluster.server_pids(), pids);
+    check_all(&mut client, &pairs);
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
 fn streams_between_servers_that_are_cut_again_and_again_lose_nothing() {
     nothing_is_lost_through(0, cut_streams);
 }

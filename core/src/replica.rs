@@ -411,6 +411,11 @@ impl Replica {
         ContentDigest { table: self.table.digest(), sessions: self.sessions.digest() }
     }
 
+    /// When the other holder was last heard under the installed view, or that view installed.
+    pub fn heard(&self) -> Time {
+        self.heard
+    }
+
     /// Its line in the server's heartbeat; `None` before the first view.
     pub fn report(&self, now: Time) -> Option<ReplicaReport> {
         self.view?;

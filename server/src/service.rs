@@ -7,7 +7,7 @@
 //!                                            replicas
 //! ```
 //!
-//! No socket, clock or runtime is known here.
+//! No clock or runtime is known here, and of sockets only that outputs may have one for long values (`direct`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,6 +48,8 @@ const STREAM_OUTPUT_BYTES: usize = 1 << 20;
 /// The first pause before a lost stream is dialled again; it doubles up to the last.
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
+/// A shard that was not looked at for longer than this stood: the machine was paused, or another had the processor.
+const LONGEST_GAP: Duration = Duration::from_millis(150);
 /// How often a partner that cannot be reached is told of: it may be gone for good.
 const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -103,6 +105,8 @@ pub(crate) struct Service {
     /// Whether something changed that other threads wait to see.
     has_news: bool,
     was_drained: bool,
+    /// The last [`Service::on_time`].
+    looked_at: Option<Time>,
 }
 
 /// A replica and its stream.
@@ -119,6 +123,8 @@ struct Hosted {
     dial: Option<Dial>,
     /// Its dump has begun: it dials nobody any more.
     is_frozen: bool,
+    /// How long this shard has stood since its other holder was last heard: silence that proves nothing.
+    stood: Duration,
     /// A stream that comes and goes is told of once a second.
     stands_log: LogLimit,
     down_log: LogLimit,
@@ -170,6 +176,7 @@ impl Service {
                 partner: None,
                 dial: None,
                 is_frozen: false,
+                stood: Duration::ZERO,
                 stands_log: LogLimit::default(),
                 down_log: LogLimit::default(),
             }
@@ -183,6 +190,7 @@ impl Service {
             refusal_log: LogLimit::default(),
             has_news: false,
             was_drained: false,
+            looked_at: None,
         }
     }
 
@@ -521,8 +529,8 @@ impl Service {
         for hosted in &mut self.hosted {
             let Some(id) = hosted.stream else { continue };
             loop {
-                let unsent = self.outputs.get(id).map_or(usize::MAX, |out| out.unsent_bytes());
-                if unsent >= STREAM_OUTPUT_BYTES {
+                let output = self.outputs.get(id).filter(|output| !output.is_closing());
+                if output.is_none_or(|output| output.unsent_bytes() >= STREAM_OUTPUT_BYTES) {
                     break;
                 }
                 let mut pumped = Pumped::Done;
@@ -641,9 +649,11 @@ impl Service {
         })
     }
 
-    /// Does what is due by now.
+    /// Does what is due by now; to be called every [`LONGEST_GAP`] or sooner.
     pub(crate) fn on_time(&mut self, now: Time) {
+        let looked_at = self.looked_at.replace(now);
         for hosted in &mut self.hosted {
+            hosted.stood = hosted.stood(now, looked_at);
             if hosted.replica.next_timeout().is_some_and(|due| due <= now) {
                 let state = hosted.replica.state();
                 hosted.replica.on_timeout(now, &mut self.outputs);
@@ -666,9 +676,15 @@ impl Service {
         dials.min()
     }
 
-    /// The replicas' lines of the heartbeat.
+    /// The replicas' lines of the heartbeat. By their silence the coordinator judges the other holders, so time in
+    /// which this shard itself stood is none of it.
     pub(crate) fn reports(&self, now: Time) -> impl Iterator<Item = ReplicaReport> {
-        self.hosted.iter().filter_map(move |hosted| hosted.replica.report(now))
+        self.hosted.iter().filter_map(move |hosted| {
+            let report = hosted.replica.report(now)?;
+            let stood = hosted.stood(now, self.looked_at).as_millis();
+            let stood = u32::try_from(stood).unwrap_or(u32::MAX);
+            Some(ReplicaReport { silent_ms: report.silent_ms.saturating_sub(stood), ..report })
+        })
     }
 
     /// What was counted.
@@ -689,6 +705,15 @@ impl Service {
         self.has_news = false;
         self.was_drained = is_drained;
         news
+    }
+}
+
+impl Hosted {
+    /// How long its shard has stood since the other holder was last heard, where it was last looked at then.
+    fn stood(&self, now: Time, looked_at: Option<Time>) -> Duration {
+        let (heard, looked_at) = (self.replica.heard(), looked_at.unwrap_or(now));
+        let before = if heard > looked_at { Duration::ZERO } else { self.stood };
+        before + now.since(heard.max(looked_at)).saturating_sub(LONGEST_GAP)
     }
 }
 

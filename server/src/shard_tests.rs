@@ -115,3 +115,34 @@ fn the_end_of_a_drain_is_news_at_once() {
     pair.exchange();
     assert!(pair.primary.service.take_news() && pair.primary.service.is_drained());
 }
+
+#[test]
+fn silence_counts_only_while_the_shard_itself_does_not_stand() {
+    let mut pair = Pair::joined();
+    let silent_ms = |pair: &mut Pair, now| {
+        pair.secondary.on_tick(now);
+        pair.secondary.service.reports(now).next().expect("a view").silent_ms
+    };
+    let heard = silent_ms(&mut pair, NOW);
+    assert_eq!(heard, 0);
+    // The whole machine was paused; what the primary has said meanwhile is not read yet.
+    let woke = NOW + Duration::from_secs(2);
+    let report = pair.secondary.service.reports(woke).next().expect("a view");
+    assert!(report.silent_ms <= 150, "what is said before the next look counts too");
+    assert!(silent_ms(&mut pair, woke) <= 150, "it would vote against the primary");
+    let mut silences = (1..=6).map(|n| silent_ms(&mut pair, woke + Duration::from_millis(n * 100)));
+    assert!(silences.any(|silent_ms| silent_ms > 500), "the primary is silent, and nobody says so");
+    // Heard again, and silent again: all of it counts.
+    let later = woke + Duration::from_secs(1);
+    pair.primary.finish_wake_up(later);
+    let said = take_output(&mut pair.primary, pair.dialled);
+    pair.secondary.on_bytes(later, pair.accepted, &said);
+    let last = (0..=6).map(|n| silent_ms(&mut pair, later + Duration::from_millis(n * 100))).last();
+    assert_eq!(last, Some(600));
+    // Heard between two looks, and then it stood.
+    let heard = later + Duration::from_millis(650);
+    pair.primary.finish_wake_up(heard);
+    let said = take_output(&mut pair.primary, pair.dialled);
+    pair.secondary.on_bytes(heard, pair.accepted, &said);
+    assert!(silent_ms(&mut pair, heard + Duration::from_secs(2)) <= 150, "it stood");
+}

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{ShardId, Time};
+use kv_protocol::limits::LEASE;
 
 use crate::clock;
 use crate::descriptors::ConnectionBounds;
@@ -68,12 +69,14 @@ struct Published {
 }
 
 impl Published {
-    /// The replicas as of `now`: what their executor has not said for a while, it has not heard either.
+    /// The replicas as of `now`: what their executor has not said for a while, it has not heard either. But whoever
+    /// stands can complain of nobody, which a silence of more than a lease would be.
     fn as_of(&self, now: Time) -> Vec<ReplicaReport> {
         let age = u32::try_from(now.since(self.at).as_millis()).unwrap_or(u32::MAX);
-        let aged = |replica: &ReplicaReport| ReplicaReport {
-            silent_ms: replica.silent_ms.saturating_add(age),
-            ..*replica
+        let aged = |replica: &ReplicaReport| {
+            let no_complaint = u32::try_from(LEASE.as_millis()).expect("half a second");
+            let aged = replica.silent_ms.saturating_add(age).min(no_complaint);
+            ReplicaReport { silent_ms: replica.silent_ms.max(aged), ..*replica }
         };
         self.replicas.iter().map(aged).collect()
     }

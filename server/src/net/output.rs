@@ -2,7 +2,8 @@
 //!
 //! Answers to one connection's writes come out of the bytes of another (the peer's acks), so the
 //! outputs live in one table apart from the connections' input machines. Whoever puts bytes in marks
-//! the connection dirty; the engine sends once for each dirty connection at the end of a wake-up.
+//! the connection dirty; the engine sends once for each dirty connection at the end of a wake-up. Long values that
+//! are read may go to the socket sooner, from where they lie (`service/direct.rs`).
 
 use std::io::IoSlice;
 use std::rc::Rc;
@@ -17,10 +18,10 @@ use kv_protocol::limits::{MAX_OUTPUT_BYTES, STALL_DEADLINE};
 pub(crate) const LONG_VALUE: usize = 8 << 10;
 /// A buffer larger than this is given back to the allocator when it runs empty. Below it, a buffer that has
 /// grown to what a pipeline of large values takes need not grow again for the next one.
-const KEPT_CAPACITY: usize = 2 << 20;
+const KEPT_CAPACITY: usize = 1 << 20;
 /// Empty buffers that are kept for whoever has something to send next, and what all of them may hold.
 const KEPT_BUFFERS: usize = 64;
-const KEPT_BYTES: usize = 16 << 20;
+const KEPT_BYTES: usize = 4 << 20;
 /// Sent bytes are cut off the front of a buffer when there are this many of them.
 const COMPACT_BYTES: usize = 1 << 20;
 /// How long a closing connection waits for the other side to take the last words and close.
@@ -50,6 +51,8 @@ pub(crate) struct Output {
     socket: Option<Rc<dyn SendNow>>,
     /// Whether the last value was long.
     reads_long_values: bool,
+    /// How many bytes went to it directly in the wake-up of this time.
+    direct: (Time, usize),
 }
 
 /// How a connection ends.
@@ -267,17 +270,21 @@ impl Outputs {
         }
     }
 
-    /// How many bytes a connection whose reads have long values has to send before the next one; `None` if that
-    /// cannot be sent directly.
-    pub(crate) fn unsent_before_direct(&mut self, id: ConnectionId) -> Option<usize> {
+    /// For a connection whose reads have long values: how many bytes it was sent directly in this wake-up, or has to
+    /// be sent before the next ones. `None` if those cannot go directly.
+    pub(crate) fn before_direct(&mut self, id: ConnectionId) -> Option<usize> {
+        let now = self.now;
         let output = self.get(id)?;
         let is_free = output.taken == 0 && !output.is_closing();
+        let (at, sent) = output.direct;
+        let sent = if at == now { sent } else { 0 };
         (output.socket.is_some() && output.reads_long_values && is_free)
-            .then(|| output.unsent().len())
+            .then(|| sent + output.unsent().len())
     }
 
     /// Sends these parts at once, behind what there is to send; what the socket does not take is appended.
-    pub(crate) fn send_directly(&mut self, now: Time, id: ConnectionId, parts: &[IoSlice<'_>]) {
+    pub(crate) fn send_directly(&mut self, id: ConnectionId, parts: &[IoSlice<'_>]) {
+        let now = self.now;
         let Some(output) = self.get(id) else { return };
         let Some(socket) = output.socket.clone().filter(|_| output.taken == 0) else { return };
         let waiting = output.unsent();
@@ -286,7 +293,11 @@ impl Outputs {
         let sent = socket.send_now(&all);
         let first = sent.min(waiting.len());
         let mut later = sent - first;
-        self.on_sent(now, id, first);
+        let (at, before) = output.direct;
+        output.direct = (now, sent + if at == now { before } else { 0 });
+        if first > 0 {
+            self.on_sent(now, id, first);
+        }
         self.append(id, |bytes| {
             for part in parts {
                 let gone = later.min(part.len());

@@ -24,7 +24,8 @@ use crate::net::output::LONG_VALUE;
 /// A send of less is not worth a system call of its own: it is copied, and sent with what comes of the same
 /// wake-up.
 const LEAST_SENT: usize = 32 << 10;
-/// Most bytes of values of one send; what is longer is sent in pieces, as all else is.
+/// Most bytes that one connection is sent so in one wake-up; the rest goes through the output, which is bounded,
+/// and out when the others have had their turn.
 const MOST_SENT: usize = 256 << 10;
 /// Most values of one send.
 const MOST_VALUES: usize = MOST_SENT / LONG_VALUE;
@@ -50,7 +51,8 @@ impl Service {
     ) -> Run {
         let mut run = Run::default();
         let Service { identity, outputs, counters, hosted, .. } = self;
-        let Some(mut total) = outputs.unsent_before_direct(id) else { return run };
+        let Some(mut total) = outputs.before_direct(id) else { return run };
+        let least = total + LEAST_SENT;
         let (mut heads, mut values) = (Vec::new(), Vec::new());
         while total < MOST_SENT
             && values.len() < MOST_VALUES
@@ -70,13 +72,13 @@ impl Service {
             heads.push(answer.head());
             values.push(answer.value);
         }
-        if total < LEAST_SENT || values.is_empty() {
+        if total < least {
             return run;
         }
         let parts = heads.iter().zip(&values);
         let parts: Vec<IoSlice<'_>> =
             parts.flat_map(|(head, value)| [IoSlice::new(head), IoSlice::new(value)]).collect();
-        outputs.send_directly(now, id, &parts);
+        outputs.send_directly(id, &parts);
         counters.requests += run.frames as u64;
         run.is_answered = true;
         run
