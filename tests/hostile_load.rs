@@ -254,7 +254,7 @@ fn a_server_without_descriptors_keeps_its_links_and_recovers_by_itself() {
     let room = process::open_descriptors(pid) + 10;
     process::limit_descriptors(pid, room);
 
-    // More knock than there is room for. Nobody may be welcomed beyond it.
+    // More knock than there is room for. Most must not be welcomed.
     let mut crowd: Vec<Raw> = (0..40)
         .map(|n| {
             let mut raw = ports.connect(Kind::Clients);

@@ -84,23 +84,57 @@ fn requests_that_come_all_at_once_in_more_bytes_than_there_are_buffers_are_all_s
 }
 
 #[test]
+fn long_values_that_are_asked_for_together_come_whole_and_in_order_however_slowly_they_are_read() {
+    const LONG: usize = 16 << 10;
+    const READS: u64 = 500;
+    for engine in ENGINES {
+        let cluster = start(engine);
+        let mut client = cluster.open();
+        let keys: Vec<Vec<u8>> = (0..10).map(|n| key_of_victim(&cluster, &n.to_string())).collect();
+        let value =
+            |n: usize| -> Vec<u8> { (0..LONG).map(|at| (at * 7 + n).to_le_bytes()[0]).collect() };
+        for (n, key) in keys.iter().enumerate() {
+            client.put(key, &value(n), &OpOptions::default()).expect("a put");
+        }
+        let mut raw = connect(&cluster, 0..1).remove(0);
+        set_socket_recv_buffer_size(&raw.stream, 64 << 10).expect("set SO_RCVBUF");
+        // Each run of reads is followed by a small one.
+        let key_of = |id: u64| &keys[(id % 10) as usize];
+        let operation = |id: u64| if id % 20 == 19 { Operation::Noop } else { Operation::Get };
+        let requests = (0..READS).map(|id| request(RequestId(id), key_of(id), operation(id)));
+        raw.send(&requests.flatten().collect::<Vec<u8>>());
+        for id in 0..READS {
+            let answer = raw.answer();
+            assert_eq!((answer.id, answer.status), (RequestId(id), Status::Ok), "{engine}");
+            let expected = if id % 20 == 19 { Vec::new() } else { value((id % 10) as usize) };
+            assert!(answer.value == expected, "{engine}: answer {id} has another's value");
+        }
+        cluster.stop().assert_copies_agree();
+    }
+}
+
+#[test]
 fn connections_that_are_reset_in_any_state_of_a_request_or_an_answer_leave_nothing_behind() {
     const LARGE: usize = 4 << 20;
+    const LONG: usize = 16 << 10;
     const CLIENTS: u32 = 8;
     for engine in ENGINES {
         let cluster = start(engine);
         let pid = cluster.server_pids()[VICTIM];
         let (large, small) = (key_of_victim(&cluster, "large"), key_of_victim(&cluster, "small"));
+        let long = key_of_victim(&cluster, "long");
         let mut client = cluster.open();
         let options = OpOptions::default();
         client.put(&large, &vec![7; LARGE], &options).expect("a put");
         client.put(&small, b"s", &options).expect("a put");
+        client.put(&long, &[6; LONG], &options).expect("a put");
         let get_large = request(RequestId(1), &large, Operation::Get);
+        let get_long = request(RequestId(4), &long, Operation::Get).repeat(64);
         let get_small = request(RequestId(2), &small, Operation::Get);
         let written = vec![8; LARGE];
         let put_large = request(RequestId(3), &large, Operation::Put(write_number(1), &written));
         // How far a client goes before it is gone.
-        let states: [(&str, GoSoFar<'_>); 8] = [
+        let states: [(&str, GoSoFar<'_>); 11] = [
             ("welcomed", &|_| {}),
             ("a request in part", &|raw| raw.send(&get_small[..get_small.len() - 1])),
             ("a long request in part", &|raw| raw.send(&put_large[..LARGE / 2])),
@@ -116,6 +150,18 @@ fn connections_that_are_reset_in_any_state_of_a_request_or_an_answer_leave_nothi
                 raw.send(&get_small);
                 wait_until("an answer to begin", PATIENCE, || raw.has_input());
                 raw.drop_bytes(LARGE / 3);
+            }),
+            ("answers from the table that have no room", &|raw| raw.send(&get_long)),
+            ("answers from the table, partly read", &|raw| {
+                raw.send(&get_long);
+                wait_until("an answer to begin", PATIENCE, || raw.has_input());
+                raw.drop_bytes(3 * LONG);
+                raw.send(&get_long);
+            }),
+            ("the end said, answers from the table awaited", &|raw| {
+                raw.send(&get_long);
+                raw.finish();
+                wait_until("an answer to begin", PATIENCE, || raw.has_input());
             }),
             ("the end said, its answer awaited", &|raw| {
                 raw.send(&get_large);

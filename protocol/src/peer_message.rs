@@ -561,8 +561,8 @@ impl<'a> BatchWriter<'a> {
         self.count == 0
     }
 
-    /// Ends the frame, if there is anything in it; without this it is none.
-    pub fn finish(self) {
+    /// Ends the frame, if there is anything in it.
+    pub fn finish(mut self) {
         if self.count == 0 {
             return;
         }
@@ -570,6 +570,14 @@ impl<'a> BatchWriter<'a> {
         let at = self.start + HEADER_BYTES;
         self.output[at..at + count.len()].copy_from_slice(&count);
         end_frame(self.output, self.start, Checksum::Crc32c);
+        self.start = self.output.len();
+    }
+}
+
+/// A batch that is not finished leaves nothing behind: half a frame would spoil all that follow.
+impl Drop for BatchWriter<'_> {
+    fn drop(&mut self) {
+        self.output.truncate(self.start);
     }
 }
 

@@ -346,6 +346,10 @@ fn a_batch_is_the_same_in_an_empty_output_and_behind_what_another_holds() {
             let held = output.len();
             BatchWriter::new(output).finish();
             assert_eq!(output.len(), held, "nothing was said");
+            let mut unfinished = BatchWriter::new(output);
+            unfinished.push(&PeerMessage::Ack(Ack { view, sn, echo: Time::default(), copied: 0 }));
+            drop(unfinished);
+            assert_eq!(output.len(), held, "half a frame stayed");
         }
     };
     let mut alone = Vec::new();

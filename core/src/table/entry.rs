@@ -104,8 +104,8 @@ pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
     SequenceNumber(unsafe { header(arena, handle) }.version)
 }
 
-/// Notes the check of an entry whose value has just become complete: its bytes are in the processor's caches
-/// now, and no more when it is linked.
+/// Notes the check of an entry whose value has just become complete: the bytes of one that came in one piece are
+/// in the processor's caches now, and no more when it is linked.
 ///
 /// # Safety
 ///

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             kernel
-//!    accept   |   ^  one send a connection, all of a wake-up submitted at once
+//!    accept   |   ^  one send a connection, all of a wake-up submitted at once (long values: sooner)
 //!    receive  v   |
 //!        +--------------+      completions       +-------+   bytes    +-------+
 //!        | ring         | ---------------------> | turn  | ---------> | Shard |

@@ -8,7 +8,7 @@
 //!
 //! An ack therefore never waits for the requests of this server's own clients, and all PREPAREs and all
 //! ACKs of a wake-up leave in one batch each. The work of a turn is bounded: by the completions that are
-//! reaped, each with at most a buffer of bytes.
+//! reaped, each with at most a buffer of bytes, and by what a connection may have unsent or is sent directly.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
