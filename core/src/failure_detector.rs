@@ -1,86 +1,78 @@
 //! Who has been silent for too long: a function of when each server was last heard.
 //!
 //! ```text
-//!   heard(now) ----> deadline = now + silence
+//!   heard(now) ----> deadline = time awake + silence
 //!                        |
 //!   silent(now) <--------+  deadline passed: once, until heard again
 //! ```
 //!
-//! The one who watches may itself have been asleep (a suspended machine, a stopped process). What it
-//! missed then waits unread in its sockets, so a deadline that is noticed late is put off once by a
-//! heartbeat interval: time to read what is there, and no more.
+//! Silence counts while the one who watches is awake ([`Awake`]): what he missed in his sleep waits unread in
+//! his sockets.
 
 use std::time::Duration;
 
 use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::{ServerId, Time};
 
+use crate::awake::Awake;
+
 /// Watches every server of a ring.
 #[derive(Clone, Debug)]
 pub struct FailureDetector {
     silence: Duration,
-    watched: Vec<Option<Watch>>,
+    awake: Awake,
+    /// By server: the time awake at which it has been silent for too long.
+    deadlines: Vec<Option<Duration>>,
     /// No deadline is before this one. Hearing from a server moves its deadline later only, so the
     /// bound stays true without looking at all servers for every heartbeat.
-    earliest: Option<Time>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Watch {
-    deadline: Time,
-    put_off: bool,
+    earliest: Option<Duration>,
 }
 
 impl FailureDetector {
     /// Watches nobody yet, of a ring of `servers`; a server is silent after `silence`.
     pub fn new(servers: u16, silence: Duration) -> FailureDetector {
-        FailureDetector { silence, watched: vec![None; usize::from(servers)], earliest: None }
+        // A sleep right before a heartbeat, and the time to read it afterwards, are less than the silence.
+        let awake = Awake::new(HEARTBEAT_INTERVAL.min(silence / 5));
+        FailureDetector {
+            silence,
+            awake,
+            deadlines: vec![None; usize::from(servers)],
+            earliest: None,
+        }
     }
 
     /// A sign of life: from now on `server` is watched, or watched anew.
     pub fn heard(&mut self, now: Time, server: ServerId) {
-        let deadline = now + self.silence;
-        self.watched[usize::from(server.0)] = Some(Watch { deadline, put_off: false });
-        self.note(deadline);
+        let deadline = self.awake.look(now) + self.silence;
+        self.deadlines[usize::from(server.0)] = Some(deadline);
+        self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
     }
 
     /// `server` is known to be down: its silence is no news.
     pub fn forget(&mut self, server: ServerId) {
-        self.watched[usize::from(server.0)] = None;
+        self.deadlines[usize::from(server.0)] = None;
     }
 
     /// Who has fallen silent since the last call. Each is named once, and watched again when heard.
     pub fn silent(&mut self, now: Time) -> Vec<ServerId> {
+        let awake = self.awake.look(now);
         let mut silent = Vec::new();
-        if self.earliest.is_none_or(|earliest| now < earliest) {
+        if self.earliest.is_none_or(|earliest| awake < earliest) {
             return silent;
         }
-        self.earliest = None;
-        for (id, slot) in (0..).map(ServerId).zip(&mut self.watched) {
-            let Some(watch) = slot else { continue };
-            if watch.deadline <= now
-                && !watch.put_off
-                && now.since(watch.deadline) > HEARTBEAT_INTERVAL
-            {
-                *watch = Watch { deadline: now + HEARTBEAT_INTERVAL, put_off: true };
-            } else if watch.deadline <= now {
+        for (id, slot) in (0..).map(ServerId).zip(&mut self.deadlines) {
+            if slot.is_some_and(|deadline| deadline <= awake) {
                 silent.push(id);
                 *slot = None;
-                continue;
             }
-            let deadline = watch.deadline;
-            self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
         }
+        self.earliest = self.deadlines.iter().flatten().min().copied();
         silent
     }
 
     /// When to ask [`FailureDetector::silent`] next; `None` while nobody is watched.
     pub fn next_timeout(&self) -> Option<Time> {
-        self.earliest
-    }
-
-    fn note(&mut self, deadline: Time) {
-        self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+        self.earliest.map(|earliest| self.awake.next_look(earliest))
     }
 }
 
@@ -94,14 +86,25 @@ mod tests {
         Time::from_nanos(millis * 1_000_000)
     }
 
+    /// Waits as it is told to until somebody is silent: when, and who.
+    fn wait(detector: &mut FailureDetector) -> (Time, Vec<ServerId>) {
+        let mut due = detector.next_timeout();
+        while let Some(now) = due {
+            let silent = detector.silent(now);
+            if !silent.is_empty() {
+                return (now, silent);
+            }
+            due = detector.next_timeout();
+        }
+        panic!("nobody is watched");
+    }
+
     #[test]
     fn a_server_is_silent_when_its_time_is_over_and_is_named_once() {
         let mut detector = FailureDetector::new(3, SILENCE);
-        detector.heard(at(0), ServerId(1));
-        assert_eq!(detector.next_timeout(), Some(at(500)));
-        assert!(detector.silent(at(499)).is_empty());
-        assert_eq!(detector.silent(at(500)), [ServerId(1)]);
-        assert!(detector.silent(at(5_000)).is_empty());
+        detector.heard(at(3), ServerId(1));
+        assert_eq!(wait(&mut detector), (at(503), vec![ServerId(1)]));
+        assert!(detector.silent(at(600)).is_empty());
         assert_eq!(detector.next_timeout(), None);
     }
 
@@ -112,36 +115,44 @@ mod tests {
             detector.heard(at(beat * 100), ServerId(0));
             assert!(detector.silent(at(beat * 100 + 50)).is_empty());
         }
-        assert!(detector.silent(at(2_399)).is_empty());
-        assert_eq!(detector.silent(at(2_400)), [ServerId(0)]);
+        assert_eq!(wait(&mut detector), (at(2_400), vec![ServerId(0)]));
     }
 
     #[test]
     fn servers_are_told_apart() {
         let mut detector = FailureDetector::new(3, SILENCE);
         detector.heard(at(0), ServerId(0));
-        detector.heard(at(100), ServerId(2));
-        assert_eq!(detector.silent(at(500)), [ServerId(0)]);
-        assert_eq!(detector.next_timeout(), Some(at(600)));
-        assert_eq!(detector.silent(at(600)), [ServerId(2)]);
+        detector.heard(at(90), ServerId(2));
+        assert_eq!(wait(&mut detector), (at(500), vec![ServerId(0)]));
+        assert_eq!(wait(&mut detector), (at(590), vec![ServerId(2)]));
     }
 
     #[test]
     fn a_watcher_that_overslept_judges_only_after_reading_what_it_missed() {
-        let mut detector = FailureDetector::new(3, SILENCE);
-        detector.heard(at(0), ServerId(0));
-        detector.heard(at(0), ServerId(1));
-        assert!(detector.silent(at(9_000)).is_empty(), "nine seconds asleep prove nothing");
-        detector.heard(at(9_010), ServerId(0));
-        assert_eq!(detector.silent(at(9_100)), [ServerId(1)]);
+        for silence in [150, 500, 3_000] {
+            for asleep in [silence / 2, silence - 1, silence, silence + 1, 60_000] {
+                let mut detector = FailureDetector::new(3, Duration::from_millis(silence));
+                detector.heard(at(0), ServerId(0));
+                detector.heard(at(0), ServerId(1));
+                // Just before the next heartbeats, and again when only one of them is read.
+                assert!(detector.silent(at(99)).is_empty());
+                let woke = 99 + asleep;
+                assert!(detector.silent(at(woke)).is_empty(), "{asleep} ms asleep prove nothing");
+                detector.heard(at(woke + 5), ServerId(0));
+                assert!(detector.silent(at(woke + 10)).is_empty(), "{silence} {asleep}");
+                let (since, silent) = wait(&mut detector);
+                assert_eq!(silent, [ServerId(1)]);
+                assert!(since <= at(woke + silence), "{silence} {asleep}");
+            }
+        }
     }
 
     #[test]
-    fn a_deadline_is_put_off_only_once() {
+    fn a_server_that_is_gone_is_found_however_often_the_watcher_sleeps() {
         let mut detector = FailureDetector::new(3, SILENCE);
         detector.heard(at(0), ServerId(0));
-        assert!(detector.silent(at(9_000)).is_empty());
-        assert_eq!(detector.silent(at(20_000)), [ServerId(0)]);
+        let naps = (1..).find(|nap| !detector.silent(at(nap * 700)).is_empty());
+        assert_eq!(naps, Some(5), "each counts for a look");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //!       arena      one allocation an entry
 //!   cluster    the coordinator's brain: views, who is alive, orderly stop
 //!     failure_detector   heartbeats and silence
+//!   awake      the time that counts as others' silence
 //!   dump       both tables as text, and back
 //!   restore    which dumps a cluster is made of again
 //! ```
@@ -17,6 +18,7 @@
 //! `next_timeout()` says when the machine wants to be woken.
 
 pub mod arena;
+pub mod awake;
 pub mod cluster;
 pub mod dump;
 pub mod failure_detector;

@@ -54,11 +54,13 @@ use kv_protocol::client_message::Answer;
 use kv_protocol::control_message::{ReplicaReport, ReplicaState};
 use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
+use kv_protocol::limits::BEACON_INTERVAL;
 use kv_protocol::peer_message::PeerMessage;
 use kv_protocol::placement::Placement;
 use kv_protocol::view::View;
 
 use crate::arena::ChunkSource;
+use crate::awake::Awake;
 use crate::hash::HashSecret;
 use crate::holes::Readings;
 use crate::session::{LoggedRecord, Sessions};
@@ -110,6 +112,9 @@ pub struct Replica {
     sessions: Sessions,
     /// When the other holder was last heard under the installed view, or that view installed.
     heard: Time,
+    /// How long this shard has been awake, and had been when it heard that.
+    awake: Awake,
+    awake_when_heard: Duration,
     /// The last ack ever sent, in whatever role.
     acked: Option<Acked>,
     /// The process whose death was last proven.
@@ -271,6 +276,8 @@ impl Replica {
             table: Table::new(chunks),
             sessions: Sessions::new(config.hash_secret),
             heard: Time::default(),
+            awake: Awake::new(BEACON_INTERVAL),
+            awake_when_heard: Duration::ZERO,
             acked: None,
             proven: None,
             restored: None,
@@ -345,7 +352,7 @@ impl Replica {
         if got != installed {
             return self.on_message_of_another_view(now, message, got, installed);
         }
-        self.heard = now;
+        self.hear(now);
         match message {
             PeerMessage::Ack(ack) => self.on_ack(now, ack, answers),
             PeerMessage::Marked(marked) => self.on_marked(marked, answers),
@@ -416,11 +423,23 @@ impl Replica {
         self.heard
     }
 
-    /// Its line in the server's heartbeat; `None` before the first view.
+    fn hear(&mut self, now: Time) {
+        self.heard = now;
+        self.awake_when_heard = self.awake.look(now);
+    }
+
+    /// This shard is awake; to be called at every wake-up, every 100 ms at least. Silence that it reports counts
+    /// for no more between two calls.
+    pub fn look(&mut self, now: Time) {
+        self.awake.look(now);
+    }
+
+    /// Its line in the server's heartbeat; `None` before the first view. By its silence the other holder is judged, so
+    /// time in which this shard itself slept is none of it.
     pub fn report(&self, now: Time) -> Option<ReplicaReport> {
         self.view?;
         let (last, committed) = self.progress();
-        let silence = now.since(self.heard).as_millis();
+        let silence = self.awake.at(now).saturating_sub(self.awake_when_heard).as_millis();
         let copied = self.copied();
         Some(ReplicaReport {
             group: self.config.group,

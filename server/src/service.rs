@@ -48,8 +48,6 @@ const STREAM_OUTPUT_BYTES: usize = 1 << 20;
 /// The first pause before a lost stream is dialled again; it doubles up to the last.
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
-/// A shard that was not looked at for longer than this stood: the machine was paused, or another had the processor.
-const LONGEST_GAP: Duration = Duration::from_millis(150);
 /// How often a partner that cannot be reached is told of: it may be gone for good.
 const UNREACHABLE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -105,8 +103,6 @@ pub(crate) struct Service {
     /// Whether something changed that other threads wait to see.
     has_news: bool,
     was_drained: bool,
-    /// The last [`Service::on_time`].
-    looked_at: Option<Time>,
 }
 
 /// A replica and its stream.
@@ -123,8 +119,6 @@ struct Hosted {
     dial: Option<Dial>,
     /// Its dump has begun: it dials nobody any more.
     is_frozen: bool,
-    /// How long this shard has stood since its other holder was last heard: silence that proves nothing.
-    stood: Duration,
     /// A stream that comes and goes is told of once a second.
     stands_log: LogLimit,
     down_log: LogLimit,
@@ -176,7 +170,6 @@ impl Service {
                 partner: None,
                 dial: None,
                 is_frozen: false,
-                stood: Duration::ZERO,
                 stands_log: LogLimit::default(),
                 down_log: LogLimit::default(),
             }
@@ -190,7 +183,6 @@ impl Service {
             refusal_log: LogLimit::default(),
             has_news: false,
             was_drained: false,
-            looked_at: None,
         }
     }
 
@@ -649,11 +641,10 @@ impl Service {
         })
     }
 
-    /// Does what is due by now; to be called every [`LONGEST_GAP`] or sooner.
+    /// Does what is due by now; to be called every 100 ms or sooner ([`Replica::look`]).
     pub(crate) fn on_time(&mut self, now: Time) {
-        let looked_at = self.looked_at.replace(now);
         for hosted in &mut self.hosted {
-            hosted.stood = hosted.stood(now, looked_at);
+            hosted.replica.look(now);
             if hosted.replica.next_timeout().is_some_and(|due| due <= now) {
                 let state = hosted.replica.state();
                 hosted.replica.on_timeout(now, &mut self.outputs);
@@ -676,15 +667,9 @@ impl Service {
         dials.min()
     }
 
-    /// The replicas' lines of the heartbeat. By their silence the coordinator judges the other holders, so time in
-    /// which this shard itself stood is none of it.
+    /// The replicas' lines of the heartbeat.
     pub(crate) fn reports(&self, now: Time) -> impl Iterator<Item = ReplicaReport> {
-        self.hosted.iter().filter_map(move |hosted| {
-            let report = hosted.replica.report(now)?;
-            let stood = hosted.stood(now, self.looked_at).as_millis();
-            let stood = u32::try_from(stood).unwrap_or(u32::MAX);
-            Some(ReplicaReport { silent_ms: report.silent_ms.saturating_sub(stood), ..report })
-        })
+        self.hosted.iter().filter_map(move |hosted| hosted.replica.report(now))
     }
 
     /// What was counted.
@@ -705,15 +690,6 @@ impl Service {
         self.has_news = false;
         self.was_drained = is_drained;
         news
-    }
-}
-
-impl Hosted {
-    /// How long its shard has stood since the other holder was last heard, where it was last looked at then.
-    fn stood(&self, now: Time, looked_at: Option<Time>) -> Duration {
-        let (heard, looked_at) = (self.replica.heard(), looked_at.unwrap_or(now));
-        let before = if heard > looked_at { Duration::ZERO } else { self.stood };
-        before + now.since(heard.max(looked_at)).saturating_sub(LONGEST_GAP)
     }
 }
 

@@ -25,6 +25,7 @@
 //! | 19 | all come home | [`home_again`] |
 //! |  | and serve there | [`served_at_rest`] |
 //! | 20 | holders are spared | [`holders_are_spared`] |
+//! |  | and who only sleeps stays | [`sleepers_stay`] |
 //! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
 //! | 22 | a stream is whole | [`streams_are_whole`] |
 //!
@@ -57,6 +58,7 @@ pub mod one_view;
 pub mod only_primaries_answer;
 pub mod restored_has_all;
 pub mod served_at_rest;
+pub mod sleepers_stay;
 pub mod streams_are_whole;
 pub mod taker_has_all;
 pub mod union_is_true;

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! What a cluster of two copies must bear: whoever holds the last copy of a group that works is never
-//! killed; all else may happen to anyone. In runs with double faults nobody is spared.
+//! killed; all else may happen to anyone. In runs with double faults nobody is spared. In some runs nothing
+//! happens but that the machine on which all servers run is paused, again and again.
 
 mod faults;
 
@@ -49,6 +50,9 @@ const STRIKES_A_COPY: u64 = 100;
 const STRIKES_A_HANDOVER: u64 = 300;
 const SHORT_PATIENCE: u8 = 10;
 
+/// Processes of a machine that was paused run again within this time, in nanoseconds.
+const WAKES_WITHIN: u64 = 10_000_000;
+
 /// How long a store takes, in nanoseconds of true time; now and then very long.
 pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     match random.below(100) {
@@ -61,6 +65,9 @@ pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
 pub fn strike_at_rest(world: &mut World) {
     if world.is_healing {
         return;
+    }
+    if world.config.stands {
+        return stand(world);
     }
     let pause = world.random.between(1_000_000, 60_000_000);
     world.after(pause, Happening::Nemesis);
@@ -91,6 +98,27 @@ pub fn strike_at_rest(world: &mut World) {
     world.nemesis.target = Some(target);
     let kind = KINDS[world.random.index(KINDS.len())];
     strike(world, target, kind, None, PATIENCE);
+}
+
+/// All servers are paused; mostly the coordinator is so, too. They wake one after the other, and work for a moment.
+fn stand(world: &mut World) {
+    let works = world.random.between(20_000_000, 300_000_000);
+    let is_served = world.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.has_served());
+    if !is_served {
+        return world.after(works, Happening::Nemesis);
+    }
+    let with_write = (0..usize::from(world.config.servers)).any(|n| has_write_in_flight(world, n));
+    let pause = world.random.between(30_000_000, 900_000_000);
+    for process in 0..world.processes.len() {
+        let wakes_after = world.random.between(0, WAKES_WITHIN);
+        world.pause(process, pause + wakes_after);
+    }
+    if world.random.per_mille(700) {
+        let wakes_after = world.random.between(0, WAKES_WITHIN);
+        faults::pause_coordinator(world, pause + wakes_after);
+    }
+    world.counts.note_fault("machine pause", None, with_write);
+    world.after(pause + WAKES_WITHIN + works, Happening::Nemesis);
 }
 
 /// A copy is worst off while it is made: it loses its stream, or more.

@@ -145,6 +145,7 @@ impl Shard {
             self.take(true_now, now, input, &mut output);
         }
         for hosted in &mut self.hosted {
+            hosted.replica.look(now);
             if hosted.replica.next_timeout().is_some_and(|due| due <= now) {
                 let group = hosted.replica.group();
                 hosted.replica.on_timeout(now, &mut collected(&mut output, group));

@@ -71,6 +71,8 @@ pub struct Config {
     pub double: bool,
     /// A second fault stops the cluster, and so does its operator; then it is restored.
     pub shutdown: bool,
+    /// Nothing happens but that whole machines are paused: nobody is the worse for it.
+    pub stands: bool,
     /// What a replica may take, and keep.
     pub bounds: Bounds,
 }
@@ -98,6 +100,7 @@ impl Config {
             think: if random.per_mille(300) { BUSY_THINK } else { THINK },
             double: seed % 8 == 7 || seed % 16 == 3,
             shutdown: seed % 8 == 3,
+            stands: seed % 16 == 13,
             bounds: Bounds {
                 memory: match seed % 5 {
                     1 => LITTLE_MEMORY / u64::from(servers * shards),

@@ -232,6 +232,14 @@ impl World {
             .unwrap();
     }
 
+    /// Lets time pass in which the coordinator is awake and hears nothing.
+    fn watch(&mut self, duration: Duration) {
+        for _ in 0..duration.as_millis() / 10 {
+            self.now = self.now + Duration::from_millis(10);
+            self.cluster.on_timeout(self.now, &mut self.effects);
+        }
+    }
+
     /// Lets time pass, with heartbeats of those named, who also answer probes.
     fn pass(&mut self, duration: Duration, alive: &[ServerId]) {
         let end = self.now + duration;

@@ -107,6 +107,9 @@ impl Replica {
             table,
             sessions,
             heard,
+            // Of its reports alone, which such a search makes of `heard`: there nobody sleeps.
+            awake: _,
+            awake_when_heard: _,
             acked,
             proven,
             restored,

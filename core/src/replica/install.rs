@@ -90,7 +90,7 @@ impl Replica {
             return Err(not_for_me);
         }
         let before = self.view.replace(view);
-        self.heard = now;
+        self.hear(now);
         match named {
             Named::Primary => self.become_primary(now, before, &view, answers),
             Named::Secondary => self.become_secondary(answers),

@@ -105,7 +105,7 @@ impl Replica {
             // The new primary serves, so it has everything.
             self.finish_handing_over();
         }
-        self.heard = now;
+        self.hear(now);
         let table = &mut self.table;
         let (Role::TakingOver(follower) | Role::Secondary(follower) | Role::Candidate(follower, _)) =
             &mut self.role
@@ -147,7 +147,7 @@ impl Replica {
             primary.sender.connect();
             primary.candidacy =
                 Candidacy::Copying(Box::new(CopyOut::new(last, self.sessions.clients())));
-            self.heard = now;
+            self.hear(now);
             return Ok(());
         }
         let Some(sender) = self.sender_mut() else { return Err(StreamError::WrongEnd) };
@@ -162,7 +162,7 @@ impl Replica {
         if let Role::HandingOver(old) = &mut self.role {
             old.is_said = false;
         }
-        self.heard = now;
+        self.hear(now);
         self.commit_up_to(welcome.last, answers);
         Ok(())
     }

@@ -250,8 +250,7 @@ impl Machine for Driven {
 
     fn sight(&self) -> Sight {
         let report = self.replica.report(self.now);
-        let heard = report
-            .map(|report| Time { nanos: self.now.nanos - u64::from(report.silent_ms) * 1_000_000 });
+        let heard = report.map(|_| self.replica.heard());
         let zero = SequenceNumber::ZERO;
         let report = report.map(|report| ReplicaReport {
             last: zero,

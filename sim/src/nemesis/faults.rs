@@ -110,12 +110,17 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
         (Kind::CoordinatorCrash, _) => {}
         (Kind::CoordinatorPause, _) => {
             let pause = pause_length(&mut world.random);
-            world.coordinator.paused_until = world.now + pause;
-            world.after(pause, Happening::Resume(None));
+            pause_coordinator(world, pause);
         }
         _ => return false,
     }
     true
+}
+
+/// The coordinator does nothing for a while.
+pub(super) fn pause_coordinator(world: &mut World, pause: u64) {
+    world.coordinator.paused_until = world.now + pause;
+    world.after(pause, Happening::Resume(None));
 }
 
 /// Breaks some connections of a process; `false` if none was broken.

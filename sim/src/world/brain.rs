@@ -4,7 +4,9 @@ use super::KEY;
 use kv_protocol::control_message::{OrderKind, ViewOrder};
 
 use super::*;
-use crate::invariants::{holders_are_spared, lost_is_lost, nothing_old, union_is_true};
+use crate::invariants::{
+    holders_are_spared, lost_is_lost, nothing_old, sleepers_stay, union_is_true,
+};
 
 impl World {
     /// Gives the brain an input, and carries out what follows.
@@ -83,6 +85,7 @@ impl World {
                     self.trace.note(self.now, about, format_args!("{view:?}"));
                     self.check(|_, world| union_is_true::on_view(world, &before, &view));
                     self.check(|_, world| lost_is_lost::check(world, &before, &view));
+                    self.check(|_, world| sleepers_stay::check(world, &before, &view));
                     if view.primary.is_none() {
                         self.lost_at.entry((self.cluster(), view.group)).or_insert(self.now);
                     }

@@ -42,7 +42,7 @@ fn a_primary_that_hangs_is_followed_as_fast_when_its_secondary_complains_first()
     let start = world.now;
     // A lease is as long as the coordinator's patience: B may complain a moment before A counts as
     // silent, and A is asked, which cannot answer.
-    world.now = world.now + (SILENCE - Duration::from_millis(10));
+    world.watch(SILENCE - Duration::from_millis(10));
     world.beat(B);
     world.beat(C);
     world.cluster.on_timeout(world.now, &mut world.effects);
@@ -57,9 +57,15 @@ fn a_primary_that_hangs_is_followed_as_fast_when_its_secondary_complains_first()
 fn a_heartbeat_that_waited_is_no_vote_whoever_is_to_stay_answers_first() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
-    // The coordinator was asleep. It believes A silent, and finds heartbeats of B, which is dead by now.
+    // A is nearly silent for too long when the coordinator falls asleep. When it wakes it believes A silent,
+    // and finds heartbeats of B, which is dead by now.
+    world.watch(SILENCE / 2);
+    world.beat(B);
+    world.beat(C);
+    world.watch(SILENCE / 2 - Duration::from_millis(10));
     world.now = world.now + SILENCE * 2;
     world.cluster.on_timeout(world.now, &mut world.effects);
+    assert!(world.ordered().contains(&(B, "PROBE")), "{:?}", world.orders);
     for _ in 0..3 {
         world.now = world.now + Duration::from_millis(1);
         world.beat(B);
