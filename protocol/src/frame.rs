@@ -199,6 +199,46 @@ impl FrameBuffer {
         self.bytes.extend_from_slice(received);
     }
 
+    /// Appends as many of the received bytes as the frame that waits in part lacks, and no more; how many those were.
+    /// The others can be taken as they lie.
+    pub fn complete(&mut self, received: &[u8]) -> usize {
+        self.reclaim();
+        let mut taken = 0;
+        // The header says how long the frame is.
+        for lacks in [
+            |buffer: &FrameBuffer| HEADER_BYTES.saturating_sub(buffer.bytes.len()),
+            FrameBuffer::missing,
+        ] {
+            let more = &received[taken..];
+            let more = &more[..lacks(self).min(more.len())];
+            self.bytes.extend_from_slice(more);
+            taken += more.len();
+        }
+        taken
+    }
+
+    /// Takes the next whole frame of what waits and what was received since. Of the received bytes only those are
+    /// copied that complete a frame which has come in part; `received` becomes what is left of them. After `None` that
+    /// is to be appended ([`FrameBuffer::extend`]).
+    ///
+    /// # Errors
+    /// As [`split_frame`]; the buffer is of no further use then.
+    pub fn next_frame_of<'a, 'r: 'a>(
+        &'a mut self,
+        received: &mut &'r [u8],
+    ) -> Result<Option<Frame<'a>>, FrameError> {
+        if self.is_partial() {
+            let taken = self.complete(received);
+            *received = &received[taken..];
+            return self.next_frame();
+        }
+        let frame = split_frame(received, &self.rules)?;
+        if let Some(frame) = &frame {
+            *received = &received[frame.consumed..];
+        }
+        Ok(frame)
+    }
+
     /// Lets `read` append received bytes straight to those that wait, with room for `room` of them.
     ///
     /// # Errors
@@ -417,6 +457,34 @@ mod tests {
                 }
                 buffer.trim(16);
             }
+            prop_assert_eq!(seen, (0u8..).zip(bodies).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn frames_survive_being_taken_as_they_lie(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 1..8),
+            cuts in prop::collection::vec(1usize..200, 1..64),
+            checked in any::<bool>(),
+        ) {
+            let rules = if checked { CHECKED } else { UNCHECKED };
+            let mut stream = Vec::new();
+            for (n, body) in (0u8..).zip(&bodies) {
+                write_frame(&mut stream, rules.checksum, n, |b| b.put_bytes(body));
+            }
+            let mut buffer = FrameBuffer::new(rules);
+            let mut seen = Vec::new();
+            let mut rest = &stream[..];
+            let mut cuts = cuts.iter().cycle();
+            while !rest.is_empty() {
+                let (mut now, later) = rest.split_at(rest.len().min(*cuts.next().unwrap()));
+                rest = later;
+                while let Some(frame) = buffer.next_frame_of(&mut now).unwrap() {
+                    seen.push((frame.opcode, frame.body.to_vec()));
+                }
+                buffer.extend(now);
+                prop_assert!(buffer.missing() > 0 || buffer.waiting().len() < HEADER_BYTES);
+            }
+            prop_assert!(!buffer.is_partial());
             prop_assert_eq!(seen, (0u8..).zip(bodies).collect::<Vec<_>>());
         }
 

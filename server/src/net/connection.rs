@@ -72,12 +72,24 @@ impl Connection {
         if self.is_closing(service) {
             return;
         }
-        if self.input.is_partial() || self.session.client.is_none() {
+        let (is_greeted, is_cut) = (self.session.client.is_some(), self.input.is_partial());
+        let mut rest = received;
+        if is_greeted && is_cut {
+            rest = &rest[self.input.complete(rest)..];
+        }
+        // A frame that waits whole waits for room in the output.
+        let is_kept_back = is_cut && rest.len() == received.len();
+        if !is_greeted || is_kept_back {
             self.input.extend(received);
             return self.resume(now, service);
         }
+        if is_cut {
+            self.resume(now, service);
+            if self.input.is_partial() || self.is_closing(service) {
+                return self.input.extend(rest);
+            }
+        }
         // The usual case: whole frames, served out of the bytes as they were received.
-        let mut rest = received;
         let (mut ahead, mut seen) = (Ahead::default(), Run::default());
         while !rest.is_empty() && self.session.may_serve(service) {
             if ahead.is_over() {

@@ -77,14 +77,14 @@ impl Peer {
 
     /// Takes received bytes and the whole frames among them.
     pub(crate) fn on_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
-        self.input.extend(received);
+        let mut rest = received;
         let mut took_frames = false;
         loop {
             let is_closing = service.outputs.get(self.id).is_none_or(|output| output.is_closing());
             if is_closing {
                 return;
             }
-            let stage = match self.input.next_frame() {
+            let stage = match self.input.next_frame_of(&mut rest) {
                 Ok(Some(frame)) => take_frame(now, self.id, self.stage, service, frame),
                 Ok(None) => break,
                 Err(error) => return self.fail(now, service, &error.to_string().into()),
@@ -98,6 +98,7 @@ impl Peer {
                 Err(end) => return self.fail(now, service, &end),
             }
         }
+        self.input.extend(rest);
         self.input.trim(KEPT_INPUT);
         if !self.input.is_partial() {
             if took_frames {

@@ -1,16 +1,20 @@
 //! The buffers that the kernel receives into, shared by all connections of a shard.
 //!
 //! ```text
-//!   give_back(n) --> [ ring of free buffers ] --> kernel: bytes came in --> completion --> Lent(n)
-//!        ^                                                                                  |
-//!        +------------------------- the bytes were served -----------------------------------+
+//!   [ ring of free buffers ] --> kernel: bytes came in --> completion --> Lent: a piece of a buffer
+//!        ^                                                                  |
+//!        +--- filled, and every piece is given back <-- the bytes were served
 //! ```
 //!
-//! A buffer is the kernel's or, as a [`Lent`], ours; whoever has the `Lent` may read it, and it goes back
-//! once. When all of them are ours, receiving ends with ENOBUFS and is armed again later: nothing is
-//! lost, the bytes wait in their sockets. (io_uring_register_buf_ring(3), Linux 5.19.)
+//! A buffer is filled piece by piece, by whichever connections have bytes ([`Filling::Pieces`]): a few large ones
+//! are enough, and a frame that has come whole lies there in one piece. A kernel that cannot do that takes a buffer
+//! for each receive ([`Filling::Once`]): then they are many and small.
+//!
+//! A piece is the kernel's or, as a [`Lent`], ours; whoever has the `Lent` may read it, and it goes back once. When
+//! all buffers are filled and in use, receiving ends with ENOBUFS and is armed again later: nothing is lost, the
+//! bytes wait in their sockets. (io_uring_register_buf_ring(3), Linux 5.19; IOU_PBUF_RING_INC, Linux 6.12.)
 
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -22,72 +26,132 @@ use io_uring::types::BufRingEntry;
 pub(super) const GROUP: u16 = 0;
 /// What the kernel demands of the ring's address.
 const PAGE_BYTES: usize = 4_096;
+/// Of include/uapi/linux/io_uring.h: a buffer is filled piece by piece.
+const IOU_PBUF_RING_INC: u16 = 2;
 
-/// A buffer with received bytes.
+/// How the kernel fills a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filling {
+    /// Until it is full, whoever receives.
+    Pieces,
+    /// By one receive, however little that brings.
+    Once,
+}
+
+/// How many buffers there are, and how large.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// A power of two.
+    pub(super) count: u16,
+    pub(super) bytes_each: u32,
+}
+
+/// A piece of a buffer, with received bytes.
 #[derive(Debug)]
 pub(super) struct Lent {
     buffer: u16,
+    start: usize,
     length: usize,
+}
+
+/// What has become of a buffer since the kernel got it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Filled {
+    bytes: usize,
+    /// Pieces that are ours.
+    lent: usize,
 }
 
 /// The ring of free buffers, and their memory.
 pub(super) struct Buffers {
     ring: NonNull<BufRingEntry>,
     memory: NonNull<u8>,
-    /// A power of two.
-    count: u16,
-    bytes_each: u32,
+    shape: Shape,
+    filling: Filling,
+    filled: Vec<Filled>,
     tail: u16,
 }
 
 impl Buffers {
-    /// Registers `count` buffers (a power of two) of `bytes_each` with a ring.
+    /// Registers buffers with a ring.
     ///
     /// Their memory is never given back: the kernel may write to it for as long as the ring has requests,
     /// and an engine lives as long as its process.
+    ///
+    /// # Errors
+    /// EINVAL if the kernel cannot fill buffers so.
     pub(super) fn register(
         submitter: &Submitter<'_>,
-        count: u16,
-        bytes_each: u32,
+        filling: Filling,
+        shape: Shape,
     ) -> io::Result<Buffers> {
+        let Shape { count, bytes_each } = shape;
         assert!(count.is_power_of_two(), "{count} buffers are no power of two");
-        let ring = allocate(usize::from(count) * size_of::<BufRingEntry>()).cast::<BufRingEntry>();
-        let memory = allocate(usize::from(count) * bytes_each as usize);
+        let flags = match filling {
+            Filling::Pieces => IOU_PBUF_RING_INC,
+            Filling::Once => 0,
+        };
+        let ring_bytes = usize::from(count) * size_of::<BufRingEntry>();
+        let ring = allocate(ring_bytes).cast::<BufRingEntry>();
         let address = ring.as_ptr() as u64;
         // SAFETY: the address is that of `count` entries of zeros, aligned to a page, which stay for ever.
-        unsafe { submitter.register_buf_ring_with_flags(address, count, GROUP, 0)? };
-        let mut buffers = Buffers { ring, memory, count, bytes_each, tail: 0 };
-        for buffer in 0..count {
-            buffers.give_back(Lent { buffer, length: 0 });
+        let registered =
+            unsafe { submitter.register_buf_ring_with_flags(address, count, GROUP, flags) };
+        if let Err(error) = registered {
+            // SAFETY: it was allocated so, and the kernel has not taken it.
+            unsafe { dealloc(ring.as_ptr().cast(), layout(ring_bytes)) };
+            return Err(error);
         }
+        let memory = allocate(usize::from(count) * bytes_each as usize);
+        let filled = vec![Filled::default(); usize::from(count)];
+        let mut buffers = Buffers { ring, memory, shape, filling, filled, tail: 0 };
+        (0..count).for_each(|buffer| buffers.offer(buffer));
         Ok(buffers)
     }
 
-    /// The buffer that a completion names, of which the kernel has filled so much.
-    pub(super) fn lend(&self, buffer: u16, length: usize) -> Lent {
-        assert!(buffer < self.count && length <= self.bytes_each as usize, "a buffer of nobody");
-        Lent { buffer, length }
+    /// The piece that a completion tells of: so many bytes of the buffer it names, behind those before.
+    pub(super) fn lend(&mut self, buffer: u16, length: usize) -> Lent {
+        let bytes_each = self.shape.bytes_each as usize;
+        let filled = &mut self.filled[usize::from(buffer)];
+        let start = filled.bytes;
+        assert!(length <= bytes_each - start, "a buffer was filled beyond its end");
+        filled.bytes = match self.filling {
+            Filling::Pieces => start + length,
+            Filling::Once => bytes_each,
+        };
+        filled.lent += 1;
+        Lent { buffer, start, length }
     }
 
-    /// The bytes received into a buffer.
+    /// The bytes received.
     pub(super) fn bytes(&self, lent: &Lent) -> &[u8] {
-        let start = usize::from(lent.buffer) * self.bytes_each as usize;
+        let start = usize::from(lent.buffer) * self.shape.bytes_each as usize + lent.start;
         // SAFETY: `lend` has checked that the range is inside the memory, which was zeroed first; while
         // there is a `Lent` of it the kernel writes nothing to it.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(start), lent.length) }
     }
 
-    /// Lets the kernel have a buffer again.
-    #[expect(clippy::needless_pass_by_value, reason = "a buffer goes back once")]
+    /// Takes a piece back; the kernel has the buffer again once it is filled and this was the last.
+    #[expect(clippy::needless_pass_by_value, reason = "a piece goes back once")]
     pub(super) fn give_back(&mut self, lent: Lent) {
-        let place = usize::from(self.tail & (self.count - 1));
-        let start = usize::from(lent.buffer) * self.bytes_each as usize;
+        let filled = &mut self.filled[usize::from(lent.buffer)];
+        filled.lent -= 1;
+        if filled.lent == 0 && filled.bytes == self.shape.bytes_each as usize {
+            self.offer(lent.buffer);
+        }
+    }
+
+    /// Lets the kernel have a whole buffer.
+    fn offer(&mut self, buffer: u16) {
+        self.filled[usize::from(buffer)] = Filled::default();
+        let place = usize::from(self.tail & (self.shape.count - 1));
+        let start = usize::from(buffer) * self.shape.bytes_each as usize;
         // SAFETY: the place is one of the ring's entries. The kernel reads it only after the tail below has
-        // passed it, and has read what stood there before: there are as many entries as buffers.
+        // passed it, and is done with what stood there before: there are as many entries as buffers.
         let entry = unsafe { &mut *self.ring.as_ptr().add(place) };
         entry.set_addr(self.memory.as_ptr().wrapping_add(start) as u64);
-        entry.set_len(self.bytes_each);
-        entry.set_bid(lent.buffer);
+        entry.set_len(self.shape.bytes_each);
+        entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: the tail lies in the first entry, in a field that the setters above do not touch; it is
         // aligned, and the kernel only reads it.
@@ -100,9 +164,12 @@ impl Buffers {
 
 /// Zeroed memory at the start of a page.
 fn allocate(bytes: usize) -> NonNull<u8> {
-    let layout =
-        Layout::from_size_align(bytes, PAGE_BYTES).expect("a size far below the address space");
-    assert!(bytes > 0, "no memory was asked for");
+    let layout = layout(bytes);
     // SAFETY: the size is not zero.
     NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+fn layout(bytes: usize) -> Layout {
+    assert!(bytes > 0, "no memory is asked for");
+    Layout::from_size_align(bytes, PAGE_BYTES).expect("a size far below the address space")
 }

@@ -38,6 +38,7 @@ use kv_protocol::ids::{GroupId, Time};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use self::buffers::Shape;
 use self::ring::{Completion, Request, Ring, Sizes, SlotId};
 use self::sockets::{Connection, Dialling, Listener, Receiving, Socket, Sockets, Stage};
 use super::hub::{CONNECT_TIMEOUT, Hub, set_options};
@@ -52,9 +53,13 @@ use crate::stats::Permit;
 
 pub(crate) use probe::try_out;
 
-/// 2 MiB of receive buffers a shard, however many connections it has.
-const SIZES: Sizes =
-    Sizes { requests: 1_024, completions: 4_096, buffers: 256, buffer_bytes: 8 << 10 };
+/// Receive buffers of a shard, however many connections it has: 512 KiB, which a processor's cache holds, or 2 MiB.
+const SIZES: Sizes = Sizes {
+    requests: 1_024,
+    completions: 4_096,
+    in_pieces: Shape { count: 4, bytes_each: 128 << 10 },
+    at_once: Shape { count: 256, bytes_each: 8 << 10 },
+};
 
 /// One shard, its ring and its sockets.
 pub(crate) struct Engine {

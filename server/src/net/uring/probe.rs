@@ -7,10 +7,12 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 
+use super::buffers::Shape;
 use super::ring::{Event, Request, Ring, Sizes, SlotId, WhenFull};
 
 /// Large enough for what is tried.
-const SIZES: Sizes = Sizes { requests: 4, completions: 16, buffers: 2, buffer_bytes: 64 };
+const SIZES: Sizes = Sizes { requests: 4, completions: 16, in_pieces: SHAPE, at_once: SHAPE };
+const SHAPE: Shape = Shape { count: 2, bytes_each: 64 };
 /// What one step may take; each takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 const SLOT: SlotId = SlotId(0);

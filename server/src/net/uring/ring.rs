@@ -21,7 +21,7 @@ use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 
-use super::buffers::{Buffers, GROUP, Lent};
+use super::buffers::{Buffers, Filling, GROUP, Lent, Shape};
 
 /// The slot of what belongs to no socket.
 const NO_SLOT: SlotId = SlotId(u32::MAX);
@@ -33,9 +33,9 @@ pub(super) struct Sizes {
     pub(super) requests: u32,
     /// Completions that have room; more wait in the kernel.
     pub(super) completions: u32,
-    /// Buffers to receive into; a power of two.
-    pub(super) buffers: u16,
-    pub(super) buffer_bytes: u32,
+    /// Buffers to receive into, if the kernel fills them piece by piece; and if it does not.
+    pub(super) in_pieces: Shape,
+    pub(super) at_once: Shape,
 }
 
 /// The place of a socket in the engine's table; requests and completions are known by it.
@@ -125,6 +125,15 @@ impl Ring {
     /// Sets a ring up for the calling thread, which alone may use it. The bell is an eventfd that is rung
     /// when there is something to do, while [`Ring::listen_for_bell`] says so.
     pub(super) fn new(sizes: Sizes, bell: BorrowedFd<'_>) -> io::Result<Ring> {
+        match Ring::with(sizes, bell, Filling::Pieces) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Ring::with(sizes, bell, Filling::Once)
+            }
+            made => made,
+        }
+    }
+
+    fn with(sizes: Sizes, bell: BorrowedFd<'_>, filling: Filling) -> io::Result<Ring> {
         let ring: IoUring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -133,7 +142,11 @@ impl Ring {
             .setup_submit_all()
             .setup_cqsize(sizes.completions)
             .build(sizes.requests)?;
-        let buffers = Buffers::register(&ring.submitter(), sizes.buffers, sizes.buffer_bytes)?;
+        let shape = match filling {
+            Filling::Pieces => sizes.in_pieces,
+            Filling::Once => sizes.at_once,
+        };
+        let buffers = Buffers::register(&ring.submitter(), filling, shape)?;
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
         let mut ring = Ring { ring, buffers, lent: Vec::new(), prompt: 0, alarm: Alarm::default() };
         ring.ignore_bell();
@@ -299,16 +312,15 @@ impl Ring {
                     Event::Connected(result.map(drop))
                 }
                 Request::Receive => {
-                    let lend = |buffer, length| buffers.lend(buffer, length);
                     let buffer = cqueue::buffer_select(entry.flags());
                     match (result, buffer) {
                         (Ok(length @ 1..), Some(buffer)) => {
-                            Event::Received(Ok(Some(lend(buffer, length))))
+                            Event::Received(Ok(Some(buffers.lend(buffer, length))))
                         }
                         (result, buffer) => {
                             // Taken, and not used.
                             if let Some(buffer) = buffer {
-                                let unused = lend(buffer, 0);
+                                let unused = buffers.lend(buffer, 0);
                                 buffers.give_back(unused);
                             }
                             Event::Received(result.map(|_| None))

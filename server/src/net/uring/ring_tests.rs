@@ -7,7 +7,8 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair}
 
 use super::*;
 
-const SIZES: Sizes = Sizes { requests: 4, completions: 64, buffers: 2, buffer_bytes: 64 };
+const SIZES: Sizes = Sizes { requests: 4, completions: 64, in_pieces: SHAPE, at_once: SHAPE };
+const SHAPE: Shape = Shape { count: 2, bytes_each: 64 };
 const SLOT: SlotId = SlotId(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// As much as a send may take.
@@ -16,6 +17,11 @@ const MOST: usize = usize::MAX >> 33;
 fn ring() -> Ring {
     let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     Ring::new(SIZES, bell.as_fd()).unwrap()
+}
+
+fn filled(filling: Filling) -> Ring {
+    let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    Ring::with(SIZES, bell.as_fd(), filling).unwrap()
 }
 
 fn pair() -> (OwnedFd, OwnedFd) {
@@ -53,7 +59,13 @@ fn every_token_names_its_owner() {
 
 #[test]
 fn nothing_is_lost_when_all_buffers_are_in_use_and_receiving_is_armed_again() {
-    let mut ring = ring();
+    for filling in [Filling::Pieces, Filling::Once] {
+        nothing_is_lost(filling);
+    }
+}
+
+fn nothing_is_lost(filling: Filling) {
+    let mut ring = filled(filling);
     let (ours, theirs) = pair();
     let sent: Vec<u8> = (0..1_000u32).map(|n| n.to_le_bytes()[0]).collect();
     let count = rustix::net::send(&theirs, &sent, SendFlags::NOSIGNAL).unwrap();
@@ -85,6 +97,77 @@ fn nothing_is_lost_when_all_buffers_are_in_use_and_receiving_is_armed_again() {
     }
     assert_eq!(received, sent);
     assert!(exhausted > 0, "2 buffers of 64 bytes were enough for {} bytes", sent.len());
+}
+
+/// The pieces that are received next.
+fn pieces(ring: &mut Ring) -> Vec<Lent> {
+    let piece = |completion| match completion {
+        Completion { has_more: true, event: Event::Received(Ok(Some(lent))), .. } => lent,
+        other => panic!("{other:?}"),
+    };
+    next(ring).into_iter().map(piece).collect()
+}
+
+#[test]
+fn sockets_share_a_buffer_piece_by_piece_and_it_is_filled_again_when_every_piece_is_back() {
+    let mut ring = filled(Filling::Pieces);
+    let sockets = [pair(), pair()];
+    for (slot, (ours, _)) in (0..).map(SlotId).zip(&sockets) {
+        ring.receive(slot, ours, true);
+    }
+    let mut lent = Vec::new();
+    for turn in 0..200usize {
+        // Seven bytes: the end of a buffer cuts one of the words.
+        let word: Vec<u8> = (0..7).map(|n| (turn * 7 + n).to_le_bytes()[0]).collect();
+        rustix::net::send(&sockets[turn % 2].1, &word, SendFlags::NOSIGNAL).unwrap();
+        let mut came = Vec::new();
+        while came.len() < word.len() {
+            for piece in pieces(&mut ring) {
+                came.extend_from_slice(ring.bytes(&piece));
+                lent.push((piece, came.clone()));
+            }
+        }
+        assert_eq!(came, word, "turn {turn}");
+        // Not the oldest first, and one always stays.
+        while lent.len() > 3 {
+            ring.give_back(lent.remove(turn % 2).0);
+        }
+        for (piece, came) in &lent {
+            assert!(came.ends_with(ring.bytes(piece)), "a piece that is ours was written to");
+        }
+    }
+}
+
+#[test]
+fn the_end_of_the_input_takes_no_buffer() {
+    for filling in [Filling::Pieces, Filling::Once] {
+        let mut ring = filled(filling);
+        for _ in 0..5 {
+            let (ours, theirs) = pair();
+            ring.receive(SLOT, &ours, true);
+            drop(theirs);
+            assert!(matches!(
+                next(&mut ring)[..],
+                [Completion { has_more: false, event: Event::Received(Ok(None)), .. }]
+            ));
+            let (ours, theirs) = pair();
+            ring.receive(SLOT, &ours, true);
+            rustix::net::send(&theirs, b"a word", SendFlags::NOSIGNAL).unwrap();
+            let mut came = Vec::new();
+            while came.len() < b"a word".len() {
+                for piece in pieces(&mut ring) {
+                    came.extend_from_slice(ring.bytes(&piece));
+                    ring.give_back(piece);
+                }
+            }
+            assert_eq!(came, b"a word", "{filling:?}");
+            ring.cancel(SLOT, Request::Receive);
+            let mut left = 2;
+            while left > 0 {
+                left -= next(&mut ring).len();
+            }
+        }
+    }
 }
 
 #[test]
