@@ -1,6 +1,6 @@
-//! Puts and gets against three servers on this machine, one client, at depth 1 and 64. Client,
-//! servers and coordinator share the machine's cores, so these figures say what the whole costs
-//! here, not what one server can do.
+//! Puts and gets against three servers on this machine, one client, at depth 1 and 64: of all keys, and of those of
+//! one server alone (whose puts go on to its secondary). Client, servers and coordinator share the machine's cores, so
+//! these figures say what the whole costs here, not what a server can do.
 #![allow(missing_docs)] // What `criterion_group!` makes has no place for documentation.
 
 #[path = "../tests/common/mod.rs"]
@@ -11,6 +11,8 @@ use std::time::Duration;
 use common::Cluster;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kv_client::{Client, Completion, Op, OpOptions, Options};
+use kv_protocol::GroupId;
+use kv_protocol::placement::{Digest, Placement};
 
 const KEYS: usize = 10_000;
 const VALUE: &[u8] = &[7; 64];
@@ -24,10 +26,15 @@ struct Load {
 }
 
 impl Load {
-    fn new(cluster: &Cluster) -> Load {
+    /// Of keys that lie in this group, or in any.
+    fn new(cluster: &Cluster, group: Option<GroupId>) -> Load {
         let endpoint = format!("127.0.0.1:{}", cluster.ready.clients_port);
         let client = Client::open(&endpoint, Options::default()).expect("open a client");
-        let keys = (0..KEYS).map(|n| format!("{n:016}").into_bytes()).collect();
+        let servers = Placement::new(3, 1);
+        let keys = (0..).map(|n| format!("{n:016}").into_bytes());
+        let is_there =
+            |key: &Vec<u8>| group.is_none_or(|it| servers.locate(Digest::of(key)).0 == it);
+        let keys = keys.filter(is_there).take(KEYS).collect();
         Load { client, keys, next: 0, done: Vec::new() }
     }
 
@@ -53,12 +60,20 @@ impl Load {
 }
 
 fn three_servers(c: &mut Criterion) {
+    measure(c, "three servers, 64 B", None);
+}
+
+fn one_server(c: &mut Criterion) {
+    measure(c, "one server, 64 B", Some(GroupId(0)));
+}
+
+fn measure(c: &mut Criterion, name: &str, group: Option<GroupId>) {
     let cluster = Cluster::start();
-    let mut load = Load::new(&cluster);
+    let mut load = Load::new(&cluster, group);
     for _ in 0..KEYS.div_ceil(64) {
         load.burst(64, true);
     }
-    let mut group = c.benchmark_group("three servers, 64 B");
+    let mut group = c.benchmark_group(name);
     for (name, is_put) in [("GET", false), ("replicated PUT", true)] {
         for depth in [1, 64] {
             group.throughput(Throughput::Elements(depth as u64));
@@ -71,5 +86,5 @@ fn three_servers(c: &mut Criterion) {
     cluster.stop();
 }
 
-criterion_group!(benches, three_servers);
+criterion_group!(benches, one_server, three_servers);
 criterion_main!(benches);

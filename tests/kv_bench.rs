@@ -88,9 +88,14 @@ fn serve(stream: &TcpStream, value: &[u8], delay: Duration) -> Option<()> {
             words.push(word);
         }
         thread::sleep(delay);
-        let is_get = words.first()?.starts_with(b"GET");
         let mut output = stream;
-        output.write_all(if is_get { value } else { b"+OK\r\n" }).ok()?;
+        let answer = match words.first()?.as_slice() {
+            b"GET\r\n" => value,
+            // One replica has everything.
+            b"WAIT\r\n" => b":1\r\n",
+            _ => b"+OK\r\n",
+        };
+        output.write_all(answer).ok()?;
     }
 }
 
@@ -126,6 +131,27 @@ fn what_is_no_answer_ends_the_run_with_a_reason() {
         let ended = bench(&target, "--reads 100 --connections 1 --count 10").with_code(1);
         assert!(ended.stderr.starts_with("kv-bench: "), "{ended:#?}");
     }
+}
+
+#[test]
+fn writes_wait_for_as_many_replicas_as_is_said() {
+    let target = fake_redis(b"$-1\r\n", Duration::ZERO);
+    let line = "--reads 0 --connections 2 --depth 4 --count 200 --warm-up 0 --json --wait";
+    let report = json(&bench(&target, &format!("{line} 1")).with_code(0));
+    assert_eq!((&report["operations"], &report["failed"]), (&200.into(), &0.into()), "{report}");
+    let ended = bench(&target, &format!("{line} 2")).with_code(1);
+    assert!(ended.stderr.contains(":1"), "only one has them: {ended:#?}");
+}
+
+#[test]
+fn a_run_lasts_as_long_as_is_said() {
+    let target = fake_redis(b"$-1\r\n", Duration::ZERO);
+    let line = "--reads 100 --connections 1 --warm-up 0.2 --duration 0.5 --json";
+    let start = std::time::Instant::now();
+    let report = json(&bench(&target, line).with_code(0));
+    let seconds = report["seconds"].as_f64().expect("a figure");
+    assert!((0.5..3.0).contains(&seconds), "{report}");
+    assert!(start.elapsed() >= Duration::from_millis(700), "the warm-up is not counted");
 }
 
 #[test]
