@@ -148,6 +148,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_said_between_two_sleeps_counts() {
+        let mut detector = FailureDetector::new(3, SILENCE);
+        let mut now = 0;
+        for asleep in [450, 900, 60, 499, 501, 450] {
+            detector.heard(at(now), ServerId(0));
+            now += asleep;
+            assert!(detector.silent(at(now)).is_empty(), "{asleep} ms");
+            now += 20;
+        }
+    }
+
+    #[test]
     fn a_server_that_is_gone_is_found_however_often_the_watcher_sleeps() {
         let mut detector = FailureDetector::new(3, SILENCE);
         detector.heard(at(0), ServerId(0));

@@ -8,7 +8,7 @@
 //!
 //! What a cluster of two copies must bear: whoever holds the last copy of a group that works is never
 //! killed; all else may happen to anyone. In runs with double faults nobody is spared. In some runs nothing
-//! happens but that the machine on which all servers run is paused, again and again.
+//! happens but that all servers are paused together, again and again.
 
 mod faults;
 
@@ -100,7 +100,7 @@ pub fn strike_at_rest(world: &mut World) {
     strike(world, target, kind, None, PATIENCE);
 }
 
-/// All servers are paused; mostly the coordinator is so, too. They wake one after the other, and work for a moment.
+/// All servers are paused; in half of these runs the coordinator is so, too. They wake one after the other, and work for a moment.
 fn stand(world: &mut World) {
     let works = world.random.between(20_000_000, 300_000_000);
     let is_served = world.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.has_served());
@@ -113,7 +113,7 @@ fn stand(world: &mut World) {
         let wakes_after = world.random.between(0, WAKES_WITHIN);
         world.pause(process, pause + wakes_after);
     }
-    if world.random.per_mille(700) {
+    if world.config.coordinator_stands {
         let wakes_after = world.random.between(0, WAKES_WITHIN);
         faults::pause_coordinator(world, pause + wakes_after);
     }

@@ -76,12 +76,14 @@ pub struct Network {
     cuts: Vec<Vec<bool>>,
     /// Connections that may hold bytes back, or be told of their end.
     live: Vec<ConnectionNumber>,
+    is_local: bool,
 }
 
 impl Network {
-    /// A network of this many hosts, without connections.
-    pub fn new(hosts: usize) -> Network {
-        Network { connections: Vec::new(), cuts: vec![vec![false; hosts]; hosts], live: Vec::new() }
+    /// A network of this many hosts, without connections. A local one has no long ways.
+    pub fn new(hosts: usize, is_local: bool) -> Network {
+        let cuts = vec![vec![false; hosts]; hosts];
+        Network { connections: Vec::new(), cuts, live: Vec::new(), is_local }
     }
 
     /// A new connection.
@@ -94,7 +96,8 @@ impl Network {
         ends: [Actor; 2],
         hosts: [Host; 2],
     ) -> ConnectionNumber {
-        let is_control = ends.iter().any(|end| matches!(end, Actor::Coordinator { .. }));
+        let mut to_coordinator = ends.iter().map(|end| matches!(end, Actor::Coordinator { .. }));
+        let is_control = !self.is_local && to_coordinator.any(|is_so| is_so);
         let lag = match random.below(100) {
             0..=9 if is_control => random.between(1_000_000, 60_000_000),
             10..=21 if is_control => random.between(60_000_000, 400_000_000),

@@ -71,8 +71,10 @@ pub struct Config {
     pub double: bool,
     /// A second fault stops the cluster, and so does its operator; then it is restored.
     pub shutdown: bool,
-    /// Nothing happens but that whole machines are paused: nobody is the worse for it.
+    /// Nothing happens but that all servers are paused together: nobody is the worse for it.
     pub stands: bool,
+    /// With the coordinator.
+    pub coordinator_stands: bool,
     /// What a replica may take, and keep.
     pub bounds: Bounds,
 }
@@ -101,6 +103,7 @@ impl Config {
             double: seed % 8 == 7 || seed % 16 == 3,
             shutdown: seed % 8 == 3,
             stands: seed % 16 == 13,
+            coordinator_stands: seed % 32 == 13,
             bounds: Bounds {
                 memory: match seed % 5 {
                     1 => LITTLE_MEMORY / u64::from(servers * shards),
@@ -195,7 +198,7 @@ impl World {
             heap: BinaryHeap::new(),
             made: 0,
             random,
-            network: Network::new(hosts),
+            network: Network::new(hosts, config.stands),
             clocks,
             processes: Vec::new(),
             backlogs: BTreeMap::new(),

@@ -80,6 +80,9 @@ impl World {
                     };
                     self.after(delay, Happening::Killed(member, reason));
                 }
+                Effect::Down { member, cause } => {
+                    self.check(|_, world| sleepers_stay::is_down(world, member, &cause));
+                }
                 Effect::ViewChanged { before, view } => {
                     let about = About::Group(view.group);
                     self.trace.note(self.now, about, format_args!("{view:?}"));

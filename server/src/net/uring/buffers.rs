@@ -10,8 +10,10 @@
 //! are enough, and a frame that has come whole lies there in one piece. A kernel that cannot do that takes a buffer
 //! for each receive ([`Filling::Once`]): then they are many and small.
 //!
-//! A piece is the kernel's or, as a [`Lent`], ours; whoever has the `Lent` may read it, and it goes back once. When
-//! all buffers are filled and in use, receiving ends with ENOBUFS and is armed again later: nothing is lost, the
+//! Whoever has a [`Lent`] may read it, and it goes back once; until then the kernel writes nothing there. Where a
+//! piece begins follows from those before it, so completions must come in the order in which the kernel has filled
+//! the buffer, as those of standing receives do ([`super::ring::Ring::receive`]). When all buffers are filled and in
+//! use, receiving ends with ENOBUFS and is armed again later: nothing is lost, the
 //! bytes wait in their sockets. (io_uring_register_buf_ring(3), Linux 5.19; IOU_PBUF_RING_INC, Linux 6.12.)
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};

@@ -172,17 +172,12 @@ impl Ring {
         unsafe { self.push(slot, Request::Connect, entry) };
     }
 
-    /// Receives into the ring's buffers: once, or until an error or the end of the input.
-    pub(super) fn receive(&mut self, slot: SlotId, socket: &OwnedFd, for_ever: bool) {
-        let socket = Fd(socket.as_raw_fd());
-        let entry = if for_ever {
-            opcode::RecvMulti::new(socket, GROUP).build()
-        } else {
-            opcode::Recv::new(socket, std::ptr::null_mut(), 0)
-                .buf_group(GROUP)
-                .build()
-                .flags(squeue::Flags::BUFFER_SELECT)
-        };
+    /// Receives into the ring's buffers, until an error or the end of the input.
+    ///
+    /// Nothing else takes of them: kernels before 6.15 may tell of a receive that ends with its first bytes after
+    /// others whose bytes lie behind those, and then a buffer's pieces could not be told apart.
+    pub(super) fn receive(&mut self, slot: SlotId, socket: &OwnedFd) {
+        let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), GROUP).build();
         // SAFETY: the kernel takes a buffer of the group, which is its own until the completion.
         unsafe { self.push(slot, Request::Receive, entry) };
     }

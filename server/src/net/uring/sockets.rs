@@ -72,13 +72,13 @@ pub(super) struct Connection {
 pub(super) enum Receiving {
     /// Nothing.
     Nothing,
-    /// What comes next: the hello.
-    Once,
+    /// What comes next, into a buffer of its own: the hello, after which another shard may go on.
+    Hello,
     /// Whatever comes.
     All,
     /// The rest of a long frame, straight into its buffer.
     Frame,
-    /// As `Once` and `All`, but to be ended; what still comes is taken.
+    /// As `Hello` and `All`, but to be ended; what still comes is taken.
     Ending,
 }
 

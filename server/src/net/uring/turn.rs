@@ -37,6 +37,8 @@ const MOST_SENT: usize = 256 << 10;
 /// A frame that lacks so many bytes is received straight into its own buffer, this much at a time.
 const LONG_FRAME: usize = 64 << 10;
 const MOST_RECEIVED: usize = 256 << 10;
+/// So much is received with a hello, whatever its sender sent behind it.
+const HELLO_BYTES: usize = 1 << 10;
 
 impl Engine {
     /// Serves what has completed; whether there was anything to do.
@@ -119,11 +121,12 @@ impl Net {
             }
             Event::Connected(connected) => self.on_connected(shard, now, slot, connected),
             Event::Received(received) => {
-                let Some(connection) = self.sockets.connection(slot) else { return };
-                if !has_more {
-                    connection.receiving = Receiving::Nothing;
-                }
-                let id = connection.id;
+                let id = self.sockets.connection(slot).and_then(|connection| {
+                    if !has_more {
+                        connection.receiving = Receiving::Nothing;
+                    }
+                    connection.id
+                });
                 match received {
                     Ok(Some(lent)) => {
                         if let Some(id) = id {
@@ -139,10 +142,13 @@ impl Net {
             }
             Event::ReceivedInto(received, buffer) => {
                 let Some(connection) = self.sockets.connection(slot) else { return };
-                connection.receiving = Receiving::Nothing;
+                let was = std::mem::replace(&mut connection.receiving, Receiving::Nothing);
                 let id = connection.id;
                 if let Some(id) = id {
-                    shard.take_input_back(now, id, buffer);
+                    match was {
+                        Receiving::Frame => shard.take_input_back(now, id, buffer),
+                        _ => shard.on_bytes(now, id, &buffer),
+                    }
                 }
                 match received {
                     Ok(1..) => hub.note_activity(),
@@ -360,23 +366,27 @@ impl Net {
                     // Never more memory than twice of what has come: a header can say anything.
                     let most = missing.min(buffer.len().max(LONG_FRAME)).min(MOST_RECEIVED);
                     self.ring.receive_into(slot, &connection.fd, buffer, most);
+                } else if shard.is_greeting(id) {
+                    connection.receiving = Receiving::Hello;
+                    self.ring.receive_into(slot, &connection.fd, Vec::new(), HELLO_BYTES);
                 } else {
-                    let is_greeting = shard.is_greeting(id);
-                    connection.receiving =
-                        if is_greeting { Receiving::Once } else { Receiving::All };
-                    self.ring.receive(slot, &connection.fd, !is_greeting);
+                    connection.receiving = Receiving::All;
+                    self.ring.receive(slot, &connection.fd);
                 }
             }
-            Receiving::Once | Receiving::All if !is_read || shard.lacks(id, LONG_FRAME) => {
-                let is_greeting = connection.receiving == Receiving::Once;
-                debug_assert!(!is_greeting || !is_read, "a greeting has no long frame");
+            Receiving::All if !is_read || shard.lacks(id, LONG_FRAME) => {
                 connection.receiving = Receiving::Ending;
                 connection.cancels += 1;
                 self.ring.cancel(slot, Request::Receive);
             }
+            Receiving::Hello if !is_read => {
+                connection.receiving = Receiving::Ending;
+                connection.cancels += 1;
+                self.ring.cancel(slot, Request::ReceiveInto);
+            }
             // What is lent is taken back when some of it has come.
             Receiving::Nothing
-            | Receiving::Once
+            | Receiving::Hello
             | Receiving::All
             | Receiving::Frame
             | Receiving::Ending => {}
@@ -390,8 +400,8 @@ impl Net {
         let Some(connection) = self.sockets.connection(slot) else { return };
         connection.id = None;
         let receive = match connection.receiving {
-            Receiving::Once | Receiving::All => Some(Request::Receive),
-            Receiving::Frame => Some(Request::ReceiveInto),
+            Receiving::All => Some(Request::Receive),
+            Receiving::Hello | Receiving::Frame => Some(Request::ReceiveInto),
             Receiving::Nothing | Receiving::Ending => None,
         };
         let send = connection.is_sending.then_some(Request::Send);
