@@ -199,8 +199,9 @@ impl Measured {
                  the bare floors, which hold none. Writes of all sides but memcached are in two processes \
                  before they count (Redis and Valkey: WAIT 1 after each write, or after the writes of a \
                  batch). This store is driven over plain sockets like the others (kv+wire), with keys of \
-                 one group: a primary and its secondary, as the others have one. Server CPU is that of \
-                 both processes.\n";
+                 one group: a primary and its secondary, as the others have one; its servers are \
+                 called silent after 5 s (`coord -t 5`), for idle ones may get no processor while another \
+                 side has its turn. Server CPU is that of both processes.\n";
         for result in &self.cells {
             Self::write_cell(result, &mut text);
         }

@@ -199,6 +199,8 @@ impl Ground<'_> {
         let log = dir.join("coord.err");
         let mut command = self.command(&self.programs.coord, Signal::TERM);
         command.args(["--daemon", "--shards", "1", "-c", &port.to_string()]);
+        // While a peer has its turn, idle servers on the same core have been without it for 0.8 s.
+        command.args(["-t", "5"]);
         command.arg("-C").arg(&file).arg("--dir").arg(&dir).arg("-l").arg(dir.join("coord.log"));
         let processes = vec![Kept::start(&mut command, &log)?];
         // From here on the directory's processes end with this value.
