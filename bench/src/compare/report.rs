@@ -201,7 +201,7 @@ impl Measured {
                  batch). This store is driven over plain sockets like the others (kv+wire), with keys of \
                  one group: a primary and its secondary, as the others have one; its servers are \
                  called silent after 5 s (`coord -t 5`), for idle ones may get no processor while another \
-                 side has its turn. Server CPU is that of both processes.\n";
+                 side has its turn; a turn in which a write had one copy is repeated. Server CPU is that of both processes.\n";
         for result in &self.cells {
             Self::write_cell(result, &mut text);
         }
