@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::nemesis::KINDS;
+use crate::nemesis::{KINDS, MACHINE_PAUSE};
 use kv_history::Answered;
 
 /// What ten minutes on two cores must bring at least.
@@ -119,6 +119,8 @@ impl Counts {
                 least(words, count, FAULTS_A_KIND_A_STEP);
             }
         }
+        let pauses = self.faults.get(MACHINE_PAUSE).map_or(0, |counts| counts.iter().sum());
+        least("pauses of all servers together".to_owned(), pauses, FAULTS_A_KIND_A_STEP);
         missing
     }
 
@@ -177,6 +179,7 @@ mod tests {
         for kind in KINDS {
             counts.faults.insert(kind.name(), [FAULTS; STEPS + 1]);
         }
+        counts.faults.insert(MACHINE_PAUSE, [FAULTS; STEPS + 1]);
         counts.with_write_in_flight = counts.all_faults();
         (counts.digests_compared, counts.copies_compared) = (1, 1);
         assert_eq!(counts.missing(), [""; 0]);
@@ -187,5 +190,8 @@ mod tests {
         assert_eq!(counts.missing().len(), 3);
         counts.copies_compared = 0;
         assert_eq!(counts.missing().len(), 4);
+        counts.faults.remove(MACHINE_PAUSE);
+        counts.with_write_in_flight = counts.all_faults();
+        assert_eq!(counts.missing().len(), 4, "{:?}", counts.missing());
     }
 }

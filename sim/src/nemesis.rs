@@ -50,7 +50,9 @@ const STRIKES_A_COPY: u64 = 100;
 const STRIKES_A_HANDOVER: u64 = 300;
 const SHORT_PATIENCE: u8 = 10;
 
-/// Processes of a machine that was paused run again within this time, in nanoseconds.
+/// How the pauses of all servers together are counted.
+pub const MACHINE_PAUSE: &str = "machine pause";
+/// After one they run again within this time, in nanoseconds.
 const WAKES_WITHIN: u64 = 10_000_000;
 
 /// How long a store takes, in nanoseconds of true time; now and then very long.
@@ -100,7 +102,8 @@ pub fn strike_at_rest(world: &mut World) {
     strike(world, target, kind, None, PATIENCE);
 }
 
-/// All servers are paused; in half of these runs the coordinator is so, too. They wake one after the other, and work for a moment.
+/// All servers are paused; in half of these runs the coordinator is so, too. They wake one after the other, and work
+/// for a moment.
 fn stand(world: &mut World) {
     let works = world.random.between(20_000_000, 300_000_000);
     let is_served = world.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.has_served());
@@ -117,7 +120,7 @@ fn stand(world: &mut World) {
         let wakes_after = world.random.between(0, WAKES_WITHIN);
         faults::pause_coordinator(world, pause + wakes_after);
     }
-    world.counts.note_fault("machine pause", None, with_write);
+    world.counts.note_fault(MACHINE_PAUSE, None, with_write);
     world.after(pause + WAKES_WITHIN + works, Happening::Nemesis);
 }
 

@@ -26,6 +26,8 @@ pub(super) struct CellResult {
     pub(super) cell: Cell,
     /// By side, one report a turn.
     pub(super) turns: BTreeMap<Who, Vec<Report>>,
+    /// Turns that do not count, for a write had one copy.
+    pub(super) repeated: usize,
     pub(super) arguments: String,
 }
 
@@ -201,7 +203,8 @@ impl Measured {
                  batch). This store is driven over plain sockets like the others (kv+wire), with keys of \
                  one group: a primary and its secondary, as the others have one; its servers are \
                  called silent after 5 s (`coord -t 5`), for idle ones may get no processor while another \
-                 side has its turn; a turn in which a write had one copy is repeated. Server CPU is that of both processes.\n";
+                 side has its turn; a turn in which a write had one copy is repeated, and that is said. \
+                 Server CPU is that of both processes.\n";
         for result in &self.cells {
             Self::write_cell(result, &mut text);
         }
@@ -246,6 +249,9 @@ impl Measured {
             let cells = cells.map(|spread| show(spread, micros)).join(" | ");
             let _ = writeln!(text, "| {} | {} | {cells} |", who.name(), show(rate, short));
         }
+        if result.repeated > 0 {
+            let _ = writeln!(text, "\nRepeated turns: {}.", result.repeated);
+        }
     }
 
     fn write_growth(&self, text: &mut String) {
@@ -286,7 +292,7 @@ impl Measured {
             .cells
             .iter()
             .map(|result| {
-                let CellResult { cell, turns, arguments } = result;
+                let CellResult { cell, turns, repeated, arguments } = result;
                 let goals: Vec<Value> = (cell.goals.iter())
                     .map(|goal| json!({ "goal": goal, "ratio": result.ratio(goal) }))
                     .collect();
@@ -295,6 +301,7 @@ impl Measured {
                     .collect();
                 json!({
                     "part": cell.part,
+                    "repeated": repeated,
                     "name": cell.name,
                     "placement": cell.placement.name(),
                     "arguments": arguments,

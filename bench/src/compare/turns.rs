@@ -15,8 +15,8 @@ use super::report::{CellResult, Measured};
 use super::sides::{Side, Sides, Who};
 use crate::report::Report;
 
-/// How often a turn is tried in which writes had one copy.
-const MOST_TRIES: usize = 5;
+/// Most turns of a cell that are repeated, for a write had one copy.
+const MOST_REPEATED: usize = 5;
 
 /// Measures all cells.
 pub(super) fn run(
@@ -41,6 +41,7 @@ pub(super) fn run(
             stored = (cell.keys, cell.value_bytes);
         }
         let mut turns: BTreeMap<Who, Vec<Report>> = BTreeMap::new();
+        let mut repeated = 0;
         let arguments = arguments(&cell, effort);
         for pair in 0..effort.pairs {
             // Standard error may be closed.
@@ -52,13 +53,12 @@ pub(super) fn run(
                     arguments.extend(["--wait".to_owned(), "1".to_owned()]);
                 }
                 arguments.extend(["--seed".to_owned(), (pair + 1).to_string()]);
-                let mut tries = 0;
-                let report = loop {
+                loop {
                     let report = bench(programs, machine, cell.placement, side, &arguments);
                     let report = report.with_context(with)?;
-                    tries += 1;
                     if report.missing == 0 && report.single_copies == 0 {
-                        break report;
+                        turns.entry(side.who).or_default().push(report);
+                        break;
                     }
                     let wrong = format!(
                         "{}: {} reads found nothing, {} writes have one copy",
@@ -66,17 +66,18 @@ pub(super) fn run(
                         report.missing,
                         report.single_copies
                     );
-                    // A server that had no processor for too long was left behind by its group, and is given its
-                    // copy again: such a turn does not count. Values that are gone are no such thing.
-                    if report.missing > 0 || tries == MOST_TRIES {
+                    // A server that had no processor for too long was left behind by its group, and is given
+                    // its copy again. Values that are gone are no such thing.
+                    if report.missing > 0 || repeated == MOST_REPEATED {
                         bail!("{wrong}");
                     }
+                    repeated += 1;
                     let _ = writeln!(std::io::stderr(), "{wrong}; this turn is repeated");
-                };
-                turns.entry(side.who).or_default().push(report);
+                }
             }
         }
-        measured.cells.push(CellResult { cell, turns, arguments: arguments.join(" ") });
+        let arguments = arguments.join(" ");
+        measured.cells.push(CellResult { cell, turns, repeated, arguments });
     }
     Ok(())
 }

@@ -13,8 +13,8 @@
 //! Whoever has a [`Lent`] may read it, and it goes back once; until then the kernel writes nothing there. Where a
 //! piece begins follows from those before it, so completions must come in the order in which the kernel has filled
 //! the buffer, as those of standing receives do ([`super::ring::Ring::receive`]). When all buffers are filled and in
-//! use, receiving ends with ENOBUFS and is armed again later: nothing is lost, the
-//! bytes wait in their sockets. (io_uring_register_buf_ring(3), Linux 5.19; IOU_PBUF_RING_INC, Linux 6.12.)
+//! use, receiving ends with ENOBUFS and is armed again later: nothing is lost, the bytes wait in their sockets.
+//! (io_uring_register_buf_ring(3), Linux 5.19; IOU_PBUF_RING_INC, Linux 6.12.)
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
