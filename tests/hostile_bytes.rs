@@ -16,6 +16,7 @@ use kv_protocol::ids::{
     ClientId, ClusterId, ClusterKey, Epoch, Incarnation, OrderId, RequestId, SequenceNumber,
     ServerId, ShardId, Time, ViewVersion,
 };
+use kv_protocol::key::Seal;
 use kv_protocol::limits::{MAX_BATCH_MESSAGES, MAX_ERRORS_IN_A_ROW, MAX_VALUE_BYTES};
 use kv_protocol::peer_message::{
     BatchWriter, Beacon, PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason,
@@ -156,9 +157,9 @@ fn assert_stream_broken_by(ports: &Ports, bytes: &[u8]) {
 #[track_caller]
 fn say_on_a_stream(ports: &Ports, bytes: &[u8], is_expected: impl Fn(&Received) -> bool) {
     common::wait_until("the victim's answer on a forged stream", common::PATIENCE, || {
-        let mut raw = ports.connect(Kind::Servers);
+        let (mut raw, seal) = ports.challenged(Kind::Servers, ports.key);
         // In one piece, so that nobody comes between.
-        raw.send(&[&ports.first_frame(Kind::Servers), bytes].concat());
+        raw.send(&[&ports.hello(Kind::Servers, &seal), bytes].concat());
         let welcome = raw.next_frame();
         assert!(welcome.is_none_or(|frame| frame.opcode == peer_opcode::PEER_WELCOME));
         std::iter::from_fn(|| raw.next_frame()).any(|frame| is_expected(&frame))
@@ -181,6 +182,15 @@ fn a_first_frame_cut_at_any_byte_changes_nothing_on_any_port() {
             for end in 0..whole.len() {
                 let mut raw = ports.connect(kind);
                 raw.send(&whole[..end]);
+                raw.finish();
+                raw.await_close();
+            }
+        }
+        for kind in Kind::CHECKED {
+            let (_, seal) = ports.challenged(kind, ports.key);
+            for end in 0..ports.hello(kind, &seal).len() {
+                let (mut raw, seal) = ports.challenged(kind, ports.key);
+                raw.send(&ports.hello(kind, &seal)[..end]);
                 raw.finish();
                 raw.await_close();
             }
@@ -322,7 +332,7 @@ fn opcodes_of_another_port_close_the_connection_on_every_port() {
         for to in Kind::ALL {
             for from in Kind::ALL {
                 let is_client = |kind| matches!(kind, Kind::Clients | Kind::Map);
-                if to == from || (is_client(to) && is_client(from)) {
+                if is_client(to) == is_client(from) {
                     continue;
                 }
                 let opcode = ports.first_frame(from)[5];
@@ -333,6 +343,16 @@ fn opcodes_of_another_port_close_the_connection_on_every_port() {
                     raw.finish();
                     raw.await_close();
                 }
+            }
+        }
+        for (to, from) in
+            Kind::CHECKED.into_iter().flat_map(|to| Kind::CHECKED.map(|from| (to, from)))
+        {
+            if to != from {
+                let (mut raw, seal) = ports.challenged(to, ports.key);
+                raw.send(&ports.hello(from, &seal));
+                raw.finish();
+                raw.await_close();
             }
         }
         for opcode in [peer_opcode::PEER_HELLO, peer_opcode::BATCH, control_opcode::SHUTDOWN] {
@@ -382,9 +402,9 @@ fn a_stranger_is_refused_at_the_servers_port_before_anything() {
             PeerHello { from: stranger(0), view: later, ..good },
         ];
         for hello in forged {
-            let mut raw = ports.connect(Kind::Servers);
+            let (mut raw, seal) = ports.challenged(Kind::Servers, ports.key);
             let mut bytes = Vec::new();
-            hello.write(ports.key, &mut bytes);
+            hello.write(&seal, &mut bytes);
             raw.send(&bytes);
             let said = raw.await_close();
             assert!(
@@ -395,47 +415,58 @@ fn a_stranger_is_refused_at_the_servers_port_before_anything() {
     });
 }
 
-/// The status and the map tell every name there is: of the cluster, its epoch, its processes. Who knows
-/// them all and not the key is a stranger.
+/// The status and the map show every name there is: of the cluster, its epoch, its processes. A program that
+/// knows them all and not the key is a stranger.
 #[test]
-fn who_knows_every_name_but_not_the_key_is_a_stranger() {
+fn a_program_that_knows_every_name_but_not_the_key_is_a_stranger() {
     survives(|cluster, ports| {
         let guessed = ClusterKey(ports.key.0 ^ 1);
-        let refused = |kind: Kind, bytes: &[u8]| {
-            let mut raw = ports.connect(kind);
-            raw.send(bytes);
+        let refused = |kind: Kind, hello: &dyn Fn(&Seal, &mut Vec<u8>)| {
+            let (mut raw, seal) = ports.challenged(kind, guessed);
+            let mut bytes = Vec::new();
+            hello(&seal, &mut bytes);
+            raw.send_if_open(&bytes);
             let said = raw.await_close();
             let is_refusal =
                 |opcode| [control_opcode::REFUSED, peer_opcode::PEER_REFUSAL].contains(&opcode);
             assert!(said.iter().all(|frame| is_refusal(frame.opcode)), "{kind:?}: {said:?}");
         };
-        let mut hello = ports.orders_hello();
-        for number in [hello.epoch.number, hello.epoch.number + 1] {
-            hello.epoch.number = number;
-            let mut bytes = Vec::new();
-            hello.write(guessed, &mut bytes);
-            let id = OrderId::first_of(hello.epoch);
-            Order { id, kind: OrderKind::Shutdown }.write(&mut bytes);
-            refused(Kind::Orders, &bytes);
+        for step in [0, 1] {
+            let mut hello = ports.orders_hello();
+            hello.epoch.number += step;
+            refused(Kind::Orders, &|seal, bytes| {
+                hello.write(seal, bytes);
+                let id = OrderId::first_of(hello.epoch);
+                Order { id, kind: OrderKind::Shutdown }.write(bytes);
+            });
         }
-        let mut bytes = Vec::new();
         let mut hello = ports.peer_hello();
         hello.view.version.0 += 1;
-        hello.write(guessed, &mut bytes);
-        refused(Kind::Servers, &bytes);
-        let mut bytes = Vec::new();
-        let started =
-            Started { epoch: Epoch { number: 1 << 40, ..ports.status.epoch }, ..ports.started() };
-        started.write(guessed, &mut bytes);
-        refused(Kind::Reports, &bytes);
+        refused(Kind::Servers, &|seal, bytes| hello.write(seal, bytes));
+        let epoch = Epoch { number: 1 << 40, ..ports.status.epoch };
+        let started = Started { epoch, ..ports.started() };
+        refused(Kind::Reports, &|seal, bytes| started.write(seal, bytes));
+        // What was recorded of a conversation under the true key is of no use in the next one.
+        for kind in Kind::CHECKED {
+            let (_, earlier) = ports.challenged(kind, ports.key);
+            let (mut raw, _) = ports.challenged(kind, ports.key);
+            raw.send(&ports.hello(kind, &earlier));
+            let said = raw.await_close();
+            assert!(said.iter().all(|frame| {
+                [control_opcode::REFUSED, peer_opcode::PEER_REFUSAL].contains(&frame.opcode)
+            }));
+        }
         assert!(process::is_alive(cluster.server_pid(VICTIM)));
         assert_eq!(cluster.status().epoch, ports.status.epoch);
         let told = serde_json::to_string(&cluster.status()).expect("a status");
         assert!(!told.contains(&ports.key.to_string()), "{told}");
         for server in &ports.status.servers {
-            let path = format!("/proc/{}/cmdline", server.pid.expect("started"));
-            let line = std::fs::read(path).expect("read a command line");
-            assert!(!String::from_utf8_lossy(&line).contains(&ports.key.to_string()), "{line:?}");
+            for file in ["cmdline", "environ"] {
+                let path = format!("/proc/{}/{file}", server.pid.expect("started"));
+                let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+                let text = String::from_utf8_lossy(&bytes);
+                assert!(!text.contains(&ports.key.to_string()), "{path}: {text}");
+            }
         }
     });
 }
@@ -452,9 +483,9 @@ fn a_stranger_gives_no_orders() {
         let mut shutdown = Vec::new();
         Order { id: OrderId(1), kind: OrderKind::Shutdown }.write(&mut shutdown);
         for hello in forged {
-            let mut raw = ports.connect(Kind::Orders);
+            let (mut raw, seal) = ports.challenged(Kind::Orders, ports.key);
             let mut bytes = Vec::new();
-            hello.write(ports.key, &mut bytes);
+            hello.write(&seal, &mut bytes);
             bytes.extend_from_slice(&shutdown);
             raw.send(&bytes);
             let said = raw.await_close();
@@ -483,9 +514,9 @@ fn a_stranger_is_refused_by_the_coordinator_in_words() {
         // The victim's own name with other ports: clients must not be sent there.
         forged[5] = good;
         for started in forged {
-            let mut raw = ports.connect(Kind::Reports);
+            let (mut raw, seal) = ports.challenged(Kind::Reports, ports.key);
             let mut bytes = Vec::new();
-            started.write(ports.key, &mut bytes);
+            started.write(&seal, &mut bytes);
             raw.send(&bytes);
             let answer = raw.frame();
             match Admission::read(answer.opcode, &answer.body).expect("an admission") {

@@ -99,6 +99,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IP")]
     pub(crate) advertise: Option<IpAddr>,
 
+    /// Address of this machine on which the coordinator and the servers here listen, and no other. Default:
+    /// 127.0.0.1 for a cluster of localhost lines, all addresses where other hosts must reach this one.
+    #[arg(long, value_name = "IP")]
+    pub(crate) bind: Option<IpAddr>,
+
+    /// Allow core dumps and debuggers of the same user for the coordinator and for servers that are started
+    /// from now on. Both can show the cluster's key and all data.
+    #[arg(long)]
+    pub(crate) core_dumps: bool,
+
     /// Shards of every group, one executor thread each. By default the least number of cores a
     /// server has to itself on any host, at least 1.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]

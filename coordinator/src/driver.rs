@@ -25,7 +25,9 @@ use kv_protocol::control_message::{Order, Started};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::status::ClusterState;
 use kv_protocol::{BootId, ClusterId, ClusterKey, Epoch, Member, Peer, ServerId, Time, View};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc};
 
@@ -100,6 +102,9 @@ pub(crate) struct Driver {
 
 /// Runs a cluster from start to stop.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    if !args.core_dumps {
+        forbid_core_dumps()?;
+    }
     let ready = args.ready_fd.map(Ready::take).transpose()?;
     let file = plan::read_file(&args)?;
     std::fs::create_dir_all(&args.dir).map_err(|error| {
@@ -142,6 +147,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let ended = main_loop(&driver, &mut reasons).await.inspect_err(log);
     screen::show(&[]);
     ended
+}
+
+/// Keeps the cluster's key out of core dumps, and debuggers of the same user away.
+fn forbid_core_dumps() -> Result<(), Failure> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| {
+        Failure::Failed(format!("forbid core dumps: {error}; or give --core-dumps"))
+    })
 }
 
 /// What a coordinator begins with.

@@ -1,4 +1,4 @@
-//! The servers' port: STARTED first, then heartbeats and the wish to leave. What a heartbeat is answered
+//! The servers' port: the handshake and STARTED first, then heartbeats and the wish to leave. What a heartbeat is answered
 //! with, now and then, is the newest map.
 
 use std::rc::Rc;
@@ -8,14 +8,17 @@ use kv_core::cluster::{Ignored, LinkId};
 use kv_protocol::ServerId;
 use kv_protocol::control_message::{Admission, ServerMessage, Started, opcode};
 use kv_protocol::frame::FrameRules;
+use kv_protocol::key::{self, Challenge, Link, Seal};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
-use crate::connection::{Connection, ConnectionError, OwnedFrame};
+use crate::connection::{Connection, ConnectionError};
 use crate::driver::Driver;
 use crate::listener::{self, Slots, WaitingRoom};
 use crate::logs::Refusals;
 use crate::newest_map::NewestMap;
+use crate::random;
 
 /// Connections that have not reported yet, in excess of one for each server: strangers, and servers
 /// that dial again.
@@ -43,7 +46,7 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
         tokio::task::spawn_local(async move {
             let mut connection = Connection::new(stream, FrameRules::checked(MAX_HELLO_BODY));
             let first = tokio::select! {
-                first = connection.next_frame(Some(HELLO_DEADLINE)) => first,
+                first = first_frames(&driver, &mut connection) => first,
                 () = place.must_go() => {
                     let reason = "it has not reported, and too many others wait to";
                     return refusals.note(connection.peer(), reason);
@@ -68,12 +71,12 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
 async fn admit(
     driver: &Rc<Driver>,
     connection: &mut Connection,
-    first: Result<Option<OwnedFrame>, ConnectionError>,
+    first: Result<Option<Started>, End>,
     refusals: &Refusals,
 ) -> Option<(LinkId, ServerId)> {
     let started = match first {
-        Ok(Some(frame)) => read_started(driver, &frame),
-        Ok(None) | Err(ConnectionError::Io(_)) => return None,
+        Ok(Some(started)) => Ok(started),
+        Ok(None) | Err(End::Connection(ConnectionError::Io(_))) => return None,
         Err(error) => Err(error.to_string()),
     };
     let link = driver.next_link();
@@ -103,13 +106,41 @@ async fn admit(
     }
 }
 
-fn read_started(driver: &Driver, frame: &OwnedFrame) -> Result<Started, String> {
-    match frame.opcode {
-        opcode::STARTED => {
-            Started::read(&frame.body, driver.key()).map_err(|error| error.to_string())
-        }
-        _ => Err("the first message must be STARTED".into()),
+/// Why a connection did not come to its STARTED.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("{0}")]
+    Connection(#[from] ConnectionError),
+    #[error("{0}")]
+    Decode(#[from] kv_protocol::DecodeError),
+    #[error("the first messages must be CHALLENGE and STARTED")]
+    OutOfOrder,
+    #[error("{0}")]
+    Random(String),
+}
+
+/// The handshake, and the STARTED that follows it; `None`: it was closed before.
+async fn first_frames(
+    driver: &Driver,
+    connection: &mut Connection,
+) -> Result<Option<Started>, End> {
+    let deadline = Instant::now() + HELLO_DEADLINE;
+    let left = || Some(deadline.saturating_duration_since(Instant::now()));
+    let Some(frame) = connection.next_frame(left()).await? else { return Ok(None) };
+    if frame.opcode != key::opcode::CHALLENGE {
+        return Err(End::OutOfOrder);
     }
+    let challenge = Challenge::read(&frame.body)?;
+    let own = random::nonce().map_err(End::Random)?;
+    let seal = Seal::new(driver.key(), Link::Reports, challenge.nonce, own);
+    let mut proof = Vec::new();
+    seal.write_proof(&mut proof);
+    connection.send(&proof).await?;
+    let Some(frame) = connection.next_frame(left()).await? else { return Ok(None) };
+    if frame.opcode != opcode::STARTED {
+        return Err(End::OutOfOrder);
+    }
+    Ok(Some(Started::read(&frame.body, &seal)?))
 }
 
 /// Hears an admitted server until its connection ends.

@@ -9,16 +9,18 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kv_core::node::MAX_REMEMBERED;
-use kv_protocol::Member;
 use kv_protocol::control_message::{Admission, Order, OrdersHello, Report, opcode};
 use kv_protocol::frame::FrameRules;
+use kv_protocol::key::{self, Challenge, Link, Seal};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_CONTROL_BODY};
+use kv_protocol::{Member, ShardId};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use crate::connection::{Connection, ConnectionError, OwnedFrame};
 use crate::driver::Driver;
+use crate::random;
 
 /// How long one attempt to connect may take.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
@@ -42,6 +44,10 @@ enum OrdersError {
     Decode(#[from] kv_protocol::DecodeError),
     #[error("it closed the connection")]
     Closed,
+    #[error("expected PROOF in response to CHALLENGE, not opcode {0:#04x}")]
+    NoProof(u8),
+    #[error("{0}")]
+    Random(String),
     #[error("it refused: {0}")]
     Refused(String),
 }
@@ -80,12 +86,13 @@ async fn connect(
         .map_err(|_| OrdersError::NoAnswer)?
         .map_err(OrdersError::Connect)?;
     let mut connection = Connection::new(stream, FrameRules::checked(MAX_CONTROL_BODY));
+    let seal = shake_hands(driver, &mut connection).await?;
     let mut hello = Vec::new();
     {
         let cluster = driver.cluster();
         let config = cluster.config();
         OrdersHello { cluster: config.cluster, epoch: config.epoch, to: member }
-            .write(driver.key(), &mut hello);
+            .write(&seal, &mut hello);
     }
     connection.send(&hello).await?;
     let frame = connection.next_frame(Some(HELLO_DEADLINE)).await?.ok_or(OrdersError::Closed)?;
@@ -95,6 +102,19 @@ async fn connect(
             Admission::Refused { reason } => Err(OrdersError::Refused(reason)),
             Admission::Admitted { .. } => Err(OrdersError::Refused("ADMITTED is no answer".into())),
         },
+    }
+}
+
+/// Has the server prove that it has the cluster's key: another program may have the port of one that died.
+async fn shake_hands(driver: &Driver, connection: &mut Connection) -> Result<Seal, OrdersError> {
+    let nonce = random::nonce().map_err(OrdersError::Random)?;
+    let mut bytes = Vec::new();
+    Challenge { nonce, shard: ShardId(0) }.write(&mut bytes);
+    connection.send(&bytes).await?;
+    let frame = connection.next_frame(Some(HELLO_DEADLINE)).await?.ok_or(OrdersError::Closed)?;
+    match frame.opcode {
+        key::opcode::PROOF => Ok(Seal::from_proof(driver.key(), Link::Orders, nonce, &frame.body)?),
+        _ => Err(OrdersError::NoProof(frame.opcode)),
     }
 }
 

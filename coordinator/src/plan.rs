@@ -9,7 +9,9 @@
 //! | ssh hosts only     | A             | all addresses              | where ssh reached them       |
 //! | both               | A (demanded)  | all addresses              | A, or where ssh reached them |
 //!
-//! A loopback address stays one: with `--advertise 127.0.0.1` nothing listens elsewhere.
+//! A loopback address stays one: with `--advertise 127.0.0.1` nothing listens elsewhere. `--bind` replaces
+//! what the coordinator and the servers on its machine listen on. A server on an ssh host listens on the
+//! address where ssh reached it and on no other.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -50,6 +52,8 @@ pub(crate) struct Plan {
     pub(crate) ssh: Ssh,
     pub(crate) shards: u16,
     pub(crate) settings: Settings,
+    /// Whether servers may leave core dumps.
+    pub(crate) core_dumps: bool,
     /// The coordinator's own address to listen on.
     pub(crate) listen: IpAddr,
     /// In ring order.
@@ -82,10 +86,27 @@ pub(crate) fn read_file(args: &Args) -> Result<ClusterFile, Failure> {
              address by which the others reach this machine"
         )));
     }
+    let is_reached_from_elsewhere =
+        has(false) || args.advertise.is_some_and(|ip| !ip.is_loopback());
+    if is_reached_from_elsewhere
+        && args.bind.is_some_and(|ip| ip.is_loopback())
+        && !is_loopback(args)
+    {
+        return Err(Failure::Usage(
+            "--bind is a loopback address, which other hosts cannot reach; give the address of this \
+             machine in their network"
+                .into(),
+        ));
+    }
     if args.advertise.is_some_and(|address| address.is_unspecified()) {
         return Err(Failure::Usage("--advertise must be an address that others can dial".into()));
     }
     Ok(file)
+}
+
+/// Whether all that is said of this machine's address is that it is a loopback address.
+fn is_loopback(args: &Args) -> bool {
+    args.advertise.is_some_and(|address| address.is_loopback())
 }
 
 /// The executable of the servers on this machine.
@@ -131,9 +152,11 @@ impl Plan {
         let surveys: HashMap<Host, Survey> =
             surveys.into_iter().filter_map(|(host, survey)| Some((host, survey.ok()?))).collect();
         let shards = args.shards.unwrap_or_else(|| default_shards(&file, &surveys));
-        let (listen, routes) = routes(&file, args.advertise, &surveys).map_err(Failure::Failed)?;
+        let (listen, routes) =
+            routes(&file, Addresses::of(args), &surveys).map_err(Failure::Failed)?;
         let settings = Settings::default().with(args);
-        Ok(Plan { file, dir, binary, ssh, shards, settings, listen, routes })
+        let core_dumps = args.core_dumps;
+        Ok(Plan { file, dir, binary, ssh, shards, settings, core_dumps, listen, routes })
     }
 
     /// The plan of a cluster that runs: everybody is found where an earlier coordinator has put him, and
@@ -149,6 +172,7 @@ impl Plan {
             ssh: Ssh::new(args),
             shards: earlier.state.shards,
             settings: earlier.settings.with(args),
+            core_dumps: args.core_dumps,
             listen: earlier.place.listen,
             routes: earlier.place.routes.clone(),
         })
@@ -211,19 +235,33 @@ fn default_shards(file: &ClusterFile, surveys: &HashMap<Host, Survey>) -> u16 {
     shares.min().unwrap_or(1).clamp(1, MAX_SHARDS)
 }
 
+/// The addresses of this machine as the flags give them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Addresses {
+    advertise: Option<IpAddr>,
+    bind: Option<IpAddr>,
+}
+
+impl Addresses {
+    fn of(args: &Args) -> Addresses {
+        Addresses { advertise: args.advertise, bind: args.bind }
+    }
+}
+
 /// Where the coordinator listens, and the routes of all servers.
 fn routes(
     file: &ClusterFile,
-    advertise: Option<IpAddr>,
+    Addresses { advertise, bind }: Addresses,
     surveys: &HashMap<Host, Survey>,
 ) -> Result<(IpAddr, Vec<Route>), String> {
     let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let own = advertise.unwrap_or(local);
+    let own = advertise.or(bind.filter(|ip| !ip.is_unspecified())).unwrap_or(local);
     let mut routes = Vec::new();
     for line in &file.servers {
         let Some(survey) = surveys.get(&line.host) else {
             // On this machine; the coordinator listens on all addresses or on this one.
-            routes.push(Route { coordinator: own, bind: listen_address(own), advertise: own });
+            let bind = bind.unwrap_or(listen_address(own));
+            routes.push(Route { coordinator: own, bind, advertise: own });
             continue;
         };
         let (id, host) = (line.id, &line.host);
@@ -233,11 +271,12 @@ fn routes(
         let coordinator = advertise.or(survey.our_address).ok_or_else(|| {
             format!("server {id} on {host}: this machine's address there is not known; give --advertise IP")
         })?;
-        routes.push(Route { coordinator, bind: listen_address(its), advertise: its });
+        let bind = survey.own_address.unwrap_or(listen_address(its));
+        routes.push(Route { coordinator, bind, advertise: its });
     }
     let ours = routes.iter().map(|route| listen_address(route.coordinator));
     let listen = ours.reduce(wider).unwrap_or(local);
-    Ok((listen, routes))
+    Ok((bind.unwrap_or(listen), routes))
 }
 
 /// A loopback address is listened on itself; for any other, all addresses are.
@@ -277,13 +316,41 @@ mod tests {
         }
     }
 
+    fn advertised(address: IpAddr) -> Addresses {
+        Addresses { advertise: Some(address), bind: None }
+    }
+
+    #[test]
+    fn what_is_bound_to_an_address_listens_there_alone() {
+        let file = ClusterFile::parse(LOCAL).unwrap();
+        let bind = Some(ip("10.0.0.7"));
+        let (listen, routes) =
+            routes(&file, Addresses { bind, advertise: None }, &HashMap::new()).unwrap();
+        assert_eq!(listen, ip("10.0.0.7"));
+        assert!(routes.iter().all(|r| [r.bind, r.advertise, r.coordinator] == [listen; 3]));
+        let advertise = Some(ip("192.0.2.1"));
+        let (listen, routes) =
+            super::routes(&file, Addresses { bind, advertise }, &HashMap::new()).unwrap();
+        assert_eq!((listen, routes[0].bind), (ip("10.0.0.7"), ip("10.0.0.7")));
+        assert_eq!(
+            (routes[0].advertise, routes[0].coordinator),
+            (ip("192.0.2.1"), ip("192.0.2.1"))
+        );
+    }
+
     fn remote(name: &str) -> Host {
         Host::Ssh { user: Some("kv".into()), host: name.into(), port: None }
     }
 
     fn survey(ours: &str, its: &str, cores: u16) -> Survey {
         let (our_address, its_address) = (Some(ip(ours)), Some(ip(its)));
-        Survey { our_address, its_address, cores: Some(cores), ..Survey::default() }
+        Survey {
+            our_address,
+            its_address,
+            own_address: its_address,
+            cores: Some(cores),
+            ..Survey::default()
+        }
     }
 
     const LOCAL: &str = "3\nlocalhost 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
@@ -300,7 +367,7 @@ mod tests {
     #[test]
     fn a_local_cluster_is_reachable_from_here_alone() {
         let file = ClusterFile::parse(LOCAL).unwrap();
-        let (listen, routes) = routes(&file, None, &HashMap::new()).unwrap();
+        let (listen, routes) = routes(&file, Addresses::default(), &HashMap::new()).unwrap();
         let here = ip("127.0.0.1");
         assert_eq!(listen, here);
         assert!(
@@ -311,7 +378,7 @@ mod tests {
     #[test]
     fn a_local_cluster_with_an_address_is_reachable_from_everywhere() {
         let file = ClusterFile::parse(LOCAL).unwrap();
-        let (listen, routes) = routes(&file, Some(ip("10.0.0.1")), &HashMap::new()).unwrap();
+        let (listen, routes) = routes(&file, advertised(ip("10.0.0.1")), &HashMap::new()).unwrap();
         assert_eq!(listen, ip("0.0.0.0"));
         assert_eq!(routes[0].bind, ip("0.0.0.0"));
         assert_eq!(routes[0].advertise, ip("10.0.0.1"));
@@ -320,17 +387,17 @@ mod tests {
     #[test]
     fn remote_servers_dial_the_address_by_which_ssh_came() {
         let file = ClusterFile::parse(REMOTE).unwrap();
-        let (listen, routes) = routes(&file, None, &surveys()).unwrap();
+        let (listen, routes) = routes(&file, Addresses::default(), &surveys()).unwrap();
         assert_eq!(listen, ip("0.0.0.0"));
         assert_eq!(routes[0].coordinator, ip("10.0.0.1"));
-        assert_eq!(routes[0].advertise, ip("10.0.0.2"));
+        assert_eq!((routes[0].advertise, routes[0].bind), (ip("10.0.0.2"), ip("10.0.0.2")));
         assert_eq!(routes[2].coordinator, ip("10.1.0.1"));
     }
 
     #[test]
     fn a_mixed_cluster_uses_the_advertised_address_of_this_machine() {
         let file = ClusterFile::parse(MIXED).unwrap();
-        let (_, all) = routes(&file, Some(ip("10.9.9.9")), &surveys()).unwrap();
+        let (_, all) = routes(&file, advertised(ip("10.9.9.9")), &surveys()).unwrap();
         assert!(all.iter().all(|route| route.coordinator == ip("10.9.9.9")));
         assert_eq!(all[0].advertise, ip("10.9.9.9"));
         assert_eq!(all[1].advertise, ip("10.0.0.2"));
@@ -339,7 +406,7 @@ mod tests {
             (remote("a"), survey("127.0.0.1", "127.0.0.1", 2)),
             (remote("b"), survey("127.0.0.1", "127.0.0.1", 2)),
         ]);
-        let (listen, all) = routes(&file, Some(ip("127.0.0.1")), &loopback).unwrap();
+        let (listen, all) = routes(&file, advertised(ip("127.0.0.1")), &loopback).unwrap();
         assert_eq!(listen, ip("127.0.0.1"));
         assert!(all.iter().all(|route| route.bind == ip("127.0.0.1")));
     }

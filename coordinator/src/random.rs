@@ -1,5 +1,7 @@
 //! Random identities.
 
+use kv_protocol::key::Nonce;
+
 use crate::Failure;
 
 fn failed(error: getrandom::Error) -> Failure {
@@ -19,4 +21,15 @@ pub(crate) fn nonzero_u64() -> Result<u64, Failure> {
 /// As [`nonzero_u64`], with 128 bits.
 pub(crate) fn nonzero_u128() -> Result<u128, Failure> {
     Ok((u128::from(nonzero_u64()?) << 64) | u128::from(nonzero_u64()?))
+}
+
+/// A nonce of a handshake.
+///
+/// # Errors
+/// The reason, as the system gives it.
+pub(crate) fn nonce() -> Result<Nonce, String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| format!("draw a random number for a handshake: {error}"))?;
+    Ok(Nonce(u128::from_ne_bytes(bytes)))
 }

@@ -160,6 +160,12 @@ fn check_flags(record: &Record, args: &Args, file: &ClusterFile) -> Result<(), F
             " and whose servers dial port {port}; -s must be that or 0, not {other}"
         ));
     }
+    if let Some(other) = args.bind.filter(|other| *other != place.listen) {
+        let ip = place.listen;
+        return usage(format!(
+            " and whose coordinator listens on {ip}; --bind {other} is not that"
+        ));
+    }
     let dialled = place.routes.iter().map(|route| route.coordinator);
     if let Some(other) = args.advertise.filter(|other| dialled.clone().all(|ip| ip != *other)) {
         let ip = place.routes[0].coordinator;
@@ -266,6 +272,7 @@ mod tests {
             (text, " --shards 3", "--shards 2, not 3"),
             (text, " -s 4002", "port 4001"),
             (text, " --advertise 10.0.0.1", "dial 127.0.0.1"),
+            (text, " --bind 10.0.0.1", "listens on 127.0.0.1"),
             (more, "", "3 servers, the cluster file names 4"),
             (moved, "", "server 1 on ssh://db:22, the cluster file says ssh://bd:22"),
         ] {

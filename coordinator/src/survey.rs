@@ -23,6 +23,8 @@ pub(crate) struct Survey {
     pub(crate) our_address: Option<IpAddr>,
     /// Its address as the coordinator reaches it.
     pub(crate) its_address: Option<IpAddr>,
+    /// The same, where the host itself says that it has this address.
+    pub(crate) own_address: Option<IpAddr>,
     /// Whether the servers' directory is there.
     pub(crate) has_dir: bool,
     /// Whether the server is there and can be executed.
@@ -92,6 +94,7 @@ fn parse(text: &str, host: &Host) -> Survey {
             ["connection", ours, _, its, _] => {
                 survey.our_address = address(ours);
                 survey.its_address = address(its);
+                survey.own_address = survey.its_address;
             }
             ["cores", count] => survey.cores = count.parse().ok(),
             ["kernel", release] => survey.kernel = release.to_owned(),

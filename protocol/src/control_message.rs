@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   server -> coordinator's servers port        coordinator -> server's coord_port
+//!   CHALLENGE, PROOF            <->             CHALLENGE, PROOF            <->
 //!   STARTED (three real ports)  ->              ORDERS-HELLO (epoch, whom)  ->
 //!                  <- ADMITTED | REFUSED                   <- ORDERS-WELCOME | REFUSED
 //!   HEARTBEAT every 100 ms      ->              views: SET-SECONDARY, TAKE-OVER, ...  ->
@@ -21,17 +22,16 @@ use crate::codec::{Reader, Writer, length_u16};
 use crate::error::DecodeError;
 use crate::frame::{Checksum, write_frame};
 use crate::ids::{
-    ClusterId, ClusterKey, Epoch, GroupId, Incarnation, Member, OrderId, SequenceNumber, ShardId,
-    ViewVersion,
+    ClusterId, Epoch, GroupId, Incarnation, Member, OrderId, SequenceNumber, ShardId, ViewVersion,
 };
-use crate::key::{check_key, write_key};
+use crate::key::Seal;
 use crate::limits::MAX_HEARTBEAT_REPLICAS;
 use crate::map::{Map, read_address, read_epoch, write_address, write_epoch};
 use crate::view::{View, read_member, read_view, write_member, write_view};
 
 /// Opcodes of connections between coordinator and servers.
 pub mod opcode {
-    /// A server's first frame.
+    /// A server's first frame after the handshake.
     pub const STARTED: u8 = 0x80;
     /// The coordinator takes it in.
     pub const ADMITTED: u8 = 0x81;
@@ -43,7 +43,7 @@ pub mod opcode {
     pub const DRAIN_REQUEST: u8 = 0x84;
     /// The coordinator's newest map, for clients that find the coordinator away.
     pub const CLUSTER_MAP: u8 = 0x85;
-    /// The coordinator's first frame.
+    /// The coordinator's first frame after the handshake.
     pub const ORDERS_HELLO: u8 = 0x90;
     /// The server takes orders.
     pub const ORDERS_WELCOME: u8 = 0x91;
@@ -105,9 +105,9 @@ pub struct Started {
 
 impl Started {
     /// Appends the frame.
-    pub fn write(&self, key: ClusterKey, output: &mut Vec<u8>) {
+    pub fn write(&self, seal: &Seal, output: &mut Vec<u8>) {
         write_frame(output, Checksum::Crc32c, opcode::STARTED, |body| {
-            write_key(body, key);
+            let start = body.len();
             body.put_u128(self.cluster.0);
             write_member(body, self.member);
             body.put_u32(self.pid);
@@ -118,16 +118,16 @@ impl Started {
             body.put_u16(self.servers_port);
             body.put_u16(self.coord_port);
             write_epoch(body, self.epoch);
+            seal.close(body, start);
         });
     }
 
     /// Takes a STARTED from its frame's body.
     ///
     /// # Errors
-    /// Its sender does not have this key, or it is malformed.
-    pub fn read(body: &[u8], key: ClusterKey) -> Result<Started, DecodeError> {
-        let mut reader = Reader::new(body);
-        check_key(&mut reader, key)?;
+    /// Its sender does not have the key of this handshake, or it is malformed.
+    pub fn read(body: &[u8], seal: &Seal) -> Result<Started, DecodeError> {
+        let mut reader = Reader::new(seal.open(body)?);
         let started = Started {
             cluster: ClusterId(reader.u128("cluster id")?),
             member: read_member(&mut reader)?,
@@ -435,7 +435,7 @@ pub fn read_cluster_map(opcode: u8, body: &[u8]) -> Result<Map, DecodeError> {
     Map::read_all(body)
 }
 
-/// The coordinator's first frame at a server's coord_port.
+/// The coordinator's first frame at a server's coord_port after the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OrdersHello {
     /// The cluster.
@@ -448,22 +448,22 @@ pub struct OrdersHello {
 
 impl OrdersHello {
     /// Appends the frame.
-    pub fn write(&self, key: ClusterKey, output: &mut Vec<u8>) {
+    pub fn write(&self, seal: &Seal, output: &mut Vec<u8>) {
         write_frame(output, Checksum::Crc32c, opcode::ORDERS_HELLO, |body| {
-            write_key(body, key);
+            let start = body.len();
             body.put_u128(self.cluster.0);
             write_epoch(body, self.epoch);
             write_member(body, self.to);
+            seal.close(body, start);
         });
     }
 
     /// Takes a hello from its frame's body.
     ///
     /// # Errors
-    /// Its sender does not have this key, or it is malformed.
-    pub fn read(body: &[u8], key: ClusterKey) -> Result<OrdersHello, DecodeError> {
-        let mut reader = Reader::new(body);
-        check_key(&mut reader, key)?;
+    /// Its sender does not have the key of this handshake, or it is malformed.
+    pub fn read(body: &[u8], seal: &Seal) -> Result<OrdersHello, DecodeError> {
+        let mut reader = Reader::new(seal.open(body)?);
         let hello = OrdersHello {
             cluster: ClusterId(reader.u128("cluster id")?),
             epoch: read_epoch(&mut reader)?,

@@ -62,7 +62,7 @@ pub enum DecodeError {
         value: u64,
     },
     /// Its sender does not have the key of this cluster.
-    #[error("it does not show the key of this cluster")]
+    #[error("the sender does not have the key of this cluster")]
     WrongKey,
     /// The opcode is not one that this connection carries.
     #[error("opcode {opcode:#04x} is not served here; supported: {supported}")]

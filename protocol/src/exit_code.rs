@@ -36,6 +36,8 @@ pub enum ServerExit {
     Orphaned = 20,
     /// A dump that it was to begin with cannot be loaded.
     Load = 21,
+    /// The cluster's key cannot be read.
+    Key = 25,
     /// A broken invariant.
     Panicked = 70,
     /// The watchdog has ended it.
@@ -44,7 +46,7 @@ pub enum ServerExit {
 
 impl ServerExit {
     /// All of them, by code.
-    pub const ALL: [ServerExit; 17] = [
+    pub const ALL: [ServerExit; 18] = [
         ServerExit::Stopped,
         ServerExit::NotDumped,
         ServerExit::Usage,
@@ -60,6 +62,7 @@ impl ServerExit {
         ServerExit::OpenFiles,
         ServerExit::Orphaned,
         ServerExit::Load,
+        ServerExit::Key,
         ServerExit::Panicked,
         ServerExit::Stalled,
     ];
@@ -92,6 +95,7 @@ impl ServerExit {
             ServerExit::OpenFiles => "it may not open enough files",
             ServerExit::Orphaned => "it was without a coordinator for too long, and has dumped",
             ServerExit::Load => "a dump that it was to begin with cannot be loaded",
+            ServerExit::Key => "the cluster's key cannot be read",
             ServerExit::Panicked => "it panicked",
             ServerExit::Stalled => "a part of it stood for too long (watchdog)",
         }

@@ -164,7 +164,7 @@ random_id! {
     ClusterId(u128, "32")
 }
 random_id! {
-    /// What the processes of one cluster know and nobody else: whoever shows it belongs to the cluster.
+    /// The secret that the processes of one cluster share; see [`key`](crate::key).
     /// Random, drawn by the coordinator at its first start. Zero: of a server that was started by hand.
     ClusterKey(u128, "32")
 }

@@ -1,25 +1,253 @@
-//! The key of a cluster, at the head of every first frame between its processes: STARTED, ORDERS-HELLO and
-//! PEER-HELLO.
+//! Mutual proof of the cluster's key, without sending it.
 //!
-//! Names (of the cluster, of processes, of epochs) are told to every client, so they prove nothing. The key
-//! is told to nobody: it stands in the coordinator's state and in the environment of its servers. It is sent
-//! in clear, so it keeps out strangers who can dial, not those who can listen.
+//! ```text
+//!   dialler                                       acceptor
+//!   CHALLENGE (nonce d, shard)        ->
+//!                                     <-          PROOF (nonce a, tag of the acceptor)
+//!   hello + tag of the dialler over it ->         the protocol of the port goes on
+//! ```
+//!
+//! Names (of the cluster, of processes, of epochs) are visible to every client, so they prove nothing. The
+//! key is known to the cluster's own processes alone: it is stored in the coordinator's state, and each
+//! server receives it through a pipe. Every connection between two of them begins with this handshake, and
+//! neither side acts on anything else before the other side's tag is verified. The dialler checks first, so
+//! a stranger on a port that a coordinator has left learns nothing and can order nothing.
+//!
+//! A tag is HMAC-SHA-256 (RFC 2104, FIPS 180-4) under the key over: a label of the protocol, the role and
+//! the [`Link`], both nonces, and, from the dialler, the hello. Role and link keep a tag from being used in
+//! the other direction or at another port; the nonces keep an old one from being used again.
+//!
+//! The handshake authenticates the two ends. It does not encrypt what follows, nor protect it against
+//! someone who can alter packets on the way.
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
 
 use crate::codec::{Reader, Writer};
 use crate::error::DecodeError;
-use crate::ids::ClusterKey;
+use crate::frame::{Checksum, write_frame};
+use crate::ids::{ClusterKey, ShardId};
 
-/// The variable by which a server is given its key, 32 hex digits.
-pub const ENVIRONMENT_VARIABLE: &str = "KV_CLUSTER_KEY";
-
-pub(crate) fn write_key(body: &mut Vec<u8>, key: ClusterKey) {
-    body.put_u128(key.0);
+/// Opcodes of the handshake, on every port of the cluster's own.
+pub mod opcode {
+    /// The dialler's first frame.
+    pub const CHALLENGE: u8 = 0x70;
+    /// The acceptor's response.
+    pub const PROOF: u8 = 0x71;
 }
 
-/// Nothing else of a first frame is looked at before its key is right.
-pub(crate) fn check_key(reader: &mut Reader<'_>, key: ClusterKey) -> Result<(), DecodeError> {
-    match ClusterKey(reader.u128("cluster key")?) == key {
-        true => Ok(()),
-        false => Err(DecodeError::WrongKey),
+/// Bytes of a tag.
+const TAG_BYTES: usize = 32;
+/// Names this protocol and version in every tag.
+const LABEL: &[u8] = b"kv cluster handshake 1";
+
+/// A number that is drawn at random for one connection and used once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nonce(pub u128);
+
+/// The kind of a connection between two processes of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Link {
+    /// From server to server, for one shard of a group.
+    Stream = 1,
+    /// From the coordinator to a server.
+    Orders = 2,
+    /// From a server to the coordinator.
+    Reports = 3,
+}
+
+/// The side of a connection that a tag is made by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Side {
+    Dialler = 1,
+    Acceptor = 2,
+}
+
+/// The dialler's first frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Challenge {
+    /// The dialler's nonce.
+    pub nonce: Nonce,
+    /// The shard that a stream is for, so that it reaches the right executor; 0 on other links.
+    pub shard: ShardId,
+}
+
+impl Challenge {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, opcode::CHALLENGE, |body| {
+            body.put_u128(self.nonce.0);
+            body.put_u16(self.shard.0);
+        });
+    }
+
+    /// Reads a challenge from its frame's body.
+    ///
+    /// # Errors
+    /// It is malformed.
+    pub fn read(body: &[u8]) -> Result<Challenge, DecodeError> {
+        let mut reader = Reader::new(body);
+        let challenge =
+            Challenge { nonce: Nonce(reader.u128("nonce")?), shard: ShardId(reader.u16("shard")?) };
+        reader.finish()?;
+        Ok(challenge)
+    }
+}
+
+/// The handshake of one connection: seals the dialler's hello, and opens it at the acceptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    key: ClusterKey,
+    link: Link,
+    dialler: Nonce,
+    acceptor: Nonce,
+}
+
+impl Seal {
+    /// The handshake of a connection of this kind, with the nonces of both sides.
+    pub const fn new(key: ClusterKey, link: Link, dialler: Nonce, acceptor: Nonce) -> Seal {
+        Seal { key, link, dialler, acceptor }
+    }
+
+    /// Reads a PROOF from its frame's body, at the dialler, which sent `dialler` in its challenge.
+    ///
+    /// # Errors
+    /// The acceptor does not have this key, or the frame is malformed.
+    pub fn from_proof(
+        key: ClusterKey,
+        link: Link,
+        dialler: Nonce,
+        body: &[u8],
+    ) -> Result<Seal, DecodeError> {
+        let mut reader = Reader::new(body);
+        let acceptor = Nonce(reader.u128("nonce")?);
+        let tag: [u8; TAG_BYTES] = reader.array("tag")?;
+        reader.finish()?;
+        let seal = Seal { key, link, dialler, acceptor };
+        seal.verify(Side::Acceptor, &[], &tag)?;
+        Ok(seal)
+    }
+
+    /// Appends the acceptor's PROOF.
+    pub fn write_proof(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, opcode::PROOF, |body| {
+            body.put_u128(self.acceptor.0);
+            body.put_bytes(&self.mac(Side::Acceptor, &[]).finalize().into_bytes());
+        });
+    }
+
+    /// Appends the dialler's tag to a hello, which begins at `start`.
+    pub(crate) fn close(&self, body: &mut Vec<u8>, start: usize) {
+        let tag = self.mac(Side::Dialler, &body[start..]).finalize().into_bytes();
+        body.put_bytes(&tag);
+    }
+
+    /// The hello without its tag. Nothing of it is read before the tag is verified.
+    pub(crate) fn open<'a>(&self, body: &'a [u8]) -> Result<&'a [u8], DecodeError> {
+        let (hello, tag) =
+            body.split_last_chunk::<TAG_BYTES>().ok_or(DecodeError::Truncated { field: "tag" })?;
+        self.verify(Side::Dialler, hello, tag)?;
+        Ok(hello)
+    }
+
+    fn verify(&self, side: Side, hello: &[u8], tag: &[u8]) -> Result<(), DecodeError> {
+        // In constant time: a comparison that stops early would tell how much of a tag is right.
+        self.mac(side, hello).verify_slice(tag).map_err(|_| DecodeError::WrongKey)
+    }
+
+    fn mac(&self, side: Side, hello: &[u8]) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key.0.to_be_bytes())
+            .expect("HMAC takes a key of any length");
+        mac.update(LABEL);
+        mac.update(&[side as u8, self.link as u8]);
+        mac.update(&self.dialler.0.to_be_bytes());
+        mac.update(&self.acceptor.0.to_be_bytes());
+        mac.update(hello);
+        mac
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{FrameRules, split_frame};
+
+    const KEY: ClusterKey = ClusterKey(0x5ec);
+    const DIALLER: Nonce = Nonce(11);
+    const ACCEPTOR: Nonce = Nonce(12);
+
+    fn body(frame: &[u8]) -> Vec<u8> {
+        split_frame(frame, &FrameRules::checked(512)).unwrap().unwrap().body.to_vec()
+    }
+
+    fn proof(seal: &Seal) -> Vec<u8> {
+        let mut frame = Vec::new();
+        seal.write_proof(&mut frame);
+        body(&frame)
+    }
+
+    fn sealed(seal: &Seal, hello: &[u8]) -> Vec<u8> {
+        let mut body = b"header".to_vec();
+        body.extend_from_slice(hello);
+        seal.close(&mut body, b"header".len());
+        body.split_off(b"header".len())
+    }
+
+    #[test]
+    fn both_sides_accept_each_other_with_the_same_key_and_nonces() {
+        let acceptor = Seal::new(KEY, Link::Orders, DIALLER, ACCEPTOR);
+        let dialler = Seal::from_proof(KEY, Link::Orders, DIALLER, &proof(&acceptor)).unwrap();
+        assert_eq!(dialler, acceptor);
+        assert_eq!(acceptor.open(&sealed(&dialler, b"hello")), Ok(&b"hello"[..]));
+    }
+
+    /// The tag of Python's `hmac` module over the same bytes.
+    #[test]
+    fn a_tag_is_hmac_sha_256_over_label_side_link_nonces_and_hello() {
+        let seal = Seal::new(KEY, Link::Orders, DIALLER, ACCEPTOR);
+        let tag = sealed(&seal, b"hello").split_off(b"hello".len());
+        let hex: String = tag.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "480ebe212e47ce210fa2de89d67568d7a8849646f4556e5068897c2d0aeb8297");
+    }
+
+    #[test]
+    fn a_proof_of_another_key_link_or_connection_is_refused() {
+        let good = Seal::new(KEY, Link::Reports, DIALLER, ACCEPTOR);
+        for other in [
+            Seal { key: ClusterKey(0x5ed), ..good },
+            Seal { link: Link::Orders, ..good },
+            Seal { dialler: Nonce(13), ..good },
+        ] {
+            let read = Seal::from_proof(KEY, Link::Reports, DIALLER, &proof(&other));
+            assert_eq!(read, Err(DecodeError::WrongKey), "{other:?}");
+        }
+        let mut altered = proof(&good);
+        altered[0] ^= 1;
+        let read = Seal::from_proof(KEY, Link::Reports, DIALLER, &altered);
+        assert_eq!(read, Err(DecodeError::WrongKey), "the nonce is part of what is proved");
+    }
+
+    #[test]
+    fn a_hello_of_another_connection_or_with_other_words_is_refused() {
+        let good = Seal::new(KEY, Link::Stream, DIALLER, ACCEPTOR);
+        for other in [
+            Seal { key: ClusterKey(0x5ed), ..good },
+            Seal { link: Link::Orders, ..good },
+            Seal { dialler: Nonce(13), ..good },
+            Seal { acceptor: Nonce(13), ..good },
+        ] {
+            let read = good.open(&sealed(&other, b"hello")).map(<[u8]>::to_vec);
+            assert_eq!(read, Err(DecodeError::WrongKey), "{other:?}");
+        }
+        let body = sealed(&good, b"hello");
+        for at in 0..body.len() {
+            let mut altered = body.clone();
+            altered[at] ^= 1;
+            assert_eq!(good.open(&altered), Err(DecodeError::WrongKey), "byte {at}");
+        }
+        // The acceptor's own tag, sent back to it.
+        assert_eq!(good.open(&proof(&good)[16..]), Err(DecodeError::WrongKey));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   primary                                    secondary (or candidate)
+//!   CHALLENGE, PROOF: see [`key`](crate::key)
 //!   PEER-HELLO (who, whom, view)    ->
 //!                                   <-  PEER-WELCOME (last sn)   or PEER-REFUSAL
 //!   BATCH [BEACON? PREPARE* FRAGMENT*] ->
@@ -25,17 +26,16 @@ use crate::copy_message::{
 use crate::error::DecodeError;
 use crate::frame::{Checksum, HEADER_BYTES, begin_frame, end_frame, write_frame};
 use crate::ids::{
-    ClientId, ClusterId, ClusterKey, GroupId, Member, RequestSeq, SequenceNumber, ShardId, Time,
-    ViewVersion,
+    ClientId, ClusterId, GroupId, Member, RequestSeq, SequenceNumber, ShardId, Time, ViewVersion,
 };
-use crate::key::{check_key, write_key};
+use crate::key::Seal;
 use crate::limits::{FRAGMENT_BYTES, MAX_BATCH_MESSAGES, MAX_VALUE_BYTES};
 use crate::placement::Digest;
 use crate::view::{View, read_member, read_view, write_member, write_view};
 
 /// Opcodes of connections between servers.
 pub mod opcode {
-    /// The primary's first frame.
+    /// The primary's first frame after the handshake.
     pub const PEER_HELLO: u8 = 0x40;
     /// Its answer.
     pub const PEER_WELCOME: u8 = 0x41;
@@ -45,7 +45,7 @@ pub mod opcode {
     pub const BATCH: u8 = 0x43;
 }
 
-/// The first frame of a connection between servers.
+/// The first frame of a connection between servers after the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerHello {
     /// The cluster both belong to.
@@ -64,25 +64,25 @@ pub struct PeerHello {
 
 impl PeerHello {
     /// Appends the frame.
-    pub fn write(&self, key: ClusterKey, output: &mut Vec<u8>) {
+    pub fn write(&self, seal: &Seal, output: &mut Vec<u8>) {
         write_frame(output, Checksum::Crc32c, opcode::PEER_HELLO, |body| {
-            write_key(body, key);
+            let start = body.len();
             body.put_u128(self.cluster.0);
             write_member(body, self.from);
             write_member(body, self.to);
             body.put_u16(self.shard.0);
             body.put_u16(self.shards);
             write_view(body, &self.view);
+            seal.close(body, start);
         });
     }
 
     /// Takes a hello from its frame's body.
     ///
     /// # Errors
-    /// Its sender does not have this key, or it is malformed.
-    pub fn read(body: &[u8], key: ClusterKey) -> Result<PeerHello, DecodeError> {
-        let mut reader = Reader::new(body);
-        check_key(&mut reader, key)?;
+    /// Its sender does not have the key of this handshake, or it is malformed.
+    pub fn read(body: &[u8], seal: &Seal) -> Result<PeerHello, DecodeError> {
+        let mut reader = Reader::new(seal.open(body)?);
         let hello = PeerHello {
             cluster: ClusterId(reader.u128("cluster id")?),
             from: read_member(&mut reader)?,

@@ -10,6 +10,7 @@ use kv_protocol::copy_message::*;
 use kv_protocol::error::DecodeError;
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::*;
+use kv_protocol::key::{Challenge, Link, Nonce, Seal};
 use kv_protocol::limits::*;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::peer_message::{self as peer, *};
@@ -20,8 +21,8 @@ use proptest::prelude::*;
 const CLIENT: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
 const PEER: FrameRules = FrameRules::checked(MAX_PEER_BODY);
 const CONTROL: FrameRules = FrameRules::checked(MAX_CONTROL_BODY);
-const KEY: ClusterKey = ClusterKey(0x5ec);
-const OTHER_KEY: ClusterKey = ClusterKey(0x5ed);
+const SEAL: Seal = Seal::new(ClusterKey(0x5ec), Link::Stream, Nonce(1), Nonce(2));
+const OTHER_SEAL: Seal = Seal::new(ClusterKey(0x5ed), Link::Stream, Nonce(1), Nonce(2));
 
 /// The opcode and body of the only frame in `bytes`.
 fn only_frame<'a>(bytes: &'a [u8], rules: &FrameRules) -> (u8, &'a [u8]) {
@@ -176,11 +177,14 @@ proptest! {
         cluster: u128, from in member(), to in member(), shard: u16, shards: u16,
         view in view(), reason in 0usize..5, with_view: bool, last: u64,
     ) {
+        let challenge = Challenge { nonce: Nonce(cluster), shard: ShardId(shard) };
+        let bytes = written(|b| challenge.write(b));
+        prop_assert_eq!(Challenge::read(only_frame(&bytes, &PEER).1), Ok(challenge));
         let hello = PeerHello { cluster: ClusterId(cluster), from, to, shard: ShardId(shard), shards, view };
-        let bytes = written(|b| hello.write(KEY, b));
+        let bytes = written(|b| hello.write(&SEAL, b));
         let body = only_frame(&bytes, &PEER).1;
-        prop_assert_eq!(PeerHello::read(body, KEY), Ok(hello));
-        prop_assert_eq!(PeerHello::read(body, OTHER_KEY), Err(DecodeError::WrongKey));
+        prop_assert_eq!(PeerHello::read(body, &SEAL), Ok(hello));
+        prop_assert_eq!(PeerHello::read(body, &OTHER_SEAL), Err(DecodeError::WrongKey));
         let welcome = PeerWelcome { view: view.version, last: SequenceNumber(last) };
         let bytes = written(|b| welcome.write(b));
         prop_assert_eq!(PeerWelcome::read(only_frame(&bytes, &PEER).1), Ok(welcome));
@@ -262,12 +266,12 @@ proptest! {
             incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
             requests: numbers[1], refused: numbers[2], replicas: (0..replicas).map(replica).collect(),
         };
-        let bytes = written(|b| started.write(KEY, b));
+        let bytes = written(|b| started.write(&SEAL, b));
         let (opcode, body) = only_frame(&bytes, &CONTROL);
         prop_assert_eq!(opcode, control::opcode::STARTED);
-        prop_assert_eq!(Started::read(body, KEY), Ok(started));
-        prop_assert_eq!(Started::read(body, OTHER_KEY), Err(DecodeError::WrongKey));
-        prop_assert!(Started::read(&body[..body.len() - 1], KEY).is_err());
+        prop_assert_eq!(Started::read(body, &SEAL), Ok(started));
+        prop_assert_eq!(Started::read(body, &OTHER_SEAL), Err(DecodeError::WrongKey));
+        prop_assert!(Started::read(&body[..body.len() - 1], &SEAL).is_err());
         for message in [ServerMessage::Heartbeat(heartbeat), ServerMessage::DrainRequest] {
             let bytes = written(|b| message.write(b));
             let (opcode, body) = only_frame(&bytes, &CONTROL);
@@ -280,10 +284,10 @@ proptest! {
             prop_assert_eq!(Admission::read(opcode, body), Ok(admission));
         }
         let hello = OrdersHello { cluster: ClusterId(cluster), epoch, to };
-        let bytes = written(|b| hello.write(KEY, b));
+        let bytes = written(|b| hello.write(&SEAL, b));
         let body = only_frame(&bytes, &CONTROL).1;
-        prop_assert_eq!(OrdersHello::read(body, KEY), Ok(hello));
-        prop_assert_eq!(OrdersHello::read(body, OTHER_KEY), Err(DecodeError::WrongKey));
+        prop_assert_eq!(OrdersHello::read(body, &SEAL), Ok(hello));
+        prop_assert_eq!(OrdersHello::read(body, &OTHER_SEAL), Err(DecodeError::WrongKey));
         let kind = [
             OrderKind::Drain, OrderKind::DumpPrimary, OrderKind::DumpSecondary, OrderKind::Shutdown,
             OrderKind::Probe, OrderKind::Exited(to),
@@ -312,17 +316,18 @@ proptest! {
         let _ = Answer::read(&body);
         let _ = Refusal::read(&body);
         let _ = read_map_answer(&body);
-        let key = ClusterKey(body.first_chunk().map_or(0, |first| u128::from_le_bytes(*first)));
-        let _ = PeerHello::read(&body, key);
+        let _ = Challenge::read(&body);
+        let _ = Seal::from_proof(ClusterKey(0x5ec), Link::Stream, Nonce(1), &body);
+        let _ = PeerHello::read(&body, &SEAL);
         let _ = PeerWelcome::read(&body);
         let _ = PeerRefusal::read(&body);
         let _ = BatchReader::new(&body).map(|batch| batch.count());
-        let _ = Started::read(&body, key);
+        let _ = Started::read(&body, &SEAL);
         for opcode in [opcode, control::opcode::HEARTBEAT] {
             let _ = ServerMessage::read(opcode, &body);
         }
         let _ = Admission::read(opcode, &body);
-        let _ = OrdersHello::read(&body, key);
+        let _ = OrdersHello::read(&body, &SEAL);
         let _ = Order::read(opcode % 13 + control::opcode::SET_SECONDARY, &body);
         let _ = Report::read(&body);
     }

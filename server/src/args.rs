@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches as _, Parser, error::ErrorKind};
 use kv_protocol::exit_code::ServerExit;
-use kv_protocol::ids::{ClusterId, ClusterKey, Incarnation};
-use kv_protocol::key::ENVIRONMENT_VARIABLE;
+use kv_protocol::ids::{ClusterId, Incarnation};
 use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS};
 
 use crate::load::{self, LoadSource};
@@ -77,11 +76,14 @@ pub struct Args {
     #[arg(long, value_name = "HEX", default_value = "0")]
     pub cluster_id: ClusterId,
 
-    /// What the cluster's processes know each other by (32 hex digits); the coordinator gives it. A command
-    /// line is for everybody to see, so it stands in the environment.
-    #[arg(long, value_name = "HEX", default_value = "0", env = ENVIRONMENT_VARIABLE,
-        hide_env_values = true, hide = true)]
-    pub cluster_key: ClusterKey,
+    /// File with the key of the cluster, 32 hex digits on its first line; `-` for standard input. The coordinator
+    /// passes it through a pipe. Default: the key 0, which no coordinator has.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+
+    /// Allow core dumps and debuggers of the same user, which can show the cluster's key and all data.
+    #[arg(long)]
+    pub core_dumps: bool,
 
     /// The name of this process (16 hex digits); the coordinator gives it. Drawn at random without.
     #[arg(long, value_name = "HEX")]

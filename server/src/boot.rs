@@ -11,6 +11,7 @@ use kv_core::hash::HashSecret;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
 use kv_protocol::placement::Placement;
+use rustix::process::DumpableBehavior;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Args, Invocation, NetEngine};
@@ -26,7 +27,7 @@ use crate::net::uring;
 use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
-use crate::{dump, load, mailbox, orders, probe, supervisor, watch};
+use crate::{dump, key_file, load, mailbox, orders, probe, supervisor, watch};
 
 /// Tables of a server that share its memory limit: the primary's and the secondary's.
 const TABLES: u64 = 2;
@@ -66,6 +67,9 @@ struct Listeners {
 fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     open_log(args)?;
     fatal::end_process_on_panic();
+    if !args.core_dumps {
+        forbid_core_dumps()?;
+    }
     supervisor::block_signals()?;
     probe::io_uring()?;
     probe::memlock(args.shards)?;
@@ -114,7 +118,7 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
     };
     Ok(Identity {
         cluster: args.cluster_id,
-        key: args.cluster_key,
+        key: key_file::read(args.key_file.as_deref())?,
         me: Member { server: ServerId(args.id), incarnation },
         shard: ShardId(0),
         placement: Placement::new(args.servers, args.shards),
@@ -214,6 +218,12 @@ fn resolve(host: &str, port: u16) -> Result<SocketAddr, Fatal> {
     let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
     let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
     first.copied().ok_or_else(|| failed(io::Error::other("it has no address")))
+}
+
+/// Keeps the cluster's key and the data out of core dumps, and debuggers of the same user away.
+fn forbid_core_dumps() -> Result<(), Fatal> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| Fatal::System { doing: "forbid core dumps", error: error.into() })
 }
 
 fn random() -> Result<u64, Fatal> {

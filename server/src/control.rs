@@ -1,7 +1,7 @@
 //! The link to the coordinator: this server dials it, says who it is, and reports every 100 ms.
 //!
 //! ```text
-//!   connect -> STARTED -> ADMITTED -> HEARTBEAT, HEARTBEAT, ... (DRAIN-REQUEST once, on SIGTERM)
+//!   connect -> CHALLENGE, PROOF -> STARTED -> ADMITTED -> HEARTBEAT, HEARTBEAT, ... (DRAIN-REQUEST once, on SIGTERM)
 //!      |                     |        <- CLUSTER-MAP now and then: kept if it is newer
 //!      ^                     | REFUSED: the first time the process ends, in words
 //!      +---- back-off <------+ lost: the server goes on serving and dials again, until it has been
@@ -17,12 +17,14 @@ use kv_protocol::control_message::{
     Admission, Heartbeat, OrdersHello, ServerMessage, Started, read_cluster_map,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
-use kv_protocol::ids::Time;
+use kv_protocol::ids::{ShardId, Time};
+use kv_protocol::key::{self, Challenge, Seal};
 use kv_protocol::limits::{HEARTBEAT_INTERVAL, MAX_CONTROL_BODY, MAX_HEARTBEAT_REPLICAS};
 
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::log_limit::LogLimit;
+use crate::nonce;
 use crate::operation::Node;
 use crate::watch;
 use crate::watchdog::Pulse;
@@ -159,8 +161,9 @@ fn try_hold_link(
     is_admitted: &mut bool,
 ) -> Result<std::convert::Infallible, Ended> {
     let mut link = Link::dial(config.coordinator, &node.board.control)?;
+    let seal = shake_hands(node, &mut link)?;
     let started = started(node, config, link.stream.local_addr()?.ip())?;
-    link.send(|output| started.write(node.key, output))?;
+    link.send(|output| started.write(&seal, output))?;
     await_admission(node, &mut link)?;
     *is_admitted = true;
     node.set_linked(true);
@@ -209,6 +212,22 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
         coord_port: config.coord_port,
         epoch: node.epoch(),
     })
+}
+
+/// Has the other end prove that it has the cluster's key. Until then nothing is told to it, and nothing that
+/// it says is acted on: another program may have the port of a coordinator that has died.
+fn shake_hands(node: &Node, link: &mut Link<'_>) -> io::Result<Seal> {
+    let nonce = nonce::draw()?;
+    link.send(|output| Challenge { nonce, shard: ShardId(0) }.write(output))?;
+    let Some((opcode, body)) = link.next_frame(Instant::now() + PATIENCE)? else {
+        return Err(io::ErrorKind::TimedOut.into());
+    };
+    if opcode != key::opcode::PROOF {
+        let words = format!("expected PROOF in response to CHALLENGE, not opcode {opcode:#04x}");
+        return Err(io::Error::other(words));
+    }
+    Seal::from_proof(node.key, key::Link::Reports, nonce, &body)
+        .map_err(|error| io::Error::other(format!("{error}; it is not this cluster's coordinator")))
 }
 
 fn await_admission(node: &Node, link: &mut Link<'_>) -> Result<(), Ended> {

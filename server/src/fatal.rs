@@ -26,6 +26,16 @@ pub enum Fatal {
         /// What the system said.
         error: io::Error,
     },
+    /// The cluster's key cannot be read.
+    #[error(
+        "read the cluster's key from {path}: {error}; the coordinator passes it, see --key-file"
+    )]
+    Key {
+        /// The file, `-` for standard input.
+        path: PathBuf,
+        /// The reason.
+        error: io::Error,
+    },
     /// The kernel refuses io_uring.
     #[error("set up io_uring: {error}; {advice}")]
     IoUring {
@@ -136,6 +146,7 @@ impl Fatal {
     pub fn exit(&self) -> ServerExit {
         match self {
             Fatal::Log { .. } => ServerExit::Log,
+            Fatal::Key { .. } => ServerExit::Key,
             Fatal::IoUring { .. } | Fatal::NetEngine { .. } => ServerExit::IoUring,
             Fatal::Memlock { .. } => ServerExit::Memlock,
             Fatal::Listen { .. } => ServerExit::Listen,
@@ -207,6 +218,7 @@ mod tests {
         let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
         let reasons = [
             Fatal::Log { path: "x".into(), error: error() },
+            Fatal::Key { path: "x".into(), error: error() },
             Fatal::IoUring { error: error(), advice: String::new() },
             Fatal::Memlock { have: 0, need: 1, shards: 1 },
             Fatal::OpenFiles { have: 0, need: 1, shards: 1 },

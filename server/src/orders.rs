@@ -1,8 +1,9 @@
 //! The coordinator's orders: a port of their own, on a thread of its own.
 //!
 //! ```text
-//!   listener -> connections (a few strangers at most) -> ORDERS-HELLO: cluster, epoch, incarnation
-//!                                                          | not ours: REFUSED, in words
+//!   listener -> connections (a few strangers at most) -> CHALLENGE, PROOF: both have the cluster's key
+//!                                                        ORDERS-HELLO: cluster, epoch, incarnation
+//!                                                          | not ours: REFUSED with the reason
 //!   orders -> kv_core::node -> views, probes, proofs: told to every shard's mailbox
 //!                              drains, dumps: a thread carries them out
 //!   board, replies, outcomes -> kv_core::node -> reports, to whoever is connected then
@@ -21,6 +22,7 @@ use kv_protocol::control_message::{
 };
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
 use kv_protocol::ids::{Epoch, OrderId, ShardId, Time, ViewVersion};
+use kv_protocol::key::{self, Challenge, Link, Nonce, Seal};
 use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
@@ -28,6 +30,7 @@ use crate::clock;
 use crate::fatal::Fatal;
 use crate::log_limit::LogLimit;
 use crate::message::{Replies, ShardMessage, ShardReply};
+use crate::nonce;
 use crate::operation::{Node, Work};
 
 /// Connections to the orders' port; with one more, the oldest that has not said hello is closed.
@@ -56,6 +59,11 @@ struct Done {
 struct OrdersLink {
     input: FrameBuffer,
     output: Vec<u8>,
+    /// This side's nonce of the handshake.
+    nonce: Nonce,
+    /// The handshake, once the other side has sent its challenge.
+    seal: Option<Seal>,
+    /// Whether the hello was accepted.
     is_greeted: bool,
     is_closing: bool,
     /// Why it is closing, until that is logged.
@@ -64,10 +72,12 @@ struct OrdersLink {
 }
 
 impl OrdersLink {
-    fn new(now: Time) -> OrdersLink {
+    fn new(now: Time, nonce: Nonce) -> OrdersLink {
         OrdersLink {
             input: FrameBuffer::new(FrameRules::checked(MAX_HELLO_BODY)),
             output: Vec::new(),
+            nonce,
+            seal: None,
             is_greeted: false,
             is_closing: false,
             refused: None,
@@ -80,19 +90,26 @@ impl OrdersLink {
         let mut orders = Vec::new();
         self.input.extend(received);
         while !self.is_closing {
-            let was_greeted = self.is_greeted;
-            let taken = match self.input.next_frame() {
-                Ok(Some(frame)) if was_greeted => take_order(frame).map(|order| orders.push(order)),
-                Ok(Some(frame)) => judge_hello(node, frame).map(|()| self.is_greeted = true),
-                Ok(None) => break,
-                Err(error) => Err(error.to_string()),
+            let taken = match (self.input.next_frame(), self.seal) {
+                (Ok(Some(frame)), _) if self.is_greeted => {
+                    self.deadline = Some(now + FRAME_DEADLINE);
+                    take_order(frame).map(|order| orders.push(order))
+                }
+                (Ok(Some(frame)), Some(seal)) => judge_hello(node, &seal, frame).map(|()| {
+                    self.is_greeted = true;
+                    self.deadline = Some(now + FRAME_DEADLINE);
+                    write_orders_welcome(&mut self.output);
+                    self.input.set_rules(FrameRules::checked(MAX_CONTROL_BODY));
+                }),
+                (Ok(Some(frame)), None) => take_challenge(node, self.nonce, frame).map(|seal| {
+                    seal.write_proof(&mut self.output);
+                    self.seal = Some(seal);
+                }),
+                (Ok(None), _) => break,
+                (Err(error), _) => Err(error.to_string()),
             };
-            self.deadline = Some(now + FRAME_DEADLINE);
             if let Err(reason) = taken {
-                self.refuse(reason);
-            } else if !was_greeted {
-                write_orders_welcome(&mut self.output);
-                self.input.set_rules(FrameRules::checked(MAX_CONTROL_BODY));
+                self.refuse(now, reason);
             }
         }
         if self.is_greeted {
@@ -102,21 +119,33 @@ impl OrdersLink {
         orders
     }
 
-    fn refuse(&mut self, reason: String) {
+    fn refuse(&mut self, now: Time, reason: String) {
+        self.deadline = Some(now + FRAME_DEADLINE);
         Admission::Refused { reason: reason.clone() }.write(&mut self.output);
         self.refused = Some(reason);
         self.is_closing = true;
     }
 }
 
-fn judge_hello(node: &Node, frame: Frame<'_>) -> Result<(), String> {
-    if frame.opcode != opcode::ORDERS_HELLO {
+fn take_challenge(node: &Node, nonce: Nonce, frame: Frame<'_>) -> Result<Seal, String> {
+    if frame.opcode != key::opcode::CHALLENGE {
         return Err(format!(
-            "the first frame at the orders' port is ORDERS-HELLO, not opcode {:#04x}",
+            "the first frame at the orders' port is CHALLENGE, not opcode {:#04x}",
             frame.opcode
         ));
     }
-    let hello = OrdersHello::read(frame.body, node.key).map_err(|error| error.to_string())?;
+    let challenge = Challenge::read(frame.body).map_err(|error| error.to_string())?;
+    Ok(Seal::new(node.key, Link::Orders, challenge.nonce, nonce))
+}
+
+fn judge_hello(node: &Node, seal: &Seal, frame: Frame<'_>) -> Result<(), String> {
+    if frame.opcode != opcode::ORDERS_HELLO {
+        return Err(format!(
+            "after the challenge comes ORDERS-HELLO, not opcode {:#04x}",
+            frame.opcode
+        ));
+    }
+    let hello = OrdersHello::read(frame.body, seal).map_err(|error| error.to_string())?;
     node.obey(&hello).map_err(|refused| refused.to_string())
 }
 
@@ -222,15 +251,22 @@ impl OrdersPort {
                     let silent = self.connections.iter().position(|(_, link)| !link.is_greeted);
                     self.connections.remove(silent.unwrap_or(0));
                 }
-                self.connections.push((stream, OrdersLink::new(now)));
+                match nonce::draw() {
+                    Ok(nonce) => self.connections.push((stream, OrdersLink::new(now, nonce))),
+                    Err(error) => self.note_failed_accept(now, &error),
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
-                if let Some(suppressed) = self.accept_log.admit(now) {
-                    tracing::error!(suppressed, "accept a connection for orders: {error}");
-                }
+                self.note_failed_accept(now, &error);
                 std::thread::sleep(ACCEPT_PAUSE);
             }
+        }
+    }
+
+    fn note_failed_accept(&mut self, now: Time, error: &io::Error) {
+        if let Some(suppressed) = self.accept_log.admit(now) {
+            tracing::error!(suppressed, "accept a connection for orders: {error}");
         }
     }
 

@@ -25,10 +25,19 @@ fn node() -> Arc<Node> {
     Node::new(identity, board, Arc::default(), Vec::new(), ".".into())
 }
 
+const DIALLER: Nonce = Nonce(21);
+const ACCEPTOR: Nonce = Nonce(22);
+
+/// The two frames of a coordinator that knows the server's nonce.
 fn bytes_of(hello: &OrdersHello) -> Vec<u8> {
     let mut bytes = Vec::new();
-    hello.write(KEY, &mut bytes);
+    Challenge { nonce: DIALLER, shard: ShardId(0) }.write(&mut bytes);
+    hello.write(&Seal::new(KEY, Link::Orders, DIALLER, ACCEPTOR), &mut bytes);
     bytes
+}
+
+fn accepted() -> OrdersLink {
+    OrdersLink::new(NOW, ACCEPTOR)
 }
 
 fn opcodes(mut bytes: &[u8]) -> Vec<u8> {
@@ -48,11 +57,11 @@ fn orders_cut_at_every_byte_are_taken_once() {
     drain.write(&mut stream);
     for cut in 0..stream.len() {
         let node = node();
-        let mut link = OrdersLink::new(NOW);
+        let mut link = accepted();
         let mut orders = link.on_bytes(NOW, &node, &stream[..cut]);
         orders.extend(link.on_bytes(NOW, &node, &stream[cut..]));
         assert_eq!(orders, [drain], "cut at {cut}");
-        assert_eq!(opcodes(&link.output), [opcode::ORDERS_WELCOME]);
+        assert_eq!(opcodes(&link.output), [key::opcode::PROOF, opcode::ORDERS_WELCOME]);
         assert_eq!(link.deadline, None);
     }
 }
@@ -73,26 +82,46 @@ fn strangers_and_coordinators_of_the_past_give_no_orders() {
     for hello in wrong {
         let node = node();
         node.obey(&HELLO).unwrap();
-        let mut link = OrdersLink::new(NOW);
+        let mut link = accepted();
         let mut bytes = bytes_of(&hello);
         Order { id: OrderId(1), kind: OrderKind::Drain }.write(&mut bytes);
         assert!(link.on_bytes(NOW, &node, &bytes).is_empty(), "{hello:?}");
-        assert_eq!(opcodes(&link.output), [opcode::REFUSED]);
+        assert_eq!(opcodes(&link.output), [key::opcode::PROOF, opcode::REFUSED]);
         assert!(link.is_closing);
         assert_eq!(node.epoch(), EPOCH);
     }
     let node = node();
     let newer = Epoch { number: 4, boot: BootId(1) };
     node.obey(&HELLO).unwrap();
-    let mut link = OrdersLink::new(NOW);
+    let mut link = accepted();
     link.on_bytes(NOW, &node, &bytes_of(&OrdersHello { epoch: newer, ..HELLO }));
     assert_eq!(node.epoch(), newer);
+}
+
+/// What a recorded conversation, sent again, or a guessed key is worth.
+#[test]
+fn a_hello_that_was_sealed_for_another_connection_or_with_another_key_gives_no_orders() {
+    for seal in [
+        Seal::new(KEY, Link::Orders, DIALLER, Nonce(23)),
+        Seal::new(KEY, Link::Reports, DIALLER, ACCEPTOR),
+        Seal::new(ClusterKey(7), Link::Orders, DIALLER, ACCEPTOR),
+    ] {
+        let node = node();
+        let mut link = accepted();
+        let mut bytes = Vec::new();
+        Challenge { nonce: DIALLER, shard: ShardId(0) }.write(&mut bytes);
+        HELLO.write(&seal, &mut bytes);
+        Order { id: OrderId(1), kind: OrderKind::Shutdown }.write(&mut bytes);
+        assert!(link.on_bytes(NOW, &node, &bytes).is_empty(), "{seal:?}");
+        assert_eq!(opcodes(&link.output), [key::opcode::PROOF, opcode::REFUSED]);
+        assert_eq!(node.epoch(), Epoch::default());
+    }
 }
 
 #[test]
 fn an_order_without_a_hello_is_refused() {
     let node = node();
-    let mut link = OrdersLink::new(NOW);
+    let mut link = accepted();
     let mut bytes = Vec::new();
     Order { id: OrderId(1), kind: OrderKind::Shutdown }.write(&mut bytes);
     assert!(link.on_bytes(NOW, &node, &bytes).is_empty());
@@ -109,10 +138,19 @@ fn the_coordinators_connection_before_is_closed_when_it_comes_back() {
     let greet = || {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        stream.write_all(&bytes_of(&HELLO)).unwrap();
-        let mut bytes = [0; 64];
-        let received = stream.read(&mut bytes).unwrap();
-        assert_eq!(opcodes(&bytes[..received]), [opcode::ORDERS_WELCOME]);
+        let mut bytes = Vec::new();
+        Challenge { nonce: DIALLER, shard: ShardId(0) }.write(&mut bytes);
+        stream.write_all(&bytes).unwrap();
+        let mut received = [0; 128];
+        let count = stream.read(&mut received).unwrap();
+        let rules = FrameRules::checked(MAX_CONTROL_BODY);
+        let frame = kv_protocol::frame::split_frame(&received[..count], &rules).unwrap().unwrap();
+        let seal = Seal::from_proof(KEY, Link::Orders, DIALLER, frame.body).unwrap();
+        bytes.clear();
+        HELLO.write(&seal, &mut bytes);
+        stream.write_all(&bytes).unwrap();
+        let count = stream.read(&mut received).unwrap();
+        assert_eq!(opcodes(&received[..count]), [opcode::ORDERS_WELCOME]);
         stream
     };
     let mut older = greet();
@@ -129,7 +167,7 @@ proptest! {
         greeted in any::<bool>(), bytes in prop::collection::vec(any::<u8>(), 0..300),
     ) {
         let node = node();
-        let mut link = OrdersLink::new(NOW);
+        let mut link = accepted();
         if greeted {
             link.on_bytes(NOW, &node, &bytes_of(&HELLO));
         }

@@ -281,7 +281,7 @@ impl Service {
 
     // --- Streams ---------------------------------------------------------------------------------
 
-    /// What the cluster's processes know each other by.
+    /// The key by which the cluster's processes recognise each other.
     pub(crate) fn key(&self) -> ClusterKey {
         self.identity.key
     }

@@ -48,7 +48,7 @@ pub(crate) struct Shard {
     pub(crate) service: Service,
     bounds: ConnectionBounds,
     machines: Vec<Option<Machine>>,
-    /// Accepted connections by age, of each port; those that have said hello are still among them.
+    /// Accepted connections by age, of each port, that may still be strangers.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
 }
 
@@ -61,7 +61,7 @@ impl Shard {
     /// Takes in a connection that was just accepted.
     pub(crate) fn open_greeting(&mut self, now: Time, port: Port) -> ConnectionId {
         let id = self.service.outputs.open(now);
-        self.put(id, Machine::Greeting(Greeting::new(now, port, self.service.key())));
+        self.put(id, Machine::Greeting(Greeting::new(now, port)));
         self.bound_awaiting_hello(port, id);
         id
     }
@@ -70,6 +70,9 @@ impl Shard {
     pub(crate) fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
         let id = self.service.outputs.open(now);
         self.put(id, machine_of(port, now, id));
+        if port == Port::Servers {
+            self.bound_awaiting_hello(port, id);
+        }
         self.on_bytes(now, id, received);
         id
     }
@@ -268,7 +271,7 @@ impl Shard {
             Port::Servers => self.bounds.silent_peers,
         };
         if silent.len() > most {
-            silent.retain(|&id| matches!(self.machine(id), Some(Machine::Greeting(_))));
+            silent.retain(|&id| self.machine(id).is_some_and(|machine| machine.is_stranger()));
         }
         if silent.len() > most
             && let Some(oldest) = silent.pop_front()

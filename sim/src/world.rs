@@ -21,6 +21,7 @@ use kv_protocol::control_message::{
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ServerId, ShardId, Time};
+use kv_protocol::key::{Link, Nonce, Seal};
 use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
 
@@ -163,8 +164,8 @@ pub struct World {
 }
 
 const FIRST_CLUSTER: ClusterId = ClusterId(0x51);
-/// Of all clusters: nobody here is a stranger.
-pub(crate) const KEY: ClusterKey = ClusterKey(0x51);
+/// The handshake of every connection: nothing here lacks the key, so none is simulated.
+pub(crate) const SEAL: Seal = Seal::new(ClusterKey(0x51), Link::Stream, Nonce(1), Nonce(2));
 const BEAT: u64 = 100_000_000;
 /// Between two operations of a client, mostly, and in busy runs; of the reader; and of all when they look
 /// back.

@@ -1,11 +1,12 @@
 //! A coordinator of a test's own, in front of one real server.
 
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 
 use kv_protocol::control_message::{Admission, Heartbeat, ServerMessage, Started, opcode};
 use kv_protocol::ids::{BootId, ClusterId, ClusterKey, Epoch, Incarnation, Member, ServerId};
-use kv_protocol::key::ENVIRONMENT_VARIABLE;
+use kv_protocol::key::{Challenge, Link as KeyLink, Nonce, Seal, opcode as key_opcode};
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::view::{Peer, View};
 use kv_protocol::{GroupId, MapRevision, ViewVersion};
@@ -48,8 +49,10 @@ impl Lone {
         command.args(["-h", "127.0.0.1", "-m", &port, "-S", "1", "-n", "3", "-l", "server.log"]);
         command.args(["--cluster-id", &CLUSTER.to_string()]);
         command.args(["--incarnation", &ME.incarnation.to_string()]).args(flags);
-        command.env(ENVIRONMENT_VARIABLE, KEY.to_string());
-        command.current_dir(dir.path()).stdin(Stdio::null());
+        command.args(["--key-file", "-"]);
+        let (key, mut writer) = std::io::pipe().expect("a pipe");
+        writeln!(writer, "{KEY}").expect("write the key");
+        command.current_dir(dir.path()).stdin(key);
         let child = command.spawn().expect("start a server");
         listener.set_nonblocking(true).expect("set O_NONBLOCK");
         Lone { child, listener: Some(listener), dir }
@@ -62,9 +65,10 @@ impl Lone {
         let stream = wait_for("the server to dial", PATIENCE, || listener.accept().ok()).0;
         stream.set_nonblocking(false).expect("clear O_NONBLOCK");
         let mut raw = Raw::on_cluster_port(stream);
+        let seal = answer_challenge(&mut raw, KEY);
         let frame = raw.frame();
         assert_eq!(frame.opcode, opcode::STARTED, "not a STARTED: {frame:?}");
-        let started = Started::read(&frame.body, KEY).expect("a STARTED");
+        let started = Started::read(&frame.body, &seal).expect("a STARTED");
         let mut bytes = Vec::new();
         Admission::Admitted { epoch: EPOCH }.write(&mut bytes);
         raw.send(&bytes);
@@ -112,6 +116,19 @@ impl Link {
     pub(crate) fn clients(&self) -> SocketAddr {
         SocketAddr::new(self.started.address, self.started.clients_port)
     }
+}
+
+/// Takes a server's challenge and sends the proof of a coordinator with this key.
+#[track_caller]
+pub(crate) fn answer_challenge(raw: &mut Raw, key: ClusterKey) -> Seal {
+    let frame = raw.frame();
+    assert_eq!(frame.opcode, key_opcode::CHALLENGE, "not a CHALLENGE: {frame:?}");
+    let challenge = Challenge::read(&frame.body).expect("a challenge");
+    let seal = Seal::new(key, KeyLink::Reports, challenge.nonce, Nonce(0xacce));
+    let mut proof = Vec::new();
+    seal.write_proof(&mut proof);
+    raw.send(&proof);
+    seal
 }
 
 /// A map of the server's cluster in which all views have this version.

@@ -7,6 +7,7 @@ use std::path::Path;
 use kv_protocol::client_message::{Question, Refusal, Status, opcode, read_map_answer};
 use kv_protocol::control_message::{OrdersHello, Started};
 use kv_protocol::ids::{ClientId, ClusterId, ClusterKey, Epoch, Member, ServerId, ShardId};
+use kv_protocol::key::{Challenge, Link, Nonce, Seal, opcode as key_opcode};
 use kv_protocol::map::Map;
 use kv_protocol::peer_message::PeerHello;
 use kv_protocol::status::ClusterStatus;
@@ -34,9 +35,22 @@ impl Kind {
     pub(crate) const ALL: [Kind; 5] =
         [Kind::Clients, Kind::Servers, Kind::Orders, Kind::Map, Kind::Reports];
 
+    /// The ports of the cluster's own, which begin with the handshake.
+    pub(crate) const CHECKED: [Kind; 3] = [Kind::Servers, Kind::Orders, Kind::Reports];
+
+    /// The link of the handshake there.
+    fn link(self) -> Link {
+        match self {
+            Kind::Servers => Link::Stream,
+            Kind::Orders => Link::Orders,
+            Kind::Reports => Link::Reports,
+            Kind::Clients | Kind::Map => panic!("{self:?} has no handshake"),
+        }
+    }
+
     /// Whether frames end with a checksum there.
     pub(crate) fn is_checked(self) -> bool {
-        matches!(self, Kind::Servers | Kind::Orders | Kind::Reports)
+        Kind::CHECKED.contains(&self)
     }
 }
 
@@ -49,6 +63,9 @@ pub(crate) struct Ports {
     reports: SocketAddr,
     coordinator: SocketAddr,
 }
+
+/// The nonce of every challenge here.
+const DIALLER: Nonce = Nonce(0xd1a1);
 
 /// The server whose ports are attacked: neither the first nor the last.
 pub(crate) const VICTIM: usize = 1;
@@ -141,9 +158,33 @@ impl Ports {
         let mut bytes = Vec::new();
         match kind {
             Kind::Clients | Kind::Map => bytes = hello(ClusterId(0), ClientId(9), ShardId(0)),
-            Kind::Servers => self.peer_hello().write(self.key, &mut bytes),
-            Kind::Orders => self.orders_hello().write(self.key, &mut bytes),
-            Kind::Reports => self.started().write(self.key, &mut bytes),
+            Kind::Servers | Kind::Orders | Kind::Reports => {
+                Challenge { nonce: DIALLER, shard: ShardId(0) }.write(&mut bytes);
+            }
+        }
+        bytes
+    }
+
+    /// A connection to a port of the cluster's own that has sent its challenge; with the seal for what
+    /// follows, under this key. Whether the port has the same key is not looked at.
+    #[track_caller]
+    pub(crate) fn challenged(&self, kind: Kind, key: ClusterKey) -> (Raw, Seal) {
+        let mut raw = self.connect(kind);
+        raw.send(&self.first_frame(kind));
+        let proof = raw.frame();
+        assert_eq!(proof.opcode, key_opcode::PROOF, "{proof:?}");
+        let nonce = proof.body.first_chunk().expect("a nonce");
+        (raw, Seal::new(key, kind.link(), DIALLER, Nonce(u128::from_le_bytes(*nonce))))
+    }
+
+    /// The frame that follows the handshake at such a port.
+    pub(crate) fn hello(&self, kind: Kind, seal: &Seal) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match kind {
+            Kind::Servers => self.peer_hello().write(seal, &mut bytes),
+            Kind::Orders => self.orders_hello().write(seal, &mut bytes),
+            Kind::Reports => self.started().write(seal, &mut bytes),
+            Kind::Clients | Kind::Map => panic!("{kind:?} has no handshake"),
         }
         bytes
     }

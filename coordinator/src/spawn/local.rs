@@ -1,6 +1,7 @@
 //! Servers on this machine: children of the coordinator, each in a session of its own.
 
 use std::fs::File;
+use std::io::{self, PipeReader, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -10,9 +11,10 @@ use tokio::sync::mpsc;
 
 use kv_protocol::ClusterKey;
 use kv_protocol::cluster_file::ServerLine;
-use kv_protocol::key::ENVIRONMENT_VARIABLE;
 
-use super::{Exit, describe_signal, describe_status, error_name, log_name, tail};
+use super::{
+    Exit, KEY_FROM_STANDARD_INPUT, describe_signal, describe_status, error_name, log_name, tail,
+};
 use crate::plan::Plan;
 
 /// A server that runs as a child.
@@ -26,7 +28,8 @@ pub(crate) struct LocalServer {
 }
 
 impl LocalServer {
-    /// Starts a server. It reads nothing and writes to no pipe of this process, so it outlives it.
+    /// Starts a server. It reads the cluster's key from a pipe that is written and closed before the server
+    /// starts, and writes to no pipe of this process, so it outlives it.
     ///
     /// # Errors
     /// What the system said to which step.
@@ -41,13 +44,13 @@ impl LocalServer {
         let error_file = File::create(&errors)
             .map_err(|error| format!("create {}: {error}", errors.display()))?;
         let log_start = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let key = key_pipe(key).map_err(|error| format!("pass the cluster's key: {error}"))?;
         let mut command = Command::new(&plan.binary);
         command
             .args(arguments)
-            // Whoever may read the environment of a process may do anything else to it, too.
-            .env(ENVIRONMENT_VARIABLE, key.to_string())
+            .args(KEY_FROM_STANDARD_INPUT)
             .current_dir(&plan.dir)
-            .stdin(Stdio::null())
+            .stdin(key)
             .stdout(Stdio::null())
             .stderr(error_file)
             .kill_on_drop(false);
@@ -90,6 +93,14 @@ impl LocalServer {
         };
         Exit { how, last_words }
     }
+}
+
+/// A pipe from which the key can be read, once.
+fn key_pipe(key: ClusterKey) -> io::Result<PipeReader> {
+    let (reader, mut writer) = io::pipe()?;
+    // A line fits into any pipe, so this does not wait for a reader.
+    writeln!(writer, "{key}")?;
+    Ok(reader)
 }
 
 fn describe(status: ExitStatus) -> String {

@@ -27,6 +27,10 @@ pub(crate) const MAX_QUOTED_BYTES: u64 = 2_048;
 /// Most lines of a server's log that are quoted.
 pub(crate) const MAX_QUOTED_LINES: usize = 8;
 
+/// Has a server read the cluster's key from standard input. Not among the arguments that are shown: a person
+/// who repeats the command has no key to type.
+const KEY_FROM_STANDARD_INPUT: [&str; 2] = ["--key-file", "-"];
+
 /// How a server's process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
@@ -64,6 +68,9 @@ pub(crate) fn server_arguments(
     flag("--net", plan.settings.net.to_string());
     if let Some(limit) = &plan.settings.memory_limit {
         flag("--memory-limit", limit.clone());
+    }
+    if plan.core_dumps {
+        arguments.push("--core-dumps".to_owned());
     }
     arguments
 }
@@ -179,6 +186,7 @@ mod tests {
                 orphan_timeout: Duration::from_millis(500),
                 ..Settings::default()
             },
+            core_dumps: false,
             listen: local,
             routes: vec![route; 3],
         }

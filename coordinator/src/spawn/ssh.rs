@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::control_message::Started;
-use kv_protocol::key::ENVIRONMENT_VARIABLE;
 use kv_protocol::{ClusterKey, Incarnation, Member};
 use tokio::io::{
     AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
@@ -28,8 +27,8 @@ use tokio::time::{sleep, timeout};
 use crate::args::Args;
 
 use super::{
-    Exit, MAX_QUOTED_BYTES, describe_signal, describe_status, error_name, last_lines, log_name,
-    quote,
+    Exit, KEY_FROM_STANDARD_INPUT, MAX_QUOTED_BYTES, describe_signal, describe_status, error_name,
+    last_lines, log_name, quote,
 };
 
 /// Seconds until ssh gives up connecting.
@@ -218,16 +217,17 @@ pub(crate) fn plain_command(remote_dir: &str, arguments: &[String]) -> String {
     format!("cd {} && ./server {}", quote::word(remote_dir), quote::words(arguments))
 }
 
-/// Starts a server in a session of its own, waits for it, and says both. The cluster's key is read from
-/// standard input: a command line is for everybody to see.
+/// Starts a server in a session of its own, waits for it, and says both. The server reads the cluster's key
+/// from standard input: everybody can see a command line.
 fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> String {
     let (dir, errors, log) = (quote::word(remote_dir), error_name(line), log_name(line));
     format!(
         "cd {dir} || exit 1\n\
          [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD\" >&2; exit 1; }}\n\
-         read -r {ENVIRONMENT_VARIABLE}; export {ENVIRONMENT_VARIABLE}\n\
          touch {log}; before=$(wc -c <{log})\n\
-         setsid ./server {} </dev/null >/dev/null 2>{errors} &\n\
+         exec 3<&0 </dev/null\n\
+         setsid ./server {} {} <&3 3<&- >/dev/null 2>{errors} &\n\
+         exec 3<&-\n\
          pid=$!\n\
          stat=$(cat /proc/$pid/stat); set -- ${{stat##*) }}\n\
          echo started $pid ${{20}}\n\
@@ -236,7 +236,8 @@ fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> St
          if [ -s {errors} ]; then tail -c {MAX_QUOTED_BYTES} {errors} >&2\n\
          elif [ $status -lt 128 ]; then tail -c +$((before + 1)) {log} | tail -c {MAX_QUOTED_BYTES} >&2; fi\n\
          echo exited $pid $status\n",
-        quote::words(arguments)
+        quote::words(arguments),
+        KEY_FROM_STANDARD_INPUT.join(" ")
     )
 }
 
@@ -609,7 +610,7 @@ mod tests {
     fn a_server_has_the_key_that_was_sent_and_no_command_line_shows_it() {
         use std::io::Write as _;
         let dir = tempfile::tempdir().unwrap();
-        fake_server(dir.path(), &format!("echo ${ENVIRONMENT_VARIABLE} >&2; exit 13"));
+        fake_server(dir.path(), "read -r key; echo \"$key $1 $2\" >&2; exit 13");
         let script = start_script(&dir.path().to_string_lossy(), &line(), &[]);
         let mut child = std::process::Command::new("sh")
             .args(["-c", &script])
@@ -622,7 +623,7 @@ mod tests {
         assert!(!script.contains(&key));
         child.stdin.take().unwrap().write_all(format!("{key}\n").as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stderr), format!("{key}\n"));
+        assert_eq!(String::from_utf8_lossy(&output.stderr), format!("{key} --key-file -\n"));
     }
 
     fn fake_server(dir: &std::path::Path, body: &str) {

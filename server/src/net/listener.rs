@@ -1,7 +1,7 @@
 //! The first moments of an accepted connection: which shard does it want?
 //!
 //! ```text
-//!   accept -> Greeting: received bytes -> the hello names a shard
+//!   accept -> Greeting: received bytes -> the hello, or a server's challenge, names a shard
 //!                           | ours: the connection goes on here
 //!                           + another's: socket and bytes go to that shard's executor
 //! ```
@@ -9,12 +9,11 @@
 //! Nothing is judged here beyond the shard: whoever takes the connection reads the hello again and
 //! refuses, in words, what is wrong with it.
 
-use kv_protocol::ClusterKey;
 use kv_protocol::client_message::{Hello, opcode as client_opcode};
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{ShardId, Time};
+use kv_protocol::key::{self, Challenge};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_HELLO_BODY};
-use kv_protocol::peer_message::{PeerHello, opcode as peer_opcode};
 
 /// Connections of one port that may be about to say hello; with one more, the oldest is closed, so
 /// that strangers who say nothing never keep out those who do.
@@ -33,7 +32,6 @@ pub(crate) enum Port {
 #[derive(Debug)]
 pub(crate) struct Greeting {
     pub(crate) port: Port,
-    key: ClusterKey,
     received: Vec<u8>,
     deadline: Time,
     wanted: Option<ShardId>,
@@ -41,15 +39,15 @@ pub(crate) struct Greeting {
 
 impl Greeting {
     /// A connection accepted at `now`, by the executor of shard `here` of `shards`.
-    pub(crate) fn new(now: Time, port: Port, key: ClusterKey) -> Greeting {
+    pub(crate) fn new(now: Time, port: Port) -> Greeting {
         let deadline = now + HELLO_DEADLINE;
-        Greeting { port, key, received: Vec::new(), deadline, wanted: None }
+        Greeting { port, received: Vec::new(), deadline, wanted: None }
     }
 
     /// Takes received bytes. What names no shard that exists is for the shard `here` to refuse.
     pub(crate) fn on_bytes(&mut self, received: &[u8], here: ShardId, shards: u16) {
         self.received.extend_from_slice(received);
-        self.wanted = match wanted_shard(self.port, self.key, &self.received) {
+        self.wanted = match wanted_shard(self.port, &self.received) {
             Wanted::Unknown => None,
             Wanted::Shard(shard) if shard.0 < shards => Some(shard),
             Wanted::Shard(_) | Wanted::Nonsense => Some(here),
@@ -80,7 +78,7 @@ enum Wanted {
     Nonsense,
 }
 
-fn wanted_shard(port: Port, key: ClusterKey, received: &[u8]) -> Wanted {
+fn wanted_shard(port: Port, received: &[u8]) -> Wanted {
     let rules = match port {
         Port::Clients => FrameRules::unchecked(MAX_HELLO_BODY),
         Port::Servers => FrameRules::checked(MAX_HELLO_BODY),
@@ -94,8 +92,8 @@ fn wanted_shard(port: Port, key: ClusterKey, received: &[u8]) -> Wanted {
         (Port::Clients, client_opcode::HELLO) => {
             Hello::read(frame.body).map(|hello| hello.shard).ok()
         }
-        (Port::Servers, peer_opcode::PEER_HELLO) => {
-            PeerHello::read(frame.body, key).map(|hello| hello.shard).ok()
+        (Port::Servers, key::opcode::CHALLENGE) => {
+            Challenge::read(frame.body).map(|challenge| challenge.shard).ok()
         }
         _ => None,
     };
@@ -109,7 +107,6 @@ mod tests {
     use proptest::prelude::*;
 
     const HERE: ShardId = ShardId(0);
-    const KEY: ClusterKey = ClusterKey(3);
 
     fn hello(shard: u16) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -120,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_hello_in_single_bytes_finds_its_shard_and_loses_nothing() {
-        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients, KEY);
+        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients);
         let mut bytes = hello(3);
         let length = bytes.len();
         bytes.extend_from_slice(b"pipelined");
@@ -135,14 +132,14 @@ mod tests {
 
     #[test]
     fn a_shard_that_does_not_exist_is_refused_here() {
-        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients, KEY);
+        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Clients);
         greeting.on_bytes(&hello(4), HERE, 4);
         assert_eq!(greeting.wanted(), Some(HERE));
     }
 
     #[test]
     fn a_client_at_the_servers_port_is_refused_here() {
-        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Servers, KEY);
+        let mut greeting = Greeting::new(Time::from_nanos(1), Port::Servers);
         greeting.on_bytes(&hello(1), HERE, 4);
         assert_eq!(greeting.wanted(), Some(HERE));
     }
@@ -153,7 +150,7 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..2_000),
         ) {
             for port in [Port::Clients, Port::Servers] {
-                let mut greeting = Greeting::new(Time::from_nanos(1), port, KEY);
+                let mut greeting = Greeting::new(Time::from_nanos(1), port);
                 greeting.on_bytes(&bytes, HERE, 1);
                 // Nobody waits for a hello that is longer than one may be.
                 prop_assert!(greeting.wanted().is_some() || bytes.len() < MAX_HELLO_BODY + 12);

@@ -98,6 +98,15 @@ impl Machine {
         }
     }
 
+    /// Whether it was accepted and is neither a client that said hello nor another server for certain.
+    pub(crate) fn is_stranger(&self) -> bool {
+        match self {
+            Machine::Greeting(_) => true,
+            Machine::Client(_) => false,
+            Machine::Peer(peer) => peer.is_stranger(),
+        }
+    }
+
     /// Whether answers still go out after the other side has sent all it will. A frame cut by that
     /// is dropped, nothing of it applied.
     pub(crate) fn is_served_after_end_of_input(&self) -> bool {

@@ -1,9 +1,12 @@
 //! A stream between two servers, for one shard of one group: both its ends.
 //!
 //! ```text
-//!   Dialled (primary, or handing over):   PEER-HELLO out,  PEER-WELCOME in,  then batches
-//!   Accepted (secondary, candidate, ...): PEER-HELLO in,   PEER-WELCOME out, then batches
+//!   Dialled (primary, or handing over):   CHALLENGE out, PROOF in,  PEER-HELLO out, PEER-WELCOME in,  batches
+//!   Accepted (secondary, candidate, ...): CHALLENGE in,  PROOF out, PEER-HELLO in,  PEER-WELCOME out, batches
 //! ```
+//!
+//! Neither end acts on a frame of the other before the other has proved that it has the cluster's key
+//! ([`kv_protocol::key`]).
 //!
 //! A state machine over bytes. What goes out after the welcome is not its business: the shard pumps
 //! its replicas once per wake-up ([`Service::pump`]).
@@ -11,11 +14,13 @@
 use kv_core::replica::ConnectionId;
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
 use kv_protocol::ids::{GroupId, Time};
+use kv_protocol::key::{Challenge, Link, Nonce, Seal, opcode as key_opcode};
 use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_HELLO_BODY, MAX_PEER_BODY};
 use kv_protocol::peer_message::{
     BatchReader, PeerHello, PeerRefusal, PeerRefusalReason, PeerWelcome, opcode as peer_opcode,
 };
 
+use crate::nonce;
 use crate::service::Service;
 
 const HELLO_RULES: FrameRules = FrameRules::checked(MAX_HELLO_BODY);
@@ -35,8 +40,12 @@ pub(crate) struct Peer {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Accepted; PEER-HELLO is due.
-    AwaitsHello,
+    /// Accepted; CHALLENGE is due.
+    AwaitsChallenge,
+    /// Accepted and challenged; PEER-HELLO is due.
+    AwaitsHello(Seal),
+    /// Dialled for this group with this nonce; PROOF is due.
+    AwaitsProof(GroupId, Nonce),
     /// Dialled for this group; PEER-WELCOME is due.
     AwaitsWelcome(GroupId),
     /// The stream of this group stands.
@@ -49,28 +58,30 @@ impl Peer {
         Peer {
             input: FrameBuffer::new(HELLO_RULES),
             id,
-            stage: Stage::AwaitsHello,
+            stage: Stage::AwaitsChallenge,
             deadline: Some(now + HELLO_DEADLINE),
         }
     }
 
-    /// The dialling end, connected at `now`; says hello at once.
+    /// The dialling end, connected at `now`; sends its challenge at once.
     pub(crate) fn dialled(
         now: Time,
         id: ConnectionId,
         group: GroupId,
         service: &mut Service,
     ) -> Peer {
-        let key = service.key();
-        match service.peer_hello(group) {
-            Some(hello) => service.outputs.append(id, |bytes| hello.write(key, bytes)),
-            // The view that wanted this stream is gone.
-            None => service.outputs.kill(id),
-        }
+        // Without a nonce the connection ends at once, and is dialled again.
+        let nonce = nonce::draw().unwrap_or_else(|error| {
+            service.count_refused(now, "peer stream", &error.to_string());
+            service.outputs.kill(id);
+            Nonce(0)
+        });
+        let challenge = Challenge { nonce, shard: service.identity.shard };
+        service.outputs.append(id, |bytes| challenge.write(bytes));
         Peer {
             input: FrameBuffer::new(HELLO_RULES),
             id,
-            stage: Stage::AwaitsWelcome(group),
+            stage: Stage::AwaitsProof(group, nonce),
             deadline: Some(now + HELLO_DEADLINE),
         }
     }
@@ -93,20 +104,29 @@ impl Peer {
             match stage {
                 Ok(stage) => {
                     self.stage = stage;
-                    self.input.set_rules(STREAM_RULES);
+                    if let Stage::AwaitsWelcome(_) | Stage::Streams(_) = stage {
+                        self.input.set_rules(STREAM_RULES);
+                    }
                 }
                 Err(end) => return self.fail(now, service, &end),
             }
         }
         self.input.extend(rest);
         self.input.trim(KEPT_INPUT);
-        if !self.input.is_partial() {
+        if !matches!(self.stage, Stage::Streams(_)) {
+            // The handshake as a whole has one deadline.
+        } else if !self.input.is_partial() {
             if took_frames {
                 self.deadline = None;
             }
         } else if took_frames || self.deadline.is_none() {
             self.deadline = Some(now + FRAME_DEADLINE);
         }
+    }
+
+    /// Whether it was accepted and has not proved yet that it has the cluster's key.
+    pub(crate) fn is_stranger(&self) -> bool {
+        matches!(self.stage, Stage::AwaitsChallenge | Stage::AwaitsHello(_))
     }
 
     /// When to close it for what its input lacks.
@@ -117,8 +137,8 @@ impl Peer {
     /// Takes the stream from its replica, as the connection ends.
     pub(crate) fn on_closed(&self, now: Time, service: &mut Service) {
         match self.stage {
-            Stage::AwaitsHello => {}
-            Stage::AwaitsWelcome(group) | Stage::Streams(group) => {
+            Stage::AwaitsChallenge | Stage::AwaitsHello(_) => {}
+            Stage::AwaitsProof(group, _) | Stage::AwaitsWelcome(group) | Stage::Streams(group) => {
                 service.on_stream_closed(now, group, self.id);
             }
         }
@@ -129,9 +149,9 @@ impl Peer {
         if let Some(words) = &end.words {
             service.count_refused(now, "peer stream", words);
         }
-        if !matches!(self.stage, Stage::AwaitsWelcome(_)) {
+        if !matches!(self.stage, Stage::AwaitsProof(..) | Stage::AwaitsWelcome(_)) {
             let reason = match self.stage {
-                Stage::AwaitsHello => PeerRefusalReason::Stranger,
+                Stage::AwaitsChallenge | Stage::AwaitsHello(_) => PeerRefusalReason::Stranger,
                 _ => PeerRefusalReason::BrokenStream,
             };
             let refusal = end.refusal.unwrap_or(PeerRefusal { reason, view: None });
@@ -167,9 +187,30 @@ fn take_frame(
     frame: Frame<'_>,
 ) -> Result<Stage, End> {
     match (stage, frame.opcode) {
-        (Stage::AwaitsHello, peer_opcode::PEER_HELLO) => {
-            let hello =
-                PeerHello::read(frame.body, service.key()).map_err(|error| error.to_string())?;
+        (Stage::AwaitsChallenge, key_opcode::CHALLENGE) => {
+            let challenge = Challenge::read(frame.body).map_err(|error| error.to_string())?;
+            let own = nonce::draw().map_err(|error| error.to_string())?;
+            let seal = Seal::new(service.key(), Link::Stream, challenge.nonce, own);
+            service.outputs.append(id, |bytes| seal.write_proof(bytes));
+            Ok(Stage::AwaitsHello(seal))
+        }
+        (Stage::AwaitsProof(group, own), key_opcode::PROOF) => {
+            let seal = Seal::from_proof(service.key(), Link::Stream, own, frame.body)
+                .map_err(|error| format!("the stream of group {group} was not opened: {error}"))?;
+            match service.peer_hello(group) {
+                Some(hello) => service.outputs.append(id, |bytes| hello.write(&seal, bytes)),
+                // The view that wanted this stream is gone.
+                None => service.outputs.kill(id),
+            }
+            Ok(Stage::AwaitsWelcome(group))
+        }
+        // Nothing that it says counts before its proof, least of all a newer view.
+        (Stage::AwaitsProof(group, _), peer_opcode::PEER_REFUSAL) => {
+            let refusal = PeerRefusal::read(frame.body).map_err(|error| error.to_string())?;
+            Err(format!("the stream of group {group} was refused: {}", refusal.reason).into())
+        }
+        (Stage::AwaitsHello(seal), peer_opcode::PEER_HELLO) => {
+            let hello = PeerHello::read(frame.body, &seal).map_err(|error| error.to_string())?;
             match service.on_peer_hello(now, id, &hello) {
                 Ok(welcome) => service.outputs.append(id, |bytes| welcome.write(bytes)),
                 Err(refusal) => {
@@ -226,7 +267,7 @@ fn take_frame(
         }
         (_, opcode) => Err(format!(
             "opcode {opcode:#04x} has no place here in a stream between servers; \
-             supported: PEER-HELLO first, then BATCH"
+             supported: CHALLENGE and PEER-HELLO first, then BATCH"
         )
         .into()),
     }

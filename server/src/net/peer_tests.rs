@@ -1,10 +1,14 @@
 //! Streams between two shards without sockets: resuming, replacing, strangers, damage.
 
+use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{Operation, ReplicaRole, Status};
+use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::frame::{FrameRules, split_frame};
-use kv_protocol::ids::{ClusterId, Incarnation, ViewVersion};
+use kv_protocol::ids::{ClusterId, ClusterKey, Incarnation, ViewVersion};
+use kv_protocol::key::{Challenge, Link, Nonce, Seal, opcode as key_opcode};
 use kv_protocol::limits::MAX_PEER_BODY;
 use kv_protocol::peer_message::{PeerHello, PeerRefusal, PeerRefusalReason, opcode as peer_opcode};
+use kv_protocol::view::View;
 use proptest::prelude::*;
 
 use crate::net::listener::Port;
@@ -25,10 +29,20 @@ fn peer_hello() -> PeerHello {
     }
 }
 
-fn bytes_of(hello: &PeerHello) -> Vec<u8> {
+/// Dials a shard with this key and hello; the connection there.
+fn dial(shard: &mut Shard, key: ClusterKey, hello: &PeerHello) -> ConnectionId {
+    const DIALLER: Nonce = Nonce(1);
     let mut bytes = Vec::new();
-    hello.write(KEY, &mut bytes);
-    bytes
+    Challenge { nonce: DIALLER, shard: hello.shard }.write(&mut bytes);
+    let id = shard.adopt(NOW, Port::Servers, &bytes);
+    let said = take_output(shard, id);
+    let frame = split_frame(&said, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
+    assert_eq!(frame.opcode, key_opcode::PROOF);
+    let own = u128::from_le_bytes(*frame.body.first_chunk().unwrap());
+    bytes.clear();
+    hello.write(&Seal::new(key, Link::Stream, DIALLER, Nonce(own)), &mut bytes);
+    shard.on_bytes(NOW, id, &bytes);
+    id
 }
 
 /// What the secondary's copy of the key is.
@@ -127,7 +141,7 @@ fn a_damaged_batch_closes_the_stream_and_applies_nothing() {
 #[test]
 fn a_new_stream_replaces_the_old_one() {
     let mut pair = Pair::joined();
-    let newer = pair.secondary.adopt(NOW, Port::Servers, &bytes_of(&peer_hello()));
+    let newer = dial(&mut pair.secondary, KEY, &peer_hello());
     assert_eq!(pair.secondary.fate(pair.accepted), Fate::Close);
     assert_eq!(pair.secondary.fate(newer), Fate::Read);
     pair.secondary.close(NOW, pair.accepted);
@@ -156,7 +170,7 @@ fn strangers_are_refused_and_disturb_no_stream_that_stands() {
     ];
     for stranger in strangers {
         let mut pair = Pair::joined();
-        let id = pair.secondary.adopt(NOW, Port::Servers, &bytes_of(&stranger));
+        let id = dial(&mut pair.secondary, KEY, &stranger);
         let said = take_output(&mut pair.secondary, id);
         let reason = refusal(&said).reason;
         assert!(
@@ -169,6 +183,39 @@ fn strangers_are_refused_and_disturb_no_stream_that_stands() {
         pair.primary.on_bytes(NOW, client, &put(1, key(), b"v"));
         pair.exchange();
         assert_eq!(told(&take_output(&mut pair.primary, client))[0].1, Status::Ok);
+    }
+}
+
+#[test]
+fn a_hello_under_another_key_is_a_strangers_and_leaves_the_stream_alone() {
+    let mut pair = Pair::joined();
+    let id = dial(&mut pair.secondary, ClusterKey(KEY.0 ^ 1), &peer_hello());
+    let said = take_output(&mut pair.secondary, id);
+    assert_eq!(refusal(&said).reason, PeerRefusalReason::Stranger);
+    assert_eq!(pair.secondary.fate(pair.accepted), Fate::Read);
+}
+
+/// Another program may have the port of a server that has died.
+#[test]
+fn an_acceptor_without_the_key_is_told_nothing_and_its_newer_view_does_not_count() {
+    let newer = View { version: ViewVersion(9), primary: Some(member(1)), ..view() };
+    let refuses = PeerRefusal { reason: PeerRefusalReason::OldView, view: Some(newer) };
+    let mut refusal = Vec::new();
+    refuses.write(&mut refusal);
+    let mut proof = Vec::new();
+    Seal::new(ClusterKey(KEY.0 ^ 1), Link::Stream, Nonce(1), Nonce(2)).write_proof(&mut proof);
+    for bytes in [refusal, proof] {
+        let mut pair = Pair::joined();
+        pair.primary.close(NOW, pair.dialled);
+        let id = pair.primary.open_stream(NOW, GROUP);
+        let said = take_output(&mut pair.primary, id);
+        let frame = split_frame(&said, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
+        assert_eq!((frame.opcode, frame.consumed), (key_opcode::CHALLENGE, said.len()));
+        pair.primary.on_bytes(NOW, id, &bytes);
+        assert!(take_output(&mut pair.primary, id).is_empty(), "no hello was sent");
+        let is_old = |report: ReplicaReport| report.view == view().version;
+        assert!(pair.primary.service.reports(NOW).any(is_old));
+        assert_ne!(pair.primary.fate(id), Fate::Read);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::world::KEY;
+use crate::world::SEAL;
 use kv_core::arena::{CHUNK_BYTES_MIN, HeapChunks};
 use kv_core::hash::HashSecret;
 use kv_core::replica::{
@@ -290,7 +290,7 @@ impl Driven {
                 }
                 (self.stream, self.dialled) = (true, Some(hello));
                 let mut bytes = Vec::new();
-                hello.write(KEY, &mut bytes);
+                hello.write(&SEAL, &mut bytes);
                 done.push(Done::Connect(frames.number(bytes)));
             }
             Input::Hello(frame) => self.on_hello(frames, *frame, done),
@@ -322,7 +322,7 @@ impl Driven {
     fn on_hello(&mut self, frames: &mut Frames, frame: FrameId, done: &mut Vec<Done>) {
         let now = self.now;
         let bytes = frames.get(frame).clone();
-        let hello = PeerHello::read(body_of(&bytes).1, KEY).expect("it was written so");
+        let hello = PeerHello::read(body_of(&bytes).1, &SEAL).expect("it was written so");
         let mut refuse = |refusal: PeerRefusal, done: &mut Vec<Done>| {
             let mut bytes = Vec::new();
             refusal.write(&mut bytes);

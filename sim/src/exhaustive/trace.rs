@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::world::KEY;
+use crate::world::SEAL;
 use kv_protocol::control_message::Order;
 use kv_protocol::ids::Member;
 use kv_protocol::peer_message::{
@@ -174,7 +174,7 @@ fn frame_words(explorer: &Explorer, frame: FrameId) -> String {
     let bytes = explorer.machines.frames.get(frame);
     let (code, body) = body_of(bytes);
     match code {
-        opcode::PEER_HELLO => PeerHello::read(body, KEY)
+        opcode::PEER_HELLO => PeerHello::read(body, &SEAL)
             .map_or_else(|_| String::new(), |hello| format!("HELLO {}", view_words(&hello.view))),
         opcode::PEER_WELCOME => PeerWelcome::read(body).map_or_else(
             |_| String::new(),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::world::KEY;
+use crate::world::SEAL;
 use kv_protocol::frame::FrameBuffer;
 use kv_protocol::ids::{GroupId, Time, ViewVersion};
 
@@ -84,7 +84,7 @@ impl Shard {
         let hosted = self.hosted_of(group).expect("it was there");
         (hosted.stream, hosted.dialled) = (Some(number), Some(hello));
         let mut bytes = Vec::new();
-        hello.write(KEY, &mut bytes);
+        hello.write(&SEAL, &mut bytes);
         output.push(Output::Send(number, bytes));
         let input = FrameBuffer::new(STREAM_RULES);
         self.connections.push((number, Peer::Stream(input, group)));

@@ -1,6 +1,6 @@
 //! The stream between the two replicas of a shard, at either end.
 
-use crate::world::KEY;
+use crate::world::SEAL;
 use kv_core::replica::{Pumped, StreamError};
 use kv_protocol::frame::{Frame, FrameBuffer};
 use kv_protocol::ids::{GroupId, Time};
@@ -49,7 +49,7 @@ impl Shard {
     ) -> Result<(), Option<PeerRefusal>> {
         match (frame.opcode, *group == NO_GROUP) {
             (peer_opcode::PEER_HELLO, true) => {
-                let hello = PeerHello::read(frame.body, KEY).expect("it was written so");
+                let hello = PeerHello::read(frame.body, &SEAL).expect("it was written so");
                 let welcome = self.on_hello(now, number, &hello, output)?;
                 let mut bytes = Vec::new();
                 welcome.write(&mut bytes);

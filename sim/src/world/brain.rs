@@ -1,6 +1,6 @@
 //! The coordinator's process: what its brain wants done, and what comes to it.
 
-use super::KEY;
+use super::SEAL;
 use kv_protocol::control_message::{OrderKind, ViewOrder};
 
 use super::*;
@@ -193,7 +193,7 @@ impl World {
 
     pub(super) fn on_server_message(&mut self, number: ConnectionNumber, opcode: u8, body: &[u8]) {
         if opcode == opcode::STARTED {
-            let started = Started::read(body, KEY).expect("it was written so");
+            let started = Started::read(body, &SEAL).expect("it was written so");
             return self.on_started(number, &started);
         }
         match ServerMessage::read(opcode, body).expect("it was written so") {
@@ -259,7 +259,7 @@ impl World {
         let number = self.network.connect(&mut self.random, [from, to], hosts);
         let mut bytes = Vec::new();
         let cluster = self.processes[process].cluster;
-        OrdersHello { cluster, epoch, to: member }.write(KEY, &mut bytes);
+        OrdersHello { cluster, epoch, to: member }.write(&SEAL, &mut bytes);
         self.send(number, 0, bytes);
         self.close(number, 0);
     }

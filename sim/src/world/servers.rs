@@ -1,6 +1,6 @@
 //! Processes: their wake-ups, their nodes, their beats, their ends.
 
-use crate::world::KEY;
+use crate::world::SEAL;
 use kv_protocol::client_message::Status;
 
 use super::*;
@@ -221,7 +221,7 @@ impl World {
                     }
                 }
                 opcode::ORDERS_HELLO => {
-                    let hello = OrdersHello::read(&body, KEY).expect("it was written so");
+                    let hello = OrdersHello::read(&body, &SEAL).expect("it was written so");
                     let before = self.processes[process].node.epoch();
                     match self.processes[process].node.on_orders_hello(&hello) {
                         Ok(()) => {

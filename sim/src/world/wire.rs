@@ -1,6 +1,6 @@
 //! Connections: what is sent, arrives, ends and is dialled.
 
-use super::KEY;
+use super::SEAL;
 use super::*;
 
 impl World {
@@ -172,7 +172,7 @@ impl World {
                 }
                 self.processes[process].link = Some((number, false));
                 let mut bytes = Vec::new();
-                self.started(process).write(KEY, &mut bytes);
+                self.started(process).write(&SEAL, &mut bytes);
                 self.send(number, 0, bytes);
             }
             (Actor::Coordinator { .. }, Purpose::Orders(member)) => {
@@ -180,7 +180,7 @@ impl World {
                 let config = cluster.config();
                 let mut bytes = Vec::new();
                 OrdersHello { cluster: config.cluster, epoch: config.epoch, to: member }
-                    .write(KEY, &mut bytes);
+                    .write(&SEAL, &mut bytes);
                 self.coordinator.orders.insert(member, number);
                 self.send(number, 0, bytes);
             }

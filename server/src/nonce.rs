@@ -1,0 +1,17 @@
+//! Nonces of handshakes, from the system's random number generator.
+
+use std::io;
+
+use kv_protocol::key::Nonce;
+
+/// Draws a nonce.
+///
+/// # Errors
+/// The system's own.
+pub(crate) fn draw() -> io::Result<Nonce> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        io::Error::other(format!("draw a random number for a handshake: {error}"))
+    })?;
+    Ok(Nonce(u128::from_ne_bytes(bytes)))
+}
