@@ -184,6 +184,46 @@ fn a_crowd_that_asks_the_coordinator_nothing_gives_room_to_those_who_ask() {
     drop(crowd);
 }
 
+/// However many ask for the status, the brain of the coordinator has other work first.
+#[test]
+fn a_crowd_that_asks_for_the_status_does_not_delay_a_failover() {
+    const CROWD: usize = 400;
+    const LONGEST: Duration = Duration::from_millis(500);
+    process::raise_own_descriptor_limit();
+    let cluster = Cluster::start();
+    let ports = Ports::of(&cluster);
+    let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "failover");
+    let mut client = cluster.open();
+    client.put(&key, b"v", &OpOptions::default()).expect("a put");
+    let over = AtomicBool::new(false);
+    let mut question = Vec::new();
+    Question::Status.write(&mut question);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let crowd: Vec<Raw> = (0..CROWD / 4)
+                .map(|_| Raw::welcomed(ports.address(Kind::Map), ClientId(5), ShardId(0)))
+                .collect();
+            let (over, question) = (&over, &question);
+            scope.spawn(move || {
+                let mut crowd = crowd;
+                while !over.load(Ordering::SeqCst) {
+                    crowd.iter_mut().for_each(|raw| raw.send_if_open(question));
+                    for raw in &mut crowd {
+                        assert_eq!(raw.frame().opcode, opcode::STATUS_ANSWER);
+                    }
+                }
+            });
+        }
+        let killed = Instant::now();
+        process::signal(cluster.server_pid(VICTIM), process::Signal::KILL);
+        let value = client.get(&key, &OpOptions::default());
+        let took = killed.elapsed();
+        over.store(true, Ordering::SeqCst);
+        assert_eq!(value.expect("a get").bytes, b"v");
+        assert!(took < LONGEST, "the failover took {took:?}");
+    });
+}
+
 /// Opens connections until there are `most`, each welcomed. Those of the fixture's own that have
 /// just ended may count for a moment still.
 fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {

@@ -396,3 +396,44 @@ fn another_ring_than_the_one_that_was_is_refused() {
     let restored = Cluster::builder().restore(dir).start();
     check_all(&mut restored.open(), &pairs(10));
 }
+
+/// The one command of a service unit: whatever state the directory is in, no data is left aside.
+#[test]
+fn resume_founds_takes_over_and_restores_and_never_begins_empty_beside_dumps() {
+    let pairs = pairs(100);
+    let mut cluster = Cluster::builder().flag("--resume").start();
+    put_all(&mut cluster.open(), &pairs);
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    cluster.restart_with(&["--resume"]);
+    assert_eq!(cluster.server_pids(), pids, "the servers were taken over");
+    check_all(&mut cluster.open(), &pairs);
+    let (_, dir) = cluster.stop_and_keep();
+
+    let cluster = Cluster::builder().in_dir(dir).flag("--resume").start();
+    check_all(&mut cluster.open(), &pairs);
+    let (_, dir) = cluster.stop_and_keep();
+
+    fs::rename(dir.path().join("coordinator.state"), dir.path().join("kept")).expect("rename");
+    let _ = fs::remove_file(dir.path().join("coordinator.state.old"));
+    let (said, dir) = refused(Cluster::builder().in_dir(dir).flag("--resume"));
+    assert_says(&said, &["no coordinator.state", "nothing was started", "move the dumps away"]);
+    fs::rename(dir.path().join("kept"), dir.path().join("coordinator.state")).expect("rename");
+    let cluster = Cluster::builder().in_dir(dir).flag("--resume").start();
+    check_all(&mut cluster.open(), &pairs);
+}
+
+#[test]
+fn a_restore_beside_servers_that_live_says_first_how_to_take_them_over() {
+    let pairs = pairs(20);
+    let mut cluster = Cluster::start();
+    put_all(&mut cluster.open(), &pairs);
+    cluster.kill_coordinator();
+    let dir = cluster.dir().to_str().expect("a path").to_owned();
+    let ended = cluster.run_coordinator(&["--restore", &dir]);
+    let take_over = ended.stderr.find("take them over").expect("the way that keeps the data");
+    assert!(take_over < ended.stderr.find("--force").expect("the other way"), "{}", ended.stderr);
+    assert_says(&ended.stderr, &["still runs", &format!("--dir {dir} and without --restore")]);
+    cluster.restart();
+    check_all(&mut cluster.open(), &pairs);
+}

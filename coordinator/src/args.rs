@@ -142,6 +142,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", num_args = 1..)]
     pub(crate) restore: Vec<PathBuf>,
 
+    /// Do what the files in --dir call for: take the cluster over if it runs, restore it if it was stopped, and
+    /// found a new one only where there is neither a state nor a dump. Never begins empty beside data. For
+    /// service units.
+    #[arg(long, conflicts_with = "restore")]
+    pub(crate) resume: bool,
+
     /// Restore although groups are LOST, of which no dump counts: their keys are answered LOST.
     #[arg(long, requires = "restore")]
     pub(crate) accept_loss: bool,

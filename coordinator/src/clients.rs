@@ -1,33 +1,34 @@
-//! The clients' port: HELLO, then MAP and STATUS, as often as asked. Whoever has asked nothing for
-//! longest gives room to those who come.
+//! The clients' port: HELLO, then MAP and STATUS, as often as asked. On a thread of its own, with a lower
+//! priority than the brain's: no number of clients delays a failover.
 
 use std::cell::RefCell;
+use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kv_protocol::client_message::{
-    Hello, Question, Refusal, Status, Welcome, opcode, write_map_answer, write_status_answer,
+    Hello, Question, Refusal, Status, Welcome, opcode, write_status_answer,
 };
 use kv_protocol::frame::FrameRules;
 use kv_protocol::limits::{
     HELLO_DEADLINE, MAX_COORDINATOR_CONNECTIONS, MAX_ERRORS_IN_A_ROW, MAX_HELLO_BODY,
     MAX_VALUE_BYTES,
 };
+use kv_protocol::status::{AlarmKind, AlarmStatus, ClusterStatus};
 use kv_protocol::{ClusterId, DecodeError, Time};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::clock;
 use crate::connection::{Connection, ConnectionError, OwnedFrame};
-use crate::driver::Driver;
-use crate::listener::{self, Slots, WaitingRoom};
+use crate::guests::{Guest, Guests};
+use crate::listener::{self, Slots};
 use crate::logs::Refusals;
+use crate::snapshot::{Shape, Snapshots};
 
 /// Questions have no body, so this port never takes more than a hello.
 const RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
-
-/// An answer to STATUS may be this old. Slow readers of one answer then share its bytes, which
-/// bounds what they can make the coordinator hold.
-const STATUS_AGE: Duration = Duration::from_millis(50);
 
 /// Connections that are told BUSY at once; one more is closed without a word.
 const MAX_REFUSALS_AT_ONCE: usize = 64;
@@ -35,29 +36,58 @@ const MAX_REFUSALS_AT_ONCE: usize = 64;
 /// Opcodes from here on belong to the servers' and coordinator's own connections.
 const FIRST_FOREIGN_OPCODE: u8 = 0x40;
 
-/// Serves the port for ever.
-pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
-    let refusals = Rc::new(Refusals::new("clients"));
-    let most = MAX_COORDINATOR_CONNECTIONS.min(driver.descriptors / 2);
-    let slots = Slots::new(most);
-    // Idle connections leave a part of the slots to those that ask.
-    let idle = WaitingRoom::new(most - most / 4);
+/// How much less of a processor the thread gets than the brain's, where both want it (nice(2)).
+const NICE: i32 = 5;
+
+/// How long the status shows that connections had to be closed for others.
+const CROWDED_SHOWN: Duration = Duration::from_secs(60);
+
+/// Starts the thread that serves the port for ever, with at most so many descriptors.
+///
+/// # Errors
+/// The system's own: a thread, or the runtime's descriptors.
+pub(crate) fn start(
+    snapshots: Arc<Snapshots>,
+    listener: std::net::TcpListener,
+    descriptors: usize,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name("clients".to_owned());
+    let spawned = thread.spawn(move || {
+        let own = Some(rustix::thread::gettid());
+        if let Err(error) = rustix::process::setpriority_process(own, NICE) {
+            tracing::debug!("lower the priority of the clients' thread: {error}");
+        }
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => serve(snapshots, listener, descriptors).await,
+                Err(error) => tracing::error!("serve the clients port: {error}"),
+            }
+        });
+    });
+    spawned.map(drop)
+}
+
+async fn serve(snapshots: Arc<Snapshots>, listener: TcpListener, descriptors: usize) {
+    let port = Rc::new(Port {
+        snapshots,
+        guests: Guests::new(MAX_COORDINATOR_CONNECTIONS.min(descriptors)),
+        refusals: Rc::new(Refusals::new("clients")),
+        status: RefCell::default(),
+        crowded: RefCell::default(),
+    });
     let busy_slots = Slots::new(MAX_REFUSALS_AT_ONCE);
-    let answers = Rc::new(Answers::default());
-    let accepted = Rc::clone(&refusals);
-    listener::accept(listener, accepted, move |stream| {
-        let (driver, refusals) = (Rc::clone(&driver), Rc::clone(&refusals));
-        if let Some(slot) = slots.take() {
-            let (answers, idle) = (Rc::clone(&answers), Rc::clone(&idle));
-            tokio::task::spawn_local(async move {
-                converse(driver, &answers, &idle, stream, &refusals).await;
-                drop(slot);
-            });
+    listener::accept(listener, Rc::clone(&port.refusals), move |stream, address| {
+        let port = Rc::clone(&port);
+        let guest = port.guests.admit(address.ip());
+        port.note_crowd(address.ip());
+        if let Some(guest) = guest {
+            tokio::task::spawn_local(async move { converse(&port, &guest, stream).await });
         } else if let Some(slot) = busy_slots.take() {
             tokio::task::spawn_local(async move {
                 let mut connection = Connection::new(stream, RULES);
                 let reason = "the coordinator serves as many connections as it may";
-                refusals.note(connection.peer(), reason);
+                port.refusals.note(connection.peer(), reason);
                 refuse(&mut connection, Status::Busy, reason).await;
                 connection.end().await;
                 drop(slot);
@@ -67,25 +97,109 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     .await;
 }
 
+/// What all connections of the port share.
+struct Port {
+    snapshots: Arc<Snapshots>,
+    guests: Rc<Guests>,
+    refusals: Rc<Refusals>,
+    /// The last answer to STATUS: slow readers share its bytes, which bounds what they can make this
+    /// process hold.
+    status: RefCell<Option<(Time, Rc<Vec<u8>>)>>,
+    crowded: RefCell<Crowded>,
+}
+
+/// Idle connections that were closed for others.
+#[derive(Debug, Default)]
+struct Crowded {
+    closed: u64,
+    /// Since when, until when at least, and by whose connection last.
+    seen: Option<(Time, Time, IpAddr)>,
+}
+
+impl Port {
+    /// Notes whether the connection that has just come from this address had another one closed.
+    fn note_crowd(&self, address: IpAddr) {
+        let mut crowded = self.crowded.borrow_mut();
+        let closed = self.guests.closed_for_others();
+        if crowded.closed != closed {
+            crowded.closed = closed;
+            let now = clock::now();
+            let since = match crowded.seen {
+                Some((since, until, _)) if now < until => since,
+                _ => now,
+            };
+            crowded.seen = Some((since, now + CROWDED_SHOWN, address));
+            self.refusals
+                .note(address, "all places are taken; an idle connection was closed for it");
+        }
+    }
+
+    fn alarm(&self, now: Time) -> Option<AlarmStatus> {
+        let crowded = self.crowded.borrow();
+        let (since, _, address) = crowded.seen.filter(|(_, until, _)| now < *until)?;
+        let closed = crowded.closed;
+        let text = format!(
+            "the clients port of the coordinator is full: {closed} idle connections were closed for others so \
+             far, the last for one from {address}; look for a program that opens connections and keeps them"
+        );
+        let age_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
+        Some(AlarmStatus { kind: AlarmKind::CrowdedPort, server: None, group: None, text, age_ms })
+    }
+
+    async fn answer(&self, question: Question) -> Answer {
+        match question {
+            Question::Map => Answer::Map(self.snapshots.map()),
+            Question::Status => Answer::Status(self.status().await),
+        }
+    }
+
+    async fn status(&self) -> Rc<Vec<u8>> {
+        let shown = self.snapshots.status().await;
+        if let Some((at, bytes)) = &*self.status.borrow()
+            && *at == shown.at
+        {
+            return Rc::clone(bytes);
+        }
+        let mut status = ClusterStatus::clone(&shown.status);
+        status.alarms.extend(self.alarm(shown.at));
+        let json =
+            serde_json::to_string(&status).expect("a status is made of numbers and texts alone");
+        let mut bytes = Vec::new();
+        write_status_answer(&mut bytes, &json);
+        let bytes = Rc::new(bytes);
+        *self.status.borrow_mut() = Some((shown.at, Rc::clone(&bytes)));
+        bytes
+    }
+}
+
+/// The bytes of an answer.
+enum Answer {
+    Map(Arc<Vec<u8>>),
+    Status(Rc<Vec<u8>>),
+}
+
+impl Answer {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Answer::Map(bytes) => bytes,
+            Answer::Status(bytes) => bytes,
+        }
+    }
+}
+
 async fn refuse(connection: &mut Connection, status: Status, reason: &str) {
     let mut bytes = Vec::new();
     Refusal { status, reason }.write(&mut bytes);
     let _ = connection.send(&bytes).await;
 }
 
-async fn converse(
-    driver: Rc<Driver>,
-    answers: &Answers,
-    idle: &Rc<WaitingRoom>,
-    stream: TcpStream,
-    refusals: &Refusals,
-) {
+async fn converse(port: &Port, guest: &Guest, stream: TcpStream) {
     let mut connection = Connection::new(stream, RULES);
-    match answer_all(&driver, answers, idle, &mut connection).await {
+    match answer_all(port, guest, &mut connection).await {
         Ok(()) => {}
         Err(End::Connection(ConnectionError::Io(_))) => {}
         Err(End::Connection(error)) => {
-            refusals.note(connection.peer(), &error);
+            port.refusals.note(connection.peer(), &error);
             let status = match &error {
                 ConnectionError::Frame(kv_protocol::FrameError::UnsupportedVersion { .. }) => {
                     Status::Unsupported
@@ -96,7 +210,7 @@ async fn converse(
             connection.end().await;
         }
         Err(End::Refused(status, reason)) => {
-            refusals.note(connection.peer(), &reason);
+            port.refusals.note(connection.peer(), &reason);
             refuse(&mut connection, status, &reason).await;
             connection.end().await;
         }
@@ -115,22 +229,19 @@ impl From<ConnectionError> for End {
     }
 }
 
-async fn answer_all(
-    driver: &Driver,
-    answers: &Answers,
-    idle: &Rc<WaitingRoom>,
-    connection: &mut Connection,
-) -> Result<(), End> {
-    let hello = next_frame(connection, idle, Some(HELLO_DEADLINE)).await?;
+async fn answer_all(port: &Port, guest: &Guest, connection: &mut Connection) -> Result<(), End> {
+    let hello = next_frame(connection, guest, Some(HELLO_DEADLINE)).await?;
     let Some(frame) = hello else { return Ok(()) };
-    let welcome = greet(driver, &frame).map_err(|(status, reason)| End::Refused(status, reason))?;
+    let welcome = greet(port.snapshots.shape, &frame)
+        .map_err(|(status, reason)| End::Refused(status, reason))?;
     connection.send(&welcome).await?;
     let mut errors = 0;
-    while let Some(frame) = next_frame(connection, idle, None).await? {
+    while let Some(frame) = next_frame(connection, guest, None).await? {
         match Question::read(frame.opcode, &frame.body) {
             Ok(question) => {
                 errors = 0;
-                connection.send(&answers.to(driver, question)).await?;
+                guest.take_turn(question).await;
+                connection.send(port.answer(question).await.bytes()).await?;
             }
             Err(error) if frame.opcode >= FIRST_FOREIGN_OPCODE || frame.opcode <= opcode::ERROR => {
                 return Err(End::Refused(status_of(&error), error.to_string()));
@@ -148,17 +259,15 @@ async fn answer_all(
     Ok(())
 }
 
-/// The next frame; `None` at the end, and when this connection has to give room to others.
+/// The next frame; `None` at the end, and when this connection has to make room for another.
 async fn next_frame(
     connection: &mut Connection,
-    idle: &Rc<WaitingRoom>,
-    patience: Option<Duration>,
+    guest: &Guest,
+    timeout: Option<Duration>,
 ) -> Result<Option<OwnedFrame>, ConnectionError> {
-    let place = idle.enter();
-    tokio::select! {
-        biased;
-        frame = connection.next_frame(patience) => frame,
-        () = place.must_go() => Ok(None),
+    match guest.await_request(connection.next_frame(timeout)).await {
+        Some(frame) => frame,
+        None => Ok(None),
     }
 }
 
@@ -169,91 +278,24 @@ fn status_of(error: &DecodeError) -> Status {
     }
 }
 
-fn greet(driver: &Driver, frame: &OwnedFrame) -> Result<Vec<u8>, (Status, String)> {
+fn greet(shape: Shape, frame: &OwnedFrame) -> Result<Vec<u8>, (Status, String)> {
     if frame.opcode != opcode::HELLO {
         let reason = format!("opcode {:#04x} before HELLO", frame.opcode);
         return Err((Status::Unsupported, reason));
     }
     let hello = Hello::read(&frame.body).map_err(|error| (Status::Invalid, error.to_string()))?;
-    let cluster = driver.cluster();
-    let config = cluster.config();
-    if hello.cluster != ClusterId::default() && hello.cluster != config.cluster {
-        let reason = format!("this is cluster {}, not {}", config.cluster, hello.cluster);
+    if hello.cluster != ClusterId::default() && hello.cluster != shape.cluster {
+        let reason = format!("this is cluster {}, not {}", shape.cluster, hello.cluster);
         return Err((Status::Invalid, reason));
     }
     let mut bytes = Vec::new();
     Welcome {
-        cluster: config.cluster,
+        cluster: shape.cluster,
         server: None,
-        servers: cluster.count(),
-        shards: config.shards,
+        servers: shape.servers,
+        shards: shape.shards,
         max_value: u32::try_from(MAX_VALUE_BYTES).expect("16 MiB fit 32 bits"),
     }
     .write(&mut bytes);
     Ok(bytes)
-}
-
-/// The newest answers, shared by all who ask.
-#[derive(Debug, Default)]
-struct Answers {
-    map: RefCell<Option<Kept>>,
-    status: RefCell<Option<Kept>>,
-}
-
-/// An answer, and what it was made from.
-#[derive(Debug)]
-struct Kept {
-    revision: u64,
-    at: Time,
-    bytes: Rc<Vec<u8>>,
-}
-
-impl Answers {
-    fn to(&self, driver: &Driver, question: Question) -> Rc<Vec<u8>> {
-        match question {
-            Question::Map => self.map(driver),
-            Question::Status => self.status(driver),
-        }
-    }
-
-    fn map(&self, driver: &Driver) -> Rc<Vec<u8>> {
-        let cluster = driver.cluster();
-        Kept::renew(&self.map, cluster.revision(), Duration::MAX, |_, bytes| {
-            write_map_answer(bytes, &cluster.map());
-        })
-    }
-
-    fn status(&self, driver: &Driver) -> Rc<Vec<u8>> {
-        let cluster = driver.cluster();
-        Kept::renew(&self.status, cluster.revision(), STATUS_AGE, |now, bytes| {
-            let status = cluster.status(now, &driver.hosts);
-            let json = serde_json::to_string(&status)
-                .expect("a status is made of numbers and texts alone");
-            write_status_answer(bytes, &json);
-        })
-    }
-}
-
-impl Kept {
-    /// The bytes kept, if they are of this revision and no older than `age`; else new ones.
-    fn renew(
-        kept: &RefCell<Option<Kept>>,
-        revision: u64,
-        age: Duration,
-        write: impl FnOnce(Time, &mut Vec<u8>),
-    ) -> Rc<Vec<u8>> {
-        let now = clock::now();
-        let mut kept = kept.borrow_mut();
-        if let Some(kept) = &*kept
-            && kept.revision == revision
-            && now.since(kept.at) < age
-        {
-            return Rc::clone(&kept.bytes);
-        }
-        let mut bytes = Vec::new();
-        write(now, &mut bytes);
-        let bytes = Rc::new(bytes);
-        *kept = Some(Kept { revision, at: now, bytes: Rc::clone(&bytes) });
-        bytes
-    }
 }

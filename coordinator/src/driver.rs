@@ -37,7 +37,9 @@ use crate::logs::{self, Console};
 use crate::machine::Machine;
 use crate::plan::{self, Plan};
 use crate::ready::{Ports, Ready};
+use crate::restart::Found;
 use crate::restore::{self, Load, Restoration, send, written};
+use crate::snapshot::Snapshots;
 use crate::spawn::local::LocalServer;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, quote, server_arguments};
@@ -58,6 +60,8 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// What all tasks share.
 pub(crate) struct Driver {
     cluster: RefCell<Cluster>,
+    /// The map and the status for clients.
+    snapshots: Arc<Snapshots>,
     /// What the brain wants done before any input.
     first: RefCell<Vec<Effect>>,
     /// Where the brain's memory is stored, and what is stored with it.
@@ -139,7 +143,14 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         // An epoch that a crash could take back must not be told: its successor would have the same
         // number, and the servers would refuse it.
         told.until_durable().await;
-        tokio::task::spawn_local(clients::serve(Rc::clone(&told), clients));
+        tokio::task::spawn_local(show_status(Rc::clone(&told)));
+        let served = clients.into_std().and_then(|clients| {
+            let snapshots = Arc::clone(&told.snapshots);
+            clients::start(snapshots, clients, told.descriptors / 2)
+        });
+        if let Err(error) = served {
+            told.end(format!("serve the clients port: {error}"));
+        }
         links::serve(told, servers).await;
     });
     tokio::task::spawn_local(progress::keep(Rc::clone(&driver)));
@@ -182,19 +193,29 @@ async fn make_plan(
     console: Console,
 ) -> Result<(Plan, Beginning), Failure> {
     if !args.restore.is_empty() {
-        let mut plan = Plan::make(args, file).await?;
-        let restoration = restore::prepare(args, &mut plan, console).await?;
-        return Ok((plan, Beginning::Restored(restoration)));
+        return restored(args, &args.restore, file, console).await;
     }
     match restart::look(args, &file, console).await? {
-        Some(earlier) => {
+        Found::Running(earlier) => {
             let plan = Plan::again(args, file, &earlier)?;
             let changes = plan.settings.changes_since(&earlier.settings, true);
             changes.iter().for_each(|line| console.say(line));
-            Ok((plan, Beginning::Earlier(Box::new(earlier))))
+            Ok((plan, Beginning::Earlier(earlier)))
         }
-        None => Ok((Plan::make(args, file).await?, Beginning::New)),
+        Found::Stopped => restored(args, std::slice::from_ref(&args.dir), file, console).await,
+        Found::Nothing => Ok((Plan::make(args, file).await?, Beginning::New)),
     }
+}
+
+async fn restored(
+    args: &Args,
+    dirs: &[PathBuf],
+    file: ClusterFile,
+    console: Console,
+) -> Result<(Plan, Beginning), Failure> {
+    let mut plan = Plan::make(args, file).await?;
+    let restoration = restore::prepare(args, dirs, &mut plan, console).await?;
+    Ok((plan, Beginning::Restored(restoration)))
 }
 
 /// Listens on both ports: those of the flags, or those that an earlier coordinator had.
@@ -218,6 +239,14 @@ async fn listen(
 
 fn name_of(reason: Option<stop::Reason>) -> String {
     reason.map_or_else(|| "no reason".into(), |reason| reason.to_string())
+}
+
+/// Publishes the status whenever the clients' thread wants a newer one.
+async fn show_status(driver: Rc<Driver>) {
+    loop {
+        driver.snapshots.status_is_wanted().await;
+        driver.snapshots.publish_status(&driver.cluster(), &driver.hosts);
+    }
 }
 
 /// Timers, signals and the end.
@@ -331,9 +360,11 @@ impl Driver {
             }
             (None, None) => Cluster::found(now, config, &mut first),
         };
+        let snapshots = Snapshots::new(&cluster);
         let own = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
         Ok(Driver {
             cluster: RefCell::new(cluster),
+            snapshots,
             restoration,
             restore_command: quote::words(&restore::command(own, &plan.dir)),
             first: RefCell::new(first),
@@ -388,8 +419,15 @@ impl Driver {
         for effect in effects {
             self.carry_out(effect);
         }
+        self.snapshots.publish_map(&self.cluster());
         self.changed.notify_one();
         result
+    }
+
+    /// Has this coordinator end and leave the servers as they are.
+    fn end(&self, reason: String) {
+        *self.outdated.borrow_mut() = Some(reason);
+        self.changed.notify_one();
     }
 
     /// Whether the log is a file.

@@ -13,8 +13,9 @@
 //!                          exits, kill --+      +-- orders -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
 //! ```
 //!
-//! One thread, one async runtime; nothing here is on the path of data. All that is decided is
-//! decided in [`kv_core::cluster`]; this crate carries it out.
+//! The brain, the links and the orders share one thread with one async runtime; clients are served by another
+//! thread, out of snapshots. Nothing here is on the path of data. All that is decided is decided in
+//! [`kv_core::cluster`]; this crate carries it out.
 
 mod args;
 mod ask;
@@ -23,6 +24,7 @@ mod clients;
 mod clock;
 mod connection;
 mod driver;
+mod guests;
 mod links;
 mod listener;
 mod lock;
@@ -38,6 +40,7 @@ mod restart;
 mod restore;
 mod screen;
 mod settings;
+mod snapshot;
 mod spawn;
 mod stop;
 mod store;

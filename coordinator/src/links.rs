@@ -39,7 +39,7 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let farewells = Slots::new(MAX_FAREWELLS_AT_ONCE);
     let newest = Rc::new(NewestMap::default());
     let accepted = Rc::clone(&refusals);
-    listener::accept(listener, accepted, move |stream| {
+    listener::accept(listener, accepted, move |stream, _| {
         let (driver, refusals) = (Rc::clone(&driver), Rc::clone(&refusals));
         let (place, farewells) = (room.enter(), farewells.clone());
         let newest = Rc::clone(&newest);

@@ -156,11 +156,11 @@ impl Drop for Place {
 pub(crate) async fn accept(
     listener: TcpListener,
     refusals: Rc<Refusals>,
-    serve: impl Fn(TcpStream),
+    serve: impl Fn(TcpStream, SocketAddr),
 ) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve(stream),
+            Ok((stream, address)) => serve(stream, address),
             Err(error) => {
                 // Most often no descriptor is left. The links that stand live on; those that end
                 // give theirs back.

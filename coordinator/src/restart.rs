@@ -2,7 +2,7 @@
 //!
 //! | the state says                | its recorded processes | then                                     |
 //! |-------------------------------|------------------------|------------------------------------------|
-//! | (there is none)               |                        | a new cluster                            |
+//! | (there is none)               |                        | a new cluster *                          |
 //! | it was to be restored         |                        | refused unless all had loaded: --restore |
 //! | anything                      | one lives              | it is taken over: the next epoch         |
 //! | it stops, or has never served | none lives             | set aside as *.old; a new cluster        |
@@ -10,6 +10,9 @@
 //! | anything                      | a host does not answer | refused, unless one is seen to live      |
 //! | it is of another machine      | some ran on localhost  | refused                                  |
 //! | (it is damaged)               |                        | refused                                  |
+//!
+//! With `--resume` a cluster of which no process lives is restored wherever this table founds a new one or
+//! refuses for want of living processes. * Where dumps lie without a state, `--resume` refuses.
 
 use std::path::Path;
 
@@ -25,19 +28,40 @@ use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
 use crate::store::{self, FILE_NAME, OLD_NAME, Record};
 
-/// Looks at what lies in the directory. `None`: a new cluster is to be founded; otherwise this one is to
-/// be taken over.
+/// What is to be done with the directory.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A new cluster is to be founded.
+    Nothing,
+    /// The cluster of this state runs: it is to be taken over.
+    Running(Box<Record>),
+    /// The cluster of this directory was stopped, and is to be restored (`--resume`).
+    Stopped,
+}
+
+/// Looks at what lies in the directory.
 ///
 /// # Errors
-/// Neither may be done; with the reason, and what to do.
+/// Nothing may be done; with the reason, and what to do.
 pub(crate) async fn look(
     args: &Args,
     file: &ClusterFile,
     console: Console,
-) -> Result<Option<Record>, Failure> {
+) -> Result<Found, Failure> {
     let ssh = Ssh::new(args);
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
-    let Some(record) = loaded else { return Ok(None) };
+    let Some(record) = loaded else {
+        let servers = file.servers.len();
+        return match args.resume && !args.dir.join(OLD_NAME).exists() {
+            true if has_dumps(servers, &args.dir) => Err(Failure::Failed(no_state(&args.dir))),
+            true => Ok(Found::Nothing),
+            false if args.resume => Ok(Found::Stopped),
+            false => Ok(Found::Nothing),
+        };
+    };
+    if args.resume && is_half_restored(&record) && !lives(&record, &ssh, &args.dir).await? {
+        return Ok(Found::Stopped);
+    }
     if is_half_restored(&record) {
         return Err(Failure::Failed(format!(
             "{} tells of a cluster that was to be restored, and whose coordinator ended before every \
@@ -49,7 +73,10 @@ pub(crate) async fn look(
     if lives(&record, &ssh, &args.dir).await? {
         check_flags(&record, args, file)?;
         end_strays(&record, &ssh).await;
-        return Ok(Some(record));
+        return Ok(Found::Running(Box::new(record)));
+    }
+    if args.resume && (record.state.has_served || args.dir.join(OLD_NAME).exists()) {
+        return Ok(Found::Stopped);
     }
     if record.state.has_served && !record.has_ended_well {
         return Err(Failure::Failed(refusal(&record, &args.dir)));
@@ -62,13 +89,22 @@ pub(crate) async fn look(
          new, empty cluster is founded",
         record.state.cluster
     ));
-    if record.state.has_served && (has_dumps(&record, &args.dir) || has_remote(&record)) {
+    let servers = record.place.hosts.len();
+    if record.state.has_served && (has_dumps(servers, &args.dir) || has_remote(&record)) {
         console.say(
             "the dumps of that run are kept as *.old beside the servers' logs; copied elsewhere under \
              their plain names, with the state, they are brought back by --restore DIR",
         );
     }
-    Ok(None)
+    Ok(Found::Nothing)
+}
+
+fn no_state(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "dumps of servers lie in {dir}, but no {FILE_NAME}, which says which of them count; nothing was \
+         started. Put the state back, or move the dumps away to found a new, empty cluster"
+    )
 }
 
 /// Whether its founders have yet to load: only whoever reads the dumps can tell them what.
@@ -204,7 +240,7 @@ async fn end_strays(record: &Record, ssh: &Ssh) {
 fn refusal(record: &Record, dir: &Path) -> String {
     let path = dir.join(FILE_NAME);
     let shown = path.display();
-    let restore = match has_dumps(record, dir) {
+    let restore = match has_dumps(record.place.hosts.len(), dir) {
         true => format!(
             " Dumps lie in {}: --restore DIR brings back what is in them.",
             dir.display()
@@ -231,8 +267,8 @@ fn has_remote(record: &Record) -> bool {
     record.place.hosts.iter().any(|host| *host != Host::Local)
 }
 
-fn has_dumps(record: &Record, dir: &Path) -> bool {
-    (0..record.place.hosts.len()).any(|n| {
+fn has_dumps(servers: usize, dir: &Path) -> bool {
+    (0..servers).any(|n| {
         ["primary", "secondary"].iter().any(|role| dir.join(format!("server_{n}.{role}")).exists())
     })
 }

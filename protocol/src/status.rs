@@ -140,6 +140,8 @@ pub enum AlarmKind {
     KeepsFailing,
     /// A server could not carry out an order.
     OrderFailed,
+    /// A port has no place left; idle connections are closed for others.
+    CrowdedPort,
     /// One that a later version knows.
     #[serde(other)]
     Other,

@@ -63,6 +63,8 @@ pub(crate) struct LinkConfig {
 enum Ended {
     Lost(io::Error),
     Refused(String),
+    /// It did not prove that it has the cluster's key.
+    Impostor(String),
 }
 
 impl From<io::Error> for Ended {
@@ -78,6 +80,7 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
     let pulse = &node.board.control;
     let mut was_admitted = false;
     let mut pause = REDIAL_FIRST;
+    let mut impostors = LogLimit::default();
     let mut alone = Alone { since: clock::now(), log: LogLimit::every(ALONE_LOG_INTERVAL) };
     loop {
         let began = clock::now();
@@ -98,6 +101,15 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
         match ended {
             Ended::Lost(error) if admitted_now => {
                 tracing::warn!("the link to the coordinator at {coordinator} is lost: {error}");
+            }
+            Ended::Impostor(error) => {
+                if let Some(suppressed) = impostors.admit(clock::now()) {
+                    tracing::error!(
+                        suppressed,
+                        "the program at {coordinator} is not this cluster's coordinator: {error}; nothing was \
+                         told to it"
+                    );
+                }
             }
             Ended::Lost(error) => {
                 tracing::debug!("link to the coordinator at {coordinator}: {error}");
@@ -216,7 +228,7 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
 
 /// Has the other end prove that it has the cluster's key. Until then nothing is told to it, and nothing that
 /// it says is acted on: another program may have the port of a coordinator that has died.
-fn shake_hands(node: &Node, link: &mut Link<'_>) -> io::Result<Seal> {
+fn shake_hands(node: &Node, link: &mut Link<'_>) -> Result<Seal, Ended> {
     let nonce = nonce::draw()?;
     link.send(|output| Challenge { nonce, shard: ShardId(0) }.write(output))?;
     let Some((opcode, body)) = link.next_frame(Instant::now() + PATIENCE)? else {

@@ -75,6 +75,13 @@ impl Lone {
         Link { raw, started }
     }
 
+    /// Another program takes the port that the coordinator had.
+    #[track_caller]
+    pub(crate) fn usurp(&mut self) -> TcpListener {
+        let address = self.listener.take().expect("a coordinator").local_addr().expect("a port");
+        TcpListener::bind(address).expect("listen on the port that is free now")
+    }
+
     /// The coordinator is there no more.
     pub(crate) fn vanish(&mut self) {
         self.listener = None;
@@ -84,6 +91,10 @@ impl Lone {
     #[track_caller]
     pub(crate) fn await_end(&mut self) -> Option<i32> {
         programs::wait(&mut self.child, PATIENCE).expect("an end in time")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub(crate) fn log(&self) -> String {

@@ -73,13 +73,14 @@ impl Load {
 /// Finds, checks and chooses; nothing is started and nothing is changed before all is decided.
 pub(crate) async fn prepare(
     args: &Args,
+    dirs: &[PathBuf],
     plan: &mut Plan,
     console: Console,
 ) -> Result<Restoration, Failure> {
-    for dir in &args.restore {
+    for dir in dirs {
         lock::refuse_if_held(dir, &args.dir)?;
     }
-    let last = state::last(&args.restore, &args.dir).map_err(Failure::Failed)?;
+    let last = state::last(dirs, &args.dir).map_err(Failure::Failed)?;
     let state = &last.record.state;
     console.say(&format!(
         "restoring cluster {} of {} servers with {} shard{} each, by {}",
@@ -108,17 +109,13 @@ pub(crate) async fn prepare(
     changes.iter().for_each(|line| console.say(line));
     let serving = alive::who_may_serve(&last.record, &plan.ssh).await;
     if !serving.is_empty() && !args.force {
-        return Err(Failure::Failed(format!(
-            "old members may still serve, and two clusters would answer for the same keys:\n  {}\n  end \
-             them, or give --force if you know that they are gone",
-            serving.join("\n  ")
-        )));
+        return Err(Failure::Failed(may_serve(&serving, &last.path)));
     }
     for who in serving {
         console.warn(&format!("{who}; going on because of --force"));
     }
     let found = in_thread({
-        let (dirs, state) = (args.restore.clone(), state.clone());
+        let (dirs, state) = (dirs.to_vec(), state.clone());
         move || gather::dumps(&dirs, &state, console)
     })
     .await?
@@ -184,6 +181,18 @@ pub(crate) async fn prepare(
     Ok(Restoration { cluster: state.cluster, foundings, loads, patience, dir: plan.dir.clone() })
 }
 
+/// What to do about members of the old cluster that may live. They may hold newer data than any dump, so the
+/// way that keeps it comes first.
+fn may_serve(lines: &[String], state: &Path) -> String {
+    let dir = state.parent().unwrap_or(Path::new(".")).display();
+    format!(
+        "members of this cluster may still serve, and may hold data that is in no dump:\n  {}\n  to take them \
+         over with all their data, start coord with --dir {dir} and without --restore; only if you know \
+         that these processes are gone, restore with --force",
+        lines.join("\n  ")
+    )
+}
+
 impl Restoration {
     /// Every group has two copies again: the links are of no use any more.
     pub(crate) fn finish(&self) {
@@ -225,7 +234,7 @@ pub(crate) fn command(own: impl Iterator<Item = String>, dir: &Path) -> Vec<Stri
         }
         skips_values = word == "--restore";
         skips_one = word == "--ready-fd";
-        let once = ["--restore", "--ready-fd", "--accept-loss", "--force"];
+        let once = ["--restore", "--resume", "--ready-fd", "--accept-loss", "--force"];
         let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);
         if !once.contains(&name) {
             words.push(word);
