@@ -32,32 +32,43 @@ fn every_operation_answers_in_its_documented_words() {
     assert_eq!(ended.stderr, "", "nothing is said on standard error when all is well");
 }
 
-/// A child that ends with its standard input, and when it started.
-fn child_with_start_time() -> (std::process::Child, String) {
+/// A child that ends with its standard input, and all that tells it apart, as `server` takes it.
+fn child_with_identity() -> (std::process::Child, String) {
     let child = std::process::Command::new("sh")
         .args(["-c", "read line"])
         .stdin(std::process::Stdio::piped())
         .spawn()
         .expect("start sh");
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("its stat");
-    let (_, rest) = stat.rsplit_once(") ").expect("a name in parentheses");
-    let start_time = rest.split(' ').nth(19).expect("field 22").to_owned();
-    (child, start_time)
+    let process = identity(child.id());
+    (child, process)
+}
+
+/// A process as `server --watch` takes it.
+#[track_caller]
+fn identity(pid: u32) -> String {
+    let named = programs::run(SERVER, ["--name", &pid.to_string()], "", PATIENCE).with_code(0);
+    let words: Vec<&str> = named.stdout.split_whitespace().collect();
+    let ["started", named, start_time, namespace] = words[..] else { panic!("{words:?}") };
+    assert_eq!(named, pid.to_string());
+    format!("{pid}:{start_time}:{namespace}:0")
 }
 
 #[test]
 fn a_server_that_is_told_to_watch_prints_nothing_until_the_process_is_gone() {
-    let (mut child, start_time) = child_with_start_time();
+    let (mut child, process) = child_with_identity();
     let pid = child.id().to_string();
     let mut watcher = std::process::Command::new(SERVER)
-        .args(["--watch", &pid, &start_time])
+        .args(["--watch", &process])
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .expect("start a watcher");
     let line = format!("exited {pid} unknown\n");
     // That number belongs to a process that started at another time: the one asked for is gone.
-    let ended = programs::run(SERVER, ["--watch", &pid, "1"], "", PATIENCE).with_code(0);
+    let (_, rest) = process.split_once(':').expect("a pid");
+    let (_, rest) = rest.split_once(':').expect("a start time");
+    let earlier = format!("{pid}:1:{rest}");
+    let ended = programs::run(SERVER, ["--watch", &earlier], "", PATIENCE).with_code(0);
     assert_eq!((ended.stdout, ended.stderr), (line.clone(), String::new()));
     assert!(watcher.try_wait().expect("wait").is_none(), "the child lives");
     drop(child.stdin.take());
@@ -71,10 +82,33 @@ fn a_server_that_is_told_to_watch_prints_nothing_until_the_process_is_gone() {
 }
 
 #[test]
+fn what_is_not_known_of_a_process_is_not_said() {
+    let (mut child, process) = child_with_identity();
+    let pid = child.id();
+    let parts: Vec<&str> = process.split(':').collect();
+    let elsewhere = format!("{pid}:{}:1:0", parts[1]);
+    let missing = format!("4000000:1:{}:0", parts[2]);
+    for question in ["--watch", "--look", "--end"] {
+        let ended = programs::run(SERVER, [question, &elsewhere], "", PATIENCE).with_code(1);
+        assert_eq!(ended.stdout, "", "{question}");
+        assert!(ended.stderr.contains("PID namespace 1"), "{question}: {}", ended.stderr);
+    }
+    let looked = ["--look", &process, &missing, &elsewhere];
+    let ended = programs::run(SERVER, looked, "", PATIENCE).with_code(1);
+    assert_eq!(ended.stdout, format!("lives {pid} {}\ngone 4000000 1\n", parts[1]));
+    // Its command line does not name the server that is to be killed.
+    let ended = programs::run(SERVER, ["--end", &process], "", PATIENCE).with_code(1);
+    assert_eq!(ended.stdout, "");
+    assert_eq!(child.try_wait().expect("wait for sh"), None);
+    drop(child.stdin.take());
+    child.wait().expect("wait for sh");
+}
+
+#[test]
 fn a_watcher_whom_nobody_hears_any_more_ends() {
-    let (mut child, start_time) = child_with_start_time();
+    let (mut child, process) = child_with_identity();
     let mut watcher = std::process::Command::new(SERVER)
-        .args(["--watch", &child.id().to_string(), &start_time])
+        .args(["--watch", &process])
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())
         .spawn()

@@ -8,9 +8,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use common::cluster::move_to_another_namespace;
 use common::load::{check_all, put_all};
 use common::process::{self, Signal};
-use common::programs::SERVER;
+use common::programs::{Ended, SERVER};
 use common::{Cluster, PATIENCE, wait_for, wait_until};
 use kv_client::{Client, OpOptions};
 use kv_protocol::status::GroupCondition;
@@ -106,6 +107,33 @@ fn a_server_that_died_while_the_coordinator_was_away_is_recovered_afterwards() {
     assert_eq!((after[0], after[2]), (pids[0], pids[2]));
     check_all(&mut cluster.open(), &pairs);
     cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn a_coordinator_in_another_pid_namespace_takes_no_living_server_for_dead() {
+    let mut cluster = Cluster::start();
+    let pairs = pairs(100);
+    put_all(&mut cluster.open(), &pairs);
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    let state = fs::read(cluster.state_file()).expect("the state");
+    let refuses = |ended: Ended| {
+        let ended = ended.with_code(1);
+        for words in ["may still live", "PID namespace", "nothing was started"] {
+            assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
+        }
+    };
+    match cluster.run_coordinator_in_a_namespace() {
+        Some(ended) => refuses(ended),
+        None => eprintln!("this machine does not let unshare(1) pass: only a forged one was tried"),
+    }
+    assert_eq!(fs::read(cluster.state_file()).expect("the state"), state, "nothing was changed");
+    move_to_another_namespace(&cluster.state_file());
+    refuses(cluster.run_coordinator(&[]));
+    fs::write(cluster.state_file(), state).expect("put the state back");
+    cluster.restart();
+    cluster.assert_serves(&pids);
+    check_all(&mut cluster.open(), &pairs);
 }
 
 /// Fails unless whoever replaces server 1 is told this limit and this time.

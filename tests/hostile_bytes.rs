@@ -539,6 +539,7 @@ fn a_heartbeat_without_a_started_teaches_the_coordinator_nothing() {
             clients: u32::MAX,
             requests: u64::MAX,
             refused: u64::MAX,
+            stood_ms: 0,
             replicas: Vec::new(),
         };
         let forged = Heartbeat { incarnation: Incarnation(0xbad), ..heartbeat.clone() };

@@ -45,7 +45,7 @@ fn nobody_is_left(sshd: &Sshd) -> bool {
 fn is_watched(sshd: &Sshd, pid: u32) -> bool {
     process::running_in(&sshd.remote_dir())
         .into_iter()
-        .any(|watcher| process::command_line(watcher).contains(&format!("server --watch {pid} ")))
+        .any(|watcher| process::command_line(watcher).contains(&format!("server --watch {pid}:")))
 }
 
 #[test]
@@ -206,7 +206,16 @@ fn without_sshd_the_cluster_goes_on_and_when_it_is_back_the_server_is_watched_ag
     cluster.client(&operations(200)).with_code(0);
     cluster.assert_serves(&pids);
 
+    // A host that cannot say whether the server lives does not say that it has ended.
+    let (server, away) = (sshd.remote_dir().join("server"), sshd.remote_dir().join("away"));
+    fs::rename(&server, &away).expect("move the program away");
     sshd.restart();
+    wait_until("the reason in the log", PATIENCE, || {
+        cluster.coord_log().contains("which alone can say what lives")
+    });
+    cluster.assert_serves(&pids);
+    assert!(!cluster.coord_log().contains("server 1: it has ended"), "nothing was proven");
+    fs::rename(&away, &server).expect("move it back");
     wait_until("a watcher over the new sshd", PATIENCE, || is_watched(&sshd, pids[REMOTE]));
     cluster.assert_serves(&pids);
     process::signal(pids[REMOTE], Signal::KILL);

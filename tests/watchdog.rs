@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use common::process::Signal;
 use common::threads::StandingThread;
-use common::{Cluster, PATIENCE, process, wait_until};
+use common::{Cluster, PATIENCE, process, programs, wait_until};
 use kv_client::{Client, OpOptions};
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::limits::GRACE;
+use kv_protocol::status::{AlarmKind, GroupCondition};
 
 /// How long after its grace a process that stands may take to be gone, on a machine that does other
 /// things too.
@@ -44,6 +45,10 @@ fn a_thread_that_stands_ends_its_process(thread: &str, named: &str) {
     let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
     let line = log.lines().find(|line| line.contains("has stood for")).expect("its last words");
     assert!(line.contains(named), "{line}");
+    assert!(
+        line.contains(", at: ") && line.contains("stopped, by a signal or a debugger"),
+        "{line}"
+    );
     cluster.await_whole();
     cluster.assert_serves(&cluster.server_pids());
     cluster.stop().assert_copies_agree();
@@ -62,6 +67,40 @@ fn a_server_whose_link_to_the_coordinator_stands_ends_itself_and_is_replaced() {
 #[test]
 fn a_server_whose_port_for_orders_stands_ends_itself_and_is_replaced() {
     a_thread_that_stands_ends_its_process("orders", "the port for the coordinator's orders");
+}
+
+#[test]
+fn a_server_of_which_a_part_stands_lives_on_where_nobody_else_has_its_group() {
+    let builder = Cluster::builder().flag("--on-double-fault").flag("isolate");
+    let binary = builder.dir().join("server");
+    std::fs::copy(programs::SERVER, &binary).expect("copy the server");
+    let cluster = builder.server_binary(binary.clone()).start();
+    let mut client = cluster.open();
+    write_everywhere(&cluster, &mut client);
+    let pids = cluster.server_pids();
+    // Nobody follows server 2, so server 1 is alone with its group from now on.
+    std::fs::rename(&binary, binary.with_extension("away")).expect("move the server away");
+    process::signal(pids[2], Signal::KILL);
+    wait_until("server 1 to be alone with its group", PATIENCE, || {
+        cluster.status().groups[1].condition == GroupCondition::Degraded
+    });
+    let options = OpOptions { deadline: Some(PATIENCE), ..OpOptions::default() };
+    let key = cluster.key_at(1, 0, "alone");
+    client.put(&key, b"here", &options).expect("a put");
+    let Some(standing) = StandingThread::stop(pids[1], "shard-0") else { return };
+    wait_until("the alarm", PATIENCE, || {
+        let alarms = cluster.status().alarms;
+        alarms.iter().any(|alarm| alarm.kind == AlarmKind::Stuck && alarm.text.contains("server 1"))
+    });
+    drop(standing);
+    assert_eq!(client.get(&key, &options).expect("a get").bytes, b"here");
+    assert!(process::is_alive(pids[1]));
+    wait_until("the end of the alarm", PATIENCE, || {
+        cluster.status().alarms.iter().all(|alarm| alarm.kind != AlarmKind::Stuck)
+    });
+    let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("its log");
+    let line = log.lines().find(|line| line.contains("has stood for")).expect("a report");
+    assert!(line.contains("the only copy of a group, so the process goes on"), "{line}");
 }
 
 #[test]

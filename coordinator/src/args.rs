@@ -22,7 +22,8 @@ const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 /// The cluster runs until Ctrl+D (the end of standard input), Ctrl+C or SIGTERM; then every server
 /// drains, dumps both its tables and exits. A second Ctrl+C that comes a second or more after the
 /// first does not wait for that: the servers are killed, without dumps. Any further SIGTERM changes
-/// nothing. The exit status is 0 if all went well, 1 if something failed (among it: a group of which
+/// nothing. SIGHUP opens the log file anew, as it does at every server; SIGUSR1, SIGUSR2, SIGALRM and the
+/// like are ignored by both. The exit status is 0 if all went well, 1 if something failed (among it: a group of which
 /// no server reported a complete dump), 2 if the command line or the cluster file makes no sense.
 ///
 /// `--on-double-fault`, `--memory-limit`, `--orphan-timeout` and `--net` are kept with the cluster's state: a
@@ -157,7 +158,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "restore")]
     pub(crate) force: bool,
 
-    /// Ignore standard input and SIGHUP; only SIGINT and SIGTERM stop the cluster.
+    /// Ignore standard input; only SIGINT and SIGTERM stop the cluster.
     #[arg(long)]
     pub(crate) daemon: bool,
 

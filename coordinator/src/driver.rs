@@ -40,9 +40,10 @@ use crate::ready::{Ports, Ready};
 use crate::restart::Found;
 use crate::restore::{self, Load, Restoration, send, written};
 use crate::snapshot::Snapshots;
-use crate::spawn::local::LocalServer;
+use crate::spawn::local::Launch;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, quote, server_arguments};
+use crate::state_file::StateFile;
 use crate::store::{self, Place, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
 use crate::{
@@ -54,8 +55,10 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 /// Descriptors that the process needs beside connections.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
-/// How long a store that failed waits before it is tried again.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// A store that takes longer is an alarm.
+const STORE_LATE: Duration = Duration::from_secs(1);
+/// How often a failure to store is logged for the same reason.
+const STORE_WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What all tasks share.
 pub(crate) struct Driver {
@@ -66,6 +69,9 @@ pub(crate) struct Driver {
     first: RefCell<Vec<Effect>>,
     /// Where the brain's memory is stored, and what is stored with it.
     dir: PathBuf,
+    state_file: Arc<StateFile>,
+    /// What was last warned of about the store, and when.
+    store_warning: RefCell<Option<(String, Time)>>,
     key: ClusterKey,
     place: Place,
     /// A store is done.
@@ -369,6 +375,10 @@ impl Driver {
             restore_command: quote::words(&restore::command(own, &plan.dir)),
             first: RefCell::new(first),
             dir: args.dir.clone(),
+            state_file: Arc::new(
+                StateFile::open(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?,
+            ),
+            store_warning: RefCell::default(),
             key,
             place: Place {
                 ports,
@@ -521,7 +531,7 @@ impl Driver {
     /// harm.
     fn note_good_end(&self, state: DurableState) {
         let record = Record { has_ended_well: true, ..self.record(state) };
-        if let Err(error) = store::store(&self.dir, &record) {
+        if let Err(error) = self.state_file.store(&record) {
             self.console.warn(&format!("store the state: {error}"));
         }
     }
@@ -536,23 +546,69 @@ impl Driver {
         }
     }
 
-    /// Makes the brain's memory durable, however often it takes; nobody is told meanwhile.
+    /// Makes the brain's memory durable, or reports why that failed; nobody is told meanwhile.
     async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
-        let record = Arc::new(self.record(*state));
-        loop {
-            let (dir, record) = (self.dir.clone(), Arc::clone(&record));
-            let stored = tokio::task::spawn_blocking(move || store::store(&dir, &record)).await;
-            match stored {
-                Ok(Ok(())) => break,
-                Ok(Err(error)) => self.console.warn(&format!("store the state: {error}")),
-                Err(error) => self.console.warn(&format!("store the state: {error}")),
+        let (file, record) = (Arc::clone(&self.state_file), self.record(*state));
+        let began = clock::now();
+        let mut storing = tokio::task::spawn_blocking(move || file.store(&record));
+        let stored = loop {
+            match tokio::time::timeout(STORE_LATE, &mut storing).await {
+                Ok(stored) => break stored,
+                Err(_) => {
+                    let waited = clock::now().since(began).as_secs();
+                    let reason = format!(
+                        "{} has not taken it for {waited} s; check the disk",
+                        self.dir.join(store::FILE_NAME).display()
+                    );
+                    self.warn_of_store("it takes long", &reason);
+                    self.input(|cluster, now, sink| {
+                        cluster.on_store_late(now, number, &reason, sink);
+                    });
+                }
             }
-            tokio::time::sleep(STORE_PAUSE).await;
+        };
+        let stored = match stored {
+            Ok(stored) => stored.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match stored {
+            Ok(risk) => self.on_stored(number, risk),
+            Err(reason) => {
+                self.warn_of_store(&reason, &reason);
+                self.input(|cluster, now, sink| {
+                    cluster.on_store_failed(now, number, &reason, sink);
+                });
+            }
         }
+    }
+
+    fn on_stored(self: &Rc<Driver>, number: u64, risk: Option<String>) {
+        match &risk {
+            Some(risk) => self.warn_of_store(risk, &format!("the next store may fail: {risk}")),
+            None => {
+                if self.store_warning.take().is_some() {
+                    self.console.say("the state is stored again");
+                }
+            }
+        }
+        self.cluster.borrow_mut().note_store_risk(risk);
         self.input(|cluster, now, sink| cluster.on_stored(now, number, sink));
         self.stored.notify_waiters();
         if self.takes_over.replace(false) {
             self.tell_taken_over();
+        }
+    }
+
+    /// Warns of a store, for the same reason only now and then.
+    fn warn_of_store(&self, reason: &str, words: &str) {
+        let now = clock::now();
+        let mut last = self.store_warning.borrow_mut();
+        let is_due = last
+            .as_ref()
+            .is_none_or(|(said, at)| said != reason || now.since(*at) >= STORE_WARNING_INTERVAL);
+        if is_due {
+            *last = Some((reason.to_owned(), now));
+            self.console.warn(&format!("store the state: {words}"));
         }
     }
 
@@ -725,8 +781,7 @@ impl Driver {
         self.recovering.notify_one();
     }
 
-    /// Starts a process at its place of the ring. After the first that cannot be started, a start
-    /// goes no further.
+    /// Starts a process at its place of the ring.
     fn spawn(self: &Rc<Driver>, member: Member) {
         let line = &self.plan.file.servers[index(member)];
         let cluster = self.cluster().config().cluster;
@@ -741,39 +796,40 @@ impl Driver {
         }
         self.commands.borrow_mut()[index(member)] = command_line(&self.plan, line, &arguments);
         self.exits.borrow_mut()[index(member)] = None;
-        let begun = self.failure.borrow().is_none();
-        let spawned = match line.host {
-            _ if !begun => Err("not started any more".into()),
+        match line.host {
             Host::Local => self.spawn_local(line, member, &arguments),
             Host::Ssh { .. } => {
                 self.spawn_remote(line, member, arguments, loads, Rc::clone(&self.turn));
-                Ok(())
             }
-        };
-        if let Err(reason) = spawned {
-            tracing::error!("server {}: {reason}", line.id);
-            if !self.cluster().has_served() {
-                self.fail(line.id, reason.clone());
-            }
-            // The brain hears of it when it has said all it has to say now.
-            let (driver, exit) = (Rc::clone(self), Exit { how: reason, last_words: None });
-            tokio::task::spawn_local(async move { driver.exited(member, exit) });
         }
     }
 
-    fn spawn_local(
-        self: &Rc<Driver>,
-        line: &ServerLine,
-        member: Member,
-        arguments: &[String],
-    ) -> Result<(), String> {
-        let server = LocalServer::spawn(&self.plan, line, arguments, self.key)?;
-        self.tell_spawned(line, server.pid());
-        let (driver, kill) = (Rc::clone(self), self.killer(member));
+    fn spawn_local(self: &Rc<Driver>, line: &ServerLine, member: Member, arguments: &[String]) {
+        let files = Arc::clone(&self.state_file);
+        let launch = Launch::new(&self.plan, files, line, arguments, self.key);
+        let (driver, kill, line) = (Rc::clone(self), self.killer(member), line.clone());
         tokio::task::spawn_local(async move {
-            driver.exited(member, server.wait(kill).await);
+            // After the first that cannot be started, a start goes no further.
+            let begun = driver.failure.borrow().is_none();
+            let started = match begun {
+                true => launch.start().await,
+                false => Err("not started any more".into()),
+            };
+            let exit = match started {
+                Ok(server) => {
+                    driver.tell_spawned(&line, server.pid());
+                    server.wait(kill).await
+                }
+                Err(reason) => {
+                    tracing::error!("server {}: {reason}", line.id);
+                    if !driver.cluster().has_served() {
+                        driver.fail(line.id, reason.clone());
+                    }
+                    Exit { how: reason, last_words: None }
+                }
+            };
+            driver.exited(member, exit);
         });
-        Ok(())
     }
 
     fn spawn_remote(
@@ -791,7 +847,8 @@ impl Driver {
             if let Err(how) = driver.bring(&line, &loads, &turn, &mut kill).await {
                 return driver.exited(member, Exit { how, last_words: None });
             }
-            let exit = server.run(turn, kill, |pid| driver.tell_spawned(&line, Some(pid))).await;
+            let tell = |pid| driver.tell_spawned(&line, Some(pid));
+            let exit = server.run(turn, kill, tell, || driver.reported(member)).await;
             driver.exited(member, exit);
         });
     }
@@ -815,6 +872,12 @@ impl Driver {
             brought = brought => brought,
             Some(()) = kill.recv() => Err("given up before it had started".to_owned()),
         }
+    }
+
+    /// What a process has said of itself.
+    pub(super) fn reported(&self, member: Member) -> Option<Started> {
+        let cluster = self.cluster();
+        cluster.started(member.server).copied().filter(|started| started.member == member)
     }
 
     fn tell_spawned(&self, line: &ServerLine, pid: Option<u32>) {

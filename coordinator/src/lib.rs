@@ -42,6 +42,7 @@ mod screen;
 mod settings;
 mod snapshot;
 mod spawn;
+mod state_file;
 mod stop;
 mod store;
 mod survey;
@@ -73,7 +74,9 @@ enum Failure {
 /// The program `coord`.
 pub fn main() -> ExitCode {
     let args = Args::parse();
-    match run(args) {
+    let ended = run(args);
+    logs::flush();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(message)) => end(&message, BAD_USAGE),
         Err(Failure::Failed(message)) => end(&message, FAILED),
@@ -91,17 +94,23 @@ fn run(args: Args) -> Result<(), Failure> {
         Some(Command::Status(status)) if status.watch => watch::run(status),
         Some(Command::Status(status)) => ask::run(&status),
         None => {
+            // Before all else: a coordinator ends when it is told to, and not by the way.
+            kv_daemon::signals::pass_over();
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(|error| Failure::Failed(format!("start the async runtime: {error}")))?;
             let tasks = tokio::task::LocalSet::new();
-            tasks.block_on(&runtime, async {
+            let ended = tasks.block_on(&runtime, async {
                 match args.check || args.check_file {
                     true => check::run(&args).await,
                     false => driver::run(args).await,
                 }
-            })
+            });
+            drop(tasks);
+            // A thread that waits for a device that stalls is not waited for.
+            runtime.shutdown_background();
+            ended
         }
     }
 }

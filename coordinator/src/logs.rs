@@ -1,11 +1,12 @@
-//! The log, and what a person at the terminal is told.
+//! The log, and what a person at the terminal is told. Neither is waited for: each has a queue and a thread
+//! of its own ([`kv_daemon::queue`]).
 
 use std::cell::Cell;
-use std::fs::OpenOptions;
 use std::io::IsTerminal as _;
-use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use kv_daemon::queue::{LogFile, Queue, StandardError};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::Args;
@@ -13,6 +14,12 @@ use crate::{Failure, screen};
 
 /// How often a kind of refusal is logged at most.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the end of the process waits for what it has said to be written.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The queue of the log, where that is not the screen.
+static LOG: OnceLock<Queue> = OnceLock::new();
 
 /// Starts logging: to the file of `-l`, or to standard error, there without times if a person reads.
 pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
@@ -24,24 +31,47 @@ pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
         // It would report a log that cannot be written on standard error, and panic where that cannot
         // be written either: a full disk or a closed terminal must not end the process.
         .log_internal_errors(false);
-    match &args.log {
-        Some(path) => {
-            let file =
-                OpenOptions::new().append(true).create(true).open(path).map_err(|error| {
-                    let path = path.display();
-                    Failure::Failed(format!("open the log {path}: {error}; check its directory"))
-                })?;
-            builder.with_writer(Mutex::new(file)).with_target(false).init();
+    let failed = |error| Failure::Failed(format!("start the log's thread: {error}"));
+    let started = |queue: std::io::Result<Queue>| {
+        queue.map_err(failed).inspect(|queue| {
+            let _ = LOG.set(queue.clone());
+        })
+    };
+    let screen = if is_terminal { Some(screen::start().map_err(failed)?) } else { None };
+    match (&args.log, screen) {
+        (Some(path), _) => {
+            let file = LogFile::open(path).map_err(|error| {
+                let path = path.display();
+                Failure::Failed(format!("open the log {path}: {error}; check its directory"))
+            })?;
+            let queue = started(Queue::start("log", file, || {}))?;
+            builder.with_writer(queue).with_target(false).init();
             Ok(Console { is_file: true, beside_log: is_terminal })
         }
-        None if is_terminal => {
-            builder.with_writer(|| screen::Above).without_time().with_target(false).init();
+        (None, Some(screen)) => {
+            builder.with_writer(screen).without_time().with_target(false).init();
             Ok(Console { is_file: false, beside_log: false })
         }
-        None => {
-            builder.with_writer(std::io::stderr).with_target(false).init();
+        (None, None) => {
+            let queue = started(Queue::start("log", StandardError, || {}))?;
+            builder.with_writer(queue).with_target(false).init();
             Ok(Console { is_file: false, beside_log: false })
         }
+    }
+}
+
+/// Has the log file opened anew by its name.
+pub(crate) fn reopen() {
+    if let Some(queue) = LOG.get() {
+        queue.nudge();
+    }
+}
+
+/// Waits for what was said to be written; not for ever.
+pub(crate) fn flush() {
+    screen::flush(LAST_WORDS);
+    if let Some(queue) = LOG.get() {
+        queue.flush(LAST_WORDS);
     }
 }
 
@@ -80,7 +110,7 @@ impl Console {
 
     fn show(self, text: &str) {
         if self.beside_log {
-            let _ = screen::write(format!("{text}\n").as_bytes());
+            screen::write(format!("{text}\n").as_bytes());
         }
     }
 }

@@ -6,6 +6,7 @@
 //! | it was to be restored         |                        | refused unless all had loaded: --restore |
 //! | anything                      | one lives              | it is taken over: the next epoch         |
 //! | it stops, or has never served | none lives             | set aside as *.old; a new cluster        |
+//! | it was stopped, all dumped    | (not asked: all exited)| the same                                 |
 //! | it has served                 | none lives             | refused: its data is gone from memory    |
 //! | anything                      | a host does not answer | refused, unless one is seen to live      |
 //! | it is of another machine      | some ran on localhost  | refused                                  |
@@ -70,7 +71,8 @@ pub(crate) async fn look(
             args.dir.join(FILE_NAME).display()
         )));
     }
-    if lives(&record, &ssh, &args.dir).await? {
+    // After a good end each process was seen to have ended: there is nobody to ask after.
+    if !record.has_ended_well && lives(&record, &ssh, &args.dir).await? {
         check_flags(&record, args, file)?;
         end_strays(&record, &ssh).await;
         return Ok(Found::Running(Box::new(record)));
@@ -135,18 +137,22 @@ async fn lives(record: &Record, ssh: &Ssh, dir: &Path) -> Result<bool, Failure> 
             )));
         }
     };
+    let mut unknown = None;
     for started in here {
-        let opened = adopted::open(&started).map_err(|error| {
-            Failure::Failed(format!(
-                "ask whether server {} (pid {}) of the last run lives: {error}; nothing was started",
-                started.member.server, started.pid
-            ))
-        })?;
-        if opened.is_some() {
-            return Ok(true);
+        match adopted::open(&started) {
+            Ok(Some(_)) => return Ok(true),
+            Ok(None) => {}
+            Err(error) => {
+                let (id, pid) = (started.member.server, started.pid);
+                unknown.get_or_insert(format!(
+                    "server {id} (pid {pid}) of the last run may still live: {error}; nothing was started. \
+                     Start coord where it was started before, or, if its servers are gone for certain, use \
+                     --restore DIR --force, or move {} away",
+                    dir.join(FILE_NAME).display()
+                ));
+            }
         }
     }
-    let mut unknown = None;
     for (n, host) in record.place.hosts.iter().enumerate() {
         let processes = on(host);
         let is_first = record.place.hosts[..n].iter().all(|before| before != host);

@@ -1,17 +1,28 @@
 //! The lines at the bottom of a person's terminal that are drawn over and over, and everything else
-//! that goes to standard error above them.
+//! that goes to standard error above them. A terminal may be stopped (Ctrl+S) or slow: one thread writes to
+//! it, and no other waits for that.
 
 use std::io::{self, Write as _};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kv_daemon::queue::{Queue, Sink};
 
-/// There is one standard error, so there is one of these. One bar of as many lines as needed: unlike
-/// several bars it never minds a terminal that is gone.
-static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+/// There is one standard error, so there is one of these.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+/// What is to be seen at the bottom now.
+static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-fn bar() -> MutexGuard<'static, Option<ProgressBar>> {
-    BAR.lock().unwrap_or_else(PoisonError::into_inner)
+fn lines() -> MutexGuard<'static, Vec<String>> {
+    LINES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the thread that writes to the terminal.
+pub(crate) fn start() -> io::Result<Queue> {
+    let queue = Queue::start("screen", Screen { bar: None }, || {})?;
+    let _ = QUEUE.set(queue.clone());
+    Ok(queue)
 }
 
 /// Columns of the terminal; `None`: standard error is none.
@@ -22,40 +33,56 @@ pub(crate) fn width() -> Option<usize> {
 }
 
 /// Draws these lines instead of those before. Whether anybody can see them.
-pub(crate) fn show(lines: &[String]) -> bool {
-    let mut bar = bar();
-    if lines.is_empty() {
-        if let Some(bar) = bar.take() {
-            bar.finish_and_clear();
+pub(crate) fn show(new: &[String]) -> bool {
+    let Some(queue) = QUEUE.get() else { return false };
+    let before = std::mem::replace(&mut *lines(), new.to_vec());
+    if before != new {
+        queue.nudge();
+    }
+    true
+}
+
+/// Writes to the terminal, above the lines if there are any.
+pub(crate) fn write(bytes: &[u8]) {
+    if let Some(queue) = QUEUE.get() {
+        queue.push(bytes, true);
+    }
+}
+
+/// Waits for what was written to be seen, at most for `limit`.
+pub(crate) fn flush(limit: Duration) {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(limit);
+    }
+}
+
+/// The terminal. One bar of as many lines as needed: unlike several bars it never minds a terminal that is
+/// gone.
+struct Screen {
+    bar: Option<ProgressBar>,
+}
+
+impl Sink for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| io::stderr().write_all(bytes)),
+            None => io::stderr().write_all(bytes),
         }
-        return width().is_some();
-    }
-    let bar = bar.get_or_insert_with(|| {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        bar.with_style(ProgressStyle::with_template("{msg}").expect("a template"))
-    });
-    bar.set_message(lines.join("\n"));
-    !bar.is_hidden()
-}
-
-/// Writes to standard error, above the lines if there are any.
-pub(crate) fn write(bytes: &[u8]) -> io::Result<()> {
-    match &*bar() {
-        Some(bar) => bar.suspend(|| io::stderr().write_all(bytes)),
-        None => io::stderr().write_all(bytes),
-    }
-}
-
-/// [`write`] for whoever wants a writer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Above;
-
-impl io::Write for Above {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        write(bytes).map(|()| bytes.len())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+    fn nudged(&mut self) -> io::Result<()> {
+        let lines = lines().clone();
+        if lines.is_empty() {
+            if let Some(bar) = self.bar.take() {
+                bar.finish_and_clear();
+            }
+            return Ok(());
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.with_style(ProgressStyle::with_template("{msg}").expect("a template"))
+        });
+        bar.set_message(lines.join("\n"));
+        Ok(())
     }
 }

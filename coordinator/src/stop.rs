@@ -1,8 +1,7 @@
-//! What stops the cluster: the end of standard input, SIGINT, SIGTERM, SIGHUP.
+//! What stops the cluster: the end of standard input, SIGINT, SIGTERM. SIGHUP has the log opened anew.
 //!
 //! The first of them stops it in order, with dumps. What comes after it is mostly no new wish:
-//! supervisors and `timeout` send SIGTERM more than once, a terminal that closes sends SIGHUP and the
-//! end of input together, an impatient finger repeats Ctrl+C. Only a SIGINT that comes a good while
+//! supervisors and `timeout` send SIGTERM more than once, an impatient finger repeats Ctrl+C. Only a SIGINT that comes a good while
 //! later means that a person has watched and does not want to wait; it costs dumps.
 
 use std::io::Read as _;
@@ -12,7 +11,7 @@ use kv_protocol::Time;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::Failure;
+use crate::{Failure, logs};
 
 /// How long after the first reason to stop a SIGINT begins to mean "do not wait".
 const SECOND_THOUGHT: Duration = Duration::from_secs(1);
@@ -26,8 +25,6 @@ pub(crate) enum Reason {
     Interrupt,
     /// SIGTERM.
     Terminate,
-    /// SIGHUP.
-    HangUp,
 }
 
 impl std::fmt::Display for Reason {
@@ -36,7 +33,6 @@ impl std::fmt::Display for Reason {
             Reason::EndOfInput => "standard input has ended",
             Reason::Interrupt => "SIGINT",
             Reason::Terminate => "SIGTERM",
-            Reason::HangUp => "SIGHUP",
         })
     }
 }
@@ -87,25 +83,27 @@ impl Stopping {
 /// Reasons that wait to be looked at; a person who presses Ctrl+C more often is not heard more often.
 const MAX_WAITING: usize = 8;
 
-/// Listens for all reasons to stop. A daemon ignores standard input and SIGHUP.
+/// Listens for all reasons to stop, and for SIGHUP. A daemon ignores standard input.
 pub(crate) fn listen(daemon: bool) -> Result<mpsc::Receiver<Reason>, Failure> {
     let (sender, receiver) = mpsc::channel(MAX_WAITING);
-    for (reason, kind, heeded) in [
-        (Reason::Interrupt, SignalKind::interrupt(), true),
-        (Reason::Terminate, SignalKind::terminate(), true),
-        (Reason::HangUp, SignalKind::hangup(), !daemon),
-    ] {
-        let mut signals = signal(kind)
-            .map_err(|error| Failure::Failed(format!("listen for {reason}: {error}")))?;
+    let failed = |name: &str, error| Failure::Failed(format!("listen for {name}: {error}"));
+    for (reason, kind) in
+        [(Reason::Interrupt, SignalKind::interrupt()), (Reason::Terminate, SignalKind::terminate())]
+    {
+        let mut signals = signal(kind).map_err(|error| failed(&reason.to_string(), error))?;
         let sender = sender.clone();
         tokio::task::spawn_local(async move {
             while signals.recv().await.is_some() {
-                if heeded {
-                    let _ = sender.try_send(reason);
-                }
+                let _ = sender.try_send(reason);
             }
         });
     }
+    let mut hang_ups = signal(SignalKind::hangup()).map_err(|error| failed("SIGHUP", error))?;
+    tokio::task::spawn_local(async move {
+        while hang_ups.recv().await.is_some() {
+            logs::reopen();
+        }
+    });
     if !daemon {
         read_input(sender)?;
     }
@@ -145,7 +143,7 @@ mod tests {
 
     #[test]
     fn the_first_reason_stops_in_order_whichever_it_is() {
-        for reason in [Reason::EndOfInput, Reason::Interrupt, Reason::Terminate, Reason::HangUp] {
+        for reason in [Reason::EndOfInput, Reason::Interrupt, Reason::Terminate] {
             let mut stopping = Stopping::default();
             assert!(!stopping.has_begun());
             assert_eq!(stopping.wish(reason, at(0)), Wish::Stop);
@@ -155,10 +153,10 @@ mod tests {
 
     #[test]
     fn only_an_interrupt_a_second_later_means_not_to_wait() {
-        for first in [Reason::EndOfInput, Reason::Interrupt, Reason::Terminate, Reason::HangUp] {
+        for first in [Reason::EndOfInput, Reason::Interrupt, Reason::Terminate] {
             let mut stopping = Stopping::default();
             stopping.wish(first, at(0));
-            for again in [Reason::EndOfInput, Reason::Terminate, Reason::HangUp] {
+            for again in [Reason::EndOfInput, Reason::Terminate] {
                 for millis in [0, 1, 999, 1_000, 60_000] {
                     assert_eq!(stopping.wish(again, at(millis)), Wish::GoOn, "{again} {millis}");
                 }

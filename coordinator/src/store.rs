@@ -3,17 +3,17 @@
 //! ```text
 //!   coordinator.state:  kv-coordinator-state 3 <bytes> <CRC-32C in hex>\n
 //!                       <JSON>
-//!   store:  <name>.tmp -> fsync -> rename -> fsync of the directory
 //! ```
+//!
+//! state_file.rs writes it.
 //!
 //! After a crash at any moment the file is the one before or the new one, whole. Beside the brain's
 //! memory it says where everybody is found: the servers dial the port of their first coordinator for
 //! ever, so its successors listen there too.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use kv_core::cluster::DurableState;
@@ -26,6 +26,7 @@ use crate::machine::Machine;
 use crate::plan::Route;
 use crate::ready::Ports;
 use crate::settings::Settings;
+use crate::state_file::SPARE_NAME;
 
 /// The file's name in the coordinator's directory.
 pub(crate) const FILE_NAME: &str = "coordinator.state";
@@ -33,6 +34,8 @@ pub(crate) const FILE_NAME: &str = "coordinator.state";
 pub(crate) const OLD_NAME: &str = "coordinator.state.old";
 const MAGIC: &str = "kv-coordinator-state";
 const VERSION: &str = "3";
+/// More than a first line has.
+const HEADER_ROOM: usize = 64;
 /// A file that is larger was not written here: a ring of 1,024 takes less than a megabyte.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -74,11 +77,32 @@ pub(crate) struct Place {
 
 /// Why the state could not be stored.
 #[derive(Debug, thiserror::Error)]
-#[error("{doing} {path}: {error}; check the space left and the directory's rights")]
+#[error("{doing} {path}: {error}; {advice}")]
 pub(crate) struct StoreError {
     doing: &'static str,
     path: PathBuf,
     error: io::Error,
+    advice: &'static str,
+}
+
+impl StoreError {
+    /// With what to do about it.
+    pub(crate) fn new(doing: &'static str, path: PathBuf, error: io::Error) -> StoreError {
+        let advice = match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => "free some space there",
+            Some(libc::EFBIG) => "raise the limit of file sizes (ulimit -f)",
+            Some(libc::EROFS) => "mount the file system writable",
+            Some(libc::EACCES | libc::EPERM) => "check the directory's rights",
+            Some(libc::EIO) => "check the disk",
+            _ => "check the space left and the directory's rights",
+        };
+        StoreError { doing, path, error, advice }
+    }
+
+    /// The same, because of this.
+    pub(crate) fn because(self, advice: &'static str) -> StoreError {
+        StoreError { advice, ..self }
+    }
 }
 
 /// Why a state cannot be gone on from.
@@ -101,23 +125,9 @@ pub(crate) enum LoadError {
 }
 
 /// Makes a state durable in a directory. Blocks until the disk has it.
+#[cfg(test)]
 pub(crate) fn store(directory: &Path, record: &Record) -> Result<(), StoreError> {
-    let path = directory.join(FILE_NAME);
-    let temporary = directory.join(format!("{FILE_NAME}.tmp"));
-    let mut file = create_private(&temporary).map_err(failed("create", &temporary))?;
-    file.write_all(&encode(record)).map_err(failed("write", &temporary))?;
-    file.sync_all().map_err(failed("sync", &temporary))?;
-    fs::rename(&temporary, &path).map_err(failed("rename to", &path))?;
-    sync(directory).map_err(failed("sync the directory of", &path))
-}
-
-/// The key is in it, so nobody else may read it, whatever an earlier file of the name allowed.
-fn create_private(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    File::options().write(true).create_new(true).mode(0o600).open(path)
+    crate::state_file::StateFile::open(directory)?.store(record).map(drop)
 }
 
 /// Gives the state of a cluster that is over another name, for good. One that has never served is not worth
@@ -127,6 +137,13 @@ pub(crate) fn set_aside(directory: &Path, record: &Record) -> Result<(), StoreEr
     match !record.state.has_served && old.exists() {
         true => fs::remove_file(&path).map_err(failed("remove", &path))?,
         false => fs::rename(&path, &old).map_err(failed("rename to", &old))?,
+    }
+    // Its key is of no use any more, and nobody's business.
+    match fs::remove_file(directory.join(SPARE_NAME)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("remove", &directory.join(SPARE_NAME))(error));
+        }
+        _ => {}
     }
     sync(directory).map_err(failed("sync the directory of", &old))
 }
@@ -154,15 +171,22 @@ pub(crate) fn load_file(path: &Path) -> Result<Option<Record>, LoadError> {
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
-    move |error| StoreError { doing, path, error }
+    move |error| StoreError::new(doing, path, error)
 }
 
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory).and_then(|directory| directory.sync_all())
 }
 
+#[cfg(test)]
 fn encode(record: &Record) -> Vec<u8> {
-    let json = serde_json::to_vec_pretty(record).expect("a state has only strings for keys");
+    encode_in(record, 0)
+}
+
+/// The bytes of a state, with spaces behind it until it takes so many bytes and a first line.
+pub(crate) fn encode_in(record: &Record, room: usize) -> Vec<u8> {
+    let mut json = serde_json::to_vec_pretty(record).expect("a state has only strings for keys");
+    json.resize(json.len().max(room.saturating_sub(HEADER_ROOM)), b' ');
     let crc = crc32c::crc32c(&json);
     let mut bytes = format!("{MAGIC} {VERSION} {} {crc:08x}\n", json.len()).into_bytes();
     bytes.extend_from_slice(&json);
@@ -269,6 +293,7 @@ pub(crate) mod tests {
                 member: member(n),
                 pid: 1_000 + u32::from(n),
                 start_time: 5,
+                namespace: kv_protocol::PidNamespace(6),
                 shards: 2,
                 address: local,
                 clients_port: 1,
@@ -309,15 +334,15 @@ pub(crate) mod tests {
     fn a_stored_state_is_loaded_again_as_the_last_one_whole() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(load(directory.path()).unwrap(), None);
-        fs::write(directory.path().join(format!("{FILE_NAME}.tmp")), "of a crash").unwrap();
+        fs::write(directory.path().join(SPARE_NAME), "of a crash").unwrap();
         for version in [1, u64::MAX] {
             store(directory.path(), &record(version)).unwrap();
         }
         assert_eq!(load(directory.path()).unwrap(), Some(record(u64::MAX)));
-        assert!(!directory.path().join(format!("{FILE_NAME}.tmp")).exists());
         let metadata = fs::metadata(directory.path().join(FILE_NAME)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "the key is in it");
         set_aside(directory.path(), &record(u64::MAX)).unwrap();
+        assert!(!directory.path().join(SPARE_NAME).exists(), "it has the key");
         assert_eq!(load(directory.path()).unwrap(), None);
         let mut never = record(1);
         never.state.has_served = false;

@@ -55,7 +55,7 @@ mod views;
 use alarms::Alarms;
 pub use double_fault::DoubleFault;
 use durable::Memory;
-pub use durable::{DurableServer, DurableState, Founding};
+pub use durable::{DurableServer, DurableState, Founding, STORE_AGAIN};
 pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRefused};
 use history::History;
 pub use links::LinkId;
@@ -115,6 +115,7 @@ pub struct Cluster {
     /// For people only: the recoveries of each place, and what is wrong.
     histories: Vec<History>,
     alarms: Alarms,
+    store_risk: Option<String>,
 }
 
 /// Making a cluster, and what it must remember.
@@ -220,6 +221,7 @@ impl Cluster {
             is_outdated: false,
             histories: (0..count).map(|_| History::default()).collect(),
             alarms: Alarms::default(),
+            store_risk: None,
             groups: vec![Group::default(); usize::from(count)],
             config,
             servers,
@@ -241,7 +243,7 @@ impl Cluster {
         }
         self.begin_to_serve(sink);
         self.spawn_decided(now, sink);
-        self.tell_durable(&before.views, sink);
+        self.tell_durable(now, &before.views, sink);
         self.finish_start();
         self.advance(now, sink);
     }
@@ -270,12 +272,14 @@ impl Cluster {
         if self.is_outdated {
             return;
         }
+        self.memory.on_time(self.now);
         self.found_views();
         self.inquire(now, sink);
         self.order_again(now, sink);
         self.decide_views(now, sink);
         self.replace_processes(now, sink);
         self.store(sink);
+        self.memory.end_trouble(self.now);
         self.note_settled();
         self.show_recovery(sink);
         self.advance_stop(now, sink);
@@ -319,7 +323,8 @@ impl Cluster {
         let recovery = [self.next_inquiry_timeout(), self.next_order_again(), judge];
         let recovery = recovery.into_iter().chain([self.next_respawn_timeout()]).flatten().min();
         let recovery = recovery.filter(|_| self.stop.is_none());
-        [start, self.detector.next_timeout(), self.next_stop_timeout(), recovery]
+        let store = self.memory.again_at();
+        [start, self.detector.next_timeout(), self.next_stop_timeout(), recovery, store]
             .into_iter()
             .flatten()
             .min()

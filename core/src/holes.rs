@@ -47,6 +47,8 @@ pub enum Hole {
     LostServedEmpty = 36,
     SnRestarted = 37,
     RestoreFromRemoved = 38,
+    FailedDecisionKept = 55,
+    FailedStoreBelieved = 56,
 }
 
 /// Whether this rule is left out in the running thread.
@@ -109,7 +111,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 37] = {
+    pub const ALL: [Hole; 39] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -149,6 +151,8 @@ mod planted {
             LostServedEmpty,
             SnRestarted,
             RestoreFromRemoved,
+            FailedDecisionKept,
+            FailedStoreBelieved,
         ]
     };
 
@@ -232,6 +236,8 @@ mod planted {
                 Hole::LostServedEmpty => "LOST group served empty",
                 Hole::SnRestarted => "sn restarted at promotion",
                 Hole::RestoreFromRemoved => "restore from a removed member's dump",
+                Hole::FailedDecisionKept => "a decision kept whose store has failed",
+                Hole::FailedStoreBelieved => "a failed store taken for done",
             }
         }
     }

@@ -22,7 +22,8 @@ use crate::codec::{Reader, Writer, length_u16};
 use crate::error::DecodeError;
 use crate::frame::{Checksum, write_frame};
 use crate::ids::{
-    ClusterId, Epoch, GroupId, Incarnation, Member, OrderId, SequenceNumber, ShardId, ViewVersion,
+    ClusterId, Epoch, GroupId, Incarnation, Member, OrderId, PidNamespace, SequenceNumber, ShardId,
+    ViewVersion,
 };
 use crate::key::Seal;
 use crate::limits::MAX_HEARTBEAT_REPLICAS;
@@ -89,6 +90,9 @@ pub struct Started {
     /// When that process started, in clock ticks since its host's boot (`/proc/<pid>/stat`, field
     /// 22): with the pid it names the process for good.
     pub start_time: u64,
+    /// The PID namespace in which that process id counts.
+    #[serde(default)]
+    pub namespace: PidNamespace,
     /// Shards it runs.
     pub shards: u16,
     /// The address that others reach it by.
@@ -112,6 +116,7 @@ impl Started {
             write_member(body, self.member);
             body.put_u32(self.pid);
             body.put_u64(self.start_time);
+            body.put_u64(self.namespace.0);
             body.put_u16(self.shards);
             write_address(body, Some(SocketAddr::new(self.address, 0)));
             body.put_u16(self.clients_port);
@@ -133,6 +138,7 @@ impl Started {
             member: read_member(&mut reader)?,
             pid: reader.u32("pid")?,
             start_time: reader.u64("start time")?,
+            namespace: PidNamespace(reader.u64("PID namespace")?),
             shards: reader.u16("shard count")?,
             address: read_address(&mut reader)?
                 .ok_or(DecodeError::BadValue { field: "address family", value: 0 })?
@@ -265,6 +271,9 @@ pub struct Heartbeat {
     pub requests: u64,
     /// Frames and connections refused as malformed since its start.
     pub refused: u64,
+    /// How long a thread of it has been stuck, in milliseconds; 0: none is. Only a process that is the only
+    /// holder of a group reports this; another one ends itself.
+    pub stood_ms: u32,
     /// Its replicas.
     pub replicas: Vec<ReplicaReport>,
 }
@@ -277,6 +286,7 @@ impl Heartbeat {
         body.put_u32(self.clients);
         body.put_u64(self.requests);
         body.put_u64(self.refused);
+        body.put_u32(self.stood_ms);
         body.put_u16(length_u16(self.replicas.len(), "heartbeat"));
         for replica in &self.replicas {
             body.put_u16(replica.group.0);
@@ -302,6 +312,7 @@ impl Heartbeat {
         let clients = reader.u32("client count")?;
         let requests = reader.u64("request count")?;
         let refused = reader.u64("refused count")?;
+        let stood_ms = reader.u32("time stood")?;
         let count = reader.u16("replica count")?;
         if usize::from(count) > MAX_HEARTBEAT_REPLICAS {
             return Err(DecodeError::BadValue { field: "replica count", value: count.into() });
@@ -330,7 +341,16 @@ impl Heartbeat {
                 copied_bytes: reader.u64("copied bytes")?,
             });
         }
-        Ok(Heartbeat { incarnation, epoch, resident_bytes, clients, requests, refused, replicas })
+        Ok(Heartbeat {
+            incarnation,
+            epoch,
+            resident_bytes,
+            clients,
+            requests,
+            refused,
+            stood_ms,
+            replicas,
+        })
     }
 }
 

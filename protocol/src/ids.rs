@@ -64,6 +64,12 @@ integer_id! {
     OrderId(u64)
 }
 
+integer_id! {
+    /// A PID namespace, until its machine starts again. A process gives that of its own; zero means "not
+    /// known".
+    PidNamespace(u64)
+}
+
 impl OrderId {
     /// The first order of a coordinator; the next is one more.
     pub fn first_of(epoch: Epoch) -> OrderId {

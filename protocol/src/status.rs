@@ -142,6 +142,12 @@ pub enum AlarmKind {
     OrderFailed,
     /// A port has no place left; idle connections are closed for others.
     CrowdedPort,
+    /// The coordinator cannot store its state, so no failover takes effect.
+    StateNotStored,
+    /// The coordinator's state was stored, and the next store may fail.
+    StateAtRisk,
+    /// A part of a server is stuck, and the server lives on as the only holder of a group.
+    Stuck,
     /// One that a later version knows.
     #[serde(other)]
     Other,

@@ -252,7 +252,8 @@ proptest! {
         kind in 0usize..20, reason: String, replicas in 0..5u16,
     ) {
         let started = Started {
-            cluster: ClusterId(cluster), member: to, pid: 7, start_time: numbers[0], shards: 3,
+            cluster: ClusterId(cluster), member: to, pid: 7, start_time: numbers[0],
+            namespace: PidNamespace(numbers[1]), shards: 3,
             address: ip, clients_port: ports[0], servers_port: ports[1], coord_port: ports[2], epoch,
         };
         let replica = |n| ReplicaReport {
@@ -264,7 +265,7 @@ proptest! {
         };
         let heartbeat = Heartbeat {
             incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
-            requests: numbers[1], refused: numbers[2], replicas: (0..replicas).map(replica).collect(),
+            requests: numbers[1], refused: numbers[2], stood_ms: 9, replicas: (0..replicas).map(replica).collect(),
         };
         let bytes = written(|b| started.write(&SEAL, b));
         let (opcode, body) = only_frame(&bytes, &CONTROL);
@@ -540,6 +541,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         clients: 0,
         requests: 0,
         refused: 0,
+        stood_ms: 0,
         replicas: vec![replica; MAX_HEARTBEAT_REPLICAS],
     });
     let bytes = written(|b| heartbeat.write(b));

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches as _, Parser, error::ErrorKind};
+use kv_daemon::identity::Process;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{ClusterId, Incarnation};
 use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS};
 
 use crate::load::{self, LoadSource};
-use crate::watch::Watched;
+use crate::watch::Question;
 
 /// One storage server of a cluster. The coordinator starts it; by hand it is of use only to look at
 /// its messages.
@@ -48,7 +49,7 @@ pub struct Args {
     pub servers: u16,
 
     /// File that the log is appended to; standard error without it. KV_LOG filters it
-    /// (error, warn, info, debug, trace).
+    /// (error, warn, info, debug, trace). SIGHUP opens the file anew.
     #[arg(short = 'l', long, value_name = "FILE")]
     pub log: Option<PathBuf>,
 
@@ -99,10 +100,23 @@ pub struct Args {
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = NetEngine::Auto)]
     pub net: NetEngine,
 
-    /// Be no server, but wait for the end of the process with this id that started at this time (field
-    /// 22 of /proc/PID/stat), then print `exited PID unknown`. Of no use with other arguments.
-    #[arg(long, value_names = ["PID", "START_TIME"], num_args = 2, exclusive = true)]
-    watch: Option<Vec<u64>>,
+    /// Wait for this process to exit instead of serving, then print `exited PID unknown`. A process is written
+    /// as PID:START_TIME:NAMESPACE:INCARNATION; --name gives the first three.
+    #[arg(long, value_name = "PROCESS", exclusive = true)]
+    watch: Option<Process>,
+
+    /// Print `lives PID START_TIME` or `gone PID START_TIME` of each of these processes instead of serving. Where
+    /// neither is proven, no line is printed and the exit status is 1.
+    #[arg(long, value_name = "PROCESS", num_args = 1.., exclusive = true)]
+    look: Vec<Process>,
+
+    /// Kill this process, wait for its end, and print `gone PID START_TIME` instead of serving.
+    #[arg(long, value_name = "PROCESS", exclusive = true)]
+    end: Option<Process>,
+
+    /// Print `started PID START_TIME NAMESPACE` of the process with this id instead of serving.
+    #[arg(long, value_name = "PID", exclusive = true)]
+    name: Option<u32>,
 
     /// Begin with what a dump holds of a group: `<group>:<shard>,<shard>…:<file>`, repeated until every
     /// shard of the group is named once. The coordinator gives it when it restores a cluster.
@@ -131,8 +145,8 @@ pub enum NetEngine {
 pub enum Invocation {
     /// A server.
     Serve(Box<Args>),
-    /// Somebody who waits for the end of another process.
-    Watch(Watched),
+    /// A program that answers a question about other processes.
+    Ask(Question),
 }
 
 impl Invocation {
@@ -144,13 +158,17 @@ impl Invocation {
         line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Invocation, clap::Error> {
         let matches = Args::command().try_get_matches_from(line)?;
-        let watched: Vec<u64> = matches.get_many("watch").into_iter().flatten().copied().collect();
-        if let [pid, start_time] = watched[..] {
-            let Ok(pid) = u32::try_from(pid) else {
-                let message = format!("--watch {pid}: that is no process id\n");
-                return Err(Args::command().error(ErrorKind::ValueValidation, message));
-            };
-            return Ok(Invocation::Watch(Watched { pid, start_time }));
+        let one = |name: &str| matches.get_one::<Process>(name).copied();
+        let looked_at: Vec<Process> =
+            matches.get_many("look").into_iter().flatten().copied().collect();
+        let question = match (one("watch"), one("end"), matches.get_one::<u32>("name")) {
+            (Some(process), ..) => Some(Question::Watch(process)),
+            (_, Some(process), _) => Some(Question::End(process)),
+            (.., Some(pid)) => Some(Question::Name(*pid)),
+            _ => Some(Question::Look(looked_at)).filter(|look| *look != Question::Look(Vec::new())),
+        };
+        if let Some(question) = question {
+            return Ok(Invocation::Ask(question));
         }
         let args = Args::from_arg_matches(&matches)?.validate()?;
         Ok(Invocation::Serve(Box::new(args)))
@@ -340,14 +358,24 @@ mod tests {
     #[test]
     fn to_watch_takes_no_other_argument_and_needs_none() {
         let read = |line: &str| Invocation::read(line.split(' '));
-        let Ok(Invocation::Watch(watched)) = read("server --watch 12 34") else {
-            panic!("not to be watched")
-        };
-        assert_eq!(watched, Watched { pid: 12, start_time: 34 });
+        let process = |text: &str| text.parse::<Process>().unwrap();
+        let one = process("12:34:56:ab");
+        for (line, expected) in [
+            ("server --watch 12:34:56:ab", Question::Watch(one)),
+            ("server --end 12:34:56:ab", Question::End(one)),
+            ("server --look 12:34:56:ab 1:2:3:4", Question::Look(vec![one, process("1:2:3:4")])),
+            ("server --name 12", Question::Name(12)),
+        ] {
+            let Ok(Invocation::Ask(question)) = read(line) else { panic!("{line}") };
+            assert_eq!(question, expected);
+        }
         assert!(matches!(read(FIRST), Ok(Invocation::Serve(args)) if args.id == 1));
-        for wrong in
-            ["server", "server --watch 1", "server --watch 1 2 -S 1", "server --watch 4294967296 1"]
-        {
+        for wrong in [
+            "server",
+            "server --watch 1",
+            "server --watch 1:2:3:4 -S 1",
+            "server --end 4294967296:1:1:1",
+        ] {
             assert_eq!(read(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }
     }

@@ -1,7 +1,6 @@
 //! From the command line to a running server.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +11,6 @@ use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
 use kv_protocol::placement::Placement;
 use rustix::process::DumpableBehavior;
-use tracing_subscriber::EnvFilter;
 
 use crate::args::{Args, Invocation, NetEngine};
 use crate::control::{self, LinkConfig};
@@ -27,16 +25,18 @@ use crate::net::uring;
 use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
-use crate::{dump, key_file, load, mailbox, orders, probe, supervisor, watch};
+use crate::{dump, key_file, load, log, mailbox, orders, probe, stats, supervisor, watch};
 
 /// Tables of a server that share its memory limit: the primary's and the secondary's.
 const TABLES: u64 = 2;
 
 /// The whole program.
 pub fn main() -> ExitCode {
+    // Before all else: whatever is sent from now on ends no process that holds data.
+    kv_daemon::signals::ignore();
     let args = match Invocation::read(std::env::args_os()) {
         Ok(Invocation::Serve(args)) => args,
-        Ok(Invocation::Watch(watched)) => return watch::main(watched),
+        Ok(Invocation::Ask(question)) => return watch::main(question),
         Err(error) => {
             let exit = if error.use_stderr() { ServerExit::Usage } else { ServerExit::Stopped };
             // A closed terminal is no reason to fail differently.
@@ -52,6 +52,7 @@ pub fn main() -> ExitCode {
                 // Whoever started this process looks here when it ends at once.
                 let _ = writeln!(io::stderr(), "server {}: {error}", args.id);
             }
+            log::flush(fatal::LAST_LINE);
             ExitCode::from(error.exit().code())
         }
     }
@@ -65,7 +66,7 @@ struct Listeners {
 }
 
 fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
-    open_log(args)?;
+    log::start(args.log.as_deref())?;
     fatal::end_process_on_panic();
     if !args.core_dumps {
         forbid_core_dumps()?;
@@ -106,6 +107,8 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     let node = Node::new(identity, board, map, shards, directory);
     let for_control = Arc::clone(&node);
     start_thread("control", move || control::run(&for_control, &link))?;
+    let for_samples = Arc::clone(&node.board);
+    start_thread("samples", move || stats::sample(&for_samples))?;
     let for_orders = Arc::clone(&node);
     start_thread("orders", move || orders::run(&for_orders, coord))?;
     Ok(node)
@@ -208,6 +211,12 @@ fn link_config(
         clients_port: port(&listeners.clients)?,
         servers_port: port(&listeners.servers)?,
         coord_port: port(&listeners.coord)?,
+        identity: kv_daemon::identity::name(std::process::id()).unwrap_or_else(|error| {
+            tracing::warn!(
+                "the end of this process can be proven to no coordinator that has not started it: {error}"
+            );
+            Default::default()
+        }),
     })
 }
 
@@ -236,43 +245,4 @@ fn random() -> Result<u64, Fatal> {
 fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fatal> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
     thread.map(drop).map_err(|error| Fatal::System { doing: "start a thread", error })
-}
-
-fn open_log(args: &Args) -> Result<(), Fatal> {
-    let filter = EnvFilter::try_from_env("KV_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
-    let builder = builder.with_target(false).with_thread_names(true).log_internal_errors(false);
-    match &args.log {
-        None => builder.with_writer(|| Lossy(io::stderr())).init(),
-        Some(path) => {
-            let opened = OpenOptions::new().create(true).append(true).open(path);
-            let file = opened.map_err(|error| Fatal::Log { path: path.clone(), error });
-            match file {
-                Ok(file) => {
-                    let file: Arc<File> = Arc::new(file);
-                    builder.with_writer(move || Lossy(Arc::clone(&file))).init();
-                }
-                Err(error) => {
-                    builder.with_writer(|| Lossy(io::stderr())).init();
-                    return Err(error);
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A log that cannot be written (a full disk) must not stop the server.
-struct Lossy<W>(W);
-
-impl<W: Write> Write for Lossy<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let _ = self.0.write_all(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let _ = self.0.flush();
-        Ok(())
-    }
 }

@@ -17,7 +17,7 @@ use kv_protocol::control_message::{
     Admission, Heartbeat, OrdersHello, ServerMessage, Started, read_cluster_map,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
-use kv_protocol::ids::{ShardId, Time};
+use kv_protocol::ids::{PidNamespace, ShardId, Time};
 use kv_protocol::key::{self, Challenge, Seal};
 use kv_protocol::limits::{HEARTBEAT_INTERVAL, MAX_CONTROL_BODY, MAX_HEARTBEAT_REPLICAS};
 
@@ -26,8 +26,7 @@ use crate::fatal::Fatal;
 use crate::log_limit::LogLimit;
 use crate::nonce;
 use crate::operation::Node;
-use crate::watch;
-use crate::watchdog::Pulse;
+use crate::watchdog::{Activity, Pulse};
 
 /// How long connecting, and each answer or send, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -40,8 +39,6 @@ const REDIAL_LAST: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 16 << 10;
 /// How often a server that goes on alone says so.
 const ALONE_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// How often the process's resident memory is asked for.
-const MEMORY_INTERVAL: Duration = Duration::from_secs(1);
 /// A process that no coordinator has ever admitted is of use to nobody, and ends after this long.
 const NEVER_ADMITTED: Duration = Duration::from_secs(30);
 
@@ -57,6 +54,8 @@ pub(crate) struct LinkConfig {
     pub(crate) clients_port: u16,
     pub(crate) servers_port: u16,
     pub(crate) coord_port: u16,
+    /// When this process started, in clock ticks since boot, and where its id counts; 0: not known.
+    pub(crate) identity: (u64, PidNamespace),
 }
 
 /// How a link ended.
@@ -78,6 +77,8 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
     let start = Instant::now();
     let coordinator = config.coordinator;
     let pulse = &node.board.control;
+    pulse.own();
+    pulse.begin(Activity::Link);
     let mut was_admitted = false;
     let mut pause = REDIAL_FIRST;
     let mut impostors = LogLimit::default();
@@ -182,14 +183,13 @@ fn try_hold_link(
     tracing::info!("admitted by the coordinator at {}", config.coordinator);
     let mut asked_for_drain = false;
     let mut due = Instant::now();
-    let mut memory = Memory::default();
     let mut refusals = LogLimit::default();
     loop {
         if node.is_stopping() && !asked_for_drain {
             asked_for_drain = true;
             link.send(|output| ServerMessage::DrainRequest.write(output))?;
         }
-        let heartbeat = ServerMessage::Heartbeat(heartbeat(node, memory.resident_bytes()));
+        let heartbeat = ServerMessage::Heartbeat(heartbeat(node));
         link.send(|output| heartbeat.write(output))?;
         due = (due + HEARTBEAT_INTERVAL).max(Instant::now());
         while let Some((opcode, body)) = link.next_frame(due)? {
@@ -216,7 +216,8 @@ fn started(node: &Node, config: &LinkConfig, local: IpAddr) -> io::Result<Starte
         cluster: node.cluster,
         member: node.me,
         pid: std::process::id(),
-        start_time: watch::start_time("self")?.unwrap_or(0),
+        start_time: config.identity.0,
+        namespace: config.identity.1,
         shards: node.placement.shards(),
         address: config.advertise.unwrap_or(local),
         clients_port: config.clients_port,
@@ -255,43 +256,20 @@ fn await_admission(node: &Node, link: &mut Link<'_>) -> Result<(), Ended> {
     }
 }
 
-fn heartbeat(node: &Node, resident_bytes: u64) -> Heartbeat {
+fn heartbeat(node: &Node) -> Heartbeat {
     let counters = node.board.counters();
     let mut replicas = node.board.replicas();
     replicas.truncate(MAX_HEARTBEAT_REPLICAS);
     Heartbeat {
         incarnation: node.me.incarnation,
         epoch: node.epoch(),
-        resident_bytes,
+        resident_bytes: node.board.resident_bytes(),
         clients: u32::try_from(node.board.clients()).unwrap_or(u32::MAX),
         requests: counters.requests,
         refused: counters.refused,
+        stood_ms: node.board.stood_ms(),
         replicas,
     }
-}
-
-/// Resident memory, asked for once a second only: it costs more than all else of a heartbeat.
-#[derive(Default)]
-struct Memory {
-    asked_at: Option<Instant>,
-    resident_bytes: u64,
-}
-
-impl Memory {
-    fn resident_bytes(&mut self) -> u64 {
-        if self.asked_at.is_none_or(|at| at.elapsed() >= MEMORY_INTERVAL) {
-            self.asked_at = Some(Instant::now());
-            self.resident_bytes = resident_bytes();
-        }
-        self.resident_bytes
-    }
-}
-
-/// Resident memory: the second number of proc_pid_statm(5), in pages. 0 if it cannot be read.
-fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
 /// The connection: whole frames out, whole frames in. The watchdog is told of every wait for the
@@ -356,15 +334,5 @@ impl Link<'_> {
                 Err(error) => return Err(error),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn resident_memory_is_known() {
-        assert!(resident_bytes() > 100_000);
     }
 }

@@ -26,6 +26,7 @@ use crate::service::{Identity, Service};
 use crate::shard::Shard;
 use crate::slice;
 use crate::stats::Board;
+use crate::watchdog::Activity;
 
 /// Memory that glommio registers for files; no files are used.
 const IO_MEMORY_BYTES: usize = 64 << 10;
@@ -90,10 +91,12 @@ async fn run(config: ExecutorConfig) {
 async fn tick_for_ever(engine: Engine) {
     let hub = Rc::clone(engine.hub());
     let place = usize::from(hub.here.0);
+    hub.board.own(place);
     let housekeeping_at = Cell::new(Time::default());
     loop {
         let now = clock::now();
         hub.board.tick(place);
+        hub.board.begin(place, Activity::Timers);
         hub.shard.borrow_mut().on_tick(now);
         engine.dial_due(now);
         hub.want_flush();
@@ -105,11 +108,20 @@ async fn tick_for_ever(engine: Engine) {
         let longest = if hub.take_activity() { TICK_ACTIVE } else { TICK_IDLE };
         let due = hub.shard.borrow().service.next_timeout();
         let pause = due.map_or(longest, |due| due.since(now).min(longest));
+        hub.board.begin(place, Activity::Connections);
         glommio::timer::sleep(pause.max(TICK_SHORTEST)).await;
     }
 }
 
 fn take(engine: &Engine, message: ShardMessage) {
+    let activity = match message {
+        ShardMessage::Install { .. } => Activity::Install,
+        _ => Activity::Message,
+    };
+    engine.hub().during(activity, || carry_out(engine, message));
+}
+
+fn carry_out(engine: &Engine, message: ShardMessage) {
     let hub = engine.hub();
     match message {
         ShardMessage::Connection(handed) => engine.adopt(handed),
@@ -165,14 +177,15 @@ async fn dump(hub: &Hub, role: ReplicaRole, pieces: Sender<DumpPiece>) {
     let mut cursor = Some(WalkCursor::START);
     while let Some(from) = cursor {
         let mut entries = DumpedEntries::default();
-        {
+        let walked = hub.during(Activity::Dump, || {
             let shard = hub.shard.borrow();
-            let group = shard.service.identity.group_of(role);
-            let Some(replica) = shard.service.replica(group) else { break };
-            cursor = replica.walk(from, DUMP_STEP, |entry| {
+            let replica = shard.service.replica(shard.service.identity.group_of(role))?;
+            Some(replica.walk(from, DUMP_STEP, |entry| {
                 entries.push(entry.key, entry.value, entry.version);
-            });
-        }
+            }))
+        });
+        let Some(next) = walked else { break };
+        cursor = next;
         if !send(&pieces, DumpPiece::Entries(entries)).await {
             return;
         }
@@ -215,7 +228,9 @@ async fn load(
             Err(TryRecvError::Disconnected) => return,
         };
         let is_last = matches!(piece, LoadPiece::End(_));
-        let loaded = hub.shard.borrow_mut().service.load(clock::now(), group, piece);
+        let loaded = hub.during(Activity::Load, || {
+            hub.shard.borrow_mut().service.load(clock::now(), group, piece)
+        });
         if is_last || loaded.is_err() {
             // There is room for the one answer.
             let _ = done.try_send(loaded);

@@ -2,17 +2,20 @@
 //!
 //! A server whose invariant is broken must not go on in part: the coordinator brings a fresh one.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kv_protocol::exit_code::ServerExit;
 
+use crate::log;
 use crate::watchdog::Stalled;
 
 /// How long the log may take for the line that says so.
-const LAST_LINE: Duration = Duration::from_millis(100);
+pub(crate) const LAST_LINE: Duration = Duration::from_millis(100);
+/// How long it may take for a panic, with names for all that was called.
+const LAST_WORDS: Duration = Duration::from_millis(400);
 
 /// Why a server cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +172,7 @@ impl Fatal {
 
 /// Ends the process in order.
 pub(crate) fn end(exit: ServerExit) -> ! {
+    log::flush(LAST_LINE);
     std::process::exit(exit.code().into())
 }
 
@@ -182,28 +186,56 @@ fn end_at_once(exit: ServerExit) -> ! {
 /// Ends the process at once, because a part of it stands. Nothing is tidied up: what stands may hold any
 /// lock, so even the log is left to a thread that need not come to an end.
 pub(crate) fn abort_stalled(stalled: &Stalled) -> ! {
-    let Stalled { who, stood } = *stalled;
-    let (said, heard) = std::sync::mpsc::channel();
-    let speaker = std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
+    let stalled = *stalled;
+    say_apart(LAST_LINE, move || {
+        let seen = stalled.seen_by_the_system();
         tracing::error!(
-            "{who} has stood for {stood:?}: the process ends, so that its other holders take over; was \
+            "{stalled} ({seen}): the process ends, so that its other holders take over; was the machine \
+             short of memory or processors?"
+        );
+        log::flush(LAST_LINE);
+    });
+    end_at_once(ServerExit::Stalled)
+}
+
+/// Reports a part that stands in a process that must go on, because nobody else holds what it holds.
+pub(crate) fn report_stalled(stalled: &Stalled) {
+    let stalled = *stalled;
+    say_apart(Duration::ZERO, move || {
+        let seen = stalled.seen_by_the_system();
+        tracing::error!(
+            "{stalled} ({seen}): this server holds the only copy of a group, so the process goes on; is \
              the machine short of memory or processors?"
         );
+    });
+}
+
+/// Lets another thread say something, and waits for it so long.
+fn say_apart(limit: Duration, say: impl FnOnce() + Send + 'static) {
+    let (said, heard) = std::sync::mpsc::channel();
+    let speaker = std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
+        say();
         let _ = said.send(());
     });
-    if speaker.is_ok() {
-        let _ = heard.recv_timeout(LAST_LINE);
+    if speaker.is_ok() && !limit.is_zero() {
+        let _ = heard.recv_timeout(limit);
     }
-    end_at_once(ServerExit::Stalled)
 }
 
 /// From now on a panic on any thread is logged and ends the process: one shard must not die while
 /// its siblings go on serving.
 pub(crate) fn end_process_on_panic() {
-    let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        tracing::error!("{panic}\n{}", std::backtrace::Backtrace::force_capture());
-        default_hook(panic);
+        let thread = std::thread::current();
+        let words = format!("thread {:?} {panic}", thread.name().unwrap_or("without a name"));
+        tracing::error!("{words}");
+        let trace = std::backtrace::Backtrace::force_capture();
+        // Names of functions are read from the executable, and standard error is a file too.
+        say_apart(LAST_WORDS, move || {
+            let _ = writeln!(io::stderr(), "{words}");
+            tracing::error!("it was called by:\n{trace}");
+            log::flush(LAST_WORDS);
+        });
         end_at_once(ServerExit::Panicked);
     }));
 }

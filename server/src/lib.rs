@@ -11,7 +11,7 @@
 //! ```
 //!
 //! The executors never block: files, name lookups and the links to the coordinator belong to plain
-//! threads. Nothing here uses tokio.
+//! threads. Not even a line of the log is written by the thread that has it (log.rs). Nothing here uses tokio.
 
 mod args;
 
@@ -25,6 +25,7 @@ mod fatal;
 mod key_file;
 mod known_map;
 mod load;
+mod log;
 mod log_limit;
 mod mailbox;
 mod memory;
@@ -45,7 +46,7 @@ mod watchdog;
 pub use args::{Args, Invocation, NetEngine};
 pub use boot::main;
 pub use fatal::Fatal;
-pub use watch::Watched;
+pub use watch::Question;
 
 #[cfg(test)]
 mod cluster_tests;

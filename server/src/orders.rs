@@ -20,18 +20,20 @@ use kv_core::node::NodeEffect;
 use kv_protocol::control_message::{
     Admission, Order, OrdersHello, Report, opcode, write_orders_welcome,
 };
+use kv_protocol::exit_code::ServerExit;
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
 use kv_protocol::ids::{Epoch, OrderId, ShardId, Time, ViewVersion};
 use kv_protocol::key::{self, Challenge, Link, Nonce, Seal};
 use kv_protocol::limits::{FRAME_DEADLINE, HELLO_DEADLINE, MAX_CONTROL_BODY, MAX_HELLO_BODY};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
-use crate::clock;
 use crate::fatal::Fatal;
 use crate::log_limit::LogLimit;
 use crate::message::{Replies, ShardMessage, ShardReply};
 use crate::nonce;
 use crate::operation::{Node, Work};
+use crate::watchdog::Activity;
+use crate::{clock, fatal};
 
 /// Connections to the orders' port; with one more, the oldest that has not said hello is closed.
 pub(crate) const MAX_CONNECTIONS: usize = 16;
@@ -164,6 +166,8 @@ pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
         .unwrap_or_else(|error| Fatal::System { doing: "listen for orders", error }.end_process());
     let bell = Arc::new(bell);
     node.board.set_bell(Arc::clone(&bell));
+    node.board.orders.own();
+    node.board.orders.begin(Activity::Orders);
     let mut port = OrdersPort {
         node: Arc::clone(node),
         replies: Replies::new(replies_to, Arc::clone(&bell)),
@@ -343,10 +347,13 @@ impl OrdersPort {
         let replies = self.replies.clone();
         // A shard that takes no more orders is seen by what it does not do: the coordinator asks again.
         let told = match effect {
-            NodeEffect::Install { order, view, other } => self.node.tell_all(|| {
-                let replies = replies.clone();
-                ShardMessage::Install { order, view, other, replies }
-            }),
+            NodeEffect::Install { order, view, other } => {
+                self.node.board.note_ordered(self.node.me, &view);
+                self.node.tell_all(|| {
+                    let replies = replies.clone();
+                    ShardMessage::Install { order, view, other, replies }
+                })
+            }
             NodeEffect::Probe { order } => {
                 self.node.tell_all(|| ShardMessage::Probe { order, replies: replies.clone() })
             }
@@ -404,7 +411,7 @@ impl OrdersPort {
             let _ = stream.set_write_timeout(Some(ACCEPT_PAUSE));
             let _ = stream.write_all(&link.output);
         }
-        std::process::exit(0);
+        fatal::end(ServerExit::Stopped);
     }
 }
 

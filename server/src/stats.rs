@@ -4,22 +4,25 @@
 //! waits and the watchdog read it.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use kv_protocol::control_message::ReplicaReport;
-use kv_protocol::ids::{ShardId, Time};
-use kv_protocol::limits::LEASE;
+use kv_protocol::ids::{Member, ShardId, Time};
+use kv_protocol::limits::{LEASE, MAX_SERVERS};
+use kv_protocol::view::View;
 
 use crate::clock;
 use crate::descriptors::ConnectionBounds;
 use crate::net::listener::Port;
 use crate::service::Counters;
-use crate::watchdog::{Pulse, Watched};
+use crate::watchdog::{Activity, Pulse, Watched};
 
 /// Waiters look again after this long even if nobody called.
 const RECHECK: Duration = Duration::from_millis(50);
+/// How often the process's resident memory is asked for.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All that the process publishes to itself.
 #[derive(Debug)]
@@ -34,6 +37,11 @@ pub(crate) struct Board {
     peers: AtomicUsize,
     /// Connections refused before they reached a shard.
     turned_away: AtomicU64,
+    /// By group: a view was ordered by which this server is its only holder.
+    ordered_sole: Box<[AtomicBool]>,
+    /// How long a thread has stood that the watchdog leaves alone, in milliseconds; 0: none does.
+    stood_ms: AtomicU32,
+    resident_bytes: AtomicU64,
     changes: Mutex<u64>,
     changed: Condvar,
     /// Rung at every announcement, for the thread that polls.
@@ -93,6 +101,9 @@ impl Board {
             clients: AtomicUsize::new(0),
             peers: AtomicUsize::new(0),
             turned_away: AtomicU64::new(0),
+            ordered_sole: (0..MAX_SERVERS).map(|_| AtomicBool::new(false)).collect(),
+            stood_ms: AtomicU32::new(0),
+            resident_bytes: AtomicU64::new(0),
             changes: Mutex::new(0),
             changed: Condvar::new(),
             bell: OnceLock::new(),
@@ -102,6 +113,16 @@ impl Board {
     /// Notes that a shard is alive.
     pub(crate) fn tick(&self, shard: usize) {
         self.shards[shard].pulse.beat();
+    }
+
+    /// Notes what a shard's executor begins with; what it was at before.
+    pub(crate) fn begin(&self, shard: usize, activity: Activity) -> Activity {
+        self.shards[shard].pulse.begin(activity)
+    }
+
+    /// Notes that the calling thread is the executor of a shard.
+    pub(crate) fn own(&self, shard: usize) {
+        self.shards[shard].pulse.own();
     }
 
     /// All that the watchdog looks at.
@@ -184,6 +205,36 @@ impl Board {
         self.shards.iter().any(|shard| shard.is_sole.load(Ordering::Acquire))
     }
 
+    /// Notes a view that was ordered, before any shard has installed it.
+    pub(crate) fn note_ordered(&self, me: Member, view: &View) {
+        let is_sole = view.primary == Some(me) && view.secondary().is_none();
+        if let Some(known) = self.ordered_sole.get(usize::from(view.group.0)) {
+            known.store(is_sole, Ordering::Release);
+        }
+    }
+
+    /// Whether this server may be the only holder of a group: by a view that a shard has installed, or by
+    /// one that was ordered. A shard that stands cannot install the view that makes it the only holder.
+    pub(crate) fn is_sole_holder(&self) -> bool {
+        self.is_sole_primary() || self.ordered_sole.iter().any(|sole| sole.load(Ordering::Acquire))
+    }
+
+    /// Notes how long a thread has stood that is left alone; zero: none stands.
+    pub(crate) fn note_stood(&self, stood: Duration) {
+        let millis = u32::try_from(stood.as_millis()).unwrap_or(u32::MAX);
+        self.stood_ms.store(millis, Ordering::Relaxed);
+    }
+
+    /// How long a thread has stood that is left alone, in milliseconds.
+    pub(crate) fn stood_ms(&self) -> u32 {
+        self.stood_ms.load(Ordering::Relaxed)
+    }
+
+    /// Resident memory of the process, as of a moment ago.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.resident_bytes.load(Ordering::Relaxed)
+    }
+
     /// The sums over all shards.
     pub(crate) fn counters(&self) -> Counters {
         let sum = |count: fn(&ShardBoard) -> &AtomicU64| {
@@ -229,6 +280,22 @@ impl Board {
     }
 }
 
+/// Asks the system again and again what only a file of /proc says, for the life of the process: no thread
+/// that serves opens one.
+pub(crate) fn sample(board: &Board) -> ! {
+    loop {
+        board.resident_bytes.store(read_resident_bytes(), Ordering::Relaxed);
+        std::thread::sleep(SAMPLE_INTERVAL);
+    }
+}
+
+/// Resident memory: the second number of proc_pid_statm(5), in pages. 0 if it cannot be read.
+fn read_resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split_ascii_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
 /// The right of one connection to be there; counted out when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
@@ -261,6 +328,42 @@ mod tests {
         permits.pop();
         assert!(board.admit(Port::Servers).is_some());
         assert_eq!(board.counters().refused, 1);
+    }
+
+    #[test]
+    fn resident_memory_is_known() {
+        assert!(read_resident_bytes() > 100_000);
+    }
+
+    #[test]
+    fn a_server_is_the_only_holder_from_the_order_on_until_another_is_ordered_and_installed() {
+        use kv_protocol::ids::{GroupId, Incarnation, ServerId, ViewVersion};
+        use kv_protocol::view::Peer;
+        let board = Board::new(1, ConnectionBounds::WIDEST);
+        let member = |server| Member { server: ServerId(server), incarnation: Incarnation(9) };
+        let view = |primary, peer| View {
+            group: GroupId(1),
+            version: ViewVersion(1),
+            primary: Some(member(primary)),
+            peer,
+            handover: false,
+        };
+        let publish = |is_sole| {
+            let condition = Condition { is_drained: false, is_sole };
+            board.publish(0, Time::default(), Counters::default(), condition, std::iter::empty());
+        };
+        assert!(!board.is_sole_holder());
+        for peer in [Peer::None, Peer::Candidate(member(2))] {
+            board.note_ordered(member(0), &view(0, peer));
+            assert!(board.is_sole_holder(), "though its shard has not installed it");
+        }
+        publish(true);
+        board.note_ordered(member(0), &view(0, Peer::Secondary(member(2))));
+        assert!(board.is_sole_holder(), "its shard has not installed it");
+        publish(false);
+        assert!(!board.is_sole_holder());
+        board.note_ordered(member(0), &view(1, Peer::None));
+        assert!(!board.is_sole_holder(), "somebody else is");
     }
 
     #[test]

@@ -8,20 +8,23 @@
 //! ```
 //!
 //! A server that has been without a coordinator for `--orphan-timeout` leaves in the same way.
+//! SIGHUP has the log file opened anew; no other signal means anything ([`kv_daemon::signals`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_daemon::signals;
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::Time;
 use kv_protocol::limits::DRAIN_DEADLINE;
 
-use crate::clock;
 use crate::dump::DumpFileError;
 use crate::fatal::{self, Fatal};
+use crate::log_limit::LogLimit;
 use crate::operation::Node;
-use crate::watchdog::{LOOK_INTERVAL, Watchdog};
+use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
+use crate::{clock, log};
 
 /// How long the link to the coordinator is down before it counts as gone.
 const LINK_PAUSE: Duration = Duration::from_millis(250);
@@ -32,29 +35,15 @@ const COORDINATOR_PATIENCE: Duration = Duration::from_secs(2);
 /// the time that a stop may take, the rest is for the dumps.
 const LEAVE_BY: Duration = DRAIN_DEADLINE.saturating_sub(Duration::from_millis(500));
 
-/// Keeps SIGTERM and SIGINT for [`run`]; to be called before any thread is started.
-pub(crate) fn block_signals() -> Result<(), Fatal> {
-    let set = stop_signals();
-    // SAFETY: `set` is an initialised set; the old mask is not asked for.
-    let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
-    match result {
-        0 => Ok(()),
-        code => {
-            let error = std::io::Error::from_raw_os_error(code);
-            Err(Fatal::System { doing: "block the stop signals", error })
-        }
-    }
-}
+/// How often a thread that stands and is left alone is reported.
+const STALLED_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// The signals that [`run`] waits for.
+const AWAITED: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
-fn stop_signals() -> libc::sigset_t {
-    // SAFETY: sigset_t is plain data for which zeros are valid, and sigemptyset initialises it.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGTERM);
-        libc::sigaddset(&mut set, libc::SIGINT);
-        set
-    }
+/// Keeps these signals for [`run`]; to be called before any thread is started.
+pub(crate) fn block_signals() -> Result<(), Fatal> {
+    let doing = "hold back SIGTERM, SIGINT and SIGHUP";
+    signals::block(&AWAITED).map_err(|error| Fatal::System { doing, error })
 }
 
 /// Watches for the life of the process.
@@ -62,8 +51,13 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
     let mut asked_at: Option<Time> = None;
     let mut is_leaving = false;
     let mut watchdog = Watchdog::default();
+    let mut stalled_log = LogLimit::every(STALLED_LOG_INTERVAL);
     loop {
-        let signalled = wait_for_signal();
+        let signal = wait_for_signal();
+        if signal == Some(libc::SIGHUP) {
+            log::reopen();
+        }
+        let signalled = matches!(signal, Some(libc::SIGTERM | libc::SIGINT));
         let now = clock::now();
         let is_repeated = signalled && asked_at.is_some();
         if signalled && !is_repeated {
@@ -89,9 +83,22 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
             let why = "no coordinator has come back (--orphan-timeout)";
             leave(node, LEAVE_BY, why, ServerExit::Orphaned);
         }
-        if let Some(stalled) = watchdog.look(clock::now(), node.board.pulses()) {
-            fatal::abort_stalled(&stalled);
-        }
+        let stalled = watchdog.look(clock::now(), node.board.pulses());
+        judge(node, now, stalled.as_ref(), &mut stalled_log);
+    }
+}
+
+/// Ends a process of which a part stands, unless it is the only holder of a group: that needs no lease,
+/// and nobody could take over.
+fn judge(node: &Node, now: Time, stalled: Option<&Stalled>, log: &mut LogLimit) {
+    let stood = stalled.map_or(Duration::ZERO, |stalled| stalled.stood);
+    node.board.note_stood(stood);
+    let Some(stalled) = stalled else { return };
+    if !node.board.is_sole_holder() {
+        fatal::abort_stalled(stalled);
+    }
+    if log.admit(now).is_some() {
+        fatal::report_stalled(stalled);
     }
 }
 
@@ -103,13 +110,14 @@ fn is_ignored(waited: Duration, quiet: Duration) -> bool {
     quiet.min(waited) >= patience
 }
 
-/// Waits for a stop signal; `false` when none came within the interval.
-fn wait_for_signal() -> bool {
-    let set = stop_signals();
+/// Waits for a signal; `None` when none came within the interval.
+fn wait_for_signal() -> Option<libc::c_int> {
+    let set = signals::set_of(&AWAITED);
     let patience =
         libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(LOOK_INTERVAL.subsec_nanos()) };
     // SAFETY: both are initialised and live across the call; no details of the signal are asked for.
-    unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) > 0 }
+    let signal = unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) };
+    (signal > 0).then_some(signal)
 }
 
 /// Leaves on a thread of its own, so that the watchdog goes on.

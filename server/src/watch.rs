@@ -1,27 +1,40 @@
-//! `--watch <pid> <start time>`: waits for the end of another process, and prints it.
+//! What a coordinator runs on another machine instead of a server: it asks after processes there.
 //!
-//! What a coordinator runs on another machine for a server that it did not start there itself. A process
-//! id alone names nobody: the pidfd is opened first, then /proc is asked when the process started; from
-//! then on the descriptor means that process and no other. Whoever does not read the answer any more is
-//! waited for no longer, so that broken connections leave no watchers behind.
+//! | argument | does | prints |
+//! |---|---|---|
+//! | `--watch PROCESS` | waits for its end | `exited PID unknown` |
+//! | `--look PROCESS` (repeated) | asks whether it lives | `lives PID START_TIME` or `gone PID START_TIME` |
+//! | `--end PROCESS` | kills it and waits for its end | `gone PID START_TIME` |
+//! | `--name PID` | tells when it started, and where its number counts | `started PID START_TIME NAMESPACE` |
+//!
+//! Each line is a proof, by the rules of [`kv_daemon::identity`]. Where nothing is known none is printed, the reason goes to
+//! standard error, and the exit code is 1. Whoever does not read the answer any more is waited for no longer,
+//! so that broken connections leave no watchers behind.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
+use kv_daemon::identity::{self, Process};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Exit code: it is not known whether the process has ended.
 const UNKNOWN: u8 = 1;
+/// How long a killed process may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A process, named for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watched {
-    /// Its process id.
-    pub pid: u32,
-    /// When it started, in clock ticks since boot: field 22 of proc_pid_stat(5).
-    pub start_time: u64,
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// When this process has ended.
+    Watch(Process),
+    /// Whether these processes live.
+    Look(Vec<Process>),
+    /// That this process be killed.
+    End(Process),
+    /// Which process has this id.
+    Name(u32),
 }
 
 /// How watching ended.
@@ -31,32 +44,70 @@ enum Ended {
     Reader,
 }
 
-/// The whole program, when it is asked to watch.
-pub(crate) fn main(watched: Watched) -> ExitCode {
-    match watch(watched) {
-        Ok(Ended::Process) => match writeln!(io::stdout(), "exited {} unknown", watched.pid) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::from(UNKNOWN),
-        },
-        Ok(Ended::Reader) => ExitCode::from(UNKNOWN),
+/// The whole program, when it is asked about processes.
+pub(crate) fn main(question: Question) -> ExitCode {
+    let answered = match question {
+        Question::Watch(process) => answer_watch(&process),
+        Question::Look(processes) => look(&processes),
+        Question::End(process) => end(&process),
+        Question::Name(pid) => identity::name(pid).and_then(|(start_time, namespace)| {
+            say(&format!("started {pid} {start_time} {namespace}"))
+        }),
+    };
+    match answered {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "server: watch process {}: {error}", watched.pid);
+            let _ = writeln!(io::stderr(), "server: {error}");
             ExitCode::from(UNKNOWN)
         }
     }
 }
 
-fn watch(watched: Watched) -> io::Result<Ended> {
-    let named = i32::try_from(watched.pid).ok().and_then(Pid::from_raw);
-    let Some(named) = named else { return Ok(Ended::Process) };
-    let pidfd = match pidfd_open(named, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(Errno::SRCH) => return Ok(Ended::Process),
-        Err(error) => return Err(error.into()),
-    };
-    if start_time(&watched.pid.to_string())? != Some(watched.start_time) {
-        return Ok(Ended::Process);
+fn say(line: &str) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "{line}")?;
+    output.flush()
+}
+
+fn answer_watch(process: &Process) -> io::Result<()> {
+    match watch(process)? {
+        Ended::Process => say(&format!("exited {} unknown", process.pid)),
+        Ended::Reader => Err(io::ErrorKind::BrokenPipe.into()),
     }
+}
+
+fn look(processes: &[Process]) -> io::Result<()> {
+    let mut unknown = None;
+    for process in processes {
+        let Process { pid, start_time, .. } = process;
+        match identity::find(process) {
+            Ok(Some(_)) => say(&format!("lives {pid} {start_time}"))?,
+            Ok(None) => say(&format!("gone {pid} {start_time}"))?,
+            Err(error) => unknown = unknown.or(Some(error)),
+        }
+    }
+    unknown.map_or(Ok(()), Err)
+}
+
+fn end(process: &Process) -> io::Result<()> {
+    let Process { pid, start_time, incarnation, .. } = *process;
+    if let Some(pidfd) = identity::find(process)? {
+        // A machine that has started again has the same numbers once more.
+        if !identity::has_name(pid, incarnation)? && !identity::has_ended(&pidfd)? {
+            return Err(io::Error::other(format!("process {pid} is not server {incarnation}")));
+        }
+        identity::kill(&pidfd)?;
+        if !identity::ends_within(&pidfd, END_PATIENCE)? {
+            let words =
+                format!("process {pid} was killed and has not ended within {END_PATIENCE:?}");
+            return Err(io::Error::other(words));
+        }
+    }
+    say(&format!("gone {pid} {start_time}"))
+}
+
+fn watch(process: &Process) -> io::Result<Ended> {
+    let Some(pidfd) = identity::find(process)? else { return Ok(Ended::Process) };
     let stdout = io::stdout();
     let mut ends = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&stdout, PollFlags::empty())];
     loop {
@@ -69,57 +120,29 @@ fn watch(watched: Watched) -> io::Result<Ended> {
     }
 }
 
-/// When a process (`self`, or a pid) started, in clock ticks since boot: field 22 of proc_pid_stat(5).
-/// `None`: there is no such process.
-pub(crate) fn start_time(process: &str) -> io::Result<Option<u64>> {
-    let stat = match std::fs::read_to_string(format!("/proc/{process}/stat")) {
-        Ok(stat) => stat,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    // The second field is the program's name in parentheses, and may itself hold both.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let field = after_name.split_ascii_whitespace().nth(22 - 3);
-    match field.and_then(|ticks| ticks.parse().ok()) {
-        Some(ticks) => Ok(Some(ticks)),
-        None => Err(io::Error::other(format!("/proc/{process}/stat has no start time"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
 
+    use kv_protocol::Incarnation;
+
     use super::*;
 
     #[test]
-    fn the_start_time_is_that_of_this_process() {
-        let first = start_time("self").unwrap();
-        assert!(first > Some(0));
-        assert_eq!(first, start_time(&std::process::id().to_string()).unwrap());
-    }
-
-    #[test]
-    fn another_process_of_that_number_means_that_the_one_asked_for_is_gone() {
-        let pid = std::process::id();
-        let start_time = start_time("self").unwrap().unwrap();
-        assert_eq!(watch(Watched { pid, start_time: start_time + 1 }).unwrap(), Ended::Process);
-        for pid in [0, u32::MAX] {
-            assert_eq!(watch(Watched { pid, start_time }).unwrap(), Ended::Process);
-        }
-    }
-
-    #[test]
-    fn the_end_of_a_process_ends_the_watch() {
+    fn the_end_of_a_process_ends_the_watch_and_a_kill_needs_its_name() {
         let mut child =
             Command::new("sh").args(["-c", "read line"]).stdin(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
-        let start_time = start_time(&pid.to_string()).unwrap().unwrap();
-        let watching = std::thread::spawn(move || watch(Watched { pid, start_time }).unwrap());
+        let (start_time, namespace) = identity::name(pid).unwrap();
+        let process = Process { pid, start_time, namespace, incarnation: Incarnation(5) };
+        end(&process).unwrap_err();
+        let watching = std::thread::spawn(move || watch(&process).unwrap());
         assert!(!watching.is_finished());
         drop(child.stdin.take());
         assert_eq!(watching.join().unwrap(), Ended::Process);
-        child.wait().unwrap();
+        assert!(child.wait().unwrap().success(), "it was not killed");
+        let earlier = Process { start_time: start_time - 1, ..process };
+        assert_eq!(watch(&earlier).unwrap(), Ended::Process);
+        end(&process).unwrap();
     }
 }

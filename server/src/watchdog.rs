@@ -11,9 +11,12 @@
 //! processor to be had) did nothing wrong while it stood; what follows from its silence is decided by
 //! those who heard nothing. So the time that counts is the watchdog's own: however long it was since the
 //! last look, no more is counted than a look may be late. Whoever stood with the watchdog has G again.
+//!
+//! A process that is the only holder of a group is never ended for it (supervisor.rs): no lease is judged
+//! by what it does, and its end would lose the group.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kv_protocol::ids::Time;
@@ -31,6 +34,59 @@ pub(crate) struct Pulse {
     beats: AtomicU64,
     /// How long beyond G the next beat may take, in milliseconds.
     allowed: AtomicU32,
+    /// What the thread is at; see [`Activity`].
+    activity: AtomicU8,
+    /// The thread's id; 0 before its first beat.
+    thread: AtomicI32,
+}
+
+/// What a thread said last that it is at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Activity {
+    /// An executor: connections, and the wait for them.
+    #[default]
+    Connections = 0,
+    /// An executor: its timers.
+    Timers = 1,
+    /// An executor: a message of another thread, of whichever kind has no number of its own.
+    Message = 2,
+    /// An executor: installing a view.
+    Install = 3,
+    /// An executor: a step of a dump.
+    Dump = 4,
+    /// An executor: a step of a load.
+    Load = 5,
+    /// Connecting, sending or receiving, each with a time limit.
+    Link = 6,
+    /// Taking orders and news of the shards.
+    Orders = 7,
+}
+
+impl Activity {
+    const ALL: [Activity; 8] = {
+        use Activity::{Connections, Dump, Install, Link, Load, Message, Orders, Timers};
+        [Connections, Timers, Message, Install, Dump, Load, Link, Orders]
+    };
+
+    fn from_number(number: u8) -> Activity {
+        Activity::ALL.get(usize::from(number)).copied().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Activity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Activity::Connections => "serving or awaiting its connections",
+            Activity::Timers => "its timers",
+            Activity::Message => "a message of another thread",
+            Activity::Install => "installing a view",
+            Activity::Dump => "a step of a dump",
+            Activity::Load => "a step of a load",
+            Activity::Link => "connecting, sending or receiving",
+            Activity::Orders => "taking orders and news of the shards",
+        })
+    }
 }
 
 impl Pulse {
@@ -39,11 +95,27 @@ impl Pulse {
         self.beat_before(Duration::ZERO);
     }
 
+    /// The thread begins with something else; what it was at before.
+    pub(crate) fn begin(&self, activity: Activity) -> Activity {
+        Activity::from_number(self.activity.swap(activity as u8, Ordering::Relaxed))
+    }
+
+    /// Notes which thread this is the pulse of. It calls this itself.
+    pub(crate) fn own(&self) {
+        // SAFETY: gettid takes nothing and cannot fail.
+        self.thread.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+    }
+
     /// The thread runs, and is about to wait for somebody else for at most so long.
     pub(crate) fn beat_before(&self, wait: Duration) {
         let millis = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         self.allowed.store(millis, Ordering::Relaxed);
         self.beats.fetch_add(1, Ordering::Release);
+    }
+
+    fn stalled(&self, who: Watched, stood: Duration) -> Stalled {
+        let activity = Activity::from_number(self.activity.load(Ordering::Relaxed));
+        Stalled { who, stood, activity, thread: self.thread.load(Ordering::Relaxed) }
     }
 
     fn read(&self) -> (u64, Duration) {
@@ -78,6 +150,32 @@ impl fmt::Display for Watched {
 pub(crate) struct Stalled {
     pub(crate) who: Watched,
     pub(crate) stood: Duration,
+    /// What it was at, by its own word.
+    pub(crate) activity: Activity,
+    /// Its thread's id; 0: not known.
+    pub(crate) thread: i32,
+}
+
+impl fmt::Display for Stalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stalled { who, stood, activity, .. } = self;
+        write!(f, "{who} has stood for {stood:?}, at: {activity}")
+    }
+}
+
+impl Stalled {
+    /// What the system says of the thread. Reads /proc, so it may take its time.
+    pub(crate) fn seen_by_the_system(&self) -> &'static str {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.thread));
+        let stat = stat.unwrap_or_default();
+        match stat.rsplit_once(") ").map_or("", |(_, rest)| rest).get(..1) {
+            Some("R") => "it runs, or waits for a processor",
+            Some("S") => "it sleeps",
+            Some("D") => "it waits for a device, uninterruptibly",
+            Some("T" | "t") => "it was stopped, by a signal or a debugger",
+            _ => "its state is not known",
+        }
+    }
 }
 
 /// See the module.
@@ -111,7 +209,7 @@ impl Watchdog {
                 *stood += counted;
             }
             if *stood > GRACE + allowed {
-                stalled = stalled.or(Some(Stalled { who, stood: *stood }));
+                stalled = stalled.or(Some(pulse.stalled(who, *stood)));
             }
         }
         stalled
@@ -150,12 +248,27 @@ mod tests {
     #[test]
     fn one_that_stands_is_named_one_look_after_its_grace_while_others_go_on() {
         let (mut watchdog, pulses) = (Watchdog::default(), pulses(3));
+        assert_eq!(pulses[1].begin(Activity::Dump), Activity::Connections);
         let others = || [0, 2].into_iter().for_each(|n| pulses[n].beat());
         let found = look_on(&mut watchdog, &pulses, START, 20, LOOK_INTERVAL, others);
         let (looks, stalled) = found.unwrap();
         assert_eq!(stalled.who, Watched::Executor(1));
+        assert_eq!(stalled.activity, Activity::Dump);
         let most = GRACE + 3 * LOOK_INTERVAL;
         assert!(LOOK_INTERVAL * looks > GRACE && LOOK_INTERVAL * looks < most, "{looks} looks");
+    }
+
+    #[test]
+    fn the_system_says_how_a_thread_stands() {
+        let pulse = Pulse::default();
+        pulse.own();
+        let stalled = pulse.stalled(Watched::Control, GRACE);
+        assert_eq!(stalled.seen_by_the_system(), "it runs, or waits for a processor");
+        let gone = Stalled { thread: i32::MAX, ..stalled };
+        assert_eq!(gone.seen_by_the_system(), "its state is not known");
+        for (number, activity) in (0..).zip(Activity::ALL) {
+            assert_eq!(Activity::from_number(number), activity);
+        }
     }
 
     #[test]

@@ -21,6 +21,10 @@ pub struct Coordinator {
     pub disk: Option<DurableState>,
     /// A store that is under way.
     pub storing: Option<(u64, DurableState)>,
+    /// The store that is under way was begun on a full disk, and will fail.
+    pub is_doomed: bool,
+    /// Until when its disk takes nothing.
+    pub disk_full_until: u64,
     /// Until when it does nothing.
     pub paused_until: u64,
     /// Connections for heartbeats: who speaks there.
@@ -58,6 +62,8 @@ impl Coordinator {
             term: 1,
             disk: None,
             storing: None,
+            is_doomed: false,
+            disk_full_until: 0,
             paused_until: 0,
             links: BTreeMap::new(),
             next_link: 0,
@@ -106,6 +112,7 @@ impl Coordinator {
     pub fn die(&mut self, stored: bool) {
         if let Some((_, state)) = self.storing.take()
             && stored
+            && !self.is_doomed
         {
             self.disk = Some(state);
         }

@@ -274,6 +274,7 @@ fn is_possible(world: &World, place: usize, kind: Kind) -> bool {
         Kind::CoordinatorCrash | Kind::CoordinatorPause => {
             world.coordinator.paused_until <= world.now
         }
+        Kind::DiskFull => world.coordinator.disk_full_until <= world.now,
         Kind::Pause | Kind::Stall | Kind::Hiccup | Kind::BreakStreams => true,
     }
 }
@@ -288,7 +289,9 @@ fn anyone_is_paused(world: &World) -> bool {
 /// moment, no other full copy lives and works.
 fn is_last_holder(world: &World, target: usize) -> bool {
     let Some(cluster) = &world.coordinator.cluster else { return true };
-    let stored = world.coordinator.storing.as_ref().map(|(_, state)| state.views.as_slice());
+    // What a full disk does not take is withdrawn, and decided anew.
+    let storing = world.coordinator.storing.as_ref().filter(|_| !world.coordinator.is_doomed);
+    let stored = storing.map(|(_, state)| state.views.as_slice());
     let mut views = cluster.views().iter().chain(stored.unwrap_or_default());
     views.any(|view| {
         let holders = [view.primary, view.secondary()].into_iter().flatten();
@@ -325,6 +328,7 @@ fn has_write_in_flight(world: &World, target: usize) -> bool {
 /// Faults stop: whatever was broken is whole again, and whoever is dead comes back.
 pub fn stop(world: &mut World) {
     world.heal();
+    world.coordinator.disk_full_until = 0;
     for process in &mut world.processes {
         process.stall_next = None;
     }

@@ -354,6 +354,17 @@ impl Cluster {
         programs::run(COORD, arguments.chain(flags), "", PATIENCE)
     }
 
+    /// As [`Cluster::run_coordinator`], in a PID namespace of its own; `None` where the system forbids it.
+    #[track_caller]
+    pub(crate) fn run_coordinator_in_a_namespace(&self) -> Option<Ended> {
+        let command = self.shape.command(self.dir.path());
+        let unshare =
+            ["--pid", "--fork", "--mount-proc", "--kill-child", COORD].map(OsString::from);
+        let arguments = unshare.into_iter().chain(command.get_args().map(ToOwned::to_owned));
+        let ended = programs::run("unshare", arguments, "", PATIENCE);
+        (!ended.stderr.contains("unshare:")).then_some(ended)
+    }
+
     /// The file that a coordinator goes on from.
     pub(crate) fn state_file(&self) -> PathBuf {
         self.dir().join("coordinator.state")
@@ -577,10 +588,27 @@ impl Cluster {
 /// Lets a coordinator's state say that it was written on another machine.
 #[track_caller]
 pub(crate) fn move_to_another_machine(state: &Path) {
+    rewrite_state(state, |json| json["place"]["machine"]["id"] = "another".into());
+}
+
+/// Lets a coordinator's state say that its servers run in another PID namespace.
+#[track_caller]
+pub(crate) fn move_to_another_namespace(state: &Path) {
+    rewrite_state(state, |json| {
+        for server in json["servers"].as_array_mut().expect("servers") {
+            let namespace = server["started"]["namespace"].as_u64().expect("a namespace");
+            assert!(namespace > 0, "it is known");
+            server["started"]["namespace"] = (namespace ^ 1).into();
+        }
+    });
+}
+
+#[track_caller]
+fn rewrite_state(state: &Path, change: impl FnOnce(&mut serde_json::Value)) {
     let text = fs::read_to_string(state).expect("read the state");
     let (header, json) = text.split_once('\n').expect("a first line");
     let mut json: serde_json::Value = serde_json::from_str(json).expect("JSON");
-    json["place"]["machine"]["id"] = "another".into();
+    change(&mut json);
     let json = serde_json::to_string(&json).expect("JSON");
     let words: Vec<&str> = header.split(' ').collect();
     let [magic, version, _, _] = words[..] else { panic!("no header: {header}") };

@@ -144,6 +144,7 @@ impl Ports {
             member: self.member(VICTIM),
             pid: 1,
             start_time: 1,
+            namespace: kv_protocol::ids::PidNamespace(1),
             shards: self.status.shards,
             address: IpAddr::from([127, 0, 0, 1]),
             clients_port: 1,

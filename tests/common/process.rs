@@ -133,6 +133,13 @@ pub(crate) fn limit_descriptors(pid: u32, most: u64) {
     prlimit(Some(named(pid)), Resource::Nofile, limit).expect("limit another process");
 }
 
+/// Lets another process write no file beyond this size; `None`: any size again.
+pub(crate) fn limit_file_size(pid: u32, most: Option<u64>) {
+    use rustix::process::{Resource, Rlimit, prlimit};
+    let limit = Rlimit { current: most, maximum: None };
+    prlimit(Some(named(pid)), Resource::Fsize, limit).expect("limit another process");
+}
+
 /// Cuts every connection of a process to this port of this machine, as a failing network would: both
 /// ends see the end of the stream. Returns how many there were.
 pub(crate) fn cut_connections(pid: u32, remote_port: u16) -> usize {
@@ -157,6 +164,25 @@ fn borrow_connections(pid: u32, remote_port: u16) -> Vec<TcpStream> {
         .map(TcpStream::from)
         .filter(|socket| socket.peer_addr().is_ok_and(|peer| peer.port() == remote_port))
         .collect()
+}
+
+/// The TCP ports that a process listens on, IPv4.
+pub(crate) fn listening_ports(pid: u32) -> Vec<u16> {
+    const LISTEN: &str = "0A";
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("read /proc/PID/fd");
+    let sockets: Vec<String> = descriptors
+        .filter_map(|entry| {
+            fs::read_link(entry.ok()?.path()).ok()?.into_os_string().into_string().ok()
+        })
+        .collect();
+    let table = fs::read_to_string(format!("/proc/{pid}/net/tcp")).expect("read /proc/PID/net/tcp");
+    let port = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_its = sockets.contains(&format!("socket:[{}]", fields.get(9)?));
+        let is_open = fields[3] == LISTEN && is_its;
+        u16::from_str_radix(fields[1].rsplit_once(':')?.1, 16).ok().filter(|_| is_open)
+    };
+    table.lines().filter_map(port).collect()
 }
 
 /// Whether [`cut_connections`] is allowed on this machine; some containers forbid it.

@@ -39,7 +39,8 @@ impl Driver {
             let exit = match line.host {
                 Host::Local => adopted::wait(started, errors, kill).await,
                 Host::Ssh { .. } => {
-                    RemoteServer::adopted(ssh, line, &started).run(turn, kill, |_| {}).await
+                    let server = RemoteServer::adopted(ssh, line, &started);
+                    server.run(turn, kill, |_| {}, || None).await
                 }
             };
             driver.exited(member, exit);

@@ -5,6 +5,7 @@ use std::io::{self, PipeReader, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -13,9 +14,23 @@ use kv_protocol::ClusterKey;
 use kv_protocol::cluster_file::ServerLine;
 
 use super::{
-    Exit, KEY_FROM_STANDARD_INPUT, describe_signal, describe_status, error_name, log_name, tail,
+    Exit, KEY_FROM_STANDARD_INPUT, describe_signal, describe_status, error_name, log_name, tail_apart,
 };
 use crate::plan::Plan;
+use crate::state_file::StateFile;
+
+/// What a server is started with. Its files may lie on a device that stalls, so it is started on a thread that
+/// nobody waits for.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    binary: PathBuf,
+    /// Knows where the servers' directory is now.
+    files: Arc<StateFile>,
+    arguments: Vec<String>,
+    key: ClusterKey,
+    log: String,
+    errors: String,
+}
 
 /// A server that runs as a child.
 #[derive(Debug)]
@@ -27,42 +42,67 @@ pub(crate) struct LocalServer {
     errors: PathBuf,
 }
 
-impl LocalServer {
-    /// Starts a server. It reads the cluster's key from a pipe that is written and closed before the server
+impl Launch {
+    /// The launch of the server of this line.
+    pub(crate) fn new(
+        plan: &Plan,
+        files: Arc<StateFile>,
+        line: &ServerLine,
+        arguments: &[String],
+        key: ClusterKey,
+    ) -> Launch {
+        Launch {
+            binary: plan.binary.clone(),
+            files,
+            arguments: arguments.to_vec(),
+            key,
+            log: log_name(line),
+            errors: error_name(line),
+        }
+    }
+
+    /// Starts the server. It reads the cluster's key from a pipe that is written and closed before the server
     /// starts, and writes to no pipe of this process, so it outlives it.
     ///
     /// # Errors
     /// What the system said to which step.
-    pub(crate) fn spawn(
-        plan: &Plan,
-        line: &ServerLine,
-        arguments: &[String],
-        key: ClusterKey,
-    ) -> Result<LocalServer, String> {
-        let errors = plan.dir.join(error_name(line));
-        let log = plan.dir.join(log_name(line));
+    pub(crate) async fn start(self) -> Result<LocalServer, String> {
+        let started = tokio::task::spawn_blocking(move || self.spawn());
+        started.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    fn spawn(self) -> Result<LocalServer, String> {
+        let Launch { binary, files, arguments, key, log, errors } = self;
+        let dir = files.directory();
+        let (log, errors) = (dir.join(log), dir.join(errors));
         let error_file = File::create(&errors)
             .map_err(|error| format!("create {}: {error}", errors.display()))?;
         let log_start = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let key = key_pipe(key).map_err(|error| format!("pass the cluster's key: {error}"))?;
-        let mut command = Command::new(&plan.binary);
+        let mut command = Command::new(&binary);
         command
             .args(arguments)
             .args(KEY_FROM_STANDARD_INPUT)
-            .current_dir(&plan.dir)
+            .current_dir(&dir)
             .stdin(key)
             .stdout(Stdio::null())
             .stderr(error_file)
             .kill_on_drop(false);
-        // SAFETY: between fork and exec only setsid is called, which is async-signal-safe and
-        // touches no memory of this process.
+        // SAFETY: between fork and exec only sigaction and setsid are called, which are
+        // async-signal-safe and touch no memory of this process.
         unsafe {
-            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
+            command.pre_exec(|| {
+                // It ignores them itself as soon as it runs; no signal may be earlier than that.
+                kv_daemon::signals::ignore();
+                rustix::process::setsid().map(drop).map_err(Into::into)
+            });
         }
         let child = command.spawn().map_err(|error| format!("start it: {error}"))?;
         Ok(LocalServer { child, log, log_start, errors })
     }
+}
 
+impl LocalServer {
     /// Its process id.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.child.id()
@@ -85,8 +125,10 @@ impl LocalServer {
         };
         // One that was killed had nothing to say about it: the end of its log would mislead.
         let was_killed = status.as_ref().is_ok_and(|status| status.code().is_none());
-        let log = || if was_killed { None } else { tail(&self.log, self.log_start) };
-        let last_words = tail(&self.errors, 0).or_else(log);
+        let mut last_words = tail_apart(self.errors, 0).await;
+        if last_words.is_none() && !was_killed {
+            last_words = tail_apart(self.log, self.log_start).await;
+        }
         let how = match status {
             Ok(status) => describe(status),
             Err(error) => format!("its end was seen, its status was not: {error}"),

@@ -14,7 +14,8 @@ pub(crate) mod ssh;
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::exit_code::ServerExit;
@@ -128,6 +129,15 @@ pub(crate) fn describe_signal(signal: i32) -> String {
     format!("killed by signal {signal}{name}")
 }
 
+/// How long the end of a file is waited for: it may lie on a device that stalls.
+const TAIL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// As [`tail`], on a thread of its own; `None` also where the file takes too long.
+async fn tail_apart(path: PathBuf, start: u64) -> Option<String> {
+    let read = tokio::task::spawn_blocking(move || tail(&path, start));
+    tokio::time::timeout(TAIL_PATIENCE, read).await.ok()?.ok()?
+}
+
 /// The end of what a file holds from there on.
 fn tail(path: &Path, start: u64) -> Option<String> {
     let mut file = File::open(path).ok()?;
@@ -162,7 +172,6 @@ pub(crate) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
-    use std::time::Duration;
 
     use kv_protocol::cluster_file::ClusterFile;
     use kv_protocol::{Incarnation, ServerId};

@@ -3,9 +3,10 @@
 //! ssh's own exit status proves nothing about a server: the connection may have broken while the
 //! server lives. So the script there waits for the server itself and prints `exited <pid>
 //! <status>`; only that line is believed. If the connection breaks, or another coordinator follows, a
-//! new one is made that watches the same process, by `./server --watch <pid> <start time>`: a process is
-//! told apart from any later one of its number by when it started. Where that program is not at hand any
-//! more, a loop of the shell asks for the incarnation in the process's command line.
+//! new one is made that watches the same process, by `./server --watch <process>`: a process is told apart
+//! from any later one of its number by when it started, and from others of its number by its PID namespace.
+//! That program alone is believed. A shell, `grep` or `cat` that fails proves nothing; where the program is
+//! not at hand any more, it is not known whether the process lives.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -13,11 +14,12 @@ use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 
+use kv_daemon::identity::Process;
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::control_message::Started;
-use kv_protocol::{ClusterKey, Incarnation, Member};
+use kv_protocol::{ClusterKey, Incarnation, Member, PidNamespace};
 use tokio::io::{
-    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+    AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
 };
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
@@ -75,33 +77,29 @@ impl Ssh {
     /// Which of these processes live on their host.
     ///
     /// # Errors
-    /// The host did not answer for each of them.
+    /// None is known to live, and the host did not answer for each of them.
     pub(crate) async fn living(
         &self,
         host: &Host,
         processes: &[Started],
     ) -> Result<Vec<Started>, SshError> {
-        let said = self.run(host, &lives_script(processes)).await?;
-        let answer = |started: &Started| {
-            let line = |word: &str| {
-                let line = format!("{word} {} {}", started.pid, started.start_time);
-                said.lines().any(|said| said.trim() == line)
-            };
-            match (line("lives"), line("gone")) {
-                (true, false) => Some(true),
-                (false, true) => Some(false),
-                _ => None,
-            }
-        };
+        let said = self.run_to_any_end(host, &look_script(&self.remote_dir, processes)).await?;
         let mut living = Vec::new();
+        let mut silent = None;
         for started in processes {
-            match answer(started) {
+            match answer(&said.output, started) {
                 Some(true) => living.push(*started),
                 Some(false) => {}
-                None => return Err(SshError::Failed(format!("no word on pid {}", started.pid))),
+                None => silent = silent.or(Some(started.pid)),
             }
         }
-        Ok(living)
+        match silent {
+            // One that lives is all that a caller wants to know.
+            Some(pid) if living.is_empty() => {
+                Err(SshError::Failed(format!("no word on pid {pid}: {}", said.why())))
+            }
+            _ => Ok(living),
+        }
     }
 
     /// Ends whatever was started there under these names.
@@ -166,32 +164,76 @@ impl Ssh {
     /// # Errors
     /// ssh could not be started, did not get there, or the script failed; with what was said.
     pub(crate) async fn run(&self, host: &Host, script: &str) -> Result<String, SshError> {
+        let said = self.run_to_any_end(host, script).await?;
+        match said.status.success() {
+            true => Ok(said.output),
+            false => Err(SshError::Failed(said.why())),
+        }
+    }
+
+    /// As [`Ssh::run`], for a script whose lines count though it failed behind them.
+    async fn run_to_any_end(&self, host: &Host, script: &str) -> Result<Said, SshError> {
         let mut child = self.command(host, script).spawn().map_err(SshError::Start)?;
         let (output, errors) = pipes(&mut child);
         let whole = async {
             let mut text = Vec::new();
             let mut output = output.take(MAX_OUTPUT_BYTES);
             let read = output.read_to_end(&mut text);
-            let (read, said) = tokio::join!(read, collect_tail(errors));
+            let (read, errors) = tokio::join!(read, collect_tail(errors));
             read.map_err(SshError::Start)?;
             let status = child.wait().await.map_err(SshError::Start)?;
-            if !status.success() {
-                let said = last_lines(&said).unwrap_or_else(|| format!("ssh: {status}"));
-                return Err(SshError::Failed(said));
-            }
-            Ok(String::from_utf8_lossy(&text).into_owned())
+            Ok(Said { output: String::from_utf8_lossy(&text).into_owned(), errors, status })
         };
         timeout(SCRIPT_PATIENCE, whole).await.map_err(|_| SshError::TooSlow)?
     }
 
     /// Kills a server, and proves that it is gone.
-    async fn kill(&self, host: &Host, pid: u32, incarnation: Incarnation) -> Result<(), SshError> {
-        let said = self.run(host, &kill_script(pid, incarnation)).await?;
-        match said.lines().any(|line| line.trim() == format!("gone {pid}")) {
+    async fn kill(&self, host: &Host, process: &Process) -> Result<(), SshError> {
+        let said = self.run_to_any_end(host, &end_script(&self.remote_dir, process)).await?;
+        match lines(&said.output).any(|line| is_end_of(line, process)) {
             true => Ok(()),
-            false => Err(SshError::Failed(format!("no word on pid {pid}"))),
+            false => Err(SshError::Failed(said.why())),
         }
     }
+}
+
+/// What a script left behind.
+#[derive(Debug)]
+struct Said {
+    output: String,
+    errors: Vec<u8>,
+    status: std::process::ExitStatus,
+}
+
+impl Said {
+    /// Why it did not say what it should.
+    fn why(&self) -> String {
+        last_lines(&self.errors).unwrap_or_else(|| format!("ssh: {}", self.status))
+    }
+}
+
+/// The whole lines of a text. One without an end may be cut, and is none.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::trim)
+}
+
+/// Whether a process lives, by what `server --look` printed; `None`: it did not say.
+fn answer(said: &str, started: &Started) -> Option<bool> {
+    let (pid, start_time) = (started.pid, started.start_time);
+    let says = |word: &str| {
+        let expected = format!("{word} {pid} {start_time}");
+        lines(said).any(|line| line == expected)
+    };
+    match (says("lives"), says("gone")) {
+        (true, false) => Some(true),
+        (false, true) => Some(false),
+        _ => None,
+    }
+}
+
+/// Whether a line of `server --end` says that the process is gone.
+fn is_end_of(line: &str, process: &Process) -> bool {
+    line == format!("gone {} {}", process.pid, process.start_time)
 }
 
 fn pipes(child: &mut Child) -> (ChildStdout, ChildStderr) {
@@ -229,8 +271,8 @@ fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> St
          setsid ./server {} {} <&3 3<&- >/dev/null 2>{errors} &\n\
          exec 3<&-\n\
          pid=$!\n\
-         stat=$(cat /proc/$pid/stat); set -- ${{stat##*) }}\n\
-         echo started $pid ${{20}}\n\
+         said=$(./server --name $pid 2>/dev/null)\n\
+         case $said in \"started $pid \"*) echo \"$said\";; *) echo started $pid;; esac\n\
          wait $pid\n\
          status=$?\n\
          if [ -s {errors} ]; then tail -c {MAX_QUOTED_BYTES} {errors} >&2\n\
@@ -241,42 +283,35 @@ fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> St
     )
 }
 
-/// True there while the process lives. A dead one that nobody has waited for has no command line.
-fn lives(pid: u32, incarnation: Incarnation) -> String {
-    format!("grep -qs {incarnation} /proc/{pid}/cmdline")
-}
-
-/// Waits for the end of a server that another connection started. A program there that knows no
-/// `--watch` calls that bad usage (2).
-fn watch_script(remote_dir: &str, process: Process, incarnation: Incarnation) -> String {
-    let Process { pid, start_time } = process;
-    let (dir, lives) = (quote::word(remote_dir), lives(pid, incarnation));
-    let watch = start_time.map_or_else(String::new, |start_time| {
-        format!(
-            "echo started {pid} {start_time}\n\
-             if cd {dir} && [ -x ./server ]; then\n\
-             \x20 ./server --watch {pid} {start_time} </dev/null; [ $? -eq 2 ] || exit 0\n\
-             fi\n"
-        )
-    });
+/// Has the server's program there answer a question about processes.
+fn ask_script(remote_dir: &str, question: &str, processes: &[Process]) -> String {
+    let dir = quote::word(remote_dir);
+    let processes: Vec<String> = processes.iter().map(ToString::to_string).collect();
     format!(
-        "{watch}echo started {pid}\n[ -r /proc/self/stat ] || exit 1\n\
-         while {lives}; do sleep 0.2; done\necho exited {pid} unknown\n"
+        "cd {dir} || exit 1\n\
+         [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD, which alone can say what \
+         lives\" >&2; exit 1; }}\n\
+         exec ./server {question} {} </dev/null\n",
+        processes.join(" ")
     )
 }
 
-/// Says of each of these processes whether it lives there: fields 3 and 22 of proc_pid_stat(5).
-fn lives_script(processes: &[Started]) -> String {
-    let mut script = "[ -r /proc/self/stat ] || { echo \"no /proc there\" >&2; exit 1; }\n\
-        look() {\n\
-        \x20 pid=$1; start=$2; stat=$(cat /proc/$pid/stat 2>/dev/null); set -- ${stat##*) }\n\
-        \x20 case $1:${20} in [ZX]:*) echo gone $pid $start;; *:$start) echo lives $pid $start;; *) echo gone $pid $start;; esac\n\
-        }\n"
-        .to_owned();
-    for Started { pid, start_time, .. } in processes {
-        script += &format!("look {pid} {start_time}\n");
-    }
-    script
+/// Waits for the end of a server that another connection started.
+fn watch_script(remote_dir: &str, process: &Process) -> String {
+    let Process { pid, start_time, namespace, .. } = process;
+    let ask = ask_script(remote_dir, "--watch", &[*process]);
+    format!("echo started {pid} {start_time} {namespace}\n{ask}")
+}
+
+/// Says of each of these processes whether it lives there.
+fn look_script(remote_dir: &str, processes: &[Started]) -> String {
+    let processes: Vec<Process> = processes.iter().map(Process::from).collect();
+    ask_script(remote_dir, "--look", &processes)
+}
+
+/// Kills a process there.
+fn end_script(remote_dir: &str, process: &Process) -> String {
+    ask_script(remote_dir, "--end", &[*process])
 }
 
 /// Kills what was started there under these names. The brackets keep the script from finding itself.
@@ -293,15 +328,6 @@ fn strays_script(names: &[Incarnation]) -> String {
     )
 }
 
-fn kill_script(pid: u32, incarnation: Incarnation) -> String {
-    let lives = lives(pid, incarnation);
-    format!(
-        "grep -qs . /proc/self/cmdline || {{ echo \"no /proc or no grep there\" >&2; exit 1; }}\n\
-         n=0\nwhile {lives}; do\n  kill -9 {pid}; n=$((n + 1))\n  [ $n -lt 100 ] || exit 1\n  sleep 0.05\ndone\n\
-         echo gone {pid}\n"
-    )
-}
-
 /// A server that runs on another machine.
 #[derive(Debug)]
 pub(crate) struct RemoteServer {
@@ -314,16 +340,8 @@ pub(crate) struct RemoteServer {
     adopted: Option<Process>,
 }
 
-/// A process there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Process {
-    pid: u32,
-    /// When it started; `None` where /proc did not say.
-    start_time: Option<u64>,
-}
-
 /// The process there, once its script has named it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pid {
     process: Cell<Option<Process>>,
     known: Notify,
@@ -332,10 +350,21 @@ struct Pid {
 impl Pid {
     /// What a script says of the process; what is known already stays so.
     fn note(&self, process: Process) {
-        let start_time = self.process.get().and_then(|known| known.start_time);
-        let start_time = start_time.or(process.start_time);
-        self.process.set(Some(Process { start_time, ..process }));
+        let known = self.process.get().filter(|known| known.start_time > 0);
+        self.process.set(Some(known.unwrap_or(process)));
         self.known.notify_one();
+    }
+
+    /// What the process has said of itself.
+    fn learn(&self, started: Option<Started>) {
+        let told = started.filter(|started| {
+            self.process
+                .get()
+                .is_some_and(|known| known.start_time == 0 && known.pid == started.pid)
+        });
+        if let Some(started) = told {
+            self.process.set(Some((&started).into()));
+        }
     }
 
     fn number(&self) -> Option<u32> {
@@ -368,28 +397,29 @@ impl RemoteServer {
 
     /// One that an earlier coordinator has started, and that said this of itself.
     pub(crate) fn adopted(ssh: Ssh, line: ServerLine, started: &Started) -> RemoteServer {
-        let process = Process { pid: started.pid, start_time: Some(started.start_time) };
+        let process = started.into();
         let (member, arguments, key) = (started.member, Vec::new(), ClusterKey::default());
         RemoteServer { ssh, line, member, arguments, key, adopted: Some(process) }
     }
 
     /// Starts the server, unless it is adopted, and waits for its proven end; a word on `kill` kills it. `turn` bounds how
-    /// many connections are being made at once: sshd drops what is too many.
+    /// many connections are being made at once: sshd drops what is too many. `reported` is what the server
+    /// has said of itself.
     pub(crate) async fn run(
         self,
         turn: Rc<Semaphore>,
         mut kill: mpsc::Receiver<()>,
         started: impl Fn(u32),
+        reported: impl Fn() -> Option<Started>,
     ) -> Exit {
         let pid = Pid { process: Cell::new(self.adopted), known: Notify::new() };
         let mut pause = FIRST_PAUSE;
         loop {
+            pid.learn(reported());
             let known = pid.process.get();
             let script = match known {
                 None => start_script(&self.ssh.remote_dir, &self.line, &self.arguments),
-                Some(process) => {
-                    watch_script(&self.ssh.remote_dir, process, self.member.incarnation)
-                }
+                Some(process) => watch_script(&self.ssh.remote_dir, &process),
             };
             let permit = turn.acquire().await.ok();
             if known.is_none() && kill.try_recv().is_ok() {
@@ -414,7 +444,7 @@ impl RemoteServer {
                     );
                 }
                 None => {
-                    if let Some(exit) = self.kill(pid.number()).await {
+                    if let Some(exit) = self.kill(pid.process.get()).await {
                         return exit;
                     }
                 }
@@ -423,7 +453,7 @@ impl RemoteServer {
             tokio::select! {
                 () = sleep(pause) => {}
                 Some(()) = kill.recv() => {
-                    if let Some(exit) = self.kill(pid.number()).await {
+                    if let Some(exit) = self.kill(pid.process.get()).await {
                         return exit;
                     }
                 }
@@ -433,14 +463,14 @@ impl RemoteServer {
     }
 
     /// Kills the server; its end is proven if that worked.
-    async fn kill(&self, pid: Option<u32>) -> Option<Exit> {
-        let Some(pid) = pid else {
+    async fn kill(&self, process: Option<Process>) -> Option<Exit> {
+        let Some(process) = process else {
             return Some(given_up());
         };
-        match self.ssh.kill(&self.line.host, pid, self.member.incarnation).await {
+        match self.ssh.kill(&self.line.host, &process).await {
             Ok(()) => Some(Exit { how: describe_signal(libc::SIGKILL), last_words: None }),
             Err(error) => {
-                let (id, host) = (self.line.id, &self.line.host);
+                let (id, host, pid) = (self.line.id, &self.line.host, process.pid);
                 tracing::warn!("kill server {id} (pid {pid}) on {host}: {error}");
                 None
             }
@@ -477,8 +507,13 @@ impl RemoteServer {
                     permit = None;
                     if let Ok(number) = number.parse() {
                         started(number);
-                        let start_time = rest.first().and_then(|ticks| ticks.parse().ok());
-                        pid.note(Process { pid: number, start_time });
+                        let number_of = |n: usize| rest.get(n).and_then(|word| word.parse().ok());
+                        pid.note(Process {
+                            pid: number,
+                            start_time: number_of(0).unwrap_or(0),
+                            namespace: PidNamespace(number_of(1).unwrap_or(0)),
+                            incarnation: self.member.incarnation,
+                        });
                     }
                 }
                 ["exited", number, code] if number.parse().ok() == pid.number() => {
@@ -528,12 +563,21 @@ fn given_up() -> Exit {
     Exit { how: "given up before it had started".into(), last_words: None }
 }
 
-/// A line of at most [`MAX_LINE_BYTES`]; `None` at the end.
-async fn next_line(from: &mut BufReader<ChildStdout>) -> Option<String> {
-    let mut line = Vec::new();
-    match from.take(MAX_LINE_BYTES).read_until(b'\n', &mut line).await {
-        Ok(1..) => Some(String::from_utf8_lossy(&line).into_owned()),
-        Ok(_) | Err(_) => None,
+/// The next whole line of at most [`MAX_LINE_BYTES`]; longer ones are skipped. `None` at the end: a line that
+/// was cut there is no statement.
+async fn next_line(from: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
+    let mut is_rest = false;
+    loop {
+        let mut line = Vec::new();
+        match AsyncReadExt::take(&mut *from, MAX_LINE_BYTES).read_until(b'\n', &mut line).await {
+            Ok(1..) => {}
+            Ok(_) | Err(_) => return None,
+        }
+        let is_whole = line.ends_with(b"\n");
+        if is_whole && !is_rest {
+            return Some(String::from_utf8_lossy(&line).into_owned());
+        }
+        is_rest = !is_whole;
     }
 }
 
@@ -643,10 +687,15 @@ mod tests {
         let output = shell(&script);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let words: Vec<&str> = text.split_whitespace().collect();
-        let [_, pid, start, ..] = words[..] else { panic!("{text}") };
-        assert!(start.parse::<u64>().is_ok_and(|ticks| ticks > 0), "{text}");
-        assert_eq!(words, ["started", pid, start, "exited", pid, "13"]);
+        let [_, pid, ..] = words[..] else { panic!("{text}") };
+        // This one cannot say when it started.
+        assert_eq!(words, ["started", pid, "exited", pid, "13"]);
         assert_eq!(String::from_utf8_lossy(&output.stderr), "last words of a 'b'\n");
+        let body = "[ $1 = --name ] && { echo started $2 5 6; exit 0; }; exit 13";
+        fake_server(&dir, body);
+        let text = String::from_utf8(shell(&script).stdout).unwrap();
+        let pid = text.split_whitespace().nth(1).unwrap();
+        assert_eq!(text, format!("started {pid} 5 6\nexited {pid} 13\n"));
     }
 
     #[test]
@@ -667,71 +716,80 @@ mod tests {
         assert!(text.trim().ends_with(" 0"), "its session is not its own: {text}");
     }
 
-    #[test]
-    fn only_the_process_with_that_incarnation_is_killed() {
-        let (mine, other) = (Incarnation(0xabcd_0000_1111_2222), Incarnation(1));
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", "read line", &mine.to_string()])
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        assert!(shell(&kill_script(child.id(), other)).status.success());
-        assert_eq!(child.try_wait().unwrap(), None, "another process's incarnation kills nothing");
-        assert!(shell(&kill_script(child.id(), mine)).status.success());
-        assert!(!child.wait().unwrap().success());
-        // No program that could watch is at hand.
-        let process = Process { pid: child.id(), start_time: Some(1) };
-        let watch = shell(&watch_script("/nowhere", process, mine));
-        let text = String::from_utf8_lossy(&watch.stdout).into_owned();
-        assert!(text.ends_with(&format!("exited {} unknown\n", child.id())), "{text}");
+    fn process() -> Process {
+        "4000000:77:5:3".parse().unwrap()
     }
 
+    fn started() -> Started {
+        let first = crate::store::tests::record(1).state.servers[0].started.unwrap();
+        Started { pid: 4_000_000, start_time: 77, ..first }
+    }
+
+    /// What the program that answers there may do instead of answering.
+    const FAILURES: [&str; 9] = [
+        "exit 2",
+        "exit 0",
+        "exit 1",
+        "kill -9 $$",
+        "echo '-sh: fork: retry: Resource temporarily unavailable' >&2; exit 254",
+        // Cut, of another process, or of another start.
+        "printf 'exited 4000000'; printf 'gone 4000000'",
+        "printf 'exited 4000000 unknown'; printf 'gone 4000000 77'",
+        "echo exited 400000 unknown; echo gone 400000 77; echo gone 4000000 78",
+        "echo gone 4000000; echo exited",
+    ];
+
     #[test]
-    fn the_server_there_watches_unless_it_is_one_that_cannot() {
+    fn a_program_that_fails_there_proves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let process = Process { pid: 4_000_000, start_time: Some(77) };
-        let script = watch_script(&dir.path().to_string_lossy(), process, Incarnation(3));
-        fake_server(dir.path(), "[ \"$*\" = '--watch 4000000 77' ] && echo exited 4000000 unknown");
-        let text = String::from_utf8_lossy(&shell(&script).stdout).into_owned();
-        assert_eq!(text, "started 4000000 77\nexited 4000000 unknown\n");
-        fake_server(dir.path(), "exit 2");
-        let text = String::from_utf8_lossy(&shell(&script).stdout).into_owned();
-        assert_eq!(text, "started 4000000 77\nstarted 4000000\nexited 4000000 unknown\n");
-        // A watcher that is killed proves nothing.
-        fake_server(dir.path(), "kill -9 $$");
-        let text = String::from_utf8_lossy(&shell(&script).stdout).into_owned();
-        assert_eq!(text, "started 4000000 77\n");
+        let path = dir.path().to_string_lossy().into_owned();
+        let ask = || {
+            let text = |script: &str| String::from_utf8(shell(script).stdout).unwrap();
+            let watched = text(&watch_script(&path, &process()));
+            let says_exited = lines(&watched).any(|line| line.starts_with("exited 4000000 "));
+            let looked = answer(&text(&look_script(&path, &[started()])), &started());
+            let ended = text(&end_script(&path, &process()));
+            (says_exited, looked, lines(&ended).any(|line| is_end_of(line, &process())))
+        };
+        assert_eq!(ask(), (false, None, false), "there is no program");
+        std::fs::create_dir(dir.path().join("server")).unwrap();
+        assert_eq!(ask(), (false, None, false), "there is no program, but a directory");
+        std::fs::remove_dir(dir.path().join("server")).unwrap();
+        for failure in FAILURES {
+            fake_server(dir.path(), failure);
+            assert_eq!(ask(), (false, None, false), "{failure}");
+        }
+        fake_server(dir.path(), "echo exited 4000000 unknown; echo gone 4000000 77");
+        assert_eq!(ask(), (true, Some(false), true));
+        fake_server(dir.path(), "echo lives 4000000 77");
+        assert_eq!(ask(), (false, Some(true), false));
+        fake_server(dir.path(), "echo lives 4000000 77; echo gone 4000000 77");
+        assert_eq!(ask().1, None, "it says both");
     }
 
     #[test]
-    fn a_host_says_which_processes_live() {
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", "read x"])
-            .stdin(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-        let start_time: u64 =
-            stat.rsplit_once(')').unwrap().1.split(' ').nth(20).unwrap().parse().unwrap();
-        let it = Started {
-            pid: child.id(),
-            start_time,
-            ..crate::store::tests::record(1).state.servers[0].started.unwrap()
-        };
-        let later = Started { start_time: start_time + 1, ..it };
-        let pid = it.pid;
-        let said = |processes: &[Started]| {
-            String::from_utf8_lossy(&shell(&lives_script(processes)).stdout).into_owned()
-        };
-        let next = start_time + 1;
-        assert_eq!(said(&[it, later]), format!("lives {pid} {start_time}\ngone {pid} {next}\n"));
-        child.kill().unwrap();
-        // Dead, and not waited for.
-        while said(&[it]) != format!("gone {pid} {start_time}\n") {
-            std::thread::yield_now();
-        }
-        child.wait().unwrap();
-        assert_eq!(said(&[it]), format!("gone {pid} {start_time}\n"));
+    fn the_program_there_is_asked_after_the_process_by_all_that_tells_it_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_string_lossy().into_owned();
+        fake_server(dir.path(), "echo \"$@\"");
+        let said = |script: &str| String::from_utf8(shell(script).stdout).unwrap();
+        let whole = format!("{}", process());
+        let watched = said(&watch_script(&path, &process()));
+        assert_eq!(watched, format!("started 4000000 77 5\n--watch {whole}\n"));
+        assert_eq!(said(&end_script(&path, &process())), format!("--end {whole}\n"));
+        let all = [started(), Started { pid: 9, ..started() }].map(|one| Process::from(&one));
+        let looked = said(&look_script(&path, &[started(), Started { pid: 9, ..started() }]));
+        assert_eq!(looked, format!("--look {} {}\n", all[0], all[1]));
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_cut_or_the_rest_of_a_long_one_is_no_line() {
+        let long = "x".repeat(usize::try_from(MAX_LINE_BYTES).unwrap());
+        let text = format!("one\n{long}exited 7 0\ntwo\nexited 7 0");
+        let mut from = text.as_bytes();
+        assert_eq!(next_line(&mut from).await.as_deref(), Some("one\n"));
+        assert_eq!(next_line(&mut from).await.as_deref(), Some("two\n"));
+        assert_eq!(next_line(&mut from).await, None);
     }
 
     #[test]

@@ -7,6 +7,9 @@
 //! | kept though silent | the other holder of a group hears a server that is silent here | it is heard here, or dead |
 //! | unanswered | the two holders of a group do not hear each other, and neither answers here | they do |
 //! | keeps failing | a place could not be filled three times in a row | its recovery is over |
+//! | stuck | a part of a server is stuck that is the only holder of a group | it goes on, or the server is dead |
+//! | state not stored | the coordinator's memory cannot be stored | it is stored, or there is nothing to store |
+//! | state at risk | it was stored, and the next store may fail | the next store finds nothing wrong |
 //! | order failed | a server could not do what it was ordered to | it could, or all is home again |
 //!
 //! Nothing is decided by it. The list is bounded: there is at most one alarm of a kind for each server
@@ -17,10 +20,12 @@ use std::fmt;
 use kv_protocol::status::{AlarmKind, AlarmStatus, GroupCondition};
 use kv_protocol::{GroupId, ServerId, Time};
 
-use super::Cluster;
+use super::{Cluster, STORE_AGAIN};
 
 /// Characters of a server's own words that are kept.
 const MAX_WORDS: usize = 200;
+/// Characters of the reasons why a state is not stored that are kept: they have a path in them.
+const MAX_REASON: usize = 600;
 
 /// What is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +35,9 @@ pub(super) enum Alarm {
     KeptThoughSilent(ServerId),
     Unanswered(GroupId),
     KeepsFailing(ServerId),
+    Stuck(ServerId),
+    StateNotStored { reason: String },
+    StateAtRisk { reason: String },
     OrderFailed { server: ServerId, order: &'static str, reason: String },
 }
 
@@ -54,6 +62,8 @@ impl Alarm {
                 Alarm::OrderFailed { server, order, .. },
                 Alarm::OrderFailed { server: other_server, order: other_order, .. },
             ) => server == other_server && order == other_order,
+            (Alarm::StateNotStored { .. }, Alarm::StateNotStored { .. })
+            | (Alarm::StateAtRisk { .. }, Alarm::StateAtRisk { .. }) => true,
             _ => self == other,
         }
     }
@@ -89,6 +99,25 @@ impl Alarm {
                      see its log"
                 );
                 of(AlarmKind::KeepsFailing, Some(*server), None, text)
+            }
+            Alarm::Stuck(server) => {
+                let text = format!(
+                    "a part of server {server} is stuck; it lives on, because it is the only holder of \
+                     a group; see its log, and whether its machine is short of memory or processors"
+                );
+                of(AlarmKind::Stuck, Some(*server), None, text)
+            }
+            Alarm::StateNotStored { reason } => {
+                let text = format!(
+                    "the coordinator cannot store its state, so nobody is replaced and no group changes \
+                     its holders: {reason}; it tries again every {} ms",
+                    STORE_AGAIN.as_millis()
+                );
+                of(AlarmKind::StateNotStored, None, None, text)
+            }
+            Alarm::StateAtRisk { reason } => {
+                let text = format!("the next store of the coordinator's state may fail: {reason}");
+                of(AlarmKind::StateAtRisk, None, None, text)
             }
             Alarm::OrderFailed { server, order, reason } => {
                 let text = format!("server {server} could not carry out {order}: {reason}");
@@ -138,6 +167,16 @@ impl Cluster {
         let now = self.now;
         let mut alarms = std::mem::take(&mut self.alarms);
         alarms.raised.retain(|(_, alarm)| self.lasts(alarm));
+        for server in (0..self.count()).map(ServerId).filter(|id| self.is_stuck(*id)) {
+            alarms.raise(now, Alarm::Stuck(server));
+        }
+        let words = |reason: &str| reason.chars().take(MAX_REASON).collect();
+        if let Some(reason) = self.memory.trouble() {
+            alarms.raise(now, Alarm::StateNotStored { reason: words(reason) });
+        }
+        if let Some(reason) = &self.store_risk {
+            alarms.raise(now, Alarm::StateAtRisk { reason: words(reason) });
+        }
         // During an orderly stop servers leave their groups, as they should.
         if self.recovers() {
             for view in self.views() {
@@ -151,6 +190,13 @@ impl Cluster {
             }
         }
         self.alarms = alarms;
+    }
+
+    /// Whether a server has said last that a part of it is stuck.
+    fn is_stuck(&self, id: ServerId) -> bool {
+        let server = self.server(id);
+        let said = server.heartbeat.as_ref().filter(|_| !server.exited);
+        said.is_some_and(|(_, heartbeat)| heartbeat.stood_ms > 0)
     }
 
     fn lasts(&self, alarm: &Alarm) -> bool {
@@ -167,6 +213,9 @@ impl Cluster {
             Alarm::Unanswered(group) => {
                 self.is_complained_of(&self.views()[usize::from(group.0)]) && self.recovers()
             }
+            Alarm::Stuck(server) => self.is_stuck(*server),
+            Alarm::StateNotStored { .. } => self.memory.trouble().is_some(),
+            Alarm::StateAtRisk { .. } => self.store_risk.is_some(),
             Alarm::KeepsFailing(server) => self.recovery_step(*server).is_some(),
             Alarm::OrderFailed { .. } => !self.is_settled() || !self.recovers(),
         }

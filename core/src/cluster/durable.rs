@@ -8,10 +8,27 @@
 //! Whoever is told of a view may act on it for ever, so a view that a crash could take back must not
 //! be told. Names and addresses that become known while a Store is under way go into the next one; views
 //! are decided when it is done (views.rs).
+//!
+//! A store may fail, for as long as a disk is full. Then the views that it would have made durable are
+//! withdrawn: nobody was told of them, and facts go on while the disk does not. When the time has come to try
+//! again, they are decided anew.
 
+use std::time::Duration;
+
+use kv_protocol::Time;
 use kv_protocol::control_message::Started;
 use kv_protocol::{ClusterId, Epoch, GroupId, Incarnation, Member, ServerId, View, ViewVersion};
 use serde::{Deserialize, Serialize};
+
+use super::{Cluster, Effect};
+use crate::holes::{self, Hole};
+
+/// After a store that failed, so long until the next.
+pub const STORE_AGAIN: Duration = Duration::from_millis(200);
+
+/// An alarm about a store that failed lasts so long where nothing is left to store: a decision that was
+/// withdrawn may be made again.
+const TROUBLE_LASTS: Duration = Duration::from_secs(3);
 
 /// The coordinator's memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,26 +98,73 @@ pub(super) struct Memory {
     durable: DurableState,
     storing: Option<(u64, DurableState)>,
     stored: u64,
+    /// The last store has failed; until then there is no other.
+    again_at: Option<Time>,
+    /// Why the last store has failed, or takes so long, and when that was noticed.
+    trouble: Option<(Time, String)>,
 }
 
 impl Memory {
     /// A memory of which `durable` is on the disk.
     pub(super) fn new(decided: DurableState, durable: DurableState) -> Memory {
-        Memory { decided, durable, storing: None, stored: 0 }
+        Memory { decided, durable, storing: None, stored: 0, again_at: None, trouble: None }
     }
 
     pub(super) fn durable(&self) -> &DurableState {
         &self.durable
     }
 
-    /// Whether a store is under way.
+    /// Whether a store is under way, or cannot be begun yet.
     pub(super) fn is_storing(&self) -> bool {
-        self.storing.is_some()
+        self.storing.is_some() || self.again_at.is_some()
+    }
+
+    /// When a store that failed is tried again.
+    pub(super) fn again_at(&self) -> Option<Time> {
+        self.again_at
+    }
+
+    /// Time has passed.
+    pub(super) fn on_time(&mut self, now: Time) {
+        self.again_at.take_if(|again| *again <= now);
+    }
+
+    /// Why nothing can be stored.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_ref().map(|(_, reason)| reason.as_str())
+    }
+
+    /// The trouble is over where nothing was to be stored for a while.
+    pub(super) fn end_trouble(&mut self, now: Time) {
+        if !self.is_storing() && self.decided == self.durable {
+            self.trouble.take_if(|(noticed, _)| now.since(*noticed) >= TROUBLE_LASTS);
+        }
+    }
+
+    /// A store takes long.
+    fn on_late(&mut self, now: Time, number: u64, reason: &str) {
+        if self.storing.as_ref().is_some_and(|(storing, _)| *storing == number) {
+            self.trouble = Some((now, reason.to_owned()));
+        }
+    }
+
+    /// A store has failed, if it was the one that is under way. The views that it would have made durable
+    /// are withdrawn.
+    fn on_failed(&mut self, now: Time, number: u64, reason: &str) {
+        let failed = self.storing.take_if(|(storing, _)| *storing == number);
+        if failed.is_none() {
+            return;
+        }
+        self.trouble = Some((now, reason.to_owned()));
+        self.again_at = Some(now + STORE_AGAIN);
+        if self.durable.has_served && !holes::is_open(Hole::FailedDecisionKept) {
+            self.decided.views.clone_from(&self.durable.views);
+        }
     }
 
     /// What to store now, and under which number.
     pub(super) fn next_store(&mut self) -> Option<(u64, DurableState)> {
-        if self.storing.is_some() || self.decided == self.durable {
+        if self.is_storing() || self.decided == self.durable {
             return None;
         }
         self.stored += 1;
@@ -111,6 +175,37 @@ impl Memory {
     /// A store is done: what was durable before, if it was the one that is under way.
     pub(super) fn on_stored(&mut self, number: u64) -> Option<DurableState> {
         let (_, state) = self.storing.take_if(|(storing, _)| *storing == number)?;
+        self.trouble = None;
         Some(std::mem::replace(&mut self.durable, state))
+    }
+}
+
+impl Cluster {
+    /// What was given to be stored under this number could not be made durable, for this reason. It may be on
+    /// the disk all the same, as after a crash; nobody is told of it.
+    pub fn on_store_failed(
+        &mut self,
+        now: Time,
+        number: u64,
+        reason: &str,
+        sink: &mut Vec<Effect>,
+    ) {
+        if holes::is_open(Hole::FailedStoreBelieved) {
+            return self.on_stored(now, number, sink);
+        }
+        self.memory.on_failed(now, number, reason);
+        self.advance(now, sink);
+    }
+
+    /// What was given to be stored under this number takes long; it may still succeed.
+    pub fn on_store_late(&mut self, now: Time, number: u64, reason: &str, sink: &mut Vec<Effect>) {
+        self.memory.on_late(now, number, reason);
+        self.advance(now, sink);
+    }
+
+    /// What is wrong about the next store, though the last one has succeeded.
+    pub fn note_store_risk(&mut self, risk: Option<String>) {
+        self.store_risk = risk;
+        self.renew_alarms();
     }
 }

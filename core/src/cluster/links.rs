@@ -194,6 +194,7 @@ impl Cluster {
 }
 
 fn same_process(one: &Started, other: &Started) -> bool {
-    let place = |s: &Started| (s.pid, s.start_time, s.address, s.clients_port, s.servers_port);
-    place(one) == place(other) && one.coord_port == other.coord_port
+    let process = |s: &Started| (s.pid, s.start_time, s.namespace);
+    let place = |s: &Started| (s.address, s.clients_port, s.servers_port, s.coord_port);
+    process(one) == process(other) && place(one) == place(other)
 }

@@ -7,6 +7,7 @@ mod restoring;
 mod ring;
 mod shown;
 mod stopping;
+mod storing;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
@@ -107,6 +108,7 @@ impl World {
             member: self.cluster.member(id),
             pid: 1_000 + u32::from(id.0),
             start_time: 5,
+            namespace: kv_protocol::PidNamespace(6),
             shards: 2,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             clients_port: 3_000 + id.0,
@@ -188,6 +190,7 @@ impl World {
             clients: 2,
             requests: 3,
             refused: 4,
+            stood_ms: 0,
             replicas: self.replicas(id),
         }
     }

@@ -30,6 +30,8 @@ pub(super) struct Group {
     pub(super) inquiry: Inquiry,
     /// When the orders of the view are given again.
     again_at: Option<Time>,
+    /// Why the next view is decided that is not durable yet.
+    why: Option<Why>,
 }
 
 impl Cluster {
@@ -134,14 +136,15 @@ impl Cluster {
             let facts = self.facts(now, &view);
             let Some((next, why)) = next_view(&view, &facts) else { continue };
             self.memory.decided.views[n] = next;
-            self.note_decision(now, &view, why, sink);
+            self.groups[n].why = Some(why);
             if holes::is_open(Hole::ToldBeforeFsync) {
                 self.tell_view(&view, &next, sink);
             }
         }
     }
 
-    /// A candidate that is dropped has failed; one that lives on without a view is of no use.
+    /// A decision is durable: until then it may be withdrawn, and nothing follows from it. A candidate that is
+    /// dropped has failed; one that lives on without a view is of no use.
     fn note_decision(&mut self, now: Time, before: &View, why: Why, sink: &mut Vec<Effect>) {
         match (why, before.peer) {
             (Why::Dropped, Peer::Candidate(candidate)) => {
@@ -163,10 +166,13 @@ impl Cluster {
     }
 
     /// A store is done: whatever it changed is told.
-    pub(super) fn tell_durable(&mut self, before: &[View], sink: &mut Vec<Effect>) {
+    pub(super) fn tell_durable(&mut self, now: Time, before: &[View], sink: &mut Vec<Effect>) {
         for (n, before) in before.iter().enumerate() {
             let view = self.memory.durable().views[n];
             if view.version != before.version {
+                if let Some(why) = self.groups[n].why.take() {
+                    self.note_decision(now, before, why, sink);
+                }
                 self.tell_view(before, &view, sink);
             }
         }

@@ -24,6 +24,7 @@ use crate::mailbox;
 use crate::message::{HandedOver, ShardMessage};
 use crate::shard::Shard;
 use crate::stats::{Board, Condition};
+use crate::watchdog::Activity;
 
 /// How long accepting pauses when there is no descriptor left.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -119,6 +120,15 @@ impl Hub {
     /// Whether there is a task that has steps to do.
     pub(crate) fn has_background(&self) -> bool {
         self.background_tasks.get() > 0
+    }
+
+    /// Takes a step that the watchdog shall know by its name.
+    pub(crate) fn during<R>(&self, activity: Activity, step: impl FnOnce() -> R) -> R {
+        let place = usize::from(self.here.0);
+        let before = self.board.begin(place, activity);
+        let result = step();
+        self.board.begin(place, before);
+        result
     }
 
     /// Publishes the shard's state on the board.

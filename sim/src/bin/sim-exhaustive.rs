@@ -172,8 +172,11 @@ mod planted {
     use super::*;
 
     /// What has no place in one group.
-    const OUTSIDE: [(Hole, &str); 1] =
-        [(Hole::RestoreFromRemoved, "restoring reads dumps of files")];
+    const OUTSIDE: [(Hole, &str); 3] = [
+        (Hole::RestoreFromRemoved, "restoring reads dumps of files"),
+        (Hole::FailedDecisionKept, "no store fails here"),
+        (Hole::FailedStoreBelieved, "no store fails here"),
+    ];
 
     /// What was found of a hole, at most.
     struct Shortest {

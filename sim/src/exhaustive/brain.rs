@@ -136,6 +136,7 @@ fn started(member: Member, shards: u16, epoch: Epoch) -> Started {
         member,
         pid: 1,
         start_time: 1,
+        namespace: kv_protocol::ids::PidNamespace(1),
         shards,
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         clients_port: 1,
@@ -230,6 +231,7 @@ impl Coordinating {
                     clients: 0,
                     requests: 0,
                     refused: 0,
+                    stood_ms: 0,
                     replicas: replicas.clone(),
                 };
                 // A little later than whatever made it a vote.

@@ -26,10 +26,12 @@ pub enum Kind {
     CoordinatorCrash,
     /// The coordinator does nothing for a while.
     CoordinatorPause,
+    /// The coordinator's disk takes nothing for a while.
+    DiskFull,
 }
 
 /// All of them.
-pub const KINDS: [Kind; 9] = [
+pub const KINDS: [Kind; 10] = [
     Kind::Crash,
     Kind::Pause,
     Kind::Stall,
@@ -39,6 +41,7 @@ pub const KINDS: [Kind; 9] = [
     Kind::CutOneWay,
     Kind::CoordinatorCrash,
     Kind::CoordinatorPause,
+    Kind::DiskFull,
 ];
 
 impl Kind {
@@ -54,6 +57,7 @@ impl Kind {
             Kind::CutOneWay => "cut one way",
             Kind::CoordinatorCrash => "coordinator crash",
             Kind::CoordinatorPause => "coordinator pause",
+            Kind::DiskFull => "disk full",
         }
     }
 }
@@ -108,6 +112,15 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
         (Kind::BreakStreams, Some(process)) => return break_streams(world, process),
         (Kind::CutBothWays | Kind::CutOneWay, _) => cut(world, place, kind == Kind::CutOneWay),
         (Kind::CoordinatorCrash, _) => {}
+        (Kind::DiskFull, _) => {
+            let lasts = world.random.between(5_000_000, 4_000_000_000);
+            world.coordinator.disk_full_until = world.now + lasts;
+            // What it is needed for: somebody stands for a while, as a fault of which nothing is left.
+            if let Some(process) = world.running_at(place) {
+                let pause = world.random.between(600_000_000, 1_500_000_000);
+                world.pause(process, pause);
+            }
+        }
         (Kind::CoordinatorPause, _) => {
             let pause = pause_length(&mut world.random);
             pause_coordinator(world, pause);

@@ -40,6 +40,7 @@ impl World {
             match effect {
                 Effect::Store { number, state } => {
                     self.coordinator.storing = Some((number, *state));
+                    self.coordinator.is_doomed = self.now < self.coordinator.disk_full_until;
                     let delay = crate::nemesis::store_delay(&mut self.random, self.is_healing);
                     self.after(delay, Happening::Stored(term, number));
                 }
@@ -129,6 +130,15 @@ impl World {
 
     pub(super) fn on_stored(&mut self, term: u64, number: u64) {
         if term != self.coordinator.term {
+            return;
+        }
+        if self.coordinator.is_doomed || self.now < self.coordinator.disk_full_until {
+            if self.coordinator.storing.take_if(|(n, _)| *n == number).is_some() {
+                self.trace.note(self.now, About::All, format_args!("store {number}: no space"));
+                self.brain(|cluster, now, sink| {
+                    cluster.on_store_failed(now, number, "no space", sink);
+                });
+            }
             return;
         }
         if let Some((_, state)) = self.coordinator.storing.take_if(|(n, _)| *n == number) {

@@ -262,6 +262,7 @@ impl World {
                     clients: 0,
                     requests: 0,
                     refused: 0,
+                    stood_ms: 0,
                     replicas: node.reports().copied().collect(),
                 };
                 let mut bytes = Vec::new();

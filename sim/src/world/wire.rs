@@ -215,6 +215,7 @@ impl World {
             member: process.member,
             pid: 1,
             start_time: 1,
+            namespace: kv_protocol::ids::PidNamespace(1),
             shards: self.config.shards,
             address: process.address.ip(),
             clients_port: process.address.port(),

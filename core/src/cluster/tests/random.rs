@@ -13,6 +13,7 @@ enum Input {
     Start(u16),
     Report(usize, bool),
     Store,
+    StoreFails,
     Pass(u64),
     Unheard(u16),
     Heard,
@@ -28,6 +29,7 @@ fn input() -> impl Strategy<Value = Input> {
         3 => (0u16..4).prop_map(Input::Start),
         6 => (any::<usize>(), prop::bool::weighted(0.9)).prop_map(|(n, ok)| Input::Report(n, ok)),
         5 => Just(Input::Store),
+        2 => Just(Input::StoreFails),
         3 => (1u64..400).prop_map(Input::Pass),
         1 => (0u16..4).prop_map(Input::Unheard),
         1 => Just(Input::Heard),
@@ -116,6 +118,11 @@ impl World {
             }
             Input::Report(..) => {}
             Input::Store => drop(self.store()),
+            Input::StoreFails => {
+                if let Some((number, _)) = self.stores.pop_front() {
+                    self.cluster.on_store_failed(self.now, number, "no space", sink);
+                }
+            }
             Input::Pass(millis) => {
                 self.now = self.now + Duration::from_millis(millis);
                 self.cluster.on_timeout(self.now, sink);

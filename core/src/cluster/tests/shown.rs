@@ -76,6 +76,19 @@ fn a_silent_server_that_others_hear_is_an_alarm_until_it_is_heard() {
 }
 
 #[test]
+fn a_server_of_which_a_part_is_stuck_is_an_alarm_until_it_goes_on() {
+    let mut world = World::serving(3);
+    for (stood_ms, expected) in [(900, vec![AlarmKind::Stuck]), (0, vec![])] {
+        let heartbeat = Heartbeat { stood_ms, ..world.heartbeat(A) };
+        let taken =
+            world.cluster.on_heartbeat(world.now, World::link(A), A, heartbeat, &mut world.effects);
+        taken.unwrap();
+        let kinds: Vec<_> = world.alarms().into_iter().map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, expected);
+    }
+}
+
+#[test]
 fn an_order_that_failed_is_an_alarm_until_all_is_home_again() {
     let mut world = World::serving(3);
     world.exit(A);

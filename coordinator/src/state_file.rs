@@ -1,0 +1,268 @@
+//! The state file as a coordinator writes it for its whole life.
+//!
+//! ```text
+//!   coordinator.state.spare   reserved beforehand: overwritten, fsync
+//!   coordinator.state      <- the two names are exchanged, fsync of the directory
+//! ```
+//!
+//! Both files keep the same size, so a store needs no space that is not reserved: a disk that fills delays no
+//! failover. The directory is held open: a store goes on where it was moved to.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{
+    FallocateFlags, Mode, OFlags, RenameFlags, fallocate, openat, renameat, renameat_with, unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::store::{FILE_NAME, Record, StoreError, encode_in};
+
+/// The name of the file that is written next.
+pub(crate) const SPARE_NAME: &str = "coordinator.state.spare";
+/// Room of a state beside what each server takes, and that of each server: far more than both take.
+const BASE_ROOM: usize = 8 << 10;
+const SERVER_ROOM: usize = 2 << 10;
+/// Room is reserved in units of this.
+const UNIT: usize = 4 << 10;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct StateFile {
+    /// As it was named at the start.
+    path: PathBuf,
+    directory: Mutex<Arc<File>>,
+}
+
+impl StateFile {
+    /// Holds the directory open.
+    pub(crate) fn open(directory: &Path) -> Result<StateFile, StoreError> {
+        let opened = open_directory(directory).map_err(failed("open the directory", directory))?;
+        Ok(StateFile { path: directory.to_owned(), directory: Mutex::new(Arc::new(opened)) })
+    }
+
+    /// Where the directory is now.
+    pub(crate) fn directory(&self) -> PathBuf {
+        let held = self.held();
+        match is_at(&held, &self.path) {
+            true => self.path.clone(),
+            false => where_is(&held).unwrap_or_else(|| self.path.clone()),
+        }
+    }
+
+    /// Makes a state durable. Blocks until the disk has it. Returns what endangers the next store.
+    ///
+    /// # Errors
+    /// It may be there all the same, as after a crash.
+    pub(crate) fn store(&self, record: &Record) -> Result<Option<String>, StoreError> {
+        let held = self.held();
+        let stored = self.store_in(&held, record);
+        if stored.is_err() && is_deleted(&held) {
+            // One that was made anew in its place will do: nobody else has the state of this cluster.
+            let Ok(other) = open_directory(&self.path) else {
+                return stored
+                    .map_err(|error| error.because("the directory was deleted; make it anew"));
+            };
+            let other = Arc::new(other);
+            *self.directory.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&other);
+            return self.store_in(&other, record);
+        }
+        stored
+    }
+
+    /// Nobody waits here for a store that takes long.
+    fn held(&self) -> Arc<File> {
+        Arc::clone(&self.directory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn store_in(&self, directory: &File, record: &Record) -> Result<Option<String>, StoreError> {
+        let (name, spare_name) = (self.path.join(FILE_NAME), self.path.join(SPARE_NAME));
+        let bytes = encode_in(record, room(record.state.servers.len()));
+        let spare = spare(directory).map_err(failed("create", &spare_name))?;
+        reserve(&spare, bytes.len()).map_err(failed("reserve room for", &spare_name))?;
+        let written = spare.write_all_at(&bytes, 0).and_then(|()| cut(&spare, bytes.len()));
+        written.map_err(failed("write", &spare_name))?;
+        spare.sync_all().map_err(failed("sync", &spare_name))?;
+        exchange(directory).map_err(failed("rename to", &name))?;
+        directory.sync_all().map_err(failed("sync the directory of", &name))?;
+        let next = self::spare(directory).and_then(|spare| reserve(&spare, bytes.len()));
+        let risk = match next {
+            Err(error) => {
+                Some(format!("reserve room for {}: {error}; free some space", spare_name.display()))
+            }
+            Ok(()) if !is_at(directory, &self.path) => Some(format!(
+                "the directory {} was moved, and the state is stored in {}; move it back, or give that to \
+                 the next coordinator as --dir",
+                self.path.display(),
+                where_is(directory).unwrap_or_default().display()
+            )),
+            Ok(()) => None,
+        };
+        Ok(risk)
+    }
+}
+
+/// Bytes that the state of a ring of so many takes on the disk.
+fn room(servers: usize) -> usize {
+    (BASE_ROOM + servers * SERVER_ROOM).next_multiple_of(UNIT)
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |error| StoreError::new(doing, path, error)
+}
+
+fn open_directory(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let flags = (OFlags::DIRECTORY | OFlags::CLOEXEC).bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// Opens the file that is written next. The key is in it, so one that others might read is not used.
+fn spare(directory: &File) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    match openat(directory, SPARE_NAME, flags, Mode::empty()) {
+        Ok(file) => {
+            let file = File::from(file);
+            let metadata = file.metadata()?;
+            let own = rustix::process::geteuid().as_raw();
+            if metadata.is_file()
+                && metadata.uid() == own
+                && metadata.mode() & 0o777 == 0o600
+                && metadata.nlink() == 1
+            {
+                return Ok(file);
+            }
+        }
+        Err(Errno::NOENT | Errno::LOOP | Errno::ACCESS | Errno::NXIO | Errno::ISDIR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match unlinkat(directory, SPARE_NAME, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = flags | OFlags::CREATE | OFlags::EXCL;
+    Ok(openat(directory, SPARE_NAME, flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+/// Has the file take so many bytes on the disk.
+fn reserve(file: &File, bytes: usize) -> io::Result<()> {
+    let length = u64::try_from(bytes).map_err(io::Error::other)?;
+    match fallocate(file, FallocateFlags::empty(), 0, length) {
+        Ok(()) => Ok(()),
+        // A file system that reserves nothing: what is written takes its room.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) if file.metadata()?.len() < length => {
+            file.write_all_at(&vec![b' '; bytes], 0)
+        }
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Cuts what is longer, as after a version that reserved more.
+fn cut(file: &File, bytes: usize) -> io::Result<()> {
+    let length = u64::try_from(bytes).map_err(io::Error::other)?;
+    if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
+}
+
+/// Gives the file that was written the name of the state, and that of before the name of the spare.
+fn exchange(directory: &File) -> io::Result<()> {
+    let exchanged =
+        renameat_with(directory, SPARE_NAME, directory, FILE_NAME, RenameFlags::EXCHANGE);
+    match exchanged {
+        Ok(()) => Ok(()),
+        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            Ok(renameat(directory, SPARE_NAME, directory, FILE_NAME)?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the path still leads to the directory.
+fn is_at(directory: &File, path: &Path) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let there = std::fs::metadata(path).map(identity).ok();
+    there.is_some() && there == directory.metadata().map(identity).ok()
+}
+
+fn is_deleted(directory: &File) -> bool {
+    directory.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
+}
+
+fn where_is(directory: &File) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::store::load;
+    use crate::store::tests::record;
+
+    #[test]
+    fn a_store_takes_no_room_that_was_not_reserved_before() {
+        let parent = tempfile::tempdir().unwrap();
+        let file = StateFile::open(parent.path()).unwrap();
+        let mut inodes = Vec::new();
+        for version in 1..6 {
+            assert_eq!(file.store(&record(version)).unwrap(), None);
+            assert_eq!(load(parent.path()).unwrap(), Some(record(version)));
+            let metadata = fs::metadata(parent.path().join(FILE_NAME)).unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "the key is in it");
+            let spare = fs::metadata(parent.path().join(SPARE_NAME)).unwrap();
+            assert_eq!(spare.len(), metadata.len(), "the next one has its room");
+            assert!(spare.blocks() * 512 >= spare.len(), "on the disk, too");
+            inodes.push(metadata.ino());
+        }
+        inodes.sort_unstable();
+        inodes.dedup();
+        assert!(inodes.len() <= 3, "the files are used again: {inodes:?}");
+    }
+
+    #[test]
+    fn a_directory_that_is_moved_is_stored_to_and_one_that_is_deleted_is_named() {
+        let parent = tempfile::tempdir().unwrap();
+        let (at, moved) = (parent.path().join("at"), parent.path().join("moved"));
+        fs::create_dir(&at).unwrap();
+        let file = StateFile::open(&at).unwrap();
+        assert_eq!(file.store(&record(1)).unwrap(), None);
+        fs::rename(&at, &moved).unwrap();
+        let risk = file.store(&record(2)).unwrap().unwrap();
+        assert!(risk.contains("was moved") && risk.contains("/moved"), "{risk}");
+        assert_eq!(file.directory(), moved.canonicalize().unwrap());
+        assert_eq!(load(&moved).unwrap(), Some(record(2)));
+        fs::remove_dir_all(&moved).unwrap();
+        let error = file.store(&record(3)).unwrap_err().to_string();
+        assert!(error.contains("the directory was deleted"), "{error}");
+        fs::create_dir(&at).unwrap();
+        assert_eq!(file.store(&record(4)).unwrap(), None);
+        assert_eq!(load(&at).unwrap(), Some(record(4)));
+    }
+
+    #[test]
+    fn a_spare_that_others_might_read_is_not_written_to() {
+        let parent = tempfile::tempdir().unwrap();
+        let spare = parent.path().join(SPARE_NAME);
+        let file = StateFile::open(parent.path()).unwrap();
+        let elsewhere = parent.path().join("elsewhere");
+        fs::write(&elsewhere, "mine").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &spare).unwrap();
+        file.store(&record(1)).unwrap();
+        fs::write(&spare, "open").unwrap();
+        fs::set_permissions(&spare, fs::Permissions::from_mode(0o644)).unwrap();
+        let mut reader = File::open(&spare).unwrap();
+        file.store(&record(2)).unwrap();
+        let mut seen = String::new();
+        io::Read::read_to_string(&mut reader, &mut seen).unwrap();
+        assert_eq!(seen, "open");
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "mine");
+        assert_eq!(load(parent.path()).unwrap(), Some(record(2)));
+    }
+}

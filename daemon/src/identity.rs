@@ -1,0 +1,326 @@
+//! Which process is meant, and the proof that it has ended.
+//!
+//! A process id alone identifies nothing: the process may be gone and another have its number. Together with
+//! its start time and its PID namespace it does, until the machine starts again. Only a positive statement of
+//! the system is a proof of death: no process has the id, or the one that has it started at another time.
+//! Whatever fails (no /proc, no permission, no memory, another namespace) leaves it unknown.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::linux::fs::MetadataExt as _;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+
+use kv_protocol::control_message::Started;
+use kv_protocol::{Incarnation, PidNamespace};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// A process, identified for as long as its machine runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot: field 22 of proc_pid_stat(5); 0: not known.
+    pub start_time: u64,
+    /// Where the id counts; 0: not known.
+    pub namespace: PidNamespace,
+    /// The incarnation in its command line.
+    pub incarnation: Incarnation,
+}
+
+impl From<&Started> for Process {
+    fn from(started: &Started) -> Process {
+        let Started { pid, start_time, namespace, member, .. } = *started;
+        Process { pid, start_time, namespace, incarnation: member.incarnation }
+    }
+}
+
+/// As an argument: `<pid>:<start time>:<namespace>:<incarnation>`.
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Process { pid, start_time, namespace, incarnation } = self;
+        write!(f, "{pid}:{start_time}:{namespace}:{incarnation}")
+    }
+}
+
+impl FromStr for Process {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Process, String> {
+        let parts: Vec<&str> = text.split(':').collect();
+        let read = || {
+            let [pid, start_time, namespace, incarnation] = parts[..] else { return None };
+            Some(Process {
+                pid: pid.parse().ok()?,
+                start_time: start_time.parse().ok()?,
+                namespace: PidNamespace(namespace.parse().ok()?),
+                incarnation: incarnation.parse().ok()?,
+            })
+        };
+        read().ok_or_else(|| format!("`{text}` is not PID:START_TIME:NAMESPACE:INCARNATION"))
+    }
+}
+
+/// Finds a process that lives; `None`: it is proven to have ended.
+///
+/// # Errors
+/// It is not known which; with the reason.
+pub fn find(process: &Process) -> io::Result<Option<OwnedFd>> {
+    find_in(process, Path::new("/proc"))
+}
+
+fn find_in(process: &Process, proc: &Path) -> io::Result<Option<OwnedFd>> {
+    let unknown = |reason: String| io::Error::other(reason);
+    let own = namespace_in(proc)?;
+    if process.namespace != own {
+        return Err(unknown(format!(
+            "pid {} is of PID namespace {}, and this program runs in {own}, where that number means nothing",
+            process.pid, process.namespace
+        )));
+    }
+    let named = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
+    let named = named.ok_or_else(|| unknown(format!("{} is not a process id", process.pid)))?;
+    let pidfd = match pidfd_open(named, PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let is_it = match process.start_time {
+        0 => has_name_in(proc, process.pid, process.incarnation),
+        start_time => start_time_in(proc, &process.pid.to_string()).map(|at| at == start_time),
+    };
+    match is_it {
+        _ if has_ended(&pidfd)? => Ok(None),
+        Ok(true) => Ok(Some(pidfd)),
+        // Another process has its number now.
+        Ok(false) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The identity of a process of this namespace that was just started.
+///
+/// # Errors
+/// The system does not tell.
+pub fn name(pid: u32) -> io::Result<(u64, PidNamespace)> {
+    Ok((start_time(&pid.to_string())?, own_namespace()?))
+}
+
+/// When a process (`self`, or a pid) started, in clock ticks since boot: field 22 of proc_pid_stat(5).
+///
+/// # Errors
+/// The system does not tell, or there is no such process: a missing file of /proc is no proof of either.
+pub fn start_time(process: &str) -> io::Result<u64> {
+    start_time_in(Path::new("/proc"), process)
+}
+
+fn start_time_in(proc: &Path, process: &str) -> io::Result<u64> {
+    let path = proc.join(process).join("stat");
+    let failed = |what: String| io::Error::other(format!("{}: {what}", path.display()));
+    let stat = fs::read(&path).map_err(|error| failed(error.to_string()))?;
+    let stat = String::from_utf8_lossy(&stat);
+    // The second field is the program's name in parentheses, and may itself hold both. A line that was cut
+    // might have a shorter number.
+    let whole = stat.strip_suffix('\n').and_then(|stat| stat.rsplit_once(')'));
+    let field = whole.and_then(|(_, rest)| rest.split_ascii_whitespace().nth(22 - 3));
+    let ticks = field.and_then(|ticks| ticks.parse().ok()).filter(|ticks| *ticks > 0);
+    ticks.ok_or_else(|| failed("it has no start time".to_owned()))
+}
+
+/// Whether a process was started under this name. One that has just ended, or is being executed, has an
+/// empty command line, which says nothing.
+///
+/// # Errors
+/// The system does not tell.
+pub fn has_name(pid: u32, incarnation: Incarnation) -> io::Result<bool> {
+    has_name_in(Path::new("/proc"), pid, incarnation)
+}
+
+fn has_name_in(proc: &Path, pid: u32, incarnation: Incarnation) -> io::Result<bool> {
+    let line = fs::read(proc.join(pid.to_string()).join("cmdline"))?;
+    if line.last() != Some(&0) {
+        return Err(io::Error::other(format!("the command line of process {pid} is not whole")));
+    }
+    let name = incarnation.to_string();
+    let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+    Ok(words.windows(2).any(|pair| pair == [&b"--incarnation"[..], name.as_bytes()]))
+}
+
+/// The PID namespace of this process, by its inode and the start of its first process: inodes are used again.
+///
+/// # Errors
+/// The system does not tell, or /proc is that of another namespace.
+pub fn own_namespace() -> io::Result<PidNamespace> {
+    namespace_in(Path::new("/proc"))
+}
+
+fn namespace_in(proc: &Path) -> io::Result<PidNamespace> {
+    let failed = |what: &str, error: io::Error| {
+        io::Error::new(error.kind(), format!("{}/{what}: {error}", proc.display()))
+    };
+    let itself = fs::read_link(proc.join("self")).map_err(|error| failed("self", error))?;
+    if itself.to_str() != Some(&std::process::id().to_string()) {
+        return Err(io::Error::other(format!(
+            "{} shows the processes of another PID namespace",
+            proc.display()
+        )));
+    }
+    let metadata =
+        fs::metadata(proc.join("self/ns/pid")).map_err(|error| failed("self/ns/pid", error))?;
+    let first = start_time_in(proc, "1").unwrap_or(0);
+    // Inodes of namespaces have 32 bits; half of the ticks are those of more than a year.
+    Ok(PidNamespace((metadata.st_ino() << 32) | (first & u64::from(u32::MAX))))
+}
+
+/// Whether a process has ended, waited for or not.
+///
+/// # Errors
+/// The system does not tell.
+pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    ends_within(pidfd, Duration::ZERO)
+}
+
+/// Waits for the end of a process, at most so long; whether it has ended.
+///
+/// # Errors
+/// The system does not tell.
+pub fn ends_within(pidfd: &OwnedFd, patience: Duration) -> io::Result<bool> {
+    let tv_sec = patience.as_secs().try_into().unwrap_or(i64::MAX);
+    let patience = Timespec { tv_sec, tv_nsec: patience.subsec_nanos().into() };
+    loop {
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&patience)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Kills a process; that it has ended already is no error.
+///
+/// # Errors
+/// The system refuses.
+pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
+    match pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    const NAME: Incarnation = Incarnation(0xabc);
+
+    /// A process that ends with its standard input.
+    fn child() -> (Child, Process) {
+        let child = Command::new("sh")
+            .args(["-c", "read line", "sh", "--incarnation", &NAME.to_string()])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (start_time, namespace) = name(child.id()).unwrap();
+        let process = Process { pid: child.id(), start_time, namespace, incarnation: NAME };
+        // Until it has executed sh it has the command line of this process.
+        while !has_name(process.pid, NAME).unwrap_or(false) {
+            std::thread::yield_now();
+        }
+        (child, process)
+    }
+
+    /// A /proc with nothing but what tells namespaces apart.
+    fn bare_proc() -> (tempfile::TempDir, PidNamespace) {
+        let dir = tempfile::tempdir().unwrap();
+        let own = std::process::id().to_string();
+        fs::create_dir_all(dir.path().join(&own).join("ns")).unwrap();
+        symlink(&own, dir.path().join("self")).unwrap();
+        fs::write(dir.path().join("self/ns/pid"), "").unwrap();
+        let namespace = namespace_in(dir.path()).unwrap();
+        (dir, namespace)
+    }
+
+    #[test]
+    fn a_number_that_nobody_has_and_another_start_are_proofs() {
+        let (mut child, process) = child();
+        assert!(find(&process).unwrap().is_some());
+        let later = Process { start_time: process.start_time + 1, ..process };
+        assert!(find(&later).unwrap().is_none(), "another start");
+        let unknown = Process { start_time: 0, ..process };
+        assert!(find(&unknown).unwrap().is_some(), "by its name");
+        let other = Process { incarnation: Incarnation(1), ..unknown };
+        assert!(find(&other).unwrap().is_none(), "another name has the number");
+        child.kill().unwrap();
+        while find(&process).unwrap().is_some() {
+            std::thread::yield_now();
+        }
+        assert!(fs::exists(format!("/proc/{}", process.pid)).unwrap(), "nobody has waited for it");
+        assert!(find(&unknown).unwrap().is_none());
+        child.wait().unwrap();
+        assert!(find(&process).unwrap().is_none(), "no such number");
+    }
+
+    #[test]
+    fn whatever_fails_proves_nothing() {
+        let (mut child, process) = child();
+        let forged = PidNamespace(process.namespace.0 ^ 1);
+        for unknown in [
+            Process { namespace: forged, ..process },
+            Process { namespace: PidNamespace(0), ..process },
+            Process { namespace: forged, pid: 4_000_000, ..process },
+            Process { pid: 0, ..process },
+            Process { pid: u32::MAX, ..process },
+        ] {
+            find(&unknown).unwrap_err();
+        }
+        find_in(&process, Path::new("/nowhere")).unwrap_err();
+        // A /proc without this process, with one of another namespace, and with files that are cut.
+        let (proc, namespace) = bare_proc();
+        let process = Process { namespace, ..process };
+        find_in(&process, proc.path()).unwrap_err();
+        find_in(&Process { start_time: 0, ..process }, proc.path()).unwrap_err();
+        let its = proc.path().join(process.pid.to_string());
+        fs::create_dir(&its).unwrap();
+        let whole = fs::read_to_string(format!("/proc/{}/stat", process.pid)).unwrap();
+        let ticks = process.start_time.to_string();
+        let at = whole.rfind(&format!(" {ticks} ")).unwrap() + 1 + ticks.len();
+        for cut in [0, 5, at - ticks.len(), at - 1, at] {
+            fs::write(its.join("stat"), &whole[..cut]).unwrap();
+            let found = find_in(&process, proc.path());
+            assert!(found.is_err(), "cut after {cut} bytes: {found:?}");
+        }
+        for cmdline in ["", "sh", "sh\0--incarn"] {
+            fs::write(its.join("cmdline"), cmdline).unwrap();
+            find_in(&Process { start_time: 0, ..process }, proc.path()).unwrap_err();
+        }
+        fs::write(its.join("stat"), &whole).unwrap();
+        assert!(find_in(&process, proc.path()).unwrap().is_some());
+        fs::remove_file(proc.path().join("self")).unwrap();
+        symlink("1", proc.path().join("self")).unwrap();
+        find_in(&process, proc.path()).unwrap_err();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_read_as_it_is_written_and_nothing_else_is() {
+        let process = Process {
+            pid: 7,
+            start_time: u64::MAX,
+            namespace: PidNamespace(u64::MAX - 1),
+            incarnation: NAME,
+        };
+        assert_eq!(process.to_string().parse(), Ok(process));
+        for wrong in ["", "1", "1:2:3", "1:2:3:4:5", "x:2:3:4", "-1:2:3:4", "4294967296:2:3:4"] {
+            wrong.parse::<Process>().unwrap_err();
+        }
+    }
+}

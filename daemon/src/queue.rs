@@ -1,0 +1,364 @@
+//! Output that blocks no thread but its own: a bounded queue of lines, and one thread that writes them.
+//!
+//! ```text
+//!   any thread --- push, never waits ---> queue (4,096 lines, 1 MiB) ---> writer thread ---> sink
+//!                    | full                                                 | write fails
+//!                    +--> counted as dropped <------------------------------+
+//!                         "N log lines were dropped" is logged once the sink takes lines again
+//! ```
+//!
+//! A device that stalls (a frozen file system, a pipe without a reader, a stopped terminal) stalls the
+//! writer thread alone. Lines of level ERROR may use a reserve that others may not.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use tracing::{Level, Metadata};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Most lines that wait.
+pub const MAX_LINES: usize = 4_096;
+/// Most bytes that wait.
+pub const MAX_BYTES: usize = 1 << 20;
+/// A longer line is cut.
+pub const MAX_LINE_BYTES: usize = 64 << 10;
+/// Of these bounds, what only urgent lines may use.
+const RESERVED_LINES: usize = 64;
+const RESERVED_BYTES: usize = 128 << 10;
+/// After this many lines without a pause the dropped ones are reported all the same.
+const REPORT_AFTER: u32 = 1_024;
+/// How often a flush looks.
+const FLUSH_LOOKS: Duration = Duration::from_millis(1);
+
+/// The destination of the lines. Only the writer thread calls it, so it may block.
+pub trait Sink: Send + 'static {
+    /// Writes whole lines.
+    ///
+    /// # Errors
+    /// The line is lost, or a part of it.
+    fn write(&mut self, lines: &[u8]) -> io::Result<()>;
+
+    /// Carries out a [`Queue::nudge`].
+    ///
+    /// # Errors
+    /// It could not; the reason is logged.
+    fn nudged(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A handle of the queue; clones share it.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    lines: Sender<Vec<u8>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Bytes that wait.
+    bytes: AtomicUsize,
+    /// Lines accepted since the start, and those of them that are done with.
+    accepted: AtomicU64,
+    done: AtomicU64,
+    /// Lines dropped and not yet reported.
+    dropped: AtomicU64,
+    is_nudged: AtomicBool,
+}
+
+impl Queue {
+    /// Starts the writer thread. `prepare` runs on it first.
+    ///
+    /// # Errors
+    /// The system starts no thread.
+    pub fn start(
+        name: &str,
+        sink: impl Sink,
+        prepare: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Queue> {
+        let (lines, waiting) = bounded(MAX_LINES);
+        let queue = Queue { lines, shared: Arc::default() };
+        let shared = Arc::clone(&queue.shared);
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            prepare();
+            write_lines(&waiting, &shared, sink);
+        })?;
+        Ok(queue)
+    }
+
+    /// Queues a line, or drops and counts it where there is no room. Never waits.
+    pub fn push(&self, line: &[u8], is_urgent: bool) {
+        let mut line = line[..line.len().min(MAX_LINE_BYTES)].to_vec();
+        if line.len() == MAX_LINE_BYTES {
+            line.truncate(MAX_LINE_BYTES - 5);
+            line.extend_from_slice(b" ...\n");
+        }
+        let (most_lines, most_bytes) = match is_urgent {
+            true => (MAX_LINES, MAX_BYTES),
+            false => (MAX_LINES - RESERVED_LINES, MAX_BYTES - RESERVED_BYTES),
+        };
+        let length = line.len();
+        let before = self.shared.bytes.fetch_add(length, Ordering::Relaxed);
+        let has_room = before + length <= most_bytes && self.lines.len() < most_lines;
+        // Counted first: a flush must not miss it.
+        self.shared.accepted.fetch_add(1, Ordering::Relaxed);
+        if !has_room || self.lines.try_send(line).is_err() {
+            self.shared.accepted.fetch_sub(1, Ordering::Relaxed);
+            self.shared.bytes.fetch_sub(length, Ordering::Relaxed);
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Has [`Sink::nudged`] called soon: a log file is opened anew, a screen is drawn anew.
+    pub fn nudge(&self) {
+        self.shared.is_nudged.store(true, Ordering::Release);
+        // Where the queue is full the writer looks at the flag before its next line anyway.
+        self.shared.accepted.fetch_add(1, Ordering::Relaxed);
+        if self.lines.try_send(Vec::new()).is_err() {
+            self.shared.accepted.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until all lines that were accepted are written, at most for `limit`; whether they are.
+    pub fn flush(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        loop {
+            let accepted = self.shared.accepted.load(Ordering::Relaxed);
+            if self.shared.done.load(Ordering::Acquire) >= accepted {
+                return true;
+            }
+            if start.elapsed() >= limit {
+                return false;
+            }
+            std::thread::sleep(FLUSH_LOOKS);
+        }
+    }
+}
+
+fn write_lines(waiting: &Receiver<Vec<u8>>, shared: &Shared, mut sink: impl Sink) {
+    // Lines that the sink did not take, and whether the last one may be there in part.
+    let (mut lost, mut is_torn) = (0, false);
+    let mut since_report = 0;
+    while let Ok(line) = waiting.recv() {
+        if shared.is_nudged.swap(false, Ordering::Acquire)
+            && let Err(error) = sink.nudged()
+        {
+            tracing::warn!("{error}");
+        }
+        shared.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+        let written = match &line[..] {
+            [] => Ok(()),
+            line if is_torn => sink.write(&[b"\n", line].concat()),
+            line => sink.write(line),
+        };
+        match written {
+            Ok(()) if !line.is_empty() => is_torn = false,
+            Ok(()) => {}
+            Err(_) => {
+                is_torn = true;
+                lost += 1;
+            }
+        }
+        since_report += 1;
+        if !is_torn && (waiting.is_empty() || since_report >= REPORT_AFTER) {
+            since_report = 0;
+            let dropped = shared.dropped.swap(0, Ordering::Relaxed) + std::mem::take(&mut lost);
+            if dropped > 0 {
+                // Through the queue: so it has the shape of every other line.
+                tracing::warn!(
+                    "{dropped} log lines were dropped: the log did not take them in time"
+                );
+            }
+        }
+        shared.done.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// One line of the queue, as tracing-subscriber writes it.
+#[derive(Debug)]
+pub struct Line<'a> {
+    queue: &'a Queue,
+    is_urgent: bool,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.queue.push(bytes, self.is_urgent);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Queue {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { queue: self, is_urgent: false }
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line<'a> {
+        Line { queue: self, is_urgent: *metadata.level() == Level::ERROR }
+    }
+}
+
+/// A file that lines are appended to; a nudge opens it anew by its name.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl LogFile {
+    /// Opens the file, or makes it.
+    ///
+    /// # Errors
+    /// The system does not let it be opened.
+    pub fn open(path: &Path) -> io::Result<LogFile> {
+        Ok(LogFile { path: path.to_owned(), file: append(path)? })
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+impl Sink for LogFile {
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        self.file.write_all(lines)
+    }
+
+    fn nudged(&mut self) -> io::Result<()> {
+        match append(&self.path) {
+            Ok(file) => self.file = file,
+            Err(error) => {
+                let path = self.path.display();
+                let words = format!(
+                    "cannot open the log {path} again: {error}; the log goes on in the file that was open"
+                );
+                return Err(io::Error::new(error.kind(), words));
+            }
+        }
+        tracing::info!("the log was opened again: this file begins here, or goes on");
+        Ok(())
+    }
+}
+
+/// Standard error.
+#[derive(Clone, Copy, Debug)]
+pub struct StandardError;
+
+impl Sink for StandardError {
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        io::stderr().write_all(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A sink that takes a line whenever it is let, and fails when it is told.
+    struct Gate {
+        open: mpsc::Receiver<bool>,
+        taken: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Sink for Gate {
+        fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+            match self.open.recv() {
+                Ok(false) => Err(io::Error::other("no room")),
+                Ok(true) | Err(_) => {
+                    self.taken.lock().unwrap().extend_from_slice(lines);
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    fn gate() -> (mpsc::Sender<bool>, Queue, Arc<Mutex<Vec<u8>>>) {
+        let (open, opened) = mpsc::channel();
+        let taken = Arc::default();
+        let sink = Gate { open: opened, taken: Arc::clone(&taken) };
+        (open, Queue::start("test", sink, || {}).unwrap(), taken)
+    }
+
+    #[test]
+    fn a_sink_that_stalls_stalls_nobody_and_what_it_could_not_take_is_counted() {
+        let (open, queue, taken) = gate();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(queue.clone()).finish();
+        let start = Instant::now();
+        for _ in 0..3 * MAX_LINES {
+            queue.push(b"a line of a thread that must not wait\n", false);
+        }
+        assert!(start.elapsed() < PATIENCE, "nothing was taken, and nobody waited");
+        assert!(!queue.flush(Duration::from_millis(5)), "the sink stalls");
+        let dropped = queue.shared.dropped.load(Ordering::Relaxed);
+        assert!(dropped >= 2 * MAX_LINES as u64, "{dropped}");
+        // The reserve is for what matters most.
+        queue.push(b"the last line\n", true);
+        assert_eq!(queue.shared.dropped.load(Ordering::Relaxed), dropped);
+        drop(open);
+        assert!(queue.flush(PATIENCE));
+        let text = String::from_utf8(taken.lock().unwrap().clone()).unwrap();
+        assert!(text.ends_with("the last line\n"), "all that was accepted is there, in order");
+        assert_eq!(queue.shared.bytes.load(Ordering::Relaxed), 0);
+        drop(subscriber);
+    }
+
+    #[test]
+    fn few_long_lines_are_bounded_as_many_short_ones_are() {
+        let (_open, queue, _) = gate();
+        for _ in 0..1_000 {
+            queue.push(&[b'x'; 2 * MAX_LINE_BYTES], false);
+        }
+        assert!(queue.shared.bytes.load(Ordering::Relaxed) <= MAX_BYTES);
+        assert!(queue.shared.dropped.load(Ordering::Relaxed) > 900);
+    }
+
+    #[test]
+    fn a_line_that_the_sink_refuses_is_counted_and_the_next_begins_anew() {
+        let (open, queue, taken) = gate();
+        open.send(false).unwrap();
+        open.send(true).unwrap();
+        queue.push(b"lost\n", false);
+        queue.push(b"written\n", false);
+        assert!(queue.flush(PATIENCE));
+        assert_eq!(*taken.lock().unwrap(), b"\nwritten\n");
+    }
+
+    #[test]
+    fn a_file_that_was_renamed_is_opened_anew_by_its_name_at_a_nudge() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, old) = (dir.path().join("x.log"), dir.path().join("x.log.1"));
+        let queue = Queue::start("test", LogFile::open(&path).unwrap(), || {}).unwrap();
+        queue.push(b"one\n", false);
+        assert!(queue.flush(PATIENCE));
+        std::fs::rename(&path, &old).unwrap();
+        queue.push(b"two\n", false);
+        assert!(queue.flush(PATIENCE));
+        queue.nudge();
+        queue.push(b"three\n", false);
+        assert!(queue.flush(PATIENCE));
+        assert_eq!(std::fs::read_to_string(&old).unwrap(), "one\ntwo\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
+        // A directory that is gone is no reason to lose the log.
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        queue.nudge();
+        queue.push(b"four\n", false);
+        assert!(queue.flush(PATIENCE));
+    }
+}

@@ -1,0 +1,73 @@
+//! The process's log: one queue, one thread that writes, nobody who waits for the file.
+
+use std::io;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use kv_daemon::queue::{LogFile, Queue, StandardError};
+use tracing_subscriber::EnvFilter;
+
+use crate::fatal::Fatal;
+
+static LOG: OnceLock<Queue> = OnceLock::new();
+
+/// Starts logging: to this file, or to standard error.
+pub(crate) fn start(path: Option<&Path>) -> Result<(), Fatal> {
+    let Some(path) = path else { return to_standard_error() };
+    match LogFile::open(path) {
+        Ok(file) => {
+            let queue = Queue::start("log", file, own_descriptors);
+            init(queue.map_err(|error| Fatal::System { doing: "start the log's thread", error })?);
+            Ok(())
+        }
+        Err(error) => {
+            to_standard_error()?;
+            Err(Fatal::Log { path: path.to_owned(), error })
+        }
+    }
+}
+
+fn to_standard_error() -> Result<(), Fatal> {
+    let queue = Queue::start("log", StandardError, own_descriptors);
+    init(queue.map_err(|error| Fatal::System { doing: "start the log's thread", error })?);
+    Ok(())
+}
+
+fn init(queue: Queue) {
+    let filter = EnvFilter::try_from_env("KV_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_target(false)
+        .with_thread_names(true)
+        .log_internal_errors(false)
+        .with_writer(queue.clone())
+        .init();
+    let _ = LOG.set(queue);
+}
+
+/// Gives the log's thread a descriptor table of its own, which has no socket in it. A thread that waits for
+/// a frozen file system outlives even SIGKILL; the connections of its process must not.
+fn own_descriptors() {
+    // SAFETY: the flag is known, and a thread may always leave the table it shares with others. It opens
+    // and closes nothing that other threads know.
+    if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!("give the log's thread descriptors of its own: {error}");
+    }
+}
+
+/// Has the log file opened anew by its name.
+pub(crate) fn reopen() {
+    if let Some(queue) = LOG.get() {
+        queue.nudge();
+    }
+}
+
+/// Waits for what was logged to be written, at most for `limit`.
+pub(crate) fn flush(limit: Duration) {
+    if let Some(queue) = LOG.get() {
+        queue.flush(limit);
+    }
+}
