@@ -27,8 +27,8 @@ unless it is told otherwise:
   --restore DIR        begin with what the dumps in DIR hold; may be given several times
   --accept-loss        restore without what is missing
   --force              restore though an old server may still run
-  -t, --shards, --memory-limit, --orphan-timeout, --net, --on-double-fault, each with its value:
-                       as 'bin/coord --help' tells
+  -t, --failure-timeout, --shards, --memory-limit, --orphan-timeout, --net, --on-double-fault, each with
+                       its value: as 'bin/coord --help' tells
 ssh must get in without a password: a key or an agent.
 
 exit status: 0 done; 1 failed, and stderr says at what; 2 wrong usage; 3 no cluster runs in DIR
@@ -77,8 +77,8 @@ parse() {
         status:--json) json=yes && continue ;;
         start:--accept-loss | start:--force) handed_on+=("$option") && continue ;;
         *:--dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
-            start:--ssh-config | start:--remote-dir | start:-t | start:--shards | start:--memory-limit | \
-            start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;
+            start:--ssh-config | start:--remote-dir | start:-t | start:--failure-timeout | start:--shards | \
+            start:--memory-limit | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;
         *:-*) wrong_usage "'$command' has no option '$option'" ;;
         start:*) [[ -z $file ]] || wrong_usage "one cluster file, not two: '$file' and '$option'" ;;
         *) wrong_usage "'$command' takes no argument ('$option')" ;;

@@ -24,7 +24,9 @@ use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
 use kv_protocol::control_message::{Order, Started};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::status::ClusterState;
-use kv_protocol::{BootId, ClusterId, ClusterKey, Epoch, Member, Peer, ServerId, Time, View};
+use kv_protocol::{
+    BootId, ClusterId, ClusterKey, Epoch, FailureTimeout, Member, Peer, ServerId, Time, View,
+};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
@@ -206,6 +208,7 @@ async fn make_plan(
             let plan = Plan::again(args, file, &earlier)?;
             let changes = plan.settings.changes_since(&earlier.settings, true);
             changes.iter().for_each(|line| console.say(line));
+            plan.settings.kept_timeout(args).iter().for_each(|line| console.warn(line));
             Ok((plan, Beginning::Earlier(earlier)))
         }
         Found::Stopped => restored(args, std::slice::from_ref(&args.dir), file, console).await,
@@ -352,7 +355,7 @@ impl Driver {
             shards: plan.shards,
             seed: random::nonzero_u64()?,
             on_double_fault: plan.settings.on_double_fault.into(),
-            silence: args.timeout,
+            failure_timeout: FailureTimeout::new(plan.settings.failure_timeout),
             start_patience: START_PATIENCE
                 + restoration.as_ref().map_or(Duration::ZERO, |restored| restored.patience),
             stop_patience: DRAIN_DEADLINE,
@@ -494,6 +497,10 @@ impl Driver {
             Effect::KeepsFailing { server } => self.console.warn(&format!(
                 "server {server} could not be replaced three times in a row; it is tried on, with \
                  pauses of up to 10 s; see its log"
+            )),
+            Effect::CannotFollow { server, group, reason } => self.console.warn(&format!(
+                "server {server} is removed as secondary of group {group}: {reason}; it is tried again after a \
+                 pause; check the memory of its host, and its log"
             )),
             Effect::Unanswered { group } => self.console.warn(&format!(
                 "the two holders of group {group} do not hear each other, and neither answers \

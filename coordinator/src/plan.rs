@@ -171,7 +171,7 @@ impl Plan {
             file,
             ssh: Ssh::new(args),
             shards: earlier.state.shards,
-            settings: earlier.settings.with(args),
+            settings: earlier.settings.with_running(args),
             core_dumps: args.core_dumps,
             listen: earlier.place.listen,
             routes: earlier.place.routes.clone(),

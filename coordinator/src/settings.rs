@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use kv_protocol::FailureTimeout;
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, NetEngine, OnDoubleFault};
@@ -21,6 +22,8 @@ pub(crate) struct Settings {
     /// After how long without a coordinator a server gives up; zero for never.
     pub(crate) orphan_timeout: Duration,
     pub(crate) net: NetEngine,
+    /// After how long a silence a server is suspected; leases follow from it, so all processes must agree on it.
+    pub(crate) failure_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -30,6 +33,7 @@ impl Default for Settings {
             memory_limit: None,
             orphan_timeout: ORPHAN_TIMEOUT,
             net: NetEngine::default(),
+            failure_timeout: FailureTimeout::DEFAULT.timeout(),
         }
     }
 }
@@ -42,7 +46,24 @@ impl Settings {
             memory_limit: args.memory_limit.clone().or_else(|| self.memory_limit.clone()),
             orphan_timeout: args.orphan_timeout.unwrap_or(self.orphan_timeout),
             net: args.net.unwrap_or(self.net),
+            failure_timeout: args.failure_timeout.unwrap_or(self.failure_timeout),
         }
+    }
+
+    /// The same for a cluster whose servers run: they hold leases by its failure timeout, so it stays.
+    pub(crate) fn with_running(&self, args: &Args) -> Settings {
+        Settings { failure_timeout: self.failure_timeout, ..self.with(args) }
+    }
+
+    /// A line if the flags ask for another failure timeout than the one that stays.
+    pub(crate) fn kept_timeout(&self, args: &Args) -> Option<String> {
+        let asked = args.failure_timeout.filter(|asked| *asked != self.failure_timeout)?;
+        Some(format!(
+            "--failure-timeout stays {} s, not {} s: servers that run hold leases by it; stop the cluster and \
+             restore it to change it",
+            self.failure_timeout.as_secs_f64(),
+            asked.as_secs_f64()
+        ))
     }
 
     /// A line for each that was another one before. What a server is told at its start it keeps.
@@ -50,6 +71,7 @@ impl Settings {
         let keep = if servers_run { "; servers that run already keep what they have" } else { "" };
         let limit = |settings: &Settings| settings.memory_limit.clone().unwrap_or("none".into());
         let seconds = |settings: &Settings| settings.orphan_timeout.as_secs_f64().to_string();
+        let timeout = |settings: &Settings| settings.failure_timeout.as_secs_f64().to_string();
         let net = |settings: &Settings| settings.net.to_string();
         let policy = |settings: &Settings| settings.on_double_fault.to_string();
         let all = [
@@ -57,6 +79,7 @@ impl Settings {
             ("--memory-limit", limit(self), limit(before), keep),
             ("--orphan-timeout", seconds(self), seconds(before), keep),
             ("--net", net(self), net(before), keep),
+            ("--failure-timeout", timeout(self), timeout(before), keep),
         ];
         let changed = all.into_iter().filter(|(_, now, was, _)| now != was);
         changed
@@ -99,5 +122,22 @@ mod tests {
             ]
         );
         assert!(!after.changes_since(&before, false)[1].contains("keep"), "nobody runs");
+    }
+
+    #[test]
+    fn the_failure_timeout_of_servers_that_run_stays_and_a_restore_may_change_it() {
+        let before = Settings::default().with(&given(" -t 2"));
+        assert_eq!(before.failure_timeout, Duration::from_secs(2));
+        let other = given(" --failure-timeout 3");
+        assert_eq!(before.with_running(&other), before);
+        let told = before.kept_timeout(&other).unwrap();
+        assert!(told.contains("stays 2 s, not 3 s"), "{told}");
+        assert_eq!(before.kept_timeout(&given("")), None);
+        assert_eq!(before.kept_timeout(&given(" -t 2")), None);
+        let restored = before.with(&other);
+        assert_eq!(
+            restored.changes_since(&before, false),
+            ["--failure-timeout is 3 from now on, no longer 2"]
+        );
     }
 }

@@ -326,6 +326,7 @@ pub(crate) mod tests {
                 views: (0..3).map(view).collect(),
                 foundings: Vec::new(),
                 is_stopping: false,
+                recovering: None,
             },
         }
     }

@@ -54,6 +54,7 @@ impl Pair {
                 memory_limit: None,
                 session_idle: SESSION_IDLE,
                 hash_secret: HashSecret::new(1),
+                failure_timeout: kv_protocol::FailureTimeout::DEFAULT,
             };
             Replica::new(config, Box::new(HeapChunks::default()))
         };

@@ -32,7 +32,7 @@ mod slab;
 
 use chunk::{Chunk, PagedChunk};
 pub use chunk_source::{
-    CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkSource, HeapChunks,
+    CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkSource, HeapChunks, SwitchedChunks,
 };
 use page_map::RunIndex;
 use size_class::{CLASSES_MAX, Fit, Sizes};

@@ -24,11 +24,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kv_protocol::control_message::Started;
-use kv_protocol::limits::GRACE;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::{
-    ClusterId, Epoch, GroupId, Incarnation, MapRevision, Member, OrderId, Peer, ServerId, Time,
-    View, ViewVersion,
+    ClusterId, Epoch, FailureTimeout, GroupId, Incarnation, MapRevision, Member, OrderId, Peer,
+    ServerId, Time, View, ViewVersion,
 };
 
 use crate::failure_detector::FailureDetector;
@@ -50,6 +49,7 @@ mod stop;
 mod suspicion;
 #[cfg(test)]
 mod tests;
+mod verdict;
 mod views;
 
 use alarms::Alarms;
@@ -81,8 +81,9 @@ pub struct ClusterConfig {
     pub seed: u64,
     /// What to do about a second fault.
     pub on_double_fault: DoubleFault,
-    /// After how long a silence a server is suspected.
-    pub silence: Duration,
+    /// After how long a silence a server is suspected, and the leases that follow from it: what its servers
+    /// were started with.
+    pub failure_timeout: FailureTimeout,
     /// How long the whole start may take.
     pub start_patience: Duration,
     /// How long an orderly stop waits for an answer of each server.
@@ -107,8 +108,7 @@ pub struct Cluster {
     judge_from: Time,
     /// Names drawn from the seed.
     drawn: u64,
-    /// The place that is being recovered, and the two places of a double fault.
-    recovering: Option<ServerId>,
+    /// The two places of a double fault.
     double_fault: Option<(ServerId, ServerId)>,
     /// Its memory is older than what was told on it: nothing is decided any more.
     is_outdated: bool,
@@ -159,6 +159,7 @@ impl Cluster {
             views: (0..config.servers).map(|group| no_view(GroupId(group))).collect(),
             foundings,
             is_stopping: false,
+            recovering: None,
         };
         let nothing = DurableState { epoch: Epoch::default(), ..decided.clone() };
         let mut cluster = Cluster::of(now, config, Memory::new(decided, nothing));
@@ -179,7 +180,8 @@ impl Cluster {
         let has_served = durable.has_served;
         let mut cluster = Cluster::of(now, config, Memory::new(decided, durable));
         cluster.drawn = draw(cluster.config.seed, 0);
-        cluster.judge_from = now + GRACE + cluster.config.silence;
+        let times = cluster.config.failure_timeout;
+        cluster.judge_from = now + times.grace() + times.timeout();
         for id in (0..cluster.count()).map(ServerId) {
             let known = cluster.memory.durable().servers[usize::from(id.0)];
             if known.started.is_none() {
@@ -208,7 +210,7 @@ impl Cluster {
         let ids = (0..count).map(ServerId);
         let servers: Vec<Server> = ids.map(|id| Server::new(memory.decided.member(id))).collect();
         Cluster {
-            detector: FailureDetector::new(count, config.silence),
+            detector: FailureDetector::new(count, config.failure_timeout.timeout()),
             start: Start::Until(now + config.start_patience),
             stop: None,
             next_order: OrderId::first_of(config.epoch),
@@ -216,7 +218,6 @@ impl Cluster {
             now,
             judge_from: Time::default(),
             drawn: u64::from(count),
-            recovering: None,
             double_fault: None,
             is_outdated: false,
             histories: (0..count).map(|_| History::default()).collect(),

@@ -47,6 +47,11 @@ pub enum Hole {
     LostServedEmpty = 36,
     SnRestarted = 37,
     RestoreFromRemoved = 38,
+    VerdictByGroup = 45,
+    AliveCountsAsFault = 46,
+    HandshakeIsHeard = 47,
+    ComplaintWithinLease = 48,
+    AliveIsReplaced = 49,
     FailedDecisionKept = 55,
     FailedStoreBelieved = 56,
 }
@@ -111,7 +116,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 39] = {
+    pub const ALL: [Hole; 44] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -151,6 +156,11 @@ mod planted {
             LostServedEmpty,
             SnRestarted,
             RestoreFromRemoved,
+            VerdictByGroup,
+            AliveCountsAsFault,
+            HandshakeIsHeard,
+            ComplaintWithinLease,
+            AliveIsReplaced,
             FailedDecisionKept,
             FailedStoreBelieved,
         ]
@@ -236,6 +246,11 @@ mod planted {
                 Hole::LostServedEmpty => "LOST group served empty",
                 Hole::SnRestarted => "sn restarted at promotion",
                 Hole::RestoreFromRemoved => "restore from a removed member's dump",
+                Hole::VerdictByGroup => "each group judges by itself",
+                Hole::AliveCountsAsFault => "a removed member that is alive counts as a fault",
+                Hole::HandshakeIsHeard => "a handshake without progress is heard",
+                Hole::ComplaintWithinLease => "complain before a lease and a beacon are over",
+                Hole::AliveIsReplaced => "a removed member that is alive is replaced",
                 Hole::FailedDecisionKept => "a decision kept whose store has failed",
                 Hole::FailedStoreBelieved => "a failed store taken for done",
             }

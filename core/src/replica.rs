@@ -50,11 +50,12 @@ mod tests;
 use std::ops::Range;
 use std::time::Duration;
 
+use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::Answer;
-use kv_protocol::control_message::{ReplicaReport, ReplicaState};
+use kv_protocol::control_message::{Following, ReplicaReport, ReplicaState};
 use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
-use kv_protocol::limits::BEACON_INTERVAL;
+use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::peer_message::PeerMessage;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
@@ -100,6 +101,8 @@ pub struct ReplicaConfig {
     pub session_idle: Duration,
     /// Keys the hashes of its tables.
     pub hash_secret: HashSecret,
+    /// Its cluster's; the same at every process.
+    pub failure_timeout: FailureTimeout,
 }
 
 /// One shard of one group at one server.
@@ -266,6 +269,14 @@ pub enum Pumped {
     More,
 }
 
+/// A replica's line of the heartbeat, as long after its executor published it: for as long the executor has heard
+/// nothing. But one that stands complains of nobody: time in which it heard nothing counts for a lease at most.
+pub fn aged(report: &ReplicaReport, age: Duration, times: FailureTimeout) -> ReplicaReport {
+    let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    let aged = report.silent_ms.saturating_add(millis(age)).min(millis(times.lease()));
+    ReplicaReport { silent_ms: report.silent_ms.max(aged), ..*report }
+}
+
 impl Replica {
     /// A replica without a view; its table takes its memory from `chunks`.
     pub fn new(config: ReplicaConfig, chunks: Box<dyn ChunkSource>) -> Replica {
@@ -276,7 +287,7 @@ impl Replica {
             table: Table::new(chunks),
             sessions: Sessions::new(config.hash_secret),
             heard: Time::default(),
-            awake: Awake::new(BEACON_INTERVAL),
+            awake: Awake::new(HEARTBEAT_INTERVAL),
             awake_when_heard: Duration::ZERO,
             acked: None,
             proven: None,
@@ -352,7 +363,10 @@ impl Replica {
         if got != installed {
             return self.on_message_of_another_view(now, message, got, installed);
         }
-        self.hear(now);
+        // Of acks, only those that show progress are heard.
+        if !matches!(message, PeerMessage::Ack(_)) {
+            self.hear(now);
+        }
         match message {
             PeerMessage::Ack(ack) => self.on_ack(now, ack, answers),
             PeerMessage::Marked(marked) => self.on_marked(marked, answers),
@@ -473,6 +487,7 @@ impl Replica {
             bytes: self.reserved_bytes(),
             connected: self.is_connected(),
             silent_ms: u32::try_from(silence).unwrap_or(u32::MAX),
+            following: self.following(),
             content_bytes: self.table.content_bytes() as u64,
             copied: copied.entries,
             copied_bytes: copied.bytes,
@@ -485,6 +500,14 @@ impl Replica {
             (Some(sender), _) => (sender.log.last(), sender.log.committed()),
             (_, Some(follower)) => (follower.last, follower.last),
             (None, None) => (SequenceNumber::ZERO, SequenceNumber::ZERO),
+        }
+    }
+
+    fn following(&self) -> Following {
+        match (self.sender(), self.follower()) {
+            (Some(sender), _) => sender.following(),
+            (_, Some(follower)) => follower.following(),
+            (None, None) => Following::KeepsUp,
         }
     }
 

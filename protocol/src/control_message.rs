@@ -223,6 +223,47 @@ impl ReplicaState {
     }
 }
 
+/// Whether the other holder of a group keeps up with its primary, as a replica sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Following {
+    /// Nothing is known against it.
+    #[default]
+    KeepsUp = 0,
+    /// Streams stand and end again without any progress.
+    NoProgress = 1,
+    /// The following end has no memory for the next write.
+    OutOfMemory = 2,
+}
+
+impl Following {
+    /// The state with this number.
+    pub fn from_wire(number: u8) -> Option<Following> {
+        Some(match number {
+            0 => Following::KeepsUp,
+            1 => Following::NoProgress,
+            2 => Following::OutOfMemory,
+            _ => return None,
+        })
+    }
+
+    /// Whether the following end must be removed from its group.
+    pub fn has_failed(self) -> bool {
+        self != Following::KeepsUp
+    }
+}
+
+impl std::fmt::Display for Following {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Following::KeepsUp => "it keeps up",
+            Following::NoProgress => "its streams end again and again without any progress",
+            Following::OutOfMemory => "it has no memory for the next write",
+        })
+    }
+}
+
 /// One replica in a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplicaReport {
@@ -245,8 +286,10 @@ pub struct ReplicaReport {
     /// Whether its stream to or from the other holder stands.
     pub connected: bool,
     /// Milliseconds since it heard the other holder of its view, or, where it has not yet, since it
-    /// installed the view.
+    /// installed the view. A handshake alone is not heard.
     pub silent_ms: u32,
+    /// At a primary: whether its secondary or candidate keeps up. At those: whether they do themselves.
+    pub following: Following,
     /// Bytes of the keys and values in its table.
     pub content_bytes: u64,
     /// At a primary with a candidate: entries sent to it so far, of about [`ReplicaReport::entries`].
@@ -299,6 +342,7 @@ impl Heartbeat {
             body.put_u64(replica.entries);
             body.put_u64(replica.bytes);
             body.put_u32(replica.silent_ms);
+            body.put_u8(replica.following as u8);
             body.put_u64(replica.content_bytes);
             body.put_u64(replica.copied);
             body.put_u64(replica.copied_bytes);
@@ -336,6 +380,7 @@ impl Heartbeat {
                 entries: reader.u64("entries")?,
                 bytes: reader.u64("bytes")?,
                 silent_ms: reader.u32("silence")?,
+                following: read_following(reader)?,
                 content_bytes: reader.u64("content bytes")?,
                 copied: reader.u64("copied")?,
                 copied_bytes: reader.u64("copied bytes")?,
@@ -352,6 +397,12 @@ impl Heartbeat {
             replicas,
         })
     }
+}
+
+fn read_following(reader: &mut Reader<'_>) -> Result<Following, DecodeError> {
+    let number = reader.u8("following")?;
+    Following::from_wire(number)
+        .ok_or(DecodeError::BadValue { field: "following", value: number.into() })
 }
 
 /// What a server tells the coordinator once it is admitted.

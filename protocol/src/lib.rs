@@ -24,6 +24,7 @@ pub mod copy_message;
 pub mod error;
 pub mod escape;
 pub mod exit_code;
+pub mod failure_timeout;
 pub mod frame;
 pub mod ids;
 pub mod key;
@@ -36,6 +37,7 @@ pub mod status;
 pub mod view;
 
 pub use error::{DecodeError, FrameError};
+pub use failure_timeout::FailureTimeout;
 pub use ids::*;
 pub use placement::{Digest, Placement};
 pub use view::{Peer, View};

@@ -98,9 +98,11 @@ pub const COPY_WINDOW_BYTES: usize = 128 << 10;
 
 /// How often a server reports to the coordinator.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
-/// The lease of a primary (consistency.md §4).
+/// The lease of a primary (consistency.md §4) at the default failure timeout, and the shortest there is. Code
+/// that runs in a cluster takes this and the next four from its
+/// [`FailureTimeout`](crate::failure_timeout::FailureTimeout).
 pub const LEASE: Duration = Duration::from_millis(500);
-/// The grace of whoever acked; at least 1.25 leases.
+/// The grace that an ack costs its sender; at least 1.25 leases.
 pub const GRACE: Duration = Duration::from_millis(625);
 /// How often an idle primary sends a beacon.
 pub const BEACON_INTERVAL: Duration = Duration::from_millis(100);

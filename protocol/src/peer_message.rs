@@ -148,6 +148,8 @@ pub enum PeerRefusalReason {
     Stopping = 4,
     /// The hand-over that the stream is for is complete.
     HandedOver = 5,
+    /// The refusing server has no memory for the next write of the stream.
+    NoMemory = 6,
 }
 
 impl fmt::Display for PeerRefusalReason {
@@ -159,6 +161,7 @@ impl fmt::Display for PeerRefusalReason {
             PeerRefusalReason::Busy => "too many connections",
             PeerRefusalReason::Stopping => "the server is being stopped",
             PeerRefusalReason::HandedOver => "the hand-over is complete",
+            PeerRefusalReason::NoMemory => "the server has no memory for the next write",
         })
     }
 }
@@ -194,6 +197,7 @@ impl PeerRefusal {
             3 => PeerRefusalReason::Busy,
             4 => PeerRefusalReason::Stopping,
             5 => PeerRefusalReason::HandedOver,
+            6 => PeerRefusalReason::NoMemory,
             other => {
                 return Err(DecodeError::BadValue { field: "refusal reason", value: other.into() });
             }

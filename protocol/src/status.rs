@@ -138,6 +138,8 @@ pub enum AlarmKind {
     Unanswered,
     /// A server could not be replaced several times in a row.
     KeepsFailing,
+    /// A secondary was removed because it did not keep up with its primary.
+    CannotFollow,
     /// A server could not carry out an order.
     OrderFailed,
     /// A port has no place left; idle connections are closed for others.

@@ -258,7 +258,8 @@ proptest! {
         };
         let replica = |n| ReplicaReport {
             group: GroupId(n), shard: ShardId(n), connected: n % 2 == 0,
-            state: ReplicaState::from_wire((n % 9) as u8).unwrap(), silent_ms: n.into(), copied: numbers[0],
+            state: ReplicaState::from_wire((n % 9) as u8).unwrap(), silent_ms: n.into(),
+            following: Following::from_wire((n % 3) as u8).unwrap(), copied: numbers[0],
             content_bytes: numbers[1], copied_bytes: numbers[2],
             view: ViewVersion(numbers[1]), last: SequenceNumber(numbers[2]),
             committed: SequenceNumber(numbers[3]), entries: numbers[4], bytes: numbers[5],
@@ -524,6 +525,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         shard: ShardId(1),
         state: ReplicaState::Active,
         silent_ms: 1,
+        following: Default::default(),
         content_bytes: 1,
         copied: 1,
         copied_bytes: 1,

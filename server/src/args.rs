@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches as _, Parser, error::ErrorKind};
 use kv_daemon::identity::Process;
+use kv_protocol::FailureTimeout;
 use kv_protocol::exit_code::ServerExit;
+use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::ids::{ClusterId, Incarnation};
 use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS};
 
@@ -94,6 +96,11 @@ pub struct Args {
     /// both its tables and exits, unless it holds the only copy of a group; 0 for never.
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = parse_orphan_timeout)]
     pub orphan_timeout: Duration,
+
+    /// The cluster's failure timeout in seconds (fractions allowed), from which leases follow; the coordinator
+    /// gives it, and all processes must agree on it.
+    #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = parse_failure_timeout)]
+    pub failure_timeout: FailureTimeout,
 
     /// What moves the bytes of connections: a ring of its own (`uring`, Linux 6.1 and later) or glommio's sockets
     /// (`tcpstream`). `auto` takes uring where a trial at the start succeeds; the log says which it is.
@@ -222,6 +229,15 @@ fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
         return Err(format!("{text} s; write 0 for never, or {least} to {most}"));
     }
     Ok(Duration::from_secs_f64(seconds))
+}
+
+fn parse_failure_timeout(text: &str) -> Result<FailureTimeout, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if !FAILURE_TIMEOUT_SECONDS.contains(&seconds) {
+        let (least, most) = (FAILURE_TIMEOUT_SECONDS.start(), FAILURE_TIMEOUT_SECONDS.end());
+        return Err(format!("{text} s; write {least} to {most}"));
+    }
+    Ok(FailureTimeout::new(Duration::from_secs_f64(seconds)))
 }
 
 /// Takes a number of bytes with an optional unit: powers of 1024 for K, KiB and so on, powers of

@@ -96,6 +96,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     );
     let directory = PathBuf::from(".");
     let board = Board::new(args.shards, bounds);
+    board.set_failure_timeout(args.failure_timeout);
     let map = Arc::default();
     let Listeners { clients, servers, coord } = listeners;
     let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
@@ -125,6 +126,7 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
         me: Member { server: ServerId(args.id), incarnation },
         shard: ShardId(0),
         placement: Placement::new(args.servers, args.shards),
+        failure_timeout: args.failure_timeout,
     })
 }
 

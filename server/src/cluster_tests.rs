@@ -66,6 +66,7 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
         me: member(id),
         shard: ShardId(0),
         placement,
+        failure_timeout: Default::default(),
     };
     let mut listeners: Vec<(TcpListener, Port)> =
         vec![(clients, Port::Clients), (servers, Port::Servers)];
@@ -116,7 +117,11 @@ impl Cluster {
             let (node, other) = (&servers[usize::from(id)].node, servers[secondary].servers);
             install(node, view, Some(other));
             let streams = |board: &Board| {
-                board.replicas().iter().filter(|r| r.group == view.group && r.connected).count()
+                board
+                    .replicas(Default::default())
+                    .iter()
+                    .filter(|r| r.group == view.group && r.connected)
+                    .count()
             };
             let shards = usize::from(shards);
             assert!(node.board.wait(PATIENCE, |board| streams(board) == shards), "all streams");

@@ -258,7 +258,7 @@ fn await_admission(node: &Node, link: &mut Link<'_>) -> Result<(), Ended> {
 
 fn heartbeat(node: &Node) -> Heartbeat {
     let counters = node.board.counters();
-    let mut replicas = node.board.replicas();
+    let mut replicas = node.board.replicas(node.failure_timeout);
     replicas.truncate(MAX_HEARTBEAT_REPLICAS);
     Heartbeat {
         incarnation: node.me.incarnation,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kv_core::dump::DumpOrigin;
 use kv_core::node::{HelloRefused, NodeConfig, NodeEffect};
+use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::control_message::{OrdersHello, Report};
 use kv_protocol::ids::{ClusterId, ClusterKey, Epoch, Member, Time};
@@ -40,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) key: ClusterKey,
     pub(crate) me: Member,
     pub(crate) placement: Placement,
+    /// Its cluster's, from which leases follow.
+    pub(crate) failure_timeout: FailureTimeout,
     pub(crate) board: Arc<Board>,
     /// The newest map that the coordinator gave.
     pub(crate) map: Arc<KnownMap>,
@@ -77,6 +80,7 @@ impl Node {
             key: identity.key,
             me: identity.me,
             placement: identity.placement,
+            failure_timeout: identity.failure_timeout,
             board,
             map,
             shards,
@@ -121,7 +125,7 @@ impl Node {
         if self.board.wait(patience, Board::is_drained) {
             return Ok(0);
         }
-        let replicas = self.board.replicas();
+        let replicas = self.board.replicas(self.failure_timeout);
         let pending: u64 = replicas.iter().map(|r| r.last.0.saturating_sub(r.committed.0)).sum();
         Err(format!(
             "{pending} writes still wait for their second copy after {patience:?}; is the \
@@ -154,7 +158,8 @@ impl Node {
     fn identity(&self) -> Identity {
         let shard = kv_protocol::ids::ShardId(0);
         let (cluster, key, me) = (self.cluster, self.key, self.me);
-        Identity { cluster, key, me, shard, placement: self.placement }
+        let Node { placement, failure_timeout, .. } = *self;
+        Identity { cluster, key, me, shard, placement, failure_timeout }
     }
 
     // --- The coordinator ---------------------------------------------------------------------
@@ -261,6 +266,7 @@ mod tests {
             me,
             shard: ShardId(0),
             placement,
+            failure_timeout: FailureTimeout::DEFAULT,
         };
         let directory = tempfile::tempdir().unwrap();
         (

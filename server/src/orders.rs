@@ -324,7 +324,7 @@ impl OrdersPort {
             }));
         }
         for shard in (0..self.node.placement.shards()).map(ShardId) {
-            let reports = self.node.board.replicas_of(shard);
+            let reports = self.node.board.replicas_of(shard, self.node.failure_timeout);
             effects.extend(self.node.input(|node, sink| node.on_shard(shard, reports, sink)));
         }
         self.carry_out_all(effects);

@@ -19,8 +19,14 @@ const HELLO: OrdersHello = OrdersHello { cluster: ClusterId(5), epoch: EPOCH, to
 
 fn node() -> Arc<Node> {
     let placement = Placement::new(3, 1);
-    let identity =
-        Identity { cluster: ClusterId(5), key: KEY, me: ME, shard: ShardId(0), placement };
+    let identity = Identity {
+        cluster: ClusterId(5),
+        key: KEY,
+        me: ME,
+        shard: ShardId(0),
+        placement,
+        failure_timeout: Default::default(),
+    };
     let board = Board::new(1, ConnectionBounds::WIDEST);
     Node::new(identity, board, Arc::default(), Vec::new(), ".".into())
 }

@@ -17,6 +17,7 @@ use kv_core::arena::ChunkSource;
 use kv_core::hash::HashSecret;
 use kv_core::replica::{ConnectionId, InstallError, Pumped, Replica, ReplicaConfig, StreamError};
 use kv_core::session::LoggedRecord;
+use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::{
     Answer, Operation, Refusal, ReplicaRole, Request, Status, write_map_answer,
 };
@@ -60,6 +61,8 @@ pub(crate) struct Identity {
     pub(crate) me: Member,
     pub(crate) shard: ShardId,
     pub(crate) placement: Placement,
+    /// Its cluster's, from which leases follow.
+    pub(crate) failure_timeout: FailureTimeout,
 }
 
 impl Identity {
@@ -162,6 +165,7 @@ impl Service {
                 memory_limit,
                 session_idle: SESSION_IDLE,
                 hash_secret,
+                failure_timeout: identity.failure_timeout,
             };
             Hosted {
                 replica: Replica::new(config, chunks()),
@@ -402,6 +406,7 @@ impl Service {
             Err(error) => {
                 let reason = match error {
                     StreamError::View { .. } => PeerRefusalReason::OldView,
+                    StreamError::OutOfMemory { .. } => PeerRefusalReason::NoMemory,
                     _ => PeerRefusalReason::BrokenStream,
                 };
                 let refusal = PeerRefusal { reason, view: hosted.replica.view().copied() };

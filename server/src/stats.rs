@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use kv_protocol::FailureTimeout;
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{Member, ShardId, Time};
-use kv_protocol::limits::{LEASE, MAX_SERVERS};
+use kv_protocol::limits::{GRACE, MAX_SERVERS};
 use kv_protocol::view::View;
+
+use kv_core::replica::aged;
 
 use crate::clock;
 use crate::descriptors::ConnectionBounds;
@@ -44,6 +47,8 @@ pub(crate) struct Board {
     resident_bytes: AtomicU64,
     changes: Mutex<u64>,
     changed: Condvar,
+    /// How much longer than the shortest grace its executors may stand, by the cluster's failure timeout.
+    beyond_grace: OnceLock<Duration>,
     /// Rung at every announcement, for the thread that polls.
     bell: OnceLock<Arc<OwnedFd>>,
 }
@@ -79,14 +84,9 @@ struct Published {
 impl Published {
     /// The replicas as of `now`: what their executor has not said for a while, it has not heard either. But whoever
     /// stands can complain of nobody, which a silence of more than a lease would be.
-    fn as_of(&self, now: Time) -> Vec<ReplicaReport> {
-        let age = u32::try_from(now.since(self.at).as_millis()).unwrap_or(u32::MAX);
-        let aged = |replica: &ReplicaReport| {
-            let no_complaint = u32::try_from(LEASE.as_millis()).expect("half a second");
-            let aged = replica.silent_ms.saturating_add(age).min(no_complaint);
-            ReplicaReport { silent_ms: replica.silent_ms.max(aged), ..*replica }
-        };
-        self.replicas.iter().map(aged).collect()
+    fn as_of(&self, now: Time, times: FailureTimeout) -> Vec<ReplicaReport> {
+        let age = now.since(self.at);
+        self.replicas.iter().map(|replica| aged(replica, age, times)).collect()
     }
 }
 
@@ -106,13 +106,20 @@ impl Board {
             resident_bytes: AtomicU64::new(0),
             changes: Mutex::new(0),
             changed: Condvar::new(),
+            beyond_grace: OnceLock::new(),
             bell: OnceLock::new(),
         })
     }
 
     /// Notes that a shard is alive.
     pub(crate) fn tick(&self, shard: usize) {
-        self.shards[shard].pulse.beat();
+        let beyond_grace = self.beyond_grace.get().copied().unwrap_or_default();
+        self.shards[shard].pulse.beat_before(beyond_grace);
+    }
+
+    /// Lets executors stand for as long as the grace of this failure timeout. Called once, before they run.
+    pub(crate) fn set_failure_timeout(&self, times: FailureTimeout) {
+        let _ = self.beyond_grace.set(times.grace().saturating_sub(GRACE));
     }
 
     /// Notes what a shard's executor begins with; what it was at before.
@@ -184,14 +191,14 @@ impl Board {
     }
 
     /// The lines of all replicas.
-    pub(crate) fn replicas(&self) -> Vec<ReplicaReport> {
+    pub(crate) fn replicas(&self, times: FailureTimeout) -> Vec<ReplicaReport> {
         let now = clock::now();
-        self.shards.iter().flat_map(|shard| lock(&shard.replicas).as_of(now)).collect()
+        self.shards.iter().flat_map(|shard| lock(&shard.replicas).as_of(now, times)).collect()
     }
 
     /// The lines of one shard's replicas.
-    pub(crate) fn replicas_of(&self, shard: ShardId) -> Vec<ReplicaReport> {
-        lock(&self.shards[usize::from(shard.0)].replicas).as_of(clock::now())
+    pub(crate) fn replicas_of(&self, shard: ShardId, times: FailureTimeout) -> Vec<ReplicaReport> {
+        lock(&self.shards[usize::from(shard.0)].replicas).as_of(clock::now(), times)
     }
 
     /// Whether every shard has drained.
@@ -364,6 +371,24 @@ mod tests {
         assert!(!board.is_sole_holder());
         board.note_ordered(member(0), &view(1, Peer::None));
         assert!(!board.is_sole_holder(), "somebody else is");
+    }
+
+    #[test]
+    fn a_raised_failure_timeout_lets_executors_stand_for_its_grace() {
+        let times = FailureTimeout::new(Duration::from_secs(2));
+        for (is_raised, limit) in [(false, GRACE), (true, times.grace())] {
+            let board = Board::new(1, ConnectionBounds::WIDEST);
+            if is_raised {
+                board.set_failure_timeout(times);
+            }
+            board.tick(0);
+            let mut watchdog = crate::watchdog::Watchdog::default();
+            let interval = crate::watchdog::LOOK_INTERVAL;
+            let ended = (1..=100)
+                .find(|n| watchdog.look(Time::default() + interval * *n, board.pulses()).is_some());
+            let stood = interval * ended.expect("it stands for ever");
+            assert!(stood > limit && stood < limit + interval * 3, "{stood:?} for {limit:?}");
+        }
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl Coordinator {
             shards: self.shape.shards,
             seed: self.shape.seed ^ self.term,
             on_double_fault: self.shape.on_double_fault,
-            silence: std::time::Duration::from_millis(500),
+            failure_timeout: kv_protocol::FailureTimeout::DEFAULT,
             start_patience: std::time::Duration::from_secs(60),
             stop_patience: DRAIN_DEADLINE,
         }

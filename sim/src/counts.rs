@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::nemesis::slow::{LONG_STALL, NO_MEMORY, SHORT_STALL};
 use crate::nemesis::{KINDS, MACHINE_PAUSE};
 use kv_history::Answered;
 
@@ -13,6 +14,7 @@ const OPERATIONS: u64 = 10_000_000;
 const FAULTS: u64 = 100_000;
 const PERCENT_WITH_WRITE: u64 = 90;
 const FAULTS_A_KIND_A_STEP: u64 = 1_000;
+const SLOW_FAULTS_A_KIND: u64 = 50;
 /// The steps of a recovery; what is counted behind them struck at rest.
 const STEPS: usize = 6;
 
@@ -121,6 +123,10 @@ impl Counts {
         }
         let pauses = self.faults.get(MACHINE_PAUSE).map_or(0, |counts| counts.iter().sum());
         least("pauses of all servers together".to_owned(), pauses, FAULTS_A_KIND_A_STEP);
+        for kind in [SHORT_STALL, LONG_STALL, NO_MEMORY] {
+            let count = self.faults.get(kind).map_or(0, |counts| counts.iter().sum());
+            least(format!("times {kind}"), count, SLOW_FAULTS_A_KIND);
+        }
         missing
     }
 
@@ -179,7 +185,9 @@ mod tests {
         for kind in KINDS {
             counts.faults.insert(kind.name(), [FAULTS; STEPS + 1]);
         }
-        counts.faults.insert(MACHINE_PAUSE, [FAULTS; STEPS + 1]);
+        for kind in [MACHINE_PAUSE, SHORT_STALL, LONG_STALL, NO_MEMORY] {
+            counts.faults.insert(kind, [FAULTS; STEPS + 1]);
+        }
         counts.with_write_in_flight = counts.all_faults();
         (counts.digests_compared, counts.copies_compared) = (1, 1);
         assert_eq!(counts.missing(), [""; 0]);

@@ -57,6 +57,8 @@ pub enum Happening {
     Map(usize, Box<kv_protocol::map::Map>),
     /// A question for the map comes to the coordinator.
     AskMap(usize),
+    /// A process gets memory again.
+    MemoryIsBack(usize),
     /// The next fault is thought of.
     Nemesis,
     /// A fault in this step of the recovery of a place.

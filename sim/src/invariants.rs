@@ -26,6 +26,7 @@
 //! |  | and serve there | [`served_at_rest`] |
 //! | 20 | holders are spared | [`holders_are_spared`] |
 //! |  | and who only sleeps stays | [`sleepers_stay`] |
+//! |  | and a slow server costs no other its place | [`slow_are_spared`] |
 //! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
 //! | 22 | a stream is whole | [`streams_are_whole`] |
 //!
@@ -59,6 +60,7 @@ pub mod only_primaries_answer;
 pub mod restored_has_all;
 pub mod served_at_rest;
 pub mod sleepers_stay;
+pub mod slow_are_spared;
 pub mod streams_are_whole;
 pub mod taker_has_all;
 pub mod union_is_true;

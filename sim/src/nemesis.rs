@@ -8,9 +8,13 @@
 //!
 //! What a cluster of two copies must bear: whoever holds the last copy of a group that works is never
 //! killed; all else may happen to anyone. In runs with double faults nobody is spared. In some runs nothing
-//! happens but that all servers are paused together, again and again.
+//! happens but that all servers are paused together, again and again; in others, but that one server after the other
+//! is slow, or gets no memory.
 
 mod faults;
+pub mod slow;
+
+use std::sync::atomic::Ordering;
 
 use kv_protocol::{Member, Peer, ServerId, View};
 
@@ -70,6 +74,9 @@ pub fn strike_at_rest(world: &mut World) {
     }
     if world.config.stands {
         return stand(world);
+    }
+    if world.config.slow {
+        return slow::strike(world);
     }
     let pause = world.random.between(1_000_000, 60_000_000);
     world.after(pause, Happening::Nemesis);
@@ -144,7 +151,10 @@ fn strike_a_copy(world: &mut World) {
 /// The recovery of a place has come to a step.
 pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     let Some(step) = step else { return };
-    if world.is_healing || !world.random.per_mille(STRIKES_A_STEP[usize::from(step)]) {
+    if world.is_healing
+        || world.config.slow
+        || !world.random.per_mille(STRIKES_A_STEP[usize::from(step)])
+    {
         return;
     }
     // The first step is over as soon as the views are stored.
@@ -160,7 +170,7 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
 /// A view is told. In the moment of a hand-over the two of them may lose sight of each other; a copy
 /// may take long, so that what is said of an earlier one comes while it is made.
 pub fn on_view(world: &mut World, view: &View) {
-    if world.is_healing {
+    if world.is_healing || world.config.slow {
         return;
     }
     let place = |member: Member| usize::from(member.server.0);
@@ -196,7 +206,7 @@ pub fn part(world: &mut World, place: usize, other: usize, patience: u8) {
 
 /// A process has just been started in place of another: it may end before it has reported.
 pub fn on_spawned(world: &mut World, place: usize) {
-    if !world.is_healing && world.random.per_mille(150) {
+    if !world.is_healing && !world.config.slow && world.random.per_mille(150) {
         let delay = world.random.between(1_000, 400_000);
         world.after(delay, Happening::StrikeAgain(place, Kind::Crash, Some(1), 0));
     }
@@ -331,6 +341,7 @@ pub fn stop(world: &mut World) {
     world.coordinator.disk_full_until = 0;
     for process in &mut world.processes {
         process.stall_next = None;
+        process.is_exhausted.store(false, Ordering::Relaxed);
     }
     world.restart_coordinator();
 }

@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use kv_core::replica::{InstallError, NoFullCopy};
 use kv_protocol::control_message::ReplicaReport;
@@ -118,12 +120,14 @@ struct Identity {
 
 impl Shard {
     /// An executor of a process, with empty tables.
-    fn new(me: Member, identity: Identity, seed: u64) -> Shard {
+    fn new(me: Member, identity: Identity, seed: u64, is_exhausted: &Arc<AtomicBool>) -> Shard {
         let servers = identity.placement.servers();
         let own = me.server.home_group();
         let before = ServerId((me.server.0 + servers - 1) % servers).home_group();
         Shard {
-            hosted: [own, before].map(|group| Hosted::new(me, group, identity, seed)).into(),
+            hosted: [own, before]
+                .map(|group| Hosted::new(me, group, identity, seed, is_exhausted))
+                .into(),
             inbox: VecDeque::new(),
             stalled: None,
             read_at: 0,
@@ -228,6 +232,11 @@ impl Shard {
             let reports = self.hosted.iter().filter_map(|hosted| hosted.replica.report(now));
             output.push(Output::Published(reports.collect()));
         }
+    }
+
+    /// When it published last, as true time.
+    pub(crate) fn published_at(&self) -> u64 {
+        self.published_at
     }
 
     /// When it wants to be woken next, as true time; `clock` turns a reading into that.

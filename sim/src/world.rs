@@ -31,7 +31,7 @@ use crate::clock::Clock;
 use crate::coordinator::{Coordinator, Shape};
 use crate::counts::Counts;
 use crate::event::{Event, Happening, Purpose, Target};
-use crate::invariants::Violation;
+use crate::invariants::{Violation, slow_are_spared};
 use crate::nemesis::Nemesis;
 use crate::network::{Actor, ConnectionNumber, Host, Network};
 use crate::random::Random;
@@ -76,6 +76,9 @@ pub struct Config {
     pub stands: bool,
     /// With the coordinator.
     pub coordinator_stands: bool,
+    /// Nothing happens but that executors stand for a moment, and memory runs out, at one server after another:
+    /// nobody else is the worse for it.
+    pub slow: bool,
     /// What a replica may take, and keep.
     pub bounds: Bounds,
 }
@@ -105,6 +108,7 @@ impl Config {
             shutdown: seed % 8 == 3,
             stands: seed % 16 == 13,
             coordinator_stands: seed % 32 == 13,
+            slow: seed % 16 == 5,
             bounds: Bounds {
                 memory: match seed % 5 {
                     1 => LITTLE_MEMORY / u64::from(servers * shards),
@@ -160,6 +164,8 @@ pub struct World {
     pub is_looking_back: bool,
     /// Since when groups of which cluster are LOST.
     pub lost_at: BTreeMap<(ClusterId, GroupId), u64>,
+    /// What was done to servers in a run in which they are only slow.
+    pub slowness: slow_are_spared::Slowness,
     violation: Option<Violation>,
 }
 
@@ -199,7 +205,7 @@ impl World {
             heap: BinaryHeap::new(),
             made: 0,
             random,
-            network: Network::new(hosts, config.stands),
+            network: Network::new(hosts, config.stands || config.slow),
             clocks,
             processes: Vec::new(),
             backlogs: BTreeMap::new(),
@@ -217,6 +223,7 @@ impl World {
             is_healing: false,
             is_looking_back: false,
             lost_at: BTreeMap::new(),
+            slowness: Default::default(),
             violation: None,
         };
         world.clients[0].is_reader = true;

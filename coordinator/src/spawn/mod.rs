@@ -67,6 +67,7 @@ pub(crate) fn server_arguments(
     flag("--advertise", route.advertise.to_string());
     flag("--orphan-timeout", plan.settings.orphan_timeout.as_secs_f64().to_string());
     flag("--net", plan.settings.net.to_string());
+    flag("--failure-timeout", plan.settings.failure_timeout.as_secs_f64().to_string());
     if let Some(limit) = &plan.settings.memory_limit {
         flag("--memory-limit", limit.clone());
     }
@@ -214,7 +215,7 @@ mod tests {
             "-h 127.0.0.1 -m 4000 -c 7 -s 8 -M 9 -S 1 -n 3 -l server_1.log --shards 2 \
              --cluster-id 0000000000000000000000000000000c --incarnation 000000000000beef \
              --bind 127.0.0.1 --advertise 127.0.0.1 --orphan-timeout 0.5 --net auto \
-             --memory-limit 1G"
+             --failure-timeout 0.5 --memory-limit 1G"
         );
     }
 

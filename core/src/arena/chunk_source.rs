@@ -7,6 +7,8 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The smallest chunk an arena works with.
 pub const CHUNK_BYTES_MIN: usize = 64 * 1024;
@@ -79,6 +81,39 @@ impl HeapChunks {
 
     fn layout(&self, chunks: usize) -> Option<Layout> {
         Layout::from_size_align(self.chunk_bytes.checked_mul(chunks)?, self.chunk_bytes).ok()
+    }
+}
+
+/// Chunks from the heap until a switch is thrown: for tests, and for the simulator's lack of memory.
+#[derive(Debug)]
+pub struct SwitchedChunks {
+    heap: HeapChunks,
+    is_exhausted: Arc<AtomicBool>,
+}
+
+impl SwitchedChunks {
+    /// As [`HeapChunks::new`]. While the switch is true there is no more memory to be had.
+    pub fn new(chunk_bytes: usize, is_exhausted: Arc<AtomicBool>) -> SwitchedChunks {
+        SwitchedChunks { heap: HeapChunks::new(chunk_bytes), is_exhausted }
+    }
+}
+
+// SAFETY: everything that is handed out and taken back is that of `heap`.
+unsafe impl ChunkSource for SwitchedChunks {
+    fn chunk_bytes(&self) -> usize {
+        self.heap.chunk_bytes()
+    }
+
+    fn allocate(&mut self, chunks: usize) -> Option<NonNull<u8>> {
+        match self.is_exhausted.load(Ordering::Relaxed) {
+            true => None,
+            false => self.heap.allocate(chunks),
+        }
+    }
+
+    unsafe fn release(&mut self, at: NonNull<u8>, chunks: usize) {
+        // SAFETY: what the caller promises of this source is true of the heap behind it.
+        unsafe { self.heap.release(at, chunks) };
     }
 }
 

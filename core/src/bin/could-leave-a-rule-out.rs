@@ -27,6 +27,7 @@ fn main() {
         memory_limit: None,
         session_idle: SESSION_IDLE,
         hash_secret: HashSecret::new(1),
+        failure_timeout: kv_protocol::FailureTimeout::DEFAULT,
     };
     let mut replica = Replica::new(config, Box::new(HeapChunks::default()));
     let key = b"key";

@@ -10,6 +10,7 @@
 //! | stuck | a part of a server is stuck that is the only holder of a group | it goes on, or the server is dead |
 //! | state not stored | the coordinator's memory cannot be stored | it is stored, or there is nothing to store |
 //! | state at risk | it was stored, and the next store may fail | the next store finds nothing wrong |
+//! | cannot follow | a secondary was removed because it did not keep up | its recovery is over |
 //! | order failed | a server could not do what it was ordered to | it could, or all is home again |
 //!
 //! Nothing is decided by it. The list is bounded: there is at most one alarm of a kind for each server
@@ -17,6 +18,7 @@
 
 use std::fmt;
 
+use kv_protocol::control_message::Following;
 use kv_protocol::status::{AlarmKind, AlarmStatus, GroupCondition};
 use kv_protocol::{GroupId, ServerId, Time};
 
@@ -38,6 +40,7 @@ pub(super) enum Alarm {
     Stuck(ServerId),
     StateNotStored { reason: String },
     StateAtRisk { reason: String },
+    CannotFollow { server: ServerId, group: GroupId, reason: Following },
     OrderFailed { server: ServerId, order: &'static str, reason: String },
 }
 
@@ -64,6 +67,10 @@ impl Alarm {
             ) => server == other_server && order == other_order,
             (Alarm::StateNotStored { .. }, Alarm::StateNotStored { .. })
             | (Alarm::StateAtRisk { .. }, Alarm::StateAtRisk { .. }) => true,
+            (
+                Alarm::CannotFollow { server, group, .. },
+                Alarm::CannotFollow { server: other_server, group: other_group, .. },
+            ) => server == other_server && group == other_group,
             _ => self == other,
         }
     }
@@ -118,6 +125,13 @@ impl Alarm {
             Alarm::StateAtRisk { reason } => {
                 let text = format!("the next store of the coordinator's state may fail: {reason}");
                 of(AlarmKind::StateAtRisk, None, None, text)
+            }
+            Alarm::CannotFollow { server, group, reason } => {
+                let text = format!(
+                    "server {server} was removed as secondary of group {group}: {reason}; it is tried again \
+                     after a pause; check the memory of its host, and its log"
+                );
+                of(AlarmKind::CannotFollow, Some(*server), Some(*group), text)
             }
             Alarm::OrderFailed { server, order, reason } => {
                 let text = format!("server {server} could not carry out {order}: {reason}");
@@ -216,7 +230,9 @@ impl Cluster {
             Alarm::Stuck(server) => self.is_stuck(*server),
             Alarm::StateNotStored { .. } => self.memory.trouble().is_some(),
             Alarm::StateAtRisk { .. } => self.store_risk.is_some(),
-            Alarm::KeepsFailing(server) => self.recovery_step(*server).is_some(),
+            Alarm::KeepsFailing(server) | Alarm::CannotFollow { server, .. } => {
+                self.recovery_step(*server).is_some()
+            }
             Alarm::OrderFailed { .. } => !self.is_settled() || !self.recovers(),
         }
     }

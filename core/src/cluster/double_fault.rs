@@ -1,5 +1,8 @@
 //! A second server that is found dead while the first is not yet back (consistency.md §6).
 //!
+//! A fault is a process that is dead by proof, or was judged to be gone for its silence. A slow one that was removed
+//! from its groups on its partners' complaints, or because it did not keep up, is none.
+//!
 //! `shutdown`, the original's rule: every living server stops serving, dumps both tables, and exits.
 //! `isolate`: every group goes on by itself; those without a holder answer LOST.
 
@@ -18,10 +21,11 @@ pub enum DoubleFault {
 }
 
 impl Cluster {
-    /// A member was found dead, or judged to be gone.
+    /// A member is dead by proof, or was judged to be gone for its silence. One that was removed and lives is no
+    /// fault: nothing is lost with it, and it comes back by itself.
     pub(super) fn note_fault(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
-        match self.recovering {
-            None => self.recovering = Some(member.server),
+        match self.memory.decided.recovering {
+            None => self.memory.decided.recovering = Some(member.server),
             Some(first) if first != member.server => {
                 self.note_second_fault(now, first, member.server, sink);
             }
@@ -46,16 +50,13 @@ impl Cluster {
         }
     }
 
-    /// An earlier coordinator may have died while a place was being recovered: one whose process does not
-    /// hold what it holds at home.
+    /// An earlier coordinator may have died while a place was being recovered: the one whose fault it has
+    /// counted, or one whose process no view names, which is replaced now.
     pub(super) fn resume_recovery(&mut self) {
-        let is_away = |id: &ServerId| {
-            // A primary that has yet to confirm its hand-over to this coordinator is home.
-            let own = &self.memory.durable().views[usize::from(id.0)];
-            let is_primary = own.primary == Some(self.member(*id));
-            self.recovery_step(*id).is_some_and(|step| step < 5 || !is_primary)
-        };
-        self.recovering = (0..self.count()).map(ServerId).find(is_away);
+        let is_replaced = |id: &ServerId| !self.memory.durable().names(self.member(*id));
+        let replaced = (0..self.count()).map(ServerId).find(is_replaced);
+        let recovering = &mut self.memory.decided.recovering;
+        *recovering = recovering.or(replaced);
     }
 
     /// Whether this stop is the end of a double fault: what is pending can never commit, so nothing
@@ -67,8 +68,8 @@ impl Cluster {
     /// The recovery is over when everything is home that can come home; the next fault is a first one
     /// again.
     pub(super) fn note_settled(&mut self) {
-        if self.recovering.is_some() && self.is_settled() {
-            (self.recovering, self.double_fault) = (None, None);
+        if self.memory.decided.recovering.is_some() && self.is_settled() {
+            (self.memory.decided.recovering, self.double_fault) = (None, None);
         }
     }
 }

@@ -52,6 +52,9 @@ pub struct DurableState {
     /// that follows stops on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_stopping: bool,
+    /// The place whose fault was counted and whose recovery goes on: a fault of another place is a second one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovering: Option<ServerId>,
 }
 
 /// How a group of a restored cluster begins.

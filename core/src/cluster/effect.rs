@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kv_protocol::control_message::{Order, Started};
+use kv_protocol::control_message::{Following, Order, Started};
 use kv_protocol::{ClusterId, GroupId, Incarnation, Member, ServerId, View, ViewVersion};
 
 use super::{DurableState, StopOutcome, StopPhase};
@@ -56,6 +56,15 @@ pub enum Effect {
     Unanswered {
         /// The group.
         group: GroupId,
+    },
+    /// The secondary of a group was removed because it did not keep up; it is tried again after a pause.
+    CannotFollow {
+        /// The secondary.
+        server: ServerId,
+        /// The group.
+        group: GroupId,
+        /// What was reported of it.
+        reason: Following,
     },
     /// A second server is gone before the first was back.
     DoubleFault {

@@ -71,7 +71,10 @@ impl Cluster {
                 self.revision += 1;
             }
             if step.is_none() {
-                self.server_mut(id).backoff = Default::default();
+                let now = self.now;
+                let server = self.server_mut(id);
+                server.backoff.settle(now);
+                server.was_judged = false;
             }
         }
     }
@@ -93,7 +96,9 @@ impl Cluster {
                 && self.is_confirmed(view)
         };
         self.has_served()
-            && self.memory.decided == *durable
+            && self.memory.decided.views == durable.views
+            && self.memory.decided.servers == durable.servers
+            && self.memory.decided.has_served == durable.has_served
             && durable.views.iter().all(|view| view.primary.is_none() || is_home(view))
             && self.servers.iter().all(|server| server.is_up() && !server.exited)
     }

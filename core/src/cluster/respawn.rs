@@ -2,8 +2,9 @@
 //! new process is started in its place.
 //!
 //! A process that any durable view names is never killed here, a primary least of all (consistency.md
-//! §5). One that was removed from its views while it lives and reports is not killed either: it may
-//! become candidate again, after a pause.
+//! §5). One that was removed from its views while it lives and reports is not killed either: it becomes
+//! candidate again, as the process that it is. Only one that has failed as candidate three times in a row is
+//! replaced.
 
 use std::time::Duration;
 
@@ -19,6 +20,10 @@ const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(20);
 /// The pause after the first failure; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// The pause after a secondary did not keep up is this at least.
+const FOLLOWING_PAUSE: Duration = Duration::from_secs(1);
+/// Failures count as in a row until there was none for so long.
+const FORGETS_FAILURES: Duration = Duration::from_secs(60);
 /// So many failures in a row are told to people.
 const ALARMING_FAILURES: u32 = 3;
 /// How often a process that has not ended is killed again.
@@ -28,6 +33,7 @@ const KILL_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Backoff {
     failures: u32,
+    failed_at: Time,
     again_at: Option<Time>,
 }
 
@@ -37,7 +43,24 @@ impl Backoff {
         self.failures = self.failures.saturating_add(1);
         let doublings = (self.failures - 1).min(16);
         self.again_at = Some(now + (FIRST_PAUSE * (1 << doublings)).min(LAST_PAUSE));
+        self.failed_at = now;
         self.failures == ALARMING_FAILURES
+    }
+
+    /// The next try is not before this.
+    fn wait_until(&mut self, time: Time) {
+        self.again_at = self.again_at.max(Some(time));
+    }
+
+    /// The place is filled: what failed before is forgotten, unless it was a moment ago.
+    pub(super) fn settle(&mut self, now: Time) {
+        if self.failures > 0 && now.since(self.failed_at) >= FORGETS_FAILURES {
+            *self = Backoff::default();
+        }
+    }
+
+    fn keeps_failing(&self) -> bool {
+        self.failures >= ALARMING_FAILURES
     }
 
     /// Whether another try is due.
@@ -65,7 +88,13 @@ impl Cluster {
             }
             if !server.exited {
                 self.kill_unnamed(now, id, sink);
-            } else if server.backoff.is_over(now) {
+                continue;
+            }
+            self.note_dead(now, id, sink);
+            if self.stop.is_some() {
+                return;
+            }
+            if self.server(id).backoff.is_over(now) {
                 self.decide_process(id);
             }
         }
@@ -117,6 +146,32 @@ impl Cluster {
         if self.server_mut(id).backoff.fail(now) {
             self.alarms.raise(now, Alarm::KeepsFailing(id));
             sink.push(Effect::KeepsFailing { server: id });
+        }
+    }
+
+    /// A secondary was removed because it did not keep up: it is not tried again at once.
+    pub(super) fn note_cannot_follow(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        self.note_failure(now, id, sink);
+        self.server_mut(id).backoff.wait_until(now + FOLLOWING_PAUSE);
+    }
+
+    /// A process that fails as candidate again and again, and is of no other use, is replaced.
+    pub(super) fn condemn_useless(&mut self, candidate: Member) {
+        let is_named = self.memory.decided.names(candidate);
+        let server = self.server_mut(candidate.server);
+        if server.member == candidate && !is_named && server.backoff.keeps_failing() {
+            server.is_condemned = true;
+        }
+    }
+
+    /// A process is dead that no view names. One that was removed while it lived was no fault; its death is one,
+    /// unless it was brought about here because it was of no use.
+    fn note_dead(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        let server = self.server(id);
+        let is_counted = server.is_condemned || server.stage.is_leaving();
+        if server.started.is_some() && !is_counted {
+            let member = server.member;
+            self.note_fault(now, member, sink);
         }
     }
 

@@ -26,6 +26,9 @@ pub(super) struct Server {
     pub(super) suspected: Option<Time>,
     /// It lives, but is of no use: to be killed when no view names it.
     pub(super) is_condemned: bool,
+    /// It was removed from a group on its partners' complaints: until its place is home again, it is the
+    /// likelier suspect of any further complaint.
+    pub(super) was_judged: bool,
     /// When it was last killed.
     pub(super) killed: Option<Time>,
     pub(super) backoff: Backoff,
@@ -55,6 +58,7 @@ impl Server {
             exited: false,
             suspected: None,
             is_condemned: false,
+            was_judged: false,
             killed: None,
             backoff: Backoff::default(),
             started: None,

@@ -5,10 +5,16 @@
 //!   a member is silent to the            the other member       hears it -> nothing, ask again
 //!   coordinator, or its link is lost                            does not -> Gone
 //!
-//!   a member says that the other is      the primary; if it     both still tell the same
-//!   silent, but both report here         does not answer, the   -> the one not asked is Gone
-//!                                        other one
+//!   a member says that the other is      the one that is not    both still tell the same
+//!   silent, but both report here         the suspect; if it     -> the one not asked is Gone
+//!                                        does not answer, the
+//!                                        suspect
+//!
+//!   the secondary does not keep up       the primary            it still does not -> Gone
 //! ```
+//!
+//! The suspect follows from the reports of all servers (verdict.rs). Where nothing tells the two apart, the primary
+//! is asked first, and stays if it answers.
 //!
 //! Whoever is to stay answers a fresh question first. A heartbeat alone proves nothing of today: it may
 //! have waited while the coordinator itself was asleep, and its sender be dead by now; to drop the other
@@ -19,16 +25,13 @@
 //! A sole holder is never judged: it is UNREACHABLE until it is heard, or proven dead.
 
 use kv_protocol::control_message::{Order, OrderKind};
-use kv_protocol::limits::{HEARD_WITHIN, LEASE};
-use kv_protocol::{Member, OrderId, Peer, Time, View};
+use kv_protocol::limits::HEARTBEAT_INTERVAL;
+use kv_protocol::{Member, OrderId, Time, View};
 
 use super::alarms::Alarm;
 use super::reconcile::Fate;
 use super::{Cluster, Effect};
 use crate::holes::{self, Hole};
-
-/// How long a member may take to answer a probe.
-const PROBE_PATIENCE: std::time::Duration = LEASE;
 
 /// What is being found out about the two members of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +43,7 @@ pub(super) enum Inquiry {
     /// It has answered; does the doubt about the other one last?
     Answered { doubt: Doubt, gone: Member, at: Time },
     /// The member that must go: the other one has answered.
-    Judged { gone: Member },
+    Judged { gone: Member, doubt: Doubt },
 }
 
 /// Why it is asked.
@@ -48,10 +51,22 @@ pub(super) enum Inquiry {
 pub(super) enum Doubt {
     /// The coordinator does not hear this member.
     Silence(Member),
-    /// Both report to the coordinator, but one does not hear the other. First the primary is asked.
+    /// Both report to the coordinator, but one does not hear the other, and nothing tells them apart: the
+    /// primary is asked.
     Complaint,
-    /// As above, and the primary did not answer: the other one is asked.
-    MutePrimary,
+    /// As above, but this member is the suspect: the other one is asked.
+    Suspect(Member),
+    /// As above, and the one that was asked first did not answer: the other one is asked.
+    Mute,
+    /// The secondary does not keep up: the primary is asked.
+    CannotFollow,
+}
+
+impl Doubt {
+    /// Whether it began with a complaint.
+    fn is_complaint(self) -> bool {
+        matches!(self, Doubt::Complaint | Doubt::Suspect(_) | Doubt::Mute)
+    }
 }
 
 impl Cluster {
@@ -67,7 +82,7 @@ impl Cluster {
             return Fate::Dead;
         }
         match self.groups[usize::from(view.group.0)].inquiry {
-            Inquiry::Judged { gone } if gone == member => Fate::Gone,
+            Inquiry::Judged { gone, .. } if gone == member => Fate::Gone,
             _ => Fate::Present,
         }
     }
@@ -97,41 +112,18 @@ impl Cluster {
     fn hears_other(&self, view: &View, voter: Member) -> bool {
         let Some((_, heartbeat)) = &self.server(voter.server).heartbeat else { return false };
         let shards = heartbeat.replicas.iter().filter(|replica| replica.group == view.group);
-        let heard = |silent_ms: u32| u128::from(silent_ms) <= HEARD_WITHIN.as_millis();
+        let within = self.config.failure_timeout.heard_within().as_millis();
+        let heard = |silent_ms: u32| u128::from(silent_ms) <= within;
         let heard = shards.filter(|replica| heard(replica.silent_ms)).count();
         heard == usize::from(self.config.shards)
-    }
-
-    /// Whether a member, by its latest heartbeat, does not hear the other one of this view for longer
-    /// than a lease, though both report here.
-    pub(super) fn is_complained_of(&self, view: &View) -> bool {
-        let (Some(primary), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
-            return false;
-        };
-        let reports_well = |member: Member| {
-            let server = self.server(member.server);
-            !self.is_dead(member) && server.is_up()
-        };
-        let complains = |member: Member| {
-            let heartbeat = self.server(member.server).heartbeat.as_ref();
-            heartbeat.is_some_and(|(_, heartbeat)| {
-                heartbeat.replicas.iter().any(|replica| {
-                    replica.group == view.group
-                        && replica.view == view.version
-                        && u128::from(replica.silent_ms) > LEASE.as_millis()
-                })
-            })
-        };
-        reports_well(primary)
-            && reports_well(secondary)
-            && (complains(primary) || complains(secondary))
     }
 
     /// Whether there is still reason to ask.
     fn is_doubted(&self, view: &View, doubt: Doubt) -> bool {
         match doubt {
             Doubt::Silence(member) => self.is_silent(view) == Some(member),
-            Doubt::Complaint | Doubt::MutePrimary => self.is_complained_of(view),
+            Doubt::Complaint | Doubt::Suspect(_) | Doubt::Mute => self.is_complained_of(view),
+            Doubt::CannotFollow => self.cannot_follow(view).is_some(),
         }
     }
 
@@ -140,19 +132,14 @@ impl Cluster {
         if now < self.judge_from || !self.recovers() {
             return;
         }
+        let patience = self.config.failure_timeout.probe_patience();
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
             let is_decided = self.memory.decided.views[n] != view;
             match self.groups[n].inquiry {
                 // Nothing followed from it at once, and what is known now may speak against it.
                 Inquiry::Judged { .. } if !is_decided => self.end_inquiry(n),
-                Inquiry::None => {
-                    if self.is_silent(&view).is_some() {
-                        self.ask_about_silence(now, n, &view, sink);
-                    } else if self.is_complained_of(&view) {
-                        self.ask(now, n, view.primary, Doubt::Complaint, sink);
-                    }
-                }
+                Inquiry::None => self.begin_inquiry(now, n, &view, sink),
                 Inquiry::Asked { doubt: doubt @ Doubt::Silence(_), until, .. }
                     if until <= now || !self.is_doubted(&view, doubt) =>
                 {
@@ -160,15 +147,28 @@ impl Cluster {
                 }
                 // Whoever was complained of, or did not answer yet, is silent here too: nothing is to be
                 // learnt from it any more, and its clients wait.
-                Inquiry::Asked { doubt: Doubt::Complaint | Doubt::MutePrimary, .. }
-                    if self.is_silent(&view).is_some() =>
+                Inquiry::Asked { doubt, .. }
+                    if !matches!(doubt, Doubt::Silence(_)) && self.is_silent(&view).is_some() =>
                 {
                     self.end_inquiry(n);
                     self.ask_about_silence(now, n, &view, sink);
                 }
-                Inquiry::Asked { doubt: Doubt::Complaint, until, .. } if until <= now => {
+                // What was reported since tells the two apart, and the suspect is the one that is asked.
+                Inquiry::Asked { doubt: Doubt::Complaint | Doubt::Suspect(_), who, .. }
+                    if self.suspect(&view) == Some(who) && self.is_complained_of(&view) =>
+                {
                     self.end_inquiry(n);
-                    self.ask(now, n, view.secondary(), Doubt::MutePrimary, sink);
+                    self.begin_inquiry(now, n, &view, sink);
+                }
+                Inquiry::Asked {
+                    doubt: Doubt::Complaint | Doubt::Suspect(_), who, until, ..
+                } if until <= now => {
+                    self.end_inquiry(n);
+                    let other = if view.primary == Some(who) { view.other() } else { view.primary };
+                    self.ask(now, n, other, Doubt::Mute, sink);
+                }
+                Inquiry::Asked { doubt: Doubt::CannotFollow, until, .. } if until <= now => {
+                    self.end_inquiry(n);
                 }
                 Inquiry::Asked { until, .. } if until <= now => {
                     self.end_inquiry(n);
@@ -176,33 +176,74 @@ impl Cluster {
                     sink.push(Effect::Unanswered { group: view.group });
                 }
                 // What it says now may have waited while this coordinator was asleep.
-                Inquiry::Answered { at, .. } if now.since(at) > PROBE_PATIENCE => {
-                    self.end_inquiry(n)
-                }
+                Inquiry::Answered { at, .. } if now.since(at) > patience => self.end_inquiry(n),
                 // Judged only when the next view can be stored at once.
                 Inquiry::Answered { doubt, gone, at }
-                    if self.have_beaten_since(&view, at) && !self.memory.is_storing() =>
+                    if self.have_beaten_since(&view, told_since(doubt, at))
+                        && !self.memory.is_storing() =>
                 {
-                    let is_gone = self.is_doubted(&view, doubt)
-                        && match doubt {
-                            Doubt::Silence(_) => view
-                                .primary
-                                .into_iter()
-                                .chain(view.other())
-                                .any(|voter| voter != gone && !self.hears_other(&view, voter)),
-                            Doubt::Complaint | Doubt::MutePrimary => true,
-                        };
-                    if let Doubt::Silence(silent) = doubt
-                        && !is_gone
-                        && self.is_doubted(&view, doubt)
-                    {
-                        self.alarms.raise(now, Alarm::KeptThoughSilent(silent.server));
-                    }
-                    self.groups[n].inquiry =
-                        if is_gone { Inquiry::Judged { gone } } else { Inquiry::None };
+                    self.judge(now, n, &view, doubt, gone);
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Asks about a group, if there is a reason.
+    fn begin_inquiry(&mut self, now: Time, group: usize, view: &View, sink: &mut Vec<Effect>) {
+        if self.is_silent(view).is_some() {
+            self.ask_about_silence(now, group, view, sink);
+        } else if self.is_complained_of(view) {
+            match self.suspect(view) {
+                Some(suspect) if view.primary == Some(suspect) => {
+                    self.ask(now, group, view.secondary(), Doubt::Suspect(suspect), sink);
+                }
+                Some(suspect) => {
+                    self.ask(now, group, view.primary, Doubt::Suspect(suspect), sink);
+                }
+                None => self.ask(now, group, view.primary, Doubt::Complaint, sink),
+            }
+        } else if self.cannot_follow(view).is_some() {
+            self.ask(now, group, view.primary, Doubt::CannotFollow, sink);
+        }
+    }
+
+    /// One member has answered, and both have reported since: must the other one go?
+    fn judge(&mut self, now: Time, group: usize, view: &View, doubt: Doubt, gone: Member) {
+        let is_doubted = self.is_doubted(view, doubt);
+        let is_gone = is_doubted
+            && match doubt {
+                Doubt::Silence(_) => view
+                    .primary
+                    .into_iter()
+                    .chain(view.other())
+                    .any(|voter| voter != gone && !self.hears_other(view, voter)),
+                // The one that was asked may have become the suspect meanwhile, or the other one be none any
+                // more.
+                Doubt::Complaint | Doubt::Suspect(_) => match self.suspect(view) {
+                    Some(suspect) => suspect == gone,
+                    None => view.primary != Some(gone),
+                },
+                Doubt::Mute | Doubt::CannotFollow => true,
+            };
+        if let Doubt::Silence(silent) = doubt
+            && !is_gone
+            && is_doubted
+        {
+            self.alarms.raise(now, Alarm::KeptThoughSilent(silent.server));
+        }
+        if is_gone && doubt.is_complaint() {
+            self.server_mut(gone.server).was_judged = true;
+        }
+        self.groups[group].inquiry =
+            if is_gone { Inquiry::Judged { gone, doubt } } else { Inquiry::None };
+    }
+
+    /// Why a member of a view was judged, if it was.
+    pub(super) fn judged_for(&self, view: &View, member: Member) -> Option<Doubt> {
+        match self.groups[usize::from(view.group.0)].inquiry {
+            Inquiry::Judged { gone, doubt } if gone == member => Some(doubt),
+            _ => None,
         }
     }
 
@@ -235,7 +276,7 @@ impl Cluster {
     ) {
         let Some(who) = who else { return };
         let order = self.give(who.server, OrderKind::Probe, sink);
-        let until = now + PROBE_PATIENCE;
+        let until = now + self.config.failure_timeout.probe_patience();
         self.groups[group].inquiry = Inquiry::Asked { doubt, who, order, until };
     }
 
@@ -270,5 +311,14 @@ impl Cluster {
             Inquiry::None | Inquiry::Answered { .. } | Inquiry::Judged { .. } => None,
         };
         self.groups.iter().filter_map(|group| until(group.inquiry)).min()
+    }
+}
+
+/// After when both members of a group must have reported for a doubt to last. A shard publishes what it
+/// heard every interval: a complaint in the first heartbeat after an answer may be from before it.
+fn told_since(doubt: Doubt, answered: Time) -> Time {
+    match doubt {
+        Doubt::Silence(_) => answered,
+        _ => answered + HEARTBEAT_INTERVAL,
     }
 }

@@ -8,13 +8,14 @@ mod ring;
 mod shown;
 mod stopping;
 mod storing;
+mod verdicts;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 
 use kv_protocol::BootId;
 use kv_protocol::control_message::{
-    Heartbeat, Order, OrderKind, ReplicaReport, ReplicaState, Report,
+    Following, Heartbeat, Order, OrderKind, ReplicaReport, ReplicaState, Report,
 };
 use kv_protocol::status::ClusterState;
 use kv_protocol::{SequenceNumber, ShardId};
@@ -47,6 +48,10 @@ struct World {
     seen: Vec<Effect>,
     /// Servers that no other server hears.
     unheard: Vec<ServerId>,
+    /// Who hears whom otherwise than well: (who, whom), and for how long not.
+    silences: BTreeMap<(ServerId, ServerId), u32>,
+    /// Servers whose replicas report this of themselves.
+    following: BTreeMap<ServerId, Following>,
 }
 
 fn config(servers: u16, term: u64) -> ClusterConfig {
@@ -57,7 +62,7 @@ fn config(servers: u16, term: u64) -> ClusterConfig {
         shards: 2,
         seed: 100 + term,
         on_double_fault: DoubleFault::Isolate,
-        silence: SILENCE,
+        failure_timeout: FailureTimeout::new(SILENCE),
         start_patience: Duration::from_secs(60),
         stop_patience: PATIENCE,
     }
@@ -77,6 +82,8 @@ impl World {
             on_disk: None,
             kept: Vec::new(),
             unheard: Vec::new(),
+            silences: BTreeMap::new(),
+            following: BTreeMap::new(),
             seen: Vec::new(),
             first_a: None,
         };
@@ -207,6 +214,8 @@ impl World {
                 _ => continue,
             };
             let hears = other.is_none_or(|other| !self.unheard.contains(&other.server));
+            let known = other.and_then(|other| self.silences.get(&(id, other.server)));
+            let silent_ms = known.copied().unwrap_or(if hears { 10 } else { 900 });
             for shard in (0..2).map(ShardId) {
                 replicas.push(ReplicaReport {
                     group: view.group,
@@ -218,7 +227,11 @@ impl World {
                     entries: 0,
                     bytes: 0,
                     connected: true,
-                    silent_ms: if hears { 10 } else { 900 },
+                    silent_ms,
+                    following: match state {
+                        ReplicaState::Active => Following::KeepsUp,
+                        _ => self.following.get(&id).copied().unwrap_or_default(),
+                    },
                     content_bytes: 0,
                     copied: 0,
                     copied_bytes: 0,

@@ -11,8 +11,9 @@ use kv_protocol::control_message::{OrderKind, ViewOrder, ViewPurpose};
 use kv_protocol::map::ServerState;
 use kv_protocol::{Member, Peer, ServerId, Time, View, ViewVersion};
 
+use super::alarms::Alarm;
 use super::reconcile::{Facts, Fate, Why, next_view};
-use super::suspicion::Inquiry;
+use super::suspicion::{Doubt, Inquiry};
 use super::{Cluster, Effect};
 use crate::holes::{self, Hole};
 
@@ -144,24 +145,57 @@ impl Cluster {
     }
 
     /// A decision is durable: until then it may be withdrawn, and nothing follows from it. A candidate that is
-    /// dropped has failed; one that lives on without a view is of no use.
+    /// dropped has failed; so has a secondary that does not keep up. A holder that is removed is a fault if it
+    /// is dead, or was judged for its silence.
     fn note_decision(&mut self, now: Time, before: &View, why: Why, sink: &mut Vec<Effect>) {
         match (why, before.peer) {
             (Why::Dropped, Peer::Candidate(candidate)) => {
                 self.note_failure(now, candidate.server, sink);
-                let is_named = self.memory.decided.names(candidate);
-                let server = self.server_mut(candidate.server);
-                if server.member == candidate && !is_named {
-                    server.is_condemned = true;
+                self.condemn_useless(candidate);
+            }
+            (Why::Dropped, Peer::Secondary(secondary)) => {
+                self.note_removed(now, before, secondary, sink);
+            }
+            (Why::TakeOver, _) => {
+                if let Some(primary) = before.primary {
+                    self.note_removed(now, before, primary, sink);
                 }
             }
-            (Why::Dropped, Peer::Secondary(secondary)) => self.note_fault(now, secondary, sink),
-            (Why::TakeOver | Why::Lost, _) => {
+            (Why::Lost, _) => {
+                // That it was the last holder is a fault of whoever should hold the group as well.
+                let homes =
+                    [before.group.home_primary(), before.group.home_secondary(self.count())];
+                for home in homes {
+                    let is_away = self.recovery_step(home).is_some();
+                    if is_away && before.primary.is_some_and(|last| last.server != home) {
+                        self.note_fault(now, self.member(home), sink);
+                    }
+                }
                 if let Some(primary) = before.primary {
                     self.note_fault(now, primary, sink);
                 }
             }
             _ => {}
+        }
+    }
+
+    /// A holder is removed from its group.
+    fn note_removed(&mut self, now: Time, before: &View, holder: Member, sink: &mut Vec<Effect>) {
+        let doubt = self.judged_for(before, holder);
+        let is_fault = self.is_dead(holder) || matches!(doubt, Some(Doubt::Silence(_)));
+        if is_fault || holes::is_open(Hole::AliveCountsAsFault) {
+            self.note_fault(now, holder, sink);
+        }
+        if doubt == Some(Doubt::CannotFollow)
+            && let Some(reason) = self.cannot_follow(before)
+        {
+            let (server, group) = (holder.server, before.group);
+            self.alarms.raise(now, Alarm::CannotFollow { server, group, reason });
+            sink.push(Effect::CannotFollow { server, group, reason });
+            self.note_cannot_follow(now, server, sink);
+        }
+        if holes::is_open(Hole::AliveIsReplaced) && !self.memory.decided.names(holder) {
+            self.server_mut(holder.server).is_condemned = true;
         }
     }
 

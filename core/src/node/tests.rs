@@ -46,6 +46,7 @@ fn replica(shard: u16, version: u64, state: ReplicaState) -> ReplicaReport {
         bytes: 1,
         connected: true,
         silent_ms: 0,
+        following: Default::default(),
         content_bytes: 0,
         copied: 0,
         copied_bytes: 0,

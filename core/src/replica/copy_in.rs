@@ -122,7 +122,7 @@ impl Replica {
         }
         let length = entry.value_length as usize;
         let staged = self.table.stage(hash, entry.key, length);
-        let mut staged = staged.map_err(|_| StreamError::OutOfMemory { sn })?;
+        let mut staged = staged.map_err(|_| self.out_of_memory(sn))?;
         self.table.staged_append(&mut staged, entry.value);
         let missing = length - entry.value.len();
         let partial = PartialEntry { staged, hash, version: sn, missing };

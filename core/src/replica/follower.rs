@@ -1,5 +1,6 @@
 //! The receiving end of the stream: apply in order, at once, and ack what is applied.
 
+use kv_protocol::control_message::Following;
 use kv_protocol::copy_message::Handover;
 use kv_protocol::ids::{SequenceNumber, Time, ViewVersion};
 use kv_protocol::peer_message::{
@@ -23,6 +24,8 @@ pub(super) struct Follower {
     owed: Option<Time>,
     /// The newest `t_send` of the stream: what an ack of the copy echoes.
     newest: Option<Time>,
+    /// The write that it last had no memory for.
+    no_memory_for: Option<SequenceNumber>,
 }
 
 /// A write whose value has not come in full.
@@ -70,6 +73,20 @@ impl Follower {
     /// Notes that an ack of the copy is due.
     pub(super) fn owe_copy_ack(&mut self) {
         self.owed = self.owed.or(self.newest);
+    }
+
+    /// There was no memory for a write, or for an entry of the copy.
+    pub(super) fn note_no_memory(&mut self, sn: SequenceNumber) {
+        // An entry of the copy may be older than the last live write.
+        self.no_memory_for = Some(sn.max(self.last.next()));
+    }
+
+    /// Whether it keeps up: it has applied every write that it had no memory for before.
+    pub(super) fn following(&self) -> Following {
+        match self.no_memory_for {
+            Some(sn) if sn > self.last => Following::OutOfMemory,
+            _ => Following::KeepsUp,
+        }
     }
 
     /// The ack that is due.
@@ -147,10 +164,8 @@ impl Replica {
                 if missing > 0 {
                     return self.begin_value(hash, prepare, missing).map(|()| false);
                 }
-                let replaced = self
-                    .table
-                    .put(hash, prepare.key, prepare.value, sn)
-                    .map_err(|_| StreamError::OutOfMemory { sn })?;
+                let put = self.table.put(hash, prepare.key, prepare.value, sn);
+                let replaced = put.map_err(|_| self.out_of_memory(sn))?;
                 self.check_order(sn, replaced);
                 self.keep_record(now, sn, prepare.record);
             }
@@ -175,15 +190,21 @@ impl Replica {
         missing: usize,
     ) -> Result<(), StreamError> {
         let Prepare { sn, record, t_send, key, value, .. } = *prepare;
-        let mut staged = self
-            .table
-            .stage(hash, key, value.len() + missing)
-            .map_err(|_| StreamError::OutOfMemory { sn })?;
+        let staged = self.table.stage(hash, key, value.len() + missing);
+        let mut staged = staged.map_err(|_| self.out_of_memory(sn))?;
         self.table.staged_append(&mut staged, value);
         let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
         follower.owe_ack(t_send);
         follower.partial = Some(Partial { staged, record, missing, t_send });
         Ok(())
+    }
+
+    /// Notes that this end has no memory for a write: it reports so until it has applied it.
+    pub(super) fn out_of_memory(&mut self, sn: SequenceNumber) -> StreamError {
+        if let Some(follower) = self.follower_mut() {
+            follower.note_no_memory(sn);
+        }
+        StreamError::OutOfMemory { sn }
     }
 
     fn keep_record(&mut self, now: Time, sn: SequenceNumber, record: CompletionRecord) {

@@ -170,7 +170,7 @@ impl Replica {
             }
         };
         if let Some(sender) = self.sender_mut() {
-            sender.disconnect();
+            sender.on_new_view();
         }
         self.commit_if_alone(answers);
     }

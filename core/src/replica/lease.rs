@@ -11,8 +11,8 @@
 //! follower's after receiving, so in true time the lease begins no later than the grace; and the
 //! grace is long enough that it ends later too, whichever way the clocks drift.
 
+use kv_protocol::FailureTimeout;
 use kv_protocol::ids::{Member, Time};
-use kv_protocol::limits::{GRACE, LEASE};
 
 /// A primary's right to answer reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub(super) struct Lease {
 
 impl Lease {
     /// An ack came back: the lease counts from the reading that it echoes.
-    pub(super) fn renew(&mut self, t_send: Time) {
-        let until = t_send + LEASE;
+    pub(super) fn renew(&mut self, t_send: Time, times: FailureTimeout) {
+        let until = t_send + times.lease();
         self.until = Some(self.until.map_or(until, |earlier| earlier.max(until)));
     }
 
@@ -47,8 +47,8 @@ pub(super) struct Acked {
 
 impl Acked {
     /// An ack to `to`, about to be sent; `now` was read after the messages that it acks came.
-    pub(super) fn new(to: Member, now: Time) -> Acked {
-        Acked { to, until: now + GRACE }
+    pub(super) fn new(to: Member, now: Time, times: FailureTimeout) -> Acked {
+        Acked { to, until: now + times.grace() }
     }
 }
 
@@ -95,6 +95,8 @@ mod tests {
 
     use super::*;
 
+    const TIMES: FailureTimeout = FailureTimeout::DEFAULT;
+
     fn member(incarnation: u64) -> Member {
         Member { server: ServerId(0), incarnation: Incarnation(incarnation) }
     }
@@ -110,8 +112,8 @@ mod tests {
             // The worst case: no time passes between t_send, receipt and ack.
             let (sent, received) = (Time::from_nanos(7_000), Time::from_nanos(900));
             let mut lease = Lease::default();
-            lease.renew(sent);
-            let acked = Acked::new(member(1), received);
+            lease.renew(sent, TIMES);
+            let acked = Acked::new(member(1), received, TIMES);
             for micros in (0..1_000_000).step_by(50) {
                 let elapsed = Duration::from_micros(micros);
                 let holds = lease.holds(sent + on_a_clock_of(primary, elapsed));
@@ -125,14 +127,14 @@ mod tests {
     #[test]
     fn an_older_echo_takes_no_lease_back() {
         let mut lease = Lease::default();
-        lease.renew(Time::from_nanos(100));
-        lease.renew(Time::from_nanos(50));
-        assert_eq!(lease.until(), Some(Time::from_nanos(100) + LEASE));
+        lease.renew(Time::from_nanos(100), TIMES);
+        lease.renew(Time::from_nanos(50), TIMES);
+        assert_eq!(lease.until(), Some(Time::from_nanos(100) + TIMES.lease()));
     }
 
     #[test]
     fn only_the_death_of_whoever_was_acked_last_ends_a_grace() {
-        let acked = Acked::new(member(1), Time::from_nanos(5));
+        let acked = Acked::new(member(1), Time::from_nanos(5), TIMES);
         assert_eq!(Standing::on_promotion(None, None), Standing::Active);
         assert_eq!(Standing::on_promotion(Some(acked), Some(member(1))), Standing::Active);
         let mut standing = Standing::on_promotion(Some(acked), Some(member(2)));

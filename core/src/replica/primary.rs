@@ -18,9 +18,9 @@
 use std::time::Duration;
 
 use kv_protocol::client_message::Status;
+use kv_protocol::control_message::Following;
 use kv_protocol::copy_message::Marked;
 use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber, Time};
-use kv_protocol::limits::{BEACON_INTERVAL, CANDIDATE_PATIENCE};
 use kv_protocol::peer_message::{Ack, CompletionRecord, Effect};
 use kv_protocol::placement::Digest;
 
@@ -36,6 +36,10 @@ use crate::table::{LOOK_AHEAD, Staged, TableHash};
 const LOOKS_FOR_IDLE: u32 = 10;
 const FORGET_AT_ONCE: usize = 256;
 const FORGET_MORE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// After so many streams in a row that brought no write forward, the other end does not keep up. Each is
+/// dialled after a longer pause, so this takes a quarter of a second.
+const FRUITLESS_STREAMS: u32 = 8;
 
 /// How long a candidate may take to take its first stream.
 const CANDIDATE_CONNECT_PATIENCE: Duration = Duration::from_secs(2);
@@ -71,6 +75,12 @@ pub(super) enum Candidacy {
 pub(super) struct Sender {
     pub(super) log: PendingLog,
     stream: Stream,
+    /// Streams in a row that stood and ended while writes waited, and brought no write forward.
+    fruitless: u32,
+    /// Whether a write was acked on the stream that stands.
+    has_progressed: bool,
+    /// The following end has refused a stream for this reason, and acked no write since.
+    refused: Following,
 }
 
 /// The stream to the other holder.
@@ -86,7 +96,7 @@ enum Stream {
 
 impl Sender {
     pub(super) fn of(log: PendingLog) -> Sender {
-        Sender { log, stream: Stream::Down }
+        Sender { log, ..Sender::default() }
     }
 
     /// An empty log that goes on after `last`.
@@ -96,10 +106,48 @@ impl Sender {
 
     pub(super) fn connect(&mut self) {
         self.stream = Stream::Up { t_send: None };
+        self.has_progressed = false;
     }
 
     pub(super) fn disconnect(&mut self) {
         self.stream = Stream::Down;
+    }
+
+    /// A new view: its streams are others, and the other end has not failed in it.
+    pub(super) fn on_new_view(&mut self) {
+        self.disconnect();
+        (self.fruitless, self.refused) = (0, Following::KeepsUp);
+    }
+
+    /// The stream broke.
+    pub(super) fn on_broken(&mut self) {
+        if self.is_connected() && !self.has_progressed && !self.log.is_empty() {
+            self.fruitless = (self.fruitless + 1).min(FRUITLESS_STREAMS);
+        }
+        self.disconnect();
+    }
+
+    /// The other end has acked up to here: whether that is more than before, or all there is.
+    pub(super) fn note_ack(&mut self, sn: SequenceNumber) -> bool {
+        let is_progress = sn > self.log.committed() || self.log.is_empty();
+        if is_progress {
+            self.has_progressed = true;
+            (self.fruitless, self.refused) = (0, Following::KeepsUp);
+        }
+        is_progress || self.fruitless == 0
+    }
+
+    /// The other end has refused the stream for want of memory.
+    pub(super) fn note_no_memory(&mut self) {
+        self.refused = Following::OutOfMemory;
+    }
+
+    /// Whether the other end keeps up.
+    pub(super) fn following(&self) -> Following {
+        match self.refused {
+            Following::KeepsUp if self.fruitless >= FRUITLESS_STREAMS => Following::NoProgress,
+            refused => refused,
+        }
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -111,11 +159,12 @@ impl Sender {
         self.stream = Stream::Up { t_send: Some(t_send) };
     }
 
-    pub(super) fn beacon_due(&self) -> Option<Time> {
+    /// When a beacon is due, at one an interval.
+    pub(super) fn beacon_due(&self, interval: Duration) -> Option<Time> {
         match self.stream {
             Stream::Down => None,
             Stream::Up { t_send: None } => Some(Time::default()),
-            Stream::Up { t_send: Some(last) } => Some(last + BEACON_INTERVAL),
+            Stream::Up { t_send: Some(last) } => Some(last + interval),
         }
     }
 
@@ -258,12 +307,16 @@ impl Replica {
         if ack.sn > sent || !sender.has_sent(ack.echo) {
             return Err(StreamError::Impossible { claimed: ack.sn, committed, sent });
         }
+        let is_heard = sender.note_ack(ack.sn);
         if let Role::Primary(primary) = &mut self.role {
             let late = holes::is_open(Hole::LeaseFromAckReceipt);
-            primary.lease.renew(if late { now } else { ack.echo });
+            primary.lease.renew(if late { now } else { ack.echo }, self.config.failure_timeout);
             if let Candidacy::Copying(copy) = &mut primary.candidacy {
                 copy.on_acked(ack.copied);
             }
+        }
+        if is_heard {
+            self.hear(now);
         }
         self.commit_up_to(ack.sn, answers);
         Ok(())
@@ -318,7 +371,7 @@ impl Replica {
             return None;
         }
         if let Role::HandingOver(old) = &self.role {
-            return old.sender.beacon_due();
+            return old.sender.beacon_due(self.config.failure_timeout.beacon_interval());
         }
         if let Role::TakingOver(_) = &self.role
             && holes::is_open(Hole::GraceInHandover)
@@ -330,16 +383,18 @@ impl Replica {
             Standing::InGrace(acked) => Some(acked.until),
             Standing::Active => None,
         };
+        let patience = self.config.failure_timeout.candidate_patience();
         let candidate = match &primary.candidacy {
             Candidacy::Awaited { since } => Some(*since + CANDIDATE_CONNECT_PATIENCE),
             Candidacy::Copying(copy) if copy.wants_pump() => Some(Time::default()),
-            Candidacy::Copying(_) => Some(self.heard + CANDIDATE_PATIENCE),
+            Candidacy::Copying(_) => Some(self.heard + patience),
             Candidacy::CaughtUp if holes::is_open(Hole::UnionLeftAfterReport) => {
-                Some(self.heard + CANDIDATE_PATIENCE)
+                Some(self.heard + patience)
             }
             Candidacy::None | Candidacy::CaughtUp | Candidacy::Failed => None,
         };
-        let beacon = primary.sender.beacon_due();
+        let interval = self.config.failure_timeout.beacon_interval();
+        let beacon = primary.sender.beacon_due(interval);
         [grace, candidate, beacon, primary.forget_at].into_iter().flatten().min()
     }
 
@@ -352,11 +407,11 @@ impl Replica {
     }
 
     fn judge_candidate(&mut self, now: Time, answers: &mut impl Answers) {
-        let heard = self.heard;
+        let (heard, patience) = (self.heard, self.config.failure_timeout.candidate_patience());
         let Some(primary) = self.primary() else { return };
         let is_late = match &primary.candidacy {
             Candidacy::Awaited { since } => now.since(*since) >= CANDIDATE_CONNECT_PATIENCE,
-            Candidacy::Copying(_) | Candidacy::CaughtUp => now.since(heard) >= CANDIDATE_PATIENCE,
+            Candidacy::Copying(_) | Candidacy::CaughtUp => now.since(heard) >= patience,
             Candidacy::None | Candidacy::Failed => false,
         };
         if is_late {

@@ -105,7 +105,9 @@ impl Replica {
             // The new primary serves, so it has everything.
             self.finish_handing_over();
         }
-        self.hear(now);
+        if holes::is_open(Hole::HandshakeIsHeard) {
+            self.hear(now);
+        }
         let table = &mut self.table;
         let (Role::TakingOver(follower) | Role::Secondary(follower) | Role::Candidate(follower, _)) =
             &mut self.role
@@ -159,10 +161,17 @@ impl Replica {
             });
         }
         sender.connect();
+        let is_progress = welcome.last > sender.log.committed();
+        if is_progress {
+            sender.note_ack(welcome.last);
+        }
         if let Role::HandingOver(old) = &mut self.role {
             old.is_said = false;
         }
-        self.hear(now);
+        // A handshake alone proves nothing: one that cannot follow takes stream after stream.
+        if is_progress || holes::is_open(Hole::HandshakeIsHeard) {
+            self.hear(now);
+        }
         self.commit_up_to(welcome.last, answers);
         Ok(())
     }
@@ -177,6 +186,12 @@ impl Replica {
     ) {
         self.readings.note(now);
         let installed = self.view_version();
+        if refusal.reason == PeerRefusalReason::NoMemory
+            && !holes::is_open(Hole::HandshakeIsHeard)
+            && let Some(sender) = self.sender_mut()
+        {
+            sender.note_no_memory();
+        }
         match refusal.view {
             Some(view)
                 if view.version > installed && view.version.0 - installed.0 <= MAX_VIEW_STEP =>
@@ -200,7 +215,7 @@ impl Replica {
     pub fn on_stream_down(&mut self, now: Time, answers: &mut impl Answers) {
         self.readings.note(now);
         if let Some(sender) = self.sender_mut() {
-            sender.disconnect();
+            sender.on_broken();
         }
         if let Some(follower) = self.follower_mut() {
             follower.connected = false;
@@ -243,13 +258,14 @@ impl Replica {
 
     fn pump_writes(&mut self, now: Time, batch: &mut BatchWriter<'_>) -> Pumped {
         let view = self.view_version();
+        let interval = self.config.failure_timeout.beacon_interval();
         let table = &self.table;
         let sender = match &mut self.role {
             Role::Primary(primary) => &mut primary.sender,
             Role::HandingOver(old) => &mut old.sender,
             _ => return Pumped::Done,
         };
-        let Some(beacon_due) = sender.beacon_due() else { return Pumped::Done };
+        let Some(beacon_due) = sender.beacon_due(interval) else { return Pumped::Done };
         if beacon_due <= now {
             batch.push(&PeerMessage::Beacon(Beacon { view, t_send: now }));
             sender.note_sent(now);
@@ -318,7 +334,7 @@ impl Replica {
         if let Some(ack) = acks {
             let reading = self.readings.read(Hole::GraceFromStaleReading, now);
             if !(is_candidate && holes::is_open(Hole::CandidateAcksGiveNoGrace)) {
-                self.acked = Some(Acked::new(other, reading));
+                self.acked = Some(Acked::new(other, reading, self.config.failure_timeout));
             }
             batch.push(&PeerMessage::Ack(ack));
         }

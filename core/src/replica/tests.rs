@@ -3,6 +3,7 @@
 mod catch_up;
 mod ending;
 mod failover;
+mod following;
 mod group;
 mod hand_over;
 mod hostile_copy;
@@ -95,6 +96,7 @@ fn replica(server: u16, memory_limit: Option<u64>) -> Replica {
         memory_limit,
         session_idle: SESSION_IDLE,
         hash_secret: HashSecret::new(u64::from(server)),
+        failure_timeout: kv_protocol::FailureTimeout::DEFAULT,
     };
     Replica::new(config, Box::new(HeapChunks::default()))
 }

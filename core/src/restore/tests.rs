@@ -32,6 +32,7 @@ fn state(primary: Option<Member>, peer: Peer) -> DurableState {
         views: vec![view(0, primary, peer), view(1, None, Peer::None)],
         foundings: Vec::new(),
         is_stopping: false,
+        recovering: None,
     }
 }
 

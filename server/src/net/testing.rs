@@ -46,6 +46,7 @@ pub(crate) fn shard_with_map(server: u16, map: Arc<KnownMap>) -> Shard {
         me: member(server),
         shard: ShardId(0),
         placement: Placement::new(3, 1),
+        failure_timeout: Default::default(),
     };
     let chunks = || Box::new(HeapChunks::new(CHUNK_BYTES_MIN)) as _;
     let service = Service::new(identity, map, None, HashSecret::new(1), chunks);

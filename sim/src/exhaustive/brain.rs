@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use kv_core::cluster::{Cluster, ClusterConfig, DoubleFault, Effect, LinkId};
+use kv_protocol::FailureTimeout;
 use kv_protocol::control_message::{Heartbeat, ReplicaReport, Report, Started};
 use kv_protocol::ids::{BootId, Epoch, Member, ServerId, Time};
 use kv_protocol::map::ServerState;
@@ -123,7 +124,7 @@ fn config(shards: u16, number: u64) -> ClusterConfig {
         on_double_fault: DoubleFault::Isolate,
         // Silence is an input of the search, at any time; the detector's own clock is not searched.
         // After a restart only proofs count, because nobody is judged for as long as this.
-        silence: Duration::from_secs(3_600),
+        failure_timeout: FailureTimeout::DEFAULT.suspecting_after(Duration::from_secs(3_600)),
         start_patience: Duration::from_secs(60),
         stop_patience: Duration::from_secs(60),
     }

@@ -217,6 +217,7 @@ impl Machine for Driven {
             memory_limit: None,
             session_idle: SESSION_IDLE,
             hash_secret: HashSecret::new(1),
+            failure_timeout: kv_protocol::FailureTimeout::DEFAULT,
         };
         Driven {
             replica: Replica::new(config, Box::new(HeapChunks::new(CHUNK_BYTES_MIN))),
@@ -258,6 +259,7 @@ impl Machine for Driven {
             entries: 0,
             bytes: 0,
             silent_ms: 0,
+            following: Default::default(),
             content_bytes: 0,
             copied: 0,
             copied_bytes: 0,

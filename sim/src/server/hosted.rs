@@ -1,9 +1,11 @@
 //! A replica, and what its driver knows of its stream.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use kv_core::arena::HeapChunks;
+use kv_core::arena::SwitchedChunks;
 use kv_core::hash::HashSecret;
 use kv_core::replica::{Replica, ReplicaConfig};
 use kv_protocol::control_message::ReplicaState;
@@ -51,7 +53,14 @@ pub struct Hosted {
 
 impl Hosted {
     /// A replica that holds nothing, and has no stream.
-    pub(super) fn new(me: Member, group: GroupId, identity: Identity, seed: u64) -> Hosted {
+    pub(super) fn new(
+        me: Member,
+        group: GroupId,
+        identity: Identity,
+        seed: u64,
+        is_exhausted: &Arc<AtomicBool>,
+    ) -> Hosted {
+        let chunks = SwitchedChunks::new(CHUNK_BYTES, Arc::clone(is_exhausted));
         let config = ReplicaConfig {
             me,
             group,
@@ -60,9 +69,10 @@ impl Hosted {
             memory_limit: Some(identity.bounds.memory),
             session_idle: identity.bounds.session_idle,
             hash_secret: HashSecret::new(seed),
+            failure_timeout: kv_protocol::FailureTimeout::DEFAULT,
         };
         Hosted {
-            replica: Replica::new(config, Box::new(HeapChunks::new(CHUNK_BYTES))),
+            replica: Replica::new(config, Box::new(chunks)),
             stream: None,
             dialled: None,
             partner: None,

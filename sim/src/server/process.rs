@@ -1,9 +1,14 @@
 //! A process: its link to the coordinator, its node, its executors.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use kv_core::node::{Node, NodeConfig};
-use kv_core::replica::Replica;
+use kv_core::replica::{Replica, aged};
+use kv_protocol::FailureTimeout;
+use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{ClusterId, GroupId, Member, ShardId};
 use kv_protocol::placement::Placement;
 
@@ -31,6 +36,8 @@ pub struct Process {
     pub node: Node,
     /// Its executors.
     pub shards: Vec<Shard>,
+    /// While it is true, the process gets no memory.
+    pub is_exhausted: Arc<AtomicBool>,
     /// The link for heartbeats, and whether it is admitted.
     pub link: Option<(ConnectionNumber, bool)>,
     /// Numbers its dials of the coordinator, so that an old answer is not taken for a new one.
@@ -47,10 +54,12 @@ impl Process {
         bounds: Bounds,
         seed: u64,
     ) -> Process {
+        let is_exhausted = Arc::new(AtomicBool::new(false));
         let shards = (0..placement.shards()).map(|shard| {
             let identity = Identity { cluster, shard: ShardId(shard), placement, bounds };
-            Shard::new(member, identity, seed)
+            Shard::new(member, identity, seed, &is_exhausted)
         });
+        let shards = shards.collect();
         Process {
             member,
             cluster,
@@ -60,7 +69,8 @@ impl Process {
             paused_until: 0,
             stall_next: None,
             node: Node::new(NodeConfig { cluster, me: member, shards: placement.shards() }),
-            shards: shards.collect(),
+            shards,
+            is_exhausted,
             link: None,
             link_tries: 0,
         }
@@ -71,6 +81,15 @@ impl Process {
         self.paused_until <= now
             && self.stall_next.is_none()
             && self.shards.iter().all(|shard| shard.stopped_until <= now)
+    }
+
+    /// What it reports of its replicas: what an executor that stands has not said for a while, it has not heard.
+    pub fn reports(&self, now: u64) -> Vec<ReplicaReport> {
+        let aged_report = |report: &ReplicaReport| {
+            let published_at = self.shards[usize::from(report.shard.0)].published_at();
+            aged(report, Duration::from_nanos(now - published_at), FailureTimeout::DEFAULT)
+        };
+        self.node.reports().map(aged_report).collect()
     }
 
     /// The replica of a group's shard.

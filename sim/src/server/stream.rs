@@ -146,6 +146,7 @@ impl Shard {
                     }
                     let reason = match error {
                         StreamError::View { .. } => PeerRefusalReason::OldView,
+                        StreamError::OutOfMemory { .. } => PeerRefusalReason::NoMemory,
                         _ => PeerRefusalReason::BrokenStream,
                     };
                     return Err(Some(PeerRefusal { reason, view }));

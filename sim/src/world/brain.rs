@@ -5,7 +5,7 @@ use kv_protocol::control_message::{OrderKind, ViewOrder};
 
 use super::*;
 use crate::invariants::{
-    holders_are_spared, lost_is_lost, nothing_old, sleepers_stay, union_is_true,
+    holders_are_spared, lost_is_lost, nothing_old, sleepers_stay, slow_are_spared, union_is_true,
 };
 
 impl World {
@@ -71,6 +71,7 @@ impl World {
                     // A stop may kill whoever does not answer.
                     if reason == KillReason::Replaced {
                         self.check(|_, world| holders_are_spared::check(world, member));
+                        self.check(|_, world| slow_are_spared::is_replaced(world, member));
                     }
                     // A host may be hard to reach: whoever is to be killed may go on for a while.
                     let delay = match self.random.below(100) {
@@ -90,6 +91,9 @@ impl World {
                     self.check(|_, world| union_is_true::on_view(world, &before, &view));
                     self.check(|_, world| lost_is_lost::check(world, &before, &view));
                     self.check(|_, world| sleepers_stay::check(world, &before, &view));
+                    if let Err(violation) = slow_are_spared::check(self, &before, &view) {
+                        self.violation.get_or_insert(violation);
+                    }
                     if view.primary.is_none() {
                         self.lost_at.entry((self.cluster(), view.group)).or_insert(self.now);
                     }
@@ -118,6 +122,13 @@ impl World {
                     let place = usize::from(server.0);
                     self.note_place(place, format_args!("server {server}: step {step:?}"));
                     crate::nemesis::on_step(self, server, step);
+                }
+                Effect::DoubleFault { .. } => {
+                    self.check(|_, world| slow_are_spared::double_fault(world));
+                }
+                Effect::CannotFollow { server, .. } => {
+                    let member = self.coordinator.cluster.as_ref().map(|c| c.member(server));
+                    member.into_iter().for_each(|member| self.slowness.note_failure(member));
                 }
                 Effect::Stopping(phase) => self.on_stopping(phase),
                 Effect::Stopped(_) => self.after(1_000, Happening::Stopped(term)),

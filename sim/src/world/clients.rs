@@ -3,7 +3,7 @@
 use kv_protocol::ids::ClientId;
 
 use super::*;
-use crate::invariants::{lost_is_lost, newest_wins, served_at_rest};
+use crate::invariants::{lost_is_lost, newest_wins, served_at_rest, slow_are_spared};
 use kv_history::Answered;
 
 impl World {
@@ -88,6 +88,7 @@ impl World {
                         let knows = self.clients[client].map.as_ref().map(|map| map.cluster);
                         self.check(|_, world| lost_is_lost::said(world, knows, flight.place.0));
                     }
+                    self.check(|_, world| slow_are_spared::ended(world, &flight, answered));
                     if self.is_looking_back {
                         self.check(|_, world| served_at_rest::check(world, &flight, answered));
                     }

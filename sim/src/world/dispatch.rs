@@ -1,5 +1,7 @@
 //! Who an event concerns, and what paused and dead actors do with it.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 use crate::invariants::holders_are_spared;
 
@@ -65,6 +67,9 @@ impl World {
             Happening::WakeClient(client) => self.on_wake_client(client),
             Happening::AskMap(client) => self.on_ask_map(client),
             Happening::Map(client, map) => self.on_map(client, *map),
+            Happening::MemoryIsBack(process) => {
+                self.processes[process].is_exhausted.store(false, Ordering::Relaxed);
+            }
             Happening::Nemesis => crate::nemesis::strike_at_rest(self),
             Happening::Strike(place, step) => crate::nemesis::strike_in_step(self, place, step),
             Happening::StrikeAgain(place, kind, step, patience) => {

@@ -263,7 +263,7 @@ impl World {
                     requests: 0,
                     refused: 0,
                     stood_ms: 0,
-                    replicas: node.reports().copied().collect(),
+                    replicas: self.processes[process].reports(self.now),
                 };
                 let mut bytes = Vec::new();
                 ServerMessage::Heartbeat(heartbeat).write(&mut bytes);

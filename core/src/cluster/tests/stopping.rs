@@ -207,6 +207,7 @@ fn a_server_with_large_tables_may_dump_longer_while_it_is_heard() {
         shard: ShardId(0),
         state: ReplicaState::Active,
         silent_ms: 0,
+        following: Default::default(),
         content_bytes: 0,
         copied: 0,
         copied_bytes: 0,

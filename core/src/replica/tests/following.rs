@@ -1,0 +1,107 @@
+//! A following end that cannot follow: it is not heard by its handshakes, and both ends report it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kv_protocol::FailureTimeout;
+use kv_protocol::control_message::Following;
+use kv_protocol::peer_message::PeerRefusal;
+
+use super::*;
+use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
+
+/// More than fits into the chunk that a table holds already.
+const LARGE: [u8; CHUNK_BYTES_MIN] = [7; CHUNK_BYTES_MIN];
+
+/// A pair whose secondary has no memory while the switch is true.
+fn pair() -> (Pair, Arc<AtomicBool>) {
+    let is_exhausted = Arc::new(AtomicBool::new(false));
+    let mut pair = Pair::apart(None);
+    let chunks = SwitchedChunks::new(CHUNK_BYTES_MIN, Arc::clone(&is_exhausted));
+    pair.secondary = Replica::new(pair.secondary.config, Box::new(chunks));
+    pair.connect();
+    pair.put(b"small", b"value");
+    pair.settle();
+    (pair, is_exhausted)
+}
+
+/// One stream: it stands, all is sent, and it ends with the first message that is not taken.
+fn try_stream(pair: &mut Pair) -> Result<(), StreamError> {
+    if !pair.connected {
+        pair.connect();
+    }
+    let (bytes, _) = pair.pump();
+    let frame = split_frame(&bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
+    let mut messages = BatchReader::new(frame.body).unwrap();
+    let taken = messages.try_for_each(|message| {
+        pair.secondary.on_peer_message(pair.now, &message.unwrap(), &mut pair.inbox)
+    });
+    match taken {
+        Ok(()) => pair.ack(),
+        Err(_) => pair.disconnect(),
+    }
+    taken
+}
+
+fn report(replica: &Replica, now: Time) -> ReplicaReport {
+    replica.report(now).expect("it has a view")
+}
+
+#[test]
+fn a_secondary_without_memory_is_not_heard_however_often_its_stream_stands() {
+    let (mut pair, is_exhausted) = pair();
+    is_exhausted.store(true, Ordering::Relaxed);
+    let write = pair.put(b"large", &LARGE);
+    let start = pair.now;
+    let complains_after = FailureTimeout::DEFAULT.complains_after();
+    while pair.now.since(start) <= complains_after {
+        let ended = try_stream(&mut pair);
+        assert_eq!(ended, Err(StreamError::OutOfMemory { sn: SequenceNumber(2) }));
+        pair.now = pair.now + Duration::from_millis(20);
+        pair.primary.look(pair.now);
+        pair.secondary.look(pair.now);
+    }
+    let silent_ms = u128::from(report(&pair.primary, pair.now).silent_ms);
+    assert!(silent_ms > complains_after.as_millis(), "{silent_ms} ms: handshakes are heard");
+    assert_eq!(report(&pair.primary, pair.now).following, Following::NoProgress);
+    assert_eq!(report(&pair.secondary, pair.now).following, Following::OutOfMemory);
+    assert_eq!(pair.status(write), None);
+    // There is memory again: the write that waited is done, and nothing is held against it.
+    is_exhausted.store(false, Ordering::Relaxed);
+    while try_stream(&mut pair).is_ok() && pair.status(write).is_none() {}
+    assert_eq!(pair.status(write), Some(Status::Ok));
+    for replica in [&pair.primary, &pair.secondary] {
+        assert_eq!(report(replica, pair.now).following, Following::KeepsUp);
+        assert!(report(replica, pair.now).silent_ms <= 100);
+    }
+}
+
+#[test]
+fn a_refusal_for_want_of_memory_is_reported_until_a_write_is_acked_or_the_view_is_another() {
+    let refusal = PeerRefusal { reason: PeerRefusalReason::NoMemory, view: None };
+    for is_acked in [true, false] {
+        let (mut pair, _) = pair();
+        let write = pair.put(b"key", b"value");
+        pair.primary.on_peer_refusal(pair.now, &refusal, &mut pair.inbox);
+        pair.disconnect();
+        assert_eq!(report(&pair.primary, pair.now).following, Following::OutOfMemory);
+        if is_acked {
+            try_stream(&mut pair).unwrap();
+            assert_eq!(pair.status(write), Some(Status::Ok));
+        } else {
+            let alone = View { peer: Peer::None, ..view(2) };
+            pair.primary.install(pair.now, alone, &mut pair.inbox).unwrap();
+        }
+        assert_eq!(report(&pair.primary, pair.now).following, Following::KeepsUp);
+    }
+}
+
+#[test]
+fn streams_that_end_without_a_write_to_bring_forward_are_no_failure() {
+    let (mut pair, _) = pair();
+    for _ in 0..100 {
+        pair.disconnect();
+        pair.connect();
+    }
+    assert_eq!(report(&pair.primary, pair.now).following, Following::KeepsUp);
+}

@@ -1,0 +1,71 @@
+//! Runs in which servers are only slow: one executor stands, or memory runs out.
+
+use std::sync::atomic::Ordering;
+
+use super::has_write_in_flight;
+use crate::event::Happening;
+use crate::invariants::slow_are_spared::NO_FAULT;
+use crate::world::World;
+
+/// How stalls of an executor are counted, those that are a fault and those that are none.
+pub const LONG_STALL: &str = "long stall";
+/// As above.
+pub const SHORT_STALL: &str = "short stall";
+/// How lacks of memory are counted.
+pub const NO_MEMORY: &str = "no memory";
+
+/// One server is struck; the next one often before all is home again.
+pub fn strike(world: &mut World) {
+    let again = match world.random.per_mille(400) {
+        true => world.random.between(300_000_000, 900_000_000),
+        false => world.random.between(1_500_000_000, 4_000_000_000),
+    };
+    world.after(again, Happening::Nemesis);
+    let is_served = world.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.has_served());
+    let is_whole = world.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.is_whole());
+    let place = world.random.index(usize::from(world.config.servers));
+    let Some(process) = world.running_at(place).filter(|_| is_served) else { return };
+    let with_write = has_write_in_flight(world, place);
+    let id = world.processes[process].member.server.0;
+    let kind = match world.random.below(10) {
+        0..=4 => {
+            let stall = world.random.between(100_000_000, NO_FAULT);
+            stand(world, process, stall);
+            SHORT_STALL
+        }
+        5..=7 => {
+            let stall = world.random.between(NO_FAULT, 900_000_000);
+            stand(world, process, stall);
+            world.slowness.note_fault(id, world.now + stall);
+            LONG_STALL
+        }
+        // Two that get no memory could hold no group together.
+        _ if is_whole && !anyone_is_exhausted(world) => {
+            let lasts = world.random.between(500_000_000, 9_000_000_000);
+            world.processes[process].is_exhausted.store(true, Ordering::Relaxed);
+            world.slowness.note_fault(id, world.now + lasts);
+            world.after(lasts, Happening::MemoryIsBack(process));
+            NO_MEMORY
+        }
+        _ => return,
+    };
+    world.counts.note_fault(kind, None, with_write);
+    world.note_place(place, format_args!("fault: {kind} at place {place}"));
+}
+
+/// One executor of a process stands.
+fn stand(world: &mut World, process: usize, stall: u64) {
+    let shard = world.random.index(usize::from(world.config.shards));
+    let until = world.now + stall;
+    // Stalls one right after the other are a longer one.
+    let is_standing =
+        world.processes[process].shards[shard].stopped_until + 2 * NO_FAULT > world.now;
+    if !is_standing {
+        world.processes[process].shards[shard].stopped_until = until;
+    }
+}
+
+fn anyone_is_exhausted(world: &World) -> bool {
+    let mut processes = world.processes.iter();
+    processes.any(|process| process.alive && process.is_exhausted.load(Ordering::Relaxed))
+}
