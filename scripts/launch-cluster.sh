@@ -9,7 +9,8 @@ usage() {
     cat <<USAGE
 usage: $program start <cluster file> [options]   start the coordinator and every server in the file
        $program status [--dir DIR] [--json]      what the running cluster says of itself
-       $program stop [--dir DIR]                 drain and dump every server, then end the cluster
+       $program stop [--dir DIR] [--dump-dir DIR] [--force]
+                                                 drain and dump every server, then end the cluster
 
 start copies bin/server to the ssh hosts and checks every host (bin/coord --check) before it starts
 anything. Where the coordinator of DIR has died, it starts another one that takes over the servers,
@@ -29,6 +30,9 @@ unless it is told otherwise:
   --force              restore though an old server may still run
   -t, --failure-timeout, --shards, --memory-limit, --orphan-timeout, --net, --on-double-fault, each with
                        its value: as 'bin/coord --help' tells
+stop waits for as long as a dump fails, and says why:
+  --dump-dir DIR       dumps go to this directory of each server's host (an absolute path)
+  --force              give up what cannot be dumped
 ssh must get in without a password: a key or an agent.
 
 exit status: 0 done; 1 failed, and stderr says at what; 2 wrong usage; 3 no cluster runs in DIR
@@ -45,6 +49,8 @@ restores=
 handed_on=() # options of `start` that are bin/coord's, as they came
 daemon=
 json=
+force=
+stop_flags=() # options of `stop` that are those of bin/coord stop
 
 wrong_usage() {
     say "$@" "('$program --help' shows what is possible)"
@@ -75,8 +81,9 @@ parse() {
         *:-h | *:--help) usage && exit 0 ;;
         start:--daemon) daemon=yes && continue ;;
         status:--json) json=yes && continue ;;
+        stop:--force) force=yes && stop_flags+=("$option") && continue ;;
         start:--accept-loss | start:--force) handed_on+=("$option") && continue ;;
-        *:--dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
+        *:--dir | stop:--dump-dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
             start:--ssh-config | start:--remote-dir | start:-t | start:--failure-timeout | start:--shards | \
             start:--memory-limit | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;
         *:-*) wrong_usage "'$command' has no option '$option'" ;;
@@ -95,6 +102,7 @@ parse() {
         --advertise) advertise=$1 ;;
         --ssh-config) ssh_config=$1 ;;
         --remote-dir) remote_dir=$1 ;;
+        --dump-dir) stop_flags+=("$option" "$1") ;;
         *) handed_on+=("$option" "$1") ;;
         esac
         [[ $option != --restore ]] || restores=yes
@@ -186,6 +194,8 @@ undo_start() {
         say "the servers in $dir were left as they were"
     else
         end_coord "$coord_pid"
+        # Nothing was ever stored there.
+        force=yes
         end_leftovers
     fi
 }
@@ -213,14 +223,19 @@ status() {
 }
 
 stop() {
+    local ended=0
     find_coord
     if [[ $coord_pid ]]; then
         say "stopping the cluster in $dir (coordinator: pid $coord_pid)"
+        if ((${#stop_flags[@]} > 0)); then
+            "$root/bin/coord" stop --dir "$dir" "${stop_flags[@]}" >&2 || ended=$?
+        fi
         end_coord "$coord_pid"
     fi
     end_leftovers || die "the cluster did not end in order"
     rm -f "$dir/coord.pid" "$dir/ready.json"
-    say "stopped; the dumps and the log are in $dir"
+    ((ended == 0)) || die "the cluster has ended, but not in order"
+    if ((${#stop_flags[@]} > 0)); then say "stopped"; else say "stopped; the dumps and the log are in $dir"; fi
 }
 
 main "$@"

@@ -9,7 +9,8 @@ use common::{Cluster, process};
 use kv_client::OpOptions;
 use kv_protocol::client_message::{Operation, Request, Status, opcode};
 use kv_protocol::control_message::{
-    Admission, Heartbeat, Order, OrderKind, ServerMessage, Started, opcode as control_opcode,
+    Admission, DumpedBytes, Heartbeat, Order, OrderKind, ServerMessage, Started,
+    opcode as control_opcode,
 };
 use kv_protocol::frame::{Checksum, write_frame};
 use kv_protocol::ids::{
@@ -540,6 +541,7 @@ fn a_heartbeat_without_a_started_teaches_the_coordinator_nothing() {
             requests: u64::MAX,
             refused: u64::MAX,
             stood_ms: 0,
+            dumped: DumpedBytes { primary: u64::MAX, secondary: u64::MAX },
             replicas: Vec::new(),
         };
         let forged = Heartbeat { incarnation: Incarnation(0xbad), ..heartbeat.clone() };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Parser, Subcommand};
 use kv_core::cluster::DoubleFault;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
-use kv_protocol::limits::{MAX_SHARDS, ORPHAN_SECONDS};
+use kv_protocol::limits::{MAX_DUMP_DIRECTORY_BYTES, MAX_SHARDS, ORPHAN_SECONDS};
 use serde::{Deserialize, Serialize};
 
 /// How often a status may be looked at.
@@ -17,10 +17,13 @@ const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 /// Starts the servers of a cluster, watches them, and stops them in order.
 ///
 /// The cluster runs until Ctrl+D (the end of standard input), Ctrl+C or SIGTERM; then every server
-/// drains, dumps both its tables and exits. A second Ctrl+C that comes a second or more after the
-/// first does not wait for that: the servers are killed, without dumps. Any further SIGTERM changes
-/// nothing. SIGHUP opens the log file anew, as it does at every server; SIGUSR1, SIGUSR2, SIGALRM and the
-/// like are ignored by both. The exit status is 0 if all went well, 1 if something failed (among it: a group of which
+/// drains, dumps both its tables and exits. A dump that fails is tried again and again, and no server
+/// exits before; `coord stop --dump-dir` sends the dumps elsewhere. A second Ctrl+C that comes a second or
+/// more after the first gives up what cannot be dumped; if nothing has failed, or when it comes once more,
+/// the servers are killed without dumps. Any further SIGTERM changes nothing. SIGHUP opens the log file anew, as it
+/// does at every server; SIGUSR1, SIGUSR2, SIGALRM and the like are ignored by both.
+///
+/// The exit status is 0 if all went well, 1 if something failed (among it: a group of which
 /// no server reported a complete dump), 2 if the command line or the cluster file makes no sense.
 ///
 /// `--on-double-fault`, `--memory-limit`, `--orphan-timeout`, `--net` and `--failure-timeout` are kept with the
@@ -226,6 +229,37 @@ impl std::fmt::Display for NetEngine {
 pub(crate) enum Command {
     /// Shows the servers and groups of a running cluster.
     Status(StatusArgs),
+    /// Stops a running cluster in order, and waits for its end. Only the user that runs the coordinator, and
+    /// root, may. The exit status is that of the coordinator.
+    Stop(StopArgs),
+}
+
+/// The command line of `coord stop`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StopArgs {
+    /// The directory of the cluster: the coordinator's --dir.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+
+    /// Write the dumps to this directory of each server's host, which is made if need be, instead of the
+    /// server's own. May be given while a stop is under way whose dumps fail: they are tried there at once.
+    #[arg(long, value_name = "DIR", value_parser = parse_dump_dir)]
+    pub(crate) dump_dir: Option<String>,
+
+    /// Give up the tables that cannot be dumped, and kill servers that are silent, whatever they hold; the
+    /// coordinator says which groups are lost with them.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+fn parse_dump_dir(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err("write an absolute path: it is a directory of each server's host".to_owned());
+    }
+    if text.len() > MAX_DUMP_DIRECTORY_BYTES {
+        return Err(format!("{} bytes; a path has at most {MAX_DUMP_DIRECTORY_BYTES}", text.len()));
+    }
+    Ok(text.to_owned())
 }
 
 /// The command line of `coord status`.

@@ -10,22 +10,24 @@
 mod adopt;
 
 use std::cell::{Cell, Ref, RefCell};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kv_core::cluster::{
-    Cluster, ClusterConfig, DownCause, DurableState, Effect, KillReason, LinkId, StopOutcome,
-    StopPhase,
+    Cluster, ClusterConfig, DUMP_ADVICE, DownCause, DurableState, Effect, KillReason, LinkId,
+    NO_PROGRESS, StopOutcome, StopPhase, StopWait,
 };
 use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
 use kv_protocol::control_message::{Order, Started};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::status::ClusterState;
 use kv_protocol::{
-    BootId, ClusterId, ClusterKey, Epoch, FailureTimeout, Member, Peer, ServerId, Time, View,
+    BootId, ClusterId, ClusterKey, Epoch, FailureTimeout, GroupId, Member, Peer, ServerId, Time,
+    View,
 };
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
@@ -46,10 +48,12 @@ use crate::spawn::local::Launch;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, quote, server_arguments};
 use crate::state_file::StateFile;
+use crate::stop_port::Callers;
 use crate::store::{self, Place, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
 use crate::{
     Failure, clients, clock, links, listener, orders, progress, random, restart, screen, stop,
+    stop_port,
 };
 
 /// How long the whole start may take, from the first process to the last stream.
@@ -61,6 +65,11 @@ const RESERVED_DESCRIPTORS: u64 = 256;
 const STORE_LATE: Duration = Duration::from_secs(1);
 /// How often a failure to store is logged for the same reason.
 const STORE_WARNING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Requests of `coord stop` that may wait.
+const MAX_STOP_REQUESTS: usize = 8;
+/// How often a dump that fails for the same reason is told of.
+const FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// What all tasks share.
 pub(crate) struct Driver {
@@ -102,6 +111,12 @@ pub(crate) struct Driver {
     /// Why this coordinator must end and leave the servers as they are.
     outdated: RefCell<Option<String>>,
     outcome: RefCell<Option<StopOutcome>>,
+    /// Where the dumps go, if not to the servers' own directories.
+    dump_dir: RefCell<Option<String>>,
+    /// Those who wait for the end of the stop.
+    pub(crate) callers: Callers,
+    /// By server and order: when its failure was told last, and in which words.
+    told_failures: RefCell<HashMap<(ServerId, &'static str), (Time, String)>>,
     /// What founders begin with, where the cluster is restored.
     restoration: Option<Restoration>,
     /// The command that brings this cluster back after its stop.
@@ -162,8 +177,18 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         links::serve(told, servers).await;
     });
     tokio::task::spawn_local(progress::keep(Rc::clone(&driver)));
+    let (requests_to, mut requests) = mpsc::channel(MAX_STOP_REQUESTS);
+    let port = stop_port::serve(Rc::clone(&driver), args.dir.clone(), requests_to);
+    tokio::task::spawn_local(port);
     driver.begin();
-    let ended = main_loop(&driver, &mut reasons).await.inspect_err(log);
+    let ended = main_loop(&driver, &mut reasons, &mut requests).await.inspect_err(log);
+    match &ended {
+        Ok(()) => driver.callers.end(true, "stopped").await,
+        Err(Failure::Usage(message) | Failure::Failed(message)) => {
+            driver.callers.end(false, message).await;
+        }
+    }
+    stop_port::remove(&args.dir);
     screen::show(&[]);
     ended
 }
@@ -262,15 +287,19 @@ async fn show_status(driver: Rc<Driver>) {
 async fn main_loop(
     driver: &Rc<Driver>,
     reasons: &mut mpsc::Receiver<stop::Reason>,
+    requests: &mut mpsc::Receiver<stop_port::Request>,
 ) -> Result<(), Failure> {
     let mut stopping = stop::Stopping::default();
     loop {
         if let Some(mut outcome) = driver.outcome.take() {
             let state = driver.cluster().durable().clone();
-            outcome.undumped = written::not_in(&driver.dir, &state, &outcome.undumped).await;
+            let dump_dir = driver.dump_dir();
+            let dirs = [Some(&*driver.dir), dump_dir.as_deref().map(Path::new)];
+            let dirs: Vec<&Path> = dirs.into_iter().flatten().collect();
+            outcome.undumped = written::not_in_any(&dirs, &state, &outcome.undumped).await;
             let concluded = driver.conclude(&outcome);
-            if concluded.is_ok() && state.has_served {
-                driver.note_good_end(state);
+            if state.has_served {
+                driver.note_end(state, concluded.is_ok());
             }
             return concluded;
         }
@@ -288,13 +317,14 @@ async fn main_loop(
                 driver.input(|cluster, now, sink| cluster.on_timeout(now, sink));
             }
             () = driver.changed.notified() => {}
+            Some(request) = requests.recv() => driver.stop_as_asked(&request, &mut stopping),
             Some(reason) = reasons.recv() => match stopping.wish(reason, clock::now()) {
                 stop::Wish::Stop => {
                     driver.console.say(&format!("{reason}: stopping the cluster"));
                     driver.input(|cluster, now, sink| cluster.on_stop(now, sink));
                 }
                 stop::Wish::DoNotWait => {
-                    driver.console.warn(&format!("{reason} again: not waiting any longer"));
+                    driver.warn(&format!("{reason} again: not waiting any longer"));
                     driver.input(|cluster, now, sink| cluster.on_stop_now(now, sink));
                 }
                 stop::Wish::GoOn => tracing::info!("{reason} too: the stop goes on"),
@@ -407,6 +437,9 @@ impl Driver {
             failure: RefCell::new(None),
             outdated: RefCell::new(None),
             outcome: RefCell::new(None),
+            dump_dir: RefCell::new(None),
+            callers: Callers::default(),
+            told_failures: RefCell::default(),
             changed: Notify::new(),
             recovering: Notify::new(),
         })
@@ -516,10 +549,11 @@ impl Driver {
                 self.console.say(&format!("server {} is up again", member.server));
             }
             Effect::OrderFailed { member, order, reason, again } => {
-                let (id, reason) = (member.server, printable(&reason));
-                let again = if again { "; it is told once more" } else { "" };
-                self.console
-                    .warn(&format!("server {id} could not carry out {order}: {reason}{again}"));
+                self.tell_failed(member, order, &reason, again);
+            }
+            Effect::StopWaits { member, why } => self.tell_wait(member, why),
+            Effect::GivenUp { member, group, is_dumped } => {
+                self.tell_given_up(member, group, is_dumped);
             }
             Effect::Leaving { member } => {
                 let id = member.server;
@@ -534,13 +568,109 @@ impl Driver {
         }
     }
 
-    /// Notes that another cluster may follow. Where that fails the next start asks for a word, which is no
-    /// harm.
-    fn note_good_end(&self, state: DurableState) {
-        let record = Record { has_ended_well: true, ..self.record(state) };
-        if let Err(error) = self.state_file.store(&record) {
-            self.console.warn(&format!("store the state: {error}"));
+    /// Notes that another cluster may follow one that has ended well. Where that fails the next start asks for a
+    /// word, which is no harm. What a restore needs is stored beside dumps that went elsewhere, too.
+    fn note_end(&self, state: DurableState, has_ended_well: bool) {
+        let record = Record { has_ended_well, ..self.record(state) };
+        if has_ended_well && let Err(error) = self.state_file.store(&record) {
+            self.warn(&format!("store the state: {error}"));
         }
+        let Some(directory) = self.dump_dir() else { return };
+        let path = Path::new(&directory);
+        let is_free = match store::load(path) {
+            Ok(other) => other.is_none_or(|other| other.state.cluster == record.state.cluster),
+            Err(_) => false,
+        };
+        let stored = path.is_dir() && is_free && store::store(path, &record).is_ok();
+        let own = quote::word(&self.dir.to_string_lossy());
+        let there = quote::word(&directory);
+        self.say(&match stored {
+            true => format!("dumps and the last state are in {there}: coord --restore {there}"),
+            false => format!(
+                "the dumps are in {there} of each server's host, the last state is in {own}: gather the dumps, \
+                 then coord --restore {own} {there}"
+            ),
+        });
+    }
+
+    /// Does what `coord stop` asks for.
+    fn stop_as_asked(
+        self: &Rc<Driver>,
+        request: &stop_port::Request,
+        stopping: &mut stop::Stopping,
+    ) {
+        if let Some(directory) = &request.dump_dir {
+            self.say(&format!("coord stop: dumps go to {} from now on", printable(directory)));
+            *self.dump_dir.borrow_mut() = Some(directory.clone());
+        }
+        if !stopping.has_begun() {
+            stopping.begin(clock::now());
+            self.say("coord stop: stopping the cluster");
+            self.input(|cluster, now, sink| cluster.on_stop(now, sink));
+        }
+        if request.dump_dir.is_some() {
+            self.input(|cluster, now, sink| cluster.on_dump_again(now, sink));
+        }
+        if request.force {
+            self.warn("coord stop --force: what cannot be dumped is given up");
+            self.input(|cluster, now, sink| cluster.on_force(now, sink));
+        }
+    }
+
+    /// Where the dumps go, if not to the servers' own directories.
+    pub(crate) fn dump_dir(&self) -> Option<String> {
+        self.dump_dir.borrow().clone()
+    }
+
+    /// Says something of a stop: on the terminal, in the log, and to those who wait for its end.
+    fn say(&self, text: &str) {
+        self.console.say(text);
+        self.callers.say(text);
+    }
+
+    /// As [`Driver::say`], of what is wrong.
+    fn warn(&self, text: &str) {
+        self.console.warn(text);
+        self.callers.say(text);
+    }
+
+    /// Tells of a failed order. A dump that fails again and again for the same reason is told of now and then.
+    fn tell_failed(&self, member: Member, order: &'static str, reason: &str, again: bool) {
+        let now = clock::now();
+        let mut told = self.told_failures.borrow_mut();
+        let known = told.get(&(member.server, order));
+        if known.is_some_and(|(at, known)| known == reason && now.since(*at) < FAILURE_TOLD_EVERY) {
+            return tracing::warn!("server {}: {order}: {}", member.server, printable(reason));
+        }
+        // At most one for each server and kind of order.
+        told.insert((member.server, order), (now, reason.to_owned()));
+        let (id, reason) = (member.server, printable(reason));
+        let advice = if again { format!("; {DUMP_ADVICE}") } else { String::new() };
+        self.warn(&format!("server {id} could not carry out {order}: {reason}{advice}"));
+    }
+
+    fn tell_wait(&self, member: Member, why: StopWait) {
+        let id = member.server;
+        self.warn(&match why {
+            StopWait::Silent(group) => format!(
+                "the stop waits for server {id}, which is silent and may hold the only copy of group {group}; \
+                 coord stop --force, or Ctrl+C again, ends the stop without it"
+            ),
+            StopWait::NoProgress => format!(
+                "server {id} reports, but has written nothing to its dumps for {} s; it is waited for; look \
+                 at the disk of its host",
+                NO_PROGRESS.as_secs()
+            ),
+        });
+    }
+
+    fn tell_given_up(&self, member: Member, group: GroupId, is_dumped: bool) {
+        let elsewhere = match is_dumped {
+            true => "another server has dumped the group",
+            false => "no other dump of the group is complete so far",
+        };
+        let id = member.server;
+        self.warn(&format!("given up: the copy of group {group} at server {id}; {elsewhere}"));
     }
 
     fn record(&self, state: DurableState) -> Record {
@@ -668,7 +798,7 @@ impl Driver {
         match reason {
             KillReason::Unanswered(_) => {
                 let pid = self.cluster().started(id).map_or(0, |started| started.pid);
-                self.console.warn(&format!("server {id} (pid {pid}) is killed: {reason}"));
+                self.warn(&format!("server {id} (pid {pid}) is killed: {reason}"));
             }
             _ => tracing::info!("server {id} is killed: {reason}"),
         }
@@ -752,7 +882,7 @@ impl Driver {
         if self.failure.borrow().is_some() {
             return;
         }
-        self.console.say(match phase {
+        self.say(match phase {
             StopPhase::Drain => "stop, 1 of 3: no new writes, waiting for the pending ones (DRAIN)",
             StopPhase::Dump => "stop, 2 of 3: every server writes its tables to its dumps",
             StopPhase::Shutdown => "stop, 3 of 3: every server exits (SHUTDOWN)",
@@ -915,7 +1045,7 @@ impl Driver {
         let name =
             |ids: &[ServerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if !outcome.undrained.is_empty() {
-            self.console.warn(&format!(
+            self.warn(&format!(
                 "not every pending write could commit in time at: server {} (those that could not \
                  were not acknowledged)",
                 name(&outcome.undrained)
@@ -923,7 +1053,7 @@ impl Driver {
         }
         if !outcome.killed.is_empty() {
             let names = name(&outcome.killed);
-            self.console.warn(&format!("killed before it had ended by itself: server {names}"));
+            self.warn(&format!("killed before it had ended by itself: server {names}"));
         }
         let mut lost = Vec::new();
         if let Some((first, second)) = outcome.double_fault {

@@ -8,6 +8,7 @@
 //!                                                                       |
 //!      clients: MAP, STATUS -> clients --+      +-- links <- STARTED, HEARTBEAT
 //!                                        v      v
+//!      coord stop -> stop_port ---------+
 //!      signals, end of input -> stop -> driver <-> kv_core::cluster
 //!                                        |      ^
 //!                          exits, kill --+      +-- orders -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
@@ -19,6 +20,7 @@
 
 mod args;
 mod ask;
+mod ask_stop;
 mod check;
 mod clients;
 mod clock;
@@ -44,6 +46,7 @@ mod snapshot;
 mod spawn;
 mod state_file;
 mod stop;
+mod stop_port;
 mod store;
 mod survey;
 mod table;
@@ -93,6 +96,7 @@ fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Some(Command::Status(status)) if status.watch => watch::run(status),
         Some(Command::Status(status)) => ask::run(&status),
+        Some(Command::Stop(stop)) => ask_stop::run(&stop),
         None => {
             // Before all else: a coordinator ends when it is told to, and not by the way.
             kv_daemon::signals::pass_over();

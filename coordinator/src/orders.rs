@@ -9,7 +9,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kv_core::node::MAX_REMEMBERED;
-use kv_protocol::control_message::{Admission, Order, OrdersHello, Report, opcode};
+use kv_protocol::control_message::{
+    Admission, Order, OrderKind, OrdersHello, Report, opcode, write_dump_directory,
+};
 use kv_protocol::frame::FrameRules;
 use kv_protocol::key::{self, Challenge, Link, Seal};
 use kv_protocol::limits::{HELLO_DEADLINE, MAX_CONTROL_BODY};
@@ -133,6 +135,10 @@ async fn converse(
                 let Some(order) = order else { return OrdersError::Closed };
                 tracing::debug!("{} (order {}) to server {}", order.name(), order.id, member.server);
                 let mut bytes = Vec::new();
+                let is_dump = matches!(order.kind, OrderKind::DumpPrimary | OrderKind::DumpSecondary);
+                if let Some(directory) = driver.dump_dir().filter(|_| is_dump) {
+                    write_dump_directory(&mut bytes, &directory);
+                }
                 order.write(&mut bytes);
                 if let Err(error) = connection.send(&bytes).await {
                     return error.into();

@@ -50,10 +50,14 @@ pub(crate) fn step_words(step: u8) -> &'static str {
     }
 }
 
+/// How often `coord stop` is told how far the dumps are.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
 /// Shows every recovery for as long as the cluster runs.
 pub(crate) async fn keep(driver: Rc<Driver>) {
     let mut places = Places::default();
     let (mut all, mut all_logged) = (None, None);
+    let (mut told, mut told_at) = (String::new(), Time::default());
     loop {
         let step = driver.recovering.notified();
         match places.0.is_empty() && all.is_none() {
@@ -66,6 +70,14 @@ pub(crate) async fn keep(driver: Rc<Driver>) {
         let now = clock::now();
         places.look(now, &facts(&driver.cluster()));
         all = All::now(&driver);
+        // Whoever waits for the end of a stop sees no bar.
+        if let Some(line) = all.as_ref().map(All::log_line)
+            && now.since(told_at) >= TELL_EVERY
+            && line != told
+        {
+            driver.callers.say(&line);
+            (told, told_at) = (line, now);
+        }
         let width = screen::width().unwrap_or(usize::MAX);
         let mut lines = places.lines(now, width);
         lines.extend(all.iter().map(|all| all.line(width)));

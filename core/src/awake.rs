@@ -28,6 +28,11 @@ impl Awake {
         Awake { interval, looked: Time::from_nanos(0), total: Duration::ZERO }
     }
 
+    /// The longest time between two looks that counts in full.
+    pub const fn interval(&self) -> Duration {
+        self.interval
+    }
+
     /// The owner is awake now; for how long he has been so altogether.
     pub fn look(&mut self, now: Time) -> Duration {
         self.total = self.at(now);

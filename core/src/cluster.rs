@@ -24,12 +24,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kv_protocol::control_message::Started;
+use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::{
     ClusterId, Epoch, FailureTimeout, GroupId, Incarnation, MapRevision, Member, OrderId, Peer,
     ServerId, Time, View, ViewVersion,
 };
 
+use crate::awake::Awake;
 use crate::failure_detector::FailureDetector;
 
 mod alarms;
@@ -53,6 +55,7 @@ mod verdict;
 mod views;
 
 use alarms::Alarms;
+pub use alarms::DUMP_ADVICE;
 pub use double_fault::DoubleFault;
 use durable::Memory;
 pub use durable::{DurableServer, DurableState, Founding, STORE_AGAIN};
@@ -63,7 +66,10 @@ use respawn::draw;
 use server::Server;
 use start::Start;
 use stop::Stop;
-pub use stop::{DUMP_BYTES_PER_SECOND, DUMP_RETRY_PAUSE, StopOutcome, StopPhase};
+pub use stop::{
+    DUMP_BYTES_PER_SECOND, DUMP_RETRY_PAUSE, DumpProgress, LAST_DUMP_RETRY_PAUSE, NO_PROGRESS,
+    StopOutcome, StopPhase, StopWait,
+};
 use views::Group;
 
 /// What a cluster is made of.
@@ -98,6 +104,8 @@ pub struct Cluster {
     groups: Vec<Group>,
     memory: Memory,
     detector: FailureDetector,
+    /// The time by which a stop judges.
+    awake: Awake,
     start: Start,
     stop: Option<Stop>,
     next_order: OrderId,
@@ -211,6 +219,7 @@ impl Cluster {
         let servers: Vec<Server> = ids.map(|id| Server::new(memory.decided.member(id))).collect();
         Cluster {
             detector: FailureDetector::new(count, config.failure_timeout.timeout()),
+            awake: Awake::new(HEARTBEAT_INTERVAL),
             start: Start::Until(now + config.start_patience),
             stop: None,
             next_order: OrderId::first_of(config.epoch),

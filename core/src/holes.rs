@@ -52,6 +52,9 @@ pub enum Hole {
     HandshakeIsHeard = 47,
     ComplaintWithinLease = 48,
     AliveIsReplaced = 49,
+    ShutdownAfterFailedDump = 50,
+    StopByTheBareClock = 51,
+    SoleKilledInStop = 52,
     FailedDecisionKept = 55,
     FailedStoreBelieved = 56,
 }
@@ -116,7 +119,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 44] = {
+    pub const ALL: [Hole; 47] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -161,6 +164,9 @@ mod planted {
             HandshakeIsHeard,
             ComplaintWithinLease,
             AliveIsReplaced,
+            ShutdownAfterFailedDump,
+            StopByTheBareClock,
+            SoleKilledInStop,
             FailedDecisionKept,
             FailedStoreBelieved,
         ]
@@ -253,6 +259,9 @@ mod planted {
                 Hole::AliveIsReplaced => "a removed member that is alive is replaced",
                 Hole::FailedDecisionKept => "a decision kept whose store has failed",
                 Hole::FailedStoreBelieved => "a failed store taken for done",
+                Hole::ShutdownAfterFailedDump => "SHUTDOWN after a failed dump",
+                Hole::StopByTheBareClock => "deadlines of a stop by the bare clock",
+                Hole::SoleKilledInStop => "silent sole replica killed in a stop",
             }
         }
     }

@@ -16,7 +16,8 @@ use std::net::SocketAddr;
 
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::control_message::{
-    Order, OrderKind, OrdersHello, ReplicaReport, ReplicaState, Report, ViewOrder, ViewPurpose,
+    Order, OrderFailure, OrderKind, OrdersHello, ReplicaReport, ReplicaState, Report, ViewOrder,
+    ViewPurpose,
 };
 use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ShardId, ViewVersion};
 use kv_protocol::limits::MAX_EPOCH_STEP;
@@ -59,7 +60,7 @@ struct Entry {
     order: Order,
     /// Shards that have echoed a probe.
     echoed: Vec<bool>,
-    outcome: Option<Result<u64, String>>,
+    outcome: Option<Result<u64, OrderFailure>>,
 }
 
 /// What the driver is to do.
@@ -215,7 +216,7 @@ impl Node {
         }
         if self.ledger.iter().filter(|entry| entry.outcome.is_none()).count() >= MAX_RUNNING {
             let words = format!("{MAX_RUNNING} orders are being carried out; send it again later");
-            sink.push(report(&order, Err(words)));
+            sink.push(report(&order, Err(words.into())));
             return;
         }
         if self.ledger.len() >= MAX_REMEMBERED {
@@ -269,7 +270,7 @@ impl Node {
         reason: &str,
         sink: &mut Vec<NodeEffect>,
     ) {
-        self.finish(order, Err(format!("shard {shard}: {reason}")), sink);
+        self.finish(order, Err(format!("shard {shard}: {reason}").into()), sink);
     }
 
     /// A shard has echoed a probe.
@@ -289,7 +290,7 @@ impl Node {
     pub fn on_outcome(
         &mut self,
         order: OrderId,
-        outcome: Result<u64, String>,
+        outcome: Result<u64, OrderFailure>,
         sink: &mut Vec<NodeEffect>,
     ) {
         self.finish(order, outcome, sink);
@@ -305,7 +306,12 @@ impl Node {
         self.ledger.iter().any(|entry| entry.outcome.is_none())
     }
 
-    fn finish(&mut self, id: OrderId, outcome: Result<u64, String>, sink: &mut Vec<NodeEffect>) {
+    fn finish(
+        &mut self,
+        id: OrderId,
+        outcome: Result<u64, OrderFailure>,
+        sink: &mut Vec<NodeEffect>,
+    ) {
         let running = |entry: &&mut Entry| entry.order.id == id && entry.outcome.is_none();
         if let Some(entry) = self.ledger.iter_mut().find(running) {
             entry.outcome = Some(outcome.clone());
@@ -329,10 +335,10 @@ impl Node {
     }
 
     /// Whether an order is done; `None`: not yet.
-    fn judge(&self, order: &ViewOrder) -> Option<Result<u64, String>> {
+    fn judge(&self, order: &ViewOrder) -> Option<Result<u64, OrderFailure>> {
         let (group, version) = (order.view.group, order.view.version);
         if let Some(newer) = self.newest(group).filter(|newer| *newer > version) {
-            return Some(Err(format!("superseded by view {newer}")));
+            return Some(Err(format!("superseded by view {newer}").into()));
         }
         let here = |shard: &Vec<ReplicaReport>| {
             shard.iter().find(|r| r.group == group && r.view == version).copied()
@@ -343,7 +349,8 @@ impl Node {
         if is_update(order.purpose)
             && let Some(shard) = reports.iter().position(failed)
         {
-            return Some(Err(format!("shard {shard}: the candidate was lost before it had all")));
+            let words = format!("shard {shard}: the candidate was lost before it had all");
+            return Some(Err(words.into()));
         }
         let done = |r: &Option<ReplicaReport>| r.is_some_and(|r| is_done(order.purpose, &r));
         let mut shards = reports.iter();
@@ -381,6 +388,6 @@ fn is_done(purpose: ViewPurpose, report: &ReplicaReport) -> bool {
     }
 }
 
-fn report(order: &Order, outcome: Result<u64, String>) -> NodeEffect {
+fn report(order: &Order, outcome: Result<u64, OrderFailure>) -> NodeEffect {
     NodeEffect::Report(Report { id: order.id, view: order.view_version(), outcome })
 }

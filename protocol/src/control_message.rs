@@ -26,7 +26,7 @@ use crate::ids::{
     ViewVersion,
 };
 use crate::key::Seal;
-use crate::limits::MAX_HEARTBEAT_REPLICAS;
+use crate::limits::{MAX_DUMP_DIRECTORY_BYTES, MAX_HEARTBEAT_REPLICAS};
 use crate::map::{Map, read_address, read_epoch, write_address, write_epoch};
 use crate::view::{View, read_member, read_view, write_member, write_view};
 
@@ -76,6 +76,8 @@ pub mod opcode {
     pub const EXITED: u8 = 0x9e;
     /// How an order ended.
     pub const REPORT: u8 = 0x9f;
+    /// The directory of the dumps that are ordered next.
+    pub const DUMP_TO: u8 = 0xa0;
 }
 
 /// A server says where it listens.
@@ -317,8 +319,20 @@ pub struct Heartbeat {
     /// How long a thread of it has been stuck, in milliseconds; 0: none is. Only a process that is the only
     /// holder of a group reports this; another one ends itself.
     pub stood_ms: u32,
+    /// How far its dumps are, by [`DumpedBytes`].
+    pub dumped: DumpedBytes,
     /// Its replicas.
     pub replicas: Vec<ReplicaReport>,
+}
+
+/// Bytes of keys and values in the two dumps of a server: of the attempt under way, or of the last one. Zero
+/// again when an attempt begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DumpedBytes {
+    /// Of the primary table.
+    pub primary: u64,
+    /// Of the secondary table.
+    pub secondary: u64,
 }
 
 impl Heartbeat {
@@ -330,6 +344,8 @@ impl Heartbeat {
         body.put_u64(self.requests);
         body.put_u64(self.refused);
         body.put_u32(self.stood_ms);
+        body.put_u64(self.dumped.primary);
+        body.put_u64(self.dumped.secondary);
         body.put_u16(length_u16(self.replicas.len(), "heartbeat"));
         for replica in &self.replicas {
             body.put_u16(replica.group.0);
@@ -357,6 +373,10 @@ impl Heartbeat {
         let requests = reader.u64("request count")?;
         let refused = reader.u64("refused count")?;
         let stood_ms = reader.u32("time stood")?;
+        let dumped = DumpedBytes {
+            primary: reader.u64("bytes dumped of the primary table")?,
+            secondary: reader.u64("bytes dumped of the secondary table")?,
+        };
         let count = reader.u16("replica count")?;
         if usize::from(count) > MAX_HEARTBEAT_REPLICAS {
             return Err(DecodeError::BadValue { field: "replica count", value: count.into() });
@@ -394,6 +414,7 @@ impl Heartbeat {
             requests,
             refused,
             stood_ms,
+            dumped,
             replicas,
         })
     }
@@ -760,8 +781,50 @@ pub struct Report {
     pub id: OrderId,
     /// The view that the order carried; 0 for the others.
     pub view: ViewVersion,
-    /// The entries concerned (dumps) or the reason of the failure in words.
-    pub outcome: Result<u64, String>,
+    /// The entries concerned (dumps), or the failure.
+    pub outcome: Result<u64, OrderFailure>,
+}
+
+/// Why an order was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderFailure {
+    /// The reason, for people.
+    pub reason: String,
+    /// A dump was ordered of a table of which this server holds no full copy: nothing is lost without it,
+    /// and trying again changes nothing.
+    pub is_no_copy: bool,
+}
+
+impl From<String> for OrderFailure {
+    fn from(reason: String) -> OrderFailure {
+        OrderFailure { reason, is_no_copy: false }
+    }
+}
+
+/// Appends a DUMP-TO: dumps that are ordered after it go to this directory of the server's host.
+pub fn write_dump_directory(output: &mut Vec<u8>, directory: &str) {
+    write_frame(output, Checksum::Crc32c, opcode::DUMP_TO, |body| {
+        body.put_bytes(directory.as_bytes());
+    });
+}
+
+/// Takes the directory from the body of a DUMP-TO.
+///
+/// # Errors
+/// It is no absolute path in UTF-8 of at most [`MAX_DUMP_DIRECTORY_BYTES`].
+pub fn read_dump_directory(body: &[u8]) -> Result<String, DecodeError> {
+    let bad = |value: usize| DecodeError::BadValue {
+        field: "dump directory",
+        value: u64::try_from(value).unwrap_or(u64::MAX),
+    };
+    if body.len() > MAX_DUMP_DIRECTORY_BYTES {
+        return Err(bad(body.len()));
+    }
+    let text = std::str::from_utf8(body).map_err(|error| bad(error.valid_up_to()))?;
+    if !text.starts_with('/') || text.contains('\0') {
+        return Err(bad(body.len()));
+    }
+    Ok(text.to_owned())
 }
 
 impl Report {
@@ -775,9 +838,9 @@ impl Report {
                     body.put_u8(0);
                     body.put_u64(*entries);
                 }
-                Err(reason) => {
-                    body.put_u8(1);
-                    body.put_bytes(reason.as_bytes());
+                Err(failure) => {
+                    body.put_u8(if failure.is_no_copy { 2 } else { 1 });
+                    body.put_bytes(failure.reason.as_bytes());
                 }
             }
         });
@@ -790,7 +853,10 @@ impl Report {
         let view = ViewVersion(reader.u64("view version")?);
         let outcome = match reader.u8("outcome")? {
             0 => Ok(reader.u64("entries")?),
-            1 => Err(String::from_utf8_lossy(reader.remainder()).into_owned()),
+            code @ (1 | 2) => Err(OrderFailure {
+                reason: String::from_utf8_lossy(reader.remainder()).into_owned(),
+                is_no_copy: code == 2,
+            }),
             other => return Err(DecodeError::BadValue { field: "outcome", value: other.into() }),
         };
         reader.finish()?;

@@ -36,6 +36,9 @@ pub const MAX_PEER_BODY: usize = BATCH_TARGET_BYTES + MAX_KEY_BYTES + FRAGMENT_B
 /// Longest body of a frame between coordinator and server.
 pub const MAX_CONTROL_BODY: usize = 256 << 10;
 
+/// Longest path of a directory that dumps are sent to: PATH_MAX of Linux.
+pub const MAX_DUMP_DIRECTORY_BYTES: usize = 4_096;
+
 // --- The cluster ---------------------------------------------------------------------------------
 
 /// Fewest servers: each needs a primary and a secondary other than itself, and these two must differ.

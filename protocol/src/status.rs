@@ -150,6 +150,8 @@ pub enum AlarmKind {
     StateAtRisk,
     /// A part of a server is stuck, and the server lives on as the only holder of a group.
     Stuck,
+    /// An orderly stop waits for a server that is silent, or makes no progress.
+    StopWaits,
     /// One that a later version knows.
     #[serde(other)]
     Other,

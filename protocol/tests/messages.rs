@@ -266,7 +266,9 @@ proptest! {
         };
         let heartbeat = Heartbeat {
             incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
-            requests: numbers[1], refused: numbers[2], stood_ms: 9, replicas: (0..replicas).map(replica).collect(),
+            requests: numbers[1], refused: numbers[2], stood_ms: 9,
+            dumped: DumpedBytes { primary: numbers[3], secondary: numbers[4] },
+            replicas: (0..replicas).map(replica).collect(),
         };
         let bytes = written(|b| started.write(&SEAL, b));
         let (opcode, body) = only_frame(&bytes, &CONTROL);
@@ -302,7 +304,10 @@ proptest! {
         let bytes = written(|b| order.write(b));
         let (opcode, body) = only_frame(&bytes, &CONTROL);
         prop_assert_eq!(Order::read(opcode, body), Ok(order));
-        for outcome in [Ok(numbers[1]), Err(reason)] {
+        let failures = [false, true].map(|is_no_copy| {
+            Err(OrderFailure { reason: reason.clone(), is_no_copy })
+        });
+        for outcome in [Ok(numbers[1])].into_iter().chain(failures) {
             let report = Report { id: OrderId(numbers[0]), view: view.version, outcome };
             let bytes = written(|b| report.write(b));
             prop_assert_eq!(Report::read(only_frame(&bytes, &CONTROL).1), Ok(report));
@@ -544,10 +549,29 @@ fn the_largest_legal_messages_fit_their_frames() {
         requests: 0,
         refused: 0,
         stood_ms: 0,
+        dumped: DumpedBytes::default(),
         replicas: vec![replica; MAX_HEARTBEAT_REPLICAS],
     });
     let bytes = written(|b| heartbeat.write(b));
     assert!(split_frame(&bytes, &CONTROL).unwrap().is_some(), "{} bytes", bytes.len());
+}
+
+#[test]
+fn a_dump_directory_is_an_absolute_path_and_nothing_else() {
+    let written = |path: &str| written(|b| write_dump_directory(b, path));
+    let read = |bytes: &[u8]| {
+        let (opcode, body) = only_frame(bytes, &CONTROL);
+        assert_eq!(opcode, control::opcode::DUMP_TO);
+        read_dump_directory(body)
+    };
+    let longest = format!("/{}", "d".repeat(MAX_DUMP_DIRECTORY_BYTES - 1));
+    for path in ["/", "/mnt/dumps of today", &longest] {
+        assert_eq!(read(&written(path)).as_deref(), Ok(path));
+    }
+    for wrong in ["", "relative", "/with\0nul", &format!("{longest}d")] {
+        assert!(read(&written(wrong)).is_err(), "{wrong:?}");
+    }
+    assert!(read_dump_directory(b"/\xff").is_err());
 }
 
 #[test]

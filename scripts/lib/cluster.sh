@@ -155,6 +155,13 @@ end_leftovers() {
         before=$now
         sleep 0.1
     done
-    ((${#leftovers[@]} == 0)) || kill -KILL "${leftovers[@]}" 2>/dev/null || true
+    ((${#leftovers[@]} > 0)) || return 1
+    # A server that cannot dump keeps its tables in memory: only whoever says --force gives them up.
+    if [[ ${force-} ]]; then
+        kill -KILL "${leftovers[@]}" 2>/dev/null || true
+    else
+        say "still there, with tables that are not dumped: pid ${leftovers[*]}; their logs in $dir say why." \
+            "They dump and end when that is mended; 'kill -KILL' gives their tables up"
+    fi
     return 1
 }

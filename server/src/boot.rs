@@ -106,6 +106,8 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     // Only now: a server that finds its ports taken, or cannot load, has no claim to the files here.
     dump::set_aside(&directory, identity.me.server);
     let node = Node::new(identity, board, map, shards, directory);
+    node.reserve_for_dumps()
+        .map_err(|error| Fatal::System { doing: "reserve descriptors for dumps", error })?;
     let for_control = Arc::clone(&node);
     start_thread("control", move || control::run(&for_control, &link))?;
     let for_samples = Arc::clone(&node.board);

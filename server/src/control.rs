@@ -268,6 +268,7 @@ fn heartbeat(node: &Node) -> Heartbeat {
         requests: counters.requests,
         refused: counters.refused,
         stood_ms: node.board.stood_ms(),
+        dumped: node.dumped(),
         replicas,
     }
 }

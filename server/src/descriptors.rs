@@ -8,6 +8,9 @@
 //!
 //! Whatever strangers and clients do, an orderly stop must find descriptors for its dumps.
 
+use std::fs::File;
+use std::io;
+
 use kv_protocol::limits::{MAX_CLIENT_CONNECTIONS, MAX_PEER_CONNECTIONS};
 
 use crate::fatal::Fatal;
@@ -74,6 +77,31 @@ impl ConnectionBounds {
     }
 }
 
+/// Descriptors that one dump needs at a time: its file, and its directory.
+const DUMP_DESCRIPTORS: usize = 2;
+
+/// Descriptors that are kept open so that a dump can have them, even where another process has taken the last of
+/// the system.
+#[derive(Debug, Default)]
+pub(crate) struct DumpReserve {
+    kept: Vec<File>,
+}
+
+impl DumpReserve {
+    /// Opens what is missing, as far as that is possible now.
+    pub(crate) fn fill(&mut self) -> io::Result<()> {
+        while self.kept.len() < DUMP_DESCRIPTORS {
+            self.kept.push(File::open("/dev/null")?);
+        }
+        Ok(())
+    }
+
+    /// Closes them, for a dump that begins.
+    pub(crate) fn release(&mut self) {
+        self.kept.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +128,17 @@ mod tests {
                 let room = bounds.peers - bounds.silent_peers;
                 assert!(room as u64 >= PEERS_PER_SHARD * u64::from(shards), "{limit}: {bounds:?}");
             }
+        }
+    }
+
+    #[test]
+    fn the_reserve_of_a_dump_is_given_and_taken_back() {
+        let mut reserve = DumpReserve::default();
+        for _ in 0..3 {
+            reserve.fill().unwrap();
+            assert_eq!(reserve.kept.len(), DUMP_DESCRIPTORS);
+            reserve.release();
+            assert!(reserve.kept.is_empty());
         }
     }
 

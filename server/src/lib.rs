@@ -24,6 +24,7 @@ mod executor;
 mod fatal;
 mod key_file;
 mod known_map;
+mod leaving;
 mod load;
 mod log;
 mod log_limit;

@@ -1,7 +1,8 @@
 //! The process as a whole: whom it obeys, and what takes its time, by order or by signal: drain and
 //! dump. Runs on plain threads; the executors are spoken to by mailbox.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,13 +11,14 @@ use kv_core::dump::DumpOrigin;
 use kv_core::node::{HelloRefused, NodeConfig, NodeEffect};
 use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::control_message::{OrdersHello, Report};
-use kv_protocol::ids::{ClusterId, ClusterKey, Epoch, Member, Time};
+use kv_protocol::control_message::{DumpedBytes, OrderFailure, OrdersHello, Report};
+use kv_protocol::ids::{ClusterId, ClusterKey, Epoch, GroupId, Member, ServerId, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
 
 use crate::clock;
+use crate::descriptors::DumpReserve;
 use crate::dump::{self, DumpFileError, Wanted};
 use crate::known_map::{KnownMap, MapRefused};
 use crate::mailbox;
@@ -47,12 +49,20 @@ pub(crate) struct Node {
     /// The newest map that the coordinator gave.
     pub(crate) map: Arc<KnownMap>,
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
-    /// Where the dumps go.
-    pub(crate) directory: PathBuf,
+    /// Where the dumps go unless [`Node::dump_to`] says otherwise, and its path at the start: a directory that was
+    /// deleted may be made again there.
+    directory: PathBuf,
+    absolute_directory: Option<PathBuf>,
+    /// Where the coordinator wants the dumps, and whether dumps of an earlier run were set aside there.
+    dump_to: Mutex<Option<DumpTo>>,
+    /// Bytes of keys and values in the dump of each role: of the attempt under way, or of the last one.
+    written: [AtomicU64; 2],
+    /// By role: since when its dump fails.
+    failing: Mutex<[Option<Time>; 2]>,
     /// Whom it obeys, and how far each order is.
     machine: Mutex<kv_core::node::Node>,
     /// Two dumps of one table must not write to one file at the same time.
-    dumping: Mutex<()>,
+    dumping: Mutex<DumpReserve>,
     running: AtomicUsize,
     /// When an order last began or ended, in nanoseconds of the boot clock.
     last_order: AtomicU64,
@@ -84,7 +94,11 @@ impl Node {
             board,
             map,
             shards,
+            absolute_directory: std::path::absolute(&directory).ok(),
             directory,
+            dump_to: Mutex::default(),
+            written: Default::default(),
+            failing: Mutex::default(),
             machine: Mutex::new(machine),
             dumping: Mutex::default(),
             running: AtomicUsize::new(0),
@@ -95,14 +109,24 @@ impl Node {
         })
     }
 
-    /// Carries out an order that takes its time, to its end; the entries concerned, or what went
-    /// wrong in words.
-    pub(crate) fn carry_out(&self, work: Work) -> Result<u64, String> {
+    /// Opens what a dump will need.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub(crate) fn reserve_for_dumps(&self) -> io::Result<()> {
+        lock(&self.dumping).fill()
+    }
+
+    /// Carries out an order that takes its time, to its end; the entries concerned, or the failure.
+    pub(crate) fn carry_out(&self, work: Work) -> Result<u64, OrderFailure> {
         self.running.fetch_add(1, Ordering::Relaxed);
         self.note_order();
         let outcome = match work {
-            Work::Drain => self.drain(DRAIN_DEADLINE),
-            Work::Dump(role) => self.dump(role).map_err(|error| error.to_string()),
+            Work::Drain => self.drain(DRAIN_DEADLINE).map_err(OrderFailure::from),
+            Work::Dump(role) => self.dump(role).map_err(|error| OrderFailure {
+                is_no_copy: error.is_no_copy(),
+                reason: error.to_string(),
+            }),
         };
         self.note_order();
         self.running.fetch_sub(1, Ordering::Relaxed);
@@ -135,31 +159,88 @@ impl Node {
 
     /// Writes the dump of a role; returns how many entries it holds.
     pub(crate) fn dump(&self, role: ReplicaRole) -> Result<u64, DumpFileError> {
-        let _alone = lock(&self.dumping);
+        let mut reserve = lock(&self.dumping);
+        reserve.release();
         let start = Instant::now();
-        let identity = self.identity();
         let origin = DumpOrigin {
             cluster: self.cluster,
             writer: self.me,
-            group: identity.group_of(role),
+            group: self.group_of(role),
             shards: self.placement.shards(),
         };
-        let written = dump::write(&self.directory, &Wanted { origin, role }, &self.shards);
+        let result = self.write_dump(&Wanted { origin, role });
         let name = dump::file_name(self.me.server, role);
-        match &written {
-            Ok(entries) => {
-                tracing::info!("wrote {name}: {entries} entries in {:?}", start.elapsed());
+        let failing = &mut lock(&self.failing)[place_of(role)];
+        match &result {
+            Ok((directory, entries)) => {
+                *failing = None;
+                let (directory, took) = (directory.display(), start.elapsed());
+                tracing::info!(
+                    "wrote {name}: {entries} entries in {took:?}, directory {directory}"
+                );
             }
-            Err(error) => tracing::error!("{error}"),
+            Err(error) if error.is_no_copy() => {
+                *failing = None;
+                tracing::info!("no {name}: {error}");
+            }
+            Err(error) => {
+                failing.get_or_insert_with(clock::now);
+                tracing::error!("{error}; the table stays in memory");
+            }
         }
-        written
+        // What cannot be reserved again now may be there when it is needed.
+        let _ = reserve.fill();
+        result.map(|(_, entries)| entries)
     }
 
-    fn identity(&self) -> Identity {
+    /// Writes a dump to the directory that is wanted; which that is, and how many entries it holds.
+    fn write_dump(&self, wanted: &Wanted) -> Result<(PathBuf, u64), DumpFileError> {
+        let written = &self.written[place_of(wanted.role)];
+        let write = |directory: &Path| {
+            let entries = dump::write(directory, wanted, &self.shards, written)?;
+            Ok((directory.to_owned(), entries))
+        };
+        if let Some(to) = &mut *lock(&self.dump_to) {
+            to.prepare(self.me.server)?;
+            return write(&to.directory);
+        }
+        match (write(&self.directory), &self.absolute_directory) {
+            (Err(error), Some(path)) if error.is_not_found() => write(path),
+            (result, _) => result,
+        }
+    }
+
+    /// Sends the dumps that follow to this directory.
+    pub(crate) fn dump_to(&self, directory: PathBuf) {
+        let mut dump_to = lock(&self.dump_to);
+        if dump_to.as_ref().is_none_or(|known| known.directory != directory) {
+            tracing::info!("dumps go to {} from now on", directory.display());
+            *dump_to = Some(DumpTo { directory, is_prepared: false });
+        }
+    }
+
+    /// Bytes of keys and values in the dumps.
+    pub(crate) fn dumped(&self) -> DumpedBytes {
+        let [primary, secondary] = [&self.written[0], &self.written[1]];
+        DumpedBytes {
+            primary: primary.load(Ordering::Relaxed),
+            secondary: secondary.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The dumps that have failed and are not complete, and since when.
+    pub(crate) fn failing_dumps(&self) -> Vec<(ReplicaRole, Time)> {
+        let failing = *lock(&self.failing);
+        let roles = [ReplicaRole::Primary, ReplicaRole::Secondary];
+        roles.into_iter().zip(failing).filter_map(|(role, since)| Some((role, since?))).collect()
+    }
+
+    /// The group whose table of this role is at home here.
+    pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
         let shard = kv_protocol::ids::ShardId(0);
         let (cluster, key, me) = (self.cluster, self.key, self.me);
         let Node { placement, failure_timeout, .. } = *self;
-        Identity { cluster, key, me, shard, placement, failure_timeout }
+        Identity { cluster, key, me, shard, placement, failure_timeout }.group_of(role)
     }
 
     // --- The coordinator ---------------------------------------------------------------------
@@ -229,12 +310,36 @@ impl Node {
         self.last_order.store(clock::now().nanos, Ordering::Relaxed);
     }
 
-    /// How long no order was carried out; zero while one is.
-    pub(crate) fn quiet_for(&self, now: Time) -> Duration {
-        if self.running.load(Ordering::Relaxed) > 0 {
-            return Duration::ZERO;
+    /// When an order last began or ended; `None` while one is carried out.
+    pub(crate) fn last_order(&self) -> Option<Time> {
+        let is_running = self.running.load(Ordering::Relaxed) > 0;
+        (!is_running).then(|| Time::from_nanos(self.last_order.load(Ordering::Relaxed)))
+    }
+}
+
+fn place_of(role: ReplicaRole) -> usize {
+    match role {
+        ReplicaRole::Primary => 0,
+        ReplicaRole::Secondary => 1,
+    }
+}
+
+/// A directory that the coordinator has named for the dumps.
+#[derive(Debug)]
+struct DumpTo {
+    directory: PathBuf,
+    is_prepared: bool,
+}
+
+impl DumpTo {
+    /// Makes the directory if it does not exist, and sets dumps of an earlier run aside, once.
+    fn prepare(&mut self, server: ServerId) -> Result<(), DumpFileError> {
+        if !self.is_prepared {
+            dump::make_directory(&self.directory)?;
+            dump::set_aside(&self.directory, server);
+            self.is_prepared = true;
         }
-        now.since(Time::from_nanos(self.last_order.load(Ordering::Relaxed)))
+        Ok(())
     }
 }
 
@@ -244,7 +349,7 @@ mod tests {
     use crate::descriptors::ConnectionBounds;
     use crate::service::Counters;
     use crate::stats::Condition;
-    use kv_protocol::ids::{Incarnation, ServerId, ShardId};
+    use kv_protocol::ids::{Incarnation, ShardId};
 
     const SHARDS: u16 = 2;
     type Inboxes = Vec<mailbox::Receiver<ShardMessage>>;

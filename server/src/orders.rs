@@ -5,7 +5,7 @@
 //!                                                        ORDERS-HELLO: cluster, epoch, incarnation
 //!                                                          | not ours: REFUSED with the reason
 //!   orders -> kv_core::node -> views, probes, proofs: told to every shard's mailbox
-//!                              drains, dumps: a thread carries them out
+//!                              drains, dumps: a thread for each carries them out
 //!   board, replies, outcomes -> kv_core::node -> reports, to whoever is connected then
 //! ```
 
@@ -16,9 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use kv_core::node::NodeEffect;
+use kv_core::node::{MAX_RUNNING, NodeEffect};
 use kv_protocol::control_message::{
-    Admission, Order, OrdersHello, Report, opcode, write_orders_welcome,
+    Admission, Order, OrderFailure, OrdersHello, Report, opcode, read_dump_directory,
+    write_orders_welcome,
 };
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
@@ -53,7 +54,37 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Done {
     epoch: Epoch,
     id: OrderId,
-    outcome: Result<u64, String>,
+    outcome: Result<u64, OrderFailure>,
+}
+
+/// An order for a thread that waits for such.
+#[derive(Debug)]
+struct Job {
+    epoch: Epoch,
+    id: OrderId,
+    work: Work,
+}
+
+/// A thread that carries out orders one after the other. It is started at the boot: when the cluster is
+/// stopped, the system may have no thread left to give.
+fn start_worker(
+    name: &'static str,
+    node: &Arc<Node>,
+    done_to: &Sender<Done>,
+    bell: &Arc<OwnedFd>,
+) -> Result<Sender<Job>, Fatal> {
+    let (jobs_to, jobs) = bounded::<Job>(MAX_RUNNING);
+    let (node, done_to, bell) = (Arc::clone(node), done_to.clone(), Arc::clone(bell));
+    let work = move || {
+        while let Ok(Job { epoch, id, work }) = jobs.recv() {
+            let outcome = node.carry_out(work);
+            // The channel has room for far more orders than may run.
+            let _ = done_to.send(Done { epoch, id, outcome });
+            let _ = rustix::io::write(&bell, &1u64.to_ne_bytes());
+        }
+    };
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    thread.map(|_| jobs_to).map_err(|error| Fatal::System { doing: "start a thread", error })
 }
 
 /// One connection to the orders' port: a machine over bytes.
@@ -95,7 +126,12 @@ impl OrdersLink {
             let taken = match (self.input.next_frame(), self.seal) {
                 (Ok(Some(frame)), _) if self.is_greeted => {
                     self.deadline = Some(now + FRAME_DEADLINE);
-                    take_order(frame).map(|order| orders.push(order))
+                    match frame.opcode {
+                        opcode::DUMP_TO => read_dump_directory(frame.body)
+                            .map(|directory| node.dump_to(directory.into()))
+                            .map_err(|error| error.to_string()),
+                        _ => take_order(frame).map(|order| orders.push(order)),
+                    }
                 }
                 (Ok(Some(frame)), Some(seal)) => judge_hello(node, &seal, frame).map(|()| {
                     self.is_greeted = true;
@@ -168,6 +204,11 @@ pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
     node.board.set_bell(Arc::clone(&bell));
     node.board.orders.own();
     node.board.orders.begin(Activity::Orders);
+    let worker = |name| {
+        let started = start_worker(name, node, &done_to, &bell);
+        started.unwrap_or_else(|fatal| fatal.end_process())
+    };
+    let (drains, dumps) = (worker("drain"), worker("dump"));
     let mut port = OrdersPort {
         node: Arc::clone(node),
         replies: Replies::new(replies_to, Arc::clone(&bell)),
@@ -175,7 +216,8 @@ pub(crate) fn run(node: &Arc<Node>, listener: TcpListener) -> ! {
         listener,
         connections: Vec::new(),
         bell,
-        done_to,
+        drains,
+        dumps,
         done_from,
         accept_log: LogLimit::default(),
         refusal_log: LogLimit::default(),
@@ -193,7 +235,9 @@ struct OrdersPort {
     bell: Arc<OwnedFd>,
     replies: Replies,
     replies_from: Receiver<ShardReply>,
-    done_to: Sender<Done>,
+    /// To the threads that drain and dump.
+    drains: Sender<Job>,
+    dumps: Sender<Job>,
     done_from: Receiver<Done>,
     accept_log: LogLimit,
     refusal_log: LogLimit,
@@ -365,7 +409,9 @@ impl OrdersPort {
                 let name = self.node.report_name(&report);
                 match &report.outcome {
                     Ok(_) => tracing::info!("{name} (order {})", report.id),
-                    Err(reason) => tracing::error!("{name} (order {}): {reason}", report.id),
+                    Err(failure) => {
+                        tracing::error!("{name} (order {}): {}", report.id, failure.reason);
+                    }
                 }
                 self.report(&report);
                 Ok(())
@@ -376,20 +422,15 @@ impl OrdersPort {
         }
     }
 
-    /// Carries out on a thread what takes its time.
+    /// Hands what takes its time to the thread for it. A drain keeps no dump waiting.
     fn start(&mut self, id: OrderId, work: Work) {
-        let (node, done_to) = (Arc::clone(&self.node), self.done_to.clone());
-        let bell = Arc::clone(&self.bell);
-        let epoch = self.node.epoch();
-        let thread = std::thread::Builder::new().name("order".to_owned());
-        let spawned = thread.spawn(move || {
-            let outcome = node.carry_out(work);
-            // The channel has room for far more orders than may run.
-            let _ = done_to.send(Done { epoch, id, outcome });
-            let _ = rustix::io::write(&bell, &1u64.to_ne_bytes());
-        });
-        if let Err(error) = spawned {
-            let outcome = Err(format!("start a thread for the order: {error}"));
+        let jobs = match work {
+            Work::Drain => &self.drains,
+            Work::Dump(_) => &self.dumps,
+        };
+        if jobs.try_send(Job { epoch: self.node.epoch(), id, work }).is_err() {
+            let reason = format!("{MAX_RUNNING} such orders wait already");
+            let outcome = Err(OrderFailure::from(reason));
             let effects = self.node.input(|node, sink| node.on_outcome(id, outcome, sink));
             self.carry_out_all(effects);
         }

@@ -4,7 +4,7 @@
 //! gives no orders, this server drains and dumps by itself:
 //!
 //! ```text
-//!   signal --- COORDINATOR_PATIENCE ---> no order came: drain --- LEAVE_BY ---> dumps, exit
+//!   signal --- COORDINATOR_PATIENCE ---> no order came: drain --- LEAVE_BY ---> dumps, exit (leaving.rs)
 //! ```
 //!
 //! A server that has been without a coordinator for `--orphan-timeout` leaves in the same way.
@@ -13,14 +13,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kv_core::awake::Awake;
 use kv_daemon::signals;
-use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::Time;
 use kv_protocol::limits::DRAIN_DEADLINE;
 
-use crate::dump::DumpFileError;
+use crate::clock;
 use crate::fatal::{self, Fatal};
+use crate::leaving::{self, Leave, Leaver};
 use crate::log_limit::LogLimit;
 use crate::operation::Node;
 use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
@@ -48,10 +49,14 @@ pub(crate) fn block_signals() -> Result<(), Fatal> {
 
 /// Watches for the life of the process.
 pub(crate) fn run(node: &Arc<Node>) -> ! {
-    let mut asked_at: Option<Time> = None;
+    let leaver = Leaver::start(node).unwrap_or_else(|fatal| fatal.end_process());
+    let mut asked: Option<Duration> = None;
     let mut is_leaving = false;
     let mut watchdog = Watchdog::default();
     let mut stalled_log = LogLimit::every(STALLED_LOG_INTERVAL);
+    // While this process is paused, or its machine, no patience runs out.
+    let mut awake = Awake::new(LOOK_INTERVAL * 2);
+    let (mut last_order, mut moved) = (Some(Time::default()), Duration::ZERO);
     loop {
         let signal = wait_for_signal();
         if signal == Some(libc::SIGHUP) {
@@ -59,14 +64,22 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
         }
         let signalled = matches!(signal, Some(libc::SIGTERM | libc::SIGINT));
         let now = clock::now();
-        let is_repeated = signalled && asked_at.is_some();
+        let clock = awake.look(now);
+        let order = node.last_order();
+        if order.is_none() || order != last_order {
+            (last_order, moved) = (order, clock);
+        }
+        let is_repeated = signalled && asked.is_some();
+        if is_repeated && leaving::may_give_up(node, now) {
+            leaving::give_up(node);
+        }
         if signalled && !is_repeated {
-            asked_at = Some(now);
+            asked = Some(clock);
             node.stop();
             tracing::info!("told to stop; asking the coordinator for an orderly stop");
         }
-        if let Some(asked) = asked_at.filter(|_| !is_leaving) {
-            let (waited, quiet) = (now.since(asked), node.quiet_for(now));
+        if let Some(asked) = asked.filter(|_| !is_leaving) {
+            let (waited, quiet) = (clock - asked, clock - moved);
             let why = if is_repeated {
                 Some("a second signal came")
             } else if !node.is_linked() && quiet > LINK_PAUSE {
@@ -76,12 +89,13 @@ pub(crate) fn run(node: &Arc<Node>) -> ! {
             };
             if let Some(why) = why {
                 is_leaving = true;
-                leave(node, LEAVE_BY.saturating_sub(waited), why, ServerExit::Stopped);
+                let patience = LEAVE_BY.saturating_sub(waited);
+                leaver.leave(Leave { patience, why, exit: ServerExit::Stopped });
             }
         } else if node.is_orphaned() && !is_leaving {
             is_leaving = true;
             let why = "no coordinator has come back (--orphan-timeout)";
-            leave(node, LEAVE_BY, why, ServerExit::Orphaned);
+            leaver.leave(Leave { patience: LEAVE_BY, why, exit: ServerExit::Orphaned });
         }
         let stalled = watchdog.look(clock::now(), node.board.pulses());
         judge(node, now, stalled.as_ref(), &mut stalled_log);
@@ -118,29 +132,6 @@ fn wait_for_signal() -> Option<libc::c_int> {
     // SAFETY: both are initialised and live across the call; no details of the signal are asked for.
     let signal = unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) };
     (signal > 0).then_some(signal)
-}
-
-/// Leaves on a thread of its own, so that the watchdog goes on.
-fn leave(node: &Arc<Node>, patience: Duration, why: &'static str, exit: ServerExit) {
-    let on_thread = Arc::clone(node);
-    let thread = std::thread::Builder::new().name("stop".to_owned());
-    if let Err(error) = thread.spawn(move || stop_alone(&on_thread, patience, why, exit)) {
-        tracing::warn!("start a thread for the stop: {error}");
-        stop_alone(node, patience, why, exit);
-    }
-}
-
-/// Drains, at most for `patience`, and dumps without the coordinator, and ends the process.
-fn stop_alone(node: &Node, patience: Duration, why: &str, exit: ServerExit) -> ! {
-    tracing::warn!("stopping without the coordinator's orders: {why}");
-    if let Err(reason) = node.drain(patience) {
-        tracing::warn!("drain: {reason}");
-    }
-    let dumps = [ReplicaRole::Primary, ReplicaRole::Secondary].map(|role| node.dump(role));
-    // What is no full copy is no dump, and nothing is lost with it here.
-    let is_whole =
-        dumps.iter().all(|dump| matches!(dump, Ok(_) | Err(DumpFileError::NoFullCopy(_))));
-    fatal::end(if is_whole { exit } else { ServerExit::NotDumped })
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ pub struct Coordinator {
     pub disk_full_until: u64,
     /// Until when it does nothing.
     pub paused_until: u64,
+    /// For how long it did nothing so far, the pause that lasts included.
+    pub slept: u64,
     /// Connections for heartbeats: who speaks there.
     pub links: BTreeMap<ConnectionNumber, (LinkId, Option<ServerId>)>,
     next_link: u64,
@@ -65,6 +67,7 @@ impl Coordinator {
             is_doomed: false,
             disk_full_until: 0,
             paused_until: 0,
+            slept: 0,
             links: BTreeMap::new(),
             next_link: 0,
             orders: BTreeMap::new(),

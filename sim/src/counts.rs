@@ -49,6 +49,10 @@ pub struct Counts {
     pub restored: u64,
     /// As above.
     pub lost_by_restore: u64,
+    /// Dumps that have failed, and suspends in a stop.
+    pub failed_dumps: u64,
+    /// As above.
+    pub stop_suspends: u64,
     /// Faults that struck while a write was in flight in a group that they hit.
     pub with_write_in_flight: u64,
 }
@@ -91,6 +95,8 @@ impl Counts {
         self.copies_compared += other.copies_compared;
         self.restored += other.restored;
         self.lost_by_restore += other.lost_by_restore;
+        self.failed_dumps += other.failed_dumps;
+        self.stop_suspends += other.stop_suspends;
         self.with_write_in_flight += other.with_write_in_flight;
         for (kind, steps) in &other.faults {
             let sums = self.faults.entry(kind).or_default();
@@ -112,6 +118,8 @@ impl Counts {
         least("faults".to_owned(), self.all_faults(), FAULTS);
         least("comparisons of two digests".to_owned(), self.digests_compared, 1);
         least("comparisons of two copies in full".to_owned(), self.copies_compared, 1);
+        least("dumps that failed".to_owned(), self.failed_dumps, 1);
+        least("suspends in a stop".to_owned(), self.stop_suspends, 1);
         let share = 100 * self.with_write_in_flight / self.all_faults().max(1);
         least("% of the faults with a write in flight".to_owned(), share, PERCENT_WITH_WRITE);
         for kind in KINDS {
@@ -158,7 +166,10 @@ impl Counts {
             "copies compared: {} times by digest, {} times in full\n",
             self.digests_compared, self.copies_compared
         );
-        text += &format!("{} restores, {} groups LOST\n", self.restored, self.lost_by_restore);
+        text += &format!(
+            "{} restores, {} groups LOST; {} dumps failed, {} suspends in a stop\n",
+            self.restored, self.lost_by_restore, self.failed_dumps, self.stop_suspends
+        );
         let faults = self.all_faults();
         let share = 100.0 * self.with_write_in_flight as f64 / faults.max(1) as f64;
         text += &format!("{faults} faults, {share:.1} % of them with a write in flight\n\n");
@@ -190,6 +201,7 @@ mod tests {
         }
         counts.with_write_in_flight = counts.all_faults();
         (counts.digests_compared, counts.copies_compared) = (1, 1);
+        (counts.failed_dumps, counts.stop_suspends) = (1, 1);
         assert_eq!(counts.missing(), [""; 0]);
         counts.faults.get_mut("crash").unwrap()[2] = 999;
         assert_eq!(counts.missing(), ["999 times crash in step 2, 1000 are asked for"]);

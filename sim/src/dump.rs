@@ -8,6 +8,7 @@
 use kv_core::dump::{Dump, DumpOrigin, DumpRecord, DumpWriter, DumpedShard};
 use kv_core::replica::{NoFullCopy, Replica};
 use kv_core::table::{WalkBudget, WalkCursor};
+use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{OrderId, SequenceNumber, ShardId, Time};
 
@@ -60,6 +61,8 @@ impl Part {
 pub struct Job {
     /// Who gave the order; nobody where the process leaves alone.
     pub order: Option<OrderId>,
+    /// Whose table, by home.
+    pub role: ReplicaRole,
     origin: DumpOrigin,
     writer: DumpWriter,
     text: Vec<u8>,
@@ -68,10 +71,10 @@ pub struct Job {
 
 impl Job {
     /// Begins.
-    pub fn new(origin: DumpOrigin, order: Option<OrderId>) -> Job {
+    pub fn new(origin: DumpOrigin, role: ReplicaRole, order: Option<OrderId>) -> Job {
         let mut text = Vec::new();
         let writer = DumpWriter::begin(&origin, &mut text);
-        Job { order, origin, writer, text, contents: Vec::new() }
+        Job { order, role, origin, writer, text, contents: Vec::new() }
     }
 
     /// What it is of.

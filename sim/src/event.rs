@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use kv_core::cluster::KillReason;
 use kv_protocol::Member;
+use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::{GroupId, OrderId};
 
 use crate::nemesis::Kind;
@@ -84,6 +85,14 @@ pub enum Happening {
     LookAtDrain(usize, OrderId, u64),
     /// A dump of this number is on the disk of its process's host.
     DumpWritten(usize, u64),
+    /// The coordinator's order to dump has failed at a process.
+    DumpFailed(usize, OrderId),
+    /// A process that leaves alone tries a dump again.
+    DumpAgain(usize, ReplicaRole),
+    /// Everybody is suspended, in a stop.
+    Suspend,
+    /// The operator insists on the end of a stop.
+    Force,
     /// The operator stops the cluster.
     Stop,
     /// The coordinator of this term has seen the stop to its end.

@@ -29,6 +29,7 @@
 //! |  | and a slow server costs no other its place | [`slow_are_spared`] |
 //! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
 //! | 22 | a stream is whole | [`streams_are_whole`] |
+//! | 26 | a stop drops nothing that is not dumped | [`dumped_before_end`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -42,6 +43,7 @@ pub mod acked_is_held;
 pub mod copies_agree;
 pub mod copy_is_equal;
 pub mod dead_are_not_waited_for;
+pub mod dumped_before_end;
 pub mod holders_are_spared;
 pub mod home_again;
 pub mod keys_are_at_home;

@@ -16,8 +16,8 @@ use kv_core::node::NodeEffect;
 use kv_protocol::ClusterKey;
 use kv_protocol::client_message::{Answer, Hello, opcode as client_opcode};
 use kv_protocol::control_message::{
-    Admission, Heartbeat, Order, OrdersHello, Report, ServerMessage, Started, opcode,
-    write_orders_welcome,
+    Admission, DumpedBytes, Heartbeat, Order, OrderFailure, OrdersHello, Report, ServerMessage,
+    Started, opcode, write_orders_welcome,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClusterId, Epoch, GroupId, Member, OrderId, ServerId, ShardId, Time};
@@ -150,6 +150,10 @@ pub struct World {
     pub workload: Workload,
     /// Whoever stops and restores the cluster, and the dumps that he has.
     pub operator: Operator,
+    /// By place: until when the disk of the host is full.
+    pub full_until: Vec<u64>,
+    /// When the coordinator last took a heartbeat of a process, in nanoseconds for which it was awake.
+    pub heard_at: BTreeMap<Member, u64>,
     /// Faults.
     pub nemesis: Nemesis,
     /// The promises.
@@ -216,6 +220,8 @@ impl World {
             inputs: BTreeMap::new(),
             workload: Workload::new(),
             operator: Operator::default(),
+            full_until: vec![0; usize::from(config.servers)],
+            heard_at: BTreeMap::new(),
             nemesis: Nemesis::default(),
             checks: Checks::default(),
             trace: Trace::default(),
@@ -297,6 +303,12 @@ impl World {
     /// The name of the cluster of this time.
     pub fn cluster(&self) -> ClusterId {
         self.coordinator.shape().cluster
+    }
+
+    /// For how long the coordinator was awake so far, in nanoseconds of true time.
+    pub fn coordinator_awake(&self) -> u64 {
+        let asleep = self.coordinator.paused_until.saturating_sub(self.now);
+        (self.now + asleep).saturating_sub(self.coordinator.slept)
     }
 
     /// The coordinator's host.

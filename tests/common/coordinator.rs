@@ -87,6 +87,10 @@ impl Lone {
         self.listener = None;
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits for the server's end; its exit code.
     #[track_caller]
     pub(crate) fn await_end(&mut self) -> Option<i32> {

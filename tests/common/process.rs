@@ -133,7 +133,7 @@ pub(crate) fn limit_descriptors(pid: u32, most: u64) {
     prlimit(Some(named(pid)), Resource::Nofile, limit).expect("limit another process");
 }
 
-/// Lets another process write no file beyond this size; `None`: any size again.
+/// Lets no file of another process grow beyond so many bytes, as a full disk does; `None`: without a bound.
 pub(crate) fn limit_file_size(pid: u32, most: Option<u64>) {
     use rustix::process::{Resource, Rlimit, prlimit};
     let limit = Rlimit { current: most, maximum: None };

@@ -1,6 +1,8 @@
 //! What all servers do at the same time, each by itself: load the dumps of a restore, or write those of a
 //! stop. Which of them are done is known, and how large what they have is.
 
+use kv_core::cluster::DumpProgress;
+
 use super::{percent_of_bytes, with_bar};
 use crate::driver::Driver;
 use crate::units;
@@ -9,28 +11,52 @@ use crate::units;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct All {
     what: &'static str,
-    /// By server: whether it is done, and how many bytes it has to go through.
-    servers: Vec<(bool, u64)>,
+    servers: Vec<Part>,
+}
+
+/// How far one server is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Part {
+    is_done: bool,
+    /// What it tries has failed, and is tried again.
+    is_failing: bool,
+    bytes: u64,
+    of_bytes: u64,
 }
 
 impl All {
     /// What they do now, if it is that.
     pub(super) fn now(driver: &Driver) -> Option<All> {
-        let loading = driver.loading().map(|servers| All { what: "loading", servers });
-        let dumping = || driver.cluster().dumping();
-        loading.or_else(|| dumping().map(|servers| All { what: "dumping", servers }))
+        let loading = driver.loading().map(|servers| {
+            let part = |(is_done, of_bytes)| {
+                let bytes = if is_done { of_bytes } else { 0 };
+                Part { is_done, is_failing: false, bytes, of_bytes }
+            };
+            All { what: "loading", servers: servers.into_iter().map(part).collect() }
+        });
+        loading.or_else(|| {
+            let servers = driver.cluster().dumping()?;
+            let part = |server: DumpProgress| Part {
+                is_done: server.is_done,
+                is_failing: server.is_failing,
+                bytes: server.bytes,
+                of_bytes: server.of_bytes,
+            };
+            Some(All { what: "dumping", servers: servers.into_iter().map(part).collect() })
+        })
     }
 
-    fn sum(&self, counts: impl Fn(bool) -> bool) -> u64 {
-        self.servers.iter().filter(|(done, _)| counts(*done)).map(|(_, bytes)| bytes).sum()
+    fn sum(&self, bytes: fn(&Part) -> u64) -> u64 {
+        self.servers.iter().map(bytes).fold(0, u64::saturating_add)
     }
 
     fn percent(&self) -> u64 {
-        percent_of_bytes(self.sum(|done| done), self.sum(|_| true), self.done(), self.count())
+        let (bytes, of_bytes) = (self.sum(|part| part.bytes), self.sum(|part| part.of_bytes));
+        percent_of_bytes(bytes, of_bytes, self.done(), self.count())
     }
 
     fn done(&self) -> u64 {
-        self.servers.iter().filter(|(done, _)| *done).count() as u64
+        self.servers.iter().filter(|part| part.is_done).count() as u64
     }
 
     fn count(&self) -> u64 {
@@ -42,18 +68,28 @@ impl All {
     }
 
     fn bytes(&self) -> String {
-        units::bytes_of(self.sum(|done| done), self.sum(|_| true))
+        units::bytes_of(self.sum(|part| part.bytes), self.sum(|part| part.of_bytes))
+    }
+
+    /// How many cannot do it now, if any.
+    fn failing(&self) -> Option<String> {
+        let failing = self.servers.iter().filter(|part| part.is_failing).count();
+        (failing > 0).then(|| format!("{failing} cannot, and try again"))
     }
 
     /// The line at the bottom of a terminal with so many columns.
     pub(super) fn line(&self, width: usize) -> String {
         let percent = self.percent();
-        let parts = vec![(1, format!("{percent:>3} %")), (3, self.servers()), (2, self.bytes())];
+        let mut parts =
+            vec![(1, format!("{percent:>3} %")), (3, self.servers()), (2, self.bytes())];
+        parts.extend(self.failing().map(|failing| (4, failing)));
         with_bar(self.what, percent, parts, width)
     }
 
     pub(super) fn log_line(&self) -> String {
-        format!("{}: {} % is done, {}, {}", self.what, self.percent(), self.servers(), self.bytes())
+        let (servers, bytes) = (self.servers(), self.bytes());
+        let failing = self.failing().map_or_else(String::new, |failing| format!(", {failing}"));
+        format!("{}: {} % is done, {servers}, {bytes}{failing}", self.what, self.percent())
     }
 }
 
@@ -65,7 +101,13 @@ mod tests {
 
     #[test]
     fn a_line_tells_what_is_done_bar_servers_and_bytes_and_fits() {
-        let servers = vec![(true, 3 << 20), (false, 1 << 20), (true, 0)];
+        let mib = |is_done: bool, bytes: u64, of: u64| Part {
+            is_done,
+            is_failing: false,
+            bytes: bytes << 20,
+            of_bytes: of << 20,
+        };
+        let servers = vec![mib(true, 2, 2), mib(false, 1, 2), mib(true, 0, 0)];
         let all = All { what: "dumping", servers };
         let bar = format!("[{}{}]", "#".repeat(22), "-".repeat(8));
         assert_eq!(all.line(200), format!("dumping {bar}  75 %, 2 of 3 servers, 3.0 of 4.0 MiB"));
@@ -73,7 +115,15 @@ mod tests {
         for width in 2..100 {
             assert!(measure_text_width(&all.line(width)) < width, "{width}: {}", all.line(width));
         }
-        let empty = All { what: "loading", servers: vec![(false, 0), (true, 0)] };
+        let mut failing = all.clone();
+        failing.servers[1].is_failing = true;
+        assert!(
+            failing.log_line().ends_with(", 1 cannot, and try again"),
+            "{}",
+            failing.log_line()
+        );
+        assert!(failing.line(60).contains("1 cannot"), "{}", failing.line(60));
+        let empty = All { what: "loading", servers: vec![mib(false, 0, 0), mib(true, 0, 0)] };
         assert!(empty.line(80).contains(" 50 %, 1 of 2 servers"), "{}", empty.line(80));
     }
 }

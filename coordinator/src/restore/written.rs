@@ -10,8 +10,21 @@ use kv_protocol::GroupId;
 
 use super::{gather, in_thread};
 
+/// Those of these groups of which none of the directories holds a dump that a restore would take.
+pub(crate) async fn not_in_any(
+    dirs: &[&Path],
+    state: &DurableState,
+    groups: &[GroupId],
+) -> Vec<GroupId> {
+    let mut missing = groups.to_owned();
+    for dir in dirs {
+        missing = not_in(dir, state, &missing).await;
+    }
+    missing
+}
+
 /// Those of these groups of which the directory holds no dump that a restore would take.
-pub(crate) async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<GroupId> {
+async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<GroupId> {
     if groups.is_empty() {
         return Vec::new();
     }

@@ -12,6 +12,7 @@
 //! | state at risk | it was stored, and the next store may fail | the next store finds nothing wrong |
 //! | cannot follow | a secondary was removed because it did not keep up | its recovery is over |
 //! | order failed | a server could not do what it was ordered to | it could, or all is home again |
+//! | stop waits | an orderly stop waits for a server that is silent, or writes nothing | it goes on, or has ended |
 //!
 //! Nothing is decided by it. The list is bounded: there is at most one alarm of a kind for each server
 //! or group, and of failed orders one for each name of an order.
@@ -22,7 +23,11 @@ use kv_protocol::control_message::Following;
 use kv_protocol::status::{AlarmKind, AlarmStatus, GroupCondition};
 use kv_protocol::{GroupId, ServerId, Time};
 
-use super::{Cluster, STORE_AGAIN};
+use super::{Cluster, NO_PROGRESS, STORE_AGAIN, StopWait};
+
+/// What to do about a dump that fails.
+pub const DUMP_ADVICE: &str = "its data stays in memory and the dump is tried again; free space or raise the \
+                               limit there, or use coord stop --dump-dir DIR; coord stop --force gives it up";
 
 /// Characters of a server's own words that are kept.
 const MAX_WORDS: usize = 200;
@@ -42,6 +47,7 @@ pub(super) enum Alarm {
     StateAtRisk { reason: String },
     CannotFollow { server: ServerId, group: GroupId, reason: Following },
     OrderFailed { server: ServerId, order: &'static str, reason: String },
+    StopWaits(ServerId, StopWait),
 }
 
 /// All that is wrong, each with its beginning.
@@ -71,6 +77,7 @@ impl Alarm {
                 Alarm::CannotFollow { server, group, .. },
                 Alarm::CannotFollow { server: other_server, group: other_group, .. },
             ) => server == other_server && group == other_group,
+            (Alarm::StopWaits(server, _), Alarm::StopWaits(other, _)) => server == other,
             _ => self == other,
         }
     }
@@ -134,8 +141,26 @@ impl Alarm {
                 of(AlarmKind::CannotFollow, Some(*server), Some(*group), text)
             }
             Alarm::OrderFailed { server, order, reason } => {
-                let text = format!("server {server} could not carry out {order}: {reason}");
+                let mut text = format!("server {server} could not carry out {order}: {reason}");
+                if order.starts_with("DUMP") {
+                    text += &format!("; {DUMP_ADVICE}");
+                }
                 of(AlarmKind::OrderFailed, Some(*server), None, text)
+            }
+            Alarm::StopWaits(server, StopWait::Silent(group)) => {
+                let text = format!(
+                    "the stop waits for server {server}, which is silent and may hold the only copy of \
+                     group {group}; let it go on, or end the stop without it: coord stop --force"
+                );
+                of(AlarmKind::StopWaits, Some(*server), Some(*group), text)
+            }
+            Alarm::StopWaits(server, StopWait::NoProgress) => {
+                let text = format!(
+                    "server {server} has written nothing to its dumps for {} s; it is waited for; look at \
+                     the disk of its host",
+                    NO_PROGRESS.as_secs()
+                );
+                of(AlarmKind::StopWaits, Some(*server), None, text)
             }
         }
     }
@@ -203,6 +228,11 @@ impl Cluster {
                 }
             }
         }
+        for server in &self.servers {
+            if let Some(why) = server.stage.told() {
+                alarms.raise(now, Alarm::StopWaits(server.member.server, why));
+            }
+        }
         self.alarms = alarms;
     }
 
@@ -233,6 +263,7 @@ impl Cluster {
             Alarm::KeepsFailing(server) | Alarm::CannotFollow { server, .. } => {
                 self.recovery_step(*server).is_some()
             }
+            Alarm::StopWaits(server, _) => self.server(*server).stage.told().is_some(),
             Alarm::OrderFailed { .. } => !self.is_settled() || !self.recovers(),
         }
     }

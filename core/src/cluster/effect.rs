@@ -6,7 +6,7 @@ use std::time::Duration;
 use kv_protocol::control_message::{Following, Order, Started};
 use kv_protocol::{ClusterId, GroupId, Incarnation, Member, ServerId, View, ViewVersion};
 
-use super::{DurableState, StopOutcome, StopPhase};
+use super::{DurableState, StopOutcome, StopPhase, StopWait};
 
 /// What the caller is to do, or to tell people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +119,22 @@ pub enum Effect {
         /// Whether it is given the order once more.
         again: bool,
     },
+    /// An orderly stop waits for a server for longer than usual. It goes on waiting.
+    StopWaits {
+        /// Which.
+        member: Member,
+        /// Why.
+        why: StopWait,
+    },
+    /// A dump of a replica has failed, and is not tried again: the operator insists.
+    GivenUp {
+        /// Whose table is given up.
+        member: Member,
+        /// The group that it holds.
+        group: GroupId,
+        /// Whether another replica has dumped the same group.
+        is_dumped: bool,
+    },
     /// One server is stopped in order, at its own request.
     Leaving {
         /// Which.
@@ -166,7 +182,7 @@ pub enum KillReason {
     /// It has not reported yet: it holds nothing, and nobody can talk to it.
     #[error("it had not reported yet")]
     NotStarted,
-    /// It did not answer these orders in time.
+    /// It did not answer these orders in time; no data is lost with it.
     #[error("it did not answer {0} in time")]
     Unanswered(&'static str),
     /// No view names it any more, and it is silent or of no use.

@@ -1,6 +1,6 @@
 //! Orders: given, kept until they are reported, and sent again with every new connection.
 
-use kv_protocol::control_message::{Order, OrderKind, Report};
+use kv_protocol::control_message::{Order, OrderFailure, OrderKind, Report};
 use kv_protocol::{GroupId, Member, OrderId, ServerId, Time};
 
 use super::server::Server;
@@ -66,7 +66,8 @@ impl Cluster {
             None => server.retired_order(&report).ok_or(Ignored::NotOutstanding)?,
         };
         let done = report.outcome.is_ok();
-        let again = self.note_stop_report(now, member.server, &order, done);
+        let outcome = report.outcome.as_ref().copied();
+        let again = self.note_stop_report(now, member.server, &order, outcome, sink);
         match &order.kind {
             OrderKind::View(view) => self.note_view_report(now, member.server, view, done),
             OrderKind::Probe if done => self.note_probe(now, &order),
@@ -75,7 +76,7 @@ impl Cluster {
         if done {
             self.alarms.order_done(member.server, order.name());
         }
-        if let Err(reason) = report.outcome {
+        if let Err(OrderFailure { reason, .. }) = report.outcome {
             let order = order.name();
             self.alarms.order_failed(now, member.server, order, &reason);
             sink.push(Effect::OrderFailed { member, order, reason: reason.clone(), again });

@@ -1,6 +1,7 @@
 //! What is known of one server: its process, when it was heard, and what it still owes.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use kv_protocol::control_message::{Heartbeat, Order, Started};
 use kv_protocol::map::ServerState;
@@ -39,6 +40,8 @@ pub(super) struct Server {
     /// one SHUTDOWN.
     pub(super) outstanding: Vec<Order>,
     pub(super) heartbeat: Option<(Time, Heartbeat)>,
+    /// When it was last heard, by the stop's clock.
+    pub(super) beat: Duration,
     /// Heartbeats in a row that say that the stream to its secondary is down.
     pub(super) beats_without_stream: u8,
     pub(super) stage: Stage,
@@ -66,6 +69,7 @@ impl Server {
             orders_connected: false,
             outstanding: Vec::new(),
             heartbeat: None,
+            beat: Duration::ZERO,
             beats_without_stream: 0,
             stage: Stage::Running,
             shown: None,
@@ -95,7 +99,9 @@ impl Cluster {
     /// It is up.
     pub(super) fn heard(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         self.detector.heard(now, id);
+        let beat = self.stop_clock(now);
         let server = self.server_mut(id);
+        server.beat = beat;
         let member = server.member;
         server.suspected = None;
         match std::mem::replace(&mut server.state, ServerState::Up) {

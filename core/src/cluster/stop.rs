@@ -3,39 +3,51 @@
 //! ```text
 //!             DRAIN            DUMP-PRIMARY, DUMP-SECONDARY       SHUTDOWN
 //!   Running --------> Draining ----------------------------> Dumping --------> Leaving --> exited
-//!                        |  (all of the cluster enter a stage together,            |
-//!                        |   a server that leaves alone goes at its own pace)      |
-//!                        +-------- no answer in time -------> Killed <-------------+
+//!                        (all of the cluster enter a stage together,   ^          |
+//!                         a server that leaves alone goes at its own   |          | no end in time
+//!                         pace)                        failed: again --+          v
+//!                                                                              Killed
 //! ```
 //!
-//! All drain before any dumps, so that the two dumps of a group agree. A server that lives but
-//! cannot drain in time (its other holder is gone, so pending writes cannot commit) is dumped
-//! nevertheless: from its first dump on it acknowledges nothing more, so whatever anybody was told
-//! is done stands in it. One that is dumping may take as long as its tables are large, while its
-//! heartbeats come. A dump that fails is ordered once more a moment later, and nobody exits before.
+//! All drain before any dumps, so that the two dumps of a group agree. A server that cannot drain in time (its
+//! other replica is gone, so pending writes cannot commit) is dumped nevertheless: from its first dump on it
+//! acknowledges nothing more, so every acknowledged write stands in it.
 //!
-//! Nobody is told of a stop of the cluster before it is durable. Who drains takes no writes any more, and
-//! who has begun to dump takes no view; a coordinator that dies in a stop would otherwise be followed by
-//! one that waits for them for ever, or takes those who have exited for dead and gives their groups away
-//! or up: then the last views would name nobody, and no dump would count.
+//! No server is told to exit while data that only it holds is not on a disk. A dump that fails is ordered again
+//! and again, with growing pauses, until it is complete or the operator insists ([`Cluster::on_force`]). A
+//! server that reports is waited for, however slow its disk is. A silent one is killed after the patience
+//! of the stop, and only if other replicas have dumped every group that it holds; otherwise the operator decides.
+//!
+//! The stop's clock is the time for which this coordinator was awake ([`Awake`]): while a machine is paused,
+//! no deadline runs.
+//!
+//! No server is told of a stop of the cluster before the stop is durable. A draining server takes no writes any
+//! more, and a dumping one takes no view; a coordinator that dies in a stop would otherwise be followed by
+//! one that waits for them for ever, or takes those that have exited for dead and gives their groups away
+//! or up: then the last views would name no server, and no dump would count.
+//!
+//! [`Awake`]: crate::awake::Awake
 
 use std::time::Duration;
 
-use kv_protocol::control_message::{Order, OrderKind};
+use kv_protocol::control_message::{Order, OrderFailure, OrderKind};
 use kv_protocol::map::ServerState;
-use kv_protocol::{GroupId, Member, ServerId, Time};
+use kv_protocol::{GroupId, Member, ServerId, Time, View};
 
 use super::server::Server;
-use super::status::table_bytes;
 use super::{Cluster, Effect, Ignored, KillReason, LinkId};
+use crate::holes::{self, Hole};
 
-/// A server that is heard from is given the time to dump its tables at this rate, slow even for a
-/// disk that several servers share.
+mod dumps;
+
+pub use dumps::{DUMP_RETRY_PAUSE, LAST_DUMP_RETRY_PAUSE};
+use dumps::{Dump, Dumps, written_of};
+
+/// Slow even for a disk that several servers share: what a restore is given time for.
 pub const DUMP_BYTES_PER_SECOND: u64 = 8 << 20;
 
-/// How long after a failed dump it is ordered once more: what was short for a moment (room on the
-/// disk, descriptors) may be there again.
-pub const DUMP_RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How long a server that reports may write nothing to its dumps before the operator is told.
+pub const NO_PROGRESS: Duration = Duration::from_secs(30);
 
 /// A phase of the cluster's orderly stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,50 +72,49 @@ pub struct StopOutcome {
     pub killed: Vec<ServerId>,
     /// Servers whose end could not be proven: they may still run.
     pub unproven: Vec<ServerId>,
-    /// Groups of which neither holder has reported a complete dump, although the cluster has served.
+    /// Tables that were given up because their dumps failed, and of which groups they were. Another replica may
+    /// have dumped the same group.
+    pub given_up: Vec<(ServerId, GroupId)>,
+    /// Groups of which neither replica has reported a complete dump, although the cluster has served.
     pub undumped: Vec<GroupId>,
 }
 
-/// How far the stop of one server has come.
+/// Why a stop waits for a server, for longer than usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopWait {
+    /// It is silent, its end is not proven, and no other replica has dumped this group.
+    Silent(GroupId),
+    /// It reports, and has written nothing to its dumps for [`NO_PROGRESS`].
+    NoProgress,
+}
+
+/// How far the dumps of one server are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DumpProgress {
+    /// Its place.
+    pub server: ServerId,
+    /// Whether nothing more is waited for.
+    pub is_done: bool,
+    /// Whether a dump has failed and is tried again.
+    pub is_failing: bool,
+    /// Bytes of keys and values that are written.
+    pub bytes: u64,
+    /// Bytes of keys and values in its tables.
+    pub of_bytes: u64,
+}
+
+/// How far the stop of one server has come. Times are those of the stop's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
-    since: Time,
+    /// When its first stage began, and the one that it is in.
+    begun: Duration,
+    since: Duration,
+    /// When it last reported an order, or wrote more of its dumps.
+    moved: Duration,
     undrained: bool,
-    primary: Dump,
-    secondary: Dump,
-}
-
-/// How far one of a server's two dumps has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Dump {
-    /// It has not failed so far.
-    #[default]
-    First,
-    /// It has failed; it is ordered once more then.
-    AgainAt(Time),
-    /// It has failed, and is not ordered again after this.
-    Last,
-    Complete,
-}
-
-impl Dump {
-    /// Takes a report. One that failed is ordered again unless it was before, or the time that the
-    /// server has ends before `deadline`.
-    fn reported(self, complete: bool, now: Time, deadline: Time) -> Dump {
-        let again = now + DUMP_RETRY_PAUSE;
-        match self {
-            _ if complete => Dump::Complete,
-            Dump::First if again < deadline => Dump::AgainAt(again),
-            _ => Dump::Last,
-        }
-    }
-
-    fn again_at(self) -> Option<Time> {
-        match self {
-            Dump::AgainAt(time) => Some(time),
-            Dump::First | Dump::Last | Dump::Complete => None,
-        }
-    }
+    dumps: Dumps,
+    /// What the operator was told.
+    told: Option<StopWait>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,13 +139,21 @@ impl Stage {
         matches!(self, Stage::Running | Stage::Draining(_))
     }
 
-    /// When its failed dumps are ordered once more.
-    fn dumps_again_at(self) -> impl Iterator<Item = Time> {
+    /// What the operator was told of a long wait that lasts.
+    pub(super) fn told(self) -> Option<StopWait> {
+        match self {
+            Stage::Dumping(progress) => progress.told,
+            _ => None,
+        }
+    }
+
+    /// When its failed dumps are ordered again.
+    fn dumps_again_at(self) -> impl Iterator<Item = Duration> {
         let dumps = match self {
-            Stage::Dumping(Progress { primary, secondary, .. }) => [primary, secondary],
-            _ => [Dump::default(); 2],
+            Stage::Dumping(progress) => progress.dumps,
+            _ => Dumps::default(),
         };
-        dumps.into_iter().filter_map(Dump::again_at)
+        dumps.all().into_iter().filter_map(Dump::again_at)
     }
 
     fn progress(self) -> Progress {
@@ -167,6 +186,8 @@ pub(super) struct Stop {
     served: bool,
     begun: bool,
     over: bool,
+    /// The operator insists: what cannot be dumped is given up, and silent servers are not waited for.
+    forced: bool,
 }
 
 impl Cluster {
@@ -176,7 +197,13 @@ impl Cluster {
             return;
         }
         let served = self.has_served();
-        self.stop = Some(Stop { phase: StopPhase::Drain, served, begun: false, over: false });
+        self.stop = Some(Stop {
+            phase: StopPhase::Drain,
+            served,
+            begun: false,
+            over: false,
+            forced: false,
+        });
         self.revision += 1;
         self.memory.decided.is_stopping = true;
         self.store(sink);
@@ -186,6 +213,7 @@ impl Cluster {
 
     /// The stop is durable: everybody is told.
     fn begin_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        let clock = self.stop_clock(now);
         for id in (0..self.count()).map(ServerId) {
             let server = self.server(id);
             if server.exited {
@@ -201,14 +229,20 @@ impl Cluster {
                 self.drain(now, id, sink);
             } else if let Stage::Draining(progress) = &mut self.server_mut(id).stage {
                 // It was leaving alone; from now on it is waited for like the others.
-                progress.since = now;
+                (progress.begun, progress.since) = (clock, clock);
             }
         }
     }
 
-    /// Stop waiting: whoever is left is killed.
+    /// The operator does not want to wait. If a failed dump or a silent server holds the stop up, this means
+    /// [`Cluster::on_force`]; otherwise, and the next time, every process that is left is killed.
     pub fn on_stop_now(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.on_stop(now, sink);
+        let is_forced = self.stop.is_some_and(|stop| stop.forced);
+        if !is_forced && self.is_held_up(now) {
+            return self.on_force(now, sink);
+        }
+        self.set_forced();
         for id in (0..self.count()).map(ServerId) {
             let server = self.server(id);
             if !server.exited && !matches!(server.stage, Stage::Killed(_) | Stage::Unproven(_)) {
@@ -218,12 +252,75 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// While all servers dump for a stop: of each that may still run, whether it has, and the bytes of its
-    /// tables as it told them last.
-    pub fn dumping(&self) -> Option<Vec<(bool, u64)>> {
+    /// The operator insists on the end of the cluster: tables whose dumps have failed are given up, now and
+    /// later, and silent servers are killed whatever they hold. Servers that dump are waited for.
+    pub fn on_force(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        self.on_stop(now, sink);
+        self.set_forced();
+        for id in (0..self.count()).map(ServerId) {
+            let server = self.server_mut(id);
+            let Stage::Dumping(progress) = &mut server.stage else { continue };
+            for kind in progress.dumps.give_up() {
+                self.tell_given_up(id, &kind, sink);
+            }
+        }
+        self.advance_stop(now, sink);
+    }
+
+    /// What failed dumps lacked may be there, as another directory: they are tried again at once.
+    pub fn on_dump_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        let clock = self.stop_clock(now);
+        for server in &mut self.servers {
+            if let Stage::Dumping(progress) = &mut server.stage {
+                progress.dumps.hurry(clock);
+            }
+        }
+        self.advance_stop(now, sink);
+    }
+
+    fn set_forced(&mut self) {
+        if let Some(stop) = &mut self.stop {
+            stop.forced = true;
+        }
+    }
+
+    fn tell_given_up(&self, id: ServerId, kind: &OrderKind, sink: &mut Vec<Effect>) {
+        let Some(group) = self.dumped_group(id, kind) else { return };
+        let view = &self.views()[usize::from(group.0)];
+        if self.is_replica(view, id) {
+            let is_dumped = self.is_dumped(view, Some(id));
+            sink.push(Effect::GivenUp { member: self.member(id), group, is_dumped });
+        }
+    }
+
+    /// Whether the stop waits for what may never come.
+    fn is_held_up(&mut self, now: Time) -> bool {
+        let clock = self.stop_clock(now);
+        let mut left = self.servers.iter().filter(|server| !server.exited);
+        left.any(|server| {
+            let is_failing = matches!(server.stage, Stage::Dumping(progress)
+                if progress.dumps.all().into_iter().any(Dump::is_failing));
+            is_failing || self.stop_waits(clock, server).is_some()
+        })
+    }
+
+    /// While all servers dump for a stop: how far each of those is that may still run.
+    pub fn dumping(&self) -> Option<Vec<DumpProgress>> {
         self.stop.filter(|stop| stop.phase == StopPhase::Dump)?;
         let left = self.servers.iter().filter(|server| !server.exited);
-        Some(left.map(|server| (Self::has_dumped(server), table_bytes(server))).collect())
+        let progress = left.map(|server| {
+            let (written, of_bytes) = written_of(server);
+            let is_done = Self::has_dumped(server);
+            let dumps = server.stage.progress().dumps.all();
+            DumpProgress {
+                server: server.member.server,
+                is_done,
+                is_failing: !is_done && dumps.into_iter().any(Dump::is_failing),
+                bytes: if is_done { of_bytes } else { written },
+                of_bytes,
+            }
+        });
+        Some(progress.collect())
     }
 
     /// A server was told to stop, and asks for the orderly way.
@@ -247,9 +344,19 @@ impl Cluster {
     }
 
     fn drain(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
-        let progress = Progress { since: now, ..Progress::default() };
+        let clock = self.stop_clock(now);
+        let progress = Progress { begun: clock, since: clock, ..Progress::default() };
         self.server_mut(id).stage = Stage::Draining(progress);
         self.give(id, OrderKind::Drain, sink);
+    }
+
+    /// The time by which a stop judges: that for which this coordinator was awake.
+    pub(super) fn stop_clock(&mut self, now: Time) -> Duration {
+        let awake = self.awake.look(now);
+        match holes::is_open(Hole::StopByTheBareClock) {
+            true => Duration::from_nanos(now.nanos),
+            false => awake,
+        }
     }
 
     /// Notes what a report of DRAIN or of a dump says about the data. Whether the order is to be
@@ -259,28 +366,34 @@ impl Cluster {
         now: Time,
         id: ServerId,
         order: &Order,
-        done: bool,
+        outcome: Result<u64, &OrderFailure>,
+        sink: &mut Vec<Effect>,
     ) -> bool {
-        let deadline = self.deadline(self.server(id));
+        let clock = self.stop_clock(now);
+        let group = self.dumped_group(id, &order.kind);
+        let holds = group.is_some_and(|g| self.is_replica(&self.views()[usize::from(g.0)], id));
+        let is_forced = self.stop.is_some_and(|stop| stop.forced);
+        let is_left_out = holes::is_open(Hole::ShutdownAfterFailedDump);
         let Some(progress) = self.server_mut(id).stage.progress_mut() else { return false };
-        let dump = match order.kind {
-            OrderKind::DumpPrimary => &mut progress.primary,
-            OrderKind::DumpSecondary => &mut progress.secondary,
-            OrderKind::Drain => {
-                progress.undrained = !done;
-                return false;
+        progress.moved = clock;
+        if order.kind == OrderKind::Drain {
+            progress.undrained = outcome.is_err();
+        }
+        let is_needed = holds && !is_forced && !is_left_out;
+        match progress.dumps.report(clock, &order.kind, outcome, is_needed) {
+            Some(Dump::AgainAt { .. }) => true,
+            Some(Dump::GivenUp) => {
+                self.tell_given_up(id, &order.kind, sink);
+                false
             }
-            OrderKind::View(_) | OrderKind::Probe | OrderKind::Exited(_) | OrderKind::Shutdown => {
-                return false;
-            }
-        };
-        *dump = dump.reported(done, now, deadline);
-        dump.again_at().is_some()
+            _ => false,
+        }
     }
 
     /// Takes every step of a stop that is due. Called after each input.
     pub(super) fn advance_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
-        self.dump_again(now, sink);
+        let clock = self.stop_clock(now);
+        self.dump_again(clock, sink);
         let Some(mut stop) = self.stop.filter(|stop| !stop.over) else {
             self.advance_lone(now, sink);
             return;
@@ -289,8 +402,10 @@ impl Cluster {
             stop.begun = true;
             self.begin_stop(now, sink);
         }
+        self.note_progress(clock, sink);
         self.kill_late(now, sink);
-        if stop.begun && stop.phase == StopPhase::Drain && self.all(|s| self.has_drained(now, s)) {
+        if stop.begun && stop.phase == StopPhase::Drain && self.all(|s| self.has_drained(clock, s))
+        {
             stop.phase = StopPhase::Dump;
             sink.push(Effect::Stopping(StopPhase::Dump));
             self.each(|cluster, id| cluster.dump(now, id, sink));
@@ -313,11 +428,12 @@ impl Cluster {
         if self.stop.is_some() {
             return;
         }
+        let clock = self.stop_clock(now);
         for id in (0..self.count()).map(ServerId) {
             if self.server(id).stage == Stage::Running {
                 continue;
             }
-            if self.has_drained(now, self.server(id)) {
+            if self.has_drained(clock, self.server(id)) {
                 self.dump(now, id, sink);
             }
             if Self::has_dumped(self.server(id)) {
@@ -333,114 +449,174 @@ impl Cluster {
 
     /// When something happens in a stop by time alone.
     pub(super) fn next_stop_timeout(&self) -> Option<Time> {
+        let clock = match holes::is_open(Hole::StopByTheBareClock) {
+            true => Duration::from_nanos(self.now.nanos),
+            false => self.awake.at(self.now),
+        };
         let stopping = self.stop.is_some();
-        let waiting = self.servers.iter().filter(|server| match server.stage {
-            _ if server.exited => false,
-            Stage::Running | Stage::Unproven(_) => false,
-            Stage::Draining(_) => !server.outstanding.is_empty(),
-            Stage::Dumping(_) => stopping && !server.outstanding.is_empty(),
-            Stage::Leaving(_) | Stage::Killed(_) => stopping,
+        let left = self.servers.iter().filter(|server| !server.exited);
+        let due = left.flat_map(|server| {
+            let progress = server.stage.progress();
+            let deadline = match server.stage {
+                Stage::Running | Stage::Unproven(_) => None,
+                Stage::Draining(_) => Some(self.drain_deadline(server)),
+                Stage::Dumping(_) if !stopping => None,
+                Stage::Dumping(_) if server.is_up() => Some(progress.moved + NO_PROGRESS),
+                Stage::Dumping(_) => Some(self.silence_deadline(server)),
+                Stage::Leaving(_) | Stage::Killed(_) => {
+                    stopping.then_some(progress.since + self.config.stop_patience)
+                }
+            };
+            deadline.into_iter().chain(server.stage.dumps_again_at())
         });
-        let again = self.servers.iter().filter(|server| !server.exited);
-        let again = again.flat_map(|server| server.stage.dumps_again_at());
-        waiting.map(|server| self.deadline(server)).chain(again).min()
+        // All that was due has been done.
+        let next = due.filter(|due| *due > clock).min()?;
+        Some(self.now + next.saturating_sub(clock).min(self.awake.interval()))
     }
 
-    /// Until when a server may take for the stage it is in.
-    fn deadline(&self, server: &Server) -> Time {
+    /// Until when pending writes are waited for. A server that leaves alone gives up waiting for its SHUTDOWN
+    /// after the patience of a stop, so less than half of that may go into waiting for the other replica.
+    fn drain_deadline(&self, server: &Server) -> Duration {
         let patience = self.config.stop_patience;
-        let progress = server.stage.progress();
-        match server.stage {
-            Stage::Dumping(_) if server.is_up() => {
-                let seconds = table_bytes(server) / DUMP_BYTES_PER_SECOND;
-                progress.since + patience + Duration::from_secs(seconds)
+        let patience = if self.stop.is_none() { patience * 2 / 5 } else { patience };
+        server.stage.progress().since + patience
+    }
+
+    /// Until when a silent server is waited for in any case.
+    fn silence_deadline(&self, server: &Server) -> Duration {
+        server.stage.progress().begun.max(server.beat) + self.config.stop_patience
+    }
+
+    /// Whether a server that has not dumped is silent for longer than the stop waits in any case.
+    fn is_late(&self, clock: Duration, server: &Server) -> bool {
+        let is_dumping = matches!(server.stage, Stage::Dumping(_)) && !Self::has_dumped(server);
+        is_dumping && server.state == ServerState::Down && clock >= self.silence_deadline(server)
+    }
+
+    /// What the operator should know of a server that the stop waits for.
+    pub(super) fn stop_waits(&self, clock: Duration, server: &Server) -> Option<StopWait> {
+        if server.exited || self.stop.is_none() || Self::has_dumped(server) {
+            return None;
+        }
+        let Stage::Dumping(progress) = server.stage else { return None };
+        if self.is_late(clock, server) {
+            let id = server.member.server;
+            let is_dumped_soon = |view: &View| {
+                let others = view.primary.into_iter().chain(view.secondary());
+                let others = others.map(|member| self.server(member.server));
+                others.filter(|other| other.member.server != id).any(|other| {
+                    let dumps = matches!(other.stage, Stage::Dumping(_)) && !other.exited;
+                    dumps && !Self::has_dumped(other) && !self.is_late(clock, other)
+                })
+            };
+            let only_here = self.undumped_groups_of(id).find(|view| !is_dumped_soon(view));
+            return only_here.map(|view| StopWait::Silent(view.group));
+        }
+        let stands = server.is_up() && !server.outstanding.is_empty();
+        (stands && clock >= progress.moved + NO_PROGRESS).then_some(StopWait::NoProgress)
+    }
+
+    /// Notes who writes its dumps, and tells the operator of those who hold the stop up.
+    fn note_progress(&mut self, clock: Duration, sink: &mut Vec<Effect>) {
+        for id in (0..self.count()).map(ServerId) {
+            let server = self.server_mut(id);
+            let written = server.heartbeat.as_ref().map(|(_, heartbeat)| heartbeat.dumped);
+            let Stage::Dumping(progress) = &mut server.stage else { continue };
+            if written.is_some_and(|written| written != progress.dumps.written) {
+                progress.dumps.written = written.unwrap_or_default();
+                progress.moved = clock;
             }
-            // A server that leaves alone gives up waiting for its SHUTDOWN after the same time, so
-            // less than half of it may go into waiting for the other holder.
-            Stage::Draining(_) if self.stop.is_none() => progress.since + patience * 2 / 5,
-            _ => progress.since + patience,
+            let told = progress.told;
+            let waits = self.stop_waits(clock, self.server(id));
+            if let Some(why) = waits.filter(|_| waits != told) {
+                sink.push(Effect::StopWaits { member: self.member(id), why });
+            }
+            if let Some(progress) = self.server_mut(id).stage.progress_mut() {
+                progress.told = waits;
+            }
         }
     }
 
     fn kill_late(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        let clock = self.stop_clock(now);
+        let is_forced = self.stop.is_some_and(|stop| stop.forced);
         for id in (0..self.count()).map(ServerId) {
             let server = self.server(id);
-            if server.exited || now < self.deadline(server) {
+            if server.exited {
                 continue;
             }
-            let waits = !server.outstanding.is_empty();
+            let is_over = clock >= server.stage.progress().since + self.config.stop_patience;
             let unanswered = match server.stage {
-                Stage::Draining(_) if waits && server.state == ServerState::Down => "DRAIN",
-                Stage::Dumping(_) if waits => match server.outstanding[..] {
-                    [only] => only.name(),
-                    _ => "DUMP-PRIMARY and DUMP-SECONDARY",
-                },
-                Stage::Leaving(_) => "SHUTDOWN",
-                Stage::Killed(progress) => {
+                Stage::Dumping(progress) if self.is_late(clock, server) => {
+                    let may_end = is_forced
+                        || self.undumped_groups_of(id).next().is_none()
+                        || holes::is_open(Hole::SoleKilledInStop);
+                    if !may_end {
+                        continue;
+                    }
+                    progress.dumps.unfinished()
+                }
+                Stage::Leaving(_) if is_over => "SHUTDOWN",
+                Stage::Killed(progress) if is_over => {
                     self.server_mut(id).stage = Stage::Unproven(progress);
                     continue;
                 }
-                Stage::Draining(_) | Stage::Dumping(_) | Stage::Running | Stage::Unproven(_) => {
-                    continue;
-                }
+                _ => continue,
             };
             self.kill(now, id, KillReason::Unanswered(unanswered), sink);
         }
     }
 
     fn kill(&mut self, now: Time, id: ServerId, reason: KillReason, sink: &mut Vec<Effect>) {
+        let clock = self.stop_clock(now);
         let server = self.server_mut(id);
-        server.stage = Stage::Killed(Progress { since: now, ..server.stage.progress() });
+        server.stage = Stage::Killed(Progress { since: clock, ..server.stage.progress() });
         server.outstanding.clear();
         sink.push(Effect::Kill { member: server.member, reason });
     }
 
     fn dump(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        let clock = self.stop_clock(now);
         let server = self.server_mut(id);
         if let Stage::Draining(progress) = server.stage {
             let undrained = progress.undrained || !server.outstanding.is_empty();
             server.outstanding.clear();
-            server.stage = Stage::Dumping(Progress { since: now, undrained, ..progress });
+            server.stage =
+                Stage::Dumping(Progress { since: clock, moved: clock, undrained, ..progress });
             self.give(id, OrderKind::DumpPrimary, sink);
             self.give(id, OrderKind::DumpSecondary, sink);
         }
     }
 
     /// Orders failed dumps once more where that is due.
-    fn dump_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
+    fn dump_again(&mut self, clock: Duration, sink: &mut Vec<Effect>) {
         for id in (0..self.count()).map(ServerId) {
             let server = self.server_mut(id);
             let Stage::Dumping(progress) = &mut server.stage else { continue };
-            let mut orders = Vec::new();
-            for (dump, kind) in [
-                (&mut progress.primary, OrderKind::DumpPrimary),
-                (&mut progress.secondary, OrderKind::DumpSecondary),
-            ] {
-                if !server.exited && dump.again_at().is_some_and(|again| again <= now) {
-                    *dump = Dump::Last;
-                    orders.push(kind);
-                }
+            if server.exited {
+                continue;
             }
-            for kind in orders {
+            for kind in progress.dumps.take_due(clock) {
                 self.give(id, kind, sink);
             }
         }
     }
 
     fn shut_down(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        let clock = self.stop_clock(now);
         let server = self.server_mut(id);
         if let Stage::Dumping(progress) = server.stage {
-            server.stage = Stage::Leaving(Progress { since: now, ..progress });
+            server.stage = Stage::Leaving(Progress { since: clock, ..progress });
             self.give(id, OrderKind::Shutdown, sink);
         }
     }
 
     /// Whether nothing is to be waited for before this server dumps.
-    fn has_drained(&self, now: Time, server: &Server) -> bool {
+    fn has_drained(&self, clock: Duration, server: &Server) -> bool {
         match server.stage {
             Stage::Draining(_) => {
                 server.outstanding.is_empty()
-                    || now >= self.deadline(server)
+                    || clock >= self.drain_deadline(server)
                     || self.stops_for_double_fault()
             }
             _ => true,
@@ -450,9 +626,7 @@ impl Cluster {
     fn has_dumped(server: &Server) -> bool {
         match server.stage {
             Stage::Draining(_) => false,
-            stage @ Stage::Dumping(_) => {
-                server.outstanding.is_empty() && stage.dumps_again_at().next().is_none()
-            }
+            Stage::Dumping(progress) => progress.dumps.all().into_iter().all(Dump::is_over),
             _ => true,
         }
     }
@@ -480,18 +654,16 @@ impl Cluster {
             let members = self.servers.iter().filter(|s| is(s)).map(|s| s.member);
             members.map(|Member { server, .. }| server).collect::<Vec<_>>()
         };
-        // The dump of a group is written at its home places, whatever the roles there.
-        let servers = self.count();
-        let undumped = self.views().iter().filter(|view| {
-            let dump_at = |id: ServerId, dump: fn(Progress) -> Dump| {
-                let holder = self.member(id);
-                let is_holder = view.primary == Some(holder) || view.secondary() == Some(holder);
-                is_holder && dump(self.server(id).stage.progress()) == Dump::Complete
-            };
-            let primary = dump_at(view.group.home_primary(), |progress| progress.primary);
-            let secondary =
-                dump_at(view.group.home_secondary(servers), |progress| progress.secondary);
-            served && !primary && !secondary
+        let undumped = self.views().iter().filter(|view| served && !self.is_dumped(view, None));
+        let given_up = (0..self.count()).map(ServerId).flat_map(|id| {
+            let dumps = self.server(id).stage.progress().dumps;
+            let tables = [OrderKind::DumpPrimary, OrderKind::DumpSecondary];
+            let given_up = tables.into_iter().zip(dumps.all());
+            let given_up = given_up.filter(|(_, dump)| *dump == Dump::GivenUp);
+            let groups = given_up.filter_map(move |(kind, _)| self.dumped_group(id, &kind));
+            let holds =
+                move |group: &GroupId| self.is_replica(&self.views()[usize::from(group.0)], id);
+            groups.filter(holds).map(move |group| (id, group))
         });
         StopOutcome {
             double_fault: self.double_fault.filter(|_| self.stops_for_double_fault()),
@@ -501,6 +673,7 @@ impl Cluster {
                 matches!(s.stage, Stage::Killed(_) | Stage::Unproven(_)) && s.started.is_some()
             }),
             unproven: named(|s| matches!(s.stage, Stage::Unproven(_)) && !s.exited),
+            given_up: given_up.collect(),
             undumped: undumped.map(|view| view.group).collect(),
         }
     }

@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use kv_protocol::BootId;
 use kv_protocol::control_message::{
-    Following, Heartbeat, Order, OrderKind, ReplicaReport, ReplicaState, Report,
+    DumpedBytes, Following, Heartbeat, Order, OrderKind, ReplicaReport, ReplicaState, Report,
 };
 use kv_protocol::status::ClusterState;
 use kv_protocol::{SequenceNumber, ShardId};
@@ -177,6 +177,7 @@ impl World {
         self.collect();
         let at = self.orders.iter().position(|(to, _)| to.server == id).expect("an order to it");
         let (member, order) = self.orders.remove(at);
+        let outcome = outcome.map_err(Into::into);
         let report = Report { id: order.id, view: order.view_version(), outcome };
         self.cluster.on_report(self.now, member, report, &mut self.effects).unwrap();
         self.collect();
@@ -198,6 +199,7 @@ impl World {
             requests: 3,
             refused: 4,
             stood_ms: 0,
+            dumped: DumpedBytes::default(),
             replicas: self.replicas(id),
         }
     }

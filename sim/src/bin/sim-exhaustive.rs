@@ -172,8 +172,11 @@ mod planted {
     use super::*;
 
     /// What has no place in one group.
-    const OUTSIDE: [(Hole, &str); 3] = [
+    const OUTSIDE: [(Hole, &str); 6] = [
         (Hole::RestoreFromRemoved, "restoring reads dumps of files"),
+        (Hole::ShutdownAfterFailedDump, "a stop is of the whole cluster"),
+        (Hole::StopByTheBareClock, "a stop is of the whole cluster"),
+        (Hole::SoleKilledInStop, "a stop is of the whole cluster"),
         (Hole::FailedDecisionKept, "no store fails here"),
         (Hole::FailedStoreBelieved, "no store fails here"),
     ];

@@ -116,9 +116,13 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
     let (mut events, mut spent) = (Vec::new(), 0);
     let mut first = None;
     let mut since = start;
-    // A rule of restoring can be missed only where something is restored, one of slow servers where they are slow.
+    // A rule of stopping and restoring can be missed only where something is stopped, one of slow servers where
+    // they are slow.
     let is_of_use = |seed: &u64| match hole {
-        Hole::RestoreFromRemoved => Config::of(*seed).shutdown,
+        Hole::RestoreFromRemoved
+        | Hole::ShutdownAfterFailedDump
+        | Hole::StopByTheBareClock
+        | Hole::SoleKilledInStop => Config::of(*seed).shutdown,
         Hole::VerdictByGroup
         | Hole::AliveCountsAsFault
         | Hole::HandshakeIsHeard

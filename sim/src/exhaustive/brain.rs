@@ -233,6 +233,7 @@ impl Coordinating {
                     requests: 0,
                     refused: 0,
                     stood_ms: 0,
+                    dumped: Default::default(),
                     replicas: replicas.clone(),
                 };
                 // A little later than whatever made it a vote.

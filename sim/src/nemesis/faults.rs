@@ -131,8 +131,10 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
 }
 
 /// The coordinator does nothing for a while.
-pub(super) fn pause_coordinator(world: &mut World, pause: u64) {
-    world.coordinator.paused_until = world.now + pause;
+pub fn pause_coordinator(world: &mut World, pause: u64) {
+    let (before, until) = (world.coordinator.paused_until.max(world.now), world.now + pause);
+    world.coordinator.slept = (world.coordinator.slept + until).saturating_sub(before);
+    world.coordinator.paused_until = until;
     world.after(pause, Happening::Resume(None));
 }
 

@@ -5,7 +5,8 @@ use kv_protocol::control_message::{OrderKind, ViewOrder};
 
 use super::*;
 use crate::invariants::{
-    holders_are_spared, lost_is_lost, nothing_old, sleepers_stay, slow_are_spared, union_is_true,
+    dumped_before_end, holders_are_spared, lost_is_lost, nothing_old, sleepers_stay, slow_are_spared,
+    union_is_true,
 };
 
 impl World {
@@ -61,6 +62,9 @@ impl World {
                     if let OrderKind::View(ViewOrder { view, .. }) = &order.kind {
                         self.check(|checks, world| checks.on_view_told(world.cluster(), view));
                     }
+                    if order.kind == OrderKind::Shutdown {
+                        self.check(|_, world| dumped_before_end::is_shut_down(world, to));
+                    }
                     if let Some(number) = self.coordinator.orders.get(&to).copied() {
                         let mut bytes = Vec::new();
                         order.write(&mut bytes);
@@ -72,6 +76,9 @@ impl World {
                     if reason == KillReason::Replaced {
                         self.check(|_, world| holders_are_spared::check(world, member));
                         self.check(|_, world| slow_are_spared::is_replaced(world, member));
+                    }
+                    if let KillReason::Unanswered(order) = reason {
+                        self.check(|_, world| dumped_before_end::is_killed(world, member, order));
                     }
                     // A host may be hard to reach: whoever is to be killed may go on for a while.
                     let delay = match self.random.below(100) {
@@ -228,6 +235,8 @@ impl World {
                     (cluster.on_heartbeat(now, link, server, heartbeat, sink).is_ok(), member)
                 });
                 if let Some((true, member)) = taken {
+                    let awake = self.coordinator_awake();
+                    self.heard_at.insert(member, awake);
                     self.check(|_, _| nothing_old::heartbeat(speaks, member));
                 }
             }
@@ -260,6 +269,8 @@ impl World {
             let (member, delay) = (process.member, self.random.between(1_000_000, 2_000_000_000));
             self.after(delay, Happening::Zombie(epoch, member));
         }
+        let asleep = self.coordinator.paused_until.saturating_sub(self.now);
+        self.coordinator.slept = self.coordinator.slept.saturating_sub(asleep);
         self.coordinator.die(stored);
         self.coordinator_backlog.clear();
         let is_its = |actor: Actor| actor == Actor::Coordinator { term };

@@ -88,6 +88,10 @@ impl World {
             Happening::Signal(process) => self.on_signal(process),
             Happening::LeaveAlone(process) => self.leave_alone(process),
             Happening::DumpWritten(process, number) => self.on_dump_written(process, number),
+            Happening::DumpFailed(process, order) => self.on_dump_failed(process, order),
+            Happening::DumpAgain(process, role) => self.begin_dump(process, role, None),
+            Happening::Suspend => self.suspend(),
+            Happening::Force => self.force(),
             Happening::Stop => self.stop_cluster(),
             Happening::Stopped(term) => self.on_stopped(term),
             Happening::Restore => self.restore(),
@@ -115,6 +119,8 @@ impl World {
             | Happening::Signal(process)
             | Happening::LeaveAlone(process)
             | Happening::LookAtDrain(process, ..)
+            | Happening::DumpFailed(process, _)
+            | Happening::DumpAgain(process, _)
             | Happening::DumpWritten(process, _) => Some(*process),
             _ => None,
         }

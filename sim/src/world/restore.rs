@@ -9,11 +9,12 @@
 //! Every dump that any process ever left is among those to choose from: of processes that were removed
 //! later, of earlier clusters, and those that a crash has cut short.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kv_core::cluster::DurableState;
 use kv_core::dump::{Dump, DumpHeader};
 use kv_core::restore::{self, Loss, Plan};
+use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::map::Map;
 
@@ -32,6 +33,12 @@ pub struct Operator {
     /// Processes that were told to stop, and those of them that leave alone.
     told: Vec<usize>,
     leaving: Vec<usize>,
+    /// Dumps of those that wait for another try.
+    waiting: Vec<(usize, ReplicaRole)>,
+    /// Whose dump of which group is complete.
+    complete: BTreeSet<(Member, GroupId)>,
+    /// The stop is to end whatever is lost.
+    insists: bool,
     /// The state of the cluster that is to be restored.
     durable: Option<DurableState>,
     source: Option<Source>,
@@ -119,7 +126,36 @@ impl Operator {
     /// Whether a process that leaves alone has done all it can.
     pub(super) fn has_left(&self, process: usize) -> bool {
         let of_process = (process, 0)..=(process, u64::MAX);
-        self.leaving.contains(&process) && self.jobs.range(of_process).next().is_none()
+        self.leaving.contains(&process)
+            && self.jobs.range(of_process).next().is_none()
+            && self.waiting.iter().all(|(waits, _)| *waits != process)
+    }
+
+    /// A dump of a process that leaves alone has failed, and waits for another try.
+    pub(super) fn wait(&mut self, process: usize, role: ReplicaRole) {
+        self.waiting.push((process, role));
+    }
+
+    pub(super) fn wait_no_more(&mut self, process: usize, role: ReplicaRole) {
+        self.waiting.retain(|waits| *waits != (process, role));
+    }
+
+    pub(super) fn note_complete(&mut self, writer: Member, group: GroupId) {
+        self.complete.insert((writer, group));
+    }
+
+    /// Whether a process has left a complete dump of a group.
+    pub fn has_complete(&self, writer: Member, group: GroupId) -> bool {
+        self.complete.contains(&(writer, group))
+    }
+
+    pub(super) fn insist(&mut self) {
+        self.insists = true;
+    }
+
+    /// Whether the stop is to end whatever is lost.
+    pub fn insists(&self) -> bool {
+        self.insists
     }
 
     /// Every whole dump, with what its writer held.
@@ -137,6 +173,7 @@ impl World {
         }
         self.kill_coordinator();
         self.operator.phase = Phase::Down;
+        self.operator.insists = false;
         let delay = self.random.between(50_000_000, 500_000_000);
         self.after(delay, Happening::Restore);
     }

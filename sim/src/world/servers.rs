@@ -263,6 +263,7 @@ impl World {
                     requests: 0,
                     refused: 0,
                     stood_ms: 0,
+                    dumped: DumpedBytes::default(),
                     replicas: self.processes[process].reports(self.now),
                 };
                 let mut bytes = Vec::new();

@@ -3,6 +3,7 @@
 //! ```text
 //!   the operator, and single processes: by a plan of times, made at the beginning
 //!   DRAIN, dumps and SHUTDOWN come as orders; a dump is on the disk some time after its last shard.
+//!   disks fill and recover: every step of a dump fails meanwhile, and it is tried again
 //!   a signal: the process asks for these orders; where none come it dumps and ends by itself.
 //! ```
 
@@ -14,6 +15,7 @@ use kv_protocol::ids::GroupId;
 
 use super::*;
 use crate::dump::{Job, Part};
+use crate::invariants::dumped_before_end;
 
 /// How often, in a thousand, whoever holds the same keys as a process that leaves crashes too: once it
 /// has acknowledged something alone, or at any time.
@@ -25,6 +27,11 @@ const TEMPTATION_LASTS: u64 = 1_500_000_000;
 
 /// How long a process that was told to stop waits for its coordinator's orders, in nanoseconds.
 const PATIENCE: u64 = 5_000_000_000;
+/// A dump that is slow takes up to so long, in nanoseconds: longer than a stop waits for one who is silent.
+const SLOWEST_DUMP: u64 = 8_000_000_000;
+/// Pauses in a stop last for longer than it waits for one who is silent.
+const LONGER_THAN_PATIENCE: u64 = 5_600_000_000;
+const LONGEST_SUSPEND: u64 = 9_000_000_000;
 /// How often it is looked whether a process has drained, and for how long.
 const LOOK_AGAIN: u64 = 2_000_000;
 const DRAIN_PATIENCE: u64 = 4_500_000_000;
@@ -69,6 +76,9 @@ impl World {
         let Some(process) = self.running_at(place).filter(|_| self.serves()) else { return };
         self.note_place(place, format_args!("process {process} is told to stop"));
         self.after(1_000, Happening::Signal(process));
+        if self.random.per_mille(200) {
+            self.full_until[place] = self.now + self.random.between(1_000_000, LONGEST_SUSPEND);
+        }
         let servers = usize::from(self.config.servers);
         let before = (place + servers - 1) % servers;
         let (group, other) = match self.random.per_mille(500) {
@@ -156,7 +166,9 @@ impl World {
         let mut hosted = self.processes[process].shards.iter().flat_map(|shard| &shard.hosted);
         let outcome = match hosted.all(|hosted| hosted.replica.is_drained()) {
             true => Ok(0),
-            false if self.now - since >= DRAIN_PATIENCE => Err("writes are pending".to_owned()),
+            false if self.now - since >= DRAIN_PATIENCE => {
+                Err("writes are pending".to_owned().into())
+            }
             false => {
                 let again = Happening::LookAtDrain(process, order, since);
                 return self.after(LOOK_AGAIN, again);
@@ -166,6 +178,10 @@ impl World {
     }
 
     pub(super) fn begin_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
+        self.operator.wait_no_more(process, role);
+        if self.is_disk_full(process) {
+            return self.fail_dump(process, role, order);
+        }
         let (writer, cluster) = (self.processes[process].member, self.processes[process].cluster);
         let servers = self.config.servers;
         let group = match role {
@@ -173,7 +189,7 @@ impl World {
             ReplicaRole::Secondary => GroupId((writer.server.0 + servers - 1) % servers),
         };
         let origin = DumpOrigin { cluster, writer, group, shards: self.config.shards };
-        let number = self.operator.begin(process, Job::new(origin, order));
+        let number = self.operator.begin(process, Job::new(origin, role, order));
         self.give(process, 0, Input::Dump(group, number));
     }
 
@@ -186,26 +202,68 @@ impl World {
     ) {
         let Some(job) = self.operator.job(process, number) else { return };
         let group = job.origin().group;
+        if self.is_disk_full(process) {
+            return self.drop_dump(process, number);
+        }
+        let Some(job) = self.operator.job(process, number) else { return };
         match part.map(|part| (part.shard(), job.take(&part))) {
             Ok((shard, false)) => self.give(process, shard + 1, Input::Dump(group, number)),
             Ok((_, true)) => {
-                let delay = self.random.between(500_000, 60_000_000);
+                let delay = match self.random.below(100) {
+                    0..=3 => self.random.between(500_000_000, SLOWEST_DUMP),
+                    _ => self.random.between(500_000, 60_000_000),
+                };
                 self.after(delay, Happening::DumpWritten(process, number));
             }
             Err(reason) => {
                 let job = self.operator.take_job(process, number);
-                self.report_dump(process, job.and_then(|job| job.order), Err(reason.to_string()));
+                let failure = OrderFailure { reason: reason.to_string(), is_no_copy: true };
+                self.report_dump(process, job.and_then(|job| job.order), Err(failure));
             }
         }
     }
 
+    /// Whether the disk of a process's host takes nothing now.
+    fn is_disk_full(&self, process: usize) -> bool {
+        self.full_until[self.processes[process].place] > self.now
+    }
+
+    /// A dump that was begun fails; what was written of it is removed.
+    fn drop_dump(&mut self, process: usize, number: u64) {
+        if let Some(job) = self.operator.take_job(process, number) {
+            self.fail_dump(process, job.role, job.order);
+        }
+    }
+
+    fn fail_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
+        self.counts.failed_dumps += 1;
+        match order {
+            Some(order) => self.after(100_000, Happening::DumpFailed(process, order)),
+            None => {
+                self.operator.wait(process, role);
+                let pause = self.random.between(500_000_000, 3_000_000_000);
+                self.after(pause, Happening::DumpAgain(process, role));
+            }
+        }
+    }
+
+    /// The coordinator learns of a dump that has failed.
+    pub(super) fn on_dump_failed(&mut self, process: usize, order: OrderId) {
+        let failure = OrderFailure::from("no space left".to_owned());
+        self.node(process, |node, sink| node.on_outcome(order, Err(failure), sink));
+    }
+
     /// A dump is on the disk.
     pub(super) fn on_dump_written(&mut self, process: usize, number: u64) {
+        if self.is_disk_full(process) {
+            return self.drop_dump(process, number);
+        }
         let Some(job) = self.operator.take_job(process, number) else { return };
         let (order, group) = (job.order, job.origin().group);
         let (file, entries) = job.finish();
         self.operator.keep(file);
         let member = self.processes[process].member;
+        self.operator.note_complete(member, group);
         let words = format_args!("{member} has dumped group {group}: {entries} entries");
         self.trace.note(self.now, About::Group(group), words);
         self.report_dump(process, order, Ok(entries));
@@ -215,11 +273,14 @@ impl World {
         &mut self,
         process: usize,
         order: Option<OrderId>,
-        outcome: Result<u64, String>,
+        outcome: Result<u64, OrderFailure>,
     ) {
         match order {
             Some(order) => self.node(process, |node, sink| node.on_outcome(order, outcome, sink)),
-            None if self.operator.has_left(process) => self.kill(process),
+            None if self.operator.has_left(process) => {
+                self.check(|_, world| dumped_before_end::leaves(world, process));
+                self.kill(process);
+            }
             None => {}
         }
     }
@@ -251,5 +312,65 @@ impl World {
     pub(super) fn on_stopping(&mut self, phase: StopPhase) {
         self.trace.note(self.now, About::All, format_args!("the cluster is stopped: {phase:?}"));
         self.operator.note_stopping();
+        if !self.is_healing && phase != StopPhase::Shutdown {
+            self.strike_a_stop();
+        }
+    }
+
+    /// Something goes wrong in this phase of the stop.
+    fn strike_a_stop(&mut self) {
+        let servers = usize::from(self.config.servers);
+        let place = self.random.index(servers);
+        let delay = self.random.between(0, 80_000_000);
+        match self.random.below(10) {
+            0..=2 => self.after(delay, Happening::Suspend),
+            3..=4 => {
+                let Some(process) = self.running_at(place) else { return };
+                let pause = self.random.between(LONGER_THAN_PATIENCE, LONGEST_SUSPEND);
+                self.counts.stop_suspends += 1;
+                self.pause(process, pause);
+                if self.random.per_mille(700) {
+                    let neighbour = (place + 1 + self.random.index(2) * (servers - 2)) % servers;
+                    self.full_until[neighbour] = self.now + pause + 1_000_000_000;
+                }
+            }
+            5..=7 => {
+                for place in 0..servers {
+                    if self.random.per_mille(500) {
+                        let lasts = self.random.between(1_000_000, LONGEST_SUSPEND);
+                        self.full_until[place] = self.now + lasts;
+                    }
+                }
+                if self.random.per_mille(150) {
+                    let delay = self.random.between(0, LONGEST_SUSPEND);
+                    self.after(delay, Happening::Force);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// All servers and the coordinator are paused, for longer than a stop waits for anybody. Servers wake with the
+    /// coordinator, or somewhat later.
+    pub(super) fn suspend(&mut self) {
+        let pause = self.random.between(LONGER_THAN_PATIENCE, LONGEST_SUSPEND);
+        self.counts.stop_suspends += 1;
+        self.trace.note(self.now, About::All, format_args!("everybody is suspended"));
+        for process in 0..self.processes.len() {
+            let wakes_after = match self.random.per_mille(500) {
+                true => self.random.between(0, 10_000_000),
+                false => self.random.between(0, 2_000_000_000),
+            };
+            self.pause(process, pause + wakes_after);
+        }
+        crate::nemesis::pause_coordinator(self, pause);
+    }
+
+    /// The operator insists on the end of a stop.
+    pub(super) fn force(&mut self) {
+        if self.operator.is_stopping() && self.coordinator.cluster.is_some() {
+            self.operator.insist();
+            self.brain(|cluster, now, sink| cluster.on_force(now, sink));
+        }
     }
 }

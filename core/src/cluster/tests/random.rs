@@ -112,7 +112,7 @@ impl World {
             Input::Report(n, is_ok) if !self.orders.is_empty() => {
                 let (to, order) = self.orders.remove(n % self.orders.len());
                 let view = order.view_version();
-                let outcome = if is_ok { Ok(1) } else { Err("no".to_owned()) };
+                let outcome = if is_ok { Ok(1) } else { Err("no".to_owned().into()) };
                 let report = Report { id: order.id, view, outcome };
                 let _ = self.cluster.on_report(self.now, to, report, sink);
             }

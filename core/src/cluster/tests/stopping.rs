@@ -1,5 +1,7 @@
 //! The orderly stop, of all servers and of one.
 
+use kv_protocol::control_message::OrderFailure;
+
 use super::*;
 
 #[test]
@@ -34,8 +36,12 @@ fn nobody_dumps_before_all_have_drained_and_nobody_leaves_before_all_have_dumped
     assert_eq!(world.cluster.next_timeout(), None);
 }
 
+fn kills(effects: &[Effect]) -> usize {
+    effects.iter().filter(|effect| matches!(effect, Effect::Kill { .. })).count()
+}
+
 #[test]
-fn a_server_that_answers_nothing_is_killed_and_named_and_its_data_is_in_the_other_dumps() {
+fn a_silent_server_is_killed_and_named_once_others_have_dumped_all_that_it_holds() {
     let mut world = World::serving(3);
     let (mute, alive) = (ServerId(1), [ServerId(0), ServerId(2)]);
     world.stop();
@@ -43,22 +49,89 @@ fn a_server_that_answers_nothing_is_killed_and_named_and_its_data_is_in_the_othe
         world.report(id, Ok(0));
     }
     world.pass(Duration::from_millis(4_900), &alive);
-    assert!(!world.take().iter().any(|e| matches!(e, Effect::Kill { .. })));
+    assert_eq!(world.ordered(), [(mute, "DRAIN")], "it is given its time");
     world.pass(Duration::from_millis(100), &alive);
-    let reason = KillReason::Unanswered("DRAIN");
+    world.orders.retain(|(to, _)| to.server != mute);
+    world.pass(PATIENCE, &alive);
+    assert_eq!(kills(&world.take()), 0, "its data may be nowhere else");
+    world.report(ServerId(0), Ok(0));
+    world.report(ServerId(0), Ok(0));
+    assert_eq!(kills(&world.take()), 0, "group 1 is not dumped yet");
+    world.report(ServerId(2), Ok(0));
+    world.report(ServerId(2), Ok(0));
+    let reason = KillReason::Unanswered("DUMP-PRIMARY and DUMP-SECONDARY");
     let kill = Effect::Kill { member: world.cluster.member(mute), reason };
     assert!(world.take().contains(&kill));
-    world.orders.retain(|(to, _)| to.server != mute);
     world.exit(mute);
-    for _dump in 0..2 {
-        world.report_all();
-    }
+    world.report_all();
     for id in alive {
         world.exit(id);
     }
     let effects = world.take();
-    let expected = StopOutcome { killed: vec![mute], ..StopOutcome::default() };
+    let (undrained, killed) = (vec![mute], vec![mute]);
+    let expected = StopOutcome { undrained, killed, ..StopOutcome::default() };
     assert_eq!(stopped(&effects), Some(&expected));
+}
+
+#[test]
+fn a_silent_server_that_may_hold_the_only_copy_is_left_to_the_operator() {
+    let mut world = World::serving(3);
+    let (dead, mute, alive) = (ServerId(2), ServerId(1), ServerId(0));
+    world.stop();
+    world.exit(dead);
+    world.report(alive, Ok(0));
+    world.orders.clear();
+    world.pass(PATIENCE, &[alive]);
+    assert_eq!(
+        world.ordered(),
+        [
+            (alive, "DUMP-PRIMARY"),
+            (alive, "DUMP-SECONDARY"),
+            (mute, "DUMP-PRIMARY"),
+            (mute, "DUMP-SECONDARY"),
+        ]
+    );
+    world.report(alive, Ok(0));
+    world.report(alive, Ok(0));
+    world.pass(Duration::from_secs(120), &[alive]);
+    let effects = world.take();
+    assert_eq!(kills(&effects), 0, "{effects:?}");
+    let why = StopWait::Silent(GroupId(1));
+    let member = world.cluster.member(mute);
+    let told = effects.iter().filter(|e| **e == Effect::StopWaits { member, why }).count();
+    assert_eq!(told, 1, "{effects:?}");
+    assert!(world.cluster.next_timeout().is_none_or(|next| next > world.now));
+    let alarms = world.cluster.status(world.now, &[]).alarms;
+    assert!(alarms.iter().any(|alarm| alarm.text.contains("only copy of group 1")), "{alarms:?}");
+    world.cluster.on_stop_now(world.now, &mut world.effects);
+    let effects = world.take();
+    assert_eq!(kills(&effects), 1, "the operator insists: {effects:?}");
+    world.exit(mute);
+    world.orders.retain(|(to, _)| to.server != mute);
+    world.report_all();
+    world.exit(alive);
+    assert_eq!(stopped(&world.take()).unwrap().undumped, [GroupId(1)]);
+}
+
+#[test]
+fn a_machine_that_is_paused_in_a_stop_kills_no_server() {
+    // In each stage: every process is paused for longer than any deadline, the coordinator wakes first.
+    for reports in 0..4 {
+        let mut world = World::serving(3);
+        world.stop();
+        for _ in 0..reports {
+            world.report_all();
+        }
+        for _pause in 0..3 {
+            world.now = world.now + Duration::from_secs(34);
+            world.cluster.on_timeout(world.now, &mut world.effects);
+            world.watch(Duration::from_millis(300));
+            assert_eq!(kills(&world.take()), 0, "after {reports} reports of each");
+            world.pass(Duration::from_secs(1), &world.ids());
+        }
+        world.report_all();
+        assert_eq!(kills(&world.take()), 0);
+    }
 }
 
 #[test]
@@ -105,30 +178,127 @@ fn a_failed_dump_is_ordered_once_more_before_anyone_is_told_to_exit() {
     assert_eq!(stopped(&world.take()), Some(&StopOutcome::default()));
 }
 
+fn full() -> Result<u64, String> {
+    Err("no space left".to_owned())
+}
+
+/// A stop in which server 1 cannot dump its primary table, and all else is dumped.
+fn world_with_a_full_disk() -> World {
+    let mut world = World::serving(3);
+    world.stop();
+    world.report_all();
+    world.report(ServerId(1), full());
+    world.report_all();
+    world
+}
+
 #[test]
-fn a_dump_that_fails_twice_or_too_late_is_not_ordered_again() {
+fn a_dump_is_ordered_again_with_growing_pauses_until_it_is_complete() {
+    let mut world = world_with_a_full_disk();
+    let ids = world.ids();
+    let mut pause = DUMP_RETRY_PAUSE;
+    for _failure in 0..20 {
+        let failed = world.take().into_iter().find(|e| matches!(e, Effect::OrderFailed { .. }));
+        assert!(matches!(failed, Some(Effect::OrderFailed { again: true, .. })), "{failed:?}");
+        world.pass(pause - Duration::from_millis(100), &ids);
+        assert_eq!(world.ordered(), [], "no server is told to exit, and the disk is left alone");
+        world.pass(Duration::from_millis(150), &ids);
+        assert_eq!(world.ordered(), [(ServerId(1), "DUMP-PRIMARY")]);
+        let alarms = world.cluster.status(world.now, &[]).alarms;
+        assert!(alarms[0].text.contains("no space left"), "{alarms:?}");
+        assert!(alarms[0].text.contains("--dump-dir"), "{alarms:?}");
+        world.report(ServerId(1), full());
+        pause = (pause * 2).min(LAST_DUMP_RETRY_PAUSE);
+    }
+    world.pass(pause, &ids);
+    world.report(ServerId(1), Ok(0));
+    assert_eq!(world.ordered(), ids.iter().map(|&id| (id, "SHUTDOWN")).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_operator_who_insists_gives_up_what_fails_and_nothing_else() {
+    let mut world = World::serving(3);
+    world.stop();
+    world.report_all();
+    world.report(ServerId(1), full());
+    world.report(ServerId(1), Ok(0));
+    world.report(ServerId(0), Ok(0));
+    world.report(ServerId(0), Ok(0));
+    world.take();
+    world.cluster.on_stop_now(world.now, &mut world.effects);
+    let member = world.cluster.member(ServerId(1));
+    let given_up = Effect::GivenUp { member, group: GroupId(1), is_dumped: false };
+    assert_eq!(world.take(), [given_up], "server 2 still dumps");
+    world.report(ServerId(2), full());
+    world.report(ServerId(2), Ok(0));
+    world.pass(DUMP_RETRY_PAUSE, &world.ids());
+    world.report(ServerId(2), full());
+    let member = world.cluster.member(ServerId(2));
+    let given_up = Effect::GivenUp { member, group: GroupId(2), is_dumped: true };
+    assert!(world.take().contains(&given_up));
+    assert!(world.ordered().iter().all(|(_, name)| *name == "SHUTDOWN"));
+    world.report_all();
+    world.ids().into_iter().for_each(|id| world.exit(id));
+    let expected = StopOutcome {
+        given_up: vec![(ServerId(1), GroupId(1)), (ServerId(2), GroupId(2))],
+        ..StopOutcome::default()
+    };
+    assert_eq!(stopped(&world.take()), Some(&expected));
+}
+
+#[test]
+fn another_directory_is_tried_at_once() {
+    let mut world = world_with_a_full_disk();
+    assert_eq!(world.ordered(), []);
+    world.cluster.on_dump_again(world.now, &mut world.effects);
+    assert_eq!(world.ordered(), [(ServerId(1), "DUMP-PRIMARY")]);
+}
+
+#[test]
+fn a_table_of_which_a_server_holds_no_full_copy_is_not_waited_for() {
+    let mut world = World::serving(3);
+    world.stop();
+    world.report_all();
+    world.collect();
+    let (member, order) = world.orders.remove(0);
+    let none = OrderFailure { reason: "no full copy".to_owned(), is_no_copy: true };
+    let report = Report { id: order.id, view: ViewVersion(0), outcome: Err(none) };
+    world.cluster.on_report(world.now, member, report, &mut world.effects).unwrap();
+    world.report_all();
+    world.report_all();
+    assert!(world.ordered().iter().all(|(_, name)| *name == "SHUTDOWN"), "{:?}", world.orders);
+}
+
+#[test]
+fn a_dump_of_a_server_that_no_view_names_is_tried_twice_and_lets_the_others_go() {
     let mut world = World::serving(3);
     let ids = world.ids();
-    let full = || Err("no space left".to_owned());
+    let away = ServerId(1);
+    world.exit(away);
+    world.collect();
+    let member = world.cluster.member(away);
+    assert!(world.take().contains(&Effect::Spawn { member }));
+    world.start_as(member);
+    world.collect();
+    world.orders.clear();
     world.stop();
     world.report_all();
-    world.report(ServerId(1), full());
-    world.report_all();
-    world.pass(DUMP_RETRY_PAUSE, &ids);
-    world.take();
-    world.report(ServerId(1), full());
-    let failed = world.take().into_iter().find(|e| matches!(e, Effect::OrderFailed { .. }));
-    assert!(matches!(failed, Some(Effect::OrderFailed { again: false, .. })), "{failed:?}");
-    assert!(world.ordered().iter().all(|(_, name)| *name == "SHUTDOWN"));
-
-    let mut world = World::serving(3);
-    world.stop();
-    world.report_all();
-    world.pass(PATIENCE - DUMP_RETRY_PAUSE, &ids);
-    world.report(ServerId(1), full());
-    world.report_all();
-    let leave = ids.iter().map(|&id| (id, "SHUTDOWN")).collect::<Vec<_>>();
-    assert_eq!(world.ordered(), leave);
+    for _failure in 0..2 {
+        while let Some((to, order)) = {
+            world.collect();
+            world.orders.first().copied()
+        } {
+            let fails = to.server == away && order.kind == OrderKind::DumpPrimary;
+            let is_dump = matches!(order.kind, OrderKind::DumpPrimary | OrderKind::DumpSecondary);
+            if !is_dump && order.kind != OrderKind::Drain {
+                break;
+            }
+            world.report(to.server, if fails { full() } else { Ok(0) });
+        }
+        world.pass(LAST_DUMP_RETRY_PAUSE, &ids);
+    }
+    assert!(world.ordered().iter().all(|(_, name)| *name == "SHUTDOWN"), "{:?}", world.orders);
+    assert_eq!(world.ordered().len(), 3);
 }
 
 #[test]
@@ -178,46 +348,33 @@ fn a_server_that_exits_before_it_is_told_to_dump_again_is_not_waited_for() {
 }
 
 #[test]
-fn groups_that_neither_holder_has_dumped_are_named() {
+fn groups_that_neither_replica_has_dumped_are_named() {
     let mut world = World::serving(3);
     world.stop();
     world.report_all();
     // Group 0 is at servers 0 and 1: the first cannot dump its primary, the second dies.
-    let full = || Err("no space left".to_owned());
     world.report(ServerId(0), full());
     world.exit(ServerId(1));
     world.orders.retain(|(to, _)| to.server != ServerId(1));
     world.report_all();
     world.pass(DUMP_RETRY_PAUSE, &[ServerId(0), ServerId(2)]);
     world.report(ServerId(0), full());
+    assert_eq!(world.ordered(), [], "its data is only there");
+    world.cluster.on_force(world.now, &mut world.effects);
     assert!(world.ordered().iter().all(|(_, name)| *name == "SHUTDOWN"));
     world.exit(ServerId(0));
     world.exit(ServerId(2));
     let effects = world.take();
-    assert_eq!(stopped(&effects).unwrap().undumped, [GroupId(0)]);
+    let outcome = stopped(&effects).unwrap();
+    assert_eq!(outcome.undumped, [GroupId(0)]);
+    assert_eq!(outcome.given_up, [(ServerId(0), GroupId(0))]);
 }
 
 #[test]
-fn a_server_with_large_tables_may_dump_longer_while_it_is_heard() {
+fn a_server_may_dump_for_as_long_as_it_reports_and_one_that_writes_nothing_is_told_of_once() {
     let mut world = World::serving(3);
     let ids = world.ids();
-    let mut beat = world.heartbeat(ServerId(0));
-    beat.replicas.push(ReplicaReport {
-        group: GroupId(0),
-        shard: ShardId(0),
-        state: ReplicaState::Active,
-        silent_ms: 0,
-        following: Default::default(),
-        content_bytes: 0,
-        copied: 0,
-        copied_bytes: 0,
-        view: ViewVersion(1),
-        last: SequenceNumber(0),
-        committed: SequenceNumber(0),
-        entries: 1,
-        bytes: 20 * DUMP_BYTES_PER_SECOND,
-        connected: true,
-    });
+    let slow = ServerId(0);
     world.stop();
     world.report_all();
     for _dump in 0..2 {
@@ -225,18 +382,33 @@ fn a_server_with_large_tables_may_dump_longer_while_it_is_heard() {
             world.report(id, Ok(0));
         }
     }
-    let end = world.now + Duration::from_secs(24);
-    while world.now < end {
-        world.pass(Duration::from_millis(100), &ids[1..]);
-        let link = World::link(ServerId(0));
-        let beat = beat.clone();
-        world.cluster.on_heartbeat(world.now, link, ServerId(0), beat, &mut world.effects).unwrap();
-    }
-    assert!(!world.take().iter().any(|e| matches!(e, Effect::Kill { .. })));
-    world.pass(SILENCE, &ids[1..]);
+    let run = |world: &mut World, seconds: u64, writes: bool| {
+        let end = world.now + Duration::from_secs(seconds);
+        let mut beat = world.heartbeat(slow);
+        let known = world.cluster.server(slow).heartbeat.as_ref();
+        beat.dumped = known.map_or_else(DumpedBytes::default, |(_, beat)| beat.dumped);
+        while world.now < end {
+            world.pass(Duration::from_millis(100), &ids[1..]);
+            beat.dumped.primary += u64::from(writes);
+            let (link, beat) = (World::link(slow), beat.clone());
+            world.cluster.on_heartbeat(world.now, link, slow, beat, &mut world.effects).unwrap();
+        }
+        world.take()
+    };
+    world.take();
+    let effects = run(&mut world, 300, true);
+    assert!(effects.is_empty(), "it writes, however slowly: {effects:?}");
+    let effects = run(&mut world, 300, false);
+    let member = world.cluster.member(slow);
+    assert_eq!(effects, [Effect::StopWaits { member, why: StopWait::NoProgress }]);
+    assert_eq!(world.cluster.status(world.now, &[]).alarms.len(), 1);
+    let effects = run(&mut world, 10, true);
+    assert!(effects.is_empty(), "{effects:?}");
+    assert!(world.cluster.status(world.now, &[]).alarms.is_empty());
+    world.pass(PATIENCE, &ids[1..]);
     let reason = KillReason::Unanswered("DUMP-PRIMARY and DUMP-SECONDARY");
-    let kill = Effect::Kill { member: world.cluster.member(ServerId(0)), reason };
-    assert!(world.take().contains(&kill), "as soon as it falls silent, its time is over");
+    let kill = Effect::Kill { member, reason };
+    assert!(world.take().contains(&kill), "it is silent, and others have dumped all that it holds");
 }
 
 #[test]

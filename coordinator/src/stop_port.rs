@@ -1,0 +1,280 @@
+//! `coord stop`, the coordinator's end: a socket in the directory of the cluster.
+//!
+//! ```text
+//!   coord stop --dir DIR  ->  DIR/coord.sock (0600; peers of another user are rejected)
+//!      {"dump_dir":"/mnt/other","force":false}\n   ->  main loop: the stop begins, or goes on otherwise
+//!      <-  {"say":"stop, 2 of 3: ..."}\n ...  {"ended":true,"say":"stopped"}\n
+//! ```
+//!
+//! Who may write into the directory of a cluster may stop it: the user that runs the coordinator, and root. A
+//! network port would need a secret for the same.
+
+use std::cell::RefCell;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use kv_protocol::limits::MAX_DUMP_DIRECTORY_BYTES;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::driver::Driver;
+
+/// The name of the socket.
+const NAME: &str = "coord.sock";
+/// Callers that are told at once; one more is rejected.
+const MAX_CALLERS: usize = 16;
+/// Lines that may wait for a caller. One that reads none of them misses some.
+const MAX_LINES: usize = 64;
+/// The longest request: the path of a directory, in which every byte may be escaped, and a few words.
+const MAX_REQUEST_BYTES: u64 = MAX_DUMP_DIRECTORY_BYTES as u64 * 6 + 256;
+/// How long a caller may take for its request, and for the last line.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is checked that the socket is still there: a directory may be deleted and made again.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// What `coord stop` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Request {
+    /// Where the dumps go, on every server's host.
+    pub(crate) dump_dir: Option<String>,
+    /// Tables that cannot be dumped are given up.
+    pub(crate) force: bool,
+}
+
+/// A line to `coord stop`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Line {
+    /// What a person reads.
+    pub(crate) say: String,
+    /// The last line: whether the stop went well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ended: Option<bool>,
+}
+
+/// Everybody who waits for the end of the stop.
+#[derive(Debug, Default)]
+pub(crate) struct Callers(RefCell<Vec<mpsc::Sender<Line>>>);
+
+impl Callers {
+    /// Tells them a line.
+    pub(crate) fn say(&self, text: &str) {
+        let line = Line { say: text.to_owned(), ended: None };
+        self.0.borrow_mut().retain(|caller| {
+            // One that is behind misses the line.
+            !matches!(caller.try_send(line.clone()), Err(mpsc::error::TrySendError::Closed(_)))
+        });
+    }
+
+    /// Tells them how the stop has ended, and waits for a moment until they know.
+    pub(crate) async fn end(&self, is_well: bool, text: &str) {
+        let callers = self.0.take();
+        let line = Line { say: text.to_owned(), ended: Some(is_well) };
+        for caller in callers {
+            let told = async {
+                let _ = caller.send(line.clone()).await;
+                caller.closed().await;
+            };
+            let _ = timeout(PATIENCE, told).await;
+        }
+    }
+
+    fn enter(&self) -> Option<mpsc::Receiver<Line>> {
+        let mut callers = self.0.borrow_mut();
+        callers.retain(|caller| !caller.is_closed());
+        if callers.len() >= MAX_CALLERS {
+            return None;
+        }
+        let (sender, receiver) = mpsc::channel(MAX_LINES);
+        callers.push(sender);
+        Some(receiver)
+    }
+}
+
+/// The path by which a socket in a directory is bound or connected to: that of a socket has 108 bytes at most
+/// (unix(7)), that of a directory may be longer. It holds while the directory is open.
+pub(crate) fn path_in(directory: &File) -> PathBuf {
+    format!("/proc/self/fd/{}/{NAME}", directory.as_raw_fd()).into()
+}
+
+fn bind(dir: &Path) -> io::Result<UnixListener> {
+    let directory = File::open(dir)?;
+    let path = path_in(&directory);
+    // Only the coordinator that has locked the directory comes here.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Removes the socket of a coordinator that ends.
+pub(crate) fn remove(dir: &Path) {
+    // One that is left does no harm: connecting to it fails.
+    let _ = fs::remove_file(dir.join(NAME));
+}
+
+/// Serves the socket for ever.
+pub(crate) async fn serve(driver: Rc<Driver>, dir: PathBuf, requests: mpsc::Sender<Request>) {
+    let mut has_failed = false;
+    loop {
+        match bind(&dir) {
+            Ok(listener) => {
+                has_failed = false;
+                accept(&driver, &dir, &listener, &requests).await;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut has_failed, true) {
+                    let dir = dir.display();
+                    tracing::warn!(
+                        "listen on {NAME} in {dir}: {error}; `coord stop` will not work"
+                    );
+                }
+                tokio::time::sleep(CHECK_EVERY).await;
+            }
+        }
+    }
+}
+
+/// Accepts until the socket is gone from the directory.
+async fn accept(
+    driver: &Rc<Driver>,
+    dir: &Path,
+    listener: &UnixListener,
+    requests: &mpsc::Sender<Request>,
+) {
+    let path = dir.join(NAME);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = tokio::time::sleep(CHECK_EVERY) => {
+                if path.exists() {
+                    continue;
+                }
+                return;
+            }
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (driver, requests) = (Rc::clone(driver), requests.clone());
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = converse(&driver, stream, &requests).await {
+                        tracing::warn!("coord stop: {error}");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!("accept a connection on {NAME}: {error}");
+                tokio::time::sleep(CHECK_EVERY).await;
+            }
+        }
+    }
+}
+
+async fn converse(
+    driver: &Driver,
+    mut stream: UnixStream,
+    requests: &mpsc::Sender<Request>,
+) -> io::Result<()> {
+    let peer = stream.peer_cred()?.uid();
+    let own = rustix::process::geteuid().as_raw();
+    if peer != own && peer != 0 {
+        return Err(io::Error::other(format!(
+            "rejected user {peer}; this is user {own}'s cluster"
+        )));
+    }
+    let (read, mut write) = stream.split();
+    let mut text = String::new();
+    let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
+    timeout(PATIENCE, read.read_line(&mut text)).await.map_err(io::Error::other)??;
+    let request: Request = serde_json::from_str(&text).map_err(io::Error::other)?;
+    let Some(mut lines) = driver.callers.enter() else {
+        let say = format!("{MAX_CALLERS} others wait for the stop already");
+        return send(&mut write, &Line { say, ended: Some(false) }).await;
+    };
+    requests.send(request).await.map_err(io::Error::other)?;
+    while let Some(line) = lines.recv().await {
+        send(&mut write, &line).await?;
+        if line.ended.is_some() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn send(write: &mut (impl tokio::io::AsyncWrite + Unpin), line: &Line) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(line).map_err(io::Error::other)?;
+    bytes.push(b'\n');
+    write.write_all(&bytes).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_directory_fits_into_a_request() {
+        let longest = "\u{1}".repeat(MAX_DUMP_DIRECTORY_BYTES);
+        let request = Request { dump_dir: Some(longest), force: true };
+        let text = serde_json::to_string(&request).unwrap();
+        assert!(text.len() as u64 <= MAX_REQUEST_BYTES, "{}", text.len());
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_a_deep_directory_is_for_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(120));
+        fs::create_dir(&deep).unwrap();
+        for _again in 0..2 {
+            let _listener = bind(&deep).unwrap();
+            let mode = fs::metadata(deep.join(NAME)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let directory = File::open(&deep).unwrap();
+            std::os::unix::net::UnixStream::connect(path_in(&directory)).unwrap();
+        }
+        remove(&deep);
+        assert!(!deep.join(NAME).exists());
+    }
+
+    #[tokio::test]
+    async fn callers_hear_the_end_and_no_more_than_there_may_be_are_let_in() {
+        let callers = Callers::default();
+        let mut inside: Vec<_> = (0..MAX_CALLERS).map(|_| callers.enter().unwrap()).collect();
+        assert!(callers.enter().is_none());
+        let mut last = inside.pop().unwrap();
+        inside.clear();
+        for n in 0..2 * MAX_LINES {
+            callers.say(&format!("line {n}"));
+        }
+        assert_eq!(callers.0.borrow().len(), 1, "those that left are forgotten");
+        let end = async {
+            let mut seen = 0;
+            while let Some(line) = last.recv().await {
+                seen += 1;
+                if line.ended == Some(true) {
+                    return (seen, line.say);
+                }
+            }
+            panic!("no end");
+        };
+        let ((seen, said), ()) = tokio::join!(
+            async {
+                let end = end.await;
+                drop(last);
+                end
+            },
+            callers.end(true, "stopped")
+        );
+        assert_eq!((seen, &*said), (MAX_LINES + 1, "stopped"));
+    }
+}

@@ -1,0 +1,107 @@
+//! A server that leaves without a coordinator's orders: it drains, dumps and exits by itself.
+//!
+//! ```text
+//!   drain --> dumps --complete--> exit
+//!               ^  |
+//!               |  | failed: the tables stay in memory; a pause
+//!               +--+
+//!               a signal later than the first, while a dump fails: the tables are given up, exit
+//! ```
+//!
+//! The thread is started at the boot: when the process is to end, the system may have no thread left to give.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, bounded};
+use kv_core::cluster::{DUMP_RETRY_PAUSE, LAST_DUMP_RETRY_PAUSE};
+use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::exit_code::ServerExit;
+use kv_protocol::ids::Time;
+
+use crate::dump;
+use crate::fatal::{self, Fatal};
+use crate::operation::Node;
+
+/// A signal so soon after a dump has failed for the first time was sent before anybody could know of it.
+const SECOND_THOUGHT: Duration = Duration::from_secs(1);
+
+/// How a server is to leave.
+#[derive(Debug)]
+pub(crate) struct Leave {
+    /// How long pending writes may take to commit.
+    pub(crate) patience: Duration,
+    /// Why there are no orders.
+    pub(crate) why: &'static str,
+    /// How the process ends when its tables are dumped.
+    pub(crate) exit: ServerExit,
+}
+
+/// The thread that leaves when it is told to.
+#[derive(Debug)]
+pub(crate) struct Leaver {
+    leave: Sender<Leave>,
+}
+
+impl Leaver {
+    /// Starts the thread.
+    pub(crate) fn start(node: &Arc<Node>) -> Result<Leaver, Fatal> {
+        let (leave, told) = bounded::<Leave>(1);
+        let node = Arc::clone(node);
+        let wait = move || {
+            if let Ok(leave) = told.recv() {
+                leave_alone(&node, &leave);
+            }
+        };
+        let thread = std::thread::Builder::new().name("stop".to_owned()).spawn(wait);
+        let failed = |error| Fatal::System { doing: "start a thread", error };
+        thread.map(|_| Leaver { leave }).map_err(failed)
+    }
+
+    /// Leaves; to be called once.
+    pub(crate) fn leave(&self, leave: Leave) {
+        // There is room for the one that is ever sent.
+        let _ = self.leave.try_send(leave);
+    }
+}
+
+/// Drains, at most for the patience, dumps for as long as that takes, and ends the process.
+fn leave_alone(node: &Node, leave: &Leave) -> ! {
+    tracing::warn!("stopping without the coordinator's orders: {}", leave.why);
+    if let Err(reason) = node.drain(leave.patience) {
+        tracing::warn!("drain: {reason}");
+    }
+    let mut left = vec![ReplicaRole::Primary, ReplicaRole::Secondary];
+    let mut pause = DUMP_RETRY_PAUSE;
+    loop {
+        // Of a table of which this server holds no full copy nothing is lost here.
+        left.retain(|role| node.dump(*role).is_err_and(|error| !error.is_no_copy()));
+        if left.is_empty() {
+            fatal::end(leave.exit);
+        }
+        tracing::error!(
+            "tables that are not dumped stay in memory, and their dumps are tried again in {pause:?}: free \
+             space or raise the limits; one more SIGTERM gives them up"
+        );
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(LAST_DUMP_RETRY_PAUSE);
+    }
+}
+
+/// Whether a further signal means that the operator gives up what cannot be dumped.
+pub(crate) fn may_give_up(node: &Node, now: Time) -> bool {
+    let failing = node.failing_dumps();
+    failing.iter().any(|(_, since)| now.since(*since) >= SECOND_THOUGHT)
+}
+
+/// Ends the process although dumps fail.
+pub(crate) fn give_up(node: &Node) -> ! {
+    for (role, _) in node.failing_dumps() {
+        let name = dump::file_name(node.me.server, role);
+        let group = node.group_of(role);
+        tracing::error!(
+            "a second signal: {name} is given up, and with it this copy of group {group}"
+        );
+    }
+    fatal::end(ServerExit::NotDumped)
+}
