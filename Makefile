@@ -29,6 +29,9 @@ test: lint ## everything that continuous integration runs
 # Two minutes of faults on real processes; the executables beside it must be of this very source.
 	$(CARGO) build --workspace $(LOCKED) --bins
 	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- --slice
+# Floods of requests: no view may change.
+	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- measure floods --quick --seconds 2
+	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- measure floods --quick --seconds 2 --net tcpstream --only "open loop"
 # Once through the benchmarks and the comparison without measuring, so that none rots: with what is built
 # already. Without a name cargo would also run every unit test again.
 	$(CARGO) bench --profile dev --workspace $(LOCKED) --bench '*' -- --test

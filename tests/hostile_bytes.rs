@@ -542,6 +542,7 @@ fn a_heartbeat_without_a_started_teaches_the_coordinator_nothing() {
             refused: u64::MAX,
             stood_ms: 0,
             dumped: DumpedBytes { primary: u64::MAX, secondary: u64::MAX },
+            crowd: None,
             replicas: Vec::new(),
         };
         let forged = Heartbeat { incarnation: Incarnation(0xbad), ..heartbeat.clone() };

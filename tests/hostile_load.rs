@@ -19,6 +19,7 @@ use kv_protocol::limits::{
     STALL_DEADLINE,
 };
 use kv_protocol::map::ServerState;
+use kv_protocol::status::{AlarmKind, AlarmStatus};
 
 /// How much later than its deadline a connection may be closed on a busy machine.
 const SLACK: Duration = Duration::from_secs(3);
@@ -151,6 +152,54 @@ fn connections_beyond_the_limit_are_refused_as_busy_and_the_clusters_own_links_s
         is_welcomed(&mut raw)
     });
     cluster.assert_serves(&pids);
+}
+
+#[test]
+fn an_address_whose_idle_connections_take_all_places_gives_room_to_others() {
+    const OTHERS: u128 = 40;
+    let cluster = Cluster::builder().open_files(256).start();
+    let pids = cluster.server_pids();
+    let ports = Ports::of(&cluster);
+    let greeting = hello(ports.status.cluster, ClientId(1), ShardId(0));
+    let mut crowd = Vec::new();
+    loop {
+        let mut raw = ports.connect(Kind::Clients);
+        raw.send_if_open(&greeting);
+        if !is_welcomed(&mut raw) {
+            break;
+        }
+        crowd.push(raw);
+        assert!(crowd.len() < 256, "there is no bound");
+    }
+    let mut others: Vec<Raw> = (0..OTHERS)
+        .map(|_| {
+            wait_for("another address to get in", PATIENCE, || {
+                let mut raw = Raw::from_another_address(ports.address(Kind::Clients));
+                raw.send_if_open(&greeting);
+                is_welcomed(&mut raw).then_some(raw)
+            })
+        })
+        .collect();
+    let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "crowded");
+    for other in &mut others {
+        assert_eq!(other.ask(&key, Operation::Noop).status, Status::Ok);
+    }
+    wait_until("the one that was idle for longest to be closed", PATIENCE, || crowd[0].is_closed());
+    let newest = crowd.last_mut().expect("there are some");
+    assert_eq!(
+        newest.ask(&key, Operation::Noop).status,
+        Status::Ok,
+        "it has not been idle for long"
+    );
+    let of_crowd = |alarm: &AlarmStatus| alarm.kind == AlarmKind::Crowded;
+    let alarm =
+        wait_for("an alarm", PATIENCE, || cluster.status().alarms.into_iter().find(of_crowd));
+    assert!(alarm.text.contains("127.0.0.1 has"), "{}", alarm.text);
+    let log = std::fs::read_to_string(cluster.dir().join("server_1.log")).expect("a log");
+    assert!(log.contains("idle connections of 127.0.0.1"), "{log}");
+    cluster.assert_serves(&pids);
+    drop((crowd, others));
+    cluster.stop().assert_copies_agree();
 }
 
 #[test]

@@ -143,7 +143,7 @@ impl Port {
              far, the last for one from {address}; look for a program that opens connections and keeps them"
         );
         let age_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
-        Some(AlarmStatus { kind: AlarmKind::CrowdedPort, server: None, group: None, text, age_ms })
+        Some(AlarmStatus { kind: AlarmKind::Crowded, server: None, group: None, text, age_ms })
     }
 
     async fn answer(&self, question: Question) -> Answer {

@@ -132,6 +132,7 @@ fn servers(servers: &[ServerStatus]) -> Grid {
         ("memory", 5),
         ("clients", 1),
         ("requests", 2),
+        ("gap", 3),
         ("heard", 8),
     ];
     let row = |server: &ServerStatus| {
@@ -154,6 +155,7 @@ fn servers(servers: &[ServerStatus]) -> Grid {
             counted(bytes(server.resident_bytes)),
             counted(server.client_connections.to_string()),
             counted(server.requests.to_string()),
+            counted(format!("{} ms", server.longest_gap_ms)),
             server.heartbeat_age_ms.map_or("never".into(), age),
         ]
     };
@@ -286,6 +288,7 @@ mod tests {
             requests: 5,
             refused: 6,
             heartbeat_age_ms: (id != 1).then_some(42),
+            longest_gap_ms: 103,
             recovery_step: None,
             recoveries: Vec::new(),
         };
@@ -342,6 +345,7 @@ mod tests {
             "localhost",
             "DOWN",
             "127.0.0.1:7000",
+            "-",
             "-",
             "-",
             "-",

@@ -115,6 +115,8 @@ pub struct Replica {
     sessions: Sessions,
     /// When the other holder was last heard under the installed view, or that view installed.
     heard: Time,
+    /// The longest time between two messages of the other holder under the installed view; `None` before the first.
+    longest_gap: Option<Duration>,
     /// How long this shard has been awake, and had been when it heard that.
     awake: Awake,
     awake_when_heard: Duration,
@@ -287,6 +289,7 @@ impl Replica {
             table: Table::new(chunks),
             sessions: Sessions::new(config.hash_secret),
             heard: Time::default(),
+            longest_gap: None,
             awake: Awake::new(HEARTBEAT_INTERVAL),
             awake_when_heard: Duration::ZERO,
             acked: None,
@@ -459,8 +462,20 @@ impl Replica {
     }
 
     fn hear(&mut self, now: Time) {
+        self.longest_gap =
+            Some(self.longest_gap.map_or(Duration::ZERO, |gap| gap.max(now.since(self.heard))));
         self.heard = now;
         self.awake_when_heard = self.awake.look(now);
+    }
+
+    /// The longest time without a message of the other holder since its first one under the installed view, the
+    /// present silence included. It goes by the clock, as leases do.
+    fn longest_gap_at(&self, now: Time) -> Duration {
+        let has_other = self.view.is_some_and(|view| view.other().is_some());
+        match self.longest_gap {
+            Some(gap) if has_other => gap.max(now.since(self.heard)),
+            gap => gap.unwrap_or_default(),
+        }
     }
 
     /// This shard is awake; to be called at every wake-up, every 100 ms at least. Silence that it reports counts
@@ -476,6 +491,7 @@ impl Replica {
         let (last, committed) = self.progress();
         let silence = self.awake.at(now).saturating_sub(self.awake_when_heard).as_millis();
         let copied = self.copied();
+        let gap = self.longest_gap_at(now).as_millis();
         Some(ReplicaReport {
             group: self.config.group,
             shard: self.config.shard,
@@ -488,6 +504,7 @@ impl Replica {
             connected: self.is_connected(),
             silent_ms: u32::try_from(silence).unwrap_or(u32::MAX),
             following: self.following(),
+            longest_gap_ms: u32::try_from(gap).unwrap_or(u32::MAX),
             content_bytes: self.table.content_bytes() as u64,
             copied: copied.entries,
             copied_bytes: copied.bytes,

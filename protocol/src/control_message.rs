@@ -292,6 +292,8 @@ pub struct ReplicaReport {
     pub silent_ms: u32,
     /// At a primary: whether its secondary or candidate keeps up. At those: whether they do themselves.
     pub following: Following,
+    /// The longest time without a message of the other holder since the first under the view, in milliseconds.
+    pub longest_gap_ms: u32,
     /// Bytes of the keys and values in its table.
     pub content_bytes: u64,
     /// At a primary with a candidate: entries sent to it so far, of about [`ReplicaReport::entries`].
@@ -299,6 +301,17 @@ pub struct ReplicaReport {
     /// As [`ReplicaReport::copied`], bytes of keys and values, of about
     /// [`ReplicaReport::content_bytes`].
     pub copied_bytes: u64,
+}
+
+/// An address that has more client connections of a server than any other, while they cost others theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CrowdReport {
+    /// The address; of IPv6 its /64 network.
+    pub address: IpAddr,
+    /// Its connections.
+    pub connections: u32,
+    /// Idle connections of any address closed since the server's start, to make room for others.
+    pub closed: u64,
 }
 
 /// A server's state, every 100 ms.
@@ -321,6 +334,8 @@ pub struct Heartbeat {
     pub stood_ms: u32,
     /// How far its dumps are, by [`DumpedBytes`].
     pub dumped: DumpedBytes,
+    /// The address whose connections lock others out, or would if none of them were closed.
+    pub crowd: Option<CrowdReport>,
     /// Its replicas.
     pub replicas: Vec<ReplicaReport>,
 }
@@ -346,6 +361,10 @@ impl Heartbeat {
         body.put_u32(self.stood_ms);
         body.put_u64(self.dumped.primary);
         body.put_u64(self.dumped.secondary);
+        let address = self.crowd.map(|crowd| SocketAddr::new(crowd.address, 0));
+        write_address(body, address);
+        body.put_u32(self.crowd.map_or(0, |crowd| crowd.connections));
+        body.put_u64(self.crowd.map_or(0, |crowd| crowd.closed));
         body.put_u16(length_u16(self.replicas.len(), "heartbeat"));
         for replica in &self.replicas {
             body.put_u16(replica.group.0);
@@ -359,6 +378,7 @@ impl Heartbeat {
             body.put_u64(replica.bytes);
             body.put_u32(replica.silent_ms);
             body.put_u8(replica.following as u8);
+            body.put_u32(replica.longest_gap_ms);
             body.put_u64(replica.content_bytes);
             body.put_u64(replica.copied);
             body.put_u64(replica.copied_bytes);
@@ -377,6 +397,9 @@ impl Heartbeat {
             primary: reader.u64("bytes dumped of the primary table")?,
             secondary: reader.u64("bytes dumped of the secondary table")?,
         };
+        let address = read_address(reader)?;
+        let (connections, closed) = (reader.u32("crowd")?, reader.u64("closed count")?);
+        let crowd = address.map(|at| CrowdReport { address: at.ip(), connections, closed });
         let count = reader.u16("replica count")?;
         if usize::from(count) > MAX_HEARTBEAT_REPLICAS {
             return Err(DecodeError::BadValue { field: "replica count", value: count.into() });
@@ -401,6 +424,7 @@ impl Heartbeat {
                 bytes: reader.u64("bytes")?,
                 silent_ms: reader.u32("silence")?,
                 following: read_following(reader)?,
+                longest_gap_ms: reader.u32("longest gap")?,
                 content_bytes: reader.u64("content bytes")?,
                 copied: reader.u64("copied")?,
                 copied_bytes: reader.u64("copied bytes")?,
@@ -415,6 +439,7 @@ impl Heartbeat {
             refused,
             stood_ms,
             dumped,
+            crowd,
             replicas,
         })
     }

@@ -82,6 +82,10 @@ pub struct ServerStatus {
     pub refused: u64,
     /// Milliseconds since its last heartbeat; `None` before the first.
     pub heartbeat_age_ms: Option<u64>,
+    /// The longest time that one of its shards was without a message of the other holder of a group, under the
+    /// group's present view, in milliseconds. A view changes when it exceeds a lease.
+    #[serde(default)]
+    pub longest_gap_ms: u64,
     /// The last recoveries of its place in the ring, the newest first.
     #[serde(default)]
     pub recoveries: Vec<RecoveryStatus>,
@@ -142,8 +146,8 @@ pub enum AlarmKind {
     CannotFollow,
     /// A server could not carry out an order.
     OrderFailed,
-    /// A port has no place left; idle connections are closed for others.
-    CrowdedPort,
+    /// One address has so many connections that others wait for room.
+    Crowded,
     /// The coordinator cannot store its state, so no failover takes effect.
     StateNotStored,
     /// The coordinator's state was stored, and the next store may fail.

@@ -259,7 +259,8 @@ proptest! {
         let replica = |n| ReplicaReport {
             group: GroupId(n), shard: ShardId(n), connected: n % 2 == 0,
             state: ReplicaState::from_wire((n % 9) as u8).unwrap(), silent_ms: n.into(),
-            following: Following::from_wire((n % 3) as u8).unwrap(), copied: numbers[0],
+            following: Following::from_wire((n % 3) as u8).unwrap(),
+            longest_gap_ms: u32::from(n) + 7, copied: numbers[0],
             content_bytes: numbers[1], copied_bytes: numbers[2],
             view: ViewVersion(numbers[1]), last: SequenceNumber(numbers[2]),
             committed: SequenceNumber(numbers[3]), entries: numbers[4], bytes: numbers[5],
@@ -268,6 +269,7 @@ proptest! {
             incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
             requests: numbers[1], refused: numbers[2], stood_ms: 9,
             dumped: DumpedBytes { primary: numbers[3], secondary: numbers[4] },
+            crowd: (kind % 2 == 0).then_some(CrowdReport { address: ip, connections: 5, closed: numbers[3] }),
             replicas: (0..replicas).map(replica).collect(),
         };
         let bytes = written(|b| started.write(&SEAL, b));
@@ -531,6 +533,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         state: ReplicaState::Active,
         silent_ms: 1,
         following: Default::default(),
+        longest_gap_ms: 1,
         content_bytes: 1,
         copied: 1,
         copied_bytes: 1,
@@ -550,6 +553,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         refused: 0,
         stood_ms: 0,
         dumped: DumpedBytes::default(),
+        crowd: None,
         replicas: vec![replica; MAX_HEARTBEAT_REPLICAS],
     });
     let bytes = written(|b| heartbeat.write(b));

@@ -25,7 +25,7 @@ use crate::net::uring;
 use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
-use crate::{dump, key_file, load, log, mailbox, orders, probe, stats, supervisor, watch};
+use crate::{dump, key_file, load, log, mailbox, orders, probe, slice, stats, supervisor, watch};
 
 /// Tables of a server that share its memory limit: the primary's and the secondary's.
 const TABLES: u64 = 2;
@@ -247,6 +247,11 @@ fn random() -> Result<u64, Fatal> {
 }
 
 fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fatal> {
+    // However many executors are busy, heartbeats and orders go through.
+    let body = move || {
+        slice::shorten();
+        body();
+    };
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
     thread.map(drop).map_err(|error| Fatal::System { doing: "start a thread", error })
 }

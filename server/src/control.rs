@@ -269,6 +269,7 @@ fn heartbeat(node: &Node) -> Heartbeat {
         refused: counters.refused,
         stood_ms: node.board.stood_ms(),
         dumped: node.dumped(),
+        crowd: node.board.crowd_report(clock::now()),
         replicas,
     }
 }

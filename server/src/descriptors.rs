@@ -15,11 +15,12 @@ use kv_protocol::limits::{MAX_CLIENT_CONNECTIONS, MAX_PEER_CONNECTIONS};
 
 use crate::fatal::Fatal;
 use crate::net::listener::MAX_AWAITING_HELLO;
+use crate::net::uring::ACCEPTS_AT_ONCE;
 use crate::orders;
 
 /// Standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory,
-/// one connection that is turned away at each port; the rest is slack.
-const RESERVED: u64 = 48 + orders::MAX_CONNECTIONS as u64;
+/// connections of both ports that were just accepted; the rest is slack.
+const RESERVED: u64 = 48 + 2 * ACCEPTS_AT_ONCE as u64 + orders::MAX_CONNECTIONS as u64;
 /// An executor's rings and bells (9), its own stream and the one that takes its place, sockets on
 /// their way to it; the rest is slack.
 const RESERVED_PER_SHARD: u64 = 16;
@@ -27,6 +28,9 @@ const RESERVED_PER_SHARD: u64 = 16;
 const PEERS_PER_SHARD: u64 = 2;
 /// Of what is left, other servers and those who pretend to be such get one part in so many.
 const PEERS_SHARE: u64 = 8;
+/// Of the clients' part, one in so many is kept for addresses with few connections, up to a number.
+const SPARE_SHARE: u64 = 16;
+const MOST_SPARE_CLIENTS: u64 = 64;
 /// With fewer a server is of no use.
 const FEWEST_CLIENTS: u64 = 16;
 const FEWEST_STRANGERS: u64 = 8;
@@ -36,6 +40,8 @@ const FEWEST_STRANGERS: u64 = 8;
 pub(crate) struct ConnectionBounds {
     /// Accepted at the clients' port.
     pub(crate) clients: usize,
+    /// Beyond these, accepted of an address with few connections, while others are closed to make room.
+    pub(crate) spare_clients: usize,
     /// Of these, those that have not said hello.
     pub(crate) silent_clients: usize,
     /// Accepted at the servers' port.
@@ -49,6 +55,7 @@ impl ConnectionBounds {
     #[cfg(test)]
     pub(crate) const WIDEST: ConnectionBounds = ConnectionBounds {
         clients: MAX_CLIENT_CONNECTIONS,
+        spare_clients: MOST_SPARE_CLIENTS as usize,
         silent_clients: MAX_AWAITING_HELLO,
         peers: MAX_PEER_CONNECTIONS,
         silent_peers: MAX_AWAITING_HELLO,
@@ -67,9 +74,11 @@ impl ConnectionBounds {
         let peers = (left / PEERS_SHARE).max(fewest_peers);
         let at_most =
             |count: u64, most: usize| usize::try_from(count).map_or(most, |n| n.min(most));
-        let clients = at_most(left - peers, MAX_CLIENT_CONNECTIONS);
+        let spare = ((left - peers) / SPARE_SHARE).clamp(1, MOST_SPARE_CLIENTS);
+        let clients = at_most(left - peers - spare, MAX_CLIENT_CONNECTIONS);
         Ok(ConnectionBounds {
             clients,
+            spare_clients: at_most(spare, MAX_CLIENT_CONNECTIONS),
             silent_clients: (clients / 2).min(MAX_AWAITING_HELLO),
             peers: at_most(peers, MAX_PEER_CONNECTIONS),
             silent_peers: at_most(peers - true_peers, MAX_AWAITING_HELLO),
@@ -121,7 +130,7 @@ mod tests {
             let enough = (0..).find(|limit| ConnectionBounds::within(*limit, shards).is_ok());
             for limit in enough.unwrap()..20_000 {
                 let bounds = ConnectionBounds::within(limit, shards).unwrap();
-                let all = (bounds.clients + bounds.peers) as u64;
+                let all = (bounds.clients + bounds.spare_clients + bounds.peers) as u64;
                 let reserve = RESERVED + RESERVED_PER_SHARD * u64::from(shards);
                 assert!(all + reserve <= limit, "{limit}: {bounds:?}");
                 assert!(bounds.silent_clients < bounds.clients, "{limit}: {bounds:?}");

@@ -16,6 +16,7 @@ use kv_protocol::ids::{GroupId, Time};
 use crate::clock;
 use crate::fatal::Fatal;
 use crate::known_map::KnownMap;
+use crate::log_limit::LogLimit;
 use crate::mailbox;
 use crate::memory::HugePages;
 use crate::message::{DumpPiece, DumpedEntries, LoadPiece, ShardMessage, ShardReply};
@@ -34,6 +35,10 @@ const IO_MEMORY_BYTES: usize = 64 << 10;
 /// how far ahead while bytes come in, and while none do.
 const TICK_ACTIVE: Duration = Duration::from_millis(10);
 const TICK_IDLE: Duration = Duration::from_millis(100);
+/// How long the tasks of clients run (`--net tcpstream`) before ticks, orders and streams have their turn.
+const PREEMPT_TIMER: Duration = Duration::from_millis(2);
+/// How often connections that are closed to make room are told of.
+const CROWD_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest pause between two ticks.
 const TICK_SHORTEST: Duration = Duration::from_millis(1);
 /// How often deadlines are enforced and the board is written.
@@ -68,6 +73,7 @@ pub(crate) fn start(config: ExecutorConfig) -> Result<ExecutorJoinHandle<()>, Fa
     LocalExecutorBuilder::new(Placement::Unbound)
         .name(&format!("shard-{shard}"))
         .io_memory(IO_MEMORY_BYTES)
+        .preempt_timer(PREEMPT_TIMER)
         .spawn(move || run(config))
         .map_err(|error| Fatal::Executor { shard, reason: error.to_string() })
 }
@@ -93,6 +99,7 @@ async fn tick_for_ever(engine: Engine) {
     let place = usize::from(hub.here.0);
     hub.board.own(place);
     let housekeeping_at = Cell::new(Time::default());
+    let mut crowd_log = LogLimit::every(CROWD_LOG_INTERVAL);
     loop {
         let now = clock::now();
         hub.board.tick(place);
@@ -100,6 +107,7 @@ async fn tick_for_ever(engine: Engine) {
         hub.shard.borrow_mut().on_tick(now);
         engine.dial_due(now);
         hub.want_flush();
+        make_room(&hub, now, &mut crowd_log);
         if housekeeping_at.get() <= now {
             housekeeping_at.set(now + HOUSEKEEPING);
             engine.enforce_deadlines(now);
@@ -110,6 +118,24 @@ async fn tick_for_ever(engine: Engine) {
         let pause = due.map_or(longest, |due| due.since(now).min(longest));
         hub.board.begin(place, Activity::Connections);
         glommio::timer::sleep(pause.max(TICK_SHORTEST)).await;
+    }
+}
+
+/// Closes idle connections of the address that has most, if others wait for room.
+fn make_room(hub: &Hub, now: Time, log: &mut LogLimit) {
+    let Some((address, excess)) = hub.board.crowding() else { return };
+    let closed = hub.shard.borrow_mut().close_idle(address, excess);
+    if closed == 0 {
+        return;
+    }
+    hub.board.note_closed(now, closed);
+    if let Some(suppressed) = log.admit(now) {
+        tracing::warn!(
+            suppressed,
+            "closed {closed} idle connections of {address}, which has more than any other address, to make room \
+             for others: this server may have {} client connections",
+            hub.board.bounds().clients
+        );
     }
 }
 

@@ -18,6 +18,7 @@ mod args;
 mod boot;
 mod clock;
 mod control;
+mod crowd;
 mod descriptors;
 mod dump;
 mod executor;

@@ -321,6 +321,7 @@ impl Service {
         let welcome = hosted.replica.on_peer_hello(now, hello, &mut self.outputs)?;
         hosted.stream = Some(id);
         hosted.dialled = None;
+        self.outputs.set_stream(id);
         self.has_news = true;
         if let Some(suppressed) = hosted.stands_log.admit(now) {
             tracing::info!(
@@ -495,6 +496,7 @@ impl Service {
         let at = self.hosted.iter().position(|hosted| hosted.replica.group() == group);
         let Some(hosted) = at.map(|at| &mut self.hosted[at]) else { return };
         hosted.dialled = hosted.replica.peer_hello(cluster);
+        self.outputs.set_stream(id);
         if let Some(dial) = &mut hosted.dial {
             dial.state = DialState::Connected;
         }

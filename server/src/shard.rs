@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, ShardId, Time};
 
+use crate::crowd::Address;
 use crate::descriptors::ConnectionBounds;
 use crate::net::Machine;
 use crate::net::connection::Connection;
@@ -48,6 +49,8 @@ pub(crate) struct Shard {
     pub(crate) service: Service,
     bounds: ConnectionBounds,
     machines: Vec<Option<Machine>>,
+    /// Where the connections come from, by the same places.
+    addresses: Vec<Address>,
     /// Accepted connections by age, of each port, that may still be strangers.
     awaiting_hello: [VecDeque<ConnectionId>; 2],
 }
@@ -55,7 +58,13 @@ pub(crate) struct Shard {
 impl Shard {
     /// A shard without connections.
     pub(crate) fn new(service: Service, bounds: ConnectionBounds) -> Shard {
-        Shard { service, bounds, machines: Vec::new(), awaiting_hello: Default::default() }
+        Shard {
+            service,
+            bounds,
+            machines: Vec::new(),
+            addresses: Vec::new(),
+            awaiting_hello: Default::default(),
+        }
     }
 
     /// Takes in a connection that was just accepted.
@@ -243,6 +252,35 @@ impl Shard {
         }
     }
 
+    /// Notes where a connection comes from.
+    pub(crate) fn set_address(&mut self, id: ConnectionId, from: Address) {
+        self.addresses[slot_of(id)] = from;
+    }
+
+    /// Closes up to `most` connections of clients from this address that wait for nothing, those that have been idle for
+    /// longest; how many.
+    pub(crate) fn close_idle(&mut self, from: Address, most: usize) -> usize {
+        let Shard { service, machines, addresses, .. } = self;
+        let mut idle: Vec<(Time, ConnectionId)> = machines
+            .iter()
+            .zip(addresses)
+            .filter(|(_, address)| **address == from)
+            .filter_map(|(machine, _)| match machine {
+                Some(Machine::Client(connection)) => connection.idle(),
+                _ => None,
+            })
+            .filter_map(|id| Some((service.outputs.get(id)?.idle_since()?, id)))
+            .collect();
+        if most < idle.len() {
+            idle.select_nth_unstable(most);
+            idle.truncate(most);
+        }
+        for (_, id) in &idle {
+            service.outputs.kill(*id);
+        }
+        idle.len()
+    }
+
     /// The streams to dial now.
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.service.due_dials(now)
@@ -257,6 +295,7 @@ impl Shard {
         let slot = slot_of(id);
         if slot >= self.machines.len() {
             self.machines.resize_with(slot + 1, || None);
+            self.addresses.resize(slot + 1, Address::UNKNOWN);
         }
         self.machines[slot] = Some(machine);
     }

@@ -146,3 +146,29 @@ fn silence_counts_only_while_the_shard_itself_does_not_stand() {
     pair.secondary.on_bytes(heard, pair.accepted, &said);
     assert!(silent_ms(&mut pair, heard + Duration::from_secs(2)) <= 100, "it stood");
 }
+
+#[test]
+fn the_connections_of_an_address_that_were_idle_for_longest_are_closed_and_no_busy_one() {
+    let (crowd, other) = (Address::LOOPBACK, Address::UNKNOWN);
+    let mut shard = shard(0);
+    let mut open = |millis: u64, from: Address| {
+        let now = NOW + Duration::from_millis(millis);
+        let id = shard.adopt(now, Port::Clients, &hello());
+        shard.set_address(id, from);
+        let welcome = shard.unsent(id).len();
+        shard.on_sent(now, id, welcome);
+        id
+    };
+    let (oldest, of_other, asks) = (open(0, crowd), open(0, other), open(0, crowd));
+    let (second, newest) = (open(10, crowd), open(20, crowd));
+    // A request that has come in part.
+    shard.on_bytes(NOW, asks, &[1, 0, 0]);
+    assert_eq!(shard.close_idle(crowd, 2), 2);
+    for closed in [oldest, second] {
+        assert_eq!(shard.fate(closed), Fate::Close);
+    }
+    for kept in [of_other, asks, newest] {
+        assert_eq!(shard.fate(kept), Fate::Read);
+    }
+    assert_eq!(shard.close_idle(crowd, 9), 1, "the newest is the only idle one left");
+}

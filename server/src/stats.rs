@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use kv_core::replica::aged;
 use kv_protocol::FailureTimeout;
-use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::control_message::{CrowdReport, ReplicaReport};
 use kv_protocol::ids::{Member, ShardId, Time};
 use kv_protocol::limits::{GRACE, MAX_SERVERS};
 use kv_protocol::view::View;
 
-use kv_core::replica::aged;
-
 use crate::clock;
+use crate::crowd::{Address, Crowd};
 use crate::descriptors::ConnectionBounds;
 use crate::net::listener::Port;
 use crate::service::Counters;
@@ -37,6 +37,8 @@ pub(crate) struct Board {
     pub(crate) orders: Pulse,
     bounds: ConnectionBounds,
     clients: AtomicUsize,
+    /// Whose they are.
+    crowd: Mutex<Crowd>,
     peers: AtomicUsize,
     /// Connections refused before they reached a shard.
     turned_away: AtomicU64,
@@ -99,6 +101,7 @@ impl Board {
             orders: Pulse::default(),
             bounds,
             clients: AtomicUsize::new(0),
+            crowd: Mutex::default(),
             peers: AtomicUsize::new(0),
             turned_away: AtomicU64::new(0),
             ordered_sole: (0..MAX_SERVERS).map(|_| AtomicBool::new(false)).collect(),
@@ -263,27 +266,62 @@ impl Board {
         self.bounds
     }
 
-    /// Counts a connection in, unless there are as many as may be.
-    pub(crate) fn admit(self: &Arc<Board>, port: Port) -> Option<Permit> {
-        let (count, most) = self.bound(port);
-        if count.fetch_add(1, Ordering::Relaxed) >= most {
-            count.fetch_sub(1, Ordering::Relaxed);
+    /// Counts a connection in, unless there are as many as may be. A client beyond that is taken in while another
+    /// address has more connections than its own: idle ones of that address are closed then ([`Board::crowding`]).
+    pub(crate) fn admit(self: &Arc<Board>, port: Port, from: Address) -> Option<Permit> {
+        let is_admitted = match port {
+            Port::Clients => self.admit_client(from),
+            Port::Servers => {
+                let is_admitted = self.peers.fetch_add(1, Ordering::Relaxed) < self.bounds.peers;
+                if !is_admitted {
+                    self.peers.fetch_sub(1, Ordering::Relaxed);
+                }
+                is_admitted
+            }
+        };
+        if !is_admitted {
             self.turn_away();
             return None;
         }
-        Some(Permit { board: Arc::clone(self), port })
+        Some(Permit { board: Arc::clone(self), port, from })
+    }
+
+    fn admit_client(&self, from: Address) -> bool {
+        let mut crowd = lock(&self.crowd);
+        // Only this function, which holds the lock, counts up.
+        let clients = self.clients();
+        let is_full = clients >= self.bounds.clients;
+        let has_spare = clients < self.bounds.clients + self.bounds.spare_clients;
+        if is_full && !(has_spare && crowd.is_smaller(from)) {
+            crowd.note(clock::now(), 0);
+            return false;
+        }
+        crowd.enter(from);
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// The address of whose idle connections so many are to be closed, as there are more than may be.
+    pub(crate) fn crowding(&self) -> Option<(Address, usize)> {
+        let excess =
+            self.clients().checked_sub(self.bounds.clients).filter(|excess| *excess > 0)?;
+        let (address, _) = lock(&self.crowd).largest()?;
+        Some((address, excess))
+    }
+
+    /// Notes that so many connections were closed to make room.
+    pub(crate) fn note_closed(&self, now: Time, closed: usize) {
+        lock(&self.crowd).note(now, closed);
+    }
+
+    /// What the heartbeat says of an address that has too many connections.
+    pub(crate) fn crowd_report(&self, now: Time) -> Option<CrowdReport> {
+        lock(&self.crowd).report(now)
     }
 
     /// Counts a connection that was refused before it reached a shard.
     pub(crate) fn turn_away(&self) {
         self.turned_away.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn bound(&self, port: Port) -> (&AtomicUsize, usize) {
-        match port {
-            Port::Clients => (&self.clients, self.bounds.clients),
-            Port::Servers => (&self.peers, self.bounds.peers),
-        }
     }
 }
 
@@ -308,11 +346,27 @@ fn read_resident_bytes() -> u64 {
 pub(crate) struct Permit {
     board: Arc<Board>,
     port: Port,
+    from: Address,
+}
+
+impl Permit {
+    /// Where the connection comes from.
+    pub(crate) fn from(&self) -> Address {
+        self.from
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.board.bound(self.port).0.fetch_sub(1, Ordering::Relaxed);
+        match self.port {
+            Port::Clients => {
+                lock(&self.board.crowd).leave(self.from);
+                self.board.clients.fetch_sub(1, Ordering::Relaxed);
+            }
+            Port::Servers => {
+                self.board.peers.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -325,15 +379,17 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    const HERE: Address = Address::LOOPBACK;
+
     #[test]
     fn connections_beyond_the_limit_are_refused_until_one_ends() {
         let board = Board::new(1, ConnectionBounds::WIDEST);
         let mut permits: Vec<Permit> =
-            (0..board.bounds().peers).map(|_| board.admit(Port::Servers).unwrap()).collect();
-        assert!(board.admit(Port::Servers).is_none());
-        assert!(board.admit(Port::Clients).is_some(), "clients' slots are others");
+            (0..board.bounds().peers).map(|_| board.admit(Port::Servers, HERE).unwrap()).collect();
+        assert!(board.admit(Port::Servers, HERE).is_none());
+        assert!(board.admit(Port::Clients, HERE).is_some(), "clients' slots are others");
         permits.pop();
-        assert!(board.admit(Port::Servers).is_some());
+        assert!(board.admit(Port::Servers, HERE).is_some());
         assert_eq!(board.counters().refused, 1);
     }
 
@@ -389,6 +445,26 @@ mod tests {
             let stood = interval * ended.expect("it stands for ever");
             assert!(stood > limit && stood < limit + interval * 3, "{stood:?} for {limit:?}");
         }
+    }
+
+    #[test]
+    fn when_all_is_full_an_address_with_fewer_connections_gets_in_and_the_largest_is_to_give_way() {
+        let bounds = ConnectionBounds { clients: 10, spare_clients: 2, ..ConnectionBounds::WIDEST };
+        let board = Board::new(1, bounds);
+        let other = Address::UNKNOWN;
+        let mut crowd: Vec<Permit> =
+            (0..10).map(|_| board.admit(Port::Clients, HERE).unwrap()).collect();
+        assert_eq!(board.crowding(), None);
+        assert!(board.admit(Port::Clients, HERE).is_none(), "it has all there are");
+        let _first = board.admit(Port::Clients, other).unwrap();
+        let _second = board.admit(Port::Clients, other).unwrap();
+        assert!(board.admit(Port::Clients, other).is_none(), "the spare places are taken");
+        assert_eq!(board.crowding(), Some((HERE, 2)));
+        crowd.truncate(8);
+        assert_eq!(board.crowding(), None);
+        assert!(board.admit(Port::Clients, HERE).is_none());
+        assert!(board.admit(Port::Clients, other).is_some());
+        assert_eq!(board.crowd_report(clock::now()).unwrap().connections, 8);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClientId, ClusterId, RequestId, SequenceNumber, ShardId, ViewVersion};
 use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, MAX_PEER_BODY};
 use kv_protocol::placement::Digest;
+use socket2::{Domain, Socket, Type};
 
 /// How long a test waits for bytes or for the end of a connection.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -58,10 +59,23 @@ impl Raw {
         Raw { stream, input: FrameBuffer::new(FrameRules::checked(MAX_CONTROL_BODY)) }
     }
 
+    /// A connection to a clients port of this machine from 127.0.0.2.
+    #[track_caller]
+    pub(crate) fn from_another_address(to: SocketAddr) -> Raw {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).expect("bind to 127.0.0.2");
+        socket.connect(&to.into()).unwrap_or_else(|error| panic!("connect to {to}: {error}"));
+        Raw::over(socket.into(), FrameRules::unchecked(MAX_ANSWER_BODY))
+    }
+
     #[track_caller]
     fn connect(address: SocketAddr, rules: FrameRules) -> Raw {
         let stream = TcpStream::connect(address)
             .unwrap_or_else(|error| panic!("connect to {address}: {error}"));
+        Raw::over(stream, rules)
+    }
+
+    fn over(stream: TcpStream, rules: FrameRules) -> Raw {
         stream.set_nodelay(true).expect("set TCP_NODELAY");
         stream.set_write_timeout(Some(LIMIT)).expect("set a time limit");
         Raw { stream, input: FrameBuffer::new(rules) }

@@ -8,7 +8,7 @@ use super::{What, measure};
 use crate::cluster::Programs;
 
 /// As they are typed after `chaos measure`.
-const ALL: [&str; 8] = [
+const ALL: [&str; 9] = [
     "failover --data 64M --kills 20",
     "failover --data 2G --kills 20",
     "failover --hang --data 64M --kills 20",
@@ -17,9 +17,10 @@ const ALL: [&str; 8] = [
     "coordinator --seconds 60",
     "many --servers 32 --kills 10",
     "overload --seconds 60",
+    "floods --seconds 20",
 ];
 /// The same so small that they only show whether they work.
-const SMALL: [&str; 8] = [
+const SMALL: [&str; 9] = [
     "failover --data 16M --kills 3",
     "failover --data 300M --kills 1",
     "failover --hang --data 16M --kills 2",
@@ -28,6 +29,7 @@ const SMALL: [&str; 8] = [
     "coordinator --seconds 5",
     "many --servers 8 --kills 2 --idle 5",
     "overload --seconds 3",
+    "floods --quick --seconds 2",
 ];
 
 /// The command line.

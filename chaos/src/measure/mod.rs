@@ -6,6 +6,7 @@
 //!   coordinator   the coordinator is killed: does anybody notice?
 //!   many          a ring of many servers: start, kills, idle cost, stop
 //!   overload      four times as many requests as can be served: who is suspected, who takes memory?
+//!   floods        every shape of load on one server: does a view change? the longest gap between beacons
 //!   all           all of them
 //!     figures     what was measured beside its targets: a table, and JSON
 //! ```
@@ -16,6 +17,7 @@ mod coordinator;
 mod copy;
 mod failover;
 mod figures;
+mod floods;
 mod many;
 mod overload;
 mod probe;
@@ -62,6 +64,8 @@ enum What {
     Many(many::ManyArgs),
     /// What four times the load that saturates a cluster does to it.
     Overload(overload::OverloadArgs),
+    /// Whether floods of requests, of any shape, change a view or delay the beacons between servers.
+    Floods(floods::FloodsArgs),
     /// All of these one after the other, in the sizes that docs/recovery.md tells.
     All(all::AllArgs),
 }
@@ -96,6 +100,7 @@ fn measure(what: &What, programs: &Programs, progress: &ProgressBar) -> anyhow::
         What::Coordinator(args) => coordinator::run(args, programs, &dir),
         What::Many(args) => many::run(args, programs, &dir),
         What::Overload(args) => overload::run(args, programs, &dir),
+        What::Floods(args) => floods::run(args, programs, &dir, progress),
         What::All(_) => unreachable!("all of them are taken apart before"),
     };
     let kept = || format!("the logs are in {}", dir.display());

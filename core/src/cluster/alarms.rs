@@ -11,6 +11,7 @@
 //! | state not stored | the coordinator's memory cannot be stored | it is stored, or there is nothing to store |
 //! | state at risk | it was stored, and the next store may fail | the next store finds nothing wrong |
 //! | cannot follow | a secondary was removed because it did not keep up | its recovery is over |
+//! | crowded | an address has so many connections of a server that others wait for room | it has not for 10 s |
 //! | order failed | a server could not do what it was ordered to | it could, or all is home again |
 //! | stop waits | an orderly stop waits for a server that is silent, or writes nothing | it goes on, or has ended |
 //!
@@ -19,7 +20,7 @@
 
 use std::fmt;
 
-use kv_protocol::control_message::Following;
+use kv_protocol::control_message::{CrowdReport, Following, Heartbeat};
 use kv_protocol::status::{AlarmKind, AlarmStatus, GroupCondition};
 use kv_protocol::{GroupId, ServerId, Time};
 
@@ -46,6 +47,7 @@ pub(super) enum Alarm {
     StateNotStored { reason: String },
     StateAtRisk { reason: String },
     CannotFollow { server: ServerId, group: GroupId, reason: Following },
+    Crowded { server: ServerId, crowd: CrowdReport },
     OrderFailed { server: ServerId, order: &'static str, reason: String },
     StopWaits(ServerId, StopWait),
 }
@@ -78,6 +80,9 @@ impl Alarm {
                 Alarm::CannotFollow { server: other_server, group: other_group, .. },
             ) => server == other_server && group == other_group,
             (Alarm::StopWaits(server, _), Alarm::StopWaits(other, _)) => server == other,
+            (Alarm::Crowded { server, .. }, Alarm::Crowded { server: other_server, .. }) => {
+                server == other_server
+            }
             _ => self == other,
         }
     }
@@ -139,6 +144,15 @@ impl Alarm {
                      after a pause; check the memory of its host, and its log"
                 );
                 of(AlarmKind::CannotFollow, Some(*server), Some(*group), text)
+            }
+            Alarm::Crowded { server, crowd } => {
+                let text = format!(
+                    "server {server} has as many client connections as it may: {} has {} of them; {} idle ones \
+                     were closed since its start, to make room for others; check that address for connections \
+                     that are never closed",
+                    crowd.address, crowd.connections, crowd.closed
+                );
+                of(AlarmKind::Crowded, Some(*server), None, text)
             }
             Alarm::OrderFailed { server, order, reason } => {
                 let mut text = format!("server {server} could not carry out {order}: {reason}");
@@ -232,6 +246,9 @@ impl Cluster {
             if let Some(why) = server.stage.told() {
                 alarms.raise(now, Alarm::StopWaits(server.member.server, why));
             }
+            if let Some((_, Heartbeat { crowd: Some(crowd), .. })) = &server.heartbeat {
+                alarms.raise(now, Alarm::Crowded { server: server.member.server, crowd: *crowd });
+            }
         }
         self.alarms = alarms;
     }
@@ -260,6 +277,10 @@ impl Cluster {
             Alarm::Stuck(server) => self.is_stuck(*server),
             Alarm::StateNotStored { .. } => self.memory.trouble().is_some(),
             Alarm::StateAtRisk { .. } => self.store_risk.is_some(),
+            Alarm::Crowded { server, .. } => {
+                let heartbeat = self.server(*server).heartbeat.as_ref();
+                heartbeat.is_some_and(|(_, heartbeat)| heartbeat.crowd.is_some())
+            }
             Alarm::KeepsFailing(server) | Alarm::CannotFollow { server, .. } => {
                 self.recovery_step(*server).is_some()
             }

@@ -174,6 +174,11 @@ fn server_status(now: Time, server: &Server, host: String) -> ServerStatus {
         client_connections: heartbeat.map_or(0, |h| h.clients),
         requests: heartbeat.map_or(0, |h| h.requests),
         refused: heartbeat.map_or(0, |h| h.refused),
+        longest_gap_ms: reports(server)
+            .iter()
+            .map(|r| u64::from(r.longest_gap_ms))
+            .max()
+            .unwrap_or(0),
         heartbeat_age_ms: age.map(|millis| u64::try_from(millis).unwrap_or(u64::MAX)),
     }
 }

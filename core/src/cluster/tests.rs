@@ -200,6 +200,7 @@ impl World {
             refused: 4,
             stood_ms: 0,
             dumped: DumpedBytes::default(),
+            crowd: None,
             replicas: self.replicas(id),
         }
     }
@@ -230,6 +231,7 @@ impl World {
                     bytes: 0,
                     connected: true,
                     silent_ms,
+                    longest_gap_ms: silent_ms,
                     following: match state {
                         ReplicaState::Active => Following::KeepsUp,
                         _ => self.following.get(&id).copied().unwrap_or_default(),

@@ -47,6 +47,7 @@ fn replica(shard: u16, version: u64, state: ReplicaState) -> ReplicaReport {
         connected: true,
         silent_ms: 0,
         following: Default::default(),
+        longest_gap_ms: 0,
         content_bytes: 0,
         copied: 0,
         copied_bytes: 0,

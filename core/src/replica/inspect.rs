@@ -110,6 +110,8 @@ impl Replica {
             // Of its reports alone, which such a search makes of `heard`: there nobody sleeps.
             awake: _,
             awake_when_heard: _,
+            // A statistic.
+            longest_gap: _,
             acked,
             proven,
             restored,

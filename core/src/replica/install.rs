@@ -91,6 +91,7 @@ impl Replica {
         }
         let before = self.view.replace(view);
         self.hear(now);
+        self.longest_gap = None;
         match named {
             Named::Primary => self.become_primary(now, before, &view, answers),
             Named::Secondary => self.become_secondary(answers),

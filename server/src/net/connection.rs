@@ -117,6 +117,12 @@ impl Connection {
         self.deadline = self.input.is_partial().then(|| now + FRAME_DEADLINE);
     }
 
+    /// Its id, if it is between two requests.
+    pub(crate) fn idle(&self) -> Option<ConnectionId> {
+        let is_idle = self.session.client.is_some() && !self.is_lent && !self.input.is_partial();
+        is_idle.then_some(self.session.id)
+    }
+
     /// How many bytes the frame that has come in part lacks.
     pub(crate) fn missing(&self) -> usize {
         self.input.missing()

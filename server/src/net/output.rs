@@ -5,6 +5,7 @@
 //! the connection dirty; the engine sends once for each dirty connection at the end of a wake-up. Long values that
 //! are read may go to the socket sooner, from where they lie (`service/direct.rs`).
 
+use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub(crate) struct Output {
     last_progress: Time,
     end: End,
     is_dirty: bool,
+    /// Whether it is that of a stream between servers.
+    is_stream: bool,
     /// Requests given to a replica whose answers have not come.
     in_flight: u32,
     /// For long values, if the engine has given one.
@@ -173,6 +176,12 @@ impl Output {
         }
     }
 
+    /// Since when the connection waits for nothing: no answer is due and none is unsent.
+    pub(crate) fn idle_since(&self) -> Option<Time> {
+        let is_idle = self.end == End::Open && self.in_flight == 0 && self.unsent_bytes() == 0;
+        is_idle.then_some(self.last_progress)
+    }
+
     /// Closes at once.
     pub(crate) fn kill(&mut self) {
         self.end = End::Dead;
@@ -189,7 +198,8 @@ impl Output {
 pub(crate) struct Outputs {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    dirty: Vec<ConnectionId>,
+    dirty: VecDeque<ConnectionId>,
+    dirty_streams: VecDeque<ConnectionId>,
     now: Time,
     /// A connection that has nothing to send has no buffer; this is where it gets one.
     spares: Vec<Vec<u8>>,
@@ -337,7 +347,8 @@ impl Outputs {
             && !output.is_dirty
         {
             output.is_dirty = true;
-            self.dirty.push(id);
+            let queue = if output.is_stream { &mut self.dirty_streams } else { &mut self.dirty };
+            queue.push_back(id);
         }
     }
 
@@ -349,9 +360,33 @@ impl Outputs {
         }
     }
 
-    /// Takes one dirty connection.
+    /// Has this connection looked at before those that carry no stream.
+    pub(crate) fn set_stream(&mut self, id: ConnectionId) {
+        if let Some(output) = self.get(id) {
+            output.is_stream = true;
+        }
+    }
+
+    /// Whether it carries the stream of a group, or did so last.
+    pub(crate) fn is_stream(&mut self, id: ConnectionId) -> bool {
+        self.get(id).is_some_and(|output| output.is_stream)
+    }
+
+    /// Takes one dirty connection: a stream, else the one that has waited for longest.
     pub(crate) fn next_dirty(&mut self) -> Option<ConnectionId> {
-        let id = self.dirty.pop()?;
+        self.next_dirty_stream().or_else(|| {
+            let id = self.dirty.pop_front()?;
+            self.take_dirty(id)
+        })
+    }
+
+    /// Takes one dirty stream.
+    pub(crate) fn next_dirty_stream(&mut self) -> Option<ConnectionId> {
+        let id = self.dirty_streams.pop_front()?;
+        self.take_dirty(id)
+    }
+
+    fn take_dirty(&mut self, id: ConnectionId) -> Option<ConnectionId> {
         if let Some(output) = self.get(id) {
             output.is_dirty = false;
         }
@@ -360,7 +395,7 @@ impl Outputs {
 
     /// Whether the engine has something to look at.
     pub(crate) fn has_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+        !self.dirty.is_empty() || !self.dirty_streams.is_empty()
     }
 
     /// The time of this wake-up, for what is appended in it.
@@ -421,6 +456,21 @@ mod tests {
         assert_eq!(output.unsent(), [0, 1, 2]);
         outputs.on_sent(NOW, id, 2);
         assert_eq!(outputs.get(id).unwrap().unsent(), [2]);
+    }
+
+    #[test]
+    fn streams_are_looked_at_first_and_the_others_in_their_order() {
+        let mut outputs = Outputs::default();
+        let ids = [(); 4].map(|()| outputs.open(NOW));
+        outputs.set_stream(ids[2]);
+        ids.iter().for_each(|id| outputs.mark_dirty(*id));
+        assert_eq!(outputs.next_dirty(), Some(ids[2]));
+        assert_eq!(outputs.next_dirty_stream(), None);
+        assert_eq!(outputs.next_dirty(), Some(ids[0]));
+        outputs.mark_dirty(ids[0]);
+        let rest = [(); 3].map(|()| outputs.next_dirty());
+        assert_eq!(rest, [Some(ids[1]), Some(ids[3]), Some(ids[0])]);
+        assert!(!outputs.has_dirty());
     }
 
     #[test]

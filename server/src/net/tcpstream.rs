@@ -13,19 +13,23 @@
 //! The flush task is woken by the first task that has something to send and runs behind all that
 //! were ready with it, so what one turn of the executor produced for a connection leaves in one
 //! send, and PREPAREs and ACKs leave in one batch.
+//!
+//! The tasks of clients are in a queue of their own, which the executor leaves every few milliseconds: no load of
+//! clients keeps ticks, orders or the streams of other servers waiting for longer.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures_lite::{AsyncRead, AsyncWrite};
-use glommio::GlommioError;
 use glommio::net::{TcpListener, TcpStream};
+use glommio::{GlommioError, Latency, Shares, TaskQueueHandle};
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, ShardId, Time};
 use rustix::net::SendFlags;
@@ -34,6 +38,7 @@ use super::hub::{ACCEPT_PAUSE, CONNECT_TIMEOUT, Hub, set_options, turn_away};
 use super::listener::Port;
 use super::output::slot_of;
 use crate::clock;
+use crate::crowd::Address;
 use crate::log_limit::LogLimit;
 use crate::message::HandedOver;
 use crate::shard::{Fate, Shard};
@@ -44,9 +49,15 @@ const RECEIVE_BYTES: usize = 128 << 10;
 /// A connection task that found bytes this often in a row lets the others run.
 const READS_IN_A_ROW: usize = 8;
 
+/// How long the answers of a wake-up are sent to clients before the others have their turn.
+const FLUSH_TIME: Duration = Duration::from_millis(1);
+
 /// The sockets of one shard, and who is to be woken.
 pub(crate) struct Engine {
     pub(crate) hub: Rc<Hub>,
+    /// Where the tasks of clients run. Whatever they do, the executor goes on with the tasks of its own queue (ticks,
+    /// orders, streams, sending) when its preemption timer says so.
+    clients: TaskQueueHandle,
     endpoints: RefCell<Vec<Option<Endpoint>>>,
     scratch: RefCell<Vec<u8>>,
 }
@@ -69,8 +80,14 @@ enum End {
 
 impl Engine {
     fn new(hub: Rc<Hub>) -> Rc<Engine> {
+        let clients = glommio::executor().create_task_queue(
+            Shares::default(),
+            Latency::NotImportant,
+            "clients",
+        );
         Rc::new(Engine {
             hub,
+            clients,
             endpoints: RefCell::default(),
             scratch: RefCell::new(vec![0; RECEIVE_BYTES]),
         })
@@ -80,7 +97,7 @@ impl Engine {
     pub(crate) fn start(hub: Rc<Hub>, listeners: Vec<(std::net::TcpListener, Port)>) -> Rc<Engine> {
         let engine = Engine::new(hub);
         for (listener, port) in listeners {
-            glommio::spawn_local(Rc::clone(&engine).accept(listener, port)).detach();
+            engine.spawn(port, Rc::clone(&engine).accept(listener, port));
         }
         glommio::spawn_local(Rc::clone(&engine).flush_for_ever()).detach();
         engine
@@ -93,10 +110,12 @@ impl Engine {
         let mut log = LogLimit::default();
         loop {
             match listener.accept().await {
-                Ok(stream) => match self.hub.board.admit(port) {
-                    Some(permit) => self.welcome(stream, port, permit),
-                    None => turn_away(&borrowed(&stream), port),
-                },
+                Ok(stream) => {
+                    match self.hub.board.admit(port, Address::of_peer(&borrowed(&stream))) {
+                        Some(permit) => self.welcome(stream, port, permit),
+                        None => turn_away(&borrowed(&stream), port),
+                    }
+                }
                 Err(error) => {
                     if let Some(suppressed) = log.admit(clock::now()) {
                         tracing::error!(
@@ -113,6 +132,7 @@ impl Engine {
 
     fn welcome(self: &Rc<Engine>, stream: TcpStream, port: Port, permit: Permit) {
         let id = self.hub.shard.borrow_mut().open_greeting(clock::now(), port);
+        self.hub.shard.borrow_mut().set_address(id, permit.from());
         self.open(id, stream, port, Some(permit));
     }
 
@@ -122,6 +142,7 @@ impl Engine {
         // SAFETY: the descriptor is given away and has no other owner.
         let stream = unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) };
         let id = self.hub.shard.borrow_mut().adopt(clock::now(), port, &received);
+        self.hub.shard.borrow_mut().set_address(id, permit.from());
         self.open(id, stream, port, Some(permit));
         self.hub.want_flush();
     }
@@ -174,8 +195,17 @@ impl Engine {
         }
         endpoints[slot_of(id)] = Some(endpoint);
         drop(endpoints);
-        let engine = Rc::clone(self);
-        glommio::spawn_local(engine.run(id, stream, port, permit)).detach();
+        self.spawn(port, Rc::clone(self).run(id, stream, port, permit));
+    }
+
+    /// Runs a task of a connection, or of all of a port.
+    fn spawn(&self, port: Port, task: impl Future<Output = ()> + 'static) {
+        match port {
+            Port::Servers => glommio::spawn_local(task).detach(),
+            Port::Clients => glommio::spawn_local_into(task, self.clients)
+                .expect("the queue lives as long as its executor")
+                .detach(),
+        };
     }
 
     async fn run(
@@ -241,6 +271,9 @@ impl Engine {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(End::Close),
                 Poll::Pending => return Poll::Pending,
+            }
+            if glommio::executor().need_preempt() {
+                break;
             }
         }
         context.waker().wake_by_ref();
@@ -308,9 +341,14 @@ impl Engine {
         let mut shard = self.hub.shard.borrow_mut();
         shard.finish_wake_up(now);
         while let Some(id) = shard.service.outputs.next_dirty() {
+            let is_stream = shard.service.outputs.is_stream(id);
             self.send(&mut shard, now, id);
             if !matches!(shard.fate(id), Fate::Read) || !shard.unsent(id).is_empty() {
                 self.wake(id);
+            }
+            // What is left is flushed when the tasks that are ready now have run.
+            if !is_stream && clock::now() >= now + FLUSH_TIME {
+                break;
             }
         }
         // What is sent may have made room for more of a stream.

@@ -234,6 +234,7 @@ impl Coordinating {
                     refused: 0,
                     stood_ms: 0,
                     dumped: Default::default(),
+                    crowd: None,
                     replicas: replicas.clone(),
                 };
                 // A little later than whatever made it a vote.

@@ -260,6 +260,7 @@ impl Machine for Driven {
             bytes: 0,
             silent_ms: 0,
             following: Default::default(),
+            longest_gap_ms: 0,
             content_bytes: 0,
             copied: 0,
             copied_bytes: 0,

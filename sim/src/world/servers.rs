@@ -264,6 +264,7 @@ impl World {
                     refused: 0,
                     stood_ms: 0,
                     dumped: DumpedBytes::default(),
+                    crowd: None,
                     replicas: self.processes[process].reports(self.now),
                 };
                 let mut bytes = Vec::new();

@@ -1,5 +1,6 @@
 //! What people see: the history of recoveries, alarms, and how far a copy is.
 
+use kv_protocol::control_message::CrowdReport;
 use kv_protocol::status::{AlarmKind, CopyStatus};
 
 use super::*;
@@ -200,5 +201,24 @@ fn a_place_that_cannot_be_filled_is_an_alarm_until_it_is() {
     world.run(&[A, B, C]);
     world.run(&[A, B, C]);
     assert!(world.cluster.is_whole(), "{:?}", world.cluster.views());
+    assert!(world.alarms().is_empty());
+}
+
+#[test]
+fn an_address_that_crowds_a_server_is_an_alarm_until_its_heartbeats_say_no_more() {
+    let mut world = World::serving(3);
+    let beat = |world: &mut World, crowd| {
+        let heartbeat = Heartbeat { crowd, ..world.heartbeat(A) };
+        let link = World::link(A);
+        world.cluster.on_heartbeat(world.now, link, A, heartbeat, &mut world.effects).unwrap();
+    };
+    let report = CrowdReport { address: "10.0.0.7".parse().unwrap(), connections: 9, closed: 3 };
+    beat(&mut world, Some(report));
+    beat(&mut world, Some(CrowdReport { closed: 4, ..report }));
+    let alarms = world.cluster.status(world.now, &[]).alarms;
+    let [alarm] = &alarms[..] else { panic!("{alarms:?}") };
+    assert_eq!((alarm.kind, alarm.server), (AlarmKind::Crowded, Some(A)));
+    assert!(alarm.text.contains("10.0.0.7 has 9 of them; 4 idle"), "{}", alarm.text);
+    beat(&mut world, None);
     assert!(world.alarms().is_empty());
 }

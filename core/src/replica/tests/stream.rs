@@ -267,3 +267,21 @@ fn a_value_that_takes_longer_than_a_lease_to_send_does_not_silence_the_stream() 
     assert!(pair.now.since(start) > LEASE * 2, "the link was not slow");
     assert_eq!(pair.status(put), Some(Status::Ok));
 }
+
+#[test]
+fn the_longest_gap_is_that_between_two_messages_under_the_view_and_the_present_one_counts() {
+    let mut pair = Pair::new();
+    pair.put(b"key", b"value");
+    pair.settle();
+    let gap_of = |pair: &Pair| pair.primary.report(pair.now).expect("it has a view").longest_gap_ms;
+    let start = gap_of(&pair);
+    for millis in [40, 170, 90] {
+        pair.now = pair.now + Duration::from_millis(millis);
+        pair.put(b"key", b"value");
+        pair.settle();
+    }
+    assert!(start < 170, "{start} ms before anything was late");
+    assert!((170..200).contains(&gap_of(&pair)), "{} ms", gap_of(&pair));
+    pair.now = pair.now + Duration::from_millis(300);
+    assert!(gap_of(&pair) >= 300, "the other holder is silent now");
+}

@@ -1,4 +1,4 @@
-//! The buffers that the kernel receives into, shared by all connections of a shard.
+//! The buffers that the kernel receives into: one group for the streams of other servers, one for all else.
 //!
 //! ```text
 //!   [ ring of free buffers ] --> kernel: bytes came in --> completion --> Lent: a piece of a buffer
@@ -24,8 +24,22 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
-/// The only group of buffers of a ring.
-pub(super) const GROUP: u16 = 0;
+/// A group of buffers. Clients that fill all of theirs take none from the streams of other servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u16)]
+pub(super) enum Group {
+    /// Of streams between servers.
+    Streams = 0,
+    /// Of all other connections.
+    #[default]
+    Clients = 1,
+}
+
+impl Group {
+    /// All of them, in order.
+    pub(super) const ALL: [Group; 2] = [Group::Streams, Group::Clients];
+}
+
 /// What the kernel demands of the ring's address.
 const PAGE_BYTES: usize = 4_096;
 /// Of include/uapi/linux/io_uring.h: a buffer is filled piece by piece.
@@ -51,6 +65,7 @@ pub(super) struct Shape {
 /// A piece of a buffer, with received bytes.
 #[derive(Debug)]
 pub(super) struct Lent {
+    pub(super) group: Group,
     buffer: u16,
     start: usize,
     length: usize,
@@ -66,6 +81,7 @@ struct Filled {
 
 /// The ring of free buffers, and their memory.
 pub(super) struct Buffers {
+    group: Group,
     ring: NonNull<BufRingEntry>,
     memory: NonNull<u8>,
     shape: Shape,
@@ -84,6 +100,7 @@ impl Buffers {
     /// EINVAL if the kernel cannot fill buffers so.
     pub(super) fn register(
         submitter: &Submitter<'_>,
+        group: Group,
         filling: Filling,
         shape: Shape,
     ) -> io::Result<Buffers> {
@@ -98,7 +115,7 @@ impl Buffers {
         let address = ring.as_ptr() as u64;
         // SAFETY: the address is that of `count` entries of zeros, aligned to a page, which stay for ever.
         let registered =
-            unsafe { submitter.register_buf_ring_with_flags(address, count, GROUP, flags) };
+            unsafe { submitter.register_buf_ring_with_flags(address, count, group as u16, flags) };
         if let Err(error) = registered {
             // SAFETY: it was allocated so, and the kernel has not taken it.
             unsafe { dealloc(ring.as_ptr().cast(), layout(ring_bytes)) };
@@ -106,7 +123,7 @@ impl Buffers {
         }
         let memory = allocate(usize::from(count) * bytes_each as usize);
         let filled = vec![Filled::default(); usize::from(count)];
-        let mut buffers = Buffers { ring, memory, shape, filling, filled, tail: 0 };
+        let mut buffers = Buffers { group, ring, memory, shape, filling, filled, tail: 0 };
         (0..count).for_each(|buffer| buffers.offer(buffer));
         Ok(buffers)
     }
@@ -122,7 +139,7 @@ impl Buffers {
             Filling::Once => bytes_each,
         };
         filled.lent += 1;
-        Lent { buffer, start, length }
+        Lent { group: self.group, buffer, start, length }
     }
 
     /// The bytes received.

@@ -19,7 +19,8 @@
 //!
 //! The rules: a buffer that the kernel may touch is the ring's; a descriptor is closed behind its last
 //! request; a receive that ended is armed again unless the connection must wait; the streams of other
-//! servers are served, and what they are owed is sent, before the clients of the same wake-up.
+//! servers are served, and what they are owed is sent, before the clients of the same wake-up. They have receive
+//! buffers of their own, and no work of clients keeps them waiting for more than a few milliseconds.
 
 mod buffers;
 mod driver;
@@ -29,6 +30,7 @@ mod sockets;
 mod turn;
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -53,7 +55,10 @@ use crate::stats::Permit;
 
 pub(crate) use probe::try_out;
 
-/// Receive buffers of a shard, however many connections it has: 512 KiB, which a processor's cache holds, or 2 MiB.
+/// Connections of a port that are accepted at once, and wait to be taken in.
+pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
+/// Receive buffers of a shard, once for its streams and once for its clients, however many connections it has: 512
+/// KiB, which a processor's cache holds, or 2 MiB.
 const SIZES: Sizes = Sizes {
     requests: 1_024,
     completions: 4_096,
@@ -73,9 +78,18 @@ struct Net {
     sockets: Sockets,
     /// The slots of connections, by their places in the shard.
     slots: Vec<Option<SlotId>>,
-    /// Completions that are being served: of peers, then of all others.
+    /// Completions that were just reaped.
     done: Vec<Completion>,
-    others: Vec<Completion>,
+    /// Those that wait for their turn. There are never more than requests: the buffers bound those of receives.
+    knocking: VecDeque<Completion>,
+    clients: VecDeque<Completion>,
+    /// Clients for which no buffer was free: those that got nothing since they asked, and those that got something.
+    starved: VecDeque<(SlotId, ConnectionId)>,
+    hungry: VecDeque<(SlotId, ConnectionId)>,
+    /// The streams, and when their sockets were last read without the ring.
+    streams: Vec<SlotId>,
+    looked_at: Time,
+    scratch: Vec<u8>,
 }
 
 impl Engine {
@@ -91,7 +105,13 @@ impl Engine {
             sockets: Sockets::default(),
             slots: Vec::new(),
             done: Vec::new(),
-            others: Vec::new(),
+            knocking: VecDeque::new(),
+            clients: VecDeque::new(),
+            starved: VecDeque::new(),
+            hungry: VecDeque::new(),
+            streams: Vec::new(),
+            looked_at: Time::default(),
+            scratch: Vec::new(),
         };
         for (listener, port) in listeners {
             net.listen(listener.into(), port);
@@ -107,6 +127,7 @@ impl Engine {
         let HandedOver { socket, port, received, permit } = handed;
         let mut shard = self.hub.shard.borrow_mut();
         let id = shard.adopt(clock::now(), port, &received);
+        shard.set_address(id, permit.from());
         self.net.borrow_mut().open(&mut shard, id, socket, port, Some(permit));
         self.hub.want_flush();
     }
@@ -138,12 +159,14 @@ impl Engine {
 }
 
 impl Net {
+    /// Accepts by several requests of one connection each: however many knock, a turn takes in no more.
     fn listen(&mut self, fd: OwnedFd, port: Port) {
-        let log = LogLimit::default();
-        let slot =
-            self.sockets.insert(Socket::Listener(Listener { fd, port, resume_at: None, log }));
-        if let Some(Socket::Listener(listener)) = self.sockets.get(slot) {
-            self.ring.accept(slot, &listener.fd);
+        let (fd, log) = (Rc::new(fd), Rc::new(RefCell::new(LogLimit::default())));
+        for _ in 0..ACCEPTS_AT_ONCE {
+            let (fd, log) = (Rc::clone(&fd), Rc::clone(&log));
+            let listener = Listener { fd: Rc::clone(&fd), port, resume_at: None, log };
+            let slot = self.sockets.insert(Socket::Listener(listener));
+            self.ring.accept(slot, &fd);
         }
     }
 
@@ -167,6 +190,8 @@ impl Net {
             permit,
             id: Some(id),
             receiving: Receiving::Nothing,
+            was_fed: false,
+            is_stream: false,
             is_sending: false,
             is_shut: false,
             cancels: 0,

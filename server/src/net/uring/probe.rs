@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 
-use super::buffers::Shape;
+use super::buffers::{Group, Shape};
 use super::ring::{Event, Request, Ring, Sizes, SlotId, WhenFull};
 
 /// Large enough for what is tried.
@@ -36,7 +36,7 @@ pub(crate) fn try_out() -> Result<(), String> {
 
 /// Receives two times by one request, with one buffer after the other, then cancels it.
 fn receive(ring: &mut Ring, ours: &OwnedFd, theirs: &OwnedFd) -> Result<(), String> {
-    ring.receive(SLOT, ours);
+    ring.receive(SLOT, ours, Group::Clients);
     for word in [b"one", b"two"] {
         let sent = rustix::net::send(theirs, word, SendFlags::NOSIGNAL);
         sent.map_err(|error| format!("send to a pair of sockets: {error}"))?;

@@ -21,7 +21,7 @@ use io_uring::types::{CancelBuilder, Fd, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
 use socket2::SockAddr;
 
-use super::buffers::{Buffers, Filling, GROUP, Lent, Shape};
+use super::buffers::{Buffers, Filling, Group, Lent, Shape};
 
 /// The slot of what belongs to no socket.
 const NO_SLOT: SlotId = SlotId(u32::MAX);
@@ -33,7 +33,7 @@ pub(super) struct Sizes {
     pub(super) requests: u32,
     /// Completions that have room; more wait in the kernel.
     pub(super) completions: u32,
-    /// Buffers to receive into, if the kernel fills them piece by piece; and if it does not.
+    /// Buffers of each group to receive into, if the kernel fills them piece by piece; and if it does not.
     pub(super) in_pieces: Shape,
     pub(super) at_once: Shape,
 }
@@ -97,7 +97,8 @@ pub(super) enum Event {
 /// See the module.
 pub(super) struct Ring {
     ring: IoUring,
-    buffers: Buffers,
+    /// By group.
+    buffers: [Buffers; 2],
     lent: Vec<InKernel>,
     /// Requests in the queue that complete while they are submitted.
     prompt: usize,
@@ -118,6 +119,8 @@ struct Alarm {
 struct InKernel {
     address: Option<Box<SockAddr>>,
     received: Option<Vec<u8>>,
+    /// Of the receive that takes buffers.
+    group: Group,
     sent: Option<(Vec<u8>, usize)>,
 }
 
@@ -146,17 +149,21 @@ impl Ring {
             Filling::Pieces => sizes.in_pieces,
             Filling::Once => sizes.at_once,
         };
-        let buffers = Buffers::register(&ring.submitter(), filling, shape)?;
+        let [streams, clients] =
+            Group::ALL.map(|group| Buffers::register(&ring.submitter(), group, filling, shape));
+        let buffers = [streams?, clients?];
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
         let mut ring = Ring { ring, buffers, lent: Vec::new(), prompt: 0, alarm: Alarm::default() };
         ring.ignore_bell();
         Ok(ring)
     }
 
-    /// Accepts for as long as there is no error.
+    /// Accepts one connection.
     pub(super) fn accept(&mut self, slot: SlotId, listener: &OwnedFd) {
-        let entry =
-            opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).flags(libc::SOCK_CLOEXEC).build();
+        let (no_address, no_length) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let entry = opcode::Accept::new(Fd(listener.as_raw_fd()), no_address, no_length)
+            .flags(libc::SOCK_CLOEXEC)
+            .build();
         // SAFETY: the request has no memory.
         unsafe { self.push(slot, Request::Accept, entry) };
     }
@@ -172,12 +179,13 @@ impl Ring {
         unsafe { self.push(slot, Request::Connect, entry) };
     }
 
-    /// Receives into the ring's buffers, until an error or the end of the input.
+    /// Receives into the ring's buffers of a group, until an error or the end of the input.
     ///
     /// Nothing else takes of them: kernels before 6.15 may tell of a receive that ends with its first bytes after
     /// others whose bytes lie behind those, and then a buffer's pieces could not be told apart.
-    pub(super) fn receive(&mut self, slot: SlotId, socket: &OwnedFd) {
-        let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), GROUP).build();
+    pub(super) fn receive(&mut self, slot: SlotId, socket: &OwnedFd, group: Group) {
+        let entry = opcode::RecvMulti::new(Fd(socket.as_raw_fd()), group as u16).build();
+        self.in_kernel(slot).group = group;
         // SAFETY: the kernel takes a buffer of the group, which is its own until the completion.
         unsafe { self.push(slot, Request::Receive, entry) };
     }
@@ -266,6 +274,15 @@ impl Ring {
         tolerate(self.ring.submit_and_wait(prompt + 1))
     }
 
+    /// Whether requests have completed in the kernel whose completions are still to be made, by another call, and all
+    /// that were made are reaped: a call makes a few dozen at most, the oldest first.
+    pub(super) fn has_deferred(&mut self) -> bool {
+        let queue = self.ring.submission();
+        let has_deferred = queue.taskrun() && !queue.cq_overflow();
+        drop(queue);
+        has_deferred && self.ring.completion().is_empty()
+    }
+
     /// From now on the bell rings when there is something to do; false if there is already.
     pub(super) fn listen_for_bell(&mut self) -> bool {
         self.ring.completion().enable_eventfd();
@@ -307,6 +324,7 @@ impl Ring {
                     Event::Connected(result.map(drop))
                 }
                 Request::Receive => {
+                    let buffers = &mut buffers[in_kernel.group as usize];
                     let buffer = cqueue::buffer_select(entry.flags());
                     match (result, buffer) {
                         (Ok(length @ 1..), Some(buffer)) => {
@@ -348,12 +366,12 @@ impl Ring {
 
     /// The bytes received into a buffer.
     pub(super) fn bytes(&self, lent: &Lent) -> &[u8] {
-        self.buffers.bytes(lent)
+        self.buffers[lent.group as usize].bytes(lent)
     }
 
     /// Has a buffer received into again.
     pub(super) fn give_back(&mut self, lent: Lent) {
-        self.buffers.give_back(lent);
+        self.buffers[lent.group as usize].give_back(lent);
     }
 
     fn in_kernel(&mut self, slot: SlotId) -> &mut InKernel {

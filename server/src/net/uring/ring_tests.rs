@@ -71,7 +71,7 @@ fn nothing_is_lost(filling: Filling) {
     let count = rustix::net::send(&theirs, &sent, SendFlags::NOSIGNAL).unwrap();
     assert_eq!(count, sent.len());
     let (mut received, mut lent_out, mut exhausted) = (Vec::new(), Vec::new(), 0);
-    ring.receive(SLOT, &ours);
+    ring.receive(SLOT, &ours, Group::Clients);
     while received.len() < sent.len() {
         for Completion { has_more, event, .. } in next(&mut ring) {
             match event {
@@ -88,7 +88,7 @@ fn nothing_is_lost(filling: Filling) {
             }
             if !has_more {
                 lent_out.drain(..).for_each(|lent| ring.give_back(lent));
-                ring.receive(SLOT, &ours);
+                ring.receive(SLOT, &ours, Group::Clients);
             }
         }
         if received.len() == sent.len() {
@@ -113,7 +113,7 @@ fn sockets_share_a_buffer_piece_by_piece_and_it_is_filled_again_when_every_piece
     let mut ring = filled(Filling::Pieces);
     let sockets = [pair(), pair()];
     for (slot, (ours, _)) in (0..).map(SlotId).zip(&sockets) {
-        ring.receive(slot, ours);
+        ring.receive(slot, ours, Group::Clients);
     }
     let mut lent = Vec::new();
     for turn in 0..200usize {
@@ -144,14 +144,14 @@ fn the_end_of_the_input_takes_no_buffer() {
         let mut ring = filled(filling);
         for _ in 0..5 {
             let (ours, theirs) = pair();
-            ring.receive(SLOT, &ours);
+            ring.receive(SLOT, &ours, Group::Clients);
             drop(theirs);
             assert!(matches!(
                 next(&mut ring)[..],
                 [Completion { has_more: false, event: Event::Received(Ok(None)), .. }]
             ));
             let (ours, theirs) = pair();
-            ring.receive(SLOT, &ours);
+            ring.receive(SLOT, &ours, Group::Clients);
             rustix::net::send(&theirs, b"a word", SendFlags::NOSIGNAL).unwrap();
             let mut came = Vec::new();
             while came.len() < b"a word".len() {
@@ -228,7 +228,7 @@ fn the_bell_is_rung_for_what_comes_while_it_is_listened_for_and_work_that_is_the
     let mut ring = Ring::new(SIZES, bell.as_fd()).unwrap();
     let (ours, theirs) = pair();
     let is_rung = || rustix::io::read(&bell, &mut [0; 8]).is_ok();
-    ring.receive(SLOT, &ours);
+    ring.receive(SLOT, &ours, Group::Clients);
     ring.enter().unwrap();
     rustix::net::send(&theirs, b"1", SendFlags::NOSIGNAL).unwrap();
     assert!(!is_rung(), "nobody listened");
@@ -249,7 +249,7 @@ fn a_send_is_no_reason_to_wake_up_and_one_that_lasts_hides_nothing_that_comes() 
     let mut ring = ring();
     let (ours, theirs) = pair();
     let (heard, speaker) = pair();
-    ring.receive(SLOT, &heard);
+    ring.receive(SLOT, &heard, Group::Clients);
     ring.enter().unwrap();
     // It completes while it is submitted, and yet the sleep lasts until its limit.
     ring.send(SLOT, &ours, b"short".to_vec(), 0, MOST, WhenFull::Fail);
@@ -291,7 +291,7 @@ fn sleeps_share_one_alarm_and_each_ends_by_it_at_the_latest() {
     const LONGEST: Duration = Duration::from_millis(20);
     let mut ring = ring();
     let (ours, theirs) = pair();
-    ring.receive(SLOT, &ours);
+    ring.receive(SLOT, &ours, Group::Clients);
     let start = std::time::Instant::now();
     rustix::net::send(&theirs, b"word", SendFlags::NOSIGNAL).unwrap();
     ring.enter_and_sleep(LONGEST).unwrap();
@@ -309,4 +309,38 @@ fn sleeps_share_one_alarm_and_each_ends_by_it_at_the_latest() {
     let again = std::time::Instant::now();
     ring.enter_and_sleep(LONGEST).unwrap();
     assert!((LONGEST..PATIENCE).contains(&again.elapsed()), "{:?}", again.elapsed());
+}
+
+#[test]
+fn clients_that_fill_all_their_buffers_take_none_from_the_streams() {
+    for filling in [Filling::Pieces, Filling::Once] {
+        let mut ring = filled(filling);
+        let [(ours, theirs), (stream, peer)] = [pair(), pair()];
+        let other = SlotId(4);
+        ring.receive(SLOT, &ours, Group::Clients);
+        ring.receive(other, &stream, Group::Streams);
+        rustix::net::send(&theirs, &[7; 1_000], SendFlags::NOSIGNAL).unwrap();
+        let (mut kept, mut is_exhausted) = (Vec::new(), false);
+        while !is_exhausted {
+            for completion in next(&mut ring) {
+                match completion.event {
+                    Event::Received(Ok(Some(lent))) => kept.push(lent),
+                    Event::Received(Err(error)) => {
+                        is_exhausted = error.raw_os_error() == Some(libc::ENOBUFS);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        for word in [b"one", b"two"] {
+            rustix::net::send(&peer, word, SendFlags::NOSIGNAL).unwrap();
+            match &mut next(&mut ring)[..] {
+                [Completion { slot, has_more: true, event: Event::Received(Ok(Some(lent))) }] => {
+                    assert_eq!((*slot, ring.bytes(lent)), (other, &word[..]));
+                }
+                completions => panic!("{completions:?}"),
+            }
+        }
+        kept.into_iter().for_each(|lent| ring.give_back(lent));
+    }
 }

@@ -3,6 +3,7 @@
 //! A slot is used again only when every request of it has completed: so a completion always belongs to
 //! the socket that is there, and a descriptor is closed behind its last request.
 
+use std::cell::RefCell;
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -24,13 +25,14 @@ pub(super) enum Socket {
     Connection(Connection),
 }
 
-/// A socket that is accepted from.
+/// One of the requests by which connections of a port are accepted, each one at a time.
 pub(super) struct Listener {
-    pub(super) fd: OwnedFd,
+    pub(super) fd: Rc<OwnedFd>,
     pub(super) port: Port,
     /// When to go on accepting, after a failure.
     pub(super) resume_at: Option<Time>,
-    pub(super) log: LogLimit,
+    /// Shared by all of the port.
+    pub(super) log: Rc<RefCell<LogLimit>>,
 }
 
 /// A socket that is being connected.
@@ -61,6 +63,10 @@ pub(super) struct Connection {
     /// `None` once it is closed.
     pub(super) id: Option<ConnectionId>,
     pub(super) receiving: Receiving,
+    /// Whether bytes came by the receive that stands or stood last.
+    pub(super) was_fed: bool,
+    /// Whether it carries the stream of a group: it is served first.
+    pub(super) is_stream: bool,
     pub(super) is_sending: bool,
     pub(super) is_shut: bool,
     /// Cancellations under way.
@@ -72,14 +78,28 @@ pub(super) struct Connection {
 pub(super) enum Receiving {
     /// Nothing.
     Nothing,
-    /// What comes next, into a buffer of its own: the hello, after which another shard may go on.
+    /// What comes next, into a buffer of its own: the hello, after which another shard may go on, and all that comes to
+    /// the servers' port before the hello of a stream was taken.
     Hello,
     /// Whatever comes.
     All,
+    /// Nothing, as no buffer was free: it waits in the queue of those that are to be fed.
+    Hungry,
     /// The rest of a long frame, straight into its buffer.
     Frame,
     /// As `Hello` and `All`, but to be ended; what still comes is taken.
     Ending,
+}
+
+/// Whose work something is, in the order in which it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Of the streams between servers: all of it, in every turn.
+    Streams,
+    /// Of those who knock at the servers' port: a few in every turn.
+    Knocking,
+    /// Of clients: for a while in every turn.
+    Clients,
 }
 
 impl SendNow for OwnedFd {
@@ -92,7 +112,8 @@ impl SendNow for OwnedFd {
 impl Connection {
     /// Whether the kernel has no request of it.
     pub(super) fn is_quiet(&self) -> bool {
-        self.receiving == Receiving::Nothing && !self.is_sending && self.cancels == 0
+        let is_receiving = !matches!(self.receiving, Receiving::Nothing | Receiving::Hungry);
+        !is_receiving && !self.is_sending && self.cancels == 0
     }
 }
 
@@ -134,9 +155,15 @@ impl Sockets {
         }
     }
 
-    /// Whether it is a stream to or from another server.
-    pub(super) fn is_peer(&mut self, slot: SlotId) -> bool {
-        self.connection(slot).is_some_and(|connection| connection.port == Port::Servers)
+    /// Whose work a completion of this slot is.
+    pub(super) fn class(&mut self, slot: SlotId) -> Class {
+        match self.get(slot) {
+            Some(Socket::Dialling(_)) => Class::Streams,
+            Some(Socket::Connection(connection)) if connection.is_stream => Class::Streams,
+            Some(Socket::Connection(Connection { port: Port::Servers, .. })) => Class::Knocking,
+            Some(Socket::Listener(Listener { port: Port::Servers, .. })) => Class::Knocking,
+            Some(Socket::Connection(_) | Socket::Listener(_)) | None => Class::Clients,
+        }
     }
 
     /// All that stand, with their places.

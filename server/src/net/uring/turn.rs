@@ -1,28 +1,35 @@
-//! One wake-up: everything that has completed is served, and what comes of it is asked of the ring.
+//! One wake-up: what has completed is served, and what comes of it is asked of the ring.
 //!
 //! ```text
 //!   enter, reap -> bytes of other servers -> pump, send --+ (submitted at once, if clients are next)
 //!                                                         v
-//!                  bytes of clients, all else -> pump, send        (submitted by the next turn)
+//!         +--> those who knock at the servers' port: a few
+//!         |    clients: for at most a millisecond -> pump, send      (submitted by the next turn)
+//!         +-------- the rest waits in its order for the next turn
 //! ```
 //!
 //! An ack therefore never waits for the requests of this server's own clients, and all PREPAREs and all
-//! ACKs of a wake-up leave in one batch each. The work of a turn is bounded: by the completions that are
-//! reaped, each with at most a buffer of bytes, and by what a connection may have unsent or is sent directly.
+//! ACKs of a wake-up leave in one batch each. Whatever clients ask for, the next look at the streams of other
+//! servers is a few milliseconds away: the clients' part of a turn ends by the clock and by the bytes sent, streams
+//! receive into buffers of their own, and where the kernel itself is behind with the completions of many clients,
+//! the streams' sockets are read without it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::Time;
 use rustix::io::Errno;
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown, recv};
 use rustix::process::{Resource, getrlimit};
 
+use super::buffers::{Group, Lent};
 use super::ring::{Completion, Event, Request, SlotId, WhenFull};
-use super::sockets::{Connection, Receiving, Socket, Stage};
+use super::sockets::{Class, Connection, Receiving, Socket, Stage};
 use super::{Engine, Net};
 use crate::clock;
+use crate::crowd::Address;
 use crate::fatal::Fatal;
 use crate::message::HandedOver;
 use crate::net::hub::{ACCEPT_PAUSE, Hub, turn_away};
@@ -30,8 +37,21 @@ use crate::net::listener::Port;
 use crate::net::output::slot_of;
 use crate::shard::{Fate, Shard};
 
-/// Most completions that one turn serves.
-const MOST_COMPLETIONS: usize = 512;
+/// How long a turn serves clients, and how long it then sends to them.
+const CLIENTS_TIME: Duration = Duration::from_millis(1);
+/// Most bytes whose sending to clients one turn asks for. The kernel copies them all before it returns.
+const MOST_SENT_IN_A_TURN: usize = 1 << 20;
+/// Connections that are seen to between two looks at the clock.
+const STEPS_UNTIMED: u32 = 8;
+/// Most completions of those who knock at the servers' port that one turn serves.
+const MOST_KNOCKING: usize = 64;
+/// Most clients for which no buffer was free that receive again in one turn.
+const MOST_FED: usize = 16;
+/// How long the streams may go without a look at their sockets while the kernel is behind.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// What one look takes of a stream, in pieces.
+const MOST_LOOKED_AT: usize = 4;
+const LOOKED_AT_BYTES: usize = 128 << 10;
 /// Most bytes of one send: a socket with room for megabytes would have the kernel copy them all at once.
 const MOST_SENT: usize = 256 << 10;
 /// A frame that lacks so many bytes is received straight into its own buffer, this much at a time.
@@ -40,23 +60,56 @@ const MOST_RECEIVED: usize = 256 << 10;
 /// So much is received with a hello, whatever its sender sent behind it.
 const HELLO_BYTES: usize = 1 << 10;
 
+/// What a turn may still do for clients.
+struct Budget {
+    until: Time,
+    bytes: usize,
+    steps: u32,
+}
+
+impl Budget {
+    fn new(now: Time) -> Budget {
+        Budget { until: now + CLIENTS_TIME, bytes: MOST_SENT_IN_A_TURN, steps: 0 }
+    }
+
+    /// The same bytes, and all the time again.
+    fn renew_time(&mut self) {
+        (self.until, self.steps) = (clock::now() + CLIENTS_TIME, 0);
+    }
+
+    /// Whether there is time and room for more.
+    fn has_more(&self) -> bool {
+        self.bytes > 0 && clock::now() < self.until
+    }
+
+    /// The same for a short step: the clock is not read for each.
+    fn admits_step(&mut self) -> bool {
+        self.steps = (self.steps + 1) % STEPS_UNTIMED;
+        if self.steps == 0 { self.has_more() } else { self.bytes > 0 }
+    }
+}
+
 impl Engine {
     /// Serves what has completed; whether there was anything to do.
     pub(super) fn turn(self: &Rc<Engine>) -> bool {
         let mut net = self.net.borrow_mut();
         net.reap();
-        if net.done.is_empty() {
+        if net.done.is_empty() || net.has_waiting() {
             net.enter();
             net.reap();
         }
-        if !self.hub.take_flush() && net.done.is_empty() {
+        let is_wanted = self.hub.take_flush();
+        if !is_wanted && net.done.is_empty() && !net.has_waiting() {
             return false;
         }
         let mut shard = self.hub.shard.borrow_mut();
         // Read after the bytes were received: a lease check may rely on it.
         let now = clock::now();
         shard.service.outputs.set_now(now);
-        net.serve_all(&mut shard, &self.hub, now);
+        net.serve_all(&mut shard, &self.hub, now, is_wanted);
+        if net.has_waiting() || shard.service.outputs.has_dirty() {
+            self.hub.want_flush();
+        }
         let has_news = shard.service.take_news();
         if has_news {
             // Who hears that all is answered may end the process.
@@ -77,56 +130,123 @@ impl Net {
         }
     }
 
+    /// Takes all completions: one of a stream may be the last.
     fn reap(&mut self) {
-        self.ring.reap(&mut self.done, MOST_COMPLETIONS);
+        self.ring.reap(&mut self.done, usize::MAX);
     }
 
-    fn serve_all(&mut self, shard: &mut Shard, hub: &Hub, now: Time) {
-        if self.serve_peers(shard, hub, now) {
-            self.settle(shard, hub, now);
-            self.enter();
+    /// Whether something was left by the last turn.
+    fn has_waiting(&self) -> bool {
+        !self.knocking.is_empty() || !self.clients.is_empty() || self.has_hungry()
+    }
+
+    fn has_hungry(&self) -> bool {
+        !self.starved.is_empty() || !self.hungry.is_empty()
+    }
+
+    fn serve_all(&mut self, shard: &mut Shard, hub: &Hub, mut now: Time, is_wanted: bool) {
+        let mut had_streams = self.serve_streams(shard, hub, now);
+        if now.since(self.looked_at) >= LOOK_INTERVAL && self.ring.has_deferred() {
+            now = self.look_at_streams(shard, hub);
+            had_streams = true;
         }
-        let mut others = std::mem::take(&mut self.others);
-        for completion in others.drain(..) {
+        let mut budget = Budget::new(now);
+        let have_bytes = !self.knocking.is_empty() || !self.clients.is_empty();
+        if (had_streams || is_wanted) && have_bytes {
+            self.settle(shard, hub, now, &mut budget);
+            self.enter();
+            budget.renew_time();
+        }
+        for _ in 0..MOST_KNOCKING {
+            let Some(completion) = self.knocking.pop_front() else { break };
             self.serve(shard, hub, now, completion);
         }
-        self.others = others;
-        self.settle(shard, hub, now);
+        while let Some(completion) = self.clients.pop_front() {
+            self.serve(shard, hub, now, completion);
+            if !budget.has_more() {
+                break;
+            }
+        }
+        self.feed(shard);
+        budget.renew_time();
+        self.settle(shard, hub, now, &mut budget);
     }
 
-    /// Serves the completions of streams, and leaves the others; whether both had bytes.
-    fn serve_peers(&mut self, shard: &mut Shard, hub: &Hub, now: Time) -> bool {
-        let (mut had_bytes, mut have_bytes) = (false, false);
+    /// Serves the completions of streams, and queues the others; whether a stream had bytes.
+    fn serve_streams(&mut self, shard: &mut Shard, hub: &Hub, now: Time) -> bool {
+        let mut had_bytes = false;
         let mut done = std::mem::take(&mut self.done);
         for completion in done.drain(..) {
-            let is_receive =
-                matches!(completion.event, Event::Received(_) | Event::ReceivedInto(..));
-            if self.sockets.is_peer(completion.slot) {
-                had_bytes |= is_receive;
-                self.serve(shard, hub, now, completion);
-            } else {
-                have_bytes |= is_receive;
-                self.others.push(completion);
+            match self.sockets.class(completion.slot) {
+                Class::Streams => {
+                    had_bytes |=
+                        matches!(completion.event, Event::Received(_) | Event::ReceivedInto(..));
+                    self.serve(shard, hub, now, completion);
+                }
+                Class::Knocking => self.knocking.push_back(completion),
+                Class::Clients => self.clients.push_back(completion),
             }
         }
         self.done = done;
-        had_bytes && have_bytes
+        had_bytes
+    }
+
+    /// Reads the streams' sockets at once. Nothing that the ring has received of them may be unserved; what it
+    /// receives later lies behind. Returns the time by which what was read has been served.
+    fn look_at_streams(&mut self, shard: &mut Shard, hub: &Hub) -> Time {
+        let mut now = clock::now();
+        self.looked_at = now;
+        self.scratch.resize(LOOKED_AT_BYTES, 0);
+        let mut place = 0;
+        while let Some(&slot) = self.streams.get(place) {
+            place += 1;
+            let Some(connection) = self.sockets.connection(slot) else { continue };
+            let (Some(id), fd) = (connection.id, Rc::clone(&connection.fd)) else { continue };
+            for _ in 0..MOST_LOOKED_AT {
+                // An end, or an error, is seen by the receive that stands.
+                let Ok((count @ 1.., _)) = recv(&*fd, &mut self.scratch[..], RecvFlags::DONTWAIT)
+                else {
+                    break;
+                };
+                now = clock::now();
+                hub.note_activity();
+                shard.on_bytes(now, id, &self.scratch[..count]);
+                shard.service.outputs.mark_dirty(id);
+                if count < LOOKED_AT_BYTES {
+                    break;
+                }
+            }
+        }
+        now
+    }
+
+    /// Lets some of those receive again for whom no buffer was free, first those that got nothing. All buffers are free
+    /// by now, unless some wait with the completions of their bytes.
+    fn feed(&mut self, shard: &mut Shard) {
+        let mut left = if self.clients.is_empty() { MOST_FED } else { 0 };
+        while left > 0
+            && let Some((slot, id)) = self.starved.pop_front().or_else(|| self.hungry.pop_front())
+        {
+            let Some(connection) = self.sockets.connection(slot) else { continue };
+            if connection.id == Some(id) && connection.receiving == Receiving::Hungry {
+                connection.receiving = Receiving::Nothing;
+                shard.service.outputs.mark_dirty(id);
+                left -= 1;
+            }
+        }
     }
 
     fn serve(&mut self, shard: &mut Shard, hub: &Hub, now: Time, completion: Completion) {
         let Completion { slot, has_more, event } = completion;
         match event {
-            Event::Accepted(accepted) => {
-                self.on_accepted(shard, hub, now, slot, accepted, has_more)
-            }
+            Event::Accepted(accepted) => self.on_accepted(shard, hub, now, slot, accepted),
             Event::Connected(connected) => self.on_connected(shard, now, slot, connected),
             Event::Received(received) => {
                 let id = self.sockets.connection(slot).and_then(|connection| {
-                    if !has_more {
-                        connection.receiving = Receiving::Nothing;
-                    }
+                    connection.was_fed |= matches!(received, Ok(Some(_)));
                     connection.id
                 });
+                let is_hungry = !has_more && self.is_hungry(shard, slot, &received);
                 match received {
                     Ok(Some(lent)) => {
                         if let Some(id) = id {
@@ -138,7 +258,7 @@ impl Net {
                     Ok(None) => on_end(shard, now, id),
                     Err(error) => on_receive_failed(shard, id, &error),
                 }
-                self.look_after(shard, slot, id, !has_more);
+                self.look_after(shard, slot, id, !has_more && !is_hungry);
             }
             Event::ReceivedInto(received, buffer) => {
                 let Some(connection) = self.sockets.connection(slot) else { return };
@@ -159,6 +279,33 @@ impl Net {
             }
             Event::Sent(sent, buffer, from) => self.on_sent(shard, now, slot, sent, (buffer, from)),
             Event::Cancelled => self.on_cancelled(slot),
+        }
+    }
+
+    /// Notes the end of a receive. If no buffer was free for a client, it waits until it is fed.
+    fn is_hungry(
+        &mut self,
+        shard: &mut Shard,
+        slot: SlotId,
+        received: &std::io::Result<Option<Lent>>,
+    ) -> bool {
+        let Some(connection) = self.sockets.connection(slot) else { return false };
+        let was = std::mem::replace(&mut connection.receiving, Receiving::Nothing);
+        let lacks_buffer =
+            received.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENOBUFS));
+        match connection.id {
+            Some(id)
+                if lacks_buffer
+                    && was == Receiving::All
+                    && !connection.is_stream
+                    && !shard.lacks(id, LONG_FRAME) =>
+            {
+                connection.receiving = Receiving::Hungry;
+                let queue = if connection.was_fed { &mut self.hungry } else { &mut self.starved };
+                queue.push_back((slot, id));
+                true
+            }
+            _ => false,
         }
     }
 
@@ -189,7 +336,6 @@ impl Net {
         now: Time,
         slot: SlotId,
         accepted: std::io::Result<OwnedFd>,
-        has_more: bool,
     ) {
         let Some(Socket::Listener(listener)) = self.sockets.get(slot) else { return };
         let port = listener.port;
@@ -201,26 +347,22 @@ impl Net {
             }
         });
         if let Err(error) = &accepted {
-            if has_more {
-                self.ring.cancel(slot, Request::Accept);
-            }
             listener.resume_at = Some(now + ACCEPT_PAUSE);
-            if error.raw_os_error() != Some(libc::ECANCELED)
-                && let Some(suppressed) = listener.log.admit(now)
-            {
+            if let Some(suppressed) = listener.log.borrow_mut().admit(now) {
                 tracing::error!(
                     suppressed,
                     "accept a connection for {port:?}: {error}; accepting pauses for \
                      {ACCEPT_PAUSE:?} (too few descriptors? see `ulimit -n`)"
                 );
             }
-        } else if !has_more && listener.resume_at.is_none() {
+        } else if listener.resume_at.is_none() {
             self.ring.accept(slot, &listener.fd);
         }
         let Ok(socket) = accepted else { return };
-        match hub.board.admit(port) {
+        match hub.board.admit(port, Address::of_peer(&socket)) {
             Some(permit) => {
                 let id = shard.open_greeting(now, port);
+                shard.set_address(id, permit.from());
                 self.open(shard, id, socket, port, Some(permit));
             }
             None => turn_away(&socket, port),
@@ -311,26 +453,46 @@ impl Net {
         }
     }
 
-    /// The end of a wake-up, or of the peers' part of it: streams get what they have to say, and every
-    /// connection about which something is to be done is seen to.
-    fn settle(&mut self, shard: &mut Shard, hub: &Hub, now: Time) {
+    /// The end of a wake-up, or of the streams' part of it: streams get what they have to say and are seen to, and then
+    /// the connections about which something is to be done, in their order, as far as the budget goes.
+    fn settle(&mut self, shard: &mut Shard, hub: &Hub, now: Time, budget: &mut Budget) {
         shard.finish_wake_up(now);
-        while let Some(id) = shard.service.outputs.next_dirty() {
-            self.see_to(shard, hub, now, id);
+        while let Some(id) = shard.service.outputs.next_dirty_stream() {
+            self.see_to(shard, hub, now, id, budget);
+        }
+        while budget.admits_step()
+            && let Some(id) = shard.service.outputs.next_dirty()
+        {
+            self.see_to(shard, hub, now, id, budget);
         }
     }
 
-    fn see_to(&mut self, shard: &mut Shard, hub: &Hub, now: Time, id: ConnectionId) {
+    fn see_to(
+        &mut self,
+        shard: &mut Shard,
+        hub: &Hub,
+        now: Time,
+        id: ConnectionId,
+        budget: &mut Budget,
+    ) {
         let Some(slot) = self.slots.get(slot_of(id)).copied().flatten() else { return };
         let Some(connection) = self.sockets.connection(slot) else { return };
         if connection.id != Some(id) {
             return;
         }
+        if !connection.is_stream && shard.service.outputs.is_stream(id) {
+            connection.is_stream = true;
+            self.note_stream(slot);
+        }
+        let Some(connection) = self.sockets.connection(slot) else { return };
         if !connection.is_sending
             && let Some((buffer, from)) =
                 shard.service.outputs.get(id).and_then(|output| output.take())
         {
             connection.is_sending = true;
+            if !connection.is_stream {
+                budget.bytes = budget.bytes.saturating_sub((buffer.len() - from).min(MOST_SENT));
+            }
             self.ring.send(slot, &connection.fd, buffer, from, MOST_SENT, WhenFull::Fail);
         }
         let fate = shard.fate(id);
@@ -356,6 +518,15 @@ impl Net {
         self.keep_receiving(shard, slot, id, matches!(fate, Fate::Read | Fate::Shut));
     }
 
+    /// Adds a stream to those whose sockets are looked at, and drops those that are gone.
+    fn note_stream(&mut self, slot: SlotId) {
+        self.streams.push(slot);
+        let Net { sockets, streams, .. } = self;
+        streams.retain(|slot| {
+            sockets.connection(*slot).is_some_and(|known| known.is_stream && known.id.is_some())
+        });
+    }
+
     /// Receives, or ends receiving, as a connection needs it.
     fn keep_receiving(&mut self, shard: &mut Shard, slot: SlotId, id: ConnectionId, is_read: bool) {
         let Some(connection) = self.sockets.connection(slot) else { return };
@@ -366,12 +537,16 @@ impl Net {
                     // Never more memory than twice of what has come: a header can say anything.
                     let most = missing.min(buffer.len().max(LONG_FRAME)).min(MOST_RECEIVED);
                     self.ring.receive_into(slot, &connection.fd, buffer, most);
-                } else if shard.is_greeting(id) {
+                } else if shard.is_greeting(id)
+                    || (connection.port == Port::Servers && !connection.is_stream)
+                {
                     connection.receiving = Receiving::Hello;
                     self.ring.receive_into(slot, &connection.fd, Vec::new(), HELLO_BYTES);
                 } else {
                     connection.receiving = Receiving::All;
-                    self.ring.receive(slot, &connection.fd);
+                    connection.was_fed = false;
+                    let group = if connection.is_stream { Group::Streams } else { Group::Clients };
+                    self.ring.receive(slot, &connection.fd, group);
                 }
             }
             Receiving::All if !is_read || shard.lacks(id, LONG_FRAME) => {
@@ -386,6 +561,7 @@ impl Net {
             }
             // What is lent is taken back when some of it has come.
             Receiving::Nothing
+            | Receiving::Hungry
             | Receiving::Hello
             | Receiving::All
             | Receiving::Frame
@@ -402,7 +578,7 @@ impl Net {
         let receive = match connection.receiving {
             Receiving::All => Some(Request::Receive),
             Receiving::Hello | Receiving::Frame => Some(Request::ReceiveInto),
-            Receiving::Nothing | Receiving::Ending => None,
+            Receiving::Nothing | Receiving::Hungry | Receiving::Ending => None,
         };
         let send = connection.is_sending.then_some(Request::Send);
         for request in receive.into_iter().chain(send) {

@@ -1,0 +1,162 @@
+//! Floods: no load of clients, of any shape, changes a view.
+//!
+//! ```text
+//!   for each shape: a cluster -> flood one server for a while -> status: views, longest gap between beacons
+//!     shape    what is sent, on how many connections, and whether answers are read
+//!     sender   sends it, as fast as the server takes it
+//! ```
+
+mod sender;
+mod shape;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use indicatif::ProgressBar;
+use kv_client::{Client, OpOptions, Options};
+use kv_protocol::ids::{GroupId, ServerId, ShardId};
+use kv_protocol::limits::LEASE;
+use kv_protocol::placement::{Digest, Placement};
+use kv_protocol::status::ClusterStatus;
+
+use super::figures::Figures;
+use super::{cluster_dir, ms};
+use crate::cluster::{Cluster, Programs, Setting, is_whole};
+use sender::Aim;
+use shape::{QUICK, SHAPES, Shape};
+
+/// The server that is flooded.
+const VICTIM: ServerId = ServerId(1);
+/// The longest gap between beacons that a flood may cause.
+const LONGEST_GAP: Duration = LEASE.checked_div(2).expect("two is not zero");
+/// How many of the servers' threads share the machine: one shard each.
+const SERVERS: u16 = 3;
+
+/// The command line.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct FloodsArgs {
+    /// Seconds of each flood.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Only the shapes that were worst once, all on one cluster.
+    #[arg(long)]
+    quick: bool,
+    /// Only shapes whose name contains this text.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// The servers' network engine (`coord --net`).
+    #[arg(long, value_name = "ENGINE")]
+    net: Option<String>,
+}
+
+/// The outcome of one flood.
+struct Flooded {
+    answers_per_second: f64,
+    changed_views: u64,
+    longest_gap_ms: u64,
+}
+
+pub(super) fn run(
+    args: &FloodsArgs,
+    programs: &Programs,
+    dir: &Path,
+    progress: &ProgressBar,
+) -> anyhow::Result<Figures> {
+    let shapes = if args.quick { QUICK } else { SHAPES };
+    let is_chosen = |shape: &&Shape| {
+        let name = shape.to_string();
+        args.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
+    };
+    let shapes: Vec<&Shape> = shapes.iter().filter(is_chosen).collect();
+    anyhow::ensure!(!shapes.is_empty(), "no shape has such a name");
+    let mut setting = Setting::plain(SERVERS, 1);
+    if let Some(net) = &args.net {
+        setting.flags.extend(["--net".to_owned(), net.clone()]);
+    }
+    let what = format!("floods of {} s each: longest gap between beacons", args.seconds);
+    let mut figures = Figures::of(what);
+    let mut running: Option<Cluster> = None;
+    for (number, shape) in (1..).zip(&shapes) {
+        progress.set_message(format!("{number} of {}: {shape}", shapes.len()));
+        let mut cluster = match running.take() {
+            Some(cluster) => cluster,
+            None => Cluster::start(
+                programs,
+                &cluster_dir(dir).join(number.to_string()),
+                &setting,
+                None,
+            )?,
+        };
+        let flooded = flood(&cluster, shape, Duration::from_secs(args.seconds));
+        let is_harmed = match flooded {
+            Ok(flooded) => {
+                let name = format!("{shape} ({:.0} answers/s)", flooded.answers_per_second);
+                #[allow(clippy::cast_precision_loss)] // For people.
+                let gap = flooded.longest_gap_ms as f64;
+                figures.below(name, gap, "ms", ms(LONGEST_GAP));
+                if flooded.changed_views > 0 {
+                    figures.none(format!("{shape}: views changed"), flooded.changed_views);
+                }
+                flooded.changed_views > 0 || gap >= ms(LONGEST_GAP)
+            }
+            Err(error) => {
+                progress.suspend(|| eprintln!("{shape}: {error:#}"));
+                figures.none(format!("{shape}: clusters ended"), 1);
+                true
+            }
+        };
+        if args.quick && !is_harmed {
+            running = Some(cluster);
+        } else {
+            // What is left of it after a failure is killed.
+            let _ = cluster.stop();
+        }
+    }
+    if let Some(mut cluster) = running {
+        let ended = cluster.stop()?;
+        anyhow::ensure!(ended.success(), "coord ended with {ended}");
+    }
+    Ok(figures)
+}
+
+/// Floods the victim of a cluster that is whole.
+fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Flooded> {
+    let before = cluster.status()?;
+    anyhow::ensure!(is_whole(&before), "not every group has two copies before the flood");
+    let key = key_of(cluster.placement(), VICTIM.home_group());
+    if let Some(bytes) = shape.value_bytes() {
+        let mut client = Client::open(&cluster.endpoint(), Options::default())?;
+        client.put(&key, &vec![7; bytes], &OpOptions::default()).context("put the value")?;
+    }
+    let victim = &before.servers[usize::from(VICTIM.0)];
+    let address = |text: &Option<String>| -> anyhow::Result<_> {
+        Ok(text.as_ref().context("the server has not started")?.parse()?)
+    };
+    let aim = Aim {
+        clients: address(&victim.clients)?,
+        servers: address(&victim.servers)?,
+        view: before.groups[usize::from(VICTIM.home_group().0)].view,
+        key,
+    };
+    let answers = sender::flood(&aim, shape, lasts)?;
+    let after = cluster.status().context("after the flood")?;
+    let views = |status: &ClusterStatus| -> Vec<u64> {
+        status.groups.iter().map(|group| group.view.0).collect()
+    };
+    let (old, new) = (views(&before), views(&after));
+    let changed = old.iter().zip(&new).filter(|(old, new)| old != new).count();
+    #[allow(clippy::cast_precision_loss)] // For people.
+    Ok(Flooded {
+        answers_per_second: answers as f64 / lasts.as_secs_f64(),
+        changed_views: changed as u64,
+        longest_gap_ms: after.servers.iter().map(|s| s.longest_gap_ms).max().unwrap_or(0),
+    })
+}
+
+/// A key of a group's first shard.
+fn key_of(placement: Placement, group: GroupId) -> Vec<u8> {
+    let mut keys = (0u64..).map(|n| format!("flooded {n}").into_bytes());
+    let is_there = |key: &Vec<u8>| placement.locate(Digest::of(key)) == (group, ShardId(0));
+    keys.find(is_there).expect("every shard has keys")
+}

@@ -1,0 +1,292 @@
+//! Sends one flood: a few threads, each with a part of the connections and poll(2).
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use kv_protocol::client_message::{Condition, Hello, Operation, Question, Request, WriteHeader};
+use kv_protocol::ids::{ClientId, ClusterId, RequestId, RequestSeq, ShardId, ViewVersion};
+use kv_protocol::limits::SESSION_WINDOW;
+use kv_protocol::placement::Digest;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::SockRef;
+
+use super::shape::{Kind, Manner, Shape};
+use crate::random::Random;
+
+/// Threads that send.
+const THREADS: usize = 2;
+/// Requests are written together until there are so many bytes of them.
+const BLOCK_BYTES: usize = 128 << 10;
+/// Read at once, and thrown away.
+const READ_BYTES: usize = 256 << 10;
+/// How long a thread waits for room or answers at a time.
+const WAIT: Duration = Duration::from_millis(10);
+/// A header is so long; it begins with the length of the body.
+const HEADER: usize = 8;
+
+/// Where the flood goes.
+#[derive(Clone, Debug)]
+pub(super) struct Aim {
+    pub(super) clients: SocketAddr,
+    pub(super) servers: SocketAddr,
+    pub(super) view: ViewVersion,
+    /// A key of the flooded shard.
+    pub(super) key: Vec<u8>,
+}
+
+/// Floods for a while. Returns how many frames came back; for connections that only knock, how many there were.
+pub(super) fn flood(aim: &Aim, shape: &Shape, lasts: Duration) -> anyhow::Result<u64> {
+    let until = Instant::now() + lasts;
+    let threads = THREADS.min(shape.connections);
+    std::thread::scope(|scope| {
+        let part = |thread: usize| {
+            let count =
+                shape.connections / threads + usize::from(thread < shape.connections % threads);
+            let part = Shape { connections: count, ..*shape };
+            scope.spawn(move || match shape.kind {
+                Kind::Hellos | Kind::Silent => knock(aim, &part, until),
+                _ => converse(aim, &part, thread as u64, until),
+            })
+        };
+        let parts: Vec<_> = (0..threads).map(part).collect();
+        let mut answers = 0;
+        for part in parts {
+            answers += part.join().expect("a thread does not panic")?;
+        }
+        Ok(answers)
+    })
+}
+
+/// Connects and resets, always with some connections open.
+fn knock(aim: &Aim, shape: &Shape, until: Instant) -> anyhow::Result<u64> {
+    let mut open = std::collections::VecDeque::new();
+    let mut count = 0;
+    while Instant::now() < until {
+        // One that is refused was no less of a knock.
+        let Ok(mut stream) = TcpStream::connect_timeout(&aim.clients, WAIT) else { continue };
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).context("set SO_LINGER")?;
+        if shape.kind == Kind::Hellos {
+            let _ = stream.write_all(&hello(count));
+        }
+        count += 1;
+        open.push_back(stream);
+        if open.len() > shape.connections {
+            open.pop_front();
+        }
+    }
+    Ok(count)
+}
+
+fn converse(aim: &Aim, shape: &Shape, thread: u64, until: Instant) -> anyhow::Result<u64> {
+    let mut talkers = Vec::new();
+    for number in 0..shape.connections {
+        talkers.push(Talker::connect(aim, shape, thread << 32 | number as u64)?);
+    }
+    let mut scratch = vec![0; READ_BYTES];
+    while Instant::now() < until {
+        let mut waits: Vec<PollFd<'_>> = talkers.iter().map(Talker::wait).collect();
+        let longest = Timespec::try_from(WAIT).context("wait")?;
+        poll(&mut waits, Some(&longest)).context("poll the connections of a flood")?;
+        let ready: Vec<PollFlags> = waits.iter().map(PollFd::revents).collect();
+        for (talker, ready) in talkers.iter_mut().zip(ready) {
+            if !ready.is_empty() && !talker.work(aim, ready, &mut scratch) && Instant::now() < until
+            {
+                // The server has closed it, as it may: there is always another.
+                talker.reconnect(aim)?;
+            }
+        }
+    }
+    Ok(talkers.iter().map(|talker| talker.answers).sum())
+}
+
+/// One connection.
+struct Talker {
+    stream: TcpStream,
+    shape: Shape,
+    number: u64,
+    random: Random,
+    /// What is being sent, and how much of it is gone.
+    block: Vec<u8>,
+    sent: usize,
+    asked: u64,
+    /// Asked and not answered, of this connection.
+    in_flight: u64,
+    answers: u64,
+    /// Of the frame that is being received.
+    header: [u8; HEADER],
+    has: usize,
+    skip: usize,
+}
+
+impl Talker {
+    fn connect(aim: &Aim, shape: &Shape, number: u64) -> anyhow::Result<Talker> {
+        let mut talker = Talker {
+            stream: open(aim, shape)?,
+            shape: *shape,
+            number,
+            random: Random::new(number + 1),
+            block: Vec::new(),
+            sent: 0,
+            asked: 0,
+            in_flight: 0,
+            answers: 0,
+            header: [0; HEADER],
+            has: 0,
+            skip: 0,
+        };
+        talker.greet();
+        Ok(talker)
+    }
+
+    fn reconnect(&mut self, aim: &Aim) -> anyhow::Result<()> {
+        self.stream = open(aim, &self.shape)?;
+        self.number += 1 << 20;
+        (self.asked, self.has, self.skip) = (0, 0, 0);
+        self.greet();
+        Ok(())
+    }
+
+    fn greet(&mut self) {
+        (self.block, self.sent, self.in_flight) = (Vec::new(), 0, 0);
+        if self.shape.kind != Kind::GarbageToServers {
+            self.block = hello(self.number);
+            self.in_flight = 1;
+        }
+    }
+
+    fn wait(&self) -> PollFd<'_> {
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, self.shape.manner != Manner::Unread);
+        flags.set(PollFlags::OUT, self.sent < self.block.len() || self.may_ask());
+        PollFd::from_borrowed_fd(self.stream.as_fd(), flags)
+    }
+
+    fn may_ask(&self) -> bool {
+        match (self.shape.manner, self.shape.kind) {
+            (Manner::Closed, _) => self.in_flight == 0,
+            (_, Kind::Put(_)) => self.in_flight < SESSION_WINDOW,
+            (Manner::Open | Manner::Unread, _) => true,
+        }
+    }
+
+    /// Reads and sends; false once the server has closed it.
+    fn work(&mut self, aim: &Aim, ready: PollFlags, scratch: &mut [u8]) -> bool {
+        if ready.contains(PollFlags::IN) && !self.read(scratch) {
+            return false;
+        }
+        if ready.contains(PollFlags::OUT) && !self.write(aim) {
+            return false;
+        }
+        !ready.intersects(PollFlags::ERR | PollFlags::HUP)
+    }
+
+    fn read(&mut self, scratch: &mut [u8]) -> bool {
+        match self.stream.read(scratch) {
+            Ok(0) => false,
+            Ok(count) => {
+                self.count_frames(&scratch[..count]);
+                true
+            }
+            Err(error) => error.kind() == ErrorKind::WouldBlock,
+        }
+    }
+
+    fn count_frames(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let taken = (HEADER - self.has).min(bytes.len());
+            if self.skip > 0 || taken == 0 {
+                return;
+            }
+            self.header[self.has..self.has + taken].copy_from_slice(&bytes[..taken]);
+            self.has += taken;
+            bytes = &bytes[taken..];
+            if self.has == HEADER {
+                let [a, b, c, d, ..] = self.header;
+                self.skip = u32::from_le_bytes([a, b, c, d]) as usize;
+                self.has = 0;
+                self.answers += 1;
+                self.in_flight = self.in_flight.saturating_sub(1);
+            }
+        }
+    }
+
+    fn write(&mut self, aim: &Aim) -> bool {
+        if self.sent == self.block.len() {
+            self.sent = 0;
+            self.fill(aim);
+        }
+        match self.stream.write(&self.block[self.sent..]) {
+            Ok(count) => {
+                self.sent += count;
+                true
+            }
+            Err(error) => error.kind() == ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Writes the next requests.
+    fn fill(&mut self, aim: &Aim) {
+        let is_repeated = !matches!(self.shape.kind, Kind::Put(_) | Kind::Garbage);
+        if is_repeated && self.shape.manner != Manner::Closed && self.asked > 1 {
+            // The same block again.
+            return;
+        }
+        self.block.clear();
+        while self.block.len() < BLOCK_BYTES && self.may_ask() {
+            self.asked += 1;
+            self.in_flight += 1;
+            self.ask(aim);
+        }
+    }
+
+    fn ask(&mut self, aim: &Aim) {
+        let mut missing = aim.key.clone();
+        missing.push(b'?');
+        let value;
+        let (key, operation) = match self.shape.kind {
+            Kind::Noop => (&aim.key, Operation::Noop),
+            Kind::GetMissing => (&missing, Operation::Get),
+            Kind::Get(_) => (&aim.key, Operation::Get),
+            Kind::Put(bytes) => {
+                value = vec![7; bytes];
+                let first = self.asked - self.in_flight + 1;
+                let header = WriteHeader {
+                    seq: RequestSeq(self.asked),
+                    first_incomplete: RequestSeq(first),
+                    condition: Condition::Always,
+                };
+                (&aim.key, Operation::Put(header, &value))
+            }
+            Kind::Map => return Question::Map.write(&mut self.block),
+            Kind::Garbage | Kind::GarbageToServers | Kind::Hellos | Kind::Silent => {
+                let random = &mut self.random;
+                let bytes = (0..BLOCK_BYTES / 8).flat_map(|_| random.any().to_le_bytes());
+                return self.block.extend(bytes);
+            }
+        };
+        // A key that is missing lies in the same shard as far as the server sees: it goes by the digest.
+        let digest = Digest::of(&aim.key);
+        let id = RequestId(self.asked);
+        Request { id, view: aim.view, digest, key, operation }.write(&mut self.block);
+    }
+}
+
+fn open(aim: &Aim, shape: &Shape) -> anyhow::Result<TcpStream> {
+    let to = if shape.kind == Kind::GarbageToServers { aim.servers } else { aim.clients };
+    let stream = TcpStream::connect(to).with_context(|| format!("connect to {to}"))?;
+    stream.set_nonblocking(true).context("make a connection of the flood non-blocking")?;
+    Ok(stream)
+}
+
+fn hello(number: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let client = ClientId(0xf100d << 64 | u128::from(number));
+    Hello { cluster: ClusterId(0), client, shard: ShardId(0) }.write(&mut bytes);
+    bytes
+}

@@ -1,0 +1,153 @@
+//! The shapes of a flood.
+
+use std::fmt;
+
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Noop,
+    GetMissing,
+    /// Of a value of so many bytes.
+    Get(usize),
+    Put(usize),
+    Map,
+    /// Connections that say hello and are reset.
+    Hellos,
+    /// Connections that say nothing and are reset.
+    Silent,
+    /// Random bytes behind a hello.
+    Garbage,
+    /// Random bytes to the port of the servers.
+    GarbageToServers,
+}
+
+/// How it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// The next request when the last one is answered.
+    Closed,
+    /// As many requests as the socket takes.
+    Open,
+    /// The same, and nothing is read.
+    Unread,
+}
+
+/// A flood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) kind: Kind,
+    pub(super) manner: Manner,
+    pub(super) connections: usize,
+}
+
+const fn shape(kind: Kind, manner: Manner, connections: usize) -> Shape {
+    Shape { kind, manner, connections }
+}
+
+/// The whole table.
+pub(super) const SHAPES: &[Shape] = &[
+    shape(Kind::Noop, Manner::Open, 1),
+    shape(Kind::Noop, Manner::Open, 2),
+    shape(Kind::Noop, Manner::Open, 50),
+    shape(Kind::Noop, Manner::Open, 1_000),
+    shape(Kind::Noop, Manner::Closed, 1_000),
+    shape(Kind::GetMissing, Manner::Open, 6),
+    shape(Kind::GetMissing, Manner::Open, 1_000),
+    shape(Kind::GetMissing, Manner::Closed, 100),
+    shape(Kind::Get(64), Manner::Open, 6),
+    shape(Kind::Get(64), Manner::Closed, 1_000),
+    shape(Kind::Get(64), Manner::Unread, 200),
+    shape(Kind::Get(16 << 10), Manner::Open, 16),
+    shape(Kind::Get(16 << 10), Manner::Closed, 1_000),
+    shape(Kind::Get(1 << 20), Manner::Open, 8),
+    shape(Kind::Get(1 << 20), Manner::Closed, 100),
+    shape(Kind::Get(4 << 20), Manner::Unread, 200),
+    shape(Kind::Get(16 << 20), Manner::Closed, 1),
+    shape(Kind::Get(16 << 20), Manner::Open, 64),
+    shape(Kind::Put(64), Manner::Open, 16),
+    shape(Kind::Put(64), Manner::Closed, 1_000),
+    shape(Kind::Put(64 << 10), Manner::Open, 8),
+    shape(Kind::Put(1 << 20), Manner::Closed, 16),
+    shape(Kind::Put(16 << 20), Manner::Closed, 4),
+    shape(Kind::Map, Manner::Open, 4),
+    shape(Kind::Map, Manner::Closed, 1_000),
+    shape(Kind::Hellos, Manner::Open, 200),
+    shape(Kind::Silent, Manner::Open, 1_000),
+    shape(Kind::Garbage, Manner::Open, 8),
+    shape(Kind::GarbageToServers, Manner::Open, 8),
+];
+
+/// Those that ended clusters before streams had buffers of their own, and one of each other kind.
+pub(super) const QUICK: &[Shape] = &[
+    shape(Kind::Noop, Manner::Open, 2),
+    shape(Kind::GetMissing, Manner::Open, 6),
+    shape(Kind::Noop, Manner::Closed, 1_000),
+    shape(Kind::Get(64), Manner::Unread, 20),
+    shape(Kind::Hellos, Manner::Open, 200),
+    shape(Kind::Garbage, Manner::Open, 8),
+];
+
+impl Shape {
+    /// The length of the value that must be there.
+    pub(super) fn value_bytes(&self) -> Option<usize> {
+        match self.kind {
+            Kind::Get(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shape { kind, manner, connections } = self;
+        match kind {
+            Kind::Noop => f.write_str("NOOP"),
+            Kind::GetMissing => f.write_str("GET of a missing key"),
+            Kind::Get(bytes) => write!(f, "GET of {}", Size(*bytes)),
+            Kind::Put(bytes) => write!(f, "PUT of {}", Size(*bytes)),
+            Kind::Map => f.write_str("MAP"),
+            Kind::Hellos => return write!(f, "hellos, {connections} connections open"),
+            Kind::Silent => return write!(f, "silent connections, {connections} open"),
+            Kind::Garbage => return write!(f, "garbage, {connections} connections"),
+            Kind::GarbageToServers => {
+                return write!(f, "garbage at the servers port, {connections} connections");
+            }
+        }?;
+        let manner = match manner {
+            Manner::Closed => "closed loop",
+            Manner::Open => "open loop",
+            Manner::Unread => "answers unread",
+        };
+        write!(
+            f,
+            ", {manner}, {connections} connection{}",
+            if *connections == 1 { "" } else { "s" }
+        )
+    }
+}
+
+struct Size(usize);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes >= 1 << 20 => write!(f, "{} MiB", bytes >> 20),
+            bytes if bytes >= 1 << 10 => write!(f, "{} KiB", bytes >> 10),
+            bytes => write!(f, "{bytes} B"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_has_a_name_of_its_own() {
+        let mut names: Vec<String> = SHAPES.iter().map(Shape::to_string).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), SHAPES.len());
+        assert!(names.contains(&"GET of 16 MiB, open loop, 64 connections".to_owned()));
+    }
+}

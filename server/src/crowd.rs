@@ -1,0 +1,157 @@
+//! How many client connections each address has, so that the connections of one never lock another out.
+//!
+//! ```text
+//!   0 ............ bounds.clients ............ bounds.clients + bounds.spare_clients
+//!     all are taken in |  those whose address has fewer than     | nobody
+//!                      |  the largest: its idle ones are closed  |
+//! ```
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+
+use kv_protocol::control_message::CrowdReport;
+use kv_protocol::ids::Time;
+use rustix::net::getpeername;
+
+/// How long after it last cost anybody a connection a crowd is reported.
+const REPORTED_FOR: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Where a connection comes from: an IPv4 address, or the /64 network of an IPv6 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Address(IpAddr);
+
+impl Address {
+    /// Of a connection whose other end cannot be told.
+    pub(crate) const UNKNOWN: Address = Address(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+
+    /// This machine.
+    #[cfg(test)]
+    pub(crate) const LOOPBACK: Address = Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
+
+    fn of(ip: IpAddr) -> Address {
+        Address(match ip.to_canonical() {
+            IpAddr::V6(ip) => {
+                let network = ip.to_bits() >> 64 << 64;
+                IpAddr::V6(Ipv6Addr::from_bits(network))
+            }
+            ip @ IpAddr::V4(_) => ip,
+        })
+    }
+
+    /// The address at the other end of a socket.
+    pub(crate) fn of_peer(socket: &impl AsFd) -> Address {
+        let peer = getpeername(socket).ok().flatten();
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        peer.map_or(Address::UNKNOWN, |peer| Address::of(peer.ip()))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            IpAddr::V4(ip) => write!(f, "{ip}"),
+            IpAddr::V6(ip) => write!(f, "{ip}/64"),
+        }
+    }
+}
+
+/// The counts. Those of the map are never zero.
+#[derive(Debug, Default)]
+pub(crate) struct Crowd {
+    counts: HashMap<Address, usize>,
+    /// The last that cost others a connection, or was made to give up some.
+    told: Option<(Time, CrowdReport)>,
+    /// Connections closed to make room.
+    closed: u64,
+}
+
+impl Crowd {
+    /// Counts a connection in.
+    pub(crate) fn enter(&mut self, from: Address) {
+        *self.counts.entry(from).or_default() += 1;
+    }
+
+    /// Counts a connection out.
+    pub(crate) fn leave(&mut self, from: Address) {
+        if let Some(count) = self.counts.get_mut(&from) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&from);
+            }
+        }
+    }
+
+    /// The address with most connections, and their number.
+    pub(crate) fn largest(&self) -> Option<(Address, usize)> {
+        let largest = self.counts.iter().max_by_key(|(address, count)| (**count, **address));
+        largest.map(|(address, count)| (*address, *count))
+    }
+
+    /// Whether a connection from here leaves its address with fewer than the largest has.
+    pub(crate) fn is_smaller(&self, from: Address) -> bool {
+        let mine = self.counts.get(&from).copied().unwrap_or(0);
+        self.largest().is_some_and(|(_, most)| mine + 1 < most)
+    }
+
+    /// Notes that somebody was refused, or that so many connections of the largest were closed.
+    pub(crate) fn note(&mut self, now: Time, closed: usize) {
+        self.closed += closed as u64;
+        if let Some((address, count)) = self.largest() {
+            let connections = u32::try_from(count).unwrap_or(u32::MAX);
+            let report = CrowdReport { address: address.0, connections, closed: self.closed };
+            self.told = Some((now, report));
+        }
+    }
+
+    /// What the heartbeat says of it.
+    pub(crate) fn report(&self, now: Time) -> Option<CrowdReport> {
+        self.told.filter(|(at, _)| now.since(*at) < REPORTED_FOR).map(|(_, report)| report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        Address::of(text.parse().unwrap())
+    }
+
+    #[test]
+    fn addresses_of_one_network_are_one_and_a_mapped_address_is_what_it_maps() {
+        assert_eq!(address("2001:db8::1"), address("2001:db8::ffff:1"));
+        assert_ne!(address("2001:db8::1"), address("2001:db8:0:1::1"));
+        assert_eq!(address("::ffff:10.0.0.7"), address("10.0.0.7"));
+        assert_ne!(address("10.0.0.7"), address("10.0.0.8"));
+    }
+
+    #[test]
+    fn an_address_with_fewer_connections_is_smaller_until_it_has_as_many() {
+        let (many, few) = (address("10.0.0.1"), address("10.0.0.2"));
+        let mut crowd = Crowd::default();
+        assert!(!crowd.is_smaller(few), "there is nobody");
+        (0..5).for_each(|_| crowd.enter(many));
+        for _ in 0..4 {
+            assert!(crowd.is_smaller(few) && !crowd.is_smaller(many));
+            crowd.enter(few);
+        }
+        assert!(!crowd.is_smaller(few), "it would have as many");
+        assert_eq!(crowd.largest(), Some((many, 5)));
+        (0..5).for_each(|_| crowd.leave(many));
+        assert_eq!(crowd.largest(), Some((few, 4)));
+    }
+
+    #[test]
+    fn a_crowd_is_reported_for_a_while() {
+        let now = Time::from_nanos(5);
+        let mut crowd = Crowd::default();
+        crowd.enter(address("10.0.0.1"));
+        assert_eq!(crowd.report(now), None);
+        crowd.note(now, 3);
+        let report = crowd.report(now + REPORTED_FOR / 2).unwrap();
+        assert_eq!((report.connections, report.closed), (1, 3));
+        assert_eq!(crowd.report(now + REPORTED_FOR), None);
+    }
+}
