@@ -88,3 +88,53 @@ fn the_memory_limit_is_where_it_was_set_within_two_percent() {
     let key = &pairs[0].0;
     assert_eq!(client.get(key, &OpOptions::default()).expect("a get").bytes, pairs[0].1);
 }
+
+/// The number that spreads others evenly.
+fn spread(number: usize) -> usize {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20
+}
+
+#[test]
+fn entries_that_are_gone_leave_room_for_larger_ones() {
+    const LIMIT: u64 = 140 << 20;
+    const SMALL: usize = 300_000;
+    const LARGE: usize = 125_000;
+    let cluster = Cluster::builder().flag("--memory-limit").flag("140MiB").start();
+    let mut client = cluster.open();
+    let keys: Vec<Vec<u8>> = (0..SMALL + LARGE).map(|n| format!("key {n}").into_bytes()).collect();
+    let bytes: Vec<u8> = (0..4_096usize).map(|n| spread(n).to_le_bytes()[0]).collect();
+    let small = |n: usize| &bytes[n % 1_000..][..200 + spread(n) % 800];
+    let large = |n: usize| &bytes[n % 1_000..][..1_100 + spread(n) % 1_500];
+    let puts = (0..SMALL).map(|n| Op::Put { key: &keys[n], value: small(n) });
+    run_all(&mut client, puts, |n, result| {
+        result.unwrap_or_else(|error| panic!("put {n}: {error}"));
+    });
+    let stays = |n: &usize| spread(*n + SMALL) % 10 == 0;
+    let gone = (0..SMALL).filter(|n| !stays(n)).map(|n| Op::Delete { key: &keys[n] });
+    run_all(&mut client, gone, |place, result| {
+        result.unwrap_or_else(|error| panic!("delete {place}: {error}"));
+    });
+    let mut done = vec![false; LARGE];
+    let puts = (0..LARGE).map(|n| Op::Put { key: &keys[SMALL + n], value: large(n) });
+    run_all(&mut client, puts, |n, result| match result {
+        Ok(_) => done[n] = true,
+        Err(Error::OutOfSpace { .. }) => {}
+        Err(error) => panic!("put {n}: {error}"),
+    });
+    assert!(done.contains(&false), "the limit was not reached");
+    wait_until("tables that are used to 85 % of the limit, and no larger than it", PATIENCE, || {
+        let status = cluster.status();
+        status.servers.iter().all(|server| {
+            server.primary_used_bytes >= LIMIT / 2 / 100 * 85
+                && server.table_bytes <= LIMIT + LIMIT / 20
+        })
+    });
+    let kept = (0..SMALL).filter(stays).map(|n| (n, small(n)));
+    let new = (0..LARGE).filter(|n| done[*n] && n % 8 == 0).map(|n| (SMALL + n, large(n)));
+    let expected: Vec<(usize, &[u8])> = kept.chain(new).collect();
+    let gets = expected.iter().map(|(n, _)| Op::Get { key: &keys[*n] });
+    run_all(&mut client, gets, |place, result| {
+        let outcome = result.unwrap_or_else(|error| panic!("get {place}: {error}"));
+        assert!(outcome.value == expected[place].1, "get {place}: another value");
+    });
+}

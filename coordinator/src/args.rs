@@ -119,8 +119,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
     pub(crate) shards: Option<u16>,
 
-    /// Memory that the tables of one server may take, such as 512M or 4GiB. By default that of before, or
-    /// no bound.
+    /// Memory that the tables of one server may take, such as 512M or 4GiB; `none` for no bound. By default
+    /// that of before, or what the servers of a machine can share of its memory, or of their cgroup's
+    /// (--check says how much that is).
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub(crate) memory_limit: Option<String>,
 
@@ -320,10 +321,13 @@ fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
 
 /// The servers know the units; here only what could never be a size is refused.
 fn parse_memory_limit(text: &str) -> Result<String, String> {
+    if text == "none" {
+        return Ok(text.to_owned());
+    }
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     if number.parse::<u64>().is_err() || number.bytes().all(|digit| digit == b'0') {
-        return Err(format!("`{text}` is no size; write bytes, or 512M, 4GiB"));
+        return Err(format!("`{text}` is no size; write bytes, or 512M, 4GiB, or none"));
     }
     let known = [
         "", "B", "K", "k", "KiB", "M", "MiB", "G", "GiB", "T", "TiB", "KB", "kB", "MB", "GB", "TB",

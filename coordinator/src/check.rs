@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use kv_protocol::ServerId;
 use kv_protocol::cluster_file::{ClusterFile, Host};
@@ -10,6 +11,7 @@ use kv_protocol::cluster_file::{ClusterFile, Host};
 use crate::Failure;
 use crate::args::Args;
 use crate::plan;
+use crate::spawn::printable;
 use crate::spawn::ssh::Ssh;
 use crate::survey::{self, Survey};
 
@@ -41,10 +43,19 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     let ssh = Ssh { config: args.ssh_config.clone(), remote_dir: args.remote_dir.clone() };
     let surveys = survey::of_hosts(&file, &ssh).await;
     for (name, (host, ports)) in hosts(&file) {
+        let servers = plan::servers_on(&file, host);
         match surveys.get(host) {
-            None => check_local(args, &name, &ports, &mut findings),
+            None => check_local(args, &name, servers, &ports, &mut findings),
             Some(Err(error)) => findings.push((format!("{name}, ssh"), Err(error.clone()))),
-            Some(Ok(survey)) => check_remote(&ssh, &name, survey, &ports, &mut findings),
+            Some(Ok(survey)) => {
+                let limit = match (&args.memory_limit, &survey.memory_limit) {
+                    (Some(given), _) => Ok(format!("{given} by --memory-limit")),
+                    (None, Some(limit)) => Ok(limit.clone()),
+                    (None, None) => Err("its server does not say what it would take".into()),
+                };
+                check_remote(&ssh, &name, survey, &ports, &mut findings);
+                findings.push((format!("{name}, memory limit"), limit));
+            }
         }
     }
     print(&findings);
@@ -76,9 +87,22 @@ fn print(findings: &[Finding]) {
     }
 }
 
-fn check_local(args: &Args, name: &str, ports: &FixedPorts, findings: &mut Vec<Finding>) {
-    let binary = plan::binary(args).map(|path| path.display().to_string());
+fn check_local(
+    args: &Args,
+    name: &str,
+    servers: usize,
+    ports: &FixedPorts,
+    findings: &mut Vec<Finding>,
+) {
+    let binary = plan::binary(args);
+    let limit = match (&args.memory_limit, &binary) {
+        (Some(given), _) => Ok(format!("{given} by --memory-limit")),
+        (None, Ok(path)) => default_limit(path, servers),
+        (None, Err(error)) => Err(error.clone()),
+    };
+    let binary = binary.map(|path| path.display().to_string());
     findings.push((format!("{name}, server binary"), binary));
+    findings.push((format!("{name}, memory limit"), limit));
     findings.push((format!("{name}, io_uring"), io_uring_works()));
     for (&port, server) in ports {
         findings.push((format!("{name}, server {server}, port {port}"), port_is_free(port)));
@@ -117,6 +141,20 @@ fn check_remote(
             false => Ok("free".into()),
         };
         findings.push((format!("{name}, server {server}, port {port}"), found));
+    }
+}
+
+/// What a server of this machine says that it takes where no limit is given.
+fn default_limit(binary: &Path, servers: usize) -> Result<String, String> {
+    let mut command = std::process::Command::new(binary);
+    command.arg("--show-memory-limit").arg(servers.to_string());
+    let output = command.output().map_err(|error| format!("start {}: {error}", binary.display()))?;
+    match output.status.success() {
+        true => Ok(printable(String::from_utf8_lossy(&output.stdout).trim())),
+        false => Err(format!(
+            "{} does not say what it would take; is it of this version?",
+            binary.display()
+        )),
     }
 }
 

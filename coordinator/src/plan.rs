@@ -218,6 +218,11 @@ fn check_survey(
     }
 }
 
+/// The number of servers on a host.
+pub(crate) fn servers_on(file: &ClusterFile, host: &Host) -> usize {
+    file.servers.iter().filter(|line| line.host == *host).count()
+}
+
 /// The least number of cores that a server has to itself on any host.
 fn default_shards(file: &ClusterFile, surveys: &HashMap<Host, Survey>) -> u16 {
     let mut servers: HashMap<&Host, u16> = HashMap::new();

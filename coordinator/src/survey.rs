@@ -8,7 +8,8 @@ use kv_protocol::cluster_file::{ClusterFile, Host};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::spawn::quote;
+use crate::plan;
+use crate::spawn::{printable, quote};
 use crate::spawn::ssh::Ssh;
 
 /// Connections that are made at once: sshd drops what is too many (MaxStartups).
@@ -35,6 +36,8 @@ pub(crate) struct Survey {
     pub(crate) io_uring_disabled: Option<u8>,
     /// Its kernel's release.
     pub(crate) kernel: String,
+    /// What its server says that it takes where no limit is given.
+    pub(crate) memory_limit: Option<String>,
     /// TCP ports that something listens on there.
     pub(crate) listening: BTreeSet<u16>,
 }
@@ -52,9 +55,10 @@ pub(crate) async fn of_hosts(
         move |host| left.remove(&host.to_string())
     }) {
         let (host, ssh, turn) = (host.clone(), ssh.clone(), Rc::clone(&turn));
+        let servers = plan::servers_on(file, &host);
         running.spawn_local(async move {
             let _permit = turn.acquire().await;
-            let answer = ssh.run(&host, &script(&ssh.remote_dir)).await;
+            let answer = ssh.run(&host, &script(&ssh.remote_dir, servers)).await;
             let survey = answer.map(|text| parse(&text, &host)).map_err(|error| error.to_string());
             (host, survey)
         });
@@ -73,14 +77,14 @@ fn ssh_hosts(file: &ClusterFile) -> impl Iterator<Item = &Host> {
 }
 
 /// Prints what [`parse`] reads. Every step may fail by itself; ssh succeeds all the same.
-fn script(remote_dir: &str) -> String {
+fn script(remote_dir: &str, servers: usize) -> String {
     format!(
         "echo connection $SSH_CONNECTION\n\
          echo cores $(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null)\n\
          echo kernel $(uname -r)\n\
          echo io_uring_disabled $(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null)\n\
          cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep ' 0A ' | while read n local rest; do echo listens $local; done\n\
-         cd {} 2>/dev/null && echo dir && [ -x ./server ] && [ -f ./server ] && echo binary && echo version $(./server --version 2>/dev/null </dev/null)\n\
+         cd {} 2>/dev/null && echo dir && [ -x ./server ] && [ -f ./server ] && echo binary && echo version $(./server --version 2>/dev/null </dev/null) && echo memory_limit $(./server --show-memory-limit {servers} 2>/dev/null </dev/null)\n\
          exit 0\n",
         quote::word(remote_dir)
     )
@@ -102,6 +106,9 @@ fn parse(text: &str, host: &Host) -> Survey {
             ["listens", local] => survey.listening.extend(listening_port(local)),
             ["dir"] => survey.has_dir = true,
             ["binary"] => survey.has_binary = true,
+            ["memory_limit", ref words @ ..] if !words.is_empty() => {
+                survey.memory_limit = Some(printable(&words.join(" ")));
+            }
             ["version", _, version] => survey.version = Some(version.to_owned()),
             _ => {}
         }
@@ -157,7 +164,7 @@ mod tests {
         std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let output = std::process::Command::new("sh")
-            .args(["-c", &script(&dir.path().to_string_lossy())])
+            .args(["-c", &script(&dir.path().to_string_lossy(), 3)])
             .env("SSH_CONNECTION", "::1 1 ::1 2")
             .output()
             .unwrap();
@@ -167,6 +174,7 @@ mod tests {
         assert!(survey.cores.is_some() && !survey.kernel.is_empty());
         assert!(survey.has_dir && survey.has_binary);
         assert_eq!(survey.version.as_deref(), Some("9.9"));
+        assert_eq!(survey.memory_limit.as_deref(), Some("server 9.9"));
         assert!(survey.listening.contains(&listener.local_addr().unwrap().port()));
         assert_eq!(survey.its_address, Some("::1".parse().unwrap()));
     }

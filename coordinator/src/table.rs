@@ -129,6 +129,7 @@ fn servers(servers: &[ServerStatus]) -> Grid {
         ("primary", 6),
         ("secondary", 6),
         ("tables", 4),
+        ("in use", 3),
         ("memory", 5),
         ("clients", 1),
         ("requests", 2),
@@ -152,6 +153,11 @@ fn servers(servers: &[ServerStatus]) -> Grid {
             counted(server.primary_entries.to_string()),
             counted(server.secondary_entries.to_string()),
             counted(format!("{} + {}", bytes(server.primary_bytes), bytes(server.secondary_bytes))),
+            counted(format!(
+                "{} + {}",
+                bytes(server.primary_used_bytes),
+                bytes(server.secondary_used_bytes)
+            )),
             counted(bytes(server.resident_bytes)),
             counted(server.client_connections.to_string()),
             counted(server.requests.to_string()),
@@ -283,6 +289,8 @@ mod tests {
             table_bytes: 3 << 20,
             primary_bytes: 2 << 20,
             secondary_bytes: 1 << 20,
+            primary_used_bytes: 3 << 19,
+            secondary_used_bytes: 1 << 19,
             resident_bytes: u64::MAX,
             client_connections: 4,
             requests: 5,
@@ -329,6 +337,7 @@ mod tests {
         let up = row("4711");
         assert!(up.contains("123456"), "{up}");
         assert!(up.contains("2.0 MiB + 1.0 MiB"), "{up}");
+        assert!(up.contains("1.5 MiB + 512.0 KiB"), "{up}");
         assert!(up.contains("127.0.0.1:7000") && up.contains("15.9 EiB") && up.contains("42 ms"));
         let group = row("server 0");
         assert!(group.contains("copying to 1, 25 %") && group.contains("degraded"), "{group}");

@@ -15,8 +15,8 @@
 //!
 //! A slab whose last object is freed gives its pages back to its chunk, and a chunk whose last page
 //! is freed goes back to the source, save for one spare, so that an allocation that comes and goes
-//! at a border costs no system call. Nothing is ever moved: a chunk with one small object left
-//! stays.
+//! at a border costs no system call. The arena moves nothing by itself: a chunk with one small object
+//! left stays, until its owner empties it by an evacuation (`evacuation`).
 //!
 //! An allocation of more than half a chunk leaves the rest of its chunk to smaller ones; where all
 //! allocations are of such a size, up to half of the memory stays unused.
@@ -26,6 +26,7 @@ use std::ptr::NonNull;
 
 mod chunk;
 mod chunk_source;
+mod evacuation;
 mod page_map;
 mod size_class;
 mod slab;
@@ -34,6 +35,8 @@ use chunk::{Chunk, PagedChunk};
 pub use chunk_source::{
     CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, ChunkSource, HeapChunks, SwitchedChunks,
 };
+use evacuation::Evacuation;
+pub use evacuation::{Evacuated, Preparation};
 use page_map::RunIndex;
 use size_class::{CLASSES_MAX, Fit, Sizes};
 use slab::{NO_SLAB, Slab, SlabId};
@@ -83,6 +86,9 @@ pub struct Arena {
     chunks_held: usize,
     paged_chunks: usize,
     used_bytes: usize,
+    /// The bytes of all allocations that were ever freed.
+    freed_bytes: u64,
+    evacuation: Option<Box<Evacuation>>,
 }
 
 // SAFETY: the memory behind `bases` belongs to this arena alone, `ChunkSource` promises that it may
@@ -113,6 +119,8 @@ impl Arena {
             chunks_held: 0,
             paged_chunks: 0,
             used_bytes: 0,
+            freed_bytes: 0,
+            evacuation: None,
         }
     }
 
@@ -143,6 +151,7 @@ impl Arena {
         let fit = self.sizes.fit(bytes);
         let taken = self.sizes.bytes_of(fit);
         self.used_bytes -= taken;
+        self.freed_bytes += taken as u64;
         if cfg!(debug_assertions) {
             let at = self.address(handle);
             // SAFETY: the caller says that these bytes are an allocation that nobody uses.
@@ -200,6 +209,7 @@ impl Arena {
             + self.runs.heap_bytes()
             + self.slabs.capacity() * size_of::<Slab>()
             + self.vacant_slabs.capacity() * size_of::<SlabId>()
+            + self.evacuation_heap_bytes()
     }
 
     /// Gives every chunk back to the source. All handles become meaningless.
@@ -226,6 +236,7 @@ impl Arena {
         self.vacant_numbers = Vec::new();
         self.runs = RunIndex::default();
         self.spare = None;
+        self.evacuation = None;
         self.slabs = Vec::new();
         self.vacant_slabs = Vec::new();
         self.open_slabs = [NO_SLAB; CLASSES_MAX];

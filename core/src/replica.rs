@@ -28,6 +28,7 @@
 //! - [`Replica`] (here): what all roles share.
 //! - `install`: what a view makes of it. `lease`: who may serve until when.
 //! - `requests`: reads and writes of clients. `pending`: the log. `primary`: commits and acks.
+//! - `memory`: the limit, and compaction of the table.
 //! - `stream`: hellos and batches, at either end.
 //! - `follower`: the receiving end. `copy_out`, `copy_in`: the copy to a candidate, at either end.
 
@@ -37,6 +38,7 @@ mod follower;
 mod inspect;
 mod install;
 mod lease;
+mod memory;
 mod pending;
 #[cfg(feature = "holes")]
 mod planted;
@@ -71,6 +73,7 @@ use copy_out::Copied;
 use follower::Follower;
 pub use inspect::{Inspection, Serves};
 use lease::Acked;
+use memory::LastSteps;
 use primary::{Candidacy, Primary, Sender};
 pub use restore::NoFullCopy;
 
@@ -129,6 +132,7 @@ pub struct Replica {
     draining: bool,
     frozen: bool,
     readings: Readings,
+    last_steps: LastSteps,
     #[cfg(feature = "holes")]
     planted: planted::Planted,
 }
@@ -254,6 +258,17 @@ pub enum StreamError {
     /// A message that this role does not take.
     #[error("this end of the stream does not take such a message")]
     WrongEnd,
+    /// The copy is larger than the limit of this end: the limits of the two servers differ.
+    #[error(
+        "cannot follow: memory: an entry of the copy (write {sn}) does not fit the limit of {limit} bytes for \
+         this table; give all servers the same --memory-limit"
+    )]
+    CopyBeyondLimit {
+        /// The write.
+        sn: SequenceNumber,
+        /// The limit of one table.
+        limit: u64,
+    },
     /// The machine has no memory left for an entry.
     #[error("no memory for write {sn}")]
     OutOfMemory {
@@ -298,6 +313,7 @@ impl Replica {
             draining: false,
             frozen: false,
             readings: Readings::default(),
+            last_steps: LastSteps::default(),
             #[cfg(feature = "holes")]
             planted: planted::Planted::default(),
         }
@@ -505,6 +521,7 @@ impl Replica {
             silent_ms: u32::try_from(silence).unwrap_or(u32::MAX),
             following: self.following(),
             longest_gap_ms: u32::try_from(gap).unwrap_or(u32::MAX),
+            used_bytes: self.table.used_bytes() as u64,
             content_bytes: self.table.content_bytes() as u64,
             copied: copied.entries,
             copied_bytes: copied.bytes,

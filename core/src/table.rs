@@ -15,6 +15,8 @@
 //! - [`Table::pin`] keeps an entry's value readable, whatever is written to its key meanwhile, so that a
 //!   long value can be sent piece by piece from where it lies.
 //! - A walk visits the table in order of hash, in steps, while the table changes between them.
+//! - Compaction moves entries out of sparsely used chunks, in steps, so that freed memory serves entries of
+//!   any size (`compaction`).
 //!
 //! Keys are compared in whole; equal hashes cost time, never correctness. The hash must be keyed
 //! with a secret where strangers choose keys.
@@ -25,12 +27,15 @@ use kv_protocol::ids::SequenceNumber;
 
 use crate::arena::{Arena, ChunkSource, Handle};
 
+mod compaction;
 mod directory;
 mod entry;
 mod pins;
 mod segment;
 mod staging;
 
+use compaction::Compaction;
+pub use compaction::{CompactionBudget, CompactionCounts, Pressure, Room};
 use directory::Directory;
 pub use entry::{Entry, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 pub use pins::Pin;
@@ -93,6 +98,7 @@ pub struct Table {
     directory: Directory,
     staging: Staging,
     pins: Pins,
+    compaction: Compaction,
     len: usize,
     content_bytes: usize,
     /// The sum of what every entry adds.
@@ -107,6 +113,7 @@ impl Table {
             directory: Directory::default(),
             staging: Staging::default(),
             pins: Pins::default(),
+            compaction: Compaction::default(),
             len: 0,
             content_bytes: 0,
             digest: 0,
@@ -242,6 +249,7 @@ impl Table {
         self.directory.clear();
         self.staging.clear();
         self.pins.clear();
+        self.compaction.clear();
         self.len = 0;
         self.content_bytes = 0;
         self.digest = 0;
@@ -448,5 +456,7 @@ impl Table {
     }
 }
 
+#[cfg(test)]
+mod compaction_tests;
 #[cfg(test)]
 mod tests;

@@ -283,8 +283,10 @@ pub struct ReplicaReport {
     pub committed: SequenceNumber,
     /// Entries in its table.
     pub entries: u64,
-    /// Bytes its table takes.
+    /// Bytes its table holds: whole chunks.
     pub bytes: u64,
+    /// Bytes of them that entries and slots use.
+    pub used_bytes: u64,
     /// Whether its stream to or from the other holder stands.
     pub connected: bool,
     /// Milliseconds since it heard the other holder of its view, or, where it has not yet, since it
@@ -376,6 +378,7 @@ impl Heartbeat {
             body.put_u64(replica.committed.0);
             body.put_u64(replica.entries);
             body.put_u64(replica.bytes);
+            body.put_u64(replica.used_bytes);
             body.put_u32(replica.silent_ms);
             body.put_u8(replica.following as u8);
             body.put_u32(replica.longest_gap_ms);
@@ -422,6 +425,7 @@ impl Heartbeat {
                 committed: SequenceNumber(reader.u64("committed sn")?),
                 entries: reader.u64("entries")?,
                 bytes: reader.u64("bytes")?,
+                used_bytes: reader.u64("used bytes")?,
                 silent_ms: reader.u32("silence")?,
                 following: read_following(reader)?,
                 longest_gap_ms: reader.u32("longest gap")?,

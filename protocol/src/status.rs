@@ -72,6 +72,13 @@ pub struct ServerStatus {
     /// Bytes that its secondary table holds of them.
     #[serde(default)]
     pub secondary_bytes: u64,
+    /// Bytes that entries use of what the primary table holds; the rest is free for others, after compaction
+    /// where it is scattered.
+    #[serde(default)]
+    pub primary_used_bytes: u64,
+    /// As for the primary table.
+    #[serde(default)]
+    pub secondary_used_bytes: u64,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
     /// Client connections open.

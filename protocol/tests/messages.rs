@@ -263,7 +263,7 @@ proptest! {
             longest_gap_ms: u32::from(n) + 7, copied: numbers[0],
             content_bytes: numbers[1], copied_bytes: numbers[2],
             view: ViewVersion(numbers[1]), last: SequenceNumber(numbers[2]),
-            committed: SequenceNumber(numbers[3]), entries: numbers[4], bytes: numbers[5],
+            committed: SequenceNumber(numbers[3]), entries: numbers[4], bytes: numbers[5], used_bytes: numbers[4],
         };
         let heartbeat = Heartbeat {
             incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
@@ -534,6 +534,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         silent_ms: 1,
         following: Default::default(),
         longest_gap_ms: 1,
+        used_bytes: 1,
         content_bytes: 1,
         copied: 1,
         copied_bytes: 1,

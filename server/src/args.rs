@@ -61,9 +61,15 @@ pub struct Args {
     pub shards: u16,
 
     /// Memory that both tables together may take, such as 512M or 4GiB: half for the primary table,
-    /// half for the secondary. Without it there is no bound.
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    pub memory_limit: Option<u64>,
+    /// half for the secondary; `none` for no bound. By default four fifths of the memory that this machine, or
+    /// the cgroup, has for servers, divided by --share, less 24 MiB for the process.
+    #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
+    pub memory_limit: Option<MemoryLimit>,
+
+    /// Servers of the cluster on this machine, which share its memory; the coordinator gives it.
+    #[arg(long, value_name = "COUNT", default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SERVERS)))]
+    pub share: u16,
 
     /// Address to listen on. By default 127.0.0.1 if the coordinator's host is this machine by name
     /// (localhost or a loopback address), else all addresses.
@@ -125,6 +131,12 @@ pub struct Args {
     #[arg(long, value_name = "PID", exclusive = true)]
     name: Option<u32>,
 
+    /// Be no server, but print the default of --memory-limit for one of COUNT servers on this machine, and
+    /// its reason. Of no use with other arguments.
+    #[arg(long, value_name = "COUNT", exclusive = true,
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SERVERS)))]
+    show_memory_limit: Option<u16>,
+
     /// Begin with what a dump holds of a group: `<group>:<shard>,<shard>…:<file>`, repeated until every
     /// shard of the group is named once. The coordinator gives it when it restores a cluster.
     #[arg(long, value_name = "SOURCE")]
@@ -133,6 +145,15 @@ pub struct Args {
     /// Prints this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
+}
+
+/// The bound of both tables together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// So many bytes.
+    Bytes(u64),
+    /// No bound.
+    None,
 }
 
 /// The network engine to take.
@@ -154,6 +175,8 @@ pub enum Invocation {
     Serve(Box<Args>),
     /// A program that answers a question about other processes.
     Ask(Question),
+    /// Prints the default memory limit for one of so many servers.
+    ShowMemoryLimit(u16),
 }
 
 impl Invocation {
@@ -176,6 +199,9 @@ impl Invocation {
         };
         if let Some(question) = question {
             return Ok(Invocation::Ask(question));
+        }
+        if let Some(share) = matches.get_one("show_memory_limit") {
+            return Ok(Invocation::ShowMemoryLimit(*share));
         }
         let args = Args::from_arg_matches(&matches)?.validate()?;
         Ok(Invocation::Serve(Box::new(args)))
@@ -240,6 +266,13 @@ fn parse_failure_timeout(text: &str) -> Result<FailureTimeout, String> {
     Ok(FailureTimeout::new(Duration::from_secs_f64(seconds)))
 }
 
+fn parse_memory_limit(text: &str) -> Result<MemoryLimit, String> {
+    match text {
+        "none" => Ok(MemoryLimit::None),
+        bytes => parse_bytes(bytes).map(MemoryLimit::Bytes),
+    }
+}
+
 /// Takes a number of bytes with an optional unit: powers of 1024 for K, KiB and so on, powers of
 /// 1000 for KB.
 fn parse_bytes(text: &str) -> Result<u64, String> {
@@ -261,7 +294,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         other => return Err(format!("unknown unit `{other}`; write K, M, G, T, KiB or KB")),
     };
     match number.checked_mul(factor) {
-        Some(0) => Err("a limit of 0 bytes holds nothing; leave it out for no limit".into()),
+        Some(0) => Err("a limit of 0 bytes holds nothing; write none for no limit".into()),
         Some(bytes) => Ok(bytes),
         None => Err(format!("{text} is more than 64 bits can count")),
     }
@@ -337,6 +370,18 @@ mod tests {
         }
         for text in ["", "G", "1X", "-1", "0", "99999999999T", "1.5G"] {
             assert!(parse_bytes(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_memory_limit("none"), Ok(MemoryLimit::None));
+        assert_eq!(parse_memory_limit("1M"), Ok(MemoryLimit::Bytes(1 << 20)));
+    }
+
+    #[test]
+    fn to_show_the_default_memory_limit_takes_the_number_of_servers_alone() {
+        let read = |line: &str| Invocation::read(line.split(' '));
+        let shown = read("server --show-memory-limit 3").unwrap();
+        assert!(matches!(shown, Invocation::ShowMemoryLimit(3)), "{shown:?}");
+        for wrong in ["server --show-memory-limit 0", "server --show-memory-limit 3 -S 1"] {
+            assert_eq!(read(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,12 +12,13 @@ use kv_protocol::ids::{Incarnation, Member, ServerId, ShardId};
 use kv_protocol::placement::Placement;
 use rustix::process::DumpableBehavior;
 
-use crate::args::{Args, Invocation, NetEngine};
+use crate::args::{Args, Invocation, MemoryLimit, NetEngine};
 use crate::control::{self, LinkConfig};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
 use crate::fatal::{self, Fatal};
 use crate::known_map::KnownMap;
+use crate::memory::limit;
 use crate::message::ShardMessage;
 use crate::net::engine::EngineKind;
 use crate::net::listener::Port;
@@ -37,6 +38,7 @@ pub fn main() -> ExitCode {
     let args = match Invocation::read(std::env::args_os()) {
         Ok(Invocation::Serve(args)) => args,
         Ok(Invocation::Ask(question)) => return watch::main(question),
+        Ok(Invocation::ShowMemoryLimit(share)) => return limit::show(share),
         Err(error) => {
             let exit = if error.use_stderr() { ServerExit::Usage } else { ServerExit::Stopped };
             // A closed terminal is no reason to fail differently.
@@ -150,6 +152,33 @@ fn choose_engine(asked: NetEngine) -> Result<EngineKind, Fatal> {
     }
 }
 
+/// The bound of both tables: the given one, or that of the machine.
+fn memory_limit(args: &Args) -> Option<u64> {
+    match args.memory_limit {
+        Some(MemoryLimit::Bytes(bytes)) => {
+            tracing::info!("memory limit: {} MiB by --memory-limit", bytes >> 20);
+            Some(bytes)
+        }
+        Some(MemoryLimit::None) => {
+            tracing::info!("memory limit: none, by --memory-limit");
+            None
+        }
+        None => match limit::default_limit(Path::new("/"), args.share) {
+            Some(limit) => {
+                tracing::info!("memory limit: {limit}");
+                Some(limit.bytes)
+            }
+            None => {
+                tracing::warn!(
+                    "memory limit: none, as neither a cgroup nor /proc/meminfo says what there is; give \
+                     --memory-limit"
+                );
+                None
+            }
+        },
+    }
+}
+
 fn start_executors(
     args: &Args,
     engine: EngineKind,
@@ -166,8 +195,8 @@ fn start_executors(
         mailboxes.push(mailbox);
         inboxes.push(inbox);
     }
-    let memory_limit =
-        args.memory_limit.map(|bytes| (bytes / TABLES / u64::from(args.shards)).max(1));
+    let memory_limit = memory_limit(args);
+    let memory_limit = memory_limit.map(|bytes| (bytes / TABLES / u64::from(args.shards)).max(1));
     let hash_secret = HashSecret::new(random()?);
     // glommio's accept changes the socket's flags for a moment, so one executor alone may accept
     // from a socket: the first takes them all, whichever the engine.

@@ -45,7 +45,7 @@ mod supervisor;
 mod watch;
 mod watchdog;
 
-pub use args::{Args, Invocation, NetEngine};
+pub use args::{Args, Invocation, MemoryLimit, NetEngine};
 pub use boot::main;
 pub use fatal::Fatal;
 pub use watch::Question;

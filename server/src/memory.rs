@@ -4,6 +4,7 @@
 //! its successor can take over only after that; in huge pages it is a thirtieth of it.
 
 mod ahead;
+pub(crate) mod limit;
 
 use std::ptr::{self, NonNull};
 

@@ -21,7 +21,7 @@ use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::{ClusterId, Member};
 
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 
 /// Most bytes of a server's last words that are quoted.
 pub(crate) const MAX_QUOTED_BYTES: u64 = 2_048;
@@ -68,6 +68,7 @@ pub(crate) fn server_arguments(
     flag("--orphan-timeout", plan.settings.orphan_timeout.as_secs_f64().to_string());
     flag("--net", plan.settings.net.to_string());
     flag("--failure-timeout", plan.settings.failure_timeout.as_secs_f64().to_string());
+    flag("--share", plan::servers_on(&plan.file, &line.host).to_string());
     if let Some(limit) = &plan.settings.memory_limit {
         flag("--memory-limit", limit.clone());
     }
@@ -215,7 +216,7 @@ mod tests {
             "-h 127.0.0.1 -m 4000 -c 7 -s 8 -M 9 -S 1 -n 3 -l server_1.log --shards 2 \
              --cluster-id 0000000000000000000000000000000c --incarnation 000000000000beef \
              --bind 127.0.0.1 --advertise 127.0.0.1 --orphan-timeout 0.5 --net auto \
-             --failure-timeout 0.5 --memory-limit 1G"
+             --failure-timeout 0.5 --share 1 --memory-limit 1G"
         );
     }
 

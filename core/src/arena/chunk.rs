@@ -20,7 +20,10 @@ pub(super) enum Chunk {
 #[derive(Debug)]
 pub(super) struct PagedChunk {
     pub(super) map: PageMap,
+    /// The slab of each page that is in one.
     pub(super) slab_of_page: [SlabId; PAGES_PER_CHUNK],
+    /// Its first pages are the tail of an allocation above a chunk.
+    pub(super) has_tail: bool,
 }
 
 /// Pages and chunks.
@@ -54,10 +57,14 @@ impl Arena {
         let map = &mut self.paged(chunk).map;
         map.give(page, pages);
         let (longest, is_empty) = (map.longest_run(), map.is_empty());
-        self.runs.set(chunk as usize, longest);
         if !is_empty {
+            if !self.is_chunk_leaving(chunk) {
+                self.runs.set(chunk as usize, longest);
+            }
             return;
         }
+        self.runs.set(chunk as usize, longest);
+        self.note_emptied(chunk);
         if self.spare.is_none() {
             self.spare = Some(chunk);
             return;
@@ -96,9 +103,10 @@ impl Arena {
         if let Some(tail) = tail {
             let at = base.as_ptr().wrapping_add(whole * self.sizes.chunk_bytes());
             self.occupy(tail, at, new_paged());
-            let map = &mut self.paged(tail).map;
-            map.take(0, tail_pages);
-            let longest = map.longest_run();
+            let paged = self.paged(tail);
+            paged.has_tail = true;
+            paged.map.take(0, tail_pages);
+            let longest = paged.map.longest_run();
             self.runs.set(tail as usize, longest);
         }
         Some(self.handle_of(number, 0))
@@ -110,6 +118,7 @@ impl Arena {
         };
         self.release_number(number, chunks);
         if let Some(tail) = tail {
+            self.paged(tail).has_tail = false;
             self.give_pages(tail, 0, tail_pages);
         }
     }
@@ -175,7 +184,7 @@ impl Arena {
 
 fn new_paged() -> Chunk {
     let slab_of_page = [NO_SLAB; PAGES_PER_CHUNK];
-    Chunk::Paged(Box::new(PagedChunk { map: PageMap::new(), slab_of_page }))
+    Chunk::Paged(Box::new(PagedChunk { map: PageMap::new(), slab_of_page, has_tail: false }))
 }
 
 fn small_u16(count: usize) -> u16 {

@@ -44,6 +44,10 @@ impl PageMap {
         u16::try_from(longest).expect("a chunk has few pages")
     }
 
+    pub(super) fn free_pages(&self) -> usize {
+        self.free.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.free.iter().all(|&word| word == u64::MAX)
     }

@@ -18,7 +18,7 @@ const LINEAR_CLASSES: usize = 8;
 /// A slab has this many pages where it can, so that its bookkeeping is shared by many objects.
 const SLAB_PAGES_PREFERRED: usize = 4;
 /// No class needs more pages than this for a slab that wastes little.
-const SLAB_PAGES_MAX: usize = 32;
+pub(super) const SLAB_PAGES_MAX: usize = 32;
 /// A slab wastes at most one part in this many at its end.
 const SLAB_WASTE_DIVISOR: usize = 32;
 

@@ -3,7 +3,7 @@
 //! Each slab has a free list that runs through its free objects. The slabs of a class that have a
 //! free object are in a list of their own; a full slab is in none, and an empty one is given back.
 
-use super::size_class::class_units;
+use super::size_class::{SLAB_PAGES_MAX, class_units};
 use super::{Arena, Handle, UNIT_BYTES, small};
 
 /// The number of a slab; [`NO_SLAB`] ends a list.
@@ -17,19 +17,23 @@ pub(super) struct Slab {
     first: u32,
     /// The newest free object, which holds the next one's handle in its first bytes; 0 for none.
     free: u32,
-    capacity: u32,
+    pub(super) capacity: u32,
     /// How many objects were ever handed out; those behind them are free too, but not listed.
     carved: u32,
-    live: u32,
+    pub(super) live: u32,
     /// Its neighbours in the list of its class's slabs that have a free object.
     previous: SlabId,
     next: SlabId,
-    class: u16,
-    pages: u16,
+    pub(super) class: u16,
+    pub(super) pages: u8,
+    /// Its chunk is being emptied, so it is in no list, though it may have free objects.
+    pub(super) is_leaving: bool,
 }
 
+const _: () = assert!(SLAB_PAGES_MAX <= u8::MAX as usize && size_of::<Slab>() == 32);
+
 impl Slab {
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.free == 0 && self.carved == self.capacity
     }
 }
@@ -82,13 +86,14 @@ impl Arena {
         slab.live -= 1;
         if slab.live == 0 {
             let (first, pages) = (slab.first, usize::from(slab.pages));
-            if !was_full {
+            if !was_full && !slab.is_leaving {
                 self.unlink_slab(id);
             }
             self.vacant_slabs.push(id);
             let (chunk, page) = self.page_of_bits(first);
+            self.paged(chunk).slab_of_page[page..page + pages].fill(NO_SLAB);
             self.give_pages(chunk, page, pages);
-        } else if was_full {
+        } else if was_full && !slab.is_leaving {
             self.link_slab(id);
         }
     }
@@ -108,7 +113,8 @@ impl Arena {
             previous: NO_SLAB,
             next: NO_SLAB,
             class: u16::try_from(class).expect("there are few classes"),
-            pages: u16::try_from(pages).expect("a chunk has few pages"),
+            pages: u8::try_from(pages).expect("a slab has few pages"),
+            is_leaving: false,
         };
         let id = match self.vacant_slabs.pop() {
             Some(id) => {
@@ -125,7 +131,7 @@ impl Arena {
         Some(id)
     }
 
-    fn link_slab(&mut self, id: SlabId) {
+    pub(super) fn link_slab(&mut self, id: SlabId) {
         let class = usize::from(self.slabs[id as usize].class);
         let next = std::mem::replace(&mut self.open_slabs[class], id);
         if next != NO_SLAB {
@@ -136,7 +142,7 @@ impl Arena {
         slab.next = next;
     }
 
-    fn unlink_slab(&mut self, id: SlabId) {
+    pub(super) fn unlink_slab(&mut self, id: SlabId) {
         let Slab { previous, next, class, .. } = self.slabs[id as usize];
         match previous {
             NO_SLAB => self.open_slabs[usize::from(class)] = next,

@@ -145,6 +145,11 @@ fn bytes(server: &Server, role: ReplicaRole) -> u64 {
     sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.bytes))
 }
 
+/// Bytes that entries use of its tables of one role.
+fn used_bytes(server: &Server, role: ReplicaRole) -> u64 {
+    sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.used_bytes))
+}
+
 /// Bytes that the tables of a server take, as of its last heartbeat.
 pub(super) fn table_bytes(server: &Server) -> u64 {
     sum(reports(server).iter().map(|r| r.bytes))
@@ -170,6 +175,8 @@ fn server_status(now: Time, server: &Server, host: String) -> ServerStatus {
         table_bytes: table_bytes(server),
         primary_bytes: bytes(server, ReplicaRole::Primary),
         secondary_bytes: bytes(server, ReplicaRole::Secondary),
+        primary_used_bytes: used_bytes(server, ReplicaRole::Primary),
+        secondary_used_bytes: used_bytes(server, ReplicaRole::Secondary),
         resident_bytes: heartbeat.map_or(0, |h| h.resident_bytes),
         client_connections: heartbeat.map_or(0, |h| h.clients),
         requests: heartbeat.map_or(0, |h| h.requests),

@@ -232,6 +232,7 @@ impl World {
                     connected: true,
                     silent_ms,
                     longest_gap_ms: silent_ms,
+                    used_bytes: 0,
                     following: match state {
                         ReplicaState::Active => Following::KeepsUp,
                         _ => self.following.get(&id).copied().unwrap_or_default(),

@@ -48,6 +48,7 @@ fn replica(shard: u16, version: u64, state: ReplicaState) -> ReplicaReport {
         silent_ms: 0,
         following: Default::default(),
         longest_gap_ms: 0,
+        used_bytes: 0,
         content_bytes: 0,
         copied: 0,
         copied_bytes: 0,

@@ -118,6 +118,8 @@ impl Replica {
             draining,
             frozen,
             readings,
+            // Of where entries lie, and not of what they are.
+            last_steps: _,
             #[cfg(feature = "holes")]
             planted,
         } = self;

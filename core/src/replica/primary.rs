@@ -370,6 +370,11 @@ impl Replica {
         if self.frozen {
             return None;
         }
+        [self.next_duty(), self.next_compaction()].into_iter().flatten().min()
+    }
+
+    /// When its role wants that.
+    fn next_duty(&self) -> Option<Time> {
         if let Role::HandingOver(old) = &self.role {
             return old.sender.beacon_due(self.config.failure_timeout.beacon_interval());
         }
@@ -398,12 +403,15 @@ impl Replica {
         [grace, candidate, beacon, primary.forget_at].into_iter().flatten().min()
     }
 
-    /// Does what is due by now: the end of a grace, a candidate that is silent, idle sessions.
+    /// Does what is due by now: the end of a grace, a candidate that is silent, idle sessions, compaction.
     pub fn on_timeout(&mut self, now: Time, answers: &mut impl Answers) {
         self.readings.note(now);
         self.advance_standing(now);
         self.judge_candidate(now, answers);
         self.forget_idle_sessions(now, answers);
+        if !self.frozen {
+            self.compact(now);
+        }
     }
 
     fn judge_candidate(&mut self, now: Time, answers: &mut impl Answers) {

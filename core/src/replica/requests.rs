@@ -11,7 +11,7 @@ use super::pending::PendingWrite;
 use super::{Answers, ConnectionId, Replica, Role};
 use crate::holes::{self, Hole};
 use crate::session::{LoggedRecord, Lookup};
-use crate::table::TableHash;
+use crate::table::{Room, TableHash};
 
 /// A write as the newest pending state decides it.
 struct Decision {
@@ -185,9 +185,19 @@ impl Replica {
         let hash = self.hash_of(request.digest, request.key);
         let decision = self.decide(hash, request.key, header.condition, value.is_some());
         let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
-        if decision.effect == Effect::Put && !self.has_memory(request.key.len(), stored.len()) {
-            let reason = "the memory limit is reached; delete entries or raise --memory-limit";
-            return self.refuse(asker, Status::OutOfSpace, reason, answers);
+        if decision.effect == Effect::Put {
+            match self.make_room(now, request.key.len(), stored.len()) {
+                Room::Fits => {}
+                Room::Compacting => {
+                    let reason = "the table is being compacted to make room; try again";
+                    return self.refuse(asker, Status::Busy, reason, answers);
+                }
+                Room::Full => {
+                    let reason =
+                        "the memory limit is reached; delete entries or raise --memory-limit";
+                    return self.refuse(asker, Status::OutOfSpace, reason, answers);
+                }
+            }
         }
         let Ok(mut staged) = self.table.stage(hash, request.key, stored.len()) else {
             let reason = "the server's machine has no memory left; delete entries";
@@ -301,17 +311,6 @@ impl Replica {
             Some(_) => None,
             None => self.table.get(hash, key).map(|entry| entry.version),
         }
-    }
-
-    /// Whether an entry stays within the limit: its bytes, and within two percent the chunks that they are
-    /// in, which freed entries of other sizes may leave partly unused.
-    fn has_memory(&self, key_len: usize, value_len: usize) -> bool {
-        let Some(limit) = self.config.memory_limit else { return true };
-        let used = self.table.used_bytes() + key_len + value_len;
-        let least = 2 * self.table.chunk_bytes() as u64;
-        used as u64 <= limit
-            && self.table.reserved_bytes_with(key_len, value_len) as u64
-                <= (limit + limit / 50).max(least)
     }
 
     pub(super) fn log(&mut self, write: PendingWrite, answers: &mut impl Answers) {

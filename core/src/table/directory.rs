@@ -25,7 +25,10 @@ use super::segment::{
 };
 use crate::arena::{Arena, Handle};
 
+mod relocate;
 mod reshape;
+
+pub(super) use relocate::{Relocated, RelocationEnd};
 
 /// A directory never uses more bits than this; segments grow instead.
 const DEPTH_MAX: u32 = 24;

@@ -261,6 +261,28 @@ pub(super) fn prefetch(arena: &Arena, handle: Handle) {
     }
 }
 
+/// Moves an entry out of its chunk, which is being emptied: its new handle, and the bytes of its allocation.
+/// `filled` bytes of its value were written, or all. `None`, and nothing has changed, without room for it.
+///
+/// # Safety
+///
+/// As for [`header`], so many bytes of the value were written, and nothing uses the old handle any more once
+/// there is a new one.
+pub(super) unsafe fn relocate(
+    arena: &mut Arena,
+    handle: Handle,
+    filled: Option<usize>,
+) -> Option<(Handle, usize)> {
+    // SAFETY: as the caller says.
+    let header = unsafe { header(arena, handle) };
+    let (key_len, value_len) = (usize::from(header.key_len), header.value_len as usize);
+    let bytes = entry_bytes(key_len, value_len);
+    let written = entry_bytes(key_len, filled.unwrap_or(value_len));
+    // SAFETY: as the caller says; the size is the one that `create` asked for.
+    let moved = unsafe { arena.relocate(handle, bytes, written) }?;
+    Some((moved, bytes))
+}
+
 /// Gives an entry's memory back.
 ///
 /// # Safety

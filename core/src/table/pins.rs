@@ -101,6 +101,18 @@ impl Pins {
         true
     }
 
+    /// An entry has moved.
+    pub(super) fn follow(&mut self, handle: Handle, moved: Handle) {
+        if self.places.is_empty() {
+            return;
+        }
+        if let Some(index) = self.places.remove(&handle) {
+            self.places.insert(moved, index);
+            let record = self.records[index as usize].as_mut().expect("a place names a record");
+            record.handle = moved;
+        }
+    }
+
     /// How many entries are pinned.
     pub(super) fn len(&self) -> usize {
         self.places.len()

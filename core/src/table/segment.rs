@@ -150,6 +150,24 @@ impl Segment {
         unsafe { arena.free(self.slots, self.capacity() * size_of::<Slot>()) };
     }
 
+    /// The same segment with its slots in a chunk that stays; the bytes of the slots. `None`, and nothing has
+    /// changed, without room for them.
+    ///
+    /// # Safety
+    ///
+    /// As for [`free`](Segment::free), once there is a new one.
+    pub(super) unsafe fn relocate(self, arena: &mut Arena) -> Option<(Segment, usize)> {
+        let bytes = self.capacity() * size_of::<Slot>();
+        // SAFETY: as the caller says; `build` asked for so many bytes and wrote all of them.
+        let slots = unsafe { arena.relocate(self.slots, bytes, bytes) }?;
+        Some((Segment { slots, ..self }, bytes))
+    }
+
+    /// Whether its slots are in a chunk that is being emptied.
+    pub(super) fn is_leaving(&self, arena: &Arena) -> bool {
+        arena.is_leaving(self.slots)
+    }
+
     /// # Safety
     ///
     /// The segment was built in this arena and not freed.

@@ -62,6 +62,12 @@ impl Staging {
         }
     }
 
+    /// The records from a place on, each with its place.
+    pub(super) fn records_mut(&mut self, from: usize) -> impl Iterator<Item = (usize, &mut Record)> {
+        let records = self.records.iter_mut().enumerate().skip(from);
+        records.filter_map(|(place, record)| Some((place, &mut record.as_mut()?.1)))
+    }
+
     pub(super) fn take(&mut self, staged: Staged) -> Record {
         let record = *self.get(&staged);
         self.records[staged.index as usize] = None;

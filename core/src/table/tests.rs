@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::arena::{CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MIN, HeapChunks};
 
-fn small_table() -> Table {
+pub(super) fn small_table() -> Table {
     Table::new(Box::new(HeapChunks::new(CHUNK_BYTES_MIN)))
 }
 
@@ -17,7 +17,7 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-fn hash_of(key: &[u8]) -> TableHash {
+pub(super) fn hash_of(key: &[u8]) -> TableHash {
     let fold = |hash: u64, &byte: &u8| mix(hash ^ u64::from(byte)).wrapping_add(1);
     TableHash(key.iter().fold(key.len() as u64, fold))
 }
@@ -56,7 +56,7 @@ impl Quality {
     }
 }
 
-fn numbered_key(number: u64) -> [u8; 16] {
+pub(super) fn numbered_key(number: u64) -> [u8; 16] {
     let mut key = [0; 16];
     key[..8].copy_from_slice(&number.to_le_bytes());
     key
@@ -67,6 +67,10 @@ fn put(table: &mut Table, key: &[u8], value: &[u8], version: u64) -> Option<u64>
     old.expect("the heap has memory").map(|version| version.0)
 }
 
+/// So little that a pass takes many steps, between which everything else happens.
+const SMALL_STEP: CompactionBudget =
+    CompactionBudget { entries: 8, bytes: 4 << 10, slots: 64, chunks: 3 };
+
 #[derive(Clone, Debug)]
 enum Step {
     Put { key: u16, value_len: usize },
@@ -76,6 +80,7 @@ enum Step {
     Discard { which: prop::sample::Index },
     Remove { key: u16 },
     Walk { entries: usize },
+    Compact { steps: usize },
     Clear,
 }
 
@@ -93,6 +98,7 @@ fn step(keys: u16) -> impl Strategy<Value = Step> {
         20 => which().prop_map(|which| Step::Discard { which }),
         150 => (0..keys).prop_map(|key| Step::Remove { key }),
         20 => (1usize..40).prop_map(|entries| Step::Walk { entries }),
+        60 => (1usize..20).prop_map(|steps| Step::Compact { steps }),
         1 => Just(Step::Clear),
     ]
 }
@@ -193,6 +199,16 @@ impl Model {
                 });
                 self.cursor = next.unwrap_or_default();
             }
+            Step::Compact { steps } => {
+                let before = (self.table.digest(), self.table.len(), self.table.used_bytes());
+                for _ in 0..steps {
+                    self.table.compact_step(Pressure::Short, SMALL_STEP);
+                }
+                assert_eq!(
+                    (self.table.digest(), self.table.len(), self.table.used_bytes()),
+                    before
+                );
+            }
             Step::Clear => {
                 self.table.clear();
                 self.entries.clear();
@@ -255,7 +271,7 @@ impl Model {
     }
 }
 
-fn walk_all(table: &Table, entries: usize, mut visit: impl FnMut(Entry<'_>)) {
+pub(super) fn walk_all(table: &Table, entries: usize, mut visit: impl FnMut(Entry<'_>)) {
     let budget = WalkBudget { entries, bytes: usize::MAX };
     let mut cursor = Some(WalkCursor::START);
     while let Some(from) = cursor {
@@ -321,6 +337,9 @@ proptest! {
                 let key = key_of(1, removed);
                 table.remove(quality.hash(&key), &key);
                 removed += 1;
+            }
+            for _ in 0..5 {
+                table.compact_step(Pressure::Short, SMALL_STEP);
             }
         }
         prop_assert!(visits.iter().all(|&visits| visits == 1));

@@ -261,6 +261,7 @@ impl Machine for Driven {
             silent_ms: 0,
             following: Default::default(),
             longest_gap_ms: 0,
+            used_bytes: 0,
             content_bytes: 0,
             copied: 0,
             copied_bytes: 0,

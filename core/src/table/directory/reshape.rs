@@ -140,7 +140,7 @@ impl Directory {
     }
 
     /// Writes a segment into all its places.
-    fn put(&mut self, first: usize, segment: Segment) {
+    pub(super) fn put(&mut self, first: usize, segment: Segment) {
         let places = self.places_of(&segment);
         debug_assert_eq!(first % places, 0);
         self.segments[first..first + places].fill(segment);

@@ -1,0 +1,409 @@
+//! Emptying the sparsest chunks, so that they can be given back and serve allocations of any size.
+//!
+//! ```text
+//!   begin     nothing is known yet
+//!   prepare   survey: the load of each chunk, and the room in all of them; in steps
+//!             choice: the sparsest chunks first, as long as their content fits elsewhere and few chunks that
+//!                     the source gives; in steps. A chosen chunk takes no allocation any more.
+//!   relocate  the owner of the arena moves every allocation of a chosen chunk
+//!   end       chunks that are not empty are opened again
+//! ```
+//!
+//! Only the owner knows where handles are stored, so it calls [`Arena::relocate`] for each allocation that
+//! [`Arena::is_leaving`]. A chunk with the tail of an allocation above a chunk is never chosen: that tail moves
+//! with its allocation only.
+
+use super::chunk::Chunk;
+use super::page_map::PAGES_PER_CHUNK;
+use super::size_class::{CLASSES_MAX, class_units};
+use super::slab::{NO_SLAB, Slab, SlabId};
+use super::{Arena, Handle, UNIT_BYTES};
+
+/// A chunk with a greater share of its bytes in use, in eighths, is not worth the moves.
+const LOAD_MAX_EIGHTHS: usize = 7;
+/// The most chunks that are emptied together.
+const CHOSEN_MAX: usize = 128;
+/// The most chunks that are considered for that.
+const CANDIDATES_MAX: usize = 2 * CHOSEN_MAX;
+/// Moved allocations are expected to find room in free runs of this many pages, and in none that is shorter; and to
+/// fill so many eighths of it.
+const LONG_RUN_PAGES: usize = 64;
+const FILLED_EIGHTHS: usize = 7;
+/// The most chunks that moves take from the source: these, or one for so many that are held.
+const FRESH_MAX: usize = 2;
+const HELD_FOR_ONE_FRESH: usize = 32;
+
+/// The chunks that are being emptied, and the way to their choice.
+#[derive(Debug)]
+pub(super) struct Evacuation {
+    stage: Stage,
+    /// Bytes in use of each chunk that was surveyed, and its number.
+    loads: Vec<(u32, u32)>,
+    next: usize,
+    room: Room,
+    chosen: Vec<u32>,
+    /// For each chunk number whether that chunk is being emptied.
+    leaving: Vec<bool>,
+    /// Chunks that moves have begun to fill, and may take from the source.
+    fresh: usize,
+    fresh_max: usize,
+    emptied: usize,
+    moved_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Survey,
+    Choice,
+    Moves,
+}
+
+/// The content of the chosen chunks, and the room for it in the others.
+#[derive(Clone, Debug)]
+struct Room {
+    /// For each class the objects in use in chosen chunks, and the free ones in slabs of the others.
+    objects: [u32; CLASSES_MAX],
+    free_objects: [u32; CLASSES_MAX],
+    /// Pages of page runs in chosen chunks, and usable free pages of the others.
+    run_pages: usize,
+    usable_pages: usize,
+}
+
+/// The progress of [`Arena::prepare_evacuation`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preparation {
+    /// There is more to prepare.
+    Unfinished,
+    /// Chunks were chosen, and their allocations can be relocated.
+    Ready,
+    /// No choice of chunks gains memory.
+    Futile,
+}
+
+/// The result of an evacuation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evacuated {
+    /// Chunks that became empty.
+    pub emptied: usize,
+    /// Empty chunks that moves have begun to fill.
+    pub fresh: usize,
+    /// Bytes of the moved allocations.
+    pub moved_bytes: usize,
+}
+
+impl Room {
+    /// The pages that the content of the chosen chunks needs beyond the room in the others.
+    fn shortfall_pages(&self, arena: &Arena) -> usize {
+        let page_bytes = arena.sizes.page_bytes();
+        let mut pages = self.run_pages;
+        for class in 0..CLASSES_MAX {
+            let without = self.objects[class].saturating_sub(self.free_objects[class]) as usize;
+            if without > 0 {
+                let bytes = without * class_units(class) * UNIT_BYTES;
+                pages += bytes.div_ceil(page_bytes) + arena.sizes.slab_pages_min(class);
+            }
+        }
+        pages.saturating_sub(self.usable_pages)
+    }
+
+    /// Counts a chunk as one of those that keep their content, or as chosen.
+    fn add(&mut self, arena: &Arena, chunk: u32, is_chosen: bool) {
+        let mut slab_pages = 0;
+        arena.for_each_slab(chunk, |_, slab| {
+            slab_pages += usize::from(slab.pages);
+            let (class, free) = (usize::from(slab.class), slab.capacity - slab.live);
+            if is_chosen {
+                self.objects[class] += slab.live;
+                self.free_objects[class] = self.free_objects[class].saturating_sub(free);
+            } else {
+                self.free_objects[class] += free;
+            }
+        });
+        let usable = arena.usable_pages(chunk);
+        if is_chosen {
+            self.run_pages += PAGES_PER_CHUNK - arena.free_pages(chunk) - slab_pages;
+            self.usable_pages = self.usable_pages.saturating_sub(usable);
+        } else {
+            self.usable_pages += usable;
+        }
+    }
+}
+
+/// Evacuations.
+impl Arena {
+    /// The bytes of chunks that are in no allocation.
+    pub fn waste_bytes(&self) -> usize {
+        self.chunks_held * self.sizes.chunk_bytes() - self.used_bytes
+    }
+
+    /// The bytes of all allocations that were ever freed, by the owner and not by a move.
+    pub fn freed_bytes(&self) -> u64 {
+        self.freed_bytes
+    }
+
+    /// The bytes that the evacuation under way has moved.
+    #[cfg(test)]
+    pub fn moved_bytes(&self) -> usize {
+        self.evacuation.as_ref().map_or(0, |evacuation| evacuation.moved_bytes)
+    }
+
+    /// Begins an evacuation. The one before has ended.
+    pub fn begin_evacuation(&mut self) {
+        debug_assert!(self.evacuation.is_none(), "two evacuations at once");
+        let fresh_max = FRESH_MAX.max(self.chunks_held / HELD_FOR_ONE_FRESH);
+        self.evacuation = Some(Box::new(Evacuation {
+            stage: Stage::Survey,
+            loads: Vec::new(),
+            next: 0,
+            room: Room {
+                objects: [0; CLASSES_MAX],
+                free_objects: [0; CLASSES_MAX],
+                run_pages: 0,
+                usable_pages: 0,
+            },
+            chosen: Vec::new(),
+            leaving: Vec::new(),
+            fresh: 0,
+            fresh_max,
+            emptied: 0,
+            moved_bytes: 0,
+        }));
+    }
+
+    /// One step of the survey and the choice: looks at no more than so many chunks, each of which costs about
+    /// a microsecond.
+    pub fn prepare_evacuation(&mut self, chunks_max: usize) -> Preparation {
+        let Some(mut evacuation) = self.evacuation.take() else { return Preparation::Futile };
+        let preparation = match evacuation.stage {
+            Stage::Survey => {
+                self.survey(&mut evacuation, chunks_max);
+                Preparation::Unfinished
+            }
+            Stage::Choice => self.choose(&mut evacuation, chunks_max),
+            Stage::Moves => Preparation::Ready,
+        };
+        self.evacuation = Some(evacuation);
+        preparation
+    }
+
+    fn survey(&self, evacuation: &mut Evacuation, chunks_max: usize) {
+        let end = self.chunks.len().min(evacuation.next + chunks_max);
+        for chunk in evacuation.next..end {
+            let Chunk::Paged(paged) = &self.chunks[chunk] else { continue };
+            let chunk = super::small(chunk);
+            evacuation.room.add(self, chunk, false);
+            if !paged.has_tail && self.spare != Some(chunk) {
+                let load = self.load_bytes(chunk);
+                if load * 8 <= LOAD_MAX_EIGHTHS * self.sizes.chunk_bytes() {
+                    evacuation.loads.push((super::small(load), chunk));
+                }
+            }
+        }
+        evacuation.next = end;
+        if end == self.chunks.len() {
+            let loads = &mut evacuation.loads;
+            if loads.len() > CANDIDATES_MAX {
+                loads.select_nth_unstable(CANDIDATES_MAX);
+                loads.truncate(CANDIDATES_MAX);
+            }
+            loads.sort_unstable();
+            (evacuation.stage, evacuation.next) = (Stage::Choice, 0);
+            evacuation.leaving = vec![false; self.chunks.len()];
+        }
+    }
+
+    fn choose(&mut self, evacuation: &mut Evacuation, chunks_max: usize) -> Preparation {
+        let room_in_fresh = |fresh: usize| fresh * filled(PAGES_PER_CHUNK);
+        let end = evacuation.loads.len().min(evacuation.next + chunks_max);
+        for at in evacuation.next..end {
+            let (_, chunk) = evacuation.loads[at];
+            // Between two steps it may have been given back, and its number given to another.
+            let is_candidate = matches!(&self.chunks[chunk as usize], Chunk::Paged(paged)
+                if !paged.has_tail && !paged.map.is_empty());
+            if !is_candidate || self.spare == Some(chunk) {
+                continue;
+            }
+            let before = evacuation.room.clone();
+            evacuation.room.add(self, chunk, true);
+            if evacuation.room.shortfall_pages(self) > room_in_fresh(evacuation.fresh_max) {
+                evacuation.room = before;
+                continue;
+            }
+            self.close_chunk(chunk);
+            evacuation.leaving[chunk as usize] = true;
+            evacuation.chosen.push(chunk);
+            if evacuation.chosen.len() == CHOSEN_MAX {
+                break;
+            }
+        }
+        evacuation.next = end;
+        if end < evacuation.loads.len() && evacuation.chosen.len() < CHOSEN_MAX {
+            return Preparation::Unfinished;
+        }
+        let fresh = evacuation.room.shortfall_pages(self).div_ceil(room_in_fresh(1));
+        // One chunk that fits no other is as sparse in a fresh one.
+        let chosen = evacuation.chosen.len();
+        eprintln!("candidates {} chosen {chosen} fresh {fresh} usable {} run_pages {} of {}", evacuation.loads.len(), evacuation.room.usable_pages, evacuation.room.run_pages, self.chunks_held);
+        if chosen < fresh.max(1) || (chosen == 1 && fresh > 0) {
+            return Preparation::Futile;
+        }
+        evacuation.fresh_max = evacuation.fresh_max.min(chosen).min(fresh + 1);
+        evacuation.stage = Stage::Moves;
+        Preparation::Ready
+    }
+
+    /// Whether an allocation is in a chunk that is being emptied.
+    #[inline]
+    pub fn is_leaving(&self, handle: Handle) -> bool {
+        self.is_chunk_leaving(handle.to_bits() >> self.place_bits)
+    }
+
+    #[inline]
+    pub(super) fn is_chunk_leaving(&self, chunk: u32) -> bool {
+        let evacuation = self.evacuation.as_ref();
+        evacuation.is_some_and(|e| e.leaving.get(chunk as usize).copied().unwrap_or(false))
+    }
+
+    /// Moves an allocation of `bytes`, of which the first `written` are of use, to a chunk that stays. `None`,
+    /// and nothing has changed, if there is no room for it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`free`](Arena::free), and the first `written` bytes, at most `bytes`, were written.
+    pub unsafe fn relocate(
+        &mut self,
+        handle: Handle,
+        bytes: usize,
+        written: usize,
+    ) -> Option<Handle> {
+        debug_assert!(written <= bytes);
+        let evacuation = self.evacuation.as_ref()?;
+        if evacuation.fresh >= evacuation.fresh_max && self.fresh_bytes(bytes) > 0 {
+            return None;
+        }
+        let occupied = self.occupied_chunks();
+        let moved = self.allocate(bytes)?;
+        let fresh = self.occupied_chunks() - occupied;
+        // SAFETY: both are allocations of at least so many bytes, which do not overlap; the caller says that
+        // those of the old one were written.
+        unsafe {
+            self.address(moved).copy_from_nonoverlapping(self.address(handle), written);
+        }
+        let freed = self.freed_bytes;
+        // SAFETY: as the caller says.
+        unsafe { self.free(handle, bytes) };
+        let taken = self.freed_bytes - freed;
+        self.freed_bytes = freed;
+        if let Some(evacuation) = &mut self.evacuation {
+            evacuation.fresh += fresh;
+            evacuation.moved_bytes += usize::try_from(taken).unwrap_or(usize::MAX);
+        }
+        Some(moved)
+    }
+
+    /// Ends the evacuation, if one is under way. Chunks that still hold something are used as before.
+    pub fn end_evacuation(&mut self) -> Evacuated {
+        let Some(evacuation) = self.evacuation.take() else { return Evacuated::default() };
+        let Evacuation { chosen, leaving, fresh, emptied, moved_bytes, .. } = *evacuation;
+        for chunk in chosen.into_iter().filter(|&chunk| leaving[chunk as usize]) {
+            self.reopen_chunk(chunk);
+        }
+        Evacuated { emptied, fresh, moved_bytes }
+    }
+
+    /// A chunk has become empty; whether it was being emptied is over.
+    pub(super) fn note_emptied(&mut self, chunk: u32) {
+        if let Some(evacuation) = &mut self.evacuation
+            && let Some(leaving) = evacuation.leaving.get_mut(chunk as usize)
+        {
+            evacuation.emptied += usize::from(std::mem::replace(leaving, false));
+        }
+    }
+
+    pub(super) fn evacuation_heap_bytes(&self) -> usize {
+        self.evacuation.as_ref().map_or(0, |evacuation| {
+            size_of::<Evacuation>()
+                + evacuation.loads.capacity() * size_of::<(u32, u32)>()
+                + evacuation.leaving.capacity()
+                + evacuation.chosen.capacity() * size_of::<u32>()
+        })
+    }
+
+    /// Takes a chunk's slabs and pages out of what allocations are made from.
+    fn close_chunk(&mut self, chunk: u32) {
+        for id in self.slabs_of(chunk) {
+            if !self.slabs[id as usize].is_full() {
+                self.unlink_slab(id);
+            }
+            self.slabs[id as usize].is_leaving = true;
+        }
+        self.runs.set(chunk as usize, 0);
+    }
+
+    fn reopen_chunk(&mut self, chunk: u32) {
+        for id in self.slabs_of(chunk) {
+            self.slabs[id as usize].is_leaving = false;
+            if !self.slabs[id as usize].is_full() {
+                self.link_slab(id);
+            }
+        }
+        let longest = self.paged(chunk).map.longest_run();
+        self.runs.set(chunk as usize, longest);
+    }
+
+    fn slabs_of(&self, chunk: u32) -> Vec<SlabId> {
+        let mut ids = Vec::new();
+        self.for_each_slab(chunk, |id, _| ids.push(id));
+        ids
+    }
+
+    fn for_each_slab(&self, chunk: u32, mut visit: impl FnMut(SlabId, &Slab)) {
+        let Chunk::Paged(paged) = &self.chunks[chunk as usize] else { return };
+        let mut page = 0;
+        while let Some(&id) = paged.slab_of_page.get(page) {
+            page += 1;
+            if id != NO_SLAB {
+                let slab = &self.slabs[id as usize];
+                page += usize::from(slab.pages) - 1;
+                visit(id, slab);
+            }
+        }
+    }
+
+    fn occupied_chunks(&self) -> usize {
+        self.chunks_held - usize::from(self.spare.is_some())
+    }
+
+    fn free_pages(&self, chunk: u32) -> usize {
+        match &self.chunks[chunk as usize] {
+            Chunk::Paged(paged) => paged.map.free_pages(),
+            Chunk::Vacant | Chunk::Whole { .. } => 0,
+        }
+    }
+
+    /// The free pages of a chunk that moved allocations can be expected to fill.
+    fn usable_pages(&self, chunk: u32) -> usize {
+        match &self.chunks[chunk as usize] {
+            Chunk::Paged(paged) => match usize::from(paged.map.longest_run()) {
+                LONG_RUN_PAGES.. => filled(paged.map.longest_run().into()),
+                _ => 0,
+            },
+            Chunk::Vacant | Chunk::Whole { .. } => 0,
+        }
+    }
+
+    /// The bytes of a chunk that are in allocations.
+    fn load_bytes(&self, chunk: u32) -> usize {
+        let (mut bytes, mut slab_pages) = (0, 0);
+        self.for_each_slab(chunk, |_, slab| {
+            slab_pages += usize::from(slab.pages);
+            bytes += slab.live as usize * class_units(usize::from(slab.class)) * UNIT_BYTES;
+        });
+        let run_pages = PAGES_PER_CHUNK - self.free_pages(chunk) - slab_pages;
+        bytes + run_pages * self.sizes.page_bytes()
+    }
+}
+
+fn filled(pages: usize) -> usize {
+    pages * FILLED_EIGHTHS / 8
+}

@@ -1,0 +1,89 @@
+//! The memory of a replica's table: its limit, and the compaction that keeps it usable.
+//!
+//! A write that finds no room has the table compacted at once, within a bound for each wake-up. If that is not
+//! enough, the write is answered BUSY, and the client tries it again; OUT-OF-SPACE says that only deleting
+//! helps. All other steps are taken in the background, one each [`COMPACTION_INTERVAL`], in every role: a
+//! secondary has the same entries, and holes of its own.
+
+use std::time::Duration;
+
+use kv_protocol::ids::{SequenceNumber, Time};
+
+use super::{Replica, StreamError};
+use crate::table::{CompactionBudget, Pressure, Room};
+
+/// The time between two steps in the background: they take a twentieth of it, or a fifth beyond the limit.
+const COMPACTION_INTERVAL: Duration = Duration::from_millis(1);
+/// The most steps of one wake-up that writes wait for.
+const PRESSED_STEPS: usize = 4;
+/// The share of its limit, as a divisor, by which a copy may exceed it: the holes of two tables with the same
+/// entries differ.
+const COPY_BEYOND_LIMIT: u64 = 8;
+
+/// The last steps.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LastSteps {
+    /// In the background.
+    background: Time,
+    /// For a write.
+    pressed: Option<Time>,
+}
+
+impl Replica {
+    /// The time of the next step in the background.
+    pub(super) fn next_compaction(&self) -> Option<Time> {
+        let pressure = self.table.pressure(self.config.memory_limit);
+        let wants = self.table.wants_compaction(pressure);
+        wants.then(|| self.last_steps.background + COMPACTION_INTERVAL)
+    }
+
+    /// Takes a step in the background, if one is due.
+    pub(super) fn compact(&mut self, now: Time) {
+        if self.next_compaction().is_some_and(|due| due <= now) {
+            self.last_steps.background = now;
+            let pressure = self.table.pressure(self.config.memory_limit);
+            let is_beyond =
+                self.config.memory_limit.is_some_and(|limit| self.reserved_bytes() > limit);
+            let budget = match is_beyond {
+                true => CompactionBudget::PRESSED,
+                false => CompactionBudget::BACKGROUND,
+            };
+            self.table.compact_step(pressure, budget);
+        }
+    }
+
+    /// Whether an entry stays within the limit, after some compaction where that helps.
+    pub(super) fn make_room(&mut self, now: Time, key_len: usize, value_len: usize) -> Room {
+        let Some(limit) = self.config.memory_limit else { return Room::Fits };
+        let mut room = self.table.room(limit, key_len, value_len);
+        if room != Room::Compacting || self.last_steps.pressed == Some(now) {
+            return room;
+        }
+        self.last_steps.pressed = Some(now);
+        for _ in 0..PRESSED_STEPS {
+            self.table.compact_step(Pressure::Short, CompactionBudget::PRESSED);
+            room = self.table.room(limit, key_len, value_len);
+            if room != Room::Compacting {
+                break;
+            }
+        }
+        room
+    }
+
+    /// Whether a candidate has room for one more entry of the copy. The primary stays within its own limit, so
+    /// this one lacks room only if it was given less.
+    pub(super) fn check_copy_room(
+        &self,
+        sn: SequenceNumber,
+        key_len: usize,
+        value_len: usize,
+    ) -> Result<(), StreamError> {
+        let Some(limit) = self.config.memory_limit else { return Ok(()) };
+        let chunks = 2 * self.table.chunk_bytes() as u64;
+        let most = limit.saturating_add(limit / COPY_BEYOND_LIMIT).saturating_add(chunks);
+        match self.table.reserved_bytes_with(key_len, value_len) as u64 <= most {
+            true => Ok(()),
+            false => Err(StreamError::CopyBeyondLimit { sn, limit }),
+        }
+    }
+}

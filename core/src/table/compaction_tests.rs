@@ -1,0 +1,297 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::tests::{hash_of, numbered_key, small_table, walk_all};
+use super::*;
+use crate::arena::CHUNK_BYTES_MIN;
+
+/// The limit of the small tables here, in chunks.
+const LIMIT_CHUNKS: usize = 64;
+const LIMIT: usize = LIMIT_CHUNKS * CHUNK_BYTES_MIN;
+
+/// A table under a limit, and what must be in it.
+struct Bounded {
+    table: Table,
+    entries: HashMap<u64, (u64, usize)>,
+    next_key: u64,
+    version: u64,
+    held_most: usize,
+}
+
+fn value(version: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|at| (version.wrapping_mul(31) ^ at).to_le_bytes()[0]).collect()
+}
+
+impl Bounded {
+    fn new() -> Bounded {
+        let entries = HashMap::new();
+        Bounded { table: small_table(), entries, next_key: 0, version: 0, held_most: 0 }
+    }
+
+    /// Writes an entry, if need be after compaction; `false` if the table is full.
+    fn put(&mut self, key: u64, len: usize) -> bool {
+        let bytes = numbered_key(key);
+        loop {
+            match self.table.room(LIMIT as u64, bytes.len(), len) {
+                Room::Fits => break,
+                Room::Compacting => {
+                    self.table.compact_step(Pressure::Short, CompactionBudget::PRESSED);
+                    self.held_most = self.held_most.max(self.table.reserved_bytes());
+                }
+                Room::Full => return false,
+            }
+        }
+        self.version += 1;
+        let value = value(self.version, len);
+        let version = SequenceNumber(self.version);
+        self.table.put(hash_of(&bytes), &bytes, &value, version).expect("memory");
+        self.entries.insert(key, (self.version, len));
+        self.held_most = self.held_most.max(self.table.reserved_bytes());
+        true
+    }
+
+    fn put_new(&mut self, len: usize) -> bool {
+        self.next_key += 1;
+        self.put(self.next_key, len)
+    }
+
+    fn remove(&mut self, key: u64) {
+        let bytes = numbered_key(key);
+        self.table.remove(hash_of(&bytes), &bytes).expect("it is there");
+        self.entries.remove(&key);
+    }
+
+    fn check(&self) {
+        assert_eq!(self.table.len(), self.entries.len());
+        assert_eq!(self.table.recount(), self.table.digest());
+        for (&key, &(version, len)) in &self.entries {
+            let key = numbered_key(key);
+            let entry = self.table.get(hash_of(&key), &key).expect("an entry is lost");
+            assert_eq!((entry.version.0, entry.value), (version, &value(version, len)[..]));
+        }
+        let mut walked = 0;
+        walk_all(&self.table, 100, |_| walked += 1);
+        assert_eq!(walked, self.entries.len());
+    }
+
+    /// Compacts until there is nothing to do; the bytes moved and the chunks emptied by that.
+    fn come_to_rest(&mut self, pressure: Pressure) -> (u64, u64) {
+        let before = self.table.compaction_counts();
+        let mut steps = 0;
+        while self.table.compact_step(pressure, CompactionBudget::BACKGROUND) {
+            steps += 1;
+            assert!(steps < 1_000_000, "compaction does not end");
+        }
+        let after = self.table.compaction_counts();
+        (after.moved_bytes - before.moved_bytes, after.emptied_chunks - before.emptied_chunks)
+    }
+}
+
+/// Sizes of entries in a chunk of 64 KiB, up to a sixteenth of it; larger ones waste what does not divide a
+/// chunk, whatever their history.
+fn sizes() -> impl Strategy<Value = std::ops::Range<usize>> {
+    prop_oneof![
+        3 => (0usize..200, 1usize..400).prop_map(|(from, more)| from..from + more),
+        2 => (200usize..2_000, 1usize..2_000).prop_map(|(from, more)| from..from + more),
+        1 => Just(0..4_000),
+    ]
+}
+
+#[derive(Clone, Debug)]
+struct Phase {
+    sizes: std::ops::Range<usize>,
+    /// How many of a thousand entries are removed afterwards, and which.
+    removed: u64,
+    salt: u64,
+    /// How many of a thousand of those that stay are written again with other sizes.
+    rewritten: u64,
+}
+
+fn phase() -> impl Strategy<Value = Phase> {
+    let removed = prop_oneof![2 => 0u64..1_001, 1 => 850u64..990];
+    (sizes(), removed, any::<u64>(), prop_oneof![2 => Just(0u64), 1 => 0u64..500]).prop_map(
+        |(sizes, removed, salt, rewritten)| Phase { sizes, removed, salt, rewritten },
+    )
+}
+
+fn spread(number: u64, salt: u64) -> u64 {
+    hash_of(&numbered_key(number ^ salt)).0 >> 20
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn after_any_history_nearly_all_of_the_limit_is_usable_and_little_is_moved_for_it(
+        phases in prop::collection::vec(phase(), 1..6),
+        last in sizes(),
+    ) {
+        let mut bounded = Bounded::new();
+        let in_range = |range: &std::ops::Range<usize>, number: u64| {
+            range.start + usize::try_from(spread(number, 7)).unwrap() % range.len()
+        };
+        for phase in &phases {
+            let mut number = 0;
+            while bounded.put_new(in_range(&phase.sizes, number)) {
+                number += 1;
+            }
+            let mut keys: Vec<u64> = bounded.entries.keys().copied().collect();
+            keys.sort_unstable();
+            for key in keys {
+                let chance = spread(key, phase.salt);
+                if chance % 1_000 < phase.removed {
+                    bounded.remove(key);
+                } else if chance / 1_000 % 1_000 < phase.rewritten {
+                    bounded.put(key, in_range(&phase.sizes, chance));
+                }
+            }
+            bounded.check();
+        }
+        let mut number = 0;
+        while bounded.put_new(in_range(&last, number)) {
+            number += 1;
+        }
+        bounded.check();
+        let used = bounded.table.used_bytes();
+        prop_assert!(used * 100 >= LIMIT * 85, "only {} % are used", used * 100 / LIMIT);
+        let most = LIMIT + LIMIT / 50 + 4 * CHUNK_BYTES_MIN;
+        prop_assert!(bounded.held_most <= most, "{} chunks", bounded.held_most / CHUNK_BYTES_MIN);
+        let counts = bounded.table.compaction_counts();
+        let freed = bounded.table.arena.freed_bytes();
+        prop_assert!(
+            counts.moved_bytes <= 8 * freed + (8 * LIMIT) as u64,
+            "{} bytes were moved, {freed} freed", counts.moved_bytes
+        );
+        let (moved, _) = bounded.come_to_rest(Pressure::Short);
+        prop_assert!(moved <= (8 * LIMIT) as u64);
+        let (moved, gained) = bounded.come_to_rest(Pressure::Short);
+        prop_assert_eq!((moved, gained), (0, 0), "what is at rest stays at rest");
+        bounded.check();
+    }
+}
+
+#[test]
+fn many_small_entries_that_are_gone_leave_room_for_larger_ones() {
+    let mut bounded = Bounded::new();
+    let mut number = 0;
+    while bounded.put_new(200 + number * 37 % 800) {
+        number += 1;
+    }
+    for key in 1..=bounded.next_key - 1 {
+        if key % 10 != 0 {
+            bounded.remove(key);
+        }
+    }
+    while bounded.put_new(1_100 + number * 37 % 1_500) {
+        number += 1;
+    }
+    let used = bounded.table.used_bytes();
+    assert!(used * 100 >= LIMIT * 90, "{} % are used", used * 100 / LIMIT);
+    bounded.check();
+}
+
+#[test]
+fn the_memory_of_a_table_that_was_thinned_out_goes_back_without_any_write() {
+    let mut bounded = Bounded::new();
+    while bounded.put_new(300) {}
+    for key in 1..bounded.next_key {
+        if key % 8 != 0 {
+            bounded.remove(key);
+        }
+    }
+    let held = bounded.table.reserved_bytes();
+    let used = bounded.table.used_bytes();
+    assert!(held > 4 * used);
+    let (moved, gained) = bounded.come_to_rest(Pressure::None);
+    let held = bounded.table.reserved_bytes();
+    assert!(held < 2 * used, "{held} bytes are held for {used}");
+    assert!(moved < used as u64 * 2, "{moved} bytes were moved, {used} are there");
+    assert!(gained as usize > LIMIT_CHUNKS / 2);
+    bounded.check();
+}
+
+#[test]
+fn a_step_moves_no_more_than_its_budget_and_one_entry() {
+    let mut bounded = Bounded::new();
+    while bounded.put_new(600) {}
+    for key in 1..bounded.next_key {
+        if key % 5 != 0 {
+            bounded.remove(key);
+        }
+    }
+    let budget = CompactionBudget { entries: 10, bytes: 3_000, slots: 512, chunks: 4 };
+    let table = &mut bounded.table;
+    let mut most = 0;
+    loop {
+        let before = table.arena.moved_bytes();
+        if !table.compact_step(Pressure::Short, budget) {
+            break;
+        }
+        most = most.max(table.arena.moved_bytes().saturating_sub(before));
+    }
+    // One entry, or the slots of one segment.
+    assert!((1..=3_000 + 4_096 * 8).contains(&most), "{most} bytes in one step");
+    bounded.check();
+}
+
+#[test]
+fn staged_entries_move_with_what_was_filled_of_them() {
+    let mut bounded = Bounded::new();
+    let mut staged = Vec::new();
+    for number in 0..20_000u64 {
+        if !bounded.put_new(100) {
+            break;
+        }
+        if number % 97 == 0 {
+            let key = numbered_key(1 << 40 | number);
+            let mut ticket = bounded.table.stage(hash_of(&key), &key, 120).unwrap();
+            bounded.table.staged_append(&mut ticket, &value(number, 60));
+            staged.push((ticket, key, number));
+        }
+    }
+    for key in 1..bounded.next_key {
+        if key % 9 != 0 && bounded.entries.contains_key(&key) {
+            bounded.remove(key);
+        }
+    }
+    let (moved, gained) = bounded.come_to_rest(Pressure::Short);
+    assert!(moved > 0 && gained > 0);
+    for (mut ticket, key, number) in staged {
+        assert_eq!(bounded.table.staged_entry(&ticket), (&key[..], &value(number, 60)[..]));
+        bounded.table.staged_append(&mut ticket, &value(number, 120)[60..]);
+        bounded.table.commit(ticket, SequenceNumber(1 << 30 | number));
+        let entry = bounded.table.get(hash_of(&key), &key).unwrap();
+        assert_eq!(entry.value, value(number, 120));
+        bounded.table.remove(hash_of(&key), &key);
+    }
+    bounded.check();
+}
+
+#[test]
+fn a_pinned_value_stays_readable_wherever_its_entry_moves() {
+    let mut bounded = Bounded::new();
+    while bounded.put_new(300) {}
+    let pinned: Vec<_> = (0..bounded.next_key)
+        .step_by(100)
+        .filter(|key| bounded.entries.contains_key(key))
+        .map(|key| {
+            let bytes = numbered_key(key);
+            (key, bounded.entries[&key], bounded.table.pin(hash_of(&bytes), &bytes).unwrap())
+        })
+        .collect();
+    // Every other pinned entry is removed, and stays readable.
+    for key in 1..bounded.next_key {
+        if key % 8 != 0 {
+            bounded.remove(key);
+        }
+    }
+    let (moved, emptied) = bounded.come_to_rest(Pressure::Short);
+    assert!(moved > 0 && emptied > 0);
+    bounded.check();
+    for (key, (version, len), pin) in pinned {
+        assert_eq!(bounded.table.pinned_value(&pin).unwrap(), value(version, len), "{key}");
+        bounded.table.unpin(pin);
+    }
+    bounded.check();
+}

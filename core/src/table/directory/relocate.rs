@@ -1,0 +1,102 @@
+//! The directory's part of compaction: slots, and entries by way of their slots.
+
+use super::*;
+use crate::table::compaction::CompactionBudget;
+
+/// The fate of an entry that is in a chunk which is being emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::table) enum Relocated {
+    /// It has another handle; this many bytes were moved.
+    To(Handle, usize),
+    /// There is no room for it, nor for others.
+    NoRoom,
+}
+
+/// The end of a step that relocates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::table) enum RelocationEnd<Place> {
+    /// The budget is used up; where to go on.
+    Budget(Place),
+    /// All is done.
+    Done,
+    /// The chunks that stay have no room for the next allocation.
+    NoRoom,
+}
+
+impl Directory {
+    /// Relocates the slots and entries that are in chunks which are being emptied, from a hash on in ascending
+    /// order, until the budget is used up. Entries of equal hash are relocated together, so that each step
+    /// goes forward.
+    pub(in crate::table) fn relocate(
+        &mut self,
+        arena: &mut Arena,
+        from: HashBits,
+        budget: CompactionBudget,
+        mut relocate: impl FnMut(&mut Arena, Handle) -> Relocated,
+    ) -> RelocationEnd<HashBits> {
+        let mut from = from;
+        let (mut entries, mut bytes, mut slots_seen) = (0, 0, 0);
+        let mut last: Option<HashBits> = None;
+        loop {
+            let place = self.place_of(from);
+            if place >= self.segments.len() {
+                return RelocationEnd::Done;
+            }
+            let first = self.first_place(place);
+            let mut segment = self.segments[first];
+            if segment.is_leaving(arena) {
+                // SAFETY: a segment of this directory, all of whose places are given the new one.
+                let Some((moved, size)) = (unsafe { segment.relocate(arena) }) else {
+                    return RelocationEnd::NoRoom;
+                };
+                self.put(first, moved);
+                segment = moved;
+                bytes += size;
+            }
+            let mut at = segment.home(from);
+            // SAFETY: a segment of this directory.
+            slots_seen += unsafe { segment.slots(arena) }.len() - at;
+            // SAFETY: as above.
+            while let Some((place, slot, handle)) =
+                next_leaving(arena, unsafe { segment.slots(arena) }, at)
+            {
+                at = place + 1;
+                // Slots before `from` that stand behind its home were looked at in the step before.
+                if slot.hash() < from {
+                    continue;
+                }
+                let is_used_up = entries >= budget.entries || bytes >= budget.bytes;
+                if is_used_up && last != Some(slot.hash()) {
+                    return RelocationEnd::Budget(slot.hash());
+                }
+                match relocate(arena, handle) {
+                    Relocated::To(moved, size) => {
+                        // SAFETY: a segment of this directory.
+                        let slots = unsafe { segment.slots_mut(arena) };
+                        slots[place] = Slot::new(slot.hash(), moved);
+                        entries += 1;
+                        bytes += size;
+                        last = Some(slot.hash());
+                    }
+                    Relocated::NoRoom => return RelocationEnd::NoRoom,
+                }
+            }
+            let end = first + self.places_of(&segment);
+            if end == self.segments.len() {
+                return RelocationEnd::Done;
+            }
+            from = HashBits::try_from((end as u64) << (32 - self.depth))
+                .expect("a place of the directory begins at a hash");
+            if entries >= budget.entries || bytes >= budget.bytes || slots_seen >= budget.slots {
+                return RelocationEnd::Budget(from);
+            }
+        }
+    }
+}
+
+/// The next slot from a place on whose entry is in a chunk that is being emptied.
+fn next_leaving(arena: &Arena, slots: &[Slot], from: usize) -> Option<(usize, Slot, Handle)> {
+    let leaving = |slot: &Slot| slot.handle().filter(|&handle| arena.is_leaving(handle));
+    let rest = slots[from..].iter().enumerate();
+    rest.filter_map(|(offset, slot)| Some((from + offset, *slot, leaving(slot)?))).next()
+}
