@@ -122,13 +122,17 @@ fn entries_that_are_gone_leave_room_for_larger_ones() {
         Err(error) => panic!("put {n}: {error}"),
     });
     assert!(done.contains(&false), "the limit was not reached");
-    wait_until("tables that are used to 85 % of the limit, and no larger than it", PATIENCE, || {
-        let status = cluster.status();
-        status.servers.iter().all(|server| {
-            server.primary_used_bytes >= LIMIT / 2 / 100 * 85
-                && server.table_bytes <= LIMIT + LIMIT / 20
-        })
-    });
+    wait_until(
+        "tables that are used to 85 % of the limit, and no larger than it",
+        PATIENCE,
+        || {
+            let status = cluster.status();
+            status.servers.iter().all(|server| {
+                server.primary_used_bytes >= LIMIT / 2 / 100 * 85
+                    && server.table_bytes <= LIMIT + LIMIT / 20
+            })
+        },
+    );
     let kept = (0..SMALL).filter(stays).map(|n| (n, small(n)));
     let new = (0..LARGE).filter(|n| done[*n] && n % 8 == 0).map(|n| (SMALL + n, large(n)));
     let expected: Vec<(usize, &[u8])> = kept.chain(new).collect();

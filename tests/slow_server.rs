@@ -14,6 +14,15 @@ use kv_protocol::status::{AlarmKind, ClusterState};
 /// A stall that certainly does not reach the grace after which the watchdog ends a process.
 const WELL_BELOW_GRACE: Duration = Duration::from_millis(600);
 
+/// Ends the writer, also when the test fails.
+struct StopWriter<'a>(&'a AtomicBool);
+
+impl Drop for StopWriter<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Writes numbers to one key of each group until it is told to stop; the last one that was acknowledged.
 fn write_on(cluster: &Cluster, stop: &AtomicBool) -> u64 {
     let mut client = cluster.open();
@@ -38,6 +47,7 @@ fn servers_whose_executors_stand_in_turn_are_no_second_fault_and_lose_nothing() 
     let stop = AtomicBool::new(false);
     let last = std::thread::scope(|scope| {
         let writer = scope.spawn(|| write_on(&cluster, &stop));
+        let until_here = StopWriter(&stop);
         for (server, millis) in [(1, 560), (2, 590), (0, 620), (1, 655), (2, 690)] {
             let pid = cluster.server_pid(server);
             let Some(standing) = StandingThread::stop(pid, "shard-0") else { break };
@@ -52,7 +62,7 @@ fn servers_whose_executors_stand_in_turn_are_no_second_fault_and_lose_nothing() 
                 assert_eq!(cluster.server_pid(server), pid, "it was replaced after {stood:?}");
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(until_here);
         writer.join().expect("every write is acknowledged")
     });
     let log = cluster.coord_log();

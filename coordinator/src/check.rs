@@ -148,7 +148,8 @@ fn check_remote(
 fn default_limit(binary: &Path, servers: usize) -> Result<String, String> {
     let mut command = std::process::Command::new(binary);
     command.arg("--show-memory-limit").arg(servers.to_string());
-    let output = command.output().map_err(|error| format!("start {}: {error}", binary.display()))?;
+    let output =
+        command.output().map_err(|error| format!("start {}: {error}", binary.display()))?;
     match output.status.success() {
         true => Ok(printable(String::from_utf8_lossy(&output.stdout).trim())),
         false => Err(format!(

@@ -69,7 +69,8 @@ impl Settings {
     /// A line for each that was another one before. What a server is told at its start it keeps.
     pub(crate) fn changes_since(&self, before: &Settings, servers_run: bool) -> Vec<String> {
         let keep = if servers_run { "; servers that run already keep what they have" } else { "" };
-        let limit = |settings: &Settings| settings.memory_limit.clone().unwrap_or("the default".into());
+        let limit =
+            |settings: &Settings| settings.memory_limit.clone().unwrap_or("the default".into());
         let seconds = |settings: &Settings| settings.orphan_timeout.as_secs_f64().to_string();
         let timeout = |settings: &Settings| settings.failure_timeout.as_secs_f64().to_string();
         let net = |settings: &Settings| settings.net.to_string();

@@ -257,7 +257,8 @@ mod tests {
             callers.say(&format!("line {n}"));
         }
         assert_eq!(callers.0.borrow().len(), 1, "those that left are forgotten");
-        let end = async {
+        // It leaves when it has heard the end, which waits for that.
+        let end = async move {
             let mut seen = 0;
             while let Some(line) = last.recv().await {
                 seen += 1;
@@ -267,14 +268,7 @@ mod tests {
             }
             panic!("no end");
         };
-        let ((seen, said), ()) = tokio::join!(
-            async {
-                let end = end.await;
-                drop(last);
-                end
-            },
-            callers.end(true, "stopped")
-        );
+        let ((seen, said), ()) = tokio::join!(end, callers.end(true, "stopped"));
         assert_eq!((seen, &*said), (MAX_LINES + 1, "stopped"));
     }
 }

@@ -125,7 +125,6 @@ pub(crate) enum LoadError {
 }
 
 /// Makes a state durable in a directory. Blocks until the disk has it.
-#[cfg(test)]
 pub(crate) fn store(directory: &Path, record: &Record) -> Result<(), StoreError> {
     crate::state_file::StateFile::open(directory)?.store(record).map(drop)
 }
@@ -138,7 +137,7 @@ pub(crate) fn set_aside(directory: &Path, record: &Record) -> Result<(), StoreEr
         true => fs::remove_file(&path).map_err(failed("remove", &path))?,
         false => fs::rename(&path, &old).map_err(failed("rename to", &old))?,
     }
-    // Its key is of no use any more, and nobody's business.
+    // The key in it is of no use any more.
     match fs::remove_file(directory.join(SPARE_NAME)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("remove", &directory.join(SPARE_NAME))(error));

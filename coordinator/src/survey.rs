@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::plan;
-use crate::spawn::{printable, quote};
 use crate::spawn::ssh::Ssh;
+use crate::spawn::{printable, quote};
 
 /// Connections that are made at once: sshd drops what is too many (MaxStartups).
 pub(crate) const MAX_SSH_AT_ONCE: usize = 8;

@@ -24,14 +24,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use kv_protocol::control_message::Started;
-use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::map::{Map, MapServer, ServerState};
 use kv_protocol::{
     ClusterId, Epoch, FailureTimeout, GroupId, Incarnation, MapRevision, Member, OrderId, Peer,
     ServerId, Time, View, ViewVersion,
 };
 
-use crate::awake::Awake;
 use crate::failure_detector::FailureDetector;
 
 mod alarms;
@@ -65,11 +63,11 @@ pub use links::LinkId;
 use respawn::draw;
 use server::Server;
 use start::Start;
-use stop::Stop;
 pub use stop::{
     DUMP_BYTES_PER_SECOND, DUMP_RETRY_PAUSE, DumpProgress, LAST_DUMP_RETRY_PAUSE, NO_PROGRESS,
     StopOutcome, StopPhase, StopWait,
 };
+use stop::{Stop, StopClock};
 use views::Group;
 
 /// What a cluster is made of.
@@ -105,7 +103,7 @@ pub struct Cluster {
     memory: Memory,
     detector: FailureDetector,
     /// The time by which a stop judges.
-    awake: Awake,
+    awake: StopClock,
     start: Start,
     stop: Option<Stop>,
     next_order: OrderId,
@@ -219,7 +217,7 @@ impl Cluster {
         let servers: Vec<Server> = ids.map(|id| Server::new(memory.decided.member(id))).collect();
         Cluster {
             detector: FailureDetector::new(count, config.failure_timeout.timeout()),
-            awake: Awake::new(HEARTBEAT_INTERVAL),
+            awake: StopClock::new(),
             start: Start::Until(now + config.start_patience),
             stop: None,
             next_order: OrderId::first_of(config.epoch),

@@ -233,14 +233,14 @@ fn shake_hands(node: &Node, link: &mut Link<'_>) -> Result<Seal, Ended> {
     let nonce = nonce::draw()?;
     link.send(|output| Challenge { nonce, shard: ShardId(0) }.write(output))?;
     let Some((opcode, body)) = link.next_frame(Instant::now() + PATIENCE)? else {
-        return Err(io::ErrorKind::TimedOut.into());
+        return Err(Ended::Lost(io::ErrorKind::TimedOut.into()));
     };
     if opcode != key::opcode::PROOF {
-        let words = format!("expected PROOF in response to CHALLENGE, not opcode {opcode:#04x}");
-        return Err(io::Error::other(words));
+        let words = format!("it responded to CHALLENGE with opcode {opcode:#04x}, not PROOF");
+        return Err(Ended::Impostor(words));
     }
     Seal::from_proof(node.key, key::Link::Reports, nonce, &body)
-        .map_err(|error| io::Error::other(format!("{error}; it is not this cluster's coordinator")))
+        .map_err(|error| Ended::Impostor(error.to_string()))
 }
 
 fn await_admission(node: &Node, link: &mut Link<'_>) -> Result<(), Ended> {

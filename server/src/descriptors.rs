@@ -30,7 +30,7 @@ const PEERS_PER_SHARD: u64 = 2;
 const PEERS_SHARE: u64 = 8;
 /// Of the clients' part, one in so many is kept for addresses with few connections, up to a number.
 const SPARE_SHARE: u64 = 16;
-const MOST_SPARE_CLIENTS: u64 = 64;
+const MOST_SPARE_CLIENTS: usize = 64;
 /// With fewer a server is of no use.
 const FEWEST_CLIENTS: u64 = 16;
 const FEWEST_STRANGERS: u64 = 8;
@@ -55,7 +55,7 @@ impl ConnectionBounds {
     #[cfg(test)]
     pub(crate) const WIDEST: ConnectionBounds = ConnectionBounds {
         clients: MAX_CLIENT_CONNECTIONS,
-        spare_clients: MOST_SPARE_CLIENTS as usize,
+        spare_clients: MOST_SPARE_CLIENTS,
         silent_clients: MAX_AWAITING_HELLO,
         peers: MAX_PEER_CONNECTIONS,
         silent_peers: MAX_AWAITING_HELLO,
@@ -74,7 +74,7 @@ impl ConnectionBounds {
         let peers = (left / PEERS_SHARE).max(fewest_peers);
         let at_most =
             |count: u64, most: usize| usize::try_from(count).map_or(most, |n| n.min(most));
-        let spare = ((left - peers) / SPARE_SHARE).clamp(1, MOST_SPARE_CLIENTS);
+        let spare = ((left - peers) / SPARE_SHARE).clamp(1, MOST_SPARE_CLIENTS as u64);
         let clients = at_most(left - peers - spare, MAX_CLIENT_CONNECTIONS);
         Ok(ConnectionBounds {
             clients,

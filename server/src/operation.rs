@@ -51,7 +51,7 @@ pub(crate) struct Node {
     pub(crate) shards: Vec<mailbox::Sender<ShardMessage>>,
     /// Where the dumps go unless [`Node::dump_to`] says otherwise, and its path at the start: a directory that was
     /// deleted may be made again there.
-    directory: PathBuf,
+    pub(crate) directory: PathBuf,
     absolute_directory: Option<PathBuf>,
     /// Where the coordinator wants the dumps, and whether dumps of an earlier run were set aside there.
     dump_to: Mutex<Option<DumpTo>>,

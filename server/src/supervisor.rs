@@ -25,7 +25,7 @@ use crate::leaving::{self, Leave, Leaver};
 use crate::log_limit::LogLimit;
 use crate::operation::Node;
 use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
-use crate::{clock, log};
+use crate::log;
 
 /// How long the link to the coordinator is down before it counts as gone.
 const LINK_PAUSE: Duration = Duration::from_millis(250);

@@ -97,10 +97,6 @@ impl Lone {
         programs::wait(&mut self.child, PATIENCE).expect("an end in time")
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("server.log")).unwrap_or_default()
     }

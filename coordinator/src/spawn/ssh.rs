@@ -19,7 +19,7 @@ use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::control_message::Started;
 use kv_protocol::{ClusterKey, Incarnation, Member, PidNamespace};
 use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+    AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt, AsyncWriteExt as _, BufReader,
 };
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};

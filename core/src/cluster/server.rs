@@ -1,14 +1,13 @@
 //! What is known of one server: its process, when it was heard, and what it still owes.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use kv_protocol::control_message::{Heartbeat, Order, Started};
 use kv_protocol::map::ServerState;
 use kv_protocol::{Member, ServerId, Time};
 
 use super::respawn::Backoff;
-use super::stop::Stage;
+use super::stop::{Stage, StopTime};
 use super::{Cluster, DownCause, Effect, LinkId};
 
 /// One heartbeat without a stream proves nothing: it may be older than the report that the stream
@@ -41,7 +40,7 @@ pub(super) struct Server {
     pub(super) outstanding: Vec<Order>,
     pub(super) heartbeat: Option<(Time, Heartbeat)>,
     /// When it was last heard, by the stop's clock.
-    pub(super) beat: Duration,
+    pub(super) beat: StopTime,
     /// Heartbeats in a row that say that the stream to its secondary is down.
     pub(super) beats_without_stream: u8,
     pub(super) stage: Stage,
@@ -69,7 +68,7 @@ impl Server {
             orders_connected: false,
             outstanding: Vec::new(),
             heartbeat: None,
-            beat: Duration::ZERO,
+            beat: StopTime::default(),
             beats_without_stream: 0,
             stage: Stage::Running,
             shown: None,
@@ -101,7 +100,7 @@ impl Cluster {
         self.detector.heard(now, id);
         let beat = self.stop_clock(now);
         let server = self.server_mut(id);
-        server.beat = beat;
+        server.beat = StopTime(beat);
         let member = server.member;
         server.suspected = None;
         match std::mem::replace(&mut server.state, ServerState::Up) {

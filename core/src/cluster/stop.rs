@@ -25,17 +25,18 @@
 //! more, and a dumping one takes no view; a coordinator that dies in a stop would otherwise be followed by
 //! one that waits for them for ever, or takes those that have exited for dead and gives their groups away
 //! or up: then the last views would name no server, and no dump would count.
-//!
-//! [`Awake`]: crate::awake::Awake
 
+use std::fmt;
 use std::time::Duration;
 
 use kv_protocol::control_message::{Order, OrderFailure, OrderKind};
+use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::map::ServerState;
 use kv_protocol::{GroupId, Member, ServerId, Time, View};
 
 use super::server::Server;
 use super::{Cluster, Effect, Ignored, KillReason, LinkId};
+use crate::awake::Awake;
 use crate::holes::{self, Hole};
 
 mod dumps;
@@ -48,6 +49,33 @@ pub const DUMP_BYTES_PER_SECOND: u64 = 8 << 20;
 
 /// How long a server that reports may write nothing to its dumps before the operator is told.
 pub const NO_PROGRESS: Duration = Duration::from_secs(30);
+
+/// The time for which this coordinator was awake. A description of a cluster (`Debug`) leaves it out, as it does the
+/// history: the exhaustive search takes equal descriptions for one state, and has no stop.
+#[derive(Clone, Copy)]
+pub(super) struct StopClock(Awake);
+
+impl StopClock {
+    pub(super) const fn new() -> StopClock {
+        StopClock(Awake::new(HEARTBEAT_INTERVAL))
+    }
+}
+
+impl fmt::Debug for StopClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StopClock")
+    }
+}
+
+/// A reading of the [`StopClock`], left out as that is.
+#[derive(Clone, Copy, Default)]
+pub(super) struct StopTime(pub(super) Duration);
+
+impl fmt::Debug for StopTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StopTime")
+    }
+}
 
 /// A phase of the cluster's orderly stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -352,7 +380,7 @@ impl Cluster {
 
     /// The time by which a stop judges: that for which this coordinator was awake.
     pub(super) fn stop_clock(&mut self, now: Time) -> Duration {
-        let awake = self.awake.look(now);
+        let awake = self.awake.0.look(now);
         match holes::is_open(Hole::StopByTheBareClock) {
             true => Duration::from_nanos(now.nanos),
             false => awake,
@@ -451,7 +479,7 @@ impl Cluster {
     pub(super) fn next_stop_timeout(&self) -> Option<Time> {
         let clock = match holes::is_open(Hole::StopByTheBareClock) {
             true => Duration::from_nanos(self.now.nanos),
-            false => self.awake.at(self.now),
+            false => self.awake.0.at(self.now),
         };
         let stopping = self.stop.is_some();
         let left = self.servers.iter().filter(|server| !server.exited);
@@ -471,7 +499,7 @@ impl Cluster {
         });
         // All that was due has been done.
         let next = due.filter(|due| *due > clock).min()?;
-        Some(self.now + next.saturating_sub(clock).min(self.awake.interval()))
+        Some(self.now + next.saturating_sub(clock).min(self.awake.0.interval()))
     }
 
     /// Until when pending writes are waited for. A server that leaves alone gives up waiting for its SHUTDOWN
@@ -484,7 +512,7 @@ impl Cluster {
 
     /// Until when a silent server is waited for in any case.
     fn silence_deadline(&self, server: &Server) -> Duration {
-        server.stage.progress().begun.max(server.beat) + self.config.stop_patience
+        server.stage.progress().begun.max(server.beat.0) + self.config.stop_patience
     }
 
     /// Whether a server that has not dumped is silent for longer than the stop waits in any case.

@@ -110,9 +110,8 @@ struct Phase {
 
 fn phase() -> impl Strategy<Value = Phase> {
     let removed = prop_oneof![2 => 0u64..1_001, 1 => 850u64..990];
-    (sizes(), removed, any::<u64>(), prop_oneof![2 => Just(0u64), 1 => 0u64..500]).prop_map(
-        |(sizes, removed, salt, rewritten)| Phase { sizes, removed, salt, rewritten },
-    )
+    (sizes(), removed, any::<u64>(), prop_oneof![2 => Just(0u64), 1 => 0u64..500])
+        .prop_map(|(sizes, removed, salt, rewritten)| Phase { sizes, removed, salt, rewritten })
 }
 
 fn spread(number: u64, salt: u64) -> u64 {

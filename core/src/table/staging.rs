@@ -63,7 +63,10 @@ impl Staging {
     }
 
     /// The records from a place on, each with its place.
-    pub(super) fn records_mut(&mut self, from: usize) -> impl Iterator<Item = (usize, &mut Record)> {
+    pub(super) fn records_mut(
+        &mut self,
+        from: usize,
+    ) -> impl Iterator<Item = (usize, &mut Record)> {
         let records = self.records.iter_mut().enumerate().skip(from);
         records.filter_map(|(place, record)| Some((place, &mut record.as_mut()?.1)))
     }

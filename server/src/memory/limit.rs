@@ -91,7 +91,8 @@ fn cgroup_limits(root: &Path) -> impl Iterator<Item = Capacity> {
     let mut found = Vec::new();
     for line in memberships.lines() {
         let mut fields = line.splitn(3, ':');
-        let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next())
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
         else {
             continue;
         };
