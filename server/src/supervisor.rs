@@ -22,10 +22,10 @@ use kv_protocol::limits::DRAIN_DEADLINE;
 use crate::clock;
 use crate::fatal::{self, Fatal};
 use crate::leaving::{self, Leave, Leaver};
+use crate::log;
 use crate::log_limit::LogLimit;
 use crate::operation::Node;
 use crate::watchdog::{LOOK_INTERVAL, Stalled, Watchdog};
-use crate::log;
 
 /// How long the link to the coordinator is down before it counts as gone.
 const LINK_PAUSE: Duration = Duration::from_millis(250);

@@ -14,7 +14,8 @@ use kv_protocol::ClusterKey;
 use kv_protocol::cluster_file::ServerLine;
 
 use super::{
-    Exit, KEY_FROM_STANDARD_INPUT, describe_signal, describe_status, error_name, log_name, tail_apart,
+    Exit, KEY_FROM_STANDARD_INPUT, describe_signal, describe_status, error_name, log_name,
+    tail_apart,
 };
 use crate::plan::Plan;
 use crate::state_file::StateFile;

@@ -5,8 +5,8 @@ use kv_protocol::control_message::{OrderKind, ViewOrder};
 
 use super::*;
 use crate::invariants::{
-    dumped_before_end, holders_are_spared, lost_is_lost, nothing_old, sleepers_stay, slow_are_spared,
-    union_is_true,
+    dumped_before_end, holders_are_spared, lost_is_lost, nothing_old, sleepers_stay,
+    slow_are_spared, union_is_true,
 };
 
 impl World {
