@@ -28,8 +28,8 @@ unless it is told otherwise:
   --restore DIR        begin with what the dumps in DIR hold; may be given several times
   --accept-loss        restore without what is missing
   --force              restore though an old server may still run
-  -t, --failure-timeout, --shards, --memory-limit, --orphan-timeout, --net, --on-double-fault, each with
-                       its value: as 'bin/coord --help' tells
+  -t, --failure-timeout, --shards, --memory-limit, --connection-memory, --orphan-timeout, --net,
+  --on-double-fault, each with its value: as 'bin/coord --help' tells
 stop waits for as long as a dump fails, and says why:
   --dump-dir DIR       dumps go to this directory of each server's host (an absolute path)
   --force              give up what cannot be dumped
@@ -85,7 +85,7 @@ parse() {
         start:--accept-loss | start:--force) handed_on+=("$option") && continue ;;
         *:--dir | stop:--dump-dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
             start:--ssh-config | start:--remote-dir | start:-t | start:--failure-timeout | start:--shards | \
-            start:--memory-limit | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;
+            start:--memory-limit | start:--connection-memory | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;
         *:-*) wrong_usage "'$command' has no option '$option'" ;;
         start:*) [[ -z $file ]] || wrong_usage "one cluster file, not two: '$file' and '$option'" ;;
         *) wrong_usage "'$command' takes no argument ('$option')" ;;

@@ -26,8 +26,8 @@ const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 /// The exit status is 0 if all went well, 1 if something failed (among it: a group of which
 /// no server reported a complete dump), 2 if the command line or the cluster file makes no sense.
 ///
-/// `--on-double-fault`, `--memory-limit`, `--orphan-timeout`, `--net` and `--failure-timeout` are kept with the
-/// cluster's state: a coordinator that takes it over or restores it goes on with them unless it is given others.
+/// `--on-double-fault`, `--memory-limit`, `--connection-memory`, `--orphan-timeout`, `--net` and
+/// `--failure-timeout` are kept with the cluster's state: a coordinator that takes it over or restores it goes on with them unless it is given others.
 #[derive(Debug, Parser)]
 #[command(
     name = "coord",
@@ -124,6 +124,12 @@ pub(crate) struct Args {
     /// (--check says how much that is).
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
     pub(crate) memory_limit: Option<String>,
+
+    /// Memory that the clients' connections of one server may hold, such as 128M; at least 40M. The tables
+    /// leave free what connections hold. Default: the stored setting, else a quarter of the memory limit, else
+    /// 256M.
+    #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
+    pub(crate) connection_memory: Option<String>,
 
     /// Seconds (fractions allowed) after which a server that no coordinator speaks to dumps its tables and
     /// exits, unless it holds the only copy of a group; 0 for never. By default that of before, or 3600.
@@ -403,6 +409,7 @@ mod tests {
             "--memory-limit G",
             "--memory-limit 0",
             "--memory-limit 1X",
+            "--connection-memory 1X",
             "--advertise name",
             "-c 65536",
         ] {

@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) on_double_fault: OnDoubleFault,
     /// For the tables of one server, as it was written.
     pub(crate) memory_limit: Option<String>,
+    /// For the connections of one server, as it was written.
+    pub(crate) connection_memory: Option<String>,
     /// After how long without a coordinator a server gives up; zero for never.
     pub(crate) orphan_timeout: Duration,
     pub(crate) net: NetEngine,
@@ -31,6 +33,7 @@ impl Default for Settings {
         Settings {
             on_double_fault: OnDoubleFault::default(),
             memory_limit: None,
+            connection_memory: None,
             orphan_timeout: ORPHAN_TIMEOUT,
             net: NetEngine::default(),
             failure_timeout: FailureTimeout::DEFAULT.timeout(),
@@ -44,6 +47,10 @@ impl Settings {
         Settings {
             on_double_fault: args.on_double_fault.unwrap_or(self.on_double_fault),
             memory_limit: args.memory_limit.clone().or_else(|| self.memory_limit.clone()),
+            connection_memory: args
+                .connection_memory
+                .clone()
+                .or_else(|| self.connection_memory.clone()),
             orphan_timeout: args.orphan_timeout.unwrap_or(self.orphan_timeout),
             net: args.net.unwrap_or(self.net),
             failure_timeout: args.failure_timeout.unwrap_or(self.failure_timeout),
@@ -71,6 +78,9 @@ impl Settings {
         let keep = if servers_run { "; servers that run already keep what they have" } else { "" };
         let limit =
             |settings: &Settings| settings.memory_limit.clone().unwrap_or("the default".into());
+        let connections = |settings: &Settings| {
+            settings.connection_memory.clone().unwrap_or("the default".into())
+        };
         let seconds = |settings: &Settings| settings.orphan_timeout.as_secs_f64().to_string();
         let timeout = |settings: &Settings| settings.failure_timeout.as_secs_f64().to_string();
         let net = |settings: &Settings| settings.net.to_string();
@@ -78,6 +88,7 @@ impl Settings {
         let all = [
             ("--on-double-fault", policy(self), policy(before), ""),
             ("--memory-limit", limit(self), limit(before), keep),
+            ("--connection-memory", connections(self), connections(before), keep),
             ("--orphan-timeout", seconds(self), seconds(before), keep),
             ("--net", net(self), net(before), keep),
             ("--failure-timeout", timeout(self), timeout(before), keep),
@@ -99,6 +110,14 @@ mod tests {
 
     fn given(flags: &str) -> Args {
         Args::try_parse_from(format!("coord -C file{flags}").split(' ')).unwrap()
+    }
+
+    #[test]
+    fn the_memory_of_connections_stays_until_it_is_given_anew() {
+        let before = Settings::default().with(&given(" --connection-memory 64M"));
+        assert_eq!(before.with(&given("")).connection_memory.as_deref(), Some("64M"));
+        let told = before.with(&given(" --connection-memory 80M")).changes_since(&before, false);
+        assert_eq!(told, ["--connection-memory is 80M from now on, no longer 64M"]);
     }
 
     #[test]

@@ -292,6 +292,8 @@ mod tests {
             primary_used_bytes: 3 << 19,
             secondary_used_bytes: 1 << 19,
             resident_bytes: u64::MAX,
+            connection_bytes: 8,
+            connection_limit: 9,
             client_connections: 4,
             requests: 5,
             refused: 6,

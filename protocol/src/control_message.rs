@@ -325,6 +325,10 @@ pub struct Heartbeat {
     pub epoch: Epoch,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
+    /// Memory that its clients' connections hold, in bytes.
+    pub connection_bytes: u64,
+    /// Memory that they may hold.
+    pub connection_limit: u64,
     /// Client connections open.
     pub clients: u32,
     /// Requests served since its start.
@@ -357,6 +361,8 @@ impl Heartbeat {
         body.put_u64(self.incarnation.0);
         write_epoch(body, self.epoch);
         body.put_u64(self.resident_bytes);
+        body.put_u64(self.connection_bytes);
+        body.put_u64(self.connection_limit);
         body.put_u32(self.clients);
         body.put_u64(self.requests);
         body.put_u64(self.refused);
@@ -392,6 +398,8 @@ impl Heartbeat {
         let incarnation = Incarnation(reader.u64("incarnation")?);
         let epoch = read_epoch(reader)?;
         let resident_bytes = reader.u64("resident bytes")?;
+        let connection_bytes = reader.u64("connection bytes")?;
+        let connection_limit = reader.u64("connection limit")?;
         let clients = reader.u32("client count")?;
         let requests = reader.u64("request count")?;
         let refused = reader.u64("refused count")?;
@@ -438,6 +446,8 @@ impl Heartbeat {
             incarnation,
             epoch,
             resident_bytes,
+            connection_bytes,
+            connection_limit,
             clients,
             requests,
             refused,

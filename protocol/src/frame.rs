@@ -297,6 +297,27 @@ impl FrameBuffer {
         (HEADER_BYTES + length).saturating_sub(waiting.len())
     }
 
+    /// How many bytes the frame that has come in part has, header included; 0 if that is not known yet, or wrong,
+    /// or if it has come whole.
+    pub fn length_of_partial(&self) -> usize {
+        match self.missing() {
+            0 => 0,
+            missing => self.waiting().len() + missing,
+        }
+    }
+
+    /// Makes room for the rest of the frame that has come in part, and no more: address space, which takes memory
+    /// as bytes come. Without it, which the system may refuse, the buffer grows step by step.
+    pub fn reserve_missing(&mut self) {
+        self.reclaim();
+        let _ = self.bytes.try_reserve_exact(self.missing());
+    }
+
+    /// What the buffer takes.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Lends the buffer to whoever receives behind what waits in it; to be brought back by
     /// [`FrameBuffer::take_back`] before anything else is done here.
     pub fn lend(&mut self) -> Vec<u8> {

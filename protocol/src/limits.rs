@@ -64,8 +64,12 @@ pub const MAX_HEARTBEAT_REPLICAS: usize = 2_048;
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(10);
 /// A frame whose first byte is older than this and whose last has not come closes its connection.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
-/// A connection with this many unsent answer bytes is not read from until they are sent.
-pub const MAX_OUTPUT_BYTES: usize = 4 << 20;
+/// A connection with this many unsent response bytes is served no request until some are sent; one
+/// response, however long, may follow the last byte below it.
+pub const MAX_OUTPUT_BYTES: usize = 256 << 10;
+/// Least memory that the clients' connections of a server may hold: half of it has room for the longest
+/// request.
+pub const CONNECTION_MEMORY_MIN: u64 = 40 << 20;
 /// A connection that takes none of its unsent bytes for this long is closed.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(10);
 /// A connection is closed after this many requests in a row that were refused as malformed.

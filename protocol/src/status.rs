@@ -81,6 +81,12 @@ pub struct ServerStatus {
     pub secondary_used_bytes: u64,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
+    /// Memory that its clients' connections hold, in bytes.
+    #[serde(default)]
+    pub connection_bytes: u64,
+    /// Memory that they may hold; 0 while it is not known.
+    #[serde(default)]
+    pub connection_limit: u64,
     /// Client connections open.
     pub client_connections: u32,
     /// Requests served since its start.

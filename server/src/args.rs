@@ -11,7 +11,9 @@ use kv_protocol::FailureTimeout;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::ids::{ClusterId, Incarnation};
-use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS};
+use kv_protocol::limits::{
+    CONNECTION_MEMORY_MIN, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS,
+};
 
 use crate::load::{self, LoadSource};
 use crate::watch::Question;
@@ -70,6 +72,12 @@ pub struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SERVERS)))]
     pub share: u16,
+
+    /// Memory that clients' connections may hold for requests that have come in part and for responses that
+    /// are not taken, such as 128M; at least 40M. Tables leave free what connections hold. Default: a quarter
+    /// of the memory limit, else 256M.
+    #[arg(long, value_name = "BYTES", value_parser = parse_connection_memory)]
+    pub connection_memory: Option<u64>,
 
     /// Address to listen on. By default 127.0.0.1 if the coordinator's host is this machine by name
     /// (localhost or a loopback address), else all addresses.
@@ -275,6 +283,15 @@ fn parse_memory_limit(text: &str) -> Result<MemoryLimit, String> {
 
 /// Takes a number of bytes with an optional unit: powers of 1024 for K, KiB and so on, powers of
 /// 1000 for KB.
+fn parse_connection_memory(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        bytes @ CONNECTION_MEMORY_MIN.. => Ok(bytes),
+        _ => {
+            Err(format!("`{text}` has no room for two of the longest requests; give at least 40M"))
+        }
+    }
+}
+
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

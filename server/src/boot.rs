@@ -13,6 +13,7 @@ use kv_protocol::placement::Placement;
 use rustix::process::DumpableBehavior;
 
 use crate::args::{Args, Invocation, MemoryLimit, NetEngine};
+use crate::connection_memory::ConnectionMemory;
 use crate::control::{self, LinkConfig};
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, ExecutorConfig};
@@ -26,7 +27,9 @@ use crate::net::uring;
 use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
-use crate::{dump, key_file, load, log, mailbox, orders, probe, slice, stats, supervisor, watch};
+use crate::{
+    dump, key_file, load, log, mailbox, memory, orders, probe, slice, stats, supervisor, watch,
+};
 
 /// Tables of a server that share its memory limit: the primary's and the secondary's.
 const TABLES: u64 = 2;
@@ -74,6 +77,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
         forbid_core_dumps()?;
     }
     supervisor::block_signals()?;
+    memory::give_freed_memory_back();
     probe::io_uring()?;
     probe::memlock(args.shards)?;
     let engine = choose_engine(args.net)?;
@@ -97,12 +101,15 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
         engine.name()
     );
     let directory = PathBuf::from(".");
-    let board = Board::new(args.shards, bounds);
+    let memory_limit = memory_limit(args);
+    let tables = TABLES * u64::from(args.shards);
+    let connection_memory = ConnectionMemory::new(args.connection_memory, memory_limit, tables);
+    let board = Board::new(args.shards, bounds, connection_memory);
     board.set_failure_timeout(args.failure_timeout);
     let map = Arc::default();
     let Listeners { clients, servers, coord } = listeners;
     let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
-    let shards = start_executors(args, engine, identity, &board, &map, listeners)?;
+    let shards = start_executors(args, memory_limit, engine, identity, &board, &map, listeners)?;
     // Before anybody is told that this server is there: whoever is told of a view must have its data.
     load::run(&args.load, identity.placement, &shards)?;
     // Only now: a server that finds its ports taken, or cannot load, has no claim to the files here.
@@ -181,6 +188,7 @@ fn memory_limit(args: &Args) -> Option<u64> {
 
 fn start_executors(
     args: &Args,
+    memory_limit: Option<u64>,
     engine: EngineKind,
     identity: Identity,
     board: &Arc<Board>,
@@ -195,7 +203,6 @@ fn start_executors(
         mailboxes.push(mailbox);
         inboxes.push(inbox);
     }
-    let memory_limit = memory_limit(args);
     let memory_limit = memory_limit.map(|bytes| (bytes / TABLES / u64::from(args.shards)).max(1));
     let hash_secret = HashSecret::new(random()?);
     // glommio's accept changes the socket's flags for a moment, so one executor alone may accept

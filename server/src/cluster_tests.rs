@@ -21,6 +21,7 @@ use kv_protocol::limits::MAX_ANSWER_BODY;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
+use crate::connection_memory::ConnectionMemory;
 use crate::descriptors::ConnectionBounds;
 use crate::executor::{self, DUMP_SESSIONS, ExecutorConfig};
 use crate::mailbox;
@@ -53,7 +54,11 @@ fn member(server: u16) -> Member {
 }
 
 fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &Path) -> Server {
-    let board = Board::new(placement.shards(), ConnectionBounds::WIDEST);
+    let board = Board::new(
+        placement.shards(),
+        ConnectionBounds::WIDEST,
+        ConnectionMemory::new(None, None, 2),
+    );
     let loopback = "127.0.0.1".parse().unwrap();
     let clients = probe::listen(loopback, 0, "clients").unwrap();
     let servers = probe::listen(loopback, 0, "servers").unwrap();

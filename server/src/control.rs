@@ -264,6 +264,8 @@ fn heartbeat(node: &Node) -> Heartbeat {
         incarnation: node.me.incarnation,
         epoch: node.epoch(),
         resident_bytes: node.board.resident_bytes(),
+        connection_bytes: node.board.memory().held(),
+        connection_limit: node.board.memory().limit(),
         clients: u32::try_from(node.board.clients()).unwrap_or(u32::MAX),
         requests: counters.requests,
         refused: counters.refused,

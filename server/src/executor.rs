@@ -82,7 +82,9 @@ async fn run(config: ExecutorConfig) {
     slice::shorten();
     let ExecutorConfig { identity, memory_limit, hash_secret, board, map, mailboxes, .. } = config;
     let ExecutorConfig { inbox, listeners, engine, .. } = config;
-    let service = Service::new(identity, map, memory_limit, hash_secret, || Box::new(HugePages));
+    let memory = Arc::clone(board.memory());
+    let chunks = || Box::new(HugePages) as _;
+    let service = Service::new(identity, map, memory_limit, memory, hash_secret, chunks);
     let hub = Hub::new(Shard::new(service, board.bounds()), board, mailboxes);
     let engine = Engine::start(engine, hub, listeners);
     let receiver = engine.clone();

@@ -17,6 +17,7 @@ mod args;
 
 mod boot;
 mod clock;
+mod connection_memory;
 mod control;
 mod crowd;
 mod descriptors;

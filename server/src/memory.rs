@@ -11,6 +11,22 @@ use std::ptr::{self, NonNull};
 use kv_core::arena::{CHUNK_BYTES_DEFAULT, ChunkSource};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
+/// Buffers of connections from this size on are mappings of their own, which go back to the system when they are
+/// freed; of smaller ones so much stays at the end of a heap.
+const MAPPED_BUFFER: libc::c_int = 1 << 20;
+const KEPT_FREE: libc::c_int = 4 << 20;
+
+/// Has the allocator give freed memory back to the system. By default its thresholds rise with the largest buffer
+/// that was ever freed (mallopt(3)), so that a few long requests would keep megabytes of each thread.
+pub(crate) fn give_freed_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call changes two numbers of the allocator; it has no pointers.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BUFFER);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_FREE);
+    }
+}
+
 /// Maps chunks of one huge page each.
 #[derive(Debug, Default)]
 pub(crate) struct HugePages;

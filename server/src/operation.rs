@@ -346,6 +346,7 @@ impl DumpTo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection_memory::ConnectionMemory;
     use crate::descriptors::ConnectionBounds;
     use crate::service::Counters;
     use crate::stats::Condition;
@@ -356,7 +357,8 @@ mod tests {
 
     /// A node whose executors take nothing out of their mailboxes, and have drained.
     fn node() -> (Arc<Node>, Inboxes, tempfile::TempDir) {
-        let board = Board::new(SHARDS, ConnectionBounds::WIDEST);
+        let board =
+            Board::new(SHARDS, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
         for shard in 0..usize::from(SHARDS) {
             let now = Time::default();
             let drained = Condition { is_drained: true, is_sole: false };

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use kv_protocol::control_message::OrderKind;
 
 use super::*;
+use crate::connection_memory::ConnectionMemory;
 use crate::descriptors::ConnectionBounds;
 use crate::service::Identity;
 use crate::stats::Board;
@@ -27,7 +28,7 @@ fn node() -> Arc<Node> {
         placement,
         failure_timeout: Default::default(),
     };
-    let board = Board::new(1, ConnectionBounds::WIDEST);
+    let board = Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
     Node::new(identity, board, Arc::default(), Vec::new(), ".".into())
 }
 

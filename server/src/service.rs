@@ -7,8 +7,10 @@
 //!                                            replicas
 //! ```
 //!
-//! No clock or runtime is known here, and of sockets only that outputs may have one for long values (`direct`).
+//! No clock or runtime is known here, and of sockets only that outputs may have one for long values
+//! (`long_values`).
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,15 +35,15 @@ use kv_protocol::peer_message::{
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
 
+use crate::connection_memory::ConnectionMemory;
 use crate::known_map::KnownMap;
 use crate::log_limit::LogLimit;
 use crate::message::LoadPiece;
-use crate::net::output::Outputs;
+use crate::net::output::{LONG_VALUE, Outputs, PinnedValue};
 
-mod direct;
+mod long_values;
 mod look_ahead;
 
-pub(crate) use direct::Run;
 pub(crate) use look_ahead::Ahead;
 
 /// A stream to a peer with so many unsent bytes is given no more until the peer takes some.
@@ -102,6 +104,10 @@ pub(crate) struct Service {
     map: Arc<KnownMap>,
     counters: Counters,
     hosted: Vec<Hosted>,
+    /// Connections that wait for memory for a long frame, in order of asking.
+    pub(crate) waiting_frames: VecDeque<ConnectionId>,
+    /// What each table may take if connections hold nothing.
+    memory_limit: Option<u64>,
     refusal_log: LogLimit,
     /// Whether something changed that other threads wait to see.
     has_news: bool,
@@ -153,6 +159,7 @@ impl Service {
         identity: Identity,
         map: Arc<KnownMap>,
         memory_limit: Option<u64>,
+        connection_memory: Arc<ConnectionMemory>,
         hash_secret: HashSecret,
         mut chunks: impl FnMut() -> Box<dyn ChunkSource>,
     ) -> Service {
@@ -180,10 +187,12 @@ impl Service {
         };
         Service {
             identity,
-            outputs: Outputs::default(),
+            outputs: Outputs::new(connection_memory),
             map,
             counters: Counters::default(),
             hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
+            waiting_frames: VecDeque::new(),
+            memory_limit,
             refusal_log: LogLimit::default(),
             has_news: false,
             was_drained: false,
@@ -237,6 +246,16 @@ impl Service {
             let reason = "the key belongs to a group that this server does not hold";
             return self.answer_refusal(id, request.id, Status::WrongView, reason);
         };
+        if let Some(answer) = hosted.replica.answer_to_read(now, request) {
+            if answer.value.len() <= LONG_VALUE {
+                return self.outputs.append(id, |bytes| answer.write(bytes));
+            }
+            let (head, value_len) = (answer.head(), answer.value.len());
+            if let Some(pin) = hosted.replica.pin(request.digest, request.key) {
+                let value = PinnedValue { group, pin };
+                return self.outputs.append_long(id, head, value, value_len);
+            }
+        }
         if let Some(output) = self.outputs.get(id) {
             output.expect_answer();
         }
@@ -650,6 +669,7 @@ impl Service {
 
     /// Does what is due by now; to be called every 100 ms or sooner ([`Replica::look`]).
     pub(crate) fn on_time(&mut self, now: Time) {
+        self.leave_memory_to_connections();
         for hosted in &mut self.hosted {
             hosted.replica.look(now);
             if hosted.replica.next_timeout().is_some_and(|due| due <= now) {

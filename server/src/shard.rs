@@ -7,7 +7,7 @@
 //!   connected to a peer     ->     open_stream
 //!   received bytes, an end  ->     on_bytes, on_end_of_input
 //!   end of a wake-up        ->     finish_wake_up, then for every next_dirty: send unsent bytes,
-//!                                  on_sent, look at fate
+//!                                  on_sent, look at fate; then serve_readers, and the dirty ones again
 //!   a tick                  ->     on_tick
 //! ```
 //!
@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, ShardId, Time};
@@ -27,6 +28,14 @@ use crate::net::listener::{Greeting, Port};
 use crate::net::output::slot_of;
 use crate::net::peer::Peer;
 use crate::service::Service;
+
+/// Bytes of long values that one wake-up sends to all readers together, one piece each in turn: the kernel
+/// copies so much in a fraction of a millisecond.
+const READERS_BYTES: usize = 512 << 10;
+/// Most bytes of one piece.
+const READER_PIECE: usize = 128 << 10;
+/// What a piece counts as at least: a send that is refused takes time too.
+const READER_COST: usize = 16 << 10;
 
 /// What the engine is to do with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,15 +177,8 @@ impl Shard {
     /// Notes that a connection's first unsent bytes are gone, and goes on with what waited for that.
     pub(crate) fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
         self.service.outputs.set_now(now);
-        let Some(output) = self.service.outputs.get(id) else { return };
-        let was_full = output.is_full();
         self.service.outputs.on_sent(now, id, count);
-        if was_full
-            && self.service.outputs.get(id).is_some_and(|output| !output.is_full())
-            && let Some(Some(machine)) = self.machines.get_mut(slot_of(id))
-        {
-            machine.on_output_drained(now, &mut self.service);
-        }
+        self.go_on_if_drained(now, id);
     }
 
     /// The bytes that a connection has to send.
@@ -212,15 +214,55 @@ impl Shard {
             return;
         }
         let machine = self.machines.get_mut(slot_of(id)).and_then(Option::take);
-        if let Some(Machine::Peer(peer)) = machine {
-            peer.on_closed(now, &mut self.service);
+        if let Some(mut machine) = machine {
+            machine.on_closed(now, &mut self.service);
         }
         self.service.outputs.close(id);
+        self.service.unpin_released();
+    }
+
+    /// Sends to the readers of long values, each a piece in turn, until the wake-up has sent enough.
+    /// Returns whether some wait for their next turn: then the engine is to wake up again at once, and
+    /// serves all else first.
+    pub(crate) fn serve_readers(&mut self, now: Time) -> bool {
+        self.service.outputs.set_now(now);
+        let mut left = READERS_BYTES;
+        while left > 0
+            && let Some(id) = self.service.outputs.next_reader()
+        {
+            let sent = self.service.send_piece(id, READER_PIECE.min(left));
+            left = left.saturating_sub(sent.max(READER_COST));
+            self.go_on_if_drained(now, id);
+        }
+        self.service.outputs.has_readers()
+    }
+
+    /// Lets connections that wait for memory have it, in order, as far as there is some.
+    fn grant_memory(&mut self, now: Time) {
+        while let Some(&id) = self.service.waiting_frames.front() {
+            let is_there = self.service.outputs.get(id).is_some();
+            if is_there
+                && let Some(Some(machine)) = self.machines.get_mut(slot_of(id))
+                && machine.still_waits(now, &mut self.service)
+            {
+                return;
+            }
+            self.service.waiting_frames.pop_front();
+        }
+    }
+
+    fn go_on_if_drained(&mut self, now: Time, id: ConnectionId) {
+        if self.service.outputs.has_room_again(id)
+            && let Some(Some(machine)) = self.machines.get_mut(slot_of(id))
+        {
+            machine.on_output_drained(now, &mut self.service);
+        }
     }
 
     /// The end of a wake-up: the replicas' streams get what they have to say, in batches.
     pub(crate) fn finish_wake_up(&mut self, now: Time) {
         self.service.outputs.set_now(now);
+        self.grant_memory(now);
         self.service.pump(now);
     }
 
@@ -232,8 +274,14 @@ impl Shard {
 
     /// Closes the connections that missed a deadline; to be called a few times a second.
     pub(crate) fn enforce_deadlines(&mut self, now: Time, ids: impl Iterator<Item = ConnectionId>) {
+        let memory = Arc::clone(self.service.outputs.tally().memory());
+        let (is_tight, is_awaited) = (memory.is_tight(), memory.is_awaited());
         for id in ids {
             let Some(output) = self.service.outputs.get(id) else { continue };
+            if is_tight && output.is_stalled_under_pressure(now) {
+                self.close_for_memory(now, id, "its answers were not taken and others need memory");
+                continue;
+            }
             if output.deadline().is_some_and(|due| due <= now) {
                 let was_closing = output.is_closing() || output.is_half_closed();
                 self.service.outputs.kill(id);
@@ -244,6 +292,10 @@ impl Shard {
                 continue;
             }
             let Some(Some(machine)) = self.machines.get_mut(slot_of(id)) else { continue };
+            if is_awaited && machine.is_stalled_under_pressure(now) {
+                self.close_for_memory(now, id, "it sent nothing of a frame and others need memory");
+                continue;
+            }
             if machine.deadline(&mut self.service).is_some_and(|due| due <= now) {
                 self.service.outputs.kill(id);
                 let reason = "it did not complete its hello or a frame in time";
@@ -281,6 +333,11 @@ impl Shard {
         idle.len()
     }
 
+    fn close_for_memory(&mut self, now: Time, id: ConnectionId, reason: &str) {
+        self.service.outputs.kill(id);
+        self.service.count_refused(now, "connection", reason);
+    }
+
     /// The streams to dial now.
     pub(crate) fn due_dials(&mut self, now: Time) -> Vec<(GroupId, SocketAddr)> {
         self.service.due_dials(now)
@@ -296,6 +353,9 @@ impl Shard {
         if slot >= self.machines.len() {
             self.machines.resize_with(slot + 1, || None);
             self.addresses.resize(slot + 1, Address::UNKNOWN);
+        }
+        if matches!(machine, Machine::Client(_)) {
+            self.service.outputs.count_memory(id);
         }
         self.machines[slot] = Some(machine);
     }

@@ -16,6 +16,7 @@ use kv_protocol::limits::{GRACE, MAX_SERVERS};
 use kv_protocol::view::View;
 
 use crate::clock;
+use crate::connection_memory::ConnectionMemory;
 use crate::crowd::{Address, Crowd};
 use crate::descriptors::ConnectionBounds;
 use crate::net::listener::Port;
@@ -36,6 +37,7 @@ pub(crate) struct Board {
     /// Of the thread that takes its orders.
     pub(crate) orders: Pulse,
     bounds: ConnectionBounds,
+    memory: Arc<ConnectionMemory>,
     clients: AtomicUsize,
     /// Whose they are.
     crowd: Mutex<Crowd>,
@@ -93,13 +95,18 @@ impl Published {
 }
 
 impl Board {
-    /// An empty board for this many shards, which may have so many connections together.
-    pub(crate) fn new(shards: u16, bounds: ConnectionBounds) -> Arc<Board> {
+    /// An empty board for this many shards, which may have so many connections together, with so much memory.
+    pub(crate) fn new(
+        shards: u16,
+        bounds: ConnectionBounds,
+        memory: Arc<ConnectionMemory>,
+    ) -> Arc<Board> {
         Arc::new(Board {
             shards: (0..shards).map(|_| ShardBoard::default()).collect(),
             control: Pulse::default(),
             orders: Pulse::default(),
             bounds,
+            memory,
             clients: AtomicUsize::new(0),
             crowd: Mutex::default(),
             peers: AtomicUsize::new(0),
@@ -266,6 +273,11 @@ impl Board {
         self.bounds
     }
 
+    /// The memory that connections may hold.
+    pub(crate) fn memory(&self) -> &Arc<ConnectionMemory> {
+        &self.memory
+    }
+
     /// Counts a connection in, unless there are as many as may be. A client beyond that is taken in while another
     /// address has more connections than its own: idle ones of that address are closed then ([`Board::crowding`]).
     pub(crate) fn admit(self: &Arc<Board>, port: Port, from: Address) -> Option<Permit> {
@@ -383,7 +395,7 @@ mod tests {
 
     #[test]
     fn connections_beyond_the_limit_are_refused_until_one_ends() {
-        let board = Board::new(1, ConnectionBounds::WIDEST);
+        let board = Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
         let mut permits: Vec<Permit> =
             (0..board.bounds().peers).map(|_| board.admit(Port::Servers, HERE).unwrap()).collect();
         assert!(board.admit(Port::Servers, HERE).is_none());
@@ -402,7 +414,7 @@ mod tests {
     fn a_server_is_the_only_holder_from_the_order_on_until_another_is_ordered_and_installed() {
         use kv_protocol::ids::{GroupId, Incarnation, ServerId, ViewVersion};
         use kv_protocol::view::Peer;
-        let board = Board::new(1, ConnectionBounds::WIDEST);
+        let board = Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
         let member = |server| Member { server: ServerId(server), incarnation: Incarnation(9) };
         let view = |primary, peer| View {
             group: GroupId(1),
@@ -433,7 +445,8 @@ mod tests {
     fn a_raised_failure_timeout_lets_executors_stand_for_its_grace() {
         let times = FailureTimeout::new(Duration::from_secs(2));
         for (is_raised, limit) in [(false, GRACE), (true, times.grace())] {
-            let board = Board::new(1, ConnectionBounds::WIDEST);
+            let board =
+                Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
             if is_raised {
                 board.set_failure_timeout(times);
             }
@@ -450,7 +463,7 @@ mod tests {
     #[test]
     fn when_all_is_full_an_address_with_fewer_connections_gets_in_and_the_largest_is_to_give_way() {
         let bounds = ConnectionBounds { clients: 10, spare_clients: 2, ..ConnectionBounds::WIDEST };
-        let board = Board::new(1, bounds);
+        let board = Board::new(1, bounds, ConnectionMemory::new(None, None, 2));
         let other = Address::UNKNOWN;
         let mut crowd: Vec<Permit> =
             (0..10).map(|_| board.admit(Port::Clients, HERE).unwrap()).collect();
@@ -469,7 +482,7 @@ mod tests {
 
     #[test]
     fn a_wait_ends_when_what_is_awaited_is_announced() {
-        let board = Board::new(1, ConnectionBounds::WIDEST);
+        let board = Board::new(1, ConnectionBounds::WIDEST, ConnectionMemory::new(None, None, 2));
         let other = Arc::clone(&board);
         let thread = std::thread::spawn(move || {
             let condition = Condition { is_drained: true, is_sole: false };

@@ -72,6 +72,9 @@ pub(crate) fn server_arguments(
     if let Some(limit) = &plan.settings.memory_limit {
         flag("--memory-limit", limit.clone());
     }
+    if let Some(bytes) = &plan.settings.connection_memory {
+        flag("--connection-memory", bytes.clone());
+    }
     if plan.core_dumps {
         arguments.push("--core-dumps".to_owned());
     }
@@ -194,6 +197,7 @@ mod tests {
             shards: 2,
             settings: Settings {
                 memory_limit: Some("1G".into()),
+                connection_memory: Some("64M".into()),
                 orphan_timeout: Duration::from_millis(500),
                 ..Settings::default()
             },
@@ -216,7 +220,7 @@ mod tests {
             "-h 127.0.0.1 -m 4000 -c 7 -s 8 -M 9 -S 1 -n 3 -l server_1.log --shards 2 \
              --cluster-id 0000000000000000000000000000000c --incarnation 000000000000beef \
              --bind 127.0.0.1 --advertise 127.0.0.1 --orphan-timeout 0.5 --net auto \
-             --failure-timeout 0.5 --share 1 --memory-limit 1G"
+             --failure-timeout 0.5 --share 1 --memory-limit 1G --connection-memory 64M"
         );
     }
 

@@ -195,6 +195,8 @@ impl World {
             incarnation: self.cluster.member(id).incarnation,
             epoch: Epoch::default(),
             resident_bytes: 1,
+            connection_bytes: 5,
+            connection_limit: 6,
             clients: 2,
             requests: 3,
             refused: 4,

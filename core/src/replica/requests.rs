@@ -44,7 +44,7 @@ impl Replica {
             (self.config.group, self.config.shard)
         );
         self.readings.note(now);
-        if let Some(answer) = self.answer_to_get(now, request) {
+        if let Some(answer) = self.answer_to_read(now, request) {
             return answers.answer(connection, &answer);
         }
         let asker = Asker { connection, request: request.id };
@@ -66,16 +66,27 @@ impl Replica {
         }
     }
 
-    /// The answer to a GET of a key that is in this group and shard, with the value where it lies in the table:
-    /// what [`Replica::on_request`] would answer. `None` where that has more to do, or refuses.
+    /// The answer to a GET or VERIFY of a key that is in this group and shard, with the value where it lies in the
+    /// table: what [`Replica::on_request`] would answer. `None` where that has more to do, or refuses, and for
+    /// writes.
     #[inline]
-    pub fn answer_to_get(&self, now: Time, request: &Request<'_>) -> Option<Answer<'_>> {
-        let is_primary = self.primary().is_some_and(|primary| primary.is_active());
-        let is_served = is_primary && request.view <= self.view_version();
-        match request.operation {
-            Operation::Get if is_served => self.read(now, request).ok(),
-            _ => None,
+    pub fn answer_to_read(&self, now: Time, request: &Request<'_>) -> Option<Answer<'_>> {
+        let is_active = || self.primary().is_some_and(|primary| primary.is_active());
+        let is_served = match request.operation {
+            Operation::Get | Operation::Verify(ReplicaRole::Primary) => is_active(),
+            Operation::Verify(ReplicaRole::Secondary) => matches!(self.role, Role::Secondary(_)),
+            _ => false,
+        };
+        if is_served && request.view <= self.view_version() {
+            self.read(now, request).ok()
+        } else {
+            None
         }
+    }
+
+    /// Changes how many bytes the table may take before writes are refused.
+    pub fn set_memory_limit(&mut self, limit: u64) {
+        self.config.memory_limit = Some(limit);
     }
 
     /// What the table knows a key by; for [`Replica::prefetch`].

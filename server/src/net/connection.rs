@@ -8,6 +8,12 @@
 //! ```
 //!
 //! A state machine over bytes: it knows no socket, no clock and no runtime.
+//!
+//! Memory: a long frame is received only as far as it came with other bytes, until all its memory is
+//! reserved ([`crate::connection_memory`]); whatever else waits here is counted.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{
@@ -21,7 +27,8 @@ use kv_protocol::limits::{
     MAX_VALUE_BYTES,
 };
 
-use crate::service::{Ahead, Run, Service};
+use crate::connection_memory::FrameMemory;
+use crate::service::{Ahead, Service};
 
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
 /// Opcodes from here on are those of the cluster's own connections (docs/protocol.md).
@@ -29,6 +36,14 @@ const FIRST_FOREIGN_OPCODE: u8 = 0x40;
 /// A connection that waits for requests keeps no larger buffer than this: thousands may be idle.
 const IDLE_INPUT: usize = 1 << 10;
 const REQUEST_RULES: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
+/// A frame of more bytes that has come in part has the memory for its next bytes reserved, so many of them.
+const RESERVED_FRAME: usize = 16 << 10;
+const RESERVED_AHEAD: usize = 256 << 10;
+/// A frame that gets no memory for its next bytes for this long is given up: those before it in the line may be of
+/// clients that never send the rest. Its client sends it again.
+const MEMORY_DEADLINE: Duration = Duration::from_secs(3);
+/// A long frame of which nothing comes for this long makes room if another waits for its memory.
+const STALL_UNDER_PRESSURE: Duration = Duration::from_millis(250);
 
 /// The input side of a client's connection; its output is in the [`Service`].
 #[derive(Debug)]
@@ -39,6 +54,13 @@ pub(crate) struct Connection {
     deadline: Option<Time>,
     /// Whether the engine has the input buffer.
     is_lent: bool,
+    /// Of a long frame that has come in part.
+    memory: Option<FrameMemory>,
+    /// It is not read from before that has memory for its next bytes; since then.
+    waits_since: Option<Time>,
+    /// What the input buffer counts as among the memory of connections, beside what is reserved.
+    counted: usize,
+    last_input: Time,
 }
 
 /// What the frames so far have made of the connection.
@@ -64,6 +86,10 @@ impl Connection {
             session: Session { id, client: None, errors_in_a_row: 0 },
             deadline: Some(now + HELLO_DEADLINE),
             is_lent: false,
+            memory: None,
+            waits_since: None,
+            counted: 0,
+            last_input: now,
         }
     }
 
@@ -72,6 +98,12 @@ impl Connection {
         if self.is_closing(service) {
             return;
         }
+        self.last_input = now;
+        self.take_bytes(now, service, received);
+        self.claim_memory(now, service);
+    }
+
+    fn take_bytes(&mut self, now: Time, service: &mut Service, received: &[u8]) {
         let (is_greeted, is_cut) = (self.session.client.is_some(), self.input.is_partial());
         let mut rest = received;
         if is_greeted && is_cut {
@@ -90,16 +122,10 @@ impl Connection {
             }
         }
         // The usual case: whole frames, served out of the bytes as they were received.
-        let (mut ahead, mut seen) = (Ahead::default(), Run::default());
-        while !rest.is_empty() && self.session.may_serve(service) {
+        let mut ahead = Ahead::default();
+        while !rest.is_empty() && service.outputs.may_serve(self.session.id) {
             if ahead.is_over() {
                 ahead = service.look_ahead(rest, &REQUEST_RULES);
-            }
-            if self.session.serve_directly(now, service, rest, &mut seen) {
-                rest = &rest[seen.bytes..];
-                ahead.pass(seen.frames);
-                seen = Run::default();
-                continue;
             }
             let is_proven = ahead.take();
             match split_frame(rest, &REQUEST_RULES) {
@@ -142,8 +168,10 @@ impl Connection {
     pub(crate) fn take_input_back(&mut self, now: Time, service: &mut Service, buffer: Vec<u8>) {
         self.is_lent = false;
         self.input.take_back(buffer);
+        self.last_input = now;
         if !self.is_closing(service) {
             self.resume(now, service);
+            self.claim_memory(now, service);
         }
     }
 
@@ -157,19 +185,99 @@ impl Connection {
             self.deadline = None;
         }
         self.resume(now, service);
+        self.claim_memory(now, service);
+    }
+
+    /// Has memory for the next bytes of a long frame that has come in part reserved, and all other counted.
+    fn claim_memory(&mut self, now: Time, service: &mut Service) {
+        let length = self.input.length_of_partial();
+        if length > RESERVED_FRAME {
+            if self.has_reserved(service, length) {
+                self.stop_waiting(service);
+            } else if self.waits_since.is_none() {
+                self.waits_since = Some(now);
+                service.waiting_frames.push_back(self.session.id);
+            }
+        } else {
+            self.stop_waiting(service);
+            // A frame that has come whole keeps its memory until it is served.
+            if !self.input.is_partial() || length > 0 {
+                self.memory = None;
+            }
+        }
+        self.count_memory(now, service);
+    }
+
+    /// Whether the memory for the next bytes of its frame of this length is reserved, by now.
+    fn has_reserved(&mut self, service: &mut Service, length: usize) -> bool {
+        let came = self.input.waiting().len();
+        let memory = self
+            .memory
+            .get_or_insert_with(|| FrameMemory::new(Arc::clone(service.outputs.tally().memory())));
+        let is_reserved = memory.reserve(came + (length - came).min(RESERVED_AHEAD));
+        if is_reserved {
+            self.input.reserve_missing();
+        }
+        is_reserved
+    }
+
+    /// Leaves the line: bytes that came though it was not to be read from made the frame whole.
+    fn stop_waiting(&mut self, service: &mut Service) {
+        if self.waits_since.take().is_some() {
+            let id = self.session.id;
+            service.waiting_frames.retain(|waiting| *waiting != id);
+        }
+    }
+
+    /// Whether it goes on waiting for memory; what there is now is reserved.
+    pub(crate) fn still_waits(&mut self, now: Time, service: &mut Service) -> bool {
+        if self.waits_since.is_none() {
+            return false;
+        }
+        let length = self.input.length_of_partial();
+        if !self.has_reserved(service, length) {
+            return true;
+        }
+        self.waits_since = None;
+        self.deadline = Some(now + FRAME_DEADLINE);
+        self.last_input = now;
+        self.count_memory(now, service);
+        // It is read from again.
+        service.outputs.mark_dirty(self.session.id);
+        false
+    }
+
+    fn count_memory(&mut self, now: Time, service: &mut Service) {
+        let held = match &self.memory {
+            Some(memory) => self.input.waiting().len().saturating_sub(memory.bytes()),
+            None => self.input.capacity(),
+        };
+        let before = std::mem::replace(&mut self.counted, held);
+        service.outputs.tally().change(before, held);
+        if held > before && service.outputs.tally().memory().is_used_up() {
+            service.count_refused(now, "connection", "the memory of connections is used up");
+            service.outputs.kill(self.session.id);
+        }
+    }
+
+    /// Whether it has memory reserved and sends nothing, or takes no responses so that its request waits: it is
+    /// closed if another waits for memory.
+    pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
+        self.memory.is_some()
+            && self.waits_since.is_none()
+            && self.last_input + STALL_UNDER_PRESSURE <= now
+    }
+
+    /// Gives up what it counts as; it ends.
+    pub(crate) fn on_closed(&mut self, service: &mut Service) {
+        service.outputs.tally().change(std::mem::take(&mut self.counted), 0);
     }
 
     /// Serves the whole frames that are kept.
     fn resume(&mut self, now: Time, service: &mut Service) {
-        let (mut served, mut seen) = (false, Run::default());
-        while self.session.may_serve(service) {
+        let mut served = false;
+        while service.outputs.may_serve(self.session.id) {
             let was_greeted = self.session.client.is_some();
-            if self.session.serve_directly(now, service, self.input.waiting(), &mut seen) {
-                self.input.skip(seen.bytes);
-                seen = Run::default();
-                served = true;
-                continue;
-            }
             match self.input.next_frame() {
                 Ok(Some(frame)) => {
                     served = true;
@@ -185,6 +293,11 @@ impl Connection {
             }
         }
         self.input.trim(IDLE_INPUT);
+        if served {
+            // The frame that waits now, if any, is another.
+            self.memory = None;
+            self.stop_waiting(service);
+        }
         if self.session.client.is_none() {
             return;
         }
@@ -200,11 +313,16 @@ impl Connection {
     /// Whether more bytes may be read from the socket.
     pub(crate) fn wants_input(&self, service: &mut Service) -> bool {
         let id = self.session.id;
-        service.outputs.get(id).is_some_and(|output| !output.is_full() && !output.is_half_closed())
+        self.waits_since.is_none()
+            && !service.outputs.is_full(id)
+            && service.outputs.get(id).is_some_and(|output| !output.is_half_closed())
     }
 
     /// When to close it for what its input lacks.
     pub(crate) fn deadline(&self, service: &mut Service) -> Option<Time> {
+        if let Some(since) = self.waits_since {
+            return Some(since + MEMORY_DEADLINE);
+        }
         // While its output is full, nothing is read: the frame cannot be completed.
         self.deadline.filter(|_| self.session.client.is_none() || self.wants_input(service))
     }
@@ -215,36 +333,6 @@ impl Connection {
 }
 
 impl Session {
-    fn may_serve(&self, service: &mut Service) -> bool {
-        service.outputs.get(self.id).is_some_and(|output| !output.is_full() && !output.is_closing())
-    }
-
-    /// Serves the run of reads at the beginning of these bytes if they can be answered directly. What was seen
-    /// of the bytes and is left to be served one by one is not looked at twice.
-    fn serve_directly(
-        &mut self,
-        now: Time,
-        service: &mut Service,
-        waiting: &[u8],
-        seen: &mut Run,
-    ) -> bool {
-        if seen.frames > 0 {
-            seen.frames -= 1;
-            return false;
-        }
-        if self.client.is_none() {
-            return false;
-        }
-        *seen = service.answer_directly(now, self.id, waiting, &REQUEST_RULES);
-        if seen.is_answered {
-            self.errors_in_a_row = 0;
-        } else {
-            // The first of them is served now.
-            seen.frames = seen.frames.saturating_sub(1);
-        }
-        seen.is_answered
-    }
-
     /// Serves one frame, whose digest may be known to be right.
     fn serve(
         &mut self,

@@ -12,20 +12,21 @@ use kv_protocol::client_message::{
 use kv_protocol::frame::{Checksum, FrameRules, split_frame, write_frame};
 use kv_protocol::ids::ViewVersion;
 use kv_protocol::limits::{
-    FRAME_DEADLINE, HELLO_DEADLINE, MAX_ANSWER_BODY, MAX_ERRORS_IN_A_ROW, MAX_OUTPUT_BYTES,
-    STALL_DEADLINE,
+    CONNECTION_MEMORY_MIN, FRAME_DEADLINE, HELLO_DEADLINE, MAX_ANSWER_BODY, MAX_ERRORS_IN_A_ROW,
+    MAX_OUTPUT_BYTES, STALL_DEADLINE,
 };
 use kv_protocol::peer_message::opcode as peer_opcode;
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
 use proptest::prelude::*;
 
+use crate::connection_memory::ConnectionMemory;
 use crate::known_map::{self, KnownMap};
 use crate::net::listener::Port;
 use crate::net::output::SendNow;
 use crate::net::testing::{
-    CLUSTER, NOW, Pair, client, frames, hello, key, put, request, shard, shard_with_map,
-    take_output, told, view,
+    CLUSTER, GROUP, NOW, Pair, client, frames, hello, key, put, request, shard, shard_with_map,
+    shard_with_memory, take_output, take_output_at, told, view,
 };
 use crate::shard::{Fate, Shard};
 
@@ -286,13 +287,9 @@ fn a_full_output_stops_reading_and_nothing_is_lost_when_it_drains() {
     }
     shard.on_bytes(NOW, id, &stream);
     assert_eq!(shard.fate(id), Fate::Wait);
-    assert!(shard.unsent(id).len() < MAX_OUTPUT_BYTES + (2 << 20), "the output grows unbounded");
-    let mut received = Vec::new();
-    while !shard.unsent(id).is_empty() {
-        let some = shard.unsent(id).len().min(700_000);
-        received.extend_from_slice(&shard.unsent(id)[..some]);
-        shard.on_sent(NOW, id, some);
-    }
+    let waits = shard.service.outputs.get(id).unwrap().unsent_bytes();
+    assert!(waits < value.len() + 100, "the output grows unbounded");
+    let received = take_output(shard, id);
     let ids: Vec<Option<u64>> = told(&received).into_iter().map(|(id, ..)| id).collect();
     assert_eq!(ids, (1..=count).map(Some).collect::<Vec<_>>());
     assert_eq!(shard.fate(id), Fate::Read);
@@ -329,7 +326,7 @@ fn deadlines_end_the_silent_the_slow_and_those_who_take_no_answers() {
 
 #[test]
 fn a_request_cut_while_the_output_was_full_has_all_its_time_once_reading_goes_on() {
-    let value = vec![b'x'; 1 << 20];
+    let value = vec![b'x'; 64 << 10];
     let (mut pair, id) = serving(&value);
     let shard = &mut pair.primary;
     let gets = (1..=MAX_OUTPUT_BYTES / value.len()).map(|n| n as u64);
@@ -339,12 +336,13 @@ fn a_request_cut_while_the_output_was_full_has_all_its_time_once_reading_goes_on
     shard.on_bytes(NOW, id, &stream);
     assert_eq!(shard.fate(id), Fate::Wait);
     // Its client takes some, so it does not stall; the output stays full.
-    shard.on_sent(NOW + Duration::from_secs(5), id, 1);
+    let soon = NOW + Duration::from_secs(5);
+    shard.serve_readers(soon);
+    shard.on_sent(soon, id, 1);
     shard.enforce_deadlines(NOW + FRAME_DEADLINE, [id].into_iter());
     assert_eq!(shard.fate(id), Fate::Wait, "nothing was read that could complete the request");
     let later = NOW + FRAME_DEADLINE + Duration::from_secs(1);
-    let all = shard.unsent(id).len();
-    shard.on_sent(later, id, all);
+    take_output_at(later, shard, id);
     let just_before = later + (FRAME_DEADLINE - Duration::from_millis(1));
     shard.enforce_deadlines(just_before, [id].into_iter());
     assert_eq!(shard.fate(id), Fate::Read);
@@ -430,17 +428,11 @@ impl SendNow for Narrow {
     }
 }
 
-/// As [`serving`], over a socket with room for so many bytes, after a first read.
-fn serving_directly(
-    value: &[u8],
-    room: usize,
-) -> (Pair, kv_core::replica::ConnectionId, Rc<Narrow>) {
+/// As [`serving`], over a socket with room for so many bytes.
+fn serving_over(value: &[u8], room: usize) -> (Pair, kv_core::replica::ConnectionId, Rc<Narrow>) {
     let (mut pair, id) = serving(value);
     let socket = Rc::new(Narrow::default());
     pair.primary.service.outputs.set_socket(id, Rc::clone(&socket) as _);
-    pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
-    assert!(socket.took.borrow().is_empty(), "nothing was known of the values");
-    take_output(&mut pair.primary, id);
     socket.room.set(room);
     (pair, id, socket)
 }
@@ -463,43 +455,186 @@ fn long_values_go_straight_to_the_socket_and_what_it_does_not_take_follows_in_or
     for room in [0, 1, 36, 37, 20_000, 49_000, 50_000, usize::MAX] {
         // Whole, and in two parts: what waits in a buffer is served from there.
         for cut in [0, 100, stream.len() - 50] {
-            let (mut pair, id, socket) = serving_directly(&LONG, room);
+            let (mut pair, id, socket) = serving_over(&LONG, room);
             pair.primary.on_bytes(NOW, id, &stream[..cut]);
             pair.primary.on_bytes(NOW, id, &stream[cut..]);
             pair.exchange();
-            let mut got = socket.took.borrow().clone();
-            // As much as there is room for, and as one wake-up may send: fifteen answers and their heads.
-            let most = 16 * (LONG.len() + 64);
-            assert!(got.len() >= room.min(15 * LONG.len()), "{} bytes of {room}", got.len());
-            assert!(got.len() <= most, "{} bytes in one wake-up", got.len());
-            got.extend(take_output(&mut pair.primary, id));
-            assert!(got == expected, "room for {room} bytes, cut at {cut}");
-            assert_eq!(pair.primary.service.counters().requests, 2 + 31);
+            // The engine's sends go to the same socket, when it has room again.
+            loop {
+                pair.primary.serve_readers(NOW);
+                let bytes = pair.primary.unsent(id).to_vec();
+                if bytes.is_empty() && !pair.primary.service.outputs.has_readers() {
+                    break;
+                }
+                socket.took.borrow_mut().extend(&bytes);
+                pair.primary.on_sent(NOW, id, bytes.len());
+            }
+            assert!(*socket.took.borrow() == expected, "room for {room} bytes, cut at {cut}");
+            assert_eq!(pair.primary.service.counters().requests, 1 + 31);
         }
     }
 }
 
 #[test]
-fn nothing_goes_straight_to_the_socket_before_other_bytes_or_in_one_piece_that_is_too_long() {
+fn nothing_goes_straight_to_the_socket_before_other_bytes() {
     let gets: Vec<u8> = (10..20).flat_map(|id| request(id, key(), Operation::Get)).collect();
-    let (mut pair, id, socket) = serving_directly(&LONG, usize::MAX);
+    let (mut pair, id, socket) = serving_over(&LONG, usize::MAX);
     pair.primary.on_bytes(NOW, id, &request(9, key(), Operation::Noop));
-    let on_their_way = pair.primary.service.outputs.get(id).unwrap().take().unwrap();
+    let (on_their_way, _) = pair.primary.service.outputs.get(id).unwrap().take().unwrap();
     pair.primary.on_bytes(NOW, id, &gets);
+    pair.primary.serve_readers(NOW);
     assert!(socket.took.borrow().is_empty(), "it would overtake {on_their_way:?}");
-    for (value, goes) in [(256 << 10, true), ((256 << 10) + 1, false)] {
-        let (mut pair, id, socket) = serving_directly(&vec![7; value], usize::MAX);
-        pair.primary.on_bytes(NOW, id, &gets);
-        assert_eq!(!socket.took.borrow().is_empty(), goes, "values of {value} bytes");
-    }
+    pair.primary.on_sent(NOW, id, on_their_way.len());
+    pair.primary.serve_readers(NOW);
+    assert_eq!(told(&socket.took.borrow()).len(), 10);
 }
 
 #[test]
 fn without_a_lease_nothing_goes_straight_to_the_socket() {
-    let (mut pair, id, socket) = serving_directly(&LONG, usize::MAX);
+    let (mut pair, id, socket) = serving_over(&LONG, usize::MAX);
     let gets: Vec<u8> = (10..20).flat_map(|id| request(id, key(), Operation::Get)).collect();
     pair.primary.on_bytes(NOW + Duration::from_secs(1), id, &gets);
+    pair.primary.serve_readers(NOW);
     assert!(socket.took.borrow().is_empty(), "read without a lease");
     let said = take_output(&mut pair.primary, id);
     assert!(told(&said).iter().all(|(_, status, _)| *status == Status::Unavailable), "{said:?}");
+}
+
+#[test]
+fn a_long_value_is_the_one_that_was_read_however_late_it_is_sent() {
+    let (mut pair, id) = serving(&[1; 1 << 20]);
+    let pinned = |pair: &Pair| pair.primary.service.replica(GROUP).unwrap().pinned_len();
+    pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
+    assert_eq!(pinned(&pair), 1);
+    let other = client(&mut pair.primary);
+    pair.primary.on_bytes(NOW, other, &put(2, key(), &[2; 100]));
+    pair.exchange();
+    assert_eq!(told(&take_output(&mut pair.primary, other)).len(), 1);
+    let said = take_output(&mut pair.primary, id);
+    let text = String::from_utf8(vec![1; 1 << 20]).unwrap();
+    assert_eq!(told(&said), [(Some(2), Status::Ok, text)]);
+    assert_eq!(pinned(&pair), 0, "it is given back when all is sent");
+
+    // And when its reader is gone.
+    pair.primary.on_bytes(NOW, other, &put(3, key(), &[3; 5_000]));
+    pair.exchange();
+    pair.primary.on_bytes(NOW, id, &request(4, key(), Operation::Get));
+    assert_eq!(pinned(&pair), 1);
+    pair.primary.close(NOW, id);
+    assert_eq!(pinned(&pair), 0);
+}
+
+#[test]
+fn readers_of_long_values_take_turns_and_a_wake_up_sends_a_bounded_part() {
+    let (mut pair, first, socket) = serving_over(&[1; 4 << 20], usize::MAX);
+    let second = client(&mut pair.primary);
+    let other = Rc::new(Narrow::default());
+    other.room.set(usize::MAX);
+    pair.primary.service.outputs.set_socket(second, Rc::clone(&other) as _);
+    for id in [first, second] {
+        pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
+    }
+    assert!(pair.primary.serve_readers(NOW), "both wait for their next turns");
+    let (one, two) = (socket.took.borrow().len(), other.took.borrow().len());
+    assert_eq!(one, two);
+    assert!(one > 0 && one + two <= 1 << 20, "{one} bytes each in one wake-up");
+    while pair.primary.serve_readers(NOW) {}
+    assert_eq!(told(&socket.took.borrow()).len(), 1);
+    assert_eq!(told(&other.took.borrow()).len(), 1);
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_closed_and_one_that_waits_for_its_turn_is_not() {
+    let (mut pair, id, _socket) = serving_over(&[1; 1 << 20], 0);
+    pair.primary.on_bytes(NOW, id, &request(2, key(), Operation::Get));
+    let late = NOW + STALL_DEADLINE;
+    pair.primary.enforce_deadlines(late, [id].into_iter());
+    assert_eq!(pair.primary.fate(id), Fate::Wait, "it was offered nothing yet");
+    pair.primary.serve_readers(late);
+    pair.primary.enforce_deadlines(late + STALL_DEADLINE, [id].into_iter());
+    assert_eq!(pair.primary.fate(id), Fate::Close);
+}
+
+/// What one receive brings of a PUT of a mebibyte.
+fn part_of_a_put() -> Vec<u8> {
+    let mut bytes = put(1, key(), &[5; 1 << 20]);
+    bytes.truncate(100_000);
+    bytes
+}
+
+#[test]
+fn long_requests_beyond_the_budget_wait_in_order_and_those_that_stall_make_room() {
+    let memory = ConnectionMemory::new(Some(CONNECTION_MEMORY_MIN), None, 2);
+    let mut shard = shard_with_memory(0, Arc::clone(&memory));
+    let ids: Vec<_> = (0..60).map(|_| client(&mut shard)).collect();
+    for &id in &ids {
+        shard.on_bytes(NOW, id, &part_of_a_put());
+        assert!(memory.held() <= CONNECTION_MEMORY_MIN, "{} bytes", memory.held());
+    }
+    let waiting = |shard: &mut Shard| -> Vec<usize> {
+        (0..ids.len()).filter(|n| shard.fate(ids[*n]) == Fate::Wait).collect()
+    };
+    let all = waiting(&mut shard);
+    assert!(all.len() > 30, "{all:?} wait");
+    // Short requests need no reservation.
+    let short = client(&mut shard);
+    shard.on_bytes(NOW, short, &request(1, key(), Operation::Noop));
+    assert_eq!(told(&take_output(&mut shard, short)).len(), 1);
+
+    // One that has memory ends: the first in line goes on.
+    shard.close(NOW, ids[0]);
+    shard.finish_wake_up(NOW);
+    assert_eq!(waiting(&mut shard), all[1..]);
+
+    // Those that send nothing make room while others wait, and only then.
+    let mut now = NOW;
+    let mut rounds = 0;
+    while !waiting(&mut shard).is_empty() {
+        now = now + Duration::from_millis(300);
+        shard.enforce_deadlines(now, ids.iter().copied());
+        for &id in &ids {
+            if shard.fate(id) == Fate::Close {
+                shard.close(now, id);
+            }
+        }
+        shard.finish_wake_up(now);
+        rounds += 1;
+        assert!(rounds < 60, "they never get memory");
+    }
+    let now = now + Duration::from_secs(1);
+    shard.enforce_deadlines(now, ids.iter().copied());
+    assert!(ids.iter().any(|id| shard.fate(*id) == Fate::Read), "nobody else needs its memory");
+    for id in ids.into_iter().chain([short]) {
+        shard.close(now, id);
+    }
+    assert!(memory.held() < 64 << 10, "a shard reports small changes later: {}", memory.held());
+}
+
+#[test]
+fn requests_of_clients_that_read_nothing_take_a_bounded_memory() {
+    let memory = ConnectionMemory::new(Some(CONNECTION_MEMORY_MIN), None, 2);
+    let mut shard = shard_with_memory(0, Arc::clone(&memory));
+    let noops: Vec<u8> = (1..3_000).flat_map(|id| request(id, key(), Operation::Noop)).collect();
+    let mut ids = Vec::new();
+    while !memory.is_used_up() {
+        let id = client(&mut shard);
+        for _ in 0..10 {
+            if shard.fate(id) == Fate::Read {
+                shard.on_bytes(NOW, id, &noops);
+            }
+        }
+        ids.push(id);
+        assert!(ids.len() < 1_000, "{} bytes are counted", memory.held());
+    }
+    assert!(memory.held() <= CONNECTION_MEMORY_MIN, "{} bytes", memory.held());
+    let one_more = shard.adopt(NOW, Port::Clients, &hello());
+    assert_eq!(shard.fate(one_more), Fate::Close);
+    // Those that take nothing make room.
+    let later = NOW + Duration::from_secs(1);
+    shard.enforce_deadlines(later, ids.iter().copied());
+    for id in ids {
+        assert_eq!(shard.fate(id), Fate::Close);
+        shard.close(later, id);
+    }
+    client(&mut shard);
 }

@@ -73,6 +73,28 @@ impl Machine {
         }
     }
 
+    /// Has the memory for its frame reserved, if it waits for that and there is some now; whether it waits on.
+    pub(crate) fn still_waits(&mut self, now: Time, service: &mut Service) -> bool {
+        match self {
+            Machine::Client(connection) => connection.still_waits(now, service),
+            Machine::Greeting(_) | Machine::Peer(_) => false,
+        }
+    }
+
+    /// Whether it has memory that others wait for, and sends nothing.
+    pub(crate) fn is_stalled_under_pressure(&self, now: Time) -> bool {
+        matches!(self, Machine::Client(connection) if connection.is_stalled_under_pressure(now))
+    }
+
+    /// Does what is to be done when its socket is gone.
+    pub(crate) fn on_closed(&mut self, now: Time, service: &mut Service) {
+        match self {
+            Machine::Greeting(_) => {}
+            Machine::Client(connection) => connection.on_closed(service),
+            Machine::Peer(peer) => peer.on_closed(now, service),
+        }
+    }
+
     /// Goes on with what was kept back while the output was full.
     pub(crate) fn on_output_drained(&mut self, now: Time, service: &mut Service) {
         if let Machine::Client(connection) = self {

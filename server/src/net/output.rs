@@ -1,32 +1,45 @@
 //! What waits to be sent, for every connection of a shard.
 //!
+//! ```text
+//!   bytes | head, value in the table, bytes behind it | head, value in the table, ...
+//!     ^           ^
+//!     |           +-- sent by the shard, piece by piece, in turn with the other readers
+//!     +-- sent by the engine, one send a wake-up
+//! ```
+//!
 //! Answers to one connection's writes come out of the bytes of another (the peer's acks), so the
 //! outputs live in one table apart from the connections' input machines. Whoever puts bytes in marks
-//! the connection dirty; the engine sends once for each dirty connection at the end of a wake-up. Long values that
-//! are read may go to the socket sooner, from where they lie (`service/direct.rs`).
+//! the connection dirty; the engine sends once for each dirty connection at the end of a wake-up.
+//!
+//! A long value is not copied: the output holds a pin of its entry, and the connection joins the line of
+//! readers ([`Outputs::next_reader`]). Where the socket has no room, one page of the value is copied, and
+//! the engine sends that when there is room again: then the connection joins the line again.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
 
 use kv_core::replica::{Answers, ConnectionId};
-use kv_protocol::client_message::Answer;
+use kv_protocol::client_message::{ANSWER_HEAD_BYTES, Answer};
 use kv_protocol::ids::Time;
-use kv_protocol::limits::{MAX_OUTPUT_BYTES, STALL_DEADLINE};
+use kv_protocol::limits::MAX_OUTPUT_BYTES;
 
-/// A value of so many bytes is worth being sent from where it lies.
-pub(crate) const LONG_VALUE: usize = 8 << 10;
+use crate::connection_memory::{ConnectionMemory, Tally};
+
+mod single;
+
+use single::{LongAnswer, parts};
+pub(crate) use single::{Output, PinnedValue};
+
+/// A value longer than this is sent from where it lies.
+pub(crate) const LONG_VALUE: usize = 4 << 10;
 /// A buffer larger than this is given back to the allocator when it runs empty. Below it, a buffer that has
-/// grown to what a pipeline of large values takes need not grow again for the next one.
+/// grown to what a pipeline of requests takes need not grow again for the next one.
 const KEPT_CAPACITY: usize = 1 << 20;
 /// Empty buffers that are kept for whoever has something to send next, and what all of them may hold.
 const KEPT_BUFFERS: usize = 64;
 const KEPT_BYTES: usize = 4 << 20;
-/// Sent bytes are cut off the front of a buffer when there are this many of them.
-const COMPACT_BYTES: usize = 1 << 20;
-/// How long a closing connection waits for the other side to take the last words and close.
-const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A socket that takes bytes at once, or not.
 pub(crate) trait SendNow {
@@ -35,171 +48,17 @@ pub(crate) trait SendNow {
     fn send_now(&self, parts: &[IoSlice<'_>]) -> usize;
 }
 
-/// The bytes that one connection has to send, and how it is to end.
-#[derive(Default)]
-pub(crate) struct Output {
-    bytes: Vec<u8>,
-    sent: usize,
-    /// Bytes that the engine has taken out and has not reported as sent; they go before `bytes`.
-    taken: usize,
-    /// When bytes were last taken, or came into an empty buffer.
-    last_progress: Time,
-    end: End,
-    is_dirty: bool,
-    /// Whether it is that of a stream between servers.
-    is_stream: bool,
-    /// Requests given to a replica whose answers have not come.
-    in_flight: u32,
-    /// For long values, if the engine has given one.
-    socket: Option<Rc<dyn SendNow>>,
-    /// Whether the last value was long.
-    reads_long_values: bool,
-    /// How many bytes went to it directly in the wake-up of this time.
-    direct: (Time, usize),
-}
-
-/// How a connection ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum End {
-    /// Not yet.
-    #[default]
-    Open,
-    /// When its answers are sent: the other side has sent all it will. Answers that have not come
-    /// are waited for until this time.
-    HalfClosed(Time),
-    /// The last words are in the buffer: when they are sent and the other side has closed too, or
-    /// at this time.
-    LastWords { at: Time, has_other_closed: bool },
-    /// At once.
-    Dead,
-}
-
-impl Output {
-    /// The bytes to send that are not taken out; none on a connection that is dead.
-    pub(crate) fn unsent(&self) -> &[u8] {
-        match self.end {
-            End::Dead => &[],
-            _ => &self.bytes[self.sent..],
-        }
-    }
-
-    /// How many bytes are not reported as sent, taken out or not; none on a connection that is dead.
-    pub(crate) fn unsent_bytes(&self) -> usize {
-        match self.end {
-            End::Dead => 0,
-            _ => self.taken + self.bytes.len() - self.sent,
-        }
-    }
-
-    /// Takes out all bytes to send, and where in the buffer they begin; they count as unsent until
-    /// [`Output::on_sent`] says otherwise. `None` when there are none, or others are still out.
-    pub(crate) fn take(&mut self) -> Option<(Vec<u8>, usize)> {
-        if self.taken > 0 || self.unsent().is_empty() {
-            return None;
-        }
-        self.taken = self.unsent().len();
-        Some((std::mem::take(&mut self.bytes), std::mem::take(&mut self.sent)))
-    }
-
-    /// Whether as much waits as may: nothing more is read from this connection until it is sent.
-    pub(crate) fn is_full(&self) -> bool {
-        self.unsent_bytes() >= MAX_OUTPUT_BYTES
-    }
-
-    /// Notes that the first `count` unsent bytes are gone.
-    fn on_sent(&mut self, now: Time, count: usize) {
-        self.last_progress = now;
-        if self.taken > 0 {
-            self.taken -= count;
-            return;
-        }
-        self.sent += count;
-        if self.sent < self.bytes.len()
-            && self.sent >= COMPACT_BYTES
-            && self.sent * 2 >= self.bytes.len()
-        {
-            self.bytes.drain(..self.sent);
-            self.sent = 0;
-        }
-    }
-
-    /// When the connection is to be closed for what its output (not its input) does.
-    pub(crate) fn deadline(&self) -> Option<Time> {
-        let stalled = (self.unsent_bytes() > 0).then(|| self.last_progress + STALL_DEADLINE);
-        let ending = match self.end {
-            End::Open | End::Dead => None,
-            End::HalfClosed(at) => (self.in_flight > 0).then_some(at),
-            End::LastWords { at, .. } => Some(at),
-        };
-        stalled.into_iter().chain(ending).min()
-    }
-
-    /// Whether the connection is to be closed now.
-    pub(crate) fn is_over(&self) -> bool {
-        match self.end {
-            End::Dead => true,
-            End::HalfClosed(_) => self.in_flight == 0 && self.unsent_bytes() == 0,
-            End::LastWords { has_other_closed, .. } => has_other_closed && self.unsent_bytes() == 0,
-            End::Open => false,
-        }
-    }
-
-    /// Whether the last words are in the buffer: what still comes in is thrown away.
-    pub(crate) fn is_closing(&self) -> bool {
-        matches!(self.end, End::LastWords { .. } | End::Dead)
-    }
-
-    /// Whether the other side has sent all it will.
-    pub(crate) fn is_half_closed(&self) -> bool {
-        matches!(self.end, End::HalfClosed(_) | End::LastWords { has_other_closed: true, .. })
-    }
-
-    /// Whether the last words are sent, so that our direction can be shut.
-    pub(crate) fn has_said_last_words(&self) -> bool {
-        matches!(self.end, End::LastWords { .. }) && self.unsent_bytes() == 0
-    }
-
-    /// Sends what is in the buffer, then closes.
-    pub(crate) fn close_after_last_words(&mut self, now: Time) {
-        let has_other_closed = self.is_half_closed();
-        if !self.is_closing() {
-            self.end = End::LastWords { at: now + LAST_WORDS_DEADLINE, has_other_closed };
-        }
-    }
-
-    /// The other side has sent all it will: closes when what was asked is answered.
-    pub(crate) fn close_after_answers(&mut self, now: Time) {
-        match self.end {
-            End::Open => self.end = End::HalfClosed(now + STALL_DEADLINE),
-            End::LastWords { at, .. } => self.end = End::LastWords { at, has_other_closed: true },
-            End::HalfClosed(_) | End::Dead => {}
-        }
-    }
-
-    /// Since when the connection waits for nothing: no answer is due and none is unsent.
-    pub(crate) fn idle_since(&self) -> Option<Time> {
-        let is_idle = self.end == End::Open && self.in_flight == 0 && self.unsent_bytes() == 0;
-        is_idle.then_some(self.last_progress)
-    }
-
-    /// Closes at once.
-    pub(crate) fn kill(&mut self) {
-        self.end = End::Dead;
-    }
-
-    /// Notes that a request went to a replica, which answers now or later.
-    pub(crate) fn expect_answer(&mut self) {
-        self.in_flight += 1;
-    }
-}
-
 /// The outputs of all connections of a shard, by [`ConnectionId`] (slot and generation).
-#[derive(Default)]
 pub(crate) struct Outputs {
     slots: Vec<Slot>,
     free: Vec<u32>,
     dirty: VecDeque<ConnectionId>,
     dirty_streams: VecDeque<ConnectionId>,
+    /// Connections whose next bytes are a long value's, in the order in which they are served.
+    readers: VecDeque<ConnectionId>,
+    /// Pins that ended; the tables get them back.
+    released: Vec<PinnedValue>,
+    tally: Tally,
     now: Time,
     /// A connection that has nothing to send has no buffer; this is where it gets one.
     spares: Vec<Vec<u8>>,
@@ -223,6 +82,22 @@ fn generation_of(id: ConnectionId) -> u32 {
 }
 
 impl Outputs {
+    /// No outputs yet; what they will hold counts in `memory`.
+    pub(crate) fn new(memory: Arc<ConnectionMemory>) -> Outputs {
+        Outputs {
+            slots: Vec::new(),
+            free: Vec::new(),
+            dirty: VecDeque::new(),
+            dirty_streams: VecDeque::new(),
+            readers: VecDeque::new(),
+            released: Vec::new(),
+            tally: Tally::new(memory),
+            now: Time::default(),
+            spares: Vec::new(),
+            spare_bytes: 0,
+        }
+    }
+
     /// Makes room for a connection. Its id is never given again.
     pub(crate) fn open(&mut self, now: Time) -> ConnectionId {
         let index = self.free.pop().unwrap_or_else(|| {
@@ -237,7 +112,11 @@ impl Outputs {
     /// Takes a connection's room back; what it had not sent is dropped.
     pub(crate) fn close(&mut self, id: ConnectionId) {
         let slot = &mut self.slots[slot_of(id)];
-        if slot.generation == generation_of(id) && slot.output.take().is_some() {
+        if slot.generation == generation_of(id)
+            && let Some(output) = slot.output.take()
+        {
+            self.tally.change(output.counted, 0);
+            self.released.extend(output.long.into_iter().map(|long| long.value));
             // A slot whose generations are used up is not used again.
             if let Some(next) = slot.generation.checked_add(1) {
                 slot.generation = next;
@@ -251,26 +130,149 @@ impl Outputs {
         find(&mut self.slots, id)
     }
 
+    /// What the connections of this shard hold beside long frames.
+    pub(crate) fn tally(&mut self) -> &mut Tally {
+        &mut self.tally
+    }
+
+    /// Has the memory of a connection's output counted from now on.
+    pub(crate) fn count_memory(&mut self, id: ConnectionId) {
+        if let Some(output) = self.get(id) {
+            output.is_counted = true;
+        }
+        self.recount(id);
+    }
+
+    fn recount(&mut self, id: ConnectionId) {
+        let Outputs { slots, tally, .. } = self;
+        if let Some(output) = find(slots, id).filter(|output| output.is_counted) {
+            let held = output.held();
+            let before = std::mem::replace(&mut output.counted, held);
+            tally.change(before, held);
+            if held > before && tally.memory().is_used_up() {
+                self.kill(id);
+            }
+        }
+    }
+
+    /// Whether as much waits as may: nothing more is read from this connection until some is sent. Where
+    /// the memory of connections is tight, that is anything at all.
+    pub(crate) fn is_full(&mut self, id: ConnectionId) -> bool {
+        let Some(unsent) = self.get(id).map(|output| output.unsent_bytes()) else { return true };
+        unsent >= MAX_OUTPUT_BYTES || (unsent > 0 && self.tally.memory().is_tight())
+    }
+
+    /// Whether a connection may be served its next request. If it may not, [`Outputs::has_room_again`]
+    /// tells when it may.
+    pub(crate) fn may_serve(&mut self, id: ConnectionId) -> bool {
+        let is_full = self.is_full(id);
+        match self.get(id) {
+            Some(output) if !output.is_closing() => {
+                output.has_kept_back |= is_full;
+                !is_full
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a connection whose requests were kept back may be served again. Told once.
+    pub(crate) fn has_room_again(&mut self, id: ConnectionId) -> bool {
+        let is_full = self.is_full(id);
+        self.get(id).is_some_and(|output| !is_full && std::mem::take(&mut output.has_kept_back))
+    }
+
     /// Lets `fill` append frames to a connection's output, and marks it dirty if it did.
     pub(crate) fn append(&mut self, id: ConnectionId, fill: impl FnOnce(&mut Vec<u8>)) {
         let Some(output) = find(&mut self.slots, id) else { return };
         if output.unsent_bytes() == 0 {
             output.last_progress = self.now;
         }
-        if output.bytes.capacity() == 0
+        let bytes = match output.long.back_mut() {
+            Some(long) => &mut long.behind,
+            None => &mut output.bytes,
+        };
+        if bytes.capacity() == 0
             && let Some(spare) = self.spares.pop()
         {
             self.spare_bytes -= spare.capacity();
-            output.bytes = spare;
+            *bytes = spare;
         }
-        let held = output.bytes.len();
-        fill(&mut output.bytes);
-        if output.bytes.len() > held {
+        let held = bytes.len();
+        fill(bytes);
+        let added = bytes.len() - held;
+        let unused = if bytes.is_empty() { std::mem::take(bytes) } else { Vec::new() };
+        if !output.long.is_empty() {
+            output.long_bytes += added;
+        }
+        self.recycle(unused);
+        self.recount(id);
+        if added > 0 {
             self.mark_dirty(id);
-        } else if held == 0 {
-            let unused = std::mem::take(&mut output.bytes);
-            self.recycle(unused);
         }
+    }
+
+    /// Appends a response whose value is sent from the table.
+    pub(crate) fn append_long(
+        &mut self,
+        id: ConnectionId,
+        head: [u8; ANSWER_HEAD_BYTES],
+        value: PinnedValue,
+        value_len: usize,
+    ) {
+        let now = self.now;
+        let Some(output) = find(&mut self.slots, id) else { return self.released.push(value) };
+        if output.unsent_bytes() == 0 {
+            output.last_progress = now;
+        }
+        let behind = Vec::new();
+        output.long_bytes += head.len() + value_len;
+        output.long.push_back(LongAnswer {
+            head,
+            value,
+            value_len,
+            sent: 0,
+            pinned_at: now,
+            behind,
+        });
+        self.recount(id);
+        self.join_line(id);
+    }
+
+    fn join_line(&mut self, id: ConnectionId) {
+        if let Some(output) = find(&mut self.slots, id)
+            && output.is_ready_reader()
+        {
+            output.is_in_line = true;
+            self.readers.push_back(id);
+        }
+    }
+
+    /// Takes the reader whose turn it is.
+    pub(crate) fn next_reader(&mut self) -> Option<ConnectionId> {
+        while let Some(id) = self.readers.pop_front() {
+            if let Some(output) = find(&mut self.slots, id) {
+                output.is_in_line = false;
+                if output.is_ready_reader() {
+                    return Some(id);
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether a reader waits for its turn.
+    pub(crate) fn has_readers(&self) -> bool {
+        !self.readers.is_empty()
+    }
+
+    /// Whether pins ended.
+    pub(crate) fn has_released(&self) -> bool {
+        !self.released.is_empty()
+    }
+
+    /// Pins that ended since the last call.
+    pub(crate) fn take_released(&mut self) -> Vec<PinnedValue> {
+        std::mem::take(&mut self.released)
     }
 
     /// Lets long values go to this socket directly.
@@ -280,52 +282,56 @@ impl Outputs {
         }
     }
 
-    /// For a connection whose reads have long values: how many bytes it was sent directly in this wake-up, or has to
-    /// be sent before the next ones. `None` if those cannot go directly.
-    pub(crate) fn before_direct(&mut self, id: ConnectionId) -> Option<usize> {
+    /// Sends a reader at most `most` bytes at once, values from where they lie; how many bytes. What the
+    /// socket has no room for follows when it has, and the reader is in the line again if it can take more
+    /// now. A value that `value_of` does not find closes the connection: its replica has lost its table.
+    pub(crate) fn send_piece<'t>(
+        &mut self,
+        id: ConnectionId,
+        most: usize,
+        value_of: impl Fn(&PinnedValue) -> Option<&'t [u8]>,
+    ) -> usize {
         let now = self.now;
-        let output = self.get(id)?;
-        let is_free = output.taken == 0 && !output.is_closing();
-        let (at, sent) = output.direct;
-        let sent = if at == now { sent } else { 0 };
-        (output.socket.is_some() && output.reads_long_values && is_free)
-            .then(|| sent + output.unsent().len())
-    }
-
-    /// Sends these parts at once, behind what there is to send; what the socket does not take is appended.
-    pub(crate) fn send_directly(&mut self, id: ConnectionId, parts: &[IoSlice<'_>]) {
-        let now = self.now;
-        let Some(output) = self.get(id) else { return };
-        let Some(socket) = output.socket.clone().filter(|_| output.taken == 0) else { return };
-        let waiting = output.unsent();
-        let all: Vec<_> =
-            std::iter::once(IoSlice::new(waiting)).chain(parts.iter().copied()).collect();
-        let sent = socket.send_now(&all);
-        let first = sent.min(waiting.len());
-        let mut later = sent - first;
-        let (at, before) = output.direct;
-        output.direct = (now, sent + if at == now { before } else { 0 });
-        if first > 0 {
-            self.on_sent(now, id, first);
+        let Some(output) = find(&mut self.slots, id) else { return 0 };
+        let Some(parts) = parts(output, most, &value_of) else {
+            self.kill(id);
+            return 0;
+        };
+        let offered: usize = parts.iter().map(|part| part.len()).sum();
+        let socket = output.socket.clone();
+        let sent = socket.map_or(0, |socket| socket.send_now(&parts)).min(offered);
+        drop(parts);
+        output.on_sent_now(now, sent, &mut self.released);
+        if sent < offered {
+            output.is_blocked = true;
+            output.copy_page(&value_of, &mut self.released);
         }
-        self.append(id, |bytes| {
-            for part in parts {
-                let gone = later.min(part.len());
-                later -= gone;
-                bytes.extend_from_slice(&part[gone..]);
-            }
-        });
+        self.let_go_of_empty(id);
+        self.mark_dirty(id);
+        self.join_line(id);
+        sent
     }
 
     /// Notes that the first `count` unsent bytes of a connection are gone.
     pub(crate) fn on_sent(&mut self, now: Time, id: ConnectionId, count: usize) {
         let Some(output) = self.get(id) else { return };
         output.on_sent(now, count);
+        if output.taken == 0 && output.sent == output.bytes.len() {
+            output.is_blocked = false;
+        }
+        self.let_go_of_empty(id);
+        self.join_line(id);
+    }
+
+    /// Takes back the buffer of a connection that has nothing in it.
+    fn let_go_of_empty(&mut self, id: ConnectionId) {
+        let Some(output) = self.get(id) else { return };
         if output.sent > 0 && output.sent == output.bytes.len() {
             output.sent = 0;
             let emptied = std::mem::take(&mut output.bytes);
             self.recycle(emptied);
         }
+        self.recount(id);
     }
 
     /// Takes back a buffer whose bytes are not needed any more.
@@ -416,9 +422,6 @@ impl Answers for Outputs {
     fn answer(&mut self, to: ConnectionId, answer: &Answer<'_>) {
         if let Some(output) = self.get(to) {
             output.in_flight = output.in_flight.saturating_sub(1);
-            if !answer.value.is_empty() {
-                output.reads_long_values = answer.value.len() >= LONG_VALUE;
-            }
         }
         self.append(to, |bytes| answer.write(bytes));
     }
@@ -426,13 +429,21 @@ impl Answers for Outputs {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use kv_protocol::limits::STALL_DEADLINE;
+
     use super::*;
 
     const NOW: Time = Time::from_nanos(1_000);
 
+    fn outputs() -> Outputs {
+        Outputs::new(ConnectionMemory::new(None, None, 2))
+    }
+
     #[test]
     fn the_id_of_a_closed_connection_reaches_nobody() {
-        let mut outputs = Outputs::default();
+        let mut outputs = outputs();
         let first = outputs.open(NOW);
         outputs.close(first);
         let second = outputs.open(NOW);
@@ -445,7 +456,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_dirty_once_however_much_is_appended() {
-        let mut outputs = Outputs::default();
+        let mut outputs = outputs();
         let id = outputs.open(NOW);
         for n in 0..3 {
             outputs.append(id, |bytes| bytes.push(n));
@@ -460,7 +471,7 @@ mod tests {
 
     #[test]
     fn streams_are_looked_at_first_and_the_others_in_their_order() {
-        let mut outputs = Outputs::default();
+        let mut outputs = outputs();
         let ids = [(); 4].map(|()| outputs.open(NOW));
         outputs.set_stream(ids[2]);
         ids.iter().for_each(|id| outputs.mark_dirty(*id));
@@ -475,7 +486,7 @@ mod tests {
 
     #[test]
     fn bytes_that_nobody_takes_end_the_connection_at_the_stall_deadline() {
-        let mut outputs = Outputs::default();
+        let mut outputs = outputs();
         outputs.set_now(NOW);
         let id = outputs.open(NOW);
         assert_eq!(outputs.get(id).unwrap().deadline(), None);
@@ -490,7 +501,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_is_killed_is_looked_at_once_and_has_nothing_to_send_any_more() {
-        let mut outputs = Outputs::default();
+        let mut outputs = outputs();
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([0; 10]));
         assert_eq!(outputs.next_dirty(), Some(id));
@@ -504,7 +515,7 @@ mod tests {
 
     #[test]
     fn bytes_that_were_taken_out_count_as_unsent_and_go_before_what_comes_later() {
-        let mut outputs = Outputs::default();
+        let mut outputs = outputs();
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([1, 2, 3]));
         outputs.on_sent(NOW, id, 1);
@@ -526,7 +537,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_has_sent_all_keeps_no_buffer() {
-        let mut outputs = Outputs::default();
+        let mut outputs = outputs();
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([0; 1_000]));
         outputs.on_sent(NOW, id, 1_000);
@@ -538,7 +549,7 @@ mod tests {
 
     #[test]
     fn a_half_closed_connection_is_cut_only_while_it_takes_nothing_or_is_owed_an_answer() {
-        let mut outputs = Outputs::default();
+        let mut outputs = outputs();
         outputs.set_now(NOW);
         let id = outputs.open(NOW);
         outputs.append(id, |bytes| bytes.extend([0; 10]));
@@ -557,7 +568,7 @@ mod tests {
 
     #[test]
     fn a_half_closed_connection_ends_when_its_answers_are_sent() {
-        let mut outputs = Outputs::default();
+        let mut outputs = outputs();
         let id = outputs.open(NOW);
         let output = outputs.get(id).unwrap();
         output.expect_answer();

@@ -19,7 +19,7 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::pin::Pin;
@@ -32,11 +32,11 @@ use glommio::net::{TcpListener, TcpStream};
 use glommio::{GlommioError, Latency, Shares, TaskQueueHandle};
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, ShardId, Time};
-use rustix::net::SendFlags;
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::hub::{ACCEPT_PAUSE, CONNECT_TIMEOUT, Hub, set_options, turn_away};
 use super::listener::Port;
-use super::output::slot_of;
+use super::output::{SendNow, slot_of};
 use crate::clock;
 use crate::crowd::Address;
 use crate::log_limit::LogLimit;
@@ -69,6 +69,8 @@ struct Endpoint {
     waker: Option<Waker>,
     /// The socket took no more bytes: its task waits for room and sends.
     is_blocked: bool,
+    /// Its task does not read, until it is woken.
+    is_paused: bool,
     is_shut: bool,
 }
 
@@ -187,8 +189,13 @@ impl Engine {
         permit: Option<Permit>,
     ) {
         set_options(&borrowed(&stream), port);
-        let endpoint =
-            Endpoint { id, fd: stream.as_raw_fd(), waker: None, is_blocked: false, is_shut: false };
+        let fd = stream.as_raw_fd();
+        if port == Port::Clients {
+            let socket = Rc::new(OpenSocket(fd));
+            self.hub.shard.borrow_mut().service.outputs.set_socket(id, socket);
+        }
+        let (waker, is_blocked, is_paused, is_shut) = (None, false, false, false);
+        let endpoint = Endpoint { id, fd, waker, is_blocked, is_paused, is_shut };
         let mut endpoints = self.endpoints.borrow_mut();
         if slot_of(id) >= endpoints.len() {
             endpoints.resize_with(slot_of(id) + 1, || None);
@@ -263,7 +270,10 @@ impl Engine {
                     continue;
                 }
                 Fate::HandOver(shard) => return Poll::Ready(End::HandOver(shard)),
-                Fate::Wait => return Poll::Pending,
+                Fate::Wait => {
+                    self.with_endpoint(id, |endpoint| endpoint.is_paused = true);
+                    return Poll::Pending;
+                }
                 Fate::Shut => self.shut_once(id),
                 Fate::Read => {}
             }
@@ -332,24 +342,24 @@ impl Engine {
     async fn flush_for_ever(self: Rc<Engine>) {
         loop {
             poll_fn(|context| self.hub.poll_flush(context)).await;
-            self.flush_now();
+            if self.flush_now() {
+                // Whatever has come meanwhile is served before the next pieces.
+                glommio::executor().yield_task_queue_now().await;
+                self.hub.want_flush();
+            }
         }
     }
 
-    fn flush_now(self: &Rc<Engine>) {
+    /// Sends what the wake-up produced; whether readers of long values wait for their next turn.
+    fn flush_now(self: &Rc<Engine>) -> bool {
         let now = clock::now();
         let mut shard = self.hub.shard.borrow_mut();
         shard.finish_wake_up(now);
-        while let Some(id) = shard.service.outputs.next_dirty() {
-            let is_stream = shard.service.outputs.is_stream(id);
-            self.send(&mut shard, now, id);
-            if !matches!(shard.fate(id), Fate::Read) || !shard.unsent(id).is_empty() {
-                self.wake(id);
-            }
-            // What is left is flushed when the tasks that are ready now have run.
-            if !is_stream && clock::now() >= now + FLUSH_TIME {
-                break;
-            }
+        self.send_dirty(&mut shard, now);
+        let mut has_readers = shard.service.outputs.has_readers();
+        if has_readers {
+            has_readers = shard.serve_readers(now);
+            self.send_dirty(&mut shard, now);
         }
         // What is sent may have made room for more of a stream.
         shard.finish_wake_up(now);
@@ -364,6 +374,27 @@ impl Engine {
             self.dial_due(now);
             self.dial_when_due(now);
         }
+        has_readers
+    }
+
+    fn send_dirty(&self, shard: &mut Shard, now: Time) {
+        while let Some(id) = shard.service.outputs.next_dirty() {
+            let is_stream = shard.service.outputs.is_stream(id);
+            self.send(shard, now, id);
+            let is_paused =
+                self.with_endpoint(id, |endpoint| std::mem::take(&mut endpoint.is_paused));
+            let fate = shard.fate(id);
+            if !matches!(fate, Fate::Read)
+                || !shard.unsent(id).is_empty()
+                || is_paused == Some(true)
+            {
+                self.wake(id);
+            }
+            // What is left is flushed when the tasks that are ready now have run.
+            if !is_stream && clock::now() >= now + FLUSH_TIME {
+                return;
+            }
+        }
     }
 
     /// Sends a connection's bytes until they are gone or the socket is full.
@@ -377,19 +408,12 @@ impl Engine {
         let socket = unsafe { BorrowedFd::borrow_raw(endpoint.fd) };
         drop(endpoints);
         loop {
-            let was_waiting = shard.fate(id) == Fate::Wait;
             let unsent = shard.unsent(id);
             if unsent.is_empty() {
                 return;
             }
             match rustix::net::send(socket, unsent, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(count) => {
-                    shard.on_sent(now, id, count);
-                    if was_waiting {
-                        // It may be read from again.
-                        self.wake(id);
-                    }
-                }
+                Ok(count) => shard.on_sent(now, id, count),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
                     self.set_blocked(id, true);
@@ -451,6 +475,18 @@ impl Engine {
                 let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
             }
         });
+    }
+}
+
+/// The socket of a connection's stream, for what its output sends at once.
+struct OpenSocket(i32);
+
+impl SendNow for OpenSocket {
+    fn send_now(&self, parts: &[IoSlice<'_>]) -> usize {
+        // SAFETY: the connection's output, and this with it, is closed before the stream is dropped.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.0) };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(socket, parts, &mut SendAncillaryBuffer::default(), flags).unwrap_or(0)
     }
 }
 

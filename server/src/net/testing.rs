@@ -19,6 +19,7 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::{Peer, View};
 
 use super::listener::Port;
+use crate::connection_memory::ConnectionMemory;
 use crate::descriptors::ConnectionBounds;
 use crate::known_map::KnownMap;
 use crate::service::{Identity, Service};
@@ -40,6 +41,15 @@ pub(crate) fn shard(server: u16) -> Shard {
 
 /// As [`shard`], with the map that its process knows.
 pub(crate) fn shard_with_map(server: u16, map: Arc<KnownMap>) -> Shard {
+    make_shard(server, map, ConnectionMemory::new(None, None, 2))
+}
+
+/// As [`shard`], with a budget for the memory of connections.
+pub(crate) fn shard_with_memory(server: u16, memory: Arc<ConnectionMemory>) -> Shard {
+    make_shard(server, Arc::default(), memory)
+}
+
+fn make_shard(server: u16, map: Arc<KnownMap>, memory: Arc<ConnectionMemory>) -> Shard {
     let identity = Identity {
         cluster: CLUSTER,
         key: KEY,
@@ -49,7 +59,7 @@ pub(crate) fn shard_with_map(server: u16, map: Arc<KnownMap>) -> Shard {
         failure_timeout: Default::default(),
     };
     let chunks = || Box::new(HeapChunks::new(CHUNK_BYTES_MIN)) as _;
-    let service = Service::new(identity, map, None, HashSecret::new(1), chunks);
+    let service = Service::new(identity, map, None, memory, HashSecret::new(1), chunks);
     Shard::new(service, ConnectionBounds::WIDEST)
 }
 
@@ -101,11 +111,30 @@ pub(crate) fn client(shard: &mut Shard) -> ConnectionId {
     id
 }
 
-/// Takes all that a connection has to send.
+/// Takes all that a connection has to send, long values too.
 pub(crate) fn take_output(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
+    take_output_at(NOW, shard, id)
+}
+
+/// Takes what the engine is to send on a connection next; readers are not served.
+fn take_unsent(shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
     let bytes = shard.unsent(id).to_vec();
     shard.on_sent(NOW, id, bytes.len());
     bytes
+}
+
+/// As [`take_output`], at that time.
+pub(crate) fn take_output_at(now: Time, shard: &mut Shard, id: ConnectionId) -> Vec<u8> {
+    let mut all = Vec::new();
+    loop {
+        shard.serve_readers(now);
+        let bytes = shard.unsent(id).to_vec();
+        if bytes.is_empty() && !shard.service.outputs.has_readers() {
+            return all;
+        }
+        shard.on_sent(now, id, bytes.len());
+        all.extend(bytes);
+    }
 }
 
 /// The opcodes of whole frames.
@@ -177,13 +206,13 @@ impl Pair {
     /// What the primary has to say to the secondary by now.
     pub(crate) fn said_by_primary(&mut self) -> Vec<u8> {
         self.primary.finish_wake_up(NOW);
-        take_output(&mut self.primary, self.dialled)
+        take_unsent(&mut self.primary, self.dialled)
     }
 
     /// What the secondary has to say to the primary by now.
     pub(crate) fn said_by_secondary(&mut self) -> Vec<u8> {
         self.secondary.finish_wake_up(NOW);
-        take_output(&mut self.secondary, self.accepted)
+        take_unsent(&mut self.secondary, self.accepted)
     }
 
     /// Moves bytes both ways until nobody has more to say.

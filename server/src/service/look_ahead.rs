@@ -37,12 +37,6 @@ impl Ahead {
         self.frames == 0
     }
 
-    /// Passes over frames that were served otherwise.
-    pub(crate) fn pass(&mut self, frames: usize) {
-        let proven = self.proven.checked_shr(u32::try_from(frames).unwrap_or(u32::MAX));
-        *self = Ahead { frames: self.frames.saturating_sub(frames), proven: proven.unwrap_or(0) };
-    }
-
     /// Takes the next frame. Whether its digest is known to be that of its key.
     pub(crate) fn take(&mut self) -> bool {
         let is_proven = self.proven & 1 == 1;

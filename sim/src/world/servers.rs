@@ -259,6 +259,8 @@ impl World {
                     incarnation: self.processes[process].member.incarnation,
                     epoch: node.epoch(),
                     resident_bytes: 0,
+                    connection_bytes: 0,
+                    connection_limit: 0,
                     clients: 0,
                     requests: 0,
                     refused: 0,

@@ -12,7 +12,8 @@
 //! ACKs of a wake-up leave in one batch each. Whatever clients ask for, the next look at the streams of other
 //! servers is a few milliseconds away: the clients' part of a turn ends by the clock and by the bytes sent, streams
 //! receive into buffers of their own, and where the kernel itself is behind with the completions of many clients,
-//! the streams' sockets are read without it.
+//! the streams' sockets are read without it. All readers of long values together are sent a bounded
+//! part in a turn; the next turn goes on with those.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -170,6 +171,14 @@ impl Net {
         self.feed(shard);
         budget.renew_time();
         self.settle(shard, hub, now, &mut budget);
+        if shard.service.outputs.has_readers() {
+            // All that is short goes first.
+            self.enter();
+            if shard.serve_readers(now) {
+                hub.want_flush();
+            }
+            self.settle(shard, hub, now, &mut budget);
+        }
     }
 
     /// Serves the completions of streams, and queues the others; whether a stream had bytes.

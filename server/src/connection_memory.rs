@@ -1,0 +1,296 @@
+//! The memory that clients' connections of a process may hold: one budget for all shards.
+//!
+//! ```text
+//!   limit  +- half: long frames that have come in part
+//!          |        +- room for one frame of the largest size, for the first in line
+//!          |        +- the rest, for all others
+//!          +- half: everything else (responses, requests that wait, short frames in part);
+//!                   a connection that would exceed it is closed
+//! ```
+//!
+//! A long frame has the memory for its next bytes reserved before they are received; a connection that gets
+//! none is not read from and waits in line, one line for all shards. The first in line gets the memory that
+//! others give back, or the room that is kept for it. With that room it never waits again, so frames that have
+//! come in part cannot wait for each other for ever.
+//!
+//! Values that are sent from the table take no memory here (`net/output.rs`).
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use kv_protocol::limits::{CONNECTION_MEMORY_MIN, MAX_CLIENT_BODY};
+
+use crate::stats::lock;
+
+/// The budget where no memory limit holds.
+const DEFAULT_BYTES: u64 = 256 << 20;
+/// The part of the memory limit that connections may hold by default.
+const PART_OF_LIMIT: u64 = 4;
+/// A shard reports a change of what it has counted once it is this large: the others look at the sum often.
+const REPORTED_BYTES: usize = 64 << 10;
+
+/// Room for the longest frame.
+const ROOM_BYTES: u64 = MAX_CLIENT_BODY as u64 + (64 << 10);
+
+const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
+
+/// The budget of a process.
+#[derive(Debug)]
+pub(crate) struct ConnectionMemory {
+    limit: u64,
+    /// Tables of the process, which leave room for what connections hold.
+    tables: u64,
+    frames: Mutex<Frames>,
+    others: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Frames {
+    /// Reserved of the part for all.
+    common: u64,
+    /// What the frame that has the room for the first in line has reserved of it.
+    in_room: Option<u64>,
+    /// Those that wait, in order of asking.
+    waiting: VecDeque<Ticket>,
+    tickets: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ticket(u64);
+
+/// The memory of one long frame, and its place in the line; both are given up when it is dropped.
+#[derive(Debug)]
+pub(crate) struct FrameMemory {
+    memory: Arc<ConnectionMemory>,
+    common: u64,
+    in_room: Option<u64>,
+    ticket: Option<Ticket>,
+}
+
+impl ConnectionMemory {
+    /// A budget of `asked` bytes, or else of a quarter of the memory limit, or else of 256 MiB, for a
+    /// process with so many tables.
+    pub(crate) fn new(
+        asked: Option<u64>,
+        memory_limit: Option<u64>,
+        tables: u64,
+    ) -> Arc<ConnectionMemory> {
+        let default = memory_limit.map_or(DEFAULT_BYTES, |limit| limit / PART_OF_LIMIT);
+        let limit = asked.unwrap_or(default).max(CONNECTION_MEMORY_MIN);
+        let (frames, others) = (Mutex::default(), AtomicU64::new(0));
+        Arc::new(ConnectionMemory { limit, tables, frames, others })
+    }
+
+    /// The budget.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// How many tables the process has.
+    pub(crate) fn tables(&self) -> u64 {
+        self.tables
+    }
+
+    /// What is held now.
+    pub(crate) fn held(&self) -> u64 {
+        let frames = lock(&self.frames);
+        frames.common + frames.in_room.unwrap_or(0) + self.others.load(Ordering::Relaxed)
+    }
+
+    /// Whether a frame waits for its memory.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !lock(&self.frames).waiting.is_empty()
+    }
+
+    /// Whether so much is held beside frames that a connection must send what it has before it is served
+    /// more.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.others.load(Ordering::Relaxed) >= self.limit / 4
+    }
+
+    /// Whether no connection may hold more beside frames.
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.others.load(Ordering::Relaxed) >= self.limit / 2
+    }
+}
+
+impl FrameMemory {
+    /// No memory yet, of this budget.
+    pub(crate) fn new(memory: Arc<ConnectionMemory>) -> FrameMemory {
+        FrameMemory { memory, common: 0, in_room: None, ticket: None }
+    }
+
+    /// What is reserved.
+    pub(crate) fn bytes(&self) -> usize {
+        usize::try_from(self.common + self.in_room.unwrap_or(0)).unwrap_or(usize::MAX)
+    }
+
+    /// Has `bytes` reserved in all; if there is no memory it takes, or keeps, its place in the line, to be
+    /// asked again. Whether they are reserved.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
+        let more = bytes.saturating_sub(self.bytes()) as u64;
+        let mut frames = lock(&self.memory.frames);
+        if let Some(in_room) = &mut self.in_room {
+            *in_room += more;
+            frames.in_room = Some(*in_room);
+            return true;
+        }
+        let is_first = frames.waiting.front().copied() == self.ticket;
+        if is_first && frames.common + more <= self.memory.limit / 2 - ROOM_BYTES {
+            frames.common += more;
+            self.common += more;
+        } else if is_first && frames.in_room.is_none() {
+            frames.in_room = Some(more);
+            self.in_room = Some(more);
+        } else {
+            if self.ticket.is_none() {
+                let ticket = Ticket(frames.tickets);
+                frames.tickets += 1;
+                frames.waiting.push_back(ticket);
+                self.ticket = Some(ticket);
+            }
+            return false;
+        }
+        if self.ticket.take().is_some() {
+            frames.waiting.pop_front();
+        }
+        true
+    }
+}
+
+impl Drop for FrameMemory {
+    fn drop(&mut self) {
+        let mut frames = lock(&self.memory.frames);
+        frames.common -= self.common;
+        if self.in_room.is_some() {
+            frames.in_room = None;
+        }
+        if let Some(ticket) = self.ticket {
+            frames.waiting.retain(|waiting| *waiting != ticket);
+        }
+    }
+}
+
+/// What one shard has counted beside frames.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    memory: Arc<ConnectionMemory>,
+    held: usize,
+    reported: usize,
+}
+
+impl Tally {
+    /// The empty tally of a shard.
+    pub(crate) fn new(memory: Arc<ConnectionMemory>) -> Tally {
+        Tally { memory, held: 0, reported: 0 }
+    }
+
+    /// The budget that it counts for.
+    pub(crate) fn memory(&self) -> &Arc<ConnectionMemory> {
+        &self.memory
+    }
+
+    /// Notes that a connection holds `now` bytes, where it held `before`.
+    #[inline]
+    pub(crate) fn change(&mut self, before: usize, now: usize) {
+        self.held = self.held + now - before;
+        if self.held.abs_diff(self.reported) >= REPORTED_BYTES {
+            self.report();
+        }
+    }
+
+    fn report(&mut self) {
+        let others = &self.memory.others;
+        if self.held >= self.reported {
+            others.fetch_add((self.held - self.reported) as u64, Ordering::Relaxed);
+        } else {
+            others.fetch_sub((self.reported - self.held) as u64, Ordering::Relaxed);
+        }
+        self.reported = self.held;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_is_a_quarter_of_the_limit_and_holds_a_longest_frame_at_least() {
+        assert_eq!(ConnectionMemory::new(None, None, 2).limit(), DEFAULT_BYTES);
+        assert_eq!(ConnectionMemory::new(None, Some(4 << 30), 2).limit(), 1 << 30);
+        assert_eq!(ConnectionMemory::new(None, Some(1 << 20), 2).limit(), CONNECTION_MEMORY_MIN);
+        assert_eq!(ConnectionMemory::new(Some(1 << 31), Some(1 << 20), 2).limit(), 1 << 31);
+    }
+
+    fn least() -> Arc<ConnectionMemory> {
+        ConnectionMemory::new(Some(CONNECTION_MEMORY_MIN), None, 2)
+    }
+
+    /// A frame that has taken all that there is for all.
+    fn greedy(memory: &Arc<ConnectionMemory>) -> FrameMemory {
+        let mut frame = FrameMemory::new(Arc::clone(memory));
+        let all = CONNECTION_MEMORY_MIN / 2 - ROOM_BYTES;
+        assert!(frame.reserve(usize::try_from(all).unwrap()) && frame.in_room.is_none());
+        frame
+    }
+
+    #[test]
+    fn the_first_in_line_has_room_for_a_longest_frame_and_the_others_wait_in_order() {
+        let memory = least();
+        let mut frames: Vec<_> = (0..4).map(|_| FrameMemory::new(Arc::clone(&memory))).collect();
+        let filled = greedy(&memory);
+        assert!(frames[0].reserve(1_000));
+        assert!(frames[0].reserve(MAX_CLIENT_BODY), "it never waits again");
+        assert!(!frames[1].reserve(1_000) && !frames[2].reserve(1) && !frames[3].reserve(1));
+        assert!(memory.is_awaited());
+        drop(filled);
+        assert!(!frames[2].reserve(1), "there is memory, but another asked before");
+        assert!(frames[1].reserve(1_000) && frames[2].reserve(1) && frames[3].reserve(1));
+        assert!(!memory.is_awaited());
+        assert_eq!(memory.held(), (MAX_CLIENT_BODY + 1_002) as u64);
+        drop(frames);
+        assert_eq!(memory.held(), 0);
+    }
+
+    #[test]
+    fn the_room_for_the_first_in_line_goes_from_one_to_the_next() {
+        let memory = least();
+        let _filled = greedy(&memory);
+        let mut frames: Vec<_> = (0..9).map(|_| FrameMemory::new(Arc::clone(&memory))).collect();
+        for frame in &mut frames {
+            frame.reserve(20_000);
+        }
+        while !frames.is_empty() {
+            let mut first = frames.remove(0);
+            assert!(first.reserve(20_000) && first.reserve(MAX_CLIENT_BODY));
+            assert!(frames.iter_mut().all(|frame| !frame.reserve(20_000)));
+        }
+    }
+
+    #[test]
+    fn a_connection_that_ends_while_it_waits_leaves_the_line() {
+        let memory = least();
+        let _filled = greedy(&memory);
+        let mut frames: Vec<_> = (0..3).map(|_| FrameMemory::new(Arc::clone(&memory))).collect();
+        assert!(frames[0].reserve(1) && !frames[1].reserve(1) && !frames[2].reserve(1));
+        frames.remove(1);
+        frames.remove(0);
+        assert!(frames[0].reserve(1));
+    }
+
+    #[test]
+    fn what_is_held_beside_frames_is_counted_over_all_shards() {
+        let memory = ConnectionMemory::new(Some(CONNECTION_MEMORY_MIN), None, 2);
+        let quarter = usize::try_from(CONNECTION_MEMORY_MIN / 4).unwrap();
+        let (mut one, mut other) = (Tally::new(memory.clone()), Tally::new(memory.clone()));
+        one.change(0, quarter - 1);
+        assert!(!memory.is_tight());
+        other.change(0, quarter + 1);
+        assert!(memory.is_tight() && memory.is_used_up());
+        other.change(quarter + 1, 0);
+        one.change(quarter - 1, 1);
+        assert!(!memory.is_tight());
+        assert_eq!(memory.held(), 1);
+    }
+}
