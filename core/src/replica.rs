@@ -132,6 +132,8 @@ pub struct Replica {
     draining: bool,
     frozen: bool,
     readings: Readings,
+    /// Bytes of the memory limit that writes leave free.
+    lent: u64,
     last_steps: LastSteps,
     #[cfg(feature = "holes")]
     planted: planted::Planted,
@@ -313,6 +315,7 @@ impl Replica {
             draining: false,
             frozen: false,
             readings: Readings::default(),
+            lent: 0,
             last_steps: LastSteps::default(),
             #[cfg(feature = "holes")]
             planted: planted::Planted::default(),

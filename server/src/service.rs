@@ -106,8 +106,6 @@ pub(crate) struct Service {
     hosted: Vec<Hosted>,
     /// Connections that wait for memory for a long frame, in order of asking.
     pub(crate) waiting_frames: VecDeque<ConnectionId>,
-    /// What each table may take if connections hold nothing.
-    memory_limit: Option<u64>,
     refusal_log: LogLimit,
     /// Whether something changed that other threads wait to see.
     has_news: bool,
@@ -192,7 +190,6 @@ impl Service {
             counters: Counters::default(),
             hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
             waiting_frames: VecDeque::new(),
-            memory_limit,
             refusal_log: LogLimit::default(),
             has_news: false,
             was_drained: false,

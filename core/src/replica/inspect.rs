@@ -118,13 +118,14 @@ impl Replica {
             draining,
             frozen,
             readings,
+            lent,
             // Of where entries lie, and not of what they are.
             last_steps: _,
             #[cfg(feature = "holes")]
             planted,
         } = self;
         let mut text = format!("{view:?} {role:?} {sessions:?} {heard:?} {acked:?} {proven:?} ");
-        let _ = write!(text, "{restored:?} {draining} {frozen} ");
+        let _ = write!(text, "{restored:?} {draining} {frozen} {lent} ");
         let mut cursor = Some(WalkCursor::START);
         while let Some(at) = cursor {
             cursor = table.walk(at, WalkBudget { entries: 64, bytes: 1 << 20 }, |entry| {

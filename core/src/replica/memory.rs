@@ -52,9 +52,16 @@ impl Replica {
         }
     }
 
+    /// Notes how much of the memory limit others hold now: writes leave that free. A copy does not, as its
+    /// primary may have used what is lent here for a moment.
+    pub fn lend_memory(&mut self, bytes: u64) {
+        self.lent = bytes;
+    }
+
     /// Whether an entry stays within the limit, after some compaction where that helps.
     pub(super) fn make_room(&mut self, now: Time, key_len: usize, value_len: usize) -> Room {
         let Some(limit) = self.config.memory_limit else { return Room::Fits };
+        let limit = limit.saturating_sub(self.lent);
         let mut room = self.table.room(limit, key_len, value_len);
         if room != Room::Compacting || self.last_steps.pressed == Some(now) {
             return room;

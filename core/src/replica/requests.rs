@@ -84,11 +84,6 @@ impl Replica {
         }
     }
 
-    /// Changes how many bytes the table may take before writes are refused.
-    pub fn set_memory_limit(&mut self, limit: u64) {
-        self.config.memory_limit = Some(limit);
-    }
-
     /// What the table knows a key by; for [`Replica::prefetch`].
     #[inline]
     pub fn hash_of(&self, digest: Digest, key: &[u8]) -> TableHash {

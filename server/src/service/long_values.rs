@@ -44,11 +44,10 @@ impl Service {
 
     /// Has the tables leave as much of the memory limit as the connections of the process hold.
     pub(super) fn leave_memory_to_connections(&mut self) {
-        let Some(limit) = self.memory_limit else { return };
         let memory = self.outputs.tally().memory();
         let part = memory.held() / memory.tables();
         for hosted in &mut self.hosted {
-            hosted.replica.set_memory_limit(limit.saturating_sub(part));
+            hosted.replica.lend_memory(part);
         }
     }
 }
