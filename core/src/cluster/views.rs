@@ -162,18 +162,17 @@ impl Cluster {
                 }
             }
             (Why::Lost, _) => {
-                // That it was the last holder is a fault of whoever should hold the group as well.
+                let Some(last) = before.primary else { return };
+                // That it was the last holder is a fault of the home that did not hold the group as well.
                 let homes =
                     [before.group.home_primary(), before.group.home_secondary(self.count())];
-                for home in homes {
-                    let is_away = self.recovery_step(home).is_some();
-                    if is_away && before.primary.is_some_and(|last| last.server != home) {
-                        self.note_fault(now, self.member(home), sink);
-                    }
+                let away = homes.into_iter().find(|home| *home != last.server);
+                if self.memory.decided.recovering.is_none()
+                    && let Some(home) = away
+                {
+                    self.note_fault(now, self.member(home), sink);
                 }
-                if let Some(primary) = before.primary {
-                    self.note_fault(now, primary, sink);
-                }
+                self.note_fault(now, last, sink);
             }
             _ => {}
         }
