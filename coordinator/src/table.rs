@@ -364,6 +364,7 @@ mod tests {
             "-",
             "-",
             "-",
+            "-",
             "never",
         ];
         assert_eq!(cells, expected);

@@ -423,7 +423,9 @@ impl Service {
             Err(error) => {
                 let reason = match error {
                     StreamError::View { .. } => PeerRefusalReason::OldView,
-                    StreamError::OutOfMemory { .. } => PeerRefusalReason::NoMemory,
+                    StreamError::OutOfMemory { .. } | StreamError::CopyBeyondLimit { .. } => {
+                        PeerRefusalReason::NoMemory
+                    }
                     _ => PeerRefusalReason::BrokenStream,
                 };
                 let refusal = PeerRefusal { reason, view: hosted.replica.view().copied() };

@@ -83,10 +83,13 @@ fn a_stream_that_is_welcomed_and_lost_again_is_dialled_after_growing_pauses_unti
         assert_eq!(pair.primary.due_dials(now).len(), 1);
         pair.dialled = pair.primary.open_stream(now, GROUP);
         pair.accepted = pair.secondary.adopt(now, Port::Servers, &[]);
-        let there = take_output(&mut pair.primary, pair.dialled);
-        pair.secondary.on_bytes(now, pair.accepted, &there);
-        let back = take_output(&mut pair.secondary, pair.accepted);
-        pair.primary.on_bytes(now, pair.dialled, &back);
+        // The challenge and the proof, then the hello and the welcome.
+        for _ in 0..2 {
+            let there = take_output(&mut pair.primary, pair.dialled);
+            pair.secondary.on_bytes(now, pair.accepted, &there);
+            let back = take_output(&mut pair.secondary, pair.accepted);
+            pair.primary.on_bytes(now, pair.dialled, &back);
+        }
         assert!(
             pair.primary.service.reports(NOW).any(|report| report.connected),
             "it was welcomed"

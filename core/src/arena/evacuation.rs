@@ -243,13 +243,6 @@ impl Arena {
         let fresh = evacuation.room.shortfall_pages(self).div_ceil(room_in_fresh(1));
         // One chunk that fits no other is as sparse in a fresh one.
         let chosen = evacuation.chosen.len();
-        eprintln!(
-            "candidates {} chosen {chosen} fresh {fresh} usable {} run_pages {} of {}",
-            evacuation.loads.len(),
-            evacuation.room.usable_pages,
-            evacuation.room.run_pages,
-            self.chunks_held
-        );
         if chosen < fresh.max(1) || (chosen == 1 && fresh > 0) {
             return Preparation::Futile;
         }

@@ -121,7 +121,10 @@ impl Replica {
             return Ok(());
         }
         let length = entry.value_length as usize;
-        self.check_copy_room(sn, entry.key.len(), length)?;
+        if let Err(beyond) = self.check_copy_room(sn, entry.key.len(), length) {
+            self.out_of_memory(sn);
+            return Err(beyond);
+        }
         let staged = self.table.stage(hash, entry.key, length);
         let mut staged = staged.map_err(|_| self.out_of_memory(sn))?;
         self.table.staged_append(&mut staged, entry.value);

@@ -235,12 +235,6 @@ impl Table {
 
     fn end_pass(&mut self) {
         let Evacuated { emptied, fresh, moved_bytes } = self.arena.end_evacuation();
-        eprintln!(
-            "end {:?}: emptied {emptied} fresh {fresh} moved {moved_bytes} waste {} used {}",
-            self.compaction.stage,
-            self.arena.waste_bytes(),
-            self.arena.used_bytes()
-        );
         let compaction = &mut self.compaction;
         compaction.stage = Stage::Idle;
         compaction.counts.moved_bytes += moved_bytes as u64;

@@ -146,7 +146,9 @@ impl Shard {
                     }
                     let reason = match error {
                         StreamError::View { .. } => PeerRefusalReason::OldView,
-                        StreamError::OutOfMemory { .. } => PeerRefusalReason::NoMemory,
+                        StreamError::OutOfMemory { .. } | StreamError::CopyBeyondLimit { .. } => {
+                        PeerRefusalReason::NoMemory
+                    }
                         _ => PeerRefusalReason::BrokenStream,
                     };
                     return Err(Some(PeerRefusal { reason, view }));
