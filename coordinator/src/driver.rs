@@ -557,8 +557,14 @@ impl Driver {
             }
             Effect::Leaving { member } => {
                 let id = member.server;
-                self.console.say(&format!("server {id} was told to stop: draining and dumping it"));
+                self.console.say(&format!(
+                    "server {id} was told to stop: its groups are handed to the other servers first"
+                ));
             }
+            Effect::AllLeave => self.console.say(
+                "every server that holds anything was told to stop, or has ended after its dumps: \
+                 stopping the cluster",
+            ),
             Effect::Stopping(phase) => {
                 self.tell_phase(phase);
                 self.recovering.notify_one();
@@ -767,9 +773,15 @@ impl Driver {
             if view.handover { ", by hand-over" } else { "" }
         );
         if view.primary.is_none() {
+            let cluster = self.cluster();
+            let last = cluster.durable().holders(view.group);
+            let last: Vec<String> =
+                last.map(|member| format!("server {}", member.server)).collect();
             self.console.warn(&format!(
-                "group {} is LOST: no holder is left; its keys are answered LOST",
-                view.group
+                "group {} is LOST: no holder is left; its keys are answered LOST. What counts at a \
+                 restore is a complete dump of {}",
+                view.group,
+                last.join(" or ")
             ));
         }
     }
@@ -962,7 +974,7 @@ impl Driver {
                     if !driver.cluster().has_served() {
                         driver.fail(line.id, reason.clone());
                     }
-                    Exit { how: reason, last_words: None }
+                    Exit::without_dumps(reason, None)
                 }
             };
             driver.exited(member, exit);
@@ -982,7 +994,7 @@ impl Driver {
         let (driver, mut kill, line) = (Rc::clone(self), self.killer(member), line.clone());
         tokio::task::spawn_local(async move {
             if let Err(how) = driver.bring(&line, &loads, &turn, &mut kill).await {
-                return driver.exited(member, Exit { how, last_words: None });
+                return driver.exited(member, Exit::without_dumps(how, None));
             }
             let tell = |pid| driver.tell_spawned(&line, Some(pid));
             let exit = server.run(turn, kill, tell, || driver.reported(member)).await;
@@ -1031,10 +1043,14 @@ impl Driver {
 
     fn exited(self: &Rc<Driver>, member: Member, exit: Exit) {
         tracing::info!("server {}: {}", member.server, exit.how);
+        let in_order = exit.in_order == Some(true);
         if self.cluster().member(member.server) == member {
             self.exits.borrow_mut()[index(member)] = Some(exit);
         }
-        self.input(|cluster, now, sink| cluster.on_exited(now, member, sink));
+        self.input(|cluster, now, sink| match in_order {
+            true => cluster.on_left(now, member, sink),
+            false => cluster.on_exited(now, member, sink),
+        });
     }
 
     /// What the end of the stop means for the exit status, told.

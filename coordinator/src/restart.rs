@@ -17,6 +17,7 @@
 
 use std::path::Path;
 
+use kv_protocol::aside;
 use kv_protocol::cluster_file::{ClusterFile, Host};
 use kv_protocol::control_message::Started;
 use kv_protocol::{Incarnation, Member, ServerId, ViewVersion};
@@ -25,9 +26,13 @@ use crate::Failure;
 use crate::args::Args;
 use crate::logs::Console;
 use crate::machine::{Machine, Place};
+use crate::restore::gather;
 use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
 use crate::store::{self, FILE_NAME, OLD_NAME, Record};
+
+/// So many dumps are named; of the others it is said how many there are.
+const MAX_NAMED: usize = 12;
 
 /// What is to be done with the directory.
 #[derive(Debug)]
@@ -53,12 +58,16 @@ pub(crate) async fn look(
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
     let Some(record) = loaded else {
         let servers = file.servers.len();
-        return match args.resume && !args.dir.join(OLD_NAME).exists() {
+        let found = match args.resume && !args.dir.join(OLD_NAME).exists() {
             true if has_dumps(servers, &args.dir) => Err(Failure::Failed(no_state(&args.dir))),
             true => Ok(Found::Nothing),
             false if args.resume => Ok(Found::Stopped),
             false => Ok(Found::Nothing),
         };
+        if matches!(found, Ok(Found::Nothing)) {
+            tell_left_aside(&args.dir, console);
+        }
+        return found;
     };
     if args.resume && is_half_restored(&record) && !lives(&record, &ssh, &args.dir).await? {
         return Ok(Found::Stopped);
@@ -91,6 +100,7 @@ pub(crate) async fn look(
          new, empty cluster is founded",
         record.state.cluster
     ));
+    tell_left_aside(&args.dir, console);
     let servers = record.place.hosts.len();
     if record.state.has_served && (has_dumps(servers, &args.dir) || has_remote(&record)) {
         console.say(
@@ -107,6 +117,38 @@ fn no_state(dir: &Path) -> String {
         "dumps of servers lie in {dir}, but no {FILE_NAME}, which says which of them count; nothing was \
          started. Put the state back, or move the dumps away to found a new, empty cluster"
     )
+}
+
+/// Says loudly which dumps lie here that a start without `--restore` does not begin with.
+fn tell_left_aside(dir: &Path, console: Console) {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| gather::is_dump_name(name)).collect();
+    names.sort();
+    let (last, older): (Vec<String>, Vec<String>) =
+        names.into_iter().partition(|name| aside::plain(name) == name);
+    if last.is_empty() && older.is_empty() {
+        return;
+    }
+    let list = |names: &[String]| match names.len() {
+        0..=MAX_NAMED => names.join(", "),
+        many => format!("{}, and {} more", names[..MAX_NAMED].join(", "), many - MAX_NAMED),
+    };
+    let mut text = format!("the new cluster begins EMPTY; left aside in {}:", dir.display());
+    if !last.is_empty() {
+        text += &format!(
+            "\n  {} dump{} of the last run, which the servers rename to *.old: {}",
+            last.len(),
+            if last.len() == 1 { "" } else { "s" },
+            list(&last)
+        );
+    }
+    if !older.is_empty() {
+        let count = older.len();
+        text += &format!("\n  {count} of runs before, which keep their names: {}", list(&older));
+    }
+    text += "\n  to have what is in them, stop this cluster and start with --restore DIR";
+    console.warn(&text);
 }
 
 /// Whether its founders have yet to load: only whoever reads the dumps can tell them what.

@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use kv_core::cluster::DurableState;
+use kv_protocol::aside;
 use kv_protocol::cluster_file::Host;
 use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
 use kv_protocol::{ClusterKey, Member, ServerId};
@@ -135,7 +136,7 @@ pub(crate) fn set_aside(directory: &Path, record: &Record) -> Result<(), StoreEr
     let (path, old) = (directory.join(FILE_NAME), directory.join(OLD_NAME));
     match !record.state.has_served && old.exists() {
         true => fs::remove_file(&path).map_err(failed("remove", &path))?,
-        false => fs::rename(&path, &old).map_err(failed("rename to", &old))?,
+        false => rename_aside(directory).map_err(failed("rename to", &old))?,
     }
     // The key in it is of no use any more.
     match fs::remove_file(directory.join(SPARE_NAME)) {
@@ -145,6 +146,29 @@ pub(crate) fn set_aside(directory: &Path, record: &Record) -> Result<(), StoreEr
         _ => {}
     }
     sync(directory).map_err(failed("sync the directory of", &old))
+}
+
+/// Gives the state its old name; the one that had it before gets a number, as the dumps do that it belongs to
+/// ([`kv_protocol::aside`]). So many are kept.
+pub(crate) fn rename_aside(directory: &Path) -> io::Result<()> {
+    let (path, old) = (directory.join(FILE_NAME), directory.join(OLD_NAME));
+    if old.exists() {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            let name = entry?.file_name();
+            numbers.extend(name.to_str().and_then(|name| aside::number_of(FILE_NAME, name)));
+        }
+        numbers.sort_unstable();
+        let earlier = aside::numbered(FILE_NAME, aside::next_number(numbers.iter().copied()));
+        let too_many = (numbers.len() + 2).saturating_sub(aside::MAX_ASIDE);
+        for oldest in numbers.iter().take(too_many) {
+            let oldest = aside::numbered(FILE_NAME, *oldest);
+            tracing::warn!("removing {oldest}, the oldest of {} states", aside::MAX_ASIDE);
+            fs::remove_file(directory.join(oldest))?;
+        }
+        fs::rename(&old, directory.join(earlier))?;
+    }
+    fs::rename(path, old)
 }
 
 /// The state in a directory; `None`: there is none.
@@ -247,6 +271,7 @@ fn check(record: &Record) -> Result<(), &'static str> {
     let is_in_ring = |member: Member| usize::from(member.server.0) < count;
     for (n, (view, server)) in state.views.iter().zip(&state.servers).enumerate() {
         let members = view.primary.into_iter().chain(view.other());
+        let members = members.chain(state.holders(view.group)).collect::<Vec<_>>();
         if usize::from(view.group.0) != n || !members.into_iter().all(is_in_ring) {
             return Err("a view names what the ring does not have");
         }
@@ -324,6 +349,7 @@ pub(crate) mod tests {
                 servers: (0..3).map(server).collect(),
                 views: (0..3).map(view).collect(),
                 foundings: Vec::new(),
+                last_holders: Vec::new(),
                 is_stopping: false,
                 recovering: None,
             },
@@ -351,6 +377,15 @@ pub(crate) mod tests {
         assert_eq!(load(directory.path()).unwrap(), None);
         let old = load_file(&directory.path().join(OLD_NAME)).unwrap();
         assert_eq!(old, Some(record(u64::MAX)));
+        // None is overwritten, and not all are kept.
+        for version in 1..20 {
+            store(directory.path(), &record(version)).unwrap();
+            set_aside(directory.path(), &record(version)).unwrap();
+        }
+        let at = |name: String| load_file(&directory.path().join(name)).unwrap();
+        assert_eq!(at(OLD_NAME.to_owned()), Some(record(19)));
+        assert_eq!(at(aside::numbered(FILE_NAME, 20)), Some(record(18)));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), aside::MAX_ASIDE);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //!            -> stored -> serving                                                     (start.rs)
 //!   recover  facts -> reconcile: the next view of a group -> stored -> orders         (views.rs)
 //!            nobody names it any more: kill, proof, a new process in its place      (respawn.rs)
+//!   leave    views without the one that was told to stop -> SHUTDOWN                    (leave.rs)
 //!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> everyone has exited     (stop.rs)
 //! ```
 //!
@@ -31,12 +32,14 @@ use kv_protocol::{
 };
 
 use crate::failure_detector::FailureDetector;
+use crate::holes::{self, Hole};
 
 mod alarms;
 mod double_fault;
 mod durable;
 mod effect;
 mod history;
+mod leave;
 mod links;
 mod orders;
 pub mod reconcile;
@@ -56,9 +59,10 @@ use alarms::Alarms;
 pub use alarms::DUMP_ADVICE;
 pub use double_fault::DoubleFault;
 use durable::Memory;
-pub use durable::{DurableServer, DurableState, Founding, STORE_AGAIN};
+pub use durable::{DurableServer, DurableState, Founding, LastHolders, STORE_AGAIN};
 pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRefused};
 use history::History;
+pub use leave::LEAVE_PATIENCE;
 pub use links::LinkId;
 use respawn::draw;
 use server::Server;
@@ -164,6 +168,7 @@ impl Cluster {
             servers: servers.collect(),
             views: (0..config.servers).map(|group| no_view(GroupId(group))).collect(),
             foundings,
+            last_holders: Vec::new(),
             is_stopping: false,
             recovering: None,
         };
@@ -277,11 +282,14 @@ impl Cluster {
     /// Takes every step that follows from what is known. Called after each input.
     fn advance(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.now = self.now.max(now);
+        self.awake.0.look(now);
         if self.is_outdated {
             return;
         }
         self.memory.on_time(self.now);
         self.found_views();
+        self.stop_if_all_leave(now, sink);
+        self.lead_out(now, sink);
         self.inquire(now, sink);
         self.order_again(now, sink);
         self.decide_views(now, sink);
@@ -302,6 +310,16 @@ impl Cluster {
 
 /// Its other inputs, and what it shows.
 impl Cluster {
+    /// The process of a server has ended in order: told to stop, or without a coordinator for too long, and all
+    /// that it held lies in complete dumps. Proven, and final, and not a fault.
+    pub fn on_left(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
+        let server = self.server_mut(member.server);
+        if server.member == member && !server.exited {
+            server.left = !holes::is_open(Hole::OrderlyExitIsDeath);
+        }
+        self.on_exited(now, member, sink);
+    }
+
     /// The process of a server has ended: proven, and final.
     pub fn on_exited(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         let server = self.server_mut(member.server);
@@ -309,6 +327,7 @@ impl Cluster {
             return;
         }
         server.exited = true;
+        server.left |= server.stage.has_complete_dumps();
         server.orders_connected = false;
         server.outstanding.clear();
         let was_useless = server.started.is_none() && server.spawned.is_some();
@@ -329,7 +348,8 @@ impl Cluster {
         let start = self.next_start_timeout();
         let judge = (self.judge_from > self.now).then_some(self.judge_from);
         let recovery = [self.next_inquiry_timeout(), self.next_order_again(), judge];
-        let recovery = recovery.into_iter().chain([self.next_respawn_timeout()]).flatten().min();
+        let others = [self.next_respawn_timeout(), self.next_leave_timeout()];
+        let recovery = recovery.into_iter().chain(others).flatten().min();
         let recovery = recovery.filter(|_| self.stop.is_none());
         let store = self.memory.again_at();
         [start, self.detector.next_timeout(), self.next_stop_timeout(), recovery, store]

@@ -47,6 +47,10 @@ pub enum Hole {
     LostServedEmpty = 36,
     SnRestarted = 37,
     RestoreFromRemoved = 38,
+    LeaverWins = 40,
+    LeaverMadeHolder = 41,
+    LastHoldersForgotten = 42,
+    OrderlyExitIsDeath = 43,
     VerdictByGroup = 45,
     AliveCountsAsFault = 46,
     HandshakeIsHeard = 47,
@@ -119,7 +123,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 47] = {
+    pub const ALL: [Hole; 51] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -159,6 +163,10 @@ mod planted {
             LostServedEmpty,
             SnRestarted,
             RestoreFromRemoved,
+            LeaverWins,
+            LeaverMadeHolder,
+            LastHoldersForgotten,
+            OrderlyExitIsDeath,
             VerdictByGroup,
             AliveCountsAsFault,
             HandshakeIsHeard,
@@ -252,6 +260,10 @@ mod planted {
                 Hole::LostServedEmpty => "LOST group served empty",
                 Hole::SnRestarted => "sn restarted at promotion",
                 Hole::RestoreFromRemoved => "restore from a removed member's dump",
+                Hole::LeaverWins => "a leaver wins an inquiry",
+                Hole::LeaverMadeHolder => "a leaver is made candidate or sole holder",
+                Hole::LastHoldersForgotten => "last holders of a group forgotten",
+                Hole::OrderlyExitIsDeath => "an exit after complete dumps counts as a death",
                 Hole::VerdictByGroup => "each group judges by itself",
                 Hole::AliveCountsAsFault => "a removed member that is alive counts as a fault",
                 Hole::HandshakeIsHeard => "a handshake without progress is heard",

@@ -30,11 +30,13 @@
 //! - `requests`: reads and writes of clients. `pending`: the log. `primary`: commits and acks.
 //! - `memory`: the limit, and compaction of the table.
 //! - `stream`: hellos and batches, at either end.
+//! - `frozen`: what is left of it when its dump has begun.
 //! - `follower`: the receiving end. `copy_out`, `copy_in`: the copy to a candidate, at either end.
 
 mod copy_in;
 mod copy_out;
 mod follower;
+mod frozen;
 mod inspect;
 mod install;
 mod lease;
@@ -379,7 +381,7 @@ impl Replica {
     ) -> Result<(), StreamError> {
         self.readings.note(now);
         if self.frozen {
-            return Err(StreamError::Frozen);
+            return self.on_message_when_frozen(now, message);
         }
         let (got, installed) = (message.view(), self.view_version());
         if got != installed {
@@ -407,14 +409,6 @@ impl Replica {
     /// Takes no new writes from now on; pending ones still commit.
     pub fn drain(&mut self) {
         self.draining = true;
-    }
-
-    /// Changes nothing any more, so that a dump is the last word: from now on no write is taken,
-    /// applied, sent or committed, and no view is installed. What is pending stays unanswered. Reads
-    /// go on.
-    pub fn freeze(&mut self) {
-        self.draining = true;
-        self.frozen = true;
     }
 
     /// Whether it drains and no write is pending.

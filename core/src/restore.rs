@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A dump counts if the last durable view of its group names the very process that wrote it as primary
-//! or secondary: whoever was removed before has missed what was acknowledged since, and a candidate has
+//! or secondary, or, where that view names nobody any more, the view before did: whoever was removed before has missed what was acknowledged since, and a candidate has
 //! not got everything. Of those that count, the one of the highest (view, write) is taken, for each shard
 //! by itself; every write that was acknowledged is in all of them. Where none counts the group is LOST,
 //! even if another dump of it lies around: old values that look like new ones are worse than none.
@@ -237,15 +237,15 @@ fn judge(durable: &DurableState, dump: &DumpHeader) -> Result<Option<Refusal>, C
         let (ours, theirs) = (view.version, newest);
         return Err(ChooseError::OldState { writer, group, ours, theirs });
     }
-    Ok(refusal_by_view(view, writer))
+    Ok(refusal_by_view(durable, view, writer))
 }
 
-/// Only whom the last view names as primary or secondary has every acknowledged write. Such a process
+/// Only whom the last view that names anybody names as primary or secondary has every acknowledged write. Such a process
 /// may have been told of an older view only, in which it still was candidate: it was made a holder
 /// because its copy was complete, and only complete copies are dumped.
-fn refusal_by_view(view: &View, writer: Member) -> Option<Refusal> {
+fn refusal_by_view(durable: &DurableState, view: &View, writer: Member) -> Option<Refusal> {
     let (group, last) = (view.group, view.version);
-    let is_holder = view.primary == Some(writer) || view.secondary() == Some(writer);
+    let is_holder = durable.holders(group).any(|holder| holder == writer);
     if is_holder || holes::is_open(Hole::RestoreFromRemoved) {
         return None;
     }

@@ -6,9 +6,9 @@
 #[repr(u8)]
 #[non_exhaustive]
 pub enum ServerExit {
-    /// It was told to stop; whether its dumps are whole, it has reported.
+    /// It was told to stop, and all that it held lies in complete dumps.
     Stopped = 0,
-    /// It stopped without a coordinator's orders, and a dump could not be written.
+    /// It stopped, and a dump could not be written.
     NotDumped = 1,
     /// Nothing was started.
     Usage = 2,
@@ -77,11 +77,16 @@ impl ServerExit {
         ServerExit::ALL.into_iter().find(|exit| i32::from(exit.code()) == code)
     }
 
+    /// Whether nothing is gone with the process: all that it held lies in complete dumps.
+    pub fn is_in_order(self) -> bool {
+        matches!(self, ServerExit::Stopped | ServerExit::Orphaned)
+    }
+
     /// What it means, as messages and the manual say it.
     pub fn meaning(self) -> &'static str {
         match self {
             ServerExit::Stopped => "it was told to stop",
-            ServerExit::NotDumped => "it stopped without orders and could not write a dump",
+            ServerExit::NotDumped => "it stopped and could not write a dump",
             ServerExit::Usage => "its command line is wrong",
             ServerExit::Log => "its log cannot be opened",
             ServerExit::IoUring => "io_uring cannot be used",

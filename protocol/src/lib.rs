@@ -16,6 +16,7 @@
 //! are borrowed from the received bytes, never copied. The layout is written down in
 //! `docs/protocol.md`; a test there and here keeps the two together.
 
+pub mod aside;
 pub mod client_message;
 pub mod cluster_file;
 pub mod codec;

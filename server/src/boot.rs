@@ -28,7 +28,7 @@ use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
 use crate::{
-    dump, key_file, load, log, mailbox, memory, orders, probe, slice, stats, supervisor, watch,
+    aside, key_file, load, log, mailbox, memory, orders, probe, slice, stats, supervisor, watch,
 };
 
 /// Tables of a server that share its memory limit: the primary's and the secondary's.
@@ -113,7 +113,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     // Before anybody is told that this server is there: whoever is told of a view must have its data.
     load::run(&args.load, identity.placement, &shards)?;
     // Only now: a server that finds its ports taken, or cannot load, has no claim to the files here.
-    dump::set_aside(&directory, identity.me.server);
+    aside::set_aside(&directory, identity.me.server);
     let node = Node::new(identity, board, map, shards, directory);
     node.reserve_for_dumps()
         .map_err(|error| Fatal::System { doing: "reserve descriptors for dumps", error })?;

@@ -5,9 +5,6 @@
 //!   shard 0 walk -> [bounded channel] -> text -> <name>.tmp -> fsync -> rename -> fsync directory
 //!   shard 1 ...
 //! ```
-//!
-//! A server that starts sets the dumps of an earlier run aside, so that after a crash nobody takes
-//! them for those of the run that crashed.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -97,31 +94,6 @@ pub(crate) fn file_name(server: ServerId, role: ReplicaRole) -> String {
     match role {
         ReplicaRole::Primary => format!("server_{server}.primary"),
         ReplicaRole::Secondary => format!("server_{server}.secondary"),
-    }
-}
-
-/// Renames the server's dumps of an earlier run to `<name>.old`, in place of those set aside before.
-/// What cannot be renamed is warned about and left: it is no reason not to serve.
-pub(crate) fn set_aside(directory: &Path, server: ServerId) {
-    let mut is_changed = false;
-    for role in [ReplicaRole::Primary, ReplicaRole::Secondary] {
-        let name = file_name(server, role);
-        let old = format!("{name}.old");
-        match fs::rename(directory.join(&name), directory.join(&old)) {
-            Ok(()) => {
-                is_changed = true;
-                tracing::info!("{name} is of an earlier run; it is called {old} now");
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(
-                "rename {name}, of an earlier run, to {old}: {error}; do not take it for a dump of \
-                 this run"
-            ),
-        }
-    }
-    // After a power failure too, the old names must not be there again.
-    if is_changed && let Err(error) = sync(directory) {
-        tracing::warn!("sync the directory {}: {error}", directory.display());
     }
 }
 
@@ -250,50 +222,5 @@ fn receive(incoming: &Receiver<DumpPiece>) -> Option<DumpPiece> {
             Err(RecvTimeoutError::Timeout) if awake.look(clock::now()) >= deadline => return None,
             Err(RecvTimeoutError::Timeout) => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SERVER: ServerId = ServerId(1);
-
-    fn names(directory: &Path) -> Vec<String> {
-        let files = fs::read_dir(directory).unwrap();
-        let name =
-            |file: io::Result<fs::DirEntry>| file.unwrap().file_name().into_string().unwrap();
-        let mut names: Vec<String> = files.map(name).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn the_dumps_of_an_earlier_run_are_set_aside_and_those_of_other_servers_are_left() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name| directory.path().join(name);
-        for name in ["server_1.primary", "server_1.secondary", "server_2.primary"] {
-            fs::write(path(name), name).unwrap();
-        }
-        fs::write(path("server_1.primary.old"), "of the run before").unwrap();
-        set_aside(directory.path(), SERVER);
-        let left = ["server_1.primary.old", "server_1.secondary.old", "server_2.primary"];
-        assert_eq!(names(directory.path()), left);
-        assert_eq!(fs::read(path("server_1.primary.old")).unwrap(), b"server_1.primary");
-        set_aside(directory.path(), SERVER);
-        assert_eq!(names(directory.path()), left, "a start without dumps keeps what there is");
-    }
-
-    #[test]
-    fn a_dump_that_cannot_be_set_aside_is_left_and_the_other_is_set_aside() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name| directory.path().join(name);
-        fs::write(path("server_1.primary"), "").unwrap();
-        fs::write(path("server_1.secondary"), "").unwrap();
-        // No file can take the name of a directory.
-        fs::create_dir(path("server_1.primary.old")).unwrap();
-        set_aside(directory.path(), SERVER);
-        let left = ["server_1.primary", "server_1.primary.old", "server_1.secondary.old"];
-        assert_eq!(names(directory.path()), left);
     }
 }

@@ -165,7 +165,10 @@ fn carry_out(engine: &Engine, message: ShardMessage) {
         }
         ShardMessage::Probe { order, replies } => {
             let shard = hub.here;
-            replies.send(ShardReply::Probed { order, shard });
+            // Nobody may be removed on the word of a server that is about to exit.
+            if !hub.shard.borrow().service.is_frozen() {
+                replies.send(ShardReply::Probed { order, shard });
+            }
         }
         ShardMessage::Exited { member } => {
             let now = clock::now();

@@ -14,7 +14,7 @@
 //! threads. Not even a line of the log is written by the thread that has it (log.rs). Nothing here uses tokio.
 
 mod args;
-
+mod aside;
 mod boot;
 mod clock;
 mod connection_memory;

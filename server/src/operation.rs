@@ -12,11 +12,13 @@ use kv_core::node::{HelloRefused, NodeConfig, NodeEffect};
 use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::control_message::{DumpedBytes, OrderFailure, OrdersHello, Report};
+use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{ClusterId, ClusterKey, Epoch, GroupId, Member, ServerId, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
 
+use crate::aside;
 use crate::clock;
 use crate::descriptors::DumpReserve;
 use crate::dump::{self, DumpFileError, Wanted};
@@ -235,6 +237,14 @@ impl Node {
         roles.into_iter().zip(failing).filter_map(|(role, since)| Some((role, since?))).collect()
     }
 
+    /// How the process ends when it is told to: whether something that it held is in no dump.
+    pub(crate) fn exit(&self) -> ServerExit {
+        match self.failing_dumps().is_empty() {
+            true => ServerExit::Stopped,
+            false => ServerExit::NotDumped,
+        }
+    }
+
     /// The group whose table of this role is at home here.
     pub(crate) fn group_of(&self, role: ReplicaRole) -> GroupId {
         let shard = kv_protocol::ids::ShardId(0);
@@ -336,7 +346,7 @@ impl DumpTo {
     fn prepare(&mut self, server: ServerId) -> Result<(), DumpFileError> {
         if !self.is_prepared {
             dump::make_directory(&self.directory)?;
-            dump::set_aside(&self.directory, server);
+            aside::set_aside(&self.directory, server);
             self.is_prepared = true;
         }
         Ok(())

@@ -21,7 +21,6 @@ use kv_protocol::control_message::{
     Admission, Order, OrderFailure, OrdersHello, Report, opcode, read_dump_directory,
     write_orders_welcome,
 };
-use kv_protocol::exit_code::ServerExit;
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
 use kv_protocol::ids::{Epoch, OrderId, ShardId, Time, ViewVersion};
 use kv_protocol::key::{self, Challenge, Link, Nonce, Seal};
@@ -452,7 +451,7 @@ impl OrdersPort {
             let _ = stream.set_write_timeout(Some(ACCEPT_PAUSE));
             let _ = stream.write_all(&link.output);
         }
-        fatal::end(ServerExit::Stopped);
+        fatal::end(self.node.exit());
     }
 }
 

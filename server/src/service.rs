@@ -643,7 +643,7 @@ impl Service {
         self.has_news = true;
     }
 
-    /// Takes, sends and acknowledges nothing from now on; reads go on.
+    /// Takes, sends and acknowledges nothing from now on; reads and beacons go on.
     pub(crate) fn freeze(&mut self) {
         for hosted in &mut self.hosted {
             hosted.replica.freeze();
@@ -651,6 +651,11 @@ impl Service {
             hosted.dial = None;
         }
         self.has_news = true;
+    }
+
+    /// Whether its dumps have begun.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.hosted.iter().any(|hosted| hosted.is_frozen)
     }
 
     /// Whether no write is pending after [`Service::drain`].

@@ -1,7 +1,8 @@
 //! The main thread after the start: signals, and the watchdog's looks.
 //!
-//! SIGTERM or SIGINT: the coordinator is asked for an orderly stop (DRAIN, dumps, SHUTDOWN). If it
-//! gives no orders, this server drains and dumps by itself:
+//! SIGTERM or SIGINT: the coordinator is asked to lead this server out: views hand its groups to others, then comes
+//! SHUTDOWN, or, for a last holder, DRAIN and dumps before it. As long as orders come (PROBE at least, every second)
+//! they are waited for. If the coordinator gives none, this server drains and dumps by itself:
 //!
 //! ```text
 //!   signal --- COORDINATOR_PATIENCE ---> no order came: drain --- LEAVE_BY ---> dumps, exit (leaving.rs)

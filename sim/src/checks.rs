@@ -14,9 +14,10 @@ use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::{ClientId, ClusterId, GroupId};
 
 use crate::invariants::{
-    Violation, acked_is_held, copies_agree, dead_are_not_waited_for, keys_are_at_home,
-    lease_before_grace, linearizable, may_serve, memory_is_bounded, numbers_are_unique, once_only,
-    one_server, one_view, taker_has_all, union_is_true, versions_grow,
+    Violation, acked_is_held, copies_agree, copies_are_spared, dead_are_not_waited_for,
+    keys_are_at_home, lease_before_grace, linearizable, may_serve, memory_is_bounded,
+    numbers_are_unique, once_only, one_server, one_view, taker_has_all, union_is_true,
+    versions_grow,
 };
 use crate::server::Answered;
 use crate::world::World;
@@ -87,6 +88,7 @@ impl Checks {
             taker_has_all::check(self, process, place, &sight, serves)?;
             taker_has_all::after_handover(self, world, process, place, &sight)?;
             union_is_true::check(self, process, place, &sight)?;
+            copies_are_spared::check(self, world, process, place, &sight)?;
             memory_is_bounded::check(&hosted.replica, world.config.bounds.memory)?;
             one_server::check(world, place)?;
             lease_before_grace::check(world, place)?;

@@ -77,10 +77,14 @@ pub enum Happening {
     Zombie(kv_protocol::Epoch, Member),
     /// Whoever runs at this place is told to stop by a signal.
     SignalAt(usize),
+    /// So many neighbours, from a place that chance chooses, are told to stop within so many nanoseconds.
+    SignalMany(usize, u64),
     /// A process is told to stop.
     Signal(usize),
     /// A process that was told to stop has waited long enough for its coordinator.
     LeaveAlone(usize),
+    /// A process that was told to stop is told again, and waits no longer.
+    LeaveNow(usize),
     /// Whether a process has drained by now, since it was ordered to.
     LookAtDrain(usize, OrderId, u64),
     /// A dump of this number is on the disk of its process's host.

@@ -25,6 +25,8 @@
 //! | 19 | all come home | [`home_again`] |
 //! |  | and serve there | [`served_at_rest`] |
 //! | 20 | holders are spared | [`holders_are_spared`] |
+//! |  | and who leaves gets nothing | [`leavers_get_nothing`] |
+//! |  | and no last copy is wiped | [`copies_are_spared`] |
 //! |  | and who only sleeps stays | [`sleepers_stay`] |
 //! |  | and a slow server costs no other its place | [`slow_are_spared`] |
 //! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
@@ -41,6 +43,7 @@ use kv_protocol::ids::GroupId;
 
 pub mod acked_is_held;
 pub mod copies_agree;
+pub mod copies_are_spared;
 pub mod copy_is_equal;
 pub mod dead_are_not_waited_for;
 pub mod dumped_before_end;
@@ -49,6 +52,7 @@ pub mod home_again;
 pub mod keys_are_at_home;
 pub mod lease_before_grace;
 pub mod lease_is_checked;
+pub mod leavers_get_nothing;
 pub mod linearizable;
 pub mod lost_is_lost;
 pub mod memory_is_bounded;

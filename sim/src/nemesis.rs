@@ -67,9 +67,14 @@ pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     }
 }
 
+/// Whether nothing is to go wrong, or no more.
+fn is_quiet(world: &World) -> bool {
+    world.is_healing || world.config.calm || world.config.slow
+}
+
 /// Thinks of the next fault at rest, and strikes.
 pub fn strike_at_rest(world: &mut World) {
-    if world.is_healing {
+    if is_quiet(world) {
         return;
     }
     if world.config.stands {
@@ -151,10 +156,7 @@ fn strike_a_copy(world: &mut World) {
 /// The recovery of a place has come to a step.
 pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     let Some(step) = step else { return };
-    if world.is_healing
-        || world.config.slow
-        || !world.random.per_mille(STRIKES_A_STEP[usize::from(step)])
-    {
+    if is_quiet(world) || !world.random.per_mille(STRIKES_A_STEP[usize::from(step)]) {
         return;
     }
     // The first step is over as soon as the views are stored.
@@ -170,7 +172,7 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
 /// A view is told. In the moment of a hand-over the two of them may lose sight of each other; a copy
 /// may take long, so that what is said of an earlier one comes while it is made.
 pub fn on_view(world: &mut World, view: &View) {
-    if world.is_healing || world.config.slow {
+    if is_quiet(world) {
         return;
     }
     let place = |member: Member| usize::from(member.server.0);
@@ -206,7 +208,7 @@ pub fn part(world: &mut World, place: usize, other: usize, patience: u8) {
 
 /// A process has just been started in place of another: it may end before it has reported.
 pub fn on_spawned(world: &mut World, place: usize) {
-    if !world.is_healing && !world.config.slow && world.random.per_mille(150) {
+    if !is_quiet(world) && world.random.per_mille(150) {
         let delay = world.random.between(1_000, 400_000);
         world.after(delay, Happening::StrikeAgain(place, Kind::Crash, Some(1), 0));
     }
@@ -312,9 +314,11 @@ fn is_last_holder(world: &World, target: usize) -> bool {
 }
 
 fn works(world: &World, member: Member) -> bool {
-    world.process_of(member).is_some_and(|process| {
-        let process = &world.processes[process];
-        process.alive && process.is_at_work(world.now)
+    world.process_of(member).is_some_and(|at| {
+        let process = &world.processes[at];
+        // Whoever was told to stop is as good as gone.
+        let leaves = world.config.leaves && world.operator.told(at);
+        process.alive && process.is_at_work(world.now) && !leaves
     })
 }
 

@@ -176,7 +176,12 @@ impl Shard {
                 }
             }
             Input::Install(order, view, other) => self.install(now, order, view, other, output),
-            Input::Probe(order) => output.push(Output::Probed(order)),
+            Input::Probe(order) => {
+                // Nobody may be removed on the word of a server that is about to exit.
+                if !self.hosted.iter().any(|hosted| hosted.replica.is_frozen()) {
+                    output.push(Output::Probed(order));
+                }
+            }
             Input::Exited(member) => {
                 self.told_dead.insert(member);
                 for hosted in &mut self.hosted {

@@ -72,6 +72,12 @@ pub struct Config {
     pub double: bool,
     /// A second fault stops the cluster, and so does its operator; then it is restored.
     pub shutdown: bool,
+    /// Servers are told to stop, one, some or all, while others go on.
+    pub leaves: bool,
+    /// Of those: some are told twice, and wait for no orders then.
+    pub impatient: bool,
+    /// Of those: nothing else goes wrong.
+    pub calm: bool,
     /// Nothing happens but that all servers are paused together: nobody is the worse for it.
     pub stands: bool,
     /// With the coordinator.
@@ -106,6 +112,9 @@ impl Config {
             think: if random.per_mille(300) { BUSY_THINK } else { THINK },
             double: seed % 8 == 7 || seed % 16 == 3,
             shutdown: seed % 8 == 3,
+            leaves: seed % 16 == 9,
+            impatient: seed % 64 == 41 || seed % 64 == 57,
+            calm: seed % 32 == 9,
             stands: seed % 16 == 13,
             coordinator_stands: seed % 32 == 13,
             slow: seed % 16 == 5,
@@ -166,6 +175,10 @@ pub struct World {
     pub is_healing: bool,
     /// All is at rest, and clients look back.
     pub is_looking_back: bool,
+    /// Of groups whose view names nobody: whom the view before named.
+    pub last_holders: BTreeMap<(ClusterId, GroupId), Vec<Member>>,
+    /// Who has asked the coordinator of this term to be led out.
+    pub asked: Vec<Member>,
     /// Since when groups of which cluster are LOST.
     pub lost_at: BTreeMap<(ClusterId, GroupId), u64>,
     /// What was done to servers in a run in which they are only slow.
@@ -194,7 +207,7 @@ impl World {
             cluster: FIRST_CLUSTER,
             servers: config.servers,
             shards: config.shards,
-            on_double_fault: match config.shutdown {
+            on_double_fault: match config.shutdown || config.leaves {
                 true => DoubleFault::Shutdown,
                 false => DoubleFault::Isolate,
             },
@@ -228,6 +241,8 @@ impl World {
             counts: Counts::default(),
             is_healing: false,
             is_looking_back: false,
+            last_holders: BTreeMap::new(),
+            asked: Vec::new(),
             lost_at: BTreeMap::new(),
             slowness: Default::default(),
             violation: None,

@@ -8,8 +8,9 @@ use kv_protocol::status::ClusterState;
 use kv_protocol::{GroupId, ServerId, ViewVersion};
 
 use super::{Driver, index};
+use crate::restore::written;
 use crate::spawn::ssh::RemoteServer;
-use crate::spawn::{adopted, command_line, error_name, server_arguments};
+use crate::spawn::{Exit, adopted, command_line, error_name, server_arguments};
 use crate::store::FILE_NAME;
 
 impl Driver {
@@ -37,7 +38,15 @@ impl Driver {
         let errors = self.plan.dir.join(error_name(&line));
         tokio::task::spawn_local(async move {
             let exit = match line.host {
-                Host::Local => adopted::wait(started, errors, kill).await,
+                Host::Local => {
+                    let exit = adopted::wait(started, errors, kill).await;
+                    let state = driver.cluster().durable().clone();
+                    let in_order = match exit.in_order {
+                        None => written::has_left(&driver.dir, &state, member).await,
+                        known => known.unwrap_or(false),
+                    };
+                    Exit { in_order: Some(in_order), ..exit }
+                }
                 Host::Ssh { .. } => {
                     let server = RemoteServer::adopted(ssh, line, &started);
                     server.run(turn, kill, |_| {}, || None).await

@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kv_core::cluster::DurableState;
 use kv_core::dump::{DumpError, DumpHeader, DumpItem, DumpOrigin, DumpReader};
+use kv_protocol::aside;
 use kv_protocol::{GroupId, Placement, ShardId};
 
 use super::stage;
@@ -98,9 +99,9 @@ fn list(dirs: &[PathBuf]) -> Result<Vec<(PathBuf, u64)>, String> {
     Ok(files)
 }
 
-/// `server_<n>.primary` or `.secondary`, or such a name with `.old` behind it.
-fn is_dump_name(name: &str) -> bool {
-    let name = name.strip_suffix(".old").unwrap_or(name);
+/// `server_<n>.primary` or `.secondary`, or the name of such a dump that was set aside.
+pub(crate) fn is_dump_name(name: &str) -> bool {
+    let name = aside::plain(name);
     let Some((server, role)) = name.strip_prefix("server_").and_then(|rest| rest.split_once('.'))
     else {
         return false;
@@ -171,7 +172,12 @@ mod tests {
 
     #[test]
     fn dumps_are_known_by_their_names() {
-        for name in ["server_0.primary", "server_12.secondary", "server_3.primary.old"] {
+        for name in [
+            "server_0.primary",
+            "server_12.secondary",
+            "server_3.primary.old",
+            "server_3.primary.old.2",
+        ] {
             assert!(is_dump_name(name), "{name}");
         }
         for name in

@@ -15,7 +15,7 @@
 //! try looks there too.
 
 mod alive;
-mod gather;
+pub(crate) mod gather;
 mod report;
 pub(crate) mod send;
 mod stage;

@@ -1,7 +1,7 @@
 //! The chosen files under names that no server touches, until the restored cluster has two copies.
 //!
-//! A server renames the dumps that it finds in its directory to `.old`, and what was `.old` before is
-//! gone. After a start that failed the files that it was to be restored from may be the `.old` ones. A
+//! A server renames the dumps that it finds in its directory to `.old`, and what was `.old` before gets
+//! a number. After a start that failed the files that it was to be restored from may be the `.old` ones. A
 //! hard link costs no room and keeps a file whatever becomes of its other names. Where the file system
 //! has none, files in the coordinator's own directory are copied; elsewhere they are left where they are.
 
@@ -87,11 +87,11 @@ fn keep(from: &Path, to: &Path) -> io::Result<()> {
 /// The state of a cluster that has served is kept under its old name; that of a try that failed is not
 /// worth the one before.
 fn set_aside(dir: &Path) -> io::Result<()> {
-    let (path, old) = (dir.join(store::FILE_NAME), dir.join(store::OLD_NAME));
+    let path = dir.join(store::FILE_NAME);
     if !state::is_of_a_cluster_that_served(&path) {
         return Ok(());
     }
-    fs::rename(path, old)
+    store::rename_aside(dir)
 }
 
 fn sync(dir: &Path) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use kv_core::cluster::DurableState;
 use kv_core::dump::DumpHeader;
 use kv_core::restore;
-use kv_protocol::GroupId;
+use kv_protocol::{GroupId, Member, aside};
 
 use super::{gather, in_thread};
 
@@ -36,12 +36,36 @@ async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<Gro
     missing.await.ok().flatten().unwrap_or_else(|| groups.to_owned())
 }
 
+/// Whether the directory holds a complete dump, by this very process, of every group that it was a holder of: it has
+/// ended in order, whatever its exit status was.
+pub(crate) async fn has_left(dir: &Path, state: &DurableState, member: Member) -> bool {
+    let (dir, state) = (dir.to_owned(), state.clone());
+    let is_whole = in_thread(move || {
+        let servers = u16::try_from(state.servers.len()).ok()?;
+        let all = (0..servers).map(GroupId);
+        let held = all.filter(|group| state.holders(*group).any(|holder| holder == member));
+        let is_dumped = |group: GroupId| {
+            let role = if group.home_primary() == member.server { "primary" } else { "secondary" };
+            let path = dir.join(format!("server_{}.{role}", member.server));
+            let header = gather::check(&path, &state);
+            header
+                .is_ok_and(|header| header.origin.writer == member && header.origin.group == group)
+        };
+        let held: Vec<GroupId> = held.collect();
+        Some(!held.is_empty() && held.into_iter().all(is_dumped))
+    });
+    is_whole.await.ok().flatten().unwrap_or(false)
+}
+
 /// All groups but those of `asked` that are found; `None`: there is no telling.
 fn lost(dir: &Path, state: &DurableState, asked: &[GroupId]) -> Option<Vec<GroupId>> {
     let servers = u16::try_from(state.servers.len()).ok()?;
     let homes = asked.iter().flat_map(|group| {
         let (first, second) = (group.home_primary(), group.home_secondary(servers));
-        [format!("server_{first}.primary"), format!("server_{second}.secondary")]
+        let names = [format!("server_{first}.primary"), format!("server_{second}.secondary")];
+        // A process that has followed in the place of the one that dumped has set its dump aside.
+        let aside = names.each_ref().map(|name| aside::newest(name));
+        names.into_iter().chain(aside)
     });
     let headers: Vec<DumpHeader> =
         homes.filter_map(|name| gather::check(&dir.join(name), state).ok()).collect();

@@ -131,7 +131,7 @@ async fn exit(was_killed: bool, errors: PathBuf) -> Exit {
             .into(),
     };
     let last_words = if was_killed { None } else { tail_apart(errors, 0).await };
-    Exit { how, last_words }
+    Exit { how, last_words, in_order: was_killed.then_some(false) }
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use kv_protocol::ClusterKey;
 use kv_protocol::cluster_file::ServerLine;
 
 use super::{
-    Exit, KEY_FROM_STANDARD_INPUT, describe_signal, describe_status, error_name, log_name,
-    tail_apart,
+    Exit, KEY_FROM_STANDARD_INPUT, describe_signal, describe_status, error_name, is_in_order,
+    log_name, tail_apart,
 };
 use crate::plan::Plan;
 use crate::state_file::StateFile;
@@ -130,11 +130,13 @@ impl LocalServer {
         if last_words.is_none() && !was_killed {
             last_words = tail_apart(self.log, self.log_start).await;
         }
+        let in_order =
+            Some(matches!(&status, Ok(status) if status.code().is_some_and(is_in_order)));
         let how = match status {
             Ok(status) => describe(status),
             Err(error) => format!("its end was seen, its status was not: {error}"),
         };
-        Exit { how, last_words }
+        Exit { how, last_words, in_order }
     }
 }
 

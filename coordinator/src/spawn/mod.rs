@@ -39,6 +39,15 @@ pub(crate) struct Exit {
     pub(crate) how: String,
     /// What it said last, if anything; several lines.
     pub(crate) last_words: Option<String>,
+    /// Whether all that it held lies in complete dumps, as its exit status says; `None`: that is not known.
+    pub(crate) in_order: Option<bool>,
+}
+
+impl Exit {
+    /// It was killed, or never ran.
+    pub(crate) fn without_dumps(how: String, last_words: Option<String>) -> Exit {
+        Exit { how, last_words, in_order: Some(false) }
+    }
 }
 
 /// The arguments that a server is started with.
@@ -104,6 +113,11 @@ pub(crate) fn command_line(plan: &Plan, line: &ServerLine, arguments: &[String])
             format!("ssh {} {}", line.host, quote::word(&there))
         }
     }
+}
+
+/// Whether an exit status says that all that the server held lies in complete dumps.
+pub(crate) fn is_in_order(status: i32) -> bool {
+    ServerExit::from_code(status).is_some_and(ServerExit::is_in_order)
 }
 
 /// What an exit status of a server, or of the shell that was to start it, means.

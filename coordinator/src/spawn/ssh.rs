@@ -30,7 +30,7 @@ use crate::args::Args;
 
 use super::{
     Exit, KEY_FROM_STANDARD_INPUT, MAX_QUOTED_BYTES, describe_signal, describe_status, error_name,
-    last_lines, log_name, quote,
+    is_in_order, last_lines, log_name, quote,
 };
 
 /// Seconds until ssh gives up connecting.
@@ -468,7 +468,7 @@ impl RemoteServer {
             return Some(given_up());
         };
         match self.ssh.kill(&self.line.host, &process).await {
-            Ok(()) => Some(Exit { how: describe_signal(libc::SIGKILL), last_words: None }),
+            Ok(()) => Some(Exit::without_dumps(describe_signal(libc::SIGKILL), None)),
             Err(error) => {
                 let (id, host, pid) = (self.line.id, &self.line.host, process.pid);
                 tracing::warn!("kill server {id} (pid {pid}) on {host}: {error}");
@@ -560,7 +560,7 @@ async fn session_or_kill(
 /// No process is known, and none will be reported: should a server start in this very moment, it
 /// finds no coordinator and gives up by itself.
 fn given_up() -> Exit {
-    Exit { how: "given up before it had started".into(), last_words: None }
+    Exit::without_dumps("given up before it had started".into(), None)
 }
 
 /// The next whole line of at most [`MAX_LINE_BYTES`]; longer ones are skipped. `None` at the end: a line that
@@ -582,18 +582,19 @@ async fn next_line(from: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
 }
 
 fn exit(status: &str, said: &[u8]) -> Exit {
+    let in_order = status.parse().ok().map(is_in_order);
     let how = match status.parse::<i32>() {
         // A shell reports a signal as 128 and its number.
         Ok(code @ 129..=192) => describe_signal(code - 128),
         Ok(code) => describe_status(code),
         Err(_) => "it has ended; its exit status is not known".into(),
     };
-    Exit { how, last_words: last_lines(said) }
+    Exit { how, last_words: last_lines(said), in_order }
 }
 
 fn never_started(said: &[u8]) -> Exit {
     let how = "ssh could not start it".into();
-    Exit { how, last_words: last_lines(said) }
+    Exit::without_dumps(how, last_lines(said))
 }
 
 #[cfg(test)]

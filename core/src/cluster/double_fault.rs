@@ -6,7 +6,7 @@
 //! `shutdown`, the original's rule: every living server stops serving, dumps both tables, and exits.
 //! `isolate`: every group goes on by itself; those without a holder answer LOST.
 
-use kv_protocol::{Member, ServerId, Time};
+use kv_protocol::{GroupId, Member, ServerId, Time};
 
 use super::{Cluster, Effect};
 
@@ -24,12 +24,31 @@ impl Cluster {
     /// A member is dead by proof, or was judged to be gone for its silence. One that was removed and lives is no
     /// fault: nothing is lost with it, and it comes back by itself.
     pub(super) fn note_fault(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
+        if self.leaves_in_order(member) {
+            return;
+        }
         match self.memory.decided.recovering {
             None => self.memory.decided.recovering = Some(member.server),
             Some(first) if first != member.server => {
                 self.note_second_fault(now, first, member.server, sink);
             }
             Some(_) => {}
+        }
+    }
+
+    /// The last holder of a group was found dead. Whatever took the other one away, an orderly leave too, that is
+    /// a second fault.
+    pub(super) fn note_loss(
+        &mut self,
+        now: Time,
+        group: GroupId,
+        dead: Member,
+        sink: &mut Vec<Effect>,
+    ) {
+        let homes = [group.home_primary(), group.home_secondary(self.count())];
+        let other = homes.into_iter().find(|home| *home != dead.server);
+        if let Some(other) = other.filter(|_| !self.leaves_in_order(dead)) {
+            self.note_second_fault(now, other, dead.server, sink);
         }
     }
 

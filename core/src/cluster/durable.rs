@@ -48,6 +48,10 @@ pub struct DurableState {
     /// Of a cluster that was restored: how each group began. Empty in one that began with nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foundings: Vec<Founding>,
+    /// Of each group whose view names nobody any more: whom the view before named. Their dumps count at a
+    /// restore.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub last_holders: Vec<LastHolders>,
     /// The cluster is being stopped, or is stopped: its views are the last, whoever exits. A coordinator
     /// that follows stops on.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -64,6 +68,17 @@ pub struct Founding {
     pub above: ViewVersion,
     /// Nothing of it was left: its first view names nobody.
     pub is_lost: bool,
+}
+
+/// Who held a group last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastHolders {
+    /// The group.
+    pub group: GroupId,
+    /// Its last primary.
+    pub primary: Member,
+    /// Its last secondary, if it had one.
+    pub secondary: Option<Member>,
 }
 
 /// The process at one place of the ring.
@@ -85,6 +100,15 @@ impl DurableState {
     pub(super) fn founding(&self, group: GroupId) -> Founding {
         let known = self.foundings.get(usize::from(group.0)).copied();
         known.unwrap_or(Founding { above: ViewVersion(0), is_lost: false })
+    }
+
+    /// Whoever holds a group, or held it last: each has every acknowledged write, in memory or in a complete dump.
+    pub fn holders(&self, group: GroupId) -> impl Iterator<Item = Member> {
+        let view = self.views.get(usize::from(group.0)).filter(|view| view.primary.is_some());
+        let last = self.last_holders.iter().find(|last| last.group == group);
+        let now = view.map(|view| [view.primary, view.secondary()]);
+        let last = last.map(|last| [Some(last.primary), last.secondary]);
+        now.or(last).into_iter().flatten().flatten()
     }
 
     /// Whether any view names this process.

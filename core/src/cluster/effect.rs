@@ -140,6 +140,8 @@ pub enum Effect {
         /// Which.
         member: Member,
     },
+    /// No holder of any group stays: all were told to stop, or have left. The cluster is stopped in order.
+    AllLeave,
     /// The orderly stop of the cluster enters this phase.
     Stopping(StopPhase),
     /// End this process, and only this process.

@@ -70,7 +70,10 @@ impl Cluster {
         let again = self.note_stop_report(now, member.server, &order, outcome, sink);
         match &order.kind {
             OrderKind::View(view) => self.note_view_report(now, member.server, view, done),
-            OrderKind::Probe if done => self.note_probe(now, &order),
+            OrderKind::Probe if done => {
+                self.note_probe(now, &order);
+                self.note_vouch(now, &order);
+            }
             _ => {}
         }
         if done {

@@ -10,6 +10,8 @@
 //! | P, candidate C | C gone or failed | P alone |
 //! | P, alone or with a candidate | P proven dead | nobody: LOST |
 //! | P alone | the other home server is ready | P, candidate |
+//! | P, S or candidate | it is to leave, P has just answered | P alone |
+//! | P, S | P is to leave, S has just answered | S, P: hand-over |
 //! | P, S | S at home as primary, P as secondary, all at rest | S, P: hand-over |
 //! | nobody | | nobody: only an operator ends that |
 
@@ -42,7 +44,9 @@ pub struct Facts {
     pub failed: bool,
     /// A home server of the group that is alive, is not the primary, and may become candidate.
     pub ready: Option<Member>,
-    /// The members are in each other's home places, and both are at rest.
+    /// The secondary or candidate is to leave, and nothing is lost without it.
+    pub other_leaves: bool,
+    /// The members are in each other's home places, and both are at rest; or the primary is to leave.
     pub may_swap: bool,
 }
 
@@ -57,11 +61,13 @@ pub enum Why {
     Dropped,
     /// No holder is left.
     Lost,
+    /// The secondary or candidate leaves in order.
+    Left,
     /// A home server begins to get its copy.
     Candidate,
     /// The candidate has caught up.
     CaughtUp,
-    /// The group goes back to its home primary.
+    /// The group goes back to its home primary, or away from a primary that is to leave.
     Switched,
 }
 
@@ -81,6 +87,11 @@ pub fn next_view(view: &View, facts: &Facts) -> Option<(View, Why)> {
         (Peer::None | Peer::Candidate(_), Fate::Dead, _) => Some((lost, Why::Lost)),
         (Peer::Candidate(_), _, fate) if facts.failed || fate != Fate::Present => {
             Some((alone(primary), Why::Dropped))
+        }
+        (Peer::Secondary(_) | Peer::Candidate(_), Fate::Present, Fate::Present)
+            if facts.other_leaves =>
+        {
+            Some((alone(primary), Why::Left))
         }
         (Peer::None, Fate::Present, _) => {
             let candidate = facts.ready?;
@@ -190,6 +201,18 @@ mod tests {
         let copying = view(Some(0), Peer::Candidate(member(1)));
         let facts = Facts { primary: Fate::Dead, caught_up: true, ..Facts::default() };
         assert_eq!(next(&copying, facts).unwrap().2, Why::CaughtUp);
+    }
+
+    #[test]
+    fn whoever_leaves_is_named_no_more_where_the_other_one_stays() {
+        let facts = Facts { other_leaves: true, may_swap: true, ..Facts::default() };
+        for peer in [Peer::Secondary(member(1)), Peer::Candidate(member(1))] {
+            let after = next(&view(Some(0), peer), facts);
+            assert_eq!(after, Some((Some(0), Peer::None, Why::Left)));
+        }
+        let pair = view(Some(0), Peer::Secondary(member(1)));
+        let dead = Facts { primary: Fate::Dead, ..facts };
+        assert_eq!(next(&pair, dead).unwrap().0, Some(1), "by proof it is the only one left");
     }
 
     #[test]

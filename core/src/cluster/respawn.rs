@@ -68,6 +68,11 @@ impl Backoff {
         self.again_at.is_none_or(|again| again <= now)
     }
 
+    /// Whether people were told that the place keeps failing.
+    pub(super) fn is_alarming(&self) -> bool {
+        self.failures >= ALARMING_FAILURES
+    }
+
     pub(super) fn again_at(&self) -> Option<Time> {
         self.again_at
     }
@@ -105,7 +110,12 @@ impl Cluster {
         let is_late = server
             .spawned
             .is_some_and(|at| server.started.is_none() && now.since(at) >= REPLACEMENT_PATIENCE);
-        let is_useless = server.suspected.is_some() || server.is_condemned || is_late;
+        // One that was told to exit is on its way; its connections end first.
+        let may_still_end =
+            |since: Time| server.stage.is_leaving() && now.since(since) < KILL_AGAIN;
+        let is_silent = server.suspected.is_some_and(|since| !may_still_end(since));
+        let is_useless =
+            is_silent || (server.is_condemned && !server.stage.is_leaving()) || is_late;
         let is_due = server.killed.is_none_or(|at| now.since(at) >= KILL_AGAIN);
         if is_useless && is_due && server.spawned.is_some() {
             server.killed = Some(now);
@@ -181,8 +191,10 @@ impl Cluster {
             let spawned = server.spawned.filter(|_| server.started.is_none() && !server.exited);
             let late = spawned.map(|at| at + REPLACEMENT_PATIENCE);
             let killed = server.killed.filter(|_| !server.exited).map(|at| at + KILL_AGAIN);
+            let leaving = server.suspected.filter(|_| server.stage.is_leaving() && !server.exited);
+            let leaving = leaving.map(|at| at + KILL_AGAIN).filter(|at| *at > self.now);
             let again = server.backoff.again_at().filter(|again| *again > self.now);
-            [late.filter(|_| server.killed.is_none()), killed, again]
+            [late.filter(|_| server.killed.is_none()), killed, leaving, again]
         });
         waiting.flatten().min()
     }

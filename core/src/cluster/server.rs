@@ -22,6 +22,10 @@ pub(super) struct Server {
     /// When its process was started, or taken over from an earlier coordinator.
     pub(super) spawned: Option<Time>,
     pub(super) exited: bool,
+    /// It has exited in order: all that it held lies in complete dumps.
+    pub(super) left: bool,
+    /// When a server that is to leave was told last that it is being seen to.
+    pub(super) kept_waiting: Option<Time>,
     /// Since when it is silent.
     pub(super) suspected: Option<Time>,
     /// It lives, but is of no use: to be killed when no view names it.
@@ -58,6 +62,8 @@ impl Server {
             state: ServerState::Starting,
             spawned: None,
             exited: false,
+            left: false,
+            kept_waiting: None,
             suspected: None,
             is_condemned: false,
             was_judged: false,

@@ -9,6 +9,9 @@
 //!                                                                              Killed
 //! ```
 //!
+//! A server that leaves alone first hands its groups over (leave.rs); it drains and dumps only as the last holder of
+//! a group. Where all are to leave, the cluster is stopped.
+//!
 //! All drain before any dumps, so that the two dumps of a group agree. A server that cannot drain in time (its
 //! other replica is gone, so pending writes cannot commit) is dumped nevertheless: from its first dump on it
 //! acknowledges nothing more, so every acknowledged write stands in it.
@@ -53,7 +56,7 @@ pub const NO_PROGRESS: Duration = Duration::from_secs(30);
 /// The time for which this coordinator was awake. A description of a cluster (`Debug`) leaves it out, as it does the
 /// history: the exhaustive search takes equal descriptions for one state, and has no stop.
 #[derive(Clone, Copy)]
-pub(super) struct StopClock(Awake);
+pub(super) struct StopClock(pub(super) Awake);
 
 impl StopClock {
     pub(super) const fn new() -> StopClock {
@@ -148,6 +151,8 @@ pub(super) struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Running,
+    /// It was told to stop, when this coordinator had been awake for so long: its groups are handed over.
+    Parting(Duration),
     Draining(Progress),
     Dumping(Progress),
     Leaving(Progress),
@@ -164,7 +169,16 @@ impl Stage {
 
     /// Whether it can still do what a view asks of it.
     pub(super) fn takes_views(self) -> bool {
-        matches!(self, Stage::Running | Stage::Draining(_))
+        matches!(self, Stage::Running | Stage::Parting(_) | Stage::Draining(_))
+    }
+
+    /// Whether it was led out to the end, and all that it held lies in complete dumps.
+    pub(super) fn has_complete_dumps(self) -> bool {
+        let is_complete = |dump: Dump| matches!(dump, Dump::Complete | Dump::NoCopy);
+        match self {
+            Stage::Leaving(Progress { dumps, .. }) => dumps.all().into_iter().all(is_complete),
+            _ => false,
+        }
     }
 
     /// What the operator was told of a long wait that lasts.
@@ -186,7 +200,7 @@ impl Stage {
 
     fn progress(self) -> Progress {
         match self {
-            Stage::Running => Progress::default(),
+            Stage::Running | Stage::Parting(_) => Progress::default(),
             Stage::Draining(progress)
             | Stage::Dumping(progress)
             | Stage::Leaving(progress)
@@ -197,7 +211,7 @@ impl Stage {
 
     fn progress_mut(&mut self) -> Option<&mut Progress> {
         match self {
-            Stage::Running => None,
+            Stage::Running | Stage::Parting(_) => None,
             Stage::Draining(progress)
             | Stage::Dumping(progress)
             | Stage::Leaving(progress)
@@ -252,7 +266,7 @@ impl Cluster {
                 self.server_mut(id).exited = true;
             } else if server.started.is_none() {
                 self.kill(now, id, KillReason::NotStarted, sink);
-            } else if server.stage == Stage::Running {
+            } else if matches!(server.stage, Stage::Running | Stage::Parting(_)) {
                 self.server_mut(id).outstanding.clear();
                 self.drain(now, id, sink);
             } else if let Stage::Draining(progress) = &mut self.server_mut(id).stage {
@@ -365,13 +379,13 @@ impl Cluster {
         self.check_link(link, server)?;
         if self.stop.is_none() && self.server(server).stage == Stage::Running {
             sink.push(Effect::Leaving { member: self.member(server) });
-            self.drain(now, server, sink);
+            self.begin_leave(now, server, sink);
         }
-        self.advance_stop(now, sink);
+        self.advance(now, sink);
         Ok(())
     }
 
-    fn drain(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+    pub(super) fn drain(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let clock = self.stop_clock(now);
         let progress = Progress { begun: clock, since: clock, ..Progress::default() };
         self.server_mut(id).stage = Stage::Draining(progress);
@@ -458,8 +472,14 @@ impl Cluster {
         }
         let clock = self.stop_clock(now);
         for id in (0..self.count()).map(ServerId) {
-            if self.server(id).stage == Stage::Running {
-                continue;
+            match self.server(id).stage {
+                _ if self.server(id).exited => continue,
+                Stage::Running => continue,
+                Stage::Parting(_) => {
+                    self.part(now, id, sink);
+                    continue;
+                }
+                _ => {}
             }
             if self.has_drained(clock, self.server(id)) {
                 self.dump(now, id, sink);
@@ -486,7 +506,7 @@ impl Cluster {
         let due = left.flat_map(|server| {
             let progress = server.stage.progress();
             let deadline = match server.stage {
-                Stage::Running | Stage::Unproven(_) => None,
+                Stage::Running | Stage::Parting(_) | Stage::Unproven(_) => None,
                 Stage::Draining(_) => Some(self.drain_deadline(server)),
                 Stage::Dumping(_) if !stopping => None,
                 Stage::Dumping(_) if server.is_up() => Some(progress.moved + NO_PROGRESS),
@@ -609,10 +629,25 @@ impl Cluster {
         if let Stage::Draining(progress) = server.stage {
             let undrained = progress.undrained || !server.outstanding.is_empty();
             server.outstanding.clear();
-            server.stage =
-                Stage::Dumping(Progress { since: clock, moved: clock, undrained, ..progress });
-            self.give(id, OrderKind::DumpPrimary, sink);
-            self.give(id, OrderKind::DumpSecondary, sink);
+            let mut progress = Progress { since: clock, moved: clock, undrained, ..progress };
+            // Whoever leaves alone dumps what it is a holder of; all others in a stop dump what they have.
+            let (primary, secondary) = match self.stop {
+                None => self.held_tables(id),
+                Some(_) => (true, true),
+            };
+            if !primary {
+                progress.dumps.primary = Dump::NoCopy;
+            }
+            if !secondary {
+                progress.dumps.secondary = Dump::NoCopy;
+            }
+            self.server_mut(id).stage = Stage::Dumping(progress);
+            if primary {
+                self.give(id, OrderKind::DumpPrimary, sink);
+            }
+            if secondary {
+                self.give(id, OrderKind::DumpSecondary, sink);
+            }
         }
     }
 
@@ -628,6 +663,18 @@ impl Cluster {
                 self.give(id, kind, sink);
             }
         }
+    }
+
+    /// A server that holds nothing any more has nothing to dump.
+    pub(super) fn let_go(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        let clock = self.stop_clock(now);
+        let mut progress =
+            Progress { begun: clock, since: clock, moved: clock, ..Progress::default() };
+        (progress.dumps.primary, progress.dumps.secondary) = (Dump::NoCopy, Dump::NoCopy);
+        let server = self.server_mut(id);
+        server.outstanding.clear();
+        server.stage = Stage::Leaving(progress);
+        self.give(id, OrderKind::Shutdown, sink);
     }
 
     fn shut_down(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {

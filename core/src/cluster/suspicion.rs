@@ -22,6 +22,9 @@
 //! answers as soon as it wakes, and until its stream stands again the other one's last heartbeat still
 //! complains. To drop that other one then would leave the group with the weaker of the two.
 //!
+//! Whoever is to leave never wins: it is not asked, and nothing follows from what it answered before it was told
+//! (leave.rs).
+//!
 //! A sole holder is never judged: it is UNREACHABLE until it is heard, or proven dead.
 
 use kv_protocol::control_message::{Order, OrderKind};
@@ -82,7 +85,9 @@ impl Cluster {
             return Fate::Dead;
         }
         match self.groups[usize::from(view.group.0)].inquiry {
-            Inquiry::Judged { gone, .. } if gone == member => Fate::Gone,
+            Inquiry::Judged { gone, .. } if gone == member && self.other_may_win(view, gone) => {
+                Fate::Gone
+            }
             _ => Fate::Present,
         }
     }
@@ -165,7 +170,7 @@ impl Cluster {
                 } if until <= now => {
                     self.end_inquiry(n);
                     let other = if view.primary == Some(who) { view.other() } else { view.primary };
-                    self.ask(now, n, other, Doubt::Mute, sink);
+                    self.ask(now, n, &view, other, Doubt::Mute, sink);
                 }
                 Inquiry::Asked { doubt: Doubt::CannotFollow, until, .. } if until <= now => {
                     self.end_inquiry(n);
@@ -196,15 +201,15 @@ impl Cluster {
         } else if self.is_complained_of(view) {
             match self.suspect(view) {
                 Some(suspect) if view.primary == Some(suspect) => {
-                    self.ask(now, group, view.secondary(), Doubt::Suspect(suspect), sink);
+                    self.ask(now, group, view, view.secondary(), Doubt::Suspect(suspect), sink);
                 }
                 Some(suspect) => {
-                    self.ask(now, group, view.primary, Doubt::Suspect(suspect), sink);
+                    self.ask(now, group, view, view.primary, Doubt::Suspect(suspect), sink);
                 }
-                None => self.ask(now, group, view.primary, Doubt::Complaint, sink),
+                None => self.ask(now, group, view, view.primary, Doubt::Complaint, sink),
             }
         } else if self.cannot_follow(view).is_some() {
-            self.ask(now, group, view.primary, Doubt::CannotFollow, sink);
+            self.ask(now, group, view, view.primary, Doubt::CannotFollow, sink);
         }
     }
 
@@ -262,7 +267,7 @@ impl Cluster {
     fn ask_about_silence(&mut self, now: Time, group: usize, view: &View, sink: &mut Vec<Effect>) {
         let Some(silent) = self.is_silent(view) else { return };
         let other = if view.primary == Some(silent) { view.other() } else { view.primary };
-        self.ask(now, group, other, Doubt::Silence(silent), sink);
+        self.ask(now, group, view, other, Doubt::Silence(silent), sink);
     }
 
     /// Asks a member of a group to answer.
@@ -270,11 +275,20 @@ impl Cluster {
         &mut self,
         now: Time,
         group: usize,
+        view: &View,
         who: Option<Member>,
         doubt: Doubt,
         sink: &mut Vec<Effect>,
     ) {
-        let Some(who) = who else { return };
+        // A primary that is to leave is not asked: its word must not remove the other one.
+        let (who, doubt) = match (who, doubt) {
+            (Some(primary), Doubt::Complaint) if !self.may_win(primary) => {
+                (view.secondary(), Doubt::Mute)
+            }
+            asked => asked,
+        };
+        let has_two = view.secondary().is_some();
+        let Some(who) = who.filter(|who| !has_two || self.may_win(*who)) else { return };
         let order = self.give(who.server, OrderKind::Probe, sink);
         let until = now + self.config.failure_timeout.probe_patience();
         self.groups[group].inquiry = Inquiry::Asked { doubt, who, order, until };

@@ -1,6 +1,7 @@
 //! Whole lives of a cluster, told as inputs and effects.
 
 mod faults;
+mod leaving;
 mod random;
 mod recovering;
 mod restoring;

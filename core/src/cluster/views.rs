@@ -12,6 +12,7 @@ use kv_protocol::map::ServerState;
 use kv_protocol::{Member, Peer, ServerId, Time, View, ViewVersion};
 
 use super::alarms::Alarm;
+use super::leave::Vouch;
 use super::reconcile::{Facts, Fate, Why, next_view};
 use super::suspicion::{Doubt, Inquiry};
 use super::{Cluster, Effect};
@@ -29,6 +30,7 @@ pub(super) struct Group {
     /// The primary has reported the order of the view of this version.
     pub(super) confirmed: ViewVersion,
     pub(super) inquiry: Inquiry,
+    pub(super) vouch: Vouch,
     /// When the orders of the view are given again.
     again_at: Option<Time>,
     /// Why the next view is decided that is not durable yet.
@@ -56,13 +58,15 @@ impl Cluster {
             fate => fate,
         };
         let (primary, other) = (fate(view.primary), fate(view.other()));
+        let (primary, other) = self.unless_nobody_follows(view, primary, other);
         Facts {
             primary: self.unless_forgotten(view, view.primary, primary),
             other: self.unless_forgotten(view, view.other(), other),
             caught_up: group.caught_up == view.version,
             failed: group.failed == view.version,
             ready: self.ready_home(now, view),
-            may_swap: self.may_swap(view),
+            other_leaves: self.may_let_go(now, view),
+            may_swap: self.may_swap(view) || self.may_hand_over(now, view),
         }
     }
 
@@ -92,7 +96,7 @@ impl Cluster {
             && !server.is_condemned
             && server.killed.is_none()
             && server.backoff.is_over(now)
-            && !server.stage.is_leaving()
+            && self.may_become_holder(missing)
             && self.memory.durable().member(missing) == server.member;
         (is_ready && primary_up).then_some(server.member)
     }
@@ -116,6 +120,8 @@ impl Cluster {
             !(touched && is_busy)
         };
         at_each_others_home
+            && self.may_become_holder(primary.server)
+            && self.may_become_holder(secondary.server)
             && self.is_confirmed(view)
             && self.server(primary.server).is_up()
             && self.server(secondary.server).is_up()
@@ -138,6 +144,7 @@ impl Cluster {
             let Some((next, why)) = next_view(&view, &facts) else { continue };
             self.memory.decided.views[n] = next;
             self.groups[n].why = Some(why);
+            self.remember_last_holders(&view, &next);
             if holes::is_open(Hole::ToldBeforeFsync) {
                 self.tell_view(&view, &next, sink);
             }
@@ -149,7 +156,7 @@ impl Cluster {
     /// is dead, or was judged for its silence.
     fn note_decision(&mut self, now: Time, before: &View, why: Why, sink: &mut Vec<Effect>) {
         match (why, before.peer) {
-            (Why::Dropped, Peer::Candidate(candidate)) => {
+            (Why::Dropped, Peer::Candidate(candidate)) if !self.leaves_in_order(candidate) => {
                 self.note_failure(now, candidate.server, sink);
                 self.condemn_useless(candidate);
             }
@@ -163,6 +170,9 @@ impl Cluster {
             }
             (Why::Lost, _) => {
                 let Some(last) = before.primary else { return };
+                if self.leaves_in_order(last) {
+                    return;
+                }
                 // That it was the last holder is a fault of the home that did not hold the group as well.
                 let homes =
                     [before.group.home_primary(), before.group.home_secondary(self.count())];
@@ -173,6 +183,7 @@ impl Cluster {
                     self.note_fault(now, self.member(home), sink);
                 }
                 self.note_fault(now, last, sink);
+                self.note_loss(now, before.group, last, sink);
             }
             _ => {}
         }
@@ -349,9 +360,16 @@ impl Cluster {
         self.groups.iter().filter_map(|group| group.again_at).min()
     }
 
-    /// Whether a group's only holder is silent.
+    /// Whether a group's only holder is silent, or the only one that has not left.
     pub(super) fn is_unreachable(&self, view: &View) -> bool {
         let down = |member: Member| self.server(member.server).state != ServerState::Up;
-        view.secondary().is_none() && view.primary.is_some_and(down)
+        match (view.primary, view.secondary()) {
+            (Some(primary), None) => down(primary),
+            (Some(primary), Some(secondary)) => {
+                (self.has_left(primary) && down(secondary))
+                    || (self.has_left(secondary) && down(primary))
+            }
+            (None, _) => false,
+        }
     }
 }

@@ -169,7 +169,7 @@ impl Sender {
     }
 
     /// Whether a reading that comes back was ever sent on this stream.
-    fn has_sent(&self, echo: Time) -> bool {
+    pub(super) fn has_sent(&self, echo: Time) -> bool {
         matches!(self.stream, Stream::Up { t_send: Some(newest) } if echo <= newest)
     }
 }
@@ -366,9 +366,8 @@ impl Replica {
 impl Replica {
     /// When [`Replica::on_timeout`] (and then [`Replica::pump`]) is wanted next.
     pub fn next_timeout(&self) -> Option<Time> {
-        // A frozen replica sends and changes nothing, so there is nothing to be woken for.
         if self.frozen {
-            return None;
+            return self.next_frozen_timeout();
         }
         [self.next_duty(), self.next_compaction()].into_iter().flatten().min()
     }

@@ -233,11 +233,11 @@ impl Replica {
     /// the clock.
     pub fn pump(&mut self, now: Time, output: &mut Vec<u8>) -> Pumped {
         self.readings.note(now);
-        if self.frozen {
-            return Pumped::Done;
-        }
         let mut batch = BatchWriter::new(output);
-        let pumped = self.fill_batch(now, &mut batch);
+        let pumped = match self.frozen {
+            true => self.fill_frozen_batch(now, &mut batch),
+            false => self.fill_batch(now, &mut batch),
+        };
         batch.finish();
         pumped
     }
@@ -310,7 +310,7 @@ impl Replica {
         }
     }
 
-    fn pump_acks(&mut self, now: Time, batch: &mut BatchWriter<'_>) {
+    pub(super) fn pump_acks(&mut self, now: Time, batch: &mut BatchWriter<'_>) {
         #[cfg(feature = "holes")]
         if let Some(ack) = self.planted.old_ack.take() {
             batch.push(&PeerMessage::Ack(ack));

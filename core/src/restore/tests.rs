@@ -31,6 +31,7 @@ fn state(primary: Option<Member>, peer: Peer) -> DurableState {
         servers: vec![DurableServer { incarnation: Incarnation(1), started: None }; 2],
         views: vec![view(0, primary, peer), view(1, None, Peer::None)],
         foundings: Vec::new(),
+        last_holders: Vec::new(),
         is_stopping: false,
         recovering: None,
     }

@@ -128,6 +128,10 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         | Hole::HandshakeIsHeard
         | Hole::ComplaintWithinLease
         | Hole::AliveIsReplaced => Config::of(*seed).slow,
+        Hole::LeaverWins
+        | Hole::LeaverMadeHolder
+        | Hole::LastHoldersForgotten
+        | Hole::OrderlyExitIsDeath => Config::of(*seed).leaves,
         _ => true,
     };
     for seed in (args.first_seed..).filter(is_of_use) {

@@ -4,7 +4,7 @@
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{ClusterId, GroupId};
 use kv_protocol::status::ClusterState;
-use kv_protocol::{Member, View, ViewVersion};
+use kv_protocol::{Member, ServerId, View, ViewVersion};
 
 use crate::invariants::Violation;
 use crate::server::Answered;
@@ -31,10 +31,26 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
         return Err(Violation::of(view.group, 17, words));
     }
     let mut holders = [before.primary, before.secondary()].into_iter().flatten();
-    if view.primary.is_some() || (world.config.double && holders.all(is_dead)) {
+    // Whoever was told twice has left in order, perhaps as the last holder; so has whoever found no coordinator.
+    let may_all_leave = world.config.leaves && !(world.config.calm && !world.config.impatient);
+    let is_in_dump = || {
+        let mut last = [before.primary, before.secondary()].into_iter().flatten();
+        last.any(|holder| world.operator.has_dump_of(holder, view.group))
+    };
+    let may_be = world.config.double || (may_all_leave && is_in_dump());
+    if view.primary.is_some() || (may_be && holders.all(is_dead)) {
         return Ok(());
     }
     Err(Violation::of(view.group, 17, format_args!("it is LOST though it need not be")))
+}
+
+/// The coordinator counts a second fault: an exit after complete dumps is none.
+pub fn second_fault(world: &World, first: ServerId, second: ServerId) -> Result<(), Violation> {
+    if !world.config.calm {
+        return Ok(());
+    }
+    let words = format!("servers {first} and {second} are called two faults, and have only left");
+    Err(Violation::new(17, words))
 }
 
 /// An operation has ended for its client with LOST.

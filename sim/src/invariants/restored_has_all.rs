@@ -1,19 +1,21 @@
 //! 17, of a restore: what comes back has every acknowledged write and is equal to what was dumped, and
-//! a group is LOST only if none of its last holders has left a whole dump.
+//! a group is LOST only if none of its last holders has left a whole dump; where nobody but leavers ended, none is.
 
 use kv_core::cluster::DurableState;
 use kv_core::dump::Dump;
 use kv_core::replica::Replica;
 use kv_core::restore::Plan;
 use kv_protocol::copy_message::ContentDigest;
-use kv_protocol::ids::{GroupId, ShardId};
+use kv_protocol::ids::{GroupId, ShardId, ViewVersion};
 
 use crate::checks::Checks;
 use crate::invariants::Violation;
+use crate::world::World;
 
 /// Looks at what is about to be restored.
 pub fn check(
     checks: &Checks,
+    world: &World,
     durable: &DurableState,
     dumps: &[Dump],
     plan: &Plan,
@@ -34,13 +36,26 @@ pub fn check(
             }
         }
     }
-    plan.lost().try_for_each(|group| lost(durable, dumps, group))
+    plan.lost().try_for_each(|group| lost(world, durable, dumps, group))
 }
 
 /// A group is LOST by the plan.
-fn lost(durable: &DurableState, dumps: &[Dump], group: GroupId) -> Result<(), Violation> {
+fn lost(
+    world: &World,
+    durable: &DurableState,
+    dumps: &[Dump],
+    group: GroupId,
+) -> Result<(), Violation> {
     let view = &durable.views[usize::from(group.0)];
-    let holders = [view.primary, view.secondary()];
+    let mut holders = vec![view.primary, view.secondary()];
+    if view.primary.is_none() {
+        let last = world.last_holders.get(&(durable.cluster, group));
+        holders.extend(last.into_iter().flatten().copied().map(Some));
+    }
+    if world.config.leaves && view.version > ViewVersion(0) {
+        let words = format_args!("it is LOST, and every server that holds it has only left");
+        return Err(Violation::of(group, 17, words));
+    }
     let whole = dumps.iter().map(|dump| &dump.header.origin).find(|origin| {
         let is_of_last = origin.cluster == durable.cluster && origin.group == group;
         is_of_last && holders.contains(&Some(origin.writer))

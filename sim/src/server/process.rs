@@ -28,6 +28,12 @@ pub struct Process {
     pub address: SocketAddr,
     /// Whether it runs.
     pub alive: bool,
+    /// It has ended in order, all that it held in whole dumps.
+    pub left: bool,
+    /// The coordinator that has started it, and may ask for its exit status.
+    pub term: u64,
+    /// When it was given an order last, as true time.
+    pub last_order: u64,
     /// Until when it does nothing, while time passes.
     pub paused_until: u64,
     /// The next wake-up of a shard is struck by a pause of this length, after the clock was read.
@@ -66,6 +72,9 @@ impl Process {
             place: usize::from(member.server.0),
             address,
             alive: true,
+            left: false,
+            term: 0,
+            last_order: 0,
             paused_until: 0,
             stall_next: None,
             node: Node::new(NodeConfig { cluster, me: member, shards: placement.shards() }),

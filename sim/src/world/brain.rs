@@ -5,8 +5,8 @@ use kv_protocol::control_message::{OrderKind, ViewOrder};
 
 use super::*;
 use crate::invariants::{
-    dumped_before_end, holders_are_spared, lost_is_lost, nothing_old, sleepers_stay,
-    slow_are_spared, union_is_true,
+    dumped_before_end, holders_are_spared, leavers_get_nothing, lost_is_lost, nothing_old,
+    sleepers_stay, slow_are_spared, union_is_true,
 };
 
 impl World {
@@ -40,6 +40,7 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Store { number, state } => {
+                    self.check(|_, world| leavers_get_nothing::check(world, &state));
                     self.coordinator.storing = Some((number, *state));
                     self.coordinator.is_doomed = self.now < self.coordinator.disk_full_until;
                     let delay = crate::nemesis::store_delay(&mut self.random, self.is_healing);
@@ -102,6 +103,9 @@ impl World {
                         self.violation.get_or_insert(violation);
                     }
                     if view.primary.is_none() {
+                        let last = [before.primary, before.secondary()];
+                        let key = (self.cluster(), view.group);
+                        self.last_holders.insert(key, last.into_iter().flatten().collect());
                         self.lost_at.entry((self.cluster(), view.group)).or_insert(self.now);
                     }
                     crate::nemesis::on_view(self, &view);
@@ -130,7 +134,8 @@ impl World {
                     self.note_place(place, format_args!("server {server}: step {step:?}"));
                     crate::nemesis::on_step(self, server, step);
                 }
-                Effect::DoubleFault { .. } => {
+                Effect::DoubleFault { first, second } => {
+                    self.check(|_, world| lost_is_lost::second_fault(world, first, second));
                     self.check(|_, world| slow_are_spared::double_fault(world));
                 }
                 Effect::CannotFollow { server, .. } => {
@@ -244,10 +249,12 @@ impl World {
                 let Some(&(link, Some(server))) = self.coordinator.links.get(&number) else {
                     return;
                 };
-                self.brain(|cluster, now, sink| {
+                let taken = self.brain(|cluster, now, sink| {
                     // Over an old link it comes from nobody of this time.
-                    let _ = cluster.on_drain_request(now, link, server, sink);
+                    let taken = cluster.on_drain_request(now, link, server, sink);
+                    taken.is_ok().then(|| cluster.member(server))
                 });
+                self.asked.extend(taken.flatten());
             }
         }
     }
@@ -271,6 +278,7 @@ impl World {
         }
         let asleep = self.coordinator.paused_until.saturating_sub(self.now);
         self.coordinator.slept = self.coordinator.slept.saturating_sub(asleep);
+        self.asked.clear();
         self.coordinator.die(stored);
         self.coordinator_backlog.clear();
         let is_its = |actor: Actor| actor == Actor::Coordinator { term };

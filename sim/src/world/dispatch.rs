@@ -52,7 +52,15 @@ impl World {
                     return self.after(50_000_000, Happening::Proof(term, member));
                 }
                 if term == self.coordinator.term {
-                    self.brain(|cluster, now, sink| cluster.on_exited(now, member, sink));
+                    // Only whoever has started a process is told its exit status.
+                    let in_order = self.process_of(member).is_some_and(|process| {
+                        let process = &self.processes[process];
+                        process.left && process.term == term
+                    });
+                    self.brain(|cluster, now, sink| match in_order {
+                        true => cluster.on_left(now, member, sink),
+                        false => cluster.on_exited(now, member, sink),
+                    });
                 }
             }
             Happening::DialOrders(term, member, address) => {
@@ -82,11 +90,13 @@ impl World {
             Happening::BreakLink(place) => crate::nemesis::break_link(self, place),
             Happening::Zombie(epoch, member) => self.on_zombie(epoch, member),
             Happening::SignalAt(place) => self.signal_at(place),
+            Happening::SignalMany(places, within) => self.signal_many(places, within),
             Happening::LookAtDrain(process, order, since) => {
                 self.look_at_drain(process, order, since);
             }
             Happening::Signal(process) => self.on_signal(process),
-            Happening::LeaveAlone(process) => self.leave_alone(process),
+            Happening::LeaveAlone(process) => self.leave_if_ignored(process),
+            Happening::LeaveNow(process) => self.leave_alone(process),
             Happening::DumpWritten(process, number) => self.on_dump_written(process, number),
             Happening::DumpFailed(process, order) => self.on_dump_failed(process, order),
             Happening::DumpAgain(process, role) => self.begin_dump(process, role, None),
@@ -118,6 +128,7 @@ impl World {
             | Happening::Beat(process)
             | Happening::Signal(process)
             | Happening::LeaveAlone(process)
+            | Happening::LeaveNow(process)
             | Happening::LookAtDrain(process, ..)
             | Happening::DumpFailed(process, _)
             | Happening::DumpAgain(process, _)

@@ -115,12 +115,17 @@ impl Operator {
     }
 
     /// Whether a process was told to stop.
-    pub(super) fn told(&self, process: usize) -> bool {
+    pub fn told(&self, process: usize) -> bool {
         self.told.contains(&process)
     }
 
     pub(super) fn leave(&mut self, process: usize) {
         self.leaving.push(process);
+    }
+
+    /// Whether a process leaves alone.
+    pub(super) fn leaves(&self, process: usize) -> bool {
+        self.leaving.contains(&process)
     }
 
     /// Whether a process that leaves alone has done all it can.
@@ -156,6 +161,31 @@ impl Operator {
     /// Whether the stop is to end whatever is lost.
     pub fn insists(&self) -> bool {
         self.insists
+    }
+
+    /// Whether a process has left a whole dump of a group.
+    pub fn has_dump_of(&self, writer: Member, group: GroupId) -> bool {
+        let is_it = |dump: &Dump| {
+            let origin = &dump.header.origin;
+            origin.writer == writer && origin.group == group
+        };
+        self.files
+            .iter()
+            .rev()
+            .filter_map(|file| Dump::parse(&file.text).ok())
+            .any(|dump| is_it(&dump))
+    }
+
+    /// Whether any whole dump of this cluster has a shard up to a write.
+    pub fn has_dump(&self, cluster: ClusterId, group: GroupId, shard: usize, last: u64) -> bool {
+        let has_it = |dump: Dump| {
+            let origin = &dump.header.origin;
+            let mut lines = dump.header.shards.iter();
+            origin.cluster == cluster
+                && origin.group == group
+                && lines.any(|line| usize::from(line.shard.0) == shard && line.last.0 >= last)
+        };
+        self.files.iter().rev().filter_map(|file| Dump::parse(&file.text).ok()).any(has_it)
     }
 
     /// Every whole dump, with what its writer held.
@@ -218,7 +248,9 @@ impl World {
         };
         self.note_plan(&plan, &headers);
         let parsed: Vec<Dump> = dumps.iter().map(|(dump, _)| dump.clone()).collect();
-        self.check(|checks, _| restored_has_all::check(checks, &durable, &parsed, &plan));
+        self.check(|checks, world| {
+            restored_has_all::check(checks, world, &durable, &parsed, &plan)
+        });
         self.counts.restored += 1;
         self.counts.lost_by_restore += plan.lost().count() as u64;
         let foundings = plan.foundings(Loss::Accepted).expect("a loss is accepted");

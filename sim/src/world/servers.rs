@@ -168,7 +168,10 @@ impl World {
                     self.after(100_000, Happening::LookAtDrain(process, order, now));
                 }
                 NodeEffect::Dump { order, role } => self.begin_dump(process, role, Some(order)),
-                NodeEffect::Shutdown { .. } => self.kill(process),
+                NodeEffect::Shutdown { .. } => {
+                    self.processes[process].left = true;
+                    self.kill(process);
+                }
                 NodeEffect::Report(report) => self.send_report(process, &report),
             }
         }
@@ -206,6 +209,10 @@ impl World {
                         && *link == number
                     {
                         *admitted = true;
+                        // Its request may have gone down with the link before.
+                        if self.operator.told(process) {
+                            self.ask_to_leave(process);
+                        }
                     }
                 }
                 opcode::REFUSED if end == 0 => {
@@ -236,6 +243,7 @@ impl World {
                 }
                 _ => {
                     if let Ok(order) = Order::read(opcode, &body) {
+                        self.processes[process].last_order = self.now;
                         self.node(process, |node, sink| node.on_order(order, sink));
                         if !self.processes[process].alive {
                             return;
@@ -293,6 +301,7 @@ impl World {
         let cluster = self.cluster();
         let bounds = self.config.bounds;
         self.processes.push(Process::new(cluster, member, address, placement, bounds, seed));
+        self.processes[process].term = self.coordinator.term;
         self.load(process);
         self.note_place(place, format_args!("{member} starts as process {process}"));
         crate::nemesis::on_spawned(self, place);

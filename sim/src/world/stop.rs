@@ -50,6 +50,9 @@ pub struct Temptation {
 impl World {
     /// When the operator stops the cluster, and when single processes are told to stop.
     pub(super) fn plan_stops(&mut self) {
+        if self.config.leaves {
+            return self.plan_leaves();
+        }
         if !self.config.shutdown {
             return;
         }
@@ -67,6 +70,53 @@ impl World {
             }
             let place = self.random.index(usize::from(self.config.servers));
             self.at(at, Happening::SignalAt(place));
+        }
+    }
+
+    /// When servers are told to stop, and how many together: a host is restarted, or all are; at the end the operator
+    /// stops what is left.
+    fn plan_leaves(&mut self) {
+        let (mut at, servers) = (0, usize::from(self.config.servers));
+        loop {
+            at += self.random.between(1_000_000_000, 6_000_000_000);
+            if at >= self.config.faulty * 9 / 10 {
+                break;
+            }
+            let many = match self.random.below(10) {
+                0..=4 => 1,
+                5..=6 => 2,
+                _ => servers,
+            };
+            let within = match self.random.below(3) {
+                0 => 1_000_000,
+                1 => 200_000_000,
+                _ => 3_000_000_000,
+            };
+            self.at(at, Happening::SignalMany(many, within));
+        }
+        self.at(self.config.faulty * 9 / 10, Happening::Stop);
+    }
+
+    /// Whoever runs at these places is told to stop; some are told again, and wait for no orders then.
+    pub(super) fn signal_many(&mut self, many: usize, within: u64) {
+        if !self.serves() {
+            return;
+        }
+        let servers = usize::from(self.config.servers);
+        let first = self.random.index(servers);
+        for n in 0..many {
+            let place = (first + n) % servers;
+            let Some(process) = self.running_at(place) else { continue };
+            if self.operator.told(process) {
+                continue;
+            }
+            let delay = self.random.between(0, within);
+            self.note_place(place, format_args!("process {process} is told to stop"));
+            self.after(delay, Happening::Signal(process));
+            if self.config.impatient && self.random.per_mille(400) {
+                let again = delay + self.random.between(1_000_000, 500_000_000);
+                self.after(again, Happening::LeaveNow(process));
+            }
         }
     }
 
@@ -132,20 +182,37 @@ impl World {
     /// A process is told to stop: it asks its coordinator for the orders of a stop.
     pub(super) fn on_signal(&mut self, process: usize) {
         self.operator.tell(process);
-        let delay = match self.processes[process].link {
-            Some((number, true)) => {
-                let mut bytes = Vec::new();
-                ServerMessage::DrainRequest.write(&mut bytes);
-                self.send(number, 0, bytes);
-                PATIENCE
-            }
-            _ => PATIENCE / 20,
+        let delay = match self.ask_to_leave(process) {
+            true => PATIENCE,
+            false => PATIENCE / 20,
         };
         self.after(delay, Happening::LeaveAlone(process));
     }
 
+    /// Whether there is a link over which a process can ask.
+    pub(super) fn ask_to_leave(&mut self, process: usize) -> bool {
+        let Some((number, true)) = self.processes[process].link else { return false };
+        let mut bytes = Vec::new();
+        ServerMessage::DrainRequest.write(&mut bytes);
+        self.send(number, 0, bytes);
+        true
+    }
+
+    /// It waits as long as its coordinator gives orders.
+    pub(super) fn leave_if_ignored(&mut self, process: usize) {
+        let is_linked = matches!(self.processes[process].link, Some((_, true)));
+        let due = self.processes[process].last_order + PATIENCE;
+        if is_linked && due > self.now {
+            return self.at(due, Happening::LeaveAlone(process));
+        }
+        self.leave_alone(process);
+    }
+
     /// It has got no orders that end it: it drains as far as that goes at once, dumps, and ends.
     pub(super) fn leave_alone(&mut self, process: usize) {
+        if self.operator.leaves(process) {
+            return;
+        }
         self.tell_shards(process, || Input::Drain);
         self.operator.leave(process);
         for role in [ReplicaRole::Primary, ReplicaRole::Secondary] {
@@ -210,6 +277,8 @@ impl World {
             Ok((shard, false)) => self.give(process, shard + 1, Input::Dump(group, number)),
             Ok((_, true)) => {
                 let delay = match self.random.below(100) {
+                    // Large tables take longer than a silent server is borne.
+                    _ if self.config.leaves => self.random.between(500_000, 1_200_000_000),
                     0..=3 => self.random.between(500_000_000, SLOWEST_DUMP),
                     _ => self.random.between(500_000, 60_000_000),
                 };
@@ -279,6 +348,7 @@ impl World {
             Some(order) => self.node(process, |node, sink| node.on_outcome(order, outcome, sink)),
             None if self.operator.has_left(process) => {
                 self.check(|_, world| dumped_before_end::leaves(world, process));
+                self.processes[process].left = true;
                 self.kill(process);
             }
             None => {}

@@ -186,10 +186,10 @@ impl Cluster {
         }
     }
 
-    /// Whether a durable view names the process at this place primary or secondary of the group.
+    /// Whether the process at this place is a holder of the group, or one of its last holders.
     pub(super) fn is_replica(&self, view: &View, id: ServerId) -> bool {
-        let member = Some(self.member(id));
-        view.primary == member || view.secondary() == member
+        let member = self.member(id);
+        self.memory.durable().holders(view.group).any(|holder| holder == member)
     }
 
     /// Whether this server has reported a complete dump of this group.
@@ -203,7 +203,7 @@ impl Cluster {
     /// Whether a replica of this group has reported a complete dump of it. A server that is not waited for may
     /// be left out.
     pub(super) fn is_dumped(&self, view: &View, without: Option<ServerId>) -> bool {
-        let replicas = view.primary.into_iter().chain(view.secondary());
+        let replicas = self.memory.durable().holders(view.group);
         let mut others = replicas.map(|member| member.server).filter(|id| Some(*id) != without);
         others.any(|id| self.is_replica(view, id) && self.has_dump(id, view.group))
     }

@@ -302,23 +302,6 @@ fn a_dump_of_a_server_that_no_view_names_is_tried_twice_and_lets_the_others_go()
 }
 
 #[test]
-fn a_server_that_leaves_alone_is_told_to_dump_again_too() {
-    let mut world = World::serving(3);
-    let ids = world.ids();
-    let id = ServerId(1);
-    let link = World::link(id);
-    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
-    world.report(id, Ok(0));
-    world.report(id, Ok(0));
-    world.report(id, Err("no space left".to_owned()));
-    assert_eq!(world.ordered(), []);
-    world.pass(DUMP_RETRY_PAUSE, &ids);
-    assert_eq!(world.ordered(), [(id, "DUMP-SECONDARY")]);
-    world.report(id, Ok(0));
-    assert_eq!(world.ordered(), [(id, "SHUTDOWN")]);
-}
-
-#[test]
 fn a_server_that_falls_silent_before_it_is_told_to_dump_again_does_not_hang_the_stop() {
     let mut world = World::serving(3);
     let (mute, alive) = (ServerId(1), [ServerId(0), ServerId(2)]);
@@ -330,21 +313,6 @@ fn a_server_that_falls_silent_before_it_is_told_to_dump_again_does_not_hang_the_
     let reason = KillReason::Unanswered("DUMP-PRIMARY");
     let kill = Effect::Kill { member: world.cluster.member(mute), reason };
     assert!(world.take().contains(&kill), "and only what it did not answer is named");
-}
-
-#[test]
-fn a_server_that_exits_before_it_is_told_to_dump_again_is_not_waited_for() {
-    let mut world = World::serving(3);
-    let id = ServerId(1);
-    let link = World::link(id);
-    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
-    world.report(id, Ok(0));
-    world.report(id, Err("no space left".to_owned()));
-    world.exit(id);
-    world.orders.clear();
-    world.pass(DUMP_RETRY_PAUSE * 2, &[ServerId(0), ServerId(2)]);
-    assert_eq!(world.ordered(), []);
-    assert!(world.cluster.next_timeout().is_none_or(|next| next > world.now));
 }
 
 #[test]
@@ -481,43 +449,6 @@ fn a_stop_waits_for_no_order_of_the_start() {
     world.cluster.on_orders_connected(member, &mut world.effects);
     let again = world.ordered().split_off(6);
     assert_eq!(again, [(ServerId(0), "DUMP-PRIMARY"), (ServerId(0), "DUMP-SECONDARY")]);
-}
-
-#[test]
-fn a_server_that_asks_to_leave_is_led_out_alone_and_then_replaced() {
-    let mut world = World::serving(3);
-    let id = ServerId(1);
-    let member = world.cluster.member(id);
-    let link = World::link(id);
-    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
-    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
-    assert_eq!(world.ordered(), [(id, "DRAIN")]);
-    world.report(id, Ok(0));
-    assert_eq!(world.ordered(), [(id, "DUMP-PRIMARY"), (id, "DUMP-SECONDARY")]);
-    world.report(id, Ok(1));
-    world.report(id, Ok(1));
-    assert_eq!(world.ordered(), [(id, "SHUTDOWN")]);
-    world.report(id, Ok(0));
-    world.exit(id);
-    let next = world.cluster.member(id);
-    assert_eq!(world.take(), [Effect::Leaving { member }, Effect::Spawn { member: next }]);
-    assert_ne!(next, member);
-    assert_eq!(world.cluster.state(), ClusterState::Degraded);
-    assert_eq!(world.copies(), [1, 1, 2]);
-}
-
-#[test]
-fn a_server_that_leaves_alone_and_cannot_drain_is_still_told_to_exit_in_time() {
-    let mut world = World::serving(3);
-    let ids = world.ids();
-    let id = ServerId(1);
-    let link = World::link(id);
-    world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
-    world.pass(Duration::from_secs(2), &ids);
-    world.orders.retain(|(_, order)| order.kind != OrderKind::Drain);
-    assert_eq!(world.ordered(), [(id, "DUMP-PRIMARY"), (id, "DUMP-SECONDARY")]);
-    world.report_all();
-    assert_eq!(world.ordered(), [(id, "SHUTDOWN")]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What ends: sessions that nobody uses, and the service before a dump.
 
+use kv_protocol::limits::{HEARD_WITHIN, LEASE};
+
 use super::group::*;
 use super::*;
 use crate::dump::{DumpedShard, HeldAs};
@@ -90,7 +92,7 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
             pair.primary.freeze();
             let ack = PeerMessage::Ack(pair.take_ack().unwrap());
             let got = pair.primary.on_peer_message(pair.now, &ack, &mut pair.inbox);
-            assert_eq!(got, Err(StreamError::Frozen));
+            assert_eq!(got, Ok(()), "it is heard, and that is all");
             let late = pair.put(b"c", b"3");
             assert_eq!(pair.status(late), Some(Status::Unavailable));
             assert_eq!(pair.pump().0, Vec::<u8>::new());
@@ -115,14 +117,56 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
     }
 }
 
+impl Pair {
+    /// Carries everything both ways once, as a driver does that goes on where an end is frozen.
+    fn carry(&mut self) {
+        for from_primary in [true, false] {
+            let (from, to) = match from_primary {
+                true => (&mut self.primary, &mut self.secondary),
+                false => (&mut self.secondary, &mut self.primary),
+            };
+            let mut bytes = Vec::new();
+            from.pump(self.now, &mut bytes);
+            let Some(frame) = split_frame(&bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap()
+            else {
+                continue;
+            };
+            for message in BatchReader::new(frame.body).unwrap() {
+                let taken = to.on_peer_message(self.now, &message.unwrap(), &mut self.inbox);
+                assert!(matches!(taken, Ok(()) | Err(StreamError::Frozen)), "{taken:?}");
+            }
+        }
+    }
+}
+
 #[test]
-fn a_frozen_holder_wants_to_be_woken_for_nothing() {
-    let mut pair = Pair::new();
-    pair.put(b"a", b"1");
-    pair.settle();
-    assert!(pair.primary.next_timeout().is_some(), "its next beacon");
-    pair.primary.freeze();
-    assert_eq!(pair.primary.next_timeout(), None, "its driver would never sleep");
+fn a_frozen_holder_is_heard_and_hears_and_changes_nothing_by_it() {
+    for freeze in [[true, false], [false, true], [true, true]] {
+        let mut pair = Pair::new();
+        pair.put(b"a", b"1");
+        pair.settle();
+        let pending = pair.put(b"b", b"2");
+        let replicas = [&mut pair.primary, &mut pair.secondary];
+        for (replica, _) in replicas.into_iter().zip(freeze).filter(|(_, is_frozen)| *is_frozen) {
+            replica.freeze();
+        }
+        let start = pair.now;
+        while pair.now < start + LEASE * 4 {
+            let due = pair.primary.next_timeout().expect("its next beacon");
+            assert!(due > pair.now || pair.now == start, "its driver would never sleep");
+            pair.now = pair.now.max(due);
+            pair.carry();
+        }
+        for replica in [&pair.primary, &pair.secondary] {
+            let silent = replica.report(pair.now).unwrap().silent_ms;
+            assert!(u128::from(silent) < HEARD_WITHIN.as_millis(), "{freeze:?}: {silent} ms");
+            assert_eq!(contents(replica).len(), 1);
+        }
+        assert_eq!(pair.given(pending), None, "{freeze:?}: acknowledged, and in no dump");
+        assert_eq!(pair.get(b"a").value, b"1", "its lease is renewed, so reads go on");
+        // Whoever acked owes a grace for it, frozen or not.
+        assert!(pair.secondary.inspect().grace.is_some_and(|(_, until)| until > pair.now + LEASE));
+    }
 }
 
 #[test]

@@ -1,0 +1,326 @@
+//! A server that is told to stop while others go on: its groups are handed to their other holders by views, while it
+//! still serves, and only then does it end (consistency.md §11).
+//!
+//! ```text
+//!   asked --> Parting -------- no view names it any more ------------> SHUTDOWN, exits, is replaced
+//!                | primary of P, S      S has answered: S, P by hand-over
+//!                | secondary of P, S    P has answered: P alone
+//!                | candidate            P alone
+//!                | sole holder          waits for a candidate to catch up
+//!                +--- PATIENCE is over, or no candidate comes -------> drains, dumps, exits: its dump is the
+//!                |                                                     last holder's, and counts
+//!                +--- no holder of any group stays ------------------> the cluster is stopped (stop.rs)
+//! ```
+//!
+//! From the request on it never wins an inquiry, and is never made sole holder, candidate or target of a hand-over:
+//! it would exit with what the other one was made to wipe. Of two that hold the same group the one that asked first
+//! goes first; the later one waits until the place of the first is filled again. A holder that is to stay answers a
+//! fresh question before the leaver is named no more: a view must not leave a group to a server that died unnoticed.
+
+use std::time::Duration;
+
+use kv_protocol::control_message::{Order, OrderKind};
+use kv_protocol::limits::LEASE;
+use kv_protocol::{Member, OrderId, Peer, ServerId, Time, View, ViewVersion};
+
+use super::durable::LastHolders;
+use super::reconcile::Fate;
+use super::stop::Stage;
+use super::{Cluster, Effect};
+use crate::holes::{self, Hole};
+
+/// Requests that come within this time are one wish: whoever stops all servers at once stops the cluster.
+const TOGETHER: Duration = Duration::from_millis(200);
+/// How long a last holder waits for another, in time that this coordinator is awake. Service managers wait for a
+/// process that they have told to stop for 30 s and more; the dump has to fit in as well.
+pub const LEAVE_PATIENCE: Duration = Duration::from_secs(20);
+/// A server that waits is told so often that it is being seen to; it would go on alone otherwise.
+const KEEP_WAITING: Duration = Duration::from_secs(1);
+/// How long a holder that is to stay may take to answer, and how long its answer counts.
+const VOUCH_PATIENCE: Duration = LEASE;
+
+/// What the holder that is to stay says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Vouch {
+    /// It was not asked.
+    #[default]
+    None,
+    /// It is asked, under the view of this version.
+    Asked { order: OrderId, version: ViewVersion, until: Time },
+    /// It has answered.
+    Given { version: ViewVersion, at: Time },
+}
+
+/// What follows from a leave.
+impl Cluster {
+    /// Whether a process ends, or has ended, in order: that is no fault.
+    pub(super) fn leaves_in_order(&self, member: Member) -> bool {
+        let server = self.server(member.server);
+        let is_leaving = !server.exited && server.stage != Stage::Running;
+        server.member == member && (server.left || is_leaving)
+    }
+
+    /// Whether a process has ended in order, all that it held in complete dumps.
+    pub(super) fn has_left(&self, member: Member) -> bool {
+        let server = self.server(member.server);
+        server.member == member && server.left
+    }
+
+    /// Whether the other member of a view may be removed on the word of this one.
+    pub(super) fn may_win(&self, member: Member) -> bool {
+        self.server(member.server).stage == Stage::Running || holes::is_open(Hole::LeaverWins)
+    }
+
+    /// Whether the holder that is left when `gone` goes may be the only one.
+    pub(super) fn other_may_win(&self, view: &View, gone: Member) -> bool {
+        let winner = if view.primary == Some(gone) { view.secondary() } else { view.primary };
+        view.secondary().is_none() || winner.is_none_or(|winner| self.may_win(winner))
+    }
+
+    /// Whether a server may be made candidate, or a hand-over lead to it.
+    pub(super) fn may_become_holder(&self, id: ServerId) -> bool {
+        self.server(id).stage == Stage::Running || holes::is_open(Hole::LeaverMadeHolder)
+    }
+
+    /// The process of a leaver whose request has waited for others to come with it.
+    fn parts(&self, now: Time, member: Member) -> Option<Duration> {
+        match self.server(member.server).stage {
+            Stage::Parting(asked)
+                if !self.is_dead(member) && self.awake.0.at(now) >= asked + TOGETHER =>
+            {
+                Some(asked)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a holder stays when a leaver goes: it was not told to stop, or later, and then it waits.
+    fn stays_after(&self, other: Member, leaver: Member, asked: Duration) -> bool {
+        if holes::is_open(Hole::LeaverMadeHolder) {
+            return !self.is_dead(other);
+        }
+        let goes_later = match self.server(other.server).stage {
+            Stage::Running => true,
+            Stage::Parting(at) => (at, other.server) > (asked, leaver.server),
+            _ => false,
+        };
+        goes_later && !self.is_dead(other) && self.server(other.server).is_up()
+    }
+
+    /// Whether the secondary or candidate of a view leaves, and the primary is there, and stays.
+    pub(super) fn may_let_go(&self, now: Time, view: &View) -> bool {
+        let (Some(primary), Some(leaver)) = (view.primary, view.other()) else { return false };
+        let Some(asked) = self.parts(now, leaver) else { return false };
+        let is_vouched = matches!(view.peer, Peer::Candidate(_)) || self.is_vouched(now, view);
+        // Whoever has handed over goes when the new primary has said that it serves.
+        let has_handed_over = !view.handover || self.is_confirmed(view);
+        is_vouched && has_handed_over && self.stays_after(primary, leaver, asked)
+    }
+
+    /// Whether the primary of a view leaves, and can hand over to a secondary that is there, and stays.
+    pub(super) fn may_hand_over(&self, now: Time, view: &View) -> bool {
+        let (Some(leaver), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
+            return false;
+        };
+        let Some(asked) = self.parts(now, leaver) else { return false };
+        self.is_confirmed(view)
+            && self.is_vouched(now, view)
+            && self.server(leaver.server).is_up()
+            && self.stays_after(secondary, leaver, asked)
+    }
+
+    /// A holder that has left in order is followed by one that is there, or that is proven dead. As long as the
+    /// other one is only silent, both stay named: perhaps the dump of the one that left is all there will be.
+    pub(super) fn unless_nobody_follows(
+        &self,
+        view: &View,
+        primary: Fate,
+        other: Fate,
+    ) -> (Fate, Fate) {
+        let (Some(first), Peer::Secondary(second)) = (view.primary, view.peer) else {
+            return (primary, other);
+        };
+        let waits = |left: Member, fate: Fate, for_whom: Member, its: Fate| {
+            let server = self.server(for_whom.server);
+            let is_there = server.is_up() && server.suspected.is_none();
+            fate == Fate::Dead && self.has_left(left) && its != Fate::Dead && !is_there
+        };
+        if waits(first, primary, second, other) || waits(second, other, first, primary) {
+            return (Fate::Present, Fate::Present);
+        }
+        (primary, other)
+    }
+
+    /// A group is left without a holder: those that it had last are remembered.
+    pub(super) fn remember_last_holders(&mut self, before: &View, next: &View) {
+        let Some(primary) = before.primary.filter(|_| next.primary.is_none()) else { return };
+        if holes::is_open(Hole::LastHoldersForgotten) {
+            return;
+        }
+        let (group, secondary) = (before.group, before.secondary());
+        self.memory.decided.last_holders.retain(|last| last.group != group);
+        self.memory.decided.last_holders.push(LastHolders { group, primary, secondary });
+    }
+}
+
+/// Leading a server out.
+impl Cluster {
+    /// A server was told to stop. What has not served yet holds nothing that could be handed over.
+    pub(super) fn begin_leave(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        if !self.has_served() {
+            return self.drain(now, id, sink);
+        }
+        self.server_mut(id).stage = Stage::Parting(self.awake.0.look(now));
+    }
+
+    /// Whether nobody who holds anything stays, and some have left, or are about to, in order.
+    fn all_leave(&self) -> bool {
+        let is_orderly = |server: &super::Server| {
+            server.left || (!server.exited && server.stage != Stage::Running)
+        };
+        let stays = |member: Member| {
+            !self.is_dead(member) && self.server(member.server).stage == Stage::Running
+        };
+        let held =
+            self.memory.durable().views.iter().flat_map(|view| [view.primary, view.secondary()]);
+        self.recovers() && self.servers.iter().any(is_orderly) && !held.flatten().any(stays)
+    }
+
+    /// Where all are to leave there is nobody to hand anything over to: the cluster is stopped, so that the two
+    /// dumps of each group agree.
+    pub(super) fn stop_if_all_leave(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        if self.all_leave() {
+            sink.push(Effect::AllLeave);
+            self.on_stop(now, sink);
+        }
+    }
+
+    /// Asks the holders that are to stay, and tells leavers that they are being seen to.
+    pub(super) fn lead_out(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        if !self.recovers() {
+            return;
+        }
+        for n in 0..self.groups.len() {
+            let view = self.memory.durable().views[n];
+            let (Some(primary), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
+                continue;
+            };
+            for (leaver, other) in [(primary, secondary), (secondary, primary)] {
+                let asked = self.parts(now, leaver);
+                if asked.is_some_and(|asked| self.stays_after(other, leaver, asked)) {
+                    self.ask_to_stay(now, n, &view, other, sink);
+                }
+            }
+        }
+        for id in (0..self.count()).map(ServerId) {
+            let server = self.server(id);
+            let is_due = server.kept_waiting.is_none_or(|told| now.since(told) >= KEEP_WAITING);
+            let is_probed = server.outstanding.iter().any(|order| order.kind == OrderKind::Probe);
+            let waits = matches!(server.stage, Stage::Parting(_)) && !server.exited;
+            if waits && is_due && !is_probed {
+                self.server_mut(id).kept_waiting = Some(now);
+                self.give(id, OrderKind::Probe, sink);
+            }
+        }
+    }
+
+    fn ask_to_stay(
+        &mut self,
+        now: Time,
+        group: usize,
+        view: &View,
+        who: Member,
+        sink: &mut Vec<Effect>,
+    ) {
+        let is_asked = match self.groups[group].vouch {
+            Vouch::None => false,
+            Vouch::Asked { version, until, .. } => version == view.version && now < until,
+            Vouch::Given { .. } => self.is_vouched(now, view),
+        };
+        if is_asked {
+            return;
+        }
+        if let Vouch::Asked { order, .. } = self.groups[group].vouch {
+            for server in &mut self.servers {
+                server.outstanding.retain(|known| known.id != order);
+            }
+        }
+        let order = self.give(who.server, OrderKind::Probe, sink);
+        let until = now + VOUCH_PATIENCE;
+        self.groups[group].vouch = Vouch::Asked { order, version: view.version, until };
+    }
+
+    /// Whether the holder that is to stay has just answered under this view.
+    fn is_vouched(&self, now: Time, view: &View) -> bool {
+        match self.groups[usize::from(view.group.0)].vouch {
+            Vouch::Given { version, at } => {
+                version == view.version && now.since(at) < VOUCH_PATIENCE
+            }
+            Vouch::None | Vouch::Asked { .. } => false,
+        }
+    }
+
+    /// A holder has answered.
+    pub(super) fn note_vouch(&mut self, now: Time, order: &Order) {
+        for group in &mut self.groups {
+            if let Vouch::Asked { order: asked, version, until } = group.vouch
+                && asked == order.id
+                && now < until
+            {
+                group.vouch = Vouch::Given { version, at: now };
+            }
+        }
+    }
+
+    /// A server that parts: it is let go when no view names it, and dumps as a last holder when nobody comes to take
+    /// its groups over.
+    pub(super) fn part(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
+        let member = self.member(id);
+        let Stage::Parting(asked) = self.server(id).stage else { return };
+        if !self.memory.durable().names(member) && !self.memory.decided.names(member) {
+            return self.let_go(now, id, sink);
+        }
+        if self.awake.0.at(now) >= asked + LEAVE_PATIENCE || self.is_waiting_in_vain(id) {
+            self.server_mut(id).outstanding.clear();
+            self.drain(now, id, sink);
+        }
+    }
+
+    /// Whether a server is the only holder of a group whose other place cannot be filled.
+    fn is_waiting_in_vain(&self, id: ServerId) -> bool {
+        let member = self.member(id);
+        let mut sole = self
+            .memory
+            .durable()
+            .views
+            .iter()
+            .filter(|view| view.primary == Some(member) && view.secondary().is_none());
+        sole.any(|view| {
+            let homes = [view.group.home_primary(), view.group.home_secondary(self.count())];
+            homes.into_iter().any(|home| home != id && self.server(home).backoff.is_alarming())
+        })
+    }
+
+    /// Of which tables, by home, a server is a holder.
+    pub(super) fn held_tables(&self, id: ServerId) -> (bool, bool) {
+        let member = self.member(id);
+        let before = ServerId((id.0 + self.count() - 1) % self.count());
+        let holds = |place: ServerId| {
+            self.memory.durable().holders(place.home_group()).any(|holder| holder == member)
+        };
+        (holds(id), holds(before))
+    }
+
+    /// When a leave goes on by time alone.
+    pub(super) fn next_leave_timeout(&self) -> Option<Time> {
+        let parting = self.servers.iter().filter(|server| !server.exited);
+        let due = parting.filter_map(|server| match server.stage {
+            Stage::Parting(asked) if self.awake.0.at(self.now) < asked + TOGETHER => {
+                Some(self.awake.0.next_look(asked + TOGETHER))
+            }
+            Stage::Parting(asked) => Some(self.awake.0.next_look(asked + LEAVE_PATIENCE)),
+            _ => None,
+        });
+        due.min()
+    }
+}

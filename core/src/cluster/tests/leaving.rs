@@ -1,0 +1,296 @@
+//! Servers that are told to stop while others go on.
+
+use super::*;
+
+fn places(world: &World, group: u16) -> (Option<u16>, Option<u16>) {
+    let (primary, other, _) = world.view(group);
+    (primary, other)
+}
+
+/// Every dump that is ordered, or SHUTDOWN; the rest is of other matters.
+fn ends(orders: &[(ServerId, &'static str)]) -> Vec<(ServerId, &'static str)> {
+    let is_of_end = |name: &str| name.starts_with("D") && name != "DROP-SECONDARY";
+    orders.iter().copied().filter(|(_, name)| is_of_end(name) || *name == "SHUTDOWN").collect()
+}
+
+impl World {
+    /// A server was told to stop by a signal.
+    fn ask_to_leave(&mut self, id: ServerId) {
+        let link = World::link(id);
+        self.cluster.on_drain_request(self.now, link, id, &mut self.effects).unwrap();
+        self.collect();
+    }
+
+    /// Its process ends, all that it held in complete dumps.
+    fn leave(&mut self, id: ServerId) {
+        let member = self.cluster.member(id);
+        self.cluster.on_left(self.now, member, &mut self.effects);
+        self.collect();
+    }
+
+    fn holders(&self, group: u16) -> Vec<Member> {
+        self.cluster.durable().holders(GroupId(group)).collect()
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.cluster.state() == ClusterState::Stopping
+    }
+}
+
+#[test]
+fn a_server_that_asks_to_leave_hands_its_groups_over_and_is_then_replaced() {
+    let mut world = World::serving(3);
+    let (id, ids) = (ServerId(1), world.ids());
+    let member = world.cluster.member(id);
+    world.ask_to_leave(id);
+    world.ask_to_leave(id);
+    let orders = world.run(&ids);
+    assert_eq!(places(&world, 0), (Some(0), None), "the one that stays has answered, and is alone");
+    assert_eq!(places(&world, 1), (Some(2), None), "handed over, and then dropped");
+    assert_eq!(places(&world, 2), (Some(2), Some(0)));
+    let hand_over = orders.iter().position(|order| *order == (id, "SWITCH-PRIMARY")).unwrap();
+    let leave = orders.iter().rposition(|order| *order == (id, "LEAVE")).unwrap();
+    let end = orders.iter().position(|order| *order == (id, "SHUTDOWN")).unwrap();
+    assert!(hand_over < leave && leave < end, "{orders:?}");
+    assert_eq!(ends(&orders), [(id, "SHUTDOWN")], "what it held is elsewhere: nothing is dumped");
+    world.leave(id);
+    let effects = world.take();
+    let next = world.cluster.member(id);
+    assert!(effects.contains(&Effect::Spawn { member: next }), "{effects:?}");
+    assert!(world.seen.contains(&Effect::Leaving { member }) && next != member);
+    assert!(!world.seen.iter().chain(&effects).any(|e| matches!(e, Effect::DoubleFault { .. })));
+    assert_eq!(world.cluster.state(), ClusterState::Degraded);
+    world.start_as(next);
+    world.run(&ids);
+    assert_eq!(world.copies(), [2, 2, 2]);
+}
+
+#[test]
+fn whoever_is_to_stay_answers_before_the_leaver_is_dropped() {
+    let mut world = World::serving(3);
+    let (id, ids) = (ServerId(1), world.ids());
+    world.ask_to_leave(id);
+    // Server 0 reports, and its executors answer nothing.
+    for _ in 0..40 {
+        world.now = world.now + Duration::from_millis(50);
+        world.answer_probes(&ids[1..]);
+        ids.iter().for_each(|&id| world.beat(id));
+        world.cluster.on_timeout(world.now, &mut world.effects);
+        world.collect();
+    }
+    assert_eq!(places(&world, 0), (Some(0), Some(1)), "it may have died a moment ago");
+    world.pass(Duration::from_millis(200), &ids);
+    assert_eq!(places(&world, 0), (Some(0), None));
+}
+
+#[test]
+fn a_leaver_wins_no_inquiry_and_is_given_nothing() {
+    // It answers its probe, and says that the primary is silent; so says the primary of it.
+    let mut world = World::serving(3);
+    let (id, ids) = (ServerId(1), world.ids());
+    world.unheard = vec![ServerId(0), id];
+    world.ask_to_leave(id);
+    for _ in 0..60 {
+        world.now = world.now + Duration::from_millis(50);
+        world.answer_probes(&ids[1..]);
+        ids.iter().for_each(|&id| world.beat(id));
+        world.cluster.on_timeout(world.now, &mut world.effects);
+        world.collect();
+    }
+    assert_eq!(places(&world, 0), (Some(0), Some(1)), "the other one goes on");
+    // Nobody hears server 0, and only the leaver is left to vote.
+    let mut world = World::serving(3);
+    world.unheard = vec![ServerId(0)];
+    world.ask_to_leave(id);
+    world.pass(Duration::from_secs(3), &ids[1..]);
+    assert_eq!(places(&world, 0), (Some(0), Some(1)), "nobody is removed on its word");
+    // By proof it is the only one that has the data; it waits for another.
+    world.exit(ServerId(0));
+    world.pass(Duration::from_millis(100), &ids[1..]);
+    assert_eq!(places(&world, 0), (Some(1), None));
+    assert_eq!(ends(&world.ordered()), []);
+}
+
+#[test]
+fn a_last_holder_waits_for_another_and_its_time_runs_while_the_coordinator_is_awake() {
+    let mut world = World::serving(3);
+    let (id, alive) = (ServerId(1), [ServerId(1), ServerId(2)]);
+    world.exit(ServerId(0));
+    world.run(&alive);
+    assert_eq!(places(&world, 0), (Some(1), None));
+    world.ask_to_leave(id);
+    world.run(&alive);
+    world.now = world.now + LEAVE_PATIENCE * 3;
+    world.run(&alive);
+    assert_eq!(ends(&world.ordered()), [], "time that the coordinator slept through");
+    // Meanwhile its successor was given up; another one is started.
+    world.exit(ServerId(0));
+    world.run(&alive);
+    // A new process takes the place: it gets its copy, and the group is handed over to it.
+    let next = world.cluster.member(ServerId(0));
+    world.start_as(next);
+    let orders = [world.run(&world.ids()), world.run(&world.ids())].concat();
+    assert_eq!(ends(&orders), [(id, "SHUTDOWN")], "{orders:?}");
+    assert_eq!(places(&world, 0), (Some(0), None));
+}
+
+#[test]
+fn a_last_holder_that_nobody_follows_dumps_and_is_remembered() {
+    let mut world = World::serving(3);
+    let (id, alive) = (ServerId(1), [ServerId(1), ServerId(2)]);
+    let member = world.cluster.member(id);
+    world.exit(ServerId(0));
+    world.run(&alive);
+    world.ask_to_leave(id);
+    world.run(&alive);
+    world.pass(LEAVE_PATIENCE, &alive);
+    world.pass(Duration::from_millis(300), &alive);
+    let orders = world.run(&alive);
+    let dumps = [(id, "DRAIN"), (id, "DUMP-SECONDARY"), (id, "SHUTDOWN")];
+    assert_eq!(ends(&orders), dumps, "its own group is at server 2");
+    world.leave(id);
+    assert_eq!(places(&world, 0), (None, None));
+    assert_eq!(world.holders(0), [member]);
+    let effects = world.take();
+    assert!(!effects.iter().any(|e| matches!(e, Effect::DoubleFault { .. })), "{effects:?}");
+    // What is stored is read again.
+    world.restart();
+    assert_eq!(world.holders(0), [member]);
+}
+
+#[test]
+fn where_all_are_to_leave_within_moments_the_cluster_is_stopped_and_all_dump() {
+    for apart in [0, 20, 60, 150] {
+        let mut world = World::serving(3);
+        let ids = world.ids();
+        for &id in &ids {
+            world.ask_to_leave(id);
+            world.pass(Duration::from_millis(apart), &ids);
+        }
+        assert!(world.is_stopping());
+        let orders = world.run(&ids);
+        let count = |wanted| orders.iter().filter(|(_, name)| *name == wanted).count();
+        assert_eq!(["DRAIN", "DUMP-PRIMARY", "DUMP-SECONDARY", "SHUTDOWN"].map(count), [3; 4]);
+        for group in 0..3 {
+            let home = [Some(group), Some((group + 1) % 3)];
+            let (primary, other) = places(&world, group);
+            assert!(home.contains(&primary) && (other.is_none() || home.contains(&other)));
+            // The first did not begin to part yet.
+            assert!(apart > 60 || [primary, other] == home, "{apart} ms apart");
+        }
+        ids.iter().for_each(|&id| world.leave(id));
+        let effects = [world.take(), std::mem::take(&mut world.seen)].concat();
+        assert_eq!(stopped(&effects), Some(&StopOutcome::default()), "{apart} ms apart");
+    }
+}
+
+#[test]
+fn of_two_neighbours_the_first_goes_and_the_other_waits_for_its_successor() {
+    let mut world = World::serving(3);
+    let (first, second, ids) = (ServerId(1), ServerId(2), world.ids());
+    world.ask_to_leave(first);
+    world.ask_to_leave(second);
+    let orders = world.run(&ids);
+    assert_eq!(ends(&orders), [(first, "SHUTDOWN")]);
+    assert_eq!(places(&world, 1), (Some(2), None));
+    world.leave(first);
+    let orders = [world.run(&ids), world.run(&ids)].concat();
+    assert_eq!(ends(&orders), [(second, "SHUTDOWN")]);
+    assert_eq!(places(&world, 1), (Some(1), None));
+    assert!(!world.is_stopping());
+}
+
+#[test]
+fn exits_after_complete_dumps_without_orders_are_no_faults_and_end_the_cluster_in_order() {
+    for last_by_proof in [true, false] {
+        let mut world = World::serving(3);
+        world.cluster.config.on_double_fault = DoubleFault::Shutdown;
+        let members: Vec<Member> = world.ids().iter().map(|&id| world.cluster.member(id)).collect();
+        // They are silent, and one after the other is found to have ended.
+        world.watch(SILENCE * 2);
+        for id in world.ids() {
+            if id == ServerId(2) && last_by_proof {
+                world.watch(Duration::from_secs(1));
+            }
+            world.leave(id);
+        }
+        let effects = world.take();
+        assert!(!effects.iter().any(|e| matches!(e, Effect::DoubleFault { .. })), "{effects:?}");
+        assert!(effects.contains(&Effect::AllLeave), "{effects:?}");
+        assert!(stopped(&effects).is_some(), "{effects:?}");
+        for group in 0..3 {
+            let home = [usize::from(group), usize::from((group + 1) % 3)].map(|n| members[n]);
+            let holders = world.holders(group);
+            assert!(holders.iter().all(|holder| home.contains(holder)), "{holders:?}");
+            assert!(!holders.is_empty(), "the dumps of somebody count");
+        }
+    }
+}
+
+#[test]
+fn a_holder_that_has_left_is_followed_by_one_that_is_there_and_both_count_until_then() {
+    let mut world = World::serving(3);
+    let (left, silent) = (ServerId(0), ServerId(1));
+    let both = [left, silent].map(|id| world.cluster.member(id));
+    world.pass(SILENCE * 2, &[ServerId(0), ServerId(2)]);
+    let version = world.view(0).2;
+    // Judged gone by then? The primary heard it.
+    assert_eq!(version, 1);
+    world.leave(left);
+    world.pass(Duration::from_millis(300), &[ServerId(2)]);
+    assert_eq!(world.holders(0), both, "the silent one may be gone, and its copy with it");
+    let mut lost = world;
+    // It is heard again: it goes on.
+    let mut world = lost_to(&mut lost, |world| world.beat(silent));
+    assert_eq!(places(&world, 0), (Some(1), None));
+    assert!(world.take().iter().all(|e| !matches!(e, Effect::DoubleFault { .. })));
+}
+
+/// Does something, and lets all happen that follows.
+fn lost_to(world: &mut World, act: impl FnOnce(&mut World)) -> World {
+    act(world);
+    world.pass(Duration::from_millis(100), &[ServerId(1), ServerId(2)]);
+    std::mem::replace(world, World::new(3))
+}
+
+#[test]
+fn of_two_last_holders_that_are_gone_both_are_remembered() {
+    let mut world = World::serving(3);
+    let both = [ServerId(0), ServerId(1)].map(|id| world.cluster.member(id));
+    world.watch(SILENCE * 2);
+    world.pass(Duration::from_millis(50), &[ServerId(2)]);
+    world.leave(ServerId(0));
+    world.exit(ServerId(1));
+    world.pass(Duration::from_millis(50), &[ServerId(2)]);
+    assert_eq!(places(&world, 0), (None, None));
+    assert_eq!(world.holders(0), both);
+}
+
+#[test]
+fn a_death_of_a_last_holder_after_a_leave_is_a_second_fault() {
+    let mut world = World::serving(3);
+    let (id, ids) = (ServerId(1), world.ids());
+    world.ask_to_leave(id);
+    world.run(&ids);
+    world.leave(id);
+    world.exit(ServerId(0));
+    assert_eq!(places(&world, 0), (None, None));
+    let effects = world.take();
+    let fault = Effect::DoubleFault { first: id, second: ServerId(0) };
+    assert!(effects.contains(&fault), "{effects:?}");
+}
+
+#[test]
+fn a_server_that_was_told_to_stop_before_a_restart_of_the_coordinator_asks_again() {
+    let mut world = World::serving(3);
+    let (id, ids) = (ServerId(1), world.ids());
+    world.ask_to_leave(id);
+    world.restart();
+    for &id in &ids {
+        world.start(id);
+        world.beat(id);
+    }
+    world.ask_to_leave(id);
+    let orders = world.run(&ids);
+    assert_eq!(ends(&orders), [(id, "SHUTDOWN")]);
+}

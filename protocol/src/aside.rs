@@ -1,0 +1,67 @@
+//! Names of files that a later run sets aside, and never overwrites.
+//!
+//! ```text
+//!   server_0.primary          of this run
+//!   server_0.primary.old      the newest that was set aside
+//!   server_0.primary.old.2    those before it: the higher the number, the newer
+//!   server_0.primary.old.3
+//! ```
+
+/// How many files of one name are kept.
+pub const MAX_ASIDE: usize = 8;
+
+const OLD: &str = ".old";
+
+/// The name of the newest file of this name that was set aside.
+pub fn newest(name: &str) -> String {
+    format!("{name}{OLD}")
+}
+
+/// The name of an earlier one.
+pub fn numbered(name: &str, number: u32) -> String {
+    format!("{name}{OLD}.{number}")
+}
+
+/// The number of an earlier file of this name, from the name that it has now.
+pub fn number_of(name: &str, aside: &str) -> Option<u32> {
+    let number = aside.strip_prefix(name)?.strip_prefix(OLD)?.strip_prefix('.')?;
+    let number = number.parse::<u32>().ok().filter(|known| known.to_string() == number)?;
+    (number >= 2).then_some(number)
+}
+
+/// The number for the next earlier file, beside those that there are.
+pub fn next_number(known: impl Iterator<Item = u32>) -> u32 {
+    known.max().unwrap_or(1).saturating_add(1)
+}
+
+/// The name that a file had in its own run.
+pub fn plain(aside: &str) -> &str {
+    if let Some(name) = aside.strip_suffix(OLD) {
+        return name;
+    }
+    match aside.rsplit_once('.').and_then(|(rest, _)| rest.strip_suffix(OLD)) {
+        Some(name) if number_of(name, aside).is_some() => name,
+        _ => aside,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_of_a_file_that_was_set_aside_leads_back_to_the_plain_one() {
+        let name = "server_0.primary";
+        for aside in [newest(name), numbered(name, 2), numbered(name, 17)] {
+            assert_eq!(plain(&aside), name, "{aside}");
+        }
+        assert_eq!(number_of(name, &numbered(name, 17)), Some(17));
+        for other in [name, "server_0.primary.old", "server_0.primary.old.x", "a.old.1", "a.old.02"]
+        {
+            assert_eq!(number_of(name, other), None, "{other}");
+        }
+        assert_eq!(plain("server_0.primary.old.x"), "server_0.primary.old.x");
+        assert_eq!(next_number([].into_iter()), 2);
+        assert_eq!(next_number([3, 7, 2].into_iter()), 8);
+    }
+}

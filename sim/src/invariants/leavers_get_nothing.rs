@@ -1,0 +1,40 @@
+//! 20: a server that was told to stop is made neither candidate nor sole holder nor the target of a hand-over, unless the
+//! other holder is proven dead, or goes before it.
+
+use kv_core::cluster::DurableState;
+use kv_protocol::view::{Peer, View};
+use kv_protocol::{Member, ViewVersion};
+
+use crate::invariants::Violation;
+use crate::world::World;
+
+/// The coordinator has decided, by what it knows now.
+pub fn check(world: &World, next: &DurableState) -> Result<(), Violation> {
+    let Some(cluster) = &world.coordinator.cluster else { return Ok(()) };
+    let views = cluster.views().iter().zip(&next.views);
+    let changed = views.filter(|(before, view)| before.version != view.version);
+    changed.filter(|(before, _)| before.version > ViewVersion(0)).try_for_each(|(before, view)| {
+        let Some(leaver) = given(before, view) else { return Ok(()) };
+        let asked = |member: Member| world.asked.contains(&member);
+        let holders = [before.primary, before.secondary()];
+        let other = holders.into_iter().flatten().find(|holder| *holder != leaver);
+        let goes_before =
+            other.is_some_and(|other| cluster.has_exited(other.server) || asked(other));
+        if !asked(leaver) || goes_before {
+            return Ok(());
+        }
+        let words =
+            format_args!("{leaver} was told to stop, and {before:?} is followed by {view:?}");
+        Err(Violation::of(view.group, 20, words))
+    })
+}
+
+/// To whom a view gives what it did not have.
+fn given(before: &View, view: &View) -> Option<Member> {
+    match (view.primary, view.peer) {
+        (_, Peer::Candidate(candidate)) => Some(candidate),
+        (Some(sole), Peer::None) if before.secondary().is_some() => Some(sole),
+        (Some(target), Peer::Secondary(_)) if view.handover => Some(target),
+        _ => None,
+    }
+}
