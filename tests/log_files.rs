@@ -156,7 +156,8 @@ fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() 
     }
     let named = programs::run(programs::SERVER, ["--name", &pids[0].to_string()], "", PATIENCE);
     let words: Vec<&str> = named.stdout.split_whitespace().collect();
-    let process = format!("{}:{}:{}:0", words[1], words[2], words[3]);
+    let incarnation = cluster.server(0).incarnation.expect("started");
+    let process = format!("{}:{}:{}:{incarnation}", words[1], words[2], words[3]);
     let mut watcher = std::process::Command::new(programs::SERVER)
         .args(["--watch", &process])
         .stdout(std::process::Stdio::piped())

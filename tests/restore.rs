@@ -405,7 +405,7 @@ fn resume_founds_takes_over_and_restores_and_never_begins_empty_beside_dumps() {
     put_all(&mut cluster.open(), &pairs);
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
-    cluster.restart_with(&["--resume"]);
+    cluster.restart();
     assert_eq!(cluster.server_pids(), pids, "the servers were taken over");
     check_all(&mut cluster.open(), &pairs);
     let (_, dir) = cluster.stop_and_keep();

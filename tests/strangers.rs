@@ -27,9 +27,9 @@ fn a_program_on_the_port_of_a_dead_coordinator_learns_nothing_and_is_not_obeyed(
     let mut server = Lone::start(&["--orphan-timeout", "0"]);
     let mut link = server.admit();
     link.heartbeat();
+    drop(link);
     let listener = server.usurp();
     listener.set_nonblocking(true).expect("set O_NONBLOCK");
-    drop(link);
     let mut admitted = Vec::new();
     Admission::Admitted { epoch: EPOCH }.write(&mut admitted);
     // It admits the server at once, without a proof.
@@ -70,7 +70,7 @@ fn the_key_stands_in_no_environment_command_line_or_file_that_others_may_read() 
     }
     for entry in std::fs::read_dir(cluster.dir()).expect("read the directory") {
         let path = entry.expect("an entry").path();
-        if path.is_dir() {
+        if !path.is_file() {
             continue;
         }
         let text = std::fs::read(&path).expect("read a file");

@@ -306,11 +306,14 @@ impl FrameBuffer {
         }
     }
 
-    /// Makes room for the rest of the frame that has come in part, and no more: address space, which takes memory
-    /// as bytes come. Without it, which the system may refuse, the buffer grows step by step.
-    pub fn reserve_missing(&mut self) {
+    /// Makes room for the rest of the frame that has come in part, but never for more than has come, or
+    /// `least` bytes: a header can announce anything. If the system refuses it, the buffer grows step by step.
+    pub fn reserve_missing(&mut self, least: usize) {
         self.reclaim();
-        let _ = self.bytes.try_reserve_exact(self.missing());
+        let most = self.waiting().len().max(least);
+        if self.bytes.capacity() - self.bytes.len() < least.min(self.missing()) {
+            let _ = self.bytes.try_reserve_exact(self.missing().min(most));
+        }
     }
 
     /// What the buffer takes.

@@ -139,8 +139,8 @@ fn sync(directory: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use kv_core::dump::DumpWriter;
-    use kv_protocol::ids::{GroupId, Incarnation, Member};
+    use kv_core::dump::{DumpWriter, DumpedShard, HeldAs};
+    use kv_protocol::ids::{GroupId, Incarnation, Member, SequenceNumber, ShardId, ViewVersion};
 
     use super::*;
 
@@ -162,7 +162,15 @@ mod tests {
         let cluster = ClusterId(cluster);
         let origin = DumpOrigin { cluster, writer, group: GroupId(1), shards: 1 };
         let mut text = Vec::new();
-        DumpWriter::begin(&origin, &mut text).end(&mut text);
+        let mut writer = DumpWriter::begin(&origin, &mut text);
+        let shard = DumpedShard {
+            shard: ShardId(0),
+            held_as: HeldAs::Primary,
+            view: ViewVersion(1),
+            last: SequenceNumber::ZERO,
+        };
+        writer.shard(&shard, &mut text);
+        writer.end(&mut text);
         text
     }
 

@@ -103,6 +103,11 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
             Ended::Lost(error) if admitted_now => {
                 tracing::warn!("the link to the coordinator at {coordinator} is lost: {error}");
             }
+            Ended::Impostor(error) if !was_admitted => {
+                let reason =
+                    format!("{error}; it is another cluster's coordinator, or see --key-file");
+                Fatal::Refused { coordinator, reason }.end_process();
+            }
             Ended::Impostor(error) => {
                 if let Some(suppressed) = impostors.admit(clock::now()) {
                     tracing::error!(

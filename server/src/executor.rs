@@ -35,8 +35,11 @@ const IO_MEMORY_BYTES: usize = 64 << 10;
 /// how far ahead while bytes come in, and while none do.
 const TICK_ACTIVE: Duration = Duration::from_millis(10);
 const TICK_IDLE: Duration = Duration::from_millis(100);
-/// How long the tasks of clients run (`--net tcpstream`) before ticks, orders and streams have their turn.
-const PREEMPT_TIMER: Duration = Duration::from_millis(2);
+/// How long tasks run before others have their turn: ticks, orders and streams before clients, where those have tasks
+/// of their own (`--net tcpstream`). An executor that is preempted before its first task has run parks for ever, because
+/// no timer is armed yet, so this is longer than a thread that has just started waits for a processor.
+const PREEMPT_CLIENT_TASKS: Duration = Duration::from_millis(10);
+const PREEMPT_TASKS: Duration = Duration::from_millis(100);
 /// How often connections that are closed to make room are told of.
 const CROWD_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest pause between two ticks.
@@ -70,10 +73,14 @@ pub(crate) struct ExecutorConfig {
 /// Starts the thread of a shard; it ends with the process.
 pub(crate) fn start(config: ExecutorConfig) -> Result<ExecutorJoinHandle<()>, Fatal> {
     let shard = config.identity.shard.0;
+    let preempt_timer = match config.engine {
+        EngineKind::Uring => PREEMPT_TASKS,
+        EngineKind::TcpStream => PREEMPT_CLIENT_TASKS,
+    };
     LocalExecutorBuilder::new(Placement::Unbound)
         .name(&format!("shard-{shard}"))
         .io_memory(IO_MEMORY_BYTES)
-        .preempt_timer(PREEMPT_TIMER)
+        .preempt_timer(preempt_timer)
         .spawn(move || run(config))
         .map_err(|error| Fatal::Executor { shard, reason: error.to_string() })
 }

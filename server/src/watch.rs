@@ -130,8 +130,11 @@ mod tests {
 
     #[test]
     fn the_end_of_a_process_ends_the_watch_and_a_kill_needs_its_name() {
-        let mut child =
-            Command::new("sh").args(["-c", "read line; exit 0"]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", "read line; exit 0"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
         let pid = child.id();
         let (start_time, namespace) = identity::name(pid).unwrap();
         let process = Process { pid, start_time, namespace, incarnation: Incarnation(5) };

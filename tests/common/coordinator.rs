@@ -79,7 +79,8 @@ impl Lone {
     #[track_caller]
     pub(crate) fn usurp(&mut self) -> TcpListener {
         let address = self.listener.take().expect("a coordinator").local_addr().expect("a port");
-        TcpListener::bind(address).expect("listen on the port that is free now")
+        // The server may be dialling it, in vain, at this moment.
+        wait_for("the port to be free", PATIENCE, || TcpListener::bind(address).ok())
     }
 
     /// The coordinator is there no more.

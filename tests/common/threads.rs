@@ -55,7 +55,10 @@ const RUNNING: i32 = 0xffff;
 
 impl Drop for StandingThread {
     fn drop(&mut self) {
-        trace(libc::PTRACE_DETACH, self.id);
+        if !trace(libc::PTRACE_DETACH, self.id) {
+            // Its process has ended meanwhile, which only its tracer's wait makes known to all.
+            self.wait();
+        }
     }
 }
 

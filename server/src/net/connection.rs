@@ -216,7 +216,7 @@ impl Connection {
             .get_or_insert_with(|| FrameMemory::new(Arc::clone(service.outputs.tally().memory())));
         let is_reserved = memory.reserve(came + (length - came).min(RESERVED_AHEAD));
         if is_reserved {
-            self.input.reserve_missing();
+            self.input.reserve_missing(RESERVED_AHEAD);
         }
         is_reserved
     }

@@ -37,7 +37,9 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
         let mut last = [before.primary, before.secondary()].into_iter().flatten();
         last.any(|holder| world.operator.has_dump_of(holder, view.group))
     };
-    let may_be = world.config.double || (may_all_leave && is_in_dump());
+    // A restored cluster is founded without what the operator has given up.
+    let is_given_up = before.primary.is_none() && world.operator.has_insisted();
+    let may_be = world.config.double || is_given_up || (may_all_leave && is_in_dump());
     if view.primary.is_some() || (may_be && holders.all(is_dead)) {
         return Ok(());
     }

@@ -147,8 +147,8 @@ impl Shard {
                     let reason = match error {
                         StreamError::View { .. } => PeerRefusalReason::OldView,
                         StreamError::OutOfMemory { .. } | StreamError::CopyBeyondLimit { .. } => {
-                        PeerRefusalReason::NoMemory
-                    }
+                            PeerRefusalReason::NoMemory
+                        }
                         _ => PeerRefusalReason::BrokenStream,
                     };
                     return Err(Some(PeerRefusal { reason, view }));

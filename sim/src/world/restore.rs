@@ -39,6 +39,8 @@ pub struct Operator {
     complete: BTreeSet<(Member, GroupId)>,
     /// The stop is to end whatever is lost.
     insists: bool,
+    /// It has insisted at least once: tables may have been given up.
+    has_insisted: bool,
     /// The state of the cluster that is to be restored.
     durable: Option<DurableState>,
     source: Option<Source>,
@@ -156,6 +158,12 @@ impl Operator {
 
     pub(super) fn insist(&mut self) {
         self.insists = true;
+        self.has_insisted = true;
+    }
+
+    /// Whether it has insisted at least once.
+    pub fn has_insisted(&self) -> bool {
+        self.has_insisted
     }
 
     /// Whether the stop is to end whatever is lost.
