@@ -244,6 +244,7 @@ fn a_crowd_that_asks_for_the_status_does_not_delay_a_failover() {
     let key = cluster.key_at(u16::try_from(VICTIM).expect("small"), 0, "failover");
     let mut client = cluster.open();
     client.put(&key, b"v", &OpOptions::default()).expect("a put");
+    let victim = cluster.server_pid(VICTIM);
     let over = AtomicBool::new(false);
     let mut question = Vec::new();
     Question::Status.write(&mut question);
@@ -264,7 +265,7 @@ fn a_crowd_that_asks_for_the_status_does_not_delay_a_failover() {
             });
         }
         let killed = Instant::now();
-        process::signal(cluster.server_pid(VICTIM), process::Signal::KILL);
+        process::signal(victim, process::Signal::KILL);
         let value = client.get(&key, &OpOptions::default());
         let took = killed.elapsed();
         over.store(true, Ordering::SeqCst);

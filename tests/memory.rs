@@ -109,7 +109,7 @@ fn entries_that_are_gone_leave_room_for_larger_ones() {
     run_all(&mut client, puts, |n, result| {
         result.unwrap_or_else(|error| panic!("put {n}: {error}"));
     });
-    let stays = |n: &usize| spread(*n + SMALL) % 10 == 0;
+    let stays = |n: &usize| spread(*n + SMALL).is_multiple_of(10);
     let gone = (0..SMALL).filter(|n| !stays(n)).map(|n| Op::Delete { key: &keys[n] });
     run_all(&mut client, gone, |place, result| {
         result.unwrap_or_else(|error| panic!("delete {place}: {error}"));

@@ -71,6 +71,9 @@ const MAX_STOP_REQUESTS: usize = 8;
 /// How often a dump that fails for the same reason is told of.
 const FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
 
+/// When a failed order of a server was last reported, and for which reason.
+type ToldFailures = HashMap<(ServerId, &'static str), (Time, String)>;
+
 /// What all tasks share.
 pub(crate) struct Driver {
     cluster: RefCell<Cluster>,
@@ -116,7 +119,7 @@ pub(crate) struct Driver {
     /// Those who wait for the end of the stop.
     pub(crate) callers: Callers,
     /// By server and order: when its failure was told last, and in which words.
-    told_failures: RefCell<HashMap<(ServerId, &'static str), (Time, String)>>,
+    told_failures: RefCell<ToldFailures>,
     /// What founders begin with, where the cluster is restored.
     restoration: Option<Restoration>,
     /// The command that brings this cluster back after its stop.

@@ -37,11 +37,8 @@ impl FailureTimeout {
 
     /// The times that follow from a timeout. The caller keeps to [`FAILURE_TIMEOUT_SECONDS`].
     pub const fn new(timeout: Duration) -> FailureTimeout {
-        let lease_nanos = if timeout.as_nanos() > LEASE.as_nanos() {
-            timeout.as_nanos() as u64
-        } else {
-            LEASE.as_nanos() as u64
-        };
+        let lease_nanos =
+            if timeout.as_nanos() > LEASE.as_nanos() { nanos(timeout) } else { nanos(LEASE) };
         FailureTimeout {
             timeout,
             lease: Duration::from_nanos(lease_nanos),
@@ -103,6 +100,12 @@ impl Default for FailureTimeout {
     fn default() -> FailureTimeout {
         FailureTimeout::DEFAULT
     }
+}
+
+/// A duration of at most 584 years, in nanoseconds.
+#[allow(clippy::cast_possible_truncation)] // See above: the bounds are seconds.
+const fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos() as u64
 }
 
 #[cfg(test)]

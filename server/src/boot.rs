@@ -71,12 +71,13 @@ struct Listeners {
 }
 
 fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
+    // Before any thread is started: one that does not hold the signals back would be ended by them.
+    supervisor::block_signals()?;
     log::start(args.log.as_deref())?;
     fatal::end_process_on_panic();
     if !args.core_dumps {
         forbid_core_dumps()?;
     }
-    supervisor::block_signals()?;
     memory::give_freed_memory_back();
     probe::io_uring()?;
     probe::memlock(args.shards)?;

@@ -31,8 +31,8 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
         return Err(Violation::of(view.group, 17, words));
     }
     let mut holders = [before.primary, before.secondary()].into_iter().flatten();
-    // Whoever was told twice has left in order, perhaps as the last holder; so has whoever found no coordinator.
-    let may_all_leave = world.config.leaves && !(world.config.calm && !world.config.impatient);
+    // A server that was told twice, or that waited in vain for orders, has left in order, perhaps as the last holder.
+    let may_all_leave = world.config.leaves;
     let is_in_dump = || {
         let mut last = [before.primary, before.secondary()].into_iter().flatten();
         last.any(|holder| world.operator.has_dump_of(holder, view.group))

@@ -16,7 +16,8 @@ use crate::invariants::Violation;
 use crate::world::World;
 
 /// A stall that is shorter is no fault, whatever the clocks drift, in nanoseconds.
-pub const NO_FAULT: u64 = 4 * (LEASE.as_nanos() as u64) / 5;
+#[allow(clippy::cast_possible_truncation)] // Half a second.
+pub const NO_FAULT: u64 = 4 * (LEASE.as_millis() / 5) as u64 * 1_000_000;
 /// A view that follows from a fault comes at most so long after its end: complaint, probes, two stores.
 const FOLLOWS_WITHIN: u64 = 3_000_000_000;
 /// A process may be replaced after so many failures.

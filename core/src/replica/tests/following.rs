@@ -11,7 +11,7 @@ use super::*;
 use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
 
 /// More than fits into the chunk that a table holds already.
-const LARGE: [u8; CHUNK_BYTES_MIN] = [7; CHUNK_BYTES_MIN];
+static LARGE: [u8; CHUNK_BYTES_MIN] = [7; CHUNK_BYTES_MIN];
 
 /// A pair whose secondary has no memory while the switch is true.
 fn pair() -> (Pair, Arc<AtomicBool>) {

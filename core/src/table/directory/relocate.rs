@@ -56,10 +56,10 @@ impl Directory {
             let mut at = segment.home(from);
             // SAFETY: a segment of this directory.
             slots_seen += unsafe { segment.slots(arena) }.len() - at;
-            // SAFETY: as above.
-            while let Some((place, slot, handle)) =
-                next_leaving(arena, unsafe { segment.slots(arena) }, at)
-            {
+            loop {
+                // SAFETY: as above.
+                let slots = unsafe { segment.slots(arena) };
+                let Some((place, slot, handle)) = next_leaving(arena, slots, at) else { break };
                 at = place + 1;
                 // Slots before `from` that stand behind its home were looked at in the step before.
                 if slot.hash() < from {
