@@ -68,7 +68,7 @@ const STORE_WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Requests of `coord stop` that may wait.
 const MAX_STOP_REQUESTS: usize = 8;
-/// How often a dump that fails for the same reason is told of.
+/// The interval at which a dump that fails for the same reason is reported.
 const FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// When a failed order of a server was last reported, and for which reason.
@@ -643,7 +643,7 @@ impl Driver {
         self.callers.say(text);
     }
 
-    /// Tells of a failed order. A dump that fails again and again for the same reason is told of now and then.
+    /// Reports a failed order. A dump that keeps failing for the same reason is reported at intervals.
     fn tell_failed(&self, member: Member, order: &'static str, reason: &str, again: bool) {
         let now = clock::now();
         let mut told = self.told_failures.borrow_mut();

@@ -22,12 +22,12 @@ const THREADS: usize = 2;
 const BLOCK_BYTES: usize = 128 << 10;
 /// Read at once, and thrown away.
 const READ_BYTES: usize = 256 << 10;
-/// How long a thread waits for room or answers at a time.
+/// The longest that a thread waits for room or responses at a time.
 const WAIT: Duration = Duration::from_millis(10);
 /// A header is so long; it begins with the length of the body.
 const HEADER: usize = 8;
 
-/// Where the flood goes.
+/// The target of the flood.
 #[derive(Clone, Debug)]
 pub(super) struct Aim {
     pub(super) clients: SocketAddr,
@@ -108,7 +108,7 @@ struct Talker {
     shape: Shape,
     number: u64,
     random: Random,
-    /// What is being sent, and how much of it is gone.
+    /// The bytes being sent, and how many of them are gone.
     block: Vec<u8>,
     sent: usize,
     asked: u64,

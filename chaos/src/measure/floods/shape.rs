@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What is sent.
+/// The requests of a flood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Noop,
@@ -21,7 +21,7 @@ pub(super) enum Kind {
     GarbageToServers,
 }
 
-/// How it is sent.
+/// The manner of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manner {
     /// The next request when the last one is answered.
