@@ -30,7 +30,7 @@ use shape::{QUICK, SHAPES, Shape};
 const VICTIM: ServerId = ServerId(1);
 /// The longest gap between beacons that a flood may cause.
 const LONGEST_GAP: Duration = LEASE.checked_div(2).expect("two is not zero");
-/// Shards of every server.
+/// Servers of the cluster, of one shard each.
 const SERVERS: u16 = 3;
 
 /// The command line.
