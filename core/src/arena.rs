@@ -47,7 +47,7 @@ const POISON: u8 = 0xDD;
 
 /// Names an allocation of one arena: its chunk's number, and its place there in units of 16 bytes.
 /// Never zero, so that zero can stand for "none" where handles are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle(NonZeroU32);
 
 impl Handle {

@@ -56,7 +56,7 @@ use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
 use kv_protocol::limits::BEACON_INTERVAL;
 use kv_protocol::peer_message::PeerMessage;
-use kv_protocol::placement::Placement;
+use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
 
 use crate::arena::ChunkSource;
@@ -64,7 +64,7 @@ use crate::awake::Awake;
 use crate::hash::HashSecret;
 use crate::holes::Readings;
 use crate::session::{LoggedRecord, Sessions};
-use crate::table::{Entry, Table, WalkBudget, WalkCursor};
+use crate::table::{Entry, Pin, Table, WalkBudget, WalkCursor};
 use copy_in::CopyIn;
 use copy_out::Copied;
 use follower::Follower;
@@ -394,6 +394,27 @@ impl Replica {
         visit: impl FnMut(Entry<'_>),
     ) -> Option<WalkCursor> {
         self.table.walk(cursor, budget, visit)
+    }
+
+    /// Pins the entry of a key that is in this group and shard; see [`Table::pin`].
+    pub fn pin(&mut self, digest: Digest, key: &[u8]) -> Option<Pin> {
+        let hash = self.hash_of(digest, key);
+        self.table.pin(hash, key)
+    }
+
+    /// The value of a pinned entry; see [`Table::pinned_value`].
+    pub fn pinned_value(&self, pin: &Pin) -> Option<&[u8]> {
+        self.table.pinned_value(pin)
+    }
+
+    /// Ends a pin; see [`Table::unpin`].
+    pub fn unpin(&mut self, pin: Pin) {
+        self.table.unpin(pin);
+    }
+
+    /// How many entries are pinned.
+    pub fn pinned_len(&self) -> usize {
+        self.table.pinned_len()
     }
 
     /// How many clients' sessions there are.

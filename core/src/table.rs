@@ -12,6 +12,8 @@
 //! - A write has two phases. [`Table::stage`] allocates and fills an entry that nobody can see;
 //!   [`Table::commit`] makes it the key's entry, and needs no memory for it any more. Between the
 //!   two lies the time in which the other copy acknowledges.
+//! - [`Table::pin`] keeps an entry's value readable, whatever is written to its key meanwhile, so that a
+//!   long value can be sent piece by piece from where it lies.
 //! - A walk visits the table in order of hash, in steps, while the table changes between them.
 //!
 //! Keys are compared in whole; equal hashes cost time, never correctness. The hash must be keyed
@@ -25,11 +27,14 @@ use crate::arena::{Arena, ChunkSource, Handle};
 
 mod directory;
 mod entry;
+mod pins;
 mod segment;
 mod staging;
 
 use directory::Directory;
 pub use entry::{Entry, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+pub use pins::Pin;
+use pins::Pins;
 use segment::HashBits;
 pub use staging::Staged;
 use staging::{Record, Staging};
@@ -87,6 +92,7 @@ pub struct Table {
     arena: Arena,
     directory: Directory,
     staging: Staging,
+    pins: Pins,
     len: usize,
     content_bytes: usize,
     /// The sum of what every entry adds.
@@ -100,6 +106,7 @@ impl Table {
             arena: Arena::new(source),
             directory: Directory::default(),
             staging: Staging::default(),
+            pins: Pins::default(),
             len: 0,
             content_bytes: 0,
             digest: 0,
@@ -147,14 +154,22 @@ impl Table {
         self.staging.len()
     }
 
-    /// The bytes in use: entries (staged ones too) and slots, each rounded up to what it takes.
+    /// How many entries are pinned.
+    pub fn pinned_len(&self) -> usize {
+        self.pins.len()
+    }
+
+    /// The bytes in use: entries (staged ones too, and pinned ones that were replaced) and slots, each rounded up to what it takes.
     pub fn used_bytes(&self) -> usize {
         self.arena.used_bytes()
     }
 
     /// The bytes held: all chunks of the arena, and the table's own structures.
     pub fn reserved_bytes(&self) -> usize {
-        self.arena.reserved_bytes() + self.directory.heap_bytes() + self.staging.heap_bytes()
+        self.arena.reserved_bytes()
+            + self.directory.heap_bytes()
+            + self.staging.heap_bytes()
+            + self.pins.heap_bytes()
     }
 
     /// What would be held if an entry with so many bytes of key and value were added.
@@ -222,15 +237,16 @@ impl Table {
         Some(self.free_removed(handle))
     }
 
-    /// Gives all memory back. Tickets of staged entries become invalid.
+    /// Gives all memory back. Tickets of staged entries become invalid, and pins name nothing any more.
     pub fn clear(&mut self) {
         self.directory.clear();
         self.staging.clear();
+        self.pins.clear();
         self.len = 0;
         self.content_bytes = 0;
         self.digest = 0;
-        // SAFETY: nothing names an allocation any more: the directory and the staged records were
-        // just dropped, and no borrowed entry outlives this exclusive borrow.
+        // SAFETY: nothing names an allocation any more: the directory, the staged and the pinned records
+        // were just dropped, and no borrowed entry outlives this exclusive borrow.
         unsafe { self.arena.clear() };
     }
 
@@ -309,20 +325,49 @@ impl Table {
         }
     }
 
-    /// Frees an entry that was part of the table until now; its version.
+    /// Frees an entry that was part of the table until now, at once or with its last pin; its version.
     fn free_removed(&mut self, handle: Handle) -> SequenceNumber {
         // SAFETY: the callers have just unlinked the entry, which was sealed when it was linked.
         let seal = unsafe { entry::sealed(&self.arena, handle) };
         self.digest = self.digest.wrapping_sub(seal.digest());
         self.content_bytes -= seal.bytes;
-        self.free_unlinked(handle);
+        if !self.pins.drop_entry(handle) {
+            self.free_unlinked(handle);
+        }
         seal.version
     }
 
-    /// Frees an entry that is in no slot and no record any more.
+    /// Frees an entry that is in no slot and in no record, staged or pinned, any more.
     fn free_unlinked(&mut self, handle: Handle) {
         // SAFETY: the callers have just unlinked the entry, and no borrow of it can be left.
         unsafe { entry::free(&mut self.arena, handle) };
+    }
+}
+
+/// Values that stay readable.
+impl Table {
+    /// Pins the entry of a key: [`Table::pinned_value`] is its value as of now until [`Table::unpin`],
+    /// whether or not the key is written or removed meanwhile. An entry can be pinned several times.
+    ///
+    /// While it is pinned, the memory of an entry that was replaced or removed counts as in use.
+    pub fn pin(&mut self, hash: TableHash, key: &[u8]) -> Option<Pin> {
+        let handle = self.directory.get(&self.arena, hash.bits(), self.has_key(key))?;
+        Some(self.pins.add(handle))
+    }
+
+    /// The value of a pinned entry. `None` if the table was cleared since.
+    pub fn pinned_value(&self, pin: &Pin) -> Option<&[u8]> {
+        let handle = self.pins.get(pin)?;
+        // SAFETY: the entry was linked when it was pinned, so its value is complete, and a pinned entry
+        // is not freed.
+        Some(unsafe { entry::read(&self.arena, handle) }.value)
+    }
+
+    /// Ends a pin, and frees an entry that the table has dropped if this was the last one.
+    pub fn unpin(&mut self, pin: Pin) {
+        if let Some(dropped) = self.pins.remove(pin) {
+            self.free_unlinked(dropped);
+        }
     }
 }
 

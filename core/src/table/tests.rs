@@ -615,3 +615,61 @@ fn a_step_of_a_walk_is_bounded_whatever_its_budget() {
     assert!(next.is_some());
     assert!(visited <= WALK_SLOTS_MAX + segment::CAPACITY_MAX, "{visited}");
 }
+
+#[test]
+fn a_pinned_value_outlives_its_replacement_and_is_freed_by_the_last_unpin() {
+    let mut table = small_table();
+    let (key, value) = (numbered_key(1), vec![7; 3 * CHUNK_BYTES_MIN]);
+    let hash = hash_of(&key);
+    table.put(hash, &key, &value, SequenceNumber(1)).unwrap();
+    let held = table.used_bytes();
+    let first = table.pin(hash, &key).unwrap();
+    let second = table.pin(hash, &key).unwrap();
+    assert_eq!(table.pinned_len(), 1);
+
+    table.put(hash, &key, b"new", SequenceNumber(2)).unwrap();
+    assert_eq!(table.get(hash, &key).unwrap().value, b"new");
+    assert_eq!(table.pinned_value(&first).unwrap(), value);
+    assert!(table.used_bytes() > held, "what is pinned counts as used");
+    assert_eq!(table.digest(), table.recount(), "and is no content");
+
+    // The key of a pinned entry can be pinned anew: that is another entry.
+    let newer = table.pin(hash, &key).unwrap();
+    assert_eq!(table.remove(hash, &key), Some(SequenceNumber(2)));
+    assert_eq!(table.pinned_value(&newer).unwrap(), b"new");
+    table.unpin(newer);
+    table.unpin(first);
+    assert_eq!(table.pinned_value(&second).unwrap(), value);
+    table.unpin(second);
+    assert_eq!(table.pinned_len(), 0);
+    assert!(table.used_bytes() < held);
+    assert!(table.pin(hash, &key).is_none());
+}
+
+#[test]
+fn a_pin_of_an_entry_that_stays_frees_nothing() {
+    let mut table = small_table();
+    let key = numbered_key(1);
+    let hash = hash_of(&key);
+    table.put(hash, &key, &[1; 100], SequenceNumber(1)).unwrap();
+    let pin = table.pin(hash, &key).unwrap();
+    table.unpin(pin);
+    assert_eq!(table.get(hash, &key).unwrap().value, [1; 100]);
+}
+
+#[test]
+fn a_pin_of_a_cleared_table_names_nothing_even_when_another_takes_its_place() {
+    let mut table = small_table();
+    let key = numbered_key(1);
+    let hash = hash_of(&key);
+    table.put(hash, &key, &[1; 100], SequenceNumber(1)).unwrap();
+    let old = table.pin(hash, &key).unwrap();
+    table.clear();
+    assert!(table.pinned_value(&old).is_none());
+    table.put(hash, &key, &[2; 100], SequenceNumber(1)).unwrap();
+    let new = table.pin(hash, &key).unwrap();
+    assert!(table.pinned_value(&old).is_none());
+    table.unpin(old);
+    assert_eq!(table.pinned_value(&new).unwrap(), [2; 100]);
+    table.unpin(new);
+}

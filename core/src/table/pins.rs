@@ -1,0 +1,121 @@
+//! The entries that must stay readable while their values are being sent.
+//!
+//! ```text
+//!   pin(key) --> Pin --> pinned_value: the value as it was when it was pinned
+//!                 |         (the key may have another value by now, or none)
+//!                 +----> unpin: the last one frees an entry that the table has dropped
+//! ```
+//!
+//! A [`Pin`] is a ticket, not a pointer. Its holder asks the table for the bytes again for every piece
+//! that it sends, so an entry may move in memory as long as its record here follows.
+
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
+
+use crate::arena::Handle;
+
+/// A claim on one entry's value, made by [`Table::pin`](super::Table::pin) and ended by
+/// [`Table::unpin`](super::Table::unpin). A pin that is merely dropped keeps the entry's memory until
+/// the table is cleared.
+///
+/// After [`Table::clear`](super::Table::clear) it names nothing any more.
+#[derive(Debug)]
+#[must_use = "a pin keeps its entry's memory until it is given to `unpin`"]
+pub struct Pin {
+    index: u32,
+    number: u64,
+}
+
+/// One pinned entry.
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    number: u64,
+    handle: Handle,
+    /// How many pins there are of it.
+    pins: u32,
+    /// The table has dropped the entry: its memory goes with the last pin.
+    is_dropped: bool,
+}
+
+/// The records of all pinned entries.
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    records: Vec<Option<Record>>,
+    vacant: Vec<u32>,
+    places: HashMap<Handle, u32, FixedState>,
+    /// How many records were ever made; never goes back, so that no old pin fits a new record.
+    numbers: u64,
+}
+
+impl Pins {
+    /// Pins an entry once more.
+    pub(super) fn add(&mut self, handle: Handle) -> Pin {
+        if let Some(&index) = self.places.get(&handle) {
+            let record = self.records[index as usize].as_mut().expect("a place names a record");
+            record.pins += 1;
+            return Pin { index, number: record.number };
+        }
+        let number = self.numbers;
+        self.numbers += 1;
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.records.push(None);
+            u32::try_from(self.records.len() - 1).expect("an arena has fewer entries than 2^32")
+        });
+        let record = Record { number, handle, pins: 1, is_dropped: false };
+        self.records[index as usize] = Some(record);
+        self.places.insert(handle, index);
+        Pin { index, number }
+    }
+
+    /// The entry of a pin; `None` after the table was cleared.
+    pub(super) fn get(&self, pin: &Pin) -> Option<Handle> {
+        let record = self.records.get(pin.index as usize)?.as_ref()?;
+        (record.number == pin.number).then_some(record.handle)
+    }
+
+    /// Ends a pin. The entry, if the table has dropped it and this was its last pin: it is to be freed.
+    pub(super) fn remove(&mut self, pin: Pin) -> Option<Handle> {
+        let place = self.records.get_mut(pin.index as usize)?;
+        let record = place.as_mut().filter(|record| record.number == pin.number)?;
+        record.pins -= 1;
+        if record.pins > 0 {
+            return None;
+        }
+        let Record { handle, is_dropped, .. } = *record;
+        *place = None;
+        self.vacant.push(pin.index);
+        self.places.remove(&handle);
+        is_dropped.then_some(handle)
+    }
+
+    /// Notes that the table drops an entry; whether it is pinned, so that it must not be freed now.
+    pub(super) fn drop_entry(&mut self, handle: Handle) -> bool {
+        if self.places.is_empty() {
+            return false;
+        }
+        let Some(&index) = self.places.get(&handle) else { return false };
+        let record = self.records[index as usize].as_mut().expect("a place names a record");
+        debug_assert!(!record.is_dropped, "an entry is dropped once");
+        record.is_dropped = true;
+        true
+    }
+
+    /// How many entries are pinned.
+    pub(super) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Forgets all records. Pins made before fit no record made later.
+    pub(super) fn clear(&mut self) {
+        self.records = Vec::new();
+        self.vacant = Vec::new();
+        self.places = HashMap::default();
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.records.capacity() * size_of::<Option<Record>>()
+            + self.vacant.capacity() * size_of::<u32>()
+            + self.places.capacity() * size_of::<(Handle, u32)>()
+    }
+}
