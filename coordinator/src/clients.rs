@@ -188,6 +188,7 @@ fn greet(driver: &Driver, frame: &OwnedFrame) -> Result<Vec<u8>, (Status, String
         servers: cluster.count(),
         shards: config.shards,
         max_value: u32::try_from(MAX_VALUE_BYTES).expect("16 MiB fit 32 bits"),
+        starts: Default::default(),
     }
     .write(&mut bytes);
     Ok(bytes)

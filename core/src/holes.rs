@@ -47,6 +47,10 @@ pub enum Hole {
     LostServedEmpty = 36,
     SnRestarted = 37,
     RestoreFromRemoved = 38,
+    SessionBegunByRetry = 58,
+    IdleByTheClock = 59,
+    RecordWithoutRequest = 60,
+    PendingForgotten = 61,
 }
 
 /// Whether this rule is left out in the running thread.
@@ -109,7 +113,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 37] = {
+    pub const ALL: [Hole; 41] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -149,6 +153,10 @@ mod planted {
             LostServedEmpty,
             SnRestarted,
             RestoreFromRemoved,
+            SessionBegunByRetry,
+            IdleByTheClock,
+            RecordWithoutRequest,
+            PendingForgotten,
         ]
     };
 
@@ -232,6 +240,10 @@ mod planted {
                 Hole::LostServedEmpty => "LOST group served empty",
                 Hole::SnRestarted => "sn restarted at promotion",
                 Hole::RestoreFromRemoved => "restore from a removed member's dump",
+                Hole::SessionBegunByRetry => "a forgotten session begun again by a retry",
+                Hole::IdleByTheClock => "sessions idle by the clock of a machine that slept",
+                Hole::RecordWithoutRequest => "a record answers another request of its number",
+                Hole::PendingForgotten => "sessions with pending writes forgotten",
             }
         }
     }

@@ -28,6 +28,7 @@
 //! |  | and who only sleeps stays | [`sleepers_stay`] |
 //! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
 //! | 22 | a stream is whole | [`streams_are_whole`] |
+//! | 23 | sessions are kept | [`sessions_are_kept`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -58,6 +59,7 @@ pub mod one_view;
 pub mod only_primaries_answer;
 pub mod restored_has_all;
 pub mod served_at_rest;
+pub mod sessions_are_kept;
 pub mod sleepers_stay;
 pub mod streams_are_whole;
 pub mod taker_has_all;

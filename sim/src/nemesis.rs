@@ -19,7 +19,7 @@ use crate::random::Random;
 use crate::world::World;
 use kv_history::Asked;
 
-pub use faults::{KINDS, Kind, break_link};
+pub use faults::{KINDS, Kind, break_link, pause_coordinator};
 
 /// What is under way.
 #[derive(Debug, Default)]

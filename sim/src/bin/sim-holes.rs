@@ -116,8 +116,15 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
     let (mut events, mut spent) = (Vec::new(), 0);
     let mut first = None;
     let mut since = start;
-    // A rule of restoring can be missed only where something is restored.
-    let is_of_use = |seed: &u64| hole != Hole::RestoreFromRemoved || Config::of(*seed).shutdown;
+    // A rule of restoring can be missed only where something is restored, one of sessions where they are forgotten.
+    let is_of_use = |seed: &u64| match hole {
+        Hole::RestoreFromRemoved => Config::of(*seed).shutdown,
+        Hole::SessionBegunByRetry
+        | Hole::IdleByTheClock
+        | Hole::RecordWithoutRequest
+        | Hole::PendingForgotten => Config::of(*seed).forgets_soon(),
+        _ => true,
+    };
     for seed in (args.first_seed..).filter(is_of_use) {
         if cpu_seconds() - since >= patience {
             break;

@@ -118,7 +118,7 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
 }
 
 /// The coordinator does nothing for a while.
-pub(super) fn pause_coordinator(world: &mut World, pause: u64) {
+pub fn pause_coordinator(world: &mut World, pause: u64) {
     world.coordinator.paused_until = world.now + pause;
     world.after(pause, Happening::Resume(None));
 }
