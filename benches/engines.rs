@@ -51,6 +51,7 @@ impl Connection {
             let header = WriteHeader {
                 seq: RequestSeq(seq),
                 first_incomplete,
+                begun: Default::default(),
                 condition: Condition::Always,
             };
             let operation = if is_put { Operation::Put(header, &VALUE) } else { Operation::Get };

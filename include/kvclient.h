@@ -114,6 +114,18 @@
 #define KVC_PANIC -15
 
 /**
+ * Another process uses the client id of this handle, as the clone of a virtual machine does, and has used the
+ * number of this write, which was not done. The next write goes under another id.
+ */
+#define KVC_SHARED_IDENTITY -16
+
+/**
+ * Where the handle's cluster was, another one serves that was not restored from it; nothing was done. Open a new
+ * handle.
+ */
+#define KVC_OTHER_CLUSTER -17
+
+/**
  * if_version: only if the key does not exist.
  */
 #define KVC_ABSENT 18446744073709551615ull

@@ -15,6 +15,7 @@ fn if_absent(seq: u64) -> WriteHeader {
     WriteHeader {
         seq: RequestSeq(seq),
         first_incomplete: RequestSeq(seq),
+        begun: Default::default(),
         condition: Condition::IfAbsent,
     }
 }

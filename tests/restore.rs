@@ -7,12 +7,14 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use common::cluster::{Builder, move_to_another_machine};
 use common::load::{check_all, put_all};
 use common::process::{self, Signal};
 use common::programs::{COORD, SERVER};
 use common::raw::{Raw, write_number};
+use common::workshop::{Workshop, root};
 use common::{Cluster, PATIENCE, wait_until};
 use kv_client::{Client, Error, OpOptions, Value};
 use kv_protocol::client_message::{Operation, Request, Status};
@@ -146,9 +148,50 @@ fn a_write_that_is_sent_again_after_a_restore_gets_its_first_answer() {
     assert_eq!((first.status, first.version), (Status::Ok, SequenceNumber(1)));
     let (_, dir) = cluster.stop_and_keep();
     let cluster = Cluster::builder().restore(dir).start();
-    let again = write(&cluster, &key, b"again");
+    let again = write(&cluster, &key, b"first");
     assert_eq!((again.status, again.version), (Status::Ok, SequenceNumber(1)));
+    assert_eq!(write(&cluster, &key, b"another").status, Status::SessionMismatch);
     assert_eq!(cluster.open().get(&key, &now()).expect("a get").bytes, b"first");
+}
+
+#[test]
+fn an_open_handle_goes_on_with_the_restored_cluster_and_with_no_other() {
+    let cluster = Cluster::start();
+    let port = cluster.ready.clients_port;
+    let mut client = cluster.open();
+    let before = client.put(b"k", b"before", &now()).expect("a put");
+    let workshop = Workshop::open();
+    let words = ["-std=c11", "-D_GNU_SOURCE", "-lcmocka", "-lpthread"];
+    let program = workshop.compile_shared(&root().join("tests/c/restored.c"), &words);
+    let file = workshop.dir().join("handle");
+    let at = |what: &str| file.with_extension(what);
+    let say = |what: &str| fs::write(at(what), "").expect("make a file");
+    let (endpoint, path) = (cluster.endpoint(), file.to_str().expect("a path").to_owned());
+    let ended = std::thread::scope(|scope| {
+        let ended = scope.spawn(|| workshop.run(&program, &[&endpoint, &path]));
+        wait_until("the program in C to store", PATIENCE, || at("stored").exists());
+        let (_, dir) = cluster.stop_and_keep();
+
+        let cluster = Cluster::builder().clients_port(port).restore(dir).start();
+        say("restored");
+        assert_eq!(client.get(b"k", &now()).expect("a get").bytes, b"before");
+        let after = client.put(b"k", b"after", &now()).expect("a put");
+        assert!(after.version > before.version);
+        wait_until("the program in C to read", PATIENCE, || at("read").exists());
+        cluster.stop();
+
+        let other = Cluster::builder().clients_port(port).start();
+        say("replaced");
+        let begun = Instant::now();
+        for result in [client.get(b"k", &now()).err(), client.put(b"k", b"v", &now()).err()] {
+            assert!(matches!(result, Some(Error::OtherCluster { .. })), "{result:?}");
+        }
+        assert!(begun.elapsed() < PATIENCE / 2, "it is said at once");
+        let ended = ended.join().expect("the program ran");
+        other.stop();
+        ended
+    });
+    assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use kv_protocol::client_message::{Hello, Question, Refusal, opcode, read_map_answer};
+use kv_protocol::client_message::{Hello, Question, Refusal, Welcome, opcode, read_map_answer};
 use kv_protocol::frame::FrameBuffer;
 use kv_protocol::ids::{ClientId, ClusterId, ShardId};
 use kv_protocol::map::Map;
@@ -50,19 +50,19 @@ fn fetch_once(address: SocketAddr) -> anyhow::Result<Map> {
     read_map_answer(&body).with_context(asked)
 }
 
-/// A connection to one shard of a server, welcomed.
+/// A connection to one shard of a server, and its welcome.
 pub(crate) fn join(
     address: SocketAddr,
     client: ClientId,
     shard: ShardId,
-) -> anyhow::Result<TcpStream> {
+) -> anyhow::Result<(TcpStream, Welcome)> {
     let stream = connect(address)?;
     let mut bytes = Vec::new();
     hello(client, shard, &mut bytes);
     let mut input = FrameBuffer::new(RULES);
-    exchange(&stream, &bytes, &mut input, opcode::WELCOME)
-        .with_context(|| format!("begin a conversation with the server at {address}"))?;
-    Ok(stream)
+    let greeted = || format!("begin a conversation with the server at {address}");
+    let body = exchange(&stream, &bytes, &mut input, opcode::WELCOME).with_context(greeted)?;
+    Ok((stream, Welcome::read(&body).with_context(greeted)?))
 }
 
 fn hello(client: ClientId, shard: ShardId, into: &mut Vec<u8>) {

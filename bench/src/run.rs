@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use kv_client::{Client, Endpoints, OpOptions, Options};
-use kv_protocol::ids::ClientId;
+use kv_protocol::ids::{ClientId, SequenceNumber};
 use kv_protocol::map::Map;
 
 use crate::args::Plan;
@@ -136,8 +136,10 @@ fn open_kv(
     let address = server.and_then(|server| server.clients);
     let address = address.with_context(|| format!("server {} has not started", primary.server))?;
     let client = ClientId((u128::from(run) << 64) | (at as u128 + 1));
-    let stream = cluster_map::join(address, client, shard)?;
-    Ok(Connection::new(stream, Kv::new(view.version), Lane::new(list, plan.depth))?)
+    let (stream, welcome) = cluster_map::join(address, client, shard)?;
+    let start = welcome.starts.iter().find(|start| start.group == view.group);
+    let begun = start.map_or(SequenceNumber::ZERO, |start| start.committed);
+    Ok(Connection::new(stream, Kv::new(view.version, begun), Lane::new(list, plan.depth))?)
 }
 
 /// Opens all connections, deals them out among the threads, and carries the plan out.

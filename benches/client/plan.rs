@@ -38,6 +38,7 @@ pub(crate) fn plan(map: &Map) -> Vec<u8> {
         let header = WriteHeader {
             seq: RequestSeq(1),
             first_incomplete: RequestSeq(1),
+            begun: Default::default(),
             condition: Condition::Always,
         };
         let (id, view, digest) = (RequestId(0), *view, *digest);

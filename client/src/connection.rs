@@ -11,9 +11,9 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use kv_protocol::client_message::{Hello, Question};
+use kv_protocol::client_message::{GROUPS_OF_A_SERVER, Hello, Question, SessionStart};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
-use kv_protocol::ids::{ClientId, ClusterId, Member, ShardId};
+use kv_protocol::ids::{ClientId, ClusterId, GroupId, Member, SequenceNumber, ShardId};
 use kv_protocol::limits::MAX_ANSWER_BODY;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
@@ -102,6 +102,8 @@ pub(crate) struct Connection {
     wants_write: bool,
     /// Whether the other side has said WELCOME.
     pub(crate) is_open: bool,
+    /// Where the WELCOME lets sessions begin.
+    pub(crate) starts: [SessionStart; GROUPS_OF_A_SERVER],
     pub(crate) opened_at: Instant,
     /// When bytes last came.
     pub(crate) heard_at: Instant,
@@ -114,6 +116,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Where a session in this group may begin whose first write is sent here.
+    pub(crate) fn session_start(&self, group: GroupId) -> SequenceNumber {
+        let start = self.starts.iter().find(|start| start.group == group);
+        start.map_or(SequenceNumber::ZERO, |start| start.committed)
+    }
+
     /// Starts to connect; the hello is on its way as soon as the connection stands.
     pub(crate) fn open(
         target: Target,
@@ -147,6 +155,7 @@ impl Connection {
             output,
             wants_write: true,
             is_open: false,
+            starts: Default::default(),
             opened_at: now,
             heard_at: now,
             backlog: VecDeque::new(),
@@ -157,11 +166,15 @@ impl Connection {
 
     /// The hello of a connection to `target`.
     pub(crate) fn hello(target: &Target, cluster: Option<ClusterId>, own: ClientId) -> Hello {
-        let (client, shard) = match *target {
-            Target::Shard { client, shard, .. } => (client, shard),
-            Target::Map { .. } => (own, ShardId(0)),
-        };
-        Hello { cluster: cluster.unwrap_or_default(), client, shard }
+        match *target {
+            Target::Shard { client, shard, .. } => {
+                Hello { cluster: cluster.unwrap_or_default(), client, shard }
+            }
+            // Any cluster may answer: its map says whether it was restored from the one that is known.
+            Target::Map { .. } => {
+                Hello { cluster: ClusterId::default(), client: own, shard: ShardId(0) }
+            }
+        }
     }
 
     /// What has to come within the connect timeout. A map's connection lives for one

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::{ClientId, GroupId, RequestSeq, ServerId, ShardId};
+use kv_protocol::ids::{ClientId, ClusterId, GroupId, RequestSeq, ServerId, ShardId};
 use kv_protocol::placement::Digest;
 
 use crate::backoff::Random;
@@ -35,6 +35,7 @@ use crate::options::{Endpoint, Options};
 use crate::places::{Place, Places, Way};
 use crate::poller::{Poller, Readiness};
 use crate::router::{Route, Router};
+use crate::session::FreshIds;
 use crate::spares::Spares;
 use crate::table::Table;
 
@@ -64,12 +65,16 @@ pub struct Statistics {
 pub(crate) struct Engine {
     pub(crate) options: Options,
     client: ClientId,
-    /// Client ids given to sessions that the servers had forgotten.
-    fresh_sessions: u128,
+    /// Client ids for sessions that cannot go on.
+    fresh_ids: FreshIds,
     random: Random,
     poller: Poller,
     router: Router,
     map_source: MapSource,
+    /// Another cluster has answered where this client's was.
+    other_cluster: Option<ClusterId>,
+    /// And since then nobody who may be asked had a map of this client's cluster.
+    is_stranded: bool,
     places: Places,
     operations: Operations,
     pub(crate) spares: Spares,
@@ -105,11 +110,13 @@ impl Engine {
         Ok(Engine {
             options,
             client: ClientId(number(id)),
-            fresh_sessions: 0,
+            fresh_ids: FreshIds::default(),
             random: Random::seeded(jitter),
             poller,
             router: Router::default(),
             map_source: MapSource::new(endpoints, now),
+            other_cluster: None,
+            is_stranded: false,
             places: Places::default(),
             operations: Operations::default(),
             spares: Spares::default(),
@@ -166,6 +173,9 @@ impl Engine {
 
     /// Sends what is ready without waiting for anything.
     fn push_out(&mut self, now: Instant, ends: &mut dyn Ends) {
+        if std::mem::take(&mut self.is_stranded) {
+            self.fail_stranded(ends);
+        }
         self.advance_ready(now, ends);
         self.flush_dirty(now);
     }
@@ -525,6 +535,31 @@ impl Engine {
             Error::Lost { action, cause }
         };
         self.finish(id, Err(error), ends);
+    }
+
+    /// The cluster is gone, and another has its place: whatever waits for it ends.
+    fn fail_stranded(&mut self, ends: &mut dyn Ends) {
+        let (Some(known), Some(got)) = (self.router.cluster(), self.other_cluster) else { return };
+        let waits = |operation: &Operation| {
+            matches!(operation.stage, Stage::AwaitingMap | Stage::BackingOff { .. })
+        };
+        let waiting = self.operations.iter().filter(|(_, operation)| waits(operation));
+        let waiting: Vec<OpId> = waiting.map(|(id, _)| id).collect();
+        for id in waiting {
+            self.release(id);
+            let Some(operation) = self.operations.get(id) else { continue };
+            let action = operation.action();
+            let error = match operation.doubtful {
+                0 => Error::OtherCluster { action, known, got },
+                _ => {
+                    let cause = format!(
+                        "cluster {known} is not there any more; cluster {got} is, and was not restored from it"
+                    );
+                    Error::InDoubt { action, cause }
+                }
+            };
+            self.finish(id, Err(error), ends);
+        }
     }
 
     /// Ends an operation for its caller.

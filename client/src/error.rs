@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use kv_protocol::ids::SequenceNumber;
+use kv_protocol::ids::{ClusterId, SequenceNumber};
 use kv_protocol::{escape, limits};
 
 /// Most bytes of a key that a message shows.
@@ -92,6 +92,27 @@ pub enum Error {
         action: Action,
         /// Which group, and who says so.
         cause: String,
+    },
+    /// Another process uses the client id of this one, as the clone of a virtual machine does; the write was not
+    /// done. The next write goes under another id.
+    #[error(
+        "{action}: another process writes under this client's id, and has used the number of this write: it was not done; open a new client in each copy of a process or machine"
+    )]
+    SharedIdentity {
+        /// What was being done.
+        action: Action,
+    },
+    /// Where the client's cluster was, another one serves that was not restored from it; nothing was done.
+    #[error(
+        "{action}: cluster {known}, for which this client was opened, is not there any more; cluster {got} is, and was not restored from it: open a new client"
+    )]
+    OtherCluster {
+        /// What was being done.
+        action: Action,
+        /// The client's cluster.
+        known: ClusterId,
+        /// The one that answers.
+        got: ClusterId,
     },
     /// Key or value is longer than allowed; nothing was changed.
     #[error("{action}: {reason}")]

@@ -160,8 +160,8 @@ impl MapSource {
         self.not_before = now + SHORTEST_PAUSE;
     }
 
-    /// No map came from there: the next one is asked, at once unless all have failed.
-    pub(crate) fn failed(&mut self, why: &str, random: &mut Random, now: Instant) {
+    /// No map came from there: the next one is asked, at once unless all have failed. Whether they have.
+    pub(crate) fn failed(&mut self, why: &str, random: &mut Random, now: Instant) -> bool {
         self.connection = None;
         self.not_before = now;
         let next = match self.at {
@@ -192,6 +192,7 @@ impl MapSource {
             self.last_server = None;
         }
         self.at = next;
+        next.is_none()
     }
 
     /// What was last in the way of the endpoints.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use kv_protocol::client_message::{
     Condition, Operation as WireOperation, REQUEST_HEAD_BYTES, ReplicaRole, Request, WriteHeader,
 };
-use kv_protocol::ids::{ClientId, GroupId, RequestId, RequestSeq, ServerId, ShardId, ViewVersion};
+use kv_protocol::ids::{
+    ClientId, GroupId, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId, ViewVersion,
+};
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_protocol::placement::Digest;
 
@@ -169,6 +171,8 @@ pub(crate) struct Operation {
     pub(crate) session: Option<(ClientId, RequestSeq)>,
     /// Its session's first incomplete number when it was last sent.
     pub(crate) first_incomplete: RequestSeq,
+    /// Where its session began.
+    pub(crate) begun: SequenceNumber,
     /// How often a write was sent without a word that this sending did nothing. While it is not
     /// zero, the write may have been done.
     pub(crate) doubtful: u32,
@@ -254,6 +258,7 @@ impl Operation {
             server: None,
             session: None,
             first_incomplete: RequestSeq(0),
+            begun: SequenceNumber::ZERO,
             doubtful: 0,
             backoff: Backoff::default(),
             trouble: None,
@@ -285,6 +290,7 @@ impl Operation {
             server,
             session,
             first_incomplete,
+            begun,
             doubtful,
             backoff,
             trouble,
@@ -295,6 +301,7 @@ impl Operation {
         (*digest, *place, *stage, *queued) = (None, None, Stage::Ready, None);
         (*is_overdue, *view, *server) = (false, ViewVersion(0), None);
         (*session, *first_incomplete, *doubtful) = (None, RequestSeq(0), 0);
+        *begun = SequenceNumber::ZERO;
         (*backoff, *trouble, *was_busy) = (Backoff::default(), None, false);
         frame
     }
@@ -371,6 +378,7 @@ impl Operation {
         let header = WriteHeader {
             seq: self.session.map_or(RequestSeq(0), |(_, seq)| seq),
             first_incomplete: self.first_incomplete,
+            begun: self.begun,
             condition: self.condition,
         };
         match self.kind {

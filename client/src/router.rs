@@ -31,7 +31,7 @@ pub(crate) enum Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MapRefusal {
     #[error(
-        "the map there is of cluster {got}, not {known}, which this client was opened for; open a new client"
+        "the map there is of cluster {got}, not {known}, which this client was opened for, and {got} was not restored from it; open a new client"
     )]
     OtherCluster { known: ClusterId, got: ClusterId },
     #[error(
@@ -76,12 +76,19 @@ impl Router {
             });
             return Ok(());
         };
-        if map.cluster != known.cluster {
+        let is_heir = map.ancestors.contains(&known.cluster);
+        if map.cluster != known.cluster && !is_heir {
             return Err(MapRefusal::OtherCluster { known: known.cluster, got: map.cluster });
         }
         if placement != known.placement {
             let (servers, shards) = (placement.servers(), placement.shards());
             return Err(MapRefusal::OtherShape { servers, shards });
+        }
+        if is_heir {
+            // Its views go on above those that were.
+            let Map { cluster, epoch, revision, servers, views, .. } = map;
+            *known = Known { cluster, placement, epoch, revision, servers, views };
+            return Ok(());
         }
         for (view, newer) in known.views.iter_mut().zip(map.views) {
             if newer.version > view.version {
@@ -191,6 +198,7 @@ mod tests {
         });
         Map {
             cluster: ClusterId(9),
+            ancestors: Vec::new(),
             epoch: Epoch { number: epoch, boot: BootId(1) },
             revision: MapRevision(1),
             shards: 2,
@@ -277,6 +285,32 @@ mod tests {
         let nowhere = Route::Nowhere { server: Some(ServerId(0)) };
         assert_eq!(router.route(GroupId(0), ReplicaRole::Primary), nowhere);
         assert!(!router.knows(member(0)) && router.knows(member(1)));
+    }
+
+    #[test]
+    fn a_cluster_that_was_restored_from_the_known_one_takes_its_place_and_no_other_does() {
+        let mut router = Router::default();
+        router.learn(map(3, home(5))).unwrap();
+        let restored = || {
+            let mut map = map(1, home(6));
+            (map.cluster, map.ancestors) = (ClusterId(10), vec![ClusterId(9), ClusterId(4)]);
+            map.servers[0].incarnation = Incarnation(77);
+            map
+        };
+        router.learn(restored()).unwrap();
+        assert_eq!(router.cluster(), Some(ClusterId(10)));
+        assert_eq!(router.version(GroupId(0)), ViewVersion(6));
+        assert!(!router.knows(member(0)), "its processes are others");
+        router.learn(restored()).unwrap();
+        for ancestors in [vec![], vec![ClusterId(9)]] {
+            let mut other = map(1, home(7));
+            (other.cluster, other.ancestors) = (ClusterId(11), ancestors);
+            let refused = router.learn(other);
+            assert!(matches!(refused, Err(MapRefusal::OtherCluster { .. })), "{refused:?}");
+        }
+        let mut before = map(9, home(9));
+        before.cluster = ClusterId(9);
+        assert!(matches!(router.learn(before), Err(MapRefusal::OtherCluster { .. })));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! A retry keeps its number, so the server recognises it. The window bounds how many answers the
 //! server has to remember; a write that does not fit waits in the client.
 
-use kv_protocol::ids::{ClientId, RequestSeq};
+use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber};
 use kv_protocol::limits::SESSION_WINDOW;
 
 const _: () = assert!(SESSION_WINDOW == u64::BITS as u64, "the window is kept in one 64-bit word");
@@ -19,6 +19,8 @@ const _: () = assert!(SESSION_WINDOW == u64::BITS as u64, "the window is kept in
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     client: ClientId,
+    /// Where it began in the log of its shard, once a write of it was sent.
+    begun: Option<SequenceNumber>,
     first_incomplete: u64,
     next: u64,
     /// Bit i: the write `first_incomplete + i` has ended for the caller.
@@ -28,12 +30,18 @@ pub(crate) struct Session {
 impl Session {
     /// A session without any write yet.
     pub(crate) fn new(client: ClientId) -> Session {
-        Session { client, first_incomplete: 1, next: 1, finished: 0 }
+        Session { client, begun: None, first_incomplete: 1, next: 1, finished: 0 }
     }
 
     /// Under which client id the server knows it.
     pub(crate) fn client(&self) -> ClientId {
         self.client
+    }
+
+    /// Where it began: what `now` says when its first write is sent for the first time, and that for good. The
+    /// server takes a write of a session that it does not know for a new one only by this.
+    pub(crate) fn begun(&mut self, now: impl FnOnce() -> SequenceNumber) -> SequenceNumber {
+        *self.begun.get_or_insert_with(now)
     }
 
     /// How many writes could begin now.
@@ -66,6 +74,25 @@ impl Session {
     }
 }
 
+/// Client ids for sessions that cannot go on under the old one.
+#[derive(Debug, Default)]
+pub(crate) struct FreshIds {
+    given: u128,
+}
+
+impl FreshIds {
+    /// One that was never used. It is drawn anew each time, because a copy of this process would count to the same
+    /// number; where the system has no random number now, counting must do.
+    pub(crate) fn next(&mut self, client: ClientId) -> ClientId {
+        self.given += 1;
+        let mut drawn = [0; 16];
+        match getrandom::fill(&mut drawn) {
+            Ok(()) => ClientId(u128::from_le_bytes(drawn)),
+            Err(_) => ClientId(client.0.wrapping_add(self.given)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +113,13 @@ mod tests {
         assert_eq!(session.begin(), Some(RequestSeq(65)));
         assert_eq!(session.begin(), Some(RequestSeq(66)));
         assert_eq!(session.begin(), None);
+    }
+
+    #[test]
+    fn a_session_begins_once() {
+        let mut session = Session::new(ClientId(1));
+        assert_eq!(session.begun(|| SequenceNumber(7)), SequenceNumber(7));
+        assert_eq!(session.begun(|| SequenceNumber(9)), SequenceNumber(7));
     }
 
     #[test]

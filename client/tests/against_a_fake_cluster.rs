@@ -11,7 +11,8 @@ use kv_client::{
 };
 use kv_protocol::client_message::{Status, opcode};
 use kv_protocol::ids::{ClusterId, Incarnation, ViewVersion};
-use kv_protocol::map::ServerState;
+use kv_protocol::limits::DEFAULT_DEADLINE;
+use kv_protocol::map::{Map, ServerState};
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::Peer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -472,7 +473,7 @@ fn another_cluster_at_the_coordinators_address_is_refused_in_words() {
     fake.change_map(|map| map.cluster = ClusterId(0xbad));
     fake.cut(0);
     let error = client.get(&key_of(0), &within(SOON)).unwrap_err();
-    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    assert!(matches!(error, Error::OtherCluster { .. }), "{error}");
     assert!(error.to_string().contains("cluster"), "{error}");
 }
 
@@ -607,4 +608,64 @@ fn what_ends_while_a_call_waits_makes_the_descriptor_readable_until_it_is_collec
     other.submit(Op::Get { key: b"k" }, &anytime(), 8).unwrap();
     other.get(b"k", &anytime()).unwrap();
     assert!(is_readable(&mut other));
+}
+
+#[test]
+fn a_write_whose_number_another_process_has_used_fails_and_the_next_goes_under_another_id() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(b"k", b"1", &anytime()).unwrap();
+    fake.script(first(Act::Answer(Status::SessionMismatch)));
+    let error = client.put(b"k", b"2", &anytime()).unwrap_err();
+    assert!(matches!(error, Error::SharedIdentity { .. }), "{error}");
+    client.put(b"k", b"3", &anytime()).unwrap();
+    let sent = writes(&fake);
+    assert_eq!(sent.iter().map(|seen| seen.seq).collect::<Vec<_>>(), [1, 2, 1]);
+    assert_eq!(sent[0].client, sent[1].client);
+    assert_ne!(sent[1].client, sent[2].client);
+}
+
+#[test]
+fn where_another_cluster_has_taken_the_place_of_the_known_one_it_is_said_at_once() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(b"k", b"1", &anytime()).unwrap();
+    fake.change_map(|map| map.cluster = ClusterId(0xbeef));
+    fake.script(|_| Act::Cut);
+    let begun = Instant::now();
+    let error = client.get(b"k", &anytime()).unwrap_err();
+    assert!(matches!(error, Error::OtherCluster { .. }), "{error}");
+    let error = client.put(b"k", b"2", &anytime()).unwrap_err();
+    assert!(matches!(error, Error::OtherCluster { .. }), "it was never sent: {error}");
+    assert!(begun.elapsed() < DEFAULT_DEADLINE / 2, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_write_that_was_sent_before_another_cluster_took_the_place_is_in_doubt() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(b"k", b"1", &anytime()).unwrap();
+    fake.change_map(|map| map.cluster = ClusterId(0xbeef));
+    fake.script(|_| Act::Cut);
+    let error = client.put(b"k", b"2", &anytime()).unwrap_err();
+    assert!(matches!(error, Error::InDoubt { .. }), "{error}");
+    assert!(error.to_string().contains("was not restored from it"), "{error}");
+}
+
+#[test]
+fn a_client_goes_on_in_a_cluster_that_was_restored_from_its_own_with_the_same_session() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(b"k", b"1", &anytime()).unwrap();
+    let restored = |map: &mut Map| {
+        map.ancestors = vec![std::mem::replace(&mut map.cluster, ClusterId(0xbeef))];
+        map.views.iter_mut().for_each(|view| view.version.0 += 1);
+    };
+    fake.change_map(restored);
+    fake.script(first(Act::ServeThenCut));
+    client.put(b"k", b"2", &anytime()).unwrap();
+    let sent = writes(&fake);
+    assert_eq!(sent.iter().map(|seen| seen.seq).collect::<Vec<_>>(), [1, 2, 2]);
+    assert_eq!(sent[0].client, sent[2].client);
+    assert_eq!(fake.executed().len(), 2);
 }

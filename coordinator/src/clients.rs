@@ -295,6 +295,7 @@ fn greet(shape: Shape, frame: &OwnedFrame) -> Result<Vec<u8>, (Status, String)> 
         servers: shape.servers,
         shards: shape.shards,
         max_value: u32::try_from(MAX_VALUE_BYTES).expect("16 MiB fit 32 bits"),
+        starts: Default::default(),
     }
     .write(&mut bytes);
     Ok(bytes)

@@ -398,7 +398,7 @@ impl Driver {
         let cluster = match (earlier, &restoration) {
             (Some(earlier), _) => Cluster::restart(now, config, earlier, &mut first),
             (None, Some(restored)) => {
-                Cluster::found_restored(now, config, restored.foundings.clone(), &mut first)
+                Cluster::found_restored(now, config, restored.origin.clone(), &mut first)
             }
             (None, None) => Cluster::found(now, config, &mut first),
         };

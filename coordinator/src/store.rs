@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use kv_core::cluster::DurableState;
 use kv_protocol::aside;
 use kv_protocol::cluster_file::Host;
-use kv_protocol::limits::{MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
+use kv_protocol::limits::{MAX_ANCESTORS, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
 use kv_protocol::{ClusterKey, Member, ServerId};
 use serde::{Deserialize, Serialize};
 
@@ -262,6 +262,7 @@ fn check(record: &Record) -> Result<(), &'static str> {
     }
     if [state.views.len(), place.hosts.len(), place.routes.len()] != [count; 3]
         || ![0, count].contains(&state.foundings.len())
+        || state.ancestors.len() > MAX_ANCESTORS
     {
         return Err("it has not as many views, hosts or routes as servers");
     }
@@ -343,6 +344,7 @@ pub(crate) mod tests {
             settings: Settings { memory_limit: Some("1G".into()), ..Settings::default() },
             state: DurableState {
                 cluster,
+                ancestors: vec![ClusterId(3), ClusterId(2)],
                 epoch,
                 shards: 2,
                 has_served: true,

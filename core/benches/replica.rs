@@ -85,6 +85,7 @@ impl Pair {
         let header = WriteHeader {
             seq: RequestSeq(self.seq),
             first_incomplete: RequestSeq(self.seq),
+            begun: Default::default(),
             condition: Condition::Always,
         };
         self.ask(key, digest, Operation::Put(header, value));

@@ -98,6 +98,15 @@ pub struct ClusterConfig {
     pub stop_patience: Duration,
 }
 
+/// What a restored cluster is founded on.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// By group: how it begins.
+    pub foundings: Vec<Founding>,
+    /// The clusters that it is restored from, the latest first.
+    pub ancestors: Vec<ClusterId>,
+}
+
 /// The whole cluster. See the module's description.
 #[derive(Debug)]
 pub struct Cluster {
@@ -132,7 +141,7 @@ pub struct Cluster {
 impl Cluster {
     /// A new cluster, of empty tables. Its servers are spawned when the first store is done.
     pub fn found(now: Time, config: ClusterConfig, sink: &mut Vec<Effect>) -> Cluster {
-        Cluster::found_from(now, config, Vec::new(), sink)
+        Cluster::found_from(now, config, Origin::default(), sink)
     }
 
     /// A cluster that is restored: it has a name of its own, and the processes that are spawned while it
@@ -143,17 +152,18 @@ impl Cluster {
     pub fn found_restored(
         now: Time,
         config: ClusterConfig,
-        foundings: Vec<Founding>,
+        origin: Origin,
         sink: &mut Vec<Effect>,
     ) -> Cluster {
-        assert_eq!(foundings.len(), usize::from(config.servers), "a ring has a group a server");
-        Cluster::found_from(now, config, foundings, sink)
+        let groups = origin.foundings.len();
+        assert_eq!(groups, usize::from(config.servers), "a ring has a group a server");
+        Cluster::found_from(now, config, origin, sink)
     }
 
     fn found_from(
         now: Time,
         config: ClusterConfig,
-        foundings: Vec<Founding>,
+        Origin { foundings, ancestors }: Origin,
         sink: &mut Vec<Effect>,
     ) -> Cluster {
         let servers = (1..=u64::from(config.servers)).map(|n| DurableServer {
@@ -162,6 +172,7 @@ impl Cluster {
         });
         let decided = DurableState {
             cluster: config.cluster,
+            ancestors,
             epoch: config.epoch,
             shards: config.shards,
             has_served: false,
@@ -380,6 +391,7 @@ impl Cluster {
         });
         Map {
             cluster: self.config.cluster,
+            ancestors: self.memory.durable().ancestors.clone(),
             epoch: self.config.epoch,
             revision: MapRevision(self.revision),
             shards: self.config.shards,

@@ -1,18 +1,20 @@
 //! The text of a dump: how a table is written to a file and how such a file is checked and read.
 //!
 //! ```text
-//!   # kv-dump 2                                   the header: format, then one fact a line
+//!   # kv-dump 3                                   the header: format, then one fact a line
 //!   # cluster 5c0f…
 //!   # server 0
 //!   # incarnation 91d2…                           the process that wrote it
 //!   # group 0
 //!   # shards 2
-//!   # shard 0 primary view 7 last 1042            for each shard: what the process was to it in the
-//!                                                 newest view that it had installed, and its last write
+//!   # shard 0 primary view 7 last 1042 forgotten 17
+//!                                                 for each shard: what the process was to it in the
+//!                                                 newest view that it had installed, its last write, and
+//!                                                 since when sessions have written that are not forgotten
 //!   <md5 hex> "<key>" "<value>" <sn>              one line an entry, any bytes escaped
-//!   @ <client> <shard> <seq> <first incomplete> <status> <version> <sn>
+//!   @ <client> <shard> <seq> <first incomplete> <status> <version> <sn> <request hash>
 //!                                                 one line a completion record
-//!   # shard 1 primary view 7 last 980
+//!   # shard 1 primary view 7 last 980 forgotten 0
 //!   …
 //!   # end <entries> <crc32c of all before this line>
 //! ```
@@ -28,7 +30,8 @@ use std::str;
 use kv_protocol::client_message::Status;
 use kv_protocol::escape::unescape;
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, Member, RequestSeq, SequenceNumber, ShardId, ViewVersion,
+    ClientId, ClusterId, GroupId, Member, RequestHash, RequestSeq, SequenceNumber, ShardId,
+    ViewVersion,
 };
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_protocol::peer_message::CompletionRecord;
@@ -39,10 +42,12 @@ mod reader;
 pub use reader::{DumpItem, DumpReader, MAX_DUMP_LINE_BYTES};
 
 /// The version of this format. Format 1 did not name the process that wrote it, nor the last write:
-/// no restore could choose by it.
-pub const DUMP_FORMAT: u32 = 2;
+/// no restore could choose by it. Format 2 had no request hashes, and is read: its records answer every
+/// request of their number, and a session that is not in it counts as forgotten.
+pub const DUMP_FORMAT: u32 = 3;
 
-const FIRST_LINE: &str = "# kv-dump 2";
+const FIRST_LINE: &str = "# kv-dump 3";
+const FIRST_LINE_BEFORE: &str = "# kv-dump 2";
 const SHARD: &str = "# shard ";
 const END: &[u8] = b"# end ";
 const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -82,6 +87,8 @@ pub struct DumpedShard {
     pub view: ViewVersion,
     /// The last write in it; at a primary, the last that was committed.
     pub last: SequenceNumber,
+    /// Sessions that had written nothing since this write were forgotten.
+    pub forgotten: SequenceNumber,
 }
 
 /// What a dump is of.
@@ -193,11 +200,16 @@ impl DumpWriter {
 
     /// Appends the line of a shard; its entries and records follow.
     pub fn shard(&mut self, dumped: &DumpedShard, output: &mut Vec<u8>) {
-        let DumpedShard { shard, held_as, view, last } = dumped;
+        let DumpedShard { shard, held_as, view, last, forgotten } = dumped;
         let held_as = held_as.name();
         self.shards_left = self.shards_left.checked_sub(1).expect("each shard is dumped once");
         self.lines(output, |output| {
-            put(output, format_args!("{SHARD}{shard} {held_as} view {view} last {last}\n"));
+            put(
+                output,
+                format_args!(
+                    "{SHARD}{shard} {held_as} view {view} last {last} forgotten {forgotten}\n"
+                ),
+            );
         });
     }
 
@@ -220,12 +232,13 @@ impl DumpWriter {
             put(
                 output,
                 format_args!(
-                    "@ {} {shard} {} {} {} {} {sn}\n",
+                    "@ {} {shard} {} {} {} {} {sn} {}\n",
                     record.client,
                     record.seq,
                     record.first_incomplete,
                     record.status as u8,
-                    record.version
+                    record.version,
+                    record.request
                 ),
             );
         });
@@ -326,14 +339,23 @@ fn parse_end(trailer: &[u8]) -> Option<(u64, u32)> {
 }
 
 fn parse_shard(line: &str) -> Result<DumpedShard, &'static str> {
-    const SHAPE: &str = "expected `# shard <number> <role> view <number> last <number>`";
+    const SHAPE: &str =
+        "expected `# shard <number> <role> view <number> last <number> forgotten <number>`";
     let fields: Vec<&str> = line.split(' ').collect();
-    let [shard, held_as, "view", view, "last", last] = fields[..] else { return Err(SHAPE) };
+    let (shard, held_as, view, last, forgotten) = match fields[..] {
+        [shard, held_as, "view", view, "last", last, "forgotten", forgotten] => {
+            (shard, held_as, view, last, forgotten)
+        }
+        // Format 2 does not say which sessions were forgotten.
+        [shard, held_as, "view", view, "last", last] => (shard, held_as, view, last, last),
+        _ => return Err(SHAPE),
+    };
     Ok(DumpedShard {
         shard: ShardId(shard.parse().map_err(|_| SHAPE)?),
         held_as: HeldAs::from_name(held_as).ok_or(SHAPE)?,
         view: ViewVersion(decimal(view).ok_or(SHAPE)?),
         last: SequenceNumber(decimal(last).ok_or(SHAPE)?),
+        forgotten: SequenceNumber(decimal(forgotten).ok_or(SHAPE)?),
     })
 }
 
@@ -370,8 +392,7 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
 }
 
 fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
-    const SHAPE: &str =
-        "expected `@ <client> <shard> <seq> <first incomplete> <status> <version> <sn>`";
+    const SHAPE: &str = "expected `@ <client> <shard> <seq> <first incomplete> <status> <version> <sn> <request hash>`";
     let mut fields = line.split(' ');
     let mut next = || fields.next().ok_or(SHAPE);
     let client: ClientId = next()?.parse().map_err(|_| SHAPE)?;
@@ -381,6 +402,8 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
     let status = next()?.parse().ok().and_then(Status::from_wire).ok_or("unknown status")?;
     let version = decimal(next()?).ok_or(SHAPE)?;
     let sn = SequenceNumber(decimal(next()?).ok_or(SHAPE)?);
+    // Format 2 does not say what was asked.
+    let request = fields.next().map_or(Some(0), decimal).ok_or(SHAPE)?;
     if fields.next().is_some() {
         return Err(SHAPE);
     }
@@ -390,6 +413,7 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
         first_incomplete: RequestSeq(first_incomplete),
         status,
         version: SequenceNumber(version),
+        request: RequestHash(request),
     };
     Ok(DumpRecord { shard: ShardId(shard), sn, record })
 }
@@ -416,7 +440,8 @@ mod tests {
     fn shard(number: u16) -> DumpedShard {
         let held_as = if number == 0 { HeldAs::Candidate } else { HeldAs::Secondary };
         let view = ViewVersion(9 + u64::from(number));
-        DumpedShard { shard: ShardId(number), held_as, view, last: SequenceNumber(u64::MAX) }
+        let (last, forgotten) = (SequenceNumber(u64::MAX), SequenceNumber(number.into()));
+        DumpedShard { shard: ShardId(number), held_as, view, last, forgotten }
     }
 
     /// A dump whose first shard is empty.
@@ -451,6 +476,7 @@ mod tests {
             first_incomplete: RequestSeq(1),
             status: Status::Conflict,
             version: SequenceNumber(u64::MAX),
+            request: RequestHash(seq ^ 0xfeed),
         };
         DumpRecord { shard: ShardId(1), sn: SequenceNumber(17), record }
     }
@@ -469,13 +495,14 @@ mod tests {
         let text = String::from_utf8(written(&[(b"a".to_vec(), b"x\n".to_vec(), 3)], &[record(5)]))
             .unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "# kv-dump 2");
+        assert_eq!(lines[0], "# kv-dump 3");
         assert_eq!(lines[1], "# cluster 00000000000000000000000000000abc");
         assert_eq!(lines[3], "# incarnation 0000000000000def");
-        assert_eq!(lines[6], "# shard 0 candidate view 9 last 18446744073709551615");
-        assert_eq!(lines[7], "# shard 1 secondary view 10 last 18446744073709551615");
+        assert_eq!(lines[6], "# shard 0 candidate view 9 last 18446744073709551615 forgotten 0");
+        assert_eq!(lines[7], "# shard 1 secondary view 10 last 18446744073709551615 forgotten 1");
         assert_eq!(lines[8], "0cc175b9c0f1b6a831c399e269772661 \"a\" \"x\\x0a\" 3");
-        assert_eq!(lines[9], "@ fffffffffffffffffffffffffffffffe 1 5 1 2 18446744073709551615 17");
+        let record = "@ fffffffffffffffffffffffffffffffe 1 5 1 2 18446744073709551615 17 65256";
+        assert_eq!(lines[9], record);
         assert!(lines[10].starts_with("# end 1 "));
     }
 
@@ -535,7 +562,7 @@ mod tests {
     #[test]
     fn a_write_after_the_last_of_its_shard_is_refused() {
         let reason = "a write is newer than the last of its shard";
-        let last = |last| format!("# shard 1 secondary view 10 last {last}\n");
+        let last = |last| format!("# shard 1 secondary view 10 last {last} ");
         let replaced = |n: u64| changed(|text| text.replace(&last(u64::MAX), &last(n)));
         assert_eq!(replaced(76), Err(DumpError::Line { line: 10, reason }));
         assert_eq!(replaced(77), Err(DumpError::Line { line: 11, reason }));
@@ -543,9 +570,22 @@ mod tests {
 
     #[test]
     fn the_first_format_is_refused_because_it_names_no_process() {
-        let reason = "expected `# kv-dump 2`, the only format known";
-        let got = changed(|text| text.replace("# kv-dump 2", "# kv-dump 1"));
+        let reason = "expected `# kv-dump 3`, or `# kv-dump 2` of an earlier version";
+        let got = changed(|text| text.replace("# kv-dump 3", "# kv-dump 1"));
         assert_eq!(got, Err(DumpError::Line { line: 1, reason }));
+    }
+
+    #[test]
+    fn a_dump_of_the_format_before_is_read_and_its_unknown_sessions_count_as_forgotten() {
+        let before = changed(|text| {
+            let lines = text.replace("# kv-dump 3", "# kv-dump 2").replace(" 65256", "");
+            lines.replace(" forgotten 0", "").replace(" forgotten 1", "")
+        })
+        .unwrap();
+        assert_eq!(before.records[0].record.request, RequestHash(0));
+        for shard in before.header.shards {
+            assert_eq!(shard.forgotten, shard.last);
+        }
     }
 
     proptest! {
@@ -583,7 +623,7 @@ mod tests {
         #[test]
         fn random_text_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(Dump::parse(&bytes).is_err());
-            let mut file = b"# kv-dump 2\n".to_vec();
+            let mut file = b"# kv-dump 3\n".to_vec();
             file.extend_from_slice(&bytes);
             file.push(b'\n');
             let checksum = crc32c::crc32c(&file);

@@ -61,6 +61,10 @@ pub enum Hole {
     SoleKilledInStop = 52,
     FailedDecisionKept = 55,
     FailedStoreBelieved = 56,
+    SessionBegunByRetry = 58,
+    IdleByTheClock = 59,
+    RecordWithoutRequest = 60,
+    PendingForgotten = 61,
 }
 
 /// Whether this rule is left out in the running thread.
@@ -123,7 +127,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 51] = {
+    pub const ALL: [Hole; 55] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -177,6 +181,10 @@ mod planted {
             SoleKilledInStop,
             FailedDecisionKept,
             FailedStoreBelieved,
+            SessionBegunByRetry,
+            IdleByTheClock,
+            RecordWithoutRequest,
+            PendingForgotten,
         ]
     };
 
@@ -274,6 +282,10 @@ mod planted {
                 Hole::ShutdownAfterFailedDump => "SHUTDOWN after a failed dump",
                 Hole::StopByTheBareClock => "deadlines of a stop by the bare clock",
                 Hole::SoleKilledInStop => "silent sole replica killed in a stop",
+                Hole::SessionBegunByRetry => "a forgotten session begun again by a retry",
+                Hole::IdleByTheClock => "sessions idle by the clock of a machine that slept",
+                Hole::RecordWithoutRequest => "a record answers another request of its number",
+                Hole::PendingForgotten => "sessions with pending writes forgotten",
             }
         }
     }

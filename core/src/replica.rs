@@ -102,7 +102,7 @@ pub struct ReplicaConfig {
     pub placement: Placement,
     /// Bytes its table may take before writes are refused; `None` = no bound.
     pub memory_limit: Option<u64>,
-    /// After how long a session that nobody uses is forgotten.
+    /// After how long a session that has written nothing is forgotten, in time for which this shard is awake.
     pub session_idle: Duration,
     /// Keys the hashes of its tables.
     pub hash_secret: HashSecret,
@@ -385,7 +385,7 @@ impl Replica {
         }
         let (got, installed) = (message.view(), self.view_version());
         if got != installed {
-            return self.on_message_of_another_view(now, message, got, installed);
+            return self.on_message_of_another_view(message, got, installed);
         }
         // Of acks, only those that show progress are heard.
         if !matches!(message, PeerMessage::Ack(_)) {
@@ -394,13 +394,13 @@ impl Replica {
         match message {
             PeerMessage::Ack(ack) => self.on_ack(now, ack, answers),
             PeerMessage::Marked(marked) => self.on_marked(marked, answers),
-            PeerMessage::Prepare(prepare) => self.on_prepare(now, prepare),
-            PeerMessage::Fragment(fragment) => self.on_fragment(now, fragment),
+            PeerMessage::Prepare(prepare) => self.on_prepare(prepare),
+            PeerMessage::Fragment(fragment) => self.on_fragment(fragment),
             PeerMessage::Beacon(beacon) => self.on_beacon(beacon),
             PeerMessage::CopyStart(start) => self.on_copy_start(start),
             PeerMessage::CopyEntry(entry) => self.on_copy_entry(entry),
             PeerMessage::CopyFragment(fragment) => self.on_copy_fragment(fragment),
-            PeerMessage::CopyRecord(record) => self.on_copy_record(now, record),
+            PeerMessage::CopyRecord(record) => self.on_copy_record(record),
             PeerMessage::CopyEnd(end) => self.on_copy_end(end),
             PeerMessage::Handover(handover) => self.on_handover(handover),
         }

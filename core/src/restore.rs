@@ -13,6 +13,9 @@
 //! by itself; every write that was acknowledged is in all of them. Where none counts the group is LOST,
 //! even if another dump of it lies around: old values that look like new ones are worse than none.
 
+use std::iter;
+
+use kv_protocol::limits::MAX_ANCESTORS;
 use kv_protocol::{ClusterId, GroupId, Member, Peer, SequenceNumber, ShardId, View, ViewVersion};
 
 use crate::cluster::{DurableState, Founding};
@@ -157,6 +160,8 @@ pub struct GroupPlan {
 pub struct Plan {
     /// The cluster that was; the restored one gets another name.
     pub cluster: ClusterId,
+    /// The ancestors of the restored one: that cluster, and its own.
+    pub ancestors: Vec<ClusterId>,
     /// In group order.
     pub groups: Vec<GroupPlan>,
     /// By dump, in the order they were given.
@@ -215,7 +220,9 @@ pub fn choose(durable: &DurableState, dumps: &[DumpHeader]) -> Result<Plan, Choo
     for source in groups.iter().flat_map(|plan| plan.sources.iter().flatten()) {
         verdicts[source.dump.0] = Verdict::Used;
     }
-    Ok(Plan { cluster: durable.cluster, groups, verdicts })
+    let cluster = durable.cluster;
+    let known = iter::once(cluster).chain(durable.ancestors.iter().copied());
+    Ok(Plan { cluster, ancestors: known.take(MAX_ANCESTORS).collect(), groups, verdicts })
 }
 
 /// Why a dump does not count, if it does not.

@@ -7,23 +7,31 @@
 //!     |      records: seq -> answer, sn   at most SESSION_WINDOW of them
 //!     v
 //!  ...4 [5 6 7 . 9]                       8 has not been seen
+//!
+//!   log of the shard   1 ......... horizon ........... committed ... last
+//!                      forgotten   |   every session that wrote is here
 //! ```
 //!
 //! The primary keeps a record from the moment it logs the write; whether the record may be answered
 //! from is the replica's to say, which knows what is committed. Records ride in the PREPARE, so they
 //! are wherever the write is.
+//!
+//! Forgetting goes by the log: it raises the horizon, and every session that has written nothing since is
+//! gone. A write says where its session began, a place in the log that the client knew before it sent
+//! anything of the session. So the write of an unknown session is known to be new if the session began at or
+//! after the horizon, and is not executed if it began before.
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::time::Duration;
 
 use hashbrown::HashTable;
-use kv_protocol::client_message::Status;
-use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber, Time};
+use kv_protocol::client_message::{Status, WriteHeader};
+use kv_protocol::ids::{ClientId, RequestHash, RequestSeq, SequenceNumber};
 use kv_protocol::limits::{MAX_SESSIONS, SESSION_WINDOW};
 use kv_protocol::peer_message::CompletionRecord;
 
 use crate::hash::{HashSecret, mix};
+use crate::holes::{self, Hole};
 
 /// The records of all sessions of one (group, shard).
 #[derive(Debug)]
@@ -32,15 +40,18 @@ pub struct Sessions {
     secret: HashSecret,
     /// The sum of what every record adds.
     digest: u64,
+    /// Sessions that have written nothing since this write are forgotten.
+    horizon: SequenceNumber,
 }
 
 #[derive(Debug)]
 struct Session {
     client: ClientId,
     first_incomplete: RequestSeq,
+    /// Its newest write.
+    last: SequenceNumber,
     /// By ascending seq.
     records: VecDeque<Kept>,
-    last_used: Time,
 }
 
 /// A record without what its session says already.
@@ -49,8 +60,12 @@ struct Kept {
     sn: SequenceNumber,
     seq: RequestSeq,
     version: SequenceNumber,
+    request: RequestHash,
     status: Status,
 }
+
+/// docs/performance.md gives the sum: a place in the hash table and the record that every session keeps.
+const _: () = assert!(size_of::<Session>() <= 64 && size_of::<Kept>() <= 40);
 
 impl Kept {
     /// What it adds to the digest.
@@ -63,6 +78,7 @@ impl Kept {
             .wrapping_add(self.seq.0.wrapping_mul(0xd6e8_feb8_6659_fd93))
             .wrapping_add(self.sn.0.wrapping_mul(0xa076_1d64_78bd_642f))
             .wrapping_add(self.version.0.wrapping_mul(0xe703_7ed1_a0b4_28db))
+            .wrapping_add(self.request.0.wrapping_mul(0x5895_11c6_3a8f_4d27))
             .wrapping_add((self.status as u64).wrapping_mul(0x8ebc_6af0_9c88_c6e3));
         mix(sum)
     }
@@ -84,7 +100,9 @@ pub enum Lookup {
     New,
     /// Logged: the answer is here, valid once its sn is committed.
     Logged(LoggedRecord),
-    /// Seen and dropped, or the session is unknown though it had earlier writes.
+    /// Another write was logged under this number.
+    Mismatch,
+    /// Seen and dropped, or the session is unknown and may have been forgotten.
     Expired,
     /// Further ahead of the first incomplete write than the window allows.
     BeyondWindow,
@@ -95,7 +113,7 @@ pub enum Lookup {
 impl Sessions {
     /// No sessions. `secret` keeps clients from choosing ids that collide.
     pub fn new(secret: HashSecret) -> Sessions {
-        Sessions { sessions: HashTable::new(), secret, digest: 0 }
+        Sessions { sessions: HashTable::new(), secret, digest: 0, horizon: SequenceNumber::ZERO }
     }
 
     /// The secret that it was made with.
@@ -103,34 +121,33 @@ impl Sessions {
         self.secret
     }
 
-    /// What is known of write `seq` of `client`.
-    pub fn look_up(
-        &self,
-        client: ClientId,
-        seq: RequestSeq,
-        first_incomplete: RequestSeq,
-    ) -> Lookup {
+    /// What is known of a write of `client` with this header, which asks for `request`.
+    pub fn look_up(&self, client: ClientId, write: &WriteHeader, request: RequestHash) -> Lookup {
+        let WriteHeader { seq, first_incomplete, begun, .. } = *write;
         if seq.0 - first_incomplete.0.min(seq.0) >= SESSION_WINDOW {
             return Lookup::BeyondWindow;
         }
         let Some(session) = self.find(client) else {
-            return match first_incomplete.0 {
-                0 | 1 if self.sessions.len() >= MAX_SESSIONS => Lookup::TooManySessions,
-                0 | 1 => Lookup::New,
-                _ => Lookup::Expired,
+            return match begun >= self.horizon || holes::is_open(Hole::SessionBegunByRetry) {
+                false => Lookup::Expired,
+                true if self.sessions.len() >= MAX_SESSIONS => Lookup::TooManySessions,
+                true => Lookup::New,
             };
         };
         if seq < session.first_incomplete {
             return Lookup::Expired;
         }
         match session.position(seq) {
-            Ok(at) => Lookup::Logged(session.logged(&session.records[at])),
+            Ok(at) if session.records[at].is_of(request) => {
+                Lookup::Logged(session.logged(&session.records[at]))
+            }
+            Ok(_) => Lookup::Mismatch,
             Err(_) => Lookup::New,
         }
     }
 
     /// Keeps a record, merges its watermark, and drops what the watermark has passed.
-    pub fn record(&mut self, now: Time, sn: SequenceNumber, record: CompletionRecord) {
+    pub fn record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         let hash = self.secret.of_client(record.client);
         let secret = self.secret;
         let session = self
@@ -139,54 +156,84 @@ impl Sessions {
             .or_insert_with(|| Session {
                 client: record.client,
                 first_incomplete: record.first_incomplete,
-                records: VecDeque::new(),
-                last_used: now,
+                last: sn,
+                // A client that waits for each write never has two of them here.
+                records: VecDeque::with_capacity(1),
             })
             .into_mut();
-        session.last_used = now;
+        session.last = session.last.max(sn);
         session.first_incomplete = session.first_incomplete.max(record.first_incomplete);
-        let CompletionRecord { seq, version, status, .. } = record;
-        let kept = Kept { sn, seq, version, status };
-        self.digest = self.digest.wrapping_add(kept.digest(record.client));
+        let CompletionRecord { client, seq, version, status, request, .. } = record;
+        while let Some(oldest) = session.records.front()
+            && oldest.seq < session.first_incomplete
+        {
+            self.digest = self.digest.wrapping_sub(oldest.digest(client));
+            session.records.pop_front();
+        }
+        // A copy may bring the records of a session after a live write has passed them.
+        if seq < session.first_incomplete {
+            return;
+        }
+        let kept = Kept { sn, seq, version, request, status };
+        self.digest = self.digest.wrapping_add(kept.digest(client));
         match session.position(seq) {
             Ok(at) => {
                 let old = std::mem::replace(&mut session.records[at], kept);
-                self.digest = self.digest.wrapping_sub(old.digest(record.client));
+                self.digest = self.digest.wrapping_sub(old.digest(client));
             }
             Err(at) if at == session.records.len() => session.records.push_back(kept),
             Err(at) => session.records.insert(at, kept),
         }
-        while let Some(oldest) = session.records.front()
-            && oldest.seq < session.first_incomplete
-        {
-            self.digest = self.digest.wrapping_sub(oldest.digest(record.client));
-            session.records.pop_front();
-        }
     }
 
-    /// Notes that the client still asks, as by a retry.
-    pub fn touch(&mut self, now: Time, client: ClientId) {
-        let hash = self.secret.of_client(client);
-        if let Some(session) = self.sessions.find_mut(hash, |s| s.client == client) {
-            session.last_used = now;
-        }
+    /// Sessions that have written nothing since this write are forgotten.
+    pub fn horizon(&self) -> SequenceNumber {
+        self.horizon
     }
 
-    /// Drops a session; the replica logs this as a write of its own.
-    pub fn forget(&mut self, client: ClientId) {
-        let hash = self.secret.of_client(client);
-        if let Ok(session) = self.sessions.find_entry(hash, |s| s.client == client) {
-            let (session, _) = session.remove();
-            for kept in &session.records {
-                self.digest = self.digest.wrapping_sub(kept.digest(client));
+    /// Raises the horizon: drops every session that has written nothing since. The replica logs this as a
+    /// write of its own.
+    pub fn forget(&mut self, horizon: SequenceNumber) {
+        self.raise_horizon(horizon);
+        let digest = &mut self.digest;
+        self.sessions.retain(|session| {
+            let stays = session.last > horizon;
+            if !stays {
+                for kept in &session.records {
+                    *digest = digest.wrapping_sub(kept.digest(session.client));
+                }
             }
-        }
+            stays
+        });
     }
 
-    /// Drops all sessions.
+    /// Takes over the horizon of the replica or dump that the sessions come from.
+    pub fn raise_horizon(&mut self, horizon: SequenceNumber) {
+        self.horizon = self.horizon.max(horizon);
+    }
+
+    /// Whether a session has written nothing since this write.
+    pub fn has_idle(&self, horizon: SequenceNumber) -> bool {
+        self.sessions.iter().any(|session| session.last <= horizon)
+    }
+
+    /// The horizon that forgets the `count` sessions that have written nothing for longest; `None`: there are
+    /// not so many whose newest write is at most `committed`.
+    pub fn horizon_of_oldest(
+        &self,
+        count: usize,
+        committed: SequenceNumber,
+    ) -> Option<SequenceNumber> {
+        let idle = self.sessions.iter().map(|session| session.last);
+        let mut idle: Vec<SequenceNumber> = idle.filter(|last| *last <= committed).collect();
+        let at = count.checked_sub(1).filter(|at| *at < idle.len())?;
+        Some(*idle.select_nth_unstable(at).1)
+    }
+
+    /// Drops all sessions, and the horizon.
     pub fn clear(&mut self) {
         self.sessions.clear();
-        self.digest = 0;
+        (self.digest, self.horizon) = (0, SequenceNumber::ZERO);
     }
 
     /// A number made of every record, whatever their order: equal sessions have equal digests.
@@ -214,16 +261,6 @@ impl Sessions {
         session.into_iter().flat_map(|s| s.records.iter().map(|kept| s.logged(kept)))
     }
 
-    /// Up to `most` sessions that nobody has used for so long.
-    pub fn idle(&self, now: Time, idle: Duration, most: usize) -> Vec<ClientId> {
-        self.sessions
-            .iter()
-            .filter(|session| now.since(session.last_used) >= idle)
-            .map(|session| session.client)
-            .take(most)
-            .collect()
-    }
-
     /// How many sessions there are.
     pub fn len(&self) -> usize {
         self.sessions.len()
@@ -249,11 +286,20 @@ impl Sessions {
     }
 }
 
+impl Kept {
+    /// Whether it is the record of this request. Records of dumps of an earlier format do not say.
+    fn is_of(&self, request: RequestHash) -> bool {
+        self.request == request
+            || self.request == RequestHash::default()
+            || holes::is_open(Hole::RecordWithoutRequest)
+    }
+}
+
 impl Session {
     fn logged(&self, kept: &Kept) -> LoggedRecord {
-        let Kept { sn, seq, version, status } = *kept;
+        let Kept { sn, seq, version, request, status } = *kept;
         let (client, first_incomplete) = (self.client, self.first_incomplete);
-        let record = CompletionRecord { client, seq, first_incomplete, status, version };
+        let record = CompletionRecord { client, seq, first_incomplete, status, version, request };
         LoggedRecord { sn, record }
     }
 
@@ -269,10 +315,12 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
+    use kv_protocol::client_message::Condition;
+
     use super::*;
 
     const ALICE: ClientId = ClientId(1);
-    const NOW: Time = Time::from_nanos(1);
+    const BOB: ClientId = ClientId(2);
 
     fn sessions() -> Sessions {
         Sessions::new(HashSecret::new(7))
@@ -285,18 +333,28 @@ mod tests {
             first_incomplete: RequestSeq(first_incomplete),
             status: Status::Ok,
             version: SequenceNumber(seq * 10),
+            request: RequestHash(seq),
+        }
+    }
+
+    fn header(seq: u64, first_incomplete: u64, begun: u64) -> WriteHeader {
+        WriteHeader {
+            seq: RequestSeq(seq),
+            first_incomplete: RequestSeq(first_incomplete),
+            begun: SequenceNumber(begun),
+            condition: Condition::Always,
         }
     }
 
     fn look_up(sessions: &Sessions, seq: u64, first_incomplete: u64) -> Lookup {
-        sessions.look_up(ALICE, RequestSeq(seq), RequestSeq(first_incomplete))
+        sessions.look_up(ALICE, &header(seq, first_incomplete, 0), RequestHash(seq))
     }
 
     #[test]
     fn a_known_write_finds_its_first_answer() {
         let mut sessions = sessions();
         for seq in [1, 3, 2] {
-            sessions.record(NOW, SequenceNumber(seq + 100), record(ALICE, seq, 1));
+            sessions.record(SequenceNumber(seq + 100), record(ALICE, seq, 1));
         }
         for seq in 1..=3 {
             let sn = SequenceNumber(seq + 100);
@@ -307,29 +365,50 @@ mod tests {
     }
 
     #[test]
+    fn another_write_under_a_known_number_is_no_retry() {
+        let mut sessions = sessions();
+        sessions.record(SequenceNumber(1), record(ALICE, 1, 1));
+        let other = sessions.look_up(ALICE, &header(1, 1, 0), RequestHash(99));
+        assert_eq!(other, Lookup::Mismatch);
+        let unknown = CompletionRecord { request: RequestHash(0), ..record(ALICE, 2, 1) };
+        sessions.record(SequenceNumber(2), unknown);
+        let other = sessions.look_up(ALICE, &header(2, 1, 0), RequestHash(99));
+        assert!(matches!(other, Lookup::Logged(_)), "a record of an old dump: {other:?}");
+    }
+
+    #[test]
     fn what_the_watermark_passed_is_expired_and_dropped() {
         let mut sessions = sessions();
         for seq in 1..=5 {
-            sessions.record(NOW, SequenceNumber(seq), record(ALICE, seq, 1));
+            sessions.record(SequenceNumber(seq), record(ALICE, seq, 1));
         }
-        sessions.record(NOW, SequenceNumber(6), record(ALICE, 6, 5));
+        sessions.record(SequenceNumber(6), record(ALICE, 6, 5));
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
         assert!(matches!(look_up(&sessions, 5, 5), Lookup::Logged(_)));
         assert_eq!(sessions.records(0..usize::MAX).count(), 2);
         // An older watermark that arrives late takes nothing back.
-        sessions.record(NOW, SequenceNumber(7), record(ALICE, 7, 2));
+        sessions.record(SequenceNumber(7), record(ALICE, 7, 2));
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
+        assert_eq!(sessions.digest(), sessions.recount());
     }
 
     #[test]
-    fn an_unknown_session_that_had_writes_is_expired() {
+    fn an_unknown_session_may_begin_after_the_horizon_and_not_before() {
         let mut sessions = sessions();
-        assert_eq!(look_up(&sessions, 1, 1), Lookup::New);
-        assert_eq!(look_up(&sessions, 9, 2), Lookup::Expired);
-        sessions.record(NOW, SequenceNumber(1), record(ALICE, 1, 1));
-        sessions.forget(ALICE);
-        assert_eq!(look_up(&sessions, 2, 2), Lookup::Expired);
-        assert!(sessions.is_empty());
+        assert_eq!(look_up(&sessions, 1, 1), Lookup::New, "nothing was ever forgotten");
+        assert_eq!(look_up(&sessions, 9, 2), Lookup::New, "what it sent before never came here");
+        sessions.record(SequenceNumber(5), record(ALICE, 1, 1));
+        sessions.record(SequenceNumber(8), record(BOB, 1, 1));
+        assert!(sessions.has_idle(SequenceNumber(5)) && !sessions.has_idle(SequenceNumber(4)));
+        sessions.forget(SequenceNumber(5));
+        assert_eq!((sessions.clients(), sessions.horizon()), (vec![BOB], SequenceNumber(5)));
+        // The very first write, sent again: it may have been executed.
+        assert_eq!(look_up(&sessions, 1, 1), Lookup::Expired);
+        for (begun, expected) in [(4, Lookup::Expired), (5, Lookup::New), (7, Lookup::New)] {
+            let found = sessions.look_up(ALICE, &header(1, 1, begun), RequestHash(1));
+            assert_eq!(found, expected, "begun at {begun}");
+        }
+        assert_eq!(sessions.digest(), sessions.recount());
     }
 
     #[test]
@@ -340,47 +419,43 @@ mod tests {
         for seq in 1..1_000u64 {
             let first_incomplete = seq.saturating_sub(SESSION_WINDOW - 1).max(1);
             assert_eq!(look_up(&sessions, seq, first_incomplete), Lookup::New);
-            sessions.record(NOW, SequenceNumber(seq), record(ALICE, seq, first_incomplete));
+            sessions.record(SequenceNumber(seq), record(ALICE, seq, first_incomplete));
             assert!(sessions.records(0..usize::MAX).count() as u64 <= SESSION_WINDOW);
         }
     }
 
     #[test]
-    fn there_are_never_more_sessions_than_allowed() {
+    fn there_are_never_more_sessions_than_allowed_and_the_oldest_make_room() {
         let mut sessions = sessions();
-        for n in 0..MAX_SESSIONS as u128 {
-            let client = ClientId(n + 10);
-            let known = sessions.look_up(client, RequestSeq(1), RequestSeq(1));
+        for n in 0..MAX_SESSIONS as u64 {
+            let client = ClientId(u128::from(n) + 10);
+            let known = sessions.look_up(client, &header(1, 1, 0), RequestHash(1));
             assert_eq!(known, Lookup::New);
-            sessions.record(NOW, SequenceNumber(1), record(client, 1, 1));
+            sessions.record(SequenceNumber(n + 1), record(client, 1, 1));
         }
         assert_eq!(look_up(&sessions, 1, 1), Lookup::TooManySessions);
-        let known = ClientId(10);
-        assert_eq!(sessions.look_up(known, RequestSeq(2), RequestSeq(2)), Lookup::New);
+        let known = sessions.look_up(ClientId(10), &header(2, 2, 0), RequestHash(2));
+        assert_eq!(known, Lookup::New);
+        sessions.record(SequenceNumber(MAX_SESSIONS as u64 + 1), record(ClientId(10), 2, 2));
+        let all = SequenceNumber(u64::MAX);
+        assert_eq!(sessions.horizon_of_oldest(100, SequenceNumber(99)), None, "some are pending");
+        let horizon = sessions.horizon_of_oldest(100, all).unwrap();
+        assert_eq!(horizon, SequenceNumber(101));
+        sessions.forget(horizon);
+        assert_eq!(sessions.len(), MAX_SESSIONS - 100);
+        assert!(sessions.records_of(ClientId(10)).next().is_some(), "it has written since");
     }
 
     #[test]
     fn the_records_come_in_parts() {
         let mut sessions = sessions();
         for n in 0..10 {
-            sessions.record(NOW, SequenceNumber(1), record(ClientId(n), 1, 1));
+            sessions.record(SequenceNumber(1), record(ClientId(n), 1, 1));
         }
         let whole: Vec<_> = sessions.records(0..10).collect();
         let mut parts: Vec<_> = sessions.records(0..4).collect();
         parts.extend(sessions.records(4..8));
         parts.extend(sessions.records(8..99));
         assert_eq!(parts, whole);
-    }
-
-    #[test]
-    fn only_idle_sessions_are_named_for_forgetting() {
-        let mut sessions = sessions();
-        let bob = ClientId(2);
-        sessions.record(NOW, SequenceNumber(1), record(ALICE, 1, 1));
-        sessions.record(NOW, SequenceNumber(2), record(bob, 1, 1));
-        let idle = Duration::from_secs(5);
-        let later = NOW + idle;
-        sessions.touch(later, bob);
-        assert_eq!(sessions.idle(later, idle, 10), vec![ALICE]);
     }
 }

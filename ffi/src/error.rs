@@ -42,6 +42,12 @@ pub const KVC_PROTOCOL: c_int = -14;
 /// A defect in the library; the handle or queue can only be closed. Its words, and where it is, go to
 /// standard error as well.
 pub const KVC_PANIC: c_int = -15;
+/// Another process uses the client id of this handle, as the clone of a virtual machine does, and has used the
+/// number of this write, which was not done. The next write goes under another id.
+pub const KVC_SHARED_IDENTITY: c_int = -16;
+/// Where the handle's cluster was, another one serves that was not restored from it; nothing was done. Open a new
+/// handle.
+pub const KVC_OTHER_CLUSTER: c_int = -17;
 
 /// A status, and why in words.
 #[derive(Debug)]
@@ -80,6 +86,8 @@ impl From<Error> for Failure {
             Error::NoMemory { .. } => KVC_NO_MEMORY,
             Error::Busy { .. } => KVC_BUSY,
             Error::Invalid { .. } => KVC_INVALID,
+            Error::SharedIdentity { .. } => KVC_SHARED_IDENTITY,
+            Error::OtherCluster { .. } => KVC_OTHER_CLUSTER,
             _ => KVC_PROTOCOL,
         };
         Failure { version, ..Failure::new(status, error.to_string()) }
@@ -136,6 +144,8 @@ pub extern "C" fn kvc_status_name(status: c_int) -> *const c_char {
         KVC_TOO_BIG => c"KVC_TOO_BIG",
         KVC_OUT_OF_SPACE => c"KVC_OUT_OF_SPACE",
         KVC_BUSY => c"KVC_BUSY",
+        KVC_SHARED_IDENTITY => c"KVC_SHARED_IDENTITY",
+        KVC_OTHER_CLUSTER => c"KVC_OTHER_CLUSTER",
         KVC_FULL => c"KVC_FULL",
         KVC_FORKED => c"KVC_FORKED",
         KVC_INVALID => c"KVC_INVALID",
@@ -169,7 +179,7 @@ mod tests {
 
     #[test]
     fn statuses_never_change_their_numbers() {
-        let names: Vec<&str> = (0..=15).map(|n| name(-n)).collect();
+        let names: Vec<&str> = (0..=17).map(|n| name(-n)).collect();
         assert_eq!(
             names,
             [
@@ -189,9 +199,11 @@ mod tests {
                 "KVC_NO_MEMORY",
                 "KVC_PROTOCOL",
                 "KVC_PANIC",
+                "KVC_SHARED_IDENTITY",
+                "KVC_OTHER_CLUSTER",
             ]
         );
-        assert_eq!((name(1), name(-16)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
+        assert_eq!((name(1), name(-18)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
     }
 
     #[test]

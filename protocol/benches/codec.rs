@@ -28,6 +28,7 @@ fn put() -> Request<'static> {
     let header = WriteHeader {
         seq: RequestSeq(2),
         first_incomplete: RequestSeq(1),
+        begun: Default::default(),
         condition: Condition::Always,
     };
     let operation = Operation::Put(header, VALUE);
@@ -77,6 +78,7 @@ fn batches(c: &mut Criterion) {
         first_incomplete: RequestSeq(1),
         status: Status::Ok,
         version: SequenceNumber(1),
+        request: Default::default(),
     };
     let prepare = PeerMessage::Prepare(Prepare {
         view: ViewVersion(1),

@@ -14,7 +14,7 @@ use crate::codec::{FixedWriter, Reader, Writer, length_u16};
 use crate::error::DecodeError;
 use crate::frame::{Checksum, HEADER_BYTES, unchecked_header, write_frame};
 use crate::ids::{
-    ClientId, ClusterId, Member, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId,
+    ClientId, ClusterId, GroupId, Member, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId,
     ViewVersion,
 };
 use crate::limits::{MAX_FIXED_BYTES, MAX_SERVERS, MAX_SHARDS, MAX_VALUE_BYTES};
@@ -23,7 +23,7 @@ use crate::placement::Digest;
 use crate::view::{read_member, write_member};
 
 /// Bytes of a request before its key.
-pub const REQUEST_FIXED_BYTES: usize = 8 + 8 + 16 + 8 + 8 + 8 + 2 + 1 + 1;
+pub const REQUEST_FIXED_BYTES: usize = 8 + 8 + 16 + 8 + 8 + 8 + 8 + 2 + 1 + 1;
 /// Bytes of a request's frame before its key.
 pub const REQUEST_HEAD_BYTES: usize = HEADER_BYTES + REQUEST_FIXED_BYTES;
 /// Bytes of an answer before its value.
@@ -95,6 +95,9 @@ pub enum Status {
     Invalid = 10,
     /// Opcode or protocol version not served here.
     Unsupported = 11,
+    /// Another write of the same session had this number: two processes use one client id. Nothing was
+    /// done.
+    SessionMismatch = 12,
 }
 
 impl Status {
@@ -113,6 +116,7 @@ impl Status {
             9 => Status::SessionExpired,
             10 => Status::Invalid,
             11 => Status::Unsupported,
+            12 => Status::SessionMismatch,
             _ => return None,
         })
     }
@@ -158,6 +162,19 @@ impl Hello {
     }
 }
 
+/// How many groups a server holds at home, and so how many a connection can write to.
+pub const GROUPS_OF_A_SERVER: usize = 2;
+
+/// A place in the log of a group's shard at which a session may begin (consistency.md §8): the last write that
+/// was committed there when the connection was greeted. Zero where the server is not the group's primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionStart {
+    /// The group.
+    pub group: GroupId,
+    /// The last committed write of the connection's shard of it.
+    pub committed: SequenceNumber,
+}
+
 /// The answer to a [`Hello`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Welcome {
@@ -171,6 +188,8 @@ pub struct Welcome {
     pub shards: u16,
     /// Longest value accepted, in bytes.
     pub max_value: u32,
+    /// Where sessions may begin that this connection's client has not begun yet.
+    pub starts: [SessionStart; GROUPS_OF_A_SERVER],
 }
 
 impl Welcome {
@@ -184,6 +203,10 @@ impl Welcome {
             body.put_u16(self.servers);
             body.put_u16(self.shards);
             body.put_u32(self.max_value);
+            for start in self.starts {
+                body.put_u16(start.group.0);
+                body.put_u64(start.committed.0);
+            }
         });
     }
 
@@ -193,13 +216,18 @@ impl Welcome {
         let cluster = ClusterId(reader.u128("cluster id")?);
         let is_server = reader.u8("role")?;
         let member = read_member(&mut reader)?;
-        let welcome = Welcome {
+        let mut welcome = Welcome {
             cluster,
             server: (is_server != 0).then_some(member),
             servers: bounded(reader.u16("server count")?, MAX_SERVERS, "server count")?,
             shards: bounded(reader.u16("shard count")?, MAX_SHARDS, "shard count")?,
             max_value: reader.u32("longest value")?,
+            starts: Default::default(),
         };
+        for start in &mut welcome.starts {
+            start.group = GroupId(reader.u16("group")?);
+            start.committed = SequenceNumber(reader.u64("session start")?);
+        }
         reader.finish()?;
         Ok(welcome)
     }
@@ -231,7 +259,7 @@ const IF_ALWAYS: u64 = 0;
 const IF_ABSENT: u64 = u64::MAX;
 
 impl Condition {
-    fn to_wire(self) -> u64 {
+    pub(crate) fn to_wire(self) -> u64 {
         match self {
             Condition::Always => IF_ALWAYS,
             Condition::IfVersion(version) => version.0,
@@ -256,6 +284,9 @@ pub struct WriteHeader {
     pub seq: RequestSeq,
     /// All writes of the session below this one have ended for the client.
     pub first_incomplete: RequestSeq,
+    /// Where the session began: a [`SessionStart`] that the client knew before it sent the first write of
+    /// the session for the first time. It never changes.
+    pub begun: SequenceNumber,
     /// When to do it.
     pub condition: Condition,
 }
@@ -307,6 +338,7 @@ impl<'a> Request<'a> {
         let idle = WriteHeader {
             seq: RequestSeq(0),
             first_incomplete: RequestSeq(0),
+            begun: SequenceNumber::ZERO,
             condition: Condition::Always,
         };
         let (opcode, header, replica, value): (u8, WriteHeader, u8, &[u8]) = match self.operation {
@@ -325,6 +357,7 @@ impl<'a> Request<'a> {
         head.put_bytes(&self.digest.0);
         head.put_u64(header.seq.0);
         head.put_u64(header.first_incomplete.0);
+        head.put_u64(header.begun.0);
         head.put_u64(header.condition.to_wire());
         head.put_u16(length_u16(self.key.len(), "key"));
         head.put_u8(replica);
@@ -346,6 +379,7 @@ impl<'a> Request<'a> {
         let header = WriteHeader {
             seq: RequestSeq(reader.u64("seq")?),
             first_incomplete: RequestSeq(reader.u64("first incomplete seq")?),
+            begun: SequenceNumber(reader.u64("session start")?),
             condition: Condition::from_wire(reader.u64("if_version")?),
         };
         let key_length = usize::from(reader.u16("key length")?);

@@ -15,7 +15,7 @@
 use crate::client_message::Status;
 use crate::codec::{Reader, Writer, length_u16, length_u32};
 use crate::error::DecodeError;
-use crate::ids::{ClientId, RequestSeq, SequenceNumber, ViewVersion};
+use crate::ids::{ClientId, RequestHash, RequestSeq, SequenceNumber, ViewVersion};
 use crate::limits::{FRAGMENT_BYTES, MAX_VALUE_BYTES};
 use crate::peer_message::CompletionRecord;
 use crate::placement::Digest;
@@ -38,6 +38,8 @@ pub struct CopyStart {
     pub view: ViewVersion,
     /// The last write assigned when the stream was registered.
     pub sn: SequenceNumber,
+    /// Sessions that have written nothing since this write are forgotten (consistency.md §8).
+    pub forgotten: SequenceNumber,
 }
 
 /// An entry of the primary's table.
@@ -180,6 +182,7 @@ impl CopyRecord {
         body.put_u64(self.record.seq.0);
         body.put_u64(self.record.first_incomplete.0);
         body.put_u64(self.record.version.0);
+        body.put_u64(self.record.request.0);
         body.put_u8(self.record.status as u8);
     }
 
@@ -190,10 +193,11 @@ impl CopyRecord {
         let seq = RequestSeq(reader.u64("seq")?);
         let first_incomplete = RequestSeq(reader.u64("first incomplete seq")?);
         let version = SequenceNumber(reader.u64("record version")?);
+        let request = RequestHash(reader.u64("request hash")?);
         let status = reader.u8("record status")?;
         let status = Status::from_wire(status)
             .ok_or(DecodeError::BadValue { field: "record status", value: status.into() })?;
-        let record = CompletionRecord { client, seq, first_incomplete, status, version };
+        let record = CompletionRecord { client, seq, first_incomplete, status, version, request };
         Ok(CopyRecord { view, sn, record })
     }
 }
@@ -218,7 +222,7 @@ impl Marked {
     }
 }
 
-/// The three messages that are a view and a sequence number.
+/// What messages of a place in the log begin with.
 pub(crate) fn write_place(body: &mut Vec<u8>, view: ViewVersion, sn: SequenceNumber) {
     body.put_u64(view.0);
     body.put_u64(sn.0);

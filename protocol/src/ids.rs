@@ -53,6 +53,10 @@ integer_id! {
     RequestSeq(u64)
 }
 integer_id! {
+    /// A hash of what a write asks for; see [`crate::request_hash`]. Zero: not known.
+    RequestHash(u64)
+}
+integer_id! {
     /// Tells apart the requests in flight on one connection; chosen by the client, echoed by the
     /// server.
     RequestId(u64)

@@ -34,6 +34,7 @@ pub mod map;
 mod md5_lanes;
 pub mod peer_message;
 pub mod placement;
+pub mod request_hash;
 pub mod status;
 pub mod view;
 

@@ -16,7 +16,7 @@ pub const MAX_VALUE_BYTES: usize = 16 << 20;
 // --- Frames --------------------------------------------------------------------------------------
 
 /// Most bytes of a request or answer beside its key and value.
-pub const MAX_FIXED_BYTES: usize = 64;
+pub const MAX_FIXED_BYTES: usize = 80;
 /// Longest body of a frame on a client's connection to a server or the coordinator.
 pub const MAX_CLIENT_BODY: usize = MAX_FIXED_BYTES + MAX_KEY_BYTES + MAX_VALUE_BYTES;
 /// Longest body of an answer: the value, or the map or status of the largest cluster.
@@ -45,6 +45,8 @@ pub const MAX_DUMP_DIRECTORY_BYTES: usize = 4_096;
 pub const MIN_SERVERS: u16 = 3;
 /// Most servers.
 pub const MAX_SERVERS: u16 = 1_024;
+/// Most clusters that one names as those which it was restored from, the latest first.
+pub const MAX_ANCESTORS: usize = 16;
 /// Most shards of a group.
 pub const MAX_SHARDS: u16 = 256;
 /// How much later a view that a peer offers may be than the installed one. No group lives through so
@@ -86,10 +88,13 @@ pub const MAX_COORDINATOR_CONNECTIONS: usize = 4_096;
 
 /// Writes in flight of one session (client, group, shard), and the completion records kept for it.
 pub const SESSION_WINDOW: u64 = 64;
-/// A session idle for this long is forgotten.
+/// A session that has written nothing for this long, in time for which its shard was awake, is forgotten.
 pub const SESSION_IDLE: Duration = Duration::from_secs(600);
-/// Most sessions of one (group, shard); a write of one more is refused with BUSY.
+/// Most sessions of one (group, shard). One more makes room for itself: the [`SESSIONS_FORGOTTEN_AT_ONCE`]
+/// that have written nothing for longest are forgotten.
 pub const MAX_SESSIONS: usize = 65_536;
+/// How many sessions are forgotten at once when there are too many.
+pub const SESSIONS_FORGOTTEN_AT_ONCE: usize = MAX_SESSIONS / 16;
 /// Most writes of one (group, shard) that wait for the other replica; more are refused with BUSY.
 pub const MAX_PENDING_WRITES: usize = 16_384;
 /// Most bytes of keys and values of one (group, shard) that wait for the other replica.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{Reader, Writer, length_u16};
 use crate::error::DecodeError;
 use crate::ids::{BootId, ClusterId, Epoch, Incarnation, MapRevision, ServerId};
-use crate::limits::{MAX_SERVERS, MAX_SHARDS};
+use crate::limits::{MAX_ANCESTORS, MAX_SERVERS, MAX_SHARDS};
 use crate::placement::Placement;
 use crate::view::{View, read_view, write_view};
 
@@ -42,6 +42,9 @@ pub struct MapServer {
 pub struct Map {
     /// The cluster.
     pub cluster: ClusterId,
+    /// The clusters that it was restored from, the latest first: it has their data and their sessions, and their
+    /// clients are its clients. At most [`MAX_ANCESTORS`].
+    pub ancestors: Vec<ClusterId>,
     /// The coordinator's epoch when it made this map.
     pub epoch: Epoch,
     /// Which of that epoch's maps it is.
@@ -68,6 +71,10 @@ impl Map {
     /// Appends the map's layout.
     pub fn write(&self, output: &mut Vec<u8>) {
         output.put_u128(self.cluster.0);
+        output.put_u16(length_u16(self.ancestors.len(), "ancestors"));
+        for ancestor in &self.ancestors {
+            output.put_u128(ancestor.0);
+        }
         write_epoch(output, self.epoch);
         output.put_u64(self.revision.0);
         output.put_u16(length_u16(self.servers.len(), "ring"));
@@ -98,6 +105,7 @@ impl Map {
     /// Takes a map: as many views as servers.
     pub fn read(reader: &mut Reader<'_>) -> Result<Map, DecodeError> {
         let cluster = ClusterId(reader.u128("cluster id")?);
+        let ancestors = read_ancestors(reader)?;
         let epoch = read_epoch(reader)?;
         let revision = MapRevision(reader.u64("map revision")?);
         let count = bounded(reader.u16("server count")?, MAX_SERVERS, "server count")?;
@@ -117,8 +125,20 @@ impl Map {
             }
             views.push(view);
         }
-        Ok(Map { cluster, epoch, revision, shards, servers, views })
+        Ok(Map { cluster, ancestors, epoch, revision, shards, servers, views })
     }
+}
+
+fn read_ancestors(reader: &mut Reader<'_>) -> Result<Vec<ClusterId>, DecodeError> {
+    let count = reader.u16("ancestor count")?;
+    if usize::from(count) > MAX_ANCESTORS {
+        return Err(DecodeError::BadValue { field: "ancestor count", value: count.into() });
+    }
+    let mut ancestors = Vec::new();
+    for _ in 0..count {
+        ancestors.push(ClusterId(reader.u128("ancestor")?));
+    }
+    Ok(ancestors)
 }
 
 fn read_server(reader: &mut Reader<'_>, expected: ServerId) -> Result<MapServer, DecodeError> {

@@ -26,7 +26,8 @@ use crate::copy_message::{
 use crate::error::DecodeError;
 use crate::frame::{Checksum, HEADER_BYTES, begin_frame, end_frame, write_frame};
 use crate::ids::{
-    ClientId, ClusterId, GroupId, Member, RequestSeq, SequenceNumber, ShardId, Time, ViewVersion,
+    ClientId, ClusterId, GroupId, Member, RequestHash, RequestSeq, SequenceNumber, ShardId, Time,
+    ViewVersion,
 };
 use crate::key::Seal;
 use crate::limits::{FRAGMENT_BYTES, MAX_BATCH_MESSAGES, MAX_VALUE_BYTES};
@@ -220,8 +221,8 @@ pub enum Effect {
     Put = 1,
     /// Removes the key.
     Delete = 2,
-    /// Forgets the session of the completion record's client.
-    ForgetSession = 3,
+    /// Forgets every session that has written nothing since the write that the record gives as version.
+    ForgetSessions = 3,
 }
 
 /// What makes the retry of a write find its first answer (consistency.md §8).
@@ -237,6 +238,8 @@ pub struct CompletionRecord {
     pub status: Status,
     /// The answer's version.
     pub version: SequenceNumber,
+    /// What was asked: another write under the same number is not its retry.
+    pub request: RequestHash,
 }
 
 /// A write on its way to the other holder.
@@ -254,7 +257,7 @@ pub struct Prepare<'a> {
     pub record: CompletionRecord,
     /// MD5 of the key.
     pub digest: Digest,
-    /// The key; empty only with [`Effect::ForgetSession`].
+    /// The key; empty only with [`Effect::ForgetSessions`].
     pub key: &'a [u8],
     /// Length of the whole value.
     pub value_length: u32,
@@ -383,6 +386,7 @@ impl<'a> PeerMessage<'a> {
             PeerMessage::CopyStart(start) => {
                 body.put_u8(KIND_COPY_START);
                 write_place(body, start.view, start.sn);
+                body.put_u64(start.forgotten.0);
             }
             PeerMessage::CopyEntry(entry) => {
                 body.put_u8(KIND_COPY_ENTRY);
@@ -438,7 +442,8 @@ impl<'a> PeerMessage<'a> {
             })),
             KIND_COPY_START => {
                 let (view, sn) = read_place(reader)?;
-                Ok(PeerMessage::CopyStart(CopyStart { view, sn }))
+                let forgotten = SequenceNumber(reader.u64("session horizon")?);
+                Ok(PeerMessage::CopyStart(CopyStart { view, sn, forgotten }))
             }
             KIND_COPY_ENTRY => CopyEntry::read(reader).map(PeerMessage::CopyEntry),
             KIND_COPY_FRAGMENT => CopyFragment::read(reader).map(PeerMessage::CopyFragment),
@@ -466,6 +471,7 @@ impl<'a> Prepare<'a> {
         body.put_u64(self.record.seq.0);
         body.put_u64(self.record.first_incomplete.0);
         body.put_u64(self.record.version.0);
+        body.put_u64(self.record.request.0);
         body.put_u8(self.record.status as u8);
         body.put_u8(self.effect as u8);
         body.put_bytes(&self.digest.0);
@@ -484,6 +490,7 @@ impl<'a> Prepare<'a> {
         let seq = RequestSeq(reader.u64("seq")?);
         let first_incomplete = RequestSeq(reader.u64("first incomplete seq")?);
         let version = SequenceNumber(reader.u64("record version")?);
+        let request = RequestHash(reader.u64("request hash")?);
         let status = reader.u8("record status")?;
         let status = Status::from_wire(status)
             .ok_or(DecodeError::BadValue { field: "record status", value: status.into() })?;
@@ -491,7 +498,7 @@ impl<'a> Prepare<'a> {
             0 => Effect::Nothing,
             1 => Effect::Put,
             2 => Effect::Delete,
-            3 => Effect::ForgetSession,
+            3 => Effect::ForgetSessions,
             other => return Err(DecodeError::BadValue { field: "effect", value: other.into() }),
         };
         let digest = Digest(reader.array("digest")?);
@@ -499,7 +506,7 @@ impl<'a> Prepare<'a> {
         let value_length = reader.u32("value length")?;
         let first = reader.u32("first fragment length")?;
         let bad = |field, value: u64| Err(DecodeError::BadValue { field, value });
-        if (key_length == 0) != (effect == Effect::ForgetSession) {
+        if (key_length == 0) != (effect == Effect::ForgetSessions) {
             return bad("key length", key_length.into());
         }
         if value_length as usize > MAX_VALUE_BYTES || (value_length > 0 && effect != Effect::Put) {
@@ -510,7 +517,7 @@ impl<'a> Prepare<'a> {
         }
         let key = reader.bytes(usize::from(key_length), "key")?;
         let value = reader.bytes(first as usize, "first fragment")?;
-        let record = CompletionRecord { client, seq, first_incomplete, status, version };
+        let record = CompletionRecord { client, seq, first_incomplete, status, version, request };
         Ok(Prepare { view, sn, t_send, effect, record, digest, key, value_length, value })
     }
 }

@@ -76,13 +76,14 @@ fn epoch() -> impl Strategy<Value = Epoch> {
 }
 
 fn status() -> impl Strategy<Value = Status> {
-    (0u8..12).prop_map(|n| Status::from_wire(n).unwrap())
+    (0u8..13).prop_map(|n| Status::from_wire(n).unwrap())
 }
 
 fn write_header() -> impl Strategy<Value = WriteHeader> {
     (any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(seq, first, condition)| WriteHeader {
         seq: RequestSeq(seq),
         first_incomplete: RequestSeq(first),
+        begun: SequenceNumber(seq ^ first),
         condition: Condition::from_wire(condition),
     })
 }
@@ -99,7 +100,11 @@ proptest! {
         let (opcode, body) = only_frame(&bytes, &CLIENT);
         prop_assert_eq!(opcode, client::opcode::HELLO);
         prop_assert_eq!(Hello::read(body), Ok(hello));
-        let welcome = Welcome { cluster, server, servers, shards, max_value };
+        let start = |n: u16| SessionStart {
+            group: GroupId(shard.0 ^ n), committed: SequenceNumber(u64::from(max_value) << n),
+        };
+        let starts = [start(0), start(9)];
+        let welcome = Welcome { cluster, server, servers, shards, max_value, starts };
         let bytes = written(|b| welcome.write(b));
         prop_assert_eq!(Welcome::read(only_frame(&bytes, &CLIENT).1), Ok(welcome));
     }
@@ -153,6 +158,7 @@ proptest! {
     ) {
         let mut map = Map {
             cluster: ClusterId(cluster),
+            ancestors: vec![ClusterId(2), ClusterId(1)],
             epoch,
             revision: MapRevision(revision),
             shards,
@@ -206,13 +212,14 @@ proptest! {
         let record = CompletionRecord {
             client: ClientId(client), seq: RequestSeq(numbers[3]), first_incomplete: RequestSeq(1),
             status, version: sn,
+            request: Default::default(),
         };
-        let effect = [Effect::Nothing, Effect::Put, Effect::Delete, Effect::ForgetSession][kind];
+        let effect = [Effect::Nothing, Effect::Put, Effect::Delete, Effect::ForgetSessions][kind];
         let is_put = effect == Effect::Put;
         let sent: &[u8] = if is_put { &value } else { &[] };
         let prepare = Prepare {
             view, sn, t_send, effect, record, digest: Digest(digest),
-            key: if effect == Effect::ForgetSession { &[] } else { &key },
+            key: if effect == Effect::ForgetSessions { &[] } else { &key },
             value_length: if is_put { u32::try_from(value.len()).unwrap() + more } else { 0 },
             value: sent,
         };
@@ -221,7 +228,7 @@ proptest! {
             PeerMessage::Prepare(prepare),
             PeerMessage::Fragment(Fragment { view, sn, offset: more, bytes: &value }),
             PeerMessage::Ack(Ack { view, sn, echo: t_send, copied: numbers[0] }),
-            PeerMessage::CopyStart(CopyStart { view, sn }),
+            PeerMessage::CopyStart(CopyStart { view, sn, forgotten: SequenceNumber(numbers[3]) }),
             PeerMessage::CopyEntry(CopyEntry {
                 view, committed: sn, version: sn, digest: Digest(digest), key: &key,
                 value_length: u32::try_from(value.len()).unwrap() + more, value: &value,
@@ -384,6 +391,7 @@ fn a_put_has_the_documented_layout() {
     let header = WriteHeader {
         seq: RequestSeq(4),
         first_incomplete: RequestSeq(3),
+        begun: SequenceNumber(6),
         condition: Condition::IfAbsent,
     };
     let request = Request {
@@ -394,16 +402,17 @@ fn a_put_has_the_documented_layout() {
         operation: Operation::Put(header, b"xyz"),
     };
     let expected = concat!(
-        "40000000",
+        "48000000",
         "01",
         "11",
-        "0000", // 64 bytes, version 1, PUT
+        "0000", // 72 bytes, version 1, PUT
         "0100000000000000",
         "0200000000000000",                 // request id, view version
         "0cc175b9c0f1b6a831c399e269772661", // MD5("a")
         "0400000000000000",
         "0300000000000000",
-        "ffffffffffffffff", // seq, first, if absent
+        "0600000000000000",
+        "ffffffffffffffff", // seq, first, session start, if absent
         "0100",
         "00",
         "00",
@@ -462,6 +471,7 @@ fn the_largest_legal_messages_fit_their_frames() {
     let header = WriteHeader {
         seq: RequestSeq(1),
         first_incomplete: RequestSeq(1),
+        begun: Default::default(),
         condition: Condition::Always,
     };
     let request = Request {
@@ -481,6 +491,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         first_incomplete: RequestSeq(1),
         status: Status::Ok,
         version: SequenceNumber(1),
+        request: Default::default(),
     };
     let prepare = PeerMessage::Prepare(Prepare {
         view: ViewVersion(1),
@@ -518,6 +529,7 @@ fn the_largest_legal_messages_fit_their_frames() {
     });
     let map = Map {
         cluster: ClusterId(1),
+        ancestors: vec![ClusterId(u128::MAX); MAX_ANCESTORS],
         epoch: Epoch::default(),
         revision: MapRevision(1),
         shards: MAX_SHARDS,
@@ -587,6 +599,7 @@ fn requests_that_contradict_themselves_are_refused_in_words() {
     let header = |seq, first| WriteHeader {
         seq: RequestSeq(seq),
         first_incomplete: RequestSeq(first),
+        begun: Default::default(),
         condition: Condition::Always,
     };
     let large = vec![0; MAX_VALUE_BYTES + 1];

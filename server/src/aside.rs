@@ -168,6 +168,7 @@ mod tests {
             held_as: HeldAs::Primary,
             view: ViewVersion(1),
             last: SequenceNumber::ZERO,
+            forgotten: SequenceNumber::ZERO,
         };
         writer.shard(&shard, &mut text);
         writer.end(&mut text);

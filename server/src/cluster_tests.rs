@@ -210,6 +210,7 @@ impl Client {
         WriteHeader {
             seq: RequestSeq(self.next),
             first_incomplete: RequestSeq(self.next.saturating_sub(40).max(1)),
+            begun: Default::default(),
             condition: Condition::Always,
         }
     }

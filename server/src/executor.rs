@@ -266,9 +266,8 @@ async fn load(
             Err(TryRecvError::Disconnected) => return,
         };
         let is_last = matches!(piece, LoadPiece::End(_));
-        let loaded = hub.during(Activity::Load, || {
-            hub.shard.borrow_mut().service.load(clock::now(), group, piece)
-        });
+        let loaded =
+            hub.during(Activity::Load, || hub.shard.borrow_mut().service.load(group, piece));
         if is_last || loaded.is_err() {
             // There is room for the one answer.
             let _ = done.try_send(loaded);

@@ -142,6 +142,7 @@ pub(crate) mod tests {
         };
         Map {
             cluster,
+            ancestors: Vec::new(),
             epoch: epoch(number),
             revision: MapRevision(revision),
             shards: placement.shards(),

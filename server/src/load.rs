@@ -16,9 +16,9 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use kv_core::dump::{DumpError, DumpItem, DumpReader, DumpRecord};
+use kv_core::dump::{DumpError, DumpItem, DumpReader, DumpRecord, DumpedShard};
 use kv_core::session::LoggedRecord;
-use kv_protocol::ids::{GroupId, SequenceNumber, ServerId, ShardId};
+use kv_protocol::ids::{GroupId, ServerId, ShardId};
 use kv_protocol::placement::Placement;
 
 use crate::fatal::Fatal;
@@ -165,8 +165,7 @@ struct Loader<'a> {
 
 /// The way to one executor.
 struct Feed {
-    shard: ShardId,
-    last: SequenceNumber,
+    line: DumpedShard,
     pieces: Sender<LoadPiece>,
     done: Receiver<Result<(), String>>,
     entries: DumpedEntries,
@@ -223,12 +222,12 @@ impl Loader<'_> {
                     self.filled.push(feed);
                 }
                 if self.source.shards.contains(&line.shard) {
-                    self.current = Some(self.begin(line.shard, line.last)?);
+                    self.current = Some(self.begin(line)?);
                 }
             }
             DumpItem::Entry(entry) => {
                 let Some(feed) = &mut self.current else { return Ok(()) };
-                if self.placement.locate(entry.digest) != (self.source.group, feed.shard) {
+                if self.placement.locate(entry.digest) != (self.source.group, feed.line.shard) {
                     return Err(Failed("it holds a key of another group or shard".to_owned()));
                 }
                 self.entries += 1;
@@ -249,7 +248,8 @@ impl Loader<'_> {
     }
 
     /// Tells an executor that its shard is coming.
-    fn begin(&self, shard: ShardId, last: SequenceNumber) -> Result<Feed, Failed> {
+    fn begin(&self, line: DumpedShard) -> Result<Feed, Failed> {
+        let shard = line.shard;
         let (pieces, incoming) = bounded(PIECES_WAITING);
         let (answer, done) = bounded(1);
         let group = self.source.group;
@@ -259,14 +259,14 @@ impl Loader<'_> {
             .push_order(message)
             .map_err(|_| Failed(format!("shard {shard} takes no orders; does it run?")))?;
         let (entries, records) = Default::default();
-        Ok(Feed { shard, last, pieces, done, entries, records })
+        Ok(Feed { line, pieces, done, entries, records })
     }
 
     /// The file was found whole: the shards are told, and have all of it.
     fn finish(&mut self) -> Result<(), Failed> {
         for feed in &mut self.filled {
             feed.flush()?;
-            feed.send(LoadPiece::End(feed.last))?;
+            feed.send(LoadPiece::End(feed.line))?;
         }
         for feed in &self.filled {
             feed.outcome()?;
@@ -294,11 +294,11 @@ impl Feed {
         }
         // A shard that takes no more has said why.
         self.outcome()?;
-        Err(Failed(format!("shard {} takes no more", self.shard)))
+        Err(Failed(format!("shard {} takes no more", self.line.shard)))
     }
 
     fn outcome(&self) -> Result<(), Failed> {
-        let shard = self.shard;
+        let shard = self.line.shard;
         let outcome = self.done.recv_timeout(SHARD_PATIENCE);
         outcome
             .map_err(|_| Failed(format!("shard {shard} did not answer; does it run?")))?

@@ -97,7 +97,7 @@ pub(crate) enum LoadPiece {
     /// Completion records.
     Records(Vec<LoggedRecord>),
     /// The dump was found whole, and this was its last write. The last piece.
-    End(SequenceNumber),
+    End(DumpedShard),
 }
 
 /// Entries one after the other; copied as they are, because turning them into text would hold the

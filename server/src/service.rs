@@ -21,7 +21,8 @@ use kv_core::replica::{ConnectionId, InstallError, Pumped, Replica, ReplicaConfi
 use kv_core::session::LoggedRecord;
 use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::{
-    Answer, Operation, Refusal, ReplicaRole, Request, Status, write_map_answer,
+    Answer, GROUPS_OF_A_SERVER, Operation, Refusal, ReplicaRole, Request, SessionStart, Status,
+    write_map_answer,
 };
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::ids::{
@@ -210,6 +211,16 @@ impl Service {
     }
 
     // --- Clients ---------------------------------------------------------------------------------
+
+    /// Where sessions of a client that is greeted now may begin.
+    pub(crate) fn session_starts(&self) -> [SessionStart; GROUPS_OF_A_SERVER] {
+        let mut starts = [SessionStart::default(); GROUPS_OF_A_SERVER];
+        for (start, hosted) in starts.iter_mut().zip(&self.hosted) {
+            let (group, committed) = (hosted.replica.group(), hosted.replica.session_start());
+            *start = SessionStart { group, committed };
+        }
+        starts
+    }
 
     /// Whether a write carries the digest of its key: it is what the write will be found by, here
     /// and at the other holder. Reads need no check; with a wrong digest they find nothing.
@@ -593,12 +604,7 @@ impl Service {
     ///
     /// # Errors
     /// Why not, in words; this process is of no use then.
-    pub(crate) fn load(
-        &mut self,
-        now: Time,
-        group: GroupId,
-        piece: LoadPiece,
-    ) -> Result<(), String> {
+    pub(crate) fn load(&mut self, group: GroupId, piece: LoadPiece) -> Result<(), String> {
         let me = self.identity.me;
         let hosted = self.hosted(group);
         let replica = &mut hosted.ok_or_else(|| format!("{me} does not hold it"))?.replica;
@@ -617,10 +623,10 @@ impl Service {
             }
             LoadPiece::Records(records) => {
                 for LoggedRecord { sn, record } in records {
-                    replica.load_record(now, sn, record);
+                    replica.load_record(sn, record);
                 }
             }
-            LoadPiece::End(last) => replica.finish_load(last),
+            LoadPiece::End(line) => replica.finish_load(line.last, line.forgotten),
         }
         self.has_news = true;
         Ok(())

@@ -7,17 +7,17 @@
 //!   at the end                        every table, and every key's history
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kv_protocol::View;
 use kv_protocol::control_message::ReplicaState;
-use kv_protocol::ids::{ClientId, ClusterId, GroupId};
+use kv_protocol::ids::{ClientId, ClusterId, GroupId, ShardId};
 
 use crate::invariants::{
     Violation, acked_is_held, copies_agree, copies_are_spared, dead_are_not_waited_for,
     keys_are_at_home, lease_before_grace, linearizable, may_serve, memory_is_bounded,
-    numbers_are_unique, once_only, one_server, one_view, taker_has_all, union_is_true,
-    versions_grow,
+    numbers_are_unique, once_only, one_server, one_view, sessions_are_kept, taker_has_all,
+    union_is_true, versions_grow,
 };
 use crate::server::Answered;
 use crate::world::World;
@@ -66,6 +66,9 @@ pub struct Checks {
     views: one_view::Views,
     numbers: numbers_are_unique::Numbers,
     answers: once_only::Answers,
+    used: sessions_are_kept::Used,
+    /// Names under which two clients write.
+    pub shared: BTreeSet<ClientId>,
 }
 
 impl Checks {
@@ -114,7 +117,7 @@ impl Checks {
         one_view::check(&mut self.views, cluster, view)
     }
 
-    /// A replica has answered a write for good.
+    /// A replica has answered a write of a client for good, under the name of its session.
     ///
     /// # Errors
     /// The promise that is broken.
@@ -123,11 +126,12 @@ impl Checks {
         world: &World,
         process: usize,
         shard: usize,
-        client: ClientId,
+        (client, name): (ClientId, ClientId),
         answered: &Answered,
     ) -> Result<(), Violation> {
         let (place, question) = ((answered.group, shard), (client, answered.request.0));
         once_only::check(&mut self.answers, place, question, answered)?;
+        sessions_are_kept::note(&mut self.used, world, place, name);
         if !answered.is_acked() {
             return Ok(());
         }
@@ -137,6 +141,22 @@ impl Checks {
         numbers_are_unique::check(&mut self.numbers, place, version, question)?;
         acked_is_held::check(world, process, place, answered)?;
         union_is_true::on_acked(world, process, place, answered)
+    }
+
+    /// A client was told that it has no session of this name.
+    ///
+    /// # Errors
+    /// The promise that is broken.
+    pub fn on_expired(
+        &mut self,
+        world: &World,
+        (group, shard): (GroupId, ShardId),
+        client: ClientId,
+    ) -> Result<(), Violation> {
+        if self.shared.contains(&client) {
+            return Ok(());
+        }
+        sessions_are_kept::check(&self.used, world, (group, usize::from(shard.0)), client)
     }
 
     /// Every thousand events.

@@ -8,12 +8,13 @@
 //!              +--- the deadline: in doubt, if any sending may have been executed
 //!              +--- the map says that nobody holds the group: LOST, or in doubt, as above
 //!              +--- SESSION_EXPIRED to its only sending: again, in a session begun anew
+//!              +--- SESSION_MISMATCH: not done, and the session is left to whoever else uses it
 //! ```
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use kv_protocol::client_message::{Answer, Status};
+use kv_protocol::client_message::{Answer, Status, Welcome};
 use kv_protocol::ids::{ClientId, GroupId, RequestSeq, SequenceNumber, ShardId, ViewVersion};
 use kv_protocol::map::Map;
 use kv_protocol::placement::Digest;
@@ -53,6 +54,10 @@ pub struct Client {
     /// The newest view of each group that it ever saw.
     views: Vec<View>,
     sessions: BTreeMap<(GroupId, ShardId), Session>,
+    /// Where sessions may begin, by the newest WELCOMEs.
+    starts: BTreeMap<(GroupId, ShardId), SequenceNumber>,
+    /// It was made as a copy of another client, under whose name it goes on.
+    pub is_clone: bool,
     /// What is under way, by request id.
     pub flights: BTreeMap<u64, Flight>,
     next_request: u64,
@@ -80,6 +85,8 @@ pub enum Wish {
     Send(SocketAddr, ShardId, ClientId, u64, Vec<u8>),
     /// Ask for the map.
     Map,
+    /// The servers do not know the session, of this name, of a write that is under way there.
+    Expired((GroupId, ShardId), ClientId),
     /// An operation has ended.
     Ended(Box<Flight>, Answered, Option<SequenceNumber>),
 }
@@ -92,6 +99,8 @@ impl Client {
             map: None,
             views: Vec::new(),
             sessions: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            is_clone: false,
             flights: BTreeMap::new(),
             next_request: 1,
             connections: BTreeMap::new(),
@@ -111,15 +120,21 @@ impl Client {
 
     /// Begins an operation.
     pub fn begin(&mut self, now: u64, plan: Plan) {
-        let Plan { slot, key, floor, asked, condition, value } = plan;
+        let Plan { slot, key, floor, mut asked, condition, value } = plan;
+        if self.is_clone && asked == Asked::Delete {
+            // Two removals of one key, under one number, are the same request.
+            asked = Asked::Read;
+        }
         let Some(map) = &self.map else { return };
         let digest = Digest::of(&key);
         let place = map.placement().locate(digest);
-        let (client, seq) = match asked {
-            Asked::Read => (self.id, RequestSeq(0)),
+        let (client, seq, begun) = match asked {
+            Asked::Read => (self.id, RequestSeq(0), SequenceNumber::ZERO),
             _ => {
-                let session = self.sessions.entry(place).or_insert_with(|| Session::new(self.id));
-                (session.client, session.begin())
+                let start = self.starts.get(&place).copied().unwrap_or_default();
+                let new = || Session::new(self.id, start);
+                let session = self.sessions.entry(place).or_insert_with(new);
+                (session.client, session.begin(), session.begun)
             }
         };
         let flight = Flight {
@@ -133,7 +148,9 @@ impl Client {
             client,
             seq,
             first_incomplete: seq,
+            begun,
             start: now,
+            slept: 0,
             floor,
             copies: 0,
             sent: None,
@@ -153,7 +170,7 @@ impl Client {
             self.flights.iter().filter(|(_, f)| f.due <= now).map(|(id, _)| *id).collect();
         for id in due {
             let flight = &self.flights[&id];
-            if now >= flight.start + DEADLINE {
+            if now >= flight.deadline() {
                 let answered = match flight.asked {
                     Asked::Read => Answered::InDoubt,
                     _ => flight.unless_in_doubt(Answered::Refused),
@@ -202,7 +219,7 @@ impl Client {
         flight.sent = Some((now, view));
         flight.was_sent = true;
         flight.doubtful += 1;
-        flight.due = (now + SILENCE).min(flight.start + DEADLINE);
+        flight.due = (now + SILENCE).min(flight.deadline());
         wishes.push(Wish::Send(address, shard, flight.client, id, bytes));
     }
 
@@ -252,10 +269,18 @@ impl Client {
                 self.seen.remove(&flight.key);
                 changed(false)
             }
-            (Status::SessionExpired, _) if flight.doubtful == 1 => {
-                return self.begin_session_anew(now, id);
+            (Status::SessionExpired, _) => {
+                wishes.push(Wish::Expired(flight.place, flight.client));
+                if flight.doubtful == 1 {
+                    return self.begin_session_anew(now, id);
+                }
+                Answered::InDoubt
             }
-            (Status::SessionExpired, _) => Answered::InDoubt,
+            (Status::SessionMismatch, _) => {
+                let (place, name) = (flight.place, flight.client);
+                self.leave_session(place, name);
+                Answered::Refused
+            }
             (Status::OutOfSpace, _) => flight.unless_in_doubt(Answered::Refused),
             (status, _) => {
                 if status == Status::WrongView {
@@ -296,14 +321,77 @@ impl Client {
     /// goes into another session, of another name.
     fn begin_session_anew(&mut self, now: u64, id: u64) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
-        let Some(session) = self.sessions.get_mut(&flight.place) else { return };
-        if session.client == flight.client {
+        let (place, name) = (flight.place, flight.client);
+        self.leave_session(place, name);
+        let (Some(flight), Some(session)) =
+            (self.flights.get_mut(&id), self.sessions.get_mut(&place))
+        else {
+            return;
+        };
+        (flight.client, flight.seq) = (session.client, session.begin());
+        flight.begun = session.begun;
+        (flight.sent, flight.doubtful, flight.due) = (None, 0, now + flight.pause);
+    }
+
+    /// Begins another session at a place, if the one there goes by this name.
+    fn leave_session(&mut self, place: (GroupId, ShardId), name: ClientId) {
+        let Some(session) = self.sessions.get_mut(&place) else { return };
+        if session.client == name {
             self.fresh_sessions += 1;
             let name = self.id.0 + (u128::from(self.fresh_sessions) << 32);
-            *session = Session::new(ClientId(name));
+            let start = self.starts.get(&place).copied().unwrap_or_default();
+            *session = Session::new(ClientId(name), start);
         }
-        (flight.client, flight.seq) = (session.client, session.begin());
-        (flight.sent, flight.doubtful, flight.due) = (None, 0, now + flight.pause);
+    }
+
+    /// A shard has greeted it.
+    pub fn on_welcome(&mut self, number: ConnectionNumber, welcome: &Welcome) {
+        let known = self.connections.iter().find(|(_, known)| **known == number);
+        let Some((&(_, shard, _), _)) = known else { return };
+        for start in welcome.starts {
+            let newest = self.starts.entry((start.group, shard)).or_default();
+            *newest = (*newest).max(start.committed);
+        }
+    }
+
+    /// Becomes a copy of another client as it is now, as the clone of a virtual machine is: the same names, and
+    /// the same numbers next.
+    pub fn become_clone_of(&mut self, other: &Client, wishes: &mut Vec<Wish>) {
+        let flights: Vec<u64> = self.flights.keys().copied().collect();
+        for id in flights {
+            self.end(id, Answered::InDoubt, None, wishes);
+        }
+        self.id = other.id;
+        self.sessions = other.sessions.clone();
+        self.starts = other.starts.clone();
+        self.is_clone = true;
+        // Names that it makes itself, and request ids, are its own.
+        self.fresh_sessions = 1_000;
+        self.next_request = 1 << 40;
+        self.connections.clear();
+    }
+
+    /// It goes on under a name that no other client has, with new sessions.
+    pub fn take_new_name(&mut self) {
+        self.id.0 += 1 << if self.is_clone { 97 } else { 98 };
+        self.sessions.clear();
+        self.is_clone = false;
+    }
+
+    /// The names under which it writes.
+    pub fn names(&self) -> impl Iterator<Item = ClientId> {
+        self.sessions.values().map(|session| session.client).chain([self.id])
+    }
+
+    /// It has slept for so long with its machine. Its deadlines have slept, too: its clock stood.
+    pub fn on_slept(&mut self, slept: u64) {
+        for flight in self.flights.values_mut() {
+            flight.slept += slept;
+            flight.due += slept;
+            if let Some((at, _)) = &mut flight.sent {
+                *at += slept;
+            }
+        }
     }
 
     /// A connection is gone: whatever waits on it is sent again soon.
@@ -318,14 +406,24 @@ impl Client {
         }
     }
 
-    /// It hears of another cluster, which has followed the one that it knew: whatever is under way there
-    /// is in doubt, and its sessions are new ones.
+    /// The cluster that it knew was restored under another name.
+    pub fn follow(&mut self, now: u64) {
+        self.views.clear();
+        self.connections.clear();
+        for flight in self.flights.values_mut() {
+            (flight.connection, flight.sent) = (None, None);
+            flight.due = flight.due.min(now + flight.pause);
+        }
+    }
+
+    /// It hears of a cluster that has nothing of the one that it knew: whatever is under way there is in doubt, and
+    /// its sessions are new ones.
     pub fn enter(&mut self, wishes: &mut Vec<Wish>) {
         let flights: Vec<u64> = self.flights.keys().copied().collect();
         for id in flights {
             self.end(id, Answered::InDoubt, None, wishes);
         }
-        self.id.0 += 1 << 64;
+        self.id.0 += 1 << if self.is_clone { 96 } else { 64 };
         self.sessions.clear();
         self.views.clear();
         self.connections.clear();

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kv_core::cluster::{
-    Cluster, ClusterConfig, DoubleFault, DurableState, Effect, Founding, LinkId,
-};
+use kv_core::cluster::{Cluster, ClusterConfig, DoubleFault, DurableState, Effect, LinkId, Origin};
 use kv_protocol::ids::{BootId, ClusterId, Epoch, Member, ServerId, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
 
@@ -37,8 +35,8 @@ pub struct Coordinator {
     /// When it is woken by time alone.
     pub wake_at: Option<u64>,
     shape: Shape,
-    /// How the groups of a restored cluster begin.
-    foundings: Vec<Founding>,
+    /// What a restored cluster begins with.
+    origin: Origin,
 }
 
 /// What a cluster of this run is made of.
@@ -73,7 +71,7 @@ impl Coordinator {
             orders: BTreeMap::new(),
             wake_at: None,
             shape,
-            foundings: Vec::new(),
+            origin: Origin::default(),
         };
         coordinator.cluster = Some(Cluster::found(now, coordinator.config(1), effects));
         coordinator
@@ -97,11 +95,11 @@ impl Coordinator {
     pub fn restore(
         &mut self,
         cluster: ClusterId,
-        foundings: Vec<Founding>,
+        origin: Origin,
         now: Time,
         effects: &mut Vec<Effect>,
     ) {
-        (self.shape.cluster, self.foundings) = (cluster, foundings);
+        (self.shape.cluster, self.origin) = (cluster, origin);
         (self.disk, self.storing) = (None, None);
         self.restart(now, effects);
     }
@@ -134,8 +132,10 @@ impl Coordinator {
                 let config = self.config(durable.epoch.number + 1);
                 Cluster::restart(now, config, durable, effects)
             }
-            None if self.foundings.is_empty() => Cluster::found(now, self.config(1), effects),
-            None => Cluster::found_restored(now, self.config(1), self.foundings.clone(), effects),
+            None if self.origin.foundings.is_empty() => {
+                Cluster::found(now, self.config(1), effects)
+            }
+            None => Cluster::found_restored(now, self.config(1), self.origin.clone(), effects),
         };
         self.cluster = Some(restarted);
     }

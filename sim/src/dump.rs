@@ -10,7 +10,7 @@ use kv_core::replica::{NoFullCopy, Replica};
 use kv_core::table::{WalkBudget, WalkCursor};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::copy_message::ContentDigest;
-use kv_protocol::ids::{OrderId, SequenceNumber, ShardId, Time};
+use kv_protocol::ids::{OrderId, SequenceNumber, ShardId};
 
 /// An entry of a table, owned.
 type Entry = (Vec<u8>, Vec<u8>, SequenceNumber);
@@ -117,14 +117,15 @@ pub struct DumpFile {
 }
 
 /// Fills an empty replica with its shard of a dump.
-pub fn load(replica: &mut Replica, shard: ShardId, last: SequenceNumber, now: Time, dump: &Dump) {
+pub fn load(replica: &mut Replica, shard: ShardId, last: SequenceNumber, dump: &Dump) {
     let place = (replica.group(), shard);
     let placement = replica.placement();
     for entry in dump.entries.iter().filter(|entry| placement.locate(entry.digest) == place) {
         replica.load_entry(&entry.key, &entry.value, entry.sn).expect("a run has memory enough");
     }
     for record in dump.records.iter().filter(|record| record.shard == shard) {
-        replica.load_record(now, record.sn, record.record);
+        replica.load_record(record.sn, record.record);
     }
-    replica.finish_load(last);
+    let forgotten = dump.header.shards.iter().find(|line| line.shard == shard);
+    replica.finish_load(last, forgotten.map_or(last, |line| line.forgotten));
 }

@@ -54,6 +54,14 @@ pub enum Happening {
     Resume(Option<usize>),
     /// A client wakes up.
     WakeClient(usize),
+    /// A client's machine sleeps for so long.
+    SleepClient(usize, u64),
+    /// It has slept for so long.
+    ClientSlept(usize, u64),
+    /// All machines sleep for so long.
+    SleepAll(u64),
+    /// A client goes on as a copy of another.
+    Clone,
     /// The answer to a client's question for the map.
     Map(usize, Box<kv_protocol::map::Map>),
     /// A question for the map comes to the coordinator.

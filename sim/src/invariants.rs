@@ -31,6 +31,7 @@
 //! |  | and a slow server costs no other its place | [`slow_are_spared`] |
 //! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
 //! | 22 | a stream is whole | [`streams_are_whole`] |
+//! | 23 | sessions are kept | [`sessions_are_kept`] |
 //! | 26 | a stop drops nothing that is not dumped | [`dumped_before_end`] |
 //!
 //! A panic of a machine counts as number 0.
@@ -65,6 +66,7 @@ pub mod one_view;
 pub mod only_primaries_answer;
 pub mod restored_has_all;
 pub mod served_at_rest;
+pub mod sessions_are_kept;
 pub mod sleepers_stay;
 pub mod slow_are_spared;
 pub mod streams_are_whole;

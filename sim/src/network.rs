@@ -65,6 +65,8 @@ pub struct Connection {
     lag: u64,
     /// Whether each end still takes part.
     pub open: [bool; 2],
+    /// Whether nothing comes to it any more but the word that the connection is over.
+    deaf: [bool; 2],
     directions: [Direction; 2],
 }
 
@@ -105,7 +107,8 @@ impl Network {
         };
         let number = ConnectionNumber(self.connections.len());
         let directions = Default::default();
-        self.connections.push(Connection { ends, hosts, lag, open: [true; 2], directions });
+        let (open, deaf) = ([true; 2], [false; 2]);
+        self.connections.push(Connection { ends, hosts, lag, open, deaf, directions });
         self.live.push(number);
         number
     }
@@ -158,7 +161,7 @@ impl Network {
         bytes: Vec<u8>,
     ) -> Option<Vec<u8>> {
         let connection = &mut self.connections[number.0];
-        if !connection.open[to] {
+        if !connection.open[to] || connection.deaf[to] {
             return None;
         }
         let from = 1 - to;
@@ -191,6 +194,11 @@ impl Network {
             return Vec::new();
         }
         connection.directions[1 - to].held.drain(..).flatten().collect()
+    }
+
+    /// Nothing more comes to an end but the word that the connection is over.
+    pub fn deafen(&mut self, number: ConnectionNumber, end: usize) {
+        self.connections[number.0].deaf[end] = true;
     }
 
     /// An end takes part no more.

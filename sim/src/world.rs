@@ -14,7 +14,7 @@ use std::time::Duration;
 use kv_core::cluster::{DoubleFault, Effect, KillReason};
 use kv_core::node::NodeEffect;
 use kv_protocol::ClusterKey;
-use kv_protocol::client_message::{Answer, Hello, opcode as client_opcode};
+use kv_protocol::client_message::{Answer, Hello, Welcome, opcode as client_opcode};
 use kv_protocol::control_message::{
     Admission, DumpedBytes, Heartbeat, Order, OrderFailure, OrdersHello, Report, ServerMessage,
     Started, opcode, write_orders_welcome,
@@ -26,7 +26,7 @@ use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CONTROL_BODY, SESSION_IDLE};
 use kv_protocol::placement::Placement;
 
 use crate::checks::Checks;
-use crate::client::{Client, Wish};
+use crate::client::{Client, Flight, Wish};
 use crate::clock::Clock;
 use crate::coordinator::{Coordinator, Shape};
 use crate::counts::Counts;
@@ -45,6 +45,7 @@ mod dispatch;
 mod rest;
 mod restore;
 mod servers;
+mod sleep;
 mod stop;
 mod wire;
 
@@ -129,6 +130,13 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Whether sessions are forgotten while the run lasts: machines sleep for longer then, and clients are cloned.
+    pub fn forgets_soon(&self) -> bool {
+        self.bounds.session_idle < SESSION_IDLE && !self.stands
+    }
+}
+
 /// The world. See the module's description.
 pub struct World {
     /// What it is made of.
@@ -153,6 +161,10 @@ pub struct World {
     /// Clients.
     pub clients: Vec<Client>,
     client_wakes: Vec<Option<u64>>,
+    /// Until when each client sleeps.
+    asleep_until: Vec<u64>,
+    /// For how long all machines have slept.
+    pub slept: u64,
     /// Frame buffers of control connections, by connection and end.
     inputs: BTreeMap<(ConnectionNumber, usize), FrameBuffer>,
     /// What clients do.
@@ -230,6 +242,8 @@ impl World {
             coordinator,
             clients: (0..config.clients).map(|n| Client::new(n as u128 + 1)).collect(),
             client_wakes: vec![None; config.clients],
+            asleep_until: vec![0; config.clients],
+            slept: 0,
             inputs: BTreeMap::new(),
             workload: Workload::new(),
             operator: Operator::default(),
@@ -254,6 +268,7 @@ impl World {
         }
         world.after(10_000_000, Happening::Nemesis);
         world.plan_stops();
+        world.plan_sleep();
         world
     }
 

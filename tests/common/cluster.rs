@@ -53,6 +53,7 @@ pub(crate) struct Builder {
 struct Shape {
     servers: usize,
     shards: u16,
+    clients_port: u16,
     cluster_file: Option<String>,
     flags: Vec<String>,
     in_foreground: bool,
@@ -90,6 +91,12 @@ pub(crate) struct Dumps {
 impl Builder {
     pub(crate) fn servers(mut self, servers: usize) -> Builder {
         self.shape.servers = servers;
+        self
+    }
+
+    /// The coordinator's clients port; otherwise a free one.
+    pub(crate) fn clients_port(mut self, port: u16) -> Builder {
+        self.shape.clients_port = port;
         self
     }
 
@@ -188,7 +195,7 @@ impl Shape {
         });
         fs::write(&file, text).expect("write the cluster file");
         let mut command = Command::new(&self.coordinator);
-        command.args(["-c", "0", "-s", "0"]);
+        command.args(["-c", &self.clients_port.to_string(), "-s", "0"]);
         if self.in_foreground {
             command.stdin(Stdio::piped());
         } else {
@@ -257,6 +264,7 @@ impl Cluster {
         let shape = Shape {
             servers: 3,
             shards: 1,
+            clients_port: 0,
             cluster_file: None,
             flags: Vec::new(),
             in_foreground: false,

@@ -161,6 +161,7 @@ pub(crate) fn map(revision: u64, version: u64) -> Map {
     };
     Map {
         cluster: CLUSTER,
+        ancestors: Vec::new(),
         epoch: EPOCH,
         revision: MapRevision(revision),
         shards: 1,

@@ -252,6 +252,7 @@ pub(crate) fn write_number(seq: u64) -> WriteHeader {
     WriteHeader {
         seq: RequestSeq(seq),
         first_incomplete: RequestSeq(seq),
+        begun: Default::default(),
         condition: Condition::Always,
     }
 }

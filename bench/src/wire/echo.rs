@@ -122,7 +122,7 @@ mod tests {
         let (mut echo, mut output) = (Echo::new(64), Vec::new());
         echo.request(&Request { slot: 5, key: &[b'k'; 16], value: None }, &mut output);
         let head = Head::read(&output).unwrap().unwrap();
-        assert_eq!(head, Head { length: 8 + 60 + 16, reply: 8 + 28 + 64, tag: 5 });
+        assert_eq!(head, Head { length: 8 + 68 + 16, reply: 8 + 28 + 64, tag: 5 });
         assert_eq!(output.len(), head.length);
         let mut reply = Vec::new();
         head.write_reply(&mut reply);

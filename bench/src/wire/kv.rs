@@ -8,7 +8,7 @@ use kv_protocol::client_message::{
     Answer, Condition, Operation, Refusal, Request as WireRequest, Status, WriteHeader, opcode,
 };
 use kv_protocol::frame::{FrameRules, split_frame};
-use kv_protocol::ids::{RequestId, RequestSeq, ViewVersion};
+use kv_protocol::ids::{RequestId, RequestSeq, SequenceNumber, ViewVersion};
 use kv_protocol::limits::{MAX_ANSWER_BODY, SESSION_WINDOW};
 use kv_protocol::placement::Digest;
 
@@ -23,6 +23,8 @@ pub(crate) const RULES: FrameRules = FrameRules::unchecked(MAX_ANSWER_BODY);
 pub(crate) struct Kv {
     /// Of the group.
     view: ViewVersion,
+    /// Where the session of this connection's client began.
+    begun: SequenceNumber,
     /// The number of the next write of this connection's session (consistency.md §8).
     next: u64,
     /// Writes that have not ended, by number, with their slots.
@@ -30,9 +32,9 @@ pub(crate) struct Kv {
 }
 
 impl Kv {
-    /// A connection that was welcomed, whose group has this view.
-    pub(crate) fn new(view: ViewVersion) -> Kv {
-        Kv { view, next: 1, open: VecDeque::new() }
+    /// A connection that was welcomed, whose group has this view, and where that lets a session begin.
+    pub(crate) fn new(view: ViewVersion, begun: SequenceNumber) -> Kv {
+        Kv { view, begun, next: 1, open: VecDeque::new() }
     }
 
     fn first_incomplete(&self) -> u64 {
@@ -55,6 +57,7 @@ impl Wire for Kv {
                 let header = WriteHeader {
                     seq: RequestSeq(seq),
                     first_incomplete: RequestSeq(self.first_incomplete()),
+                    begun: self.begun,
                     condition: Condition::Always,
                 };
                 Operation::Put(header, value)
@@ -98,7 +101,6 @@ impl Wire for Kv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kv_protocol::ids::SequenceNumber;
 
     fn put(slot: u32) -> Request<'static> {
         Request { slot, key: b"k", value: Some(b"v") }
@@ -113,7 +115,7 @@ mod tests {
 
     #[test]
     fn no_write_begins_sixty_four_after_the_first_that_has_not_ended() {
-        let (mut kv, mut output) = (Kv::new(ViewVersion(1)), Vec::new());
+        let (mut kv, mut output) = (Kv::new(ViewVersion(1), SequenceNumber::ZERO), Vec::new());
         for slot in 0..64 {
             assert!(kv.has_room());
             kv.request(&put(slot), &mut output);
@@ -133,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_write_that_one_table_holds_is_told_apart_and_a_refusal_ends_the_run() {
-        let mut kv = Kv::new(ViewVersion(1));
+        let mut kv = Kv::new(ViewVersion(1), SequenceNumber::ZERO);
         kv.request(&put(0), &mut Vec::new());
         let bytes = answer(0, Status::Ok, 1);
         let reply = kv.reply(&bytes).unwrap().unwrap();

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kv_protocol::client_message::{Answer, Refusal, Status, Welcome, opcode, read_map_answer};
 use kv_protocol::escape;
-use kv_protocol::ids::{ClientId, RequestId};
+use kv_protocol::ids::{ClientId, GroupId, RequestId, ShardId};
 
 use super::Engine;
 use crate::completion::{Answered, Ends};
@@ -19,6 +19,7 @@ use crate::operation::{Kind, OpId, Operation, Stage};
 use crate::output::Released;
 use crate::places::Place;
 use crate::poller::Readiness;
+use crate::router::MapRefusal;
 use crate::session::Session;
 
 /// A connection that has nothing to read keeps the buffer of an answer up to this long.
@@ -62,8 +63,14 @@ impl Engine {
         let target = Target::Map { address: self.map_source.next(now) };
         match self.connect(target, now) {
             Ok(token) => self.map_source.asking(token),
-            Err(error) => self.map_source.failed(&error.to_string(), &mut self.random, now),
+            Err(error) => self.on_no_map(&error.to_string(), now),
         }
+    }
+
+    /// Nobody there has a map that this client can use.
+    fn on_no_map(&mut self, why: &str, now: Instant) {
+        let has_asked_all = self.map_source.failed(why, &mut self.random, now);
+        self.is_stranded |= has_asked_all && self.other_cluster.is_some();
     }
 
     /// A connection has ended: what was on it is tried again.
@@ -94,7 +101,7 @@ impl Engine {
             Target::Map { address } => {
                 let words = || format!("no map from {address}: {why}");
                 self.options.log.write(Level::Info, words);
-                self.map_source.failed(why, &mut self.random, now);
+                self.on_no_map(why, now);
                 if let Some(at) = self.map_source.ask_at() {
                     self.wake_by(at);
                 }
@@ -162,6 +169,7 @@ impl Engine {
                     return waiting.push_back(id);
                 };
                 operation.session = Some((current, seq));
+                operation.begun = session.begun(|| connection.session_start(place.0));
             }
             // A number of a session that was given up keeps the mark it was first sent with.
             if operation.session.is_some_and(|(client, _)| client == current) {
@@ -349,13 +357,21 @@ impl Engine {
             }
             opcode::WELCOME if !is_open => {
                 connection.is_open = true;
-                self.check_welcome(target, &Welcome::read(body).map_err(nonsense)?)?;
+                let welcome = Welcome::read(body).map_err(nonsense)?;
+                connection.starts = welcome.starts;
+                self.check_welcome(target, &welcome)?;
                 Ok(Flow::GoOn)
             }
             opcode::MAP_ANSWER if is_open && is_for_map => {
                 let map = read_map_answer(body).map_err(nonsense)?;
                 let words = format!("map {} taken from {}", map.revision, target.address());
-                self.router.learn(map).map_err(|refusal| refusal.to_string())?;
+                let got = map.cluster;
+                if let Err(refusal) = self.router.learn(map) {
+                    let is_other = matches!(refusal, MapRefusal::OtherCluster { .. });
+                    self.other_cluster = is_other.then_some(got).or(self.other_cluster);
+                    return Err(refusal.to_string());
+                }
+                self.other_cluster = None;
                 self.options.log.write(Level::Info, || words);
                 self.statistics.maps += 1;
                 self.map_source.answered(self.router.servers(), now);
@@ -368,7 +384,8 @@ impl Engine {
 
     /// Whether the one who answers is the one that was meant.
     fn check_welcome(&self, target: Target, welcome: &Welcome) -> Result<(), String> {
-        if let Some(cluster) = self.router.cluster()
+        // Of another cluster the map says whether it was restored from this one.
+        if let (Target::Shard { .. }, Some(cluster)) = (target, self.router.cluster())
             && welcome.cluster != cluster
         {
             return Err(format!("it belongs to cluster {}, not {cluster}", welcome.cluster));
@@ -424,6 +441,7 @@ impl Engine {
                 self.finish(id, Err(Error::Conflict { action, version }), ends);
             }
             Status::SessionExpired => self.on_session_expired(id, now, ends),
+            Status::SessionMismatch => self.on_session_mismatch(id, ends),
             // A write that was pending when the server lost its view ends so too.
             Status::WrongView if is_current => {
                 let (trouble, server) = (spoken(operation, answer), operation.server);
@@ -513,19 +531,35 @@ impl Engine {
         };
         operation.session = None;
         operation.doubtful = 0;
-        if let Some(Place { session, .. }) = self.places.get_mut(place)
-            && session.client() == client
-        {
-            self.fresh_sessions += 1;
-            let fresh = ClientId(self.client.0.wrapping_add(self.fresh_sessions));
-            *session = Session::new(fresh);
-            self.retire(client);
-            let words =
-                || "the servers had forgotten this client's session; another is begun".into();
-            self.options.log.write(Level::Info, words);
-        }
+        self.begin_session_anew(place, client, "the servers had forgotten this client's session");
         self.back_off(id, &"the servers had forgotten this client's session".into(), now);
         self.leave_session(place, None);
+    }
+
+    /// Another write had this number in this client's session: another process, as a copy of this one's machine,
+    /// uses the same client id. The number belongs to the other write, so this one was not done and never will be.
+    /// The session is left to the other process.
+    fn on_session_mismatch(&mut self, id: OpId, ends: &mut dyn Ends) {
+        let Some(operation) = self.operations.get(id) else { return };
+        let (action, place, session) = (operation.action(), operation.place, operation.session);
+        let (Some(place), Some((client, _))) = (place, session) else {
+            let reason = "a session's answer to what is no write".to_owned();
+            return self.finish(id, Err(Error::Protocol { action, reason }), ends);
+        };
+        self.begin_session_anew(place, client, "another process uses this client's id");
+        self.finish(id, Err(Error::SharedIdentity { action }), ends);
+        self.leave_session(place, None);
+    }
+
+    /// Gives a place a session under another client id, unless that has happened.
+    fn begin_session_anew(&mut self, place: (GroupId, ShardId), client: ClientId, why: &str) {
+        let Some(Place { session, .. }) = self.places.get_mut(place) else { return };
+        if session.client() != client {
+            return;
+        }
+        *session = Session::new(self.fresh_ids.next(self.client));
+        self.retire(client);
+        self.options.log.write(Level::Info, || format!("{why}; another session is begun"));
     }
 
     /// Whether a client id is that of a session, or the one that reads go under.

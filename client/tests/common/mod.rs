@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use kv_client::{Client, OpOptions, Options};
 use kv_protocol::client_message::{
-    Answer, Condition, Hello, Operation, Question, Refusal, ReplicaRole, Request, Status, Welcome,
-    WriteHeader, opcode, write_map_answer,
+    Answer, Condition, Hello, Operation, Question, Refusal, ReplicaRole, Request, SessionStart,
+    Status, Welcome, WriteHeader, opcode, write_map_answer,
 };
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::*;
@@ -109,6 +109,8 @@ struct State {
     table: HashMap<Vec<u8>, (Vec<u8>, u64)>,
     sessions: HashMap<(ClientId, GroupId, ShardId), Session>,
     last_sn: u64,
+    /// Sessions that began before this write are not begun again.
+    forgotten: u64,
     /// Writes that took effect, by key.
     executed: Vec<(Vec<u8>, Vec<u8>)>,
     seen: Vec<Seen>,
@@ -151,6 +153,7 @@ impl Fake {
             (0..servers).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let map = Map {
             cluster: ClusterId(0xfa4e),
+            ancestors: Vec::new(),
             epoch: Epoch { number: 1, boot: BootId(1) },
             revision: MapRevision(1),
             shards,
@@ -178,6 +181,7 @@ impl Fake {
             table: HashMap::new(),
             sessions: HashMap::new(),
             last_sn: 0,
+            forgotten: 0,
             executed: Vec::new(),
             seen: Vec::new(),
             script: Box::new(|_| Act::Serve),
@@ -295,7 +299,9 @@ impl Fake {
 
     /// Makes the servers forget all sessions, as after ten idle minutes.
     pub fn forget_sessions(&self) {
-        self.state().sessions.clear();
+        let state = &mut *self.state();
+        state.sessions.clear();
+        state.forgotten = state.last_sn;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -402,7 +408,7 @@ fn say_welcome(server: Option<u16>, state: &Mutex<State>, output: &mut Vec<u8>) 
         std::thread::yield_now();
     }
     let state = &mut *lock(state);
-    welcome(server, &state.map).write(output);
+    welcome(server, &state.map, state.last_sn).write(output);
     let is_cut = server.is_some() && state.cuts_after_welcome > 0;
     state.cuts_after_welcome -= usize::from(is_cut);
     !is_cut
@@ -420,13 +426,19 @@ fn give_map(server: Option<u16>, state: &mut State, output: &mut Vec<u8>) {
     write_map_answer(output, &state.map);
 }
 
-fn welcome(server: Option<u16>, map: &Map) -> Welcome {
+fn welcome(server: Option<u16>, map: &Map, last_sn: u64) -> Welcome {
+    let servers = map.placement().servers();
+    let start = |group| SessionStart { group, committed: SequenceNumber(last_sn) };
+    let starts = server.map_or([SessionStart::default(); 2], |at| {
+        [start(GroupId(at)), start(GroupId((at + servers - 1) % servers))]
+    });
     Welcome {
         cluster: map.cluster,
         server: server.map(member),
-        servers: map.placement().servers(),
+        servers,
         shards: map.shards,
         max_value: 16 << 20,
+        starts,
     }
 }
 
@@ -517,7 +529,7 @@ fn write(
     header: WriteHeader,
 ) -> (Status, u64) {
     let known = state.sessions.contains_key(&session);
-    if !known && header.first_incomplete.0 > 1 {
+    if !known && header.begun.0 < state.forgotten {
         return (Status::SessionExpired, 0);
     }
     let remembered = state.sessions.entry(session).or_default();

@@ -25,7 +25,7 @@ pub(crate) mod written;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kv_core::cluster::{DUMP_BYTES_PER_SECOND, Founding};
+use kv_core::cluster::{DUMP_BYTES_PER_SECOND, Origin};
 use kv_core::dump::DumpHeader;
 use kv_core::restore::{self, Loss, Verdict};
 use kv_protocol::{ClusterId, GroupId, ServerId, ShardId};
@@ -42,8 +42,8 @@ use crate::plan::Plan;
 pub(crate) struct Restoration {
     /// The cluster that was.
     pub(crate) cluster: ClusterId,
-    /// By group.
-    pub(crate) foundings: Vec<Founding>,
+    /// What it begins with, by group, and the clusters before it.
+    pub(crate) origin: Origin,
     /// By server: what it begins with.
     pub(crate) loads: Vec<Vec<Load>>,
     /// What loading may take beyond an ordinary start.
@@ -178,7 +178,8 @@ pub(crate) async fn prepare(
     }
     let bytes: u64 = loads.iter().flatten().map(|load| load.bytes).sum();
     let patience = Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
-    Ok(Restoration { cluster: state.cluster, foundings, loads, patience, dir: plan.dir.clone() })
+    let origin = Origin { foundings, ancestors: chosen.ancestors.clone() };
+    Ok(Restoration { cluster: state.cluster, origin, loads, patience, dir: plan.dir.clone() })
 }
 
 /// What to do about members of the old cluster that may live. They may hold newer data than any dump, so the

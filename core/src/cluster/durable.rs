@@ -35,6 +35,11 @@ const TROUBLE_LASTS: Duration = Duration::from_secs(3);
 pub struct DurableState {
     /// The cluster.
     pub cluster: ClusterId,
+    /// The clusters that it was restored from, the latest first; at most [`MAX_ANCESTORS`].
+    ///
+    /// [`MAX_ANCESTORS`]: kv_protocol::limits::MAX_ANCESTORS
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestors: Vec<ClusterId>,
     /// The term in which this was written.
     pub epoch: Epoch,
     /// Shards of every group.

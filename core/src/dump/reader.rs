@@ -14,8 +14,8 @@ use kv_protocol::ids::{ClusterId, GroupId, Incarnation, Member, ServerId};
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
 use super::{
-    DumpEntry, DumpError, DumpHeader, DumpOrigin, DumpRecord, DumpedShard, END, FIRST_LINE, SHARD,
-    parse_end, parse_entry, parse_record, parse_shard,
+    DumpEntry, DumpError, DumpHeader, DumpOrigin, DumpRecord, DumpedShard, END, FIRST_LINE,
+    FIRST_LINE_BEFORE, SHARD, parse_end, parse_entry, parse_record, parse_shard,
 };
 
 /// The longest line that a dump can have: every byte of key and value is escaped.
@@ -139,8 +139,8 @@ impl DumpReader {
     fn fact(&mut self, line: &str) -> Result<Option<DumpItem>, DumpError> {
         let facts = &mut self.facts;
         let taken = match self.lines {
-            1 if line == FIRST_LINE => Ok(()),
-            1 => Err("expected `# kv-dump 2`, the only format known"),
+            1 if line == FIRST_LINE || line == FIRST_LINE_BEFORE => Ok(()),
+            1 => Err("expected `# kv-dump 3`, or `# kv-dump 2` of an earlier version"),
             2 => set(&mut facts.cluster, line, "# cluster ", "expected `# cluster <hex>`"),
             3 => {
                 let mut server = 0;
@@ -257,6 +257,7 @@ mod tests {
             held_as: HeldAs::Primary,
             view: ViewVersion(3),
             last: SequenceNumber(9),
+            forgotten: SequenceNumber(0),
         };
         writer.shard(&line, &mut file);
         for (key, value) in entries {

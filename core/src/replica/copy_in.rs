@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 use kv_protocol::copy_message::{CopyEnd, CopyEntry, CopyFragment, CopyRecord, CopyStart, Marked};
-use kv_protocol::ids::{SequenceNumber, Time};
+use kv_protocol::ids::SequenceNumber;
 
 use super::follower::Follower;
 use super::{Replica, Role, StreamError};
@@ -100,6 +100,7 @@ impl Replica {
         }
         copy.stage = Stage::Begun;
         follower.last = start.sn;
+        self.sessions.raise_horizon(start.forgotten);
         Ok(())
     }
 
@@ -174,13 +175,9 @@ impl Replica {
             && self.table.version_of(hash, key).is_some_and(|here| here >= version)
     }
 
-    pub(super) fn on_copy_record(
-        &mut self,
-        now: Time,
-        record: &CopyRecord,
-    ) -> Result<(), StreamError> {
+    pub(super) fn on_copy_record(&mut self, record: &CopyRecord) -> Result<(), StreamError> {
         self.take_copy_message()?;
-        self.sessions.record(now, record.sn, record.record);
+        self.sessions.record(record.sn, record.record);
         Ok(())
     }
 

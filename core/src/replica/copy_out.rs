@@ -185,9 +185,15 @@ impl CopyOut {
 
     /// Says that it begins, unless that was said. Comes before every write of the stream: a write may
     /// have come in the same wake-up as the candidate's WELCOME.
-    pub(super) fn pump_start(&mut self, view: ViewVersion, batch: &mut BatchWriter<'_>) {
+    pub(super) fn pump_start(
+        &mut self,
+        view: ViewVersion,
+        sessions: &Sessions,
+        batch: &mut BatchWriter<'_>,
+    ) {
         if !self.is_started && !holes::is_open(Hole::CopyBeforeStream) && !batch.is_full() {
-            batch.push(&PeerMessage::CopyStart(CopyStart { view, sn: self.start }));
+            let (sn, forgotten) = (self.start, sessions.horizon());
+            batch.push(&PeerMessage::CopyStart(CopyStart { view, sn, forgotten }));
             self.is_started = true;
         }
     }
@@ -218,7 +224,8 @@ impl CopyOut {
         let is_all_said = self.walk.is_none() && self.waiting.is_empty() && self.clients.is_empty();
         if is_all_said && !batch.is_full() {
             if begins_late {
-                batch.push(&PeerMessage::CopyStart(CopyStart { view, sn: last }));
+                let (sn, forgotten) = (last, sessions.horizon());
+                batch.push(&PeerMessage::CopyStart(CopyStart { view, sn, forgotten }));
             }
             if !batch.is_full() {
                 self.say_end(view, last, committed, table, sessions, batch);

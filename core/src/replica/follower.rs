@@ -101,24 +101,19 @@ impl Replica {
     /// the refusal, and not a newer one, which has to be installed first.
     pub(super) fn on_message_of_another_view(
         &mut self,
-        now: Time,
         message: &PeerMessage<'_>,
         got: ViewVersion,
         installed: ViewVersion,
     ) -> Result<(), StreamError> {
         #[cfg(feature = "holes")]
-        if self.takes_old_message(now, message, got) {
+        if self.takes_old_message(message, got) {
             return Ok(());
         }
-        let _ = (now, message);
+        let _ = message;
         Err(StreamError::View { got, installed })
     }
 
-    pub(super) fn on_prepare(
-        &mut self,
-        now: Time,
-        prepare: &Prepare<'_>,
-    ) -> Result<(), StreamError> {
+    pub(super) fn on_prepare(&mut self, prepare: &Prepare<'_>) -> Result<(), StreamError> {
         self.may_follow()?;
         let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
         let sn = prepare.sn;
@@ -135,7 +130,7 @@ impl Replica {
         if !prepare.key.is_empty() && self.config.placement.locate(prepare.digest) != place {
             return Err(StreamError::ForeignKey { sn });
         }
-        if !self.apply(now, prepare)? {
+        if !self.apply(prepare)? {
             return Ok(());
         }
         let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
@@ -155,7 +150,7 @@ impl Replica {
     }
 
     /// Does what a write does; `false` while the rest of its value is missing.
-    fn apply(&mut self, now: Time, prepare: &Prepare<'_>) -> Result<bool, StreamError> {
+    fn apply(&mut self, prepare: &Prepare<'_>) -> Result<bool, StreamError> {
         let sn = prepare.sn;
         let hash = self.hash_of(prepare.digest, prepare.key);
         match prepare.effect {
@@ -167,17 +162,17 @@ impl Replica {
                 let put = self.table.put(hash, prepare.key, prepare.value, sn);
                 let replaced = put.map_err(|_| self.out_of_memory(sn))?;
                 self.check_order(sn, replaced);
-                self.keep_record(now, sn, prepare.record);
+                self.keep_record(sn, prepare.record);
             }
             Effect::Delete => {
                 self.table.remove(hash, prepare.key);
                 if let Role::Candidate(_, copy) = &mut self.role {
                     copy.bury(hash, prepare.key, sn);
                 }
-                self.keep_record(now, sn, prepare.record);
+                self.keep_record(sn, prepare.record);
             }
-            Effect::Nothing => self.keep_record(now, sn, prepare.record),
-            Effect::ForgetSession => self.sessions.forget(prepare.record.client),
+            Effect::Nothing => self.keep_record(sn, prepare.record),
+            Effect::ForgetSessions => self.sessions.forget(prepare.record.version),
         }
         Ok(true)
     }
@@ -207,17 +202,13 @@ impl Replica {
         StreamError::OutOfMemory { sn }
     }
 
-    fn keep_record(&mut self, now: Time, sn: SequenceNumber, record: CompletionRecord) {
+    fn keep_record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         if !holes::is_open(Hole::RecordNotInPrepare) {
-            self.sessions.record(now, sn, record);
+            self.sessions.record(sn, record);
         }
     }
 
-    pub(super) fn on_fragment(
-        &mut self,
-        now: Time,
-        fragment: &Fragment<'_>,
-    ) -> Result<(), StreamError> {
+    pub(super) fn on_fragment(&mut self, fragment: &Fragment<'_>) -> Result<(), StreamError> {
         self.may_follow()?;
         let sn = fragment.sn;
         let (Role::TakingOver(follower) | Role::Secondary(follower) | Role::Candidate(follower, _)) =
@@ -244,7 +235,7 @@ impl Replica {
             follower.last = sn;
             follower.owe_ack(whole.t_send);
             self.apply_committed(sn, Effect::Put, Some(whole.staged));
-            self.keep_record(now, sn, whole.record);
+            self.keep_record(sn, whole.record);
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What messages of an older view do to a replica that does not refuse them: only where a hole is
 //! open, and only in builds that can open one.
 
-use kv_protocol::ids::{SequenceNumber, Time, ViewVersion};
+use kv_protocol::ids::{SequenceNumber, ViewVersion};
 use kv_protocol::peer_message::{Ack, Effect, PeerMessage, Prepare};
 
 use super::{Replica, Role};
@@ -18,7 +18,6 @@ impl Replica {
     /// Takes a message of an older view, where the rule against that is left out.
     pub(super) fn takes_old_message(
         &mut self,
-        now: Time,
         message: &PeerMessage<'_>,
         view: ViewVersion,
     ) -> bool {
@@ -30,7 +29,7 @@ impl Replica {
         let (sn, echo) = match message {
             PeerMessage::Prepare(prepare) => {
                 if accepts {
-                    self.apply_old(now, prepare);
+                    self.apply_old(prepare);
                 }
                 (prepare.sn, prepare.t_send)
             }
@@ -41,10 +40,10 @@ impl Replica {
         true
     }
 
-    fn apply_old(&mut self, now: Time, prepare: &Prepare<'_>) {
+    fn apply_old(&mut self, prepare: &Prepare<'_>) {
         if self.follower().is_some() {
             // Whatever does not fit is acked all the same.
-            let _ = self.on_prepare(now, prepare);
+            let _ = self.on_prepare(prepare);
             return;
         }
         let hash = self.hash_of(prepare.digest, prepare.key);

@@ -15,12 +15,14 @@
 //! the candidate is told to have caught up; from then on only a view ends it, because any moment
 //! the coordinator may make the candidate a secondary, and may then name it primary.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use kv_protocol::client_message::Status;
 use kv_protocol::control_message::Following;
 use kv_protocol::copy_message::Marked;
-use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber, Time};
+use kv_protocol::ids::{ClientId, RequestHash, RequestSeq, SequenceNumber, Time};
+use kv_protocol::limits::SESSIONS_FORGOTTEN_AT_ONCE;
 use kv_protocol::peer_message::{Ack, CompletionRecord, Effect};
 use kv_protocol::placement::Digest;
 
@@ -31,11 +33,8 @@ use super::{Answers, Replica, Role, StreamError};
 use crate::holes::{self, Hole};
 use crate::table::{LOOK_AHEAD, Staged, TableHash};
 
-/// How often, in the time after which a session is idle, idle ones are looked for; how many are forgotten
-/// at once, and how soon the next ones follow when there are more.
+/// How often, in the time after which a session is idle, idle ones are looked for.
 const LOOKS_FOR_IDLE: u32 = 10;
-const FORGET_AT_ONCE: usize = 256;
-const FORGET_MORE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// After so many streams in a row that brought no write forward, the other end does not keep up. Each is
 /// dialled after a longer pause, so this takes a quarter of a second.
@@ -53,6 +52,15 @@ pub(super) struct Primary {
     pub(super) candidacy: Candidacy,
     /// When idle sessions are looked for next.
     forget_at: Option<Time>,
+    /// How far the log was, for the time after which a session is idle: by that the horizon is raised.
+    marks: VecDeque<Mark>,
+}
+
+/// The last committed write when this shard had been awake for so long.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    awake: Duration,
+    committed: SequenceNumber,
 }
 
 /// How far the candidate of the view is, if the view has one.
@@ -176,7 +184,14 @@ impl Sender {
 
 impl Primary {
     pub(super) fn new(sender: Sender, standing: Standing, candidacy: Candidacy) -> Primary {
-        Primary { sender, standing, lease: Lease::default(), candidacy, forget_at: None }
+        Primary {
+            sender,
+            standing,
+            lease: Lease::default(),
+            candidacy,
+            forget_at: None,
+            marks: VecDeque::new(),
+        }
     }
 
     /// Whether it may serve, dial, and enter a union.
@@ -426,50 +441,84 @@ impl Replica {
         }
     }
 
-    /// Forgets sessions that nobody uses; that is a write of its own, so both holders forget the
-    /// same ones.
+    /// Forgets sessions that have written nothing for long; that is a write of its own, so both holders forget
+    /// the same ones. Time in which this shard slept ages nobody: a client on the same machine slept as well.
     fn forget_idle_sessions(&mut self, now: Time, answers: &mut impl Answers) {
         let idle_after = self.config.session_idle;
         let look_again = idle_after / LOOKS_FOR_IDLE;
+        let awake = match holes::is_open(Hole::IdleByTheClock) {
+            true => now.since(Time::default()),
+            false => self.awake.at(now),
+        };
         let Some(primary) = self.primary_mut() else { return };
         let due = *primary.forget_at.get_or_insert(now + look_again);
         if now < due || !primary.is_active() {
             return;
         }
-        let idle = self.sessions.idle(now, idle_after, FORGET_AT_ONCE);
-        let has_more = idle.len() == FORGET_AT_ONCE;
-        let interval = if has_more { FORGET_MORE_INTERVAL } else { look_again };
-        if let Some(primary) = self.primary_mut() {
-            primary.forget_at = Some(now + interval);
+        primary.forget_at = Some(now + look_again);
+        let pending = holes::is_open(Hole::PendingForgotten);
+        let log = &primary.sender.log;
+        let committed = if pending { log.last() } else { log.committed() };
+        // One who looks late after a sleep has not been awake for much longer than at his last look.
+        if primary.marks.back().is_none_or(|mark| awake >= mark.awake + look_again / 2) {
+            primary.marks.push_back(Mark { awake, committed });
         }
-        for client in idle {
-            self.forget_session(client, answers);
+        let mut horizon = None;
+        while let Some(mark) = primary.marks.front()
+            && awake >= mark.awake + idle_after
+        {
+            horizon = Some(mark.committed);
+            primary.marks.pop_front();
+        }
+        if let Some(horizon) = horizon
+            && self.sessions.has_idle(horizon)
+        {
+            self.forget_sessions(horizon, answers);
         }
     }
 
-    fn forget_session(&mut self, client: ClientId, answers: &mut impl Answers) {
+    /// Makes room for another session: those go that have written nothing for longest.
+    pub(super) fn forget_oldest_sessions(&mut self, answers: &mut impl Answers) {
+        let Some(primary) = self.primary() else { return };
+        let committed = primary.sender.log.committed();
+        let horizon = self.sessions.horizon_of_oldest(SESSIONS_FORGOTTEN_AT_ONCE, committed);
+        if let Some(horizon) = horizon {
+            self.forget_sessions(horizon, answers);
+        }
+    }
+
+    /// Never one whose write is pending: its horizon is committed.
+    fn forget_sessions(&mut self, horizon: SequenceNumber, answers: &mut impl Answers) {
         let Some(primary) = self.primary() else { return };
         if self.draining || !primary.sender.log.has_room(0) {
             return;
         }
-        let sn = primary.sender.log.last().next();
         let digest = Digest([0; 16]);
-        self.sessions.forget(client);
+        self.sessions.forget(horizon);
         let write = PendingWrite {
-            effect: Effect::ForgetSession,
+            effect: Effect::ForgetSessions,
             digest,
             hash: self.hash_of(digest, &[]),
             record: CompletionRecord {
-                client,
+                client: ClientId(0),
                 seq: RequestSeq(0),
                 first_incomplete: RequestSeq(0),
                 status: Status::Ok,
-                version: sn,
+                version: horizon,
+                request: RequestHash::default(),
             },
             staged: None,
             waiter: None,
             bytes: 0,
         };
         self.log(write, answers);
+    }
+
+    /// Where a session may begin whose client is greeted now; zero where this replica is not the primary.
+    ///
+    /// It is committed, and a write that is sent later gets a higher number, whoever is primary then. So whatever
+    /// such a session has written is above it.
+    pub fn session_start(&self) -> SequenceNumber {
+        self.primary().map_or(SequenceNumber::ZERO, |primary| primary.sender.log.committed())
     }
 }

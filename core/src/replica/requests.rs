@@ -3,7 +3,7 @@
 use kv_protocol::client_message::{
     Answer, Condition, Operation, ReplicaRole, Request, Status, WriteHeader,
 };
-use kv_protocol::ids::{ClientId, RequestId, SequenceNumber, Time};
+use kv_protocol::ids::{ClientId, RequestHash, RequestId, SequenceNumber, Time};
 use kv_protocol::peer_message::{CompletionRecord, Effect};
 use kv_protocol::placement::Digest;
 
@@ -175,7 +175,8 @@ impl Replica {
         value: Option<&[u8]>,
         answers: &mut impl Answers,
     ) {
-        if self.is_retry(now, asker, client, header, answers) {
+        let request_hash = RequestHash::of(request.digest, &request.operation).unwrap_or_default();
+        if self.is_retry(asker, client, &header, request_hash, answers) {
             return;
         }
         if self.draining {
@@ -218,8 +219,9 @@ impl Replica {
             first_incomplete: header.first_incomplete,
             status: decision.status,
             version: decision.version.unwrap_or(sn),
+            request: request_hash,
         };
-        self.sessions.record(now, sn, record);
+        self.sessions.record(sn, record);
         let mut waiter = Some(asker);
         if holes::is_open(Hole::AnswerBeforeAck)
             || (holes::is_open(Hole::RefusalAnsweredAtOnce) && decision.effect == Effect::Nothing)
@@ -244,29 +246,36 @@ impl Replica {
     /// Whether the write needs no execution: it is known, or must not be executed.
     fn is_retry(
         &mut self,
-        now: Time,
         asker: Asker,
         client: ClientId,
-        header: WriteHeader,
+        header: &WriteHeader,
+        request: RequestHash,
         answers: &mut impl Answers,
     ) -> bool {
-        let (status, reason) =
-            match self.sessions.look_up(client, header.seq, header.first_incomplete) {
-                Lookup::New => return false,
-                Lookup::Logged(_) if holes::is_open(Hole::RetryExecutesTwice) => return false,
-                Lookup::Logged(logged) => {
-                    self.sessions.touch(now, client);
-                    self.answer_logged(asker, logged, answers);
-                    return true;
-                }
-                Lookup::Expired => {
-                    (Status::SessionExpired, "this write, or its session, is no longer known")
-                }
-                Lookup::BeyondWindow => {
-                    (Status::Invalid, "seq is too far ahead of the first incomplete one")
-                }
-                Lookup::TooManySessions => (Status::Busy, "too many clients write to this shard"),
-            };
+        let mut found = self.sessions.look_up(client, header, request);
+        if found == Lookup::TooManySessions {
+            self.forget_oldest_sessions(answers);
+            found = self.sessions.look_up(client, header, request);
+        }
+        let (status, reason) = match found {
+            Lookup::New => return false,
+            Lookup::Logged(_) if holes::is_open(Hole::RetryExecutesTwice) => return false,
+            Lookup::Logged(logged) => {
+                self.answer_logged(asker, logged, answers);
+                return true;
+            }
+            Lookup::Mismatch => (
+                Status::SessionMismatch,
+                "another write had this client id and number; two processes use one client id",
+            ),
+            Lookup::Expired => {
+                (Status::SessionExpired, "this write, or its session, is no longer known")
+            }
+            Lookup::BeyondWindow => {
+                (Status::Invalid, "seq is too far ahead of the first incomplete one")
+            }
+            Lookup::TooManySessions => (Status::Busy, "too many clients write to this shard"),
+        };
         self.refuse(asker, status, reason, answers);
         true
     }

@@ -1,7 +1,7 @@
 //! What a replica says of itself in a dump, and filling an empty one from a dump, before it has a view.
 
 use kv_protocol::control_message::ReplicaState;
-use kv_protocol::ids::{GroupId, SequenceNumber, ShardId, Time};
+use kv_protocol::ids::{GroupId, SequenceNumber, ShardId};
 use kv_protocol::peer_message::CompletionRecord;
 use kv_protocol::placement::Digest;
 
@@ -45,7 +45,8 @@ impl Replica {
             Named::Nothing => return Err(none),
         };
         let (_, last) = self.progress();
-        Ok(DumpedShard { shard, held_as, view: view.version, last })
+        let forgotten = self.sessions.horizon();
+        Ok(DumpedShard { shard, held_as, view: view.version, last, forgotten })
     }
 
     /// Loads one entry of a dump.
@@ -64,14 +65,16 @@ impl Replica {
     }
 
     /// Loads one completion record of a dump, whose write is committed.
-    pub fn load_record(&mut self, now: Time, sn: SequenceNumber, record: CompletionRecord) {
+    pub fn load_record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         assert!(self.view.is_none(), "a replica that has a view is filled by its stream alone");
-        self.sessions.record(now, sn, record);
+        self.sessions.record(sn, record);
     }
 
     /// The dump is loaded, and `last` was its last write: the first view that comes, whatever its
-    /// version, may make this replica a holder.
-    pub fn finish_load(&mut self, last: SequenceNumber) {
+    /// version, may make this replica a holder. Sessions that had written nothing since `forgotten` are not in
+    /// the dump.
+    pub fn finish_load(&mut self, last: SequenceNumber, forgotten: SequenceNumber) {
         self.restored = Some(last);
+        self.sessions.raise_horizon(forgotten);
     }
 }

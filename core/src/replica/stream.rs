@@ -292,7 +292,7 @@ impl Replica {
         let Role::Primary(primary) = &mut self.role else { return };
         let Candidacy::Copying(copy) = &mut primary.candidacy else { return };
         if primary.sender.is_connected() {
-            copy.pump_start(view, batch);
+            copy.pump_start(view, &self.sessions, batch);
         }
     }
 

@@ -22,7 +22,8 @@ use kv_protocol::ids::{
     ClientId, ClusterId, Incarnation, RequestId, RequestSeq, ServerId, ViewVersion,
 };
 use kv_protocol::limits::{
-    BEACON_INTERVAL, FRAGMENT_BYTES, MAX_PEER_BODY, MAX_PENDING_WRITES, SESSION_IDLE,
+    BEACON_INTERVAL, FRAGMENT_BYTES, MAX_PEER_BODY, MAX_PENDING_WRITES, MAX_SESSIONS, SESSION_IDLE,
+    SESSIONS_FORGOTTEN_AT_ONCE,
 };
 use kv_protocol::peer_message::{Ack, BatchReader, PeerHello, PeerRefusalReason};
 use kv_protocol::placement::Digest;
@@ -251,7 +252,7 @@ impl Pair {
 
 fn header(seq: u64, condition: Condition) -> WriteHeader {
     let first_incomplete = RequestSeq(seq.saturating_sub(40).max(1));
-    WriteHeader { seq: RequestSeq(seq), first_incomplete, condition }
+    WriteHeader { seq: RequestSeq(seq), first_incomplete, begun: SequenceNumber::ZERO, condition }
 }
 
 fn contents(replica: &Replica) -> BTreeMap<Vec<u8>, (Vec<u8>, u64)> {

@@ -25,6 +25,7 @@ fn state(primary: Option<Member>, peer: Peer) -> DurableState {
     };
     DurableState {
         cluster: CLUSTER,
+        ancestors: Vec::new(),
         epoch: Epoch::default(),
         shards: SHARDS,
         has_served: true,
@@ -49,6 +50,7 @@ fn dump(writer: Member, shards: [(u64, u64); 2]) -> DumpHeader {
         held_as: HeldAs::Secondary,
         view: ViewVersion(view),
         last: SequenceNumber(last),
+        forgotten: SequenceNumber::ZERO,
     });
     DumpHeader { origin, shards: lines.collect() }
 }
@@ -175,4 +177,15 @@ fn with_the_hole_open_the_dump_of_whoever_was_removed_counts() {
     let plan = choose(&alone, &[dump(member(0, 1), [(8, 900), (8, 900)])]).unwrap();
     holes::close();
     assert_eq!(sources(&plan), Some(vec![(0, 900), (0, 900)]));
+}
+
+#[test]
+fn a_restored_cluster_names_the_one_that_was_and_the_latest_of_those_before_it() {
+    let mut durable = pair();
+    let before: Vec<ClusterId> = (1..=MAX_ANCESTORS as u128).map(ClusterId).collect();
+    durable.ancestors.clone_from(&before);
+    let plan = choose(&durable, &[]).unwrap();
+    assert_eq!(plan.ancestors.len(), MAX_ANCESTORS);
+    assert_eq!(plan.ancestors[0], CLUSTER);
+    assert_eq!(plan.ancestors[1..], before[..MAX_ANCESTORS - 1]);
 }

@@ -410,6 +410,7 @@ impl Session {
             servers: identity.placement.servers(),
             shards,
             max_value: u32::try_from(MAX_VALUE_BYTES).expect("16 MiB fit 32 bits"),
+            starts: service.session_starts(),
         };
         service.outputs.append(self.id, |bytes| welcome.write(bytes));
         Next::Frame

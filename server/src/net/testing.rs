@@ -98,6 +98,7 @@ pub(crate) fn put(seq: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
     let header = WriteHeader {
         seq: RequestSeq(seq),
         first_incomplete: RequestSeq(seq.saturating_sub(20).max(1)),
+        begun: Default::default(),
         condition: Condition::Always,
     };
     request(seq, key, Operation::Put(header, value))

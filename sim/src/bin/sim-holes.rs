@@ -117,7 +117,7 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
     let mut first = None;
     let mut since = start;
     // A rule of stopping and restoring can be missed only where something is stopped, one of slow servers where
-    // they are slow.
+    // they are slow, one of sessions where they are forgotten.
     let is_of_use = |seed: &u64| match hole {
         Hole::RestoreFromRemoved
         | Hole::ShutdownAfterFailedDump
@@ -132,6 +132,10 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         | Hole::LeaverMadeHolder
         | Hole::LastHoldersForgotten
         | Hole::OrderlyExitIsDeath => Config::of(*seed).leaves,
+        Hole::SessionBegunByRetry
+        | Hole::IdleByTheClock
+        | Hole::RecordWithoutRequest
+        | Hole::PendingForgotten => Config::of(*seed).forgets_soon(),
         _ => true,
     };
     for seed in (args.first_seed..).filter(is_of_use) {

@@ -1,7 +1,7 @@
 //! An operation of a client that is under way.
 
 use kv_protocol::client_message::{Condition, Operation, Request, WriteHeader};
-use kv_protocol::ids::{ClientId, GroupId, RequestId, RequestSeq, ShardId};
+use kv_protocol::ids::{ClientId, GroupId, RequestId, RequestSeq, SequenceNumber, ShardId};
 use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
@@ -28,8 +28,12 @@ pub struct Flight {
     pub(super) seq: RequestSeq,
     /// The mark that it carries; of a session that was given up, the one that it was sent with last.
     pub(super) first_incomplete: RequestSeq,
+    /// Where its session began.
+    pub(super) begun: SequenceNumber,
     /// When it began.
     pub start: u64,
+    /// For how long its client has slept since: its deadline is that much later.
+    pub(super) slept: u64,
     /// The newest version of its key that anyone was told of by then.
     pub floor: u64,
     /// How many copies its answer claims.
@@ -49,6 +53,21 @@ impl Flight {
     /// Whether it may have reached a server.
     pub fn was_sent(&self) -> bool {
         self.was_sent
+    }
+
+    /// When it ends without an answer.
+    pub(super) fn deadline(&self) -> u64 {
+        self.start + self.slept + super::DEADLINE
+    }
+
+    /// The name under which it goes.
+    pub fn name(&self) -> ClientId {
+        self.client
+    }
+
+    /// Whether it writes.
+    pub fn is_write(&self) -> bool {
+        self.asked != Asked::Read
     }
 
     /// Whether it is on its way to a server, or its answer is on its way back.
@@ -73,6 +92,7 @@ impl Flight {
         let header = WriteHeader {
             seq: self.seq,
             first_incomplete: self.first_incomplete,
+            begun: self.begun,
             condition: self.condition,
         };
         let operation = match self.asked {

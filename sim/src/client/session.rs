@@ -1,19 +1,21 @@
 //! A client's session in one shard of one group: the numbers of its writes there.
 
-use kv_protocol::ids::{ClientId, RequestSeq};
+use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber};
 
 /// A session. The servers know it by a client id of its own once they had forgotten the one before.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Session {
     /// Under which name.
     pub(super) client: ClientId,
+    /// Where it began in the log of its shard: known before anything of it was sent.
+    pub(super) begun: SequenceNumber,
     last: u64,
     incomplete: Vec<u64>,
 }
 
 impl Session {
-    pub(super) fn new(client: ClientId) -> Session {
-        Session { client, last: 0, incomplete: Vec::new() }
+    pub(super) fn new(client: ClientId, begun: SequenceNumber) -> Session {
+        Session { client, begun, last: 0, incomplete: Vec::new() }
     }
 
     /// The number of one more write.

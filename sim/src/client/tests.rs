@@ -17,6 +17,7 @@ fn map(version: u64, has_primary: bool) -> Map {
     let member = Member { server: ServerId(0), incarnation: Incarnation(1) };
     Map {
         cluster: ClusterId(1),
+        ancestors: Vec::new(),
         epoch: Epoch::default(),
         revision: MapRevision::default(),
         shards: 1,

@@ -421,6 +421,7 @@ impl Driven {
                 let header = WriteHeader {
                     seq: RequestSeq(seq.into()),
                     first_incomplete: RequestSeq(first_incomplete.into()),
+                    begun: Default::default(),
                     condition,
                 };
                 let operation = match kind {

@@ -1,10 +1,10 @@
 //! Connections: who is at the other side, and what a client asks.
 
 use kv_core::replica::ConnectionId;
-use kv_protocol::client_message::{Hello, Request};
+use kv_protocol::client_message::{GROUPS_OF_A_SERVER, Hello, Request, SessionStart, Welcome};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
 use kv_protocol::ids::{ClientId, GroupId, Time};
-use kv_protocol::limits::{MAX_CLIENT_BODY, MAX_PEER_BODY};
+use kv_protocol::limits::{MAX_CLIENT_BODY, MAX_PEER_BODY, MAX_VALUE_BYTES};
 
 use super::answers::{collected, look_at_answer, wrong_view};
 use super::{Output, Shard};
@@ -82,6 +82,27 @@ impl Shard {
         }
     }
 
+    /// What a client is greeted with.
+    fn welcome(&self) -> Vec<u8> {
+        let mut starts = [SessionStart::default(); GROUPS_OF_A_SERVER];
+        for (start, hosted) in starts.iter_mut().zip(&self.hosted) {
+            let (group, committed) = (hosted.replica.group(), hosted.replica.session_start());
+            *start = SessionStart { group, committed };
+        }
+        let placement = self.identity.placement;
+        let mut bytes = Vec::new();
+        Welcome {
+            cluster: self.identity.cluster,
+            server: None,
+            servers: placement.servers(),
+            shards: placement.shards(),
+            max_value: u32::try_from(MAX_VALUE_BYTES).expect("16 MiB fit 32 bits"),
+            starts,
+        }
+        .write(&mut bytes);
+        bytes
+    }
+
     /// Ends a connection from here.
     pub(super) fn end(&mut self, number: ConnectionNumber, output: &mut Vec<Output>) {
         self.ended.insert(number);
@@ -101,6 +122,7 @@ impl Shard {
             if *client == ClientId(0) {
                 let Ok(hello) = Hello::read(frame.body) else { return false };
                 *client = hello.client;
+                output.push(Output::Send(number, self.welcome()));
                 continue;
             }
             let Ok(request) = Request::read(frame.opcode, frame.body) else { return false };

@@ -79,6 +79,9 @@ impl World {
         for wish in wishes {
             match wish {
                 Wish::Map => self.ask_map(client),
+                Wish::Expired(place, name) => {
+                    self.check(|checks, world| checks.on_expired(world, place, name));
+                }
                 Wish::Send(address, shard, name, id, bytes) => {
                     self.send_request(client, (address, shard, name), id, bytes);
                 }
@@ -181,6 +184,10 @@ impl World {
         let input = self.inputs.entry((number, end)).or_insert_with(|| FrameBuffer::new(rules));
         input.extend(bytes);
         while let Some(frame) = input.next_frame().expect("it was written so") {
+            if frame.opcode == client_opcode::WELCOME {
+                let welcome = Welcome::read(frame.body).expect("it was written so");
+                self.clients[client].on_welcome(number, &welcome);
+            }
             if frame.opcode == client_opcode::ANSWER {
                 let answer = Answer::read(frame.body).expect("it was written so");
                 self.clients[client].on_answer(now, jitter, &answer, &mut wishes);

@@ -7,6 +7,12 @@ use crate::invariants::holders_are_spared;
 
 impl World {
     pub(super) fn dispatch(&mut self, happening: Happening) {
+        // What comes to a client that sleeps waits in its order.
+        if let Some(client) = self.client_concerned(&happening)
+            && self.now < self.asleep_until[client]
+        {
+            return self.at(self.asleep_until[client], happening);
+        }
         // Whoever is paused finds it all when he goes on.
         if let Some(process) = self.process_concerned(&happening) {
             if !self.processes[process].alive {
@@ -73,6 +79,13 @@ impl World {
             Happening::RestartCoordinator => self.restart_coordinator(),
             Happening::Resume(process) => self.on_resume(process),
             Happening::WakeClient(client) => self.on_wake_client(client),
+            Happening::SleepClient(client, sleep) => self.sleep_client(client, sleep, true),
+            Happening::ClientSlept(client, slept) => {
+                self.clients[client].on_slept(slept);
+                self.on_wake_client(client);
+            }
+            Happening::SleepAll(sleep) => self.sleep_all(sleep),
+            Happening::Clone => self.clone_client(),
             Happening::AskMap(client) => self.on_ask_map(client),
             Happening::Map(client, map) => self.on_map(client, *map),
             Happening::MemoryIsBack(process) => {
@@ -133,6 +146,19 @@ impl World {
             | Happening::DumpFailed(process, _)
             | Happening::DumpAgain(process, _)
             | Happening::DumpWritten(process, _) => Some(*process),
+            _ => None,
+        }
+    }
+
+    fn client_concerned(&self, happening: &Happening) -> Option<usize> {
+        match happening {
+            Happening::Arrive(number, to, _)
+            | Happening::Release(number, to)
+            | Happening::End(number, to) => match self.network.get(*number).ends[*to] {
+                Actor::Client { client } => Some(client),
+                _ => None,
+            },
+            Happening::WakeClient(client) | Happening::Map(client, _) => Some(*client),
             _ => None,
         }
     }

@@ -56,6 +56,7 @@ impl World {
         // doubt with the cluster that it knew.
         let map = self.coordinator.cluster.as_ref().map(|cluster| cluster.map());
         let map = map.expect("all is at rest, the coordinator lives");
+        self.end_clones();
         for client in 0..self.clients.len() {
             (self.clients[client].is_reader, self.clients[client].rests_until) = (false, 0);
             self.on_map(client, map.clone());

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kv_core::cluster::DurableState;
+use kv_core::cluster::{DurableState, Origin};
 use kv_core::dump::{Dump, DumpHeader};
 use kv_core::restore::{self, Loss, Plan};
 use kv_protocol::client_message::ReplicaRole;
@@ -262,12 +262,13 @@ impl World {
         self.counts.restored += 1;
         self.counts.lost_by_restore += plan.lost().count() as u64;
         let foundings = plan.foundings(Loss::Accepted).expect("a loss is accepted");
+        let origin = Origin { foundings, ancestors: plan.ancestors.clone() };
         let cluster = ClusterId(self.cluster().0 + 1);
         self.operator.source = Some(Source { plan, dumps });
         self.operator.phase = Phase::Restoring;
         let now = self.clock_of(self.coordinator_host());
         let mut effects = Vec::new();
-        self.coordinator.restore(cluster, foundings, now, &mut effects);
+        self.coordinator.restore(cluster, origin, now, &mut effects);
         self.carry_out(effects);
     }
 
@@ -291,14 +292,13 @@ impl World {
             return;
         }
         let Some(source) = &self.operator.source else { return };
-        let now = self.clocks[self.processes[process].place].read(self.now);
         let mut result = Ok(());
         for (number, shard) in self.processes[process].shards.iter_mut().enumerate() {
             for hosted in &mut shard.hosted {
                 let (group, shard) = (hosted.replica.group(), shard_id(number));
                 let Some(from) = source.plan.source(group, shard) else { continue };
                 let (dump, contents) = &source.dumps[from.dump.0];
-                load(&mut hosted.replica, shard, from.last, now, dump);
+                load(&mut hosted.replica, shard, from.last, dump);
                 let dumped = contents.get(number).copied().flatten();
                 result = result.and_then(|()| restored_has_all::is_equal(&hosted.replica, dumped));
             }
@@ -309,7 +309,10 @@ impl World {
     /// A client hears of the map. That of another cluster than it knew makes it begin anew.
     pub(super) fn on_map(&mut self, client: usize, map: Map) {
         let known = self.clients[client].map.as_ref().map(|map| map.cluster);
-        if known.is_some_and(|known| known != map.cluster) {
+        if known.is_some_and(|known| map.ancestors.contains(&known)) {
+            // It has the data and the sessions of the one before: whatever is under way goes on there.
+            self.clients[client].follow(self.now);
+        } else if known.is_some_and(|known| known != map.cluster) {
             let mut wishes = Vec::new();
             self.clients[client].enter(&mut wishes);
             self.grant(client, wishes);

@@ -2,6 +2,7 @@
 
 use crate::world::SEAL;
 use kv_protocol::client_message::Status;
+use kv_protocol::ids::ClientId;
 
 use super::*;
 use crate::invariants::{lost_is_lost, versions_grow};
@@ -83,9 +84,10 @@ impl World {
         let is_write = flight.is_some_and(|flight| flight.asked != Asked::Read);
         let is_final = matches!(answered.status, Status::Ok | Status::NotFound | Status::Conflict);
         if is_write && is_final {
+            let name = flight.map_or(ClientId(0), |flight| flight.name());
             let id = self.clients[client].id;
             self.check(|checks, world| {
-                checks.on_write_answered(world, process, shard, id, answered)
+                checks.on_write_answered(world, process, shard, (id, name), answered)
             });
         }
     }

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use kv_protocol::client_message::{Condition, Hello, Operation, Question, Request, WriteHeader};
-use kv_protocol::ids::{ClientId, ClusterId, RequestId, RequestSeq, ShardId, ViewVersion};
+use kv_protocol::ids::{
+    ClientId, ClusterId, RequestId, RequestSeq, SequenceNumber, ShardId, ViewVersion,
+};
 use kv_protocol::limits::SESSION_WINDOW;
 use kv_protocol::placement::Digest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -259,6 +261,7 @@ impl Talker {
                 let header = WriteHeader {
                     seq: RequestSeq(self.asked),
                     first_incomplete: RequestSeq(first),
+                    begun: SequenceNumber::ZERO,
                     condition: Condition::Always,
                 };
                 (&aim.key, Operation::Put(header, &value))

@@ -4,13 +4,18 @@ use super::*;
 
 const ABOVE: ViewVersion = ViewVersion(40);
 
+/// What a cluster begins with that was restored from two others.
+fn origin(foundings: Vec<Founding>) -> Origin {
+    Origin { foundings, ancestors: vec![ClusterId(8), ClusterId(7)] }
+}
+
 /// A cluster of three that is being restored; group 1 is LOST.
 fn restored() -> World {
     let mut world = World::new(3);
     let mut effects = Vec::new();
     let founding = |group| Founding { above: ABOVE, is_lost: group == 1 };
     let foundings = (0..3).map(founding).collect();
-    world.cluster = Cluster::found_restored(at(0), config(3, 1), foundings, &mut effects);
+    world.cluster = Cluster::found_restored(at(0), config(3, 1), origin(foundings), &mut effects);
     world.effects = effects;
     world.stores.clear();
     world.collect();
@@ -33,6 +38,7 @@ fn a_restored_cluster_s_views_go_on_above_those_that_were_and_what_is_lost_stays
     assert!(!world.cluster.is_founding());
     assert_eq!(world.take().last(), Some(&Effect::Serving));
     assert_eq!(world.view(0), (Some(0), Some(1), 41));
+    assert_eq!(world.cluster.map().ancestors, [ClusterId(8), ClusterId(7)]);
     assert_eq!(world.view(1), (None, None, 41));
     assert_eq!(world.view(2), (Some(2), Some(0), 41));
     world.run(&[ServerId(0), ServerId(1), ServerId(2)]);
@@ -58,7 +64,8 @@ fn a_cluster_that_has_lost_everything_comes_up_and_says_so() {
     let mut world = World::new(3);
     let lost = Founding { above: ABOVE, is_lost: true };
     let mut effects = Vec::new();
-    world.cluster = Cluster::found_restored(at(0), config(3, 1), vec![lost; 3], &mut effects);
+    world.cluster =
+        Cluster::found_restored(at(0), config(3, 1), origin(vec![lost; 3]), &mut effects);
     (world.effects, world.stores) = (effects, VecDeque::new());
     world.collect();
     for id in world.ids() {

@@ -20,50 +20,113 @@ fn a_draining_primary_commits_what_is_pending_and_takes_no_more() {
     assert_eq!(pair.get(b"a").value, b"1", "reads go on");
 }
 
+/// Lets time pass for a primary that wakes as often as a driver wakes it.
+fn stay_awake(pair: &mut Pair, time: Duration) {
+    let end = pair.now + time;
+    while pair.now < end {
+        pair.now = pair.now + BEACON_INTERVAL;
+        pair.primary.look(pair.now);
+        pair.primary.on_timeout(pair.now, &mut pair.inbox);
+        pair.settle();
+    }
+}
+
+/// How long after its last write a session is surely forgotten: what is idle is looked for now and then.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(SESSION_IDLE.as_secs() * 4 / 3);
+
 #[test]
-fn an_idle_session_is_forgotten_by_both() {
+fn an_idle_session_is_forgotten_by_both_and_its_first_write_is_not_executed_again() {
     let mut pair = Pair::new();
-    pair.put(b"a", b"1");
+    let put = Operation::Put(header(1, Condition::IfAbsent), b"1");
+    pair.request_as(1, b"a", put);
     pair.settle();
-    pair.primary.on_timeout(pair.now, &mut pair.inbox);
-    pair.now = pair.now + SESSION_IDLE + Duration::from_secs(1);
-    pair.primary.on_timeout(pair.now, &mut pair.inbox);
-    pair.settle();
+    stay_awake(&mut pair, FORGOTTEN_AFTER);
     for replica in [&pair.primary, &pair.secondary] {
         assert_eq!(replica.completion_records(0..usize::MAX).count(), 0);
         assert_eq!(replica.report(pair.now).unwrap().last, SequenceNumber(2));
     }
+    pair.request_as(2, b"a", put);
+    assert_eq!(pair.status(2), Some(Status::SessionExpired), "a retry, for all that is known");
+    // A session that began later is new.
+    let begun = pair.primary.session_start();
+    let later = WriteHeader { begun, ..header(1, Condition::Always) };
+    pair.request_as(3, b"a", Operation::Put(later, b"2"));
+    pair.settle();
+    assert_eq!(pair.status(3), Some(Status::Ok));
 }
 
 #[test]
-fn idle_sessions_go_as_fast_as_they_came() {
+fn the_sleep_of_a_machine_ages_no_session() {
     let mut pair = Pair::new();
-    let clients = 2_000u64;
-    for client in 0..clients {
-        let write = Operation::Put(header(1, Condition::Always), b"v");
+    let put = Operation::Put(header(1, Condition::IfAbsent), b"1");
+    pair.request_as(1, b"a", put);
+    pair.settle();
+    let first = pair.given(1);
+    for _ in 0..3 {
+        pair.primary.look(pair.now);
+        pair.now = pair.now + SESSION_IDLE * 2;
+        pair.primary.look(pair.now);
+        pair.primary.on_timeout(pair.now, &mut pair.inbox);
+        stay_awake(&mut pair, SESSION_IDLE / 5);
+    }
+    pair.request_as(2, b"a", put);
+    assert_eq!(pair.given(2), first);
+    assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber(1));
+}
+
+#[test]
+fn a_session_with_a_pending_write_is_not_forgotten() {
+    let mut pair = Pair::new();
+    let put = Operation::Put(header(1, Condition::IfAbsent), b"1");
+    pair.request_as(1, b"a", put);
+    pair.disconnect();
+    let end = pair.now + FORGOTTEN_AFTER;
+    while pair.now < end {
+        pair.now = pair.now + BEACON_INTERVAL;
+        pair.primary.look(pair.now);
+        pair.primary.on_timeout(pair.now, &mut pair.inbox);
+    }
+    pair.request_as(2, b"a", put);
+    assert_eq!(pair.status(2), None, "it waits for the pending write");
+    assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber(1));
+}
+
+#[test]
+fn however_many_clients_come_none_is_refused_and_those_that_write_are_kept() {
+    let mut pair = Pair::new();
+    let first = Operation::Put(header(1, Condition::IfAbsent), b"1");
+    pair.request_as(1, b"a", first);
+    pair.settle();
+    let answered = pair.given(1);
+    let clients = u64::try_from(MAX_SESSIONS + SESSIONS_FORGOTTEN_AT_ONCE).unwrap() + 10;
+    for client in 1..=clients {
         let request = Request {
             id: RequestId(10_000 + client),
             view: ViewVersion(1),
             digest: Digest::of(b"k"),
             key: b"k",
-            operation: write,
+            operation: Operation::Put(header(1, Condition::Always), b"v"),
         };
-        let client = ClientId(u128::from(client));
-        pair.primary.on_request(pair.now, CONNECTION, client, &request, &mut pair.inbox);
+        let begun = pair.primary.session_start();
+        let operation = Operation::Put(WriteHeader { begun, ..header(1, Condition::Always) }, b"v");
+        let request = Request { operation, ..request };
+        let id = ClientId(u128::from(client));
+        pair.primary.on_request(pair.now, CONNECTION, id, &request, &mut pair.inbox);
+        if client % 2_000 == 0 {
+            pair.settle();
+            // It writes now and then, and so its records stay.
+            let again = header(1 + client / 2_000, Condition::Always);
+            pair.request_as(1_000_000 + client, b"a", Operation::Put(again, b"again"));
+        }
     }
     pair.settle();
-    assert_eq!(pair.secondary.session_count(), 2_000);
-    pair.primary.on_timeout(pair.now, &mut pair.inbox);
-    let forgotten_by = pair.now + SESSION_IDLE + SESSION_IDLE / 5;
-    while let Some(due) = pair.primary.next_timeout()
-        && due <= forgotten_by
-    {
-        pair.now = pair.now.max(due);
-        pair.primary.on_timeout(pair.now, &mut pair.inbox);
-        pair.settle();
-    }
-    assert_eq!(pair.primary.session_count(), 0);
-    assert_eq!(pair.secondary.session_count(), 0);
+    let refused = (10_001..10_000 + clients).find(|id| pair.status(*id) != Some(Status::Ok));
+    assert_eq!(refused, None);
+    assert!(pair.primary.session_count() <= MAX_SESSIONS);
+    assert_eq!(pair.primary.session_count(), pair.secondary.session_count());
+    assert_eq!(pair.primary.content(), pair.secondary.content());
+    pair.request_as(2, b"a", first);
+    assert_eq!(pair.given(2), answered);
 }
 
 #[test]
@@ -71,10 +134,8 @@ fn a_draining_primary_logs_nothing_of_its_own_either() {
     let mut pair = Pair::new();
     pair.put(b"a", b"1");
     pair.settle();
-    pair.primary.on_timeout(pair.now, &mut pair.inbox);
     pair.primary.drain();
-    pair.now = pair.now + SESSION_IDLE * 2;
-    pair.primary.on_timeout(pair.now, &mut pair.inbox);
+    stay_awake(&mut pair, FORGOTTEN_AFTER);
     assert!(pair.primary.is_drained());
     assert_eq!(pair.primary.session_count(), 1);
 }
@@ -222,7 +283,13 @@ fn a_dump_says_what_its_writer_was_to_the_shard_and_which_write_was_its_last() {
     let (sent, _) = pair.pump();
     pair.receive_at_secondary(&sent);
     let (shard, view) = (ShardId(0), ViewVersion(1));
-    let line = |held_as, last| DumpedShard { shard, held_as, view, last: SequenceNumber(last) };
+    let line = |held_as, last| DumpedShard {
+        shard,
+        held_as,
+        view,
+        last: SequenceNumber(last),
+        forgotten: SequenceNumber::ZERO,
+    };
     assert_eq!(pair.primary.dumped(), Ok(line(HeldAs::Primary, 1)), "one is not committed yet");
     assert_eq!(pair.secondary.dumped(), Ok(line(HeldAs::Secondary, 2)));
 }
@@ -241,18 +308,4 @@ fn a_candidate_is_dumped_only_with_a_complete_copy_and_whoever_holds_nothing_nev
     assert_eq!(state(&group, 2).unwrap().held_as, HeldAs::Candidate);
     group.install(1, view_of(3, 0, candidate));
     assert_eq!(state(&group, 1), Err(ReplicaState::Out), "it was removed, and wiped");
-}
-
-#[test]
-fn a_retry_keeps_its_session_alive() {
-    let mut pair = Pair::new();
-    let write = Operation::Put(header(1, Condition::Always), b"v");
-    pair.request_as(1, b"k", write);
-    pair.settle();
-    pair.primary.on_timeout(pair.now, &mut pair.inbox);
-    pair.now = pair.now + SESSION_IDLE / 2;
-    pair.request_as(2, b"k", write);
-    pair.now = pair.now + SESSION_IDLE / 2 + Duration::from_secs(1);
-    pair.primary.on_timeout(pair.now, &mut pair.inbox);
-    assert_eq!(pair.primary.session_count(), 1);
 }

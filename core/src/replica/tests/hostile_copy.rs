@@ -59,7 +59,7 @@ fn key_of(group: u16) -> Vec<u8> {
 }
 
 fn start() -> PeerMessage<'static> {
-    PeerMessage::CopyStart(CopyStart { view: VIEW, sn: START })
+    PeerMessage::CopyStart(CopyStart { view: VIEW, sn: START, forgotten: SequenceNumber::ZERO })
 }
 
 fn end(sn: u64) -> PeerMessage<'static> {
@@ -85,6 +85,7 @@ fn record() -> PeerMessage<'static> {
         first_incomplete: RequestSeq(1),
         status: Status::Ok,
         version: SequenceNumber(5),
+        request: Default::default(),
     };
     PeerMessage::CopyRecord(CopyRecord { view: VIEW, sn: SequenceNumber(5), record: completion })
 }
@@ -112,7 +113,11 @@ fn a_copy_out_of_order_or_of_others_ends_the_stream_and_nothing_of_it_is_served(
         value_length: 1,
         value: b"v",
     });
-    let older = PeerMessage::CopyStart(CopyStart { view: ViewVersion(0), sn: START });
+    let older = PeerMessage::CopyStart(CopyStart {
+        view: ViewVersion(0),
+        sn: START,
+        forgotten: SequenceNumber::ZERO,
+    });
     let (start, record) = (start(), record());
     let (early, late) = (end(START.0 - 1), end(START.0 + 1));
     let complete = end(START.0);

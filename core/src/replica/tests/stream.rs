@@ -154,6 +154,7 @@ fn a_fragment_beyond_its_value_is_refused() {
         first_incomplete: RequestSeq(1),
         status: Status::Ok,
         version: SequenceNumber(1),
+        request: Default::default(),
     };
     let prepare = kv_protocol::peer_message::Prepare {
         view: ViewVersion(1),

@@ -73,10 +73,36 @@ fn a_retried_write_is_executed_once_and_gets_its_first_answer() {
 #[test]
 fn an_expired_write_is_not_executed() {
     let mut pair = Pair::new();
-    let late = WriteHeader { first_incomplete: RequestSeq(5), ..header(5, Condition::Always) };
-    pair.request_as(1, b"k", Operation::Put(late, b"v"));
-    assert_eq!(pair.status(1), Some(Status::SessionExpired));
-    assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber::ZERO);
+    let newest = WriteHeader { first_incomplete: RequestSeq(5), ..header(5, Condition::Always) };
+    pair.request_as(1, b"k", Operation::Put(newest, b"v"));
+    pair.settle();
+    pair.request_as(2, b"k", Operation::Put(header(4, Condition::Always), b"late"));
+    assert_eq!(pair.status(2), Some(Status::SessionExpired));
+    assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber(1));
+}
+
+#[test]
+fn another_write_under_the_number_of_an_earlier_one_is_refused_and_not_executed() {
+    let mut pair = Pair::new();
+    pair.request_as(1, b"k", Operation::Put(header(1, Condition::Always), b"v"));
+    let others: [(&[u8], Operation<'_>); 4] = [
+        (b"k", Operation::Put(header(1, Condition::Always), b"w")),
+        (b"l", Operation::Put(header(1, Condition::Always), b"v")),
+        (b"k", Operation::Put(header(1, Condition::IfAbsent), b"v")),
+        (b"k", Operation::Delete(header(1, Condition::Always))),
+    ];
+    for (id, (key, operation)) in (2..).zip(others) {
+        pair.request_as(id, key, operation);
+        assert_eq!(pair.status(id), Some(Status::SessionMismatch), "while the first is pending");
+    }
+    pair.settle();
+    assert_eq!(pair.status(1), Some(Status::Ok));
+    for (id, (key, operation)) in (12..).zip(others) {
+        pair.request_as(id, key, operation);
+        assert_eq!(pair.status(id), Some(Status::SessionMismatch), "once it is committed");
+    }
+    assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber(1));
+    assert_eq!(contents(&pair.primary)[&b"k"[..]].0, b"v");
 }
 
 #[test]
