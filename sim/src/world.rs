@@ -133,7 +133,7 @@ impl Config {
 impl Config {
     /// Whether sessions are forgotten while the run lasts: machines sleep for longer then, and clients are cloned.
     pub fn forgets_soon(&self) -> bool {
-        self.bounds.session_idle < SESSION_IDLE && !self.stands
+        self.bounds.session_idle < SESSION_IDLE && !self.stands && !self.slow
     }
 }
 
@@ -165,6 +165,8 @@ pub struct World {
     asleep_until: Vec<u64>,
     /// For how long all machines have slept.
     pub slept: u64,
+    /// All machines sleep until then.
+    pub all_asleep_until: u64,
     /// Frame buffers of control connections, by connection and end.
     inputs: BTreeMap<(ConnectionNumber, usize), FrameBuffer>,
     /// What clients do.
@@ -244,6 +246,7 @@ impl World {
             client_wakes: vec![None; config.clients],
             asleep_until: vec![0; config.clients],
             slept: 0,
+            all_asleep_until: 0,
             inputs: BTreeMap::new(),
             workload: Workload::new(),
             operator: Operator::default(),

@@ -86,6 +86,7 @@ impl World {
             self.sleep_client(client, sleep + wakes_after, false);
         }
         self.slept += sleep;
+        self.all_asleep_until = self.now + sleep;
     }
 
     /// Whoever shares a name with another client takes one of its own.
