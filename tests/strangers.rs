@@ -3,14 +3,17 @@
 mod common;
 
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
 use common::coordinator::{EPOCH, KEY, Lone, answer_challenge};
+use common::ports::{Kind, Ports};
 use common::raw::{Raw, Received};
 use common::{Cluster, PATIENCE, process, wait_for, wait_until};
 use kv_protocol::control_message::{Admission, opcode};
 use kv_protocol::ids::ClusterKey;
 use kv_protocol::key::opcode as key_opcode;
+use rustix::process::Uid;
+use rustix::thread::set_thread_res_uid;
 
 /// Takes the next connection of a server; everything that it sends until it closes.
 #[track_caller]
@@ -79,4 +82,53 @@ fn the_key_stands_in_no_environment_command_line_or_file_that_others_may_read() 
             assert_eq!(mode, 0o600, "{} has the key and mode {mode:o}", path.display());
         }
     }
+}
+
+/// Somebody who is not the user that runs the tests.
+const OTHER_USER: u32 = 12_345;
+
+#[test]
+fn a_state_that_somebody_else_may_have_put_there_is_refused() {
+    let mut cluster = Cluster::start();
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    let (state, elsewhere) = (cluster.state_file(), cluster.dir().join("elsewhere"));
+    std::fs::rename(&state, &elsewhere).expect("rename the state");
+    symlink(&elsewhere, &state).expect("make a link");
+    let ended = cluster.run_coordinator(&[]).with_code(1);
+    assert!(ended.stderr.contains("it is a symbolic link"), "{}", ended.stderr);
+    std::fs::rename(&elsewhere, &state).expect("rename the state back");
+    // Only root can give a file away.
+    if chown(&state, Some(OTHER_USER), None).is_ok() {
+        let ended = cluster.run_coordinator(&[]).with_code(1);
+        assert!(ended.stderr.contains("belongs to the user with the id 12345"), "{}", ended.stderr);
+        chown(&state, Some(0), None).expect("take the file back");
+    }
+    cluster.restart();
+    cluster.await_whole();
+    cluster.assert_serves(&pids);
+}
+
+#[test]
+fn a_coordinator_says_at_once_that_another_user_has_its_port() {
+    let mut cluster = Cluster::start();
+    let address = Ports::of(&cluster).address(Kind::Reports);
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    // A socket belongs to the user id of the thread that makes it, and only root can take another one.
+    let usurper = std::thread::spawn(move || {
+        let other = Uid::from_raw(OTHER_USER);
+        set_thread_res_uid(other, other, other).ok()?;
+        Some(wait_for("the port", PATIENCE, || TcpListener::bind(address).ok()))
+    });
+    let Some(usurper) = usurper.join().expect("the thread of the other user") else {
+        eprintln!("not root: no other user can be played");
+        return;
+    };
+    let ended = cluster.run_coordinator(&[]).with_code(1);
+    assert!(ended.stderr.contains("a process of another user (id 12345)"), "{}", ended.stderr);
+    drop(usurper);
+    cluster.restart();
+    cluster.await_whole();
+    cluster.assert_serves(&pids);
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
+use kv_daemon::port_owner;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -32,6 +33,12 @@ pub(crate) async fn bind(
     flag: &str,
 ) -> Result<TcpListener, Failure> {
     TcpListener::bind(SocketAddr::new(address, port)).await.map_err(|error| {
+        if let Some(user) = other_user(&error, address, port) {
+            return Failure::Failed(format!(
+                "listen on {address}:{port} for {purpose} ({flag}): {error}; a process of another user \
+                 (id {user}) listens there; end it, or choose another port, or 0"
+            ));
+        }
         let advice = match error.kind() {
             std::io::ErrorKind::AddrInUse => "another program has it; choose another, or 0",
             std::io::ErrorKind::PermissionDenied => "ports below 1024 need privileges",
@@ -44,10 +51,16 @@ pub(crate) async fn bind(
     })
 }
 
+/// The id of another user whose process has the port.
+fn other_user(error: &std::io::Error, address: IpAddr, port: u16) -> Option<u32> {
+    (error.kind() == std::io::ErrorKind::AddrInUse)
+        .then(|| port_owner::of_another_user(SocketAddr::new(address, port)))?
+}
+
 /// Listens again on a port that an earlier coordinator of this cluster had.
 ///
 /// # Errors
-/// Somebody else has it for good.
+/// Somebody else has it for good. A process of another user is not waited for.
 pub(crate) async fn bind_again(
     address: IpAddr,
     port: u16,
@@ -55,17 +68,25 @@ pub(crate) async fn bind_again(
 ) -> Result<TcpListener, Failure> {
     let deadline = Instant::now() + PORT_PATIENCE;
     loop {
-        match TcpListener::bind(SocketAddr::new(address, port)).await {
+        let error = match TcpListener::bind(SocketAddr::new(address, port)).await {
             Ok(listener) => return Ok(listener),
-            Err(error) if Instant::now() >= deadline => {
-                return Err(Failure::Failed(format!(
-                    "listen on {address}:{port} for {purpose}, as the last coordinator of this \
-                     cluster did: {error}; nothing was started or changed. Find who has the port (ss \
-                     -ltnp 'sport = :{port}'), end it, and start again"
-                )));
-            }
-            Err(_) => sleep(PORT_PAUSE).await,
+            Err(error) => error,
+        };
+        if let Some(user) = other_user(&error, address, port) {
+            return Err(Failure::Failed(format!(
+                "a process of another user (id {user}) listens on {address}:{port}, where servers \
+                 look for their coordinator ({purpose}); nothing was started or changed, and servers \
+                 tell it no key. Find it (ss -ltnp 'sport = :{port}'), end it, and start again"
+            )));
         }
+        if Instant::now() >= deadline {
+            return Err(Failure::Failed(format!(
+                "listen on {address}:{port} for {purpose}, as the last coordinator of this \
+                 cluster did: {error}; nothing was started or changed. Find who has the port (ss \
+                 -ltnp 'sport = :{port}'), end it, and start again"
+            )));
+        }
+        sleep(PORT_PAUSE).await;
     }
 }
 

@@ -1,9 +1,10 @@
 //! One coordinator a directory: an exclusive lock on `coord.lock`, held until the process ends.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
 
+use kv_daemon::files;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::Failure;
@@ -29,13 +30,9 @@ impl DirectoryLock {
             let path = path.display();
             Failure::Failed(format!("lock {path}: {error}; check that --dir can be written"))
         };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed)?;
+        let options = &mut File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = files::open_with(&path, options).map_err(failed)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -60,7 +57,9 @@ pub(crate) fn refuse_if_held(dir: &Path, own: &Path) -> Result<(), Failure> {
         (Ok(dir), Ok(own)) => dir == own,
         _ => false,
     };
-    let Some(mut file) = File::open(dir.join(NAME)).ok().filter(|_| !is_own) else { return Ok(()) };
+    let Some(mut file) = files::open(&dir.join(NAME)).ok().filter(|_| !is_own) else {
+        return Ok(());
+    };
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::Failed(format!(
             "{} is in use by a coordinator (pid {}); stop it before its cluster is restored",

@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use kv_core::cluster::DurableState;
+use kv_daemon::files;
 use kv_protocol::aside;
 use kv_protocol::cluster_file::Host;
 use kv_protocol::limits::{MAX_ANCESTORS, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
@@ -179,7 +180,7 @@ pub(crate) fn load(directory: &Path) -> Result<Option<Record>, LoadError> {
 /// The state in a file; `None`: there is none.
 pub(crate) fn load_file(path: &Path) -> Result<Option<Record>, LoadError> {
     let read = |error| LoadError::Read { path: path.to_owned(), error };
-    let file = match File::open(path) {
+    let file = match files::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(read(error)),

@@ -1,6 +1,8 @@
-//! What `server` and `coord` share as processes that run for months: logging, signals, and knowing other
-//! processes.
+//! What `server` and `coord` share as processes that run for months: logging, signals, files that must be their own,
+//! and knowing other processes.
 
+pub mod files;
 pub mod identity;
+pub mod port_owner;
 pub mod queue;
 pub mod signals;

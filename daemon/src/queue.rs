@@ -21,6 +21,8 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::files;
+
 /// Most lines that wait.
 pub const MAX_LINES: usize = 4_096;
 /// Most bytes that wait.
@@ -214,20 +216,30 @@ impl<'a> MakeWriter<'a> for Queue {
 pub struct LogFile {
     path: PathBuf,
     file: File,
+    /// How it is opened, now and again.
+    append: fn(&Path) -> io::Result<File>,
 }
 
 impl LogFile {
-    /// Opens the file, or makes it.
+    /// Opens the file that the operator has named, or makes it. It may be a link, or a terminal.
     ///
     /// # Errors
     /// The system does not let it be opened.
     pub fn open(path: &Path) -> io::Result<LogFile> {
-        Ok(LogFile { path: path.to_owned(), file: append(path)? })
+        LogFile::open_by(path, |path| OpenOptions::new().create(true).append(true).open(path))
     }
-}
 
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
+    /// Opens a file in a directory that others may be able to write to, or makes it.
+    ///
+    /// # Errors
+    /// Those of [`files::append`].
+    pub fn open_own(path: &Path) -> io::Result<LogFile> {
+        LogFile::open_by(path, files::append)
+    }
+
+    fn open_by(path: &Path, append: fn(&Path) -> io::Result<File>) -> io::Result<LogFile> {
+        Ok(LogFile { path: path.to_owned(), file: append(path)?, append })
+    }
 }
 
 impl Sink for LogFile {
@@ -236,7 +248,7 @@ impl Sink for LogFile {
     }
 
     fn nudged(&mut self) -> io::Result<()> {
-        match append(&self.path) {
+        match (self.append)(&self.path) {
             Ok(file) => self.file = file,
             Err(error) => {
                 let path = self.path.display();

@@ -9,6 +9,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use kv_core::dump::{DumpError, DumpItem, DumpOrigin, DumpReader};
+use kv_daemon::files;
 use kv_protocol::aside::{self, MAX_ASIDE};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::{ClusterId, ServerId};
@@ -122,7 +123,7 @@ impl From<DumpError> for Stopped {
 /// What the beginning of a dump says of its origin; `None`: it is no dump.
 fn origin(path: &Path) -> Option<DumpOrigin> {
     let mut beginning = Vec::new();
-    File::open(path).ok()?.take(ORIGIN_BYTES).read_to_end(&mut beginning).ok()?;
+    files::open(path).ok()?.take(ORIGIN_BYTES).read_to_end(&mut beginning).ok()?;
     let fed = DumpReader::new().feed(&beginning, |item| match item {
         DumpItem::Origin(origin) => Err(Stopped::Known(origin)),
         _ => Ok(()),

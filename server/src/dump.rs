@@ -8,7 +8,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use kv_core::awake::Awake;
 use kv_core::dump::{DumpOrigin, DumpRecord, DumpWriter};
 use kv_core::replica::NoFullCopy;
 use kv_core::session::LoggedRecord;
+use kv_daemon::files;
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::ids::{ServerId, ShardId};
 
@@ -98,17 +98,6 @@ pub(crate) fn file_name(server: ServerId, role: ReplicaRole) -> String {
     }
 }
 
-/// Creates the file of a dump, for its owner alone: it holds what all clients wrote, and the ids under which
-/// their writes are known.
-fn create(path: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let file = options.open(path)?;
-    // One that an earlier version has left may be anybody's to read.
-    file.set_permissions(fs::Permissions::from_mode(0o600))?;
-    Ok(file)
-}
-
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
@@ -153,7 +142,7 @@ fn write_and_rename(
         let path = at.to_owned();
         move |error| DumpFileError::File { doing, path, error }
     };
-    let mut file = create(partial).map_err(failed("create the dump", partial))?;
+    let mut file = files::create(partial).map_err(failed("create the dump", partial))?;
     let mut text = Vec::new();
     let mut writer = DumpWriter::begin(&wanted.origin, &mut text);
     for (number, shard) in shards.iter().enumerate() {
@@ -233,22 +222,6 @@ fn receive(incoming: &Receiver<DumpPiece>) -> Option<DumpPiece> {
             Err(RecvTimeoutError::Disconnected) => return None,
             Err(RecvTimeoutError::Timeout) if awake.look(clock::now()) >= deadline => return None,
             Err(RecvTimeoutError::Timeout) => {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_dump_is_its_owner_s_alone_to_read_whatever_stood_in_its_place() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("server_1.primary.tmp");
-        for _ in 0..2 {
-            let mode = create(&path).unwrap().metadata().unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600);
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         }
     }
 }

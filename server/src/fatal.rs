@@ -92,7 +92,7 @@ pub enum Fatal {
         /// What the system said.
         error: io::Error,
         /// What to do about it.
-        advice: &'static str,
+        advice: String,
     },
     /// The coordinator's host has no address.
     #[error("look up the coordinator's host {host}: {error}; check -h")]
@@ -254,7 +254,7 @@ mod tests {
             Fatal::IoUring { error: error(), advice: String::new() },
             Fatal::Memlock { have: 0, need: 1, shards: 1 },
             Fatal::OpenFiles { have: 0, need: 1, shards: 1 },
-            Fatal::Listen { address, purpose: "clients", error: error(), advice: "" },
+            Fatal::Listen { address, purpose: "clients", error: error(), advice: String::new() },
             Fatal::CoordinatorHost { host: "h".into(), error: error() },
             Fatal::Executor { shard: 0, reason: String::new() },
             Fatal::System { doing: "x", error: error() },

@@ -9,7 +9,6 @@
 //! before it are the tables told that they are whole; whatever is wrong ends the process before that, and
 //! leaves the file as it is.
 
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use kv_core::dump::{DumpError, DumpItem, DumpReader, DumpRecord, DumpedShard};
 use kv_core::session::LoggedRecord;
+use kv_daemon::files;
 use kv_protocol::ids::{GroupId, ServerId, ShardId};
 use kv_protocol::placement::Placement;
 
@@ -176,7 +176,7 @@ impl Loader<'_> {
     /// Reads the whole file, and gives each shard its part.
     fn read(&mut self, path: &Path) -> Result<(), Failed> {
         let failed = |error: std::io::Error| Failed(format!("{error}; check that it can be read"));
-        let mut file = File::open(path).map_err(failed)?;
+        let mut file = files::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let (mut read, mut told) = (0u64, Instant::now());
         let mut bytes = vec![0; READ_BYTES];

@@ -15,7 +15,7 @@ static LOG: OnceLock<Queue> = OnceLock::new();
 /// Starts logging: to this file, or to standard error.
 pub(crate) fn start(path: Option<&Path>) -> Result<(), Fatal> {
     let Some(path) = path else { return to_standard_error() };
-    match LogFile::open(path) {
+    match LogFile::open_own(path) {
         Ok(file) => {
             let queue = Queue::start("log", file, own_descriptors);
             init(queue.map_err(|error| Fatal::System { doing: "start the log's thread", error })?);

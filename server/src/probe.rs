@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
+use kv_daemon::port_owner;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -88,10 +89,20 @@ pub(crate) fn listen(ip: IpAddr, port: u16, purpose: &'static str) -> Result<Tcp
     let address = SocketAddr::new(ip, port);
     bind(address).map_err(|error| {
         let advice = match error.kind() {
-            io::ErrorKind::AddrInUse => "another process has the port; choose another or 0",
-            io::ErrorKind::AddrNotAvailable => "this machine has no such address; check --bind",
-            io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose another",
-            _ => "check --bind and the port",
+            io::ErrorKind::AddrInUse => match port_owner::of_another_user(address) {
+                Some(user) => format!(
+                    "a process of another user (id {user}) listens there; end it, or choose another \
+                     port or 0"
+                ),
+                None => "another process has the port; choose another or 0".to_owned(),
+            },
+            io::ErrorKind::AddrNotAvailable => {
+                "this machine has no such address; check --bind".to_owned()
+            }
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need a privilege; choose another".to_owned()
+            }
+            _ => "check --bind and the port".to_owned(),
         };
         Fatal::Listen { address, purpose, error, advice }
     })

@@ -4,7 +4,6 @@
 //! two names is one.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::num::NonZero;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kv_core::cluster::DurableState;
 use kv_core::dump::{DumpError, DumpHeader, DumpItem, DumpOrigin, DumpReader};
+use kv_daemon::files;
 use kv_protocol::aside;
 use kv_protocol::{GroupId, Placement, ShardId};
 
@@ -127,7 +127,7 @@ impl From<DumpError> for Stopped {
 pub(super) fn check(path: &Path, state: &DurableState) -> Result<DumpHeader, String> {
     let servers = u16::try_from(state.servers.len()).map_err(|error| error.to_string())?;
     let placement = Placement::new(servers, state.shards);
-    let mut file = File::open(path).map_err(|error| error.to_string())?;
+    let mut file = files::open(path).map_err(|error| error.to_string())?;
     let mut bytes = vec![0; READ_BYTES];
     let mut reader = DumpReader::new();
     let mut place = (GroupId(0), ShardId(0));

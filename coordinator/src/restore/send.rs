@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use kv_core::cluster::DUMP_BYTES_PER_SECOND;
+use kv_daemon::files;
 use kv_protocol::ServerId;
 use kv_protocol::cluster_file::Host;
 use tokio::process::Command;
@@ -47,7 +48,7 @@ pub(crate) async fn all(
 }
 
 async fn one(ssh: &Ssh, host: &Host, name: &str, file: &Path, bytes: u64) -> Result<(), String> {
-    let input = std::fs::File::open(file).map_err(|error| error.to_string())?;
+    let input = files::open(file).map_err(|error| error.to_string())?;
     let child = Command::new("ssh")
         .args(ssh.arguments(host, &script(&ssh.remote_dir, name, bytes)))
         .stdin(input)

@@ -1,6 +1,5 @@
 //! Servers on this machine: children of the coordinator, each in a session of its own.
 
-use std::fs::File;
 use std::io::{self, PipeReader, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
@@ -10,6 +9,7 @@ use std::sync::Arc;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
+use kv_daemon::files;
 use kv_protocol::ClusterKey;
 use kv_protocol::cluster_file::ServerLine;
 
@@ -76,7 +76,7 @@ impl Launch {
         let Launch { binary, files, arguments, key, log, errors } = self;
         let dir = files.directory();
         let (log, errors) = (dir.join(log), dir.join(errors));
-        let error_file = File::create(&errors)
+        let error_file = files::append_anew(&errors)
             .map_err(|error| format!("create {}: {error}", errors.display()))?;
         let log_start = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let key = key_pipe(key).map_err(|error| format!("pass the cluster's key: {error}"))?;

@@ -12,11 +12,11 @@ pub(crate) mod local;
 pub(crate) mod quote;
 pub(crate) mod ssh;
 
-use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kv_daemon::files;
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::{ClusterId, Member};
@@ -159,7 +159,7 @@ async fn tail_apart(path: PathBuf, start: u64) -> Option<String> {
 
 /// The end of what a file holds from there on.
 fn tail(path: &Path, start: u64) -> Option<String> {
-    let mut file = File::open(path).ok()?;
+    let mut file = files::open(path).ok()?;
     let length = file.metadata().ok()?.len();
     let from = length.saturating_sub(MAX_QUOTED_BYTES).max(start);
     file.seek(SeekFrom::Start(from)).ok()?;

@@ -1,0 +1,197 @@
+//! Files in a directory that others may be able to write to: opened only when they are this user's.
+//!
+//! A link that somebody else has put there could lead a program that runs as root to any file of the machine, and a
+//! file of somebody else could bring it a state, a key or data that it has never written.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// Opens a file to be read.
+///
+/// # Errors
+/// The system's, and [`io::ErrorKind::PermissionDenied`] for what is no file of this user or of root.
+pub fn open(path: &Path) -> io::Result<File> {
+    open_with(path, File::options().read(true))
+}
+
+/// Opens a file as the options say. Links are not followed, and nothing is waited for.
+///
+/// Without `truncate`: whose file it is must be known before anything is done to it.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
+    let file = options.custom_flags(flags).open(path).map_err(|error| {
+        match error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
+            true => refused("it is a symbolic link; put the file itself there".into()),
+            false => error,
+        }
+    })?;
+    check(&file)?;
+    Ok(file)
+}
+
+/// Creates a file for its owner alone, or empties the one that is there.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn create(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let file = open_with(path, File::options().write(true).create(true).mode(0o600))?;
+    // One that an earlier version has left may be anybody's to read.
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    file.set_len(0)?;
+    Ok(file)
+}
+
+/// Opens a file to append to, or makes it. It may be a pipe or a device, and a link that this user or root has made
+/// is followed: logs are led elsewhere so.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn append(path: &Path) -> io::Result<File> {
+    let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
+    let options = &mut File::options();
+    options.create(true).append(true);
+    match options.clone().custom_flags(no_follow).open(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {}
+        opened => return opened.and_then(|file| check_owner(&file).map(|()| file)),
+    }
+    // The link that is looked at is the one that is followed: nobody can exchange it in between.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let link = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    check_owner(&link)?;
+    let target = rustix::fs::readlinkat(&link, "", Vec::new())?;
+    let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+    options.open(path.parent().unwrap_or(Path::new("")).join(target))
+}
+
+/// As [`append`], but what a file has of an earlier run is dropped.
+///
+/// # Errors
+/// Those of [`append`].
+pub fn append_anew(path: &Path) -> io::Result<File> {
+    let file = append(path)?;
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    Ok(file)
+}
+
+/// Whether this is a file of this user, or of root.
+fn check(file: &File) -> io::Result<()> {
+    if !file.metadata()?.is_file() {
+        return Err(refused("it is no regular file; put one there, or remove it".into()));
+    }
+    check_owner(file)
+}
+
+fn check_owner(file: &File) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    let (owner, own) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != own && owner != 0 {
+        return Err(refused(format!(
+            "it belongs to the user with the id {owner}, and this one is {own}; change its owner \
+             (chown) if it is to be trusted, or start as that user"
+        )));
+    }
+    Ok(())
+}
+
+fn refused(words: String) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, words)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    /// What is said of a refused file.
+    fn refusal(result: io::Result<File>) -> String {
+        let error = result.expect_err("it must be refused");
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        error.to_string()
+    }
+
+    #[test]
+    fn a_link_is_neither_read_nor_written_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let (victim, link) = (directory.path().join("victim"), directory.path().join("link"));
+        fs::write(&victim, "precious").unwrap();
+        symlink(&victim, &link).unwrap();
+        assert!(refusal(open(&link)).contains("symbolic link"));
+        assert!(refusal(create(&link)).contains("symbolic link"));
+        let missing = directory.path().join("missing");
+        fs::remove_file(&link).unwrap();
+        symlink(&missing, &link).unwrap();
+        assert!(refusal(create(&link)).contains("symbolic link"));
+        assert!(!missing.exists());
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        assert!(refusal(open(&path)).contains("no regular file"));
+        assert!(refusal(open(Path::new("/dev/null"))).contains("no regular file"));
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_refused_and_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("planted");
+        fs::write(&path, "planted").unwrap();
+        // Only root can give a file away.
+        match std::os::unix::fs::chown(&path, Some(12_345), None) {
+            Ok(()) => {
+                assert!(refusal(open(&path)).contains("12345"));
+                assert!(refusal(create(&path)).contains("chown"));
+                assert_eq!(fs::read(&path).unwrap(), b"planted");
+            }
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        }
+    }
+
+    #[test]
+    fn a_log_goes_through_a_link_of_this_user_and_through_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("log"), directory.path().join("link"));
+        symlink("log", &link).unwrap();
+        for line in ["one\n", "two\n"] {
+            io::Write::write_all(&mut append(&link).unwrap(), line.as_bytes()).unwrap();
+        }
+        assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\n");
+        // Only root can give a link away.
+        if std::os::unix::fs::lchown(&link, Some(12_345), None).is_ok() {
+            assert!(refusal(append(&link)).contains("12345"));
+            std::os::unix::fs::chown(&path, Some(12_345), None).unwrap();
+            assert!(refusal(append(&path)).contains("12345"));
+        }
+    }
+
+    #[test]
+    fn what_is_created_is_its_owner_s_alone_and_empty_whatever_stood_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        for _ in 0..2 {
+            let metadata = create(&path).unwrap().metadata().unwrap();
+            assert_eq!((metadata.permissions().mode() & 0o777, metadata.len()), (0o600, 0));
+            fs::write(&path, "longer").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        assert!(open(&path).is_ok());
+    }
+}
