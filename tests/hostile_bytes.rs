@@ -537,6 +537,7 @@ fn a_heartbeat_without_a_started_teaches_the_coordinator_nothing() {
             incarnation: ports.member(VICTIM).incarnation,
             epoch: Epoch { number: u64::MAX, ..Epoch::default() },
             resident_bytes: u64::MAX,
+            memory_limit: u64::MAX,
             connection_bytes: u64::MAX,
             connection_limit: u64::MAX,
             clients: u32::MAX,

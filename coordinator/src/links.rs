@@ -39,9 +39,9 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let farewells = Slots::new(MAX_FAREWELLS_AT_ONCE);
     let newest = Rc::new(NewestMap::default());
     let accepted = Rc::clone(&refusals);
-    listener::accept(listener, accepted, move |stream, _| {
+    listener::accept(listener, accepted, move |stream, address| {
         let (driver, refusals) = (Rc::clone(&driver), Rc::clone(&refusals));
-        let (place, farewells) = (room.enter(), farewells.clone());
+        let (place, farewells) = (room.enter(address.ip()), farewells.clone());
         let newest = Rc::clone(&newest);
         tokio::task::spawn_local(async move {
             let mut connection = Connection::new(stream, FrameRules::checked(MAX_HELLO_BODY));

@@ -1,7 +1,7 @@
 //! Listening and accepting: bounded, and alive when descriptors run out.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -125,11 +125,12 @@ impl Slots {
     }
 }
 
-/// Connections that something is waited for from. With one more than there may be, the one that has
-/// waited for longest has to go, so that those who say nothing never keep out those who do.
+/// Connections that something is waited for from. With one more than there may be, the one that has waited for longest
+/// has to go, of the address that most come from: those who say nothing never keep out those who do, nor does one
+/// address keep out another.
 #[derive(Debug)]
 pub(crate) struct WaitingRoom {
-    waiting: RefCell<VecDeque<Rc<Notify>>>,
+    waiting: RefCell<VecDeque<(IpAddr, Rc<Notify>)>>,
     most: usize,
 }
 
@@ -146,18 +147,28 @@ impl WaitingRoom {
         Rc::new(WaitingRoom { waiting: RefCell::default(), most })
     }
 
-    /// Lets one more in; sends the oldest away if there are too many then.
-    pub(crate) fn enter(self: &Rc<WaitingRoom>) -> Place {
+    /// Lets one more in; sends another away if there are too many then.
+    pub(crate) fn enter(self: &Rc<WaitingRoom>, address: IpAddr) -> Place {
         let must_go = Rc::new(Notify::new());
         let mut waiting = self.waiting.borrow_mut();
-        waiting.push_back(Rc::clone(&must_go));
+        waiting.push_back((address, Rc::clone(&must_go)));
         if waiting.len() > self.most
-            && let Some(oldest) = waiting.pop_front()
+            && let Some((_, oldest)) = oldest_of_crowd(&waiting).and_then(|at| waiting.remove(at))
         {
             oldest.notify_one();
         }
         Place { room: Rc::clone(self), must_go }
     }
+}
+
+/// The first one of the address that has most of them.
+fn oldest_of_crowd<T>(waiting: &VecDeque<(IpAddr, T)>) -> Option<usize> {
+    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+    for (address, _) in waiting {
+        *counts.entry(*address).or_default() += 1;
+    }
+    let most = counts.values().copied().max()?;
+    waiting.iter().position(|(address, _)| counts[address] == most)
 }
 
 impl Place {
@@ -169,7 +180,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.room.waiting.borrow_mut().retain(|waiting| !Rc::ptr_eq(waiting, &self.must_go));
+        self.room.waiting.borrow_mut().retain(|(_, waiting)| !Rc::ptr_eq(waiting, &self.must_go));
     }
 }
 
@@ -207,20 +218,39 @@ mod tests {
         assert!(slots.take().is_some());
     }
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 7));
+
+    async fn has_to_go(place: &Place) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), place.must_go()).await.is_ok()
+    }
+
     #[tokio::test]
     async fn one_too_many_in_the_waiting_room_sends_the_oldest_away_and_nobody_else() {
         let room = WaitingRoom::new(2);
-        let (first, second) = (room.enter(), room.enter());
-        let third = room.enter();
+        let (first, second) = (room.enter(HERE), room.enter(HERE));
+        let third = room.enter(HERE);
         first.must_go().await;
         drop(first);
         drop(second);
         // The second's place is free: nobody has to go for the fourth.
-        let fourth = room.enter();
+        let fourth = room.enter(HERE);
         for stays in [third, fourth] {
-            let goes = tokio::time::timeout(Duration::from_millis(1), stays.must_go()).await;
-            assert!(goes.is_err());
+            assert!(!has_to_go(&stays).await);
         }
         assert!(room.waiting.borrow().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_address_that_floods_the_waiting_room_sends_away_its_own() {
+        let room = WaitingRoom::new(3);
+        let server = room.enter(THERE);
+        let strangers: Vec<Place> = (0..20).map(|_| room.enter(HERE)).collect();
+        assert!(!has_to_go(&server).await);
+        let mut gone = 0;
+        for stranger in &strangers {
+            gone += usize::from(has_to_go(stranger).await);
+        }
+        assert_eq!(gone, 18, "two places are left to them");
     }
 }

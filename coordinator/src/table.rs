@@ -130,6 +130,7 @@ fn servers(servers: &[ServerStatus]) -> Grid {
         ("secondary", 6),
         ("tables", 4),
         ("in use", 3),
+        ("limit", 4),
         ("memory", 5),
         ("clients", 1),
         ("requests", 2),
@@ -158,6 +159,10 @@ fn servers(servers: &[ServerStatus]) -> Grid {
                 bytes(server.primary_used_bytes),
                 bytes(server.secondary_used_bytes)
             )),
+            counted(match server.memory_limit {
+                0 => "none".to_owned(),
+                limit => bytes(limit),
+            }),
             counted(bytes(server.resident_bytes)),
             counted(server.client_connections.to_string()),
             counted(server.requests.to_string()),
@@ -292,6 +297,7 @@ mod tests {
             primary_used_bytes: 3 << 19,
             secondary_used_bytes: 1 << 19,
             resident_bytes: u64::MAX,
+            memory_limit: 5 << 30,
             connection_bytes: 8,
             connection_limit: 9,
             client_connections: 4,
@@ -339,7 +345,7 @@ mod tests {
         let up = row("4711");
         assert!(up.contains("123456"), "{up}");
         assert!(up.contains("2.0 MiB + 1.0 MiB"), "{up}");
-        assert!(up.contains("1.5 MiB + 512.0 KiB"), "{up}");
+        assert!(up.contains("1.5 MiB + 512.0 KiB") && up.contains("5.0 GiB"), "{up}");
         assert!(up.contains("127.0.0.1:7000") && up.contains("15.9 EiB") && up.contains("42 ms"));
         let group = row("server 0");
         assert!(group.contains("copying to 1, 25 %") && group.contains("degraded"), "{group}");
@@ -356,6 +362,7 @@ mod tests {
             "localhost",
             "DOWN",
             "127.0.0.1:7000",
+            "-",
             "-",
             "-",
             "-",

@@ -325,6 +325,8 @@ pub struct Heartbeat {
     pub epoch: Epoch,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
+    /// What its tables may hold, in bytes; 0: there is no limit.
+    pub memory_limit: u64,
     /// Memory that its clients' connections hold, in bytes.
     pub connection_bytes: u64,
     /// Memory that they may hold.
@@ -361,6 +363,7 @@ impl Heartbeat {
         body.put_u64(self.incarnation.0);
         write_epoch(body, self.epoch);
         body.put_u64(self.resident_bytes);
+        body.put_u64(self.memory_limit);
         body.put_u64(self.connection_bytes);
         body.put_u64(self.connection_limit);
         body.put_u32(self.clients);
@@ -398,6 +401,7 @@ impl Heartbeat {
         let incarnation = Incarnation(reader.u64("incarnation")?);
         let epoch = read_epoch(reader)?;
         let resident_bytes = reader.u64("resident bytes")?;
+        let memory_limit = reader.u64("memory limit")?;
         let connection_bytes = reader.u64("connection bytes")?;
         let connection_limit = reader.u64("connection limit")?;
         let clients = reader.u32("client count")?;
@@ -446,6 +450,7 @@ impl Heartbeat {
             incarnation,
             epoch,
             resident_bytes,
+            memory_limit,
             connection_bytes,
             connection_limit,
             clients,

@@ -79,6 +79,10 @@ pub struct ServerStatus {
     /// As for the primary table.
     #[serde(default)]
     pub secondary_used_bytes: u64,
+    /// What its tables may hold, in bytes (`--memory-limit`, or the default for its machine); 0: there is no limit, or
+    /// it is not known yet.
+    #[serde(default)]
+    pub memory_limit: u64,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
     /// Memory that its clients' connections hold, in bytes.

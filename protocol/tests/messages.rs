@@ -274,7 +274,7 @@ proptest! {
         };
         let heartbeat = Heartbeat {
             incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
-            connection_bytes: numbers[3], connection_limit: numbers[4],
+            memory_limit: numbers[5], connection_bytes: numbers[3], connection_limit: numbers[4],
             requests: numbers[1], refused: numbers[2], stood_ms: 9,
             dumped: DumpedBytes { primary: numbers[3], secondary: numbers[4] },
             crowd: (kind % 2 == 0).then_some(CrowdReport { address: ip, connections: 5, closed: numbers[3] }),
@@ -562,6 +562,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         incarnation: Incarnation(1),
         epoch: Epoch::default(),
         resident_bytes: 0,
+        memory_limit: 0,
         connection_bytes: 0,
         connection_limit: 0,
         clients: 0,

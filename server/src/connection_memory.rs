@@ -39,6 +39,8 @@ const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
 #[derive(Debug)]
 pub(crate) struct ConnectionMemory {
     limit: u64,
+    /// What the tables may hold together.
+    memory_limit: Option<u64>,
     /// Tables of the process, which leave room for what connections hold.
     tables: u64,
     frames: Mutex<Frames>,
@@ -79,12 +81,17 @@ impl ConnectionMemory {
         let default = memory_limit.map_or(DEFAULT_BYTES, |limit| limit / PART_OF_LIMIT);
         let limit = asked.unwrap_or(default).max(CONNECTION_MEMORY_MIN);
         let (frames, others) = (Mutex::default(), AtomicU64::new(0));
-        Arc::new(ConnectionMemory { limit, tables, frames, others })
+        Arc::new(ConnectionMemory { limit, memory_limit, tables, frames, others })
     }
 
     /// The budget.
     pub(crate) fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// What the tables may hold together, in bytes.
+    pub(crate) fn memory_limit(&self) -> Option<u64> {
+        self.memory_limit
     }
 
     /// How many tables the process has.

@@ -269,6 +269,7 @@ fn heartbeat(node: &Node) -> Heartbeat {
         incarnation: node.me.incarnation,
         epoch: node.epoch(),
         resident_bytes: node.board.resident_bytes(),
+        memory_limit: node.board.memory().memory_limit().unwrap_or(0),
         connection_bytes: node.board.memory().held(),
         connection_limit: node.board.memory().limit(),
         clients: u32::try_from(node.board.clients()).unwrap_or(u32::MAX),

@@ -178,6 +178,7 @@ fn server_status(now: Time, server: &Server, host: String) -> ServerStatus {
         primary_used_bytes: used_bytes(server, ReplicaRole::Primary),
         secondary_used_bytes: used_bytes(server, ReplicaRole::Secondary),
         resident_bytes: heartbeat.map_or(0, |h| h.resident_bytes),
+        memory_limit: heartbeat.map_or(0, |h| h.memory_limit),
         connection_bytes: heartbeat.map_or(0, |h| h.connection_bytes),
         connection_limit: heartbeat.map_or(0, |h| h.connection_limit),
         client_connections: heartbeat.map_or(0, |h| h.clients),

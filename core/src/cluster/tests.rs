@@ -196,6 +196,7 @@ impl World {
             incarnation: self.cluster.member(id).incarnation,
             epoch: Epoch::default(),
             resident_bytes: 1,
+            memory_limit: 7,
             connection_bytes: 5,
             connection_limit: 6,
             clients: 2,

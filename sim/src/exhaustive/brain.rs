@@ -229,6 +229,7 @@ impl Coordinating {
                     incarnation: speaker.incarnation,
                     epoch: Epoch::default(),
                     resident_bytes: 0,
+                    memory_limit: 0,
                     connection_bytes: 0,
                     connection_limit: 0,
                     clients: 0,

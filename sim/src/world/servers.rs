@@ -269,6 +269,7 @@ impl World {
                     incarnation: self.processes[process].member.incarnation,
                     epoch: node.epoch(),
                     resident_bytes: 0,
+                    memory_limit: 0,
                     connection_bytes: 0,
                     connection_limit: 0,
                     clients: 0,
