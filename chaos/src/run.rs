@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::abilities::Abilities;
+use crate::abilities::{self, Abilities};
 use crate::args::Args;
 use crate::cluster::Programs;
-use crate::enough::Demand;
+use crate::enough::{self, Demand};
 use crate::faults::{self, Double, Fault, Policy, Turns};
 use crate::network::{self, Network};
+use crate::ordinary::ground::Ground;
+use crate::ordinary::{self, Day};
 use crate::random::Random;
 use crate::report::Report;
 use crate::round::{Aim, Outcome, Round, show_log_ends};
@@ -29,11 +31,16 @@ const MOST_FAILED: usize = 3;
 const SLICE_FAULTS: u32 = 28;
 const SLICE_LEAST: u32 = SLICE_FAULTS / 2;
 const SLICE_MINUTES: f64 = 2.0;
+/// The time of the slice's ordinary days beside it.
+const SLICE_ORDINARY_MINUTES: f64 = 1.0 / 3.0;
 
 /// What is to be run.
 struct Wanted {
     seed: u64,
     faults: u32,
+    /// Ordinary days, and the kinds that are possible.
+    ordinary: u32,
+    days: Vec<(Ground, Vec<Day>)>,
     sizes: Vec<u16>,
     cuts: bool,
     doubles: bool,
@@ -49,7 +56,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     if !abilities.restore {
         left_out.push("restoring after a shutdown: `coord` has no --restore yet".into());
     }
-    let wanted = Wanted::of(args, start, &mut left_out);
+    let mut wanted = Wanted::of(args, start, &mut left_out);
+    // Before there is any other thread.
+    wanted.days = match args.slice {
+        true => vec![(Ground::Plain, abilities::possible_of(&ordinary::SLICE, &mut left_out))],
+        false if wanted.ordinary > 0 => abilities::ordinary_days(&mut left_out),
+        false => Vec::new(),
+    };
     // Before there is any other thread.
     let network = match wanted.cuts {
         true => Some(Network::make(wanted.sizes.iter().copied().max().unwrap_or(3))?),
@@ -58,12 +71,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let (base, keep) = base_directory(args)?;
     let mut possible = (faults::all(false), faults::all(network.is_some()));
     if let Some(only) = &args.only {
-        let is_wanted = |fault: &Fault| fault.to_string().contains(&only[..]);
-        possible.0.retain(is_wanted);
-        possible.1.retain(is_wanted);
-        anyhow::ensure!(!possible.1.is_empty(), "no fault that is possible here is named `{only}`");
+        let is_wanted = |name: String| name.contains(&only[..]);
+        possible.0.retain(|fault| is_wanted(fault.to_string()));
+        possible.1.retain(|fault| is_wanted(fault.to_string()));
+        wanted.days.iter_mut().for_each(|(_, days)| days.retain(|day| is_wanted(day.to_string())));
+        wanted.days.retain(|(_, days)| !days.is_empty());
+        let is_any = !possible.1.is_empty() || !wanted.days.is_empty();
+        anyhow::ensure!(is_any, "no fault that is possible here is named `{only}`");
+        if possible.1.is_empty() {
+            wanted.faults = 0;
+        }
     }
-    let bar = progress(wanted.faults);
+    if wanted.days.is_empty() {
+        wanted.ordinary = 0;
+    }
+    let bar = progress(wanted.faults + wanted.ordinary);
     let mut report = Report::new(wanted.seed, left_out);
     let (mut turns, mut random) = (Turns::default(), Random::new(wanted.seed));
     let mut failed = 0;
@@ -102,7 +124,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         }
     }
     bar.finish_and_clear();
-    report.end(start.elapsed(), &wanted.demand(args, &possible.1));
+    report.end(
+        start.elapsed(),
+        &wanted.demand(args, &possible.1),
+        &wanted.demand_of_ordinary(args),
+    );
     if report.is_good() && !keep {
         let _ = std::fs::remove_dir_all(&base);
     }
@@ -120,11 +146,13 @@ impl Wanted {
             return Wanted {
                 seed: 1,
                 faults: SLICE_FAULTS,
+                ordinary: u32::try_from(ordinary::SLICE.len()).expect("it is small"),
+                days: Vec::new(),
                 // Of four, so that some group has nothing to do with two neighbours that die.
                 sizes: vec![3, 4],
                 cuts: false,
                 doubles: true,
-                until: Some(after(SLICE_MINUTES)),
+                until: Some(after(SLICE_MINUTES + SLICE_ORDINARY_MINUTES)),
             };
         }
         let cuts = match network::missing() {
@@ -138,6 +166,8 @@ impl Wanted {
         Wanted {
             seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32),
             faults: args.faults,
+            ordinary: args.ordinary,
+            days: Vec::new(),
             sizes: args.servers.map_or(vec![3, 5], |servers| vec![servers]),
             cuts,
             doubles: !args.no_double_faults && args.only.is_none(),
@@ -160,7 +190,22 @@ impl Wanted {
             (false, None) => self.faults,
         };
         let kinds = if is_whole { kinds } else { Vec::new() };
-        Demand { faults: faults.into(), kinds, in_flight: args.only.is_none() }
+        let in_flight = args.only.is_none();
+        Demand { what: "faults", faults: faults.into(), full: enough::FULL, kinds, in_flight }
+    }
+
+    /// The same of ordinary days. The few of the slice must all have been.
+    fn demand_of_ordinary(&self, args: &Args) -> Demand {
+        let is_whole = args.only.is_none() && args.minutes.is_none();
+        let kinds = self.days.iter().filter(|_| is_whole).flat_map(|(_, days)| days);
+        let faults = if args.minutes.is_some() { 0 } else { self.ordinary.into() };
+        Demand {
+            what: "ordinary days",
+            faults,
+            full: if args.slice { faults } else { enough::FULL_ORDINARY },
+            kinds: kinds.map(Day::to_string).collect(),
+            in_flight: false,
+        }
     }
 }
 
@@ -183,6 +228,12 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
             plan.push((next_size(), Aim::Two(double(seconds))));
             seconds += 1;
         }
+    }
+    // Ordinary days come evenly between, and first of all: a run that is cut short has seen them, too.
+    let days = ordinary::plan(&wanted.days, wanted.ordinary);
+    let (rounds, among) = (plan.len().max(1), days.len());
+    for (number, days) in days.into_iter().enumerate() {
+        plan.insert(number + number * rounds / among, (next_size(), Aim::Ordinary(days)));
     }
     plan
 }
