@@ -26,12 +26,16 @@ use ground::Ground;
 pub(crate) enum Day {
     /// SIGTERM to one server.
     Leave,
+    /// SIGTERM to two neighbours within moments.
+    LeaveTwo,
     /// SIGTERM to all servers within moments; the cluster is brought back by `--resume`.
     LeaveAll,
     /// SIGSTOP to all servers and the coordinator, for up to several failure timeouts.
     Suspend,
     /// The same while a server that was killed is recovered.
     SuspendRecovery,
+    /// The same while a server leaves that was told to stop.
+    SuspendLeave,
     /// The same during a stop; the cluster is brought back by `--restore`.
     SuspendStop,
     /// One executor of one server stopped by ptrace(2).
@@ -44,6 +48,8 @@ pub(crate) enum Day {
     Freeze,
     /// The same, and a server killed meanwhile.
     FreezeKill,
+    /// The same, and the cluster stopped meanwhile; it is brought back by `--resume`.
+    FreezeStop,
     /// A full file system, and a server told to leave.
     FullLeave,
     /// The same, and a server killed.
@@ -60,15 +66,18 @@ impl fmt::Display for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Day::Leave => "one server told to stop (SIGTERM)",
+            Day::LeaveTwo => "two neighbours told to stop (SIGTERM)",
             Day::LeaveAll => "all servers told to stop (SIGTERM), then --resume",
             Day::Suspend => "all processes suspended (SIGSTOP)",
             Day::SuspendRecovery => "all processes suspended during a recovery",
+            Day::SuspendLeave => "all processes suspended while a server leaves",
             Day::SuspendStop => "all processes suspended during a stop, then --restore",
             Day::Stall => "one executor stalled (ptrace)",
             Day::Flood => "one server flooded",
             Day::LongReaders => "long values read by many, or never read",
             Day::Freeze => "file system frozen (fsfreeze)",
             Day::FreezeKill => "file system frozen, a server killed",
+            Day::FreezeStop => "file system frozen, cluster stopped, then --resume",
             Day::FullLeave => "file system full, one server told to stop",
             Day::FullKill => "file system full, a server killed",
             Day::FullStop => "file system full, cluster stopped, then --resume",
@@ -87,15 +96,17 @@ impl Ground {
         match self {
             Ground::Plain => &[
                 Day::Leave,
+                Day::LeaveTwo,
                 Day::LeaveAll,
                 Day::Suspend,
                 Day::SuspendRecovery,
+                Day::SuspendLeave,
                 Day::SuspendStop,
                 Day::Stall,
                 Day::Flood,
                 Day::LongReaders,
             ],
-            Ground::Disk => &[Day::Freeze, Day::FreezeKill],
+            Ground::Disk => &[Day::Freeze, Day::FreezeKill, Day::FreezeStop],
             Ground::Tmpfs => &[Day::FullLeave, Day::FullKill, Day::FullStop],
             Ground::Limit => &[Day::FillLimit],
             Ground::Cgroup => &[Day::FillCgroup],
@@ -143,10 +154,10 @@ mod tests {
     fn every_kind_has_a_name_of_its_own_and_one_ground() {
         let mut names: Vec<String> =
             everything().iter().flat_map(|(_, kinds)| kinds).map(Day::to_string).collect();
-        assert_eq!(names.len(), 15);
+        assert_eq!(names.len(), 18);
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 15);
+        assert_eq!(names.len(), 18);
         assert!(SLICE.iter().all(|day| Ground::Plain.days().contains(day)));
     }
 

@@ -99,7 +99,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
             programs: &programs,
             dir: base.join(format!("round-{number:02}")),
             servers,
-            shards: if number % 2 == 0 { 1 } else { 2 },
+            shards: match aim {
+                Aim::Ordinary(_) => 1 + u16::try_from(random.below(2)).expect("it is small"),
+                _ => 1 + u16::try_from(number % 2).expect("it is small"),
+            },
             aim,
             possible: if network.is_some() { &possible.1 } else { &possible.0 },
             abilities,
@@ -233,7 +236,10 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
     let days = ordinary::plan(&wanted.days, wanted.ordinary);
     let (rounds, among) = (plan.len().max(1), days.len());
     for (number, days) in days.into_iter().enumerate() {
-        plan.insert(number + number * rounds / among, (next_size(), Aim::Ordinary(days)));
+        // Each ground gets every size in turn, also where their numbers have a common divisor.
+        let turn = number % wanted.days.len() + number / wanted.days.len();
+        let servers = wanted.sizes[turn % wanted.sizes.len()];
+        plan.insert(number + number * rounds / among, (servers, Aim::Ordinary(days)));
     }
     plan
 }
@@ -295,6 +301,8 @@ mod tests {
         let wanted = Wanted {
             seed: 1,
             faults: 200,
+            ordinary: 100,
+            days: Ground::ALL.map(|ground| (ground, ground.days().to_vec())).into(),
             sizes: vec![3, 5],
             cuts: false,
             doubles: true,
@@ -302,13 +310,21 @@ mod tests {
         };
         let plan = plan(&wanted);
         let faults = |aim: &Aim| match aim {
-            Aim::One(faults) => *faults,
-            Aim::Two(_) => 1,
+            Aim::One(faults) => (*faults, 0),
+            Aim::Two(_) => (1, 0),
+            Aim::Ordinary(days) => (0, days.count),
         };
-        assert_eq!(plan.iter().map(|(_, aim)| faults(aim)).sum::<u32>(), 200);
+        let counts = plan.iter().map(|(_, aim)| faults(aim));
+        assert_eq!(counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)), (200, 100));
+        assert!(matches!(plan[0].1, Aim::Ordinary(_)), "a run that is cut short has seen them");
+        assert!(matches!(plan.last(), Some((_, Aim::One(_) | Aim::Two(_)))), "they come between");
         for size in [3, 5] {
             let of_size = || plan.iter().filter(|(servers, _)| *servers == size);
             assert!(of_size().any(|(_, aim)| matches!(aim, Aim::One(_))));
+            for ground in Ground::ALL {
+                let is_it = |aim: &Aim| matches!(aim, Aim::Ordinary(days) if days.ground == ground);
+                assert!(of_size().any(|(_, aim)| is_it(aim)), "{size} {ground:?}");
+            }
             for policy in [Policy::Shutdown, Policy::Isolate] {
                 let is_it = |aim: &Aim| matches!(aim, Aim::Two(double) if double.policy == policy);
                 assert!(of_size().any(|(_, aim)| is_it(aim)), "{size} {policy:?}");
@@ -331,5 +347,25 @@ mod tests {
         let one = demand(&["--only", "server killed"]);
         assert_eq!((one.faults, one.kinds.len(), one.in_flight), (200, 0, false));
         assert_eq!(demand(&["--no-double-faults"]).kinds.len(), 17);
+    }
+
+    #[test]
+    fn a_run_without_the_ordinary_days_that_it_was_asked_for_is_not_enough() {
+        let missed = |words: &[&str], struck: &[(&str, u64)]| {
+            let args = Args::parse_from(["chaos", "--no-cuts"].iter().chain(words));
+            let mut wanted = Wanted::of(&args, Instant::now(), &mut Vec::new());
+            wanted.days = vec![(Ground::Plain, vec![Day::Leave, Day::Suspend])];
+            let struck = struck.iter().map(|(name, count)| ((*name).to_owned(), (*count, 0)));
+            wanted.demand_of_ordinary(&args).missed(&struck.collect()).len()
+        };
+        let [leave, suspend] = [Day::Leave, Day::Suspend].map(|day| day.to_string());
+        assert_eq!(missed(&[], &[]), 1);
+        assert_eq!(missed(&[], &[(&leave, 99)]), 1);
+        assert_eq!(missed(&[], &[(&leave, 100)]), 1, "one kind has never been");
+        assert_eq!(missed(&[], &[(&leave, 50), (&suspend, 50)]), 0);
+        assert_eq!(missed(&["--ordinary", "20"], &[(&leave, 20)]), 0, "too short to demand it");
+        assert_eq!(missed(&["--slice"], &[(&leave, 4)]), 1);
+        assert_eq!(missed(&["--slice"], &[(&leave, 2), (&suspend, 2)]), 0);
+        assert_eq!(missed(&["--minutes", "1"], &[]), 0);
     }
 }

@@ -32,6 +32,9 @@ const AIM: Duration = Duration::from_millis(100);
 /// Lengths in milliseconds, both ends included.
 const SUSPEND_MS: (u64, u64) = (100, 4_000);
 const SUSPEND_LONG_MS: (u64, u64) = (700, 4_000);
+/// Longer than a stop waits for a server that is silent; so many of a thousand suspends during a stop.
+const NIGHT_MS: (u64, u64) = (34_000, 36_000);
+const NIGHT_PER_MILLE: u64 = 125;
 const STALL_MS: (u64, u64) = (100, 700);
 const FREEZE_MS: (u64, u64) = (1_000, 2_500);
 /// Time between the signals to two servers that are told to stop within moments.
@@ -50,13 +53,13 @@ const READERS: Shape =
 const NEVER_READ: Shape =
     Shape { kind: Kind::Get(MAX_VALUE_BYTES), manner: Manner::Unread, connections: 64 };
 
-/// What an event may change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The changes that an event may cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum May {
     /// No view and no process.
     Nothing,
-    /// The places of the victim, and its process.
-    Victim,
+    /// The places of these servers, and their processes.
+    Places(Vec<u16>),
     /// The cluster is stopped and brought back.
     Everything,
 }
@@ -68,6 +71,10 @@ struct Done {
     limit: Duration,
     /// Operations may fail while it lasts.
     is_away: bool,
+}
+
+fn may(victim: u16) -> May {
+    May::Places(vec![victim])
 }
 
 impl Done {
@@ -110,7 +117,7 @@ impl Striker<'_> {
         let log = fs::read(self.cluster.log()).context("read the coordinator's log")?;
         let log = log.get(usize::try_from(log_begins)?..).unwrap_or_default();
         let after = self.cluster.status()?;
-        let wrong = wrong(done.may, victim, &before, &after, &String::from_utf8_lossy(log));
+        let wrong = wrong(&done.may, &before, &after, &String::from_utf8_lossy(log));
         failures.extend(wrong.into_iter().map(|what| format!("{day}, server {victim}: {what}")));
         Ok(Struck {
             name: day.to_string(),
@@ -129,8 +136,19 @@ impl Striker<'_> {
         let pid = before.servers[usize::from(victim)].pid.context("a server has not started")?;
         match day {
             Day::Leave => {
-                self.leave(pid)?;
-                Ok(Done::of(May::Victim, limits::AFTER_DEATH))
+                process::signal(pid, Signal::TERM);
+                await_end_of(pid)?;
+                Ok(Done::of(may(victim), limits::AFTER_DEATH))
+            }
+            Day::LeaveTwo => {
+                let next = (victim + 1) % self.cluster.setting.servers;
+                let other = before.servers[usize::from(next)].pid.context("no process")?;
+                process::signal(pid, Signal::TERM);
+                self.sleep(APART_MS);
+                process::signal(other, Signal::TERM);
+                await_end_of(pid)?;
+                await_end_of(other)?;
+                Ok(Done::of(May::Places(vec![victim, next]), limits::AFTER_DEATH))
             }
             Day::LeaveAll => {
                 self.tell_all_to_stop()?;
@@ -145,12 +163,20 @@ impl Striker<'_> {
                 process::signal(pid, Signal::KILL);
                 self.sleep(INTO_MS);
                 let lasted = self.suspend(SUSPEND_MS);
-                Ok(Done::of(May::Victim, lasted + limits::AFTER_DEATH))
+                Ok(Done::of(may(victim), lasted + limits::AFTER_DEATH))
+            }
+            Day::SuspendLeave => {
+                process::signal(pid, Signal::TERM);
+                self.sleep(INTO_MS);
+                let lasted = self.suspend(SUSPEND_MS);
+                await_end_of(pid)?;
+                Ok(Done::of(may(victim), lasted + limits::AFTER_DEATH))
             }
             Day::SuspendStop => {
                 process::signal(self.cluster.coord_pid(), Signal::TERM);
                 self.sleep(INTO_MS);
-                self.suspend(SUSPEND_LONG_MS);
+                let is_night = self.random.per_mille(NIGHT_PER_MILLE);
+                self.suspend(if is_night { NIGHT_MS } else { SUSPEND_LONG_MS });
                 self.await_end()?;
                 self.revive("--restore")?;
                 Ok(Done::away(May::Everything, start.elapsed()))
@@ -160,7 +186,7 @@ impl Striker<'_> {
                 let stalled = Stalled::stop(pid, &format!("shard-{shard}"))?;
                 self.sleep(STALL_MS);
                 drop(stalled);
-                Ok(Done::of(May::Victim, start.elapsed() + limits::AFTER_SILENCE))
+                Ok(Done::of(may(victim), start.elapsed() + limits::AFTER_SILENCE))
             }
             Day::Flood => {
                 let shapes: Vec<&Shape> =
@@ -186,17 +212,25 @@ impl Striker<'_> {
                 self.sleep(INTO_MS);
                 process::signal(pid, Signal::KILL);
                 await_thaw(frozen)?;
-                Ok(Done::of(May::Victim, start.elapsed() + limits::AFTER_DEATH))
+                Ok(Done::of(may(victim), start.elapsed() + limits::AFTER_DEATH))
+            }
+            Day::FreezeStop => {
+                let frozen = self.freeze()?;
+                self.sleep(INTO_MS);
+                process::signal(self.cluster.coord_pid(), Signal::TERM);
+                await_thaw(frozen)?;
+                self.await_end()?;
+                self.revive("--resume")?;
+                Ok(Done::away(May::Everything, start.elapsed()))
             }
             Day::FullLeave | Day::FullKill => {
                 self.made.fill()?;
-                match day {
-                    Day::FullLeave => self.leave(pid)?,
-                    _ => process::signal(pid, Signal::KILL),
-                }
+                let is_told = day == Day::FullLeave;
+                process::signal(pid, if is_told { Signal::TERM } else { Signal::KILL });
+                await_end_of(pid)?;
                 self.cluster.wait_whole("while the file system is full")?;
                 self.made.empty()?;
-                Ok(Done::of(May::Victim, limits::AFTER_DEATH))
+                Ok(Done::of(may(victim), limits::AFTER_DEATH))
             }
             Day::FullStop => {
                 self.stop_when_full()?;
@@ -211,14 +245,6 @@ impl Striker<'_> {
                 Ok(Done::away(May::Nothing, start.elapsed()))
             }
         }
-    }
-
-    /// Tells a server to stop, and waits for its end.
-    fn leave(&self, pid: u32) -> anyhow::Result<()> {
-        process::signal(pid, Signal::TERM);
-        wait_for("the end of a server that was told to stop", NOTICE_LIMIT, || {
-            (!process::is_alive(pid)).then_some(())
-        })
     }
 
     /// Tells all servers to stop, and any that is started meanwhile, until the coordinator has ended too.
@@ -332,6 +358,11 @@ impl Striker<'_> {
     }
 }
 
+/// Waits for the end of a server, without another signal: a second one makes it leave without orders.
+fn await_end_of(pid: u32) -> anyhow::Result<()> {
+    wait_for("the end of a server", NOTICE_LIMIT, || (!process::is_alive(pid)).then_some(()))
+}
+
 fn await_thaw(mut frozen: Child) -> anyhow::Result<()> {
     let ended = frozen.wait().context("wait for fsfreeze")?;
     ensure!(ended.success(), "fsfreeze ended with {ended}");
@@ -350,22 +381,18 @@ fn send_garbage(status: &ClusterStatus) {
 }
 
 /// What changed although it must not. `log` is what the coordinator logged meanwhile.
-fn wrong(
-    may: May,
-    victim: u16,
-    before: &ClusterStatus,
-    after: &ClusterStatus,
-    log: &str,
-) -> Vec<String> {
+fn wrong(may: &May, before: &ClusterStatus, after: &ClusterStatus, log: &str) -> Vec<String> {
     let mut wrong: Vec<String> = ["LOST", "a second fault"]
         .into_iter()
         .filter_map(|words| log.lines().find(|line| line.contains(words)))
         .map(|line| format!("the coordinator says: {line}"))
         .collect();
-    if may == May::Everything {
-        return wrong;
-    }
-    let is_spared = |server: u16| may == May::Nothing || server != victim;
+    let struck = match may {
+        May::Everything => return wrong,
+        May::Nothing => &[][..],
+        May::Places(servers) => servers,
+    };
+    let is_spared = |server: u16| !struck.contains(&server);
     for (old, new) in before.servers.iter().zip(&after.servers) {
         if is_spared(old.id.0) && old.pid != new.pid {
             wrong.push(format!("server {} was replaced", old.id));
@@ -375,7 +402,7 @@ fn wrong(
     for server in places::lost(log, count).into_iter().filter(|server| is_spared(*server)) {
         wrong.push(format!("server {server} lost its place in a group"));
     }
-    if may == May::Nothing {
+    if *may == May::Nothing {
         for (old, new) in before.groups.iter().zip(&after.groups) {
             if old.view != new.view {
                 let (old, new) = (old.view, new.view);
@@ -384,4 +411,52 @@ fn wrong(
         }
     }
     wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The status of three servers with pids 1, 2, 3, whose groups are in this view.
+    fn status(pids: [u32; 3], view: u64) -> ClusterStatus {
+        let servers = pids.iter().enumerate().map(|(id, pid)| {
+            serde_json::json!({
+                "id": id, "host": "localhost", "state": "up", "recovery_step": null,
+                "incarnation": null, "pid": pid, "clients": null, "servers": null, "coord": null,
+                "primary_entries": 0, "secondary_entries": 0, "table_bytes": 0, "resident_bytes": 0,
+                "client_connections": 0, "requests": 0, "refused": 0, "heartbeat_age_ms": null,
+            })
+        });
+        let groups = (0..3).map(|group| {
+            serde_json::json!({
+                "group": group, "view": view, "primary": null, "secondary": null,
+                "candidate": null, "condition": "whole", "copies": 2, "entries": 0, "bytes": 0,
+            })
+        });
+        serde_json::from_value(serde_json::json!({
+            "cluster": "0000000000000000000000000000feed",
+            "epoch": {"number": 1, "boot": "0000000000000001"}, "state": "serving", "shards": 1,
+            "servers": servers.collect::<Vec<_>>(), "groups": groups.collect::<Vec<_>>(),
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_an_event_may_not_change_is_told() {
+        let before = status([1, 2, 3], 1);
+        let count =
+            |may: &May, after: &ClusterStatus, log: &str| wrong(may, &before, after, log).len();
+        let alone = "INFO group 1: view 1 -> 2: server 2 alone\n";
+        assert_eq!(count(&May::Nothing, &before, ""), 0);
+        assert_eq!(count(&May::Nothing, &status([1, 2, 3], 2), ""), 3);
+        assert_eq!(count(&May::Nothing, &status([1, 9, 3], 1), alone), 2);
+        let struck = status([1, 9, 3], 2);
+        assert_eq!(count(&may(1), &struck, alone), 0);
+        assert_eq!(count(&may(2), &struck, alone), 2);
+        assert_eq!(count(&May::Places(vec![0, 1]), &status([9, 9, 3], 5), alone), 0);
+        assert_eq!(count(&May::Everything, &struck, alone), 0);
+        let lost = "WARN group 1 is LOST: no holder is left";
+        assert_eq!(count(&May::Everything, &before, lost), 1);
+        assert_eq!(count(&may(1), &before, "server 2 is gone before …: a second fault"), 1);
+    }
 }
