@@ -38,6 +38,8 @@ pub(crate) enum Day {
     SuspendLeave,
     /// The same during a stop; the cluster is brought back by `--restore`.
     SuspendStop,
+    /// The same while the cluster is brought back by `--resume`.
+    SuspendRestore,
     /// One executor of one server stopped by ptrace(2).
     Stall,
     /// Requests to one server as fast as it takes them.
@@ -72,6 +74,7 @@ impl fmt::Display for Day {
             Day::SuspendRecovery => "all processes suspended during a recovery",
             Day::SuspendLeave => "all processes suspended while a server leaves",
             Day::SuspendStop => "all processes suspended during a stop, then --restore",
+            Day::SuspendRestore => "all processes suspended during a --resume",
             Day::Stall => "one executor stalled (ptrace)",
             Day::Flood => "one server flooded",
             Day::LongReaders => "long values read by many, or never read",
@@ -102,6 +105,7 @@ impl Ground {
                 Day::SuspendRecovery,
                 Day::SuspendLeave,
                 Day::SuspendStop,
+                Day::SuspendRestore,
                 Day::Stall,
                 Day::Flood,
                 Day::LongReaders,
@@ -154,10 +158,10 @@ mod tests {
     fn every_kind_has_a_name_of_its_own_and_one_ground() {
         let mut names: Vec<String> =
             everything().iter().flat_map(|(_, kinds)| kinds).map(Day::to_string).collect();
-        assert_eq!(names.len(), 18);
+        assert_eq!(names.len(), 19);
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 18);
+        assert_eq!(names.len(), 19);
         assert!(SLICE.iter().all(|day| Ground::Plain.days().contains(day)));
     }
 

@@ -41,6 +41,8 @@ const FREEZE_MS: (u64, u64) = (1_000, 2_500);
 const APART_MS: (u64, u64) = (0, 60);
 /// Time between the beginning of a stop or a recovery and the suspend that strikes it.
 const INTO_MS: (u64, u64) = (0, 300);
+/// The same for a restore, which begins with the start of processes.
+const INTO_RESTORE_MS: (u64, u64) = (0, 800);
 const FLOOD: Duration = Duration::from_millis(1_500);
 /// Time between two looks for servers that have not been told to stop yet.
 const TELL_EVERY: Duration = Duration::from_millis(500);
@@ -152,7 +154,7 @@ impl Striker<'_> {
             }
             Day::LeaveAll => {
                 self.tell_all_to_stop()?;
-                self.revive("--resume")?;
+                self.revive("--resume", false)?;
                 Ok(Done::away(May::Everything, start.elapsed()))
             }
             Day::Suspend => {
@@ -178,7 +180,13 @@ impl Striker<'_> {
                 let is_night = self.random.per_mille(NIGHT_PER_MILLE);
                 self.suspend(if is_night { NIGHT_MS } else { SUSPEND_LONG_MS });
                 self.await_end()?;
-                self.revive("--restore")?;
+                self.revive("--restore", false)?;
+                Ok(Done::away(May::Everything, start.elapsed()))
+            }
+            Day::SuspendRestore => {
+                process::signal(self.cluster.coord_pid(), Signal::TERM);
+                self.await_end()?;
+                self.revive("--resume", true)?;
                 Ok(Done::away(May::Everything, start.elapsed()))
             }
             Day::Stall => {
@@ -220,7 +228,7 @@ impl Striker<'_> {
                 process::signal(self.cluster.coord_pid(), Signal::TERM);
                 await_thaw(frozen)?;
                 self.await_end()?;
-                self.revive("--resume")?;
+                self.revive("--resume", false)?;
                 Ok(Done::away(May::Everything, start.elapsed()))
             }
             Day::FullLeave | Day::FullKill => {
@@ -234,7 +242,7 @@ impl Striker<'_> {
             }
             Day::FullStop => {
                 self.stop_when_full()?;
-                self.revive("--resume")?;
+                self.revive("--resume", false)?;
                 Ok(Done::away(May::Everything, start.elapsed()))
             }
             Day::FillLimit | Day::FillCgroup => {
@@ -289,12 +297,17 @@ impl Striker<'_> {
     }
 
     /// Brings the cluster back, and removes the dumps that it came from, which it keeps.
-    fn revive(&mut self, flag: &str) -> anyhow::Result<()> {
+    fn revive(&mut self, flag: &str, is_suspended: bool) -> anyhow::Result<()> {
         let mut flags = vec![flag.to_owned()];
         if flag == "--restore" {
             flags.push(self.cluster.dir.display().to_string());
         }
-        self.cluster.revive(&flags).with_context(|| format!("bring it back by {flag}"))?;
+        self.cluster.revive(&flags)?;
+        if is_suspended {
+            self.sleep(INTO_RESTORE_MS);
+            self.suspend(SUSPEND_MS);
+        }
+        self.cluster.wait_whole(&format!("when it was brought back by {flag}"))?;
         for entry in fs::read_dir(&self.cluster.dir).context("read the cluster's directory")? {
             let path = entry?.path();
             if path.to_string_lossy().contains(".old") {
