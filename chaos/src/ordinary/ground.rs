@@ -135,10 +135,10 @@ impl Made {
         })
     }
 
-    /// Freezes the disk for so long. The child thaws it even if this program is killed.
+    /// Freezes the disk for so long. The child thaws it even if this program is interrupted or killed.
     pub(crate) fn freeze(&self, lasts: Duration) -> anyhow::Result<Child> {
         let script = format!(
-            "fsfreeze --freeze \"$1\" && sleep {} && fsfreeze --unfreeze \"$1\"",
+            "trap '' HUP INT TERM; fsfreeze --freeze \"$1\" && sleep {} && fsfreeze --unfreeze \"$1\"",
             lasts.as_secs_f64()
         );
         let mut command = Command::new("sh");
@@ -283,4 +283,56 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{command:?}: {}", said.trim());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_was_filled_takes_nothing_until_there_is_room() {
+        // The namespace is that of this thread, and of what it starts.
+        if let Err(why) = leave_mounts() {
+            eprintln!("NOT TESTED: {why:#}");
+            return;
+        }
+        let round = tempfile::tempdir().unwrap();
+        let made = Made::of(Ground::Tmpfs, round.path()).unwrap();
+        let file = made.cluster_dir().join("file");
+        fs::create_dir(made.cluster_dir()).unwrap();
+        made.fill().unwrap();
+        let full = fs::write(&file, [1]).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        made.empty().unwrap();
+        fs::write(&file, [1]).unwrap();
+        made.keep_files().unwrap();
+        drop(made);
+        assert!(round.path().join("file").exists() && !file.exists());
+    }
+
+    #[test]
+    fn a_disk_that_is_frozen_thaws_by_itself() {
+        if leave_mounts().is_err() || Ground::Disk.missing(None).is_some() {
+            eprintln!("NOT TESTED: this machine does not let a disk be mounted or frozen");
+            return;
+        }
+        let round = tempfile::tempdir().unwrap();
+        let made = Made::of(Ground::Disk, round.path()).unwrap();
+        let lasts = Duration::from_millis(300);
+        let start = std::time::Instant::now();
+        let mut frozen = made.freeze(lasts).unwrap();
+        assert!(frozen.wait().unwrap().success());
+        assert!(start.elapsed() >= lasts);
+        fs::create_dir(made.cluster_dir()).unwrap();
+    }
+
+    #[test]
+    fn only_grounds_that_mount_need_the_right_to() {
+        for ground in [Ground::Plain, Ground::Limit] {
+            assert_eq!(ground.missing(Some("no")), None);
+        }
+        for ground in [Ground::Disk, Ground::Tmpfs] {
+            assert_eq!(ground.missing(Some("no")), Some("no".to_owned()));
+        }
+    }
 }

@@ -142,6 +142,14 @@ impl Striker<'_> {
                 await_end_of(pid)?;
                 Ok(Done::of(may(victim), limits::AFTER_DEATH))
             }
+            Day::LeaveTwice => {
+                process::signal(pid, Signal::TERM);
+                self.sleep(INTO_MS);
+                process::signal(pid, Signal::TERM);
+                await_end_of(pid)?;
+                // Its shards are frozen while it dumps them, and nobody takes over before it has ended.
+                Ok(Done::of(may(victim), start.elapsed() + limits::AFTER_DEATH))
+            }
             Day::LeaveTwo => {
                 let next = (victim + 1) % self.cluster.setting.servers;
                 let other = before.servers[usize::from(next)].pid.context("no process")?;
@@ -349,11 +357,16 @@ impl Striker<'_> {
         std::thread::scope(|scope| {
             let floods: Vec<_> = shapes
                 .iter()
-                .map(|shape| scope.spawn(|| sender::flood(&aim, shape, FLOOD)))
+                .map(|shape| (shape, scope.spawn(|| sender::flood(&aim, shape, FLOOD))))
                 .collect();
-            floods
-                .into_iter()
-                .try_for_each(|flood| flood.join().expect("a thread does not panic").map(drop))
+            floods.into_iter().try_for_each(|(shape, flood)| {
+                let answers = flood.join().expect("a thread does not panic")?;
+                // The first answer on each connection is the welcome.
+                let is_read = shape.manner == Manner::Closed;
+                let least = if is_read { shape.connections as u64 } else { 0 };
+                ensure!(answers > least || !shape.is_answered(), "{shape}: {answers} answers");
+                Ok(())
+            })
         })?;
         if bytes.is_some() {
             self.beside.delete(self.cluster, &key)?;

@@ -88,6 +88,12 @@ pub(crate) const QUICK: &[Shape] = &[
 ];
 
 impl Shape {
+    /// Answers come back, and are read.
+    pub(crate) fn is_answered(&self) -> bool {
+        let is_garbage = matches!(self.kind, Kind::Garbage | Kind::GarbageToServers);
+        self.manner != Manner::Unread && !is_garbage
+    }
+
     /// The length of the value that must be there.
     pub(crate) fn value_bytes(&self) -> Option<usize> {
         match self.kind {
