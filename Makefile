@@ -26,7 +26,7 @@ test: lint ## everything that continuous integration runs
 	$(CARGO) test $(HOLES) --test exhaustive
 # Some two minutes of the simulator: fixed seeds, with every assertion on.
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 220
-# Two minutes of faults on real processes; the executables beside it must be of this very source.
+# Two minutes of faults, and a few ordinary days, on real processes; the executables beside it must be of this very source.
 	$(CARGO) build --workspace $(LOCKED) --bins
 	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- --slice
 # Floods of requests: no view may change.
@@ -89,7 +89,7 @@ sim-holes: ## which rules the simulator misses when they are left out (long)
 sim-exhaustive: ## every state of one group within bounds, then with each rule left out (long)
 	$(CARGO) run --profile sim $(HOLES) --bin sim-exhaustive
 
-chaos: ## faults on real processes, every promise checked; then all figures (long; as root it cuts links too)
+chaos: ## faults and ordinary days on real processes, every promise checked; then all figures (long; as root it cuts links and mounts, too)
 	$(CARGO) build --release $(LOCKED) -p ftkv -p kv-chaos --bins
 # A fault that was not survived must not cost the figures.
 	failed=0; target/release/chaos $(CHAOS) || failed=1; \

@@ -5,11 +5,46 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
+use crate::ordinary::Day;
+use crate::ordinary::ground::{self, Ground};
+use crate::ordinary::stall::Stalled;
+
 /// What is possible.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Abilities {
     /// `coord --restore DIR…` brings dumps back; asked of its help.
     pub(crate) restore: bool,
+}
+
+/// The ordinary days that are possible here, by ground; those that are not are named in `left_out`. Must be called
+/// by the main thread before there are others.
+pub(crate) fn ordinary_days(left_out: &mut Vec<String>) -> Vec<(Ground, Vec<Day>)> {
+    let no_mounts = match rustix::process::geteuid().is_root() {
+        false => Some("mounting needs root (run `sudo make chaos`)".into()),
+        true => ground::leave_mounts().err().map(|error| format!("{error:#}")),
+    };
+    let mut possible = Vec::new();
+    for ground in Ground::ALL {
+        match ground.missing(no_mounts.as_deref()) {
+            Some(why) => {
+                left_out.extend(ground.days().iter().map(|day| format!("{day}: {why}")));
+            }
+            None => possible.push((ground, possible_of(ground.days(), left_out))),
+        }
+    }
+    possible
+}
+
+/// Those of these kinds that need no more than this machine allows; the others are named in `left_out`.
+pub(crate) fn possible_of(days: &[Day], left_out: &mut Vec<String>) -> Vec<Day> {
+    let mut days = days.to_vec();
+    if days.contains(&Day::Stall)
+        && let Some(why) = Stalled::missing()
+    {
+        left_out.push(format!("{}: {why}", Day::Stall));
+        days.retain(|day| *day != Day::Stall);
+    }
+    days
 }
 
 impl Abilities {

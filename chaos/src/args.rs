@@ -26,8 +26,12 @@ pub(crate) struct Args {
     pub(crate) seed: Option<u64>,
 
     /// Faults to inject.
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     pub(crate) faults: u32,
+
+    /// Ordinary days: events such as an orderly end, a suspend, a full disk or a flood, in clusters of their own.
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub(crate) ordinary: u32,
 
     /// Servers of each cluster; both sizes in turns without.
     #[arg(long, value_parser = clap::value_parser!(u16).range(3..=32))]
@@ -54,8 +58,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Option<String>,
 
-    /// What `make test` runs: two minutes, seed 1, clusters of three and four, without cuts.
-    #[arg(long, conflicts_with_all = ["seed", "faults", "servers", "minutes", "only"])]
+    /// What `make test` runs: two minutes and a few ordinary days, seed 1, clusters of three and four, without cuts.
+    #[arg(long, conflicts_with_all = ["seed", "faults", "ordinary", "servers", "minutes", "only"])]
     pub(crate) slice: bool,
 
     /// The result as one JSON object instead of tables.

@@ -259,6 +259,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts the coordinator again after all has ended, with further flags that say what with.
+    pub(crate) fn revive(&mut self, flags: &[String]) -> anyhow::Result<()> {
+        let arguments = [&self.arguments[..], flags].concat();
+        self.coord = spawn(&self.programs.coord, &arguments, &self.dir)?;
+        Ok(())
+    }
+
+    /// Looks whether the coordinator has ended.
+    pub(crate) fn is_running(&mut self) -> anyhow::Result<bool> {
+        Ok(self.coord.try_wait().context("wait for coord")?.is_none())
+    }
+
     /// Stops the cluster in order.
     pub(crate) fn stop(&mut self) -> anyhow::Result<ExitStatus> {
         process::signal(self.coord_pid(), Signal::TERM);

@@ -2,16 +2,21 @@
 
 use std::collections::BTreeMap;
 
-/// So many faults are enough for every kind to have had its turns.
+/// Faults that are enough for every kind to have had its turns.
 pub(crate) const FULL: u64 = 200;
+/// The same for ordinary days.
+pub(crate) const FULL_ORDINARY: u64 = 100;
 /// With fewer faults the share of those with a write in flight is a matter of luck.
 const FEW: u64 = 10;
 
 /// What a run must have done at least.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Demand {
-    /// Faults.
+    /// The word for what is counted.
+    pub(crate) what: &'static str,
     pub(crate) faults: u64,
+    /// A run with so many is a full one.
+    pub(crate) full: u64,
     /// Kinds of which each must have struck in a full run.
     pub(crate) kinds: Vec<String>,
     /// Half of the faults must have struck while a write was in flight.
@@ -27,14 +32,14 @@ impl Demand {
         let mut missed = Vec::new();
         if faults < self.faults {
             missed.push(format!(
-                "only {faults} faults were injected, at least {} are due",
-                self.faults
+                "only {faults} {} were injected, at least {} are due",
+                self.what, self.faults
             ));
         }
         let never: Vec<&str> = self
             .kinds
             .iter()
-            .filter(|kind| faults >= FULL && !struck.contains_key(*kind))
+            .filter(|kind| faults >= self.full && !struck.contains_key(*kind))
             .map(|kind| &kind[..])
             .collect();
         if !never.is_empty() {
@@ -42,7 +47,8 @@ impl Demand {
         }
         if self.in_flight && faults >= FEW && in_flight * 2 < faults {
             missed.push(format!(
-                "only {in_flight} of {faults} faults struck while a write was in flight"
+                "only {in_flight} of {faults} {} struck while a write was in flight",
+                self.what
             ));
         }
         missed
@@ -54,7 +60,8 @@ mod tests {
     use super::*;
 
     fn demand(faults: u64) -> Demand {
-        Demand { faults, kinds: vec!["kill".into(), "cut".into()], in_flight: true }
+        let kinds = vec!["kill".into(), "cut".into()];
+        Demand { what: "faults", faults, full: FULL, kinds, in_flight: true }
     }
 
     fn misses(faults: u64, struck: &[(&str, u64, u64)]) -> usize {

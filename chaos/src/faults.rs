@@ -113,15 +113,15 @@ pub(crate) struct Turns(BTreeMap<String, u32>);
 
 impl Turns {
     /// One of the kinds that had the fewest turns.
-    pub(crate) fn next(&self, possible: &[Fault], random: &mut Random) -> Fault {
-        let had = |fault: &Fault| self.0.get(&fault.to_string()).copied().unwrap_or(0);
+    pub(crate) fn next<F: Copy + fmt::Display>(&self, possible: &[F], random: &mut Random) -> F {
+        let had = |fault: &F| self.0.get(&fault.to_string()).copied().unwrap_or(0);
         let fewest = possible.iter().map(had).min().unwrap_or(0);
-        let due: Vec<Fault> = possible.iter().copied().filter(|f| had(f) == fewest).collect();
+        let due: Vec<F> = possible.iter().copied().filter(|f| had(f) == fewest).collect();
         due[random.index(due.len())]
     }
 
     /// This was planned, and that has struck.
-    pub(crate) fn count(&mut self, planned: Fault, struck: &str) {
+    pub(crate) fn count(&mut self, planned: impl fmt::Display, struck: &str) {
         let planned = planned.to_string();
         if planned != struck {
             *self.0.entry(planned).or_default() += 1;

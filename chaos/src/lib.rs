@@ -13,6 +13,7 @@
 //!       verdict       history (kv_history), dumps, effects
 //!       dumps         the files of a stopped cluster
 //!       noticed       what clients noticed: stalls, operations that were not carried through    limits
+//!     ordinary      rounds of ordinary days: orderly ends, suspends, stalls, disks, floods, memory
 //!     enough        what a run must have done at least
 //!     doubles       what the rounds showed in which two servers died together
 //!     report        the table, and JSON
@@ -35,6 +36,7 @@ mod load;
 mod measure;
 mod network;
 mod noticed;
+mod ordinary;
 mod process;
 mod random;
 mod report;

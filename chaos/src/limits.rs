@@ -22,18 +22,19 @@ const SILENCE: Duration = Duration::from_millis(500);
 
 /// By proof of death.
 pub(crate) const AFTER_DEATH: Duration = SLACK;
+/// By silence.
+pub(crate) const AFTER_SILENCE: Duration =
+    SLACK.saturating_add(SILENCE).saturating_add(HEARD_WITHIN).saturating_add(GRACE);
 
 /// The longest stall that a fault may cause, beside the time that the coordinator, or the clients' link,
 /// is away.
 pub(crate) fn of(fault: Fault) -> Duration {
-    let silence = SILENCE + HEARD_WITHIN + GRACE;
-    SLACK
-        + match fault {
-            Fault::Kill | Fault::Replacement(1..) => Duration::ZERO,
-            Fault::Hang | Fault::Replacement(0) | Fault::Two(Two::HangAndKill) => silence,
-            Fault::Coordinator(_) | Fault::Two(Two::KillAndCoordinator) => GRACE + SILENCE,
-            Fault::Cut(..) | Fault::Two(Two::CutAndHang | Two::CutAndKill) => silence,
-        }
+    match fault {
+        Fault::Kill | Fault::Replacement(1..) => AFTER_DEATH,
+        Fault::Hang | Fault::Replacement(0) | Fault::Two(Two::HangAndKill) => AFTER_SILENCE,
+        Fault::Coordinator(_) | Fault::Two(Two::KillAndCoordinator) => SLACK + GRACE + SILENCE,
+        Fault::Cut(..) | Fault::Two(Two::CutAndHang | Two::CutAndKill) => AFTER_SILENCE,
+    }
 }
 
 #[cfg(test)]

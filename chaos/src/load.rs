@@ -36,18 +36,19 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Starts them.
+    /// Starts them. Their files are in `dir`, which need not be that of the cluster.
     pub(crate) fn start(
         programs: &Programs,
         cluster: &Cluster,
+        dir: &Path,
         network: Option<&Network>,
         strength: Strength,
         seed: u64,
     ) -> anyhow::Result<Load> {
-        let path = cluster.dir.join("flight");
+        let path = dir.join("flight");
         let mut load = Load { workers: Vec::new(), flight: Flight::create(&path)? };
         for index in 0..strength.workers {
-            let history = cluster.dir.join(format!("history-{index}.jsonl"));
+            let history = dir.join(format!("history-{index}.jsonl"));
             let mut command = match network {
                 Some(network) => network.enter_clients(&programs.chaos),
                 None => Command::new(&programs.chaos),

@@ -96,11 +96,14 @@ pub(crate) fn not_carried_through<'a>(
     bad.retain(|(key, operation)| {
         let group = group_of(placement, key);
         !struck.iter().any(|fault| {
-            // Faults begin when every group is at home.
-            group.0 == fault.victim
-                && fault.apart_until_ns.is_some_and(|healed| {
-                    operation.start < healed && fault.began_ns < end_of(operation)
+            let is_between = |until: Option<i64>| {
+                until.is_some_and(|until| {
+                    operation.start < until && fault.began_ns < end_of(operation)
                 })
+            };
+            // Faults begin when every group is at home.
+            group.0 == fault.victim && is_between(fault.apart_until_ns)
+                || is_between(fault.away_until_ns)
         })
     });
     bad
@@ -161,6 +164,7 @@ mod tests {
             groups: vec![group],
             limit: Duration::ZERO,
             apart_until_ns,
+            away_until_ns: None,
         }
     }
 
@@ -237,5 +241,13 @@ mod tests {
         assert!(blamed(struck(5, own_group(), Some(10))), "the link was whole when it began");
         assert!(blamed(struck(20, own_group(), Some(30))), "it was not cut before the end");
         assert!(blamed(struck(15, own_group() + 1, Some(18))), "another server was cut off");
+    }
+
+    #[test]
+    fn operations_of_every_group_are_excused_while_the_cluster_is_away() {
+        let away =
+            |until| Struck { away_until_ns: Some(until), ..struck(5, own_group() + 1, None) };
+        assert!(!is_blamed(Kind::Fail, Reason::Unavailable, away(11)));
+        assert!(is_blamed(Kind::Fail, Reason::Unavailable, away(10)), "it was back before");
     }
 }

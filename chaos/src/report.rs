@@ -28,7 +28,11 @@ pub(crate) struct Report {
     rounds: u64,
     /// By name.
     kinds: BTreeMap<String, Row>,
+    /// The same for ordinary days.
+    ordinary_kinds: BTreeMap<String, Row>,
     faults: u64,
+    /// Ordinary days, which are no faults of this count.
+    ordinary: u64,
     with_write_in_flight: u64,
     /// Operations that were done.
     ok: u64,
@@ -64,7 +68,12 @@ impl Report {
         let counts = &outcome.counts;
         self.rounds += 1;
         for (at, struck) in outcome.struck.iter().enumerate() {
-            let row = self.kinds.entry(struck.name.clone()).or_default();
+            let (kinds, count) = match outcome.is_ordinary {
+                true => (&mut self.ordinary_kinds, &mut self.ordinary),
+                false => (&mut self.kinds, &mut self.faults),
+            };
+            let row = kinds.entry(struck.name.clone()).or_default();
+            *count += 1;
             let aimed = u64::from(counts.in_flight.get(at) == Some(&true));
             row.count += 1;
             row.with_write_in_flight += aimed;
@@ -73,7 +82,6 @@ impl Report {
             if row.count == 1 || limit - stall < row.limit_ms - row.stall_ms {
                 (row.stall_ms, row.limit_ms) = (stall, limit);
             }
-            self.faults += 1;
             self.with_write_in_flight += aimed;
         }
         self.ok += counts.ok;
@@ -94,17 +102,20 @@ impl Report {
     }
 
     /// The run is over. One that did less than it had to has failed.
-    pub(crate) fn end(&mut self, took: Duration, demand: &Demand) {
+    pub(crate) fn end(&mut self, took: Duration, demand: &Demand, of_ordinary: &Demand) {
         self.seconds = took.as_secs_f64();
         // One that gave up has said why.
-        if self.failures.is_empty() {
+        if !self.failures.is_empty() {
+            return;
+        }
+        for (demand, kinds) in [(demand, &self.kinds), (of_ordinary, &self.ordinary_kinds)] {
             let counted = |(name, row): (&String, &Row)| {
                 (name.clone(), (row.count, row.with_write_in_flight))
             };
-            self.failures = demand.missed(&self.kinds.iter().map(counted).collect());
+            self.failures.extend(demand.missed(&kinds.iter().map(counted).collect()));
         }
         if !self.failures.is_empty() {
-            self.verdict = "FAILED";
+            self.verdict = "NOT ENOUGH";
         }
     }
 
@@ -121,7 +132,7 @@ impl Report {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::NOTHING);
         table.set_header(["fault", "count", "with a write in flight", "stall, ms", "limit, ms"]);
-        for (name, row) in &self.kinds {
+        for (name, row) in self.kinds.iter().chain(&self.ordinary_kinds) {
             table.add_row([
                 name.clone(),
                 row.count.to_string(),
@@ -132,7 +143,7 @@ impl Report {
         }
         table.add_row([
             "all".to_owned(),
-            self.faults.to_string(),
+            (self.faults + self.ordinary).to_string(),
             self.with_write_in_flight.to_string(),
             format!("{:.0}", self.longest_stall_ms),
             String::new(),
@@ -145,10 +156,12 @@ impl Report {
         }
         let mut text = format!(
             "{table}\n\n\
-             {} rounds, {:.0} s, seed {}\n\
+             {} faults and {} ordinary days in {} rounds, {:.0} s, seed {}\n\
              operations: {} ok, {} fail (of these {} not served), {} info; {} keys\n\
              not carried through although one server was struck: {}\n\
              checker: {} keys illegal, {} unknown; every corrupted copy {}\n",
+            self.faults,
+            self.ordinary,
             self.rounds,
             self.seconds,
             self.seed,

@@ -16,17 +16,19 @@ use crate::faults::{Double, Fault, Policy, Turns};
 use crate::load::{Load, Strength};
 use crate::network::Network;
 use crate::noticed;
+use crate::ordinary::writes::Beside;
+use crate::ordinary::{self, Days};
 use crate::random::Random;
 use crate::restored::{self, Found};
 use crate::strike::{Striker, Struck};
 use crate::verdict::{self, Counts, Ends, Remains};
 
 /// The load of every round.
-const STRENGTH: Strength = Strength { workers: 4, threads: 2, rate: 50 };
+pub(crate) const STRENGTH: Strength = Strength { workers: 4, threads: 2, rate: 50 };
 /// The data of every round: enough for a copy to take a while.
-const BULK: Bulk = Bulk { count: 6_000, value_bytes: 4 << 10 };
+pub(crate) const BULK: Bulk = Bulk { count: 6_000, value_bytes: 4 << 10 };
 /// The load works so long before the first fault, and after the last.
-const WARM: Duration = Duration::from_millis(800);
+pub(crate) const WARM: Duration = Duration::from_millis(800);
 
 /// What a round is about.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub(crate) enum Aim {
     One(u32),
     /// Two servers at once.
     Two(Double),
+    /// Ordinary days.
+    Ordinary(Days),
 }
 
 /// What a round is run with.
@@ -62,6 +66,8 @@ pub(crate) struct Outcome {
     pub(crate) counts: Counts,
     /// Operations that nobody served, or whose end is not known, although somebody should have.
     pub(crate) not_carried_through: u64,
+    /// Its events were those of ordinary days.
+    pub(crate) is_ordinary: bool,
     /// Where two servers died together.
     pub(crate) shown: Option<Shown>,
     pub(crate) failures: Vec<String>,
@@ -88,6 +94,10 @@ impl Round<'_> {
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
         let flags = match &self.aim {
+            Aim::Ordinary(days) => {
+                outcome.is_ordinary = true;
+                return ordinary::round::run(self, days, turns, told, outcome);
+            }
             Aim::One(_) => Vec::new(),
             Aim::Two(double) => vec!["--on-double-fault".into(), double.policy.name().into()],
         };
@@ -97,11 +107,13 @@ impl Round<'_> {
         }
         let mut cluster = Cluster::start(self.programs, &self.dir, &setting, self.network)?;
         BULK.write(&cluster.endpoint(), |_| {})?;
-        let load = Load::start(self.programs, &cluster, self.network, STRENGTH, self.seed)?;
+        let load =
+            Load::start(self.programs, &cluster, &cluster.dir, self.network, STRENGTH, self.seed)?;
         std::thread::sleep(WARM);
         match &self.aim {
             Aim::One(faults) => self.one_by_one(*faults, turns, cluster, load, told, outcome),
             Aim::Two(double) => self.two(*double, &mut cluster, load, told, outcome),
+            Aim::Ordinary(_) => unreachable!("ordinary days have clusters of their own"),
         }
     }
 
@@ -131,6 +143,17 @@ impl Round<'_> {
             std::thread::sleep(Duration::from_millis(random.between(50, 400)));
         }
         std::thread::sleep(WARM);
+        self.conclude(cluster, load, &Beside::default(), outcome)
+    }
+
+    /// Stops load and cluster in order, and judges what they leave.
+    pub(crate) fn conclude(
+        &self,
+        mut cluster: Cluster,
+        load: Load,
+        beside: &Beside,
+        outcome: &mut Outcome,
+    ) -> anyhow::Result<()> {
         let records = load.stop(&self.dir)?;
         let ended = cluster.stop()?;
         ensure!(ended.success(), "coord ended with {ended} after an orderly stop");
@@ -150,9 +173,9 @@ impl Round<'_> {
                 left.len()
             ));
         }
-        let remains = Remains::of_whole(&self.dir, placement, &[])?;
+        let remains = Remains::of_whole(&cluster.dir, placement, &[])?;
         let (restored, age) = (Found::new(), cluster.age());
-        let ends = Ends { remains: &remains, restored: &restored, bulk: BULK, age };
+        let ends = Ends { remains: &remains, restored: &restored, bulk: BULK, beside, age };
         let (struck, failures) = (&outcome.struck, &mut outcome.failures);
         outcome.counts = verdict::judge(&self.dir, placement, records, ends, struck, failures)?;
         Ok(())
@@ -244,7 +267,9 @@ impl Round<'_> {
                 ));
             }
         }
-        let ends = Ends { remains: &remains, restored: &restored, bulk: BULK, age: cluster.age() };
+        let (beside, age) = (Beside::default(), cluster.age());
+        let ends =
+            Ends { remains: &remains, restored: &restored, bulk: BULK, beside: &beside, age };
         let (struck, failures) = (&outcome.struck, &mut outcome.failures);
         outcome.counts = verdict::judge(&self.dir, placement, records, ends, struck, failures)?;
         Ok(())

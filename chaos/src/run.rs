@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::abilities::Abilities;
+use crate::abilities::{self, Abilities};
 use crate::args::Args;
 use crate::cluster::Programs;
-use crate::enough::Demand;
+use crate::enough::{self, Demand};
 use crate::faults::{self, Double, Fault, Policy, Turns};
 use crate::network::{self, Network};
+use crate::ordinary::ground::Ground;
+use crate::ordinary::{self, Day};
 use crate::random::Random;
 use crate::report::Report;
 use crate::round::{Aim, Outcome, Round, show_log_ends};
@@ -29,11 +31,16 @@ const MOST_FAILED: usize = 3;
 const SLICE_FAULTS: u32 = 28;
 const SLICE_LEAST: u32 = SLICE_FAULTS / 2;
 const SLICE_MINUTES: f64 = 2.0;
+/// The time of the slice's ordinary days beside it.
+const SLICE_ORDINARY_MINUTES: f64 = 1.0 / 3.0;
 
 /// What is to be run.
 struct Wanted {
     seed: u64,
     faults: u32,
+    /// Ordinary days, and the kinds that are possible.
+    ordinary: u32,
+    days: Vec<(Ground, Vec<Day>)>,
     sizes: Vec<u16>,
     cuts: bool,
     doubles: bool,
@@ -49,7 +56,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     if !abilities.restore {
         left_out.push("restoring after a shutdown: `coord` has no --restore yet".into());
     }
-    let wanted = Wanted::of(args, start, &mut left_out);
+    let mut wanted = Wanted::of(args, start, &mut left_out);
+    // Before there is any other thread.
+    wanted.days = match args.slice {
+        true => vec![(Ground::Plain, abilities::possible_of(&ordinary::SLICE, &mut left_out))],
+        false if wanted.ordinary > 0 => abilities::ordinary_days(&mut left_out),
+        false => Vec::new(),
+    };
     // Before there is any other thread.
     let network = match wanted.cuts {
         true => Some(Network::make(wanted.sizes.iter().copied().max().unwrap_or(3))?),
@@ -58,12 +71,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let (base, keep) = base_directory(args)?;
     let mut possible = (faults::all(false), faults::all(network.is_some()));
     if let Some(only) = &args.only {
-        let is_wanted = |fault: &Fault| fault.to_string().contains(&only[..]);
-        possible.0.retain(is_wanted);
-        possible.1.retain(is_wanted);
-        anyhow::ensure!(!possible.1.is_empty(), "no fault that is possible here is named `{only}`");
+        let is_wanted = |name: String| name.contains(&only[..]);
+        possible.0.retain(|fault| is_wanted(fault.to_string()));
+        possible.1.retain(|fault| is_wanted(fault.to_string()));
+        wanted.days.iter_mut().for_each(|(_, days)| days.retain(|day| is_wanted(day.to_string())));
+        wanted.days.retain(|(_, days)| !days.is_empty());
+        let is_any = !possible.1.is_empty() || !wanted.days.is_empty();
+        anyhow::ensure!(is_any, "no fault that is possible here is named `{only}`");
+        if possible.1.is_empty() {
+            wanted.faults = 0;
+        }
     }
-    let bar = progress(wanted.faults);
+    if wanted.days.is_empty() {
+        wanted.ordinary = 0;
+    }
+    let bar = progress(wanted.faults + wanted.ordinary);
     let mut report = Report::new(wanted.seed, left_out);
     let (mut turns, mut random) = (Turns::default(), Random::new(wanted.seed));
     let mut failed = 0;
@@ -77,7 +99,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
             programs: &programs,
             dir: base.join(format!("round-{number:02}")),
             servers,
-            shards: if number % 2 == 0 { 1 } else { 2 },
+            shards: match aim {
+                Aim::Ordinary(_) => 1 + u16::try_from(random.below(2)).expect("it is small"),
+                _ => 1 + u16::try_from(number % 2).expect("it is small"),
+            },
             aim,
             possible: if network.is_some() { &possible.1 } else { &possible.0 },
             abilities,
@@ -102,7 +127,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         }
     }
     bar.finish_and_clear();
-    report.end(start.elapsed(), &wanted.demand(args, &possible.1));
+    report.end(
+        start.elapsed(),
+        &wanted.demand(args, &possible.1),
+        &wanted.demand_of_ordinary(args),
+    );
     if report.is_good() && !keep {
         let _ = std::fs::remove_dir_all(&base);
     }
@@ -120,11 +149,13 @@ impl Wanted {
             return Wanted {
                 seed: 1,
                 faults: SLICE_FAULTS,
+                ordinary: u32::try_from(ordinary::SLICE.len()).expect("it is small"),
+                days: Vec::new(),
                 // Of four, so that some group has nothing to do with two neighbours that die.
                 sizes: vec![3, 4],
                 cuts: false,
                 doubles: true,
-                until: Some(after(SLICE_MINUTES)),
+                until: Some(after(SLICE_MINUTES + SLICE_ORDINARY_MINUTES)),
             };
         }
         let cuts = match network::missing() {
@@ -138,6 +169,8 @@ impl Wanted {
         Wanted {
             seed: args.seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32),
             faults: args.faults,
+            ordinary: args.ordinary,
+            days: Vec::new(),
             sizes: args.servers.map_or(vec![3, 5], |servers| vec![servers]),
             cuts,
             doubles: !args.no_double_faults && args.only.is_none(),
@@ -160,7 +193,22 @@ impl Wanted {
             (false, None) => self.faults,
         };
         let kinds = if is_whole { kinds } else { Vec::new() };
-        Demand { faults: faults.into(), kinds, in_flight: args.only.is_none() }
+        let in_flight = args.only.is_none();
+        Demand { what: "faults", faults: faults.into(), full: enough::FULL, kinds, in_flight }
+    }
+
+    /// The same of ordinary days. The few of the slice must all have been.
+    fn demand_of_ordinary(&self, args: &Args) -> Demand {
+        let is_whole = args.only.is_none() && args.minutes.is_none();
+        let kinds = self.days.iter().filter(|_| is_whole).flat_map(|(_, days)| days);
+        let faults = if args.minutes.is_some() { 0 } else { self.ordinary.into() };
+        Demand {
+            what: "ordinary days",
+            faults,
+            full: if args.slice { faults } else { enough::FULL_ORDINARY },
+            kinds: kinds.map(Day::to_string).collect(),
+            in_flight: false,
+        }
     }
 }
 
@@ -183,6 +231,15 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
             plan.push((next_size(), Aim::Two(double(seconds))));
             seconds += 1;
         }
+    }
+    // Ordinary days come evenly between, and first of all: a run that is cut short has seen them, too.
+    let days = ordinary::plan(&wanted.days, wanted.ordinary);
+    let (rounds, among) = (plan.len().max(1), days.len());
+    for (number, days) in days.into_iter().enumerate() {
+        // Each ground gets every size in turn, also where their numbers have a common divisor.
+        let turn = number % wanted.days.len() + number / wanted.days.len();
+        let servers = wanted.sizes[turn % wanted.sizes.len()];
+        plan.insert(number + number * rounds / among, (servers, Aim::Ordinary(days)));
     }
     plan
 }
@@ -244,6 +301,8 @@ mod tests {
         let wanted = Wanted {
             seed: 1,
             faults: 200,
+            ordinary: 100,
+            days: Ground::ALL.map(|ground| (ground, ground.days().to_vec())).into(),
             sizes: vec![3, 5],
             cuts: false,
             doubles: true,
@@ -251,13 +310,21 @@ mod tests {
         };
         let plan = plan(&wanted);
         let faults = |aim: &Aim| match aim {
-            Aim::One(faults) => *faults,
-            Aim::Two(_) => 1,
+            Aim::One(faults) => (*faults, 0),
+            Aim::Two(_) => (1, 0),
+            Aim::Ordinary(days) => (0, days.count),
         };
-        assert_eq!(plan.iter().map(|(_, aim)| faults(aim)).sum::<u32>(), 200);
+        let counts = plan.iter().map(|(_, aim)| faults(aim));
+        assert_eq!(counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)), (200, 100));
+        assert!(matches!(plan[0].1, Aim::Ordinary(_)), "a run that is cut short has seen them");
+        assert!(matches!(plan.last(), Some((_, Aim::One(_) | Aim::Two(_)))), "they come between");
         for size in [3, 5] {
             let of_size = || plan.iter().filter(|(servers, _)| *servers == size);
             assert!(of_size().any(|(_, aim)| matches!(aim, Aim::One(_))));
+            for ground in Ground::ALL {
+                let is_it = |aim: &Aim| matches!(aim, Aim::Ordinary(days) if days.ground == ground);
+                assert!(of_size().any(|(_, aim)| is_it(aim)), "{size} {ground:?}");
+            }
             for policy in [Policy::Shutdown, Policy::Isolate] {
                 let is_it = |aim: &Aim| matches!(aim, Aim::Two(double) if double.policy == policy);
                 assert!(of_size().any(|(_, aim)| is_it(aim)), "{size} {policy:?}");
@@ -280,5 +347,25 @@ mod tests {
         let one = demand(&["--only", "server killed"]);
         assert_eq!((one.faults, one.kinds.len(), one.in_flight), (200, 0, false));
         assert_eq!(demand(&["--no-double-faults"]).kinds.len(), 17);
+    }
+
+    #[test]
+    fn a_run_without_the_ordinary_days_that_it_was_asked_for_is_not_enough() {
+        let missed = |words: &[&str], struck: &[(&str, u64)]| {
+            let args = Args::parse_from(["chaos", "--no-cuts"].iter().chain(words));
+            let mut wanted = Wanted::of(&args, Instant::now(), &mut Vec::new());
+            wanted.days = vec![(Ground::Plain, vec![Day::Leave, Day::Suspend])];
+            let struck = struck.iter().map(|(name, count)| ((*name).to_owned(), (*count, 0)));
+            wanted.demand_of_ordinary(&args).missed(&struck.collect()).len()
+        };
+        let [leave, suspend] = [Day::Leave, Day::Suspend].map(|day| day.to_string());
+        assert_eq!(missed(&[], &[]), 1);
+        assert_eq!(missed(&[], &[(&leave, 99)]), 1);
+        assert_eq!(missed(&[], &[(&leave, 100)]), 1, "one kind has never been");
+        assert_eq!(missed(&[], &[(&leave, 50), (&suspend, 50)]), 0);
+        assert_eq!(missed(&["--ordinary", "20"], &[(&leave, 20)]), 0, "too short to demand it");
+        assert_eq!(missed(&["--slice"], &[(&leave, 4)]), 1);
+        assert_eq!(missed(&["--slice"], &[(&leave, 2), (&suspend, 2)]), 0);
+        assert_eq!(missed(&["--minutes", "1"], &[]), 0);
     }
 }

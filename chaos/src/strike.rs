@@ -42,6 +42,8 @@ pub(crate) struct Struck {
     pub(crate) limit: Duration,
     /// Until when the clients were cut off from the victim alone, which nobody else misses.
     pub(crate) apart_until_ns: Option<i64>,
+    /// The time at which a cluster that was stopped serves again, or has room again.
+    pub(crate) away_until_ns: Option<i64>,
 }
 
 /// Whoever strikes one cluster.
@@ -126,7 +128,8 @@ impl<'a> Striker<'a> {
             Fault::Two(two) => self.two(two, victim, pid, &groups)?,
         };
         let limit = limits::of(fault) + self.helpless;
-        Ok(Struck { name, victim, time_ns, began_ns, groups, limit, apart_until_ns })
+        let away_until_ns = None;
+        Ok(Struck { name, victim, time_ns, began_ns, groups, limit, apart_until_ns, away_until_ns })
     }
 
     fn two(&mut self, two: Two, victim: u16, pid: u32, groups: &[u16]) -> anyhow::Result<i64> {
@@ -183,8 +186,18 @@ impl<'a> Striker<'a> {
         let met = self.await_step(victim, double.step)?;
         process::signal(other_pid, Signal::KILL);
         let name = double.to_string();
-        let (began_ns, limit, apart_until_ns) = (time_ns, limits::AFTER_DEATH, None);
-        let struck = Struck { name, victim, time_ns, began_ns, groups, limit, apart_until_ns };
+        let (began_ns, limit) = (time_ns, limits::AFTER_DEATH);
+        let (apart_until_ns, away_until_ns) = (None, None);
+        let struck = Struck {
+            name,
+            victim,
+            time_ns,
+            began_ns,
+            groups,
+            limit,
+            apart_until_ns,
+            away_until_ns,
+        };
         Ok((struck, killed, met.is_some()))
     }
 

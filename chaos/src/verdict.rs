@@ -28,6 +28,7 @@ use crate::bulk::Bulk;
 use crate::dumps;
 use crate::load::write_history;
 use crate::noticed;
+use crate::ordinary::writes::Beside;
 use crate::restored::Found;
 use crate::strike::Struck;
 use crate::worker::{client_of, value_of};
@@ -173,6 +174,8 @@ pub(crate) struct Ends<'a> {
     pub(crate) restored: &'a Found,
     /// The data that the round began with.
     pub(crate) bulk: Bulk,
+    /// What this program wrote beside it.
+    pub(crate) beside: &'a Beside,
     /// How long the cluster has lived.
     pub(crate) age: Duration,
 }
@@ -186,7 +189,7 @@ pub(crate) fn judge(
     struck: &[Struck],
     failures: &mut Vec<String>,
 ) -> anyhow::Result<Counts> {
-    let Ends { remains, restored, bulk, age } = ends;
+    let Ends { remains, restored, bulk, age, .. } = ends;
     let forgotten = forgotten_at_most(&records, age);
     let place_of = |key: &str| placement.locate(Digest::of(key.as_bytes()));
     let live = Operations::pair(&records)?;
@@ -228,7 +231,7 @@ pub(crate) fn judge(
         failures.push(format!("key {key:?} is {verdict:?}; its history is in {}", path.display()));
     }
     match effects(&operations, place_of) {
-        Ok(found) => check_numbers(&found, remains, placement, bulk, forgotten, failures),
+        Ok(found) => check_numbers(&found, placement, ends, forgotten, failures),
         Err(twice) => {
             counts.twice += 1;
             failures.push(twice.to_string());
@@ -287,12 +290,12 @@ fn forgotten_at_most(records: &[Record], age: Duration) -> u64 {
 /// and nothing else.
 fn check_numbers(
     found: &HashMap<Place, Effects>,
-    remains: &Remains,
     placement: Placement,
-    bulk: Bulk,
+    ends: Ends<'_>,
     forgotten: u64,
     failures: &mut Vec<String>,
 ) {
+    let Ends { remains, bulk, beside, .. } = ends;
     let mut stored: HashMap<Place, u64> = HashMap::new();
     for number in 0..bulk.count {
         let key = Bulk::key(number);
@@ -301,7 +304,9 @@ fn check_numbers(
     for (place, remain) in &remains.shards {
         let effects = found.get(place).copied().unwrap_or_default();
         let before = stored.get(place).copied().unwrap_or(0);
-        let (least, most) = (before + effects.answered, before + effects.possible + forgotten);
+        let (certain, possible) = beside.at(*place);
+        let least = before + certain + effects.answered;
+        let most = before + possible + effects.possible + forgotten;
         if remain.last < least.max(effects.highest) || remain.last > most {
             failures.push(format!(
                 "group {}, shard {}: its last write has number {}; {least} took one for certain (the \

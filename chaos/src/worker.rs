@@ -248,7 +248,9 @@ pub(crate) fn ending(error: &Error) -> (Kind, Reason) {
         Error::Timeout { .. } => (Kind::Info, Reason::Timeout),
         Error::Conflict { .. } => (Kind::Fail, Reason::Conflict),
         Error::Lost { .. } => (Kind::Fail, Reason::Lost),
-        Error::Unavailable { .. } | Error::Busy { .. } => (Kind::Fail, Reason::Unavailable),
+        Error::Unavailable { .. } | Error::Busy { .. } | Error::OutOfSpace { .. } => {
+            (Kind::Fail, Reason::Unavailable)
+        }
         _ => (Kind::Fail, Reason::Refused),
     }
 }

@@ -8,6 +8,7 @@ use kv_history::{Operations, Record};
 use super::figures::Figures;
 use crate::bulk::Bulk;
 use crate::cluster::Cluster;
+use crate::ordinary::writes::Beside;
 use crate::restored::Found;
 use crate::verdict::{self, Ends, Remains};
 use crate::{dumps, noticed};
@@ -38,7 +39,8 @@ pub(super) fn judge(
     state_entries(dumps::compare_all(&cluster.dir, placement)?, figures);
     let remains = Remains::of_whole(&cluster.dir, placement, &[])?;
     let (restored, age, mut failures) = (Found::new(), cluster.age(), Vec::new());
-    let ends = Ends { remains: &remains, restored: &restored, bulk, age };
+    let beside = Beside::default();
+    let ends = Ends { remains: &remains, restored: &restored, bulk, beside: &beside, age };
     let counts = verdict::judge(dir, placement, records, ends, &[], &mut failures)?;
     figures.none("entries of the first data lost or wrong", counts.damaged);
     figures.none("keys that no register explains", counts.illegal + counts.unknown);

@@ -31,7 +31,7 @@ pub(super) fn run(
 ) -> anyhow::Result<Figures> {
     let setting = Setting::plain(args.servers, 1);
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
-    let load = Load::start(programs, &cluster, None, STRENGTH, 1)?;
+    let load = Load::start(programs, &cluster, &cluster.dir, None, STRENGTH, 1)?;
     std::thread::sleep(Duration::from_secs(1));
     let before = now_ns();
     std::thread::sleep(Duration::from_secs(args.seconds));

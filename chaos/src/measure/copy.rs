@@ -40,7 +40,7 @@ pub(super) fn run(args: &CopyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     let setting = Setting::plain(args.servers, args.shards);
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
     bulk(args.servers, args.data, args.value_bytes).write(&cluster.endpoint(), |_| {})?;
-    let load = Load::start(programs, &cluster, None, STRENGTH, 1)?;
+    let load = Load::start(programs, &cluster, &cluster.dir, None, STRENGTH, 1)?;
     std::thread::sleep(Duration::from_secs(1));
     let before = now_ns();
     std::thread::sleep(Duration::from_secs(args.before));

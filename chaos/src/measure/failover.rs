@@ -71,7 +71,7 @@ pub(super) fn run(
     let mut cluster = Cluster::start(programs, &cluster_dir(dir), &setting, None)?;
     let bulk = bulk(args.servers, args.data, args.value_bytes);
     bulk.write(&cluster.endpoint(), |_| {})?;
-    let load = Load::start(programs, &cluster, None, STRENGTH, args.seed)?;
+    let load = Load::start(programs, &cluster, &cluster.dir, None, STRENGTH, args.seed)?;
     let mut random = Random::new(args.seed);
     let (mut puts, mut gets, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     let mut probed = Vec::new();

@@ -6,8 +6,8 @@
 //!     sender   sends it, as fast as the server takes it
 //! ```
 
-mod sender;
-mod shape;
+pub(crate) mod sender;
+pub(crate) mod shape;
 
 use std::path::Path;
 use std::time::Duration;
@@ -129,23 +129,10 @@ fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Fl
         let mut client = Client::open(&cluster.endpoint(), Options::default())?;
         client.put(&key, &vec![7; bytes], &OpOptions::default()).context("put the value")?;
     }
-    let victim = &before.servers[usize::from(VICTIM.0)];
-    let address = |text: &Option<String>| -> anyhow::Result<_> {
-        Ok(text.as_ref().context("the server has not started")?.parse()?)
-    };
-    let aim = Aim {
-        clients: address(&victim.clients)?,
-        servers: address(&victim.servers)?,
-        view: before.groups[usize::from(VICTIM.home_group().0)].view,
-        key,
-    };
-    let answers = sender::flood(&aim, shape, lasts)?;
+    let answers = sender::flood(&aim(&before, VICTIM, key)?, shape, lasts)?;
     let after = cluster.status().context("after the flood")?;
-    let views = |status: &ClusterStatus| -> Vec<u64> {
-        status.groups.iter().map(|group| group.view.0).collect()
-    };
-    let (old, new) = (views(&before), views(&after));
-    let changed = old.iter().zip(&new).filter(|(old, new)| old != new).count();
+    let groups = before.groups.iter().zip(&after.groups);
+    let changed = groups.filter(|(old, new)| old.view != new.view).count();
     #[allow(clippy::cast_precision_loss)] // For people.
     Ok(Flooded {
         answers_per_second: answers as f64 / lasts.as_secs_f64(),
@@ -154,8 +141,22 @@ fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Fl
     })
 }
 
+/// The ports of a server, and a key of its home group.
+pub(crate) fn aim(status: &ClusterStatus, victim: ServerId, key: Vec<u8>) -> anyhow::Result<Aim> {
+    let server = &status.servers[usize::from(victim.0)];
+    let address = |text: &Option<String>| -> anyhow::Result<_> {
+        Ok(text.as_ref().context("the server has not started")?.parse()?)
+    };
+    Ok(Aim {
+        clients: address(&server.clients)?,
+        servers: address(&server.servers)?,
+        view: status.groups[usize::from(victim.home_group().0)].view,
+        key,
+    })
+}
+
 /// A key of a group's first shard.
-fn key_of(placement: Placement, group: GroupId) -> Vec<u8> {
+pub(crate) fn key_of(placement: Placement, group: GroupId) -> Vec<u8> {
     let mut keys = (0u64..).map(|n| format!("flooded {n}").into_bytes());
     let is_there = |key: &Vec<u8>| placement.locate(Digest::of(key)) == (group, ShardId(0));
     keys.find(is_there).expect("every shard has keys")

@@ -17,7 +17,7 @@ mod coordinator;
 mod copy;
 mod failover;
 mod figures;
-mod floods;
+pub(crate) mod floods;
 mod many;
 mod overload;
 mod probe;

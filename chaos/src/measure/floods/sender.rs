@@ -31,16 +31,16 @@ const HEADER: usize = 8;
 
 /// The target of the flood.
 #[derive(Clone, Debug)]
-pub(super) struct Aim {
-    pub(super) clients: SocketAddr,
-    pub(super) servers: SocketAddr,
-    pub(super) view: ViewVersion,
+pub(crate) struct Aim {
+    pub(crate) clients: SocketAddr,
+    pub(crate) servers: SocketAddr,
+    pub(crate) view: ViewVersion,
     /// A key of the flooded shard.
-    pub(super) key: Vec<u8>,
+    pub(crate) key: Vec<u8>,
 }
 
 /// Floods for a while. Returns how many frames came back; for connections that only knock, how many there were.
-pub(super) fn flood(aim: &Aim, shape: &Shape, lasts: Duration) -> anyhow::Result<u64> {
+pub(crate) fn flood(aim: &Aim, shape: &Shape, lasts: Duration) -> anyhow::Result<u64> {
     let until = Instant::now() + lasts;
     let threads = THREADS.min(shape.connections);
     std::thread::scope(|scope| {

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The requests of a flood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Noop,
     GetMissing,
     /// Of a value of so many bytes.
@@ -23,7 +23,7 @@ pub(super) enum Kind {
 
 /// The manner of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Manner {
+pub(crate) enum Manner {
     /// The next request when the last one is answered.
     Closed,
     /// As many requests as the socket takes.
@@ -34,10 +34,10 @@ pub(super) enum Manner {
 
 /// A flood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) kind: Kind,
-    pub(super) manner: Manner,
-    pub(super) connections: usize,
+pub(crate) struct Shape {
+    pub(crate) kind: Kind,
+    pub(crate) manner: Manner,
+    pub(crate) connections: usize,
 }
 
 const fn shape(kind: Kind, manner: Manner, connections: usize) -> Shape {
@@ -45,7 +45,7 @@ const fn shape(kind: Kind, manner: Manner, connections: usize) -> Shape {
 }
 
 /// The whole table.
-pub(super) const SHAPES: &[Shape] = &[
+pub(crate) const SHAPES: &[Shape] = &[
     shape(Kind::Noop, Manner::Open, 1),
     shape(Kind::Noop, Manner::Open, 2),
     shape(Kind::Noop, Manner::Open, 50),
@@ -78,7 +78,7 @@ pub(super) const SHAPES: &[Shape] = &[
 ];
 
 /// Those that ended clusters before streams had buffers of their own, and one of each other kind.
-pub(super) const QUICK: &[Shape] = &[
+pub(crate) const QUICK: &[Shape] = &[
     shape(Kind::Noop, Manner::Open, 2),
     shape(Kind::GetMissing, Manner::Open, 6),
     shape(Kind::Noop, Manner::Closed, 1_000),
@@ -88,8 +88,14 @@ pub(super) const QUICK: &[Shape] = &[
 ];
 
 impl Shape {
+    /// Answers come back, and are read.
+    pub(crate) fn is_answered(&self) -> bool {
+        let is_garbage = matches!(self.kind, Kind::Garbage | Kind::GarbageToServers);
+        self.manner != Manner::Unread && !is_garbage
+    }
+
     /// The length of the value that must be there.
-    pub(super) fn value_bytes(&self) -> Option<usize> {
+    pub(crate) fn value_bytes(&self) -> Option<usize> {
         match self.kind {
             Kind::Get(bytes) => Some(bytes),
             _ => None,

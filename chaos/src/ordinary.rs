@@ -1,0 +1,184 @@
+//! Ordinary days: orderly ends, suspends, stalls, full and frozen disks, floods, long readers, tight memory.
+//!
+//! ```text
+//!   Day       the kinds, by name
+//!     round     one cluster under load: one kind after the other, then its verdict
+//!     strike    carries one kind out, and checks what must not have changed
+//!       stall     one executor, stopped as a debugger stops it
+//!       writes    the long value, and the filling of memory
+//!       places    servers that lost a place in a group, read off the coordinator's log
+//!     ground    the file system and the limits of a cluster: a disk, a small tmpfs, a cgroup
+//! ```
+
+pub(crate) mod ground;
+mod places;
+pub(crate) mod round;
+pub(crate) mod stall;
+mod strike;
+pub(crate) mod writes;
+
+use std::fmt;
+
+use ground::Ground;
+
+/// A kind of event of an ordinary day. No acknowledged write may be lost by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Day {
+    /// SIGTERM to one server.
+    Leave,
+    /// Two signals to one server, so that it leaves without the coordinator's orders.
+    LeaveTwice,
+    /// SIGTERM to two neighbours within moments.
+    LeaveTwo,
+    /// SIGTERM to all servers within moments; the cluster is brought back by `--resume`.
+    LeaveAll,
+    /// SIGSTOP to all servers and the coordinator, for up to several failure timeouts.
+    Suspend,
+    /// The same while a server that was killed is recovered.
+    SuspendRecovery,
+    /// The same while a server leaves that was told to stop.
+    SuspendLeave,
+    /// The same during a stop; the cluster is brought back by `--restore`.
+    SuspendStop,
+    /// The same while the cluster is brought back by `--resume`.
+    SuspendRestore,
+    /// One executor of one server stopped by ptrace(2).
+    Stall,
+    /// Requests to one server as fast as it takes them.
+    Flood,
+    /// Readers of values of 16 MiB, and readers that never read.
+    LongReaders,
+    /// A frozen file system (fsfreeze).
+    Freeze,
+    /// The same, and a server killed meanwhile.
+    FreezeKill,
+    /// The same, and the cluster stopped meanwhile; it is brought back by `--resume`.
+    FreezeStop,
+    /// A full file system, and a server told to leave.
+    FullLeave,
+    /// The same, and a server killed.
+    FullKill,
+    /// The same, and the cluster stopped; it ends when there is room, and is brought back by `--resume`.
+    FullStop,
+    /// Memory filled up to `--memory-limit`.
+    FillLimit,
+    /// Memory filled up to what the servers make of the limit of their cgroup.
+    FillCgroup,
+}
+
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Day::Leave => "one server told to stop (SIGTERM)",
+            Day::LeaveTwice => "one server told to stop twice (SIGTERM)",
+            Day::LeaveTwo => "two neighbours told to stop (SIGTERM)",
+            Day::LeaveAll => "all servers told to stop (SIGTERM), then --resume",
+            Day::Suspend => "all processes suspended (SIGSTOP)",
+            Day::SuspendRecovery => "all processes suspended during a recovery",
+            Day::SuspendLeave => "all processes suspended while a server leaves",
+            Day::SuspendStop => "all processes suspended during a stop, then --restore",
+            Day::SuspendRestore => "all processes suspended during a --resume",
+            Day::Stall => "one executor stalled (ptrace)",
+            Day::Flood => "one server flooded",
+            Day::LongReaders => "long values read by many, or never read",
+            Day::Freeze => "file system frozen (fsfreeze)",
+            Day::FreezeKill => "file system frozen, a server killed",
+            Day::FreezeStop => "file system frozen, cluster stopped, then --resume",
+            Day::FullLeave => "file system full, one server told to stop",
+            Day::FullKill => "file system full, a server killed",
+            Day::FullStop => "file system full, cluster stopped, then --resume",
+            Day::FillLimit => "memory filled up to --memory-limit",
+            Day::FillCgroup => "memory filled up in a cgroup",
+        })
+    }
+}
+
+/// Those that the slice injects: cheap, and possible for every user.
+pub(crate) const SLICE: [Day; 4] = [Day::Leave, Day::Suspend, Day::Stall, Day::LongReaders];
+
+impl Ground {
+    /// The kinds that a cluster on this ground is there for.
+    pub(crate) fn days(self) -> &'static [Day] {
+        match self {
+            Ground::Plain => &[
+                Day::Leave,
+                Day::LeaveTwice,
+                Day::LeaveTwo,
+                Day::LeaveAll,
+                Day::Suspend,
+                Day::SuspendRecovery,
+                Day::SuspendLeave,
+                Day::SuspendStop,
+                Day::SuspendRestore,
+                Day::Stall,
+                Day::Flood,
+                Day::LongReaders,
+            ],
+            Ground::Disk => &[Day::Freeze, Day::FreezeKill, Day::FreezeStop],
+            Ground::Tmpfs => &[Day::FullLeave, Day::FullKill, Day::FullStop],
+            Ground::Limit => &[Day::FillLimit],
+            Ground::Cgroup => &[Day::FillCgroup],
+        }
+    }
+}
+
+/// The ordinary days of one round.
+#[derive(Clone, Debug)]
+pub(crate) struct Days {
+    pub(crate) ground: Ground,
+    pub(crate) kinds: Vec<Day>,
+    pub(crate) count: u32,
+}
+
+/// Turns of each kind in one round.
+const TURNS_A_ROUND: usize = 2;
+
+/// Rounds with `count` ordinary days in all, over all grounds in turn.
+pub(crate) fn plan(possible: &[(Ground, Vec<Day>)], count: u32) -> Vec<Days> {
+    let mut left = count;
+    let mut grounds = possible.iter().filter(|(_, kinds)| !kinds.is_empty()).cycle();
+    std::iter::from_fn(|| {
+        if left == 0 {
+            return None;
+        }
+        let (ground, kinds) = grounds.next()?;
+        let turns = u32::try_from(TURNS_A_ROUND * kinds.len()).unwrap_or(u32::MAX);
+        let count = turns.min(left);
+        left -= count;
+        Some(Days { ground: *ground, kinds: kinds.clone(), count })
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn everything() -> Vec<(Ground, Vec<Day>)> {
+        Ground::ALL.map(|ground| (ground, ground.days().to_vec())).into()
+    }
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own_and_one_ground() {
+        let mut names: Vec<String> =
+            everything().iter().flat_map(|(_, kinds)| kinds).map(Day::to_string).collect();
+        assert_eq!(names.len(), 20);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 20);
+        assert!(SLICE.iter().all(|day| Ground::Plain.days().contains(day)));
+    }
+
+    #[test]
+    fn a_run_has_as_many_ordinary_days_as_asked_and_every_kind_of_them() {
+        let rounds = plan(&everything(), 100);
+        assert_eq!(rounds.iter().map(|days| days.count).sum::<u32>(), 100);
+        for ground in Ground::ALL {
+            let count = rounds.iter().filter(|days| days.ground == ground).count();
+            assert!(count >= 2, "{ground:?}: {count} rounds");
+        }
+        let only_plain = [(Ground::Plain, vec![Day::Leave]), (Ground::Disk, Vec::new())];
+        assert_eq!(plan(&only_plain, 5).len(), 3);
+        assert!(plan(&[], 5).is_empty());
+    }
+}

@@ -1,0 +1,338 @@
+//! The file system and the limits of a cluster.
+//!
+//! ```text
+//!   Plain     the directory of the round
+//!   Disk      ext4 on a loop device: can be frozen
+//!   Tmpfs     small: can be filled
+//!   Limit     the directory of the round, and `--memory-limit`
+//!   Cgroup    the directory of the round, and each server in a cgroup (v2) of its own
+//! ```
+//!
+//! Mounts are made in a mount namespace of this program, so that none outlives it.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// Bytes of the disk; sparse, so it takes only what is written.
+const DISK_BYTES: u64 = 1 << 30;
+/// Options of the small tmpfs.
+const TMPFS: &str = "size=384m";
+/// The memory limit of a server.
+const MEMORY_LIMIT: &str = "96M";
+/// The limit of the cgroup of one server. A server takes a share of it as for all servers of the machine.
+const CGROUP_BYTES: u64 = 512 << 20;
+
+/// Where a cluster runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ground {
+    Plain,
+    Disk,
+    Tmpfs,
+    Limit,
+    Cgroup,
+}
+
+impl Ground {
+    pub(crate) const ALL: [Ground; 5] =
+        [Ground::Plain, Ground::Disk, Ground::Tmpfs, Ground::Limit, Ground::Cgroup];
+
+    /// The reason why this ground cannot be had here, given the reason why nothing can be mounted.
+    pub(crate) fn missing(self, no_mounts: Option<&str>) -> Option<String> {
+        let tried = match self {
+            Ground::Plain | Ground::Limit => return None,
+            Ground::Disk | Ground::Tmpfs if no_mounts.is_some() => {
+                return no_mounts.map(str::to_owned);
+            }
+            Ground::Disk => try_in_temporary(|dir| {
+                let made = Made::of(self, dir)?;
+                made.freeze(Duration::ZERO)?.wait().context("wait for fsfreeze").map(|_| ())
+            }),
+            Ground::Tmpfs => try_in_temporary(|dir| Made::of(self, dir).map(|_| ())),
+            Ground::Cgroup => Cgroups::make().map(|_| ()),
+        };
+        tried.err().map(|error| format!("{error:#}"))
+    }
+}
+
+fn try_in_temporary(attempt: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    attempt(tempfile::tempdir().context("make a directory")?.path())
+}
+
+/// Moves this program into a mount namespace of its own. Must be called by the main thread before there are
+/// others.
+pub(crate) fn leave_mounts() -> anyhow::Result<()> {
+    // SAFETY: a mount namespace is no memory and no descriptor; what is open stays open.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.context("make a mount namespace")?;
+    run(Command::new("mount").args(["--make-rprivate", "/"]))
+}
+
+/// A ground that was made for one round; what was mounted goes away with it.
+#[derive(Debug)]
+pub(crate) struct Made {
+    ground: Ground,
+    /// The directory of the round.
+    round: PathBuf,
+    cgroups: Option<Cgroups>,
+    is_mounted: bool,
+}
+
+impl Made {
+    /// Makes it below the directory of a round.
+    pub(crate) fn of(ground: Ground, round: &Path) -> anyhow::Result<Made> {
+        let mut made = Made { ground, round: round.to_owned(), cgroups: None, is_mounted: false };
+        match ground {
+            Ground::Plain | Ground::Limit => {}
+            Ground::Disk => {
+                let image = round.join("disk.img");
+                let file = File::create(&image).context("make the image of a disk")?;
+                file.set_len(DISK_BYTES).context("set the length of the image of a disk")?;
+                run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+                made.mount(Command::new("mount").args(["-o", "loop"]).arg(&image))?;
+            }
+            Ground::Tmpfs => {
+                made.mount(Command::new("mount").args(["-t", "tmpfs", "-o", TMPFS, "chaos"]))?;
+            }
+            Ground::Cgroup => made.cgroups = Some(Cgroups::make()?),
+        }
+        Ok(made)
+    }
+
+    fn mount(&mut self, command: &mut Command) -> anyhow::Result<()> {
+        fs::create_dir_all(self.root()).context("make a mount point")?;
+        run(command.arg(self.root()))?;
+        self.is_mounted = true;
+        Ok(())
+    }
+
+    fn root(&self) -> PathBuf {
+        self.round.join("mounted")
+    }
+
+    /// The directory of the cluster.
+    pub(crate) fn cluster_dir(&self) -> PathBuf {
+        if self.is_mounted { self.root().join("cluster") } else { self.round.clone() }
+    }
+
+    /// Further arguments of `coord`, given the server's executable.
+    pub(crate) fn flags(&self, server: &Path) -> anyhow::Result<Vec<String>> {
+        Ok(match &self.cgroups {
+            Some(cgroups) => {
+                let wrapper = cgroups.write_wrapper(&self.round, server)?;
+                vec!["--server-binary".into(), wrapper.display().to_string()]
+            }
+            None if self.ground == Ground::Limit => {
+                vec!["--memory-limit".into(), MEMORY_LIMIT.into()]
+            }
+            None => Vec::new(),
+        })
+    }
+
+    /// Freezes the disk for so long. The child thaws it even if this program is interrupted or killed.
+    pub(crate) fn freeze(&self, lasts: Duration) -> anyhow::Result<Child> {
+        let script = format!(
+            "trap '' HUP INT TERM; fsfreeze --freeze \"$1\" && sleep {} && fsfreeze --unfreeze \"$1\"",
+            lasts.as_secs_f64()
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh"]).arg(self.root()).stdin(Stdio::null());
+        command.spawn().context("run fsfreeze")
+    }
+
+    /// Fills the file system until not one byte fits; room comes back with [`Made::empty`].
+    pub(crate) fn fill(&self) -> anyhow::Result<()> {
+        let file = File::create(self.root().join("filler")).context("make a filler")?;
+        let (mut at, mut piece) = (0, 64 << 20);
+        while piece > 0 {
+            match rustix::fs::fallocate(&file, FallocateFlags::empty(), at, piece) {
+                Ok(()) => at += piece,
+                Err(Errno::NOSPC) => piece /= 2,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error).context("fill a file system"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room again.
+    pub(crate) fn empty(&self) -> anyhow::Result<()> {
+        fs::remove_file(self.root().join("filler")).context("remove a filler")
+    }
+
+    /// Times at which the system killed a process in one of the cgroups for want of memory.
+    pub(crate) fn oom_kills(&self) -> anyhow::Result<u64> {
+        self.cgroups.as_ref().map_or(Ok(0), Cgroups::oom_kills)
+    }
+
+    /// Copies logs, states and dumps to where they stay when the file system is gone.
+    pub(crate) fn keep_files(&self) -> anyhow::Result<()> {
+        if !self.is_mounted {
+            return Ok(());
+        }
+        for file in fs::read_dir(self.cluster_dir()).context("read the cluster's directory")? {
+            let path = file?.path();
+            if path.is_file() {
+                let to = self.round.join(path.file_name().context("a file has a name")?);
+                fs::copy(&path, to).with_context(|| format!("keep {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if self.is_mounted
+            && let Err(error) = run(Command::new("umount").arg("--lazy").arg(self.root()))
+        {
+            eprintln!("{error:#}");
+        }
+        // The disk's image is large to look at, and of no use.
+        let _ = fs::remove_file(self.round.join("disk.img"));
+    }
+}
+
+/// A cgroup with one child for each server.
+#[derive(Debug)]
+struct Cgroups(PathBuf);
+
+impl Cgroups {
+    /// Makes it at the root of the hierarchy that this program sees, below which alone controllers can be
+    /// enabled while there are processes.
+    fn make() -> anyhow::Result<Cgroups> {
+        ensure!(rustix::process::geteuid().is_root(), "cgroups need root (run `sudo make chaos`)");
+        let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+        let has_memory = |root: &PathBuf| {
+            fs::read_to_string(root.join("cgroup.controllers"))
+                .is_ok_and(|names| names.split_whitespace().any(|name| name == "memory"))
+        };
+        let Some(root) = roots.into_iter().find(has_memory) else {
+            bail!("there is no cgroup v2 with the memory controller")
+        };
+        let enable = |directory: &Path| {
+            fs::write(directory.join("cgroup.subtree_control"), "+memory").with_context(|| {
+                format!("enable the memory controller below {}", directory.display())
+            })
+        };
+        enable(&root)?;
+        let made = Cgroups(root.join(format!("kv-chaos-{}", std::process::id())));
+        fs::create_dir(&made.0).with_context(|| format!("make {}", made.0.display()))?;
+        enable(&made.0)?;
+        Ok(made)
+    }
+
+    /// Writes the script that starts each server in its cgroup.
+    fn write_wrapper(&self, dir: &Path, server: &Path) -> anyhow::Result<PathBuf> {
+        let script = format!(
+            "#!/bin/sh\n\
+             # Starts a server in a cgroup of its own, with little memory.\n\
+             set -eu\n\
+             group={group}/$$\n\
+             mkdir \"$group\"\n\
+             echo {CGROUP_BYTES} >\"$group/memory.max\"\n\
+             echo $$ >\"$group/cgroup.procs\"\n\
+             exec '{server}' \"$@\"\n",
+            group = self.0.display(),
+            server = server.display()
+        );
+        let path = dir.join("server-in-its-cgroup");
+        fs::write(&path, script).with_context(|| format!("write {}", path.display()))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path)
+    }
+
+    fn children(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let entries =
+            fs::read_dir(&self.0).with_context(|| format!("read {}", self.0.display()))?;
+        Ok(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
+    }
+
+    fn oom_kills(&self) -> anyhow::Result<u64> {
+        let mut kills = 0;
+        for child in self.children()? {
+            let path = child.join("memory.events");
+            let events =
+                fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            let line = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+            kills += line.and_then(|count| count.parse::<u64>().ok()).context("no oom_kill")?;
+        }
+        Ok(kills)
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        // Servers that were killed a moment ago may still be there; nothing is lost with a directory.
+        for child in self.children().unwrap_or_default() {
+            let _ = fs::remove_dir(child);
+        }
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("run {command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {}", said.trim());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_was_filled_takes_nothing_until_there_is_room() {
+        // The namespace is that of this thread, and of what it starts.
+        if let Err(why) = leave_mounts() {
+            eprintln!("NOT TESTED: {why:#}");
+            return;
+        }
+        let round = tempfile::tempdir().unwrap();
+        let made = Made::of(Ground::Tmpfs, round.path()).unwrap();
+        let file = made.cluster_dir().join("file");
+        fs::create_dir(made.cluster_dir()).unwrap();
+        made.fill().unwrap();
+        let full = fs::write(&file, [1]).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        made.empty().unwrap();
+        fs::write(&file, [1]).unwrap();
+        made.keep_files().unwrap();
+        drop(made);
+        assert!(round.path().join("file").exists() && !file.exists());
+    }
+
+    #[test]
+    fn a_disk_that_is_frozen_thaws_by_itself() {
+        if leave_mounts().is_err() || Ground::Disk.missing(None).is_some() {
+            eprintln!("NOT TESTED: this machine does not let a disk be mounted or frozen");
+            return;
+        }
+        let round = tempfile::tempdir().unwrap();
+        let made = Made::of(Ground::Disk, round.path()).unwrap();
+        let lasts = Duration::from_millis(300);
+        let start = std::time::Instant::now();
+        let mut frozen = made.freeze(lasts).unwrap();
+        assert!(frozen.wait().unwrap().success());
+        assert!(start.elapsed() >= lasts);
+        fs::create_dir(made.cluster_dir()).unwrap();
+    }
+
+    #[test]
+    fn only_grounds_that_mount_need_the_right_to() {
+        for ground in [Ground::Plain, Ground::Limit] {
+            assert_eq!(ground.missing(Some("no")), None);
+        }
+        for ground in [Ground::Disk, Ground::Tmpfs] {
+            assert_eq!(ground.missing(Some("no")), Some("no".to_owned()));
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Servers that lost their place in a group, read off the views that the coordinator logs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The servers that some view leaves out although the view before it named them as replicas. `text` begins
+/// while every group is at home.
+pub(crate) fn lost(text: &str, servers: u16) -> BTreeSet<u16> {
+    let home = |group: u16| BTreeSet::from([group, (group + 1) % servers]);
+    let mut replicas: BTreeMap<u16, BTreeSet<u16>> =
+        (0..servers).map(|group| (group, home(group))).collect();
+    let mut lost = BTreeSet::new();
+    for (group, now) in text.lines().filter_map(parse) {
+        if let Some(before) = replicas.insert(group, now.clone()) {
+            lost.extend(before.difference(&now));
+        }
+    }
+    lost
+}
+
+/// `… group 1: view 3 -> 4: server 2 alone`, `… with secondary 0`, `… copying to 0`, `… LOST`: the group and its
+/// replicas.
+fn parse(line: &str) -> Option<(u16, BTreeSet<u16>)> {
+    let (_, said) = line.split_once("group ")?;
+    let (group, said) = said.split_once(": view ")?;
+    let (_, said) = said.split_once(": ")?;
+    let number = |text: &str| {
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        text[..digits].parse::<u16>().ok()
+    };
+    let primary = said.strip_prefix("server ").and_then(number);
+    let secondary = said.split_once("with secondary ").and_then(|(_, rest)| number(rest));
+    Some((group.parse().ok()?, primary.into_iter().chain(secondary).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whoever_a_view_leaves_out_has_lost_a_place() {
+        let recovery = "2026-11-25T18:00:00Z  INFO group 1: view 1 -> 2: server 2 alone\n\
+            INFO group 1: view 2 -> 3: server 2 copying to 1\n\
+            INFO server 1 is back\n\
+            INFO group 1: view 3 -> 4: server 2 with secondary 1\n\
+            INFO group 1: view 4 -> 5: server 1 with secondary 2, by hand-over\n";
+        assert_eq!(lost(recovery, 3), BTreeSet::from([1]));
+        let other = "INFO group 0: view 1 -> 2: server 0 alone\n";
+        assert_eq!(lost(&format!("{recovery}{other}"), 3), BTreeSet::from([1]));
+        assert_eq!(lost(&format!("{recovery}{other}"), 3).len(), 1);
+        let partner = "INFO group 1: view 5 -> 6: server 1 alone\n";
+        assert_eq!(lost(&format!("{recovery}{partner}"), 3), BTreeSet::from([1, 2]));
+        assert_eq!(lost("INFO group 2: view 1 -> 2: nobody alone\n", 3), BTreeSet::from([0, 2]));
+        assert_eq!(lost("", 3), BTreeSet::new());
+    }
+}

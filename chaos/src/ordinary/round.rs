@@ -1,0 +1,70 @@
+//! One cluster through some ordinary days, from its start to its verdict.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use super::Days;
+use super::ground::Made;
+use super::strike::Striker;
+use super::writes::Beside;
+use crate::cluster::{Cluster, Setting};
+use crate::faults::Turns;
+use crate::load::Load;
+use crate::random::Random;
+use crate::round::{BULK, Outcome, Round, STRENGTH, WARM};
+use crate::strike::Struck;
+
+/// Runs it on a ground of its own. What the cluster leaves on a mounted file system is copied to the directory of
+/// the round if anything failed.
+pub(crate) fn run(
+    round: &Round<'_>,
+    days: &Days,
+    turns: &mut Turns,
+    told: &mut dyn FnMut(&Struck),
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&round.dir).with_context(|| format!("make {}", round.dir.display()))?;
+    let made = Made::of(days.ground, &round.dir)?;
+    let ran = run_on(round, days, &made, turns, told, outcome);
+    if ran.is_err() || !outcome.failures.is_empty() {
+        made.keep_files()?;
+    }
+    ran
+}
+
+fn run_on(
+    round: &Round<'_>,
+    days: &Days,
+    made: &Made,
+    turns: &mut Turns,
+    told: &mut dyn FnMut(&Struck),
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let mut flags = made.flags(&round.programs.server)?;
+    if !rustix::process::geteuid().is_root() {
+        // Else only root may stop an executor.
+        flags.push("--core-dumps".into());
+    }
+    let setting = Setting { flags, ..Setting::plain(round.servers, round.shards) };
+    let mut cluster = Cluster::start(round.programs, &made.cluster_dir(), &setting, None)?;
+    BULK.write(&cluster.endpoint(), |_| {})?;
+    let load = Load::start(round.programs, &cluster, &round.dir, None, STRENGTH, round.seed)?;
+    std::thread::sleep(WARM);
+    let (mut random, mut beside) = (Random::new(round.seed), Beside::default());
+    for _ in 0..days.count {
+        if round.until.is_some_and(|until| Instant::now() > until) {
+            break;
+        }
+        let day = turns.next(&days.kinds, &mut random);
+        let (cluster, beside, random) = (&mut cluster, &mut beside, &mut random);
+        let struck = Striker { cluster, load: &load, made, beside, random }
+            .strike(day, &mut outcome.failures)?;
+        turns.count(day, &struck.name);
+        told(&struck);
+        outcome.struck.push(struck);
+        std::thread::sleep(Duration::from_millis(random.between(50, 400)));
+    }
+    std::thread::sleep(WARM);
+    round.conclude(cluster, load, &beside, outcome)
+}

@@ -1,0 +1,87 @@
+//! Writes of this program itself: the long value, and the filling of memory.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, ensure};
+use kv_client::{Client, Error, OpOptions, Options};
+use kv_protocol::placement::Placement;
+use kv_protocol::{Digest, GroupId, ShardId};
+
+use crate::cluster::Cluster;
+
+/// The length of the values that fill memory.
+const FILL_BYTES: usize = 64 << 10;
+/// Refusals after which memory counts as full, for each server.
+const REFUSALS_A_SERVER: u32 = 8;
+/// Values that must be enough for the smallest memory limits.
+const MOST_VALUES: u32 = 100_000;
+
+/// Writes that the history of the clients does not hold, by the place that they took a number of.
+#[derive(Debug, Default)]
+pub(crate) struct Beside {
+    /// Those that took one for certain, and those that may have.
+    numbers: HashMap<(GroupId, ShardId), (u64, u64)>,
+}
+
+impl Beside {
+    /// Numbers of a place: at least, and at most.
+    pub(crate) fn at(&self, place: (GroupId, ShardId)) -> (u64, u64) {
+        self.numbers.get(&place).copied().unwrap_or_default()
+    }
+
+    fn count(&mut self, placement: Placement, key: &[u8], is_certain: bool) {
+        let numbers = self.numbers.entry(placement.locate(Digest::of(key))).or_default();
+        numbers.0 += u64::from(is_certain);
+        numbers.1 += 1;
+    }
+
+    /// Writes one value.
+    pub(crate) fn put(
+        &mut self,
+        cluster: &Cluster,
+        key: &[u8],
+        value: &[u8],
+    ) -> anyhow::Result<()> {
+        let mut client = Client::open(&cluster.endpoint(), Options::default())?;
+        client.put(key, value, &OpOptions::default()).context("put a value")?;
+        self.count(cluster.placement(), key, true);
+        Ok(())
+    }
+
+    /// Deletes one.
+    pub(crate) fn delete(&mut self, cluster: &Cluster, key: &[u8]) -> anyhow::Result<()> {
+        let mut client = Client::open(&cluster.endpoint(), Options::default())?;
+        client.delete(key, &OpOptions::default()).context("delete a value")?;
+        self.count(cluster.placement(), key, true);
+        Ok(())
+    }
+
+    /// Writes values until the servers have no room for more, then deletes them and writes one again.
+    pub(crate) fn fill_and_delete(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
+        let (placement, options) = (cluster.placement(), OpOptions::default());
+        let mut client = Client::open(&cluster.endpoint(), Options::default())?;
+        let key = |number: u32| format!("fill-{number}").into_bytes();
+        let (value, mut written, mut refused) = (vec![5; FILL_BYTES], Vec::new(), 0);
+        for number in 0..MOST_VALUES {
+            match client.put(&key(number), &value, &options) {
+                Ok(_) => written.push(number),
+                Err(Error::OutOfSpace { .. }) => refused += 1,
+                Err(error) => return Err(error).context("fill the memory of the servers"),
+            }
+            self.count(placement, &key(number), written.last() == Some(&number));
+            if refused >= REFUSALS_A_SERVER * u32::from(placement.servers()) {
+                break;
+            }
+        }
+        ensure!(refused > 0, "{MOST_VALUES} values of {FILL_BYTES} bytes have not filled memory");
+        for number in written {
+            client.delete(&key(number), &options).context("delete what filled memory")?;
+            self.count(placement, &key(number), true);
+        }
+        client.put(&key(0), &value, &options).context("write when there is room again")?;
+        self.count(placement, &key(0), true);
+        client.delete(&key(0), &options).context("delete what was written last")?;
+        self.count(placement, &key(0), true);
+        Ok(())
+    }
+}
