@@ -32,6 +32,7 @@
 //! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
 //! | 22 | a stream is whole | [`streams_are_whole`] |
 //! | 26 | a stop drops nothing that is not dumped | [`dumped_before_end`] |
+//! | 27 | a value that is being sent stays as it was | [`pins_hold`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -63,6 +64,7 @@ pub mod once_only;
 pub mod one_server;
 pub mod one_view;
 pub mod only_primaries_answer;
+pub mod pins_hold;
 pub mod restored_has_all;
 pub mod served_at_rest;
 pub mod sleepers_stay;

@@ -31,6 +31,10 @@ pub fn strike(world: &mut World) {
         0..=4 => {
             let stall = world.random.between(100_000_000, NO_FAULT);
             stand(world, process, stall);
+            // Whoever stands while another one's fault is being judged gives no answer, as if it were the slow one.
+            if world.slowness.is_judged(id, world.now) {
+                world.slowness.note_fault(id, world.now + stall);
+            }
             SHORT_STALL
         }
         5..=7 => {
