@@ -10,8 +10,8 @@
 //! are decided when it is done (views.rs).
 //!
 //! A store may fail, for as long as a disk is full. Then the views that it would have made durable, and the last
-//! holders that go with them, are withdrawn: nobody was told of them, and facts go on while the disk does not. When the time has come to try
-//! again, they are decided anew.
+//! holders that go with them, are withdrawn: nobody was told of them, and facts go on while the disk does not. When
+//! the time has come to try again, they are decided anew.
 
 use std::time::Duration;
 

@@ -167,6 +167,9 @@ fn a_group_whose_last_holder_has_left_in_order_rests_in_its_dump_and_is_not_lost
     assert!(!world.cluster.is_whole());
     // What is stored is read again, by a coordinator that has not seen the exit.
     world.restart();
+    for &id in &alive {
+        world.start(id);
+    }
     world.pass(Duration::from_secs(3), &alive);
     assert_eq!((places(&world, 0), world.holders(0)), ((Some(1), None), vec![member]));
 }
@@ -306,4 +309,21 @@ fn a_server_that_was_told_to_stop_before_a_restart_of_the_coordinator_asks_again
     world.ask_to_leave(id);
     let orders = world.run(&ids);
     assert_eq!(ends(&orders), [(id, "SHUTDOWN")]);
+}
+
+#[test]
+fn last_holders_of_a_loss_that_could_not_be_stored_are_withdrawn_with_it() {
+    let mut world = World::serving(3);
+    world.cluster.config.on_double_fault = DoubleFault::Isolate;
+    let alive = [ServerId(1), ServerId(2)];
+    world.exit(ServerId(0));
+    world.run(&alive);
+    world.keeps_stores = true;
+    world.exit(ServerId(1));
+    let (number, _) = world.stores.pop_front().expect("the loss of group 0 is stored");
+    world.cluster.on_store_failed(world.now, number, "no space", &mut world.effects);
+    assert!(!world.cluster.memory.decided.rests(GroupId(0)), "nobody has left in order");
+    world.keeps_stores = false;
+    world.pass(Duration::from_secs(1), &alive[1..]);
+    assert_eq!(places(&world, 0), (None, None));
 }
