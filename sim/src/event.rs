@@ -83,6 +83,8 @@ pub enum Happening {
     Signal(usize),
     /// Whoever runs at this place is paused: a neighbour of it was told to stop.
     StrikeNeighbour(usize),
+    /// An executor of a process that is starved stands again, so many times more.
+    StandAgain(usize, usize, u8),
     /// The coordinator is out of reach of every server.
     Orphan,
     /// A process that was told to stop has waited long enough for its coordinator.

@@ -96,6 +96,9 @@ impl World {
             }
             Happening::Signal(process) => self.on_signal(process),
             Happening::StrikeNeighbour(place) => crate::nemesis::strike_neighbour(self, place),
+            Happening::StandAgain(process, shard, more) => {
+                crate::nemesis::slow::stand_again(self, process, shard, more);
+            }
             Happening::Orphan => self.orphan(),
             Happening::LeaveAlone(process) => self.leave_if_ignored(process),
             Happening::LeaveNow(process) => self.leave_alone(process),

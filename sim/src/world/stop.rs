@@ -268,7 +268,10 @@ impl World {
     }
 
     pub(super) fn begin_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
-        self.operator.wait_no_more(process, role);
+        // An order for the same dump does not replace the try of a process that leaves alone.
+        if order.is_none() {
+            self.operator.wait_no_more(process, role);
+        }
         if self.is_disk_full(process) {
             return self.fail_dump(process, role, order);
         }
