@@ -51,6 +51,7 @@ pub enum Hole {
     LeaverMadeHolder = 41,
     LastHoldersForgotten = 42,
     OrderlyExitIsDeath = 43,
+    PinLeftBehind = 44,
     VerdictByGroup = 45,
     AliveCountsAsFault = 46,
     HandshakeIsHeard = 47,
@@ -127,7 +128,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 55] = {
+    pub const ALL: [Hole; 56] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -171,6 +172,7 @@ mod planted {
             LeaverMadeHolder,
             LastHoldersForgotten,
             OrderlyExitIsDeath,
+            PinLeftBehind,
             VerdictByGroup,
             AliveCountsAsFault,
             HandshakeIsHeard,
@@ -272,6 +274,7 @@ mod planted {
                 Hole::LeaverMadeHolder => "a leaver is made candidate or sole holder",
                 Hole::LastHoldersForgotten => "last holders of a group forgotten",
                 Hole::OrderlyExitIsDeath => "an exit after complete dumps counts as a death",
+                Hole::PinLeftBehind => "a pin does not follow its entry when that moves",
                 Hole::VerdictByGroup => "each group judges by itself",
                 Hole::AliveCountsAsFault => "a removed member that is alive counts as a fault",
                 Hole::HandshakeIsHeard => "a handshake without progress is heard",

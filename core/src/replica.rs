@@ -69,7 +69,7 @@ use crate::awake::Awake;
 use crate::hash::HashSecret;
 use crate::holes::Readings;
 use crate::session::{LoggedRecord, Sessions};
-use crate::table::{Entry, Pin, Table, WalkBudget, WalkCursor};
+use crate::table::{CompactionCounts, Entry, Pin, Table, WalkBudget, WalkCursor};
 use copy_in::CopyIn;
 use copy_out::Copied;
 use follower::Follower;
@@ -440,6 +440,11 @@ impl Replica {
     /// Ends a pin; see [`Table::unpin`].
     pub fn unpin(&mut self, pin: Pin) {
         self.table.unpin(pin);
+    }
+
+    /// How much compaction of the table has ever moved and gained.
+    pub fn compaction_counts(&self) -> CompactionCounts {
+        self.table.compaction_counts()
     }
 
     /// How many entries are pinned.

@@ -53,6 +53,12 @@ pub struct Counts {
     pub failed_dumps: u64,
     /// As above.
     pub stop_suspends: u64,
+    /// Suspends while a restored cluster starts.
+    pub restore_suspends: u64,
+    /// Times that the coordinator was out of reach of every server.
+    pub orphaned: u64,
+    /// Chunks of tables that compaction has emptied.
+    pub emptied_chunks: u64,
     /// Faults that struck while a write was in flight in a group that they hit.
     pub with_write_in_flight: u64,
 }
@@ -97,6 +103,9 @@ impl Counts {
         self.lost_by_restore += other.lost_by_restore;
         self.failed_dumps += other.failed_dumps;
         self.stop_suspends += other.stop_suspends;
+        self.restore_suspends += other.restore_suspends;
+        self.orphaned += other.orphaned;
+        self.emptied_chunks += other.emptied_chunks;
         self.with_write_in_flight += other.with_write_in_flight;
         for (kind, steps) in &other.faults {
             let sums = self.faults.entry(kind).or_default();
@@ -120,6 +129,9 @@ impl Counts {
         least("comparisons of two copies in full".to_owned(), self.copies_compared, 1);
         least("dumps that failed".to_owned(), self.failed_dumps, 1);
         least("suspends in a stop".to_owned(), self.stop_suspends, 1);
+        least("suspends in a restore".to_owned(), self.restore_suspends, 1);
+        least("times without a coordinator".to_owned(), self.orphaned, 1);
+        least("chunks emptied by compaction".to_owned(), self.emptied_chunks, 1);
         let share = 100 * self.with_write_in_flight / self.all_faults().max(1);
         least("% of the faults with a write in flight".to_owned(), share, PERCENT_WITH_WRITE);
         for kind in KINDS {
@@ -170,6 +182,10 @@ impl Counts {
             "{} restores, {} groups LOST; {} dumps failed, {} suspends in a stop\n",
             self.restored, self.lost_by_restore, self.failed_dumps, self.stop_suspends
         );
+        text += &format!(
+            "{} suspends in a restore, {} times without a coordinator, {} chunks emptied by compaction\n",
+            self.restore_suspends, self.orphaned, self.emptied_chunks
+        );
         let faults = self.all_faults();
         let share = 100.0 * self.with_write_in_flight as f64 / faults.max(1) as f64;
         text += &format!("{faults} faults, {share:.1} % of them with a write in flight\n\n");
@@ -202,6 +218,7 @@ mod tests {
         counts.with_write_in_flight = counts.all_faults();
         (counts.digests_compared, counts.copies_compared) = (1, 1);
         (counts.failed_dumps, counts.stop_suspends) = (1, 1);
+        (counts.restore_suspends, counts.orphaned, counts.emptied_chunks) = (1, 1, 1);
         assert_eq!(counts.missing(), [""; 0]);
         counts.faults.get_mut("crash").unwrap()[2] = 999;
         assert_eq!(counts.missing(), ["999 times crash in step 2, 1000 are asked for"]);

@@ -89,6 +89,12 @@ pub enum Happening {
     SignalMany(usize, u64),
     /// A process is told to stop.
     Signal(usize),
+    /// Whoever runs at this place is paused: a neighbour of it was told to stop.
+    StrikeNeighbour(usize),
+    /// An executor of a process that is starved stands again, so many times more.
+    StandAgain(usize, usize, u8),
+    /// The coordinator is out of reach of every server.
+    Orphan,
     /// A process that was told to stop has waited long enough for its coordinator.
     LeaveAlone(usize),
     /// A process that was told to stop is told again, and waits no longer.
@@ -101,8 +107,10 @@ pub enum Happening {
     DumpFailed(usize, OrderId),
     /// A process that leaves alone tries a dump again.
     DumpAgain(usize, ReplicaRole),
-    /// Everybody is suspended, in a stop.
+    /// Everybody is suspended, in a stop or a restore.
     Suspend,
+    /// Everybody is suspended for a shorter time, in this step of the recovery of a place.
+    SuspendInStep(usize, u8),
     /// The operator insists on the end of a stop.
     Force,
     /// The operator stops the cluster.

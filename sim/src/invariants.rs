@@ -33,6 +33,7 @@
 //! | 22 | a stream is whole | [`streams_are_whole`] |
 //! | 23 | sessions are kept | [`sessions_are_kept`] |
 //! | 26 | a stop drops nothing that is not dumped | [`dumped_before_end`] |
+//! | 27 | a value that is being sent stays as it was | [`pins_hold`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -64,6 +65,7 @@ pub mod once_only;
 pub mod one_server;
 pub mod one_view;
 pub mod only_primaries_answer;
+pub mod pins_hold;
 pub mod restored_has_all;
 pub mod served_at_rest;
 pub mod sessions_are_kept;

@@ -20,7 +20,7 @@ use kv_protocol::{Member, Peer, ServerId, View};
 
 use crate::event::Happening;
 use crate::random::Random;
-use crate::world::World;
+use crate::world::{Config, World};
 use kv_history::Asked;
 
 pub use faults::{KINDS, Kind, break_link, pause_coordinator};
@@ -54,6 +54,12 @@ const STRIKES_A_COPY: u64 = 100;
 const STRIKES_A_HANDOVER: u64 = 300;
 const SHORT_PATIENCE: u8 = 10;
 
+/// How often the beginning of a step brings a suspend of the whole machine instead, in a thousand, and how those are
+/// counted.
+const SUSPENDS_A_STEP: u64 = 25;
+/// As above.
+pub const SUSPEND: &str = "suspend";
+
 /// How the pauses of all servers together are counted.
 pub const MACHINE_PAUSE: &str = "machine pause";
 /// After one they run again within this time, in nanoseconds.
@@ -69,12 +75,13 @@ pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
 
 /// Whether nothing is to go wrong, or no more.
 fn is_quiet(world: &World) -> bool {
-    world.is_healing || world.config.calm || world.config.slow
+    let Config { calm, slow, stands, orphans, .. } = world.config;
+    world.is_healing || calm || slow || stands || orphans
 }
 
 /// Thinks of the next fault at rest, and strikes.
 pub fn strike_at_rest(world: &mut World) {
-    if is_quiet(world) {
+    if world.is_healing || world.config.calm || world.config.orphans {
         return;
     }
     if world.config.stands {
@@ -159,6 +166,10 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     if is_quiet(world) || !world.random.per_mille(STRIKES_A_STEP[usize::from(step)]) {
         return;
     }
+    if world.random.per_mille(SUSPENDS_A_STEP) {
+        let delay = world.random.between(1_000, 300_000);
+        return world.after(delay, Happening::SuspendInStep(usize::from(server.0), step));
+    }
     // The first step is over as soon as the views are stored.
     let quick = if step == 0 { 9 } else { 6 };
     let delay = match world.random.below(10) {
@@ -167,6 +178,27 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
         _ => world.random.between(1_000, 120_000_000),
     };
     world.after(delay, Happening::Strike(usize::from(server.0), step));
+}
+
+/// A neighbour of this place was told to stop: whoever runs here is paused for about as long as an inquiry takes, so
+/// that the leaver is the one that answers. Nobody is struck who would be missed for good.
+pub fn strike_neighbour(world: &mut World, place: usize) {
+    let Some(process) = world.running_at(place).filter(|_| !world.is_healing) else { return };
+    let with_write = has_write_in_flight(world, place);
+    let pause = world.random.between(700_000_000, 2_500_000_000);
+    world.pause(process, pause);
+    note(world, place, Kind::Pause, step_of(world, place), with_write);
+}
+
+/// The whole machine is suspended while a place is recovered.
+pub fn suspend_in_step(world: &mut World, place: usize, step: u8) {
+    if world.is_healing || step_of(world, place) != Some(step) {
+        return;
+    }
+    let with_write = has_write_in_flight(world, place);
+    let pause = world.random.between(300_000_000, 3_000_000_000);
+    world.suspend_for(pause);
+    world.counts.note_fault(SUSPEND, Some(step), with_write);
 }
 
 /// A view is told. In the moment of a hand-over the two of them may lose sight of each other; a copy

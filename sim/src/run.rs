@@ -35,6 +35,10 @@ pub fn run(config: Config) -> Outcome {
     world.counts.fresh_sessions = world.clients.iter().map(|client| client.fresh_sessions).sum();
     world.counts.digests_compared = world.checks.compared.digests;
     world.counts.copies_compared = world.checks.compared.contents;
+    let shards = world.processes.iter().flat_map(|process| &process.shards);
+    let replicas = shards.flat_map(|shard| &shard.hosted).map(|hosted| &hosted.replica);
+    world.counts.emptied_chunks =
+        replicas.map(|replica| replica.compaction_counts().emptied_chunks).sum();
     let group = result.as_ref().err().and_then(|violation| violation.group);
     let trace = world.trace.lines(group).map(str::to_owned).collect();
     Outcome { seed: config.seed, counts: world.counts.clone(), failure: result.err(), trace }

@@ -26,6 +26,7 @@ mod connection;
 mod dial;
 mod hosted;
 mod process;
+mod reading;
 mod stream;
 
 pub use answers::Answered;
@@ -33,6 +34,7 @@ use answers::collected;
 use connection::Peer;
 pub use hosted::{Bounds, Hosted, MEMORY};
 pub use process::Process;
+use reading::Reading;
 
 /// The node hears of every shard so often, in nanoseconds of true time, and when anything is new.
 const PUBLISH_EVERY: u64 = 100_000_000;
@@ -107,6 +109,7 @@ pub struct Shard {
     pub told_dead: BTreeSet<Member>,
     identity: Identity,
     published_at: u64,
+    readings: Vec<Reading>,
 }
 
 /// Whose executor it is, and which.
@@ -139,6 +142,7 @@ impl Shard {
             told_dead: BTreeSet::new(),
             identity,
             published_at: 0,
+            readings: Vec::new(),
         }
     }
 
@@ -157,6 +161,7 @@ impl Shard {
         }
         self.pump(now, &mut output);
         self.keep_streams(true_now, now, &mut output);
+        self.go_on_reading(&mut output);
         self.publish(true_now, now, &mut output);
         output
     }

@@ -23,6 +23,17 @@ const OPERATIONS_A_DOUBT: usize = 40;
 /// One value in so many is long enough to travel in fragments.
 const LARGE_ONE_IN: u64 = 1_500;
 const LARGE_BYTES: usize = 150 << 10;
+/// Operations of clients that write until the next wave: half of them go to cold keys, and reach most of those.
+const OPERATIONS_A_WAVE: usize = 9_000;
+
+/// What is done mostly, where operations come in waves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wave {
+    /// Short values are written.
+    Fills,
+    /// They are deleted, and a few long ones are written.
+    Empties,
+}
 
 /// The keys in use, and what was seen of them.
 #[derive(Debug)]
@@ -33,6 +44,8 @@ pub struct Workload {
     /// By key: the newest version that anyone was told of.
     pub newest: BTreeMap<Vec<u8>, u64>,
     next_value: Value,
+    /// Operations so far, where they come in waves.
+    waves: Option<usize>,
     /// What is asked at the end.
     last: VecDeque<(Vec<u8>, Asked)>,
 }
@@ -66,13 +79,14 @@ pub struct Plan {
 }
 
 impl Workload {
-    /// Nothing done yet.
-    pub fn new() -> Workload {
+    /// Nothing done yet. In waves, many short values are written, then most are deleted, and so on.
+    pub fn new(has_waves: bool) -> Workload {
         Workload {
             slots: vec![Slot::default(); HOT_SLOTS + COLD_SLOTS],
             histories: BTreeMap::new(),
             newest: BTreeMap::new(),
             next_value: 1,
+            waves: has_waves.then_some(0),
             last: VecDeque::new(),
         }
     }
@@ -104,13 +118,27 @@ impl Workload {
         Plan { slot: at, key, floor, asked, condition, value }
     }
 
+    /// The wave that the next operation is of.
+    fn wave(&mut self) -> Option<Wave> {
+        let operations = self.waves.as_mut()?;
+        *operations += 1;
+        let fills = (*operations / OPERATIONS_A_WAVE).is_multiple_of(2);
+        Some(if fills { Wave::Fills } else { Wave::Empties })
+    }
+
     /// What is asked of a key, by someone who has seen this of it.
     fn ask(&mut self, random: &mut Random, seen: Option<&Seen>) -> (Asked, Condition, Vec<u8>) {
         let kind = random.below(100);
-        if kind < 40 {
+        let wave = self.wave();
+        let (reads, deletes) = match wave {
+            None => (40, 55),
+            Some(Wave::Fills) => (20, 25),
+            Some(Wave::Empties) => (20, 85),
+        };
+        if kind < reads {
             return (Asked::Read, Condition::Always, Vec::new());
         }
-        if kind < 55 {
+        if kind < deletes {
             return (Asked::Delete, Condition::Always, Vec::new());
         }
         let new = self.next_value;
@@ -118,6 +146,9 @@ impl Workload {
         let mut value = new.to_le_bytes().to_vec();
         let length = match random.below(LARGE_ONE_IN) {
             0 => LARGE_BYTES,
+            _ if wave == Some(Wave::Empties) => {
+                usize::try_from(random.between(1_100, 2_600)).expect("it is small")
+            }
             1..=900 => usize::try_from(random.between(200, 900)).expect("it is small"),
             _ => usize::try_from(random.between(8, 64)).expect("it is small"),
         };
@@ -182,11 +213,5 @@ impl Workload {
             slot.used += OPERATIONS_A_DOUBT;
         }
         self.histories.entry(key).or_default().push(entry);
-    }
-}
-
-impl Default for Workload {
-    fn default() -> Workload {
-        Workload::new()
     }
 }

@@ -42,6 +42,7 @@ use crate::workload::Workload;
 mod brain;
 mod clients;
 mod dispatch;
+mod orphans;
 mod rest;
 mod restore;
 mod servers;
@@ -79,6 +80,8 @@ pub struct Config {
     pub impatient: bool,
     /// Of those: nothing else goes wrong.
     pub calm: bool,
+    /// The coordinator is cut off or paused for so long that servers leave without it, and nothing else goes wrong.
+    pub orphans: bool,
     /// Nothing happens but that all servers are paused together: nobody is the worse for it.
     pub stands: bool,
     /// With the coordinator.
@@ -86,6 +89,9 @@ pub struct Config {
     /// Nothing happens but that executors stand for a moment, and memory runs out, at one server after another:
     /// nobody else is the worse for it.
     pub slow: bool,
+    /// Clients write many short values, then delete most of them and write a few long ones, over and over, so that
+    /// tables are compacted.
+    pub has_waves: bool,
     /// What a replica may take, and keep.
     pub bounds: Bounds,
 }
@@ -103,6 +109,9 @@ impl Config {
         let shards = u16::try_from(random.between(1, 2)).expect("it is small");
         // Some of the clients rest there; another one makes up for it.
         let forgets_soon = seed % 5 == 2;
+        // Few tables, so that each has many entries.
+        let has_waves = seed % 10 == 1 || seed % 20 == 4;
+        let (servers, shards) = if has_waves { (3, 1) } else { (servers, shards) };
         Config {
             seed,
             servers,
@@ -116,15 +125,18 @@ impl Config {
             leaves: seed % 16 == 9,
             impatient: seed % 64 == 41 || seed % 64 == 57,
             calm: seed % 32 == 9,
+            orphans: seed % 16 == 1,
             stands: seed % 16 == 13,
             coordinator_stands: seed % 32 == 13,
             slow: seed % 16 == 5,
+            has_waves,
             bounds: Bounds {
                 memory: match seed % 5 {
                     1 => LITTLE_MEMORY / u64::from(servers * shards),
                     _ => MEMORY,
                 },
                 session_idle: if forgets_soon { SHORT_IDLE } else { SESSION_IDLE },
+                has_slow_readers: has_waves,
             },
         }
     }
@@ -221,7 +233,7 @@ impl World {
             cluster: FIRST_CLUSTER,
             servers: config.servers,
             shards: config.shards,
-            on_double_fault: match config.shutdown || config.leaves {
+            on_double_fault: match config.shutdown || config.leaves || config.orphans {
                 true => DoubleFault::Shutdown,
                 false => DoubleFault::Isolate,
             },
@@ -248,7 +260,7 @@ impl World {
             slept: 0,
             all_asleep_until: 0,
             inputs: BTreeMap::new(),
-            workload: Workload::new(),
+            workload: Workload::new(config.has_waves),
             operator: Operator::default(),
             full_until: vec![0; usize::from(config.servers)],
             heard_at: BTreeMap::new(),

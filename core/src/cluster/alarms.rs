@@ -95,7 +95,10 @@ impl Alarm {
                 of(AlarmKind::Lost, None, Some(*group), text)
             }
             Alarm::Unreachable(group) => {
-                let text = format!("group {group} is UNREACHABLE: its only holder is silent");
+                let text = format!(
+                    "group {group} is UNREACHABLE: its only holder is silent, or has left in order; \
+                     a complete dump of it comes back by a stop and a restore"
+                );
                 of(AlarmKind::Unreachable, None, Some(*group), text)
             }
             Alarm::KeptThoughSilent(server) => {

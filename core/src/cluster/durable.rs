@@ -9,9 +9,9 @@
 //! be told. Names and addresses that become known while a Store is under way go into the next one; views
 //! are decided when it is done (views.rs).
 //!
-//! A store may fail, for as long as a disk is full. Then the views that it would have made durable are
-//! withdrawn: nobody was told of them, and facts go on while the disk does not. When the time has come to try
-//! again, they are decided anew.
+//! A store may fail, for as long as a disk is full. Then the views that it would have made durable, and the last
+//! holders that go with them, are withdrawn: nobody was told of them, and facts go on while the disk does not. When
+//! the time has come to try again, they are decided anew.
 
 use std::time::Duration;
 
@@ -53,8 +53,8 @@ pub struct DurableState {
     /// Of a cluster that was restored: how each group began. Empty in one that began with nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foundings: Vec<Founding>,
-    /// Of each group whose view names nobody any more: whom the view before named. Their dumps count at a
-    /// restore.
+    /// Of each group that rests in dumps, its holders, whom the view still names; and of each group whose view names
+    /// nobody any more, whom the view before named. Their dumps count at a restore.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_holders: Vec<LastHolders>,
     /// The cluster is being stopped, or is stopped: its views are the last, whoever exits. A coordinator
@@ -116,10 +116,22 @@ impl DurableState {
         now.or(last).into_iter().flatten().flatten()
     }
 
-    /// Whether any view names this process.
+    /// Whether all that is left of a group is in complete dumps: its last holders have exited in order. Its view
+    /// stays, so it is not LOST, and nobody serves it until the cluster is restored.
+    pub fn rests(&self, group: GroupId) -> bool {
+        let Some(view) = self.views.get(usize::from(group.0)) else { return false };
+        let is_of_view = |last: &LastHolders| {
+            last.group == group
+                && view.primary == Some(last.primary)
+                && view.secondary() == last.secondary
+        };
+        self.last_holders.iter().any(is_of_view)
+    }
+
+    /// Whether any view names this process, so that it is needed. The holders of a group that rests have exited.
     pub fn names(&self, member: Member) -> bool {
         let of = |view: &View| view.primary == Some(member) || view.other() == Some(member);
-        self.views.iter().any(of)
+        self.views.iter().filter(|view| of(view)).any(|view| !self.rests(view.group))
     }
 }
 
@@ -180,8 +192,8 @@ impl Memory {
         }
     }
 
-    /// A store has failed, if it was the one that is under way. The views that it would have made durable
-    /// are withdrawn.
+    /// A store has failed, if it was the one that is under way. The views that it would have made durable, and the
+    /// last holders with them, are withdrawn.
     fn on_failed(&mut self, now: Time, number: u64, reason: &str) {
         let failed = self.storing.take_if(|(storing, _)| *storing == number);
         if failed.is_none() {
@@ -191,6 +203,7 @@ impl Memory {
         self.again_at = Some(now + STORE_AGAIN);
         if self.durable.has_served && !holes::is_open(Hole::FailedDecisionKept) {
             self.decided.views.clone_from(&self.durable.views);
+            self.decided.last_holders.clone_from(&self.durable.last_holders);
         }
     }
 

@@ -7,8 +7,8 @@
 //!                | secondary of P, S    P has answered: P alone
 //!                | candidate            P alone
 //!                | sole holder          waits for a candidate to catch up
-//!                +--- PATIENCE is over, or no candidate comes -------> drains, dumps, exits: its dump is the
-//!                |                                                     last holder's, and counts
+//!                +--- PATIENCE is over, or no candidate comes -------> drains, dumps, exits: its dump is the last
+//!                |                                                     holder's, and counts: the group rests in it
 //!                +--- no holder of any group stays ------------------> the cluster is stopped (stop.rs)
 //! ```
 //!
@@ -157,9 +157,31 @@ impl Cluster {
         if holes::is_open(Hole::LastHoldersForgotten) {
             return;
         }
-        let (group, secondary) = (before.group, before.secondary());
-        self.memory.decided.last_holders.retain(|last| last.group != group);
-        self.memory.decided.last_holders.push(LastHolders { group, primary, secondary });
+        self.remember(LastHolders { group: before.group, primary, secondary: before.secondary() });
+    }
+
+    fn remember(&mut self, holders: LastHolders) {
+        self.memory.decided.last_holders.retain(|last| last.group != holders.group);
+        self.memory.decided.last_holders.push(holders);
+    }
+
+    /// The last holders of a group are gone. If one of them has left in order, the group is not LOST: all that was
+    /// acknowledged is in its complete dump. A candidate is dropped; after that the group rests, and its view stays.
+    /// Returns whether this is so, and the view that follows first, if any.
+    pub(super) fn rest_instead_of_loss(&mut self, before: &View) -> (bool, Option<View>) {
+        let (Some(primary), secondary) = (before.primary, before.secondary()) else {
+            return (false, None);
+        };
+        let has_dumps = self.has_left(primary) || secondary.is_some_and(|held| self.has_left(held));
+        if !has_dumps || holes::is_open(Hole::LastHoldersForgotten) {
+            return (false, None);
+        }
+        if matches!(before.peer, Peer::Candidate(_)) {
+            let version = ViewVersion(before.version.0 + 1);
+            return (true, Some(View { version, peer: Peer::None, handover: false, ..*before }));
+        }
+        self.remember(LastHolders { group: before.group, primary, secondary });
+        (true, None)
     }
 }
 

@@ -23,8 +23,14 @@ impl Cluster {
         let own = &durable.views[usize::from(id.0)];
         let before = (id.0 + self.count() - 1) % self.count();
         let predecessors = &durable.views[usize::from(before)];
+        // What is LOST, or rests in dumps, is held by nobody who could come home.
+        let is_given_up =
+            |view: &View| view.primary.is_none() || self.memory.decided.rests(view.group);
         // Whoever is dead, and whoever the next view names no more.
         let stale = |view: &View| {
+            if is_given_up(view) {
+                return false;
+            }
             let next = &self.memory.decided.views[usize::from(view.group.0)];
             let must_go = |m: Member| {
                 let stays = next.primary == Some(m) || next.other() == Some(m);
@@ -43,8 +49,7 @@ impl Cluster {
         if self.server(id).started.is_none() || self.server(id).exited {
             return Some(1);
         }
-        let is_lost = |view: &View| view.primary.is_none();
-        if [own, predecessors].into_iter().any(|view| !holds(view) && !is_lost(view)) {
+        if [own, predecessors].into_iter().any(|view| !holds(view) && !is_given_up(view)) {
             return Some(2);
         }
         if copies(own) {
@@ -54,7 +59,7 @@ impl Cluster {
             return Some(4);
         }
         let is_home = own.primary == Some(member) && (!own.handover || self.is_confirmed(own));
-        (!is_home && !is_lost(own)).then_some(5)
+        (!is_home && !is_given_up(own)).then_some(5)
     }
 
     /// Tells what has changed in the recovery of any place. In an orderly stop servers end one after the
@@ -81,10 +86,12 @@ impl Cluster {
 
     /// Whether every group is home with two copies and nothing is under way.
     pub fn is_whole(&self) -> bool {
-        self.is_settled() && self.views().iter().all(|view| view.primary.is_some())
+        let durable = self.memory.durable();
+        let is_held = |view: &View| view.primary.is_some() && !durable.rests(view.group);
+        self.is_settled() && durable.views.iter().all(is_held)
     }
 
-    /// The same, but for groups that are LOST: they have no home to come to.
+    /// The same, but for groups that are LOST, or rest in dumps: they have no home to come to.
     pub fn is_settled(&self) -> bool {
         let servers = self.count();
         let durable = self.memory.durable();
@@ -99,7 +106,11 @@ impl Cluster {
             && self.memory.decided.views == durable.views
             && self.memory.decided.servers == durable.servers
             && self.memory.decided.has_served == durable.has_served
-            && durable.views.iter().all(|view| view.primary.is_none() || is_home(view))
+            && self.memory.decided.last_holders == durable.last_holders
+            && durable
+                .views
+                .iter()
+                .all(|view| view.primary.is_none() || durable.rests(view.group) || is_home(view))
             && self.servers.iter().all(|server| server.is_up() && !server.exited)
     }
 }

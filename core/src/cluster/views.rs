@@ -137,11 +137,18 @@ impl Cluster {
         }
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
-            if self.memory.decided.views[n] != view || self.stop.is_some() {
+            let rests = self.memory.decided.rests(view.group);
+            if self.memory.decided.views[n] != view || self.stop.is_some() || rests {
                 continue;
             }
             let facts = self.facts(now, &view);
-            let Some((next, why)) = next_view(&view, &facts) else { continue };
+            let Some((mut next, mut why)) = next_view(&view, &facts) else { continue };
+            if why == Why::Lost
+                && let (true, instead) = self.rest_instead_of_loss(&view)
+            {
+                let Some(alone) = instead else { continue };
+                (next, why) = (alone, Why::Left);
+            }
             self.memory.decided.views[n] = next;
             self.groups[n].why = Some(why);
             self.remember_last_holders(&view, &next);
@@ -362,6 +369,9 @@ impl Cluster {
 
     /// Whether a group's only holder is silent, or the only one that has not left.
     pub(super) fn is_unreachable(&self, view: &View) -> bool {
+        if self.memory.durable().rests(view.group) {
+            return true;
+        }
         let down = |member: Member| self.server(member.server).state != ServerState::Up;
         match (view.primary, view.secondary()) {
             (Some(primary), None) => down(primary),

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use foldhash::fast::FixedState;
 
 use crate::arena::Handle;
+use crate::holes::{self, Hole};
 
 /// A claim on one entry's value, made by [`Table::pin`](super::Table::pin) and ended by
 /// [`Table::unpin`](super::Table::unpin). A pin that is merely dropped keeps the entry's memory until
@@ -107,6 +108,11 @@ impl Pins {
             return;
         }
         if let Some(index) = self.places.remove(&handle) {
+            if holes::is_open(Hole::PinLeftBehind) {
+                // What the pin named is no entry any more.
+                self.records[index as usize] = None;
+                return;
+            }
             self.places.insert(moved, index);
             let record = self.records[index as usize].as_mut().expect("a place names a record");
             record.handle = moved;

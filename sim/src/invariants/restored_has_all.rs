@@ -52,7 +52,10 @@ fn lost(
         let last = world.last_holders.get(&(durable.cluster, group));
         holders.extend(last.into_iter().flatten().copied().map(Some));
     }
-    if world.config.leaves && view.version > ViewVersion(0) {
+    // It was LOST before, or the operator has given its tables up, or two servers have crashed.
+    let was_given_up = world.operator.has_given_up(durable.cluster, group);
+    let may_be = was_given_up || world.operator.insists() || world.config.double;
+    if !may_be && view.version > ViewVersion(0) {
         let words = format_args!("it is LOST, and every server that holds it has only left");
         return Err(Violation::of(group, 17, words));
     }

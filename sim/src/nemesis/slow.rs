@@ -11,6 +11,8 @@ use crate::world::World;
 pub const LONG_STALL: &str = "long stall";
 /// As above.
 pub const SHORT_STALL: &str = "short stall";
+/// A stall of a starved executor, and its work until the next, take at most so long, in nanoseconds.
+const STARVED_WITHIN: u64 = 840_000_000;
 /// How lacks of memory are counted.
 pub const NO_MEMORY: &str = "no memory";
 
@@ -31,9 +33,20 @@ pub fn strike(world: &mut World) {
         0..=4 => {
             let stall = world.random.between(100_000_000, NO_FAULT);
             stand(world, process, stall);
+            // Whoever stands while another one's fault is being judged gives no answer, as if it were the slow one.
+            if world.slowness.is_judged(id, world.now) {
+                world.slowness.note_fault(id, world.now + stall);
+            }
             SHORT_STALL
         }
-        5..=7 => {
+        5 => {
+            let shard = world.random.index(usize::from(world.config.shards));
+            let more = 3;
+            world.slowness.note_fault(id, world.now + u64::from(more) * STARVED_WITHIN);
+            stand_again(world, process, shard, more);
+            LONG_STALL
+        }
+        6..=7 => {
             let stall = world.random.between(NO_FAULT, 900_000_000);
             stand(world, process, stall);
             world.slowness.note_fault(id, world.now + stall);
@@ -51,6 +64,20 @@ pub fn strike(world: &mut World) {
     };
     world.counts.note_fault(kind, None, with_write);
     world.note_place(place, format_args!("fault: {kind} at place {place}"));
+}
+
+/// An executor that gets hardly any time: it stands for about as long as a complaint takes, works for a moment, and
+/// stands again. So it answers the probe, and does not hear the others all the same.
+pub fn stand_again(world: &mut World, process: usize, shard: usize, more: u8) {
+    if world.is_healing || !world.processes[process].alive || more == 0 {
+        return;
+    }
+    let stall = world.random.between(560_000_000, 780_000_000);
+    let works = world.random.between(2_000_000, 60_000_000);
+    let until = world.now + stall;
+    let stopped = &mut world.processes[process].shards[shard].stopped_until;
+    *stopped = (*stopped).max(until);
+    world.after(stall + works, Happening::StandAgain(process, shard, more - 1));
 }
 
 /// One executor of a process stands.

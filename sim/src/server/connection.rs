@@ -136,6 +136,7 @@ impl Shard {
             let answers = &mut collected(output, group);
             hosted.replica.on_request(now, id, *client, &request, answers);
             look_at_answer(now, &hosted.replica, &request, output);
+            self.begin_reading(group, &request);
         }
         true
     }

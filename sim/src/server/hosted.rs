@@ -26,6 +26,8 @@ pub struct Bounds {
     pub memory: u64,
     /// After how long a session that nobody uses is forgotten.
     pub session_idle: Duration,
+    /// Values that are read stay pinned for a while.
+    pub has_slow_readers: bool,
 }
 
 /// Small chunks: a run makes many tables.

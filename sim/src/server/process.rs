@@ -34,6 +34,8 @@ pub struct Process {
     pub term: u64,
     /// When it was given an order last, as true time.
     pub last_order: u64,
+    /// Since when it has heard no coordinator, as true time.
+    pub alone_since: Option<u64>,
     /// Until when it does nothing, while time passes.
     pub paused_until: u64,
     /// The next wake-up of a shard is struck by a pause of this length, after the clock was read.
@@ -75,6 +77,7 @@ impl Process {
             left: false,
             term: 0,
             last_order: 0,
+            alone_since: None,
             paused_until: 0,
             stall_next: None,
             node: Node::new(NodeConfig { cluster, me: member, shards: placement.shards() }),

@@ -142,6 +142,10 @@ impl World {
                     let member = self.coordinator.cluster.as_ref().map(|c| c.member(server));
                     member.into_iter().for_each(|member| self.slowness.note_failure(member));
                 }
+                Effect::Leaving { member } => {
+                    let place = usize::from(member.server.0);
+                    self.note_place(place, format_args!("{member} asks to leave"));
+                }
                 Effect::Stopping(phase) => self.on_stopping(phase),
                 Effect::Stopped(_) => self.after(1_000, Happening::Stopped(term)),
                 Effect::Serving => self.on_serving(),
@@ -182,7 +186,7 @@ impl World {
         }
         for (opcode, body) in self.frames(number, end, bytes) {
             match opcode {
-                opcode::STARTED | opcode::HEARTBEAT => {
+                opcode::STARTED | opcode::HEARTBEAT | opcode::DRAIN_REQUEST => {
                     self.on_server_message(number, opcode, &body)
                 }
                 opcode::ORDERS_WELCOME => {

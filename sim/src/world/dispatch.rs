@@ -112,12 +112,20 @@ impl World {
                 self.look_at_drain(process, order, since);
             }
             Happening::Signal(process) => self.on_signal(process),
+            Happening::StrikeNeighbour(place) => crate::nemesis::strike_neighbour(self, place),
+            Happening::StandAgain(process, shard, more) => {
+                crate::nemesis::slow::stand_again(self, process, shard, more);
+            }
+            Happening::Orphan => self.orphan(),
             Happening::LeaveAlone(process) => self.leave_if_ignored(process),
             Happening::LeaveNow(process) => self.leave_alone(process),
             Happening::DumpWritten(process, number) => self.on_dump_written(process, number),
             Happening::DumpFailed(process, order) => self.on_dump_failed(process, order),
             Happening::DumpAgain(process, role) => self.begin_dump(process, role, None),
             Happening::Suspend => self.suspend(),
+            Happening::SuspendInStep(place, step) => {
+                crate::nemesis::suspend_in_step(self, place, step);
+            }
             Happening::Force => self.force(),
             Happening::Stop => self.stop_cluster(),
             Happening::Stopped(term) => self.on_stopped(term),

@@ -39,8 +39,8 @@ pub struct Operator {
     complete: BTreeSet<(Member, GroupId)>,
     /// The stop is to end whatever is lost.
     insists: bool,
-    /// It has insisted at least once: tables may have been given up.
-    has_insisted: bool,
+    /// Groups that a restore has found no dump of, and the cluster that was founded without them.
+    given_up: BTreeSet<(ClusterId, GroupId)>,
     /// The state of the cluster that is to be restored.
     durable: Option<DurableState>,
     source: Option<Source>,
@@ -158,12 +158,11 @@ impl Operator {
 
     pub(super) fn insist(&mut self) {
         self.insists = true;
-        self.has_insisted = true;
     }
 
-    /// Whether it has insisted at least once.
-    pub fn has_insisted(&self) -> bool {
-        self.has_insisted
+    /// Whether a cluster was founded without this group, because a restore has found no dump of it.
+    pub fn has_given_up(&self, cluster: ClusterId, group: GroupId) -> bool {
+        self.given_up.contains(&(cluster, group))
     }
 
     /// Whether the stop is to end whatever is lost.
@@ -211,7 +210,6 @@ impl World {
         }
         self.kill_coordinator();
         self.operator.phase = Phase::Down;
-        self.operator.insists = false;
         let delay = self.random.between(50_000_000, 500_000_000);
         self.after(delay, Happening::Restore);
     }
@@ -230,6 +228,7 @@ impl World {
         let serves = self.coordinator.cluster.as_ref().is_some_and(|c| c.has_served());
         if self.operator.is_restoring() && serves {
             self.operator.phase = Phase::Idle;
+            self.operator.insists = false;
             (self.operator.durable, self.operator.source) = (None, None);
         }
     }
@@ -264,12 +263,14 @@ impl World {
         let foundings = plan.foundings(Loss::Accepted).expect("a loss is accepted");
         let origin = Origin { foundings, ancestors: plan.ancestors.clone() };
         let cluster = ClusterId(self.cluster().0 + 1);
+        self.operator.given_up.extend(plan.lost().map(|group| (cluster, group)));
         self.operator.source = Some(Source { plan, dumps });
         self.operator.phase = Phase::Restoring;
         let now = self.clock_of(self.coordinator_host());
         let mut effects = Vec::new();
         self.coordinator.restore(cluster, origin, now, &mut effects);
         self.carry_out(effects);
+        self.strike_a_restore();
     }
 
     fn note_plan(&mut self, plan: &Plan, headers: &[DumpHeader]) {

@@ -258,6 +258,10 @@ impl World {
 
     pub(super) fn on_beat(&mut self, process: usize) {
         self.after(BEAT, Happening::Beat(process));
+        self.look_for_coordinator(process);
+        if !self.processes[process].alive {
+            return;
+        }
         match self.processes[process].link {
             None => {
                 let tries = self.processes[process].link_tries;
@@ -308,6 +312,7 @@ impl World {
         self.load(process);
         self.note_place(place, format_args!("{member} starts as process {process}"));
         crate::nemesis::on_spawned(self, place);
+        self.signal_newcomer(process);
         self.after(1_000, Happening::Beat(process));
         for shard in 0..usize::from(self.config.shards) {
             self.wake_shard_at(process, shard, self.now + 1_000);

@@ -53,6 +53,9 @@ impl World {
         if self.config.leaves {
             return self.plan_leaves();
         }
+        if self.config.orphans {
+            return self.plan_orphans();
+        }
         if !self.config.shutdown {
             return;
         }
@@ -117,6 +120,26 @@ impl World {
                 let again = delay + self.random.between(1_000_000, 500_000_000);
                 self.after(again, Happening::LeaveNow(process));
             }
+            if !self.config.calm && self.random.per_mille(600) {
+                let neighbour = (place + 1 + self.random.index(2) * (servers - 2)) % servers;
+                let delay = delay + self.random.between(0, 150_000_000);
+                self.after(delay, Happening::StrikeNeighbour(neighbour));
+            }
+        }
+        if !self.config.calm && self.random.per_mille(200) {
+            let lasts = self.random.between(1_000_000, 3_000_000_000);
+            self.coordinator.disk_full_until = self.now + lasts;
+        }
+    }
+
+    /// A process that has just started may be told to stop before it holds anything.
+    pub(super) fn signal_newcomer(&mut self, process: usize) {
+        let may_be = self.config.leaves && !self.is_healing && self.serves();
+        if may_be && self.random.per_mille(200) {
+            let place = self.processes[process].place;
+            self.note_place(place, format_args!("process {process} is told to stop at once"));
+            let delay = self.random.between(1_000_000, 60_000_000);
+            self.after(delay, Happening::Signal(process));
         }
     }
 
@@ -155,7 +178,7 @@ impl World {
     }
 
     /// Whether the cluster serves, and is not being stopped.
-    fn serves(&self) -> bool {
+    pub(super) fn serves(&self) -> bool {
         let serves = self.coordinator.cluster.as_ref().is_some_and(|c| c.has_served());
         serves && self.operator.is_idle()
     }
@@ -245,7 +268,10 @@ impl World {
     }
 
     pub(super) fn begin_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
-        self.operator.wait_no_more(process, role);
+        // An order for the same dump does not replace the try of a process that leaves alone.
+        if order.is_none() {
+            self.operator.wait_no_more(process, role);
+        }
         if self.is_disk_full(process) {
             return self.fail_dump(process, role, order);
         }
@@ -278,7 +304,9 @@ impl World {
             Ok((_, true)) => {
                 let delay = match self.random.below(100) {
                     // Large tables take longer than a silent server is borne.
-                    _ if self.config.leaves => self.random.between(500_000, 1_200_000_000),
+                    _ if self.config.leaves || self.config.orphans => {
+                        self.random.between(500_000, 1_200_000_000)
+                    }
                     0..=3 => self.random.between(500_000_000, SLOWEST_DUMP),
                     _ => self.random.between(500_000, 60_000_000),
                 };
@@ -416,6 +444,26 @@ impl World {
                     self.after(delay, Happening::Force);
                 }
             }
+            8 => {
+                let lasts = self.random.between(1_000_000, LONGEST_SUSPEND);
+                self.coordinator.disk_full_until = self.now + lasts;
+            }
+            _ => {}
+        }
+    }
+
+    /// Something goes wrong while a restored cluster starts.
+    pub(super) fn strike_a_restore(&mut self) {
+        if self.is_healing {
+            return;
+        }
+        let delay = self.random.between(0, 100_000_000);
+        match self.random.below(10) {
+            0..=2 => self.after(delay, Happening::Suspend),
+            3..=4 => {
+                let lasts = self.random.between(1_000_000, LONGEST_SUSPEND);
+                self.coordinator.disk_full_until = self.now + lasts;
+            }
             _ => {}
         }
     }
@@ -424,7 +472,15 @@ impl World {
     /// coordinator, or somewhat later.
     pub(super) fn suspend(&mut self) {
         let pause = self.random.between(LONGER_THAN_PATIENCE, LONGEST_SUSPEND);
-        self.counts.stop_suspends += 1;
+        self.suspend_for(pause);
+        match self.operator.is_restoring() {
+            true => self.counts.restore_suspends += 1,
+            false => self.counts.stop_suspends += 1,
+        }
+    }
+
+    /// All servers and the coordinator are paused.
+    pub fn suspend_for(&mut self, pause: u64) {
         self.trace.note(self.now, About::All, format_args!("everybody is suspended"));
         for process in 0..self.processes.len() {
             let wakes_after = match self.random.per_mille(500) {

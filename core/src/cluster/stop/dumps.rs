@@ -203,6 +203,9 @@ impl Cluster {
     /// Whether a replica of this group has reported a complete dump of it. A server that is not waited for may
     /// be left out.
     pub(super) fn is_dumped(&self, view: &View, without: Option<ServerId>) -> bool {
+        if self.memory.durable().rests(view.group) {
+            return true;
+        }
         let replicas = self.memory.durable().holders(view.group);
         let mut others = replicas.map(|member| member.server).filter(|id| Some(*id) != without);
         others.any(|id| self.is_replica(view, id) && self.has_dump(id, view.group))

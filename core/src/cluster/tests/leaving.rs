@@ -1,5 +1,7 @@
 //! Servers that are told to stop while others go on.
 
+use kv_protocol::status::GroupCondition;
+
 use super::*;
 
 fn places(world: &World, group: u16) -> (Option<u16>, Option<u16>) {
@@ -135,7 +137,7 @@ fn a_last_holder_waits_for_another_and_its_time_runs_while_the_coordinator_is_aw
 }
 
 #[test]
-fn a_last_holder_that_nobody_follows_dumps_and_is_remembered() {
+fn a_group_whose_last_holder_has_left_in_order_rests_in_its_dump_and_is_not_lost() {
     let mut world = World::serving(3);
     let (id, alive) = (ServerId(1), [ServerId(1), ServerId(2)]);
     let member = world.cluster.member(id);
@@ -149,13 +151,27 @@ fn a_last_holder_that_nobody_follows_dumps_and_is_remembered() {
     let dumps = [(id, "DRAIN"), (id, "DUMP-SECONDARY"), (id, "SHUTDOWN")];
     assert_eq!(ends(&orders), dumps, "its own group is at server 2");
     world.leave(id);
-    assert_eq!(places(&world, 0), (None, None));
+    assert_eq!(places(&world, 0), (Some(1), None));
     assert_eq!(world.holders(0), [member]);
     let effects = world.take();
     assert!(!effects.iter().any(|e| matches!(e, Effect::DoubleFault { .. })), "{effects:?}");
-    // What is stored is read again.
+    // Its place is filled again, and its other group has two copies. Nobody is given the group.
+    let next = world.cluster.member(id);
+    assert!(effects.contains(&Effect::Spawn { member: next }) && next != member, "{effects:?}");
+    world.start_as(next);
+    world.run(&alive);
+    assert_eq!(places(&world, 1), (Some(1), Some(2)));
+    assert_eq!((places(&world, 0), world.holders(0)), ((Some(1), None), vec![member]));
+    let condition = |world: &World| world.cluster.condition(&world.cluster.views()[0]);
+    assert_eq!(condition(&world), GroupCondition::Unreachable);
+    assert!(!world.cluster.is_whole());
+    // What is stored is read again, by a coordinator that has not seen the exit.
     world.restart();
-    assert_eq!(world.holders(0), [member]);
+    for &id in &alive {
+        world.start(id);
+    }
+    world.pass(Duration::from_secs(3), &alive);
+    assert_eq!((places(&world, 0), world.holders(0)), ((Some(1), None), vec![member]));
 }
 
 #[test]
@@ -262,7 +278,7 @@ fn of_two_last_holders_that_are_gone_both_are_remembered() {
     world.leave(ServerId(0));
     world.exit(ServerId(1));
     world.pass(Duration::from_millis(50), &[ServerId(2)]);
-    assert_eq!(places(&world, 0), (None, None));
+    assert_eq!(places(&world, 0), (Some(0), Some(1)), "the dump of the first has all: it rests");
     assert_eq!(world.holders(0), both);
 }
 
@@ -293,4 +309,21 @@ fn a_server_that_was_told_to_stop_before_a_restart_of_the_coordinator_asks_again
     world.ask_to_leave(id);
     let orders = world.run(&ids);
     assert_eq!(ends(&orders), [(id, "SHUTDOWN")]);
+}
+
+#[test]
+fn last_holders_of_a_loss_that_could_not_be_stored_are_withdrawn_with_it() {
+    let mut world = World::serving(3);
+    world.cluster.config.on_double_fault = DoubleFault::Isolate;
+    let alive = [ServerId(1), ServerId(2)];
+    world.exit(ServerId(0));
+    world.run(&alive);
+    world.keeps_stores = true;
+    world.exit(ServerId(1));
+    let (number, _) = world.stores.pop_front().expect("the loss of group 0 is stored");
+    world.cluster.on_store_failed(world.now, number, "no space", &mut world.effects);
+    assert!(!world.cluster.memory.decided.rests(GroupId(0)), "nobody has left in order");
+    world.keeps_stores = false;
+    world.pass(Duration::from_secs(1), &alive[1..]);
+    assert_eq!(places(&world, 0), (None, None));
 }

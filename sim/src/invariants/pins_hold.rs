@@ -1,0 +1,15 @@
+//! 27: a value that is being sent stays as it was when the request came, whatever is written, deleted or moved
+//! meanwhile.
+
+use kv_protocol::ids::GroupId;
+
+use crate::invariants::Violation;
+
+/// Looks at the value of a pin that is held.
+pub fn check(group: GroupId, value: &[u8], pinned: Option<&[u8]>) -> Result<(), Violation> {
+    match pinned {
+        Some(pinned) if pinned == value => Ok(()),
+        Some(_) => Err(Violation::of(group, 27, format_args!("a pinned value has changed"))),
+        None => Err(Violation::of(group, 27, format_args!("a pinned value is gone"))),
+    }
+}
