@@ -100,6 +100,9 @@ pub struct Shard {
     pub stopped_until: u64,
     /// As above.
     pub busy_until: u64,
+    /// Until when it reads nothing from other servers, as true time; it serves clients, and answers probes.
+    pub deaf_until: u64,
+    unread: VecDeque<Input>,
     /// Whether a wake-up is due at some time already.
     pub wake_at: Option<u64>,
     connections: Vec<(ConnectionNumber, Peer)>,
@@ -136,6 +139,8 @@ impl Shard {
             read_at: 0,
             stopped_until: 0,
             busy_until: 0,
+            deaf_until: 0,
+            unread: VecDeque::new(),
             wake_at: None,
             connections: Vec::new(),
             ended: BTreeSet::new(),
@@ -149,8 +154,21 @@ impl Shard {
     /// One wake-up: serves what was reaped, with one reading of the clock.
     pub fn wake(&mut self, true_now: u64, now: Time, inputs: VecDeque<Input>) -> Vec<Output> {
         let mut output = Vec::new();
+        let is_deaf = true_now < self.deaf_until;
+        if !is_deaf {
+            for input in std::mem::take(&mut self.unread) {
+                self.take(true_now, now, input, &mut output);
+            }
+        }
         for input in inputs {
-            self.take(true_now, now, input, &mut output);
+            match input {
+                Input::Bytes(number, _) | Input::Closed(number)
+                    if is_deaf && self.is_stream(number) =>
+                {
+                    self.unread.push_back(input);
+                }
+                _ => self.take(true_now, now, input, &mut output),
+            }
         }
         for hosted in &mut self.hosted {
             hosted.replica.look(now);
@@ -254,6 +272,7 @@ impl Shard {
         let timeouts = self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout());
         let dials = self.hosted.iter().filter_map(|hosted| hosted.dial.as_ref()?.due);
         let publish = self.published_at + PUBLISH_EVERY;
-        timeouts.map(clock).chain(dials).chain([publish]).min().unwrap_or(publish)
+        let hears = (!self.unread.is_empty()).then_some(self.deaf_until);
+        timeouts.map(clock).chain(dials).chain(hears).chain([publish]).min().unwrap_or(publish)
     }
 }

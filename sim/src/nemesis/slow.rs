@@ -1,4 +1,4 @@
-//! Runs in which servers are only slow: one executor stands, or memory runs out.
+//! Runs in which servers are only slow: one executor stands, or reads nothing from other servers, or memory runs out.
 
 use std::sync::atomic::Ordering;
 
@@ -44,6 +44,13 @@ pub fn strike(world: &mut World) {
             let more = 3;
             world.slowness.note_fault(id, world.now + u64::from(more) * STARVED_WITHIN);
             stand_again(world, process, shard, more);
+            LONG_STALL
+        }
+        6 if is_whole => {
+            let lasts = world.random.between(700_000_000, 1_200_000_000);
+            let shard = world.random.index(usize::from(world.config.shards));
+            world.processes[process].shards[shard].deaf_until = world.now + lasts;
+            world.slowness.note_fault(id, world.now + lasts);
             LONG_STALL
         }
         6..=7 => {

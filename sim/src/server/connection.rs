@@ -103,6 +103,12 @@ impl Shard {
         bytes
     }
 
+    /// Whether a connection is a stream of another server.
+    pub(super) fn is_stream(&self, number: ConnectionNumber) -> bool {
+        let mut known = self.connections.iter();
+        known.any(|(known, peer)| *known == number && matches!(peer, Peer::Stream(..)))
+    }
+
     /// Ends a connection from here.
     pub(super) fn end(&mut self, number: ConnectionNumber, output: &mut Vec<Output>) {
         self.ended.insert(number);
