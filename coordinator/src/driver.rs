@@ -585,6 +585,7 @@ impl Driver {
             self.warn(&format!("store the state: {error}"));
         }
         let Some(directory) = self.dump_dir() else { return };
+        let has_resting = record.state.views.iter().any(|view| record.state.rests(view.group));
         let path = Path::new(&directory);
         let is_free = match store::load(path) {
             Ok(other) => other.is_none_or(|other| other.state.cluster == record.state.cluster),
@@ -594,6 +595,8 @@ impl Driver {
         let own = quote::word(&self.dir.to_string_lossy());
         let there = quote::word(&directory);
         self.say(&match stored {
+            // Who left before the stop has dumped here.
+            true if has_resting => format!("dumps and the last state are in {own} and {there}: coord --restore {own} {there}"),
             true => format!("dumps and the last state are in {there}: coord --restore {there}"),
             false => format!(
                 "the dumps are in {there} of each server's host, the last state is in {own}: gather the dumps, \

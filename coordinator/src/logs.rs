@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::io::IsTerminal as _;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,12 @@ pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
     let screen = if is_terminal { Some(screen::start().map_err(failed)?) } else { None };
     match (&args.log, screen) {
         (Some(path), _) => {
-            let file = LogFile::open(path).map_err(|error| {
+            let is_beside = |dir: &Path| {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                parent.unwrap_or(Path::new(".")).canonicalize().ok() == dir.canonicalize().ok()
+            };
+            let open = if is_beside(&args.dir) { LogFile::open_own } else { LogFile::open };
+            let file = open(path).map_err(|error| {
                 let path = path.display();
                 Failure::Failed(format!("open the log {path}: {error}; check its directory"))
             })?;

@@ -1,10 +1,10 @@
-//! Rules that can be left out on purpose, to see that the simulator notices (consistency.md §12).
+//! Rules that can be left out on purpose, to see that the simulator notices (docs/recovery.md).
 //!
 //! Each [`Hole`] is one rule that the machines then do not keep. None can be opened in a program
 //! that ships: without the cargo feature `holes`, which no crate of the workspace asks for,
 //! `is_open` is the constant `false` and the marker is in no executable.
 
-/// A rule left out. The numbers are those of consistency.md §12.
+/// A rule left out. The numbers are those of docs/recovery.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 #[allow(missing_docs)] // `Hole::description` says what each is.
@@ -223,12 +223,12 @@ mod planted {
     }
 
     impl Hole {
-        /// Its number in consistency.md §12.
+        /// Its number in docs/recovery.md.
         pub fn number(self) -> u8 {
             self as u8
         }
 
-        /// What is left out, in the words of consistency.md §12.
+        /// What is left out, in the words of docs/recovery.md.
         pub fn description(self) -> &'static str {
             match self {
                 Hole::PromoteWithoutGrace => "promote without grace",

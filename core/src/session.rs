@@ -50,6 +50,9 @@ struct Session {
     first_incomplete: RequestSeq,
     /// Its newest write.
     last: SequenceNumber,
+    /// Where the horizon was when it began here; zero where that is not known, as in a copy. A write of a session
+    /// that began before is of another one under the same id, which is forgotten.
+    since: SequenceNumber,
     /// By ascending seq.
     records: VecDeque<Kept>,
 }
@@ -64,8 +67,8 @@ struct Kept {
     status: Status,
 }
 
-/// docs/performance.md gives the sum: a place in the hash table and the record that every session keeps.
-const _: () = assert!(size_of::<Session>() <= 64 && size_of::<Kept>() <= 40);
+/// README.md gives the sum: a place in the hash table and the record that every session keeps.
+const _: () = assert!(size_of::<Session>() <= 80 && size_of::<Kept>() <= 40);
 
 impl Kept {
     /// What it adds to the digest.
@@ -134,7 +137,7 @@ impl Sessions {
                 true => Lookup::New,
             };
         };
-        if seq < session.first_incomplete {
+        if seq < session.first_incomplete || begun < session.since {
             return Lookup::Expired;
         }
         match session.position(seq) {
@@ -149,7 +152,7 @@ impl Sessions {
     /// Keeps a record, merges its watermark, and drops what the watermark has passed.
     pub fn record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         let hash = self.secret.of_client(record.client);
-        let secret = self.secret;
+        let (secret, since) = (self.secret, self.horizon);
         let session = self
             .sessions
             .entry(hash, |s| s.client == record.client, |s| secret.of_client(s.client))
@@ -157,6 +160,7 @@ impl Sessions {
                 client: record.client,
                 first_incomplete: record.first_incomplete,
                 last: sn,
+                since,
                 // A client that waits for each write never has two of them here.
                 records: VecDeque::with_capacity(1),
             })
@@ -183,6 +187,17 @@ impl Sessions {
             }
             Err(at) if at == session.records.len() => session.records.push_back(kept),
             Err(at) => session.records.insert(at, kept),
+        }
+    }
+
+    /// Keeps a record that a copy or a dump has brought: its session may have begun long before.
+    pub fn record_known(&mut self, sn: SequenceNumber, record: CompletionRecord) {
+        self.record(sn, record);
+        let session = self.sessions.find_mut(self.secret.of_client(record.client), |session| {
+            session.client == record.client
+        });
+        if let Some(session) = session {
+            session.since = SequenceNumber::ZERO;
         }
     }
 
@@ -389,6 +404,28 @@ mod tests {
         // An older watermark that arrives late takes nothing back.
         sessions.record(SequenceNumber(7), record(ALICE, 7, 2));
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
+        assert_eq!(sessions.digest(), sessions.recount());
+    }
+
+    #[test]
+    fn a_write_of_a_forgotten_session_is_not_taken_for_one_of_its_successor() {
+        let mut sessions = sessions();
+        sessions.record(SequenceNumber(11), record(ALICE, 1, 1));
+        sessions.record(SequenceNumber(12), record(ALICE, 2, 1));
+        sessions.forget(SequenceNumber(12));
+        // The clone of the client begins a session under the same id, later.
+        let of = |sessions: &Sessions, seq, begun| {
+            sessions.look_up(ALICE, &header(seq, 1, begun), RequestHash(seq))
+        };
+        assert_eq!(of(&sessions, 1, 20), Lookup::New);
+        sessions.record(SequenceNumber(21), record(ALICE, 1, 1));
+        // What the first one sends again was executed before.
+        assert_eq!(of(&sessions, 2, 10), Lookup::Expired);
+        assert_eq!(of(&sessions, 1, 10), Lookup::Expired);
+        assert_eq!(of(&sessions, 2, 20), Lookup::New);
+        // A copy does not say when its sessions began.
+        sessions.record_known(SequenceNumber(21), record(ALICE, 1, 1));
+        assert!(matches!(of(&sessions, 1, 10), Lookup::Logged(_)));
         assert_eq!(sessions.digest(), sessions.recount());
     }
 

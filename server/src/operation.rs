@@ -202,8 +202,15 @@ impl Node {
             let entries = dump::write(directory, wanted, &self.shards, written)?;
             Ok((directory.to_owned(), entries))
         };
-        if let Some(to) = &mut *lock(&self.dump_to) {
+        // The thread that takes orders sets the directory: it must never wait for a dump that is being written.
+        let dump_to = lock(&self.dump_to).clone();
+        if let Some(mut to) = dump_to {
             to.prepare(self.me.server)?;
+            if let Some(known) = &mut *lock(&self.dump_to)
+                && known.directory == to.directory
+            {
+                known.is_prepared = true;
+            }
             return write(&to.directory);
         }
         match (write(&self.directory), &self.absolute_directory) {
@@ -335,7 +342,7 @@ fn place_of(role: ReplicaRole) -> usize {
 }
 
 /// A directory that the coordinator has named for the dumps.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct DumpTo {
     directory: PathBuf,
     is_prepared: bool,
@@ -405,6 +412,34 @@ mod tests {
         assert_eq!(node.drain(DRAIN_DEADLINE), Ok(0));
         assert_eq!(drains(&inboxes[0]), mailbox::MAILBOX_CAPACITY + 1);
         assert_eq!(drains(&inboxes[1]), 1);
+    }
+
+    #[test]
+    fn a_directory_for_dumps_is_taken_while_a_dump_is_being_written() {
+        let (node, inboxes, directory) = node();
+        let first = directory.path().join("first");
+        node.dump_to(first.clone());
+        let dumping = Arc::clone(&node);
+        let dump = std::thread::spawn(move || dumping.dump(ReplicaRole::Primary).is_ok());
+        let partial = first.join("server_0.primary.tmp");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !partial.exists() {
+            assert!(Instant::now() < deadline, "the dump begins");
+            std::thread::yield_now();
+        }
+        // Its shards do not answer, so it goes on for long.
+        let (told, heard) = std::sync::mpsc::channel();
+        let ordering = Arc::clone(&node);
+        let order = std::thread::spawn(move || {
+            ordering.dump_to(first);
+            let _ = told.send(());
+        });
+        let is_taken = heard.recv_timeout(Duration::from_secs(2)).is_ok();
+        // The end of the shards ends the dump.
+        drop(inboxes);
+        order.join().unwrap();
+        assert!(!dump.join().unwrap());
+        assert!(is_taken, "whoever takes orders waits for the dump");
     }
 
     #[test]

@@ -71,7 +71,7 @@ async fn one(ssh: &Ssh, host: &Host, name: &str, file: &Path, bytes: u64) -> Res
 
 fn script(dir: &str, name: &str, bytes: u64) -> String {
     format!(
-        "cd {} || exit 1\ncat >{name}.tmp || exit 1\ngot=$(wc -c <{name}.tmp)\n\
+        "cd {} || exit 1\numask 077\nrm -f {name}.tmp\nset -C\ncat >{name}.tmp || exit 1\ngot=$(wc -c <{name}.tmp)\n\
          [ \"$got\" -eq {bytes} ] || {{ echo \"$got of {bytes} bytes came\" >&2; exit 1; }}\n\
          mv {name}.tmp {name}\n",
         quote::word(dir)
@@ -109,7 +109,14 @@ mod tests {
         assert!(!short.status.success());
         assert!(String::from_utf8_lossy(&short.stderr).contains("5 of 6 bytes"));
         assert!(!dir.path().join("x").exists());
+        // What somebody has put in its place is neither followed nor read by others.
+        std::fs::write(dir.path().join("victim"), "precious").unwrap();
+        let _ = std::fs::remove_file(dir.path().join("x.tmp"));
+        std::os::unix::fs::symlink("victim", dir.path().join("x.tmp")).unwrap();
         assert!(run(5).status.success());
+        assert_eq!(std::fs::read(dir.path().join("victim")).unwrap(), b"precious");
+        let mode = std::fs::symlink_metadata(dir.path().join("x")).unwrap().permissions();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
         assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"12345");
     }
 }

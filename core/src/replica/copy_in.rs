@@ -177,7 +177,7 @@ impl Replica {
 
     pub(super) fn on_copy_record(&mut self, record: &CopyRecord) -> Result<(), StreamError> {
         self.take_copy_message()?;
-        self.sessions.record(record.sn, record.record);
+        self.sessions.record_known(record.sn, record.record);
         Ok(())
     }
 

@@ -67,7 +67,7 @@ impl Replica {
     /// Loads one completion record of a dump, whose write is committed.
     pub fn load_record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         assert!(self.view.is_none(), "a replica that has a view is filled by its stream alone");
-        self.sessions.record(sn, record);
+        self.sessions.record_known(sn, record);
     }
 
     /// The dump is loaded, and `last` was its last write: the first view that comes, whatever its
