@@ -117,7 +117,8 @@ impl Checks {
         one_view::check(&mut self.views, cluster, view)
     }
 
-    /// A replica has answered a write of a client for good, under the name of its session.
+    /// A replica has answered a write of a client for good, under the name of its session; the client began it at
+    /// `asked_at`.
     ///
     /// # Errors
     /// The promise that is broken.
@@ -127,11 +128,12 @@ impl Checks {
         process: usize,
         shard: usize,
         (client, name): (ClientId, ClientId),
+        asked_at: u64,
         answered: &Answered,
     ) -> Result<(), Violation> {
         let (place, question) = ((answered.group, shard), (client, answered.request.0));
         once_only::check(&mut self.answers, place, question, answered)?;
-        sessions_are_kept::note(&mut self.used, world, place, name);
+        sessions_are_kept::note(&mut self.used, world, place, name, asked_at);
         if !answered.is_acked() {
             return Ok(());
         }

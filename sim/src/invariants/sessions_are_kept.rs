@@ -9,7 +9,8 @@ use crate::checks::Place;
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// By session: when a write of it was last answered for good.
+/// By session: the latest time by which a write was begun that is known to be done. It was done then or later; a retry
+/// that gets the first answer prolongs nothing.
 pub type Used = HashMap<(Place, ClientId), u64>;
 
 /// What the machines have been awake for.
@@ -18,8 +19,11 @@ fn awake(world: &World) -> u64 {
 }
 
 /// A write was answered for good.
-pub fn note(used: &mut Used, world: &World, place: Place, client: ClientId) {
-    used.insert((place, client), awake(world));
+pub fn note(used: &mut Used, world: &World, place: Place, client: ClientId, asked_at: u64) {
+    // Machines may have slept since then; that makes it earlier, never later.
+    let at = asked_at.saturating_sub(world.slept);
+    let last = used.entry((place, client)).or_default();
+    *last = (*last).max(at);
 }
 
 /// A client was told that the session of a write that is under way has expired.

@@ -85,9 +85,10 @@ impl World {
         let is_final = matches!(answered.status, Status::Ok | Status::NotFound | Status::Conflict);
         if is_write && is_final {
             let name = flight.map_or(ClientId(0), |flight| flight.name());
+            let asked_at = flight.map_or(0, |flight| flight.start);
             let id = self.clients[client].id;
             self.check(|checks, world| {
-                checks.on_write_answered(world, process, shard, (id, name), answered)
+                checks.on_write_answered(world, process, shard, (id, name), asked_at, answered)
             });
         }
     }
