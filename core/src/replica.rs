@@ -58,7 +58,7 @@ use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::Answer;
 use kv_protocol::control_message::{Following, ReplicaReport, ReplicaState};
 use kv_protocol::copy_message::ContentDigest;
-use kv_protocol::ids::{GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
+use kv_protocol::ids::{ClientId, GroupId, Member, SequenceNumber, ShardId, Time, ViewVersion};
 use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::peer_message::PeerMessage;
 use kv_protocol::placement::{Digest, Placement};
@@ -455,6 +455,11 @@ impl Replica {
     /// How many clients' sessions there are.
     pub fn session_count(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Whether a client has a session here.
+    pub fn has_session(&self, client: ClientId) -> bool {
+        self.sessions.has(client)
     }
 
     /// The completion records of the committed writes of some sessions, which are named by their place

@@ -281,6 +281,11 @@ impl Sessions {
         self.sessions.len()
     }
 
+    /// Whether this client has one.
+    pub fn has(&self, client: ClientId) -> bool {
+        self.find(client).is_some()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()

@@ -30,6 +30,12 @@ impl Address {
     #[cfg(test)]
     pub(crate) const LOOPBACK: Address = Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
+    /// Some other machine.
+    #[cfg(test)]
+    pub(crate) fn numbered(n: u32) -> Address {
+        Address(IpAddr::V4(Ipv4Addr::from_bits(n)))
+    }
+
     fn of(ip: IpAddr) -> Address {
         Address(match ip.to_canonical() {
             IpAddr::V6(ip) => {

@@ -37,6 +37,7 @@ use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::View;
 
 use crate::connection_memory::ConnectionMemory;
+use crate::crowd::Address;
 use crate::known_map::KnownMap;
 use crate::log_limit::LogLimit;
 use crate::message::LoadPiece;
@@ -44,6 +45,9 @@ use crate::net::output::{LONG_VALUE, Outputs, PinnedValue};
 
 mod long_values;
 mod look_ahead;
+mod new_sessions;
+
+use new_sessions::NewSessions;
 
 pub(crate) use look_ahead::Ahead;
 
@@ -108,6 +112,7 @@ pub(crate) struct Service {
     /// Connections that wait for memory for a long frame, in order of asking.
     pub(crate) waiting_frames: VecDeque<ConnectionId>,
     refusal_log: LogLimit,
+    new_sessions: NewSessions,
     /// Whether something changed that other threads wait to see.
     has_news: bool,
     was_drained: bool,
@@ -192,6 +197,7 @@ impl Service {
             hosted: vec![host(identity.primary_group()), host(identity.secondary_group())],
             waiting_frames: VecDeque::new(),
             refusal_log: LogLimit::default(),
+            new_sessions: NewSessions::default(),
             has_news: false,
             was_drained: false,
         }
@@ -235,12 +241,12 @@ impl Service {
         }
     }
 
-    /// Gives a well-formed request to the replica of its key.
+    /// Gives a well-formed request of a client at this address to the replica of its key.
     pub(crate) fn on_request(
         &mut self,
         now: Time,
         id: ConnectionId,
-        client: ClientId,
+        (client, from): (ClientId, Address),
         request: &Request<'_>,
     ) {
         self.counters.requests += 1;
@@ -264,10 +270,21 @@ impl Service {
                 return self.outputs.append_long(id, head, value, value_len);
             }
         }
+        let begins = hosted.replica.session_count();
+        if !self.new_sessions.may_begin(now, from)
+            && matches!(request.operation, Operation::Put(..) | Operation::Delete(_))
+            && !hosted.replica.has_session(client)
+        {
+            let reason = "too many new clients write from this address; try again";
+            return self.answer_refusal(id, request.id, Status::Busy, reason);
+        }
         if let Some(output) = self.outputs.get(id) {
             output.expect_answer();
         }
         hosted.replica.on_request(now, id, client, request, &mut self.outputs);
+        if hosted.replica.session_count() > begins {
+            self.new_sessions.note(now, from);
+        }
     }
 
     /// Answers a request that goes to no replica.

@@ -84,7 +84,8 @@ impl Shard {
         id
     }
 
-    /// Takes in a connection that wants this shard, with what it has said so far.
+    /// Takes in a connection that wants this shard, with what it has said so far. Where it comes from is to be known
+    /// before it is served ([`Shard::set_address`]).
     pub(crate) fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
         let id = self.service.outputs.open(now);
         self.put(id, machine_of(port, now, id));
@@ -99,6 +100,7 @@ impl Shard {
     pub(crate) fn adopt_greeting(&mut self, now: Time, id: ConnectionId) {
         if let Some((port, received)) = self.take_greeting(id) {
             self.put(id, machine_of(port, now, id));
+            self.set_address(id, self.addresses[slot_of(id)]);
             self.on_bytes(now, id, &received);
         }
     }
@@ -307,6 +309,9 @@ impl Shard {
     /// Notes where a connection comes from.
     pub(crate) fn set_address(&mut self, id: ConnectionId, from: Address) {
         self.addresses[slot_of(id)] = from;
+        if let Some(Machine::Client(connection)) = &mut self.machines[slot_of(id)] {
+            connection.set_address(from);
+        }
     }
 
     /// Closes up to `most` connections of clients from this address that wait for nothing, those that have been idle for

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use kv_core::replica::ConnectionId;
+use kv_protocol::client_message::Status;
 use kv_protocol::ids::ShardId;
 
 use super::*;
 use crate::net::listener::MAX_AWAITING_HELLO;
-use crate::net::testing::{GROUP, NOW, Pair, client, hello, key, put, shard, take_output, view};
+use crate::net::testing::{
+    GROUP, NOW, Pair, client, hello, hello_of, key, put, shard, take_output, told, view,
+};
 
 #[test]
 fn strangers_who_say_nothing_make_room_for_newer_ones() {
@@ -174,4 +177,27 @@ fn the_connections_of_an_address_that_were_idle_for_longest_are_closed_and_no_bu
         assert_eq!(shard.fate(kept), Fate::Read);
     }
     assert_eq!(shard.close_idle(crowd, 9), 1, "the newest is the only idle one left");
+}
+
+#[test]
+fn an_address_that_begins_sessions_without_end_delays_its_own_and_no_other() {
+    let mut pair = Pair::joined();
+    let (crowd, other) = (Address::LOOPBACK, Address::numbered(7));
+    let ask = |pair: &mut Pair, client: u128, seq: u64, from: Address| {
+        let id = pair.primary.adopt(NOW, Port::Clients, &[]);
+        pair.primary.set_address(id, from);
+        pair.primary.on_bytes(NOW, id, &hello_of(client));
+        take_output(&mut pair.primary, id);
+        pair.primary.on_bytes(NOW, id, &put(seq, key(), b"v"));
+        pair.exchange();
+        let told = told(&take_output(&mut pair.primary, id));
+        pair.primary.close(NOW, id);
+        told[0].1
+    };
+    let mut clients = 100..;
+    let begun = clients.by_ref().take_while(|n| ask(&mut pair, *n, 1, crowd) == Status::Ok).count();
+    assert_eq!(begun, 16_384);
+    assert_eq!(ask(&mut pair, clients.next().unwrap(), 1, crowd), Status::Busy);
+    assert_eq!(ask(&mut pair, 100, 2, crowd), Status::Ok, "it has a session");
+    assert_eq!(ask(&mut pair, 7, 1, other), Status::Ok, "it comes from elsewhere");
 }

@@ -28,6 +28,7 @@ use kv_protocol::limits::{
 };
 
 use crate::connection_memory::FrameMemory;
+use crate::crowd::Address;
 use crate::service::{Ahead, Service};
 
 const HELLO_RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
@@ -68,6 +69,7 @@ pub(crate) struct Connection {
 struct Session {
     id: ConnectionId,
     client: Option<ClientId>,
+    from: Address,
     errors_in_a_row: u32,
 }
 
@@ -79,11 +81,16 @@ enum Next {
 }
 
 impl Connection {
+    /// Notes where it comes from.
+    pub(crate) fn set_address(&mut self, from: Address) {
+        self.session.from = from;
+    }
+
     /// A connection that was accepted at `now` and has not said hello.
     pub(crate) fn new(now: Time, id: ConnectionId) -> Connection {
         Connection {
             input: FrameBuffer::new(HELLO_RULES),
-            session: Session { id, client: None, errors_in_a_row: 0 },
+            session: Session { id, client: None, from: Address::UNKNOWN, errors_in_a_row: 0 },
             deadline: Some(now + HELLO_DEADLINE),
             is_lent: false,
             memory: None,
@@ -437,7 +444,7 @@ impl Session {
             return self.count_error(now, service, reason);
         }
         self.errors_in_a_row = 0;
-        service.on_request(now, self.id, client, &request);
+        service.on_request(now, self.id, (client, self.from), &request);
         Next::Frame
     }
 

@@ -143,8 +143,9 @@ impl Engine {
         let HandedOver { socket, port, received, permit } = handed;
         // SAFETY: the descriptor is given away and has no other owner.
         let stream = unsafe { TcpStream::from_raw_fd(socket.into_raw_fd()) };
-        let id = self.hub.shard.borrow_mut().adopt(clock::now(), port, &received);
+        let id = self.hub.shard.borrow_mut().adopt(clock::now(), port, &[]);
         self.hub.shard.borrow_mut().set_address(id, permit.from());
+        self.hub.shard.borrow_mut().on_bytes(clock::now(), id, &received);
         self.open(id, stream, port, Some(permit));
         self.hub.want_flush();
     }

@@ -82,8 +82,13 @@ pub(crate) fn key() -> &'static [u8] {
 }
 
 pub(crate) fn hello() -> Vec<u8> {
+    hello_of(7)
+}
+
+/// The hello of the client with this id.
+pub(crate) fn hello_of(client: u128) -> Vec<u8> {
     let mut bytes = Vec::new();
-    Hello { cluster: CLUSTER, client: ClientId(7), shard: ShardId(0) }.write(&mut bytes);
+    Hello { cluster: CLUSTER, client: ClientId(client), shard: ShardId(0) }.write(&mut bytes);
     bytes
 }
 

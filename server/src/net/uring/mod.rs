@@ -126,8 +126,9 @@ impl Engine {
     pub(crate) fn adopt(&self, handed: HandedOver) {
         let HandedOver { socket, port, received, permit } = handed;
         let mut shard = self.hub.shard.borrow_mut();
-        let id = shard.adopt(clock::now(), port, &received);
+        let id = shard.adopt(clock::now(), port, &[]);
         shard.set_address(id, permit.from());
+        shard.on_bytes(clock::now(), id, &received);
         self.net.borrow_mut().open(&mut shard, id, socket, port, Some(permit));
         self.hub.want_flush();
     }

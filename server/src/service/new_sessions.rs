@@ -1,0 +1,115 @@
+//! The sessions that the clients of one address begin: bounded, because a shard that has too many forgets the oldest.
+//!
+//! ```text
+//!   credit of an address   16,384 sessions at once, 512 more a second
+//!   it has none            a client without a session is answered BUSY and tries again; the others are served
+//! ```
+//!
+//! So the answers to the writes of other addresses are kept for a minute at least, which is the longest deadline of a
+//! retry, whatever one address does.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use kv_protocol::ids::Time;
+use kv_protocol::limits::{MAX_SESSIONS, SESSIONS_FORGOTTEN_AT_ONCE};
+
+use crate::crowd::Address;
+
+/// Sessions that an address may begin at once, and in a second.
+const AT_ONCE: u32 = 16_384;
+const A_SECOND: u32 = 512;
+/// The longest deadline of an operation of the client library, in seconds.
+const LONGEST_RETRY: u32 = 60;
+const _: () = assert!(
+    (AT_ONCE + LONGEST_RETRY * A_SECOND) as usize <= MAX_SESSIONS - SESSIONS_FORGOTTEN_AT_ONCE
+);
+
+/// Addresses that are known at once; those beyond share one credit.
+const MAX_ADDRESSES: usize = 4_096;
+
+const PAYS: Duration = Duration::from_nanos(1_000_000_000 / A_SECOND as u64);
+const CREDIT: Duration = Duration::from_nanos(PAYS.as_nanos() as u64 * AT_ONCE as u64);
+
+/// The credits of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct NewSessions {
+    /// By address: when the sessions that were begun are paid for.
+    paid_at: HashMap<Address, Time>,
+    /// Until then some address may be without credit: later no write needs to look.
+    looks_until: Time,
+}
+
+impl NewSessions {
+    /// Whether a client of this address may begin a session.
+    pub(crate) fn may_begin(&self, now: Time, from: Address) -> bool {
+        now >= self.looks_until || self.debt(now, self.account(from)) < CREDIT
+    }
+
+    /// A client of this address has begun one.
+    pub(crate) fn note(&mut self, now: Time, from: Address) {
+        if self.paid_at.len() >= MAX_ADDRESSES && !self.paid_at.contains_key(&from) {
+            self.paid_at.retain(|_, paid_at| *paid_at > now);
+        }
+        let account = self.account(from);
+        let debt = self.debt(now, account) + PAYS;
+        self.paid_at.insert(account, now + debt);
+        if debt >= CREDIT {
+            self.looks_until = self.looks_until.max(now + (debt - CREDIT) + PAYS);
+        }
+    }
+
+    fn debt(&self, now: Time, account: Address) -> Duration {
+        self.paid_at.get(&account).map_or(Duration::ZERO, |paid_at| paid_at.since(now))
+    }
+
+    fn account(&self, from: Address) -> Address {
+        match self.paid_at.len() < MAX_ADDRESSES || self.paid_at.contains_key(&from) {
+            true => from,
+            false => Address::UNKNOWN,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Time = Time::from_nanos(77_000_000_000);
+
+    #[test]
+    fn an_address_has_its_credit_and_gets_it_back_with_time() {
+        let mut sessions = NewSessions::default();
+        let (crowd, other) = (Address::LOOPBACK, Address::numbered(7));
+        let begin = |sessions: &mut NewSessions, now, from| {
+            let may = sessions.may_begin(now, from);
+            if may {
+                sessions.note(now, from);
+            }
+            may
+        };
+        for n in 0..AT_ONCE {
+            assert!(begin(&mut sessions, NOW, crowd), "{n}");
+        }
+        assert!(!begin(&mut sessions, NOW, crowd));
+        assert!(begin(&mut sessions, NOW, other));
+        let later = NOW + Duration::from_secs(1);
+        let begun = (0..2 * A_SECOND).filter(|_| begin(&mut sessions, later, crowd)).count();
+        assert!(begun.abs_diff(A_SECOND as usize) <= 1, "{begun}");
+        let rested = later + CREDIT;
+        let begun = (0..2 * AT_ONCE).filter(|_| begin(&mut sessions, rested, crowd)).count();
+        assert_eq!(begun, AT_ONCE as usize);
+    }
+
+    #[test]
+    fn addresses_are_bounded_and_those_that_owe_nothing_make_room() {
+        let mut sessions = NewSessions::default();
+        for n in 0..3 * MAX_ADDRESSES {
+            sessions.note(NOW, Address::numbered(u32::try_from(n).unwrap() + 1));
+        }
+        assert!(sessions.paid_at.len() <= MAX_ADDRESSES + 1);
+        let later = NOW + Duration::from_secs(60);
+        sessions.note(later, Address::LOOPBACK);
+        assert_eq!(sessions.paid_at.len(), 1);
+    }
+}
