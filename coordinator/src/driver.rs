@@ -973,7 +973,8 @@ impl Driver {
             let exit = match started {
                 Ok(server) => {
                     driver.tell_spawned(&line, server.pid());
-                    server.wait(kill).await
+                    let exit = server.wait(kill).await;
+                    driver.look_for_dumps(member, exit).await
                 }
                 Err(reason) => {
                     tracing::error!("server {}: {reason}", line.id);
@@ -1045,6 +1046,16 @@ impl Driver {
         let (sender, receiver) = mpsc::channel(1);
         self.killers.borrow_mut()[index(member)] = Some(sender);
         receiver
+    }
+
+    /// Where an exit on this machine does not say whether all is in complete dumps, the directory does.
+    async fn look_for_dumps(&self, member: Member, exit: Exit) -> Exit {
+        if exit.in_order.is_some() {
+            return exit;
+        }
+        let state = self.cluster().durable().clone();
+        let has_left = written::has_left(&self.dir, &state, member).await;
+        Exit { in_order: Some(has_left), ..exit }
     }
 
     fn exited(self: &Rc<Driver>, member: Member, exit: Exit) {

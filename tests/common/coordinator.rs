@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 
 use kv_protocol::control_message::{Admission, Heartbeat, ServerMessage, Started, opcode};
@@ -42,10 +44,29 @@ impl Lone {
     /// Starts server 1 of three with these further arguments.
     #[track_caller]
     pub(crate) fn start(flags: &[&str]) -> Lone {
-        let dir = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
+        Lone::start_by(Command::new(SERVER), Lone::make_directory(), flags)
+    }
+
+    /// The same under the id of another user, who can read what is needed for that and no more. Only root can do so.
+    #[track_caller]
+    pub(crate) fn start_as(user: u32, flags: &[&str]) -> Lone {
+        let dir = Lone::make_directory();
+        let server = dir.path().join("server");
+        std::fs::copy(SERVER, &server).expect("copy the server");
+        chown(dir.path(), Some(user), Some(user)).expect("give the directory away");
+        let mut command = Command::new(server);
+        command.uid(user).gid(user);
+        Lone::start_by(command, dir, flags)
+    }
+
+    fn make_directory() -> TempDir {
+        tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory")
+    }
+
+    #[track_caller]
+    fn start_by(mut command: Command, dir: TempDir, flags: &[&str]) -> Lone {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
         let port = listener.local_addr().expect("a port").port().to_string();
-        let mut command = Command::new(SERVER);
         command.args(["-h", "127.0.0.1", "-m", &port, "-S", "1", "-n", "3", "-l", "server.log"]);
         command.args(["--cluster-id", &CLUSTER.to_string()]);
         command.args(["--incarnation", &ME.incarnation.to_string()]).args(flags);

@@ -8,9 +8,8 @@ use kv_protocol::status::ClusterState;
 use kv_protocol::{GroupId, ServerId, ViewVersion};
 
 use super::{Driver, index};
-use crate::restore::written;
 use crate::spawn::ssh::RemoteServer;
-use crate::spawn::{Exit, adopted, command_line, error_name, server_arguments};
+use crate::spawn::{adopted, command_line, error_name, server_arguments};
 use crate::store::FILE_NAME;
 
 impl Driver {
@@ -40,12 +39,7 @@ impl Driver {
             let exit = match line.host {
                 Host::Local => {
                     let exit = adopted::wait(started, errors, kill).await;
-                    let state = driver.cluster().durable().clone();
-                    let in_order = match exit.in_order {
-                        None => written::has_left(&driver.dir, &state, member).await,
-                        known => known.unwrap_or(false),
-                    };
-                    Exit { in_order: Some(in_order), ..exit }
+                    driver.look_for_dumps(member, exit).await
                 }
                 Host::Ssh { .. } => {
                     let server = RemoteServer::adopted(ssh, line, &started);

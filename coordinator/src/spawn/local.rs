@@ -130,14 +130,18 @@ impl LocalServer {
         if last_words.is_none() && !was_killed {
             last_words = tail_apart(self.log, self.log_start).await;
         }
-        let in_order =
-            Some(matches!(&status, Ok(status) if status.code().is_some_and(is_in_order)));
+        let in_order = says_in_order(&status);
         let how = match status {
             Ok(status) => describe(status),
             Err(error) => format!("its end was seen, its status was not: {error}"),
         };
         Exit { how, last_words, in_order }
     }
+}
+
+/// Whether an exit status says that all is in complete dumps. A signal says nothing: it may have come after them.
+fn says_in_order(status: &io::Result<ExitStatus>) -> Option<bool> {
+    status.as_ref().ok()?.code().map(is_in_order)
 }
 
 /// A pipe from which the key can be read, once.
@@ -153,5 +157,19 @@ fn describe(status: ExitStatus) -> String {
         (Some(code), _) => describe_status(code),
         (None, Some(signal)) => describe_signal(signal),
         (None, None) => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_status_says_whether_all_is_dumped_and_a_signal_does_not() {
+        let status = |raw| says_in_order(&Ok(ExitStatus::from_raw(raw)));
+        assert_eq!(status(0), Some(true));
+        assert_eq!(status(71 << 8), Some(false), "a stalled executor");
+        assert_eq!(status(libc::SIGKILL), None);
+        assert_eq!(says_in_order(&Err(io::Error::other("lost"))), None);
     }
 }
