@@ -190,7 +190,7 @@ impl Sessions {
         }
     }
 
-    /// Keeps a record that a copy or a dump has brought: its session may have begun long before.
+    /// Keeps a record that has come by a copy, during one, or from a dump: its session may have begun long before.
     pub fn record_known(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         self.record(sn, record);
         let session = self.sessions.find_mut(self.secret.of_client(record.client), |session| {

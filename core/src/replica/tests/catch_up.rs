@@ -39,6 +39,28 @@ fn a_candidate_gets_entries_and_completion_records() {
 }
 
 #[test]
+fn a_session_that_began_long_ago_goes_on_at_a_candidate_that_knows_only_its_newest_write() {
+    let mut group = lone_group(3);
+    // Others were forgotten since this client's session began; this one has written after that.
+    group.replicas[1].sessions.raise_horizon(SequenceNumber(2));
+    add_candidate(&mut group);
+    group.keep_stream(1);
+    // It confirms all writes before, so their records go before they are copied.
+    let newest =
+        |seq| WriteHeader { first_incomplete: RequestSeq(seq), ..header(seq, Condition::Always) };
+    let live = group.ask(1, b"k", Operation::Put(newest(4), b"v"));
+    group.settle();
+    assert_eq!(group.status(live), Some(Status::Ok));
+    group.install(1, view_of(4, 1, Peer::Secondary(named(2))));
+    group.settle();
+    group.silent.push(1);
+    group.install(2, view_of(5, 2, Peer::None));
+    group.replicas[2].on_exited(group.now, named(1));
+    let next = group.ask(2, b"k", Operation::Put(newest(5), b"w"));
+    assert_eq!(group.status(next), Some(Status::Ok));
+}
+
+#[test]
 fn an_empty_shard_catches_up_too() {
     let mut group = lone_group(0);
     add_candidate(&mut group);
