@@ -46,6 +46,7 @@ pub fn strike(world: &mut World) {
             stand_again(world, process, shard, more);
             LONG_STALL
         }
+        // For much longer, it fails as a candidate too, in both of its groups, and is replaced as it must be.
         6 if is_whole => {
             let lasts = world.random.between(700_000_000, 1_200_000_000);
             let shard = world.random.index(usize::from(world.config.shards));
