@@ -8,6 +8,9 @@
 //! ```
 
 mod adopt;
+mod ending;
+mod processes;
+mod tell;
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
@@ -577,34 +580,6 @@ impl Driver {
         }
     }
 
-    /// Notes that another cluster may follow one that has ended well. Where that fails the next start asks for a
-    /// word, which is no harm. What a restore needs is stored beside dumps that went elsewhere, too.
-    fn note_end(&self, state: DurableState, has_ended_well: bool) {
-        let record = Record { has_ended_well, ..self.record(state) };
-        if has_ended_well && let Err(error) = self.state_file.store(&record) {
-            self.warn(&format!("store the state: {error}"));
-        }
-        let Some(directory) = self.dump_dir() else { return };
-        let has_resting = record.state.views.iter().any(|view| record.state.rests(view.group));
-        let path = Path::new(&directory);
-        let is_free = match store::load(path) {
-            Ok(other) => other.is_none_or(|other| other.state.cluster == record.state.cluster),
-            Err(_) => false,
-        };
-        let stored = path.is_dir() && is_free && store::store(path, &record).is_ok();
-        let own = quote::word(&self.dir.to_string_lossy());
-        let there = quote::word(&directory);
-        self.say(&match stored {
-            // Who left before the stop has dumped here.
-            true if has_resting => format!("dumps and the last state are in {own} and {there}: coord --restore {own} {there}"),
-            true => format!("dumps and the last state are in {there}: coord --restore {there}"),
-            false => format!(
-                "the dumps are in {there} of each server's host, the last state is in {own}: gather the dumps, \
-                 then coord --restore {own} {there}"
-            ),
-        });
-    }
-
     /// Does what `coord stop` asks for.
     fn stop_as_asked(
         self: &Rc<Driver>,
@@ -632,57 +607,6 @@ impl Driver {
     /// Where the dumps go, if not to the servers' own directories.
     pub(crate) fn dump_dir(&self) -> Option<String> {
         self.dump_dir.borrow().clone()
-    }
-
-    /// Says something of a stop: on the terminal, in the log, and to those who wait for its end.
-    fn say(&self, text: &str) {
-        self.console.say(text);
-        self.callers.say(text);
-    }
-
-    /// As [`Driver::say`], of what is wrong.
-    fn warn(&self, text: &str) {
-        self.console.warn(text);
-        self.callers.say(text);
-    }
-
-    /// Reports a failed order. A dump that keeps failing for the same reason is reported at intervals.
-    fn tell_failed(&self, member: Member, order: &'static str, reason: &str, again: bool) {
-        let now = clock::now();
-        let mut told = self.told_failures.borrow_mut();
-        let known = told.get(&(member.server, order));
-        if known.is_some_and(|(at, known)| known == reason && now.since(*at) < FAILURE_TOLD_EVERY) {
-            return tracing::warn!("server {}: {order}: {}", member.server, printable(reason));
-        }
-        // At most one for each server and kind of order.
-        told.insert((member.server, order), (now, reason.to_owned()));
-        let (id, reason) = (member.server, printable(reason));
-        let advice = if again { format!("; {DUMP_ADVICE}") } else { String::new() };
-        self.warn(&format!("server {id} could not carry out {order}: {reason}{advice}"));
-    }
-
-    fn tell_wait(&self, member: Member, why: StopWait) {
-        let id = member.server;
-        self.warn(&match why {
-            StopWait::Silent(group) => format!(
-                "the stop waits for server {id}, which is silent and may hold the only copy of group {group}; \
-                 coord stop --force, or Ctrl+C again, ends the stop without it"
-            ),
-            StopWait::NoProgress => format!(
-                "server {id} reports, but has written nothing to its dumps for {} s; it is waited for; look \
-                 at the disk of its host",
-                NO_PROGRESS.as_secs()
-            ),
-        });
-    }
-
-    fn tell_given_up(&self, member: Member, group: GroupId, is_dumped: bool) {
-        let elsewhere = match is_dumped {
-            true => "another server has dumped the group",
-            false => "no other dump of the group is complete so far",
-        };
-        let id = member.server;
-        self.warn(&format!("given up: the copy of group {group} at server {id}; {elsewhere}"));
     }
 
     fn record(&self, state: DurableState) -> Record {
@@ -748,81 +672,12 @@ impl Driver {
         }
     }
 
-    /// Warns of a store, for the same reason only now and then.
-    fn warn_of_store(&self, reason: &str, words: &str) {
-        let now = clock::now();
-        let mut last = self.store_warning.borrow_mut();
-        let is_due = last
-            .as_ref()
-            .is_none_or(|(said, at)| said != reason || now.since(*at) >= STORE_WARNING_INTERVAL);
-        if is_due {
-            *last = Some((reason.to_owned(), now));
-            self.console.warn(&format!("store the state: {words}"));
-        }
-    }
-
-    fn tell_view(&self, before: &View, view: &View) {
-        let name = |member: Option<Member>| {
-            member.map_or("nobody".to_owned(), |member| format!("server {}", member.server))
-        };
-        let other = match view.peer {
-            Peer::None => "alone".to_owned(),
-            Peer::Secondary(member) => format!("with secondary {}", member.server),
-            Peer::Candidate(member) => format!("copying to {}", member.server),
-        };
-        tracing::info!(
-            "group {}: view {} -> {}: {} {other}{}",
-            view.group,
-            before.version,
-            view.version,
-            name(view.primary),
-            if view.handover { ", by hand-over" } else { "" }
-        );
-        if view.primary.is_none() {
-            let cluster = self.cluster();
-            let last = cluster.durable().holders(view.group);
-            let last: Vec<String> =
-                last.map(|member| format!("server {}", member.server)).collect();
-            self.console.warn(&format!(
-                "group {} is LOST: no holder is left; its keys are answered LOST. What counts at a \
-                 restore is a complete dump of {}",
-                view.group,
-                last.join(" or ")
-            ));
-        }
-    }
-
-    fn tell_step(&self, server: ServerId, step: Option<u8>) {
-        let Some(step) = step else {
-            self.console
-                .say(&format!("server {server} is back: its groups have two copies, at home"));
-            return;
-        };
-        let what = progress::step_words(step);
-        self.console.say(&format!("server {server}, step {step}: {what}"));
-    }
-
     fn send(&self, to: Member, order: Order) {
         let orders = self.orders.borrow();
         let sent = orders[index(to)].as_ref().map(|sender| sender.try_send(order));
         if !matches!(sent, Some(Ok(()))) {
             // The brain keeps it, and gives it again when the next connection stands.
             tracing::warn!("{} to server {} waits for its connection", order.name(), to.server);
-        }
-    }
-
-    fn kill(&self, member: Member, reason: KillReason) {
-        let id = member.server;
-        match reason {
-            KillReason::Unanswered(_) => {
-                let pid = self.cluster().started(id).map_or(0, |started| started.pid);
-                self.warn(&format!("server {id} (pid {pid}) is killed: {reason}"));
-            }
-            _ => tracing::info!("server {id} is killed: {reason}"),
-        }
-        if let Some(killer) = &self.killers.borrow()[index(member)] {
-            // One word that waits is enough.
-            let _ = killer.try_send(());
         }
     }
 
@@ -841,31 +696,6 @@ impl Driver {
         }
     }
 
-    /// Every group that is not LOST has two copies: what it was restored from is not needed any more.
-    fn tell_restored(&self, restored: &Restoration) {
-        let (old, new) = (restored.cluster, self.cluster().config().cluster);
-        self.console.say(&format!("restored: cluster {old} goes on as cluster {new}"));
-        restored.finish();
-        for line in &self.plan.file.servers {
-            let count = restored.of(line.id).len();
-            if line.host != Host::Local && count > 0 {
-                let (ssh, host, id) = (self.plan.ssh.clone(), line.host.clone(), line.id);
-                let turn = Rc::clone(&self.turn);
-                tokio::task::spawn_local(async move {
-                    let _permit = turn.acquire().await;
-                    send::remove(&ssh, &host, id, count).await;
-                });
-            }
-        }
-    }
-
-    /// What a process begins with that is spawned now: only founders of a restored cluster load, whoever
-    /// replaces one later is copied to.
-    fn loads(&self, server: ServerId) -> Vec<Load> {
-        let restored = self.restoration.as_ref().filter(|_| self.cluster().is_founding());
-        restored.map_or_else(Vec::new, |restored| restored.of(server).to_vec())
-    }
-
     /// While the servers load what they were restored from: by server, whether it is done, and the bytes
     /// of its dumps.
     pub(crate) fn loading(&self) -> Option<Vec<(bool, u64)>> {
@@ -877,272 +707,6 @@ impl Driver {
             (cluster.started(id).is_some(), bytes)
         };
         Some((0..cluster.count()).map(ServerId).map(server).collect())
-    }
-
-    fn tell_down(&self, member: Member, cause: DownCause) {
-        if self.failure.borrow().is_some() {
-            // It is said at the end, with its reason.
-            return;
-        }
-        let id = member.server;
-        let how = match cause {
-            DownCause::Silent => "no heartbeat came in time".to_owned(),
-            DownCause::LinkLost => "its connection to the coordinator ended".to_owned(),
-            DownCause::Exited => match &self.exits.borrow()[index(member)] {
-                Some(exit) => with_last_words(exit),
-                None => "its process has ended".to_owned(),
-            },
-        };
-        self.console.warn(&format!("server {id} is down: {how}"));
-    }
-
-    fn tell_phase(&self, phase: StopPhase) {
-        if self.failure.borrow().is_some() {
-            return;
-        }
-        self.say(match phase {
-            StopPhase::Drain => "stop, 1 of 3: no new writes, waiting for the pending ones (DRAIN)",
-            StopPhase::Dump => "stop, 2 of 3: every server writes its tables to its dumps",
-            StopPhase::Shutdown => "stop, 3 of 3: every server exits (SHUTDOWN)",
-        });
-    }
-
-    /// The first failure counts; what follows from it does not.
-    fn fail(&self, server: ServerId, reason: String) {
-        self.failure.borrow_mut().get_or_insert((server, reason));
-    }
-
-    /// Does what the brain wants done before any input: the first store, on which all else follows.
-    fn begin(self: &Rc<Driver>) {
-        let plan = &self.plan;
-        let (file, dir) = (&plan.file, plan.dir.display());
-        let host = plan.routes[0].coordinator;
-        let effects = self.first.take();
-        if self.takes_over.get() {
-            self.tell_takes_over();
-            return effects.into_iter().for_each(|effect| self.carry_out(effect));
-        }
-        self.console.say(&format!(
-            "starting {} servers with {} shard{} each; files in {dir}; servers find this coordinator \
-             at {host}, port {}",
-            file.count(),
-            plan.shards,
-            if plan.shards == 1 { "" } else { "s" },
-            self.ports.servers
-        ));
-        for effect in effects {
-            self.carry_out(effect);
-        }
-        self.recovering.notify_one();
-    }
-
-    /// Starts a process at its place of the ring.
-    fn spawn(self: &Rc<Driver>, member: Member) {
-        let line = &self.plan.file.servers[index(member)];
-        let cluster = self.cluster().config().cluster;
-        let mut arguments = server_arguments(&self.plan, line, cluster, member, self.ports.servers);
-        let loads = self.loads(line.id);
-        for (n, load) in loads.iter().enumerate() {
-            let path = match line.host {
-                Host::Local => load.file.to_string_lossy().into_owned(),
-                Host::Ssh { .. } => send::name(line.id, n),
-            };
-            arguments.extend(["--load".to_owned(), load.argument(&path)]);
-        }
-        self.commands.borrow_mut()[index(member)] = command_line(&self.plan, line, &arguments);
-        self.exits.borrow_mut()[index(member)] = None;
-        match line.host {
-            Host::Local => self.spawn_local(line, member, &arguments),
-            Host::Ssh { .. } => {
-                self.spawn_remote(line, member, arguments, loads, Rc::clone(&self.turn));
-            }
-        }
-    }
-
-    fn spawn_local(self: &Rc<Driver>, line: &ServerLine, member: Member, arguments: &[String]) {
-        let files = Arc::clone(&self.state_file);
-        let launch = Launch::new(&self.plan, files, line, arguments, self.key);
-        let (driver, kill, line) = (Rc::clone(self), self.killer(member), line.clone());
-        tokio::task::spawn_local(async move {
-            // After the first that cannot be started, a start goes no further.
-            let begun = driver.failure.borrow().is_none();
-            let started = match begun {
-                true => launch.start().await,
-                false => Err("not started any more".into()),
-            };
-            let exit = match started {
-                Ok(server) => {
-                    driver.tell_spawned(&line, server.pid());
-                    let exit = server.wait(kill).await;
-                    driver.look_for_dumps(member, exit).await
-                }
-                Err(reason) => {
-                    tracing::error!("server {}: {reason}", line.id);
-                    if !driver.cluster().has_served() {
-                        driver.fail(line.id, reason.clone());
-                    }
-                    Exit::without_dumps(reason, None)
-                }
-            };
-            driver.exited(member, exit);
-        });
-    }
-
-    fn spawn_remote(
-        self: &Rc<Driver>,
-        line: &ServerLine,
-        member: Member,
-        arguments: Vec<String>,
-        loads: Vec<Load>,
-        turn: Rc<Semaphore>,
-    ) {
-        let ssh = self.plan.ssh.clone();
-        let server = RemoteServer::new(ssh, line.clone(), member, arguments, self.key);
-        let (driver, mut kill, line) = (Rc::clone(self), self.killer(member), line.clone());
-        tokio::task::spawn_local(async move {
-            if let Err(how) = driver.bring(&line, &loads, &turn, &mut kill).await {
-                return driver.exited(member, Exit::without_dumps(how, None));
-            }
-            let tell = |pid| driver.tell_spawned(&line, Some(pid));
-            let exit = server.run(turn, kill, tell, || driver.reported(member)).await;
-            driver.exited(member, exit);
-        });
-    }
-
-    /// Brings the dumps that a server begins with to its host, unless it is not wanted any more.
-    async fn bring(
-        &self,
-        line: &ServerLine,
-        loads: &[Load],
-        turn: &Semaphore,
-        kill: &mut mpsc::Receiver<()>,
-    ) -> Result<(), String> {
-        if loads.is_empty() {
-            return Ok(());
-        }
-        let brought = async {
-            let _permit = turn.acquire().await;
-            send::all(&self.plan.ssh, &line.host, line.id, loads).await
-        };
-        tokio::select! {
-            brought = brought => brought,
-            Some(()) = kill.recv() => Err("given up before it had started".to_owned()),
-        }
-    }
-
-    /// What a process has said of itself.
-    pub(super) fn reported(&self, member: Member) -> Option<Started> {
-        let cluster = self.cluster();
-        cluster.started(member.server).copied().filter(|started| started.member == member)
-    }
-
-    fn tell_spawned(&self, line: &ServerLine, pid: Option<u32>) {
-        let pid = pid.map_or_else(|| "?".into(), |pid| pid.to_string());
-        tracing::info!("server {} started on {}, pid {pid}", line.id, line.host);
-    }
-
-    /// The other end of a word that kills a server.
-    fn killer(&self, member: Member) -> mpsc::Receiver<()> {
-        let (sender, receiver) = mpsc::channel(1);
-        self.killers.borrow_mut()[index(member)] = Some(sender);
-        receiver
-    }
-
-    /// Where an exit on this machine does not say whether all is in complete dumps, the directory does.
-    async fn look_for_dumps(&self, member: Member, exit: Exit) -> Exit {
-        if exit.in_order.is_some() {
-            return exit;
-        }
-        let state = self.cluster().durable().clone();
-        let has_left = written::has_left(&self.dir, &state, member).await;
-        Exit { in_order: Some(has_left), ..exit }
-    }
-
-    fn exited(self: &Rc<Driver>, member: Member, exit: Exit) {
-        tracing::info!("server {}: {}", member.server, exit.how);
-        let in_order = exit.in_order == Some(true);
-        if self.cluster().member(member.server) == member {
-            self.exits.borrow_mut()[index(member)] = Some(exit);
-        }
-        self.input(|cluster, now, sink| match in_order {
-            true => cluster.on_left(now, member, sink),
-            false => cluster.on_exited(now, member, sink),
-        });
-    }
-
-    /// What the end of the stop means for the exit status, told.
-    fn conclude(&self, outcome: &StopOutcome) -> Result<(), Failure> {
-        if let Some((server, reason)) = &*self.failure.borrow() {
-            return Err(Failure::Failed(self.start_failure(*server, reason, outcome)));
-        }
-        let name =
-            |ids: &[ServerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        if !outcome.undrained.is_empty() {
-            self.warn(&format!(
-                "not every pending write could commit in time at: server {} (those that could not \
-                 were not acknowledged)",
-                name(&outcome.undrained)
-            ));
-        }
-        if !outcome.killed.is_empty() {
-            let names = name(&outcome.killed);
-            self.warn(&format!("killed before it had ended by itself: server {names}"));
-        }
-        let mut lost = Vec::new();
-        if let Some((first, second)) = outcome.double_fault {
-            lost.push(format!(
-                "because server {second} was gone before server {first} was back; the dumps of the \
-                 living servers are in their directories"
-            ));
-        }
-        let mut advice = String::new();
-        if outcome.double_fault.is_some() {
-            advice = self.restore_advice(outcome);
-        }
-        if !outcome.unproven.is_empty() {
-            lost.push(format!("these servers may still run: {}", name(&outcome.unproven)));
-        }
-        if !outcome.undumped.is_empty() {
-            let groups: Vec<ServerId> = outcome.undumped.iter().map(|g| ServerId(g.0)).collect();
-            lost.push(format!("no server reported a complete dump of group {}", name(&groups)));
-        }
-        if lost.is_empty() {
-            self.console.say("stopped");
-            return Ok(());
-        }
-        Err(Failure::Failed(format!("stopped, but {}{advice}", lost.join("; "))))
-    }
-
-    /// How to bring the cluster back, to be pasted into a shell.
-    fn restore_advice(&self, outcome: &StopOutcome) -> String {
-        let mut text = String::new();
-        let dir = self.plan.dir.to_string_lossy().into_owned();
-        for line in self.plan.file.servers.iter().filter(|line| line.host != Host::Local) {
-            let (id, host, there) = (line.id, &line.host, &self.plan.ssh.remote_dir);
-            text += &format!(
-                "\n  copy here first, from {host}: the files server_{id}.primary and \
-                 server_{id}.secondary of {there}, into {dir}"
-            );
-        }
-        text += &format!("\n  restore it with: {}", self.restore_command);
-        if !outcome.undumped.is_empty() {
-            text += "\n  add --accept-loss to go on without the groups that nobody has dumped";
-        }
-        text
-    }
-
-    fn start_failure(&self, server: ServerId, reason: &str, outcome: &StopOutcome) -> String {
-        let n = usize::from(server.0);
-        let mut text = format!("server {server} on {}: {}", self.hosts[n], printable(reason));
-        if let Some(exit) = &self.exits.borrow()[n] {
-            text += &format!(": {}", with_last_words(exit));
-        }
-        text += &format!("\n  command: {}", self.commands.borrow()[n]);
-        text += match outcome.unproven.is_empty() {
-            true => "\n  every other server was stopped again",
-            false => "\n  some of the other servers may still run, see the log",
-        };
-        text
     }
 }
 

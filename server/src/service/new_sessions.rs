@@ -29,7 +29,7 @@ const _: () = assert!(
 const MAX_ADDRESSES: usize = 4_096;
 
 const PAYS: Duration = Duration::from_nanos(1_000_000_000 / A_SECOND as u64);
-const CREDIT: Duration = Duration::from_nanos(PAYS.as_nanos() as u64 * AT_ONCE as u64);
+const CREDIT: Duration = PAYS.checked_mul(AT_ONCE).expect("half a minute");
 
 /// The credits of a shard.
 #[derive(Debug, Default)]

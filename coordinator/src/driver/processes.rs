@@ -1,0 +1,185 @@
+//! The processes of the servers: spawned, filled from dumps, killed, and their ends noted.
+
+use super::*;
+
+impl Driver {
+    pub(super) fn kill(&self, member: Member, reason: KillReason) {
+        let id = member.server;
+        match reason {
+            KillReason::Unanswered(_) => {
+                let pid = self.cluster().started(id).map_or(0, |started| started.pid);
+                self.warn(&format!("server {id} (pid {pid}) is killed: {reason}"));
+            }
+            _ => tracing::info!("server {id} is killed: {reason}"),
+        }
+        if let Some(killer) = &self.killers.borrow()[index(member)] {
+            // One word that waits is enough.
+            let _ = killer.try_send(());
+        }
+    }
+
+    /// What a process begins with that is spawned now: only founders of a restored cluster load, whoever
+    /// replaces one later is copied to.
+    pub(super) fn loads(&self, server: ServerId) -> Vec<Load> {
+        let restored = self.restoration.as_ref().filter(|_| self.cluster().is_founding());
+        restored.map_or_else(Vec::new, |restored| restored.of(server).to_vec())
+    }
+
+    /// Does what the brain wants done before any input: the first store, on which all else follows.
+    pub(super) fn begin(self: &Rc<Driver>) {
+        let plan = &self.plan;
+        let (file, dir) = (&plan.file, plan.dir.display());
+        let host = plan.routes[0].coordinator;
+        let effects = self.first.take();
+        if self.takes_over.get() {
+            self.tell_takes_over();
+            return effects.into_iter().for_each(|effect| self.carry_out(effect));
+        }
+        self.console.say(&format!(
+            "starting {} servers with {} shard{} each; files in {dir}; servers find this coordinator \
+             at {host}, port {}",
+            file.count(),
+            plan.shards,
+            if plan.shards == 1 { "" } else { "s" },
+            self.ports.servers
+        ));
+        for effect in effects {
+            self.carry_out(effect);
+        }
+        self.recovering.notify_one();
+    }
+
+    /// Starts a process at its place of the ring.
+    pub(super) fn spawn(self: &Rc<Driver>, member: Member) {
+        let line = &self.plan.file.servers[index(member)];
+        let cluster = self.cluster().config().cluster;
+        let mut arguments = server_arguments(&self.plan, line, cluster, member, self.ports.servers);
+        let loads = self.loads(line.id);
+        for (n, load) in loads.iter().enumerate() {
+            let path = match line.host {
+                Host::Local => load.file.to_string_lossy().into_owned(),
+                Host::Ssh { .. } => send::name(line.id, n),
+            };
+            arguments.extend(["--load".to_owned(), load.argument(&path)]);
+        }
+        self.commands.borrow_mut()[index(member)] = command_line(&self.plan, line, &arguments);
+        self.exits.borrow_mut()[index(member)] = None;
+        match line.host {
+            Host::Local => self.spawn_local(line, member, &arguments),
+            Host::Ssh { .. } => {
+                self.spawn_remote(line, member, arguments, loads, Rc::clone(&self.turn));
+            }
+        }
+    }
+
+    pub(super) fn spawn_local(
+        self: &Rc<Driver>,
+        line: &ServerLine,
+        member: Member,
+        arguments: &[String],
+    ) {
+        let files = Arc::clone(&self.state_file);
+        let launch = Launch::new(&self.plan, files, line, arguments, self.key);
+        let (driver, kill, line) = (Rc::clone(self), self.killer(member), line.clone());
+        tokio::task::spawn_local(async move {
+            // After the first that cannot be started, a start goes no further.
+            let begun = driver.failure.borrow().is_none();
+            let started = match begun {
+                true => launch.start().await,
+                false => Err("not started any more".into()),
+            };
+            let exit = match started {
+                Ok(server) => {
+                    driver.tell_spawned(&line, server.pid());
+                    let exit = server.wait(kill).await;
+                    driver.look_for_dumps(member, exit).await
+                }
+                Err(reason) => {
+                    tracing::error!("server {}: {reason}", line.id);
+                    if !driver.cluster().has_served() {
+                        driver.fail(line.id, reason.clone());
+                    }
+                    Exit::without_dumps(reason, None)
+                }
+            };
+            driver.exited(member, exit);
+        });
+    }
+
+    pub(super) fn spawn_remote(
+        self: &Rc<Driver>,
+        line: &ServerLine,
+        member: Member,
+        arguments: Vec<String>,
+        loads: Vec<Load>,
+        turn: Rc<Semaphore>,
+    ) {
+        let ssh = self.plan.ssh.clone();
+        let server = RemoteServer::new(ssh, line.clone(), member, arguments, self.key);
+        let (driver, mut kill, line) = (Rc::clone(self), self.killer(member), line.clone());
+        tokio::task::spawn_local(async move {
+            if let Err(how) = driver.bring(&line, &loads, &turn, &mut kill).await {
+                return driver.exited(member, Exit::without_dumps(how, None));
+            }
+            let tell = |pid| driver.tell_spawned(&line, Some(pid));
+            let exit = server.run(turn, kill, tell, || driver.reported(member)).await;
+            driver.exited(member, exit);
+        });
+    }
+
+    /// Brings the dumps that a server begins with to its host, unless it is not wanted any more.
+    pub(super) async fn bring(
+        &self,
+        line: &ServerLine,
+        loads: &[Load],
+        turn: &Semaphore,
+        kill: &mut mpsc::Receiver<()>,
+    ) -> Result<(), String> {
+        if loads.is_empty() {
+            return Ok(());
+        }
+        let brought = async {
+            let _permit = turn.acquire().await;
+            send::all(&self.plan.ssh, &line.host, line.id, loads).await
+        };
+        tokio::select! {
+            brought = brought => brought,
+            Some(()) = kill.recv() => Err("given up before it had started".to_owned()),
+        }
+    }
+
+    /// What a process has said of itself.
+    pub(super) fn reported(&self, member: Member) -> Option<Started> {
+        let cluster = self.cluster();
+        cluster.started(member.server).copied().filter(|started| started.member == member)
+    }
+
+    /// The other end of a word that kills a server.
+    pub(super) fn killer(&self, member: Member) -> mpsc::Receiver<()> {
+        let (sender, receiver) = mpsc::channel(1);
+        self.killers.borrow_mut()[index(member)] = Some(sender);
+        receiver
+    }
+
+    /// Where an exit on this machine does not say whether all is in complete dumps, the directory does.
+    pub(super) async fn look_for_dumps(&self, member: Member, exit: Exit) -> Exit {
+        if exit.in_order.is_some() {
+            return exit;
+        }
+        let state = self.cluster().durable().clone();
+        let has_left = written::has_left(&self.dir, &state, member).await;
+        Exit { in_order: Some(has_left), ..exit }
+    }
+
+    pub(super) fn exited(self: &Rc<Driver>, member: Member, exit: Exit) {
+        tracing::info!("server {}: {}", member.server, exit.how);
+        let in_order = exit.in_order == Some(true);
+        if self.cluster().member(member.server) == member {
+            self.exits.borrow_mut()[index(member)] = Some(exit);
+        }
+        self.input(|cluster, now, sink| match in_order {
+            true => cluster.on_left(now, member, sink),
+            false => cluster.on_exited(now, member, sink),
+        });
+    }
+}
