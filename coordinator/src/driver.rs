@@ -595,7 +595,7 @@ impl Driver {
         let own = quote::word(&self.dir.to_string_lossy());
         let there = quote::word(&directory);
         self.say(&match stored {
-            // Who left before the stop has dumped here.
+            // A server that left before the stop has dumped here.
             true if has_resting => format!("dumps and the last state are in {own} and {there}: coord --restore {own} {there}"),
             true => format!("dumps and the last state are in {there}: coord --restore {there}"),
             false => format!(
