@@ -26,7 +26,8 @@ test: lint ## everything that continuous integration runs
 	$(CARGO) test $(HOLES) --test exhaustive
 # Some two minutes of the simulator: fixed seeds, with every assertion on.
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 220
-# Two minutes of faults, and a few ordinary days, on real processes; the executables beside it must be of this very source.
+# Two minutes of faults, and a few ordinary days, on real processes.
+# The executables beside it must be built from this very source.
 	$(CARGO) build --workspace $(LOCKED) --bins
 	$(CARGO) run $(LOCKED) -p kv-chaos --bin chaos -- --slice
 # Floods of requests: no view may change.

@@ -114,14 +114,13 @@
 #define KVC_PANIC -15
 
 /**
- * Another process uses the client id of this handle, as the clone of a virtual machine does, and has used the
- * number of this write, which was not done. The next write goes under another id.
+ * Another process uses this handle's client id, as the clone of a virtual machine does, and has used the number of
+ * this write. The write was not done. The next write uses another id.
  */
 #define KVC_SHARED_IDENTITY -16
 
 /**
- * Where the handle's cluster was, another one serves that was not restored from it; nothing was done. Open a new
- * handle.
+ * Another cluster, not restored from the handle's cluster, has taken its place; nothing was done. Open a new handle.
  */
 #define KVC_OTHER_CLUSTER -17
 

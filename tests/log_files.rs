@@ -138,7 +138,7 @@ fn signals() -> impl Iterator<Item = i32> {
     named.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
 }
 
-/// Whether the process blocks, ignores or catches SIGUSR1 by now, by proc_pid_status(5).
+/// Returns whether the process already blocks, ignores or catches SIGUSR1, according to proc_pid_status(5).
 fn withstands_stray_signals(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let masks = status.lines().filter_map(|line| {

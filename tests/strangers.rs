@@ -107,7 +107,7 @@ fn a_server_leaves_no_core_dump_that_has_the_key_unless_it_is_allowed_to() {
     }
 }
 
-/// Somebody who is not the user that runs the tests.
+/// A user other than the one that runs the tests.
 const OTHER_USER: u32 = 12_345;
 
 #[test]
@@ -138,7 +138,7 @@ fn a_coordinator_says_at_once_that_another_user_has_its_port() {
     let address = Ports::of(&cluster).address(Kind::Reports);
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
-    // A socket belongs to the user id of the thread that makes it, and only root can take another one.
+    // A socket belongs to the user id of the thread that makes it, and only root can take another user id.
     let usurper = std::thread::spawn(move || {
         let other = Uid::from_raw(OTHER_USER);
         set_thread_res_uid(other, other, other).ok()?;

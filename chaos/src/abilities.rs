@@ -16,8 +16,8 @@ pub(crate) struct Abilities {
     pub(crate) restore: bool,
 }
 
-/// The ordinary days that are possible here, by ground; those that are not are named in `left_out`. Must be called
-/// by the main thread before there are others.
+/// Returns the ordinary days that are possible here, by ground, and names the others in `left_out`. The main thread
+/// must call it before it starts other threads.
 pub(crate) fn ordinary_days(left_out: &mut Vec<String>) -> Vec<(Ground, Vec<Day>)> {
     let no_mounts = match rustix::process::geteuid().is_root() {
         false => Some("mounting needs root (run `sudo make chaos`)".into()),
@@ -35,7 +35,7 @@ pub(crate) fn ordinary_days(left_out: &mut Vec<String>) -> Vec<(Ground, Vec<Day>
     possible
 }
 
-/// Those of these kinds that need no more than this machine allows; the others are named in `left_out`.
+/// Returns the kinds among these that this machine allows, and names the others in `left_out`.
 pub(crate) fn possible_of(days: &[Day], left_out: &mut Vec<String>) -> Vec<Day> {
     let mut days = days.to_vec();
     if days.contains(&Day::Stall)

@@ -58,7 +58,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Option<String>,
 
-    /// What `make test` runs: two minutes and a few ordinary days, seed 1, clusters of three and four, without cuts.
+    /// The run of `make test`: two minutes and a few ordinary days, seed 1, clusters of three and four, without cuts.
     #[arg(long, conflicts_with_all = ["seed", "faults", "ordinary", "servers", "minutes", "only"])]
     pub(crate) slice: bool,
 

@@ -259,14 +259,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts the coordinator again after all has ended, with further flags that say what with.
+    /// Starts the coordinator again after all processes have ended, with further flags that name the source.
     pub(crate) fn revive(&mut self, flags: &[String]) -> anyhow::Result<()> {
         let arguments = [&self.arguments[..], flags].concat();
         self.coord = spawn(&self.programs.coord, &arguments, &self.dir)?;
         Ok(())
     }
 
-    /// Looks whether the coordinator has ended.
+    /// Returns whether the coordinator is still running.
     pub(crate) fn is_running(&mut self) -> anyhow::Result<bool> {
         Ok(self.coord.try_wait().context("wait for coord")?.is_none())
     }

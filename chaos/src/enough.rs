@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// Faults that are enough for every kind to have had its turns.
+/// The number of faults from which every kind must have struck.
 pub(crate) const FULL: u64 = 200;
 /// The same for ordinary days.
 pub(crate) const FULL_ORDINARY: u64 = 100;
@@ -12,10 +12,10 @@ const FEW: u64 = 10;
 /// What a run must have done at least.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Demand {
-    /// The word for what is counted.
+    /// The word for the events that are counted.
     pub(crate) what: &'static str,
     pub(crate) faults: u64,
-    /// A run with so many is a full one.
+    /// The number of events from which a run counts as a full one.
     pub(crate) full: u64,
     /// Kinds of which each must have struck in a full run.
     pub(crate) kinds: Vec<String>,

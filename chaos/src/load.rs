@@ -36,7 +36,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Starts them. Their files are in `dir`, which need not be that of the cluster.
+    /// Starts the load. Its files are in `dir`, which may differ from the cluster's directory.
     pub(crate) fn start(
         programs: &Programs,
         cluster: &Cluster,

@@ -21,7 +21,7 @@ use std::fmt;
 
 use ground::Ground;
 
-/// A kind of event of an ordinary day. No acknowledged write may be lost by it.
+/// A kind of event of an ordinary day. It must not lose any acknowledged write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Day {
     /// SIGTERM to one server.
@@ -34,9 +34,9 @@ pub(crate) enum Day {
     LeaveAll,
     /// SIGSTOP to all servers and the coordinator, for up to several failure timeouts.
     Suspend,
-    /// The same while a server that was killed is recovered.
+    /// The same during the recovery of a server that was killed.
     SuspendRecovery,
-    /// The same while a server leaves that was told to stop.
+    /// The same while a server that was told to stop is leaving.
     SuspendLeave,
     /// The same during a stop; the cluster is brought back by `--restore`.
     SuspendStop,
@@ -62,7 +62,7 @@ pub(crate) enum Day {
     FullStop,
     /// Memory filled up to `--memory-limit`.
     FillLimit,
-    /// Memory filled up to what the servers make of the limit of their cgroup.
+    /// Memory filled up to the limit that the servers derive from their cgroup.
     FillCgroup,
 }
 
@@ -93,11 +93,11 @@ impl fmt::Display for Day {
     }
 }
 
-/// Those that the slice injects: cheap, and possible for every user.
+/// The kinds that the slice injects: cheap, and possible for every user.
 pub(crate) const SLICE: [Day; 4] = [Day::Leave, Day::Suspend, Day::Stall, Day::LongReaders];
 
 impl Ground {
-    /// The kinds that a cluster on this ground is there for.
+    /// The kinds that run on a cluster on this ground.
     pub(crate) fn days(self) -> &'static [Day] {
         match self {
             Ground::Plain => &[

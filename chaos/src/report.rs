@@ -31,7 +31,7 @@ pub(crate) struct Report {
     /// The same for ordinary days.
     ordinary_kinds: BTreeMap<String, Row>,
     faults: u64,
-    /// Ordinary days, which are no faults of this count.
+    /// Ordinary days, which do not count as faults.
     ordinary: u64,
     with_write_in_flight: u64,
     /// Operations that were done.

@@ -66,7 +66,7 @@ pub(crate) struct Outcome {
     pub(crate) counts: Counts,
     /// Operations that nobody served, or whose end is not known, although somebody should have.
     pub(crate) not_carried_through: u64,
-    /// Its events were those of ordinary days.
+    /// True if its events were those of ordinary days.
     pub(crate) is_ordinary: bool,
     /// Where two servers died together.
     pub(crate) shown: Option<Shown>,
@@ -146,7 +146,7 @@ impl Round<'_> {
         self.conclude(cluster, load, &Beside::default(), outcome)
     }
 
-    /// Stops load and cluster in order, and judges what they leave.
+    /// Stops load and cluster in order, and judges their results.
     pub(crate) fn conclude(
         &self,
         mut cluster: Cluster,

@@ -31,7 +31,7 @@ const MOST_FAILED: usize = 3;
 const SLICE_FAULTS: u32 = 28;
 const SLICE_LEAST: u32 = SLICE_FAULTS / 2;
 const SLICE_MINUTES: f64 = 2.0;
-/// The time of the slice's ordinary days beside it.
+/// The additional time for the slice's ordinary days.
 const SLICE_ORDINARY_MINUTES: f64 = 1.0 / 3.0;
 
 /// What is to be run.
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         left_out.push("restoring after a shutdown: `coord` has no --restore yet".into());
     }
     let mut wanted = Wanted::of(args, start, &mut left_out);
-    // Before there is any other thread.
+    // Runs before any other thread exists.
     wanted.days = match args.slice {
         true => vec![(Ground::Plain, abilities::possible_of(&ordinary::SLICE, &mut left_out))],
         false if wanted.ordinary > 0 => abilities::ordinary_days(&mut left_out),
@@ -197,7 +197,7 @@ impl Wanted {
         Demand { what: "faults", faults: faults.into(), full: enough::FULL, kinds, in_flight }
     }
 
-    /// The same of ordinary days. The few of the slice must all have been.
+    /// The demand for ordinary days. The few days of the slice must all have been carried out.
     fn demand_of_ordinary(&self, args: &Args) -> Demand {
         let is_whole = args.only.is_none() && args.minutes.is_none();
         let kinds = self.days.iter().filter(|_| is_whole).flat_map(|(_, days)| days);
@@ -232,11 +232,11 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
             seconds += 1;
         }
     }
-    // Ordinary days come evenly between, and first of all: a run that is cut short has seen them, too.
+    // Ordinary days are spread evenly, and one comes first, so that a run that is cut short includes some.
     let days = ordinary::plan(&wanted.days, wanted.ordinary);
     let (rounds, among) = (plan.len().max(1), days.len());
     for (number, days) in days.into_iter().enumerate() {
-        // Each ground gets every size in turn, also where their numbers have a common divisor.
+        // Each ground gets every size in turn, even if their counts have a common divisor.
         let turn = number % wanted.days.len() + number / wanted.days.len();
         let servers = wanted.sizes[turn % wanted.sizes.len()];
         plan.insert(number + number * rounds / among, (servers, Aim::Ordinary(days)));

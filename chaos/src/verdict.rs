@@ -174,7 +174,7 @@ pub(crate) struct Ends<'a> {
     pub(crate) restored: &'a Found,
     /// The data that the round began with.
     pub(crate) bulk: Bulk,
-    /// What this program wrote beside it.
+    /// The additional writes of this program itself.
     pub(crate) beside: &'a Beside,
     /// How long the cluster has lived.
     pub(crate) age: Duration,

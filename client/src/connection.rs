@@ -102,7 +102,7 @@ pub(crate) struct Connection {
     wants_write: bool,
     /// Whether the other side has said WELCOME.
     pub(crate) is_open: bool,
-    /// Where the WELCOME lets sessions begin.
+    /// The places in the log at which sessions may begin, by the WELCOME.
     pub(crate) starts: [SessionStart; GROUPS_OF_A_SERVER],
     pub(crate) opened_at: Instant,
     /// When bytes last came.
@@ -116,7 +116,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Where a session in this group may begin whose first write is sent here.
+    /// The place in the log at which a session in this group may begin if its first write is sent here.
     pub(crate) fn session_start(&self, group: GroupId) -> SequenceNumber {
         let start = self.starts.iter().find(|start| start.group == group);
         start.map_or(SequenceNumber::ZERO, |start| start.committed)
@@ -170,7 +170,7 @@ impl Connection {
             Target::Shard { client, shard, .. } => {
                 Hello { cluster: cluster.unwrap_or_default(), client, shard }
             }
-            // Any cluster may answer: its map says whether it was restored from the one that is known.
+            // A response from any cluster is accepted: its map says whether it was restored from the known one.
             Target::Map { .. } => {
                 Hello { cluster: ClusterId::default(), client: own, shard: ShardId(0) }
             }

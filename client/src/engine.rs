@@ -71,9 +71,9 @@ pub(crate) struct Engine {
     poller: Poller,
     router: Router,
     map_source: MapSource,
-    /// Another cluster has answered where this client's was.
+    /// Another cluster has answered at the address of this client's cluster.
     other_cluster: Option<ClusterId>,
-    /// And since then nobody who may be asked had a map of this client's cluster.
+    /// True if, since then, no endpoint that may be asked had a map of this client's cluster.
     is_stranded: bool,
     places: Places,
     operations: Operations,
@@ -537,7 +537,7 @@ impl Engine {
         self.finish(id, Err(error), ends);
     }
 
-    /// The cluster is gone, and another has its place: whatever waits for it ends.
+    /// The cluster is gone and another has taken its place: ends every operation that waits for it.
     fn fail_stranded(&mut self, ends: &mut dyn Ends) {
         let (Some(known), Some(got)) = (self.router.cluster(), self.other_cluster) else { return };
         let waits = |operation: &Operation| {

@@ -93,25 +93,25 @@ pub enum Error {
         /// Which group, and who says so.
         cause: String,
     },
-    /// Another process uses the client id of this one, as the clone of a virtual machine does; the write was not
-    /// done. The next write goes under another id.
+    /// Another process uses this client's id, as the clone of a virtual machine does. The write was not done. The next
+    /// write uses another id.
     #[error(
         "{action}: another process writes under this client's id, and has used the number of this write: it was not done; open a new client in each copy of a process or machine"
     )]
     SharedIdentity {
-        /// What was being done.
+        /// The operation.
         action: Action,
     },
-    /// Where the client's cluster was, another one serves that was not restored from it; nothing was done.
+    /// Another cluster, not restored from the client's cluster, has taken its place; nothing was done.
     #[error(
         "{action}: cluster {known}, for which this client was opened, is not there any more; cluster {got} is, and was not restored from it: open a new client"
     )]
     OtherCluster {
-        /// What was being done.
+        /// The operation.
         action: Action,
         /// The client's cluster.
         known: ClusterId,
-        /// The one that answers.
+        /// The cluster that answers.
         got: ClusterId,
     },
     /// Key or value is longer than allowed; nothing was changed.

@@ -160,7 +160,8 @@ impl MapSource {
         self.not_before = now + SHORTEST_PAUSE;
     }
 
-    /// No map came from there: the next one is asked, at once unless all have failed. Whether they have.
+    /// Handles a failure to get a map there: asks the next endpoint, at once unless all have failed. Returns whether
+    /// all have.
     pub(crate) fn failed(&mut self, why: &str, random: &mut Random, now: Instant) -> bool {
         self.connection = None;
         self.not_before = now;

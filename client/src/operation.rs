@@ -171,7 +171,7 @@ pub(crate) struct Operation {
     pub(crate) session: Option<(ClientId, RequestSeq)>,
     /// Its session's first incomplete number when it was last sent.
     pub(crate) first_incomplete: RequestSeq,
-    /// Where its session began.
+    /// The place in the log at which its session began.
     pub(crate) begun: SequenceNumber,
     /// How often a write was sent without a word that this sending did nothing. While it is not
     /// zero, the write may have been done.

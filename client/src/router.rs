@@ -85,7 +85,7 @@ impl Router {
             return Err(MapRefusal::OtherShape { servers, shards });
         }
         if is_heir {
-            // Its views go on above those that were.
+            // The versions of its views continue above the earlier ones.
             let Map { cluster, epoch, revision, servers, views, .. } = map;
             *known = Known { cluster, placement, epoch, revision, servers, views };
             return Ok(());

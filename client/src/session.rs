@@ -19,7 +19,7 @@ const _: () = assert!(SESSION_WINDOW == u64::BITS as u64, "the window is kept in
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     client: ClientId,
-    /// Where it began in the log of its shard, once a write of it was sent.
+    /// The place in the log of its shard at which it began; `None` until a write of it is sent.
     begun: Option<SequenceNumber>,
     first_incomplete: u64,
     next: u64,
@@ -38,8 +38,8 @@ impl Session {
         self.client
     }
 
-    /// Where it began: what `now` says when its first write is sent for the first time, and that for good. The
-    /// server takes a write of a session that it does not know for a new one only by this.
+    /// The place in the log at which it began: the value of `now` when its first write is first sent, and the same ever
+    /// after. Only by this does the server recognize a write of an unknown session as new.
     pub(crate) fn begun(&mut self, now: impl FnOnce() -> SequenceNumber) -> SequenceNumber {
         *self.begun.get_or_insert_with(now)
     }
@@ -81,8 +81,8 @@ pub(crate) struct FreshIds {
 }
 
 impl FreshIds {
-    /// One that was never used. It is drawn anew each time, because a copy of this process would count to the same
-    /// number; where the system has no random number now, counting must do.
+    /// Returns an id that was never used. It is drawn at random each time, because a copy of this process would count
+    /// to the same number. If the system has no random number at the moment, it falls back to counting.
     pub(crate) fn next(&mut self, client: ClientId) -> ClientId {
         self.given += 1;
         let mut drawn = [0; 16];

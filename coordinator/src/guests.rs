@@ -1,4 +1,4 @@
-//! The connections to the clients port, by address: no address locks others out.
+//! The connections to the clients port, by address, so that no address can lock others out.
 //!
 //! ```text
 //!   accept -> admit -> Guest: waits (idle, may have to leave) <-> asks (its address has a rate)

@@ -60,7 +60,7 @@ fn other_user(error: &std::io::Error, address: IpAddr, port: u16) -> Option<u32>
 /// Listens again on a port that an earlier coordinator of this cluster had.
 ///
 /// # Errors
-/// Somebody else has it for good. A process of another user is not waited for.
+/// Fails if another process keeps the port. A process of another user is not waited for.
 pub(crate) async fn bind_again(
     address: IpAddr,
     port: u16,
@@ -125,9 +125,8 @@ impl Slots {
     }
 }
 
-/// Connections that something is waited for from. With one more than there may be, the one that has waited for longest
-/// has to go, of the address that most come from: those who say nothing never keep out those who do, nor does one
-/// address keep out another.
+/// Connections from which something is expected. If there is one too many, the address with the most connections loses
+/// the one that has waited longest. So silent peers never keep out those that send, and no address keeps out another.
 #[derive(Debug)]
 pub(crate) struct WaitingRoom {
     waiting: RefCell<VecDeque<(IpAddr, Rc<Notify>)>>,
@@ -147,7 +146,7 @@ impl WaitingRoom {
         Rc::new(WaitingRoom { waiting: RefCell::default(), most })
     }
 
-    /// Lets one more in; sends another away if there are too many then.
+    /// Admits one more connection, and closes another if there are too many then.
     pub(crate) fn enter(self: &Rc<WaitingRoom>, address: IpAddr) -> Place {
         let must_go = Rc::new(Notify::new());
         let mut waiting = self.waiting.borrow_mut();
@@ -161,7 +160,7 @@ impl WaitingRoom {
     }
 }
 
-/// The first one of the address that has most of them.
+/// The first connection of the address that has the most.
 fn oldest_of_crowd<T>(waiting: &VecDeque<(IpAddr, T)>) -> Option<usize> {
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();
     for (address, _) in waiting {

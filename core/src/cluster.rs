@@ -98,10 +98,10 @@ pub struct ClusterConfig {
     pub stop_patience: Duration,
 }
 
-/// What a restored cluster is founded on.
+/// The origin of a restored cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// By group: how it begins.
+    /// The founding of each group.
     pub foundings: Vec<Founding>,
     /// The clusters that it is restored from, the latest first.
     pub ancestors: Vec<ClusterId>,

@@ -8,9 +8,9 @@
 //!   # group 0
 //!   # shards 2
 //!   # shard 0 primary view 7 last 1042 forgotten 17
-//!                                                 for each shard: what the process was to it in the
-//!                                                 newest view that it had installed, its last write, and
-//!                                                 since when sessions have written that are not forgotten
+//!                                                 for each shard: the role of the process in the
+//!                                                 newest view that it had installed, the last write, and
+//!                                                 the write since which every kept session has written
 //!   <md5 hex> "<key>" "<value>" <sn>              one line an entry, any bytes escaped
 //!   @ <client> <shard> <seq> <first incomplete> <status> <version> <sn> <request hash>
 //!                                                 one line a completion record
@@ -402,7 +402,7 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
     let status = next()?.parse().ok().and_then(Status::from_wire).ok_or("unknown status")?;
     let version = decimal(next()?).ok_or(SHAPE)?;
     let sn = SequenceNumber(decimal(next()?).ok_or(SHAPE)?);
-    // Format 2 does not say what was asked.
+    // Format 2 does not say what the request was.
     let request = fields.next().map_or(Some(0), decimal).ok_or(SHAPE)?;
     if fields.next().is_some() {
         return Err(SHAPE);

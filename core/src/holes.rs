@@ -1,4 +1,4 @@
-//! Rules that can be left out on purpose, to see that the simulator notices (docs/recovery.md).
+//! Rules that can be left out on purpose, to check that the simulator notices (docs/recovery.md).
 //!
 //! Each [`Hole`] is one rule that the machines then do not keep. None can be opened in a program
 //! that ships: without the cargo feature `holes`, which no crate of the workspace asks for,
@@ -228,7 +228,7 @@ mod planted {
             self as u8
         }
 
-        /// What is left out, in the words of docs/recovery.md.
+        /// The rule that is left out, in the words of docs/recovery.md.
         pub fn description(self) -> &'static str {
             match self {
                 Hole::PromoteWithoutGrace => "promote without grace",

@@ -102,7 +102,7 @@ pub struct ReplicaConfig {
     pub placement: Placement,
     /// Bytes its table may take before writes are refused; `None` = no bound.
     pub memory_limit: Option<u64>,
-    /// After how long a session that has written nothing is forgotten, in time for which this shard is awake.
+    /// The time, counted while this shard is awake, after which a session that has written nothing is forgotten.
     pub session_idle: Duration,
     /// Keys the hashes of its tables.
     pub hash_secret: HashSecret,
@@ -442,7 +442,7 @@ impl Replica {
         self.table.unpin(pin);
     }
 
-    /// How much compaction of the table has ever moved and gained.
+    /// The totals of what compaction of the table has moved and gained.
     pub fn compaction_counts(&self) -> CompactionCounts {
         self.table.compaction_counts()
     }
@@ -457,7 +457,7 @@ impl Replica {
         self.sessions.len()
     }
 
-    /// Whether a client has a session here.
+    /// Returns whether a client has a session here.
     pub fn has_session(&self, client: ClientId) -> bool {
         self.sessions.has(client)
     }

@@ -16,10 +16,10 @@
 //! from is the replica's to say, which knows what is committed. Records ride in the PREPARE, so they
 //! are wherever the write is.
 //!
-//! Forgetting goes by the log: it raises the horizon, and every session that has written nothing since is
-//! gone. A write says where its session began, a place in the log that the client knew before it sent
-//! anything of the session. So the write of an unknown session is known to be new if the session began at or
-//! after the horizon, and is not executed if it began before.
+//! Sessions are forgotten by position in the log: the horizon is raised, and every session that has written nothing
+//! since is dropped. A write carries the place in the log at which its session began. The client knew that place before
+//! it sent anything of the session. So the write of an unknown session is certainly new if the session began at or
+//! above the horizon. If it began below, the write is not executed.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -50,8 +50,8 @@ struct Session {
     first_incomplete: RequestSeq,
     /// Its newest write.
     last: SequenceNumber,
-    /// Where the horizon was when it began here; zero where that is not known, as in a copy. A write of a session
-    /// that began before is of another one under the same id, which is forgotten.
+    /// The horizon at the time it began here; zero if that is not known, as in a copy. A write whose session began
+    /// below this belongs to an earlier session under the same id, which is forgotten.
     since: SequenceNumber,
     /// By ascending seq.
     records: VecDeque<Kept>,
@@ -105,7 +105,7 @@ pub enum Lookup {
     Logged(LoggedRecord),
     /// Another write was logged under this number.
     Mismatch,
-    /// Seen and dropped, or the session is unknown and may have been forgotten.
+    /// Received before and dropped, or the session is unknown and may have been forgotten.
     Expired,
     /// Further ahead of the first incomplete write than the window allows.
     BeyondWindow,
@@ -124,7 +124,7 @@ impl Sessions {
         self.secret
     }
 
-    /// What is known of a write of `client` with this header, which asks for `request`.
+    /// Looks up a write of `client` with this header and this `request`.
     pub fn look_up(&self, client: ClientId, write: &WriteHeader, request: RequestHash) -> Lookup {
         let WriteHeader { seq, first_incomplete, begun, .. } = *write;
         if seq.0 - first_incomplete.0.min(seq.0) >= SESSION_WINDOW {
@@ -206,8 +206,8 @@ impl Sessions {
         self.horizon
     }
 
-    /// Raises the horizon: drops every session that has written nothing since. The replica logs this as a
-    /// write of its own.
+    /// Raises the horizon: drops every session that has written nothing since. The replica logs this as a write of its
+    /// own.
     pub fn forget(&mut self, horizon: SequenceNumber) {
         self.raise_horizon(horizon);
         let digest = &mut self.digest;
@@ -227,13 +227,13 @@ impl Sessions {
         self.horizon = self.horizon.max(horizon);
     }
 
-    /// Whether a session has written nothing since this write.
+    /// Returns whether a session has written nothing since this write.
     pub fn has_idle(&self, horizon: SequenceNumber) -> bool {
         self.sessions.iter().any(|session| session.last <= horizon)
     }
 
-    /// The horizon that forgets the `count` sessions that have written nothing for longest; `None`: there are
-    /// not so many whose newest write is at most `committed`.
+    /// The horizon that forgets the `count` sessions that have written nothing for longest. `None` if fewer sessions
+    /// have a newest write of at most `committed`.
     pub fn horizon_of_oldest(
         &self,
         count: usize,
@@ -281,7 +281,7 @@ impl Sessions {
         self.sessions.len()
     }
 
-    /// Whether this client has one.
+    /// Returns whether this client has a session.
     pub fn has(&self, client: ClientId) -> bool {
         self.find(client).is_some()
     }
@@ -307,7 +307,7 @@ impl Sessions {
 }
 
 impl Kept {
-    /// Whether it is the record of this request. Records of dumps of an earlier format do not say.
+    /// Returns whether this is the record of this request. Records from dumps of an earlier format match any request.
     fn is_of(&self, request: RequestHash) -> bool {
         self.request == request
             || self.request == RequestHash::default()
@@ -424,7 +424,7 @@ mod tests {
         };
         assert_eq!(of(&sessions, 1, 20), Lookup::New);
         sessions.record(SequenceNumber(21), record(ALICE, 1, 1));
-        // What the first one sends again was executed before.
+        // The write that the first one retries was executed before.
         assert_eq!(of(&sessions, 2, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 1, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 2, 20), Lookup::New);
@@ -444,7 +444,7 @@ mod tests {
         assert!(sessions.has_idle(SequenceNumber(5)) && !sessions.has_idle(SequenceNumber(4)));
         sessions.forget(SequenceNumber(5));
         assert_eq!((sessions.clients(), sessions.horizon()), (vec![BOB], SequenceNumber(5)));
-        // The very first write, sent again: it may have been executed.
+        // A retry of the very first write: it may have been executed before.
         assert_eq!(look_up(&sessions, 1, 1), Lookup::Expired);
         for (begun, expected) in [(4, Lookup::Expired), (5, Lookup::New), (7, Lookup::New)] {
             let found = sessions.look_up(ALICE, &header(1, 1, begun), RequestHash(1));

@@ -1,7 +1,7 @@
 //! Files in a directory that others may be able to write to: opened only when they are this user's.
 //!
-//! A link that somebody else has put there could lead a program that runs as root to any file of the machine, and a
-//! file of somebody else could bring it a state, a key or data that it has never written.
+//! If a program runs as root, a link made by another user could lead it to any file of the machine. A file of another
+//! user could give it a state, a key or data that it has never written.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -16,14 +16,14 @@ use rustix::io::Errno;
 /// Opens a file to be read.
 ///
 /// # Errors
-/// The system's, and [`io::ErrorKind::PermissionDenied`] for what is no file of this user or of root.
+/// Those of the system, and [`io::ErrorKind::PermissionDenied`] unless it is a regular file of this user or of root.
 pub fn open(path: &Path) -> io::Result<File> {
     open_with(path, File::options().read(true))
 }
 
-/// Opens a file as the options say. Links are not followed, and nothing is waited for.
+/// Opens a file with these options. Links are not followed, and opening never blocks.
 ///
-/// Without `truncate`: whose file it is must be known before anything is done to it.
+/// The options must not include `truncate`: the owner of the file must be checked before the file is changed.
 ///
 /// # Errors
 /// Those of [`open`].
@@ -46,14 +46,14 @@ pub fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 pub fn create(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::PermissionsExt as _;
     let file = open_with(path, File::options().write(true).create(true).mode(0o600))?;
-    // One that an earlier version has left may be anybody's to read.
+    // A file left by an earlier version may be readable by every user.
     file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
     file.set_len(0)?;
     Ok(file)
 }
 
-/// Opens a file to append to, or makes it. It may be a pipe or a device, and a link that this user or root has made
-/// is followed: logs are led elsewhere so.
+/// Opens a file to append to, or creates it. It may be a pipe or a device. A link made by this user or root is
+/// followed, because logs are redirected that way.
 ///
 /// # Errors
 /// Those of [`open`].
@@ -65,7 +65,7 @@ pub fn append(path: &Path) -> io::Result<File> {
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {}
         opened => return opened.and_then(|file| check_owner(&file).map(|()| file)),
     }
-    // The link that is looked at is the one that is followed: nobody can exchange it in between.
+    // The link that is checked is the one that is followed: it cannot be exchanged in between.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let link = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     check_owner(&link)?;
@@ -74,7 +74,7 @@ pub fn append(path: &Path) -> io::Result<File> {
     options.open(path.parent().unwrap_or(Path::new("")).join(target))
 }
 
-/// As [`append`], but what a file has of an earlier run is dropped.
+/// As [`append`], but drops what the file holds of an earlier run.
 ///
 /// # Errors
 /// Those of [`append`].
@@ -86,7 +86,7 @@ pub fn append_anew(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether this is a file of this user, or of root.
+/// Checks that this is a regular file of this user, or of root.
 fn check(file: &File) -> io::Result<()> {
     if !file.metadata()?.is_file() {
         return Err(refused("it is no regular file; put one there, or remove it".into()));
@@ -117,7 +117,7 @@ mod tests {
 
     use super::*;
 
-    /// What is said of a refused file.
+    /// The message of a refused file.
     fn refusal(result: io::Result<File>) -> String {
         let error = result.expect_err("it must be refused");
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);

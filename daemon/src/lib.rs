@@ -1,5 +1,5 @@
-//! What `server` and `coord` share as processes that run for months: logging, signals, files that must be their own,
-//! and knowing other processes.
+//! The parts that `server` and `coord` share as processes that run for months: logging, signals, files that must be
+//! their own, and recognizing other processes.
 
 pub mod files;
 pub mod identity;

@@ -216,12 +216,12 @@ impl<'a> MakeWriter<'a> for Queue {
 pub struct LogFile {
     path: PathBuf,
     file: File,
-    /// How it is opened, now and again.
+    /// The function that opens the file, each time.
     append: fn(&Path) -> io::Result<File>,
 }
 
 impl LogFile {
-    /// Opens the file that the operator has named, or makes it. It may be a link, or a terminal.
+    /// Opens the file that the operator has named, or creates it. It may be a link or a terminal.
     ///
     /// # Errors
     /// The system does not let it be opened.
@@ -229,7 +229,7 @@ impl LogFile {
         LogFile::open_by(path, |path| OpenOptions::new().create(true).append(true).open(path))
     }
 
-    /// Opens a file in a directory that others may be able to write to, or makes it.
+    /// Opens a file in a directory that others may be able to write to, or creates it.
     ///
     /// # Errors
     /// Those of [`files::append`].

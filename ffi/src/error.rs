@@ -42,11 +42,10 @@ pub const KVC_PROTOCOL: c_int = -14;
 /// A defect in the library; the handle or queue can only be closed. Its words, and where it is, go to
 /// standard error as well.
 pub const KVC_PANIC: c_int = -15;
-/// Another process uses the client id of this handle, as the clone of a virtual machine does, and has used the
-/// number of this write, which was not done. The next write goes under another id.
+/// Another process uses this handle's client id, as the clone of a virtual machine does, and has used the number of
+/// this write. The write was not done. The next write uses another id.
 pub const KVC_SHARED_IDENTITY: c_int = -16;
-/// Where the handle's cluster was, another one serves that was not restored from it; nothing was done. Open a new
-/// handle.
+/// Another cluster, not restored from the handle's cluster, has taken its place; nothing was done. Open a new handle.
 pub const KVC_OTHER_CLUSTER: c_int = -17;
 
 /// A status, and why in words.

@@ -162,11 +162,11 @@ impl Hello {
     }
 }
 
-/// How many groups a server holds at home, and so how many a connection can write to.
+/// The number of groups that a server holds at home, and so the number that a connection can write to.
 pub const GROUPS_OF_A_SERVER: usize = 2;
 
-/// A place in the log of a group's shard at which a session may begin (consistency.md §8): the last write that
-/// was committed there when the connection was greeted. Zero where the server is not the group's primary.
+/// A place in the log of a group's shard at which a session may begin (consistency.md §8): the last write committed
+/// there when the connection was greeted. Zero if the server is not the group's primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionStart {
     /// The group.
@@ -188,7 +188,7 @@ pub struct Welcome {
     pub shards: u16,
     /// Longest value accepted, in bytes.
     pub max_value: u32,
-    /// Where sessions may begin that this connection's client has not begun yet.
+    /// The places in the log at which new sessions of this connection's client may begin.
     pub starts: [SessionStart; GROUPS_OF_A_SERVER],
 }
 
@@ -284,8 +284,8 @@ pub struct WriteHeader {
     pub seq: RequestSeq,
     /// All writes of the session below this one have ended for the client.
     pub first_incomplete: RequestSeq,
-    /// Where the session began: a [`SessionStart`] that the client knew before it sent the first write of
-    /// the session for the first time. It never changes.
+    /// The start of the session: a [`SessionStart`] that the client knew before it first sent the first write of the
+    /// session. It never changes.
     pub begun: SequenceNumber,
     /// When to do it.
     pub condition: Condition,

@@ -325,7 +325,7 @@ pub struct Heartbeat {
     pub epoch: Epoch,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
-    /// What its tables may hold, in bytes; 0: there is no limit.
+    /// The limit of its tables, in bytes; 0 means no limit.
     pub memory_limit: u64,
     /// Memory that its clients' connections hold, in bytes.
     pub connection_bytes: u64,

@@ -222,7 +222,7 @@ impl Marked {
     }
 }
 
-/// What messages of a place in the log begin with.
+/// Writes the common beginning of messages about a place in the log.
 pub(crate) fn write_place(body: &mut Vec<u8>, view: ViewVersion, sn: SequenceNumber) {
     body.put_u64(view.0);
     body.put_u64(sn.0);

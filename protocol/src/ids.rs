@@ -53,7 +53,7 @@ integer_id! {
     RequestSeq(u64)
 }
 integer_id! {
-    /// A hash of what a write asks for; see [`crate::request_hash`]. Zero: not known.
+    /// A hash of the request of a write; see [`crate::request_hash`]. Zero means unknown.
     RequestHash(u64)
 }
 integer_id! {

@@ -45,7 +45,7 @@ pub const MAX_DUMP_DIRECTORY_BYTES: usize = 4_096;
 pub const MIN_SERVERS: u16 = 3;
 /// Most servers.
 pub const MAX_SERVERS: u16 = 1_024;
-/// Most clusters that one names as those which it was restored from, the latest first.
+/// Maximum number of clusters that one names as those it was restored from, the latest first.
 pub const MAX_ANCESTORS: usize = 16;
 /// Most shards of a group.
 pub const MAX_SHARDS: u16 = 256;
@@ -88,12 +88,12 @@ pub const MAX_COORDINATOR_CONNECTIONS: usize = 4_096;
 
 /// Writes in flight of one session (client, group, shard), and the completion records kept for it.
 pub const SESSION_WINDOW: u64 = 64;
-/// A session that has written nothing for this long, in time for which its shard was awake, is forgotten.
+/// The time, counted while its shard is awake, after which a session that has written nothing is forgotten.
 pub const SESSION_IDLE: Duration = Duration::from_secs(600);
-/// Most sessions of one (group, shard). One more makes room for itself: the [`SESSIONS_FORGOTTEN_AT_ONCE`]
+/// Maximum number of sessions of one (group, shard). One more makes room for itself: the [`SESSIONS_FORGOTTEN_AT_ONCE`]
 /// that have written nothing for longest are forgotten.
 pub const MAX_SESSIONS: usize = 65_536;
-/// How many sessions are forgotten at once when there are too many.
+/// The number of sessions forgotten at once when there are too many.
 pub const SESSIONS_FORGOTTEN_AT_ONCE: usize = MAX_SESSIONS / 16;
 /// Most writes of one (group, shard) that wait for the other replica; more are refused with BUSY.
 pub const MAX_PENDING_WRITES: usize = 16_384;

@@ -238,7 +238,7 @@ pub struct CompletionRecord {
     pub status: Status,
     /// The answer's version.
     pub version: SequenceNumber,
-    /// What was asked: another write under the same number is not its retry.
+    /// The hash of the request: another write under the same number is not its retry.
     pub request: RequestHash,
 }
 

@@ -18,13 +18,13 @@ const FACTORS: [u64; 4] =
     [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345, 0xa409_3822_299f_31d1, 0x082e_fa98_ec4e_6c89];
 const PUT: u64 = 1;
 const DELETE: u64 = 2;
-/// Bytes that one multiplication takes.
+/// Bytes that one multiplication processes.
 const STEP: usize = 16;
-/// Bytes that four independent multiplications take.
+/// Bytes that four independent multiplications process.
 const STRIDE: usize = 4 * STEP;
 
 impl RequestHash {
-    /// The hash of a write; `None` for what is no write.
+    /// The hash of a write; `None` for other operations.
     pub fn of(digest: Digest, operation: &Operation<'_>) -> Option<RequestHash> {
         let (kind, header, value): (u64, _, &[u8]) = match operation {
             Operation::Put(header, value) => (PUT, header, value),
@@ -71,7 +71,7 @@ fn hash_value(seed: u64, value: &[u8]) -> u64 {
     fold(hash, FACTORS[3])
 }
 
-/// Takes 16 bytes.
+/// Mixes in 16 bytes.
 #[inline]
 fn mix(hash: u64, step: &[u8], factor: u64) -> u64 {
     let (low, high) = step.split_at(8);
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(RequestHash::of(Digest::of(b"k"), &Operation::Get), None);
     }
 
-    /// Records of earlier versions were written with these.
+    /// Records of earlier versions were written with these hashes.
     #[test]
     fn the_hash_never_changes() {
         let value: Vec<u8> = (0..=200).collect();

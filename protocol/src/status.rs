@@ -79,8 +79,8 @@ pub struct ServerStatus {
     /// As for the primary table.
     #[serde(default)]
     pub secondary_used_bytes: u64,
-    /// What its tables may hold, in bytes (`--memory-limit`, or the default for its machine); 0: there is no limit, or
-    /// it is not known yet.
+    /// The limit of its tables, in bytes (`--memory-limit`, or the default for its machine). 0 if there is no limit, or
+    /// if it is not known yet.
     #[serde(default)]
     pub memory_limit: u64,
     /// Resident memory of the process, in bytes.

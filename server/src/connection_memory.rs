@@ -39,7 +39,7 @@ const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
 #[derive(Debug)]
 pub(crate) struct ConnectionMemory {
     limit: u64,
-    /// What the tables may hold together.
+    /// The limit of all tables together.
     memory_limit: Option<u64>,
     /// Tables of the process, which leave room for what connections hold.
     tables: u64,
@@ -89,7 +89,7 @@ impl ConnectionMemory {
         self.limit
     }
 
-    /// What the tables may hold together, in bytes.
+    /// The limit of all tables together, in bytes.
     pub(crate) fn memory_limit(&self) -> Option<u64> {
         self.memory_limit
     }

@@ -30,7 +30,7 @@ impl Address {
     #[cfg(test)]
     pub(crate) const LOOPBACK: Address = Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
-    /// Some other machine.
+    /// The address of another machine.
     #[cfg(test)]
     pub(crate) fn numbered(n: u32) -> Address {
         Address(IpAddr::V4(Ipv4Addr::from_bits(n)))

@@ -202,7 +202,7 @@ impl Node {
             let entries = dump::write(directory, wanted, &self.shards, written)?;
             Ok((directory.to_owned(), entries))
         };
-        // The thread that takes orders sets the directory: it must never wait for a dump that is being written.
+        // The thread that takes orders sets the directory, and must never wait for a dump that is being written.
         let dump_to = lock(&self.dump_to).clone();
         if let Some(mut to) = dump_to {
             to.prepare(self.me.server)?;
@@ -427,7 +427,7 @@ mod tests {
             assert!(Instant::now() < deadline, "the dump begins");
             std::thread::yield_now();
         }
-        // Its shards do not answer, so it goes on for long.
+        // Its shards do not answer, so the dump goes on for long.
         let (told, heard) = std::sync::mpsc::channel();
         let ordering = Arc::clone(&node);
         let order = std::thread::spawn(move || {

@@ -218,7 +218,7 @@ impl Service {
 
     // --- Clients ---------------------------------------------------------------------------------
 
-    /// Where sessions of a client that is greeted now may begin.
+    /// The places in the log at which sessions of a client greeted now may begin.
     pub(crate) fn session_starts(&self) -> [SessionStart; GROUPS_OF_A_SERVER] {
         let mut starts = [SessionStart::default(); GROUPS_OF_A_SERVER];
         for (start, hosted) in starts.iter_mut().zip(&self.hosted) {

@@ -84,8 +84,8 @@ impl Shard {
         id
     }
 
-    /// Takes in a connection that wants this shard, with what it has said so far. Where it comes from is to be known
-    /// before it is served ([`Shard::set_address`]).
+    /// Adopts a connection that wants this shard, with the bytes received so far. Its address must be set before it is
+    /// served ([`Shard::set_address`]).
     pub(crate) fn adopt(&mut self, now: Time, port: Port, received: &[u8]) -> ConnectionId {
         let id = self.service.outputs.open(now);
         self.put(id, machine_of(port, now, id));

@@ -117,8 +117,8 @@ impl Checks {
         one_view::check(&mut self.views, cluster, view)
     }
 
-    /// A replica has answered a write of a client for good, under the name of its session; the client began it at
-    /// `asked_at`.
+    /// Notes that a replica has given the final answer to a client's write, under the name of its session. The client
+    /// began the write at `asked_at`.
     ///
     /// # Errors
     /// The promise that is broken.
@@ -145,7 +145,7 @@ impl Checks {
         union_is_true::on_acked(world, process, place, answered)
     }
 
-    /// A client was told that it has no session of this name.
+    /// Handles a response that tells a client that it has no session of this name.
     ///
     /// # Errors
     /// The promise that is broken.

@@ -8,7 +8,7 @@
 //!              +--- the deadline: in doubt, if any sending may have been executed
 //!              +--- the map says that nobody holds the group: LOST, or in doubt, as above
 //!              +--- SESSION_EXPIRED to its only sending: again, in a session begun anew
-//!              +--- SESSION_MISMATCH: not done, and the session is left to whoever else uses it
+//!              +--- SESSION_MISMATCH: not done, and the session is left to the other client
 //! ```
 
 use std::collections::BTreeMap;
@@ -54,9 +54,9 @@ pub struct Client {
     /// The newest view of each group that it ever saw.
     views: Vec<View>,
     sessions: BTreeMap<(GroupId, ShardId), Session>,
-    /// Where sessions may begin, by the newest WELCOMEs.
+    /// The places in the log at which sessions may begin, by the newest WELCOMEs.
     starts: BTreeMap<(GroupId, ShardId), SequenceNumber>,
-    /// It was made as a copy of another client, under whose name it goes on.
+    /// True if it was made as a copy of another client, whose name it keeps using.
     pub is_clone: bool,
     /// What is under way, by request id.
     pub flights: BTreeMap<u64, Flight>,
@@ -85,7 +85,7 @@ pub enum Wish {
     Send(SocketAddr, ShardId, ClientId, u64, Vec<u8>),
     /// Ask for the map.
     Map,
-    /// The servers do not know the session, of this name, of a write that is under way there.
+    /// The servers do not know the session of this name, although a write of it is under way there.
     Expired((GroupId, ShardId), ClientId),
     /// An operation has ended.
     Ended(Box<Flight>, Answered, Option<SequenceNumber>),
@@ -122,7 +122,7 @@ impl Client {
     pub fn begin(&mut self, now: u64, plan: Plan) {
         let Plan { slot, key, floor, mut asked, condition, value } = plan;
         if self.is_clone && asked == Asked::Delete {
-            // Two removals of one key, under one number, are the same request.
+            // Two removals of one key under one number are the same request.
             asked = Asked::Read;
         }
         let Some(map) = &self.map else { return };
@@ -333,7 +333,7 @@ impl Client {
         (flight.sent, flight.doubtful, flight.due) = (None, 0, now + flight.pause);
     }
 
-    /// Begins another session at a place, if the one there goes by this name.
+    /// Begins another session at a place, if the current one has this name.
     fn leave_session(&mut self, place: (GroupId, ShardId), name: ClientId) {
         let Some(session) = self.sessions.get_mut(&place) else { return };
         if session.client == name {
@@ -344,7 +344,7 @@ impl Client {
         }
     }
 
-    /// A shard has greeted it.
+    /// Handles the WELCOME of a shard.
     pub fn on_welcome(&mut self, number: ConnectionNumber, welcome: &Welcome) {
         let known = self.connections.iter().find(|(_, known)| **known == number);
         let Some((&(_, shard, _), _)) = known else { return };
@@ -354,8 +354,8 @@ impl Client {
         }
     }
 
-    /// Becomes a copy of another client as it is now, as the clone of a virtual machine is: the same names, and
-    /// the same numbers next.
+    /// Becomes a copy of another client in its current state, like the clone of a virtual machine: it has the same
+    /// names, and uses the same numbers next.
     pub fn become_clone_of(&mut self, other: &Client, wishes: &mut Vec<Wish>) {
         let flights: Vec<u64> = self.flights.keys().copied().collect();
         for id in flights {
@@ -365,13 +365,13 @@ impl Client {
         self.sessions = other.sessions.clone();
         self.starts = other.starts.clone();
         self.is_clone = true;
-        // Names that it makes itself, and request ids, are its own.
+        // The names that it makes itself, and its request ids, are its own.
         self.fresh_sessions = 1_000;
         self.next_request = 1 << 40;
         self.connections.clear();
     }
 
-    /// It goes on under a name that no other client has, with new sessions.
+    /// Takes a name that no other client has, with new sessions.
     pub fn take_new_name(&mut self) {
         self.id.0 += 1 << if self.is_clone { 97 } else { 98 };
         self.sessions.clear();
@@ -383,7 +383,7 @@ impl Client {
         self.sessions.values().map(|session| session.client).chain([self.id])
     }
 
-    /// It has slept for so long with its machine. Its deadlines have slept, too: its clock stood.
+    /// Handles the end of a sleep of its machine. Its clock stood meanwhile, so its deadlines move as well.
     pub fn on_slept(&mut self, slept: u64) {
         for flight in self.flights.values_mut() {
             flight.slept += slept;
@@ -406,7 +406,7 @@ impl Client {
         }
     }
 
-    /// The cluster that it knew was restored under another name.
+    /// Handles the restore of its cluster under another name.
     pub fn follow(&mut self, now: u64) {
         self.views.clear();
         self.connections.clear();
@@ -416,8 +416,8 @@ impl Client {
         }
     }
 
-    /// It hears of a cluster that has nothing of the one that it knew: whatever is under way there is in doubt, and
-    /// its sessions are new ones.
+    /// Handles a cluster that has nothing of the one it knew: every operation under way there is in doubt, and its
+    /// sessions are new ones.
     pub fn enter(&mut self, wishes: &mut Vec<Wish>) {
         let flights: Vec<u64> = self.flights.keys().copied().collect();
         for id in flights {

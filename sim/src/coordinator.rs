@@ -35,7 +35,7 @@ pub struct Coordinator {
     /// When it is woken by time alone.
     pub wake_at: Option<u64>,
     shape: Shape,
-    /// What a restored cluster begins with.
+    /// The origin of a restored cluster.
     origin: Origin,
 }
 

@@ -54,11 +54,11 @@ pub enum Happening {
     Resume(Option<usize>),
     /// A client wakes up.
     WakeClient(usize),
-    /// A client's machine sleeps for so long.
+    /// A client's machine sleeps for this time.
     SleepClient(usize, u64),
-    /// It has slept for so long.
+    /// A client's machine has slept for this time.
     ClientSlept(usize, u64),
-    /// All machines sleep for so long.
+    /// All machines sleep for this time.
     SleepAll(u64),
     /// A client goes on as a copy of another.
     Clone,
@@ -89,9 +89,9 @@ pub enum Happening {
     SignalMany(usize, u64),
     /// A process is told to stop.
     Signal(usize),
-    /// Whoever runs at this place is paused: a neighbour of it was told to stop.
+    /// The process at this place is paused: a neighbour of it was told to stop.
     StrikeNeighbour(usize),
-    /// An executor of a process that is starved stands again, so many times more.
+    /// An executor of a starved process stands again, and then this many more times.
     StandAgain(usize, usize, u8),
     /// The coordinator is out of reach of every server.
     Orphan,
@@ -107,9 +107,9 @@ pub enum Happening {
     DumpFailed(usize, OrderId),
     /// A process that leaves alone tries a dump again.
     DumpAgain(usize, ReplicaRole),
-    /// Everybody is suspended, in a stop or a restore.
+    /// All processes are suspended, in a stop or a restore.
     Suspend,
-    /// Everybody is suspended for a shorter time, in this step of the recovery of a place.
+    /// All processes are suspended for a shorter time, in this step of the recovery of a place.
     SuspendInStep(usize, u8),
     /// The operator insists on the end of a stop.
     Force,

@@ -54,10 +54,9 @@ const STRIKES_A_COPY: u64 = 100;
 const STRIKES_A_HANDOVER: u64 = 300;
 const SHORT_PATIENCE: u8 = 10;
 
-/// How often the beginning of a step brings a suspend of the whole machine instead, in a thousand, and how those are
-/// counted.
+/// The share, in a thousand, of beginnings of steps that bring a suspend of the whole machine instead.
 const SUSPENDS_A_STEP: u64 = 25;
-/// As above.
+/// The name under which those suspends are counted.
 pub const SUSPEND: &str = "suspend";
 
 /// How the pauses of all servers together are counted.
@@ -180,8 +179,8 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     world.after(delay, Happening::Strike(usize::from(server.0), step));
 }
 
-/// A neighbour of this place was told to stop: whoever runs here is paused for about as long as an inquiry takes, so
-/// that the leaver is the one that answers. Nobody is struck who would be missed for good.
+/// A neighbour of this place was told to stop: pauses the process here for about as long as an inquiry takes, so that
+/// the leaver is the one that answers. Spares a process whose loss would be for good.
 pub fn strike_neighbour(world: &mut World, place: usize) {
     let Some(process) = world.running_at(place).filter(|_| !world.is_healing) else { return };
     let with_write = has_write_in_flight(world, place);
@@ -190,7 +189,7 @@ pub fn strike_neighbour(world: &mut World, place: usize) {
     note(world, place, Kind::Pause, step_of(world, place), with_write);
 }
 
-/// The whole machine is suspended while a place is recovered.
+/// Suspends the whole machine while a place is recovered.
 pub fn suspend_in_step(world: &mut World, place: usize, step: u8) {
     if world.is_healing || step_of(world, place) != Some(step) {
         return;

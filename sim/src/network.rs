@@ -65,7 +65,7 @@ pub struct Connection {
     lag: u64,
     /// Whether each end still takes part.
     pub open: [bool; 2],
-    /// Whether nothing comes to it any more but the word that the connection is over.
+    /// True for an end that receives nothing more, except that the connection is over.
     deaf: [bool; 2],
     directions: [Direction; 2],
 }
@@ -196,7 +196,7 @@ impl Network {
         connection.directions[1 - to].held.drain(..).flatten().collect()
     }
 
-    /// Nothing more comes to an end but the word that the connection is over.
+    /// Delivers nothing more to an end, except that the connection is over.
     pub fn deafen(&mut self, number: ConnectionNumber, end: usize) {
         self.connections[number.0].deaf[end] = true;
     }

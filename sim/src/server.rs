@@ -100,7 +100,7 @@ pub struct Shard {
     pub stopped_until: u64,
     /// As above.
     pub busy_until: u64,
-    /// Until when it reads nothing from other servers, as true time; it serves clients, and answers probes.
+    /// The true time until which it reads nothing from other servers; it serves clients, and answers probes.
     pub deaf_until: u64,
     unread: VecDeque<Input>,
     /// Whether a wake-up is due at some time already.

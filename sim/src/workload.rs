@@ -23,15 +23,15 @@ const OPERATIONS_A_DOUBT: usize = 40;
 /// One value in so many is long enough to travel in fragments.
 const LARGE_ONE_IN: u64 = 1_500;
 const LARGE_BYTES: usize = 150 << 10;
-/// Operations of clients that write until the next wave: half of them go to cold keys, and reach most of those.
+/// Operations of the clients until the next wave. Half of them go to cold keys, and reach most of those.
 const OPERATIONS_A_WAVE: usize = 9_000;
 
-/// What is done mostly, where operations come in waves.
+/// The most frequent operation of a wave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wave {
     /// Short values are written.
     Fills,
-    /// They are deleted, and a few long ones are written.
+    /// The short values are deleted, and a few long ones are written.
     Empties,
 }
 
@@ -79,7 +79,8 @@ pub struct Plan {
 }
 
 impl Workload {
-    /// Nothing done yet. In waves, many short values are written, then most are deleted, and so on.
+    /// Creates a workload without operations so far. In waves, many short values are written, then most are deleted,
+    /// and so on.
     pub fn new(has_waves: bool) -> Workload {
         Workload {
             slots: vec![Slot::default(); HOT_SLOTS + COLD_SLOTS],
@@ -118,7 +119,7 @@ impl Workload {
         Plan { slot: at, key, floor, asked, condition, value }
     }
 
-    /// The wave that the next operation is of.
+    /// The wave to which the next operation belongs.
     fn wave(&mut self) -> Option<Wave> {
         let operations = self.waves.as_mut()?;
         *operations += 1;

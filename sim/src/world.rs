@@ -80,7 +80,7 @@ pub struct Config {
     pub impatient: bool,
     /// Of those: nothing else goes wrong.
     pub calm: bool,
-    /// The coordinator is cut off or paused for so long that servers leave without it, and nothing else goes wrong.
+    /// The coordinator is cut off or paused for so long that servers leave without it. Nothing else goes wrong.
     pub orphans: bool,
     /// Nothing happens but that all servers are paused together: nobody is the worse for it.
     pub stands: bool,
@@ -143,7 +143,7 @@ impl Config {
 }
 
 impl Config {
-    /// Whether sessions are forgotten while the run lasts: machines sleep for longer then, and clients are cloned.
+    /// Returns whether sessions are forgotten during the run: machines sleep for longer then, and clients are cloned.
     pub fn forgets_soon(&self) -> bool {
         self.bounds.session_idle < SESSION_IDLE && !self.stands && !self.slow
     }
@@ -173,11 +173,11 @@ pub struct World {
     /// Clients.
     pub clients: Vec<Client>,
     client_wakes: Vec<Option<u64>>,
-    /// Until when each client sleeps.
+    /// By client, the time until which it sleeps.
     asleep_until: Vec<u64>,
-    /// For how long all machines have slept.
+    /// The total time for which all machines have slept.
     pub slept: u64,
-    /// All machines sleep until then.
+    /// The time until which all machines sleep.
     pub all_asleep_until: u64,
     /// Frame buffers of control connections, by connection and end.
     inputs: BTreeMap<(ConnectionNumber, usize), FrameBuffer>,

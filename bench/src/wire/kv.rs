@@ -23,7 +23,7 @@ pub(crate) const RULES: FrameRules = FrameRules::unchecked(MAX_ANSWER_BODY);
 pub(crate) struct Kv {
     /// Of the group.
     view: ViewVersion,
-    /// Where the session of this connection's client began.
+    /// The start of this connection's session.
     begun: SequenceNumber,
     /// The number of the next write of this connection's session (consistency.md §8).
     next: u64,

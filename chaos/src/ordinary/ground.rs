@@ -21,16 +21,16 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Bytes of the disk; sparse, so it takes only what is written.
+/// Bytes of the disk. Its file is sparse, so it occupies only the bytes written.
 const DISK_BYTES: u64 = 1 << 30;
 /// Options of the small tmpfs.
 const TMPFS: &str = "size=384m";
 /// The memory limit of a server.
 const MEMORY_LIMIT: &str = "96M";
-/// The limit of the cgroup of one server. A server takes a share of it as for all servers of the machine.
+/// The limit of the cgroup of one server. A server takes a share of it, as if it held all servers of the machine.
 const CGROUP_BYTES: u64 = 512 << 20;
 
-/// Where a cluster runs.
+/// The place in which a cluster runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ground {
     Plain,
@@ -44,7 +44,7 @@ impl Ground {
     pub(crate) const ALL: [Ground; 5] =
         [Ground::Plain, Ground::Disk, Ground::Tmpfs, Ground::Limit, Ground::Cgroup];
 
-    /// The reason why this ground cannot be had here, given the reason why nothing can be mounted.
+    /// The reason why this ground is not available here, given the reason why nothing can be mounted.
     pub(crate) fn missing(self, no_mounts: Option<&str>) -> Option<String> {
         let tried = match self {
             Ground::Plain | Ground::Limit => return None,
@@ -66,15 +66,14 @@ fn try_in_temporary(attempt: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow
     attempt(tempfile::tempdir().context("make a directory")?.path())
 }
 
-/// Moves this program into a mount namespace of its own. Must be called by the main thread before there are
-/// others.
+/// Moves this program into a mount namespace of its own. The main thread must call it before it starts other threads.
 pub(crate) fn leave_mounts() -> anyhow::Result<()> {
-    // SAFETY: a mount namespace is no memory and no descriptor; what is open stays open.
+    // SAFETY: a mount namespace holds no memory and no descriptors; open files stay open.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.context("make a mount namespace")?;
     run(Command::new("mount").args(["--make-rprivate", "/"]))
 }
 
-/// A ground that was made for one round; what was mounted goes away with it.
+/// A ground that was made for one round. Dropping it unmounts its file system.
 #[derive(Debug)]
 pub(crate) struct Made {
     ground: Ground,
@@ -85,7 +84,7 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// Makes it below the directory of a round.
+    /// Makes the ground below the directory of a round.
     pub(crate) fn of(ground: Ground, round: &Path) -> anyhow::Result<Made> {
         let mut made = Made { ground, round: round.to_owned(), cgroups: None, is_mounted: false };
         match ground {
@@ -135,7 +134,7 @@ impl Made {
         })
     }
 
-    /// Freezes the disk for so long. The child thaws it even if this program is interrupted or killed.
+    /// Freezes the disk for the given time. The child thaws it even if this program is interrupted or killed.
     pub(crate) fn freeze(&self, lasts: Duration) -> anyhow::Result<Child> {
         let script = format!(
             "trap '' HUP INT TERM; fsfreeze --freeze \"$1\" && sleep {} && fsfreeze --unfreeze \"$1\"",
@@ -146,7 +145,7 @@ impl Made {
         command.spawn().context("run fsfreeze")
     }
 
-    /// Fills the file system until not one byte fits; room comes back with [`Made::empty`].
+    /// Fills the file system until no byte fits; [`Made::empty`] makes room again.
     pub(crate) fn fill(&self) -> anyhow::Result<()> {
         let file = File::create(self.root().join("filler")).context("make a filler")?;
         let (mut at, mut piece) = (0, 64 << 20);
@@ -166,12 +165,12 @@ impl Made {
         fs::remove_file(self.root().join("filler")).context("remove a filler")
     }
 
-    /// Times at which the system killed a process in one of the cgroups for want of memory.
+    /// The number of processes in the cgroups that the system killed for lack of memory.
     pub(crate) fn oom_kills(&self) -> anyhow::Result<u64> {
         self.cgroups.as_ref().map_or(Ok(0), Cgroups::oom_kills)
     }
 
-    /// Copies logs, states and dumps to where they stay when the file system is gone.
+    /// Copies logs, states and dumps to a directory that outlives the file system.
     pub(crate) fn keep_files(&self) -> anyhow::Result<()> {
         if !self.is_mounted {
             return Ok(());
@@ -194,7 +193,7 @@ impl Drop for Made {
         {
             eprintln!("{error:#}");
         }
-        // The disk's image is large to look at, and of no use.
+        // The disk's image looks large and is of no further use.
         let _ = fs::remove_file(self.round.join("disk.img"));
     }
 }
@@ -204,8 +203,8 @@ impl Drop for Made {
 struct Cgroups(PathBuf);
 
 impl Cgroups {
-    /// Makes it at the root of the hierarchy that this program sees, below which alone controllers can be
-    /// enabled while there are processes.
+    /// Makes the group at the root of the hierarchy that this program sees. Only there can controllers be enabled while
+    /// the parent has processes.
     fn make() -> anyhow::Result<Cgroups> {
         ensure!(rustix::process::geteuid().is_root(), "cgroups need root (run `sudo make chaos`)");
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
@@ -269,7 +268,7 @@ impl Cgroups {
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        // Servers that were killed a moment ago may still be there; nothing is lost with a directory.
+        // Servers that were killed a moment ago may still be there; a directory left behind does no harm.
         for child in self.children().unwrap_or_default() {
             let _ = fs::remove_dir(child);
         }
@@ -291,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_file_system_that_was_filled_takes_nothing_until_there_is_room() {
-        // The namespace is that of this thread, and of what it starts.
+        // The namespace belongs to this thread and to the processes that it starts.
         if let Err(why) = leave_mounts() {
             eprintln!("NOT TESTED: {why:#}");
             return;

@@ -1,9 +1,9 @@
-//! Servers that lost their place in a group, read off the views that the coordinator logs.
+//! The servers that lost their place in a group, according to the views that the coordinator logs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The servers that some view leaves out although the view before it named them as replicas. `text` begins
-/// while every group is at home.
+/// Returns the servers that a view leaves out although the view before it named them as replicas. When `text` begins,
+/// every group is at home.
 pub(crate) fn lost(text: &str, servers: u16) -> BTreeSet<u16> {
     let home = |group: u16| BTreeSet::from([group, (group + 1) % servers]);
     let mut replicas: BTreeMap<u16, BTreeSet<u16>> =
@@ -17,8 +17,8 @@ pub(crate) fn lost(text: &str, servers: u16) -> BTreeSet<u16> {
     lost
 }
 
-/// `… group 1: view 3 -> 4: server 2 alone`, `… with secondary 0`, `… copying to 0`, `… LOST`: the group and its
-/// replicas.
+/// Parses `… group 1: view 3 -> 4: server 2 alone`, `… with secondary 0`, `… copying to 0` or `… LOST` into the group
+/// and its replicas.
 fn parse(line: &str) -> Option<(u16, BTreeSet<u16>)> {
     let (_, said) = line.split_once("group ")?;
     let (group, said) = said.split_once(": view ")?;

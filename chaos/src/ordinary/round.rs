@@ -15,8 +15,8 @@ use crate::random::Random;
 use crate::round::{BULK, Outcome, Round, STRENGTH, WARM};
 use crate::strike::Struck;
 
-/// Runs it on a ground of its own. What the cluster leaves on a mounted file system is copied to the directory of
-/// the round if anything failed.
+/// Runs the round on a ground of its own. If anything fails, the files on a mounted file system are copied to the
+/// directory of the round.
 pub(crate) fn run(
     round: &Round<'_>,
     days: &Days,
@@ -43,7 +43,7 @@ fn run_on(
 ) -> anyhow::Result<()> {
     let mut flags = made.flags(&round.programs.server)?;
     if !rustix::process::geteuid().is_root() {
-        // Else only root may stop an executor.
+        // Without this only root may stop an executor.
         flags.push("--core-dumps".into());
     }
     let setting = Setting { flags, ..Setting::plain(round.servers, round.shards) };

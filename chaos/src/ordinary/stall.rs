@@ -10,14 +10,14 @@ use crate::process::wait_for;
 /// The longest that a thread may take to stop.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A thread that is stopped until this is dropped. Only the thread that made it may drop it.
+/// A thread that stays stopped until this is dropped. Only the thread that made it may drop it.
 #[derive(Debug)]
 pub(crate) struct Stalled {
     id: libc::pid_t,
 }
 
 impl Stalled {
-    /// Stops the thread of this name, or with a number behind it.
+    /// Stops the thread with this name, or with this name followed by a number.
     pub(crate) fn stop(pid: u32, name: &str) -> anyhow::Result<Stalled> {
         let id = find(pid, name).with_context(|| format!("process {pid} has no thread {name}"))?;
         ensure!(trace(libc::PTRACE_SEIZE, id), "trace a thread: {}", last_error());
@@ -27,7 +27,7 @@ impl Stalled {
         Ok(thread)
     }
 
-    /// The reason why no thread can be stopped on this machine.
+    /// The reason why this machine does not let a thread be stopped.
     pub(crate) fn missing() -> Option<String> {
         let tried = || -> anyhow::Result<()> {
             let mut child = std::process::Command::new("sleep").arg("10").spawn()?;
@@ -51,7 +51,7 @@ impl Stalled {
 impl Drop for Stalled {
     fn drop(&mut self) {
         if !trace(libc::PTRACE_DETACH, self.id) {
-            // Its process has ended meanwhile; the end is released by the tracer's wait.
+            // The process has ended meanwhile; the tracer's wait releases the ended thread.
             self.is_stopped();
         }
     }

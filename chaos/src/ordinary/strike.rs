@@ -32,19 +32,19 @@ const AIM: Duration = Duration::from_millis(100);
 /// Lengths in milliseconds, both ends included.
 const SUSPEND_MS: (u64, u64) = (100, 4_000);
 const SUSPEND_LONG_MS: (u64, u64) = (700, 4_000);
-/// Longer than a stop waits for a server that is silent; so many of a thousand suspends during a stop.
+/// Longer than a stop waits for a silent server; used for this many of a thousand suspends during a stop.
 const NIGHT_MS: (u64, u64) = (34_000, 36_000);
 const NIGHT_PER_MILLE: u64 = 125;
 const STALL_MS: (u64, u64) = (100, 700);
 const FREEZE_MS: (u64, u64) = (1_000, 2_500);
-/// Time between the signals to two servers that are told to stop within moments.
+/// Time between the signals to two servers that are told to stop in quick succession.
 const APART_MS: (u64, u64) = (0, 60);
 /// Time between the beginning of a stop or a recovery and the suspend that strikes it.
 const INTO_MS: (u64, u64) = (0, 300);
 /// The same for a restore, which begins with the start of processes.
 const INTO_RESTORE_MS: (u64, u64) = (0, 800);
 const FLOOD: Duration = Duration::from_millis(1_500);
-/// Time between two looks for servers that have not been told to stop yet.
+/// Interval between two searches for servers that have not been told to stop yet.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 /// The longest that a stop may take to notice that no dump fits.
 const NOTICE_LIMIT: Duration = Duration::from_secs(30);
@@ -71,7 +71,7 @@ struct Done {
     may: May,
     /// The longest stall of clients that it may cause.
     limit: Duration,
-    /// Operations may fail while it lasts.
+    /// True if operations may fail while the event lasts.
     is_away: bool,
 }
 
@@ -89,7 +89,7 @@ impl Done {
     }
 }
 
-/// The hand that carries out ordinary days on one cluster.
+/// Carries out ordinary days on one cluster.
 pub(super) struct Striker<'a> {
     pub(super) cluster: &'a mut Cluster,
     pub(super) load: &'a Load,
@@ -99,8 +99,8 @@ pub(super) struct Striker<'a> {
 }
 
 impl Striker<'_> {
-    /// Carries one out on a cluster that is whole, and waits until it is whole again. Adds what should not have
-    /// happened to `failures`.
+    /// Carries out one event on a cluster that is whole, and waits until it is whole again. Adds every change that the
+    /// event must not cause to `failures`.
     pub(super) fn strike(
         &mut self,
         day: Day,
@@ -147,7 +147,7 @@ impl Striker<'_> {
                 self.sleep(INTO_MS);
                 process::signal(pid, Signal::TERM);
                 await_end_of(pid)?;
-                // Its shards are frozen while it dumps them, and nobody takes over before it has ended.
+                // Its shards are frozen while it dumps them, and no other server takes over before it has ended.
                 Ok(Done::of(may(victim), start.elapsed() + limits::AFTER_DEATH))
             }
             Day::LeaveTwo => {
@@ -218,7 +218,7 @@ impl Striker<'_> {
             Day::Freeze => {
                 let frozen = self.freeze()?;
                 self.sleep(INTO_MS);
-                // Each of these is a line for the log, which stands.
+                // Each of these writes a line to the log, which is on the frozen file system.
                 send_garbage(before);
                 await_thaw(frozen)?;
                 Ok(Done::of(May::Nothing, limits::AFTER_DEATH))
@@ -263,7 +263,7 @@ impl Striker<'_> {
         }
     }
 
-    /// Tells all servers to stop, and any that is started meanwhile, until the coordinator has ended too.
+    /// Tells all servers to stop, and any that starts meanwhile, until the coordinator has ended too.
     fn tell_all_to_stop(&mut self) -> anyhow::Result<()> {
         let mut told = BTreeSet::new();
         while self.cluster.is_running()? {
@@ -286,7 +286,7 @@ impl Striker<'_> {
         Ok(())
     }
 
-    /// Fills the file system, stops the cluster, and makes room when it is known that no dump fits.
+    /// Fills the file system, stops the cluster, and makes room once the coordinator has reported that no dump fits.
     fn stop_when_full(&mut self) -> anyhow::Result<()> {
         self.made.fill()?;
         let servers = process::servers_in(&self.cluster.dir);
@@ -304,7 +304,7 @@ impl Striker<'_> {
         self.await_end()
     }
 
-    /// Brings the cluster back, and removes the dumps that it came from, which it keeps.
+    /// Brings the cluster back, and removes the dumps it was restored from, which it keeps.
     fn revive(&mut self, flag: &str, is_suspended: bool) -> anyhow::Result<()> {
         let mut flags = vec![flag.to_owned()];
         if flag == "--restore" {
@@ -325,7 +325,7 @@ impl Striker<'_> {
         Ok(())
     }
 
-    /// Suspends every server and the coordinator. Returns for how long.
+    /// Suspends every server and the coordinator. Returns the length of the suspend.
     fn suspend(&mut self, lasts: (u64, u64)) -> Duration {
         let start = Instant::now();
         let mut pids: Vec<u32> =
@@ -340,7 +340,7 @@ impl Striker<'_> {
         start.elapsed()
     }
 
-    /// Sends floods of these shapes at once; those that read find a value.
+    /// Sends floods of these shapes at once. The shapes that read find a value.
     fn flood(
         &mut self,
         victim: u16,
@@ -395,7 +395,7 @@ fn await_thaw(mut frozen: Child) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends a malformed line to each port of each server; a port that does not take it gets none.
+/// Sends a malformed line to each port of each server. A port that refuses the connection is skipped.
 fn send_garbage(status: &ClusterStatus) {
     for server in &status.servers {
         for address in [&server.clients, &server.servers, &server.coord].into_iter().flatten() {
@@ -406,7 +406,7 @@ fn send_garbage(status: &ClusterStatus) {
     }
 }
 
-/// What changed although it must not. `log` is what the coordinator logged meanwhile.
+/// Lists the changes that the event must not cause. `log` is the part of the coordinator's log written meanwhile.
 fn wrong(may: &May, before: &ClusterStatus, after: &ClusterStatus, log: &str) -> Vec<String> {
     let mut wrong: Vec<String> = ["LOST", "a second fault"]
         .into_iter()

@@ -11,20 +11,20 @@ use crate::cluster::Cluster;
 
 /// The length of the values that fill memory.
 const FILL_BYTES: usize = 64 << 10;
-/// Refusals after which memory counts as full, for each server.
+/// Refusals of each server after which memory counts as full.
 const REFUSALS_A_SERVER: u32 = 8;
-/// Values that must be enough for the smallest memory limits.
+/// A number of values that must be enough to fill the smallest memory limits.
 const MOST_VALUES: u32 = 100_000;
 
-/// Writes that the history of the clients does not hold, by the place that they took a number of.
+/// Writes that are not in the clients' history, by the place in which they took a number.
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
-    /// Those that took one for certain, and those that may have.
+    /// The number of writes that took one for certain, and of those that may have.
     numbers: HashMap<(GroupId, ShardId), (u64, u64)>,
 }
 
 impl Beside {
-    /// Numbers of a place: at least, and at most.
+    /// The least and the greatest count of numbers taken in a place.
     pub(crate) fn at(&self, place: (GroupId, ShardId)) -> (u64, u64) {
         self.numbers.get(&place).copied().unwrap_or_default()
     }
@@ -48,7 +48,7 @@ impl Beside {
         Ok(())
     }
 
-    /// Deletes one.
+    /// Deletes one value.
     pub(crate) fn delete(&mut self, cluster: &Cluster, key: &[u8]) -> anyhow::Result<()> {
         let mut client = Client::open(&cluster.endpoint(), Options::default())?;
         client.delete(key, &OpOptions::default()).context("delete a value")?;

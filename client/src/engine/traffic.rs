@@ -67,7 +67,7 @@ impl Engine {
         }
     }
 
-    /// Nobody there has a map that this client can use.
+    /// Handles an endpoint that has no map that this client can use.
     fn on_no_map(&mut self, why: &str, now: Instant) {
         let has_asked_all = self.map_source.failed(why, &mut self.random, now);
         self.is_stranded |= has_asked_all && self.other_cluster.is_some();
@@ -384,7 +384,7 @@ impl Engine {
 
     /// Whether the one who answers is the one that was meant.
     fn check_welcome(&self, target: Target, welcome: &Welcome) -> Result<(), String> {
-        // Of another cluster the map says whether it was restored from this one.
+        // If this is another cluster, its map says whether it was restored from this one.
         if let (Target::Shard { .. }, Some(cluster)) = (target, self.router.cluster())
             && welcome.cluster != cluster
         {
@@ -536,9 +536,9 @@ impl Engine {
         self.leave_session(place, None);
     }
 
-    /// Another write had this number in this client's session: another process, as a copy of this one's machine,
-    /// uses the same client id. The number belongs to the other write, so this one was not done and never will be.
-    /// The session is left to the other process.
+    /// Handles the report that another write had this number in this client's session: another process, such as a copy
+    /// of this one's machine, uses the same client id. The number belongs to the other write, so this one was not done
+    /// and never will be. The session is left to the other process.
     fn on_session_mismatch(&mut self, id: OpId, ends: &mut dyn Ends) {
         let Some(operation) = self.operations.get(id) else { return };
         let (action, place, session) = (operation.action(), operation.place, operation.session);
@@ -551,7 +551,7 @@ impl Engine {
         self.leave_session(place, None);
     }
 
-    /// Gives a place a session under another client id, unless that has happened.
+    /// Gives a place a session under another client id, unless it already has one.
     fn begin_session_anew(&mut self, place: (GroupId, ShardId), client: ClientId, why: &str) {
         let Some(Place { session, .. }) = self.places.get_mut(place) else { return };
         if session.client() != client {

@@ -109,7 +109,7 @@ struct State {
     table: HashMap<Vec<u8>, (Vec<u8>, u64)>,
     sessions: HashMap<(ClientId, GroupId, ShardId), Session>,
     last_sn: u64,
-    /// Sessions that began before this write are not begun again.
+    /// Sessions that began before this write are not begun anew.
     forgotten: u64,
     /// Writes that took effect, by key.
     executed: Vec<(Vec<u8>, Vec<u8>)>,

@@ -42,7 +42,7 @@ use crate::plan::Plan;
 pub(crate) struct Restoration {
     /// The cluster that was.
     pub(crate) cluster: ClusterId,
-    /// What it begins with, by group, and the clusters before it.
+    /// The origin of the restored cluster: its foundings by group, and the clusters before it.
     pub(crate) origin: Origin,
     /// By server: what it begins with.
     pub(crate) loads: Vec<Vec<Load>>,

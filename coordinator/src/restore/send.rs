@@ -109,7 +109,7 @@ mod tests {
         assert!(!short.status.success());
         assert!(String::from_utf8_lossy(&short.stderr).contains("5 of 6 bytes"));
         assert!(!dir.path().join("x").exists());
-        // What somebody has put in its place is neither followed nor read by others.
+        // A file or link that another user has put in its place is not followed, and the new file is private.
         std::fs::write(dir.path().join("victim"), "precious").unwrap();
         let _ = std::fs::remove_file(dir.path().join("x.tmp"));
         std::os::unix::fs::symlink("victim", dir.path().join("x.tmp")).unwrap();

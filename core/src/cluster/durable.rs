@@ -9,9 +9,9 @@
 //! be told. Names and addresses that become known while a Store is under way go into the next one; views
 //! are decided when it is done (views.rs).
 //!
-//! A store may fail, for as long as a disk is full. Then the views that it would have made durable, and the last
-//! holders that go with them, are withdrawn: nobody was told of them, and facts go on while the disk does not. When
-//! the time has come to try again, they are decided anew.
+//! A store may fail for as long as a disk is full. Then the views that it would have made durable are withdrawn, and
+//! the last holders that go with them. No process was told of them, and facts change while the disk is full. When it is
+//! time to retry, they are decided anew.
 
 use std::time::Duration;
 
@@ -53,8 +53,8 @@ pub struct DurableState {
     /// Of a cluster that was restored: how each group began. Empty in one that began with nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foundings: Vec<Founding>,
-    /// Of each group that rests in dumps, its holders, whom the view still names; and of each group whose view names
-    /// nobody any more, whom the view before named. Their dumps count at a restore.
+    /// The last holders of each group that rests in dumps, which its view still names. If the view of a group names no
+    /// process any more, the holders that the view before it named. Their dumps count at a restore.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_holders: Vec<LastHolders>,
     /// The cluster is being stopped, or is stopped: its views are the last, whoever exits. A coordinator
@@ -116,8 +116,8 @@ impl DurableState {
         now.or(last).into_iter().flatten().flatten()
     }
 
-    /// Whether all that is left of a group is in complete dumps: its last holders have exited in order. Its view
-    /// stays, so it is not LOST, and nobody serves it until the cluster is restored.
+    /// Returns whether all that is left of a group is in complete dumps: its last holders have exited in order. Its
+    /// view stays, so it is not LOST, and no process serves it until the cluster is restored.
     pub fn rests(&self, group: GroupId) -> bool {
         let Some(view) = self.views.get(usize::from(group.0)) else { return false };
         let is_of_view = |last: &LastHolders| {
@@ -128,7 +128,8 @@ impl DurableState {
         self.last_holders.iter().any(is_of_view)
     }
 
-    /// Whether any view names this process, so that it is needed. The holders of a group that rests have exited.
+    /// Returns whether any view names this process, so that it is needed. The holders of a group that rests have
+    /// exited.
     pub fn names(&self, member: Member) -> bool {
         let of = |view: &View| view.primary == Some(member) || view.other() == Some(member);
         self.views.iter().filter(|view| of(view)).any(|view| !self.rests(view.group))
@@ -192,8 +193,8 @@ impl Memory {
         }
     }
 
-    /// A store has failed, if it was the one that is under way. The views that it would have made durable, and the
-    /// last holders with them, are withdrawn.
+    /// Handles a failed store, if it was the one under way: withdraws the views that it would have made durable, and
+    /// the last holders that go with them.
     fn on_failed(&mut self, now: Time, number: u64, reason: &str) {
         let failed = self.storing.take_if(|(storing, _)| *storing == number);
         if failed.is_none() {

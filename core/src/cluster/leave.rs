@@ -165,9 +165,9 @@ impl Cluster {
         self.memory.decided.last_holders.push(holders);
     }
 
-    /// The last holders of a group are gone. If one of them has left in order, the group is not LOST: all that was
-    /// acknowledged is in its complete dump. A candidate is dropped; after that the group rests, and its view stays.
-    /// Returns whether this is so, and the view that follows first, if any.
+    /// Handles the end of a group's last holders. If one of them has left in order, the group is not LOST: all
+    /// acknowledged writes are in its complete dump. A candidate is dropped first; after that the group rests, and its
+    /// view stays. Returns whether this is so, and the view that follows first, if any.
     pub(super) fn rest_instead_of_loss(&mut self, before: &View) -> (bool, Option<View>) {
         let (Some(primary), secondary) = (before.primary, before.secondary()) else {
             return (false, None);

@@ -15,7 +15,7 @@
 //! | P, S | S at home as primary, P as secondary, all at rest | S, P: hand-over |
 //! | nobody | | nobody: only an operator ends that |
 //!
-//! Where the table says LOST, and a holder has left in order, the group rests in its dumps instead (leave.rs).
+//! Where the table says LOST but a holder has left in order, the group rests in its dumps instead (leave.rs).
 
 use kv_protocol::{Member, Peer, View, ViewVersion};
 

@@ -23,7 +23,7 @@ impl Cluster {
         let own = &durable.views[usize::from(id.0)];
         let before = (id.0 + self.count() - 1) % self.count();
         let predecessors = &durable.views[usize::from(before)];
-        // What is LOST, or rests in dumps, is held by nobody who could come home.
+        // A group that is LOST, or rests in dumps, has no holder that could come home.
         let is_given_up =
             |view: &View| view.primary.is_none() || self.memory.decided.rests(view.group);
         // Whoever is dead, and whoever the next view names no more.
@@ -91,7 +91,7 @@ impl Cluster {
         self.is_settled() && durable.views.iter().all(is_held)
     }
 
-    /// The same, but for groups that are LOST, or rest in dumps: they have no home to come to.
+    /// The same, ignoring groups that are LOST or rest in dumps: they have no home to come to.
     pub fn is_settled(&self) -> bool {
         let servers = self.count();
         let durable = self.memory.durable();

@@ -33,7 +33,7 @@ use super::{Answers, Replica, Role, StreamError};
 use crate::holes::{self, Hole};
 use crate::table::{LOOK_AHEAD, Staged, TableHash};
 
-/// How often, in the time after which a session is idle, idle ones are looked for.
+/// The number of searches for idle sessions within the time after which a session is idle.
 const LOOKS_FOR_IDLE: u32 = 10;
 
 /// After so many streams in a row that brought no write forward, the other end does not keep up. Each is
@@ -52,11 +52,11 @@ pub(super) struct Primary {
     pub(super) candidacy: Candidacy,
     /// When idle sessions are looked for next.
     forget_at: Option<Time>,
-    /// How far the log was, for the time after which a session is idle: by that the horizon is raised.
+    /// Earlier positions of the log, over the time after which a session is idle; they give the horizon.
     marks: VecDeque<Mark>,
 }
 
-/// The last committed write when this shard had been awake for so long.
+/// The last committed write at the moment when this shard had been awake for the given time.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     awake: Duration,
@@ -441,8 +441,8 @@ impl Replica {
         }
     }
 
-    /// Forgets sessions that have written nothing for long; that is a write of its own, so both holders forget
-    /// the same ones. Time in which this shard slept ages nobody: a client on the same machine slept as well.
+    /// Forgets sessions that have written nothing for long. That is a write of its own, so both holders forget the same
+    /// ones. Time in which this shard slept does not count: a client on the same machine slept as well.
     fn forget_idle_sessions(&mut self, now: Time, answers: &mut impl Answers) {
         let idle_after = self.config.session_idle;
         let look_again = idle_after / LOOKS_FOR_IDLE;
@@ -459,7 +459,7 @@ impl Replica {
         let pending = holes::is_open(Hole::PendingForgotten);
         let log = &primary.sender.log;
         let committed = if pending { log.last() } else { log.committed() };
-        // One who looks late after a sleep has not been awake for much longer than at his last look.
+        // If a look comes late after a sleep, the shard has not been awake for much longer than at the last look.
         if primary.marks.back().is_none_or(|mark| awake >= mark.awake + look_again / 2) {
             primary.marks.push_back(Mark { awake, committed });
         }
@@ -477,7 +477,7 @@ impl Replica {
         }
     }
 
-    /// Makes room for another session: those go that have written nothing for longest.
+    /// Makes room for another session: forgets those that have written nothing for longest.
     pub(super) fn forget_oldest_sessions(&mut self, answers: &mut impl Answers) {
         let Some(primary) = self.primary() else { return };
         let committed = primary.sender.log.committed();
@@ -487,7 +487,8 @@ impl Replica {
         }
     }
 
-    /// Never one whose write is pending: its horizon is committed.
+    /// Forgets every session up to the horizon. The horizon is committed, so no session with a pending write is
+    /// forgotten.
     fn forget_sessions(&mut self, horizon: SequenceNumber, answers: &mut impl Answers) {
         let Some(primary) = self.primary() else { return };
         if self.draining || !primary.sender.log.has_room(0) {
@@ -514,10 +515,11 @@ impl Replica {
         self.log(write, answers);
     }
 
-    /// Where a session may begin whose client is greeted now; zero where this replica is not the primary.
+    /// The place in the log at which the session of a client greeted now may begin; zero if this replica is not the
+    /// primary.
     ///
-    /// It is committed, and a write that is sent later gets a higher number, whoever is primary then. So whatever
-    /// such a session has written is above it.
+    /// It is committed, and a write that is sent later gets a higher number under any primary. So every write of such a
+    /// session is above it.
     pub fn session_start(&self) -> SequenceNumber {
         self.primary().map_or(SequenceNumber::ZERO, |primary| primary.sender.log.committed())
     }

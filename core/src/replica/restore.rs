@@ -71,8 +71,7 @@ impl Replica {
     }
 
     /// The dump is loaded, and `last` was its last write: the first view that comes, whatever its
-    /// version, may make this replica a holder. Sessions that had written nothing since `forgotten` are not in
-    /// the dump.
+    /// version, may make this replica a holder. The dump lacks sessions that had written nothing since `forgotten`.
     pub fn finish_load(&mut self, last: SequenceNumber, forgotten: SequenceNumber) {
         self.restored = Some(last);
         self.sessions.raise_horizon(forgotten);

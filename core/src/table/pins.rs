@@ -109,7 +109,7 @@ impl Pins {
         }
         if let Some(index) = self.places.remove(&handle) {
             if holes::is_open(Hole::PinLeftBehind) {
-                // What the pin named is no entry any more.
+                // The pinned entry no longer exists.
                 self.records[index as usize] = None;
                 return;
             }

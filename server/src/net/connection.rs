@@ -81,7 +81,7 @@ enum Next {
 }
 
 impl Connection {
-    /// Notes where it comes from.
+    /// Notes the address that the connection comes from.
     pub(crate) fn set_address(&mut self, from: Address) {
         self.session.from = from;
     }

@@ -5,8 +5,8 @@
 //!   it has none            a client without a session is answered BUSY and tries again; the others are served
 //! ```
 //!
-//! So the answers to the writes of other addresses are kept for a minute at least, which is the longest deadline of a
-//! retry, whatever one address does.
+//! So the answers to the writes of other addresses are kept for at least a minute, whatever one address does. A minute
+//! is the longest deadline of a retry.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -34,19 +34,19 @@ const CREDIT: Duration = PAYS.checked_mul(AT_ONCE).expect("half a minute");
 /// The credits of a shard.
 #[derive(Debug, Default)]
 pub(crate) struct NewSessions {
-    /// By address: when the sessions that were begun are paid for.
+    /// By address, the time at which the sessions that it has begun are paid for.
     paid_at: HashMap<Address, Time>,
-    /// Until then some address may be without credit: later no write needs to look.
+    /// Until this time some address may be without credit. Later writes need no check.
     looks_until: Time,
 }
 
 impl NewSessions {
-    /// Whether a client of this address may begin a session.
+    /// Returns whether a client of this address may begin a session.
     pub(crate) fn may_begin(&self, now: Time, from: Address) -> bool {
         now >= self.looks_until || self.debt(now, self.account(from)) < CREDIT
     }
 
-    /// A client of this address has begun one.
+    /// Notes that a client of this address has begun a session.
     pub(crate) fn note(&mut self, now: Time, from: Address) {
         if self.paid_at.len() >= MAX_ADDRESSES && !self.paid_at.contains_key(&from) {
             self.paid_at.retain(|_, paid_at| *paid_at > now);

@@ -28,11 +28,11 @@ pub struct Flight {
     pub(super) seq: RequestSeq,
     /// The mark that it carries; of a session that was given up, the one that it was sent with last.
     pub(super) first_incomplete: RequestSeq,
-    /// Where its session began.
+    /// The place in the log at which its session began.
     pub(super) begun: SequenceNumber,
     /// When it began.
     pub start: u64,
-    /// For how long its client has slept since: its deadline is that much later.
+    /// The time for which its client has slept since: its deadline is later by as much.
     pub(super) slept: u64,
     /// The newest version of its key that anyone was told of by then.
     pub floor: u64,
@@ -55,17 +55,17 @@ impl Flight {
         self.was_sent
     }
 
-    /// When it ends without an answer.
+    /// The time at which it ends without a response.
     pub(super) fn deadline(&self) -> u64 {
         self.start + self.slept + super::DEADLINE
     }
 
-    /// The name under which it goes.
+    /// The name that it uses.
     pub fn name(&self) -> ClientId {
         self.client
     }
 
-    /// Whether it writes.
+    /// Returns whether it is a write.
     pub fn is_write(&self) -> bool {
         self.asked != Asked::Read
     }

@@ -7,7 +7,7 @@ use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber};
 pub(super) struct Session {
     /// Under which name.
     pub(super) client: ClientId,
-    /// Where it began in the log of its shard: known before anything of it was sent.
+    /// The place in the log of its shard at which it began, known before anything of it was sent.
     pub(super) begun: SequenceNumber,
     last: u64,
     incomplete: Vec<u64>,

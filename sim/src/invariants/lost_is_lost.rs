@@ -31,8 +31,8 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
         return Err(Violation::of(view.group, 17, words));
     }
     let mut holders = [before.primary, before.secondary()].into_iter().flatten();
-    // A server that has left in order makes no group LOST. But a coordinator that did not start a process is not told
-    // how that has ended: to one that follows a crashed one, its exit looks like a death.
+    // A server that has left in order makes no group LOST. But a coordinator that did not start a process cannot read
+    // its exit status. If it follows a crashed coordinator, the exit looks like a death to it.
     let is_unknown = |holder: Member| {
         let process = world.process_of(holder).map(|process| &world.processes[process]);
         process.is_some_and(|process| process.term != world.coordinator.term)

@@ -5,7 +5,7 @@ use kv_protocol::ids::GroupId;
 
 use crate::invariants::Violation;
 
-/// Looks at the value of a pin that is held.
+/// Checks the value of a held pin.
 pub fn check(group: GroupId, value: &[u8], pinned: Option<&[u8]>) -> Result<(), Violation> {
     match pinned {
         Some(pinned) if pinned == value => Ok(()),

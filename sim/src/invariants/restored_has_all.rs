@@ -52,7 +52,7 @@ fn lost(
         let last = world.last_holders.get(&(durable.cluster, group));
         holders.extend(last.into_iter().flatten().copied().map(Some));
     }
-    // It was LOST before, or the operator has given its tables up, or two servers have crashed.
+    // It was LOST before, or the operator has given up its tables, or two servers have crashed.
     let was_given_up = world.operator.has_given_up(durable.cluster, group);
     let may_be = was_given_up || world.operator.insists() || world.config.double;
     if !may_be && view.version > ViewVersion(0) {

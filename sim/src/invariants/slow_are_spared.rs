@@ -20,7 +20,7 @@ use crate::world::World;
 pub const NO_FAULT: u64 = 4 * (LEASE.as_millis() / 5) as u64 * 1_000_000;
 /// A view that follows from a fault comes at most so long after its end: complaint, probes, two stores.
 const FOLLOWS_WITHIN: u64 = 3_000_000_000;
-/// An inquiry after a fault is over after so long: a complaint, and the patience of its probes, twice.
+/// The longest time for which an inquiry goes on after a fault: a complaint, and the timeout of its probes, twice.
 const JUDGED_WITHIN: u64 = 800_000_000;
 /// A process may be replaced after so many failures.
 const FAILURES: u32 = 3;
@@ -41,7 +41,7 @@ impl Slowness {
         *end = (*end).max(until);
     }
 
-    /// Whether another place than this suffers a fault, or has a moment ago.
+    /// Returns whether a place other than this one suffers a fault, or did a moment ago.
     pub fn is_judged(&self, place: u16, now: u64) -> bool {
         let mut others = self.faults.iter().filter(|(other, _)| **other != place);
         others.any(|(_, until)| now < until + JUDGED_WITHIN)

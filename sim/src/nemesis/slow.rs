@@ -11,7 +11,7 @@ use crate::world::World;
 pub const LONG_STALL: &str = "long stall";
 /// As above.
 pub const SHORT_STALL: &str = "short stall";
-/// A stall of a starved executor, and its work until the next, take at most so long, in nanoseconds.
+/// The longest time, in nanoseconds, that a stall of a starved executor and its work until the next one take.
 const STARVED_WITHIN: u64 = 840_000_000;
 /// How lacks of memory are counted.
 pub const NO_MEMORY: &str = "no memory";
@@ -33,7 +33,8 @@ pub fn strike(world: &mut World) {
         0..=4 => {
             let stall = world.random.between(100_000_000, NO_FAULT);
             stand(world, process, stall);
-            // Whoever stands while another one's fault is being judged gives no answer, as if it were the slow one.
+            // A process that stands while another one's fault is being judged sends no response, as if it were the slow
+            // one.
             if world.slowness.is_judged(id, world.now) {
                 world.slowness.note_fault(id, world.now + stall);
             }
@@ -74,8 +75,8 @@ pub fn strike(world: &mut World) {
     world.note_place(place, format_args!("fault: {kind} at place {place}"));
 }
 
-/// An executor that gets hardly any time: it stands for about as long as a complaint takes, works for a moment, and
-/// stands again. So it answers the probe, and does not hear the others all the same.
+/// Starves an executor: it stands for about as long as a complaint takes, works for a moment, and stands again. So it
+/// answers the probe, but still does not receive from the others.
 pub fn stand_again(world: &mut World, process: usize, shard: usize, more: u8) {
     if world.is_healing || !world.processes[process].alive || more == 0 {
         return;

@@ -82,7 +82,7 @@ impl Shard {
         }
     }
 
-    /// What a client is greeted with.
+    /// The WELCOME for a client.
     fn welcome(&self) -> Vec<u8> {
         let mut starts = [SessionStart::default(); GROUPS_OF_A_SERVER];
         for (start, hosted) in starts.iter_mut().zip(&self.hosted) {
@@ -103,7 +103,7 @@ impl Shard {
         bytes
     }
 
-    /// Whether a connection is a stream of another server.
+    /// Returns whether a connection is a stream of another server.
     pub(super) fn is_stream(&self, number: ConnectionNumber) -> bool {
         let mut known = self.connections.iter();
         known.any(|(known, peer)| *known == number && matches!(peer, Peer::Stream(..)))

@@ -26,7 +26,7 @@ pub struct Bounds {
     pub memory: u64,
     /// After how long a session that nobody uses is forgotten.
     pub session_idle: Duration,
-    /// Values that are read stay pinned for a while.
+    /// True if values that are read stay pinned for a while.
     pub has_slow_readers: bool,
 }
 

@@ -34,7 +34,7 @@ pub struct Process {
     pub term: u64,
     /// When it was given an order last, as true time.
     pub last_order: u64,
-    /// Since when it has heard no coordinator, as true time.
+    /// The true time since which it has received nothing from a coordinator.
     pub alone_since: Option<u64>,
     /// Until when it does nothing, while time passes.
     pub paused_until: u64,

@@ -1,4 +1,4 @@
-//! Slow readers: values that are pinned over many wake-ups, as while a long answer is sent piece by piece.
+//! Slow readers: values stay pinned over many wake-ups, as while a long response is sent piece by piece.
 
 use kv_core::table::Pin;
 use kv_protocol::client_message::{Operation, Request};
@@ -8,7 +8,7 @@ use kv_protocol::ids::GroupId;
 use super::{Output, Shard};
 use crate::invariants::pins_hold;
 
-/// So many values are pinned at a time.
+/// The maximum number of values pinned at a time.
 const PINNED_MOST: usize = 24;
 /// A pin lasts for this many wake-ups, and up to as many more.
 const WAKES_A_PIN: u64 = 200;
@@ -39,7 +39,7 @@ impl Shard {
         self.readings.push(Reading { group, pin, value, wakes_left });
     }
 
-    /// Looks at every value that is being read; those that are sent, or whose table was wiped, are let go.
+    /// Checks every value that is being read. Lets go of those that are sent, or whose table was wiped.
     pub(super) fn go_on_reading(&mut self, output: &mut Vec<Output>) {
         for mut reading in std::mem::take(&mut self.readings) {
             let group = reading.group;
@@ -60,7 +60,7 @@ impl Shard {
     }
 }
 
-/// Whether a replica in this state keeps what it holds.
+/// Returns whether a replica in this state keeps its entries.
 fn keeps(state: ReplicaState) -> bool {
     !matches!(state, ReplicaState::Out | ReplicaState::Candidate)
 }

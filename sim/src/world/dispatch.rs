@@ -7,11 +7,11 @@ use crate::invariants::holders_are_spared;
 
 impl World {
     pub(super) fn dispatch(&mut self, happening: Happening) {
-        // While all machines sleep nothing happens, no fault either.
+        // While all machines sleep nothing happens, not even a fault.
         if self.now < self.all_asleep_until {
             return self.at(self.all_asleep_until, happening);
         }
-        // What comes to a client that sleeps waits in its order.
+        // Messages to a client that sleeps wait in their order.
         if let Some(client) = self.client_concerned(&happening)
             && self.now < self.asleep_until[client]
         {

@@ -1,4 +1,5 @@
-//! An orphaned cluster: the coordinator lives, and no server hears it for so long that servers leave without it.
+//! An orphaned cluster: the coordinator lives, but no server receives from it for so long that servers leave without
+//! it.
 //!
 //! ```text
 //!   the coordinator is cut off from all servers, or paused -> it is back before the timeout: nothing follows
@@ -6,15 +7,15 @@
 //!                                                             hold the only copy of a group
 //! ```
 //!
-//! When the coordinator is back it finds exits in order, some or all: that is no fault, and no group is LOST.
+//! After its return the coordinator finds some or all servers exited in order. That is no fault, and no group is LOST.
 
 use super::*;
 
-/// How long a server is without a coordinator before it leaves, in nanoseconds.
+/// The time without a coordinator after which a server leaves, in nanoseconds.
 const ORPHAN_TIMEOUT: u64 = 2_000_000_000;
 
 impl World {
-    /// When the coordinator is away; at the end the operator stops what is left.
+    /// Plans the absences of the coordinator. At the end the operator stops the servers that are left.
     pub(super) fn plan_orphans(&mut self) {
         let mut at = 0;
         loop {
@@ -27,7 +28,7 @@ impl World {
         self.at(self.config.faulty * 9 / 10, Happening::Stop);
     }
 
-    /// The coordinator is out of reach of every server for a while.
+    /// Takes the coordinator out of reach of every server for a while.
     pub(super) fn orphan(&mut self) {
         let is_away = self.coordinator.paused_until > self.now;
         if self.is_healing || is_away || !self.serves() {
@@ -48,7 +49,8 @@ impl World {
         self.after(lasts, Happening::Heal);
     }
 
-    /// A process beats: it leaves if it has heard no coordinator for too long, unless it is a group's only holder.
+    /// Handles the beat of a process: it leaves if it has received nothing from a coordinator for too long, unless it
+    /// is the only holder of a group.
     pub(super) fn look_for_coordinator(&mut self, process: usize) {
         if !self.config.orphans || self.operator.told(process) {
             return;

@@ -39,7 +39,7 @@ pub struct Operator {
     complete: BTreeSet<(Member, GroupId)>,
     /// The stop is to end whatever is lost.
     insists: bool,
-    /// Groups that a restore has found no dump of, and the cluster that was founded without them.
+    /// By cluster, the groups of which a restore found no dump and without which the cluster was founded.
     given_up: BTreeSet<(ClusterId, GroupId)>,
     /// The state of the cluster that is to be restored.
     durable: Option<DurableState>,
@@ -160,7 +160,7 @@ impl Operator {
         self.insists = true;
     }
 
-    /// Whether a cluster was founded without this group, because a restore has found no dump of it.
+    /// Returns whether a cluster was founded without this group, because a restore has found no dump of it.
     pub fn has_given_up(&self, cluster: ClusterId, group: GroupId) -> bool {
         self.given_up.contains(&(cluster, group))
     }
@@ -311,7 +311,7 @@ impl World {
     pub(super) fn on_map(&mut self, client: usize, map: Map) {
         let known = self.clients[client].map.as_ref().map(|map| map.cluster);
         if known.is_some_and(|known| map.ancestors.contains(&known)) {
-            // It has the data and the sessions of the one before: whatever is under way goes on there.
+            // It has the data and the sessions of the one before, so operations under way continue there.
             self.clients[client].follow(self.now);
         } else if known.is_some_and(|known| known != map.cluster) {
             let mut wishes = Vec::new();

@@ -1,9 +1,9 @@
-//! Machines that sleep for longer than sessions are kept, and clients that go on as copies of others: where sessions
-//! are forgotten soon.
+//! Machines that sleep for longer than sessions are kept, and clients that go on as copies of others. Only in runs that
+//! forget sessions soon.
 //!
 //! ```text
 //!   a client alone     its write is under way, and its answer lost; its retry comes after it was forgotten
-//!   all machines       nobody has forgotten anything
+//!   all machines       no session is forgotten
 //!   a clone            two clients write under one name and the same numbers
 //! ```
 
@@ -12,7 +12,7 @@ use kv_protocol::ids::ClientId;
 use super::*;
 use crate::nemesis::pause_coordinator;
 
-/// How often a client's machine sleeps in such a run, and how many clients may do so.
+/// The number of sleeps of clients' machines in such a run, and the number of clients that may sleep.
 const SLEEPS: u64 = 4;
 /// A sleeper wakes within this time of the others, in nanoseconds.
 const WAKES_WITHIN: u64 = 10_000_000;
@@ -26,7 +26,7 @@ impl World {
         let idle = u64::try_from(idle.as_nanos()).expect("it is short");
         let faulty = self.config.faulty;
         for _ in 0..SLEEPS {
-            // The first only reads.
+            // The first client only reads.
             let client = 1 + self.random.index(self.config.clients - 1);
             let at = self.random.between(faulty / 20, faulty / 2);
             let sleep = self.random.between(idle * 14 / 10, idle * 18 / 10);
@@ -42,7 +42,8 @@ impl World {
         }
     }
 
-    /// A client's machine sleeps. `alone`: its connections break; what the servers answer meanwhile is lost.
+    /// Lets a client's machine sleep. `alone`: its connections break, and responses that the servers send meanwhile are
+    /// lost.
     pub(super) fn sleep_client(&mut self, client: usize, sleep: u64, alone: bool) {
         if self.is_healing || self.now < self.asleep_until[client] {
             return;
@@ -59,14 +60,14 @@ impl World {
             let is_its = |actor: Actor| actor == Actor::Client { client };
             for number in self.network.live(|connection| connection.ends.into_iter().any(is_its)) {
                 self.break_connection(number);
-                // What is under way to it finds nobody.
+                // Messages under way to it are not received.
                 let end = self.network.get(number).end_of(Actor::Client { client });
                 self.network.deafen(number, end);
             }
         }
     }
 
-    /// All machines sleep, and wake one after the other.
+    /// Lets all machines sleep, and wake one after the other.
     pub(super) fn sleep_all(&mut self, sleep: u64) {
         let is_served =
             self.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.has_served());
@@ -89,7 +90,7 @@ impl World {
         self.all_asleep_until = self.now + sleep;
     }
 
-    /// Whoever shares a name with another client takes one of its own.
+    /// Gives every client that shares a name with another one a name of its own.
     pub(super) fn end_clones(&mut self) {
         let shared = &self.checks.shared;
         for client in &mut self.clients {
@@ -99,7 +100,7 @@ impl World {
         }
     }
 
-    /// The last client becomes a copy of another.
+    /// Turns the last client into a copy of another.
     pub(super) fn clone_client(&mut self) {
         let last = self.clients.len() - 1;
         let other = 1 + self.random.index(last - 1);

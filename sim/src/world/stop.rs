@@ -132,7 +132,7 @@ impl World {
         }
     }
 
-    /// A process that has just started may be told to stop before it holds anything.
+    /// In some cases, tells a process that has just started to stop, before it holds anything.
     pub(super) fn signal_newcomer(&mut self, process: usize) {
         let may_be = self.config.leaves && !self.is_healing && self.serves();
         if may_be && self.random.per_mille(200) {
@@ -268,7 +268,7 @@ impl World {
     }
 
     pub(super) fn begin_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
-        // An order for the same dump does not replace the try of a process that leaves alone.
+        // An order for the same dump does not replace the attempt of a process that leaves alone.
         if order.is_none() {
             self.operator.wait_no_more(process, role);
         }
@@ -452,7 +452,7 @@ impl World {
         }
     }
 
-    /// Something goes wrong while a restored cluster starts.
+    /// Injects a fault while a restored cluster starts.
     pub(super) fn strike_a_restore(&mut self) {
         if self.is_healing {
             return;
@@ -479,7 +479,7 @@ impl World {
         }
     }
 
-    /// All servers and the coordinator are paused.
+    /// Pauses all servers and the coordinator.
     pub fn suspend_for(&mut self, pause: u64) {
         self.trace.note(self.now, About::All, format_args!("everybody is suspended"));
         for process in 0..self.processes.len() {

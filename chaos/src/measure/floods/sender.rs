@@ -110,7 +110,7 @@ struct Talker {
     shape: Shape,
     number: u64,
     random: Random,
-    /// The bytes being sent, and how many of them are gone.
+    /// The bytes being sent, and the number of them that are already sent.
     block: Vec<u8>,
     sent: usize,
     asked: u64,

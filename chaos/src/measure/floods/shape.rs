@@ -88,7 +88,7 @@ pub(crate) const QUICK: &[Shape] = &[
 ];
 
 impl Shape {
-    /// Answers come back, and are read.
+    /// Returns whether responses come back and are read.
     pub(crate) fn is_answered(&self) -> bool {
         let is_garbage = matches!(self.kind, Kind::Garbage | Kind::GarbageToServers);
         self.manner != Manner::Unread && !is_garbage

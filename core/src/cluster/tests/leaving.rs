@@ -155,7 +155,7 @@ fn a_group_whose_last_holder_has_left_in_order_rests_in_its_dump_and_is_not_lost
     assert_eq!(world.holders(0), [member]);
     let effects = world.take();
     assert!(!effects.iter().any(|e| matches!(e, Effect::DoubleFault { .. })), "{effects:?}");
-    // Its place is filled again, and its other group has two copies. Nobody is given the group.
+    // Its place is filled again, and its other group has two copies. No server is given the group.
     let next = world.cluster.member(id);
     assert!(effects.contains(&Effect::Spawn { member: next }) && next != member, "{effects:?}");
     world.start_as(next);
@@ -165,7 +165,7 @@ fn a_group_whose_last_holder_has_left_in_order_rests_in_its_dump_and_is_not_lost
     let condition = |world: &World| world.cluster.condition(&world.cluster.views()[0]);
     assert_eq!(condition(&world), GroupCondition::Unreachable);
     assert!(!world.cluster.is_whole());
-    // What is stored is read again, by a coordinator that has not seen the exit.
+    // A coordinator that has not seen the exit reads the stored state again.
     world.restart();
     for &id in &alive {
         world.start(id);

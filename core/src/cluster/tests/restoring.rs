@@ -4,7 +4,7 @@ use super::*;
 
 const ABOVE: ViewVersion = ViewVersion(40);
 
-/// What a cluster begins with that was restored from two others.
+/// The origin of a cluster that was restored from two others.
 fn origin(foundings: Vec<Founding>) -> Origin {
     Origin { foundings, ancestors: vec![ClusterId(8), ClusterId(7)] }
 }

@@ -31,7 +31,7 @@ fn stay_awake(pair: &mut Pair, time: Duration) {
     }
 }
 
-/// How long after its last write a session is surely forgotten: what is idle is looked for now and then.
+/// The time after its last write by which a session is certainly forgotten: idle ones are looked for only at intervals.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(SESSION_IDLE.as_secs() * 4 / 3);
 
 #[test]
