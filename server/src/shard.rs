@@ -30,10 +30,10 @@ use crate::net::peer::Peer;
 use crate::service::Service;
 
 /// Bytes of long values that one wake-up sends to all readers together, one piece each in turn: the kernel
-/// copies so much in a fraction of a millisecond.
-const READERS_BYTES: usize = 512 << 10;
+/// copies so much in some 50 µs, and for so long a short request waits behind them.
+const READERS_BYTES: usize = 128 << 10;
 /// Most bytes of one piece.
-const READER_PIECE: usize = 128 << 10;
+const READER_PIECE: usize = 64 << 10;
 /// What a piece counts as at least: a send that is refused takes time too.
 const READER_COST: usize = 16 << 10;
 
