@@ -542,6 +542,7 @@ fn a_heartbeat_without_a_started_teaches_the_coordinator_nothing() {
             connection_limit: u64::MAX,
             clients: u32::MAX,
             requests: u64::MAX,
+            out_of_space: 0,
             refused: u64::MAX,
             stood_ms: 0,
             dumped: DumpedBytes { primary: u64::MAX, secondary: u64::MAX },

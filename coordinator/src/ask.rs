@@ -6,29 +6,33 @@ use std::time::Duration;
 
 use kv_protocol::client_message::{Hello, Question, Refusal, opcode};
 use kv_protocol::frame::{FrameBuffer, FrameRules};
+use kv_protocol::health::Health;
 use kv_protocol::limits::MAX_ANSWER_BODY;
 use kv_protocol::status::ClusterStatus;
 use kv_protocol::{ClientId, ClusterId, ShardId};
 
 use crate::args::StatusArgs;
 use crate::spawn::printable;
+use crate::table::Screen;
 use crate::{Failure, random, table};
 
 /// How long connecting, and each read, may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Prints the status of the cluster asked for.
-pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
+/// Prints the status of the cluster asked for; how well that is.
+pub(crate) fn run(args: &StatusArgs) -> Result<Health, Failure> {
     let json = fetch(args).map_err(|reason| failure(args, &reason))?;
+    let status = parse(&json)?;
+    let (health, _) = status.assess();
     let text = match args.json {
         true => format!("{}\n", printable(&json)),
-        false => table::render(&parse(&json)?, width()),
+        false => table::render(&status, Screen { width: width(), lines: None }),
     };
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::Failed(format!("print the status: {error}")))
         }
-        _ => Ok(()),
+        _ => Ok(health),
     }
 }
 

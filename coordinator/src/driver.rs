@@ -25,7 +25,7 @@ use kv_core::cluster::{
     NO_PROGRESS, StopOutcome, StopPhase, StopWait,
 };
 use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
-use kv_protocol::control_message::{Order, Started};
+use kv_protocol::control_message::{self, Order, Started};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::status::ClusterState;
 use kv_protocol::{
@@ -36,7 +36,7 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::args::Args;
 use crate::lock::DirectoryLock;
@@ -73,6 +73,8 @@ const STORE_WARNING_INTERVAL: Duration = Duration::from_secs(10);
 const MAX_STOP_REQUESTS: usize = 8;
 /// The interval at which a dump that fails for the same reason is reported.
 const FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// The interval at which it is reported that a process cannot be started for the same reason.
+const START_TOLD_EVERY: Duration = Duration::from_secs(600);
 
 /// When a failed order of a server was last reported, and for which reason.
 type ToldFailures = HashMap<(ServerId, &'static str), (Time, String)>;
@@ -117,12 +119,16 @@ pub(crate) struct Driver {
     /// Why this coordinator must end and leave the servers as they are.
     outdated: RefCell<Option<String>>,
     outcome: RefCell<Option<StopOutcome>>,
+    /// What the servers are told while they run; the number grows when it changes.
+    settings_told: watch::Sender<u64>,
     /// Where the dumps go, if not to the servers' own directories.
     dump_dir: RefCell<Option<String>>,
     /// Those who wait for the end of the stop.
     pub(crate) callers: Callers,
     /// By server and order: when its failure was told last, and in which words.
     told_failures: RefCell<ToldFailures>,
+    /// By server: why a process could not be started there, and when that was told.
+    told_starts: RefCell<HashMap<ServerId, (Time, String)>>,
     /// What founders begin with, where the cluster is restored.
     restoration: Option<Restoration>,
     /// The command that brings this cluster back after its stop.
@@ -443,9 +449,11 @@ impl Driver {
             failure: RefCell::new(None),
             outdated: RefCell::new(None),
             outcome: RefCell::new(None),
+            settings_told: watch::Sender::new(0),
             dump_dir: RefCell::new(None),
             callers: Callers::default(),
             told_failures: RefCell::default(),
+            told_starts: RefCell::default(),
             changed: Notify::new(),
             recovering: Notify::new(),
         })
@@ -604,6 +612,20 @@ impl Driver {
         }
     }
 
+    /// What a server is told while it runs: where this coordinator is, and its memory limit.
+    pub(crate) fn settings_of(&self, server: ServerId) -> control_message::Settings {
+        let route = &self.plan.routes[usize::from(server.0)];
+        control_message::Settings {
+            coordinator: SocketAddr::new(route.coordinator, self.ports.servers),
+            memory_limit: self.plan.settings.memory_limit.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Tells of every change of [`Driver::settings_of`].
+    pub(crate) fn settings_told(&self) -> watch::Receiver<u64> {
+        self.settings_told.subscribe()
+    }
+
     /// Where the dumps go, if not to the servers' own directories.
     pub(crate) fn dump_dir(&self) -> Option<String> {
         self.dump_dir.borrow().clone()
@@ -712,6 +734,14 @@ impl Driver {
 
 fn index(member: Member) -> usize {
     usize::from(member.server.0)
+}
+
+/// How a process ended and the end of what it said, in a line.
+fn last_words(exit: &Exit) -> String {
+    match exit.last_words.as_deref().and_then(|words| words.lines().last()) {
+        Some(words) => format!("{}: {words}", exit.how),
+        None => exit.how.clone(),
+    }
 }
 
 fn with_last_words(exit: &Exit) -> String {

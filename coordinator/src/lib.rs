@@ -80,7 +80,7 @@ pub fn main() -> ExitCode {
     let ended = run(args);
     logs::flush();
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure::Usage(message)) => end(&message, BAD_USAGE),
         Err(Failure::Failed(message)) => end(&message, FAILED),
     }
@@ -92,11 +92,14 @@ fn end(message: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(args: Args) -> Result<(), Failure> {
+fn run(args: Args) -> Result<ExitCode, Failure> {
+    let done = |()| ExitCode::SUCCESS;
     match args.command {
-        Some(Command::Status(status)) if status.watch => watch::run(status),
-        Some(Command::Status(status)) => ask::run(&status),
-        Some(Command::Stop(stop)) => ask_stop::run(&stop),
+        Some(Command::Status(status)) if status.watch => watch::run(status).map(done),
+        Some(Command::Status(status)) => {
+            ask::run(&status).map(|health| ExitCode::from(health.exit_code()))
+        }
+        Some(Command::Stop(stop)) => ask_stop::run(&stop).map(done),
         None => {
             // Before all else: a coordinator ends when it is told to, and not by the way.
             kv_daemon::signals::pass_over();
@@ -114,7 +117,7 @@ fn run(args: Args) -> Result<(), Failure> {
             drop(tasks);
             // A thread that waits for a device that stalls is not waited for.
             runtime.shutdown_background();
-            ended
+            ended.map(done)
         }
     }
 }

@@ -129,6 +129,9 @@ async fn converse(
 ) -> OrdersError {
     // Reports name their order by number only.
     let mut sent = VecDeque::new();
+    let mut settings = driver.settings_told();
+    // The first are told at once.
+    settings.mark_changed();
     loop {
         tokio::select! {
             order = orders.recv() => {
@@ -145,6 +148,13 @@ async fn converse(
                 }
                 sent.truncate(MAX_REMEMBERED - 1);
                 sent.push_front(order);
+            }
+            Ok(()) = settings.changed() => {
+                let mut bytes = Vec::new();
+                driver.settings_of(member.server).write(&mut bytes);
+                if let Err(error) = connection.send(&bytes).await {
+                    return error.into();
+                }
             }
             frame = connection.next_frame(None) => match frame {
                 Ok(Some(frame)) => {

@@ -355,6 +355,7 @@ pub(crate) mod tests {
                 last_holders: Vec::new(),
                 is_stopping: false,
                 recovering: None,
+                moving: Vec::new(),
             },
         }
     }

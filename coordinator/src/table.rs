@@ -4,6 +4,7 @@
 
 use comfy_table::{CellAlignment, Table};
 use console::{measure_text_width, truncate_str};
+use kv_protocol::health::Health;
 use kv_protocol::ids::{Member, ServerId};
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{
@@ -19,26 +20,95 @@ const SHOWN_RECOVERIES: usize = 8;
 /// Steps of a recovery, 0 to 5.
 const STEPS: usize = 6;
 
-/// The status, for a terminal of so many columns.
-pub(crate) fn render(status: &ClusterStatus, width: Option<usize>) -> String {
+/// What the status is shown on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Screen {
+    /// Columns of the terminal; `None`: it is none.
+    pub(crate) width: Option<usize>,
+    /// Lines that are seen at once; `None`: as many as there are.
+    pub(crate) lines: Option<usize>,
+}
+
+/// Which servers and groups are shown, in which order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rows {
+    /// All, in ring order.
+    InOrder,
+    /// All, those that are not well first.
+    SickFirst,
+    /// Those that are not well; of the others there is a count.
+    SickOnly,
+}
+
+/// The status. On a terminal whatever is not well comes first; where there is not room for all lines, servers and
+/// groups that are well are only counted.
+pub(crate) fn render(status: &ClusterStatus, screen: Screen) -> String {
+    let Screen { width, lines } = screen;
+    let rows = if width.is_some() { Rows::SickFirst } else { Rows::InOrder };
+    let all = render_rows(status, width, rows);
+    match lines {
+        Some(lines) if all.lines().count() > lines => render_rows(status, width, Rows::SickOnly),
+        _ => all,
+    }
+}
+
+fn render_rows(status: &ClusterStatus, width: Option<usize>, rows: Rows) -> String {
+    let (health, why) = status.assess();
     let state = match status.state {
+        _ if health == Health::Unserved => "NOT ALL KEYS ARE SERVED",
         ClusterState::Starting => "starting",
         ClusterState::Serving => "serving",
         ClusterState::Degraded => "degraded",
         ClusterState::Stopping => "stopping",
     };
-    let mut text = format!(
-        "cluster {}: {state}, {} servers, {} shard{} a group\n",
+    let words = format!(
+        "{}: {state}, {} servers, {} shard{} a group{}{}",
         status.cluster,
         status.servers.len(),
         status.shards,
         if status.shards == 1 { "" } else { "s" },
+        if why.is_empty() { "" } else { "; " },
+        printable(&why),
     );
+    let mut text = wrap("cluster ", &words, width.unwrap_or(usize::MAX));
     text += &alarms(&status.alarms, width);
-    for grid in [servers(&status.servers), groups(&status.groups), recoveries(&status.servers)] {
-        if !grid.rows.is_empty() {
-            text += &format!("\n{}", grid.text(width));
-        }
+    let is_up =
+        |server: &ServerStatus| server.state == ServerState::Up && server.recovery_step.is_none();
+    let is_whole = |group: &GroupStatus| group.condition == GroupCondition::Whole;
+    text += &section(&status.servers, rows, width, is_up, servers, "up", "server");
+    text += &section(&status.groups, rows, width, is_whole, groups, "whole", "group");
+    let recoveries = recoveries(&status.servers);
+    if !recoveries.rows.is_empty() {
+        text += &format!("\n{}", recoveries.text(width));
+    }
+    text
+}
+
+/// The table of one kind of thing.
+fn section<T: Clone>(
+    things: &[T],
+    rows: Rows,
+    width: Option<usize>,
+    is_well: fn(&T) -> bool,
+    grid: fn(&[T]) -> Grid,
+    well: &str,
+    name: &str,
+) -> String {
+    let (fine, sick): (Vec<T>, Vec<T>) = things.iter().cloned().partition(is_well);
+    let count = fine.len();
+    let shown = match rows {
+        Rows::InOrder => things.to_vec(),
+        Rows::SickFirst => [sick, fine].concat(),
+        Rows::SickOnly => sick,
+    };
+    let mut text = String::new();
+    if !shown.is_empty() {
+        text += &format!("\n{}", grid(&shown).text(width));
+    }
+    if rows == Rows::SickOnly && count > 0 {
+        let more = if shown.is_empty() { "" } else { " more" };
+        let s = if count == 1 { "" } else { "s" };
+        text += &format!("\n{count} {name}{s}{more}: {well}\n");
     }
     text
 }
@@ -303,6 +373,7 @@ mod tests {
             client_connections: 4,
             requests: 5,
             refused: 6,
+            out_of_space: 0,
             heartbeat_age_ms: (id != 1).then_some(42),
             longest_gap_ms: 103,
             recovery_step: None,
@@ -310,6 +381,9 @@ mod tests {
         };
         let member = |id| Some(Member { server: ServerId(id), incarnation: Incarnation(1) });
         ClusterStatus {
+            version: 1,
+            health: Health::Degraded,
+            why: String::new(),
             cluster: ClusterId(0xfeed),
             epoch: Epoch { number: 1, boot: BootId(1) },
             state: ClusterState::Degraded,
@@ -337,7 +411,7 @@ mod tests {
 
     #[test]
     fn the_tables_show_servers_groups_copies_entries_and_memory() {
-        let text = render(&status(), None);
+        let text = render(&status(), Screen::default());
         assert!(text.contains("feed: degraded, 3 servers, 2 shards a group"), "{text}");
         let row = |word: &str| text.lines().find(|line| line.contains(word)).unwrap().to_owned();
         let down = row("DOWN");
@@ -379,7 +453,11 @@ mod tests {
 
     #[test]
     fn a_hostile_coordinator_cannot_send_escapes_to_the_terminal() {
-        assert!(!render(&status(), None).contains('\x1b'));
+        assert!(!render(&status(), Screen::default()).contains('\x1b'));
+    }
+
+    fn wide(columns: usize) -> Screen {
+        Screen { width: Some(columns), lines: None }
     }
 
     fn recovered() -> ClusterStatus {
@@ -409,7 +487,7 @@ mod tests {
 
     #[test]
     fn recoveries_are_shown_newest_first_with_the_time_in_each_step() {
-        let text = render(&recovered(), None);
+        let text = render(&recovered(), Screen::default());
         let at = text.lines().position(|line| line.starts_with("recovery of")).unwrap();
         let cells = |n: usize| {
             let line = text.lines().nth(at + n).unwrap();
@@ -423,7 +501,7 @@ mod tests {
 
     #[test]
     fn alarms_come_first_with_their_age_and_nothing_that_a_terminal_obeys() {
-        let text = render(&recovered(), None);
+        let text = render(&recovered(), Screen::default());
         let alarm = text.lines().nth(1).unwrap();
         assert!(alarm.starts_with("ALARM, for 61 s: server 1 could not carry out"), "{alarm}");
         assert!(!text.contains(['\x1b', '\u{202e}']), "{text:?}");
@@ -433,17 +511,66 @@ mod tests {
     fn a_narrow_terminal_gets_the_most_telling_columns_and_no_line_too_long() {
         let status = recovered();
         for width in 20..200 {
-            let text = render(&status, Some(width));
+            let text = render(&status, wide(width));
             let tables = text.lines().skip(1);
             let widest = tables.map(measure_text_width).max().unwrap();
             assert!(widest <= width.max(30), "{width}:\n{text}");
         }
-        let text = render(&status, Some(60));
+        let text = render(&status, wide(60));
         for needed in ["server", "state", "heard", "DOWN", "degraded", "copying to 1", "not over"] {
             assert!(text.contains(needed), "{needed}:\n{text}");
         }
         assert!(!text.contains("requests"), "{text}");
-        assert!(render(&status, Some(200)).contains("requests"));
+        assert!(render(&status, wide(200)).contains("requests"));
+    }
+
+    #[test]
+    fn on_a_small_terminal_the_sick_come_first_and_the_others_are_counted() {
+        let mut status = status();
+        let well = status.servers[0].clone();
+        let place = |id| ServerStatus { id: ServerId(id), ..well.clone() };
+        status.servers = (0..32).map(place).collect();
+        status.servers[29].state = ServerState::Down;
+        let group = status.groups[0].clone();
+        let whole = |id| GroupStatus {
+            group: GroupId(id),
+            condition: GroupCondition::Whole,
+            candidate: None,
+            copy: None,
+            ..group.clone()
+        };
+        status.groups = (0..32).map(whole).collect();
+        status.groups[28] = GroupStatus { group: GroupId(28), ..group };
+
+        let text = render(&status, Screen { width: Some(40), lines: Some(23) });
+        assert!(text.lines().count() <= 23, "{text}");
+        // A cluster's name alone is longer.
+        assert!(text.lines().skip(1).all(|line| measure_text_width(line) <= 40), "{text}");
+        for needed in
+            ["29", "DOWN", "28", "degraded", "31 servers more: up", "31 groups more: whole"]
+        {
+            assert!(text.contains(needed), "{needed}:\n{text}");
+        }
+        let tall = render(&status, Screen { width: Some(40), lines: Some(200) });
+        let first = tall.lines().skip_while(|line| !line.starts_with("server ")).nth(1).unwrap();
+        assert!(first.contains("DOWN"), "{tall}");
+        assert!(!tall.contains("more"), "{tall}");
+    }
+
+    #[test]
+    fn the_first_line_says_why() {
+        let text = render(&status(), Screen::default());
+        let first = text.lines().next().unwrap();
+        assert!(
+            first.ends_with("2 shards a group; server 1 is down; group 0 has one copy"),
+            "{first}"
+        );
+        let mut lost = status();
+        lost.groups[0].condition = GroupCondition::Lost;
+        let text = render(&lost, Screen::default());
+        assert!(text.starts_with("cluster 0000"), "{text}");
+        let words = "NOT ALL KEYS ARE SERVED, 3 servers, 2 shards a group; group 0 is LOST";
+        assert!(text.lines().next().unwrap().contains(words), "{text}");
     }
 
     #[test]

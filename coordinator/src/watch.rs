@@ -11,12 +11,14 @@
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 use console::truncate_str;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::StatusArgs;
 use crate::spawn::printable;
+use crate::table::Screen;
 use crate::{Failure, ask, table};
 
 const HIDE_CURSOR: &str = "\x1b[?25l";
@@ -44,7 +46,7 @@ pub(crate) fn run(args: StatusArgs) -> Result<(), Failure> {
 
 async fn watch(args: Arc<StatusArgs>, in_place: bool) -> Result<(), Failure> {
     let mut ends = Ends::listen()?;
-    let mut last: Option<String> = None;
+    let mut last: Option<(String, Instant)> = None;
     let mut is_first = true;
     loop {
         let width = ask::width().map(|columns| columns.saturating_sub(1));
@@ -60,15 +62,21 @@ async fn watch(args: Arc<StatusArgs>, in_place: bool) -> Result<(), Failure> {
         let printed = match fetched {
             Ok(json) if args.json => print(&format!("{}\n", printable(&json))),
             Ok(json) => {
-                let text = table::render(&ask::parse(&json)?, width);
+                let lines = in_place
+                    .then(|| usize::from(console::Term::stdout().size().0).saturating_sub(1));
+                let text = table::render(&ask::parse(&json)?, Screen { width, lines });
                 let printed = show(&text, in_place, is_first);
-                last = Some(text);
+                last = Some((text, Instant::now()));
                 printed
             }
             Err(reason) if in_place => {
-                let text =
-                    format!("no answer: {}\n{}", printable(&reason), last.as_deref().unwrap_or(""));
-                show(&text, in_place, is_first)
+                let (text, said) =
+                    last.as_ref().map_or(("", 0), |(text, at)| (text, at.elapsed().as_secs()));
+                let head = format!(
+                    "NO ANSWER from the coordinator: {}\nwhat follows is {said} s old:\n",
+                    printable(&reason)
+                );
+                show(&format!("{head}{text}"), in_place, is_first)
             }
             Err(reason) => {
                 // The next answer may come; a closed standard error must not end the watch.

@@ -11,6 +11,7 @@
 //!   recover  facts -> reconcile: the next view of a group -> stored -> orders         (views.rs)
 //!            nobody names it any more: kill, proof, a new process in its place      (respawn.rs)
 //!   leave    views without the one that was told to stop -> SHUTDOWN                    (leave.rs)
+//!   replace  the same for a place that goes to another host, without proof if need be  (moving.rs)
 //!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> everyone has exited     (stop.rs)
 //! ```
 //!
@@ -41,6 +42,7 @@ mod effect;
 mod history;
 mod leave;
 mod links;
+mod moving;
 mod orders;
 pub mod reconcile;
 mod recovery;
@@ -64,6 +66,7 @@ pub use effect::{DownCause, Effect, Ignored, KillReason, StartFailure, StartedRe
 use history::History;
 pub use leave::LEAVE_PATIENCE;
 pub use links::LinkId;
+pub use moving::ReplaceRefused;
 use respawn::draw;
 use server::Server;
 use start::Start;
@@ -182,6 +185,7 @@ impl Cluster {
             last_holders: Vec::new(),
             is_stopping: false,
             recovering: None,
+            moving: Vec::new(),
         };
         let nothing = DurableState { epoch: Epoch::default(), ..decided.clone() };
         let mut cluster = Cluster::of(now, config, Memory::new(decided, nothing));
@@ -300,6 +304,7 @@ impl Cluster {
         self.memory.on_time(self.now);
         self.found_views();
         self.stop_if_all_leave(now, sink);
+        self.move_out(now, sink);
         self.lead_out(now, sink);
         self.inquire(now, sink);
         self.order_again(now, sink);

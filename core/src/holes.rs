@@ -66,6 +66,7 @@ pub enum Hole {
     IdleByTheClock = 59,
     RecordWithoutRequest = 60,
     PendingForgotten = 61,
+    MovedWhileNamed = 62,
 }
 
 /// Whether this rule is left out in the running thread.
@@ -187,6 +188,7 @@ mod planted {
             IdleByTheClock,
             RecordWithoutRequest,
             PendingForgotten,
+            MovedWhileNamed,
         ]
     };
 
@@ -289,6 +291,7 @@ mod planted {
                 Hole::IdleByTheClock => "sessions idle by the clock of a machine that slept",
                 Hole::RecordWithoutRequest => "a record answers another request of its number",
                 Hole::PendingForgotten => "sessions with pending writes forgotten",
+                Hole::MovedWhileNamed => "a place refilled elsewhere before its views name another",
             }
         }
     }

@@ -8,6 +8,7 @@
 //!   HEARTBEAT every 100 ms      ->              views: SET-SECONDARY, TAKE-OVER, ...  ->
 //!            <- CLUSTER-MAP, when it is newer   PROBE, EXITED, DRAIN, DUMP-PRIMARY,
 //!   DRAIN-REQUEST on SIGTERM    ->              DUMP-SECONDARY, SHUTDOWN    ->
+//!                                               SETTINGS at first, and when they change ->
 //!                                                 <- REPORT (order id, view, outcome)
 //! ```
 //!
@@ -78,6 +79,8 @@ pub mod opcode {
     pub const REPORT: u8 = 0x9f;
     /// The directory of the dumps that are ordered next.
     pub const DUMP_TO: u8 = 0xa0;
+    /// What may change while a server runs.
+    pub const SETTINGS: u8 = 0xa1;
 }
 
 /// A server says where it listens.
@@ -337,6 +340,8 @@ pub struct Heartbeat {
     pub requests: u64,
     /// Frames and connections refused as malformed since its start.
     pub refused: u64,
+    /// Writes answered OUT_OF_SPACE since its start.
+    pub out_of_space: u64,
     /// How long a thread of it has been stuck, in milliseconds; 0: none is. Only a process that is the only
     /// holder of a group reports this; another one ends itself.
     pub stood_ms: u32,
@@ -369,6 +374,7 @@ impl Heartbeat {
         body.put_u32(self.clients);
         body.put_u64(self.requests);
         body.put_u64(self.refused);
+        body.put_u64(self.out_of_space);
         body.put_u32(self.stood_ms);
         body.put_u64(self.dumped.primary);
         body.put_u64(self.dumped.secondary);
@@ -407,6 +413,7 @@ impl Heartbeat {
         let clients = reader.u32("client count")?;
         let requests = reader.u64("request count")?;
         let refused = reader.u64("refused count")?;
+        let out_of_space = reader.u64("count of writes without room")?;
         let stood_ms = reader.u32("time stood")?;
         let dumped = DumpedBytes {
             primary: reader.u64("bytes dumped of the primary table")?,
@@ -456,6 +463,7 @@ impl Heartbeat {
             clients,
             requests,
             refused,
+            out_of_space,
             stood_ms,
             dumped,
             crowd,
@@ -869,6 +877,43 @@ pub fn read_dump_directory(body: &[u8]) -> Result<String, DecodeError> {
         return Err(bad(body.len()));
     }
     Ok(text.to_owned())
+}
+
+/// What may change while a server runs: told when the connection for orders stands, and again at every change. No
+/// report follows; heartbeats show what holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where the server finds the coordinator from now on.
+    pub coordinator: SocketAddr,
+    /// The memory limit of its tables as a person writes it (`--memory-limit`); empty: it keeps what it has.
+    pub memory_limit: String,
+}
+
+impl Settings {
+    /// Appends the frame.
+    pub fn write(&self, output: &mut Vec<u8>) {
+        write_frame(output, Checksum::Crc32c, opcode::SETTINGS, |body| {
+            write_address(body, Some(self.coordinator));
+            body.put_bytes(self.memory_limit.as_bytes());
+        });
+    }
+
+    /// Takes the settings from their frame's body.
+    ///
+    /// # Errors
+    /// There is no address, or the limit is not text.
+    pub fn read(body: &[u8]) -> Result<Settings, DecodeError> {
+        let mut reader = Reader::new(body);
+        let coordinator = read_address(&mut reader)?
+            .filter(|address| address.port() != 0 && !address.ip().is_unspecified())
+            .ok_or(DecodeError::BadValue { field: "coordinator's address", value: 0 })?;
+        let limit = reader.remainder();
+        let memory_limit = std::str::from_utf8(limit).map_err(|error| DecodeError::BadValue {
+            field: "memory limit",
+            value: u64::try_from(error.valid_up_to()).unwrap_or(u64::MAX),
+        })?;
+        Ok(Settings { coordinator, memory_limit: memory_limit.to_owned() })
+    }
 }
 
 impl Report {

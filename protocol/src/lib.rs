@@ -27,6 +27,7 @@ pub mod escape;
 pub mod exit_code;
 pub mod failure_timeout;
 pub mod frame;
+pub mod health;
 pub mod ids;
 pub mod key;
 pub mod limits;

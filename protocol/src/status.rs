@@ -2,12 +2,25 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::Health;
 use crate::ids::{ClusterId, Epoch, GroupId, Incarnation, Member, ServerId, ViewVersion};
 use crate::map::ServerState;
+
+/// The layout of the document. It grows when a field changes its meaning or goes; new fields do not change it.
+pub const STATUS_VERSION: u32 = 1;
 
 /// The whole cluster as its coordinator sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
+    /// [`STATUS_VERSION`] of whoever wrote it.
+    #[serde(default)]
+    pub version: u32,
+    /// How well it serves, as [`ClusterStatus::assess`] says.
+    #[serde(default)]
+    pub health: Health,
+    /// Why not better, in one line.
+    #[serde(default)]
+    pub why: String,
     /// The cluster.
     pub cluster: ClusterId,
     /// The coordinator's term.
@@ -97,6 +110,9 @@ pub struct ServerStatus {
     pub requests: u64,
     /// Frames and connections refused as malformed since its start.
     pub refused: u64,
+    /// Writes refused since its start, as its tables were full.
+    #[serde(default)]
+    pub out_of_space: u64,
     /// Milliseconds since its last heartbeat; `None` before the first.
     pub heartbeat_age_ms: Option<u64>,
     /// The longest time that one of its shards was without a message of the other holder of a group, under the
@@ -173,6 +189,12 @@ pub enum AlarmKind {
     Stuck,
     /// An orderly stop waits for a server that is silent, or makes no progress.
     StopWaits,
+    /// The host of a server does not say whether its process has ended.
+    HostUnreachable,
+    /// A server takes orders, and its heartbeats do not come.
+    CannotReport,
+    /// A server refuses writes, as its tables are full.
+    OutOfSpace,
     /// One that a later version knows.
     #[serde(other)]
     Other,

@@ -275,7 +275,7 @@ proptest! {
         let heartbeat = Heartbeat {
             incarnation: to.incarnation, epoch, resident_bytes: numbers[0], clients: 3,
             memory_limit: numbers[5], connection_bytes: numbers[3], connection_limit: numbers[4],
-            requests: numbers[1], refused: numbers[2], stood_ms: 9,
+            requests: numbers[1], refused: numbers[2], out_of_space: numbers[3], stood_ms: 9,
             dumped: DumpedBytes { primary: numbers[3], secondary: numbers[4] },
             crowd: (kind % 2 == 0).then_some(CrowdReport { address: ip, connections: 5, closed: numbers[3] }),
             replicas: (0..replicas).map(replica).collect(),
@@ -568,6 +568,7 @@ fn the_largest_legal_messages_fit_their_frames() {
         clients: 0,
         requests: 0,
         refused: 0,
+        out_of_space: 0,
         stood_ms: 0,
         dumped: DumpedBytes::default(),
         crowd: None,
@@ -575,6 +576,26 @@ fn the_largest_legal_messages_fit_their_frames() {
     });
     let bytes = written(|b| heartbeat.write(b));
     assert!(split_frame(&bytes, &CONTROL).unwrap().is_some(), "{} bytes", bytes.len());
+}
+
+#[test]
+fn settings_name_an_address_that_can_be_dialled() {
+    let of = |coordinator: &str| Settings {
+        coordinator: coordinator.parse().unwrap(),
+        memory_limit: "4GiB".into(),
+    };
+    for coordinator in ["10.0.0.1:7000", "[fe80::1]:1"] {
+        let bytes = written(|b| of(coordinator).write(b));
+        let (opcode, body) = only_frame(&bytes, &CONTROL);
+        assert_eq!(opcode, control::opcode::SETTINGS);
+        assert_eq!(Settings::read(body), Ok(of(coordinator)));
+        assert!(Settings::read(&body[..3]).is_err());
+        assert!(Settings::read(&[body, b"\xff"].concat()).is_err(), "not UTF-8");
+    }
+    for coordinator in ["10.0.0.1:0", "0.0.0.0:7000", "[::]:7000"] {
+        let bytes = written(|b| of(coordinator).write(b));
+        assert!(Settings::read(only_frame(&bytes, &CONTROL).1).is_err(), "{coordinator}");
+    }
 }
 
 #[test]

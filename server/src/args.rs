@@ -274,7 +274,7 @@ fn parse_failure_timeout(text: &str) -> Result<FailureTimeout, String> {
     Ok(FailureTimeout::new(Duration::from_secs_f64(seconds)))
 }
 
-fn parse_memory_limit(text: &str) -> Result<MemoryLimit, String> {
+pub(crate) fn parse_memory_limit(text: &str) -> Result<MemoryLimit, String> {
     match text {
         "none" => Ok(MemoryLimit::None),
         bytes => parse_bytes(bytes).map(MemoryLimit::Bytes),

@@ -110,7 +110,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
     let map = Arc::default();
     let Listeners { clients, servers, coord } = listeners;
     let listeners = vec![(clients, Port::Clients), (servers, Port::Servers)];
-    let shards = start_executors(args, memory_limit, engine, identity, &board, &map, listeners)?;
+    let shards = start_executors(args, engine, identity, &board, &map, listeners)?;
     // Before anybody is told that this server is there: whoever is told of a view must have its data.
     load::run(&args.load, identity.placement, &shards)?;
     // Only now: a server that finds its ports taken, or cannot load, has no claim to the files here.
@@ -189,7 +189,6 @@ fn memory_limit(args: &Args) -> Option<u64> {
 
 fn start_executors(
     args: &Args,
-    memory_limit: Option<u64>,
     engine: EngineKind,
     identity: Identity,
     board: &Arc<Board>,
@@ -204,14 +203,12 @@ fn start_executors(
         mailboxes.push(mailbox);
         inboxes.push(inbox);
     }
-    let memory_limit = memory_limit.map(|bytes| (bytes / TABLES / u64::from(args.shards)).max(1));
     let hash_secret = HashSecret::new(random()?);
     // glommio's accept changes the socket's flags for a moment, so one executor alone may accept
     // from a socket: the first takes them all, whichever the engine.
     for (shard, inbox) in (0..args.shards).zip(inboxes) {
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },
-            memory_limit,
             hash_secret,
             board: Arc::clone(board),
             map: Arc::clone(map),

@@ -78,7 +78,6 @@ fn start_server(engine: EngineKind, id: u16, placement: Placement, directory: &P
     for (shard, inbox) in (0..placement.shards()).zip(inboxes) {
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },
-            memory_limit: None,
             hash_secret: HashSecret::new(7),
             board: Arc::clone(&board),
             map: Arc::default(),

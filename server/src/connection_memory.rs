@@ -14,6 +14,9 @@
 //! come in part cannot wait for each other for ever.
 //!
 //! Values that are sent from the table take no memory here (`net/output.rs`).
+//!
+//! The tables' own limit is kept here too, since they leave free what connections hold. It may change while the
+//! process runs.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,8 +42,8 @@ const _: () = assert!(CONNECTION_MEMORY_MIN / 2 > ROOM_BYTES + (1 << 20));
 #[derive(Debug)]
 pub(crate) struct ConnectionMemory {
     limit: u64,
-    /// The limit of all tables together.
-    memory_limit: Option<u64>,
+    /// The limit of all tables together; 0: there is none.
+    memory_limit: AtomicU64,
     /// Tables of the process, which leave room for what connections hold.
     tables: u64,
     frames: Mutex<Frames>,
@@ -81,6 +84,7 @@ impl ConnectionMemory {
         let default = memory_limit.map_or(DEFAULT_BYTES, |limit| limit / PART_OF_LIMIT);
         let limit = asked.unwrap_or(default).max(CONNECTION_MEMORY_MIN);
         let (frames, others) = (Mutex::default(), AtomicU64::new(0));
+        let memory_limit = AtomicU64::new(memory_limit.unwrap_or(0));
         Arc::new(ConnectionMemory { limit, memory_limit, tables, frames, others })
     }
 
@@ -91,7 +95,18 @@ impl ConnectionMemory {
 
     /// The limit of all tables together, in bytes.
     pub(crate) fn memory_limit(&self) -> Option<u64> {
-        self.memory_limit
+        Some(self.memory_limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
+    }
+
+    /// Changes the limit of all tables together; the executors look again at their next write. What connections may
+    /// hold stays as it is.
+    pub(crate) fn set_memory_limit(&self, limit: Option<u64>) {
+        self.memory_limit.store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// The limit of one table, in bytes.
+    pub(crate) fn table_limit(&self) -> Option<u64> {
+        self.memory_limit().map(|limit| (limit / self.tables).max(1))
     }
 
     /// How many tables the process has.

@@ -75,7 +75,6 @@ impl From<io::Error> for Ended {
 /// Keeps the link for the life of the process.
 pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
     let start = Instant::now();
-    let coordinator = config.coordinator;
     let pulse = &node.board.control;
     pulse.own();
     pulse.begin(Activity::Link);
@@ -84,16 +83,17 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
     let mut impostors = LogLimit::default();
     let mut alone = Alone { since: clock::now(), log: LogLimit::every(ALONE_LOG_INTERVAL) };
     loop {
+        let coordinator = node.coordinator().unwrap_or(config.coordinator);
         let began = clock::now();
         let mut admitted_now = false;
         let dialled = Instant::now();
-        let ended = hold_link(node, config, &mut admitted_now);
+        let ended = hold_link(node, config, coordinator, &mut admitted_now);
         node.set_linked(false);
         was_admitted |= admitted_now;
         if admitted_now {
             alone.since = clock::now();
         } else if was_admitted {
-            alone.look(node, config, began);
+            alone.look(node, config, coordinator, began);
         }
         // One that ends as soon as it stands is dialled again after growing pauses too.
         if admitted_now && dialled.elapsed() >= REDIAL_LAST {
@@ -146,28 +146,32 @@ struct Alone {
 impl Alone {
     /// A try has failed that began then. If the time that the server may be alone was over already, it
     /// was the last.
-    fn look(&mut self, node: &Node, config: &LinkConfig, began: Time) {
+    fn look(&mut self, node: &Node, config: &LinkConfig, coordinator: SocketAddr, began: Time) {
         let alone = began.since(self.since);
         if config.orphan_timeout.is_none_or(|most| alone < most) || node.is_orphaned() {
             return;
         }
         if !node.board.is_sole_primary() {
-            tracing::error!("no coordinator at {} for {alone:?}", config.coordinator);
+            tracing::error!("no coordinator at {coordinator} for {alone:?}");
             return node.orphan();
         }
         if let Some(suppressed) = self.log.admit(began) {
             tracing::warn!(
                 suppressed,
-                "no coordinator at {} for {alone:?}; this server holds the only copy of a group, so it \
-                 goes on",
-                config.coordinator
+                "no coordinator at {coordinator} for {alone:?}; this server holds the only copy of a group, so it \
+                 goes on"
             );
         }
     }
 }
 
-fn hold_link(node: &Arc<Node>, config: &LinkConfig, is_admitted: &mut bool) -> Ended {
-    match try_hold_link(node, config, is_admitted) {
+fn hold_link(
+    node: &Arc<Node>,
+    config: &LinkConfig,
+    coordinator: SocketAddr,
+    is_admitted: &mut bool,
+) -> Ended {
+    match try_hold_link(node, config, coordinator, is_admitted) {
         Ok(never) => match never {},
         Err(ended) => ended,
     }
@@ -176,20 +180,24 @@ fn hold_link(node: &Arc<Node>, config: &LinkConfig, is_admitted: &mut bool) -> E
 fn try_hold_link(
     node: &Arc<Node>,
     config: &LinkConfig,
+    coordinator: SocketAddr,
     is_admitted: &mut bool,
 ) -> Result<std::convert::Infallible, Ended> {
-    let mut link = Link::dial(config.coordinator, &node.board.control)?;
+    let mut link = Link::dial(coordinator, &node.board.control)?;
     let seal = shake_hands(node, &mut link)?;
     let started = started(node, config, link.stream.local_addr()?.ip())?;
     link.send(|output| started.write(&seal, output))?;
     await_admission(node, &mut link)?;
     *is_admitted = true;
     node.set_linked(true);
-    tracing::info!("admitted by the coordinator at {}", config.coordinator);
+    tracing::info!("admitted by the coordinator at {coordinator}");
     let mut asked_for_drain = false;
     let mut due = Instant::now();
     let mut refusals = LogLimit::default();
     loop {
+        if node.coordinator().is_some_and(|newest| newest != coordinator) {
+            return Err(Ended::Lost(io::Error::other("the coordinator is elsewhere now")));
+        }
         if node.is_stopping() && !asked_for_drain {
             asked_for_drain = true;
             link.send(|output| ServerMessage::DrainRequest.write(output))?;
@@ -275,6 +283,7 @@ fn heartbeat(node: &Node) -> Heartbeat {
         clients: u32::try_from(node.board.clients()).unwrap_or(u32::MAX),
         requests: counters.requests,
         refused: counters.refused,
+        out_of_space: counters.out_of_space,
         stood_ms: node.board.stood_ms(),
         dumped: node.dumped(),
         crowd: node.board.crowd_report(clock::now()),

@@ -58,7 +58,6 @@ const LOAD_PAUSE: Duration = Duration::from_millis(1);
 /// What an executor is started with.
 pub(crate) struct ExecutorConfig {
     pub(crate) identity: Identity,
-    pub(crate) memory_limit: Option<u64>,
     pub(crate) hash_secret: HashSecret,
     pub(crate) board: Arc<Board>,
     pub(crate) map: Arc<KnownMap>,
@@ -87,11 +86,11 @@ pub(crate) fn start(config: ExecutorConfig) -> Result<ExecutorJoinHandle<()>, Fa
 
 async fn run(config: ExecutorConfig) {
     slice::shorten();
-    let ExecutorConfig { identity, memory_limit, hash_secret, board, map, mailboxes, .. } = config;
+    let ExecutorConfig { identity, hash_secret, board, map, mailboxes, .. } = config;
     let ExecutorConfig { inbox, listeners, engine, .. } = config;
     let memory = Arc::clone(board.memory());
     let chunks = || Box::new(HugePages) as _;
-    let service = Service::new(identity, map, memory_limit, memory, hash_secret, chunks);
+    let service = Service::new(identity, map, memory, hash_secret, chunks);
     let hub = Hub::new(Shard::new(service, board.bounds()), board, mailboxes);
     let engine = Engine::start(engine, hub, listeners);
     let receiver = engine.clone();

@@ -2,6 +2,7 @@
 //! dump. Runs on plain threads; the executors are spoken to by mailbox.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,13 +12,14 @@ use kv_core::dump::DumpOrigin;
 use kv_core::node::{HelloRefused, NodeConfig, NodeEffect};
 use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::control_message::{DumpedBytes, OrderFailure, OrdersHello, Report};
+use kv_protocol::control_message::{DumpedBytes, OrderFailure, OrdersHello, Report, Settings};
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::ids::{ClusterId, ClusterKey, Epoch, GroupId, Member, ServerId, Time};
 use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::map::Map;
 use kv_protocol::placement::Placement;
 
+use crate::args::{MemoryLimit, parse_memory_limit};
 use crate::aside;
 use crate::clock;
 use crate::descriptors::DumpReserve;
@@ -70,6 +72,8 @@ pub(crate) struct Node {
     last_order: AtomicU64,
     is_stopping: AtomicBool,
     is_linked: AtomicBool,
+    /// Where the coordinator is, if it has said so since the start.
+    coordinator: Mutex<Option<SocketAddr>>,
     is_orphaned: AtomicBool,
 }
 
@@ -107,6 +111,7 @@ impl Node {
             last_order: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),
             is_linked: AtomicBool::new(false),
+            coordinator: Mutex::default(),
             is_orphaned: AtomicBool::new(false),
         })
     }
@@ -226,6 +231,34 @@ impl Node {
             tracing::info!("dumps go to {} from now on", directory.display());
             *dump_to = Some(DumpTo { directory, is_prepared: false });
         }
+    }
+
+    /// Takes what the coordinator changes while this process runs.
+    ///
+    /// # Errors
+    /// The memory limit is none, in words.
+    pub(crate) fn take_settings(&self, settings: &Settings) -> Result<(), String> {
+        let Settings { coordinator, memory_limit } = settings;
+        let limit = match memory_limit.as_str() {
+            "" => None,
+            text => Some(parse_memory_limit(text)?),
+        };
+        *lock(&self.coordinator) = Some(*coordinator);
+        let memory = self.board.memory();
+        let bytes = limit.map(|limit| match limit {
+            MemoryLimit::Bytes(bytes) => Some(bytes),
+            MemoryLimit::None => None,
+        });
+        if let Some(bytes) = bytes.filter(|bytes| *bytes != memory.memory_limit()) {
+            memory.set_memory_limit(bytes);
+            tracing::info!("memory limit: {memory_limit}, by the coordinator");
+        }
+        Ok(())
+    }
+
+    /// Where the coordinator is, if it has said so since the start.
+    pub(crate) fn coordinator(&self) -> Option<SocketAddr> {
+        *lock(&self.coordinator)
     }
 
     /// Bytes of keys and values in the dumps.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use kv_core::node::{MAX_RUNNING, NodeEffect};
 use kv_protocol::control_message::{
-    Admission, Order, OrderFailure, OrdersHello, Report, opcode, read_dump_directory,
+    Admission, Order, OrderFailure, OrdersHello, Report, Settings, opcode, read_dump_directory,
     write_orders_welcome,
 };
 use kv_protocol::frame::{Frame, FrameBuffer, FrameRules};
@@ -129,6 +129,9 @@ impl OrdersLink {
                         opcode::DUMP_TO => read_dump_directory(frame.body)
                             .map(|directory| node.dump_to(directory.into()))
                             .map_err(|error| error.to_string()),
+                        opcode::SETTINGS => Settings::read(frame.body)
+                            .map_err(|error| error.to_string())
+                            .and_then(|settings| node.take_settings(&settings)),
                         _ => take_order(frame).map(|order| orders.push(order)),
                     }
                 }

@@ -100,6 +100,8 @@ pub(crate) struct Counters {
     pub(crate) requests: u64,
     /// Frames and connections refused as malformed.
     pub(crate) refused: u64,
+    /// Writes answered OUT_OF_SPACE.
+    pub(crate) out_of_space: u64,
 }
 
 /// One shard's replicas and the outputs of its connections.
@@ -157,16 +159,15 @@ enum DialState {
 }
 
 impl Service {
-    /// A shard with its two replicas, which have no views yet. `memory_limit` is that of one
-    /// replica's table.
+    /// A shard with its two replicas, which have no views yet.
     pub(crate) fn new(
         identity: Identity,
         map: Arc<KnownMap>,
-        memory_limit: Option<u64>,
         connection_memory: Arc<ConnectionMemory>,
         hash_secret: HashSecret,
         mut chunks: impl FnMut() -> Box<dyn ChunkSource>,
     ) -> Service {
+        let memory_limit = connection_memory.table_limit();
         let mut host = |group| {
             let config = ReplicaConfig {
                 me: identity.me,
@@ -728,7 +729,7 @@ impl Service {
 
     /// What was counted.
     pub(crate) fn counters(&self) -> Counters {
-        self.counters
+        Counters { out_of_space: self.outputs.out_of_space(), ..self.counters }
     }
 
     /// Has the engine look after what other threads wait for, and after the dials.

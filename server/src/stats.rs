@@ -63,6 +63,7 @@ struct ShardBoard {
     pulse: Pulse,
     requests: AtomicU64,
     refused: AtomicU64,
+    out_of_space: AtomicU64,
     is_drained: AtomicBool,
     /// Whether it is primary of a group whose view names no secondary.
     is_sole: AtomicBool,
@@ -161,6 +162,7 @@ impl Board {
         let place = &self.shards[shard];
         place.requests.store(counters.requests, Ordering::Relaxed);
         place.refused.store(counters.refused, Ordering::Relaxed);
+        place.out_of_space.store(counters.out_of_space, Ordering::Relaxed);
         let mut published = lock(&place.replicas);
         published.at = now;
         published.replicas.clear();
@@ -260,6 +262,7 @@ impl Board {
         Counters {
             requests: sum(|shard| &shard.requests),
             refused: sum(|shard| &shard.refused) + self.turned_away.load(Ordering::Relaxed),
+            out_of_space: sum(|shard| &shard.out_of_space),
         }
     }
 

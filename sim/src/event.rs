@@ -74,6 +74,8 @@ pub enum Happening {
     Strike(usize, u8),
     /// A fault that waits for a write to be in flight, so many times more.
     StrikeAgain(usize, Kind, Option<u8>, u8),
+    /// The operator gives this place to another host.
+    Move(usize),
     /// Two places, in the moment of a hand-over, lose sight of each other, once a write is in flight;
     /// looked for so many times more.
     Part(usize, usize, u8),

@@ -12,6 +12,7 @@
 //! is slow, or gets no memory.
 
 mod faults;
+pub mod moves;
 pub mod slow;
 
 use std::sync::atomic::Ordering;
@@ -113,6 +114,9 @@ pub fn strike_at_rest(world: &mut World) {
     let may_double = world.config.double && world.random.per_mille(20);
     if !(is_whole || has_copies && world.random.per_mille(200) || may_double) {
         return strike_a_copy(world);
+    }
+    if moves::strike(world) {
+        return;
     }
     let target = world.random.index(usize::from(world.config.servers));
     world.nemesis.target = Some(target);

@@ -6,7 +6,7 @@
 //!                                -> the checks look at what was touched
 //! ```
 
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -89,6 +89,8 @@ pub struct Config {
     /// Nothing happens but that executors stand for a moment, and memory runs out, at one server after another:
     /// nobody else is the worse for it.
     pub slow: bool,
+    /// Places are given to other hosts.
+    pub moves: bool,
     /// Clients write many short values, then delete most of them and write a few long ones, over and over, so that
     /// tables are compacted.
     pub has_waves: bool,
@@ -129,6 +131,7 @@ impl Config {
             stands: seed % 16 == 13,
             coordinator_stands: seed % 32 == 13,
             slow: seed % 16 == 5,
+            moves: seed % 16 == 6,
             has_waves,
             bounds: Bounds {
                 memory: match seed % 5 {
@@ -165,6 +168,8 @@ pub struct World {
     pub clocks: Vec<Clock>,
     /// Every process that ever ran.
     pub processes: Vec<Process>,
+    /// Those whose places were given to other hosts.
+    pub moved: BTreeSet<Member>,
     /// By process: what came while it was paused.
     backlogs: BTreeMap<usize, Vec<Happening>>,
     coordinator_backlog: Vec<Happening>,
@@ -251,6 +256,7 @@ impl World {
             network: Network::new(hosts, config.stands || config.slow),
             clocks,
             processes: Vec::new(),
+            moved: BTreeSet::new(),
             backlogs: BTreeMap::new(),
             coordinator_backlog: Vec::new(),
             coordinator,

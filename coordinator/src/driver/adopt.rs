@@ -43,7 +43,8 @@ impl Driver {
                 }
                 Host::Ssh { .. } => {
                     let server = RemoteServer::adopted(ssh, line, &started);
-                    server.run(turn, kill, |_| {}, || None).await
+                    let host = |trouble: Option<&str>| driver.note_host(member, trouble);
+                    server.run(turn, kill, |_| {}, || None, host).await
                 }
             };
             driver.exited(member, exit);

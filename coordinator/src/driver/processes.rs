@@ -10,7 +10,7 @@ impl Driver {
                 let pid = self.cluster().started(id).map_or(0, |started| started.pid);
                 self.warn(&format!("server {id} (pid {pid}) is killed: {reason}"));
             }
-            _ => tracing::info!("server {id} is killed: {reason}"),
+            _ => tracing::info!("server {id} is to be killed: {reason}"),
         }
         if let Some(killer) = &self.killers.borrow()[index(member)] {
             // One word that waits is enough.
@@ -122,7 +122,8 @@ impl Driver {
                 return driver.exited(member, Exit::without_dumps(how, None));
             }
             let tell = |pid| driver.tell_spawned(&line, Some(pid));
-            let exit = server.run(turn, kill, tell, || driver.reported(member)).await;
+            let host = |trouble: Option<&str>| driver.note_host(member, trouble);
+            let exit = server.run(turn, kill, tell, || driver.reported(member), host).await;
             driver.exited(member, exit);
         });
     }
@@ -146,6 +147,11 @@ impl Driver {
             brought = brought => brought,
             Some(()) = kill.recv() => Err("given up before it had started".to_owned()),
         }
+    }
+
+    /// Whether the host of a server can be asked after its process, for people.
+    pub(super) fn note_host(&self, member: Member, trouble: Option<&str>) {
+        self.cluster.borrow_mut().note_host(clock::now(), member, trouble);
     }
 
     /// What a process has said of itself.
@@ -173,6 +179,7 @@ impl Driver {
 
     pub(super) fn exited(self: &Rc<Driver>, member: Member, exit: Exit) {
         tracing::info!("server {}: {}", member.server, exit.how);
+        self.cluster.borrow_mut().note_last_words(member, &last_words(&exit));
         let in_order = exit.in_order == Some(true);
         if self.cluster().member(member.server) == member {
             self.exits.borrow_mut()[index(member)] = Some(exit);

@@ -146,7 +146,25 @@ impl Driver {
                 None => "its process has ended".to_owned(),
             },
         };
+        let was_started = self.cluster().started(id).is_some();
+        if cause == DownCause::Exited && !was_started && self.has_told_start(id, &how) {
+            return tracing::debug!("server {id} is down: {how}");
+        }
         self.console.warn(&format!("server {id} is down: {how}"));
+    }
+
+    /// Whether it was told a while ago that a process cannot be started there for this reason. Its host may be gone
+    /// for hours.
+    fn has_told_start(&self, id: ServerId, how: &str) -> bool {
+        let now = clock::now();
+        let mut told = self.told_starts.borrow_mut();
+        let is_known = told
+            .get(&id)
+            .is_some_and(|(at, known)| known == how && now.since(*at) < START_TOLD_EVERY);
+        if !is_known {
+            told.insert(id, (now, how.to_owned()));
+        }
+        is_known
     }
 
     pub(super) fn tell_phase(&self, phase: StopPhase) {

@@ -24,7 +24,7 @@ use tokio::io::{
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::Args;
 
@@ -45,6 +45,8 @@ const MAX_LINE_BYTES: u64 = 256;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// How long a server that is to be killed may take to get a process id.
 const START_MOMENT: Duration = Duration::from_secs(3);
+/// How often the same failure is logged.
+const SAID_EVERY: Duration = Duration::from_secs(600);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -372,6 +374,24 @@ impl Pid {
     }
 }
 
+/// What was logged last, so that hours of the same are not.
+#[derive(Debug, Default)]
+struct Repeated {
+    last: Option<(String, Instant)>,
+}
+
+impl Repeated {
+    /// Whether this was not said for a while.
+    fn is_news(&mut self, words: &str) -> bool {
+        let is_old =
+            self.last.as_ref().is_some_and(|(last, at)| last == words && at.elapsed() < SAID_EVERY);
+        if !is_old {
+            self.last = Some((words.to_owned(), Instant::now()));
+        }
+        !is_old
+    }
+}
+
 /// How one connection that follows a server ended.
 enum End {
     Exited {
@@ -411,8 +431,10 @@ impl RemoteServer {
         mut kill: mpsc::Receiver<()>,
         started: impl Fn(u32),
         reported: impl Fn() -> Option<Started>,
+        host: impl Fn(Option<&str>),
     ) -> Exit {
         let pid = Pid { process: Cell::new(self.adopted), known: Notify::new() };
+        let mut log = Repeated::default();
         let mut pause = FIRST_PAUSE;
         loop {
             pid.learn(reported());
@@ -426,6 +448,7 @@ impl RemoteServer {
                 return given_up();
             }
             let session = self.follow(&script, &pid, permit, |now| {
+                host(None);
                 if known.is_none() {
                     started(now);
                 }
@@ -437,42 +460,46 @@ impl RemoteServer {
                 }
                 Some(End::Lost { said }) => {
                     let said = last_lines(&said).unwrap_or_else(|| "no reason given".into());
-                    tracing::warn!(
-                        "the ssh connection that watches server {} on {} broke: {said}; trying again",
-                        self.line.id,
-                        self.line.host
-                    );
-                }
-                None => {
-                    if let Some(exit) = self.kill(pid.process.get()).await {
-                        return exit;
+                    if log.is_news(&said) {
+                        tracing::warn!(
+                            "the ssh connection that watches server {} on {} broke: {said}; trying again",
+                            self.line.id,
+                            self.line.host
+                        );
                     }
+                    host(Some(&said));
                 }
+                None => match self.kill(pid.process.get(), &mut log).await {
+                    Ok(exit) => return exit,
+                    Err(said) => host(Some(&said)),
+                },
             }
             // The pause may be longer than a server that is to be killed is waited for.
             tokio::select! {
                 () = sleep(pause) => {}
-                Some(()) = kill.recv() => {
-                    if let Some(exit) = self.kill(pid.process.get()).await {
-                        return exit;
-                    }
-                }
+                Some(()) = kill.recv() => match self.kill(pid.process.get(), &mut log).await {
+                    Ok(exit) => return exit,
+                    Err(said) => host(Some(&said)),
+                },
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// Kills the server; its end is proven if that worked.
-    async fn kill(&self, process: Option<Process>) -> Option<Exit> {
+    /// Kills the server; its end is proven if that worked, otherwise this is why it did not.
+    async fn kill(&self, process: Option<Process>, log: &mut Repeated) -> Result<Exit, String> {
         let Some(process) = process else {
-            return Some(given_up());
+            return Ok(given_up());
         };
         match self.ssh.kill(&self.line.host, &process).await {
-            Ok(()) => Some(Exit::without_dumps(describe_signal(libc::SIGKILL), None)),
+            Ok(()) => Ok(Exit::without_dumps(describe_signal(libc::SIGKILL), None)),
             Err(error) => {
                 let (id, host, pid) = (self.line.id, &self.line.host, process.pid);
-                tracing::warn!("kill server {id} (pid {pid}) on {host}: {error}");
-                None
+                let said = error.to_string();
+                if log.is_news(&said) {
+                    tracing::warn!("kill server {id} (pid {pid}) on {host}: {said}; trying again");
+                }
+                Err(said)
             }
         }
     }

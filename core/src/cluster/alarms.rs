@@ -11,6 +11,9 @@
 //! | state not stored | the coordinator's memory cannot be stored | it is stored, or there is nothing to store |
 //! | state at risk | it was stored, and the next store may fail | the next store finds nothing wrong |
 //! | cannot follow | a secondary was removed because it did not keep up | its recovery is over |
+//! | out of space | a server refuses writes because its tables are full | it has refused none for 10 s |
+//! | cannot report | a server takes orders, and its heartbeats do not come | one comes, or it is dead |
+//! | host unreachable | a process must end, or be watched, and its host does not answer | it does |
 //! | crowded | an address has so many connections of a server that others wait for room | it has not for 10 s |
 //! | order failed | a server could not do what it was ordered to | it could, or all is home again |
 //! | stop waits | an orderly stop waits for a server that is silent, or writes nothing | it goes on, or has ended |
@@ -19,6 +22,7 @@
 //! or group, and of failed orders one for each name of an order.
 
 use std::fmt;
+use std::time::Duration;
 
 use kv_protocol::control_message::{CrowdReport, Following, Heartbeat};
 use kv_protocol::status::{AlarmKind, AlarmStatus, GroupCondition};
@@ -30,6 +34,10 @@ use super::{Cluster, NO_PROGRESS, STORE_AGAIN, StopWait};
 pub const DUMP_ADVICE: &str = "its data stays in memory and the dump is tried again; free space or raise the \
                                limit there, or use coord stop --dump-dir DIR; coord stop --force gives it up";
 
+/// A server that has refused no write for so long is not out of space any more.
+const OUT_OF_SPACE_LASTS: Duration = Duration::from_secs(10);
+/// A server that takes orders reports within moments.
+const CANNOT_REPORT_AFTER: Duration = Duration::from_secs(3);
 /// Characters of a server's own words that are kept.
 const MAX_WORDS: usize = 200;
 /// Characters of the reasons why a state is not stored that are kept: they have a path in them.
@@ -42,7 +50,10 @@ pub(super) enum Alarm {
     Unreachable(GroupId),
     KeptThoughSilent(ServerId),
     Unanswered(GroupId),
-    KeepsFailing(ServerId),
+    KeepsFailing { server: ServerId, reason: Option<String> },
+    HostUnreachable { server: ServerId, reason: String, is_silent: bool },
+    CannotReport(ServerId),
+    OutOfSpace { server: ServerId, refused: u64, used: u64, limit: u64 },
     Stuck(ServerId),
     StateNotStored { reason: String },
     StateAtRisk { reason: String },
@@ -83,6 +94,17 @@ impl Alarm {
             (Alarm::Crowded { server, .. }, Alarm::Crowded { server: other_server, .. }) => {
                 server == other_server
             }
+            (
+                Alarm::KeepsFailing { server, .. },
+                Alarm::KeepsFailing { server: other_server, .. },
+            )
+            | (
+                Alarm::HostUnreachable { server, .. },
+                Alarm::HostUnreachable { server: other_server, .. },
+            )
+            | (Alarm::OutOfSpace { server, .. }, Alarm::OutOfSpace { server: other_server, .. }) => {
+                server == other_server
+            }
             _ => self == other,
         }
     }
@@ -115,12 +137,49 @@ impl Alarm {
                 );
                 of(AlarmKind::Unanswered, None, Some(*group), text)
             }
-            Alarm::KeepsFailing(server) => {
+            Alarm::KeepsFailing { server, reason } => {
+                let reason = reason.as_deref().map(|words| format!(": {words}"));
                 let text = format!(
-                    "server {server} could not be replaced three times in a row; it is tried on; \
-                     see its log"
+                    "server {server} could not be replaced three times in a row{}; it is tried on; \
+                     see its log, or give its place to another host: {}",
+                    reason.unwrap_or_default(),
+                    replace_command(*server)
                 );
                 of(AlarmKind::KeepsFailing, Some(*server), None, text)
+            }
+            Alarm::HostUnreachable { server, reason, is_silent: true } => {
+                let text = format!(
+                    "server {server} is silent, and its host does not say whether its process has ended: \
+                     {reason}; its keys are served from their other copy; bring the host back, or give its place \
+                     to another one: {}",
+                    replace_command(*server)
+                );
+                of(AlarmKind::HostUnreachable, Some(*server), None, text)
+            }
+            Alarm::HostUnreachable { server, reason, is_silent: false } => {
+                let text = format!(
+                    "server {server} serves, but its host cannot be asked about its process: {reason}; if it \
+                     failed now, it could not be replaced there; check ssh to that host"
+                );
+                of(AlarmKind::HostUnreachable, Some(*server), None, text)
+            }
+            Alarm::CannotReport(server) => {
+                let text = format!(
+                    "server {server} takes this coordinator's orders, but its heartbeats do not come: check \
+                     --advertise, and that its host may connect to the coordinator's servers port"
+                );
+                of(AlarmKind::CannotReport, Some(*server), None, text)
+            }
+            Alarm::OutOfSpace { server, refused, used, limit } => {
+                let limit = match limit {
+                    0 => "its machine has no memory left".to_owned(),
+                    limit => format!("{} of a limit of {} are used", mib(*used), mib(*limit)),
+                };
+                let text = format!(
+                    "server {server} refuses writes: its tables are full ({limit}, {refused} writes refused since its \
+                     start); delete entries, or raise the limit: coord set --memory-limit SIZE"
+                );
+                of(AlarmKind::OutOfSpace, Some(*server), None, text)
             }
             Alarm::Stuck(server) => {
                 let text = format!(
@@ -181,6 +240,14 @@ impl Alarm {
             }
         }
     }
+}
+
+fn replace_command(server: ServerId) -> String {
+    format!("coord replace {server} HOST")
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes >> 20)
 }
 
 impl Alarms {
@@ -252,6 +319,22 @@ impl Cluster {
             if let Some((_, Heartbeat { crowd: Some(crowd), .. })) = &server.heartbeat {
                 alarms.raise(now, Alarm::Crowded { server: server.member.server, crowd: *crowd });
             }
+            let id = server.member.server;
+            if let Some(reason) = self.unreachable_host(id) {
+                let (reason, is_silent) = (words(reason), server.suspected.is_some());
+                alarms.raise(now, Alarm::HostUnreachable { server: id, reason, is_silent });
+            }
+            if self.cannot_report(id) {
+                alarms.raise(now, Alarm::CannotReport(id));
+            }
+            if let Some((refused, heartbeat)) = self.out_of_space(id) {
+                let used = heartbeat
+                    .replicas
+                    .iter()
+                    .fold(0, |sum: u64, r| sum.saturating_add(r.used_bytes));
+                let limit = heartbeat.memory_limit;
+                alarms.raise(now, Alarm::OutOfSpace { server: id, refused, used, limit });
+            }
         }
         self.alarms = alarms;
     }
@@ -261,6 +344,27 @@ impl Cluster {
         let server = self.server(id);
         let said = server.heartbeat.as_ref().filter(|_| !server.exited);
         said.is_some_and(|(_, heartbeat)| heartbeat.stood_ms > 0)
+    }
+
+    /// Why nobody can say whether the process of a server has ended.
+    fn unreachable_host(&self, id: ServerId) -> Option<&str> {
+        let server = self.server(id);
+        server.signs.unreachable.as_deref().filter(|_| !server.exited)
+    }
+
+    /// Whether a server has taken orders for a while and has not reported.
+    fn cannot_report(&self, id: ServerId) -> bool {
+        let server = self.server(id);
+        let since = server.signs.orders_since.filter(|_| server.link.is_none() && !server.exited);
+        since.is_some_and(|since| self.now.since(since) >= CANNOT_REPORT_AFTER)
+    }
+
+    /// The writes that a server has refused for want of space, if it did so a moment ago, and its last words.
+    fn out_of_space(&self, id: ServerId) -> Option<(u64, &Heartbeat)> {
+        let server = self.server(id);
+        let (_, heartbeat) = server.heartbeat.as_ref().filter(|_| !server.exited)?;
+        let at = server.signs.refused_at?;
+        (self.now.since(at) < OUT_OF_SPACE_LASTS).then_some((heartbeat.out_of_space, heartbeat))
     }
 
     fn lasts(&self, alarm: &Alarm) -> bool {
@@ -284,9 +388,12 @@ impl Cluster {
                 let heartbeat = self.server(*server).heartbeat.as_ref();
                 heartbeat.is_some_and(|(_, heartbeat)| heartbeat.crowd.is_some())
             }
-            Alarm::KeepsFailing(server) | Alarm::CannotFollow { server, .. } => {
+            Alarm::KeepsFailing { server, .. } | Alarm::CannotFollow { server, .. } => {
                 self.recovery_step(*server).is_some()
             }
+            Alarm::HostUnreachable { server, .. } => self.unreachable_host(*server).is_some(),
+            Alarm::CannotReport(server) => self.cannot_report(*server),
+            Alarm::OutOfSpace { server, .. } => self.out_of_space(*server).is_some(),
             Alarm::StopWaits(server, _) => self.server(*server).stage.told().is_some(),
             Alarm::OrderFailed { .. } => !self.is_settled() || !self.recovers(),
         }

@@ -64,6 +64,9 @@ pub struct DurableState {
     /// The place whose fault was counted and whose recovery goes on: a fault of another place is a second one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovering: Option<ServerId>,
+    /// The places that were given to other hosts, and whose processes there are not spawned yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moving: Vec<ServerId>,
 }
 
 /// How a group of a restored cluster begins.

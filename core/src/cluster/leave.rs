@@ -36,8 +36,10 @@ const TOGETHER: Duration = Duration::from_millis(200);
 pub const LEAVE_PATIENCE: Duration = Duration::from_secs(20);
 /// A server that waits is told so often that it is being seen to; it would go on alone otherwise.
 const KEEP_WAITING: Duration = Duration::from_secs(1);
-/// How long a holder that is to stay may take to answer, and how long its answer counts.
-const VOUCH_PATIENCE: Duration = LEASE;
+/// How long a holder that is to stay may take to answer: its host may be far away.
+const VOUCH_PATIENCE: Duration = Duration::from_millis(2 * LEASE.as_millis() as u64);
+/// How long its answer counts.
+const VOUCH_COUNTS: Duration = LEASE;
 
 /// What the holder that is to stay says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -275,9 +277,7 @@ impl Cluster {
     /// Whether the holder that is to stay has just answered under this view.
     fn is_vouched(&self, now: Time, view: &View) -> bool {
         match self.groups[usize::from(view.group.0)].vouch {
-            Vouch::Given { version, at } => {
-                version == view.version && now.since(at) < VOUCH_PATIENCE
-            }
+            Vouch::Given { version, at } => version == view.version && now.since(at) < VOUCH_COUNTS,
             Vouch::None | Vouch::Asked { .. } => false,
         }
     }
@@ -302,7 +302,10 @@ impl Cluster {
         if !self.memory.durable().names(member) && !self.memory.decided.names(member) {
             return self.let_go(now, id, sink);
         }
-        if self.awake.0.at(now) >= asked + LEAVE_PATIENCE || self.is_waiting_in_vain(id) {
+        let is_tired =
+            self.awake.0.at(now) >= asked + LEAVE_PATIENCE || self.is_waiting_in_vain(id);
+        // Nobody waits for the end of a process that only moves: it goes when it can.
+        if is_tired && !self.is_moving(id) {
             self.server_mut(id).outstanding.clear();
             self.drain(now, id, sink);
         }
@@ -340,6 +343,7 @@ impl Cluster {
             Stage::Parting(asked) if self.awake.0.at(self.now) < asked + TOGETHER => {
                 Some(self.awake.0.next_look(asked + TOGETHER))
             }
+            Stage::Parting(_) if self.is_moving(server.member.server) => None,
             Stage::Parting(asked) => Some(self.awake.0.next_look(asked + LEAVE_PATIENCE)),
             _ => None,
         });

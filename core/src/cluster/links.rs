@@ -106,6 +106,11 @@ impl Cluster {
             r.state.is_primary() && r.view == view.version && view.other().is_some() && !r.connected
         });
         let known = self.server_mut(server);
+        let refused = known.heartbeat.as_ref().map(|(_, last)| last.out_of_space);
+        if refused.is_some_and(|refused| heartbeat.out_of_space > refused) {
+            known.signs.refused_at = Some(now);
+        }
+        known.signs.orders_since = None;
         known.beats_without_stream =
             if without_stream { known.beats_without_stream.saturating_add(1) } else { 0 };
         known.heartbeat = Some((now, heartbeat));

@@ -28,11 +28,15 @@ impl Cluster {
 
     /// The connection for orders stands: what is outstanding is sent, again if need be.
     pub fn on_orders_connected(&mut self, member: Member, sink: &mut Vec<Effect>) {
+        let now = self.now;
         let server = self.server_mut(member.server);
         if server.member != member || server.exited {
             return;
         }
         server.orders_connected = true;
+        if server.link.is_none() {
+            server.signs.orders_since.get_or_insert(now);
+        }
         sink.extend(server.outstanding.iter().map(|&order| Effect::Order { to: member, order }));
     }
 
@@ -41,6 +45,7 @@ impl Cluster {
         let server = self.server_mut(member.server);
         if server.member == member {
             server.orders_connected = false;
+            server.signs.orders_since = None;
         }
     }
 

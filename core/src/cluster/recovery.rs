@@ -46,6 +46,9 @@ impl Cluster {
         if stale(own) || stale(predecessors) {
             return Some(0);
         }
+        if self.server(id).killed.is_some() && !self.server(id).exited {
+            return Some(0);
+        }
         if self.server(id).started.is_none() || self.server(id).exited {
             return Some(1);
         }

@@ -14,6 +14,7 @@ use super::alarms::Alarm;
 use super::server::Server;
 use super::{Cluster, Effect, KillReason};
 use crate::hash::mix;
+use crate::holes::{self, Hole};
 
 /// How long a process that replaces another may take to report.
 const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(20);
@@ -26,8 +27,10 @@ const FOLLOWING_PAUSE: Duration = Duration::from_secs(1);
 const FORGETS_FAILURES: Duration = Duration::from_secs(60);
 /// So many failures in a row are told to people.
 const ALARMING_FAILURES: u32 = 3;
-/// How often a process that has not ended is killed again.
+/// The pause before a process that has not ended is killed again. It doubles up to the last: its host may be gone
+/// for hours.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
+const LAST_KILL_PAUSE: Duration = Duration::from_secs(32);
 
 /// How often the replacement of a place has failed, and when it is tried again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,14 +91,19 @@ impl Cluster {
         for id in (0..self.count()).map(ServerId) {
             let server = self.server(id);
             let member = server.member;
-            if self.memory.durable().names(member) || self.memory.decided.names(member) {
+            let is_named = self.memory.durable().names(member) || self.memory.decided.names(member);
+            if is_named && !(holes::is_open(Hole::MovedWhileNamed) && self.is_given_up(id)) {
                 continue;
             }
             if !server.exited {
                 self.kill_unnamed(now, id, sink);
-                continue;
+                if !self.is_given_up(id) {
+                    continue;
+                }
             }
-            self.note_dead(now, id, sink);
+            if self.server(id).exited {
+                self.note_dead(now, id, sink);
+            }
             if self.stop.is_some() {
                 return;
             }
@@ -114,12 +122,33 @@ impl Cluster {
         let may_still_end =
             |since: Time| server.stage.is_leaving() && now.since(since) < KILL_AGAIN;
         let is_silent = server.suspected.is_some_and(|since| !may_still_end(since));
-        let is_useless =
-            is_silent || (server.is_condemned && !server.stage.is_leaving()) || is_late;
-        let is_due = server.killed.is_none_or(|at| now.since(at) >= KILL_AGAIN);
+        // What was killed is never given a copy again.
+        let is_useless = server.killed.is_some()
+            || is_silent
+            || (server.is_condemned && !server.stage.is_leaving())
+            || is_late;
+        let is_due = server.kill_again_at().is_none_or(|again| again <= now);
         if is_useless && is_due && server.spawned.is_some() {
             server.killed = Some(now);
+            server.kills = server.kills.saturating_add(1);
             sink.push(Effect::Kill { member: server.member, reason: KillReason::Replaced });
+        }
+    }
+
+    /// The host of a server does not say whether its process has ended, or, without a reason, has said it. Changes
+    /// nothing but what people are told: only proof counts.
+    pub fn note_host(&mut self, now: Time, member: Member, trouble: Option<&str>) {
+        if self.member(member.server) == member {
+            self.server_mut(member.server).signs.unreachable = trouble.map(str::to_owned);
+            self.now = self.now.max(now);
+            self.renew_alarms();
+        }
+    }
+
+    /// The last words of a process that has ended, or why it could not be started; for people alone.
+    pub fn note_last_words(&mut self, member: Member, words: &str) {
+        if self.member(member.server) == member {
+            self.server_mut(member.server).signs.failure = Some(words.to_owned());
         }
     }
 
@@ -131,7 +160,11 @@ impl Cluster {
         (known.incarnation, known.started) = (incarnation, None);
         let backoff = self.server(id).backoff;
         let member = Member { server: id, incarnation };
-        *self.server_mut(id) = Server { backoff, ..Server::new(member) };
+        self.memory.decided.moving.retain(|moving| *moving != id);
+        let known = self.server_mut(id);
+        let failure = known.signs.failure.take();
+        *known = Server { backoff, ..Server::new(member) };
+        known.signs.failure = failure;
         self.detector.forget(id);
         self.revision += 1;
     }
@@ -154,8 +187,11 @@ impl Cluster {
     /// A replacement has failed, as a candidate or before it was one.
     pub(super) fn note_failure(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         if self.server_mut(id).backoff.fail(now) {
-            self.alarms.raise(now, Alarm::KeepsFailing(id));
             sink.push(Effect::KeepsFailing { server: id });
+        }
+        if self.server(id).backoff.is_alarming() {
+            let reason = self.server(id).signs.failure.clone();
+            self.alarms.raise(now, Alarm::KeepsFailing { server: id, reason });
         }
     }
 
@@ -190,13 +226,21 @@ impl Cluster {
         let waiting = self.servers.iter().flat_map(|server| {
             let spawned = server.spawned.filter(|_| server.started.is_none() && !server.exited);
             let late = spawned.map(|at| at + REPLACEMENT_PATIENCE);
-            let killed = server.killed.filter(|_| !server.exited).map(|at| at + KILL_AGAIN);
+            let killed = server.kill_again_at().filter(|_| !server.exited);
             let leaving = server.suspected.filter(|_| server.stage.is_leaving() && !server.exited);
             let leaving = leaving.map(|at| at + KILL_AGAIN).filter(|at| *at > self.now);
             let again = server.backoff.again_at().filter(|again| *again > self.now);
             [late.filter(|_| server.killed.is_none()), killed, leaving, again]
         });
         waiting.flatten().min()
+    }
+}
+
+impl Server {
+    /// When it is to be killed once more.
+    fn kill_again_at(&self) -> Option<Time> {
+        let doublings = self.kills.saturating_sub(1).min(16);
+        self.killed.map(|at| at + (KILL_AGAIN * (1 << doublings)).min(LAST_KILL_PAUSE))
     }
 }
 

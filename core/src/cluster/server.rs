@@ -1,5 +1,6 @@
 //! What is known of one server: its process, when it was heard, and what it still owes.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use kv_protocol::control_message::{Heartbeat, Order, Started};
@@ -13,6 +14,26 @@ use super::{Cluster, DownCause, Effect, LinkId};
 /// One heartbeat without a stream proves nothing: it may be older than the report that the stream
 /// stands, which travels on another connection.
 pub(super) const BEATS_UNTIL_DISCONNECTED: u8 = 2;
+
+/// What only alarms are made of.
+#[derive(Default)]
+pub(super) struct Signs {
+    /// Why its host does not say whether its process has ended.
+    pub(super) unreachable: Option<String>,
+    /// The last words of a process that could not be started in its place.
+    pub(super) failure: Option<String>,
+    /// Since when it takes orders without having reported.
+    pub(super) orders_since: Option<Time>,
+    /// When it last told of more writes refused for want of space.
+    pub(super) refused_at: Option<Time>,
+}
+
+/// As for the alarms: nothing is decided by it.
+impl fmt::Debug for Signs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Signs")
+    }
+}
 
 /// What is known of one server.
 #[derive(Debug)]
@@ -33,8 +54,9 @@ pub(super) struct Server {
     /// It was removed from a group on its partners' complaints: until its place is home again, it is the
     /// likelier suspect of any further complaint.
     pub(super) was_judged: bool,
-    /// When it was last killed.
+    /// When it was last killed, and how often.
     pub(super) killed: Option<Time>,
+    pub(super) kills: u32,
     pub(super) backoff: Backoff,
     pub(super) started: Option<Started>,
     pub(super) link: Option<LinkId>,
@@ -48,6 +70,7 @@ pub(super) struct Server {
     /// Heartbeats in a row that say that the stream to its secondary is down.
     pub(super) beats_without_stream: u8,
     pub(super) stage: Stage,
+    pub(super) signs: Signs,
     /// The step of its recovery that was shown last.
     pub(super) shown: Option<u8>,
     /// Orders of updates that newer views have replaced.
@@ -68,6 +91,7 @@ impl Server {
             is_condemned: false,
             was_judged: false,
             killed: None,
+            kills: 0,
             backoff: Backoff::default(),
             started: None,
             link: None,
@@ -77,6 +101,7 @@ impl Server {
             beat: StopTime::default(),
             beats_without_stream: 0,
             stage: Stage::Running,
+            signs: Signs::default(),
             shown: None,
             #[cfg(feature = "holes")]
             retired: std::collections::VecDeque::new(),

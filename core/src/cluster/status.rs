@@ -2,9 +2,11 @@
 
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::control_message::ReplicaReport;
+use kv_protocol::health::Health;
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{
-    ClusterState, ClusterStatus, CopyStatus, GroupCondition, GroupStatus, ServerStatus,
+    ClusterState, ClusterStatus, CopyStatus, GroupCondition, GroupStatus, STATUS_VERSION,
+    ServerStatus,
 };
 use kv_protocol::{GroupId, Member, Peer, Time, View, ViewVersion};
 
@@ -21,7 +23,10 @@ impl Cluster {
             let recoveries = self.histories[n].status(now);
             ServerStatus { recovery_step: step, recoveries, ..server_status(now, server, host) }
         });
-        ClusterStatus {
+        let mut status = ClusterStatus {
+            version: STATUS_VERSION,
+            health: Health::default(),
+            why: String::new(),
             cluster: self.config.cluster,
             epoch: self.config.epoch,
             state: self.state(),
@@ -29,7 +34,9 @@ impl Cluster {
             servers: servers.collect(),
             groups: self.views().iter().map(|view| self.group_status(view)).collect(),
             alarms: self.alarms.status(now),
-        }
+        };
+        (status.health, status.why) = status.assess();
+        status
     }
 
     /// What the cluster is doing.
@@ -184,6 +191,7 @@ fn server_status(now: Time, server: &Server, host: String) -> ServerStatus {
         client_connections: heartbeat.map_or(0, |h| h.clients),
         requests: heartbeat.map_or(0, |h| h.requests),
         refused: heartbeat.map_or(0, |h| h.refused),
+        out_of_space: heartbeat.map_or(0, |h| h.out_of_space),
         longest_gap_ms: reports(server)
             .iter()
             .map(|r| u64::from(r.longest_gap_ms))

@@ -92,7 +92,8 @@ impl Cluster {
         }
     }
 
-    /// Proven: its process has exited, or another has its place, which happens only after proof.
+    /// Its process has exited, or another has its place. That happens after proof, or, where the place was given to
+    /// another host, when no view names it any more: nothing follows from its death then.
     pub(super) fn is_dead(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member != member || server.exited

@@ -2,6 +2,7 @@
 
 mod faults;
 mod leaving;
+mod moving;
 mod random;
 mod recovering;
 mod restoring;
@@ -202,6 +203,7 @@ impl World {
             clients: 2,
             requests: 3,
             refused: 4,
+            out_of_space: 0,
             stood_ms: 0,
             dumped: DumpedBytes::default(),
             crowd: None,

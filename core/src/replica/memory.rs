@@ -52,6 +52,12 @@ impl Replica {
         }
     }
 
+    /// Changes the memory limit of this table; `None`: no limit. A lower one drops nothing: writes are refused until
+    /// entries are deleted.
+    pub fn set_memory_limit(&mut self, limit: Option<u64>) {
+        self.config.memory_limit = limit;
+    }
+
     /// Notes how much of the memory limit others hold now: writes leave that free. A copy does not, as its
     /// primary may have used what is lent here for a moment.
     pub fn lend_memory(&mut self, bytes: u64) {

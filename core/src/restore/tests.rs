@@ -35,6 +35,7 @@ fn state(primary: Option<Member>, peer: Peer) -> DurableState {
         last_holders: Vec::new(),
         is_stopping: false,
         recovering: None,
+        moving: Vec::new(),
     }
 }
 

@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use kv_core::replica::{Answers, ConnectionId};
-use kv_protocol::client_message::{ANSWER_HEAD_BYTES, Answer};
+use kv_protocol::client_message::{ANSWER_HEAD_BYTES, Answer, Status};
 use kv_protocol::ids::Time;
 use kv_protocol::limits::MAX_OUTPUT_BYTES;
 
@@ -64,6 +64,8 @@ pub(crate) struct Outputs {
     spares: Vec<Vec<u8>>,
     /// What they have room for.
     spare_bytes: usize,
+    /// Writes answered OUT_OF_SPACE.
+    out_of_space: u64,
 }
 
 #[derive(Default)]
@@ -95,6 +97,7 @@ impl Outputs {
             now: Time::default(),
             spares: Vec::new(),
             spare_bytes: 0,
+            out_of_space: 0,
         }
     }
 
@@ -404,6 +407,11 @@ impl Outputs {
         !self.dirty.is_empty() || !self.dirty_streams.is_empty()
     }
 
+    /// Writes answered OUT_OF_SPACE.
+    pub(crate) fn out_of_space(&self) -> u64 {
+        self.out_of_space
+    }
+
     /// The time of this wake-up, for what is appended in it.
     pub(crate) fn set_now(&mut self, now: Time) {
         self.now = now;
@@ -423,6 +431,7 @@ impl Answers for Outputs {
         if let Some(output) = self.get(to) {
             output.in_flight = output.in_flight.saturating_sub(1);
         }
+        self.out_of_space += u64::from(answer.status == Status::OutOfSpace);
         self.append(to, |bytes| answer.write(bytes));
     }
 }

@@ -59,7 +59,7 @@ fn make_shard(server: u16, map: Arc<KnownMap>, memory: Arc<ConnectionMemory>) ->
         failure_timeout: Default::default(),
     };
     let chunks = || Box::new(HeapChunks::new(CHUNK_BYTES_MIN)) as _;
-    let service = Service::new(identity, map, None, memory, HashSecret::new(1), chunks);
+    let service = Service::new(identity, map, memory, HashSecret::new(1), chunks);
     Shard::new(service, ConnectionBounds::WIDEST)
 }
 

@@ -42,11 +42,13 @@ impl Service {
         }
     }
 
-    /// Has the tables leave as much of the memory limit as the connections of the process hold.
+    /// Has the tables keep to the memory limit of this moment, and leave as much of it as the connections of the
+    /// process hold.
     pub(super) fn leave_memory_to_connections(&mut self) {
         let memory = self.outputs.tally().memory();
-        let part = memory.held() / memory.tables();
+        let (limit, part) = (memory.table_limit(), memory.held() / memory.tables());
         for hosted in &mut self.hosted {
+            hosted.replica.set_memory_limit(limit);
             hosted.replica.lend_memory(part);
         }
     }

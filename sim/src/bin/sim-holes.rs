@@ -128,6 +128,7 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         | Hole::HandshakeIsHeard
         | Hole::ComplaintWithinLease
         | Hole::AliveIsReplaced => Config::of(*seed).slow,
+        Hole::MovedWhileNamed => Config::of(*seed).moves,
         Hole::PinLeftBehind => Config::of(*seed).has_waves,
         Hole::LeaverWins
         | Hole::LeaverMadeHolder

@@ -235,6 +235,7 @@ impl Coordinating {
                     clients: 0,
                     requests: 0,
                     refused: 0,
+                    out_of_space: 0,
                     stood_ms: 0,
                     dumped: Default::default(),
                     crowd: None,

@@ -38,6 +38,8 @@ pub struct Process {
     pub alone_since: Option<u64>,
     /// Until when it does nothing, while time passes.
     pub paused_until: u64,
+    /// Until when nobody can kill it, or see whether it has ended.
+    pub out_of_reach_until: u64,
     /// The next wake-up of a shard is struck by a pause of this length, after the clock was read.
     pub stall_next: Option<u64>,
     /// The machine towards the coordinator.
@@ -79,6 +81,7 @@ impl Process {
             last_order: 0,
             alone_since: None,
             paused_until: 0,
+            out_of_reach_until: 0,
             stall_next: None,
             node: Node::new(NodeConfig { cluster, me: member, shards: placement.shards() }),
             shards,

@@ -103,6 +103,7 @@ impl World {
             Happening::Part(place, other, patience) => {
                 crate::nemesis::part(self, place, other, patience);
             }
+            Happening::Move(place) => crate::nemesis::moves::give_place(self, place),
             Happening::Heal => self.heal(),
             Happening::BreakLink(place) => crate::nemesis::break_link(self, place),
             Happening::Zombie(epoch, member) => self.on_zombie(epoch, member),
@@ -138,7 +139,10 @@ impl World {
     /// Whether the coordinator can neither kill a process nor learn of its end.
     pub(super) fn is_out_of_reach(&self, member: Member) -> bool {
         let (here, there) = (self.coordinator_host(), Host(usize::from(member.server.0)));
-        self.network.is_cut(here, there) || self.network.is_cut(there, here)
+        let is_away = self.process_of(member).is_some_and(|process| {
+            self.now < self.processes[process].out_of_reach_until && !self.is_healing
+        });
+        is_away || self.network.is_cut(here, there) || self.network.is_cut(there, here)
     }
 
     pub(super) fn process_concerned(&self, happening: &Happening) -> Option<usize> {

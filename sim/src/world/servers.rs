@@ -280,6 +280,7 @@ impl World {
                     clients: 0,
                     requests: 0,
                     refused: 0,
+                    out_of_space: 0,
                     stood_ms: 0,
                     dumped: DumpedBytes::default(),
                     crowd: None,
@@ -295,10 +296,16 @@ impl World {
 
     pub(super) fn on_spawned(&mut self, member: Member) {
         let place = usize::from(member.server.0);
-        if self.running_at(place).is_some() {
+        let before = self.running_at(place).map(|process| self.processes[process].member);
+        if before.is_some_and(|before| !self.moved.contains(&before)) {
             // Its ports are taken: it ends at once, and whoever started it sees that.
             let term = self.coordinator.term;
             return self.after(1_000_000, Happening::Proof(term, member));
+        }
+        if let Some(before) = before {
+            // Whoever started it does not give up ending it.
+            let delay = self.random.between(1_000_000, 5_000_000_000);
+            self.after(delay, Happening::Killed(before, KillReason::Replaced));
         }
         let process = self.processes.len();
         let port = u16::try_from(1_000 + process).expect("processes are few");
@@ -348,6 +355,11 @@ impl World {
         let until = self.now + pause;
         self.processes[process].paused_until = until;
         self.at(until, Happening::Resume(Some(process)));
+    }
+
+    /// Nobody reaches the host of this process, to kill it or to see that it has ended, before that time.
+    pub fn keep_alive_until(&mut self, process: usize, until: u64) {
+        self.processes[process].out_of_reach_until = until;
     }
 
     pub(super) fn on_resume(&mut self, process: Option<usize>) {

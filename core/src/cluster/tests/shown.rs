@@ -90,6 +90,49 @@ fn a_server_of_which_a_part_is_stuck_is_an_alarm_until_it_goes_on() {
 }
 
 #[test]
+fn writes_refused_for_want_of_space_are_an_alarm_until_none_was_for_a_while() {
+    let mut world = World::serving(3);
+    let beat = |world: &mut World, out_of_space| {
+        world.now = world.now + Duration::from_millis(100);
+        let heartbeat = Heartbeat { out_of_space, memory_limit: 64 << 20, ..world.heartbeat(A) };
+        let link = World::link(A);
+        world.cluster.on_heartbeat(world.now, link, A, heartbeat, &mut world.effects).unwrap();
+        world.alarms().into_iter().map(|(kind, _)| kind).collect::<Vec<_>>()
+    };
+    assert_eq!(beat(&mut world, 5), [], "it may have been long ago: nobody was there to see it");
+    assert_eq!(beat(&mut world, 6), [AlarmKind::OutOfSpace]);
+    let text = world.cluster.status(world.now, &[]).alarms.remove(0).text;
+    assert!(text.contains("limit of 64 MiB") && text.contains("6 writes refused"), "{text}");
+    assert!(text.contains("coord set --memory-limit"), "{text}");
+    for _ in 0..99 {
+        assert_eq!(beat(&mut world, 6), [AlarmKind::OutOfSpace]);
+    }
+    assert_eq!(beat(&mut world, 6), []);
+    assert_eq!(world.cluster.status(world.now, &[]).servers[1].out_of_space, 6);
+}
+
+#[test]
+fn a_server_that_takes_orders_and_does_not_report_is_an_alarm() {
+    let mut world = World::serving(3);
+    world.restart();
+    for id in [B, C] {
+        let started = world.started(id);
+        world.start_as(started.member);
+    }
+    let member = world.cluster.member(A);
+    world.cluster.on_orders_connected(member, &mut world.effects);
+    let is_raised = |world: &World| world.alarms().iter().any(|a| a.0 == AlarmKind::CannotReport);
+    world.pass(Duration::from_secs(2), &[B, C]);
+    assert!(!is_raised(&world));
+    world.pass(Duration::from_secs(2), &[B, C]);
+    assert!(is_raised(&world));
+    let started = world.started(A);
+    world.cluster.on_started(world.now, World::link(A), &started, &mut world.effects).unwrap();
+    world.beat(A);
+    assert!(!is_raised(&world));
+}
+
+#[test]
 fn an_order_that_failed_is_an_alarm_until_all_is_home_again() {
     let mut world = World::serving(3);
     world.exit(A);

@@ -1,0 +1,114 @@
+//! A place of the ring that is given to another host while the cluster serves (`coord replace`).
+//!
+//! ```text
+//!   asked --> stored --> the process is heard    led out as one that was told to stop (leave.rs)
+//!                        it is silent            out of its views by inquiry and grace, as ever
+//!                 no view names it any more --> a new process, on the new host
+//! ```
+//!
+//! The host of a silent process may be gone for good, so nobody can prove its death. No proof is needed to fill its
+//! place: no durable view names it, and whoever serves in its stead has waited for its lease. It stays unproven. It is
+//! refused wherever it reports, and nobody is told that it has ended. A sole holder stays where it is: without proof of
+//! its death it may have the only copy.
+
+use kv_protocol::{GroupId, ServerId, Time};
+
+use super::respawn::Backoff;
+use super::stop::Stage;
+use super::{Cluster, Effect};
+
+/// Why a place is not given to another host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplaceRefused {
+    /// There is no such place.
+    #[error("there is no server {0} in this cluster of {1}")]
+    NoSuchServer(ServerId, u16),
+    /// The cluster does not serve yet, or is being stopped.
+    #[error("the cluster is starting or stopping; ask again when it serves")]
+    NotServing,
+    /// The process may hold the only copy of a group.
+    #[error(
+        "server {server} may hold the only copy of group {group}; bring it back, or let the group get its second copy \
+         first"
+    )]
+    SoleHolder {
+        /// The place.
+        server: ServerId,
+        /// The group.
+        group: GroupId,
+    },
+}
+
+impl Cluster {
+    /// Gives a place of the ring to another host. The caller has noted the new host, so that the next state that is
+    /// stored names it; the next process of the place is spawned there.
+    ///
+    /// # Errors
+    /// Nothing is changed.
+    pub fn on_replace(
+        &mut self,
+        now: Time,
+        id: ServerId,
+        sink: &mut Vec<Effect>,
+    ) -> Result<(), ReplaceRefused> {
+        self.may_replace(id)?;
+        if !self.memory.decided.moving.contains(&id) {
+            self.memory.decided.moving.push(id);
+        }
+        self.server_mut(id).backoff = Backoff::default();
+        self.advance(now, sink);
+        Ok(())
+    }
+
+    /// Whether a place may be given to another host now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_replace(&self, id: ServerId) -> Result<(), ReplaceRefused> {
+        if id.0 >= self.count() {
+            return Err(ReplaceRefused::NoSuchServer(id, self.count()));
+        }
+        if !self.has_served() || self.stop.is_some() || self.is_outdated {
+            return Err(ReplaceRefused::NotServing);
+        }
+        match self.sole_group(id) {
+            Some(group) => Err(ReplaceRefused::SoleHolder { server: id, group }),
+            None => Ok(()),
+        }
+    }
+
+    /// A group whose only holder is the process at this place, if it is not proven dead.
+    fn sole_group(&self, id: ServerId) -> Option<GroupId> {
+        let member = self.member(id);
+        let mut views = self.memory.durable().views.iter();
+        let sole = views.find(|view| view.primary == Some(member) && view.secondary().is_none())?;
+        (!self.is_dead(member) && !self.memory.durable().rests(sole.group)).then_some(sole.group)
+    }
+
+    /// Whether a place is on its way to another host.
+    pub fn is_moving(&self, id: ServerId) -> bool {
+        self.memory.durable().moving.contains(&id)
+    }
+
+    /// Leads out what is heard at places that are on their way to other hosts.
+    pub(super) fn move_out(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        if !self.recovers() {
+            return;
+        }
+        for id in self.memory.durable().moving.clone() {
+            let server = self.server(id);
+            let is_there = server.is_up() && server.suspected.is_none() && !server.exited;
+            if is_there && server.stage == Stage::Running {
+                sink.push(Effect::Leaving { member: server.member });
+                self.begin_leave(now, id, sink);
+            }
+        }
+    }
+
+    /// Whether the process at a place need not be proven dead before another one, elsewhere, has the place. The caller
+    /// has seen that no view names it.
+    pub(super) fn is_given_up(&self, id: ServerId) -> bool {
+        let server = self.server(id);
+        self.is_moving(id) && (server.suspected.is_some() || server.started.is_none())
+    }
+}
