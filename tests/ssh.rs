@@ -167,6 +167,68 @@ fn a_coordinator_that_follows_another_watches_the_remote_server_and_replaces_it(
 }
 
 #[test]
+fn a_coordinator_that_is_given_no_flags_again_still_finds_the_ssh_host_and_replaces_its_server() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    cluster.forget_flags();
+    cluster.restart();
+    cluster.await_whole();
+    let settings = cluster.status().settings;
+    let expected = [
+        ("remote-dir", sshd.remote_dir().display().to_string()),
+        ("ssh-config", sshd.config().display().to_string()),
+        ("advertise", "127.0.0.1".to_owned()),
+    ];
+    for (name, value) in expected {
+        assert_eq!(settings.get(name), Some(&value), "{name}: {settings:?}");
+    }
+    process::signal(pids[REMOTE], Signal::KILL);
+    wait_until("another process in its place", PATIENCE, || {
+        cluster.status().state == ClusterState::Serving
+            && cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
+    });
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    // A restore is given none of them either.
+    fetch_dumps(&sshd, &cluster);
+    let host = sshd.host();
+    let restored = Cluster::builder()
+        .cluster_file(format!("3\nlocalhost 0 0 0\n{host} 0 0 0\nlocalhost 0 0 0\n"))
+        .restore(cluster.into_dir())
+        .start();
+    assert_eq!(restored.status().settings, settings);
+}
+
+#[test]
+fn another_directory_on_ssh_hosts_that_is_given_at_a_take_over_counts_from_then_on() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    cluster.forget_flags();
+    let other = sshd.remote_dir().with_file_name("other");
+    fs::create_dir(&other).expect("make a directory");
+    fs::copy(programs::SERVER, other.join("server")).expect("copy the server");
+    let other = other.to_str().expect("a path in UTF-8");
+    cluster.restart_with(&["--remote-dir", other]);
+    cluster.await_whole();
+    assert!(cluster.coord_log().contains(&format!("--remote-dir is {other} from now on")));
+    assert_eq!(cluster.status().settings["remote-dir"], other);
+    process::signal(pids[REMOTE], Signal::KILL);
+    wait_until("another process in its place", PATIENCE, || {
+        cluster.status().state == ClusterState::Serving
+            && cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
+    });
+    let pid = cluster.server_pid(REMOTE);
+    let runs_in = fs::read_link(format!("/proc/{pid}/cwd")).expect("a directory");
+    assert_eq!(runs_in, Path::new(other).canonicalize().expect("a path"));
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+}
+
+#[test]
 fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live() {
     let mut sshd = Sshd::start();
     let mut cluster = sshd.cluster().start();
@@ -187,7 +249,10 @@ fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live(
     }
     let state = fs::read(cluster.state_file()).expect("the state");
     let ended = cluster.run_coordinator(&[]).with_code(1);
-    for words in ["server 1 of the last run may still live", &*sshd.host(), "nothing was started"] {
+    let advice = "coordinator.state where it is: servers that live hold all data";
+    for words in
+        ["server 1 of the last run may still live", &*sshd.host(), "nothing was started", advice]
+    {
         assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
     }
     assert_eq!(fs::read(cluster.state_file()).expect("the state"), state);

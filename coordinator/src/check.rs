@@ -40,7 +40,8 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
         Err(error) => Err(error.to_string()),
     };
     findings.push((format!("coordinator, --dir {}", args.dir.display()), dir));
-    let ssh = Ssh { config: args.ssh_config.clone(), remote_dir: args.remote_dir.clone() };
+    let settings = plan::stored_settings(args).with(args);
+    let ssh = Ssh::new(&settings);
     let surveys = survey::of_hosts(&file, &ssh).await;
     for (name, (host, ports)) in hosts(&file) {
         let servers = plan::servers_on(&file, host);

@@ -46,6 +46,7 @@ use crate::plan::{self, Plan};
 use crate::ready::{Ports, Ready};
 use crate::restart::Found;
 use crate::restore::{self, Load, Restoration, send, written};
+use crate::settings::Settings;
 use crate::snapshot::Snapshots;
 use crate::spawn::local::Launch;
 use crate::spawn::ssh::RemoteServer;
@@ -243,7 +244,7 @@ async fn make_plan(
             Ok((plan, Beginning::Earlier(earlier)))
         }
         Found::Stopped => restored(args, std::slice::from_ref(&args.dir), file, console).await,
-        Found::Nothing => Ok((Plan::make(args, file).await?, Beginning::New)),
+        Found::Nothing => Ok((Plan::make(args, file, &Settings::default()).await?, Beginning::New)),
     }
 }
 
@@ -253,7 +254,8 @@ async fn restored(
     file: ClusterFile,
     console: Console,
 ) -> Result<(Plan, Beginning), Failure> {
-    let mut plan = Plan::make(args, file).await?;
+    let earlier = restore::last_settings(dirs, &args.dir);
+    let mut plan = Plan::make(args, file, &earlier).await?;
     let restoration = restore::prepare(args, dirs, &mut plan, console).await?;
     Ok((plan, Beginning::Restored(restoration)))
 }
@@ -285,7 +287,9 @@ fn name_of(reason: Option<stop::Reason>) -> String {
 async fn show_status(driver: Rc<Driver>) {
     loop {
         driver.snapshots.status_is_wanted().await;
-        driver.snapshots.publish_status(&driver.cluster(), &driver.hosts);
+        let mut settings = driver.plan.settings.shown();
+        settings.extend(driver.dump_dir().map(|dir| ("dump-dir".to_owned(), dir)));
+        driver.snapshots.publish_status(&driver.cluster(), &driver.hosts, settings);
     }
 }
 
@@ -368,10 +372,13 @@ impl Driver {
         ports: Ports,
     ) -> Result<Driver, Failure> {
         let mut key = ClusterKey(random::nonzero_u128()?);
+        let mut dump_dir = None;
         let (earlier, restoration) = match beginning {
             Beginning::New => (None, None),
             Beginning::Earlier(earlier) => {
                 key = earlier.key;
+                // Only of a stop that is under way: a cluster that goes on dumps at home.
+                dump_dir = earlier.dump_dir.filter(|_| earlier.state.is_stopping);
                 (Some(earlier.state), None)
             }
             Beginning::Restored(restoration) => (None, Some(restoration)),
@@ -443,7 +450,7 @@ impl Driver {
             failure: RefCell::new(None),
             outdated: RefCell::new(None),
             outcome: RefCell::new(None),
-            dump_dir: RefCell::new(None),
+            dump_dir: RefCell::new(dump_dir),
             callers: Callers::default(),
             told_failures: RefCell::default(),
             changed: Notify::new(),
@@ -589,6 +596,7 @@ impl Driver {
         if let Some(directory) = &request.dump_dir {
             self.say(&format!("coord stop: dumps go to {} from now on", printable(directory)));
             *self.dump_dir.borrow_mut() = Some(directory.clone());
+            self.input(|cluster, now, sink| cluster.store_again(now, sink));
         }
         if !stopping.has_begun() {
             stopping.begin(clock::now());
@@ -614,6 +622,7 @@ impl Driver {
             key: self.key,
             place: self.place.clone(),
             settings: self.plan.settings.clone(),
+            dump_dir: self.dump_dir(),
             has_ended_well: false,
             state,
         }

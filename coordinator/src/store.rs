@@ -51,6 +51,9 @@ pub(crate) struct Record {
     /// What it was started with.
     #[serde(default)]
     pub(crate) settings: Settings,
+    /// `coord stop --dump-dir`: where the dumps of a stop that is under way go.
+    #[serde(default)]
+    pub(crate) dump_dir: Option<String>,
     /// The cluster was stopped in order, and every table lies in a dump: nothing is lost if another cluster
     /// follows.
     #[serde(default)]
@@ -114,8 +117,8 @@ pub(crate) enum LoadError {
     Read { path: PathBuf, error: io::Error },
     #[error(
         "{path} was written by another version of coord ({found}; this one reads version \
-         {VERSION}): use that one to go on or to stop its cluster, or move the file away to found \
-         an empty cluster"
+         {VERSION}): use that one to go on with its cluster or to stop it. Leave the file where it is: servers \
+         that live hold all data, and are found by it"
     )]
     OtherVersion { path: PathBuf, found: String },
     #[error(
@@ -341,6 +344,7 @@ pub(crate) mod tests {
                 ],
                 routes: vec![Route { coordinator: local, bind: local, advertise: local }; 3],
             },
+            dump_dir: None,
             has_ended_well: false,
             settings: Settings { memory_limit: Some("1G".into()), ..Settings::default() },
             state: DurableState {

@@ -36,6 +36,7 @@ use crate::args::Args;
 use crate::lock;
 use crate::logs::Console;
 use crate::plan::Plan;
+use crate::settings::Settings;
 
 /// How a cluster begins that is restored.
 #[derive(Debug)]
@@ -180,6 +181,12 @@ pub(crate) async fn prepare(
     let patience = Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
     let origin = Origin { foundings, ancestors: chosen.ancestors.clone() };
     Ok(Restoration { cluster: state.cluster, origin, loads, patience, dir: plan.dir.clone() })
+}
+
+/// The settings of the last state in these directories; the defaults where none can be read, which [`prepare`]
+/// reports.
+pub(crate) fn last_settings(dirs: &[PathBuf], own: &Path) -> Settings {
+    state::last(dirs, own).map(|last| last.record.settings).unwrap_or_default()
 }
 
 /// What to do about members of the old cluster that may live. They may hold newer data than any dump, so the
