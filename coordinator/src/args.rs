@@ -91,6 +91,11 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) check_file: bool,
 
+    /// Only print a line for each ssh host of the cluster file, and exit: the host as ssh takes it, the servers'
+    /// directory there, and the configuration that ssh shall use, with tabs between them. For scripts.
+    #[arg(long)]
+    pub(crate) list_hosts: bool,
+
     /// The configuration that ssh shall use (ssh -F). Default: the stored setting, else that of the user.
     #[arg(long, value_name = "FILE", value_parser = parse_ssh_config)]
     pub(crate) ssh_config: Option<PathBuf>,
@@ -238,9 +243,47 @@ impl std::fmt::Display for NetEngine {
 pub(crate) enum Command {
     /// Shows the servers and groups of a running cluster.
     Status(StatusArgs),
-    /// Stops a running cluster in order, and waits for its end. Only the user that runs the coordinator, and
-    /// root, may. The exit status is that of the coordinator.
+    /// Stops a running cluster in order, and waits for its end. Where its coordinator has died, this takes the servers
+    /// over, here and on ssh hosts, and stops them in order. Only the user that runs the coordinator, and root, may.
+    /// The exit status is that of the coordinator.
     Stop(StopArgs),
+    /// Ends the coordinator and leaves the servers serving. Nobody is replaced until another coordinator takes them
+    /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may.
+    Detach(DetachArgs),
+    /// Lists the servers of the cluster in a directory, and whether they live, with or without a coordinator: by the
+    /// state there, the processes of this machine, and the ssh hosts. Changes nothing.
+    ///
+    /// The exit status is 0 if a coordinator runs or a server lives, 3 if nothing runs, 4 if no server is known to live
+    /// and some cannot be asked after, 1 if the state cannot be read.
+    Ls(LsArgs),
+}
+
+/// The command line of `coord detach`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DetachArgs {
+    /// The directory of the cluster: the coordinator's --dir.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+}
+
+/// The command line of `coord ls`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LsArgs {
+    /// The directory of the cluster: the coordinator's --dir.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// The configuration that ssh shall use (ssh -F). Default: the stored setting.
+    #[arg(long, value_name = "FILE", value_parser = parse_ssh_config)]
+    pub(crate) ssh_config: Option<PathBuf>,
+
+    /// The servers' directory on ssh hosts. Default: the stored setting.
+    #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
+    pub(crate) remote_dir: Option<String>,
 }
 
 /// The command line of `coord stop`.
@@ -292,7 +335,7 @@ fn parse_remote_dir(text: &str) -> Result<String, String> {
 }
 
 /// The command line of `coord status`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct StatusArgs {
     /// Host of the coordinator.

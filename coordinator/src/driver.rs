@@ -8,6 +8,7 @@
 //! ```
 
 mod adopt;
+mod detach;
 mod ending;
 mod processes;
 mod tell;
@@ -52,7 +53,7 @@ use crate::spawn::local::Launch;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, quote, server_arguments};
 use crate::state_file::StateFile;
-use crate::stop_port::Callers;
+use crate::stop_port::{Call, Callers};
 use crate::store::{self, Place, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
 use crate::{
@@ -136,11 +137,20 @@ pub(crate) struct Driver {
 
 /// Runs a cluster from start to stop.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let file = plan::read_file(&args)?;
+    serve(args, file, None).await
+}
+
+/// As [`run`], for a cluster file that was read; `call` is carried out on a cluster that is taken over, and on no other.
+pub(crate) async fn serve(
+    args: Args,
+    file: ClusterFile,
+    call: Option<Call>,
+) -> Result<(), Failure> {
     if !args.core_dumps {
         forbid_core_dumps()?;
     }
     let ready = args.ready_fd.map(Ready::take).transpose()?;
-    let file = plan::read_file(&args)?;
     std::fs::create_dir_all(&args.dir).map_err(|error| {
         let dir = args.dir.display();
         Failure::Failed(format!("make the directory {dir}: {error}; check --dir"))
@@ -159,6 +169,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             return Ok(());
         }
     };
+    if call.is_some() && beginning.earlier().is_none() {
+        return Err(Failure::Failed("no server of the cluster lives any more".to_owned()));
+    }
     let log = |failure: &Failure| console.log(failure);
     let (clients, servers) = listen(&args, &plan, beginning.earlier()).await.inspect_err(log)?;
     let port = |listener: &TcpListener| {
@@ -185,19 +198,23 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     });
     tokio::task::spawn_local(progress::keep(Rc::clone(&driver)));
     let (requests_to, mut requests) = mpsc::channel(MAX_STOP_REQUESTS);
+    if let Some(call) = call {
+        // The first of them always has room.
+        let _ = requests_to.try_send(call);
+    }
     let port = stop_port::serve(Rc::clone(&driver), args.dir.clone(), requests_to);
     tokio::task::spawn_local(port);
     driver.begin();
     let ended = main_loop(&driver, &mut reasons, &mut requests).await.inspect_err(log);
     match &ended {
-        Ok(()) => driver.callers.end(true, "stopped").await,
+        Ok(words) => driver.callers.end(true, words).await,
         Err(Failure::Usage(message) | Failure::Failed(message)) => {
             driver.callers.end(false, message).await;
         }
     }
     stop_port::remove(&args.dir);
     screen::show(&[]);
-    ended
+    ended.map(drop)
 }
 
 /// Keeps the cluster's key out of core dumps, and debuggers of the same user away.
@@ -293,12 +310,12 @@ async fn show_status(driver: Rc<Driver>) {
     }
 }
 
-/// Timers, signals and the end.
+/// Timers, signals and the end; returns how it ended, in words.
 async fn main_loop(
     driver: &Rc<Driver>,
     reasons: &mut mpsc::Receiver<stop::Reason>,
-    requests: &mut mpsc::Receiver<stop_port::Request>,
-) -> Result<(), Failure> {
+    requests: &mut mpsc::Receiver<Call>,
+) -> Result<String, Failure> {
     let mut stopping = stop::Stopping::default();
     loop {
         if let Some(mut outcome) = driver.outcome.take() {
@@ -311,7 +328,7 @@ async fn main_loop(
             if state.has_served {
                 driver.note_end(state, concluded.is_ok());
             }
-            return concluded;
+            return concluded.map(|()| "stopped".to_owned());
         }
         if let Some(reason) = driver.outdated.take() {
             return Err(Failure::Failed(reason));
@@ -327,7 +344,17 @@ async fn main_loop(
                 driver.input(|cluster, now, sink| cluster.on_timeout(now, sink));
             }
             () = driver.changed.notified() => {}
-            Some(request) = requests.recv() => driver.stop_as_asked(&request, &mut stopping),
+            Some(call) = requests.recv() => match call {
+                Call::Stop(request) => driver.stop_as_asked(&request, &mut stopping),
+                Call::Detach { .. } => match driver.may_detach() {
+                    Ok(()) => {
+                        let words = driver.detached();
+                        driver.console.say(&words);
+                        return Ok(words);
+                    }
+                    Err(reason) => driver.warn(&format!("coord detach: {reason}")),
+                },
+            },
             Some(reason) = reasons.recv() => match stopping.wish(reason, clock::now()) {
                 stop::Wish::Stop => {
                     driver.console.say(&format!("{reason}: stopping the cluster"));

@@ -85,23 +85,38 @@ impl Ssh {
         host: &Host,
         processes: &[Started],
     ) -> Result<Vec<Started>, SshError> {
-        let said = self.run_to_any_end(host, &look_script(&self.remote_dir, processes)).await?;
         let mut living = Vec::new();
-        let mut silent = None;
-        for started in processes {
-            match answer(&said.output, started) {
-                Some(true) => living.push(*started),
-                Some(false) => {}
-                None => silent = silent.or(Some(started.pid)),
+        let mut unknown = None;
+        for (started, answer) in processes.iter().zip(self.ask_after(host, processes).await?) {
+            match answer {
+                Ok(true) => living.push(*started),
+                Ok(false) => {}
+                Err(error) => unknown = unknown.or(Some(error)),
             }
         }
-        match silent {
+        match unknown {
             // One that lives is all that a caller wants to know.
-            Some(pid) if living.is_empty() => {
-                Err(SshError::Failed(format!("no word on pid {pid}: {}", said.why())))
-            }
+            Some(error) if living.is_empty() => Err(error),
             _ => Ok(living),
         }
+    }
+
+    /// Whether each of these processes lives on its host.
+    ///
+    /// # Errors
+    /// The host was not reached; within, it did not answer for this process.
+    pub(crate) async fn ask_after(
+        &self,
+        host: &Host,
+        processes: &[Started],
+    ) -> Result<Vec<Result<bool, SshError>>, SshError> {
+        let said = self.run_to_any_end(host, &look_script(&self.remote_dir, processes)).await?;
+        let of = |started: &Started| {
+            answer(&said.output, started).ok_or_else(|| {
+                SshError::Failed(format!("no word on pid {}: {}", started.pid, said.why()))
+            })
+        };
+        Ok(processes.iter().map(of).collect())
     }
 
     /// Ends whatever was started there under these names.
