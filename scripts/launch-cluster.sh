@@ -3,7 +3,7 @@
 # stops it. `usage` below is the manual.
 set -euo pipefail
 # shellcheck source=scripts/lib/cluster.sh
-. "$(dirname -- "${BASH_SOURCE[0]}")/lib/cluster.sh"
+. "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")/lib/cluster.sh"
 
 usage() {
     cat <<USAGE
@@ -11,11 +11,15 @@ usage: $program start <cluster file> [options]   start the coordinator and every
        $program status [--dir DIR] [--json]      what the running cluster says of itself
        $program stop [--dir DIR] [--dump-dir DIR] [--force]
                                                  drain and dump every server, then end the cluster
+       $program detach [--dir DIR]               end the coordinator and leave the servers serving
+       $program collect [--dir DIR] [DIR]        fetch the dumps from the ssh hosts of a cluster that
+                                                 was stopped, into DIR (default: that of the cluster)
 
 start copies bin/server to the ssh hosts and checks every host (bin/coord --check) before it starts
-anything. Where the coordinator of DIR has died, it starts another one that takes over the servers,
-and copies and checks nothing. It stays in the foreground, where Ctrl+D or Ctrl+C stops the cluster,
-unless it is told otherwise:
+anything. Where the coordinator of DIR has died and servers live, here or on ssh hosts, it starts
+another one that takes them over, and copies and checks nothing; options that are not given again
+hold as they were. It stays in the foreground, where Ctrl+D or Ctrl+C stops the cluster, unless it is
+told otherwise:
   --daemon             return as soon as the cluster serves; '$program stop' stops it
   --dir DIR            the cluster's state on this machine: log, ports, dumps (default: run/)
   -c, --clients-port N the coordinator's port for clients (default: 0, a free one)
@@ -23,8 +27,8 @@ unless it is told otherwise:
   --advertise IP       this machine's address as the other hosts know it; needed where the file
                        mixes localhost with ssh hosts
   --ssh-config FILE    the configuration that ssh shall use (ssh -F)
-  --remote-dir DIR     the server's directory on ssh hosts (default: $default_remote_dir, below the
-                       home directory)
+  --remote-dir DIR     the server's directory on ssh hosts (default: ftkv, below the home
+                       directory)
   --restore DIR        begin with what the dumps in DIR hold; may be given several times
   --accept-loss        restore without what is missing
   --force              restore though an old server may still run
@@ -39,8 +43,7 @@ exit status: 0 done; 1 failed, and stderr says at what; 2 wrong usage; 3 no clus
 USAGE
 }
 
-default_remote_dir=ftkv
-remote_dir=$default_remote_dir
+remote_dir=
 ssh_config=
 advertise=
 clients=0
@@ -51,6 +54,9 @@ daemon=
 json=
 force=
 stop_flags=() # options of `stop` that are those of bin/coord stop
+servers_known= # whether bin/coord knows the servers that have outlived their coordinator
+listed=        # what it says of them
+into=          # where `collect` puts the dumps
 
 wrong_usage() {
     say "$@" "('$program --help' shows what is possible)"
@@ -60,7 +66,7 @@ wrong_usage() {
 main() {
     local command=${1-}
     case $command in
-    start | status | stop) shift ;;
+    start | status | stop | detach | collect) shift ;;
     -h | --help | help) usage && exit 0 ;;
     '') usage >&2 && exit 2 ;;
     *) wrong_usage "there is no command '$command'" ;;
@@ -87,11 +93,12 @@ parse() {
             start:--ssh-config | start:--remote-dir | start:-t | start:--failure-timeout | start:--shards | \
             start:--memory-limit | start:--connection-memory | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;
         *:-*) wrong_usage "'$command' has no option '$option'" ;;
+        collect:*) [[ -z $into ]] || wrong_usage "one directory, not two: '$into' and '$option'" ;;
         start:*) [[ -z $file ]] || wrong_usage "one cluster file, not two: '$file' and '$option'" ;;
         *) wrong_usage "'$command' takes no argument ('$option')" ;;
         esac
         if [[ $option != -* ]]; then
-            file=$option
+            if [[ $command == collect ]]; then into=$option; else file=$option; fi
             continue
         fi
         [[ ${1-} ]] || wrong_usage "'$option' needs a value"
@@ -118,16 +125,20 @@ start() {
     may_take_over=yes
     claim_dir
 
-    local flags=(-c "$clients" -s "$servers" --remote-dir "$remote_dir" ${handed_on[@]+"${handed_on[@]}"})
-    [[ -z $ssh_config ]] || flags+=(--ssh-config "$ssh_config")
+    local flags=(-c "$clients" -s "$servers" ${handed_on[@]+"${handed_on[@]}"}) reach=() hosts
+    [[ -z $remote_dir ]] || reach+=(--remote-dir "$remote_dir")
+    [[ -z $ssh_config ]] || reach+=(--ssh-config "$ssh_config")
+    flags+=(${reach[@]+"${reach[@]}"})
     [[ -z $advertise ]] || flags+=(--advertise "$advertise")
-    "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check-file >&2 9>&- ||
+    # One parser: the coordinator's.
+    hosts=$("$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --list-hosts 9>&-) ||
         die "nothing was copied or started"
+    [[ $takes_over || $restores ]] || find_servers
     if [[ $takes_over ]]; then
         say "taking over the servers that run in $dir"
     else
         # The copies come before the whole check, which looks at the server on every host.
-        copy_server
+        copy_server "$hosts"
         "$root/bin/coord" -C "$file" --dir "$dir" "${flags[@]}" --check >&2 9>&- ||
             die "the check of $file failed; nothing was started"
     fi
@@ -147,25 +158,39 @@ find_binaries() {
     done
 }
 
-# Each ssh host of the cluster file once, as the file spells it.
-ssh_hosts() {
-    sed 's/#.*//' "$file" | awk 'NF == 0 { next } !counted++ { next } $1 != "localhost" && !seen[$1]++ { print $1 }'
+# Sets takes_over where servers of the cluster in DIR live without a coordinator and without its lock: on ssh hosts.
+find_servers() {
+    local found=0 listed
+    listed=$("$root/bin/coord" ls --dir "$dir" ${reach[@]+"${reach[@]}"} 9>&-) || found=$?
+    case $found in
+    0) takes_over=yes ;;
+    3) ;;
+    4) say "$listed" && die "servers of the cluster in $dir may still live, and hold all its data; nothing was" \
+        "copied or started. Bring those hosts back and start again" ;;
+    *) die "nothing was copied or started" ;;
+    esac
 }
 
 # Brings bin/server to every ssh host, and sees that it runs there.
-copy_server() {
-    local host hosts ssh=(ssh -o BatchMode=yes -o ConnectTimeout=10)
-    [[ -z $ssh_config ]] || ssh+=(-F "$ssh_config")
-    mapfile -t hosts < <(ssh_hosts)
-    for host in ${hosts[@]+"${hosts[@]}"}; do
-        say "copying the server to $host, directory $remote_dir"
-        # Under another name first: a server that runs cannot be written over, but replaced.
-        "${ssh[@]}" -- "$host" "set -e; mkdir -p ${remote_dir@Q}; cd ${remote_dir@Q}
-            cat >server.new; chmod 755 server.new; ./server.new --help >/dev/null; mv -f server.new server" \
-            <"$root/bin/server" >&2 7>&- 9>&- ||
+copy_server() { # <lines of host, directory, configuration of ssh, with tabs between them>
+    local host there config ssh
+    while IFS=$'\t' read -r host there config <&3; do
+        [[ $host ]] || continue
+        # One that needs a person fails instead, and a user's configuration for work by hand changes nothing.
+        ssh=(ssh -o BatchMode=yes -o ConnectTimeout=10 -o RemoteCommand=none -o RequestTTY=no -T)
+        [[ -z $config ]] || ssh+=(-F "$config")
+        say "copying the server to $host, directory $there"
+        # Under another name first: a server that runs cannot be written over, but replaced. sh, because the login's
+        # own shell may be another one.
+        "${ssh[@]}" -- "$host" "exec sh -c $(quoted "set -e; mkdir -p $(quoted "$there"); cd $(quoted "$there")
+            cat >server.new; chmod 755 server.new; ./server.new --help >/dev/null; mv -f server.new server")" \
+            <"$root/bin/server" >&2 3<&- 7>&- 9>&- ||
             die "$host: the server could not be copied there, or does not run there; try: ${ssh[*]} $host"
-    done
+    done 3<<<"$1"
 }
+
+# A word as any POSIX shell reads it back.
+quoted() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
 
 start_foreground() {
     say "starting in the foreground; Ctrl+D or Ctrl+C stops the cluster"
@@ -200,13 +225,19 @@ undo_start() {
     fi
 }
 
-# Sets coord_pid to the coordinator that runs in DIR, or to nothing where servers have outlived it;
-# ends with status 3 where no cluster runs.
+# Sets coord_pid to the coordinator that runs in DIR, or to nothing where servers have outlived it, here or on ssh
+# hosts: then servers_known says whether the coordinator's state names them. Ends with status 3 where no cluster runs.
 find_coord() {
+    local found=0
     coord_pid=$(cat -- "$dir/coord.pid" 2>/dev/null) || coord_pid=
     # The pid of a coordinator long gone may be another process by now, which does not hold the lock.
     [[ ! /proc/${coord_pid:-none}/fd/9 -ef $dir/lock ]] || return 0
     coord_pid=
+    listed=$("$root/bin/coord" ls --dir "$dir") || found=$?
+    case $found in
+    0) servers_known=yes && return 0 ;;
+    4) die "$listed" $'\n'"No coordinator runs, and servers of the cluster may live; bring those hosts back" ;;
+    esac
     find_leftovers
     ((${#leftovers[@]} == 0)) || return 0
     say "no cluster runs in $dir"
@@ -214,10 +245,19 @@ find_coord() {
 }
 
 status() {
-    find_coord
-    [[ $coord_pid ]] || die "the coordinator in $dir is gone; pid ${leftovers[*]} run on;" \
-        "'$program start' takes them over, '$program stop' ends them"
     local port
+    find_coord
+    if [[ ! $coord_pid ]] && ! coord_is_gone; then
+        # One that was started by hand.
+        [[ $("$root/bin/coord" ls --dir "$dir" --json) =~ \"clients_port\":([0-9]+) ]] || die "$listed"
+        exec "$root/bin/coord" status -h localhost -p "${BASH_REMATCH[1]}" ${json:+--json}
+    fi
+    if [[ ! $coord_pid ]]; then
+        [[ ! $servers_known ]] || say "$listed"
+        die "the coordinator in $dir is gone${leftovers[*]:+; pid ${leftovers[*]} run on};" \
+            "'$program start FILE --dir $(printf %q "$dir")' takes the servers over," \
+            "'$program stop --dir $(printf %q "$dir")' stops them in order"
+    fi
     port=$(clients_port) || die "the cluster in $dir is starting, and does not serve yet"
     exec "$root/bin/coord" status -h localhost -p "$port" ${json:+--json}
 }
@@ -231,11 +271,22 @@ stop() {
             "$root/bin/coord" stop --dir "$dir" "${stop_flags[@]}" >&2 || ended=$?
         fi
         end_coord "$coord_pid"
+    elif [[ $servers_known ]]; then
+        # Takes the servers over where their coordinator has died, here and on ssh hosts.
+        say "stopping the cluster in $dir"
+        "$root/bin/coord" stop --dir "$dir" ${stop_flags[@]+"${stop_flags[@]}"} >&2 || ended=$?
     fi
     end_leftovers || die "the cluster did not end in order"
     rm -f "$dir/coord.pid" "$dir/ready.json"
     ((ended == 0)) || die "the cluster has ended, but not in order"
     if ((${#stop_flags[@]} > 0)); then say "stopped"; else say "stopped; the dumps and the log are in $dir"; fi
+}
+
+detach() {
+    find_coord
+    ! coord_is_gone || die "no coordinator runs in $dir"
+    "$root/bin/coord" detach --dir "$dir" >&2 || die "the coordinator in $dir was not detached"
+    rm -f "$dir/coord.pid" "$dir/ready.json"
 }
 
 main "$@"

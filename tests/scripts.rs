@@ -309,11 +309,101 @@ fn launch_cluster_finds_and_ends_servers_that_have_outlived_their_coordinator() 
     assert_eq!(checkout.processes().len(), 3);
     let told = checkout.launch(&["status"]).with_code(1);
     assert!(told.stderr.contains("is gone"), "{}", told.stderr);
-    // It is no orderly stop, and says so.
-    checkout.launch(&["stop"]).with_code(1);
+    // Another coordinator takes them over for the stop, which is an orderly one.
+    checkout.launch(&["stop"]).with_code(0);
     checkout.assert_nobody_left();
     assert_eq!(checkout.dumped_entries(), 1);
     checkout.launch(&["status"]).with_code(NO_CLUSTER);
+}
+
+#[test]
+fn launch_cluster_without_a_state_ends_the_servers_that_hold_its_lock_and_says_so() {
+    let checkout = Checkout::make();
+    let file = checkout.cluster_file(["localhost"; 3]);
+    checkout.launch(&["start", &file, "--daemon"]).with_code(0);
+    checkout.client("P \"a\" \"1\"\n").with_code(0);
+    kill_coordinator(&checkout);
+    fs::remove_file(checkout.run_dir().join("coordinator.state")).expect("remove the state");
+    let told = checkout.launch(&["status"]).with_code(1);
+    assert!(told.stderr.contains("run on"), "{}", told.stderr);
+    checkout.launch(&["stop"]).with_code(1);
+    checkout.assert_nobody_left();
+    assert_eq!(checkout.dumped_entries(), 1);
+}
+
+/// What `start` needs for a cluster on ssh hosts, in the directory `remote`.
+fn start_there<'a>(file: &'a str, sshd: &Sshd, remote: &'a str) -> Vec<String> {
+    let config = sshd.config().to_str().expect("a path in UTF-8").to_owned();
+    let words = ["start", file, "--daemon", "--remote-dir", remote, "--advertise", "127.0.0.1"];
+    let words = words.into_iter().map(str::to_owned);
+    words.chain(["--ssh-config".to_owned(), config]).collect()
+}
+
+#[test]
+fn launch_cluster_finds_servers_on_ssh_hosts_whose_coordinator_is_gone_and_serves_them_again() {
+    let sshd = Sshd::start_without_server();
+    let checkout = Checkout::make();
+    let host = sshd.host();
+    let file = checkout.cluster_file([&host; 3]);
+    let remote = sshd.remote_dir();
+    let start = start_there(&file, &sshd, remote.to_str().expect("a path in UTF-8"));
+    let start: Vec<&str> = start.iter().map(String::as_str).collect();
+    checkout.launch(&start).with_code(0);
+    let operations: String = (0..100).map(|n| format!("P \"{n}\" \"v\"\n")).collect();
+    checkout.client(&operations).with_code(0);
+    let pids = |status: &ClusterStatus| status.servers.iter().map(|s| s.pid).collect::<Vec<_>>();
+    let first = pids(&checkout.status());
+    kill_coordinator(&checkout);
+    let told = checkout.launch(&["status"]).with_code(1);
+    for words in ["3 of 3 servers are known to live", "is gone", &host] {
+        assert!(told.stderr.contains(words), "no {words:?} in {}", told.stderr);
+    }
+    // Nothing of how the hosts are reached is said again.
+    let again = checkout.launch(&["start", &file, "--daemon"]).with_code(0);
+    assert!(again.stderr.contains("taking over"), "{}", again.stderr);
+    assert!(!again.stderr.contains("copying"), "{}", again.stderr);
+    assert_eq!(pids(&checkout.status()), first);
+    // The same after a coordinator that was told to leave them.
+    checkout.launch(&["detach"]).with_code(0);
+    checkout.assert_nobody_left();
+    checkout.launch(&["detach"]).with_code(1);
+    checkout.launch(&["status"]).with_code(1);
+    checkout.launch(&["start", &file, "--daemon"]).with_code(0);
+    assert_eq!(pids(&checkout.status()), first);
+
+    kill_coordinator(&checkout);
+    checkout.launch(&["stop"]).with_code(0);
+    checkout.launch(&["status"]).with_code(NO_CLUSTER);
+    for pid in first.into_iter().flatten() {
+        assert!(!process::is_alive(pid), "server process {pid} was left");
+    }
+    let entries = |id: usize| read_dump(&remote.join(format!("server_{id}.primary"))).entries.len();
+    assert_eq!((0..3).map(entries).sum::<usize>(), 100);
+}
+
+#[test]
+fn launch_cluster_starts_nothing_while_hosts_of_its_cluster_cannot_be_asked() {
+    let mut sshd = Sshd::start_without_server();
+    let checkout = Checkout::make();
+    let host = sshd.host();
+    let file = checkout.cluster_file([&host; 3]);
+    let remote = sshd.remote_dir();
+    let start = start_there(&file, &sshd, remote.to_str().expect("a path in UTF-8"));
+    let start: Vec<&str> = start.iter().map(String::as_str).collect();
+    checkout.launch(&start).with_code(0);
+    let before = checkout.status();
+    kill_coordinator(&checkout);
+    sshd.kill();
+    for command in [&["start", &file, "--daemon"][..], &["status"], &["stop"]] {
+        let told = checkout.launch(command).with_code(1);
+        for words in ["NOT KNOWN", "ring those hosts back"] {
+            assert!(told.stderr.contains(words), "{command:?}: no {words:?} in {}", told.stderr);
+        }
+    }
+    sshd.restart();
+    checkout.launch(&["start", &file, "--daemon"]).with_code(0);
+    assert_eq!(checkout.status().servers[0].pid, before.servers[0].pid);
+    checkout.launch(&["stop"]).with_code(0);
 }
 
 /// Kills the coordinator of the cluster in `run/`, which the script has started.

@@ -166,6 +166,196 @@ fn a_coordinator_that_follows_another_watches_the_remote_server_and_replaces_it(
     wait_until("the end of all there", PATIENCE, || nobody_is_left(&sshd));
 }
 
+/// Whether nobody is left on the remote server's host but the server itself, and no ssh here that leads there.
+fn only_the_server_is_left(sshd: &Sshd, server: u32) -> bool {
+    process::running_in(&sshd.remote_dir()) == [server] && connections_to(sshd).is_empty()
+}
+
+/// The ssh processes on this machine that lead to this sshd.
+fn connections_to(sshd: &Sshd) -> Vec<u32> {
+    let config = format!(" -F {} ", sshd.config().display());
+    let entries = fs::read_dir("/proc").expect("read /proc").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| process::command_line(*pid).contains(&config))
+        .filter(|pid| process::command_line(*pid).starts_with("ssh "))
+        .collect()
+}
+
+/// Runs `coord` with a word and the directory of a cluster.
+#[track_caller]
+fn coord(word: &str, dir: &Path, arguments: &[&str]) -> Ended {
+    let all = [word, "--dir", dir.to_str().expect("a path in UTF-8")];
+    programs::run(COORD, all.iter().chain(arguments), "", 2 * PATIENCE)
+}
+
+#[test]
+fn what_a_coordinator_started_beside_a_remote_server_ends_when_it_is_killed() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    assert!(!connections_to(&sshd).is_empty(), "the test looks for the right processes");
+    cluster.kill_coordinator();
+    wait_until("the end of the script that started it", PATIENCE, || {
+        only_the_server_is_left(&sshd, pids[REMOTE])
+    });
+    // The next coordinator watches it by another script.
+    cluster.restart();
+    cluster.await_whole();
+    wait_until("the watcher there", PATIENCE, || is_watched(&sshd, pids[REMOTE]));
+    cluster.kill_coordinator();
+    wait_until("the end of the watcher", PATIENCE, || only_the_server_is_left(&sshd, pids[REMOTE]));
+    cluster.restart();
+    cluster.await_whole();
+    assert_eq!(cluster.server_pids(), pids);
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+}
+
+#[test]
+fn a_coordinator_that_is_detached_ends_and_its_servers_serve_on_until_another_takes_them_over() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().flag("--orphan-timeout").flag("77").start();
+    let pids = cluster.server_pids();
+    let mut client = cluster.open();
+    let told = coord("detach", cluster.dir(), &[]).with_code(0);
+    for words in ["the 3 servers serve on", "77 s (--orphan-timeout)", "--dir"] {
+        assert!(told.stdout.contains(words), "no {words:?} in {}", told.stdout);
+    }
+    let pid = cluster.coord_pid();
+    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(pid));
+    wait_until("the end of what it has started there", PATIENCE, || {
+        only_the_server_is_left(&sshd, pids[REMOTE])
+    });
+    let key = cluster.key_at(1, 0, "key");
+    client.put(&key, b"v", &kv_client::OpOptions::default()).expect("a put without coordinator");
+    let nobody = coord("detach", cluster.dir(), &[]).with_code(1);
+    assert!(nobody.stderr.contains("no coordinator runs"), "{}", nobody.stderr);
+    cluster.kill_coordinator();
+    cluster.restart();
+    cluster.assert_serves(&pids);
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+}
+
+#[test]
+fn without_a_coordinator_it_is_listed_which_servers_live_here_and_there() {
+    let mut sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    let list = |cluster: &Cluster, code: i32| {
+        let text = coord("ls", cluster.dir(), &["--json"]).with_code(code).stdout;
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let states = json["servers"].as_array().expect("servers").iter();
+        let states: Vec<String> =
+            states.map(|server| server["state"].as_str().expect("a state").to_owned()).collect();
+        (json["coordinator"].as_u64(), states)
+    };
+    let coordinator = Some(u64::from(cluster.coord_pid()));
+    assert_eq!(list(&cluster, 0), (coordinator, ["lives"; 3].map(str::to_owned).to_vec()));
+    cluster.kill_coordinator();
+    assert_eq!(list(&cluster, 0), (None, ["lives"; 3].map(str::to_owned).to_vec()));
+    sshd.kill();
+    let text = coord("ls", cluster.dir(), &[]).with_code(0).stdout;
+    for words in ["no coordinator runs; 2 of 3", "NOT KNOWN", "Connection refused", &sshd.host()] {
+        assert!(text.contains(words), "no {words:?} in {text}");
+    }
+    for local in [0, 2] {
+        process::signal(pids[local], Signal::KILL);
+        wait_until("its end", PATIENCE, || !process::is_alive(pids[local]));
+    }
+    let here_gone = |state: &str| ["gone", state, "gone"].map(str::to_owned).to_vec();
+    assert_eq!(list(&cluster, 4), (None, here_gone("unknown")));
+    sshd.restart();
+    assert_eq!(list(&cluster, 0), (None, here_gone("lives")));
+    process::signal(pids[REMOTE], Signal::KILL);
+    wait_until("its end", PATIENCE, || !process::is_alive(pids[REMOTE]));
+    assert_eq!(list(&cluster, 3), (None, here_gone("gone")));
+    let empty = tempfile::tempdir().expect("make a directory");
+    let text = coord("ls", empty.path(), &[]).with_code(3).stdout;
+    assert!(text.contains("no cluster in"), "{text}");
+}
+
+#[test]
+fn a_stop_without_a_coordinator_takes_the_servers_over_and_stops_them_in_order() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    cluster.client(&operations(300)).with_code(0);
+    cluster.kill_coordinator();
+    let told = coord("stop", cluster.dir(), &[]).with_code(0);
+    assert!(told.stderr.contains("taking over its servers (3 of 3"), "{}", told.stderr);
+    assert!(pids.iter().all(|pid| !process::is_alive(*pid)), "a server was left");
+    wait_until("the end of all there", PATIENCE, || nobody_is_left(&sshd));
+    fetch_dumps(&sshd, &cluster);
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), 300);
+    let nobody = coord("stop", cluster.dir(), &[]).with_code(1);
+    assert!(nobody.stderr.contains("no server of its cluster lives"), "{}", nobody.stderr);
+}
+
+#[test]
+fn a_coordinator_that_is_given_no_flags_again_still_finds_the_ssh_host_and_replaces_its_server() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    cluster.forget_flags();
+    cluster.restart();
+    cluster.await_whole();
+    let settings = cluster.status().settings;
+    let expected = [
+        ("remote-dir", sshd.remote_dir().display().to_string()),
+        ("ssh-config", sshd.config().display().to_string()),
+        ("advertise", "127.0.0.1".to_owned()),
+    ];
+    for (name, value) in expected {
+        assert_eq!(settings.get(name), Some(&value), "{name}: {settings:?}");
+    }
+    process::signal(pids[REMOTE], Signal::KILL);
+    wait_until("another process in its place", PATIENCE, || {
+        cluster.status().state == ClusterState::Serving
+            && cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
+    });
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+    // A restore is given none of them either.
+    fetch_dumps(&sshd, &cluster);
+    let host = sshd.host();
+    let restored = Cluster::builder()
+        .cluster_file(format!("3\nlocalhost 0 0 0\n{host} 0 0 0\nlocalhost 0 0 0\n"))
+        .restore(cluster.into_dir())
+        .start();
+    assert_eq!(restored.status().settings, settings);
+}
+
+#[test]
+fn another_directory_on_ssh_hosts_that_is_given_at_a_take_over_counts_from_then_on() {
+    let sshd = Sshd::start();
+    let mut cluster = sshd.cluster().start();
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    cluster.forget_flags();
+    let other = sshd.remote_dir().with_file_name("other");
+    fs::create_dir(&other).expect("make a directory");
+    fs::copy(programs::SERVER, other.join("server")).expect("copy the server");
+    let other = other.to_str().expect("a path in UTF-8");
+    cluster.restart_with(&["--remote-dir", other]);
+    cluster.await_whole();
+    assert!(cluster.coord_log().contains(&format!("--remote-dir is {other} from now on")));
+    assert_eq!(cluster.status().settings["remote-dir"], other);
+    process::signal(pids[REMOTE], Signal::KILL);
+    wait_until("another process in its place", PATIENCE, || {
+        cluster.status().state == ClusterState::Serving
+            && cluster.server(REMOTE).pid.is_some_and(|pid| pid != pids[REMOTE])
+    });
+    let pid = cluster.server_pid(REMOTE);
+    let runs_in = fs::read_link(format!("/proc/{pid}/cwd")).expect("a directory");
+    assert_eq!(runs_in, Path::new(other).canonicalize().expect("a path"));
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    cluster.await_end(0);
+}
+
 #[test]
 fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live() {
     let mut sshd = Sshd::start();
@@ -187,7 +377,10 @@ fn a_host_that_cannot_be_asked_is_in_the_way_only_where_nobody_is_known_to_live(
     }
     let state = fs::read(cluster.state_file()).expect("the state");
     let ended = cluster.run_coordinator(&[]).with_code(1);
-    for words in ["server 1 of the last run may still live", &*sshd.host(), "nothing was started"] {
+    let advice = "coordinator.state where it is: servers that live hold all data";
+    for words in
+        ["server 1 of the last run may still live", &*sshd.host(), "nothing was started", advice]
+    {
         assert!(ended.stderr.contains(words), "no {words:?} in {}", ended.stderr);
     }
     assert_eq!(fs::read(cluster.state_file()).expect("the state"), state);

@@ -107,6 +107,52 @@ fn dumps_go_to_another_directory_and_are_restored_from_there() {
     }
 }
 
+#[test]
+fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_was_told_to() {
+    let mut cluster = Cluster::start();
+    put_all(&mut cluster.open(), &pairs());
+    let other = tempfile::Builder::new().prefix("kv-test-").tempdir().expect("make a directory");
+    let (blocked, there) = (other.path().join("blocked"), other.path().join("blocked/dumps"));
+    fs::write(&blocked, "a file where a directory must be").expect("write a file");
+    // Given while the stop is under way already, so that nothing else is stored after it.
+    for id in 0..3 {
+        process::limit_file_size(cluster.server_pid(id), Some(4_096));
+    }
+    process::signal(cluster.coord_pid(), Signal::TERM);
+    await_log(&cluster, "could not carry out DUMP-PRIMARY");
+    let mut caller = Command::new(COORD)
+        .args(["stop", "--dir"])
+        .arg(cluster.dir())
+        .arg("--dump-dir")
+        .arg(&there)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("start coord stop");
+    let there_is_told = || {
+        let settings = cluster.status().settings;
+        settings.get("dump-dir").is_some_and(|dir| *dir == there.display().to_string())
+    };
+    wait_until("the directory in the status", PATIENCE, there_is_told);
+    wait_until("the directory in the state", PATIENCE, || {
+        fs::read_to_string(cluster.state_file())
+            .is_ok_and(|text| text.contains(&there.display().to_string()))
+    });
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    assert_eq!(programs::wait(&mut caller, PATIENCE), Some(Some(1)), "its coordinator was killed");
+    fs::remove_file(&blocked).expect("remove a file");
+    pids.iter().for_each(|pid| process::limit_file_size(*pid, None));
+    cluster.relaunch(&[]);
+    cluster.await_end(0);
+    for server in 0..3 {
+        for role in ["primary", "secondary"] {
+            let name = format!("server_{server}.{role}");
+            assert!(!cluster.dir().join(&name).exists(), "{name} is in the old directory");
+            read_dump(&there.join(&name));
+        }
+    }
+}
+
 /// Mounts a tmpfs, or has it take another size.
 fn mount(at: &Path, options: &str) -> bool {
     let mut command = Command::new("mount");

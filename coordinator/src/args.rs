@@ -26,8 +26,9 @@ const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 /// The exit status is 0 if all went well, 1 if something failed (among it: a group of which
 /// no server reported a complete dump), 2 if the command line or the cluster file makes no sense.
 ///
-/// `--on-double-fault`, `--memory-limit`, `--connection-memory`, `--orphan-timeout`, `--net` and
-/// `--failure-timeout` are kept with the cluster's state: a coordinator that takes it over or restores it goes on with them unless it is given others.
+/// `--on-double-fault`, `--memory-limit`, `--connection-memory`, `--orphan-timeout`, `--net`, `--failure-timeout`,
+/// `--remote-dir`, `--ssh-config` and `--advertise` are kept with the cluster's state: a coordinator that takes it over or
+/// restores it goes on with them unless it is given others. `coord status` shows them.
 #[derive(Debug, Parser)]
 #[command(
     name = "coord",
@@ -90,17 +91,23 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) check_file: bool,
 
-    /// The configuration that ssh shall use (ssh -F).
-    #[arg(long, value_name = "FILE")]
+    /// Only print a line for each ssh host of the cluster file, and exit: the host as ssh takes it, the servers'
+    /// directory there, and the configuration that ssh shall use, with tabs between them. For scripts.
+    #[arg(long)]
+    pub(crate) list_hosts: bool,
+
+    /// The configuration that ssh shall use (ssh -F). Default: the stored setting, else that of the user.
+    #[arg(long, value_name = "FILE", value_parser = parse_ssh_config)]
     pub(crate) ssh_config: Option<PathBuf>,
 
     /// The servers' directory on ssh hosts; the binary there is DIR/server. Relative to the login's
-    /// home directory.
-    #[arg(long, value_name = "DIR", default_value = ".")]
-    pub(crate) remote_dir: String,
+    /// home directory. Default: the stored setting, else `ftkv`.
+    #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
+    pub(crate) remote_dir: Option<String>,
 
-    /// Address by which the other hosts reach this machine. Demanded when the cluster file mixes
-    /// localhost with ssh hosts; without it a cluster of localhost alone listens on 127.0.0.1 only.
+    /// Address by which the other hosts reach this machine. Required when the cluster file mixes
+    /// localhost with ssh hosts; without it a cluster of localhost alone listens on 127.0.0.1 only. Default: the
+    /// stored setting.
     #[arg(long, value_name = "IP")]
     pub(crate) advertise: Option<IpAddr>,
 
@@ -236,9 +243,47 @@ impl std::fmt::Display for NetEngine {
 pub(crate) enum Command {
     /// Shows the servers and groups of a running cluster.
     Status(StatusArgs),
-    /// Stops a running cluster in order, and waits for its end. Only the user that runs the coordinator, and
-    /// root, may. The exit status is that of the coordinator.
+    /// Stops a running cluster in order, and waits for its end. Where its coordinator has died, this takes the servers
+    /// over, here and on ssh hosts, and stops them in order. Only the user that runs the coordinator, and root, may.
+    /// The exit status is that of the coordinator.
     Stop(StopArgs),
+    /// Ends the coordinator and leaves the servers serving. Nobody is replaced until another coordinator takes them
+    /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may.
+    Detach(DetachArgs),
+    /// Lists the servers of the cluster in a directory, and whether they live, with or without a coordinator: by the
+    /// state there, the processes of this machine, and the ssh hosts. Changes nothing.
+    ///
+    /// The exit status is 0 if a coordinator runs or a server lives, 3 if nothing runs, 4 if no server is known to live
+    /// and some cannot be asked after, 1 if the state cannot be read.
+    Ls(LsArgs),
+}
+
+/// The command line of `coord detach`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DetachArgs {
+    /// The directory of the cluster: the coordinator's --dir.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+}
+
+/// The command line of `coord ls`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LsArgs {
+    /// The directory of the cluster: the coordinator's --dir.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// The configuration that ssh shall use (ssh -F). Default: the stored setting.
+    #[arg(long, value_name = "FILE", value_parser = parse_ssh_config)]
+    pub(crate) ssh_config: Option<PathBuf>,
+
+    /// The servers' directory on ssh hosts. Default: the stored setting.
+    #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
+    pub(crate) remote_dir: Option<String>,
 }
 
 /// The command line of `coord stop`.
@@ -269,8 +314,28 @@ fn parse_dump_dir(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// The path, absolute: it is stored, and read again from another working directory.
+fn parse_ssh_config(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| error.to_string())
+}
+
+/// The directory as the login's shell would find it. It is quoted there, so `~` must not be left to that shell.
+fn parse_remote_dir(text: &str) -> Result<String, String> {
+    match text.strip_prefix('~') {
+        None if text.is_empty() => {
+            Err("it is empty; write . for the login's home directory".to_owned())
+        }
+        None => Ok(text.to_owned()),
+        Some("" | "/") => Ok(".".to_owned()),
+        Some(rest) => match rest.strip_prefix('/') {
+            Some(rest) => Ok(rest.trim_start_matches('/').to_owned()),
+            None => Err("the home directory of another user; write the whole path".to_owned()),
+        },
+    }
+}
+
 /// The command line of `coord status`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct StatusArgs {
     /// Host of the coordinator.
@@ -389,6 +454,17 @@ mod tests {
             let error = parse(&format!("coord -C file {wrong}")).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_home_directory_of_the_login_may_be_written_as_a_tilde() {
+        for (written, meant) in
+            [("~", "."), ("~/", "."), ("~/kv", "kv"), ("kv ~", "kv ~"), ("/kv", "/kv")]
+        {
+            assert_eq!(parse_remote_dir(written).unwrap(), meant, "{written}");
+        }
+        parse_remote_dir("~kv/here").unwrap_err();
+        parse_remote_dir("").unwrap_err();
     }
 
     #[test]

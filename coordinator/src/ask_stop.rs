@@ -1,33 +1,76 @@
-//! `coord stop`: has a running coordinator stop its cluster, prints what it says meanwhile, and ends as the stop
-//! ends.
+//! `coord stop` and `coord detach`: ask a running coordinator, print what it says meanwhile, and end as it ends.
+//!
+//! Where the coordinator of `coord stop` has died, this process takes its servers over and stops them.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
-use crate::Failure;
-use crate::args::StopArgs;
+use clap::Parser as _;
+
+use crate::args::{Args, DetachArgs, StopArgs};
+use crate::ls::{self, State};
 use crate::spawn::printable;
-use crate::stop_port::{Line, Request, path_in};
+use crate::spawn::ssh::Ssh;
+use crate::stop_port::{Call, Line, Request, path_in};
+use crate::{Failure, driver, lock, store};
 
-/// Asks, and waits for the end.
-pub(crate) fn run(args: &StopArgs) -> Result<(), Failure> {
-    let dir = args.dir.display();
-    let failed = |error: std::io::Error| {
-        let reason = match error.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-                "no coordinator runs there; give the directory of the cluster with --dir. Servers that have \
-                 outlived their coordinator dump their tables and exit on SIGTERM"
-                    .to_owned()
-            }
-            _ => error.to_string(),
-        };
-        Failure::Failed(format!("ask the coordinator in {dir} to stop: {reason}"))
+/// How a question ended that was put to a coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Done,
+    /// None runs there.
+    Nobody,
+}
+
+/// Asks for a stop, and waits for the end.
+///
+/// # Errors
+/// The stop did not go well, or the coordinator cannot be asked.
+pub(crate) fn stop(args: &StopArgs) -> Result<Asked, Failure> {
+    ask(&args.dir, &call_of(args), "to stop")
+}
+
+fn call_of(args: &StopArgs) -> Call {
+    Call::Stop(Request { dump_dir: args.dump_dir.clone(), force: args.force })
+}
+
+/// Has a coordinator end and leave its servers.
+///
+/// # Errors
+/// It does not, or none runs there.
+pub(crate) fn detach(args: &DetachArgs) -> Result<(), Failure> {
+    match ask(&args.dir, &Call::Detach { detach: () }, "to detach")? {
+        Asked::Done => Ok(()),
+        Asked::Nobody => Err(Failure::Failed(format!(
+            "no coordinator runs in {}; give the directory of the cluster with --dir (coord ls tells which servers \
+             live)",
+            args.dir.display()
+        ))),
+    }
+}
+
+/// Puts a question, and waits for the last line of the answer.
+fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
+    let shown = dir.display();
+    let failed = |error: io::Error| {
+        Failure::Failed(format!(
+            "ask the coordinator in {shown} {what}: {error}; check --dir, and that this is its user"
+        ))
     };
-    let directory = File::open(&args.dir).map_err(failed)?;
-    let mut stream = UnixStream::connect(path_in(&directory)).map_err(failed)?;
-    let request = Request { dump_dir: args.dump_dir.clone(), force: args.force };
-    let mut text = serde_json::to_string(&request)
+    let connected = File::open(dir).and_then(|dir| UnixStream::connect(path_in(&dir)));
+    let mut stream = match connected {
+        Ok(stream) => stream,
+        Err(error)
+            if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind())
+                && lock::holder_of(dir).is_none() =>
+        {
+            return Ok(Asked::Nobody);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let mut text = serde_json::to_string(call)
         .map_err(|error| Failure::Failed(format!("write the request: {error}")))?;
     text.push('\n');
     stream.write_all(text.as_bytes()).map_err(failed)?;
@@ -38,14 +81,55 @@ pub(crate) fn run(args: &StopArgs) -> Result<(), Failure> {
             return Err(Failure::Failed(printable_lines(&line.say)));
         }
         // A closed standard output is no reason to fail.
-        let _ = writeln!(std::io::stdout(), "{}", printable_lines(&line.say));
+        let _ = writeln!(io::stdout(), "{}", printable_lines(&line.say));
         if line.ended.is_some() {
-            return Ok(());
+            return Ok(Asked::Done);
         }
     }
     Err(Failure::Failed(format!(
-        "the coordinator in {dir} has ended before it said how the stop went; see its log"
+        "the coordinator in {shown} has ended before it said how that went; see its log, and coord ls for the \
+         servers that live"
     )))
+}
+
+/// Stops a cluster whose coordinator has died: takes its servers over and has them drain, dump and exit.
+///
+/// # Errors
+/// No server is known to live, or the stop did not go well.
+pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
+    let dir = args.dir.display();
+    let nobody = |what: &str| {
+        Err(Failure::Failed(format!(
+            "no coordinator runs in {dir}, and {what}; give the directory of the cluster with --dir"
+        )))
+    };
+    let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
+    let Some(record) = loaded else { return nobody("there is no state of a cluster") };
+    let servers = ls::look(&record, &Ssh::new(&record.settings)).await;
+    let living = servers.iter().filter(|server| server.state == State::Lives).count();
+    if living == 0 {
+        let unknown = servers.iter().find(|server| server.state == State::Unknown);
+        return match unknown {
+            None => nobody("no server of its cluster lives"),
+            Some(server) => nobody(&format!(
+                "whether server {} on {} lives is not known: {}; bring that host back",
+                server.id,
+                server.host,
+                printable(server.reason.as_deref().unwrap_or("no reason given"))
+            )),
+        };
+    }
+    let count = servers.len();
+    let _ = writeln!(
+        io::stderr(),
+        "coord: no coordinator runs in {dir}: taking over its servers ({living} of {count} are known to live) to \
+         stop them in order"
+    );
+    let file = record.cluster_file();
+    let mut own = Args::try_parse_from(["coord", "--daemon", "--cluster-file", store::FILE_NAME])
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    own.dir.clone_from(&args.dir);
+    driver::serve(own, file, Some(call_of(args))).await
 }
 
 /// Nothing that a terminal obeys, but the ends of lines.

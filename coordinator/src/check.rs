@@ -1,6 +1,6 @@
 //! `--check`: whether a cluster could be started, without starting anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -11,6 +11,7 @@ use kv_protocol::cluster_file::{ClusterFile, Host};
 use crate::Failure;
 use crate::args::Args;
 use crate::plan;
+use crate::settings::Settings;
 use crate::spawn::printable;
 use crate::spawn::ssh::Ssh;
 use crate::survey::{self, Survey};
@@ -27,6 +28,10 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     if args.check_file {
         return Ok(());
     }
+    let settings = plan::stored_settings(args).with(args);
+    if args.list_hosts {
+        return list_hosts(&file, &settings);
+    }
     let mut findings: Vec<Finding> = Vec::new();
     for (port, flag) in [(args.clients_port, "-c"), (args.servers_port, "-s")] {
         if port != 0 {
@@ -40,7 +45,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
         Err(error) => Err(error.to_string()),
     };
     findings.push((format!("coordinator, --dir {}", args.dir.display()), dir));
-    let ssh = Ssh { config: args.ssh_config.clone(), remote_dir: args.remote_dir.clone() };
+    let ssh = Ssh::new(&settings);
     let surveys = survey::of_hosts(&file, &ssh).await;
     for (name, (host, ports)) in hosts(&file) {
         let servers = plan::servers_on(&file, host);
@@ -63,6 +68,26 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
         0 => Ok(()),
         bad => Err(Failure::Failed(format!("{bad} of {} checks failed", findings.len()))),
     }
+}
+
+/// Prints every ssh host once, in the order of the file: as ssh takes it, the servers' directory, and ssh's
+/// configuration if it has one.
+fn list_hosts(file: &ClusterFile, settings: &Settings) -> Result<(), Failure> {
+    let config = settings.ssh_config.as_ref().map(|path| path.display().to_string());
+    let config = config.unwrap_or_default();
+    let mut listed = HashSet::new();
+    let mut out = std::io::stdout().lock();
+    for host in file.servers.iter().map(|line| &line.host).filter(|host| **host != Host::Local) {
+        if !listed.insert(host) {
+            continue;
+        }
+        let shown = host.to_string();
+        // ssh takes an address in brackets only as a URI.
+        let uri = if shown.contains('[') && !shown.starts_with("ssh://") { "ssh://" } else { "" };
+        writeln!(out, "{uri}{shown}\t{}\t{config}", settings.remote_dir)
+            .map_err(|error| Failure::Failed(format!("print the hosts: {error}")))?;
+    }
+    Ok(())
 }
 
 /// Every host of the file with the fixed ports of its servers.

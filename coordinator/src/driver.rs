@@ -8,6 +8,7 @@
 //! ```
 
 mod adopt;
+mod detach;
 mod ending;
 mod processes;
 mod tell;
@@ -46,12 +47,13 @@ use crate::plan::{self, Plan};
 use crate::ready::{Ports, Ready};
 use crate::restart::Found;
 use crate::restore::{self, Load, Restoration, send, written};
+use crate::settings::Settings;
 use crate::snapshot::Snapshots;
 use crate::spawn::local::Launch;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{Exit, command_line, printable, quote, server_arguments};
 use crate::state_file::StateFile;
-use crate::stop_port::Callers;
+use crate::stop_port::{Call, Callers};
 use crate::store::{self, Place, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
 use crate::{
@@ -141,11 +143,20 @@ pub(crate) struct Driver {
 
 /// Runs a cluster from start to stop.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let file = plan::read_file(&args)?;
+    serve(args, file, None).await
+}
+
+/// As [`run`], for a cluster file that was read; `call` is carried out on a cluster that is taken over, and on no other.
+pub(crate) async fn serve(
+    args: Args,
+    file: ClusterFile,
+    call: Option<Call>,
+) -> Result<(), Failure> {
     if !args.core_dumps {
         forbid_core_dumps()?;
     }
     let ready = args.ready_fd.map(Ready::take).transpose()?;
-    let file = plan::read_file(&args)?;
     std::fs::create_dir_all(&args.dir).map_err(|error| {
         let dir = args.dir.display();
         Failure::Failed(format!("make the directory {dir}: {error}; check --dir"))
@@ -164,6 +175,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             return Ok(());
         }
     };
+    if call.is_some() && beginning.earlier().is_none() {
+        return Err(Failure::Failed("no server of the cluster lives any more".to_owned()));
+    }
     let log = |failure: &Failure| console.log(failure);
     let (clients, servers) = listen(&args, &plan, beginning.earlier()).await.inspect_err(log)?;
     let port = |listener: &TcpListener| {
@@ -190,19 +204,23 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     });
     tokio::task::spawn_local(progress::keep(Rc::clone(&driver)));
     let (requests_to, mut requests) = mpsc::channel(MAX_STOP_REQUESTS);
+    if let Some(call) = call {
+        // The first of them always has room.
+        let _ = requests_to.try_send(call);
+    }
     let port = stop_port::serve(Rc::clone(&driver), args.dir.clone(), requests_to);
     tokio::task::spawn_local(port);
     driver.begin();
     let ended = main_loop(&driver, &mut reasons, &mut requests).await.inspect_err(log);
     match &ended {
-        Ok(()) => driver.callers.end(true, "stopped").await,
+        Ok(words) => driver.callers.end(true, words).await,
         Err(Failure::Usage(message) | Failure::Failed(message)) => {
             driver.callers.end(false, message).await;
         }
     }
     stop_port::remove(&args.dir);
     screen::show(&[]);
-    ended
+    ended.map(drop)
 }
 
 /// Keeps the cluster's key out of core dumps, and debuggers of the same user away.
@@ -249,7 +267,7 @@ async fn make_plan(
             Ok((plan, Beginning::Earlier(earlier)))
         }
         Found::Stopped => restored(args, std::slice::from_ref(&args.dir), file, console).await,
-        Found::Nothing => Ok((Plan::make(args, file).await?, Beginning::New)),
+        Found::Nothing => Ok((Plan::make(args, file, &Settings::default()).await?, Beginning::New)),
     }
 }
 
@@ -259,7 +277,8 @@ async fn restored(
     file: ClusterFile,
     console: Console,
 ) -> Result<(Plan, Beginning), Failure> {
-    let mut plan = Plan::make(args, file).await?;
+    let earlier = restore::last_settings(dirs, &args.dir);
+    let mut plan = Plan::make(args, file, &earlier).await?;
     let restoration = restore::prepare(args, dirs, &mut plan, console).await?;
     Ok((plan, Beginning::Restored(restoration)))
 }
@@ -291,16 +310,18 @@ fn name_of(reason: Option<stop::Reason>) -> String {
 async fn show_status(driver: Rc<Driver>) {
     loop {
         driver.snapshots.status_is_wanted().await;
-        driver.snapshots.publish_status(&driver.cluster(), &driver.hosts);
+        let mut settings = driver.plan.settings.shown();
+        settings.extend(driver.dump_dir().map(|dir| ("dump-dir".to_owned(), dir)));
+        driver.snapshots.publish_status(&driver.cluster(), &driver.hosts, settings);
     }
 }
 
-/// Timers, signals and the end.
+/// Timers, signals and the end; returns how it ended, in words.
 async fn main_loop(
     driver: &Rc<Driver>,
     reasons: &mut mpsc::Receiver<stop::Reason>,
-    requests: &mut mpsc::Receiver<stop_port::Request>,
-) -> Result<(), Failure> {
+    requests: &mut mpsc::Receiver<Call>,
+) -> Result<String, Failure> {
     let mut stopping = stop::Stopping::default();
     loop {
         if let Some(mut outcome) = driver.outcome.take() {
@@ -313,7 +334,7 @@ async fn main_loop(
             if state.has_served {
                 driver.note_end(state, concluded.is_ok());
             }
-            return concluded;
+            return concluded.map(|()| "stopped".to_owned());
         }
         if let Some(reason) = driver.outdated.take() {
             return Err(Failure::Failed(reason));
@@ -329,7 +350,17 @@ async fn main_loop(
                 driver.input(|cluster, now, sink| cluster.on_timeout(now, sink));
             }
             () = driver.changed.notified() => {}
-            Some(request) = requests.recv() => driver.stop_as_asked(&request, &mut stopping),
+            Some(call) = requests.recv() => match call {
+                Call::Stop(request) => driver.stop_as_asked(&request, &mut stopping),
+                Call::Detach { .. } => match driver.may_detach() {
+                    Ok(()) => {
+                        let words = driver.detached();
+                        driver.console.say(&words);
+                        return Ok(words);
+                    }
+                    Err(reason) => driver.warn(&format!("coord detach: {reason}")),
+                },
+            },
             Some(reason) = reasons.recv() => match stopping.wish(reason, clock::now()) {
                 stop::Wish::Stop => {
                     driver.console.say(&format!("{reason}: stopping the cluster"));
@@ -374,10 +405,13 @@ impl Driver {
         ports: Ports,
     ) -> Result<Driver, Failure> {
         let mut key = ClusterKey(random::nonzero_u128()?);
+        let mut dump_dir = None;
         let (earlier, restoration) = match beginning {
             Beginning::New => (None, None),
             Beginning::Earlier(earlier) => {
                 key = earlier.key;
+                // Only of a stop that is under way: a cluster that goes on dumps at home.
+                dump_dir = earlier.dump_dir.filter(|_| earlier.state.is_stopping);
                 (Some(earlier.state), None)
             }
             Beginning::Restored(restoration) => (None, Some(restoration)),
@@ -450,7 +484,7 @@ impl Driver {
             outdated: RefCell::new(None),
             outcome: RefCell::new(None),
             settings_told: watch::Sender::new(0),
-            dump_dir: RefCell::new(None),
+            dump_dir: RefCell::new(dump_dir),
             callers: Callers::default(),
             told_failures: RefCell::default(),
             told_starts: RefCell::default(),
@@ -597,6 +631,7 @@ impl Driver {
         if let Some(directory) = &request.dump_dir {
             self.say(&format!("coord stop: dumps go to {} from now on", printable(directory)));
             *self.dump_dir.borrow_mut() = Some(directory.clone());
+            self.input(|cluster, now, sink| cluster.store_again(now, sink));
         }
         if !stopping.has_begun() {
             stopping.begin(clock::now());
@@ -636,6 +671,7 @@ impl Driver {
             key: self.key,
             place: self.place.clone(),
             settings: self.plan.settings.clone(),
+            dump_dir: self.dump_dir(),
             has_ended_well: false,
             state,
         }

@@ -8,7 +8,7 @@
 //!                                                                       |
 //!      clients: MAP, STATUS -> clients --+      +-- links <- STARTED, HEARTBEAT
 //!                                        v      v
-//!      coord stop -> stop_port ---------+
+//!      coord stop, detach -> stop_port -+
 //!      signals, end of input -> stop -> driver <-> kv_core::cluster
 //!                                        |      ^
 //!                          exits, kill --+      +-- orders -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
@@ -31,6 +31,7 @@ mod links;
 mod listener;
 mod lock;
 mod logs;
+mod ls;
 mod machine;
 mod newest_map;
 mod orders;
@@ -59,6 +60,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use args::{Args, Command};
+use ask_stop::Asked;
 
 /// Exit code: something failed.
 const FAILED: u8 = 1;
@@ -93,31 +95,35 @@ fn end(message: &str, code: u8) -> ExitCode {
 }
 
 fn run(args: Args) -> Result<ExitCode, Failure> {
-    let done = |()| ExitCode::SUCCESS;
-    match args.command {
-        Some(Command::Status(status)) if status.watch => watch::run(status).map(done),
+    let done = match &args.command {
+        Some(Command::Status(status)) if status.watch => watch::run(status.clone()),
         Some(Command::Status(status)) => {
-            ask::run(&status).map(|health| ExitCode::from(health.exit_code()))
+            return ask::run(status).map(|health| ExitCode::from(health.exit_code()));
         }
-        Some(Command::Stop(stop)) => ask_stop::run(&stop).map(done),
-        None => {
-            // Before all else: a coordinator ends when it is told to, and not by the way.
-            kv_daemon::signals::pass_over();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|error| Failure::Failed(format!("start the async runtime: {error}")))?;
-            let tasks = tokio::task::LocalSet::new();
-            let ended = tasks.block_on(&runtime, async {
-                match args.check || args.check_file {
-                    true => check::run(&args).await,
-                    false => driver::run(args).await,
-                }
-            });
-            drop(tasks);
-            // A thread that waits for a device that stalls is not waited for.
-            runtime.shutdown_background();
-            ended.map(done)
-        }
-    }
+        Some(Command::Detach(detach)) => ask_stop::detach(detach),
+        Some(Command::Ls(listing)) => return in_runtime(ls::run(listing)),
+        Some(Command::Stop(stop)) => match ask_stop::stop(stop)? {
+            Asked::Done => Ok(()),
+            Asked::Nobody => in_runtime(ask_stop::stop_alone(stop)),
+        },
+        None if args.check || args.check_file || args.list_hosts => in_runtime(check::run(&args)),
+        None => in_runtime(driver::run(args)),
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Runs a task and those that it starts, on this thread.
+fn in_runtime<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    // Before all else: a coordinator ends when it is told to, and not by the way.
+    kv_daemon::signals::pass_over();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("start the async runtime: {error}")))?;
+    let tasks = tokio::task::LocalSet::new();
+    let ended = tasks.block_on(&runtime, task);
+    drop(tasks);
+    // A thread that waits for a device that stalls is not waited for.
+    runtime.shutdown_background();
+    ended
 }

@@ -51,6 +51,16 @@ impl DirectoryLock {
     }
 }
 
+/// The process id of the coordinator at work in a directory; 0 if it is not known, `None` if there is no such
+/// coordinator.
+pub(crate) fn holder_of(dir: &Path) -> Option<u32> {
+    let mut file = files::open(&dir.join(NAME)).ok()?;
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => Some(holder(&mut file).parse().unwrap_or(0)),
+        _ => None,
+    }
+}
+
 /// Refuses a directory in which another coordinator is at work; this one's own is not meant.
 pub(crate) fn refuse_if_held(dir: &Path, own: &Path) -> Result<(), Failure> {
     let is_own = match (dir.canonicalize(), own.canonicalize()) {
@@ -98,7 +108,9 @@ mod tests {
         let own = tempfile::tempdir().unwrap();
         assert!(refuse_if_held(dir.path(), own.path()).is_err());
         assert!(refuse_if_held(dir.path(), dir.path()).is_ok());
+        assert_eq!(holder_of(dir.path()), Some(std::process::id()));
         drop(first);
+        assert_eq!(holder_of(dir.path()), None);
         assert!(refuse_if_held(dir.path(), own.path()).is_ok());
         assert!(refuse_if_held(own.path(), dir.path()).is_ok());
         DirectoryLock::take(dir.path()).unwrap();

@@ -19,16 +19,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
-use kv_protocol::cluster_file::{ClusterFile, Host};
+use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
 use kv_protocol::limits::MAX_SHARDS;
 use serde::{Deserialize, Serialize};
 
-use crate::Failure;
 use crate::args::Args;
 use crate::settings::Settings;
+use crate::spawn::quote;
 use crate::spawn::ssh::Ssh;
-use crate::store::Record;
+use crate::store::{self, Record};
 use crate::survey::{self, Survey};
+use crate::{Failure, restore};
 
 /// How one server and the others reach each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,34 +80,52 @@ pub(crate) fn read_file(args: &Args) -> Result<ClusterFile, Failure> {
     })?;
     let file = ClusterFile::parse(&text)
         .map_err(|error| Failure::Usage(format!("cluster file {shown}, {error}")))?;
+    check_addresses(&file, args, &stored_settings(args).with(args))?;
+    Ok(file)
+}
+
+/// The settings of the cluster that a start with these flags goes on with, as far as its state can be read; those of a
+/// new cluster otherwise. What is wrong with a state is reported by the start itself.
+pub(crate) fn stored_settings(args: &Args) -> Settings {
+    let in_dir = || store::load(&args.dir).ok().flatten();
+    let dirs = match args.restore.as_slice() {
+        [] => match in_dir() {
+            Some(record) if args.resume || !record.has_ended_well => return record.settings,
+            _ if args.resume => std::slice::from_ref(&args.dir),
+            _ => return Settings::default(),
+        },
+        dirs => dirs,
+    };
+    restore::last_settings(dirs, &args.dir)
+}
+
+/// Checks that the other servers can reach this machine by the addresses that are given.
+///
+/// # Errors
+/// Bad usage: `--advertise` is missing, or it and `--bind` contradict each other.
+fn check_addresses(file: &ClusterFile, args: &Args, settings: &Settings) -> Result<(), Failure> {
+    let advertise = settings.advertise;
     let has = |local: bool| file.servers.iter().any(|line| (line.host == Host::Local) == local);
-    if has(true) && has(false) && args.advertise.is_none() {
+    if has(true) && has(false) && advertise.is_none() {
         return Err(Failure::Usage(format!(
-            "cluster file {shown} mixes localhost with other hosts: give --advertise IP, the \
-             address by which the others reach this machine"
+            "cluster file {} mixes localhost with other hosts: give --advertise IP, the \
+             address by which the others reach this machine",
+            args.cluster_file.as_deref().unwrap_or(Path::new("")).display()
         )));
     }
-    let is_reached_from_elsewhere =
-        has(false) || args.advertise.is_some_and(|ip| !ip.is_loopback());
-    if is_reached_from_elsewhere
-        && args.bind.is_some_and(|ip| ip.is_loopback())
-        && !is_loopback(args)
-    {
+    let is_loopback = advertise.is_some_and(|ip| ip.is_loopback());
+    let is_reached_from_elsewhere = has(false) || advertise.is_some_and(|ip| !ip.is_loopback());
+    if is_reached_from_elsewhere && args.bind.is_some_and(|ip| ip.is_loopback()) && !is_loopback {
         return Err(Failure::Usage(
             "--bind is a loopback address, which other hosts cannot reach; give the address of this \
              machine in their network"
                 .into(),
         ));
     }
-    if args.advertise.is_some_and(|address| address.is_unspecified()) {
+    if advertise.is_some_and(|address| address.is_unspecified()) {
         return Err(Failure::Usage("--advertise must be an address that others can dial".into()));
     }
-    Ok(file)
-}
-
-/// Whether all that is said of this machine's address is that it is a loopback address.
-fn is_loopback(args: &Args) -> bool {
-    args.advertise.is_some_and(|address| address.is_loopback())
+    Ok(())
 }
 
 /// The executable of the servers on this machine.
@@ -138,12 +157,19 @@ fn beside(coordinator: &Path) -> PathBuf {
 }
 
 impl Plan {
-    /// Makes the plan; asks every ssh host for its cores and addresses.
+    /// Makes the plan, on top of the settings of an earlier cluster; asks every ssh host for its cores and
+    /// addresses.
     ///
     /// # Errors
     /// What is missing, and at which server.
-    pub(crate) async fn make(args: &Args, file: ClusterFile) -> Result<Plan, Failure> {
-        let ssh = Ssh::new(args);
+    pub(crate) async fn make(
+        args: &Args,
+        file: ClusterFile,
+        earlier: &Settings,
+    ) -> Result<Plan, Failure> {
+        let settings = earlier.with(args);
+        check_addresses(&file, args, &settings)?;
+        let ssh = Ssh::new(&settings);
         let (dir, binary) = (directory(args)?, local_binary(args, &file)?);
         let surveys = survey::of_hosts(&file, &ssh).await;
         for line in &file.servers {
@@ -153,8 +179,7 @@ impl Plan {
             surveys.into_iter().filter_map(|(host, survey)| Some((host, survey.ok()?))).collect();
         let shards = args.shards.unwrap_or_else(|| default_shards(&file, &surveys));
         let (listen, routes) =
-            routes(&file, Addresses::of(args), &surveys).map_err(Failure::Failed)?;
-        let settings = Settings::default().with(args);
+            routes(&file, Addresses::of(args, &settings), &surveys).map_err(Failure::Failed)?;
         let core_dumps = args.core_dumps;
         Ok(Plan { file, dir, binary, ssh, shards, settings, core_dumps, listen, routes })
     }
@@ -165,16 +190,18 @@ impl Plan {
     /// # Errors
     /// The server's executable on this machine is missing.
     pub(crate) fn again(args: &Args, file: ClusterFile, earlier: &Record) -> Result<Plan, Failure> {
+        let settings = earlier.settings.with_running(args);
+        let routes = routes_again(&file, &earlier.place.routes, args.advertise);
         Ok(Plan {
             dir: directory(args)?,
             binary: local_binary(args, &file)?,
             file,
-            ssh: Ssh::new(args),
+            ssh: Ssh::new(&settings),
             shards: earlier.state.shards,
-            settings: earlier.settings.with_running(args),
+            settings,
             core_dumps: args.core_dumps,
             listen: earlier.place.listen,
-            routes: earlier.place.routes.clone(),
+            routes,
         })
     }
 }
@@ -204,7 +231,10 @@ fn check_survey(
         Err(error) => Err(format!(
             "server {id} on {host}: ssh cannot get there: {error}; nothing was started (try: ssh \
              -o BatchMode=yes{} {host} true)",
-            ssh.config.as_ref().map(|file| format!(" -F {}", file.display())).unwrap_or_default()
+            ssh.config
+                .as_ref()
+                .map(|file| format!(" -F {}", quote::word(&file.to_string_lossy())))
+                .unwrap_or_default()
         )),
         Ok(survey) if !survey.has_dir => Err(format!(
             "server {id} on {host}: there is no directory {dir}; nothing was started (check \
@@ -248,8 +278,8 @@ struct Addresses {
 }
 
 impl Addresses {
-    fn of(args: &Args) -> Addresses {
-        Addresses { advertise: args.advertise, bind: args.bind }
+    fn of(args: &Args, settings: &Settings) -> Addresses {
+        Addresses { advertise: settings.advertise, bind: args.bind }
     }
 }
 
@@ -282,6 +312,18 @@ fn routes(
     let ours = routes.iter().map(|route| listen_address(route.coordinator));
     let listen = ours.reduce(wider).unwrap_or(local);
     Ok((bind.unwrap_or(listen), routes))
+}
+
+/// The routes of a cluster that runs, where `--advertise` may give this machine another address: servers that are
+/// started from now on dial and tell that one.
+fn routes_again(file: &ClusterFile, earlier: &[Route], advertise: Option<IpAddr>) -> Vec<Route> {
+    let again = |(line, route): (&ServerLine, &Route)| {
+        let coordinator = advertise.unwrap_or(route.coordinator);
+        let is_local = line.host == Host::Local;
+        let advertise = advertise.filter(|_| is_local).unwrap_or(route.advertise);
+        Route { coordinator, advertise, ..*route }
+    };
+    file.servers.iter().zip(earlier).map(again).collect()
 }
 
 /// A loopback address is listened on itself; for any other, all addresses are.

@@ -15,6 +15,7 @@
 //! With `--resume` a cluster of which no process lives is restored wherever this table founds a new one or
 //! refuses for want of living processes. * Where dumps lie without a state, `--resume` refuses.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use kv_protocol::aside;
@@ -27,8 +28,8 @@ use crate::args::Args;
 use crate::logs::Console;
 use crate::machine::{Machine, Place};
 use crate::restore::gather;
-use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
+use crate::spawn::{adopted, quote};
 use crate::store::{self, FILE_NAME, OLD_NAME, Record};
 
 /// So many dumps are named; of the others it is said how many there are.
@@ -54,7 +55,6 @@ pub(crate) async fn look(
     file: &ClusterFile,
     console: Console,
 ) -> Result<Found, Failure> {
-    let ssh = Ssh::new(args);
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
     let Some(record) = loaded else {
         let servers = file.servers.len();
@@ -69,6 +69,7 @@ pub(crate) async fn look(
         }
         return found;
     };
+    let ssh = Ssh::new(&record.settings.with(args));
     if args.resume && is_half_restored(&record) && !lives(&record, &ssh, &args.dir).await? {
         return Ok(Found::Stopped);
     }
@@ -115,7 +116,9 @@ fn no_state(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "dumps of servers lie in {dir}, but no {FILE_NAME}, which says which of them count; nothing was \
-         started. Put the state back, or move the dumps away to found a new, empty cluster"
+         started. Put the state back: without it the dumps cannot be restored, and servers that may live are not \
+         found. Only if no server of that cluster runs anywhere and its data is not needed, move the dumps away \
+         to found a new, empty cluster"
     )
 }
 
@@ -172,10 +175,10 @@ async fn lives(record: &Record, ssh: &Ssh, dir: &Path) -> Result<bool, Failure> 
             let path = dir.join(FILE_NAME);
             return Err(Failure::Failed(format!(
                 "{} was written on another machine, and server {} of the last run may still live there; \
-                 nothing was started. Start coord there, or, if its servers are gone for certain, use \
-                 --restore DIR --force, or move the file away",
+                 nothing was started. Start coord there: it takes over what lives. {}",
                 path.display(),
-                here[0].member.server
+                here[0].member.server,
+                if_all_are_gone(&path)
             )));
         }
     };
@@ -188,9 +191,8 @@ async fn lives(record: &Record, ssh: &Ssh, dir: &Path) -> Result<bool, Failure> 
                 let (id, pid) = (started.member.server, started.pid);
                 unknown.get_or_insert(format!(
                     "server {id} (pid {pid}) of the last run may still live: {error}; nothing was started. \
-                     Start coord where it was started before, or, if its servers are gone for certain, use \
-                     --restore DIR --force, or move {} away",
-                    dir.join(FILE_NAME).display()
+                     Start coord where it was started before: it takes over what lives. {}",
+                    if_all_are_gone(&dir.join(FILE_NAME))
                 ));
             }
         }
@@ -208,14 +210,25 @@ async fn lives(record: &Record, ssh: &Ssh, dir: &Path) -> Result<bool, Failure> 
                 let id = processes[0].member.server;
                 unknown.get_or_insert(format!(
                     "server {id} of the last run may still live on {host}: ssh cannot ask there: \
-                     {error}; nothing was started. Bring the host back, or, if that process is gone \
-                     for certain, move {} away",
-                    dir.join(FILE_NAME).display()
+                     {error}; nothing was started. Bring the host back, or say how to get there \
+                     (--ssh-config, --remote-dir; now {}), and start again. {}",
+                    quote::word(&ssh.remote_dir),
+                    if_all_are_gone(&dir.join(FILE_NAME))
                 ));
             }
         }
     }
     unknown.map_or(Ok(false), |reason| Err(Failure::Failed(reason)))
+}
+
+/// What to do where no server is left to be taken over. What is safe comes first: the state is the only way back to
+/// servers that live.
+fn if_all_are_gone(state: &Path) -> String {
+    format!(
+        "Leave {} where it is: servers that live hold all data, and are found by it. Only if every one of them \
+         has ended for certain, --restore DIR --force brings back what is in dumps",
+        state.display()
+    )
 }
 
 /// That the flags and the cluster file speak of this cluster.
@@ -251,9 +264,15 @@ fn check_flags(record: &Record, args: &Args, file: &ClusterFile) -> Result<(), F
         ));
     }
     let dialled = place.routes.iter().map(|route| route.coordinator);
-    if let Some(other) = args.advertise.filter(|other| dialled.clone().all(|ip| ip != *other)) {
-        let ip = place.routes[0].coordinator;
-        return usage(format!(" and whose servers dial {ip}; --advertise {other} is not that"));
+    let is_new = |other: &IpAddr| dialled.clone().all(|ip| ip != *other);
+    // Servers that are started from now on can dial another address only where this coordinator listens on it.
+    let is_deaf = |other: &IpAddr| !place.listen.is_unspecified() && place.listen != *other;
+    if let Some(other) = args.advertise.filter(|other| is_new(other) && is_deaf(other)) {
+        let (ip, listen) = (place.routes[0].coordinator, place.listen);
+        return usage(format!(
+            ", whose servers dial {ip} and whose coordinator listens on {listen} alone; --advertise {other} \
+             is not that"
+        ));
     }
     Ok(())
 }
@@ -290,8 +309,8 @@ fn refusal(record: &Record, dir: &Path) -> String {
     let shown = path.display();
     let restore = match has_dumps(record.place.hosts.len(), dir) {
         true => format!(
-            " Dumps lie in {}: --restore DIR brings back what is in them.",
-            dir.display()
+            " Dumps lie in {0}: --restore {0} brings back what is in them.",
+            quote::word(&dir.to_string_lossy())
         ),
         false if has_remote(record) => {
             " If its servers have left dumps on their hosts, --restore DIR brings back what is in them."
@@ -305,9 +324,11 @@ fn refusal(record: &Record, dir: &Path) -> String {
     };
     format!(
         "{shown} tells of cluster {}, {end}, and none of its processes lives: what it held is gone from \
-         memory; nothing was started.{restore} To go on with an empty cluster, move the file away: \
-         mv {shown} {shown}.lost",
-        record.state.cluster
+         memory; nothing was started.{restore} To go on with an empty cluster, without what is in dumps, move the \
+         file away: mv {} {}",
+        record.state.cluster,
+        quote::word(&path.to_string_lossy()),
+        quote::word(&format!("{}.lost", path.to_string_lossy()))
     )
 }
 

@@ -1,6 +1,9 @@
 //! Flags that hold for as long as the cluster does: stored with its state, so that a later coordinator
 //! need not be given them again. One that is given again counts from then on.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kv_protocol::FailureTimeout;
@@ -10,6 +13,8 @@ use crate::args::{Args, NetEngine, OnDoubleFault};
 
 /// The `--orphan-timeout` of a cluster that was given none.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(3_600);
+/// The `--remote-dir` of a cluster that was given none; scripts/launch-cluster.sh leaves it to this one.
+pub(crate) const REMOTE_DIR: &str = "ftkv";
 
 /// What was said, or holds where nothing was. A state of a coordinator that stored none of it has these
 /// defaults.
@@ -26,6 +31,12 @@ pub(crate) struct Settings {
     pub(crate) net: NetEngine,
     /// After how long a silence a server is suspected; leases follow from it, so all processes must agree on it.
     pub(crate) failure_timeout: Duration,
+    /// The servers' directory on ssh hosts, relative to the login's home directory.
+    pub(crate) remote_dir: String,
+    /// `ssh -F`, absolute: a later coordinator may be started in another directory.
+    pub(crate) ssh_config: Option<PathBuf>,
+    /// The address by which the other hosts reach the coordinator's machine.
+    pub(crate) advertise: Option<IpAddr>,
 }
 
 impl Default for Settings {
@@ -37,6 +48,9 @@ impl Default for Settings {
             orphan_timeout: ORPHAN_TIMEOUT,
             net: NetEngine::default(),
             failure_timeout: FailureTimeout::DEFAULT.timeout(),
+            remote_dir: REMOTE_DIR.to_owned(),
+            ssh_config: None,
+            advertise: None,
         }
     }
 }
@@ -54,6 +68,9 @@ impl Settings {
             orphan_timeout: args.orphan_timeout.unwrap_or(self.orphan_timeout),
             net: args.net.unwrap_or(self.net),
             failure_timeout: args.failure_timeout.unwrap_or(self.failure_timeout),
+            remote_dir: args.remote_dir.clone().unwrap_or_else(|| self.remote_dir.clone()),
+            ssh_config: args.ssh_config.clone().or_else(|| self.ssh_config.clone()),
+            advertise: args.advertise.or(self.advertise),
         }
     }
 
@@ -73,29 +90,41 @@ impl Settings {
         ))
     }
 
-    /// A line for each that was another one before. What a server is told at its start it keeps.
+    /// Every setting as its flag and its value.
+    fn flags(&self) -> [(&'static str, String); 9] {
+        let given = |value: &Option<String>| value.clone().unwrap_or("the default".into());
+        let path = self.ssh_config.as_ref().map(|path| path.display().to_string());
+        let seconds = |time: Duration| time.as_secs_f64().to_string();
+        [
+            ("--on-double-fault", self.on_double_fault.to_string()),
+            ("--memory-limit", given(&self.memory_limit)),
+            ("--connection-memory", given(&self.connection_memory)),
+            ("--orphan-timeout", seconds(self.orphan_timeout)),
+            ("--net", self.net.to_string()),
+            ("--failure-timeout", seconds(self.failure_timeout)),
+            ("--remote-dir", self.remote_dir.clone()),
+            ("--ssh-config", given(&path)),
+            ("--advertise", given(&self.advertise.map(|address| address.to_string()))),
+        ]
+    }
+
+    /// All settings by their names, as the status shows them.
+    pub(crate) fn shown(&self) -> BTreeMap<String, String> {
+        let name = |flag: &str| flag.trim_start_matches('-').to_owned();
+        self.flags().into_iter().map(|(flag, value)| (name(flag), value)).collect()
+    }
+
+    /// A line for each setting that has changed. A server keeps what it was given at its start.
     pub(crate) fn changes_since(&self, before: &Settings, servers_run: bool) -> Vec<String> {
-        let keep = if servers_run { "; servers that run already keep what they have" } else { "" };
-        let limit =
-            |settings: &Settings| settings.memory_limit.clone().unwrap_or("the default".into());
-        let connections = |settings: &Settings| {
-            settings.connection_memory.clone().unwrap_or("the default".into())
-        };
-        let seconds = |settings: &Settings| settings.orphan_timeout.as_secs_f64().to_string();
-        let timeout = |settings: &Settings| settings.failure_timeout.as_secs_f64().to_string();
-        let net = |settings: &Settings| settings.net.to_string();
-        let policy = |settings: &Settings| settings.on_double_fault.to_string();
-        let all = [
-            ("--on-double-fault", policy(self), policy(before), ""),
-            ("--memory-limit", limit(self), limit(before), keep),
-            ("--connection-memory", connections(self), connections(before), keep),
-            ("--orphan-timeout", seconds(self), seconds(before), keep),
-            ("--net", net(self), net(before), keep),
-            ("--failure-timeout", timeout(self), timeout(before), keep),
-        ];
-        let changed = all.into_iter().filter(|(_, now, was, _)| now != was);
+        let changed = self.flags().into_iter().zip(before.flags()).filter(|(now, was)| now != was);
         changed
-            .map(|(flag, now, was, keep)| {
+            .map(|((flag, now), (_, was))| {
+                let is_of_coordinator =
+                    ["--on-double-fault", "--remote-dir", "--ssh-config"].contains(&flag);
+                let keep = match servers_run && !is_of_coordinator {
+                    true => "; servers that run already keep what they have",
+                    false => "",
+                };
                 format!("{flag} is {now} from now on, no longer {was}{keep}")
             })
             .collect()
@@ -142,6 +171,37 @@ mod tests {
             ]
         );
         assert!(!after.changes_since(&before, false)[1].contains("keep"), "nobody runs");
+    }
+
+    #[test]
+    fn how_ssh_hosts_are_reached_is_kept_and_a_relative_configuration_becomes_absolute() {
+        let first = " --remote-dir kv/1 --ssh-config my/config --advertise 10.0.0.7";
+        let before = Settings::default().with(&given(first));
+        let config = std::env::current_dir().unwrap().join("my/config");
+        assert_eq!(before.ssh_config.as_deref(), Some(&*config));
+        assert_eq!(before.with(&given("")), before);
+        let after = before.with(&given(" --remote-dir kv/2 --advertise 10.0.0.8"));
+        assert_eq!(
+            after.changes_since(&before, true),
+            [
+                "--remote-dir is kv/2 from now on, no longer kv/1",
+                "--advertise is 10.0.0.8 from now on, no longer 10.0.0.7; servers that run already keep \
+                 what they have",
+            ]
+        );
+        let shown = after.shown();
+        assert_eq!(shown["remote-dir"], "kv/2");
+        assert_eq!(shown["ssh-config"], config.display().to_string());
+        assert_eq!(shown["memory-limit"], "the default");
+    }
+
+    #[test]
+    fn a_state_that_was_stored_without_them_has_the_defaults() {
+        let old = r#"{"on_double_fault":"isolate","net":"auto"}"#;
+        let read: Settings = serde_json::from_str(old).unwrap();
+        let expected = Settings { on_double_fault: OnDoubleFault::Isolate, ..Settings::default() };
+        assert_eq!(read, expected);
+        assert_eq!(Settings::default().remote_dir, REMOTE_DIR);
     }
 
     #[test]

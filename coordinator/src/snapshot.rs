@@ -8,6 +8,7 @@
 //!
 //! What clients ask for therefore costs the brain's thread next to nothing, however many ask.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -79,10 +80,15 @@ impl Snapshots {
         self.status_is_wanted.notified().await;
     }
 
-    /// Publishes a status. At the brain's thread.
-    pub(crate) fn publish_status(&self, cluster: &Cluster, hosts: &[String]) {
+    /// Publishes a status, with the settings of the cluster. At the brain's thread.
+    pub(crate) fn publish_status(
+        &self,
+        cluster: &Cluster,
+        hosts: &[String],
+        settings: BTreeMap<String, String>,
+    ) {
         let at = clock::now();
-        let status = Arc::new(cluster.status(at, hosts));
+        let status = Arc::new(ClusterStatus { settings, ..cluster.status(at, hosts) });
         let shown = Shown { at, revision: cluster.revision(), status };
         self.status.send_replace(Some(shown));
     }

@@ -1,9 +1,11 @@
-//! `coord stop`, the coordinator's end: a socket in the directory of the cluster.
+//! `coord stop` and `coord detach`, the coordinator's end: a socket in the directory of the cluster.
 //!
 //! ```text
 //!   coord stop --dir DIR  ->  DIR/coord.sock (0600; peers of another user are rejected)
 //!      {"dump_dir":"/mnt/other","force":false}\n   ->  main loop: the stop begins, or goes on otherwise
 //!      <-  {"say":"stop, 2 of 3: ..."}\n ...  {"ended":true,"say":"stopped"}\n
+//!
+//!   coord detach --dir DIR  ->  {"detach":null}\n  <-  {"ended":true,"say":"..."}\n
 //! ```
 //!
 //! Who may write into the directory of a cluster may stop it: the user that runs the coordinator, and root. A
@@ -49,7 +51,18 @@ pub(crate) struct Request {
     pub(crate) force: bool,
 }
 
-/// A line to `coord stop`.
+/// What comes over the socket. A coordinator of a version that cannot detach rejects that, because a request to stop
+/// has other fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Call {
+    /// `coord stop`.
+    Stop(Request),
+    /// `coord detach`.
+    Detach { detach: () },
+}
+
+/// A line to `coord stop` or `coord detach`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Line {
     /// What a person reads.
@@ -124,7 +137,7 @@ pub(crate) fn remove(dir: &Path) {
 }
 
 /// Serves the socket for ever.
-pub(crate) async fn serve(driver: Rc<Driver>, dir: PathBuf, requests: mpsc::Sender<Request>) {
+pub(crate) async fn serve(driver: Rc<Driver>, dir: PathBuf, requests: mpsc::Sender<Call>) {
     let mut has_failed = false;
     loop {
         match bind(&dir) {
@@ -150,7 +163,7 @@ async fn accept(
     driver: &Rc<Driver>,
     dir: &Path,
     listener: &UnixListener,
-    requests: &mpsc::Sender<Request>,
+    requests: &mpsc::Sender<Call>,
 ) {
     let path = dir.join(NAME);
     loop {
@@ -168,7 +181,7 @@ async fn accept(
                 let (driver, requests) = (Rc::clone(driver), requests.clone());
                 tokio::task::spawn_local(async move {
                     if let Err(error) = converse(&driver, stream, &requests).await {
-                        tracing::warn!("coord stop: {error}");
+                        tracing::warn!("a request on {NAME}: {error}");
                     }
                 });
             }
@@ -183,7 +196,7 @@ async fn accept(
 async fn converse(
     driver: &Driver,
     mut stream: UnixStream,
-    requests: &mpsc::Sender<Request>,
+    requests: &mpsc::Sender<Call>,
 ) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     let own = rustix::process::geteuid().as_raw();
@@ -196,12 +209,17 @@ async fn converse(
     let mut text = String::new();
     let mut read = BufReader::new(read.take(MAX_REQUEST_BYTES));
     timeout(PATIENCE, read.read_line(&mut text)).await.map_err(io::Error::other)??;
-    let request: Request = serde_json::from_str(&text).map_err(io::Error::other)?;
+    let call: Call = serde_json::from_str(&text).map_err(io::Error::other)?;
+    if let Call::Detach { .. } = call
+        && let Err(say) = driver.may_detach()
+    {
+        return send(&mut write, &Line { say, ended: Some(false) }).await;
+    }
     let Some(mut lines) = driver.callers.enter() else {
         let say = format!("{MAX_CALLERS} others wait for the stop already");
         return send(&mut write, &Line { say, ended: Some(false) }).await;
     };
-    requests.send(request).await.map_err(io::Error::other)?;
+    requests.send(call).await.map_err(io::Error::other)?;
     while let Some(line) = lines.recv().await {
         send(&mut write, &line).await?;
         if line.ended.is_some() {
@@ -225,9 +243,21 @@ mod tests {
     fn the_longest_directory_fits_into_a_request() {
         let longest = "\u{1}".repeat(MAX_DUMP_DIRECTORY_BYTES);
         let request = Request { dump_dir: Some(longest), force: true };
-        let text = serde_json::to_string(&request).unwrap();
+        let call = Call::Stop(request);
+        let text = serde_json::to_string(&call).unwrap();
         assert!(text.len() as u64 <= MAX_REQUEST_BYTES, "{}", text.len());
-        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+        assert_eq!(serde_json::from_str::<Call>(&text).unwrap(), call);
+    }
+
+    #[test]
+    fn a_request_to_detach_is_never_taken_for_one_to_stop() {
+        let call = Call::Detach { detach: () };
+        let text = serde_json::to_string(&call).unwrap();
+        assert_eq!(serde_json::from_str::<Call>(&text).unwrap(), call);
+        serde_json::from_str::<Request>(&text).unwrap_err();
+        for neither in ["{}", r#"{"force":1}"#, r#"{"dump_dir":"/x"}"#, "null"] {
+            serde_json::from_str::<Call>(neither).unwrap_err();
+        }
     }
 
     #[tokio::test]

@@ -16,10 +16,11 @@ use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use kv_core::cluster::DurableState;
+use kv_core::cluster::{DurableServer, DurableState};
 use kv_daemon::files;
 use kv_protocol::aside;
-use kv_protocol::cluster_file::Host;
+use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
+use kv_protocol::control_message::Started;
 use kv_protocol::limits::{MAX_ANCESTORS, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS};
 use kv_protocol::{ClusterKey, Member, ServerId};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,9 @@ pub(crate) struct Record {
     /// What it was started with.
     #[serde(default)]
     pub(crate) settings: Settings,
+    /// `coord stop --dump-dir`: where the dumps of a stop that is under way go.
+    #[serde(default)]
+    pub(crate) dump_dir: Option<String>,
     /// The cluster was stopped in order, and every table lies in a dump: nothing is lost if another cluster
     /// follows.
     #[serde(default)]
@@ -58,6 +62,24 @@ pub(crate) struct Record {
     /// The brain's memory.
     #[serde(flatten)]
     pub(crate) state: DurableState,
+}
+
+impl Record {
+    /// A cluster file with the hosts of this cluster, and the ports that its servers have now.
+    pub(crate) fn cluster_file(&self) -> ClusterFile {
+        let lines = self.place.hosts.iter().zip(&self.state.servers).zip(0..);
+        let line = |((host, server), n): ((&Host, &DurableServer), u16)| {
+            let port = |of: fn(&Started) -> u16| server.started.as_ref().map_or(0, of);
+            ServerLine {
+                id: ServerId(n),
+                host: host.clone(),
+                clients_port: port(|started| started.clients_port),
+                servers_port: port(|started| started.servers_port),
+                coord_port: port(|started| started.coord_port),
+            }
+        };
+        ClusterFile { servers: lines.map(line).collect() }
+    }
 }
 
 /// Where the coordinator and the servers are found; the same for the whole life of a cluster.
@@ -114,8 +136,8 @@ pub(crate) enum LoadError {
     Read { path: PathBuf, error: io::Error },
     #[error(
         "{path} was written by another version of coord ({found}; this one reads version \
-         {VERSION}): use that one to go on or to stop its cluster, or move the file away to found \
-         an empty cluster"
+         {VERSION}): use that one to go on with its cluster or to stop it. Leave the file where it is: servers \
+         that live hold all data, and are found by it"
     )]
     OtherVersion { path: PathBuf, found: String },
     #[error(
@@ -290,8 +312,6 @@ pub(crate) mod tests {
     use std::net::Ipv4Addr;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use kv_core::cluster::DurableServer;
-    use kv_protocol::control_message::Started;
     use kv_protocol::{BootId, ClusterId, Epoch, GroupId, Incarnation, Peer, View, ViewVersion};
 
     use super::*;
@@ -341,6 +361,7 @@ pub(crate) mod tests {
                 ],
                 routes: vec![Route { coordinator: local, bind: local, advertise: local }; 3],
             },
+            dump_dir: None,
             has_ended_well: false,
             settings: Settings { memory_limit: Some("1G".into()), ..Settings::default() },
             state: DurableState {
@@ -447,6 +468,16 @@ pub(crate) mod tests {
             spoil(&mut spoilt);
             assert!(decode(&encode(&spoilt)).is_err(), "the {n}th");
         }
+    }
+
+    #[test]
+    fn the_cluster_file_can_be_made_again_from_the_state() {
+        let file = record(1).cluster_file();
+        let lines: Vec<String> =
+            file.servers.iter().map(|line| format!("{} {}", line.id, line.host)).collect();
+        assert_eq!(lines, ["0 localhost", "1 ssh://db:22", "2 localhost"]);
+        let line = &file.servers[2];
+        assert_eq!((line.clients_port, line.servers_port, line.coord_port), (1, 2, 3));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! On a terminal a table has as many columns as there is room for, the most telling ones; elsewhere all.
 
+use std::collections::BTreeMap;
+
 use comfy_table::{CellAlignment, Table};
 use console::{measure_text_width, truncate_str};
 use kv_protocol::health::Health;
@@ -81,7 +83,7 @@ fn render_rows(status: &ClusterStatus, width: Option<usize>, rows: Rows) -> Stri
     if !recoveries.rows.is_empty() {
         text += &format!("\n{}", recoveries.text(width));
     }
-    text
+    text + &settings(&status.settings, width)
 }
 
 /// The table of one kind of thing.
@@ -111,6 +113,19 @@ fn section<T: Clone>(
         text += &format!("\n{count} {name}{s}{more}: {well}\n");
     }
     text
+}
+
+/// What the cluster was given, or the defaults that hold; nothing of a coordinator that does not say.
+fn settings(settings: &BTreeMap<String, String>, width: Option<usize>) -> String {
+    let words: Vec<String> =
+        settings.iter().map(|(name, value)| printable(&format!("{name} {value}"))).collect();
+    match words.is_empty() {
+        true => String::new(),
+        false => {
+            let words = words.join(", ");
+            format!("\n{}", wrap("settings: ", &words, width.unwrap_or(usize::MAX)))
+        }
+    }
 }
 
 /// What a person should look at.
@@ -406,6 +421,7 @@ mod tests {
                 copy: Some(CopyStatus { entries: 1, bytes: 2, of_entries: 4, of_bytes: 8 }),
             }],
             alarms: Vec::new(),
+            settings: BTreeMap::new(),
         }
     }
 

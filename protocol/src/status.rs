@@ -1,5 +1,7 @@
 //! The answer to STATUS: a JSON document for people's tools, so it can grow without a new layout.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::health::Health;
@@ -36,6 +38,9 @@ pub struct ClusterStatus {
     /// What a person should look at, the oldest first.
     #[serde(default)]
     pub alarms: Vec<AlarmStatus>,
+    /// The settings that the coordinator keeps, by the names of their flags without dashes, as a person reads them.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
 }
 
 /// What the cluster is doing.

@@ -24,7 +24,7 @@ program=${0##*/}
 dir=  # the caller's to set: DIR, as an absolute path
 file= # the caller's to set: the cluster file
 may_take_over= # the caller's to set
-root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")/../.." && pwd)
 coord_pid=
 leftovers=()
 takes_over= # whether servers run in DIR that have lost their coordinator

@@ -8,10 +8,11 @@
 //! | `--name PID` | tells when it started, and where its number counts | `started PID START_TIME NAMESPACE` |
 //!
 //! Each line is a proof, by the rules of [`kv_daemon::identity`]. Where nothing is known none is printed, the reason goes to
-//! standard error, and the exit code is 1. Whoever does not read the answer any more is waited for no longer,
-//! so that broken connections leave no watchers behind.
+//! standard error, and the exit code is 1. `--watch` also ends when nobody reads the answer any more, or when its
+//! standard input is a pipe or a connection that was closed: no coordinator that has ended leaves a watcher behind.
 
 use std::io::{self, Write as _};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ pub enum Question {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     Process,
+    /// Nobody waits for the answer any more.
     Reader,
 }
 
@@ -107,13 +109,25 @@ fn end(process: &Process) -> io::Result<()> {
 }
 
 fn watch(process: &Process) -> io::Result<Ended> {
+    watch_for(process, &io::stdin())
+}
+
+/// As [`watch`], for whoever holds the other end of `input`.
+fn watch_for(process: &Process, input: &impl AsFd) -> io::Result<Ended> {
     let Some(pidfd) = identity::find(process)? else { return Ok(Ended::Process) };
     let stdout = io::stdout();
-    let mut ends = [PollFd::new(&pidfd, PollFlags::IN), PollFd::new(&stdout, PollFlags::empty())];
+    let mut ends = [
+        PollFd::new(&pidfd, PollFlags::IN),
+        // Errors and hang-ups are always reported (poll(2)); /dev/null has none.
+        PollFd::new(&stdout, PollFlags::empty()),
+        PollFd::new(input, PollFlags::RDHUP),
+    ];
     loop {
         match poll(&mut ends, None::<&Timespec>) {
             Ok(_) if ends[0].revents().contains(PollFlags::IN) => return Ok(Ended::Process),
-            Ok(_) if !ends[1].revents().is_empty() => return Ok(Ended::Reader),
+            Ok(_) if ends[1..].iter().any(|end| !end.revents().is_empty()) => {
+                return Ok(Ended::Reader);
+            }
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -139,13 +153,27 @@ mod tests {
         let (start_time, namespace) = identity::name(pid).unwrap();
         let process = Process { pid, start_time, namespace, incarnation: Incarnation(5) };
         end(&process).unwrap_err();
-        let watching = std::thread::spawn(move || watch(&process).unwrap());
+        let (input, writer) = std::io::pipe().unwrap();
+        let watching = std::thread::spawn(move || watch_for(&process, &input).unwrap());
         assert!(!watching.is_finished());
         drop(child.stdin.take());
         assert_eq!(watching.join().unwrap(), Ended::Process);
         assert!(child.wait().unwrap().success(), "it was not killed");
+        drop(writer);
         let earlier = Process { start_time: start_time - 1, ..process };
         assert_eq!(watch(&earlier).unwrap(), Ended::Process);
         end(&process).unwrap();
+    }
+
+    #[test]
+    fn a_watch_ends_when_its_standard_input_is_closed_by_whoever_asked() {
+        let pid = std::process::id();
+        let (start_time, namespace) = identity::name(pid).unwrap();
+        let process = Process { pid, start_time, namespace, incarnation: Incarnation(5) };
+        let (input, mut writer) = std::io::pipe().unwrap();
+        // What was written and not read is no reason to stay.
+        writer.write_all(b"a key\n").unwrap();
+        drop(writer);
+        assert_eq!(watch_for(&process, &input).unwrap(), Ended::Reader);
     }
 }

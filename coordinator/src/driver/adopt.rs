@@ -117,8 +117,9 @@ impl Driver {
         *self.outdated.borrow_mut() = Some(format!(
             "{} is older than its cluster: it knows view {known} of group {group}, server {server} \
              view {reported}; nothing is decided from it, and the servers were left as they are. Put \
-             the newest copy of the file there and start again; if there is none, end every server with \
-             SIGTERM, which makes it dump its tables, and move the file away",
+             the newest copy of the file there and start again. The servers serve on meanwhile, and hold all \
+             data. If there is no newer copy, end every server with SIGTERM, which makes it dump its tables, before \
+             anything else, and keep the dumps and the file",
             path.display()
         ));
     }

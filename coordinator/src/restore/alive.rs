@@ -13,7 +13,7 @@ use crate::spawn::ssh::Ssh;
 use crate::store::Record;
 
 /// The hosts of a cluster, each once, with the processes that have reported from there.
-fn hosts(record: &Record) -> Vec<(&Host, Vec<Started>)> {
+pub(crate) fn hosts(record: &Record) -> Vec<(&Host, Vec<Started>)> {
     let mut hosts: Vec<(&Host, Vec<Started>)> = Vec::new();
     for (host, server) in record.place.hosts.iter().zip(&record.state.servers) {
         let Some(started) = server.started else { continue };

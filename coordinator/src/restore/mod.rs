@@ -14,7 +14,7 @@
 //! directory before anything is started, and stays there until every group has two copies again. A next
 //! try looks there too.
 
-mod alive;
+pub(crate) mod alive;
 pub(crate) mod gather;
 mod report;
 pub(crate) mod send;
@@ -36,6 +36,7 @@ use crate::args::Args;
 use crate::lock;
 use crate::logs::Console;
 use crate::plan::Plan;
+use crate::settings::Settings;
 
 /// How a cluster begins that is restored.
 #[derive(Debug)]
@@ -182,6 +183,12 @@ pub(crate) async fn prepare(
     Ok(Restoration { cluster: state.cluster, origin, loads, patience, dir: plan.dir.clone() })
 }
 
+/// The settings of the last state in these directories; the defaults where none can be read, which [`prepare`]
+/// reports.
+pub(crate) fn last_settings(dirs: &[PathBuf], own: &Path) -> Settings {
+    state::last(dirs, own).map(|last| last.record.settings).unwrap_or_default()
+}
+
 /// What to do about members of the old cluster that may live. They may hold newer data than any dump, so the
 /// way that keeps it comes first.
 fn may_serve(lines: &[String], state: &Path) -> String {
@@ -220,7 +227,7 @@ async fn in_thread<T: Send + 'static>(
 }
 
 /// The command that restores the cluster of this coordinator, as a person can paste it: its own, without
-/// what was said once only.
+/// what was said once only. One that was started to stop a cluster has not been given the cluster file.
 pub(crate) fn command(own: impl Iterator<Item = String>, dir: &Path) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut skips_values = false;
@@ -234,11 +241,14 @@ pub(crate) fn command(own: impl Iterator<Item = String>, dir: &Path) -> Vec<Stri
             continue;
         }
         skips_values = word == "--restore";
-        skips_one = word == "--ready-fd";
-        let once = ["--restore", "--resume", "--ready-fd", "--accept-loss", "--force"];
+        skips_one = ["--ready-fd", "--dump-dir"].contains(&&*word);
+        let once =
+            ["--restore", "--resume", "--ready-fd", "--dump-dir", "--accept-loss", "--force"];
         let name = word.split_once('=').map_or(word.as_str(), |(name, _)| name);
-        if !once.contains(&name) {
-            words.push(word);
+        match words.len() == 1 && word == "stop" {
+            true => words.extend(["-C", "FILE"].map(str::to_owned)),
+            false if once.contains(&name) => {}
+            false => words.push(word),
         }
     }
     words.extend(["--restore".to_owned(), dir.to_string_lossy().into_owned()]);
@@ -255,6 +265,9 @@ mod tests {
                    --daemon";
         let words = command(own.split_whitespace().map(str::to_owned), Path::new("/d"));
         assert_eq!(words.join(" "), "coord -C file --dir d --daemon --restore /d");
+        let own = "coord stop --dir d --dump-dir /x --force";
+        let words = command(own.split_whitespace().map(str::to_owned), Path::new("/d"));
+        assert_eq!(words.join(" "), "coord -C FILE --dir d --restore /d");
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! <status>`; only that line is believed. If the connection breaks, or another coordinator follows, a
 //! new one is made that watches the same process, by `./server --watch <process>`: a process is told apart
 //! from any later one of its number by when it started, and from others of its number by its PID namespace.
+//! What runs there for a coordinator ends with it, even if it is killed: it holds the other end of the script's
+//! standard input, and the script and `--watch` end when that is closed. The server itself lives on.
 //! That program alone is believed. A shell, `grep` or `cat` that fails proves nothing; where the program is
 //! not at hand any more, it is not known whether the process lives.
 
@@ -26,7 +28,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::args::Args;
+use crate::settings::Settings;
 
 use super::{
     Exit, KEY_FROM_STANDARD_INPUT, MAX_QUOTED_BYTES, describe_signal, describe_status, error_name,
@@ -71,9 +73,9 @@ pub(crate) enum SshError {
 }
 
 impl Ssh {
-    /// As the flags say.
-    pub(crate) fn new(args: &Args) -> Ssh {
-        Ssh { config: args.ssh_config.clone(), remote_dir: args.remote_dir.clone() }
+    /// As the settings say.
+    pub(crate) fn new(settings: &Settings) -> Ssh {
+        Ssh { config: settings.ssh_config.clone(), remote_dir: settings.remote_dir.clone() }
     }
 
     /// Which of these processes live on their host.
@@ -85,23 +87,38 @@ impl Ssh {
         host: &Host,
         processes: &[Started],
     ) -> Result<Vec<Started>, SshError> {
-        let said = self.run_to_any_end(host, &look_script(&self.remote_dir, processes)).await?;
         let mut living = Vec::new();
-        let mut silent = None;
-        for started in processes {
-            match answer(&said.output, started) {
-                Some(true) => living.push(*started),
-                Some(false) => {}
-                None => silent = silent.or(Some(started.pid)),
+        let mut unknown = None;
+        for (started, answer) in processes.iter().zip(self.ask_after(host, processes).await?) {
+            match answer {
+                Ok(true) => living.push(*started),
+                Ok(false) => {}
+                Err(error) => unknown = unknown.or(Some(error)),
             }
         }
-        match silent {
+        match unknown {
             // One that lives is all that a caller wants to know.
-            Some(pid) if living.is_empty() => {
-                Err(SshError::Failed(format!("no word on pid {pid}: {}", said.why())))
-            }
+            Some(error) if living.is_empty() => Err(error),
             _ => Ok(living),
         }
+    }
+
+    /// Whether each of these processes lives on its host.
+    ///
+    /// # Errors
+    /// The host was not reached; within, it did not answer for this process.
+    pub(crate) async fn ask_after(
+        &self,
+        host: &Host,
+        processes: &[Started],
+    ) -> Result<Vec<Result<bool, SshError>>, SshError> {
+        let said = self.run_to_any_end(host, &look_script(&self.remote_dir, processes)).await?;
+        let of = |started: &Started| {
+            answer(&said.output, started).ok_or_else(|| {
+                SshError::Failed(format!("no word on pid {}: {}", started.pid, said.why()))
+            })
+        };
+        Ok(processes.iter().map(of).collect())
     }
 
     /// Ends whatever was started there under these names.
@@ -130,6 +147,9 @@ impl Ssh {
             "ServerAliveCountMax=3".to_owned(),
             // A connection shared with others would end, or stay, for their reasons.
             "ControlMaster=no".to_owned(),
+            // A user's configuration for work by hand must not replace the script.
+            "RemoteCommand=none".to_owned(),
+            "RequestTTY=no".to_owned(),
         ] {
             all.extend(["-o".to_owned(), option]);
         }
@@ -261,22 +281,29 @@ pub(crate) fn plain_command(remote_dir: &str, arguments: &[String]) -> String {
     format!("cd {} && ./server {}", quote::word(remote_dir), quote::words(arguments))
 }
 
-/// Starts a server in a session of its own, waits for it, and says both. The server reads the cluster's key
-/// from standard input: everybody can see a command line.
+/// Starts a server in a session of its own, waits for it, and says both. The cluster's key comes as the first line of
+/// standard input and goes on through a pipe: everybody can see a command line. When standard input ends, the
+/// coordinator is gone: the script ends, and the server stays.
 fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> String {
     let (dir, errors, log) = (quote::word(remote_dir), error_name(line), log_name(line));
     format!(
         "cd {dir} || exit 1\n\
          [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD\" >&2; exit 1; }}\n\
+         umask 077\n\
          touch {log}; before=$(wc -c <{log})\n\
+         read -r key || exit 1\n\
          exec 3<&0 </dev/null\n\
-         setsid ./server {} {} <&3 3<&- >/dev/null 2>{errors} &\n\
-         exec 3<&-\n\
+         echo \"$key\" | setsid ./server {} {} 3<&- >/dev/null 2>{errors} &\n\
          pid=$!\n\
-         said=$(./server --name $pid 2>/dev/null)\n\
+         said=$(./server --name $pid 2>/dev/null 3<&-)\n\
          case $said in \"started $pid \"*) echo \"$said\";; *) echo started $pid;; esac\n\
+         {{ while read -r line; do :; done; kill $$; }} <&3 >/dev/null 2>&1 &\n\
+         watch=$!\n\
+         exec 3<&-\n\
          wait $pid\n\
          status=$?\n\
+         kill $watch 2>/dev/null\n\
+         wait $watch 2>/dev/null\n\
          if [ -s {errors} ]; then tail -c {MAX_QUOTED_BYTES} {errors} >&2\n\
          elif [ $status -lt 128 ]; then tail -c +$((before + 1)) {log} | tail -c {MAX_QUOTED_BYTES} >&2; fi\n\
          echo exited $pid $status\n",
@@ -285,24 +312,28 @@ fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> St
     )
 }
 
-/// Has the server's program there answer a question about processes.
+/// Has the server's program there answer a question about processes. It reads nothing.
 fn ask_script(remote_dir: &str, question: &str, processes: &[Process]) -> String {
+    format!("{} </dev/null\n", ask_command(remote_dir, question, processes))
+}
+
+fn ask_command(remote_dir: &str, question: &str, processes: &[Process]) -> String {
     let dir = quote::word(remote_dir);
     let processes: Vec<String> = processes.iter().map(ToString::to_string).collect();
     format!(
         "cd {dir} || exit 1\n\
          [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD, which alone can say what \
          lives\" >&2; exit 1; }}\n\
-         exec ./server {question} {} </dev/null\n",
+         exec ./server {question} {}",
         processes.join(" ")
     )
 }
 
-/// Waits for the end of a server that another connection started.
+/// Waits for the end of a server that another connection started, or for that of its own connection.
 fn watch_script(remote_dir: &str, process: &Process) -> String {
     let Process { pid, start_time, namespace, .. } = process;
-    let ask = ask_script(remote_dir, "--watch", &[*process]);
-    format!("echo started {pid} {start_time} {namespace}\n{ask}")
+    let ask = ask_command(remote_dir, "--watch", &[*process]);
+    format!("echo started {pid} {start_time} {namespace}\n{ask}\n")
 }
 
 /// Says of each of these processes whether it lives there.
@@ -518,7 +549,9 @@ impl RemoteServer {
                 return End::Lost { said: SshError::Start(error).to_string().into_bytes() };
             }
         };
-        if let Some(mut input) = child.stdin.take() {
+        // Open for as long as this coordinator follows the server: its end is how the script learns of that.
+        let mut input = child.stdin.take();
+        if let Some(input) = &mut input {
             // A line fits into any pipe. A script that watches reads nothing; where the other end is gone,
             // the output ends, too.
             let _ = input.write_all(format!("{}\n", self.key).as_bytes()).await;
@@ -551,7 +584,7 @@ impl RemoteServer {
                 _ => {}
             }
         }
-        drop(permit);
+        drop((permit, input));
         let ended = timeout(Duration::from_secs(5), said).await;
         let said = ended.ok().and_then(Result::ok).unwrap_or_default();
         let _ = timeout(Duration::from_secs(1), child.wait()).await;
@@ -650,6 +683,10 @@ mod tests {
             "ServerAliveCountMax=3",
             "-o",
             "ControlMaster=no",
+            "-o",
+            "RemoteCommand=none",
+            "-o",
+            "RequestTTY=no",
             "-T",
             "-x",
             "-p",
@@ -673,28 +710,64 @@ mod tests {
         }
     }
 
-    /// What sshd does with the command that ssh hands it.
+    /// What sshd does with the command that ssh hands it, for a coordinator that has sent its key and lives.
     fn shell(script: &str) -> std::process::Output {
-        std::process::Command::new("sh").args(["-c", script]).output().unwrap()
+        use std::io::Write as _;
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        // A script that reads nothing may have ended.
+        let _ = writeln!(input, "{}", ClusterKey(0xfeed));
+        let output = child.wait_with_output().unwrap();
+        drop(input);
+        output
+    }
+
+    #[test]
+    fn a_script_whose_coordinator_is_gone_ends_and_leaves_the_server() {
+        use std::io::{Read as _, Write as _};
+        let dir = tempfile::tempdir().unwrap();
+        // It lives until somebody removes the file.
+        fake_server(dir.path(), "[ $1 = --name ] || while [ -e stay ]; do sleep 0.01; done");
+        std::fs::write(dir.path().join("stay"), "").unwrap();
+        let script = start_script(&dir.path().to_string_lossy(), &line(), &["-x".into()]);
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "{}", ClusterKey(0xfeed)).unwrap();
+        let mut output = child.stdout.take().unwrap();
+        let mut said = [0; 8];
+        output.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"started ");
+        assert_eq!(child.try_wait().unwrap(), None);
+        drop(input);
+        child.wait().unwrap();
+        // Nobody else holds the script's output, so ssh ends with it.
+        let mut rest = String::new();
+        output.read_to_string(&mut rest).unwrap();
+        assert!(!rest.contains("exited"), "{rest}");
+        let pid: u32 = rest.split_whitespace().next().unwrap().parse().unwrap();
+        assert!(std::fs::exists(format!("/proc/{pid}/cwd")).unwrap(), "the server has ended");
+        std::fs::remove_file(dir.path().join("stay")).unwrap();
     }
 
     #[test]
     fn a_server_has_the_key_that_was_sent_and_no_command_line_shows_it() {
-        use std::io::Write as _;
         let dir = tempfile::tempdir().unwrap();
         fake_server(dir.path(), "read -r key; echo \"$key $1 $2\" >&2; exit 13");
         let script = start_script(&dir.path().to_string_lossy(), &line(), &[]);
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", &script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
         let key = ClusterKey(0xfeed).to_string();
         assert!(!script.contains(&key));
-        child.stdin.take().unwrap().write_all(format!("{key}\n").as_bytes()).unwrap();
-        let output = child.wait_with_output().unwrap();
+        let output = shell(&script);
         assert_eq!(String::from_utf8_lossy(&output.stderr), format!("{key} --key-file -\n"));
     }
 

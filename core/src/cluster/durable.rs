@@ -146,6 +146,8 @@ pub(super) struct Memory {
     durable: DurableState,
     storing: Option<(u64, DurableState)>,
     stored: u64,
+    /// Until a store of this number or a later one is done, there is something to store besides the state.
+    due: Option<u64>,
     /// The last store has failed; until then there is no other.
     again_at: Option<Time>,
     /// Why the last store has failed, or takes so long, and when that was noticed.
@@ -155,7 +157,15 @@ pub(super) struct Memory {
 impl Memory {
     /// A memory of which `durable` is on the disk.
     pub(super) fn new(decided: DurableState, durable: DurableState) -> Memory {
-        Memory { decided, durable, storing: None, stored: 0, again_at: None, trouble: None }
+        Memory {
+            decided,
+            durable,
+            storing: None,
+            stored: 0,
+            due: None,
+            again_at: None,
+            trouble: None,
+        }
     }
 
     pub(super) fn durable(&self) -> &DurableState {
@@ -213,7 +223,7 @@ impl Memory {
 
     /// What to store now, and under which number.
     pub(super) fn next_store(&mut self) -> Option<(u64, DurableState)> {
-        if self.is_storing() || self.decided == self.durable {
+        if self.is_storing() || (self.decided == self.durable && self.due.is_none()) {
             return None;
         }
         self.stored += 1;
@@ -225,11 +235,19 @@ impl Memory {
     pub(super) fn on_stored(&mut self, number: u64) -> Option<DurableState> {
         let (_, state) = self.storing.take_if(|(storing, _)| *storing == number)?;
         self.trouble = None;
+        self.due.take_if(|due| number >= *due);
         Some(std::mem::replace(&mut self.durable, state))
     }
 }
 
 impl Cluster {
+    /// Has the state stored once more, because what the coordinator stores with it has changed.
+    pub fn store_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
+        // One that is under way may have been written before the change.
+        self.memory.due = Some(self.memory.stored + 1);
+        self.advance(now, sink);
+    }
+
     /// What was given to be stored under this number could not be made durable, for this reason. It may be on
     /// the disk all the same, as after a crash; nobody is told of it.
     pub fn on_store_failed(

@@ -1,5 +1,7 @@
 //! The cluster as people see it: the answer to STATUS.
 
+use std::collections::BTreeMap;
+
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::control_message::ReplicaReport;
 use kv_protocol::health::Health;
@@ -34,6 +36,7 @@ impl Cluster {
             servers: servers.collect(),
             groups: self.views().iter().map(|view| self.group_status(view)).collect(),
             alarms: self.alarms.status(now),
+            settings: BTreeMap::new(),
         };
         (status.health, status.why) = status.assess();
         status

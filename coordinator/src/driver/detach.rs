@@ -1,0 +1,42 @@
+//! `coord detach`: this coordinator ends, and its servers serve on.
+
+use super::*;
+
+impl Driver {
+    /// Whether this coordinator may leave its servers now.
+    ///
+    /// # Errors
+    /// They need it; with what to do.
+    pub(crate) fn may_detach(&self) -> Result<(), String> {
+        match self.cluster().state() {
+            ClusterState::Starting => {
+                Err("the cluster does not serve yet; wait until it does, or stop \
+                                           it (coord stop)"
+                    .to_owned())
+            }
+            ClusterState::Stopping => {
+                Err("the cluster is stopping, and only its coordinator ends that; wait for its end"
+                    .to_owned())
+            }
+            ClusterState::Serving | ClusterState::Degraded => Ok(()),
+        }
+    }
+
+    /// What the operator must know of servers that are left alone.
+    pub(super) fn detached(&self) -> String {
+        let count = self.cluster().count();
+        let orphaned = match self.plan.settings.orphan_timeout {
+            Duration::ZERO => "they wait for it without end (--orphan-timeout 0)".to_owned(),
+            time => format!(
+                "without one, each that does not hold the only copy of a group dumps its tables and exits after \
+                 {} s (--orphan-timeout)",
+                time.as_secs_f64()
+            ),
+        };
+        format!(
+            "detached: the {count} servers serve on, and none that fails is replaced. To take them over, start \
+             coord with --dir {} again; {orphaned}",
+            quote::word(&self.plan.dir.to_string_lossy())
+        )
+    }
+}

@@ -1,0 +1,251 @@
+//! `coord ls`: the servers of the cluster in a directory, and whether they live, whoever watches them.
+//!
+//! ```text
+//!   DIR/coord.lock         -> the coordinator, if one runs
+//!   DIR/coordinator.state  -> each server's host and process
+//!        here: pidfd, start time      ssh hosts: `server --look`, a few hosts at a time
+//! ```
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use kv_core::cluster::DurableServer;
+use kv_protocol::ServerId;
+use kv_protocol::cluster_file::Host;
+use kv_protocol::control_message::Started;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::args::LsArgs;
+use crate::machine::{Machine, Place};
+use crate::restore::alive::hosts;
+use crate::spawn::ssh::Ssh;
+use crate::spawn::{adopted, printable};
+use crate::store::{self, Record};
+use crate::survey::MAX_SSH_AT_ONCE;
+use crate::{Failure, lock};
+
+/// Exit code: neither a coordinator nor a server runs.
+const NOTHING: u8 = 3;
+/// Exit code: no server is known to live, and some cannot be asked after.
+const UNKNOWN: u8 = 4;
+
+/// What is known of a server's process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    Lives,
+    Gone,
+    /// Its host does not say.
+    Unknown,
+    /// None has reported so far.
+    Unstarted,
+}
+
+/// A server of the state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Seen {
+    pub(crate) id: ServerId,
+    pub(crate) host: String,
+    pub(crate) pid: Option<u32>,
+    pub(crate) state: State,
+    /// Why its state is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+}
+
+/// All that `--json` prints.
+#[derive(Debug, Serialize)]
+struct Listing {
+    cluster: String,
+    /// The process id of the coordinator that runs; 0 where it is not known.
+    coordinator: Option<u32>,
+    clients_port: u16,
+    servers: Vec<Seen>,
+}
+
+/// Prints the servers; the exit status says whether any lives.
+///
+/// # Errors
+/// The state cannot be read.
+pub(crate) async fn run(args: &LsArgs) -> Result<ExitCode, Failure> {
+    let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
+    let coordinator = lock::holder_of(&args.dir);
+    let Some(record) = loaded else {
+        let dir = args.dir.display();
+        let words = match coordinator {
+            Some(pid) => format!("no state in {dir} yet; a coordinator runs there (pid {pid})"),
+            None => format!("no cluster in {dir}: there is no {}", store::FILE_NAME),
+        };
+        print(&(if args.json { "null".to_owned() } else { words }));
+        return Ok(coordinator.map_or(ExitCode::from(NOTHING), |_| ExitCode::SUCCESS));
+    };
+    let mut ssh = Ssh::new(&record.settings);
+    ssh.config = args.ssh_config.clone().or(ssh.config);
+    ssh.remote_dir = args.remote_dir.clone().unwrap_or(ssh.remote_dir);
+    let servers = look(&record, &ssh).await;
+    let code = exit_code(coordinator.is_some(), &servers);
+    let cluster = record.state.cluster.to_string();
+    let clients_port = record.place.ports.clients;
+    let listing = Listing { cluster, coordinator, clients_port, servers };
+    let text = match args.json {
+        true => serde_json::to_string(&listing)
+            .map_err(|error| Failure::Failed(format!("write JSON: {error}")))?,
+        false => render(&listing, &args.dir),
+    };
+    print(&text);
+    Ok(ExitCode::from(code))
+}
+
+fn print(text: &str) {
+    // A closed standard output is no reason to fail: the exit status says the same.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn exit_code(is_watched: bool, servers: &[Seen]) -> u8 {
+    let has = |state: State| servers.iter().any(|server| server.state == state);
+    match () {
+        () if is_watched || has(State::Lives) => 0,
+        () if has(State::Unknown) => UNKNOWN,
+        () => NOTHING,
+    }
+}
+
+fn render(listing: &Listing, dir: &Path) -> String {
+    let living = listing.servers.iter().filter(|server| server.state == State::Lives).count();
+    let coordinator = match listing.coordinator {
+        Some(0) => "a coordinator runs".to_owned(),
+        Some(pid) => format!("its coordinator runs (pid {pid})"),
+        None => "no coordinator runs".to_owned(),
+    };
+    let mut text = format!(
+        "cluster {} in {}: {coordinator}; {living} of {} servers are known to live",
+        listing.cluster,
+        dir.display(),
+        listing.servers.len()
+    );
+    for server in &listing.servers {
+        let pid = server.pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+        let state = match (&server.state, &server.reason) {
+            (State::Lives, _) => format!("lives{pid}"),
+            (State::Gone, _) => format!("gone{pid}"),
+            (State::Unstarted, _) => "has not reported".to_owned(),
+            (State::Unknown, reason) => {
+                format!(
+                    "NOT KNOWN{pid}: {}",
+                    printable(reason.as_deref().unwrap_or("no reason given"))
+                )
+            }
+        };
+        text += &format!("\n  server {} on {}: {state}", server.id, printable(&server.host));
+    }
+    text
+}
+
+/// Asks after every process of a state, in ring order.
+pub(crate) async fn look(record: &Record, ssh: &Ssh) -> Vec<Seen> {
+    if record.has_ended_well {
+        return seen(record, &[], true);
+    }
+    let turn = Rc::new(Semaphore::new(MAX_SSH_AT_ONCE));
+    let mut asking = JoinSet::new();
+    let mut answers: Vec<(Started, Result<bool, String>)> = Vec::new();
+    for (host, processes) in hosts(record) {
+        if *host == Host::Local {
+            answers.extend(processes.iter().map(|started| (*started, look_here(record, started))));
+            continue;
+        }
+        let (host, ssh, turn) = (host.clone(), ssh.clone(), Rc::clone(&turn));
+        asking.spawn_local(async move {
+            let _permit = turn.acquire().await;
+            let answers = ssh.ask_after(&host, &processes).await;
+            let answers: Vec<Result<bool, String>> = match answers {
+                Ok(answers) => {
+                    answers.into_iter().map(|one| one.map_err(|error| error.to_string())).collect()
+                }
+                Err(error) => vec![Err(error.to_string()); processes.len()],
+            };
+            processes.into_iter().zip(answers).collect::<Vec<_>>()
+        });
+    }
+    while let Some(asked) = asking.join_next().await {
+        answers.extend(asked.into_iter().flatten());
+    }
+    seen(record, &answers, false)
+}
+
+/// What the answers say of each server. `all_gone`: each process was seen to have ended, so nobody was asked.
+fn seen(record: &Record, answers: &[(Started, Result<bool, String>)], all_gone: bool) -> Vec<Seen> {
+    let places = record.place.hosts.iter().zip(&record.state.servers).zip(0..);
+    let seen = |((host, server), n): ((&Host, &DurableServer), u16)| {
+        let pid = server.started.map(|started| started.pid);
+        let answer = server.started.and_then(|started| {
+            answers.iter().find(|(of, _)| of.member == started.member).map(|(_, answer)| answer)
+        });
+        let (state, reason) = match (pid, answer) {
+            (None, _) => (State::Unstarted, None),
+            (Some(_), _) if all_gone => (State::Gone, None),
+            (_, Some(Ok(true))) => (State::Lives, None),
+            (_, Some(Ok(false))) => (State::Gone, None),
+            (_, Some(Err(reason))) => (State::Unknown, Some(reason.clone())),
+            (_, None) => (State::Unknown, None),
+        };
+        Seen { id: ServerId(n), host: Host::to_string(host), pid, state, reason }
+    };
+    places.map(seen).collect()
+}
+
+/// Whether a process that the state calls local lives.
+fn look_here(record: &Record, started: &Started) -> Result<bool, String> {
+    match Machine::place(record.place.machine.as_ref()) {
+        Place::Past => Ok(false),
+        Place::Elsewhere => Err("the state was written on another machine; ask there".to_owned()),
+        Place::Here => match adopted::open(started) {
+            Ok(found) => Ok(found.is_some()),
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(states: &[State]) -> Vec<Seen> {
+        let server = |(n, state): (u16, &State)| Seen {
+            id: ServerId(n),
+            host: "ssh://d\x1bb".into(),
+            pid: Some(7),
+            state: state.clone(),
+            reason: (*state == State::Unknown).then(|| "Connection refused\x1b".into()),
+        };
+        (0..).zip(states).map(server).collect()
+    }
+
+    #[test]
+    fn the_exit_status_says_whether_anything_runs_and_whether_that_is_known() {
+        use State::{Gone, Lives, Unknown, Unstarted};
+        assert_eq!(exit_code(false, &seen(&[Gone, Lives, Unknown])), 0);
+        assert_eq!(exit_code(false, &seen(&[Gone, Unknown, Unstarted])), UNKNOWN);
+        assert_eq!(exit_code(false, &seen(&[Gone, Gone, Unstarted])), NOTHING);
+        assert_eq!(exit_code(true, &seen(&[Gone, Gone, Gone])), 0);
+    }
+
+    #[test]
+    fn each_server_has_a_line_and_a_host_cannot_send_escapes() {
+        use State::{Gone, Lives, Unknown};
+        let servers = seen(&[Lives, Unknown, Gone]);
+        let listing = Listing { cluster: "c".into(), coordinator: None, clients_port: 1, servers };
+        let text = render(&listing, Path::new("/run"));
+        assert_eq!(text.lines().count(), 4, "{text}");
+        for words in
+            ["no coordinator runs; 1 of 3", "lives (pid 7)", "NOT KNOWN (pid 7): Conn", "gone"]
+        {
+            assert!(text.contains(words), "no {words:?} in {text}");
+        }
+        assert!(!text.contains('\x1b'));
+    }
+}
