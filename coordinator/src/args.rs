@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Parser, Subcommand};
 use kv_core::cluster::DoubleFault;
+use kv_protocol::cluster_file::Host;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::limits::{MAX_DUMP_DIRECTORY_BYTES, MAX_SHARDS, ORPHAN_SECONDS};
 use serde::{Deserialize, Serialize};
@@ -250,6 +251,12 @@ pub(crate) enum Command {
     /// Ends the coordinator and leaves the servers serving. Nobody is replaced until another coordinator takes them
     /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may.
     Detach(DetachArgs),
+    /// Gives the place of a server to another host while the cluster serves: where its host is dead for good, or to
+    /// move it. A server that serves hands its groups over first; of one that is silent no proof of its death is
+    /// needed. The only holder of a group stays where it is.
+    Replace(ReplaceArgs),
+    /// Changes settings of a cluster that runs, at its servers too.
+    Set(SetArgs),
     /// Lists the servers of the cluster in a directory, and whether they live, with or without a coordinator: by the
     /// state there, the processes of this machine, and the ssh hosts. Changes nothing.
     ///
@@ -264,6 +271,44 @@ pub(crate) struct DetachArgs {
     /// The directory of the cluster: the coordinator's --dir.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
+}
+
+/// The command line of `coord replace`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReplaceArgs {
+    /// The server: its place in the ring, from 0.
+    #[arg(value_name = "ID")]
+    pub(crate) server: u16,
+
+    /// Its new host, as in the cluster file: localhost, user@host or ssh://user@host[:port]. The server's executable
+    /// must be there, in the directory of --remote-dir.
+    #[arg(value_name = "HOST", value_parser = parse_host)]
+    pub(crate) host: String,
+
+    /// Its ports there, for clients, servers and the coordinator; any free ones without them.
+    #[arg(value_name = "PORT", num_args = 3)]
+    pub(crate) ports: Vec<u16>,
+
+    /// The directory of the cluster: the coordinator's --dir.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+}
+
+/// The command line of `coord set`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SetArgs {
+    /// Memory that the tables of one server may take, such as 512M or 4GiB; `none` for no bound. A lower limit drops
+    /// nothing: writes are refused until entries are deleted.
+    #[arg(long, value_name = "BYTES", required = true, value_parser = parse_memory_limit)]
+    pub(crate) memory_limit: String,
+
+    /// The directory of the cluster: the coordinator's --dir.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+}
+
+fn parse_host(text: &str) -> Result<String, String> {
+    Host::parse(text).map(|_| text.to_owned())
 }
 
 /// The command line of `coord ls`.

@@ -1,4 +1,4 @@
-//! `coord stop` and `coord detach`: ask a running coordinator, print what it says meanwhile, and end as it ends.
+//! `coord stop`, `detach`, `replace` and `set`: ask a running coordinator, print what it says meanwhile, and end as it ends.
 //!
 //! Where the coordinator of `coord stop` has died, this process takes its servers over and stops them.
 
@@ -9,11 +9,11 @@ use std::path::Path;
 
 use clap::Parser as _;
 
-use crate::args::{Args, DetachArgs, StopArgs};
+use crate::args::{Args, DetachArgs, ReplaceArgs, SetArgs, StopArgs};
 use crate::ls::{self, State};
 use crate::spawn::printable;
 use crate::spawn::ssh::Ssh;
-use crate::stop_port::{Call, Line, Request, path_in};
+use crate::stop_port::{Call, Line, Replacement, Request, Setting, path_in};
 use crate::{Failure, driver, lock, store};
 
 /// How a question ended that was put to a coordinator.
@@ -41,12 +41,36 @@ fn call_of(args: &StopArgs) -> Call {
 /// # Errors
 /// It does not, or none runs there.
 pub(crate) fn detach(args: &DetachArgs) -> Result<(), Failure> {
-    match ask(&args.dir, &Call::Detach { detach: () }, "to detach")? {
+    ask_running(&args.dir, &Call::Detach { detach: () }, "to detach")
+}
+
+/// Has a coordinator give a place to another host.
+///
+/// # Errors
+/// It does not, or none runs there.
+pub(crate) fn replace(args: &ReplaceArgs) -> Result<(), Failure> {
+    let ports = args.ports.as_slice().try_into().unwrap_or([0; 3]);
+    let wanted = Replacement { server: args.server, host: args.host.clone(), ports };
+    ask_running(&args.dir, &Call::Replace(wanted), "to replace a server")
+}
+
+/// Has a coordinator change settings.
+///
+/// # Errors
+/// It does not, or none runs there.
+pub(crate) fn set(args: &SetArgs) -> Result<(), Failure> {
+    let setting = Setting { memory_limit: args.memory_limit.clone() };
+    ask_running(&args.dir, &Call::Set(setting), "to change its settings")
+}
+
+/// As [`ask`], where a coordinator must run.
+fn ask_running(dir: &Path, call: &Call, what: &str) -> Result<(), Failure> {
+    match ask(dir, call, what)? {
         Asked::Done => Ok(()),
         Asked::Nobody => Err(Failure::Failed(format!(
             "no coordinator runs in {}; give the directory of the cluster with --dir (coord ls tells which servers \
              live)",
-            args.dir.display()
+            dir.display()
         ))),
     }
 }

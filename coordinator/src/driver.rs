@@ -11,6 +11,7 @@ mod adopt;
 mod detach;
 mod ending;
 mod processes;
+mod replace;
 mod tell;
 
 use std::cell::{Cell, Ref, RefCell};
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use kv_core::cluster::{
     Cluster, ClusterConfig, DUMP_ADVICE, DownCause, DurableState, Effect, KillReason, LinkId,
-    NO_PROGRESS, StopOutcome, StopPhase, StopWait,
+    NO_PROGRESS, ReplaceRefused, StopOutcome, StopPhase, StopWait,
 };
 use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
 use kv_protocol::control_message::{self, Order, Started};
@@ -43,6 +44,7 @@ use crate::args::Args;
 use crate::lock::DirectoryLock;
 use crate::logs::{self, Console};
 use crate::machine::Machine;
+use crate::moves::{self, Elsewhere, Moved};
 use crate::plan::{self, Plan};
 use crate::ready::{Ports, Ready};
 use crate::restart::Found;
@@ -94,17 +96,20 @@ pub(crate) struct Driver {
     /// What was last warned of about the store, and when.
     store_warning: RefCell<Option<(String, Time)>>,
     key: ClusterKey,
-    place: Place,
     /// A store is done.
     stored: Notify,
     /// The cluster was found as an earlier coordinator has left it, and this was not yet told.
     takes_over: Cell<bool>,
     /// How many ssh there may be at once.
     turn: Rc<Semaphore>,
-    plan: Plan,
+    plan: RefCell<Rc<Plan>>,
+    /// The places that `coord replace` gave to other hosts.
+    moved: RefCell<Vec<Moved>>,
+    /// The processes that may run on other hosts than those of their places.
+    elsewhere: RefCell<Vec<Elsewhere>>,
+    /// Whoever waits for the end of those that have lost their places.
+    given_up: RefCell<Vec<(Member, mpsc::Sender<()>)>>,
     console: Console,
-    /// The servers' hosts as the cluster file writes them, in ring order.
-    pub(crate) hosts: Vec<String>,
     /// Descriptors that this process may have open.
     pub(crate) descriptors: usize,
     /// By server: where its orders go while the connection stands.
@@ -259,8 +264,9 @@ async fn make_plan(
         return restored(args, &args.restore, file, console).await;
     }
     match restart::look(args, &file, console).await? {
-        Found::Running(earlier) => {
-            let plan = Plan::again(args, file, &earlier)?;
+        Found::Running(mut earlier) => {
+            let (file, moves) = take_moves(file, &mut earlier, console);
+            let plan = Plan::again(args, file, &earlier, &moves).await?;
             let changes = plan.settings.changes_since(&earlier.settings, true);
             changes.iter().for_each(|line| console.say(line));
             plan.settings.kept_timeout(args).iter().for_each(|line| console.warn(line));
@@ -269,6 +275,40 @@ async fn make_plan(
         Found::Stopped => restored(args, std::slice::from_ref(&args.dir), file, console).await,
         Found::Nothing => Ok((Plan::make(args, file, &Settings::default()).await?, Beginning::New)),
     }
+}
+
+/// Reads the cluster file against the state: which places go to other hosts, and which have gone there already.
+fn take_moves(
+    file: ClusterFile,
+    earlier: &mut Record,
+    console: Console,
+) -> (ClusterFile, Vec<ServerId>) {
+    let reading = moves::read(file, &earlier.place);
+    for id in &reading.moves {
+        let at = usize::from(id.0);
+        let (before, line) = (&earlier.place.hosts[at], &reading.file.servers[at]);
+        console.say(&format!(
+            "server {id} goes from {before} to {}, as the cluster file says",
+            line.host
+        ));
+        let known = |started: &Started| {
+            earlier.place.elsewhere.iter().any(|other| other.started.member == started.member)
+        };
+        if let Some(started) = earlier.state.servers[at].started.filter(|started| !known(started)) {
+            earlier.place.elsewhere.push(Elsewhere { host: before.clone(), started });
+        }
+    }
+    for moved in &reading.moved {
+        console.warn(&format!(
+            "the cluster file still names {} for server {}, which coord replace gave to another host; write its new \
+             line there: {}",
+            moved.from,
+            moved.server,
+            moved.words()
+        ));
+    }
+    earlier.place.moved = reading.moved;
+    (reading.file, reading.moves)
 }
 
 async fn restored(
@@ -297,9 +337,11 @@ async fn listen(
         ));
     };
     let ports = earlier.place.ports;
-    let clients = if args.clients_port == 0 { ports.clients } else { args.clients_port };
+    let given = |port: u16, before: u16| if port == 0 { before } else { port };
+    let clients = given(args.clients_port, ports.clients);
+    let servers = given(args.servers_port, ports.servers);
     let clients = listener::bind_again(plan.listen, clients, "clients").await?;
-    Ok((clients, listener::bind_again(plan.listen, ports.servers, "servers").await?))
+    Ok((clients, listener::bind_again(plan.listen, servers, "servers").await?))
 }
 
 fn name_of(reason: Option<stop::Reason>) -> String {
@@ -310,9 +352,9 @@ fn name_of(reason: Option<stop::Reason>) -> String {
 async fn show_status(driver: Rc<Driver>) {
     loop {
         driver.snapshots.status_is_wanted().await;
-        let mut settings = driver.plan.settings.shown();
+        let mut settings = driver.plan().settings.shown();
         settings.extend(driver.dump_dir().map(|dir| ("dump-dir".to_owned(), dir)));
-        driver.snapshots.publish_status(&driver.cluster(), &driver.hosts, settings);
+        driver.snapshots.publish_status(&driver.cluster(), &driver.hosts(), settings);
     }
 }
 
@@ -352,6 +394,8 @@ async fn main_loop(
             () = driver.changed.notified() => {}
             Some(call) = requests.recv() => match call {
                 Call::Stop(request) => driver.stop_as_asked(&request, &mut stopping),
+                // The socket's task answers these by itself.
+                Call::Replace(_) | Call::Set(_) => {}
                 Call::Detach { .. } => match driver.may_detach() {
                     Ok(()) => {
                         let words = driver.detached();
@@ -406,10 +450,12 @@ impl Driver {
     ) -> Result<Driver, Failure> {
         let mut key = ClusterKey(random::nonzero_u128()?);
         let mut dump_dir = None;
+        let (mut moved, mut elsewhere) = (Vec::new(), Vec::new());
         let (earlier, restoration) = match beginning {
             Beginning::New => (None, None),
             Beginning::Earlier(earlier) => {
                 key = earlier.key;
+                (moved, elsewhere) = (earlier.place.moved, earlier.place.elsewhere);
                 // Only of a stop that is under way: a cluster that goes on dumps at home.
                 dump_dir = earlier.dump_dir.filter(|_| earlier.state.is_stopping);
                 (Some(earlier.state), None)
@@ -459,18 +505,13 @@ impl Driver {
             ),
             store_warning: RefCell::default(),
             key,
-            place: Place {
-                ports,
-                listen: plan.listen,
-                machine: Some(Machine::this()),
-                hosts: plan.file.servers.iter().map(|line| line.host.clone()).collect(),
-                routes: plan.routes.clone(),
-            },
             stored: Notify::new(),
             takes_over: Cell::new(takes_over),
             turn: Rc::new(Semaphore::new(MAX_SSH_AT_ONCE)),
-            hosts: plan.file.servers.iter().map(|line| line.host.to_string()).collect(),
-            plan,
+            plan: RefCell::new(Rc::new(plan)),
+            moved: RefCell::new(moved),
+            elsewhere: RefCell::new(elsewhere),
+            given_up: RefCell::default(),
             console,
             descriptors: raise_descriptors(),
             orders: RefCell::new((0..count).map(|_| None).collect()),
@@ -649,10 +690,10 @@ impl Driver {
 
     /// What a server is told while it runs: where this coordinator is, and its memory limit.
     pub(crate) fn settings_of(&self, server: ServerId) -> control_message::Settings {
-        let route = &self.plan.routes[usize::from(server.0)];
+        let route = &self.plan().routes[usize::from(server.0)];
         control_message::Settings {
             coordinator: SocketAddr::new(route.coordinator, self.ports.servers),
-            memory_limit: self.plan.settings.memory_limit.clone().unwrap_or_default(),
+            memory_limit: self.plan().settings.memory_limit.clone().unwrap_or_default(),
         }
     }
 
@@ -669,8 +710,8 @@ impl Driver {
     fn record(&self, state: DurableState) -> Record {
         Record {
             key: self.key,
-            place: self.place.clone(),
-            settings: self.plan.settings.clone(),
+            place: self.place(),
+            settings: self.plan().settings.clone(),
             dump_dir: self.dump_dir(),
             has_ended_well: false,
             state,
@@ -727,6 +768,7 @@ impl Driver {
         self.stored.notify_waiters();
         if self.takes_over.replace(false) {
             self.tell_taken_over();
+            self.go_on_moving();
         }
     }
 
@@ -740,9 +782,9 @@ impl Driver {
     }
 
     fn serve(&self) {
-        let host = match self.plan.listen {
+        let host = match self.plan().listen {
             address if address.is_loopback() => "localhost".to_owned(),
-            _ => self.plan.routes[0].coordinator.to_string(),
+            _ => self.plan().routes[0].coordinator.to_string(),
         };
         let port = self.ports.clients;
         self.console.say(&format!("serving; clients connect with: client -h {host} -p {port}"));

@@ -33,6 +33,7 @@ mod lock;
 mod logs;
 mod ls;
 mod machine;
+mod moves;
 mod newest_map;
 mod orders;
 mod plan;
@@ -101,6 +102,8 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
             return ask::run(status).map(|health| ExitCode::from(health.exit_code()));
         }
         Some(Command::Detach(detach)) => ask_stop::detach(detach),
+        Some(Command::Replace(replace)) => ask_stop::replace(replace),
+        Some(Command::Set(set)) => ask_stop::set(set),
         Some(Command::Ls(listing)) => return in_runtime(ls::run(listing)),
         Some(Command::Stop(stop)) => match ask_stop::stop(stop)? {
             Asked::Done => Ok(()),

@@ -19,11 +19,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
+use kv_protocol::ServerId;
 use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
 use kv_protocol::limits::MAX_SHARDS;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
+use crate::machine::{self, Machine};
 use crate::settings::Settings;
 use crate::spawn::quote;
 use crate::spawn::ssh::Ssh;
@@ -43,7 +45,7 @@ pub(crate) struct Route {
 }
 
 /// Everything that is decided before the first server is started.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) file: ClusterFile,
     /// Absolute.
@@ -184,25 +186,86 @@ impl Plan {
         Ok(Plan { file, dir, binary, ssh, shards, settings, core_dumps, listen, routes })
     }
 
-    /// The plan of a cluster that runs: everybody is found where an earlier coordinator has put him, and
-    /// no host needs to be reached for that.
+    /// The plan of a cluster that runs: everybody is found where an earlier coordinator has put him, and no host needs
+    /// to be reached for that. Only the new hosts of `moves` are asked, and all where this is another machine.
     ///
     /// # Errors
-    /// The server's executable on this machine is missing.
-    pub(crate) fn again(args: &Args, file: ClusterFile, earlier: &Record) -> Result<Plan, Failure> {
+    /// The server's executable on this machine is missing, or a new host is not fit for a server.
+    pub(crate) async fn again(
+        args: &Args,
+        file: ClusterFile,
+        earlier: &Record,
+        moves: &[ServerId],
+    ) -> Result<Plan, Failure> {
         let settings = earlier.settings.with_running(args);
-        let routes = routes_again(&file, &earlier.place.routes, args.advertise);
+        let ssh = Ssh::new(&settings);
+        let place = &earlier.place;
+        let has_moved = Machine::place(place.machine.as_ref()) == machine::Place::Elsewhere;
+        let surveys = match (has_moved, moves) {
+            (false, []) => HashMap::new(),
+            (true, _) => survey::of_hosts(&file, &ssh).await,
+            (false, moves) => {
+                let is_new = |line: &&ServerLine| moves.contains(&line.id);
+                let servers = file.servers.iter().filter(is_new).cloned().collect();
+                survey::of_hosts(&ClusterFile { servers }, &ssh).await
+            }
+        };
+        let own = own_address(&settings, args);
+        let mut routes = Vec::new();
+        for (line, before) in file.servers.iter().zip(&place.routes) {
+            routes.push(if moves.contains(&line.id) {
+                check_survey(&ssh, line.id.0, &line.host, &surveys).map_err(Failure::Failed)?;
+                let survey = surveys.get(&line.host).and_then(|survey| survey.as_ref().ok());
+                route(line, own, settings.advertise, args.bind, survey).map_err(Failure::Failed)?
+            } else {
+                let survey = surveys.get(&line.host).and_then(|survey| survey.as_ref().ok());
+                let seen = survey.and_then(|survey| survey.our_address);
+                route_again(line, before, args.advertise, seen)
+            });
+        }
+        let needed = listen_for(&routes);
+        let is_heard = place.listen.is_unspecified() || place.listen == needed;
+        let kept = Some(place.listen).filter(|_| is_heard && !has_moved);
         Ok(Plan {
             dir: directory(args)?,
             binary: local_binary(args, &file)?,
+            listen: args.bind.or(kept).unwrap_or(needed),
             file,
-            ssh: Ssh::new(&settings),
+            ssh,
             shards: earlier.state.shards,
             settings,
             core_dumps: args.core_dumps,
-            listen: earlier.place.listen,
             routes,
         })
+    }
+
+    /// This plan with another line for one of its servers, whose host was asked.
+    ///
+    /// # Errors
+    /// The host is not fit for a server, or cannot reach this coordinator.
+    pub(crate) async fn with_line(&self, line: ServerLine) -> Result<Plan, String> {
+        let file = ClusterFile { servers: vec![line.clone()] };
+        let surveys = survey::of_hosts(&file, &self.ssh).await;
+        check_survey(&self.ssh, line.id.0, &line.host, &surveys)?;
+        let survey = surveys.get(&line.host).and_then(|survey| survey.as_ref().ok());
+        let local = self.file.servers.iter().zip(&self.routes);
+        let mut local = local.filter(|(line, _)| line.host == Host::Local);
+        let own =
+            local.next().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |(_, route)| route.coordinator);
+        let bind = Some(self.listen).filter(|ip| !ip.is_unspecified());
+        let route = route(&line, own, self.settings.advertise, bind, survey)?;
+        if !self.listen.is_unspecified() && self.listen != route.coordinator {
+            return Err(format!(
+                "the coordinator listens on {} alone, where {} cannot reach it; end it with coord detach, and start it \
+                 again with --advertise IP, the address of this machine in their network",
+                self.listen, line.host
+            ));
+        }
+        let mut plan = self.clone();
+        let at = usize::from(line.id.0);
+        plan.routes[at] = route;
+        plan.file.servers[at] = line;
+        Ok(plan)
     }
 }
 
@@ -283,6 +346,12 @@ impl Addresses {
     }
 }
 
+/// This machine's address as far as the flags say it.
+fn own_address(settings: &Settings, args: &Args) -> IpAddr {
+    let bind = args.bind.filter(|ip| !ip.is_unspecified());
+    settings.advertise.or(bind).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
 /// Where the coordinator listens, and the routes of all servers.
 fn routes(
     file: &ClusterFile,
@@ -291,39 +360,55 @@ fn routes(
 ) -> Result<(IpAddr, Vec<Route>), String> {
     let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
     let own = advertise.or(bind.filter(|ip| !ip.is_unspecified())).unwrap_or(local);
-    let mut routes = Vec::new();
-    for line in &file.servers {
-        let Some(survey) = surveys.get(&line.host) else {
-            // On this machine; the coordinator listens on all addresses or on this one.
-            let bind = bind.unwrap_or(listen_address(own));
-            routes.push(Route { coordinator: own, bind, advertise: own });
-            continue;
-        };
-        let (id, host) = (line.id, &line.host);
-        let its = survey.its_address.ok_or_else(|| {
-            format!("server {id} on {host}: its address is not known; write it instead of the name")
-        })?;
-        let coordinator = advertise.or(survey.our_address).ok_or_else(|| {
-            format!("server {id} on {host}: this machine's address there is not known; give --advertise IP")
-        })?;
-        let bind = survey.own_address.unwrap_or(listen_address(its));
-        routes.push(Route { coordinator, bind, advertise: its });
-    }
-    let ours = routes.iter().map(|route| listen_address(route.coordinator));
-    let listen = ours.reduce(wider).unwrap_or(local);
-    Ok((bind.unwrap_or(listen), routes))
+    let of = |line: &ServerLine| route(line, own, advertise, bind, surveys.get(&line.host));
+    let routes = file.servers.iter().map(of).collect::<Result<Vec<Route>, String>>()?;
+    Ok((bind.unwrap_or(listen_for(&routes)), routes))
 }
 
-/// The routes of a cluster that runs, where `--advertise` may give this machine another address: servers that are
-/// started from now on dial and tell that one.
-fn routes_again(file: &ClusterFile, earlier: &[Route], advertise: Option<IpAddr>) -> Vec<Route> {
-    let again = |(line, route): (&ServerLine, &Route)| {
-        let coordinator = advertise.unwrap_or(route.coordinator);
-        let is_local = line.host == Host::Local;
-        let advertise = advertise.filter(|_| is_local).unwrap_or(route.advertise);
-        Route { coordinator, advertise, ..*route }
+/// How one server and the others reach each other; without a survey it is on this machine, which has the address `own`.
+fn route(
+    line: &ServerLine,
+    own: IpAddr,
+    advertise: Option<IpAddr>,
+    bind: Option<IpAddr>,
+    survey: Option<&Survey>,
+) -> Result<Route, String> {
+    let Some(survey) = survey else {
+        // The coordinator listens on all addresses or on this one.
+        let bind = bind.unwrap_or(listen_address(own));
+        return Ok(Route { coordinator: own, bind, advertise: own });
     };
-    file.servers.iter().zip(earlier).map(again).collect()
+    let (id, host) = (line.id, &line.host);
+    let its = survey.its_address.ok_or_else(|| {
+        format!("server {id} on {host}: its address is not known; write it instead of the name")
+    })?;
+    let coordinator = advertise.or(survey.our_address).ok_or_else(|| {
+        format!(
+            "server {id} on {host}: this machine's address there is not known; give --advertise IP"
+        )
+    })?;
+    let bind = survey.own_address.unwrap_or(listen_address(its));
+    Ok(Route { coordinator, bind, advertise: its })
+}
+
+/// Where the coordinator listens, so that all servers reach it.
+fn listen_for(routes: &[Route]) -> IpAddr {
+    let ours = routes.iter().map(|route| listen_address(route.coordinator));
+    ours.reduce(wider).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// The route of a server that runs. `--advertise` may give the coordinator another address, and `seen` is that which
+/// the server's host sees, where it was asked. Servers are told.
+fn route_again(
+    line: &ServerLine,
+    before: &Route,
+    advertise: Option<IpAddr>,
+    seen: Option<IpAddr>,
+) -> Route {
+    let coordinator = advertise.or(seen).unwrap_or(before.coordinator);
+    let is_local = line.host == Host::Local;
+    let advertise = advertise.filter(|_| is_local).unwrap_or(before.advertise);
+    Route { coordinator, advertise, ..*before }
 }
 
 /// A loopback address is listened on itself; for any other, all addresses are.

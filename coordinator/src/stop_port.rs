@@ -6,6 +6,7 @@
 //!      <-  {"say":"stop, 2 of 3: ..."}\n ...  {"ended":true,"say":"stopped"}\n
 //!
 //!   coord detach --dir DIR  ->  {"detach":null}\n  <-  {"ended":true,"say":"..."}\n
+//!   coord replace 1 HOST, coord set --memory-limit SIZE: the same, without the main loop
 //! ```
 //!
 //! Who may write into the directory of a cluster may stop it: the user that runs the coordinator, and root. A
@@ -20,6 +21,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use kv_protocol::ServerId;
+use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::limits::MAX_DUMP_DIRECTORY_BYTES;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -60,6 +63,42 @@ pub(crate) enum Call {
     Stop(Request),
     /// `coord detach`.
     Detach { detach: () },
+    /// `coord replace`.
+    Replace(Replacement),
+    /// `coord set`.
+    Set(Setting),
+}
+
+/// What `coord replace` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Replacement {
+    /// The place of the ring.
+    pub(crate) server: u16,
+    /// The new host, as in a cluster file.
+    pub(crate) host: String,
+    /// For clients, servers and the coordinator; 0 for any free one.
+    pub(crate) ports: [u16; 3],
+}
+
+impl Replacement {
+    /// The line that a cluster file would have for it.
+    ///
+    /// # Errors
+    /// The host is none, in words.
+    pub(crate) fn line(&self) -> Result<ServerLine, String> {
+        let host = Host::parse(&self.host)?;
+        let [clients_port, servers_port, coord_port] = self.ports;
+        Ok(ServerLine { id: ServerId(self.server), host, clients_port, servers_port, coord_port })
+    }
+}
+
+/// What `coord set` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Setting {
+    /// The memory limit of each server, as it is written on the command line.
+    pub(crate) memory_limit: String,
 }
 
 /// A line to `coord stop` or `coord detach`.
@@ -194,7 +233,7 @@ async fn accept(
 }
 
 async fn converse(
-    driver: &Driver,
+    driver: &Rc<Driver>,
     mut stream: UnixStream,
     requests: &mpsc::Sender<Call>,
 ) -> io::Result<()> {
@@ -214,6 +253,18 @@ async fn converse(
         && let Err(say) = driver.may_detach()
     {
         return send(&mut write, &Line { say, ended: Some(false) }).await;
+    }
+    let ended = match &call {
+        Call::Replace(wanted) => Some(driver.replace(wanted).await),
+        Call::Set(setting) => Some(Ok(driver.set(&setting.memory_limit))),
+        Call::Stop(_) | Call::Detach { .. } => None,
+    };
+    if let Some(ended) = ended {
+        let (is_well, say) = match ended {
+            Ok(say) => (true, say),
+            Err(say) => (false, say),
+        };
+        return send(&mut write, &Line { say, ended: Some(is_well) }).await;
     }
     let Some(mut lines) = driver.callers.enter() else {
         let say = format!("{MAX_CALLERS} others wait for the stop already");

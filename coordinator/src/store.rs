@@ -26,6 +26,7 @@ use kv_protocol::{ClusterKey, Member, ServerId};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
+use crate::moves::{Elsewhere, Moved};
 use crate::plan::Route;
 use crate::ready::Ports;
 use crate::settings::Settings;
@@ -65,6 +66,17 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Every process that has its place and has reported, with its host.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = (&Host, Started)> {
+        let started = self.state.servers.iter().map(|server| server.started);
+        self.place.hosts.iter().zip(started).filter_map(|(host, started)| {
+            let started = started?;
+            let is_its = |other: &&Elsewhere| other.started.member == started.member;
+            let other = self.place.elsewhere.iter().find(is_its);
+            Some((other.map_or(host, |other| &other.host), started))
+        })
+    }
+
     /// A cluster file with the hosts of this cluster, and the ports that its servers have now.
     pub(crate) fn cluster_file(&self) -> ClusterFile {
         let lines = self.place.hosts.iter().zip(&self.state.servers).zip(0..);
@@ -97,6 +109,12 @@ pub(crate) struct Place {
     pub(crate) hosts: Vec<Host>,
     /// How each server and the others reach each other.
     pub(crate) routes: Vec<Route>,
+    /// The places that were given to other hosts than those that the cluster file names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) moved: Vec<Moved>,
+    /// The processes that run, or may run, on other hosts than those of their places.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) elsewhere: Vec<Elsewhere>,
 }
 
 /// Why the state could not be stored.
@@ -360,6 +378,8 @@ pub(crate) mod tests {
                     Host::Local,
                 ],
                 routes: vec![Route { coordinator: local, bind: local, advertise: local }; 3],
+                moved: Vec::new(),
+                elsewhere: Vec::new(),
             },
             dump_dir: None,
             has_ended_well: false,

@@ -32,6 +32,16 @@ pub enum Host {
     },
 }
 
+impl Host {
+    /// Reads a host as a line of a cluster file writes it.
+    ///
+    /// # Errors
+    /// In words, with what is right.
+    pub fn parse(text: &str) -> Result<Host, String> {
+        parse_host(0, text).map_err(|error| error.reason)
+    }
+}
+
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

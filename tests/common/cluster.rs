@@ -54,6 +54,7 @@ struct Shape {
     servers: usize,
     shards: u16,
     clients_port: u16,
+    servers_port: u16,
     cluster_file: Option<String>,
     flags: Vec<String>,
     in_foreground: bool,
@@ -195,7 +196,8 @@ impl Shape {
         });
         fs::write(&file, text).expect("write the cluster file");
         let mut command = Command::new(&self.coordinator);
-        command.args(["-c", &self.clients_port.to_string(), "-s", "0"]);
+        let (clients, servers) = (self.clients_port.to_string(), self.servers_port.to_string());
+        command.args(["-c", &clients, "-s", &servers]);
         if self.in_foreground {
             command.stdin(Stdio::piped());
         } else {
@@ -265,6 +267,7 @@ impl Cluster {
             servers: 3,
             shards: 1,
             clients_port: 0,
+            servers_port: 0,
             cluster_file: None,
             flags: Vec::new(),
             in_foreground: false,
@@ -345,6 +348,16 @@ impl Cluster {
         self.shape.flags.clear();
     }
 
+    /// From now on coordinators are given this cluster file.
+    pub(crate) fn change_cluster_file(&mut self, text: &str) {
+        self.shape.cluster_file = Some(text.to_owned());
+    }
+
+    /// From now on coordinators listen on this port for servers.
+    pub(crate) fn change_servers_port(&mut self, port: u16) {
+        self.shape.servers_port = port;
+    }
+
     /// Starts a coordinator in the directory of the one that was killed, and does not wait.
     #[track_caller]
     pub(crate) fn relaunch(&mut self, flags: &[&str]) -> PipeReader {
@@ -423,7 +436,9 @@ impl Cluster {
     pub(crate) fn status(&self) -> ClusterStatus {
         let port = self.ready.clients_port.to_string();
         let arguments = ["status", "-h", "127.0.0.1", "-p", &port, "--json"];
-        let ended = programs::run(COORD, arguments, "", PATIENCE).with_code(0);
+        let ended = programs::run(COORD, arguments, "", PATIENCE);
+        let health = ended.code.filter(|code| [0, 3, 4].contains(code));
+        assert!(health.is_some(), "{ended:#?}");
         serde_json::from_str(&ended.stdout)
             .unwrap_or_else(|error| panic!("status --json: {error}\n{}", ended.stdout))
     }

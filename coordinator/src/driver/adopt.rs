@@ -27,14 +27,14 @@ impl Driver {
     /// Watches a process that an earlier coordinator has started.
     pub(super) fn adopt(self: &Rc<Driver>, started: Started) {
         let member = started.member;
-        let line = self.plan.file.servers[index(member)].clone();
+        let line = self.line_of(member);
         let cluster = self.cluster().config().cluster;
-        let arguments = server_arguments(&self.plan, &line, cluster, member, self.ports.servers);
-        self.commands.borrow_mut()[index(member)] = command_line(&self.plan, &line, &arguments);
+        let arguments = server_arguments(&self.plan(), &line, cluster, member, self.ports.servers);
+        self.commands.borrow_mut()[index(member)] = command_line(&self.plan(), &line, &arguments);
         tracing::info!("server {} on {}: pid {}, of before", line.id, line.host, started.pid);
         let (driver, kill) = (Rc::clone(self), self.killer(member));
-        let (ssh, turn) = (self.plan.ssh.clone(), Rc::clone(&self.turn));
-        let errors = self.plan.dir.join(error_name(&line));
+        let (ssh, turn) = (self.plan().ssh.clone(), Rc::clone(&self.turn));
+        let errors = self.plan().dir.join(error_name(&line));
         tokio::task::spawn_local(async move {
             let exit = match line.host {
                 Host::Local => {

@@ -25,7 +25,7 @@ impl Driver {
     /// What the operator must know of servers that are left alone.
     pub(super) fn detached(&self) -> String {
         let count = self.cluster().count();
-        let orphaned = match self.plan.settings.orphan_timeout {
+        let orphaned = match self.plan().settings.orphan_timeout {
             Duration::ZERO => "they wait for it without end (--orphan-timeout 0)".to_owned(),
             time => format!(
                 "without one, each that does not hold the only copy of a group dumps its tables and exits after \
@@ -36,7 +36,7 @@ impl Driver {
         format!(
             "detached: the {count} servers serve on, and none that fails is replaced. To take them over, start \
              coord with --dir {} again; {orphaned}",
-            quote::word(&self.plan.dir.to_string_lossy())
+            quote::word(&self.plan().dir.to_string_lossy())
         )
     }
 }

@@ -82,9 +82,9 @@ impl Driver {
     /// How to bring the cluster back, to be pasted into a shell.
     pub(super) fn restore_advice(&self, outcome: &StopOutcome) -> String {
         let mut text = String::new();
-        let dir = self.plan.dir.to_string_lossy().into_owned();
-        for line in self.plan.file.servers.iter().filter(|line| line.host != Host::Local) {
-            let (id, host, there) = (line.id, &line.host, &self.plan.ssh.remote_dir);
+        let dir = self.plan().dir.to_string_lossy().into_owned();
+        for line in self.plan().file.servers.iter().filter(|line| line.host != Host::Local) {
+            let (id, host, there) = (line.id, &line.host, &self.plan().ssh.remote_dir);
             text += &format!(
                 "\n  copy here first, from {host}: the files server_{id}.primary and \
                  server_{id}.secondary of {there}, into {dir}"
@@ -104,7 +104,7 @@ impl Driver {
         outcome: &StopOutcome,
     ) -> String {
         let n = usize::from(server.0);
-        let mut text = format!("server {server} on {}: {}", self.hosts[n], printable(reason));
+        let mut text = format!("server {server} on {}: {}", self.hosts()[n], printable(reason));
         if let Some(exit) = &self.exits.borrow()[n] {
             text += &format!(": {}", with_last_words(exit));
         }

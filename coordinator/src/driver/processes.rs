@@ -27,7 +27,7 @@ impl Driver {
 
     /// Does what the brain wants done before any input: the first store, on which all else follows.
     pub(super) fn begin(self: &Rc<Driver>) {
-        let plan = &self.plan;
+        let plan = self.plan();
         let (file, dir) = (&plan.file, plan.dir.display());
         let host = plan.routes[0].coordinator;
         let effects = self.first.take();
@@ -51,9 +51,12 @@ impl Driver {
 
     /// Starts a process at its place of the ring.
     pub(super) fn spawn(self: &Rc<Driver>, member: Member) {
-        let line = &self.plan.file.servers[index(member)];
+        self.give_up_before(member);
+        let plan = self.plan();
+        let line = &plan.file.servers[index(member)];
         let cluster = self.cluster().config().cluster;
-        let mut arguments = server_arguments(&self.plan, line, cluster, member, self.ports.servers);
+        let mut arguments =
+            server_arguments(&self.plan(), line, cluster, member, self.ports.servers);
         let loads = self.loads(line.id);
         for (n, load) in loads.iter().enumerate() {
             let path = match line.host {
@@ -62,7 +65,7 @@ impl Driver {
             };
             arguments.extend(["--load".to_owned(), load.argument(&path)]);
         }
-        self.commands.borrow_mut()[index(member)] = command_line(&self.plan, line, &arguments);
+        self.commands.borrow_mut()[index(member)] = command_line(&self.plan(), line, &arguments);
         self.exits.borrow_mut()[index(member)] = None;
         match line.host {
             Host::Local => self.spawn_local(line, member, &arguments),
@@ -79,7 +82,7 @@ impl Driver {
         arguments: &[String],
     ) {
         let files = Arc::clone(&self.state_file);
-        let launch = Launch::new(&self.plan, files, line, arguments, self.key);
+        let launch = Launch::new(&self.plan(), files, line, arguments, self.key);
         let (driver, kill, line) = (Rc::clone(self), self.killer(member), line.clone());
         tokio::task::spawn_local(async move {
             // After the first that cannot be started, a start goes no further.
@@ -114,7 +117,7 @@ impl Driver {
         loads: Vec<Load>,
         turn: Rc<Semaphore>,
     ) {
-        let ssh = self.plan.ssh.clone();
+        let ssh = self.plan().ssh.clone();
         let server = RemoteServer::new(ssh, line.clone(), member, arguments, self.key);
         let (driver, mut kill, line) = (Rc::clone(self), self.killer(member), line.clone());
         tokio::task::spawn_local(async move {
@@ -141,7 +144,7 @@ impl Driver {
         }
         let brought = async {
             let _permit = turn.acquire().await;
-            send::all(&self.plan.ssh, &line.host, line.id, loads).await
+            send::all(&self.plan().ssh, &line.host, line.id, loads).await
         };
         tokio::select! {
             brought = brought => brought,
@@ -184,6 +187,7 @@ impl Driver {
         if self.cluster().member(member.server) == member {
             self.exits.borrow_mut()[index(member)] = Some(exit);
         }
+        self.forget_elsewhere(member);
         self.input(|cluster, now, sink| match in_order {
             true => cluster.on_left(now, member, sink),
             false => cluster.on_exited(now, member, sink),

@@ -119,10 +119,10 @@ impl Driver {
         let (old, new) = (restored.cluster, self.cluster().config().cluster);
         self.console.say(&format!("restored: cluster {old} goes on as cluster {new}"));
         restored.finish();
-        for line in &self.plan.file.servers {
+        for line in &self.plan().file.servers {
             let count = restored.of(line.id).len();
             if line.host != Host::Local && count > 0 {
-                let (ssh, host, id) = (self.plan.ssh.clone(), line.host.clone(), line.id);
+                let (ssh, host, id) = (self.plan().ssh.clone(), line.host.clone(), line.id);
                 let turn = Rc::clone(&self.turn);
                 tokio::task::spawn_local(async move {
                     let _permit = turn.acquire().await;

@@ -15,8 +15,7 @@ use crate::store::Record;
 /// The hosts of a cluster, each once, with the processes that have reported from there.
 pub(crate) fn hosts(record: &Record) -> Vec<(&Host, Vec<Started>)> {
     let mut hosts: Vec<(&Host, Vec<Started>)> = Vec::new();
-    for (host, server) in record.place.hosts.iter().zip(&record.state.servers) {
-        let Some(started) = server.started else { continue };
+    for (host, started) in record.processes() {
         match hosts.iter_mut().find(|(known, _)| *known == host) {
             Some((_, processes)) => processes.push(started),
             None => hosts.push((host, vec![started])),

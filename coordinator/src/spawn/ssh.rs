@@ -467,51 +467,57 @@ impl RemoteServer {
         let pid = Pid { process: Cell::new(self.adopted), known: Notify::new() };
         let mut log = Repeated::default();
         let mut pause = FIRST_PAUSE;
+        // Once it is to be killed, that is tried until it is proven: whoever asked for it may be gone by then.
+        let mut must_die = false;
         loop {
             pid.learn(reported());
-            let known = pid.process.get();
-            let script = match known {
-                None => start_script(&self.ssh.remote_dir, &self.line, &self.arguments),
-                Some(process) => watch_script(&self.ssh.remote_dir, &process),
-            };
-            let permit = turn.acquire().await.ok();
-            if known.is_none() && kill.try_recv().is_ok() {
-                return given_up();
-            }
-            let session = self.follow(&script, &pid, permit, |now| {
-                host(None);
-                if known.is_none() {
-                    started(now);
-                }
-            });
-            match session_or_kill(session, &mut kill, &pid).await {
-                Some(End::Exited { status, said }) => return exit(&status, &said),
-                Some(End::Lost { said }) if pid.number().is_none() => {
-                    return never_started(&said);
-                }
-                Some(End::Lost { said }) => {
-                    let said = last_lines(&said).unwrap_or_else(|| "no reason given".into());
-                    if log.is_news(&said) {
-                        tracing::warn!(
-                            "the ssh connection that watches server {} on {} broke: {said}; trying again",
-                            self.line.id,
-                            self.line.host
-                        );
-                    }
-                    host(Some(&said));
-                }
-                None => match self.kill(pid.process.get(), &mut log).await {
+            if must_die {
+                match self.kill(pid.process.get(), &mut log).await {
                     Ok(exit) => return exit,
                     Err(said) => host(Some(&said)),
-                },
+                }
+            } else {
+                let known = pid.process.get();
+                let script = match known {
+                    None => start_script(&self.ssh.remote_dir, &self.line, &self.arguments),
+                    Some(process) => watch_script(&self.ssh.remote_dir, &process),
+                };
+                let permit = turn.acquire().await.ok();
+                if known.is_none() && kill.try_recv().is_ok() {
+                    return given_up();
+                }
+                let session = self.follow(&script, &pid, permit, |now| {
+                    host(None);
+                    if known.is_none() {
+                        started(now);
+                    }
+                });
+                match session_or_kill(session, &mut kill, &pid).await {
+                    Some(End::Exited { status, said }) => return exit(&status, &said),
+                    Some(End::Lost { said }) if pid.number().is_none() => {
+                        return never_started(&said);
+                    }
+                    Some(End::Lost { said }) => {
+                        let said = last_lines(&said).unwrap_or_else(|| "no reason given".into());
+                        if log.is_news(&said) {
+                            tracing::warn!(
+                                "the ssh connection that watches server {} on {} broke: {said}; trying again",
+                                self.line.id,
+                                self.line.host
+                            );
+                        }
+                        host(Some(&said));
+                    }
+                    None => {
+                        must_die = true;
+                        continue;
+                    }
+                }
             }
             // The pause may be longer than a server that is to be killed is waited for.
             tokio::select! {
                 () = sleep(pause) => {}
-                Some(()) = kill.recv() => match self.kill(pid.process.get(), &mut log).await {
-                    Ok(exit) => return exit,
-                    Err(said) => host(Some(&said)),
-                },
+                Some(()) = kill.recv() => must_die = true,
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

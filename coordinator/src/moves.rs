@@ -1,0 +1,120 @@
+//! Places of the ring that were given to other hosts: by `coord replace`, or by a cluster file that was changed while
+//! no coordinator ran.
+//!
+//! | the cluster file of a start names | what holds |
+//! |---|---|
+//! | the host of the state | the file's line |
+//! | the host that it named when `coord replace` gave the place away | the line of the state; it is said that the file is old |
+//! | another host | the file's line: the place moves there |
+
+use kv_protocol::ServerId;
+use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
+use kv_protocol::control_message::Started;
+use serde::{Deserialize, Serialize};
+
+use crate::store::Place;
+
+/// A place that `coord replace` gave to another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Moved {
+    pub(crate) server: ServerId,
+    /// The host that the cluster file named then.
+    pub(crate) from: Host,
+    /// Where it is now.
+    pub(crate) host: Host,
+    /// For clients, servers and the coordinator; 0 for any free one.
+    pub(crate) ports: [u16; 3],
+}
+
+/// A process on another host than that of its place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Elsewhere {
+    pub(crate) host: Host,
+    pub(crate) started: Started,
+}
+
+impl Moved {
+    /// The line that a cluster file should have for it.
+    pub(crate) fn line(&self) -> ServerLine {
+        let [clients_port, servers_port, coord_port] = self.ports;
+        let (id, host) = (self.server, self.host.clone());
+        ServerLine { id, host, clients_port, servers_port, coord_port }
+    }
+
+    /// The same as a person writes it.
+    pub(crate) fn words(&self) -> String {
+        let [clients, servers, coord] = self.ports;
+        format!("{} {clients} {servers} {coord}", self.host)
+    }
+}
+
+/// What a cluster file means for a cluster that runs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Reading {
+    /// Where every place is.
+    pub(crate) file: ClusterFile,
+    /// Those of which the file still names the host before.
+    pub(crate) moved: Vec<Moved>,
+    /// The places that the file gives to other hosts.
+    pub(crate) moves: Vec<ServerId>,
+}
+
+/// Reads a cluster file that names as many servers as the state.
+pub(crate) fn read(file: ClusterFile, place: &Place) -> Reading {
+    let mut reading = Reading { file, moved: Vec::new(), moves: Vec::new() };
+    for (line, host) in reading.file.servers.iter_mut().zip(&place.hosts) {
+        let moved = place.moved.iter().find(|moved| moved.server == line.id);
+        match moved.filter(|moved| moved.from == line.host && moved.host != line.host) {
+            Some(moved) => {
+                *line = moved.line();
+                reading.moved.push(moved.clone());
+            }
+            None if line.host != *host => reading.moves.push(line.id),
+            None => {}
+        }
+    }
+    reading
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::record;
+
+    fn file(hosts: [&str; 3]) -> ClusterFile {
+        let lines = hosts.map(|host| format!("{host} 0 0 0\n")).concat();
+        ClusterFile::parse(&format!("3\n{lines}")).unwrap()
+    }
+
+    const DB: &str = "ssh://db:22";
+
+    #[test]
+    fn a_file_that_names_the_hosts_of_the_state_moves_nobody() {
+        let place = record(1).place;
+        let same = file(["localhost", DB, "localhost"]);
+        let reading = read(same.clone(), &place);
+        assert_eq!(reading, Reading { file: same, moved: Vec::new(), moves: Vec::new() });
+    }
+
+    #[test]
+    fn a_file_that_was_changed_moves_a_place_and_one_that_is_old_does_not() {
+        let mut place = record(1).place;
+        let changed = file(["localhost", "kv@new", "localhost"]);
+        assert_eq!(read(changed.clone(), &place).moves, [ServerId(1)]);
+
+        // The same by `coord replace`: the file still names the host before.
+        let new = changed.servers[1].host.clone();
+        let from = std::mem::replace(&mut place.hosts[1], new.clone());
+        place.moved =
+            vec![Moved { server: ServerId(1), from, host: new.clone(), ports: [7, 8, 9] }];
+        let old = read(file(["localhost", DB, "localhost"]), &place);
+        assert_eq!((old.moves.len(), old.moved.len()), (0, 1));
+        assert_eq!((&old.file.servers[1].host, old.file.servers[1].coord_port), (&new, 9));
+        assert_eq!(old.moved[0].words(), "kv@new 7 8 9");
+        // It was brought up to date, or names a third host.
+        let current = read(changed, &place);
+        assert_eq!((current.moves.len(), current.moved.len()), (0, 0));
+        let third = read(file(["localhost", "kv@third", "localhost"]), &place);
+        assert_eq!((third.moves, third.moved.len()), (vec![ServerId(1)], 0));
+    }
+}
