@@ -122,7 +122,9 @@ impl Task {
         let (primary, secondary) = (&self.primary, &copy);
         if primary == expected && secondary == expected {
             let text = match expected {
-                Some(value) => format!("check passed: {}", says(key, "==", value)),
+                Some(value) => {
+                    format!("check passed: value[\"{}\"] == \"{}\"", readable(key), checked(value))
+                }
                 None => format!("check passed: {}", not_found(key)),
             };
             return Step::End(self.answer(End::Done, text));
@@ -150,6 +152,14 @@ fn says(key: &[u8], relation: &str, value: &[u8]) -> String {
     text
 }
 
+/// A value as `V` takes it: a single blank has to be escaped there.
+fn checked(value: &[u8]) -> String {
+    match value {
+        b" " => "\\x20".to_owned(),
+        _ => readable(value).to_string(),
+    }
+}
+
 fn not_found(key: &[u8]) -> String {
     format!("key \"{}\" not found", readable(key))
 }
@@ -159,7 +169,7 @@ fn held(value: Option<&[u8]>) -> String {
     const SHOWN: usize = 256;
     match value {
         None => "nothing".to_owned(),
-        Some(value) if value.len() <= SHOWN => format!("\"{}\"", readable(value)),
+        Some(value) if value.len() <= SHOWN => format!("\"{}\"", checked(value)),
         Some(value) => {
             format!("\"{}\"… ({} bytes)", readable(&value[..SHOWN]), value.len())
         }
@@ -217,6 +227,17 @@ mod tests {
         assert_eq!(text(r#"D "k""#, vec![ok("")]), done(r#"key "k" deleted"#));
         assert_eq!(text(r#"D "k""#, vec![absent()]), done(r#"key "k" not found"#));
         assert_eq!(text(r#"0 "k""#, vec![ok("")]), done(r#"server of key "k" answers"#));
+    }
+
+    #[test]
+    fn a_single_blank_is_checked_and_shown_as_it_has_to_be_written() {
+        let line = r#"V "k" "\x20""#;
+        let passed = (End::Done, r#"check passed: value["k"] == "\x20""#.to_owned());
+        assert_eq!(end(line, vec![ok(" "), ok(" ")]), passed);
+        let (how, text) = end(line, vec![absent(), ok(" ")]);
+        assert_eq!(how, End::Negative);
+        let said = r#"expected "\x20", the primary has nothing, the secondary has "\x20""#;
+        assert!(text.ends_with(said), "{text}");
     }
 
     #[test]
