@@ -79,8 +79,8 @@ impl Task {
         self.done += 1;
         let end = match (&self.command, result) {
             (Command::Put { count, .. }, Ok(_)) if self.done < *count => return Step::Next,
-            (Command::Put { key, value, .. }, Ok(_)) => {
-                self.answer(End::Done, says(key, "<-", value))
+            (Command::Put { key, value, .. }, Ok(outcome)) => {
+                self.answer(End::Done, says(key, "<-", value) + degraded(&outcome))
             }
             (Command::Get { key }, Ok(outcome)) => {
                 self.answer(End::Done, says(key, "==", &outcome.value))
@@ -88,8 +88,9 @@ impl Task {
             (Command::Get { key }, Err(Error::NotFound { .. })) => {
                 self.answer(End::Negative, not_found(key))
             }
-            (Command::Delete { key }, Ok(_)) => {
-                self.answer(End::Done, format!("key \"{}\" deleted", readable(key)))
+            (Command::Delete { key }, Ok(outcome)) => {
+                let text = format!("key \"{}\" deleted{}", readable(key), degraded(&outcome));
+                self.answer(End::Done, text)
             }
             // There is nothing under the key, which is what was asked for.
             (Command::Delete { key }, Err(Error::NotFound { .. })) => {
@@ -150,6 +151,14 @@ fn says(key: &[u8], relation: &str, value: &[u8]) -> String {
     write!(text, "value[\"{}\"] {relation} \"{}\"", readable(key), readable(value))
         .expect("a string takes everything");
     text
+}
+
+/// What follows the answer to a write that only one server has, because its group is degraded.
+fn degraded(outcome: &Outcome) -> &'static str {
+    match outcome.copies {
+        1 => " (1 copy)",
+        _ => "",
+    }
 }
 
 /// A value as `V` takes it: a single blank has to be escaped there.
@@ -227,6 +236,19 @@ mod tests {
         assert_eq!(text(r#"D "k""#, vec![ok("")]), done(r#"key "k" deleted"#));
         assert_eq!(text(r#"D "k""#, vec![absent()]), done(r#"key "k" not found"#));
         assert_eq!(text(r#"0 "k""#, vec![ok("")]), done(r#"server of key "k" answers"#));
+    }
+
+    #[test]
+    fn a_write_with_one_copy_says_so_and_one_with_two_does_not() {
+        let with = |copies| vec![Ok(Outcome { copies, ..Outcome::default() })];
+        let text = |line: &str, copies| end(line, with(copies)).1;
+        assert_eq!(text(r#"P "k" "v""#, 1), r#"value["k"] <- "v" (1 copy)"#);
+        assert_eq!(text(r#"P "k" "v""#, 2), r#"value["k"] <- "v""#);
+        assert_eq!(text(r#"D "k""#, 1), r#"key "k" deleted (1 copy)"#);
+        assert_eq!(text(r#"D "k""#, 2), r#"key "k" deleted"#);
+        // The last of several counts: it replaces the others.
+        let both = [with(1), with(2)].into_iter().flatten().collect();
+        assert_eq!(end(r#"P "k" "v" 2"#, both).1, r#"value["k"] <- "v""#);
     }
 
     #[test]
