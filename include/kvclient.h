@@ -200,8 +200,8 @@ typedef struct {
      */
     uint32_t timeout_ms;
     /**
-     * Milliseconds that one connection may take before the next address is tried. Default 1,000, at
-     * most 60,000.
+     * Milliseconds that one connection may take before it is given up. (The next of several endpoints is asked
+     * sooner: after 250 ms of silence.) Default 1,000, at most 60,000.
      */
     uint32_t connect_timeout_ms;
     /**
@@ -415,6 +415,7 @@ void kvc_free(void *memory);
 /**
  * Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]").
  * Servers may be named too, by their ports for clients: they serve when the coordinator is away.
+ * Endpoints that are dead hold no call up: after 250 ms of silence the next one is asked as well.
  * Names are resolved here, which may take as long as the system's resolver likes; one that is unknown
  * is left out, with a warning in the log, unless all are. Nothing is connected before the first call.
  * `options` may be NULL. On success *out is a handle that the caller closes with kvc_close().

@@ -1,31 +1,48 @@
 //! The flags.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use kv_client::is_deadline;
+
+/// The operations file that means standard input.
+const STANDARD_INPUT: &str = "-";
 
 /// Puts keys into a cluster and gets them back.
 ///
 /// Operations are read from a terminal, a pipe or a file, one a line: P "key" "value", G "key",
-/// D "key", V "key" "expected", 0 "key", help. Answers go to standard output, one line an operation, in
-/// the order of the lines; errors go to standard error, with the number of the line
-/// where no person has just typed it.
+/// D "key", V "key" "expected" (or V "key" absent), 0 "key", help. Answers go to standard output, one line
+/// an operation, in the order of the lines; errors go to standard error, with the number of the line
+/// where no person has just typed it. The answer to a write ends with "(1 copy)" if only one server has it.
+/// Lines pasted at the prompt wait for Enter, and then run in their order.
+///
+/// Without an answer from the cluster a line fails after --timeout. The lines that were waiting behind it by
+/// then fail with it, and are reported as not tried; lines that come later are tried.
 ///
 /// Exit status: 0 if everything was done (on a terminal: always), 1 if something failed (a key that
 /// is not found fails a G), 2 for wrong usage.
 #[derive(Debug, clap::Parser)]
 #[command(name = "client", version, disable_help_flag = true)]
 pub(super) struct Args {
-    /// The host of the coordinator, or, while it is away, of any server.
-    #[arg(short = 'h', long, value_name = "HOST", default_value = "localhost")]
-    host: String,
-    /// Its port for clients.
+    /// The host of the coordinator, or, while it is away, of any server. Several may be given (-h A -h B, or
+    /// -h A,B), each with a port of its own if need be (-h A:7000,B:7001): the first that answers is taken.
+    #[arg(
+        short = 'h',
+        long = "host",
+        value_name = "HOST",
+        default_value = "localhost",
+        value_delimiter = ','
+    )]
+    hosts: Vec<String>,
+    /// The port for clients of every host that is given without one.
     #[arg(short, long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    port: u16,
-    /// Read the operations from this file instead of standard input.
+    port: Option<u16>,
+    /// Read the operations from this file instead of the terminal; - is standard input.
     #[arg(short, long, value_name = "FILE")]
-    pub(super) file: Option<PathBuf>,
+    file: Option<PathBuf>,
     /// Append what happens to connections to this file; the environment variable KV_LOG chooses how
     /// much (error, warn, info, debug).
     #[arg(short, long, value_name = "FILE")]
@@ -39,16 +56,63 @@ pub(super) struct Args {
     help: Option<bool>,
 }
 
+/// Where operations come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source<'a> {
+    /// The terminal with a prompt, if there is one; else standard input.
+    Unnamed,
+    StandardInput,
+    File(&'a Path),
+}
+
 impl Args {
-    /// The coordinator's address as the library takes it.
-    pub(super) fn endpoint(&self) -> String {
-        let Args { host, port, .. } = self;
-        // A bare IPv6 address needs brackets, or its last colon would be taken for the port's.
-        if host.contains(':') && !host.starts_with('[') {
-            format!("[{host}]:{port}")
-        } else {
-            format!("{host}:{port}")
+    /// Parses a command line, the program's name first.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the text of --help or --version.
+    pub(super) fn read(
+        line: impl IntoIterator<Item: Into<OsString> + Clone>,
+    ) -> clap::error::Result<Args> {
+        let args = Args::try_parse_from(line)?;
+        let usage = |reason| Args::command().error(ErrorKind::ValueValidation, reason);
+        args.endpoints().map_err(usage)?;
+        Ok(args)
+    }
+
+    /// The addresses as the library takes them.
+    ///
+    /// # Errors
+    /// A host without a port, or with one that is none.
+    pub(super) fn endpoints(&self) -> Result<String, String> {
+        let endpoints: Result<Vec<String>, String> =
+            self.hosts.iter().map(|host| endpoint(host, self.port)).collect();
+        Ok(endpoints?.join(","))
+    }
+
+    pub(super) fn source(&self) -> Source<'_> {
+        match &self.file {
+            None => Source::Unnamed,
+            Some(path) if path == Path::new(STANDARD_INPUT) => Source::StandardInput,
+            Some(path) => Source::File(path),
         }
+    }
+}
+
+/// `host:port`, with the port of `host` or else this one.
+fn endpoint(host: &str, port: Option<u16>) -> Result<String, String> {
+    // A bare IPv6 address needs brackets, or its last colon would be taken for the port's.
+    let is_bare_ipv6 = !host.starts_with('[') && host.matches(':').count() > 1;
+    let bracketed = if is_bare_ipv6 { format!("[{host}]") } else { host.to_owned() };
+    let own = bracketed.rsplit_once(':').map(|(_, own)| own).filter(|own| !own.ends_with(']'));
+    match (own, port) {
+        (Some(own), _) if own.parse::<u16>().is_ok_and(|port| port > 0) => Ok(bracketed),
+        (Some(own), _) => Err(format!(
+            "\"{own}\" in the host \"{host}\" is not a port; write one from 1 to 65535"
+        )),
+        (None, Some(port)) => Ok(format!("{bracketed}:{port}")),
+        (None, None) => Err(format!(
+            "the host \"{host}\" has no port; give the coordinator's port for clients with -p, or write -h {bracketed}:PORT"
+        )),
     }
 }
 
@@ -63,19 +127,36 @@ fn seconds(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
+
+    fn read(line: &str) -> clap::error::Result<Args> {
+        Args::read(line.split(' '))
+    }
 
     #[test]
     fn flags_are_those_of_the_manual() {
-        let args = Args::try_parse_from(
-            "client -h example.org -p 7000 -f ops -l log --timeout 0.25".split(' '),
-        )
-        .unwrap();
-        assert_eq!(args.endpoint(), "example.org:7000");
+        let args = read("client -h example.org -p 7000 -f ops -l log --timeout 0.25").unwrap();
+        assert_eq!(args.endpoints().unwrap(), "example.org:7000");
         assert_eq!(args.timeout, Duration::from_millis(250));
-        assert_eq!((args.file, args.log), (Some("ops".into()), Some("log".into())));
-        let args = Args::try_parse_from("client --host ::1 --port 7000".split(' ')).unwrap();
-        assert_eq!(args.endpoint(), "[::1]:7000");
+        assert_eq!(args.source(), Source::File(Path::new("ops")));
+        assert_eq!(args.log, Some("log".into()));
+        assert_eq!(read("client -p 1").unwrap().source(), Source::Unnamed);
+        assert_eq!(read("client -p 1 -f -").unwrap().source(), Source::StandardInput);
+    }
+
+    #[test]
+    fn hosts_may_be_several_with_ports_of_their_own_and_ipv6() {
+        for (line, endpoints) in [
+            ("-p 7000", "localhost:7000"),
+            ("--host ::1 --port 7000", "[::1]:7000"),
+            ("-h [::1] -p 7000", "[::1]:7000"),
+            ("-h [::1]:7001 -p 7000", "[::1]:7001"),
+            ("-h a -h b -p 7000", "a:7000,b:7000"),
+            ("-h a:1,b:2", "a:1,b:2"),
+            ("-h a:1 -h b,::2 -p 3", "a:1,b:3,[::2]:3"),
+        ] {
+            let args = read(&format!("client {line}")).expect(line);
+            assert_eq!(args.endpoints().unwrap(), endpoints, "{line}");
+        }
     }
 
     #[test]
@@ -88,11 +169,18 @@ mod tests {
             "client -p 1 --timeout 61",
             "client -p 1 --timeout inf",
             "client -p 1 extra",
+            "client -h a:1,b",
+            "client -h a:0",
+            "client -h a:b -p 1",
+            "client -h a: -p 1",
+            "client -h [::1]",
         ] {
-            let error = Args::try_parse_from(bad.split(' ')).expect_err(bad);
+            let error = read(bad).expect_err(bad);
             assert_eq!(error.exit_code(), 2, "{bad}");
         }
-        let help = Args::try_parse_from(["client", "--help"]).unwrap_err();
+        let text = read("client -h a:1,b").unwrap_err().to_string();
+        assert!(text.contains("host \"b\" has no port") && text.contains("-h b:PORT"), "{text}");
+        let help = read("client --help").unwrap_err();
         assert_eq!(help.exit_code(), 0);
     }
 }

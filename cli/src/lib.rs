@@ -28,10 +28,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
 use kv_client::{Client, Level, Log, Options};
 
-use args::Args;
+use args::{Args, Source};
 use output::Output;
 use pipeline::Pipeline;
 
@@ -40,7 +39,7 @@ const DEFAULT_LOG_FILTER: &str = "info";
 
 /// Runs the program; 0: everything was done, 1: something failed, 2: wrong usage.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match run(&args) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -62,21 +61,26 @@ fn run(args: &Args) -> anyhow::Result<bool> {
             Level::Debug => tracing::debug!("{words}"),
         });
     }
-    let client = Client::open(&args.endpoint(), options)?;
-    let mut pipeline = Pipeline::new(client);
-    let Some(path) = &args.file else {
-        let stdin = std::io::stdin();
-        if stdin.is_terminal() && std::io::stdout().is_terminal() {
-            terminal::run(&mut pipeline, &args.endpoint())?;
-            return Ok(true);
+    let endpoints = args.endpoints().map_err(anyhow::Error::msg)?;
+    let client = Client::open(&endpoints, options)?;
+    let mut pipeline = Pipeline::new(client, args.timeout);
+    let stdin = std::io::stdin();
+    match args.source() {
+        Source::Unnamed if stdin.is_terminal() && std::io::stdout().is_terminal() => {
+            terminal::run(&mut pipeline, &endpoints)?;
+            Ok(true)
         }
-        let input = stdin.as_fd().try_clone_to_owned().context("opening standard input")?;
-        return batch::run(&mut pipeline, input, &mut Output::standard());
-    };
-    let file = File::open(path)
-        .with_context(|| format!("opening the operations file {}", path.display()))?;
-    batch::run(&mut pipeline, OwnedFd::from(file), &mut Output::standard())
-        .with_context(|| format!("with the operations file {}", path.display()))
+        Source::Unnamed | Source::StandardInput => {
+            let input = stdin.as_fd().try_clone_to_owned().context("opening standard input")?;
+            batch::run(&mut pipeline, input, &mut Output::standard())
+        }
+        Source::File(path) => {
+            let file = File::open(path)
+                .with_context(|| format!("opening the operations file {}", path.display()))?;
+            batch::run(&mut pipeline, OwnedFd::from(file), &mut Output::standard())
+                .with_context(|| format!("with the operations file {}", path.display()))
+        }
+    }
 }
 
 fn start_log(path: &std::path::Path) -> anyhow::Result<()> {

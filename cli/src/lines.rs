@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -11,6 +12,9 @@ use super::parse::MAX_LINE_BYTES;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
+
+/// A byte order mark in UTF-8, which some editors write at the start of a file.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What comes next.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,7 +71,7 @@ impl Lines {
             if let Some(next) = self.buffered() {
                 return Ok(next);
             }
-            if !wait && !self.is_readable()? {
+            if !wait && !self.is_readable(Duration::ZERO)? {
                 return Ok(Next::NotYet);
             }
             self.read()?;
@@ -97,7 +101,11 @@ impl Lines {
                     return None;
                 }
             };
-            let line = waiting[..length].to_vec();
+            let line = &waiting[..length];
+            let line = match self.number {
+                1 => line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).to_vec(),
+                _ => line.to_vec(),
+            };
             self.take((length + 1).min(waiting.len()));
             let number = self.number;
             self.number += 1;
@@ -112,10 +120,14 @@ impl Lines {
         self.searched = 0;
     }
 
-    fn is_readable(&self) -> io::Result<bool> {
+    /// Whether the source can be read, or has ended; waits for that up to `wait`.
+    pub(super) fn is_readable(&self, wait: Duration) -> io::Result<bool> {
         let mut polled = [PollFd::new(&self.source, PollFlags::IN)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match rustix::event::poll(&mut polled, Some(&at_once)) {
+        let wait = Timespec {
+            tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: wait.subsec_nanos().into(),
+        };
+        match rustix::event::poll(&mut polled, Some(&wait)) {
             Ok(count) => Ok(count > 0),
             Err(Errno::INTR) => Ok(false),
             Err(error) => Err(error.into()),
@@ -171,6 +183,15 @@ mod tests {
         assert_eq!(all(b"a\n\nb\n"), [line(1, "a"), line(2, ""), line(3, "b")]);
         assert_eq!(all(b"a\nb"), [line(1, "a"), line(2, "b")]);
         assert_eq!(all(b""), []);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_at_the_start_and_only_there() {
+        let line = |n, text: &str| Next::Line(n, text.into());
+        assert_eq!(all("\u{feff}a\n\u{feff}b".as_bytes()), [line(1, "a"), line(2, "\u{feff}b")]);
+        assert_eq!(all("\u{feff}".as_bytes()), [line(1, "")]);
+        let twice = "\u{feff}\u{feff}a".as_bytes();
+        assert_eq!(all(twice), [line(1, "\u{feff}a")]);
     }
 
     #[test]

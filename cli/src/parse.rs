@@ -1,7 +1,8 @@
 //! One line of input as an operation.
 //!
 //! ```text
-//!   P "<key>" "<value>" [count]    G "<key>"    D "<key>"    V "<key>" "<expected>"    0 "<key>"
+//!   P "<key>" "<value>" [count]    G "<key>"    D "<key>"    0 "<key>"
+//!   V "<key>" "<expected>"         V "<key>" absent
 //! ```
 //!
 //! Strings are the notation of [`kv_protocol::escape`], so what the client prints can be fed back.
@@ -9,8 +10,11 @@
 use kv_protocol::escape::{self, UnescapeError};
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
-/// What `V` compares with when the key must not exist.
-const ABSENT: &[u8] = b" ";
+/// The word by which `V` checks that a key does not exist. It is not quoted, so it is no value.
+const ABSENT: &[u8] = b"absent";
+/// The older spelling of that, literally so: an escaped blank is a value
+/// (docs/decisions/2026-11-29-absent-is-a-word.md).
+const ABSENT_BEFORE: &[u8] = b"\" \"";
 /// Most times that one line may put its value.
 pub(crate) const MAX_COUNT: u32 = 1_000_000;
 /// Longest line that can be an operation: key and value with every byte as `\xHH`, and a rest.
@@ -86,7 +90,7 @@ pub(crate) enum ParseError {
 const PUT: &str = "P \"<key>\" \"<value>\" [count]";
 const GET: &str = "G \"<key>\"";
 const DELETE: &str = "D \"<key>\"";
-const VERIFY: &str = "V \"<key>\" \"<expected>\"";
+const VERIFY: &str = "V \"<key>\" \"<expected>\" or V \"<key>\" absent";
 const NOOP: &str = "0 \"<key>\"";
 const HELP: &str = "help";
 
@@ -95,7 +99,8 @@ pub(crate) const HELP_TEXT: &str = r#"P "<key>" "<value>" [count]   put the valu
 G "<key>"                     get the key's value
 D "<key>"                     delete the key
 V "<key>" "<expected>"        check that both copies of the key hold this value
-V "<key>" " "                 check that the key exists in neither copy
+V "<key>" absent              check that the key exists in neither copy
+                              (so does " "; a value of one blank is "\x20")
 0 "<key>"                     ask the key's server for an answer, nothing more
 help                          show this
 Quotes and backslashes inside are written \" and \\; \n \r \t \0 are known, and
@@ -123,9 +128,9 @@ pub(crate) fn parse(line: &[u8]) -> Result<Option<Command>, ParseError> {
         b"D" => words.only_key(DELETE).map(|key| Command::Delete { key })?,
         b"0" => words.only_key(NOOP).map(|key| Command::Noop { key })?,
         b"V" => {
-            let (key, expected) = (words.key(VERIFY)?, words.value("the expected value", VERIFY)?);
+            let (key, expected) = (words.key(VERIFY)?, words.expected()?);
             words.end(VERIFY)?;
-            Command::Verify { key, expected: (expected != ABSENT).then_some(expected) }
+            Command::Verify { key, expected }
         }
         b"help" => {
             words.end(HELP)?;
@@ -209,6 +214,19 @@ impl<'a> Words<'a> {
         Ok(value)
     }
 
+    /// What `V` compares with; `None`: the key must not exist.
+    fn expected(&mut self) -> Result<Option<Vec<u8>>, ParseError> {
+        self.skip_blanks();
+        let start = self.at;
+        if self.bare() == ABSENT {
+            return Ok(None);
+        }
+        self.at = start;
+        let value = self.value("the expected value", VERIFY)?;
+        let written = &self.line[start..self.at];
+        Ok((written != ABSENT_BEFORE).then_some(value))
+    }
+
     fn only_key(&mut self, form: &'static str) -> Result<Vec<u8>, ParseError> {
         let key = self.key(form)?;
         self.end(form)?;
@@ -276,8 +294,23 @@ mod tests {
         assert_eq!(parsed(r#"0 "a b""#), Command::Noop { key: key.clone() });
         let expected = Some(value);
         assert_eq!(parsed(r#"V "a b" "1""#), Command::Verify { key: key.clone(), expected });
-        assert_eq!(parsed(r#"V "a b" " ""#), Command::Verify { key, expected: None });
+        assert_eq!(parsed(r#"V "a b" absent"#), Command::Verify { key, expected: None });
         assert_eq!(parsed("help"), Command::Help);
+    }
+
+    #[test]
+    fn absence_has_a_word_and_one_blank_means_it_only_where_it_is_written_as_such() {
+        let verify = |expected: Option<&[u8]>| Command::Verify {
+            key: b"k".to_vec(),
+            expected: expected.map(Vec::from),
+        };
+        assert_eq!(parsed(r#"V "k" absent"#), verify(None));
+        assert_eq!(parsed(r#"V "k"absent "#), verify(None));
+        assert_eq!(parsed(r#"V "k" " ""#), verify(None));
+        assert_eq!(parsed(r#"V "k"  " "  "#), verify(None));
+        assert_eq!(parsed(r#"V "k" "\x20""#), verify(Some(b" ")));
+        assert_eq!(parsed(r#"V "k" "absent""#), verify(Some(b"absent")));
+        assert_eq!(parsed(r#"V "k" "  ""#), verify(Some(b"  ")));
     }
 
     #[test]
@@ -334,6 +367,11 @@ mod tests {
             ("P \"a\" \"b\" 2 3", "\"3\" (column 13) is too much"),
             ("G \"a\" \"b\"", "write G \"<key>\""),
             ("V \"a\"", "the expected value is missing"),
+            (
+                "V \"a\" nothing",
+                "double quotes (column 7); write V \"<key>\" \"<expected>\" or V \"<key>\" absent",
+            ),
+            ("V \"a\" absent 1", "\"1\" (column 14) is too much"),
             ("help me", "\"me\" (column 6) is too much; write help"),
         ] {
             let message = message(line);

@@ -1,6 +1,7 @@
 //! One line on its way: which operations it needs, one after the other, and what is answered.
 
 use std::fmt::Write as _;
+use std::time::{Duration, Instant};
 
 use kv_client::{Error, Op, Outcome};
 use kv_protocol::client_message::ReplicaRole;
@@ -18,6 +19,14 @@ pub(super) struct Answer {
     pub(super) end: End,
 }
 
+impl Answer {
+    /// That of a line that is not tried, because those before it got no answer for so long.
+    pub(super) fn not_tried(line: u64, waited: Duration) -> Answer {
+        // `Output` has the words: many of them are one message.
+        Answer { line, text: String::new(), end: End::NotTried { waited } }
+    }
+}
+
 /// How a line ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -27,6 +36,11 @@ pub(super) enum End {
     Negative,
     /// An error.
     Error,
+    /// Given up before anything was sent, because the lines before it got no answer.
+    NotTried {
+        /// How long they had waited.
+        waited: Duration,
+    },
 }
 
 /// What becomes of a task after one of its operations.
@@ -42,7 +56,10 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Task {
     line: u64,
+    read_at: Instant,
     command: Command,
+    /// The deadline of the operation that was sent last.
+    due: Option<Instant>,
     /// Operations done.
     done: u32,
     /// What the primary's copy holds, once `V` has read it.
@@ -50,8 +67,23 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(line: u64, command: Command) -> Task {
-        Task { line, command, done: 0, primary: None }
+    pub(super) fn new(line: u64, read_at: Instant, command: Command) -> Task {
+        Task { line, read_at, command, due: None, done: 0, primary: None }
+    }
+
+    /// When the line was read.
+    pub(super) fn read_at(&self) -> Instant {
+        self.read_at
+    }
+
+    /// Notes the deadline of the operation that has been sent.
+    pub(super) fn set_due(&mut self, due: Instant) {
+        self.due = Some(due);
+    }
+
+    /// Whether that has passed.
+    pub(super) fn is_due(&self) -> bool {
+        self.due.is_some_and(|due| Instant::now() >= due)
     }
 
     pub(super) fn command(&self) -> &Command {
@@ -79,8 +111,8 @@ impl Task {
         self.done += 1;
         let end = match (&self.command, result) {
             (Command::Put { count, .. }, Ok(_)) if self.done < *count => return Step::Next,
-            (Command::Put { key, value, .. }, Ok(_)) => {
-                self.answer(End::Done, says(key, "<-", value))
+            (Command::Put { key, value, .. }, Ok(outcome)) => {
+                self.answer(End::Done, says(key, "<-", value) + degraded(&outcome))
             }
             (Command::Get { key }, Ok(outcome)) => {
                 self.answer(End::Done, says(key, "==", &outcome.value))
@@ -88,8 +120,9 @@ impl Task {
             (Command::Get { key }, Err(Error::NotFound { .. })) => {
                 self.answer(End::Negative, not_found(key))
             }
-            (Command::Delete { key }, Ok(_)) => {
-                self.answer(End::Done, format!("key \"{}\" deleted", readable(key)))
+            (Command::Delete { key }, Ok(outcome)) => {
+                let text = format!("key \"{}\" deleted{}", readable(key), degraded(&outcome));
+                self.answer(End::Done, text)
             }
             // There is nothing under the key, which is what was asked for.
             (Command::Delete { key }, Err(Error::NotFound { .. })) => {
@@ -122,7 +155,9 @@ impl Task {
         let (primary, secondary) = (&self.primary, &copy);
         if primary == expected && secondary == expected {
             let text = match expected {
-                Some(value) => format!("check passed: {}", says(key, "==", value)),
+                Some(value) => {
+                    format!("check passed: value[\"{}\"] == \"{}\"", readable(key), checked(value))
+                }
                 None => format!("check passed: {}", not_found(key)),
             };
             return Step::End(self.answer(End::Done, text));
@@ -140,6 +175,11 @@ impl Task {
     pub(super) fn answer(&self, end: End, text: String) -> Answer {
         Answer { line: self.line, text, end }
     }
+
+    /// Ends the line without its being tried.
+    pub(super) fn not_tried(&self, waited: Duration) -> Answer {
+        Answer::not_tried(self.line, waited)
+    }
 }
 
 /// `value["k"] == "v"` and the like. Values can be long: no detour over more strings than one.
@@ -148,6 +188,22 @@ fn says(key: &[u8], relation: &str, value: &[u8]) -> String {
     write!(text, "value[\"{}\"] {relation} \"{}\"", readable(key), readable(value))
         .expect("a string takes everything");
     text
+}
+
+/// What follows the answer to a write that only one server has, because its group is degraded.
+fn degraded(outcome: &Outcome) -> &'static str {
+    match outcome.copies {
+        1 => " (1 copy)",
+        _ => "",
+    }
+}
+
+/// A value as `V` takes it: a single blank has to be escaped there.
+fn checked(value: &[u8]) -> String {
+    match value {
+        b" " => "\\x20".to_owned(),
+        _ => readable(value).to_string(),
+    }
 }
 
 fn not_found(key: &[u8]) -> String {
@@ -159,7 +215,7 @@ fn held(value: Option<&[u8]>) -> String {
     const SHOWN: usize = 256;
     match value {
         None => "nothing".to_owned(),
-        Some(value) if value.len() <= SHOWN => format!("\"{}\"", readable(value)),
+        Some(value) if value.len() <= SHOWN => format!("\"{}\"", checked(value)),
         Some(value) => {
             format!("\"{}\"… ({} bytes)", readable(&value[..SHOWN]), value.len())
         }
@@ -173,7 +229,7 @@ mod tests {
     use kv_client::Action;
 
     fn task(line: &str) -> Task {
-        Task::new(7, parse(line.as_bytes()).unwrap().unwrap())
+        Task::new(7, Instant::now(), parse(line.as_bytes()).unwrap().unwrap())
     }
 
     fn ok(value: &str) -> Result<Outcome, Error> {
@@ -217,6 +273,31 @@ mod tests {
         assert_eq!(text(r#"D "k""#, vec![ok("")]), done(r#"key "k" deleted"#));
         assert_eq!(text(r#"D "k""#, vec![absent()]), done(r#"key "k" not found"#));
         assert_eq!(text(r#"0 "k""#, vec![ok("")]), done(r#"server of key "k" answers"#));
+    }
+
+    #[test]
+    fn a_write_with_one_copy_says_so_and_one_with_two_does_not() {
+        let with = |copies| vec![Ok(Outcome { copies, ..Outcome::default() })];
+        let text = |line: &str, copies| end(line, with(copies)).1;
+        assert_eq!(text(r#"P "k" "v""#, 1), r#"value["k"] <- "v" (1 copy)"#);
+        assert_eq!(text(r#"P "k" "v""#, 2), r#"value["k"] <- "v""#);
+        assert_eq!(text(r#"D "k""#, 1), r#"key "k" deleted (1 copy)"#);
+        assert_eq!(text(r#"D "k""#, 2), r#"key "k" deleted"#);
+        // The last of several counts: it replaces the others.
+        let both = [with(1), with(2)].into_iter().flatten().collect();
+        assert_eq!(end(r#"P "k" "v" 2"#, both).1, r#"value["k"] <- "v""#);
+    }
+
+    #[test]
+    fn a_single_blank_is_checked_and_shown_as_it_has_to_be_written() {
+        let line = r#"V "k" "\x20""#;
+        let passed = (End::Done, r#"check passed: value["k"] == "\x20""#.to_owned());
+        assert_eq!(end(line, vec![ok(" "), ok(" ")]), passed);
+        let (how, text) = end(line, vec![absent(), ok(" ")]);
+        assert_eq!(how, End::Negative);
+        assert!(
+            text.ends_with(r#"expected "\x20", the primary has nothing, the secondary has "\x20""#)
+        );
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Client {
     /// Opens a client for the cluster whose coordinator is at `endpoints`
     /// (`host:port[,host:port…]`). Servers may be named too, by their ports for clients: they give
     /// the map as well, also while the coordinator is away. The client finds the other servers by
-    /// itself. Names are resolved here and never again; nothing is connected before the first
+    /// itself. One that is dead holds no operation up: after 250 ms of silence the next one is asked as well. Names are resolved here and never again; nothing is connected before the first
     /// operation.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ impl Client {
     /// [`OpenError`]: a setting is out of its bounds, or the system gives no descriptor.
     pub fn with_endpoints(endpoints: &Endpoints, options: Options) -> Result<Client, OpenError> {
         options.check()?;
-        let engine = Engine::new(endpoints.0.clone(), options)?;
+        let engine = Engine::new(endpoints.clone(), options)?;
         Ok(Client { engine, uncollected: VecDeque::new() })
     }
 
@@ -303,6 +303,12 @@ impl Client {
     /// What this client has counted since it was opened.
     pub fn statistics(&self) -> Statistics {
         self.engine.statistics()
+    }
+
+    /// When bytes last came from any server or coordinator, whatever they said; `None`: never. Together with an
+    /// operation that has timed out it tells a cluster that cannot be reached from one that is slow in part.
+    pub fn heard_at(&self) -> Option<Instant> {
+        self.engine.heard_at()
     }
 
     /// Whether any coordinator has ever told this client where the servers are.

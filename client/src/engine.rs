@@ -31,7 +31,7 @@ use crate::error::{Error, OpenError};
 use crate::log::Level;
 use crate::map_source::MapSource;
 use crate::operation::{OpId, Operation, Operations, Stage};
-use crate::options::{Endpoint, Options};
+use crate::options::{Endpoints, Options};
 use crate::places::{Place, Places, Way};
 use crate::poller::{Poller, Readiness};
 use crate::router::{Route, Router};
@@ -89,11 +89,13 @@ pub(crate) struct Engine {
     /// How many operations have ended.
     ended: u64,
     readiness: Vec<Readiness>,
+    /// When bytes last came from anywhere.
+    heard_at: Option<Instant>,
     statistics: Statistics,
 }
 
 impl Engine {
-    pub(crate) fn new(endpoints: Vec<Endpoint>, options: Options) -> Result<Engine, OpenError> {
+    pub(crate) fn new(endpoints: Endpoints, options: Options) -> Result<Engine, OpenError> {
         let poller = Poller::new().map_err(|reason| OpenError::System {
             what: "asking the system for an epoll descriptor",
             reason,
@@ -128,12 +130,18 @@ impl Engine {
             next_scan: now + IDLE,
             ended: 0,
             readiness: Vec::new(),
+            heard_at: None,
             statistics: Statistics::default(),
         })
     }
 
     pub(crate) fn statistics(&self) -> Statistics {
         self.statistics
+    }
+
+    /// When bytes last came from any server or coordinator.
+    pub(crate) fn heard_at(&self) -> Option<Instant> {
+        self.heard_at
     }
 
     /// Whether the cluster's map has ever come.

@@ -1,14 +1,17 @@
-//! When and where the map is asked for: one endpoint after the other, never more than one question at
-//! a time, never without a pause between two rounds.
+//! When and where the map is asked for: one endpoint after the other, never without a pause between two rounds.
 //!
 //! ```text
 //!   wanted --(pause over)--> asking --map--> idle
 //!      ^                        |
-//!      +---- the next one <---failure
+//!      +---- the next one <-----+  at once after a failure, after a moment of silence
 //!
 //!   a round: the endpoints that the caller named (coordinators, or servers)
 //!            -> none answered: the servers of the last map, one after the other
 //! ```
+//!
+//! An address that leads nowhere (a host that is down, a firewall) must not cost its whole connect timeout
+//! before the next one has its turn: whoever is silent for [`HEAD_START`] is asked on while the next is asked as
+//! well, and the first map counts. RFC 8305 ("happy eyeballs") does so with the addresses of a name.
 //!
 //! Coordinators that did not answer are left alone for a moment, so that their silence is not waited for
 //! again and again. A server tells what it was told last, so the next question goes to another server;
@@ -17,44 +20,60 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use kv_protocol::ids::ServerId;
 
 use crate::backoff::{Backoff, Random};
-use crate::options::Endpoint;
+use crate::options::{Endpoint, Endpoints};
 
 /// The shortest time between the end of one question and the next, so that a crowd of failing
 /// operations asks once.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+/// How long an address may be silent before the next one is asked, too: the "connection attempt delay" that
+/// RFC 8305 recommends.
+const HEAD_START: Duration = Duration::from_millis(250);
+/// Most addresses that are asked at once.
+const MAX_ASKED: usize = 4;
 /// How long endpoints that have all failed are not asked while servers are known; it doubles up to the
 /// last. The servers hear of every change from the coordinator, so nothing is missed meanwhile.
 const AWAY_FIRST: Duration = Duration::from_secs(1);
 const AWAY_LAST: Duration = Duration::from_secs(8);
 
-/// Who is being asked, or asked next in a round that has begun.
+/// Somebody who is asked in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub(crate) enum Source {
     /// The endpoint at this place.
     Endpoint(usize),
     /// The so-manieth server of the round.
     Server(usize),
 }
 
+/// A question under way.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    source: Source,
+    /// The server, if it is one.
+    server: Option<ServerId>,
+    /// The connection that asks, once there is one.
+    connection: Option<u64>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct MapSource {
-    endpoints: Vec<Endpoint>,
+    endpoints: Endpoints,
     /// The servers of the last map that may be asked, in ring order.
     servers: Vec<(ServerId, SocketAddr)>,
-    /// Where the round is; `None` between two.
-    at: Option<Source>,
-    /// The endpoint that a round begins with: the one that answered last.
-    favourite: usize,
-    /// Endpoints that have failed in this round.
+    /// Who has the next turn in the round under way; `None` between two rounds, and when everybody has had it.
+    upcoming: Option<Source>,
+    /// Whose answers are awaited.
+    asked: Vec<Asked>,
+    /// Endpoints that have been asked in this round, and those that have failed.
+    tried: usize,
     failed: usize,
-    /// The server that is being asked, and the one that has answered last.
-    asked: Option<ServerId>,
+    /// The server that has answered last.
     last_server: Option<ServerId>,
     /// Until when the endpoints are not asked, and how long that is the next time.
     away_until: Option<Instant>,
@@ -64,22 +83,20 @@ pub(crate) struct MapSource {
     put_off: Option<ServerId>,
     is_wanted: bool,
     not_before: Instant,
-    /// The connection that asks.
-    connection: Option<u64>,
     backoff: Backoff,
     /// What was last in the way of an endpoint, until one answers.
     trouble: Option<Arc<str>>,
 }
 
 impl MapSource {
-    pub(crate) fn new(endpoints: Vec<Endpoint>, now: Instant) -> MapSource {
+    pub(crate) fn new(endpoints: Endpoints, now: Instant) -> MapSource {
         MapSource {
             endpoints,
             servers: Vec::new(),
-            at: None,
-            favourite: 0,
+            upcoming: None,
+            asked: Vec::new(),
+            tried: 0,
             failed: 0,
-            asked: None,
             last_server: None,
             away_until: None,
             away: AWAY_FIRST,
@@ -87,7 +104,6 @@ impl MapSource {
             put_off: None,
             is_wanted: false,
             not_before: now,
-            connection: None,
             backoff: Backoff::default(),
             trouble: None,
         }
@@ -99,101 +115,144 @@ impl MapSource {
         self.doubted = doubted.or(self.doubted);
     }
 
-    /// When to ask next; `None` while nobody needs it or it is being asked.
+    /// When to ask next; `None` while nobody needs it, or enough are being asked.
     pub(crate) fn ask_at(&self) -> Option<Instant> {
-        (self.is_wanted && self.connection.is_none()).then_some(self.not_before)
+        let may_ask = match self.asked.len() {
+            0 => true,
+            count => count < MAX_ASKED && self.upcoming.is_some(),
+        };
+        (self.is_wanted && may_ask).then_some(self.not_before)
     }
 
-    /// Whom to ask now.
-    pub(crate) fn next(&mut self, now: Instant) -> SocketAddr {
-        let at = self.at.unwrap_or_else(|| {
-            self.failed = 0;
+    /// Whom to ask now; [`MapSource::asking`] or [`MapSource::failed`] tells what became of it.
+    pub(crate) fn next(&mut self, now: Instant) -> (Source, SocketAddr) {
+        let source = self.upcoming.unwrap_or_else(|| {
+            (self.tried, self.failed) = (0, 0);
             let is_away = self.away_until.is_some_and(|until| now < until);
             match is_away && !self.servers.is_empty() {
                 true => Source::Server(0),
-                false => Source::Endpoint(self.favourite),
+                // The one that has answered last, this client or another of the same endpoints.
+                false => Source::Endpoint(self.endpoints.favourite.load(Relaxed)),
             }
         });
-        self.at = Some(at);
-        match at {
-            Source::Endpoint(n) => self.endpoints[n].address,
+        let (server, address) = match source {
+            Source::Endpoint(n) => {
+                self.tried += 1;
+                (None, self.endpoints.list[n].address)
+            }
             Source::Server(nth) => {
                 if nth == 0 {
                     self.put_off = self.doubted;
                 }
                 let (id, address) = self.server(nth);
-                self.asked = Some(id);
-                address
+                (Some(id), address)
             }
-        }
+        };
+        self.upcoming = self.after(source);
+        self.asked.push(Asked { source, server, connection: None });
+        (source, address)
+    }
+
+    /// Who has the turn after this one in the same round.
+    fn after(&self, source: Source) -> Option<Source> {
+        let next_server = match source {
+            Source::Endpoint(n) if self.tried < self.endpoints.list.len() => {
+                return Some(Source::Endpoint((n + 1) % self.endpoints.list.len()));
+            }
+            Source::Endpoint(_) => 0,
+            Source::Server(nth) => nth + 1,
+        };
+        (next_server < self.servers.len()).then_some(Source::Server(next_server))
     }
 
     /// All that the caller named, as he wrote them.
     pub(crate) fn names(&self) -> String {
-        let mut names: Vec<&str> = self.endpoints.iter().map(|e| e.name.as_str()).collect();
+        let mut names: Vec<&str> = self.endpoints.list.iter().map(|e| e.name.as_str()).collect();
         names.dedup();
         names.join(",")
     }
 
-    /// This connection asks now.
-    pub(crate) fn asking(&mut self, connection: u64) {
-        self.connection = Some(connection);
+    /// This connection asks it now.
+    pub(crate) fn asking(&mut self, source: Source, connection: u64, now: Instant) {
+        self.not_before = now + HEAD_START;
+        // A server may be an endpoint, too: it is asked already.
+        let is_asked = self.source_of(connection).is_some();
+        if is_asked {
+            self.not_before = now;
+            return self.asked.retain(|asked| asked.source != source);
+        }
+        if let Some(asked) = self.asked.iter_mut().find(|asked| asked.source == source) {
+            asked.connection = Some(connection);
+        }
     }
 
-    /// A map came; these are its servers that may be asked, in ring order.
-    pub(crate) fn answered(&mut self, servers: Vec<(ServerId, SocketAddr)>, now: Instant) {
-        match self.at.take() {
-            Some(Source::Endpoint(n)) => {
-                self.favourite = n;
-                self.away_until = None;
-                self.away = AWAY_FIRST;
-                self.trouble = None;
+    /// Whom this connection asks.
+    pub(crate) fn source_of(&self, connection: u64) -> Option<Source> {
+        let asked = self.asked.iter().find(|asked| asked.connection == Some(connection));
+        asked.map(|asked| asked.source)
+    }
+
+    /// A map came over this connection; these are its servers that may be asked, in ring order. Returns the other
+    /// connections that ask, of which nothing is needed any more.
+    pub(crate) fn answered(
+        &mut self,
+        connection: u64,
+        servers: Vec<(ServerId, SocketAddr)>,
+        now: Instant,
+    ) -> Vec<u64> {
+        let (of_it, others): (Vec<Asked>, Vec<Asked>) =
+            self.asked.drain(..).partition(|asked| asked.connection == Some(connection));
+        for asked in of_it {
+            match asked.source {
+                Source::Endpoint(n) => {
+                    self.endpoints.favourite.store(n, Relaxed);
+                    self.away_until = None;
+                    self.away = AWAY_FIRST;
+                    self.trouble = None;
+                }
+                Source::Server(_) => self.last_server = asked.server,
             }
-            Some(Source::Server(_)) => self.last_server = self.asked,
-            None => {}
         }
         self.servers = servers;
-        self.connection = None;
+        self.upcoming = None;
         self.is_wanted = false;
         self.doubted = None;
         self.backoff.reset();
         self.not_before = now + SHORTEST_PAUSE;
+        others.iter().filter_map(|asked| asked.connection).collect()
     }
 
-    /// Handles a failure to get a map there: asks the next endpoint, at once unless all have failed. Returns whether
-    /// all have.
-    pub(crate) fn failed(&mut self, why: &str, random: &mut Random, now: Instant) -> bool {
-        self.connection = None;
+    /// Handles a failure to get a map there: asks the next one, at once unless all have failed. Returns whether all
+    /// have.
+    pub(crate) fn failed(
+        &mut self,
+        source: Source,
+        why: &str,
+        random: &mut Random,
+        now: Instant,
+    ) -> bool {
+        self.asked.retain(|asked| asked.source != source);
         self.not_before = now;
-        let next = match self.at {
-            Some(Source::Endpoint(n)) => {
-                let Endpoint { name, address } = &self.endpoints[n];
-                let trouble = format!(
-                    "asking {address} for the map: {why}; is the coordinator running at {name}, and is the port its clients port?"
-                );
-                self.trouble = Some(trouble.into());
-                self.failed += 1;
-                if self.failed < self.endpoints.len() {
-                    Some(Source::Endpoint((n + 1) % self.endpoints.len()))
-                } else {
-                    self.away_until = Some(now + self.away);
-                    self.away = (self.away * 2).min(AWAY_LAST);
-                    (!self.servers.is_empty()).then_some(Source::Server(0))
-                }
+        if let Source::Endpoint(n) = source {
+            let Endpoint { name, address } = &self.endpoints.list[n];
+            let trouble = format!(
+                "asking {address} for the map: {why}; is the coordinator running at {name}, and is the port its clients port?"
+            );
+            self.trouble = Some(trouble.into());
+            self.failed += 1;
+            if self.failed == self.endpoints.list.len() {
+                self.away_until = Some(now + self.away);
+                self.away = (self.away * 2).min(AWAY_LAST);
             }
-            Some(Source::Server(nth)) => {
-                (nth + 1 < self.servers.len()).then_some(Source::Server(nth + 1))
-            }
-            None => None,
-        };
-        if next.is_none() {
+        }
+        let have_all_failed = self.upcoming.is_none() && self.asked.is_empty();
+        if have_all_failed {
             self.not_before = now + self.backoff.next(random).max(SHORTEST_PAUSE);
             // The endpoints are asked again, however lately they failed.
             self.away_until = None;
             self.last_server = None;
         }
-        self.at = next;
-        next.is_none()
+        have_all_failed
     }
 
     /// What was last in the way of the endpoints.
@@ -225,7 +284,7 @@ mod tests {
 
     fn source(ports: &[u16], now: Instant) -> MapSource {
         let endpoint = |&port: &u16| Endpoint { name: format!("c:{port}"), address: at(port) };
-        MapSource::new(ports.iter().map(endpoint).collect(), now)
+        MapSource::new(ports.iter().map(endpoint).collect::<Vec<_>>().into(), now)
     }
 
     fn servers() -> Vec<(ServerId, SocketAddr)> {
@@ -238,17 +297,78 @@ mod tests {
         let mut asked = Vec::new();
         for _ in 0..count {
             source.want(None);
-            asked.push(source.next(now).port());
-            source.failed("refused", &mut random, now);
+            let (whom, address) = source.next(now);
+            asked.push(address.port());
+            source.failed(whom, "refused", &mut random, now);
         }
         asked
     }
 
     fn answer(source: &mut MapSource, now: Instant) -> u16 {
         source.want(None);
-        let port = source.next(now).port();
-        source.answered(servers(), now);
-        port
+        let (whom, address) = source.next(now);
+        source.asking(whom, 0, now);
+        assert_eq!(source.answered(0, servers(), now), [], "nobody else was asked");
+        address.port()
+    }
+
+    #[test]
+    fn an_address_that_is_silent_does_not_keep_the_next_one_from_its_turn() {
+        let now = Instant::now();
+        let mut source = source(&[1, 2, 3, 4, 5, 6], now);
+        source.want(None);
+        let mut time = now;
+        for port in 1..=4 {
+            assert_eq!(source.ask_at(), Some(time));
+            let (whom, address) = source.next(time);
+            assert_eq!(address.port(), port);
+            source.asking(whom, u64::from(port), time);
+            time += HEAD_START;
+        }
+        assert_eq!(source.ask_at(), None, "enough are asked at once");
+        // One gives up, and the next has its turn at once.
+        let first = source.source_of(1).unwrap();
+        assert!(!source.failed(first, "no welcome", &mut Random::seeded(1), time));
+        assert_eq!(source.ask_at(), Some(time));
+        let (whom, address) = source.next(time);
+        assert_eq!(address.port(), 5);
+        source.asking(whom, 5, time);
+        // The first that answers is asked first from now on, and the others need not answer.
+        assert_eq!(source.answered(3, Vec::new(), time), [2, 4, 5]);
+        assert_eq!(source.ask_at(), None);
+        assert_eq!(answer(&mut source, time), 3);
+    }
+
+    #[test]
+    fn a_round_has_failed_when_the_last_of_those_that_are_asked_has() {
+        let now = Instant::now();
+        let mut source = source(&[1, 2], now);
+        source.want(None);
+        let (first, _) = source.next(now);
+        source.asking(first, 1, now);
+        let (second, _) = source.next(now);
+        source.asking(second, 2, now);
+        let random = &mut Random::seeded(1);
+        assert!(!source.failed(second, "refused", random, now));
+        assert_eq!(source.ask_at(), None, "the first may still answer");
+        assert!(source.failed(first, "no welcome", random, now));
+        assert!(source.ask_at().unwrap() > now, "a pause");
+    }
+
+    #[test]
+    fn a_server_that_is_also_an_endpoint_is_not_asked_twice_at_once() {
+        let now = Instant::now();
+        let mut source = source(&[SERVERS[0]], now);
+        answer(&mut source, now);
+        source.want(None);
+        let (endpoint, _) = source.next(now);
+        source.asking(endpoint, 8, now);
+        let (server, address) = source.next(now);
+        assert_eq!(address.port(), SERVERS[0]);
+        // There is a connection to that address.
+        source.asking(server, 8, now);
+        assert_eq!(source.ask_at(), Some(now), "the next one at once");
+        assert_eq!(source.next(now).1.port(), SERVERS[1]);
     }
 
     #[test]

@@ -463,7 +463,7 @@ mod tests {
 
     fn source(now: Instant) -> MapSource {
         let address = "127.0.0.1:7000".parse().unwrap();
-        MapSource::new(vec![Endpoint { name: "example:7000".to_owned(), address }], now)
+        MapSource::new(vec![Endpoint { name: "example:7000".to_owned(), address }].into(), now)
     }
 
     fn get(deadline: Duration, now: Instant) -> Box<Operation> {
@@ -492,8 +492,8 @@ mod tests {
         let question = "is the coordinator running at example:7000";
         operation.stage = Stage::AwaitingMap;
         let silent = operation.expired(false, &source).to_string();
-        source.next(now);
-        source.failed("refused", &mut Random::seeded(1), now);
+        let (whom, _) = source.next(now);
+        source.failed(whom, "refused", &mut Random::seeded(1), now);
         let refused = operation.expired(false, &source).to_string();
         operation.stage = Stage::Ready;
         let later = operation.expired(false, &source).to_string();

@@ -1,6 +1,8 @@
 //! What a caller may set, and the endpoints that a caller names.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use kv_protocol::client_message::Condition;
@@ -25,7 +27,8 @@ pub struct Options {
     /// operation itself does not say. Default 5 s, at most 60 s.
     pub deadline: Duration,
     /// How long one connection may take until the server has welcomed it, or the coordinator has
-    /// sent the map; then the next address is tried. Default 1 s.
+    /// sent the map; then it is given up. (The next endpoint is asked for the map sooner: after
+    /// 250 ms of silence, while the first may still answer.) Default 1 s.
     pub connect_timeout: Duration,
     /// Most operations that [`crate::Client::submit`] takes before completions are collected.
     /// Default 1,024, at most [`MAX_IN_FLIGHT`].
@@ -91,9 +94,15 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
 }
 
-/// The addresses of a cluster's coordinators, resolved once, for as many clients as are wanted.
+/// The addresses of a cluster's coordinators, resolved once, for as many clients as are wanted. Clients share what
+/// they find out about them: which one has answered last.
 #[derive(Clone, Debug)]
-pub struct Endpoints(pub(crate) Vec<Endpoint>);
+pub struct Endpoints {
+    /// In the order of the caller; at least one.
+    pub(crate) list: Vec<Endpoint>,
+    /// The place of the one that has answered last.
+    pub(crate) favourite: Arc<AtomicUsize>,
+}
 
 impl Endpoints {
     /// Resolves `host:port[,host:port…]`. The only place where the library asks for names: the
@@ -103,7 +112,13 @@ impl Endpoints {
     /// # Errors
     /// [`OpenError`]: an endpoint is malformed, or all are unknown.
     pub fn resolve(endpoints: &str, log: &Log) -> Result<Endpoints, OpenError> {
-        resolve(endpoints, log).map(Endpoints)
+        resolve(endpoints, log).map(Endpoints::from)
+    }
+}
+
+impl From<Vec<Endpoint>> for Endpoints {
+    fn from(list: Vec<Endpoint>) -> Endpoints {
+        Endpoints { list, favourite: Arc::default() }
     }
 }
 
@@ -126,11 +141,12 @@ fn resolve(endpoints: &str, log: &Log) -> Result<Vec<Endpoint>, OpenError> {
                 continue;
             }
         };
-        resolved.extend(
-            addresses
-                .take(MAX_ENDPOINTS)
-                .map(|address| Endpoint { name: name.to_owned(), address }),
-        );
+        for address in addresses.take(MAX_ENDPOINTS) {
+            // Two names of one address are one endpoint.
+            if resolved.iter().all(|known: &Endpoint| known.address != address) {
+                resolved.push(Endpoint { name: name.to_owned(), address });
+            }
+        }
     }
     match resolved.len() {
         0 => {
@@ -146,7 +162,7 @@ fn resolve(endpoints: &str, log: &Log) -> Result<Vec<Endpoint>, OpenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     #[test]
     fn endpoints_are_hosts_with_ports_separated_by_commas() {

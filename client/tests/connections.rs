@@ -4,8 +4,9 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use common::silent::Silent;
 use common::{Act, Fake, SOON, anytime, key_of, open, within};
-use kv_client::{Client, Error, MAX_IN_FLIGHT, Op, Options};
+use kv_client::{Client, Endpoints, Error, Log, MAX_IN_FLIGHT, Op, Options};
 use kv_protocol::client_message::Status;
 
 /// Clients here find out soon that a connection leads nowhere.
@@ -43,6 +44,23 @@ fn the_second_coordinator_is_asked_when_the_first_only_welcomes() {
     let endpoints = format!("{},{}", mute.endpoint(), fake.endpoint());
     let mut client = Client::open(&endpoints, impatient()).unwrap();
     client.put(&key_of(0), b"v", &anytime()).unwrap();
+}
+
+#[test]
+fn coordinators_that_do_not_answer_keep_nobody_from_the_one_that_does() {
+    let (fake, silent) = (Fake::start(3, 1), Silent::all_kinds());
+    let mut endpoints: Vec<String> = silent.iter().map(Silent::endpoint).collect();
+    endpoints.push(fake.endpoint());
+    let endpoints = Endpoints::resolve(&endpoints.join(","), &Log::default()).unwrap();
+    let mut client = Client::with_endpoints(&endpoints, Options::default()).unwrap();
+    let begun = Instant::now();
+    client.put(&key_of(0), b"v", &anytime()).unwrap();
+    println!("the first operation behind all kinds of silence took {:?}", begun.elapsed());
+    // The one that answered is asked first from now on, also by other clients of these endpoints.
+    fake.promote(0, 1);
+    client.put(&key_of(0), b"w", &within(SOON)).unwrap();
+    let mut another = Client::with_endpoints(&endpoints, Options::default()).unwrap();
+    another.put(&key_of(0), b"x", &within(SOON)).unwrap();
 }
 
 #[test]

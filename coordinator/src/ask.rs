@@ -99,6 +99,9 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
 }
 
 fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    // An IPv6 address may stand in brackets, as in a URL and with `client`; the resolver takes none.
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host = bare.unwrap_or(host);
     let addresses = (host, port).to_socket_addrs().map_err(|error| error.to_string())?;
     let mut last = "the name has no address".to_owned();
     for address in addresses.collect::<Vec<SocketAddr>>() {

@@ -43,6 +43,7 @@ pub struct kvc_result {
 
 /// Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]").
 /// Servers may be named too, by their ports for clients: they serve when the coordinator is away.
+/// Endpoints that are dead hold no call up: after 250 ms of silence the next one is asked as well.
 /// Names are resolved here, which may take as long as the system's resolver likes; one that is unknown
 /// is left out, with a warning in the log, unless all are. Nothing is connected before the first call.
 /// `options` may be NULL. On success *out is a handle that the caller closes with kvc_close().

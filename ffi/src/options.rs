@@ -37,8 +37,8 @@ pub struct kvc_options {
     /// Milliseconds that a call may take in all, connecting and retrying included. Default 5,000, at
     /// most 60,000.
     pub timeout_ms: u32,
-    /// Milliseconds that one connection may take before the next address is tried. Default 1,000, at
-    /// most 60,000.
+    /// Milliseconds that one connection may take before it is given up. (The next of several endpoints is asked
+    /// sooner: after 250 ms of silence.) Default 1,000, at most 60,000.
     pub connect_timeout_ms: u32,
     /// Most calls on the handle at once; more wait for their turn, within their deadlines. Each has one
     /// connection to each shard of a server that it needs (a second one to a shard that has forgotten it),

@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use std::ptr::{null, null_mut};
 use std::time::{Duration, Instant};
 
+use common::silent::Silent;
 use common::{Act, Fake};
 use kv_protocol::client_message::Status;
 use kvclient::*;
@@ -96,6 +97,20 @@ impl Handle {
 fn options(timeout_ms: u32, if_version: u64) -> Option<kvc_op_options> {
     let size = u32::try_from(size_of::<kvc_op_options>()).unwrap();
     Some(kvc_op_options { size, timeout_ms, if_version })
+}
+
+#[test]
+fn endpoints_that_do_not_answer_keep_no_call_from_the_one_that_does() {
+    let (fake, silent) = (Fake::start(3, 1), Silent::all_kinds());
+    let mut endpoints: Vec<String> = silent.iter().map(Silent::endpoint).collect();
+    endpoints.push(fake.endpoint());
+    let endpoints = CString::new(endpoints.join(",")).unwrap();
+    let mut client = null_mut();
+    // SAFETY: all arguments are valid.
+    assert_eq!(unsafe { kvc_open(endpoints.as_ptr(), null(), &mut client) }, KVC_OK);
+    let handle = Handle(client);
+    assert_eq!(handle.put(b"k", b"v", None), KVC_OK, "{}", last_error());
+    handle.close();
 }
 
 #[test]

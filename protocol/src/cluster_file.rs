@@ -8,7 +8,8 @@
 //! ssh://kv@db:2222 7000 7001 7002              by ssh, on another ssh port
 //! ```
 //!
-//! The first line that says something is the number of servers; 0 as a port means any free one.
+//! The first line that says something is the number of servers; 0 as a port means any free one. A byte order
+//! mark at the start is skipped.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -98,7 +99,6 @@ impl ClusterFile {
     /// # Errors
     /// The first thing that is wrong, with its line.
     pub fn parse(text: &str) -> Result<ClusterFile, ClusterFileError> {
-        // Some editors put a byte order mark before the first line.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut lines = text
             .lines()
@@ -283,6 +283,14 @@ mod tests {
         assert_eq!(file.servers[2].host.to_string(), "ssh://kv@db:2222");
         assert_eq!(file.servers[2].coord_port, 7005);
         assert_eq!(file.servers[2].id, ServerId(2));
+    }
+
+    #[test]
+    fn a_byte_order_mark_at_the_start_is_skipped() {
+        let text = "\u{feff}3\r\nlocalhost 0 0 0\r\nlocalhost 0 0 0\r\nlocalhost 0 0 0\r\n";
+        assert_eq!(ClusterFile::parse(text).unwrap().count(), 3);
+        let error = ClusterFile::parse("3\n\u{feff}localhost 0 0 0\n").unwrap_err();
+        assert_eq!(error.line, 2);
     }
 
     #[test]

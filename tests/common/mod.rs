@@ -13,6 +13,7 @@
 //!   random     seeded random numbers
 //!   sshd       an ssh server on a loopback port, with keys that are thrown away
 //!   coordinator  a coordinator that says what a test wants it to say
+//!   silent     addresses at which nobody answers
 //!   workshop   C programs, compiled and run with the library as cargo has built it
 //!   terminal   a program on a pseudo-terminal, and somebody who types
 //! ```
@@ -28,6 +29,9 @@ pub(crate) mod programs;
 pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod raw;
+// Tests of crates use it, too.
+#[allow(unreachable_pub)]
+pub(crate) mod silent;
 pub(crate) mod sshd;
 pub(crate) mod terminal;
 pub(crate) mod threads;

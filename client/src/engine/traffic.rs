@@ -15,6 +15,7 @@ use crate::completion::{Answered, Ends};
 use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Received, Target};
 use crate::error::Error;
 use crate::log::Level;
+use crate::map_source::Source;
 use crate::operation::{Kind, OpId, Operation, Stage};
 use crate::output::Released;
 use crate::places::Place;
@@ -60,16 +61,16 @@ impl Engine {
     }
 
     pub(super) fn ask_for_map(&mut self, now: Instant) {
-        let target = Target::Map { address: self.map_source.next(now) };
-        match self.connect(target, now) {
-            Ok(token) => self.map_source.asking(token),
-            Err(error) => self.on_no_map(&error.to_string(), now),
+        let (source, address) = self.map_source.next(now);
+        match self.connect(Target::Map { address }, now) {
+            Ok(token) => self.map_source.asking(source, token, now),
+            Err(error) => self.on_no_map(source, &error.to_string(), now),
         }
     }
 
     /// Handles an endpoint that has no map that this client can use.
-    fn on_no_map(&mut self, why: &str, now: Instant) {
-        let has_asked_all = self.map_source.failed(why, &mut self.random, now);
+    fn on_no_map(&mut self, source: Source, why: &str, now: Instant) {
+        let has_asked_all = self.map_source.failed(source, why, &mut self.random, now);
         self.is_stranded |= has_asked_all && self.other_cluster.is_some();
     }
 
@@ -97,11 +98,14 @@ impl Engine {
 
     fn bury(&mut self, connection: Connection, why: &str, now: Instant) {
         self.close(&connection);
+        let token = connection.token();
         let (member, address) = match connection.target {
             Target::Map { address } => {
                 let words = || format!("no map from {address}: {why}");
                 self.options.log.write(Level::Info, words);
-                self.on_no_map(why, now);
+                if let Some(source) = self.map_source.source_of(token) {
+                    self.on_no_map(source, why, now);
+                }
                 if let Some(at) = self.map_source.ask_at() {
                     self.wake_by(at);
                 }
@@ -114,7 +118,6 @@ impl Engine {
         let words = || format!("connection lost: {trouble}");
         self.options.log.write(Level::Warning, words);
         let trouble = trouble.into();
-        let token = connection.token();
         let mut any = false;
         for &id in connection.backlog.iter().chain(connection.outstanding.values()) {
             let Some(operation) = self.operations.get_mut(id) else { continue };
@@ -279,6 +282,7 @@ impl Engine {
                     return Err(error.to_string());
                 }
             };
+            self.heard_at = Some(now);
             match self.take_frames(token, now, ends)? {
                 Flow::Close => return Ok(Flow::Close),
                 Flow::GoOn if received == Received::Last => break,
@@ -374,7 +378,12 @@ impl Engine {
                 self.other_cluster = None;
                 self.options.log.write(Level::Info, || words);
                 self.statistics.maps += 1;
-                self.map_source.answered(self.router.servers(), now);
+                // Those that were asked as well need not answer any more.
+                for other in self.map_source.answered(token, self.router.servers(), now) {
+                    if let Some(connection) = self.connections.remove(other) {
+                        self.close(&connection);
+                    }
+                }
                 self.on_new_map(now);
                 Ok(Flow::Close)
             }

@@ -5,6 +5,9 @@
 
 #![allow(dead_code, unreachable_pub)] // Each test program uses its own part.
 
+#[path = "../../../tests/common/silent.rs"]
+pub mod silent;
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -491,8 +494,19 @@ fn act(
 }
 
 fn answer(request: &Request<'_>, status: Status, version: u64, value: &[u8], to: &mut Vec<u8>) {
-    let version = SequenceNumber(version);
     let copies = if status == Status::Ok { 2 } else { 0 };
+    answer_with_copies(request, status, copies, version, value, to);
+}
+
+fn answer_with_copies(
+    request: &Request<'_>,
+    status: Status,
+    copies: u8,
+    version: u64,
+    value: &[u8],
+    to: &mut Vec<u8>,
+) {
+    let version = SequenceNumber(version);
     Answer { id: request.id, status, copies, view: request.view, version, value }.write(to);
 }
 
@@ -518,8 +532,10 @@ fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, 
             };
         }
     };
+    let is_whole = view.secondary().is_some();
     let (status, version) = write(state, (hello.client, group, shard), request, header);
-    answer(request, status, version, b"", to);
+    let copies = if status == Status::Ok { 1 + u8::from(is_whole) } else { 0 };
+    answer_with_copies(request, status, copies, version, b"", to);
 }
 
 fn write(
