@@ -24,6 +24,7 @@ mod ask_stop;
 mod check;
 mod clients;
 mod clock;
+mod collect;
 mod connection;
 mod driver;
 mod guests;
@@ -35,6 +36,7 @@ mod ls;
 mod machine;
 mod newest_map;
 mod orders;
+mod own_address;
 mod plan;
 mod progress;
 mod random;
@@ -99,6 +101,7 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
         Some(Command::Status(status)) if status.watch => watch::run(status.clone()),
         Some(Command::Status(status)) => ask::run(status),
         Some(Command::Detach(detach)) => ask_stop::detach(detach),
+        Some(Command::Collect(collect)) => in_runtime(collect::run(collect)),
         Some(Command::Ls(listing)) => return in_runtime(ls::run(listing)),
         Some(Command::Stop(stop)) => match ask_stop::stop(stop)? {
             Asked::Done => Ok(()),
