@@ -290,6 +290,10 @@ pub(crate) struct CollectArgs {
     /// The servers' directory on ssh hosts. Default: the stored setting.
     #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
     pub(crate) remote_dir: Option<String>,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// The command line of `coord detach`.
@@ -298,6 +302,10 @@ pub(crate) struct DetachArgs {
     /// The directory of the cluster: the coordinator's --dir.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// The command line of `coord ls`.
@@ -318,6 +326,10 @@ pub(crate) struct LsArgs {
     /// The servers' directory on ssh hosts. Default: the stored setting.
     #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
     pub(crate) remote_dir: Option<String>,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// The command line of `coord stop`.
@@ -336,6 +348,10 @@ pub(crate) struct StopArgs {
     /// coordinator says which groups are lost with them.
     #[arg(long)]
     pub(crate) force: bool,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 fn parse_dump_dir(text: &str) -> Result<String, String> {
@@ -565,10 +581,18 @@ mod tests {
     }
 
     #[test]
+    fn every_subcommand_has_help() {
+        for word in ["status", "stop", "detach", "ls", "collect"] {
+            let error = parse(&format!("coord {word} --help")).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp, "{word}");
+        }
+    }
+
+    #[test]
     fn every_argument_is_documented() {
         let command = Args::command();
-        let status = command.find_subcommand("status").unwrap();
-        for argument in command.get_arguments().chain(status.get_arguments()) {
+        let words = command.get_subcommands().flat_map(clap::Command::get_arguments);
+        for argument in command.get_arguments().chain(words) {
             assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
         }
     }
