@@ -185,7 +185,8 @@ copy_server() { # <lines of host, directory, configuration of ssh, with tabs bet
         "${ssh[@]}" -- "$host" "exec sh -c $(quoted "set -e; mkdir -p $(quoted "$there"); cd $(quoted "$there")
             cat >server.new; chmod 755 server.new; ./server.new --help >/dev/null; mv -f server.new server")" \
             <"$root/bin/server" >&2 3<&- 7>&- 9>&- ||
-            die "$host: the server could not be copied there, or does not run there; try: ${ssh[*]} $host"
+            die "$host: the server could not be copied there, or does not run there; try:" \
+            "$(printf '%q ' "${ssh[@]}" "$host")"
     done 3<<<"$1"
 }
 
@@ -280,6 +281,17 @@ stop() {
     rm -f "$dir/coord.pid" "$dir/ready.json"
     ((ended == 0)) || die "the cluster has ended, but not in order"
     if ((${#stop_flags[@]} > 0)); then say "stopped"; else say "stopped; the dumps and the log are in $dir"; fi
+    local host there far=
+    while IFS=$'\t' read -r host there; do
+        say "the dumps of servers on $host are there, in $there"
+        far=yes
+    done < <("$root/bin/coord" collect --dir "$dir" --list)
+    [[ ! $far ]] || say "'$program collect --dir $(printf %q "$dir")' fetches them"
+}
+
+collect() {
+    [[ -z $into || $into == /* ]] || into=$PWD/$into
+    exec "$root/bin/coord" collect --dir "$dir" ${into:+"$into"}
 }
 
 detach() {

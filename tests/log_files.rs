@@ -171,6 +171,7 @@ fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() 
     let process = format!("{}:{}:{}:{incarnation}", words[1], words[2], words[3]);
     let mut watcher = std::process::Command::new(programs::SERVER)
         .args(["--watch", &process])
+        .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .expect("start a watcher");
@@ -206,4 +207,23 @@ fn signals_that_mean_nothing_change_nothing_and_a_hang_up_opens_the_logs_anew() 
     process::signal(restored.coord_pid(), Signal::TERM);
     restored.await_end(0);
     restored.dumps().assert_copies_agree();
+}
+
+#[test]
+fn logs_dumps_and_the_state_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let cluster = Cluster::start();
+    let (_dumps, dir) = cluster.stop_and_keep();
+    let mut seen = 0;
+    for entry in fs::read_dir(dir.path()).expect("read a directory").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // The cluster file and what the test itself has redirected.
+        if ["cluster.txt", "coord.err", "coord.lock"].contains(&&*name) {
+            continue;
+        }
+        let mode = entry.metadata().expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+        seen += 1;
+    }
+    assert!(seen >= 3 * 4 + 2, "{seen} files");
 }

@@ -90,8 +90,11 @@ fn rendered(name: &str, program: &str, what: &str) -> String {
     );
     page += &render(&help(name, program, &[]));
     if program == COORD {
-        let status = render(&help(name, program, &["status"]));
-        page += &status.replace(".SH ", ".SS ").replacen(".SS DESCRIPTION", ".SH STATUS", 1);
+        for word in ["status", "stop", "detach", "ls", "collect"] {
+            let its = render(&help(name, program, &[word])).replace(".SH ", ".SS ");
+            let title = format!(".SH {}", word.to_uppercase());
+            page += &its.replacen(".SS DESCRIPTION", &title, 1);
+        }
     }
     let others = ["kv\\-coord (1)", "kv\\-server (1)", "kv (1)", "kv\\-bench (1)", "kvclient (3)"];
     let own = format!("{} (1)", escape(name));

@@ -382,6 +382,103 @@ fn launch_cluster_finds_servers_on_ssh_hosts_whose_coordinator_is_gone_and_serve
 }
 
 #[test]
+fn launch_cluster_fetches_the_dumps_from_ssh_hosts_and_overwrites_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let sshd = Sshd::start_without_server();
+    let checkout = Checkout::make();
+    let host = sshd.host();
+    let file = checkout.cluster_file(["localhost", &host, &host]);
+    let remote = sshd.remote_dir().join("it's there");
+    let remote = remote.to_str().expect("a path in UTF-8");
+    let start = start_there(&file, &sshd, remote);
+    let start: Vec<&str> = start.iter().map(String::as_str).collect();
+    checkout.launch(&start).with_code(0);
+    let operations: String = (0..100).map(|n| format!("P \"{n}\" \"v\"\n")).collect();
+    checkout.client(&operations).with_code(0);
+    let early = checkout.launch(&["collect"]).with_code(1);
+    assert!(early.stderr.contains("runs, and its data is in memory"), "{}", early.stderr);
+    let stopped = checkout.launch(&["stop"]).with_code(0);
+    for words in [&*host, remote, "collect --dir"] {
+        assert!(stopped.stderr.contains(words), "no {words:?} in {}", stopped.stderr);
+    }
+    let run = checkout.run_dir();
+    fs::write(run.join("server_1.primary"), "another file").expect("write a file");
+    let refused = checkout.launch(&["collect"]).with_code(1);
+    assert!(refused.stderr.contains("nothing is overwritten"), "{}", refused.stderr);
+    assert_eq!(fs::read(run.join("server_1.primary")).expect("read a file"), b"another file");
+    fs::remove_file(run.join("server_1.primary")).expect("remove a file");
+    // Once more: what is here already stays.
+    for _ in 0..2 {
+        checkout.launch(&["collect"]).with_code(0);
+    }
+    for id in 1..3 {
+        for role in ["primary", "secondary"] {
+            let name = format!("server_{id}.{role}");
+            let mode = fs::metadata(run.join(&name)).expect("a dump").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+    assert_eq!(checkout.dumped_entries(), 100);
+    let names = fs::read_dir(&run).expect("read a directory").flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let hidden: Vec<String> = names.filter(|name| name.starts_with('.')).collect();
+    assert!(hidden.is_empty(), "{hidden:?} were left");
+    // They restore the cluster, whose hosts need not be described again.
+    let run = run.to_str().expect("a path in UTF-8");
+    checkout.launch(&["start", &file, "--daemon", "--restore", run]).with_code(0);
+    let checks: String = (0..100).map(|n| format!("V \"{n}\" \"v\"\n")).collect();
+    checkout.client(&checks).with_code(0);
+    checkout.launch(&["stop"]).with_code(0);
+}
+
+#[test]
+fn launch_cluster_reads_the_file_as_the_coordinator_does_and_bears_users_ssh_configurations() {
+    let sshd = Sshd::start_without_server();
+    let checkout = Checkout::make();
+    let host = sshd.host();
+    let file = checkout.root.join("dos.txt");
+    // With a byte order mark, a blank line, a comment and the line ends of another system.
+    let text =
+        format!("\u{feff}3\r\n\r\n{host} 0 0 0 # here\r\n{host}\t0 0 0\r\nlocalhost 0 0 0\r\n");
+    fs::write(&file, text).expect("write a file");
+    let file = file.to_str().expect("a path in UTF-8");
+    let config = sshd.config().with_file_name("by hand");
+    let own = fs::read_to_string(sshd.config()).expect("read a file");
+    fs::write(&config, format!("{own}RequestTTY force\nRemoteCommand tmux attach\n"))
+        .expect("write a file");
+    let config = config.to_str().expect("a path in UTF-8");
+    let home = sshd.remote_dir();
+    // The script and its directory are reached through links.
+    let link = checkout.root.join("launch");
+    std::os::unix::fs::symlink(checkout.script("launch-cluster.sh"), &link).expect("make a link");
+    let (real, linked) = (checkout.root.join("real"), checkout.root.join("linked"));
+    fs::create_dir(&real).expect("make a directory");
+    std::os::unix::fs::symlink(&real, &linked).expect("make a link");
+    let (link, linked) = (link.to_str().expect("UTF-8"), linked.to_str().expect("UTF-8"));
+    let launch = |words: &[&str]| {
+        let all = words.iter().copied().chain(["--dir", linked]);
+        programs::run(link, all, "", SCRIPT_LIMIT)
+    };
+    let home = home.to_str().expect("a path in UTF-8");
+    let start = ["start", file, "--daemon", "--ssh-config", config, "--remote-dir", home];
+    let start: Vec<&str> = start.into_iter().chain(["--advertise", "127.0.0.1"]).collect();
+    launch(&start).with_code(0);
+    let status = launch(&["status", "--json"]).with_code(0).stdout;
+    let status: ClusterStatus = serde_json::from_str(&status).expect("a status");
+    let hosts: Vec<&str> = status.servers.iter().map(|server| server.host.as_str()).collect();
+    assert_eq!(hosts, [&host, &host, "localhost"]);
+    let pid = fs::read_to_string(real.join("coord.pid")).expect("read coord.pid");
+    let pid = pid.trim().parse().expect("a pid");
+    process::signal(pid, Signal::KILL);
+    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(pid));
+    launch(&["status"]).with_code(1);
+    launch(&["start", file, "--daemon"]).with_code(0);
+    launch(&["stop"]).with_code(0);
+    launch(&["status"]).with_code(NO_CLUSTER);
+    assert!(process::running_in(&real).is_empty());
+}
+
+#[test]
 fn launch_cluster_starts_nothing_while_hosts_of_its_cluster_cannot_be_asked() {
     let mut sshd = Sshd::start_without_server();
     let checkout = Checkout::make();

@@ -217,17 +217,17 @@ fn a_coordinator_that_is_detached_ends_and_its_servers_serve_on_until_another_ta
     let mut cluster = sshd.cluster().flag("--orphan-timeout").flag("77").start();
     let pids = cluster.server_pids();
     let mut client = cluster.open();
+    let key = cluster.key_at(1, 0, "key");
+    client.put(&key, b"v", &kv_client::OpOptions::default()).expect("a put");
     let told = coord("detach", cluster.dir(), &[]).with_code(0);
     for words in ["the 3 servers serve on", "77 s (--orphan-timeout)", "--dir"] {
         assert!(told.stdout.contains(words), "no {words:?} in {}", told.stdout);
     }
-    let pid = cluster.coord_pid();
-    wait_until("the coordinator's end", PATIENCE, || !process::is_alive(pid));
+    assert!(!process::is_alive(cluster.coord_pid()), "its end was waited for");
     wait_until("the end of what it has started there", PATIENCE, || {
         only_the_server_is_left(&sshd, pids[REMOTE])
     });
-    let key = cluster.key_at(1, 0, "key");
-    client.put(&key, b"v", &kv_client::OpOptions::default()).expect("a put without coordinator");
+    client.put(&key, b"w", &kv_client::OpOptions::default()).expect("a put without coordinator");
     let nobody = coord("detach", cluster.dir(), &[]).with_code(1);
     assert!(nobody.stderr.contains("no coordinator runs"), "{}", nobody.stderr);
     cluster.kill_coordinator();

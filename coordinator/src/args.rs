@@ -8,12 +8,17 @@ use clap::{ArgAction, Parser, Subcommand};
 use kv_core::cluster::DoubleFault;
 use kv_protocol::cluster_file::Host;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
-use kv_protocol::limits::{MAX_DUMP_DIRECTORY_BYTES, MAX_SHARDS, ORPHAN_SECONDS};
+use kv_protocol::limits::{
+    CONNECTION_MEMORY_MIN, MAX_DUMP_DIRECTORY_BYTES, MAX_SHARDS, ORPHAN_SECONDS,
+};
 use serde::{Deserialize, Serialize};
 
 /// How often a status may be looked at.
 const MIN_INTERVAL_SECONDS: f64 = 0.1;
 const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
+
+/// The least `--memory-limit`, in bytes: less has no room for a value of the largest size.
+const MEMORY_LIMIT_MIN: u64 = 16 << 20;
 
 /// Starts the servers of a cluster, watches them, and stops them in order.
 ///
@@ -127,7 +132,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SHARDS)))]
     pub(crate) shards: Option<u16>,
 
-    /// Memory that the tables of one server may take, such as 512M or 4GiB; `none` for no bound. By default
+    /// Memory that the tables of one server may take, such as 512M or 4GiB, at least 16M; `none` for no bound. By default
     /// that of before, or what the servers of a machine can share of its memory, or of their cgroup's
     /// (--check says how much that is).
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
@@ -136,7 +141,7 @@ pub(crate) struct Args {
     /// Memory that the clients' connections of one server may hold, such as 128M; at least 40M. The tables
     /// leave free what connections hold. Default: the stored setting, else a quarter of the memory limit, else
     /// 256M.
-    #[arg(long, value_name = "BYTES", value_parser = parse_memory_limit)]
+    #[arg(long, value_name = "BYTES", value_parser = parse_connection_memory)]
     pub(crate) connection_memory: Option<String>,
 
     /// Seconds (fractions allowed) after which a server that no coordinator speaks to dumps its tables and
@@ -263,6 +268,39 @@ pub(crate) enum Command {
     /// The exit status is 0 if a coordinator runs or a server lives, 3 if nothing runs, 4 if no server is known to live
     /// and some cannot be asked after, 1 if the state cannot be read.
     Ls(LsArgs),
+    /// Fetches the dumps of a stopped cluster from its ssh hosts, for --restore. No file is overwritten; the copies are
+    /// for their owner alone.
+    ///
+    /// The exit status is 0 if two dumps of each server on an ssh host are there then, 1 otherwise.
+    Collect(CollectArgs),
+}
+
+/// The command line of `coord collect`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CollectArgs {
+    /// The directory of the cluster: the coordinator's --dir.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+
+    /// Where the dumps are put; made if it does not exist. Default: the directory of the cluster.
+    #[arg(value_name = "INTO")]
+    pub(crate) into: Option<PathBuf>,
+
+    /// Only print where the dumps are: a line with host and directory, and a tab between them, for each.
+    #[arg(long)]
+    pub(crate) list: bool,
+
+    /// The configuration that ssh shall use (ssh -F). Default: the stored setting.
+    #[arg(long, value_name = "FILE", value_parser = parse_ssh_config)]
+    pub(crate) ssh_config: Option<PathBuf>,
+
+    /// The servers' directory on ssh hosts. Default: the stored setting.
+    #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
+    pub(crate) remote_dir: Option<String>,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// The command line of `coord detach`.
@@ -271,6 +309,10 @@ pub(crate) struct DetachArgs {
     /// The directory of the cluster: the coordinator's --dir.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// The command line of `coord replace`.
@@ -329,6 +371,10 @@ pub(crate) struct LsArgs {
     /// The servers' directory on ssh hosts. Default: the stored setting.
     #[arg(long, value_name = "DIR", value_parser = parse_remote_dir)]
     pub(crate) remote_dir: Option<String>,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// The command line of `coord stop`.
@@ -347,6 +393,10 @@ pub(crate) struct StopArgs {
     /// coordinator says which groups are lost with them.
     #[arg(long)]
     pub(crate) force: bool,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 fn parse_dump_dir(text: &str) -> Result<String, String> {
@@ -435,23 +485,44 @@ fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// The servers know the units; here only what could never be a size is refused.
+/// Takes a limit of the tables as it is written: the servers read it again.
 fn parse_memory_limit(text: &str) -> Result<String, String> {
-    if text == "none" {
-        return Ok(text.to_owned());
+    match text {
+        "none" => Ok(text.to_owned()),
+        _ => parse_size(text, MEMORY_LIMIT_MIN, "16M, or none for no limit"),
     }
+}
+
+fn parse_connection_memory(text: &str) -> Result<String, String> {
+    parse_size(text, CONNECTION_MEMORY_MIN, "40M, which is room for two of the longest requests")
+}
+
+/// A size of at least so many bytes, as it is written.
+fn parse_size(text: &str, least: u64, at_least: &str) -> Result<String, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
-    if number.parse::<u64>().is_err() || number.bytes().all(|digit| digit == b'0') {
-        return Err(format!("`{text}` is no size; write bytes, or 512M, 4GiB, or none"));
+    let Ok(number) = number.parse::<u64>() else {
+        return Err(format!("`{text}` is no size; write bytes, or 512M, 4GiB"));
+    };
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "K" | "k" | "KiB" => 1 << 10,
+        "M" | "MiB" => 1 << 20,
+        "G" | "GiB" => 1 << 30,
+        "T" | "TiB" => 1 << 40,
+        "KB" | "kB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        _ => return Err(format!("unknown unit `{unit}`; write K, M, G, T, KiB or KB")),
+    };
+    match number.checked_mul(factor) {
+        None => Err(format!("{text} is more than 64 bits can count")),
+        Some(bytes) if bytes < least => {
+            Err(format!("{text} is {bytes} bytes, which is too small; give at least {at_least}"))
+        }
+        Some(_) => Ok(text.to_owned()),
     }
-    let known = [
-        "", "B", "K", "k", "KiB", "M", "MiB", "G", "GiB", "T", "TiB", "KB", "kB", "MB", "GB", "TB",
-    ];
-    if !known.contains(&unit) {
-        return Err(format!("unknown unit `{unit}`; write K, M, G, T, KiB or KB"));
-    }
-    Ok(text.to_owned())
 }
 
 #[cfg(test)]
@@ -502,6 +573,21 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_no_server_can_work_with_is_refused_with_the_least_there_is() {
+        for (flag, small, least) in [
+            ("--memory-limit", "5", "16M"),
+            ("--memory-limit", "16MB", "16M"),
+            ("--connection-memory", "39M", "40M"),
+        ] {
+            let error = parse(&format!("coord -C file {flag} {small}")).unwrap_err().to_string();
+            let words = format!("too small; give at least {least}");
+            assert!(error.contains(&words), "{error}");
+            parse(&format!("coord -C file {flag} {least}")).unwrap();
+        }
+        parse("coord -C file --memory-limit none").unwrap();
+    }
+
+    #[test]
     fn the_home_directory_of_the_login_may_be_written_as_a_tilde() {
         for (written, meant) in
             [("~", "."), ("~/", "."), ("~/kv", "kv"), ("kv ~", "kv ~"), ("/kv", "/kv")]
@@ -540,10 +626,18 @@ mod tests {
     }
 
     #[test]
+    fn every_subcommand_has_help() {
+        for word in ["status", "stop", "detach", "ls", "collect"] {
+            let error = parse(&format!("coord {word} --help")).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelp, "{word}");
+        }
+    }
+
+    #[test]
     fn every_argument_is_documented() {
         let command = Args::command();
-        let status = command.find_subcommand("status").unwrap();
-        for argument in command.get_arguments().chain(status.get_arguments()) {
+        let words = command.get_subcommands().flat_map(clap::Command::get_arguments);
+        for argument in command.get_arguments().chain(words) {
             assert!(argument.get_help().is_some(), "{} has no help", argument.get_id());
         }
     }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 
@@ -15,6 +16,10 @@ use crate::spawn::printable;
 use crate::spawn::ssh::Ssh;
 use crate::stop_port::{Call, Line, Replacement, Request, Setting, path_in};
 use crate::{Failure, driver, lock, store};
+
+/// How long a coordinator that has said its last word is waited for, and how often it is looked for.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+const END_LOOK: Duration = Duration::from_millis(10);
 
 /// How a question ended that was put to a coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +112,7 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
         // A closed standard output is no reason to fail.
         let _ = writeln!(io::stdout(), "{}", printable_lines(&line.say));
         if line.ended.is_some() {
+            await_end(dir);
             return Ok(Asked::Done);
         }
     }
@@ -114,6 +120,14 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
         "the coordinator in {shown} has ended before it said how that went; see its log, and coord ls for the \
          servers that live"
     )))
+}
+
+/// Waits until a coordinator that has said its last word has ended: another one may follow in its directory.
+fn await_end(dir: &Path) {
+    let deadline = Instant::now() + END_PATIENCE;
+    while lock::holder_of(dir).is_some() && Instant::now() < deadline {
+        std::thread::sleep(END_LOOK);
+    }
 }
 
 /// Stops a cluster whose coordinator has died: takes its servers over and has them drain, dump and exit.
@@ -124,7 +138,8 @@ pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     let dir = args.dir.display();
     let nobody = |what: &str| {
         Err(Failure::Failed(format!(
-            "no coordinator runs in {dir}, and {what}; give the directory of the cluster with --dir"
+            "ask the coordinator in {dir} to stop: no coordinator runs there, and {what}; give the directory of the cluster \
+             with --dir"
         )))
     };
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;

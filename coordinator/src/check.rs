@@ -1,6 +1,8 @@
 //! `--check`: whether a cluster could be started, without starting anything.
 
-use std::collections::{BTreeMap, HashSet};
+mod this_machine;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -8,13 +10,13 @@ use std::path::Path;
 use kv_protocol::ServerId;
 use kv_protocol::cluster_file::{ClusterFile, Host};
 
-use crate::Failure;
 use crate::args::Args;
 use crate::plan;
 use crate::settings::Settings;
 use crate::spawn::printable;
 use crate::spawn::ssh::Ssh;
 use crate::survey::{self, Survey};
+use crate::{Failure, own_address};
 
 /// The result of looking at one thing: what was looked at, and what was found.
 type Finding = (String, Result<String, String>);
@@ -38,15 +40,27 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
             findings.push((format!("coordinator, port {port} ({flag})"), port_is_free(port)));
         }
     }
-    let dir = match std::fs::metadata(&args.dir) {
-        Ok(metadata) if metadata.is_dir() => Ok("a directory".into()),
-        Ok(_) => Err("it is not a directory".into()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok("will be made".into()),
-        Err(error) => Err(error.to_string()),
-    };
-    findings.push((format!("coordinator, --dir {}", args.dir.display()), dir));
+    findings
+        .push((format!("coordinator, --dir {}", args.dir.display()), this_machine::dir(&args.dir)));
+    if let Some(address) = settings.advertise {
+        let found = own_address::check(address, args.servers_port).map(str::to_owned);
+        findings.push((format!("coordinator, --advertise {address}"), found));
+    }
     let ssh = Ssh::new(&settings);
     let surveys = survey::of_hosts(&file, &ssh).await;
+    findings.extend(shared_ports(args, &file, &surveys));
+    let local = plan::servers_on(&file, &Host::Local);
+    if local > 0 {
+        let known = surveys
+            .iter()
+            .filter_map(|(host, survey)| Some((host.clone(), survey.as_ref().ok()?.clone())));
+        let shards = args.shards.unwrap_or_else(|| plan::default_shards(&file, &known.collect()));
+        findings
+            .push(("localhost, threads (ulimit -u)".into(), this_machine::threads(local, shards)));
+        findings
+            .push(("localhost, locked memory (ulimit -l)".into(), this_machine::memlock(shards)));
+        findings.push(("localhost, memory".into(), this_machine::memory(local)));
+    }
     for (name, (host, ports)) in hosts(&file) {
         let servers = plan::servers_on(&file, host);
         match surveys.get(host) {
@@ -102,6 +116,41 @@ fn hosts(file: &ClusterFile) -> BTreeMap<String, (&Host, FixedPorts)> {
     hosts
 }
 
+/// Ports of the file and of the flags that meet on one machine, though it has several names.
+fn shared_ports(
+    args: &Args,
+    file: &ClusterFile,
+    surveys: &HashMap<Host, Result<Survey, String>>,
+) -> Vec<Finding> {
+    let machine = |host: &Host| match surveys.get(host) {
+        None => "this machine".to_owned(),
+        Some(Ok(Survey { its_address: Some(ip), .. })) if own_address::is_own(*ip) => {
+            "this machine".to_owned()
+        }
+        Some(Ok(Survey { its_address: Some(ip), .. })) => ip.to_string(),
+        Some(_) => host.to_string(),
+    };
+    let own =
+        [(args.clients_port, "the coordinator's -c"), (args.servers_port, "the coordinator's -s")];
+    let own = own.map(|(port, name)| ("this machine".to_owned(), port, name.to_owned()));
+    let all = file.servers.iter().flat_map(|line| {
+        let ports = [line.clients_port, line.servers_port, line.coord_port];
+        ports
+            .map(|port| (machine(&line.host), port, format!("server {} on {}", line.id, line.host)))
+    });
+    let mut taken: HashMap<(String, u16), String> = HashMap::new();
+    let mut findings = Vec::new();
+    for (machine, port, name) in own.into_iter().chain(all).filter(|(_, port, _)| *port != 0) {
+        if let Some(other) = taken.insert((machine.clone(), port), name.clone()) {
+            let words = format!(
+                "it is also that of {other}, on the same machine ({machine}); choose another"
+            );
+            findings.push((format!("{name}, port {port}"), Err(words)));
+        }
+    }
+    findings
+}
+
 fn print(findings: &[Finding]) {
     let mut out = std::io::stdout().lock();
     for (what, found) in findings {
@@ -151,6 +200,9 @@ fn check_remote(
     let own = env!("CARGO_PKG_VERSION");
     let binary = match &survey.version {
         _ if !survey.has_dir => Err(format!("there is no directory {dir}; check --remote-dir")),
+        _ if !survey.is_writable => {
+            Err(format!("{dir} cannot be written to by that user; change its mode or its owner"))
+        }
         _ if !survey.has_binary => Err(format!("there is no executable {dir}/server")),
         None => Err(format!("{dir}/server does not run there; was it built for that machine?")),
         Some(version) if version != own => {
@@ -220,14 +272,24 @@ fn io_uring_works() -> Result<String, String> {
     let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
     if result < 0 {
         let error = std::io::Error::last_os_error();
-        return Err(format!(
-            "{error}; check sysctl kernel.io_uring_disabled, and the container's seccomp profile"
-        ));
+        return Err(format!("{error}; {}", io_uring_advice(&error)));
     }
     let descriptor = i32::try_from(result).expect("descriptors fit 32 bits");
     // SAFETY: the descriptor was just made by the kernel for this process, and nothing else has it.
     drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(descriptor) });
     Ok("works".into())
+}
+
+fn io_uring_advice(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOSYS) => {
+            "the kernel has no io_uring (Linux 5.8 or later has), or a seccomp profile hides it (for a try in \
+             Docker: --security-opt seccomp=unconfined)"
+        }
+        Some(libc::ENOMEM) => "raise the limit of locked memory (ulimit -l, LimitMEMLOCK=)",
+        Some(libc::EMFILE | libc::ENFILE) => "raise the number of open files (ulimit -n)",
+        _ => "check sysctl kernel.io_uring_disabled, and the container's seccomp profile",
+    }
 }
 
 #[cfg(test)]
@@ -241,6 +303,33 @@ mod tests {
         assert!(port_is_free(port).is_err());
         drop(listener);
         assert!(port_is_free(port).is_ok());
+    }
+
+    #[test]
+    fn what_keeps_io_uring_away_is_named_by_the_error() {
+        let advice = |code| io_uring_advice(&std::io::Error::from_raw_os_error(code));
+        assert!(advice(libc::ENOSYS).contains("seccomp"));
+        assert!(advice(libc::EPERM).contains("seccomp"));
+        assert!(!advice(libc::ENOMEM).contains("seccomp"), "it is the limit of locked memory");
+    }
+
+    #[test]
+    fn ports_that_meet_on_one_machine_under_two_names_are_found() {
+        use clap::Parser as _;
+        let args = Args::try_parse_from("coord -C file -c 7 -s 8".split(' ')).unwrap();
+        let text = "3\nlocalhost 7 0 0\nkv@a 8 9 0\nkv@b 9 0 0\n";
+        let file = ClusterFile::parse(text).unwrap();
+        let at =
+            |ip: &str| Ok(Survey { its_address: Some(ip.parse().unwrap()), ..Survey::default() });
+        let hosts: Vec<Host> = file.servers.iter().map(|line| line.host.clone()).collect();
+        let one = [(hosts[1].clone(), at("192.0.2.1")), (hosts[2].clone(), at("192.0.2.1"))];
+        let found = shared_ports(&args, &file, &one.into_iter().collect());
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["server 0 on localhost, port 7", "server 2 on kv@b, port 9"]);
+        let two = [(hosts[1].clone(), at("127.0.0.1")), (hosts[2].clone(), at("192.0.2.1"))];
+        let found = shared_ports(&args, &file, &two.into_iter().collect());
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["server 0 on localhost, port 7", "server 1 on kv@a, port 8"]);
     }
 
     #[test]

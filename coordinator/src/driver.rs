@@ -149,6 +149,13 @@ pub(crate) struct Driver {
 /// Runs a cluster from start to stop.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let file = plan::read_file(&args)?;
+    if !args.daemon && stop::input_is_null() {
+        return Err(Failure::Usage(
+            "standard input is /dev/null, so it is at its end already, which stops a cluster: nothing was started; \
+             give --daemon to go on without it"
+                .to_owned(),
+        ));
+    }
     serve(args, file, None).await
 }
 

@@ -24,6 +24,7 @@ mod ask_stop;
 mod check;
 mod clients;
 mod clock;
+mod collect;
 mod connection;
 mod driver;
 mod guests;
@@ -36,6 +37,7 @@ mod machine;
 mod moves;
 mod newest_map;
 mod orders;
+mod own_address;
 mod plan;
 mod progress;
 mod random;
@@ -104,6 +106,7 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
         Some(Command::Detach(detach)) => ask_stop::detach(detach),
         Some(Command::Replace(replace)) => ask_stop::replace(replace),
         Some(Command::Set(set)) => ask_stop::set(set),
+        Some(Command::Collect(collect)) => in_runtime(collect::run(collect)),
         Some(Command::Ls(listing)) => return in_runtime(ls::run(listing)),
         Some(Command::Stop(stop)) => match ask_stop::stop(stop)? {
             Asked::Done => Ok(()),

@@ -31,7 +31,7 @@ use crate::spawn::quote;
 use crate::spawn::ssh::Ssh;
 use crate::store::{self, Record};
 use crate::survey::{self, Survey};
-use crate::{Failure, restore};
+use crate::{Failure, own_address, restore};
 
 /// How one server and the others reach each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,6 +173,12 @@ impl Plan {
         check_addresses(&file, args, &settings)?;
         let ssh = Ssh::new(&settings);
         let (dir, binary) = (directory(args)?, local_binary(args, &file)?);
+        // Servers on this machine dial that address, too.
+        let has_local = file.servers.iter().any(|line| line.host == Host::Local);
+        if let Some(address) = settings.advertise.filter(|_| has_local) {
+            own_address::check(address, args.servers_port)
+                .map_err(|reason| Failure::Failed(format!("--advertise: {reason}")))?;
+        }
         let surveys = survey::of_hosts(&file, &ssh).await;
         for line in &file.servers {
             check_survey(&ssh, line.id.0, &line.host, &surveys).map_err(Failure::Failed)?;
@@ -317,7 +323,7 @@ pub(crate) fn servers_on(file: &ClusterFile, host: &Host) -> usize {
 }
 
 /// The least number of cores that a server has to itself on any host.
-fn default_shards(file: &ClusterFile, surveys: &HashMap<Host, Survey>) -> u16 {
+pub(crate) fn default_shards(file: &ClusterFile, surveys: &HashMap<Host, Survey>) -> u16 {
     let mut servers: HashMap<&Host, u16> = HashMap::new();
     for line in &file.servers {
         *servers.entry(&line.host).or_default() += 1;

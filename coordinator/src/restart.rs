@@ -273,8 +273,8 @@ fn refusal(record: &Record, dir: &Path) -> String {
     let shown = path.display();
     let restore = match has_dumps(record.place.hosts.len(), dir) {
         true => format!(
-            " Dumps lie in {0}: --restore {0} brings back what is in them.",
-            quote::word(&dir.to_string_lossy())
+            " Dumps lie in {}: --restore DIR brings back what is in them.",
+            dir.display()
         ),
         false if has_remote(record) => {
             " If its servers have left dumps on their hosts, --restore DIR brings back what is in them."

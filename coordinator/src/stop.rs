@@ -5,6 +5,7 @@
 //! later means that a person has watched and does not want to wait; it costs dumps.
 
 use std::io::Read as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::time::Duration;
 
 use kv_protocol::Time;
@@ -108,6 +109,23 @@ pub(crate) fn listen(daemon: bool) -> Result<mpsc::Receiver<Reason>, Failure> {
         read_input(sender)?;
     }
     Ok(receiver)
+}
+
+/// Whether standard input is /dev/null, as where a supervisor or a script starts a program without a terminal. (One
+/// that was closed is opened as that before `main`.)
+pub(crate) fn input_is_null() -> bool {
+    let device = |metadata: std::fs::Metadata| {
+        metadata.file_type().is_char_device().then(|| metadata.rdev())
+    };
+    let null = std::fs::metadata("/dev/null").ok().and_then(device);
+    let input = rustix::fs::fstat(std::io::stdin()).ok();
+    null.is_some_and(|null| {
+        input.is_some_and(|input| {
+            rustix::fs::FileType::from_raw_mode(input.st_mode)
+                == rustix::fs::FileType::CharacterDevice
+                && input.st_rdev == null
+        })
+    })
 }
 
 /// Waits for the end of standard input on a thread of its own: a blocking read cannot be cancelled,

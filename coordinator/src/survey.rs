@@ -28,6 +28,8 @@ pub(crate) struct Survey {
     pub(crate) own_address: Option<IpAddr>,
     /// Whether the servers' directory is there.
     pub(crate) has_dir: bool,
+    /// Whether the login's user can write into it.
+    pub(crate) is_writable: bool,
     /// Whether the server is there and can be executed.
     pub(crate) has_binary: bool,
     /// What `server --version` prints there.
@@ -84,7 +86,7 @@ fn script(remote_dir: &str, servers: usize) -> String {
          echo kernel $(uname -r)\n\
          echo io_uring_disabled $(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null)\n\
          cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep ' 0A ' | while read n local rest; do echo listens $local; done\n\
-         cd {} 2>/dev/null && echo dir && [ -x ./server ] && [ -f ./server ] && echo binary && echo version $(./server --version 2>/dev/null </dev/null) && echo memory_limit $(./server --show-memory-limit {servers} 2>/dev/null </dev/null)\n\
+         cd {} 2>/dev/null && echo dir && {{ [ ! -w . ] || echo writable; }} && [ -x ./server ] && [ -f ./server ] && echo binary && echo version $(./server --version 2>/dev/null </dev/null) && echo memory_limit $(./server --show-memory-limit {servers} 2>/dev/null </dev/null)\n\
          exit 0\n",
         quote::word(remote_dir)
     )
@@ -105,6 +107,7 @@ fn parse(text: &str, host: &Host) -> Survey {
             ["io_uring_disabled", value] => survey.io_uring_disabled = value.parse().ok(),
             ["listens", local] => survey.listening.extend(listening_port(local)),
             ["dir"] => survey.has_dir = true,
+            ["writable"] => survey.is_writable = true,
             ["binary"] => survey.has_binary = true,
             ["memory_limit", ref words @ ..] if !words.is_empty() => {
                 survey.memory_limit = Some(printable(&words.join(" ")));
@@ -172,7 +175,7 @@ mod tests {
         let host = Host::Ssh { user: None, host: "db".into(), port: None };
         let survey = parse(&String::from_utf8_lossy(&output.stdout), &host);
         assert!(survey.cores.is_some() && !survey.kernel.is_empty());
-        assert!(survey.has_dir && survey.has_binary);
+        assert!(survey.has_dir && survey.has_binary && survey.is_writable);
         assert_eq!(survey.version.as_deref(), Some("9.9"));
         assert_eq!(survey.memory_limit.as_deref(), Some("server 9.9"));
         assert!(survey.listening.contains(&listener.local_addr().unwrap().port()));

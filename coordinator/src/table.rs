@@ -468,6 +468,17 @@ mod tests {
     }
 
     #[test]
+    fn the_settings_stand_in_one_line_at_the_end() {
+        let mut status = status();
+        for (name, value) in [("remote-dir", "ftkv"), ("net", "au\x1bto")] {
+            status.settings.insert(name.to_owned(), value.to_owned());
+        }
+        let text = render(&status, None);
+        let last = text.lines().last().unwrap();
+        assert_eq!(last, "settings: net au\\u{1b}to, remote-dir ftkv");
+    }
+
+    #[test]
     fn a_hostile_coordinator_cannot_send_escapes_to_the_terminal() {
         assert!(!render(&status(), Screen::default()).contains('\x1b'));
     }

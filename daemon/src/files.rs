@@ -52,7 +52,7 @@ pub fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a file to append to, or creates it. It may be a pipe or a device. A link made by this user or root is
+/// Opens a file to append to, or creates it for its owner alone. It may be a pipe or a device. A link made by this user or root is
 /// followed, because logs are redirected that way.
 ///
 /// # Errors
@@ -60,7 +60,7 @@ pub fn create(path: &Path) -> io::Result<File> {
 pub fn append(path: &Path) -> io::Result<File> {
     let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
     let options = &mut File::options();
-    options.create(true).append(true);
+    options.create(true).append(true).mode(0o600);
     match options.clone().custom_flags(no_follow).open(path) {
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {}
         opened => return opened.and_then(|file| check_owner(&file).map(|()| file)),

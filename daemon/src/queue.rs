@@ -12,6 +12,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -226,7 +227,9 @@ impl LogFile {
     /// # Errors
     /// The system does not let it be opened.
     pub fn open(path: &Path) -> io::Result<LogFile> {
-        LogFile::open_by(path, |path| OpenOptions::new().create(true).append(true).open(path))
+        LogFile::open_by(path, |path| {
+            OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+        })
     }
 
     /// Opens a file in a directory that others may be able to write to, or creates it.

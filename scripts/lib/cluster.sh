@@ -65,6 +65,9 @@ coord_is_gone() { [[ ! -e $dir/coord.lock ]] || flock --nonblock --shared "$dir/
 # further arguments are coord's.
 start_coord() {
     : >"$dir/ready.json"
+    # What it prints names hosts and files: for the owner alone, as the logs are.
+    : >>"$dir/coord.out"
+    chmod 600 "$dir/coord.out"
     setsid "$root/bin/coord" -C "$file" --dir "$dir" -l "$dir/coord.log" --ready-fd 3 "$@" \
         <&0 >"$dir/coord.out" 2>&1 3>"$dir/ready.json" 7>&- 8>&- &
     coord_pid=$!
@@ -94,7 +97,7 @@ start_failed() {
     say "$1"
     show_logs
     [[ $takes_over ]] ||
-        say "see 'bin/coord --check -C $file' for what the cluster needs (io_uring, memlock, ports, ssh)"
+        say "see 'bin/coord --check -C $(printf %q "$file")' for what the cluster needs (io_uring, memlock, ports, ssh)"
     exit 1
 }
 

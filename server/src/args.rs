@@ -122,7 +122,8 @@ pub struct Args {
     pub net: NetEngine,
 
     /// Wait for this process to exit instead of serving, then print `exited PID unknown`. A process is written
-    /// as PID:START_TIME:NAMESPACE:INCARNATION; --name gives the first three.
+    /// as PID:START_TIME:NAMESPACE:INCARNATION; --name gives the first three. Ends with 1 when standard input is a pipe
+    /// or a connection that is closed.
     #[arg(long, value_name = "PROCESS", exclusive = true)]
     watch: Option<Process>,
 

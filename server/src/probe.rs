@@ -38,7 +38,9 @@ pub(crate) fn io_uring() -> Result<(), Fatal> {
 fn io_uring_advice(error: &io::Error, switch: Option<&str>) -> String {
     match (error.raw_os_error(), switch) {
         (Some(libc::ENOSYS), _) => {
-            "this kernel has no io_uring; Linux 5.8 or newer is needed".to_owned()
+            "this kernel has no io_uring (Linux 5.8 or newer is needed), or a seccomp profile hides it (for a \
+             try in Docker: --security-opt seccomp=unconfined)"
+                .to_owned()
         }
         (_, Some(value @ ("1" | "2"))) => format!(
             "the kernel forbids it: kernel.io_uring_disabled is {value}; allow it with \
@@ -138,6 +140,12 @@ mod tests {
         assert!(io_uring_advice(&error, Some("2")).contains("io_uring_disabled is 2"));
         assert!(io_uring_advice(&error, Some("0")).contains("seccomp"));
         let error = io::Error::from_raw_os_error(libc::ENOSYS);
-        assert!(io_uring_advice(&error, None).contains("5.8"));
+        let advice = io_uring_advice(&error, None);
+        assert!(advice.contains("5.8") && advice.contains("seccomp"), "{advice}");
+        let error = io::Error::from_raw_os_error(libc::ENOMEM);
+        assert!(
+            !io_uring_advice(&error, Some("0")).contains("seccomp"),
+            "it is the limit of memory"
+        );
     }
 }

@@ -86,9 +86,12 @@ impl Driver {
         for line in self.plan().file.servers.iter().filter(|line| line.host != Host::Local) {
             let (id, host, there) = (line.id, &line.host, &self.plan().ssh.remote_dir);
             text += &format!(
-                "\n  copy here first, from {host}: the files server_{id}.primary and \
-                 server_{id}.secondary of {there}, into {dir}"
+                "\n  needed here first, from {host}: the files server_{id}.primary and \
+                 server_{id}.secondary of {there}"
             );
+        }
+        if self.plan().file.servers.iter().any(|line| line.host != Host::Local) {
+            text += &format!("\n  fetch them with: coord collect --dir {}", quote::word(&dir));
         }
         text += &format!("\n  restore it with: {}", self.restore_command);
         if !outcome.undumped.is_empty() {

@@ -37,6 +37,7 @@ use crate::lock;
 use crate::logs::Console;
 use crate::plan::Plan;
 use crate::settings::Settings;
+use crate::spawn::quote;
 
 /// How a cluster begins that is restored.
 #[derive(Debug)]
@@ -192,7 +193,7 @@ pub(crate) fn last_settings(dirs: &[PathBuf], own: &Path) -> Settings {
 /// What to do about members of the old cluster that may live. They may hold newer data than any dump, so the
 /// way that keeps it comes first.
 fn may_serve(lines: &[String], state: &Path) -> String {
-    let dir = state.parent().unwrap_or(Path::new(".")).display();
+    let dir = quote::word(&state.parent().unwrap_or(Path::new(".")).to_string_lossy());
     format!(
         "members of this cluster may still serve, and may hold data that is in no dump:\n  {}\n  to take them \
          over with all their data, start coord with --dir {dir} and without --restore; only if you know \

@@ -1,0 +1,82 @@
+//! Whether an address leads to this machine: tried, because `--advertise` is told to every other host.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::random;
+
+/// How long a connection to an address that is not this machine's own may take to come back to it.
+const PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Whether the system calls the address its own.
+pub(crate) fn is_own(address: IpAddr) -> bool {
+    TcpListener::bind((address, 0)).is_ok()
+}
+
+/// Whether what is sent to the address arrives here; how, in words. `port` is the one that may be forwarded; 0 for
+/// any.
+///
+/// # Errors
+/// It does not, with what to do.
+pub(crate) fn check(address: IpAddr, port: u16) -> Result<&'static str, String> {
+    if is_own(address) {
+        return Ok("an address of this machine");
+    }
+    match comes_back(address, port) {
+        Ok(()) => Ok("leads to this machine, by way of another one"),
+        Err(reason) => Err(format!(
+            "{address} is no address of this machine, and does not lead to it ({reason}); give one by which the \
+             other hosts reach this machine (`ip address` lists its own)"
+        )),
+    }
+}
+
+/// Listens here, dials there, and sees whether that is the same.
+fn comes_back(address: IpAddr, port: u16) -> Result<(), String> {
+    let all = match address {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let text = |error: std::io::Error| error.to_string();
+    let listener = TcpListener::bind((all, port)).map_err(text)?;
+    listener.set_nonblocking(true).map_err(text)?;
+    let port = listener.local_addr().map_err(text)?.port();
+    let mut dialled =
+        TcpStream::connect_timeout(&SocketAddr::new(address, port), PATIENCE).map_err(text)?;
+    let word = random::nonzero_u64().map_err(|_| "no random number".to_owned())?.to_le_bytes();
+    dialled.write_all(&word).map_err(text)?;
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let Ok((mut accepted, _)) = listener.accept() else {
+            std::thread::sleep(LOOK_EVERY);
+            continue;
+        };
+        let mut read = [0; 8];
+        accepted.set_nonblocking(false).map_err(text)?;
+        accepted.set_read_timeout(Some(PATIENCE)).map_err(text)?;
+        if accepted.read_exact(&mut read).is_ok() && read == word {
+            return Ok(());
+        }
+    }
+    Err("another machine answers there".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_this_machine_is_good_and_one_of_a_documentation_network_is_not() {
+        check("127.0.0.1".parse().unwrap(), 0).unwrap();
+        // RFC 5737: such an address is no machine's.
+        let error = check("192.0.2.1".parse().unwrap(), 0).unwrap_err();
+        assert!(error.contains("no address of this machine"), "{error}");
+    }
+
+    #[test]
+    fn a_connection_that_comes_back_is_recognized() {
+        comes_back("127.0.0.1".parse().unwrap(), 0).unwrap();
+    }
+}

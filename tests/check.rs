@@ -1,0 +1,69 @@
+//! What is wrong with a start is found before it, and said with what to do.
+
+mod common;
+
+use std::fs;
+
+use common::PATIENCE;
+use common::programs::{self, COORD, Ended};
+
+/// Runs `coord` for a cluster file in a directory of its own.
+#[track_caller]
+fn coord_with(file: &str, flags: &[&str]) -> Ended {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let path = dir.path().join("cluster.txt");
+    fs::write(&path, file).expect("write a file");
+    let path = path.to_str().expect("a path in UTF-8");
+    let dir = dir.path().to_str().expect("a path in UTF-8");
+    let all = ["-C", path, "--dir", dir].into_iter().chain(flags.iter().copied());
+    programs::run(COORD, all, "", PATIENCE)
+}
+
+const THREE: &str = "3\nlocalhost 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
+
+#[test]
+fn an_address_of_another_machine_is_found_by_a_check_and_by_a_start() {
+    // RFC 5737: such an address is no machine's.
+    let flags = ["--advertise", "192.0.2.1"];
+    let checked = coord_with(THREE, &["--advertise", "192.0.2.1", "--check"]).with_code(1);
+    let line = checked.stdout.lines().find(|line| line.starts_with("FAILED")).expect("a finding");
+    assert!(line.contains("--advertise 192.0.2.1: 192.0.2.1 is no address of this"), "{line}");
+    let started = coord_with(THREE, &[&flags[..], &["--daemon"]].concat()).with_code(1);
+    assert!(started.stderr.contains("192.0.2.1 is no address of this"), "{}", started.stderr);
+}
+
+#[test]
+fn a_check_tells_of_ports_that_meet_of_memory_and_of_threads() {
+    let file = "3\nlocalhost 0 0 0\nlocalhost 45017 0 0\nlocalhost 0 0 0\n";
+    let checked = coord_with(file, &["-c", "45017", "--check"]).with_code(1);
+    let words =
+        "FAILED  server 1 on localhost, port 45017: it is also that of the coordinator's -c";
+    for words in [words, "localhost, memory:", "threads (ulimit -u)", "locked memory (ulimit -l)"] {
+        assert!(checked.stdout.contains(words), "no {words:?} in {}", checked.stdout);
+    }
+}
+
+#[test]
+fn a_memory_limit_that_is_too_small_is_refused_at_once_with_the_least_there_is() {
+    let refused = coord_with(THREE, &["--memory-limit", "5"]).with_code(2);
+    assert!(refused.stderr.contains("give at least 16M"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_coordinator_on_dev_null_starts_nothing_and_says_what_to_do() {
+    let dir = tempfile::tempdir().expect("make a directory");
+    let path = dir.path().join("cluster.txt");
+    fs::write(&path, THREE).expect("write a file");
+    let output = std::process::Command::new(COORD)
+        .arg("-C")
+        .arg(&path)
+        .arg("--dir")
+        .arg(dir.path())
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("run coord");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("at its end already") && said.contains("--daemon"), "{said}");
+    assert!(!dir.path().join("coordinator.state").exists(), "nothing was started");
+}
