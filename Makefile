@@ -101,7 +101,7 @@ setup: ## install or name what is missing on this machine
 
 clean: ## remove everything that was built, and run/ with its logs and dumps
 	@status=0; scripts/launch-cluster.sh status >/dev/null 2>&1 || status=$$?; \
-	if ((status != 3)); then \
+	if ((status != 5)); then \
 	    echo "a cluster runs in run/; 'scripts/launch-cluster.sh stop' stops it" >&2; exit 1; fi
 	$(CARGO) clean
 	rm -rf bin run

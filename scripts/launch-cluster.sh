@@ -39,7 +39,8 @@ stop waits for as long as a dump fails, and says why:
   --force              give up what cannot be dumped
 ssh must get in without a password: a key or an agent.
 
-exit status: 0 done; 1 failed, and stderr says at what; 2 wrong usage; 3 no cluster runs in DIR
+exit status: 0 done; 1 failed, and stderr says at what; 2 wrong usage; 5 no cluster runs in DIR;
+             status: 0 every key has two copies; 3 something is amiss; 4 some keys are not served
 USAGE
 }
 
@@ -227,7 +228,7 @@ undo_start() {
 }
 
 # Sets coord_pid to the coordinator that runs in DIR, or to nothing where servers have outlived it, here or on ssh
-# hosts: then servers_known says whether the coordinator's state names them. Ends with status 3 where no cluster runs.
+# hosts: then servers_known says whether the coordinator's state names them. Ends with status 5 where no cluster runs.
 find_coord() {
     local found=0
     coord_pid=$(cat -- "$dir/coord.pid" 2>/dev/null) || coord_pid=
@@ -242,7 +243,7 @@ find_coord() {
     find_leftovers
     ((${#leftovers[@]} == 0)) || return 0
     say "no cluster runs in $dir"
-    exit 3
+    exit 5
 }
 
 status() {

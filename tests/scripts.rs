@@ -25,7 +25,7 @@ use kv_protocol::status::{ClusterState, ClusterStatus};
 /// What one run of a script may take.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
 /// No cluster runs in the directory.
-const NO_CLUSTER: i32 = 3;
+const NO_CLUSTER: i32 = 5;
 
 /// A copy of the checkout, built.
 struct Checkout {

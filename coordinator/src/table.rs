@@ -473,7 +473,7 @@ mod tests {
         for (name, value) in [("remote-dir", "ftkv"), ("net", "au\x1bto")] {
             status.settings.insert(name.to_owned(), value.to_owned());
         }
-        let text = render(&status, None);
+        let text = render(&status, Screen::default());
         let last = text.lines().last().unwrap();
         assert_eq!(last, "settings: net au\\u{1b}to, remote-dir ftkv");
     }
