@@ -128,6 +128,55 @@ fn after_a_stop_every_key_comes_back_with_value_and_version_again_and_again() {
     cluster.stop().assert_copies_agree();
 }
 
+/// Removes every copy of the coordinator's state.
+fn lose_state(dir: &Path) {
+    for name in ["coordinator.state", "coordinator.state.old", "restore/coordinator.state"] {
+        let _ = fs::remove_file(dir.join(name));
+    }
+}
+
+#[test]
+fn where_the_state_is_lost_the_dumps_of_both_holders_bring_every_key_back() {
+    let pairs = pairs(300);
+    let dir = stopped(&pairs);
+    let (said, dir) = refused(Cluster::builder().flag("--without-state").restore(dir));
+    assert_says(&said, &["coordinator.state is there", "leave --without-state out"]);
+    lose_state(dir.path());
+    let (said, dir) = refused(Cluster::builder().restore(dir));
+    assert_says(&said, &["nobody knows which dumps count", "--without-state"]);
+    let cluster = Cluster::builder().flag("--without-state").restore(dir).start();
+    let log = cluster.coord_log();
+    assert_says(&log, &["rebuilt from dumps alone", "two clusters answer for the same keys"]);
+    check_all(&mut cluster.open(), &pairs);
+    cluster.await_whole();
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn without_a_state_a_group_of_which_one_dump_is_left_comes_back_only_when_that_is_accepted() {
+    let all = pairs(300);
+    let dir = stopped(&all);
+    lose_state(dir.path());
+    // Group 0 has lost a holder's dump, group 1 both.
+    for name in ["server_1.secondary", "server_1.primary", "server_2.secondary"] {
+        fs::remove_file(dir.path().join(name)).expect("remove a dump");
+    }
+    let without = |dir| Cluster::builder().flag("--without-state").restore(dir);
+    let (said, dir) = refused(without(dir));
+    let doubts =
+        ["group 0: one holder's dump is there alone", "group 1: there is no holder's dump"];
+    assert_says(&said, &[doubts[0], doubts[1], "--accept-loss"]);
+    assert!(!said.contains("group 2:"), "{said}");
+    let cluster = without(dir).flag("--accept-loss").start();
+    let placement = cluster.placement();
+    let mut client = cluster.open();
+    for group in [0, 2] {
+        check_all(&mut client, &of_group(placement, &all, group));
+    }
+    let lost = of_group(placement, &all, 1);
+    assert!(matches!(client.get(&lost[0].0, &now()), Err(Error::Lost { .. })));
+}
+
 /// Sends a write of a client's session, under the view that its group has.
 fn write(cluster: &Cluster, key: &[u8], value: &[u8]) -> common::raw::Answered {
     let server = cluster.server(0).clients.expect("started").parse().expect("an address");

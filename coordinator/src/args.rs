@@ -177,6 +177,13 @@ pub(crate) struct Args {
     #[arg(long, requires = "restore")]
     pub(crate) accept_loss: bool,
 
+    /// Restore where every copy of the coordinator's state is lost: the dumps in the directories tell what the last
+    /// state was. Where both holders' dumps of a group are there that is certain; of any other group it is said what
+    /// may be missing, and it needs --accept-loss. Nobody can be asked whether an old server still runs: end them
+    /// first.
+    #[arg(long, requires = "restore", conflicts_with = "force")]
+    pub(crate) without_state: bool,
+
     /// Restore although a member of the old cluster may still serve. Only if you know that it does not:
     /// two clusters would answer for the same keys.
     #[arg(long, requires = "restore")]

@@ -114,9 +114,9 @@ fn no_state(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "dumps of servers lie in {dir}, but no {FILE_NAME}, which says which of them count; nothing was \
-         started. Put the state back: without it the dumps cannot be restored, and servers that may live are not \
-         found. Only if no server of that cluster runs anywhere and its data is not needed, move the dumps away \
-         to found a new, empty cluster"
+         started. Put the state back: without it servers that may live are not found. If every copy of it is lost, end \
+         every server of that cluster, and say --restore DIR --without-state: the dumps tell what it was. Only if \
+         its data is not needed, move the dumps away to found a new, empty cluster"
     )
 }
 

@@ -12,8 +12,9 @@
 //! ever, so its successors listen there too.
 
 use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use kv_core::cluster::{DurableServer, DurableState};
@@ -169,6 +170,23 @@ pub(crate) enum LoadError {
 /// Makes a state durable in a directory. Blocks until the disk has it.
 pub(crate) fn store(directory: &Path, record: &Record) -> Result<(), StoreError> {
     crate::state_file::StateFile::open(directory)?.store(record).map(drop)
+}
+
+/// Writes a state to a file of another name, for this user alone.
+pub(crate) fn write(path: &Path, record: &Record) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("replace", path)(error));
+        }
+        _ => {}
+    }
+    let mut options = fs::OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| {
+        file.write_all(&encode_in(record, 0))?;
+        file.sync_all()
+    });
+    written.map_err(failed("write", path))
 }
 
 /// Gives the state of a cluster that is over another name, for good. One that has never served is not worth

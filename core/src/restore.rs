@@ -22,8 +22,11 @@ use crate::cluster::{DurableState, Founding};
 use crate::dump::{DumpHeader, DumpedShard};
 use crate::holes::{self, Hole};
 
+mod rebuild;
 #[cfg(test)]
 mod tests;
+
+pub use rebuild::{Certainty, RebuildError, Rebuilt, rebuild};
 
 /// What becomes of one dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -70,6 +70,22 @@ pub(super) fn dumps(
     Ok(found.map(|((path, bytes), result)| Found { path, bytes, dump: taken(result) }).collect())
 }
 
+/// The same of whatever cluster they are, for a ring of so many servers.
+pub(super) fn dumps_of_any(
+    dirs: &[PathBuf],
+    servers: u16,
+    console: Console,
+) -> Result<Vec<Found>, String> {
+    let files = list(dirs)?;
+    let total: u64 = files.iter().map(|(_, bytes)| bytes).sum();
+    console.say(&format!("reading {} dumps, {}", files.len(), bytes(total)));
+    let read = |(path, bytes): (PathBuf, u64)| {
+        let dump = check_any(&path, servers, |_| true);
+        Found { path, bytes, dump }
+    };
+    Ok(files.into_iter().map(read).collect())
+}
+
 /// The files that are named as dumps, with their sizes.
 fn list(dirs: &[PathBuf]) -> Result<Vec<(PathBuf, u64)>, String> {
     let (mut files, mut seen) = (Vec::new(), BTreeSet::new());
@@ -123,10 +139,20 @@ impl From<DumpError> for Stopped {
     }
 }
 
-/// Reads a dump as a whole.
+/// Reads a dump as a whole; one that is of another cluster only to its header.
 pub(super) fn check(path: &Path, state: &DurableState) -> Result<DumpHeader, String> {
     let servers = u16::try_from(state.servers.len()).map_err(|error| error.to_string())?;
-    let placement = Placement::new(servers, state.shards);
+    check_any(path, servers, |origin| {
+        origin.cluster == state.cluster && origin.shards == state.shards
+    })
+}
+
+fn check_any(
+    path: &Path,
+    servers: u16,
+    is_ours: impl Fn(&DumpOrigin) -> bool,
+) -> Result<DumpHeader, String> {
+    let mut placement = None;
     let mut file = files::open(path).map_err(|error| error.to_string())?;
     let mut bytes = vec![0; READ_BYTES];
     let mut reader = DumpReader::new();
@@ -140,14 +166,17 @@ pub(super) fn check(path: &Path, state: &DurableState) -> Result<DumpHeader, Str
         };
         let fed = reader.feed(&bytes[..count], |item| {
             match item {
-                DumpItem::Origin(origin)
-                    if origin.cluster != state.cluster || origin.shards != state.shards =>
-                {
+                DumpItem::Origin(origin) if !is_ours(&origin) => {
                     return Err(Stopped::OfOther(origin));
                 }
-                DumpItem::Origin(origin) => place.0 = origin.group,
+                DumpItem::Origin(origin) => {
+                    place.0 = origin.group;
+                    placement = Some(Placement::new(servers, origin.shards));
+                }
                 DumpItem::Shard(line) => place.1 = line.shard,
-                DumpItem::Entry(entry) if placement.locate(entry.digest) != place => {
+                DumpItem::Entry(entry)
+                    if placement.is_none_or(|ring| ring.locate(entry.digest) != place) =>
+                {
                     return Err(Stopped::Misplaced);
                 }
                 DumpItem::Entry(_) | DumpItem::Record(_) => {}

@@ -16,6 +16,7 @@
 
 pub(crate) mod alive;
 pub(crate) mod gather;
+mod rebuilt;
 mod report;
 pub(crate) mod send;
 mod stage;
@@ -82,7 +83,10 @@ pub(crate) async fn prepare(
     for dir in dirs {
         lock::refuse_if_held(dir, &args.dir)?;
     }
-    let last = state::last(dirs, &args.dir).map_err(Failure::Failed)?;
+    let last = match args.without_state {
+        false => state::last(dirs, &args.dir).map_err(Failure::Failed)?,
+        true => rebuild_state(args, dirs, plan, console).await?,
+    };
     let state = &last.record.state;
     console.say(&format!(
         "restoring cluster {} of {} servers with {} shard{} each, by {}",
@@ -184,6 +188,34 @@ pub(crate) async fn prepare(
     Ok(Restoration { cluster: state.cluster, origin, loads, patience, dir: plan.dir.clone() })
 }
 
+/// The last state as the dumps tell it. What they cannot tell is said, and must be accepted.
+async fn rebuild_state(
+    args: &Args,
+    dirs: &[PathBuf],
+    plan: &Plan,
+    console: Console,
+) -> Result<state::Last, Failure> {
+    let read = in_thread({
+        let (dirs, plan) = (dirs.to_vec(), plan.clone());
+        move || rebuilt::state(&dirs, &plan, console)
+    });
+    let rebuilt::FromDumps { last, doubts } = read.await?.map_err(Failure::Failed)?;
+    console.warn(
+        "the state is rebuilt from dumps alone (--without-state): nobody can be asked whether servers of that cluster \
+         still run. If one does, two clusters answer for the same keys",
+    );
+    if !doubts.is_empty() && !args.accept_loss {
+        rebuilt::remove(&plan.dir);
+        return Err(Failure::Failed(format!(
+            "the dumps do not tell for certain what the last state of these groups was:\n  {}\n  Find the dumps of \
+             the other holders, or give --accept-loss to go on with what is there",
+            doubts.join("\n  ")
+        )));
+    }
+    doubts.iter().for_each(|doubt| console.warn(doubt));
+    Ok(last)
+}
+
 /// The settings of the last state in these directories; the defaults where none can be read, which [`prepare`]
 /// reports.
 pub(crate) fn last_settings(dirs: &[PathBuf], own: &Path) -> Settings {
@@ -206,6 +238,7 @@ impl Restoration {
     /// Every group has two copies again: the links are of no use any more.
     pub(crate) fn finish(&self) {
         stage::remove(&self.dir);
+        rebuilt::remove(&self.dir);
     }
 
     /// What a server begins with.

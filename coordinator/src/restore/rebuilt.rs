@@ -1,0 +1,81 @@
+//! `--without-state`: the last state read off the dumps, where every copy of it is lost.
+
+use std::path::{Path, PathBuf};
+
+use kv_core::dump::DumpHeader;
+use kv_core::restore::{Certainty, Rebuilt, rebuild};
+use kv_protocol::ClusterKey;
+
+use super::gather;
+use super::state::Last;
+use crate::logs::Console;
+use crate::machine::Machine;
+use crate::plan::Plan;
+use crate::ready::Ports;
+use crate::store::{self, Place, Record};
+
+/// Its name in the coordinator's directory.
+const NAME: &str = "coordinator.state.rebuilt";
+
+/// A state that was rebuilt, and stored for whoever tries again.
+#[derive(Debug)]
+pub(super) struct FromDumps {
+    pub(super) last: Last,
+    /// What cannot be known of its groups, in words.
+    pub(super) doubts: Vec<String>,
+}
+
+/// Reads every dump in the directories, and rebuilds the state.
+///
+/// # Errors
+/// A state is there, or the dumps are of no one cluster; in words.
+pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<FromDumps, String> {
+    for dir in dirs.iter().chain([&plan.dir]) {
+        let path = dir.join(store::FILE_NAME);
+        if path.exists() {
+            return Err(format!(
+                "{} is there: leave --without-state out; only the state says for certain which dumps count",
+                path.display()
+            ));
+        }
+    }
+    let servers = plan.file.count();
+    let found = gather::dumps_of_any(dirs, servers, console)?;
+    let headers: Vec<DumpHeader> =
+        found.iter().filter_map(|found| found.dump.clone().ok()).collect();
+    let Rebuilt { state, groups } =
+        rebuild(&headers, servers).map_err(|error| error.to_string())?;
+    let doubt = |(group, certainty): (usize, &Certainty)| match certainty {
+        Certainty::Sure => None,
+        Certainty::Doubtful => Some(format!(
+            "group {group}: one holder's dump is there alone; the other holder may have acknowledged writes after it"
+        )),
+        Certainty::Lost => Some(format!("group {group}: there is no holder's dump")),
+    };
+    let doubts = groups.iter().enumerate().filter_map(doubt).collect();
+    let place = Place {
+        ports: Ports { clients: 0, servers: 0 },
+        listen: plan.listen,
+        machine: Some(Machine::this()),
+        hosts: plan.file.servers.iter().map(|line| line.host.clone()).collect(),
+        routes: plan.routes.clone(),
+        moved: Vec::new(),
+        elsewhere: Vec::new(),
+    };
+    let record = Record {
+        key: ClusterKey(0),
+        place,
+        settings: plan.settings.clone(),
+        dump_dir: None,
+        has_ended_well: false,
+        state,
+    };
+    let path = plan.dir.join(NAME);
+    store::write(&path, &record).map_err(|error| error.to_string())?;
+    Ok(FromDumps { last: Last { path, record }, doubts })
+}
+
+/// Removes what was stored for another try.
+pub(super) fn remove(dir: &Path) {
+    let _ = std::fs::remove_file(dir.join(NAME));
+}

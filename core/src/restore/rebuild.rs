@@ -1,0 +1,187 @@
+//! The coordinator's state, read off the dumps where the state itself is lost.
+//!
+//! Each dump names its writer, the newest view that it had installed, and what it was in that view. Of each group the
+//! writers of the newest view count. The primary of a later view would be one of the two holders of that view, and would
+//! have installed it. So where the dumps of both are there and neither knows a later view, nothing is missing. Where
+//! there is one dump alone, the other holder may have gone on without its writer: the group is [`Certainty::Doubtful`].
+
+use kv_protocol::limits::{MAX_SERVERS, MIN_SERVERS};
+use kv_protocol::{ClusterId, Epoch, GroupId, Incarnation, Member, Peer, View, ViewVersion};
+
+use crate::cluster::{DurableServer, DurableState};
+use crate::dump::{DumpHeader, HeldAs};
+
+/// Whether a group may have been written to after its dumps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certainty {
+    /// Both last holders' dumps are there.
+    Sure,
+    /// One holder's dump is there: the other one may have acknowledged writes after it.
+    Doubtful,
+    /// There is none.
+    Lost,
+}
+
+/// A state, and by group how far it can be relied upon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rebuilt {
+    /// What [`super::choose`] needs to know of it is right; that its servers have no processes is not.
+    pub state: DurableState,
+    /// In group order.
+    pub groups: Vec<Certainty>,
+}
+
+/// Why no state can be read off these dumps.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RebuildError {
+    /// None is complete.
+    #[error("there is no complete dump")]
+    NoDump,
+    /// They are of several clusters.
+    #[error("there are dumps of several clusters ({}); put those of one cluster into a directory of their own",
+        .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    SeveralClusters(Vec<ClusterId>),
+    /// They do not agree on the number of shards.
+    #[error("there are dumps of {0} shards and of {1}")]
+    SeveralShardCounts(u16, u16),
+    /// The ring that they are to be restored to is too small or too large.
+    #[error("the dump of {writer} is of group {group}; the cluster file names {servers} servers")]
+    OtherRing {
+        /// The process that wrote it.
+        writer: Member,
+        /// The group.
+        group: GroupId,
+        /// Servers of the ring.
+        servers: u16,
+    },
+}
+
+/// Reads the last state off the dumps of one cluster of so many servers.
+///
+/// # Errors
+/// [`RebuildError`].
+///
+/// # Panics
+/// A ring has 3 to 1,024 servers.
+pub fn rebuild(dumps: &[DumpHeader], servers: u16) -> Result<Rebuilt, RebuildError> {
+    assert!((MIN_SERVERS..=MAX_SERVERS).contains(&servers), "a cluster file names so many");
+    let first = dumps.first().ok_or(RebuildError::NoDump)?.origin;
+    let mut clusters: Vec<ClusterId> = dumps.iter().map(|dump| dump.origin.cluster).collect();
+    clusters.sort_unstable();
+    clusters.dedup();
+    if clusters.len() > 1 {
+        return Err(RebuildError::SeveralClusters(clusters));
+    }
+    if let Some(other) = dumps.iter().find(|dump| dump.origin.shards != first.shards) {
+        return Err(RebuildError::SeveralShardCounts(first.shards, other.origin.shards));
+    }
+    if let Some(other) = dumps.iter().find(|dump| dump.origin.group.0 >= servers) {
+        let (writer, group) = (other.origin.writer, other.origin.group);
+        return Err(RebuildError::OtherRing { writer, group, servers });
+    }
+    let (views, groups): (Vec<View>, Vec<Certainty>) =
+        (0..servers).map(|group| view_of(dumps, GroupId(group))).unzip();
+    // What is LOST goes on above all views that anybody can have been told.
+    let highest = views.iter().map(|view| view.version).max().unwrap_or_default();
+    let above = |view: &View| match view.primary {
+        Some(_) => *view,
+        None => View { version: ViewVersion(highest.0 + 1), ..*view },
+    };
+    let state = DurableState {
+        cluster: first.cluster,
+        ancestors: Vec::new(),
+        epoch: Epoch::default(),
+        shards: first.shards,
+        has_served: true,
+        servers: vec![DurableServer { incarnation: Incarnation(1), started: None }; servers.into()],
+        views: views.iter().map(above).collect(),
+        foundings: Vec::new(),
+        last_holders: Vec::new(),
+        is_stopping: true,
+        recovering: None,
+        moving: Vec::new(),
+    };
+    Ok(Rebuilt { state, groups })
+}
+
+/// The newest view of a group that a holder tells of.
+fn view_of(dumps: &[DumpHeader], group: GroupId) -> (View, Certainty) {
+    let newest = |dump: &DumpHeader| dump.shards.iter().map(|shard| shard.view).max();
+    let of_group = || dumps.iter().filter(|dump| dump.origin.group == group);
+    let version = of_group().filter_map(newest).max().unwrap_or_default();
+    let holder = |role: HeldAs| {
+        let is_so = |dump: &&DumpHeader| {
+            dump.shards.iter().any(|shard| shard.view == version && shard.held_as == role)
+        };
+        of_group().find(is_so).map(|dump| dump.origin.writer)
+    };
+    let (primary, secondary) = (holder(HeldAs::Primary), holder(HeldAs::Secondary));
+    let (first, second, certainty) = match (primary, secondary) {
+        (Some(primary), Some(secondary)) => (Some(primary), Some(secondary), Certainty::Sure),
+        (Some(one), None) | (None, Some(one)) => (Some(one), None, Certainty::Doubtful),
+        (None, None) => (None, None, Certainty::Lost),
+    };
+    let peer = second.map_or(Peer::None, Peer::Secondary);
+    (View { group, version, primary: first, peer, handover: false }, certainty)
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_protocol::{SequenceNumber, ServerId, ShardId};
+
+    use super::*;
+    use crate::dump::{DumpOrigin, DumpedShard};
+    use crate::restore::{Verdict, choose};
+
+    fn dump(server: u16, group: u16, held_as: HeldAs, view: u64, last: u64) -> DumpHeader {
+        let writer = Member { server: ServerId(server), incarnation: Incarnation(40 + view) };
+        let origin = DumpOrigin { cluster: ClusterId(7), writer, group: GroupId(group), shards: 2 };
+        let shard = |shard| DumpedShard {
+            shard: ShardId(shard),
+            held_as,
+            view: ViewVersion(view),
+            last: SequenceNumber(last),
+            forgotten: SequenceNumber::ZERO,
+        };
+        DumpHeader { origin, shards: vec![shard(0), shard(1)] }
+    }
+
+    #[test]
+    fn a_group_of_which_both_holders_dumps_are_there_is_sure() {
+        use HeldAs::{Primary, Secondary};
+        let dumps = [
+            dump(0, 0, Primary, 4, 10),
+            dump(1, 0, Secondary, 4, 10),
+            dump(2, 1, Primary, 6, 5),
+            // It was removed before, and has missed what came then.
+            dump(1, 1, Primary, 5, 9),
+            dump(0, 2, HeldAs::Candidate, 3, 1),
+        ];
+        let Rebuilt { state, groups } = rebuild(&dumps, 3).unwrap();
+        assert_eq!(groups, [Certainty::Sure, Certainty::Doubtful, Certainty::Lost]);
+        let chosen = choose(&state, &dumps).unwrap();
+        let used: Vec<bool> = chosen.verdicts.iter().map(|v| *v == Verdict::Used).collect();
+        assert_eq!(used, [true, false, true, false, false]);
+        assert!(matches!(chosen.verdicts[1], Verdict::Surpassed));
+        let lost: Vec<GroupId> = chosen.lost().collect();
+        assert_eq!(lost, [GroupId(2)]);
+        assert_eq!(chosen.groups[2].above, ViewVersion(7), "above all that was ever told");
+    }
+
+    #[test]
+    fn dumps_that_do_not_fit_together_are_no_state() {
+        let good = dump(0, 0, HeldAs::Primary, 1, 1);
+        assert_eq!(rebuild(&[], 3), Err(RebuildError::NoDump));
+        let mut other = good.clone();
+        other.origin.cluster = ClusterId(8);
+        let both = RebuildError::SeveralClusters(vec![ClusterId(7), ClusterId(8)]);
+        assert_eq!(rebuild(&[good.clone(), other], 3), Err(both));
+        let mut other = good.clone();
+        other.origin.shards = 3;
+        let both = Err(RebuildError::SeveralShardCounts(2, 3));
+        assert_eq!(rebuild(&[good.clone(), other], 3), both);
+        let far = dump(0, 3, HeldAs::Primary, 1, 1);
+        assert!(matches!(rebuild(&[good, far], 3), Err(RebuildError::OtherRing { .. })));
+    }
+}
