@@ -1,8 +1,9 @@
 //! Operations from a file or pipe: many in flight, answers in order, no prompt.
 
 use std::io::{self, IsTerminal};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -54,8 +55,10 @@ fn exchange(
                 output.flush().context("writing answers")?;
             }
             match lines.next(pipeline.is_empty()).context("reading operations")? {
-                Next::Line(number, line) => pipeline.push(number, parse(&line)),
-                Next::TooLong(number) => pipeline.push(number, Err(ParseError::LineTooLong)),
+                Next::Line(number, line) => pipeline.push(number, Instant::now(), parse(&line)),
+                Next::TooLong(number) => {
+                    pipeline.push(number, Instant::now(), Err(ParseError::LineTooLong));
+                }
                 Next::NotYet => is_starved = true,
                 Next::End => is_at_end = true,
             }
@@ -83,10 +86,40 @@ fn exchange(
             })
             .context("waiting for answers")?;
         written.context("writing answers")?;
+        let is_held_up = !is_starved && !is_at_end;
+        if is_held_up && pipeline.is_out_of_touch() {
+            is_at_end = pass_over(&mut lines, pipeline).context("reading operations")?;
+        }
         if is_starved || count == 0 {
             output.flush().context("writing answers")?;
         }
     }
+}
+
+/// Gives up the lines that are at hand: they have waited for room while the lines before them used up their
+/// timeout. Whoever writes them may be at it still, so those that follow closely count, too, for up to one more
+/// timeout. Returns whether the input has ended.
+fn pass_over(lines: &mut Lines, pipeline: &mut Pipeline) -> io::Result<bool> {
+    let start = Instant::now();
+    let mut passed_over: Option<RangeInclusive<u64>> = None;
+    let is_at_end = loop {
+        if start.elapsed() >= pipeline.timeout() {
+            break false;
+        }
+        let number = match lines.next(false)? {
+            Next::Line(_, line) if parse(&line) == Ok(None) => continue,
+            Next::Line(number, _) | Next::TooLong(number) => number,
+            Next::NotYet if lines.is_readable(INPUT_INTERVAL)? => continue,
+            Next::NotYet => break false,
+            Next::End => break true,
+        };
+        let first = passed_over.map_or(number, |before| *before.start());
+        passed_over = Some(first..=number);
+    };
+    if let Some(passed_over) = passed_over {
+        pipeline.push_not_tried(passed_over);
+    }
+    Ok(is_at_end)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -147,12 +180,16 @@ mod tests {
         file.into()
     }
 
+    /// How long an operation may take where a test does not say.
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
     /// Whether all succeeded, and what went to standard output and standard error.
     fn run_on(fake: &Fake, input: OwnedFd, options: Options) -> (bool, String, String) {
+        let timeout = options.deadline;
         let client = Client::open(&fake.endpoint(), options).unwrap();
         let (answers, errors) = (Kept::default(), Kept::default());
         let mut output = Output::new(Box::new(answers.clone()), Box::new(errors.clone()));
-        let all = run(&mut Pipeline::new(client), input, &mut output).unwrap();
+        let all = run(&mut Pipeline::new(client, timeout), input, &mut output).unwrap();
         (all, answers.text(), errors.text())
     }
 
@@ -239,6 +276,7 @@ mod tests {
             ("D \"k\"", true),
             ("V \"k\" \"v\"", false),
             ("V \"k\" \" \"", true),
+            ("V \"k\" absent", true),
             ("help", true),
             ("", true),
             ("Q", false),
@@ -253,13 +291,97 @@ mod tests {
     fn without_a_coordinator_a_long_file_ends_at_the_first_deadline() {
         let mut fake = Fake::start(3, 1);
         fake.kill_coordinator();
-        let deadline = Duration::from_millis(100);
+        let options = Options { deadline: Duration::from_millis(100), ..Options::default() };
+        let input: String = (1..=100_000).map(|n| format!("G \"{n}\"\n")).collect();
+        let (all, _, errors) = run_on(&fake, file(&input), options);
+        assert!(!all);
+        let errors: Vec<&str> = errors.lines().collect();
+        let (others, tried) = errors.split_last().unwrap();
+        for (n, error) in (1..).zip(tried) {
+            assert!(error.starts_with(&format!("line {n}: get \"{n}\"")), "{error}");
+        }
+        let expected = format!("lines {} to 100000: not tried", tried.len() + 1);
+        assert!(others.starts_with(&expected), "{others}");
+    }
+
+    #[test]
+    fn lines_that_wait_when_the_cluster_goes_end_together_and_none_that_was_sent_is_called_not_tried()
+     {
+        let mut fake = Fake::start(3, 1);
+        // The first 20 are done, and nothing after them is ever answered.
+        let mut served = 0;
+        fake.script(move |_| {
+            served += 1;
+            if served <= 20 { Act::Serve } else { Act::Ignore }
+        });
+        let deadline = Duration::from_millis(500);
         let client =
             Client::open(&fake.endpoint(), Options { deadline, ..Options::default() }).unwrap();
-        let mut output = Output::new(Box::new(io::sink()), Box::new(io::sink()));
-        let input = file(&"G \"a\"\n".repeat(100_000));
-        let error = run(&mut Pipeline::new(client), input, &mut output).unwrap_err();
-        assert!(error.to_string().contains("were not tried"), "{error}");
+        let (answers, errors) = (Kept::default(), Kept::default());
+        let (to, errors_to) = (answers.clone(), errors.clone());
+        let begun = Instant::now();
+        let ran = std::thread::spawn(move || {
+            let input = file(&"P \"k\" \"v\"\n".repeat(200));
+            let mut output = Output::new(Box::new(to), Box::new(errors_to));
+            run(&mut Pipeline::new(client, deadline), input, &mut output).unwrap()
+        });
+        while fake.seen().len() < 21 {
+            std::thread::yield_now();
+        }
+        fake.kill_coordinator();
+        (0..3).for_each(|server| fake.kill(server));
+        assert!(!ran.join().unwrap());
+        // One after the other they would have taken 90 s.
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        let (answers, errors) = (answers.text(), errors.text());
+        assert_eq!(answers.lines().count(), 20);
+        let errors: Vec<&str> = errors.lines().collect();
+        assert_eq!(errors.len(), 2, "{errors:#?}");
+        assert!(errors[0].starts_with("line 21: put \"k\": in doubt"), "{errors:?}");
+        assert!(errors[1].starts_with("lines 22 to 200: not tried"), "{errors:?}");
+        assert!(fake.seen().iter().all(|seen| seen.seq <= 21), "nothing of them was sent");
+    }
+
+    #[test]
+    fn lines_that_come_when_the_cluster_is_back_are_tried() {
+        let fake = Fake::start(3, 1);
+        let answers_again = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let is_back = Arc::clone(&answers_again);
+        fake.script(move |_| match is_back.load(std::sync::atomic::Ordering::SeqCst) {
+            true => Act::Serve,
+            false => Act::Ignore,
+        });
+        let (input, mut to_client) = io::pipe().unwrap();
+        let (mut from_client, errors) = io::pipe().unwrap();
+        let answers = Kept::default();
+        let deadline = Duration::from_millis(500);
+        let client =
+            Client::open(&fake.endpoint(), Options { deadline, ..Options::default() }).unwrap();
+        let to = answers.clone();
+        std::thread::scope(|scope| {
+            let ran = scope.spawn(move || {
+                let mut output = Output::new(Box::new(to), Box::new(errors));
+                run(&mut Pipeline::new(client, deadline), input.into(), &mut output).unwrap()
+            });
+            // Two of one key: the second waits for the first, and has been read as early.
+            to_client.write_all(b"G \"a\"\nG \"a\"\n").unwrap();
+            let mut lines = Vec::new();
+            while lines.iter().filter(|&&byte| byte == b'\n').count() < 2 {
+                let mut byte = [0];
+                from_client.read_exact(&mut byte).expect("an error for each line");
+                lines.push(byte[0]);
+            }
+            let lines = String::from_utf8(lines).unwrap();
+            assert!(
+                lines.contains("line 1: get") && lines.contains("line 2: not tried"),
+                "{lines}"
+            );
+            answers_again.store(true, std::sync::atomic::Ordering::SeqCst);
+            to_client.write_all(b"P \"a\" \"1\"\n").unwrap();
+            drop(to_client);
+            assert!(!ran.join().unwrap());
+        });
+        assert_eq!(answers.text(), "value[\"a\"] <- \"1\"\n");
     }
 
     #[test]
@@ -279,7 +401,8 @@ mod tests {
             scope.spawn(|| {
                 let client = Client::open(&fake.endpoint(), Options::default()).unwrap();
                 let mut output = Output::new(Box::new(answers), Box::new(io::sink()));
-                let all = run(&mut Pipeline::new(client), input.into(), &mut output).unwrap();
+                let all =
+                    run(&mut Pipeline::new(client, TIMEOUT), input.into(), &mut output).unwrap();
                 assert!(all);
                 drop(output);
             });
@@ -303,7 +426,7 @@ mod tests {
         let errors = Kept::default();
         let mut output = Output::new(Box::new(answers), Box::new(errors.clone()));
         let input = file(&"P \"a\" \"1\"\n".repeat(10));
-        let all = run(&mut Pipeline::new(client), input, &mut output).unwrap();
+        let all = run(&mut Pipeline::new(client, TIMEOUT), input, &mut output).unwrap();
         assert!(!all);
         assert_eq!(errors.text(), "");
     }

@@ -63,7 +63,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     }
     let endpoints = args.endpoints().map_err(anyhow::Error::msg)?;
     let client = Client::open(&endpoints, options)?;
-    let mut pipeline = Pipeline::new(client);
+    let mut pipeline = Pipeline::new(client, args.timeout);
     let stdin = std::io::stdin();
     match args.source() {
         Source::Unnamed if stdin.is_terminal() && std::io::stdout().is_terminal() => {

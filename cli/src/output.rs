@@ -2,6 +2,7 @@
 //! one terminal.
 
 use std::io::{self, BufWriter, Write};
+use std::time::Duration;
 
 use indicatif::ProgressBar;
 
@@ -17,6 +18,16 @@ pub(super) struct Output {
     has_numbers: bool,
     progress: Option<ProgressBar>,
     has_failed: bool,
+    /// Lines that were not tried and are not reported yet.
+    not_tried: Option<NotTried>,
+}
+
+/// Lines one after the other that were not tried.
+#[derive(Clone, Copy, Debug)]
+struct NotTried {
+    first: u64,
+    last: u64,
+    waited: Duration,
 }
 
 impl Output {
@@ -31,7 +42,14 @@ impl Output {
 
     pub(super) fn new(answers: Box<dyn Write>, errors: Box<dyn Write>) -> Output {
         let answers = BufWriter::with_capacity(BUFFER_BYTES, answers);
-        Output { answers, errors, has_numbers: true, progress: None, has_failed: false }
+        Output {
+            answers,
+            errors,
+            has_numbers: true,
+            progress: None,
+            has_failed: false,
+            not_tried: None,
+        }
     }
 
     /// Writes around this bar from now on.
@@ -48,16 +66,51 @@ impl Output {
     /// If standard output takes no more. Standard error's refusal is of no consequence.
     pub(super) fn give(&mut self, answer: &Answer) -> io::Result<()> {
         self.has_failed |= answer.end != End::Done;
-        if answer.end != End::Error {
-            self.answers.write_all(answer.text.as_bytes())?;
-            return self.answers.write_all(b"\n");
+        match answer.end {
+            End::NotTried { first, waited } => {
+                let first = self.not_tried.map_or(first, |before| before.first);
+                self.not_tried = Some(NotTried { first, last: answer.line, waited });
+                Ok(())
+            }
+            End::Done | End::Negative => {
+                self.report_not_tried()?;
+                self.answers.write_all(answer.text.as_bytes())?;
+                self.answers.write_all(b"\n")
+            }
+            End::Error => {
+                self.report_not_tried()?;
+                self.report(&match self.has_numbers {
+                    true => format!("line {}: {}\n", answer.line, answer.text),
+                    false => format!("{}\n", answer.text),
+                })
+            }
         }
-        self.answers.flush()?;
-        let text = if self.has_numbers {
-            format!("line {}: {}\n", answer.line, answer.text)
-        } else {
-            format!("{}\n", answer.text)
+    }
+
+    /// Shows everything given so far.
+    ///
+    /// # Errors
+    /// As [`Output::give`].
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.report_not_tried()?;
+        self.answers.flush()
+    }
+
+    /// Reports the lines that were not tried, as far as they follow each other, in one message.
+    fn report_not_tried(&mut self) -> io::Result<()> {
+        let Some(NotTried { first, last, waited }) = self.not_tried.take() else { return Ok(()) };
+        let (lines, them) = match first == last {
+            true => (format!("line {first}"), "it"),
+            false => (format!("lines {first} to {last}"), "them"),
         };
+        self.report(&format!(
+            "{lines}: not tried, because what came before got no answer within {waited:?}; nothing of {them} was done: run {them} again once the cluster answers\n"
+        ))
+    }
+
+    /// Writes a message to standard error, behind the answers so far.
+    fn report(&mut self, text: &str) -> io::Result<()> {
+        self.answers.flush()?;
         let mut write = || {
             let _ = self.errors.write_all(text.as_bytes());
         };
@@ -66,13 +119,5 @@ impl Output {
             None => write(),
         }
         Ok(())
-    }
-
-    /// Shows everything given so far.
-    ///
-    /// # Errors
-    /// As [`Output::give`].
-    pub(super) fn flush(&mut self) -> io::Result<()> {
-        self.answers.flush()
     }
 }

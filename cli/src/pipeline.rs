@@ -4,12 +4,17 @@
 //!   window:   3:answered  4:in flight  5:answered  6:waits for 4 (same key)  7:in flight …
 //!             └ given out next
 //! ```
+//!
+//! An operation has its whole timeout from the moment it is sent. A line that waits behind one of the same
+//! key that got no answer in time has what is left of its timeout since it was read, and fails without having
+//! been tried once that is over. So the lines that wait when the cluster goes end together.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::time::Duration;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
-use kv_client::{Client, Completion, OpOptions, SubmitError};
+use kv_client::{Client, Completion, Error, OpOptions, SubmitError, is_deadline};
 
 use super::parse::{Command, HELP_TEXT, ParseError};
 use super::task::{Answer, End, Step, Task};
@@ -28,15 +33,26 @@ enum Slot {
     Ended(Answer),
 }
 
+/// The lines of one key in the window.
+#[derive(Debug, Default)]
+struct Queue {
+    /// Their places, the busy one first.
+    places: VecDeque<u64>,
+    /// The last one that ended got no answer in time.
+    is_unanswered: bool,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     client: Client,
+    /// How long an operation may take.
+    timeout: Duration,
     /// The place of the window's first line; places count from 0 and are the tags of operations.
     first: u64,
     window: VecDeque<Slot>,
-    /// For each key in the window that is busy: the places that wait for it, the busy one first.
-    by_key: HashMap<Vec<u8>, VecDeque<u64>>,
+    /// Each key in the window that is busy.
+    by_key: HashMap<Vec<u8>, Queue>,
     /// Places whose next operation can be submitted.
     to_submit: VecDeque<u64>,
     bytes: usize,
@@ -45,12 +61,16 @@ pub(super) struct Pipeline {
     completions: Vec<Completion>,
     /// An operation has failed, and no coordinator has ever answered.
     is_cut_off: bool,
+    /// The last operation that ended got no answer in time.
+    is_unanswered: bool,
 }
 
 impl Pipeline {
-    pub(super) fn new(client: Client) -> Pipeline {
+    /// `timeout`: as in the client's options.
+    pub(super) fn new(client: Client, timeout: Duration) -> Pipeline {
         Pipeline {
             client,
+            timeout,
             first: 0,
             window: VecDeque::new(),
             by_key: HashMap::new(),
@@ -59,7 +79,19 @@ impl Pipeline {
             lines: FIRST_LINES,
             completions: Vec::new(),
             is_cut_off: false,
+            is_unanswered: false,
         }
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Whether the cluster cannot be reached: an operation got no answer in time, and for half of that time at
+    /// the least nothing at all was heard of any server or coordinator.
+    pub(super) fn is_out_of_touch(&self) -> bool {
+        let is_silent = |heard_at: Instant| heard_at.elapsed() >= self.timeout / 2;
+        self.is_unanswered && self.client.heard_at().is_none_or(is_silent)
     }
 
     /// Whether it is in vain to add lines: one has failed at its deadline, and nobody has ever told
@@ -77,26 +109,36 @@ impl Pipeline {
         self.window.is_empty()
     }
 
-    /// Takes a line.
-    pub(super) fn push(&mut self, line: u64, parsed: Result<Option<Command>, ParseError>) {
+    /// Takes a line that was read at `read_at`.
+    pub(super) fn push(
+        &mut self,
+        line: u64,
+        read_at: Instant,
+        parsed: Result<Option<Command>, ParseError>,
+    ) {
         let ended = |text: String, end| Slot::Ended(Answer { line, text, end });
         let slot = match parsed {
             Ok(None) => return,
             Ok(Some(Command::Help)) => ended(HELP_TEXT.to_owned(), End::Done),
             Err(error) => ended(error.to_string(), End::Error),
-            Ok(Some(command)) => Slot::Running(Task::new(line, command)),
+            Ok(Some(command)) => Slot::Running(Task::new(line, read_at, command)),
         };
         let place = self.first + self.window.len() as u64;
         self.bytes += slot_bytes(&slot);
         if let Slot::Running(task) = &slot {
             let key = task.command().key().unwrap_or_default().to_vec();
             let queue = self.by_key.entry(key).or_default();
-            queue.push_back(place);
-            if queue.len() == 1 {
+            queue.places.push_back(place);
+            if queue.places.len() == 1 {
                 self.to_submit.push_back(place);
             }
         }
         self.window.push_back(slot);
+    }
+
+    /// Takes lines that are not to be tried.
+    pub(super) fn push_not_tried(&mut self, lines: RangeInclusive<u64>) {
+        self.window.push_back(Slot::Ended(Answer::not_tried(lines, self.timeout)));
     }
 
     /// Sends what can be sent, waits up to `timeout` for an answer if any is due, and gives out the
@@ -129,18 +171,35 @@ impl Pipeline {
         Ok(())
     }
 
+    fn index(&self, place: u64) -> Option<usize> {
+        usize::try_from(place.checked_sub(self.first)?).ok()
+    }
+
     fn slot(&mut self, place: u64) -> Option<&mut Slot> {
-        let index = usize::try_from(place.checked_sub(self.first)?).ok()?;
+        let index = self.index(place)?;
         self.window.get_mut(index)
     }
 
     fn submit(&mut self) {
         while let Some(place) = self.to_submit.pop_front() {
             let index = usize::try_from(place - self.first).unwrap_or(usize::MAX);
-            let Some(Slot::Running(task)) = self.window.get(index) else { continue };
+            let Some(Slot::Running(task)) = self.window.get_mut(index) else { continue };
+            let key = task.command().key().unwrap_or_default();
+            let is_unanswered = self.by_key.get(key).is_some_and(|queue| queue.is_unanswered);
+            let deadline = match is_unanswered {
+                true => self.timeout.saturating_sub(task.read_at().elapsed()),
+                false => self.timeout,
+            };
+            if !is_deadline(deadline) {
+                let answer = task.not_tried(self.timeout);
+                self.end(place, answer);
+                continue;
+            }
+            let now = Instant::now();
+            let options = OpOptions { deadline: Some(deadline), ..OpOptions::default() };
             let Some(op) = task.op() else { continue };
-            match self.client.submit(op, &OpOptions::default(), place) {
-                Ok(()) => {}
+            match self.client.submit(op, &options, place) {
+                Ok(()) => task.set_due(now + deadline),
                 Err(SubmitError::Full { .. }) => return self.to_submit.push_front(place),
                 Err(SubmitError::Refused(error)) => {
                     let answer = task.answer(End::Error, error.to_string());
@@ -157,7 +216,12 @@ impl Pipeline {
         // Twice: the answer's text is at least as long as the value.
         let most = MAX_BYTES / (2 * value_bytes + 1);
         self.lines = (self.lines * 2).min(MAX_LINES).min(most).max(1);
-        let Some(Slot::Running(task)) = self.slot(place) else { return };
+        let Some(index) = self.index(place) else { return };
+        let Some(Slot::Running(task)) = self.window.get_mut(index) else { return };
+        self.is_unanswered = is_silence(&completion.result) && task.is_due();
+        if let Some(queue) = self.by_key.get_mut(task.command().key().unwrap_or_default()) {
+            queue.is_unanswered = self.is_unanswered;
+        }
         match task.on_result(completion.result) {
             Step::Next => self.to_submit.push_front(place),
             Step::End(answer) => self.end(place, answer),
@@ -174,14 +238,20 @@ impl Pipeline {
         let Slot::Running(task) = old else { return };
         let key = task.command().key().unwrap_or_default();
         let Some(queue) = self.by_key.get_mut(key) else { return };
-        queue.pop_front();
-        match queue.front() {
+        queue.places.pop_front();
+        match queue.places.front() {
             Some(&next) => self.to_submit.push_back(next),
             None => {
                 self.by_key.remove(key);
             }
         }
     }
+}
+
+/// Whether this is how an operation ends that nobody has answered until its deadline. A server that is too
+/// busy has answered.
+fn is_silence<T>(result: &Result<T, Error>) -> bool {
+    matches!(result, Err(Error::Timeout { .. } | Error::Unavailable { .. } | Error::InDoubt { .. }))
 }
 
 fn slot_bytes(slot: &Slot) -> usize {

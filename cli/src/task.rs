@@ -1,6 +1,8 @@
 //! One line on its way: which operations it needs, one after the other, and what is answered.
 
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use kv_client::{Error, Op, Outcome};
 use kv_protocol::client_message::ReplicaRole;
@@ -18,6 +20,15 @@ pub(super) struct Answer {
     pub(super) end: End,
 }
 
+impl Answer {
+    /// That of lines that are not tried, because those before them got no answer for so long.
+    pub(super) fn not_tried(lines: RangeInclusive<u64>, waited: Duration) -> Answer {
+        let (first, line) = lines.into_inner();
+        // `Output` has the words: many of them are one message.
+        Answer { line, text: String::new(), end: End::NotTried { first, waited } }
+    }
+}
+
 /// How a line ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -27,6 +38,14 @@ pub(super) enum End {
     Negative,
     /// An error.
     Error,
+    /// Given up before anything was sent, because the lines before it got no answer; so are the lines before it from
+    /// `first` on.
+    NotTried {
+        /// The first of these lines.
+        first: u64,
+        /// How long they had waited.
+        waited: Duration,
+    },
 }
 
 /// What becomes of a task after one of its operations.
@@ -42,7 +61,10 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Task {
     line: u64,
+    read_at: Instant,
     command: Command,
+    /// The deadline of the operation that was sent last.
+    due: Option<Instant>,
     /// Operations done.
     done: u32,
     /// What the primary's copy holds, once `V` has read it.
@@ -50,8 +72,23 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(line: u64, command: Command) -> Task {
-        Task { line, command, done: 0, primary: None }
+    pub(super) fn new(line: u64, read_at: Instant, command: Command) -> Task {
+        Task { line, read_at, command, due: None, done: 0, primary: None }
+    }
+
+    /// When the line was read.
+    pub(super) fn read_at(&self) -> Instant {
+        self.read_at
+    }
+
+    /// Notes the deadline of the operation that has been sent.
+    pub(super) fn set_due(&mut self, due: Instant) {
+        self.due = Some(due);
+    }
+
+    /// Whether that has passed.
+    pub(super) fn is_due(&self) -> bool {
+        self.due.is_some_and(|due| Instant::now() >= due)
     }
 
     pub(super) fn command(&self) -> &Command {
@@ -143,6 +180,11 @@ impl Task {
     pub(super) fn answer(&self, end: End, text: String) -> Answer {
         Answer { line: self.line, text, end }
     }
+
+    /// Ends the line without its being tried.
+    pub(super) fn not_tried(&self, waited: Duration) -> Answer {
+        Answer::not_tried(self.line..=self.line, waited)
+    }
 }
 
 /// `value["k"] == "v"` and the like. Values can be long: no detour over more strings than one.
@@ -192,7 +234,7 @@ mod tests {
     use kv_client::Action;
 
     fn task(line: &str) -> Task {
-        Task::new(7, parse(line.as_bytes()).unwrap().unwrap())
+        Task::new(7, Instant::now(), parse(line.as_bytes()).unwrap().unwrap())
     }
 
     fn ok(value: &str) -> Result<Outcome, Error> {
@@ -258,8 +300,9 @@ mod tests {
         assert_eq!(end(line, vec![ok(" "), ok(" ")]), passed);
         let (how, text) = end(line, vec![absent(), ok(" ")]);
         assert_eq!(how, End::Negative);
-        let said = r#"expected "\x20", the primary has nothing, the secondary has "\x20""#;
-        assert!(text.ends_with(said), "{text}");
+        assert!(
+            text.ends_with(r#"expected "\x20", the primary has nothing, the secondary has "\x20""#)
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustyline::error::ReadlineError;
@@ -53,7 +53,7 @@ pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()>
             return Ok(());
         }
         number += 1;
-        pipeline.push(number, parse(line.as_bytes()));
+        pipeline.push(number, Instant::now(), parse(line.as_bytes()));
         while !pipeline.is_empty() {
             let mut written: io::Result<()> = Ok(());
             pipeline
