@@ -57,6 +57,11 @@ impl Output {
         self.progress = Some(bar);
     }
 
+    /// Whether errors begin with the number of their line from now on.
+    pub(super) fn set_numbers(&mut self, has_numbers: bool) {
+        self.has_numbers = has_numbers;
+    }
+
     /// Whether any line failed.
     pub(super) fn has_failed(&self) -> bool {
         self.has_failed
