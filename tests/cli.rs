@@ -6,9 +6,10 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use common::programs::{self, CLIENT, COORD, SERVER};
+use common::silent::Silent;
 use common::{Cluster, PATIENCE, process, wait_until};
 use kv_protocol::map::ServerState;
-use kv_protocol::status::ClusterState;
+use kv_protocol::status::{ClusterState, GroupCondition};
 
 #[test]
 fn every_operation_answers_in_its_documented_words() {
@@ -276,6 +277,129 @@ fn help_is_the_long_flag_of_every_program_and_goes_to_standard_output() {
 }
 
 #[test]
+fn a_byte_order_mark_at_the_start_of_operations_is_skipped() {
+    let cluster = Cluster::start();
+    let operations = "\u{feff}P \"a\" \"1\"\r\nG \"a\"\r\n";
+    for ended in [cluster.client(operations), cluster.client_file("marked.txt", operations)] {
+        let ended = ended.with_code(0);
+        assert_eq!(ended.lines(), ["value[\"a\"] <- \"1\"", "value[\"a\"] == \"1\""]);
+    }
+}
+
+#[test]
+fn a_minus_as_the_operations_file_is_standard_input() {
+    let cluster = Cluster::start();
+    let ended = cluster.client_with(&["-f", "-"], "P \"a\" \"1\"\n").with_code(0);
+    assert_eq!(ended.stdout, "value[\"a\"] <- \"1\"\n");
+}
+
+#[test]
+fn a_value_of_one_blank_is_told_from_an_absent_key() {
+    let cluster = Cluster::start();
+    let blank = "P \"k\" \" \"\nV \"k\" \"\\x20\"\n";
+    let ended = cluster.client(blank).with_code(0);
+    assert_eq!(ended.lines()[1], "check passed: value[\"k\"] == \"\\x20\"");
+    for absent in ["V \"k\" absent\n", "V \"k\" \" \"\n"] {
+        let ended = cluster.client(absent).with_code(1);
+        assert!(ended.stdout.starts_with("check FAILED"), "{absent}: {ended:#?}");
+        let ended = cluster.client(&absent.replace('k', "nowhere")).with_code(0);
+        assert!(ended.stdout.starts_with("check passed"), "{absent}: {ended:#?}");
+    }
+    let ended = cluster.client("V \"nowhere\" \"\\x20\"\n").with_code(1);
+    assert!(ended.stdout.starts_with("check FAILED"), "{ended:#?}");
+}
+
+#[test]
+fn a_write_that_one_server_has_says_so_until_there_are_two_again() {
+    let builder = Cluster::builder();
+    let binary = builder.dir().join("server");
+    std::fs::copy(SERVER, &binary).expect("copy the server");
+    let cluster = builder.server_binary(binary.clone()).start();
+    let key = String::from_utf8(cluster.key_at(1, 0, "k")).expect("text");
+    let (put, delete) = (format!("P \"{key}\" \"1\"\n"), format!("D \"{key}\"\n"));
+    let done = format!("value[\"{key}\"] <- \"1\"\n");
+    assert_eq!(cluster.client(&put).with_code(0).stdout, done);
+    // Nobody follows server 2, so server 1 is alone with its group until somebody does.
+    let away = binary.with_extension("away");
+    std::fs::rename(&binary, &away).expect("move the server away");
+    process::signal(cluster.server_pid(2), process::Signal::KILL);
+    wait_until("server 1 to be alone with its group", PATIENCE, || {
+        cluster.status().groups[1].condition == GroupCondition::Degraded
+    });
+    let ended = cluster.client(&format!("{put}{delete}{put}")).with_code(0);
+    let alone = format!("value[\"{key}\"] <- \"1\" (1 copy)");
+    assert_eq!(ended.lines(), [&alone, &format!("key \"{key}\" deleted (1 copy)"), &alone]);
+    std::fs::rename(&away, &binary).expect("bring the server back");
+    cluster.await_whole();
+    assert_eq!(cluster.client(&put).with_code(0).stdout, done);
+}
+
+#[test]
+fn a_batch_whose_cluster_goes_ends_about_one_timeout_later_and_names_what_was_not_tried() {
+    let mut cluster = Cluster::start();
+    let port = cluster.ready.clients_port.to_string();
+    let mut client = std::process::Command::new(CLIENT)
+        .args(["-h", "127.0.0.1", "-p", &port, "--timeout", "1", "-f", "-"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("start a client");
+    let mut input = client.stdin.take().expect("a pipe");
+    let mut answers = std::io::BufReader::new(client.stdout.take().expect("a pipe"));
+    input.write_all(b"P \"k\" \"0\"\n").expect("write to the client");
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut answers, &mut line).expect("read an answer");
+    assert_eq!(line, "value[\"k\"] <- \"0\"\n");
+    cluster.kill_coordinator();
+    process::end_all_in(cluster.dir());
+    let gone = Instant::now();
+    // Each in turn they would take more than three minutes.
+    input.write_all("P \"k\" \"1\"\n".repeat(200).as_bytes()).expect("write to the client");
+    drop(input);
+    assert_eq!(programs::wait(&mut client, Duration::from_secs(20)), Some(Some(1)));
+    println!("the batch ended {:?} after its cluster", gone.elapsed());
+    let (mut more, mut errors) = (String::new(), String::new());
+    std::io::Read::read_to_string(&mut answers, &mut more).expect("read a pipe");
+    assert_eq!(more, "");
+    let mut stderr = client.stderr.take().expect("a pipe");
+    std::io::Read::read_to_string(&mut stderr, &mut errors).expect("read a pipe");
+    let errors: Vec<&str> = errors.lines().collect();
+    assert_eq!(errors.len(), 2, "{errors:#?}");
+    assert!(errors[0].starts_with("line 2: put \"k\""), "{errors:?}");
+    assert!(errors[1].starts_with("lines 3 to 201: not tried"), "{errors:?}");
+}
+
+#[test]
+fn the_first_of_several_addresses_that_answers_is_taken() {
+    let (cluster, silent) = (Cluster::start(), Silent::all_kinds());
+    let port = cluster.ready.clients_port.to_string();
+    let dead: Vec<String> = silent.iter().map(Silent::endpoint).collect();
+    let one_by_one: Vec<&str> = dead.iter().flat_map(|address| ["-h", address]).collect();
+    let list = format!("{},127.0.0.1", dead.join(","));
+    let separate = [&one_by_one[..], &["-h", "127.0.0.1", "-p", &port]].concat();
+    for arguments in [&separate[..], &["-h", &list, "-p", &port]] {
+        let begun = Instant::now();
+        let ended = programs::run(CLIENT, arguments, "P \"a\" \"1\"\n", PATIENCE).with_code(0);
+        assert_eq!(ended.stdout, "value[\"a\"] <- \"1\"\n");
+        println!("behind all kinds of silence it took {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn the_status_and_the_client_take_an_ipv6_address_with_and_without_brackets() {
+    let cluster = Cluster::builder().flag("--bind").flag("::1").start();
+    let port = cluster.ready.clients_port.to_string();
+    for host in ["[::1]", "::1"] {
+        let arguments = ["status", "-h", host, "-p", &port];
+        let status = programs::run(COORD, arguments, "", PATIENCE).with_code(0).stdout;
+        assert!(status.contains(&cluster.ready.cluster), "{host}: {status}");
+        let put = "P \"a\" \"1\"\n";
+        programs::run(CLIENT, ["-h", host, "-p", &port], put, PATIENCE).with_code(0);
+    }
+}
+
+#[test]
 fn a_missing_operations_file_is_named() {
     let cluster = Cluster::start();
     let ended = cluster.client_with(&["-f", "/nowhere/at/all.txt"], "");
@@ -354,6 +478,7 @@ fn a_check_of_the_file_alone_looks_at_nothing_else() {
             0,
             "",
         ),
+        ("\u{feff}3\nlocalhost 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n", 0, ""),
         ("3\nlocalhost 0 0 0\nlocalhost 0 x 0\nlocalhost 0 0 0\n", 2, "line 3"),
         ("3\nlocalhost 0 0 0\nkv@nowhere.invalid 0 0 0\nlocalhost 0 0 0\n", 2, "--advertise"),
     ] {

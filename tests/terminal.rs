@@ -121,6 +121,98 @@ fn lines_are_remembered_from_one_run_to_the_next() {
     leave(terminal);
 }
 
+/// A paste as a terminal sends it that was asked to put brackets around it.
+fn pasted(text: &str) -> String {
+    format!("\x1b[200~{}\x1b[201~", text.replace('\n', ENTER))
+}
+
+#[test]
+fn nothing_of_a_paste_runs_before_enter_and_then_all_of_its_lines_in_order() {
+    let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
+    let mut terminal = open_client(&cluster, state.path());
+    assert!(terminal.screen().contains("\x1b[?2004h"), "brackets are asked for");
+    let mut other = cluster.open();
+    let key = b"a".as_slice();
+    // Without and with a line end at its end; an empty line and a comment are nothing.
+    for text in [
+        "P \"a\" \"1\"\nG \"a\"\n\n# no more\nP \"a\" \"2\"\nnonsense\nG \"a\"\n# end",
+        "P \"a\" \"1\"\nG \"a\"\n\n# no more\nP \"a\" \"2\"\nnonsense\nG \"a\"\n",
+    ] {
+        let _ = other.delete(key, &Default::default());
+        terminal.type_in(&pasted(text));
+        terminal.wait_for("G \"a\"");
+        terminal.wait_for("nonsense");
+        // All of it is at the prompt by the time that one more key is.
+        terminal.type_in(" # typed");
+        terminal.wait_for("# typed");
+        let found = other.get(key, &Default::default());
+        assert!(matches!(found, Err(kv_client::Error::NotFound { .. })), "{found:?}");
+        terminal.type_in(ENTER);
+        terminal.wait_for("value[\"a\"] <- \"1\"");
+        terminal.wait_for("value[\"a\"] == \"1\"");
+        terminal.wait_for("value[\"a\"] <- \"2\"");
+        // Which of several lines it was is not plain.
+        terminal.wait_for("line 6: \"nonsense\" is no operation");
+        terminal.wait_for("value[\"a\"] == \"2\"");
+        terminal.wait_for(PROMPT);
+    }
+    // Each line is remembered for itself.
+    ask(&mut terminal, &format!("{UP}{UP}"), "value[\"a\"] == \"2\"");
+    leave(terminal);
+}
+
+#[test]
+fn a_paste_can_be_thrown_away_and_a_word_of_leave_in_it_ends_the_client_there() {
+    let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
+    let mut terminal = open_client(&cluster, state.path());
+    terminal.type_in(&pasted("P \"a\" \"1\"\nP \"b\" \"1\"\n# end"));
+    terminal.wait_for("# end");
+    terminal.type_in(CTRL_C);
+    terminal.wait_for("\n");
+    terminal.wait_for(PROMPT);
+    ask(&mut terminal, "G \"a\"", "key \"a\" not found");
+    terminal.type_in(&pasted("P \"a\" \"2\"\nquit\nP \"a\" \"3\"\n"));
+    terminal.type_in(ENTER);
+    terminal.wait_for("value[\"a\"] <- \"2\"");
+    assert_eq!(terminal.await_end(PATIENCE), Some(0));
+    let value = cluster.open().get(b"a", &Default::default()).expect("a get");
+    assert_eq!(value.bytes, b"2");
+}
+
+#[test]
+fn a_paste_whose_cluster_is_gone_ends_after_one_timeout() {
+    let (mut cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
+    let mut command = client_command(&cluster, state.path());
+    command.args(["--timeout", "1"]);
+    let mut terminal = Terminal::start(command);
+    terminal.wait_for(PROMPT);
+    ask(&mut terminal, "P \"a\" \"1\"", "value[\"a\"] <- \"1\"");
+    cluster.kill_coordinator();
+    process::end_all_in(cluster.dir());
+    // Each in its turn, they would take longer than anybody waits here.
+    let lines: String = (1..=100).map(|n| format!("P \"key {n}\" \"1\"\n")).collect();
+    terminal.type_in(&pasted(&lines));
+    terminal.wait_for("key 100");
+    terminal.type_in(ENTER);
+    terminal.wait_for("line 1: put \"key 1\"");
+    terminal.wait_for("lines 2 to 100: not tried");
+    terminal.wait_for(PROMPT);
+    leave(terminal);
+}
+
+#[test]
+fn lines_that_come_at_once_without_brackets_are_all_done() {
+    let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
+    let mut terminal = open_client(&cluster, state.path());
+    let lines: String = (0..20).map(|n| format!("P \"a\" \"{n}\"{ENTER}")).collect();
+    terminal.type_in(&lines);
+    for n in 0..20 {
+        terminal.wait_for(&format!("value[\"a\"] <- \"{n}\""));
+        terminal.wait_for(PROMPT);
+    }
+    leave(terminal);
+}
+
 #[test]
 fn a_terminal_that_is_closed_ends_the_client() {
     let (cluster, state) = (Cluster::start(), tempfile::tempdir().expect("make a directory"));
