@@ -1,6 +1,7 @@
 //! Operations from a file or pipe: many in flight, answers in order, no prompt.
 
 use std::io::{self, IsTerminal};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,6 @@ use super::lines::{Lines, Next};
 use super::output::Output;
 use super::parse::{ParseError, parse};
 use super::pipeline::Pipeline;
-use super::task::Answer;
 
 /// How long to wait for an answer before looking whether more lines have come.
 const INPUT_INTERVAL: Duration = Duration::from_millis(10);
@@ -88,7 +88,7 @@ fn exchange(
         written.context("writing answers")?;
         let is_held_up = !is_starved && !is_at_end;
         if is_held_up && pipeline.is_out_of_touch() {
-            is_at_end = pass_over(&mut lines, pipeline.timeout(), output)?;
+            is_at_end = pass_over(&mut lines, pipeline).context("reading operations")?;
         }
         if is_starved || count == 0 {
             output.flush().context("writing answers")?;
@@ -96,27 +96,30 @@ fn exchange(
     }
 }
 
-/// Reports the lines that are at hand as not tried: they have waited for room while the lines before them used
-/// up their timeout. Whoever writes them may be at it still, so those that follow closely count, too, for up to
-/// one more timeout. Returns whether the input has ended.
-fn pass_over(lines: &mut Lines, timeout: Duration, output: &mut Output) -> anyhow::Result<bool> {
+/// Gives up the lines that are at hand: they have waited for room while the lines before them used up their
+/// timeout. Whoever writes them may be at it still, so those that follow closely count, too, for up to one more
+/// timeout. Returns whether the input has ended.
+fn pass_over(lines: &mut Lines, pipeline: &mut Pipeline) -> io::Result<bool> {
     let start = Instant::now();
-    while start.elapsed() < timeout {
-        match lines.next(false).context("reading operations")? {
-            Next::Line(number, line) => {
-                if parse(&line) != Ok(None) {
-                    output.give(&Answer::not_tried(number, timeout)).context("writing answers")?;
-                }
-            }
-            Next::TooLong(number) => {
-                output.give(&Answer::not_tried(number, timeout)).context("writing answers")?;
-            }
-            Next::NotYet if lines.is_readable(INPUT_INTERVAL).context("reading operations")? => {}
-            Next::NotYet => return Ok(false),
-            Next::End => return Ok(true),
+    let mut passed_over: Option<RangeInclusive<u64>> = None;
+    let is_at_end = loop {
+        if start.elapsed() >= pipeline.timeout() {
+            break false;
         }
+        let number = match lines.next(false)? {
+            Next::Line(_, line) if parse(&line) == Ok(None) => continue,
+            Next::Line(number, _) | Next::TooLong(number) => number,
+            Next::NotYet if lines.is_readable(INPUT_INTERVAL)? => continue,
+            Next::NotYet => break false,
+            Next::End => break true,
+        };
+        let first = passed_over.map_or(number, |before| *before.start());
+        passed_over = Some(first..=number);
+    };
+    if let Some(passed_over) = passed_over {
+        pipeline.push_not_tried(passed_over);
     }
-    Ok(false)
+    Ok(is_at_end)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -289,12 +292,16 @@ mod tests {
         let mut fake = Fake::start(3, 1);
         fake.kill_coordinator();
         let options = Options { deadline: Duration::from_millis(100), ..Options::default() };
-        let (all, _, errors) = run_on(&fake, file(&"G \"a\"\n".repeat(100_000)), options);
+        let input: String = (1..=100_000).map(|n| format!("G \"{n}\"\n")).collect();
+        let (all, _, errors) = run_on(&fake, file(&input), options);
         assert!(!all);
         let errors: Vec<&str> = errors.lines().collect();
-        assert_eq!(errors.len(), 2, "one that was tried, and the others: {errors:#?}");
-        assert!(errors[0].starts_with("line 1: get \"a\""), "{errors:?}");
-        assert!(errors[1].starts_with("lines 2 to 100000: not tried"), "{errors:?}");
+        let (others, tried) = errors.split_last().unwrap();
+        for (n, error) in (1..).zip(tried) {
+            assert!(error.starts_with(&format!("line {n}: get \"{n}\"")), "{error}");
+        }
+        let expected = format!("lines {} to 100000: not tried", tried.len() + 1);
+        assert!(others.starts_with(&expected), "{others}");
     }
 
     #[test]

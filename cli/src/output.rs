@@ -72,8 +72,8 @@ impl Output {
     pub(super) fn give(&mut self, answer: &Answer) -> io::Result<()> {
         self.has_failed |= answer.end != End::Done;
         match answer.end {
-            End::NotTried { waited } => {
-                let first = self.not_tried.map_or(answer.line, |before| before.first);
+            End::NotTried { first, waited } => {
+                let first = self.not_tried.map_or(first, |before| before.first);
                 self.not_tried = Some(NotTried { first, last: answer.line, waited });
                 Ok(())
             }

@@ -11,6 +11,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use kv_client::{Client, Completion, Error, OpOptions, SubmitError, is_deadline};
@@ -133,6 +134,11 @@ impl Pipeline {
             }
         }
         self.window.push_back(slot);
+    }
+
+    /// Takes lines that are not to be tried.
+    pub(super) fn push_not_tried(&mut self, lines: RangeInclusive<u64>) {
+        self.window.push_back(Slot::Ended(Answer::not_tried(lines, self.timeout)));
     }
 
     /// Sends what can be sent, waits up to `timeout` for an answer if any is due, and gives out the

@@ -1,6 +1,7 @@
 //! One line on its way: which operations it needs, one after the other, and what is answered.
 
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use kv_client::{Error, Op, Outcome};
@@ -20,10 +21,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// That of a line that is not tried, because those before it got no answer for so long.
-    pub(super) fn not_tried(line: u64, waited: Duration) -> Answer {
+    /// That of lines that are not tried, because those before them got no answer for so long.
+    pub(super) fn not_tried(lines: RangeInclusive<u64>, waited: Duration) -> Answer {
+        let (first, line) = lines.into_inner();
         // `Output` has the words: many of them are one message.
-        Answer { line, text: String::new(), end: End::NotTried { waited } }
+        Answer { line, text: String::new(), end: End::NotTried { first, waited } }
     }
 }
 
@@ -36,8 +38,11 @@ pub(super) enum End {
     Negative,
     /// An error.
     Error,
-    /// Given up before anything was sent, because the lines before it got no answer.
+    /// Given up before anything was sent, because the lines before it got no answer; so are the lines before it from
+    /// `first` on.
     NotTried {
+        /// The first of these lines.
+        first: u64,
         /// How long they had waited.
         waited: Duration,
     },
@@ -178,7 +183,7 @@ impl Task {
 
     /// Ends the line without its being tried.
     pub(super) fn not_tried(&self, waited: Duration) -> Answer {
-        Answer::not_tried(self.line, waited)
+        Answer::not_tried(self.line..=self.line, waited)
     }
 }
 

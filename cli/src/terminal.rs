@@ -81,7 +81,8 @@ fn do_lines(
         let timeout = pipeline.timeout();
         if pipeline.is_out_of_touch() && entered_at.elapsed() >= timeout && parsed != Ok(None) {
             // It has waited as long as those that were tried.
-            output.give(&Answer::not_tried(number, timeout)).context("writing the answer")?;
+            let answer = Answer::not_tried(number..=number, timeout);
+            output.give(&answer).context("writing the answer")?;
             continue;
         }
         pipeline.push(number, entered_at, parsed);
