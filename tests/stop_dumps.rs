@@ -153,6 +153,33 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
     }
 }
 
+#[test]
+fn a_stop_that_has_taken_the_servers_over_gives_up_no_table_when_it_is_interrupted() {
+    let mut cluster = cluster();
+    let pids = cluster.server_pids();
+    process::limit_file_size(pids[1], Some(4_096));
+    cluster.kill_coordinator();
+    let errors = tempfile::NamedTempFile::new().expect("a file");
+    let mut stop = Command::new(COORD)
+        .args(["stop", "--dir"])
+        .arg(cluster.dir())
+        .stderr(errors.reopen().expect("open a file"))
+        .spawn()
+        .expect("start coord stop");
+    let said = || fs::read_to_string(errors.path()).expect("read a file");
+    wait_until("a dump that fails", PATIENCE, || said().contains("could not carry out DUMP-"));
+    wait_until("the word on an interrupt", PATIENCE, || {
+        process::signal(stop.id(), Signal::INT);
+        said().contains("the stop goes on; coord stop --force")
+    });
+    assert!(pids.iter().all(|pid| process::is_alive(*pid)), "all data is still in memory");
+    process::limit_file_size(pids[1], None);
+    assert_eq!(programs::wait(&mut stop, 2 * PATIENCE), Some(Some(0)), "{}", said());
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), ENTRIES);
+}
+
 /// Mounts a tmpfs, or has it take another size.
 fn mount(at: &Path, options: &str) -> bool {
     let mut command = Command::new("mount");

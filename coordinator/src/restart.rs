@@ -371,6 +371,11 @@ mod tests {
         for good in ["", " --shards 2", " -s 4001", " -c 5000", " --advertise 127.0.0.1"] {
             assert!(say(text, good).is_ok(), "{good}");
         }
+        let line = "coord -C file --advertise 10.0.0.1";
+        let args = Args::try_parse_from(line.split(' ')).unwrap();
+        let mut wide = record(1);
+        wide.place.listen = "0.0.0.0".parse().unwrap();
+        check_flags(&wide, &args, &ClusterFile::parse(text).unwrap()).unwrap();
         let more = "4\nlocalhost 0 0 0\nssh://db:22 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
         let moved = "3\nlocalhost 0 0 0\nssh://bd:22 0 0 0\nlocalhost 0 0 0\n";
         for (text, flags, words) in [
