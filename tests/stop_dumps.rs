@@ -128,11 +128,11 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
         .stdout(std::process::Stdio::null())
         .spawn()
         .expect("start coord stop");
-    let there_is_told = || {
+    let there_is_told = |cluster: &Cluster| {
         let settings = cluster.status().settings;
         settings.get("dump-dir").is_some_and(|dir| *dir == there.display().to_string())
     };
-    wait_until("the directory in the status", PATIENCE, there_is_told);
+    wait_until("the directory in the status", PATIENCE, || there_is_told(&cluster));
     wait_until("the directory in the state", PATIENCE, || {
         fs::read_to_string(cluster.state_file())
             .is_ok_and(|text| text.contains(&there.display().to_string()))
@@ -140,9 +140,15 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     assert_eq!(programs::wait(&mut caller, PATIENCE), Some(Some(1)), "its coordinator was killed");
-    fs::remove_file(&blocked).expect("remove a file");
+    // From now on dumps to the servers' own directories would succeed, and those that are wanted do not.
     pids.iter().for_each(|pid| process::limit_file_size(*pid, None));
+    let before = cluster.coord_log().matches("could not carry out DUMP-").count();
     cluster.relaunch(&[]);
+    wait_until("a dump that fails for the new coordinator", PATIENCE, || {
+        cluster.coord_log().matches("could not carry out DUMP-").count() > before
+    });
+    assert!(there_is_told(&cluster), "the new coordinator shows the directory");
+    fs::remove_file(&blocked).expect("remove a file");
     cluster.await_end(0);
     for server in 0..3 {
         for role in ["primary", "secondary"] {
