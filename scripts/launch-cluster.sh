@@ -277,6 +277,7 @@ stop() {
         # Takes the servers over where their coordinator has died, here and on ssh hosts.
         say "stopping the cluster in $dir"
         "$root/bin/coord" stop --dir "$dir" ${stop_flags[@]+"${stop_flags[@]}"} >&2 || ended=$?
+        ((ended == 0)) || die_if_servers_live
     fi
     end_leftovers || die "the cluster did not end in order"
     rm -f "$dir/coord.pid" "$dir/ready.json"
@@ -288,6 +289,13 @@ stop() {
         far=yes
     done < <("$root/bin/coord" collect --dir "$dir" --list)
     [[ ! $far ]] || say "'$program collect --dir $(printf %q "$dir")' fetches them"
+}
+
+# After a stop that failed: to end those that are here would break the cluster of those that are elsewhere.
+die_if_servers_live() {
+    local found=0
+    "$root/bin/coord" ls --dir "$dir" >&2 || found=$?
+    ((found == 3)) || die "the cluster did not end, and its servers live on; mend that, and stop it again"
 }
 
 collect() {

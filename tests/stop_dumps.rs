@@ -128,11 +128,11 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
         .stdout(std::process::Stdio::null())
         .spawn()
         .expect("start coord stop");
-    let there_is_told = || {
+    let there_is_told = |cluster: &Cluster| {
         let settings = cluster.status().settings;
         settings.get("dump-dir").is_some_and(|dir| *dir == there.display().to_string())
     };
-    wait_until("the directory in the status", PATIENCE, there_is_told);
+    wait_until("the directory in the status", PATIENCE, || there_is_told(&cluster));
     wait_until("the directory in the state", PATIENCE, || {
         fs::read_to_string(cluster.state_file())
             .is_ok_and(|text| text.contains(&there.display().to_string()))
@@ -140,9 +140,15 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
     let pids = cluster.server_pids();
     cluster.kill_coordinator();
     assert_eq!(programs::wait(&mut caller, PATIENCE), Some(Some(1)), "its coordinator was killed");
-    fs::remove_file(&blocked).expect("remove a file");
+    // From now on dumps to the servers' own directories would succeed, and those that are wanted do not.
     pids.iter().for_each(|pid| process::limit_file_size(*pid, None));
+    let before = cluster.coord_log().matches("could not carry out DUMP-").count();
     cluster.relaunch(&[]);
+    wait_until("a dump that fails for the new coordinator", PATIENCE, || {
+        cluster.coord_log().matches("could not carry out DUMP-").count() > before
+    });
+    assert!(there_is_told(&cluster), "the new coordinator shows the directory");
+    fs::remove_file(&blocked).expect("remove a file");
     cluster.await_end(0);
     for server in 0..3 {
         for role in ["primary", "secondary"] {
@@ -151,6 +157,33 @@ fn a_coordinator_that_ends_the_stop_of_another_sends_the_dumps_where_that_one_wa
             read_dump(&there.join(&name));
         }
     }
+}
+
+#[test]
+fn a_stop_that_has_taken_the_servers_over_gives_up_no_table_when_it_is_interrupted() {
+    let mut cluster = cluster();
+    let pids = cluster.server_pids();
+    process::limit_file_size(pids[1], Some(4_096));
+    cluster.kill_coordinator();
+    let errors = tempfile::NamedTempFile::new().expect("a file");
+    let mut stop = Command::new(COORD)
+        .args(["stop", "--dir"])
+        .arg(cluster.dir())
+        .stderr(errors.reopen().expect("open a file"))
+        .spawn()
+        .expect("start coord stop");
+    let said = || fs::read_to_string(errors.path()).expect("read a file");
+    wait_until("a dump that fails", PATIENCE, || said().contains("could not carry out DUMP-"));
+    wait_until("the word on an interrupt", PATIENCE, || {
+        process::signal(stop.id(), Signal::INT);
+        said().contains("the stop goes on; coord stop --force")
+    });
+    assert!(pids.iter().all(|pid| process::is_alive(*pid)), "all data is still in memory");
+    process::limit_file_size(pids[1], None);
+    assert_eq!(programs::wait(&mut stop, 2 * PATIENCE), Some(Some(0)), "{}", said());
+    let dumps = cluster.dumps();
+    dumps.assert_copies_agree();
+    assert_eq!(dumps.entries().len(), ENTRIES);
 }
 
 /// Mounts a tmpfs, or has it take another size.

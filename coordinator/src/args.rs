@@ -193,6 +193,10 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) daemon: bool,
 
+    // No flag: this is `coord stop`, which takes a cluster over only to stop it.
+    #[arg(skip)]
+    pub(crate) only_stops: bool,
+
     /// Prints this help.
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,

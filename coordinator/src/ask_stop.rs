@@ -168,6 +168,7 @@ pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     let mut own = Args::try_parse_from(["coord", "--daemon", "--cluster-file", store::FILE_NAME])
         .map_err(|error| Failure::Usage(error.to_string()))?;
     own.dir.clone_from(&args.dir);
+    own.only_stops = true;
     driver::serve(own, file, Some(call_of(args))).await
 }
 

@@ -130,6 +130,8 @@ pub(crate) struct Driver {
     settings_told: watch::Sender<u64>,
     /// Where the dumps go, if not to the servers' own directories.
     dump_dir: RefCell<Option<String>>,
+    /// This is `coord stop`: an impatient person at its terminal has not watched a whole cluster.
+    only_stops: bool,
     /// Those who wait for the end of the stop.
     pub(crate) callers: Callers,
     /// By server and order: when its failure was told last, and in which words.
@@ -417,6 +419,9 @@ async fn main_loop(
                     driver.console.say(&format!("{reason}: stopping the cluster"));
                     driver.input(|cluster, now, sink| cluster.on_stop(now, sink));
                 }
+                stop::Wish::DoNotWait if driver.only_stops => driver.say(&format!(
+                    "{reason}: the stop goes on; coord stop --force gives up what cannot be dumped"
+                )),
                 stop::Wish::DoNotWait => {
                     driver.warn(&format!("{reason} again: not waiting any longer"));
                     driver.input(|cluster, now, sink| cluster.on_stop_now(now, sink));
@@ -533,6 +538,7 @@ impl Driver {
             outcome: RefCell::new(None),
             settings_told: watch::Sender::new(0),
             dump_dir: RefCell::new(dump_dir),
+            only_stops: args.only_stops,
             callers: Callers::default(),
             told_failures: RefCell::default(),
             told_starts: RefCell::default(),

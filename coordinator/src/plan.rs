@@ -173,12 +173,7 @@ impl Plan {
         check_addresses(&file, args, &settings)?;
         let ssh = Ssh::new(&settings);
         let (dir, binary) = (directory(args)?, local_binary(args, &file)?);
-        // Servers on this machine dial that address, too.
-        let has_local = file.servers.iter().any(|line| line.host == Host::Local);
-        if let Some(address) = settings.advertise.filter(|_| has_local) {
-            own_address::check(address, args.servers_port)
-                .map_err(|reason| Failure::Failed(format!("--advertise: {reason}")))?;
-        }
+        check_own(&file, settings.advertise, args.servers_port)?;
         let surveys = survey::of_hosts(&file, &ssh).await;
         for line in &file.servers {
             check_survey(&ssh, line.id.0, &line.host, &surveys).map_err(Failure::Failed)?;
@@ -196,7 +191,8 @@ impl Plan {
     /// to be reached for that. Only the new hosts of `moves` are asked, and all where this is another machine.
     ///
     /// # Errors
-    /// The server's executable on this machine is missing, or a new host is not fit for a server.
+    /// The server's executable on this machine is missing, a new host is not fit for a server, or `--advertise` leads
+    /// elsewhere.
     pub(crate) async fn again(
         args: &Args,
         file: ClusterFile,
@@ -204,6 +200,14 @@ impl Plan {
         moves: &[ServerId],
     ) -> Result<Plan, Failure> {
         let settings = earlier.settings.with_running(args);
+        if args.advertise != earlier.settings.advertise {
+            check_own(&file, args.advertise, earlier.place.ports.servers)?;
+        }
+        // A stop needs it only to replace a server that fails meanwhile.
+        let binary = match local_binary(args, &file) {
+            Err(_) if args.only_stops => PathBuf::from("server"),
+            found => found?,
+        };
         let ssh = Ssh::new(&settings);
         let place = &earlier.place;
         let has_moved = Machine::place(place.machine.as_ref()) == machine::Place::Elsewhere;
@@ -234,7 +238,7 @@ impl Plan {
         let kept = Some(place.listen).filter(|_| is_heard && !has_moved);
         Ok(Plan {
             dir: directory(args)?,
-            binary: local_binary(args, &file)?,
+            binary,
             listen: args.bind.or(kept).unwrap_or(needed),
             file,
             ssh,
@@ -272,6 +276,17 @@ impl Plan {
         plan.routes[at] = route;
         plan.file.servers[at] = line;
         Ok(plan)
+    }
+}
+
+/// Checks that `--advertise` leads to this machine, where servers on it dial that address, too.
+fn check_own(file: &ClusterFile, advertise: Option<IpAddr>, port: u16) -> Result<(), Failure> {
+    let has_local = file.servers.iter().any(|line| line.host == Host::Local);
+    match advertise.filter(|_| has_local) {
+        Some(address) => own_address::check(address, port)
+            .map(drop)
+            .map_err(|reason| Failure::Failed(format!("--advertise: {reason}"))),
+        None => Ok(()),
     }
 }
 
@@ -474,6 +489,21 @@ mod tests {
             (routes[0].advertise, routes[0].coordinator),
             (ip("192.0.2.1"), ip("192.0.2.1"))
         );
+    }
+
+    #[test]
+    fn another_address_at_a_take_over_is_for_servers_that_are_started_from_then_on() {
+        let file = ClusterFile::parse(MIXED).unwrap();
+        let all = ip("0.0.0.0");
+        let route =
+            |its: &str| Route { coordinator: ip("10.0.0.1"), bind: all, advertise: ip(its) };
+        let before = [route("10.0.0.1"), route("10.0.0.2"), route("10.1.0.3")];
+        assert_eq!(routes_again(&file, &before, None), before);
+        let after = routes_again(&file, &before, Some(ip("10.9.9.9")));
+        assert!(after.iter().all(|route| route.coordinator == ip("10.9.9.9") && route.bind == all));
+        // Where ssh hosts are reached does not change.
+        let told: Vec<IpAddr> = after.iter().map(|route| route.advertise).collect();
+        assert_eq!(told, [ip("10.9.9.9"), ip("10.0.0.2"), ip("10.1.0.3")]);
     }
 
     fn remote(name: &str) -> Host {

@@ -340,6 +340,11 @@ mod tests {
         {
             assert!(say(text, good).is_ok(), "{good}");
         }
+        let line = "coord -C file --advertise 10.0.0.1";
+        let args = Args::try_parse_from(line.split(' ')).unwrap();
+        let mut wide = record(1);
+        wide.place.listen = "0.0.0.0".parse().unwrap();
+        check_flags(&wide, &args, &ClusterFile::parse(text).unwrap()).unwrap();
         let more = "4\nlocalhost 0 0 0\nssh://db:22 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
         for (text, flags, words) in [
             (text, " --shards 3", "--shards 2, not 3"),

@@ -97,3 +97,22 @@ fn a_store_that_takes_long_is_an_alarm_until_it_is_done() {
         assert_eq!(world.kinds(), expected);
     }
 }
+
+#[test]
+fn what_goes_to_the_disk_beside_the_state_is_stored_though_nothing_was_decided() {
+    let mut world = World::serving(3);
+    world.keeps_stores = true;
+    world.cluster.store_again(world.now, &mut world.effects);
+    world.fail_store();
+    assert!(world.stores.is_empty());
+    world.tell_time(STORE_AGAIN, &[A, B, C]);
+    assert_eq!(world.stores.len(), 1, "it is tried again");
+    // The store that is under way may have been written before this change.
+    world.cluster.store_again(world.now, &mut world.effects);
+    world.store();
+    world.collect();
+    assert_eq!(world.stores.len(), 1, "once more");
+    world.store();
+    world.collect();
+    assert!(world.stores.is_empty(), "that is all");
+}
