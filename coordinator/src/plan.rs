@@ -492,14 +492,20 @@ mod tests {
     }
 
     #[test]
-    fn another_address_at_a_take_over_is_for_servers_that_are_started_from_then_on() {
+    fn another_address_at_a_take_over_is_where_all_servers_find_the_coordinator() {
         let file = ClusterFile::parse(MIXED).unwrap();
         let all = ip("0.0.0.0");
         let route =
             |its: &str| Route { coordinator: ip("10.0.0.1"), bind: all, advertise: ip(its) };
         let before = [route("10.0.0.1"), route("10.0.0.2"), route("10.1.0.3")];
-        assert_eq!(routes_again(&file, &before, None), before);
-        let after = routes_again(&file, &before, Some(ip("10.9.9.9")));
+        let again = |advertise, seen| -> Vec<Route> {
+            let lines = file.servers.iter().zip(&before);
+            lines.map(|(line, route)| route_again(line, route, advertise, seen)).collect()
+        };
+        assert_eq!(again(None, None), before);
+        let seen = again(None, Some(ip("10.8.8.8")));
+        assert!(seen.iter().all(|route| route.coordinator == ip("10.8.8.8")));
+        let after = again(Some(ip("10.9.9.9")), Some(ip("10.8.8.8")));
         assert!(after.iter().all(|route| route.coordinator == ip("10.9.9.9") && route.bind == all));
         // Where ssh hosts are reached does not change.
         let told: Vec<IpAddr> = after.iter().map(|route| route.advertise).collect();
