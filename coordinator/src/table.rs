@@ -45,7 +45,7 @@ pub(crate) fn render(status: &ClusterStatus, width: Option<usize>) -> String {
     text + &settings(&status.settings, width)
 }
 
-/// What the cluster was given, or the defaults that hold; nothing of a coordinator that does not say.
+/// The settings that the coordinator keeps; nothing of a coordinator that does not say.
 fn settings(settings: &BTreeMap<String, String>, width: Option<usize>) -> String {
     let words: Vec<String> =
         settings.iter().map(|(name, value)| printable(&format!("{name} {value}"))).collect();

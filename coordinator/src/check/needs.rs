@@ -99,7 +99,7 @@ impl Limits {
         let need = MEMLOCK_BYTES * u64::from(shards);
         match self.locked {
             Some(most) if most < need && !self.is_root => Err(format!(
-                "{} are allowed, a server of {shards} shards needs {}; raise it (ulimit -l, LimitMEMLOCK=), or \
+                "{} are allowed, a server with --shards {shards} needs {}; raise it (ulimit -l, LimitMEMLOCK=), or \
                  give fewer --shards",
                 units::bytes(most),
                 units::bytes(need)
