@@ -561,7 +561,10 @@ fn a_check_finds_a_good_ssh_host_good() {
     let sshd = Sshd::start();
     let ended = check(&sshd, &sshd.config(), &sshd.remote_dir()).with_code(0);
     let good = findings(&ended, "ok ", &sshd).join("\n");
-    for words in ["reached at 127.0.0.1", env!("CARGO_PKG_VERSION"), "io_uring"] {
+    let needs = ["threads (ulimit -u)", "locked memory (ulimit -l)", "are free"];
+    for words in
+        ["reached at 127.0.0.1", env!("CARGO_PKG_VERSION"), "io_uring"].into_iter().chain(needs)
+    {
         assert!(good.contains(words), "no {words:?} in: {good}");
     }
     assert!(!ended.stdout.contains("FAILED"), "{}", ended.stdout);
