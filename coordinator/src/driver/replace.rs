@@ -63,8 +63,12 @@ impl Driver {
         if self.plan().file.servers[usize::from(id.0)] != before {
             return Err("somebody else moves this server at the moment".to_owned());
         }
-        let moved =
-            Moved { server: id, from: self.from_of(&before), host: to.host, ports: wanted.ports };
+        let moved = Moved {
+            server: id,
+            from: self.host_in_file(&before),
+            host: to.host,
+            ports: wanted.ports,
+        };
         let words = moved.words();
         self.note_elsewhere(id, &before.host);
         self.moved.borrow_mut().retain(|moved| moved.server != id);
@@ -80,7 +84,7 @@ impl Driver {
     }
 
     /// The host that the cluster file names for a place.
-    fn from_of(&self, line: &ServerLine) -> Host {
+    fn host_in_file(&self, line: &ServerLine) -> Host {
         let moved = self.moved.borrow();
         let known = moved.iter().find(|moved| moved.server == line.id);
         known.map_or_else(|| line.host.clone(), |moved| moved.from.clone())
