@@ -171,13 +171,22 @@ impl Alarm {
                 of(AlarmKind::CannotReport, Some(*server), None, text)
             }
             Alarm::OutOfSpace { server, refused, used, limit } => {
-                let limit = match limit {
-                    0 => "its machine has no memory left".to_owned(),
-                    limit => format!("{} of a limit of {} are used", mib(*used), mib(*limit)),
+                let (why, advice) = match limit {
+                    0 => (
+                        "its machine has no memory left".to_owned(),
+                        "; delete entries, or give its place to a larger host",
+                    ),
+                    limit => (
+                        format!(
+                            "its tables are full, {} of a limit of {} are used",
+                            mib(*used),
+                            mib(*limit)
+                        ),
+                        "; delete entries, or raise the limit: coord set --memory-limit SIZE",
+                    ),
                 };
                 let text = format!(
-                    "server {server} refuses writes: its tables are full ({limit}, {refused} writes refused since its \
-                     start); delete entries, or raise the limit: coord set --memory-limit SIZE"
+                    "server {server} refuses writes: {why} ({refused} writes refused since its start){advice}"
                 );
                 of(AlarmKind::OutOfSpace, Some(*server), None, text)
             }

@@ -305,7 +305,7 @@ impl Cluster {
         let is_tired =
             self.awake.0.at(now) >= asked + LEAVE_PATIENCE || self.is_waiting_in_vain(id);
         // Nobody waits for the end of a process that only moves: it goes when it can.
-        if is_tired && !self.is_moving(id) {
+        if is_tired && !self.only_moves(id) {
             self.server_mut(id).outstanding.clear();
             self.drain(now, id, sink);
         }
@@ -343,7 +343,12 @@ impl Cluster {
             Stage::Parting(asked) if self.awake.0.at(self.now) < asked + TOGETHER => {
                 Some(self.awake.0.next_look(asked + TOGETHER))
             }
-            Stage::Parting(_) if self.is_moving(server.member.server) => None,
+            Stage::Parting(asked)
+                if self.only_moves(server.member.server)
+                    && self.awake.0.at(self.now) >= asked + TOGETHER =>
+            {
+                None
+            }
             Stage::Parting(asked) => Some(self.awake.0.next_look(asked + LEAVE_PATIENCE)),
             _ => None,
         });

@@ -1,7 +1,8 @@
 //! A place of the ring that is given to another host while the cluster serves (`coord replace`).
 //!
 //! ```text
-//!   asked --> stored --> the process is heard    led out as one that was told to stop (leave.rs)
+//!   asked --> stored --> the process is heard    led out as one that was told to stop (leave.rs), while every
+//!                                                other holder of its groups is heard, too
 //!                        it is silent            out of its views by inquiry and grace, as ever
 //!                 no view names it any more --> a new process, on the new host
 //! ```
@@ -10,8 +11,11 @@
 //! place: no durable view names it, and whoever serves in its stead has waited for its lease. It stays unproven. It is
 //! refused wherever it reports, and nobody is told that it has ended. A sole holder stays where it is: without proof of
 //! its death it may have the only copy.
+//!
+//! Whoever leaves never wins an inquiry. So when another holder of its groups falls silent, the move waits: the process
+//! has not been told to stop, and takes over as any other.
 
-use kv_protocol::{GroupId, ServerId, Time};
+use kv_protocol::{GroupId, Peer, ServerId, Time};
 
 use super::respawn::Backoff;
 use super::stop::Stage;
@@ -40,7 +44,7 @@ pub enum ReplaceRefused {
 }
 
 impl Cluster {
-    /// Gives a place of the ring to another host. The caller has noted the new host, so that the next state that is
+    /// Gives a place of the ring to another host; the only holder of a group waits for another one. The caller has noted the new host, so that the next state that is
     /// stored names it; the next process of the place is spawned there.
     ///
     /// # Errors
@@ -51,7 +55,7 @@ impl Cluster {
         id: ServerId,
         sink: &mut Vec<Effect>,
     ) -> Result<(), ReplaceRefused> {
-        self.may_replace(id)?;
+        self.may_move(id)?;
         if !self.memory.decided.moving.contains(&id) {
             self.memory.decided.moving.push(id);
         }
@@ -60,21 +64,26 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether a place may be given to another host now.
+    /// Whether a place may be given to another host now: the move begins at once.
     ///
     /// # Errors
     /// Why not.
     pub fn may_replace(&self, id: ServerId) -> Result<(), ReplaceRefused> {
+        self.may_move(id)?;
+        match self.sole_group(id) {
+            Some(group) => Err(ReplaceRefused::SoleHolder { server: id, group }),
+            None => Ok(()),
+        }
+    }
+
+    fn may_move(&self, id: ServerId) -> Result<(), ReplaceRefused> {
         if id.0 >= self.count() {
             return Err(ReplaceRefused::NoSuchServer(id, self.count()));
         }
         if !self.has_served() || self.stop.is_some() || self.is_outdated {
             return Err(ReplaceRefused::NotServing);
         }
-        match self.sole_group(id) {
-            Some(group) => Err(ReplaceRefused::SoleHolder { server: id, group }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// A group whose only holder is the process at this place, if it is not proven dead.
@@ -96,13 +105,48 @@ impl Cluster {
             return;
         }
         for id in self.memory.durable().moving.clone() {
-            let server = self.server(id);
-            let is_there = server.is_up() && server.suspected.is_none() && !server.exited;
-            if is_there && server.stage == Stage::Running {
-                sink.push(Effect::Leaving { member: server.member });
-                self.begin_leave(now, id, sink);
+            let may_go = self.is_heard(id) && self.is_followed(id);
+            let server = self.server_mut(id);
+            match server.stage {
+                Stage::Running if may_go => {
+                    sink.push(Effect::Leaving { member: server.member });
+                    self.begin_leave(now, id, sink);
+                }
+                Stage::Parting(_) if !may_go && !server.wants_to_leave => {
+                    server.stage = Stage::Running;
+                }
+                _ => {}
             }
         }
+    }
+
+    fn is_heard(&self, id: ServerId) -> bool {
+        let server = self.server(id);
+        server.is_up() && server.suspected.is_none() && !server.exited
+    }
+
+    /// Whether every group that names the process at this place has another holder that is heard, or, where it is
+    /// candidate, its primary.
+    fn is_followed(&self, id: ServerId) -> bool {
+        let member = self.member(id);
+        self.memory.durable().views.iter().all(|view| {
+            let other = match (view.primary, view.peer) {
+                (Some(primary), Peer::Secondary(secondary)) if primary == member => Some(secondary),
+                (Some(primary), Peer::Secondary(other) | Peer::Candidate(other))
+                    if other == member =>
+                {
+                    Some(primary)
+                }
+                (Some(primary), _) if primary == member => None,
+                _ => return true,
+            };
+            other.is_some_and(|other| !self.is_dead(other) && self.is_heard(other.server))
+        })
+    }
+
+    /// Whether the process at a place has no end in sight for which it would dump: it only moves.
+    pub(super) fn only_moves(&self, id: ServerId) -> bool {
+        self.is_moving(id) && !self.server(id).wants_to_leave
     }
 
     /// Whether the process at a place need not be proven dead before another one, elsewhere, has the place. The caller

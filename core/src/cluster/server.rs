@@ -47,6 +47,8 @@ pub(super) struct Server {
     pub(super) left: bool,
     /// When a server that is to leave was told last that it is being seen to.
     pub(super) kept_waiting: Option<Time>,
+    /// It has asked to leave by itself.
+    pub(super) wants_to_leave: bool,
     /// Since when it is silent.
     pub(super) suspected: Option<Time>,
     /// It lives, but is of no use: to be killed when no view names it.
@@ -87,6 +89,7 @@ impl Server {
             exited: false,
             left: false,
             kept_waiting: None,
+            wants_to_leave: false,
             suspected: None,
             is_condemned: false,
             was_judged: false,

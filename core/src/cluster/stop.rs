@@ -377,6 +377,7 @@ impl Cluster {
         sink: &mut Vec<Effect>,
     ) -> Result<(), Ignored> {
         self.check_link(link, server)?;
+        self.server_mut(server).wants_to_leave = true;
         if self.stop.is_none() && self.server(server).stage == Stage::Running {
             sink.push(Effect::Leaving { member: self.member(server) });
             self.begin_leave(now, server, sink);

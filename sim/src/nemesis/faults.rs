@@ -113,11 +113,17 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
         (Kind::CutBothWays | Kind::CutOneWay, _) => cut(world, place, kind == Kind::CutOneWay),
         (Kind::CoordinatorCrash, _) => {}
         (Kind::DiskFull, _) => {
-            let lasts = world.random.between(5_000_000, 4_000_000_000);
+            // Where sessions are forgotten soon, a write may wait for longer than that.
+            let is_long = world.config.forgets_soon() && world.random.per_mille(300);
+            let (full, stands) = match is_long {
+                true => ((14_000_000_000, 17_000_000_000), (12_500_000_000, 14_000_000_000)),
+                false => ((5_000_000, 4_000_000_000), (600_000_000, 1_500_000_000)),
+            };
+            let lasts = world.random.between(full.0, full.1);
             world.coordinator.disk_full_until = world.now + lasts;
             // What it is needed for: somebody stands for a while, as a fault of which nothing is left.
             if let Some(process) = world.running_at(place) {
-                let pause = world.random.between(600_000_000, 1_500_000_000);
+                let pause = world.random.between(stands.0, stands.1);
                 world.pause(process, pause);
             }
         }

@@ -99,8 +99,13 @@ fn the_only_holder_of_a_group_stays_where_it_is() {
     let mut world = World::serving(3);
     world.exit(A);
     world.run(&[B, C]);
-    let refused = world.replace(B);
+    let refused = world.cluster.may_replace(B);
     assert_eq!(refused, Err(ReplaceRefused::SoleHolder { server: B, group: GroupId(1) }));
+    // Asked all the same, it goes when another one has a copy.
+    let old = world.cluster.member(B);
+    world.replace(B).unwrap();
+    world.pass(Duration::from_secs(40), &[B, C]);
+    assert_eq!((world.view(1).0, world.cluster.member(B)), (Some(2), old));
     assert_eq!(world.replace(ServerId(3)), Err(ReplaceRefused::NoSuchServer(ServerId(3), 3)));
     world.stop();
     assert_eq!(world.replace(A), Err(ReplaceRefused::NotServing));
@@ -165,4 +170,31 @@ fn a_host_that_does_not_answer_is_an_alarm_with_its_reason_until_it_does() {
     world.cluster.note_host(world.now, old, Some("timed out"));
     world.exit(A);
     assert_eq!(alarm(&world), None, "it has ended: that is proof");
+}
+
+#[test]
+fn a_move_waits_while_another_holder_is_silent_and_the_process_takes_over_as_any_other() {
+    let mut world = World::serving(3);
+    let ids = world.ids();
+    let old = world.cluster.member(A);
+    world.replace(A).unwrap();
+    // B, which holds group A as well, falls silent before A is led out.
+    world.unheard = vec![B];
+    world.pass(SILENCE * 6, &[A, C]);
+    world.run(&[A, C]);
+    assert_eq!(world.view(1).0, Some(1), "A serves its group alone: {:?}", world.cluster.views());
+    assert_eq!(world.view(1).1, None);
+    assert_eq!(world.cluster.member(A), old);
+    // B is back, and gets its copies; then A goes.
+    world.unheard.clear();
+    let started = world.started(B);
+    world.cluster.on_started(world.now, World::link(B), &started, &mut world.effects).unwrap();
+    for _ in 0..6 {
+        world.run(&ids);
+        world.pass(Duration::from_millis(500), &ids);
+    }
+    assert!(world.seen.iter().any(|effect| matches!(effect, Effect::Leaving { .. })));
+    world.cluster.on_left(world.now, old, &mut world.effects);
+    world.run(&ids);
+    assert_ne!(world.cluster.member(A), old);
 }
