@@ -259,6 +259,9 @@ impl std::fmt::Display for NetEngine {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Shows the servers and groups of a running cluster.
+    ///
+    /// The exit status is 0 if every group has two copies and there is no alarm, 3 if every key is served and something is
+    /// amiss, 4 if some keys are not served, 1 if the coordinator cannot be asked. The first line says why.
     Status(StatusArgs),
     /// Stops a running cluster in order, and waits for its end. Where its coordinator has died, this takes the servers
     /// over, here and on ssh hosts, and stops them in order. Only the user that runs the coordinator, and root, may.
@@ -345,6 +348,10 @@ pub(crate) struct ReplaceArgs {
     /// The directory of the cluster: the coordinator's --dir.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// The command line of `coord set`.
@@ -358,6 +365,10 @@ pub(crate) struct SetArgs {
     /// The directory of the cluster: the coordinator's --dir.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
+
+    /// Prints this help.
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
 }
 
 fn parse_host(text: &str) -> Result<String, String> {
@@ -510,6 +521,19 @@ fn parse_connection_memory(text: &str) -> Result<String, String> {
 
 /// A size of at least so many bytes, as it is written.
 fn parse_size(text: &str, least: u64, at_least: &str) -> Result<String, String> {
+    match size(text)? {
+        bytes if bytes < least => {
+            Err(format!("{text} is {bytes} bytes, which is too small; give at least {at_least}"))
+        }
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// The bytes of a size with an optional unit: powers of 1024 for K, KiB and so on, powers of 1000 for KB.
+///
+/// # Errors
+/// It is none, in words.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let Ok(number) = number.parse::<u64>() else {
@@ -527,13 +551,7 @@ fn parse_size(text: &str, least: u64, at_least: &str) -> Result<String, String> 
         "TB" => 1_000_000_000_000,
         _ => return Err(format!("unknown unit `{unit}`; write K, M, G, T, KiB or KB")),
     };
-    match number.checked_mul(factor) {
-        None => Err(format!("{text} is more than 64 bits can count")),
-        Some(bytes) if bytes < least => {
-            Err(format!("{text} is {bytes} bytes, which is too small; give at least {at_least}"))
-        }
-        Some(_) => Ok(text.to_owned()),
-    }
+    number.checked_mul(factor).ok_or_else(|| format!("{text} is more than 64 bits can count"))
 }
 
 #[cfg(test)]

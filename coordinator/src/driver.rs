@@ -40,7 +40,7 @@ use rustix::process::{
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
-use crate::args::Args;
+use crate::args::{self, Args};
 use crate::lock::DirectoryLock;
 use crate::logs::{self, Console};
 use crate::machine::Machine;

@@ -249,11 +249,11 @@ impl Plan {
         })
     }
 
-    /// This plan with another line for one of its servers, whose host was asked.
+    /// The route of a server on another host, which is asked. The plan may change meanwhile.
     ///
     /// # Errors
     /// The host is not fit for a server, or cannot reach this coordinator.
-    pub(crate) async fn with_line(&self, line: ServerLine) -> Result<Plan, String> {
+    pub(crate) async fn ask_for_route(&self, line: &ServerLine) -> Result<Route, String> {
         let file = ClusterFile { servers: vec![line.clone()] };
         let surveys = survey::of_hosts(&file, &self.ssh).await;
         check_survey(&self.ssh, line.id.0, &line.host, &surveys)?;
@@ -263,7 +263,7 @@ impl Plan {
         let own =
             local.next().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |(_, route)| route.coordinator);
         let bind = Some(self.listen).filter(|ip| !ip.is_unspecified());
-        let route = route(&line, own, self.settings.advertise, bind, survey)?;
+        let route = route(line, own, self.settings.advertise, bind, survey)?;
         if !self.listen.is_unspecified() && self.listen != route.coordinator {
             return Err(format!(
                 "the coordinator listens on {} alone, where {} cannot reach it; end it with coord detach, and start it \
@@ -271,11 +271,16 @@ impl Plan {
                 self.listen, line.host
             ));
         }
+        Ok(route)
+    }
+
+    /// This plan with another line for one of its servers.
+    pub(crate) fn with_line(&self, line: ServerLine, route: Route) -> Plan {
         let mut plan = self.clone();
         let at = usize::from(line.id.0);
         plan.routes[at] = route;
         plan.file.servers[at] = line;
-        Ok(plan)
+        plan
     }
 }
 

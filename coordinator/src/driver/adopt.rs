@@ -7,6 +7,8 @@ use kv_protocol::control_message::Started;
 use kv_protocol::status::ClusterState;
 use kv_protocol::{GroupId, ServerId, ViewVersion};
 
+use tokio::sync::mpsc;
+
 use super::{Driver, index};
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{adopted, command_line, error_name, server_arguments};
@@ -32,7 +34,15 @@ impl Driver {
         let arguments = server_arguments(&self.plan(), &line, cluster, member, self.ports.servers);
         self.commands.borrow_mut()[index(member)] = command_line(&self.plan(), &line, &arguments);
         tracing::info!("server {} on {}: pid {}, of before", line.id, line.host, started.pid);
-        let (driver, kill) = (Rc::clone(self), self.killer(member));
+        let kill = self.killer(member);
+        self.watch(started, kill);
+    }
+
+    /// Waits for the end of a process that an earlier coordinator has started.
+    pub(super) fn watch(self: &Rc<Driver>, started: Started, kill: mpsc::Receiver<()>) {
+        let member = started.member;
+        let line = self.line_of(member);
+        let driver = Rc::clone(self);
         let (ssh, turn) = (self.plan().ssh.clone(), Rc::clone(&self.turn));
         let errors = self.plan().dir.join(error_name(&line));
         tokio::task::spawn_local(async move {

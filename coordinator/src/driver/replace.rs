@@ -57,8 +57,8 @@ impl Driver {
         self.cluster().may_replace(id).map_err(refused)?;
         let to = wanted.line()?;
         let before = self.plan().file.servers[usize::from(id.0)].clone();
-        let plan = self.plan().with_line(to.clone()).await?;
-        // Others may have asked for something meanwhile.
+        let route = self.plan().ask_for_route(&to).await?;
+        // Others may have asked for something meanwhile: what follows is done in one go, on the plan of now.
         self.cluster().may_replace(id).map_err(refused)?;
         if self.plan().file.servers[usize::from(id.0)] != before {
             return Err("somebody else moves this server at the moment".to_owned());
@@ -66,9 +66,10 @@ impl Driver {
         let moved = Moved {
             server: id,
             from: self.host_in_file(&before),
-            host: to.host,
+            host: to.host.clone(),
             ports: wanted.ports,
         };
+        let plan = self.plan().with_line(to, route);
         let words = moved.words();
         self.note_elsewhere(id, &before.host);
         self.moved.borrow_mut().retain(|moved| moved.server != id);
@@ -108,8 +109,7 @@ impl Driver {
             let member = started.member;
             let id = member.server;
             if self.cluster().member(id) != member {
-                self.adopt(started);
-                self.give_up(member);
+                self.watch_given_up(started);
                 continue;
             }
             let given = self.input(|cluster, now, sink| cluster.on_replace(now, id, sink));
@@ -122,9 +122,17 @@ impl Driver {
         }
     }
 
+    /// Has a process of an earlier coordinator killed that has lost its place. Whoever has the place has the killer's.
+    fn watch_given_up(self: &Rc<Driver>, started: Started) {
+        let (killer, kill) = mpsc::channel(1);
+        let _ = killer.try_send(());
+        self.given_up.borrow_mut().push((started.member, killer));
+        self.watch(started, kill);
+    }
+
     /// Has a process killed that has lost its place, until it is proven dead. Called before another one has its
     /// killer's place.
-    pub(super) fn give_up(&self, member: Member) {
+    fn give_up(&self, member: Member) {
         if let Some(killer) = self.killers.borrow_mut()[index(member)].take() {
             let _ = killer.try_send(());
             self.given_up.borrow_mut().push((member, killer));
@@ -158,14 +166,27 @@ impl Driver {
 
     /// Changes settings of a cluster that runs; what a person should know then.
     pub(crate) fn set(self: &Rc<Driver>, memory_limit: &str) -> String {
+        let before: Vec<u64> = {
+            let status = self.cluster().status(clock::now(), &self.hosts());
+            status.servers.iter().map(|server| server.table_bytes).collect()
+        };
         let mut plan = (*self.plan()).clone();
         plan.settings.memory_limit = Some(memory_limit.to_owned());
         *self.plan.borrow_mut() = Rc::new(plan);
         self.input(|cluster, now, sink| cluster.store_again(now, sink));
         self.settings_told.send_modify(|number| *number += 1);
-        let said = format!(
+        let mut said = format!(
             "--memory-limit is {memory_limit} from now on, also of the servers that run; coord status shows it"
         );
+        let limit = args::size(memory_limit).unwrap_or(u64::MAX);
+        let fuller = before.iter().filter(|bytes| **bytes > limit).count();
+        if fuller > 0 {
+            said += &format!(
+                ". WARNING: {fuller} of {} servers hold more than that: they refuse writes, and whoever replaces one \
+                 has no room for its copies, until entries are deleted or the limit is raised",
+                before.len()
+            );
+        }
         self.console.say(&said);
         said
     }
