@@ -179,6 +179,35 @@ fn without_a_state_a_group_of_which_one_dump_is_left_comes_back_only_when_that_i
     assert!(matches!(client.get(&lost[0].0, &now()), Err(Error::Lost { .. })));
 }
 
+#[test]
+fn without_a_state_neither_dumps_of_a_run_before_nor_servers_that_run_are_passed_over() {
+    let all = pairs(100);
+    let mut cluster = Cluster::builder().restore(stopped(&all)).start();
+    put_all(&mut cluster.open(), &[(b"later".to_vec(), b"acknowledged".to_vec())]);
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    lose_state(cluster.dir());
+    let ended = cluster.run_coordinator(&["--without-state"]).with_code(1);
+    let pid = format!("pid {} on this machine", pids[0]);
+    assert_says(&ended.stderr, &[&pid, "SIGTERM", "--force"]);
+    // What it held is in no dump; those of the run before are complete, and agree.
+    for pid in pids {
+        process::signal(pid, Signal::KILL);
+        wait_until("its end", PATIENCE, || !process::is_alive(pid));
+    }
+    let ended = cluster.run_coordinator(&["--without-state"]).with_code(1);
+    assert_says(&ended.stderr, &["only dumps of earlier runs are there", ".old"]);
+}
+
+#[test]
+fn without_a_state_a_dump_that_is_broken_is_a_doubt() {
+    let dir = stopped(&pairs(100));
+    lose_state(dir.path());
+    flip_a_byte(&dir.path().join("server_1.secondary"));
+    let (said, _dir) = refused(Cluster::builder().flag("--without-state").restore(dir));
+    assert_says(&said, &["server_1.secondary: ", "--accept-loss"]);
+}
+
 /// Sends a write of a client's session, under the view that its group has.
 fn write(cluster: &Cluster, key: &[u8], value: &[u8]) -> common::raw::Answered {
     let server = cluster.server(0).clients.expect("started").parse().expect("an address");

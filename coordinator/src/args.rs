@@ -179,9 +179,9 @@ pub(crate) struct Args {
 
     /// Restore where every copy of the coordinator's state is lost: the dumps in the directories tell what the last
     /// state was. Where both holders' dumps of a group are there that is certain; of any other group it is said what
-    /// may be missing, and it needs --accept-loss. Nobody can be asked whether an old server still runs: end them
-    /// first.
-    #[arg(long, requires = "restore", conflicts_with = "force")]
+    /// may be missing, and it needs --accept-loss. Servers that run in these directories, or on the ssh hosts, are in
+    /// the way: end them first.
+    #[arg(long, requires = "restore")]
     pub(crate) without_state: bool,
 
     /// Restore although a member of the old cluster may still serve. Only if you know that it does not:

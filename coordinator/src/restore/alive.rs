@@ -3,11 +3,14 @@
 //! Each process that the last state names is looked for on its host. Where nobody can be asked it may
 //! serve; `localhost` is the machine that the state was written on.
 
+use std::path::PathBuf;
+
 use kv_protocol::cluster_file::Host;
 use kv_protocol::control_message::Started;
 use kv_protocol::{Incarnation, Member, ServerId};
 
 use crate::machine::{Machine, Place};
+use crate::plan::Plan;
 use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
 use crate::store::Record;
@@ -48,6 +51,39 @@ pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
             Err(error) => {
                 lines.push(format!("{host} cannot be asked after {}: {error}", asked_after()));
             }
+        }
+    }
+    lines
+}
+
+/// A line for each server that runs in one of these directories, or in the coordinator's, and for each of the ssh hosts
+/// on which one does, or which cannot be asked.
+pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan) -> Vec<String> {
+    let places: Vec<PathBuf> =
+        dirs.iter().chain([&plan.dir]).filter_map(|dir| std::fs::canonicalize(dir).ok()).collect();
+    let mut lines = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let process = entry.path();
+        let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+        let is_server =
+            [&b"--cluster-id"[..], b"--incarnation"].iter().all(|flag| words.contains(flag));
+        let is_there =
+            || std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| places.contains(&cwd));
+        if is_server && is_there() {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            lines.push(format!("pid {pid} on this machine"));
+        }
+    }
+    let mut asked: Vec<&Host> = Vec::new();
+    for line in plan.file.servers.iter().filter(|line| line.host != Host::Local) {
+        if asked.contains(&&line.host) {
+            continue;
+        }
+        asked.push(&line.host);
+        match plan.ssh.servers_in_directory(&line.host).await {
+            Ok(pids) => lines.extend(pids.iter().map(|pid| format!("pid {pid} on {}", line.host))),
+            Err(error) => lines.push(format!("{} cannot be asked: {error}", line.host)),
         }
     }
     lines

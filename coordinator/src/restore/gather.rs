@@ -76,7 +76,20 @@ pub(super) fn dumps_of_any(
     servers: u16,
     console: Console,
 ) -> Result<Vec<Found>, String> {
-    let files = list(dirs)?;
+    // Those that were set aside are of runs before: the last one may have written since.
+    let is_of_last = |(path, _): &(PathBuf, u64)| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| aside::plain(name) == name)
+    };
+    let (files, older): (Vec<_>, Vec<_>) = list(dirs)?.into_iter().partition(is_of_last);
+    if files.is_empty() && !older.is_empty() {
+        return Err(format!(
+            "only dumps of earlier runs are there ({}, for one): what was written since is in none of them. To go back \
+             to them all the same, copy them elsewhere under their plain names, and restore from there",
+            older[0].0.display()
+        ));
+    }
     let total: u64 = files.iter().map(|(_, bytes)| bytes).sum();
     console.say(&format!("reading {} dumps, {}", files.len(), bytes(total)));
     let read = |(path, bytes): (PathBuf, u64)| {

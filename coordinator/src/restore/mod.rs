@@ -199,6 +199,15 @@ async fn rebuild_state(
     plan: &Plan,
     console: Console,
 ) -> Result<state::Last, Failure> {
+    let running = alive::who_runs_in(dirs, plan).await;
+    if !running.is_empty() && !args.force {
+        return Err(Failure::Failed(format!(
+            "servers run, or may run, where this cluster was; without the state nobody knows whether they are of it:\n  {}\n  \
+             End each with SIGTERM: without a coordinator it writes its dumps first. Only if you know that none is of this \
+             cluster, give --force",
+            running.join("\n  ")
+        )));
+    }
     let read = in_thread({
         let (dirs, plan) = (dirs.to_vec(), plan.clone());
         move || rebuilt::state(&dirs, &plan, console)

@@ -1,4 +1,8 @@
 //! `--without-state`: the last state read off the dumps, where every copy of it is lost.
+//!
+//! Only dumps of the last run count, which have their plain names: after a restore the cluster before has complete dumps
+//! there, too, and they agree with each other. Nobody can be asked after the processes of a state that is lost. So every
+//! server that runs in one of the directories, here or on an ssh host, is in the way.
 
 use std::path::{Path, PathBuf};
 
@@ -43,6 +47,9 @@ pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<F
     let found = gather::dumps_of_any(dirs, servers, console)?;
     let headers: Vec<DumpHeader> =
         found.iter().filter_map(|found| found.dump.clone().ok()).collect();
+    let broken = found.iter().filter_map(|found| Some((found, found.dump.as_ref().err()?)));
+    let broken: Vec<String> =
+        broken.map(|(found, why)| format!("{}: {why}", found.path.display())).collect();
     let Rebuilt { state, groups } =
         rebuild(&headers, servers).map_err(|error| error.to_string())?;
     let doubt = |(group, certainty): (usize, &Certainty)| match certainty {
@@ -52,7 +59,9 @@ pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<F
         )),
         Certainty::Lost => Some(format!("group {group}: there is no holder's dump")),
     };
-    let doubts = groups.iter().enumerate().filter_map(doubt).collect();
+    let doubts = groups.iter().enumerate().filter_map(doubt);
+    // It may have been the newest of its group.
+    let doubts = broken.into_iter().chain(doubts).collect();
     let place = Place {
         ports: Ports { clients: 0, servers: 0 },
         listen: plan.listen,

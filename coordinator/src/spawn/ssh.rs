@@ -121,6 +121,18 @@ impl Ssh {
         Ok(processes.iter().map(of).collect())
     }
 
+    /// The process ids of the servers that run in the servers' directory there.
+    ///
+    /// # Errors
+    /// The host was not reached, or did not say.
+    pub(crate) async fn servers_in_directory(&self, host: &Host) -> Result<Vec<u32>, SshError> {
+        let said = self.run(host, &servers_script(&self.remote_dir)).await?;
+        if !lines(&said).any(|line| line == "asked") {
+            return Err(SshError::Failed("it did not say which servers run there".into()));
+        }
+        Ok(lines(&said).filter_map(|line| line.strip_prefix("server ")?.parse().ok()).collect())
+    }
+
     /// Ends whatever was started there under these names.
     ///
     /// # Errors
@@ -345,6 +357,17 @@ fn look_script(remote_dir: &str, processes: &[Started]) -> String {
 /// Kills a process there.
 fn end_script(remote_dir: &str, process: &Process) -> String {
     ask_script(remote_dir, "--end", &[*process])
+}
+
+/// Says which servers run in the directory there. The brackets keep the script from finding itself.
+fn servers_script(remote_dir: &str) -> String {
+    let dir = quote::word(remote_dir);
+    format!(
+        "cd {dir} || exit 1\nhere=$(pwd -P)\n\
+         for process in /proc/[0-9]*; do\n  \
+         if [ \"$(readlink $process/cwd 2>/dev/null)\" = \"$here\" ] && grep -qs -e '--[i]ncarnation' $process/cmdline; \
+         then echo server ${{process#/proc/}}; fi\ndone\necho asked\n"
+    )
 }
 
 /// Kills what was started there under these names. The brackets keep the script from finding itself.
