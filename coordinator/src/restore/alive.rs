@@ -3,7 +3,7 @@
 //! Each process that the last state names is looked for on its host. Where nobody can be asked it may
 //! serve; `localhost` is the machine that the state was written on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kv_protocol::cluster_file::Host;
 use kv_protocol::control_message::Started;
@@ -68,11 +68,15 @@ pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan) -> Vec<String> {
         let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
         let is_server =
             [&b"--cluster-id"[..], b"--incarnation"].iter().all(|flag| words.contains(flag));
-        let is_there =
-            || std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| places.contains(&cwd));
-        if is_server && is_there() {
-            let pid = entry.file_name().to_string_lossy().into_owned();
-            lines.push(format!("pid {pid} on this machine"));
+        if !is_server || !is_of_this_user(&process) {
+            continue;
+        }
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        match std::fs::read_link(process.join("cwd")) {
+            Ok(cwd) if places.contains(&cwd) => lines.push(format!("pid {pid} on this machine")),
+            Ok(_) => {}
+            // A server forbids core dumps, and with them this look, to all but root.
+            Err(_) => lines.push(format!("pid {pid} on this machine, whose directory is not told")),
         }
     }
     let mut asked: Vec<&Host> = Vec::new();
@@ -87,6 +91,15 @@ pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Whether a process is of this user; root sees all.
+fn is_of_this_user(process: &Path) -> bool {
+    let own = rustix::process::geteuid();
+    let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
+    let user = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let user = user.and_then(|line| line.split_whitespace().next()?.parse::<u32>().ok());
+    own.is_root() || user == Some(own.as_raw())
 }
 
 fn line_here(started: &Started) -> Option<String> {

@@ -363,10 +363,12 @@ fn end_script(remote_dir: &str, process: &Process) -> String {
 fn servers_script(remote_dir: &str) -> String {
     let dir = quote::word(remote_dir);
     format!(
-        "cd {dir} || exit 1\nhere=$(pwd -P)\n\
+        "cd {dir} || exit 1\nhere=$(pwd -P)\nuser=$(id -u)\n\
          for process in /proc/[0-9]*; do\n  \
-         if [ \"$(readlink $process/cwd 2>/dev/null)\" = \"$here\" ] && grep -qs -e '--[i]ncarnation' $process/cmdline; \
-         then echo server ${{process#/proc/}}; fi\ndone\necho asked\n"
+         grep -qs -e '--[i]ncarnation' $process/cmdline || continue\n  \
+         [ $user = 0 ] || grep -qs \"^Uid:[[:space:]]*$user[[:space:]]\" $process/status || continue\n  \
+         cwd=$(readlink $process/cwd 2>/dev/null) || cwd=$here\n  \
+         [ \"$cwd\" != \"$here\" ] || echo server ${{process#/proc/}}\ndone\necho asked\n"
     )
 }
 
