@@ -108,6 +108,42 @@ fn a_server_that_serves_is_moved_without_a_dump_and_a_cluster_file_that_is_old_m
     let log = cluster.coord_log();
     assert!(log.contains("the cluster file still names localhost for server 0"), "{log}");
     check_all(&cluster);
+
+    // The next coordinator may kill whoever has the place, although another process had it before.
+    process::pause(moved.pid.expect("a pid"));
+    wait_until("another process in its place", PATIENCE, || {
+        cluster.server(0).pid.is_some_and(|pid| Some(pid) != moved.pid)
+    });
+    cluster.await_whole();
+    check_all(&cluster);
+}
+
+#[test]
+fn two_replacements_at_once_and_a_setting_are_all_done() {
+    let sshd = Sshd::start();
+    let cluster = sshd.cluster().start();
+    put_all(&cluster);
+    let old = cluster.server_pids();
+    let host = sshd.host();
+    std::thread::scope(|scope| {
+        let moving = [0, 2].map(|id: usize| {
+            let (cluster, host) = (&cluster, &host);
+            scope.spawn(move || coord(cluster, &["replace", &id.to_string(), host]).with_code(0))
+        });
+        coord(&cluster, &["set", "--memory-limit", "1G"]).with_code(0);
+        moving.into_iter().for_each(|thread| drop(thread.join().expect("a replacement")));
+    });
+    wait_until("both to have moved", PATIENCE, || {
+        [0, 2].into_iter().all(|id| {
+            let server = cluster.server(id);
+            server.host == host && server.pid.is_some_and(|pid| pid != old[id])
+        })
+    });
+    cluster.await_whole();
+    check_all(&cluster);
+    let status = cluster.status();
+    assert!(status.servers.iter().all(|server| server.memory_limit == 1 << 30), "{status:?}");
+    assert_eq!(status.settings["memory-limit"], "1G");
 }
 
 #[test]
@@ -172,6 +208,35 @@ fn servers_follow_their_coordinator_to_another_port_and_address() {
     });
     cluster.await_whole();
     check_all(&cluster);
+}
+
+#[test]
+fn where_the_coordinator_s_machine_is_gone_its_server_goes_to_the_host_that_the_cluster_file_names()
+{
+    let sshd = Sshd::start();
+    let there = format!("{} 0 0 0\n", sshd.host());
+    let file = |first: &str| format!("3\n{first}{there}{there}");
+    let mut cluster = sshd.cluster().cluster_file(file("localhost 0 0 0\n")).start();
+    put_all(&cluster);
+    let pids = cluster.server_pids();
+    cluster.kill_coordinator();
+    process::pause(pids[0]);
+    cluster.move_state_to_another_machine();
+    let ended = cluster.run_coordinator(&[]).with_code(1);
+    assert!(ended.stderr.contains("name another host for that server"), "{}", ended.stderr);
+    cluster.change_cluster_file(&file(&there));
+    cluster.restart();
+    wait_until("another process in its place", PATIENCE, || {
+        cluster.server(0).pid.is_some_and(|pid| pid != pids[0])
+    });
+    cluster.await_whole();
+    assert_eq!(health(&cluster), (Health::Whole, 0));
+    check_all(&cluster);
+    assert_eq!([cluster.server_pid(1), cluster.server_pid(2)], [pids[1], pids[2]]);
+    // That machine was only away: the process is nobody, and must not serve.
+    process::signal(pids[0], Signal::CONT);
+    check_all(&cluster);
+    process::signal(pids[0], Signal::KILL);
 }
 
 #[test]

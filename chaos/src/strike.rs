@@ -185,6 +185,7 @@ impl<'a> Striker<'a> {
         let time_ns = self.hit(&groups, pid, Signal::KILL);
         let met = self.await_step(victim, double.step)?;
         process::signal(other_pid, Signal::KILL);
+        let in_time = met.is_some() && !self.was_back_before_down(victim, other)?;
         let name = double.to_string();
         let (began_ns, limit) = (time_ns, limits::AFTER_DEATH);
         let (apart_until_ns, away_until_ns) = (None, None);
@@ -198,7 +199,25 @@ impl<'a> Striker<'a> {
             apart_until_ns,
             away_until_ns,
         };
-        Ok((struck, killed, met.is_some()))
+        Ok((struck, killed, in_time))
+    }
+
+    /// Whether a server was back before the coordinator knew that another one is down: a small recovery may end between
+    /// two lines of this program.
+    fn was_back_before_down(&mut self, victim: u16, other: u16) -> anyhow::Result<bool> {
+        let until = Instant::now() + STEP_PATIENCE;
+        let mut is_back = false;
+        while Instant::now() < until {
+            for (id, told) in self.steps.news() {
+                match told {
+                    Told::Back if id == victim => is_back = true,
+                    Told::Down if id == other => return Ok(is_back),
+                    _ => {}
+                }
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        bail!("server {other} was killed, and is not down within {STEP_PATIENCE:?}")
     }
 
     /// Kills a server, and the process that replaces it in this step. Returns when, and in which step it

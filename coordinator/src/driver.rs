@@ -43,7 +43,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use crate::args::{self, Args};
 use crate::lock::DirectoryLock;
 use crate::logs::{self, Console};
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::moves::{self, Elsewhere, Moved};
 use crate::plan::{self, Plan};
 use crate::ready::{Ports, Ready};
@@ -304,10 +304,20 @@ fn take_moves(
             earlier.place.elsewhere.iter().any(|other| other.started.member == started.member)
         };
         if let Some(started) = earlier.state.servers[at].started.filter(|started| !known(started)) {
-            earlier.place.elsewhere.push(Elsewhere { host: before.clone(), started });
+            let is_out_of_reach = *before == Host::Local
+                && Machine::place(earlier.place.machine.as_ref()) == machine::Place::Elsewhere;
+            let host = before.clone();
+            earlier.place.elsewhere.push(Elsewhere { host, started, is_out_of_reach });
         }
     }
-    for moved in &reading.moved {
+    tell_moved(&reading.moved, console);
+    earlier.place.moved = reading.moved;
+    (reading.file, reading.moves)
+}
+
+/// Says which lines of the cluster file are old.
+fn tell_moved(moved: &[Moved], console: Console) {
+    for moved in moved {
         console.warn(&format!(
             "the cluster file still names {} for server {}, which coord replace gave to another host; write its new \
              line there: {}",
@@ -316,8 +326,6 @@ fn take_moves(
             moved.words()
         ));
     }
-    earlier.place.moved = reading.moved;
-    (reading.file, reading.moves)
 }
 
 async fn restored(
@@ -326,9 +334,15 @@ async fn restored(
     file: ClusterFile,
     console: Console,
 ) -> Result<(Plan, Beginning), Failure> {
-    let earlier = restore::last_settings(dirs, &args.dir);
+    let last = restore::last_record(dirs, &args.dir);
+    let reading = last.as_ref().map(|last| moves::read(file.clone(), &last.place));
+    // Which places the file gives to other hosts is of no matter: nobody runs.
+    let (file, moved) = reading.map_or((file, Vec::new()), |reading| (reading.file, reading.moved));
+    tell_moved(&moved, console);
+    let earlier = last.map(|last| last.settings).unwrap_or_default();
     let mut plan = Plan::make(args, file, &earlier).await?;
-    let restoration = restore::prepare(args, dirs, &mut plan, console).await?;
+    let mut restoration = restore::prepare(args, dirs, &mut plan, console).await?;
+    restoration.moved = moved;
     Ok((plan, Beginning::Restored(restoration)))
 }
 
@@ -484,7 +498,10 @@ impl Driver {
                 dump_dir = earlier.dump_dir.filter(|_| earlier.state.is_stopping);
                 (Some(earlier.state), None)
             }
-            Beginning::Restored(restoration) => (None, Some(restoration)),
+            Beginning::Restored(restoration) => {
+                moved.clone_from(&restoration.moved);
+                (None, Some(restoration))
+            }
         };
         let count = plan.file.servers.len();
         let servers = plan.file.count();

@@ -31,6 +31,9 @@ pub(crate) struct Moved {
 pub(crate) struct Elsewhere {
     pub(crate) host: Host,
     pub(crate) started: Started,
+    /// It ran on the machine of an earlier coordinator, which nobody can ask.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_out_of_reach: bool,
 }
 
 impl Moved {

@@ -98,7 +98,7 @@ pub(crate) fn stored_settings(args: &Args) -> Settings {
         },
         dirs => dirs,
     };
-    restore::last_settings(dirs, &args.dir)
+    restore::last_record(dirs, &args.dir).map(|last| last.settings).unwrap_or_default()
 }
 
 /// Checks that the other servers can reach this machine by the addresses that are given.

@@ -25,6 +25,7 @@ use crate::Failure;
 use crate::args::Args;
 use crate::logs::Console;
 use crate::machine::{Machine, Place};
+use crate::moves;
 use crate::restore::{alive, gather};
 use crate::spawn::ssh::Ssh;
 use crate::spawn::{adopted, quote};
@@ -68,7 +69,7 @@ pub(crate) async fn look(
         return found;
     };
     let ssh = Ssh::new(&record.settings.with(args));
-    if args.resume && is_half_restored(&record) && !lives(&record, &ssh, &args.dir).await? {
+    if args.resume && is_half_restored(&record) && !lives(&record, &ssh, &args.dir, file).await? {
         return Ok(Found::Stopped);
     }
     if is_half_restored(&record) {
@@ -80,7 +81,7 @@ pub(crate) async fn look(
         )));
     }
     // After a good end each process was seen to have ended: there is nobody to ask after.
-    if !record.has_ended_well && lives(&record, &ssh, &args.dir).await? {
+    if !record.has_ended_well && lives(&record, &ssh, &args.dir, file).await? {
         check_flags(&record, args, file)?;
         end_strays(&record, &ssh).await;
         return Ok(Found::Running(Box::new(record)));
@@ -159,10 +160,20 @@ fn is_half_restored(record: &Record) -> bool {
 }
 
 /// Whether any process of the state lives.
-async fn lives(record: &Record, ssh: &Ssh, dir: &Path) -> Result<bool, Failure> {
+async fn lives(
+    record: &Record,
+    ssh: &Ssh,
+    dir: &Path,
+    file: &ClusterFile,
+) -> Result<bool, Failure> {
     let hosts = alive::hosts(record);
     let here = hosts.iter().find(|(host, _)| **host == Host::Local);
-    let here = here.map_or_else(Vec::new, |(_, processes)| processes.clone());
+    let mut here = here.map_or_else(Vec::new, |(_, processes)| processes.clone());
+    if Machine::place(record.place.machine.as_ref()) == Place::Elsewhere {
+        // Those that the cluster file gives to other hosts are followed there, whether they live or not.
+        let moves = moves::read(file.clone(), &record.place).moves;
+        here.retain(|started| !moves.contains(&started.member.server));
+    }
     let here = match Machine::place(record.place.machine.as_ref()) {
         Place::Here => here,
         Place::Past => Vec::new(),
@@ -171,7 +182,8 @@ async fn lives(record: &Record, ssh: &Ssh, dir: &Path) -> Result<bool, Failure> 
             let path = dir.join(FILE_NAME);
             return Err(Failure::Failed(format!(
                 "{} was written on another machine, and server {} of the last run may still live there; \
-                 nothing was started. Start coord there: it takes over what lives. {}",
+                 nothing was started. Start coord there: it takes over what lives. If that machine is gone for \
+                 good, name another host for that server in the cluster file: it goes there. {}",
                 path.display(),
                 here[0].member.server,
                 if_all_are_gone(&path)

@@ -10,6 +10,7 @@ use kv_protocol::{GroupId, ServerId, ViewVersion};
 use tokio::sync::mpsc;
 
 use super::{Driver, index};
+use crate::moves::Elsewhere;
 use crate::spawn::ssh::RemoteServer;
 use crate::spawn::{adopted, command_line, error_name, server_arguments};
 use crate::store::FILE_NAME;
@@ -41,6 +42,11 @@ impl Driver {
     /// Waits for the end of a process that an earlier coordinator has started.
     pub(super) fn watch(self: &Rc<Driver>, started: Started, kill: mpsc::Receiver<()>) {
         let member = started.member;
+        let is_it = |other: &Elsewhere| other.started.member == member && other.is_out_of_reach;
+        if self.elsewhere.borrow().iter().any(is_it) {
+            let trouble = "it ran on the machine of an earlier coordinator, which cannot be asked";
+            return self.note_host(member, Some(trouble));
+        }
         let line = self.line_of(member);
         let driver = Rc::clone(self);
         let (ssh, turn) = (self.plan().ssh.clone(), Rc::clone(&self.turn));

@@ -98,17 +98,23 @@ impl Driver {
         let Some(started) = cluster.started(id).copied().filter(|_| !is_over) else { return };
         let mut elsewhere = self.elsewhere.borrow_mut();
         if elsewhere.iter().all(|known| known.started.member != started.member) {
-            elsewhere.push(Elsewhere { host: host.clone(), started });
+            let host = host.clone();
+            elsewhere.push(Elsewhere { host, started, is_out_of_reach: false });
         }
     }
 
     /// Goes on with what an earlier coordinator, or a changed cluster file, has begun: places whose processes run on
     /// other hosts go to their new ones, and whoever has lost its place is killed.
     pub(super) fn go_on_moving(self: &Rc<Driver>) {
-        for Elsewhere { started, .. } in self.elsewhere.borrow().clone() {
+        for Elsewhere { started, is_out_of_reach, .. } in self.elsewhere.borrow().clone() {
             let member = started.member;
             let id = member.server;
             if self.cluster().member(id) != member {
+                if is_out_of_reach {
+                    // Nobody can end it; it is refused wherever it reports.
+                    self.forget_elsewhere(member);
+                    continue;
+                }
                 self.watch_given_up(started);
                 continue;
             }

@@ -36,9 +36,10 @@ use crate::Failure;
 use crate::args::Args;
 use crate::lock;
 use crate::logs::Console;
+use crate::moves::Moved;
 use crate::plan::Plan;
-use crate::settings::Settings;
 use crate::spawn::quote;
+use crate::store::Record;
 
 /// How a cluster begins that is restored.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ pub(crate) struct Restoration {
     pub(crate) origin: Origin,
     /// Where clients found its coordinator; 0: that is not known.
     pub(crate) clients_port: u16,
+    /// The places of which the cluster file names hosts of before.
+    pub(crate) moved: Vec<Moved>,
     /// By server: what it begins with.
     pub(crate) loads: Vec<Vec<Load>>,
     /// What loading may take beyond an ordinary start.
@@ -189,7 +192,8 @@ pub(crate) async fn prepare(
     let origin = Origin { foundings, ancestors: chosen.ancestors.clone() };
     let clients_port = last.record.place.ports.clients;
     let (cluster, dir) = (state.cluster, plan.dir.clone());
-    Ok(Restoration { cluster, origin, clients_port, loads, patience, dir })
+    let moved = Vec::new();
+    Ok(Restoration { cluster, origin, clients_port, moved, loads, patience, dir })
 }
 
 /// The last state as the dumps tell it. What they cannot tell is said, and must be accepted.
@@ -229,10 +233,9 @@ async fn rebuild_state(
     Ok(last)
 }
 
-/// The settings of the last state in these directories; the defaults where none can be read, which [`prepare`]
-/// reports.
-pub(crate) fn last_settings(dirs: &[PathBuf], own: &Path) -> Settings {
-    state::last(dirs, own).map(|last| last.record.settings).unwrap_or_default()
+/// The last state in these directories; `None` where none can be read, which [`prepare`] reports.
+pub(crate) fn last_record(dirs: &[PathBuf], own: &Path) -> Option<Record> {
+    state::last(dirs, own).map(|last| last.record).ok()
 }
 
 /// What to do about members of the old cluster that may live. They may hold newer data than any dump, so the
