@@ -112,7 +112,9 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
         // A closed standard output is no reason to fail.
         let _ = writeln!(io::stdout(), "{}", printable_lines(&line.say));
         if line.ended.is_some() {
-            await_end(dir);
+            if matches!(call, Call::Stop(_) | Call::Detach { .. }) {
+                await_end(dir);
+            }
             return Ok(Asked::Done);
         }
     }
