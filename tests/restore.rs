@@ -79,6 +79,7 @@ fn stopped(pairs: &[Pair]) -> TempDir {
 fn after_a_stop_every_key_comes_back_with_value_and_version_again_and_again() {
     let cluster = Cluster::builder().shards(3).start();
     let first_name = cluster.ready.cluster.clone();
+    let port = cluster.ready.clients_port;
     let mut all = pairs(600);
     let mut client = cluster.open();
     put_all(&mut client, &all);
@@ -96,6 +97,7 @@ fn after_a_stop_every_key_comes_back_with_value_and_version_again_and_again() {
 
     let cluster = Cluster::builder().shards(3).restore(dir).start();
     assert_ne!(cluster.ready.cluster, first_name, "it is another cluster");
+    assert_eq!(cluster.ready.clients_port, port, "clients find it where it was");
     assert!(!cluster.dir().join("restore").exists(), "what was staged is gone");
     let mut client = cluster.open();
     let after = values(&mut client, &all);

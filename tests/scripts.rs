@@ -138,7 +138,8 @@ impl Checkout {
 
     #[track_caller]
     fn status(&self) -> ClusterStatus {
-        let ended = self.launch(&["status", "--json"]).with_code(0);
+        let ended = self.launch(&["status", "--json"]);
+        assert!(ended.code.is_some_and(|code| [0, 3, 4].contains(&code)), "{ended:#?}");
         serde_json::from_str(&ended.stdout).expect("a status")
     }
 
@@ -587,6 +588,7 @@ fn launch_cluster_restores_a_cluster_and_hands_on_what_it_is_to_be_started_with(
     assert!(refused.stderr.contains("--accept-loss"), "{}", refused.stderr);
     let restore: Vec<_> = restore.into_iter().chain(["--accept-loss"]).collect();
     checkout.launch(&restore).with_code(0);
+    checkout.launch(&["status"]).with_code(4);
     let lost = checkout.status().groups.iter().filter(|group| group.primary.is_none()).count();
     assert_eq!(lost, 1);
     checkout.launch(&["stop"]).with_code(0);

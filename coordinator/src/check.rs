@@ -1,6 +1,6 @@
 //! `--check`: whether a cluster could be started, without starting anything.
 
-mod this_machine;
+pub(crate) mod needs;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write as _;
@@ -17,6 +17,7 @@ use crate::spawn::printable;
 use crate::spawn::ssh::Ssh;
 use crate::survey::{self, Survey};
 use crate::{Failure, own_address};
+use needs::Limits;
 
 /// The result of looking at one thing: what was looked at, and what was found.
 type Finding = (String, Result<String, String>);
@@ -40,8 +41,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
             findings.push((format!("coordinator, port {port} ({flag})"), port_is_free(port)));
         }
     }
-    findings
-        .push((format!("coordinator, --dir {}", args.dir.display()), this_machine::dir(&args.dir)));
+    findings.push((format!("coordinator, --dir {}", args.dir.display()), needs::dir(&args.dir)));
     if let Some(address) = settings.advertise {
         let found = own_address::check(address, args.servers_port).map(str::to_owned);
         findings.push((format!("coordinator, --advertise {address}"), found));
@@ -49,20 +49,19 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     let ssh = Ssh::new(&settings);
     let surveys = survey::of_hosts(&file, &ssh).await;
     findings.extend(shared_ports(args, &file, &surveys));
-    let local = plan::servers_on(&file, &Host::Local);
-    if local > 0 {
-        let known = surveys
-            .iter()
-            .filter_map(|(host, survey)| Some((host.clone(), survey.as_ref().ok()?.clone())));
-        let shards = args.shards.unwrap_or_else(|| plan::default_shards(&file, &known.collect()));
-        findings
-            .push(("localhost, threads (ulimit -u)".into(), this_machine::threads(local, shards)));
-        findings
-            .push(("localhost, locked memory (ulimit -l)".into(), this_machine::memlock(shards)));
-        findings.push(("localhost, memory".into(), this_machine::memory(local)));
-    }
+    let known = surveys.iter();
+    let known =
+        known.filter_map(|(host, survey)| Some((host.clone(), survey.as_ref().ok()?.clone())));
+    let shards = args.shards.unwrap_or_else(|| plan::default_shards(&file, &known.collect()));
     for (name, (host, ports)) in hosts(&file) {
         let servers = plan::servers_on(&file, host);
+        let limits = match surveys.get(host) {
+            None => Some(Limits::here()),
+            Some(survey) => survey.as_ref().ok().map(|survey| survey.limits),
+        };
+        let needs = limits.map(|limits| limits.findings(servers, shards));
+        let needs = needs.into_iter().flatten();
+        findings.extend(needs.map(|(what, found)| (format!("{name}, {what}"), found)));
         match surveys.get(host) {
             None => check_local(args, &name, servers, &ports, &mut findings),
             Some(Err(error)) => findings.push((format!("{name}, ssh"), Err(error.clone()))),

@@ -193,7 +193,7 @@ pub(crate) async fn serve(
         return Err(Failure::Failed("no server of the cluster lives any more".to_owned()));
     }
     let log = |failure: &Failure| console.log(failure);
-    let (clients, servers) = listen(&args, &plan, beginning.earlier()).await.inspect_err(log)?;
+    let (clients, servers) = listen(&args, &plan, &beginning).await.inspect_err(log)?;
     let port = |listener: &TcpListener| {
         listener.local_addr().map(|address: SocketAddr| address.port()).map_err(|error| {
             Failure::Failed(format!("ask the system for the port that was taken: {error}"))
@@ -332,14 +332,26 @@ async fn restored(
     Ok((plan, Beginning::Restored(restoration)))
 }
 
-/// Listens on both ports: those of the flags, or those that an earlier coordinator had.
+/// Listens on both ports: those of the flags, or those that an earlier coordinator had. Of a restored cluster the
+/// port for clients is that of before, if it is free: clients look for it there.
 async fn listen(
     args: &Args,
     plan: &Plan,
-    earlier: Option<&Record>,
+    beginning: &Beginning,
 ) -> Result<(TcpListener, TcpListener), Failure> {
-    let Some(earlier) = earlier else {
-        let clients = listener::bind(plan.listen, args.clients_port, "clients", "-c").await?;
+    let Some(earlier) = beginning.earlier() else {
+        let before = match beginning {
+            Beginning::Restored(restoration) if args.clients_port == 0 => restoration.clients_port,
+            _ => 0,
+        };
+        let again = match before {
+            0 => None,
+            port => listener::bind(plan.listen, port, "clients", "-c").await.ok(),
+        };
+        let clients = match again {
+            Some(clients) => clients,
+            None => listener::bind(plan.listen, args.clients_port, "clients", "-c").await?,
+        };
         return Ok((
             clients,
             listener::bind(plan.listen, args.servers_port, "servers", "-s").await?,

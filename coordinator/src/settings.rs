@@ -90,28 +90,26 @@ impl Settings {
         ))
     }
 
-    /// Every setting as its flag and its value.
-    fn flags(&self) -> [(&'static str, String); 9] {
-        let given = |value: &Option<String>| value.clone().unwrap_or("the default".into());
-        let path = self.ssh_config.as_ref().map(|path| path.display().to_string());
-        let seconds = |time: Duration| time.as_secs_f64().to_string();
+    /// Every setting as its flag and its value; `None`: it was never given, and the default holds.
+    fn flags(&self) -> [(&'static str, Option<String>); 9] {
+        let seconds = |time: Duration| Some(time.as_secs_f64().to_string());
         [
-            ("--on-double-fault", self.on_double_fault.to_string()),
-            ("--memory-limit", given(&self.memory_limit)),
-            ("--connection-memory", given(&self.connection_memory)),
+            ("--on-double-fault", Some(self.on_double_fault.to_string())),
+            ("--memory-limit", self.memory_limit.clone()),
+            ("--connection-memory", self.connection_memory.clone()),
             ("--orphan-timeout", seconds(self.orphan_timeout)),
-            ("--net", self.net.to_string()),
+            ("--net", Some(self.net.to_string())),
             ("--failure-timeout", seconds(self.failure_timeout)),
-            ("--remote-dir", self.remote_dir.clone()),
-            ("--ssh-config", given(&path)),
-            ("--advertise", given(&self.advertise.map(|address| address.to_string()))),
+            ("--remote-dir", Some(self.remote_dir.clone())),
+            ("--ssh-config", self.ssh_config.as_ref().map(|path| path.display().to_string())),
+            ("--advertise", self.advertise.map(|address| address.to_string())),
         ]
     }
 
-    /// All settings by their names, as the status shows them.
+    /// The settings by their names, as the status shows them; those that were never given are left out.
     pub(crate) fn shown(&self) -> BTreeMap<String, String> {
         let name = |flag: &str| flag.trim_start_matches('-').to_owned();
-        self.flags().into_iter().map(|(flag, value)| (name(flag), value)).collect()
+        self.flags().into_iter().filter_map(|(flag, value)| Some((name(flag), value?))).collect()
     }
 
     /// A line for each setting that has changed. A server keeps what it was given at its start.
@@ -125,6 +123,8 @@ impl Settings {
                     true => "; servers that run already keep what they have",
                     false => "",
                 };
+                let shown = |value: Option<String>| value.unwrap_or("the default".into());
+                let (now, was) = (shown(now), shown(was));
                 format!("{flag} is {now} from now on, no longer {was}{keep}")
             })
             .collect()
@@ -192,7 +192,7 @@ mod tests {
         let shown = after.shown();
         assert_eq!(shown["remote-dir"], "kv/2");
         assert_eq!(shown["ssh-config"], config.display().to_string());
-        assert_eq!(shown["memory-limit"], "the default");
+        assert_eq!(shown.get("memory-limit"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use kv_protocol::cluster_file::{ClusterFile, Host};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::check::needs::Limits;
 use crate::plan;
 use crate::spawn::ssh::Ssh;
 use crate::spawn::{printable, quote};
@@ -40,6 +41,8 @@ pub(crate) struct Survey {
     pub(crate) kernel: String,
     /// What its server says that it takes where no limit is given.
     pub(crate) memory_limit: Option<String>,
+    /// What the login's user may have there.
+    pub(crate) limits: Limits,
     /// TCP ports that something listens on there.
     pub(crate) listening: BTreeSet<u16>,
 }
@@ -85,6 +88,9 @@ fn script(remote_dir: &str, servers: usize) -> String {
          echo cores $(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null)\n\
          echo kernel $(uname -r)\n\
          echo io_uring_disabled $(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null)\n\
+         echo user $(id -u)\n\
+         cat /proc/self/limits 2>/dev/null | grep -e 'Max processes' -e 'Max locked memory'\n\
+         grep MemAvailable: /proc/meminfo 2>/dev/null\n\
          cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep ' 0A ' | while read n local rest; do echo listens $local; done\n\
          cd {} 2>/dev/null && echo dir && {{ [ ! -w . ] || echo writable; }} && [ -x ./server ] && [ -f ./server ] && echo binary && echo version $(./server --version 2>/dev/null </dev/null) && echo memory_limit $(./server --show-memory-limit {servers} 2>/dev/null </dev/null)\n\
          exit 0\n",
@@ -104,6 +110,14 @@ fn parse(text: &str, host: &Host) -> Survey {
             }
             ["cores", count] => survey.cores = count.parse().ok(),
             ["kernel", release] => survey.kernel = release.to_owned(),
+            ["user", id] => survey.limits.is_root = id == "0",
+            // proc_pid_limits(5): the soft limit, the hard one.
+            ["Max", "processes", soft, ..] => survey.limits.threads = soft.parse().ok(),
+            ["Max", "locked", "memory", _, hard, ..] => survey.limits.locked = hard.parse().ok(),
+            ["MemAvailable:", kilobytes, ..] => {
+                let kilobytes: Option<u64> = kilobytes.parse().ok();
+                survey.limits.free = kilobytes.and_then(|kilobytes| kilobytes.checked_mul(1 << 10));
+            }
             ["io_uring_disabled", value] => survey.io_uring_disabled = value.parse().ok(),
             ["listens", local] => survey.listening.extend(listening_port(local)),
             ["dir"] => survey.has_dir = true,
@@ -145,11 +159,14 @@ mod tests {
     #[test]
     fn a_host_s_answer_is_read_whatever_stands_around_it() {
         let text = "Welcome to db!\nconnection 10.0.0.1 5 10.0.0.2 22\ncores 16\nkernel 6.8.0-x\n\
-                    io_uring_disabled 0\nlistens 0100007F:1B58\nlistens 00:0016\ndir\nbinary\n\
+                    io_uring_disabled 0\nuser 1000\nMax processes 100 200 processes\n\
+                    Max locked memory 0 4096 bytes\nMemAvailable: 7 kB\nlistens 0100007F:1B58\nlistens 00:0016\ndir\nbinary\n\
                     version server 0.1.0\n";
         let host = Host::Ssh { user: None, host: "db".into(), port: None };
         let survey = parse(text, &host);
         assert_eq!(survey.cores, Some(16));
+        let (threads, locked, free) = (Some(100), Some(4_096), Some(7 << 10));
+        assert_eq!(survey.limits, Limits { threads, locked, free, ..Limits::default() });
         assert_eq!(survey.our_address, Some("10.0.0.1".parse().unwrap()));
         assert_eq!(survey.its_address, Some("10.0.0.2".parse().unwrap()));
         assert_eq!(survey.listening, BTreeSet::from([22, 7_000]));
@@ -175,6 +192,8 @@ mod tests {
         let host = Host::Ssh { user: None, host: "db".into(), port: None };
         let survey = parse(&String::from_utf8_lossy(&output.stdout), &host);
         assert!(survey.cores.is_some() && !survey.kernel.is_empty());
+        assert!(survey.limits.free.is_some_and(|bytes| bytes > 0));
+        assert_eq!(survey.limits.is_root, rustix::process::geteuid().is_root());
         assert!(survey.has_dir && survey.has_binary && survey.is_writable);
         assert_eq!(survey.version.as_deref(), Some("9.9"));
         assert_eq!(survey.memory_limit.as_deref(), Some("server 9.9"));

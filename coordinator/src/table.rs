@@ -115,7 +115,7 @@ fn section<T: Clone>(
     text
 }
 
-/// What the cluster was given, or the defaults that hold; nothing of a coordinator that does not say.
+/// The settings that the coordinator keeps; nothing of a coordinator that does not say.
 fn settings(settings: &BTreeMap<String, String>, width: Option<usize>) -> String {
     let words: Vec<String> =
         settings.iter().map(|(name, value)| printable(&format!("{name} {value}"))).collect();

@@ -129,7 +129,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 56] = {
+    pub const ALL: [Hole; 57] = {
         use Hole::*;
         [
             PromoteWithoutGrace,

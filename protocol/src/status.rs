@@ -39,6 +39,7 @@ pub struct ClusterStatus {
     #[serde(default)]
     pub alarms: Vec<AlarmStatus>,
     /// The settings that the coordinator keeps, by the names of their flags without dashes, as a person reads them.
+    /// One that was never given and has no default of the coordinator's is not there.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
 }

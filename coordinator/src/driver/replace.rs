@@ -77,7 +77,8 @@ impl Driver {
         if to != before {
             said = format!("server {id} goes from {} to {}", before.host, to.host);
             let ports = [to.clients_port, to.servers_port, to.coord_port];
-            let moved = Moved { server: id, from: self.from_of(&before), host: to.host, ports };
+            let moved =
+                Moved { server: id, from: self.host_in_file(&before), host: to.host, ports };
             advice = format!(". Write its new line into the cluster file: {}", moved.words());
             self.moved.borrow_mut().retain(|moved| moved.server != id);
             self.moved.borrow_mut().push(moved);
@@ -103,7 +104,7 @@ impl Driver {
     }
 
     /// The host that the cluster file names for a place.
-    fn from_of(&self, line: &ServerLine) -> Host {
+    fn host_in_file(&self, line: &ServerLine) -> Host {
         let moved = self.moved.borrow();
         let known = moved.iter().find(|moved| moved.server == line.id);
         known.map_or_else(|| line.host.clone(), |moved| moved.from.clone())

@@ -47,6 +47,8 @@ pub(crate) struct Restoration {
     pub(crate) cluster: ClusterId,
     /// The origin of the restored cluster: its foundings by group, and the clusters before it.
     pub(crate) origin: Origin,
+    /// Where clients found its coordinator; 0: that is not known.
+    pub(crate) clients_port: u16,
     /// By server: what it begins with.
     pub(crate) loads: Vec<Vec<Load>>,
     /// What loading may take beyond an ordinary start.
@@ -185,7 +187,9 @@ pub(crate) async fn prepare(
     let bytes: u64 = loads.iter().flatten().map(|load| load.bytes).sum();
     let patience = Duration::from_secs(bytes / DUMP_BYTES_PER_SECOND);
     let origin = Origin { foundings, ancestors: chosen.ancestors.clone() };
-    Ok(Restoration { cluster: state.cluster, origin, loads, patience, dir: plan.dir.clone() })
+    let clients_port = last.record.place.ports.clients;
+    let (cluster, dir) = (state.cluster, plan.dir.clone());
+    Ok(Restoration { cluster, origin, clients_port, loads, patience, dir })
 }
 
 /// The last state as the dumps tell it. What they cannot tell is said, and must be accepted.

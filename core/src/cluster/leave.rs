@@ -37,7 +37,7 @@ pub const LEAVE_PATIENCE: Duration = Duration::from_secs(20);
 /// A server that waits is told so often that it is being seen to; it would go on alone otherwise.
 const KEEP_WAITING: Duration = Duration::from_secs(1);
 /// How long a holder that is to stay may take to answer: its host may be far away.
-const VOUCH_PATIENCE: Duration = Duration::from_millis(2 * LEASE.as_millis() as u64);
+const VOUCH_PATIENCE: Duration = LEASE.saturating_mul(2);
 /// How long its answer counts.
 const VOUCH_COUNTS: Duration = LEASE;
 

@@ -1,0 +1,187 @@
+//! What a start needs of a machine beside programs and ports: a directory, threads, memory.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use rustix::fs::{Access, access};
+use rustix::process::{Resource, geteuid, getrlimit};
+
+use crate::units;
+
+/// Threads of a server beside its executors, and those of the coordinator; rather too many than too few.
+const THREADS_BESIDE: u64 = 24;
+/// Memory that the executors of a server must be able to lock, each.
+const MEMLOCK_BYTES: u64 = 512 << 10;
+/// Memory that an empty server takes; rather too little, as this is what a start fails without.
+const SERVER_BYTES: u64 = 24 << 20;
+/// Room in the directory for the state and the logs of a start.
+const ROOM_BYTES: u64 = 4 << 20;
+
+type Found = Result<String, String>;
+
+/// Whether the files of a cluster can be made in a directory.
+pub(super) fn dir(dir: &Path) -> Found {
+    let found = match fs::metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => "a directory that can be written to",
+        Ok(_) => return Err("it is not a directory; give another --dir, or move it away".into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "will be made",
+        Err(error) => return Err(format!("{error}; check --dir")),
+    };
+    // What does not exist is made in the nearest directory above it that does.
+    let absolute = std::path::absolute(dir).map_err(|error| error.to_string())?;
+    let there = absolute.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+    access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
+        format!(
+            "{} cannot be written to: {error}; change its mode or owner, or give another --dir",
+            there.display()
+        )
+    })?;
+    match rustix::fs::statvfs(there) {
+        Ok(space) if space.f_bavail.saturating_mul(space.f_frsize) < ROOM_BYTES => {
+            Err(format!("less than {} are free there; free some space", units::bytes(ROOM_BYTES)))
+        }
+        _ => Ok(found.into()),
+    }
+}
+
+/// The limits of the user that starts servers on a machine; `None`: there is none, or it is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Threads that the user may have (`ulimit -u`), and has, as far as that is known.
+    pub(crate) threads: Option<u64>,
+    pub(crate) threads_used: u64,
+    /// Bytes that a process may lock (`ulimit -l`), at most.
+    pub(crate) locked: Option<u64>,
+    /// Bytes of memory that are free.
+    pub(crate) free: Option<u64>,
+    /// The system lets root exceed the limits of threads and locked memory.
+    pub(crate) is_root: bool,
+}
+
+impl Limits {
+    /// Those of this process.
+    pub(super) fn here() -> Limits {
+        Limits {
+            threads: getrlimit(Resource::Nproc).current,
+            threads_used: own_threads(),
+            locked: getrlimit(Resource::Memlock).maximum,
+            free: available(),
+            is_root: geteuid().is_root(),
+        }
+    }
+
+    /// What so many servers of so many shards find, each finding with its name.
+    pub(super) fn findings(&self, servers: usize, shards: u16) -> [(&'static str, Found); 3] {
+        [
+            ("threads (ulimit -u)", self.threads(servers, shards)),
+            ("locked memory (ulimit -l)", self.memlock(shards)),
+            ("memory", self.memory(servers)),
+        ]
+    }
+
+    fn threads(&self, servers: usize, shards: u16) -> Found {
+        let need = (servers as u64 + 1) * THREADS_BESIDE + servers as u64 * u64::from(shards);
+        let Some(limit) = self.threads.filter(|_| !self.is_root) else {
+            return Ok(format!("no limit, about {need} are needed"));
+        };
+        let used = self.threads_used;
+        match limit.saturating_sub(used) {
+            free if free < need => Err(format!(
+                "this user may have {limit} and has {used}, about {need} more are needed; raise it (ulimit -u, \
+                 TasksMax=), or give fewer --shards"
+            )),
+            free => Ok(format!("{free} more are allowed, about {need} are needed")),
+        }
+    }
+
+    fn memlock(&self, shards: u16) -> Found {
+        let need = MEMLOCK_BYTES * u64::from(shards);
+        match self.locked {
+            Some(most) if most < need && !self.is_root => Err(format!(
+                "{} are allowed, a server with --shards {shards} needs {}; raise it (ulimit -l, LimitMEMLOCK=), or \
+                 give fewer --shards",
+                units::bytes(most),
+                units::bytes(need)
+            )),
+            Some(most) if most < need => Ok(format!("{}; root may raise it", units::bytes(most))),
+            Some(most) => Ok(units::bytes(most)),
+            None => Ok("no limit".into()),
+        }
+    }
+
+    fn memory(&self, servers: usize) -> Found {
+        let need = servers as u64 * SERVER_BYTES;
+        let Some(free) = self.free else {
+            return Ok("the system does not say what is free".into());
+        };
+        match free < need {
+            true => Err(format!(
+                "{} are free, {servers} empty servers need about {}; end other programs, or use fewer servers",
+                units::bytes(free),
+                units::bytes(need)
+            )),
+            false => Ok(format!("{} are free", units::bytes(free))),
+        }
+    }
+}
+
+/// Threads of all processes of this user.
+fn own_threads() -> u64 {
+    let own = geteuid().as_raw();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of_this_user = processes.filter(|entry| entry.metadata().is_ok_and(|it| it.uid() == own));
+    of_this_user
+        .map(|entry| fs::read_dir(entry.path().join("task")).map_or(0, |all| all.count() as u64))
+        .sum()
+}
+
+/// `MemAvailable` of /proc/meminfo (proc_meminfo(5)), in bytes.
+fn available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kilobytes.checked_mul(1 << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_good_if_it_can_be_written_to_or_made() {
+        let there = tempfile::tempdir().unwrap();
+        assert!(dir(there.path()).unwrap().contains("can be written"));
+        assert_eq!(dir(&there.path().join("a/b")).unwrap(), "will be made");
+        let file = there.path().join("file");
+        fs::write(&file, "").unwrap();
+        dir(&file).unwrap_err();
+        dir(&file.join("below")).unwrap_err();
+        // No user can write there.
+        let error = dir(Path::new("/proc/self/fdinfo")).unwrap_err();
+        assert!(error.contains("cannot be written") || error.contains("free"), "{error}");
+    }
+
+    #[test]
+    fn limits_that_a_start_would_exceed_are_found_and_root_exceeds_some() {
+        let here = Limits::here();
+        assert!(here.threads_used > 0 && here.free.unwrap() > 0);
+        let tight = Limits {
+            threads: Some(100),
+            threads_used: 50,
+            locked: Some(0),
+            free: Some(1 << 20),
+            is_root: false,
+        };
+        let bad = |limits: Limits| {
+            let findings = limits.findings(3, 2);
+            let bad = findings.into_iter().filter_map(|(name, found)| found.err().map(|_| name));
+            bad.collect::<Vec<_>>()
+        };
+        assert_eq!(bad(tight), ["threads (ulimit -u)", "locked memory (ulimit -l)", "memory"]);
+        assert_eq!(bad(Limits { is_root: true, ..tight }), ["memory"]);
+        let none = Limits { threads: None, locked: None, free: Some(1 << 40), ..tight };
+        assert!(bad(none).is_empty());
+        assert!(tight.memlock(2).unwrap_err().contains("ulimit -l"));
+    }
+}
