@@ -31,6 +31,7 @@ told otherwise:
                        directory)
   --restore DIR        begin with what the dumps in DIR hold; may be given several times
   --accept-loss        restore without what is missing
+  --without-state      restore though every copy of the coordinator's state is lost
   --force              restore though an old server may still run
   -t, --failure-timeout, --shards, --memory-limit, --connection-memory, --orphan-timeout, --net,
   --on-double-fault, each with its value: as 'bin/coord --help' tells
@@ -89,7 +90,7 @@ parse() {
         start:--daemon) daemon=yes && continue ;;
         status:--json) json=yes && continue ;;
         stop:--force) force=yes && stop_flags+=("$option") && continue ;;
-        start:--accept-loss | start:--force) handed_on+=("$option") && continue ;;
+        start:--accept-loss | start:--without-state | start:--force) handed_on+=("$option") && continue ;;
         *:--dir | stop:--dump-dir | start:-[cs] | start:--clients-port | start:--servers-port | start:--advertise | \
             start:--ssh-config | start:--remote-dir | start:-t | start:--failure-timeout | start:--shards | \
             start:--memory-limit | start:--connection-memory | start:--orphan-timeout | start:--net | start:--on-double-fault | start:--restore) ;;

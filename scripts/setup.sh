@@ -47,6 +47,7 @@ check_test() {
     # sshd lives in a directory that is on root's PATH alone.
     PATH=$PATH:/usr/sbin has sshd || need_package openssh-server "sshd, for the test of remote servers"
     has ssh || need_package openssh-client "ssh, for the test of remote servers"
+    PATH=$PATH:/usr/sbin:/sbin has ip || need_package iproute2 "ip, for tests with hosts in network namespaces"
     # What the C library is tested with.
     has g++ || need_package g++ "a C++ compiler"
     has nm || need_package binutils "nm and readelf"

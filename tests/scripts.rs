@@ -33,13 +33,6 @@ struct Checkout {
     root: PathBuf,
 }
 
-/// Copies an executable, by another process: a descriptor that this one had open for writing would be in
-/// every child that another test starts at that moment, and the file be busy.
-fn copy(from: &Path, to: &Path) {
-    let status = Command::new("cp").arg("-p").args([from, to]).status().expect("start cp");
-    assert!(status.success(), "copy {}", from.display());
-}
-
 impl Checkout {
     #[track_caller]
     fn make() -> Checkout {
@@ -51,14 +44,14 @@ impl Checkout {
         }
         let files = ["config.txt", "scripts/run.sh", "scripts/launch-cluster.sh"];
         for file in files.into_iter().chain(["scripts/lib/cluster.sh"]) {
-            copy(&source.join(file), &root.join(file));
+            programs::copy(&source.join(file), &root.join(file));
         }
         for program in [COORD, SERVER, CLIENT] {
             let name = Path::new(program).file_name().expect("a program's name");
             let linked = root.join("bin").join(name);
             // The same file under another name, where that is possible, as scripts/build.sh does.
             if fs::hard_link(program, &linked).is_err() {
-                copy(Path::new(program), &linked);
+                programs::copy(Path::new(program), &linked);
             }
         }
         Checkout { _dir: dir, root }

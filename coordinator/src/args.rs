@@ -270,9 +270,10 @@ pub(crate) enum Command {
     /// Ends the coordinator and leaves the servers serving. Nobody is replaced until another coordinator takes them
     /// over (`coord -C FILE --dir DIR`). Only the user that runs the coordinator, and root, may.
     Detach(DetachArgs),
-    /// Gives the place of a server to another host while the cluster serves: where its host is dead for good, or to
-    /// move it. A server that serves hands its groups over first; of one that is silent no proof of its death is
-    /// needed. The only holder of a group stays where it is.
+    /// Starts a server anew while the cluster serves: on its host, for a new executable, or on another one, where its
+    /// host is dead for good or to move it. A server that serves hands its groups over first; of one that is silent no
+    /// proof of its death is needed. The only holder of a group stays where it is. Waits until the new process holds
+    /// all that the old one held; Ctrl+C ends the waiting alone.
     Replace(ReplaceArgs),
     /// Changes settings of a cluster that runs, at its servers too.
     Set(SetArgs),
@@ -337,9 +338,9 @@ pub(crate) struct ReplaceArgs {
     pub(crate) server: u16,
 
     /// Its new host, as in the cluster file: localhost, user@host or ssh://user@host[:port]. The server's executable
-    /// must be there, in the directory of --remote-dir.
+    /// must be there, in the directory of --remote-dir. Default: the host and the ports that it has.
     #[arg(value_name = "HOST", value_parser = parse_host)]
-    pub(crate) host: String,
+    pub(crate) host: Option<String>,
 
     /// Its ports there, for clients, servers and the coordinator; any free ones without them.
     #[arg(value_name = "PORT", num_args = 3)]

@@ -75,19 +75,20 @@ pub(crate) enum Call {
 pub(crate) struct Replacement {
     /// The place of the ring.
     pub(crate) server: u16,
-    /// The new host, as in a cluster file.
-    pub(crate) host: String,
+    /// The new host, as in a cluster file; `None`: that of the place, with its ports.
+    pub(crate) host: Option<String>,
     /// For clients, servers and the coordinator; 0 for any free one.
     pub(crate) ports: [u16; 3],
 }
 
 impl Replacement {
-    /// The line that a cluster file would have for it.
+    /// The line that a cluster file would have for it, where it has `now` for the place.
     ///
     /// # Errors
     /// The host is none, in words.
-    pub(crate) fn line(&self) -> Result<ServerLine, String> {
-        let host = Host::parse(&self.host)?;
+    pub(crate) fn line(&self, now: &ServerLine) -> Result<ServerLine, String> {
+        let Some(host) = &self.host else { return Ok(now.clone()) };
+        let host = Host::parse(host)?;
         let [clients_port, servers_port, coord_port] = self.ports;
         Ok(ServerLine { id: ServerId(self.server), host, clients_port, servers_port, coord_port })
     }
@@ -255,7 +256,20 @@ async fn converse(
         return send(&mut write, &Line { say, ended: Some(false) }).await;
     }
     let ended = match &call {
-        Call::Replace(wanted) => Some(driver.replace(wanted).await),
+        Call::Replace(wanted) => {
+            let ended = match driver.replace(wanted).await {
+                Ok((say, old)) => {
+                    send(&mut write, &Line { say, ended: None }).await?;
+                    tokio::select! {
+                        say = driver.await_replaced(old) => Ok(say),
+                        // Whoever asked has gone away; what was begun goes on.
+                        _ = read.read_line(&mut text) => return Ok(()),
+                    }
+                }
+                Err(say) => Err(say),
+            };
+            Some(ended)
+        }
         Call::Set(setting) => Some(Ok(driver.set(&setting.memory_limit))),
         Call::Stop(_) | Call::Detach { .. } => None,
     };

@@ -206,6 +206,27 @@ pub enum AlarmKind {
     Other,
 }
 
+impl AlarmKind {
+    /// All that this version knows.
+    pub const ALL: [AlarmKind; 15] = [
+        AlarmKind::Lost,
+        AlarmKind::Unreachable,
+        AlarmKind::KeptThoughSilent,
+        AlarmKind::Unanswered,
+        AlarmKind::KeepsFailing,
+        AlarmKind::CannotFollow,
+        AlarmKind::OrderFailed,
+        AlarmKind::Crowded,
+        AlarmKind::StateNotStored,
+        AlarmKind::StateAtRisk,
+        AlarmKind::Stuck,
+        AlarmKind::StopWaits,
+        AlarmKind::HostUnreachable,
+        AlarmKind::CannotReport,
+        AlarmKind::OutOfSpace,
+    ];
+}
+
 /// How a group is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -298,5 +319,50 @@ mod tests {
         let later = format!(r#"{{"tomorrow":[1],"alarms":[{alarm}],{}"#, &OLD[1..]);
         let status: ClusterStatus = serde_json::from_str(&later).unwrap();
         assert_eq!(status.alarms[0].kind, AlarmKind::Other);
+    }
+
+    /// Fails to compile when a kind is added: then it belongs into `ALL`, and into the manual.
+    fn name(kind: AlarmKind) -> &'static str {
+        match kind {
+            AlarmKind::Lost => "lost",
+            AlarmKind::Unreachable => "unreachable",
+            AlarmKind::KeptThoughSilent => "kept-though-silent",
+            AlarmKind::Unanswered => "unanswered",
+            AlarmKind::KeepsFailing => "keeps-failing",
+            AlarmKind::CannotFollow => "cannot-follow",
+            AlarmKind::OrderFailed => "order-failed",
+            AlarmKind::Crowded => "crowded",
+            AlarmKind::StateNotStored => "state-not-stored",
+            AlarmKind::StateAtRisk => "state-at-risk",
+            AlarmKind::Stuck => "stuck",
+            AlarmKind::StopWaits => "stop-waits",
+            AlarmKind::HostUnreachable => "host-unreachable",
+            AlarmKind::CannotReport => "cannot-report",
+            AlarmKind::OutOfSpace => "out-of-space",
+            AlarmKind::Other => "other",
+        }
+    }
+
+    #[test]
+    fn the_manual_has_one_row_for_each_alarm_with_what_to_do() {
+        let manual = include_str!("../../docs/operations.md");
+        let (_, section) = manual.split_once("\n## Alarms\n").expect("a section on alarms");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows: Vec<Vec<&str>> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"))
+            .map(|row| row.split(" | ").collect())
+            .collect();
+        let mut names: Vec<&str> = rows.iter().map(|row| row[0].trim_end_matches('`')).collect();
+        for row in &rows {
+            assert!(row.len() == 3 && row.iter().all(|cell| !cell.is_empty()), "{row:?}");
+        }
+        let mut expected: Vec<&str> = AlarmKind::ALL.into_iter().map(name).collect();
+        names.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(names, expected);
+        for kind in AlarmKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), name(kind), "as in the JSON");
+        }
     }
 }

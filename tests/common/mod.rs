@@ -13,6 +13,7 @@
 //!   random     seeded random numbers
 //!   sshd       an ssh server on a loopback port, with keys that are thrown away
 //!   coordinator  a coordinator that says what a test wants it to say
+//!   hosts      hosts of a cluster: namespaces of this machine, an sshd in each
 //!   silent     addresses at which nobody answers
 //!   workshop   C programs, compiled and run with the library as cargo has built it
 //!   terminal   a program on a pseudo-terminal, and somebody who types
@@ -22,6 +23,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod coordinator;
+pub(crate) mod hosts;
 pub(crate) mod load;
 pub(crate) mod ports;
 pub(crate) mod process;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -42,8 +43,16 @@ pub(crate) fn run<A: AsRef<OsStr>>(
     input: &str,
     limit: Duration,
 ) -> Ended {
-    let mut child = Command::new(program)
-        .args(arguments)
+    let mut command = Command::new(program);
+    command.args(arguments);
+    finish(command, input, limit)
+}
+
+/// The same with a command that is more than a program and its arguments.
+#[track_caller]
+pub(crate) fn finish(mut command: Command, input: &str, limit: Duration) -> Ended {
+    let program = format!("{command:?}");
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -83,4 +92,12 @@ pub(crate) fn wait(child: &mut Child, limit: Duration) -> Option<Option<i32>> {
         let _ = child.wait();
     }
     ended.map(|status| status.code())
+}
+
+/// Copies an executable, by another process: a descriptor that this one had open for writing would be in
+/// every child that another test starts at that moment, and the file be busy.
+#[track_caller]
+pub(crate) fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-p").args([from, to]).status().expect("start cp");
+    assert!(status.success(), "copy {}", from.display());
 }

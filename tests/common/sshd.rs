@@ -176,14 +176,14 @@ fn text(path: &Path) -> String {
 
 /// sshd lives in a directory that is on root's PATH alone, and must be started by its whole path.
 #[track_caller]
-fn sshd_program() -> PathBuf {
+pub(crate) fn sshd_program() -> PathBuf {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
     let found = std::env::split_paths(&path).map(|dir| dir.join("sshd")).find(|p| p.is_file());
     found.expect("sshd is missing: install openssh-server, or run scripts/setup.sh")
 }
 
 #[track_caller]
-fn make_key(path: &Path) {
+pub(crate) fn make_key(path: &Path) {
     let output = Command::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-C", "kv-test", "-f"])
         .arg(path)

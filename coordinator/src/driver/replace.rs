@@ -1,5 +1,5 @@
-//! Places that go to other hosts while the cluster serves: `coord replace`, and a cluster file that was changed while no
-//! coordinator ran.
+//! Places that go to new processes while the cluster serves, most often on other hosts: `coord replace`, and a cluster
+//! file that was changed while no coordinator ran.
 //!
 //! ```text
 //!   new host asked (ssh) -> plan, `elsewhere`  --+ one store: where the place is, and where its process still runs
@@ -9,6 +9,9 @@
 
 use super::*;
 use crate::stop_port::Replacement;
+
+/// How often it is looked whether a place that was given away is filled.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 impl Driver {
     /// What is decided before a server is started; it changes when a place goes to another host, and with
@@ -47,41 +50,58 @@ impl Driver {
         }
     }
 
-    /// Gives a place to another host; what a person should know then.
+    /// Gives a place to another process, perhaps on another host; what a person should know then, and the process
+    /// that had the place.
     ///
     /// # Errors
     /// Nothing is changed; with the reason.
-    pub(crate) async fn replace(self: &Rc<Driver>, wanted: &Replacement) -> Result<String, String> {
+    pub(crate) async fn replace(
+        self: &Rc<Driver>,
+        wanted: &Replacement,
+    ) -> Result<(String, Member), String> {
         let id = ServerId(wanted.server);
         let refused = |refused: ReplaceRefused| refused.to_string();
         self.cluster().may_replace(id).map_err(refused)?;
-        let to = wanted.line()?;
         let before = self.plan().file.servers[usize::from(id.0)].clone();
+        let to = wanted.line(&before)?;
         let route = self.plan().ask_for_route(&to).await?;
         // Others may have asked for something meanwhile: what follows is done in one go, on the plan of now.
         self.cluster().may_replace(id).map_err(refused)?;
         if self.plan().file.servers[usize::from(id.0)] != before {
             return Err("somebody else moves this server at the moment".to_owned());
         }
-        let moved = Moved {
-            server: id,
-            from: self.host_in_file(&before),
-            host: to.host.clone(),
-            ports: wanted.ports,
-        };
-        let plan = self.plan().with_line(to, route);
-        let words = moved.words();
+        let plan = self.plan().with_line(to.clone(), route);
+        let old = self.cluster().member(id);
         self.note_elsewhere(id, &before.host);
-        self.moved.borrow_mut().retain(|moved| moved.server != id);
-        self.moved.borrow_mut().push(moved);
+        let (mut said, mut advice) =
+            (format!("server {id} is started anew on {}", to.host), String::new());
+        if to != before {
+            said = format!("server {id} goes from {} to {}", before.host, to.host);
+            let ports = [to.clients_port, to.servers_port, to.coord_port];
+            let moved =
+                Moved { server: id, from: self.host_in_file(&before), host: to.host, ports };
+            advice = format!(". Write its new line into the cluster file: {}", moved.words());
+            self.moved.borrow_mut().retain(|moved| moved.server != id);
+            self.moved.borrow_mut().push(moved);
+        }
         *self.plan.borrow_mut() = Rc::new(plan);
         let given = self.input(|cluster, now, sink| cluster.on_replace(now, id, sink));
         given.map_err(refused)?;
-        let said = format!("server {id} goes from {} to {}", before.host, wanted.host);
         self.console.say(&said);
-        Ok(format!(
-            "{said}; coord status shows how far it is. Write its new line into the cluster file: {words}"
-        ))
+        Ok((format!("{said}; coord status shows how far it is{advice}"), old))
+    }
+
+    /// Waits until another process than this one has its place and holds all that belongs there; says so.
+    pub(crate) async fn await_replaced(&self, old: Member) -> String {
+        let id = old.server;
+        let is_home = || {
+            let cluster = self.cluster();
+            cluster.member(id) != old && cluster.recovery_step(id).is_none()
+        };
+        while !is_home() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        format!("server {id} is back, with all its copies")
     }
 
     /// The host that the cluster file names for a place.

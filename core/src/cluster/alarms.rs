@@ -113,13 +113,16 @@ impl Alarm {
         let of = |kind, server, group, text| AlarmStatus { kind, server, group, text, age_ms };
         match self {
             Alarm::Lost(group) => {
-                let text = format!("group {group} is LOST: no holder is left");
+                let text = format!(
+                    "group {group} is LOST: no holder is left, and its keys are answered LOST; all others are \
+                     served; to have its keys again, stop the cluster, and restore dumps that hold them"
+                );
                 of(AlarmKind::Lost, None, Some(*group), text)
             }
             Alarm::Unreachable(group) => {
                 let text = format!(
-                    "group {group} is UNREACHABLE: its only holder is silent, or has left in order; \
-                     a complete dump of it comes back by a stop and a restore"
+                    "group {group} is UNREACHABLE: its only holder is silent, or has left in order; bring its \
+                     host and the network back; if it has left, stop the cluster and restore it: its dump is complete"
                 );
                 of(AlarmKind::Unreachable, None, Some(*group), text)
             }
@@ -200,13 +203,16 @@ impl Alarm {
             Alarm::StateNotStored { reason } => {
                 let text = format!(
                     "the coordinator cannot store its state, so nobody is replaced and no group changes \
-                     its holders: {reason}; it tries again every {} ms",
+                     its holders: {reason}; mend that: it is tried again every {} ms",
                     STORE_AGAIN.as_millis()
                 );
                 of(AlarmKind::StateNotStored, None, None, text)
             }
             Alarm::StateAtRisk { reason } => {
-                let text = format!("the next store of the coordinator's state may fail: {reason}");
+                let text = format!(
+                    "the next store of the coordinator's state may fail, and without it nobody is replaced: \
+                     {reason}; mend that now"
+                );
                 of(AlarmKind::StateAtRisk, None, None, text)
             }
             Alarm::CannotFollow { server, group, reason } => {
@@ -226,10 +232,14 @@ impl Alarm {
                 of(AlarmKind::Crowded, Some(*server), None, text)
             }
             Alarm::OrderFailed { server, order, reason } => {
-                let mut text = format!("server {server} could not carry out {order}: {reason}");
-                if order.starts_with("DUMP") {
-                    text += &format!("; {DUMP_ADVICE}");
-                }
+                let advice = match order.starts_with("DUMP") {
+                    true => DUMP_ADVICE.to_owned(),
+                    false => format!(
+                        "look at its log; if this does not end by itself, start it anew: coord replace {server}"
+                    ),
+                };
+                let text =
+                    format!("server {server} could not carry out {order}: {reason}; {advice}");
                 of(AlarmKind::OrderFailed, Some(*server), None, text)
             }
             Alarm::StopWaits(server, StopWait::Silent(group)) => {
@@ -406,5 +416,58 @@ impl Cluster {
             Alarm::StopWaits(server, _) => self.server(*server).stage.told().is_some(),
             Alarm::OrderFailed { .. } => !self.is_settled() || !self.recovers(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    /// How what is to be done begins.
+    const ADVICE: [&str; 9] =
+        ["bring", "check", "delete", "free", "let", "look", "mend", "see", "stop"];
+
+    /// An alarm of each kind, and of each wording.
+    fn all() -> Vec<Alarm> {
+        let (server, group) = (ServerId(1), GroupId(2));
+        let reason = || "the disk is full".to_owned();
+        let crowd = CrowdReport { address: Ipv4Addr::LOCALHOST.into(), connections: 9, closed: 7 };
+        vec![
+            Alarm::Lost(group),
+            Alarm::Unreachable(group),
+            Alarm::KeptThoughSilent(server),
+            Alarm::Unanswered(group),
+            Alarm::KeepsFailing { server, reason: Some(reason()) },
+            Alarm::CannotFollow { server, group, reason: Following::NoProgress },
+            Alarm::OrderFailed { server, order: "DUMP-PRIMARY", reason: reason() },
+            Alarm::OrderFailed { server, order: "SET-SECONDARY", reason: reason() },
+            Alarm::Crowded { server, crowd },
+            Alarm::StateNotStored { reason: reason() },
+            Alarm::StateAtRisk { reason: reason() },
+            Alarm::Stuck(server),
+            Alarm::StopWaits(server, StopWait::Silent(group)),
+            Alarm::StopWaits(server, StopWait::NoProgress),
+            Alarm::HostUnreachable { server, reason: reason(), is_silent: true },
+            Alarm::HostUnreachable { server, reason: reason(), is_silent: false },
+            Alarm::CannotReport(server),
+            Alarm::OutOfSpace { server, refused: 3, used: 4, limit: 5 },
+        ]
+    }
+
+    #[test]
+    fn every_alarm_says_what_to_do_and_since_when() {
+        let mut kinds = Vec::new();
+        for alarm in all() {
+            let status = alarm.status(12);
+            let mut clauses = status.text.split(['.', ';', ':', ',']).map(str::trim_start);
+            let says = clauses.any(|clause| ADVICE.iter().any(|verb| clause.starts_with(verb)));
+            assert!(says, "nothing to do: {}", status.text);
+            assert_eq!(status.age_ms, 12);
+            kinds.push(status.kind);
+        }
+        kinds.dedup();
+        assert_eq!(kinds, AlarmKind::ALL);
     }
 }
