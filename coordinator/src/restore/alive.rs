@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kv_protocol::cluster_file::Host;
 use kv_protocol::control_message::Started;
-use kv_protocol::{Incarnation, Member, ServerId};
+use kv_protocol::{ClusterId, Incarnation, Member, ServerId};
 
 use crate::machine::{Machine, Place};
 use crate::plan::Plan;
@@ -56,27 +56,35 @@ pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
     lines
 }
 
-/// A line for each server that runs in one of these directories, or in the coordinator's, and for each of the ssh hosts
-/// on which one does, or which cannot be asked.
-pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan) -> Vec<String> {
+/// Servers that run where a cluster was whose state is lost.
+#[derive(Debug, Default)]
+pub(super) struct Running {
+    /// Those of this cluster, those in its directories, and hosts that cannot be asked.
+    pub(super) in_the_way: Vec<String>,
+    /// Those of other clusters whose directories are not told: a server forbids core dumps, and with them this look, to
+    /// all but root.
+    pub(super) elsewhere_perhaps: Vec<String>,
+}
+
+/// Looks for servers in these directories, in the coordinator's, and on the ssh hosts.
+pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan, cluster: ClusterId) -> Running {
     let places: Vec<PathBuf> =
         dirs.iter().chain([&plan.dir]).filter_map(|dir| std::fs::canonicalize(dir).ok()).collect();
-    let mut lines = Vec::new();
+    let mut running = Running::default();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let process = entry.path();
         let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
-        let is_server =
-            [&b"--cluster-id"[..], b"--incarnation"].iter().all(|flag| words.contains(flag));
-        if !is_server || !is_of_this_user(&process) {
+        if !words.contains(&&b"--incarnation"[..]) || !is_of_this_user(&process) {
             continue;
         }
-        let pid = entry.file_name().to_string_lossy().into_owned();
+        let line = format!("pid {} on this machine", entry.file_name().to_string_lossy());
+        let is_of_cluster = words.contains(&cluster.to_string().as_bytes());
         match std::fs::read_link(process.join("cwd")) {
-            Ok(cwd) if places.contains(&cwd) => lines.push(format!("pid {pid} on this machine")),
+            _ if is_of_cluster => running.in_the_way.push(line),
+            Ok(cwd) if places.contains(&cwd) => running.in_the_way.push(line),
             Ok(_) => {}
-            // A server forbids core dumps, and with them this look, to all but root.
-            Err(_) => lines.push(format!("pid {pid} on this machine, whose directory is not told")),
+            Err(_) => running.elsewhere_perhaps.push(line),
         }
     }
     let mut asked: Vec<&Host> = Vec::new();
@@ -84,13 +92,18 @@ pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan) -> Vec<String> {
         if asked.contains(&&line.host) {
             continue;
         }
-        asked.push(&line.host);
-        match plan.ssh.servers_in_directory(&line.host).await {
-            Ok(pids) => lines.extend(pids.iter().map(|pid| format!("pid {pid} on {}", line.host))),
-            Err(error) => lines.push(format!("{} cannot be asked: {error}", line.host)),
+        let host = &line.host;
+        asked.push(host);
+        match plan.ssh.servers_in_directory(host, cluster).await {
+            Ok((there, hidden)) => {
+                let name = |pid: u32| format!("pid {pid} on {host}");
+                running.in_the_way.extend(there.into_iter().map(name));
+                running.elsewhere_perhaps.extend(hidden.into_iter().map(name));
+            }
+            Err(error) => running.in_the_way.push(format!("{host} cannot be asked: {error}")),
         }
     }
-    lines
+    running
 }
 
 /// Whether a process is of this user; root sees all.

@@ -203,20 +203,26 @@ async fn rebuild_state(
     plan: &Plan,
     console: Console,
 ) -> Result<state::Last, Failure> {
-    let running = alive::who_runs_in(dirs, plan).await;
-    if !running.is_empty() && !args.force {
-        return Err(Failure::Failed(format!(
-            "servers run, or may run, where this cluster was; without the state nobody knows whether they are of it:\n  {}\n  \
-             End each with SIGTERM: without a coordinator it writes its dumps first. Only if you know that none is of this \
-             cluster, give --force",
-            running.join("\n  ")
-        )));
-    }
     let read = in_thread({
         let (dirs, plan) = (dirs.to_vec(), plan.clone());
         move || rebuilt::state(&dirs, &plan, console)
     });
     let rebuilt::FromDumps { last, doubts } = read.await?.map_err(Failure::Failed)?;
+    let running = alive::who_runs_in(dirs, plan, last.record.state.cluster).await;
+    if !running.in_the_way.is_empty() && !args.force {
+        rebuilt::remove(&plan.dir);
+        return Err(Failure::Failed(format!(
+            "servers run, or may run, where this cluster was; without the state nobody knows what they hold:\n  {}\n  \
+             End each with SIGTERM: without a coordinator it writes its dumps first. Only if you know that none is of this \
+             cluster, give --force",
+            running.in_the_way.join("\n  ")
+        )));
+    }
+    for who in running.elsewhere_perhaps {
+        console.warn(&format!(
+            "a server of another cluster runs: {who}; see that it is not of this one, restored"
+        ));
+    }
     console.warn(
         "the state is rebuilt from dumps alone (--without-state): nobody can be asked whether servers of that cluster \
          still run. If one does, two clusters answer for the same keys",

@@ -19,7 +19,7 @@ use std::time::Duration;
 use kv_daemon::identity::Process;
 use kv_protocol::cluster_file::{Host, ServerLine};
 use kv_protocol::control_message::Started;
-use kv_protocol::{ClusterKey, Incarnation, Member, PidNamespace};
+use kv_protocol::{ClusterId, ClusterKey, Incarnation, Member, PidNamespace};
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt, AsyncWriteExt as _, BufReader,
 };
@@ -121,16 +121,24 @@ impl Ssh {
         Ok(processes.iter().map(of).collect())
     }
 
-    /// The process ids of the servers that run in the servers' directory there.
+    /// The process ids of the servers there that are of this cluster or run in the servers' directory, and of those that
+    /// do not tell where they run.
     ///
     /// # Errors
     /// The host was not reached, or did not say.
-    pub(crate) async fn servers_in_directory(&self, host: &Host) -> Result<Vec<u32>, SshError> {
-        let said = self.run(host, &servers_script(&self.remote_dir)).await?;
+    pub(crate) async fn servers_in_directory(
+        &self,
+        host: &Host,
+        cluster: ClusterId,
+    ) -> Result<(Vec<u32>, Vec<u32>), SshError> {
+        let said = self.run(host, &servers_script(&self.remote_dir, cluster)).await?;
         if !lines(&said).any(|line| line == "asked") {
             return Err(SshError::Failed("it did not say which servers run there".into()));
         }
-        Ok(lines(&said).filter_map(|line| line.strip_prefix("server ")?.parse().ok()).collect())
+        let named = |word: &str| -> Vec<u32> {
+            lines(&said).filter_map(|line| line.strip_prefix(word)?.trim().parse().ok()).collect()
+        };
+        Ok((named("server "), named("hidden ")))
     }
 
     /// Ends whatever was started there under these names.
@@ -359,16 +367,18 @@ fn end_script(remote_dir: &str, process: &Process) -> String {
     ask_script(remote_dir, "--end", &[*process])
 }
 
-/// Says which servers run in the directory there. The brackets keep the script from finding itself.
-fn servers_script(remote_dir: &str) -> String {
-    let dir = quote::word(remote_dir);
+/// Says which servers of a cluster, or in the directory, run there. The brackets keep the script from finding itself.
+fn servers_script(remote_dir: &str, cluster: ClusterId) -> String {
+    let (dir, name) = (quote::word(remote_dir), cluster.to_string());
+    let (first, rest) = name.split_at(1);
     format!(
         "cd {dir} || exit 1\nhere=$(pwd -P)\nuser=$(id -u)\n\
          for process in /proc/[0-9]*; do\n  \
          grep -qs -e '--[i]ncarnation' $process/cmdline || continue\n  \
          [ $user = 0 ] || grep -qs \"^Uid:[[:space:]]*$user[[:space:]]\" $process/status || continue\n  \
-         cwd=$(readlink $process/cwd 2>/dev/null) || cwd=$here\n  \
-         [ \"$cwd\" != \"$here\" ] || echo server ${{process#/proc/}}\ndone\necho asked\n"
+         if grep -qs -e '[{first}]{rest}' $process/cmdline; then echo server ${{process#/proc/}}\n  \
+         elif cwd=$(readlink $process/cwd 2>/dev/null); then [ \"$cwd\" != \"$here\" ] || echo server ${{process#/proc/}}\n  \
+         else echo hidden ${{process#/proc/}}; fi\ndone\necho asked\n"
     )
 }
 
