@@ -3,6 +3,7 @@
 //! Each process that the last state names is looked for on its host. Where nobody can be asked it may
 //! serve; `localhost` is the machine that the state was written on.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use kv_protocol::cluster_file::Host;
@@ -68,8 +69,9 @@ pub(super) struct Running {
 
 /// Looks for servers in these directories, in the coordinator's, and on the ssh hosts.
 pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan, cluster: ClusterId) -> Running {
-    let places: Vec<PathBuf> =
-        dirs.iter().chain([&plan.dir]).filter_map(|dir| std::fs::canonicalize(dir).ok()).collect();
+    let name = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let places: Vec<(u64, u64)> =
+        dirs.iter().chain([&plan.dir]).filter_map(|dir| name(dir).ok()).collect();
     let mut running = Running::default();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let process = entry.path();
@@ -80,7 +82,7 @@ pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan, cluster: ClusterI
         }
         let line = format!("pid {} on this machine", entry.file_name().to_string_lossy());
         let is_of_cluster = words.contains(&cluster.to_string().as_bytes());
-        match std::fs::read_link(process.join("cwd")) {
+        match name(&process.join("cwd")) {
             _ if is_of_cluster => running.in_the_way.push(line),
             Ok(cwd) if places.contains(&cwd) => running.in_the_way.push(line),
             Ok(_) => {}

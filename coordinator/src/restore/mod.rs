@@ -196,6 +196,25 @@ pub(crate) async fn prepare(
     Ok(Restoration { cluster, origin, clients_port, moved, loads, patience, dir })
 }
 
+/// Fails if servers run where the cluster was.
+async fn refuse_running(
+    args: &Args,
+    dirs: &[PathBuf],
+    plan: &Plan,
+    cluster: ClusterId,
+) -> Result<alive::Running, Failure> {
+    let running = alive::who_runs_in(dirs, plan, cluster).await;
+    if running.in_the_way.is_empty() || args.force {
+        return Ok(running);
+    }
+    Err(Failure::Failed(format!(
+        "servers run, or may run, where this cluster was; without the state nobody knows what they hold:\n  {}\n  End \
+         each with SIGTERM: without a coordinator it writes its dumps first. Only if you know that none is of this \
+         cluster, give --force",
+        running.in_the_way.join("\n  ")
+    )))
+}
+
 /// The last state as the dumps tell it. What they cannot tell is said, and must be accepted.
 async fn rebuild_state(
     args: &Args,
@@ -203,21 +222,15 @@ async fn rebuild_state(
     plan: &Plan,
     console: Console,
 ) -> Result<state::Last, Failure> {
+    // The dumps say which cluster it was; whoever runs in these directories is in the way, whatever it is.
+    refuse_running(args, dirs, plan, ClusterId::default()).await?;
     let read = in_thread({
         let (dirs, plan) = (dirs.to_vec(), plan.clone());
         move || rebuilt::state(&dirs, &plan, console)
     });
     let rebuilt::FromDumps { last, doubts } = read.await?.map_err(Failure::Failed)?;
-    let running = alive::who_runs_in(dirs, plan, last.record.state.cluster).await;
-    if !running.in_the_way.is_empty() && !args.force {
-        rebuilt::remove(&plan.dir);
-        return Err(Failure::Failed(format!(
-            "servers run, or may run, where this cluster was; without the state nobody knows what they hold:\n  {}\n  \
-             End each with SIGTERM: without a coordinator it writes its dumps first. Only if you know that none is of this \
-             cluster, give --force",
-            running.in_the_way.join("\n  ")
-        )));
-    }
+    let running = refuse_running(args, dirs, plan, last.record.state.cluster).await;
+    let running = running.inspect_err(|_| rebuilt::remove(&plan.dir))?;
     for who in running.elsewhere_perhaps {
         console.warn(&format!(
             "a server of another cluster runs: {who}; see that it is not of this one, restored"

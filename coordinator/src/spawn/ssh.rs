@@ -372,13 +372,13 @@ fn servers_script(remote_dir: &str, cluster: ClusterId) -> String {
     let (dir, name) = (quote::word(remote_dir), cluster.to_string());
     let (first, rest) = name.split_at(1);
     format!(
-        "cd {dir} || exit 1\nhere=$(pwd -P)\nuser=$(id -u)\n\
+        "cd {dir} || exit 1\nuser=$(id -u)\n\
          for process in /proc/[0-9]*; do\n  \
          grep -qs -e '--[i]ncarnation' $process/cmdline || continue\n  \
          [ $user = 0 ] || grep -qs \"^Uid:[[:space:]]*$user[[:space:]]\" $process/status || continue\n  \
          if grep -qs -e '[{first}]{rest}' $process/cmdline; then echo server ${{process#/proc/}}\n  \
-         elif cwd=$(readlink $process/cwd 2>/dev/null); then [ \"$cwd\" != \"$here\" ] || echo server ${{process#/proc/}}\n  \
-         else echo hidden ${{process#/proc/}}; fi\ndone\necho asked\n"
+         elif [ $process/cwd -ef . ]; then echo server ${{process#/proc/}}\n  \
+         elif ! readlink $process/cwd >/dev/null 2>&1; then echo hidden ${{process#/proc/}}; fi\ndone\necho asked\n"
     )
 }
 
