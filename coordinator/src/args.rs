@@ -11,6 +11,7 @@ use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, MAX_DUMP_DIRECTORY_BYTES, MAX_SHARDS, ORPHAN_SECONDS,
 };
+use kv_protocol::size;
 use serde::{Deserialize, Serialize};
 
 /// How often a status may be looked at.
@@ -522,37 +523,12 @@ fn parse_connection_memory(text: &str) -> Result<String, String> {
 
 /// A size of at least so many bytes, as it is written.
 fn parse_size(text: &str, least: u64, at_least: &str) -> Result<String, String> {
-    match size(text)? {
+    match size::parse(text)? {
         bytes if bytes < least => {
             Err(format!("{text} is {bytes} bytes, which is too small; give at least {at_least}"))
         }
         _ => Ok(text.to_owned()),
     }
-}
-
-/// The bytes of a size with an optional unit: powers of 1024 for K, KiB and so on, powers of 1000 for KB.
-///
-/// # Errors
-/// It is none, in words.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let Ok(number) = number.parse::<u64>() else {
-        return Err(format!("`{text}` is no size; write bytes, or 512M, 4GiB"));
-    };
-    let factor: u64 = match unit {
-        "" | "B" => 1,
-        "K" | "k" | "KiB" => 1 << 10,
-        "M" | "MiB" => 1 << 20,
-        "G" | "GiB" => 1 << 30,
-        "T" | "TiB" => 1 << 40,
-        "KB" | "kB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        _ => return Err(format!("unknown unit `{unit}`; write K, M, G, T, KiB or KB")),
-    };
-    number.checked_mul(factor).ok_or_else(|| format!("{text} is more than 64 bits can count"))
 }
 
 #[cfg(test)]

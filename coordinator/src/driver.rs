@@ -32,7 +32,7 @@ use kv_protocol::limits::DRAIN_DEADLINE;
 use kv_protocol::status::ClusterState;
 use kv_protocol::{
     BootId, ClusterId, ClusterKey, Epoch, FailureTimeout, GroupId, Member, Peer, ServerId, Time,
-    View,
+    View, size,
 };
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
@@ -40,7 +40,7 @@ use rustix::process::{
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
-use crate::args::{self, Args};
+use crate::args::Args;
 use crate::lock::DirectoryLock;
 use crate::logs::{self, Console};
 use crate::machine::{self, Machine};

@@ -1,7 +1,7 @@
 //! The log, and what a person at the terminal is told. Neither is waited for: each has a queue and a thread
 //! of its own ([`kv_daemon::queue`]).
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -15,6 +15,8 @@ use crate::{Failure, screen};
 
 /// How often a kind of refusal is logged at most.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest time between two lines of the same refusal, for as long as it goes on.
+const LONGEST_REFUSAL_PAUSE: Duration = Duration::from_secs(600);
 
 /// How long the end of the process waits for what it has said to be written.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -121,34 +123,84 @@ impl Console {
     }
 }
 
-/// Counts what strangers do wrong on a port, and logs it once a second at most.
+/// Counts what strangers do wrong on a port, and logs it once a second at most; the same reason after pauses that
+/// double up to ten minutes, for as long as it goes on.
 #[derive(Debug)]
 pub(crate) struct Refusals {
     port: &'static str,
-    total: Cell<u64>,
-    logged: Cell<u64>,
-    last: Cell<Option<Instant>>,
+    state: RefCell<Refused>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    /// How often since it was last said.
+    unsaid: u64,
+    /// When it was last said, and why.
+    last: Option<(Instant, String)>,
+    /// The same reason is said again after this.
+    pause: Duration,
 }
 
 impl Refusals {
     /// For the port called `port` in the log.
     pub(crate) fn new(port: &'static str) -> Refusals {
-        Refusals { port, total: Cell::new(0), logged: Cell::new(0), last: Cell::new(None) }
+        let state = Refused { unsaid: 0, last: None, pause: REFUSAL_LOG_INTERVAL };
+        Refusals { port, state: RefCell::new(state) }
     }
 
     /// One more.
     pub(crate) fn note(&self, from: impl std::fmt::Display, reason: impl std::fmt::Display) {
-        self.total.set(self.total.get() + 1);
-        let now = Instant::now();
-        let due = self.last.get().is_none_or(|last| now - last >= REFUSAL_LOG_INTERVAL);
-        if due {
-            let since = self.total.get() - self.logged.get();
+        let reason = reason.to_string();
+        if let Some(count) = self.state.borrow_mut().is_due(Instant::now(), &reason) {
             let port = self.port;
             tracing::warn!(
-                "refused on the {port} port, from {from}: {reason} ({since} since last said)"
+                "refused on the {port} port, from {from}: {reason} ({count} since last said)"
             );
-            self.logged.set(self.total.get());
-            self.last.set(Some(now));
         }
+    }
+}
+
+impl Refused {
+    /// Counts one, and returns how many there were if that is to be said now.
+    fn is_due(&mut self, now: Instant, reason: &str) -> Option<u64> {
+        self.unsaid += 1;
+        let pause = match &self.last {
+            None => Duration::ZERO,
+            Some((_, last)) if last == reason => self.pause,
+            Some(_) => REFUSAL_LOG_INTERVAL,
+        };
+        let since = self.last.as_ref().map_or(Duration::MAX, |(at, _)| now.duration_since(*at));
+        if since < pause {
+            return None;
+        }
+        let is_repeated = self.last.as_ref().is_some_and(|(_, last)| last == reason);
+        // What stopped for long enough is news when it begins again.
+        self.pause = match is_repeated && since < pause * 2 {
+            true => (self.pause * 2).min(LONGEST_REFUSAL_PAUSE),
+            false => REFUSAL_LOG_INTERVAL,
+        };
+        self.last = Some((now, reason.to_owned()));
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hours_of_the_same_refusal_are_a_few_lines_and_another_one_is_told_at_once() {
+        let mut refused = Refused { unsaid: 0, last: None, pause: REFUSAL_LOG_INTERVAL };
+        let start = Instant::now();
+        let at = |tenths: u64| start + Duration::from_millis(100 * tenths);
+        let eight_hours = 8 * 36_000;
+        let said: Vec<u64> =
+            (0..eight_hours).filter_map(|n| refused.is_due(at(n), "unknown incarnation")).collect();
+        assert!((50..70).contains(&said.len()), "{} lines", said.len());
+        assert!(said.iter().sum::<u64>() > eight_hours - 6_001, "the others are counted");
+        let other = refused.is_due(at(eight_hours + 10), "another cluster");
+        assert!(other.is_some());
+        assert_eq!(refused.is_due(at(eight_hours + 11), "another cluster"), None);
+        assert_eq!(refused.is_due(at(eight_hours + 20), "another cluster"), Some(2));
     }
 }

@@ -20,7 +20,8 @@ pub enum Health {
     /// starting or stopping.
     #[default]
     Degraded,
-    /// Some keys are not served: a group is LOST, or unreachable.
+    /// Some keys are not served, as far as the coordinator knows: a group is LOST or unreachable, or no holder of it is
+    /// heard.
     Unserved,
 }
 
@@ -38,23 +39,26 @@ impl Health {
 impl ClusterStatus {
     /// How well the cluster serves, and why not better: the worst first, in one line; empty if it is whole.
     pub fn assess(&self) -> (Health, String) {
-        let having = |wanted: GroupCondition| {
-            let groups = self.groups.iter().filter(move |group| group.condition == wanted);
+        let groups = |is_so: fn(&GroupStatus) -> bool| {
+            let groups = self.groups.iter().filter(move |group| is_so(group));
             groups.map(|group: &GroupStatus| group.group)
         };
+        let lost = groups(|group| group.condition == GroupCondition::Lost);
+        let unreachable = groups(|group| group.condition == GroupCondition::Unreachable);
+        let degraded = |group: &GroupStatus| group.condition == GroupCondition::Degraded;
+        let unheard = self.groups.iter().filter(|group| degraded(group) && group.copies == 0);
+        let alone = self.groups.iter().filter(|group| degraded(group) && group.copies > 0);
         let down = self.servers.iter().filter(|server| server.state == ServerState::Down);
+        let (is_unheard, are_unheard) =
+            (" has no holder that is heard", " have no holder that is heard");
         let unserved = [
-            counted("group", " is LOST", " are LOST", having(GroupCondition::Lost)),
-            counted(
-                "group",
-                " is unreachable",
-                " are unreachable",
-                having(GroupCondition::Unreachable),
-            ),
+            counted("group", " is LOST", " are LOST", lost),
+            counted("group", " is unreachable", " are unreachable", unreachable),
+            counted("group", is_unheard, are_unheard, unheard.map(|group| group.group)),
         ];
         let amiss = [
             counted("server", " is down", " are down", down.map(|server| server.id)),
-            counted("group", " has one copy", " have one copy", having(GroupCondition::Degraded)),
+            counted("group", " has one copy", " have one copy", alone.map(|group| group.group)),
             match self.alarms.len() {
                 0 => None,
                 1 => Some("1 alarm".to_owned()),
@@ -107,7 +111,7 @@ mod tests {
         });
         let groups = groups.iter().enumerate().map(|(group, condition)| {
             serde_json::json!({"group": group, "view": 1, "primary": null, "secondary": null,
-                "candidate": null, "condition": condition, "copies": 0, "entries": 0, "bytes": 0})
+                "candidate": null, "condition": condition, "copies": 1, "entries": 0, "bytes": 0})
         });
         let json = serde_json::json!({"cluster": "0000000000000000000000000000feed",
             "epoch": {"number": 1, "boot": "0000000000000001"}, "state": state, "shards": 1,
@@ -139,6 +143,15 @@ mod tests {
             let status = status(state, &servers, &groups);
             assert_eq!(status.assess(), (health, why.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_group_of_which_nobody_is_heard_is_not_said_to_have_a_copy() {
+        let mut status = status("degraded", &["down", "down", "up"], &["degraded"; 3]);
+        status.groups[0].copies = 0;
+        let why =
+            "group 0 has no holder that is heard; servers 0, 1 are down; groups 1, 2 have one copy";
+        assert_eq!(status.assess(), (Health::Unserved, why.to_owned()));
     }
 
     #[test]

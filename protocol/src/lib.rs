@@ -36,6 +36,7 @@ mod md5_lanes;
 pub mod peer_message;
 pub mod placement;
 pub mod request_hash;
+pub mod size;
 pub mod status;
 pub mod view;
 

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches as _, Parser, error::ErrorKind};
 use kv_daemon::identity::Process;
-use kv_protocol::FailureTimeout;
 use kv_protocol::exit_code::ServerExit;
 use kv_protocol::failure_timeout::FAILURE_TIMEOUT_SECONDS;
 use kv_protocol::ids::{ClusterId, Incarnation};
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, MAX_SERVERS, MAX_SHARDS, MIN_SERVERS, ORPHAN_SECONDS,
 };
+use kv_protocol::{FailureTimeout, size};
 
 use crate::load::{self, LoadSource};
 use crate::watch::Question;
@@ -282,8 +282,6 @@ pub(crate) fn parse_memory_limit(text: &str) -> Result<MemoryLimit, String> {
     }
 }
 
-/// Takes a number of bytes with an optional unit: powers of 1024 for K, KiB and so on, powers of
-/// 1000 for KB.
 fn parse_connection_memory(text: &str) -> Result<u64, String> {
     match parse_bytes(text)? {
         bytes @ CONNECTION_MEMORY_MIN.. => Ok(bytes),
@@ -294,27 +292,9 @@ fn parse_connection_memory(text: &str) -> Result<u64, String> {
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| {
-        format!("`{text}` does not start with a whole number; write bytes, or 512M, 4GiB")
-    })?;
-    let factor: u64 = match unit.trim() {
-        "" | "B" => 1,
-        "K" | "k" | "KiB" => 1 << 10,
-        "M" | "MiB" => 1 << 20,
-        "G" | "GiB" => 1 << 30,
-        "T" | "TiB" => 1 << 40,
-        "KB" | "kB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        other => return Err(format!("unknown unit `{other}`; write K, M, G, T, KiB or KB")),
-    };
-    match number.checked_mul(factor) {
-        Some(0) => Err("a limit of 0 bytes holds nothing; write none for no limit".into()),
-        Some(bytes) => Ok(bytes),
-        None => Err(format!("{text} is more than 64 bits can count")),
+    match size::parse(text)? {
+        0 => Err("a limit of 0 bytes holds nothing; write none for no limit".into()),
+        bytes => Ok(bytes),
     }
 }
 
@@ -381,14 +361,7 @@ mod tests {
 
     #[test]
     fn memory_limits_take_units() {
-        for (text, bytes) in
-            [("1", 1), ("2K", 2048), ("3MiB", 3 << 20), ("4G", 4 << 30), ("5KB", 5_000)]
-        {
-            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "G", "1X", "-1", "0", "99999999999T", "1.5G"] {
-            assert!(parse_bytes(text).is_err(), "{text}");
-        }
+        assert!(parse_bytes("0").is_err() && parse_bytes("1X").is_err());
         assert_eq!(parse_memory_limit("none"), Ok(MemoryLimit::None));
         assert_eq!(parse_memory_limit("1M"), Ok(MemoryLimit::Bytes(1 << 20)));
     }

@@ -98,7 +98,7 @@ impl ConnectionMemory {
         Some(self.memory_limit.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 
-    /// Changes the limit of all tables together; the executors look again at their next write. What connections may
+    /// Changes the limit of all tables together; the executors look again at their next tick. What connections may
     /// hold stays as it is.
     pub(crate) fn set_memory_limit(&self, limit: Option<u64>) {
         self.memory_limit.store(limit.unwrap_or(0), Ordering::Relaxed);

@@ -37,7 +37,7 @@ const REDIAL_FIRST: Duration = Duration::from_millis(10);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
 /// What is taken from the socket at once.
 const READ_BYTES: usize = 16 << 10;
-/// How often a server that goes on alone says so.
+/// How often a server that goes on alone, or is refused, says so.
 const ALONE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// A process that no coordinator has ever admitted is of use to nobody, and ends after this long.
 const NEVER_ADMITTED: Duration = Duration::from_secs(30);
@@ -81,6 +81,7 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
     let mut was_admitted = false;
     let mut pause = REDIAL_FIRST;
     let mut impostors = LogLimit::default();
+    let mut refusals = LogLimit::every(ALONE_LOG_INTERVAL);
     let mut alone = Alone { since: clock::now(), log: LogLimit::every(ALONE_LOG_INTERVAL) };
     loop {
         let coordinator = node.coordinator().unwrap_or(config.coordinator);
@@ -124,7 +125,12 @@ pub(crate) fn run(node: &Arc<Node>, config: &LinkConfig) -> ! {
                 Fatal::Refused { coordinator, reason }.end_process();
             }
             Ended::Refused(reason) => {
-                tracing::error!("the coordinator at {coordinator} refused this server: {reason}");
+                if let Some(suppressed) = refusals.admit(clock::now()) {
+                    tracing::error!(
+                        suppressed,
+                        "the coordinator at {coordinator} refused this server: {reason}"
+                    );
+                }
             }
         }
         if !was_admitted && start.elapsed() >= NEVER_ADMITTED {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::figures::Figures;
-use super::{Latencies, STRENGTH, bulk, cluster_dir, ms, parse_size, percentile, ratio, raw};
+use super::{Latencies, STRENGTH, bulk, cluster_dir, ms, percentile, ratio, raw};
 use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
@@ -20,7 +20,7 @@ const LEAST_SHARE: f64 = 70.0;
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct CopyArgs {
     /// Data in each server, both tables together: so much is copied.
-    #[arg(long, default_value = "1G", value_parser = parse_size)]
+    #[arg(long, default_value = "1G", value_parser = kv_protocol::size::parse)]
     data: u64,
     /// Bytes of a value.
     #[arg(long, default_value_t = 1_024)]

@@ -9,7 +9,7 @@ use kv_protocol::Digest;
 
 use super::figures::Figures;
 use super::probe::Probe;
-use super::{STRENGTH, aftermath, bulk, cluster_dir, ms, parse_size, percentile};
+use super::{STRENGTH, aftermath, bulk, cluster_dir, ms, percentile};
 use crate::clock::now_ns;
 use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
@@ -28,7 +28,7 @@ const HANG_WORST_MS: f64 = 1_000.0;
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct FailoverArgs {
     /// Data in each server, both tables together.
-    #[arg(long, default_value = "64M", value_parser = parse_size)]
+    #[arg(long, default_value = "64M", value_parser = kv_protocol::size::parse)]
     data: u64,
     /// Bytes of a value.
     #[arg(long, default_value_t = 1_024)]

@@ -177,21 +177,6 @@ impl Latencies {
     }
 }
 
-/// A size such as 64M or 2GiB.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("`{text}` is no size; write 64M, 2G"))?;
-    let shift = match unit {
-        "" => 0,
-        "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
-        other => return Err(format!("unknown unit `{other}`; write K, M or G")),
-    };
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too much"))
-}
-
 /// Where a measurement keeps its cluster.
 fn cluster_dir(dir: &std::path::Path) -> PathBuf {
     dir.join("cluster")
@@ -213,7 +198,5 @@ mod tests {
     #[test]
     fn each_server_holds_what_was_asked_in_both_its_tables() {
         assert_eq!(bulk(3, 2 << 30, 1 << 10).count, 3 << 20);
-        assert_eq!(parse_size("64M"), Ok(64 << 20));
-        assert!(parse_size("2X").is_err());
     }
 }

@@ -204,7 +204,7 @@ impl Driver {
         let mut said = format!(
             "--memory-limit is {memory_limit} from now on, also of the servers that run; coord status shows it"
         );
-        let limit = args::size(memory_limit).unwrap_or(u64::MAX);
+        let limit = size::parse(memory_limit).unwrap_or(u64::MAX);
         let fuller = before.iter().filter(|bytes| **bytes > limit).count();
         if fuller > 0 {
             said += &format!(

@@ -22,6 +22,7 @@
 //! or group, and of failed orders one for each name of an order.
 
 use std::fmt;
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use kv_protocol::control_message::{CrowdReport, Following, Heartbeat};
@@ -77,36 +78,25 @@ impl fmt::Debug for Alarms {
 }
 
 impl Alarm {
-    /// Whether the other one is the same alarm, perhaps in newer words.
-    fn is_same(&self, other: &Alarm) -> bool {
-        match (self, other) {
-            (
-                Alarm::OrderFailed { server, order, .. },
-                Alarm::OrderFailed { server: other_server, order: other_order, .. },
-            ) => server == other_server && order == other_order,
-            (Alarm::StateNotStored { .. }, Alarm::StateNotStored { .. })
-            | (Alarm::StateAtRisk { .. }, Alarm::StateAtRisk { .. }) => true,
-            (
-                Alarm::CannotFollow { server, group, .. },
-                Alarm::CannotFollow { server: other_server, group: other_group, .. },
-            ) => server == other_server && group == other_group,
-            (Alarm::StopWaits(server, _), Alarm::StopWaits(other, _)) => server == other,
-            (Alarm::Crowded { server, .. }, Alarm::Crowded { server: other_server, .. }) => {
-                server == other_server
+    /// What it is of. Two of one name are the same alarm, perhaps in newer words.
+    fn name(&self) -> (Discriminant<Alarm>, Option<ServerId>, Option<GroupId>, &'static str) {
+        let (server, group, order) = match self {
+            Alarm::StateNotStored { .. } | Alarm::StateAtRisk { .. } => (None, None, ""),
+            Alarm::Lost(group) | Alarm::Unreachable(group) | Alarm::Unanswered(group) => {
+                (None, Some(*group), "")
             }
-            (
-                Alarm::KeepsFailing { server, .. },
-                Alarm::KeepsFailing { server: other_server, .. },
-            )
-            | (
-                Alarm::HostUnreachable { server, .. },
-                Alarm::HostUnreachable { server: other_server, .. },
-            )
-            | (Alarm::OutOfSpace { server, .. }, Alarm::OutOfSpace { server: other_server, .. }) => {
-                server == other_server
-            }
-            _ => self == other,
-        }
+            Alarm::KeptThoughSilent(server)
+            | Alarm::KeepsFailing { server, .. }
+            | Alarm::HostUnreachable { server, .. }
+            | Alarm::CannotReport(server)
+            | Alarm::OutOfSpace { server, .. }
+            | Alarm::Stuck(server)
+            | Alarm::Crowded { server, .. }
+            | Alarm::StopWaits(server, _) => (Some(*server), None, ""),
+            Alarm::CannotFollow { server, group, .. } => (Some(*server), Some(*group), ""),
+            Alarm::OrderFailed { server, order, .. } => (Some(*server), None, *order),
+        };
+        (discriminant(self), server, group, order)
     }
 
     fn status(&self, age_ms: u64) -> AlarmStatus {
@@ -272,7 +262,7 @@ fn mib(bytes: u64) -> String {
 impl Alarms {
     /// Begins an alarm, unless it lasts already; its newest words count.
     pub(super) fn raise(&mut self, now: Time, alarm: Alarm) {
-        match self.raised.iter_mut().find(|(_, known)| known.is_same(&alarm)) {
+        match self.raised.iter_mut().find(|(_, known)| known.name() == alarm.name()) {
             Some((_, known)) => *known = alarm,
             None => self.raised.push((now, alarm)),
         }
