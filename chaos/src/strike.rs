@@ -202,8 +202,8 @@ impl<'a> Striker<'a> {
         Ok((struck, killed, in_time))
     }
 
-    /// Whether a server was back before the coordinator knew that another one is down: a small recovery may end between
-    /// two lines of this program.
+    /// Returns whether a server was back before the coordinator knew that another one is down. A small recovery may end
+    /// between two lines of this program.
     fn was_back_before_down(&mut self, victim: u16, other: u16) -> anyhow::Result<bool> {
         let until = Instant::now() + STEP_PATIENCE;
         let mut is_back = false;

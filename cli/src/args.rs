@@ -56,7 +56,7 @@ pub(super) struct Args {
     help: Option<bool>,
 }
 
-/// Where operations come from.
+/// The origin of the operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source<'a> {
     /// The terminal with a prompt, if there is one; else standard input.
@@ -69,7 +69,7 @@ impl Args {
     /// Parses a command line, the program's name first.
     ///
     /// # Errors
-    /// What is wrong with it, or the text of --help or --version.
+    /// The command line is wrong, or asks for the text of --help or --version.
     pub(super) fn read(
         line: impl IntoIterator<Item: Into<OsString> + Clone>,
     ) -> clap::error::Result<Args> {

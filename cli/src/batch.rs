@@ -96,9 +96,9 @@ fn exchange(
     }
 }
 
-/// Gives up the lines that are at hand: they have waited for room while the lines before them used up their
-/// timeout. Whoever writes them may be at it still, so those that follow closely count, too, for up to one more
-/// timeout. Returns whether the input has ended.
+/// Gives up the lines that can be read now: they waited for room while the lines before them used up their timeout.
+/// The program that writes them may still be writing, so lines that follow closely are given up too, for up to one
+/// more timeout. Returns whether the input has ended.
 fn pass_over(lines: &mut Lines, pipeline: &mut Pipeline) -> io::Result<bool> {
     let start = Instant::now();
     let mut passed_over: Option<RangeInclusive<u64>> = None;
@@ -180,7 +180,7 @@ mod tests {
         file.into()
     }
 
-    /// How long an operation may take where a test does not say.
+    /// The timeout of an operation in tests that do not need another one.
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     /// Whether all succeeded, and what went to standard output and standard error.

@@ -120,7 +120,7 @@ impl Lines {
         self.searched = 0;
     }
 
-    /// Whether the source can be read, or has ended; waits for that up to `wait`.
+    /// Waits up to `wait` until the source can be read or has ended, and returns whether it can.
     pub(super) fn is_readable(&self, wait: Duration) -> io::Result<bool> {
         let mut polled = [PollFd::new(&self.source, PollFlags::IN)];
         let wait = Timespec {

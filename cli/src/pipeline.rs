@@ -248,7 +248,7 @@ impl Pipeline {
     }
 }
 
-/// Whether this is how an operation ends that nobody has answered until its deadline. A server that is too
+/// Returns whether an operation ended at its deadline without any response. A server that is too
 /// busy has answered.
 fn is_silence<T>(result: &Result<T, Error>) -> bool {
     matches!(result, Err(Error::Timeout { .. } | Error::Unavailable { .. } | Error::InDoubt { .. }))

@@ -87,8 +87,8 @@ impl Client {
     /// Opens a client for the cluster whose coordinator is at `endpoints`
     /// (`host:port[,host:port…]`). Servers may be named too, by their ports for clients: they give
     /// the map as well, also while the coordinator is away. The client finds the other servers by
-    /// itself. One that is dead holds no operation up: after 250 ms of silence the next one is asked as well. Names are resolved here and never again; nothing is connected before the first
-    /// operation.
+    /// itself. An address that does not respond delays an operation by 250 ms: then the next one is asked too. Names
+    /// are resolved here and never again; nothing is connected before the first operation.
     ///
     /// # Errors
     /// [`OpenError`]: an endpoint is malformed or unknown, a setting is out of its bounds, or the

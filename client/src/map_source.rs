@@ -10,8 +10,8 @@
 //! ```
 //!
 //! An address that leads nowhere (a host that is down, a firewall) must not cost its whole connect timeout
-//! before the next one has its turn: whoever is silent for [`HEAD_START`] is asked on while the next is asked as
-//! well, and the first map counts. RFC 8305 ("happy eyeballs") does so with the addresses of a name.
+//! before the next one has its turn: an address that is silent for [`HEAD_START`] stays asked while the next one is asked
+//! too, and the first map counts. RFC 8305 ("happy eyeballs") does so with the addresses of a name.
 //!
 //! Coordinators that did not answer are left alone for a moment, so that their silence is not waited for
 //! again and again. A server tells what it was told last, so the next question goes to another server;
@@ -115,7 +115,7 @@ impl MapSource {
         self.doubted = doubted.or(self.doubted);
     }
 
-    /// When to ask next; `None` while nobody needs it, or enough are being asked.
+    /// Returns the time of the next question; `None` while no map is needed, or enough addresses are being asked.
     pub(crate) fn ask_at(&self) -> Option<Instant> {
         let may_ask = match self.asked.len() {
             0 => true,

@@ -8,10 +8,12 @@
 //! ```
 
 mod adopt;
+mod beginning;
 mod detach;
 mod ending;
 mod processes;
 mod replace;
+mod storing;
 mod tell;
 
 use std::cell::{Cell, Ref, RefCell};
@@ -39,6 +41,8 @@ use rustix::process::{
 };
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
+
+use beginning::{Beginning, listen, make_plan};
 
 use crate::args::Args;
 use crate::lock::DirectoryLock;
@@ -242,141 +246,6 @@ fn forbid_core_dumps() -> Result<(), Failure> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| {
         Failure::Failed(format!("forbid core dumps: {error}; or give --core-dumps"))
     })
-}
-
-/// What a coordinator begins with.
-enum Beginning {
-    /// Nothing.
-    New,
-    /// What an earlier one has left.
-    Earlier(Box<Record>),
-    /// Dumps.
-    Restored(Restoration),
-}
-
-impl Beginning {
-    fn earlier(&self) -> Option<&Record> {
-        match self {
-            Beginning::Earlier(earlier) => Some(earlier),
-            Beginning::New | Beginning::Restored(_) => None,
-        }
-    }
-}
-
-/// What is to be done: a new cluster, the one that an earlier coordinator has left, or one from dumps.
-async fn make_plan(
-    args: &Args,
-    file: ClusterFile,
-    console: Console,
-) -> Result<(Plan, Beginning), Failure> {
-    if !args.restore.is_empty() {
-        return restored(args, &args.restore, file, console).await;
-    }
-    match restart::look(args, &file, console).await? {
-        Found::Running(mut earlier) => {
-            let (file, moves) = take_moves(file, &mut earlier, console);
-            let plan = Plan::again(args, file, &earlier, &moves).await?;
-            let changes = plan.settings.changes_since(&earlier.settings, true);
-            changes.iter().for_each(|line| console.say(line));
-            plan.settings.kept_timeout(args).iter().for_each(|line| console.warn(line));
-            Ok((plan, Beginning::Earlier(earlier)))
-        }
-        Found::Stopped => restored(args, std::slice::from_ref(&args.dir), file, console).await,
-        Found::Nothing => Ok((Plan::make(args, file, &Settings::default()).await?, Beginning::New)),
-    }
-}
-
-/// Reads the cluster file against the state: which places go to other hosts, and which have gone there already.
-fn take_moves(
-    file: ClusterFile,
-    earlier: &mut Record,
-    console: Console,
-) -> (ClusterFile, Vec<ServerId>) {
-    let reading = moves::read(file, &earlier.place);
-    for id in &reading.moves {
-        let at = usize::from(id.0);
-        let (before, line) = (&earlier.place.hosts[at], &reading.file.servers[at]);
-        console.say(&format!(
-            "server {id} goes from {before} to {}, as the cluster file says",
-            line.host
-        ));
-        let known = |started: &Started| {
-            earlier.place.elsewhere.iter().any(|other| other.started.member == started.member)
-        };
-        if let Some(started) = earlier.state.servers[at].started.filter(|started| !known(started)) {
-            let is_out_of_reach = *before == Host::Local
-                && Machine::place(earlier.place.machine.as_ref()) == machine::Place::Elsewhere;
-            let host = before.clone();
-            earlier.place.elsewhere.push(Elsewhere { host, started, is_out_of_reach });
-        }
-    }
-    tell_moved(&reading.moved, console);
-    earlier.place.moved = reading.moved;
-    (reading.file, reading.moves)
-}
-
-/// Says which lines of the cluster file are old.
-fn tell_moved(moved: &[Moved], console: Console) {
-    for moved in moved {
-        console.warn(&format!(
-            "the cluster file still names {} for server {}, which coord replace gave to another host; write its new \
-             line there: {}",
-            moved.from,
-            moved.server,
-            moved.words()
-        ));
-    }
-}
-
-async fn restored(
-    args: &Args,
-    dirs: &[PathBuf],
-    file: ClusterFile,
-    console: Console,
-) -> Result<(Plan, Beginning), Failure> {
-    let last = restore::last_record(dirs, &args.dir);
-    let reading = last.as_ref().map(|last| moves::read(file.clone(), &last.place));
-    // Which places the file gives to other hosts is of no matter: nobody runs.
-    let (file, moved) = reading.map_or((file, Vec::new()), |reading| (reading.file, reading.moved));
-    tell_moved(&moved, console);
-    let earlier = last.map(|last| last.settings).unwrap_or_default();
-    let mut plan = Plan::make(args, file, &earlier).await?;
-    let mut restoration = restore::prepare(args, dirs, &mut plan, console).await?;
-    restoration.moved = moved;
-    Ok((plan, Beginning::Restored(restoration)))
-}
-
-/// Listens on both ports: those of the flags, or those that an earlier coordinator had. Of a restored cluster the
-/// port for clients is that of before, if it is free: clients look for it there.
-async fn listen(
-    args: &Args,
-    plan: &Plan,
-    beginning: &Beginning,
-) -> Result<(TcpListener, TcpListener), Failure> {
-    let Some(earlier) = beginning.earlier() else {
-        let before = match beginning {
-            Beginning::Restored(restoration) if args.clients_port == 0 => restoration.clients_port,
-            _ => 0,
-        };
-        let again = match before {
-            0 => None,
-            port => listener::bind(plan.listen, port, "clients", "-c").await.ok(),
-        };
-        let clients = match again {
-            Some(clients) => clients,
-            None => listener::bind(plan.listen, args.clients_port, "clients", "-c").await?,
-        };
-        return Ok((
-            clients,
-            listener::bind(plan.listen, args.servers_port, "servers", "-s").await?,
-        ));
-    };
-    let ports = earlier.place.ports;
-    let given = |port: u16, before: u16| if port == 0 { before } else { port };
-    let clients = given(args.clients_port, ports.clients);
-    let servers = given(args.servers_port, ports.servers);
-    let clients = listener::bind_again(plan.listen, clients, "clients").await?;
-    Ok((clients, listener::bind_again(plan.listen, servers, "servers").await?))
 }
 
 fn name_of(reason: Option<stop::Reason>) -> String {
@@ -747,71 +616,6 @@ impl Driver {
     /// Where the dumps go, if not to the servers' own directories.
     pub(crate) fn dump_dir(&self) -> Option<String> {
         self.dump_dir.borrow().clone()
-    }
-
-    fn record(&self, state: DurableState) -> Record {
-        Record {
-            key: self.key,
-            place: self.place(),
-            settings: self.plan().settings.clone(),
-            dump_dir: self.dump_dir(),
-            has_ended_well: false,
-            state,
-        }
-    }
-
-    /// Makes the brain's memory durable, or reports why that failed; nobody is told meanwhile.
-    async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
-        let (file, record) = (Arc::clone(&self.state_file), self.record(*state));
-        let began = clock::now();
-        let mut storing = tokio::task::spawn_blocking(move || file.store(&record));
-        let stored = loop {
-            match tokio::time::timeout(STORE_LATE, &mut storing).await {
-                Ok(stored) => break stored,
-                Err(_) => {
-                    let waited = clock::now().since(began).as_secs();
-                    let reason = format!(
-                        "{} has not taken it for {waited} s; check the disk",
-                        self.dir.join(store::FILE_NAME).display()
-                    );
-                    self.warn_of_store("it takes long", &reason);
-                    self.input(|cluster, now, sink| {
-                        cluster.on_store_late(now, number, &reason, sink);
-                    });
-                }
-            }
-        };
-        let stored = match stored {
-            Ok(stored) => stored.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        match stored {
-            Ok(risk) => self.on_stored(number, risk),
-            Err(reason) => {
-                self.warn_of_store(&reason, &reason);
-                self.input(|cluster, now, sink| {
-                    cluster.on_store_failed(now, number, &reason, sink);
-                });
-            }
-        }
-    }
-
-    fn on_stored(self: &Rc<Driver>, number: u64, risk: Option<String>) {
-        match &risk {
-            Some(risk) => self.warn_of_store(risk, &format!("the next store may fail: {risk}")),
-            None => {
-                if self.store_warning.take().is_some() {
-                    self.console.say("the state is stored again");
-                }
-            }
-        }
-        self.cluster.borrow_mut().note_store_risk(risk);
-        self.input(|cluster, now, sink| cluster.on_stored(now, number, sink));
-        self.stored.notify_waiters();
-        if self.takes_over.replace(false) {
-            self.tell_taken_over();
-            self.go_on_moving();
-        }
     }
 
     fn send(&self, to: Member, order: Order) {

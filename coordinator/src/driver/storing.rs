@@ -1,0 +1,70 @@
+//! The brain's memory on its way to the disk.
+
+use super::*;
+
+impl Driver {
+    pub(super) fn record(&self, state: DurableState) -> Record {
+        Record {
+            key: self.key,
+            place: self.place(),
+            settings: self.plan().settings.clone(),
+            dump_dir: self.dump_dir(),
+            has_ended_well: false,
+            state,
+        }
+    }
+
+    /// Makes the brain's memory durable, or reports why that failed; nobody is told meanwhile.
+    pub(super) async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
+        let (file, record) = (Arc::clone(&self.state_file), self.record(*state));
+        let began = clock::now();
+        let mut storing = tokio::task::spawn_blocking(move || file.store(&record));
+        let stored = loop {
+            match tokio::time::timeout(STORE_LATE, &mut storing).await {
+                Ok(stored) => break stored,
+                Err(_) => {
+                    let waited = clock::now().since(began).as_secs();
+                    let reason = format!(
+                        "{} has not taken it for {waited} s; check the disk",
+                        self.dir.join(store::FILE_NAME).display()
+                    );
+                    self.warn_of_store("it takes long", &reason);
+                    self.input(|cluster, now, sink| {
+                        cluster.on_store_late(now, number, &reason, sink);
+                    });
+                }
+            }
+        };
+        let stored = match stored {
+            Ok(stored) => stored.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match stored {
+            Ok(risk) => self.on_stored(number, risk),
+            Err(reason) => {
+                self.warn_of_store(&reason, &reason);
+                self.input(|cluster, now, sink| {
+                    cluster.on_store_failed(now, number, &reason, sink);
+                });
+            }
+        }
+    }
+
+    fn on_stored(self: &Rc<Driver>, number: u64, risk: Option<String>) {
+        match &risk {
+            Some(risk) => self.warn_of_store(risk, &format!("the next store may fail: {risk}")),
+            None => {
+                if self.store_warning.take().is_some() {
+                    self.console.say("the state is stored again");
+                }
+            }
+        }
+        self.cluster.borrow_mut().note_store_risk(risk);
+        self.input(|cluster, now, sink| cluster.on_stored(now, number, sink));
+        self.stored.notify_waiters();
+        if self.takes_over.replace(false) {
+            self.tell_taken_over();
+            self.go_on_moving();
+        }
+    }
+}

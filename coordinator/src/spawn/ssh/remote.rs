@@ -1,0 +1,306 @@
+//! A server on another machine: started, watched and killed over connections that may break.
+
+use super::scripts::{start_script, watch_script};
+use super::*;
+
+/// A server that runs on another machine.
+#[derive(Debug)]
+pub(crate) struct RemoteServer {
+    ssh: Ssh,
+    line: ServerLine,
+    member: Member,
+    arguments: Vec<String>,
+    key: ClusterKey,
+    /// An earlier coordinator has started it.
+    adopted: Option<Process>,
+}
+
+/// The process there, once its script has named it.
+#[derive(Debug)]
+struct Pid {
+    process: Cell<Option<Process>>,
+    known: Notify,
+}
+
+impl Pid {
+    /// What a script says of the process; what is known already stays so.
+    fn note(&self, process: Process) {
+        let known = self.process.get().filter(|known| known.start_time > 0);
+        self.process.set(Some(known.unwrap_or(process)));
+        self.known.notify_one();
+    }
+
+    /// What the process has said of itself.
+    fn learn(&self, started: Option<Started>) {
+        let told = started.filter(|started| {
+            self.process
+                .get()
+                .is_some_and(|known| known.start_time == 0 && known.pid == started.pid)
+        });
+        if let Some(started) = told {
+            self.process.set(Some((&started).into()));
+        }
+    }
+
+    fn number(&self) -> Option<u32> {
+        self.process.get().map(|process| process.pid)
+    }
+}
+
+/// What was logged last, so that hours of the same are not.
+#[derive(Debug, Default)]
+struct Repeated {
+    last: Option<(String, Instant)>,
+}
+
+impl Repeated {
+    /// Whether this was not said for a while.
+    fn is_news(&mut self, words: &str) -> bool {
+        let is_old =
+            self.last.as_ref().is_some_and(|(last, at)| last == words && at.elapsed() < SAID_EVERY);
+        if !is_old {
+            self.last = Some((words.to_owned(), Instant::now()));
+        }
+        !is_old
+    }
+}
+
+/// How one connection that follows a server ended.
+enum End {
+    Exited {
+        status: String,
+        said: Vec<u8>,
+    },
+    /// The connection is gone, and with it all knowledge of the server.
+    Lost {
+        said: Vec<u8>,
+    },
+}
+
+impl RemoteServer {
+    pub(crate) fn new(
+        ssh: Ssh,
+        line: ServerLine,
+        member: Member,
+        arguments: Vec<String>,
+        key: ClusterKey,
+    ) -> RemoteServer {
+        RemoteServer { ssh, line, member, arguments, key, adopted: None }
+    }
+
+    /// One that an earlier coordinator has started, and that said this of itself.
+    pub(crate) fn adopted(ssh: Ssh, line: ServerLine, started: &Started) -> RemoteServer {
+        let process = started.into();
+        let (member, arguments, key) = (started.member, Vec::new(), ClusterKey::default());
+        RemoteServer { ssh, line, member, arguments, key, adopted: Some(process) }
+    }
+
+    /// Starts the server, unless it is adopted, and waits for its proven end; a word on `kill` kills it. `turn` bounds how
+    /// many connections are being made at once: sshd drops what is too many. `reported` is what the server
+    /// has said of itself.
+    pub(crate) async fn run(
+        self,
+        turn: Rc<Semaphore>,
+        mut kill: mpsc::Receiver<()>,
+        started: impl Fn(u32),
+        reported: impl Fn() -> Option<Started>,
+        host: impl Fn(Option<&str>),
+    ) -> Exit {
+        let pid = Pid { process: Cell::new(self.adopted), known: Notify::new() };
+        let mut log = Repeated::default();
+        let mut pause = FIRST_PAUSE;
+        // Once it is to be killed, that is tried until it is proven: whoever asked for it may be gone by then.
+        let mut must_die = false;
+        loop {
+            pid.learn(reported());
+            if must_die {
+                match self.kill(pid.process.get(), &mut log).await {
+                    Ok(exit) => return exit,
+                    Err(said) => host(Some(&said)),
+                }
+            } else {
+                let known = pid.process.get();
+                let script = match known {
+                    None => start_script(&self.ssh.remote_dir, &self.line, &self.arguments),
+                    Some(process) => watch_script(&self.ssh.remote_dir, &process),
+                };
+                let permit = turn.acquire().await.ok();
+                if known.is_none() && kill.try_recv().is_ok() {
+                    return given_up();
+                }
+                let session = self.follow(&script, &pid, permit, |now| {
+                    host(None);
+                    if known.is_none() {
+                        started(now);
+                    }
+                });
+                match session_or_kill(session, &mut kill, &pid).await {
+                    Some(End::Exited { status, said }) => return exit(&status, &said),
+                    Some(End::Lost { said }) if pid.number().is_none() => {
+                        return never_started(&said);
+                    }
+                    Some(End::Lost { said }) => {
+                        let said = last_lines(&said).unwrap_or_else(|| "no reason given".into());
+                        if log.is_news(&said) {
+                            tracing::warn!(
+                                "the ssh connection that watches server {} on {} broke: {said}; trying again",
+                                self.line.id,
+                                self.line.host
+                            );
+                        }
+                        host(Some(&said));
+                    }
+                    None => {
+                        must_die = true;
+                        continue;
+                    }
+                }
+            }
+            // The pause may be longer than a server that is to be killed is waited for.
+            tokio::select! {
+                () = sleep(pause) => {}
+                Some(()) = kill.recv() => must_die = true,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Kills the server; its end is proven if that worked, otherwise this is why it did not.
+    async fn kill(&self, process: Option<Process>, log: &mut Repeated) -> Result<Exit, String> {
+        let Some(process) = process else {
+            return Ok(given_up());
+        };
+        match self.ssh.kill(&self.line.host, &process).await {
+            Ok(()) => Ok(Exit::without_dumps(describe_signal(libc::SIGKILL), None)),
+            Err(error) => {
+                let (id, host, pid) = (self.line.id, &self.line.host, process.pid);
+                let said = error.to_string();
+                if log.is_news(&said) {
+                    tracing::warn!("kill server {id} (pid {pid}) on {host}: {said}; trying again");
+                }
+                Err(said)
+            }
+        }
+    }
+
+    async fn follow(
+        &self,
+        script: &str,
+        pid: &Pid,
+        mut permit: Option<SemaphorePermit<'_>>,
+        started: impl Fn(u32),
+    ) -> End {
+        let mut command = self.ssh.command(&self.line.host, script);
+        let mut child = match command.stdin(Stdio::piped()).spawn() {
+            Ok(child) => child,
+            Err(error) => {
+                return End::Lost { said: SshError::Start(error).to_string().into_bytes() };
+            }
+        };
+        // Open for as long as this coordinator follows the server: its end is how the script learns of that.
+        let mut input = child.stdin.take();
+        if let Some(input) = &mut input {
+            // A line fits into any pipe. A script that watches reads nothing; where the other end is gone,
+            // the output ends, too.
+            let _ = input.write_all(format!("{}\n", self.key).as_bytes()).await;
+        }
+        let (output, errors) = pipes(&mut child);
+        let said: JoinHandle<Vec<u8>> = tokio::task::spawn_local(collect_tail(errors));
+        let mut output = BufReader::new(output);
+        let mut status = None;
+        while let Some(line) = next_line(&mut output).await {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["started", number, ref rest @ ..] => {
+                    permit = None;
+                    if let Ok(number) = number.parse() {
+                        started(number);
+                        let number_of = |n: usize| rest.get(n).and_then(|word| word.parse().ok());
+                        pid.note(Process {
+                            pid: number,
+                            start_time: number_of(0).unwrap_or(0),
+                            namespace: PidNamespace(number_of(1).unwrap_or(0)),
+                            incarnation: self.member.incarnation,
+                        });
+                    }
+                }
+                ["exited", number, code] if number.parse().ok() == pid.number() => {
+                    status = Some(code.to_owned());
+                    break;
+                }
+                // What a login prints by itself.
+                _ => {}
+            }
+        }
+        drop((permit, input));
+        let ended = timeout(Duration::from_secs(5), said).await;
+        let said = ended.ok().and_then(Result::ok).unwrap_or_default();
+        let _ = timeout(Duration::from_secs(1), child.wait()).await;
+        match status {
+            Some(status) => End::Exited { status, said },
+            None => End::Lost { said },
+        }
+    }
+}
+
+/// The end of the session, or `None` when the server is to be killed. A session that has just begun
+/// is given a moment to name the process first.
+async fn session_or_kill(
+    session: impl Future<Output = End>,
+    kill: &mut mpsc::Receiver<()>,
+    pid: &Pid,
+) -> Option<End> {
+    tokio::pin!(session);
+    tokio::select! {
+        end = &mut session => return Some(end),
+        Some(()) = kill.recv() => {}
+    }
+    if pid.number().is_none() {
+        tokio::select! {
+            end = &mut session => return Some(end),
+            () = pid.known.notified() => {}
+            () = sleep(START_MOMENT) => {}
+        }
+    }
+    None
+}
+
+/// No process is known, and none will be reported: should a server start in this very moment, it
+/// finds no coordinator and gives up by itself.
+fn given_up() -> Exit {
+    Exit::without_dumps("given up before it had started".into(), None)
+}
+
+/// The next whole line of at most [`MAX_LINE_BYTES`]; longer ones are skipped. `None` at the end: a line that
+/// was cut there is no statement.
+pub(super) async fn next_line(from: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
+    let mut is_rest = false;
+    loop {
+        let mut line = Vec::new();
+        match AsyncReadExt::take(&mut *from, MAX_LINE_BYTES).read_until(b'\n', &mut line).await {
+            Ok(1..) => {}
+            Ok(_) | Err(_) => return None,
+        }
+        let is_whole = line.ends_with(b"\n");
+        if is_whole && !is_rest {
+            return Some(String::from_utf8_lossy(&line).into_owned());
+        }
+        is_rest = !is_whole;
+    }
+}
+
+pub(super) fn exit(status: &str, said: &[u8]) -> Exit {
+    let in_order = status.parse().ok().map(is_in_order);
+    let how = match status.parse::<i32>() {
+        // A shell reports a signal as 128 and its number.
+        Ok(code @ 129..=192) => describe_signal(code - 128),
+        Ok(code) => describe_status(code),
+        Err(_) => "it has ended; its exit status is not known".into(),
+    };
+    Exit { how, last_words: last_lines(said), in_order }
+}
+
+fn never_started(said: &[u8]) -> Exit {
+    let how = "ssh could not start it".into();
+    Exit::without_dumps(how, last_lines(said))
+}

@@ -1,0 +1,103 @@
+//! The scripts that ssh runs on other machines.
+
+use super::*;
+
+/// The server's command there, as a person would type it.
+pub(crate) fn plain_command(remote_dir: &str, arguments: &[String]) -> String {
+    format!("cd {} && ./server {}", quote::word(remote_dir), quote::words(arguments))
+}
+
+/// Starts a server in a session of its own, waits for it, and says both. The cluster's key comes as the first line of
+/// standard input and goes on through a pipe: everybody can see a command line. When standard input ends, the
+/// coordinator is gone: the script ends, and the server stays.
+pub(super) fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> String {
+    let (dir, errors, log) = (quote::word(remote_dir), error_name(line), log_name(line));
+    format!(
+        "cd {dir} || exit 1\n\
+         [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD\" >&2; exit 1; }}\n\
+         umask 077\n\
+         touch {log}; before=$(wc -c <{log})\n\
+         read -r key || exit 1\n\
+         exec 3<&0 </dev/null\n\
+         echo \"$key\" | setsid ./server {} {} 3<&- >/dev/null 2>{errors} &\n\
+         pid=$!\n\
+         said=$(./server --name $pid 2>/dev/null 3<&-)\n\
+         case $said in \"started $pid \"*) echo \"$said\";; *) echo started $pid;; esac\n\
+         {{ while read -r line; do :; done; kill $$; }} <&3 >/dev/null 2>&1 &\n\
+         watch=$!\n\
+         exec 3<&-\n\
+         wait $pid\n\
+         status=$?\n\
+         kill $watch 2>/dev/null\n\
+         wait $watch 2>/dev/null\n\
+         if [ -s {errors} ]; then tail -c {MAX_QUOTED_BYTES} {errors} >&2\n\
+         elif [ $status -lt 128 ]; then tail -c +$((before + 1)) {log} | tail -c {MAX_QUOTED_BYTES} >&2; fi\n\
+         echo exited $pid $status\n",
+        quote::words(arguments),
+        KEY_FROM_STANDARD_INPUT.join(" ")
+    )
+}
+
+/// Has the server's program there answer a question about processes. It reads nothing.
+pub(super) fn ask_script(remote_dir: &str, question: &str, processes: &[Process]) -> String {
+    format!("{} </dev/null\n", ask_command(remote_dir, question, processes))
+}
+
+pub(super) fn ask_command(remote_dir: &str, question: &str, processes: &[Process]) -> String {
+    let dir = quote::word(remote_dir);
+    let processes: Vec<String> = processes.iter().map(ToString::to_string).collect();
+    format!(
+        "cd {dir} || exit 1\n\
+         [ -x ./server ] || {{ echo \"no executable file 'server' in $PWD, which alone can say what \
+         lives\" >&2; exit 1; }}\n\
+         exec ./server {question} {}",
+        processes.join(" ")
+    )
+}
+
+/// Waits for the end of a server that another connection started, or for that of its own connection.
+pub(super) fn watch_script(remote_dir: &str, process: &Process) -> String {
+    let Process { pid, start_time, namespace, .. } = process;
+    let ask = ask_command(remote_dir, "--watch", &[*process]);
+    format!("echo started {pid} {start_time} {namespace}\n{ask}\n")
+}
+
+/// Says of each of these processes whether it lives there.
+pub(super) fn look_script(remote_dir: &str, processes: &[Started]) -> String {
+    let processes: Vec<Process> = processes.iter().map(Process::from).collect();
+    ask_script(remote_dir, "--look", &processes)
+}
+
+/// Kills a process there.
+pub(super) fn end_script(remote_dir: &str, process: &Process) -> String {
+    ask_script(remote_dir, "--end", &[*process])
+}
+
+/// Says which servers of a cluster, or in the directory, run there. The brackets keep the script from finding itself.
+pub(super) fn servers_script(remote_dir: &str, cluster: ClusterId) -> String {
+    let (dir, name) = (quote::word(remote_dir), cluster.to_string());
+    let (first, rest) = name.split_at(1);
+    format!(
+        "cd {dir} || exit 1\nuser=$(id -u)\n\
+         for process in /proc/[0-9]*; do\n  \
+         grep -qs -e '--[i]ncarnation' $process/cmdline || continue\n  \
+         [ $user = 0 ] || grep -qs \"^Uid:[[:space:]]*$user[[:space:]]\" $process/status || continue\n  \
+         if grep -qs -e '[{first}]{rest}' $process/cmdline; then echo server ${{process#/proc/}}\n  \
+         elif [ $process/cwd -ef . ]; then echo server ${{process#/proc/}}\n  \
+         elif ! readlink $process/cwd >/dev/null 2>&1; then echo hidden ${{process#/proc/}}; fi\ndone\necho asked\n"
+    )
+}
+
+/// Kills what was started there under these names. The brackets keep the script from finding itself.
+pub(super) fn strays_script(names: &[Incarnation]) -> String {
+    let patterns = names.iter().map(|name| {
+        let name = name.to_string();
+        let (first, rest) = name.split_at(1);
+        format!("-e '[{first}]{rest}'")
+    });
+    let patterns: Vec<String> = patterns.collect();
+    format!(
+        "for process in /proc/[0-9]*; do\n  if grep -qs {} $process/cmdline; then kill -9 ${{process#/proc/}}; fi\ndone\nexit 0\n",
+        patterns.join(" ")
+    )
+}
