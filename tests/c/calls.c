@@ -1,9 +1,7 @@
 /* Every function, with what it is for and with what it has to refuse, against a cluster that is well. */
 #include "suite.h"
 
-#include <dirent.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <sys/socket.h>
 
 static const char *endpoint;

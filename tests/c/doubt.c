@@ -2,8 +2,6 @@
    before those of its servers. Each call ends at its deadline. */
 #include "suite.h"
 
-#include <signal.h>
-
 #define MOST_PIDS 8
 
 static const char *endpoint;
@@ -11,27 +9,22 @@ static pid_t pids[MOST_PIDS];
 static int pid_count;
 static kvc_client *client;
 
-static void signal_all(int number)
-{
-    int n;
-
-    for (n = 0; n < pid_count; n++)
-        assert_int_equal(kill(pids[n], number), 0);
-}
-
 static int stop_all(void **state)
 {
     (void)state;
     /* So that connections and the map are there before. */
     assert_status(kvc_put(client, text("doubt"), text("before"), NULL, NULL), KVC_OK);
-    signal_all(SIGSTOP);
+    stop_processes(pids, pid_count);
     return 0;
 }
 
 static int continue_all(void **state)
 {
+    int n;
+
     (void)state;
-    signal_all(SIGCONT);
+    for (n = 0; n < pid_count; n++)
+        assert_int_equal(kill(pids[n], SIGCONT), 0);
     return 0;
 }
 
@@ -130,7 +123,7 @@ static void a_queue_whose_writes_were_sent_is_in_doubt(void **state)
     assert_non_null(kept);
     continue_all(state);
     assert_int_equal(run_op(queue, op).status, KVC_OK);
-    signal_all(SIGSTOP);
+    stop_processes(pids, pid_count);
     start = now_ms();
     op.timeout_ms = 300;
     done = run_op(queue, op);
@@ -158,7 +151,7 @@ static void a_queue_whose_writes_were_sent_is_in_doubt(void **state)
     assert_int_equal(done.value.len, strlen("before"));
     kvc_buf_free(&done.value);
     kvc_cq_free(queue);
-    signal_all(SIGSTOP);
+    stop_processes(pids, pid_count);
 }
 
 static void *poll_on(void *queue)

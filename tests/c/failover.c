@@ -1,7 +1,6 @@
 /* What a program sees while a server is killed: failover ENDPOINT SERVER-PID. */
 #include "suite.h"
 
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 

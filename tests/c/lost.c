@@ -2,8 +2,6 @@
    (isolate): lost ENDPOINT SERVER-PID SERVER-PID, of two servers of three that follow each other. */
 #include "suite.h"
 
-#include <signal.h>
-
 /* So many that every group has some of them. */
 #define KEYS 16
 

@@ -3,7 +3,6 @@
 #include "suite.h"
 
 #include <malloc.h>
-#include <signal.h>
 #include <sys/resource.h>
 
 #define LARGE (16 * MIB)
@@ -125,12 +124,12 @@ static void a_put_needs_no_memory_for_its_value(void **state)
     assert_status(kvc_cq_free(queue), KVC_OK);
 }
 
-static void signal_servers(int number)
+static void continue_servers(void)
 {
     int n;
 
     for (n = 0; n < server_count; n++)
-        assert_int_equal(kill(servers[n], number), 0);
+        assert_int_equal(kill(servers[n], SIGCONT), 0);
 }
 
 /* Nothing of a request that was sent in part has to be kept: there is no room for it here. The kernel's buffers
@@ -147,7 +146,7 @@ static void a_put_that_is_given_up_half_way_was_not_done_and_nothing_is_broken(v
     op.flags = KVC_KEEP;
     op.timeout_ms = 60000;
     assert_int_equal(run_op(queue, op).status, KVC_OK);
-    signal_servers(SIGSTOP);
+    stop_processes(servers, server_count);
     start = now_ms();
     op.timeout_ms = 300;
     for (n = 0; n < PUTS; n++)
@@ -162,14 +161,14 @@ static void a_put_that_is_given_up_half_way_was_not_done_and_nothing_is_broken(v
     assert_in_range(undone, 1, PUTS);
     assert_true(now_ms() - start < 300 + SLACK_MS);
     allow(SIZE_MAX);
-    signal_servers(SIGCONT);
+    continue_servers();
     assert_status(kvc_cq_free(queue), KVC_OK);
     check_all_is_well();
 }
 
 static int go_on(void **state)
 {
-    signal_servers(SIGCONT);
+    continue_servers();
     return give_back(state);
 }
 

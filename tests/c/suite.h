@@ -3,10 +3,12 @@
 #ifndef SUITE_H
 #define SUITE_H
 
+#include <dirent.h>
 #include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -64,6 +66,51 @@ static inline void look_again_soon(void)
 {
     struct timespec pause = {0, 5000000};
     nanosleep(&pause, NULL);
+}
+
+/* Returns whether every thread of a process has stopped. */
+static inline int has_stopped(pid_t pid)
+{
+    char path[320], line[256];
+    const struct dirent *task;
+    int is_stopped = 1;
+    DIR *tasks;
+
+    snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+    tasks = opendir(path);
+    assert_non_null(tasks);
+    while ((task = readdir(tasks)) != NULL) {
+        const char *state;
+        FILE *stat;
+
+        if (task->d_name[0] == '.')
+            continue;
+        snprintf(path, sizeof path, "/proc/%d/task/%s/stat", (int)pid, task->d_name);
+        stat = fopen(path, "r");
+        if (stat == NULL)
+            continue; /* The thread has ended. */
+        state = fgets(line, sizeof line, stat) == NULL ? NULL : strrchr(line, ')');
+        is_stopped = is_stopped && state != NULL && state[2] == 'T';
+        fclose(stat);
+    }
+    closedir(tasks);
+    return is_stopped;
+}
+
+/* Stops processes. kill() returns before the threads of another process have seen a SIGSTOP, so this waits
+   until none of them runs. */
+static inline void stop_processes(const pid_t *pids, int count)
+{
+    const int64_t deadline = now_ms() + PATIENCE_MS;
+    int n;
+
+    for (n = 0; n < count; n++)
+        assert_int_equal(kill(pids[n], SIGSTOP), 0);
+    for (n = 0; n < count; n++)
+        while (!has_stopped(pids[n])) {
+            assert_true(now_ms() < deadline);
+            look_again_soon();
+        }
 }
 
 #define MOST_THREADS 64

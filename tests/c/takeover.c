@@ -1,8 +1,6 @@
 /* What an event loop sees while a server is killed: takeover ENDPOINT SERVER-PID. Also what the log gets. */
 #include "suite.h"
 
-#include <signal.h>
-
 #define DEPTH 64
 /* Long enough for another server to take over, so that nothing is left in doubt. */
 #define DEADLINE_MS 20000
