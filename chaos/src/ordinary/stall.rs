@@ -95,6 +95,13 @@ mod tests {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
         };
+        // Until it has called exec, its thread has this program's name.
+        let name = || fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while name().trim_end() != "sleep" {
+            assert!(std::time::Instant::now() < deadline, "it is still called {}", name());
+            std::thread::yield_now();
+        }
         let stalled = Stalled::stop(child.id(), "sleep").unwrap();
         assert_eq!(state(child.id()), 't');
         drop(stalled);

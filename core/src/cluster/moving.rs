@@ -15,7 +15,7 @@
 //! Whoever leaves never wins an inquiry. So when another holder of its groups falls silent, the move waits: the process
 //! has not been told to stop, and takes over as any other.
 
-use kv_protocol::{GroupId, Peer, ServerId, Time};
+use kv_protocol::{GroupId, Peer, ServerId, Time, View};
 
 use super::respawn::Backoff;
 use super::stop::Stage;
@@ -86,11 +86,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// A group whose only holder is the process at this place, if it is not proven dead.
+    /// A group that only the process at this place may hold, if that is not proven dead: its view names no other
+    /// holder, or one that is down, which the next view leaves out.
     fn sole_group(&self, id: ServerId) -> Option<GroupId> {
         let member = self.member(id);
-        let mut views = self.memory.durable().views.iter();
-        let sole = views.find(|view| view.primary == Some(member) && view.secondary().is_none())?;
+        let is_sole = |view: &&View| {
+            let other = match view.primary {
+                Some(primary) if primary == member => view.secondary(),
+                primary if view.secondary() == Some(member) => primary,
+                _ => return false,
+            };
+            other.is_none_or(|other| !self.is_up(other))
+        };
+        let sole = self.memory.durable().views.iter().find(is_sole)?;
         (!self.is_dead(member) && !self.memory.durable().rests(sole.group)).then_some(sole.group)
     }
 

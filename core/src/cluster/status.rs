@@ -127,7 +127,7 @@ impl Cluster {
     }
 
     /// Whether this very process reports.
-    fn is_up(&self, member: Member) -> bool {
+    pub(super) fn is_up(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member == member && server.is_up()
     }

@@ -98,6 +98,13 @@ fn a_place_is_not_filled_while_a_view_names_its_process() {
 fn the_only_holder_of_a_group_stays_where_it_is() {
     let mut world = World::serving(3);
     world.exit(A);
+    let refused = world.cluster.may_replace(B);
+    let sole = Err(ReplaceRefused::SoleHolder { server: B, group: GroupId(1) });
+    assert_eq!(
+        (refused, world.view(1).0),
+        (sole, Some(1)),
+        "the view still names the other holder"
+    );
     world.run(&[B, C]);
     let refused = world.cluster.may_replace(B);
     assert_eq!(refused, Err(ReplaceRefused::SoleHolder { server: B, group: GroupId(1) }));
