@@ -90,6 +90,14 @@ fn queue(manner: &Manner) {
     dumps.entries().keys().for_each(|key| assert_eq!(*key, b"given up"));
 }
 
+/// Only as it is: it takes times.
+#[track_caller]
+fn deep_queue(manner: &Manner) {
+    let cluster = Cluster::start();
+    check("deep_queue.c", manner, &[cluster.endpoint()]);
+    cluster.stop().assert_copies_agree();
+}
+
 /// Only as it is: the tools need memory of their own.
 #[track_caller]
 fn memory(manner: &Manner) {
@@ -158,6 +166,7 @@ in_every_manner! {
     a_queue_does_what_the_header_says: queue in PLAIN;
     a_queue_passes_the_sanitizers: queue in SANITIZED;
     a_queue_passes_valgrind: queue in VALGRIND;
+    the_deepest_queue_passes_no_write_over: deep_queue in PLAIN;
     without_memory_a_call_says_so_and_the_handle_goes_on: memory in PLAIN;
     loading_the_library_again_leaves_nothing: reload in PLAIN;
     loading_the_library_again_passes_the_sanitizers: reload in SANITIZED;

@@ -374,7 +374,7 @@ impl Client {
     }
 }
 
-fn written(answered: Answered<'_>) -> Written {
+pub(crate) fn written(answered: Answered<'_>) -> Written {
     Written { version: answered.version, copies: answered.copies }
 }
 

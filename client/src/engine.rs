@@ -33,11 +33,12 @@ use crate::map_source::MapSource;
 use crate::operation::{OpId, Operation, Operations, Stage};
 use crate::options::{Endpoints, Options};
 use crate::places::{Place, Places, Way};
-use crate::poller::{Poller, Readiness};
+use crate::poller::{Poller, Readiness, Waiter};
 use crate::router::{Route, Router};
 use crate::session::FreshIds;
 use crate::spares::Spares;
 use crate::table::Table;
+use crate::timers::Timers;
 
 /// Most bytes of keys and values in flight; a single operation may always be submitted.
 const MAX_BYTES_IN_FLIGHT: usize = 64 << 20;
@@ -84,7 +85,9 @@ pub(crate) struct Engine {
     by_target: HashMap<Target, u64>,
     /// Connections that may have output to send.
     dirty: Vec<u64>,
-    /// When the timers have to be looked at.
+    /// When operations need attention.
+    timers: Timers,
+    /// When a connection or the map source needs attention, at the latest; operations have `timers`.
     next_scan: Instant,
     /// How many operations have ended.
     ended: u64,
@@ -127,6 +130,7 @@ impl Engine {
             connections: Table::default(),
             by_target: HashMap::new(),
             dirty: Vec::new(),
+            timers: Timers::default(),
             next_scan: now + IDLE,
             ended: 0,
             readiness: Vec::new(),
@@ -173,7 +177,6 @@ impl Engine {
     /// Takes an operation; it goes out with the next turn.
     pub(crate) fn start(&mut self, operation: Box<Operation>) -> OpId {
         self.bytes_in_flight += operation.bytes();
-        self.wake_by(operation.deadline);
         let id = self.operations.insert(operation);
         self.ready.push_back(id);
         id
@@ -189,11 +192,32 @@ impl Engine {
     }
 
     /// Timers and sends.
-    fn begin_turn(&mut self, now: Instant, ends: &mut dyn Ends) {
+    pub(crate) fn begin_turn(&mut self, now: Instant, ends: &mut dyn Ends) {
+        while let Some(id) = self.timers.take_due(now) {
+            let Some(operation) = self.operations.get_mut(id) else { continue };
+            operation.timer = None;
+            if operation.wake_at() <= now {
+                self.on_due(id, now, ends);
+            }
+            self.arm(id);
+        }
         if now >= self.next_scan {
-            self.scan(now, ends);
+            self.scan(now);
         }
         self.push_out(now, ends);
+    }
+
+    /// When the next timer is due.
+    pub(crate) fn next_timer(&self) -> Instant {
+        self.timers.next().map_or(self.next_scan, |at| at.min(self.next_scan))
+    }
+
+    /// Sets the timer of an operation by its stage.
+    fn arm(&mut self, id: OpId) {
+        if let Some(operation) = self.operations.get_mut(id) {
+            let at = operation.wake_at();
+            self.timers.set(id, &mut operation.timer, at);
+        }
     }
 
     /// What of a turn needs no answers: timers and sends.
@@ -218,18 +242,29 @@ impl Engine {
         let wait = if self.ended != ended {
             Duration::ZERO
         } else {
-            until.min(self.next_scan).saturating_duration_since(now)
+            until.min(self.next_timer()).saturating_duration_since(now)
         };
         let mut readiness = std::mem::take(&mut self.readiness);
         readiness.clear();
         let waited = self.poller.wait(wait, &mut readiness);
+        let now = self.end_turn(&readiness, ends);
+        self.readiness = readiness;
+        waited.and_then(|()| self.set_alarm(now))
+    }
+
+    /// Takes what connections that are ready have brought, and sends what follows from it. Returns the time.
+    pub(crate) fn end_turn(&mut self, readiness: &[Readiness], ends: &mut dyn Ends) -> Instant {
         let now = Instant::now();
-        for &event in &readiness {
+        for &event in readiness {
             self.on_readiness(event, now, ends);
         }
-        self.readiness = readiness;
         self.push_out(now, ends);
-        waited.and_then(|()| self.set_alarm(now))
+        now
+    }
+
+    /// What waits for readiness of the connections, apart from the engine.
+    pub(crate) fn waiter(&self) -> Waiter {
+        self.poller.waiter()
     }
 
     /// Makes the descriptor one that timers make readable, too.
@@ -248,7 +283,7 @@ impl Engine {
 
     /// Sets the alarm, if there is one, for the next turn that no socket asks for.
     pub(crate) fn set_alarm(&mut self, now: Instant) -> io::Result<()> {
-        let due = if self.ready.is_empty() { self.next_scan } else { now };
+        let due = if self.ready.is_empty() { self.next_timer() } else { now };
         self.poller.set_alarm(due, now)
     }
 
@@ -271,6 +306,14 @@ impl Engine {
         }
     }
 
+    /// Ends all operations early because the system fails.
+    pub(crate) fn abandon_all(&mut self, cause: &io::Error, now: Instant, ends: &mut dyn Ends) {
+        let all: Vec<OpId> = self.operations.iter().map(|(id, _)| id).collect();
+        for id in all {
+            self.abandon(id, cause, now, ends);
+        }
+    }
+
     fn wake_by(&mut self, at: Instant) {
         self.next_scan = self.next_scan.min(at);
     }
@@ -285,17 +328,9 @@ impl Engine {
 
     // --- Timers ----------------------------------------------------------------------------------
 
-    fn scan(&mut self, now: Instant, ends: &mut dyn Ends) {
+    /// Gives up connections that owe something, and asks for the map.
+    fn scan(&mut self, now: Instant) {
         self.next_scan = now + IDLE;
-        let due: Vec<OpId> = self
-            .operations
-            .iter()
-            .filter(|(_, operation)| operation.wake_at() <= now)
-            .map(|(id, _)| id)
-            .collect();
-        for id in due {
-            self.on_due(id, now, ends);
-        }
         let timeout = self.options.connect_timeout;
         let stuck: Vec<(u64, &str)> = self
             .connections
@@ -309,9 +344,8 @@ impl Engine {
         if self.map_source.ask_at().is_some_and(|at| at <= now) {
             self.ask_for_map(now);
         }
-        let operations = self.operations.values().map(|operation| operation.wake_at());
         let owing = self.connections.values().filter(|c| c.owes().is_some());
-        let next = operations.chain(owing.map(|c| c.opened_at + timeout)).min();
+        let next = owing.map(|c| c.opened_at + timeout).min();
         for at in [next, self.map_source.ask_at()].into_iter().flatten() {
             self.wake_by(at);
         }
@@ -413,16 +447,26 @@ impl Engine {
         let router = &self.router;
         let Some(place) = operation.place.or_else(|| router.locate(operation.digest())) else {
             operation.stage = Stage::AwaitingMap;
+            self.timers.set(id, &mut operation.timer, operation.deadline);
             return self.want_map(None);
         };
         let (group, shard) = place;
         operation.place = Some(place);
-        let is_write = operation.kind.is_write();
-        let client = match operation.session {
-            Some((client, _)) => client,
-            None if is_write => self.places.get_or_make(place, self.client).session.client(),
-            None => self.client,
-        };
+        let mut client = self.client;
+        if operation.kind.is_write() {
+            let Place { session, waiting, .. } = self.places.get_or_make(place, client);
+            let given_up = |(client, _)| operation.doubtful == 0 && client != session.client();
+            if operation.session.is_none_or(given_up) {
+                operation.session = session.begin().map(|seq| (session.client(), seq));
+            }
+            let Some((of, _)) = operation.session else {
+                operation.stage = Stage::AwaitingWindow;
+                let deadline = operation.deadline;
+                self.timers.set(id, &mut operation.timer, deadline);
+                return waiting.push(id);
+            };
+            client = of;
+        }
         let is_usual = client == self.client && operation.kind.role() == ReplicaRole::Primary;
         if is_usual
             && let Some(way) = self.places.get_mut(place).and_then(|place| place.way)
@@ -475,7 +519,7 @@ impl Engine {
         operation.attention_at = now + OVERDUE_AFTER;
         operation.is_overdue = false;
         let wake_at = operation.wake_at();
-        self.wake_by(wake_at);
+        self.timers.set(id, &mut operation.timer, wake_at);
         let Some(connection) = self.connections.get_mut(token) else { return };
         if connection.is_open {
             self.transmit(id, token, now);
@@ -492,8 +536,8 @@ impl Engine {
         operation.trouble = Some(Arc::clone(trouble));
         operation.was_busy = false;
         let wake_at = operation.wake_at();
+        self.timers.set(id, &mut operation.timer, wake_at);
         self.statistics.retries += 1;
-        self.wake_by(wake_at);
     }
 
     /// A map was taken: whoever waited for it, or for a newer view, goes on.
@@ -575,9 +619,16 @@ impl Engine {
         if self.operations.get(id).is_some_and(|operation| operation.queued.is_some()) {
             self.release(id);
         }
-        let Some(operation) = self.operations.remove(id) else { return };
+        let Some(mut operation) = self.operations.remove(id) else { return };
+        self.timers.clear(id, &mut operation.timer);
         self.bytes_in_flight -= operation.bytes();
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place) {
+            if operation.stage == Stage::AwaitingWindow
+                && let Some(place) = self.places.get_mut(place)
+            {
+                let operations = &self.operations;
+                place.waiting.remove_one(|id| operations.get(id).is_none());
+            }
             self.leave_session(place, operation.session);
         }
         self.ended += 1;
@@ -586,7 +637,8 @@ impl Engine {
         ends.end(id, notify, result);
     }
 
-    /// A write has ended for the caller; those that waited for its place in the window go on.
+    /// Notes that a write has ended for the caller. Writes that wait for room in the window get the next numbers, in
+    /// the order in which they were submitted; so a write that comes later cannot take the room before them.
     fn leave_session(&mut self, place: (GroupId, ShardId), number: Option<(ClientId, RequestSeq)>) {
         let Some(Place { session, waiting, .. }) = self.places.get_mut(place) else { return };
         if let Some((client, seq)) = number
@@ -594,15 +646,14 @@ impl Engine {
         {
             session.finish(seq);
         }
-        let mut room = session.room();
-        while room > 0
-            && let Some(id) = waiting.pop_front()
+        while session.room() > 0
+            && let Some(id) = waiting.next()
         {
-            // Those whose deadline has passed meanwhile are gone.
+            // One whose deadline has passed is gone.
             if let Some(operation) = self.operations.get_mut(id) {
+                operation.session = session.begin().map(|seq| (session.client(), seq));
                 operation.stage = Stage::Ready;
                 self.ready.push_back(id);
-                room -= 1;
             }
         }
     }

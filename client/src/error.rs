@@ -158,6 +158,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An earlier call on a shared client panicked, so nobody knows its state.
+    #[error("an earlier call on this client met a defect; close it and open another")]
+    Defect,
     /// The server does not serve this kind of request; nothing was done.
     #[error(
         "{action}: client and server do not understand each other: {reason}; are both of the same version?"

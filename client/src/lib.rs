@@ -47,8 +47,11 @@ mod places;
 mod poller;
 mod router;
 mod session;
+mod shared;
 mod spares;
 mod table;
+mod timers;
+mod waiting;
 
 pub use client::{Client, Value, Written};
 pub use completion::{Answered, Completion, OnEnd, Outcome, SubmitError};
@@ -59,3 +62,4 @@ pub use kv_protocol::ids::SequenceNumber;
 pub use log::{Level, Log};
 pub use operation::Op;
 pub use options::{Endpoints, MAX_IN_FLIGHT, OpOptions, Options, is_deadline};
+pub use shared::SharedClient;

@@ -61,7 +61,34 @@ pub enum Op<'a> {
     },
 }
 
-impl Op<'_> {
+impl<'a> Op<'a> {
+    /// Sets a key to a value that stays where it is, and is sent from there if `is_kept`.
+    pub fn put(key: &'a [u8], value: &'static [u8], is_kept: bool) -> Op<'a> {
+        if is_kept { Op::PutKept { key, value } } else { Op::Put { key, value } }
+    }
+
+    pub(crate) fn key(&self) -> &[u8] {
+        match *self {
+            Op::Put { key, .. }
+            | Op::PutKept { key, .. }
+            | Op::Get { key }
+            | Op::Delete { key }
+            | Op::Noop { key }
+            | Op::Verify { key, .. } => key,
+        }
+    }
+
+    pub(crate) fn verb(&self) -> &'static str {
+        match *self {
+            Op::Put { .. } | Op::PutKept { .. } => Kind::Put,
+            Op::Get { .. } => Kind::Get,
+            Op::Delete { .. } => Kind::Delete,
+            Op::Noop { .. } => Kind::Noop,
+            Op::Verify { replica, .. } => Kind::Verify(replica),
+        }
+        .verb()
+    }
+
     /// Bytes of key and value.
     pub(crate) fn bytes(&self) -> usize {
         match *self {
@@ -181,6 +208,8 @@ pub(crate) struct Operation {
     pub(crate) trouble: Option<Arc<str>>,
     /// Whether that was too much load.
     pub(crate) was_busy: bool,
+    /// When its timer goes off, if it has one.
+    pub(crate) timer: Option<Instant>,
 }
 
 impl Operation {
@@ -263,6 +292,7 @@ impl Operation {
             backoff: Backoff::default(),
             trouble: None,
             was_busy: false,
+            timer: None,
         }
     }
 
@@ -295,6 +325,7 @@ impl Operation {
             backoff,
             trouble,
             was_busy,
+            timer,
         } = self;
         frame.clear();
         *kept = &[];
@@ -303,6 +334,7 @@ impl Operation {
         (*session, *first_incomplete, *doubtful) = (None, RequestSeq(0), 0);
         *begun = SequenceNumber::ZERO;
         (*backoff, *trouble, *was_busy) = (Backoff::default(), None, false);
+        *timer = None;
         frame
     }
 

@@ -5,19 +5,17 @@
 //!   (group, shard) -> Place { session, waiting, way }        by number, made with the first operation
 //! ```
 
-use std::collections::VecDeque;
-
 use kv_protocol::ids::{ClientId, GroupId, ServerId, ShardId, ViewVersion};
 
-use crate::operation::OpId;
 use crate::session::Session;
+use crate::waiting::Waiting;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) session: Session,
     /// Writes that wait for room in its window.
-    pub(crate) waiting: VecDeque<OpId>,
+    pub(crate) waiting: Waiting,
     pub(crate) way: Option<Way>,
 }
 
@@ -61,7 +59,7 @@ impl Places {
             shards.resize_with(shard + 1, || None);
         }
         shards[shard].get_or_insert_with(|| {
-            let (session, waiting) = (Session::new(client), VecDeque::new());
+            let (session, waiting) = (Session::new(client), Waiting::default());
             Box::new(Place { session, waiting, way: None })
         })
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -28,7 +29,7 @@ const ALARM: u64 = 0;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Poller {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     /// For whoever waits on the descriptor elsewhere.
     alarm: Option<Alarm>,
 }
@@ -41,7 +42,7 @@ fn flags(wants_write: bool) -> EventFlags {
 impl Poller {
     pub(crate) fn new() -> io::Result<Poller> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Poller { epoll, alarm: None })
+        Ok(Poller { epoll: Arc::new(epoll), alarm: None })
     }
 
     /// Puts an alarm among the descriptors, unless there is one.
@@ -89,35 +90,56 @@ impl Poller {
         let _ = epoll::delete(&self.epoll, socket);
     }
 
+    /// The part that waits, for a thread that does so without the rest.
+    pub(crate) fn waiter(&self) -> Waiter {
+        Waiter { epoll: Arc::clone(&self.epoll) }
+    }
+
+    /// As [`Waiter::wait`].
+    pub(crate) fn wait(&self, timeout: Duration, found: &mut Vec<Readiness>) -> io::Result<()> {
+        wait(&self.epoll, timeout, found)
+    }
+}
+
+/// Waits on a poller's descriptor while other threads change what it watches.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    epoll: Arc<OwnedFd>,
+}
+
+impl Waiter {
     /// Waits up to `timeout` (rounded up to a millisecond) for readiness and appends it to `found`;
     /// a signal ends the wait early.
     pub(crate) fn wait(&self, timeout: Duration, found: &mut Vec<Readiness>) -> io::Result<()> {
-        let millis = timeout.as_nanos().div_ceil(1_000_000);
-        let millis = libc::c_int::try_from(millis).unwrap_or(libc::c_int::MAX);
-        let mut room = [libc::epoll_event { events: 0, u64: 0 }; MAX_EVENTS as usize];
-        // Not rustix's call: that leaves the size of the signal set undefined, of which valgrind warns in
-        // every program that uses the library.
-        // SAFETY: the descriptor is open, and there is room for as many events as are asked for.
-        let count = unsafe {
-            libc::epoll_wait(self.epoll.as_raw_fd(), room.as_mut_ptr(), MAX_EVENTS, millis)
-        };
-        let Ok(count) = usize::try_from(count) else {
-            let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
-        };
-        for event in &room[..count] {
-            // The struct is packed; its fields are copied out before use.
-            let (flags, token) = (EventFlags::from_bits_retain(event.events), event.u64);
-            if token == ALARM {
-                continue;
-            }
-            let ended = EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR;
-            found.push(Readiness {
-                token,
-                writable: flags.intersects(EventFlags::OUT | EventFlags::ERR),
-                readable: flags.intersects(EventFlags::IN | ended),
-            });
-        }
-        Ok(())
+        wait(&self.epoll, timeout, found)
     }
+}
+
+fn wait(epoll: &OwnedFd, timeout: Duration, found: &mut Vec<Readiness>) -> io::Result<()> {
+    let millis = timeout.as_nanos().div_ceil(1_000_000);
+    let millis = libc::c_int::try_from(millis).unwrap_or(libc::c_int::MAX);
+    let mut room = [libc::epoll_event { events: 0, u64: 0 }; MAX_EVENTS as usize];
+    // Not rustix's call: that leaves the size of the signal set undefined, of which valgrind warns in
+    // every program that uses the library.
+    // SAFETY: the descriptor is open, and there is room for as many events as are asked for.
+    let count =
+        unsafe { libc::epoll_wait(epoll.as_raw_fd(), room.as_mut_ptr(), MAX_EVENTS, millis) };
+    let Ok(count) = usize::try_from(count) else {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
+    };
+    for event in &room[..count] {
+        // The struct is packed; its fields are copied out before use.
+        let (flags, token) = (EventFlags::from_bits_retain(event.events), event.u64);
+        if token == ALARM {
+            continue;
+        }
+        let ended = EventFlags::HUP | EventFlags::RDHUP | EventFlags::ERR;
+        found.push(Readiness {
+            token,
+            writable: flags.intersects(EventFlags::OUT | EventFlags::ERR),
+            readable: flags.intersects(EventFlags::IN | ended),
+        });
+    }
+    Ok(())
 }

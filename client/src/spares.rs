@@ -7,11 +7,11 @@ use std::time::Instant;
 use crate::operation::Operation;
 
 /// Most bytes of requests that are kept.
-const MAX_KEPT_BYTES: usize = 8 << 20;
+const MAX_KEPT_BYTES: usize = 16 << 20;
 /// A request's memory that is larger goes back to the allocator, which is good at large ones.
 const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// Most operations that are kept.
-const MAX_KEPT_OPERATIONS: usize = 4_096;
+const MAX_KEPT_OPERATIONS: usize = crate::options::MAX_IN_FLIGHT;
 /// The least memory for a request, so that it serves for most.
 const MIN_REQUEST_BYTES: usize = 256;
 

@@ -1,21 +1,18 @@
 //! Many keys in one call: everything is under way at once, every server's part together.
 //!
 //! ```text
-//!   check all keys -> submit as many as the client takes <-> poll -> statuses[i], out[i]
+//!   check all keys -> start as many as may be under way <-> their ends -> statuses[i], out[i]
 //! ```
-//!
-//! Nothing is kept for each key but what the program has given room for.
 
 use std::ffi::c_int;
-use std::ops::ControlFlow;
 use std::slice;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use kv_client::{Answered, Client, Op, OpOptions, SubmitError};
+use kv_client::{Answered, Op, OpOptions};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
-use crate::error::{Failure, KVC_OK, KVC_PANIC, KVC_UNAVAILABLE};
-use crate::handle::{kvc_client, open_here};
+use crate::error::{Failure, KVC_OK, KVC_PANIC};
+use crate::handle::{Pointer, kvc_client, open_here};
 use crate::options::{kvc_op_options, read_op_options};
 use crate::panic::guard;
 
@@ -45,9 +42,8 @@ pub unsafe extern "C" fn kvc_mput(
             let (key, value) = unsafe { (key(keys, at)?, values[at].bytes("value")?) };
             Ok(Op::PutKept { key, value })
         };
-        check(n, &op)?;
         // SAFETY: the caller passes NULL or room for `n` statuses.
-        unsafe { execute(handle, &options, n, &op, statuses, &mut |_, _| Ok(())) }
+        unsafe { execute(handle, &options, n, &op, statuses, |_, _| Ok(())) }
     })
 }
 
@@ -76,15 +72,16 @@ pub unsafe extern "C" fn kvc_mget(
         }
         // SAFETY: as above.
         let op = |at: usize| Ok(Op::Get { key: unsafe { key(keys, at) }? });
-        check(n, &op)?;
+        (0..n).try_for_each(|at| op(at).map(|_| ()))?;
         for at in 0..n {
             // SAFETY: the caller passes room for `n` buffers.
             unsafe { out.add(at).write(kvc_buf::EMPTY) };
         }
-        let take = &mut |at, answered: Answered<'_>| {
+        let out = Pointer::new(out);
+        let take = move |at, answered: Answered<'_>| {
             let value = own(answered.value, answered.version.0)?;
             // SAFETY: as above, and `at` is below `n`.
-            unsafe { out.add(at).write(value) };
+            unsafe { out.get().add(at).write(value) };
             Ok(())
         };
         // SAFETY: the caller passes NULL or room for `n` statuses.
@@ -95,12 +92,7 @@ pub unsafe extern "C" fn kvc_mget(
 /// The operation at a place of the batch.
 type OpAt<'a, 'b> = dyn Fn(usize) -> Result<Op<'a>, Failure> + 'b;
 
-/// Refuses the whole batch if any argument is wrong, before anything is done.
-fn check(n: usize, op: &OpAt<'_, '_>) -> Result<(), Failure> {
-    (0..n).try_for_each(|at| op(at).map(|_| ()))
-}
-
-/// Runs a batch whose arguments are good, on a client of the handle.
+/// Runs a batch, after a look whether all of its arguments are good.
 ///
 /// # Safety
 /// `statuses` is NULL or has room for `n`.
@@ -110,79 +102,24 @@ unsafe fn execute(
     n: usize,
     op: &OpAt<'_, '_>,
     statuses: *mut c_int,
-    take: &mut dyn FnMut(usize, Answered<'_>) -> Result<(), Failure>,
+    mut take: impl FnMut(usize, Answered<'_>) -> Result<(), Failure> + Send + 'static,
 ) -> Result<c_int, Failure> {
+    let ops: Vec<Op<'_>> = (0..n).map(op).collect::<Result<_, _>>()?;
     // SAFETY: passed on.
-    let mut ends = unsafe { Ends::new(statuses, n) };
-    let ran = handle.pool.with(options, |client, options| {
-        run(client, n, op, options, &mut |at, result| {
-            ends.note(at, result.and_then(|answered| take(at, answered)));
-        });
-        Ok(())
-    });
-    if let Err(failure) = ran {
-        ends.note_all(failure);
-    }
-    ends.tell()
-}
-
-/// Runs all operations, as many at once as the client takes, and tells the end of each. However it ends,
-/// nothing is left in flight.
-fn run(
-    client: &mut Client,
-    n: usize,
-    op: &OpAt<'_, '_>,
-    options: &OpOptions,
-    each: &mut dyn FnMut(usize, Result<Answered<'_>, Failure>),
-) {
-    let deadline = options.deadline.map(|left| Instant::now() + left);
-    // A server may have ended since the last call: what is not sent to it is not in doubt. Nothing is in
-    // flight, so there is no wait and no end; should epoll fail, the next poll says so.
-    let _ = client.poll_each(Duration::ZERO, &mut |_, _| ControlFlow::Continue(()));
-    let mut next = 0;
-    while next < n || client.in_flight() > 0 {
-        while next < n {
-            match submit(client, next, op, options, deadline) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(failure) => each(next, Err(failure)),
-            }
-            next += 1;
-        }
-        let polled = client.poll_each(Duration::from_secs(1), &mut |tag, result| {
-            let at = usize::try_from(tag).expect("it was a place in the batch");
-            each(at, result.map_err(Into::into));
-            ControlFlow::Continue(())
-        });
-        // Cannot be caused from outside; the client's state is not known, so it is not used again.
-        polled.unwrap_or_else(|error| panic!("waiting on epoll: {error}"));
-    }
-}
-
-/// Submits the operation at a place; false: not yet, the client has as many as it takes.
-fn submit(
-    client: &mut Client,
-    at: usize,
-    op: &OpAt<'_, '_>,
-    options: &OpOptions,
-    deadline: Option<Instant>,
-) -> Result<bool, Failure> {
-    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    if left.is_some_and(|left| left < Duration::from_millis(1)) {
-        let words = "the deadline passed before it was sent; use smaller batches";
-        return Err(Failure::new(KVC_UNAVAILABLE, words));
-    }
-    match client.submit(op(at)?, &OpOptions { deadline: left, ..*options }, at as u64) {
-        Ok(()) => Ok(true),
-        Err(SubmitError::Full { .. }) => Ok(false),
-        Err(SubmitError::Refused(error)) => Err(error.into()),
-    }
+    let ends = Arc::new(Mutex::new(unsafe { Ends::new(statuses, n) }));
+    let noted = Arc::clone(&ends);
+    let each = move |at, result: Result<Answered<'_>, kv_client::Error>| {
+        let result = result.map_err(Failure::from).and_then(|answered| take(at, answered));
+        noted.lock().unwrap_or_else(PoisonError::into_inner).note(at, result);
+    };
+    handle.shared.batch(ops.into_iter(), options, Box::new(each))?;
+    ends.lock().unwrap_or_else(PoisonError::into_inner).tell()
 }
 
 /// How the operations of a batch have ended.
 struct Ends {
     /// NULL or room for `n`.
-    statuses: *mut c_int,
+    statuses: Pointer<c_int>,
     n: usize,
     failed: usize,
     /// The failure of the lowest place.
@@ -193,7 +130,7 @@ impl Ends {
     /// # Safety
     /// `statuses` is NULL or has room for `n`, as long as this lives.
     unsafe fn new(statuses: *mut c_int, n: usize) -> Ends {
-        let mut ends = Ends { statuses, n, failed: 0, first: None };
+        let mut ends = Ends { statuses: Pointer::new(statuses), n, failed: 0, first: None };
         // What only a defect leaves as it is.
         ends.write(0..n, KVC_PANIC);
         ends
@@ -201,9 +138,9 @@ impl Ends {
 
     fn write(&mut self, places: std::ops::Range<usize>, status: c_int) {
         assert!(places.end <= self.n, "a place in the batch");
-        for at in places.filter(|_| !self.statuses.is_null()) {
+        for at in places.filter(|_| !self.statuses.get().is_null()) {
             // SAFETY: not NULL, and there is room for `n`.
-            unsafe { self.statuses.add(at).write(status) };
+            unsafe { self.statuses.get().add(at).write(status) };
         }
     }
 
@@ -216,15 +153,8 @@ impl Ends {
         }
     }
 
-    /// None was begun.
-    fn note_all(&mut self, failure: Failure) {
-        self.write(0..self.n, failure.status);
-        self.failed = self.n;
-        self.first = Some((0, failure));
-    }
-
-    fn tell(self) -> Result<c_int, Failure> {
-        let Some((at, first)) = self.first else { return Ok(KVC_OK) };
+    fn tell(&mut self) -> Result<c_int, Failure> {
+        let Some((at, first)) = self.first.take() else { return Ok(KVC_OK) };
         let words =
             format!("{} of {} failed, first number {at}: {}", self.failed, self.n, first.words);
         Err(Failure::new(first.status, words))

@@ -356,8 +356,7 @@ unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
         KVC_OP_PUT => {
             // SAFETY: passed on.
             let value: &'static [u8] = unsafe { op.value.bytes("kvc_op.value") }?;
-            let is_kept = op.flags & KVC_KEEP != 0;
-            Ok(if is_kept { Op::PutKept { key, value } } else { Op::Put { key, value } })
+            Ok(Op::put(key, value, op.flags & KVC_KEEP != 0))
         }
         kind => Err(Failure::invalid(format!("kvc_op.kind is {kind}; see KVC_OP_GET and others"))),
     }
@@ -388,7 +387,7 @@ pub unsafe extern "C" fn kvc_cq_new(
             return Err(Failure::invalid(words));
         }
         let queue = Queue {
-            client: handle.pool.open(depth as usize)?,
+            client: handle.open(depth as usize)?,
             slots: Vec::new(),
             free: Vec::new(),
             done: VecDeque::new(),

@@ -3,14 +3,13 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-use kv_client::{Client, Endpoints, OpOptions, Written};
+use kv_client::{Answered, Client, Endpoints, Op, OpOptions, Options, SharedClient, Written};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
 use crate::error::{Failure, KVC_CONFLICT, KVC_FORKED, KVC_OK, KVC_TOO_BIG};
 use crate::fork::Process;
 use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options};
 use crate::panic::guard;
-use crate::pool::Pool;
 
 /// A client of one cluster, opaque. Many threads may use it at once. Make one for the program, not one
 /// for each call.
@@ -19,7 +18,34 @@ pub struct kvc_client {
     /// The process that opened it: after a fork, the child shares descriptors with its parent and
     /// must not use them.
     process: Process,
-    pub(crate) pool: Pool,
+    pub(crate) shared: SharedClient,
+    /// For the clients of its queues.
+    endpoints: Endpoints,
+    options: Options,
+}
+
+impl kvc_client {
+    /// Opens one more client of the same cluster, with connections of its own.
+    pub(crate) fn open(&self, window: usize) -> Result<Client, Failure> {
+        let options = Options { window, ..self.options.clone() };
+        Ok(Client::with_endpoints(&self.endpoints, options)?)
+    }
+}
+
+/// A pointer of the program's, for the thread that takes what comes. The call that was given it waits meanwhile.
+pub(crate) struct Pointer<T>(*mut T);
+
+// SAFETY: the program lets the library write there during the call, on whichever thread.
+unsafe impl<T> Send for Pointer<T> {}
+
+impl<T> Pointer<T> {
+    pub(crate) fn new(pointer: *mut T) -> Pointer<T> {
+        Pointer(pointer)
+    }
+
+    pub(crate) fn get(&self) -> *mut T {
+        self.0
+    }
 }
 
 /// A value this long is sent from where it is; a shorter one is cheaper to send in one piece with its
@@ -62,9 +88,11 @@ pub unsafe extern "C" fn kvc_open(
             .to_str()
             .map_err(|_| Failure::invalid("kvc_open: endpoints is not UTF-8"))?;
         // SAFETY: the caller passes NULL or a struct as large as it says.
-        let (options, most) = unsafe { read_options(options) }?;
-        let pool = Pool::new(Endpoints::resolve(endpoints, &options.log)?, options, most)?;
-        let handle = Box::new(kvc_client { process: Process::current(), pool });
+        let (options, connections) = unsafe { read_options(options) }?;
+        let endpoints = Endpoints::resolve(endpoints, &options.log)?;
+        let shared = SharedClient::with_endpoints(&endpoints, &options, connections)?;
+        let process = Process::current();
+        let handle = Box::new(kvc_client { process, shared, endpoints, options });
         // SAFETY: not NULL; the caller lets us write a pointer there.
         unsafe { out.write(Box::into_raw(handle)) };
         Ok(KVC_OK)
@@ -102,13 +130,13 @@ pub unsafe extern "C" fn kvc_put(
         let written = unsafe {
             // Nothing of it is looked at once the call has returned.
             let value: &'static [u8] = value.bytes("value")?;
-            call(client, key, options, |client, key, options| {
-                if value.len() < KEPT_BYTES {
-                    client.put(key, value, options)
-                } else {
-                    client.put_kept(key, value, options)
-                }
-            })
+            call(
+                client,
+                key,
+                options,
+                |key| Op::put(key, value, value.len() >= KEPT_BYTES),
+                written,
+            )
         };
         // SAFETY: the caller passes NULL or room for a result.
         unsafe { tell(result, written) }
@@ -128,13 +156,13 @@ pub unsafe extern "C" fn kvc_get(
             return Err(Failure::invalid("kvc_get: out is NULL"));
         }
         // SAFETY: the caller's promises are those that `call` asks for.
-        let buffer = unsafe {
-            call(client, key, options, |client, key, options| {
-                client.get_with(key, options, |answered| own(answered.value, answered.version.0))
+        let owned = unsafe {
+            call(client, key, options, get, |answered| {
+                own(answered.value, answered.version.0).map(Owned)
             })
         }??;
         // SAFETY: not NULL; the caller passes room for a buffer.
-        unsafe { out.write(buffer) };
+        unsafe { out.write(owned.0) };
         Ok(KVC_OK)
     })
 }
@@ -156,20 +184,17 @@ pub unsafe extern "C" fn kvc_get_into(
         if len.is_null() || (dst.is_null() && cap > 0) {
             return Err(Failure::invalid("kvc_get_into: dst or len is NULL"));
         }
+        let to = Pointer::new(dst.cast::<u8>());
+        let take = move |answered: Answered<'_>| {
+            let bytes = answered.value.len();
+            if (1..=cap).contains(&bytes) {
+                // SAFETY: `dst` has room for `cap` bytes, which are no memory of this library.
+                unsafe { ptr::copy_nonoverlapping(answered.value.as_ptr(), to.get(), bytes) };
+            }
+            (bytes, answered.version)
+        };
         // SAFETY: the caller's promises are those that `call` asks for.
-        let (bytes, version) = unsafe {
-            call(client, key, options, |client, key, options| {
-                client.get_with(key, options, |answered| {
-                    let bytes = answered.value.len();
-                    if (1..=cap).contains(&bytes) {
-                        let from = answered.value.as_ptr();
-                        // `dst` has room for `cap` bytes, which are no memory of this library.
-                        ptr::copy_nonoverlapping(from, dst.cast::<u8>(), bytes);
-                    }
-                    (bytes, answered.version)
-                })
-            })
-        }?;
+        let (bytes, version) = unsafe { call(client, key, options, get, take) }?;
         // SAFETY: not NULL; the caller lets us write a length there.
         unsafe { len.write(bytes) };
         if bytes > cap {
@@ -193,26 +218,41 @@ pub unsafe extern "C" fn kvc_delete(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promises are those that `call` asks for.
-        let written = unsafe { call(client, key, options, Client::delete) };
+        let written = unsafe { call(client, key, options, |key| Op::Delete { key }, written) };
         // SAFETY: the caller passes NULL or room for a result.
         unsafe { tell(result, written) }
     })
 }
 
-/// Checks the arguments that all calls have and runs one on a client of the pool.
+/// A buffer on its way to the thread that asked for it.
+pub(crate) struct Owned(pub(crate) kvc_buf);
+
+// SAFETY: its bytes are its own.
+unsafe impl Send for Owned {}
+
+pub(crate) fn get(key: &[u8]) -> Op<'_> {
+    Op::Get { key }
+}
+
+fn written(answered: Answered<'_>) -> Written {
+    Written { version: answered.version, copies: answered.copies }
+}
+
+/// Checks the arguments that all calls have and runs one operation.
 ///
 /// # Safety
 /// `client` is NULL or an open handle, `key` is readable, `options` is NULL or as large as it says.
-pub(crate) unsafe fn call<T>(
+pub(crate) unsafe fn call<T: Send + 'static>(
     client: *mut kvc_client,
     key: kvc_slice,
     options: *const kvc_op_options,
-    run: impl FnOnce(&mut Client, &[u8], &OpOptions) -> Result<T, kv_client::Error>,
+    op: impl FnOnce(&[u8]) -> Op<'_>,
+    take: impl FnOnce(Answered<'_>) -> T + Send + 'static,
 ) -> Result<T, Failure> {
     // SAFETY: passed on.
-    let (handle, key, options) =
+    let (handle, key, options): (_, _, OpOptions) =
         unsafe { (open_here(client)?, key.bytes("key")?, read_op_options(options)?) };
-    handle.pool.with(&options, |client, options| Ok(run(client, key, options)?))
+    Ok(handle.shared.call(op(key), &options, take)?)
 }
 
 /// The handle, if this process opened it.

@@ -30,16 +30,7 @@ mod text;
 
 mod cq;
 
-mod idle;
 mod panic;
-mod pool;
-
-/// What `idle` is built from; a test builds it from other things.
-mod sync {
-    pub(crate) use crossbeam::queue::ArrayQueue;
-    pub(crate) use std::sync::atomic::{AtomicUsize, Ordering, fence};
-    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-}
 
 pub use batch::*;
 pub use buffer::*;

@@ -40,10 +40,10 @@ pub struct kvc_options {
     /// Milliseconds that one connection may take before it is given up. (The next of several endpoints is asked
     /// sooner: after 250 ms of silence.) Default 1,000, at most 60,000.
     pub connect_timeout_ms: u32,
-    /// Most calls on the handle at once; more wait for their turn, within their deadlines. Each has one
-    /// connection to each shard of a server that it needs (a second one to a shard that has forgotten it),
-    /// and leaves it open for later ones. Queues have connections of their own, which do not count.
-    /// Default 64, at most 4,096.
+    /// Most connections of the handle to each shard of a server, and one more to a shard that has forgotten
+    /// the handle. All threads share them; no call waits for the end of another. More of them may help where
+    /// many large values are under way at once. Queues have connections of their own, which do not count.
+    /// Default 1, at most 64.
     pub connections_per_shard: u32,
     /// Where messages about the work go; NULL: nowhere. It is called until the handle is closed and its
     /// queues are freed.
@@ -81,10 +81,10 @@ pub struct kvc_op_options {
 
 /// Most milliseconds that a call may take.
 const MAX_TIMEOUT_MS: u32 = 60_000;
-/// Threads inside a call where the program does not say.
-const DEFAULT_CLIENTS: u32 = 64;
-/// Most threads inside a call.
-const MAX_CLIENTS: u32 = 4_096;
+/// Connections to each shard where the program does not say.
+const DEFAULT_CONNECTIONS: u32 = 1;
+/// Most connections to each shard.
+const MAX_CONNECTIONS: u32 = 64;
 /// A struct that claims to be larger than this is not one of ours.
 const MAX_STRUCT_BYTES: usize = 4_096;
 
@@ -169,7 +169,7 @@ pub(crate) fn millis(value: u32) -> Option<Duration> {
     (value > 0).then(|| Duration::from_millis(value.into()))
 }
 
-/// The settings of a handle, and the bound of its pool.
+/// The settings of a handle, and its connections to each shard.
 ///
 /// # Safety
 /// As [`sized`].
@@ -180,16 +180,16 @@ pub(crate) unsafe fn read_options(from: *const kvc_options) -> Result<(Options, 
     options.deadline = millis(given.timeout_ms).unwrap_or(options.deadline);
     options.connect_timeout = millis(given.connect_timeout_ms).unwrap_or(options.connect_timeout);
     options.log = log(given.log, given.log_arg);
-    let clients = match given.connections_per_shard {
-        0 => DEFAULT_CLIENTS,
-        clients if clients <= MAX_CLIENTS => clients,
-        clients => {
+    let connections = match given.connections_per_shard {
+        0 => DEFAULT_CONNECTIONS,
+        connections if connections <= MAX_CONNECTIONS => connections,
+        connections => {
             return Err(Failure::invalid(format!(
-                "kvc_options.connections_per_shard is {clients}; at most {MAX_CLIENTS} are allowed"
+                "kvc_options.connections_per_shard is {connections}; at most {MAX_CONNECTIONS} are allowed"
             )));
         }
     };
-    Ok((options, clients as usize))
+    Ok((options, connections as usize))
 }
 
 /// The settings of a call.
@@ -278,16 +278,16 @@ mod tests {
             kvc_options { size, timeout_ms: 7, connect_timeout_ms: 8, ..kvc_options::default() };
         let given = kvc_options { connections_per_shard: 9, ..given };
         // SAFETY: the struct is as large as it says.
-        let (options, clients) = unsafe { read_options(&raw const given) }.unwrap();
+        let (options, connections) = unsafe { read_options(&raw const given) }.unwrap();
         assert_eq!(options.deadline, Duration::from_millis(7));
         assert_eq!(options.connect_timeout, Duration::from_millis(8));
-        assert_eq!(clients, 9);
+        assert_eq!(connections, 9);
     }
 
     #[test]
     fn no_options_are_the_defaults() {
         // SAFETY: NULL is allowed.
-        let (options, clients) = unsafe { read_options(ptr::null()) }.unwrap();
-        assert_eq!((options.deadline, clients), (Duration::from_secs(5), 64));
+        let (options, connections) = unsafe { read_options(ptr::null()) }.unwrap();
+        assert_eq!((options.deadline, connections), (Duration::from_secs(5), 1));
     }
 }

@@ -2,9 +2,11 @@
 
 use std::ffi::{CStr, c_char, c_int};
 
+use kv_client::Op;
+
 use crate::buffer::{kvc_slice, own};
 use crate::error::{Failure, KVC_OK};
-use crate::handle::{call, kvc_client};
+use crate::handle::{Owned, call, get, kvc_client};
 use crate::panic::guard;
 
 /// Sets a key to a value; both are texts that end with NUL, which is not stored.
@@ -17,10 +19,8 @@ pub unsafe extern "C" fn kvc_put_str(
     guard(|| {
         // SAFETY: the caller passes NULL or texts that end with NUL.
         let (key, value) = unsafe { (text(key, "key")?, text(value, "value")?.bytes("value")?) };
-        // SAFETY: the caller passes NULL or an open handle.
-        unsafe {
-            call(client, key, std::ptr::null(), |c, key, options| c.put(key, value, options))
-        }?;
+        // SAFETY: the caller passes NULL or an open handle. Nothing of the value is looked at once the call has returned.
+        unsafe { call(client, key, std::ptr::null(), |key| Op::put(key, value, true), |_| ()) }?;
         Ok(KVC_OK)
     })
 }
@@ -40,12 +40,12 @@ pub unsafe extern "C" fn kvc_get_str(
         // SAFETY: the caller passes NULL or a text that ends with NUL, and NULL or an open handle.
         let owned = unsafe {
             let key = text(key, "key")?;
-            call(client, key, std::ptr::null(), |client, key, options| {
-                client.get_with(key, options, |answered| own(answered.value, answered.version.0))
+            call(client, key, std::ptr::null(), get, |answered| {
+                own(answered.value, answered.version.0).map(Owned)
             })
         }??;
         // SAFETY: not NULL; the caller lets us write a pointer there.
-        unsafe { value.write(owned.data.cast()) };
+        unsafe { value.write(owned.0.data.cast()) };
         Ok(KVC_OK)
     })
 }

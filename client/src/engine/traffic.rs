@@ -157,26 +157,15 @@ impl Engine {
             return self.make_ready(id);
         };
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place)
-            && let Some(Place { session, waiting, .. }) = self.places.get_mut(place)
+            && let Some(Place { session, .. }) = self.places.get_mut(place)
         {
-            let current = session.client();
-            if operation.session.is_none() {
-                let fits = matches!(connection.target,
-                    Target::Shard { client, .. } if client == current);
-                if !fits {
-                    // The session was begun anew meanwhile; it has a connection of its own.
-                    return self.make_ready(id);
-                }
-                let Some(seq) = session.begin() else {
-                    operation.stage = Stage::AwaitingWindow;
-                    return waiting.push_back(id);
-                };
-                operation.session = Some((current, seq));
+            // A number of a session that was given up keeps the marks it was first sent with.
+            if operation.session.is_some_and(|(client, _)| client == session.client()) {
                 operation.begun = session.begun(|| connection.session_start(place.0));
-            }
-            // A number of a session that was given up keeps the mark it was first sent with.
-            if operation.session.is_some_and(|(client, _)| client == current) {
                 operation.first_incomplete = session.first_incomplete();
+            } else if operation.doubtful == 0 {
+                // The session was begun anew meanwhile; it has a connection of its own.
+                return self.make_ready(id);
             }
             operation.doubtful += 1;
         }

@@ -1,0 +1,452 @@
+//! A client that many threads use at once, over few connections.
+//!
+//! ```text
+//!   thread A  call --> lane: engine, calls under way        one lane, and so one connection to each shard
+//!   thread B  call -->   |
+//!                        +-- A leads: waits on epoll without the lock, takes what comes, for all
+//!                        +-- B follows: sends its own request, then waits to be told
+//!   A's call ends --> B leads
+//! ```
+//!
+//! There is no thread of the library's own: of the threads in calls, one at a time *leads*. A request is sent by its
+//! own thread at once. Responses are taken by the leader, which runs what the other calls do with their values, and
+//! wakes them. A follower runs the timers itself if the leader is late, so every call ends at its deadline.
+//!
+//! A key has always the same lane, so the operations of all threads on one key go through one session.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use kv_protocol::placement::Digest;
+use slab::Slab;
+
+use crate::client::{Written, written};
+use crate::completion::{Answered, Ends};
+use crate::engine::{Engine, Statistics};
+use crate::error::{Action, Error, OpenError};
+use crate::operation::{Notify, Op, OpId, Operation};
+use crate::options::{Endpoints, OpOptions, Options};
+use crate::poller::{Readiness, Waiter};
+
+/// So many bytes of values taken, and the rest of what a connection has brought waits for the next turn: other
+/// threads want the lane.
+const BYTES_A_TURN: usize = 512 << 10;
+/// How late the leader may be before a follower runs the timers.
+const LEADER_IS_LATE: Duration = Duration::from_millis(2);
+/// Most operations of one batch that are under way at once.
+const BATCH_IN_FLIGHT: usize = 1_024;
+/// Most bytes of keys and values of one batch that are under way at once; a single operation may always be.
+const BATCH_BYTES_IN_FLIGHT: usize = 64 << 20;
+
+/// What is done at the end of each operation, by its place in the call. Any thread may run it.
+type OnEach = dyn FnMut(usize, Result<Answered<'_>, Error>) + Send;
+
+/// See the module.
+#[derive(Debug)]
+pub struct SharedClient {
+    lanes: Box<[Lane]>,
+    deadline: Duration,
+}
+
+impl SharedClient {
+    /// Opens a client whose calls share up to `connections` connections to each shard of a server.
+    ///
+    /// # Errors
+    /// [`OpenError`]: a setting is out of its bounds, or the system gives no descriptor.
+    pub fn with_endpoints(
+        endpoints: &Endpoints,
+        options: &Options,
+        connections: usize,
+    ) -> Result<SharedClient, OpenError> {
+        options.check()?;
+        let lanes = (0..connections.max(1)).map(|_| Lane::new(endpoints, options));
+        Ok(SharedClient { lanes: lanes.collect::<Result<_, _>>()?, deadline: options.deadline })
+    }
+
+    /// Sets a key; as [`crate::Client::put`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn put(&self, key: &[u8], value: &[u8], options: &OpOptions) -> Result<Written, Error> {
+        self.call(Op::Put { key, value }, options, written)
+    }
+
+    /// Removes a key; as [`crate::Client::delete`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delete(&self, key: &[u8], options: &OpOptions) -> Result<Written, Error> {
+        self.call(Op::Delete { key }, options, written)
+    }
+
+    /// Runs one operation to its end. `take` sees the value where it was received; it is run while other threads
+    /// wait for their turn, perhaps by another thread.
+    ///
+    /// # Errors
+    /// Those of the operation; [`Error::Defect`] if an earlier call panicked.
+    pub fn call<T: Send + 'static>(
+        &self,
+        op: Op<'_>,
+        options: &OpOptions,
+        take: impl FnOnce(Answered<'_>) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let ended = Arc::new(Mutex::new(None));
+        let (end, mut take) = (Arc::clone(&ended), Some(take));
+        let each = move |_, result: Result<Answered<'_>, Error>| {
+            let result = take.take().map(|take| result.map(take));
+            *end.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = result;
+        };
+        let digest = Digest::of(op.key());
+        let call = Call::new(self.deadline, options, Box::new(each));
+        self.lane(digest).run(&call, &mut std::iter::once((0, op, digest)))?;
+        let mut ended = ended.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        ended.take().expect("every operation of a call has an end")
+    }
+
+    /// Runs many operations, those of all servers at once. `each` gets the end of each by its place, as it happens.
+    ///
+    /// # Errors
+    /// [`Error::Defect`] if an earlier call panicked. Those of the operations go to `each`.
+    pub fn batch<'a>(
+        &self,
+        ops: impl Iterator<Item = Op<'a>>,
+        options: &OpOptions,
+        each: Box<OnEach>,
+    ) -> Result<(), Error> {
+        let call = Call::new(self.deadline, options, each);
+        let mut by_lane: Vec<Vec<(usize, Op<'a>, Digest)>> = vec![Vec::new(); self.lanes.len()];
+        for (at, op) in ops.enumerate() {
+            let digest = Digest::of(op.key());
+            by_lane[self.lane_number(digest)].push((at, op, digest));
+        }
+        for (lane, ops) in self.lanes.iter().zip(by_lane) {
+            lane.run(&call, &mut ops.into_iter())?;
+        }
+        Ok(())
+    }
+
+    /// What this client has counted since it was opened.
+    pub fn statistics(&self) -> Statistics {
+        self.lanes.iter().filter_map(|lane| lane.state.lock().ok()).fold(
+            Statistics::default(),
+            |sum, state| {
+                let more = state.engine.statistics();
+                Statistics {
+                    connections_lost: sum.connections_lost + more.connections_lost,
+                    retries: sum.retries + more.retries,
+                    maps: sum.maps + more.maps,
+                }
+            },
+        )
+    }
+
+    fn lane(&self, digest: Digest) -> &Lane {
+        &self.lanes[self.lane_number(digest)]
+    }
+
+    /// Not by the bits that place a key, which are those of the remainder.
+    fn lane_number(&self, digest: Digest) -> usize {
+        let number = digest.0.iter().fold(0, |sum: usize, &byte| sum * 31 + usize::from(byte));
+        number % self.lanes.len()
+    }
+}
+
+/// A call of one thread, with what it asks and who is told.
+struct Call {
+    options: OpOptions,
+    allowed: Duration,
+    deadline: Instant,
+    turn: Arc<Turn>,
+    each: Arc<Mutex<Box<OnEach>>>,
+}
+
+impl Call {
+    fn new(default: Duration, options: &OpOptions, each: Box<OnEach>) -> Call {
+        let allowed = options.deadline.unwrap_or(default);
+        Call {
+            options: *options,
+            allowed,
+            deadline: Instant::now() + allowed,
+            turn: Arc::default(),
+            each: Arc::new(Mutex::new(each)),
+        }
+    }
+
+    fn end(&self, at: usize, result: Result<Answered<'_>, Error>) {
+        (self.each.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))(at, result);
+    }
+}
+
+/// A thread in a call: what it waits for.
+#[derive(Debug, Default)]
+struct Turn {
+    gate: Mutex<Gate>,
+    told: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    /// Operations of the call that have not ended.
+    pending: usize,
+    /// The thread goes on when no more than so many are pending.
+    enough: usize,
+    /// It has to lead.
+    leads: bool,
+}
+
+impl Turn {
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        // Nothing that can panic is done behind it.
+        self.gate.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn pending(&self) -> usize {
+        self.gate().pending
+    }
+
+    /// Notes an end. Returns whether the thread may go on.
+    fn note_end(&self) -> bool {
+        let mut gate = self.gate();
+        gate.pending -= 1;
+        gate.pending == gate.enough
+    }
+
+    /// Waits until there is something to do, or until `at`.
+    fn wait(&self, at: Instant) {
+        let mut gate = self.gate();
+        while gate.pending > gate.enough && !gate.leads {
+            let left = at.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.told.wait_timeout(gate, left);
+            gate = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+    }
+}
+
+/// One engine, its connections, and the calls on it.
+struct Lane {
+    state: Mutex<State>,
+    waiter: Waiter,
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane").finish_non_exhaustive()
+    }
+}
+
+struct State {
+    engine: Engine,
+    /// Operations under way, by the tags that the engine knows.
+    underway: Slab<Underway>,
+    /// A thread leads, or has been told to.
+    is_led: bool,
+    /// Threads that may lead next.
+    line: VecDeque<Arc<Turn>>,
+}
+
+struct Underway {
+    turn: Arc<Turn>,
+    each: Arc<Mutex<Box<OnEach>>>,
+    /// Its place in its call.
+    at: usize,
+}
+
+/// Takes the ends of operations for their calls.
+struct LaneEnds<'a> {
+    underway: &'a mut Slab<Underway>,
+    /// Threads that may go on.
+    woken: Vec<Arc<Turn>>,
+    /// Of values.
+    bytes: usize,
+}
+
+impl Ends for LaneEnds<'_> {
+    fn end(&mut self, _: OpId, notify: Notify, result: Result<Answered<'_>, Error>) {
+        let Notify::Queue(tag) = notify else { return };
+        let tag = usize::try_from(tag).expect("it was a place");
+        let Some(Underway { turn, each, at }) = self.underway.try_remove(tag) else { return };
+        self.bytes += result.as_ref().map_or(0, |answered| answered.value.len());
+        (each.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))(at, result);
+        if turn.note_end() {
+            self.woken.push(turn);
+        }
+    }
+
+    fn is_enough(&self) -> bool {
+        self.bytes >= BYTES_A_TURN
+    }
+}
+
+impl State {
+    /// Lets the engine do something, and wakes the threads that may go on.
+    fn with<T>(&mut self, run: impl FnOnce(&mut Engine, &mut LaneEnds<'_>) -> T) -> T {
+        let mut ends = LaneEnds { underway: &mut self.underway, woken: Vec::new(), bytes: 0 };
+        let result = run(&mut self.engine, &mut ends);
+        for turn in ends.woken {
+            turn.told.notify_one();
+        }
+        result
+    }
+
+    /// Has the thread that has waited for longest lead, if one waits.
+    fn hand_over(&mut self) {
+        self.is_led = false;
+        while let Some(turn) = self.line.pop_front() {
+            let mut gate = turn.gate();
+            if gate.pending > gate.enough {
+                gate.leads = true;
+                self.is_led = true;
+                turn.told.notify_one();
+                return;
+            }
+        }
+    }
+}
+
+impl Lane {
+    fn new(endpoints: &Endpoints, options: &Options) -> Result<Lane, OpenError> {
+        let engine = Engine::new(endpoints.clone(), options.clone())?;
+        let waiter = engine.waiter();
+        let (underway, line) = (Slab::new(), VecDeque::new());
+        Ok(Lane { state: Mutex::new(State { engine, underway, is_led: false, line }), waiter })
+    }
+
+    fn lock(&self) -> Result<MutexGuard<'_, State>, Error> {
+        // The thread that panicked may have left anything behind.
+        self.state.lock().map_err(|_| Error::Defect)
+    }
+
+    /// Runs the operations of a call that are this lane's.
+    fn run(
+        &self,
+        call: &Call,
+        ops: &mut dyn Iterator<Item = (usize, Op<'_>, Digest)>,
+    ) -> Result<(), Error> {
+        let mut ops = ops.peekable();
+        let mut state = self.lock()?;
+        if state.engine.in_flight() == 0 {
+            // A server may have ended since the last call. To notice that before the request is
+            // sent is the difference between UNAVAILABLE and IN_DOUBT.
+            let now = Instant::now();
+            let _ = state.with(|engine, ends| engine.turn(now, ends));
+        }
+        let mut bytes = 0;
+        loop {
+            let now = Instant::now();
+            let pending = call.turn.pending();
+            if pending == 0 {
+                bytes = 0;
+            }
+            while let Some((_, op, _)) = ops.peek()
+                && (call.turn.pending() == 0
+                    || (call.turn.pending() < BATCH_IN_FLIGHT
+                        && bytes + op.bytes() <= BATCH_BYTES_IN_FLIGHT))
+            {
+                let (at, op, digest) = ops.next().expect("it was peeked at");
+                bytes += op.bytes();
+                state.start(call, at, op, digest, now);
+            }
+            let is_last = ops.peek().is_none();
+            call.turn.gate().enough = match is_last {
+                true => 0,
+                // All of a batch at once, where its bytes bound it.
+                false if bytes > BATCH_BYTES_IN_FLIGHT / 2 => 0,
+                false => call.turn.pending() / 2,
+            };
+            state.with(|engine, ends| engine.begin_turn(now, ends));
+            state = self.wait(&call.turn, state)?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until enough operations of a thread have ended; leads where nobody else does.
+    fn wait<'a>(
+        &'a self,
+        turn: &Arc<Turn>,
+        mut state: MutexGuard<'a, State>,
+    ) -> Result<MutexGuard<'a, State>, Error> {
+        let (mut leads, mut is_in_line) = (false, false);
+        let mut readiness: Vec<Readiness> = Vec::new();
+        loop {
+            {
+                let mut gate = turn.gate();
+                if std::mem::take(&mut gate.leads) {
+                    (leads, is_in_line) = (true, false);
+                }
+                if gate.pending <= gate.enough {
+                    drop(gate);
+                    if leads {
+                        state.hand_over();
+                    }
+                    return Ok(state);
+                }
+            }
+            let next = state.engine.next_timer();
+            if leads || !state.is_led {
+                (leads, state.is_led) = (true, true);
+                drop(state);
+                readiness.clear();
+                let timeout = next.saturating_duration_since(Instant::now());
+                let waited = self.waiter.wait(timeout, &mut readiness);
+                state = self.lock()?;
+                state.with(|engine, ends| {
+                    let now = engine.end_turn(&readiness, ends);
+                    if let Err(error) = waited {
+                        // A program cannot cause it by servers or networks.
+                        engine.abandon_all(&error, now, ends);
+                    }
+                    engine.begin_turn(now, ends);
+                });
+            } else {
+                if !is_in_line {
+                    state.line.push_back(Arc::clone(turn));
+                    is_in_line = true;
+                }
+                drop(state);
+                turn.wait(next + LEADER_IS_LATE);
+                state = self.lock()?;
+                if Instant::now() >= next + LEADER_IS_LATE {
+                    state.with(|engine, ends| engine.begin_turn(Instant::now(), ends));
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    /// Starts one operation of a call.
+    fn start(&mut self, call: &Call, at: usize, op: Op<'_>, digest: Digest, now: Instant) {
+        let left = call.deadline.saturating_duration_since(now);
+        if left < Duration::from_millis(1) && at > 0 {
+            let cause = "the deadline passed before it was sent; use smaller batches".to_owned();
+            let action = Action::new(op.verb(), op.key());
+            return call.end(at, Err(Error::Unavailable { action, waited: call.allowed, cause }));
+        }
+        let tag = self.underway.vacant_key() as u64;
+        let engine = &mut self.engine;
+        let (notify, spares) = (Notify::Queue(tag), &mut engine.spares);
+        match Operation::new(op, &call.options, call.allowed, notify, now, spares) {
+            Ok(mut operation) => {
+                operation.set_digest(digest);
+                operation.deadline = call.deadline.max(now);
+                let (turn, each) = (Arc::clone(&call.turn), Arc::clone(&call.each));
+                turn.gate().pending += 1;
+                self.underway.insert(Underway { turn, each, at });
+                engine.start(operation);
+            }
+            Err(refused) => call.end(at, Err(refused)),
+        }
+    }
+}
+
+const _: () = {
+    const fn may_be_shared_by_threads<T: Send + Sync>() {}
+    may_be_shared_by_threads::<SharedClient>();
+};
