@@ -90,6 +90,13 @@ fn queue(manner: &Manner) {
     dumps.entries().keys().for_each(|key| assert_eq!(*key, b"given up"));
 }
 
+#[track_caller]
+fn shared(manner: &Manner) {
+    let cluster = Cluster::builder().shards(8).start();
+    check("shared.c", manner, &[cluster.endpoint()]);
+    cluster.stop().assert_copies_agree();
+}
+
 /// Only as it is: it takes times.
 #[track_caller]
 fn deep_queue(manner: &Manner) {
@@ -166,6 +173,8 @@ in_every_manner! {
     a_queue_does_what_the_header_says: queue in PLAIN;
     a_queue_passes_the_sanitizers: queue in SANITIZED;
     a_queue_passes_valgrind: queue in VALGRIND;
+    threads_share_a_handle: shared in PLAIN;
+    threads_share_a_handle_and_pass_the_sanitizers: shared in SANITIZED;
     the_deepest_queue_passes_no_write_over: deep_queue in PLAIN;
     without_memory_a_call_says_so_and_the_handle_goes_on: memory in PLAIN;
     loading_the_library_again_leaves_nothing: reload in PLAIN;

@@ -188,9 +188,15 @@ impl Connection {
         }
     }
 
+    /// Whether nothing is under way on it, nor about to be.
+    pub(crate) fn is_idle(&self) -> bool {
+        let is_for_shard = matches!(self.target, Target::Shard { .. });
+        is_for_shard && self.backlog.is_empty() && self.outstanding.len() == 0
+    }
+
     /// Whether nobody needs it any more.
     pub(crate) fn is_done(&self) -> bool {
-        self.is_retired && self.backlog.is_empty() && self.outstanding.len() == 0
+        self.is_retired && self.is_idle()
     }
 
     /// Gives the kernel as much of the output as it takes.

@@ -148,8 +148,7 @@ impl SharedClient {
 
     /// Not by the bits that place a key, which are those of the remainder.
     fn lane_number(&self, digest: Digest) -> usize {
-        let number = digest.0.iter().fold(0, |sum: usize, &byte| sum * 31 + usize::from(byte));
-        number % self.lanes.len()
+        digest.0.into_iter().map(usize::from).sum::<usize>() % self.lanes.len()
     }
 }
 

@@ -49,15 +49,35 @@ impl Engine {
             Target::Shard { client, .. } => !self.is_in_use(client),
             Target::Map { .. } => false,
         };
-        let poller = &self.poller;
-        let token = self.connections.try_insert_with(|token| {
-            let mut connection = Connection::open(target, hello, token, poller, now)?;
-            connection.is_retired = is_retired;
-            Ok::<_, io::Error>(connection)
-        })?;
+        let opened = loop {
+            let poller = &self.poller;
+            let opened = self.connections.try_insert_with(|token| {
+                let mut connection = Connection::open(target, hello, token, poller, now)?;
+                connection.is_retired = is_retired;
+                Ok::<_, io::Error>(connection)
+            });
+            match opened {
+                Err(error) if is_out_of_descriptors(&error) && self.close_idle() => {}
+                opened => break opened,
+            }
+        };
+        let token = opened?;
         self.by_target.insert(target, token);
         self.wake_by(now + self.options.connect_timeout);
         Ok(token)
+    }
+
+    /// Closes the connection that has been idle for longest, for the descriptor that it has. Returns false if none
+    /// is idle.
+    fn close_idle(&mut self) -> bool {
+        let idle = self.connections.iter().filter(|(_, connection)| connection.is_idle());
+        let Some((token, _)) = idle.min_by_key(|(_, connection)| connection.heard_at) else {
+            return false;
+        };
+        if let Some(connection) = self.connections.remove(token) {
+            self.close(&connection);
+        }
+        true
     }
 
     pub(super) fn ask_for_map(&mut self, now: Instant) {
@@ -582,6 +602,11 @@ impl Engine {
             self.close_if_done(token);
         }
     }
+}
+
+/// Whether the process, or the system, has no descriptor left.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// Whether a server in its right mind answers this to the operation.
