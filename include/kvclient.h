@@ -29,6 +29,21 @@
 #define KVC_VERSION 256
 
 /**
+ * The first number of this header's version.
+ */
+#define KVC_VERSION_MAJOR 0
+
+/**
+ * The second number of this header's version.
+ */
+#define KVC_VERSION_MINOR 1
+
+/**
+ * The third number of this header's version.
+ */
+#define KVC_VERSION_PATCH 0
+
+/**
  * Done.
  */
 #define KVC_OK 0
@@ -39,7 +54,8 @@
 #define KVC_NOT_FOUND -1
 
 /**
- * A read got no answer before its deadline.
+ * A read was sent and got no answer before its deadline. A program treats it as KVC_UNAVAILABLE: the value
+ * was not read, and whether the request reached a server tells it nothing more.
  */
 #define KVC_TIMEOUT -2
 
@@ -49,7 +65,8 @@
 #define KVC_IN_DOUBT -3
 
 /**
- * Not served before the deadline; a write was not done. Of kvc_open() and kvc_cq_new(): a name is
+ * Not served before the deadline; a write was not done. Of a read it means the same to a program as
+ * KVC_TIMEOUT: treat the two alike. Of kvc_open() and kvc_cq_new(): a name is
  * unknown, or the system gives no descriptor.
  */
 #define KVC_UNAVAILABLE -4
@@ -82,7 +99,8 @@
 #define KVC_BUSY -9
 
 /**
- * The queue is full, and did not take the operation; poll first.
+ * The queue is full, and did not take the operation. Call kvc_cq_poll() until it has given a completion,
+ * then submit the operation again.
  */
 #define KVC_FULL -10
 
@@ -534,9 +552,10 @@ int kvc_cq_fd(kvc_cq *cq);
  * Puts an operation into the queue; after KVC_OK one completion comes from kvc_cq_poll() under `tag`,
  * whatever its end. After every other status nothing was taken, nothing of the program's is touched any
  * more, and no completion comes. KVC_FULL: depth operations, or 64 MiB of keys and values, are in the
- * queue; poll first. KVC_INVALID: an argument is wrong, or another thread is in a call on the queue.
- * KVC_TOO_BIG, KVC_NO_MEMORY: of the key and the value; KVC_FORKED, KVC_PANIC. `op` is read during the
- * call only. Operations on one key that are in the queue together are done in any order.
+ * queue; call kvc_cq_poll() until it has given a completion, then submit the operation again.
+ * KVC_INVALID: an argument is wrong, or another thread is in a call on the queue. KVC_TOO_BIG,
+ * KVC_NO_MEMORY: of the key and the value; KVC_FORKED, KVC_PANIC. `op` is read during the call only.
+ * Operations on one key that are in the queue together are done in any order.
  */
 int kvc_cq_submit(kvc_cq *cq,
                   const kvc_op *op,

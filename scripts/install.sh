@@ -9,6 +9,7 @@
 #   BUILT     a directory with coord, server, client, kv-bench, libkvclient.so and libkvclient.a; without it
 #             they are built, or taken from bin/, where `make` left them, if there is no cargo (as under sudo)
 #   STRIP     what takes out what only a debugger reads (strip); nothing is taken out if it is empty
+#   LD, OBJCOPY, READELF, NM, AR   the linker and tools that write the archive (those of GNU binutils)
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 readonly prefix=${PREFIX:-/usr/local}
@@ -44,6 +45,7 @@ list() {
 755 $lib/libkvclient.so.1 $built/libkvclient.so
 644 $lib/libkvclient.a $built/libkvclient.a
 644 include/kvclient.h include/kvclient.h
+644 share/kvclient/tsan.supp ffi/tsan.supp
 644 $man/man1/kv-coord.1 docs/man/kv-coord.1
 644 $man/man1/kv-server.1 docs/man/kv-server.1
 644 $man/man1/kv.1 docs/man/kv.1
@@ -52,7 +54,16 @@ list() {
 LIST
 }
 # What is written at its place, and has no source of its own.
-readonly link=$lib/libkvclient.so pcs=(kvclient kvclient-static)
+readonly link=$lib/libkvclient.so
+# What is written from a template: its place, the template.
+templates() {
+    cat <<TEMPLATES
+$lib/pkgconfig/kvclient.pc ffi/kvclient.pc.in
+$lib/pkgconfig/kvclient-static.pc ffi/kvclient-static.pc.in
+$lib/cmake/kvclient/kvclientConfig.cmake ffi/kvclientConfig.cmake.in
+$lib/cmake/kvclient/kvclientConfigVersion.cmake ffi/kvclientConfigVersion.cmake.in
+TEMPLATES
+}
 # The pages by which `man kvc_put` finds that of the library.
 pages() { sed "s|.*|$man/man3/&.3|" ffi/abi/exports.txt; }
 
@@ -66,11 +77,33 @@ check_sources() {
     fi
 }
 
+# cargo's archive shows every function of Rust's standard library to whoever links it: a program with two
+# such archives would have each twice, and a shared library would export them. So the archive is linked to one
+# object, without what no function of the interface needs, that shows the functions of the interface alone.
+write_archive() { # <cargo's archive> <where to>
+    local dir=$scratch function wanted=()
+    while read -r function; do wanted+=("--undefined=$function"); done <ffi/abi/exports.txt
+    # Groups that the linker keeps one copy of would bring the names back: they become ordinary sections.
+    "${LD-ld}" -r --gc-sections --force-group-allocation "${wanted[@]}" -o "$dir/kvclient.o" "$1"
+    # Of the sections in the compiler's own language there are several behind each other, which nothing can read.
+    "${OBJCOPY-objcopy}" --keep-global-symbols=ffi/abi/exports.txt \
+        --remove-section=.llvmbc --remove-section=.llvmcmd "$dir/kvclient.o"
+    # Names that only what was left out has asked for: some are in newer systems alone.
+    "${READELF-readelf}" --relocs --wide "$dir/kvclient.o" | awk '{print $5}' | sort -u >"$dir/used"
+    "${NM-nm}" --undefined-only "$dir/kvclient.o" | awk '{print $2}' | grep -vxFf "$dir/used" >"$dir/unused" || true
+    "${OBJCOPY-objcopy}" --strip-symbols="$dir/unused" "$dir/kvclient.o"
+    "${AR-ar}" rcs "$2" "$dir/kvclient.o"
+}
+
 install_all() {
     if [[ ! ${BUILT-} ]] && command -v cargo >/dev/null; then scripts/build.sh; fi
     check_sources
-    local mode to from version pc
+    local mode to from version up
+    scratch=$(mktemp -d)
+    trap 'rm -r -- "$scratch"' EXIT
+    write_archive "$built/libkvclient.a" "$scratch/libkvclient.a"
     while read -r mode to from; do
+        [[ $to != *.a ]] || from=$scratch/libkvclient.a
         install -D -m "$mode" -- "$from" "$root/$to"
         # It would be nine tenths of the libraries, and half of the executables.
         if [[ $to == bin/* || $to == *.so.1 || $to == *.a ]] && [[ ${STRIP-strip} ]]; then
@@ -83,11 +116,12 @@ install_all() {
         echo ".so man3/kvclient.3" >"$root/$to"
     done < <(pages)
     version=$(sed -n '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-    for pc in "${pcs[@]}"; do
-        to=$root/$lib/pkgconfig/$pc.pc
-        install -D -m 644 /dev/null "$to"
-        sed "s|@PREFIX@|$prefix|; s|@LIBDIR@|$lib|; s|@VERSION@|$version|" "ffi/$pc.pc.in" >"$to"
-    done
+    # The way from LIBDIR up to PREFIX.
+    up=$(sed 's|//*|/|g; s|/$||; s|[^/][^/]*|..|g' <<<"$lib")
+    while read -r to from; do
+        install -D -m 644 /dev/null "$root/$to"
+        sed "s|@PREFIX@|$prefix|; s|@LIBDIR@|$lib|; s|@VERSION@|$version|; s|@UP@|$up|" "$from" >"$root/$to"
+    done < <(templates)
     make_known
 }
 
@@ -122,7 +156,7 @@ uninstall_all() {
     while read -r _ to _; do rm -f -- "$root/$to"; done < <(list)
     while read -r to; do rm -f -- "$root/$to"; done < <(pages)
     rm -f -- "$root/$link"
-    for to in "${pcs[@]}"; do rm -f -- "$root/$lib/pkgconfig/$to.pc"; done
+    while read -r to _; do rm -f -- "$root/$to"; done < <(templates)
 }
 
 case ${1-} in

@@ -4,109 +4,12 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use common::programs::{self, CLIENT, COORD, Ended, KV_BENCH, SERVER};
-use common::workshop::{library, root};
+use common::package::Package;
+use common::programs::{self, CLIENT};
+use common::workshop::root;
 use common::{Cluster, PATIENCE};
-
-/// A directory that a package is made in, with what cargo has built for this test.
-struct Package(tempfile::TempDir);
-
-impl Package {
-    #[track_caller]
-    fn open() -> Package {
-        let package = Package(tempfile::tempdir().expect("make a directory"));
-        let built = package.0.path().join("built");
-        fs::create_dir(&built).expect("make a directory");
-        let [so, archive] = ["libkvclient.so", "libkvclient.a"].map(library);
-        for (name, file) in
-            [("coord", COORD), ("server", SERVER), ("client", CLIENT), ("kv-bench", KV_BENCH)]
-                .map(|(name, file)| (name, PathBuf::from(file)))
-                .into_iter()
-                .chain([("libkvclient.so", so), ("libkvclient.a", archive)])
-        {
-            symlink(file, built.join(name)).expect("make a link");
-        }
-        package
-    }
-
-    fn destination(&self) -> PathBuf {
-        self.0.path().join("destination")
-    }
-
-    fn path(&self, installed: &str) -> PathBuf {
-        self.destination().join("opt/kv").join(installed)
-    }
-
-    #[track_caller]
-    fn make(&self, target: &str) {
-        self.make_with(target, &[]).with_code(0);
-    }
-
-    #[track_caller]
-    fn make_with(&self, target: &str, more: &[&str]) -> Ended {
-        let words = [
-            "-C".to_owned(),
-            root().display().to_string(),
-            target.to_owned(),
-            "PREFIX=/opt/kv".to_owned(),
-            format!("DESTDIR={}", self.destination().display()),
-            format!("BUILT={}", self.0.path().join("built").display()),
-        ];
-        let words = words.into_iter().chain(more.iter().map(|word| (*word).to_owned()));
-        programs::run("make", words, "", PATIENCE)
-    }
-
-    /// All files and links, by their paths below PREFIX.
-    fn files(&self) -> BTreeSet<String> {
-        let mut found = BTreeSet::new();
-        let mut left = vec![self.destination()];
-        while let Some(dir) = left.pop() {
-            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-                if entry.file_type().expect("its type").is_dir() {
-                    left.push(entry.path());
-                } else {
-                    let path = entry.path();
-                    let path = path.strip_prefix(self.path("")).expect("below PREFIX");
-                    found.insert(path.display().to_string());
-                }
-            }
-        }
-        found
-    }
-
-    /// What pkg-config says to compile and link a program with, as words.
-    #[track_caller]
-    fn flags(&self, words: &[&str]) -> Vec<String> {
-        let search = format!("PKG_CONFIG_LIBDIR={}", self.path("lib/pkgconfig").display());
-        // The paths in the file are those of the machine that it will be installed on.
-        let sysroot = format!("PKG_CONFIG_SYSROOT_DIR={}", self.destination().display());
-        let all = [&search, &sysroot, "pkg-config", "--cflags", "--libs"];
-        let all = all.into_iter().chain(words.iter().copied());
-        let ended = programs::run("env", all, "", PATIENCE).with_code(0);
-        ended.stdout.split_whitespace().map(ToOwned::to_owned).collect()
-    }
-
-    /// Compiles the first example in the way its readers will.
-    #[track_caller]
-    fn compile(&self, name: &str, flags: &[String]) -> PathBuf {
-        let program = self.0.path().join(name);
-        let source = root().join("examples/c/hello.c").display().to_string();
-        let output = ["-o".to_owned(), program.display().to_string()];
-        let words = std::iter::once(source).chain(flags.iter().cloned()).chain(output);
-        programs::run("gcc", words, "", PATIENCE).with_code(0);
-        program
-    }
-
-    #[track_caller]
-    fn run(&self, program: &Path, endpoint: &str) -> Ended {
-        let libraries = format!("LD_LIBRARY_PATH={}", self.path("lib").display());
-        let program = program.display().to_string();
-        programs::run("env", [libraries.as_str(), &program, endpoint], "", PATIENCE)
-    }
-}
 
 #[test]
 fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
@@ -118,6 +21,8 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
         "bin/kv-coord",
         "bin/kv-server",
         "include/kvclient.h",
+        "lib/cmake/kvclient/kvclientConfig.cmake",
+        "lib/cmake/kvclient/kvclientConfigVersion.cmake",
         "lib/libkvclient.a",
         "lib/libkvclient.so",
         "lib/libkvclient.so.1",
@@ -128,6 +33,7 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
         "share/man/man1/kv-server.1",
         "share/man/man1/kv.1",
         "share/man/man3/kvclient.3",
+        "share/kvclient/tsan.supp",
     ];
     let functions = include_str!("../ffi/abi/exports.txt").lines();
     let pages = functions.map(|function| format!("share/man/man3/{function}.3"));
@@ -163,7 +69,7 @@ fn programs_link_with_what_is_installed_and_uninstall_leaves_no_file() {
     cluster.stop();
 
     // What only a debugger reads is not installed.
-    for installed in ["bin/kv", "bin/kv-server", "lib/libkvclient.so.1"] {
+    for installed in ["bin/kv", "bin/kv-server", "lib/libkvclient.so.1", "lib/libkvclient.a"] {
         let file = package.path(installed);
         let sections = programs::run("readelf", ["-SW".as_ref(), file.as_os_str()], "", PATIENCE);
         assert!(!sections.with_code(0).stdout.contains(".debug_info"), "{installed}");
@@ -187,14 +93,14 @@ fn an_installation_over_another_leaves_running_programs_alone() {
 #[test]
 fn without_cargo_all_of_bin_is_installed_or_nothing() {
     let package = Package::open();
-    let checkout = package.0.path().join("checkout");
+    let checkout = package.dir().join("checkout");
     let to = checkout.display().to_string();
     fs::create_dir(&checkout).expect("make a directory");
     for file in ["Makefile", "Cargo.toml", "scripts", "include", "docs", "ffi"] {
         let from = root().join(file).display().to_string();
         programs::run("cp", ["-r", &from, &to], "", PATIENCE).with_code(0);
     }
-    let built = package.0.path().join("built").display().to_string();
+    let built = package.dir().join("built").display().to_string();
     programs::run("cp", ["-r", &built, &format!("{to}/bin")], "", PATIENCE).with_code(0);
     let destination = format!("DESTDIR={}", package.destination().display());
     let words = ["-i", "PATH=/usr/bin:/bin", "make", "-C", &to, "install", "PREFIX=/opt/kv"];
@@ -217,9 +123,9 @@ fn without_cargo_all_of_bin_is_installed_or_nothing() {
 #[test]
 fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
     let package = Package::open();
-    let prefix = package.0.path().join("prefix");
-    let tools = package.0.path().join("tools");
-    let renewed = package.0.path().join("renewed");
+    let prefix = package.dir().join("prefix");
+    let tools = package.dir().join("tools");
+    let renewed = package.dir().join("renewed");
     fs::create_dir(&tools).expect("make a directory");
     let install = |known: &Path| {
         let script = format!(
@@ -239,7 +145,7 @@ fn the_library_is_made_known_or_it_is_said_what_makes_it_known() {
             "install".to_owned(),
             "DESTDIR=".to_owned(),
             format!("PREFIX={}", prefix.display()),
-            format!("BUILT={}", package.0.path().join("built").display()),
+            format!("BUILT={}", package.dir().join("built").display()),
         ];
         programs::run("env", words, "", PATIENCE).with_code(0).stdout
     };

@@ -23,6 +23,11 @@ const SANITIZED: Manner = Manner {
     flags: &["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     tool: &["ASAN_OPTIONS=detect_stack_use_after_return=1"],
 };
+/// A race ends the program with a failure, unless it is of the kind that the installed file leaves out.
+const THREADS: Manner = Manner {
+    flags: &["-g", "-O1", "-fsanitize=thread"],
+    tool: &[concat!("TSAN_OPTIONS=suppressions=", env!("CARGO_MANIFEST_DIR"), "/ffi/tsan.supp")],
+};
 const VALGRIND: Manner = Manner {
     flags: &["-g", "-O1"],
     tool: &[
@@ -69,6 +74,13 @@ fn calls(manner: &Manner) {
     let cluster = Cluster::builder().flag("--memory-limit").flag("128MiB").start();
     check("calls.c", manner, &[cluster.endpoint()]);
     cluster.stop().assert_copies_agree();
+}
+
+/// The example with threads.
+#[track_caller]
+fn threads(manner: &Manner) {
+    let cluster = Cluster::start();
+    check("../../examples/c/threads.c", manner, &[cluster.endpoint()]);
 }
 
 #[track_caller]
@@ -167,11 +179,15 @@ in_every_manner! {
     every_function_does_what_the_header_says: calls in PLAIN;
     every_function_passes_the_sanitizers: calls in SANITIZED;
     every_function_passes_valgrind: calls in VALGRIND;
+    every_function_passes_the_thread_sanitizer: calls in THREADS;
+    threads_pass_the_thread_sanitizer: threads in THREADS;
     a_batch_does_what_the_header_says: batch in PLAIN;
     a_batch_passes_the_sanitizers: batch in SANITIZED;
+    a_batch_passes_the_thread_sanitizer: batch in THREADS;
     a_batch_passes_valgrind: batch in VALGRIND;
     a_queue_does_what_the_header_says: queue in PLAIN;
     a_queue_passes_the_sanitizers: queue in SANITIZED;
+    a_queue_passes_the_thread_sanitizer: queue in THREADS;
     a_queue_passes_valgrind: queue in VALGRIND;
     threads_share_a_handle: shared in PLAIN;
     threads_share_a_handle_and_pass_the_sanitizers: shared in SANITIZED;

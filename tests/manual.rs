@@ -1,6 +1,6 @@
 //! The manual pages in `docs/man/`. Those of the executables are what `--help` says, in the language
-//! of man(7); `make man` writes them anew. The one of the library is written by hand and names every
-//! function.
+//! of man(7); `make man` writes them anew. The one of the library is written by hand; it has every function,
+//! every struct and every status of the header.
 
 mod common;
 
@@ -124,6 +124,7 @@ fn the_page_of_the_library_names_every_function_and_status_and_no_other() {
     let statuses = header.lines().filter_map(|line| line.strip_prefix("#define KVC_"));
     let statuses = statuses
         .filter_map(|rest| rest.split_once(' '))
+        .filter(|(name, _)| !name.starts_with("VERSION"))
         .filter(|(_, number)| number.parse::<i32>().is_ok_and(|number| number <= 0))
         .map(|(name, _)| format!("KVC_{name}"));
     let mut known: Vec<String> = exports.lines().map(ToOwned::to_owned).chain(statuses).collect();
@@ -141,6 +142,98 @@ fn the_page_of_the_library_names_every_function_and_status_and_no_other() {
         names.dedup();
     }
     assert_eq!(named, known);
+}
+
+const HEADER: &str = include_str!("../include/kvclient.h");
+
+/// The page of the library as text, without the marks at the beginnings of lines.
+fn library_page() -> String {
+    let text = fs::read_to_string(page("kvclient.3")).expect("read the page").replace("\\-", "-");
+    let lines = text.lines().filter(|line| *line != ".PP").map(|line| {
+        let line = line.strip_prefix(".B \"").unwrap_or(line);
+        line.strip_suffix('"').unwrap_or(line)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A C text without its comments, every blank of any kind one space.
+fn without_comments(text: &str) -> String {
+    let mut rest = text;
+    let mut bare = String::new();
+    while let Some((before, comment)) = rest.split_once("/*") {
+        bare += before;
+        rest = comment.split_once("*/").expect("an end of the comment").1;
+    }
+    bare += rest;
+    let bare = bare.split_whitespace().collect::<Vec<_>>().join(" ");
+    bare.replace("( ", "(")
+}
+
+/// The pieces of a text that begin and end so, which belong to them.
+fn pieces<'a>(text: &'a str, begin: &str, end: &str) -> Vec<&'a str> {
+    let starts = text.match_indices(begin).map(|(at, _)| &text[at..]);
+    starts.filter_map(|piece| piece.find(end).map(|at| &piece[..at + end.len()])).collect()
+}
+
+#[test]
+fn the_page_of_the_library_has_every_struct_with_its_fields() {
+    let structs = |text: &str| -> Vec<String> {
+        let bare = without_comments(text);
+        let fields = pieces(&bare, "typedef struct {", "}");
+        let mut found: Vec<String> = fields
+            .into_iter()
+            .map(|fields| {
+                let behind = bare.split_once(fields).expect("it is a part").1;
+                let name = behind.split_once(';').expect("a name").0;
+                format!("{fields}{name}")
+            })
+            .collect();
+        found.sort_unstable();
+        found
+    };
+    let in_header = structs(HEADER);
+    assert!(in_header.len() >= 7, "{in_header:#?}");
+    assert_eq!(structs(&library_page()), in_header);
+}
+
+#[test]
+fn the_page_of_the_library_has_every_function_as_the_header_declares_it() {
+    let bare = without_comments(&library_page());
+    let declared = without_comments(HEADER.split_once("extern \"C\" {").expect("functions").1);
+    let functions = declared.split(';').filter_map(|text| {
+        let start = ["int kvc_", "void kvc_", "uint32_t kvc_", "const char *kvc_"];
+        start.iter().find_map(|start| text.find(start)).map(|at| &text[at..])
+    });
+    let mut count = 0;
+    for function in functions {
+        assert!(bare.contains(&format!("{function};")), "{function}");
+        count += 1;
+    }
+    assert_eq!(count, include_str!("../ffi/abi/exports.txt").lines().count());
+}
+
+#[test]
+fn the_page_of_the_library_says_of_every_function_once_which_threads_may_call_it() {
+    let text = library_page();
+    let table =
+        text.split_once("\n.TS\n").expect("a table").1.split_once("\n.TE\n").expect("its end");
+    let mut named: Vec<&str> = table
+        .0
+        .lines()
+        .filter_map(|line| line.strip_prefix(".BR "))
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, _)| name)
+        .collect();
+    named.sort_unstable();
+    let functions: Vec<&str> = include_str!("../ffi/abi/exports.txt").lines().collect();
+    assert_eq!(named, functions);
+    let values = table.0.lines().filter_map(|line| line.strip_prefix("T}\tThread safety\t"));
+    for value in values {
+        assert!(value.starts_with("MT-Safe") || value.starts_with("MT-Unsafe"), "{value}");
+    }
+    // Without it man(1) does not draw the table.
+    let page = fs::read_to_string(page("kvclient.3")).expect("read the page");
+    assert!(page.starts_with("'\\\" t\n"), "the first line");
 }
 
 /// `.BR name ()` sets its words in bold and in roman by turns and without spaces: a sentence behind it

@@ -62,7 +62,7 @@ impl<F: FnMut(u64, Result<Answered<'_>, Error>) -> ControlFlow<()>> OnEnd for F 
 pub enum SubmitError {
     /// As many operations, or as many bytes, are in flight as may be: collect completions first.
     #[error(
-        "{operations} operations with {bytes} bytes are in flight or not collected; poll first"
+        "{operations} operations with {bytes} bytes are in flight or not collected; poll, take completions, then submit it again"
     )]
     Full {
         /// Submitted and not collected.

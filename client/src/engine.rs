@@ -332,6 +332,7 @@ impl Engine {
     fn scan(&mut self, now: Instant) {
         self.next_scan = now + IDLE;
         let timeout = self.options.connect_timeout;
+        // The timeout's length is not told: it may be longer than an operation has that waited for only a part of it.
         let stuck: Vec<(u64, &str)> = self
             .connections
             .iter()
@@ -339,7 +340,7 @@ impl Engine {
             .filter_map(|(token, c)| Some((token, c.owes()?)))
             .collect();
         for (token, owed) in stuck {
-            self.lose(token, &format!("no {owed} within {timeout:?}"), now);
+            self.lose(token, &format!("no {owed} within the connect timeout"), now);
         }
         if self.map_source.ask_at().is_some_and(|at| at <= now) {
             self.ask_for_map(now);

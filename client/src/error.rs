@@ -209,6 +209,14 @@ pub enum OpenError {
         /// As given.
         name: String,
     },
+    /// The port of an endpoint is a number that no port can be.
+    #[error("the port of the coordinator's address \"{name}\" is {what}")]
+    Port {
+        /// The endpoint, as given.
+        name: String,
+        /// What is wrong with the number.
+        what: &'static str,
+    },
     /// A name cannot be resolved.
     #[error("looking up the coordinator's address \"{name}\": {reason}; check {}", suspect(reason))]
     Resolve {

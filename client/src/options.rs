@@ -122,16 +122,28 @@ impl From<Vec<Endpoint>> for Endpoints {
     }
 }
 
+/// Checks that an endpoint is a host and a port, before anybody is asked for the host.
+fn check_form(name: &str) -> Result<(), OpenError> {
+    let malformed = || OpenError::Endpoint { name: name.to_owned() };
+    let (host, port) = name.rsplit_once(':').ok_or_else(malformed)?;
+    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    if host.is_empty() || !is_number {
+        return Err(malformed());
+    }
+    let what = match port.parse::<u16>() {
+        Ok(1..) => return Ok(()),
+        Ok(0) => "0, which is no port",
+        // It has digits alone, so it is too large.
+        Err(_) => "above 65535, the highest port",
+    };
+    Err(OpenError::Port { name: name.to_owned(), what })
+}
+
 fn resolve(endpoints: &str, log: &Log) -> Result<Vec<Endpoint>, OpenError> {
     let mut resolved = Vec::new();
     let mut unknown = None;
     for name in endpoints.split(',').map(str::trim) {
-        let well_formed = name.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse().is_ok_and(|p: u16| p != 0)
-        });
-        if !well_formed {
-            return Err(OpenError::Endpoint { name: name.to_owned() });
-        }
+        check_form(name)?;
         let addresses = match name.to_socket_addrs() {
             Ok(addresses) => addresses,
             Err(reason) => {
@@ -173,10 +185,22 @@ mod tests {
 
     #[test]
     fn a_bad_endpoint_is_named() {
-        for bad in ["", "localhost", "localhost:", ":7000", "a:0", "a:65536", "127.0.0.1:7000,,b:1"]
-        {
+        for bad in ["", "localhost", "localhost:", ":7000", "a:b", "a:+1", "127.0.0.1:7000,,b:1"] {
             let error = resolve(bad, &Log::default()).expect_err(bad);
             assert!(error.to_string().contains("host:port"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_is_told_from_a_malformed_endpoint() {
+        for (bad, said) in [
+            ("localhost:99999", "\"localhost:99999\" is above 65535"),
+            ("b:1, a:65536", "\"a:65536\" is above 65535"),
+            ("a:99999999999999999999999", "is above 65535"),
+            ("a:0", "\"a:0\" is 0, which is no port"),
+        ] {
+            let error = resolve(bad, &Log::default()).expect_err(bad);
+            assert!(error.to_string().contains(said), "{bad}: {error}");
         }
     }
 

@@ -31,9 +31,24 @@ fn a_coordinator_that_welcomes_and_then_says_nothing_is_asked_again_on_another_c
     let mut client = Client::open(&fake.endpoint(), impatient()).unwrap();
     let error = client.get(b"k", &within(SOON)).unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
-    assert!(error.to_string().contains("no map within 100ms"), "{error}");
+    assert!(error.to_string().contains("no map within the connect timeout"), "{error}");
     fake.mute_coordinator(false);
     client.put(b"k", b"v", &anytime()).unwrap();
+}
+
+/// The first call leaves a connection behind, which the second one gives up: it has waited for only a part of that
+/// connection's time.
+#[test]
+fn a_failure_names_no_longer_time_than_its_call_had() {
+    let fake = Fake::start(3, 1);
+    fake.mute_coordinator(true);
+    let connect_timeout = SOON + SOON / 2;
+    let options = Options { connect_timeout, ..Options::default() };
+    let mut client = Client::open(&fake.endpoint(), options).unwrap();
+    client.get(b"k", &within(SOON)).unwrap_err();
+    let error = client.get(b"k", &within(SOON)).unwrap_err().to_string();
+    assert!(error.contains("no map within the connect timeout"), "{error}");
+    assert!(!error.contains(&format!("{connect_timeout:?}")), "{error}");
 }
 
 #[test]

@@ -177,7 +177,9 @@ impl Queue {
 
     fn submit(&mut self, op: &kvc_op, tag: u64, depth: u32) -> Result<(), Failure> {
         if self.taken() >= depth as usize {
-            let words = format!("{depth} operations are in the queue; poll first");
+            let words = format!(
+                "{depth} operations are in the queue; poll, take completions, then submit it again"
+            );
             return Err(Failure::new(KVC_FULL, words));
         }
         let options =
@@ -421,9 +423,10 @@ pub unsafe extern "C" fn kvc_cq_fd(cq: *mut kvc_cq) -> c_int {
 /// Puts an operation into the queue; after KVC_OK one completion comes from kvc_cq_poll() under `tag`,
 /// whatever its end. After every other status nothing was taken, nothing of the program's is touched any
 /// more, and no completion comes. KVC_FULL: depth operations, or 64 MiB of keys and values, are in the
-/// queue; poll first. KVC_INVALID: an argument is wrong, or another thread is in a call on the queue.
-/// KVC_TOO_BIG, KVC_NO_MEMORY: of the key and the value; KVC_FORKED, KVC_PANIC. `op` is read during the
-/// call only. Operations on one key that are in the queue together are done in any order.
+/// queue; call kvc_cq_poll() until it has given a completion, then submit the operation again.
+/// KVC_INVALID: an argument is wrong, or another thread is in a call on the queue. KVC_TOO_BIG,
+/// KVC_NO_MEMORY: of the key and the value; KVC_FORKED, KVC_PANIC. `op` is read during the call only.
+/// Operations on one key that are in the queue together are done in any order.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_cq_submit(cq: *mut kvc_cq, op: *const kvc_op, tag: u64) -> c_int {
     guard(|| {

@@ -9,11 +9,13 @@ use kv_client::{Error, OpenError};
 pub const KVC_OK: c_int = 0;
 /// The key does not exist.
 pub const KVC_NOT_FOUND: c_int = -1;
-/// A read got no answer before its deadline.
+/// A read was sent and got no answer before its deadline. A program treats it as KVC_UNAVAILABLE: the value
+/// was not read, and whether the request reached a server tells it nothing more.
 pub const KVC_TIMEOUT: c_int = -2;
 /// A write was sent and may have been done or not; read the key to find out.
 pub const KVC_IN_DOUBT: c_int = -3;
-/// Not served before the deadline; a write was not done. Of kvc_open() and kvc_cq_new(): a name is
+/// Not served before the deadline; a write was not done. Of a read it means the same to a program as
+/// KVC_TIMEOUT: treat the two alike. Of kvc_open() and kvc_cq_new(): a name is
 /// unknown, or the system gives no descriptor.
 pub const KVC_UNAVAILABLE: c_int = -4;
 /// No server holds the key any more; an operator has to restore it.
@@ -28,7 +30,8 @@ pub const KVC_TOO_BIG: c_int = -7;
 pub const KVC_OUT_OF_SPACE: c_int = -8;
 /// Too much load until the deadline; a write was not done.
 pub const KVC_BUSY: c_int = -9;
-/// The queue is full, and did not take the operation; poll first.
+/// The queue is full, and did not take the operation. Call kvc_cq_poll() until it has given a completion,
+/// then submit the operation again.
 pub const KVC_FULL: c_int = -10;
 /// The handle was opened before a fork(); open another in the child.
 pub const KVC_FORKED: c_int = -11;

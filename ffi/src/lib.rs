@@ -42,6 +42,12 @@ pub use text::*;
 
 /// The version of this header: major << 16 | minor << 8 | patch. Compare with kvc_version().
 pub const KVC_VERSION: u32 = 0x000100;
+/// The first number of this header's version.
+pub const KVC_VERSION_MAJOR: u32 = 0;
+/// The second number of this header's version.
+pub const KVC_VERSION_MINOR: u32 = 1;
+/// The third number of this header's version.
+pub const KVC_VERSION_PATCH: u32 = 0;
 
 /// The version of the library that the program runs with, in the form of KVC_VERSION.
 #[unsafe(no_mangle)]
@@ -57,6 +63,7 @@ mod tests {
     fn the_version_is_that_of_the_package() {
         let numbers: Vec<u32> =
             env!("CARGO_PKG_VERSION").split('.').map(|n| n.parse().unwrap()).collect();
+        assert_eq!(numbers, [KVC_VERSION_MAJOR, KVC_VERSION_MINOR, KVC_VERSION_PATCH]);
         assert_eq!(kvc_version(), numbers[0] << 16 | numbers[1] << 8 | numbers[2]);
     }
 }

@@ -267,6 +267,8 @@ fn wrong_arguments_are_refused_in_words() {
         assert_eq!(kvc_open(null(), null(), &mut client), KVC_INVALID);
         assert_eq!(kvc_open(c"nonsense".as_ptr(), null(), &mut client), KVC_INVALID);
         assert!(last_error().contains("host:port"), "{}", last_error());
+        assert_eq!(kvc_open(c"localhost:99999".as_ptr(), null(), &mut client), KVC_INVALID);
+        assert!(last_error().contains("above 65535"), "{}", last_error());
         assert!(client.is_null());
         assert_eq!(kvc_options_init(null_mut(), 16), KVC_INVALID);
         assert_eq!(kvc_close(null_mut()), KVC_OK);

@@ -1,5 +1,6 @@
 //! What the shared library shows to the linker: its exports, and the libraries that it asks for.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,4 +42,33 @@ fn it_needs_the_c_library_and_the_unwinder_and_no_other() {
         .collect();
     needed.sort_unstable();
     assert_eq!(needed, ["libc.so.6", "libgcc_s.so.1"]);
+}
+
+/// The number behind each "glibc " of a text that a sentence begins with "or later": what it says is needed.
+fn claimed(text: &str) -> Vec<(u32, u32)> {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let claims = text.match_indices(" or later, if ").map(|(at, _)| &text[..at]);
+    claims.filter_map(|before| version(before.rsplit_once("glibc ")?.1)).collect()
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, rest) = text.split_once('.')?;
+    let minor = rest.split('.').next()?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[test]
+fn it_needs_no_later_glibc_than_the_guide_and_the_readme_say() {
+    let symbols = stdout("objdump", &["-T"]);
+    let needed: BTreeSet<(u32, u32)> = symbols
+        .split(['(', ')', ' '])
+        .filter_map(|word| version(word.strip_prefix("GLIBC_")?))
+        .collect();
+    let most = *needed.last().expect("it needs glibc");
+    for file in ["docs/c-guide.md", "README.md"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
+        let claims = claimed(&std::fs::read_to_string(path).unwrap());
+        let [claim] = claims[..] else { panic!("{file} says what glibc is needed: {claims:?}") };
+        assert!(most <= claim, "{file} says {claim:?}, and the library needs {most:?}");
+    }
 }

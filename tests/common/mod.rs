@@ -15,6 +15,7 @@
 //!   coordinator  a coordinator that says what a test wants it to say
 //!   hosts      hosts of a cluster: namespaces of this machine, an sshd in each
 //!   silent     addresses at which nobody answers
+//!   package    what `make install` leaves
 //!   workshop   C programs, compiled and run with the library as cargo has built it
 //!   terminal   a program on a pseudo-terminal, and somebody who types
 //! ```
@@ -25,6 +26,7 @@ pub(crate) mod cluster;
 pub(crate) mod coordinator;
 pub(crate) mod hosts;
 pub(crate) mod load;
+pub(crate) mod package;
 pub(crate) mod ports;
 pub(crate) mod process;
 pub(crate) mod programs;
