@@ -9,7 +9,8 @@ use common::proxy::Proxy;
 use common::raw::{Raw, request};
 use kv_client::{Client, Condition, Op, OpOptions, Options, SubmitError};
 use kv_protocol::client_message::{Operation, Status, WriteHeader};
-use kv_protocol::ids::{ClientId, RequestId, RequestSeq, SequenceNumber, ShardId};
+use kv_protocol::ids::{ClientId, RequestHash, RequestId, RequestSeq, SequenceNumber, ShardId};
+use kv_protocol::placement::Digest;
 
 fn if_absent(seq: u64) -> WriteHeader {
     WriteHeader {
@@ -133,6 +134,30 @@ fn the_same_client_and_number_get_the_first_answer_over_a_new_connection() {
     assert_eq!(other.ask(&key, Operation::Put(if_absent(1), b"x")).status, Status::Conflict);
     assert_eq!(again.ask(&key, Operation::Put(if_absent(2), b"x")).status, Status::Conflict);
     assert_eq!(again.ask(&key, Operation::Get).value, b"first");
+}
+
+#[test]
+fn a_write_in_doubt_is_settled_from_its_record_or_never_done() {
+    let cluster = Cluster::start();
+    let server = cluster.server(0).clients.expect("started").parse().expect("an address");
+    let key = cluster.key_at(0, 0, "raw");
+    let client = ClientId(0xfeed);
+    let mut first = Raw::welcomed(server, client, ShardId(0));
+    let mut second = Raw::welcomed(server, client, ShardId(0));
+    let (done, late) = (Operation::Put(if_absent(1), b"v"), Operation::Put(if_absent(2), b"w"));
+    let resolve = |write: Operation<'_>| {
+        let header = *write.write_header().expect("a write");
+        let hash = RequestHash::of(Digest::of(&key), &write).expect("a write");
+        Operation::Resolve(header, hash)
+    };
+    let answer = first.ask(&key, done);
+    assert_eq!((answer.status, answer.version), (Status::Ok, SequenceNumber(1)));
+    assert_eq!(second.ask(&key, resolve(done)), answer);
+    let settled = second.ask(&key, resolve(late));
+    assert_eq!((settled.status, settled.copies), (Status::NotDone, 2));
+    // Its only sending arrives after that.
+    assert_eq!(first.ask(&key, late), settled);
+    assert_eq!(first.ask(&key, Operation::Get).value, b"v");
 }
 
 #[test]

@@ -14,8 +14,8 @@ use kv_protocol::control_message::{
 };
 use kv_protocol::frame::{Checksum, write_frame};
 use kv_protocol::ids::{
-    ClientId, ClusterId, ClusterKey, Epoch, Incarnation, OrderId, RequestId, SequenceNumber,
-    ServerId, ShardId, Time, ViewVersion,
+    ClientId, ClusterId, ClusterKey, Epoch, Incarnation, OrderId, RequestHash, RequestId,
+    SequenceNumber, ServerId, ShardId, Time, ViewVersion,
 };
 use kv_protocol::key::Seal;
 use kv_protocol::limits::{MAX_BATCH_MESSAGES, MAX_ERRORS_IN_A_ROW, MAX_VALUE_BYTES};
@@ -267,7 +267,7 @@ fn an_unknown_opcode_is_refused_in_words_that_name_those_that_are_served() {
         raw.send(&frame(Kind::Clients, 0x1f, b"?"));
         let (status, reason) = raw.refusal();
         assert_eq!(status, Status::Unsupported);
-        assert!(reason.contains("GET, PUT, DELETE, NOOP, VERIFY"), "{reason}");
+        assert!(reason.contains("GET, PUT, DELETE, NOOP, VERIFY, RESOLVE"), "{reason}");
         assert_eq!(raw.ask(b"any key", Operation::Noop).id, RequestId(77), "the connection stays");
 
         let mut raw = Raw::welcomed(ports.address(Kind::Map), ClientId(1), ShardId(0));
@@ -597,6 +597,7 @@ fn a_key_of_another_group_is_answered_wrong_view_and_written_nowhere() {
             Operation::Get,
             Operation::Put(write_number(1), b"v"),
             Operation::Delete(write_number(1)),
+            Operation::Resolve(write_number(1), RequestHash(7)),
             Operation::Noop,
         ] {
             assert_eq!(raw.ask(&foreign, operation).status, Status::WrongView, "{operation:?}");
@@ -612,8 +613,11 @@ fn a_digest_that_is_not_the_keys_is_refused_and_the_write_is_not_done() {
     survives(|cluster, ports| {
         let (key, other) = (key(cluster, "one"), key(cluster, "other"));
         let mut raw = ports.welcomed(1);
-        for operation in [Operation::Put(write_number(1), b"v"), Operation::Delete(write_number(1))]
-        {
+        for operation in [
+            Operation::Put(write_number(1), b"v"),
+            Operation::Delete(write_number(1)),
+            Operation::Resolve(write_number(1), RequestHash(7)),
+        ] {
             let mut bytes = Vec::new();
             let (view, digest) = (ViewVersion(1), Digest::of(&other));
             Request { id: RequestId(3), view, digest, key: &key, operation }.write(&mut bytes);

@@ -3,7 +3,7 @@
 //! ```text
 //!   HELLO   ->                 first frame of every connection
 //!           <- WELCOME
-//!   GET PUT DELETE NOOP VERIFY ->          to a server, any number in flight
+//!   GET PUT DELETE NOOP VERIFY RESOLVE ->  to a server, any number in flight
 //!           <- ANSWER                      in any order, told apart by the request id
 //!   MAP     -> <- MAP-ANSWER               to the coordinator, or to a server when it is away
 //!   STATUS  -> <- STATUS-ANSWER (JSON)     to the coordinator
@@ -14,8 +14,8 @@ use crate::codec::{FixedWriter, Reader, Writer, length_u16};
 use crate::error::DecodeError;
 use crate::frame::{Checksum, HEADER_BYTES, unchecked_header, write_frame};
 use crate::ids::{
-    ClientId, ClusterId, GroupId, Member, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId,
-    ViewVersion,
+    ClientId, ClusterId, GroupId, Member, RequestHash, RequestId, RequestSeq, SequenceNumber,
+    ServerId, ShardId, ViewVersion,
 };
 use crate::limits::{MAX_FIXED_BYTES, MAX_SERVERS, MAX_SHARDS, MAX_VALUE_BYTES};
 use crate::map::{Map, bounded};
@@ -52,8 +52,10 @@ pub mod opcode {
     pub const NOOP: u8 = 0x13;
     /// Read a key from the replica named.
     pub const VERIFY: u8 = 0x14;
-    /// Answer to the five above.
+    /// Answer to the five above, and to RESOLVE.
     pub const ANSWER: u8 = 0x15;
+    /// Settle a write that ended in doubt.
+    pub const RESOLVE: u8 = 0x16;
     /// Ask for the map.
     pub const MAP: u8 = 0x18;
     /// The map.
@@ -62,9 +64,15 @@ pub mod opcode {
     pub const STATUS: u8 = 0x1a;
     /// The status, as JSON.
     pub const STATUS_ANSWER: u8 = 0x1b;
+
+    /// Returns whether a frame of this opcode is a [`Request`](super::Request).
+    #[inline]
+    pub fn is_request(opcode: u8) -> bool {
+        matches!(opcode, GET..=VERIFY | RESOLVE)
+    }
 }
 
-const SERVED_BY_SERVERS: &str = "GET, PUT, DELETE, NOOP, VERIFY, MAP";
+const SERVED_BY_SERVERS: &str = "GET, PUT, DELETE, NOOP, VERIFY, RESOLVE, MAP";
 
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +106,8 @@ pub enum Status {
     /// Another write of the same session had this number: two processes use one client id. Nothing was
     /// done.
     SessionMismatch = 12,
+    /// This write was not done and never will be: a RESOLVE has settled it.
+    NotDone = 13,
 }
 
 impl Status {
@@ -117,6 +127,7 @@ impl Status {
             10 => Status::Invalid,
             11 => Status::Unsupported,
             12 => Status::SessionMismatch,
+            13 => Status::NotDone,
             _ => return None,
         })
     }
@@ -304,6 +315,22 @@ pub enum Operation<'a> {
     Noop,
     /// The value of the key in the replica named, committed or not at the secondary.
     Verify(ReplicaRole),
+    /// Settles the write that has this number and this hash (consistency.md §8). The response is that of the write if it
+    /// was executed. Otherwise it is [`Status::NotDone`], and the write is never executed. The condition is not sent.
+    Resolve(WriteHeader, RequestHash),
+}
+
+impl Operation<'_> {
+    /// The header of an operation that takes effect through the log; `None` for reads and NOOP.
+    #[inline]
+    pub fn write_header(&self) -> Option<&WriteHeader> {
+        match self {
+            Operation::Put(header, _)
+            | Operation::Delete(header)
+            | Operation::Resolve(header, _) => Some(header),
+            Operation::Get | Operation::Noop | Operation::Verify(_) => None,
+        }
+    }
 }
 
 /// A request to a server.
@@ -341,13 +368,16 @@ impl<'a> Request<'a> {
             begun: SequenceNumber::ZERO,
             condition: Condition::Always,
         };
-        let (opcode, header, replica, value): (u8, WriteHeader, u8, &[u8]) = match self.operation {
-            Operation::Get => (opcode::GET, idle, 0, &[]),
-            Operation::Put(header, value) => (opcode::PUT, header, 0, value),
-            Operation::Delete(header) => (opcode::DELETE, header, 0, &[]),
-            Operation::Noop => (opcode::NOOP, idle, 0, &[]),
-            Operation::Verify(ReplicaRole::Primary) => (opcode::VERIFY, idle, 0, &[]),
-            Operation::Verify(ReplicaRole::Secondary) => (opcode::VERIFY, idle, 1, &[]),
+        let header = *self.operation.write_header().unwrap_or(&idle);
+        let condition = header.condition.to_wire();
+        let (opcode, condition, replica, value): (u8, u64, u8, &[u8]) = match self.operation {
+            Operation::Get => (opcode::GET, condition, 0, &[]),
+            Operation::Put(_, value) => (opcode::PUT, condition, 0, value),
+            Operation::Delete(_) => (opcode::DELETE, condition, 0, &[]),
+            Operation::Noop => (opcode::NOOP, condition, 0, &[]),
+            Operation::Verify(ReplicaRole::Primary) => (opcode::VERIFY, condition, 0, &[]),
+            Operation::Verify(ReplicaRole::Secondary) => (opcode::VERIFY, condition, 1, &[]),
+            Operation::Resolve(_, request) => (opcode::RESOLVE, request.0, 0, &[]),
         };
         let length = REQUEST_FIXED_BYTES + self.key.len() + value.len();
         let mut head = FixedWriter::<REQUEST_HEAD_BYTES>::new();
@@ -358,7 +388,7 @@ impl<'a> Request<'a> {
         head.put_u64(header.seq.0);
         head.put_u64(header.first_incomplete.0);
         head.put_u64(header.begun.0);
-        head.put_u64(header.condition.to_wire());
+        head.put_u64(condition);
         head.put_u16(length_u16(self.key.len(), "key"));
         head.put_u8(replica);
         head.put_u8(0);
@@ -369,19 +399,21 @@ impl<'a> Request<'a> {
     /// [`Request::validate`]'s.
     #[inline]
     pub fn read(opcode: u8, body: &'a [u8]) -> Result<Request<'a>, DecodeError> {
-        if !(opcode::GET..=opcode::VERIFY).contains(&opcode) {
+        if !opcode::is_request(opcode) {
             return Err(DecodeError::UnknownOpcode { opcode, supported: SERVED_BY_SERVERS });
         }
         let mut reader = Reader::new(body);
         let id = RequestId(reader.u64("request id")?);
         let view = ViewVersion(reader.u64("view version")?);
         let digest = Digest(reader.array("digest")?);
-        let header = WriteHeader {
+        let unconditional = WriteHeader {
             seq: RequestSeq(reader.u64("seq")?),
             first_incomplete: RequestSeq(reader.u64("first incomplete seq")?),
             begun: SequenceNumber(reader.u64("session start")?),
-            condition: Condition::from_wire(reader.u64("if_version")?),
+            condition: Condition::Always,
         };
+        let condition = reader.u64("if_version")?;
+        let header = WriteHeader { condition: Condition::from_wire(condition), ..unconditional };
         let key_length = usize::from(reader.u16("key length")?);
         let replica = reader.u8("replica")?;
         let reserved = reader.u8("reserved")?;
@@ -395,6 +427,7 @@ impl<'a> Request<'a> {
             opcode::VERIFY => {
                 return Err(DecodeError::BadValue { field: "replica", value: replica.into() });
             }
+            opcode::RESOLVE => Operation::Resolve(unconditional, RequestHash(condition)),
             _ => Operation::Get,
         };
         reader.finish()?;
@@ -414,16 +447,20 @@ impl<'a> Request<'a> {
         if self.key.is_empty() {
             return Err((Status::Invalid, "the key is empty; it needs 1 to 65,535 bytes"));
         }
-        let header = match self.operation {
-            Operation::Put(header, value) => {
-                if value.len() > MAX_VALUE_BYTES {
-                    return Err((Status::TooBig, "the value is longer than 16 MiB"));
-                }
-                header
+        let Some(header) = self.operation.write_header() else { return Ok(()) };
+        match self.operation {
+            Operation::Put(_, value) if value.len() > MAX_VALUE_BYTES => {
+                return Err((Status::TooBig, "the value is longer than 16 MiB"));
             }
-            Operation::Delete(header) => header,
-            Operation::Get | Operation::Noop | Operation::Verify(_) => return Ok(()),
-        };
+            // No write has it, and a record of it would match every request.
+            Operation::Resolve(_, RequestHash(0)) => {
+                return Err((
+                    Status::Invalid,
+                    "RESOLVE needs the hash of the write that it settles",
+                ));
+            }
+            _ => {}
+        }
         if header.seq.0 == 0
             || header.first_incomplete.0 == 0
             || header.first_incomplete > header.seq

@@ -24,11 +24,12 @@ const STEP: usize = 16;
 const STRIDE: usize = 4 * STEP;
 
 impl RequestHash {
-    /// The hash of a write; `None` for other operations.
+    /// The hash of a write, or the one that a RESOLVE asks about; `None` for other operations.
     pub fn of(digest: Digest, operation: &Operation<'_>) -> Option<RequestHash> {
         let (kind, header, value): (u64, _, &[u8]) = match operation {
             Operation::Put(header, value) => (PUT, header, value),
             Operation::Delete(header) => (DELETE, header, &[]),
+            Operation::Resolve(_, request) => return Some(*request),
             Operation::Get | Operation::Noop | Operation::Verify(_) => return None,
         };
         let [a, b, c, d] = FACTORS;
@@ -136,6 +137,9 @@ mod tests {
             assert!(seen.insert(put(b"k", &vec![0; length], always)), "{length} zeros");
         }
         assert_eq!(RequestHash::of(Digest::of(b"k"), &Operation::Get), None);
+        let asked = put(b"k", b"v", always);
+        let resolve = Operation::Resolve(header(always), asked);
+        assert_eq!(RequestHash::of(Digest::of(b"k"), &resolve), Some(asked));
     }
 
     /// Records of earlier versions were written with these hashes.

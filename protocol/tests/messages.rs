@@ -76,7 +76,7 @@ fn epoch() -> impl Strategy<Value = Epoch> {
 }
 
 fn status() -> impl Strategy<Value = Status> {
-    (0u8..13).prop_map(|n| Status::from_wire(n).unwrap())
+    (0u8..14).prop_map(|n| Status::from_wire(n).unwrap())
 }
 
 fn write_header() -> impl Strategy<Value = WriteHeader> {
@@ -111,7 +111,7 @@ proptest! {
 
     #[test]
     fn requests_come_back(
-        id: u64, version: u64, digest: [u8; 16], header in write_header(), kind in 0usize..6,
+        id: u64, version: u64, digest: [u8; 16], header in write_header(), kind in 0usize..7,
         key in prop::collection::vec(any::<u8>(), 0..100),
         value in prop::collection::vec(any::<u8>(), 0..300),
     ) {
@@ -121,7 +121,11 @@ proptest! {
             2 => Operation::Delete(header),
             3 => Operation::Noop,
             4 => Operation::Verify(ReplicaRole::Primary),
-            _ => Operation::Verify(ReplicaRole::Secondary),
+            5 => Operation::Verify(ReplicaRole::Secondary),
+            _ => {
+                let unconditional = WriteHeader { condition: Condition::Always, ..header };
+                Operation::Resolve(unconditional, RequestHash(version ^ id))
+            }
         };
         let request = Request {
             id: RequestId(id), view: ViewVersion(version), digest: Digest(digest), key: &key, operation,
@@ -423,6 +427,53 @@ fn a_put_has_the_documented_layout() {
 }
 
 #[test]
+fn a_resolve_has_the_layout_of_a_write_with_the_hash_in_place_of_the_condition() {
+    let header = WriteHeader {
+        seq: RequestSeq(4),
+        first_incomplete: RequestSeq(3),
+        begun: SequenceNumber(6),
+        condition: Condition::Always,
+    };
+    let request = Request {
+        id: RequestId(1),
+        view: ViewVersion(2),
+        digest: Digest::of(b"a"),
+        key: b"a",
+        operation: Operation::Resolve(header, RequestHash(0x1122_3344_5566_7788)),
+    };
+    let expected = concat!(
+        "45000000",
+        "01",
+        "16",
+        "0000", // 69 bytes, version 1, RESOLVE
+        "0100000000000000",
+        "0200000000000000",                 // request id, view version
+        "0cc175b9c0f1b6a831c399e269772661", // MD5("a")
+        "0400000000000000",
+        "0300000000000000",
+        "0600000000000000",
+        "8877665544332211", // seq, first, session start, request hash
+        "0100",
+        "00",
+        "00",
+        "61", // key length, replica, reserved, key
+    );
+    let mut bytes = written(|b| request.write(b));
+    assert_eq!(hex(&bytes), expected);
+    bytes.push(0);
+    assert!(Request::read(0x16, &bytes[8..]).is_err(), "it has no value");
+}
+
+#[test]
+fn every_status_comes_back_from_its_number() {
+    let known: Vec<Status> = (0..=u8::MAX).filter_map(Status::from_wire).collect();
+    assert_eq!(known.last(), Some(&Status::NotDone));
+    for (number, status) in (0..).zip(known) {
+        assert_eq!(status as u8, number);
+    }
+}
+
+#[test]
 fn an_ack_batch_has_the_documented_layout() {
     let echo = Time::from_nanos(7);
     let (view, sn) = (ViewVersion(2), SequenceNumber(5));
@@ -631,6 +682,9 @@ fn requests_that_contradict_themselves_are_refused_in_words() {
         (b"k", Operation::Put(header(0, 0), b""), Status::Invalid),
         (b"k", Operation::Delete(header(1, 2)), Status::Invalid),
         (b"k", Operation::Delete(header(1, 0)), Status::Invalid),
+        (b"k", Operation::Resolve(header(1, 2), RequestHash(7)), Status::Invalid),
+        (b"k", Operation::Resolve(header(1, 1), RequestHash(0)), Status::Invalid),
+        (b"", Operation::Resolve(header(1, 1), RequestHash(7)), Status::Invalid),
     ] {
         let request = Request {
             id: RequestId(1),
@@ -648,7 +702,7 @@ fn unknown_opcodes_are_answered_with_the_known_ones() {
     let error = Request::read(0x77, &[]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "opcode 0x77 is not served here; supported: GET, PUT, DELETE, NOOP, VERIFY, MAP"
+        "opcode 0x77 is not served here; supported: GET, PUT, DELETE, NOOP, VERIFY, RESOLVE, MAP"
     );
     assert!(Question::read(0x10, &[]).unwrap_err().to_string().contains("MAP, STATUS"));
     assert!(Order::read(0x10, &[0; 8]).unwrap_err().to_string().contains("SHUTDOWN"));

@@ -21,7 +21,7 @@ use kv_core::replica::{ConnectionId, InstallError, Pumped, Replica, ReplicaConfi
 use kv_core::session::LoggedRecord;
 use kv_protocol::FailureTimeout;
 use kv_protocol::client_message::{
-    Answer, GROUPS_OF_A_SERVER, Operation, Refusal, ReplicaRole, Request, SessionStart, Status,
+    Answer, GROUPS_OF_A_SERVER, Refusal, ReplicaRole, Request, SessionStart, Status,
     write_map_answer,
 };
 use kv_protocol::control_message::ReplicaReport;
@@ -232,10 +232,8 @@ impl Service {
     /// Whether a write carries the digest of its key: it is what the write will be found by, here
     /// and at the other holder. Reads need no check; with a wrong digest they find nothing.
     pub(crate) fn check_digest(&self, request: &Request<'_>) -> Result<(), (Status, &'static str)> {
-        match request.operation {
-            Operation::Put(..) | Operation::Delete(_)
-                if request.digest != Digest::of(request.key) =>
-            {
+        match request.operation.write_header() {
+            Some(_) if request.digest != Digest::of(request.key) => {
                 Err((Status::Invalid, "the digest is not the MD5 of the key"))
             }
             _ => Ok(()),
@@ -273,7 +271,7 @@ impl Service {
         }
         let begins = hosted.replica.session_count();
         if !self.new_sessions.may_begin(now, from)
-            && matches!(request.operation, Operation::Put(..) | Operation::Delete(_))
+            && request.operation.write_header().is_some()
             && !hosted.replica.has_session(client)
         {
             let reason = "too many new clients write from this address; try again";

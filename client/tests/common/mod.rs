@@ -462,6 +462,7 @@ fn act(
         Operation::Delete(header) => (opcode::DELETE, Some(header)),
         Operation::Noop => (opcode::NOOP, None),
         Operation::Verify(_) => (opcode::VERIFY, None),
+        Operation::Resolve(header, _) => (opcode::RESOLVE, Some(header)),
     };
     let seen = Seen {
         server,
@@ -525,6 +526,7 @@ fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, 
     let header = match request.operation {
         Operation::Put(header, _) | Operation::Delete(header) => header,
         Operation::Noop => return answer(request, Status::Ok, 0, b"", to),
+        Operation::Resolve(..) => return answer(request, Status::Unsupported, 0, b"", to),
         Operation::Get | Operation::Verify(_) => {
             return match state.table.get(request.key) {
                 Some((value, version)) => answer(request, Status::Ok, *version, value, to),

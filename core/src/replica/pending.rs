@@ -29,10 +29,30 @@ pub(super) struct PendingWrite {
     pub(super) record: CompletionRecord,
     /// Key and value, in the table's memory but not in the table. `None`: the write has no key.
     pub(super) staged: Option<Staged>,
-    /// Who waits for the answer; the latest to have asked.
-    pub(super) waiter: Option<Asker>,
+    pub(super) waiters: Waiters,
     /// Bytes of key and value.
     pub(super) bytes: usize,
+}
+
+/// The requests that wait for one write. Of each kind it is the latest: a late sending of the write takes no response
+/// from a question about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Waiters {
+    sending: Option<Asker>,
+    resolve: Option<Asker>,
+}
+
+impl Waiters {
+    pub(super) fn add(&mut self, asker: Asker, is_resolve: bool) {
+        match is_resolve {
+            true => self.resolve = Some(asker),
+            false => self.sending = Some(asker),
+        }
+    }
+
+    pub(super) fn all(self) -> impl Iterator<Item = Asker> {
+        [self.sending, self.resolve].into_iter().flatten()
+    }
 }
 
 /// The writes between the last committed and the last assigned, in order.
@@ -66,7 +86,7 @@ impl PendingLog {
 
     /// Whoever waits for an answer, and waits no more.
     pub(super) fn take_waiters(&mut self) -> Vec<Asker> {
-        self.writes.iter_mut().filter_map(|write| write.waiter.take()).collect()
+        self.writes.iter_mut().flat_map(|write| std::mem::take(&mut write.waiters).all()).collect()
     }
 
     /// The last committed write.

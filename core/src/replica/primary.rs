@@ -28,7 +28,7 @@ use kv_protocol::placement::Digest;
 
 use super::copy_out::CopyOut;
 use super::lease::{Lease, Standing};
-use super::pending::{PendingLog, PendingWrite};
+use super::pending::{PendingLog, PendingWrite, Waiters};
 use super::{Answers, Replica, Role, StreamError};
 use crate::holes::{self, Hole};
 use crate::table::{LOOK_AHEAD, Staged, TableHash};
@@ -251,7 +251,7 @@ impl Replica {
             let committed = sender.log.committed();
             self.apply_committed(committed, write.effect, write.staged);
             self.note_committed(committed);
-            if let Some(asker) = write.waiter {
+            for asker in write.waiters.all() {
                 self.answer_write(asker, &write.record, answers);
             }
         }
@@ -509,7 +509,7 @@ impl Replica {
                 request: RequestHash::default(),
             },
             staged: None,
-            waiter: None,
+            waiters: Waiters::default(),
             bytes: 0,
         };
         self.log(write, answers);

@@ -7,7 +7,7 @@ use kv_protocol::ids::{ClientId, RequestHash, RequestId, SequenceNumber, Time};
 use kv_protocol::peer_message::{CompletionRecord, Effect};
 use kv_protocol::placement::Digest;
 
-use super::pending::PendingWrite;
+use super::pending::{PendingWrite, Waiters};
 use super::{Answers, ConnectionId, Replica, Role};
 use crate::holes::{self, Hole};
 use crate::session::{LoggedRecord, Lookup};
@@ -19,6 +19,15 @@ struct Decision {
     status: Status,
     /// The version answered; `None`: the write's own sequence number.
     version: Option<SequenceNumber>,
+}
+
+impl Decision {
+    /// An unknown write is settled: it is not done.
+    const NOT_DONE: Decision = Decision {
+        effect: Effect::Nothing,
+        status: Status::NotDone,
+        version: Some(SequenceNumber::ZERO),
+    };
 }
 
 /// Whom an answer goes to.
@@ -60,7 +69,7 @@ impl Replica {
             Operation::Put(header, value) => {
                 self.write(now, asker, client, request, header, Some(value), answers);
             }
-            Operation::Delete(header) => {
+            Operation::Delete(header) | Operation::Resolve(header, _) => {
                 self.write(now, asker, client, request, header, None, answers);
             }
         }
@@ -164,6 +173,8 @@ impl Replica {
         Ok(Answer { id: request.id, status, copies: 0, view, version, value })
     }
 
+    /// Logs a write, or settles one: a RESOLVE of an unknown write is a write without effect, whose record has the
+    /// number and the hash of the unknown one. So a later sending of that one is a retry, and is not executed.
     #[allow(clippy::too_many_arguments)] // A request, taken apart once.
     fn write(
         &mut self,
@@ -176,7 +187,8 @@ impl Replica {
         answers: &mut impl Answers,
     ) {
         let request_hash = RequestHash::of(request.digest, &request.operation).unwrap_or_default();
-        if self.is_retry(asker, client, &header, request_hash, answers) {
+        let is_resolve = matches!(request.operation, Operation::Resolve(..));
+        if self.is_known(asker, client, &header, (request_hash, is_resolve), answers) {
             return;
         }
         if self.draining {
@@ -190,7 +202,10 @@ impl Replica {
             return self.refuse(asker, Status::Busy, reason, answers);
         }
         let hash = self.hash_of(request.digest, request.key);
-        let decision = self.decide(hash, request.key, header.condition, value.is_some());
+        let decision = match is_resolve {
+            true => Decision::NOT_DONE,
+            false => self.decide(hash, request.key, header.condition, value.is_some()),
+        };
         let stored = if decision.effect == Effect::Put { value.unwrap_or(&[]) } else { &[] };
         if decision.effect == Effect::Put {
             match self.make_room(now, request.key.len(), stored.len()) {
@@ -208,7 +223,9 @@ impl Replica {
         }
         let Ok(mut staged) = self.table.stage(hash, request.key, stored.len()) else {
             let reason = "the server's machine has no memory left; delete entries";
-            return self.refuse(asker, Status::OutOfSpace, reason, answers);
+            // It says nothing about the write that is asked about.
+            let status = if is_resolve { Status::Busy } else { Status::OutOfSpace };
+            return self.refuse(asker, status, reason, answers);
         };
         self.table.staged_append(&mut staged, stored);
         let Some(primary) = self.primary() else { return };
@@ -222,12 +239,13 @@ impl Replica {
             request: request_hash,
         };
         self.sessions.record(sn, record);
-        let mut waiter = Some(asker);
+        let mut waiters = Waiters::default();
         if holes::is_open(Hole::AnswerBeforeAck)
             || (holes::is_open(Hole::RefusalAnsweredAtOnce) && decision.effect == Effect::Nothing)
         {
             self.answer_write(asker, &record, answers);
-            waiter = None;
+        } else {
+            waiters.add(asker, is_resolve);
         }
         self.log(
             PendingWrite {
@@ -236,7 +254,7 @@ impl Replica {
                 hash,
                 record,
                 staged: Some(staged),
-                waiter,
+                waiters,
                 bytes,
             },
             answers,
@@ -244,12 +262,12 @@ impl Replica {
     }
 
     /// Whether the write needs no execution: it is known, or must not be executed.
-    fn is_retry(
+    fn is_known(
         &mut self,
         asker: Asker,
         client: ClientId,
         header: &WriteHeader,
-        request: RequestHash,
+        (request, is_resolve): (RequestHash, bool),
         answers: &mut impl Answers,
     ) -> bool {
         let mut found = self.sessions.look_up(client, header, request);
@@ -261,7 +279,7 @@ impl Replica {
             Lookup::New => return false,
             Lookup::Logged(_) if holes::is_open(Hole::RetryExecutesTwice) => return false,
             Lookup::Logged(logged) => {
-                self.answer_logged(asker, logged, answers);
+                self.answer_logged(asker, is_resolve, logged, answers);
                 return true;
             }
             Lookup::Mismatch => (
@@ -280,15 +298,21 @@ impl Replica {
         true
     }
 
-    /// Answers a retry from its record, once that is committed.
-    fn answer_logged(&mut self, asker: Asker, logged: LoggedRecord, answers: &mut impl Answers) {
+    /// Answers a retry or a RESOLVE from the record, once that is committed.
+    fn answer_logged(
+        &mut self,
+        asker: Asker,
+        is_resolve: bool,
+        logged: LoggedRecord,
+        answers: &mut impl Answers,
+    ) {
         let Some(primary) = self.primary_mut() else { return };
         if logged.sn > primary.sender.log.committed()
             && !holes::is_open(Hole::RetryAnsweredUncommitted)
         {
             let write = primary.sender.log.get_mut(logged.sn);
-            write.expect("uncommitted writes are pending").waiter = Some(asker);
-            return;
+            let write = write.expect("uncommitted writes are pending");
+            return write.waiters.add(asker, is_resolve);
         }
         self.answer_write(asker, &logged.record, answers);
     }

@@ -7,6 +7,7 @@ mod following;
 mod group;
 mod hand_over;
 mod hostile_copy;
+mod in_doubt;
 mod model;
 mod stream;
 mod writes;

@@ -352,7 +352,7 @@ impl Session {
             return self.greet(now, service, frame);
         };
         match frame.opcode {
-            client_opcode::GET..=client_opcode::VERIFY => {
+            opcode if client_opcode::is_request(opcode) => {
                 self.serve_request(now, service, client, frame, is_proven)
             }
             client_opcode::MAP => match Question::read(frame.opcode, frame.body) {

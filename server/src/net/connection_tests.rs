@@ -10,7 +10,7 @@ use kv_protocol::client_message::{
     Operation, Question, Status, opcode as client_opcode, read_map_answer,
 };
 use kv_protocol::frame::{Checksum, FrameRules, split_frame, write_frame};
-use kv_protocol::ids::ViewVersion;
+use kv_protocol::ids::{RequestHash, ViewVersion};
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, FRAME_DEADLINE, HELLO_DEADLINE, MAX_ANSWER_BODY, MAX_ERRORS_IN_A_ROW,
     MAX_OUTPUT_BYTES, STALL_DEADLINE,
@@ -25,8 +25,8 @@ use crate::known_map::{self, KnownMap};
 use crate::net::listener::Port;
 use crate::net::output::SendNow;
 use crate::net::testing::{
-    CLUSTER, GROUP, NOW, Pair, client, frames, hello, key, put, request, shard, shard_with_map,
-    shard_with_memory, take_output, take_output_at, told, view,
+    CLUSTER, GROUP, HEADER, NOW, Pair, client, frames, hello, key, put, request, shard,
+    shard_with_map, shard_with_memory, take_output, take_output_at, told, view,
 };
 use crate::shard::{Fate, Shard};
 
@@ -97,6 +97,31 @@ fn a_write_is_answered_only_when_the_other_holder_has_it() {
 }
 
 #[test]
+fn a_resolve_is_answered_only_when_the_other_holder_has_its_record() {
+    let mut pair = Pair::joined();
+    let id = client(&mut pair.primary);
+    let number = |id| Operation::Resolve(HEADER, RequestHash(id));
+    // Behind another request, so that it is looked at ahead of time as well.
+    let mut stream = request(1, key(), Operation::Noop);
+    stream.extend(request(2, key(), number(7)));
+    pair.primary.on_bytes(NOW, id, &stream);
+    assert_eq!(told(&take_output(&mut pair.primary, id)), [(Some(1), Status::Ok, String::new())]);
+    let there = pair.said_by_primary();
+    pair.secondary.on_bytes(NOW, pair.accepted, &there);
+    let back = pair.said_by_secondary();
+    pair.primary.on_bytes(NOW, pair.dialled, &back);
+    let said = told(&take_output(&mut pair.primary, id));
+    assert_eq!(said, [(Some(2), Status::NotDone, String::new())]);
+    let mut wrong = request(3, b"another", number(7));
+    *wrong.last_mut().unwrap() ^= 1;
+    wrong.extend(request(4, key(), number(0)));
+    pair.primary.on_bytes(NOW, id, &wrong);
+    let said = told(&take_output(&mut pair.primary, id));
+    assert_eq!(said.iter().map(|said| said.1).collect::<Vec<_>>(), [Status::Invalid; 2]);
+    assert!(said[0].2.contains("MD5") && said[1].2.contains("hash"), "{said:?}");
+}
+
+#[test]
 fn an_unknown_opcode_is_answered_with_the_supported_ones_and_the_connection_stays() {
     let mut shard = shard(0);
     let id = client(&mut shard);
@@ -106,7 +131,7 @@ fn an_unknown_opcode_is_answered_with_the_supported_ones_and_the_connection_stay
         shard.on_bytes(NOW, id, &frame);
         let told = told(&take_output(&mut shard, id));
         assert_eq!(told[0].1, Status::Unsupported);
-        assert!(told[0].2.contains("GET, PUT, DELETE, NOOP, VERIFY"), "{}", told[0].2);
+        assert!(told[0].2.contains("GET, PUT, DELETE, NOOP, VERIFY, RESOLVE"), "{}", told[0].2);
         assert_eq!(shard.fate(id), Fate::Read);
     }
     assert_eq!(shard.service.counters().refused, 2);

@@ -11,8 +11,8 @@ use kv_protocol::client_message::{
 };
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, Incarnation, Member, RequestId, RequestSeq, ServerId, ShardId,
-    Time, ViewVersion,
+    ClientId, ClusterId, GroupId, Incarnation, Member, RequestId, RequestSeq, SequenceNumber,
+    ServerId, ShardId, Time, ViewVersion,
 };
 use kv_protocol::limits::MAX_ANSWER_BODY;
 use kv_protocol::placement::{Digest, Placement};
@@ -99,13 +99,17 @@ pub(crate) fn request(id: u64, key: &[u8], operation: Operation<'_>) -> Vec<u8> 
     bytes
 }
 
+/// That of the first write of a session.
+pub(crate) const HEADER: WriteHeader = WriteHeader {
+    seq: RequestSeq(1),
+    first_incomplete: RequestSeq(1),
+    begun: SequenceNumber::ZERO,
+    condition: Condition::Always,
+};
+
 pub(crate) fn put(seq: u64, key: &[u8], value: &[u8]) -> Vec<u8> {
-    let header = WriteHeader {
-        seq: RequestSeq(seq),
-        first_incomplete: RequestSeq(seq.saturating_sub(20).max(1)),
-        begun: Default::default(),
-        condition: Condition::Always,
-    };
+    let first_incomplete = RequestSeq(seq.saturating_sub(20).max(1));
+    let header = WriteHeader { seq: RequestSeq(seq), first_incomplete, ..HEADER };
     request(seq, key, Operation::Put(header, value))
 }
 

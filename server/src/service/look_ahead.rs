@@ -12,7 +12,7 @@
 //! here is not computed again there.
 
 use kv_core::table::{LOOK_AHEAD, TableHash};
-use kv_protocol::client_message::{Operation, Request};
+use kv_protocol::client_message::Request;
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::GroupId;
 use kv_protocol::peer_message::{BatchReader, PeerMessage};
@@ -102,7 +102,7 @@ impl Service {
                     hashes[known] = replica.hash_of(request.digest, request.key);
                     known += 1;
                 }
-                if let Operation::Put(..) | Operation::Delete(_) = request.operation {
+                if request.operation.write_header().is_some() {
                     proven |= unproven.add(frames - 1, request.key, request.digest);
                 }
             }
