@@ -223,10 +223,10 @@ typedef struct {
      */
     uint32_t connect_timeout_ms;
     /**
-     * Most calls on the handle at once; more wait for their turn, within their deadlines. Each has one
-     * connection to each shard of a server that it needs (a second one to a shard that has forgotten it),
-     * and leaves it open for later ones. Queues have connections of their own, which do not count.
-     * Default 64, at most 4,096.
+     * Most connections of the handle to each shard of a server, and one more to a shard that has forgotten
+     * the handle. All threads share them; no call waits for the end of another. More of them may help where
+     * many large values are under way at once. Queues have connections of their own, which do not count.
+     * Default 1, at most 64.
      */
     uint32_t connections_per_shard;
     /**

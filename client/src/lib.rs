@@ -17,7 +17,7 @@
 //!   caller    <-- the value, where it was received      <-- frames in
 //! ```
 //!
-//! A [`Client`] belongs to one thread at a time; a program with many threads gives each its own. No
+//! A [`Client`] belongs to one thread at a time. Many threads share the connections of a [`SharedClient`]. No
 //! call outlives its deadline, whatever the servers do. A write is retried under the number it got
 //! first, so it is executed once; what cannot be known is said: [`Error::InDoubt`].
 //!
