@@ -205,6 +205,18 @@ impl Turn {
         self.gate().pending
     }
 
+    /// Whether the thread may go on.
+    fn is_done(&self) -> bool {
+        let gate = self.gate();
+        gate.pending <= gate.enough
+    }
+
+    fn wake_all(woken: Vec<Arc<Turn>>) {
+        for turn in woken {
+            turn.told.notify_one();
+        }
+    }
+
     /// Notes an end. Returns whether the thread may go on.
     fn note_end(&self) -> bool {
         let mut gate = self.gate();
@@ -282,14 +294,11 @@ impl Ends for LaneEnds<'_> {
 }
 
 impl State {
-    /// Lets the engine do something, and wakes the threads that may go on.
-    fn with<T>(&mut self, run: impl FnOnce(&mut Engine, &mut LaneEnds<'_>) -> T) -> T {
+    /// Lets the engine do something. Returns the threads that may go on, which the caller wakes.
+    fn with(&mut self, run: impl FnOnce(&mut Engine, &mut LaneEnds<'_>)) -> Vec<Arc<Turn>> {
         let mut ends = LaneEnds { underway: &mut self.underway, woken: Vec::new(), bytes: 0 };
-        let result = run(&mut self.engine, &mut ends);
-        for turn in ends.woken {
-            turn.told.notify_one();
-        }
-        result
+        run(&mut self.engine, &mut ends);
+        ends.woken
     }
 
     /// Has the thread that has waited for longest lead, if one waits.
@@ -327,18 +336,19 @@ impl Lane {
         ops: &mut dyn Iterator<Item = (usize, Op<'_>, Digest)>,
     ) -> Result<(), Error> {
         let mut ops = ops.peekable();
-        let mut state = self.lock()?;
-        if state.engine.in_flight() == 0 {
-            // A server may have ended since the last call. To notice that before the request is
-            // sent is the difference between UNAVAILABLE and IN_DOUBT.
-            let now = Instant::now();
-            let _ = state.with(|engine, ends| engine.turn(now, ends));
-        }
         let mut bytes = 0;
         loop {
+            let mut state = self.lock()?;
+            if state.engine.in_flight() == 0 {
+                // A server may have ended since the last call. To notice that before the request is
+                // sent is the difference between UNAVAILABLE and IN_DOUBT.
+                let now = Instant::now();
+                state.with(|engine, ends| {
+                    let _ = engine.turn(now, ends);
+                });
+            }
             let now = Instant::now();
-            let pending = call.turn.pending();
-            if pending == 0 {
+            if call.turn.pending() == 0 {
                 bytes = 0;
             }
             while let Some((_, op, _)) = ops.peek()
@@ -357,8 +367,8 @@ impl Lane {
                 false if bytes > BATCH_BYTES_IN_FLIGHT / 2 => 0,
                 false => call.turn.pending() / 2,
             };
-            state.with(|engine, ends| engine.begin_turn(now, ends));
-            state = self.wait(&call.turn, state)?;
+            Turn::wake_all(state.with(|engine, ends| engine.begin_turn(now, ends)));
+            self.wait(&call.turn, state)?;
             if is_last {
                 return Ok(());
             }
@@ -366,26 +376,12 @@ impl Lane {
     }
 
     /// Waits until enough operations of a thread have ended; leads where nobody else does.
-    fn wait<'a>(
-        &'a self,
-        turn: &Arc<Turn>,
-        mut state: MutexGuard<'a, State>,
-    ) -> Result<MutexGuard<'a, State>, Error> {
+    fn wait<'a>(&'a self, turn: &Arc<Turn>, mut state: MutexGuard<'a, State>) -> Result<(), Error> {
         let (mut leads, mut is_in_line) = (false, false);
         let mut readiness: Vec<Readiness> = Vec::new();
-        loop {
-            {
-                let mut gate = turn.gate();
-                if std::mem::take(&mut gate.leads) {
-                    (leads, is_in_line) = (true, false);
-                }
-                if gate.pending <= gate.enough {
-                    drop(gate);
-                    if leads {
-                        state.hand_over();
-                    }
-                    return Ok(state);
-                }
+        while !turn.is_done() {
+            if std::mem::take(&mut turn.gate().leads) {
+                (leads, is_in_line) = (true, false);
             }
             let next = state.engine.next_timer();
             if leads || !state.is_led {
@@ -395,7 +391,7 @@ impl Lane {
                 let timeout = next.saturating_duration_since(Instant::now());
                 let waited = self.waiter.wait(timeout, &mut readiness);
                 state = self.lock()?;
-                state.with(|engine, ends| {
+                let woken = state.with(|engine, ends| {
                     let now = engine.end_turn(&readiness, ends);
                     if let Err(error) = waited {
                         // A program cannot cause it by servers or networks.
@@ -403,6 +399,13 @@ impl Lane {
                     }
                     engine.begin_turn(now, ends);
                 });
+                if turn.is_done() {
+                    state.hand_over();
+                    drop(state);
+                    Turn::wake_all(woken);
+                    return Ok(());
+                }
+                Turn::wake_all(woken);
             } else {
                 if !is_in_line {
                     state.line.push_back(Arc::clone(turn));
@@ -410,12 +413,21 @@ impl Lane {
                 }
                 drop(state);
                 turn.wait(next + LEADER_IS_LATE);
+                if turn.is_done() && !turn.gate().leads {
+                    // The lane is not needed any more. Nobody is told to lead who is done.
+                    return Ok(());
+                }
                 state = self.lock()?;
                 if Instant::now() >= next + LEADER_IS_LATE {
-                    state.with(|engine, ends| engine.begin_turn(Instant::now(), ends));
+                    let now = Instant::now();
+                    Turn::wake_all(state.with(|engine, ends| engine.begin_turn(now, ends)));
                 }
             }
         }
+        if leads || std::mem::take(&mut turn.gate().leads) {
+            state.hand_over();
+        }
+        Ok(())
     }
 }
 
