@@ -8,6 +8,7 @@ mod group;
 mod hand_over;
 mod hostile_copy;
 mod model;
+mod narrow;
 mod stream;
 mod writes;
 
