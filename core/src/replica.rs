@@ -395,7 +395,7 @@ impl Replica {
             PeerMessage::Ack(ack) => self.on_ack(now, ack, answers),
             PeerMessage::Marked(marked) => self.on_marked(marked, answers),
             PeerMessage::Prepare(prepare) => self.on_prepare(prepare),
-            PeerMessage::Fragment(fragment) => self.on_fragment(fragment),
+            PeerMessage::Fragment(fragment) => self.on_fragment(now, fragment),
             PeerMessage::Beacon(beacon) => self.on_beacon(beacon),
             PeerMessage::CopyStart(start) => self.on_copy_start(start),
             PeerMessage::CopyEntry(entry) => self.on_copy_entry(entry),

@@ -287,8 +287,9 @@ pub struct Ack {
     pub sn: SequenceNumber,
     /// The newest `t_send` received.
     pub echo: Time,
-    /// Messages of the copy taken since its start; 0 from a secondary.
-    pub copied: u64,
+    /// From a candidate: messages of the copy taken since its start. Else bytes of the value of write `sn` + 1 that have
+    /// come.
+    pub taken: u64,
 }
 
 /// Sent when there is nothing else to say, so that leases go on.
@@ -376,7 +377,7 @@ impl<'a> PeerMessage<'a> {
                 body.put_u64(ack.view.0);
                 body.put_u64(ack.sn.0);
                 body.put_u64(ack.echo.nanos);
-                body.put_u64(ack.copied);
+                body.put_u64(ack.taken);
             }
             PeerMessage::Beacon(beacon) => {
                 body.put_u8(KIND_BEACON);
@@ -434,7 +435,7 @@ impl<'a> PeerMessage<'a> {
                 view: ViewVersion(reader.u64("view version")?),
                 sn: SequenceNumber(reader.u64("sn")?),
                 echo: Time::from_nanos(reader.u64("echo")?),
-                copied: reader.u64("copied")?,
+                taken: reader.u64("taken")?,
             })),
             KIND_BEACON => Ok(PeerMessage::Beacon(Beacon {
                 view: ViewVersion(reader.u64("view version")?),

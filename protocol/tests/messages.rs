@@ -231,7 +231,7 @@ proptest! {
             PeerMessage::Beacon(Beacon { view, t_send }),
             PeerMessage::Prepare(prepare),
             PeerMessage::Fragment(Fragment { view, sn, offset: more, bytes: &value }),
-            PeerMessage::Ack(Ack { view, sn, echo: t_send, copied: numbers[0] }),
+            PeerMessage::Ack(Ack { view, sn, echo: t_send, taken: numbers[0] }),
             PeerMessage::CopyStart(CopyStart { view, sn, forgotten: SequenceNumber(numbers[3]) }),
             PeerMessage::CopyEntry(CopyEntry {
                 view, committed: sn, version: sn, digest: Digest(digest), key: &key,
@@ -366,14 +366,14 @@ fn a_batch_is_the_same_in_an_empty_output_and_behind_what_another_holds() {
             let (view, sn) = (ViewVersion(1), SequenceNumber(n));
             let mut batch = BatchWriter::new(output);
             assert_eq!((batch.count(), batch.len(), batch.is_empty()), (0, 0, true));
-            batch.push(&PeerMessage::Ack(Ack { view, sn, echo: Time::from_nanos(n), copied: n }));
+            batch.push(&PeerMessage::Ack(Ack { view, sn, echo: Time::from_nanos(n), taken: n }));
             assert_eq!((batch.count(), batch.is_empty()), (1, false));
             batch.finish();
             let held = output.len();
             BatchWriter::new(output).finish();
             assert_eq!(output.len(), held, "nothing was said");
             let mut unfinished = BatchWriter::new(output);
-            unfinished.push(&PeerMessage::Ack(Ack { view, sn, echo: Time::default(), copied: 0 }));
+            unfinished.push(&PeerMessage::Ack(Ack { view, sn, echo: Time::default(), taken: 0 }));
             drop(unfinished);
             assert_eq!(output.len(), held, "half a frame stayed");
         }
@@ -477,7 +477,7 @@ fn every_status_comes_back_from_its_number() {
 fn an_ack_batch_has_the_documented_layout() {
     let echo = Time::from_nanos(7);
     let (view, sn) = (ViewVersion(2), SequenceNumber(5));
-    let bytes = batch_of(&[PeerMessage::Ack(Ack { view, sn, echo, copied: 9 })]);
+    let bytes = batch_of(&[PeerMessage::Ack(Ack { view, sn, echo, taken: 9 })]);
     let expected = concat!(
         "27000000",
         "01",

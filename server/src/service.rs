@@ -51,8 +51,9 @@ use new_sessions::NewSessions;
 
 pub(crate) use look_ahead::Ahead;
 
-/// A stream to a peer with so many unsent bytes is given no more until the peer takes some.
-const STREAM_OUTPUT_BYTES: usize = 1 << 20;
+/// A stream to a peer with so many unsent bytes is given no more until the peer takes some. A beacon waits for as many,
+/// for a batch, and for what the kernel has taken of the stream (`UNSENT_BYTES` in `net/hub.rs`).
+const STREAM_OUTPUT_BYTES: usize = 64 << 10;
 /// The first pause before a lost stream is dialled again; it doubles up to the last.
 const REDIAL_FIRST: Duration = Duration::from_millis(1);
 const REDIAL_LAST: Duration = Duration::from_millis(100);
@@ -466,6 +467,13 @@ impl Service {
             dial.pause = REDIAL_FIRST;
         }
         Ok(())
+    }
+
+    /// Bytes of a message of a group's stream came, and not all of it yet.
+    pub(crate) fn on_part_of_peer_message(&mut self, now: Time, group: GroupId, id: ConnectionId) {
+        if let Some(hosted) = self.hosted(group).filter(|hosted| hosted.stream == Some(id)) {
+            hosted.replica.on_part_of_message(now);
+        }
     }
 
     /// A connection that carried a group's stream is gone.

@@ -89,7 +89,7 @@ impl Replica {
             return Err(StreamError::WrongEnd);
         }
         copy.taken += 1;
-        follower.owe_copy_ack();
+        follower.owe_sign();
         Ok(copy)
     }
 
@@ -200,7 +200,7 @@ impl Replica {
         copy.stage = Stage::Complete;
         copy.tombstones = Tombstones::default();
         copy.mark = Some(Marked { view: end.view, sn: end.sn, content });
-        follower.owe_copy_ack();
+        follower.owe_sign();
         Ok(())
     }
 }

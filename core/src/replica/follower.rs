@@ -1,4 +1,6 @@
 //! The receiving end of the stream: apply in order, at once, and ack what is applied.
+//!
+//! On a narrow link a long value takes longer than a lease. So what has come of it is acked as well, once an interval.
 
 use kv_protocol::control_message::Following;
 use kv_protocol::copy_message::Handover;
@@ -22,7 +24,7 @@ pub(super) struct Follower {
     partial: Option<Partial>,
     /// The newest `t_send` that has not been acked.
     owed: Option<Time>,
-    /// The newest `t_send` of the stream: what an ack of the copy echoes.
+    /// The newest `t_send` of the stream: what an ack of the copy, or of a part of a value, echoes.
     newest: Option<Time>,
     /// The write that it last had no memory for.
     no_memory_for: Option<SequenceNumber>,
@@ -70,8 +72,14 @@ impl Follower {
         self.newest = Some(self.newest.map_or(t_send, |newest| newest.max(t_send)));
     }
 
-    /// Notes that an ack of the copy is due.
-    pub(super) fn owe_copy_ack(&mut self) {
+    /// The bytes of the value of the next write that have come.
+    pub(super) fn part(&self, table: &Table) -> u64 {
+        let partial = self.partial.as_ref();
+        partial.map_or(0, |partial| table.staged_entry(&partial.staged).1.len() as u64)
+    }
+
+    /// Notes that an ack is due of what has no `t_send`.
+    pub(super) fn owe_sign(&mut self) {
         self.owed = self.owed.or(self.newest);
     }
 
@@ -90,9 +98,9 @@ impl Follower {
     }
 
     /// The ack that is due.
-    pub(super) fn take_ack(&mut self, view: ViewVersion, copied: u64) -> Option<Ack> {
+    pub(super) fn take_ack(&mut self, view: ViewVersion, taken: u64) -> Option<Ack> {
         let echo = self.owed.take()?;
-        Some(Ack { view, sn: self.last, echo, copied })
+        Some(Ack { view, sn: self.last, echo, taken })
     }
 }
 
@@ -213,9 +221,14 @@ impl Replica {
         }
     }
 
-    pub(super) fn on_fragment(&mut self, fragment: &Fragment<'_>) -> Result<(), StreamError> {
+    pub(super) fn on_fragment(
+        &mut self,
+        now: Time,
+        fragment: &Fragment<'_>,
+    ) -> Result<(), StreamError> {
         self.may_follow()?;
         let sn = fragment.sn;
+        let may_sign = self.may_sign(now);
         let (Role::TakingOver(follower) | Role::Secondary(follower) | Role::Candidate(follower, _)) =
             &mut self.role
         else {
@@ -241,8 +254,29 @@ impl Replica {
             follower.owe_ack(whole.t_send);
             self.apply_committed(sn, Effect::Put, Some(whole.staged));
             self.keep_record(sn, whole.record);
+        } else if may_sign {
+            follower.owe_sign();
         }
         Ok(())
+    }
+
+    /// Bytes of a message came, and not all of them yet. Where that takes long, the link is narrow, and its sender is
+    /// there: it is heard, and hears as much.
+    pub fn on_part_of_message(&mut self, now: Time) {
+        self.readings.note(now);
+        let may_sign = self.may_sign(now);
+        if let Some(follower) = self.follower_mut().filter(|follower| follower.connected) {
+            if may_sign {
+                follower.owe_sign();
+            }
+            self.hear(now);
+        }
+    }
+
+    /// Whether the last ack is so old that one more may go that no beacon asks for.
+    fn may_sign(&self, now: Time) -> bool {
+        let times = self.config.failure_timeout;
+        self.acked.is_none_or(|acked| acked.until + times.beacon_interval() <= now + times.grace())
     }
 
     /// The other holder shows that it is there.

@@ -194,6 +194,11 @@ impl PendingLog {
         SequenceNumber(self.committed.0 + self.cursor.whole as u64)
     }
 
+    /// Whether the rest of a value is what goes out next.
+    pub(super) fn is_amid_value(&self) -> bool {
+        self.cursor.part.is_some()
+    }
+
     /// Whether something waits to be sent.
     pub(super) fn has_unsent(&self) -> bool {
         self.cursor.whole < self.writes.len()

@@ -36,7 +36,7 @@ impl Replica {
             PeerMessage::Beacon(beacon) => (SequenceNumber::ZERO, beacon.t_send),
             _ => return false,
         };
-        self.planted.old_ack = Some(Ack { view, sn, echo, copied: 0 });
+        self.planted.old_ack = Some(Ack { view, sn, echo, taken: 0 });
         true
     }
 

@@ -87,6 +87,8 @@ pub(super) struct Sender {
     fruitless: u32,
     /// Whether a write was acked on the stream that stands.
     has_progressed: bool,
+    /// The bytes of the value of the oldest write that were acked on it.
+    part: u64,
     /// The following end has refused a stream for this reason, and acked no write since.
     refused: Following,
 }
@@ -114,7 +116,7 @@ impl Sender {
 
     pub(super) fn connect(&mut self) {
         self.stream = Stream::Up { t_send: None };
-        self.has_progressed = false;
+        (self.has_progressed, self.part) = (false, 0);
     }
 
     pub(super) fn disconnect(&mut self) {
@@ -135,14 +137,18 @@ impl Sender {
         self.disconnect();
     }
 
-    /// The other end has acked up to here: whether that is more than before, or all there is.
-    pub(super) fn note_ack(&mut self, sn: SequenceNumber) -> bool {
+    /// The other end has acked up to here, and so many bytes of the value of the next write: whether that is more than
+    /// before on this stream, or all there is.
+    pub(super) fn note_ack(&mut self, sn: SequenceNumber, part: u64) -> bool {
         let is_progress = sn > self.log.committed() || self.log.is_empty();
         if is_progress {
-            self.has_progressed = true;
+            (self.has_progressed, self.part) = (true, part);
             (self.fruitless, self.refused) = (0, Following::KeepsUp);
+            return true;
         }
-        is_progress || self.fruitless == 0
+        let has_more = part > self.part;
+        self.part = self.part.max(part);
+        has_more || self.fruitless == 0
     }
 
     /// The other end has refused the stream for want of memory.
@@ -322,12 +328,12 @@ impl Replica {
         if ack.sn > sent || !sender.has_sent(ack.echo) {
             return Err(StreamError::Impossible { claimed: ack.sn, committed, sent });
         }
-        let is_heard = sender.note_ack(ack.sn);
+        let is_heard = sender.note_ack(ack.sn, ack.taken);
         if let Role::Primary(primary) = &mut self.role {
             let late = holes::is_open(Hole::LeaseFromAckReceipt);
             primary.lease.renew(if late { now } else { ack.echo }, self.config.failure_timeout);
             if let Candidacy::Copying(copy) = &mut primary.candidacy {
-                copy.on_acked(ack.copied);
+                copy.on_acked(ack.taken);
             }
         }
         if is_heard {

@@ -15,7 +15,7 @@ use std::cmp::Ordering;
 
 use kv_protocol::copy_message::Handover;
 use kv_protocol::ids::{ClusterId, Member, Time};
-use kv_protocol::limits::MAX_VIEW_STEP;
+use kv_protocol::limits::{FRAGMENT_BYTES, MAX_VIEW_STEP};
 use kv_protocol::peer_message::{
     BatchWriter, Beacon, PeerHello, PeerMessage, PeerRefusal, PeerRefusalReason, PeerWelcome,
 };
@@ -163,7 +163,7 @@ impl Replica {
         sender.connect();
         let is_progress = welcome.last > sender.log.committed();
         if is_progress {
-            sender.note_ack(welcome.last);
+            sender.note_ack(welcome.last, 0);
         }
         if let Role::HandingOver(old) = &mut self.role {
             old.is_said = false;
@@ -271,7 +271,9 @@ impl Replica {
             sender.note_sent(now);
         }
         while sender.log.has_unsent() {
-            if batch.is_full() {
+            // One piece of a long value is enough: a beacon may come before the next.
+            let has_piece = batch.len() >= FRAGMENT_BYTES && sender.log.is_amid_value();
+            if batch.is_full() || has_piece {
                 return Pumped::More;
             }
             let mut asks_for_ack = false;
@@ -327,7 +329,8 @@ impl Replica {
                 (follower.take_ack(view, copy.taken()), copy.take_mark())
             }
             Role::TakingOver(follower) | Role::Secondary(follower) => {
-                (follower.take_ack(view, 0), None)
+                let part = follower.part(&self.table);
+                (follower.take_ack(view, part), None)
             }
             _ => return,
         };

@@ -9,6 +9,7 @@ mod hand_over;
 mod hostile_copy;
 mod in_doubt;
 mod model;
+mod narrow;
 mod stream;
 mod writes;
 

@@ -32,6 +32,9 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Unacknowledged bytes this old mean that the peer's host is gone.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
+/// So much the kernel takes of a stream ahead of what the network takes. What it has taken goes before every later
+/// beacon: left alone it takes megabytes, which a narrow link carries for longer than a lease.
+const UNSENT_BYTES: u32 = 128 << 10;
 /// A client's host that is gone is noticed after about this long.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
@@ -197,6 +200,8 @@ pub(crate) fn set_options(socket: &impl AsFd, port: Port) {
         Port::Clients => {
             socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE))
         }
-        Port::Servers => socket.set_tcp_user_timeout(Some(PEER_TIMEOUT)),
+        Port::Servers => socket
+            .set_tcp_user_timeout(Some(PEER_TIMEOUT))
+            .and_then(|()| socket.set_tcp_notsent_lowat(UNSENT_BYTES)),
     };
 }

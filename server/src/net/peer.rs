@@ -113,6 +113,11 @@ impl Peer {
         }
         self.input.extend(rest);
         self.input.trim(KEPT_INPUT);
+        if let Stage::Streams(group) = self.stage
+            && !took_frames
+        {
+            service.on_part_of_peer_message(now, group, self.id);
+        }
         if !matches!(self.stage, Stage::Streams(_)) {
             // The handshake as a whole has one deadline.
         } else if !self.input.is_partial() {

@@ -1,5 +1,7 @@
 //! Streams between two shards without sockets: resuming, replacing, strangers, damage.
 
+use std::time::Duration;
+
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{Operation, ReplicaRole, Status};
 use kv_protocol::control_message::ReplicaReport;
@@ -14,7 +16,7 @@ use proptest::prelude::*;
 use crate::net::listener::Port;
 use crate::net::testing::{
     CLUSTER, GROUP, KEY, NOW, Pair, client, hello, key, member, put, request, shard, take_output,
-    told, view,
+    take_output_at, told, view,
 };
 use crate::shard::{Fate, Shard};
 
@@ -239,10 +241,33 @@ fn a_stream_that_takes_nothing_is_given_a_bounded_amount() {
         pair.primary.finish_wake_up(NOW);
     }
     let unsent = pair.primary.unsent(pair.dialled).len();
-    assert!(unsent < 2 << 20, "{unsent} bytes wait for a peer that takes none");
+    assert!(unsent < 256 << 10, "{unsent} bytes wait for a peer that takes none");
     pair.exchange();
     assert_eq!(told(&take_output(&mut pair.primary, id)).len(), 20);
     assert_eq!(pair.primary.service.replica(GROUP).unwrap().view_version(), ViewVersion(1));
+}
+
+#[test]
+fn a_batch_that_comes_slowly_is_heard_at_both_ends_before_it_is_whole() {
+    let mut pair = Pair::joined();
+    let id = client(&mut pair.primary);
+    pair.primary.on_bytes(NOW, id, &put(1, key(), &[7; 64 << 10]));
+    let there = pair.said_by_primary();
+    let mut now = NOW;
+    for piece in there.chunks(there.len() / 20) {
+        now = now + Duration::from_millis(50);
+        pair.secondary.on_bytes(now, pair.accepted, piece);
+        pair.secondary.finish_wake_up(now);
+        let back = take_output_at(now, &mut pair.secondary, pair.accepted);
+        pair.primary.on_bytes(now, pair.dialled, &back);
+        for shard in [&mut pair.primary, &mut pair.secondary] {
+            shard.service.on_time(now);
+            let replica = shard.service.replica(GROUP).expect("it hosts the group");
+            let silence = now.since(replica.heard());
+            assert!(silence <= Duration::from_millis(150), "{silence:?}");
+        }
+    }
+    assert_eq!(told(&take_output(&mut pair.primary, id))[0].1, Status::Ok);
 }
 
 proptest! {

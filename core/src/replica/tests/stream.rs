@@ -62,7 +62,7 @@ fn an_ack_of_what_was_never_sent_is_refused() {
         view: ViewVersion(1),
         sn: SequenceNumber(1),
         echo: pair.now,
-        copied: 0,
+        taken: 0,
     };
     let got = pair.primary.on_peer_message(pair.now, &PeerMessage::Ack(ack), &mut pair.inbox);
     assert!(matches!(got, Err(StreamError::Impossible { .. })), "{got:?}");
@@ -195,7 +195,7 @@ fn a_new_stream_owes_no_ack_of_the_old_one_and_takes_none_before_it_stands() {
         view: ViewVersion(1),
         sn: SequenceNumber(1),
         echo: pair.now,
-        copied: 0,
+        taken: 0,
     };
     let got = pair.primary.on_peer_message(pair.now, &PeerMessage::Ack(ack), &mut pair.inbox);
     assert!(matches!(got, Err(StreamError::Impossible { .. })), "{got:?}");
