@@ -29,7 +29,8 @@ const CANDIDATES_MAX: usize = 2 * CHOSEN_MAX;
 /// fill so many eighths of it.
 const LONG_RUN_PAGES: usize = 64;
 const FILLED_EIGHTHS: usize = 7;
-/// The most chunks that moves take from the source: these, or one for so many that are held.
+/// The most chunks that moves are expected to take from the source: these, or one for so many that are held. They
+/// may take one more: entries that find no room at the end of a pass would keep all of its chunks.
 const FRESH_MAX: usize = 2;
 const HELD_FOR_ONE_FRESH: usize = 32;
 
@@ -246,7 +247,7 @@ impl Arena {
         if chosen < fresh.max(1) || (chosen == 1 && fresh > 0) {
             return Preparation::Futile;
         }
-        evacuation.fresh_max = evacuation.fresh_max.min(chosen).min(fresh + 1);
+        evacuation.fresh_max = chosen.min(fresh + 1);
         evacuation.stage = Stage::Moves;
         Preparation::Ready
     }
