@@ -1,29 +1,34 @@
 //! Memory for the entries and slots of one table, cut from large chunks.
 //!
 //! ```text
-//!   ChunkSource     chunks of 2 MiB (the server: huge pages)
-//!        |
-//!     chunk         512 pages; runs of pages go to
-//!        +-- slab        objects of one size class, with a free list of its own
-//!        +-- page run    one allocation above 8 pages
-//!        +-- tail        the last, partial chunk of one allocation above a chunk
+//!   ChunkSource
+//!        +-- chunk       2 MiB (the server: a huge page), 512 pages; runs of pages go to
+//!        |      +-- slab        objects of one size class, with a free list of its own
+//!        |      +-- page run    one allocation above 8 pages
+//!        +-- window      the addresses of a chunk; only pages in use have memory
+//!        |      +-- block       one allocation above 64 pages
+//!        +-- block       one allocation above a chunk
 //! ```
 //!
-//! An allocation is named by a [`Handle`] of 32 bits that counts units of 16 bytes, so an arena
-//! reaches 64 GiB (less one chunk). A number is used up by each chunk, and for an allocation above
-//! a chunk by its first chunk and by its tail only.
+//! So whatever the sizes are, nearly all memory can be used: the pieces of a chunk are small enough for it to be
+//! filled to seven eighths, and a block has exactly the pages that it needs (`block`).
+//!
+//! An allocation is named by a [`Handle`] of 32 bits: the number of its chunk, window or block, and its
+//! place there in units of 16 bytes. There are 32,767 numbers with chunks of 2 MiB: an arena reaches 64 GiB with
+//! allocations up to 256 KiB or above a chunk. Between these sizes a window may hold a single block, or many. If
+//! nothing was freed it is more than half full, save for the last, so the arena reaches 32 GiB; whatever was freed,
+//! it reaches 8 GiB. Beyond its reach it is out of memory.
 //!
 //! A slab whose last object is freed gives its pages back to its chunk, and a chunk whose last page
 //! is freed goes back to the source, save for one spare, so that an allocation that comes and goes
 //! at a border costs no system call. The arena moves nothing by itself: a chunk with one small object
 //! left stays, until its owner empties it by an evacuation (`evacuation`).
-//!
-//! An allocation of more than half a chunk leaves the rest of its chunk to smaller ones; where all
-//! allocations are of such a size, up to half of the memory stays unused.
 
+use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::ptr::NonNull;
 
+mod block;
 mod chunk;
 mod chunk_source;
 mod evacuation;
@@ -37,7 +42,7 @@ pub use chunk_source::{
 };
 use evacuation::Evacuation;
 pub use evacuation::{Evacuated, Preparation};
-use page_map::RunIndex;
+use page_map::{PAGES_PER_CHUNK, PageMap, RunIndex};
 use size_class::{CLASSES_MAX, Fit, Sizes};
 use slab::{NO_SLAB, Slab, SlabId};
 
@@ -48,7 +53,8 @@ pub const UNIT_BYTES: usize = 16;
 const POISON_BYTES_MAX: usize = 256;
 const POISON: u8 = 0xDD;
 
-/// Names an allocation of one arena: its chunk's number, and its place there in units of 16 bytes.
+/// Names an allocation of one arena: the number of its chunk, window or block, and its place there in units of 16
+/// bytes.
 /// Never zero, so that zero can stand for "none" where handles are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle(NonZeroU32);
@@ -71,20 +77,25 @@ pub struct Arena {
     sizes: Sizes,
     /// A handle is a chunk's number above so many bits of a place within it.
     place_bits: u32,
-    /// Where each chunk begins; null for a number that is not in use, and for number 0, which never
+    /// Where each chunk, window or block begins; null for a number that is not in use, and for number 0, which never
     /// is.
     bases: Vec<*mut u8>,
     chunks: Vec<Chunk>,
     vacant_numbers: Vec<u32>,
     runs: RunIndex,
+    window_runs: RunIndex,
     /// A chunk without allocations that is kept.
     spare: Option<u32>,
     slabs: Vec<Slab>,
     vacant_slabs: Vec<SlabId>,
     /// For each class the first of its slabs that have a free object.
     open_slabs: [SlabId; CLASSES_MAX],
-    chunks_held: usize,
     paged_chunks: usize,
+    windows: usize,
+    block_pages: usize,
+    /// Pages that were in blocks of late, the newest last. In their windows they are not free yet.
+    warm: VecDeque<block::Run>,
+    warm_pages: usize,
     used_bytes: usize,
     /// The bytes of all allocations that were ever freed.
     freed_bytes: u64,
@@ -112,12 +123,16 @@ impl Arena {
             chunks: Vec::new(),
             vacant_numbers: Vec::new(),
             runs: RunIndex::default(),
+            window_runs: RunIndex::default(),
             spare: None,
             slabs: Vec::new(),
             vacant_slabs: Vec::new(),
             open_slabs: [NO_SLAB; CLASSES_MAX],
-            chunks_held: 0,
             paged_chunks: 0,
+            windows: 0,
+            block_pages: 0,
+            warm: VecDeque::new(),
+            warm_pages: 0,
             used_bytes: 0,
             freed_bytes: 0,
             evacuation: None,
@@ -125,7 +140,7 @@ impl Arena {
     }
 
     /// Memory for `bytes` (at least 1), aligned to 16, its content undefined. `None` if the source
-    /// has no more or the arena's reach of 64 GiB is used up; nothing has changed then.
+    /// has no more or the arena's reach is used up; nothing has changed then.
     pub fn allocate(&mut self, bytes: usize) -> Option<Handle> {
         assert!(bytes > 0, "an allocation has at least one byte");
         let fit = self.sizes.fit(bytes);
@@ -135,7 +150,7 @@ impl Arena {
                 let (chunk, page, _) = self.take_pages(pages, |_| pages)?;
                 self.handle_of(chunk, page)
             }
-            Fit::Chunks { whole, tail_pages } => self.allocate_chunks(whole, tail_pages)?,
+            Fit::Block(pages) => self.allocate_block(pages)?,
         };
         self.used_bytes += self.sizes.bytes_of(fit);
         Some(Handle(NonZeroU32::new(handle).expect("chunk number 0 is never used")))
@@ -162,23 +177,21 @@ impl Arena {
             // SAFETY: the caller says that `handle` is a live allocation of this size.
             Fit::Class(_) => unsafe { self.free_object(handle, chunk, page) },
             Fit::Pages(pages) => self.give_pages(chunk, page, pages),
-            Fit::Chunks { tail_pages, .. } => self.free_chunks(chunk, tail_pages),
+            Fit::Block(pages) => self.free_block(chunk, page, pages),
         }
     }
 
-    /// The bytes of the chunks that an allocation of `bytes` would take from the source; 0 if it finds room
-    /// in those that are held.
+    /// The bytes that an allocation of `bytes` would take from the source; 0 if it finds room in the chunks that
+    /// are held.
     pub fn fresh_bytes(&self, bytes: usize) -> usize {
         let pages = match self.sizes.fit(bytes) {
             Fit::Class(class) if self.open_slabs[class] != NO_SLAB => return 0,
             Fit::Class(class) => self.sizes.slab_pages_min(class),
             Fit::Pages(pages) => pages,
-            Fit::Chunks { whole, tail_pages } => {
-                return (whole + usize::from(tail_pages > 0)) * self.sizes.chunk_bytes();
-            }
+            Fit::Block(pages) => return self.fresh_block_bytes(pages),
         };
         let has_room = self.spare.is_some() || self.runs.find(pages, None).is_some();
-        if has_room { 0 } else { self.sizes.chunk_bytes() }
+        if has_room { 0 } else { self.fresh_block_bytes(PAGES_PER_CHUNK) }
     }
 
     /// The size of a chunk.
@@ -199,48 +212,56 @@ impl Arena {
         self.used_bytes
     }
 
-    /// The bytes of all chunks held, and of the arena's own lists.
+    /// The bytes of all chunks and blocks held, and of the arena's own lists.
     pub fn reserved_bytes(&self) -> usize {
-        self.chunks_held * self.sizes.chunk_bytes()
+        self.held_bytes()
             + self.paged_chunks * size_of::<PagedChunk>()
+            + self.windows * size_of::<PageMap>()
             + self.bases.capacity() * size_of::<*mut u8>()
             + self.chunks.capacity() * size_of::<Chunk>()
             + self.vacant_numbers.capacity() * size_of::<u32>()
             + self.runs.heap_bytes()
+            + self.window_runs.heap_bytes()
+            + self.warm.capacity() * size_of::<block::Run>()
             + self.slabs.capacity() * size_of::<Slab>()
             + self.vacant_slabs.capacity() * size_of::<SlabId>()
             + self.evacuation_heap_bytes()
     }
 
-    /// Gives every chunk back to the source. All handles become meaningless.
+    /// The bytes of all chunks and blocks held.
+    fn held_bytes(&self) -> usize {
+        self.paged_chunks * self.sizes.chunk_bytes()
+            + (self.block_pages + self.warm_pages) * self.sizes.page_bytes()
+    }
+
+    /// Gives all memory back to the source. All handles become meaningless.
     ///
     /// # Safety
     ///
     /// No allocation is used, nor freed, after this.
     pub unsafe fn clear(&mut self) {
         for (chunk, &base) in self.chunks.iter().zip(&self.bases) {
-            let chunks = match chunk {
-                Chunk::Vacant => continue,
-                Chunk::Paged(_) => 1,
-                Chunk::Whole { chunks, .. } => *chunks,
-            };
-            let base = NonNull::new(base).expect("a chunk in use has an address");
-            self.chunks_held -= chunks;
-            // SAFETY: these chunks came from the source and are recorded as not yet released; the
-            // caller says that nobody uses them, and their records are dropped below.
-            unsafe { self.source.release(base, chunks) };
+            let Some(base) = NonNull::new(base) else { continue };
+            let bytes = chunk.source_bytes(self.sizes.chunk_bytes());
+            // SAFETY: this memory came from the source and is recorded as not yet released; the
+            // caller says that nobody uses it, and its record is dropped below.
+            unsafe { self.source.release(base, bytes) };
         }
-        debug_assert_eq!(self.chunks_held, 0);
         self.bases = Vec::new();
         self.chunks = Vec::new();
         self.vacant_numbers = Vec::new();
         self.runs = RunIndex::default();
+        self.window_runs = RunIndex::default();
         self.spare = None;
         self.evacuation = None;
         self.slabs = Vec::new();
         self.vacant_slabs = Vec::new();
         self.open_slabs = [NO_SLAB; CLASSES_MAX];
         self.paged_chunks = 0;
+        self.windows = 0;
+        self.block_pages = 0;
+        self.warm = VecDeque::new();
+        self.warm_pages = 0;
         self.used_bytes = 0;
     }
 }
@@ -256,7 +277,7 @@ impl std::fmt::Debug for Arena {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Arena")
             .field("chunk_bytes", &self.sizes.chunk_bytes())
-            .field("chunks_held", &self.chunks_held)
+            .field("held_bytes", &self.held_bytes())
             .field("used_bytes", &self.used_bytes)
             .finish_non_exhaustive()
     }

@@ -63,8 +63,8 @@ impl TableHash {
 /// The source of a table's memory has no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "allocating {bytes} bytes in a table: the system refused more memory, or the table's reach of \
-     64 GiB is used up; check the memory limit against the machine's memory"
+    "allocating {bytes} bytes in a table: the system refused more memory, or the table's reach \
+     (8 to 64 GiB, by the sizes of its values) is used up; check the memory limit against the machine's memory"
 )]
 #[non_exhaustive]
 pub struct OutOfMemory {

@@ -1,4 +1,4 @@
-//! The chunks of an arena: their numbers, their pages, and what lies across several of them.
+//! The chunks of an arena: their numbers and their pages.
 
 use std::ptr::NonNull;
 
@@ -13,8 +13,10 @@ pub(super) enum Chunk {
     Vacant,
     /// A chunk that is cut into pages.
     Paged(Box<PagedChunk>),
-    /// The whole chunks of an allocation above a chunk; the rest of it is in the chunk `tail`.
-    Whole { chunks: usize, tail: Option<u32> },
+    /// The addresses of a chunk; its pages that are in blocks have memory.
+    Window(Box<PageMap>),
+    /// A block above a chunk, of so many bytes.
+    Block(usize),
 }
 
 #[derive(Debug)]
@@ -22,8 +24,17 @@ pub(super) struct PagedChunk {
     pub(super) map: PageMap,
     /// The slab of each page that is in one.
     pub(super) slab_of_page: [SlabId; PAGES_PER_CHUNK],
-    /// Its first pages are the tail of an allocation above a chunk.
-    pub(super) has_tail: bool,
+}
+
+impl Chunk {
+    /// What it has from the source.
+    pub(super) fn source_bytes(&self, chunk_bytes: usize) -> usize {
+        match self {
+            Chunk::Vacant => 0,
+            Chunk::Paged(_) | Chunk::Window(_) => chunk_bytes,
+            Chunk::Block(bytes) => *bytes,
+        }
+    }
 }
 
 /// Pages and chunks.
@@ -70,74 +81,36 @@ impl Arena {
             return;
         }
         self.runs.set(chunk as usize, 0);
-        self.release_number(chunk, 1);
+        self.paged_chunks -= 1;
+        self.release_number(chunk);
     }
 
     fn add_paged_chunk(&mut self) -> Option<u32> {
+        self.cool(PAGES_PER_CHUNK);
         let number = self.vacant_number()?;
-        let base = self.source.allocate(1)?;
-        self.chunks_held += 1;
-        self.occupy(number, base.as_ptr(), new_paged());
+        let base = self.source.allocate(self.sizes.chunk_bytes())?;
+        self.paged_chunks += 1;
+        let slab_of_page = [NO_SLAB; PAGES_PER_CHUNK];
+        let paged = Box::new(PagedChunk { map: PageMap::new(), slab_of_page });
+        self.occupy(number, base, Chunk::Paged(paged));
         self.runs.set(number as usize, small_u16(PAGES_PER_CHUNK));
         Some(number)
     }
 
-    /// `whole` chunks, and if `tail_pages` is not zero the first pages of one more, whose other
-    /// pages serve smaller allocations.
-    pub(super) fn allocate_chunks(&mut self, whole: usize, tail_pages: usize) -> Option<u32> {
-        let number = self.vacant_number()?;
-        let has_tail = tail_pages > 0;
-        let chunks = whole + usize::from(has_tail);
-        // Occupied at once, so that the tail gets another number; set right below.
-        self.occupy(number, std::ptr::null_mut(), Chunk::Whole { chunks: whole, tail: None });
-        let tail = if has_tail { self.vacant_number() } else { None };
-        let base = if has_tail && tail.is_none() { None } else { self.source.allocate(chunks) };
-        let Some(base) = base else {
-            self.chunks[number as usize] = Chunk::Vacant;
-            self.vacant_numbers.push(number);
-            return None;
-        };
-        self.chunks_held += chunks;
-        self.bases[number as usize] = base.as_ptr();
-        self.chunks[number as usize] = Chunk::Whole { chunks: whole, tail };
-        if let Some(tail) = tail {
-            let at = base.as_ptr().wrapping_add(whole * self.sizes.chunk_bytes());
-            self.occupy(tail, at, new_paged());
-            let paged = self.paged(tail);
-            paged.has_tail = true;
-            paged.map.take(0, tail_pages);
-            let longest = paged.map.longest_run();
-            self.runs.set(tail as usize, longest);
-        }
-        Some(self.handle_of(number, 0))
-    }
-
-    pub(super) fn free_chunks(&mut self, number: u32, tail_pages: usize) {
-        let Chunk::Whole { chunks, tail } = self.chunks[number as usize] else {
-            panic!("chunk {number} does not hold an allocation above a chunk");
-        };
-        self.release_number(number, chunks);
-        if let Some(tail) = tail {
-            self.paged(tail).has_tail = false;
-            self.give_pages(tail, 0, tail_pages);
-        }
-    }
-
-    /// Gives a number's chunks back to the source.
-    fn release_number(&mut self, number: u32, chunks: usize) {
+    /// Gives a number's memory back to the source.
+    pub(super) fn release_number(&mut self, number: u32) {
         let base = std::mem::replace(&mut self.bases[number as usize], std::ptr::null_mut());
         let chunk = std::mem::replace(&mut self.chunks[number as usize], Chunk::Vacant);
-        self.paged_chunks -= usize::from(matches!(chunk, Chunk::Paged(_)));
         self.vacant_numbers.push(number);
-        self.chunks_held -= chunks;
+        let bytes = chunk.source_bytes(self.sizes.chunk_bytes());
         let base = NonNull::new(base).expect("a chunk in use has an address");
-        // SAFETY: these chunks came from the source, were recorded until now as not released, and
-        // hold no live allocation: that was checked by the callers.
-        unsafe { self.source.release(base, chunks) };
+        // SAFETY: this memory came from the source, was recorded until now as not released, and holds no live
+        // allocation: that was checked by the callers.
+        unsafe { self.source.release(base, bytes) };
     }
 
     /// A number that no chunk has. It stays vacant until [`occupy`](Arena::occupy).
-    fn vacant_number(&mut self) -> Option<u32> {
+    pub(super) fn vacant_number(&mut self) -> Option<u32> {
         if let Some(&number) = self.vacant_numbers.last() {
             return Some(number);
         }
@@ -152,11 +125,10 @@ impl Arena {
         Some(number)
     }
 
-    fn occupy(&mut self, number: u32, base: *mut u8, chunk: Chunk) {
+    pub(super) fn occupy(&mut self, number: u32, base: NonNull<u8>, chunk: Chunk) {
         let popped = self.vacant_numbers.pop();
         debug_assert_eq!(popped, Some(number), "the vacant number was the last of the list");
-        self.paged_chunks += usize::from(matches!(chunk, Chunk::Paged(_)));
-        self.bases[number as usize] = base;
+        self.bases[number as usize] = base.as_ptr();
         self.chunks[number as usize] = chunk;
     }
 
@@ -182,11 +154,6 @@ impl Arena {
     }
 }
 
-fn new_paged() -> Chunk {
-    let slab_of_page = [NO_SLAB; PAGES_PER_CHUNK];
-    Chunk::Paged(Box::new(PagedChunk { map: PageMap::new(), slab_of_page, has_tail: false }))
-}
-
-fn small_u16(count: usize) -> u16 {
+pub(super) fn small_u16(count: usize) -> u16 {
     u16::try_from(count).expect("a chunk has few pages")
 }

@@ -5,7 +5,6 @@
 //! them from the heap.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +16,8 @@ pub const CHUNK_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The chunk size meant for servers: one huge page of x86-64 and of AArch64 with 4 KiB granules.
 pub const CHUNK_BYTES_DEFAULT: usize = 2 * 1024 * 1024;
 
-/// Hands out and takes back chunks: blocks of memory of one fixed size.
+/// Hands out and takes back large pieces of memory: chunks of one fixed size, windows of the same size, and blocks above
+/// it. A chunk has 512 pages; windows and blocks are used page by page.
 ///
 /// # Safety
 ///
@@ -25,46 +25,43 @@ pub const CHUNK_BYTES_DEFAULT: usize = 2 * 1024 * 1024;
 /// promises that
 /// - [`chunk_bytes`](ChunkSource::chunk_bytes) is a power of two between [`CHUNK_BYTES_MIN`] and
 ///   [`CHUNK_BYTES_MAX`], and never changes;
-/// - what [`allocate`](ChunkSource::allocate) returns is readable and writable, overlaps nothing
-///   that is in use, is aligned to the chunk size, is contiguous for all its chunks, and stays so
-///   until it is released, from whichever thread uses it.
+/// - what [`allocate`](ChunkSource::allocate) and [`reserve`](ChunkSource::reserve) return is readable and
+///   writable, overlaps nothing that is in use, is aligned to [`UNIT_BYTES`](super::UNIT_BYTES), and stays so until it
+///   is released, from whichever thread uses it.
 ///
 /// The content of fresh memory does not matter.
 pub unsafe trait ChunkSource: Send {
-    /// The size and alignment of a chunk in bytes.
+    /// The size of a chunk in bytes.
     fn chunk_bytes(&self) -> usize;
 
-    /// `chunks` (at least 1) contiguous chunks, or `None` if there is no more memory to be had.
-    fn allocate(&mut self, chunks: usize) -> Option<NonNull<u8>>;
+    /// Memory of `bytes`, a chunk or more, in whole pages; all of it is going to be used. `None` if there is no more
+    /// memory to be had.
+    fn allocate(&mut self, bytes: usize) -> Option<NonNull<u8>>;
 
-    /// Takes back `chunks` contiguous chunks that begin at `at`. They may be a part of what one
-    /// call of [`allocate`](ChunkSource::allocate) returned; the rest follows later.
+    /// A window: a chunk's bytes, of which a page takes memory only from the first time that it is touched. `None` if
+    /// there is no more memory to be had.
+    fn reserve(&mut self) -> Option<NonNull<u8>>;
+
+    /// Takes the memory of some pages of a window back, not their addresses. Their content is undefined then.
     ///
     /// # Safety
     ///
-    /// All these chunks came from this source, none was released before, and nobody uses them.
-    unsafe fn release(&mut self, at: NonNull<u8>, chunks: usize);
+    /// They are pages of a window of this source that was not released, and nobody uses their content.
+    unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize);
+
+    /// Takes back what was allocated or reserved in one piece, a window with a chunk's bytes.
+    ///
+    /// # Safety
+    ///
+    /// It came from this source with this size, was not released before, and nobody uses it.
+    unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize);
 }
 
 /// Chunks from the process's heap: for tests, benches and the simulator.
 #[derive(Debug)]
 pub struct HeapChunks {
     chunk_bytes: usize,
-    /// Allocations of more than one chunk by their address. The heap takes back whole allocations
-    /// only, so one whose chunks return one by one waits here for its last.
-    groups: BTreeMap<usize, Group>,
 }
-
-#[derive(Debug)]
-struct Group {
-    start: NonNull<u8>,
-    chunks: usize,
-    chunks_out: usize,
-}
-
-// SAFETY: the pointers in `groups` are owned by this value alone and the heap may be used from any
-// thread.
-unsafe impl Send for HeapChunks {}
 
 impl HeapChunks {
     /// A source of chunks of `chunk_bytes` (a power of two from [`CHUNK_BYTES_MIN`] to
@@ -76,11 +73,11 @@ impl HeapChunks {
             "a chunk of {chunk_bytes} bytes is not a power of two in \
              {CHUNK_BYTES_MIN}..={CHUNK_BYTES_MAX}"
         );
-        HeapChunks { chunk_bytes, groups: BTreeMap::new() }
+        HeapChunks { chunk_bytes }
     }
 
-    fn layout(&self, chunks: usize) -> Option<Layout> {
-        Layout::from_size_align(self.chunk_bytes.checked_mul(chunks)?, self.chunk_bytes).ok()
+    fn layout(&self, bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes, self.chunk_bytes).ok()
     }
 }
 
@@ -104,16 +101,25 @@ unsafe impl ChunkSource for SwitchedChunks {
         self.heap.chunk_bytes()
     }
 
-    fn allocate(&mut self, chunks: usize) -> Option<NonNull<u8>> {
+    fn allocate(&mut self, bytes: usize) -> Option<NonNull<u8>> {
         match self.is_exhausted.load(Ordering::Relaxed) {
             true => None,
-            false => self.heap.allocate(chunks),
+            false => self.heap.allocate(bytes),
         }
     }
 
-    unsafe fn release(&mut self, at: NonNull<u8>, chunks: usize) {
+    fn reserve(&mut self) -> Option<NonNull<u8>> {
+        self.allocate(self.heap.chunk_bytes)
+    }
+
+    unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize) {
         // SAFETY: what the caller promises of this source is true of the heap behind it.
-        unsafe { self.heap.release(at, chunks) };
+        unsafe { self.heap.discard(at, bytes) };
+    }
+
+    unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize) {
+        // SAFETY: as above.
+        unsafe { self.heap.release(at, bytes) };
     }
 }
 
@@ -124,42 +130,28 @@ impl Default for HeapChunks {
 }
 
 // SAFETY: the size was checked in `new`; the heap returns memory of the asked size and alignment
-// that is nobody else's until `dealloc`, which is called once all of an allocation was released.
+// that is nobody else's until `dealloc`.
 unsafe impl ChunkSource for HeapChunks {
     fn chunk_bytes(&self) -> usize {
         self.chunk_bytes
     }
 
-    fn allocate(&mut self, chunks: usize) -> Option<NonNull<u8>> {
-        assert!(chunks > 0, "an allocation has at least one chunk");
-        let layout = self.layout(chunks)?;
+    fn allocate(&mut self, bytes: usize) -> Option<NonNull<u8>> {
+        assert!(bytes >= self.chunk_bytes, "less than a chunk, {bytes} bytes, was asked for");
+        let layout = self.layout(bytes)?;
         // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc(layout) })?;
-        if chunks > 1 {
-            let group = Group { start, chunks, chunks_out: chunks };
-            self.groups.insert(start.as_ptr().addr(), group);
-        }
-        Some(start)
+        NonNull::new(unsafe { alloc(layout) })
     }
 
-    unsafe fn release(&mut self, at: NonNull<u8>, chunks: usize) {
-        let address = at.as_ptr().addr();
-        let group_of = self.groups.range_mut(..=address).next_back();
-        let (start, chunks) = match group_of {
-            Some((&start, group)) if address - start < group.chunks * self.chunk_bytes => {
-                group.chunks_out -= chunks;
-                if group.chunks_out > 0 {
-                    return;
-                }
-                let whole = (group.start, group.chunks);
-                self.groups.remove(&start);
-                whole
-            }
-            _ => (at, chunks),
-        };
-        let layout = self.layout(chunks).expect("the layout was valid when it was allocated");
-        // SAFETY: `start` came from `alloc` with this layout, and by the contract of `release` all
-        // of its chunks have now come back exactly once.
-        unsafe { dealloc(start.as_ptr(), layout) };
+    fn reserve(&mut self) -> Option<NonNull<u8>> {
+        self.allocate(self.chunk_bytes)
+    }
+
+    unsafe fn discard(&mut self, _at: NonNull<u8>, _bytes: usize) {}
+
+    unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize) {
+        let layout = self.layout(bytes).expect("the layout was valid when it was allocated");
+        // SAFETY: `at` came from `alloc` with this layout, as the caller says.
+        unsafe { dealloc(at.as_ptr(), layout) };
     }
 }

@@ -10,8 +10,7 @@
 //! ```
 //!
 //! Only the owner knows where handles are stored, so it calls [`Arena::relocate`] for each allocation that
-//! [`Arena::is_leaving`]. A chunk with the tail of an allocation above a chunk is never chosen: that tail moves
-//! with its allocation only.
+//! [`Arena::is_leaving`]. Blocks have no memory beside their own, so they stay where they are.
 
 use super::chunk::Chunk;
 use super::page_map::PAGES_PER_CHUNK;
@@ -29,7 +28,8 @@ const CANDIDATES_MAX: usize = 2 * CHOSEN_MAX;
 /// fill so many eighths of it.
 const LONG_RUN_PAGES: usize = 64;
 const FILLED_EIGHTHS: usize = 7;
-/// The most chunks that moves take from the source: these, or one for so many that are held.
+/// The most chunks that moves are expected to take from the source: these, or one for so many that are held. They
+/// may take one more: entries that find no room at the end of a pass would keep all of its chunks.
 const FRESH_MAX: usize = 2;
 const HELD_FOR_ONE_FRESH: usize = 32;
 
@@ -133,7 +133,8 @@ impl Room {
 impl Arena {
     /// The bytes of chunks that are in no allocation.
     pub fn waste_bytes(&self) -> usize {
-        self.chunks_held * self.sizes.chunk_bytes() - self.used_bytes
+        let bytes_in_chunks = self.used_bytes - self.block_pages * self.sizes.page_bytes();
+        self.paged_chunks * self.sizes.chunk_bytes() - bytes_in_chunks
     }
 
     /// The bytes of all allocations that were ever freed, by the owner and not by a move.
@@ -150,7 +151,7 @@ impl Arena {
     /// Begins an evacuation. The one before has ended.
     pub fn begin_evacuation(&mut self) {
         debug_assert!(self.evacuation.is_none(), "two evacuations at once");
-        let fresh_max = FRESH_MAX.max(self.chunks_held / HELD_FOR_ONE_FRESH);
+        let fresh_max = FRESH_MAX.max(self.paged_chunks / HELD_FOR_ONE_FRESH);
         self.evacuation = Some(Box::new(Evacuation {
             stage: Stage::Survey,
             loads: Vec::new(),
@@ -189,10 +190,12 @@ impl Arena {
     fn survey(&self, evacuation: &mut Evacuation, chunks_max: usize) {
         let end = self.chunks.len().min(evacuation.next + chunks_max);
         for chunk in evacuation.next..end {
-            let Chunk::Paged(paged) = &self.chunks[chunk] else { continue };
+            if !matches!(self.chunks[chunk], Chunk::Paged(_)) {
+                continue;
+            }
             let chunk = super::small(chunk);
             evacuation.room.add(self, chunk, false);
-            if !paged.has_tail && self.spare != Some(chunk) {
+            if self.spare != Some(chunk) {
                 let load = self.load_bytes(chunk);
                 if load * 8 <= LOAD_MAX_EIGHTHS * self.sizes.chunk_bytes() {
                     evacuation.loads.push((super::small(load), chunk));
@@ -219,7 +222,7 @@ impl Arena {
             let (_, chunk) = evacuation.loads[at];
             // Between two steps it may have been given back, and its number given to another.
             let is_candidate = matches!(&self.chunks[chunk as usize], Chunk::Paged(paged)
-                if !paged.has_tail && !paged.map.is_empty());
+                if !paged.map.is_empty());
             if !is_candidate || self.spare == Some(chunk) {
                 continue;
             }
@@ -246,7 +249,7 @@ impl Arena {
         if chosen < fresh.max(1) || (chosen == 1 && fresh > 0) {
             return Preparation::Futile;
         }
-        evacuation.fresh_max = evacuation.fresh_max.min(chosen).min(fresh + 1);
+        evacuation.fresh_max = chosen.min(fresh + 1);
         evacuation.stage = Stage::Moves;
         Preparation::Ready
     }
@@ -370,13 +373,13 @@ impl Arena {
     }
 
     fn occupied_chunks(&self) -> usize {
-        self.chunks_held - usize::from(self.spare.is_some())
+        self.paged_chunks - usize::from(self.spare.is_some())
     }
 
     fn free_pages(&self, chunk: u32) -> usize {
         match &self.chunks[chunk as usize] {
             Chunk::Paged(paged) => paged.map.free_pages(),
-            Chunk::Vacant | Chunk::Whole { .. } => 0,
+            _ => 0,
         }
     }
 
@@ -387,7 +390,7 @@ impl Arena {
                 LONG_RUN_PAGES.. => filled(paged.map.longest_run().into()),
                 _ => 0,
             },
-            Chunk::Vacant | Chunk::Whole { .. } => 0,
+            _ => 0,
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   up to 8 pages      a size class: 16-byte steps to 128 bytes, then eight steps to each doubling
-//!   up to one chunk    whole pages (a page is 1/512 of a chunk)
-//!   above              whole chunks, and pages of one more for the rest
+//!   up to 64 pages     whole pages of a chunk (a page is 1/512 of it)
+//!   above              a block: whole pages, outside of the chunks
 //! ```
 //!
 //! So what rounding wastes stays below one ninth, save below 128 bytes, where a step is 16 bytes.
@@ -13,6 +13,9 @@ use super::page_map::PAGES_PER_CHUNK;
 
 /// Sizes of more than this many pages are not kept in classes.
 const CLASS_PAGES_MAX: usize = 8;
+/// Sizes of more than this many pages are not kept in chunks. An eighth of a chunk: where no run of so many pages
+/// is left, moves can fill seven eighths of it.
+pub(super) const RUN_PAGES_MAX: usize = PAGES_PER_CHUNK / 8;
 /// Classes 0 to 7 are the multiples of 16 bytes up to 128.
 const LINEAR_CLASSES: usize = 8;
 /// A slab has this many pages where it can, so that its bookkeeping is shared by many objects.
@@ -32,8 +35,8 @@ pub(super) enum Fit {
     Class(usize),
     /// A run of this many pages in one chunk.
     Pages(usize),
-    /// This many whole chunks, then this many pages (perhaps none) of the chunk behind them.
-    Chunks { whole: usize, tail_pages: usize },
+    /// A block of this many pages.
+    Block(usize),
 }
 
 /// The rounding rules for one chunk size.
@@ -60,13 +63,10 @@ impl Sizes {
     pub(super) fn fit(self, bytes: usize) -> Fit {
         if bytes <= CLASS_PAGES_MAX * self.page_bytes {
             Fit::Class(class_of(bytes.div_ceil(UNIT_BYTES)))
-        } else if bytes <= self.chunk_bytes {
-            Fit::Pages(bytes.div_ceil(self.page_bytes))
         } else {
-            let rest = bytes % self.chunk_bytes;
-            Fit::Chunks {
-                whole: bytes / self.chunk_bytes,
-                tail_pages: rest.div_ceil(self.page_bytes),
+            match bytes.div_ceil(self.page_bytes) {
+                pages @ ..=RUN_PAGES_MAX => Fit::Pages(pages),
+                pages => Fit::Block(pages),
             }
         }
     }
@@ -75,10 +75,7 @@ impl Sizes {
     pub(super) fn bytes_of(self, fit: Fit) -> usize {
         match fit {
             Fit::Class(class) => class_units(class) * UNIT_BYTES,
-            Fit::Pages(pages) => pages * self.page_bytes,
-            Fit::Chunks { whole, tail_pages } => {
-                whole * self.chunk_bytes + tail_pages * self.page_bytes
-            }
+            Fit::Pages(pages) | Fit::Block(pages) => pages * self.page_bytes,
         }
     }
 

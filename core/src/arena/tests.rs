@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Counts the chunks that are out, and refuses more than `chunks_max`.
+/// Counts the chunks that are out, with windows and with blocks above a chunk, and refuses more than `chunks_max`.
 struct CountedChunks {
     heap: HeapChunks,
     chunks_out: Arc<AtomicUsize>,
@@ -18,18 +18,28 @@ unsafe impl ChunkSource for CountedChunks {
         self.heap.chunk_bytes()
     }
 
-    fn allocate(&mut self, chunks: usize) -> Option<NonNull<u8>> {
+    fn allocate(&mut self, bytes: usize) -> Option<NonNull<u8>> {
+        let chunks = bytes.div_ceil(self.heap.chunk_bytes());
         if self.chunks_out.load(Relaxed) + chunks > self.chunks_max {
             return None;
         }
         self.chunks_out.fetch_add(chunks, Relaxed);
-        self.heap.allocate(chunks)
+        self.heap.allocate(bytes)
     }
 
-    unsafe fn release(&mut self, at: NonNull<u8>, chunks: usize) {
-        self.chunks_out.fetch_sub(chunks, Relaxed);
+    fn reserve(&mut self) -> Option<NonNull<u8>> {
+        self.allocate(self.heap.chunk_bytes())
+    }
+
+    unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize) {
+        // SAFETY: nobody uses what is discarded.
+        unsafe { at.as_ptr().write_bytes(POISON, bytes) };
+    }
+
+    unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize) {
+        self.chunks_out.fetch_sub(bytes.div_ceil(self.heap.chunk_bytes()), Relaxed);
         // SAFETY: the caller's promise is the heap's.
-        unsafe { self.heap.release(at, chunks) };
+        unsafe { self.heap.release(at, bytes) };
     }
 }
 
@@ -52,9 +62,9 @@ struct Filled {
 
 impl Filled {
     fn new(arena: &mut Arena, bytes: usize, pattern: u8) -> Filled {
-        let (fresh, held) = (arena.fresh_bytes(bytes), arena.chunks_held);
+        let (fresh, held) = (arena.fresh_bytes(bytes), arena.held_bytes());
         let handle = arena.allocate(bytes).expect("the test stays below the limit");
-        assert_eq!((arena.chunks_held - held) * arena.chunk_bytes(), fresh, "as it was foretold");
+        assert_eq!(arena.held_bytes().saturating_sub(held), fresh, "as it was foretold");
         // SAFETY: freshly allocated with this size.
         unsafe { arena.address(handle).write_bytes(pattern, bytes) };
         Filled { handle, bytes, pattern }
@@ -102,7 +112,8 @@ proptest! {
             filled.check_and_free(&mut arena);
         }
         prop_assert_eq!(arena.used_bytes(), 0);
-        prop_assert!(chunks_out.load(Relaxed) <= 1, "only the spare chunk may stay");
+        prop_assert!(arena.paged_chunks <= 1, "only the spare chunk may stay");
+        prop_assert!(arena.held_bytes() <= 2 * CHUNK_BYTES_MIN, "and as much for blocks");
         drop(arena);
         prop_assert_eq!(chunks_out.load(Relaxed), 0);
     }
@@ -126,42 +137,112 @@ fn freed_memory_is_used_again() {
     }
 }
 
+/// Allocations that fill a chunk.
+fn chunkful(arena: &mut Arena) -> Vec<Filled> {
+    (0..8).map(|_| Filled::new(arena, CHUNK_BYTES_MIN / 8, 1)).collect()
+}
+
 #[test]
 fn one_spare_chunk_spares_the_source_at_the_border() {
     let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, 2);
-    let first = Filled::new(&mut arena, CHUNK_BYTES_MIN, 1);
+    let first = chunkful(&mut arena);
     for _ in 0..10 {
-        Filled::new(&mut arena, CHUNK_BYTES_MIN, 2).check_and_free(&mut arena);
+        Filled::new(&mut arena, 100, 2).check_and_free(&mut arena);
         assert_eq!(chunks_out.load(Relaxed), 2, "the emptied chunk stays as the spare");
     }
-    first.check_and_free(&mut arena);
+    first.into_iter().for_each(|filled| filled.check_and_free(&mut arena));
     assert_eq!(chunks_out.load(Relaxed), 1, "the second empty chunk goes back");
 }
 
 #[test]
-fn the_tail_of_a_large_allocation_serves_small_ones() {
+fn a_block_holds_the_pages_that_it_needs_and_no_others() {
     let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, usize::MAX);
-    let large = Filled::new(&mut arena, 3 * CHUNK_BYTES_MIN + 1, 1);
-    let small: Vec<_> = (0..100).map(|_| Filled::new(&mut arena, 96, 2)).collect();
-    assert_eq!(chunks_out.load(Relaxed), 4);
-    large.check_and_free(&mut arena);
-    assert_eq!(chunks_out.load(Relaxed), 1, "only the tail, where the small ones live, stays");
-    small.into_iter().for_each(|filled| filled.check_and_free(&mut arena));
-    drop(arena);
-    assert_eq!(chunks_out.load(Relaxed), 0);
+    let page = CHUNK_BYTES_MIN / 512;
+    let mut live = Vec::new();
+    let mut expected = 0;
+    for pages in [65, 300, 512, 147, 513, 5 * 512 + 1] {
+        live.push(Filled::new(&mut arena, pages * page - 1, 3));
+        expected += pages * page;
+        assert_eq!((arena.held_bytes(), arena.used_bytes()), (expected, expected), "{pages}");
+        assert_eq!(arena.waste_bytes(), 0);
+    }
+    assert_eq!(chunks_out.load(Relaxed), 1 + 1 + 2 + 6, "three blocks are in one window");
+    for filled in live {
+        expected -= filled.bytes + 1;
+        filled.check_and_free(&mut arena);
+        assert_eq!(arena.used_bytes(), expected);
+        assert!(arena.held_bytes() <= expected + CHUNK_BYTES_MIN, "at most a chunk's bytes stay");
+    }
+}
+
+#[test]
+fn the_memory_of_blocks_that_were_freed_last_serves_the_next_ones_and_goes_back_before_other_is_taken()
+ {
+    let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, usize::MAX);
+    let bytes = CHUNK_BYTES_MIN / 4;
+    let mut live: Vec<_> = (0..16).map(|_| Filled::new(&mut arena, bytes, 1)).collect();
+    assert_eq!((chunks_out.load(Relaxed), arena.held_bytes()), (4, 16 * bytes));
+    for (at, filled) in live.iter_mut().enumerate() {
+        let place = arena.address(filled.handle);
+        let old = std::mem::replace(filled, Filled::new(&mut arena, bytes - at, 2));
+        old.check_and_free(&mut arena);
+        assert_eq!(arena.held_bytes(), 17 * bytes, "what was freed serves the next one");
+        let next = Filled::new(&mut arena, bytes, 3);
+        assert_eq!(arena.address(next.handle), place);
+        next.check_and_free(&mut arena);
+    }
+    live.drain(4..).for_each(|filled| filled.check_and_free(&mut arena));
+    assert_eq!(arena.held_bytes(), 4 * bytes + CHUNK_BYTES_MIN, "a chunk's bytes stay");
+    live.push(Filled::new(&mut arena, CHUNK_BYTES_MIN / 2, 3));
+    assert_eq!(arena.held_bytes(), 4 * bytes + CHUNK_BYTES_MIN, "two went back for it");
+    live.push(Filled::new(&mut arena, 100, 3));
+    assert_eq!(arena.held_bytes(), 6 * bytes + CHUNK_BYTES_MIN, "all went back for a chunk");
+    live.into_iter().for_each(|filled| filled.check_and_free(&mut arena));
+}
+
+#[test]
+fn an_arena_reaches_as_far_as_it_has_numbers() {
+    let (mut arena, _) = counted(CHUNK_BYTES_MAX, usize::MAX);
+    let blocks = (1u64 << 32) / (CHUNK_BYTES_MAX / UNIT_BYTES) as u64 - 1;
+    // Nothing of them is touched.
+    let bytes = CHUNK_BYTES_MAX / 2 + 1;
+    let mut handles: Vec<_> = (0..32).map(|_| arena.allocate(bytes).expect("memory")).collect();
+    for number in 33..blocks {
+        arena.chunks.push(Chunk::Vacant);
+        arena.bases.push(std::ptr::null_mut());
+        assert_eq!(arena.chunks.len() as u64 - 1, number);
+    }
+    handles.push(arena.allocate(bytes).expect("the last number"));
+    let held = arena.held_bytes();
+    assert!(arena.allocate(bytes).is_none() && arena.allocate(100).is_none());
+    assert_eq!(arena.fresh_bytes(CHUNK_BYTES_MAX / 4), CHUNK_BYTES_MAX / 4);
+    assert!(arena.allocate(CHUNK_BYTES_MAX / 4).is_some(), "windows have room");
+    assert_eq!(arena.held_bytes(), held + CHUNK_BYTES_MAX / 4);
+    for handle in handles {
+        // SAFETY: allocated above with this size, and freed once.
+        unsafe { arena.free(handle, bytes) };
+    }
+    assert!(arena.allocate(bytes).is_some(), "numbers are used again");
 }
 
 #[test]
 fn a_refusal_of_the_source_changes_nothing() {
-    let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, 2);
+    let (mut arena, chunks_out) = counted(CHUNK_BYTES_MIN, 3);
     let kept = Filled::new(&mut arena, 40, 1);
-    let (used, refused) = (arena.used_bytes(), arena.allocate(5 * CHUNK_BYTES_MIN + 1));
-    assert!(refused.is_none());
-    assert!(arena.allocate(2 * CHUNK_BYTES_MIN).is_none());
-    assert_eq!((arena.used_bytes(), chunks_out.load(Relaxed)), (used, 1));
-    let second = Filled::new(&mut arena, CHUNK_BYTES_MIN, 2);
+    let before = (arena.used_bytes(), arena.held_bytes());
+    for _ in 0..2 {
+        assert!(arena.allocate(2 * CHUNK_BYTES_MIN + 1).is_none());
+        assert_eq!((arena.used_bytes(), arena.held_bytes()), before);
+        assert_eq!(chunks_out.load(Relaxed), 1);
+    }
+    let blocks = [CHUNK_BYTES_MIN, CHUNK_BYTES_MIN].map(|b| Filled::new(&mut arena, b, 2));
+    let before = (arena.used_bytes(), arena.held_bytes());
     assert!(arena.allocate(CHUNK_BYTES_MIN).is_none());
-    second.check_and_free(&mut arena);
+    let first: Vec<_> = (0..7).map(|_| Filled::new(&mut arena, CHUNK_BYTES_MIN / 8, 1)).collect();
+    assert!(arena.allocate(CHUNK_BYTES_MIN / 8).is_none());
+    first.into_iter().for_each(|filled| filled.check_and_free(&mut arena));
+    assert_eq!((arena.used_bytes(), arena.held_bytes()), before);
+    blocks.into_iter().for_each(|filled| filled.check_and_free(&mut arena));
     kept.check_and_free(&mut arena);
 }
 

@@ -240,9 +240,10 @@ impl Table {
         compaction.counts.moved_bytes += moved_bytes as u64;
         compaction.counts.emptied_chunks += emptied as u64;
         compaction.counts.fresh_chunks += fresh as u64;
-        let in_vain = if emptied > fresh { 0 } else { compaction.moved_in_vain + moved_bytes };
-        compaction.moved_in_vain = in_vain;
-        // A pass that moved nothing will do no more next time.
+        let in_vain = if emptied > fresh { 0 } else { compaction.moved_in_vain };
+        compaction.moved_in_vain = if emptied > fresh { 0 } else { in_vain + moved_bytes };
+        // A pass that moved nothing will do no more next time. One that found no room for the last entries has left
+        // little in many chunks, which the next pass gains: so its own moves do not count yet.
         if moved_bytes == 0 || in_vain > MOVED_IN_VAIN_CHUNKS * self.arena.chunk_bytes() {
             compaction.moved_in_vain = 0;
             let more = (self.arena.waste_bytes() / 4).max(self.arena.chunk_bytes());

@@ -6,12 +6,13 @@ use super::tests::{hash_of, numbered_key, walk_all};
 use super::*;
 use crate::arena::HeapChunks;
 
-/// Chunks so small that a table soon has many, and so large that all sizes here are of classes, as those up to
-/// 32 KiB are in chunks of 2 MiB.
+/// Chunks so small that a table soon has many.
 const CHUNK_BYTES: usize = 256 << 10;
 /// The limit of the small tables here, in chunks.
 const LIMIT_CHUNKS: usize = 48;
 const LIMIT: usize = LIMIT_CHUNKS * CHUNK_BYTES;
+/// The longest values here.
+const VALUE_BYTES_MOST: usize = LIMIT / 2;
 
 /// A table under a limit, and what must be in it.
 struct Bounded {
@@ -20,6 +21,8 @@ struct Bounded {
     next_key: u64,
     version: u64,
     held_most: usize,
+    /// The least share of the limit, in percent, that would have been used with an entry that was refused.
+    refused_at: usize,
 }
 
 fn value(version: u64, len: usize) -> Vec<u8> {
@@ -30,7 +33,7 @@ impl Bounded {
     fn new() -> Bounded {
         let entries = HashMap::new();
         let table = Table::new(Box::new(HeapChunks::new(CHUNK_BYTES)));
-        Bounded { table, entries, next_key: 0, version: 0, held_most: 0 }
+        Bounded { table, entries, next_key: 0, version: 0, held_most: 0, refused_at: 100 }
     }
 
     /// Writes an entry, if need be after compaction; `false` if the table is full.
@@ -43,7 +46,11 @@ impl Bounded {
                     self.table.compact_step(Pressure::Short, CompactionBudget::PRESSED);
                     self.held_most = self.held_most.max(self.table.reserved_bytes());
                 }
-                Room::Full => return false,
+                Room::Full => {
+                    let used = self.table.used_bytes() + bytes.len() + len;
+                    self.refused_at = self.refused_at.min(used * 100 / LIMIT);
+                    return false;
+                }
             }
         }
         self.version += 1;
@@ -92,18 +99,47 @@ impl Bounded {
     }
 }
 
-/// Sizes of entries up to a 64th of a chunk.
-fn sizes() -> impl Strategy<Value = std::ops::Range<usize>> {
-    prop_oneof![
+/// Sizes of entries up to several chunks: of classes up to 4 KiB here (32 KiB with chunks of 2 MiB), of runs of pages
+/// up to 32 KiB (256 KiB), and of blocks.
+fn sizes() -> impl Strategy<Value = Sizes> {
+    let range = prop_oneof![
         3 => (0usize..200, 1usize..400).prop_map(|(from, more)| from..from + more),
         2 => (200usize..2_000, 1usize..2_000).prop_map(|(from, more)| from..from + more),
         1 => Just(0..4_000),
+        2 => (4_000usize..30_000, 1usize..3_000).prop_map(|(from, more)| from..from + more),
+        1 => Just(4_000..32_000),
+        2 => (30_000usize..260_000, 1usize..40_000).prop_map(|(from, more)| from..from + more),
+        1 => (260_000usize..VALUE_BYTES_MOST, 1usize..10_000).prop_map(|(from, more)| from..from + more),
+    ];
+    prop_oneof![
+        3 => range.clone().prop_map(|range| Sizes(vec![range])),
+        2 => prop::collection::vec(range, 2..5).prop_map(Sizes),
     ]
+}
+
+/// Sizes from several ranges, from each about as many bytes.
+#[derive(Clone, Debug)]
+struct Sizes(Vec<std::ops::Range<usize>>);
+
+impl Sizes {
+    fn of(&self, number: u64) -> usize {
+        let spread = usize::try_from(spread(number, 7)).unwrap();
+        let weight =
+            |range: &std::ops::Range<usize>| 1_000_000_000 / (range.start + range.end + 50);
+        let mut at = spread / 1_000 % self.0.iter().map(weight).sum::<usize>();
+        for range in &self.0 {
+            match at.checked_sub(weight(range)) {
+                Some(rest) => at = rest,
+                None => return range.start + spread % range.len(),
+            }
+        }
+        unreachable!("it is less than the sum of the weights")
+    }
 }
 
 #[derive(Clone, Debug)]
 struct Phase {
-    sizes: std::ops::Range<usize>,
+    sizes: Sizes,
     /// How many of a thousand entries are removed afterwards, and which.
     removed: u64,
     salt: u64,
@@ -130,12 +166,9 @@ proptest! {
         last in sizes(),
     ) {
         let mut bounded = Bounded::new();
-        let in_range = |range: &std::ops::Range<usize>, number: u64| {
-            range.start + usize::try_from(spread(number, 7)).unwrap() % range.len()
-        };
         for phase in &phases {
             let mut number = 0;
-            while bounded.put_new(in_range(&phase.sizes, number)) {
+            while bounded.put_new(phase.sizes.of(number)) {
                 number += 1;
             }
             let mut keys: Vec<u64> = bounded.entries.keys().copied().collect();
@@ -145,18 +178,18 @@ proptest! {
                 if chance % 1_000 < phase.removed {
                     bounded.remove(key);
                 } else if chance / 1_000 % 1_000 < phase.rewritten {
-                    bounded.put(key, in_range(&phase.sizes, chance));
+                    bounded.put(key, phase.sizes.of(chance));
                 }
             }
             bounded.check();
         }
         let mut number = 0;
-        while bounded.put_new(in_range(&last, number)) {
+        while bounded.put_new(last.of(number)) {
             number += 1;
         }
         bounded.check();
-        let used = bounded.table.used_bytes();
-        prop_assert!(used * 100 >= LIMIT * 85, "only {} % are used", used * 100 / LIMIT);
+        let refused_at = bounded.refused_at;
+        prop_assert!(refused_at >= 85, "an entry was refused at {refused_at} %");
         let most = LIMIT + LIMIT / 50 + 4 * CHUNK_BYTES;
         prop_assert!(bounded.held_most <= most, "{} chunks", bounded.held_most / CHUNK_BYTES);
         let counts = bounded.table.compaction_counts();
@@ -170,6 +203,17 @@ proptest! {
         let (moved, gained) = bounded.come_to_rest(Pressure::Short);
         prop_assert_eq!((moved, gained), (0, 0), "what is at rest stays at rest");
         bounded.check();
+    }
+}
+
+#[test]
+fn entries_of_any_one_size_fill_nearly_all_of_the_limit() {
+    for eighths in 1..=36 {
+        for len in [eighths * CHUNK_BYTES / 8 - 100, eighths * CHUNK_BYTES / 8 + 100] {
+            let mut bounded = Bounded::new();
+            while bounded.put_new(len) {}
+            assert!(bounded.refused_at >= 98, "{len} bytes: at {} %", bounded.refused_at);
+        }
     }
 }
 

@@ -581,15 +581,24 @@ unsafe impl ChunkSource for FewChunks {
         self.0.chunk_bytes()
     }
 
-    fn allocate(&mut self, chunks: usize) -> Option<NonNull<u8>> {
-        self.1 = self.1.checked_sub(chunks)?;
-        self.0.allocate(chunks)
+    fn allocate(&mut self, bytes: usize) -> Option<NonNull<u8>> {
+        self.1 = self.1.checked_sub(1)?;
+        self.0.allocate(bytes)
     }
 
-    unsafe fn release(&mut self, at: NonNull<u8>, chunks: usize) {
-        self.1 += chunks;
+    fn reserve(&mut self) -> Option<NonNull<u8>> {
+        self.allocate(self.0.chunk_bytes())
+    }
+
+    unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize) {
         // SAFETY: the caller's promise is the heap's.
-        unsafe { self.0.release(at, chunks) };
+        unsafe { self.0.discard(at, bytes) };
+    }
+
+    unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize) {
+        self.1 += 1;
+        // SAFETY: the caller's promise is the heap's.
+        unsafe { self.0.release(at, bytes) };
     }
 }
 

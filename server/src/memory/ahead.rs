@@ -14,7 +14,7 @@ use std::sync::{Condvar, LazyLock, Mutex, PoisonError};
 
 use kv_core::arena::CHUNK_BYTES_DEFAULT;
 
-use super::{map, unmap};
+use super::{Pages, map, unmap};
 use crate::slice;
 use crate::stats::lock;
 
@@ -36,7 +36,7 @@ unsafe impl Send for Touched {}
 #[derive(Debug, Default)]
 struct Stock {
     ready: Vec<Touched>,
-    /// Chunks that tables hold.
+    /// Chunks and windows that tables hold.
     in_use: usize,
 }
 
@@ -64,25 +64,37 @@ static AHEAD: LazyLock<Ahead> = LazyLock::new(|| {
     Ahead::default()
 });
 
-/// So many chunks; one alone is touched already, if one is ready.
-pub(super) fn take(chunks: usize) -> Option<NonNull<u8>> {
-    let ready = if chunks == 1 { lock(&AHEAD.stock).ready.pop() } else { None };
-    let taken = ready.map_or_else(|| map(chunks), |Touched(at)| Some(at))?;
-    {
-        let mut stock = lock(&AHEAD.stock);
-        stock.in_use = stock.in_use.saturating_add(chunks);
-    }
-    AHEAD.wanted.notify_one();
+/// A chunk, which is touched already if one is ready.
+pub(super) fn take() -> Option<NonNull<u8>> {
+    let ready = lock(&AHEAD.stock).ready.pop();
+    let taken = match ready {
+        Some(Touched(at)) => at,
+        None => map_chunk()?,
+    };
+    note_taken();
     Some(taken)
 }
 
-/// So many chunks were given back to the system: fewer are to be ready.
-pub(super) fn note_released(chunks: usize) {
+/// One more chunk or window is in use: more are to be ready.
+pub(super) fn note_taken() {
     {
         let mut stock = lock(&AHEAD.stock);
-        stock.in_use = stock.in_use.saturating_sub(chunks);
+        stock.in_use = stock.in_use.saturating_add(1);
     }
     AHEAD.wanted.notify_one();
+}
+
+/// A chunk or window was given back to the system: fewer are to be ready.
+pub(super) fn note_released() {
+    {
+        let mut stock = lock(&AHEAD.stock);
+        stock.in_use = stock.in_use.saturating_sub(1);
+    }
+    AHEAD.wanted.notify_one();
+}
+
+fn map_chunk() -> Option<NonNull<u8>> {
+    map(CHUNK_BYTES_DEFAULT, Pages::Huge)
 }
 
 impl Ahead {
@@ -97,12 +109,12 @@ impl Ahead {
                 drop(stock);
                 if let Some(Touched(at)) = surplus {
                     // SAFETY: nobody was given it.
-                    unsafe { unmap(at, 1) };
+                    unsafe { unmap(at, CHUNK_BYTES_DEFAULT) };
                 }
                 continue;
             }
             drop(stock);
-            match map(1) {
+            match map_chunk() {
                 Some(at) => {
                     touch(at);
                     lock(&self.stock).ready.push(Touched(at));
@@ -136,7 +148,7 @@ mod tests {
         // Other tests of this process hold chunks too: only what is wanted at the moment can be said.
         let until = Instant::now() + Duration::from_secs(60);
         loop {
-            held.push(source.allocate(1).expect("memory"));
+            held.push(source.allocate(CHUNK_BYTES_DEFAULT).expect("memory"));
             let is_short = || {
                 let stock = lock(&AHEAD.stock);
                 stock.ready.len() < stock.wanted()
@@ -151,7 +163,7 @@ mod tests {
         }
         for chunk in held {
             // SAFETY: allocated above, and released once.
-            unsafe { source.release(chunk, 1) };
+            unsafe { source.release(chunk, CHUNK_BYTES_DEFAULT) };
         }
         let is_long = || {
             let stock = lock(&AHEAD.stock);

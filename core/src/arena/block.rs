@@ -1,0 +1,138 @@
+//! Blocks: allocations above an eighth of a chunk, which have exactly the memory that they need.
+//!
+//! A chunk that is cut into such pieces would leave much of itself unused: two values of 700 KiB fit one of 2 MiB. So
+//! a block is not in a chunk, but in a window, which has the addresses of a chunk and memory only for pages that are
+//! in a block. What is unused of a window is addresses. A block above a chunk has a mapping of its own.
+//!
+//! No evacuation moves a block: there is nothing to gain.
+//!
+//! The first touch of a page costs far more than to fill it, so the pages of the blocks that were freed last stay
+//! warm: they keep their memory, a chunk's bytes in all, for blocks to come. Whatever takes memory from the source gives as
+//! much of it back first.
+
+use std::ptr::NonNull;
+
+use super::chunk::{Chunk, small_u16};
+use super::page_map::{PAGES_PER_CHUNK, PageMap};
+use super::{Arena, small};
+
+/// The most pages that stay warm.
+const WARM_PAGES_MAX: usize = PAGES_PER_CHUNK;
+
+/// Pages of a window.
+#[derive(Debug)]
+pub(super) struct Run {
+    window: u32,
+    page: usize,
+    pages: usize,
+}
+
+/// Blocks.
+impl Arena {
+    pub(super) fn allocate_block(&mut self, pages: usize) -> Option<u32> {
+        let handle = match self.warm_run(pages) {
+            Some(at) => self.take_warm(at, pages),
+            None if pages <= PAGES_PER_CHUNK => self.take_from_window(pages)?,
+            None => {
+                self.cool(pages);
+                let number = self.vacant_number()?;
+                let bytes = pages * self.sizes.page_bytes();
+                let base = self.source.allocate(bytes)?;
+                self.occupy(number, base, Chunk::Block(bytes));
+                self.handle_of(number, 0)
+            }
+        };
+        self.block_pages += pages;
+        Some(handle)
+    }
+
+    pub(super) fn free_block(&mut self, number: u32, page: usize, pages: usize) {
+        self.block_pages -= pages;
+        if pages > PAGES_PER_CHUNK {
+            return self.release_number(number);
+        }
+        self.warm.push_back(Run { window: number, page, pages });
+        self.warm_pages += pages;
+        self.cool(self.warm_pages.saturating_sub(WARM_PAGES_MAX));
+    }
+
+    /// The bytes that a block would take from the source, less those that go back for it.
+    pub(super) fn fresh_block_bytes(&self, pages: usize) -> usize {
+        match self.warm_run(pages) {
+            Some(_) => 0,
+            None => pages.saturating_sub(self.warm_pages) * self.sizes.page_bytes(),
+        }
+    }
+
+    /// Gives at least so many warm pages back, or all: those that were freed first.
+    pub(super) fn cool(&mut self, pages: usize) {
+        let pages_left = self.warm_pages.saturating_sub(pages);
+        while self.warm_pages > pages_left {
+            let Some(Run { window, page, pages }) = self.warm.pop_front() else { return };
+            self.warm_pages -= pages;
+            let map = self.window(window);
+            map.give(page, pages);
+            let (longest, is_empty) = (map.longest_run(), map.is_empty());
+            if is_empty {
+                self.window_runs.set(window as usize, 0);
+                self.windows -= 1;
+                self.release_number(window);
+                continue;
+            }
+            self.window_runs.set(window as usize, longest);
+            let page_bytes = self.sizes.page_bytes();
+            let at = self.bases[window as usize].wrapping_add(page * page_bytes);
+            let at = NonNull::new(at).expect("a window has an address");
+            // SAFETY: these pages are of a window of this source, and in no block.
+            unsafe { self.source.discard(at, pages * page_bytes) };
+        }
+    }
+
+    /// The newest of the warm runs that are long enough: more of it is in the processor's caches.
+    fn warm_run(&self, pages: usize) -> Option<usize> {
+        self.warm.iter().rposition(|run| run.pages >= pages)
+    }
+
+    fn take_warm(&mut self, at: usize, pages: usize) -> u32 {
+        let run = &mut self.warm[at];
+        let (window, page) = (run.window, run.page);
+        run.page += pages;
+        run.pages -= pages;
+        if run.pages == 0 {
+            self.warm.remove(at);
+        }
+        self.warm_pages -= pages;
+        self.handle_of(window, page)
+    }
+
+    /// Takes pages of the first window that has so many in a row.
+    fn take_from_window(&mut self, pages: usize) -> Option<u32> {
+        self.cool(pages);
+        let number = match self.window_runs.find(pages, None) {
+            Some(number) => small(number),
+            None => self.add_window()?,
+        };
+        let map = self.window(number);
+        let (page, _) = map.find(pages).expect("the index knows the longest run");
+        map.take(page, pages);
+        let longest = map.longest_run();
+        self.window_runs.set(number as usize, longest);
+        Some(self.handle_of(number, page))
+    }
+
+    fn add_window(&mut self) -> Option<u32> {
+        let number = self.vacant_number()?;
+        let base = self.source.reserve()?;
+        self.windows += 1;
+        self.occupy(number, base, Chunk::Window(Box::new(PageMap::new())));
+        self.window_runs.set(number as usize, small_u16(PAGES_PER_CHUNK));
+        Some(number)
+    }
+
+    fn window(&mut self, number: u32) -> &mut PageMap {
+        match &mut self.chunks[number as usize] {
+            Chunk::Window(map) => map,
+            _ => panic!("number {number} is not a window"),
+        }
+    }
+}
