@@ -11,6 +11,7 @@ use kv_protocol::ids::SequenceNumber;
 use kv_protocol::limits::MAX_DEADLINE;
 
 use crate::completion::{Answered, Completion, Ends, OnEnd, SubmitError};
+use crate::doubt::Doubt;
 use crate::engine::{Engine, Statistics};
 use crate::error::{Error, OpenError};
 use crate::operation::{Notify, Op, OpId, Operation};
@@ -54,6 +55,7 @@ impl<T, F: FnOnce(Answered<'_>) -> T> Ends for CallEnds<'_, T, F> {
         match (notify, self.take.take()) {
             (Notify::Caller, Some(take)) => self.result = Some(result.map(take)),
             (Notify::Caller, None) => {}
+            (Notify::Nobody, take) => self.take = take,
             (Notify::Queue(tag), take) => {
                 self.take = take;
                 let result = result.map(Into::into);
@@ -122,6 +124,17 @@ impl Client {
     /// As [`Client::put`]; [`Error::NotFound`] if there was nothing to remove.
     pub fn delete(&mut self, key: &[u8], options: &OpOptions) -> Result<Written, Error> {
         self.call(Op::Delete { key }, options, written)
+    }
+
+    /// Settles a write that ended in doubt. It ends as the write would have ended. Any client of the cluster may ask,
+    /// as often as it likes: the response is always the same.
+    ///
+    /// # Errors
+    /// [`Error::NotDone`]: the write was not done, and never will be. [`Error::InDoubt`]: the servers have forgotten
+    /// it, so nobody will know. [`Error::Conflict`] and [`Error::NotFound`] as the write itself. Others: it could not
+    /// be settled now; ask again.
+    pub fn resolve(&mut self, doubt: &Doubt, options: &OpOptions) -> Result<Written, Error> {
+        self.call(Op::Resolve { doubt }, options, written)
     }
 
     /// Reads a key.

@@ -11,7 +11,10 @@
 //! Nothing here blocks but the wait on epoll, and that ends at the next timer. Sending and receiving
 //! are in `engine/traffic.rs`.
 
+mod settling;
 mod traffic;
+
+use settling::Meeting;
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,7 +33,8 @@ use crate::connection::{Connection, Target};
 use crate::error::{Error, OpenError};
 use crate::log::Level;
 use crate::map_source::MapSource;
-use crate::operation::{OpId, Operation, Operations, Stage};
+use crate::doubt::OpenDoubts;
+use crate::operation::{Notify, OpId, Operation, Operations, Stage};
 use crate::options::{Endpoints, Options};
 use crate::places::{Place, Places, Way};
 use crate::poller::{Poller, Readiness, Waiter};
@@ -77,6 +81,10 @@ pub(crate) struct Engine {
     /// True if, since then, no endpoint that may be asked had a map of this client's cluster.
     is_stranded: bool,
     places: Places,
+    /// Writes in doubt whose numbers are open.
+    doubts: OpenDoubts,
+    /// Operations of the engine's own.
+    resolvers: usize,
     operations: Operations,
     pub(crate) spares: Spares,
     bytes_in_flight: usize,
@@ -123,6 +131,8 @@ impl Engine {
             other_cluster: None,
             is_stranded: false,
             places: Places::default(),
+            doubts: OpenDoubts::default(),
+            resolvers: 0,
             operations: Operations::default(),
             spares: Spares::default(),
             bytes_in_flight: 0,
@@ -159,7 +169,7 @@ impl Engine {
 
     /// Operations that have not ended.
     pub(crate) fn in_flight(&self) -> usize {
-        self.operations.len()
+        self.operations.len() - self.resolvers
     }
 
     /// Whether `bytes` more of key and value may be submitted when so many have ended and were not
@@ -369,7 +379,10 @@ impl Engine {
                     self.want_map(server);
                 }
             }
-            Stage::Ready | Stage::AwaitingMap | Stage::AwaitingWindow => {}
+            Stage::Ready
+            | Stage::AwaitingMap
+            | Stage::AwaitingWindow
+            | Stage::AwaitingDoubt => {}
         }
     }
 
@@ -453,6 +466,14 @@ impl Engine {
         };
         let (group, shard) = place;
         operation.place = Some(place);
+        if operation.doubt.is_some() || !self.doubts.is_empty() {
+            match self.meet_doubt(id, now) {
+                Meeting::GoOn => {}
+                Meeting::Wait => return,
+                Meeting::Settled(result) => return self.finish_settled(id, result, ends),
+            }
+        }
+        let Some(operation) = self.operations.get_mut(id) else { return };
         let mut client = self.client;
         if operation.kind.is_write() {
             let Place { session, waiting, .. } = self.places.get_or_make(place, client);
@@ -464,8 +485,11 @@ impl Engine {
                 operation.stage = Stage::AwaitingWindow;
                 let deadline = operation.deadline;
                 self.timers.set(id, &mut operation.timer, deadline);
-                return waiting.push(id);
+                waiting.push(id);
+                return self.settle_place(place, now);
             };
+            client = of;
+        } else if let Some((of, _)) = operation.session {
             client = of;
         }
         let is_usual = client == self.client && operation.kind.role() == ReplicaRole::Primary;
@@ -554,7 +578,7 @@ impl Engine {
                     Stage::AwaitingMap => true,
                     Stage::BackingOff { .. } => is_newer,
                     Stage::Assigned { .. } => is_newer && operation.is_overdue,
-                    Stage::Ready | Stage::AwaitingWindow => false,
+                    Stage::Ready | Stage::AwaitingWindow | Stage::AwaitingDoubt => false,
                 }
             })
             .map(|(id, _)| id)
@@ -583,7 +607,7 @@ impl Engine {
         let cause = format!("the map says that group {group} is lost");
         // Only a completion record is definite once a write was sent (consistency.md §8).
         let error = if operation.doubtful > 0 {
-            Error::InDoubt { action, cause }
+            Error::InDoubt { action, cause, doubt: None }
         } else {
             Error::Lost { action, cause }
         };
@@ -608,7 +632,7 @@ impl Engine {
                     let cause = format!(
                         "cluster {known} is not there any more; cluster {got} is, and was not restored from it"
                     );
-                    Error::InDoubt { action, cause }
+                    Error::InDoubt { action, cause, doubt: None }
                 }
             };
             self.finish(id, Err(error), ends);
@@ -616,13 +640,24 @@ impl Engine {
     }
 
     /// Ends an operation for its caller.
-    fn finish(&mut self, id: OpId, result: Result<Answered<'_>, Error>, ends: &mut dyn Ends) {
+    fn finish(&mut self, id: OpId, mut result: Result<Answered<'_>, Error>, ends: &mut dyn Ends) {
         if self.operations.get(id).is_some_and(|operation| operation.queued.is_some()) {
             self.release(id);
         }
         let Some(mut operation) = self.operations.remove(id) else { return };
         self.timers.clear(id, &mut operation.timer);
         self.bytes_in_flight -= operation.bytes();
+        let mut number = operation.session;
+        if let (true, Err(Error::InDoubt { doubt, .. })) = (operation.kind.is_write(), &mut result)
+            && !operation.is_forgotten
+            && let Some(named) =
+                self.router.cluster().and_then(|cluster| operation.to_doubt(cluster))
+        {
+            *doubt = Some(named.clone());
+            self.doubts.add(named);
+            // It stays open until the write is settled.
+            number = None;
+        }
         if let (true, Some(place)) = (operation.kind.is_write(), operation.place) {
             if operation.stage == Stage::AwaitingWindow
                 && let Some(place) = self.places.get_mut(place)
@@ -630,10 +665,14 @@ impl Engine {
                 let operations = &self.operations;
                 place.waiting.remove_one(|id| operations.get(id).is_none());
             }
-            self.leave_session(place, operation.session);
+            self.leave_session(place, number);
+        }
+        if let Some(doubt) = operation.doubt.take() {
+            self.on_resolved(id, &doubt, &result, ends);
         }
         self.ended += 1;
         let notify = operation.notify;
+        self.resolvers -= usize::from(notify == Notify::Nobody);
         self.spares.give(operation);
         ends.end(id, notify, result);
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use kv_protocol::ids::{ClusterId, SequenceNumber};
 use kv_protocol::{escape, limits};
 
+use crate::doubt::Doubt;
+
 /// Most bytes of a key that a message shows.
 const SHOWN_KEY_BYTES: usize = 64;
 
@@ -63,15 +65,25 @@ pub enum Error {
         /// What was last heard, and where to look.
         cause: String,
     },
-    /// The write was sent, and whether it was done cannot be known.
+    /// The write was sent, and it is not known whether it was done.
     #[error(
-        "{action}: in doubt, the write may have been done or not: {cause}; read the key to find out"
+        "{action}: in doubt, the write may have been done or not: {cause}{}",
+        if doubt.is_some() { "; resolve it to find out" } else { "; read the key" }
     )]
     InDoubt {
         /// What was being done.
         action: Action,
         /// Why it is not known.
         cause: String,
+        /// The write, for [`crate::Client::resolve`]; `None` if the servers have forgotten it. Then it will not
+        /// be done any more, but nobody knows whether it was.
+        doubt: Option<Doubt>,
+    },
+    /// A write in doubt was settled: it was not done, and never will be.
+    #[error("{action}: the write was not done, and never will be")]
+    NotDone {
+        /// What was being done.
+        action: Action,
     },
     /// The operation could not be served before the deadline; a write was not done.
     #[error("{action}: not served within {waited:?}: {cause}")]

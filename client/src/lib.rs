@@ -36,6 +36,7 @@ mod backoff;
 mod client;
 mod completion;
 mod connection;
+mod doubt;
 mod engine;
 mod error;
 mod log;
@@ -55,6 +56,7 @@ mod waiting;
 
 pub use client::{Client, Value, Written};
 pub use completion::{Answered, Completion, OnEnd, Outcome, SubmitError};
+pub use doubt::Doubt;
 pub use engine::Statistics;
 pub use error::{Action, Error, OpenError};
 pub use kv_protocol::client_message::{Condition, ReplicaRole};

@@ -1,18 +1,19 @@
 //! One operation under way: its request as it is sent, how far it is, and what was in its way.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kv_protocol::client_message::{
     Condition, Operation as WireOperation, REQUEST_HEAD_BYTES, ReplicaRole, Request, WriteHeader,
 };
 use kv_protocol::ids::{
-    ClientId, GroupId, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId, ViewVersion,
+    ClientId, ClusterId, GroupId, RequestHash, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId, ViewVersion,
 };
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_protocol::placement::Digest;
 
 use crate::backoff::Backoff;
+use crate::doubt::{Doubt, DoubtfulWrite};
 use crate::error::{Action, Error};
 use crate::map_source::MapSource;
 use crate::options::{OpOptions, is_deadline};
@@ -59,6 +60,11 @@ pub enum Op<'a> {
         /// Whose copy.
         replica: ReplicaRole,
     },
+    /// Settle a write that ended in doubt. It ends as the write would have ended, or as [`Error::NotDone`].
+    Resolve {
+        /// The write, as [`Error::InDoubt`] names it.
+        doubt: &'a Doubt,
+    },
 }
 
 impl<'a> Op<'a> {
@@ -75,6 +81,15 @@ impl<'a> Op<'a> {
             | Op::Delete { key }
             | Op::Noop { key }
             | Op::Verify { key, .. } => key,
+            Op::Resolve { doubt } => &doubt.write.key,
+        }
+    }
+
+    /// Of the key.
+    pub(crate) fn digest(&self) -> Digest {
+        match self {
+            Op::Resolve { doubt } => doubt.write.digest,
+            op => Digest::of(op.key()),
         }
     }
 
@@ -85,6 +100,7 @@ impl<'a> Op<'a> {
             Op::Delete { .. } => Kind::Delete,
             Op::Noop { .. } => Kind::Noop,
             Op::Verify { replica, .. } => Kind::Verify(replica),
+            Op::Resolve { .. } => Kind::Resolve,
         }
         .verb()
     }
@@ -93,9 +109,7 @@ impl<'a> Op<'a> {
     pub(crate) fn bytes(&self) -> usize {
         match *self {
             Op::Put { key, value } | Op::PutKept { key, value } => key.len() + value.len(),
-            Op::Get { key } | Op::Delete { key } | Op::Noop { key } | Op::Verify { key, .. } => {
-                key.len()
-            }
+            _ => self.key().len(),
         }
     }
 }
@@ -111,6 +125,7 @@ pub(crate) enum Kind {
     Delete,
     Noop,
     Verify(ReplicaRole),
+    Resolve,
 }
 
 impl Kind {
@@ -122,6 +137,7 @@ impl Kind {
             Kind::Noop => "no-operation for",
             Kind::Verify(ReplicaRole::Primary) => "read from the primary's copy of",
             Kind::Verify(ReplicaRole::Secondary) => "read from the secondary's copy of",
+            Kind::Resolve => "settle a write in doubt to",
         }
     }
 
@@ -145,6 +161,8 @@ pub(crate) enum Notify {
     Queue(u64),
     /// The call that waits.
     Caller,
+    /// Nobody: the engine settles a write in doubt by itself.
+    Nobody,
 }
 
 /// How far an operation is.
@@ -156,6 +174,8 @@ pub(crate) enum Stage {
     AwaitingMap,
     /// A write; its session's window is full.
     AwaitingWindow,
+    /// An earlier write to its key is in doubt, and is being settled.
+    AwaitingDoubt,
     /// On a connection; with a request id once it was sent there.
     Assigned { connection: u64, request: Option<RequestId> },
     /// Something was in the way; it is tried again then.
@@ -210,6 +230,10 @@ pub(crate) struct Operation {
     pub(crate) was_busy: bool,
     /// When its timer goes off, if it has one.
     pub(crate) timer: Option<Instant>,
+    /// The write that it settles; for [`Kind::Resolve`].
+    pub(crate) doubt: Option<Doubt>,
+    /// The servers do not know its session any more.
+    pub(crate) is_forgotten: bool,
 }
 
 impl Operation {
@@ -229,6 +253,7 @@ impl Operation {
             Op::Delete { key } => (Kind::Delete, key, &[], &[]),
             Op::Noop { key } => (Kind::Noop, key, &[], &[]),
             Op::Verify { key, replica } => (Kind::Verify(replica), key, &[], &[]),
+            Op::Resolve { doubt } => (Kind::Resolve, &doubt.write.key, &[], &[]),
         };
         let action = || Action::new(kind.verb(), key);
         if key.is_empty() {
@@ -262,6 +287,15 @@ impl Operation {
         operation.deadline = now + allowed;
         operation.assigned_at = now;
         operation.attention_at = now;
+        if let Op::Resolve { doubt } = op {
+            let write = &doubt.write;
+            operation.place = Some(write.place);
+            operation.digest = Some(write.digest);
+            operation.session = Some((write.client, write.seq));
+            operation.first_incomplete = write.first_incomplete;
+            operation.begun = write.begun;
+            operation.doubt = Some(doubt.clone());
+        }
         Ok(operation)
     }
 
@@ -293,6 +327,8 @@ impl Operation {
             trouble: None,
             was_busy: false,
             timer: None,
+            doubt: None,
+            is_forgotten: false,
         }
     }
 
@@ -326,6 +362,8 @@ impl Operation {
             trouble,
             was_busy,
             timer,
+            doubt,
+            is_forgotten,
         } = self;
         frame.clear();
         *kept = &[];
@@ -334,7 +372,7 @@ impl Operation {
         (*session, *first_incomplete, *doubtful) = (None, RequestSeq(0), 0);
         *begun = SequenceNumber::ZERO;
         (*backoff, *trouble, *was_busy) = (Backoff::default(), None, false);
-        *timer = None;
+        (*timer, *doubt, *is_forgotten) = (None, None, false);
         frame
     }
 
@@ -419,7 +457,30 @@ impl Operation {
             Kind::Delete => WireOperation::Delete(header),
             Kind::Noop => WireOperation::Noop,
             Kind::Verify(role) => WireOperation::Verify(role),
+            Kind::Resolve => {
+                let asked = self.doubt.as_ref().map_or(RequestHash(0), |doubt| doubt.write.request);
+                WireOperation::Resolve(header, asked)
+            }
         }
+    }
+
+    /// Names this write, which was sent and ends in doubt.
+    pub(crate) fn to_doubt(&mut self, cluster: ClusterId) -> Option<Doubt> {
+        let (digest, (client, seq), place) = (self.digest(), self.session?, self.place?);
+        let request = RequestHash::of(digest, &self.to_wire())?;
+        let write = DoubtfulWrite {
+            key: self.key().into(),
+            digest,
+            cluster,
+            place,
+            client,
+            seq,
+            first_incomplete: self.first_incomplete,
+            begun: self.begun,
+            request,
+            settled: OnceLock::new(),
+        };
+        Some(Doubt { write: Arc::new(write) })
     }
 
     /// When something has to be done for it at the latest.
@@ -427,7 +488,10 @@ impl Operation {
         match self.stage {
             Stage::Assigned { .. } => self.attention_at.min(self.deadline),
             Stage::BackingOff { until } => until.min(self.deadline),
-            Stage::Ready | Stage::AwaitingMap | Stage::AwaitingWindow => self.deadline,
+            Stage::Ready
+            | Stage::AwaitingMap
+            | Stage::AwaitingWindow
+            | Stage::AwaitingDoubt => self.deadline,
         }
     }
 
@@ -447,8 +511,11 @@ impl Operation {
                 }
             },
             (Some(trouble), _) => trouble.to_string(),
-            (None, Stage::AwaitingWindow) => {
+            (_, Stage::AwaitingWindow) => {
                 "64 earlier writes to its shard have not ended".to_owned()
+            }
+            (_, Stage::AwaitingDoubt) => {
+                "an earlier write to the key is in doubt, and could not be settled".to_owned()
             }
             (None, _) => match self.server {
                 Some(server) => format!("server {server} did not answer"),
@@ -463,13 +530,13 @@ impl Operation {
         }
         if self.doubtful > 0 {
             let cause = format!("no answer within {waited:?} ({cause})");
-            return Error::InDoubt { action, cause };
+            return Error::InDoubt { action, cause, doubt: None };
         }
         if self.was_busy {
             return Error::Busy { action, waited, cause };
         }
         // Where the coordinator cannot be reached, its status cannot be asked for either.
-        if has_map && map_trouble.is_none() {
+        if has_map && map_trouble.is_none() && self.stage != Stage::AwaitingWindow {
             cause.push_str("; `coord status` shows which servers are up");
         }
         // A write that is in no doubt was never sent whole.

@@ -51,6 +51,8 @@ pub(crate) struct Router {
 #[derive(Debug)]
 struct Known {
     cluster: ClusterId,
+    /// The clusters that it was restored from.
+    ancestors: Vec<ClusterId>,
     placement: Placement,
     epoch: Epoch,
     revision: MapRevision,
@@ -68,6 +70,7 @@ impl Router {
         let Some(known) = &mut self.known else {
             self.known = Some(Known {
                 cluster: map.cluster,
+                ancestors: map.ancestors,
                 placement,
                 epoch: map.epoch,
                 revision: map.revision,
@@ -86,8 +89,8 @@ impl Router {
         }
         if is_heir {
             // The versions of its views continue above the earlier ones.
-            let Map { cluster, epoch, revision, servers, views, .. } = map;
-            *known = Known { cluster, placement, epoch, revision, servers, views };
+            let Map { cluster, ancestors, epoch, revision, servers, views, .. } = map;
+            *known = Known { cluster, ancestors, placement, epoch, revision, servers, views };
             return Ok(());
         }
         for (view, newer) in known.views.iter_mut().zip(map.views) {
@@ -106,6 +109,13 @@ impl Router {
     /// The cluster, once a map has come.
     pub(crate) fn cluster(&self) -> Option<ClusterId> {
         self.known.as_ref().map(|known| known.cluster)
+    }
+
+    /// Whether the known cluster is this one, or was restored from it.
+    pub(crate) fn is_heir_of(&self, cluster: ClusterId) -> bool {
+        self.known
+            .as_ref()
+            .is_some_and(|known| known.cluster == cluster || known.ancestors.contains(&cluster))
     }
 
     /// Whether a map has ever come.

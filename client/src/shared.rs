@@ -24,6 +24,7 @@ use slab::Slab;
 
 use crate::client::{Written, written};
 use crate::completion::{Answered, Ends};
+use crate::doubt::Doubt;
 use crate::engine::{Engine, Statistics};
 use crate::error::{Action, Error, OpenError};
 use crate::operation::{Notify, Op, OpId, Operation};
@@ -81,6 +82,14 @@ impl SharedClient {
         self.call(Op::Delete { key }, options, written)
     }
 
+    /// Settles a write that ended in doubt; as [`crate::Client::resolve`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resolve(&self, doubt: &Doubt, options: &OpOptions) -> Result<Written, Error> {
+        self.call(Op::Resolve { doubt }, options, written)
+    }
+
     /// Runs one operation to its end. `take` sees the value where it was received; it is run while other threads
     /// wait for their turn, perhaps by another thread.
     ///
@@ -98,7 +107,7 @@ impl SharedClient {
             let result = take.take().map(|take| result.map(take));
             *end.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = result;
         };
-        let digest = Digest::of(op.key());
+        let digest = op.digest();
         let call = Call::new(self.deadline, options, Box::new(each));
         self.lane(digest).run(&call, &mut std::iter::once((0, op, digest)))?;
         let mut ended = ended.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -118,7 +127,7 @@ impl SharedClient {
         let call = Call::new(self.deadline, options, each);
         let mut by_lane: Vec<Vec<(usize, Op<'a>, Digest)>> = vec![Vec::new(); self.lanes.len()];
         for (at, op) in ops.enumerate() {
-            let digest = Digest::of(op.key());
+            let digest = op.digest();
             by_lane[self.lane_number(digest)].push((at, op, digest));
         }
         for (lane, ops) in self.lanes.iter().zip(by_lane) {

@@ -33,6 +33,11 @@ impl Waiting {
         next
     }
 
+    /// Whether there are entries.
+    pub(crate) fn has_any(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
     /// Notes that a write of these has ended. `has_ended` tells which have.
     pub(crate) fn remove_one(&mut self, has_ended: impl Fn(OpId) -> bool) {
         self.ended += 1;

@@ -458,6 +458,10 @@ impl Engine {
                 let (action, version) = (operation.action(), answer.version);
                 self.finish(id, Err(Error::Conflict { action, version }), ends);
             }
+            Status::NotDone => {
+                let action = operation.action();
+                self.finish(id, Err(Error::NotDone { action }), ends);
+            }
             Status::SessionExpired => self.on_session_expired(id, now, ends),
             Status::SessionMismatch => self.on_session_mismatch(id, ends),
             // A write that was pending when the server lost its view ends so too.
@@ -471,7 +475,7 @@ impl Engine {
                 if is_current {
                     let (action, cause) = (operation.action(), spoken(operation, answer));
                     let error = if operation.kind.is_write() {
-                        Error::InDoubt { action, cause }
+                        Error::InDoubt { action, cause, doubt: None }
                     } else {
                         Error::Lost { action, cause }
                     };
@@ -514,7 +518,8 @@ impl Engine {
         }
         let (action, reason) = (operation.action(), spoken(operation, answer));
         let error = if operation.doubtful > 0 {
-            Error::InDoubt { action, cause: format!("a retry was refused: {reason}") }
+            let cause = format!("a retry was refused: {reason}");
+            Error::InDoubt { action, cause, doubt: None }
         } else {
             match answer.status {
                 Status::TooBig => Error::TooBig { action, reason },
@@ -540,8 +545,9 @@ impl Engine {
             // Sent more than once, or, by a server out of its mind, no write at all.
             let action = operation.action();
             let cause = "the servers have forgotten this client's session".to_owned();
-            let error = if operation.kind.is_write() {
-                Error::InDoubt { action, cause }
+            operation.is_forgotten = true;
+            let error = if operation.kind.is_write() || operation.kind == Kind::Resolve {
+                Error::InDoubt { action, cause, doubt: None }
             } else {
                 Error::Protocol { action, reason: cause }
             };
@@ -612,8 +618,9 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 /// Whether a server in its right mind answers this to the operation.
 fn may_answer(operation: &Operation, status: Status) -> bool {
     match status {
-        Status::NotFound => matches!(operation.kind, Kind::Get | Kind::Delete | Kind::Verify(_)),
-        Status::Conflict => operation.is_conditional(),
+        Status::NotFound => !matches!(operation.kind, Kind::Put | Kind::Noop),
+        Status::Conflict => operation.is_conditional() || operation.kind == Kind::Resolve,
+        Status::NotDone => operation.kind.is_write() || operation.kind == Kind::Resolve,
         _ => true,
     }
 }
@@ -623,7 +630,7 @@ fn answered<'a>(operation: &Operation, answer: &Answer<'a>) -> Answered<'a> {
     Answered {
         value: if reads { answer.value } else { &[] },
         version: answer.version,
-        copies: if operation.kind.is_write() { answer.copies } else { 0 },
+        copies: if reads || operation.kind == Kind::Noop { 0 } else { answer.copies },
     }
 }
 

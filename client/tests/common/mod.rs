@@ -524,9 +524,10 @@ fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, 
     }
     assert_eq!(hello.shard, shard, "the client asks the executor of the key's shard");
     let header = match request.operation {
-        Operation::Put(header, _) | Operation::Delete(header) => header,
+        Operation::Put(header, _)
+        | Operation::Delete(header)
+        | Operation::Resolve(header, _) => header,
         Operation::Noop => return answer(request, Status::Ok, 0, b"", to),
-        Operation::Resolve(..) => return answer(request, Status::Unsupported, 0, b"", to),
         Operation::Get | Operation::Verify(_) => {
             return match state.table.get(request.key) {
                 Some((value, version)) => answer(request, Status::Ok, *version, value, to),

@@ -1,0 +1,124 @@
+//! Writes that ended in doubt, and how they are settled (consistency.md §8).
+//!
+//! ```text
+//!   write --deadline--> IN_DOUBT, Doubt      its number stays open: the server keeps what it knows of it
+//!                          |
+//!   resolve, or the next   +-- RESOLVE --> as the write's own response, or NOT_DONE for ever
+//!   operation on its key,
+//!   or a full window
+//! ```
+//!
+//! An operation on the key of such a write waits until the write is settled. So once a later operation of the same
+//! client on that key was answered, the write takes no effect any more.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+
+use hashbrown::HashMap;
+use kv_protocol::ids::{
+    ClientId, ClusterId, GroupId, RequestHash, RequestSeq, SequenceNumber, ShardId,
+};
+use kv_protocol::placement::Digest;
+
+use crate::error::Error;
+use crate::operation::OpId;
+
+/// Names a write that ended in doubt, for [`crate::Client::resolve`].
+#[derive(Clone, Debug)]
+pub struct Doubt {
+    pub(crate) write: Arc<DoubtfulWrite>,
+}
+
+impl PartialEq for Doubt {
+    fn eq(&self, other: &Doubt) -> bool {
+        self.write.name() == other.write.name()
+    }
+}
+
+impl Eq for Doubt {}
+
+/// What is known of a write in doubt.
+#[derive(Debug)]
+pub(crate) struct DoubtfulWrite {
+    pub(crate) key: Box<[u8]>,
+    pub(crate) digest: Digest,
+    pub(crate) cluster: ClusterId,
+    pub(crate) place: (GroupId, ShardId),
+    pub(crate) client: ClientId,
+    pub(crate) seq: RequestSeq,
+    pub(crate) first_incomplete: RequestSeq,
+    pub(crate) begun: SequenceNumber,
+    pub(crate) request: RequestHash,
+    /// How it ended, once that is known; an error that is in doubt: nobody will ever know.
+    pub(crate) settled: OnceLock<Result<Settled, Error>>,
+}
+
+/// How a write was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Settled {
+    pub(crate) version: SequenceNumber,
+    pub(crate) copies: u8,
+}
+
+impl DoubtfulWrite {
+    fn name(&self) -> (ClientId, (GroupId, ShardId), RequestSeq) {
+        (self.client, self.place, self.seq)
+    }
+}
+
+/// A write in doubt whose number is open.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) doubt: Doubt,
+    /// The RESOLVE under way.
+    pub(crate) resolver: Option<OpId>,
+    /// Operations on its key, which wait for the end of it.
+    pub(crate) waiting: VecDeque<OpId>,
+}
+
+/// The writes in doubt of one client, by their keys.
+#[derive(Debug, Default)]
+pub(crate) struct OpenDoubts {
+    by_key: HashMap<Digest, Vec<Open>>,
+}
+
+impl OpenDoubts {
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    pub(crate) fn add(&mut self, doubt: Doubt) {
+        let open = Open { doubt, resolver: None, waiting: VecDeque::new() };
+        self.by_key.entry(open.doubt.write.digest).or_default().push(open);
+    }
+
+    /// The oldest write in doubt to a key.
+    pub(crate) fn of_key(&mut self, digest: Digest) -> Option<&mut Open> {
+        self.by_key.get_mut(&digest)?.first_mut()
+    }
+
+    /// This write, if it is open.
+    pub(crate) fn get_mut(&mut self, doubt: &Doubt) -> Option<&mut Open> {
+        let of_key = self.by_key.get_mut(&doubt.write.digest)?;
+        of_key.iter_mut().find(|open| open.doubt == *doubt)
+    }
+
+    /// Takes a write off that is settled.
+    pub(crate) fn remove(&mut self, doubt: &Doubt) -> Option<Open> {
+        let of_key = self.by_key.get_mut(&doubt.write.digest)?;
+        let at = of_key.iter().position(|open| open.doubt == *doubt)?;
+        let open = of_key.remove(at);
+        if of_key.is_empty() {
+            self.by_key.remove(&doubt.write.digest);
+        }
+        Some(open)
+    }
+
+    /// The writes to a place that nobody settles yet.
+    pub(crate) fn unattended(&self, place: (GroupId, ShardId)) -> Vec<Doubt> {
+        let open = self.by_key.values().flatten();
+        let of_place = open.filter(|open| open.doubt.write.place == place && open.resolver.is_none());
+        of_place.map(|open| open.doubt.clone()).collect()
+    }
+}

@@ -1,0 +1,176 @@
+//! The engine's part in settling writes in doubt: who waits for what, and what follows from the response.
+
+use std::time::Instant;
+
+use kv_protocol::ids::{GroupId, ShardId};
+
+use super::Engine;
+use crate::completion::{Answered, Ends};
+use crate::doubt::{Doubt, Open, Settled};
+use crate::error::Error;
+use crate::operation::{Notify, Op, OpId, Operation, Stage};
+use crate::options::OpOptions;
+
+/// What an operation on the key of a write in doubt does.
+pub(super) enum Meeting {
+    GoOn,
+    /// Until the write is settled.
+    Wait,
+    /// It is a RESOLVE, and the end of its write is known.
+    Settled(Result<Settled, Error>),
+}
+
+impl Engine {
+    /// Has an operation wait for an earlier write to its key that is in doubt, and starts to settle that.
+    pub(super) fn meet_doubt(&mut self, id: OpId, now: Instant) -> Meeting {
+        let Some(operation) = self.operations.get_mut(id) else { return Meeting::Wait };
+        let open = match &operation.doubt {
+            Some(doubt) => {
+                if let Some(result) = doubt.write.settled.get() {
+                    return Meeting::Settled(result.clone());
+                }
+                match self.doubts.get_mut(doubt) {
+                    // A write of another client: only a server of its cluster can say.
+                    None if self.router.is_heir_of(doubt.write.cluster) => return Meeting::GoOn,
+                    None if !self.router.has_map() => {
+                        operation.stage = Stage::AwaitingMap;
+                        let deadline = operation.deadline;
+                        self.timers.set(id, &mut operation.timer, deadline);
+                        self.want_map(None);
+                        return Meeting::Wait;
+                    }
+                    None => {
+                        let cluster = doubt.write.cluster;
+                        let reason =
+                            format!("the write is of cluster {cluster}, which this client does not know");
+                        return Meeting::Settled(Err(Error::Invalid {
+                            action: operation.action(),
+                            reason,
+                        }));
+                    }
+                    Some(open) => open,
+                }
+            }
+            None => {
+                let digest = operation.digest();
+                match self.doubts.of_key(digest) {
+                    None => return Meeting::GoOn,
+                    Some(open) => open,
+                }
+            }
+        };
+        if operation.doubt.is_some() && open.resolver.is_none_or(|resolver| resolver == id) {
+            open.resolver = Some(id);
+            return Meeting::GoOn;
+        }
+        operation.stage = Stage::AwaitingDoubt;
+        let deadline = operation.deadline;
+        self.timers.set(id, &mut operation.timer, deadline);
+        open.waiting.push_back(id);
+        if open.resolver.is_none() {
+            let doubt = open.doubt.clone();
+            self.start_resolver(&doubt, deadline, now);
+        }
+        Meeting::Wait
+    }
+
+    /// Starts to settle the writes in doubt that keep the window of a place.
+    pub(super) fn settle_place(&mut self, place: (GroupId, ShardId), now: Instant) {
+        if self.doubts.is_empty() {
+            return;
+        }
+        for doubt in self.doubts.unattended(place) {
+            self.start_resolver(&doubt, now + self.options.deadline, now);
+        }
+    }
+
+    fn start_resolver(&mut self, doubt: &Doubt, deadline: Instant, now: Instant) {
+        let (op, options) = (Op::Resolve { doubt }, OpOptions::default());
+        let allowed = self.options.deadline;
+        let made = Operation::new(op, &options, allowed, Notify::Nobody, now, &mut self.spares);
+        // Without memory for it, the next operation tries again.
+        let Ok(mut operation) = made else { return };
+        operation.deadline = deadline.max(now);
+        self.resolvers += 1;
+        let id = self.start(operation);
+        if let Some(open) = self.doubts.get_mut(doubt) {
+            open.resolver = Some(id);
+        }
+    }
+
+    /// Ends a RESOLVE of a write whose end is known.
+    pub(super) fn finish_settled(
+        &mut self,
+        id: OpId,
+        result: Result<Settled, Error>,
+        ends: &mut dyn Ends,
+    ) {
+        let answered =
+            result.map(|Settled { version, copies }| Answered { value: &[], version, copies });
+        self.finish(id, answered, ends);
+    }
+
+    /// A RESOLVE has ended.
+    pub(super) fn on_resolved(
+        &mut self,
+        id: OpId,
+        doubt: &Doubt,
+        result: &Result<Answered<'_>, Error>,
+        ends: &mut dyn Ends,
+    ) {
+        let settled = match result {
+            Ok(Answered { version, copies, .. }) => {
+                Ok(Settled { version: *version, copies: *copies })
+            }
+            // Forgotten: it is not done any more, and nobody will know whether it was.
+            Err(
+                error @ (Error::NotFound { .. }
+                | Error::Conflict { .. }
+                | Error::NotDone { .. }
+                | Error::SharedIdentity { .. }
+                | Error::InDoubt { .. }),
+            ) => Err(error.clone()),
+            Err(error) => return self.on_unresolved(id, doubt, error, ends),
+        };
+        // Several may have asked at once, and are told the same.
+        let _ = doubt.write.settled.set(settled);
+        let Some(Open { waiting, .. }) = self.doubts.remove(doubt) else { return };
+        self.leave_session(doubt.write.place, Some((doubt.write.client, doubt.write.seq)));
+        for id in waiting {
+            self.make_ready(id);
+        }
+    }
+
+    /// A RESOLVE has ended without a response: those that wait go on trying until their deadlines, unless that is of
+    /// no use.
+    fn on_unresolved(&mut self, id: OpId, doubt: &Doubt, error: &Error, ends: &mut dyn Ends) {
+        let Some(open) = self.doubts.get_mut(doubt) else { return };
+        if open.resolver == Some(id) {
+            open.resolver = None;
+        }
+        let waiting = std::mem::take(&mut open.waiting);
+        let is_final = !matches!(
+            error,
+            Error::Timeout { .. } | Error::Unavailable { .. } | Error::Busy { .. }
+        );
+        for id in waiting {
+            let Some(operation) = self.operations.get(id) else { continue };
+            if !is_final {
+                self.make_ready(id);
+                continue;
+            }
+            let action = operation.action();
+            let error = match error.clone() {
+                Error::Lost { cause, .. } => Error::Lost { action, cause },
+                Error::OtherCluster { known, got, .. } => Error::OtherCluster { action, known, got },
+                error => Error::Protocol { action, reason: error.to_string() },
+            };
+            self.finish(id, Err(error), ends);
+        }
+        let place = doubt.write.place;
+        let has_waiting = self.places.get_mut(place).is_some_and(|place| place.waiting.has_any());
+        if has_waiting && !is_final {
+            self.settle_place(place, Instant::now());
+        }
+    }
+}
