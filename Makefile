@@ -22,7 +22,7 @@ test: lint ## everything that continuous integration runs
 	$(CARGO) test --workspace $(LOCKED) --no-fail-fast
 # Once more over the other network engine; the first run had the one that servers take by themselves.
 	KV_TEST_NET=tcpstream $(CARGO) test $(LOCKED) --no-fail-fast --test faults --test hostile_bytes \
-		--test hostile_load --test exactly_once --test engines
+		--test hostile_load --test exactly_once --test engines --test narrow_link
 	$(CARGO) test $(HOLES) --test exhaustive
 # Some two minutes of the simulator: fixed seeds, with every assertion on.
 	$(CARGO) run --profile sim $(LOCKED) -p kv-sim --bin sim -- --seeds 220
