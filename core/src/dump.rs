@@ -474,7 +474,7 @@ mod tests {
             client: ClientId(u128::MAX - 1),
             seq: RequestSeq(seq),
             first_incomplete: RequestSeq(1),
-            status: Status::Conflict,
+            status: if seq % 2 == 0 { Status::Conflict } else { Status::NotDone },
             version: SequenceNumber(u64::MAX),
             request: RequestHash(seq ^ 0xfeed),
         };
@@ -501,7 +501,7 @@ mod tests {
         assert_eq!(lines[6], "# shard 0 candidate view 9 last 18446744073709551615 forgotten 0");
         assert_eq!(lines[7], "# shard 1 secondary view 10 last 18446744073709551615 forgotten 1");
         assert_eq!(lines[8], "0cc175b9c0f1b6a831c399e269772661 \"a\" \"x\\x0a\" 3");
-        let record = "@ fffffffffffffffffffffffffffffffe 1 5 1 2 18446744073709551615 17 65256";
+        let record = "@ fffffffffffffffffffffffffffffffe 1 5 1 13 18446744073709551615 17 65256";
         assert_eq!(lines[9], record);
         assert!(lines[10].starts_with("# end 1 "));
     }

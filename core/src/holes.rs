@@ -67,6 +67,9 @@ pub enum Hole {
     RecordWithoutRequest = 60,
     PendingForgotten = 61,
     MovedWhileNamed = 62,
+    NotDoneWithoutRecord = 63,
+    ResolveOverPending = 64,
+    LateWriteExecuted = 65,
 }
 
 /// Whether this rule is left out in the running thread.
@@ -129,7 +132,7 @@ mod planted {
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
     /// All of them, in order.
-    pub const ALL: [Hole; 57] = {
+    pub const ALL: [Hole; 60] = {
         use Hole::*;
         [
             PromoteWithoutGrace,
@@ -189,6 +192,9 @@ mod planted {
             RecordWithoutRequest,
             PendingForgotten,
             MovedWhileNamed,
+            NotDoneWithoutRecord,
+            ResolveOverPending,
+            LateWriteExecuted,
         ]
     };
 
@@ -292,6 +298,9 @@ mod planted {
                 Hole::RecordWithoutRequest => "a record answers another request of its number",
                 Hole::PendingForgotten => "sessions with pending writes forgotten",
                 Hole::MovedWhileNamed => "a place refilled elsewhere before its views name another",
+                Hole::NotDoneWithoutRecord => "NOT_DONE answered without a record",
+                Hole::ResolveOverPending => "NOT_DONE answered for a pending write",
+                Hole::LateWriteExecuted => "a late sending executed after NOT_DONE",
             }
         }
     }

@@ -20,6 +20,8 @@
 //! since is dropped. A write carries the place in the log at which its session began. The client knew that place before
 //! it sent anything of the session. So the write of an unknown session is certainly new if the session began at or
 //! above the horizon. If it began below, the write is not executed.
+//!
+//! A record may also say that its write was not done and never will be: a RESOLVE has found nothing, and taken its number.
 
 use std::collections::VecDeque;
 use std::ops::Range;

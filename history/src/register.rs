@@ -41,6 +41,8 @@ pub enum Answered {
     Lost,
     /// Nobody knows.
     InDoubt,
+    /// Nobody knows whether it was done before its end; it is not done later.
+    Undecided,
 }
 
 /// One operation of one client.
@@ -105,6 +107,20 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Judges the history of one key.
 pub fn judge(history: &[Entry]) -> Verdict {
+    let undecided = |entry: &Entry| entry.answered == Answered::Undecided;
+    let Some(at) = history.iter().position(undecided) else { return judge_decided(history) };
+    // It was not done, or it was.
+    let mut decided = history.to_vec();
+    let entry = decided.remove(at);
+    let verdict = judge(&decided);
+    if verdict == Verdict::Linearizable || entry.asked == Asked::Read {
+        return verdict;
+    }
+    decided.push(Entry { answered: Answered::InDoubt, ..entry });
+    judge(&decided)
+}
+
+fn judge_decided(history: &[Entry]) -> Verdict {
     // A read that was not answered says nothing.
     let says_something =
         |entry: &&Entry| entry.asked != Asked::Read || matches!(entry.answered, Answered::Value(_));
@@ -174,6 +190,17 @@ mod tests {
         assert_eq!(judge(&history), Verdict::Illegal);
         assert_eq!(judge(&history[..2]), Verdict::Linearizable);
         assert_eq!(judge(&[in_doubt, read(2, 1, 2, None)]), Verdict::Linearizable);
+    }
+
+    #[test]
+    fn what_is_undecided_was_done_before_its_end_or_never() {
+        let undecided = entry(1, 0, 10, Asked::Write(7), Answered::Undecided);
+        for seen in [None, Some(7)] {
+            let at_once = [undecided, read(2, 11, 12, seen), read(2, 13, 14, seen)];
+            assert_eq!(judge(&at_once), Verdict::Linearizable);
+        }
+        let late = [undecided, read(2, 11, 12, None), read(2, 13, 14, Some(7))];
+        assert_eq!(judge(&late), Verdict::Illegal);
     }
 
     #[test]

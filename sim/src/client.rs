@@ -5,7 +5,7 @@
 //!              ^ |  WRONG_VIEW, UNAVAILABLE, BUSY, a lost connection: a pause, the map, again
 //!              | +- 150 ms of silence: the map; if the group's view is newer, again; every 100 ms
 //!              |
-//!              +--- the deadline: in doubt, if any sending may have been executed
+//!              +--- the deadline: in doubt, if any sending may have been executed; then it is settled
 //!              +--- the map says that nobody holds the group: LOST, or in doubt, as above
 //!              +--- SESSION_EXPIRED to its only sending: again, in a session begun anew
 //!              +--- SESSION_MISMATCH: not done, and the session is left to the other client
@@ -24,12 +24,14 @@ use crate::network::ConnectionNumber;
 use crate::workload::Plan;
 use kv_history::{Answered, Asked, Value};
 
+mod doubt;
 mod flight;
 mod session;
 #[cfg(test)]
 mod tests;
 
 pub use flight::Flight;
+use flight::Stage;
 use session::Session;
 
 /// How long an operation may take, in nanoseconds.
@@ -60,6 +62,8 @@ pub struct Client {
     pub is_clone: bool,
     /// What is under way, by request id.
     pub flights: BTreeMap<u64, Flight>,
+    /// Writes in doubt that are not asked about yet, by request id.
+    doubts: BTreeMap<u64, Flight>,
     next_request: u64,
     /// Connections by process (its address), shard and the name that they go under.
     pub connections: BTreeMap<(SocketAddr, ShardId, ClientId), ConnectionNumber>,
@@ -87,6 +91,8 @@ pub enum Wish {
     Map,
     /// The servers do not know the session of this name, although a write of it is under way there.
     Expired((GroupId, ShardId), ClientId),
+    /// A write is given up, or a question about it.
+    GivenUp(Box<Flight>),
     /// An operation has ended.
     Ended(Box<Flight>, Answered, Option<SequenceNumber>),
 }
@@ -102,6 +108,7 @@ impl Client {
             starts: BTreeMap::new(),
             is_clone: false,
             flights: BTreeMap::new(),
+            doubts: BTreeMap::new(),
             next_request: 1,
             connections: BTreeMap::new(),
             seen: BTreeMap::new(),
@@ -120,7 +127,7 @@ impl Client {
 
     /// Begins an operation.
     pub fn begin(&mut self, now: u64, plan: Plan) {
-        let Plan { slot, key, floor, mut asked, condition, value } = plan;
+        let Plan { slot, key, floor, mut asked, condition, value, patience, settling } = plan;
         if self.is_clone && asked == Asked::Delete {
             // Two removals of one key under one number are the same request.
             asked = Asked::Read;
@@ -159,6 +166,9 @@ impl Client {
             connection: None,
             due: now,
             pause: FIRST_PAUSE,
+            patience,
+            settling,
+            stage: Stage::Asked,
         };
         self.flights.insert(self.next_request, flight);
         self.next_request += 1;
@@ -166,6 +176,7 @@ impl Client {
 
     /// Does what is due.
     pub fn wake(&mut self, now: u64, wishes: &mut Vec<Wish>) {
+        self.settle(now, |doubt| doubt.due <= now);
         let due: Vec<u64> =
             self.flights.iter().filter(|(_, f)| f.due <= now).map(|(id, _)| *id).collect();
         for id in due {
@@ -175,7 +186,7 @@ impl Client {
                     Asked::Read => Answered::InDoubt,
                     _ => flight.unless_in_doubt(Answered::Refused),
                 };
-                self.end(id, answered, None, wishes);
+                self.end_or_give_up(now, id, answered, wishes);
                 continue;
             }
             self.send(now, id, wishes);
@@ -198,7 +209,10 @@ impl Client {
         }
         if view.is_some_and(|view| view.primary.is_none() && view.version > ViewVersion(0)) {
             let answered = flight.unless_in_doubt(Answered::Lost);
-            return self.end(id, answered, None, wishes);
+            return self.end_or_give_up(now, id, answered, wishes);
+        }
+        if self.waits_for_doubts(now, id) {
+            return;
         }
         let known = view.zip(self.map.as_ref()).and_then(|(view, map)| {
             let primary = view.primary?;
@@ -246,6 +260,9 @@ impl Client {
         };
         let changed = |changed| Answered::Done { changed };
         flight.copies = answer.copies;
+        if flight.was_given_up() {
+            return self.on_settled(now, jitter, answer, wishes);
+        }
         // Said by a server that has not logged this sending, and will not.
         if let Status::Unavailable | Status::Busy | Status::OutOfSpace = answer.status {
             flight.doubtful = flight.doubtful.saturating_sub(1);
@@ -274,27 +291,39 @@ impl Client {
                 if flight.doubtful == 1 {
                     return self.begin_session_anew(now, id);
                 }
-                Answered::InDoubt
+                Answered::Undecided
             }
             (Status::SessionMismatch, _) => {
                 let (place, name) = (flight.place, flight.client);
                 self.leave_session(place, name);
                 Answered::Refused
             }
-            (Status::OutOfSpace, _) => flight.unless_in_doubt(Answered::Refused),
-            (status, _) => {
-                if status == Status::WrongView {
-                    wishes.push(Wish::Map);
-                }
-                // Not now, or not there: again after a pause, with the same number.
-                flight.sent = None;
-                flight.due = now + flight.pause / 2 + jitter % flight.pause;
-                flight.pause = (flight.pause * 2).min(LAST_PAUSE);
-                return;
+            (Status::OutOfSpace, _) => {
+                let answered = flight.unless_in_doubt(Answered::Refused);
+                return self.end_or_give_up(now, id, answered, wishes);
             }
+            (status, _) => return self.try_again(now, jitter, id, status, wishes),
         };
         let version = (answer.status == Status::Ok).then_some(answer.version);
         self.end(id, answered, version, wishes);
+    }
+
+    /// Not now, or not there: asks again after a pause, with the same number.
+    fn try_again(
+        &mut self,
+        now: u64,
+        jitter: u64,
+        id: u64,
+        status: Status,
+        wishes: &mut Vec<Wish>,
+    ) {
+        if status == Status::WrongView {
+            wishes.push(Wish::Map);
+        }
+        let Some(flight) = self.flights.get_mut(&id) else { return };
+        flight.sent = None;
+        flight.due = now + flight.pause / 2 + jitter % flight.pause;
+        flight.pause = (flight.pause * 2).min(LAST_PAUSE);
     }
 
     fn end(
@@ -311,8 +340,11 @@ impl Client {
         {
             session.end(flight.seq);
         }
-        if answered == Answered::InDoubt {
+        if matches!(answered, Answered::InDoubt | Answered::Undecided) {
             self.seen.remove(&flight.key);
+        }
+        if flight.was_given_up() {
+            self.on_no_doubt(&flight);
         }
         wishes.push(Wish::Ended(Box::new(flight), answered, version));
     }
@@ -357,10 +389,7 @@ impl Client {
     /// Becomes a copy of another client in its current state, like the clone of a virtual machine: it has the same
     /// names, and uses the same numbers next.
     pub fn become_clone_of(&mut self, other: &Client, wishes: &mut Vec<Wish>) {
-        let flights: Vec<u64> = self.flights.keys().copied().collect();
-        for id in flights {
-            self.end(id, Answered::InDoubt, None, wishes);
-        }
+        self.end_all(wishes);
         self.id = other.id;
         self.sessions = other.sessions.clone();
         self.starts = other.starts.clone();
@@ -385,13 +414,22 @@ impl Client {
 
     /// Handles the end of a sleep of its machine. Its clock stood meanwhile, so its deadlines move as well.
     pub fn on_slept(&mut self, slept: u64) {
-        for flight in self.flights.values_mut() {
+        for flight in self.flights.values_mut().chain(self.doubts.values_mut()) {
             flight.slept += slept;
             flight.due += slept;
+            if let Stage::Asking(until) = &mut flight.stage {
+                *until += slept;
+            }
             if let Some((at, _)) = &mut flight.sent {
                 *at += slept;
             }
         }
+    }
+
+    /// Returns whether it goes on using this connection.
+    pub fn keeps(&self, number: ConnectionNumber) -> bool {
+        let waits = |flight: &Flight| flight.connection == Some(number);
+        self.connections.values().any(|known| *known == number) || self.flights.values().any(waits)
     }
 
     /// A connection is gone: whatever waits on it is sent again soon.
@@ -419,10 +457,7 @@ impl Client {
     /// Handles a cluster that has nothing of the one it knew: every operation under way there is in doubt, and its
     /// sessions are new ones.
     pub fn enter(&mut self, wishes: &mut Vec<Wish>) {
-        let flights: Vec<u64> = self.flights.keys().copied().collect();
-        for id in flights {
-            self.end(id, Answered::InDoubt, None, wishes);
-        }
+        self.end_all(wishes);
         self.id.0 += 1 << if self.is_clone { 96 } else { 64 };
         self.sessions.clear();
         self.views.clear();
@@ -450,6 +485,6 @@ impl Client {
 
     /// When it wants to be woken.
     pub fn next_wake(&self) -> Option<u64> {
-        self.flights.values().map(|flight| flight.due).min()
+        self.flights.values().chain(self.doubts.values()).map(|flight| flight.due).min()
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::client::Flight;
 use crate::nemesis::slow::{LONG_STALL, NO_MEMORY, SHORT_STALL};
 use crate::nemesis::{KINDS, MACHINE_PAUSE};
 use kv_history::Answered;
@@ -12,6 +13,7 @@ use kv_history::Answered;
 /// What ten minutes on two cores must bring at least.
 const OPERATIONS: u64 = 10_000_000;
 const FAULTS: u64 = 100_000;
+const SETTLED: u64 = 1_000;
 const PERCENT_WITH_WRITE: u64 = 90;
 const FAULTS_A_KIND_A_STEP: u64 = 1_000;
 const SLOW_FAULTS_A_KIND: u64 = 50;
@@ -33,6 +35,12 @@ pub struct Counts {
     pub operations: u64,
     /// Operations in doubt.
     pub in_doubt: u64,
+    /// Of those: writes of which a server said that they were done, and those of which it said that they were not.
+    pub settled_done: u64,
+    /// As above.
+    pub settled_not_done: u64,
+    /// Of those: writes that a server knew nothing of, because their session was forgotten.
+    pub undecided: u64,
     /// Operations that did nothing, because there was no room, or the group was LOST.
     pub refused: u64,
     /// As above.
@@ -65,9 +73,12 @@ pub struct Counts {
 
 impl Counts {
     /// Notes the end of an operation.
-    pub fn note_operation(&mut self, answered: Answered) {
+    pub fn note_operation(&mut self, flight: &Flight, answered: Answered) {
         match answered {
-            Answered::InDoubt => self.in_doubt += 1,
+            Answered::Done { .. } if flight.was_given_up() => self.settled_done += 1,
+            Answered::Refused if flight.was_given_up() => self.settled_not_done += 1,
+            Answered::Undecided => self.undecided += 1,
+            Answered::InDoubt => self.in_doubt += u64::from(!flight.was_given_up()),
             Answered::Refused => self.refused += 1,
             Answered::Lost => self.lost += 1,
             _ => self.operations += 1,
@@ -94,6 +105,9 @@ impl Counts {
         self.acked += other.acked;
         self.operations += other.operations;
         self.in_doubt += other.in_doubt;
+        self.settled_done += other.settled_done;
+        self.settled_not_done += other.settled_not_done;
+        self.undecided += other.undecided;
         self.refused += other.refused;
         self.lost += other.lost;
         self.fresh_sessions += other.fresh_sessions;
@@ -125,6 +139,8 @@ impl Counts {
         };
         least("operations".to_owned(), self.operations, OPERATIONS);
         least("faults".to_owned(), self.all_faults(), FAULTS);
+        least("writes settled as done".to_owned(), self.settled_done, SETTLED);
+        least("writes settled as not done".to_owned(), self.settled_not_done, SETTLED);
         least("comparisons of two digests".to_owned(), self.digests_compared, 1);
         least("comparisons of two copies in full".to_owned(), self.copies_compared, 1);
         least("dumps that failed".to_owned(), self.failed_dumps, 1);
@@ -169,6 +185,10 @@ impl Counts {
             "{} runs, {hours:.2} simulated hours, {} events\n{} operations answered ({} writes \
              acknowledged), {} in doubt\n",
             self.runs, self.events, self.operations, self.acked, self.in_doubt
+        );
+        text += &format!(
+            "settled: {} done, {} not done, {} of sessions that were forgotten\n",
+            self.settled_done, self.settled_not_done, self.undecided
         );
         text += &format!(
             "{} refused, {} of groups that are LOST; {} forgotten sessions begun anew\n",
@@ -217,6 +237,7 @@ mod tests {
         }
         counts.with_write_in_flight = counts.all_faults();
         (counts.digests_compared, counts.copies_compared) = (1, 1);
+        (counts.settled_done, counts.settled_not_done) = (SETTLED, SETTLED);
         (counts.failed_dumps, counts.stop_suspends) = (1, 1);
         (counts.restore_suspends, counts.orphaned, counts.emptied_chunks) = (1, 1, 1);
         assert_eq!(counts.missing(), [""; 0]);

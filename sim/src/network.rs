@@ -113,6 +113,11 @@ impl Network {
         number
     }
 
+    /// Lets everything on a connection take longer.
+    pub fn delay(&mut self, number: ConnectionNumber, lag: u64) {
+        self.connections[number.0].lag += lag;
+    }
+
     /// A connection.
     pub fn get(&self, number: ConnectionNumber) -> &Connection {
         &self.connections[number.0]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use kv_protocol::client_message::Condition;
 use kv_protocol::placement::{Digest, Placement};
 
-use crate::client::Seen;
+use crate::client::{DEADLINE, Seen};
 use crate::random::Random;
 use kv_history::{Answered, Asked, Entry, Value};
 
@@ -23,6 +23,12 @@ const OPERATIONS_A_DOUBT: usize = 40;
 /// One value in so many is long enough to travel in fragments.
 const LARGE_ONE_IN: u64 = 1_500;
 const LARGE_BYTES: usize = 150 << 10;
+/// So many of a thousand writes are given up within a moment.
+const IMPATIENT_PER_MILLE: u64 = 20;
+/// A write in doubt is settled within this time, in nanoseconds, unless a fault prevents that.
+const SETTLED_WITHIN: u64 = 2_000_000_000;
+/// The longest time for which a write is on its way, in nanoseconds.
+const LATE_MOST: u64 = 4_000_000_000;
 /// Operations of the clients until the next wave. Half of them go to cold keys, and reach most of those.
 const OPERATIONS_A_WAVE: usize = 9_000;
 
@@ -76,6 +82,21 @@ pub struct Plan {
     pub condition: Condition,
     /// The whole value to write.
     pub value: Vec<u8>,
+    /// The time after which its client gives it up, in nanoseconds.
+    pub patience: u64,
+    /// What its client does about it if it ends in doubt.
+    pub settling: Settling,
+}
+
+/// What a client does about a write that ended in doubt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settling {
+    /// It asks after this time, in nanoseconds; earlier if its next operation needs that.
+    pub after: u64,
+    /// It asks over another connection, so the question may overtake the write.
+    pub overtakes: bool,
+    /// What the connection of the write takes longer than others, in nanoseconds.
+    pub lag: u64,
 }
 
 impl Workload {
@@ -116,7 +137,27 @@ impl Workload {
             true => (Asked::Read, Condition::Always, Vec::new()),
             false => self.ask(random, seen.get(&key)),
         };
-        Plan { slot: at, key, floor, asked, condition, value }
+        let (patience, settling) = match asked {
+            Asked::Read => (DEADLINE, Settling::default()),
+            _ => Workload::patience(random),
+        };
+        Plan { slot: at, key, floor, asked, condition, value, patience, settling }
+    }
+
+    /// How long a client waits for a write, and what it does afterwards.
+    fn patience(random: &mut Random) -> (u64, Settling) {
+        let patience = match random.below(1_000) {
+            0..=IMPATIENT_PER_MILLE => random.between(100_000, 1_500_000),
+            _ => DEADLINE,
+        };
+        let after = if random.per_mille(500) { 0 } else { random.between(0, SETTLED_WITHIN) };
+        let lag = match random.below(5) {
+            _ if patience == DEADLINE => 0,
+            0 => random.between(500_000, 20_000_000),
+            1 => random.between(20_000_000, LATE_MOST),
+            _ => 0,
+        };
+        (patience, Settling { after, overtakes: lag > 0 || random.per_mille(500), lag })
     }
 
     /// The wave to which the next operation belongs.
@@ -194,7 +235,8 @@ impl Workload {
             Asked::Write(value) => value.to_le_bytes().to_vec(),
             _ => Vec::new(),
         };
-        Some(Plan { slot: 0, key, floor, asked, condition: Condition::Always, value })
+        let (condition, settling) = (Condition::Always, Settling::default());
+        Some(Plan { slot: 0, key, floor, asked, condition, value, patience: DEADLINE, settling })
     }
 
     /// Someone was told of a version of a key.

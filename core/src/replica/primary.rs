@@ -52,6 +52,8 @@ pub(super) struct Primary {
     pub(super) candidacy: Candidacy,
     /// When idle sessions are looked for next.
     forget_at: Option<Time>,
+    /// Its newest write that forgets sessions.
+    forgot: SequenceNumber,
     /// Earlier positions of the log, over the time after which a session is idle; they give the horizon.
     marks: VecDeque<Mark>,
 }
@@ -196,6 +198,7 @@ impl Primary {
             lease: Lease::default(),
             candidacy,
             forget_at: None,
+            forgot: SequenceNumber::ZERO,
             marks: VecDeque::new(),
         }
     }
@@ -203,6 +206,11 @@ impl Primary {
     /// Whether it may serve, dial, and enter a union.
     pub(super) fn is_active(&self) -> bool {
         self.standing == Standing::Active
+    }
+
+    /// Returns whether sessions are forgotten here that another primary may still know.
+    pub(super) fn is_forgetting(&self) -> bool {
+        self.forgot > self.sender.log.committed()
     }
 
     /// Whether every commit waits for the candidate.
@@ -496,10 +504,12 @@ impl Replica {
     /// Forgets every session up to the horizon. The horizon is committed, so no session with a pending write is
     /// forgotten.
     fn forget_sessions(&mut self, horizon: SequenceNumber, answers: &mut impl Answers) {
-        let Some(primary) = self.primary() else { return };
-        if self.draining || !primary.sender.log.has_room(0) {
+        let draining = self.draining;
+        let Some(primary) = self.primary_mut() else { return };
+        if draining || !primary.sender.log.has_room(0) {
             return;
         }
+        primary.forgot = primary.sender.log.last().next();
         let digest = Digest([0; 16]);
         self.sessions.forget(horizon);
         let write = PendingWrite {

@@ -203,6 +203,9 @@ impl Replica {
         }
         let hash = self.hash_of(request.digest, request.key);
         let decision = match is_resolve {
+            true if holes::is_open(Hole::NotDoneWithoutRecord) => {
+                return self.refuse(asker, Status::NotDone, "", answers);
+            }
             true => Decision::NOT_DONE,
             false => self.decide(hash, request.key, header.condition, value.is_some()),
         };
@@ -278,6 +281,20 @@ impl Replica {
         let (status, reason) = match found {
             Lookup::New => return false,
             Lookup::Logged(_) if holes::is_open(Hole::RetryExecutesTwice) => return false,
+            Lookup::Logged(logged)
+                if !is_resolve
+                    && logged.record.status == Status::NotDone
+                    && holes::is_open(Hole::LateWriteExecuted) =>
+            {
+                return false;
+            }
+            Lookup::Logged(logged)
+                if is_resolve
+                    && self.primary().is_some_and(|p| logged.sn > p.sender.log.committed())
+                    && holes::is_open(Hole::ResolveOverPending) =>
+            {
+                return false;
+            }
             Lookup::Logged(logged) => {
                 self.answer_logged(asker, is_resolve, logged, answers);
                 return true;
@@ -286,6 +303,10 @@ impl Replica {
                 Status::SessionMismatch,
                 "another write had this client id and number; two processes use one client id",
             ),
+            // Under another primary its session may still be there, and the write be executed.
+            Lookup::Expired if self.primary().is_some_and(|primary| primary.is_forgetting()) => {
+                (Status::Busy, "sessions are being forgotten; try again")
+            }
             Lookup::Expired => {
                 (Status::SessionExpired, "this write, or its session, is no longer known")
             }

@@ -172,13 +172,16 @@ mod planted {
     use super::*;
 
     /// What has no place in one group.
-    const OUTSIDE: [(Hole, &str); 6] = [
+    const OUTSIDE: [(Hole, &str); 9] = [
         (Hole::RestoreFromRemoved, "restoring reads dumps of files"),
         (Hole::ShutdownAfterFailedDump, "a stop is of the whole cluster"),
         (Hole::StopByTheBareClock, "a stop is of the whole cluster"),
         (Hole::SoleKilledInStop, "a stop is of the whole cluster"),
         (Hole::FailedDecisionKept, "no store fails here"),
         (Hole::FailedStoreBelieved, "no store fails here"),
+        (Hole::NotDoneWithoutRecord, "no client gives a write up here"),
+        (Hole::ResolveOverPending, "no client gives a write up here"),
+        (Hole::LateWriteExecuted, "no client gives a write up here"),
     ];
 
     /// What was found of a hole, at most.

@@ -1,11 +1,14 @@
 //! An operation of a client that is under way.
 
 use kv_protocol::client_message::{Condition, Operation, Request, WriteHeader};
-use kv_protocol::ids::{ClientId, GroupId, RequestId, RequestSeq, SequenceNumber, ShardId};
+use kv_protocol::ids::{
+    ClientId, GroupId, RequestHash, RequestId, RequestSeq, SequenceNumber, ShardId,
+};
 use kv_protocol::placement::Digest;
 use kv_protocol::view::View;
 
 use crate::network::ConnectionNumber;
+use crate::workload::Settling;
 use kv_history::{Answered, Asked, Entry};
 
 /// An operation under way.
@@ -47,6 +50,20 @@ pub struct Flight {
     /// When something is to be done about it.
     pub due: u64,
     pub(super) pause: u64,
+    pub(super) patience: u64,
+    pub(super) settling: Settling,
+    pub(super) stage: Stage,
+}
+
+/// How far a write in doubt is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It is not: it is under way.
+    Asked,
+    /// Its client has given it up, and has not asked about it.
+    GivenUp,
+    /// Its client asks about it until this time.
+    Asking(u64),
 }
 
 impl Flight {
@@ -57,7 +74,30 @@ impl Flight {
 
     /// The time at which it ends without a response.
     pub(super) fn deadline(&self) -> u64 {
-        self.start + self.slept + super::DEADLINE
+        match self.stage {
+            Stage::Asking(until) => until,
+            Stage::Asked | Stage::GivenUp => self.start + self.slept + self.patience,
+        }
+    }
+
+    /// Returns whether it is a write with a lower number.
+    pub(super) fn is_before(&self, seq: RequestSeq) -> bool {
+        self.is_write() && self.seq < seq
+    }
+
+    /// Returns whether it ended in doubt for its client.
+    pub fn was_given_up(&self) -> bool {
+        self.stage != Stage::Asked
+    }
+
+    /// The time that its first sending takes longer than others.
+    pub fn lag(&self) -> u64 {
+        if self.stage == Stage::Asked { self.settling.lag } else { 0 }
+    }
+
+    /// The connection that it was sent on last.
+    pub fn connection(&self) -> Option<ConnectionNumber> {
+        self.connection
     }
 
     /// The name that it uses.
@@ -99,6 +139,12 @@ impl Flight {
             Asked::Read => Operation::Get,
             Asked::Delete => Operation::Delete(header),
             Asked::Write(_) | Asked::Swap { .. } => Operation::Put(header, &self.value),
+        };
+        let operation = match (self.stage, RequestHash::of(self.digest, &operation)) {
+            (Stage::Asking(_), Some(hash)) => {
+                Operation::Resolve(WriteHeader { condition: Condition::Always, ..header }, hash)
+            }
+            _ => operation,
         };
         let request = Request {
             id: RequestId(id),

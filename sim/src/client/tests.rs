@@ -3,12 +3,13 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use kv_protocol::MapRevision;
-use kv_protocol::client_message::Condition;
+use kv_protocol::client_message::{Condition, opcode};
 use kv_protocol::ids::{ClusterId, Epoch, Incarnation, Member, RequestId, ServerId};
 use kv_protocol::map::{MapServer, ServerState};
 use kv_protocol::view::Peer;
 
 use super::*;
+use crate::workload::Settling;
 
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
@@ -45,7 +46,8 @@ fn client(map: Map) -> Client {
 
 fn begin(client: &mut Client, now: u64, asked: Asked) -> Vec<Wish> {
     let (key, condition, value) = (b"k".to_vec(), Condition::Always, 7u64.to_le_bytes().to_vec());
-    client.begin(now, Plan { slot: 0, key, floor: 0, asked, condition, value });
+    let (patience, settling) = (DEADLINE, Settling::default());
+    client.begin(now, Plan { slot: 0, key, floor: 0, asked, condition, value, patience, settling });
     let mut wishes = Vec::new();
     client.wake(now, &mut wishes);
     wishes
@@ -91,7 +93,8 @@ fn a_write_that_was_sent_before_its_group_was_lost_is_in_doubt_and_a_read_is_los
     client.on_map(2, map(2, false));
     let mut wishes = Vec::new();
     client.wake(10, &mut wishes);
-    assert_eq!(ends(&wishes), [Answered::InDoubt, Answered::Lost]);
+    assert!(matches!(wishes[0], Wish::GivenUp(_)));
+    assert_eq!(ends(&wishes), [Answered::Lost]);
 }
 
 #[test]
@@ -121,7 +124,7 @@ fn a_forgotten_session_is_begun_anew_under_another_name() {
 }
 
 #[test]
-fn a_write_that_was_sent_twice_is_in_doubt_when_its_session_is_forgotten() {
+fn a_write_that_was_sent_twice_is_undecided_when_its_session_is_forgotten() {
     let mut client = client(map(1, true));
     begin(&mut client, 1, Asked::Write(7));
     answer(&mut client, 2, 1, Status::WrongView);
@@ -129,5 +132,46 @@ fn a_write_that_was_sent_twice_is_in_doubt_when_its_session_is_forgotten() {
     client.wake(1_000_000_000, &mut wishes);
     assert_eq!(names(&wishes).len(), 1);
     let ended = answer(&mut client, 1_000_000_001, 1, Status::SessionExpired);
-    assert_eq!(ends(&ended), [Answered::InDoubt]);
+    assert_eq!(ends(&ended), [Answered::Undecided]);
+}
+
+/// Opcodes of what is sent.
+fn opcodes(wishes: &[Wish]) -> Vec<u8> {
+    let opcode = |wish: &Wish| match wish {
+        Wish::Send(.., bytes) => Some(bytes[5]),
+        _ => None,
+    };
+    wishes.iter().filter_map(opcode).collect()
+}
+
+#[test]
+fn a_write_in_doubt_is_settled_before_the_next_operation_on_its_key_is_sent() {
+    let mut client = client(map(1, true));
+    begin(&mut client, 1, Asked::Write(7));
+    // It asks at once, and its question is not answered.
+    let mut wishes = Vec::new();
+    client.wake(DEADLINE + 1, &mut wishes);
+    assert!(matches!(wishes[..], [Wish::GivenUp(_)]));
+    let later = begin(&mut client, DEADLINE + 2, Asked::Read);
+    assert_eq!(opcodes(&later), [opcode::RESOLVE]);
+    let settled = answer(&mut client, DEADLINE + 3, 1, Status::NotDone);
+    assert_eq!(ends(&settled), [Answered::Refused]);
+    let mut wishes = Vec::new();
+    client.wake(DEADLINE + 4, &mut wishes);
+    assert_eq!(opcodes(&wishes), [opcode::GET]);
+}
+
+#[test]
+fn a_write_of_a_group_that_nobody_holds_stays_in_doubt_and_its_key_is_lost() {
+    let mut client = client(map(1, true));
+    begin(&mut client, 1, Asked::Write(7));
+    client.on_map(2, map(2, false));
+    let mut wishes = Vec::new();
+    client.wake(10, &mut wishes);
+    assert!(matches!(wishes[..], [Wish::GivenUp(_)]));
+    assert_eq!(ends(&begin(&mut client, 20, Asked::Read)), [Answered::Lost]);
+    assert!(client.waits(|_| false) && !client.waits(|_| true));
+    let mut wishes = Vec::new();
+    client.end_all(&mut wishes);
+    assert_eq!(ends(&wishes), [Answered::InDoubt]);
 }

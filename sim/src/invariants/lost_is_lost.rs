@@ -79,7 +79,8 @@ pub fn answered(
     answered: &Answered,
 ) -> Result<(), Violation> {
     let (group, status) = (answered.group, answered.status);
-    let is_answer = matches!(status, Status::Ok | Status::NotFound | Status::Conflict);
+    let is_answer =
+        matches!(status, Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone);
     let is_service = is_answer && answered.copies < 2;
     match durable(world, Some(cluster), group).filter(|_| is_service) {
         Some(view)

@@ -9,7 +9,8 @@ use crate::invariants::Violation;
 
 /// A replica has just answered a request.
 pub fn check(group: GroupId, sight: &Inspection, status: Status) -> Result<(), Violation> {
-    let is_answer = matches!(status, Status::Ok | Status::NotFound | Status::Conflict);
+    let is_answer =
+        matches!(status, Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone);
     if sight.state.is_active() || !is_answer {
         return Ok(());
     }

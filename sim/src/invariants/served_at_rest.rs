@@ -16,7 +16,9 @@ pub fn check(world: &World, flight: &Flight, answered: Answered) -> Result<(), V
         (Answered::Refused, Asked::Write(_)) if has_little_memory => return Ok(()),
         (Answered::Done { .. }, _) if flight.copies == 2 => return Ok(()),
         (Answered::Done { .. }, _) => format!("it is held by {} server", flight.copies),
-        (Answered::Refused | Answered::InDoubt, _) => format!("nobody has done it: {answered:?}"),
+        (Answered::Refused | Answered::InDoubt | Answered::Undecided, _) => {
+            format!("nobody has done it: {answered:?}")
+        }
     };
     let key = String::from_utf8_lossy(&flight.key);
     let words = format_args!("all is home, but of {:?} of key {key:?}: {words}", flight.asked);

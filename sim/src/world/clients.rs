@@ -6,6 +6,9 @@ use super::*;
 use crate::invariants::{lost_is_lost, newest_wins, served_at_rest, slow_are_spared};
 use kv_history::Answered;
 
+/// That of a dial that was refused.
+const NO_CONNECTION: ConnectionNumber = ConnectionNumber(usize::MAX);
+
 impl World {
     pub(super) fn on_wake_client(&mut self, client: usize) {
         self.client_wakes[client] = self.client_wakes[client].filter(|at| *at > self.now);
@@ -85,14 +88,32 @@ impl World {
                 Wish::Send(address, shard, name, id, bytes) => {
                     self.send_request(client, (address, shard, name), id, bytes);
                 }
+                Wish::GivenUp(flight) => {
+                    self.counts.in_doubt += u64::from(!flight.was_given_up());
+                    // What is on its way arrives all the same.
+                    if let Some(number) = flight.connection()
+                        && number != NO_CONNECTION
+                        && !self.clients[client].keeps(number)
+                    {
+                        self.close(number, 0);
+                    }
+                    let answered = Answered::InDoubt;
+                    self.check(|_, world| slow_are_spared::ended(world, &flight, answered));
+                    if self.is_looking_back {
+                        self.check(|_, world| served_at_rest::check(world, &flight, answered));
+                    }
+                }
                 Wish::Ended(flight, answered, version) => {
-                    self.counts.note_operation(answered);
+                    let answered = self.as_known(&flight, answered);
+                    self.counts.note_operation(&flight, answered);
                     if answered == Answered::Lost {
                         let knows = self.clients[client].map.as_ref().map(|map| map.cluster);
                         self.check(|_, world| lost_is_lost::said(world, knows, flight.place.0));
                     }
-                    self.check(|_, world| slow_are_spared::ended(world, &flight, answered));
-                    if self.is_looking_back {
+                    if !flight.was_given_up() {
+                        self.check(|_, world| slow_are_spared::ended(world, &flight, answered));
+                    }
+                    if self.is_looking_back && !flight.was_given_up() {
                         self.check(|_, world| served_at_rest::check(world, &flight, answered));
                     }
                     if let Some(version) = version {
@@ -112,6 +133,12 @@ impl World {
         }
     }
 
+    /// What is known of an operation. Where two clients use one name, the end of a session settles nothing.
+    fn as_known(&self, flight: &Flight, answered: Answered) -> Answered {
+        let is_shared = self.checks.shared.contains(&flight.name());
+        if is_shared && answered == Answered::Undecided { Answered::InDoubt } else { answered }
+    }
+
     pub(super) fn send_request(
         &mut self,
         client: usize,
@@ -120,7 +147,10 @@ impl World {
         bytes: Vec<u8>,
     ) {
         let (address, shard, name) = to;
-        let known = self.clients[client].connections.get(&to).copied();
+        let flight = self.clients[client].flights.get(&id);
+        let may_lag = !(self.config.stands || self.config.slow || self.is_healing);
+        let lag = flight.filter(|_| may_lag).map_or(0, Flight::lag);
+        let known = self.clients[client].connections.get(&to).copied().filter(|_| lag == 0);
         let number = match known.filter(|number| self.network.is_open(*number, 0)) {
             Some(number) => number,
             None => {
@@ -128,8 +158,8 @@ impl World {
                 let Some(process) = process else {
                     // Refused: asked again soon.
                     let now = self.now;
-                    self.clients[client].note_connection(id, ConnectionNumber(usize::MAX));
-                    return self.clients[client].on_closed(now, ConnectionNumber(usize::MAX));
+                    self.clients[client].note_connection(id, NO_CONNECTION);
+                    return self.clients[client].on_closed(now, NO_CONNECTION);
                 };
                 let ends = [
                     Actor::Client { client },
@@ -137,7 +167,12 @@ impl World {
                 ];
                 let hosts = ends.map(|end| self.host_of(end));
                 let number = self.network.connect(&mut self.random, ends, hosts);
-                self.clients[client].connections.insert(to, number);
+                if lag > 0 {
+                    // The client gives it up together with the write.
+                    self.network.delay(number, lag);
+                } else {
+                    self.clients[client].connections.insert(to, number);
+                }
                 let mut hello = Vec::new();
                 let cluster = self.processes[process].cluster;
                 Hello { cluster, client: name, shard }.write(&mut hello);

@@ -27,7 +27,13 @@ impl World {
             && self.operator.is_idle()
             && self.coordinator.paused_until <= self.now
             && alive.all(|(at, process)| process.is_at_work(self.now) && !self.operator.told(at))
-            && self.clients.iter().all(|client| client.flights.is_empty())
+            && self.clients.iter().all(|client| !client.waits(|group| self.is_lost(group)))
+    }
+
+    /// Whether nobody holds a group any more.
+    fn is_lost(&self, group: GroupId) -> bool {
+        let views = self.coordinator.cluster.as_ref().map_or(&[][..], |cluster| cluster.views());
+        views.get(usize::from(group.0)).is_some_and(|view| view.primary.is_none())
     }
 
     /// Waits for everything to come home.
@@ -57,6 +63,12 @@ impl World {
         let map = self.coordinator.cluster.as_ref().map(|cluster| cluster.map());
         let map = map.expect("all is at rest, the coordinator lives");
         self.end_clones();
+        // What is in doubt now stays so: nobody holds its group.
+        for client in 0..self.clients.len() {
+            let mut wishes = Vec::new();
+            self.clients[client].end_all(&mut wishes);
+            self.grant(client, wishes);
+        }
         for client in 0..self.clients.len() {
             (self.clients[client].is_reader, self.clients[client].rests_until) = (false, 0);
             self.on_map(client, map.clone());

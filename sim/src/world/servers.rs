@@ -81,8 +81,17 @@ impl World {
         }
         let Actor::Client { client } = self.network.get(answered.to).ends[0] else { return };
         let flight = self.clients[client].flights.get(&answered.request.0);
-        let is_write = flight.is_some_and(|flight| flight.asked != Asked::Read);
-        let is_final = matches!(answered.status, Status::Ok | Status::NotFound | Status::Conflict);
+        // Only responses to writes name copies. One that has ended may be answered once more: its late sending, or the
+        // question about it.
+        let is_shared = self.checks.shared.contains(&self.clients[client].id);
+        let is_write = match flight {
+            Some(flight) => flight.asked != Asked::Read,
+            None => answered.copies > 0 && !is_shared,
+        };
+        let is_final = matches!(
+            answered.status,
+            Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone
+        );
         if is_write && is_final {
             let name = flight.map_or(ClientId(0), |flight| flight.name());
             let asked_at = flight.map_or(0, |flight| flight.start);

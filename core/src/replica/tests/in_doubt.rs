@@ -165,6 +165,27 @@ fn a_forgotten_session_is_not_settled_and_its_writes_are_never_executed() {
 }
 
 #[test]
+fn nobody_is_told_of_a_session_forgotten_before_both_holders_have_forgotten_it() {
+    let mut pair = Pair::new();
+    pair.put(b"other", b"1");
+    pair.settle();
+    pair.disconnect();
+    let end = pair.now + SESSION_IDLE * 4 / 3;
+    while pair.now < end {
+        pair.now = pair.now + BEACON_INTERVAL;
+        pair.primary.look(pair.now);
+        pair.primary.on_timeout(pair.now, &mut pair.inbox);
+    }
+    assert_eq!(pair.primary.session_count(), 0);
+    pair.request_as(11, b"k", resolve(b"k", PUT));
+    assert_eq!(pair.status(11), Some(Status::Busy));
+    pair.connect();
+    pair.settle();
+    pair.request_as(12, b"k", resolve(b"k", PUT));
+    assert_eq!(pair.status(12), Some(Status::SessionExpired));
+}
+
+#[test]
 fn at_the_memory_limit_writes_are_settled() {
     let mut pair = Pair::apart(Some(0));
     pair.connect();

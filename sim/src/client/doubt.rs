@@ -1,0 +1,144 @@
+//! Writes that ended in doubt, until they are settled (consistency.md §8).
+//!
+//! ```text
+//!   given up -> not asked about -> asked about: done with its first response, or not done and never will be
+//!                    ^                | no response until a deadline
+//!                    +----------------+
+//! ```
+//!
+//! The number of such a write stays open. Its client settles it before it sends a later operation on the same key, and
+//! when the window of the session is full because of it; otherwise sooner or later.
+
+use kv_protocol::client_message::{Answer, Status};
+use kv_protocol::ids::{GroupId, RequestSeq};
+use kv_protocol::limits::SESSION_WINDOW;
+
+use super::flight::Stage;
+use super::{ASK_AGAIN, Client, DEADLINE, FIRST_PAUSE, Flight, Wish};
+use kv_history::{Answered, Asked};
+
+/// An operation looks again so often whether it may be sent, in nanoseconds.
+const LOOK_AGAIN: u64 = 5_000_000;
+
+impl Client {
+    /// Ends an operation, or notes that it is in doubt.
+    pub(super) fn end_or_give_up(
+        &mut self,
+        now: u64,
+        id: u64,
+        answered: Answered,
+        wishes: &mut Vec<Wish>,
+    ) {
+        let is_in_doubt = answered == Answered::InDoubt;
+        let Some(flight) = self.flights.get(&id) else { return };
+        if !is_in_doubt || !flight.is_write() {
+            return self.end(id, answered, None, wishes);
+        }
+        let Some(mut flight) = self.flights.remove(&id) else { return };
+        wishes.push(Wish::GivenUp(Box::new(flight.clone())));
+        self.seen.remove(&flight.key);
+        flight.due = match flight.stage {
+            Stage::Asked => now + flight.settling.after,
+            Stage::GivenUp | Stage::Asking(_) => now + ASK_AGAIN,
+        };
+        flight.stage = Stage::GivenUp;
+        self.doubts.insert(id, flight);
+    }
+
+    /// Asks about those writes in doubt.
+    pub(super) fn settle(&mut self, now: u64, which: impl Fn(&Flight) -> bool) {
+        let due = |(id, doubt): (&u64, &Flight)| which(doubt).then_some(*id);
+        let due: Vec<u64> = self.doubts.iter().filter_map(due).collect();
+        for id in due {
+            let Some(mut flight) = self.doubts.remove(&id) else { continue };
+            if flight.settling.overtakes {
+                self.connections.retain(|_, number| Some(*number) != flight.connection);
+            }
+            flight.stage = Stage::Asking(now + DEADLINE);
+            (flight.sent, flight.due, flight.pause) = (None, now, FIRST_PAUSE);
+            self.flights.insert(id, flight);
+        }
+    }
+
+    /// Returns whether an operation must not be sent yet, because a write is in doubt or the window is full. What is in
+    /// doubt is asked about.
+    pub(super) fn waits_for_doubts(&mut self, now: u64, id: u64) -> bool {
+        let Some(flight) = self.flights.get(&id) else { return false };
+        // What was sent before is no later operation.
+        if flight.was_sent {
+            return false;
+        }
+        let (key, place, seq) = (flight.key.clone(), flight.place, flight.seq);
+        let is_full = flight.is_write()
+            && self.sessions.get(&place).is_some_and(|session| {
+                session.client == flight.client
+                    && seq.0 - session.first_incomplete().0.min(seq.0) >= SESSION_WINDOW
+            });
+        let is_open = |other: &Flight| is_full && other.place == place && other.is_before(seq);
+        let concerns = |other: &Flight| other.was_given_up() && other.key == key || is_open(other);
+        if !self.flights.values().any(concerns) && !self.doubts.values().any(concerns) {
+            return false;
+        }
+        self.settle(now, concerns);
+        if let Some(flight) = self.flights.get_mut(&id) {
+            flight.due = now + LOOK_AGAIN;
+        }
+        true
+    }
+
+    /// Handles a response to a question about a write, or a late one to the write itself.
+    pub(super) fn on_settled(
+        &mut self,
+        now: u64,
+        jitter: u64,
+        answer: &Answer<'_>,
+        wishes: &mut Vec<Wish>,
+    ) {
+        let id = answer.id.0;
+        let Some(flight) = self.flights.get(&id) else { return };
+        let answered = match (answer.status, flight.asked) {
+            (Status::Ok, _) => Answered::Done { changed: true },
+            (Status::NotFound, Asked::Delete) | (Status::Conflict, Asked::Swap { .. }) => {
+                Answered::Done { changed: false }
+            }
+            (Status::NotDone, _) => Answered::Refused,
+            (Status::SessionExpired, _) => {
+                wishes.push(Wish::Expired(flight.place, flight.client));
+                Answered::Undecided
+            }
+            // Where two clients use one name, nothing is known of it: the number may be another write's, or too far
+            // ahead of one that only the other client can settle.
+            (Status::SessionMismatch | Status::Invalid, _) => {
+                let (place, name) = (flight.place, flight.client);
+                self.leave_session(place, name);
+                Answered::InDoubt
+            }
+            (status, _) => return self.try_again(now, jitter, id, status, wishes),
+        };
+        let version = (answer.status == Status::Ok).then_some(answer.version);
+        self.end(id, answered, version, wishes);
+    }
+
+    /// A write is in doubt no longer: what waits for that is sent.
+    pub(super) fn on_no_doubt(&mut self, settled: &Flight) {
+        for flight in self.flights.values_mut().filter(|flight| !flight.was_sent) {
+            if flight.key == settled.key || flight.seq != RequestSeq(0) {
+                flight.due = 0;
+            }
+        }
+    }
+
+    /// Ends all that is under way or in doubt: nobody will settle it.
+    pub fn end_all(&mut self, wishes: &mut Vec<Wish>) {
+        self.flights.append(&mut self.doubts);
+        let flights: Vec<u64> = self.flights.keys().copied().collect();
+        for id in flights {
+            self.end(id, Answered::InDoubt, None, wishes);
+        }
+    }
+
+    /// Returns whether anything is under way, or is in doubt in a group that somebody holds.
+    pub fn waits(&self, is_lost: impl Fn(GroupId) -> bool) -> bool {
+        !self.flights.is_empty() || self.doubts.values().any(|doubt| !is_lost(doubt.place.0))
+    }
+}
