@@ -60,7 +60,7 @@
 #define KVC_TIMEOUT -2
 
 /**
- * A write was sent and may have been done or not; read the key to find out.
+ * A write was sent and may have been done or not; kvc_resolve() finds out.
  */
 #define KVC_IN_DOUBT -3
 
@@ -141,6 +141,11 @@
  * Another cluster, not restored from the handle's cluster, has taken its place; nothing was done. Open a new handle.
  */
 #define KVC_OTHER_CLUSTER -17
+
+/**
+ * A write in doubt was settled: it was not done, and never will be.
+ */
+#define KVC_NOT_DONE -18
 
 /**
  * if_version: only if the key does not exist.
@@ -294,8 +299,19 @@ typedef struct {
 } kvc_op_options;
 
 /**
- * What a write that was done says, one that has failed by its condition (KVC_CONFLICT), or a read of
- * kvc_get_into(); NULL where it is not wanted.
+ * The name of a write that ended KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; copied like a
+ * number, and good as long as the handle is open. It never gets another field.
+ */
+typedef struct {
+    /**
+     * The library's.
+     */
+    uint64_t opaque[2];
+} kvc_doubt;
+
+/**
+ * What a write that was done says, one that has failed by its condition (KVC_CONFLICT) or is in doubt
+ * (KVC_IN_DOUBT), or a read of kvc_get_into(); NULL where it is not wanted.
  */
 typedef struct {
     /**
@@ -309,9 +325,13 @@ typedef struct {
      */
     uint32_t copies;
     /**
-     * Zero; room for what a newer library says.
+     * Zero.
      */
-    uint32_t reserved[5];
+    uint32_t reserved;
+    /**
+     * After KVC_IN_DOUBT: the write, for kvc_resolve(). Else all zero.
+     */
+    kvc_doubt doubt;
 } kvc_result;
 
 /**
@@ -388,9 +408,9 @@ typedef struct {
      */
     const char *words;
     /**
-     * Zero; room for what a newer library says.
+     * After KVC_IN_DOUBT: the write, for kvc_resolve(). Else all zero.
      */
-    uint64_t reserved[2];
+    kvc_doubt doubt;
 } kvc_completion;
 
 #ifdef __cplusplus
@@ -450,7 +470,7 @@ int kvc_close(kvc_client *client);
 
 /**
  * Sets a key (1 to 65,535 bytes) to a value (up to 16 MiB). `options` and `result` may be NULL. *result
- * is written on success and after KVC_CONFLICT.
+ * is written on success, after KVC_CONFLICT and after KVC_IN_DOUBT.
  */
 int kvc_put(kvc_client *client,
             kvc_slice key,
@@ -478,7 +498,7 @@ int kvc_get_into(kvc_client *client,
 
 /**
  * Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is
- * written on success and after KVC_CONFLICT.
+ * written on success, after KVC_CONFLICT and after KVC_IN_DOUBT.
  */
 int kvc_delete(kvc_client *client,
                kvc_slice key,
@@ -583,6 +603,22 @@ int kvc_cq_poll(kvc_cq *cq,
  * in a call on it. In the child of a fork, an inherited queue stays as it is (KVC_FORKED).
  */
 int kvc_cq_free(kvc_cq *cq);
+
+/**
+ * Settles a write that ended KVC_IN_DOUBT, of a call, a batch or a queue of this handle. KVC_OK: it was done; *result
+ * gets the version and the copies of its own response. KVC_NOT_DONE: it was not done, and never will be. A
+ * conditional write and a delete may have ended KVC_CONFLICT or KVC_NOT_FOUND, which is told as by the call itself.
+ * The answer is the same each time. KVC_IN_DOUBT: the servers have forgotten the write; it will not be done any more,
+ * but nobody knows whether it was. KVC_TIMEOUT, KVC_UNAVAILABLE: its server did not respond; ask again.
+ *
+ * A write that is not settled by the program is settled by the library before it sends the next operation on the same
+ * key, so an operation that was answered is never overtaken by an earlier write in doubt.
+ * `timeout_ms`: as in kvc_op_options. `result` may be NULL.
+ */
+int kvc_resolve(kvc_client *client,
+                kvc_doubt doubt,
+                uint32_t timeout_ms,
+                kvc_result *result);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use kv_client::{Client, Condition, Error, OpOptions, Options, SequenceNumber};
+use kv_client::{Client, Condition, Error, OpOptions, Options, SequenceNumber, Written};
 use kv_history::{Function, Kind, Payload, Reason, Record, Value};
 use kv_protocol::Digest;
 use kv_protocol::placement::Placement;
@@ -205,7 +205,7 @@ impl<'a> Hand<'a> {
             Function::Delete => self.client.delete(key, &options),
             Function::Write | Function::Cas => self.client.put(key, &plan.value, &options),
         };
-        match done {
+        match self.settle(done) {
             Ok(written) => {
                 let now = match plan.asked {
                     Payload::One(new) | Payload::Pair([_, new]) => new,
@@ -233,6 +233,26 @@ impl<'a> Hand<'a> {
         }
     }
 
+    /// Settles most of the writes that end in doubt. Others stay so, as those of a program that does not ask.
+    fn settle(&mut self, done: Result<Written, Error>) -> Result<Written, Error> {
+        let Err(Error::InDoubt { doubt: Some(doubt), .. }) = &done else { return done };
+        if self.random.below(4) == 0 {
+            return done;
+        }
+        match self.client.resolve(doubt, &OpOptions::default()) {
+            // It could not be settled, so nothing more is known.
+            Err(
+                Error::InDoubt { .. }
+                | Error::Timeout { .. }
+                | Error::Unavailable { .. }
+                | Error::Busy { .. }
+                | Error::Lost { .. }
+                | Error::OtherCluster { .. },
+            ) => done,
+            settled => settled,
+        }
+    }
+
     fn remember(&mut self, key: &str, seen: Seen) {
         if self.seen.len() >= MOST_SEEN {
             self.seen.clear();
@@ -247,6 +267,7 @@ pub(crate) fn ending(error: &Error) -> (Kind, Reason) {
         Error::InDoubt { .. } => (Kind::Info, Reason::InDoubt),
         Error::Timeout { .. } => (Kind::Info, Reason::Timeout),
         Error::Conflict { .. } => (Kind::Fail, Reason::Conflict),
+        Error::NotDone { .. } => (Kind::Fail, Reason::NotDone),
         Error::Lost { .. } => (Kind::Fail, Reason::Lost),
         Error::Unavailable { .. } | Error::Busy { .. } | Error::OutOfSpace { .. } => {
             (Kind::Fail, Reason::Unavailable)

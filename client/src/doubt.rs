@@ -118,7 +118,8 @@ impl OpenDoubts {
     /// The writes to a place that nobody settles yet.
     pub(crate) fn unattended(&self, place: (GroupId, ShardId)) -> Vec<Doubt> {
         let open = self.by_key.values().flatten();
-        let of_place = open.filter(|open| open.doubt.write.place == place && open.resolver.is_none());
+        let of_place =
+            open.filter(|open| open.doubt.write.place == place && open.resolver.is_none());
         of_place.map(|open| open.doubt.clone()).collect()
     }
 }

@@ -30,10 +30,10 @@ use kv_protocol::placement::Digest;
 use crate::backoff::Random;
 use crate::completion::{Answered, Ends, SubmitError};
 use crate::connection::{Connection, Target};
+use crate::doubt::OpenDoubts;
 use crate::error::{Error, OpenError};
 use crate::log::Level;
 use crate::map_source::MapSource;
-use crate::doubt::OpenDoubts;
 use crate::operation::{Notify, OpId, Operation, Operations, Stage};
 use crate::options::{Endpoints, Options};
 use crate::places::{Place, Places, Way};
@@ -379,10 +379,7 @@ impl Engine {
                     self.want_map(server);
                 }
             }
-            Stage::Ready
-            | Stage::AwaitingMap
-            | Stage::AwaitingWindow
-            | Stage::AwaitingDoubt => {}
+            Stage::Ready | Stage::AwaitingMap | Stage::AwaitingWindow | Stage::AwaitingDoubt => {}
         }
     }
 

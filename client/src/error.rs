@@ -68,7 +68,7 @@ pub enum Error {
     /// The write was sent, and it is not known whether it was done.
     #[error(
         "{action}: in doubt, the write may have been done or not: {cause}{}",
-        if doubt.is_some() { "; resolve it to find out" } else { "; read the key" }
+        if doubt.is_some() { "; resolving it finds out" } else { "" }
     )]
     InDoubt {
         /// What was being done.

@@ -7,7 +7,8 @@ use kv_protocol::client_message::{
     Condition, Operation as WireOperation, REQUEST_HEAD_BYTES, ReplicaRole, Request, WriteHeader,
 };
 use kv_protocol::ids::{
-    ClientId, ClusterId, GroupId, RequestHash, RequestId, RequestSeq, SequenceNumber, ServerId, ShardId, ViewVersion,
+    ClientId, ClusterId, GroupId, RequestHash, RequestId, RequestSeq, SequenceNumber, ServerId,
+    ShardId, ViewVersion,
 };
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use kv_protocol::placement::Digest;
@@ -488,10 +489,9 @@ impl Operation {
         match self.stage {
             Stage::Assigned { .. } => self.attention_at.min(self.deadline),
             Stage::BackingOff { until } => until.min(self.deadline),
-            Stage::Ready
-            | Stage::AwaitingMap
-            | Stage::AwaitingWindow
-            | Stage::AwaitingDoubt => self.deadline,
+            Stage::Ready | Stage::AwaitingMap | Stage::AwaitingWindow | Stage::AwaitingDoubt => {
+                self.deadline
+            }
         }
     }
 

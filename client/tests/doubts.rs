@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Act, Fake, Seen, SOON, anytime, key_of, open, within, writes};
+use common::{Act, Fake, SOON, Seen, anytime, key_of, open, within, writes};
 use kv_client::{Doubt, Error, Op, SharedClient};
 use kv_protocol::client_message::{Status, opcode};
 
@@ -38,7 +38,10 @@ fn a_write_that_was_not_done_is_settled_for_ever_and_asked_about_once() {
     assert!(matches!(error, Error::NotDone { .. }), "{error}");
     let sent = writes(&fake);
     let (put, resolve) = (&sent[0], sent.last().unwrap());
-    assert_eq!((resolve.opcode, resolve.client, resolve.seq), (opcode::RESOLVE, put.client, put.seq));
+    assert_eq!(
+        (resolve.opcode, resolve.client, resolve.seq),
+        (opcode::RESOLVE, put.client, put.seq)
+    );
     assert_eq!(resolve.first_incomplete, put.seq, "its number is open until it is settled");
     let error = client.resolve(&doubt, &anytime()).unwrap_err();
     assert!(matches!(error, Error::NotDone { .. }), "{error}");
@@ -93,8 +96,7 @@ fn the_next_operation_on_the_key_is_sent_when_the_write_is_settled() {
     let before = fake.seen().len();
     // Another key of the same place waits for nothing.
     let other = (0..).map(|n| format!("other-{n}").into_bytes()).find(|key| {
-        kv_protocol::placement::Placement::new(3, 1)
-            .locate(kv_protocol::placement::Digest::of(key))
+        kv_protocol::placement::Placement::new(3, 1).locate(kv_protocol::placement::Digest::of(key))
             == kv_protocol::placement::Placement::new(3, 1)
                 .locate(kv_protocol::placement::Digest::of(b"k"))
     });
@@ -170,7 +172,8 @@ fn threads_of_a_shared_client_settle_each_other_s_writes() {
     let fake = Fake::start(3, 1);
     let endpoints =
         kv_client::Endpoints::resolve(&fake.endpoint(), &kv_client::Log::default()).unwrap();
-    let client = SharedClient::with_endpoints(&endpoints, &kv_client::Options::default(), 1).unwrap();
+    let client =
+        SharedClient::with_endpoints(&endpoints, &kv_client::Options::default(), 1).unwrap();
     let key = key_of(0);
     ignore_writes(&fake, false);
     let doubt = doubt_of(client.put(&key, b"v", &within(SOON)).unwrap_err());

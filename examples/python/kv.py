@@ -17,7 +17,7 @@ class Buf(ctypes.Structure):
 
 
 class Result(ctypes.Structure):
-    _fields_ = [("version", c_uint64), ("copies", c_uint32), ("reserved", c_uint32 * 5)]
+    _fields_ = [("version", c_uint64), ("copies", c_uint32), ("reserved", c_uint32), ("doubt", c_uint64 * 2)]
 
 
 lib = ctypes.CDLL(os.environ.get("KVCLIENT", "libkvclient.so.1"))

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use kv_client::{Answered, Client, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, SubmitError};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
+use crate::doubt::{Doubts, kvc_doubt};
 use crate::error::{
     Failure, KVC_FORKED, KVC_FULL, KVC_INVALID, KVC_OK, KVC_PANIC, KVC_TOO_BIG, KVC_UNAVAILABLE,
     c_text,
@@ -128,8 +129,8 @@ pub struct kvc_completion {
     /// NULL after a success; else what went wrong, in words, which belong to the queue and live until
     /// the next kvc_cq_poll() or kvc_cq_free().
     pub words: *const c_char,
-    /// Zero; room for what a newer library says.
-    pub reserved: [u64; 2],
+    /// After KVC_IN_DOUBT: the write, for kvc_resolve(). Else all zero.
+    pub doubt: kvc_doubt,
 }
 
 /// What is known of an operation in flight.
@@ -159,6 +160,8 @@ impl Done {
 
 struct Queue {
     client: Client,
+    /// Names of writes in doubt, shared with the handle.
+    doubts: Doubts,
     slots: Vec<Slot>,
     /// Slots that no operation has.
     free: Vec<usize>,
@@ -235,12 +238,14 @@ impl Queue {
             self.done_bytes -= done.bytes();
             let Done { tag, copies, value, failure } = done;
             let (mut status, mut words) = (KVC_OK, ptr::null());
+            let mut doubt = kvc_doubt::default();
             if let Some(failure) = failure {
                 status = failure.status;
+                doubt = self.doubts.name(failure.doubt);
                 self.words.push(c_text(failure.words));
                 words = self.words.last().map_or(ptr::null(), |text| text.as_ptr());
             }
-            place.write(kvc_completion { tag, status, copies, value, words, reserved: [0; 2] });
+            place.write(kvc_completion { tag, status, copies, value, words, doubt });
         }
         self.wake_if_done();
         Ok(count)
@@ -390,6 +395,7 @@ pub unsafe extern "C" fn kvc_cq_new(
         }
         let queue = Queue {
             client: handle.open(depth as usize)?,
+            doubts: handle.doubts.clone(),
             slots: Vec::new(),
             free: Vec::new(),
             done: VecDeque::new(),
@@ -551,7 +557,7 @@ unsafe fn with_queue<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::testing::unwinding;
+    use crate::panic::testing::unwinding;
     use std::ptr::null_mut;
 
     /// A queue on a handle of a cluster that is not there.

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int};
 
-use kv_client::{Error, OpenError};
+use kv_client::{Doubt, Error, OpenError};
 
 /// Done.
 pub const KVC_OK: c_int = 0;
@@ -12,7 +12,7 @@ pub const KVC_NOT_FOUND: c_int = -1;
 /// A read was sent and got no answer before its deadline. A program treats it as KVC_UNAVAILABLE: the value
 /// was not read, and whether the request reached a server tells it nothing more.
 pub const KVC_TIMEOUT: c_int = -2;
-/// A write was sent and may have been done or not; read the key to find out.
+/// A write was sent and may have been done or not; kvc_resolve() finds out.
 pub const KVC_IN_DOUBT: c_int = -3;
 /// Not served before the deadline; a write was not done. Of a read it means the same to a program as
 /// KVC_TIMEOUT: treat the two alike. Of kvc_open() and kvc_cq_new(): a name is
@@ -51,6 +51,9 @@ pub const KVC_SHARED_IDENTITY: c_int = -16;
 /// Another cluster, not restored from the handle's cluster, has taken its place; nothing was done. Open a new handle.
 pub const KVC_OTHER_CLUSTER: c_int = -17;
 
+/// A write in doubt was settled: it was not done, and never will be.
+pub const KVC_NOT_DONE: c_int = -18;
+
 /// A status, and why in words.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -58,11 +61,13 @@ pub(crate) struct Failure {
     pub(crate) words: String,
     /// Of KVC_CONFLICT: the version that the entry has; zero if there is none.
     pub(crate) version: u64,
+    /// Of KVC_IN_DOUBT: the write.
+    pub(crate) doubt: Option<Doubt>,
 }
 
 impl Failure {
     pub(crate) fn new(status: c_int, words: impl Into<String>) -> Failure {
-        Failure { status, words: words.into(), version: 0 }
+        Failure { status, words: words.into(), version: 0, doubt: None }
     }
 
     pub(crate) fn invalid(words: impl Into<String>) -> Failure {
@@ -90,9 +95,16 @@ impl From<Error> for Failure {
             Error::Invalid { .. } => KVC_INVALID,
             Error::SharedIdentity { .. } => KVC_SHARED_IDENTITY,
             Error::OtherCluster { .. } => KVC_OTHER_CLUSTER,
+            Error::NotDone { .. } => KVC_NOT_DONE,
+            Error::Defect => KVC_PANIC,
             _ => KVC_PROTOCOL,
         };
-        Failure { version, ..Failure::new(status, error.to_string()) }
+        let words = error.to_string();
+        let doubt = match error {
+            Error::InDoubt { doubt, .. } => doubt,
+            _ => None,
+        };
+        Failure { version, doubt, ..Failure::new(status, words) }
     }
 }
 
@@ -148,6 +160,7 @@ pub extern "C" fn kvc_status_name(status: c_int) -> *const c_char {
         KVC_BUSY => c"KVC_BUSY",
         KVC_SHARED_IDENTITY => c"KVC_SHARED_IDENTITY",
         KVC_OTHER_CLUSTER => c"KVC_OTHER_CLUSTER",
+        KVC_NOT_DONE => c"KVC_NOT_DONE",
         KVC_FULL => c"KVC_FULL",
         KVC_FORKED => c"KVC_FORKED",
         KVC_INVALID => c"KVC_INVALID",
@@ -181,7 +194,7 @@ mod tests {
 
     #[test]
     fn statuses_never_change_their_numbers() {
-        let names: Vec<&str> = (0..=17).map(|n| name(-n)).collect();
+        let names: Vec<&str> = (0..=18).map(|n| name(-n)).collect();
         assert_eq!(
             names,
             [
@@ -203,9 +216,10 @@ mod tests {
                 "KVC_PANIC",
                 "KVC_SHARED_IDENTITY",
                 "KVC_OTHER_CLUSTER",
+                "KVC_NOT_DONE",
             ]
         );
-        assert_eq!((name(1), name(-18)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
+        assert_eq!((name(1), name(-19)), ("KVC_UNKNOWN", "KVC_UNKNOWN"));
     }
 
     #[test]

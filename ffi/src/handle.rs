@@ -6,7 +6,8 @@ use std::ptr;
 use kv_client::{Answered, Client, Endpoints, Op, OpOptions, Options, SharedClient, Written};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
-use crate::error::{Failure, KVC_CONFLICT, KVC_FORKED, KVC_OK, KVC_TOO_BIG};
+use crate::doubt::{Doubts, kvc_doubt};
+use crate::error::{Failure, KVC_CONFLICT, KVC_FORKED, KVC_IN_DOUBT, KVC_OK, KVC_TOO_BIG};
 use crate::fork::Process;
 use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options};
 use crate::panic::guard;
@@ -19,6 +20,8 @@ pub struct kvc_client {
     /// must not use them.
     process: Process,
     pub(crate) shared: SharedClient,
+    /// Names of writes in doubt.
+    pub(crate) doubts: Doubts,
     /// For the clients of its queues.
     endpoints: Endpoints,
     options: Options,
@@ -52,8 +55,8 @@ impl<T> Pointer<T> {
 /// key.
 const KEPT_BYTES: usize = 4 << 10;
 
-/// What a write that was done says, one that has failed by its condition (KVC_CONFLICT), or a read of
-/// kvc_get_into(); NULL where it is not wanted.
+/// What a write that was done says, one that has failed by its condition (KVC_CONFLICT) or is in doubt
+/// (KVC_IN_DOUBT), or a read of kvc_get_into(); NULL where it is not wanted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct kvc_result {
@@ -63,8 +66,10 @@ pub struct kvc_result {
     /// How many servers hold a write: 2, or 1 while a server is missing. Zero for what is no write, or was
     /// not done.
     pub copies: u32,
-    /// Zero; room for what a newer library says.
-    pub reserved: [u32; 5],
+    /// Zero.
+    pub reserved: u32,
+    /// After KVC_IN_DOUBT: the write, for kvc_resolve(). Else all zero.
+    pub doubt: kvc_doubt,
 }
 
 /// Opens a handle for the cluster whose coordinator is at `endpoints` ("host:port[,host:port...]").
@@ -92,7 +97,8 @@ pub unsafe extern "C" fn kvc_open(
         let endpoints = Endpoints::resolve(endpoints, &options.log)?;
         let shared = SharedClient::with_endpoints(&endpoints, &options, connections)?;
         let process = Process::current();
-        let handle = Box::new(kvc_client { process, shared, endpoints, options });
+        let doubts = Doubts::default();
+        let handle = Box::new(kvc_client { process, shared, doubts, endpoints, options });
         // SAFETY: not NULL; the caller lets us write a pointer there.
         unsafe { out.write(Box::into_raw(handle)) };
         Ok(KVC_OK)
@@ -116,7 +122,7 @@ pub unsafe extern "C" fn kvc_close(client: *mut kvc_client) -> c_int {
 }
 
 /// Sets a key (1 to 65,535 bytes) to a value (up to 16 MiB). `options` and `result` may be NULL. *result
-/// is written on success and after KVC_CONFLICT.
+/// is written on success, after KVC_CONFLICT and after KVC_IN_DOUBT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_put(
     client: *mut kvc_client,
@@ -139,7 +145,7 @@ pub unsafe extern "C" fn kvc_put(
             )
         };
         // SAFETY: the caller passes NULL or room for a result.
-        unsafe { tell(result, written) }
+        unsafe { tell(open_here(client)?, result, written) }
     })
 }
 
@@ -203,12 +209,12 @@ pub unsafe extern "C" fn kvc_get_into(
             return Err(Failure::new(KVC_TOO_BIG, words));
         }
         // SAFETY: the caller passes NULL or room for a result.
-        unsafe { tell(result, Ok(Written { version, copies: 0 })) }
+        unsafe { tell(open_here(client)?, result, Ok(Written { version, copies: 0 })) }
     })
 }
 
 /// Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is
-/// written on success and after KVC_CONFLICT.
+/// written on success, after KVC_CONFLICT and after KVC_IN_DOUBT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_delete(
     client: *mut kvc_client,
@@ -220,7 +226,7 @@ pub unsafe extern "C" fn kvc_delete(
         // SAFETY: the caller's promises are those that `call` asks for.
         let written = unsafe { call(client, key, options, |key| Op::Delete { key }, written) };
         // SAFETY: the caller passes NULL or room for a result.
-        unsafe { tell(result, written) }
+        unsafe { tell(open_here(client)?, result, written) }
     })
 }
 
@@ -270,21 +276,35 @@ pub(crate) unsafe fn open_here<'a>(client: *const kvc_client) -> Result<&'a kvc_
     Ok(handle)
 }
 
-/// Ends a call that has a result, which also a conflict has.
+/// Ends a call that has a result, which also a conflict and a doubt have.
 ///
 /// # Safety
 /// `result` is NULL or may be written to.
-unsafe fn tell(
+pub(crate) unsafe fn tell(
+    handle: &kvc_client,
     result: *mut kvc_result,
     written: Result<Written, Failure>,
 ) -> Result<c_int, Failure> {
+    if result.is_null() {
+        return written.map(|_| KVC_OK);
+    }
+    let nothing = kvc_result { version: 0, copies: 0, reserved: 0, doubt: kvc_doubt::default() };
     let told = match &written {
-        Ok(written) => Some((written.version.0, written.copies)),
-        Err(failure) => (failure.status == KVC_CONFLICT).then_some((failure.version, 0)),
+        Ok(written) => {
+            let (version, copies) = (written.version.0, written.copies.into());
+            Some(kvc_result { version, copies, ..nothing })
+        }
+        Err(failure) if failure.status == KVC_CONFLICT => {
+            Some(kvc_result { version: failure.version, ..nothing })
+        }
+        Err(failure) if failure.status == KVC_IN_DOUBT => {
+            Some(kvc_result { doubt: handle.doubts.name(failure.doubt.clone()), ..nothing })
+        }
+        Err(_) => None,
     };
-    if let (false, Some((version, copies))) = (result.is_null(), told) {
+    if let Some(told) = told {
         // SAFETY: not NULL, and the caller's promise.
-        unsafe { result.write(kvc_result { version, copies: copies.into(), reserved: [0; 5] }) };
+        unsafe { result.write(told) };
     }
     written.map(|_| KVC_OK)
 }

@@ -30,11 +30,13 @@ mod text;
 
 mod cq;
 
+mod doubt;
 mod panic;
 
 pub use batch::*;
 pub use buffer::*;
 pub use cq::*;
+pub use doubt::*;
 pub use error::*;
 pub use handle::*;
 pub use options::*;

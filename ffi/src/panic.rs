@@ -28,6 +28,26 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<c_int, Failure>) -> c_int {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    /// Runs `call` while this thread unwinds from a panic, as a destructor in a Rust program would.
+    pub(crate) fn unwinding(call: impl Fn()) {
+        struct Destructor<F: Fn()>(F);
+        impl<F: Fn()> Drop for Destructor<F> {
+            fn drop(&mut self) {
+                (self.0)();
+            }
+        }
+        let panicking = || {
+            let _destructor = Destructor(call);
+            panic!("on purpose");
+        };
+        assert!(catch_unwind(AssertUnwindSafe(panicking)).is_err());
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::kvc_last_error;

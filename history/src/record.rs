@@ -68,6 +68,8 @@ pub enum Reason {
     Timeout,
     /// Sent, and no definite answer.
     InDoubt,
+    /// It ended in doubt, and was settled: it was not done, and never will be.
+    NotDone,
     /// Refused for another reason.
     Refused,
 }

@@ -37,8 +37,8 @@ static void a_write_is_in_doubt_and_a_read_times_out(void **state)
     (void)state;
     assert_status(kvc_put(client, text("doubt"), text("after"), &options, NULL), KVC_IN_DOUBT);
     assert_non_null(strstr(kvc_last_error(), "doubt"));
-    assert_status(kvc_delete(client, text("doubt"), &options, NULL), KVC_IN_DOUBT);
-    assert_status(kvc_get(client, text("doubt"), &options, &got), KVC_TIMEOUT);
+    assert_status(kvc_delete(client, text("doubt too"), &options, NULL), KVC_IN_DOUBT);
+    assert_status(kvc_get(client, text("doubt or not"), &options, &got), KVC_TIMEOUT);
     assert_true(now_ms() - start < 3 * 300 + SLACK_MS);
 }
 
@@ -130,9 +130,10 @@ static void a_queue_whose_writes_were_sent_is_in_doubt(void **state)
     assert_int_equal(done.status, KVC_IN_DOUBT);
     assert_non_null(strstr(done.words, "doubt"));
     op.kind = KVC_OP_GET;
+    op.key = text("doubt or not");
     assert_int_equal(run_op(queue, op).status, KVC_TIMEOUT);
     /* A value that fills the socket is sent in part, and so never done; its memory goes with the completion. */
-    op = put_op(text("doubt"), bytes(kept, 8 * MIB));
+    op = put_op(text("doubt, kept"), bytes(kept, 8 * MIB));
     op.flags = KVC_KEEP;
     op.timeout_ms = 300;
     assert_int_equal(run_op(queue, op).status, KVC_UNAVAILABLE);
@@ -202,6 +203,56 @@ static void *stand(void *narrow)
     return NULL;
 }
 
+/* Writes that were given up while the cluster stood, of a call and of a queue: what resolving says stays true. */
+static void what_is_said_of_a_write_in_doubt_stays_true(void **state)
+{
+    const kvc_op_options options = within(300);
+    kvc_cq *queue = new_queue(client, 1);
+    kvc_op op = put_op(text("resolved"), text("of a queue"));
+    kvc_result first, again;
+    kvc_completion done;
+    kvc_doubt none;
+    kvc_buf got;
+    int status;
+
+    (void)state;
+    continue_all(NULL);
+    assert_int_equal(run_op(queue, op).status, KVC_OK);
+    assert_status(kvc_put(client, text("resolved"), text("before"), NULL, NULL), KVC_OK);
+    stop_processes(pids, pid_count);
+    assert_status(kvc_put(client, text("resolved"), text("after"), &options, &first), KVC_IN_DOUBT);
+    assert_true(first.doubt.opaque[0] != 0 && first.version == 0 && first.copies == 0);
+    op.timeout_ms = 300;
+    done = run_op(queue, op);
+    assert_int_equal(done.status, KVC_IN_DOUBT);
+    /* While nobody responds nothing is known, and a read of the key is not answered either. */
+    status = kvc_resolve(client, first.doubt, 300, &again);
+    assert_true(status == KVC_TIMEOUT || status == KVC_UNAVAILABLE);
+    assert_status(kvc_get(client, text("resolved"), &options, &got), KVC_UNAVAILABLE);
+    assert_non_null(strstr(kvc_last_error(), "in doubt"));
+    continue_all(NULL);
+
+    status = kvc_resolve(client, done.doubt, 0, NULL);
+    assert_true(status == KVC_OK || status == KVC_NOT_DONE);
+    status = kvc_resolve(client, first.doubt, 0, &again);
+    assert_true(status == KVC_OK || status == KVC_NOT_DONE);
+    assert_int_equal(kvc_resolve(client, first.doubt, 0, &again), status);
+    if (status == KVC_OK)
+        assert_true(again.version > 0 && again.copies == 2);
+    assert_status(kvc_get(client, text("resolved"), NULL, &got), KVC_OK);
+    if (status == KVC_NOT_DONE)
+        assert_true(strcmp(got.data, "after") != 0);
+    kvc_buf_free(&got);
+
+    memset(&none, 0, sizeof none);
+    assert_status(kvc_resolve(client, none, 0, NULL), KVC_INVALID);
+    none.opaque[0] = 1;
+    assert_status(kvc_resolve(client, none, 0, NULL), KVC_INVALID);
+    assert_status(kvc_resolve(NULL, none, 0, NULL), KVC_INVALID);
+    kvc_cq_free(queue);
+    stop_processes(pids, pid_count);
+}
+
 /* All threads share the connections of a handle, and no call waits for the end of another. */
 static void a_short_call_waits_for_no_long_one(void **state)
 {
@@ -240,6 +291,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_queue_ends_its_operations_at_their_deadlines),
         cmocka_unit_test(a_queue_whose_writes_were_sent_is_in_doubt),
         cmocka_unit_test(a_queue_in_a_call_refuses_other_threads),
+        cmocka_unit_test(what_is_said_of_a_write_in_doubt_stays_true),
         cmocka_unit_test(a_short_call_waits_for_no_long_one),
     };
     int failed;

@@ -44,7 +44,7 @@ static void each_kind_of_operation_ends_as_its_call_would(void **state)
     assert_true(done.value.data == NULL && done.copies == 0);
     assert_int_equal(sizeof done, 64); /* for ever */
     done = run_op(queue, put_op(text("life"), text("short")));
-    assert_true(done.reserved[0] == 0 && done.reserved[1] == 0);
+    assert_true(done.doubt.opaque[0] == 0 && done.doubt.opaque[1] == 0);
     assert_int_equal(done.status, KVC_OK);
     assert_int_equal(done.copies, 2);
     assert_true(done.words == NULL && done.value.data == NULL && done.value.len == 0 && done.value.version > 0);

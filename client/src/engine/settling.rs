@@ -41,8 +41,9 @@ impl Engine {
                     }
                     None => {
                         let cluster = doubt.write.cluster;
-                        let reason =
-                            format!("the write is of cluster {cluster}, which this client does not know");
+                        let reason = format!(
+                            "the write is of cluster {cluster}, which this client does not know"
+                        );
                         return Meeting::Settled(Err(Error::Invalid {
                             action: operation.action(),
                             reason,
@@ -162,7 +163,9 @@ impl Engine {
             let action = operation.action();
             let error = match error.clone() {
                 Error::Lost { cause, .. } => Error::Lost { action, cause },
-                Error::OtherCluster { known, got, .. } => Error::OtherCluster { action, known, got },
+                Error::OtherCluster { known, got, .. } => {
+                    Error::OtherCluster { action, known, got }
+                }
                 error => Error::Protocol { action, reason: error.to_string() },
             };
             self.finish(id, Err(error), ends);

@@ -524,9 +524,9 @@ fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, 
     }
     assert_eq!(hello.shard, shard, "the client asks the executor of the key's shard");
     let header = match request.operation {
-        Operation::Put(header, _)
-        | Operation::Delete(header)
-        | Operation::Resolve(header, _) => header,
+        Operation::Put(header, _) | Operation::Delete(header) | Operation::Resolve(header, _) => {
+            header
+        }
         Operation::Noop => return answer(request, Status::Ok, 0, b"", to),
         Operation::Get | Operation::Verify(_) => {
             return match state.table.get(request.key) {
@@ -570,6 +570,7 @@ fn write(
         Condition::IfAbsent => found == 0,
     };
     let record = match request.operation {
+        Operation::Resolve(..) => (Status::NotDone, 0),
         _ if !holds => (Status::Conflict, found),
         Operation::Put(_, value) => {
             state.table.insert(request.key.to_vec(), (value.to_vec(), state.last_sn));

@@ -1,0 +1,122 @@
+//! Writes in doubt, by the names that a program has of them.
+//!
+//! A handle and its queues share one book of them. It keeps the latest; the library settles an older one by itself
+//! when its key is used again.
+
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kv_client::{Doubt, OpOptions};
+
+use crate::error::{Failure, KVC_INVALID};
+use crate::handle::{kvc_client, kvc_result, open_here, tell};
+use crate::panic::guard;
+
+/// Most writes in doubt whose names are kept.
+const MAX_KEPT: usize = 65_536;
+
+/// The name of a write that ended KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; copied like a
+/// number, and good as long as the handle is open. It never gets another field.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct kvc_doubt {
+    /// The library's.
+    pub opaque: [u64; 2],
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Doubts {
+    kept: Arc<Mutex<Kept>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// How many there were before the first of `doubts`.
+    before: u64,
+    doubts: VecDeque<Doubt>,
+}
+
+impl Doubts {
+    /// Gives a name to what failed in doubt.
+    pub(crate) fn name(&self, doubt: Option<Doubt>) -> kvc_doubt {
+        let Some(doubt) = doubt else { return kvc_doubt::default() };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.doubts.len() == MAX_KEPT {
+            kept.doubts.pop_front();
+            kept.before += 1;
+        }
+        kept.doubts.push_back(doubt);
+        kvc_doubt { opaque: [kept.before + kept.doubts.len() as u64, self.book()] }
+    }
+
+    /// Tells the names of different handles apart.
+    fn book(&self) -> u64 {
+        Arc::as_ptr(&self.kept) as u64
+    }
+
+    fn find(&self, name: kvc_doubt) -> Result<Doubt, Failure> {
+        let [number, book] = name.opaque;
+        let words = match (number, book == self.book()) {
+            (0, _) => {
+                "kvc_resolve: the doubt names no write: the servers have forgotten it, or nothing was in doubt"
+            }
+            (_, false) => "kvc_resolve: the doubt is of another handle",
+            _ => {
+                let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+                let at =
+                    number.checked_sub(kept.before + 1).and_then(|at| usize::try_from(at).ok());
+                if let Some(doubt) = at.and_then(|at| kept.doubts.get(at)) {
+                    return Ok(doubt.clone());
+                }
+                "kvc_resolve: more than 65,536 writes were in doubt since then"
+            }
+        };
+        Err(Failure::new(KVC_INVALID, words))
+    }
+}
+
+/// Settles a write that ended KVC_IN_DOUBT, of a call, a batch or a queue of this handle. KVC_OK: it was done; *result
+/// gets the version and the copies of its own response. KVC_NOT_DONE: it was not done, and never will be. A
+/// conditional write and a delete may have ended KVC_CONFLICT or KVC_NOT_FOUND, which is told as by the call itself.
+/// The answer is the same each time. KVC_IN_DOUBT: the servers have forgotten the write; it will not be done any more,
+/// but nobody knows whether it was. KVC_TIMEOUT, KVC_UNAVAILABLE: its server did not respond; ask again.
+///
+/// A write that is not settled by the program is settled by the library before it sends the next operation on the same
+/// key, so an operation that was answered is never overtaken by an earlier write in doubt.
+/// `timeout_ms`: as in kvc_op_options. `result` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_resolve(
+    client: *mut kvc_client,
+    doubt: kvc_doubt,
+    timeout_ms: u32,
+    result: *mut kvc_result,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller passes NULL or an open handle.
+        let handle = unsafe { open_here(client) }?;
+        let deadline = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
+        let options = OpOptions { deadline, ..OpOptions::default() };
+        let doubt = handle.doubts.find(doubt)?;
+        let settled = handle.shared.resolve(&doubt, &options);
+        // SAFETY: the caller passes NULL or room for a result.
+        unsafe { tell(handle, result, settled.map_err(Failure::from)) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_nothing_or_of_another_handle_finds_nothing() {
+        let (own, other) = (Doubts::default(), Doubts::default());
+        assert_eq!(own.name(None), kvc_doubt::default());
+        let words = |name| own.find(name).unwrap_err().words;
+        assert!(words(kvc_doubt::default()).contains("names no write"));
+        assert!(words(kvc_doubt { opaque: [1, other.book()] }).contains("another handle"));
+        assert!(words(kvc_doubt { opaque: [1, own.book()] }).contains("65,536"));
+    }
+}
