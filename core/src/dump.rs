@@ -474,7 +474,7 @@ mod tests {
             client: ClientId(u128::MAX - 1),
             seq: RequestSeq(seq),
             first_incomplete: RequestSeq(1),
-            status: if seq % 2 == 0 { Status::Conflict } else { Status::NotDone },
+            status: if seq.is_multiple_of(2) { Status::Conflict } else { Status::NotDone },
             version: SequenceNumber(u64::MAX),
             request: RequestHash(seq ^ 0xfeed),
         };
