@@ -141,7 +141,7 @@ fn operations_of_a_queue_allocate_nothing() {
         copies: 0,
         value: kvc_buf { data: null_mut(), len: 0, version: 0 },
         words: null(),
-        reserved: [0; 2],
+        doubt: kvclient::kvc_doubt::default(),
     };
     let mut done = vec![nothing; DEPTH];
     let mut run = |rounds: usize| {
