@@ -508,9 +508,11 @@ int kvc_delete(kvc_client *client,
 /**
  * Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
  * done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended, whatever the
- * call returns: KVC_OK if all were done, else the status of the lowest i that was not; kvc_last_error()
- * tells how many there are. A condition of `options` holds for every key; a key that is named twice gets
- * either value. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), nothing was
+ * call returns: KVC_OK if all were done, else the most serious status, in this order: KVC_PANIC, KVC_LOST,
+ * KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_TIMEOUT,
+ * KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT, KVC_NOT_FOUND. kvc_last_error() tells how many
+ * failed. A condition of `options` holds for every key; kvc_batch() has one for each. A key that
+ * is named twice gets either value. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), nothing was
  * done, and no status written.
  */
 int kvc_mput(kvc_client *client,
@@ -524,8 +526,7 @@ int kvc_mput(kvc_client *client,
  * Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
  * kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed. `statuses[i]`,
  * unless `statuses` is NULL, says how the i-th ended. Both are written whatever the call returns: KVC_OK
- * if all were read, else the status of the lowest i that was not; kvc_last_error() tells how many there
- * are. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), neither is written.
+ * if all were read, else the most serious status, in the order of kvc_mput(); kvc_last_error() tells how many failed. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), neither is written.
  */
 int kvc_mget(kvc_client *client,
              const kvc_slice *keys,
@@ -533,6 +534,29 @@ int kvc_mget(kvc_client *client,
              kvc_buf *out,
              int *statuses,
              const kvc_op_options *options);
+
+/**
+ * Removes `n` keys, those of all servers at once; as kvc_mput(). A key that does not exist ends KVC_NOT_FOUND.
+ */
+int kvc_mdelete(kvc_client *client,
+                const kvc_slice *keys,
+                size_t n,
+                int *statuses,
+                const kvc_op_options *options);
+
+/**
+ * Runs `n` operations of any kind, those of all servers at once, under the deadline of `options`. `ops` are as for
+ * kvc_cq_submit(), each with a condition of its own; their timeout_ms has to be zero, and values of puts are not
+ * copied, with or without KVC_KEEP. `out[i]` says how the i-th ended, as kvc_cq_poll() would, with `i` for a tag: its
+ * status, version, copies, doubt and value, which kvc_buf_free() frees. Its words are NULL. Returns and
+ * kvc_last_error() are as of kvc_mput(). Where an argument is wrong (KVC_INVALID) or the handle inherited
+ * (KVC_FORKED), nothing was done, and nothing is written.
+ */
+int kvc_batch(kvc_client *client,
+              const kvc_op *ops,
+              size_t n,
+              kvc_completion *out,
+              const kvc_op_options *options);
 
 /**
  * Sets a key to a value; both are texts that end with NUL, which is not stored.

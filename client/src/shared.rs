@@ -16,9 +16,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use kv_protocol::client_message::Condition;
 use kv_protocol::placement::Digest;
 use slab::Slab;
 
@@ -41,8 +43,33 @@ const BATCH_IN_FLIGHT: usize = 1_024;
 /// Most bytes of keys and values of one batch that are under way at once; a single operation may always be.
 const BATCH_BYTES_IN_FLIGHT: usize = 64 << 20;
 
+/// Most turns that a lane keeps for calls to come.
+const TURNS_KEPT: usize = 64;
+
 /// What is done at the end of each operation, by its place in the call. Any thread may run it.
-type OnEach = dyn FnMut(usize, Result<Answered<'_>, Error>) + Send;
+type OnEach<'a> = dyn FnMut(usize, Result<Answered<'_>, Error>) + Send + 'a;
+
+/// The same while the call is under way, which owns it.
+#[derive(Clone, Copy)]
+struct EachOfCall(NonNull<OnEach<'static>>);
+
+// SAFETY: it may be run by any thread, and by one at a time: whoever has the lock of the lane.
+unsafe impl Send for EachOfCall {}
+
+impl EachOfCall {
+    fn of(each: &mut OnEach<'_>) -> EachOfCall {
+        // SAFETY: only the lifetime changes. A call returns when all of its operations have ended, and each runs this
+        // at its end at the latest. If the call returns early, the lane is poisoned: nobody gets its lock any more.
+        let each: &mut OnEach<'static> = unsafe { std::mem::transmute(each) };
+        EachOfCall(NonNull::from(each))
+    }
+
+    /// Runs it, under the lock of the lane.
+    fn run(mut self, at: usize, result: Result<Answered<'_>, Error>) {
+        // SAFETY: as above.
+        (unsafe { self.0.as_mut() })(at, result);
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -95,40 +122,39 @@ impl SharedClient {
     ///
     /// # Errors
     /// Those of the operation; [`Error::Defect`] if an earlier call panicked.
-    pub fn call<T: Send + 'static>(
+    pub fn call<T: Send>(
         &self,
         op: Op<'_>,
         options: &OpOptions,
-        take: impl FnOnce(Answered<'_>) -> T + Send + 'static,
+        take: impl FnOnce(Answered<'_>) -> T + Send,
     ) -> Result<T, Error> {
-        let ended = Arc::new(Mutex::new(None));
-        let (end, mut take) = (Arc::clone(&ended), Some(take));
-        let each = move |_, result: Result<Answered<'_>, Error>| {
-            let result = take.take().map(|take| result.map(take));
-            *end.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = result;
+        let (mut ended, mut take) = (None, Some(take));
+        let mut each = |_: usize, result: Result<Answered<'_>, Error>| {
+            ended = take.take().map(|take| result.map(take));
         };
         let digest = op.digest();
-        let call = Call::new(self.deadline, options, Box::new(each));
-        self.lane(digest).run(&call, &mut std::iter::once((0, op, digest)))?;
-        let mut ended = ended.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        ended.take().expect("every operation of a call has an end")
+        let call = Call::new(self.deadline, options, &mut each);
+        let asked = Asked { at: 0, op, digest, condition: options.condition };
+        self.lane(digest).run(&call, &mut std::iter::once(asked))?;
+        ended.expect("every operation of a call has an end")
     }
 
-    /// Runs many operations, those of all servers at once. `each` gets the end of each by its place, as it happens.
+    /// Runs many operations, each under its own condition, those of all servers at once. `each` gets the end of each by
+    /// its place, as it happens.
     ///
     /// # Errors
     /// [`Error::Defect`] if an earlier call panicked. Those of the operations go to `each`.
     pub fn batch<'a>(
         &self,
-        ops: impl Iterator<Item = Op<'a>>,
+        ops: impl Iterator<Item = (Op<'a>, Condition)>,
         options: &OpOptions,
-        each: Box<OnEach>,
+        each: &mut OnEach<'_>,
     ) -> Result<(), Error> {
         let call = Call::new(self.deadline, options, each);
-        let mut by_lane: Vec<Vec<(usize, Op<'a>, Digest)>> = vec![Vec::new(); self.lanes.len()];
-        for (at, op) in ops.enumerate() {
+        let mut by_lane: Vec<Vec<Asked<'a>>> = vec![Vec::new(); self.lanes.len()];
+        for (at, (op, condition)) in ops.enumerate() {
             let digest = op.digest();
-            by_lane[self.lane_number(digest)].push((at, op, digest));
+            by_lane[self.lane_number(digest)].push(Asked { at, op, digest, condition });
         }
         for (lane, ops) in self.lanes.iter().zip(by_lane) {
             lane.run(&call, &mut ops.into_iter())?;
@@ -161,29 +187,30 @@ impl SharedClient {
     }
 }
 
+/// One operation of a call.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    /// Its place.
+    at: usize,
+    op: Op<'a>,
+    /// Of its key.
+    digest: Digest,
+    condition: Condition,
+}
+
 /// A call of one thread, with what it asks and who is told.
 struct Call {
     options: OpOptions,
     allowed: Duration,
     deadline: Instant,
-    turn: Arc<Turn>,
-    each: Arc<Mutex<Box<OnEach>>>,
+    each: EachOfCall,
 }
 
 impl Call {
-    fn new(default: Duration, options: &OpOptions, each: Box<OnEach>) -> Call {
+    fn new(default: Duration, options: &OpOptions, each: &mut OnEach<'_>) -> Call {
         let allowed = options.deadline.unwrap_or(default);
-        Call {
-            options: *options,
-            allowed,
-            deadline: Instant::now() + allowed,
-            turn: Arc::default(),
-            each: Arc::new(Mutex::new(each)),
-        }
-    }
-
-    fn end(&self, at: usize, result: Result<Answered<'_>, Error>) {
-        (self.each.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))(at, result);
+        let deadline = Instant::now() + allowed;
+        Call { options: *options, allowed, deadline, each: EachOfCall::of(each) }
     }
 }
 
@@ -220,8 +247,8 @@ impl Turn {
         gate.pending <= gate.enough
     }
 
-    fn wake_all(woken: Vec<Arc<Turn>>) {
-        for turn in woken {
+    fn wake_all(woken: &mut Vec<Arc<Turn>>) {
+        for turn in woken.drain(..) {
             turn.told.notify_one();
         }
     }
@@ -267,11 +294,14 @@ struct State {
     is_led: bool,
     /// Threads that may lead next.
     line: VecDeque<Arc<Turn>>,
+    /// Memory that is used again: turns of calls that have ended, and what the leader needs.
+    turns: Vec<Arc<Turn>>,
+    readiness: Vec<Readiness>,
 }
 
 struct Underway {
     turn: Arc<Turn>,
-    each: Arc<Mutex<Box<OnEach>>>,
+    each: EachOfCall,
     /// Its place in its call.
     at: usize,
 }
@@ -279,8 +309,10 @@ struct Underway {
 /// Takes the ends of operations for their calls.
 struct LaneEnds<'a> {
     underway: &'a mut Slab<Underway>,
-    /// Threads that may go on.
-    woken: Vec<Arc<Turn>>,
+    /// The thread that runs this, which needs nobody to wake it.
+    own: &'a Arc<Turn>,
+    /// Other threads that may go on.
+    woken: &'a mut Vec<Arc<Turn>>,
     /// Of values.
     bytes: usize,
 }
@@ -291,8 +323,8 @@ impl Ends for LaneEnds<'_> {
         let tag = usize::try_from(tag).expect("it was a place");
         let Some(Underway { turn, each, at }) = self.underway.try_remove(tag) else { return };
         self.bytes += result.as_ref().map_or(0, |answered| answered.value.len());
-        (each.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))(at, result);
-        if turn.note_end() {
+        each.run(at, result);
+        if turn.note_end() && !Arc::ptr_eq(&turn, self.own) {
             self.woken.push(turn);
         }
     }
@@ -303,11 +335,27 @@ impl Ends for LaneEnds<'_> {
 }
 
 impl State {
-    /// Lets the engine do something. Returns the threads that may go on, which the caller wakes.
-    fn with(&mut self, run: impl FnOnce(&mut Engine, &mut LaneEnds<'_>)) -> Vec<Arc<Turn>> {
-        let mut ends = LaneEnds { underway: &mut self.underway, woken: Vec::new(), bytes: 0 };
+    /// Lets the engine do something for the thread whose turn is `own`. Adds the threads that may go on to `woken`.
+    fn with(
+        &mut self,
+        own: &Arc<Turn>,
+        woken: &mut Vec<Arc<Turn>>,
+        run: impl FnOnce(&mut Engine, &mut LaneEnds<'_>),
+    ) {
+        let mut ends = LaneEnds { underway: &mut self.underway, own, woken, bytes: 0 };
         run(&mut self.engine, &mut ends);
-        ends.woken
+    }
+
+    /// A turn for a call that begins.
+    fn turn(&mut self) -> Arc<Turn> {
+        self.turns.pop().unwrap_or_default()
+    }
+
+    /// Keeps the turn of a call that has ended, unless somebody still has it.
+    fn keep(&mut self, turn: Arc<Turn>) {
+        if self.turns.len() < TURNS_KEPT && Arc::strong_count(&turn) == 1 {
+            self.turns.push(turn);
+        }
     }
 
     /// Has the thread that has waited for longest lead, if one waits.
@@ -329,8 +377,15 @@ impl Lane {
     fn new(endpoints: &Endpoints, options: &Options) -> Result<Lane, OpenError> {
         let engine = Engine::new(endpoints.clone(), options.clone())?;
         let waiter = engine.waiter();
-        let (underway, line) = (Slab::new(), VecDeque::new());
-        Ok(Lane { state: Mutex::new(State { engine, underway, is_led: false, line }), waiter })
+        let state = State {
+            engine,
+            underway: Slab::new(),
+            is_led: false,
+            line: VecDeque::new(),
+            turns: Vec::new(),
+            readiness: Vec::new(),
+        };
+        Ok(Lane { state: Mutex::new(state), waiter })
     }
 
     fn lock(&self) -> Result<MutexGuard<'_, State>, Error> {
@@ -339,55 +394,59 @@ impl Lane {
     }
 
     /// Runs the operations of a call that are this lane's.
-    fn run(
-        &self,
-        call: &Call,
-        ops: &mut dyn Iterator<Item = (usize, Op<'_>, Digest)>,
-    ) -> Result<(), Error> {
+    fn run(&self, call: &Call, ops: &mut dyn Iterator<Item = Asked<'_>>) -> Result<(), Error> {
         let mut ops = ops.peekable();
-        let mut bytes = 0;
+        let mut state = self.lock()?;
+        let turn = state.turn();
+        let (mut woken, mut bytes) = (Vec::new(), 0);
         loop {
-            let mut state = self.lock()?;
             if state.engine.in_flight() == 0 {
                 // A server may have ended since the last call. To notice that before the request is
                 // sent is the difference between UNAVAILABLE and IN_DOUBT.
                 let now = Instant::now();
-                state.with(|engine, ends| {
+                state.with(&turn, &mut woken, |engine, ends| {
                     let _ = engine.turn(now, ends);
                 });
             }
             let now = Instant::now();
-            if call.turn.pending() == 0 {
+            if turn.pending() == 0 {
                 bytes = 0;
             }
-            while let Some((_, op, _)) = ops.peek()
-                && (call.turn.pending() == 0
-                    || (call.turn.pending() < BATCH_IN_FLIGHT
-                        && bytes + op.bytes() <= BATCH_BYTES_IN_FLIGHT))
-            {
-                let (at, op, digest) = ops.next().expect("it was peeked at");
-                bytes += op.bytes();
-                state.start(call, at, op, digest, now);
+            while let Some(asked) = ops.next_if(|asked| {
+                let pending = turn.pending();
+                let fits = bytes + asked.op.bytes() <= BATCH_BYTES_IN_FLIGHT;
+                pending == 0 || (pending < BATCH_IN_FLIGHT && fits)
+            }) {
+                bytes += asked.op.bytes();
+                state.start(call, &turn, &asked, now);
             }
             let is_last = ops.peek().is_none();
-            call.turn.gate().enough = match is_last {
+            turn.gate().enough = match is_last {
                 true => 0,
                 // All of a batch at once, where its bytes bound it.
                 false if bytes > BATCH_BYTES_IN_FLIGHT / 2 => 0,
-                false => call.turn.pending() / 2,
+                false => turn.pending() / 2,
             };
-            Turn::wake_all(state.with(|engine, ends| engine.begin_turn(now, ends)));
-            self.wait(&call.turn, state)?;
+            state.with(&turn, &mut woken, |engine, ends| engine.begin_turn(now, ends));
+            Turn::wake_all(&mut woken);
+            state = self.wait(&turn, state, &mut woken)?;
             if is_last {
+                state.keep(turn);
+                drop(state);
+                Turn::wake_all(&mut woken);
                 return Ok(());
             }
         }
     }
 
-    /// Waits until enough operations of a thread have ended; leads where nobody else does.
-    fn wait<'a>(&'a self, turn: &Arc<Turn>, mut state: MutexGuard<'a, State>) -> Result<(), Error> {
+    /// Waits until enough operations of a thread have ended; leads where nobody else does. The caller wakes `woken`.
+    fn wait<'a>(
+        &'a self,
+        turn: &Arc<Turn>,
+        mut state: MutexGuard<'a, State>,
+        woken: &mut Vec<Arc<Turn>>,
+    ) -> Result<MutexGuard<'a, State>, Error> {
         let (mut leads, mut is_in_line) = (false, false);
-        let mut readiness: Vec<Readiness> = Vec::new();
         while !turn.is_done() {
             if std::mem::take(&mut turn.gate().leads) {
                 (leads, is_in_line) = (true, false);
@@ -395,12 +454,14 @@ impl Lane {
             let next = state.engine.next_timer();
             if leads || !state.is_led {
                 (leads, state.is_led) = (true, true);
+                let mut readiness = std::mem::take(&mut state.readiness);
                 drop(state);
+                Turn::wake_all(woken);
                 readiness.clear();
                 let timeout = next.saturating_duration_since(Instant::now());
                 let waited = self.waiter.wait(timeout, &mut readiness);
                 state = self.lock()?;
-                let woken = state.with(|engine, ends| {
+                state.with(turn, woken, |engine, ends| {
                     let now = engine.end_turn(&readiness, ends);
                     if let Err(error) = waited {
                         // A program cannot cause it by servers or networks.
@@ -408,13 +469,7 @@ impl Lane {
                     }
                     engine.begin_turn(now, ends);
                 });
-                if turn.is_done() {
-                    state.hand_over();
-                    drop(state);
-                    Turn::wake_all(woken);
-                    return Ok(());
-                }
-                Turn::wake_all(woken);
+                state.readiness = readiness;
             } else {
                 if !is_in_line {
                     state.line.push_back(Arc::clone(turn));
@@ -422,46 +477,45 @@ impl Lane {
                 }
                 drop(state);
                 turn.wait(next + LEADER_IS_LATE);
-                if turn.is_done() && !turn.gate().leads {
-                    // The lane is not needed any more. Nobody is told to lead who is done.
-                    return Ok(());
-                }
                 state = self.lock()?;
-                if Instant::now() >= next + LEADER_IS_LATE {
-                    let now = Instant::now();
-                    Turn::wake_all(state.with(|engine, ends| engine.begin_turn(now, ends)));
+                let now = Instant::now();
+                if !turn.is_done() && now >= next + LEADER_IS_LATE {
+                    state.with(turn, woken, |engine, ends| engine.begin_turn(now, ends));
                 }
             }
         }
-        if leads || std::mem::take(&mut turn.gate().leads) {
+        if std::mem::take(&mut turn.gate().leads) || leads {
             state.hand_over();
         }
-        Ok(())
+        Ok(state)
     }
 }
 
 impl State {
     /// Starts one operation of a call.
-    fn start(&mut self, call: &Call, at: usize, op: Op<'_>, digest: Digest, now: Instant) {
+    fn start(&mut self, call: &Call, turn: &Arc<Turn>, asked: &Asked<'_>, now: Instant) {
+        let Asked { at, op, digest, condition } = *asked;
         let left = call.deadline.saturating_duration_since(now);
         if left < Duration::from_millis(1) && at > 0 {
             let cause = "the deadline passed before it was sent; use smaller batches".to_owned();
             let action = Action::new(op.verb(), op.key());
-            return call.end(at, Err(Error::Unavailable { action, waited: call.allowed, cause }));
+            let error = Error::Unavailable { action, waited: call.allowed, cause };
+            return call.each.run(at, Err(error));
         }
         let tag = self.underway.vacant_key() as u64;
         let engine = &mut self.engine;
         let (notify, spares) = (Notify::Queue(tag), &mut engine.spares);
-        match Operation::new(op, &call.options, call.allowed, notify, now, spares) {
+        let options = OpOptions { condition, ..call.options };
+        match Operation::new(op, &options, call.allowed, notify, now, spares) {
             Ok(mut operation) => {
                 operation.set_digest(digest);
                 operation.deadline = call.deadline.max(now);
-                let (turn, each) = (Arc::clone(&call.turn), Arc::clone(&call.each));
                 turn.gate().pending += 1;
+                let (turn, each) = (Arc::clone(turn), call.each);
                 self.underway.insert(Underway { turn, each, at });
                 engine.start(operation);
             }
-            Err(refused) => call.end(at, Err(refused)),
+            Err(refused) => call.each.run(at, Err(refused)),
         }
     }
 }

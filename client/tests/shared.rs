@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Act, Fake, SOON, anytime, key_of, within};
-use kv_client::{Endpoints, Error, Log, Op, Options, SharedClient};
+use kv_client::{Condition, Endpoints, Error, Log, Op, Options, SharedClient};
 
 fn shared(fake: &Fake) -> SharedClient {
     let endpoints = Endpoints::resolve(&fake.endpoint(), &Log::default()).unwrap();
@@ -61,14 +61,13 @@ fn the_operations_of_a_batch_end_once_each_whatever_their_number() {
     let fake = Fake::start(3, 1);
     let client = shared(&fake);
     let keys: Vec<Vec<u8>> = (0..5_000).map(|n| format!("key-{n}").into_bytes()).collect();
-    let ends: &'static [AtomicUsize] =
-        Box::leak((0..5_000).map(|_| AtomicUsize::new(0)).collect::<Vec<_>>().into_boxed_slice());
-    let each = Box::new(|at: usize, result: Result<kv_client::Answered<'_>, Error>| {
+    let ends: Vec<AtomicUsize> = (0..5_000).map(|_| AtomicUsize::new(0)).collect();
+    let mut each = |at: usize, result: Result<kv_client::Answered<'_>, Error>| {
         result.unwrap();
         ends[at].fetch_add(1, Ordering::SeqCst);
-    });
-    let puts = keys.iter().map(|key| Op::Put { key, value: b"v" });
-    client.batch(puts, &anytime(), each).unwrap();
+    };
+    let puts = keys.iter().map(|key| (Op::Put { key, value: b"v" }, Condition::Always));
+    client.batch(puts, &anytime(), &mut each).unwrap();
     assert!(ends.iter().all(|count| count.load(Ordering::SeqCst) == 1));
     assert_eq!(fake.executed().len(), 5_000);
 }

@@ -4,23 +4,26 @@
 //!   check all keys -> start as many as may be under way <-> their ends -> statuses[i], out[i]
 //! ```
 
+use std::cmp::Reverse;
 use std::ffi::c_int;
 use std::slice;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use kv_client::{Answered, Op, OpOptions};
 
 use crate::buffer::{kvc_buf, kvc_slice, own};
-use crate::error::{Failure, KVC_OK, KVC_PANIC};
+use crate::cq::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, request};
+use crate::error::{Failure, KVC_OK, KVC_PANIC, severity};
 use crate::handle::{Pointer, kvc_client, open_here};
-use crate::options::{kvc_op_options, read_op_options};
+use crate::options::{condition, kvc_op_options, read_op_options, sized};
 use crate::panic::guard;
 
 /// Sets `n` keys to `n` values, those of all servers at once. Each is a write of its own: some may be
 /// done and others not. `statuses[i]`, unless `statuses` is NULL, says how the i-th ended, whatever the
-/// call returns: KVC_OK if all were done, else the status of the lowest i that was not; kvc_last_error()
-/// tells how many there are. A condition of `options` holds for every key; a key that is named twice gets
-/// either value. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), nothing was
+/// call returns: KVC_OK if all were done, else the most serious status, in this order: KVC_PANIC, KVC_LOST,
+/// KVC_OTHER_CLUSTER, KVC_SHARED_IDENTITY, KVC_PROTOCOL, KVC_IN_DOUBT, KVC_NO_MEMORY, KVC_OUT_OF_SPACE, KVC_TIMEOUT,
+/// KVC_UNAVAILABLE, KVC_BUSY, KVC_TOO_BIG, KVC_INVALID, KVC_CONFLICT, KVC_NOT_FOUND. kvc_last_error() tells how many
+/// failed. A condition of `options` holds for every key; kvc_batch() has one for each. A key that
+/// is named twice gets either value. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), nothing was
 /// done, and no status written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mput(
@@ -50,8 +53,7 @@ pub unsafe extern "C" fn kvc_mput(
 /// Reads `n` keys, those of all servers at once. `out[i]` gets the value of the i-th, to be freed with
 /// kvc_buf_free(), or is empty (data NULL) if it cannot be read, so that all may be freed. `statuses[i]`,
 /// unless `statuses` is NULL, says how the i-th ended. Both are written whatever the call returns: KVC_OK
-/// if all were read, else the status of the lowest i that was not; kvc_last_error() tells how many there
-/// are. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), neither is written.
+/// if all were read, else the most serious status, in the order of kvc_mput(); kvc_last_error() tells how many failed. Where an argument is wrong (KVC_INVALID) or the handle inherited (KVC_FORKED), neither is written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_mget(
     client: *mut kvc_client,
@@ -89,6 +91,80 @@ pub unsafe extern "C" fn kvc_mget(
     })
 }
 
+/// Removes `n` keys, those of all servers at once; as kvc_mput(). A key that does not exist ends KVC_NOT_FOUND.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_mdelete(
+    client: *mut kvc_client,
+    keys: *const kvc_slice,
+    n: usize,
+    statuses: *mut c_int,
+    options: *const kvc_op_options,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promises are those that are asked for.
+        let (handle, options, keys) = unsafe {
+            let (handle, options) = (open_here(client)?, read_op_options(options)?);
+            (handle, options, many(keys, n, "keys")?)
+        };
+        // SAFETY: as above.
+        let op = |at: usize| Ok(Op::Delete { key: unsafe { key(keys, at) }? });
+        // SAFETY: the caller passes NULL or room for `n` statuses.
+        unsafe { execute(handle, &options, n, &op, statuses, |_, _| Ok(())) }
+    })
+}
+
+/// Runs `n` operations of any kind, those of all servers at once, under the deadline of `options`. `ops` are as for
+/// kvc_cq_submit(), each with a condition of its own; their timeout_ms has to be zero, and values of puts are not
+/// copied, with or without KVC_KEEP. `out[i]` says how the i-th ended, as kvc_cq_poll() would, with `i` for a tag: its
+/// status, version, copies, doubt and value, which kvc_buf_free() frees. Its words are NULL. Returns and
+/// kvc_last_error() are as of kvc_mput(). Where an argument is wrong (KVC_INVALID) or the handle inherited
+/// (KVC_FORKED), nothing was done, and nothing is written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_batch(
+    client: *mut kvc_client,
+    ops: *const kvc_op,
+    n: usize,
+    out: *mut kvc_completion,
+    options: *const kvc_op_options,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promises are those that are asked for.
+        let (handle, options) = unsafe { (open_here(client)?, read_op_options(options)?) };
+        if n > 0 && (ops.is_null() || out.is_null()) {
+            return Err(Failure::invalid("kvc_batch: ops or out is NULL"));
+        }
+        // SAFETY: the caller passes `n` operations, each as large as the first says.
+        let asked = unsafe { read_ops(ops, n) }?;
+        let mut requests = Vec::with_capacity(n);
+        let mut slots = Vec::with_capacity(n);
+        for (at, op) in (0..).zip(asked) {
+            if op.timeout_ms != 0 {
+                let words = format!("kvc_batch: timeout_ms of number {at} is not 0; see options");
+                return Err(Failure::invalid(words));
+            }
+            let kept = kvc_op { flags: op.flags | KVC_KEEP, ..op };
+            // SAFETY: nothing of the values is looked at once the call has returned.
+            requests.push((unsafe { request(&kept) }?, condition(op.if_version)));
+            slots.push(Slot::of(&op, at));
+        }
+        let to = Pointer::new(out);
+        let mut worst = Worst::default();
+        let (noted, doubts) = (&mut worst, &handle.doubts);
+        let mut each = move |at: usize, result: Result<Answered<'_>, kv_client::Error>| {
+            // SAFETY: the caller's dst has room for what its cap says.
+            let done = unsafe { end(slots[at], result) };
+            let (completion, failure) = done.tell(doubts);
+            // SAFETY: the caller passes room for `n` completions.
+            unsafe { to.get().add(at).write(completion) };
+            if let Some(failure) = failure {
+                noted.note(at, failure);
+            }
+        };
+        handle.shared.batch(requests.into_iter(), &options, &mut each)?;
+        worst.tell(n)
+    })
+}
+
 /// The operation at a place of the batch.
 type OpAt<'a, 'b> = dyn Fn(usize) -> Result<Op<'a>, Failure> + 'b;
 
@@ -102,18 +178,18 @@ unsafe fn execute(
     n: usize,
     op: &OpAt<'_, '_>,
     statuses: *mut c_int,
-    mut take: impl FnMut(usize, Answered<'_>) -> Result<(), Failure> + Send + 'static,
+    mut take: impl FnMut(usize, Answered<'_>) -> Result<(), Failure> + Send,
 ) -> Result<c_int, Failure> {
-    let ops: Vec<Op<'_>> = (0..n).map(op).collect::<Result<_, _>>()?;
+    let condition = options.condition;
+    let ops: Vec<_> = (0..n).map(|at| Ok((op(at)?, condition))).collect::<Result<_, Failure>>()?;
     // SAFETY: passed on.
-    let ends = Arc::new(Mutex::new(unsafe { Ends::new(statuses, n) }));
-    let noted = Arc::clone(&ends);
-    let each = move |at, result: Result<Answered<'_>, kv_client::Error>| {
+    let mut ends = unsafe { Ends::new(statuses, n) };
+    let mut each = |at: usize, result: Result<Answered<'_>, kv_client::Error>| {
         let result = result.map_err(Failure::from).and_then(|answered| take(at, answered));
-        noted.lock().unwrap_or_else(PoisonError::into_inner).note(at, result);
+        ends.note(at, result);
     };
-    handle.shared.batch(ops.into_iter(), options, Box::new(each))?;
-    ends.lock().unwrap_or_else(PoisonError::into_inner).tell()
+    handle.shared.batch(ops.into_iter(), options, &mut each)?;
+    ends.worst.tell(n)
 }
 
 /// How the operations of a batch have ended.
@@ -121,16 +197,14 @@ struct Ends {
     /// NULL or room for `n`.
     statuses: Pointer<c_int>,
     n: usize,
-    failed: usize,
-    /// The failure of the lowest place.
-    first: Option<(usize, Failure)>,
+    worst: Worst,
 }
 
 impl Ends {
     /// # Safety
     /// `statuses` is NULL or has room for `n`, as long as this lives.
     unsafe fn new(statuses: *mut c_int, n: usize) -> Ends {
-        let mut ends = Ends { statuses: Pointer::new(statuses), n, failed: 0, first: None };
+        let mut ends = Ends { statuses: Pointer::new(statuses), n, worst: Worst::default() };
         // What only a defect leaves as it is.
         ends.write(0..n, KVC_PANIC);
         ends
@@ -147,18 +221,50 @@ impl Ends {
     fn note(&mut self, at: usize, result: Result<(), Failure>) {
         let Err(failure) = result else { return self.write(at..at + 1, KVC_OK) };
         self.write(at..at + 1, failure.status);
+        self.worst.note(at, failure);
+    }
+}
+
+/// The most serious failure of a batch.
+#[derive(Default)]
+struct Worst {
+    failed: usize,
+    /// With its place; of equally serious ones the lowest.
+    found: Option<(usize, Failure)>,
+}
+
+impl Worst {
+    fn note(&mut self, at: usize, failure: Failure) {
         self.failed += 1;
-        if self.first.as_ref().is_none_or(|(first, _)| at < *first) {
-            self.first = Some((at, failure));
+        let rank = |at: usize, failure: &Failure| (severity(failure.status), Reverse(at));
+        if self.found.as_ref().is_none_or(|(known, worst)| rank(at, &failure) > rank(*known, worst))
+        {
+            self.found = Some((at, failure));
         }
     }
 
-    fn tell(&mut self) -> Result<c_int, Failure> {
-        let Some((at, first)) = self.first.take() else { return Ok(KVC_OK) };
-        let words =
-            format!("{} of {} failed, first number {at}: {}", self.failed, self.n, first.words);
-        Err(Failure::new(first.status, words))
+    fn tell(&mut self, n: usize) -> Result<c_int, Failure> {
+        let Some((at, worst)) = self.found.take() else { return Ok(KVC_OK) };
+        let words = format!("{} of {n} failed, number {at}: {}", self.failed, worst.words);
+        Err(Failure::new(worst.status, words))
     }
+}
+
+/// The operations of a batch, of which each is as large as the first.
+///
+/// # Safety
+/// `n` of them are readable at `from`, which is NULL only if `n` is 0.
+unsafe fn read_ops(from: *const kvc_op, n: usize) -> Result<Vec<kvc_op>, Failure> {
+    let mut ops = Vec::new();
+    let mut at = from.cast::<u8>();
+    for _ in 0..n {
+        // SAFETY: passed on.
+        let op = unsafe { sized(at.cast::<kvc_op>(), "kvc_op") }?;
+        // SAFETY: the next one stands behind it, if there is one.
+        at = unsafe { at.add(op.size as usize) };
+        ops.push(op);
+    }
+    Ok(ops)
 }
 
 /// The key at a place of the batch.

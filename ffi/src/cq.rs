@@ -135,15 +135,24 @@ pub struct kvc_completion {
 
 /// What is known of an operation in flight.
 #[derive(Clone, Copy)]
-struct Slot {
+pub(crate) struct Slot {
     tag: u64,
     is_get: bool,
     dst: *mut c_void,
     cap: usize,
 }
 
+// SAFETY: the program lets the library write to dst until it has the completion, on whichever thread.
+unsafe impl Send for Slot {}
+
+impl Slot {
+    pub(crate) fn of(op: &kvc_op, tag: u64) -> Slot {
+        Slot { tag, is_get: op.kind == KVC_OP_GET, dst: op.dst, cap: op.cap }
+    }
+}
+
 /// A completion that the program does not have yet.
-struct Done {
+pub(crate) struct Done {
     tag: u64,
     copies: u32,
     value: kvc_buf,
@@ -155,6 +164,15 @@ impl Done {
     /// Of the value that it owns.
     fn bytes(&self) -> usize {
         if self.value.data.is_null() { 0 } else { self.value.len }
+    }
+
+    /// The completion, without words, and why the operation failed.
+    pub(crate) fn tell(self, doubts: &Doubts) -> (kvc_completion, Option<Failure>) {
+        let Done { tag, copies, value, failure } = self;
+        let mut failure = failure.map(|failure| *failure);
+        let status = failure.as_ref().map_or(KVC_OK, |failure| failure.status);
+        let doubt = doubts.name(failure.as_mut().and_then(|failure| failure.doubt.take()));
+        (kvc_completion { tag, status, copies, value, words: ptr::null(), doubt }, failure)
     }
 }
 
@@ -190,7 +208,7 @@ impl Queue {
         // SAFETY: the program's promise; a kept value is let go of when the operation has ended or the
         // client is dropped.
         let request = unsafe { request(op) }?;
-        let slot = Slot { tag, is_get: op.kind == KVC_OP_GET, dst: op.dst, cap: op.cap };
+        let slot = Slot::of(op, tag);
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(slot);
             // All of them may end at once, and then nothing is to be allocated.
@@ -236,16 +254,12 @@ impl Queue {
         let count = self.done.len().min(out.len());
         for (place, done) in out.iter_mut().zip(self.done.drain(..count)) {
             self.done_bytes -= done.bytes();
-            let Done { tag, copies, value, failure } = done;
-            let (mut status, mut words) = (KVC_OK, ptr::null());
-            let mut doubt = kvc_doubt::default();
+            let (mut completion, failure) = done.tell(&self.doubts);
             if let Some(failure) = failure {
-                status = failure.status;
-                doubt = self.doubts.name(failure.doubt);
                 self.words.push(c_text(failure.words));
-                words = self.words.last().map_or(ptr::null(), |text| text.as_ptr());
+                completion.words = self.words.last().map_or(ptr::null(), |text| text.as_ptr());
             }
-            place.write(kvc_completion { tag, status, copies, value, words, doubt });
+            place.write(completion);
         }
         self.wake_if_done();
         Ok(count)
@@ -312,7 +326,7 @@ fn epoll_failed(error: io::Error) -> Failure {
 ///
 /// # Safety
 /// `slot.dst` is NULL or has room for `slot.cap` bytes.
-unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Done {
+pub(crate) unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Done {
     let Slot { tag, is_get, dst, cap } = slot;
     let mut value = kvc_buf::EMPTY;
     let answered = match result {
@@ -348,7 +362,7 @@ unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Don
 ///
 /// # Safety
 /// Key and value are readable; a kept value for as long as KVC_KEEP says.
-unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
+pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
     if op.flags & !KVC_KEEP != 0 {
         return Err(Failure::invalid(format!("kvc_op.flags is {:#x}", op.flags)));
     }

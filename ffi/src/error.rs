@@ -65,6 +65,28 @@ pub(crate) struct Failure {
     pub(crate) doubt: Option<Doubt>,
 }
 
+/// How serious a status is, for a call that has several: the higher, the more.
+pub(crate) fn severity(status: c_int) -> usize {
+    const ORDER: [c_int; 15] = [
+        KVC_NOT_FOUND,
+        KVC_CONFLICT,
+        KVC_INVALID,
+        KVC_TOO_BIG,
+        KVC_BUSY,
+        KVC_UNAVAILABLE,
+        KVC_TIMEOUT,
+        KVC_OUT_OF_SPACE,
+        KVC_NO_MEMORY,
+        KVC_IN_DOUBT,
+        KVC_PROTOCOL,
+        KVC_SHARED_IDENTITY,
+        KVC_OTHER_CLUSTER,
+        KVC_LOST,
+        KVC_PANIC,
+    ];
+    ORDER.iter().position(|known| *known == status).unwrap_or(0)
+}
+
 impl Failure {
     pub(crate) fn new(status: c_int, words: impl Into<String>) -> Failure {
         Failure { status, words: words.into(), version: 0, doubt: None }

@@ -248,12 +248,12 @@ fn written(answered: Answered<'_>) -> Written {
 ///
 /// # Safety
 /// `client` is NULL or an open handle, `key` is readable, `options` is NULL or as large as it says.
-pub(crate) unsafe fn call<T: Send + 'static>(
+pub(crate) unsafe fn call<T: Send>(
     client: *mut kvc_client,
     key: kvc_slice,
     options: *const kvc_op_options,
     op: impl FnOnce(&[u8]) -> Op<'_>,
-    take: impl FnOnce(Answered<'_>) -> T + Send + 'static,
+    take: impl FnOnce(Answered<'_>) -> T + Send,
 ) -> Result<T, Failure> {
     // SAFETY: passed on.
     let (handle, key, options): (_, _, OpOptions) =

@@ -203,10 +203,14 @@ fn values_and_versions_cross_the_boundary() {
     assert_eq!(handle.get(b"k"), Ok(b"a\0b".to_vec()));
     assert_eq!(handle.put(b"empty", b"", None), KVC_OK);
     assert_eq!(handle.get(b"empty"), Ok(Vec::new()));
-    let mut result = kvc_result { version: 0, copies: 0, reserved: [9; 5] };
+    let mut result =
+        kvc_result { version: 0, copies: 0, reserved: 9, doubt: kvc_doubt { opaque: [9; 2] } };
     // SAFETY: all arguments are valid.
     let status = unsafe { kvc_delete(handle.0, slice(b"k"), null(), &mut result) };
-    assert_eq!((status, result.copies, result.reserved), (KVC_OK, 2, [0; 5]));
+    assert_eq!(
+        (status, result.copies, result.reserved, result.doubt),
+        (KVC_OK, 2, 0, kvc_doubt::default())
+    );
     assert!(result.version > 0);
     handle.close();
 }
@@ -218,7 +222,8 @@ fn a_value_is_read_into_memory_of_the_program_if_it_fits() {
     assert_eq!(handle.put(b"k", b"value", None), KVC_OK);
     assert_eq!(handle.put(b"empty", b"", None), KVC_OK);
     let mut room = *b"------";
-    let mut result = kvc_result { version: 0, copies: 9, reserved: [9; 5] };
+    let mut result =
+        kvc_result { version: 0, copies: 9, reserved: 9, doubt: kvc_doubt { opaque: [9; 2] } };
     let mut read = |key: &[u8], cap: usize, result: *mut kvc_result| {
         let (mut len, dst) = (77, if cap == 0 { null_mut() } else { room.as_mut_ptr() });
         // SAFETY: `dst` has room for `cap` bytes or is NULL.
@@ -232,7 +237,10 @@ fn a_value_is_read_into_memory_of_the_program_if_it_fits() {
     assert_eq!(read(b"k", 0, null_mut()), (KVC_TOO_BIG, 5, *b"------"));
     assert_eq!(read(b"empty", 0, null_mut()), (KVC_OK, 0, *b"------"));
     assert_eq!(read(b"k", 5, &mut result), (KVC_OK, 5, *b"value-"));
-    assert!(result.version > 0 && (result.copies, result.reserved) == (0, [0; 5]));
+    assert!(
+        result.version > 0
+            && (result.copies, result.reserved, result.doubt) == (0, 0, kvc_doubt::default())
+    );
     // SAFETY: NULL is an argument that has to be refused.
     unsafe {
         let (into, key) = (room.as_mut_ptr().cast(), slice(b"k"));

@@ -181,7 +181,7 @@ static void large_values_go_and_come_and_what_is_too_long_is_left_out(void **sta
     assert_status(kvc_mput(client, keys, values, LARGE + 2, statuses, &options), KVC_TOO_BIG);
     for (n = 0; n < LARGE + 2; n++)
         assert_int_equal(statuses[n], n < LARGE ? KVC_OK : KVC_TOO_BIG);
-    assert_status(kvc_mget(client, keys, LARGE + 2, out, statuses, &options), KVC_NOT_FOUND);
+    assert_status(kvc_mget(client, keys, LARGE + 2, out, statuses, &options), KVC_TOO_BIG);
     for (n = 0; n < LARGE; n++) {
         assert_int_equal(statuses[n], KVC_OK);
         assert_int_equal(out[n].len, 16 * MIB);
@@ -358,6 +358,44 @@ static void texts_end_with_nul_and_belong_to_the_caller(void **state)
     assert_status(kvc_delete(client, text("text"), NULL, NULL), KVC_OK);
 }
 
+static void a_batch_of_operations_tells_all_of_each(void **state)
+{
+    kvc_op ops[4] = {put_op(text("one"), text("1")), put_op(text("two"), text("2")), get_op(text("one")),
+                     delete_op(text("none"))};
+    kvc_completion done[4];
+    const kvc_slice keys[] = {text("one"), text("none"), text("two")};
+    uint64_t version;
+    int statuses[3];
+
+    (void)state;
+    assert_status(kvc_batch(client, ops, 2, done, NULL), KVC_OK);
+    assert_true(done[0].tag == 0 && done[1].tag == 1 && done[0].copies == 2 && done[0].value.version > 0);
+    version = done[0].value.version;
+    /* Each has a condition of its own, and a status; that of the call is the most serious one. */
+    ops[0].if_version = version;
+    ops[1].if_version = KVC_ABSENT;
+    assert_status(kvc_batch(client, ops, 4, done, NULL), KVC_CONFLICT);
+    assert_non_null(strstr(kvc_last_error(), "2 of 4 failed, number 1"));
+    assert_true(done[0].status == KVC_OK && done[0].value.version > version && done[0].words == NULL);
+    assert_true(done[1].status == KVC_CONFLICT && done[1].value.version > 0 && done[1].words == NULL);
+    assert_true(done[2].status == KVC_OK && done[2].value.len == 1 && done[2].doubt.opaque[0] == 0);
+    assert_int_equal(done[3].status, KVC_NOT_FOUND);
+    kvc_buf_free(&done[2].value);
+
+    ops[3].timeout_ms = 1;
+    assert_status(kvc_batch(client, ops, 4, done, NULL), KVC_INVALID);
+    assert_status(kvc_batch(client, NULL, 1, done, NULL), KVC_INVALID);
+    assert_status(kvc_batch(client, ops, 1, NULL, NULL), KVC_INVALID);
+    assert_status(kvc_batch(client, NULL, 0, NULL, NULL), KVC_OK);
+    ops[0].kind = 9;
+    assert_status(kvc_batch(client, ops, 1, done, NULL), KVC_INVALID);
+
+    assert_status(kvc_mdelete(client, keys, 3, statuses, NULL), KVC_NOT_FOUND);
+    assert_true(statuses[0] == KVC_OK && statuses[1] == KVC_NOT_FOUND && statuses[2] == KVC_OK);
+    assert_status(kvc_mdelete(client, NULL, 0, NULL, NULL), KVC_OK);
+    assert_status(kvc_mdelete(client, NULL, 1, NULL, NULL), KVC_INVALID);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -372,6 +410,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(where_nobody_listens_a_batch_is_unavailable_in_time),
         cmocka_unit_test(threads_have_batches_of_their_own),
         cmocka_unit_test(a_child_is_refused),
+        cmocka_unit_test(a_batch_of_operations_tells_all_of_each),
         cmocka_unit_test(texts_end_with_nul_and_belong_to_the_caller),
     };
 

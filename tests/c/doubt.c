@@ -14,6 +14,8 @@ static int stop_all(void **state)
     (void)state;
     /* So that connections and the map are there before. */
     assert_status(kvc_put(client, text("doubt"), text("before"), NULL, NULL), KVC_OK);
+    assert_status(kvc_put(client, text("doubt too"), text("before"), NULL, NULL), KVC_OK);
+    assert_status(kvc_put(client, text("doubt or not"), text("before"), NULL, NULL), KVC_OK);
     stop_processes(pids, pid_count);
     return 0;
 }
@@ -62,7 +64,7 @@ static void a_batch_ends_at_its_deadline(void **state)
     start = now_ms();
     n = kvc_mput(client, keys, keys, KEYS, statuses, &options);
     assert_true(now_ms() - start < 300 + SLACK_MS);
-    assert_int_equal(n, statuses[0]);
+    assert_int_equal(n, KVC_IN_DOUBT);
     assert_non_null(strstr(kvc_last_error(), "200 of 200 failed"));
     for (n = 0; n < KEYS; n++) {
         in_doubt += statuses[n] == KVC_IN_DOUBT;
@@ -72,7 +74,7 @@ static void a_batch_ends_at_its_deadline(void **state)
     start = now_ms();
     n = kvc_mget(client, keys, KEYS, out, statuses, &options);
     assert_true(now_ms() - start < 300 + SLACK_MS);
-    assert_int_equal(n, statuses[0]);
+    assert_true(n == KVC_TIMEOUT || n == KVC_UNAVAILABLE);
     for (n = 0; n < KEYS; n++) {
         /* A connection that silence has ended may have been opened again in vain. */
         assert_true(statuses[n] == KVC_TIMEOUT || statuses[n] == KVC_UNAVAILABLE);
@@ -123,6 +125,8 @@ static void a_queue_whose_writes_were_sent_is_in_doubt(void **state)
     assert_non_null(kept);
     continue_all(state);
     assert_int_equal(run_op(queue, op).status, KVC_OK);
+    assert_int_equal(run_op(queue, put_op(text("doubt or not"), text("before"))).status, KVC_OK);
+    assert_int_equal(run_op(queue, put_op(text("doubt, kept"), text("before"))).status, KVC_OK);
     stop_processes(pids, pid_count);
     start = now_ms();
     op.timeout_ms = 300;
@@ -275,7 +279,7 @@ static void a_short_call_waits_for_no_long_one(void **state)
     start = now_ms();
     memset(out, 0x5a, sizeof out);
     n = kvc_mget(client, keys, 2, out, statuses, &brief);
-    assert_int_equal(n, statuses[0]);
+    assert_true(n == KVC_TIMEOUT || n == KVC_UNAVAILABLE);
     assert_true(out[0].data == NULL && out[1].data == NULL);
     for (n = 0; n < 2; n++)
         assert_true(statuses[n] == KVC_TIMEOUT || statuses[n] == KVC_UNAVAILABLE);
