@@ -648,7 +648,7 @@ impl Engine {
         if let (true, Err(Error::InDoubt { doubt, .. })) = (operation.kind.is_write(), &mut result)
             && !operation.is_forgotten
             && let Some(named) =
-                self.router.cluster().and_then(|cluster| operation.to_doubt(cluster))
+                self.router.cluster().and_then(|cluster| operation.doubt_of(cluster))
         {
             *doubt = Some(named.clone());
             self.doubts.add(named);

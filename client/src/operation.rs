@@ -466,7 +466,7 @@ impl Operation {
     }
 
     /// Names this write, which was sent and ends in doubt.
-    pub(crate) fn to_doubt(&mut self, cluster: ClusterId) -> Option<Doubt> {
+    pub(crate) fn doubt_of(&mut self, cluster: ClusterId) -> Option<Doubt> {
         let (digest, (client, seq), place) = (self.digest(), self.session?, self.place?);
         let request = RequestHash::of(digest, &self.to_wire())?;
         let write = DoubtfulWrite {
