@@ -82,7 +82,7 @@ static void binary_value(kvc_client *client)
     for (n = 0; n < MIB; n++)
         sent[n] = (unsigned char)(n * 31 + n / 256);
     CHECK(kvc_put(client, key, slice(sent, MIB), NULL, &result) == KVC_OK);
-    CHECK(result.copies == 2 && result.version > 0 && result.reserved[0] == 0);
+    CHECK(result.copies == 2 && result.version > 0 && result.reserved == 0);
     CHECK(kvc_get(client, key, NULL, &got) == KVC_OK);
     CHECK(got.len == MIB && memcmp(got.data, sent, MIB) == 0);
     CHECK(got.version == result.version);
