@@ -203,8 +203,12 @@ impl Engine {
 
     /// Timers and sends.
     pub(crate) fn begin_turn(&mut self, now: Instant, ends: &mut dyn Ends) {
-        while let Some(id) = self.timers.take_due(now) {
-            let Some(operation) = self.operations.get_mut(id) else { continue };
+        while let Some((at, id)) = self.timers.take_due(now) {
+            let of_timer = |operation: &&mut Box<Operation>| operation.timer == Some(at);
+            let Some(operation) = self.operations.get_mut(id).filter(of_timer) else {
+                self.timers.note_stale();
+                continue;
+            };
             operation.timer = None;
             if operation.wake_at() <= now {
                 self.on_due(id, now, ends);
@@ -642,7 +646,9 @@ impl Engine {
             self.release(id);
         }
         let Some(mut operation) = self.operations.remove(id) else { return };
-        self.timers.clear(id, &mut operation.timer);
+        self.timers.clear(&mut operation.timer);
+        let operations = &self.operations;
+        self.timers.tidy(|id, at| operations.get(id).is_some_and(|other| other.timer == Some(at)));
         self.bytes_in_flight -= operation.bytes();
         let mut number = operation.session;
         if let (true, Err(Error::InDoubt { doubt, .. })) = (operation.kind.is_write(), &mut result)

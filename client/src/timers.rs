@@ -1,17 +1,24 @@
 //! When operations need attention: one timer each, in order of time.
 //!
-//! An operation keeps the time of its own timer. A timer that is due early is left as it is: it goes off,
-//! and is set again. So an operation that ends within its first wait costs one insertion and one removal.
+//! An operation keeps the time of its own timer. A timer that is due early is left as it is: it goes off, and is set
+//! again. A timer that is cleared leaves its entry behind; entries without a timer are removed when they are more than
+//! half. So an operation costs constant time in all, and in the long run nothing is allocated.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Instant;
 
 use crate::operation::OpId;
 
+/// Fewer entries than this are not worth a removal.
+const MIN_ENTRIES: usize = 64;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
-    due: BTreeSet<(Instant, OpId)>,
+    entries: BinaryHeap<Reverse<(Instant, OpId)>>,
+    /// Entries without a timer.
+    stale: usize,
 }
 
 impl Timers {
@@ -19,38 +26,50 @@ impl Timers {
     #[inline]
     pub(crate) fn set(&mut self, id: OpId, timer: &mut Option<Instant>, at: Instant) {
         if timer.is_none_or(|set| set > at) {
-            self.clear(id, timer);
-            self.due.insert((at, id));
+            self.clear(timer);
+            self.entries.push(Reverse((at, id)));
             *timer = Some(at);
         }
     }
 
-    /// Removes the timer of an operation.
+    /// Clears the timer of an operation.
     #[inline]
-    pub(crate) fn clear(&mut self, id: OpId, timer: &mut Option<Instant>) {
-        if let Some(at) = timer.take() {
-            self.due.remove(&(at, id));
-        }
+    pub(crate) fn clear(&mut self, timer: &mut Option<Instant>) {
+        self.stale += usize::from(timer.take().is_some());
     }
 
-    /// Takes the earliest timer that is due. Its operation has to note that it has none.
-    pub(crate) fn take_due(&mut self, now: Instant) -> Option<OpId> {
-        let &(at, _) = self.due.first()?;
-        if at > now {
+    /// Takes the earliest entry that is due. It counts if its operation has a timer at that time, and has to be reported
+    /// by [`Timers::note_stale`] if not.
+    pub(crate) fn take_due(&mut self, now: Instant) -> Option<(Instant, OpId)> {
+        if self.next()? > now {
             return None;
         }
-        self.due.pop_first().map(|(_, id)| id)
+        self.entries.pop().map(|Reverse(entry)| entry)
     }
 
-    /// The time of the earliest timer.
+    /// The entry that was just taken had no timer.
+    pub(crate) fn note_stale(&mut self) {
+        self.stale = self.stale.saturating_sub(1);
+    }
+
+    /// Removes entries without a timer where they are many. `is_set` tells whether an operation has a timer at a time.
+    pub(crate) fn tidy(&mut self, is_set: impl Fn(OpId, Instant) -> bool) {
+        if self.stale * 2 > self.entries.len() && self.entries.len() >= MIN_ENTRIES {
+            self.entries.retain(|&Reverse((at, id))| is_set(id, at));
+            self.stale = 0;
+        }
+    }
+
+    /// The time of the earliest entry.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.due.first().map(|&(at, _)| at)
+        self.entries.peek().map(|&Reverse((at, _))| at)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
     use std::time::Duration;
 
     #[test]
@@ -58,17 +77,37 @@ mod tests {
         let mut timers = Timers::default();
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut own = [None; 4];
-        for (id, millis) in [(0, 30), (1, 10), (2, 20), (3, 15)] {
-            timers.set(id, &mut own[usize::try_from(id).unwrap()], at(millis));
+        let mut own: HashMap<OpId, Option<Instant>> = HashMap::new();
+        let mut set = |timers: &mut Timers, id: OpId, millis| {
+            timers.set(id, own.entry(id).or_default(), at(millis));
+            own[&id]
+        };
+        for (id, millis) in [(0, 30), (1, 10), (2, 20), (3, 15), (0, 12)] {
+            set(&mut timers, id, millis);
         }
-        timers.set(0, &mut own[0], at(12));
-        timers.set(1, &mut own[1], at(40));
-        assert_eq!(own[1], Some(at(10)), "it goes off early and is set again");
-        timers.clear(3, &mut own[3]);
-        assert_eq!((own[3], timers.next()), (None, Some(at(10))));
+        assert_eq!(set(&mut timers, 1, 40), Some(at(10)), "it goes off early and is set again");
+        timers.clear(own.get_mut(&3).unwrap());
         assert_eq!(timers.take_due(at(9)), None);
-        let due: Vec<OpId> = std::iter::from_fn(|| timers.take_due(at(20))).collect();
-        assert_eq!((due, timers.next()), (vec![1, 0, 2], None));
+        let mut due = Vec::new();
+        while let Some((time, id)) = timers.take_due(at(20)) {
+            match own[&id] == Some(time) {
+                true => due.push(id),
+                false => timers.note_stale(),
+            }
+        }
+        assert_eq!((due, timers.stale), (vec![1, 0, 2], 1));
+    }
+
+    #[test]
+    fn timers_that_are_cleared_take_little_room() {
+        let mut timers = Timers::default();
+        let start = Instant::now();
+        for id in 0..100_000 {
+            let mut timer = None;
+            timers.set(id, &mut timer, start + Duration::from_micros(id));
+            timers.clear(&mut timer);
+            timers.tidy(|_, _| false);
+            assert!(timers.entries.len() <= MIN_ENTRIES);
+        }
     }
 }
