@@ -195,7 +195,8 @@ fn a_paste_whose_cluster_is_gone_ends_after_one_timeout() {
     terminal.wait_for("key 100");
     terminal.type_in(ENTER);
     terminal.wait_for("line 1: put \"key 1\"");
-    terminal.wait_for("lines 2 to 100: not tried");
+    // A server that dies slowly may still be heard while the first one waits.
+    terminal.wait_for("to 100: not tried");
     terminal.wait_for(PROMPT);
     leave(terminal);
 }
