@@ -51,9 +51,53 @@ impl Awake {
     }
 }
 
+/// The last sleep of a process, as the thread finds it that reports what others have said. Until they have said something
+/// again, the sleep makes what they said no older: they have heard nothing in it, and missed nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LastSleep {
+    looked: Option<Time>,
+    woke: Time,
+    slept: Duration,
+}
+
+impl LastSleep {
+    /// Notes that the thread is awake. It looks every `interval`, or sooner.
+    pub fn look(&mut self, now: Time, interval: Duration) {
+        let gap = self.looked.map_or(Duration::ZERO, |looked| now.since(looked));
+        if gap > interval {
+            (self.woke, self.slept) = (now, gap - interval);
+        }
+        self.looked = Some(now);
+    }
+
+    /// The age of what was said at this time, without the sleep.
+    pub fn age(&self, said: Time, now: Time) -> Duration {
+        let age = now.since(said);
+        if said < self.woke { age.saturating_sub(self.slept) } else { age }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_said_before_a_sleep_is_no_older_for_it() {
+        let interval = Duration::from_millis(100);
+        let mut sleep = LastSleep::default();
+        for now in [0, 100, 200, 1_000] {
+            sleep.look(at(now), interval);
+        }
+        assert_eq!(sleep.age(at(190), at(1_000)), Duration::from_millis(110));
+        sleep.look(at(1_100), interval);
+        assert_eq!(sleep.age(at(190), at(1_100)), Duration::from_millis(210));
+        assert_eq!(sleep.age(at(1_010), at(1_100)), Duration::from_millis(90));
+        // An executor that stands ages.
+        for now in (1_200..2_000).step_by(100) {
+            sleep.look(at(now), interval);
+        }
+        assert_eq!(sleep.age(at(1_010), at(1_900)), Duration::from_millis(890));
+    }
 
     fn at(millis: u64) -> Time {
         Time::from_nanos(millis * 1_000_000)

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use kv_core::awake::LastSleep;
 use kv_core::replica::aged;
 use kv_protocol::FailureTimeout;
 use kv_protocol::control_message::{CrowdReport, ReplicaReport};
 use kv_protocol::ids::{Member, ShardId, Time};
-use kv_protocol::limits::{GRACE, MAX_SERVERS};
+use kv_protocol::limits::{GRACE, HEARTBEAT_INTERVAL, MAX_SERVERS};
 use kv_protocol::view::View;
 
 use crate::clock;
@@ -49,6 +50,8 @@ pub(crate) struct Board {
     /// How long a thread has stood that the watchdog leaves alone, in milliseconds; 0: none does.
     stood_ms: AtomicU32,
     resident_bytes: AtomicU64,
+    /// As the heartbeats show it.
+    sleep: Mutex<LastSleep>,
     changes: Mutex<u64>,
     changed: Condvar,
     /// How much longer than the shortest grace its executors may stand, by the cluster's failure timeout.
@@ -89,8 +92,8 @@ struct Published {
 impl Published {
     /// The replicas as of `now`: what their executor has not said for a while, it has not heard either. But whoever
     /// stands can complain of nobody, which a silence of more than a lease would be.
-    fn as_of(&self, now: Time, times: FailureTimeout) -> Vec<ReplicaReport> {
-        let age = now.since(self.at);
+    fn as_of(&self, now: Time, sleep: &LastSleep, times: FailureTimeout) -> Vec<ReplicaReport> {
+        let age = sleep.age(self.at, now);
         self.replicas.iter().map(|replica| aged(replica, age, times)).collect()
     }
 }
@@ -115,6 +118,7 @@ impl Board {
             ordered_sole: (0..MAX_SERVERS).map(|_| AtomicBool::new(false)).collect(),
             stood_ms: AtomicU32::new(0),
             resident_bytes: AtomicU64::new(0),
+            sleep: Mutex::default(),
             changes: Mutex::new(0),
             changed: Condvar::new(),
             beyond_grace: OnceLock::new(),
@@ -202,15 +206,23 @@ impl Board {
         true
     }
 
-    /// The lines of all replicas.
+    /// The lines of all replicas, for a heartbeat: asked for at least every [`HEARTBEAT_INTERVAL`] while this process is
+    /// awake.
     pub(crate) fn replicas(&self, times: FailureTimeout) -> Vec<ReplicaReport> {
         let now = clock::now();
-        self.shards.iter().flat_map(|shard| lock(&shard.replicas).as_of(now, times)).collect()
+        let sleep = {
+            let mut sleep = lock(&self.sleep);
+            sleep.look(now, HEARTBEAT_INTERVAL);
+            *sleep
+        };
+        let of_shard = |shard: &ShardBoard| lock(&shard.replicas).as_of(now, &sleep, times);
+        self.shards.iter().flat_map(of_shard).collect()
     }
 
     /// The lines of one shard's replicas.
     pub(crate) fn replicas_of(&self, shard: ShardId, times: FailureTimeout) -> Vec<ReplicaReport> {
-        lock(&self.shards[usize::from(shard.0)].replicas).as_of(clock::now(), times)
+        let sleep = *lock(&self.sleep);
+        lock(&self.shards[usize::from(shard.0)].replicas).as_of(clock::now(), &sleep, times)
     }
 
     /// Whether every shard has drained.

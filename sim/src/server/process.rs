@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
+use kv_core::awake::LastSleep;
 use kv_core::node::{Node, NodeConfig};
 use kv_core::replica::{Replica, aged};
 use kv_protocol::FailureTimeout;
 use kv_protocol::control_message::ReplicaReport;
-use kv_protocol::ids::{ClusterId, GroupId, Member, ShardId};
+use kv_protocol::ids::{ClusterId, GroupId, Member, ShardId, Time};
+use kv_protocol::limits::HEARTBEAT_INTERVAL;
 use kv_protocol::placement::Placement;
 
 use super::{Bounds, Identity, Shard};
@@ -40,6 +41,8 @@ pub struct Process {
     pub paused_until: u64,
     /// Until when nobody can kill it, or see whether it has ended.
     pub out_of_reach_until: u64,
+    /// As its reports show it.
+    sleep: LastSleep,
     /// The next wake-up of a shard is struck by a pause of this length, after the clock was read.
     pub stall_next: Option<u64>,
     /// The machine towards the coordinator.
@@ -81,6 +84,7 @@ impl Process {
             last_order: 0,
             alone_since: None,
             paused_until: 0,
+            sleep: LastSleep::default(),
             out_of_reach_until: 0,
             stall_next: None,
             node: Node::new(NodeConfig { cluster, me: member, shards: placement.shards() }),
@@ -98,11 +102,15 @@ impl Process {
             && self.shards.iter().all(|shard| shard.stopped_until <= now)
     }
 
-    /// What it reports of its replicas: what an executor that stands has not said for a while, it has not heard.
-    pub fn reports(&self, now: u64) -> Vec<ReplicaReport> {
+    /// What it reports of its replicas: what an executor that stands has not said for a while, it has not heard. Time
+    /// for which all of the process slept is none of that.
+    pub fn reports(&mut self, now: u64) -> Vec<ReplicaReport> {
+        let now = Time::from_nanos(now);
+        self.sleep.look(now, HEARTBEAT_INTERVAL);
         let aged_report = |report: &ReplicaReport| {
             let published_at = self.shards[usize::from(report.shard.0)].published_at();
-            aged(report, Duration::from_nanos(now - published_at), FailureTimeout::DEFAULT)
+            let age = self.sleep.age(Time::from_nanos(published_at), now);
+            aged(report, age, FailureTimeout::DEFAULT)
         };
         self.node.reports().map(aged_report).collect()
     }

@@ -278,6 +278,8 @@ impl World {
                 self.dial(Actor::Node { process }, Target::Coordinator, Purpose::Link(tries));
             }
             Some((number, true)) => {
+                let now = self.now;
+                let replicas = self.processes[process].reports(now);
                 let node = &self.processes[process].node;
                 let heartbeat = Heartbeat {
                     incarnation: self.processes[process].member.incarnation,
@@ -293,7 +295,7 @@ impl World {
                     stood_ms: 0,
                     dumped: DumpedBytes::default(),
                     crowd: None,
-                    replicas: self.processes[process].reports(self.now),
+                    replicas,
                 };
                 let mut bytes = Vec::new();
                 ServerMessage::Heartbeat(heartbeat).write(&mut bytes);
