@@ -34,9 +34,11 @@ pub fn strike(world: &mut World) {
             let stall = world.random.between(100_000_000, NO_FAULT);
             stand(world, process, stall);
             // A process that stands while another one's fault is being judged sends no response, as if it were the slow
-            // one.
+            // one. Then two are slow at once, and the well one between them can be taken for the cause of both.
             if world.slowness.is_judged(id, world.now) {
-                world.slowness.note_fault(id, world.now + stall);
+                for place in 0..world.config.servers {
+                    world.slowness.note_fault(place, world.now + stall);
+                }
             }
             SHORT_STALL
         }

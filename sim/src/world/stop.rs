@@ -11,7 +11,8 @@ use kv_core::cluster::StopPhase;
 use kv_core::dump::DumpOrigin;
 use kv_core::replica::NoFullCopy;
 use kv_protocol::client_message::ReplicaRole;
-use kv_protocol::ids::GroupId;
+use kv_protocol::ids::{GroupId, ViewVersion};
+use kv_protocol::status::ClusterState;
 
 use super::*;
 use crate::dump::{Job, Part};
@@ -482,8 +483,13 @@ impl World {
     /// Pauses all servers and the coordinator.
     pub fn suspend_for(&mut self, pause: u64) {
         self.trace.note(self.now, About::All, format_args!("everybody is suspended"));
+        // Once the cluster has views, two servers that wake later than the others by a failure timeout are two faults.
+        let serves = self.coordinator.cluster.as_ref().is_some_and(|cluster| {
+            let has_views = cluster.views().iter().any(|view| view.version > ViewVersion(0));
+            has_views && cluster.state() != ClusterState::Stopping
+        });
         for process in 0..self.processes.len() {
-            let wakes_after = match self.random.per_mille(500) {
+            let wakes_after = match serves || self.random.per_mille(500) {
                 true => self.random.between(0, 10_000_000),
                 false => self.random.between(0, 2_000_000_000),
             };
