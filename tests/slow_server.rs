@@ -110,10 +110,11 @@ fn a_secondary_without_memory_is_removed_with_an_alarm_and_writes_go_on() {
     bound_memory(pid, Some(mapped_bytes(pid) + (1 << 20)));
     let copies = (1..4_000).map(|n| put(&cluster, &mut client, n));
     assert!(copies.into_iter().any(|copies| copies == 1), "its table took no more memory");
-    let log = cluster.coord_log();
-    assert!(log.contains("is removed as secondary of group 0"), "{log}");
-    let alarms = cluster.status().alarms;
-    assert!(alarms.iter().any(|alarm| alarm.kind == AlarmKind::CannotFollow), "{alarms:?}");
+    // Told a moment after it is done.
+    wait_until("a line of the log and an alarm", PATIENCE, || {
+        cluster.coord_log().contains("is removed as secondary of group 0")
+            && cluster.status().alarms.iter().any(|alarm| alarm.kind == AlarmKind::CannotFollow)
+    });
     bound_memory(pid, None);
     cluster.await_whole();
     assert_eq!(cluster.server_pid(1), pid, "it comes back as the process that it is");
