@@ -131,8 +131,8 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::NotDone`]: the write was not done, and never will be. [`Error::InDoubt`]: the servers have forgotten
-    /// it, so nobody will know. [`Error::Conflict`] and [`Error::NotFound`] as the write itself. Others: it could not
-    /// be settled now; ask again.
+    /// it, so its end stays unknown. [`Error::Conflict`] and [`Error::NotFound`] as the write itself. Others: it could
+    /// not be settled now; ask again.
     pub fn resolve(&mut self, doubt: &Doubt, options: &OpOptions) -> Result<Written, Error> {
         self.call(Op::Resolve { doubt }, options, written)
     }

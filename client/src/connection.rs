@@ -188,7 +188,7 @@ impl Connection {
         }
     }
 
-    /// Whether nothing is under way on it, nor about to be.
+    /// Returns true if no request is under way on it or waits for it.
     pub(crate) fn is_idle(&self) -> bool {
         let is_for_shard = matches!(self.target, Target::Shard { .. });
         is_for_shard && self.backlog.is_empty() && self.outstanding.len() == 0

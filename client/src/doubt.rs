@@ -29,6 +29,13 @@ pub struct Doubt {
     pub(crate) write: Arc<DoubtfulWrite>,
 }
 
+impl Doubt {
+    /// The memory that it takes, in bytes, about.
+    pub fn bytes(&self) -> usize {
+        size_of::<DoubtfulWrite>() + self.write.key.len()
+    }
+}
+
 impl PartialEq for Doubt {
     fn eq(&self, other: &Doubt) -> bool {
         self.write.name() == other.write.name()
@@ -37,7 +44,7 @@ impl PartialEq for Doubt {
 
 impl Eq for Doubt {}
 
-/// What is known of a write in doubt.
+/// A write in doubt.
 #[derive(Debug)]
 pub(crate) struct DoubtfulWrite {
     pub(crate) key: Box<[u8]>,
@@ -49,11 +56,11 @@ pub(crate) struct DoubtfulWrite {
     pub(crate) first_incomplete: RequestSeq,
     pub(crate) begun: SequenceNumber,
     pub(crate) request: RequestHash,
-    /// How it ended, once that is known; an error that is in doubt: nobody will ever know.
+    /// Its end, once it is settled. [`Error::InDoubt`]: the servers have forgotten it.
     pub(crate) settled: OnceLock<Result<Settled, Error>>,
 }
 
-/// How a write was done.
+/// The response to a write that was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Settled {
     pub(crate) version: SequenceNumber,
@@ -104,7 +111,7 @@ impl OpenDoubts {
         of_key.iter_mut().find(|open| open.doubt == *doubt)
     }
 
-    /// Takes a write off that is settled.
+    /// Removes a write that is settled.
     pub(crate) fn remove(&mut self, doubt: &Doubt) -> Option<Open> {
         let of_key = self.by_key.get_mut(&doubt.write.digest)?;
         let at = of_key.iter().position(|open| open.doubt == *doubt)?;
@@ -115,7 +122,7 @@ impl OpenDoubts {
         Some(open)
     }
 
-    /// The writes to a place that nobody settles yet.
+    /// The writes to a place for which no RESOLVE is under way.
     pub(crate) fn unattended(&self, place: (GroupId, ShardId)) -> Vec<Doubt> {
         let open = self.by_key.values().flatten();
         let of_place =

@@ -276,7 +276,7 @@ impl Engine {
         now
     }
 
-    /// What waits for readiness of the connections, apart from the engine.
+    /// The part that waits for readiness, for a thread that does so without the engine.
     pub(crate) fn waiter(&self) -> Waiter {
         self.poller.waiter()
     }

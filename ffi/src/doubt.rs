@@ -14,8 +14,9 @@ use crate::error::{Failure, KVC_INVALID};
 use crate::handle::{kvc_client, kvc_result, open_here, tell};
 use crate::panic::guard;
 
-/// Most writes in doubt whose names are kept.
+/// Most writes in doubt whose names are kept, and most bytes of them.
 const MAX_KEPT: usize = 65_536;
+const MAX_KEPT_BYTES: usize = 16 << 20;
 
 /// The name of a write that ended KVC_IN_DOUBT, for kvc_resolve(); all zero if there is none. Opaque; copied like a
 /// number, and good as long as the handle is open. It never gets another field.
@@ -37,6 +38,20 @@ struct Kept {
     /// How many there were before the first of `doubts`.
     before: u64,
     doubts: VecDeque<Doubt>,
+    /// Of `doubts`.
+    bytes: usize,
+}
+
+impl Kept {
+    fn push(&mut self, doubt: Doubt) {
+        self.bytes += doubt.bytes();
+        self.doubts.push_back(doubt);
+        while self.doubts.len() > MAX_KEPT || self.bytes > MAX_KEPT_BYTES {
+            let Some(oldest) = self.doubts.pop_front() else { return };
+            self.bytes -= oldest.bytes();
+            self.before += 1;
+        }
+    }
 }
 
 impl Doubts {
@@ -44,11 +59,7 @@ impl Doubts {
     pub(crate) fn name(&self, doubt: Option<Doubt>) -> kvc_doubt {
         let Some(doubt) = doubt else { return kvc_doubt::default() };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.doubts.len() == MAX_KEPT {
-            kept.doubts.pop_front();
-            kept.before += 1;
-        }
-        kept.doubts.push_back(doubt);
+        kept.push(doubt);
         kvc_doubt { opaque: [kept.before + kept.doubts.len() as u64, self.book()] }
     }
 
@@ -71,7 +82,7 @@ impl Doubts {
                 if let Some(doubt) = at.and_then(|at| kept.doubts.get(at)) {
                     return Ok(doubt.clone());
                 }
-                "kvc_resolve: more than 65,536 writes were in doubt since then"
+                "kvc_resolve: it is too old: 65,536 writes or 16 MiB of keys were in doubt since then"
             }
         };
         Err(Failure::new(KVC_INVALID, words))

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::operation::{Notify, Op, OpId, Operation, Stage};
 use crate::options::OpOptions;
 
-/// What an operation on the key of a write in doubt does.
+/// The next step of an operation on the key of a write in doubt.
 pub(super) enum Meeting {
     GoOn,
     /// Until the write is settled.
