@@ -151,20 +151,22 @@ fn writes_in_doubt_that_fill_the_window_are_settled_by_the_next_write() {
 }
 
 #[test]
-fn a_forgotten_write_stays_in_doubt_and_is_not_asked_about_again() {
-    let fake = Fake::start(3, 1);
-    let mut client = open(&fake);
-    ignore_writes(&fake, false);
-    let doubt = doubt_of(client.put(b"k", b"v", &within(SOON)).unwrap_err());
-    fake.script(|seen| match seen.opcode {
-        opcode::RESOLVE => Act::Answer(Status::SessionExpired),
-        _ => Act::Serve,
-    });
-    for _ in 0..2 {
-        let error = client.resolve(&doubt, &anytime()).unwrap_err();
-        assert!(matches!(error, Error::InDoubt { doubt: None, .. }), "{error}");
+fn a_write_that_the_servers_do_not_know_any_more_stays_in_doubt_and_is_not_asked_about_again() {
+    for response in [Status::SessionExpired, Status::SessionMismatch] {
+        let fake = Fake::start(3, 1);
+        let mut client = open(&fake);
+        ignore_writes(&fake, false);
+        let doubt = doubt_of(client.put(b"k", b"v", &within(SOON)).unwrap_err());
+        fake.script(move |seen| match seen.opcode {
+            opcode::RESOLVE => Act::Answer(response),
+            _ => Act::Serve,
+        });
+        for _ in 0..2 {
+            let error = client.resolve(&doubt, &anytime()).unwrap_err();
+            assert!(matches!(error, Error::InDoubt { doubt: None, .. }), "{error}");
+        }
+        assert!(matches!(client.get(b"k", &anytime()), Err(Error::NotFound { .. })));
     }
-    assert!(matches!(client.get(b"k", &anytime()), Err(Error::NotFound { .. })));
 }
 
 #[test]

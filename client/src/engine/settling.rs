@@ -128,7 +128,6 @@ impl Engine {
                 error @ (Error::NotFound { .. }
                 | Error::Conflict { .. }
                 | Error::NotDone { .. }
-                | Error::SharedIdentity { .. }
                 | Error::InDoubt { .. }),
             ) => Err(error.clone()),
             Err(error) => return self.on_unresolved(id, doubt, error, ends),

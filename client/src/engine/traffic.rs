@@ -570,8 +570,15 @@ impl Engine {
             let reason = "a session's answer to what is no write".to_owned();
             return self.finish(id, Err(Error::Protocol { action, reason }), ends);
         };
+        let error = if operation.kind == Kind::Resolve {
+            // The number may have been given again after its session was forgotten: that says nothing about this write.
+            let cause = "another process uses this client's id".to_owned();
+            Error::InDoubt { action, cause, doubt: None }
+        } else {
+            Error::SharedIdentity { action }
+        };
         self.begin_session_anew(place, client, "another process uses this client's id");
-        self.finish(id, Err(Error::SharedIdentity { action }), ends);
+        self.finish(id, Err(error), ends);
         self.leave_session(place, None);
     }
 
