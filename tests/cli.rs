@@ -313,7 +313,7 @@ fn a_value_of_one_blank_is_told_from_an_absent_key() {
 fn a_write_that_one_server_has_says_so_until_there_are_two_again() {
     let builder = Cluster::builder();
     let binary = builder.dir().join("server");
-    std::fs::copy(SERVER, &binary).expect("copy the server");
+    programs::copy_server(&binary);
     let cluster = builder.server_binary(binary.clone()).start();
     let key = String::from_utf8(cluster.key_at(1, 0, "k")).expect("text");
     let (put, delete) = (format!("P \"{key}\" \"1\"\n"), format!("D \"{key}\"\n"));

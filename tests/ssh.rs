@@ -341,7 +341,7 @@ fn another_directory_on_ssh_hosts_that_is_given_at_a_take_over_counts_from_then_
     cluster.forget_flags();
     let other = sshd.remote_dir().with_file_name("other");
     fs::create_dir(&other).expect("make a directory");
-    fs::copy(programs::SERVER, other.join("server")).expect("copy the server");
+    programs::copy_server(&other.join("server"));
     let other = other.to_str().expect("a path in UTF-8");
     cluster.restart_with(&["--remote-dir", other]);
     cluster.await_whole();

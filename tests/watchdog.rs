@@ -73,7 +73,7 @@ fn a_server_whose_port_for_orders_stands_ends_itself_and_is_replaced() {
 fn a_server_of_which_a_part_stands_lives_on_where_nobody_else_has_its_group() {
     let builder = Cluster::builder().flag("--on-double-fault").flag("isolate");
     let binary = builder.dir().join("server");
-    std::fs::copy(programs::SERVER, &binary).expect("copy the server");
+    programs::copy_server(&binary);
     let cluster = builder.server_binary(binary.clone()).start();
     let mut client = cluster.open();
     write_everywhere(&cluster, &mut client);

@@ -52,7 +52,7 @@ impl Lone {
     pub(crate) fn start_as(user: u32, flags: &[&str]) -> Lone {
         let dir = Lone::make_directory();
         let server = dir.path().join("server");
-        std::fs::copy(SERVER, &server).expect("copy the server");
+        programs::copy_server(&server);
         chown(dir.path(), Some(user), Some(user)).expect("give the directory away");
         let mut command = Command::new(server);
         command.uid(user).gid(user);

@@ -13,6 +13,14 @@ pub(crate) const SERVER: &str = env!("CARGO_BIN_EXE_server");
 pub(crate) const CLIENT: &str = env!("CARGO_BIN_EXE_client");
 pub(crate) const KV_BENCH: &str = env!("CARGO_BIN_EXE_kv-bench");
 
+/// Copies the server's executable, by a process of its own. While this one had the copy open for writing, another test
+/// could start a process that has it open too for a moment; then the copy cannot be executed (ETXTBSY).
+#[track_caller]
+pub(crate) fn copy_server(to: &Path) {
+    let copied = Command::new("cp").arg(SERVER).arg(to).status().expect("run cp");
+    assert!(copied.success(), "copy the server to {}", to.display());
+}
+
 /// How a program ended and what it said.
 #[derive(Debug)]
 pub(crate) struct Ended {

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use super::cluster::Builder;
 use super::process::{self, Signal};
-use super::programs::SERVER;
+use super::programs;
 use super::{Cluster, PATIENCE, wait_for};
 
 /// How often another port is tried when somebody else was quicker.
@@ -42,7 +42,7 @@ impl Sshd {
     #[track_caller]
     pub(crate) fn start() -> Sshd {
         let sshd = Sshd::start_without_server();
-        fs::copy(SERVER, sshd.remote_dir().join("server")).expect("copy the server");
+        programs::copy_server(&sshd.remote_dir().join("server"));
         sshd
     }
 
