@@ -18,12 +18,14 @@ use common::process::{self, Signal};
 use common::programs::{self, CLIENT, COORD, Ended, SERVER};
 use common::sshd::Sshd;
 use common::terminal::{CTRL_C, CTRL_D, Terminal};
-use common::{PATIENCE, wait_until};
+use common::{PATIENCE, poll, wait_until};
 use kv_protocol::map::ServerState;
 use kv_protocol::status::{ClusterState, ClusterStatus};
 
 /// What one run of a script may take.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
+/// What a process may take to go whose parent has ended.
+const GOING: Duration = Duration::from_secs(5);
 /// No cluster runs in the directory.
 const NO_CLUSTER: i32 = 5;
 
@@ -101,10 +103,12 @@ impl Checkout {
         all
     }
 
+    /// A process that has been killed by its parent's end (ssh, a watching server) needs a moment to go.
     #[track_caller]
     fn assert_nobody_left(&self) {
-        let left = self.processes();
-        assert!(left.is_empty(), "processes {left:?} were left");
+        let is_empty = poll(GOING, || self.processes().is_empty().then_some(()));
+        let told = || self.processes().into_iter().map(|pid| (pid, process::command_line(pid)));
+        assert!(is_empty.is_some(), "processes {:?} were left", told().collect::<Vec<_>>());
     }
 
     /// The entries of all dumps in `run/`, each of which must be complete.

@@ -127,7 +127,16 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
 /// Waits until a coordinator that has said its last word has ended: another one may follow in its directory.
 fn await_end(dir: &Path) {
     let deadline = Instant::now() + END_PATIENCE;
-    while lock::holder_of(dir).is_some() && Instant::now() < deadline {
+    let mut process = None;
+    while Instant::now() < deadline {
+        match lock::holder_of(dir) {
+            Some(pid) => process = Some(pid),
+            // The lock is given back a moment before the process has gone.
+            None if process.is_none_or(|pid| !Path::new(&format!("/proc/{pid}/exe")).exists()) => {
+                return;
+            }
+            None => {}
+        }
         std::thread::sleep(END_LOOK);
     }
 }

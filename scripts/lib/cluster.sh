@@ -47,6 +47,7 @@ claim_dir() {
     there="--dir $(printf %q "$dir")"
     mkdir -p "$dir"
     exec 7<"$dir" 9>>"$dir/lock"
+    await_killed_coord
     { flock --nonblock 7 && coord_is_gone; } || die "a cluster is running in $dir; '$launch stop $there' stops it"
     if ! flock --nonblock 9; then
         [[ $may_take_over ]] || die "a cluster is running in $dir without a coordinator;" \
@@ -59,6 +60,16 @@ claim_dir() {
 }
 
 coord_is_gone() { [[ ! -e $dir/coord.lock ]] || flock --nonblock --shared "$dir/coord.lock" true; }
+
+# A coordinator that was killed keeps its lock until its last thread has gone, a moment later.
+await_killed_coord() {
+    local pid tries
+    read -r pid 2>/dev/null <"$dir/coord.pid" || return 0
+    for ((tries = 0; tries < 40; tries++)); do
+        ! coord_is_gone && ! alive "$pid" || return 0
+        sleep 0.05
+    done
+}
 
 # Starts the coordinator in the background, in a session of its own: Ctrl+C in this terminal must
 # reach this script alone, which then stops the cluster in order. Standard input is the caller's,

@@ -33,11 +33,16 @@ fn named(pid: u32) -> Pid {
 }
 
 /// Whether a process exists and has not ended (one that nobody has waited for yet has ended).
+///
+/// The first thread of a killed process may have ended before the others, which still hold its files and locks:
+/// every thread counts.
 pub(crate) fn is_alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .ok()
-        .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| !rest.starts_with(['Z', 'X'])))
-        .unwrap_or(false)
+    let has_ended =
+        |stat: &str| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok())
+        .any(|stat| !has_ended(&stat))
 }
 
 /// The words of a process's command line, with spaces between them.
