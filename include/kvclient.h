@@ -189,6 +189,11 @@
 #define KVC_KEEP 1
 
 /**
+ * kvc_op.flags: a get with dst reads the part of the value that begins at offset, as kvc_get_range().
+ */
+#define KVC_RANGE 2
+
+/**
  * A client of one cluster, opaque. Many threads may use it at once. Make one for the program, not one
  * for each call.
  */
@@ -357,7 +362,7 @@ typedef struct {
     kvc_slice value;
     /**
      * Of a get: `cap` bytes of the program that the value is written to, some time before the
-     * completion is there. NULL: the completion owns the value.
+     * completion is there; after a failure they may have been written to. NULL: the completion owns the value.
      */
     void *dst;
     /**
@@ -373,9 +378,13 @@ typedef struct {
      */
     uint32_t timeout_ms;
     /**
-     * KVC_KEEP, or zero.
+     * KVC_KEEP and KVC_RANGE, or zero.
      */
     uint32_t flags;
+    /**
+     * With KVC_RANGE: the first byte of the value that is read. Else zero.
+     */
+    uint64_t offset;
 } kvc_op;
 
 /**
@@ -485,8 +494,9 @@ int kvc_get(kvc_client *client, kvc_slice key, const kvc_op_options *options, kv
 
 /**
  * Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and its length
- * into *len. A longer value is KVC_TOO_BIG: nothing is copied, and *len says how much room it needs.
- * `options` and `result` may be NULL; on success *result gets the version.
+ * into *len. A longer value is KVC_TOO_BIG: it is not fetched, and *len says how much room it needs. A long value is
+ * received straight into dst, so what is there after a failure is not specified. `options` and `result` may be NULL;
+ * on success *result gets the version.
  */
 int kvc_get_into(kvc_client *client,
                  kvc_slice key,
@@ -495,6 +505,31 @@ int kvc_get_into(kvc_client *client,
                  size_t *len,
                  const kvc_op_options *options,
                  kvc_result *result);
+
+/**
+ * Reads a part of a value: the bytes from byte `offset` on, as many as there are and `cap` at most, into `dst`
+ * (NULL if `cap` is 0). *len gets the length of the whole value, so `cap` or *len - `offset` bytes were read, whichever
+ * is less, or none if `offset` is beyond the end. Nothing else is fetched. Parts of one value have the same version. What
+ * is at dst after a failure is not specified. `options` and `result` may be NULL; on success *result gets the version.
+ */
+int kvc_get_range(kvc_client *client,
+                  kvc_slice key,
+                  size_t offset,
+                  void *dst,
+                  size_t cap,
+                  size_t *len,
+                  const kvc_op_options *options,
+                  kvc_result *result);
+
+/**
+ * Tells the length of a value in *len, without fetching the value. `options` and `result` may be NULL; on success
+ * *result gets the version.
+ */
+int kvc_length(kvc_client *client,
+               kvc_slice key,
+               size_t *len,
+               const kvc_op_options *options,
+               kvc_result *result);
 
 /**
  * Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is

@@ -147,8 +147,9 @@ fn progress_bar(input: &OwnedFd) -> Option<ProgressBar> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{Act, Fake};
+    use crate::fake::{Act, Fake, key_of};
     use kv_client::{Client, Options};
+    use kv_protocol::client_message::opcode;
     use std::io::{Read, Seek, Write};
     use std::os::fd::OwnedFd;
     use std::sync::{Arc, Mutex};
@@ -340,6 +341,34 @@ mod tests {
         assert!(errors[0].starts_with("line 21: put \"k\": in doubt"), "{errors:?}");
         assert!(errors[1].starts_with("lines 22 to 200: not tried"), "{errors:?}");
         assert!(fake.seen().iter().all(|seen| seen.seq <= 21), "nothing of them was sent");
+    }
+
+    #[test]
+    fn a_write_in_doubt_is_settled_and_its_line_says_what_became_of_it() {
+        let fake = Fake::start(3, 1);
+        let [done, not_done, open] = [key_of(0), key_of(1), key_of(2)];
+        let (done, not_done, open) = (text(done), text(not_done), text(open));
+        let (is_done, is_open) = (done.clone().into_bytes(), open.clone().into_bytes());
+        fake.script(move |seen| match seen.opcode {
+            opcode::PUT if seen.key == is_done => Act::AnswerLater,
+            opcode::RESOLVE if seen.key != is_open => Act::Serve,
+            _ => Act::Ignore,
+        });
+        let put = |key: &str| format!("P \"{key}\" \"v\"\n");
+        let input = put(&done) + &put(&not_done) + &put(&open);
+        let options = Options { deadline: Duration::from_millis(400), ..Options::default() };
+        let (all, answers, errors) = run_on(&fake, file(&input), options);
+        assert!(!all);
+        assert_eq!(answers, format!("value[\"{done}\"] <- \"v\"\n"));
+        let errors: Vec<&str> = errors.lines().collect();
+        assert_eq!(errors.len(), 2, "{errors:#?}");
+        assert!(errors[0].contains("was not done, and never will be"), "{errors:?}");
+        assert!(errors[1].contains("in doubt"), "{errors:?}");
+        assert_eq!(fake.executed().len(), 1);
+    }
+
+    fn text(key: Vec<u8>) -> String {
+        String::from_utf8(key).unwrap()
     }
 
     #[test]

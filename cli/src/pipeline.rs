@@ -5,7 +5,8 @@
 //!             └ given out next
 //! ```
 //!
-//! An operation has its whole timeout from the moment it is sent. A line that waits behind one of the same
+//! An operation has its whole timeout from the moment it is sent. A write that ends in doubt is settled then, which may
+//! take half of that again. A line that waits behind one of the same
 //! key that got no answer in time has what is left of its timeout since it was read, and fails without having
 //! been tried once that is over. So the lines that wait when the cluster goes end together.
 
@@ -19,6 +20,8 @@ use kv_client::{Client, Completion, Error, OpOptions, SubmitError, is_deadline};
 use super::parse::{Command, HELP_TEXT, ParseError};
 use super::task::{Answer, End, Step, Task};
 
+/// The shortest time that an operation may be given.
+const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
 /// Most lines in the window.
 const MAX_LINES: usize = 512;
 /// Lines in the window at the start; it grows with the answers, once it is seen how large these are.
@@ -187,6 +190,8 @@ impl Pipeline {
             let key = task.command().key().unwrap_or_default();
             let is_unanswered = self.by_key.get(key).is_some_and(|queue| queue.is_unanswered);
             let deadline = match is_unanswered {
+                // The line itself got no answer; what became of its write is worth asking all the same.
+                _ if task.is_in_doubt() => (self.timeout / 2).max(LEAST_TIMEOUT),
                 true => self.timeout.saturating_sub(task.read_at().elapsed()),
                 false => self.timeout,
             };

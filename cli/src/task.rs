@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use kv_client::{Error, Op, Outcome};
+use kv_client::{Doubt, Error, Op, Outcome};
 use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::escape::readable;
 
@@ -69,11 +69,13 @@ pub(super) struct Task {
     done: u32,
     /// What the primary's copy holds, once `V` has read it.
     primary: Option<Vec<u8>>,
+    /// The write that has ended in doubt and is being settled, and the words for the case that it cannot be.
+    doubt: Option<(Doubt, String)>,
 }
 
 impl Task {
     pub(super) fn new(line: u64, read_at: Instant, command: Command) -> Task {
-        Task { line, read_at, command, due: None, done: 0, primary: None }
+        Task { line, read_at, command, due: None, done: 0, primary: None, doubt: None }
     }
 
     /// When the line was read.
@@ -97,6 +99,9 @@ impl Task {
 
     /// The operation to do next; `None` for what needs no server.
     pub(super) fn op(&self) -> Option<Op<'_>> {
+        if let Some((doubt, _)) = &self.doubt {
+            return Some(Op::Resolve { doubt });
+        }
         Some(match &self.command {
             Command::Put { key, value, .. } => Op::Put { key, value },
             Command::Get { key } => Op::Get { key },
@@ -113,6 +118,17 @@ impl Task {
 
     /// Takes the end of that operation.
     pub(super) fn on_result(&mut self, result: Result<Outcome, Error>) -> Step {
+        let result = match (self.doubt.take(), result) {
+            (None, Err(Error::InDoubt { action, cause, doubt: Some(doubt) })) => {
+                let error = Error::InDoubt { action, cause, doubt: None };
+                self.doubt = Some((doubt, error.to_string()));
+                return Step::Next;
+            }
+            (Some((_, words)), Err(error)) if !is_settled(&error) => {
+                return Step::End(self.answer(End::Error, words));
+            }
+            (_, result) => result,
+        };
         self.done += 1;
         let end = match (&self.command, result) {
             (Command::Put { count, .. }, Ok(_)) if self.done < *count => return Step::Next,
@@ -181,10 +197,20 @@ impl Task {
         Answer { line: self.line, text, end }
     }
 
+    /// Whether the next operation settles a write in doubt.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.doubt.is_some()
+    }
+
     /// Ends the line without its being tried.
     pub(super) fn not_tried(&self, waited: Duration) -> Answer {
         Answer::not_tried(self.line..=self.line, waited)
     }
+}
+
+/// Whether this is how a write in doubt ended.
+fn is_settled(error: &Error) -> bool {
+    matches!(error, Error::NotDone { .. } | Error::NotFound { .. } | Error::Conflict { .. })
 }
 
 /// `value["k"] == "v"` and the like. Values can be long: no detour over more strings than one.

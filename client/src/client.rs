@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::client_message::{Part, ReplicaRole};
 use kv_protocol::ids::SequenceNumber;
 use kv_protocol::limits::MAX_DEADLINE;
 
@@ -14,6 +14,7 @@ use crate::completion::{Answered, Completion, Ends, OnEnd, SubmitError};
 use crate::doubt::Doubt;
 use crate::engine::{Engine, Statistics};
 use crate::error::{Error, OpenError};
+use crate::landing::Landing;
 use crate::operation::{Notify, Op, OpId, Operation};
 use crate::options::{Endpoints, OpOptions, Options};
 
@@ -23,6 +24,17 @@ pub struct Value {
     /// The value.
     pub bytes: Vec<u8>,
     /// The entry's version, for [`crate::Condition::IfVersion`].
+    pub version: SequenceNumber,
+}
+
+/// A part of a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValuePart {
+    /// The bytes of the part.
+    pub bytes: Vec<u8>,
+    /// The length of the whole value.
+    pub length: usize,
+    /// The entry's version: the same for all parts of one value.
     pub version: SequenceNumber,
 }
 
@@ -157,6 +169,38 @@ impl Client {
         take: impl FnOnce(Answered<'_>) -> T,
     ) -> Result<T, Error> {
         self.call(Op::Get { key }, options, take)
+    }
+
+    /// Reads a part of a value: at most `most` bytes from byte `from` on. Beyond the end of the value there are none.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn get_part(
+        &mut self,
+        key: &[u8],
+        (from, most): (u32, u32),
+        options: &OpOptions,
+    ) -> Result<ValuePart, Error> {
+        let part = Some(Part { from, most, all_or_nothing: false });
+        self.call(Op::Read { key, part, landing: Landing::Memory }, options, |answered| {
+            let Answered { value, length, version, .. } = answered;
+            ValuePart { bytes: value.to_vec(), length, version }
+        })
+    }
+
+    /// The length of a value, which is not fetched for it, and the version of the entry.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn length(
+        &mut self,
+        key: &[u8],
+        options: &OpOptions,
+    ) -> Result<(usize, SequenceNumber), Error> {
+        let part = Some(Part { from: 0, most: 0, all_or_nothing: true });
+        self.call(Op::Read { key, part, landing: Landing::Buffer }, options, |answered| {
+            (answered.length, answered.version)
+        })
     }
 
     /// Sets a key to a value that is sent from where it is; see [`Op::PutKept`].
@@ -345,7 +389,11 @@ impl Client {
         Operation::new(op, options, deadline, notify, now, &mut self.engine.spares)
     }
 
-    fn call<T>(
+    /// Runs one operation to its end; `take` sees a value where it was received.
+    ///
+    /// # Errors
+    /// Those of the operation.
+    pub fn call<T>(
         &mut self,
         op: Op<'_>,
         options: &OpOptions,

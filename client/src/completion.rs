@@ -1,17 +1,21 @@
 //! How operations end, and what comes back from the pipelined interface.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 
 use kv_protocol::ids::SequenceNumber;
 
 use crate::error::Error;
+use crate::landing::{Landed, LongValue};
 use crate::operation::{Notify, OpId};
 
 /// A successful operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// The value read; empty for everything but a get or verify.
+    /// The value read, or the part of it that was asked for; empty for everything but a get or verify.
     pub value: Vec<u8>,
+    /// The length of the whole value.
+    pub length: usize,
     /// The entry's version; of a delete, the number of the delete itself.
     pub version: SequenceNumber,
     /// How many tables hold the write; zero for what is no write.
@@ -19,10 +23,14 @@ pub struct Outcome {
 }
 
 /// As [`Outcome`], with the value where it was received.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Answered<'a> {
-    /// The value read; empty for everything but a get or verify.
+    /// The value read, or the part of it that was asked for; empty for everything but a get or verify.
     pub value: &'a [u8],
+    /// The length of the whole value.
+    pub length: usize,
+    /// Where the value is, if that is memory of its own.
+    pub(crate) landed: Option<&'a Landed>,
     /// The entry's version; of a delete, the number of the delete itself.
     pub version: SequenceNumber,
     /// How many tables hold the write; zero for what is no write.
@@ -31,14 +39,28 @@ pub struct Answered<'a> {
 
 impl Outcome {
     pub(crate) fn answered(&self) -> Answered<'_> {
-        Answered { value: &self.value, version: self.version, copies: self.copies }
+        let Outcome { ref value, length, version, copies } = *self;
+        Answered { value, length, landed: None, version, copies }
+    }
+}
+
+impl Answered<'_> {
+    /// A write that was done.
+    pub(crate) fn of_write(version: SequenceNumber, copies: u8) -> Answered<'static> {
+        Answered { value: &[], length: 0, landed: None, version, copies }
+    }
+
+    /// The memory of the value, where the operation asked for one of its own ([`crate::Landing::Memory`]) and the value
+    /// is long. It is there once. The value stays readable where it is only while the memory lives.
+    pub fn take_memory(self) -> Option<LongValue> {
+        self.landed.and_then(RefCell::take)
     }
 }
 
 impl From<Answered<'_>> for Outcome {
     fn from(answered: Answered<'_>) -> Outcome {
-        let Answered { value, version, copies } = answered;
-        Outcome { value: value.to_vec(), version, copies }
+        let Answered { value, length, version, copies, .. } = answered;
+        Outcome { value: value.to_vec(), length, version, copies }
     }
 }
 

@@ -19,6 +19,7 @@ use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SocketFlags, SocketType, sockopt};
 
+use crate::landing::Inflow;
 use crate::operation::{OpId, Operations};
 use crate::output::Output;
 use crate::poller::Poller;
@@ -97,6 +98,8 @@ pub(crate) struct Connection {
     token: u64,
     socket: OwnedFd,
     input: FrameBuffer,
+    /// The long value that comes, if it goes past the buffer.
+    pub(crate) inflow: Option<Inflow>,
     pub(crate) output: Output,
     /// Whether the poller tells when it can be written to.
     wants_write: bool,
@@ -152,6 +155,7 @@ impl Connection {
             token,
             socket,
             input: FrameBuffer::new(FrameRules::unchecked(MAX_ANSWER_BODY)),
+            inflow: None,
             output,
             wants_write: true,
             is_open: false,
@@ -225,6 +229,20 @@ impl Connection {
     /// # Errors
     /// [`ReceiveError`]; the connection is of no further use.
     pub(crate) fn receive(&mut self, now: Instant) -> Result<Received, ReceiveError> {
+        if let Some(inflow) = &mut self.inflow {
+            let missing = inflow.missing();
+            let received = inflow.fill(|room| {
+                let received = net::recv(&self.socket, room, RecvFlags::DONTWAIT);
+                received.map(|((received, _), _)| received.len())
+            });
+            return match received {
+                Ok(count) if 0 < count && count < missing => {
+                    self.heard_at = now;
+                    Ok(Received::Some)
+                }
+                received => self.received(received.map(|count| (count, 0)), now),
+            };
+        }
         let room = self.input.waiting().len().clamp(MIN_ROOM, MAX_ROOM);
         let socket = &self.socket;
         let received = self.input.fill(room, |bytes| {
@@ -233,16 +251,25 @@ impl Connection {
             let received = net::recv(socket, spare_capacity(bytes), RecvFlags::DONTWAIT);
             received.map(|_| (bytes.len() - before, free))
         });
+        let received = received.map_err(|_| ReceiveError::NoMemory { bytes: room })?;
+        self.received(received, now)
+    }
+
+    /// Judges a read: how many bytes came, and for how many there was room.
+    fn received(
+        &mut self,
+        received: Result<(usize, usize), Errno>,
+        now: Instant,
+    ) -> Result<Received, ReceiveError> {
         match received {
-            Err(_) => Err(ReceiveError::NoMemory { bytes: room }),
-            Ok(Ok((0, _))) => Ok(Received::End),
-            Ok(Ok((count, free))) => {
+            Ok((0, _)) => Ok(Received::End),
+            Ok((count, room)) => {
                 self.heard_at = now;
-                Ok(if count < free { Received::Last } else { Received::Some })
+                Ok(if count < room { Received::Last } else { Received::Some })
             }
-            Ok(Err(Errno::INTR)) => Ok(Received::Some),
-            Ok(Err(Errno::AGAIN)) => Ok(Received::Last),
-            Ok(Err(error)) => Err(ReceiveError::System(error.into())),
+            Err(Errno::INTR) => Ok(Received::Some),
+            Err(Errno::AGAIN) => Ok(Received::Last),
+            Err(error) => Err(ReceiveError::System(error.into())),
         }
     }
 
@@ -253,7 +280,7 @@ impl Connection {
 
     /// Whether an answer has come in part.
     pub(crate) fn has_partial_input(&self) -> bool {
-        self.input.is_partial()
+        self.input.is_partial() || self.inflow.is_some()
     }
 
     /// Takes the frame buffer out, so that frames can be read while the rest changes.

@@ -4,7 +4,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use kv_protocol::client_message::{
-    Condition, Operation as WireOperation, REQUEST_HEAD_BYTES, ReplicaRole, Request, WriteHeader,
+    Condition, Operation as WireOperation, Part, REQUEST_HEAD_BYTES, ReplicaRole, Request,
+    WriteHeader,
 };
 use kv_protocol::ids::{
     ClientId, ClusterId, GroupId, RequestHash, RequestId, RequestSeq, SequenceNumber, ServerId,
@@ -16,6 +17,7 @@ use kv_protocol::placement::Digest;
 use crate::backoff::Backoff;
 use crate::doubt::{Doubt, DoubtfulWrite};
 use crate::error::{Action, Error};
+use crate::landing::Landing;
 use crate::map_source::MapSource;
 use crate::options::{OpOptions, is_deadline};
 use crate::spares::Spares;
@@ -24,10 +26,19 @@ use crate::table::Table;
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
-    /// Read a key.
+    /// Read a key. A long value is received into memory of its own ([`crate::Answered::take_memory`]).
     Get {
         /// 1 to 65,535 bytes.
         key: &'a [u8],
+    },
+    /// Read a part of a key's value, or a value into memory of the caller's choice.
+    Read {
+        /// 1 to 65,535 bytes.
+        key: &'a [u8],
+        /// The part; `None`: the whole value.
+        part: Option<Part>,
+        /// Where a long value goes.
+        landing: Landing,
     },
     /// Set a key.
     Put {
@@ -79,6 +90,7 @@ impl<'a> Op<'a> {
             Op::Put { key, .. }
             | Op::PutKept { key, .. }
             | Op::Get { key }
+            | Op::Read { key, .. }
             | Op::Delete { key }
             | Op::Noop { key }
             | Op::Verify { key, .. } => key,
@@ -97,7 +109,7 @@ impl<'a> Op<'a> {
     pub(crate) fn verb(&self) -> &'static str {
         match *self {
             Op::Put { .. } | Op::PutKept { .. } => Kind::Put,
-            Op::Get { .. } => Kind::Get,
+            Op::Get { .. } | Op::Read { .. } => Kind::Get,
             Op::Delete { .. } => Kind::Delete,
             Op::Noop { .. } => Kind::Noop,
             Op::Verify { replica, .. } => Kind::Verify(replica),
@@ -231,6 +243,12 @@ pub(crate) struct Operation {
     pub(crate) was_busy: bool,
     /// When its timer goes off, if it has one.
     pub(crate) timer: Option<Instant>,
+    /// The part of the value that it reads; `None`: all of it.
+    pub(crate) part: Option<Part>,
+    /// Where a long value goes.
+    pub(crate) landing: Landing,
+    /// The connection from which that is received, and under which number.
+    pub(crate) lands_from: Option<(u64, RequestId)>,
     /// The write that it settles; for [`Kind::Resolve`].
     pub(crate) doubt: Option<Doubt>,
     /// The servers do not know its session any more.
@@ -248,7 +266,7 @@ impl Operation {
         spares: &mut Spares,
     ) -> Result<Box<Operation>, Error> {
         let (kind, key, value, kept): (Kind, &[u8], &[u8], &'static [u8]) = match op {
-            Op::Get { key } => (Kind::Get, key, &[], &[]),
+            Op::Get { key } | Op::Read { key, .. } => (Kind::Get, key, &[], &[]),
             Op::Put { key, value } => (Kind::Put, key, value, &[]),
             Op::PutKept { key, value } => (Kind::Put, key, &[], value),
             Op::Delete { key } => (Kind::Delete, key, &[], &[]),
@@ -288,6 +306,11 @@ impl Operation {
         operation.deadline = now + allowed;
         operation.assigned_at = now;
         operation.attention_at = now;
+        (operation.part, operation.landing) = match op {
+            Op::Read { part, landing, .. } => (part, landing),
+            Op::Get { .. } => (None, Landing::Memory),
+            _ => (None, Landing::Buffer),
+        };
         if let Op::Resolve { doubt } = op {
             let write = &doubt.write;
             operation.place = Some(write.place);
@@ -328,6 +351,9 @@ impl Operation {
             trouble: None,
             was_busy: false,
             timer: None,
+            part: None,
+            landing: Landing::Buffer,
+            lands_from: None,
             doubt: None,
             is_forgotten: false,
         }
@@ -338,6 +364,8 @@ impl Operation {
     pub(crate) fn clear(&mut self) -> &mut Vec<u8> {
         let Operation {
             // What every operation is given anew.
+            part: _,
+            landing: _,
             kind: _,
             key_bytes: _,
             condition: _,
@@ -363,6 +391,7 @@ impl Operation {
             trouble,
             was_busy,
             timer,
+            lands_from,
             doubt,
             is_forgotten,
         } = self;
@@ -373,6 +402,7 @@ impl Operation {
         (*session, *first_incomplete, *doubtful) = (None, RequestSeq(0), 0);
         *begun = SequenceNumber::ZERO;
         (*backoff, *trouble, *was_busy) = (Backoff::default(), None, false);
+        *lands_from = None;
         (*timer, *doubt, *is_forgotten) = (None, None, false);
         frame
     }
@@ -453,7 +483,7 @@ impl Operation {
             condition: self.condition,
         };
         match self.kind {
-            Kind::Get => WireOperation::Get,
+            Kind::Get => self.part.map_or(WireOperation::Get, WireOperation::GetPart),
             Kind::Put => WireOperation::Put(header, self.value()),
             Kind::Delete => WireOperation::Delete(header),
             Kind::Noop => WireOperation::Noop,

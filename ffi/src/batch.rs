@@ -10,7 +10,7 @@ use std::slice;
 
 use kv_client::{Answered, Op, OpOptions};
 
-use crate::buffer::{kvc_buf, kvc_slice, own};
+use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::cq::{KVC_KEEP, Slot, end, kvc_completion, kvc_op, request};
 use crate::error::{Failure, KVC_OK, KVC_PANIC, severity};
 use crate::handle::{Pointer, kvc_client, open_here};
@@ -81,7 +81,7 @@ pub unsafe extern "C" fn kvc_mget(
         }
         let out = Pointer::new(out);
         let take = move |at, answered: Answered<'_>| {
-            let value = own(answered.value, answered.version.0)?;
+            let value = value_of(answered)?;
             // SAFETY: as above, and `at` is below `n`.
             unsafe { out.get().add(at).write(value) };
             Ok(())

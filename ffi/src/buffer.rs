@@ -3,6 +3,8 @@
 use std::ffi::c_void;
 use std::{ptr, slice};
 
+use kv_client::Answered;
+
 use crate::error::{Failure, KVC_NO_MEMORY};
 
 /// Borrowed bytes; data may be NULL if len is 0. It never gets another field.
@@ -49,6 +51,18 @@ pub unsafe extern "C" fn kvc_buf_free(buf: *mut kvc_buf) {
 pub unsafe extern "C" fn kvc_free(memory: *mut c_void) {
     // SAFETY: the caller passes NULL or memory that `own` allocated by malloc.
     unsafe { libc::free(memory) }
+}
+
+/// The value of a read as a buffer of the program's: in the memory that it was received into, or a copy.
+pub(crate) fn value_of(answered: Answered<'_>) -> Result<kvc_buf, Failure> {
+    let version = answered.version.0;
+    match answered.take_memory() {
+        Some(memory) => {
+            let (data, len) = memory.into_raw();
+            Ok(kvc_buf { data: data.as_ptr().cast(), len, version })
+        }
+        None => own(answered.value, version),
+    }
 }
 
 /// Copies bytes into memory that C can free.

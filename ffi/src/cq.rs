@@ -23,16 +23,16 @@ use std::time::{Duration, Instant};
 
 use kv_client::{Answered, Client, MAX_IN_FLIGHT, OnEnd, Op, OpOptions, SubmitError};
 
-use crate::buffer::{kvc_buf, kvc_slice, own};
+use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::doubt::{Doubts, kvc_doubt};
 use crate::error::{
-    Failure, KVC_FORKED, KVC_FULL, KVC_INVALID, KVC_OK, KVC_PANIC, KVC_TOO_BIG, KVC_UNAVAILABLE,
-    c_text,
+    Failure, KVC_FORKED, KVC_FULL, KVC_INVALID, KVC_OK, KVC_PANIC, KVC_UNAVAILABLE, c_text,
 };
 use crate::fork::Process;
 use crate::handle::{kvc_client, open_here};
 use crate::options::{condition, millis, sized};
 use crate::panic::guard;
+use crate::target::Target;
 
 /// kvc_op.kind: read a key.
 pub const KVC_OP_GET: u32 = 1;
@@ -44,6 +44,9 @@ pub const KVC_OP_DELETE: u32 = 3;
 /// kvc_op.flags: the value of a put is not copied; the program keeps it as it is until it has the
 /// completion, or has freed the queue.
 pub const KVC_KEEP: u32 = 1;
+
+/// kvc_op.flags: a get with dst reads the part of the value that begins at offset, as kvc_get_range().
+pub const KVC_RANGE: u32 = 2;
 
 /// So many bytes of values that the program has not polled, and no more answers are read. What had been
 /// read by then comes on top: at most one value of 16 MiB and a read of 1 MiB.
@@ -81,7 +84,7 @@ pub struct kvc_op {
     /// to be sent together with others.
     pub value: kvc_slice,
     /// Of a get: `cap` bytes of the program that the value is written to, some time before the
-    /// completion is there. NULL: the completion owns the value.
+    /// completion is there; after a failure they may have been written to. NULL: the completion owns the value.
     pub dst: *mut c_void,
     /// How many bytes at dst.
     pub cap: usize,
@@ -89,8 +92,10 @@ pub struct kvc_op {
     pub if_version: u64,
     /// Milliseconds that the operation may take; 0: as the handle says. At most 60,000.
     pub timeout_ms: u32,
-    /// KVC_KEEP, or zero.
+    /// KVC_KEEP and KVC_RANGE, or zero.
     pub flags: u32,
+    /// With KVC_RANGE: the first byte of the value that is read. Else zero.
+    pub offset: u64,
 }
 
 impl Default for kvc_op {
@@ -106,6 +111,7 @@ impl Default for kvc_op {
             if_version: 0,
             timeout_ms: 0,
             flags: 0,
+            offset: 0,
         }
     }
 }
@@ -138,16 +144,24 @@ pub struct kvc_completion {
 pub(crate) struct Slot {
     tag: u64,
     is_get: bool,
-    dst: *mut c_void,
-    cap: usize,
+    /// The memory of a get with dst.
+    target: Option<Target>,
 }
-
-// SAFETY: the program lets the library write to dst until it has the completion, on whichever thread.
-unsafe impl Send for Slot {}
 
 impl Slot {
     pub(crate) fn of(op: &kvc_op, tag: u64) -> Slot {
-        Slot { tag, is_get: op.kind == KVC_OP_GET, dst: op.dst, cap: op.cap }
+        Slot { tag, is_get: op.kind == KVC_OP_GET, target: target(op) }
+    }
+}
+
+/// Where a get with dst goes.
+fn target(op: &kvc_op) -> Option<Target> {
+    let offset = usize::try_from(op.offset).unwrap_or(usize::MAX);
+    match op.kind {
+        KVC_OP_GET if op.dst.is_null() => None,
+        KVC_OP_GET if op.flags & KVC_RANGE != 0 => Some(Target::range(op.dst, op.cap, offset)),
+        KVC_OP_GET => Some(Target::all(op.dst, op.cap)),
+        _ => None,
     }
 }
 
@@ -325,9 +339,9 @@ fn epoll_failed(error: io::Error) -> Failure {
 /// What becomes of an operation's slot.
 ///
 /// # Safety
-/// `slot.dst` is NULL or has room for `slot.cap` bytes.
+/// The memory of `slot.target` has room for what it says.
 pub(crate) unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Error>) -> Done {
-    let Slot { tag, is_get, dst, cap } = slot;
+    let Slot { tag, is_get, target } = slot;
     let mut value = kvc_buf::EMPTY;
     let answered = match result {
         Ok(answered) => answered,
@@ -337,23 +351,20 @@ pub(crate) unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Err
             return Done { tag, copies: 0, value, failure: Some(Box::new(failure)) };
         }
     };
-    let (bytes, version) = (answered.value, answered.version.0);
-    (value.version, value.len) = (version, bytes.len());
+    (value.version, value.len) = (answered.version.0, answered.length);
     let mut failure = None;
-    if is_get && dst.is_null() {
-        match own(bytes, version) {
+    if let Some(target) = target {
+        // SAFETY: passed on.
+        unsafe { target.take(answered) };
+        failure = target.too_small(answered.length).map(Box::new);
+    } else if is_get {
+        match value_of(answered) {
             Ok(owned) => value = owned,
             Err(no_memory) => {
                 value = kvc_buf::EMPTY;
                 failure = Some(Box::new(no_memory));
             }
         }
-    } else if bytes.len() > cap {
-        let words = format!("the value has {} bytes, dst has room for {cap}", bytes.len());
-        failure = Some(Box::new(Failure::new(KVC_TOO_BIG, words)));
-    } else if !bytes.is_empty() {
-        // SAFETY: `dst` has room for `cap` bytes, which are no memory of this library.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), dst.cast::<u8>(), bytes.len()) };
     }
     Done { tag, copies: answered.copies.into(), value, failure }
 }
@@ -363,8 +374,16 @@ pub(crate) unsafe fn end(slot: Slot, result: Result<Answered<'_>, kv_client::Err
 /// # Safety
 /// Key and value are readable; a kept value for as long as KVC_KEEP says.
 pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
-    if op.flags & !KVC_KEEP != 0 {
+    if op.flags & !(KVC_KEEP | KVC_RANGE) != 0 {
         return Err(Failure::invalid(format!("kvc_op.flags is {:#x}", op.flags)));
+    }
+    if op.flags & KVC_RANGE == 0 && op.offset != 0 {
+        return Err(Failure::invalid(
+            "kvc_op.offset is not 0, and its flags are without KVC_RANGE",
+        ));
+    }
+    if op.flags & KVC_RANGE != 0 && (op.kind != KVC_OP_GET || op.dst.is_null()) {
+        return Err(Failure::invalid("kvc_op.flags has KVC_RANGE, which needs a get with dst"));
     }
     if op.dst.is_null() && op.cap > 0 {
         return Err(Failure::invalid("kvc_op.dst is NULL and its cap not 0"));
@@ -372,7 +391,7 @@ pub(crate) unsafe fn request<'a>(op: &kvc_op) -> Result<Op<'a>, Failure> {
     // SAFETY: passed on.
     let key = unsafe { op.key.bytes("kvc_op.key") }?;
     match op.kind {
-        KVC_OP_GET => Ok(Op::Get { key }),
+        KVC_OP_GET => Ok(target(op).map_or(Op::Get { key }, |target| target.op(key))),
         KVC_OP_DELETE => Ok(Op::Delete { key }),
         KVC_OP_PUT => {
             // SAFETY: passed on.

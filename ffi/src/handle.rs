@@ -3,14 +3,17 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-use kv_client::{Answered, Client, Endpoints, Op, OpOptions, Options, SharedClient, Written};
+use kv_client::{
+    Answered, Client, Endpoints, Op, OpOptions, Options, SequenceNumber, SharedClient, Written,
+};
 
-use crate::buffer::{kvc_buf, kvc_slice, own};
+use crate::buffer::{kvc_buf, kvc_slice, value_of};
 use crate::doubt::{Doubts, kvc_doubt};
 use crate::error::{Failure, KVC_CONFLICT, KVC_FORKED, KVC_IN_DOUBT, KVC_OK, KVC_TOO_BIG};
 use crate::fork::Process;
 use crate::options::{kvc_op_options, kvc_options, read_op_options, read_options};
 use crate::panic::guard;
+use crate::target::Target;
 
 /// A client of one cluster, opaque. Many threads may use it at once. Make one for the program, not one
 /// for each call.
@@ -162,11 +165,8 @@ pub unsafe extern "C" fn kvc_get(
             return Err(Failure::invalid("kvc_get: out is NULL"));
         }
         // SAFETY: the caller's promises are those that `call` asks for.
-        let owned = unsafe {
-            call(client, key, options, get, |answered| {
-                own(answered.value, answered.version.0).map(Owned)
-            })
-        }??;
+        let owned =
+            unsafe { call(client, key, options, get, |answered| value_of(answered).map(Owned)) }??;
         // SAFETY: not NULL; the caller passes room for a buffer.
         unsafe { out.write(owned.0) };
         Ok(KVC_OK)
@@ -174,8 +174,9 @@ pub unsafe extern "C" fn kvc_get(
 }
 
 /// Reads a key into the program's own memory, `cap` bytes at `dst` (NULL if `cap` is 0), and its length
-/// into *len. A longer value is KVC_TOO_BIG: nothing is copied, and *len says how much room it needs.
-/// `options` and `result` may be NULL; on success *result gets the version.
+/// into *len. A longer value is KVC_TOO_BIG: it is not fetched, and *len says how much room it needs. A long value is
+/// received straight into dst, so what is there after a failure is not specified. `options` and `result` may be NULL;
+/// on success *result gets the version.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvc_get_into(
     client: *mut kvc_client,
@@ -190,17 +191,8 @@ pub unsafe extern "C" fn kvc_get_into(
         if len.is_null() || (dst.is_null() && cap > 0) {
             return Err(Failure::invalid("kvc_get_into: dst or len is NULL"));
         }
-        let to = Pointer::new(dst.cast::<u8>());
-        let take = move |answered: Answered<'_>| {
-            let bytes = answered.value.len();
-            if (1..=cap).contains(&bytes) {
-                // SAFETY: `dst` has room for `cap` bytes, which are no memory of this library.
-                unsafe { ptr::copy_nonoverlapping(answered.value.as_ptr(), to.get(), bytes) };
-            }
-            (bytes, answered.version)
-        };
-        // SAFETY: the caller's promises are those that `call` asks for.
-        let (bytes, version) = unsafe { call(client, key, options, get, take) }?;
+        // SAFETY: `dst` has room for `cap` bytes, and the caller's other promises are those that are asked for.
+        let (bytes, version) = unsafe { read_into(client, key, options, Target::all(dst, cap)) }?;
         // SAFETY: not NULL; the caller lets us write a length there.
         unsafe { len.write(bytes) };
         if bytes > cap {
@@ -211,6 +203,50 @@ pub unsafe extern "C" fn kvc_get_into(
         // SAFETY: the caller passes NULL or room for a result.
         unsafe { tell(open_here(client)?, result, Ok(Written { version, copies: 0 })) }
     })
+}
+
+/// Reads a part of a value: the bytes from byte `offset` on, as many as there are and `cap` at most, into `dst`
+/// (NULL if `cap` is 0). *len gets the length of the whole value, so `cap` or *len - `offset` bytes were read, whichever
+/// is less, or none if `offset` is beyond the end. Nothing else is fetched. Parts of one value have the same version. What
+/// is at dst after a failure is not specified. `options` and `result` may be NULL; on success *result gets the version.
+#[unsafe(no_mangle)]
+#[allow(clippy::too_many_arguments)] // A C function has no other way.
+pub unsafe extern "C" fn kvc_get_range(
+    client: *mut kvc_client,
+    key: kvc_slice,
+    offset: usize,
+    dst: *mut c_void,
+    cap: usize,
+    len: *mut usize,
+    options: *const kvc_op_options,
+    result: *mut kvc_result,
+) -> c_int {
+    guard(|| {
+        if len.is_null() || (dst.is_null() && cap > 0) {
+            return Err(Failure::invalid("kvc_get_range: dst or len is NULL"));
+        }
+        // SAFETY: `dst` has room for `cap` bytes, and the caller's other promises are those that are asked for.
+        let (bytes, version) =
+            unsafe { read_into(client, key, options, Target::range(dst, cap, offset)) }?;
+        // SAFETY: not NULL; the caller lets us write a length there.
+        unsafe { len.write(bytes) };
+        // SAFETY: the caller passes NULL or room for a result.
+        unsafe { tell(open_here(client)?, result, Ok(Written { version, copies: 0 })) }
+    })
+}
+
+/// Tells the length of a value in *len, without fetching the value. `options` and `result` may be NULL; on success
+/// *result gets the version.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvc_length(
+    client: *mut kvc_client,
+    key: kvc_slice,
+    len: *mut usize,
+    options: *const kvc_op_options,
+    result: *mut kvc_result,
+) -> c_int {
+    // SAFETY: passed on.
+    unsafe { kvc_get_range(client, key, 0, ptr::null_mut(), 0, len, options, result) }
 }
 
 /// Removes a key; KVC_NOT_FOUND if it does not exist. `options` and `result` may be NULL. *result is
@@ -228,6 +264,25 @@ pub unsafe extern "C" fn kvc_delete(
         // SAFETY: the caller passes NULL or room for a result.
         unsafe { tell(open_here(client)?, result, written) }
     })
+}
+
+/// Reads into memory of the program's. Returns the length of the whole value and its version.
+///
+/// # Safety
+/// As [`call`], and the memory of `target` may be written.
+unsafe fn read_into(
+    client: *mut kvc_client,
+    key: kvc_slice,
+    options: *const kvc_op_options,
+    target: Target,
+) -> Result<(usize, SequenceNumber), Failure> {
+    let take = move |answered: Answered<'_>| {
+        // SAFETY: the caller's promise.
+        unsafe { target.take(answered) };
+        (answered.length, answered.version)
+    };
+    // SAFETY: passed on.
+    unsafe { call(client, key, options, |key| target.op(key), take) }
 }
 
 /// A buffer on its way to the thread that asked for it.

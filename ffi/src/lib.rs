@@ -32,6 +32,7 @@ mod cq;
 
 mod doubt;
 mod panic;
+mod target;
 
 pub use batch::*;
 pub use buffer::*;

@@ -5,19 +5,20 @@
 //! version that two writes of a place were answered with was given twice. And the last number of a place
 //! lies between how many writes took one for certain and how many may have: a write that the store has
 //! looked at takes one, also when its condition was refused or there was nothing to delete (the answer is
-//! kept under that number for a retry); one that nobody has looked at takes none.
+//! kept under that number for a retry). A write that was settled as not done takes one for the record that
+//! says so. A write that the store has not seen takes none.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use crate::operations::Operations;
-use crate::record::Kind;
+use crate::record::{Kind, Reason};
 use crate::register::{Answered, Asked, Value};
 
 /// What a history says of one place (a group's shard).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Writes that the store has answered, refused conditions among them: each took a number.
+    /// Writes that the store has answered, refused conditions and settled doubts among them: each took a number.
     pub answered: u64,
     /// These, and those in doubt: no other write can have taken a number.
     pub possible: u64,
@@ -69,7 +70,8 @@ pub fn effects<P: Hash + Eq + Copy>(
         let mut seen: HashMap<Value, u64> = HashMap::new();
         for operation in list {
             let is_write = operation.asked != Asked::Read;
-            let is_possible = is_write && operation.entry.is_some();
+            let is_settled = operation.error == Some(Reason::NotDone);
+            let is_possible = is_write && (operation.entry.is_some() || is_settled);
             found.possible += u64::from(is_possible);
             found.answered += u64::from(is_possible && operation.kind != Kind::Info);
             let (Some(version), Some(entry)) = (operation.version, operation.entry) else {
@@ -105,7 +107,7 @@ pub fn effects<P: Hash + Eq + Copy>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Function, Payload, Reason, Record};
+    use crate::record::{Function, Payload, Record};
 
     /// Operations one after the other: what, of which key, with which value, answered with which version.
     fn history(list: &[(Function, &str, Option<Value>, u64)]) -> Operations {
@@ -180,6 +182,13 @@ mod tests {
     fn a_refused_condition_takes_a_number() {
         assert_eq!(one(Cas, Kind::Fail, Some(Reason::Conflict)), (1, 1));
         assert_eq!(one(Delete, Kind::Fail, Some(Reason::NotFound)), (1, 1));
+    }
+
+    #[test]
+    fn a_write_that_was_settled_as_not_done_takes_the_number_of_the_record_that_says_so() {
+        for f in [Write, Cas, Delete] {
+            assert_eq!(one(f, Kind::Fail, Some(Reason::NotDone)), (1, 1), "{f:?}");
+        }
     }
 
     #[test]

@@ -60,6 +60,7 @@ fn codec(c: &mut Criterion) {
         view: ViewVersion(1),
         version: SequenceNumber(9),
         value: VALUE,
+        whole: 0,
     };
     group.bench_function("write answer, 64 B", |b| {
         b.iter(|| {

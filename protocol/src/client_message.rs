@@ -10,6 +10,8 @@
 //!           <- ERROR                       to what cannot be served; may be followed by a close
 //! ```
 
+use std::ops::{Deref, Range};
+
 use crate::codec::{FixedWriter, Reader, Writer, length_u16};
 use crate::error::DecodeError;
 use crate::frame::{Checksum, HEADER_BYTES, unchecked_header, write_frame};
@@ -30,9 +32,11 @@ pub const REQUEST_HEAD_BYTES: usize = HEADER_BYTES + REQUEST_FIXED_BYTES;
 pub const ANSWER_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
 /// Bytes of an answer's frame before its value.
 pub const ANSWER_HEAD_BYTES: usize = HEADER_BYTES + ANSWER_FIXED_BYTES;
+/// Bytes of an answer's frame before the part of a value; see [`Status::Part`].
+pub const PART_HEAD_BYTES: usize = ANSWER_HEAD_BYTES + 4;
 
 const _: () = assert!(REQUEST_FIXED_BYTES <= MAX_FIXED_BYTES);
-const _: () = assert!(ANSWER_FIXED_BYTES <= MAX_FIXED_BYTES);
+const _: () = assert!(ANSWER_FIXED_BYTES + 4 <= MAX_FIXED_BYTES);
 
 /// Opcodes of clients' connections.
 pub mod opcode {
@@ -108,6 +112,8 @@ pub enum Status {
     SessionMismatch = 12,
     /// This write was not done and never will be: a RESOLVE has settled it.
     NotDone = 13,
+    /// Done: a part of the value, or none of it, as the request asked. The length of the whole value comes first.
+    Part = 14,
 }
 
 impl Status {
@@ -128,6 +134,7 @@ impl Status {
             11 => Status::Unsupported,
             12 => Status::SessionMismatch,
             13 => Status::NotDone,
+            14 => Status::Part,
             _ => return None,
         })
     }
@@ -302,11 +309,49 @@ pub struct WriteHeader {
     pub condition: Condition,
 }
 
+/// A part of a value, as a read asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The first byte.
+    pub from: u32,
+    /// The number of bytes at most.
+    pub most: u32,
+    /// Whether a value of which more than `most` bytes follow `from` is not sent at all, but for its length.
+    pub all_or_nothing: bool,
+}
+
+impl Part {
+    /// The bytes of a value of this length that belong to the part.
+    #[inline]
+    pub fn of(&self, length: usize) -> Range<usize> {
+        let from = (self.from as usize).min(length);
+        match (length - from).min(self.most as usize) {
+            bytes if self.all_or_nothing && bytes < length - from => from..from,
+            bytes => from..from + bytes,
+        }
+    }
+
+    /// As `if_version` of a GET: first byte, then most bytes + 1. Zero is the whole value.
+    fn to_wire(self) -> u64 {
+        // No value is so long that one less makes a difference.
+        u64::from(self.from) | (u64::from(self.most.min(u32::MAX - 1)) + 1) << 32
+    }
+
+    fn from_wire(number: u64, all_or_nothing: bool) -> Option<Part> {
+        let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
+        let from = u32::from_le_bytes([a, b, c, d]);
+        let most = u32::from_le_bytes([e, f, g, h]).checked_sub(1)?;
+        Some(Part { from, most, all_or_nothing })
+    }
+}
+
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation<'a> {
     /// The value of the key.
     Get,
+    /// A part of the value of the key.
+    GetPart(Part),
     /// Set the key.
     Put(WriteHeader, &'a [u8]),
     /// Remove the key.
@@ -328,7 +373,16 @@ impl Operation<'_> {
             Operation::Put(header, _)
             | Operation::Delete(header)
             | Operation::Resolve(header, _) => Some(header),
-            Operation::Get | Operation::Noop | Operation::Verify(_) => None,
+            Operation::Get | Operation::GetPart(_) | Operation::Noop | Operation::Verify(_) => None,
+        }
+    }
+
+    /// The bytes that are asked for of a value of this length.
+    #[inline]
+    pub fn range_of(&self, length: usize) -> Range<usize> {
+        match self {
+            Operation::GetPart(part) => part.of(length),
+            _ => 0..length,
         }
     }
 }
@@ -372,6 +426,9 @@ impl<'a> Request<'a> {
         let condition = header.condition.to_wire();
         let (opcode, condition, replica, value): (u8, u64, u8, &[u8]) = match self.operation {
             Operation::Get => (opcode::GET, condition, 0, &[]),
+            Operation::GetPart(part) => {
+                (opcode::GET, part.to_wire(), part.all_or_nothing.into(), &[])
+            }
             Operation::Put(_, value) => (opcode::PUT, condition, 0, value),
             Operation::Delete(_) => (opcode::DELETE, condition, 0, &[]),
             Operation::Noop => (opcode::NOOP, condition, 0, &[]),
@@ -428,7 +485,11 @@ impl<'a> Request<'a> {
                 return Err(DecodeError::BadValue { field: "replica", value: replica.into() });
             }
             opcode::RESOLVE => Operation::Resolve(unconditional, RequestHash(condition)),
-            _ => Operation::Get,
+            _ if condition == 0 => Operation::Get,
+            _ => {
+                let bad = DecodeError::BadValue { field: "limit", value: condition };
+                Operation::GetPart(Part::from_wire(condition, replica == 1).ok_or(bad)?)
+            }
         };
         reader.finish()?;
         if reserved != 0 {
@@ -486,28 +547,49 @@ pub struct Answer<'a> {
     pub version: SequenceNumber,
     /// The value read; for a refusal, the reason in words.
     pub value: &'a [u8],
+    /// PART: the length of the whole value. Else zero.
+    pub whole: u32,
+}
+
+/// The frame of an answer up to its value.
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerHead {
+    bytes: [u8; PART_HEAD_BYTES],
+    is_part: bool,
+}
+
+impl Deref for AnswerHead {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        if self.is_part { &self.bytes } else { &self.bytes[..ANSWER_HEAD_BYTES] }
+    }
 }
 
 impl<'a> Answer<'a> {
     /// Appends the frame.
     pub fn write(&self, output: &mut Vec<u8>) {
-        output.reserve(ANSWER_HEAD_BYTES + self.value.len());
+        output.reserve(PART_HEAD_BYTES + self.value.len());
         output.put_bytes(&self.head());
         output.put_bytes(self.value);
     }
 
     /// The frame up to its value. For whoever sends that from where it is.
     #[inline]
-    pub fn head(&self) -> [u8; ANSWER_HEAD_BYTES] {
-        let mut head = FixedWriter::<ANSWER_HEAD_BYTES>::new();
-        head.put_bytes(&unchecked_header(opcode::ANSWER, ANSWER_FIXED_BYTES + self.value.len()));
+    pub fn head(&self) -> AnswerHead {
+        let is_part = self.status == Status::Part;
+        let fixed = if is_part { ANSWER_FIXED_BYTES + 4 } else { ANSWER_FIXED_BYTES };
+        let mut head = FixedWriter::<PART_HEAD_BYTES>::new();
+        head.put_bytes(&unchecked_header(opcode::ANSWER, fixed + self.value.len()));
         head.put_u64(self.id.0);
         head.put_u64(self.view.0);
         head.put_u64(self.version.0);
         head.put_u8(self.status as u8);
         head.put_u8(self.copies);
         head.put_u16(0);
-        head.finish()
+        head.put_u32(self.whole);
+        AnswerHead { bytes: head.finish(), is_part }
     }
 
     /// Takes an answer from its frame's body.
@@ -520,7 +602,8 @@ impl<'a> Answer<'a> {
         let status = Status::read(&mut reader)?;
         let copies = reader.u8("copies")?;
         reader.u16("reserved")?;
-        Ok(Answer { id, status, copies, view, version, value: reader.remainder() })
+        let whole = if status == Status::Part { reader.u32("length of the value")? } else { 0 };
+        Ok(Answer { id, status, copies, view, version, value: reader.remainder(), whole })
     }
 }
 

@@ -30,7 +30,9 @@ impl RequestHash {
             Operation::Put(header, value) => (PUT, header, value),
             Operation::Delete(header) => (DELETE, header, &[]),
             Operation::Resolve(_, request) => return Some(*request),
-            Operation::Get | Operation::Noop | Operation::Verify(_) => return None,
+            Operation::Get | Operation::GetPart(_) | Operation::Noop | Operation::Verify(_) => {
+                return None;
+            }
         };
         let [a, b, c, d] = FACTORS;
         let key = digest.number();

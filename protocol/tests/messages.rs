@@ -76,7 +76,7 @@ fn epoch() -> impl Strategy<Value = Epoch> {
 }
 
 fn status() -> impl Strategy<Value = Status> {
-    (0u8..14).prop_map(|n| Status::from_wire(n).unwrap())
+    (0u8..15).prop_map(|n| Status::from_wire(n).unwrap())
 }
 
 fn write_header() -> impl Strategy<Value = WriteHeader> {
@@ -111,7 +111,7 @@ proptest! {
 
     #[test]
     fn requests_come_back(
-        id: u64, version: u64, digest: [u8; 16], header in write_header(), kind in 0usize..7,
+        id: u64, version: u64, digest: [u8; 16], header in write_header(), kind in 0usize..8,
         key in prop::collection::vec(any::<u8>(), 0..100),
         value in prop::collection::vec(any::<u8>(), 0..300),
     ) {
@@ -122,6 +122,9 @@ proptest! {
             3 => Operation::Noop,
             4 => Operation::Verify(ReplicaRole::Primary),
             5 => Operation::Verify(ReplicaRole::Secondary),
+            6 => Operation::GetPart(Part {
+                from: u32::from(digest[0]) << 24, most: u32::from(digest[1]) << 20, all_or_nothing: id % 2 == 1,
+            }),
             _ => {
                 let unconditional = WriteHeader { condition: Condition::Always, ..header };
                 Operation::Resolve(unconditional, RequestHash(version ^ id))
@@ -147,6 +150,7 @@ proptest! {
         let answer = Answer {
             id: RequestId(id), status, copies, view: ViewVersion(version),
             version: SequenceNumber(sn), value: &value,
+            whole: if status == Status::Part { copies.into() } else { 0 },
         };
         let bytes = written(|b| answer.write(b));
         prop_assert_eq!(Answer::read(only_frame(&bytes, &CLIENT).1), Ok(answer));
@@ -427,6 +431,40 @@ fn a_put_has_the_documented_layout() {
 }
 
 #[test]
+fn a_get_of_a_part_has_it_in_place_of_the_condition_and_its_answer_has_the_length_first() {
+    let part = Part { from: 0x11, most: 0x22, all_or_nothing: true };
+    let request = Request {
+        id: RequestId(1),
+        view: ViewVersion(2),
+        digest: Digest::of(b"a"),
+        key: b"a",
+        operation: Operation::GetPart(part),
+    };
+    let mut bytes = written(|b| request.write(b));
+    // From byte 56 of the message on: first byte, most bytes + 1, key length, replica, reserved, key.
+    assert_eq!(hex(&bytes[8 + 56..]), "11000000230000000100010061");
+    assert_eq!(Request::read(client::opcode::GET, &bytes[8..]), Ok(request));
+    bytes[8 + 60..8 + 64].fill(0);
+    assert!(
+        Request::read(client::opcode::GET, &bytes[8..]).is_err(),
+        "a first byte without a limit"
+    );
+
+    let answer = Answer {
+        id: RequestId(1),
+        status: Status::Part,
+        copies: 0,
+        view: ViewVersion(2),
+        version: SequenceNumber(3),
+        value: b"xyz",
+        whole: 0x1000,
+    };
+    let bytes = written(|b| answer.write(b));
+    assert_eq!(hex(&bytes[8 + 24..]), "0e000000".to_owned() + "00100000" + "78797a");
+    assert!(Answer::read(&bytes[8..8 + 28]).is_err(), "a part without the length of the whole");
+}
+
+#[test]
 fn a_resolve_has_the_layout_of_a_write_with_the_hash_in_place_of_the_condition() {
     let header = WriteHeader {
         seq: RequestSeq(4),
@@ -467,7 +505,7 @@ fn a_resolve_has_the_layout_of_a_write_with_the_hash_in_place_of_the_condition()
 #[test]
 fn every_status_comes_back_from_its_number() {
     let known: Vec<Status> = (0..=u8::MAX).filter_map(Status::from_wire).collect();
-    assert_eq!(known.last(), Some(&Status::NotDone));
+    assert_eq!(known.last(), Some(&Status::Part));
     for (number, status) in (0..).zip(known) {
         assert_eq!(status as u8, number);
     }

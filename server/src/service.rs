@@ -264,10 +264,10 @@ impl Service {
             if answer.value.len() <= LONG_VALUE {
                 return self.outputs.append(id, |bytes| answer.write(bytes));
             }
-            let (head, value_len) = (answer.head(), answer.value.len());
+            let (head, length) = (answer.head(), answer.value.len().max(answer.whole as usize));
             if let Some(pin) = hosted.replica.pin(request.digest, request.key) {
-                let value = PinnedValue { group, pin };
-                return self.outputs.append_long(id, head, value, value_len);
+                let value = PinnedValue { group, pin, range: request.operation.range_of(length) };
+                return self.outputs.append_long(id, head, value);
             }
         }
         let begins = hosted.replica.session_count();
@@ -302,6 +302,7 @@ impl Service {
             view: ViewVersion(0),
             version: SequenceNumber::ZERO,
             value: reason.as_bytes(),
+            whole: 0,
         };
         self.outputs.append(id, |bytes| answer.write(bytes));
     }

@@ -128,6 +128,38 @@ static void a_value_that_does_not_fit_says_how_long_it_is(void **state)
     assert_status(kvc_delete(client, text("four"), NULL, NULL), KVC_OK);
 }
 
+static void a_part_of_a_value_is_read_by_itself(void **state)
+{
+    const struct {
+        size_t offset, cap, bytes;
+    } parts[] = {{0, 0, 0}, {0, 3, 3}, {7, 3, 3}, {7, 9, 3}, {10, 9, 0}, {SIZE_MAX, 9, 0}, {0, SIZE_MAX >> 1, 10}};
+    char room[11];
+    size_t n, len;
+    kvc_result written, result;
+
+    (void)state;
+    assert_status(kvc_put(client, text("ten"), text("0123456789"), NULL, &written), KVC_OK);
+    for (n = 0; n < sizeof parts / sizeof *parts; n++) {
+        memset(room, 'x', sizeof room);
+        assert_status(kvc_get_range(client, text("ten"), parts[n].offset, room, parts[n].cap, &len, NULL, &result),
+                      KVC_OK);
+        assert_true(len == 10 && result.version == written.version && result.copies == 0);
+        assert_memory_equal(room, &"0123456789"[10 - parts[n].bytes < parts[n].offset ? 10 - parts[n].bytes
+                                                                                      : parts[n].offset],
+                            parts[n].bytes);
+        assert_true(room[parts[n].bytes] == 'x');
+    }
+    len = 0;
+    assert_status(kvc_length(client, text("ten"), &len, NULL, &result), KVC_OK);
+    assert_true(len == 10 && result.version == written.version);
+    assert_status(kvc_get_range(client, text("ten"), 0, room, 4, NULL, NULL, NULL), KVC_INVALID);
+    assert_status(kvc_get_range(client, text("ten"), 0, NULL, 4, &len, NULL, NULL), KVC_INVALID);
+    assert_status(kvc_length(client, text("ten"), NULL, NULL, NULL), KVC_INVALID);
+    assert_status(kvc_delete(client, text("ten"), NULL, NULL), KVC_OK);
+    assert_status(kvc_get_range(client, text("ten"), 0, room, 4, &len, NULL, NULL), KVC_NOT_FOUND);
+    assert_status(kvc_length(client, text("ten"), &len, NULL, NULL), KVC_NOT_FOUND);
+}
+
 /* Freed by kvc_buf_free, twice, or taken out and freed by kvc_free. */
 static void a_buffer_belongs_to_the_caller(void **state)
 {
@@ -383,6 +415,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_write_can_demand_a_version),
         cmocka_unit_test(bytes_of_every_kind_come_back),
         cmocka_unit_test(a_value_that_does_not_fit_says_how_long_it_is),
+        cmocka_unit_test(a_part_of_a_value_is_read_by_itself),
         cmocka_unit_test(a_buffer_belongs_to_the_caller),
         cmocka_unit_test(null_and_bad_sizes_are_refused),
         cmocka_unit_test(where_nobody_listens_a_call_is_unavailable_in_time),

@@ -109,7 +109,8 @@ mod tests {
     fn answer(id: u64, status: Status, copies: u8) -> Vec<u8> {
         let mut bytes = Vec::new();
         let (view, version) = (ViewVersion(1), SequenceNumber(1));
-        Answer { id: RequestId(id), status, copies, view, version, value: b"" }.write(&mut bytes);
+        Answer { id: RequestId(id), status, copies, view, version, value: b"", whole: 0 }
+            .write(&mut bytes);
         bytes
     }
 

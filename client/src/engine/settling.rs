@@ -107,7 +107,7 @@ impl Engine {
         ends: &mut dyn Ends,
     ) {
         let answered =
-            result.map(|Settled { version, copies }| Answered { value: &[], version, copies });
+            result.map(|Settled { version, copies }| Answered::of_write(version, copies));
         self.finish(id, answered, ends);
     }
 

@@ -8,12 +8,14 @@ use std::time::Instant;
 
 use kv_protocol::client_message::{Answer, Refusal, Status, Welcome, opcode, read_map_answer};
 use kv_protocol::escape;
+use kv_protocol::frame::{FrameBuffer, HEADER_BYTES};
 use kv_protocol::ids::{ClientId, GroupId, RequestId, ShardId};
 
 use super::Engine;
 use crate::completion::{Answered, Ends};
 use crate::connection::{Connection, MAX_OUTSTANDING, MAX_READS, ReceiveError, Received, Target};
 use crate::error::Error;
+use crate::landing::{Inflow, LONG_BYTES, Landed};
 use crate::log::Level;
 use crate::map_source::Source;
 use crate::operation::{Kind, OpId, Operation, Stage};
@@ -28,6 +30,9 @@ const MAX_KEPT_INPUT: usize = 256 << 10;
 
 /// Most bytes of a server's words that go into a message.
 const MAX_REASON_BYTES: usize = 300;
+
+/// The place of the opcode in a frame's header.
+const OPCODE_AT: usize = 5;
 
 /// What becomes of a connection after a frame.
 enum Flow {
@@ -278,6 +283,13 @@ impl Engine {
                 break;
             }
             let Some(connection) = self.connections.get_mut(token) else { break };
+            if let Some(inflow) = &mut connection.inflow {
+                let from = Some((token, inflow.request()));
+                let operation = self.operations.get(inflow.operation);
+                if operation.is_none_or(|operation| operation.lands_from != from) {
+                    inflow.discard();
+                }
+            }
             let received = match connection.receive(now) {
                 Ok(Received::End) if connection.has_partial_input() => {
                     return Err("it closed the connection in the middle of an answer".to_owned());
@@ -323,6 +335,19 @@ impl Engine {
         ends: &mut dyn Ends,
     ) -> Result<Flow, String> {
         let Some(connection) = self.connections.get_mut(token) else { return Ok(Flow::GoOn) };
+        if let Some(inflow) = connection.inflow.take_if(|inflow| inflow.missing() == 0) {
+            let request = inflow.request();
+            match inflow
+                .end(|answer, landed| self.on_answer(token, answer, Some(landed), now, ends))
+            {
+                Some(answered) => answered?,
+                None => self.forget_request(token, request),
+            }
+            return Ok(Flow::GoOn);
+        }
+        if connection.inflow.is_some() {
+            return Ok(Flow::GoOn);
+        }
         let mut input = connection.take_input();
         loop {
             match input.next_frame() {
@@ -336,12 +361,42 @@ impl Engine {
                 Err(error) => return Err(format!("it sent {error}")),
             }
         }
+        self.begin_inflow(token, &mut input);
         if let Some(connection) = self.connections.get_mut(token) {
             // A buffer that grew for such an answer may have up to twice the room.
             input.trim(2 * (MAX_KEPT_INPUT + 4_096));
             connection.restore_input(input);
         }
         Ok(Flow::GoOn)
+    }
+
+    /// Has a long value that has come in part go straight to where its caller wants it.
+    fn begin_inflow(&mut self, token: u64, input: &mut FrameBuffer) {
+        let missing = input.missing();
+        let waiting = input.waiting();
+        if missing < LONG_BYTES || waiting.get(OPCODE_AT) != Some(&opcode::ANSWER) {
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(token).filter(|c| c.is_open) else {
+            return;
+        };
+        // What it lacks is judged when it has come whole.
+        let Ok(answer) = Answer::read(&waiting[HEADER_BYTES..]) else { return };
+        let Some(&id) = connection.outstanding.get(answer.id.0) else { return };
+        let Some(operation) = self.operations.get_mut(id) else { return };
+        let Some(inflow) = Inflow::begin(id, operation.landing, &answer, missing) else { return };
+        // A value that comes from another connection for the same operation is given up: only one may be written.
+        operation.lands_from = Some((token, answer.id));
+        connection.inflow = Some(inflow);
+        let taken = waiting.len();
+        input.skip(taken);
+    }
+
+    /// Notes a response to a request that nobody waits for on this connection.
+    fn forget_request(&mut self, token: u64, request: RequestId) {
+        if let Some(connection) = self.connections.get_mut(token) {
+            connection.outstanding.remove(request.0);
+        }
     }
 
     fn on_frame(
@@ -359,7 +414,7 @@ impl Engine {
         if opcode == opcode::ANSWER && is_open && !is_for_map {
             // Almost all of them.
             let answer = Answer::read(body).map_err(nonsense)?;
-            self.on_answer(token, &answer, now, ends)?;
+            self.on_answer(token, &answer, None, now, ends)?;
             return Ok(Flow::GoOn);
         }
         let target = connection.target;
@@ -424,6 +479,7 @@ impl Engine {
         &mut self,
         token: u64,
         answer: &Answer<'_>,
+        landed: Option<&Landed>,
         now: Instant,
         ends: &mut dyn Ends,
     ) -> Result<(), String> {
@@ -446,8 +502,8 @@ impl Engine {
         // An answer to an earlier sending counts if it is an end; if not, the later one decides.
         let is_current = operation.stage == here;
         match answer.status {
-            Status::Ok => {
-                let answered = answered(operation, answer);
+            Status::Ok | Status::Part => {
+                let answered = answered(operation, answer, landed);
                 self.finish(id, Ok(answered), ends);
             }
             Status::NotFound => {
@@ -628,14 +684,28 @@ fn may_answer(operation: &Operation, status: Status) -> bool {
         Status::NotFound => !matches!(operation.kind, Kind::Put | Kind::Noop),
         Status::Conflict => operation.is_conditional() || operation.kind == Kind::Resolve,
         Status::NotDone => operation.kind.is_write() || operation.kind == Kind::Resolve,
+        Status::Part => operation.part.is_some(),
         _ => true,
     }
 }
 
-fn answered<'a>(operation: &Operation, answer: &Answer<'a>) -> Answered<'a> {
+fn answered<'a>(
+    operation: &Operation,
+    answer: &Answer<'a>,
+    landed: Option<&'a Landed>,
+) -> Answered<'a> {
     let reads = matches!(operation.kind, Kind::Get | Kind::Verify(_));
+    let (value, length) = match (answer.status, operation.part) {
+        _ if !reads => (&[][..], 0),
+        (Status::Part, _) => (answer.value, answer.whole as usize),
+        // A server that knows no parts sends all.
+        (_, Some(part)) => (&answer.value[part.of(answer.value.len())], answer.value.len()),
+        _ => (answer.value, answer.value.len()),
+    };
     Answered {
-        value: if reads { answer.value } else { &[] },
+        value,
+        length,
+        landed,
         version: answer.version,
         copies: if reads || operation.kind == Kind::Noop { 0 } else { answer.copies },
     }

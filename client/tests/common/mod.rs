@@ -14,7 +14,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv_client::{Client, OpOptions, Options};
 use kv_protocol::client_message::{
@@ -59,6 +59,10 @@ pub enum Act {
     AnswerStatusLater(Status),
     /// Do nothing and send these bytes.
     Send(Vec<u8>),
+    /// Do it, and send half of the response; the rest when this is true.
+    Halve(Arc<AtomicBool>),
+    /// Send the whole value where a part is asked for, as a server that knows no parts.
+    ServeWhole,
 }
 
 /// A deadline that passes while a test waits.
@@ -85,6 +89,15 @@ pub fn key_of(group: u16) -> Vec<u8> {
         .map(|n| format!("key-{n}").into_bytes())
         .find(|key| Placement::new(3, 1).locate(Digest::of(key)).0.0 == group)
         .unwrap()
+}
+
+/// Waits until this is so.
+pub fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "it does not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The writes among the requests so far.
@@ -117,6 +130,8 @@ struct State {
     /// Writes that took effect, by key.
     executed: Vec<(Vec<u8>, Vec<u8>)>,
     seen: Vec<Seen>,
+    /// Responses of [`Act::Halve`] whose second half was sent.
+    finished_halves: usize,
     script: Script,
     maps_served: u64,
     /// The servers that gave the map out, and those that have none.
@@ -187,6 +202,7 @@ impl Fake {
             forgotten: 0,
             executed: Vec::new(),
             seen: Vec::new(),
+            finished_halves: 0,
             script: Box::new(|_| Act::Serve),
             maps_served: 0,
             maps_of_servers: Vec::new(),
@@ -224,6 +240,18 @@ impl Fake {
     /// The writes that took effect: key and value (empty for a delete).
     pub fn executed(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         self.state().executed.clone()
+    }
+
+    /// The number of responses in two halves of which the second was sent.
+    pub fn finished_halves(&self) -> usize {
+        self.state().finished_halves
+    }
+
+    /// Gives a key another value, as another client would.
+    pub fn replace(&self, key: &[u8], value: &[u8]) {
+        let state = &mut *self.state();
+        state.last_sn += 1;
+        state.table.insert(key.to_vec(), (value.to_vec(), state.last_sn));
     }
 
     /// How often the map was given out.
@@ -371,6 +399,7 @@ fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
     let mut buffer = vec![0; 64 << 10];
     let mut hello = None;
     let mut later = Vec::new();
+    let mut held = None;
     loop {
         let count = match stream.read(&mut buffer) {
             Ok(0) | Err(_) => break,
@@ -392,13 +421,24 @@ fn serve(mut stream: TcpStream, server: Option<u16>, state: &Mutex<State>) {
                 (Some(hello), opcode) => {
                     let request = Request::read(opcode, frame.body).expect("a request");
                     let server = server.expect("requests go to servers");
-                    goes_on = act(server, hello, &request, state, &mut output, &mut later);
+                    goes_on =
+                        act(server, hello, &request, state, &mut output, &mut later, &mut held);
                 }
                 (None, opcode) => panic!("opcode {opcode:#x} before the hello"),
             }
         }
         if stream.write_all(&output).is_err() || !goes_on {
             break;
+        }
+        if let Some((is_open, rest)) = held.take() {
+            let is_open: Arc<AtomicBool> = is_open;
+            while !is_open.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            if stream.write_all(&rest).is_err() {
+                break;
+            }
+            lock(state).finished_halves += 1;
         }
     }
     let _ = stream.shutdown(Shutdown::Both);
@@ -453,11 +493,12 @@ fn act(
     state: &Mutex<State>,
     output: &mut Vec<u8>,
     later: &mut Vec<u8>,
+    held: &mut Option<(Arc<AtomicBool>, Vec<u8>)>,
 ) -> bool {
     let mut state = lock(state);
     let state = &mut *state;
     let (opcode, header) = match request.operation {
-        Operation::Get => (opcode::GET, None),
+        Operation::Get | Operation::GetPart(_) => (opcode::GET, None),
         Operation::Put(header, _) => (opcode::PUT, Some(header)),
         Operation::Delete(header) => (opcode::DELETE, Some(header)),
         Operation::Noop => (opcode::NOOP, None),
@@ -490,6 +531,17 @@ fn act(
         Act::Answer(status) => answer(request, status, 0, b"on purpose", output),
         Act::AnswerStatusLater(status) => answer(request, status, 0, b"on purpose", later),
         Act::Send(bytes) => output.extend_from_slice(&bytes),
+        Act::Halve(is_open) => {
+            let mut response = Vec::new();
+            execute(state, server, hello, request, &mut response);
+            let rest = response.split_off(response.len() / 2);
+            output.append(&mut response);
+            *held = Some((is_open, rest));
+        }
+        Act::ServeWhole => {
+            let whole = Request { operation: Operation::Get, ..*request };
+            execute(state, server, hello, &whole, output);
+        }
     }
     true
 }
@@ -508,7 +560,16 @@ fn answer_with_copies(
     to: &mut Vec<u8>,
 ) {
     let version = SequenceNumber(version);
-    Answer { id: request.id, status, copies, view: request.view, version, value }.write(to);
+    let whole = match request.operation {
+        Operation::GetPart(_) if status == Status::Ok => value.len(),
+        _ => 0,
+    };
+    let (value, status) = match request.operation.range_of(value.len()) {
+        part if part.len() < value.len() => (&value[part], Status::Part),
+        _ => (value, status),
+    };
+    let whole = if status == Status::Part { u32::try_from(whole).unwrap() } else { 0 };
+    Answer { id: request.id, status, copies, view: request.view, version, value, whole }.write(to);
 }
 
 /// What a primary (and, for VERIFY, a secondary) does.
@@ -528,7 +589,7 @@ fn execute(state: &mut State, server: u16, hello: Hello, request: &Request<'_>, 
             header
         }
         Operation::Noop => return answer(request, Status::Ok, 0, b"", to),
-        Operation::Get | Operation::Verify(_) => {
+        Operation::Get | Operation::GetPart(_) | Operation::Verify(_) => {
             return match state.table.get(request.key) {
                 Some((value, version)) => answer(request, Status::Ok, *version, value, to),
                 None => answer(request, Status::NotFound, 0, b"", to),

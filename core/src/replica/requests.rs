@@ -61,10 +61,12 @@ impl Replica {
             return self.refuse(asker, status, reason, answers);
         }
         match request.operation {
-            Operation::Get | Operation::Verify(_) => match self.read(now, request) {
-                Ok(answer) => answers.answer(connection, &answer),
-                Err((status, reason)) => self.refuse(asker, status, reason, answers),
-            },
+            Operation::Get | Operation::GetPart(_) | Operation::Verify(_) => {
+                match self.read(now, request) {
+                    Ok(answer) => answers.answer(connection, &answer),
+                    Err((status, reason)) => self.refuse(asker, status, reason, answers),
+                }
+            }
             Operation::Noop => self.refuse(asker, Status::Ok, "", answers),
             Operation::Put(header, value) => {
                 self.write(now, asker, client, request, header, Some(value), answers);
@@ -82,7 +84,9 @@ impl Replica {
     pub fn answer_to_read(&self, now: Time, request: &Request<'_>) -> Option<Answer<'_>> {
         let is_active = || self.primary().is_some_and(|primary| primary.is_active());
         let is_served = match request.operation {
-            Operation::Get | Operation::Verify(ReplicaRole::Primary) => is_active(),
+            Operation::Get | Operation::GetPart(_) | Operation::Verify(ReplicaRole::Primary) => {
+                is_active()
+            }
             Operation::Verify(ReplicaRole::Secondary) => matches!(self.role, Role::Secondary(_)),
             _ => false,
         };
@@ -144,7 +148,8 @@ impl Replica {
     }
 
     /// Reads the table: at a primary the committed state, and only under a lease where it needs one.
-    /// Nothing suspends between the check and the look-up.
+    /// Nothing suspends between the check and the look-up. Of a value of which a part is asked for, the response has
+    /// that part.
     #[inline]
     fn read(&self, now: Time, request: &Request<'_>) -> Result<Answer<'_>, (Status, &'static str)> {
         let now = self.readings.read(Hole::StaleClockInLeaseCheck, now);
@@ -170,7 +175,15 @@ impl Replica {
             (status, version, value) = (Status::Ok, sn, self.table.staged_entry(staged).1);
         }
         let view = self.view_version();
-        Ok(Answer { id: request.id, status, copies: 0, view, version, value })
+        let (part, whole) = (request.operation.range_of(value.len()), value.len());
+        let whole = match part.len() < whole {
+            true => {
+                (status, value) = (Status::Part, &value[part]);
+                u32::try_from(whole).expect("a value has 16 MiB at most")
+            }
+            false => 0,
+        };
+        Ok(Answer { id: request.id, status, copies: 0, view, version, value, whole })
     }
 
     /// Logs a write, or settles one: a RESOLVE of an unknown write is a write without effect, whose record has the
@@ -393,6 +406,7 @@ impl Replica {
             view: self.view_version(),
             version: record.version,
             value: &[],
+            whole: 0,
         };
         answers.answer(asker.connection, &answer);
     }
@@ -411,6 +425,7 @@ impl Replica {
             view: self.view_version(),
             version: SequenceNumber::ZERO,
             value: reason.as_bytes(),
+            whole: 0,
         };
         answers.answer(asker.connection, &answer);
     }

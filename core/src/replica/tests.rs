@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kv_protocol::client_message::{
-    Condition, Operation, ReplicaRole, Request, Status, WriteHeader,
+    Condition, Operation, Part, ReplicaRole, Request, Status, WriteHeader,
 };
 use kv_protocol::frame::{FrameRules, split_frame};
 use kv_protocol::ids::{
@@ -46,6 +46,7 @@ struct Given {
     copies: u8,
     version: SequenceNumber,
     value: Vec<u8>,
+    whole: u32,
 }
 
 #[derive(Default)]
@@ -59,6 +60,7 @@ impl Answers for Inbox {
             copies: answer.copies,
             version: answer.version,
             value: answer.value.to_vec(),
+            whole: answer.whole,
         };
         assert_eq!(self.0.insert(answer.id.0, given), None, "answered twice: {:?}", answer.id);
     }

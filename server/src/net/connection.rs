@@ -467,6 +467,7 @@ impl Session {
             view: ViewVersion(0),
             version: SequenceNumber::ZERO,
             value: reason.as_bytes(),
+            whole: 0,
         };
         service.outputs.append(self.id, |bytes| answer.write(bytes));
         self.count_error(now, service, &reason)

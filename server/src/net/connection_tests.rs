@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_protocol::client_message::{
-    Operation, Question, Status, opcode as client_opcode, read_map_answer,
+    Answer, Operation, Part, Question, Status, opcode as client_opcode, read_map_answer,
 };
-use kv_protocol::frame::{Checksum, FrameRules, split_frame, write_frame};
+use kv_protocol::frame::{Checksum, FrameRules, HEADER_BYTES, split_frame, write_frame};
 use kv_protocol::ids::{RequestHash, ViewVersion};
 use kv_protocol::limits::{
     CONNECTION_MEMORY_MIN, FRAME_DEADLINE, HELLO_DEADLINE, MAX_ANSWER_BODY, MAX_ERRORS_IN_A_ROW,
@@ -496,6 +496,33 @@ fn long_values_go_straight_to_the_socket_and_what_it_does_not_take_follows_in_or
             }
             assert!(*socket.took.borrow() == expected, "room for {room} bytes, cut at {cut}");
             assert_eq!(pair.primary.service.counters().requests, 1 + 31);
+        }
+    }
+}
+
+#[test]
+fn a_long_part_of_a_value_goes_straight_to_the_socket_too() {
+    let value: Vec<u8> = (0..40_000u32).map(|at| u8::try_from(at / 3 % 251).unwrap()).collect();
+    for room in [0, 39, 20_000, usize::MAX] {
+        for (from, most) in [(0u32, 5_000u32), (1, 30_000), (35_000, 90_000)] {
+            let (mut pair, id, socket) = serving_over(&value, room);
+            let part = Part { from, most, all_or_nothing: false };
+            pair.primary.on_bytes(NOW, id, &request(10, key(), Operation::GetPart(part)));
+            socket.took.borrow_mut().clear();
+            loop {
+                pair.primary.serve_readers(NOW);
+                let bytes = pair.primary.unsent(id).to_vec();
+                if bytes.is_empty() && !pair.primary.service.outputs.has_readers() {
+                    break;
+                }
+                socket.took.borrow_mut().extend(&bytes);
+                pair.primary.on_sent(NOW, id, bytes.len());
+            }
+            let took = socket.took.borrow();
+            let answer = Answer::read(&took[HEADER_BYTES..]).unwrap();
+            assert_eq!((answer.status, answer.whole), (Status::Part, 40_000));
+            assert!(answer.value == &value[part.of(value.len())], "{part:?}, room for {room}");
+            assert_eq!(pair.primary.service.replica(GROUP).unwrap().pinned_len(), 0);
         }
     }
 }

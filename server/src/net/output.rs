@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use kv_core::replica::{Answers, ConnectionId};
-use kv_protocol::client_message::{ANSWER_HEAD_BYTES, Answer, Status};
+use kv_protocol::client_message::{Answer, AnswerHead, Status};
 use kv_protocol::ids::Time;
 use kv_protocol::limits::MAX_OUTPUT_BYTES;
 
@@ -215,28 +215,15 @@ impl Outputs {
     }
 
     /// Appends a response whose value is sent from the table.
-    pub(crate) fn append_long(
-        &mut self,
-        id: ConnectionId,
-        head: [u8; ANSWER_HEAD_BYTES],
-        value: PinnedValue,
-        value_len: usize,
-    ) {
+    pub(crate) fn append_long(&mut self, id: ConnectionId, head: AnswerHead, value: PinnedValue) {
         let now = self.now;
         let Some(output) = find(&mut self.slots, id) else { return self.released.push(value) };
         if output.unsent_bytes() == 0 {
             output.last_progress = now;
         }
         let behind = Vec::new();
-        output.long_bytes += head.len() + value_len;
-        output.long.push_back(LongAnswer {
-            head,
-            value,
-            value_len,
-            sent: 0,
-            pinned_at: now,
-            behind,
-        });
+        output.long_bytes += head.len() + value.range.len();
+        output.long.push_back(LongAnswer { head, value, sent: 0, pinned_at: now, behind });
         self.recount(id);
         self.join_line(id);
     }
@@ -590,6 +577,7 @@ mod tests {
             view: kv_protocol::ViewVersion(1),
             version: kv_protocol::SequenceNumber(1),
             value: &[],
+            whole: 0,
         };
         outputs.answer(id, &answer);
         let output = outputs.get(id).unwrap();

@@ -24,7 +24,7 @@ impl Service {
         let hosted: &[Hosted] = hosted;
         let sent = outputs.send_piece(id, most, |value: &PinnedValue| {
             let hosted = hosted.iter().find(|hosted| hosted.replica.group() == value.group)?;
-            hosted.replica.pinned_value(&value.pin)
+            hosted.replica.pinned_value(&value.pin)?.get(value.range.clone())
         });
         self.unpin_released();
         sent
@@ -35,7 +35,7 @@ impl Service {
         if !self.outputs.has_released() {
             return;
         }
-        for PinnedValue { group, pin } in self.outputs.take_released() {
+        for PinnedValue { group, pin, .. } in self.outputs.take_released() {
             if let Some(hosted) = self.hosted(group) {
                 hosted.replica.unpin(pin);
             }

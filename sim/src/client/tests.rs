@@ -56,7 +56,7 @@ fn begin(client: &mut Client, now: u64, asked: Asked) -> Vec<Wish> {
 fn answer(client: &mut Client, now: u64, id: u64, status: Status) -> Vec<Wish> {
     let (view, version) = (ViewVersion(1), SequenceNumber(0));
     let id = RequestId(id);
-    let answer = Answer { id, status, copies: 0, view, version, value: &[] };
+    let answer = Answer { id, status, copies: 0, view, version, value: &[], whole: 0 };
     let mut wishes = Vec::new();
     client.on_answer(now, 0, &answer, &mut wishes);
     wishes

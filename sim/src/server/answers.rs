@@ -74,7 +74,9 @@ pub(super) fn look_at_answer(
     let sight = replica.inspect();
     let result = only_primaries_answer::check(group, &sight, status).and_then(|()| {
         match request.operation {
-            Operation::Get => lease_is_checked::check(group, &sight, now, status),
+            Operation::Get | Operation::GetPart(_) => {
+                lease_is_checked::check(group, &sight, now, status)
+            }
             _ => Ok(()),
         }
     });
@@ -89,6 +91,7 @@ pub(super) fn wrong_view(request: &Request<'_>) -> Vec<u8> {
         view: ViewVersion(0),
         version: SequenceNumber::ZERO,
         value: &[],
+        whole: 0,
     };
     let mut bytes = Vec::new();
     answer.write(&mut bytes);

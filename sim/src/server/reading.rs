@@ -25,7 +25,7 @@ pub(super) struct Reading {
 impl Shard {
     /// Pins the value that a request reads.
     pub(super) fn begin_reading(&mut self, group: GroupId, request: &Request<'_>) {
-        let reads = matches!(request.operation, Operation::Get);
+        let reads = matches!(request.operation, Operation::Get | Operation::GetPart(_));
         if !self.identity.bounds.has_slow_readers || !reads || self.readings.len() >= PINNED_MOST {
             return;
         }

@@ -30,6 +30,34 @@ fn reads_see_only_what_is_committed() {
 }
 
 #[test]
+fn a_part_of_a_value_is_sent_alone_with_the_length_of_the_whole() {
+    let mut pair = Pair::new();
+    let put = pair.put(b"k", b"0123456789");
+    pair.settle();
+    let version = pair.given(put).unwrap().version;
+    let mut read = |from, most, all_or_nothing| {
+        let id = pair.request(b"k", Operation::GetPart(Part { from, most, all_or_nothing }));
+        let Given { status, version: seen, value, whole, .. } = pair.given(id).unwrap();
+        assert_eq!(seen, version);
+        (status, String::from_utf8(value).unwrap(), whole)
+    };
+    let part = |bytes: &str| (Status::Part, bytes.to_owned(), 10);
+    assert_eq!(read(2, 3, false), part("234"));
+    assert_eq!(read(8, 5, false), part("89"));
+    assert_eq!(read(10, 5, false), part(""));
+    assert_eq!(read(u32::MAX, u32::MAX, false), part(""));
+    assert_eq!(read(0, 0, false), part(""));
+    assert_eq!(read(0, 9, true), part(""));
+    assert_eq!(read(3, 7, true), part("3456789"));
+    for all_or_nothing in [true, false] {
+        assert_eq!(read(0, 10, all_or_nothing), (Status::Ok, "0123456789".to_owned(), 0));
+    }
+    let part = Part { from: 0, most: 1, all_or_nothing: false };
+    let missing = pair.request(b"other", Operation::GetPart(part));
+    assert_eq!(pair.status(missing), Some(Status::NotFound));
+}
+
+#[test]
 fn conditions_are_decided_against_pending_writes() {
     let mut pair = Pair::new();
     pair.put(b"k", b"1");

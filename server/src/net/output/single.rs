@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use kv_core::table::Pin;
-use kv_protocol::client_message::ANSWER_HEAD_BYTES;
+use kv_protocol::client_message::AnswerHead;
 use kv_protocol::ids::{GroupId, Time};
 use kv_protocol::limits::{MAX_DEADLINE, STALL_DEADLINE};
 
@@ -23,19 +24,19 @@ const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
 /// A connection that takes nothing for this long is closed if others need the memory of its output.
 const STALL_UNDER_PRESSURE: Duration = Duration::from_secs(1);
 
-/// A value in the table of a group.
+/// The bytes of a value in the table of a group that a response has.
 #[derive(Debug)]
 pub(crate) struct PinnedValue {
     pub(crate) group: GroupId,
     pub(crate) pin: Pin,
+    pub(crate) range: Range<usize>,
 }
 
 /// A response whose value is sent from the table.
 #[derive(Debug)]
 pub(super) struct LongAnswer {
-    pub(super) head: [u8; ANSWER_HEAD_BYTES],
+    pub(super) head: AnswerHead,
     pub(super) value: PinnedValue,
-    pub(super) value_len: usize,
     /// How many bytes of head and value are gone.
     pub(super) sent: usize,
     pub(super) pinned_at: Time,
@@ -45,7 +46,7 @@ pub(super) struct LongAnswer {
 
 impl LongAnswer {
     pub(super) fn unsent(&self) -> usize {
-        self.head.len() + self.value_len - self.sent
+        self.head.len() + self.value.range.len() - self.sent
     }
 
     /// The parts of head and value, at most `most` bytes of them, that are to be sent.

@@ -1,0 +1,152 @@
+//! Where the bytes of a value go: the caller's memory, memory of their own, or nowhere.
+
+mod common;
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{Act, Fake, SOON, anytime, key_of, open, within};
+use kv_client::{Answered, Client, Error, Landing, Op, OpOptions, Part, Room, SequenceNumber};
+
+const LONG: usize = 1 << 20;
+
+/// A value in which every place has a byte of its own, by this number.
+fn value(seed: u8) -> Vec<u8> {
+    (0..LONG)
+        .map(|at| u8::try_from(at % 251).unwrap().wrapping_mul(31).wrapping_add(seed))
+        .collect()
+}
+
+/// Reads a whole value into `room`. Returns its length, and whether it was received there.
+fn read_into(
+    client: &mut Client,
+    key: &[u8],
+    room: &mut [u8],
+    options: &OpOptions,
+) -> Result<(usize, bool), Error> {
+    let (at, bytes) = (NonNull::new(room.as_mut_ptr()).unwrap(), room.len());
+    let part = Part { from: 0, most: u32::try_from(bytes).unwrap(), all_or_nothing: true };
+    // SAFETY: `room` outlives the call.
+    let landing = Landing::At(unsafe { Room::new(at, bytes) });
+    client.call(Op::Read { key, part: Some(part), landing }, options, |answered| {
+        (answered.length, answered.value.as_ptr() == at.as_ptr())
+    })
+}
+
+#[test]
+fn a_long_value_is_received_where_the_caller_wants_it() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    client.put(b"k", &value(1), &anytime()).unwrap();
+    let mut room = vec![0; LONG + 10];
+    assert_eq!(read_into(&mut client, b"k", &mut room, &anytime()).unwrap(), (LONG, true));
+    assert!(room[..LONG] == value(1) && room[LONG..] == [0; 10]);
+    // What follows on the same connection is in its place.
+    client.put(b"k", b"short", &anytime()).unwrap();
+    assert_eq!(client.get(b"k", &anytime()).unwrap().bytes, b"short");
+    assert_eq!(read_into(&mut client, b"k", &mut room, &anytime()).unwrap(), (5, false));
+}
+
+#[test]
+fn a_long_value_comes_in_memory_of_its_own_and_a_short_one_does_not() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let take = |answered: Answered<'_>| {
+        assert_eq!(answered.value, value(2));
+        answered.take_memory().unwrap()
+    };
+    client.put(b"k", &value(2), &anytime()).unwrap();
+    let memory = client.get_with(b"k", &anytime(), take).unwrap();
+    let (at, bytes) = memory.into_raw();
+    // SAFETY: the memory is as long as it says, a NUL follows, and it is freed once.
+    unsafe {
+        let got = std::slice::from_raw_parts(at.as_ptr(), bytes + 1);
+        assert!(got[..bytes] == value(2) && got[bytes] == 0);
+        libc::free(at.as_ptr().cast());
+    }
+    client.put(b"k", b"short", &anytime()).unwrap();
+    assert!(client.get_with(b"k", &anytime(), |a| a.take_memory().is_none()).unwrap());
+}
+
+#[test]
+fn a_part_of_a_value_is_all_that_is_sent_and_its_length_alone_is_known_too() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let whole = value(3);
+    let version = client.put(b"k", &whole, &anytime()).unwrap().version;
+    for served in [Act::Serve, Act::ServeWhole] {
+        fake.script(move |_| served.clone());
+        let far = u32::try_from(LONG).unwrap();
+        for (from, most) in [(0, 0), (0, 7), (100, 200_000), (far - 3, 9), (far, 1), (u32::MAX, 5)]
+        {
+            let part = client.get_part(b"k", (from, most), &anytime()).unwrap();
+            let begin = LONG.min(from as usize);
+            let end = LONG.min(begin + most as usize);
+            assert!(part.bytes == whole[begin..end], "{most} from {from}");
+            assert_eq!((part.length, part.version), (LONG, version));
+        }
+        assert_eq!(client.length(b"k", &anytime()).unwrap(), (LONG, version));
+        let mut room = vec![7; LONG - 1];
+        assert_eq!(read_into(&mut client, b"k", &mut room, &anytime()).unwrap(), (LONG, false));
+        assert!(room == vec![7; LONG - 1], "nothing of a value that does not fit is copied");
+    }
+    let missing = client.get_part(b"absent", (0, 9), &anytime());
+    assert!(matches!(missing, Err(Error::NotFound { .. })), "{missing:?}");
+    assert_ne!(version, SequenceNumber::ZERO);
+}
+
+/// A server that has sent half of a value stalls, and the group moves. The value comes from the new primary; the
+/// rest of the old response must not be written over it.
+#[test]
+fn one_connection_at_a_time_writes_into_the_callers_memory() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let key = key_of(0);
+    client.put(&key, &value(4), &anytime()).unwrap();
+    let is_open = Arc::new(AtomicBool::new(false));
+    let (halved, newer) = (Arc::clone(&is_open), Arc::new(AtomicBool::new(false)));
+    let second = Arc::clone(&newer);
+    fake.script(move |seen| match seen.server {
+        0 => Act::Halve(Arc::clone(&halved)),
+        _ => Act::Halve(Arc::clone(&second)),
+    });
+    let mut room = vec![0; LONG];
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let got = read_into(&mut client, &key, &mut room, &anytime());
+            (got, client)
+        });
+        common::wait_until(|| fake.seen().iter().any(|seen| seen.server == 0 && seen.seq == 0));
+        // Another value, so that bytes of both would be seen.
+        fake.replace(&key, &value(5));
+        fake.promote(0, 1);
+        common::wait_until(|| fake.seen().iter().any(|seen| seen.server == 1));
+        // Both have sent a half. The old one goes on first.
+        is_open.store(true, Ordering::SeqCst);
+        common::wait_until(|| fake.finished_halves() == 1);
+        newer.store(true, Ordering::SeqCst);
+        let (got, _) = reader.join().unwrap();
+        assert_eq!(got.unwrap(), (LONG, true));
+    });
+    assert!(room == value(5));
+}
+
+#[test]
+fn memory_is_not_written_to_once_the_operation_has_ended() {
+    let fake = Fake::start(3, 1);
+    let mut client = open(&fake);
+    let key = key_of(0);
+    client.put(&key, &value(6), &anytime()).unwrap();
+    let is_open = Arc::new(AtomicBool::new(false));
+    fake.script(common::first(Act::Halve(Arc::clone(&is_open))));
+    let mut room = vec![0; LONG];
+    let ended = read_into(&mut client, &key, &mut room, &within(SOON));
+    assert!(matches!(ended, Err(Error::Timeout { .. })), "{ended:?}");
+    room.fill(9);
+    is_open.store(true, Ordering::SeqCst);
+    // The connection goes on behind the rest of the old response.
+    assert_eq!(client.get(&key, &anytime()).unwrap().bytes, value(6));
+    assert!(room == vec![9; LONG]);
+    assert_eq!(client.statistics().connections_lost, 0);
+}
