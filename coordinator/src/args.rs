@@ -438,7 +438,8 @@ fn parse_ssh_config(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| error.to_string())
 }
 
-/// Returns the directory with `~` resolved. The remote shell does not expand `~`, because the path is quoted.
+/// Returns the directory with a leading `~` resolved to a path relative to the home directory. The remote shell does
+/// not expand `~`, because the path is quoted.
 fn parse_remote_dir(text: &str) -> Result<String, String> {
     match text.strip_prefix('~') {
         None if text.is_empty() => {

@@ -83,7 +83,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Prints every ssh host once, in the order of the file: the host in a form that ssh accepts, the servers'
+/// Prints every ssh host once, in the order of the file. A line has the host in a form that ssh accepts, the servers'
 /// directory, and the configuration file of ssh, if there is one.
 fn list_hosts(file: &ClusterFile, settings: &Settings) -> Result<(), Failure> {
     let config = settings.ssh_config.as_ref().map(|path| path.display().to_string());

@@ -84,7 +84,7 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
             }
         };
         for name in &names {
-            // The first directory with the dump counts: if a stop redirected the dumps, it was the last one.
+            // The first directory with the dump counts: if a stop redirected the dumps, that stop was the last one.
             let fetched = match found.iter().find(|dump| dump.name == *name) {
                 Some(dump) => fetch(&ssh, host, dump, into).await,
                 None => Err(format!("it is not in {}", directories.join(" or "))),

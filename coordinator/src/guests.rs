@@ -68,7 +68,7 @@ pub(crate) struct Guest {
 }
 
 impl Guests {
-    /// Returns the set for at most `most` connections.
+    /// Creates an empty set for at most `most` connections.
     pub(crate) fn new(most: usize) -> Rc<Guests> {
         Rc::new(Guests {
             most,

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   cluster file, flags -> plan -> spawn (local, adopted, ssh) -----> servers
-//!   stored state -> restart -----^
-//!   dumps, last state -> restore -^
+//!   stored state -> restart ----^
+//!   dumps, state -> restore ----^
 //!                                                                       |
 //!      clients: MAP, STATUS -> clients --+      +-- links <- STARTED, HEARTBEAT
 //!                                        v      v

@@ -110,7 +110,7 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Returns at most `most` slots.
+    /// Creates `most` free slots.
     pub(crate) fn new(most: usize) -> Slots {
         Slots { taken: Rc::default(), most }
     }
@@ -142,7 +142,7 @@ pub(crate) struct Place {
 }
 
 impl WaitingRoom {
-    /// Returns a room for at most `most` connections.
+    /// Creates an empty room for at most `most` connections.
     pub(crate) fn new(most: usize) -> Rc<WaitingRoom> {
         Rc::new(WaitingRoom { waiting: RefCell::default(), most })
     }

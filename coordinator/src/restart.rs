@@ -6,10 +6,10 @@
 //! | of an unfinished restore        |                        | rejected unless all had loaded: use --restore   |
 //! | any                             | one is running         | takeover with the next epoch                    |
 //! | stopping, or has never served   | none is running        | set aside as *.old; new cluster                 |
-//! | stopped, all groups dumped      | not checked, all exited| set aside as *.old; new cluster                 |
+//! | stopped, all groups dumped      | all have exited        | set aside as *.old; new cluster                 |
 //! | has served                      | none is running        | rejected: its data is no longer in memory       |
 //! | any                             | a host is unreachable  | rejected, unless a process is found running     |
-//! | of another machine              | some ran on localhost  | rejected                                        |
+//! | of another machine              | some ran on localhost  | rejected unless the cluster file moves them     |
 //! | damaged                         |                        | rejected                                        |
 //!
 //! With `--resume`, a cluster without running processes is restored wherever this table founds a new cluster or

@@ -9,8 +9,8 @@
 //!   coord replace 1 HOST, coord set --memory-limit SIZE: the same, without the main loop
 //! ```
 //!
-//! Only the user that runs the coordinator, and root, can connect, as permitted by the file system. A network port
-//! would need a secret for that.
+//! Only the user that runs the coordinator, and root, are accepted. The mode of the socket and the credentials of the
+//! peer enforce this; a network port would need a secret.
 
 use std::cell::RefCell;
 use std::fs::{self, File, Permissions};

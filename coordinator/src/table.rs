@@ -19,7 +19,7 @@ use crate::units::{age, bytes, percent, took};
 
 /// The number of recoveries shown, the newest ones; `--json` has all.
 const SHOWN_RECOVERIES: usize = 8;
-/// The steps of a recovery, 0 to 5.
+/// The number of steps of a recovery, 0 to 5.
 const STEPS: usize = 6;
 
 /// The output device of the status.

@@ -106,9 +106,9 @@ fn show(text: &str, in_place: bool, is_first: bool) -> io::Result<()> {
     print(&frame(text, usize::from(rows), usize::from(columns), is_first))
 }
 
-/// Returns the output that replaces the previous frame on a terminal of this size. Lines that are too long or do
-/// not fit below are cut, because they would shift the others. The last column stays empty, because clearing the
-/// rest of a line would erase it.
+/// Returns the output that replaces the previous frame on a terminal of this size. Lines that are too long are
+/// cut, and lines below the last row are omitted, because they would shift the others. The last column stays empty,
+/// because clearing the rest of a line would erase it.
 fn frame(text: &str, rows: usize, columns: usize, is_first: bool) -> String {
     let columns = columns.saturating_sub(1);
     let mut frame = String::new();

@@ -48,8 +48,8 @@ pub trait Sink: Send + 'static {
 
     /// Carries out a [`Queue::nudge`].
     ///
+    /// # Errors
     /// The operation failed; the writer thread logs the error.
-    /// It could not; the reason is logged.
     fn nudged(&mut self) -> io::Result<()> {
         Ok(())
     }

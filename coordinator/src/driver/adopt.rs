@@ -1,4 +1,4 @@
-//! The takeover of an earlier coordinator's cluster: its processes are watched, and stale coordinators end.
+//! The takeover of an earlier coordinator's cluster: its processes are watched, and an outdated coordinator ends.
 
 use std::rc::Rc;
 
@@ -89,8 +89,8 @@ impl Driver {
         }
     }
 
-    /// Checks that no server of this cluster has obeyed another coordinator of this epoch or a later one. Such a
-    /// server would reject this coordinator for ever, so this coordinator ends.
+    /// Rejects a server of this cluster that has obeyed another coordinator of this epoch or a later one. The server
+    /// would reject this coordinator for ever, so this coordinator ends.
     pub(crate) fn check_epoch(&self, started: &Started) -> Result<(), String> {
         let (ours, theirs) = (self.cluster().config().epoch, started.epoch);
         let known = self.is_known(started);

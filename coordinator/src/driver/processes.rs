@@ -171,7 +171,7 @@ impl Driver {
         receiver
     }
 
-    /// If the exit of a local process does not show whether it left complete dumps, checks the directory for them.
+    /// Checks the directory for complete dumps if the exit of a local process does not show whether it left them.
     pub(super) async fn look_for_dumps(&self, member: Member, exit: Exit) -> Exit {
         if exit.in_order.is_some() {
             return exit;

@@ -1,9 +1,9 @@
-//! Places that move to new processes while the cluster serves, usually on other hosts. The cause is `coord
-//! replace`, or a cluster file that was edited while no coordinator ran.
+//! Places that move to new processes while the cluster serves, usually on other hosts. The cause is
+//! `coord replace`, or a cluster file that was edited while no coordinator ran.
 //!
 //! ```text
-//!   query the new host (ssh) -> plan, `elsewhere` --+ one store: the place's host, and the old process's host
-//!                               Cluster::on_replace-+
+//!   query the new host (ssh) -> plan, `elsewhere`   --+ one store: the place's host, and the old process's host
+//!                               Cluster::on_replace --+
 //!   Effect::Spawn: on the new host; the old process is killed until it is proven dead
 //! ```
 

@@ -77,7 +77,8 @@ impl Load {
     }
 }
 
-/// Finds, checks and chooses the dumps. Nothing is started or changed before every check has passed.
+/// Finds, checks and chooses the dumps. Nothing is started, and apart from a rebuilt state nothing is written, before
+/// every check has passed.
 pub(crate) async fn prepare(
     args: &Args,
     dirs: &[PathBuf],

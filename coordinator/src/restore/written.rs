@@ -1,5 +1,5 @@
-//! Groups without a reported dump, although a dump may exist. A server that dumps and exits without a coordinator
-//! cannot report it. Dumps that a restore would use count.
+//! A search for dumps that no server has reported: a server that dumps and exits without a coordinator cannot report
+//! them. Only dumps that a restore would use count.
 
 use std::path::Path;
 
