@@ -14,11 +14,11 @@ use kv_protocol::limits::{
 use kv_protocol::size;
 use serde::{Deserialize, Serialize};
 
-/// How often a status may be looked at.
+/// The bounds of the interval between two requests of `coord status --watch`.
 const MIN_INTERVAL_SECONDS: f64 = 0.1;
 const MAX_INTERVAL_SECONDS: f64 = 86_400.0;
 
-/// The least `--memory-limit`, in bytes: less has no room for a value of the largest size.
+/// The minimum of `--memory-limit` in bytes: less has no room for a value of the maximum size.
 const MEMORY_LIMIT_MIN: u64 = 16 << 20;
 
 /// Starts the servers of a cluster, watches them, and stops them in order.
@@ -194,7 +194,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) daemon: bool,
 
-    // No flag: this is `coord stop`, which takes a cluster over only to stop it.
+    // Not a flag: set by `coord stop`, which takes a cluster over only to stop it.
     #[arg(skip)]
     pub(crate) only_stops: bool,
 
@@ -203,7 +203,7 @@ pub(crate) struct Args {
     help: Option<bool>,
 }
 
-/// What to do about a second fault.
+/// The policy for a second fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OnDoubleFault {
@@ -433,12 +433,13 @@ fn parse_dump_dir(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// The path, absolute: it is stored, and read again from another working directory.
+/// Returns the absolute path, because the path is stored and used from another working directory.
 fn parse_ssh_config(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| error.to_string())
 }
 
-/// The directory as the login's shell would find it. It is quoted there, so `~` must not be left to that shell.
+/// Returns the directory with a leading `~` resolved to a path relative to the home directory. The remote shell does
+/// not expand `~`, because the path is quoted.
 fn parse_remote_dir(text: &str) -> Result<String, String> {
     match text.strip_prefix('~') {
         None if text.is_empty() => {
@@ -509,7 +510,7 @@ fn parse_orphan_timeout(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// Takes a limit of the tables as it is written: the servers read it again.
+/// Checks a limit of the tables and returns its text; the servers parse it themselves.
 fn parse_memory_limit(text: &str) -> Result<String, String> {
     match text {
         "none" => Ok(text.to_owned()),
@@ -521,7 +522,7 @@ fn parse_connection_memory(text: &str) -> Result<String, String> {
     parse_size(text, CONNECTION_MEMORY_MIN, "40M, which is room for two of the longest requests")
 }
 
-/// A size of at least so many bytes, as it is written.
+/// Checks that a size has at least so many bytes, and returns its text.
 fn parse_size(text: &str, least: u64, at_least: &str) -> Result<String, String> {
     match size::parse(text)? {
         bytes if bytes < least => {

@@ -1,4 +1,4 @@
-//! `coord status`: asks a running coordinator, and prints what it says, once.
+//! `coord status`: requests the status of a running coordinator and prints it once.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -16,10 +16,10 @@ use crate::spawn::printable;
 use crate::table::Screen;
 use crate::{Failure, random, table};
 
-/// How long connecting, and each read, may take.
+/// The timeout of connecting, and of each read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Prints the status of the cluster asked for; how well that is.
+/// Prints the status of a cluster, and returns its health.
 pub(crate) fn run(args: &StatusArgs) -> Result<Health, Failure> {
     let json = fetch(args).map_err(|reason| failure(args, &reason))?;
     let status = parse(&json)?;
@@ -36,13 +36,13 @@ pub(crate) fn run(args: &StatusArgs) -> Result<Health, Failure> {
     }
 }
 
-/// Columns of the terminal that standard output is; `None`: it is none.
+/// Returns the width of the terminal in columns, or `None` if standard output is not a terminal.
 pub(crate) fn width() -> Option<usize> {
     let (_, columns) = std::io::stdout().is_terminal().then(|| console::Term::stdout().size())?;
     Some(usize::from(columns))
 }
 
-/// What it means that the status could not be fetched.
+/// Returns the failure for a status that could not be fetched.
 pub(crate) fn failure(args: &StatusArgs, reason: &str) -> Failure {
     Failure::Failed(format!(
         "ask the coordinator at {}, port {}: {reason}; check -h and -p, and that it runs",
@@ -56,7 +56,7 @@ pub(crate) fn parse(json: &str) -> Result<ClusterStatus, Failure> {
         .map_err(|error| Failure::Failed(format!("read the coordinator's status: {error}")))
 }
 
-/// The status as the coordinator tells it.
+/// Returns the status as JSON from the coordinator.
 pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
     let mut stream = connect(&args.host, args.port)?;
     let patience = Some(PATIENCE);
@@ -99,7 +99,7 @@ pub(crate) fn fetch(args: &StatusArgs) -> Result<String, String> {
 }
 
 fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
-    // An IPv6 address may stand in brackets, as in a URL and with `client`; the resolver takes none.
+    // An IPv6 address may be in brackets, as in a URL and with `client`; the resolver accepts none.
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host = bare.unwrap_or(host);
     let addresses = (host, port).to_socket_addrs().map_err(|error| error.to_string())?;

@@ -1,6 +1,7 @@
-//! `coord stop`, `detach`, `replace` and `set`: ask a running coordinator, print what it says meanwhile, and end as it ends.
+//! `coord stop`, `detach`, `replace` and `set`: each sends a request to the running coordinator, prints its
+//! messages, and exits with its result.
 //!
-//! Where the coordinator of `coord stop` has died, this process takes its servers over and stops them.
+//! If the coordinator has died, `coord stop` takes over its servers in this process and stops them.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Write as _};
@@ -17,22 +18,22 @@ use crate::spawn::ssh::Ssh;
 use crate::stop_port::{Call, Line, Replacement, Request, Setting, path_in};
 use crate::{Failure, driver, lock, store};
 
-/// How long a coordinator that has said its last word is waited for, and how often it is looked for.
+/// The timeout for the exit of a coordinator that has sent its last message, and the polling interval.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 const END_LOOK: Duration = Duration::from_millis(10);
 
-/// How a question ended that was put to a coordinator.
+/// The outcome of a request to a coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     Done,
-    /// None runs there.
+    /// No coordinator is running there.
     Nobody,
 }
 
-/// Asks for a stop, and waits for the end.
+/// Requests a stop, and waits for its end.
 ///
 /// # Errors
-/// The stop did not go well, or the coordinator cannot be asked.
+/// The stop failed, or the coordinator cannot be reached.
 pub(crate) fn stop(args: &StopArgs) -> Result<Asked, Failure> {
     ask(&args.dir, &call_of(args), "to stop")
 }
@@ -41,34 +42,34 @@ fn call_of(args: &StopArgs) -> Call {
     Call::Stop(Request { dump_dir: args.dump_dir.clone(), force: args.force })
 }
 
-/// Has a coordinator end and leave its servers.
+/// Requests that a coordinator exits and leaves its servers running.
 ///
 /// # Errors
-/// It does not, or none runs there.
+/// The coordinator rejects the request, or none is running there.
 pub(crate) fn detach(args: &DetachArgs) -> Result<(), Failure> {
     ask_running(&args.dir, &Call::Detach { detach: () }, "to detach")
 }
 
-/// Has a coordinator give a place to another host.
+/// Requests that a coordinator moves a place to a new process.
 ///
 /// # Errors
-/// It does not, or none runs there.
+/// The coordinator rejects the request, or none is running there.
 pub(crate) fn replace(args: &ReplaceArgs) -> Result<(), Failure> {
     let ports = args.ports.as_slice().try_into().unwrap_or([0; 3]);
     let wanted = Replacement { server: args.server, host: args.host.clone(), ports };
     ask_running(&args.dir, &Call::Replace(wanted), "to replace a server")
 }
 
-/// Has a coordinator change settings.
+/// Requests a change of settings.
 ///
 /// # Errors
-/// It does not, or none runs there.
+/// The coordinator rejects the request, or none is running there.
 pub(crate) fn set(args: &SetArgs) -> Result<(), Failure> {
     let setting = Setting { memory_limit: args.memory_limit.clone() };
     ask_running(&args.dir, &Call::Set(setting), "to change its settings")
 }
 
-/// As [`ask`], where a coordinator must run.
+/// Sends a request like [`ask`], but fails if no coordinator is running.
 fn ask_running(dir: &Path, call: &Call, what: &str) -> Result<(), Failure> {
     match ask(dir, call, what)? {
         Asked::Done => Ok(()),
@@ -80,7 +81,7 @@ fn ask_running(dir: &Path, call: &Call, what: &str) -> Result<(), Failure> {
     }
 }
 
-/// Puts a question, and waits for the last line of the answer.
+/// Sends a request, prints the response, and waits for its last line.
 fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
     let shown = dir.display();
     let failed = |error: io::Error| {
@@ -109,7 +110,7 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
         if line.ended == Some(false) {
             return Err(Failure::Failed(printable_lines(&line.say)));
         }
-        // A closed standard output is no reason to fail.
+        // A closed standard output is not a failure.
         let _ = writeln!(io::stdout(), "{}", printable_lines(&line.say));
         if line.ended.is_some() {
             if matches!(call, Call::Stop(_) | Call::Detach { .. }) {
@@ -124,14 +125,15 @@ fn ask(dir: &Path, call: &Call, what: &str) -> Result<Asked, Failure> {
     )))
 }
 
-/// Waits until a coordinator that has said its last word has ended: another one may follow in its directory.
+/// Waits until a coordinator that has sent its last message has exited, so that another one can start in its
+/// directory.
 fn await_end(dir: &Path) {
     let deadline = Instant::now() + END_PATIENCE;
     let mut process = None;
     while Instant::now() < deadline {
         match lock::holder_of(dir) {
             Some(pid) => process = Some(pid),
-            // The lock is given back a moment before the process has gone.
+            // The lock is released slightly before the process has ended.
             None if process.is_none_or(|pid| !Path::new(&format!("/proc/{pid}/exe")).exists()) => {
                 return;
             }
@@ -144,7 +146,7 @@ fn await_end(dir: &Path) {
 /// Stops a cluster whose coordinator has died: takes its servers over and has them drain, dump and exit.
 ///
 /// # Errors
-/// No server is known to live, or the stop did not go well.
+/// No server is known to be running, or the stop failed.
 pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     let dir = args.dir.display();
     let nobody = |what: &str| {
@@ -183,7 +185,7 @@ pub(crate) async fn stop_alone(args: &StopArgs) -> Result<(), Failure> {
     driver::serve(own, file, Some(call_of(args))).await
 }
 
-/// Nothing that a terminal obeys, but the ends of lines.
+/// Escapes text for a terminal, except for line ends.
 fn printable_lines(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }

@@ -1,4 +1,4 @@
-//! `--check`: whether a cluster could be started, without starting anything.
+//! `--check`: checks whether a cluster could be started, without starting anything.
 
 pub(crate) mod needs;
 
@@ -19,13 +19,13 @@ use crate::survey::{self, Survey};
 use crate::{Failure, own_address};
 use needs::Limits;
 
-/// The result of looking at one thing: what was looked at, and what was found.
+/// The result of one check: its subject and its finding.
 type Finding = (String, Result<String, String>);
 
-/// Fixed ports of a host's servers, each with the server that is to listen on it.
+/// The fixed ports of a host's servers, each with the server that is to listen on it.
 type FixedPorts = BTreeMap<u16, ServerId>;
 
-/// Looks at everything and prints a line for each finding.
+/// Runs all checks and prints a line for each finding.
 pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     let file = plan::read_file(args)?;
     if args.check_file {
@@ -83,8 +83,8 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Prints every ssh host once, in the order of the file: as ssh takes it, the servers' directory, and ssh's
-/// configuration if it has one.
+/// Prints every ssh host once, in the order of the file. A line has the host in a form that ssh accepts, the servers'
+/// directory, and the configuration file of ssh, if there is one.
 fn list_hosts(file: &ClusterFile, settings: &Settings) -> Result<(), Failure> {
     let config = settings.ssh_config.as_ref().map(|path| path.display().to_string());
     let config = config.unwrap_or_default();
@@ -95,7 +95,7 @@ fn list_hosts(file: &ClusterFile, settings: &Settings) -> Result<(), Failure> {
             continue;
         }
         let shown = host.to_string();
-        // ssh takes an address in brackets only as a URI.
+        // ssh accepts an address in brackets only in a URI.
         let uri = if shown.contains('[') && !shown.starts_with("ssh://") { "ssh://" } else { "" };
         writeln!(out, "{uri}{shown}\t{}\t{config}", settings.remote_dir)
             .map_err(|error| Failure::Failed(format!("print the hosts: {error}")))?;
@@ -103,7 +103,7 @@ fn list_hosts(file: &ClusterFile, settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Every host of the file with the fixed ports of its servers.
+/// Returns every host of the file with the fixed ports of its servers.
 fn hosts(file: &ClusterFile) -> BTreeMap<String, (&Host, FixedPorts)> {
     let mut hosts = BTreeMap::new();
     for line in &file.servers {
@@ -115,7 +115,7 @@ fn hosts(file: &ClusterFile) -> BTreeMap<String, (&Host, FixedPorts)> {
     hosts
 }
 
-/// Ports of the file and of the flags that meet on one machine, though it has several names.
+/// Finds ports in the file and in the flags that collide on one machine, even if the machine has several names.
 fn shared_ports(
     args: &Args,
     file: &ClusterFile,
@@ -220,7 +220,7 @@ fn check_remote(
     }
 }
 
-/// What a server of this machine says that it takes where no limit is given.
+/// Returns the memory limit that a server on this machine reports as its default.
 fn default_limit(binary: &Path, servers: usize) -> Result<String, String> {
     let mut command = std::process::Command::new(binary);
     command.arg("--show-memory-limit").arg(servers.to_string());
@@ -236,7 +236,7 @@ fn default_limit(binary: &Path, servers: usize) -> Result<String, String> {
 }
 
 fn port_is_free(port: u16) -> Result<String, String> {
-    // As the server will: without SO_REUSEADDR's blindness for other listeners, on all addresses.
+    // Binds like the server: to all addresses, so that any other listener is noticed.
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
     match std::net::TcpListener::bind(address) {
         Ok(_) => Ok("free".into()),
@@ -263,18 +263,18 @@ fn kernel_is_at_least(release: &str, wanted: (u32, u32)) -> bool {
     }
 }
 
-/// Asks the kernel for the smallest ring there is: the only test that sees what containers forbid.
+/// Creates the smallest possible ring. Only this test detects that a container forbids io_uring.
 fn io_uring_works() -> Result<String, String> {
     // struct io_uring_params (io_uring_setup(2)) has 120 bytes, all zero for the defaults.
     let mut parameters = [0u64; 15];
-    // SAFETY: the kernel reads and writes the 120 bytes that the array has, and nothing else.
+    // SAFETY: the kernel reads and writes only the 120 bytes of the array.
     let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr()) };
     if result < 0 {
         let error = std::io::Error::last_os_error();
         return Err(format!("{error}; {}", io_uring_advice(&error)));
     }
     let descriptor = i32::try_from(result).expect("descriptors fit 32 bits");
-    // SAFETY: the descriptor was just made by the kernel for this process, and nothing else has it.
+    // SAFETY: the kernel has just created the descriptor for this process, and nothing else owns it.
     drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(descriptor) });
     Ok("works".into())
 }

@@ -1,5 +1,5 @@
-//! The clients' port: HELLO, then MAP and STATUS, as often as asked. On a thread of its own, with a lower
-//! priority than the brain's: no number of clients delays a failover.
+//! The clients' port: HELLO, then any number of MAP and STATUS requests. It has its own thread, with a lower
+//! priority than the driver's thread, so that no number of clients delays a failover.
 
 use std::cell::RefCell;
 use std::io;
@@ -27,25 +27,25 @@ use crate::listener::{self, Slots};
 use crate::logs::Refusals;
 use crate::snapshot::{Shape, Snapshots};
 
-/// Questions have no body, so this port never takes more than a hello.
+/// The rules for frames: requests have no body, so HELLO is the longest frame.
 const RULES: FrameRules = FrameRules::unchecked(MAX_HELLO_BODY);
 
-/// Connections that are told BUSY at once; one more is closed without a word.
+/// The maximum number of concurrent BUSY responses; further connections are closed without a response.
 const MAX_REFUSALS_AT_ONCE: usize = 64;
 
-/// Opcodes from here on belong to the servers' and coordinator's own connections.
+/// The first opcode of the connections between servers and the coordinator.
 const FIRST_FOREIGN_OPCODE: u8 = 0x40;
 
-/// How much less of a processor the thread gets than the brain's, where both want it (nice(2)).
+/// The nice(2) value of the thread, which gives the driver's thread priority.
 const NICE: i32 = 5;
 
-/// How long the status shows that connections had to be closed for others.
+/// The duration for which the status reports that connections were closed to make room for others.
 const CROWDED_SHOWN: Duration = Duration::from_secs(60);
 
-/// Starts the thread that serves the port for ever, with at most so many descriptors.
+/// Starts the thread that serves the port for ever, with at most this many descriptors.
 ///
 /// # Errors
-/// The system's own: a thread, or the runtime's descriptors.
+/// The system cannot create a thread, or the descriptors of the runtime.
 pub(crate) fn start(
     snapshots: Arc<Snapshots>,
     listener: std::net::TcpListener,
@@ -97,27 +97,26 @@ async fn serve(snapshots: Arc<Snapshots>, listener: TcpListener, descriptors: us
     .await;
 }
 
-/// What all connections of the port share.
+/// The state that all connections of the port share.
 struct Port {
     snapshots: Arc<Snapshots>,
     guests: Rc<Guests>,
     refusals: Rc<Refusals>,
-    /// The last answer to STATUS: slow readers share its bytes, which bounds what they can make this
-    /// process hold.
+    /// The last STATUS response. Slow readers share its bytes, which bounds the memory that they can occupy.
     status: RefCell<Option<(Time, Rc<Vec<u8>>)>>,
     crowded: RefCell<Crowded>,
 }
 
-/// Idle connections that were closed for others.
+/// Idle connections that were closed to make room for others.
 #[derive(Debug, Default)]
 struct Crowded {
     closed: u64,
-    /// Since when, until when at least, and by whose connection last.
+    /// The start of the crowding, its earliest end, and the address whose connection was the last cause.
     seen: Option<(Time, Time, IpAddr)>,
 }
 
 impl Port {
-    /// Notes whether the connection that has just come from this address had another one closed.
+    /// Records whether the newest connection, from this address, has caused another one to be closed.
     fn note_crowd(&self, address: IpAddr) {
         let mut crowded = self.crowded.borrow_mut();
         let closed = self.guests.closed_for_others();
@@ -172,7 +171,7 @@ impl Port {
     }
 }
 
-/// The bytes of an answer.
+/// The bytes of a response.
 enum Answer {
     Map(Arc<Vec<u8>>),
     Status(Rc<Vec<u8>>),
@@ -217,7 +216,7 @@ async fn converse(port: &Port, guest: &Guest, stream: TcpStream) {
     }
 }
 
-/// Why a client is not served any more.
+/// The reason for ending a client's connection.
 enum End {
     Connection(ConnectionError),
     Refused(Status, String),
@@ -259,7 +258,8 @@ async fn answer_all(port: &Port, guest: &Guest, connection: &mut Connection) -> 
     Ok(())
 }
 
-/// The next frame; `None` at the end, and when this connection has to make room for another.
+/// Returns the next frame. Returns `None` at the end of the stream, and if this connection must make room for
+/// another.
 async fn next_frame(
     connection: &mut Connection,
     guest: &Guest,

@@ -1,9 +1,9 @@
-//! The clock that the cluster's brain is told: CLOCK_BOOTTIME, which counts suspend.
+//! The clock of the cluster's state machine: CLOCK_BOOTTIME, which includes suspended time.
 
 use kv_protocol::Time;
 use rustix::time::{ClockId, clock_gettime};
 
-/// The time since this machine's boot.
+/// Returns the time since this machine's boot.
 pub(crate) fn now() -> Time {
     let reading = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(reading.tv_sec).expect("CLOCK_BOOTTIME is never negative");

@@ -1,7 +1,7 @@
 //! `coord collect`: fetches the dumps of a stopped cluster from its ssh hosts.
 //!
 //! ```text
-//!   coordinator.state -> which server ran where, and where its dumps went
+//!   coordinator.state -> the host of each server, and the directory of its dumps
 //!   ssh: sizes of the dumps there -> ssh: cat DUMP -> INTO/.NAME.PID, fsync -> INTO/NAME, unless that exists
 //! ```
 
@@ -26,9 +26,9 @@ use crate::spawn::{last_lines, printable, quote};
 use crate::store::{self, Record};
 use crate::{Failure, lock, units};
 
-/// A dump that brings no byte for this long is given up.
+/// The timeout for the next bytes of a dump.
 const STALL_PATIENCE: Duration = Duration::from_secs(60);
-/// How often it is said how far a long dump is.
+/// The interval at which the progress of a long dump is reported.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 const ROLES: [&str; 2] = ["primary", "secondary"];
 
@@ -43,7 +43,7 @@ struct Dump {
 /// Fetches the dumps.
 ///
 /// # Errors
-/// The cluster runs, its state cannot be read, or a dump is missing or did not come whole.
+/// The cluster is running, its state cannot be read, or a dump is missing or incomplete.
 pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
     let dir = args.dir.display();
     let loaded = store::load(&args.dir).map_err(|error| Failure::Failed(error.to_string()))?;
@@ -84,7 +84,7 @@ pub(crate) async fn run(args: &CollectArgs) -> Result<(), Failure> {
             }
         };
         for name in &names {
-            // The first directory that has it counts: a stop that sent the dumps elsewhere was the last one.
+            // The first directory with the dump counts: if a stop redirected the dumps, that stop was the last one.
             let fetched = match found.iter().find(|dump| dump.name == *name) {
                 Some(dump) => fetch(&ssh, host, dump, into).await,
                 None => Err(format!("it is not in {}", directories.join(" or "))),
@@ -109,11 +109,11 @@ fn quoted(path: &Path) -> String {
 }
 
 fn say(text: &str) {
-    // A closed standard output is no reason to fail.
+    // A closed standard output is not a failure.
     let _ = writeln!(std::io::stdout(), "{}", printable(text));
 }
 
-/// The ssh hosts of a cluster, each once, with its servers.
+/// Returns each ssh host of a cluster once, with its servers.
 fn hosts(record: &Record) -> Vec<(&Host, Vec<ServerId>)> {
     let mut hosts: Vec<(&Host, Vec<ServerId>)> = Vec::new();
     for (host, n) in record.place.hosts.iter().zip(0..).filter(|(host, _)| **host != Host::Local) {
@@ -125,7 +125,7 @@ fn hosts(record: &Record) -> Vec<(&Host, Vec<ServerId>)> {
     hosts
 }
 
-/// Dumps beside servers that live are those of an earlier run, or not whole.
+/// Fails if the cluster is running: its dumps would be of an earlier run, or incomplete.
 async fn refuse_if_it_runs(record: &Record, ssh: &Ssh, dir: &Path) -> Result<(), Failure> {
     let is_watched = lock::holder_of(dir).is_some();
     let lives =
@@ -140,7 +140,7 @@ async fn refuse_if_it_runs(record: &Record, ssh: &Ssh, dir: &Path) -> Result<(),
     }
 }
 
-/// Prints `dump <bytes> <number of the directory> <name>` for each dump that is there.
+/// Returns a script that prints `dump <bytes> <index of the directory> <name>` for each existing dump.
 fn list_script(directories: &[String], names: &[String]) -> String {
     let mut script = String::new();
     for (n, directory) in directories.iter().enumerate() {
@@ -163,7 +163,7 @@ fn parse(said: &str, directories: &[String], names: &[String]) -> Vec<Dump> {
     said.lines().filter_map(dump).collect()
 }
 
-/// Fetches a dump under its name, or finds that it is here already; returns which, in words.
+/// Fetches a dump, unless the same file is here already. Returns a description of the result.
 async fn fetch(ssh: &Ssh, host: &Host, dump: &Dump, into: &Path) -> Result<String, String> {
     let target = into.join(&dump.name);
     if let Ok(metadata) = fs::symlink_metadata(&target) {
@@ -203,7 +203,7 @@ async fn fetch(ssh: &Ssh, host: &Host, dump: &Dump, into: &Path) -> Result<Strin
     Ok(units::bytes(got))
 }
 
-/// Writes what comes to a file that only its owner can read, and says now and then how far it is.
+/// Writes the received bytes to a file that only its owner can read, and reports the progress at intervals.
 async fn receive(
     mut from: impl AsyncRead + Unpin,
     path: &Path,
@@ -234,7 +234,7 @@ async fn receive(
     file.sync_all().map_err(failed)
 }
 
-/// A file that is removed again unless it was renamed.
+/// A temporary file that is removed when dropped, unless it was renamed.
 struct Part(PathBuf);
 
 impl Drop for Part {

@@ -1,4 +1,4 @@
-//! One connection: frames in, frames out, and the deadlines of both.
+//! One connection: frames in both directions, and the deadlines of both.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,10 +11,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Bytes taken from a socket at once. Each open connection has room for as many.
+/// The maximum number of bytes read from a socket at once. Each open connection has a buffer of this size.
 const READ_BYTES: usize = 4 << 10;
 
-/// Why a connection ends, other than by a close between two frames.
+/// The reason for the end of a connection, other than a close between two frames.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectionError {
     #[error("{0}")]
@@ -31,30 +31,30 @@ pub(crate) enum ConnectionError {
     Io(#[from] io::Error),
 }
 
-/// A frame, apart from the buffer it came in.
+/// A frame, separate from the receive buffer.
 #[derive(Debug)]
 pub(crate) struct OwnedFrame {
     pub(crate) opcode: u8,
     pub(crate) body: Vec<u8>,
 }
 
-/// A connection with frames of certain rules.
+/// A connection whose frames follow certain rules.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
     buffer: FrameBuffer,
-    /// When the frame that is coming in began.
+    /// The time at which the incomplete frame began.
     frame_began: Option<Instant>,
-    /// Since when the other end owes a frame.
+    /// The time since which a frame is expected from the peer.
     waiting_since: Instant,
-    /// What is sent while the next frame is waited for.
+    /// Bytes that are sent while the next frame is awaited.
     output: Vec<u8>,
-    /// How much of it is gone, and when that last grew.
+    /// The number of those bytes already sent, and the time at which it last grew.
     sent: usize,
     last_progress: Instant,
 }
 
-/// What a socket did.
+/// The result of a transfer on a socket.
 enum Moved {
     In(usize),
     Out(usize),
@@ -62,7 +62,7 @@ enum Moved {
 
 impl Connection {
     pub(crate) fn new(stream: TcpStream, rules: FrameRules) -> Connection {
-        // Without it a small answer may wait for the acknowledgement of an earlier one.
+        // Otherwise a small response may wait for the acknowledgement of an earlier one.
         let _ = stream.set_nodelay(true);
         Connection {
             stream,
@@ -85,8 +85,8 @@ impl Connection {
             .map_or_else(|_| "?".into(), |address: SocketAddr| address.to_string())
     }
 
-    /// Sends this while the next frames are waited for, so that whoever takes it slowly is heard all the
-    /// same.
+    /// Queues bytes that are sent while the next frames are awaited. Frames of a peer that reads slowly are thus
+    /// still received.
     pub(crate) fn queue(&mut self, bytes: &[u8]) {
         if self.has_sent_all() {
             self.output.clear();
@@ -96,13 +96,13 @@ impl Connection {
         self.output.extend_from_slice(bytes);
     }
 
-    /// Whether nothing that was queued is left to be sent.
+    /// Returns whether all queued bytes have been sent.
     pub(crate) fn has_sent_all(&self) -> bool {
         self.sent == self.output.len()
     }
 
-    /// Receives bytes or sends some of those that are queued, whichever is possible first. May be
-    /// dropped while it waits: nothing is lost.
+    /// Receives bytes or sends queued bytes, whichever is possible first. Cancel-safe: no bytes are lost if this is
+    /// dropped.
     async fn transfer(
         stream: &mut TcpStream,
         received: &mut [u8],
@@ -116,9 +116,8 @@ impl Connection {
         }
     }
 
-    /// The next frame; `None` when the other end has closed between two frames. Waits at most
-    /// `patience` for its first byte (for ever if `None`), counted from the last frame's end. May be
-    /// dropped while it waits: nothing is lost.
+    /// Returns the next frame, or `None` if the peer has closed the connection between two frames. Waits at most
+    /// `patience` (for ever if `None`) for the first byte, counted from the end of the last frame. Cancel-safe.
     pub(crate) async fn next_frame(
         &mut self,
         patience: Option<Duration>,
@@ -166,8 +165,7 @@ impl Connection {
         }
     }
 
-    /// Sends bytes. Nothing is read from this connection meanwhile, so a reader that does not read
-    /// its answers asks no more.
+    /// Sends bytes. Reads nothing meanwhile, so a peer that does not read its responses cannot send more requests.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
         match timeout(STALL_DEADLINE, self.stream.write_all(bytes)).await {
             Ok(result) => Ok(result?),
@@ -175,8 +173,8 @@ impl Connection {
         }
     }
 
-    /// Says that no more comes, and takes what the other end still sends for a moment: a close with
-    /// unread bytes would destroy a last word on its way.
+    /// Shuts down the sending side and discards incoming bytes for a moment. Closing with unread bytes would reset
+    /// the connection and destroy a final message in transit.
     pub(crate) async fn end(mut self) {
         const LINGER: Duration = Duration::from_millis(500);
         const MAX_ROUNDS: usize = 64;
@@ -201,7 +199,7 @@ mod tests {
     use kv_protocol::frame::{Checksum, write_frame};
     use tokio::net::TcpListener;
 
-    /// Runs a conversation between a connection and a plain socket.
+    /// Runs a test with a connection and a plain socket as its peer.
     fn converse<F: Future<Output = ()>>(test: impl FnOnce(Connection, TcpStream) -> F) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

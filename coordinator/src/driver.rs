@@ -1,10 +1,10 @@
-//! The driver: feeds the cluster's brain and carries out what it decides.
+//! The driver of [`Cluster`]: passes inputs to it and carries out its effects.
 //!
 //! ```text
 //!   links, clients, orders, process tasks, timers, signals
 //!        |  input(...)                                        one thread, no await inside
 //!        v
-//!   kv_core::cluster  -> effects -> carry_out: spawn a dialler, queue an order, kill, say
+//!   kv_core::cluster  -> effects -> carry_out: open a connection, queue an order, spawn, kill, store, log
 //! ```
 
 mod adopt;
@@ -67,88 +67,89 @@ use crate::{
     stop_port,
 };
 
-/// How long the whole start may take, from the first process to the last stream.
+/// The timeout of the whole start, from the first process to the last stream.
 const START_PATIENCE: Duration = Duration::from_secs(60);
-/// Descriptors that the process needs beside connections.
+/// Descriptors reserved for other uses than connections.
 const RESERVED_DESCRIPTORS: u64 = 256;
 
-/// A store that takes longer is an alarm.
+/// The duration after which an unfinished store raises an alarm.
 const STORE_LATE: Duration = Duration::from_secs(1);
-/// How often a failure to store is logged for the same reason.
+/// The interval at which a failed store with the same reason is logged again.
 const STORE_WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Requests of `coord stop` that may wait.
+/// The maximum number of queued requests from the socket in the directory.
 const MAX_STOP_REQUESTS: usize = 8;
-/// The interval at which a dump that fails for the same reason is reported.
+/// The interval at which a failed order with the same reason is reported again.
 const FAILURE_TOLD_EVERY: Duration = Duration::from_secs(60);
-/// The interval at which it is reported that a process cannot be started for the same reason.
+/// The interval at which a failure to start a process for the same reason is reported again.
 const START_TOLD_EVERY: Duration = Duration::from_secs(600);
 
-/// When a failed order of a server was last reported, and for which reason.
+/// The time and the reason of the last report of a failed order, by server and order.
 type ToldFailures = HashMap<(ServerId, &'static str), (Time, String)>;
 
-/// What all tasks share.
+/// The state that all tasks share.
 pub(crate) struct Driver {
     cluster: RefCell<Cluster>,
     /// The map and the status for clients.
     snapshots: Arc<Snapshots>,
-    /// What the brain wants done before any input.
+    /// The effects of the cluster's creation, carried out before any input.
     first: RefCell<Vec<Effect>>,
-    /// Where the brain's memory is stored, and what is stored with it.
+    /// The directory of the coordinator's files, and the state file in it.
     dir: PathBuf,
     state_file: Arc<StateFile>,
-    /// What was last warned of about the store, and when.
+    /// The reason and the time of the last warning about a store.
     store_warning: RefCell<Option<(String, Time)>>,
     key: ClusterKey,
-    /// A store is done.
+    /// Notified when a store has completed.
     stored: Notify,
-    /// The cluster was found as an earlier coordinator has left it, and this was not yet told.
+    /// True until the first store completes, if this coordinator takes over the cluster of an earlier one.
     takes_over: Cell<bool>,
-    /// How many ssh there may be at once.
+    /// Limits the number of concurrent ssh processes.
     turn: Rc<Semaphore>,
     plan: RefCell<Rc<Plan>>,
-    /// The places that `coord replace` gave to other hosts.
+    /// The places that `coord replace` moved to other hosts.
     moved: RefCell<Vec<Moved>>,
-    /// The processes that may run on other hosts than those of their places.
+    /// The processes that may run on hosts other than those of their places.
     elsewhere: RefCell<Vec<Elsewhere>>,
-    /// Whoever waits for the end of those that have lost their places.
+    /// The kill channels of processes that have lost their places.
     given_up: RefCell<Vec<(Member, mpsc::Sender<()>)>>,
     console: Console,
-    /// Descriptors that this process may have open.
+    /// The number of descriptors available for connections.
     pub(crate) descriptors: usize,
-    /// By server: where its orders go while the connection stands.
+    /// By server: the channel for its orders while its connection is open.
     orders: RefCell<Vec<Option<mpsc::Sender<Order>>>>,
-    /// By server: whoever waits for its process, and may kill it.
+    /// By server: the kill channel of its process.
     killers: RefCell<Vec<Option<mpsc::Sender<()>>>>,
-    /// By server: the command it was started with, and how it ended.
+    /// By server: the command line of its process, and the exit of that process.
     commands: RefCell<Vec<String>>,
     exits: RefCell<Vec<Option<Exit>>>,
     next_link: Cell<u64>,
     ready: RefCell<Option<Ready>>,
     ports: Ports,
     failure: RefCell<Option<(ServerId, String)>>,
-    /// Why this coordinator must end and leave the servers as they are.
+    /// The reason for which this coordinator must end and leave the servers running.
     outdated: RefCell<Option<String>>,
     outcome: RefCell<Option<StopOutcome>>,
-    /// What the servers are told while they run; the number grows when it changes.
+    /// Counts the changes of the settings that running servers receive, and notifies their connections.
     settings_told: watch::Sender<u64>,
-    /// Where the dumps go, if not to the servers' own directories.
+    /// The directory for dumps, if it differs from the servers' own directories.
     dump_dir: RefCell<Option<String>>,
-    /// This is `coord stop`: an impatient person at its terminal has not watched a whole cluster.
+    /// True in a `coord stop` that runs the stop itself: a second signal does not abandon groups that are not
+    /// dumped.
     only_stops: bool,
-    /// Those who wait for the end of the stop.
+    /// The callers that wait for the end of the stop.
     pub(crate) callers: Callers,
-    /// By server and order: when its failure was told last, and in which words.
+    /// The last report of each failed order.
     told_failures: RefCell<ToldFailures>,
-    /// By server: why a process could not be started there, and when that was told.
+    /// By server: the time and the reason of the last reported failure to start a process.
     told_starts: RefCell<HashMap<ServerId, (Time, String)>>,
-    /// What founders begin with, where the cluster is restored.
+    /// The dumps that the founders load, if the cluster is restored.
     restoration: Option<Restoration>,
-    /// The command that brings this cluster back after its stop.
+    /// The command that restores this cluster after its stop.
     restore_command: String,
-    /// Something changed that the main loop must look at.
+    /// Notified when the main loop has something to check.
     changed: Notify,
-    /// Some recovery is in another step, or all servers load or dump.
+    /// Notified when a recovery reaches another step, or when all servers load or dump.
     pub(crate) recovering: Notify,
 }
 
@@ -165,7 +166,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     serve(args, file, None).await
 }
 
-/// As [`run`], for a cluster file that was read; `call` is carried out on a cluster that is taken over, and on no other.
+/// Runs a cluster like [`run`], from a parsed cluster file. A `call` is carried out on a cluster that is taken
+/// over; otherwise it is an error.
 pub(crate) async fn serve(
     args: Args,
     file: ClusterFile,
@@ -183,7 +185,7 @@ pub(crate) async fn serve(
     let _lock = DirectoryLock::take(&args.dir)?;
     let mut reasons = stop::listen(args.daemon)?;
     let (plan, beginning) = tokio::select! {
-        // What is wrong with the plan is said even to someone who leaves at once.
+        // A failure of the plan is reported even if a reason to stop has already arrived.
         biased;
         plan = make_plan(&args, file, console) => {
             plan.inspect_err(|failure| console.log(failure))?
@@ -207,8 +209,8 @@ pub(crate) async fn serve(
     let driver = Rc::new(Driver::new(&args, plan, beginning, console, ready, ports)?);
     let told = Rc::clone(&driver);
     tokio::task::spawn_local(async move {
-        // An epoch that a crash could take back must not be told: its successor would have the same
-        // number, and the servers would refuse it.
+        // The epoch must be durable before any server receives it. Otherwise the next coordinator after a crash
+        // would use the same number, and the servers would reject it.
         told.until_durable().await;
         tokio::task::spawn_local(show_status(Rc::clone(&told)));
         let served = clients.into_std().and_then(|clients| {
@@ -223,7 +225,7 @@ pub(crate) async fn serve(
     tokio::task::spawn_local(progress::keep(Rc::clone(&driver)));
     let (requests_to, mut requests) = mpsc::channel(MAX_STOP_REQUESTS);
     if let Some(call) = call {
-        // The first of them always has room.
+        // The channel is empty, so this send succeeds.
         let _ = requests_to.try_send(call);
     }
     let port = stop_port::serve(Rc::clone(&driver), args.dir.clone(), requests_to);
@@ -241,7 +243,7 @@ pub(crate) async fn serve(
     ended.map(drop)
 }
 
-/// Keeps the cluster's key out of core dumps, and debuggers of the same user away.
+/// Keeps the cluster's key out of core dumps, and prevents debuggers of the same user from attaching.
 fn forbid_core_dumps() -> Result<(), Failure> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| {
         Failure::Failed(format!("forbid core dumps: {error}; or give --core-dumps"))
@@ -252,7 +254,7 @@ fn name_of(reason: Option<stop::Reason>) -> String {
     reason.map_or_else(|| "no reason".into(), |reason| reason.to_string())
 }
 
-/// Publishes the status whenever the clients' thread wants a newer one.
+/// Publishes the status whenever the clients' thread requests a newer one.
 async fn show_status(driver: Rc<Driver>) {
     loop {
         driver.snapshots.status_is_wanted().await;
@@ -262,7 +264,7 @@ async fn show_status(driver: Rc<Driver>) {
     }
 }
 
-/// Timers, signals and the end; returns how it ended, in words.
+/// Handles timers, signals and requests until the end, and returns the outcome in words.
 async fn main_loop(
     driver: &Rc<Driver>,
     reasons: &mut mpsc::Receiver<stop::Reason>,
@@ -298,7 +300,7 @@ async fn main_loop(
             () = driver.changed.notified() => {}
             Some(call) = requests.recv() => match call {
                 Call::Stop(request) => driver.stop_as_asked(&request, &mut stopping),
-                // The socket's task answers these by itself.
+                // The socket's task carries these out itself.
                 Call::Replace(_) | Call::Set(_) => {}
                 Call::Detach { .. } => match driver.may_detach() {
                     Ok(()) => {
@@ -334,7 +336,7 @@ async fn until(deadline: Option<Time>) {
     }
 }
 
-/// Raises the bound on open descriptors as far as it may be, and says where it is.
+/// Raises the limit of open descriptors to its maximum, and returns how many are available for connections.
 fn raise_descriptors() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -363,7 +365,7 @@ impl Driver {
             Beginning::Earlier(earlier) => {
                 key = earlier.key;
                 (moved, elsewhere) = (earlier.place.moved, earlier.place.elsewhere);
-                // Only of a stop that is under way: a cluster that goes on dumps at home.
+                // Applies only to a stop in progress; otherwise servers dump into their own directories.
                 dump_dir = earlier.dump_dir.filter(|_| earlier.state.is_stopping);
                 (Some(earlier.state), None)
             }
@@ -445,17 +447,17 @@ impl Driver {
         })
     }
 
-    /// What the cluster's processes know each other by.
+    /// Returns the key with which the cluster's processes authenticate each other.
     pub(crate) fn key(&self) -> ClusterKey {
         self.key
     }
 
-    /// The cluster, to be looked at; never kept across an await.
+    /// Returns the cluster for reading. The reference must not be held across an await.
     pub(crate) fn cluster(&self) -> Ref<'_, Cluster> {
         self.cluster.borrow()
     }
 
-    /// Gives the cluster one input, and carries out its effects before the next.
+    /// Passes one input to the cluster, and carries out its effects before the next input.
     pub(crate) fn input<R>(
         self: &Rc<Driver>,
         give: impl FnOnce(&mut Cluster, Time, &mut Vec<Effect>) -> R,
@@ -470,23 +472,23 @@ impl Driver {
         result
     }
 
-    /// Has this coordinator end and leave the servers as they are.
+    /// Ends this coordinator and leaves the servers running.
     fn end(&self, reason: String) {
         *self.outdated.borrow_mut() = Some(reason);
         self.changed.notify_one();
     }
 
-    /// Whether the log is a file.
+    /// Returns whether the log is a file.
     pub(crate) fn has_log_file(&self) -> bool {
         self.console.is_file()
     }
 
-    /// A name for a new connection of a server.
+    /// Returns a new id for a server's connection.
     pub(crate) fn next_link(&self) -> LinkId {
         LinkId(self.next_link.replace(self.next_link.get() + 1))
     }
 
-    /// Where the orders to a server go from now on.
+    /// Sets the channel for the orders to a server, unless the process has lost its place.
     pub(crate) fn set_orders(&self, member: Member, sender: Option<mpsc::Sender<Order>>) {
         if self.cluster().member(member.server) != member {
             return;
@@ -494,7 +496,7 @@ impl Driver {
         self.orders.borrow_mut()[index(member)] = sender;
     }
 
-    /// Tells that a server has reported.
+    /// Logs that a server has reported its start.
     pub(crate) fn note_started(&self, started: &Started) {
         tracing::info!(
             "server {} reports: pid {}, address {}, ports {} (clients), {} (servers), {} (coordinator)",
@@ -574,7 +576,7 @@ impl Driver {
         }
     }
 
-    /// Does what `coord stop` asks for.
+    /// Carries out a request of `coord stop`.
     fn stop_as_asked(
         self: &Rc<Driver>,
         request: &stop_port::Request,
@@ -599,7 +601,7 @@ impl Driver {
         }
     }
 
-    /// What a server is told while it runs: where this coordinator is, and its memory limit.
+    /// Returns the settings that a running server receives: the coordinator's address and the memory limit.
     pub(crate) fn settings_of(&self, server: ServerId) -> control_message::Settings {
         let route = &self.plan().routes[usize::from(server.0)];
         control_message::Settings {
@@ -608,12 +610,12 @@ impl Driver {
         }
     }
 
-    /// Tells of every change of [`Driver::settings_of`].
+    /// Subscribes to changes of [`Driver::settings_of`].
     pub(crate) fn settings_told(&self) -> watch::Receiver<u64> {
         self.settings_told.subscribe()
     }
 
-    /// Where the dumps go, if not to the servers' own directories.
+    /// Returns the directory for dumps, if it differs from the servers' own directories.
     pub(crate) fn dump_dir(&self) -> Option<String> {
         self.dump_dir.borrow().clone()
     }
@@ -622,7 +624,7 @@ impl Driver {
         let orders = self.orders.borrow();
         let sent = orders[index(to)].as_ref().map(|sender| sender.try_send(order));
         if !matches!(sent, Some(Ok(()))) {
-            // The brain keeps it, and gives it again when the next connection stands.
+            // The cluster keeps the order and issues it again on the next connection.
             tracing::warn!("{} to server {} waits for its connection", order.name(), to.server);
         }
     }
@@ -642,8 +644,8 @@ impl Driver {
         }
     }
 
-    /// While the servers load what they were restored from: by server, whether it is done, and the bytes
-    /// of its dumps.
+    /// Returns, by server, whether it has loaded its dumps, and their size in bytes. Returns `None` unless the
+    /// servers of a restored cluster are loading.
     pub(crate) fn loading(&self) -> Option<Vec<(bool, u64)>> {
         let cluster = self.cluster();
         let lasts = cluster.is_founding() && cluster.state() != ClusterState::Stopping;
@@ -660,7 +662,7 @@ fn index(member: Member) -> usize {
     usize::from(member.server.0)
 }
 
-/// How a process ended and the end of what it said, in a line.
+/// Returns how a process ended and the last line of its output, in one line.
 fn last_words(exit: &Exit) -> String {
     match exit.last_words.as_deref().and_then(|words| words.lines().last()) {
         Some(words) => format!("{}: {words}", exit.how),

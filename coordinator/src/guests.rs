@@ -1,13 +1,13 @@
-//! The connections to the clients port, by address, so that no address can lock others out.
+//! The connections to the clients port, counted by address, so that no address can displace others.
 //!
 //! ```text
-//!   accept -> admit -> Guest: waits (idle, may have to leave) <-> asks (its address has a rate)
+//!   accept -> admit -> Guest: idle (may have to leave) <-> request (limited rate per address)
 //!               | the port, or the share of its address, is full:
-//!               +-> the longest idle connection of the address with most of them is closed for it
+//!               +-> closes the longest-idle connection of the address with the most connections
 //! ```
 //!
-//! Requests above the rate of an address are delayed, not rejected: its connections wait for their turn. MAP,
-//! which clients need to go on after a failover, has a rate of its own, so that STATUS never delays it.
+//! Requests above the rate of an address are delayed, not rejected. MAP, which clients need after a failover, has a
+//! rate of its own, so that STATUS never delays it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -19,13 +19,13 @@ use kv_protocol::client_message::Question;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-/// Requests a second that the connections of one address are served, all together; after a pause as many at
-/// once as in a second.
+/// The request rates per second for all connections of one address together. After a pause, one second's worth is
+/// served at once.
 const MAPS_PER_SECOND: u32 = 20_000;
 const STATUSES_PER_SECOND: u32 = 500;
 
-/// The guests of a port. An address has at most three quarters of the places, so that a single one never has
-/// them all.
+/// The connections of a port. An address has at most three quarters of them, so that no single address can take
+/// all.
 #[derive(Debug)]
 pub(crate) struct Guests {
     most: usize,
@@ -39,20 +39,20 @@ pub(crate) struct Guests {
 #[derive(Debug, Default)]
 struct Party {
     connections: usize,
-    /// Those that wait for a request, the longest first.
+    /// The idle connections, the longest idle first.
     idle: VecDeque<Rc<Place>>,
     maps: Meter,
     statuses: Meter,
 }
 
-/// Bounds the rate of one kind of request.
+/// The rate limiter for one kind of request.
 #[derive(Debug, Default)]
 struct Meter {
-    /// When the requests that were served so far are paid for; in the past when there is credit.
+    /// The time up to which served requests are paid for; a time in the past is credit.
     paid_until: Option<Instant>,
 }
 
-/// One connection's place.
+/// The place of one connection.
 #[derive(Debug)]
 struct Place {
     address: IpAddr,
@@ -60,7 +60,7 @@ struct Place {
     must_leave: Notify,
 }
 
-/// A connection that was admitted; gives its place back when dropped.
+/// An admitted connection; its place is released when dropped.
 #[derive(Debug)]
 pub(crate) struct Guest {
     guests: Rc<Guests>,
@@ -68,7 +68,7 @@ pub(crate) struct Guest {
 }
 
 impl Guests {
-    /// For at most `most` connections.
+    /// Creates an empty set for at most `most` connections.
     pub(crate) fn new(most: usize) -> Rc<Guests> {
         Rc::new(Guests {
             most,
@@ -79,8 +79,8 @@ impl Guests {
         })
     }
 
-    /// Admits a connection from this address, if need be in the place of an idle one. `None`: all places are
-    /// taken by connections that have requests.
+    /// Admits a connection from this address, if necessary in place of an idle one. Returns `None` if every
+    /// connection that could be closed has a request.
     pub(crate) fn admit(self: &Rc<Guests>, address: IpAddr) -> Option<Guest> {
         let address = party_of(address);
         let own = self.parties.borrow().get(&address).map_or(0, |party| party.connections);
@@ -96,12 +96,12 @@ impl Guests {
         Some(Guest { guests: Rc::clone(self), place: Rc::new(place) })
     }
 
-    /// Idle connections that were closed for others so far.
+    /// Returns the number of idle connections closed for others so far.
     pub(crate) fn closed_for_others(&self) -> u64 {
         self.closed_for_others.get()
     }
 
-    /// The address with most connections, of those that have an idle one.
+    /// Returns the address with the most connections among those that have an idle one.
     fn largest_idle(&self) -> Option<IpAddr> {
         let parties = self.parties.borrow();
         let with_idle = parties.iter().filter(|(_, party)| !party.idle.is_empty());
@@ -112,7 +112,7 @@ impl Guests {
         let oldest = self.parties.borrow_mut().get_mut(&address)?.idle.pop_front()?;
         self.closed_for_others.set(self.closed_for_others.get() + 1);
         oldest.must_leave.notify_one();
-        // The place is free from now on, although the connection needs a moment to close.
+        // The place is free from now on, although closing the connection takes a moment.
         self.leave(&oldest);
         Some(())
     }
@@ -134,7 +134,7 @@ impl Guests {
 }
 
 impl Guest {
-    /// Waits for a request. `None`: the connection has to leave, for another that has just come.
+    /// Waits for a request. Returns `None` if the connection must make room for a new one.
     pub(crate) async fn await_request<T>(&self, request: impl Future<Output = T>) -> Option<T> {
         let _idle = Idle::enter(self);
         tokio::select! {
@@ -144,7 +144,7 @@ impl Guest {
         }
     }
 
-    /// Waits until this address may ask this once more.
+    /// Waits until the rate of this address allows this request.
     pub(crate) async fn take_turn(&self, question: Question) {
         let now = Instant::now();
         let due = {
@@ -161,7 +161,7 @@ impl Guest {
 }
 
 impl Meter {
-    /// Pays for one request of so many a second; returns when it may be served.
+    /// Pays for one request at this rate, and returns the time at which it may be served.
     fn pay(&mut self, now: Instant, per_second: u32) -> Instant {
         const CREDIT: Duration = Duration::from_secs(1);
         let earliest = now.checked_sub(CREDIT).unwrap_or(now);
@@ -178,7 +178,7 @@ impl Drop for Guest {
     }
 }
 
-/// While it lives, a guest is among the idle ones.
+/// Marks a guest as idle while it exists.
 struct Idle<'a>(&'a Guest);
 
 impl Idle<'_> {
@@ -201,7 +201,8 @@ impl Drop for Idle<'_> {
     }
 }
 
-/// The address that a connection is counted under: of IPv6 the first 64 bits, which one host has to itself.
+/// Returns the address under which a connection is counted: for IPv6 the first 64 bits, which one host has to
+/// itself.
 fn party_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) if !v6.is_loopback() => {
@@ -221,12 +222,12 @@ mod tests {
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
     const MOMENT: Duration = Duration::from_millis(1);
 
-    /// Whether a guest that waits for a request is sent away.
+    /// Returns whether a guest that waits for a request has to leave.
     async fn has_to_leave(guest: &Guest) -> bool {
         matches!(timeout(MOMENT, guest.await_request(std::future::pending::<()>())).await, Ok(None))
     }
 
-    /// Guests that wait for a request, each in a task of its own.
+    /// Returns guests that wait for a request, each in a task of its own.
     async fn idle(guests: &Rc<Guests>, address: IpAddr, count: usize) -> Vec<Rc<Guest>> {
         let mut all = Vec::new();
         for _ in 0..count {

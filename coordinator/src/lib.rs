@@ -1,10 +1,10 @@
-//! The coordinator: starts the servers of a cluster, watches them, tells clients where everything
-//! is, and stops the cluster in order.
+//! The coordinator: starts the servers of a cluster, monitors them, provides clients with the map, and stops the
+//! cluster in order.
 //!
 //! ```text
 //!   cluster file, flags -> plan -> spawn (local, adopted, ssh) -----> servers
-//!   state of before -> restart -^
-//!   dumps, last state -> restore -^
+//!   stored state -> restart ----^
+//!   dumps, state -> restore ----^
 //!                                                                       |
 //!      clients: MAP, STATUS -> clients --+      +-- links <- STARTED, HEARTBEAT
 //!                                        v      v
@@ -14,9 +14,9 @@
 //!                          exits, kill --+      +-- orders -> SET-SECONDARY, DRAIN, DUMP, SHUTDOWN
 //! ```
 //!
-//! The brain, the links and the orders share one thread with one async runtime; clients are served by another
-//! thread, out of snapshots. Nothing here is on the path of data. All that is decided is decided in
-//! [`kv_core::cluster`]; this crate carries it out.
+//! The driver, the links and the orders share one thread with one async runtime. Another thread serves clients from
+//! snapshots. The coordinator is not on the data path. All decisions are made in [`kv_core::cluster`]; this crate
+//! carries them out.
 
 mod args;
 mod ask;
@@ -67,19 +67,19 @@ use ask_stop::Asked;
 
 /// Exit code: something failed.
 const FAILED: u8 = 1;
-/// Exit code: the command line or the cluster file makes no sense; nothing was started.
+/// Exit code: the command line or the cluster file is invalid; nothing was started.
 const BAD_USAGE: u8 = 2;
 
-/// Why the coordinator ends without success.
+/// The reason for an unsuccessful exit of the coordinator.
 #[derive(Debug)]
 enum Failure {
-    /// The command line or the cluster file makes no sense; nothing was started.
+    /// The command line or the cluster file is invalid; nothing was started.
     Usage(String),
-    /// Something failed; what was started is stopped again.
+    /// An operation failed. If a start failed, the servers that it started were stopped again.
     Failed(String),
 }
 
-/// The program `coord`.
+/// Runs the program `coord`.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let ended = run(args);
@@ -118,9 +118,9 @@ fn run(args: Args) -> Result<ExitCode, Failure> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// Runs a task and those that it starts, on this thread.
+/// Runs a task, and the tasks that it spawns, on this thread.
 fn in_runtime<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    // Before all else: a coordinator ends when it is told to, and not by the way.
+    // First of all, because a stray signal must not end the coordinator.
     kv_daemon::signals::pass_over();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -129,7 +129,7 @@ fn in_runtime<T>(task: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
     let tasks = tokio::task::LocalSet::new();
     let ended = tasks.block_on(&runtime, task);
     drop(tasks);
-    // A thread that waits for a device that stalls is not waited for.
+    // Does not wait for threads that a stalled device blocks.
     runtime.shutdown_background();
     ended
 }

@@ -1,5 +1,5 @@
-//! The servers' port: the handshake and STARTED first, then heartbeats and the wish to leave. What a heartbeat is answered
-//! with, now and then, is the newest map.
+//! The servers' port: the handshake and STARTED, then heartbeats and requests to leave. The response to a heartbeat
+//! is the newest map, if it has changed.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,21 +20,21 @@ use crate::logs::Refusals;
 use crate::newest_map::NewestMap;
 use crate::random;
 
-/// Connections that have not reported yet, in excess of one for each server: strangers, and servers
-/// that dial again.
+/// The number of connections that may not have reported yet, in excess of one for each server. They are unknown
+/// peers and servers that reconnect.
 const SPARE_CONNECTIONS: usize = 256;
 
-/// Refused connections that are given a moment to read why; one more is closed at once.
+/// The maximum number of rejected connections that get a moment to read the reason; further ones are closed at
+/// once.
 const MAX_FAREWELLS_AT_ONCE: usize = 64;
 
-/// A link that has been silent for this long is closed. Long before, its server counts as down; it
-/// dials again.
+/// The time of silence after which a link is closed. Its server counts as down long before, and reconnects.
 const LINK_SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves the port for ever.
 pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     let refusals = Rc::new(Refusals::new("servers"));
-    // However many strangers knock, admitted servers stay, and a server that reports is heard.
+    // Unknown peers, whatever their number, displace neither admitted servers nor servers that report.
     let room = WaitingRoom::new(SPARE_CONNECTIONS + usize::from(driver.cluster().count()));
     let farewells = Slots::new(MAX_FAREWELLS_AT_ONCE);
     let newest = Rc::new(NewestMap::default());
@@ -67,7 +67,7 @@ pub(crate) async fn serve(driver: Rc<Driver>, listener: TcpListener) {
     .await;
 }
 
-/// Takes a server in, or tells it why not.
+/// Admits a server, or sends it the reason for its rejection.
 async fn admit(
     driver: &Rc<Driver>,
     connection: &mut Connection,
@@ -93,7 +93,7 @@ async fn admit(
             connection.set_rules(FrameRules::checked(MAX_CONTROL_BODY));
             let epoch = driver.cluster().config().epoch;
             Admission::Admitted { epoch }.write(&mut bytes);
-            // If it cannot be sent, the reads that follow find out.
+            // A failure to send shows in the reads that follow.
             let _ = connection.send(&bytes).await;
             Some((link, started.member.server))
         }
@@ -106,7 +106,7 @@ async fn admit(
     }
 }
 
-/// Why a connection did not come to its STARTED.
+/// The reason for which a connection sent no valid STARTED.
 #[derive(Debug, thiserror::Error)]
 enum End {
     #[error("{0}")]
@@ -119,7 +119,7 @@ enum End {
     Random(String),
 }
 
-/// The handshake, and the STARTED that follows it; `None`: it was closed before.
+/// Performs the handshake and returns the STARTED that follows, or `None` if the connection was closed before.
 async fn first_frames(
     driver: &Driver,
     connection: &mut Connection,
@@ -143,7 +143,7 @@ async fn first_frames(
     Ok(Some(Started::read(&frame.body, &seal)?))
 }
 
-/// Hears an admitted server until its connection ends.
+/// Receives the messages of an admitted server until its connection ends.
 async fn follow(
     driver: &Rc<Driver>,
     newest: &NewestMap,

@@ -1,4 +1,4 @@
-//! Listening and accepting: bounded, and alive when descriptors run out.
+//! Listening sockets that accept a bounded number of connections and survive a lack of descriptors.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -14,18 +14,18 @@ use tokio::time::{Instant, sleep};
 use crate::Failure;
 use crate::logs::Refusals;
 
-/// How long accepting pauses when the system has no descriptor left.
+/// The pause before the next accept if the system has no free descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a port that an earlier coordinator had is waited for: a server that dialled it in vain may
-/// have it as its own end of a connection for a moment.
+/// The timeout for binding a port of an earlier coordinator. A server that tried to connect to this port may
+/// briefly use it as the local port of its own socket.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
-/// Between two tries.
+/// The interval between two attempts.
 const PORT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens on a port of this machine.
 ///
 /// # Errors
-/// The port, the address, and what to do about it.
+/// The port cannot be bound; the message has the address and what to do.
 pub(crate) async fn bind(
     address: IpAddr,
     port: u16,
@@ -51,7 +51,7 @@ pub(crate) async fn bind(
     })
 }
 
-/// The id of another user whose process has the port.
+/// Returns the id of another user whose process listens on the port.
 fn other_user(error: &std::io::Error, address: IpAddr, port: u16) -> Option<u32> {
     (error.kind() == std::io::ErrorKind::AddrInUse)
         .then(|| port_owner::of_another_user(SocketAddr::new(address, port)))?
@@ -60,7 +60,7 @@ fn other_user(error: &std::io::Error, address: IpAddr, port: u16) -> Option<u32>
 /// Listens again on a port that an earlier coordinator of this cluster had.
 ///
 /// # Errors
-/// Fails if another process keeps the port. A process of another user is not waited for.
+/// Another process keeps the port until the timeout. A process of another user is an error at once.
 pub(crate) async fn bind_again(
     address: IpAddr,
     port: u16,
@@ -90,7 +90,7 @@ pub(crate) async fn bind_again(
     }
 }
 
-/// A place among a bounded number of connections; given back when dropped.
+/// A slot among a bounded number of connections, released when dropped.
 #[derive(Debug)]
 pub(crate) struct Slot {
     taken: Rc<Cell<usize>>,
@@ -102,7 +102,7 @@ impl Drop for Slot {
     }
 }
 
-/// How many connections a port serves at once.
+/// The connections that a port may serve at once.
 #[derive(Clone, Debug)]
 pub(crate) struct Slots {
     taken: Rc<Cell<usize>>,
@@ -110,12 +110,12 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// At most `most`.
+    /// Creates `most` free slots.
     pub(crate) fn new(most: usize) -> Slots {
         Slots { taken: Rc::default(), most }
     }
 
-    /// One of them, if one is free.
+    /// Takes a slot, if one is free.
     pub(crate) fn take(&self) -> Option<Slot> {
         if self.taken.get() >= self.most {
             return None;
@@ -125,15 +125,16 @@ impl Slots {
     }
 }
 
-/// Connections from which something is expected. If there is one too many, the address with the most connections loses
-/// the one that has waited longest. So silent peers never keep out those that send, and no address keeps out another.
+/// A bounded set of connections from which input is expected. If the set is full, the address with the most
+/// connections loses its longest-waiting one. So silent peers cannot displace active ones, and no address can
+/// displace another.
 #[derive(Debug)]
 pub(crate) struct WaitingRoom {
     waiting: RefCell<VecDeque<(IpAddr, Rc<Notify>)>>,
     most: usize,
 }
 
-/// A place in a [`WaitingRoom`]; given back when dropped.
+/// A place in a [`WaitingRoom`], released when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     room: Rc<WaitingRoom>,
@@ -141,12 +142,12 @@ pub(crate) struct Place {
 }
 
 impl WaitingRoom {
-    /// For at most `most`.
+    /// Creates an empty room for at most `most` connections.
     pub(crate) fn new(most: usize) -> Rc<WaitingRoom> {
         Rc::new(WaitingRoom { waiting: RefCell::default(), most })
     }
 
-    /// Admits one more connection, and closes another if there are too many then.
+    /// Admits another connection, and closes one if there are now too many.
     pub(crate) fn enter(self: &Rc<WaitingRoom>, address: IpAddr) -> Place {
         let must_go = Rc::new(Notify::new());
         let mut waiting = self.waiting.borrow_mut();
@@ -160,7 +161,7 @@ impl WaitingRoom {
     }
 }
 
-/// The first connection of the address that has the most.
+/// Returns the index of the oldest connection of the address that has the most.
 fn oldest_of_crowd<T>(waiting: &VecDeque<(IpAddr, T)>) -> Option<usize> {
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();
     for (address, _) in waiting {
@@ -171,7 +172,7 @@ fn oldest_of_crowd<T>(waiting: &VecDeque<(IpAddr, T)>) -> Option<usize> {
 }
 
 impl Place {
-    /// Ends when this one has to go.
+    /// Waits until this connection must make room for another.
     pub(crate) async fn must_go(&self) {
         self.must_go.notified().await;
     }
@@ -183,7 +184,7 @@ impl Drop for Place {
     }
 }
 
-/// Accepts for ever and hands every connection to `serve`, which must not block.
+/// Accepts connections for ever and passes each to `serve`, which must not block.
 pub(crate) async fn accept(
     listener: TcpListener,
     refusals: Rc<Refusals>,
@@ -193,8 +194,7 @@ pub(crate) async fn accept(
         match listener.accept().await {
             Ok((stream, address)) => serve(stream, address),
             Err(error) => {
-                // Most often no descriptor is left. The links that stand live on; those that end
-                // give theirs back.
+                // Usually no descriptor is left. Open links continue, and links that end free their descriptors.
                 refusals.note("anyone", format_args!("accept: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -232,7 +232,7 @@ mod tests {
         first.must_go().await;
         drop(first);
         drop(second);
-        // The second's place is free: nobody has to go for the fourth.
+        // The second's place is free, so the fourth displaces none.
         let fourth = room.enter(HERE);
         for stays in [third, fourth] {
             assert!(!has_to_go(&stays).await);

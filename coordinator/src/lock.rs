@@ -1,4 +1,4 @@
-//! One coordinator a directory: an exclusive lock on `coord.lock`, held until the process ends.
+//! One coordinator per directory: an exclusive lock on `coord.lock`, held until the process ends.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -10,10 +10,10 @@ use rustix::fs::{FlockOperation, flock};
 use crate::Failure;
 
 const NAME: &str = "coord.lock";
-/// Bytes read of a lock file that names its holder: more than any process id has.
+/// The maximum number of bytes read from a lock file: more than a process id needs.
 const MAX_PID_BYTES: u64 = 32;
 
-/// The lock; the system gives it back when this is dropped, or the process dies.
+/// The lock. The kernel releases it when this is dropped or the process ends.
 #[derive(Debug)]
 pub(crate) struct DirectoryLock {
     _file: File,
@@ -23,7 +23,7 @@ impl DirectoryLock {
     /// Takes the lock of a directory.
     ///
     /// # Errors
-    /// Another coordinator has it, named by its process id; or the file cannot be made.
+    /// Another coordinator holds the lock (the message has its process id), or the file cannot be created.
     pub(crate) fn take(dir: &Path) -> Result<DirectoryLock, Failure> {
         let path = dir.join(NAME);
         let failed = |error: std::io::Error| {
@@ -51,8 +51,8 @@ impl DirectoryLock {
     }
 }
 
-/// The process id of the coordinator at work in a directory; 0 if it is not known, `None` if there is no such
-/// coordinator.
+/// Returns the process id of the coordinator that holds the lock of a directory. The id is 0 if it is unknown.
+/// Returns `None` if no coordinator holds the lock.
 pub(crate) fn holder_of(dir: &Path) -> Option<u32> {
     let mut file = files::open(&dir.join(NAME)).ok()?;
     match flock(&file, FlockOperation::NonBlockingLockShared) {
@@ -61,7 +61,7 @@ pub(crate) fn holder_of(dir: &Path) -> Option<u32> {
     }
 }
 
-/// Refuses a directory in which another coordinator is at work; this one's own is not meant.
+/// Rejects a directory that another coordinator has locked. The directory of this coordinator itself is accepted.
 pub(crate) fn refuse_if_held(dir: &Path, own: &Path) -> Result<(), Failure> {
     let is_own = match (dir.canonicalize(), own.canonicalize()) {
         (Ok(dir), Ok(own)) => dir == own,
@@ -76,7 +76,7 @@ pub(crate) fn refuse_if_held(dir: &Path, own: &Path) -> Result<(), Failure> {
             dir.display(),
             holder(&mut file)
         ))),
-        // One that cannot be locked tells nothing; its servers are looked for anyway.
+        // A file that cannot be locked proves nothing; the servers are looked up anyway.
         _ => Ok(()),
     }
 }

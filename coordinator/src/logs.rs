@@ -1,4 +1,4 @@
-//! The log, and what a person at the terminal is told. Neither is waited for: each has a queue and a thread
+//! The log, and the messages on the operator's terminal. Neither blocks the driver: each has a queue and a thread
 //! of its own ([`kv_daemon::queue`]).
 
 use std::cell::RefCell;
@@ -13,26 +13,26 @@ use tracing_subscriber::EnvFilter;
 use crate::args::Args;
 use crate::{Failure, screen};
 
-/// How often a kind of refusal is logged at most.
+/// The minimum interval between two log lines about rejections of one port.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// The longest time between two lines of the same refusal, for as long as it goes on.
+/// The longest interval between two lines of the same rejection while it continues.
 const LONGEST_REFUSAL_PAUSE: Duration = Duration::from_secs(600);
 
-/// How long the end of the process waits for what it has said to be written.
+/// The timeout for writing all messages at the end of the process.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The queue of the log, where that is not the screen.
+/// The queue of the log, unless the screen is the log.
 static LOG: OnceLock<Queue> = OnceLock::new();
 
-/// Starts logging: to the file of `-l`, or to standard error, there without times if a person reads.
+/// Starts logging: to the file of `-l`, or to standard error. On a terminal, the lines have no timestamps.
 pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
     let filter = EnvFilter::try_from_env("KV_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let is_terminal = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        // It would report a log that cannot be written on standard error, and panic where that cannot
-        // be written either: a full disk or a closed terminal must not end the process.
+        // tracing-subscriber would report a failed write on standard error, and panic if that fails too. A full
+        // disk or a closed terminal must not end the process.
         .log_internal_errors(false);
     let failed = |error| Failure::Failed(format!("start the log's thread: {error}"));
     let started = |queue: std::io::Result<Queue>| {
@@ -68,14 +68,14 @@ pub(crate) fn start(args: &Args) -> Result<Console, Failure> {
     }
 }
 
-/// Has the log file opened anew by its name.
+/// Reopens the log file by its path.
 pub(crate) fn reopen() {
     if let Some(queue) = LOG.get() {
         queue.nudge();
     }
 }
 
-/// Waits for what was said to be written; not for ever.
+/// Waits for all messages to be written, up to a timeout.
 pub(crate) fn flush() {
     screen::flush(LAST_WORDS);
     if let Some(queue) = LOG.get() {
@@ -83,7 +83,7 @@ pub(crate) fn flush() {
     }
 }
 
-/// What is worth telling a person: it is logged, and shown on the terminal if the log is a file.
+/// The destination of messages for the operator: the log, and also the terminal if the log is a file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Console {
     is_file: bool,
@@ -91,19 +91,19 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// Says that all goes as it should.
+    /// Reports normal operation.
     pub(crate) fn say(self, text: &str) {
         tracing::info!("{text}");
         self.show(text);
     }
 
-    /// Says that something is wrong.
+    /// Reports a problem.
     pub(crate) fn warn(self, text: &str) {
         tracing::warn!("{text}");
         self.show(text);
     }
 
-    /// Logs what the program ends with; where the log is standard error, it is said there anyway.
+    /// Logs the failure with which the program ends, if the log is a file. On standard error it is printed anyway.
     pub(crate) fn log(self, failure: &Failure) {
         let (Failure::Usage(message) | Failure::Failed(message)) = failure;
         if self.is_file {
@@ -111,7 +111,7 @@ impl Console {
         }
     }
 
-    /// Whether the log is a file, and not what a person sees.
+    /// Returns whether the log is a file rather than standard error.
     pub(crate) fn is_file(self) -> bool {
         self.is_file
     }
@@ -123,8 +123,8 @@ impl Console {
     }
 }
 
-/// Counts what strangers do wrong on a port, and logs it once a second at most; the same reason after pauses that
-/// double up to ten minutes, for as long as it goes on.
+/// A log of the rejections on a port, with at most one line a second. The same reason is logged at intervals that
+/// double up to ten minutes while it continues.
 #[derive(Debug)]
 pub(crate) struct Refusals {
     port: &'static str,
@@ -133,22 +133,22 @@ pub(crate) struct Refusals {
 
 #[derive(Debug)]
 struct Refused {
-    /// How often since it was last said.
+    /// The number of rejections since the last line.
     unsaid: u64,
-    /// When it was last said, and why.
+    /// The time and the reason of the last line.
     last: Option<(Instant, String)>,
-    /// The same reason is said again after this.
+    /// The interval after which the same reason is logged again.
     pause: Duration,
 }
 
 impl Refusals {
-    /// For the port called `port` in the log.
+    /// Returns the log of the port called `port`.
     pub(crate) fn new(port: &'static str) -> Refusals {
         let state = Refused { unsaid: 0, last: None, pause: REFUSAL_LOG_INTERVAL };
         Refusals { port, state: RefCell::new(state) }
     }
 
-    /// One more.
+    /// Counts a rejection, and logs it if a line is due.
     pub(crate) fn note(&self, from: impl std::fmt::Display, reason: impl std::fmt::Display) {
         let reason = reason.to_string();
         if let Some(count) = self.state.borrow_mut().is_due(Instant::now(), &reason) {
@@ -161,7 +161,7 @@ impl Refusals {
 }
 
 impl Refused {
-    /// Counts one, and returns how many there were if that is to be said now.
+    /// Counts a rejection. Returns the number since the last line if a new line is due.
     fn is_due(&mut self, now: Instant, reason: &str) -> Option<u64> {
         self.unsaid += 1;
         let pause = match &self.last {
@@ -174,7 +174,7 @@ impl Refused {
             return None;
         }
         let is_repeated = self.last.as_ref().is_some_and(|(_, last)| last == reason);
-        // What stopped for long enough is news when it begins again.
+        // A reason that has paused for long enough starts with short intervals again.
         self.pause = match is_repeated && since < pause * 2 {
             true => (self.pause * 2).min(LONGEST_REFUSAL_PAUSE),
             false => REFUSAL_LOG_INTERVAL,

@@ -1,7 +1,8 @@
-//! `coord ls`: the servers of the cluster in a directory, and whether they live, whoever watches them.
+//! `coord ls`: the servers of the cluster in a directory, and whether they are running, with or without a
+//! coordinator.
 //!
 //! ```text
-//!   DIR/coord.lock         -> the coordinator, if one runs
+//!   DIR/coord.lock         -> the coordinator, if one is running
 //!   DIR/coordinator.state  -> each server's host and process
 //!        here: pidfd, start time      ssh hosts: `server --look`, a few hosts at a time
 //! ```
@@ -28,46 +29,46 @@ use crate::store::{self, Record};
 use crate::survey::MAX_SSH_AT_ONCE;
 use crate::{Failure, lock};
 
-/// Exit code: neither a coordinator nor a server runs.
+/// Exit code: neither a coordinator nor a server is running.
 const NOTHING: u8 = 3;
-/// Exit code: no server is known to live, and some cannot be asked after.
+/// Exit code: no server is known to be running, and the state of some is unknown.
 const UNKNOWN: u8 = 4;
 
-/// What is known of a server's process.
+/// The state of a server's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
     Lives,
     Gone,
-    /// Its host does not say.
+    /// Its host does not report it.
     Unknown,
-    /// None has reported so far.
+    /// No process has reported so far.
     Unstarted,
 }
 
-/// A server of the state.
+/// A server of the stored state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Seen {
     pub(crate) id: ServerId,
     pub(crate) host: String,
     pub(crate) pid: Option<u32>,
     pub(crate) state: State,
-    /// Why its state is not known.
+    /// The reason for which its state is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
 }
 
-/// All that `--json` prints.
+/// The output of `--json`.
 #[derive(Debug, Serialize)]
 struct Listing {
     cluster: String,
-    /// The process id of the coordinator that runs; 0 where it is not known.
+    /// The process id of the running coordinator; 0 if it is unknown.
     coordinator: Option<u32>,
     clients_port: u16,
     servers: Vec<Seen>,
 }
 
-/// Prints the servers; the exit status says whether any lives.
+/// Prints the servers. The exit status shows whether any server or a coordinator is running.
 ///
 /// # Errors
 /// The state cannot be read.
@@ -101,7 +102,7 @@ pub(crate) async fn run(args: &LsArgs) -> Result<ExitCode, Failure> {
 }
 
 fn print(text: &str) {
-    // A closed standard output is no reason to fail: the exit status says the same.
+    // A closed standard output is no failure, because the exit status has the result.
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
@@ -145,7 +146,7 @@ fn render(listing: &Listing, dir: &Path) -> String {
     text
 }
 
-/// Asks after every process of a state, in ring order.
+/// Looks up every process of a state, and returns the servers in ring order.
 pub(crate) async fn look(record: &Record, ssh: &Ssh) -> Vec<Seen> {
     if record.has_ended_well {
         return seen(record, &[], true);
@@ -177,7 +178,8 @@ pub(crate) async fn look(record: &Record, ssh: &Ssh) -> Vec<Seen> {
     seen(record, &answers, false)
 }
 
-/// What the answers say of each server. `all_gone`: each process was seen to have ended, so nobody was asked.
+/// Returns the state of each server according to the results. If `all_gone`, every process is known to have ended
+/// and there are no results.
 fn seen(record: &Record, answers: &[(Started, Result<bool, String>)], all_gone: bool) -> Vec<Seen> {
     let places = record.place.hosts.iter().zip(&record.state.servers).zip(0..);
     let seen = |((host, server), n): ((&Host, &DurableServer), u16)| {
@@ -198,7 +200,7 @@ fn seen(record: &Record, answers: &[(Started, Result<bool, String>)], all_gone: 
     places.map(seen).collect()
 }
 
-/// Whether a process that the state calls local lives.
+/// Returns whether a process that the state calls local is running.
 fn look_here(record: &Record, started: &Started) -> Result<bool, String> {
     match Machine::place(record.place.machine.as_ref()) {
         Place::Past => Ok(false),

@@ -1,39 +1,39 @@
-//! Which machine this is, and since when: the number of a process means something only there, and only
-//! until the machine starts again.
+//! The identity of this machine and of its current boot. A process id is meaningful only on its machine, and only
+//! until the machine reboots.
 
 use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// A machine, between two starts of it.
+/// A machine during one boot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Machine {
-    /// machine-id(5); empty where there is none, as in many containers.
+    /// machine-id(5); empty if there is none, as in many containers.
     id: String,
-    /// Its kernel's name for the time since its last start.
+    /// The kernel's id of the current boot.
     boot: String,
 }
 
-/// Where those who called a machine `localhost` are to be looked for.
+/// The place to look up processes that a record calls local.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Among the processes of this one.
+    /// This machine, since the same boot.
     Here,
-    /// Nowhere: it has started again since.
+    /// Nowhere: the machine has rebooted since.
     Past,
-    /// On another one, where nobody can be asked.
+    /// Another machine, which cannot be queried from here.
     Elsewhere,
 }
 
 impl Machine {
-    /// The one this process runs on.
+    /// Returns the machine on which this process runs.
     pub(crate) fn this() -> Machine {
         let read = |path| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         Machine { id: read("/etc/machine-id"), boot: read("/proc/sys/kernel/random/boot_id") }
     }
 
-    /// Where this one is, if it was `localhost` to whoever wrote a record. A record that does not say is
-    /// taken for one of this machine.
+    /// Returns the place of the local processes of a record that was written on a machine. A record without a
+    /// machine counts as written here.
     pub(crate) fn place(written_on: Option<&Machine>) -> Place {
         written_on.map_or(Place::Here, |machine| machine.seen_from(&Machine::this()))
     }

@@ -1,4 +1,4 @@
-//! The program `coord`; all of it is in the library.
+//! The program `coord`: a thin main over the library.
 
 use std::process::ExitCode;
 

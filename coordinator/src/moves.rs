@@ -1,11 +1,11 @@
-//! Places of the ring that were given to other hosts: by `coord replace`, or by a cluster file that was changed while
-//! no coordinator ran.
+//! Places of the ring that moved to other hosts: by `coord replace`, or by a cluster file that was edited while no
+//! coordinator ran.
 //!
-//! | the cluster file of a start names | what holds |
+//! | host of a place in the cluster file | result |
 //! |---|---|
-//! | the host of the state | the file's line |
-//! | the host that it named when `coord replace` gave the place away | the line of the state; it is said that the file is old |
-//! | another host | the file's line: the place moves there |
+//! | the host in the state | the file's line applies |
+//! | its host before `coord replace` moved it | the state's line applies; a warning reports the outdated file |
+//! | another host | the file's line applies: the place moves there |
 
 use kv_protocol::ServerId;
 use kv_protocol::cluster_file::{ClusterFile, Host, ServerLine};
@@ -14,55 +14,55 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::Place;
 
-/// A place that `coord replace` gave to another host.
+/// A place that `coord replace` moved to another host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Moved {
     pub(crate) server: ServerId,
-    /// The host that the cluster file named then.
+    /// The host that the cluster file named at that time.
     pub(crate) from: Host,
-    /// Where it is now.
+    /// The current host.
     pub(crate) host: Host,
-    /// For clients, servers and the coordinator; 0 for any free one.
+    /// The ports for clients, servers and the coordinator; 0 selects any free port.
     pub(crate) ports: [u16; 3],
 }
 
-/// A process on another host than that of its place.
+/// A process that runs on a host other than the host of its place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Elsewhere {
     pub(crate) host: Host,
     pub(crate) started: Started,
-    /// It ran on the machine of an earlier coordinator, which nobody can ask.
+    /// True if it ran on an earlier coordinator's machine, which cannot be reached from this one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_out_of_reach: bool,
 }
 
 impl Moved {
-    /// The line that a cluster file should have for it.
+    /// Returns the line that the cluster file should have for this place.
     pub(crate) fn line(&self) -> ServerLine {
         let [clients_port, servers_port, coord_port] = self.ports;
         let (id, host) = (self.server, self.host.clone());
         ServerLine { id, host, clients_port, servers_port, coord_port }
     }
 
-    /// The same as a person writes it.
+    /// Returns the same line without the server id, as an operator writes it.
     pub(crate) fn words(&self) -> String {
         let [clients, servers, coord] = self.ports;
         format!("{} {clients} {servers} {coord}", self.host)
     }
 }
 
-/// What a cluster file means for a cluster that runs.
+/// The result of comparing a cluster file with the state of a running cluster.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Reading {
-    /// Where every place is.
+    /// The effective cluster file, with the current host of every place.
     pub(crate) file: ClusterFile,
-    /// Those of which the file still names the host before.
+    /// The moved places for which the file still names the previous host.
     pub(crate) moved: Vec<Moved>,
-    /// The places that the file gives to other hosts.
+    /// The places that the file moves to other hosts.
     pub(crate) moves: Vec<ServerId>,
 }
 
-/// Reads a cluster file that names as many servers as the state.
+/// Compares a cluster file with the state, which must have the same number of servers.
 pub(crate) fn read(file: ClusterFile, place: &Place) -> Reading {
     let mut reading = Reading { file, moved: Vec::new(), moves: Vec::new() };
     for (line, host) in reading.file.servers.iter_mut().zip(&place.hosts) {
@@ -105,7 +105,7 @@ mod tests {
         let changed = file(["localhost", "kv@new", "localhost"]);
         assert_eq!(read(changed.clone(), &place).moves, [ServerId(1)]);
 
-        // The same by `coord replace`: the file still names the host before.
+        // The same move by `coord replace`: the file still names the previous host.
         let new = changed.servers[1].host.clone();
         let from = std::mem::replace(&mut place.hosts[1], new.clone());
         place.moved =
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!((old.moves.len(), old.moved.len()), (0, 1));
         assert_eq!((&old.file.servers[1].host, old.file.servers[1].coord_port), (&new, 9));
         assert_eq!(old.moved[0].words(), "kv@new 7 8 9");
-        // It was brought up to date, or names a third host.
+        // The file has been updated, then names a third host.
         let current = read(changed, &place);
         assert_eq!((current.moves.len(), current.moved.len()), (0, 0));
         let third = read(file(["localhost", "kv@third", "localhost"]), &place);

@@ -1,6 +1,6 @@
-//! The newest map as the servers get it, who answer clients with it when no coordinator does. A server
-//! is given it in answer to a heartbeat: changes that come in one interval travel as one, and who does
-//! not report is sent nothing.
+//! The newest map for the servers, which serve it to clients while no coordinator does. A server receives the map
+//! in response to a heartbeat. Changes within one heartbeat interval are therefore sent as one, and a silent server
+//! is sent nothing.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,14 +10,14 @@ use kv_protocol::MapRevision;
 use kv_protocol::control_message::write_cluster_map;
 use kv_protocol::map::Map;
 
-/// A map's frame, shared by all who are sent it.
+/// The encoded frame of a map, shared by all connections that send it.
 #[derive(Clone, Debug)]
 pub(crate) struct MapFrame {
     pub(crate) revision: MapRevision,
     pub(crate) bytes: Rc<Vec<u8>>,
 }
 
-/// See the module.
+/// The cached frame of the newest map.
 #[derive(Debug, Default)]
 pub(crate) struct NewestMap {
     kept: RefCell<Option<Kept>>,
@@ -25,15 +25,14 @@ pub(crate) struct NewestMap {
 
 #[derive(Debug)]
 struct Kept {
-    /// The newest revision that says what `map` says.
+    /// The newest cluster revision whose map equals `map` apart from its revision.
     checked: u64,
     map: Map,
     frame: MapFrame,
 }
 
 impl NewestMap {
-    /// The newest map, if it is another than the one of revision `sent`. A cluster that does not serve
-    /// yet has none.
+    /// Returns the newest map unless its revision is `sent`. Returns `None` if the cluster does not serve yet.
     pub(crate) fn later_than(
         &self,
         sent: Option<MapRevision>,
@@ -52,8 +51,8 @@ impl NewestMap {
 }
 
 impl Kept {
-    /// Much that the coordinator counts as a change is none for clients: then the map that they have
-    /// stays the newest.
+    /// Updates the frame only if the map has changed apart from its revision. Many of the cluster's revisions do
+    /// not affect clients, whose map then stays the newest.
     fn renew(kept: &mut Option<Kept>, cluster: &Cluster) {
         let map = cluster.map();
         if let Some(kept) = kept

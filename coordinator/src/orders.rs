@@ -1,7 +1,7 @@
-//! The connection for orders: dialled to each server's coordinator port, again whenever it breaks.
+//! The connection for orders to each server's coordinator port, established again whenever it breaks.
 //!
-//! What is outstanding is remembered by the cluster's brain, which repeats it whenever a connection
-//! stands; nothing is queued here but what is being sent.
+//! The cluster's state machine keeps outstanding orders and repeats them on each new connection. The queue here
+//! holds only orders about to be sent.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,16 +24,16 @@ use crate::connection::{Connection, ConnectionError, OwnedFrame};
 use crate::driver::Driver;
 use crate::random;
 
-/// How long one attempt to connect may take.
+/// The timeout of one attempt to connect.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
-/// The first pause before dialling again; each is twice the last.
+/// The first back-off before another attempt to connect; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause.
+/// The longest back-off.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Orders on their way to one server. The brain has a few outstanding for each of its groups.
+/// The maximum number of queued orders for one server. Each of its groups has only a few outstanding.
 const MAX_QUEUED: usize = 64;
 
-/// Why a connection for orders ended, or did not come to be.
+/// The reason for which a connection for orders ended or could not be established.
 #[derive(Debug, thiserror::Error)]
 enum OrdersError {
     #[error("connect: {0}")]
@@ -54,7 +54,7 @@ enum OrdersError {
     Refused(String),
 }
 
-/// Keeps the connection until the process it leads to has exited.
+/// Maintains the connection until its process has exited.
 pub(crate) async fn keep(driver: Rc<Driver>, member: Member, address: SocketAddr) {
     let mut pause = FIRST_PAUSE;
     while driver.cluster().may_run(member) {
@@ -107,7 +107,7 @@ async fn connect(
     }
 }
 
-/// Has the server prove that it has the cluster's key: another program may have the port of one that died.
+/// Makes the server prove that it has the cluster's key, because another program may have reused its port.
 async fn shake_hands(driver: &Driver, connection: &mut Connection) -> Result<Seal, OrdersError> {
     let nonce = random::nonce().map_err(OrdersError::Random)?;
     let mut bytes = Vec::new();
@@ -120,17 +120,17 @@ async fn shake_hands(driver: &Driver, connection: &mut Connection) -> Result<Sea
     }
 }
 
-/// Sends orders and takes reports, until the connection ends; says why it did.
+/// Sends orders and receives reports until the connection ends, and returns the reason for the end.
 async fn converse(
     driver: &Rc<Driver>,
     member: Member,
     mut connection: Connection,
     mut orders: mpsc::Receiver<Order>,
 ) -> OrdersError {
-    // Reports name their order by number only.
+    // Reports identify their order only by number.
     let mut sent = VecDeque::new();
     let mut settings = driver.settings_told();
-    // The first are told at once.
+    // The current settings are sent at once.
     settings.mark_changed();
     loop {
         tokio::select! {

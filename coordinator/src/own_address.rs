@@ -1,4 +1,5 @@
-//! Whether an address leads to this machine: tried, because `--advertise` is told to every other host.
+//! A check that an address leads to this machine, by connecting to it. Every other host uses the address of
+//! `--advertise`.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -6,20 +7,20 @@ use std::time::{Duration, Instant};
 
 use crate::random;
 
-/// How long a connection to an address that is not this machine's own may take to come back to it.
+/// The timeout for a connection to a foreign address to arrive at this machine.
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// Whether the system calls the address its own.
+/// Returns whether an address belongs to this machine.
 pub(crate) fn is_own(address: IpAddr) -> bool {
     TcpListener::bind((address, 0)).is_ok()
 }
 
-/// Whether what is sent to the address arrives here; how, in words. `port` is the one that may be forwarded; 0 for
-/// any.
+/// Checks that connections to an address arrive at this machine, and returns a description of how. `port` is the
+/// forwarded port; 0 for any.
 ///
 /// # Errors
-/// It does not, with what to do.
+/// They do not arrive; the message has what to do.
 pub(crate) fn check(address: IpAddr, port: u16) -> Result<&'static str, String> {
     if is_own(address) {
         return Ok("an address of this machine");
@@ -33,7 +34,7 @@ pub(crate) fn check(address: IpAddr, port: u16) -> Result<&'static str, String> 
     }
 }
 
-/// Listens here, dials there, and sees whether that is the same.
+/// Listens here, connects to the address, and checks that the connection arrives here.
 fn comes_back(address: IpAddr, port: u16) -> Result<(), String> {
     let all = match address {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -70,7 +71,7 @@ mod tests {
     #[test]
     fn an_address_of_this_machine_is_good_and_one_of_a_documentation_network_is_not() {
         check("127.0.0.1".parse().unwrap(), 0).unwrap();
-        // RFC 5737: such an address is no machine's.
+        // RFC 5737: no machine has such an address.
         let error = check("192.0.2.1".parse().unwrap(), 0).unwrap_err();
         assert!(error.contains("no address of this machine"), "{error}");
     }

@@ -1,17 +1,17 @@
-//! From the flags and the cluster file to what is started where, and who reaches whom by which
-//! address.
+//! The plan: which process is started where, and by which addresses the processes reach each other. It is derived
+//! from the flags and the cluster file.
 //!
 //! | the file has       | `--advertise` | the coordinator listens on | servers are reached at       |
 //! |--------------------|---------------|----------------------------|------------------------------|
 //! | localhost only     | no            | 127.0.0.1                  | 127.0.0.1                    |
 //! | localhost only     | A             | all addresses              | A                            |
-//! | ssh hosts only     | no            | all addresses              | where ssh reached them       |
-//! | ssh hosts only     | A             | all addresses              | where ssh reached them       |
-//! | both               | A (demanded)  | all addresses              | A, or where ssh reached them |
+//! | ssh hosts only     | no            | all addresses              | the address that ssh used    |
+//! | ssh hosts only     | A             | all addresses              | the address that ssh used    |
+//! | both               | A (required)  | all addresses              | A, or the address of ssh     |
 //!
-//! A loopback address stays one: with `--advertise 127.0.0.1` nothing listens elsewhere. `--bind` replaces
-//! what the coordinator and the servers on its machine listen on. A server on an ssh host listens on the
-//! address where ssh reached it and on no other.
+//! A loopback address stays local: with `--advertise 127.0.0.1` no process listens on another address. `--bind`
+//! replaces the listening address of the coordinator and of the servers on its machine. A server on an ssh host
+//! listens only on the address that ssh used.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -33,40 +33,40 @@ use crate::store::{self, Record};
 use crate::survey::{self, Survey};
 use crate::{Failure, own_address, restore};
 
-/// How one server and the others reach each other.
+/// The addresses between one server and the other processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Route {
-    /// The address at which it finds the coordinator.
+    /// The address by which the server reaches the coordinator.
     pub(crate) coordinator: IpAddr,
-    /// The address it listens on.
+    /// The address that the server listens on.
     pub(crate) bind: IpAddr,
-    /// The address that others are told.
+    /// The address at which other processes reach the server.
     pub(crate) advertise: IpAddr,
 }
 
-/// Everything that is decided before the first server is started.
+/// All decisions that are made before the first server is started.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) file: ClusterFile,
-    /// Absolute.
+    /// The directory of the coordinator's files, absolute.
     pub(crate) dir: PathBuf,
     /// The server's executable on this machine, absolute.
     pub(crate) binary: PathBuf,
     pub(crate) ssh: Ssh,
     pub(crate) shards: u16,
     pub(crate) settings: Settings,
-    /// Whether servers may leave core dumps.
+    /// True if servers may leave core dumps.
     pub(crate) core_dumps: bool,
-    /// The coordinator's own address to listen on.
+    /// The address that the coordinator listens on.
     pub(crate) listen: IpAddr,
-    /// In ring order.
+    /// The routes in ring order.
     pub(crate) routes: Vec<Route>,
 }
 
 /// Reads the cluster file.
 ///
 /// # Errors
-/// Bad usage, with the file, the line and the reason.
+/// Bad usage; the message has the file, the line and the reason.
 pub(crate) fn read_file(args: &Args) -> Result<ClusterFile, Failure> {
     let path = args.cluster_file.as_deref().unwrap_or(Path::new(""));
     let shown = path.display();
@@ -86,8 +86,8 @@ pub(crate) fn read_file(args: &Args) -> Result<ClusterFile, Failure> {
     Ok(file)
 }
 
-/// The settings of the cluster that a start with these flags goes on with, as far as its state can be read; those of a
-/// new cluster otherwise. What is wrong with a state is reported by the start itself.
+/// Returns the stored settings that a start with these flags continues with, or those of a new cluster if there is
+/// no readable state. The start itself reports a defective state.
 pub(crate) fn stored_settings(args: &Args) -> Settings {
     let in_dir = || store::load(&args.dir).ok().flatten();
     let dirs = match args.restore.as_slice() {
@@ -101,7 +101,7 @@ pub(crate) fn stored_settings(args: &Args) -> Settings {
     restore::last_record(dirs, &args.dir).map(|last| last.settings).unwrap_or_default()
 }
 
-/// Checks that the other servers can reach this machine by the addresses that are given.
+/// Checks that the other servers can reach this machine by the given addresses.
 ///
 /// # Errors
 /// Bad usage: `--advertise` is missing, or it and `--bind` contradict each other.
@@ -130,7 +130,7 @@ fn check_addresses(file: &ClusterFile, args: &Args, settings: &Settings) -> Resu
     Ok(())
 }
 
-/// The executable of the servers on this machine.
+/// Returns the executable of the servers on this machine.
 pub(crate) fn binary(args: &Args) -> Result<PathBuf, String> {
     let path = match &args.server_binary {
         Some(path) => path.clone(),
@@ -151,7 +151,7 @@ pub(crate) fn binary(args: &Args) -> Result<PathBuf, String> {
     Ok(absolute)
 }
 
-/// The server beside this executable, which bears the same prefix: `kv-server` beside `kv-coord`.
+/// Returns the server beside this executable with the same prefix: `kv-server` beside `kv-coord`.
 fn beside(coordinator: &Path) -> PathBuf {
     let name = coordinator.file_name().and_then(OsStr::to_str).unwrap_or_default();
     let prefix = name.strip_suffix("coord").unwrap_or_default();
@@ -159,11 +159,11 @@ fn beside(coordinator: &Path) -> PathBuf {
 }
 
 impl Plan {
-    /// Makes the plan, on top of the settings of an earlier cluster; asks every ssh host for its cores and
+    /// Makes the plan, based on the settings of an earlier cluster. Surveys every ssh host for its cores and
     /// addresses.
     ///
     /// # Errors
-    /// What is missing, and at which server.
+    /// A server cannot be started; the message has the server and the reason.
     pub(crate) async fn make(
         args: &Args,
         file: ClusterFile,
@@ -187,12 +187,12 @@ impl Plan {
         Ok(Plan { file, dir, binary, ssh, shards, settings, core_dumps, listen, routes })
     }
 
-    /// The plan of a cluster that runs: everybody is found where an earlier coordinator has put him, and no host needs
-    /// to be reached for that. Only the new hosts of `moves` are asked, and all where this is another machine.
+    /// Makes the plan of a running cluster from the stored addresses, which needs no access to any host. Only the
+    /// new hosts of `moves` are surveyed, or all ssh hosts if the state is of another machine.
     ///
     /// # Errors
-    /// The server's executable on this machine is missing, a new host is not fit for a server, or `--advertise` leads
-    /// elsewhere.
+    /// The server's executable on this machine is missing, a new host is not fit for a server, or `--advertise`
+    /// leads to another machine.
     pub(crate) async fn again(
         args: &Args,
         file: ClusterFile,
@@ -203,7 +203,7 @@ impl Plan {
         if args.advertise != earlier.settings.advertise {
             check_own(&file, args.advertise, earlier.place.ports.servers)?;
         }
-        // A stop needs it only to replace a server that fails meanwhile.
+        // A stop needs the executable only to replace a server that fails meanwhile.
         let binary = match local_binary(args, &file) {
             Err(_) if args.only_stops => PathBuf::from("server"),
             found => found?,
@@ -249,7 +249,7 @@ impl Plan {
         })
     }
 
-    /// The route of a server on another host, which is asked. The plan may change meanwhile.
+    /// Surveys a server's new host and returns the server's route. The plan may change meanwhile.
     ///
     /// # Errors
     /// The host is not fit for a server, or cannot reach this coordinator.
@@ -274,7 +274,7 @@ impl Plan {
         Ok(route)
     }
 
-    /// This plan with another line for one of its servers.
+    /// Returns this plan with another line and route for one of its servers.
     pub(crate) fn with_line(&self, line: ServerLine, route: Route) -> Plan {
         let mut plan = self.clone();
         let at = usize::from(line.id.0);
@@ -284,7 +284,7 @@ impl Plan {
     }
 }
 
-/// Checks that `--advertise` leads to this machine, where servers on it dial that address, too.
+/// Checks that `--advertise` leads to this machine, because servers on this machine use that address too.
 fn check_own(file: &ClusterFile, advertise: Option<IpAddr>, port: u16) -> Result<(), Failure> {
     let has_local = file.servers.iter().any(|line| line.host == Host::Local);
     match advertise.filter(|_| has_local) {
@@ -307,7 +307,7 @@ fn local_binary(args: &Args, file: &ClusterFile) -> Result<PathBuf, Failure> {
     }
 }
 
-/// What would keep this server from starting on its host.
+/// Checks that a server can be started on its host.
 fn check_survey(
     ssh: &Ssh,
     id: u16,
@@ -337,12 +337,12 @@ fn check_survey(
     }
 }
 
-/// The number of servers on a host.
+/// Returns the number of servers on a host.
 pub(crate) fn servers_on(file: &ClusterFile, host: &Host) -> usize {
     file.servers.iter().filter(|line| line.host == *host).count()
 }
 
-/// The least number of cores that a server has to itself on any host.
+/// Returns the smallest number of cores that a server has to itself on any host, at least 1.
 pub(crate) fn default_shards(file: &ClusterFile, surveys: &HashMap<Host, Survey>) -> u16 {
     let mut servers: HashMap<&Host, u16> = HashMap::new();
     for line in &file.servers {
@@ -359,7 +359,7 @@ pub(crate) fn default_shards(file: &ClusterFile, surveys: &HashMap<Host, Survey>
     shares.min().unwrap_or(1).clamp(1, MAX_SHARDS)
 }
 
-/// The addresses of this machine as the flags give them.
+/// The addresses of this machine according to the flags.
 #[derive(Clone, Copy, Debug, Default)]
 struct Addresses {
     advertise: Option<IpAddr>,
@@ -372,13 +372,13 @@ impl Addresses {
     }
 }
 
-/// This machine's address as far as the flags say it.
+/// Returns this machine's address according to the flags, or 127.0.0.1.
 fn own_address(settings: &Settings, args: &Args) -> IpAddr {
     let bind = args.bind.filter(|ip| !ip.is_unspecified());
     settings.advertise.or(bind).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
-/// Where the coordinator listens, and the routes of all servers.
+/// Returns the address that the coordinator listens on, and the routes of all servers.
 fn routes(
     file: &ClusterFile,
     Addresses { advertise, bind }: Addresses,
@@ -391,7 +391,7 @@ fn routes(
     Ok((bind.unwrap_or(listen_for(&routes)), routes))
 }
 
-/// How one server and the others reach each other; without a survey it is on this machine, which has the address `own`.
+/// Returns the route of a server. Without a survey the server is on this machine, which has the address `own`.
 fn route(
     line: &ServerLine,
     own: IpAddr,
@@ -417,14 +417,14 @@ fn route(
     Ok(Route { coordinator, bind, advertise: its })
 }
 
-/// Where the coordinator listens, so that all servers reach it.
+/// Returns the address that the coordinator listens on, so that all servers can reach it.
 fn listen_for(routes: &[Route]) -> IpAddr {
     let ours = routes.iter().map(|route| listen_address(route.coordinator));
     ours.reduce(wider).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
-/// The route of a server that runs. `--advertise` may give the coordinator another address, and `seen` is that which
-/// the server's host sees, where it was asked. Servers are told.
+/// Returns the route of a running server. The coordinator's address may change: to `--advertise`, or to the address
+/// `seen` by the server's host in a survey. The server receives it.
 fn route_again(
     line: &ServerLine,
     before: &Route,
@@ -437,7 +437,7 @@ fn route_again(
     Route { coordinator, advertise, ..*before }
 }
 
-/// A loopback address is listened on itself; for any other, all addresses are.
+/// Returns the address to listen on: a loopback address itself, or all addresses of the family.
 fn listen_address(reached_at: IpAddr) -> IpAddr {
     match reached_at {
         address if address.is_loopback() => address,
@@ -446,7 +446,7 @@ fn listen_address(reached_at: IpAddr) -> IpAddr {
     }
 }
 
-/// The address to listen on that serves both: the IPv6 wildcard takes IPv4 too.
+/// Returns the address to listen on that serves both. The IPv6 wildcard also accepts IPv4.
 fn wider(one: IpAddr, other: IpAddr) -> IpAddr {
     match (one, other) {
         (one, other) if one == other => one,
@@ -512,7 +512,7 @@ mod tests {
         assert!(seen.iter().all(|route| route.coordinator == ip("10.8.8.8")));
         let after = again(Some(ip("10.9.9.9")), Some(ip("10.8.8.8")));
         assert!(after.iter().all(|route| route.coordinator == ip("10.9.9.9") && route.bind == all));
-        // Where ssh hosts are reached does not change.
+        // The addresses of ssh hosts do not change.
         let told: Vec<IpAddr> = after.iter().map(|route| route.advertise).collect();
         assert_eq!(told, [ip("10.9.9.9"), ip("10.0.0.2"), ip("10.1.0.3")]);
     }

@@ -1,15 +1,15 @@
-//! What people see while places of the ring are recovered: which step each is in, and how far the copy
-//! of that step is; and while all servers load or write dumps.
+//! The progress display: the step of each recovery and the progress of its copy, and the progress of all servers
+//! while they load or write dumps.
 //!
 //! ```text
-//!   the views and heartbeats that the brain knows -> facts, every 100 ms while anything is recovered
-//!      -> a line a place at the bottom of the terminal, drawn over and over
+//!   views and heartbeats in the cluster -> facts, every 100 ms while anything is recovered
+//!      -> one line per place at the bottom of the terminal, redrawn in place
 //!         server 1, step 3 [#########------]  60 %, 10.0 of 16.7 MiB, 10240 of 17067 keys, 2 s left
-//!      -> or, in the log, a line at each copy's beginning and every few seconds
+//!      -> or, in the log, one line at the start of each copy and then every few seconds
 //! ```
 //!
-//! The servers tell how much is sent and how much there is; how fast that is, and how long it will take,
-//! is reckoned here. While writes go on, all of it is approximate.
+//! The servers report how much is sent and how much there is; rates and remaining times are computed here. During
+//! writes, all figures are approximate.
 
 mod all;
 
@@ -27,18 +27,18 @@ use all::All;
 use crate::driver::Driver;
 use crate::{clock, screen, units};
 
-/// How often the lines are drawn, as often as servers report.
+/// The interval between two redraws, which is the servers' reporting interval.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How often the log tells how far a copy is.
+/// The interval at which the progress of a copy is logged.
 const LOG_EVERY: Duration = Duration::from_secs(3);
-/// A rate is that of the last seconds.
+/// The period over which a rate is measured.
 const RATE_OVER: Duration = Duration::from_secs(5);
-/// Looks that are remembered for it.
+/// The maximum number of samples for a rate.
 const MAX_SAMPLES: usize = 64;
-/// Columns of a bar.
+/// The width of a bar in columns.
 const BAR: std::ops::RangeInclusive<usize> = 8..=30;
 
-/// What happens in a step, in words.
+/// Returns a description of a step.
 pub(crate) fn step_words(step: u8) -> &'static str {
     match step {
         0 => "its groups go on without it",
@@ -50,7 +50,7 @@ pub(crate) fn step_words(step: u8) -> &'static str {
     }
 }
 
-/// How often `coord stop` is told how far the dumps are.
+/// The interval at which callers of `coord stop` receive the progress of the dumps.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Shows every recovery for as long as the cluster runs.
@@ -70,7 +70,7 @@ pub(crate) async fn keep(driver: Rc<Driver>) {
         let now = clock::now();
         places.look(now, &facts(&driver.cluster()));
         all = All::now(&driver);
-        // Whoever waits for the end of a stop sees no bar.
+        // Callers that wait for the end of a stop have no bar.
         if let Some(line) = all.as_ref().map(All::log_line)
             && now.since(told_at) >= TELL_EVERY
             && line != told
@@ -83,14 +83,14 @@ pub(crate) async fn keep(driver: Rc<Driver>) {
         lines.extend(all.iter().map(|all| all.line(width)));
         let is_seen = screen::show(&lines);
         let mut lines = places.log_lines(now);
-        // That it begins is in the log already.
+        // The beginning is in the log already.
         let logged = *all_logged.get_or_insert(now);
         if now.since(logged) >= LOG_EVERY || all.is_none() {
             lines.extend(all.iter().map(All::log_line));
             all_logged = all.is_some().then_some(now);
         }
         for line in lines {
-            // A log in a file has them all; on a terminal the bar says it.
+            // A log file gets every line; on a terminal the bar replaces them.
             if !is_seen || driver.has_log_file() {
                 tracing::info!("{line}");
             }
@@ -103,7 +103,7 @@ pub(crate) async fn keep(driver: Rc<Driver>) {
 struct Fact {
     server: ServerId,
     step: u8,
-    /// In the steps that copy: how far that is.
+    /// The progress of the copy, in steps that copy.
     copy: Option<CopyStatus>,
 }
 
@@ -131,7 +131,7 @@ struct Places(BTreeMap<ServerId, Place>);
 #[derive(Debug)]
 struct Place {
     fact: Fact,
-    /// When its step was first seen.
+    /// The time at which its step was first seen.
     since: Time,
     rate: Rate,
     logged: Option<Time>,
@@ -157,7 +157,7 @@ impl Places {
         self.0.values().map(|place| place.line(now, width)).collect()
     }
 
-    /// The lines that are due in the log.
+    /// Returns the lines that are due in the log.
     fn log_lines(&mut self, now: Time) -> Vec<String> {
         let mut lines = Vec::new();
         for place in self.0.values_mut() {
@@ -172,7 +172,7 @@ impl Places {
 }
 
 impl Place {
-    /// The line at the bottom of a terminal with so many columns.
+    /// Returns the line for the bottom of a terminal with this many columns.
     fn line(&self, now: Time, width: usize) -> String {
         let Fact { server, step, copy } = self.fact;
         let head = format!("server {server}, step {step}");
@@ -212,7 +212,7 @@ fn percent(copy: &CopyStatus) -> u64 {
     percent_of_bytes(copy.bytes, copy.of_bytes, copy.entries, copy.of_entries)
 }
 
-/// How much is done by bytes or, where there are none, by what else is counted.
+/// Returns the percentage by bytes or, if there are no bytes, by count.
 fn percent_of_bytes(bytes: u64, of_bytes: u64, count: u64, of_count: u64) -> u64 {
     match of_bytes {
         0 => units::percent(count, of_count),
@@ -220,10 +220,10 @@ fn percent_of_bytes(bytes: u64, of_bytes: u64, count: u64, of_count: u64) -> u64
     }
 }
 
-/// A line with a bar that fits into so many columns: of the parts behind it, each with its worth, the
-/// least are dropped where there is little room.
+/// Returns a line with a bar that fits into this many columns. Each part after the bar has a weight; if space is
+/// short, the parts with the lowest weights are dropped.
 fn with_bar(head: &str, percent: u64, mut parts: Vec<(u8, String)>, width: usize) -> String {
-    // The last column stays free: some terminals begin a new line there.
+    // The last column stays empty, because some terminals wrap after it.
     let width = width.saturating_sub(1);
     loop {
         let tail: Vec<&str> = parts.iter().map(|(_, part)| &**part).collect();
@@ -241,13 +241,13 @@ fn with_bar(head: &str, percent: u64, mut parts: Vec<(u8, String)>, width: usize
     }
 }
 
-/// A bar of so many columns.
+/// Returns a bar of this many columns.
 fn bar(percent: u64, columns: usize) -> String {
     let full = columns * usize::try_from(percent.min(100)).unwrap_or(100) / 100;
     format!("{}{}", "#".repeat(full), "-".repeat(columns - full))
 }
 
-/// How fast a copy is, by what was seen of it in the last seconds.
+/// The rate of a copy, measured over the last seconds.
 #[derive(Debug, Default)]
 struct Rate {
     samples: VecDeque<(Time, u64)>,
@@ -255,7 +255,7 @@ struct Rate {
 
 impl Rate {
     fn note(&mut self, now: Time, bytes: u64) {
-        // Another copy, from its beginning.
+        // Another copy has started from the beginning.
         if self.samples.back().is_some_and(|(_, before)| bytes < *before) {
             self.samples.clear();
         }
@@ -266,7 +266,7 @@ impl Rate {
         self.samples.push_back((now, bytes));
     }
 
-    /// Bytes a second; `None`: not known, or none.
+    /// Returns the bytes per second, or `None` if the rate is unknown or zero.
     fn per_second(&self) -> Option<u64> {
         let ((first, from), (last, to)) = (self.samples.front()?, self.samples.back()?);
         let nanos = last.since(*first).as_nanos();
@@ -276,7 +276,7 @@ impl Rate {
 
     fn time_left(&self, copy: &CopyStatus) -> Option<Duration> {
         let rate = self.per_second()?;
-        // Rounded up: 0 s is when nothing is left.
+        // Rounded up, so that 0 s means that nothing is left.
         Some(Duration::from_secs(copy.of_bytes.saturating_sub(copy.bytes).div_ceil(rate)))
     }
 }
@@ -301,7 +301,7 @@ mod tests {
         Fact { server: ServerId(1), step, copy: Some(copy) }
     }
 
-    /// A copy of 50 MiB, of which 10 MiB a second were sent, half of it in all.
+    /// Returns the places of a copy of 50 MiB that is half done, at 10 MiB a second.
     fn half_way() -> Places {
         let mut places = Places::default();
         for second in 0..=5 {

@@ -8,7 +8,7 @@ fn failed(error: getrandom::Error) -> Failure {
     Failure::Failed(format!("draw a random number from the system: {error}"))
 }
 
-/// A random number that is never zero: zero stands for "none" in ids.
+/// Returns a random number that is never zero, because zero means "none" in ids.
 pub(crate) fn nonzero_u64() -> Result<u64, Failure> {
     loop {
         match getrandom::u64().map_err(failed)? {
@@ -18,15 +18,15 @@ pub(crate) fn nonzero_u64() -> Result<u64, Failure> {
     }
 }
 
-/// As [`nonzero_u64`], with 128 bits.
+/// Returns a random number like [`nonzero_u64`], with 128 bits.
 pub(crate) fn nonzero_u128() -> Result<u128, Failure> {
     Ok((u128::from(nonzero_u64()?) << 64) | u128::from(nonzero_u64()?))
 }
 
-/// A nonce of a handshake.
+/// Returns a nonce for a handshake.
 ///
 /// # Errors
-/// The reason, as the system gives it.
+/// The system provides no random bytes; the message has the reason.
 pub(crate) fn nonce() -> Result<Nonce, String> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes)

@@ -1,4 +1,4 @@
-//! `--ready-fd`: one line of JSON to whoever started the coordinator, once the cluster serves.
+//! `--ready-fd`: one line of JSON for the parent process, once the cluster serves.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 
-/// The descriptor, checked and kept from the servers' processes.
+/// The descriptor, checked and not inherited by the servers' processes.
 #[derive(Debug)]
 pub(crate) struct Ready {
     file: File,
 }
 
-/// The coordinator's own ports, as they really are.
+/// The ports that the coordinator has bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ports {
     #[serde(rename = "clients_port")]
@@ -34,16 +34,16 @@ struct Line {
 }
 
 impl Ready {
-    /// Takes the descriptor over; it is closed after the line.
+    /// Takes ownership of the descriptor, which is closed after the line.
     ///
     /// # Errors
-    /// It is not open, or is one of the first three.
+    /// The descriptor is not open, or is one of the first three.
     pub(crate) fn take(descriptor: RawFd) -> Result<Ready, Failure> {
         if descriptor <= 2 {
             let message = format!("--ready-fd {descriptor}: give a descriptor above 2");
             return Err(Failure::Usage(message));
         }
-        // SAFETY: fcntl with F_SETFD touches no memory; a number that is no descriptor gives EBADF.
+        // SAFETY: fcntl with F_SETFD touches no memory; an invalid descriptor gives EBADF.
         let result = unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
         if result < 0 {
             let error = std::io::Error::last_os_error();
@@ -51,12 +51,12 @@ impl Ready {
                 "--ready-fd {descriptor}: {error}; open it in the shell, as in {descriptor}>FILE"
             )));
         }
-        // SAFETY: the descriptor is open (just checked) and was given to this process for this use;
-        // it is taken before anything here has opened a file, so nothing else owns it.
+        // SAFETY: the descriptor is open (just checked) and was passed to this process for this purpose. It is
+        // taken before this process opens any file, so nothing else owns it.
         Ok(Ready { file: unsafe { File::from_raw_fd(descriptor) } })
     }
 
-    /// Writes the line. Whoever waited for it may be gone: then it is only logged.
+    /// Writes the line. A failure is only logged, because the reader may have exited.
     pub(crate) fn announce(mut self, cluster: ClusterId, ports: Ports) {
         let pid = std::process::id();
         let line = Line { status: "serving", ports, cluster, pid };

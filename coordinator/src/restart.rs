@@ -1,19 +1,19 @@
-//! What an earlier coordinator has left in the directory, and what follows from it.
+//! The state that an earlier coordinator has left in the directory, and how a start continues from it.
 //!
-//! | the state says                | its recorded processes | then                                     |
-//! |-------------------------------|------------------------|------------------------------------------|
-//! | (there is none)               |                        | a new cluster *                          |
-//! | it was to be restored         |                        | refused unless all had loaded: --restore |
-//! | anything                      | one lives              | it is taken over: the next epoch         |
-//! | it stops, or has never served | none lives             | set aside as *.old; a new cluster        |
-//! | it was stopped, all dumped    | (not asked: all exited)| the same                                 |
-//! | it has served                 | none lives             | refused: its data is gone from memory    |
-//! | anything                      | a host does not answer | refused, unless one is seen to live      |
-//! | it is of another machine      | some ran on localhost  | refused                                  |
-//! | (it is damaged)               |                        | refused                                  |
+//! | stored state                    | recorded processes     | result                                          |
+//! |---------------------------------|------------------------|-------------------------------------------------|
+//! | none                            |                        | new cluster *                                   |
+//! | of an unfinished restore        |                        | rejected unless all had loaded: use --restore   |
+//! | any                             | one is running         | takeover with the next epoch                    |
+//! | stopping, or has never served   | none is running        | set aside as *.old; new cluster                 |
+//! | stopped, all groups dumped      | all have exited        | set aside as *.old; new cluster                 |
+//! | has served                      | none is running        | rejected: its data is no longer in memory       |
+//! | any                             | a host is unreachable  | rejected, unless a process is found running     |
+//! | of another machine              | some ran on localhost  | rejected unless the cluster file moves them     |
+//! | damaged                         |                        | rejected                                        |
 //!
-//! With `--resume` a cluster of which no process lives is restored wherever this table founds a new one or
-//! refuses for want of living processes. * Where dumps lie without a state, `--resume` refuses.
+//! With `--resume`, a cluster without running processes is restored wherever this table founds a new cluster or
+//! rejects for lack of running processes. * If there are dumps but no state, `--resume` rejects the start.
 
 use std::path::Path;
 
@@ -31,24 +31,24 @@ use crate::spawn::ssh::Ssh;
 use crate::spawn::{adopted, quote};
 use crate::store::{self, FILE_NAME, OLD_NAME, Record};
 
-/// So many dumps are named; of the others it is said how many there are.
+/// The maximum number of dumps listed by name; the others are only counted.
 const MAX_NAMED: usize = 12;
 
-/// What is to be done with the directory.
+/// The action that the contents of the directory call for.
 #[derive(Debug)]
 pub(crate) enum Found {
     /// A new cluster is to be founded.
     Nothing,
-    /// The cluster of this state runs: it is to be taken over.
+    /// The cluster of this state is running and is to be taken over.
     Running(Box<Record>),
-    /// The cluster of this directory was stopped, and is to be restored (`--resume`).
+    /// The cluster of this directory was stopped and is to be restored (`--resume`).
     Stopped,
 }
 
-/// Looks at what lies in the directory.
+/// Inspects the directory and decides how to start.
 ///
 /// # Errors
-/// Nothing may be done; with the reason, and what to do.
+/// The start is rejected; the message has the reason and what to do.
 pub(crate) async fn look(
     args: &Args,
     file: &ClusterFile,
@@ -80,7 +80,7 @@ pub(crate) async fn look(
             args.dir.join(FILE_NAME).display()
         )));
     }
-    // After a good end each process was seen to have ended: there is nobody to ask after.
+    // After an orderly end every process is known to have exited, so none is looked up.
     if !record.has_ended_well && lives(&record, &ssh, &args.dir, file).await? {
         check_flags(&record, args, file)?;
         end_strays(&record, &ssh).await;
@@ -121,7 +121,7 @@ fn no_state(dir: &Path) -> String {
     )
 }
 
-/// Says loudly which dumps lie here that a start without `--restore` does not begin with.
+/// Warns about dumps in the directory that a start without `--restore` does not load.
 fn tell_left_aside(dir: &Path, console: Console) {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -153,13 +153,14 @@ fn tell_left_aside(dir: &Path, console: Console) {
     console.warn(&text);
 }
 
-/// Whether its founders have yet to load: only whoever reads the dumps can tell them what.
+/// Returns whether the founders of a restored cluster have yet to load. Only a coordinator that reads the dumps can
+/// assign dumps to them.
 fn is_half_restored(record: &Record) -> bool {
     let is_founding = record.state.views.iter().all(|view| view.version == ViewVersion(0));
     is_founding && !record.state.foundings.is_empty()
 }
 
-/// Whether any process of the state lives.
+/// Returns whether any process of the state is running.
 async fn lives(
     record: &Record,
     ssh: &Ssh,
@@ -170,7 +171,7 @@ async fn lives(
     let here = hosts.iter().find(|(host, _)| **host == Host::Local);
     let mut here = here.map_or_else(Vec::new, |(_, processes)| processes.clone());
     if Machine::place(record.place.machine.as_ref()) == Place::Elsewhere {
-        // Those that the cluster file gives to other hosts are followed there, whether they live or not.
+        // Servers that the cluster file moves to other hosts are not looked up here, running or not.
         let moves = moves::read(file.clone(), &record.place).moves;
         here.retain(|started| !moves.contains(&started.member.server));
     }
@@ -227,8 +228,8 @@ async fn lives(
     unknown.map_or(Ok(false), |reason| Err(Failure::Failed(reason)))
 }
 
-/// What to do where no server is left to be taken over. What is safe comes first: the state is the only way back to
-/// servers that live.
+/// Returns the advice for a start that cannot find out which servers run. The safe option comes first, because the
+/// state is the only way back to running servers.
 fn if_all_are_gone(state: &Path) -> String {
     format!(
         "Leave {} where it is: servers that live hold all data, and are found by it. Only if every one of them \
@@ -237,7 +238,7 @@ fn if_all_are_gone(state: &Path) -> String {
     )
 }
 
-/// That the flags and the cluster file speak of this cluster.
+/// Checks that the flags and the cluster file match the recorded cluster.
 fn check_flags(record: &Record, args: &Args, file: &ClusterFile) -> Result<(), Failure> {
     let place = &record.place;
     let runs = format!("{} tells of a cluster that runs", args.dir.join(FILE_NAME).display());
@@ -253,8 +254,8 @@ fn check_flags(record: &Record, args: &Args, file: &ClusterFile) -> Result<(), F
     Ok(())
 }
 
-/// Ends processes that were started and have not reported: they are refused under their names anyway,
-/// but may hold the ports of those that follow them.
+/// Ends processes that were started and have not reported. They would be rejected anyway, but may hold the ports of
+/// their successors.
 async fn end_strays(record: &Record, ssh: &Ssh) {
     let state = &record.state;
     let unknown = |host: &Host| -> Vec<Member> {
@@ -344,7 +345,7 @@ mod tests {
             let args = Args::try_parse_from(line.split(' ')).unwrap();
             check_flags(&record(1), &args, &ClusterFile::parse(text).unwrap())
         };
-        // Addresses and ports may change: the servers are told.
+        // Addresses and ports may change, because the servers receive them.
         let moved = "3\nlocalhost 0 0 0\nssh://bd:22 0 0 0\nlocalhost 0 0 0\n";
         assert!(say(moved, "").is_ok());
         for good in

@@ -1,6 +1,5 @@
-//! The lines at the bottom of a person's terminal that are drawn over and over, and everything else
-//! that goes to standard error above them. A terminal may be stopped (Ctrl+S) or slow: one thread writes to
-//! it, and no other waits for that.
+//! The status lines at the bottom of a terminal, redrawn in place, with all other standard error output above them.
+//! A terminal may be stopped (Ctrl+S) or slow. Therefore one thread writes to it, and no other thread waits for it.
 
 use std::io::{self, Write as _};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -9,9 +8,9 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kv_daemon::queue::{Queue, Sink};
 
-/// There is one standard error, so there is one of these.
+/// The only queue, because there is one standard error.
 static QUEUE: OnceLock<Queue> = OnceLock::new();
-/// What is to be seen at the bottom now.
+/// The lines currently at the bottom.
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn lines() -> MutexGuard<'static, Vec<String>> {
@@ -25,14 +24,14 @@ pub(crate) fn start() -> io::Result<Queue> {
     Ok(queue)
 }
 
-/// Columns of the terminal; `None`: standard error is none.
+/// Returns the width of the terminal in columns, or `None` if standard error is not a terminal.
 pub(crate) fn width() -> Option<usize> {
     let terminal = console::Term::stderr();
     let (_, columns) = terminal.is_term().then(|| terminal.size())?;
     Some(usize::from(columns))
 }
 
-/// Draws these lines instead of those before. Whether anybody can see them.
+/// Replaces the lines at the bottom. Returns whether they are shown on a terminal.
 pub(crate) fn show(new: &[String]) -> bool {
     let Some(queue) = QUEUE.get() else { return false };
     let before = std::mem::replace(&mut *lines(), new.to_vec());
@@ -42,22 +41,22 @@ pub(crate) fn show(new: &[String]) -> bool {
     true
 }
 
-/// Writes to the terminal, above the lines if there are any.
+/// Writes to the terminal, above the lines at the bottom.
 pub(crate) fn write(bytes: &[u8]) {
     if let Some(queue) = QUEUE.get() {
         queue.push(bytes, true);
     }
 }
 
-/// Waits for what was written to be seen, at most for `limit`.
+/// Waits until everything queued is written, at most for `limit`.
 pub(crate) fn flush(limit: Duration) {
     if let Some(queue) = QUEUE.get() {
         queue.flush(limit);
     }
 }
 
-/// The terminal. One bar of as many lines as needed: unlike several bars it never minds a terminal that is
-/// gone.
+/// The terminal. It has one bar with several lines: unlike several bars, it tolerates a terminal that has been
+/// closed.
 struct Screen {
     bar: Option<ProgressBar>,
 }

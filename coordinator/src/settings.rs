@@ -1,5 +1,5 @@
-//! Flags that hold for as long as the cluster does: stored with its state, so that a later coordinator
-//! need not be given them again. One that is given again counts from then on.
+//! Settings that hold for the life of the cluster. They are stored with its state, so that a later coordinator
+//! needs no flags for them. A flag that is given again overrides the stored setting.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,29 +11,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, NetEngine, OnDoubleFault};
 
-/// The `--orphan-timeout` of a cluster that was given none.
+/// The default of `--orphan-timeout`.
 const ORPHAN_TIMEOUT: Duration = Duration::from_secs(3_600);
-/// The `--remote-dir` of a cluster that was given none; scripts/launch-cluster.sh leaves it to this one.
+/// The default of `--remote-dir`; scripts/launch-cluster.sh does not set it.
 pub(crate) const REMOTE_DIR: &str = "ftkv";
 
-/// What was said, or holds where nothing was. A state of a coordinator that stored none of it has these
-/// defaults.
+/// The settings, given or default. Settings that are missing in a stored state have these defaults.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Settings {
     pub(crate) on_double_fault: OnDoubleFault,
-    /// For the tables of one server, as it was written.
+    /// The memory limit of one server's tables, as written.
     pub(crate) memory_limit: Option<String>,
-    /// For the connections of one server, as it was written.
+    /// The memory limit of one server's connections, as written.
     pub(crate) connection_memory: Option<String>,
-    /// After how long without a coordinator a server gives up; zero for never.
+    /// The time without a coordinator after which a server dumps and exits; zero for never.
     pub(crate) orphan_timeout: Duration,
     pub(crate) net: NetEngine,
-    /// After how long a silence a server is suspected; leases follow from it, so all processes must agree on it.
+    /// The silence after which a server is suspected. Leases depend on it, so all processes must agree on it.
     pub(crate) failure_timeout: Duration,
     /// The servers' directory on ssh hosts, relative to the login's home directory.
     pub(crate) remote_dir: String,
-    /// `ssh -F`, absolute: a later coordinator may be started in another directory.
+    /// The file for `ssh -F`, absolute because a later coordinator may start in another directory.
     pub(crate) ssh_config: Option<PathBuf>,
     /// The address by which the other hosts reach the coordinator's machine.
     pub(crate) advertise: Option<IpAddr>,
@@ -56,7 +55,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// These, but for what the flags say.
+    /// Returns these settings with the flags applied.
     pub(crate) fn with(&self, args: &Args) -> Settings {
         Settings {
             on_double_fault: args.on_double_fault.unwrap_or(self.on_double_fault),
@@ -74,12 +73,13 @@ impl Settings {
         }
     }
 
-    /// The same for a cluster whose servers run: they hold leases by its failure timeout, so it stays.
+    /// Returns the same for a cluster with running servers. They hold leases by its failure timeout, so that is
+    /// kept.
     pub(crate) fn with_running(&self, args: &Args) -> Settings {
         Settings { failure_timeout: self.failure_timeout, ..self.with(args) }
     }
 
-    /// A line if the flags ask for another failure timeout than the one that stays.
+    /// Returns a message if the flags request a failure timeout other than the one that is kept.
     pub(crate) fn kept_timeout(&self, args: &Args) -> Option<String> {
         let asked = args.failure_timeout.filter(|asked| *asked != self.failure_timeout)?;
         Some(format!(
@@ -90,7 +90,7 @@ impl Settings {
         ))
     }
 
-    /// Every setting as its flag and its value; `None`: it was never given, and the default holds.
+    /// Returns every setting as its flag and its value, or `None` if it was not given.
     fn flags(&self) -> [(&'static str, Option<String>); 9] {
         let seconds = |time: Duration| Some(time.as_secs_f64().to_string());
         [
@@ -106,13 +106,13 @@ impl Settings {
         ]
     }
 
-    /// The settings by their names, as the status shows them; those that were never given are left out.
+    /// Returns the settings by name, as the status shows them, without those that were not given.
     pub(crate) fn shown(&self) -> BTreeMap<String, String> {
         let name = |flag: &str| flag.trim_start_matches('-').to_owned();
         self.flags().into_iter().filter_map(|(flag, value)| Some((name(flag), value?))).collect()
     }
 
-    /// A line for each setting that has changed. A server keeps what it was given at its start.
+    /// Returns a message for each changed setting. Running servers keep the settings that they were started with.
     pub(crate) fn changes_since(&self, before: &Settings, servers_run: bool) -> Vec<String> {
         let changed = self.flags().into_iter().zip(before.flags()).filter(|(now, was)| now != was);
         changed

@@ -1,12 +1,12 @@
-//! The newest map and status, as the brain publishes them for the thread that serves clients.
+//! The newest map and status, published for the thread that serves clients.
 //!
 //! ```text
-//!   brain's thread                               clients' thread
-//!   after each input: map, if it is a new one --> map()
-//!   on request, every 50 ms at most: status  <--> status()
+//!   driver's thread                              clients' thread
+//!   after each input: map, if it has changed --> map()
+//!   on request, at most every 50 ms: status <--> status()
 //! ```
 //!
-//! What clients ask for therefore costs the brain's thread next to nothing, however many ask.
+//! Requests of clients therefore cost the driver's thread almost nothing, regardless of their number.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,10 +21,10 @@ use tokio::sync::{Notify, watch};
 
 use crate::clock;
 
-/// A status that is shown may be this old.
+/// The maximum age of a status that is served.
 pub(crate) const STATUS_AGE: Duration = Duration::from_millis(50);
 
-/// The cluster's shape and name, which never change.
+/// The cluster's id and dimensions, which never change.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) cluster: ClusterId,
@@ -32,7 +32,7 @@ pub(crate) struct Shape {
     pub(crate) shards: u16,
 }
 
-/// See the module.
+/// The shared snapshots.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     pub(crate) shape: Shape,
@@ -43,7 +43,7 @@ pub(crate) struct Snapshots {
     status_is_wanted: Notify,
 }
 
-/// A status and when it was true.
+/// A status and the time at which it was taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
     pub(crate) at: Time,
@@ -52,7 +52,7 @@ pub(crate) struct Shown {
 }
 
 impl Snapshots {
-    /// Those of a cluster, with its map.
+    /// Returns the snapshots of a cluster, with its map.
     pub(crate) fn new(cluster: &Cluster) -> Arc<Snapshots> {
         let config = cluster.config();
         let shape =
@@ -66,7 +66,7 @@ impl Snapshots {
         })
     }
 
-    /// Publishes the map of a cluster, if it is another than the last one. At the brain's thread.
+    /// Publishes the map of a cluster if the revision has changed. Called on the driver's thread.
     pub(crate) fn publish_map(&self, cluster: &Cluster) {
         let revision = cluster.revision();
         if self.revision.load(Ordering::Relaxed) != revision {
@@ -75,12 +75,12 @@ impl Snapshots {
         }
     }
 
-    /// Waits until a status is wanted. At the brain's thread.
+    /// Waits until a status is requested. Called on the driver's thread.
     pub(crate) async fn status_is_wanted(&self) {
         self.status_is_wanted.notified().await;
     }
 
-    /// Publishes a status, with the settings of the cluster. At the brain's thread.
+    /// Publishes a status with the settings of the cluster. Called on the driver's thread.
     pub(crate) fn publish_status(
         &self,
         cluster: &Cluster,
@@ -93,12 +93,12 @@ impl Snapshots {
         self.status.send_replace(Some(shown));
     }
 
-    /// The bytes of the newest MAP-ANSWER.
+    /// Returns the bytes of the newest MAP-ANSWER.
     pub(crate) fn map(&self) -> Arc<Vec<u8>> {
         Arc::clone(&self.map.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A status of the newest revision that is no older than [`STATUS_AGE`]. Waits for the brain if there is
+    /// Returns a status of the newest revision that is at most [`STATUS_AGE`] old. Waits for the driver if there is
     /// none.
     pub(crate) async fn status(&self) -> Shown {
         let mut newest = self.status.subscribe();
@@ -108,7 +108,7 @@ impl Snapshots {
                 Some(shown) if self.is_fresh(&shown) => return shown,
                 _ => self.status_is_wanted.notify_one(),
             }
-            // The sender lives as long as this.
+            // The sender lives as long as this value, so this cannot fail.
             let _ = newest.changed().await;
         }
     }

@@ -1,12 +1,12 @@
-//! The state file as a coordinator writes it for its whole life.
+//! The state file, written by a coordinator during its whole life.
 //!
 //! ```text
-//!   coordinator.state.spare   reserved beforehand: overwritten, fsync
+//!   coordinator.state.spare   reserved in advance: overwritten, fsync
 //!   coordinator.state      <- the two names are exchanged, fsync of the directory
 //! ```
 //!
-//! Both files keep the same size, so a store needs no space that is not reserved: a disk that fills delays no
-//! failover. The directory is held open: a store goes on where it was moved to.
+//! Both files keep the same size, so a store needs only reserved space, and a full disk delays no failover. The
+//! directory is held open, so stores continue if it is moved.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -24,28 +24,28 @@ use crate::store::{FILE_NAME, Record, StoreError, encode_in};
 
 /// The name of the file that is written next.
 pub(crate) const SPARE_NAME: &str = "coordinator.state.spare";
-/// Room of a state beside what each server takes, and that of each server: far more than both take.
+/// The space reserved for a state, apart from its servers, and for each server: far more than both need.
 const BASE_ROOM: usize = 8 << 10;
 const SERVER_ROOM: usize = 2 << 10;
-/// Room is reserved in units of this.
+/// The granularity of reserved space.
 const UNIT: usize = 4 << 10;
 
-/// See the module.
+/// The state file and its open directory.
 #[derive(Debug)]
 pub(crate) struct StateFile {
-    /// As it was named at the start.
+    /// The path of the directory at the start.
     path: PathBuf,
     directory: Mutex<Arc<File>>,
 }
 
 impl StateFile {
-    /// Holds the directory open.
+    /// Opens the directory and keeps it open.
     pub(crate) fn open(directory: &Path) -> Result<StateFile, StoreError> {
         let opened = open_directory(directory).map_err(failed("open the directory", directory))?;
         Ok(StateFile { path: directory.to_owned(), directory: Mutex::new(Arc::new(opened)) })
     }
 
-    /// Where the directory is now.
+    /// Returns the current path of the directory.
     pub(crate) fn directory(&self) -> PathBuf {
         let held = self.held();
         match is_at(&held, &self.path) {
@@ -54,15 +54,16 @@ impl StateFile {
         }
     }
 
-    /// Makes a state durable. Blocks until the disk has it. Returns what endangers the next store.
+    /// Makes a state durable. Blocks until it is on the disk. Returns a condition that endangers the next store, if
+    /// any.
     ///
     /// # Errors
-    /// It may be there all the same, as after a crash.
+    /// The store failed; as after a crash, the state may be on the disk nevertheless.
     pub(crate) fn store(&self, record: &Record) -> Result<Option<String>, StoreError> {
         let held = self.held();
         let stored = self.store_in(&held, record);
         if stored.is_err() && is_deleted(&held) {
-            // One that was made anew in its place will do: nobody else has the state of this cluster.
+            // A new directory at the same path is used instead: no other coordinator has the state of this cluster.
             let Ok(other) = open_directory(&self.path) else {
                 return stored
                     .map_err(|error| error.because("the directory was deleted; make it anew"));
@@ -74,7 +75,7 @@ impl StateFile {
         stored
     }
 
-    /// Nobody waits here for a store that takes long.
+    /// Returns the open directory. The lock is not held during a store, which may take long.
     fn held(&self) -> Arc<File> {
         Arc::clone(&self.directory.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -106,7 +107,7 @@ impl StateFile {
     }
 }
 
-/// Bytes that the state of a ring of so many takes on the disk.
+/// Returns the size of the state file for a ring of this many servers.
 fn room(servers: usize) -> usize {
     (BASE_ROOM + servers * SERVER_ROOM).next_multiple_of(UNIT)
 }
@@ -122,7 +123,7 @@ fn open_directory(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
-/// Opens the file that is written next. The key is in it, so one that others might read is not used.
+/// Opens the file that is written next. It will contain the key, so a file that others may read is replaced.
 fn spare(directory: &File) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     match openat(directory, SPARE_NAME, flags, Mode::empty()) {
@@ -149,12 +150,12 @@ fn spare(directory: &File) -> io::Result<File> {
     Ok(openat(directory, SPARE_NAME, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
-/// Has the file take so many bytes on the disk.
+/// Reserves this many bytes on the disk for a file.
 fn reserve(file: &File, bytes: usize) -> io::Result<()> {
     let length = u64::try_from(bytes).map_err(io::Error::other)?;
     match fallocate(file, FallocateFlags::empty(), 0, length) {
         Ok(()) => Ok(()),
-        // A file system that reserves nothing: what is written takes its room.
+        // The file system cannot reserve space, so the space is taken by writing.
         Err(Errno::OPNOTSUPP | Errno::NOSYS) if file.metadata()?.len() < length => {
             file.write_all_at(&vec![b' '; bytes], 0)
         }
@@ -163,13 +164,13 @@ fn reserve(file: &File, bytes: usize) -> io::Result<()> {
     }
 }
 
-/// Cuts what is longer, as after a version that reserved more.
+/// Truncates a longer file, such as one of a version that reserved more.
 fn cut(file: &File, bytes: usize) -> io::Result<()> {
     let length = u64::try_from(bytes).map_err(io::Error::other)?;
     if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
 }
 
-/// Gives the file that was written the name of the state, and that of before the name of the spare.
+/// Gives the written file the name of the state, and the previous state the name of the spare.
 fn exchange(directory: &File) -> io::Result<()> {
     let exchanged =
         renameat_with(directory, SPARE_NAME, directory, FILE_NAME, RenameFlags::EXCHANGE);
@@ -182,7 +183,7 @@ fn exchange(directory: &File) -> io::Result<()> {
     }
 }
 
-/// Whether the path still leads to the directory.
+/// Returns whether the path still leads to the directory.
 fn is_at(directory: &File, path: &Path) -> bool {
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     let there = std::fs::metadata(path).map(identity).ok();

@@ -1,8 +1,8 @@
-//! What stops the cluster: the end of standard input, SIGINT, SIGTERM. SIGHUP has the log opened anew.
+//! The triggers of a stop: the end of standard input, SIGINT and SIGTERM. SIGHUP reopens the log.
 //!
-//! The first of them stops it in order, with dumps. What comes after it is mostly no new wish:
-//! supervisors and `timeout` send SIGTERM more than once, an impatient finger repeats Ctrl+C. Only a SIGINT that comes a good while
-//! later means that a person has watched and does not want to wait; it costs dumps.
+//! The first trigger stops the cluster in order, with dumps. Later triggers usually do not mean more: supervisors
+//! and `timeout` send SIGTERM repeatedly, and users repeat Ctrl+C. Only a SIGINT at least a second later means that
+//! the operator does not want to wait; it costs dumps.
 
 use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -14,15 +14,15 @@ use tokio::sync::mpsc;
 
 use crate::{Failure, logs};
 
-/// How long after the first reason to stop a SIGINT begins to mean "do not wait".
+/// The time after the first trigger from which a SIGINT means "do not wait".
 const SECOND_THOUGHT: Duration = Duration::from_secs(1);
 
-/// Why the cluster is to stop.
+/// The trigger of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// Nobody holds standard input open any more.
+    /// Standard input was closed.
     EndOfInput,
-    /// SIGINT, as Ctrl+C sends it.
+    /// SIGINT, as sent by Ctrl+C.
     Interrupt,
     /// SIGTERM.
     Terminate,
@@ -38,35 +38,35 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// What a reason asks for, given those before it.
+/// The action that a trigger calls for, depending on earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     /// Stop the cluster in order.
     Stop,
-    /// Stop waiting for that.
+    /// Stop waiting for the orderly stop.
     DoNotWait,
-    /// Go on stopping.
+    /// Continue the stop.
     GoOn,
 }
 
-/// Since when the cluster is stopping.
+/// The start of the current stop, if there is one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Stopping {
     since: Option<Time>,
 }
 
 impl Stopping {
-    /// Whether a stop has begun.
+    /// Returns whether a stop has begun.
     pub(crate) fn has_begun(self) -> bool {
         self.since.is_some()
     }
 
-    /// A stop begins, for whatever reason.
+    /// Records that a stop begins, for whatever reason.
     pub(crate) fn begin(&mut self, now: Time) {
         self.since.get_or_insert(now);
     }
 
-    /// Takes one more reason.
+    /// Applies another trigger.
     pub(crate) fn wish(&mut self, reason: Reason, now: Time) -> Wish {
         match self.since {
             None => {
@@ -81,10 +81,10 @@ impl Stopping {
     }
 }
 
-/// Reasons that wait to be looked at; a person who presses Ctrl+C more often is not heard more often.
+/// The maximum number of queued triggers; further ones are dropped.
 const MAX_WAITING: usize = 8;
 
-/// Listens for all reasons to stop, and for SIGHUP. A daemon ignores standard input.
+/// Listens for all triggers of a stop, and for SIGHUP. A daemon ignores standard input.
 pub(crate) fn listen(daemon: bool) -> Result<mpsc::Receiver<Reason>, Failure> {
     let (sender, receiver) = mpsc::channel(MAX_WAITING);
     let failed = |name: &str, error| Failure::Failed(format!("listen for {name}: {error}"));
@@ -111,8 +111,8 @@ pub(crate) fn listen(daemon: bool) -> Result<mpsc::Receiver<Reason>, Failure> {
     Ok(receiver)
 }
 
-/// Whether standard input is /dev/null, as where a supervisor or a script starts a program without a terminal. (One
-/// that was closed is opened as that before `main`.)
+/// Returns whether standard input is /dev/null, as under a supervisor or in a script without a terminal. (Before
+/// `main`, the runtime opens /dev/null in place of a closed standard input.)
 pub(crate) fn input_is_null() -> bool {
     let device = |metadata: std::fs::Metadata| {
         metadata.file_type().is_char_device().then(|| metadata.rdev())
@@ -128,8 +128,8 @@ pub(crate) fn input_is_null() -> bool {
     })
 }
 
-/// Waits for the end of standard input on a thread of its own: a blocking read cannot be cancelled,
-/// and a thread does not keep the process from ending.
+/// Waits for the end of standard input on a thread of its own. A blocking read cannot be cancelled, and a thread
+/// does not prevent the process from ending.
 fn read_input(sender: mpsc::Sender<Reason>) -> Result<(), Failure> {
     let read = move || {
         let mut input = std::io::stdin().lock();

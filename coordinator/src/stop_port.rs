@@ -1,16 +1,16 @@
-//! `coord stop` and `coord detach`, the coordinator's end: a socket in the directory of the cluster.
+//! The coordinator's end of `coord stop`, `detach`, `replace` and `set`: a socket in the directory of the cluster.
 //!
 //! ```text
 //!   coord stop --dir DIR  ->  DIR/coord.sock (0600; peers of another user are rejected)
-//!      {"dump_dir":"/mnt/other","force":false}\n   ->  main loop: the stop begins, or goes on otherwise
+//!      {"dump_dir":"/mnt/other","force":false}\n   ->  main loop: begins the stop, or changes one in progress
 //!      <-  {"say":"stop, 2 of 3: ..."}\n ...  {"ended":true,"say":"stopped"}\n
 //!
 //!   coord detach --dir DIR  ->  {"detach":null}\n  <-  {"ended":true,"say":"..."}\n
 //!   coord replace 1 HOST, coord set --memory-limit SIZE: the same, without the main loop
 //! ```
 //!
-//! Who may write into the directory of a cluster may stop it: the user that runs the coordinator, and root. A
-//! network port would need a secret for the same.
+//! Only the user that runs the coordinator, and root, are accepted. The mode of the socket and the credentials of the
+//! peer enforce this; a network port would need a secret.
 
 use std::cell::RefCell;
 use std::fs::{self, File, Permissions};
@@ -34,28 +34,28 @@ use crate::driver::Driver;
 
 /// The name of the socket.
 const NAME: &str = "coord.sock";
-/// Callers that are told at once; one more is rejected.
+/// The maximum number of callers that receive messages; further callers are rejected.
 const MAX_CALLERS: usize = 16;
-/// Lines that may wait for a caller. One that reads none of them misses some.
+/// The maximum number of lines queued for a caller. A caller that does not read them misses lines.
 const MAX_LINES: usize = 64;
-/// The longest request: the path of a directory, in which every byte may be escaped, and a few words.
+/// The maximum length of a request: a path in which every byte may be escaped, and a few keywords.
 const MAX_REQUEST_BYTES: u64 = MAX_DUMP_DIRECTORY_BYTES as u64 * 6 + 256;
-/// How long a caller may take for its request, and for the last line.
+/// The timeout for receiving a request, and for delivering the last line.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it is checked that the socket is still there: a directory may be deleted and made again.
+/// The interval at which the socket is checked, because the directory may be deleted and created again.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// What `coord stop` asks for.
+/// The request of `coord stop`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Request {
-    /// Where the dumps go, on every server's host.
+    /// The directory for dumps on every server's host.
     pub(crate) dump_dir: Option<String>,
-    /// Tables that cannot be dumped are given up.
+    /// True to abandon tables that cannot be dumped.
     pub(crate) force: bool,
 }
 
-/// What comes over the socket. A coordinator of a version that cannot detach rejects that, because a request to stop
-/// has other fields.
+/// A request on the socket. A coordinator that does not support `coord detach` rejects it, because a request to
+/// stop has other fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Call {
@@ -69,23 +69,23 @@ pub(crate) enum Call {
     Set(Setting),
 }
 
-/// What `coord replace` asks for.
+/// The request of `coord replace`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Replacement {
     /// The place of the ring.
     pub(crate) server: u16,
-    /// The new host, as in a cluster file; `None`: that of the place, with its ports.
+    /// The new host, as in a cluster file; `None` for the current host with its ports.
     pub(crate) host: Option<String>,
-    /// For clients, servers and the coordinator; 0 for any free one.
+    /// The ports for clients, servers and the coordinator; 0 selects any free port.
     pub(crate) ports: [u16; 3],
 }
 
 impl Replacement {
-    /// The line that a cluster file would have for it, where it has `now` for the place.
+    /// Returns the line of the cluster file after the replacement. `now` is its current line.
     ///
     /// # Errors
-    /// The host is none, in words.
+    /// The host is invalid; the message has the reason.
     pub(crate) fn line(&self, now: &ServerLine) -> Result<ServerLine, String> {
         let Some(host) = &self.host else { return Ok(now.clone()) };
         let host = Host::parse(host)?;
@@ -94,39 +94,39 @@ impl Replacement {
     }
 }
 
-/// What `coord set` asks for.
+/// The request of `coord set`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Setting {
-    /// The memory limit of each server, as it is written on the command line.
+    /// The memory limit of each server, as written on the command line.
     pub(crate) memory_limit: String,
 }
 
-/// A line to `coord stop` or `coord detach`.
+/// A line sent to a caller.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Line {
-    /// What a person reads.
+    /// The text for the operator.
     pub(crate) say: String,
-    /// The last line: whether the stop went well.
+    /// In the last line: true if the request succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ended: Option<bool>,
 }
 
-/// Everybody who waits for the end of the stop.
+/// The callers that wait for the end of the stop.
 #[derive(Debug, Default)]
 pub(crate) struct Callers(RefCell<Vec<mpsc::Sender<Line>>>);
 
 impl Callers {
-    /// Tells them a line.
+    /// Sends a line to all callers.
     pub(crate) fn say(&self, text: &str) {
         let line = Line { say: text.to_owned(), ended: None };
         self.0.borrow_mut().retain(|caller| {
-            // One that is behind misses the line.
+            // A caller with a full queue misses the line.
             !matches!(caller.try_send(line.clone()), Err(mpsc::error::TrySendError::Closed(_)))
         });
     }
 
-    /// Tells them how the stop has ended, and waits for a moment until they know.
+    /// Sends the result of the stop to all callers, and waits briefly for its delivery.
     pub(crate) async fn end(&self, is_well: bool, text: &str) {
         let callers = self.0.take();
         let line = Line { say: text.to_owned(), ended: Some(is_well) };
@@ -151,8 +151,8 @@ impl Callers {
     }
 }
 
-/// The path by which a socket in a directory is bound or connected to: that of a socket has 108 bytes at most
-/// (unix(7)), that of a directory may be longer. It holds while the directory is open.
+/// Returns the path for binding or connecting to a socket in a directory. The path of a socket has at most 108
+/// bytes (unix(7)), but the path of the directory may be longer. The result is valid while `directory` is open.
 pub(crate) fn path_in(directory: &File) -> PathBuf {
     format!("/proc/self/fd/{}/{NAME}", directory.as_raw_fd()).into()
 }
@@ -160,7 +160,7 @@ pub(crate) fn path_in(directory: &File) -> PathBuf {
 fn bind(dir: &Path) -> io::Result<UnixListener> {
     let directory = File::open(dir)?;
     let path = path_in(&directory);
-    // Only the coordinator that has locked the directory comes here.
+    // Only the coordinator that holds the lock of the directory reaches this line.
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -172,7 +172,7 @@ fn bind(dir: &Path) -> io::Result<UnixListener> {
 
 /// Removes the socket of a coordinator that ends.
 pub(crate) fn remove(dir: &Path) {
-    // One that is left does no harm: connecting to it fails.
+    // A leftover socket is harmless: connecting to it fails.
     let _ = fs::remove_file(dir.join(NAME));
 }
 
@@ -198,7 +198,7 @@ pub(crate) async fn serve(driver: Rc<Driver>, dir: PathBuf, requests: mpsc::Send
     }
 }
 
-/// Accepts until the socket is gone from the directory.
+/// Accepts until the socket has disappeared from the directory.
 async fn accept(
     driver: &Rc<Driver>,
     dir: &Path,
@@ -262,7 +262,7 @@ async fn converse(
                     send(&mut write, &Line { say, ended: None }).await?;
                     tokio::select! {
                         say = driver.await_replaced(old) => Ok(say),
-                        // Whoever asked has gone away; what was begun goes on.
+                        // The caller has disconnected; the replacement continues.
                         _ = read.read_line(&mut text) => return Ok(()),
                     }
                 }
@@ -352,7 +352,7 @@ mod tests {
             callers.say(&format!("line {n}"));
         }
         assert_eq!(callers.0.borrow().len(), 1, "those that left are forgotten");
-        // It leaves when it has heard the end, which waits for that.
+        // The last caller disconnects after it has received the result, for which `end` waits.
         let end = async move {
             let mut seen = 0;
             while let Some(line) = last.recv().await {

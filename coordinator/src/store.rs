@@ -1,4 +1,4 @@
-//! The coordinator's memory on the disk: one file, replaced as a whole.
+//! The coordinator's state on the disk: one file, replaced as a whole.
 //!
 //! ```text
 //!   coordinator.state:  kv-coordinator-state 3 <bytes> <CRC-32C in hex>\n
@@ -7,9 +7,9 @@
 //!
 //! state_file.rs writes it.
 //!
-//! After a crash at any moment the file is the one before or the new one, whole. Beside the brain's
-//! memory it says where everybody is found: the servers dial the port of their first coordinator for
-//! ever, so its successors listen there too.
+//! After a crash at any moment the file is completely the previous or the new one. Beside the cluster's durable
+//! state it has the addresses of all processes. Servers connect to the port of their first coordinator for ever, so
+//! later coordinators listen there too.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -35,39 +35,39 @@ use crate::state_file::SPARE_NAME;
 
 /// The file's name in the coordinator's directory.
 pub(crate) const FILE_NAME: &str = "coordinator.state";
-/// Its name when its cluster is over.
+/// Its name after the end of its cluster.
 pub(crate) const OLD_NAME: &str = "coordinator.state.old";
 const MAGIC: &str = "kv-coordinator-state";
 const VERSION: &str = "3";
-/// More than a first line has.
+/// The maximum length of the header line.
 const HEADER_ROOM: usize = 64;
-/// A file that is larger was not written here: a ring of 1,024 takes less than a megabyte.
+/// The maximum size of a state file; a ring of 1,024 servers takes less than a megabyte.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// All that a coordinator must find again.
+/// All data that the next coordinator needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// What the cluster's processes know each other by.
+    /// The key with which the cluster's processes authenticate each other.
     pub(crate) key: ClusterKey,
-    /// Where everybody is.
+    /// The hosts, ports and addresses.
     pub(crate) place: Place,
-    /// What it was started with.
+    /// The settings of the cluster.
     #[serde(default)]
     pub(crate) settings: Settings,
-    /// `coord stop --dump-dir`: where the dumps of a stop that is under way go.
+    /// The directory of `coord stop --dump-dir` for a stop in progress.
     #[serde(default)]
     pub(crate) dump_dir: Option<String>,
-    /// The cluster was stopped in order, and every table lies in a dump: nothing is lost if another cluster
-    /// follows.
+    /// True if the cluster was stopped in order and every table is in a dump. Then another cluster may follow
+    /// without loss.
     #[serde(default)]
     pub(crate) has_ended_well: bool,
-    /// The brain's memory.
+    /// The durable state of the cluster.
     #[serde(flatten)]
     pub(crate) state: DurableState,
 }
 
 impl Record {
-    /// Every process that has its place and has reported, with its host.
+    /// Returns every process that has its place and has reported, with its host.
     pub(crate) fn processes(&self) -> impl Iterator<Item = (&Host, Started)> {
         let started = self.state.servers.iter().map(|server| server.started);
         self.place.hosts.iter().zip(started).filter_map(|(host, started)| {
@@ -78,7 +78,7 @@ impl Record {
         })
     }
 
-    /// A cluster file with the hosts of this cluster, and the ports that its servers have now.
+    /// Returns a cluster file with the hosts of this cluster and the current ports of its servers.
     pub(crate) fn cluster_file(&self) -> ClusterFile {
         let lines = self.place.hosts.iter().zip(&self.state.servers).zip(0..);
         let line = |((host, server), n): ((&Host, &DurableServer), u16)| {
@@ -95,30 +95,30 @@ impl Record {
     }
 }
 
-/// Where the coordinator and the servers are found; the same for the whole life of a cluster.
+/// The hosts, ports and addresses of the coordinator and of the servers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Place {
     /// The coordinator's own ports.
     #[serde(flatten)]
     pub(crate) ports: Ports,
-    /// The address it listens on.
+    /// The address that the coordinator listens on.
     pub(crate) listen: IpAddr,
-    /// What `localhost` means.
+    /// The machine that `localhost` denotes.
     #[serde(default)]
     pub(crate) machine: Option<Machine>,
-    /// The servers' hosts, in ring order.
+    /// The servers' hosts in ring order.
     pub(crate) hosts: Vec<Host>,
-    /// How each server and the others reach each other.
+    /// The addresses between each server and the other processes.
     pub(crate) routes: Vec<Route>,
-    /// The places that were given to other hosts than those that the cluster file names.
+    /// The places that moved to other hosts than the cluster file names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) moved: Vec<Moved>,
-    /// The processes that run, or may run, on other hosts than those of their places.
+    /// The processes that run, or may run, on hosts other than those of their places.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) elsewhere: Vec<Elsewhere>,
 }
 
-/// Why the state could not be stored.
+/// The reason for a failed store.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing} {path}: {error}; {advice}")]
 pub(crate) struct StoreError {
@@ -129,7 +129,7 @@ pub(crate) struct StoreError {
 }
 
 impl StoreError {
-    /// With what to do about it.
+    /// Returns an error with advice for the operator.
     pub(crate) fn new(doing: &'static str, path: PathBuf, error: io::Error) -> StoreError {
         let advice = match error.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => "free some space there",
@@ -142,13 +142,13 @@ impl StoreError {
         StoreError { doing, path, error, advice }
     }
 
-    /// The same, because of this.
+    /// Returns the error with other advice.
     pub(crate) fn because(self, advice: &'static str) -> StoreError {
         StoreError { advice, ..self }
     }
 }
 
-/// Why a state cannot be gone on from.
+/// The reason for which a state cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
     #[error("read {path}: {error}; check its rights")]
@@ -167,12 +167,12 @@ pub(crate) enum LoadError {
     Corrupt { path: PathBuf, what: String },
 }
 
-/// Makes a state durable in a directory. Blocks until the disk has it.
+/// Makes a state durable in a directory. Blocks until it is on the disk.
 pub(crate) fn store(directory: &Path, record: &Record) -> Result<(), StoreError> {
     crate::state_file::StateFile::open(directory)?.store(record).map(drop)
 }
 
-/// Writes a state to a file of another name, for this user alone.
+/// Writes a state to a file of another name, which only this user can access.
 pub(crate) fn write(path: &Path, record: &Record) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -189,15 +189,15 @@ pub(crate) fn write(path: &Path, record: &Record) -> Result<(), StoreError> {
     written.map_err(failed("write", path))
 }
 
-/// Gives the state of a cluster that is over another name, for good. One that has never served is not worth
-/// the one before, by which dumps may still be restored.
+/// Renames the state of a cluster that is over. A state that has never served is removed if it would replace an
+/// earlier one, because dumps may still be restored by that.
 pub(crate) fn set_aside(directory: &Path, record: &Record) -> Result<(), StoreError> {
     let (path, old) = (directory.join(FILE_NAME), directory.join(OLD_NAME));
     match !record.state.has_served && old.exists() {
         true => fs::remove_file(&path).map_err(failed("remove", &path))?,
         false => rename_aside(directory).map_err(failed("rename to", &old))?,
     }
-    // The key in it is of no use any more.
+    // The spare file contains a key that is no longer needed.
     match fs::remove_file(directory.join(SPARE_NAME)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("remove", &directory.join(SPARE_NAME))(error));
@@ -207,8 +207,8 @@ pub(crate) fn set_aside(directory: &Path, record: &Record) -> Result<(), StoreEr
     sync(directory).map_err(failed("sync the directory of", &old))
 }
 
-/// Gives the state its old name; the one that had it before gets a number, as the dumps do that it belongs to
-/// ([`kv_protocol::aside`]). So many are kept.
+/// Renames the state to its old name. An earlier state with that name gets a number, like the dumps that it belongs
+/// to ([`kv_protocol::aside`]). At most [`aside::MAX_ASIDE`] states are kept.
 pub(crate) fn rename_aside(directory: &Path) -> io::Result<()> {
     let (path, old) = (directory.join(FILE_NAME), directory.join(OLD_NAME));
     if old.exists() {
@@ -230,12 +230,12 @@ pub(crate) fn rename_aside(directory: &Path) -> io::Result<()> {
     fs::rename(path, old)
 }
 
-/// The state in a directory; `None`: there is none.
+/// Returns the state in a directory, or `None` if there is none.
 pub(crate) fn load(directory: &Path) -> Result<Option<Record>, LoadError> {
     load_file(&directory.join(FILE_NAME))
 }
 
-/// The state in a file; `None`: there is none.
+/// Returns the state in a file, or `None` if there is none.
 pub(crate) fn load_file(path: &Path) -> Result<Option<Record>, LoadError> {
     let read = |error| LoadError::Read { path: path.to_owned(), error };
     let file = match files::open(path) {
@@ -265,7 +265,7 @@ fn encode(record: &Record) -> Vec<u8> {
     encode_in(record, 0)
 }
 
-/// The bytes of a state, with spaces behind it until it takes so many bytes and a first line.
+/// Returns the bytes of a state, padded with spaces to `room` bytes including the space of the header line.
 pub(crate) fn encode_in(record: &Record, room: usize) -> Vec<u8> {
     let mut json = serde_json::to_vec_pretty(record).expect("a state has only strings for keys");
     json.resize(json.len().max(room.saturating_sub(HEADER_ROOM)), b' ');
@@ -276,7 +276,7 @@ pub(crate) fn encode_in(record: &Record, room: usize) -> Vec<u8> {
     bytes
 }
 
-/// What is wrong with bytes that should be a state.
+/// The defect of bytes that should be a state.
 #[derive(Debug)]
 enum Bad {
     Version(String),
@@ -312,7 +312,7 @@ fn decode(bytes: &[u8]) -> Result<Record, Bad> {
     Ok(record)
 }
 
-/// That everything is there once, and names nobody who is not there.
+/// Checks that every part is complete, and that every member belongs to the ring.
 fn check(record: &Record) -> Result<(), &'static str> {
     let Record { place, state, .. } = record;
     let count = state.servers.len();
@@ -352,7 +352,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A record of three servers, all of them started.
+    /// Returns a record of three servers, all of them started.
     pub(crate) fn record(version: u64) -> Record {
         let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let member = |n: u16| Member {
@@ -440,7 +440,7 @@ pub(crate) mod tests {
         assert_eq!(load(directory.path()).unwrap(), None);
         let old = load_file(&directory.path().join(OLD_NAME)).unwrap();
         assert_eq!(old, Some(record(u64::MAX)));
-        // None is overwritten, and not all are kept.
+        // No state is overwritten, and the number of kept states is bounded.
         for version in 1..20 {
             store(directory.path(), &record(version)).unwrap();
             set_aside(directory.path(), &record(version)).unwrap();

@@ -1,4 +1,4 @@
-//! What a host says of itself: asked before anything is started, and by `--check`.
+//! Facts about a host, gathered before anything is started, and by `--check`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, ToSocketAddrs as _};
@@ -13,41 +13,41 @@ use crate::plan;
 use crate::spawn::ssh::Ssh;
 use crate::spawn::{printable, quote};
 
-/// Connections that are made at once: sshd drops what is too many (MaxStartups).
+/// The maximum number of concurrent ssh connections: sshd drops connections over its limit (MaxStartups).
 pub(crate) const MAX_SSH_AT_ONCE: usize = 8;
 
-/// What is known of a machine that ssh leads to.
+/// Facts about a machine that is reached by ssh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Survey {
     /// Its processor cores.
     pub(crate) cores: Option<u16>,
-    /// The coordinator's address as that machine sees it.
+    /// The coordinator's address as seen from that machine.
     pub(crate) our_address: Option<IpAddr>,
-    /// Its address as the coordinator reaches it.
+    /// The address of the machine as seen by the coordinator.
     pub(crate) its_address: Option<IpAddr>,
-    /// The same, where the host itself says that it has this address.
+    /// The same address, if the host itself reported it; `None` if the name was resolved here.
     pub(crate) own_address: Option<IpAddr>,
-    /// Whether the servers' directory is there.
+    /// True if the servers' directory exists.
     pub(crate) has_dir: bool,
-    /// Whether the login's user can write into it.
+    /// True if the login's user can write to the directory.
     pub(crate) is_writable: bool,
-    /// Whether the server is there and can be executed.
+    /// True if the server's executable exists and can be executed.
     pub(crate) has_binary: bool,
-    /// What `server --version` prints there.
+    /// The version that `server --version` reports there.
     pub(crate) version: Option<String>,
-    /// `/proc/sys/kernel/io_uring_disabled`; kernels before 6.6 do not have it.
+    /// The value of `/proc/sys/kernel/io_uring_disabled`; kernels before 6.6 do not have it.
     pub(crate) io_uring_disabled: Option<u8>,
-    /// Its kernel's release.
+    /// The release of its kernel.
     pub(crate) kernel: String,
-    /// What its server says that it takes where no limit is given.
+    /// The memory limit that its server uses by default.
     pub(crate) memory_limit: Option<String>,
-    /// What the login's user may have there.
+    /// The resource limits of the login's user.
     pub(crate) limits: Limits,
-    /// TCP ports that something listens on there.
+    /// TCP ports in use by listening sockets.
     pub(crate) listening: BTreeSet<u16>,
 }
 
-/// All ssh hosts of a cluster file, each once, asked a few at a time.
+/// Surveys each ssh host of a cluster file once, a few hosts at a time.
 pub(crate) async fn of_hosts(
     file: &ClusterFile,
     ssh: &Ssh,
@@ -81,7 +81,7 @@ fn ssh_hosts(file: &ClusterFile) -> impl Iterator<Item = &Host> {
     file.servers.iter().map(|line| &line.host).filter(|host| **host != Host::Local)
 }
 
-/// Prints what [`parse`] reads. Every step may fail by itself; ssh succeeds all the same.
+/// Returns the script whose output [`parse`] reads. Each step may fail without failing the script.
 fn script(remote_dir: &str, servers: usize) -> String {
     format!(
         "echo connection $SSH_CONNECTION\n\
@@ -111,7 +111,7 @@ fn parse(text: &str, host: &Host) -> Survey {
             ["cores", count] => survey.cores = count.parse().ok(),
             ["kernel", release] => survey.kernel = release.to_owned(),
             ["user", id] => survey.limits.is_root = id == "0",
-            // proc_pid_limits(5): the soft limit, the hard one.
+            // proc_pid_limits(5): the soft limit, then the hard limit.
             ["Max", "processes", soft, ..] => survey.limits.threads = soft.parse().ok(),
             ["Max", "locked", "memory", _, hard, ..] => survey.limits.locked = hard.parse().ok(),
             ["MemAvailable:", kilobytes, ..] => {
@@ -136,12 +136,12 @@ fn parse(text: &str, host: &Host) -> Survey {
     survey
 }
 
-/// An address of `SSH_CONNECTION`, without the interface of a link-local one.
+/// Parses an address of `SSH_CONNECTION`, without the interface of a link-local address.
 fn address(text: &str) -> Option<IpAddr> {
     text.split('%').next()?.parse().ok()
 }
 
-/// The port of an entry of `/proc/net/tcp` (proc(5)): address and port in hex, with a colon between.
+/// Parses the port of an entry of `/proc/net/tcp` (proc(5)): address and port in hex, separated by a colon.
 pub(crate) fn listening_port(local: &str) -> Option<u16> {
     u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()
 }

@@ -1,6 +1,6 @@
-//! The status of a cluster as people read it: what is wrong, servers, groups, recoveries.
+//! The status of a cluster in readable form: problems, servers, groups and recoveries.
 //!
-//! On a terminal a table has as many columns as there is room for, the most telling ones; elsewhere all.
+//! On a terminal, a table has the most important columns that fit; elsewhere it has all columns.
 
 use std::collections::BTreeMap;
 
@@ -17,33 +17,33 @@ use kv_protocol::status::{
 use crate::spawn::printable;
 use crate::units::{age, bytes, percent, took};
 
-/// Recoveries that are shown, the newest; `--json` has all.
+/// The number of recoveries shown, the newest ones; `--json` has all.
 const SHOWN_RECOVERIES: usize = 8;
-/// Steps of a recovery, 0 to 5.
+/// The number of steps of a recovery, 0 to 5.
 const STEPS: usize = 6;
 
-/// What the status is shown on.
+/// The output device of the status.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Screen {
-    /// Columns of the terminal; `None`: it is none.
+    /// The width of the terminal in columns; `None` if the output is not a terminal.
     pub(crate) width: Option<usize>,
-    /// Lines that are seen at once; `None`: as many as there are.
+    /// The number of visible lines; `None` if it is unlimited.
     pub(crate) lines: Option<usize>,
 }
 
-/// Which servers and groups are shown, in which order.
+/// The selection and order of servers and groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rows {
     /// All, in ring order.
     InOrder,
-    /// All, those that are not well first.
+    /// All, unhealthy ones first.
     SickFirst,
-    /// Those that are not well; of the others there is a count.
+    /// Only unhealthy ones, and a count of the others.
     SickOnly,
 }
 
-/// The status. On a terminal whatever is not well comes first; where there is not room for all lines, servers and
-/// groups that are well are only counted.
+/// Renders the status. On a terminal, unhealthy servers and groups come first. If the lines do not fit, healthy
+/// ones are only counted.
 pub(crate) fn render(status: &ClusterStatus, screen: Screen) -> String {
     let Screen { width, lines } = screen;
     let rows = if width.is_some() { Rows::SickFirst } else { Rows::InOrder };
@@ -86,7 +86,7 @@ fn render_rows(status: &ClusterStatus, width: Option<usize>, rows: Rows) -> Stri
     text + &settings(&status.settings, width)
 }
 
-/// The table of one kind of thing.
+/// Renders the table of the servers or of the groups.
 fn section<T: Clone>(
     things: &[T],
     rows: Rows,
@@ -115,7 +115,7 @@ fn section<T: Clone>(
     text
 }
 
-/// The settings that the coordinator keeps; nothing of a coordinator that does not say.
+/// Renders the stored settings, or nothing for a coordinator that does not report them.
 fn settings(settings: &BTreeMap<String, String>, width: Option<usize>) -> String {
     let words: Vec<String> =
         settings.iter().map(|(name, value)| printable(&format!("{name} {value}"))).collect();
@@ -128,7 +128,7 @@ fn settings(settings: &BTreeMap<String, String>, width: Option<usize>) -> String
     }
 }
 
-/// What a person should look at.
+/// Renders the alarms.
 fn alarms(alarms: &[AlarmStatus], width: Option<usize>) -> String {
     let mut text = String::new();
     for alarm in alarms {
@@ -138,7 +138,7 @@ fn alarms(alarms: &[AlarmStatus], width: Option<usize>) -> String {
     text
 }
 
-/// Words behind a head, in lines that fit.
+/// Returns a head and words, wrapped to the width.
 fn wrap(head: &str, words: &str, width: usize) -> String {
     let mut text = String::new();
     let mut line = head.to_owned();
@@ -155,11 +155,11 @@ fn wrap(head: &str, words: &str, width: usize) -> String {
     text + &line + "\n"
 }
 
-/// A table that can do without some of its columns.
+/// A table that can omit some of its columns.
 struct Grid {
-    /// Of each column its name and its worth: what is worth least is left out first.
+    /// The name and the weight of each column: columns with the lowest weights are omitted first.
     columns: Vec<(&'static str, u8)>,
-    /// Columns from here on are numbers.
+    /// The index of the first numeric column.
     first_number: usize,
     rows: Vec<Vec<String>>,
 }
@@ -168,7 +168,7 @@ impl Grid {
     fn text(&self, width: Option<usize>) -> String {
         let mut shown: Vec<usize> = (0..self.columns.len()).collect();
         loop {
-            // Every column is padded on its right; what the last one is padded with is not shown.
+            // Every column is padded on its right; the padding of the last one is not shown.
             let lines: Vec<String> =
                 self.table(&shown).lines().map(|line| line.trim_end().to_owned()).collect();
             let widest = lines.iter().map(|line| measure_text_width(line)).max().unwrap_or(0);
@@ -184,7 +184,7 @@ impl Grid {
         }
     }
 
-    /// Without borders, which a narrow terminal would break into a heap of lines.
+    /// Returns a table without borders, which would be garbled in a narrow terminal.
     fn table(&self, shown: &[usize]) -> Table {
         let pick = |cells: &dyn Fn(usize) -> String| shown.iter().map(|at| cells(*at)).collect();
         let mut table = Table::new();
@@ -224,7 +224,7 @@ fn servers(servers: &[ServerStatus]) -> Grid {
     ];
     let row = |server: &ServerStatus| {
         let text = |text: &Option<String>| text.as_deref().map_or("-".into(), printable);
-        // What a server said before it was lost is not what it has.
+        // The last report of a lost server does not describe its current state.
         let is_down = server.state == ServerState::Down;
         let counted = |number: String| if is_down { "-".to_owned() } else { number };
         vec![
@@ -297,7 +297,7 @@ fn groups(groups: &[GroupStatus]) -> Grid {
     Grid { columns, first_number: 5, rows: groups.iter().map(row).collect() }
 }
 
-/// The last recoveries of all servers, the newest first: how long each spent in each step.
+/// Returns the latest recoveries of all servers, the newest first, with the time spent in each step.
 fn recoveries(servers: &[ServerStatus]) -> Grid {
     let columns = vec![
         ("recovery of", 9),
@@ -328,7 +328,7 @@ fn recoveries(servers: &[ServerStatus]) -> Grid {
     Grid { columns, first_number: 1, rows: all.iter().map(row).collect() }
 }
 
-/// How long a recovery was in a step, all its tries together; `…`: it is in it now.
+/// Returns the time that a recovery spent in a step, over all attempts; `…` marks the current step.
 fn time_in(recovery: &RecoveryStatus, step: usize) -> String {
     let of_step = |told: &&kv_protocol::status::StepStatus| usize::from(told.step) == step;
     let steps: Vec<_> = recovery.steps.iter().filter(of_step).collect();
@@ -571,7 +571,7 @@ mod tests {
 
         let text = render(&status, Screen { width: Some(40), lines: Some(23) });
         assert!(text.lines().count() <= 23, "{text}");
-        // A cluster's name alone is longer.
+        // The cluster's id alone is longer.
         assert!(text.lines().skip(1).all(|line| measure_text_width(line) <= 40), "{text}");
         for needed in
             ["29", "DOWN", "28", "degraded", "31 servers more: up", "31 groups more: whole"]

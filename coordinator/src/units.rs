@@ -1,23 +1,23 @@
-//! Numbers as people read them: bytes, ages, durations, shares.
+//! Human-readable numbers: bytes, ages, durations and percentages.
 
 use std::time::Duration;
 
 const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
-/// A number of bytes with at most four digits.
+/// Formats a number of bytes with at most four digits before the point.
 pub(crate) fn bytes(count: u64) -> String {
     let unit = unit_of(count);
     format!("{} {}", in_unit(count, unit), UNITS[unit])
 }
 
-/// So many of so many bytes, in one unit.
+/// Formats a number of bytes and a total in one unit.
 pub(crate) fn bytes_of(count: u64, all: u64) -> String {
     let unit = unit_of(all.max(count));
     format!("{} of {} {}", in_unit(count, unit), in_unit(all, unit), UNITS[unit])
 }
 
 fn unit_of(count: u64) -> usize {
-    // Rounding down in tenths never makes 1024.0 of anything below it.
+    // Rounding down in tenths never turns a smaller number into 1024.0.
     (usize::try_from(count.max(1).ilog2()).unwrap_or(0) / 10).min(UNITS.len() - 1)
 }
 
@@ -30,7 +30,7 @@ fn in_unit(count: u64, unit: usize) -> String {
     format!("{}.{}", tenths / 10, tenths % 10)
 }
 
-/// How many hundredths of `all` these are, never more than all.
+/// Returns `count` as a percentage of `all`, at most 100.
 pub(crate) fn percent(count: u64, all: u64) -> u64 {
     match all {
         0 => 100,
@@ -38,7 +38,7 @@ pub(crate) fn percent(count: u64, all: u64) -> u64 {
     }
 }
 
-/// How long something took.
+/// Formats the duration of an operation.
 pub(crate) fn took(millis: u64) -> String {
     match millis {
         0..1_000 => format!("{millis} ms"),
@@ -47,7 +47,7 @@ pub(crate) fn took(millis: u64) -> String {
     }
 }
 
-/// How long ago something was.
+/// Formats an age.
 pub(crate) fn age(millis: u64) -> String {
     match millis {
         0..10_000 => format!("{millis} ms"),
@@ -55,7 +55,7 @@ pub(crate) fn age(millis: u64) -> String {
     }
 }
 
-/// A time in whole seconds, in two units at most.
+/// Formats a duration in whole seconds, with at most two units.
 pub(crate) fn left(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {

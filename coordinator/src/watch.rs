@@ -1,13 +1,14 @@
-//! `coord status --watch`: asks again and again.
+//! `coord status --watch`: repeats the request for the status.
 //!
 //! ```text
-//!   on a terminal    cursor hidden; to the top, the new lines over the old ones, the rest cleared;
+//!   on a terminal    cursor hidden; each frame overwrites the last one from the top and clears the rest;
 //!                    at the end (Ctrl+C, SIGTERM) the cursor is shown again
 //!   elsewhere        one table after the other, an empty line between them
 //!   --json           a line of JSON each time
 //! ```
 //!
-//! A coordinator that does not answer is asked on: it may be on its way back.
+//! After the first response, requests continue even if the coordinator does not respond, because it may be
+//! restarting.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::Arc;
@@ -28,7 +29,7 @@ const HOME: &str = "\x1b[H";
 const CLEAR_LINE: &str = "\x1b[K";
 const CLEAR_BELOW: &str = "\x1b[J";
 
-/// Shows the status until it is told to end.
+/// Shows the status until a signal ends it.
 pub(crate) fn run(args: StatusArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -39,7 +40,7 @@ pub(crate) fn run(args: StatusArgs) -> Result<(), Failure> {
     if in_place {
         let _ = print(SHOW_CURSOR);
     }
-    // An answer that is still waited for is not.
+    // Does not wait for a pending response.
     runtime.shutdown_background();
     ended
 }
@@ -79,7 +80,7 @@ async fn watch(args: Arc<StatusArgs>, in_place: bool) -> Result<(), Failure> {
                 show(&format!("{head}{text}"), in_place, is_first)
             }
             Err(reason) => {
-                // The next answer may come; a closed standard error must not end the watch.
+                // A later request may succeed, and a closed standard error must not end the watch.
                 let _ = writeln!(io::stderr(), "coord: no answer: {}", printable(&reason));
                 Ok(())
             }
@@ -105,9 +106,9 @@ fn show(text: &str, in_place: bool, is_first: bool) -> io::Result<()> {
     print(&frame(text, usize::from(rows), usize::from(columns), is_first))
 }
 
-/// What is sent to a terminal of this size to show these lines instead of those before. A line that
-/// does not fit would push the others down, so it is cut; so is what is below the last row. The last
-/// column stays free: what clears the rest of a line would clear it.
+/// Returns the output that replaces the previous frame on a terminal of this size. Lines that are too long are
+/// cut, and lines below the last row are omitted, because they would shift the others. The last column stays empty,
+/// because clearing the rest of a line would erase it.
 fn frame(text: &str, rows: usize, columns: usize, is_first: bool) -> String {
     let columns = columns.saturating_sub(1);
     let mut frame = String::new();
@@ -141,7 +142,7 @@ fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// What ends a watch, as a wish and not a failure.
+/// The signals that end a watch without a failure.
 struct Ends {
     signals: [Signal; 3],
 }

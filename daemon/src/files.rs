@@ -1,7 +1,8 @@
-//! Files in a directory that others may be able to write to: opened only when they are this user's.
+//! Files in a directory that other users may be able to write to: opened only if they belong to this user or to
+//! root.
 //!
-//! If a program runs as root, a link made by another user could lead it to any file of the machine. A file of another
-//! user could give it a state, a key or data that it has never written.
+//! In a program that runs as root, a link made by another user could redirect it to any file of the machine. A file
+//! of another user could supply a state, a key or data that the program never wrote.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
@@ -13,10 +14,11 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// Opens a file to be read.
+/// Opens a file for reading.
 ///
 /// # Errors
-/// Those of the system, and [`io::ErrorKind::PermissionDenied`] unless it is a regular file of this user or of root.
+/// The errors of the system, and [`io::ErrorKind::PermissionDenied`] unless it is a regular file of this user or of
+/// root.
 pub fn open(path: &Path) -> io::Result<File> {
     open_with(path, File::options().read(true))
 }
@@ -26,7 +28,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// The options must not include `truncate`: the owner of the file must be checked before the file is changed.
 ///
 /// # Errors
-/// Those of [`open`].
+/// The errors of [`open`].
 pub fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed();
     let file = options.custom_flags(flags).open(path).map_err(|error| {
@@ -39,10 +41,10 @@ pub fn open_with(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// Creates a file for its owner alone, or empties the one that is there.
+/// Creates a file that only its owner can access, or empties the existing one.
 ///
 /// # Errors
-/// Those of [`open`].
+/// The errors of [`open`].
 pub fn create(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::PermissionsExt as _;
     let file = open_with(path, File::options().write(true).create(true).mode(0o600))?;
@@ -52,11 +54,12 @@ pub fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a file to append to, or creates it for its owner alone. It may be a pipe or a device. A link made by this user or root is
-/// followed, because logs are redirected that way.
+/// Opens a file for appending, or creates it so that only its owner can access it. The path may be a pipe or a
+/// device. A link made by this user or by root is followed, because logs are redirected that way.
 ///
 /// # Errors
-/// Those of [`open`].
+/// The errors of the system, and [`io::ErrorKind::PermissionDenied`] if the file or the link belongs to another
+/// user.
 pub fn append(path: &Path) -> io::Result<File> {
     let no_follow = OFlags::NOFOLLOW.bits().cast_signed();
     let options = &mut File::options();
@@ -65,7 +68,7 @@ pub fn append(path: &Path) -> io::Result<File> {
         Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {}
         opened => return opened.and_then(|file| check_owner(&file).map(|()| file)),
     }
-    // The link that is checked is the one that is followed: it cannot be exchanged in between.
+    // The link that is checked is the link that is followed: it cannot be replaced in between.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let link = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     check_owner(&link)?;
@@ -74,10 +77,10 @@ pub fn append(path: &Path) -> io::Result<File> {
     options.open(path.parent().unwrap_or(Path::new("")).join(target))
 }
 
-/// As [`append`], but drops what the file holds of an earlier run.
+/// Opens a file like [`append`], but drops the contents of an earlier run.
 ///
 /// # Errors
-/// Those of [`append`].
+/// The errors of [`append`].
 pub fn append_anew(path: &Path) -> io::Result<File> {
     let file = append(path)?;
     if file.metadata()?.is_file() {
@@ -117,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    /// The message of a refused file.
+    /// Returns the message of the error for a rejected file.
     fn refusal(result: io::Result<File>) -> String {
         let error = result.expect_err("it must be refused");
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);

@@ -1,9 +1,9 @@
-//! Which process is meant, and the proof that it has ended.
+//! The identity of a process, and the proof that it has ended.
 //!
-//! A process id alone identifies nothing: the process may be gone and another have its number. Together with
-//! its start time and its PID namespace it does, until the machine starts again. Only a positive statement of
-//! the system is a proof of death: no process has the id, or the one that has it started at another time.
-//! Whatever fails (no /proc, no permission, no memory, another namespace) leaves it unknown.
+//! A process id alone identifies nothing: the process may have ended and its id may be reused. Together with its
+//! start time and its PID namespace, the id is unique until the machine reboots. Only a positive result of the
+//! system proves that a process has ended: no process has the id, or the process with that id started at another
+//! time. After any failure (no /proc, no permission, no memory, another namespace) the state is unknown.
 
 use std::fmt;
 use std::fs;
@@ -20,16 +20,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// A process, identified for as long as its machine runs.
+/// The identity of a process, unique until its machine reboots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its id.
+    /// The process id.
     pub pid: u32,
-    /// When it started, in clock ticks since boot: field 22 of proc_pid_stat(5); 0: not known.
+    /// The start time in clock ticks since boot: field 22 of proc_pid_stat(5). 0 if unknown.
     pub start_time: u64,
-    /// Where the id counts; 0: not known.
+    /// The PID namespace of the id. 0 if unknown.
     pub namespace: PidNamespace,
-    /// The incarnation in its command line.
+    /// The incarnation in the command line.
     pub incarnation: Incarnation,
 }
 
@@ -40,7 +40,7 @@ impl From<&Started> for Process {
     }
 }
 
-/// As an argument: `<pid>:<start time>:<namespace>:<incarnation>`.
+/// The form used as an argument: `<pid>:<start time>:<namespace>:<incarnation>`.
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Process { pid, start_time, namespace, incarnation } = self;
@@ -66,10 +66,10 @@ impl FromStr for Process {
     }
 }
 
-/// Finds a process that lives; `None`: it is proven to have ended.
+/// Returns a descriptor of the process if it is running, or `None` if it is proven to have ended.
 ///
 /// # Errors
-/// It is not known which; with the reason.
+/// The state of the process is unknown; the error has the reason.
 pub fn find(process: &Process) -> io::Result<Option<OwnedFd>> {
     find_in(process, Path::new("/proc"))
 }
@@ -97,24 +97,24 @@ fn find_in(process: &Process, proc: &Path) -> io::Result<Option<OwnedFd>> {
     match is_it {
         _ if has_ended(&pidfd)? => Ok(None),
         Ok(true) => Ok(Some(pidfd)),
-        // Another process has its number now.
+        // The process id has been reused.
         Ok(false) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// The identity of a process of this namespace that was just started.
+/// Returns the start time and the namespace of a process of this PID namespace that was just started.
 ///
 /// # Errors
-/// The system does not tell.
+/// The system does not provide them.
 pub fn name(pid: u32) -> io::Result<(u64, PidNamespace)> {
     Ok((start_time(&pid.to_string())?, own_namespace()?))
 }
 
-/// When a process (`self`, or a pid) started, in clock ticks since boot: field 22 of proc_pid_stat(5).
+/// Returns the start time of a process (`self`, or a pid) in clock ticks since boot: field 22 of proc_pid_stat(5).
 ///
 /// # Errors
-/// The system does not tell, or there is no such process: a missing file of /proc is no proof of either.
+/// The start time cannot be read. A missing file in /proc does not prove that the process has ended.
 pub fn start_time(process: &str) -> io::Result<u64> {
     start_time_in(Path::new("/proc"), process)
 }
@@ -124,19 +124,18 @@ fn start_time_in(proc: &Path, process: &str) -> io::Result<u64> {
     let failed = |what: String| io::Error::other(format!("{}: {what}", path.display()));
     let stat = fs::read(&path).map_err(|error| failed(error.to_string()))?;
     let stat = String::from_utf8_lossy(&stat);
-    // The second field is the program's name in parentheses, and may itself hold both. A line that was cut
-    // might have a shorter number.
+    // The second field is the program's name in parentheses; the name may contain parentheses and spaces. A
+    // truncated line might end in a truncated number.
     let whole = stat.strip_suffix('\n').and_then(|stat| stat.rsplit_once(')'));
     let field = whole.and_then(|(_, rest)| rest.split_ascii_whitespace().nth(22 - 3));
     let ticks = field.and_then(|ticks| ticks.parse().ok()).filter(|ticks| *ticks > 0);
     ticks.ok_or_else(|| failed("it has no start time".to_owned()))
 }
 
-/// Whether a process was started under this name. One that has just ended, or is being executed, has an
-/// empty command line, which says nothing.
+/// Returns whether the command line of a process contains this incarnation.
 ///
 /// # Errors
-/// The system does not tell.
+/// The command line cannot be read or is incomplete. It is empty for a process that has just ended or is in exec.
 pub fn has_name(pid: u32, incarnation: Incarnation) -> io::Result<bool> {
     has_name_in(Path::new("/proc"), pid, incarnation)
 }
@@ -151,10 +150,11 @@ fn has_name_in(proc: &Path, pid: u32, incarnation: Incarnation) -> io::Result<bo
     Ok(words.windows(2).any(|pair| pair == [&b"--incarnation"[..], name.as_bytes()]))
 }
 
-/// The PID namespace of this process, by its inode and the start of its first process: inodes are used again.
+/// Returns the PID namespace of this process: its inode and the start time of its first process, because inodes are
+/// reused.
 ///
 /// # Errors
-/// The system does not tell, or /proc is that of another namespace.
+/// The system does not provide it, or /proc belongs to another namespace.
 pub fn own_namespace() -> io::Result<PidNamespace> {
     namespace_in(Path::new("/proc"))
 }
@@ -173,22 +173,22 @@ fn namespace_in(proc: &Path) -> io::Result<PidNamespace> {
     let metadata =
         fs::metadata(proc.join("self/ns/pid")).map_err(|error| failed("self/ns/pid", error))?;
     let first = start_time_in(proc, "1").unwrap_or(0);
-    // Inodes of namespaces have 32 bits; half of the ticks are those of more than a year.
+    // Inode numbers of namespaces have 32 bits. The lower 32 bits of the ticks cover more than a year.
     Ok(PidNamespace((metadata.st_ino() << 32) | (first & u64::from(u32::MAX))))
 }
 
-/// Whether a process has ended, waited for or not.
+/// Returns whether a process has ended, reaped or not.
 ///
 /// # Errors
-/// The system does not tell.
+/// The system does not report it.
 pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
     ends_within(pidfd, Duration::ZERO)
 }
 
-/// Waits for the end of a process, at most so long; whether it has ended.
+/// Waits for the end of a process up to a timeout, and returns whether the process has ended.
 ///
 /// # Errors
-/// The system does not tell.
+/// The system does not report it.
 pub fn ends_within(pidfd: &OwnedFd, patience: Duration) -> io::Result<bool> {
     let tv_sec = patience.as_secs().try_into().unwrap_or(i64::MAX);
     let patience = Timespec { tv_sec, tv_nsec: patience.subsec_nanos().into() };
@@ -201,10 +201,10 @@ pub fn ends_within(pidfd: &OwnedFd, patience: Duration) -> io::Result<bool> {
     }
 }
 
-/// Kills a process; that it has ended already is no error.
+/// Kills a process. A process that has already ended is not an error.
 ///
 /// # Errors
-/// The system refuses.
+/// The system rejects the signal.
 pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
     match pidfd_send_signal(pidfd, Signal::KILL) {
         Ok(()) | Err(Errno::SRCH) => Ok(()),
@@ -221,7 +221,7 @@ mod tests {
 
     const NAME: Incarnation = Incarnation(0xabc);
 
-    /// A process that ends with its standard input.
+    /// Starts a process that ends when its standard input is closed.
     fn child() -> (Child, Process) {
         let child = Command::new("sh")
             .args(["-c", "read line", "sh", "--incarnation", &NAME.to_string()])
@@ -230,14 +230,14 @@ mod tests {
             .unwrap();
         let (start_time, namespace) = name(child.id()).unwrap();
         let process = Process { pid: child.id(), start_time, namespace, incarnation: NAME };
-        // Until it has executed sh it has the command line of this process.
+        // Before the exec of sh, the child has the command line of this process.
         while !has_name(process.pid, NAME).unwrap_or(false) {
             std::thread::yield_now();
         }
         (child, process)
     }
 
-    /// A /proc with nothing but what tells namespaces apart.
+    /// Creates a /proc that contains only the files that identify a namespace.
     fn bare_proc() -> (tempfile::TempDir, PidNamespace) {
         let dir = tempfile::tempdir().unwrap();
         let own = std::process::id().to_string();
@@ -282,7 +282,7 @@ mod tests {
             find(&unknown).unwrap_err();
         }
         find_in(&process, Path::new("/nowhere")).unwrap_err();
-        // A /proc without this process, with one of another namespace, and with files that are cut.
+        // A /proc without this process, then one with truncated files, then one of another namespace.
         let (proc, namespace) = bare_proc();
         let process = Process { namespace, ..process };
         find_in(&process, proc.path()).unwrap_err();

@@ -1,5 +1,5 @@
-//! The parts that `server` and `coord` share as processes that run for months: logging, signals, files that must be
-//! their own, and recognizing other processes.
+//! Process-level parts shared by `server` and `coord`: logging, signals, files that must belong to this user, and
+//! process identity.
 
 pub mod files;
 pub mod identity;

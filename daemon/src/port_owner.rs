@@ -1,12 +1,12 @@
-//! The owner of a port of this machine that is taken.
+//! The owner of a port of this machine that is in use.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The kernel's number for a listening socket.
+/// The state of a listening socket in the kernel's tables (TCP_LISTEN).
 const LISTENS: &str = "0A";
 
-/// The user id of a process of another user that listens on an address of this machine. `None` if no such process does,
-/// or if that cannot be determined.
+/// Returns the user id of another user's process that listens on an address of this machine. Returns `None` if no
+/// such process exists, or if that cannot be determined.
 ///
 /// Source: proc_net(5), `/proc/net/tcp` and `tcp6`, columns `local_address`, `st` and `uid`.
 pub fn of_another_user(address: SocketAddr) -> Option<u32> {
@@ -18,7 +18,7 @@ pub fn of_another_user(address: SocketAddr) -> Option<u32> {
         .filter(|owner| *owner != own)
 }
 
-/// The user id of the process that listens on this address, according to a table of the kernel.
+/// Returns the user id of the process that listens on this address, according to one of the kernel's tables.
 fn listener(table: &str, wanted: SocketAddr) -> Option<u32> {
     table.lines().skip(1).find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
@@ -30,7 +30,7 @@ fn listener(table: &str, wanted: SocketAddr) -> Option<u32> {
     })
 }
 
-/// The kernel writes addresses as words of 32 bits in the byte order of the machine.
+/// Parses an address of a kernel table: words of 32 bits in the byte order of the machine.
 fn address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let word = u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?;

@@ -1,14 +1,14 @@
-//! Output that blocks no thread but its own: a bounded queue of lines, and one thread that writes them.
+//! Output that blocks only its own thread: a bounded queue of lines, and one thread that writes them.
 //!
 //! ```text
 //!   any thread --- push, never waits ---> queue (4,096 lines, 1 MiB) ---> writer thread ---> sink
 //!                    | full                                                 | write fails
 //!                    +--> counted as dropped <------------------------------+
-//!                         "N log lines were dropped" is logged once the sink takes lines again
+//!                         "N log lines were dropped" is logged once the sink accepts lines again
 //! ```
 //!
-//! A device that stalls (a frozen file system, a pipe without a reader, a stopped terminal) stalls the
-//! writer thread alone. Lines of level ERROR may use a reserve that others may not.
+//! A device that stalls (a frozen file system, a pipe without a reader, a stopped terminal) stalls only the writer
+//! thread. Part of the queue is reserved for lines of level ERROR.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -24,18 +24,18 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::files;
 
-/// Most lines that wait.
+/// The maximum number of queued lines.
 pub const MAX_LINES: usize = 4_096;
-/// Most bytes that wait.
+/// The maximum number of queued bytes.
 pub const MAX_BYTES: usize = 1 << 20;
-/// A longer line is cut.
+/// The maximum length of a line; longer lines are truncated.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
-/// Of these bounds, what only urgent lines may use.
+/// The parts of these limits that are reserved for urgent lines.
 const RESERVED_LINES: usize = 64;
 const RESERVED_BYTES: usize = 128 << 10;
-/// After this many lines without a pause the dropped ones are reported all the same.
+/// The number of lines after which dropped lines are reported even though the queue is not empty.
 const REPORT_AFTER: u32 = 1_024;
-/// How often a flush looks.
+/// The polling interval of [`Queue::flush`].
 const FLUSH_LOOKS: Duration = Duration::from_millis(1);
 
 /// The destination of the lines. Only the writer thread calls it, so it may block.
@@ -49,7 +49,7 @@ pub trait Sink: Send + 'static {
     /// Carries out a [`Queue::nudge`].
     ///
     /// # Errors
-    /// It could not; the reason is logged.
+    /// The operation failed; the writer thread logs the error.
     fn nudged(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -64,9 +64,9 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Bytes that wait.
+    /// Queued bytes.
     bytes: AtomicUsize,
-    /// Lines accepted since the start, and those of them that are done with.
+    /// Lines accepted since the start, and how many of them have been processed.
     accepted: AtomicU64,
     done: AtomicU64,
     /// Lines dropped and not yet reported.
@@ -78,7 +78,7 @@ impl Queue {
     /// Starts the writer thread. `prepare` runs on it first.
     ///
     /// # Errors
-    /// The system starts no thread.
+    /// The system cannot start a thread.
     pub fn start(
         name: &str,
         sink: impl Sink,
@@ -94,7 +94,7 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Queues a line, or drops and counts it where there is no room. Never waits.
+    /// Queues a line, or drops and counts it if the queue is full. Never waits.
     pub fn push(&self, line: &[u8], is_urgent: bool) {
         let mut line = line[..line.len().min(MAX_LINE_BYTES)].to_vec();
         if line.len() == MAX_LINE_BYTES {
@@ -108,7 +108,7 @@ impl Queue {
         let length = line.len();
         let before = self.shared.bytes.fetch_add(length, Ordering::Relaxed);
         let has_room = before + length <= most_bytes && self.lines.len() < most_lines;
-        // Counted first: a flush must not miss it.
+        // Counted before it is queued, so that a flush cannot miss it.
         self.shared.accepted.fetch_add(1, Ordering::Relaxed);
         if !has_room || self.lines.try_send(line).is_err() {
             self.shared.accepted.fetch_sub(1, Ordering::Relaxed);
@@ -117,17 +117,17 @@ impl Queue {
         }
     }
 
-    /// Has [`Sink::nudged`] called soon: a log file is opened anew, a screen is drawn anew.
+    /// Schedules a call of [`Sink::nudged`], which reopens a log file or redraws a screen.
     pub fn nudge(&self) {
         self.shared.is_nudged.store(true, Ordering::Release);
-        // Where the queue is full the writer looks at the flag before its next line anyway.
+        // If the queue is full, the writer checks the flag before its next line anyway.
         self.shared.accepted.fetch_add(1, Ordering::Relaxed);
         if self.lines.try_send(Vec::new()).is_err() {
             self.shared.accepted.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Waits until all lines that were accepted are written, at most for `limit`; whether they are.
+    /// Waits until all accepted lines are processed, at most for `limit`, and returns whether they are.
     pub fn flush(&self, limit: Duration) -> bool {
         let start = Instant::now();
         loop {
@@ -144,7 +144,7 @@ impl Queue {
 }
 
 fn write_lines(waiting: &Receiver<Vec<u8>>, shared: &Shared, mut sink: impl Sink) {
-    // Lines that the sink did not take, and whether the last one may be there in part.
+    // Lines that the sink rejected, and whether the last one may be written in part.
     let (mut lost, mut is_torn) = (0, false);
     let mut since_report = 0;
     while let Ok(line) = waiting.recv() {
@@ -172,7 +172,7 @@ fn write_lines(waiting: &Receiver<Vec<u8>>, shared: &Shared, mut sink: impl Sink
             since_report = 0;
             let dropped = shared.dropped.swap(0, Ordering::Relaxed) + std::mem::take(&mut lost);
             if dropped > 0 {
-                // Through the queue: so it has the shape of every other line.
+                // Logged through the queue, so that it has the format of every other line.
                 tracing::warn!(
                     "{dropped} log lines were dropped: the log did not take them in time"
                 );
@@ -182,7 +182,7 @@ fn write_lines(waiting: &Receiver<Vec<u8>>, shared: &Shared, mut sink: impl Sink
     }
 }
 
-/// One line of the queue, as tracing-subscriber writes it.
+/// The writer that tracing-subscriber uses for one line.
 #[derive(Debug)]
 pub struct Line<'a> {
     queue: &'a Queue,
@@ -212,30 +212,30 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
-/// A file that lines are appended to; a nudge opens it anew by its name.
+/// A file that lines are appended to; a nudge reopens it by its path.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
     file: File,
-    /// The function that opens the file, each time.
+    /// The function that opens the file, initially and at each nudge.
     append: fn(&Path) -> io::Result<File>,
 }
 
 impl LogFile {
-    /// Opens the file that the operator has named, or creates it. It may be a link or a terminal.
+    /// Opens or creates the file that the operator has named. The path may be a link or a terminal.
     ///
     /// # Errors
-    /// The system does not let it be opened.
+    /// The file cannot be opened.
     pub fn open(path: &Path) -> io::Result<LogFile> {
         LogFile::open_by(path, |path| {
             OpenOptions::new().create(true).append(true).mode(0o600).open(path)
         })
     }
 
-    /// Opens a file in a directory that others may be able to write to, or creates it.
+    /// Opens or creates a file in a directory that other users may be able to write to.
     ///
     /// # Errors
-    /// Those of [`files::append`].
+    /// The errors of [`files::append`].
     pub fn open_own(path: &Path) -> io::Result<LogFile> {
         LogFile::open_by(path, files::append)
     }
@@ -285,7 +285,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// A sink that takes a line whenever it is let, and fails when it is told.
+    /// A sink whose every write waits for a permit, which also decides whether the write fails.
     struct Gate {
         open: mpsc::Receiver<bool>,
         taken: Arc<Mutex<Vec<u8>>>,
@@ -323,7 +323,7 @@ mod tests {
         assert!(!queue.flush(Duration::from_millis(5)), "the sink stalls");
         let dropped = queue.shared.dropped.load(Ordering::Relaxed);
         assert!(dropped >= 2 * MAX_LINES as u64, "{dropped}");
-        // The reserve is for what matters most.
+        // The reserve is for urgent lines.
         queue.push(b"the last line\n", true);
         assert_eq!(queue.shared.dropped.load(Ordering::Relaxed), dropped);
         drop(open);
@@ -370,7 +370,7 @@ mod tests {
         assert!(queue.flush(PATIENCE));
         assert_eq!(std::fs::read_to_string(&old).unwrap(), "one\ntwo\n");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "three\n");
-        // A directory that is gone is no reason to lose the log.
+        // A missing directory does not lose log lines.
         std::fs::remove_dir_all(dir.path()).unwrap();
         queue.nudge();
         queue.push(b"four\n", false);

@@ -1,14 +1,14 @@
-//! Signals that must end neither a server nor a coordinator, though they do by default.
+//! Signals whose default action would end a server or a coordinator for no reason.
 //!
-//! A server that dies of a stray SIGALRM takes its copies with it, without dumps. SIGTERM and SIGINT stop
-//! in order, SIGHUP opens the log anew, SIGQUIT and the signals of faults end the process as ever: who
-//! sends those wants its core.
+//! A server that a stray SIGALRM kills loses its replicas without dumping them. SIGTERM and SIGINT request an
+//! orderly stop, and SIGHUP reopens the log. SIGQUIT and the fault signals keep their default action, so that they
+//! leave a core dump.
 
 use std::mem::MaybeUninit;
 
 use libc::{SA_RESTART, SIG_BLOCK, SIG_DFL, SIG_IGN, c_int, sigset_t};
 
-/// Signals without a meaning for either program.
+/// Signals that have no meaning for either program.
 const MEANINGLESS: [c_int; 11] = [
     libc::SIGUSR1,
     libc::SIGUSR2,
@@ -18,7 +18,7 @@ const MEANINGLESS: [c_int; 11] = [
     libc::SIGIO,
     libc::SIGPWR,
     libc::SIGSTKFLT,
-    // The failing call says the rest: EPIPE, EFBIG; a hard limit of processor time kills anyway.
+    // The failing call returns EPIPE or EFBIG anyway, and a hard limit of processor time kills anyway.
     libc::SIGPIPE,
     libc::SIGXFSZ,
     libc::SIGXCPU,
@@ -28,13 +28,14 @@ fn meaningless() -> impl Iterator<Item = c_int> {
     MEANINGLESS.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
 }
 
-/// Ignores them, and SIGHUP until [`block`] holds it back. Async-signal-safe: may run between fork and exec.
+/// Ignores these signals, and SIGHUP until [`block`] blocks it. Async-signal-safe: may run between fork and exec.
 pub fn ignore() {
     meaningless().chain([libc::SIGHUP]).for_each(|signal| set(signal, SIG_IGN, 0));
 }
 
-/// Has them do nothing, and SIGHUP until it gets a handler of its own. Unlike ignored signals, these have
-/// their default effect again in the programs that this process executes.
+/// Installs a handler that does nothing for these signals, and for SIGHUP until it gets a handler of its own.
+/// Unlike ignored signals, handled ones are reset to their default action when this process executes another
+/// program.
 pub fn pass_over() {
     extern "C" fn nothing(_: c_int) {}
     let handler = nothing as extern "C" fn(c_int) as libc::sighandler_t;
@@ -42,8 +43,8 @@ pub fn pass_over() {
 }
 
 fn set(signal: c_int, handler: libc::sighandler_t, flags: c_int) {
-    // SAFETY: zeros are a valid sigaction; the handler is a constant of the system's or a function that
-    // does nothing; the old action is not asked for. A signal that there is not is refused, and left.
+    // SAFETY: zeros are a valid sigaction. The handler is a constant of the system or a function that does nothing.
+    // The old action is not requested. A call for a nonexistent signal fails without an effect.
     unsafe {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         action.sa_sigaction = handler;
@@ -53,7 +54,7 @@ fn set(signal: c_int, handler: libc::sighandler_t, flags: c_int) {
     }
 }
 
-/// A set of these signals.
+/// Returns the set of these signals.
 pub fn set_of(signals: &[c_int]) -> sigset_t {
     // SAFETY: sigset_t is plain data for which zeros are valid, and sigemptyset initialises it.
     unsafe {
@@ -66,13 +67,14 @@ pub fn set_of(signals: &[c_int]) -> sigset_t {
     }
 }
 
-/// Holds these signals back for sigtimedwait(2), in this thread and those it starts.
+/// Blocks these signals in this thread and the threads that it starts, for sigtimedwait(2), and resets their
+/// actions to the default.
 ///
 /// # Errors
-/// The system refuses.
+/// The system rejects the call.
 pub fn block(signals: &[c_int]) -> std::io::Result<()> {
     let set = set_of(signals);
-    // SAFETY: `set` is an initialised set; the old mask is not asked for.
+    // SAFETY: `set` is an initialised set; the old mask is not requested.
     let result = unsafe { libc::pthread_sigmask(SIG_BLOCK, &set, std::ptr::null_mut()) };
     if result != 0 {
         return Err(std::io::Error::from_raw_os_error(result));
@@ -85,7 +87,7 @@ pub fn block(signals: &[c_int]) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    /// The test runs itself once more, as the process that is to live.
+    /// The test executes itself once more as a child process, which must survive the signals.
     #[test]
     fn signals_that_mean_nothing_end_no_process_that_passes_them_over_or_ignores_them() {
         const CHILD: &str = "KV_DAEMON_TEST_SIGNALS";

@@ -1,4 +1,4 @@
-//! What a start needs of a machine beside programs and ports: a directory, threads, memory.
+//! The resources that a start needs on a machine beside programs and ports: a directory, threads and memory.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -9,18 +9,18 @@ use rustix::process::{Resource, geteuid, getrlimit};
 
 use crate::units;
 
-/// Threads of a server beside its executors, and those of the coordinator; rather too many than too few.
+/// Threads of a server beside its executors, and threads of the coordinator; an upper estimate.
 const THREADS_BESIDE: u64 = 24;
-/// Memory that the executors of a server must be able to lock, each.
+/// Memory that each executor of a server must be able to lock.
 const MEMLOCK_BYTES: u64 = 512 << 10;
-/// Memory that an empty server takes; rather too little, as this is what a start fails without.
+/// Memory that an empty server takes; a lower estimate, because a start fails without it.
 const SERVER_BYTES: u64 = 24 << 20;
-/// Room in the directory for the state and the logs of a start.
+/// Space in the directory for the state and the logs of a start.
 const ROOM_BYTES: u64 = 4 << 20;
 
 type Found = Result<String, String>;
 
-/// Whether the files of a cluster can be made in a directory.
+/// Checks that the files of a cluster can be created in a directory.
 pub(super) fn dir(dir: &Path) -> Found {
     let found = match fs::metadata(dir) {
         Ok(metadata) if metadata.is_dir() => "a directory that can be written to",
@@ -28,7 +28,7 @@ pub(super) fn dir(dir: &Path) -> Found {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => "will be made",
         Err(error) => return Err(format!("{error}; check --dir")),
     };
-    // What does not exist is made in the nearest directory above it that does.
+    // A missing directory is created in the nearest existing directory above it.
     let absolute = std::path::absolute(dir).map_err(|error| error.to_string())?;
     let there = absolute.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
     access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| {
@@ -45,22 +45,22 @@ pub(super) fn dir(dir: &Path) -> Found {
     }
 }
 
-/// The limits of the user that starts servers on a machine; `None`: there is none, or it is not known.
+/// The limits of the user that starts servers on a machine; `None` if there is no limit, or if it is unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Threads that the user may have (`ulimit -u`), and has, as far as that is known.
+    /// The maximum number of threads of the user (`ulimit -u`) and the current number, as far as known.
     pub(crate) threads: Option<u64>,
     pub(crate) threads_used: u64,
-    /// Bytes that a process may lock (`ulimit -l`), at most.
+    /// The maximum number of bytes that a process may lock (`ulimit -l`).
     pub(crate) locked: Option<u64>,
-    /// Bytes of memory that are free.
+    /// Free memory in bytes.
     pub(crate) free: Option<u64>,
-    /// The system lets root exceed the limits of threads and locked memory.
+    /// True for root, which may exceed the limits of threads and locked memory.
     pub(crate) is_root: bool,
 }
 
 impl Limits {
-    /// Those of this process.
+    /// Returns the limits of this process.
     pub(super) fn here() -> Limits {
         Limits {
             threads: getrlimit(Resource::Nproc).current,
@@ -71,7 +71,7 @@ impl Limits {
         }
     }
 
-    /// What so many servers of so many shards find, each finding with its name.
+    /// Returns the findings for this many servers and shards, each with its name.
     pub(super) fn findings(&self, servers: usize, shards: u16) -> [(&'static str, Found); 3] {
         [
             ("threads (ulimit -u)", self.threads(servers, shards)),
@@ -126,7 +126,7 @@ impl Limits {
     }
 }
 
-/// Threads of all processes of this user.
+/// Returns the number of threads of all processes of this user.
 fn own_threads() -> u64 {
     let own = geteuid().as_raw();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -136,7 +136,7 @@ fn own_threads() -> u64 {
         .sum()
 }
 
-/// `MemAvailable` of /proc/meminfo (proc_meminfo(5)), in bytes.
+/// Returns `MemAvailable` of /proc/meminfo (proc_meminfo(5)) in bytes.
 fn available() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

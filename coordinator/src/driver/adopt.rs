@@ -1,4 +1,4 @@
-//! The cluster of an earlier coordinator: its processes are watched, and it is told whose it is now.
+//! The takeover of an earlier coordinator's cluster: its processes are watched, and an outdated coordinator ends.
 
 use std::rc::Rc;
 
@@ -16,7 +16,7 @@ use crate::spawn::{adopted, command_line, error_name, server_arguments};
 use crate::store::FILE_NAME;
 
 impl Driver {
-    /// Ends when the epoch of this coordinator is durable.
+    /// Waits until the epoch of this coordinator is durable.
     pub(super) async fn until_durable(&self) {
         let is_durable = || {
             let cluster = self.cluster();
@@ -39,7 +39,7 @@ impl Driver {
         self.watch(started, kill);
     }
 
-    /// Waits for the end of a process that an earlier coordinator has started.
+    /// Waits for the end of a process that an earlier coordinator has started, and kills it on request.
     pub(super) fn watch(self: &Rc<Driver>, started: Started, kill: mpsc::Receiver<()>) {
         let member = started.member;
         let is_it = |other: &Elsewhere| other.started.member == member && other.is_out_of_reach;
@@ -67,7 +67,7 @@ impl Driver {
         });
     }
 
-    /// Says whose cluster this is.
+    /// Reports which cluster is taken over.
     pub(super) fn tell_takes_over(&self) {
         let cluster = self.cluster();
         let (id, epoch) = (cluster.config().cluster, cluster.config().epoch.number);
@@ -78,7 +78,7 @@ impl Driver {
         ));
     }
 
-    /// From now on clients are answered, if the cluster is for them.
+    /// Announces that clients are served, if the cluster has served and is not stopping.
     pub(super) fn tell_taken_over(&self) {
         let (state, has_served) = {
             let cluster = self.cluster();
@@ -89,8 +89,8 @@ impl Driver {
         }
     }
 
-    /// A server of this cluster that has obeyed another coordinator of this or a later term would refuse
-    /// this one for ever.
+    /// Rejects a server of this cluster that has obeyed another coordinator of this epoch or a later one. The server
+    /// would reject this coordinator for ever, so this coordinator ends.
     pub(crate) fn check_epoch(&self, started: &Started) -> Result<(), String> {
         let (ours, theirs) = (self.cluster().config().epoch, started.epoch);
         let known = self.is_known(started);
@@ -110,7 +110,7 @@ impl Driver {
         Err(format!("it has obeyed another coordinator, of epoch {theirs}"))
     }
 
-    /// Whether this is a process of the state that an earlier coordinator has left.
+    /// Returns whether this is the known process of its server.
     fn is_known(&self, started: &Started) -> bool {
         let cluster = self.cluster();
         let is_in_ring = started.member.server.0 < cluster.count();
@@ -121,7 +121,7 @@ impl Driver {
             })
     }
 
-    /// A server knows more than the file of this coordinator.
+    /// Ends this coordinator, because a server has a newer view than the stored state.
     pub(super) fn tell_outdated(
         &self,
         server: ServerId,

@@ -1,14 +1,14 @@
-//! What a coordinator is to do: found a cluster, go on with one, or restore one; and where it listens.
+//! The kind of a start (found, take over or restore a cluster), and the listening sockets.
 
 use super::*;
 
-/// What a coordinator begins with.
+/// The state that a coordinator begins with.
 pub(super) enum Beginning {
-    /// Nothing.
+    /// None: the cluster is new.
     New,
-    /// What an earlier one has left.
+    /// The state that an earlier coordinator has stored.
     Earlier(Box<Record>),
-    /// Dumps.
+    /// Dumps to be restored.
     Restored(Restoration),
 }
 
@@ -21,7 +21,7 @@ impl Beginning {
     }
 }
 
-/// What is to be done: a new cluster, the one that an earlier coordinator has left, or one from dumps.
+/// Determines the kind of the start and makes the plan for it.
 pub(super) async fn make_plan(
     args: &Args,
     file: ClusterFile,
@@ -44,7 +44,8 @@ pub(super) async fn make_plan(
     }
 }
 
-/// Reads the cluster file against the state: which places go to other hosts, and which have gone there already.
+/// Compares the cluster file with the state and records the moves. Returns the effective file and the places that
+/// move to other hosts now.
 fn take_moves(
     file: ClusterFile,
     earlier: &mut Record,
@@ -73,7 +74,7 @@ fn take_moves(
     (reading.file, reading.moves)
 }
 
-/// Says which lines of the cluster file are old.
+/// Warns about the outdated lines of the cluster file.
 fn tell_moved(moved: &[Moved], console: Console) {
     for moved in moved {
         console.warn(&format!(
@@ -94,7 +95,7 @@ async fn restored(
 ) -> Result<(Plan, Beginning), Failure> {
     let last = restore::last_record(dirs, &args.dir);
     let reading = last.as_ref().map(|last| moves::read(file.clone(), &last.place));
-    // Which places the file gives to other hosts is of no matter: nobody runs.
+    // No process is running, so the moves in the file need no action.
     let (file, moved) = reading.map_or((file, Vec::new()), |reading| (reading.file, reading.moved));
     tell_moved(&moved, console);
     let earlier = last.map(|last| last.settings).unwrap_or_default();
@@ -104,8 +105,8 @@ async fn restored(
     Ok((plan, Beginning::Restored(restoration)))
 }
 
-/// Listens on both ports: those of the flags, or those that an earlier coordinator had. Of a restored cluster the
-/// port for clients is that of before, if it is free: clients look for it there.
+/// Binds both ports: those of the flags, else those of the earlier coordinator. A restored cluster keeps its
+/// previous clients port if that port is free, because clients connect to it there.
 pub(super) async fn listen(
     args: &Args,
     plan: &Plan,

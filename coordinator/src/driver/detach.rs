@@ -1,12 +1,12 @@
-//! `coord detach`: this coordinator ends, and its servers serve on.
+//! `coord detach`: this coordinator exits, and its servers keep serving.
 
 use super::*;
 
 impl Driver {
-    /// Whether this coordinator may leave its servers now.
+    /// Checks that this coordinator may leave its servers now.
     ///
     /// # Errors
-    /// They need it; with what to do.
+    /// The servers need a coordinator; the message has what to do.
     pub(crate) fn may_detach(&self) -> Result<(), String> {
         match self.cluster().state() {
             ClusterState::Starting => {
@@ -22,7 +22,7 @@ impl Driver {
         }
     }
 
-    /// What the operator must know of servers that are left alone.
+    /// Returns the message for the operator about servers without a coordinator.
     pub(super) fn detached(&self) -> String {
         let count = self.cluster().count();
         let orphaned = match self.plan().settings.orphan_timeout {

@@ -1,10 +1,11 @@
-//! The end of a stop: the last state, the exit status, and what the operator does next.
+//! The end of a stop: the last state, the exit status, and the operator's next step.
 
 use super::*;
 
 impl Driver {
-    /// Notes that another cluster may follow one that has ended well. Where that fails the next start asks for a
-    /// word, which is no harm. What a restore needs is stored beside dumps that went elsewhere, too.
+    /// Records that the cluster has ended well, so that another cluster may follow it. If that fails, the next
+    /// start only requires a confirmation. If the dumps went to another directory, stores the state there too, for
+    /// a restore.
     pub(super) fn note_end(&self, state: DurableState, has_ended_well: bool) {
         let record = Record { has_ended_well, ..self.record(state) };
         if has_ended_well && let Err(error) = self.state_file.store(&record) {
@@ -21,7 +22,7 @@ impl Driver {
         let own = quote::word(&self.dir.to_string_lossy());
         let there = quote::word(&directory);
         self.say(&match stored {
-            // Who left before the stop has dumped here.
+            // Servers that left before the stop have dumped here.
             true if has_resting => format!("dumps and the last state are in {own} and {there}: coord --restore {own} {there}"),
             true => format!("dumps and the last state are in {there}: coord --restore {there}"),
             false => format!(
@@ -31,12 +32,12 @@ impl Driver {
         });
     }
 
-    /// The first failure counts; what follows from it does not.
+    /// Records the failure of a start. Later failures are consequences of the first and are ignored.
     pub(super) fn fail(&self, server: ServerId, reason: String) {
         self.failure.borrow_mut().get_or_insert((server, reason));
     }
 
-    /// What the end of the stop means for the exit status, told.
+    /// Reports the outcome of the stop, and returns it for the exit status.
     pub(super) fn conclude(&self, outcome: &StopOutcome) -> Result<(), Failure> {
         if let Some((server, reason)) = &*self.failure.borrow() {
             return Err(Failure::Failed(self.start_failure(*server, reason, outcome)));
@@ -79,7 +80,7 @@ impl Driver {
         Err(Failure::Failed(format!("stopped, but {}{advice}", lost.join("; "))))
     }
 
-    /// How to bring the cluster back, to be pasted into a shell.
+    /// Returns how to restore the cluster, with commands to be pasted into a shell.
     pub(super) fn restore_advice(&self, outcome: &StopOutcome) -> String {
         let mut text = String::new();
         let dir = self.plan().dir.to_string_lossy().into_owned();

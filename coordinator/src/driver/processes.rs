@@ -1,4 +1,4 @@
-//! The processes of the servers: spawned, filled from dumps, killed, and their ends noted.
+//! The servers' processes: how they are spawned, get their dumps, are killed, and exit.
 
 use super::*;
 
@@ -13,19 +13,20 @@ impl Driver {
             _ => tracing::info!("server {id} is to be killed: {reason}"),
         }
         if let Some(killer) = &self.killers.borrow()[index(member)] {
-            // One word that waits is enough.
+            // One queued message is enough.
             let _ = killer.try_send(());
         }
     }
 
-    /// What a process begins with that is spawned now: only founders of a restored cluster load, whoever
-    /// replaces one later is copied to.
+    /// Returns the dumps that a process loads if it is spawned now. Only founders of a restored cluster load dumps;
+    /// later processes copy from another replica.
     pub(super) fn loads(&self, server: ServerId) -> Vec<Load> {
         let restored = self.restoration.as_ref().filter(|_| self.cluster().is_founding());
         restored.map_or_else(Vec::new, |restored| restored.of(server).to_vec())
     }
 
-    /// Does what the brain wants done before any input: the first store, on which all else follows.
+    /// Carries out the first effects, before any input. They include the first store, on which everything else
+    /// depends.
     pub(super) fn begin(self: &Rc<Driver>) {
         let plan = self.plan();
         let (file, dir) = (&plan.file, plan.dir.display());
@@ -49,7 +50,7 @@ impl Driver {
         self.recovering.notify_one();
     }
 
-    /// Starts a process at its place of the ring.
+    /// Starts a process for a place of the ring.
     pub(super) fn spawn(self: &Rc<Driver>, member: Member) {
         self.give_up_before(member);
         let plan = self.plan();
@@ -85,7 +86,7 @@ impl Driver {
         let launch = Launch::new(&self.plan(), files, line, arguments, self.key);
         let (driver, kill, line) = (Rc::clone(self), self.killer(member), line.clone());
         tokio::task::spawn_local(async move {
-            // After the first that cannot be started, a start goes no further.
+            // After the first failure to start a server, no other server is started.
             let begun = driver.failure.borrow().is_none();
             let started = match begun {
                 true => launch.start().await,
@@ -131,7 +132,7 @@ impl Driver {
         });
     }
 
-    /// Brings the dumps that a server begins with to its host, unless it is not wanted any more.
+    /// Sends a server's dumps to its host, unless the server is killed meanwhile.
     pub(super) async fn bring(
         &self,
         line: &ServerLine,
@@ -152,25 +153,25 @@ impl Driver {
         }
     }
 
-    /// Whether the host of a server can be asked after its process, for people.
+    /// Records for the status whether the host of a server can be queried about its process.
     pub(super) fn note_host(&self, member: Member, trouble: Option<&str>) {
         self.cluster.borrow_mut().note_host(clock::now(), member, trouble);
     }
 
-    /// What a process has said of itself.
+    /// Returns the STARTED report of a process, if it has sent one.
     pub(super) fn reported(&self, member: Member) -> Option<Started> {
         let cluster = self.cluster();
         cluster.started(member.server).copied().filter(|started| started.member == member)
     }
 
-    /// The other end of a word that kills a server.
+    /// Creates the kill channel of a process, and returns its receiver.
     pub(super) fn killer(&self, member: Member) -> mpsc::Receiver<()> {
         let (sender, receiver) = mpsc::channel(1);
         self.killers.borrow_mut()[index(member)] = Some(sender);
         receiver
     }
 
-    /// Where an exit on this machine does not say whether all is in complete dumps, the directory does.
+    /// Checks the directory for complete dumps if the exit of a local process does not show whether it left them.
     pub(super) async fn look_for_dumps(&self, member: Member, exit: Exit) -> Exit {
         if exit.in_order.is_some() {
             return exit;

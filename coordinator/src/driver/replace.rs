@@ -1,31 +1,30 @@
-//! Places that go to new processes while the cluster serves, most often on other hosts: `coord replace`, and a cluster
-//! file that was changed while no coordinator ran.
+//! Places that move to new processes while the cluster serves, usually on other hosts. The cause is
+//! `coord replace`, or a cluster file that was edited while no coordinator ran.
 //!
 //! ```text
-//!   new host asked (ssh) -> plan, `elsewhere`  --+ one store: where the place is, and where its process still runs
-//!                           Cluster::on_replace -+
-//!   Effect::Spawn: on the new host; whoever had the place and is not proven dead is killed until it is
+//!   query the new host (ssh) -> plan, `elsewhere`   --+ one store: the place's host, and the old process's host
+//!                               Cluster::on_replace --+
+//!   Effect::Spawn: on the new host; the old process is killed until it is proven dead
 //! ```
 
 use super::*;
 use crate::stop_port::Replacement;
 
-/// How often it is looked whether a place that was given away is filled.
+/// The polling interval of [`Driver::await_replaced`].
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 impl Driver {
-    /// What is decided before a server is started; it changes when a place goes to another host, and with
-    /// `coord set`.
+    /// Returns the plan. It changes when a place moves to another host, and with `coord set`.
     pub(crate) fn plan(&self) -> Rc<Plan> {
         Rc::clone(&self.plan.borrow())
     }
 
-    /// The servers' hosts, as the cluster file writes them, in ring order.
+    /// Returns the servers' hosts in ring order, as the cluster file spells them.
     pub(crate) fn hosts(&self) -> Vec<String> {
         self.plan().file.servers.iter().map(|line| line.host.to_string()).collect()
     }
 
-    /// Where everybody is found.
+    /// Returns the addresses of the coordinator and of the servers, for the stored record.
     pub(super) fn place(&self) -> Place {
         let plan = self.plan();
         Place {
@@ -39,7 +38,7 @@ impl Driver {
         }
     }
 
-    /// The line of the host that a process runs on; that of its place may be another one by now.
+    /// Returns the line of the host on which a process runs, which may differ from the host of its place.
     pub(super) fn line_of(&self, member: Member) -> ServerLine {
         let line = self.plan().file.servers[index(member)].clone();
         let elsewhere = self.elsewhere.borrow();
@@ -50,11 +49,11 @@ impl Driver {
         }
     }
 
-    /// Gives a place to another process, perhaps on another host; what a person should know then, and the process
+    /// Moves a place to a new process, perhaps on another host. Returns the message for the caller, and the process
     /// that had the place.
     ///
     /// # Errors
-    /// Nothing is changed; with the reason.
+    /// Nothing is changed; the message has the reason.
     pub(crate) async fn replace(
         self: &Rc<Driver>,
         wanted: &Replacement,
@@ -65,7 +64,7 @@ impl Driver {
         let before = self.plan().file.servers[usize::from(id.0)].clone();
         let to = wanted.line(&before)?;
         let route = self.plan().ask_for_route(&to).await?;
-        // Others may have asked for something meanwhile: what follows is done in one go, on the plan of now.
+        // Another request may have changed the plan meanwhile. The rest uses the current plan and does not await.
         self.cluster().may_replace(id).map_err(refused)?;
         if self.plan().file.servers[usize::from(id.0)] != before {
             return Err("somebody else moves this server at the moment".to_owned());
@@ -91,7 +90,8 @@ impl Driver {
         Ok((format!("{said}; coord status shows how far it is{advice}"), old))
     }
 
-    /// Waits until another process than this one has its place and holds all that belongs there; says so.
+    /// Waits until another process has the place of this one and holds all its replicas. Returns the message about
+    /// it.
     pub(crate) async fn await_replaced(&self, old: Member) -> String {
         let id = old.server;
         let is_home = || {
@@ -104,14 +104,14 @@ impl Driver {
         format!("server {id} is back, with all its copies")
     }
 
-    /// The host that the cluster file names for a place.
+    /// Returns the host that the cluster file names for a place.
     fn host_in_file(&self, line: &ServerLine) -> Host {
         let moved = self.moved.borrow();
         let known = moved.iter().find(|moved| moved.server == line.id);
         known.map_or_else(|| line.host.clone(), |moved| moved.from.clone())
     }
 
-    /// Notes where the process of a place still runs, or may run.
+    /// Records the host on which the process of a place runs or may run.
     fn note_elsewhere(&self, id: ServerId, host: &Host) {
         let cluster = self.cluster();
         let is_over = cluster.has_exited(id);
@@ -123,15 +123,15 @@ impl Driver {
         }
     }
 
-    /// Goes on with what an earlier coordinator, or a changed cluster file, has begun: places whose processes run on
-    /// other hosts go to their new ones, and whoever has lost its place is killed.
+    /// Continues moves that an earlier coordinator or an edited cluster file has begun. Places whose processes run
+    /// on other hosts move to their new hosts. Processes that have lost their places are killed.
     pub(super) fn go_on_moving(self: &Rc<Driver>) {
         for Elsewhere { started, is_out_of_reach, .. } in self.elsewhere.borrow().clone() {
             let member = started.member;
             let id = member.server;
             if self.cluster().member(id) != member {
                 if is_out_of_reach {
-                    // Nobody can end it; it is refused wherever it reports.
+                    // It cannot be killed from here; it is rejected wherever it reports.
                     self.forget_elsewhere(member);
                     continue;
                 }
@@ -148,7 +148,8 @@ impl Driver {
         }
     }
 
-    /// Has a process of an earlier coordinator killed that has lost its place. Whoever has the place has the killer's.
+    /// Kills a process of an earlier coordinator that has lost its place. The entry in `killers` belongs to the
+    /// current process of the place.
     fn watch_given_up(self: &Rc<Driver>, started: Started) {
         let (killer, kill) = mpsc::channel(1);
         let _ = killer.try_send(());
@@ -156,8 +157,8 @@ impl Driver {
         self.watch(started, kill);
     }
 
-    /// Has a process killed that has lost its place, until it is proven dead. Called before another one has its
-    /// killer's place.
+    /// Kills a process that has lost its place, until it is proven dead. Must be called before its entry in
+    /// `killers` is replaced.
     fn give_up(&self, member: Member) {
         if let Some(killer) = self.killers.borrow_mut()[index(member)].take() {
             let _ = killer.try_send(());
@@ -165,7 +166,7 @@ impl Driver {
         }
     }
 
-    /// Before a process is spawned: has whoever had its place killed, if it runs elsewhere.
+    /// Kills the previous processes of a place that run on other hosts. Called before a process is spawned.
     pub(super) fn give_up_before(&self, member: Member) {
         let elsewhere = self.elsewhere.borrow();
         let of_place = |other: &&Elsewhere| other.started.member.server == member.server;
@@ -180,7 +181,7 @@ impl Driver {
         }
     }
 
-    /// A process has ended: nothing needs to be remembered of where it ran.
+    /// Removes the record of the host of a process that has ended or is out of reach.
     pub(super) fn forget_elsewhere(self: &Rc<Driver>, member: Member) {
         self.given_up.borrow_mut().retain(|(of, _)| *of != member);
         let known = self.elsewhere.borrow().len();
@@ -190,7 +191,7 @@ impl Driver {
         }
     }
 
-    /// Changes settings of a cluster that runs; what a person should know then.
+    /// Changes the memory limit of a running cluster, and returns the message for the caller.
     pub(crate) fn set(self: &Rc<Driver>, memory_limit: &str) -> String {
         let before: Vec<u64> = {
             let status = self.cluster().status(clock::now(), &self.hosts());

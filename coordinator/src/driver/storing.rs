@@ -1,4 +1,4 @@
-//! The brain's memory on its way to the disk.
+//! Stores of the cluster's durable state.
 
 use super::*;
 
@@ -14,7 +14,8 @@ impl Driver {
         }
     }
 
-    /// Makes the brain's memory durable, or reports why that failed; nobody is told meanwhile.
+    /// Stores the durable state, or reports why that failed. Nothing that depends on it is sent before it is
+    /// stored.
     pub(super) async fn store(self: Rc<Driver>, number: u64, state: Box<DurableState>) {
         let (file, record) = (Arc::clone(&self.state_file), self.record(*state));
         let began = clock::now();

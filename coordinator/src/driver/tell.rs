@@ -1,21 +1,23 @@
-//! The driver in words: to the log and to the terminal.
+//! Messages of the driver to the log, to the terminal and to callers.
 
 use super::*;
 
 impl Driver {
-    /// Says something of a stop: on the terminal, in the log, and to those who wait for its end.
+    /// Reports a message about a stop: on the terminal, in the log, and to the callers that wait for the end of the
+    /// stop.
     pub(super) fn say(&self, text: &str) {
         self.console.say(text);
         self.callers.say(text);
     }
 
-    /// As [`Driver::say`], of what is wrong.
+    /// Reports a warning to the same destinations as [`Driver::say`].
     pub(super) fn warn(&self, text: &str) {
         self.console.warn(text);
         self.callers.say(text);
     }
 
-    /// Reports a failed order. A dump that keeps failing for the same reason is reported at intervals.
+    /// Reports a failed order. A failure that repeats for the same reason is reported at intervals, and logged each
+    /// time.
     pub(super) fn tell_failed(
         &self,
         member: Member,
@@ -29,7 +31,7 @@ impl Driver {
         if known.is_some_and(|(at, known)| known == reason && now.since(*at) < FAILURE_TOLD_EVERY) {
             return tracing::warn!("server {}: {order}: {}", member.server, printable(reason));
         }
-        // At most one for each server and kind of order.
+        // At most one entry for each server and kind of order.
         told.insert((member.server, order), (now, reason.to_owned()));
         let (id, reason) = (member.server, printable(reason));
         let advice = if again { format!("; {DUMP_ADVICE}") } else { String::new() };
@@ -60,7 +62,7 @@ impl Driver {
         self.warn(&format!("given up: the copy of group {group} at server {id}; {elsewhere}"));
     }
 
-    /// Warns of a store, for the same reason only now and then.
+    /// Warns about a store. A warning with the same reason is repeated at intervals.
     pub(super) fn warn_of_store(&self, reason: &str, words: &str) {
         let now = clock::now();
         let mut last = self.store_warning.borrow_mut();
@@ -114,7 +116,8 @@ impl Driver {
         self.console.say(&format!("server {server}, step {step}: {what}"));
     }
 
-    /// Every group that is not LOST has two copies: what it was restored from is not needed any more.
+    /// Reports the end of a restore, and removes the dumps that were sent to hosts. They are no longer needed,
+    /// because every group that is not LOST has two replicas.
     pub(super) fn tell_restored(&self, restored: &Restoration) {
         let (old, new) = (restored.cluster, self.cluster().config().cluster);
         self.console.say(&format!("restored: cluster {old} goes on as cluster {new}"));
@@ -134,7 +137,7 @@ impl Driver {
 
     pub(super) fn tell_down(&self, member: Member, cause: DownCause) {
         if self.failure.borrow().is_some() {
-            // It is said at the end, with its reason.
+            // The failure is reported at the end, with its reason.
             return;
         }
         let id = member.server;
@@ -153,8 +156,8 @@ impl Driver {
         self.console.warn(&format!("server {id} is down: {how}"));
     }
 
-    /// Whether it was told a while ago that a process cannot be started there for this reason. Its host may be gone
-    /// for hours.
+    /// Returns whether the same failure to start a process was reported recently, and otherwise records it. The
+    /// host may be down for hours.
     fn has_told_start(&self, id: ServerId, how: &str) -> bool {
         let now = clock::now();
         let mut told = self.told_starts.borrow_mut();

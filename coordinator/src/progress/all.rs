@@ -1,5 +1,5 @@
-//! What all servers do at the same time, each by itself: load the dumps of a restore, or write those of a
-//! stop. Which of them are done is known, and how large what they have is.
+//! Work that all servers do at the same time: loading the dumps of a restore, or writing the dumps of a stop. The
+//! progress is measured by the finished servers and by bytes.
 
 use kv_core::cluster::DumpProgress;
 
@@ -7,25 +7,25 @@ use super::{percent_of_bytes, with_bar};
 use crate::driver::Driver;
 use crate::units;
 
-/// How far they are.
+/// The progress of all servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct All {
     what: &'static str,
     servers: Vec<Part>,
 }
 
-/// How far one server is.
+/// The progress of one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Part {
     is_done: bool,
-    /// What it tries has failed, and is tried again.
+    /// True while its last attempt has failed and is being retried.
     is_failing: bool,
     bytes: u64,
     of_bytes: u64,
 }
 
 impl All {
-    /// What they do now, if it is that.
+    /// Returns the current progress, if the servers are loading or dumping.
     pub(super) fn now(driver: &Driver) -> Option<All> {
         let loading = driver.loading().map(|servers| {
             let part = |(is_done, of_bytes)| {
@@ -71,13 +71,13 @@ impl All {
         units::bytes_of(self.sum(|part| part.bytes), self.sum(|part| part.of_bytes))
     }
 
-    /// How many cannot do it now, if any.
+    /// Returns how many servers are failing now, if any.
     fn failing(&self) -> Option<String> {
         let failing = self.servers.iter().filter(|part| part.is_failing).count();
         (failing > 0).then(|| format!("{failing} cannot, and try again"))
     }
 
-    /// The line at the bottom of a terminal with so many columns.
+    /// Returns the line for the bottom of a terminal with this many columns.
     pub(super) fn line(&self, width: usize) -> String {
         let percent = self.percent();
         let mut parts =

@@ -1,7 +1,7 @@
-//! Who of the old cluster may still serve: two clusters must not answer for the same keys.
+//! Processes of the old cluster that may still serve: two clusters must not serve the same keys.
 //!
-//! Each process that the last state names is looked for on its host. Where nobody can be asked it may
-//! serve; `localhost` is the machine that the state was written on.
+//! Each process in the last state is looked up on its host. If the host cannot be queried, the process counts as
+//! possibly serving. `localhost` is the machine on which the state was written.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::spawn::adopted;
 use crate::spawn::ssh::Ssh;
 use crate::store::Record;
 
-/// The hosts of a cluster, each once, with the processes that have reported from there.
+/// Returns each host of a cluster once, with the processes that have reported from there.
 pub(crate) fn hosts(record: &Record) -> Vec<(&Host, Vec<Started>)> {
     let mut hosts: Vec<(&Host, Vec<Started>)> = Vec::new();
     for (host, started) in record.processes() {
@@ -28,7 +28,7 @@ pub(crate) fn hosts(record: &Record) -> Vec<(&Host, Vec<Started>)> {
     hosts
 }
 
-/// A line for each process of the last state that may still serve.
+/// Returns a line for each process of the last state that may still serve.
 pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
     let mut lines = Vec::new();
     for (host, processes) in hosts(record) {
@@ -57,17 +57,17 @@ pub(super) async fn who_may_serve(record: &Record, ssh: &Ssh) -> Vec<String> {
     lines
 }
 
-/// Servers that run where a cluster was whose state is lost.
+/// Servers that run where a cluster with a lost state ran.
 #[derive(Debug, Default)]
 pub(super) struct Running {
-    /// Those of this cluster, those in its directories, and hosts that cannot be asked.
+    /// Servers of this cluster or in its directories, and hosts that cannot be queried.
     pub(super) in_the_way: Vec<String>,
-    /// Those of other clusters whose directories are not told: a server forbids core dumps, and with them this look, to
-    /// all but root.
+    /// Servers of other clusters whose directories cannot be read. A server forbids core dumps, after which only
+    /// root can read its directory.
     pub(super) elsewhere_perhaps: Vec<String>,
 }
 
-/// Looks for servers in these directories, in the coordinator's, and on the ssh hosts.
+/// Looks for servers in these directories, in the coordinator's directory, and on the ssh hosts.
 pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan, cluster: ClusterId) -> Running {
     let name = |path: &Path| std::fs::metadata(path).map(|file| (file.dev(), file.ino()));
     let places: Vec<(u64, u64)> =
@@ -108,7 +108,7 @@ pub(super) async fn who_runs_in(dirs: &[PathBuf], plan: &Plan, cluster: ClusterI
     running
 }
 
-/// Whether a process is of this user; root sees all.
+/// Returns whether a process belongs to this user; for root, every process does.
 fn is_of_this_user(process: &Path) -> bool {
     let own = rustix::process::geteuid();
     let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
@@ -130,8 +130,8 @@ fn name(started: &Started) -> String {
     format!("server {} (pid {})", started.member.server, started.pid)
 }
 
-/// Ends whoever is left of a try to restore that never served: they hold nothing but what they have
-/// loaded, and may hold ports.
+/// Kills the processes left by a failed restore that never served. They hold only data that they have loaded, but
+/// may hold ports.
 pub(super) async fn end_all(record: &Record, ssh: &Ssh) {
     let of_host = |host: &Host| -> Vec<Member> {
         let places = record.place.hosts.iter().zip(0..).filter(|(its, _)| *its == host);

@@ -1,7 +1,7 @@
-//! Every dump that lies in some directories, read from its first byte to its last.
+//! All dumps in some directories, each read and checked from the first to the last byte.
 //!
-//! A dump of another cluster is not read beyond its beginning: it cannot count. One that lies there under
-//! two names is one.
+//! A dump of another cluster is read only up to its header, because it cannot count. A file with two names is read
+//! once.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read as _};
@@ -21,19 +21,19 @@ use super::stage;
 use crate::logs::Console;
 use crate::units::bytes;
 
-/// What is read of a file at once.
+/// The number of bytes read from a file at once.
 const READ_BYTES: usize = 256 << 10;
 
-/// A file that is named as a dump.
+/// A file with the name of a dump.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
-    /// What it is of, or why it is no use.
+    /// Its header, or the reason for which it cannot be used.
     pub(super) dump: Result<DumpHeader, String>,
 }
 
-/// All dumps in the directories, each checked.
+/// Returns all dumps in the directories, each checked.
 pub(super) fn dumps(
     dirs: &[PathBuf],
     state: &DurableState,
@@ -70,13 +70,13 @@ pub(super) fn dumps(
     Ok(found.map(|((path, bytes), result)| Found { path, bytes, dump: taken(result) }).collect())
 }
 
-/// The same of whatever cluster they are, for a ring of so many servers.
+/// Returns the dumps of any cluster, for a ring of this many servers.
 pub(super) fn dumps_of_any(
     dirs: &[PathBuf],
     servers: u16,
     console: Console,
 ) -> Result<Vec<Found>, String> {
-    // Those that were set aside are of runs before: the last one may have written since.
+    // Dumps that were set aside are of earlier runs; the last run may have accepted writes since.
     let is_of_last = |(path, _): &(PathBuf, u64)| {
         path.file_name()
             .and_then(|name| name.to_str())
@@ -99,7 +99,7 @@ pub(super) fn dumps_of_any(
     Ok(files.into_iter().map(read).collect())
 }
 
-/// The files that are named as dumps, with their sizes.
+/// Returns the files with the names of dumps, with their sizes.
 fn list(dirs: &[PathBuf]) -> Result<Vec<(PathBuf, u64)>, String> {
     let (mut files, mut seen) = (Vec::new(), BTreeSet::new());
     for dir in dirs {
@@ -128,7 +128,7 @@ fn list(dirs: &[PathBuf]) -> Result<Vec<(PathBuf, u64)>, String> {
     Ok(files)
 }
 
-/// `server_<n>.primary` or `.secondary`, or the name of such a dump that was set aside.
+/// Returns whether this is `server_<n>.primary` or `.secondary`, or the name of such a dump that was set aside.
 pub(crate) fn is_dump_name(name: &str) -> bool {
     let name = aside::plain(name);
     let Some((server, role)) = name.strip_prefix("server_").and_then(|rest| rest.split_once('.'))
@@ -139,7 +139,7 @@ pub(crate) fn is_dump_name(name: &str) -> bool {
     is_number && matches!(role, "primary" | "secondary")
 }
 
-/// Why a dump is not read any farther.
+/// The reason for which a dump is not read further.
 enum Stopped {
     Broken(DumpError),
     Misplaced,
@@ -152,7 +152,7 @@ impl From<DumpError> for Stopped {
     }
 }
 
-/// Reads a dump as a whole; one that is of another cluster only to its header.
+/// Reads and checks a whole dump; a dump of another cluster is read only up to its header.
 pub(super) fn check(path: &Path, state: &DurableState) -> Result<DumpHeader, String> {
     let servers = u16::try_from(state.servers.len()).map_err(|error| error.to_string())?;
     check_any(path, servers, |origin| {

@@ -1,18 +1,17 @@
-//! `--restore`: a stopped cluster comes back from its dumps and its coordinator's last state.
+//! `--restore`: restores a stopped cluster from its dumps and its coordinator's last state.
 //!
 //! ```text
 //!   directories -> state.rs   the last state of the cluster
-//!               -> alive.rs   nobody of it may still serve
+//!               -> alive.rs   none of its processes may still serve
 //!               -> gather.rs  every dump, checked as a whole
 //!               -> kv_core::restore::choose -> report.rs: a table, and what is missing
 //!               -> stage.rs   the chosen files get names that no server touches
-//!                                 -> Restoration: who loads what
+//!                                 -> Restoration: the dumps that each server loads
 //! ```
 //!
-//! Servers rename the dumps that they find in their directory, and a start that fails may be tried again,
-//! over and over. So everything that is restored from is linked into `restore/` in the coordinator's
-//! directory before anything is started, and stays there until every group has two copies again. A next
-//! try looks there too.
+//! Servers rename the dumps that they find in their directory, and a failed start may be repeated many times.
+//! Therefore all source files are linked into `restore/` in the coordinator's directory before any server is
+//! started. They stay there until every group has two replicas again. The next attempt examines that directory too.
 
 pub(crate) mod alive;
 pub(crate) mod gather;
@@ -41,44 +40,45 @@ use crate::plan::Plan;
 use crate::spawn::quote;
 use crate::store::Record;
 
-/// How a cluster begins that is restored.
+/// The inputs of a restored cluster.
 #[derive(Debug)]
 pub(crate) struct Restoration {
-    /// The cluster that was.
+    /// The id of the previous cluster.
     pub(crate) cluster: ClusterId,
     /// The origin of the restored cluster: its foundings by group, and the clusters before it.
     pub(crate) origin: Origin,
-    /// Where clients found its coordinator; 0: that is not known.
+    /// The clients port of its last coordinator; 0 if it is unknown.
     pub(crate) clients_port: u16,
-    /// The places of which the cluster file names hosts of before.
+    /// The places for which the cluster file names a previous host.
     pub(crate) moved: Vec<Moved>,
-    /// By server: what it begins with.
+    /// By server: the dumps that it loads.
     pub(crate) loads: Vec<Vec<Load>>,
-    /// What loading may take beyond an ordinary start.
+    /// The additional time for a start that loads dumps.
     pub(crate) patience: Duration,
-    /// Where the coordinator's files are.
+    /// The directory of the coordinator's files.
     dir: PathBuf,
 }
 
-/// A file, and what of it a server begins with.
+/// A dump file, and the part of it that a server loads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Load {
     pub(crate) group: GroupId,
     pub(crate) shards: Vec<ShardId>,
-    /// On this machine.
+    /// The path on this machine.
     pub(crate) file: PathBuf,
     pub(crate) bytes: u64,
 }
 
 impl Load {
-    /// The value of the server's `--load`, where the file has this path at the server.
+    /// Returns the value of the server's `--load`, for a file that has this path on the server's host.
     pub(crate) fn argument(&self, path: &str) -> String {
         let shards: Vec<String> = self.shards.iter().map(ToString::to_string).collect();
         format!("{}:{}:{path}", self.group, shards.join(","))
     }
 }
 
-/// Finds, checks and chooses; nothing is started and nothing is changed before all is decided.
+/// Finds, checks and chooses the dumps. Nothing is started, and apart from a rebuilt state nothing is written, before
+/// every check has passed.
 pub(crate) async fn prepare(
     args: &Args,
     dirs: &[PathBuf],
@@ -196,7 +196,7 @@ pub(crate) async fn prepare(
     Ok(Restoration { cluster, origin, clients_port, moved, loads, patience, dir })
 }
 
-/// Fails if servers run where the cluster was.
+/// Fails if servers run where the cluster ran.
 async fn refuse_running(
     args: &Args,
     dirs: &[PathBuf],
@@ -215,14 +215,14 @@ async fn refuse_running(
     )))
 }
 
-/// The last state as the dumps tell it. What they cannot tell is said, and must be accepted.
+/// Rebuilds the last state from the dumps. Doubts about it are reported and require `--accept-loss`.
 async fn rebuild_state(
     args: &Args,
     dirs: &[PathBuf],
     plan: &Plan,
     console: Console,
 ) -> Result<state::Last, Failure> {
-    // The dumps say which cluster it was; whoever runs in these directories is in the way, whatever it is.
+    // The cluster is unknown before the dumps are read; any server in these directories prevents the restore.
     refuse_running(args, dirs, plan, ClusterId::default()).await?;
     let read = in_thread({
         let (dirs, plan) = (dirs.to_vec(), plan.clone());
@@ -252,13 +252,13 @@ async fn rebuild_state(
     Ok(last)
 }
 
-/// The last state in these directories; `None` where none can be read, which [`prepare`] reports.
+/// Returns the last state in these directories, or `None` if none can be read, which [`prepare`] reports.
 pub(crate) fn last_record(dirs: &[PathBuf], own: &Path) -> Option<Record> {
     state::last(dirs, own).map(|last| last.record).ok()
 }
 
-/// What to do about members of the old cluster that may live. They may hold newer data than any dump, so the
-/// way that keeps it comes first.
+/// Returns the message about members of the old cluster that may be running. They may hold newer data than any
+/// dump, so the option that keeps their data comes first.
 fn may_serve(lines: &[String], state: &Path) -> String {
     let dir = quote::word(&state.parent().unwrap_or(Path::new(".")).to_string_lossy());
     format!(
@@ -270,33 +270,33 @@ fn may_serve(lines: &[String], state: &Path) -> String {
 }
 
 impl Restoration {
-    /// Every group has two copies again: the links are of no use any more.
+    /// Removes the links, which are no longer needed because every group has two replicas again.
     pub(crate) fn finish(&self) {
         stage::remove(&self.dir);
         rebuilt::remove(&self.dir);
     }
 
-    /// What a server begins with.
+    /// Returns the dumps that a server loads.
     pub(crate) fn of(&self, server: ServerId) -> &[Load] {
         &self.loads[usize::from(server.0)]
     }
 }
 
-/// Runs what blocks for long on a thread of its own, which keeps nobody from ending the process.
+/// Runs blocking work on a thread of its own, which does not prevent the process from ending.
 async fn in_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failure> {
     let (sender, receiver) = oneshot::channel();
     let spawned = std::thread::Builder::new().name("restore".into()).spawn(move || {
-        // Whoever waited may have left.
+        // The receiver may have been dropped.
         let _ = sender.send(work());
     });
     spawned.map_err(|error| Failure::Failed(format!("start a thread: {error}")))?;
     receiver.await.map_err(|_| Failure::Failed("the thread that reads the dumps panicked".into()))
 }
 
-/// The command that restores the cluster of this coordinator, as a person can paste it: its own, without
-/// what was said once only. One that was started to stop a cluster has not been given the cluster file.
+/// Returns the command that restores this coordinator's cluster, ready to be pasted into a shell: its own command
+/// line without one-time flags. The command line of `coord stop` has no cluster file, so a placeholder is added.
 pub(crate) fn command(own: impl Iterator<Item = String>, dir: &Path) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut skips_values = false;

@@ -1,8 +1,8 @@
-//! `--without-state`: the last state read off the dumps, where every copy of it is lost.
+//! `--without-state`: the last state rebuilt from the dumps, if every copy of it is lost.
 //!
-//! Only dumps of the last run count, which have their plain names: after a restore the cluster before has complete dumps
-//! there, too, and they agree with each other. Nobody can be asked after the processes of a state that is lost. So every
-//! server that runs in one of the directories, here or on an ssh host, is in the way.
+//! Only dumps of the last run count, which have their plain names. After a restore, complete and consistent dumps
+//! of the previous cluster are there too. Without a state, its processes are unknown. Therefore any server that
+//! runs in one of the directories, here or on an ssh host, prevents the restore.
 
 use std::path::{Path, PathBuf};
 
@@ -18,21 +18,21 @@ use crate::plan::Plan;
 use crate::ready::Ports;
 use crate::store::{self, Place, Record};
 
-/// Its name in the coordinator's directory.
+/// The file's name in the coordinator's directory.
 const NAME: &str = "coordinator.state.rebuilt";
 
-/// A state that was rebuilt, and stored for whoever tries again.
+/// A rebuilt state, stored for the steps that follow.
 #[derive(Debug)]
 pub(super) struct FromDumps {
     pub(super) last: Last,
-    /// What cannot be known of its groups, in words.
+    /// Descriptions of what is unknown about its groups.
     pub(super) doubts: Vec<String>,
 }
 
 /// Reads every dump in the directories, and rebuilds the state.
 ///
 /// # Errors
-/// A state is there, or the dumps are of no one cluster; in words.
+/// There is a state, or the dumps are not of one cluster; the message has the reason.
 pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<FromDumps, String> {
     for dir in dirs.iter().chain([&plan.dir]) {
         let path = dir.join(store::FILE_NAME);
@@ -60,7 +60,7 @@ pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<F
         Certainty::Lost => Some(format!("group {group}: there is no holder's dump")),
     };
     let doubts = groups.iter().enumerate().filter_map(doubt);
-    // It may have been the newest of its group.
+    // A broken dump may have been the newest of its group.
     let doubts = broken.into_iter().chain(doubts).collect();
     let place = Place {
         ports: Ports { clients: 0, servers: 0 },
@@ -84,7 +84,7 @@ pub(super) fn state(dirs: &[PathBuf], plan: &Plan, console: Console) -> Result<F
     Ok(FromDumps { last: Last { path, record }, doubts })
 }
 
-/// Removes what was stored for another try.
+/// Removes the stored state.
 pub(super) fn remove(dir: &Path) {
     let _ = std::fs::remove_file(dir.join(NAME));
 }

@@ -1,5 +1,5 @@
-//! What a person reads before a restored cluster starts: what becomes of each dump, where each group
-//! comes from, and what is missing.
+//! The report before a restored cluster starts: the use of each dump, the source of each group, and what is
+//! missing.
 
 use comfy_table::Table;
 use kv_core::cluster::DurableState;
@@ -10,7 +10,7 @@ use kv_protocol::{GroupId, Member, ShardId};
 use super::gather::Found;
 use crate::units::bytes;
 
-/// Without borders, which a narrow terminal would break into a heap of lines.
+/// Returns a table without borders, which would be garbled in a narrow terminal.
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(header.to_vec());
@@ -20,7 +20,7 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-/// A row for each file; the verdicts are those of the files that are dumps, in their order.
+/// Returns a table with a row for each file. The verdicts are those of the intact dumps, in the same order.
 pub(super) fn dumps(found: &[Found], verdicts: &[Verdict]) -> String {
     let mut table = table(&["dump", "size", "group", "written by", "what becomes of it"]);
     let mut verdicts = verdicts.iter();
@@ -43,7 +43,7 @@ pub(super) fn dumps(found: &[Found], verdicts: &[Verdict]) -> String {
     table.to_string()
 }
 
-/// A row for each group.
+/// Returns a table with a row for each group.
 pub(super) fn groups(good: &[&Found], plan: &Plan) -> String {
     let mut table = table(&["group", "comes from"]);
     for group in &plan.groups {
@@ -68,7 +68,7 @@ pub(super) fn groups(good: &[&Found], plan: &Plan) -> String {
     table.to_string()
 }
 
-/// A line for each holder whose dump was not found whole, and for each group without holders.
+/// Returns a line for each replica without a complete dump, and for each group without replicas.
 pub(super) fn missing(state: &DurableState, headers: &[DumpHeader]) -> Vec<String> {
     let mut lines = Vec::new();
     for view in &state.views {
@@ -91,7 +91,7 @@ pub(super) fn missing(state: &DurableState, headers: &[DumpHeader]) -> Vec<Strin
     lines
 }
 
-/// The name under which a server writes its dump of a group: by what is at home there.
+/// Returns the name of a server's dump of a group, which depends on whether the group is its home group.
 fn file_name(writer: Member, group: GroupId) -> String {
     let role = if writer.server.home_group() == group { "primary" } else { "secondary" };
     format!("server_{}.{role}", writer.server)

@@ -1,7 +1,7 @@
-//! Brings chosen dumps to a server on another machine, before it is started.
+//! Transfer of the chosen dumps to a server on another machine, before it is started.
 //!
-//! ssh reads the file itself; a script there takes it and counts its bytes. The server checks it as a
-//! whole while it loads.
+//! ssh reads the file itself; a remote script receives it and counts its bytes. The server checks the whole file
+//! while it loads it.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -18,18 +18,18 @@ use super::Load;
 use crate::spawn::ssh::Ssh;
 use crate::spawn::{last_lines, quote};
 
-/// What connecting may take beside the bytes.
+/// The timeout for connecting, in addition to the time for the bytes.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// The name there of the n-th file that a server loads, in the servers' directory.
+/// Returns the remote name of the n-th file that a server loads, in the servers' directory.
 pub(crate) fn name(server: ServerId, n: usize) -> String {
     format!("server_{server}.load.{n}")
 }
 
-/// Brings everything that a server loads.
+/// Transfers every file that a server loads.
 ///
 /// # Errors
-/// Which file did not get there, and what was said.
+/// A transfer failed; the message has the file and the reason.
 pub(crate) async fn all(
     ssh: &Ssh,
     host: &Host,
@@ -78,7 +78,7 @@ fn script(dir: &str, name: &str, bytes: u64) -> String {
     )
 }
 
-/// Removes what was brought to a server. What cannot be removed costs room there, and no more.
+/// Removes the transferred files of a server. Leftover files only occupy space there.
 pub(crate) async fn remove(ssh: &Ssh, host: &Host, server: ServerId, count: usize) {
     let names: Vec<String> = (0..count).map(|n| name(server, n)).collect();
     let script = format!("cd {} && rm -f {}\n", quote::word(&ssh.remote_dir), names.join(" "));

@@ -1,9 +1,9 @@
-//! The chosen files under names that no server touches, until the restored cluster has two copies.
+//! The chosen files, under names that no server touches until every group of the restored cluster has two replicas.
 //!
-//! A server renames the dumps that it finds in its directory to `.old`, and what was `.old` before gets
-//! a number. After a start that failed the files that it was to be restored from may be the `.old` ones. A
-//! hard link costs no room and keeps a file whatever becomes of its other names. Where the file system
-//! has none, files in the coordinator's own directory are copied; elsewhere they are left where they are.
+//! A server renames the dumps in its directory to `.old`, and earlier `.old` files get a number. After a failed
+//! start, the files to restore from may be the `.old` ones. A hard link takes no space and keeps a file even if its
+//! other names change. If the file system has no hard links, files in the coordinator's own directory are copied,
+//! and files elsewhere stay where they are.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -14,11 +14,11 @@ use kv_core::dump::DumpOrigin;
 use super::state;
 use crate::store;
 
-/// The directory's name, in the coordinator's.
+/// The name of the directory in the coordinator's directory.
 pub(super) const NAME: &str = "restore";
 
-/// Links the state and the dumps; where each dump is to be loaded from. The state that the new one will
-/// replace gets its old name.
+/// Links the state and the dumps, and returns the path from which each dump is to be loaded. The state that the new
+/// one will replace gets its old name.
 pub(super) fn stage(
     dir: &Path,
     state: &Path,
@@ -50,14 +50,14 @@ pub(super) fn stage(
     Ok(files)
 }
 
-/// The name of a dump, whatever the file is called. Of the dumps that count no two have the same.
+/// Returns the staged name of a dump. Two dumps that are used never have the same name.
 fn file_name(origin: &DumpOrigin) -> String {
     let server = origin.writer.server;
     let role = if server.home_group() == origin.group { "primary" } else { "secondary" };
     format!("server_{server}.{role}")
 }
 
-/// Gives a file a second name, or makes a second file.
+/// Gives a file a second name, or copies it.
 fn keep(from: &Path, to: &Path) -> io::Result<()> {
     if fs::canonicalize(from)? == fs::canonicalize(to).unwrap_or_default() {
         return Ok(());
@@ -79,13 +79,13 @@ fn keep(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     fs::rename(&temporary, to)?;
-    // Two names of one file: then the first is left as it was.
+    // If both names were links to one file, the rename left the temporary name in place.
     let _ = fs::remove_file(&temporary);
     Ok(())
 }
 
-/// The state of a cluster that has served is kept under its old name; that of a try that failed is not
-/// worth the one before.
+/// Renames the state of a cluster that has served to its old name. The state of a failed restore must not replace
+/// that.
 fn set_aside(dir: &Path) -> io::Result<()> {
     let path = dir.join(store::FILE_NAME);
     if !state::is_of_a_cluster_that_served(&path) {
@@ -98,7 +98,7 @@ fn sync(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Removes the links. What cannot be removed is no harm, and looked at by the next restore.
+/// Removes the links. Leftover files are harmless; the next restore examines them.
 pub(super) fn remove(dir: &Path) {
     let place = dir.join(NAME);
     if let Err(error) = fs::remove_dir_all(&place) {

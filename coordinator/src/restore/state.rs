@@ -1,27 +1,27 @@
-//! The last state of the cluster that is to be restored: found, and checked as a whole.
+//! The last state of the cluster to be restored: found, and checked as a whole.
 //!
 //! ```text
 //!   coordinator.state          of the cluster that ran there last
-//!   restore/coordinator.state  what a try that failed was restored from
+//!   restore/coordinator.state  the source of a failed restore
 //!   coordinator.state.old      of the cluster before
 //! ```
 //!
-//! They are looked at in this order. A state whose cluster has never served is passed over: nobody was
-//! ever told of that cluster, so it holds nothing. It is what a try to restore leaves that failed.
+//! They are examined in this order. A state whose cluster has never served is skipped: no client ever connected to
+//! that cluster, so it holds no data. A failed restore leaves such a state.
 
 use std::path::{Path, PathBuf};
 
 use super::stage;
 use crate::store::{self, Record};
 
-/// A state and where it is.
+/// A state and its path.
 #[derive(Debug)]
 pub(super) struct Last {
     pub(super) path: PathBuf,
     pub(super) record: Record,
 }
 
-/// The last state in some directories. What stands in the coordinator's own must not be of another
+/// Returns the last state in some directories. A state in the coordinator's own directory must not be of another
 /// cluster.
 pub(super) fn last(dirs: &[PathBuf], own: &Path) -> Result<Last, String> {
     let place = |names: &[&str]| -> Vec<PathBuf> {
@@ -60,7 +60,7 @@ pub(super) fn last(dirs: &[PathBuf], own: &Path) -> Result<Last, String> {
     Err(text)
 }
 
-/// Of two states the later one.
+/// Returns the later of two states of one cluster.
 fn later(one: Option<Last>, other: Last) -> Result<Last, String> {
     let Some(one) = one else { return Ok(other) };
     let (ours, theirs) = (one.record.state.cluster, other.record.state.cluster);
@@ -80,13 +80,13 @@ fn later(one: Option<Last>, other: Last) -> Result<Last, String> {
     Ok(if age(&other) > age(&one) { other } else { one })
 }
 
-/// What a try to restore has left in this directory that never served.
+/// Returns the state that a failed restore has left in this directory, if it never served.
 pub(super) fn tried(dir: &Path) -> Option<Record> {
     let record = store::load(dir).ok().flatten();
     record.filter(|record| !record.state.has_served && !record.state.foundings.is_empty())
 }
 
-/// Whether this file is the state of a cluster that clients were told of.
+/// Returns whether this file is the state of a cluster that has served.
 pub(super) fn is_of_a_cluster_that_served(path: &Path) -> bool {
     matches!(store::load_file(path), Ok(Some(record)) if record.state.has_served)
 }

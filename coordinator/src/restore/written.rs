@@ -1,5 +1,5 @@
-//! Groups whose dump nobody has reported, though it may lie there: a server that dumped and exited while
-//! there was no coordinator has told nobody. What a restore would take counts.
+//! A search for dumps that no server has reported: a server that dumps and exits without a coordinator cannot report
+//! them. Only dumps that a restore would use count.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use kv_protocol::{GroupId, Member, aside};
 
 use super::{gather, in_thread};
 
-/// Those of these groups of which none of the directories holds a dump that a restore would take.
+/// Returns those of these groups for which none of the directories has a dump that a restore would use.
 pub(crate) async fn not_in_any(
     dirs: &[&Path],
     state: &DurableState,
@@ -23,7 +23,7 @@ pub(crate) async fn not_in_any(
     missing
 }
 
-/// Those of these groups of which the directory holds no dump that a restore would take.
+/// Returns those of these groups for which the directory has no dump that a restore would use.
 async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<GroupId> {
     if groups.is_empty() {
         return Vec::new();
@@ -36,8 +36,8 @@ async fn not_in(dir: &Path, state: &DurableState, groups: &[GroupId]) -> Vec<Gro
     missing.await.ok().flatten().unwrap_or_else(|| groups.to_owned())
 }
 
-/// Whether the directory holds a complete dump, by this very process, of every group that it was a holder of: it has
-/// ended in order, whatever its exit status was.
+/// Returns whether the directory has a complete dump, by this very process, of every group that it held a replica
+/// of. If so, the process has ended in order, whatever its exit status was.
 pub(crate) async fn has_left(dir: &Path, state: &DurableState, member: Member) -> bool {
     let (dir, state) = (dir.to_owned(), state.clone());
     let is_whole = in_thread(move || {
@@ -57,13 +57,13 @@ pub(crate) async fn has_left(dir: &Path, state: &DurableState, member: Member) -
     is_whole.await.ok().flatten().unwrap_or(false)
 }
 
-/// All groups but those of `asked` that are found; `None`: there is no telling.
+/// Returns the groups without a usable dump, given only the dumps of `asked`. Returns `None` if that is unknown.
 fn lost(dir: &Path, state: &DurableState, asked: &[GroupId]) -> Option<Vec<GroupId>> {
     let servers = u16::try_from(state.servers.len()).ok()?;
     let homes = asked.iter().flat_map(|group| {
         let (first, second) = (group.home_primary(), group.home_secondary(servers));
         let names = [format!("server_{first}.primary"), format!("server_{second}.secondary")];
-        // A process that has followed in the place of the one that dumped has set its dump aside.
+        // A successor of the process that dumped has set its dump aside.
         let aside = names.each_ref().map(|name| aside::newest(name));
         names.into_iter().chain(aside)
     });

@@ -1,7 +1,7 @@
-//! Servers on this machine that an earlier coordinator has started: held by a pidfd.
+//! Servers on this machine that an earlier coordinator has started, held by a pidfd.
 //!
-//! A process is found by [`kv_daemon::identity`]; from then on the descriptor means that process and no other,
-//! whatever becomes of its number. What is not known is no proof of its end.
+//! [`kv_daemon::identity`] finds a process. From then on the descriptor refers to that process alone, even if its
+//! id is reused. An unknown state does not prove that the process has ended.
 
 use std::fs;
 use std::io;
@@ -20,15 +20,15 @@ use tokio::sync::mpsc;
 
 use super::{Exit, tail_apart};
 
-/// How long a process that the system does not show is left before it is looked for again.
+/// The pause before a process of unknown state is looked up again.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
-/// How long a killed process may take to end.
+/// The timeout for the end of a killed process.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Opens the process that said this of itself; `None`: it is proven to have ended.
+/// Opens the process that sent this STARTED report. Returns `None` if it is proven to have ended.
 ///
 /// # Errors
-/// It is not known which.
+/// The state of the process is unknown.
 pub(crate) fn open(started: &Started) -> io::Result<Option<OwnedFd>> {
     let Some(pidfd) = identity::find(&started.into())? else { return Ok(None) };
     let is_it = identity::has_name(started.pid, started.member.incarnation);
@@ -41,13 +41,13 @@ pub(crate) fn open(started: &Started) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Ends every process on this machine that was started under one of these names. They have reported to
-/// nobody, so nobody knows their numbers, and they hold nothing; but they may hold ports.
+/// Kills every process on this machine that was started as one of these members. They have not reported, so their
+/// ids are unknown. They hold no data, but may hold ports.
 pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
     if members.is_empty() {
         return Ok(0);
     }
-    // Somebody else's process may not be ours to look at.
+    // The process of another user may not be readable.
     let is_one = |pid: u32| {
         members.iter().any(|member| identity::has_name(pid, member.incarnation).unwrap_or(false))
     };
@@ -62,7 +62,7 @@ pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
             Err(Errno::SRCH) => continue,
             Err(error) => return Err(error.into()),
         };
-        // From now on the descriptor means that process; before, its number may have been given again.
+        // The descriptor refers to one process from now on; before, the id may have been reused.
         if is_one(pid) {
             identity::kill(&pidfd)?;
             identity::ends_within(&pidfd, END_PATIENCE)?;
@@ -72,13 +72,13 @@ pub(crate) fn end_strays(members: &[Member]) -> io::Result<usize> {
     Ok(ended)
 }
 
-/// Waits for the end of the process that said this of itself; a word on `kill` kills it.
+/// Waits for the end of the process that sent this STARTED report, and kills it on a message on `kill`.
 pub(crate) async fn wait(started: Started, errors: PathBuf, mut kill: mpsc::Receiver<()>) -> Exit {
     let mut said = String::new();
     loop {
         match watch(&started, &mut kill).await {
             Ok(was_killed) => return exit(was_killed, errors).await,
-            // What is not known is not proven. A reason that stays the same is said once.
+            // An unknown state proves nothing. A reason that does not change is logged once.
             Err(error) => {
                 let reason = error.to_string();
                 if said != reason {
@@ -92,14 +92,14 @@ pub(crate) async fn wait(started: Started, errors: PathBuf, mut kill: mpsc::Rece
     }
 }
 
-/// Waits until the process has ended; whether it was killed here.
+/// Waits until the process has ended, and returns whether it was killed here.
 async fn watch(started: &Started, kill: &mut mpsc::Receiver<()>) -> io::Result<bool> {
     let mut was_killed = false;
     let process = *started;
     let opened = tokio::task::spawn_blocking(move || open(&process)).await;
     let Some(pidfd) = opened.map_err(io::Error::other)?? else { return Ok(was_killed) };
-    // SAFETY: the descriptor is open, owned by the value that is handed over, and closed by nobody else;
-    // what is given back is a borrow.
+    // SAFETY: the descriptor is open, owned by the value that is moved in, and closed by no other code; `get_ref`
+    // returns only a borrow of it.
     let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }
         .map_err(io::Error::from)?;
     let mut may_kill = true;
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::store::tests::record;
 
-    /// A process that says of itself what a server would, and ends with its standard input.
+    /// Starts a process with the arguments of a server, which ends when its standard input is closed.
     fn child(incarnation: Incarnation) -> (Child, Started) {
         let child = Command::new("sh")
             .args(["-c", "read line", "sh", "--incarnation", &incarnation.to_string()])
@@ -155,7 +155,7 @@ mod tests {
         let member = Member { server: ServerId(0), incarnation };
         let first = record(1).state.servers[0].started.unwrap();
         let started = Started { pid, start_time, namespace, member, ..first };
-        // Until it has executed sh it has the command line of this process.
+        // Before the exec of sh, the child has the command line of this process.
         while !identity::has_name(pid, incarnation).unwrap_or(false) {
             std::thread::yield_now();
         }
@@ -175,7 +175,7 @@ mod tests {
         open(&Started { namespace: elsewhere, ..started }).unwrap_err();
         open(&Started { namespace: elsewhere, pid: 4_000_000, ..started }).unwrap_err();
         child.kill().unwrap();
-        // One that is just ending may have no command line any more, which proves nothing.
+        // A process that is ending may have lost its command line, which proves nothing.
         while !matches!(open(&started), Ok(None)) {
             std::thread::yield_now();
         }

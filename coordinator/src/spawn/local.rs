@@ -20,12 +20,12 @@ use super::{
 use crate::plan::Plan;
 use crate::state_file::StateFile;
 
-/// What a server is started with. Its files may lie on a device that stalls, so it is started on a thread that
-/// nobody waits for.
+/// The parameters for starting a server. Its files may be on a stalled device, so it is started on a separate
+/// thread that the shutdown does not wait for.
 #[derive(Debug)]
 pub(crate) struct Launch {
     binary: PathBuf,
-    /// Knows where the servers' directory is now.
+    /// Provides the current path of the servers' directory.
     files: Arc<StateFile>,
     arguments: Vec<String>,
     key: ClusterKey,
@@ -33,18 +33,18 @@ pub(crate) struct Launch {
     errors: String,
 }
 
-/// A server that runs as a child.
+/// A server that runs as a child process.
 #[derive(Debug)]
 pub(crate) struct LocalServer {
     child: Child,
     log: PathBuf,
-    /// Where this process's log begins: the file may hold earlier ones.
+    /// The offset of this process's log in the file, which may contain earlier logs.
     log_start: u64,
     errors: PathBuf,
 }
 
 impl Launch {
-    /// The launch of the server of this line.
+    /// Returns the launch of the server of this line.
     pub(crate) fn new(
         plan: &Plan,
         files: Arc<StateFile>,
@@ -63,10 +63,10 @@ impl Launch {
     }
 
     /// Starts the server. It reads the cluster's key from a pipe that is written and closed before the server
-    /// starts, and writes to no pipe of this process, so it outlives it.
+    /// starts. It writes to no pipe of this process, so it can outlive this process.
     ///
     /// # Errors
-    /// What the system said to which step.
+    /// A step failed; the message has the step and the error of the system.
     pub(crate) async fn start(self) -> Result<LocalServer, String> {
         let started = tokio::task::spawn_blocking(move || self.spawn());
         started.await.unwrap_or_else(|error| Err(error.to_string()))
@@ -93,7 +93,7 @@ impl Launch {
         // async-signal-safe and touch no memory of this process.
         unsafe {
             command.pre_exec(|| {
-                // It ignores them itself as soon as it runs; no signal may be earlier than that.
+                // The server ignores these signals itself, but a signal may arrive earlier.
                 kv_daemon::signals::ignore();
                 rustix::process::setsid().map(drop).map_err(Into::into)
             });
@@ -104,13 +104,13 @@ impl Launch {
 }
 
 impl LocalServer {
-    /// Its process id.
+    /// Returns its process id.
     pub(crate) fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Waits for its end; a word on `kill` kills it. It is this process's child, not yet waited for,
-    /// so its id cannot be another's.
+    /// Waits for its end, and kills it on a message on `kill`. Its id cannot have been reused, because it is a
+    /// child that has not been reaped.
     pub(crate) async fn wait(mut self, mut kill: mpsc::Receiver<()>) -> Exit {
         let mut may_kill = true;
         let status = loop {
@@ -124,7 +124,7 @@ impl LocalServer {
                 }
             }
         };
-        // One that was killed had nothing to say about it: the end of its log would mislead.
+        // A killed process has logged no reason, so the end of its log would mislead.
         let was_killed = status.as_ref().is_ok_and(|status| status.code().is_none());
         let mut last_words = tail_apart(self.errors, 0).await;
         if last_words.is_none() && !was_killed {
@@ -139,15 +139,16 @@ impl LocalServer {
     }
 }
 
-/// Whether an exit status says that all is in complete dumps. A signal says nothing: it may have come after them.
+/// Returns whether the exit status reports complete dumps. A signal leaves that unknown, because it may have
+/// arrived after the dumps.
 fn says_in_order(status: &io::Result<ExitStatus>) -> Option<bool> {
     status.as_ref().ok()?.code().map(is_in_order)
 }
 
-/// A pipe from which the key can be read, once.
+/// Creates a pipe from which the key can be read once.
 fn key_pipe(key: ClusterKey) -> io::Result<PipeReader> {
     let (reader, mut writer) = io::pipe()?;
-    // A line fits into any pipe, so this does not wait for a reader.
+    // A line fits into any pipe, so the write does not block.
     writeln!(writer, "{key}")?;
     Ok(reader)
 }

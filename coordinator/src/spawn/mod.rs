@@ -1,9 +1,9 @@
-//! Starting servers, and learning for certain that they have ended.
+//! Starting servers, and proving that they have ended.
 //!
 //! ```text
 //!   plan -> arguments --+-> local: a child of this process, waited for
 //!                       +-> adopted: a process that an earlier coordinator has started, by its pidfd
-//!                       +-> ssh:   a script there that starts it, waits for it, and prints
+//!                       +-> ssh:   a remote script that starts it, waits for it, and prints
 //!                                  `started <pid>` and `exited <pid> <status>`
 //! ```
 
@@ -23,34 +23,34 @@ use kv_protocol::{ClusterId, Member};
 
 use crate::plan::{self, Plan};
 
-/// Most bytes of a server's last words that are quoted.
+/// The maximum number of bytes quoted from a server's output.
 pub(crate) const MAX_QUOTED_BYTES: u64 = 2_048;
-/// Most lines of a server's log that are quoted.
+/// The maximum number of lines quoted from a server's log.
 pub(crate) const MAX_QUOTED_LINES: usize = 8;
 
-/// Has a server read the cluster's key from standard input. Not among the arguments that are shown: a person
-/// who repeats the command has no key to type.
+/// Arguments that make a server read the cluster's key from standard input. They are left out of commands that are
+/// shown, because an operator who repeats the command has no key to enter.
 const KEY_FROM_STANDARD_INPUT: [&str; 2] = ["--key-file", "-"];
 
-/// How a server's process ended.
+/// The end of a server's process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
-    /// In words.
+    /// A description for operators.
     pub(crate) how: String,
-    /// What it said last, if anything; several lines.
+    /// The last lines of its output, if there are any.
     pub(crate) last_words: Option<String>,
-    /// Whether all that it held lies in complete dumps, as its exit status says; `None`: that is not known.
+    /// True if its exit status reports that everything it held is in complete dumps. `None` if that is unknown.
     pub(crate) in_order: Option<bool>,
 }
 
 impl Exit {
-    /// It was killed, or never ran.
+    /// Returns the exit of a process that was killed or never ran.
     pub(crate) fn without_dumps(how: String, last_words: Option<String>) -> Exit {
         Exit { how, last_words, in_order: Some(false) }
     }
 }
 
-/// The arguments that a server is started with.
+/// Returns the arguments with which a server is started.
 pub(crate) fn server_arguments(
     plan: &Plan,
     line: &ServerLine,
@@ -90,17 +90,17 @@ pub(crate) fn server_arguments(
     arguments
 }
 
-/// The name of a server's log, in its working directory.
+/// Returns the name of a server's log in its working directory.
 pub(crate) fn log_name(line: &ServerLine) -> String {
     format!("server_{}.log", line.id)
 }
 
-/// The name of the file with what a server says before its log is open.
+/// Returns the name of the file that receives a server's standard error.
 pub(crate) fn error_name(line: &ServerLine) -> String {
     format!("server_{}.err", line.id)
 }
 
-/// The command by which a server was started, as a person could repeat it.
+/// Returns the command that starts a server, in a form that an operator can repeat.
 pub(crate) fn command_line(plan: &Plan, line: &ServerLine, arguments: &[String]) -> String {
     match &line.host {
         Host::Local => {
@@ -115,12 +115,12 @@ pub(crate) fn command_line(plan: &Plan, line: &ServerLine, arguments: &[String])
     }
 }
 
-/// Whether an exit status says that all that the server held lies in complete dumps.
+/// Returns whether an exit status reports that everything the server held is in complete dumps.
 pub(crate) fn is_in_order(status: i32) -> bool {
     ServerExit::from_code(status).is_some_and(ServerExit::is_in_order)
 }
 
-/// What an exit status of a server, or of the shell that was to start it, means.
+/// Describes an exit status of a server, or of the shell that was to start it.
 pub(crate) fn describe_status(status: i32) -> String {
     let meaning = match (ServerExit::from_code(status), status) {
         (Some(exit), _) => exit.meaning(),
@@ -131,7 +131,7 @@ pub(crate) fn describe_status(status: i32) -> String {
     format!("exit status {status}: {meaning}")
 }
 
-/// What a signal that ended a server is called.
+/// Describes the signal that ended a server.
 pub(crate) fn describe_signal(signal: i32) -> String {
     let name = match signal {
         libc::SIGABRT => " (SIGABRT)",
@@ -148,16 +148,16 @@ pub(crate) fn describe_signal(signal: i32) -> String {
     format!("killed by signal {signal}{name}")
 }
 
-/// How long the end of a file is waited for: it may lie on a device that stalls.
+/// The timeout for reading the end of a file, which may be on a stalled device.
 const TAIL_PATIENCE: Duration = Duration::from_secs(1);
 
-/// As [`tail`], on a thread of its own; `None` also where the file takes too long.
+/// Returns [`tail`] of a file, read on a thread of its own. Returns `None` also if that takes too long.
 async fn tail_apart(path: PathBuf, start: u64) -> Option<String> {
     let read = tokio::task::spawn_blocking(move || tail(&path, start));
     tokio::time::timeout(TAIL_PATIENCE, read).await.ok()?.ok()?
 }
 
-/// The end of what a file holds from there on.
+/// Returns the last lines of a file after an offset.
 fn tail(path: &Path, start: u64) -> Option<String> {
     let mut file = files::open(path).ok()?;
     let length = file.metadata().ok()?.len();
@@ -168,7 +168,7 @@ fn tail(path: &Path, start: u64) -> Option<String> {
     last_lines(&said)
 }
 
-/// A few last lines of what a server said, safe for a terminal; `None` if it said nothing.
+/// Returns the last few lines of a server's output, safe for a terminal, or `None` if there are none.
 pub(crate) fn last_lines(said: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(said);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
@@ -178,7 +178,8 @@ pub(crate) fn last_lines(said: &[u8]) -> Option<String> {
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
-/// Text from elsewhere, without what a terminal would obey.
+/// Escapes control characters and invisible characters in text from other sources, so that a terminal does not
+/// interpret them.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|c| match c.is_control() || ('\u{200b}'..='\u{206f}').contains(&c) {

@@ -1,6 +1,6 @@
 //! Quoting for POSIX shells.
 
-/// A word as a shell reads it back, with quotes only where they are needed.
+/// Quotes a word for a shell, if it needs quotes.
 pub(crate) fn word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
@@ -9,7 +9,7 @@ pub(crate) fn word(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// Words with spaces between them.
+/// Quotes words and joins them with spaces.
 pub(crate) fn words(all: &[String]) -> String {
     all.iter().map(|text| word(text)).collect::<Vec<_>>().join(" ")
 }

@@ -1,14 +1,17 @@
-//! Servers on other machines: the `ssh` command, and the small scripts it runs there.
+//! Servers on other machines: the `ssh` command, and the small scripts that it runs there.
 //!
-//! ssh's own exit status proves nothing about a server: the connection may have broken while the
-//! server lives. So the script there waits for the server itself and prints `exited <pid>
-//! <status>`; only that line is believed. If the connection breaks, or another coordinator follows, a
-//! new one is made that watches the same process, by `./server --watch <process>`: a process is told apart
-//! from any later one of its number by when it started, and from others of its number by its PID namespace.
-//! What runs there for a coordinator ends with it, even if it is killed: it holds the other end of the script's
-//! standard input, and the script and `--watch` end when that is closed. The server itself lives on.
-//! That program alone is believed. A shell, `grep` or `cat` that fails proves nothing; where the program is
-//! not at hand any more, it is not known whether the process lives.
+//! The exit status of ssh proves nothing about a server, because the connection may break while the server runs.
+//! Instead, the remote script waits for the server and prints `exited <pid> <status>`; only that line is accepted
+//! as proof. If the connection breaks, or another coordinator takes over, a new connection watches the same process
+//! by `./server --watch <process>`. The start time distinguishes a process from later ones with its id; the PID
+//! namespace distinguishes it from concurrent ones.
+//!
+//! Whatever runs there for a coordinator ends with the coordinator, even if that is killed. The coordinator holds
+//! the other end of the script's standard input, and the script and `--watch` end when it is closed. The server
+//! keeps running.
+//!
+//! Only results of the server's executable are accepted. A failure of a shell, `grep` or `cat` proves nothing;
+//! without the executable, the state of the process is unknown.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -44,33 +47,33 @@ use super::{
     is_in_order, last_lines, log_name, quote,
 };
 
-/// Seconds until ssh gives up connecting.
+/// The connection timeout of ssh in seconds.
 const CONNECT_SECONDS: u16 = 10;
-/// How long a script that only looks or kills may take, connecting included.
+/// The timeout of a script that only queries or kills, including the connection.
 const SCRIPT_PATIENCE: Duration = Duration::from_secs(30);
-/// Most bytes that a script may answer.
+/// The maximum size of a script's output.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
-/// Most bytes of a line of the script that runs a server.
+/// The maximum length of a line from the script that runs a server.
 const MAX_LINE_BYTES: u64 = 256;
-/// The first pause before a broken connection is made anew; each is twice the last.
+/// The first back-off before a broken connection is established again; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// How long a server that is to be killed may take to get a process id.
+/// The time that a server to be killed gets for reporting its process id.
 const START_MOMENT: Duration = Duration::from_secs(3);
-/// How often the same failure is logged.
+/// The interval at which the same failure is logged again.
 const SAID_EVERY: Duration = Duration::from_secs(600);
-/// The longest pause.
+/// The longest back-off.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// How ssh is called, and where the servers live there.
+/// The parameters of ssh, and the servers' directory on its hosts.
 #[derive(Clone, Debug)]
 pub(crate) struct Ssh {
-    /// `ssh -F`.
+    /// The file for `ssh -F`.
     pub(crate) config: Option<PathBuf>,
     /// The servers' directory on every ssh host.
     pub(crate) remote_dir: String,
 }
 
-/// Why a script did not run there.
+/// The reason for which a remote script failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SshError {
     #[error("start ssh: {0}; check that the ssh client is installed")]
@@ -82,15 +85,15 @@ pub(crate) enum SshError {
 }
 
 impl Ssh {
-    /// As the settings say.
+    /// Returns the parameters in the settings.
     pub(crate) fn new(settings: &Settings) -> Ssh {
         Ssh { config: settings.ssh_config.clone(), remote_dir: settings.remote_dir.clone() }
     }
 
-    /// Which of these processes live on their host.
+    /// Returns those of these processes that are running on their host.
     ///
     /// # Errors
-    /// None is known to live, and the host did not answer for each of them.
+    /// No process is known to be running, and the state of at least one is unknown.
     pub(crate) async fn living(
         &self,
         host: &Host,
@@ -106,16 +109,16 @@ impl Ssh {
             }
         }
         match unknown {
-            // One that lives is all that a caller wants to know.
+            // A caller only needs to know whether any process is running.
             Some(error) if living.is_empty() => Err(error),
             _ => Ok(living),
         }
     }
 
-    /// Whether each of these processes lives on its host.
+    /// Returns, for each of these processes, whether it is running on its host.
     ///
     /// # Errors
-    /// The host was not reached; within, it did not answer for this process.
+    /// Outer: the host was not reached. Inner: the state of this process is unknown.
     pub(crate) async fn ask_after(
         &self,
         host: &Host,
@@ -130,11 +133,11 @@ impl Ssh {
         Ok(processes.iter().map(of).collect())
     }
 
-    /// The process ids of the servers there that are of this cluster or run in the servers' directory, and of those that
-    /// do not tell where they run.
+    /// Returns the process ids of the servers there that belong to this cluster or run in the servers' directory.
+    /// The second list has servers whose working directory cannot be read.
     ///
     /// # Errors
-    /// The host was not reached, or did not say.
+    /// The host was not reached, or its listing was incomplete.
     pub(crate) async fn servers_in_directory(
         &self,
         host: &Host,
@@ -150,10 +153,10 @@ impl Ssh {
         Ok((named("server "), named("hidden ")))
     }
 
-    /// Ends whatever was started there under these names.
+    /// Kills the processes that were started there with these incarnations.
     ///
     /// # Errors
-    /// The host was not reached, or it did not work.
+    /// The host was not reached, or the script failed.
     pub(crate) async fn end_strays(
         &self,
         host: &Host,
@@ -162,8 +165,8 @@ impl Ssh {
         self.run(host, &strays_script(names)).await.map(drop)
     }
 
-    /// The arguments that make ssh run a script on a host with a POSIX shell, whatever the login
-    /// shell there is, and never ask a person anything.
+    /// Returns the arguments that make ssh run a script in a POSIX shell, whatever the login shell is, without ever
+    /// prompting.
     pub(crate) fn arguments(&self, host: &Host, script: &str) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         if let Some(config) = &self.config {
@@ -174,9 +177,9 @@ impl Ssh {
             format!("ConnectTimeout={CONNECT_SECONDS}"),
             "ServerAliveInterval=5".to_owned(),
             "ServerAliveCountMax=3".to_owned(),
-            // A connection shared with others would end, or stay, for their reasons.
+            // A connection shared with other sessions would end, or stay open, because of them.
             "ControlMaster=no".to_owned(),
-            // A user's configuration for work by hand must not replace the script.
+            // A user's interactive configuration must not replace the script.
             "RemoteCommand=none".to_owned(),
             "RequestTTY=no".to_owned(),
         ] {
@@ -204,16 +207,16 @@ impl Ssh {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Ctrl+C is for the coordinator, which still needs its connections then.
+            // Ctrl+C must reach only the coordinator, which still needs its connections then.
             .process_group(0)
             .kill_on_drop(true);
         command
     }
 
-    /// Runs a script to its end and gives what it printed.
+    /// Runs a script to its end and returns its output.
     ///
     /// # Errors
-    /// ssh could not be started, did not get there, or the script failed; with what was said.
+    /// ssh could not be started, the host was not reached, or the script failed; the error has the message.
     pub(crate) async fn run(&self, host: &Host, script: &str) -> Result<String, SshError> {
         let said = self.run_to_any_end(host, script).await?;
         match said.status.success() {
@@ -222,7 +225,7 @@ impl Ssh {
         }
     }
 
-    /// As [`Ssh::run`], for a script whose lines count though it failed behind them.
+    /// Runs a script like [`Ssh::run`], but also returns the output of a script that failed.
     async fn run_to_any_end(&self, host: &Host, script: &str) -> Result<Said, SshError> {
         let mut child = self.command(host, script).spawn().map_err(SshError::Start)?;
         let (output, errors) = pipes(&mut child);
@@ -238,7 +241,7 @@ impl Ssh {
         timeout(SCRIPT_PATIENCE, whole).await.map_err(|_| SshError::TooSlow)?
     }
 
-    /// Kills a server, and proves that it is gone.
+    /// Kills a server, and proves that it has ended.
     async fn kill(&self, host: &Host, process: &Process) -> Result<(), SshError> {
         let said = self.run_to_any_end(host, &end_script(&self.remote_dir, process)).await?;
         match lines(&said.output).any(|line| is_end_of(line, process)) {
@@ -248,7 +251,7 @@ impl Ssh {
     }
 }
 
-/// What a script left behind.
+/// The output and the exit status of a script.
 #[derive(Debug)]
 struct Said {
     output: String,
@@ -257,18 +260,18 @@ struct Said {
 }
 
 impl Said {
-    /// Why it did not say what it should.
+    /// Returns the reason for a missing result.
     fn why(&self) -> String {
         last_lines(&self.errors).unwrap_or_else(|| format!("ssh: {}", self.status))
     }
 }
 
-/// The whole lines of a text. One without an end may be cut, and is none.
+/// Returns the complete lines of a text. A line without a line end may be truncated and is left out.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::trim)
 }
 
-/// Whether a process lives, by what `server --look` printed; `None`: it did not say.
+/// Returns whether a process is running according to `server --look`, or `None` if that is not reported.
 fn answer(said: &str, started: &Started) -> Option<bool> {
     let (pid, start_time) = (started.pid, started.start_time);
     let says = |word: &str| {
@@ -282,7 +285,7 @@ fn answer(said: &str, started: &Started) -> Option<bool> {
     }
 }
 
-/// Whether a line of `server --end` says that the process is gone.
+/// Returns whether a line of `server --end` reports that the process has ended.
 fn is_end_of(line: &str, process: &Process) -> bool {
     line == format!("gone {} {}", process.pid, process.start_time)
 }
@@ -292,7 +295,7 @@ fn pipes(child: &mut Child) -> (ChildStdout, ChildStderr) {
     (output, child.stderr.take().expect("standard error is a pipe"))
 }
 
-/// Reads to the end and keeps the last bytes.
+/// Reads to the end of a stream and returns its last bytes.
 async fn collect_tail(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
     let most = usize::try_from(MAX_QUOTED_BYTES).unwrap_or(usize::MAX);
     let mut kept = Vec::new();

@@ -11,11 +11,11 @@ pub(crate) struct RemoteServer {
     member: Member,
     arguments: Vec<String>,
     key: ClusterKey,
-    /// An earlier coordinator has started it.
+    /// The process, if an earlier coordinator has started it.
     adopted: Option<Process>,
 }
 
-/// The process there, once its script has named it.
+/// The remote process, once its script has reported it.
 #[derive(Debug)]
 struct Pid {
     process: Cell<Option<Process>>,
@@ -23,14 +23,14 @@ struct Pid {
 }
 
 impl Pid {
-    /// What a script says of the process; what is known already stays so.
+    /// Records the process that a script reports, unless its start time is known already.
     fn note(&self, process: Process) {
         let known = self.process.get().filter(|known| known.start_time > 0);
         self.process.set(Some(known.unwrap_or(process)));
         self.known.notify_one();
     }
 
-    /// What the process has said of itself.
+    /// Completes the record from the server's own report, if the start time is unknown.
     fn learn(&self, started: Option<Started>) {
         let told = started.filter(|started| {
             self.process
@@ -47,14 +47,14 @@ impl Pid {
     }
 }
 
-/// What was logged last, so that hours of the same are not.
+/// The last logged message, so that a repeated message is not logged again for a while.
 #[derive(Debug, Default)]
 struct Repeated {
     last: Option<(String, Instant)>,
 }
 
 impl Repeated {
-    /// Whether this was not said for a while.
+    /// Returns whether this message was not logged recently, and records it in that case.
     fn is_news(&mut self, words: &str) -> bool {
         let is_old =
             self.last.as_ref().is_some_and(|(last, at)| last == words && at.elapsed() < SAID_EVERY);
@@ -65,13 +65,13 @@ impl Repeated {
     }
 }
 
-/// How one connection that follows a server ended.
+/// The end of a connection that follows a server.
 enum End {
     Exited {
         status: String,
         said: Vec<u8>,
     },
-    /// The connection is gone, and with it all knowledge of the server.
+    /// The connection has broken, so the state of the server is unknown.
     Lost {
         said: Vec<u8>,
     },
@@ -88,16 +88,16 @@ impl RemoteServer {
         RemoteServer { ssh, line, member, arguments, key, adopted: None }
     }
 
-    /// One that an earlier coordinator has started, and that said this of itself.
+    /// Returns a server that an earlier coordinator has started and that sent this STARTED report.
     pub(crate) fn adopted(ssh: Ssh, line: ServerLine, started: &Started) -> RemoteServer {
         let process = started.into();
         let (member, arguments, key) = (started.member, Vec::new(), ClusterKey::default());
         RemoteServer { ssh, line, member, arguments, key, adopted: Some(process) }
     }
 
-    /// Starts the server, unless it is adopted, and waits for its proven end; a word on `kill` kills it. `turn` bounds how
-    /// many connections are being made at once: sshd drops what is too many. `reported` is what the server
-    /// has said of itself.
+    /// Starts the server, unless it is adopted, and waits for its proven end. A message on `kill` kills it. `turn`
+    /// limits the number of connections that are being established, because sshd drops excess ones. `reported`
+    /// returns the server's own report.
     pub(crate) async fn run(
         self,
         turn: Rc<Semaphore>,
@@ -109,7 +109,7 @@ impl RemoteServer {
         let pid = Pid { process: Cell::new(self.adopted), known: Notify::new() };
         let mut log = Repeated::default();
         let mut pause = FIRST_PAUSE;
-        // Once it is to be killed, that is tried until it is proven: whoever asked for it may be gone by then.
+        // A kill is retried until the end is proven, because the sender of the request may no longer exist.
         let mut must_die = false;
         loop {
             pid.learn(reported());
@@ -156,7 +156,7 @@ impl RemoteServer {
                     }
                 }
             }
-            // The pause may be longer than a server that is to be killed is waited for.
+            // A kill interrupts the pause.
             tokio::select! {
                 () = sleep(pause) => {}
                 Some(()) = kill.recv() => must_die = true,
@@ -165,7 +165,7 @@ impl RemoteServer {
         }
     }
 
-    /// Kills the server; its end is proven if that worked, otherwise this is why it did not.
+    /// Kills the server. Returns its exit if its end is proven, and otherwise the reason for the failure.
     async fn kill(&self, process: Option<Process>, log: &mut Repeated) -> Result<Exit, String> {
         let Some(process) = process else {
             return Ok(given_up());
@@ -197,11 +197,11 @@ impl RemoteServer {
                 return End::Lost { said: SshError::Start(error).to_string().into_bytes() };
             }
         };
-        // Open for as long as this coordinator follows the server: its end is how the script learns of that.
+        // Open for as long as this coordinator follows the server. The script ends when it is closed.
         let mut input = child.stdin.take();
         if let Some(input) = &mut input {
-            // A line fits into any pipe. A script that watches reads nothing; where the other end is gone,
-            // the output ends, too.
+            // A line fits into any pipe. A watching script reads nothing; if the other end is closed, the output
+            // ends too.
             let _ = input.write_all(format!("{}\n", self.key).as_bytes()).await;
         }
         let (output, errors) = pipes(&mut child);
@@ -228,7 +228,7 @@ impl RemoteServer {
                     status = Some(code.to_owned());
                     break;
                 }
-                // What a login prints by itself.
+                // Output of the login itself.
                 _ => {}
             }
         }
@@ -243,8 +243,8 @@ impl RemoteServer {
     }
 }
 
-/// The end of the session, or `None` when the server is to be killed. A session that has just begun
-/// is given a moment to name the process first.
+/// Returns the end of the session, or `None` if the server is to be killed. A session that has just begun gets a
+/// moment to report the process first.
 async fn session_or_kill(
     session: impl Future<Output = End>,
     kill: &mut mpsc::Receiver<()>,
@@ -265,14 +265,14 @@ async fn session_or_kill(
     None
 }
 
-/// No process is known, and none will be reported: should a server start in this very moment, it
-/// finds no coordinator and gives up by itself.
+/// Returns the exit of a server without a known process. If a process starts at this moment, it finds no
+/// coordinator and exits.
 fn given_up() -> Exit {
     Exit::without_dumps("given up before it had started".into(), None)
 }
 
-/// The next whole line of at most [`MAX_LINE_BYTES`]; longer ones are skipped. `None` at the end: a line that
-/// was cut there is no statement.
+/// Returns the next complete line of at most [`MAX_LINE_BYTES`], and skips longer ones. Returns `None` at the end
+/// of the stream; a truncated last line is ignored.
 pub(super) async fn next_line(from: &mut (impl AsyncBufRead + Unpin)) -> Option<String> {
     let mut is_rest = false;
     loop {
@@ -292,7 +292,7 @@ pub(super) async fn next_line(from: &mut (impl AsyncBufRead + Unpin)) -> Option<
 pub(super) fn exit(status: &str, said: &[u8]) -> Exit {
     let in_order = status.parse().ok().map(is_in_order);
     let how = match status.parse::<i32>() {
-        // A shell reports a signal as 128 and its number.
+        // A shell reports a signal as 128 plus its number.
         Ok(code @ 129..=192) => describe_signal(code - 128),
         Ok(code) => describe_status(code),
         Err(_) => "it has ended; its exit status is not known".into(),

@@ -2,14 +2,14 @@
 
 use super::*;
 
-/// The server's command there, as a person would type it.
+/// Returns the command of a remote server as an operator would enter it.
 pub(crate) fn plain_command(remote_dir: &str, arguments: &[String]) -> String {
     format!("cd {} && ./server {}", quote::word(remote_dir), quote::words(arguments))
 }
 
-/// Starts a server in a session of its own, waits for it, and says both. The cluster's key comes as the first line of
-/// standard input and goes on through a pipe: everybody can see a command line. When standard input ends, the
-/// coordinator is gone: the script ends, and the server stays.
+/// Starts a server in a session of its own, waits for it, and prints its start and its exit. The cluster's key is
+/// the first line of standard input and is passed on through a pipe, because command lines are visible to every
+/// user. When standard input is closed, the script ends and the server keeps running.
 pub(super) fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[String]) -> String {
     let (dir, errors, log) = (quote::word(remote_dir), error_name(line), log_name(line));
     format!(
@@ -38,7 +38,7 @@ pub(super) fn start_script(remote_dir: &str, line: &ServerLine, arguments: &[Str
     )
 }
 
-/// Has the server's program there answer a question about processes. It reads nothing.
+/// Runs a query about processes with the server's executable there. It reads no input.
 pub(super) fn ask_script(remote_dir: &str, question: &str, processes: &[Process]) -> String {
     format!("{} </dev/null\n", ask_command(remote_dir, question, processes))
 }
@@ -55,14 +55,14 @@ pub(super) fn ask_command(remote_dir: &str, question: &str, processes: &[Process
     )
 }
 
-/// Waits for the end of a server that another connection started, or for that of its own connection.
+/// Waits for the end of a server that another connection started, or for the end of its own connection.
 pub(super) fn watch_script(remote_dir: &str, process: &Process) -> String {
     let Process { pid, start_time, namespace, .. } = process;
     let ask = ask_command(remote_dir, "--watch", &[*process]);
     format!("echo started {pid} {start_time} {namespace}\n{ask}\n")
 }
 
-/// Says of each of these processes whether it lives there.
+/// Reports for each of these processes whether it is running there.
 pub(super) fn look_script(remote_dir: &str, processes: &[Started]) -> String {
     let processes: Vec<Process> = processes.iter().map(Process::from).collect();
     ask_script(remote_dir, "--look", &processes)
@@ -73,7 +73,8 @@ pub(super) fn end_script(remote_dir: &str, process: &Process) -> String {
     ask_script(remote_dir, "--end", &[*process])
 }
 
-/// Says which servers of a cluster, or in the directory, run there. The brackets keep the script from finding itself.
+/// Lists the servers of a cluster, or in the directory, that run there. The brackets keep the script from matching
+/// itself.
 pub(super) fn servers_script(remote_dir: &str, cluster: ClusterId) -> String {
     let (dir, name) = (quote::word(remote_dir), cluster.to_string());
     let (first, rest) = name.split_at(1);
@@ -88,7 +89,8 @@ pub(super) fn servers_script(remote_dir: &str, cluster: ClusterId) -> String {
     )
 }
 
-/// Kills what was started there under these names. The brackets keep the script from finding itself.
+/// Kills the processes that were started there with these incarnations. The brackets keep the script from matching
+/// itself.
 pub(super) fn strays_script(names: &[Incarnation]) -> String {
     let patterns = names.iter().map(|name| {
         let name = name.to_string();

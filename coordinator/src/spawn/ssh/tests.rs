@@ -1,4 +1,4 @@
-//! ssh without another machine: the scripts run by the shell here.
+//! Tests of ssh without another machine: the scripts are run by the local shell.
 
 use super::remote::{exit, next_line};
 use super::scripts::*;
@@ -47,7 +47,7 @@ fn line() -> ServerLine {
     ServerLine { id: ServerId(1), host: host(), clients_port: 0, servers_port: 0, coord_port: 0 }
 }
 
-/// What sshd does with the command that ssh hands it, for a coordinator that has sent its key and lives.
+/// Runs a script as sshd would, with a running coordinator that has sent its key.
 fn shell(script: &str) -> std::process::Output {
     use std::io::Write as _;
     let mut child = std::process::Command::new("sh")
@@ -69,7 +69,7 @@ fn shell(script: &str) -> std::process::Output {
 fn a_script_whose_coordinator_is_gone_ends_and_leaves_the_server() {
     use std::io::{Read as _, Write as _};
     let dir = tempfile::tempdir().unwrap();
-    // It lives until somebody removes the file.
+    // It runs until the file is removed.
     fake_server(dir.path(), "[ $1 = --name ] || while [ -e stay ]; do sleep 0.01; done");
     std::fs::write(dir.path().join("stay"), "").unwrap();
     let script = start_script(&dir.path().to_string_lossy(), &line(), &["-x".into()]);
@@ -88,7 +88,7 @@ fn a_script_whose_coordinator_is_gone_ends_and_leaves_the_server() {
     assert_eq!(child.try_wait().unwrap(), None);
     drop(input);
     child.wait().unwrap();
-    // Nobody else holds the script's output, so ssh ends with it.
+    // No other process holds the script's output, so ssh ends with it.
     let mut rest = String::new();
     output.read_to_string(&mut rest).unwrap();
     assert!(!rest.contains("exited"), "{rest}");
@@ -126,7 +126,7 @@ fn the_script_says_when_the_server_started_how_it_ended_and_what_it_said() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let words: Vec<&str> = text.split_whitespace().collect();
     let [_, pid, ..] = words[..] else { panic!("{text}") };
-    // This one cannot say when it started.
+    // This one cannot report its start time.
     assert_eq!(words, ["started", pid, "exited", pid, "13"]);
     assert_eq!(String::from_utf8_lossy(&output.stderr), "last words of a 'b'\n");
     let body = "[ $1 = --name ] && { echo started $2 5 6; exit 0; }; exit 13";
@@ -163,14 +163,14 @@ fn started() -> Started {
     Started { pid: 4_000_000, start_time: 77, ..first }
 }
 
-/// What the program that answers there may do instead of answering.
+/// Ways in which the remote program may fail instead of reporting a result.
 const FAILURES: [&str; 9] = [
     "exit 2",
     "exit 0",
     "exit 1",
     "kill -9 $$",
     "echo '-sh: fork: retry: Resource temporarily unavailable' >&2; exit 254",
-    // Cut, of another process, or of another start.
+    // Truncated, of another process, or of another start.
     "printf 'exited 4000000'; printf 'gone 4000000'",
     "printf 'exited 4000000 unknown'; printf 'gone 4000000 77'",
     "echo exited 400000 unknown; echo gone 400000 77; echo gone 4000000 78",
