@@ -63,7 +63,7 @@ fn the_client_greets_prompts_answers_and_ends_with_zero_at_ctrl_d() {
     ask(&mut terminal, "P \"a\" \"1\"", "value[\"a\"] <- \"1\"");
     ask(&mut terminal, "G \"a\"", "value[\"a\"] == \"1\"");
     ask(&mut terminal, "V \"a\" \"1\"", "check passed");
-    ask(&mut terminal, "nonsense", "\"nonsense\" is no operation");
+    ask(&mut terminal, "nonsense", "unknown operation \"nonsense\"");
     // Numbers of lines are for files: whoever has typed the line sees it.
     assert!(!terminal.screen().contains("line 4"), "{}", terminal.screen());
     // What fails is no reason to end, nor to end with failure: a person has seen it.
@@ -152,7 +152,7 @@ fn nothing_of_a_paste_runs_before_enter_and_then_all_of_its_lines_in_order() {
         terminal.wait_for("value[\"a\"] == \"1\"");
         terminal.wait_for("value[\"a\"] <- \"2\"");
         // Which of several lines it was is not plain.
-        terminal.wait_for("line 6: \"nonsense\" is no operation");
+        terminal.wait_for("line 6: unknown operation \"nonsense\"");
         terminal.wait_for("value[\"a\"] == \"2\"");
         terminal.wait_for(PROMPT);
     }

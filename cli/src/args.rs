@@ -8,27 +8,28 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use kv_client::is_deadline;
 
-/// The operations file that means standard input.
+/// The name that stands for standard input.
 const STANDARD_INPUT: &str = "-";
 
 /// Puts keys into a cluster and gets them back.
 ///
-/// Operations are read from a terminal, a pipe or a file, one a line: P "key" "value", G "key",
-/// D "key", V "key" "expected" (or V "key" absent), 0 "key", help. Answers go to standard output, one line
-/// an operation, in the order of the lines; errors go to standard error, with the number of the line
-/// where no person has just typed it. The answer to a write ends with "(1 copy)" if only one server has it.
-/// Lines pasted at the prompt wait for Enter, and then run in their order.
+/// Reads operations from a terminal, a pipe or a file, one per line: P "key" "value", G "key", D "key",
+/// V "key" "expected" (or V "key" absent), 0 "key", help. Results go to standard output, one line per operation, in
+/// the order of the lines. Errors go to standard error, with the line number unless the line was just typed. The
+/// result of a write ends with "(1 copy)" if only one server holds it. Lines pasted at the prompt run, in order, when
+/// Enter is pressed.
 ///
-/// Without an answer from the cluster a line fails after --timeout. The lines that were waiting behind it by
-/// then fail with it, and are reported as not tried; lines that come later are tried.
+/// A line that gets no response fails after --timeout. If it is a write that may have been done, the client then
+/// settles it, for up to half of the timeout, and reports whether it was done. Lines that waited behind it as long
+/// fail with it and are reported as not tried; later lines are tried.
 ///
-/// Exit status: 0 if everything was done (on a terminal: always), 1 if something failed (a key that
-/// is not found fails a G), 2 for wrong usage.
+/// Exit status: 0 if every operation succeeded (at the prompt: always), 1 if one failed (G of a missing key
+/// fails), 2 for wrong usage.
 #[derive(Debug, clap::Parser)]
 #[command(name = "client", version, disable_help_flag = true)]
 pub(super) struct Args {
-    /// The host of the coordinator, or, while it is away, of any server. Several may be given (-h A -h B, or
-    /// -h A,B), each with a port of its own if need be (-h A:7000,B:7001): the first that answers is taken.
+    /// Host of the coordinator, or of any server while the coordinator is down. Several may be given (-h A -h B or
+    /// -h A,B), each with its own port (-h A:7000,B:7001); the first that responds is used.
     #[arg(
         short = 'h',
         long = "host",
@@ -37,18 +38,17 @@ pub(super) struct Args {
         value_delimiter = ','
     )]
     hosts: Vec<String>,
-    /// The port for clients of every host that is given without one.
+    /// Clients port of every host that is given without a port.
     #[arg(short, long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// Read the operations from this file instead of the terminal; - is standard input.
+    /// Read operations from this file instead of the terminal; - is standard input.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Append what happens to connections to this file; the environment variable KV_LOG chooses how
-    /// much (error, warn, info, debug).
+    /// Append a log of connection events to this file; the environment variable KV_LOG sets the level (error, warn,
+    /// info, debug).
     #[arg(short, long, value_name = "FILE")]
     pub(super) log: Option<PathBuf>,
-    /// How long one operation may take with all its retries, in seconds; up to 60, fractions
-    /// allowed.
+    /// Timeout of one operation with all its retries, in seconds: 0.001 to 60.
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     pub(super) timeout: Duration,
     /// Print this help (-h is the host).
@@ -56,7 +56,7 @@ pub(super) struct Args {
     help: Option<bool>,
 }
 
-/// The origin of the operations.
+/// The source of the operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source<'a> {
     /// The terminal with a prompt, if there is one; else standard input.
@@ -66,10 +66,10 @@ pub(super) enum Source<'a> {
 }
 
 impl Args {
-    /// Parses a command line, the program's name first.
+    /// Parses a command line that begins with the program's name.
     ///
     /// # Errors
-    /// The command line is wrong, or asks for the text of --help or --version.
+    /// The command line is invalid, or requests --help or --version.
     pub(super) fn read(
         line: impl IntoIterator<Item: Into<OsString> + Clone>,
     ) -> clap::error::Result<Args> {
@@ -79,10 +79,10 @@ impl Args {
         Ok(args)
     }
 
-    /// The addresses as the library takes them.
+    /// The endpoints in the form of the library.
     ///
     /// # Errors
-    /// A host without a port, or with one that is none.
+    /// A host has no port or an invalid one.
     pub(super) fn endpoints(&self) -> Result<String, String> {
         let endpoints: Result<Vec<String>, String> =
             self.hosts.iter().map(|host| endpoint(host, self.port)).collect();
@@ -98,9 +98,9 @@ impl Args {
     }
 }
 
-/// `host:port`, with the port of `host` or else this one.
+/// Formats `host:port`, with the port of `host` or else `port`.
 fn endpoint(host: &str, port: Option<u16>) -> Result<String, String> {
-    // A bare IPv6 address needs brackets, or its last colon would be taken for the port's.
+    // A bare IPv6 address needs brackets: its last colon would separate the port.
     let is_bare_ipv6 = !host.starts_with('[') && host.matches(':').count() > 1;
     let bracketed = if is_bare_ipv6 { format!("[{host}]") } else { host.to_owned() };
     let own = bracketed.rsplit_once(':').map(|(_, own)| own).filter(|own| !own.ends_with(']'));

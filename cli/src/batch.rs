@@ -1,4 +1,4 @@
-//! Operations from a file or pipe: many in flight, answers in order, no prompt.
+//! Operations from a file or a pipe: many in flight, output in the order of the lines, no prompt.
 
 use std::io::{self, IsTerminal};
 use std::ops::RangeInclusive;
@@ -14,12 +14,12 @@ use super::output::Output;
 use super::parse::{ParseError, parse};
 use super::pipeline::Pipeline;
 
-/// How long to wait for an answer before looking whether more lines have come.
+/// The wait for a response before the input is polled again.
 const INPUT_INTERVAL: Duration = Duration::from_millis(10);
-/// How long to wait for an answer when no more lines can be taken.
+/// The wait for a response while the window is full or the input has ended.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Runs all lines of `input`; whether none failed.
+/// Runs all lines of `input`. Returns whether all succeeded.
 pub(super) fn run(
     pipeline: &mut Pipeline,
     input: OwnedFd,
@@ -35,7 +35,7 @@ pub(super) fn run(
     }
     match ended {
         Ok(()) => Ok(!output.has_failed()),
-        // Whoever reads the answers has seen enough; not everything was done, though.
+        // The reader of the output has closed it, so some results were not delivered.
         Err(error) if is_broken_pipe(&error) => Ok(false),
         Err(error) => Err(error),
     }
@@ -70,7 +70,7 @@ fn exchange(
             output.flush().context("writing answers")?;
             anyhow::ensure!(
                 is_at_end,
-                "no coordinator answers; the lines that follow were not tried"
+                "no coordinator responds; the remaining lines were not tried"
             );
             return Ok(());
         }
@@ -96,9 +96,9 @@ fn exchange(
     }
 }
 
-/// Gives up the lines that can be read now: they waited for room while the lines before them used up their timeout.
-/// The program that writes them may still be writing, so lines that follow closely are given up too, for up to one
-/// more timeout. Returns whether the input has ended.
+/// Drops the lines that can be read now: they waited for room in the window while earlier lines used up their timeout.
+/// The writer may still be writing, so lines that follow closely are dropped too, for up to one more timeout. Returns
+/// whether the input has ended.
 fn pass_over(lines: &mut Lines, pipeline: &mut Pipeline) -> io::Result<bool> {
     let start = Instant::now();
     let mut passed_over: Option<RangeInclusive<u64>> = None;
@@ -126,8 +126,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// A bar on standard error if that is a terminal, the answers go elsewhere (on the same terminal they
-/// show the progress themselves), and the input is a file whose size is known.
+/// Creates a progress bar if standard error is a terminal, standard output is not (the output itself would show the
+/// progress), and the input is a regular file.
 fn progress_bar(input: &OwnedFd) -> Option<ProgressBar> {
     if !io::stderr().is_terminal() || io::stdout().is_terminal() {
         return None;
@@ -154,7 +154,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::sync::{Arc, Mutex};
 
-    /// Keeps what is written.
+    /// A writer that keeps its bytes.
     #[derive(Clone, Default)]
     struct Kept(Arc<Mutex<Vec<u8>>>);
 
@@ -181,10 +181,10 @@ mod tests {
         file.into()
     }
 
-    /// The timeout of an operation in tests that do not need another one.
+    /// The default timeout of an operation in tests.
     const TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// Whether all succeeded, and what went to standard output and standard error.
+    /// Runs `input`. Returns whether all succeeded, standard output and standard error.
     fn run_on(fake: &Fake, input: OwnedFd, options: Options) -> (bool, String, String) {
         let timeout = options.deadline;
         let client = Client::open(&fake.endpoint(), options).unwrap();
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn operations_on_one_key_keep_their_order_and_answers_that_of_the_lines() {
         let fake = Fake::start(3, 2);
-        // Answers of every other request are held back until the next one of the connection.
+        // The response to every other request is delayed until the next request of the connection.
         let mut count = 0;
         fake.script(move |_| {
             count += 1;
@@ -212,7 +212,7 @@ mod tests {
         }
         let options =
             Options { connect_timeout: std::time::Duration::from_secs(5), ..Options::default() };
-        // One held back with nothing after it would wait for ever: a watch cuts the connections.
+        // A delayed response with no request behind it would never come, so the connections are cut again and again.
         let done = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -266,7 +266,7 @@ mod tests {
         let errors: Vec<&str> = errors.lines().collect();
         assert_eq!(errors.len(), 2);
         assert!(errors[0].starts_with("line 3: the value is missing; write P"), "{errors:?}");
-        assert!(errors[1].starts_with("line 11: \"Q\" is no operation"), "{errors:?}");
+        assert!(errors[1].starts_with("line 11: unknown operation \"Q\""), "{errors:?}");
     }
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
     fn lines_that_wait_when_the_cluster_goes_end_together_and_none_that_was_sent_is_called_not_tried()
      {
         let mut fake = Fake::start(3, 1);
-        // The first 20 are done, and nothing after them is ever answered.
+        // The first 20 requests are served, later ones get no response.
         let mut served = 0;
         fake.script(move |_| {
             served += 1;
@@ -332,7 +332,7 @@ mod tests {
         fake.kill_coordinator();
         (0..3).for_each(|server| fake.kill(server));
         assert!(!ran.join().unwrap());
-        // One after the other they would have taken 90 s.
+        // In sequence they would take 90 s.
         assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         let (answers, errors) = (answers.text(), errors.text());
         assert_eq!(answers.lines().count(), 20);
@@ -392,7 +392,7 @@ mod tests {
                 let mut output = Output::new(Box::new(to), Box::new(errors));
                 run(&mut Pipeline::new(client, deadline), input.into(), &mut output).unwrap()
             });
-            // Two of one key: the second waits for the first, and has been read as early.
+            // Two lines with one key: the second waits for the first and was read at the same time.
             to_client.write_all(b"G \"a\"\nG \"a\"\n").unwrap();
             let mut lines = Vec::new();
             while lines.iter().filter(|&&byte| byte == b'\n').count() < 2 {

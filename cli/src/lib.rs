@@ -1,10 +1,10 @@
-//! The command line `client`: operations in, one line an answer out.
+//! The command line `client`: operations in, one line of output each.
 //!
 //! ```text
 //!   terminal ---- line by line ----+
 //!   (terminal.rs)                  v
-//!   file, pipe -- lines.rs ---> pipeline.rs ---> answers in the order of the lines
-//!   (batch.rs)                     |  many in flight, those of one key in order
+//!   file, pipe -- lines.rs ---> pipeline.rs ---> output in the order of the lines
+//!   (batch.rs)                     |  many in flight, in order per key
 //!                                  v
 //!                              the library
 //! ```
@@ -34,10 +34,10 @@ use args::{Args, Source};
 use output::Output;
 use pipeline::Pipeline;
 
-/// What is logged where `KV_LOG` does not say.
+/// The log filter without `KV_LOG`.
 const DEFAULT_LOG_FILTER: &str = "info";
 
-/// Runs the program; 0: everything was done, 1: something failed, 2: wrong usage.
+/// Runs the program. Exit status: 0 if every operation succeeded, 1 if one failed, 2 for wrong usage.
 pub fn main() -> ExitCode {
     let args = Args::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match run(&args) {
@@ -50,7 +50,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Whether everything that was asked was done.
+/// Runs the operations. Returns whether all succeeded.
 fn run(args: &Args) -> anyhow::Result<bool> {
     let mut options = Options { deadline: args.timeout, ..Options::default() };
     if let Some(path) = &args.log {
@@ -94,8 +94,7 @@ fn start_log(path: &std::path::Path) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
-        // It would report a log that cannot be written on standard error, and panic where that cannot
-        // be written either.
+        // tracing would report a log that cannot be written on standard error, and panic if that fails too.
         .log_internal_errors(false)
         .with_writer(std::sync::Mutex::new(file))
         .init();

@@ -1,5 +1,5 @@
-//! Lines out of a descriptor, without waiting for more than there is: answers must not wait for the
-//! next line of somebody who waits for answers.
+//! Lines from a descriptor, without blocking for more input than there is: a program that waits for a result before it
+//! writes its next line must get that result.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,16 +16,16 @@ const READ_BYTES: usize = 64 << 10;
 /// A byte order mark in UTF-8, which some editors write at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What comes next.
+/// The next event of the input.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// A line and its number, from 1; without its line end.
     Line(u64, Vec<u8>),
-    /// A line longer than any operation can be; its bytes are passed over.
+    /// A line longer than any valid operation; its bytes are skipped.
     TooLong(u64),
     /// No whole line has arrived.
     NotYet,
-    /// The end.
+    /// The end of the input.
     End,
 }
 
@@ -34,14 +34,14 @@ pub(super) enum Next {
 pub(super) struct Lines {
     source: OwnedFd,
     buffer: Vec<u8>,
-    /// Bytes at the front that were given out.
+    /// Bytes at the front that were returned.
     taken: usize,
-    /// Bytes after them in which there is no line end.
+    /// Bytes after those that contain no line end.
     searched: usize,
     /// The number of the line at the front.
     number: u64,
     is_at_end: bool,
-    /// The line at the front is too long and is being passed over.
+    /// True while a line that is too long is skipped.
     is_skipping: bool,
     bytes_read: u64,
 }
@@ -60,12 +60,12 @@ impl Lines {
         }
     }
 
-    /// Bytes taken from the source.
+    /// The number of bytes read from the source.
     pub(super) fn bytes_read(&self) -> u64 {
         self.bytes_read
     }
 
-    /// The next line; with `wait`, never [`Next::NotYet`].
+    /// Returns the next event; with `wait`, never [`Next::NotYet`].
     pub(super) fn next(&mut self, wait: bool) -> io::Result<Next> {
         loop {
             if let Some(next) = self.buffered() {
@@ -78,7 +78,7 @@ impl Lines {
         }
     }
 
-    /// What the buffer alone tells.
+    /// Returns the next event if the buffer holds it.
     fn buffered(&mut self) -> Option<Next> {
         loop {
             let waiting = &self.buffer[self.taken..];
@@ -92,7 +92,7 @@ impl Lines {
                     if self.searched <= MAX_LINE_BYTES {
                         return None;
                     }
-                    // Passed over as it comes, so that it takes no memory.
+                    // Skipped as it arrives, so that it takes no memory.
                     self.take(self.searched);
                     let is_new = !std::mem::replace(&mut self.is_skipping, true);
                     if is_new {
@@ -142,7 +142,7 @@ impl Lines {
         let result = loop {
             match rustix::io::read(&self.source, &mut self.buffer[before..]) {
                 Err(Errno::INTR) => {}
-                // Standard input may be non-blocking because another program made it so.
+                // Another program may have made standard input non-blocking.
                 Err(Errno::AGAIN) => {
                     let mut polled = [PollFd::new(&self.source, PollFlags::IN)];
                     let _ = rustix::event::poll(&mut polled, None);

@@ -1,5 +1,4 @@
-//! Answers to standard output, errors to standard error, in an order that reads well where both are
-//! one terminal.
+//! Results to standard output and errors to standard error, in the order of the lines where both are one terminal.
 
 use std::io::{self, BufWriter, Write};
 use std::time::Duration;
@@ -14,15 +13,15 @@ const BUFFER_BYTES: usize = 64 << 10;
 pub(super) struct Output {
     answers: BufWriter<Box<dyn Write>>,
     errors: Box<dyn Write>,
-    /// Whether errors begin with the number of their line.
+    /// True if errors begin with their line number.
     has_numbers: bool,
     progress: Option<ProgressBar>,
     has_failed: bool,
-    /// Lines that were not tried and are not reported yet.
+    /// Lines that were not tried and not yet reported.
     not_tried: Option<NotTried>,
 }
 
-/// Lines one after the other that were not tried.
+/// A range of consecutive lines that were not tried.
 #[derive(Clone, Copy, Debug)]
 struct NotTried {
     first: u64,
@@ -35,7 +34,7 @@ impl Output {
         Output::new(Box::new(io::stdout()), Box::new(io::stderr()))
     }
 
-    /// For a person, who sees which line an error is about.
+    /// Creates the output of a prompt, where errors need no line number.
     pub(super) fn terminal() -> Output {
         Output { has_numbers: false, ..Output::standard() }
     }
@@ -52,23 +51,23 @@ impl Output {
         }
     }
 
-    /// Writes around this bar from now on.
+    /// Suspends this progress bar during every later write.
     pub(super) fn set_progress(&mut self, bar: ProgressBar) {
         self.progress = Some(bar);
     }
 
-    /// Whether errors begin with the number of their line from now on.
+    /// Sets whether later errors begin with their line number.
     pub(super) fn set_numbers(&mut self, has_numbers: bool) {
         self.has_numbers = has_numbers;
     }
 
-    /// Whether any line failed.
+    /// Returns whether any line failed.
     pub(super) fn has_failed(&self) -> bool {
         self.has_failed
     }
 
     /// # Errors
-    /// If standard output takes no more. Standard error's refusal is of no consequence.
+    /// Standard output cannot be written. Errors of standard error are ignored.
     pub(super) fn give(&mut self, answer: &Answer) -> io::Result<()> {
         self.has_failed |= answer.end != End::Done;
         match answer.end {
@@ -92,7 +91,7 @@ impl Output {
         }
     }
 
-    /// Shows everything given so far.
+    /// Flushes everything given so far.
     ///
     /// # Errors
     /// As [`Output::give`].
@@ -101,7 +100,7 @@ impl Output {
         self.answers.flush()
     }
 
-    /// Reports the lines that were not tried, as far as they follow each other, in one message.
+    /// Reports consecutive lines that were not tried in one message.
     fn report_not_tried(&mut self) -> io::Result<()> {
         let Some(NotTried { first, last, waited }) = self.not_tried.take() else { return Ok(()) };
         let (lines, them) = match first == last {
@@ -109,11 +108,11 @@ impl Output {
             false => (format!("lines {first} to {last}"), "them"),
         };
         self.report(&format!(
-            "{lines}: not tried, because what came before got no answer within {waited:?}; nothing of {them} was done: run {them} again once the cluster answers\n"
+            "{lines}: not tried, because earlier lines got no response within {waited:?}; run {them} again when the cluster responds\n"
         ))
     }
 
-    /// Writes a message to standard error, behind the answers so far.
+    /// Flushes standard output, then writes a message to standard error.
     fn report(&mut self, text: &str) -> io::Result<()> {
         self.answers.flush()?;
         let mut write = || {

@@ -10,35 +10,35 @@
 use kv_protocol::escape::{self, UnescapeError};
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
-/// The word by which `V` checks that a key does not exist. It is not quoted, so it is no value.
+/// The keyword with which `V` checks that a key does not exist. It is unquoted, so it cannot be a value.
 const ABSENT: &[u8] = b"absent";
-/// The older spelling of that, literally so: an escaped blank is a value
+/// The older spelling of [`ABSENT`], exactly these bytes: an escaped blank is a value
 /// (docs/decisions/2026-11-29-absent-is-a-word.md).
 const ABSENT_BEFORE: &[u8] = b"\" \"";
-/// Most times that one line may put its value.
+/// The largest repeat count of a put.
 pub(crate) const MAX_COUNT: u32 = 1_000_000;
-/// Longest line that can be an operation: key and value with every byte as `\xHH`, and a rest.
+/// The length of the longest valid line: key and value with every byte as `\xHH`, plus punctuation.
 pub(crate) const MAX_LINE_BYTES: usize = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 64;
 
-/// What a line asks for.
+/// An operation of the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Set a key, so many times one after the other.
+    /// Set a key, `count` times in sequence.
     Put { key: Vec<u8>, value: Vec<u8>, count: u32 },
     /// Read a key.
     Get { key: Vec<u8> },
     /// Remove a key.
     Delete { key: Vec<u8> },
-    /// Compare both copies with a value; `None`: the key must not exist.
+    /// Compare both replicas with a value; `None`: the key must not exist.
     Verify { key: Vec<u8>, expected: Option<Vec<u8>> },
-    /// See whether the key's server answers.
+    /// Check that the key's server responds.
     Noop { key: Vec<u8> },
-    /// Say what operations there are.
+    /// List the operations.
     Help,
 }
 
 impl Command {
-    /// The key that it is about.
+    /// The key of the operation.
     pub(crate) fn key(&self) -> Option<&[u8]> {
         match self {
             Command::Put { key, .. }
@@ -50,7 +50,7 @@ impl Command {
         }
     }
 
-    /// The memory that it takes.
+    /// The memory that key and value take, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Command::Put { key, value, .. } => key.len() + value.len(),
@@ -60,17 +60,17 @@ impl Command {
     }
 }
 
-/// What is wrong with a line.
+/// A syntax error in a line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ParseError {
-    #[error("\"{letter}\" is no operation; there are P, G, D, V, 0 and help")]
+    #[error("unknown operation \"{letter}\" (expected P, G, D, V, 0 or help)")]
     UnknownOperation { letter: String },
     #[error("{what} is missing; write {form}")]
     Missing { what: &'static str, form: &'static str },
-    #[error("{what} must stand in double quotes (column {column}); write {form}")]
+    #[error("{what} at column {column} must be in double quotes; write {form}")]
     NotQuoted { what: &'static str, column: usize, form: &'static str },
     #[error(
-        "the quote that opens in column {column} is not closed; a quote inside is written \\\""
+        "the quote opened at column {column} is not closed; write \\\" for a quote inside the string"
     )]
     Unclosed { column: usize },
     #[error("{what}, column {column}: {source}")]
@@ -79,11 +79,13 @@ pub(crate) enum ParseError {
     EmptyKey,
     #[error("{what} has {bytes} bytes; {most} are allowed")]
     TooLong { what: &'static str, bytes: usize, most: usize },
-    #[error("\"{text}\" is no count; it must be a number from 1 to {MAX_COUNT}")]
+    #[error("invalid count \"{text}\" (expected a number from 1 to {MAX_COUNT})")]
     BadCount { text: String },
-    #[error("\"{text}\" (column {column}) is too much; write {form}")]
+    #[error("unexpected \"{text}\" at column {column}; write {form}")]
     Trailing { text: String, column: usize, form: &'static str },
-    #[error("the line is longer than {MAX_LINE_BYTES} bytes, which no key and value need")]
+    #[error(
+        "the line has more than {MAX_LINE_BYTES} bytes, the longest that a key and a value can need"
+    )]
     LineTooLong,
 }
 
@@ -94,20 +96,20 @@ const VERIFY: &str = "V \"<key>\" \"<expected>\" or V \"<key>\" absent";
 const NOOP: &str = "0 \"<key>\"";
 const HELP: &str = "help";
 
-/// What `help` says.
+/// The text of `help`.
 pub(crate) const HELP_TEXT: &str = r#"P "<key>" "<value>" [count]   put the value under the key (count times)
 G "<key>"                     get the key's value
 D "<key>"                     delete the key
 V "<key>" "<expected>"        check that both copies of the key hold this value
 V "<key>" absent              check that the key exists in neither copy
                               (so does " "; a value of one blank is "\x20")
-0 "<key>"                     ask the key's server for an answer, nothing more
+0 "<key>"                     check that the key's server responds
 help                          show this
-Quotes and backslashes inside are written \" and \\; \n \r \t \0 are known, and
-\x20 is any byte in hex. Lines that are empty or begin with # are passed over.
-Ctrl+D ends, and at the prompt quit does too."#;
+Escapes inside quotes: \" \\ \n \r \t \0, and \xHH for any byte in hexadecimal.
+Empty lines and lines starting with # are ignored.
+Ctrl+D ends the client; at the prompt quit does too."#;
 
-/// Reads one line, without its line end. `None`: nothing is asked (an empty line, a comment).
+/// Parses one line without its line end. Returns `None` for an empty line or a comment.
 pub(crate) fn parse(line: &[u8]) -> Result<Option<Command>, ParseError> {
     if line.len() > MAX_LINE_BYTES {
         return Err(ParseError::LineTooLong);
@@ -144,7 +146,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Option<Command>, ParseError> {
     Ok(Some(command))
 }
 
-/// Walks along a line.
+/// A cursor over a line.
 struct Words<'a> {
     line: &'a [u8],
     at: usize,
@@ -155,7 +157,7 @@ impl<'a> Words<'a> {
         &self.line[self.at..]
     }
 
-    /// Columns are counted from 1, in bytes.
+    /// The column of the cursor, from 1, in bytes.
     fn column(&self) -> usize {
         self.at + 1
     }
@@ -165,7 +167,7 @@ impl<'a> Words<'a> {
         self.at += blanks;
     }
 
-    /// A word without quotes; it ends at a blank or a quote.
+    /// Takes an unquoted word, which ends at a blank or a quote.
     fn bare(&mut self) -> &'a [u8] {
         let rest = self.rest();
         let length = rest.iter().take_while(|byte| !b" \t\r\"".contains(byte)).count();
@@ -214,7 +216,7 @@ impl<'a> Words<'a> {
         Ok(value)
     }
 
-    /// What `V` compares with; `None`: the key must not exist.
+    /// Takes the expected value of `V`; `None`: the key must not exist.
     fn expected(&mut self) -> Result<Option<Vec<u8>>, ParseError> {
         self.skip_blanks();
         let start = self.at;
@@ -262,7 +264,7 @@ fn check_length(what: &'static str, bytes: &[u8], most: usize) -> Result<(), Par
     Ok(())
 }
 
-/// A piece of the line as a message can show it.
+/// The beginning of a text, escaped for a message.
 fn shown(text: &[u8]) -> String {
     escape::readable(&text[..text.len().min(40)]).to_string()
 }
@@ -344,35 +346,35 @@ mod tests {
     #[test]
     fn every_bad_line_is_refused_with_what_to_write() {
         for (line, words) in [
-            ("X", "\"X\" is no operation; there are P, G, D, V, 0 and help"),
-            ("p \"a\" \"b\"", "\"p\" is no operation"),
-            ("PUT \"a\"", "\"PUT\" is no operation"),
-            ("quit", "\"quit\" is no operation"),
-            ("\"a\"", "is no operation"),
-            ("\x1b[2J", "\"\\x1b[2J\" is no operation"),
+            ("X", "unknown operation \"X\" (expected P, G, D, V, 0 or help)"),
+            ("p \"a\" \"b\"", "unknown operation \"p\""),
+            ("PUT \"a\"", "unknown operation \"PUT\""),
+            ("quit", "unknown operation \"quit\""),
+            ("\"a\"", "unknown operation"),
+            ("\x1b[2J", "unknown operation \"\\x1b[2J\""),
             ("P", "the key is missing; write P \"<key>\" \"<value>\" [count]"),
             ("P \"a\"", "the value is missing; write P \"<key>\" \"<value>\" [count]"),
-            ("P a b", "the key must stand in double quotes (column 3)"),
-            ("P \"a\" b", "the value must stand in double quotes (column 7)"),
-            ("G \"a", "the quote that opens in column 3 is not closed"),
-            ("G \"a\\\"", "the quote that opens in column 3 is not closed"),
-            ("G \"a\\", "the quote that opens in column 3 is not closed"),
+            ("P a b", "the key at column 3 must be in double quotes"),
+            ("P \"a\" b", "the value at column 7 must be in double quotes"),
+            ("G \"a", "the quote opened at column 3 is not closed"),
+            ("G \"a\\\"", "the quote opened at column 3 is not closed"),
+            ("G \"a\\", "the quote opened at column 3 is not closed"),
             ("G \"\"", "the key is empty"),
             ("G \"a\\q\"", "the key, column 5: `\\` at byte 1"),
             ("G \"\\x2\"", "the key, column 4: `\\` at byte 0"),
-            ("P \"a\" \"b\" 0", "\"0\" is no count"),
-            ("P \"a\" \"b\" x", "\"x\" is no count"),
-            ("P \"a\" \"b\" -1", "\"-1\" is no count"),
-            ("P \"a\" \"b\" 99999999999", "is no count"),
-            ("P \"a\" \"b\" 2 3", "\"3\" (column 13) is too much"),
+            ("P \"a\" \"b\" 0", "invalid count \"0\""),
+            ("P \"a\" \"b\" x", "invalid count \"x\""),
+            ("P \"a\" \"b\" -1", "invalid count \"-1\""),
+            ("P \"a\" \"b\" 99999999999", "invalid count"),
+            ("P \"a\" \"b\" 2 3", "unexpected \"3\" at column 13"),
             ("G \"a\" \"b\"", "write G \"<key>\""),
             ("V \"a\"", "the expected value is missing"),
             (
                 "V \"a\" nothing",
-                "double quotes (column 7); write V \"<key>\" \"<expected>\" or V \"<key>\" absent",
+                "at column 7 must be in double quotes; write V \"<key>\" \"<expected>\" or V \"<key>\" absent",
             ),
-            ("V \"a\" absent 1", "\"1\" (column 14) is too much"),
-            ("help me", "\"me\" (column 6) is too much; write help"),
+            ("V \"a\" absent 1", "unexpected \"1\" at column 14"),
+            ("help me", "unexpected \"me\" at column 6; write help"),
         ] {
             let message = message(line);
             assert!(message.contains(words), "{line:?} gave {message:?}");

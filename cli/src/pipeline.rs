@@ -1,14 +1,13 @@
-//! Many lines in flight, answers in the order of the lines, and operations on one key in order too.
+//! Many lines in flight, output in the order of the lines, and operations on one key in order.
 //!
 //! ```text
-//!   window:   3:answered  4:in flight  5:answered  6:waits for 4 (same key)  7:in flight …
-//!             └ given out next
+//!   window:   3:ended  4:in flight  5:ended  6:waits for 4 (same key)  7:in flight …
+//!             └ output next
 //! ```
 //!
-//! An operation has its whole timeout from the moment it is sent. A write that ends in doubt is settled then, which may
-//! take half of that again. A line that waits behind one of the same
-//! key that got no answer in time has what is left of its timeout since it was read, and fails without having
-//! been tried once that is over. So the lines that wait when the cluster goes end together.
+//! The timeout of an operation begins when it is sent. A write that ends in doubt is then settled, for up to half of the
+//! timeout. If an operation times out, the timeouts of the lines that wait for its key count from when they were read:
+//! a line whose timeout has passed fails without being tried. So all waiting lines end together when the cluster fails.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -22,11 +21,11 @@ use super::task::{Answer, End, Step, Task};
 
 /// The shortest time that an operation may be given.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
-/// Most lines in the window.
+/// The maximum number of lines in the window.
 const MAX_LINES: usize = 512;
-/// Lines in the window at the start; it grows with the answers, once it is seen how large these are.
+/// The initial number of lines in the window; it grows as the size of results becomes known.
 const FIRST_LINES: usize = 16;
-/// Bytes of lines and answers in the window beyond which no line is added.
+/// The bytes of lines and results in the window beyond which no line is added.
 const MAX_BYTES: usize = 64 << 20;
 
 /// A line in the window.
@@ -36,12 +35,12 @@ enum Slot {
     Ended(Answer),
 }
 
-/// The lines of one key in the window.
+/// The lines of one key in the window, in order.
 #[derive(Debug, Default)]
 struct Queue {
-    /// Their places, the busy one first.
+    /// Their places, the one in flight first.
     places: VecDeque<u64>,
-    /// The last one that ended got no answer in time.
+    /// True if the last of them that ended got no response in time.
     is_unanswered: bool,
 }
 
@@ -49,27 +48,27 @@ struct Queue {
 #[derive(Debug)]
 pub(super) struct Pipeline {
     client: Client,
-    /// How long an operation may take.
+    /// The timeout of an operation.
     timeout: Duration,
-    /// The place of the window's first line; places count from 0 and are the tags of operations.
+    /// The place of the window's first line. Places count from 0 and are the tags of operations.
     first: u64,
     window: VecDeque<Slot>,
-    /// Each key in the window that is busy.
+    /// The lines of each key in the window.
     by_key: HashMap<Vec<u8>, Queue>,
-    /// Places whose next operation can be submitted.
+    /// The places whose next operation can be submitted.
     to_submit: VecDeque<u64>,
     bytes: usize,
-    /// How many lines the window may have, as far as it is known how large answers are.
+    /// The current limit of lines in the window, by the sizes of the results so far.
     lines: usize,
     completions: Vec<Completion>,
-    /// An operation has failed, and no coordinator has ever answered.
+    /// True if an operation has failed and no coordinator has ever responded.
     is_cut_off: bool,
-    /// The last operation that ended got no answer in time.
+    /// True if the last operation that ended got no response in time.
     is_unanswered: bool,
 }
 
 impl Pipeline {
-    /// `timeout`: as in the client's options.
+    /// Creates an empty window; `timeout` is that of the client's options.
     pub(super) fn new(client: Client, timeout: Duration) -> Pipeline {
         Pipeline {
             client,
@@ -90,20 +89,19 @@ impl Pipeline {
         self.timeout
     }
 
-    /// Whether the cluster cannot be reached: an operation got no answer in time, and for half of that time at
-    /// the least nothing at all was heard of any server or coordinator.
+    /// Returns whether the cluster is unreachable: an operation got no response in time, and nothing at all was received
+    /// for at least half of the timeout.
     pub(super) fn is_out_of_touch(&self) -> bool {
         let is_silent = |heard_at: Instant| heard_at.elapsed() >= self.timeout / 2;
         self.is_unanswered && self.client.heard_at().is_none_or(is_silent)
     }
 
-    /// Whether it is in vain to add lines: one has failed at its deadline, and nobody has ever told
-    /// where the servers are.
+    /// Returns whether further lines cannot succeed: one has timed out, and no map was ever received.
     pub(super) fn is_cut_off(&self) -> bool {
         self.is_cut_off
     }
 
-    /// Whether another line may come.
+    /// Returns whether the window has room for another line.
     pub(super) fn has_room(&self) -> bool {
         self.window.len() < self.lines && self.bytes < MAX_BYTES
     }
@@ -112,7 +110,7 @@ impl Pipeline {
         self.window.is_empty()
     }
 
-    /// Takes a line that was read at `read_at`.
+    /// Adds a line that was read at `read_at`.
     pub(super) fn push(
         &mut self,
         line: u64,
@@ -139,16 +137,16 @@ impl Pipeline {
         self.window.push_back(slot);
     }
 
-    /// Takes lines that are not to be tried.
+    /// Adds lines that are not tried.
     pub(super) fn push_not_tried(&mut self, lines: RangeInclusive<u64>) {
         self.window.push_back(Slot::Ended(Answer::not_tried(lines, self.timeout)));
     }
 
-    /// Sends what can be sent, waits up to `timeout` for an answer if any is due, and gives out the
-    /// answers whose turn it is.
+    /// Sends what can be sent, waits up to `timeout` for a response if any is due, and passes the results that are next in
+    /// order to `give`.
     ///
     /// # Errors
-    /// If the library cannot wait on epoll.
+    /// The library cannot wait on epoll.
     pub(super) fn turn(
         &mut self,
         timeout: Duration,
@@ -190,7 +188,7 @@ impl Pipeline {
             let key = task.command().key().unwrap_or_default();
             let is_unanswered = self.by_key.get(key).is_some_and(|queue| queue.is_unanswered);
             let deadline = match is_unanswered {
-                // The line itself got no answer; what became of its write is worth asking all the same.
+                // The write of this very line is in doubt; it is settled even after its timeout.
                 _ if task.is_in_doubt() => (self.timeout / 2).max(LEAST_TIMEOUT),
                 true => self.timeout.saturating_sub(task.read_at().elapsed()),
                 false => self.timeout,
@@ -218,7 +216,7 @@ impl Pipeline {
         let place = completion.tag;
         self.is_cut_off |= completion.result.is_err() && !self.client.has_map();
         let value_bytes = completion.result.as_ref().map_or(0, |outcome| outcome.value.len());
-        // Twice: the answer's text is at least as long as the value.
+        // Twice, because the output is at least as long as the value.
         let most = MAX_BYTES / (2 * value_bytes + 1);
         self.lines = (self.lines * 2).min(MAX_LINES).min(most).max(1);
         let Some(index) = self.index(place) else { return };
@@ -233,7 +231,7 @@ impl Pipeline {
         }
     }
 
-    /// A line has its answer; the next of the same key may go.
+    /// Ends a line; the next line of the same key may be submitted.
     fn end(&mut self, place: u64, answer: Answer) {
         let Some(slot) = self.slot(place) else { return };
         let ended = Slot::Ended(answer);
@@ -253,8 +251,7 @@ impl Pipeline {
     }
 }
 
-/// Returns whether an operation ended at its deadline without any response. A server that is too
-/// busy has answered.
+/// Returns whether an operation ended at its deadline without any response. BUSY is a response.
 fn is_silence<T>(result: &Result<T, Error>) -> bool {
     matches!(result, Err(Error::Timeout { .. } | Error::Unavailable { .. } | Error::InDoubt { .. }))
 }

@@ -1,4 +1,4 @@
-//! One line on its way: which operations it needs, one after the other, and what is answered.
+//! A line in progress: the operations that it needs, in sequence, and its output.
 
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
@@ -10,7 +10,7 @@ use kv_protocol::escape::readable;
 
 use super::parse::Command;
 
-/// What a line is answered.
+/// The output of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     /// The number of the line, from 1.
@@ -21,10 +21,10 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// That of lines that are not tried, because those before them got no answer for so long.
+    /// Creates the output of lines that are not tried because earlier lines got no response within `waited`.
     pub(super) fn not_tried(lines: RangeInclusive<u64>, waited: Duration) -> Answer {
         let (first, line) = lines.into_inner();
-        // `Output` has the words: many of them are one message.
+        // `Output` writes one message for many such lines.
         Answer { line, text: String::new(), end: End::NotTried { first, waited } }
     }
 }
@@ -32,28 +32,27 @@ impl Answer {
 /// How a line ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// Done.
+    /// It succeeded.
     Done,
-    /// Answered, and the answer is a failure: a key not found, a check that failed.
+    /// A negative result: a key not found, a check that failed.
     Negative,
-    /// An error.
+    /// It failed.
     Error,
-    /// Given up before anything was sent, because the lines before it got no answer; so are the lines before it from
-    /// `first` on.
+    /// Not sent, because earlier lines got no response; the same for the lines from `first` to this one.
     NotTried {
-        /// The first of these lines.
+        /// The number of the first of these lines.
         first: u64,
-        /// How long they had waited.
+        /// The time that they waited.
         waited: Duration,
     },
 }
 
-/// What becomes of a task after one of its operations.
+/// The next step of a task after one of its operations.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// It needs another.
+    /// Another operation.
     Next,
-    /// It has ended.
+    /// None; the task has ended.
     End(Answer),
 }
 
@@ -63,13 +62,13 @@ pub(super) struct Task {
     line: u64,
     read_at: Instant,
     command: Command,
-    /// The deadline of the operation that was sent last.
+    /// The deadline of the last operation that was sent.
     due: Option<Instant>,
-    /// Operations done.
+    /// The number of operations that ended.
     done: u32,
-    /// What the primary's copy holds, once `V` has read it.
+    /// The primary's value, once `V` has read it.
     primary: Option<Vec<u8>>,
-    /// The write that has ended in doubt and is being settled, and the words for the case that it cannot be.
+    /// The write in doubt that is being settled, and the error if it cannot be.
     doubt: Option<(Doubt, String)>,
 }
 
@@ -78,17 +77,17 @@ impl Task {
         Task { line, read_at, command, due: None, done: 0, primary: None, doubt: None }
     }
 
-    /// When the line was read.
+    /// The time at which the line was read.
     pub(super) fn read_at(&self) -> Instant {
         self.read_at
     }
 
-    /// Notes the deadline of the operation that has been sent.
+    /// Sets the deadline of the operation that was sent.
     pub(super) fn set_due(&mut self, due: Instant) {
         self.due = Some(due);
     }
 
-    /// Whether that has passed.
+    /// Returns whether the deadline has passed.
     pub(super) fn is_due(&self) -> bool {
         self.due.is_some_and(|due| Instant::now() >= due)
     }
@@ -97,7 +96,7 @@ impl Task {
         &self.command
     }
 
-    /// The operation to do next; `None` for what needs no server.
+    /// Returns the next operation; `None` if the line needs no server.
     pub(super) fn op(&self) -> Option<Op<'_>> {
         if let Some((doubt, _)) = &self.doubt {
             return Some(Op::Resolve { doubt });
@@ -116,7 +115,7 @@ impl Task {
         })
     }
 
-    /// Takes the end of that operation.
+    /// Handles the result of that operation.
     pub(super) fn on_result(&mut self, result: Result<Outcome, Error>) -> Step {
         let result = match (self.doubt.take(), result) {
             (None, Err(Error::InDoubt { action, cause, doubt: Some(doubt) })) => {
@@ -145,7 +144,7 @@ impl Task {
                 let text = format!("key \"{}\" deleted{}", readable(key), degraded(&outcome));
                 self.answer(End::Done, text)
             }
-            // There is nothing under the key, which is what was asked for.
+            // The key does not exist, which is the requested state.
             (Command::Delete { key }, Err(Error::NotFound { .. })) => {
                 self.answer(End::Done, not_found(key))
             }
@@ -159,7 +158,7 @@ impl Task {
         Step::End(end)
     }
 
-    /// Takes what one of the two copies holds.
+    /// Handles the value of one of the two replicas.
     fn on_copy(&mut self, result: Result<Outcome, Error>) -> Step {
         let copy = match result {
             Ok(outcome) => Some(outcome.value),
@@ -197,23 +196,23 @@ impl Task {
         Answer { line: self.line, text, end }
     }
 
-    /// Whether the next operation settles a write in doubt.
+    /// Returns whether the next operation settles a write in doubt.
     pub(super) fn is_in_doubt(&self) -> bool {
         self.doubt.is_some()
     }
 
-    /// Ends the line without its being tried.
+    /// Creates the output of this line, which is not tried.
     pub(super) fn not_tried(&self, waited: Duration) -> Answer {
         Answer::not_tried(self.line..=self.line, waited)
     }
 }
 
-/// Whether this is how a write in doubt ended.
+/// Returns whether a write in doubt ended with this error.
 fn is_settled(error: &Error) -> bool {
     matches!(error, Error::NotDone { .. } | Error::NotFound { .. } | Error::Conflict { .. })
 }
 
-/// `value["k"] == "v"` and the like. Values can be long: no detour over more strings than one.
+/// Formats `value["k"] == "v"` and the like into one string, as values can be long.
 fn says(key: &[u8], relation: &str, value: &[u8]) -> String {
     let mut text = String::with_capacity(key.len() + value.len() + 16);
     write!(text, "value[\"{}\"] {relation} \"{}\"", readable(key), readable(value))
@@ -221,7 +220,7 @@ fn says(key: &[u8], relation: &str, value: &[u8]) -> String {
     text
 }
 
-/// What follows the answer to a write that only one server has, because its group is degraded.
+/// The suffix of a write that only one replica holds because its group is degraded.
 fn degraded(outcome: &Outcome) -> &'static str {
     match outcome.copies {
         1 => " (1 copy)",
@@ -229,7 +228,7 @@ fn degraded(outcome: &Outcome) -> &'static str {
     }
 }
 
-/// A value as `V` takes it: a single blank has to be escaped there.
+/// Formats a value as `V` parses it: a single blank must be escaped.
 fn checked(value: &[u8]) -> String {
     match value {
         b" " => "\\x20".to_owned(),
@@ -242,7 +241,7 @@ fn not_found(key: &[u8]) -> String {
 }
 
 fn held(value: Option<&[u8]>) -> String {
-    /// Most bytes of a value that a failed check shows.
+    /// The maximum number of bytes of a value that a failed check shows.
     const SHOWN: usize = 256;
     match value {
         None => "nothing".to_owned(),
@@ -271,7 +270,7 @@ mod tests {
         Err(Error::NotFound { action: Action::new("get", b"k") })
     }
 
-    /// The end of a line, given what the servers say.
+    /// Runs a line with these results of its operations.
     fn end(line: &str, results: Vec<Result<Outcome, Error>>) -> (End, String) {
         let mut task = task(line);
         let last = results.len();
@@ -314,7 +313,7 @@ mod tests {
         assert_eq!(text(r#"P "k" "v""#, 2), r#"value["k"] <- "v""#);
         assert_eq!(text(r#"D "k""#, 1), r#"key "k" deleted (1 copy)"#);
         assert_eq!(text(r#"D "k""#, 2), r#"key "k" deleted"#);
-        // The last of several counts: it replaces the others.
+        // The last write counts, as it replaces the others.
         let both = [with(1), with(2)].into_iter().flatten().collect();
         assert_eq!(end(r#"P "k" "v" 2"#, both).1, r#"value["k"] <- "v""#);
     }

@@ -1,7 +1,7 @@
-//! Operations from a person: a prompt with line editing and history.
+//! The interactive prompt, with line editing and history.
 //!
-//! Text that is pasted there is shown and can be edited, line ends included: nothing of it runs before Enter
-//! (bracketed paste, where the terminal has it). Its lines then run one after the other.
+//! Pasted text is shown and can be edited, line ends included. It runs when Enter is pressed, line by line (bracketed
+//! paste, if the terminal supports it).
 
 use std::io;
 use std::ops::ControlFlow;
@@ -18,18 +18,16 @@ use super::pipeline::Pipeline;
 use super::task::Answer;
 
 const PROMPT: &str = "kv> ";
-/// What ends the client like Ctrl+D. Only here: in a file it is more likely a mistake.
+/// Words that end the prompt like Ctrl+D. In a file they are unknown operations.
 const LAST_WORDS: [&str; 3] = ["quit", "exit", "q"];
-/// Lines that the history keeps.
+/// The number of lines in the history.
 const HISTORY_LINES: usize = 1_000;
-/// How long one wait for the answer is; the operation's own deadline ends it.
+/// The length of one wait for a response; the operation's deadline ends it.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Prompts until Ctrl+D or one of [`LAST_WORDS`].
 pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()> {
-    println!(
-        "Client of the cluster whose coordinator is at {endpoint}; help lists the operations, quit or Ctrl+D ends."
-    );
+    println!("Coordinator: {endpoint}. Type help for the operations, quit or Ctrl+D to exit.");
     let config = Config::builder()
         .max_history_size(HISTORY_LINES)
         .and_then(|builder| builder.history_ignore_dups(true))
@@ -39,7 +37,7 @@ pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()>
     let mut editor = DefaultEditor::with_config(config).context("opening the terminal")?;
     let history = history_path();
     if let Some(path) = &history {
-        // A history that cannot be read or written is no reason to refuse anything.
+        // The prompt works without a history.
         let _ = editor.load_history(path);
     }
     let mut output = Output::terminal();
@@ -62,15 +60,14 @@ pub(super) fn run(pipeline: &mut Pipeline, endpoint: &str) -> anyhow::Result<()>
     }
 }
 
-/// Does the lines that were entered at once, each when the one before it has its answer. Breaks at one of
-/// [`LAST_WORDS`].
+/// Runs the lines of one input in sequence. Breaks at one of [`LAST_WORDS`].
 fn do_lines(
     pipeline: &mut Pipeline,
     entered: &str,
     output: &mut Output,
 ) -> anyhow::Result<ControlFlow<()>> {
     let entered_at = Instant::now();
-    // With a single line it is plain which one an error is about.
+    // A single line needs no number in its error.
     output.set_numbers(entered.lines().count() > 1);
     for (number, line) in (1..).zip(entered.lines()) {
         if LAST_WORDS.contains(&line.trim()) {
@@ -80,7 +77,7 @@ fn do_lines(
         let parsed = parse(line.as_bytes());
         let timeout = pipeline.timeout();
         if pipeline.is_out_of_touch() && entered_at.elapsed() >= timeout && parsed != Ok(None) {
-            // It has waited as long as those that were tried.
+            // It has waited as long as the lines that were tried.
             let answer = Answer::not_tried(number..=number, timeout);
             output.give(&answer).context("writing the answer")?;
             continue;
@@ -98,8 +95,8 @@ fn do_lines(
     Ok(ControlFlow::Continue(()))
 }
 
-/// Where the history is kept: `$XDG_STATE_HOME/kv/history`, or below `~/.local/state` as the XDG base
-/// directory specification has it. `None` where there is no such directory and none can be made.
+/// The path of the history: `$XDG_STATE_HOME/kv/history`, or `~/.local/state/kv/history` (XDG base directory
+/// specification). Returns `None` if the directory cannot be created.
 fn history_path() -> Option<PathBuf> {
     let absolute =
         |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
