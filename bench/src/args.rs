@@ -1,4 +1,4 @@
-//! The command line, and the plan that it makes.
+//! The command line, and the plan built from it.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -15,12 +15,12 @@ use crate::report::Format;
 use crate::target::{Scheme, Target};
 use crate::value::STAMP_BYTES;
 
-/// More keys than a machine of today holds twice.
+/// An upper bound on keys, above what current machines hold twice.
 const MAX_KEYS: u64 = 1_000_000_000;
-/// More connections than a server takes.
+/// An upper bound on connections, above what a server accepts.
 const MAX_CONNECTIONS: u64 = 16_384;
 const MAX_THREADS: u64 = 256;
-/// As many as a client of the library keeps in flight.
+/// The in-flight limit of a client of the library.
 const MAX_DEPTH: u64 = kv_client::MAX_IN_FLIGHT as u64;
 const MAX_REPLICAS: u32 = 16;
 
@@ -115,11 +115,11 @@ pub(crate) struct Args {
     csv: bool,
 }
 
-/// What a run does.
+/// The checked parameters of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) target: Target,
-    /// From 0 to 1.
+    /// The fraction of reads, from 0 to 1.
     pub(crate) reads: f64,
     pub(crate) keys: u32,
     pub(crate) key_bytes: usize,
@@ -130,7 +130,7 @@ pub(crate) struct Plan {
     pub(crate) threads: usize,
     pub(crate) rate: Option<u64>,
     pub(crate) warm_up: Duration,
-    /// `None`: only fill.
+    /// The end of the measurement; `None`: only fill.
     pub(crate) until: Option<Until>,
     pub(crate) seed: u64,
     pub(crate) fills: bool,
@@ -145,7 +145,7 @@ fn percent(text: &str) -> Result<f64, String> {
     share.ok_or_else(|| format!("`{text}` is no number from 0 to 100"))
 }
 
-/// A number within bounds, named as its flag.
+/// Returns `number` if it lies within `bounds`; otherwise fails with an error that names the flag.
 fn within(flag: &str, number: u64, bounds: RangeInclusive<u64>) -> anyhow::Result<u64> {
     match bounds.contains(&number) {
         true => Ok(number),
@@ -154,7 +154,7 @@ fn within(flag: &str, number: u64, bounds: RangeInclusive<u64>) -> anyhow::Resul
 }
 
 impl Args {
-    /// How the result is shown.
+    /// Returns the output format.
     pub(crate) fn format(&self) -> Format {
         match (self.json, self.csv) {
             (true, _) => Format::Json,
@@ -163,11 +163,11 @@ impl Args {
         }
     }
 
-    /// The plan, its parts checked against each other.
+    /// Builds the plan, and checks its parts against each other.
     pub(crate) fn plan(&self) -> anyhow::Result<Plan> {
         let Args { target, .. } = self;
         let keys = within("keys", self.keys, 1..=MAX_KEYS)?;
-        // A group's keys are found among those of all groups.
+        // A group's keys are chosen among the keys of all groups.
         let numbers = if self.group.is_some() { u64::from(u32::MAX) } else { keys - 1 };
         let digits = numbers.to_string().len() as u64;
         let key_bytes = within("key-size", self.key_size, digits..=MAX_KEY_BYTES as u64)?;

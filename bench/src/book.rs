@@ -1,26 +1,26 @@
-//! What every key must hold, as far as this run knows: by it reads are checked.
+//! The write progress of every key in this run, against which reads are checked.
 //!
 //! ```text
-//!   acknowledged <= what a read may show <= issued
-//!        ^ when the read was sent               ^ when its answer has come
+//!   acknowledged <= what a read may return <= issued
+//!        ^ when the read was sent                 ^ when its response arrived
 //! ```
 //!
-//! Of one key, one write at a time is under way, so its writes have an order. A write whose end is not
-//! known leaves the key as it is: no more writes of this run, and reads may show it or not.
+//! Each key has at most one write in flight, so its writes have an order. After a write with an unknown result,
+//! this run writes the key no more, and reads may return that write or not.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::value::{Stamp, Values};
 
-/// See the module. Shared by all threads of a run.
+/// The write progress of all keys, shared by all threads of a run. See the module.
 #[derive(Debug)]
 pub(crate) struct Book {
-    /// By key: the number of the last write acknowledged, and of the last one issued.
+    /// The numbers of the last acknowledged write and of the last issued write, by key.
     keys: Box<[AtomicU64]>,
     run: u32,
 }
 
-/// What was known of a key when a read of it was sent.
+/// The last acknowledged write of a key when a read of it was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Floor(u32);
 
@@ -34,12 +34,12 @@ fn word(acknowledged: u32, issued: u32) -> u64 {
 }
 
 impl Book {
-    /// Of keys with numbers below `keys`, of which nothing is known.
+    /// Creates a book for the keys with numbers below `keys`, all without writes.
     pub(crate) fn new(keys: usize, run: u32) -> Book {
         Book { keys: (0..keys).map(|_| AtomicU64::new(0)).collect(), run }
     }
 
-    /// Begins a write; `None` while one is under way, or for ever after one whose end is unknown.
+    /// Begins a write. Returns `None` while another is in flight, and forever after one with an unknown result.
     pub(crate) fn begin_write(&self, key: u32) -> Option<Stamp> {
         let entry = &self.keys[key as usize];
         let now = entry.load(Ordering::Relaxed);
@@ -52,20 +52,20 @@ impl Book {
         swapped.is_ok().then_some(Stamp { run: self.run, number: issued + 1 })
     }
 
-    /// The write was acknowledged.
+    /// Records that the write was acknowledged.
     pub(crate) fn acknowledge(&self, key: u32, stamp: Stamp) {
         self.keys[key as usize].store(word(stamp.number, stamp.number), Ordering::Release);
     }
 
-    /// What a read that is sent now must at least show.
+    /// Returns the oldest write that a read sent now may return.
     pub(crate) fn floor(&self, key: u32) -> Floor {
         Floor(halves(self.keys[key as usize].load(Ordering::Acquire)).0)
     }
 
-    /// Whether a read may show this value, or that there is none.
+    /// Checks that a read may return this value, or `None` for an absent key.
     ///
     /// # Errors
-    /// Why it must not.
+    /// The reason why it must not.
     pub(crate) fn check(
         &self,
         values: &Values,
@@ -85,7 +85,7 @@ impl Book {
         let (_, issued) = halves(self.keys[key as usize].load(Ordering::Acquire));
         if stamp.run != self.run {
             return match floor {
-                // What an earlier run has left.
+                // A value from an earlier run.
                 Floor(0) => Ok(()),
                 Floor(number) => Err(format!(
                     "what another run has written, though write {number} of this one was acknowledged"

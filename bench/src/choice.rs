@@ -1,22 +1,22 @@
-//! Which of a number of keys comes next: any as likely as another, or by Zipf's law.
+//! The choice of the next key: uniform, or by Zipf's law.
 
 use rand::RngExt as _;
 use rand_distr::{Distribution as _, Zipf};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
-/// How keys are chosen.
+/// The distribution of operations over keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Popularity {
-    /// Each key as often as another.
+    /// All keys with equal probability.
     Uniform,
-    /// The key of rank k in proportion to `1 / k^theta`.
+    /// The key of rank k with a probability proportional to `1 / k^theta`.
     Zipf(f64),
 }
 
 impl Popularity {
-    /// `uniform`, `zipf` or `zipf:THETA`.
+    /// Parses `uniform`, `zipf` or `zipf:THETA`.
     pub(crate) fn parse(text: &str) -> Result<Popularity, String> {
-        /// As in YCSB.
+        /// The default of YCSB.
         const THETA: f64 = 0.99;
         match text.split_once(':').unwrap_or((text, "")) {
             ("uniform", "") => Ok(Popularity::Uniform),
@@ -32,16 +32,16 @@ impl Popularity {
     }
 }
 
-/// Draws places in a list of a given length.
+/// A distribution over the indices of a list of given length.
 #[derive(Clone, Debug)]
 pub(crate) enum Choice {
     Uniform(u64),
-    /// By rejection-inversion (Hörmann and Derflinger, 1996): no table, whatever the length.
+    /// Rejection-inversion (Hörmann and Derflinger, 1996): needs no table, whatever the length.
     Zipf(Zipf<f64>),
 }
 
 impl Choice {
-    /// Of a list that is not empty.
+    /// Creates a distribution over a list of `length` elements, which must not be zero.
     pub(crate) fn new(popularity: Popularity, length: u64) -> Choice {
         match popularity {
             Popularity::Uniform => Choice::Uniform(length),
@@ -52,7 +52,7 @@ impl Choice {
         }
     }
 
-    /// The next place, from zero.
+    /// Draws the next index, from zero.
     pub(crate) fn draw(&self, random: &mut Xoshiro256PlusPlus) -> u64 {
         match self {
             Choice::Uniform(length) => random.random_range(0..*length),

@@ -1,4 +1,4 @@
-//! What a cluster says of itself: its map, and the welcome of one of its shards.
+//! A cluster's map, and the handshake with one of its shards.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -12,10 +12,10 @@ use kv_protocol::map::Map;
 
 use crate::wire::kv::RULES;
 
-/// How long a connection, and each answer before the load, may take.
+/// The timeout of connecting, and of each response before the load.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long after a map without a primary the next one is asked for.
+/// The pause before the map is requested again, if a group had no primary.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Connects within [`PATIENCE`].
@@ -24,8 +24,8 @@ pub(crate) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
         .with_context(|| format!("connect to {address}; does the server run there?"))
 }
 
-/// Asks a coordinator, or a server, for the map, again while a group has no primary: one that starts or
-/// recovers will have. After [`PATIENCE`] the map is taken as it is.
+/// Requests the map from a coordinator or a server. Retries while a group has no primary, as a cluster that
+/// starts or recovers soon has one. After [`PATIENCE`] it returns the map as it is.
 pub(crate) fn fetch(address: SocketAddr) -> anyhow::Result<Map> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -50,7 +50,7 @@ fn fetch_once(address: SocketAddr) -> anyhow::Result<Map> {
     read_map_answer(&body).with_context(asked)
 }
 
-/// A connection to one shard of a server, and its welcome.
+/// Connects to one shard of a server, and returns the connection and the shard's WELCOME.
 pub(crate) fn join(
     address: SocketAddr,
     client: ClientId,
@@ -69,7 +69,7 @@ fn hello(client: ClientId, shard: ShardId, into: &mut Vec<u8>) {
     Hello { cluster: ClusterId(0), client, shard }.write(into);
 }
 
-/// Sends, and waits for a frame.
+/// Sends `bytes` and waits for a frame with the expected opcode.
 fn exchange(
     mut stream: &TcpStream,
     bytes: &[u8],

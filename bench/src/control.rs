@@ -1,41 +1,41 @@
-//! What all threads of a phase share: the clock, the end, and how far they are.
+//! State shared by all threads of a phase: the clock, the end, and the progress.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// When a phase ends.
+/// The end of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// After so long, the warm-up not counted.
+    /// After this duration, the warm-up not counted.
     Time(Duration),
-    /// After so many operations, the warm-up not counted.
+    /// After this many operations, the warm-up not counted.
     Count(u64),
     /// Once every key was drawn.
     EveryKey,
 }
 
-/// See the module. Times are nanoseconds since the phase began.
+/// The shared state of a phase. Times are nanoseconds since the phase began.
 #[derive(Debug)]
 pub(crate) struct Control {
     begun: Instant,
-    /// What begins before is not counted.
+    /// The end of the warm-up: operations that begin earlier are not counted.
     pub(crate) warm_ns: u64,
-    /// Nothing begins from here on.
+    /// The end of the phase: no operation begins from here on.
     pub(crate) end_ns: u64,
-    /// Operations that may still begin once all is warm.
+    /// The number of operations that may still begin after the warm-up.
     tickets: Option<AtomicI64>,
     is_aborted: AtomicBool,
-    /// Operations done, by thread.
+    /// Completed operations, by thread.
     done: Box<[Done]>,
 }
 
-/// A count on a cache line of its own.
+/// A counter on a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct Done(AtomicU64);
 
 impl Done {
-    /// One more. Called by one thread alone.
+    /// Increments the counter. Only its own thread may call it.
     pub(crate) fn bump(&self) {
         self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
@@ -46,7 +46,7 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
 }
 
 impl Control {
-    /// A phase of so many threads that begins now.
+    /// Begins a phase with this many threads.
     pub(crate) fn begin(warm_up: Duration, until: Until, threads: usize) -> Control {
         let warm_ns = nanos(warm_up);
         let (end_ns, tickets) = match until {
@@ -64,12 +64,12 @@ impl Control {
         }
     }
 
-    /// The time.
+    /// Returns the time since the phase began.
     pub(crate) fn now_ns(&self) -> u64 {
         nanos(self.begun.elapsed())
     }
 
-    /// Whether an operation that begins now still may, and takes its ticket.
+    /// Returns whether an operation may begin now, and takes a ticket for it.
     pub(crate) fn admit(&self, now_ns: u64) -> bool {
         if now_ns >= self.end_ns || self.is_aborted.load(Ordering::Relaxed) {
             return false;
@@ -85,17 +85,17 @@ impl Control {
         self.is_aborted.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was ended early.
+    /// Returns whether the phase was ended early.
     pub(crate) fn is_aborted(&self) -> bool {
         self.is_aborted.load(Ordering::Relaxed)
     }
 
-    /// Where a thread counts what it has done.
+    /// Returns the counter of a thread.
     pub(crate) fn done_by(&self, thread: usize) -> &Done {
         &self.done[thread]
     }
 
-    /// What all have done.
+    /// Returns the number of operations completed by all threads.
     pub(crate) fn done(&self) -> u64 {
         self.done.iter().map(|done| done.0.load(Ordering::Relaxed)).sum()
     }

@@ -1,11 +1,11 @@
-//! What processes have used of processors, to the nanosecond: their CPU clocks (clock_getcpuclockid(3)),
-//! which tell what utime and stime of /proc/PID/stat tell in steps of ten milliseconds.
+//! CPU time of processes, to the nanosecond, from their CPU clocks (clock_getcpuclockid(3)). The utime and
+//! stime of /proc/PID/stat have a resolution of only ten milliseconds.
 
 use std::time::Duration;
 
 use anyhow::bail;
 
-/// The CPU time that a process, all its threads together, has used.
+/// Returns the CPU time that a process has used, over all its threads.
 ///
 /// # Errors
 /// There is no such process.
@@ -22,12 +22,12 @@ pub(crate) fn of_process(pid: u32) -> anyhow::Result<Duration> {
     }
 }
 
-/// The CPU time that this process has used.
+/// Returns the CPU time that this process has used.
 pub(crate) fn of_self() -> Duration {
     read(libc::CLOCK_PROCESS_CPUTIME_ID).unwrap_or_default()
 }
 
-/// What all of these have used together.
+/// Returns the sum of these processes' CPU times.
 pub(crate) fn of_processes(pids: &[u32]) -> anyhow::Result<Duration> {
     pids.iter().map(|pid| of_process(*pid)).sum()
 }

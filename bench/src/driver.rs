@@ -1,4 +1,4 @@
-//! One thread of a phase: draws the next operation of a connection, and judges its answer.
+//! One thread of a phase: draws the next operation of a connection, and checks its response.
 
 use anyhow::Context as _;
 use rand::RngExt as _;
@@ -12,24 +12,24 @@ use crate::keyspace::Keyspace;
 use crate::tally::Tally;
 use crate::value::{Stamp, Values};
 
-/// How often another key is drawn for a write while the drawn one has a write under way.
+/// The most draws of another key for a write, if the drawn key has a write in flight.
 const REDRAWS: u32 = 8;
 
-/// What a phase does.
+/// The work of a phase.
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// Writes every key once: by list, how many were drawn.
+    /// Writes every key once; the counter of each list is the number of keys drawn from it.
     Fill(Vec<AtomicU64>),
     /// Reads with this probability, and writes otherwise.
     Mix(f64),
 }
 
-/// What all threads of all phases share.
+/// State shared by all threads of all phases.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) keys: Keyspace,
     pub(crate) values: Values,
-    /// With `--verify`.
+    /// Present with `--verify`.
     pub(crate) book: Option<Book>,
     pub(crate) run: u32,
 }
@@ -37,7 +37,7 @@ pub(crate) struct Shared {
 /// The operations of one connection.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    /// Which keys.
+    /// The list from which its keys are drawn.
     list: usize,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -48,13 +48,13 @@ struct Slot {
     is_open: bool,
     start_ns: u64,
     key: u32,
-    /// Of a write.
+    /// The stamp, if the operation is a write.
     stamp: Option<Stamp>,
     floor: Floor,
 }
 
 impl Lane {
-    /// With so many operations under way at most.
+    /// Creates a lane with at most `depth` operations in flight.
     pub(crate) fn new(list: usize, depth: u32) -> Lane {
         let idle =
             Slot { is_open: false, start_ns: 0, key: 0, stamp: None, floor: Floor::default() };
@@ -78,29 +78,29 @@ impl Lane {
 /// An operation to be sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request<'a> {
-    /// Its place in the lane.
+    /// Its slot in the lane.
     pub(crate) slot: u32,
     pub(crate) key: &'a [u8],
-    /// Of a write.
+    /// The value, if the operation is a write.
     pub(crate) value: Option<&'a [u8]>,
 }
 
-/// How an operation ended.
+/// The result of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome<'a> {
     /// The value that was read, or a write done.
     Done(&'a [u8]),
-    /// A write done, which one table holds alone.
+    /// A write done, which only one server holds.
     SingleCopy,
     /// A read of a key that does not exist.
     Missing,
-    /// An answer that holds nothing of ours.
+    /// A response of the echo server, which carries no value.
     Echoed,
-    /// What the answer says instead.
+    /// The error in the response.
     Failed(&'a str),
 }
 
-/// See the module.
+/// The operations of one thread. See the module.
 #[derive(Debug)]
 pub(crate) struct Driver<'a> {
     shared: &'a Shared,
@@ -115,7 +115,7 @@ pub(crate) struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    /// The thread of this number.
+    /// Creates the driver of thread number `thread`.
     pub(crate) fn new(
         shared: &'a Shared,
         work: &'a Work,
@@ -136,7 +136,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// The next operation of a lane that has room; `None`: nothing begins any more.
+    /// Begins the next operation of a lane that has room. Returns `None` when no more operations may begin.
     pub(crate) fn begin(
         &mut self,
         lane: &mut Lane,
@@ -162,7 +162,7 @@ impl<'a> Driver<'a> {
         };
         let mut stamp = wants_write.then(|| self.stamp(key)).flatten();
         for _ in 0..REDRAWS {
-            // In a list of few keys all may have a write under way; then it becomes a read.
+            // If all keys of a short list have a write in flight, the operation becomes a read.
             if stamp.is_some() || !wants_write {
                 break;
             }
@@ -180,7 +180,7 @@ impl<'a> Driver<'a> {
         Some(Request { slot, key: &self.key, value })
     }
 
-    /// The stamp of one more write; `None` if this key takes none now.
+    /// Returns the stamp of the next write, or `None` if this key cannot be written now.
     fn stamp(&mut self, key: u32) -> Option<Stamp> {
         if let Some(book) = &self.shared.book {
             return book.begin_write(key);
@@ -189,10 +189,10 @@ impl<'a> Driver<'a> {
         Some(Stamp { run: self.shared.run, number: self.writes })
     }
 
-    /// An operation has ended.
+    /// Records the end of an operation.
     ///
     /// # Errors
-    /// The answer is to a slot in which nothing is under way.
+    /// The response is to a slot without an operation in flight.
     pub(crate) fn end(
         &mut self,
         lane: &mut Lane,

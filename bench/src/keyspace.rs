@@ -1,12 +1,11 @@
-//! The keys of a run: numbers, written in decimal with zeros before them, in one list or one for each
-//! place of the cluster.
+//! The keys of a run: zero-padded decimal numbers, in one list or in one list for each shard.
 
 use kv_protocol::ids::{GroupId, ShardId};
 use kv_protocol::placement::{Digest, Placement};
 
 use crate::choice::{Choice, Popularity};
 
-/// One list of keys, and how the next one is drawn from it.
+/// One list of keys, and the distribution by which they are drawn.
 #[derive(Debug)]
 pub(crate) struct List {
     numbers: Numbers,
@@ -15,13 +14,13 @@ pub(crate) struct List {
 
 #[derive(Debug)]
 enum Numbers {
-    /// From zero on.
+    /// All numbers from zero up to this count.
     All(u32),
     Some(Box<[u32]>),
 }
 
 impl List {
-    /// The key at a place of the list.
+    /// Returns the key at an index of the list.
     pub(crate) fn key(&self, place: u64) -> u32 {
         match &self.numbers {
             Numbers::All(_) => u32::try_from(place).expect("a place in the list"),
@@ -40,24 +39,24 @@ impl List {
 /// All keys of a run.
 #[derive(Debug)]
 pub(crate) struct Keyspace {
-    /// Never empty, and none of them is.
+    /// The lists; there is at least one, and none is empty.
     pub(crate) lists: Vec<List>,
-    /// Keys have numbers below this.
+    /// An upper bound of the key numbers, exclusive.
     pub(crate) bound: u32,
-    /// Bytes of a key.
+    /// The bytes of a key.
     width: usize,
 }
 
 impl Keyspace {
-    /// `count` keys in one list.
+    /// Creates `count` keys in one list.
     pub(crate) fn whole(count: u32, width: usize, popularity: Popularity) -> Keyspace {
         let choice = Choice::new(popularity, count.into());
         let list = List { numbers: Numbers::All(count), choice };
         Keyspace { lists: vec![list], bound: count, width }
     }
 
-    /// `count` keys, all of one group if `group` names one, in a list for each shard of a group.
-    /// `Err`: the place that has none.
+    /// Creates `count` keys in one list for each shard, all of one group if `group` names one. Returns the
+    /// first shard without a key as the error.
     pub(crate) fn placed(
         count: u32,
         width: usize,
@@ -93,7 +92,7 @@ impl Keyspace {
         Ok(Keyspace { lists: lists.collect(), bound: number, width })
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     pub(crate) fn len(&self) -> u64 {
         self.lists.iter().map(List::len).sum()
     }
@@ -104,7 +103,7 @@ impl Keyspace {
     }
 }
 
-/// The number in decimal, with as many zeros before it as the width asks for.
+/// Writes the number in decimal, zero-padded to `width` bytes.
 fn write_key(mut number: u32, width: usize, into: &mut Vec<u8>) {
     into.clear();
     into.resize(width, b'0');

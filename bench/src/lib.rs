@@ -1,14 +1,14 @@
 //! The load generator `kv-bench`, the bare floors `kv-echo`, and the comparison `kv-compare`.
 //!
 //! ```text
-//!   args           the command line                    target: where the load goes
+//!   args           the command line                    target: address of the store under load
 //!     |
 //!   run            fills the keys, then warms up and measures; watches the clock and the CPUs
 //!     |                                                control, cpu, live
-//!   driver         one thread: draws operations, checks answers, counts
-//!     |   keyspace, choice   which key                 (zipf or uniform)
-//!     |   pace               when: closed loop, or an open one at a rate
-//!     |   value, book        what a key must hold
+//!   driver         one thread: draws operations, checks responses, counts
+//!     |   keyspace, choice   the next key              (zipf or uniform)
+//!     |   pace               its time: closed loop, or an open one at a rate
+//!     |   value, book        the value that a key must hold
 //!     |   tally              latencies and counts
 //!     +-- sockets    many connections, one epoll       wire: redis, memcached, kv, echo
 //!     +-- library    one client of libkvclient's crate, submit and poll
@@ -46,12 +46,12 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// Exit code: an answer was wrong, an operation failed, or the run itself did.
+/// Exit code: a response was wrong, an operation failed, or the run itself failed.
 const FAILED: u8 = 1;
-/// Exit code: the command line makes no sense.
+/// Exit code: invalid command line.
 const WRONG_USAGE: u8 = 2;
 
-/// The program `kv-bench`.
+/// Runs the program `kv-bench`.
 pub fn main() -> ExitCode {
     let args = args::Args::parse();
     let plan = match args.plan() {
@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
     match run::run(&plan) {
         Ok(report) => {
             let text = report.render(args.format());
-            // Whoever reads may have gone; that makes no run a failure.
+            // A closed standard output is no failure of the run.
             let _ = writeln!(std::io::stdout(), "{text}");
             if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
         }
@@ -69,7 +69,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Says why a program ends. A closed standard error must not turn a message into a panic.
+/// Reports why the program exits. A closed standard error must not turn a message into a panic.
 fn complain(program: &str, error: &anyhow::Error, code: u8) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "{program}: {error:#}");
     ExitCode::from(code)

@@ -1,4 +1,4 @@
-//! One client of the client library, its pipelined interface kept at a depth.
+//! One client of the client library, driven through its pipelined interface at a fixed depth.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use kv_client::{Client, Completion, Error, Op, OpOptions, SubmitError};
 use crate::driver::{Driver, Lane, Outcome};
 use crate::pace::Pace;
 
-/// The longest wait: then the clock is looked at.
+/// The longest wait before the clock is checked again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Drives the client until nothing begins any more and all is answered.
+/// Drives the client until no more operations may begin and all have ended.
 pub(crate) fn run(
     driver: &mut Driver<'_>,
     client: &mut Client,
@@ -57,7 +57,7 @@ pub(crate) fn run(
         };
         let wait = until_due.min(LOOK_EVERY);
         if lane.is_idle() {
-            // With nothing in flight a poll returns at once.
+            // With nothing in flight, a poll returns at once.
             std::thread::sleep(wait);
             continue;
         }

@@ -1,13 +1,13 @@
-//! One line on a terminal that tells how far a phase is. Elsewhere nothing is shown.
+//! A progress line on a terminal. Elsewhere nothing is shown.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Between two looks.
+/// The interval between two updates.
 pub(crate) const EVERY: Duration = Duration::from_millis(200);
 
-/// See the module.
+/// The progress line of a phase. See the module.
 #[derive(Debug)]
 pub(crate) struct Live {
     bar: ProgressBar,
@@ -15,13 +15,13 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// For so many operations.
+    /// Creates the progress line of a phase that fills this many keys.
     pub(crate) fn filling(total: u64) -> Live {
         let style = "filling {bar:30} {pos}/{len} keys, {per_sec}, {eta} left";
         Live::new(ProgressBar::new(total), style)
     }
 
-    /// For a phase that ends by the clock or by count.
+    /// Creates the progress line of a phase that ends by time or count.
     pub(crate) fn running() -> Live {
         Live::new(ProgressBar::new_spinner(), "{spinner} {elapsed} {msg}")
     }
@@ -31,7 +31,7 @@ impl Live {
         Live { bar, counted: 0 }
     }
 
-    /// So many operations are done now, [`EVERY`] after the last look.
+    /// Shows the number of operations done, [`EVERY`] after the last update.
     pub(crate) fn show(&mut self, done: u64, phase: &str) {
         self.bar.set_position(done);
         #[allow(clippy::cast_precision_loss)]
@@ -41,7 +41,7 @@ impl Live {
         self.counted = done;
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub(crate) fn end(self) {
         self.bar.finish_and_clear();
     }

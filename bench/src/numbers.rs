@@ -1,9 +1,9 @@
-//! Numbers as people write and read them.
+//! Numbers in the notation of people.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// A count or size such as `1000`, `10k`, `1M`, `16KiB`.
+/// Parses a count or size such as `1000`, `10k`, `1M`, `16KiB`.
 pub(crate) fn parse_count(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -22,7 +22,7 @@ pub(crate) fn parse_count(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("{text} is too much"))
 }
 
-/// One number, or two with a dash between them.
+/// Parses one number, or two separated by a dash.
 pub(crate) fn parse_range(text: &str) -> Result<RangeInclusive<u64>, String> {
     let (low, high) = text.split_once('-').unwrap_or((text, text));
     let (low, high) = (parse_count(low)?, parse_count(high)?);
@@ -32,7 +32,7 @@ pub(crate) fn parse_range(text: &str) -> Result<RangeInclusive<u64>, String> {
     }
 }
 
-/// Seconds with a fraction, up to a day.
+/// Parses seconds, with an optional fraction, up to a day.
 pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     const DAY: f64 = 86_400.0;
     text.parse::<f64>()
@@ -42,7 +42,7 @@ pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("`{text}` is no number of seconds from 0 to {DAY}"))
 }
 
-/// A count or rate with a unit, three or four digits.
+/// Formats a count or rate with a unit and three or four digits.
 pub(crate) fn short(number: f64) -> String {
     let (scaled, unit) = match number {
         n if n >= 1e6 => (n / 1e6, " M"),
@@ -59,7 +59,7 @@ pub(crate) fn short(number: f64) -> String {
     format!("{scaled:.digits$}{unit}")
 }
 
-/// Microseconds, three or more digits.
+/// Formats microseconds with three or more digits.
 pub(crate) fn micros(us: f64) -> String {
     match us {
         n if n >= 100.0 => format!("{n:.0}"),
@@ -68,7 +68,7 @@ pub(crate) fn micros(us: f64) -> String {
     }
 }
 
-/// A number of at most `most`, as an index.
+/// Converts a number to an index.
 pub(crate) fn index(number: u64) -> usize {
     usize::try_from(number).expect("indices fit a usize on 64-bit Linux")
 }

@@ -1,32 +1,32 @@
-//! When the next operation begins: as soon as one has ended (closed loop), or at its time whatever the
-//! server does (open loop).
+//! The start times of operations: as soon as one has ended (closed loop), or on schedule, whatever the server
+//! does (open loop).
 //!
-//! In an open loop the latency counts from the time at which the operation was meant to begin, so that
-//! one which has to wait because others are slow shows it.
+//! In an open loop, a latency counts from the scheduled start, so it includes the time for which a slow server
+//! delays the operation.
 
-/// The times of one thread's operations, in nanoseconds of the run.
+/// The start times of one thread's operations, in nanoseconds of the run.
 #[derive(Clone, Debug)]
 pub(crate) enum Pace {
-    /// Whenever there is room.
+    /// As soon as there is room.
     Closed,
-    /// One every `every_ns`.
+    /// At a fixed rate.
     Open {
-        /// When the first was due.
+        /// The scheduled time of the first operation.
         from_ns: u64,
-        /// Between two.
+        /// The interval between two operations.
         every_ns: f64,
-        /// How many have begun.
+        /// The number of operations begun.
         begun: u64,
     },
 }
 
 impl Pace {
-    /// So many operations a second from a moment on.
+    /// Creates an open loop at this rate, from this time on.
     pub(crate) fn open(from_ns: u64, per_second: f64) -> Pace {
         Pace::Open { from_ns, every_ns: 1e9 / per_second, begun: 0 }
     }
 
-    /// When the next operation is due; `None`: at any time.
+    /// Returns the scheduled time of the next operation; `None`: at any time.
     pub(crate) fn next_ns(&self) -> Option<u64> {
         match self {
             Pace::Closed => None,
@@ -38,7 +38,7 @@ impl Pace {
         }
     }
 
-    /// Begins the next operation, if it is due: from when its latency counts.
+    /// Begins the next operation if it is due. Returns the time from which its latency counts.
     pub(crate) fn begin(&mut self, now_ns: u64) -> Option<u64> {
         let due = self.next_ns().unwrap_or(now_ns);
         if due > now_ns {
@@ -50,7 +50,7 @@ impl Pace {
         Some(due)
     }
 
-    /// How many operations were due before `end_ns` and have not begun.
+    /// Returns the number of operations that were due before `end_ns` and have not begun.
     pub(crate) fn behind(&self, end_ns: u64) -> u64 {
         match self {
             Pace::Closed => 0,
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(pace.begin(999), None);
         assert_eq!(pace.begin(1_000), Some(1_000));
         assert_eq!(pace.begin(1_500), None);
-        // The server stands for 10 µs: the ten that were due then count from their times.
+        // The server pauses for 10 µs: the ten operations that were due count from their scheduled times.
         let begun: Vec<u64> = std::iter::from_fn(|| pace.begin(11_000)).collect();
         assert_eq!(begun, (2..=11).map(|n| n * 1_000).collect::<Vec<u64>>());
         assert_eq!(pace.next_ns(), Some(12_000));

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::numbers::{micros, short};
 use crate::tally::{Figures, Latencies, Tally};
 
-/// How a result is shown.
+/// The format of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Table,
@@ -14,13 +14,13 @@ pub(crate) enum Format {
     Csv,
 }
 
-/// What was measured. Latencies are in microseconds.
+/// The measurements of a run. Latencies are in microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) target: String,
     pub(crate) connections: usize,
     pub(crate) depth: u32,
-    /// `closed`, or `open` at the rate asked for.
+    /// `closed`, or `open` if a rate was requested.
     pub(crate) loop_kind: String,
     pub(crate) rate: Option<u64>,
     /// Operations that were due and did not begin, because the server was too slow for the rate.
@@ -38,19 +38,19 @@ pub(crate) struct Report {
     pub(crate) verified: bool,
     pub(crate) mismatched: u64,
     pub(crate) first_mismatch: Option<String>,
-    /// Processor time of this program for one operation.
+    /// CPU time of this program for one operation.
     pub(crate) generator_cpu_us: f64,
-    /// The same of the processes named by `--server-pid`, together.
+    /// CPU time of the processes named by `--server-pid` together, for one operation.
     pub(crate) server_cpu_us: Option<f64>,
-    /// How long filling took, if keys were filled.
+    /// The duration of the fill, if keys were filled.
     pub(crate) fill_seconds: Option<f64>,
     pub(crate) filled: u64,
-    /// Latencies of the filling.
+    /// Latencies of the fill.
     pub(crate) fills: Figures,
 }
 
 impl Report {
-    /// Takes over what the threads have counted.
+    /// Takes over the measurements of all threads.
     pub(crate) fn take(&mut self, tally: Tally) {
         let mut all: Latencies = tally.reads.clone();
         all.add(&tally.writes);
@@ -61,7 +61,7 @@ impl Report {
         self.add_troubles(tally);
     }
 
-    /// Takes over what went wrong.
+    /// Adds the failures and wrong responses of a tally.
     pub(crate) fn add_troubles(&mut self, tally: Tally) {
         self.single_copies += tally.single_copies;
         self.failed += tally.failed;
@@ -70,12 +70,12 @@ impl Report {
         self.first_mismatch = self.first_mismatch.take().or(tally.first_mismatch);
     }
 
-    /// Whether every operation was done and every answer right.
+    /// Returns whether every operation was done and every response was correct.
     pub(crate) fn is_clean(&self) -> bool {
         self.failed == 0 && self.mismatched == 0
     }
 
-    /// The text for standard output.
+    /// Renders the text for standard output.
     pub(crate) fn render(&self, format: Format) -> String {
         match format {
             Format::Json => serde_json::to_string(self).expect("a report is plain data"),

@@ -30,10 +30,10 @@ use crate::wire::kv::Kv;
 use crate::wire::memcached::Memcached;
 use crate::wire::resp::Resp;
 
-/// Carries the plan out.
+/// Executes the plan.
 ///
 /// # Errors
-/// The target cannot be reached, ends a connection, or does not answer.
+/// The target cannot be reached, ends a connection, or does not respond.
 pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
     let address = plan.target.resolve()?;
     let needs_map = plan.target.scheme == Scheme::KvWire || plan.group.is_some();
@@ -50,7 +50,7 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
                 let client = Client::with_endpoints(&endpoints, options.clone())?;
                 clients.push((client, Lane::new(0, plan.depth)));
             }
-            // A wrong address is one error, not one for each operation.
+            // A wrong address causes one error here, instead of one for each operation.
             let (first, _) = &mut clients[0];
             first.noop(b"kv-bench", &OpOptions::default())?;
             carry_out(plan, &shared, &mut clients, |driver, (client, lane), pace| {
@@ -71,7 +71,7 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
     }
 }
 
-/// Tells this run's values from those of others.
+/// Returns a number that distinguishes this run's values from those of other runs.
 fn run_number() -> u32 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let number =
@@ -90,7 +90,7 @@ fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
             }
             let mut placement = map.placement();
             if plan.target.scheme == Scheme::Kv {
-                // The library finds the shards itself: one list.
+                // The library finds the shards itself: one list is enough.
                 placement = kv_protocol::placement::Placement::new(placement.servers(), 1);
             }
             let placed = Keyspace::placed(keys, key_bytes, popularity, placement, group);
@@ -103,7 +103,7 @@ fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
     Ok(Shared { keys, values: Values::new(plan.value_bytes.clone()), book, run })
 }
 
-/// Opens connections that need no greeting.
+/// Opens connections that need no handshake.
 fn plain<W>(
     plan: &Plan,
     address: SocketAddr,
@@ -115,7 +115,7 @@ fn plain<W>(
     }
 }
 
-/// Opens the connection of this number to the shard whose turn it is.
+/// Opens connection number `at` to the next shard in round-robin order.
 fn open_kv(
     plan: &Plan,
     map: &Map,
@@ -142,7 +142,7 @@ fn open_kv(
     Ok(Connection::new(stream, Kv::new(view.version, begun), Lane::new(list, plan.depth))?)
 }
 
-/// Opens all connections, deals them out among the threads, and carries the plan out.
+/// Opens all connections, distributes them among the threads, and executes the plan.
 fn over_sockets<W: Wire + Send>(
     plan: &Plan,
     shared: &Shared,
@@ -150,7 +150,7 @@ fn over_sockets<W: Wire + Send>(
 ) -> anyhow::Result<Report> {
     let mut threads: Vec<Vec<Connection<W>>> = (0..plan.threads).map(|_| Vec::new()).collect();
     for at in 0..plan.connections {
-        // One place after the other: a thread's connections are neighbours.
+        // Each thread gets connections of consecutive numbers.
         threads[at * plan.threads / plan.connections].push(open(at)?);
     }
     carry_out(plan, shared, &mut threads, |driver, connections, pace| {
@@ -158,7 +158,7 @@ fn over_sockets<W: Wire + Send>(
     })
 }
 
-/// Fills and measures, `each` on a thread of its own.
+/// Fills and measures, each element of `threads` on a thread of its own.
 fn carry_out<T: Send>(
     plan: &Plan,
     shared: &Shared,
@@ -217,7 +217,7 @@ fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-/// One phase under way.
+/// One phase in progress.
 struct Phase<'a> {
     plan: &'a Plan,
     shared: &'a Shared,
@@ -226,11 +226,11 @@ struct Phase<'a> {
     rate: Option<u64>,
 }
 
-/// What a phase has shown.
+/// The results of a phase.
 struct Ended {
     tally: Tally,
     behind: u64,
-    /// Processor time used while it was measured.
+    /// CPU time used during the measurement.
     own: Duration,
     servers: Option<Duration>,
 }
@@ -260,7 +260,7 @@ impl Phase<'_> {
                     if ended.is_err() {
                         control.abort();
                     }
-                    // The watcher is there until all have ended.
+                    // The receiver lives until all threads have ended.
                     let _ = sender.send(());
                     ended.map(|pace| (driver.tally, pace.behind(control.end_ns)))
                 }));
@@ -275,7 +275,7 @@ impl Phase<'_> {
                         ended.tally.add(tally);
                         ended.behind += if self.control.end_ns == u64::MAX { 0 } else { behind };
                     }
-                    // Others fail because one did: the first is told.
+                    // The others fail as a consequence of the first, so the first error is reported.
                     Ok(Err(error)) => failure = failure.or(Some(error)),
                     Err(panic) => std::panic::resume_unwind(panic),
                 }
@@ -284,8 +284,8 @@ impl Phase<'_> {
         })
     }
 
-    /// Watches the clock until all threads have ended, and what was used of processors between the end
-    /// of the warm-up and the end of the measuring.
+    /// Watches the clock until all threads have ended. Returns the CPU time used between the end of the warm-up
+    /// and the end of the measurement.
     fn watch(
         &self,
         threads: usize,

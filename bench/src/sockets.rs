@@ -1,7 +1,7 @@
 //! Many connections of one thread over one epoll descriptor.
 //!
 //! ```text
-//!   turn:  wait -> for each ready connection: receive, end what was answered, begin anew, send
+//!   turn:  wait -> for each ready connection: receive, end completed operations, begin new ones, send
 //!               -> in an open loop: begin what is due, on the connections in turn, and send
 //! ```
 
@@ -21,17 +21,17 @@ use crate::driver::{Driver, Lane};
 use crate::pace::Pace;
 use crate::wire::Wire;
 
-/// Most events taken from the kernel at once.
+/// The most events taken from the kernel at once.
 const MAX_EVENTS: usize = 64;
-/// Most bytes taken from a socket at once.
+/// The most bytes taken from a socket at once.
 const RECEIVE_BYTES: usize = 64 << 10;
-/// A connection with so many bytes to send takes no more requests.
+/// The most bytes of unsent output with which a connection takes further requests.
 const MAX_OUTPUT_BYTES: usize = 1 << 20;
-/// How long answers are waited for after the end.
+/// The time for which responses are awaited after the end.
 const DRAIN_NS: u64 = 10_000_000_000;
-/// The longest wait: then the clock is looked at.
+/// The longest wait before the clock is checked again.
 const LOOK_EVERY_NS: i64 = 50_000_000;
-/// The timer's place among the connections.
+/// The timer's epoll token.
 const TIMER: u64 = u64::MAX;
 
 /// One connection.
@@ -42,13 +42,13 @@ pub(crate) struct Connection<W> {
     pub(crate) lane: Lane,
     input: Vec<u8>,
     output: Vec<u8>,
-    /// Bytes of the output that were sent.
+    /// The number of bytes of the output already sent.
     sent: usize,
     awaits_writable: bool,
 }
 
 impl<W> Connection<W> {
-    /// Over a stream that is connected, and has said what it must before the first request.
+    /// Wraps a connected stream on which the handshake, if any, is complete.
     pub(crate) fn new(stream: TcpStream, wire: W, lane: Lane) -> io::Result<Connection<W>> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
@@ -64,7 +64,7 @@ struct Loop<'a, 'b, W> {
     scratch: Box<[u8]>,
 }
 
-/// Drives the connections until nothing begins any more and all is answered.
+/// Drives the connections until no more operations may begin and all have ended.
 pub(crate) fn run<W: Wire>(
     driver: &mut Driver<'_>,
     connections: &mut [Connection<W>],
@@ -110,7 +110,7 @@ pub(crate) fn run<W: Wire>(
             let Ok(at) = usize::try_from(token) else { continue };
             if at >= state.connections.len() {
                 let mut expirations = [0; 8];
-                // The count says nothing here; it is read so that the timer is quiet again.
+                // The count is irrelevant; reading it disarms the timer's readiness.
                 let _ = rustix::io::read(&timer, &mut expirations);
                 continue;
             }
@@ -153,7 +153,7 @@ fn wait(epoll: &OwnedFd, ready: &mut Vec<(u64, EventFlags)>) -> io::Result<()> {
 }
 
 impl<W: Wire> Loop<'_, '_, W> {
-    /// Begins operations while there is room, and sends them; false: nothing begins any more.
+    /// Begins operations while there is room, and sends them. Returns false when no more may begin.
     fn refill(&mut self, at: usize) -> anyhow::Result<bool> {
         let connection = &mut self.connections[at];
         let mut may_begin = true;
@@ -172,7 +172,7 @@ impl<W: Wire> Loop<'_, '_, W> {
         Ok(may_begin)
     }
 
-    /// Begins what is due, on one connection after the other; false: nothing begins any more.
+    /// Begins the operations that are due, on the connections in turn. Returns false when no more may begin.
     fn begin_due(
         &mut self,
         pace: &mut Pace,
@@ -188,7 +188,7 @@ impl<W: Wire> Loop<'_, '_, W> {
                     && connection.wire.has_room()
                     && connection.output.len() < MAX_OUTPUT_BYTES
             });
-            // Without room it waits, and its latency grows.
+            // Without room the operation waits, and its latency grows.
             let Some(at) = free else { break };
             *turn = at + 1;
             let Some(start_ns) = pace.begin(now_ns) else { break };

@@ -1,8 +1,8 @@
-//! What a thread has counted: latencies by kind of operation, and what went wrong.
+//! The counts of a thread: latencies by kind of operation, and failures.
 
 use hdrhistogram::Histogram;
 
-/// Latencies from a nanosecond to two minutes, to three digits. More than any deadline here.
+/// The highest recorded latency, two minutes: longer than any deadline here.
 const LONGEST_NS: u64 = 120_000_000_000;
 const DIGITS: u8 = 3;
 
@@ -55,24 +55,24 @@ impl Latencies {
     }
 }
 
-/// What one thread has counted while it was measured.
+/// The counts of one thread while it was measured.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     pub(crate) reads: Latencies,
     pub(crate) writes: Latencies,
-    /// Operations that ended while the clock ran.
+    /// Operations that ended during the measurement.
     pub(crate) completed: u64,
     /// Reads of keys that do not exist.
     pub(crate) missing: u64,
-    /// Writes acknowledged by a cluster that holds them once.
+    /// Writes acknowledged while only one server held them.
     pub(crate) single_copies: u64,
-    /// Operations refused or failed, and what the first one was told.
+    /// Operations that were rejected or failed, and the first such error.
     pub(crate) failed: u64,
     pub(crate) first_failure: Option<String>,
-    /// Reads that showed what they must not, and the first of them.
+    /// Reads that returned a wrong value, and the first such mismatch.
     pub(crate) mismatched: u64,
     pub(crate) first_mismatch: Option<String>,
-    /// When the last operation ended, in nanoseconds of the run.
+    /// The time at which the last operation ended, in nanoseconds of the run.
     pub(crate) last_ns: u64,
 }
 
@@ -92,7 +92,7 @@ impl Tally {
         }
     }
 
-    /// Adds what another thread has counted.
+    /// Adds the counts of another thread.
     pub(crate) fn add(&mut self, other: Tally) {
         self.reads.add(&other.reads);
         self.writes.add(&other.writes);

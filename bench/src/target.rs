@@ -1,18 +1,18 @@
-//! Where the load goes: a scheme and an address.
+//! The target of the load: a scheme and an address.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 
 use anyhow::Context as _;
 
-/// How a target is spoken to.
+/// The protocol of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
     /// A cluster of this store, through the client library.
     Kv,
-    /// The same, over plain sockets: as cheap for the generator as the other schemes.
+    /// The same over plain sockets: as cheap for the generator as the other schemes.
     KvWire,
-    /// Redis, Valkey and whatever else speaks RESP.
+    /// Redis, Valkey and other servers that speak RESP.
     Redis,
     /// Memcached's text protocol.
     Memcached,
@@ -29,16 +29,16 @@ const SCHEMES: [(&str, Scheme); 5] = [
     ("echo", Scheme::Echo),
 ];
 
-/// See the module.
+/// The target of the load. See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) scheme: Scheme,
-    /// `host:port`, or several with commas for [`Scheme::Kv`].
+    /// `host:port`, or several separated by commas for [`Scheme::Kv`].
     pub(crate) endpoint: String,
 }
 
 impl Target {
-    /// Reads `scheme://host:port`.
+    /// Parses `scheme://host:port`.
     pub(crate) fn parse(text: &str) -> Result<Target, String> {
         let wrong = || {
             format!(
@@ -67,12 +67,12 @@ impl Target {
         }
     }
 
-    /// Whether it is a cluster of this store.
+    /// Returns whether the target is a cluster of this store.
     pub(crate) fn is_kv(&self) -> bool {
         matches!(self.scheme, Scheme::Kv | Scheme::KvWire)
     }
 
-    /// The address, its name resolved.
+    /// Resolves the (first) address.
     pub(crate) fn resolve(&self) -> anyhow::Result<SocketAddr> {
         let first = self.endpoint.split(',').next().unwrap_or_default();
         let looked_up = || format!("look up {first}; check the host name");

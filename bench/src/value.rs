@@ -1,35 +1,35 @@
-//! What is stored: bytes that follow from the key, the run and a stamp, so that whoever reads a value
-//! knows whether this key can ever have held it.
+//! Self-describing values: the bytes follow from the key, the run and a stamp. So a reader can check whether a
+//! key can ever have held a value.
 //!
 //! ```text
 //!   0       4       8        12
-//!   | run   | stamp | length | a stretch of one fixed noise, from a place that hangs on key, run, stamp |
+//!   | run   | stamp | length | a stretch of fixed noise, whose start depends on key, run and stamp |
 //! ```
 
 use std::ops::RangeInclusive;
 
-/// Bytes before the noise: the shortest value that can be checked.
+/// The bytes before the noise: the shortest value that can be checked.
 pub(crate) const STAMP_BYTES: usize = 12;
-/// Length of the noise, which begins anew at its end. Small enough to stay in the processor's cache.
+/// The bytes of the noise, which repeats. Small enough to stay in the processor's cache.
 const NOISE_BYTES: usize = 64 << 10;
 
-/// Which write of a key a value comes from.
+/// The identity of the write that a value comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// Which run of the generator wrote it.
+    /// The run of the generator that wrote it.
     pub(crate) run: u32,
-    /// Which of the key's writes in that run it was, from 1.
+    /// The number of the write among the key's writes in that run, from 1.
     pub(crate) number: u32,
 }
 
-/// Writes values and checks them.
+/// A writer and checker of values.
 #[derive(Debug)]
 pub(crate) struct Values {
     noise: Box<[u8]>,
     lengths: RangeInclusive<usize>,
 }
 
-/// SplitMix64's finish: every bit hangs on every bit.
+/// Applies the finalizer of SplitMix64: every bit of the result depends on every bit of the input.
 pub(crate) fn mix(number: u64) -> u64 {
     let bits = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -38,13 +38,13 @@ pub(crate) fn mix(number: u64) -> u64 {
 }
 
 impl Values {
-    /// Values of these lengths.
+    /// Creates values with lengths in this range.
     pub(crate) fn new(lengths: RangeInclusive<usize>) -> Values {
         let words = (0..NOISE_BYTES as u64 / 8).map(|word| mix(word).to_le_bytes());
         Values { noise: words.flatten().collect(), lengths }
     }
 
-    /// What the key holds after this write.
+    /// Writes the value that the key holds after this write.
     pub(crate) fn write(&self, key: u32, stamp: Stamp, into: &mut Vec<u8>) {
         let place = place(key, stamp);
         let span = (self.lengths.end() - self.lengths.start() + 1) as u64;
@@ -62,10 +62,10 @@ impl Values {
         }
     }
 
-    /// Which write of this key a value comes from.
+    /// Returns the write of this key that a value comes from.
     ///
     /// # Errors
-    /// What is wrong with it: no write of this key can have left it.
+    /// The reason why no write of this key can have left it.
     pub(crate) fn read(&self, key: u32, value: &[u8]) -> Result<Stamp, String> {
         let (Some(head), rest) = (value.first_chunk::<STAMP_BYTES>(), value.get(STAMP_BYTES..))
         else {

@@ -1,4 +1,4 @@
-//! What `coord` can do that this program has to know of.
+//! The abilities of `coord` and of this machine that decide which faults are possible.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,15 +9,15 @@ use crate::ordinary::Day;
 use crate::ordinary::ground::{self, Ground};
 use crate::ordinary::stall::Stalled;
 
-/// What is possible.
+/// The abilities of `coord`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Abilities {
-    /// `coord --restore DIR…` brings dumps back; asked of its help.
+    /// True if `coord --restore DIR…` exists, according to its help.
     pub(crate) restore: bool,
 }
 
-/// Returns the ordinary days that are possible here, by ground, and names the others in `left_out`. The main thread
-/// must call it before it starts other threads.
+/// Returns the ordinary days that are possible here, by ground, and adds the others to `left_out`. The main
+/// thread must call it before it starts other threads.
 pub(crate) fn ordinary_days(left_out: &mut Vec<String>) -> Vec<(Ground, Vec<Day>)> {
     let no_mounts = match rustix::process::geteuid().is_root() {
         false => Some("mounting needs root (run `sudo make chaos`)".into()),
@@ -35,7 +35,7 @@ pub(crate) fn ordinary_days(left_out: &mut Vec<String>) -> Vec<(Ground, Vec<Day>
     possible
 }
 
-/// Returns the kinds among these that this machine allows, and names the others in `left_out`.
+/// Returns the kinds among these that this machine allows, and adds the others to `left_out`.
 pub(crate) fn possible_of(days: &[Day], left_out: &mut Vec<String>) -> Vec<Day> {
     let mut days = days.to_vec();
     if days.contains(&Day::Stall)
@@ -48,7 +48,7 @@ pub(crate) fn possible_of(days: &[Day], left_out: &mut Vec<String>) -> Vec<Day> 
 }
 
 impl Abilities {
-    /// Asks `coord`.
+    /// Determines the abilities of `coord` from its help.
     pub(crate) fn of(coord: &Path) -> anyhow::Result<Abilities> {
         let output = Command::new(coord)
             .arg("--help")

@@ -1,11 +1,11 @@
-//! Data that only has to be there: it makes copies take their time, and must be in the dumps.
+//! Bulk data, which makes copies take time and must be present in the dumps.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kv_client::{Client, Op, OpOptions, Options, SubmitError};
 
-/// So many values of one length, under keys of their own.
+/// A number of values of one length, under keys of their own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bulk {
     pub(crate) count: u64,
@@ -13,19 +13,19 @@ pub(crate) struct Bulk {
 }
 
 impl Bulk {
-    /// The key of an entry.
+    /// Returns the key of an entry.
     pub(crate) fn key(number: u64) -> String {
         format!("bulk-{number}")
     }
 
-    /// The value of an entry.
+    /// Returns the value of an entry.
     pub(crate) fn value(self, number: u64) -> Vec<u8> {
         let mut value = number.to_le_bytes().to_vec();
         value.resize(self.value_bytes.max(8), value[0]);
         value
     }
 
-    /// Writes all of it. `told` is called with the number written so far.
+    /// Writes all entries. `told` is called with the number written so far.
     pub(crate) fn write(self, endpoint: &str, mut told: impl FnMut(u64)) -> anyhow::Result<()> {
         let options =
             Options { window: 256, deadline: Duration::from_secs(60), ..Options::default() };

@@ -1,8 +1,8 @@
-//! The one clock of a history: CLOCK_MONOTONIC, the same for all processes of a machine.
+//! The clock of all histories: CLOCK_MONOTONIC, which all processes of a machine share.
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Nanoseconds since some moment before the start of the machine's uptime.
+/// Returns the time in nanoseconds since an arbitrary moment before the machine's start.
 pub(crate) fn now_ns() -> i64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec * 1_000_000_000 + now.tv_nsec

@@ -1,10 +1,10 @@
 //! A coordinator and its servers in a directory of their own.
 //!
 //! ```text
-//!   start          coord -C file --dir DIR --daemon, until all is whole
+//!   start          coord -C file --dir DIR --daemon, until every group is whole
 //!   wait_whole     polls `coord status --json`
-//!   stop           SIGTERM, exit code 0, nobody left
-//!   drop           whoever is left in the directory is killed
+//!   stop           SIGTERM, exit code 0, no process left
+//!   drop           every process left in the directory is killed
 //! ```
 
 use std::fs;
@@ -22,14 +22,13 @@ use kv_protocol::status::{ClusterState, ClusterStatus, GroupCondition};
 use crate::network::Network;
 use crate::process::{self, Signal, wait_for};
 
-/// What a start may take, and what may pass until all is whole again after a fault. A machine with two
-/// busy cores takes seconds.
+/// The timeout of a start, and of the recovery after a fault. A machine with two busy cores takes seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// What an orderly stop may take, dumps included.
+/// The timeout of an orderly stop, dumps included.
 const STOP_LIMIT: Duration = Duration::from_secs(180);
-/// So long all must have been whole: who was struck a moment ago may not have been missed yet.
+/// The time for which every group must have been whole: a recent fault may not have been detected yet.
 const STEADY: Duration = Duration::from_secs(1);
-/// Between two questions for the status.
+/// The interval between two status requests.
 const ASK_EVERY: Duration = Duration::from_millis(50);
 
 /// The executables.
@@ -37,12 +36,12 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) struct Programs {
     pub(crate) coord: PathBuf,
     pub(crate) server: PathBuf,
-    /// This very program.
+    /// This program.
     pub(crate) chaos: PathBuf,
 }
 
 impl Programs {
-    /// Those in this directory, or beside this program.
+    /// Finds the executables in this directory, or beside this program.
     pub(crate) fn find(directory: Option<&Path>) -> anyhow::Result<Programs> {
         let chaos = std::env::current_exe().context("find this program's own directory")?;
         let beside = match directory {
@@ -64,24 +63,24 @@ impl Programs {
     }
 }
 
-/// How a cluster is started.
+/// The parameters of a cluster's start.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
     pub(crate) servers: u16,
     pub(crate) shards: u16,
     /// Further arguments of `coord`.
     pub(crate) flags: Vec<String>,
-    /// A server that runs on another host, as a cluster file names it.
+    /// A server on another host, with the host as a cluster file names it.
     pub(crate) remote: Option<(u16, String)>,
 }
 
 impl Setting {
-    /// Servers of this machine, and no flags.
+    /// Creates a setting with servers on this machine, and no flags.
     pub(crate) fn plain(servers: u16, shards: u16) -> Setting {
         Setting { servers, shards, flags: Vec::new(), remote: None }
     }
 
-    /// The cluster file.
+    /// Returns the contents of the cluster file.
     fn file(&self) -> String {
         let host = |id| match &self.remote {
             Some((remote, host)) if *remote == id => host,
@@ -98,7 +97,7 @@ pub(crate) struct Cluster {
     pub(crate) dir: PathBuf,
     pub(crate) setting: Setting,
     pub(crate) clients_port: u16,
-    /// Where it is reached.
+    /// The host at which it is reached.
     pub(crate) host: String,
     programs: Programs,
     arguments: Vec<String>,
@@ -118,7 +117,7 @@ impl Cluster {
         fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
         let file = dir.join("cluster.txt");
         fs::write(&file, setting.file()).with_context(|| format!("write {}", file.display()))?;
-        // The coordinator must be found again at the same ports when it is started again.
+        // A restarted coordinator must have the same ports.
         let (clients_port, servers_port) = free_ports()?;
         let shown = |path: &Path| path.display().to_string();
         let mut arguments: Vec<String> = ["--daemon".into(), "-C".into(), shown(&file)].into();
@@ -141,7 +140,7 @@ impl Cluster {
         let (programs, setting) = (programs.clone(), setting.clone());
         let mut cluster =
             Cluster { dir, setting, clients_port, host, programs, arguments, begun, coord };
-        // One that is restored without some of its groups is never whole.
+        // A cluster restored without some of its groups never becomes whole.
         match cluster.setting.flags.iter().any(|flag| flag == "--accept-loss") {
             true => cluster.wait_status("after the start", is_settled)?,
             false => cluster.wait_whole("after the start")?,
@@ -149,17 +148,17 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// How long ago it was started.
+    /// Returns the time since its start.
     pub(crate) fn age(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// The coordinator's log.
+    /// Returns the path of the coordinator's log.
     pub(crate) fn log(&self) -> PathBuf {
         self.dir.join("coord.log")
     }
 
-    /// Where clients find the coordinator.
+    /// Returns the coordinator's address for clients.
     pub(crate) fn endpoint(&self) -> String {
         format!("{}:{}", self.host, self.clients_port)
     }
@@ -168,7 +167,7 @@ impl Cluster {
         Placement::new(self.setting.servers, self.setting.shards)
     }
 
-    /// What `coord status --json` says.
+    /// Returns the status that `coord status --json` reports.
     pub(crate) fn status(&self) -> anyhow::Result<ClusterStatus> {
         let port = self.clients_port.to_string();
         let output = Command::new(&self.programs.coord)
@@ -176,21 +175,21 @@ impl Cluster {
             .stdin(Stdio::null())
             .output()
             .context("run coord status")?;
-        // 3 and 4 are of a cluster that is not whole.
+        // Exit codes 3 and 4 mean that the cluster is not whole.
         if !matches!(output.status.code(), Some(0 | 3 | 4)) {
             bail!("coord status: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
         serde_json::from_slice(&output.stdout).context("read what coord status --json says")
     }
 
-    /// The process at a place of the ring.
+    /// Returns the pid of the process at a place of the ring.
     pub(crate) fn server_pid(&self, id: u16) -> anyhow::Result<u32> {
         let status = self.status()?;
         let server = status.servers.get(usize::from(id)).context("there is no such server")?;
         server.pid.with_context(|| format!("server {id} has not started"))
     }
 
-    /// The same, as views name it.
+    /// Returns the process at a place of the ring, as views name it.
     pub(crate) fn member(&self, id: u16) -> anyhow::Result<Member> {
         let status = self.status()?;
         let server = status.servers.get(usize::from(id)).context("there is no such server")?;
@@ -198,13 +197,13 @@ impl Cluster {
         Ok(Member { server: server.id, incarnation })
     }
 
-    /// Waits until every group is home with two copies and nothing is recovered any more, for a good
-    /// while. Returns when that while began.
+    /// Waits until every group has been home with two replicas, without any recovery, for a while. Returns the
+    /// time until that began.
     pub(crate) fn wait_whole(&mut self, when: &str) -> anyhow::Result<Duration> {
         self.wait_status(when, is_whole)
     }
 
-    /// Waits until the status is as wanted, and stays so. Returns after which time that began.
+    /// Waits until the status has been as wanted for a while. Returns the time until that began.
     pub(crate) fn wait_status(
         &mut self,
         when: &str,
@@ -242,25 +241,25 @@ impl Cluster {
         }
     }
 
-    /// The coordinator's process.
+    /// Returns the pid of the coordinator.
     pub(crate) fn coord_pid(&self) -> u32 {
         self.coord.id()
     }
 
-    /// Kills the coordinator; the servers go on.
+    /// Kills the coordinator; the servers continue.
     pub(crate) fn kill_coordinator(&mut self) -> anyhow::Result<()> {
         self.coord.kill().context("kill coord")?;
         self.coord.wait().context("wait for coord")?;
         Ok(())
     }
 
-    /// Starts the coordinator again, by the same command line.
+    /// Starts the coordinator again, with the same command line.
     pub(crate) fn restart_coordinator(&mut self) -> anyhow::Result<()> {
         self.coord = spawn(&self.programs.coord, &self.arguments, &self.dir)?;
         Ok(())
     }
 
-    /// Starts the coordinator again after all processes have ended, with further flags that name the source.
+    /// Starts the coordinator after all processes have exited, with further flags that name the source.
     pub(crate) fn revive(&mut self, flags: &[String]) -> anyhow::Result<()> {
         let arguments = [&self.arguments[..], flags].concat();
         self.coord = spawn(&self.programs.coord, &arguments, &self.dir)?;
@@ -278,7 +277,7 @@ impl Cluster {
         self.await_end()
     }
 
-    /// Waits for the coordinator to end by itself, leaving no process.
+    /// Waits for the coordinator to exit by itself, and checks that no server is left.
     pub(crate) fn await_end(&mut self) -> anyhow::Result<ExitStatus> {
         let coord = &mut self.coord;
         let ended = wait_for("coord to end", STOP_LIMIT, || coord.try_wait().ok().flatten())?;
@@ -290,14 +289,14 @@ impl Cluster {
     }
 }
 
-/// Whether every group is home with two copies, and nothing is under way.
+/// Returns whether every group is home with two replicas, and no recovery is in progress.
 pub(crate) fn is_whole(status: &ClusterStatus) -> bool {
     status.state == ClusterState::Serving
         && is_settled(status)
         && !status.groups.iter().any(is_lost)
 }
 
-/// The same, but for groups that are LOST.
+/// Returns whether every group that is not LOST is home with two replicas, and no recovery is in progress.
 pub(crate) fn is_settled(status: &ClusterStatus) -> bool {
     status.servers.iter().all(|server| server.recovery_step.is_none())
         && status.groups.iter().all(|group| {
@@ -311,7 +310,7 @@ fn is_lost(group: &kv_protocol::status::GroupStatus) -> bool {
     group.condition == GroupCondition::Lost
 }
 
-/// Two ports that nobody has at this moment.
+/// Returns two ports that are unused at this moment.
 fn free_ports() -> anyhow::Result<(u16, u16)> {
     let bind = || TcpListener::bind("0.0.0.0:0").context("find a free port");
     let (one, other) = (bind()?, bind()?);
@@ -322,8 +321,8 @@ fn spawn(program: &Path, arguments: &[String], dir: &Path) -> anyhow::Result<Chi
     let said = fs::OpenOptions::new().create(true).append(true).open(dir.join("coord.err"))?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(said.try_clone()?).stderr(said);
-    // SAFETY: prctl takes integers and is safe to call between fork and exec. Should this program be
-    // killed, the coordinator stops its servers in order.
+    // SAFETY: prctl takes integers and is safe to call between fork and exec. If this program is killed, the
+    // coordinator stops its servers in order.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
             0 => Ok(()),

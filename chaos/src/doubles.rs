@@ -1,22 +1,22 @@
-//! What the rounds showed in which two servers died together, in words.
+//! The results of rounds in which two servers died together, in words.
 
 use serde::Serialize;
 
 use crate::faults::Policy;
 
-/// What one of them showed.
+/// The results of one such round.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shown {
     pub(crate) policy: Policy,
-    /// Keys that clients read of the restored cluster.
+    /// Keys that clients read from the restored cluster.
     pub(crate) restored: u64,
     /// Groups that both servers had held.
     pub(crate) lost: u64,
-    /// Operations that were answered LOST.
+    /// Operations that ended with LOST.
     pub(crate) told: u64,
 }
 
-/// What they showed together.
+/// The results of all such rounds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Doubles {
     shutdown: u64,
@@ -28,7 +28,7 @@ pub(crate) struct Doubles {
 }
 
 impl Doubles {
-    /// Adds a round in which all held.
+    /// Adds a round without failures.
     pub(crate) fn add(&mut self, shown: Shown) {
         match shown.policy {
             Policy::Shutdown => {
@@ -44,7 +44,7 @@ impl Doubles {
         }
     }
 
-    /// A line for each policy that was tried.
+    /// Returns a line for each policy that was tried.
     pub(crate) fn words(&self) -> String {
         let mut text = String::new();
         if self.shutdown > 0 {

@@ -1,4 +1,4 @@
-//! The files that a stopped cluster leaves: read, and compared.
+//! The dumps of a stopped cluster: their reading and comparison.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -10,10 +10,10 @@ use kv_core::dump::{Dump, DumpEntry, DumpError, DumpItem, DumpReader, HeldAs};
 use kv_protocol::GroupId;
 use kv_protocol::placement::Placement;
 
-/// Bytes of a dump that are read at a time.
+/// The bytes of a dump that are read at a time.
 const PIECE: usize = 1 << 20;
 
-/// The dump of a group that is home: that of its primary, with which that of its secondary must agree.
+/// Returns the dump of a group that is home: its primary's, after a comparison with its secondary's.
 pub(crate) fn of_group(dir: &Path, placement: Placement, group: GroupId) -> anyhow::Result<Dump> {
     let [primary, secondary] = paths(dir, placement, group);
     let (primary, secondary) = (read(&primary)?, read(&secondary)?);
@@ -21,7 +21,7 @@ pub(crate) fn of_group(dir: &Path, placement: Placement, group: GroupId) -> anyh
     Ok(primary)
 }
 
-/// Compares both dumps of every group, one after the other, and returns how many entries there are.
+/// Compares both dumps of every group, one group after the other, and returns the number of entries.
 pub(crate) fn compare_all(dir: &Path, placement: Placement) -> anyhow::Result<u64> {
     let groups = (0..placement.servers()).map(GroupId);
     groups.map(|group| Ok(of_group(dir, placement, group)?.entries.len() as u64)).sum()
@@ -35,7 +35,7 @@ pub(crate) fn remove_all(dir: &Path, placement: Placement) {
     });
 }
 
-/// Where primary and secondary of a group that is home leave their dumps.
+/// Returns the paths of the dumps of primary and secondary of a group that is home.
 fn paths(dir: &Path, placement: Placement, group: GroupId) -> [PathBuf; 2] {
     let after = group.home_secondary(placement.servers());
     [
@@ -44,7 +44,7 @@ fn paths(dir: &Path, placement: Placement, group: GroupId) -> [PathBuf; 2] {
     ]
 }
 
-/// The two dumps of a group that is home hold the same entries, each at its place.
+/// Checks that the two dumps of a group that is home hold the same entries, all of this group.
 fn agree(
     group: GroupId,
     placement: Placement,
@@ -88,7 +88,7 @@ fn by_key(dump: &Dump) -> Vec<&DumpEntry> {
     entries
 }
 
-/// Reads a dump piece by piece: the text of one may be several times as long as its entries.
+/// Reads a dump piece by piece: its text may be several times as long as its entries.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Dump> {
     let shown = || format!("the dump {}", path.display());
     let mut file = File::open(path).with_context(shown)?;
@@ -112,7 +112,7 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Dump> {
     Ok(Dump { header: reader.finish().with_context(shown)?, entries, records })
 }
 
-/// The coordinator's memory: a line about the file, and JSON.
+/// Reads the coordinator's state: a line about the file, and JSON.
 pub(crate) fn read_state(path: &Path) -> anyhow::Result<DurableState> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let json = text.split_once('\n').map_or("", |(_, json)| json);

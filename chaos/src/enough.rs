@@ -1,15 +1,15 @@
-//! A run that did too little has shown nothing: it fails.
+//! The minimum that a run must do: with less it proves nothing, and fails.
 
 use std::collections::BTreeMap;
 
-/// The number of faults from which every kind must have struck.
+/// The number of faults from which every kind must have occurred.
 pub(crate) const FULL: u64 = 200;
-/// The same for ordinary days.
+/// The number of ordinary days from which every kind must have occurred.
 pub(crate) const FULL_ORDINARY: u64 = 100;
-/// With fewer faults the share of those with a write in flight is a matter of luck.
+/// The number of faults below which the share of those with a write in flight is a matter of luck.
 const FEW: u64 = 10;
 
-/// What a run must have done at least.
+/// The minimum that a run must have done.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Demand {
     /// The word for the events that are counted.
@@ -17,15 +17,15 @@ pub(crate) struct Demand {
     pub(crate) faults: u64,
     /// The number of events from which a run counts as a full one.
     pub(crate) full: u64,
-    /// Kinds of which each must have struck in a full run.
+    /// The kinds that must each have occurred in a full run.
     pub(crate) kinds: Vec<String>,
-    /// Half of the faults must have struck while a write was in flight.
+    /// True if half of the faults must have struck while a write was in flight.
     pub(crate) in_flight: bool,
 }
 
 impl Demand {
-    /// What a run has missed, in words. `struck`: by kind how many, and how many of them with a write in
-    /// flight.
+    /// Describes each demand that a run has missed. `struck`: by kind the number of events, and of those with a
+    /// write in flight.
     pub(crate) fn missed(&self, struck: &BTreeMap<String, (u64, u64)>) -> Vec<String> {
         let faults: u64 = struck.values().map(|(count, _)| count).sum();
         let in_flight: u64 = struck.values().map(|(_, count)| count).sum();

@@ -1,32 +1,32 @@
-//! Everything that is done to a cluster, by name, and what comes next.
+//! The faults by name, and the choice of the next one.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::random::Random;
 
-/// Which packets do not arrive, seen from the victim.
+/// The direction of dropped packets, seen from the victim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Way {
     Both,
-    /// What it sends.
+    /// Packets from the victim.
     Out,
-    /// What it is sent.
+    /// Packets to the victim.
     In,
 }
 
-/// Whom the victim is cut from.
+/// The peers that the victim is cut from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Far {
-    /// The next server, which holds its copies.
+    /// The next server, which is the secondary of its group.
     Next,
     Coordinator,
     Clients,
-    /// All of these, and all other servers.
+    /// The coordinator, the clients and all other servers.
     Everybody,
 }
 
-/// Two things at once, to one server.
+/// Two faults at once, at one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Two {
     HangAndKill,
@@ -35,16 +35,16 @@ pub(crate) enum Two {
     KillAndCoordinator,
 }
 
-/// What is done to one server, or to the coordinator, or to both; to be survived without loss.
+/// A fault of one server, of the coordinator, or of both, that the cluster must survive without loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
     Kill,
-    /// Longer than the grace.
+    /// A pause longer than the grace.
     Hang,
-    /// The process that replaces a server that was killed, in this step of the recovery; in step 0 what
-    /// is left of the one before.
+    /// A kill of the process that replaces a killed server, in this step of the recovery; in step 0, of the
+    /// hung old process.
     Replacement(u8),
-    /// The coordinator, when all is well or in this step of a recovery.
+    /// A kill of the coordinator, at rest or in this step of a recovery.
     Coordinator(Option<u8>),
     Cut(Far, Way),
     Two(Two),
@@ -87,7 +87,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// All that can be done here.
+/// Returns all faults that are possible, with or without cut links.
 pub(crate) fn all(cuts: bool) -> Vec<Fault> {
     let mut all = vec![Fault::Kill, Fault::Hang, Fault::Two(Two::HangAndKill)];
     all.extend((0..=5).map(Fault::Replacement));
@@ -103,16 +103,16 @@ pub(crate) fn all(cuts: bool) -> Vec<Fault> {
     all
 }
 
-/// A kind that has struck counts for so many that were planned and came too late for their step.
+/// The weight of a fault that struck, relative to one that was planned and came too late for its step.
 const STRUCK: u32 = 3;
 
-/// What has struck so far, by name, so that every kind gets its turn. A short step is often over before
-/// it is struck; that counts a little too, or such a step would take all turns.
+/// The turns of each kind, by name, so that all kinds get equal turns. A planned fault that came too late for
+/// its step counts a little too; otherwise a short step would take all turns.
 #[derive(Debug, Default)]
 pub(crate) struct Turns(BTreeMap<String, u32>);
 
 impl Turns {
-    /// One of the kinds that had the fewest turns.
+    /// Returns one of the kinds with the fewest turns.
     pub(crate) fn next<F: Copy + fmt::Display>(&self, possible: &[F], random: &mut Random) -> F {
         let had = |fault: &F| self.0.get(&fault.to_string()).copied().unwrap_or(0);
         let fewest = possible.iter().map(had).min().unwrap_or(0);
@@ -120,7 +120,7 @@ impl Turns {
         due[random.index(due.len())]
     }
 
-    /// This was planned, and that has struck.
+    /// Counts a fault by what was planned and what has struck.
     pub(crate) fn count(&mut self, planned: impl fmt::Display, struck: &str) {
         let planned = planned.to_string();
         if planned != struck {
@@ -130,7 +130,7 @@ impl Turns {
     }
 }
 
-/// What is done about the second of two servers.
+/// The policy on a double fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
     Shutdown,
@@ -138,7 +138,7 @@ pub(crate) enum Policy {
 }
 
 impl Policy {
-    /// As `coord --on-double-fault` takes it.
+    /// Returns the value for `coord --on-double-fault`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Policy::Shutdown => "shutdown",
@@ -147,13 +147,13 @@ impl Policy {
     }
 }
 
-/// A server that dies while its neighbour is recovered.
+/// A server that is killed during the recovery of its neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Double {
     pub(crate) policy: Policy,
-    /// The next server (B) dies; otherwise the one before (C).
+    /// True if the next server (B) is killed; otherwise the previous one (C).
     pub(crate) next: bool,
-    /// In this step.
+    /// The step of the recovery.
     pub(crate) step: u8,
 }
 

@@ -1,6 +1,6 @@
-//! Which groups have a write in flight at this moment: one byte for each client, in a file that all
-//! client processes write and whoever strikes reads. Only for aiming; what was in flight when a fault
-//! struck is counted from the history.
+//! The groups with a write in flight at this moment: a file with one byte for each client. All client processes
+//! write it, and the fault injector reads it. It only serves to aim a fault; the writes in flight when it
+//! struck are counted from the history.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-/// Clients at most.
+/// The most clients.
 const MOST: usize = 256;
 
 /// The file.
@@ -17,26 +17,26 @@ const MOST: usize = 256;
 pub(crate) struct Flight(File);
 
 impl Flight {
-    /// Makes an empty one.
+    /// Creates an empty file.
     pub(crate) fn create(path: &Path) -> anyhow::Result<Flight> {
         std::fs::write(path, [0; MOST]).with_context(|| format!("write {}", path.display()))?;
         Flight::open(path)
     }
 
-    /// Opens one that was made.
+    /// Opens an existing file.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Flight> {
         let file = OpenOptions::new().read(true).write(true).open(path);
         Ok(Flight(file.with_context(|| format!("open {}", path.display()))?))
     }
 
-    /// A client has a write in flight to this group, or none.
+    /// Records that a client has a write in flight to this group, or none.
     pub(crate) fn set(&self, client: u32, group: Option<u16>) {
         let byte = group.map_or(0, |group| u8::try_from(group % 255).expect("below 255") + 1);
-        // It only aims: a write that fails makes a shot less good, and nothing else.
+        // A failed update makes the aim worse, and has no other effect.
         let _ = self.0.write_at(&[byte], u64::from(client) % MOST as u64);
     }
 
-    /// Waits a short while for a write to one of these groups to be in flight.
+    /// Waits until a write to one of these groups is in flight, or `patience` has passed.
     pub(crate) fn aim(&self, groups: &[u16], patience: Duration) {
         let until = Instant::now() + patience;
         let mut bytes = [0; MOST];

@@ -1,7 +1,7 @@
-//! The keys in use: hot ones that are followed by others every few seconds, cold ones that live longer.
+//! The keys in use: hot keys that change every few seconds, and cold keys that live longer.
 //!
-//! All client processes read the same clock, so they agree on the keys without a word. No key lives long
-//! enough to make its history too long to check.
+//! All client processes read the same clock, so they agree on the keys without communication. A key is retired
+//! before its history gets too long to check.
 
 use crate::random::Random;
 
@@ -9,19 +9,19 @@ const HOT_SLOTS: usize = 8;
 const HOT_NS: i64 = 2_000_000_000;
 const COLD_SLOTS: usize = 6;
 const COLD_NS: i64 = 30_000_000_000;
-/// How far a look back goes, in hot keys of one slot.
+/// The number of past hot keys of a slot that may be read again.
 const BACK: u64 = 60;
 
-/// How a key is chosen.
+/// The choice of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
-    /// One in use.
+    /// A key in use.
     Current,
-    /// One that was in use: is it still what it was?
+    /// A key that is no longer in use, whose value must not have changed.
     Past,
 }
 
-/// A key at this moment.
+/// Chooses a key at this moment.
 pub(crate) fn choose(random: &mut Random, now_ns: i64, choice: Choice) -> String {
     match choice {
         Choice::Current if random.per_mille(150) => {

@@ -1,21 +1,20 @@
-//! Real clusters under load, and everything that can happen to their processes and links; afterwards
-//! every promise is checked.
+//! Real clusters under load and faults of their processes and links. Afterwards every promise is checked.
 //!
 //! ```text
-//!   run           rounds: how many clusters, of how many servers, with how many faults
+//!   run           rounds: number of clusters, servers and faults
 //!     round         one cluster from its start to its verdict
 //!       cluster       coord and its servers; status; stop
 //!       load          client processes: this program again, as `worker`     keys, flight
-//!       faults        what there is, and what comes next
-//!       strike        carries one out       steps: the coordinator's log    process: signals
+//!       faults        the faults, and the choice of the next one
+//!       strike        injects a fault      steps: the coordinator's log    process: signals
 //!       network       a namespace for each server; links that can be cut
-//!       restored      a cluster brought back from the dumps, read again
+//!       restored      a cluster restored from the dumps, read again
 //!       verdict       history (kv_history), dumps, effects
 //!       dumps         the files of a stopped cluster
-//!       noticed       what clients noticed: stalls, operations that were not carried through    limits
+//!       noticed       effects on clients: stalls, operations that were not served    limits
 //!     ordinary      rounds of ordinary days: orderly ends, suspends, stalls, disks, floods, memory
-//!     enough        what a run must have done at least
-//!     doubles       what the rounds showed in which two servers died together
+//!     enough        the minimum that a run must have done
+//!     doubles       the results of rounds in which two servers died together
 //!     report        the table, and JSON
 //!   measure       the figures of docs/recovery.md    sshd: a host of its own for one server
 //! ```
@@ -59,7 +58,7 @@ use args::{Args, Command};
 /// Exit code: a promise was broken, or the run itself failed.
 const FAILED: u8 = 1;
 
-/// The program `chaos`.
+/// Runs the program `chaos`.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let ended = match &args.command {

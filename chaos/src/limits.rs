@@ -1,13 +1,13 @@
-//! How long clients may be kept waiting at most by what is done to one server or to the coordinator.
+//! The longest stalls of clients that a fault of one server or of the coordinator may cause.
 //!
 //! ```text
-//!   proof of death      the other holder goes on at once
+//!   proof of death      the other holder takes over at once
 //!   silence             500 ms silence, 250 ms for the votes, 625 ms grace
-//!   a new coordinator   625 ms grace and 500 ms silence until everybody who lives has reported
+//!   a new coordinator   625 ms grace and 500 ms silence until every live process has reported
 //! ```
 //!
-//! To these comes what the machine needs, and as long as the coordinator is dead, or clients are cut off,
-//! so long nobody can help: that is added where it was measured.
+//! The machine's own delays come on top. Time in which the coordinator is dead or clients are cut off, so that
+//! no recovery is possible, is measured and added.
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ use kv_protocol::limits::{GRACE, HEARD_WITHIN};
 
 use crate::faults::{Fault, Two};
 
-/// What a machine with two busy cores needs beyond the times of the design.
+/// The delays of a machine with two busy cores, beyond the times of the design.
 const SLACK: Duration = Duration::from_secs(1);
-/// `coord -t`.
+/// The failure timeout, `coord -t`.
 const SILENCE: Duration = Duration::from_millis(500);
 
-/// By proof of death.
+/// The limit after a proof of death.
 pub(crate) const AFTER_DEATH: Duration = SLACK;
-/// By silence.
+/// The limit after silence.
 pub(crate) const AFTER_SILENCE: Duration =
     SLACK.saturating_add(SILENCE).saturating_add(HEARD_WITHIN).saturating_add(GRACE);
 
-/// The longest stall that a fault may cause, beside the time that the coordinator, or the clients' link,
-/// is away.
+/// Returns the longest stall that a fault may cause, beside the time for which the coordinator or the clients'
+/// link is away.
 pub(crate) fn of(fault: Fault) -> Duration {
     match fault {
         Fault::Kill | Fault::Replacement(1..) => AFTER_DEATH,

@@ -1,4 +1,4 @@
-//! The client processes of a round: started, stopped, and their histories put together.
+//! The client processes of a round: their start, their stop, and the merge of their histories.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,25 +13,25 @@ use crate::flight::Flight;
 use crate::network::Network;
 use crate::process::wait_for;
 
-/// What the last operations may take: the deadline of an operation, and a slow machine.
+/// The timeout of the last operations: the deadline of an operation, plus the delays of a slow machine.
 const END_LIMIT: Duration = Duration::from_secs(60);
 
-/// How much is done at once.
+/// The strength of the load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Strength {
-    /// Processes.
+    /// The number of processes.
     pub(crate) workers: u32,
-    /// Closed loops of each.
+    /// The number of closed loops of each process.
     pub(crate) threads: u32,
-    /// Operations a second of each loop, at most.
+    /// The most operations a second of each loop.
     pub(crate) rate: u32,
 }
 
-/// The processes.
+/// The running client processes.
 #[derive(Debug)]
 pub(crate) struct Load {
     workers: Vec<(Child, PathBuf)>,
-    /// What they have in flight.
+    /// The groups with a write in flight.
     pub(crate) flight: Flight,
 }
 
@@ -72,8 +72,8 @@ impl Load {
         Ok(load)
     }
 
-    /// Lets them end what they do, and takes the whole history: in order of time, written to
-    /// `history.jsonl`.
+    /// Lets the processes complete their operations. Returns the merged history in order of time, and writes it
+    /// to `history.jsonl`.
     pub(crate) fn stop(mut self, dir: &Path) -> anyhow::Result<Vec<Record>> {
         for (worker, _) in &mut self.workers {
             drop(worker.stdin.take());
@@ -91,7 +91,7 @@ impl Load {
             records.extend(Record::parse_all(&text)?);
             let _ = fs::remove_file(&*history);
         }
-        // Stable: the lines of one process stay in order.
+        // The sort is stable: the lines of one process stay in order.
         records.sort_by_key(|record| record.time_ns);
         write_history(&dir.join("history.jsonl"), &records)?;
         Ok(records)
@@ -107,7 +107,7 @@ impl Drop for Load {
     }
 }
 
-/// Writes a history, one line each.
+/// Writes a history, one line for each record.
 pub(crate) fn write_history(path: &Path, records: &[Record]) -> anyhow::Result<()> {
     let mut text = String::new();
     for record in records {

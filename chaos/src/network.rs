@@ -4,12 +4,12 @@
 //!   hub 10.77.0.1    this program and coord: a namespace of their own, with a bridge
 //!     |-- 10.77.0.2    the client processes
 //!     |-- 10.77.0.10   server 0: coord starts a small script as --server-binary, which enters the
-//!     |-- 10.77.0.11   server 1  namespace of its -S and puts that address behind --advertise
+//!     |-- 10.77.0.11   server 1  namespace of its -S and passes that address as --advertise
 //! ```
 //!
-//! A cut drops, in the receiver's namespace, all that comes from the sender: silently, as a broken
-//! network does; nobody is told by a reset. No namespace has a name: when this program ends, however it
-//! does, and the servers with it, nothing is left on the machine.
+//! A cut drops all packets from the sender in the receiver's namespace, silently and without a reset, as in a
+//! broken network. Namespaces have no names: when this program and the servers have ended, in whatever way,
+//! nothing is left on the machine.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// The table of each namespace: whoever is in the set is not heard.
+/// The nftables rules of each namespace: packets from addresses in the set are dropped.
 const RULES: &str = "table inet cut {
   set from { type ipv4_addr; }
   chain input { type filter hook input priority 0; policy accept; ip saddr @from drop; }
@@ -56,14 +56,14 @@ pub(crate) struct Network {
     servers: Vec<File>,
 }
 
-/// What is missing for a network, in words; `None`: nothing.
+/// Returns the reason why no network can be made, if there is one.
 pub(crate) fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("cutting links needs root (run `sudo make chaos`)".into());
     }
     for (tool, package) in [("ip", "iproute2"), ("nft", "nftables"), ("nsenter", "util-linux")] {
         let found = Command::new(tool).arg("--version").output();
-        // `ip` knows -V alone, and answers --version with an error.
+        // `ip` only supports -V, and responds to --version with an error.
         if found.is_err() {
             return Some(format!("cutting links needs {tool} (Debian package {package})"));
         }
@@ -72,8 +72,8 @@ pub(crate) fn missing() -> Option<String> {
 }
 
 impl Network {
-    /// Moves this program into a namespace of its own, and makes one for the clients and for each of as
-    /// many servers. Must be called by the main thread before there are others.
+    /// Moves this program into a namespace of its own, and creates one for the clients and one for each server.
+    /// The main thread must call it before it starts other threads.
     pub(crate) fn make(servers: u16) -> anyhow::Result<Network> {
         leave_network().context("make a network namespace for this program")?;
         run("ip", &["link", "set", "lo", "up"])?;
@@ -87,7 +87,7 @@ impl Network {
         Ok(Network { clients, servers: servers? })
     }
 
-    /// The address of coordinator and servers' clients.
+    /// Returns the address of the hub, for the coordinator and its clients.
     pub(crate) fn hub(&self) -> String {
         End::Hub.address()
     }
@@ -124,20 +124,20 @@ impl Network {
         Ok(path)
     }
 
-    /// A command that runs where the clients are.
+    /// Returns a command that runs in the clients' namespace.
     pub(crate) fn enter_clients(&self, program: &Path) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", path_of(&self.clients))).arg(program);
         command
     }
 
-    /// From now on `to` does not hear `from`.
+    /// Drops, from now on, all packets from `from` to `to`.
     pub(crate) fn cut(&self, from: End, to: End) -> anyhow::Result<()> {
         let element = format!("{{ {} }}", from.address());
         self.nft(to, &["add", "element", "inet", "cut", "from", &element])
     }
 
-    /// All links work again.
+    /// Heals all links.
     pub(crate) fn heal(&self) -> anyhow::Result<()> {
         let servers = (0..).zip(&self.servers).map(|(id, _)| End::Server(id));
         [End::Hub, End::Clients]
@@ -159,9 +159,9 @@ impl Network {
     }
 }
 
-/// Makes a namespace with one link to the hub.
+/// Creates a namespace with one link to the hub.
 fn namespace(end: End, name: &str) -> anyhow::Result<File> {
-    // A thread that moves into a new one, and leaves it open here.
+    // A thread moves into a new namespace, and the open file keeps that alive.
     let made = std::thread::spawn(|| -> anyhow::Result<File> {
         leave_network()?;
         Ok(File::open("/proc/thread-self/ns/net")?)
@@ -184,13 +184,13 @@ fn namespace(end: End, name: &str) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// A path by which other processes reach a file that this one has open.
+/// Returns a path by which other processes reach a file that this process has open.
 fn path_of(file: &File) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
 }
 
 fn leave_network() -> rustix::io::Result<()> {
-    // SAFETY: a network namespace is no memory and no descriptor; what is open stays open.
+    // SAFETY: a network namespace holds no memory and no descriptors; open files stay open.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
 }
 
@@ -208,7 +208,7 @@ fn feed(program: &str, arguments: &[&str], input: &str) -> anyhow::Result<()> {
         .spawn()
         .with_context(shown)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // What does not read its input fails below.
+        // A child that does not read its input fails below.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().with_context(shown)?;

@@ -1,5 +1,4 @@
-//! What clients noticed of the faults: how long they were kept waiting, and whether they were carried
-//! through.
+//! The effects of the faults on clients: stalls, and operations that were not served.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,10 +9,10 @@ use kv_protocol::{Digest, GroupId};
 
 use crate::strike::Struck;
 
-/// How long an operation can be in flight.
+/// The longest time for which an operation can be in flight.
 const DEADLINE_NS: i64 = 5_000_000_000;
 
-/// Whether a write to the groups of a fault was in flight when it struck.
+/// Returns whether a write to a fault's groups was in flight when it struck.
 pub(crate) fn was_in_flight(operations: &Operations, placement: Placement, fault: &Struck) -> bool {
     operations.all().any(|(key, operation)| {
         operation.asked != Asked::Read
@@ -23,7 +22,8 @@ pub(crate) fn was_in_flight(operations: &Operations, placement: Placement, fault
     })
 }
 
-/// For every operation: when it began, and how long it took until any operation of its place ended well.
+/// Returns, for every operation, its beginning and the time from there until any operation of its place
+/// succeeded.
 pub(crate) fn stalls<P: Ord + Copy>(
     operations: &Operations,
     place_of: impl Fn(&str) -> Option<P>,
@@ -44,21 +44,21 @@ pub(crate) fn stalls<P: Ord + Copy>(
         ends.sort_unstable();
         for start in starts {
             let next = ends.partition_point(|end| end < start);
-            // What came after the last success was cut off by the end of the round.
+            // Operations after the last success were cut off by the end of the round.
             stalls.extend(ends.get(next).map(|end| (*start, end - *start)));
         }
     }
     stalls
 }
 
-/// The longest of those that end between two moments.
+/// Returns the longest of the stalls that end within an interval.
 pub(crate) fn longest(stalls: &[(i64, i64)], from: i64, to: i64) -> Duration {
     let those = stalls.iter().filter(|(start, length)| (from..to).contains(&(start + length)));
     let longest = those.map(|(_, length)| *length).max().unwrap_or(0);
     Duration::from_nanos(u64::try_from(longest).unwrap_or(0))
 }
 
-/// The faults whose stall was longer than they may cause, in words.
+/// Describes the faults whose stall was longer than their limit.
 pub(crate) fn too_long(struck: &[Struck], stalls: &[Duration]) -> Vec<String> {
     let those = struck.iter().zip(stalls).filter(|(fault, stall)| **stall > fault.limit);
     those
@@ -74,7 +74,7 @@ pub(crate) fn too_long(struck: &[Struck], stalls: &[Duration]) -> Vec<String> {
         .collect()
 }
 
-/// Operations that were not served, or whose end is not known, of groups for which `is_watched`.
+/// Returns the operations that were not served, or whose result is unknown, of groups for which `is_watched`.
 pub(crate) fn unserved(
     operations: &Operations,
     placement: Placement,
@@ -84,9 +84,9 @@ pub(crate) fn unserved(
     all.filter(|(key, one)| !is_served(one) && is_watched(group_of(placement, key))).collect()
 }
 
-/// Operations that their clients were not carried through although one server at most was struck: whoever
-/// waits for five seconds outlives every recovery. Only who was cut off from the server itself, which all
-/// others still hear, can do nothing but wait.
+/// Returns the operations that were not served although at most one server was struck. An operation's deadline
+/// of five seconds exceeds every recovery. Exempt are operations of clients that are cut off from the victim
+/// itself while all others still reach it, and operations while the cluster is away.
 pub(crate) fn not_carried_through<'a>(
     operations: &'a Operations,
     placement: Placement,
@@ -109,18 +109,18 @@ pub(crate) fn not_carried_through<'a>(
     bad
 }
 
-/// Whether nothing at all was done: then nothing was tried either.
+/// Returns whether no operation succeeded, so that nothing was tested.
 pub(crate) fn is_idle(operations: &Operations) -> bool {
     !operations.all().any(|(_, operation)| operation.kind == Kind::Ok)
 }
 
-/// Whether an operation got an answer; that a condition does not hold, or a key is absent, is one.
+/// Returns whether an operation got a definite response; a failed condition or an absent key is one.
 pub(crate) fn is_served(operation: &Operation) -> bool {
     let is_answer = matches!(operation.error, None | Some(Reason::Conflict | Reason::NotFound));
     is_answer && operation.kind != Kind::Info
 }
 
-/// When the caller was told; of an end in doubt the latest moment.
+/// Returns the time at which the caller got the result; for an operation in doubt, the latest possible time.
 fn end_of(operation: &Operation) -> i64 {
     operation.end.min(operation.start.saturating_add(DEADLINE_NS))
 }
@@ -216,7 +216,7 @@ mod tests {
         assert!(!is_idle_after(Kind::Ok));
     }
 
-    /// One write that nobody served, from 10 to 20: whether its client should have been carried through.
+    /// Returns whether a write from 10 to 20 that was not served is held against the store.
     fn is_blamed(kind: Kind, error: Reason, struck: Struck) -> bool {
         let mut end = line(1, kind, 20);
         end.error = Some(error);

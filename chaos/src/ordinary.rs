@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   Day       the kinds, by name
-//!     round     one cluster under load: one kind after the other, then its verdict
-//!     strike    carries one kind out, and checks what must not have changed
+//!     round     one cluster under load: one event after the other, then its verdict
+//!     strike    injects one event, and checks what must not have changed
 //!       stall     one executor, stopped as a debugger stops it
 //!       writes    the long value, and the filling of memory
-//!       places    servers that lost a place in a group, read off the coordinator's log
+//!       places    servers that lost a place in a group, according to the coordinator's log
 //!     ground    the file system and the limits of a cluster: a disk, a small tmpfs, a cgroup
 //! ```
 
@@ -34,31 +34,32 @@ pub(crate) enum Day {
     LeaveAll,
     /// SIGSTOP to all servers and the coordinator, for up to several failure timeouts.
     Suspend,
-    /// The same during the recovery of a server that was killed.
+    /// SIGSTOP to all servers and the coordinator, during the recovery of a killed server.
     SuspendRecovery,
-    /// The same while a server that was told to stop is leaving.
+    /// SIGSTOP to all servers and the coordinator, while a server that received SIGTERM is leaving.
     SuspendLeave,
-    /// The same during a stop; the cluster is brought back by `--restore`.
+    /// SIGSTOP to all servers and the coordinator, during a stop; the cluster is brought back by `--restore`.
     SuspendStop,
-    /// The same while the cluster is brought back by `--resume`.
+    /// SIGSTOP to all servers and the coordinator, while the cluster is brought back by `--resume`.
     SuspendRestore,
     /// One executor of one server stopped by ptrace(2).
     Stall,
-    /// Requests to one server as fast as it takes them.
+    /// Requests to one server as fast as it accepts them.
     Flood,
     /// Readers of values of 16 MiB, and readers that never read.
     LongReaders,
     /// A frozen file system (fsfreeze).
     Freeze,
-    /// The same, and a server killed meanwhile.
+    /// A frozen file system, and a server killed meanwhile.
     FreezeKill,
-    /// The same, and the cluster stopped meanwhile; it is brought back by `--resume`.
+    /// A frozen file system, and the cluster stopped meanwhile; it is brought back by `--resume`.
     FreezeStop,
-    /// A full file system, and a server told to leave.
+    /// A full file system, and SIGTERM to a server.
     FullLeave,
-    /// The same, and a server killed.
+    /// A full file system, and a server killed.
     FullKill,
-    /// The same, and the cluster stopped; it ends when there is room, and is brought back by `--resume`.
+    /// A full file system, and the cluster stopped; it stops when there is room, and is brought back by
+    /// `--resume`.
     FullStop,
     /// Memory filled up to `--memory-limit`.
     FillLimit,
@@ -97,7 +98,7 @@ impl fmt::Display for Day {
 pub(crate) const SLICE: [Day; 4] = [Day::Leave, Day::Suspend, Day::Stall, Day::LongReaders];
 
 impl Ground {
-    /// The kinds that run on a cluster on this ground.
+    /// Returns the kinds that run on a cluster on this ground.
     pub(crate) fn days(self) -> &'static [Day] {
         match self {
             Ground::Plain => &[
@@ -130,10 +131,10 @@ pub(crate) struct Days {
     pub(crate) count: u32,
 }
 
-/// Turns of each kind in one round.
+/// The number of turns of each kind in one round.
 const TURNS_A_ROUND: usize = 2;
 
-/// Rounds with `count` ordinary days in all, over all grounds in turn.
+/// Plans rounds with `count` ordinary days in all, over all grounds in turn.
 pub(crate) fn plan(possible: &[(Ground, Vec<Day>)], count: u32) -> Vec<Days> {
     let mut left = count;
     let mut grounds = possible.iter().filter(|(_, kinds)| !kinds.is_empty()).cycle();

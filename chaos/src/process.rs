@@ -1,5 +1,5 @@
-//! Processes by pid: find, signal. Only processes that belong to a cluster of this run are touched:
-//! they run in its directory.
+//! Processes by pid: search and signals. Only processes whose working directory is a cluster of this run are
+//! affected.
 
 use std::fs;
 use std::path::Path;
@@ -9,17 +9,17 @@ use anyhow::bail;
 pub(crate) use rustix::process::Signal;
 use rustix::process::{Pid, kill_process};
 
-/// Between two looks at something that is waited for.
+/// The polling interval of waits.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// Sends a signal; that the process is gone already is no error.
+/// Sends a signal. A process that has already exited is no error.
 pub(crate) fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, signal);
     }
 }
 
-/// Whether a process exists and has not ended.
+/// Returns whether a process exists and has not exited.
 pub(crate) fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
@@ -27,7 +27,7 @@ pub(crate) fn is_alive(pid: u32) -> bool {
         .unwrap_or(false)
 }
 
-/// All processes that run in this directory, with the `-S` of their command lines.
+/// Returns all processes whose working directory is this one, with the `-S` of their command lines.
 pub(crate) fn servers_in(directory: &Path) -> Vec<(u32, u16)> {
     let Ok(directory) = directory.canonicalize() else { return Vec::new() };
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
@@ -44,7 +44,7 @@ pub(crate) fn servers_in(directory: &Path) -> Vec<(u32, u16)> {
         .collect()
 }
 
-/// Kills all servers that run in this directory, and waits until none is left.
+/// Kills all servers whose working directory is this one, and waits until none is left.
 pub(crate) fn end_all_in(directory: &Path) {
     let _ = wait_for("every server to be gone", Duration::from_secs(10), || {
         let left = servers_in(directory);
@@ -53,10 +53,10 @@ pub(crate) fn end_all_in(directory: &Path) {
     });
 }
 
-/// Looks again and again until there is something.
+/// Polls `look` until it returns a value.
 ///
 /// # Errors
-/// There was nothing in time.
+/// It returned none within `limit`.
 pub(crate) fn wait_for<T>(
     what: &str,
     limit: Duration,

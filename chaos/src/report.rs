@@ -1,4 +1,4 @@
-//! What a run came to: a table for eyes, JSON for tools.
+//! The result of a run: a table for people, JSON for programs.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,20 +15,20 @@ use crate::round::Outcome;
 struct Row {
     count: u64,
     with_write_in_flight: u64,
-    /// Of the fault that came nearest to its limit.
+    /// The stall of the fault that came closest to its limit.
     stall_ms: f64,
-    /// The longest that this fault may have kept clients waiting.
+    /// The limit of that fault's stall.
     limit_ms: f64,
 }
 
-/// The sum of all rounds.
+/// The sums over all rounds.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     seed: u64,
     rounds: u64,
-    /// By name.
+    /// Faults by name.
     kinds: BTreeMap<String, Row>,
-    /// The same for ordinary days.
+    /// Ordinary days by name.
     ordinary_kinds: BTreeMap<String, Row>,
     faults: u64,
     /// Ordinary days, which do not count as faults.
@@ -36,23 +36,23 @@ pub(crate) struct Report {
     with_write_in_flight: u64,
     /// Operations that were done.
     ok: u64,
-    /// That were not.
+    /// Operations that were not done.
     fail: u64,
-    /// Of these: because nobody served them before the deadline, or their group was lost.
+    /// Operations of `fail` that were not served before the deadline, or whose group was LOST.
     unserved: u64,
-    /// That nobody served, or whose end is not known, although one server at most was struck.
+    /// Operations that were not served, or whose result is unknown, although at most one server was struck.
     not_carried_through: u64,
-    /// Of which nobody knows.
+    /// Operations whose result is unknown.
     info: u64,
     keys: u64,
-    /// Keys that the checker has not decided in time.
+    /// Keys for which the check timed out.
     unknown: u64,
-    /// Keys that no register explains.
+    /// Keys whose history is not linearizable.
     illegal: u64,
     longest_stall_ms: f64,
     two_servers_at_once: Doubles,
     seconds: f64,
-    /// What was left out, and why.
+    /// Faults that were left out, with the reason.
     left_out: Vec<String>,
     failures: Vec<String>,
     verdict: &'static str,
@@ -101,10 +101,10 @@ impl Report {
         self.verdict = if self.failures.is_empty() { "all held" } else { "FAILED" };
     }
 
-    /// The run is over. One that did less than it had to has failed.
+    /// Completes the report. A run that did less than it had to has failed.
     pub(crate) fn end(&mut self, took: Duration, demand: &Demand, of_ordinary: &Demand) {
         self.seconds = took.as_secs_f64();
-        // One that gave up has said why.
+        // A run with failures has given its reason already.
         if !self.failures.is_empty() {
             return;
         }
@@ -127,7 +127,7 @@ impl Report {
         serde_json::to_string(self).expect("a report has only names for keys")
     }
 
-    /// As people read it.
+    /// Renders the report for people.
     pub(crate) fn render(&self) -> String {
         let mut table = Table::new();
         table.load_style(comfy_table::presets::NOTHING);

@@ -1,4 +1,4 @@
-//! A cluster that is brought back from the dumps of one that was stopped: clients read everything again.
+//! A cluster restored from the dumps of a stopped one: clients read everything again.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,14 +13,14 @@ use crate::cluster::{Cluster, Programs, Setting};
 use crate::network::Network;
 use crate::worker::value_of;
 
-/// By key: value and version, or that it is absent.
+/// The result of each read, by key: value and version, or `None` for an absent key.
 pub(crate) type Found = BTreeMap<String, Option<(Value, u64)>>;
 
 /// Bytes and version of an entry; `None`: it is absent.
 type Entry = Option<(Vec<u8>, u64)>;
 
-/// Restores a cluster from the files of a directory in one below it, and reads these keys. Groups of
-/// which nothing is left must be answered LOST, and all others must not.
+/// Restores a cluster from the files of a directory into a directory below it, and reads these keys. Reads of
+/// groups without a dump must end with LOST, and all others must not.
 pub(crate) fn read_all<'a>(
     programs: &Programs,
     network: Option<&Network>,

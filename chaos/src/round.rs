@@ -27,21 +27,21 @@ use crate::verdict::{self, Counts, Ends, Remains};
 pub(crate) const STRENGTH: Strength = Strength { workers: 4, threads: 2, rate: 50 };
 /// The data of every round: enough for a copy to take a while.
 pub(crate) const BULK: Bulk = Bulk { count: 6_000, value_bytes: 4 << 10 };
-/// The load works so long before the first fault, and after the last.
+/// The time for which the load runs before the first fault, and after the last.
 pub(crate) const WARM: Duration = Duration::from_millis(800);
 
-/// What a round is about.
+/// The purpose of a round.
 #[derive(Clone, Debug)]
 pub(crate) enum Aim {
-    /// So many faults, one after the other, each to be survived.
+    /// This many faults, one after the other, each of which must be survived.
     One(u32),
-    /// Two servers at once.
+    /// Two servers killed in one recovery.
     Two(Double),
     /// Ordinary days.
     Ordinary(Days),
 }
 
-/// What a round is run with.
+/// The parameters of a round.
 #[derive(Debug)]
 pub(crate) struct Round<'a> {
     pub(crate) programs: &'a Programs,
@@ -53,29 +53,29 @@ pub(crate) struct Round<'a> {
     pub(crate) abilities: Abilities,
     pub(crate) network: Option<&'a Network>,
     pub(crate) seed: u64,
-    /// No fault begins later.
+    /// The time after which no fault begins.
     pub(crate) until: Option<Instant>,
 }
 
-/// What became of it.
+/// The result of a round.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) servers: u16,
     pub(crate) dir: PathBuf,
     pub(crate) struck: Vec<Struck>,
     pub(crate) counts: Counts,
-    /// Operations that nobody served, or whose end is not known, although somebody should have.
+    /// Operations that were not served, or whose result is unknown, although they should have been served.
     pub(crate) not_carried_through: u64,
     /// True if its events were those of ordinary days.
     pub(crate) is_ordinary: bool,
-    /// Where two servers died together.
+    /// The results, if two servers died together.
     pub(crate) shown: Option<Shown>,
     pub(crate) failures: Vec<String>,
     pub(crate) took: Duration,
 }
 
 impl Round<'_> {
-    /// Runs it. `told` is called after each fault.
+    /// Runs the round. `told` is called after each fault.
     pub(crate) fn run(&self, turns: &mut Turns, told: &mut dyn FnMut(&Struck)) -> Outcome {
         let start = Instant::now();
         let mut outcome =
@@ -117,7 +117,7 @@ impl Round<'_> {
         }
     }
 
-    /// Faults, each once all is whole again; at the end the cluster is stopped in order.
+    /// Injects faults, each once the cluster is whole again, and finally stops the cluster in order.
     fn one_by_one(
         &self,
         faults: u32,
@@ -146,7 +146,7 @@ impl Round<'_> {
         self.conclude(cluster, load, &Beside::default(), outcome)
     }
 
-    /// Stops load and cluster in order, and judges their results.
+    /// Stops load and cluster in order, and checks the results.
     pub(crate) fn conclude(
         &self,
         mut cluster: Cluster,
@@ -181,7 +181,7 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// A server, and its neighbour before it is back.
+    /// Kills a server, and its neighbour before the first is back.
     fn two(
         &self,
         double: Double,
@@ -202,7 +202,7 @@ impl Round<'_> {
         let placement = cluster.placement();
         let mut restored = Found::new();
         let (records, remains) = match double.policy {
-            // Nothing but two faults, one after the other.
+            // The second kill came too late: two single faults, one after the other.
             _ if !in_time => {
                 cluster.wait_whole("after a second server was killed when the first was back")?;
                 let records = load.stop(&self.dir)?;
@@ -241,10 +241,10 @@ impl Round<'_> {
                     .filter(|group| group.condition == kv_protocol::status::GroupCondition::Lost)
                     .map(|group| group.group)
                     .collect();
-                // Long enough for clients to ask the lost group, too.
+                // Long enough for clients to request the lost group, too.
                 std::thread::sleep(3 * WARM);
                 let records = load.stop(&self.dir)?;
-                // It says that no dump of the lost group is complete.
+                // The stop fails, because no dump of the lost group is complete.
                 cluster.stop()?;
                 self.check_isolation(&records, placement, [victim, other], &lost, outcome)?;
                 (records, Remains::of_whole(&self.dir, placement, &lost)?)
@@ -275,7 +275,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Groups that none of the two held never noticed; only the lost one answers LOST, and it does.
+    /// Checks that groups that neither victim held were served throughout, and that exactly the lost groups
+    /// responded with LOST.
     fn check_isolation(
         &self,
         records: &[kv_history::Record],
@@ -314,7 +315,7 @@ impl Round<'_> {
     }
 }
 
-/// Shows the ends of a round's logs.
+/// Prints the last lines of a round's logs.
 pub(crate) fn show_log_ends(dir: &Path) {
     const SHOWN_LINES: usize = 12;
     let Ok(files) = std::fs::read_dir(dir) else { return };

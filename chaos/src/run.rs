@@ -1,4 +1,4 @@
-//! A whole run: which rounds there are, and in which order.
+//! A whole run: its rounds, and their order.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
@@ -21,24 +21,24 @@ use crate::random::Random;
 use crate::report::Report;
 use crate::round::{Aim, Outcome, Round, show_log_ends};
 
-/// Faults of a round; a new cluster follows.
+/// The number of faults of a round, before a new cluster is started.
 const FAULTS_A_ROUND: u32 = 20;
-/// One fault in so many is two servers at once, which ends its round.
+/// One fault out of this many is two servers at once, which ends its round.
 const DOUBLE_ONE_IN: u32 = 8;
-/// A run gives up after so many failed rounds.
+/// The number of failed rounds after which a run gives up.
 const MOST_FAILED: usize = 3;
-/// The slice that `make test` runs, and what of it a slow machine does in that time at least.
+/// The slice that `make test` runs, and the least of it that a slow machine does in that time.
 const SLICE_FAULTS: u32 = 28;
 const SLICE_LEAST: u32 = SLICE_FAULTS / 2;
 const SLICE_MINUTES: f64 = 2.0;
 /// The additional time for the slice's ordinary days.
 const SLICE_ORDINARY_MINUTES: f64 = 1.0 / 3.0;
 
-/// What is to be run.
+/// The parameters of a run.
 struct Wanted {
     seed: u64,
     faults: u32,
-    /// Ordinary days, and the kinds that are possible.
+    /// The number of ordinary days, and the possible kinds.
     ordinary: u32,
     days: Vec<(Ground, Vec<Day>)>,
     sizes: Vec<u16>,
@@ -47,7 +47,7 @@ struct Wanted {
     until: Option<Instant>,
 }
 
-/// Runs everything; true: all held.
+/// Runs all rounds. Returns whether every promise held.
 pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
     let start = Instant::now();
     let programs = Programs::find(args.programs.as_deref())?;
@@ -57,13 +57,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         left_out.push("restoring after a shutdown: `coord` has no --restore yet".into());
     }
     let mut wanted = Wanted::of(args, start, &mut left_out);
-    // Runs before any other thread exists.
+    // This must run before any other thread exists.
     wanted.days = match args.slice {
         true => vec![(Ground::Plain, abilities::possible_of(&ordinary::SLICE, &mut left_out))],
         false if wanted.ordinary > 0 => abilities::ordinary_days(&mut left_out),
         false => Vec::new(),
     };
-    // Before there is any other thread.
+    // This too must run before any other thread exists.
     let network = match wanted.cuts {
         true => Some(Network::make(wanted.sizes.iter().copied().max().unwrap_or(3))?),
         false => None,
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         if wanted.until.is_some_and(|until| Instant::now() > until) {
             break;
         }
-        // Two rounds of three in the network; what runs without it is the usual case.
+        // Two rounds of three use the network; a cluster without it is the usual case.
         let network = network.as_ref().filter(|_| number % 3 != 2 || possible.0.is_empty());
         let round = Round {
             programs: &programs,
@@ -136,7 +136,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<bool> {
         let _ = std::fs::remove_dir_all(&base);
     }
     let text = if args.json { report.to_json() } else { report.render() };
-    // Whoever reads may be gone; the exit status tells.
+    // A closed standard output is no failure; the exit status carries the result.
     let _ = writeln!(std::io::stdout(), "{text}");
     Ok(report.is_good())
 }
@@ -151,7 +151,7 @@ impl Wanted {
                 faults: SLICE_FAULTS,
                 ordinary: u32::try_from(ordinary::SLICE.len()).expect("it is small"),
                 days: Vec::new(),
-                // Of four, so that some group has nothing to do with two neighbours that die.
+                // Four servers, so that some group is not held by either of two neighbours that die.
                 sizes: vec![3, 4],
                 cuts: false,
                 doubles: true,
@@ -180,7 +180,7 @@ impl Wanted {
 }
 
 impl Wanted {
-    /// What must have been done at the end. Whoever looks for one kind, or sets a time, takes what comes.
+    /// Returns the minimum of faults. A run with `--only` or `--minutes` has a smaller one.
     fn demand(&self, args: &Args, possible: &[Fault]) -> Demand {
         let is_whole = args.only.is_none() && args.minutes.is_none();
         let mut kinds: Vec<String> = possible.iter().map(Fault::to_string).collect();
@@ -197,7 +197,7 @@ impl Wanted {
         Demand { what: "faults", faults: faults.into(), full: enough::FULL, kinds, in_flight }
     }
 
-    /// The demand for ordinary days. The few days of the slice must all have been carried out.
+    /// Returns the minimum of ordinary days. The few days of the slice must all have been carried out.
     fn demand_of_ordinary(&self, args: &Args) -> Demand {
         let is_whole = args.only.is_none() && args.minutes.is_none();
         let kinds = self.days.iter().filter(|_| is_whole).flat_map(|(_, days)| days);
@@ -212,8 +212,8 @@ impl Wanted {
     }
 }
 
-/// All rounds: those with one fault after the other, and between them those of two servers at once, so
-/// that a run that is cut short has seen both.
+/// Plans all rounds. Rounds of two servers at once lie between those of single faults, so that a run that is
+/// cut short includes both.
 fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
     let doubles = if wanted.doubles { wanted.faults / DOUBLE_ONE_IN } else { 0 };
     let mut ones = wanted.faults - doubles;
@@ -244,14 +244,14 @@ fn plan(wanted: &Wanted) -> Vec<(u16, Aim)> {
     plan
 }
 
-/// The policies and neighbours in turns, the steps in turns of those.
+/// Returns a double fault: policies and neighbours alternate, and for each pair of those the steps.
 fn double(number: u32) -> Double {
     let policy = [Policy::Shutdown, Policy::Isolate][usize::from(number % 2 == 1)];
     let step = u8::try_from(number / 4 % 5).expect("below 5");
     Double { policy, next: number / 2 % 2 != 1, step }
 }
 
-/// Where the rounds have their directories, and whether they stay.
+/// Returns the base directory of the rounds, and whether it is kept.
 fn base_directory(args: &Args) -> anyhow::Result<(PathBuf, bool)> {
     match &args.keep {
         Some(directory) => {
@@ -273,7 +273,7 @@ fn progress(faults: u32) -> ProgressBar {
     bar
 }
 
-/// A line for each round.
+/// Prints a line about a round.
 fn tell(number: usize, outcome: &Outcome) {
     let counts = &outcome.counts;
     let end = match outcome.failures.first() {

@@ -1,10 +1,10 @@
-//! An ssh server of this run's own, on a loopback port, with keys that are thrown away.
+//! An ssh server for this run alone, on a loopback port, with temporary keys.
 //!
 //! ```text
-//!   host_key, key     this server's, and the one that may come in
+//!   host_key, key     the key of this server, and the only key that it accepts
 //!   sshd -D -f sshd_config         listens on 127.0.0.1, a free port
-//!   ssh -F ssh_config              knows that host key and that key, and nothing of the user's
-//!   remote/           the servers' directory "there"; whoever runs in it at the end is killed
+//!   ssh -F ssh_config              has these keys, and none of the user's configuration
+//!   remote/           the servers' remote directory; every process left in it at the end is killed
 //! ```
 
 use std::fs::{self, File};
@@ -19,9 +19,9 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::process::{self, wait_for};
 
-/// How long sshd may take until it answers.
+/// The timeout of sshd's start.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// How often another port is tried when somebody else was quicker.
+/// The number of ports tried, if another process takes the chosen one first.
 const PORTS_TRIED: usize = 5;
 
 /// A running sshd.
@@ -33,7 +33,7 @@ pub(crate) struct Sshd {
 }
 
 impl Sshd {
-    /// Starts one that keeps its files in this directory, and puts the server into the directory there.
+    /// Starts an sshd that keeps its files in this directory, and copies the server into the remote directory.
     pub(crate) fn start(dir: &Path, server: &Path) -> anyhow::Result<Sshd> {
         let dir = std::path::absolute(dir)?;
         fs::create_dir_all(dir.join("remote"))
@@ -41,7 +41,8 @@ impl Sshd {
         fs::copy(server, dir.join("remote/server"))
             .with_context(|| format!("copy {}", server.display()))?;
         if rustix::process::geteuid().is_root() {
-            // Where sshd locks its unprivileged half in; a service manager makes it otherwise.
+            // The directory in which sshd confines its unprivileged part; normally a service manager creates
+            // it.
             fs::create_dir_all("/run/sshd").context("make /run/sshd")?;
         }
         let user = output(Command::new("id").arg("-un"))?;
@@ -56,17 +57,17 @@ impl Sshd {
         Ok(sshd)
     }
 
-    /// The host as a cluster file names it.
+    /// Returns the host as a cluster file names it.
     pub(crate) fn host(&self) -> &str {
         &self.host
     }
 
-    /// The servers' directory there.
+    /// Returns the servers' remote directory.
     pub(crate) fn remote_dir(&self) -> PathBuf {
         self.dir.join("remote")
     }
 
-    /// How `coord` gets there.
+    /// Returns the arguments with which `coord` reaches it.
     pub(crate) fn flags(&self) -> Vec<String> {
         let shown = |path: PathBuf| path.display().to_string();
         let config = shown(self.dir.join("ssh_config"));
@@ -92,13 +93,14 @@ impl Sshd {
 impl Drop for Sshd {
     fn drop(&mut self) {
         process::end_all_in(&self.remote_dir());
-        // Its connections have ended with what ran over them.
+        // Its connections have ended with the processes that used them.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// sshd must be started by its whole path, in a directory that is on root's PATH alone.
+/// Returns the path of sshd. It must be started by its absolute path, in a directory that is only on root's
+/// PATH.
 fn program() -> anyhow::Result<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/usr/local/sbin";
     let found = std::env::split_paths(&path).map(|dir| dir.join("sshd")).find(|at| at.is_file());
@@ -117,7 +119,7 @@ fn start_somewhere(dir: &Path) -> anyhow::Result<(Child, u16)> {
     bail!("sshd does not start: {}", said.trim())
 }
 
-/// Starts sshd on this port and waits until it answers; `None`: it has ended.
+/// Starts sshd on this port and waits until it responds. Returns `None` if it has exited.
 fn start_on(program: &Path, dir: &Path, port: u16) -> anyhow::Result<Option<Child>> {
     let config = format!(
         "ListenAddress 127.0.0.1:{port}\nHostKey \"{0}/host_key\"\n\
@@ -131,8 +133,8 @@ fn start_on(program: &Path, dir: &Path, port: u16) -> anyhow::Result<Option<Chil
     let mut command = Command::new(program);
     command.args(["-D", "-e", "-f"]).arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(File::create(dir.join("sshd.err"))?);
-    // SAFETY: prctl takes integers and is safe to call between fork and exec. Should this program be
-    // killed, sshd ends.
+    // SAFETY: prctl takes integers and is safe to call between fork and exec. If this program is killed, sshd
+    // is killed too.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
             0 => Ok(()),
@@ -164,7 +166,7 @@ fn greets(port: u16) -> bool {
     })
 }
 
-/// What a short command says.
+/// Returns the output of a short command.
 fn output(command: &mut Command) -> anyhow::Result<String> {
     let shown = format!("run {}", command.get_program().display());
     let output = command.output().with_context(|| shown.clone())?;

@@ -1,10 +1,10 @@
-//! What the coordinator's log tells while it is written: the steps of recoveries, and new processes.
+//! The coordinator's log while it is written: the steps of recoveries, and new processes.
 
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-/// One thing that a line of the log says of a server.
+/// An event of a server in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     /// A process was started at its place.
@@ -12,11 +12,11 @@ pub(crate) enum Told {
         /// Its pid.
         pid: u32,
     },
-    /// Its recovery is in this step.
+    /// Its recovery has entered this step.
     Step(u8),
-    /// It counts as down, or its process has ended.
+    /// It is down, or its process has exited.
     Down,
-    /// Its recovery is over.
+    /// Its recovery is complete.
     Back,
 }
 
@@ -29,7 +29,7 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    /// The log from its present end on.
+    /// Opens the log at its current end.
     pub(crate) fn from_now(path: &Path) -> Steps {
         let mut steps = Steps { path: path.to_owned(), file: None, rest: Vec::new() };
         steps.read();
@@ -37,7 +37,7 @@ impl Steps {
         steps
     }
 
-    /// What the lines since the last call say: server, and what.
+    /// Returns the events in the lines since the last call, with their servers.
     pub(crate) fn news(&mut self) -> Vec<(u16, Told)> {
         self.read();
         let end = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -55,8 +55,8 @@ impl Steps {
     }
 }
 
-/// `… server 1, step 3: …`, `… server 1 started on localhost, pid 71`, `… server 1 is down: …`,
-/// `… server 1: ended by signal 9 …`, `… server 1 is back: …`.
+/// Parses `… server 1, step 3: …`, `… server 1 started on localhost, pid 71`, `… server 1 is down: …`, `…
+/// server 1: ended by signal 9 …`, `… server 1 is back: …`.
 fn parse(line: &str) -> Option<(u16, Told)> {
     let (_, said) = line.split_once("server ")?;
     let digits = said.bytes().take_while(u8::is_ascii_digit).count();

@@ -1,4 +1,4 @@
-//! Carries faults out, aimed at a moment at which a write is in flight.
+//! Fault injection, aimed at moments at which a write is in flight.
 
 use std::time::{Duration, Instant};
 
@@ -15,15 +15,15 @@ use crate::process::{self, Signal};
 use crate::random::Random;
 use crate::steps::{Steps, Told};
 
-/// How long a shot waits for a write to be in flight.
+/// The longest wait for a write in flight.
 const AIM: Duration = Duration::from_millis(100);
-/// How long a server hangs: longer than the grace (625 ms), often long enough to be given up.
+/// The duration of a hang: longer than the grace (625 ms), often long enough for the server to be replaced.
 const HANG_MS: (u64, u64) = (700, 2_500);
-/// How long a link stays cut.
+/// The duration of a cut.
 const CUT_MS: (u64, u64) = (800, 4_000);
-/// How long a step of a recovery may be waited for.
+/// The timeout of waiting for a step of a recovery.
 const STEP_PATIENCE: Duration = Duration::from_secs(30);
-/// Between two looks at the log.
+/// The interval between two reads of the log.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
 
 /// A fault that was injected.
@@ -32,28 +32,29 @@ pub(crate) struct Struck {
     /// Its line in the table.
     pub(crate) name: String,
     pub(crate) victim: u16,
-    /// By the clock of the history. Of two strikes in a row the one that the fault is named after.
+    /// The time of the fault, by the clock of the history; of two strikes, the one that the fault is named
+    /// after.
     pub(crate) time_ns: i64,
-    /// When it began: the first of two strikes.
+    /// The time of its beginning: the first of two strikes.
     pub(crate) began_ns: i64,
-    /// The groups of the victim; all, where the coordinator was struck alone.
+    /// The groups of the victim; all groups, if only the coordinator was struck.
     pub(crate) groups: Vec<u16>,
     /// The longest stall that it may cause.
     pub(crate) limit: Duration,
-    /// Until when the clients were cut off from the victim alone, which nobody else misses.
+    /// The time until which clients were cut off from the victim, while all others still reached it.
     pub(crate) apart_until_ns: Option<i64>,
     /// The time at which a cluster that was stopped serves again, or has room again.
     pub(crate) away_until_ns: Option<i64>,
 }
 
-/// Whoever strikes one cluster.
+/// The injector of faults into one cluster.
 pub(crate) struct Striker<'a> {
     pub(crate) cluster: &'a mut Cluster,
     pub(crate) load: &'a Load,
     pub(crate) network: Option<&'a Network>,
     pub(crate) random: &'a mut Random,
     steps: Steps,
-    /// How long nobody could help in this fault.
+    /// The time for which no recovery was possible in this fault.
     helpless: Duration,
 }
 
@@ -68,8 +69,8 @@ impl<'a> Striker<'a> {
         Striker { cluster, load, network, random, steps, helpless: Duration::ZERO }
     }
 
-    /// Injects one fault into a cluster that is whole. When this returns nothing is held any more, but
-    /// the cluster may not be whole yet.
+    /// Injects one fault into a cluster that is whole. On return no fault is active any more, but the cluster
+    /// may not be whole yet.
     pub(crate) fn strike(&mut self, fault: Fault) -> anyhow::Result<Struck> {
         let count = self.cluster.setting.servers;
         let victim = u16::try_from(self.random.below(u64::from(count))).expect("a server");
@@ -118,8 +119,8 @@ impl<'a> Striker<'a> {
                 self.network()?.heal()?;
                 if far == Far::Clients {
                     apart_until_ns = Some(now_ns());
-                    // The kernel sends again after pauses that double, so what was dropped may be on its
-                    // way for as long again; the next fault must not be blamed for it.
+                    // The kernel retransmits after pauses that double, so dropped packets may be in transit for
+                    // as long again. The next fault must not be held responsible for them.
                     std::thread::sleep(cut.elapsed());
                     self.helpless = cut.elapsed();
                 }
@@ -169,8 +170,8 @@ impl<'a> Striker<'a> {
         })
     }
 
-    /// Kills a server, and a neighbour of it in a step of the recovery. Returns both processes, and whether
-    /// the recovery was still going on.
+    /// Kills a server, and a neighbour of it in a step of the recovery. Returns both processes, and whether the
+    /// recovery was still in progress.
     pub(crate) fn strike_two(
         &mut self,
         double: Double,
@@ -202,8 +203,8 @@ impl<'a> Striker<'a> {
         Ok((struck, killed, in_time))
     }
 
-    /// Returns whether a server was back before the coordinator knew that another one is down. A small recovery may end
-    /// between two lines of this program.
+    /// Returns whether a server was back before the coordinator detected the death of the other. A small
+    /// recovery may end before the kill takes effect.
     fn was_back_before_down(&mut self, victim: u16, other: u16) -> anyhow::Result<bool> {
         let until = Instant::now() + STEP_PATIENCE;
         let mut is_back = false;
@@ -220,8 +221,8 @@ impl<'a> Striker<'a> {
         bail!("server {other} was killed, and is not down within {STEP_PATIENCE:?}")
     }
 
-    /// Kills a server, and the process that replaces it in this step. Returns when, and in which step it
-    /// was according to the log.
+    /// Kills a server, and the process that replaces it in this step. Returns the time of the kill, and the
+    /// step according to the log.
     fn replacement(
         &mut self,
         victim: u16,
@@ -229,7 +230,7 @@ impl<'a> Striker<'a> {
         step: u8,
     ) -> anyhow::Result<(i64, Option<u8>)> {
         let groups = self.groups_of(victim);
-        // In step 0 the old process is there as long as it hangs.
+        // In step 0 the old process exists as long as it hangs.
         let first = if step == 0 { Signal::STOP } else { Signal::KILL };
         let mut time = self.hit(&groups, pid, first);
         let (mut target, mut met) = (pid, None);
@@ -261,7 +262,7 @@ impl<'a> Striker<'a> {
             time = now_ns();
             process::signal(target, Signal::KILL);
         }
-        // The step it died in is the last before its end is told.
+        // The step of its death is the last one logged before its end.
         let until = Instant::now() + STEP_PATIENCE;
         while Instant::now() < until {
             for (id, told) in self.steps.news() {
@@ -277,7 +278,8 @@ impl<'a> Striker<'a> {
         bail!("the death of the process that replaces server {victim} was not noticed")
     }
 
-    /// Waits for a step of a server's recovery, or a later one; `None`: it is over already.
+    /// Waits for this step of a server's recovery, or a later one. Returns `None` if the recovery is over
+    /// already.
     fn await_step(&mut self, victim: u16, step: u8) -> anyhow::Result<Option<u8>> {
         let until = Instant::now() + STEP_PATIENCE;
         while Instant::now() < until {
@@ -302,7 +304,7 @@ impl<'a> Striker<'a> {
         vec![server, (server + count - 1) % count]
     }
 
-    /// Sends a signal when a write to one of these groups is in flight.
+    /// Sends a signal once a write to one of these groups is in flight. Returns the time.
     fn hit(&self, groups: &[u16], pid: u32, signal: Signal) -> i64 {
         self.load.flight.aim(groups, AIM);
         let time = now_ns();

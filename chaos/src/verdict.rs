@@ -1,15 +1,15 @@
-//! What a round comes to: its history, its dumps, and both together.
+//! The verdict on a round: its history, its dumps, and both together.
 //!
 //! ```text
-//!   history + what the dumps hold at the end, as reads -> one register for each key; each write once
-//!   the same with one answer that cannot be            -> must be rejected
-//!   dumps of i.primary and (i+1).secondary             -> equal, entry by entry
-//!   last number of each dump                           -> between those taken for certain and at most
-//!   the data that the round began with                 -> there
+//!   history + the contents of the dumps, as final reads -> one register for each key; each write once
+//!   the same with one impossible response               -> must be rejected
+//!   dumps of i.primary and (i+1).secondary              -> equal, entry by entry
+//!   last sequence number of each dump                   -> between the certain and the possible count
+//!   the bulk data of the round                          -> present
 //! ```
 //!
-//! That every acknowledged write is in the dumps needs no check of its own: a key's last read is what its
-//! dump holds, and no register explains one that has forgotten.
+//! No separate check that the dumps hold every acknowledged write is needed: a key's last read is its entry in
+//! the dump, and no register explains a lost write.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -33,36 +33,36 @@ use crate::restored::Found;
 use crate::strike::Struck;
 use crate::worker::{client_of, value_of};
 
-/// The process number of the last reads.
+/// The process number of the final reads.
 const LAST_READER: u32 = u32::MAX;
 
 /// A group's shard.
 type Place = (GroupId, ShardId);
 
-/// What was counted in a round.
+/// The counts of a round.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) ok: u64,
     pub(crate) fail: u64,
     pub(crate) info: u64,
-    /// Of those that failed: not for a reason that the caller gave (a condition, an absent key).
+    /// Failed operations, except for reasons that the caller gave (a condition, an absent key).
     pub(crate) unserved: u64,
     pub(crate) keys: u64,
     pub(crate) unknown: u64,
     pub(crate) illegal: u64,
-    /// Entries of the first data that are lost or wrong.
+    /// Entries of the bulk data that are lost or wrong.
     pub(crate) damaged: u64,
-    /// Effects that came twice.
+    /// Effects that occurred twice.
     pub(crate) twice: u64,
-    /// The longest that no operation of some place ended well although one was asked.
+    /// The longest time for which no operation of some place succeeded although one was requested.
     pub(crate) longest_stall: Duration,
-    /// By fault, in their order: whether a write to its groups was in flight.
+    /// True for each fault, in order, that struck while a write to its groups was in flight.
     pub(crate) in_flight: Vec<bool>,
-    /// By fault: the longest stall that ended after it and before the next.
+    /// The longest stall that ended after each fault and before the next, in the order of the faults.
     pub(crate) stalls: Vec<Duration>,
 }
 
-/// The entries that are there at the end, by place; places that are LOST have none.
+/// The entries at the end, by place; places that are LOST have none.
 #[derive(Debug, Default)]
 pub(crate) struct Remains {
     shards: HashMap<Place, Remain>,
@@ -75,7 +75,7 @@ struct Remain {
 }
 
 impl Remains {
-    /// The dumps of a cluster that was whole and was stopped: those of a group must agree.
+    /// Collects the dumps of a cluster that was whole when it was stopped: those of a group must agree.
     pub(crate) fn of_whole(
         dir: &Path,
         placement: Placement,
@@ -90,9 +90,9 @@ impl Remains {
         Ok(remains)
     }
 
-    /// What a restore would take: of every place the newest dump that counts. `dead` are the processes
-    /// that were killed; every group that the last views leave to another one must be there, also to one
-    /// that has replaced one of them.
+    /// Collects what a restore would use: the newest valid dump of every place. `dead` are the processes that
+    /// were killed. Every group with another process in the last views must have a dump, even if that process
+    /// is a replacement.
     pub(crate) fn of_survivors(
         dir: &Path,
         placement: Placement,
@@ -154,7 +154,7 @@ impl Remains {
         self.shards.insert(place, Remain { entries, last });
     }
 
-    /// The groups of which nothing is left.
+    /// Returns the groups without any dump.
     pub(crate) fn lost(&self, placement: Placement) -> Vec<GroupId> {
         let groups = (0..placement.servers()).map(GroupId);
         groups.filter(|group| !self.shards.contains_key(&(*group, ShardId(0)))).collect()
@@ -165,22 +165,22 @@ impl Remains {
     }
 }
 
-/// What is there when a round is over.
+/// The state of a round at its end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ends<'a> {
     /// The dumps that count.
     pub(crate) remains: &'a Remains,
-    /// What clients read of a cluster that was restored from them.
+    /// The values that clients read from a cluster restored from them.
     pub(crate) restored: &'a Found,
-    /// The data that the round began with.
+    /// The bulk data that the round began with.
     pub(crate) bulk: Bulk,
     /// The additional writes of this program itself.
     pub(crate) beside: &'a Beside,
-    /// How long the cluster has lived.
+    /// The lifetime of the cluster.
     pub(crate) age: Duration,
 }
 
-/// Judges a round. What is wrong is told in `failures`.
+/// Checks a round, and adds every error to `failures`.
 pub(crate) fn judge(
     dir: &Path,
     placement: Placement,
@@ -256,7 +256,7 @@ fn count(operations: &Operations) -> Counts {
     counts
 }
 
-/// Adds reads of what was found when all was over.
+/// Adds reads of the values found at the end.
 fn read_last(records: &mut Vec<Record>, process: u32, found: &Found) {
     let mut time_ns = records.last().map_or(0, |record| record.time_ns);
     for (key, found) in found {
@@ -278,16 +278,16 @@ fn read_last(records: &mut Vec<Record>, process: u32, found: &Found) {
     }
 }
 
-/// How many sessions of a place can have been forgotten, each by a write of its own: a client has one there,
-/// and it must have been idle for [`SESSION_IDLE`] each time.
+/// Returns the most sessions of a place that can have expired, each by a write of its own. Each client has one
+/// there, which must have been idle for [`SESSION_IDLE`] each time.
 fn forgotten_at_most(records: &[Record], age: Duration) -> u64 {
     let clients: BTreeSet<u32> = records.iter().map(|record| client_of(record.process)).collect();
-    // One more wrote the data that the round began with.
+    // Another client wrote the bulk data.
     (clients.len() as u64 + 1) * (age.as_secs() / SESSION_IDLE.as_secs())
 }
 
-/// Every write that the store has looked at takes one number of its place; so does forgetting a session,
-/// and nothing else.
+/// Checks the last sequence number of every place. Each write that the store evaluated takes one, and so does
+/// the expiry of a session; nothing else does.
 fn check_numbers(
     found: &HashMap<Place, Effects>,
     placement: Placement,
@@ -340,7 +340,7 @@ fn check_bulk(
     missing.len() as u64
 }
 
-/// The copy with one answer that cannot be must be rejected, read from its file as any other would be.
+/// Checks that the checker rejects the copy with one impossible response, read from its file as any history.
 fn check_checker(
     dir: &Path,
     records: &[Record],

@@ -1,7 +1,7 @@
-//! One client process: a few closed loops over the keys in use, each with a client of its own, and every
-//! operation written down when it begins and when it ends.
+//! One client process: a few closed loops over the keys in use, each with a client of its own. Every operation
+//! is recorded when it begins and when it ends.
 //!
-//! It works until its standard input ends, so it outlives nobody.
+//! It works until its standard input ends, so it does not outlive the process that started it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,20 +22,20 @@ use crate::flight::Flight;
 use crate::keys::{self, Choice};
 use crate::random::Random;
 
-/// Process numbers of one thread; each end in doubt takes one.
+/// The number of process numbers of one thread; each operation in doubt uses one up.
 pub(crate) const NUMBERS_A_THREAD: u32 = 100_000;
-/// Keys whose last value is remembered for a compare-and-set.
+/// The number of keys whose last value is kept for a compare-and-swap.
 const MOST_SEEN: usize = 256;
-/// One value in so many is long enough to travel in fragments.
+/// One value out of this many is long enough to be sent in fragments.
 const LARGE_ONE_IN: u64 = 800;
 const LARGE_BYTES: usize = 150 << 10;
 
-/// The client that has this process number.
+/// Returns the client that has this process number.
 pub(crate) fn client_of(process: u32) -> u32 {
     process / NUMBERS_A_THREAD
 }
 
-/// What a thread knows of a key: version and value, or that it is absent.
+/// The last observation of a key by a thread: version and value, or `None` for an absent key.
 type Seen = Option<(SequenceNumber, Value)>;
 
 /// Works until standard input ends.
@@ -66,7 +66,7 @@ struct Hand<'a> {
     args: &'a WorkerArgs,
     /// Its number among all threads of the run.
     number: u32,
-    /// Its present process number.
+    /// Its current process number.
     process: u32,
     placement: Placement,
     client: Client,
@@ -77,7 +77,7 @@ struct Hand<'a> {
     flight: &'a Flight,
 }
 
-/// An operation to do.
+/// An operation to perform.
 struct Plan {
     key: String,
     f: Function,
@@ -86,7 +86,7 @@ struct Plan {
     value: Vec<u8>,
 }
 
-/// How it ended.
+/// The result of an operation.
 struct End {
     kind: Kind,
     value: Payload,
@@ -110,7 +110,7 @@ impl<'a> Hand<'a> {
             client: Client::open(&args.endpoint, Options::default())?,
             random: Random::new(args.seed ^ (u64::from(number) << 32)),
             seen: HashMap::new(),
-            // Unique over all threads, and exact in JSON's numbers.
+            // Unique over all threads, and exactly representable in JSON's numbers.
             next_value: (u64::from(number) + 1) << 36,
             history,
             flight,
@@ -233,14 +233,15 @@ impl<'a> Hand<'a> {
         }
     }
 
-    /// Settles most of the writes that end in doubt. Others stay so, as those of a program that does not ask.
+    /// Settles most of the writes that end in doubt. Others stay in doubt, as in a program that does not settle
+    /// them.
     fn settle(&mut self, done: Result<Written, Error>) -> Result<Written, Error> {
         let Err(Error::InDoubt { doubt: Some(doubt), .. }) = &done else { return done };
         if self.random.below(4) == 0 {
             return done;
         }
         match self.client.resolve(doubt, &OpOptions::default()) {
-            // It could not be settled, so nothing more is known.
+            // It could not be settled, so its result remains unknown.
             Err(
                 Error::InDoubt { .. }
                 | Error::Timeout { .. }
@@ -261,7 +262,7 @@ impl<'a> Hand<'a> {
     }
 }
 
-/// How an operation ends that fails.
+/// Returns the kind and reason with which a failed operation ends in the history.
 pub(crate) fn ending(error: &Error) -> (Kind, Reason) {
     match error {
         Error::InDoubt { .. } => (Kind::Info, Reason::InDoubt),
@@ -276,7 +277,7 @@ pub(crate) fn ending(error: &Error) -> (Kind, Reason) {
     }
 }
 
-/// The bytes that stand for a value: its number, then a filler of some length that tells it too.
+/// Encodes a value: its number, then a filler of random length that repeats the number's first byte.
 fn bytes_of(value: Value, random: &mut Random) -> Vec<u8> {
     let mut bytes = value.to_le_bytes().to_vec();
     let length = match random.below(LARGE_ONE_IN) {
@@ -288,7 +289,7 @@ fn bytes_of(value: Value, random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// The value that these bytes stand for; one that nobody writes if they are torn.
+/// Decodes a value. Torn bytes give a value that no client writes.
 pub(crate) fn value_of(bytes: &[u8]) -> Value {
     match bytes.split_first_chunk() {
         Some((number, filler)) if filler.iter().all(|byte| *byte == number[0]) => {

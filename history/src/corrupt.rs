@@ -1,4 +1,5 @@
-//! A copy of a history with one answer that cannot be: a checker that accepts it is of no use.
+//! A copy of a history with one impossible response, which tests the checker: a checker that accepts it is
+//! broken.
 //!
 //! ```text
 //!   write u      |---|
@@ -6,8 +7,8 @@
 //!   read                           |---|   w or newer; in the copy: u, which was overwritten before
 //! ```
 //!
-//! Values are unique, so u cannot have come back. Where no read is of use, one gets a value that nobody
-//! has ever written.
+//! Values are unique, so u cannot have been written again. If no read is suitable, one read gets a value that
+//! was never written.
 
 use std::collections::HashMap;
 
@@ -15,14 +16,15 @@ use crate::operations::Operations;
 use crate::record::{Function, Kind, Payload, Record};
 use crate::register::{Asked, Value};
 
-/// A value that nobody writes.
+/// A value that no client ever writes.
 const NEVER_WRITTEN: Value = Value::MAX;
 
-/// The copy, and the key whose read was changed; `None` if nothing was ever read.
+/// Returns the corrupted copy and the key whose read was changed, or `None` if the history has no successful
+/// read.
 pub fn corrupted(records: &[Record], operations: &Operations) -> Option<(Vec<Record>, String)> {
     let mut began: HashMap<u32, i64> = HashMap::new();
     let mut fallback = None;
-    // Of the reads the latest: more lies before it.
+    // The latest suitable read has the longest history before it.
     let mut best = None;
     for (at, record) in records.iter().enumerate() {
         if record.kind == Kind::Invoke {
@@ -45,7 +47,8 @@ pub fn corrupted(records: &[Record], operations: &Operations) -> Option<(Vec<Rec
     Some((copy, records[at].key.clone()))
 }
 
-/// A value that was written and overwritten before this moment, in this order beyond doubt.
+/// Returns a value that was certainly overwritten before `moment`: its write ended before a later write began,
+/// and both ended before `moment`.
 fn overwritten_before(operations: &Operations, key: &str, moment: i64) -> Option<Value> {
     let list = operations.by_key.get(key)?;
     let writes = || {

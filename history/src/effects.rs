@@ -1,12 +1,13 @@
-//! Counting of effects: each write takes effect once, and each version is of one write.
+//! Counts of effects: each write takes effect once, and each version belongs to one write.
 //!
-//! A register alone does not see everything: a write that is executed twice in a row leaves the value
-//! that it should. The versions tell. A value that was seen under two versions was written twice; a
-//! version that two writes of a place were answered with was given twice. And the last number of a place
-//! lies between how many writes took one for certain and how many may have: a write that the store has
-//! looked at takes one, also when its condition was refused or there was nothing to delete (the answer is
-//! kept under that number for a retry). A write that was settled as not done takes one for the record that
-//! says so. A write that the store has not seen takes none.
+//! A register check alone misses some faults: a write that is executed twice in a row leaves the expected
+//! value. The versions reveal it. A value seen under two versions was written twice. A version in the responses
+//! to two writes of a place was assigned twice.
+//!
+//! The highest version of a place lies between the number of writes that certainly took one and the number that
+//! may have. A write takes a version if the store evaluated it, even if its condition failed or there was
+//! nothing to delete: the response is kept under that version for a retry. A write settled as not done takes
+//! one for the record of that settlement. A write that never reached the store takes none.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -15,18 +16,19 @@ use crate::operations::Operations;
 use crate::record::{Kind, Reason};
 use crate::register::{Answered, Asked, Value};
 
-/// What a history says of one place (a group's shard).
+/// Counts of the effects in one place (a group's shard).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
-    /// Writes that the store has answered, refused conditions and settled doubts among them: each took a number.
+    /// Writes that certainly took a version: those with a definite response, failed conditions and settled
+    /// doubts included.
     pub answered: u64,
-    /// These, and those in doubt: no other write can have taken a number.
+    /// The writes in `answered` plus those in doubt: no other write can have taken a version.
     pub possible: u64,
-    /// The highest version that anybody was told.
+    /// The highest version in any response.
     pub highest: u64,
 }
 
-/// An effect that came twice.
+/// An effect that occurred twice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Twice {
     /// One value under two versions.
@@ -38,7 +40,7 @@ pub enum Twice {
         value: Value,
         /// The lower version.
         first: u64,
-        /// The higher one.
+        /// The higher version.
         second: u64,
     },
     /// Two writes under one version.
@@ -46,9 +48,9 @@ pub enum Twice {
     Version {
         /// The version.
         version: u64,
-        /// Key, and value unless it was a delete.
+        /// Key and value of one write; the value is `None` for a delete.
         first: (String, Option<Value>),
-        /// The other.
+        /// Key and value of the other write.
         second: (String, Option<Value>),
     },
 }
@@ -56,7 +58,7 @@ pub enum Twice {
 /// Counts the effects at every place.
 ///
 /// # Errors
-/// [`Twice`]: something took effect twice.
+/// [`Twice`] if something took effect twice.
 pub fn effects<P: Hash + Eq + Copy>(
     operations: &Operations,
     place_of: impl Fn(&str) -> P,
@@ -93,7 +95,7 @@ pub fn effects<P: Hash + Eq + Copy>(
             }
             let now = (&key[..], value);
             let before = *versions.entry((place, version)).or_insert(now);
-            // Each write takes a version of its own; two deletes of a key look alike otherwise.
+            // Each write takes its own version; without this check, two deletes of one key look identical.
             let is_taken = is_write && !written.insert((place, version));
             if before != now || is_taken {
                 let owned = |(key, value): (&str, Option<Value>)| (key.to_owned(), value);
@@ -109,7 +111,8 @@ mod tests {
     use super::*;
     use crate::record::{Function, Payload, Record};
 
-    /// Operations one after the other: what, of which key, with which value, answered with which version.
+    /// Builds a history of consecutive operations, each given as function, key, value and version of the
+    /// response.
     fn history(list: &[(Function, &str, Option<Value>, u64)]) -> Operations {
         let mut records = Vec::new();
         for (at, (f, key, value, version)) in list.iter().enumerate() {
@@ -147,7 +150,7 @@ mod tests {
         assert_eq!(found, Ok(Effects { answered: 3, possible: 3, highest: 3 }));
     }
 
-    /// What one write counts that ended like this.
+    /// Returns `(answered, possible)` for a single write that ended with this kind and reason.
     fn one(f: Function, kind: Kind, error: Option<Reason>) -> (u64, u64) {
         let asked = match f {
             Cas => Payload::Pair([Some(1), Some(2)]),

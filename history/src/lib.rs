@@ -1,12 +1,12 @@
-//! What clients saw of a cluster, and whether a store that keeps its promises explains it: the one
-//! checker of the simulator and of the runs over real processes.
+//! Histories of client operations, and the checks of a store's promises on them. The simulator and the runs
+//! over real processes share this checker.
 //!
 //! ```text
 //!   simulator ------------------------> Entry --+--> judge: one register for each key (porcupine-rs)
 //!                                               |
 //!   JSON lines -> Record -> Operations ---------+--> effects: each write once, each version one write
 //!                                 |
-//!                                 +-> corrupted: the same history with one answer that cannot be
+//!                                 +-> corrupted: the same history with one impossible response
 //! ```
 
 mod corrupt;

@@ -1,4 +1,4 @@
-//! From lines to operations: every beginning with its end, by key.
+//! Operations, assembled from the lines of a history: each beginning is paired with its end, grouped by key.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -8,46 +8,47 @@ use crate::register::{Answered, Asked, Entry, Verdict, judge};
 /// One operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
-    /// What the checker takes; `None` if it is certain that nothing was done and nothing was seen.
+    /// The operation as the checker receives it; `None` if it certainly changed nothing and observed nothing.
     pub entry: Option<Entry>,
-    /// What was asked.
+    /// The requested operation.
     pub asked: Asked,
-    /// When it began.
+    /// The time of its beginning.
     pub start: i64,
-    /// When it ended; `i64::MAX` if it never did.
+    /// The time of its end; `i64::MAX` if it never ended.
     pub end: i64,
-    /// How it ended.
+    /// The kind of its end.
     pub kind: Kind,
-    /// Why it was not done, or is not known.
+    /// The reason if it was not done or its result is unknown.
     pub error: Option<Reason>,
-    /// The version that its answer named.
+    /// The version in its response.
     pub version: Option<u64>,
 }
 
-/// The operations of a history, by key, each list in the order of beginnings.
+/// The operations of a history by key, each list ordered by beginning.
 #[derive(Clone, Debug, Default)]
 pub struct Operations {
-    /// By key.
+    /// Operations by key.
     pub by_key: BTreeMap<String, Vec<Operation>>,
 }
 
-/// Lines that do not make a history.
+/// An inconsistency that makes the lines no valid history.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("process {process} at {time_ns} ns: {reason}; whoever wrote the history is wrong")]
 pub struct HistoryError {
-    /// Whose lines.
+    /// The process of the inconsistent lines.
     pub process: u32,
-    /// When.
+    /// The time of the inconsistent line.
     pub time_ns: i64,
-    /// What is wrong.
+    /// The inconsistency.
     pub reason: &'static str,
 }
 
 impl Operations {
-    /// Pairs beginnings and ends. Lines of one process must be in order.
+    /// Pairs beginnings and ends. The lines of one process must be in order.
     ///
     /// # Errors
-    /// [`HistoryError`]: a process does two things at once, or goes on after an operation in doubt.
+    /// [`HistoryError`] if a process has two operations in flight at once, continues after an operation in
+    /// doubt, or has lines that do not match.
     pub fn pair(records: &[Record]) -> Result<Operations, HistoryError> {
         let mut open: HashMap<u32, &Record> = HashMap::new();
         let mut retired: HashSet<u32> = HashSet::new();
@@ -99,18 +100,18 @@ impl Operations {
         }
     }
 
-    /// All operations, of all keys.
+    /// Iterates over the operations of all keys.
     pub fn all(&self) -> impl Iterator<Item = (&str, &Operation)> {
         self.by_key.iter().flat_map(|(key, list)| list.iter().map(move |one| (&key[..], one)))
     }
 
-    /// The entries of one key.
+    /// Returns the entries of one key.
     pub fn entries(&self, key: &str) -> Vec<Entry> {
         let list = self.by_key.get(key).map_or(&[][..], |list| list);
         list.iter().filter_map(|operation| operation.entry).collect()
     }
 
-    /// The keys that no register explains, or not in time.
+    /// Returns the keys whose history is not linearizable, or for which the check timed out.
     pub fn judge(&self) -> Vec<(&str, Verdict)> {
         let judged = self.by_key.keys().map(|key| (&key[..], judge(&self.entries(key))));
         judged.filter(|(_, verdict)| *verdict != Verdict::Linearizable).collect()
@@ -127,7 +128,7 @@ fn join(begin: &Record, end: Option<&Record>) -> Option<Operation> {
     };
     let kind = end.map_or(Kind::Info, |end| end.kind);
     let error = end.and_then(|end| end.error);
-    // What failed without having been looked at was not done, and tells nothing.
+    // A failed operation that the store did not evaluate had no effect and carries no information.
     let answered = match (kind, asked, error) {
         (Kind::Info, _, _) => Some(Answered::InDoubt),
         (Kind::Ok, Asked::Read, _) => match end?.value {

@@ -5,40 +5,39 @@
 //!   {"process":7,"type":"ok","f":"cas","key":"h3.91","value":[41,57],"time_ns":140,"version":9}
 //! ```
 //!
-//! One clock for all processes. `ok`: done; `fail`: not done; `info`: nobody knows, and the process
-//! number is not used again. The value of a delete, and of a key that is absent, is null. Two fields may
-//! be missing and are no part of the format that other checkers read: the version that an answer named,
-//! and why an operation failed.
+//! All processes share one clock. `ok`: done; `fail`: not done; `info`: unknown, and the process number is
+//! never used again. The value of a delete, and of an absent key, is null. Two fields are optional and not part
+//! of the format that other checkers read: the version in the response, and the reason of a failure.
 
 use serde::{Deserialize, Serialize};
 
 use crate::register::Value;
 
-/// What a line tells of an operation.
+/// The kind of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// It begins.
+    /// An operation begins.
     Invoke,
-    /// It was done.
+    /// The operation was done.
     Ok,
-    /// It was not done.
+    /// The operation was not done.
     Fail,
-    /// It may have been done or not.
+    /// The operation may or may not have been done.
     Info,
 }
 
-/// What is asked of a key.
+/// The requested operation on a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Function {
-    /// Its value.
+    /// Reads the value.
     Read,
-    /// To have another.
+    /// Writes a value.
     Write,
-    /// To be gone.
+    /// Deletes the key.
     Delete,
-    /// To have another if it has this one.
+    /// Writes a value if the current value is the expected one (compare-and-swap).
     Cas,
 }
 
@@ -46,73 +45,74 @@ pub enum Function {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Payload {
-    /// Old and new, of a `cas`.
+    /// The expected and the new value of a `cas`.
     Pair([Option<Value>; 2]),
-    /// What is written or was read; null for what is absent.
+    /// The value written or read; null if absent.
     One(Option<Value>),
 }
 
-/// Why an operation failed, or why its end is not known.
+/// The reason why an operation failed or its result is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The key had not the value that the `cas` demanded. The store has looked, so this says something.
+    /// The key did not have the value that the `cas` expected. The store evaluated it, so this is an
+    /// observation.
     Conflict,
-    /// A delete found nothing. This says something too.
+    /// A delete found no such key. This too is an observation.
     NotFound,
-    /// No holder of the key's group is left.
+    /// No replica of the key's group is left.
     Lost,
     /// Nothing was done before the deadline.
     Unavailable,
-    /// No answer before the deadline.
+    /// No response before the deadline.
     Timeout,
-    /// Sent, and no definite answer.
+    /// Sent, without a definite response.
     InDoubt,
-    /// It ended in doubt, and was settled: it was not done, and never will be.
+    /// The operation ended in doubt and was then settled: it was not done and never will be.
     NotDone,
-    /// Refused for another reason.
+    /// Rejected for another reason.
     Refused,
 }
 
-/// One line.
+/// One line of a history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Who: does one operation after the other.
+    /// The process, which performs one operation after the other.
     pub process: u32,
-    /// What this line tells.
+    /// The kind of this line.
     #[serde(rename = "type")]
     pub kind: Kind,
-    /// What is asked.
+    /// The requested operation.
     pub f: Function,
-    /// Of which key.
+    /// The key.
     pub key: String,
-    /// With which values.
+    /// The values.
     pub value: Payload,
-    /// When, by the one clock.
+    /// The time on the shared clock, in nanoseconds.
     pub time_ns: i64,
-    /// The version that the answer named.
+    /// The version in the response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
-    /// Why not.
+    /// The reason of a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Reason>,
 }
 
-/// A line that is none of a history.
+/// A line that is not a valid history record.
 #[derive(Debug, thiserror::Error)]
 #[error("line {line} of the history: {reason}; was the file cut or edited?")]
 pub struct RecordError {
-    /// Counted from 1.
+    /// The line number, counted from 1.
     pub line: usize,
-    /// What is wrong with it.
+    /// The parse error.
     pub reason: serde_json::Error,
 }
 
 impl Record {
-    /// Reads all lines of a history.
+    /// Parses all lines of a history.
     ///
     /// # Errors
-    /// [`RecordError`] for the first line that is none.
+    /// [`RecordError`] for the first invalid line.
     pub fn parse_all(text: &str) -> Result<Vec<Record>, RecordError> {
         let parse = |(at, line)| {
             serde_json::from_str(line).map_err(|reason| RecordError { line: at + 1, reason })
@@ -120,7 +120,7 @@ impl Record {
         text.lines().enumerate().map(parse).collect()
     }
 
-    /// The line, without its end.
+    /// Serializes the record as one line, without the newline.
     pub fn to_line(&self) -> String {
         serde_json::to_string(self).expect("a record has only names for keys")
     }

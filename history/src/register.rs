@@ -1,47 +1,47 @@
-//! What clients saw of one key, and whether one register explains it.
+//! The check of one key's operations against a single register.
 
 use std::time::Duration;
 
 use porcupine_rs::{CheckResult, Model, Operation, check_operations, check_operations_timeout};
 
-/// Unique values: no two writes of a run write the same one.
+/// A unique value: no two writes of a run write the same one.
 pub type Value = u64;
 
-/// What was asked of a key.
+/// The requested operation on a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// Its value.
+    /// Read the value.
     Read,
-    /// To have this value.
+    /// Write this value.
     Write(Value),
-    /// To be gone.
+    /// Delete the key.
     Delete,
-    /// To have this value if it has that one now (`None`: if it is not there).
+    /// Write `new` if the current value is `old` (`None`: if the key is absent).
     Swap {
-        /// What it must have.
+        /// The expected value.
         old: Option<Value>,
-        /// What it is to have.
+        /// The new value.
         new: Value,
     },
 }
 
-/// What was answered.
+/// The response to an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answered {
-    /// The value, or that there is none.
+    /// The value; `None` if the key is absent.
     Value(Option<Value>),
-    /// Done; or, for DELETE, that there was nothing.
+    /// The write was done, or its condition failed (for a delete: there was nothing).
     Done {
-        /// Whether it changed anything.
+        /// True if it changed the value.
         changed: bool,
     },
-    /// Nothing was done: there was no room, or nobody who would do it.
+    /// Nothing was done: there was no room, or no server to do it.
     Refused,
-    /// Nothing was done: nobody holds the key's group any more.
+    /// Nothing was done: the key's group has no replica left.
     Lost,
-    /// Nobody knows.
+    /// Unknown; it may still take effect at any later time.
     InDoubt,
-    /// Nobody knows whether it was done before its end; it is not done later.
+    /// Unknown, but the write took effect before its end or never.
     Undecided,
 }
 
@@ -50,17 +50,17 @@ pub enum Answered {
 pub struct Entry {
     /// The process number; never reused after an operation in doubt.
     pub client: u32,
-    /// True times, in nanoseconds; `i64::MAX` for an end in doubt.
+    /// The time of the beginning, in nanoseconds.
     pub start: i64,
-    /// As above.
+    /// The time of the end, in nanoseconds; `i64::MAX` for an operation in doubt.
     pub end: i64,
-    /// What was asked.
+    /// The requested operation.
     pub asked: Asked,
-    /// What was answered.
+    /// The response.
     pub answered: Answered,
 }
 
-/// A key as a register.
+/// The sequential model of one key: a register.
 #[derive(Clone, Debug)]
 struct Register;
 
@@ -89,27 +89,27 @@ impl Model for Register {
     }
 }
 
-/// Why a history is not one of a register.
+/// The result of checking one key's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is.
+    /// Linearizable.
     Linearizable,
-    /// It cannot be.
+    /// Not linearizable.
     Illegal,
-    /// The search took too long: as bad as illegal.
+    /// The search timed out; this counts as a failure too.
     Unknown,
 }
 
-/// So few operations that no order of them takes long to try.
+/// The number of operations up to which an exhaustive search is quick.
 const FEW: usize = 10;
-/// How long one key's search may take.
+/// The timeout of one key's search.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Judges the history of one key.
+/// Checks the history of one key.
 pub fn judge(history: &[Entry]) -> Verdict {
     let undecided = |entry: &Entry| entry.answered == Answered::Undecided;
     let Some(at) = history.iter().position(undecided) else { return judge_decided(history) };
-    // It was not done, or it was.
+    // Try both cases: not done, and done.
     let mut decided = history.to_vec();
     let entry = decided.remove(at);
     let verdict = judge(&decided);
@@ -121,7 +121,7 @@ pub fn judge(history: &[Entry]) -> Verdict {
 }
 
 fn judge_decided(history: &[Entry]) -> Verdict {
-    // A read that was not answered says nothing.
+    // A read without a response carries no information.
     let says_something =
         |entry: &&Entry| entry.asked != Asked::Read || matches!(entry.answered, Answered::Value(_));
     let operations: Vec<Operation<Register>> = history
@@ -135,7 +135,7 @@ fn judge_decided(history: &[Entry]) -> Verdict {
             metadata: None,
         })
         .collect();
-    // With a bound of time each search takes a thread of its own.
+    // A search with a time limit runs on a thread of its own, which is too costly for a short history.
     let result = match operations.len() <= FEW {
         true if check_operations(&operations) => CheckResult::Ok,
         true => CheckResult::Illegal,

@@ -1,9 +1,9 @@
-//! When each promise is looked at, and what must be remembered for it.
+//! The schedule of the invariant checks, and the state that they keep between calls.
 //!
 //! ```text
-//!   where it happens                  what a single input or answer can break
-//!   after every wake-up of a shard    what concerns the replicas that woke
-//!   every thousand events             the digests of both copies; now and then all that two copies hold
+//!   at the event itself               promises that a single input or response can break
+//!   after every wake-up of a shard    promises about the replicas that woke
+//!   every thousand events             the digests of both replicas; now and then their whole contents
 //!   at the end                        every table, and every key's history
 //! ```
 
@@ -25,57 +25,57 @@ use crate::world::World;
 /// A group's shard.
 pub type Place = (GroupId, usize);
 
-/// An operation of a client; its retries are the same one.
+/// The identity of a client's operation; its retries share it.
 pub type Question = (ClientId, u64);
 
-/// How a replica was when it was looked at last.
+/// A replica's state at the last check.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
-    /// The version that it had installed.
+    /// The version of the installed view.
     pub version: u64,
-    /// What it was.
+    /// The replica's state.
     pub state: ReplicaState,
-    /// Whether it answered reads.
+    /// True if it served reads.
     pub served: bool,
 }
 
-/// After so many thousand events two copies are compared in full, those of another shard each time.
+/// Two replicas are compared in full after this many thousand events, in another shard each time.
 const THOUSANDS_A_COMPARISON: u64 = 40;
 
-/// How often copies were compared.
+/// Counts of comparisons between replicas.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Compared {
-    /// By their digests.
+    /// Comparisons by digest.
     pub digests: u64,
-    /// In full.
+    /// Comparisons in full.
     pub contents: u64,
 }
 
-/// What the checks remember.
+/// The state that the checks keep.
 #[derive(Debug, Default)]
 pub struct Checks {
-    /// By place: the highest write that was ever answered OK.
+    /// The highest version of a write acknowledged with OK, by place.
     pub acked: BTreeMap<Place, u64>,
-    /// By process and place: how it was last.
+    /// The state at the last check, by process and place.
     pub seen: BTreeMap<(usize, Place), Seen>,
-    /// By process and place: the version under which its candidate was told to have caught up.
+    /// The view version under which a primary reported that its candidate had caught up, by process and place.
     pub caught_up: BTreeMap<(usize, Place), u64>,
-    /// Comparisons that were really made.
+    /// Comparisons actually made.
     pub compared: Compared,
     thousands: u64,
     views: one_view::Views,
     numbers: numbers_are_unique::Numbers,
     answers: once_only::Answers,
     used: sessions_are_kept::Used,
-    /// Names under which two clients write.
+    /// Session names under which two clients write.
     pub shared: BTreeSet<ClientId>,
 }
 
 impl Checks {
-    /// After a shard of a process has woken.
+    /// Checks the replicas of a shard after its wake-up.
     ///
     /// # Errors
-    /// The promise that is broken.
+    /// The broken promise.
     pub fn after_wake(
         &mut self,
         world: &World,
@@ -109,19 +109,19 @@ impl Checks {
         Ok(())
     }
 
-    /// The coordinator tells a view, by an order or in a map.
+    /// Checks a view that the coordinator sends in an order or in a map.
     ///
     /// # Errors
-    /// The promise that is broken.
+    /// The broken promise.
     pub fn on_view_told(&mut self, cluster: ClusterId, view: &View) -> Result<(), Violation> {
         one_view::check(&mut self.views, cluster, view)
     }
 
-    /// Notes that a replica has given the final answer to a client's write, under the name of its session. The client
-    /// began the write at `asked_at`.
+    /// Checks and records a replica's final response to a client's write, under the name of its session. The
+    /// client began the write at `asked_at`.
     ///
     /// # Errors
-    /// The promise that is broken.
+    /// The broken promise.
     pub fn on_write_answered(
         &mut self,
         world: &World,
@@ -145,10 +145,10 @@ impl Checks {
         union_is_true::on_acked(world, process, place, answered)
     }
 
-    /// Handles a response that tells a client that it has no session of this name.
+    /// Checks a SESSION_EXPIRED response to a client with this session name.
     ///
     /// # Errors
-    /// The promise that is broken.
+    /// The broken promise.
     pub fn on_expired(
         &mut self,
         world: &World,
@@ -161,10 +161,10 @@ impl Checks {
         sessions_are_kept::check(&self.used, world, (group, usize::from(shard.0)), client)
     }
 
-    /// Every thousand events.
+    /// Compares replicas; called every thousand events.
     ///
     /// # Errors
-    /// The promise that is broken.
+    /// The broken promise.
     pub fn every_thousand(&mut self, world: &World) -> Result<(), Violation> {
         self.compared.digests += copies_agree::digests(world)?;
         self.thousands += 1;
@@ -178,10 +178,10 @@ impl Checks {
         Ok(())
     }
 
-    /// After all faults, with everything home.
+    /// Runs the final checks, after all faults have ended and every group is home.
     ///
     /// # Errors
-    /// The promise that is broken.
+    /// The broken promise.
     pub fn at_end(&mut self, world: &World) -> Result<(), Violation> {
         self.compared.digests += copies_agree::digests(world)?;
         for place in copies_agree::places(world) {

@@ -1,14 +1,14 @@
-//! A client: operations with deadlines, retried under the number they got first.
+//! A client: operations with deadlines, retried under their first sequence number.
 //!
 //! ```text
-//!   begin -> request to the primary of the key's group -> answer: ended
-//!              ^ |  WRONG_VIEW, UNAVAILABLE, BUSY, a lost connection: a pause, the map, again
-//!              | +- 150 ms of silence: the map; if the group's view is newer, again; every 100 ms
+//!   begin -> request to the primary of the key's group -> response: ended
+//!              ^ |  WRONG_VIEW, UNAVAILABLE, BUSY, a lost connection: back-off, map, retry
+//!              | +- 150 ms without a response: map; retry if the group's view is newer; map every 100 ms
 //!              |
-//!              +--- the deadline: in doubt, if any sending may have been executed; then it is settled
-//!              +--- the map says that nobody holds the group: LOST, or in doubt, as above
-//!              +--- SESSION_EXPIRED to its only sending: again, in a session begun anew
-//!              +--- SESSION_MISMATCH: not done, and the session is left to the other client
+//!              +--- deadline: in doubt if any request may have been executed; then it is settled
+//!              +--- the map has no primary for the group: LOST, or in doubt, as above
+//!              +--- SESSION_EXPIRED to its only request: retry in a new session
+//!              +--- SESSION_MISMATCH: not done; the session is left to the other client
 //! ```
 
 use std::collections::BTreeMap;
@@ -34,16 +34,16 @@ pub use flight::Flight;
 use flight::Stage;
 use session::Session;
 
-/// How long an operation may take, in nanoseconds.
+/// The deadline of an operation, in nanoseconds.
 pub const DEADLINE: u64 = 5_000_000_000;
-/// A client that has waited so long asks for the map.
+/// The time without a response after which a client requests the map.
 const SILENCE: u64 = 150_000_000;
-/// And again every so often.
+/// The interval between further requests for the map.
 const ASK_AGAIN: u64 = 100_000_000;
 const FIRST_PAUSE: u64 = 1_000_000;
 const LAST_PAUSE: u64 = 50_000_000;
 
-/// A version that a client has read, and the value that came with it.
+/// A version that a client has read, with its value.
 pub type Seen = Option<(SequenceNumber, Value)>;
 
 /// A client.
@@ -51,54 +51,54 @@ pub type Seen = Option<(SequenceNumber, Value)>;
 pub struct Client {
     /// Its name.
     pub id: ClientId,
-    /// Where it believes everything to be.
+    /// Its copy of the cluster's map.
     pub map: Option<Map>,
-    /// The newest view of each group that it ever saw.
+    /// The newest view that it has seen, by group.
     views: Vec<View>,
     sessions: BTreeMap<(GroupId, ShardId), Session>,
-    /// The places in the log at which sessions may begin, by the newest WELCOMEs.
+    /// The log positions at which sessions may begin, from the newest WELCOMEs.
     starts: BTreeMap<(GroupId, ShardId), SequenceNumber>,
-    /// True if it was made as a copy of another client, whose name it keeps using.
+    /// True if it was made as a clone of another client, whose name it keeps using.
     pub is_clone: bool,
-    /// What is under way, by request id.
+    /// Operations in flight, by request id.
     pub flights: BTreeMap<u64, Flight>,
-    /// Writes in doubt that are not asked about yet, by request id.
+    /// Writes in doubt that are not being settled yet, by request id.
     doubts: BTreeMap<u64, Flight>,
     next_request: u64,
-    /// Connections by process (its address), shard and the name that they go under.
+    /// Connections by the process's address, shard and client name.
     pub connections: BTreeMap<(SocketAddr, ShardId, ClientId), ConnectionNumber>,
-    /// What it last read of the keys of each slot.
+    /// The last value that it read of each key.
     pub seen: BTreeMap<Vec<u8>, Seen>,
-    /// The process number of the history; a new one after every end in doubt.
+    /// Its process number in the history; a new one after every operation in doubt.
     pub process: u32,
-    /// Until when it waits for the answer to its last question for the map.
+    /// The time until which it waits for the response to its last map request.
     pub asks_map_until: u64,
-    /// It only reads, many keys at the same time, and asks for the map only when it is told that its
-    /// own is old: whoever serves it though he should not is not found out by its writes.
+    /// True if it only reads, many keys at the same time, and requests the map only after a WRONG_VIEW. So a
+    /// stale primary that wrongly serves it is not exposed by writes of this client.
     pub is_reader: bool,
-    /// Until when it begins nothing new.
+    /// The time until which it begins no operation.
     pub rests_until: u64,
-    /// Sessions that it has begun anew, because the servers had forgotten them.
+    /// The number of sessions begun anew after the servers had expired the previous one.
     pub fresh_sessions: u64,
 }
 
-/// What a client wants done.
+/// An effect that a client requests.
 #[derive(Debug)]
 pub enum Wish {
-    /// Send the request of this id to that address's shard, under this name.
+    /// Send this request to the shard at this address, under this name.
     Send(SocketAddr, ShardId, ClientId, u64, Vec<u8>),
-    /// Ask for the map.
+    /// Request the map.
     Map,
-    /// The servers do not know the session of this name, although a write of it is under way there.
+    /// The servers do not have the session of this name any more, although one of its writes is in flight.
     Expired((GroupId, ShardId), ClientId),
-    /// A write is given up, or a question about it.
+    /// A write, or the settling of one, was given up.
     GivenUp(Box<Flight>),
     /// An operation has ended.
     Ended(Box<Flight>, Answered, Option<SequenceNumber>),
 }
 
 impl Client {
-    /// A client that knows nothing.
+    /// Creates a client without a map.
     pub fn new(id: u128) -> Client {
         Client {
             id: ClientId(id),
@@ -120,7 +120,7 @@ impl Client {
         }
     }
 
-    /// Operations that it has under way at most.
+    /// Returns the maximum number of operations in flight.
     pub fn depth(&self) -> usize {
         if self.is_reader { 40 } else { 4 }
     }
@@ -129,7 +129,7 @@ impl Client {
     pub fn begin(&mut self, now: u64, plan: Plan) {
         let Plan { slot, key, floor, mut asked, condition, value, patience, settling } = plan;
         if self.is_clone && asked == Asked::Delete {
-            // Two removals of one key under one number are the same request.
+            // Two deletes of one key under one sequence number are the same request.
             asked = Asked::Read;
         }
         let Some(map) = &self.map else { return };
@@ -174,7 +174,7 @@ impl Client {
         self.next_request += 1;
     }
 
-    /// Does what is due.
+    /// Handles everything that is due.
     pub fn wake(&mut self, now: u64, wishes: &mut Vec<Wish>) {
         self.settle(now, |doubt| doubt.due <= now);
         let due: Vec<u64> =
@@ -193,7 +193,7 @@ impl Client {
         }
     }
 
-    /// Sends an operation, for the first time or again, where its group's primary is believed.
+    /// Sends an operation, or retries it, at the primary of its group according to the newest view.
     fn send(&mut self, now: u64, id: u64, wishes: &mut Vec<Wish>) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
         let (group, shard) = flight.place;
@@ -237,14 +237,14 @@ impl Client {
         wishes.push(Wish::Send(address, shard, flight.client, id, bytes));
     }
 
-    /// The connection that an operation travels on.
+    /// Records the connection on which an operation was sent.
     pub fn note_connection(&mut self, id: u64, number: ConnectionNumber) {
         if let Some(flight) = self.flights.get_mut(&id) {
             flight.connection = Some(number);
         }
     }
 
-    /// An answer of a server.
+    /// Handles a server's response.
     pub fn on_answer(
         &mut self,
         now: u64,
@@ -263,7 +263,7 @@ impl Client {
         if flight.was_given_up() {
             return self.on_settled(now, jitter, answer, wishes);
         }
-        // Said by a server that has not logged this sending, and will not.
+        // These statuses mean that the server has not logged this request, and will not.
         if let Status::Unavailable | Status::Busy | Status::OutOfSpace = answer.status {
             flight.doubtful = flight.doubtful.saturating_sub(1);
         }
@@ -308,7 +308,7 @@ impl Client {
         self.end(id, answered, version, wishes);
     }
 
-    /// Not now, or not there: asks again after a pause, with the same number.
+    /// Schedules a retry with the same sequence number, after a back-off.
     fn try_again(
         &mut self,
         now: u64,
@@ -349,8 +349,8 @@ impl Client {
         wishes.push(Wish::Ended(Box::new(flight), answered, version));
     }
 
-    /// The servers had forgotten the session of a write that was sent once, and so was not executed: it
-    /// goes into another session, of another name.
+    /// Moves a write to a new session of another name. The servers had expired its session, and it was sent
+    /// only once, so it was not executed.
     fn begin_session_anew(&mut self, now: u64, id: u64) {
         let Some(flight) = self.flights.get_mut(&id) else { return };
         let (place, name) = (flight.place, flight.client);
@@ -365,7 +365,7 @@ impl Client {
         (flight.sent, flight.doubtful, flight.due) = (None, 0, now + flight.pause);
     }
 
-    /// Begins another session at a place, if the current one has this name.
+    /// Begins a new session at a place, if the current one has this name.
     fn leave_session(&mut self, place: (GroupId, ShardId), name: ClientId) {
         let Some(session) = self.sessions.get_mut(&place) else { return };
         if session.client == name {
@@ -386,15 +386,15 @@ impl Client {
         }
     }
 
-    /// Becomes a copy of another client in its current state, like the clone of a virtual machine: it has the same
-    /// names, and uses the same numbers next.
+    /// Becomes a copy of another client in its current state, like the clone of a virtual machine: it has the
+    /// same names, and uses the same sequence numbers next.
     pub fn become_clone_of(&mut self, other: &Client, wishes: &mut Vec<Wish>) {
         self.end_all(wishes);
         self.id = other.id;
         self.sessions = other.sessions.clone();
         self.starts = other.starts.clone();
         self.is_clone = true;
-        // The names that it makes itself, and its request ids, are its own.
+        // Session names that it creates itself, and its request ids, stay distinct.
         self.fresh_sessions = 1_000;
         self.next_request = 1 << 40;
         self.connections.clear();
@@ -407,12 +407,13 @@ impl Client {
         self.is_clone = false;
     }
 
-    /// The names under which it writes.
+    /// Returns the names under which it writes.
     pub fn names(&self) -> impl Iterator<Item = ClientId> {
         self.sessions.values().map(|session| session.client).chain([self.id])
     }
 
-    /// Handles the end of a sleep of its machine. Its clock stood meanwhile, so its deadlines move as well.
+    /// Handles the resume of its suspended machine. Its clock was stopped meanwhile, so its deadlines move as
+    /// well.
     pub fn on_slept(&mut self, slept: u64) {
         for flight in self.flights.values_mut().chain(self.doubts.values_mut()) {
             flight.slept += slept;
@@ -426,13 +427,13 @@ impl Client {
         }
     }
 
-    /// Returns whether it goes on using this connection.
+    /// Returns whether it still uses this connection.
     pub fn keeps(&self, number: ConnectionNumber) -> bool {
         let waits = |flight: &Flight| flight.connection == Some(number);
         self.connections.values().any(|known| *known == number) || self.flights.values().any(waits)
     }
 
-    /// A connection is gone: whatever waits on it is sent again soon.
+    /// Handles the end of a connection: operations that wait for a response on it are retried after a back-off.
     pub fn on_closed(&mut self, now: u64, number: ConnectionNumber) {
         self.connections.retain(|_, known| *known != number);
         for flight in self.flights.values_mut() {
@@ -454,8 +455,8 @@ impl Client {
         }
     }
 
-    /// Handles a cluster that has nothing of the one it knew: every operation under way there is in doubt, and its
-    /// sessions are new ones.
+    /// Handles a new cluster that has none of the old state: every operation in flight ends in doubt, and all
+    /// sessions are new.
     pub fn enter(&mut self, wishes: &mut Vec<Wish>) {
         self.end_all(wishes);
         self.id.0 += 1 << if self.is_clone { 96 } else { 64 };
@@ -464,7 +465,7 @@ impl Client {
         self.connections.clear();
     }
 
-    /// A map came: views only grow.
+    /// Handles a map. A view is replaced only by a newer one.
     pub fn on_map(&mut self, now: u64, map: Map) {
         if self.views.is_empty() {
             self.views.clone_from(&map.views);
@@ -483,7 +484,7 @@ impl Client {
         (self.map, self.asks_map_until) = (Some(map), 0);
     }
 
-    /// When it wants to be woken.
+    /// Returns the time of the next wake-up, if any.
     pub fn next_wake(&self) -> Option<u64> {
         self.flights.values().chain(self.doubts.values()).map(|flight| flight.due).min()
     }

@@ -1,10 +1,10 @@
-//! Every host's own clock: its own beginning, and its own speed, up to a tenth off the true one.
+//! Each host's own clock, with its own offset and a rate up to a tenth off true time.
 
 use kv_protocol::Time;
 
 use crate::random::Random;
 
-/// Parts of a thousand that a clock may run fast or slow.
+/// The most by which a clock may run fast or slow, per mille.
 const DRIFT_PER_MILLE: u64 = 100;
 
 /// A host's clock.
@@ -15,19 +15,19 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock of its own.
+    /// Creates a clock with a random offset and rate.
     pub fn new(random: &mut Random) -> Clock {
         let per_mille = random.between(1_000 - DRIFT_PER_MILLE, 1_000 + DRIFT_PER_MILLE);
         Clock { start: random.between(1_000_000_000, 1_000_000_000_000), per_mille }
     }
 
-    /// What it shows at a true time, in nanoseconds.
+    /// Returns its reading at a true time, given in nanoseconds.
     pub fn read(&self, now: u64) -> Time {
         let shown = u128::from(now) * u128::from(self.per_mille) / 1_000;
         Time::from_nanos(self.start + u64::try_from(shown).expect("a run lasts hours at most"))
     }
 
-    /// The first true time at which it shows `reading` or more.
+    /// Returns the first true time at which it reads `reading` or later.
     pub fn true_time(&self, reading: Time) -> u64 {
         let elapsed = u128::from(reading.nanos.saturating_sub(self.start));
         let true_time = (elapsed * 1_000).div_ceil(u128::from(self.per_mille));

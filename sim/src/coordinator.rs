@@ -8,54 +8,54 @@ use kv_protocol::limits::DRAIN_DEADLINE;
 
 use crate::network::ConnectionNumber;
 
-/// The coordinator's machine.
+/// The coordinator's host: process, disk and connections.
 #[derive(Debug)]
 pub struct Coordinator {
     /// The brain; `None` while the process is dead.
     pub cluster: Option<Cluster>,
-    /// Counts its processes: one that died gets nothing meant for its successor.
+    /// The number of the coordinator's process. Events meant for one term do not reach the next.
     pub term: u64,
-    /// What the disk holds.
+    /// The state on its disk.
     pub disk: Option<DurableState>,
-    /// A store that is under way.
+    /// The store in progress, with its number.
     pub storing: Option<(u64, DurableState)>,
-    /// The store that is under way was begun on a full disk, and will fail.
+    /// True if the store in progress began on a full disk, and will fail.
     pub is_doomed: bool,
-    /// Until when its disk takes nothing.
+    /// The time until which its disk is full.
     pub disk_full_until: u64,
-    /// Until when it does nothing.
+    /// The time until which it is paused.
     pub paused_until: u64,
-    /// For how long it did nothing so far, the pause that lasts included.
+    /// The total time for which it was paused, the current pause included.
     pub slept: u64,
-    /// Connections for heartbeats: who speaks there.
+    /// Heartbeat connections, with the server that sends on each.
     pub links: BTreeMap<ConnectionNumber, (LinkId, Option<ServerId>)>,
     next_link: u64,
-    /// Connections for orders that stand, by process.
+    /// Open order connections, by process.
     pub orders: BTreeMap<Member, ConnectionNumber>,
-    /// When it is woken by time alone.
+    /// The time of its next timer wake-up.
     pub wake_at: Option<u64>,
     shape: Shape,
     /// The origin of a restored cluster.
     origin: Origin,
 }
 
-/// What a cluster of this run is made of.
+/// The shape of a run's cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Its name.
     pub cluster: ClusterId,
-    /// Servers.
+    /// The number of servers.
     pub servers: u16,
-    /// Shards of a group.
+    /// The number of shards of a group.
     pub shards: u16,
-    /// What a second fault leads to.
+    /// The policy on a double fault.
     pub on_double_fault: DoubleFault,
-    /// Names are drawn from it.
+    /// The seed from which its names are drawn.
     pub seed: u64,
 }
 
 impl Coordinator {
-    /// One that founds a cluster.
+    /// Creates a coordinator that founds a cluster.
     pub fn found(shape: Shape, now: Time, effects: &mut Vec<Effect>) -> Coordinator {
         let mut coordinator = Coordinator {
             cluster: None,
@@ -91,7 +91,7 @@ impl Coordinator {
         }
     }
 
-    /// One that founds another cluster, of what was left of the one before. Its disk is empty.
+    /// Founds another cluster from the dumps of the previous one. Its disk starts empty.
     pub fn restore(
         &mut self,
         cluster: ClusterId,
@@ -104,12 +104,12 @@ impl Coordinator {
         self.restart(now, effects);
     }
 
-    /// What its cluster is made of.
+    /// Returns the shape of its cluster.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// The process ends. A store that was under way is done or not, as chance has it.
+    /// Ends the process. A store in progress succeeds only if `stored` is true and its disk was not full.
     pub fn die(&mut self, stored: bool) {
         if let Some((_, state)) = self.storing.take()
             && stored
@@ -124,7 +124,7 @@ impl Coordinator {
         self.paused_until = 0;
     }
 
-    /// Another process goes on from the disk.
+    /// Starts the next coordinator process from the state on disk.
     pub fn restart(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.term += 1;
         let restarted = match self.disk.clone() {
@@ -140,7 +140,7 @@ impl Coordinator {
         self.cluster = Some(restarted);
     }
 
-    /// A name for a new link.
+    /// Returns the id of a new link.
     pub fn next_link(&mut self) -> LinkId {
         self.next_link += 1;
         LinkId(self.next_link)

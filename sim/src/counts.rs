@@ -1,4 +1,4 @@
-//! What a run has done: without these numbers a run without a failure says nothing.
+//! Statistics of runs. Without them, a run without a failure proves nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use crate::nemesis::slow::{LONG_STALL, NO_MEMORY, SHORT_STALL};
 use crate::nemesis::{KINDS, MACHINE_PAUSE};
 use kv_history::Answered;
 
-/// What ten minutes on two cores must bring at least.
+/// The minimum counts of ten minutes on two cores.
 const OPERATIONS: u64 = 10_000_000;
 const FAULTS: u64 = 100_000;
 const SETTLED: u64 = 1_000;
 const PERCENT_WITH_WRITE: u64 = 90;
 const FAULTS_A_KIND_A_STEP: u64 = 1_000;
 const SLOW_FAULTS_A_KIND: u64 = 50;
-/// The steps of a recovery; what is counted behind them struck at rest.
+/// The number of recovery steps; faults counted after them struck at rest.
 const STEPS: usize = 6;
 
-/// The sums of one or more runs.
+/// The sums over one or more runs.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Counts {
     /// Runs.
@@ -29,50 +29,50 @@ pub struct Counts {
     pub events: u64,
     /// Nanoseconds of simulated time.
     pub simulated: u64,
-    /// Writes that servers have answered OK.
+    /// Writes acknowledged with OK.
     pub acked: u64,
-    /// Operations that ended for their client with an answer.
+    /// Operations that ended with a definite response, settled ones excluded.
     pub operations: u64,
-    /// Operations in doubt.
+    /// Operations that ended in doubt.
     pub in_doubt: u64,
-    /// Of those: writes of which a server said that they were done, and those of which it said that they were not.
+    /// Writes in doubt that were settled as done.
     pub settled_done: u64,
-    /// As above.
+    /// Writes in doubt that were settled as not done.
     pub settled_not_done: u64,
-    /// Of those: writes that a server knew nothing of, because their session was forgotten.
+    /// Writes that could not be settled, because the servers had expired their session.
     pub undecided: u64,
-    /// Operations that did nothing, because there was no room, or the group was LOST.
+    /// Operations without effect: every request was rejected, or none was sent before the deadline.
     pub refused: u64,
-    /// As above.
+    /// Operations without effect, because the group was LOST.
     pub lost: u64,
-    /// Sessions that clients have begun anew, because the servers had forgotten them.
+    /// Sessions begun anew after the servers had expired the previous one.
     pub fresh_sessions: u64,
-    /// Faults by kind, and by the step of the recovery that they struck (6: none was under way).
+    /// Faults by kind, and by the recovery step that they struck (6: no recovery in progress).
     pub faults: BTreeMap<&'static str, [u64; 7]>,
-    /// Comparisons of two copies that hold the same writes: by their digests, and in full.
+    /// Comparisons by digest of two replicas with the same writes.
     pub digests_compared: u64,
-    /// As above.
+    /// Comparisons in full of two replicas.
     pub copies_compared: u64,
-    /// Restores of the whole cluster, and groups that were LOST by them.
+    /// Restores of the whole cluster.
     pub restored: u64,
-    /// As above.
+    /// Groups that were LOST by a restore.
     pub lost_by_restore: u64,
-    /// Dumps that have failed, and suspends in a stop.
+    /// Failed dumps.
     pub failed_dumps: u64,
-    /// As above.
+    /// Suspends during a stop.
     pub stop_suspends: u64,
-    /// Suspends while a restored cluster starts.
+    /// Suspends during the start of a restored cluster.
     pub restore_suspends: u64,
-    /// Times that the coordinator was out of reach of every server.
+    /// Times at which no server could reach the coordinator.
     pub orphaned: u64,
-    /// Chunks of tables that compaction has emptied.
+    /// Chunks of tables emptied by compaction.
     pub emptied_chunks: u64,
-    /// Faults that struck while a write was in flight in a group that they hit.
+    /// Faults that struck a group with a write in flight.
     pub with_write_in_flight: u64,
 }
 
 impl Counts {
-    /// Notes the end of an operation.
+    /// Counts the end of an operation.
     pub fn note_operation(&mut self, flight: &Flight, answered: Answered) {
         match answered {
             Answered::Done { .. } if flight.was_given_up() => self.settled_done += 1,
@@ -85,19 +85,19 @@ impl Counts {
         }
     }
 
-    /// Notes a fault.
+    /// Counts a fault.
     pub fn note_fault(&mut self, kind: &'static str, step: Option<u8>, with_write: bool) {
         let at = step.map_or(6, usize::from);
         self.faults.entry(kind).or_default()[at] += 1;
         self.with_write_in_flight += u64::from(with_write);
     }
 
-    /// All faults.
+    /// Returns the number of all faults.
     pub fn all_faults(&self) -> u64 {
         self.faults.values().flatten().sum()
     }
 
-    /// Adds another run's.
+    /// Adds the counts of another run.
     pub fn add(&mut self, other: &Counts) {
         self.runs += other.runs;
         self.events += other.events;
@@ -129,7 +129,7 @@ impl Counts {
         }
     }
 
-    /// What there was less of than ten minutes on two cores must bring, in words.
+    /// Describes each count that is below the minimum of ten minutes on two cores.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
         let mut least = |words: String, count: u64, least: u64| {
@@ -166,7 +166,7 @@ impl Counts {
         missing
     }
 
-    /// How fast it went.
+    /// Describes the speed of the runs.
     pub fn rates(&self, elapsed: Duration, cpu_minutes: f64) -> String {
         let hours = self.simulated as f64 / 3.6e12;
         format!(
@@ -178,7 +178,7 @@ impl Counts {
         )
     }
 
-    /// As people read it.
+    /// Renders the counts as a table for people.
     pub fn table(&self) -> String {
         let hours = self.simulated as f64 / 3.6e12;
         let mut text = format!(

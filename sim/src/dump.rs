@@ -1,5 +1,5 @@
-//! What a process leaves on its host's disk when it is stopped, in the very format that ships, and a
-//! process that begins with it.
+//! The dump that a process leaves on its host's disk when it is stopped, in the format that ships, and its
+//! loading into a new process.
 //!
 //! ```text
 //!   Input::Dump to shard 0 -> freezes -> Part -> Job: text -> shard 1 ... -> written -> DumpFile
@@ -12,7 +12,7 @@ use kv_protocol::client_message::ReplicaRole;
 use kv_protocol::copy_message::ContentDigest;
 use kv_protocol::ids::{OrderId, SequenceNumber, ShardId};
 
-/// An entry of a table, owned.
+/// An owned entry of a table.
 type Entry = (Vec<u8>, Vec<u8>, SequenceNumber);
 
 /// One shard's part of a dump.
@@ -25,10 +25,10 @@ pub struct Part {
 }
 
 impl Part {
-    /// All that a frozen replica holds.
+    /// Collects the contents of a frozen replica.
     ///
     /// # Errors
-    /// [`NoFullCopy`]
+    /// [`NoFullCopy`] if the replica is incomplete.
     pub fn of(replica: &Replica) -> Result<Box<Part>, NoFullCopy> {
         let line = replica.dumped()?;
         let mut entries = Vec::new();
@@ -45,23 +45,23 @@ impl Part {
             records.map(|logged| DumpRecord { shard, sn: logged.sn, record: logged.record });
         let records = records.collect();
         let sight = replica.inspect();
-        // Records of writes that are pending are in the digest, and in no dump.
+        // The digest includes records of pending writes, which no dump contains.
         let content = (sight.last == sight.committed).then_some(sight.content);
         Ok(Box::new(Part { line, entries, records, content }))
     }
 
-    /// Whose it is.
+    /// Returns the shard of this part.
     pub fn shard(&self) -> usize {
         usize::from(self.line.shard.0)
     }
 }
 
-/// A dump in the making.
+/// A dump in progress.
 #[derive(Debug)]
 pub struct Job {
-    /// Who gave the order; nobody where the process leaves alone.
+    /// The order that requested it; `None` if the process leaves by itself.
     pub order: Option<OrderId>,
-    /// Whose table, by home.
+    /// The role, by home, of the replica that is dumped.
     pub role: ReplicaRole,
     origin: DumpOrigin,
     writer: DumpWriter,
@@ -70,19 +70,19 @@ pub struct Job {
 }
 
 impl Job {
-    /// Begins.
+    /// Begins a dump.
     pub fn new(origin: DumpOrigin, role: ReplicaRole, order: Option<OrderId>) -> Job {
         let mut text = Vec::new();
         let writer = DumpWriter::begin(&origin, &mut text);
         Job { order, role, origin, writer, text, contents: Vec::new() }
     }
 
-    /// What it is of.
+    /// Returns the origin of the dump.
     pub fn origin(&self) -> &DumpOrigin {
         &self.origin
     }
 
-    /// Takes the part of the next shard; whether that was the last.
+    /// Appends the next shard's part. Returns whether it was the last.
     pub fn take(&mut self, part: &Part) -> bool {
         self.writer.shard(&part.line, &mut self.text);
         for (key, value, sn) in &part.entries {
@@ -95,24 +95,24 @@ impl Job {
         self.contents.len() == usize::from(self.origin.shards)
     }
 
-    /// The whole file, and how many entries it holds.
+    /// Completes the file, and returns it with its number of entries.
     pub fn finish(mut self) -> (DumpFile, u64) {
         let entries = self.writer.end(&mut self.text);
         (DumpFile { text: self.text, contents: self.contents }, entries)
     }
 
-    /// What is on the disk when the process ends before the dump does.
+    /// Returns the incomplete file that remains on disk if the process ends before the dump does.
     pub fn cut(self) -> DumpFile {
         DumpFile { text: self.text, contents: Vec::new() }
     }
 }
 
-/// A file on the disk of some host.
+/// A dump file on a host's disk.
 #[derive(Debug)]
 pub struct DumpFile {
     /// Its bytes.
     pub text: Vec<u8>,
-    /// By shard: the digest of what the replica held, where all of that is in the file.
+    /// The digest of the replica's contents, if the file holds all of them, by shard.
     pub contents: Vec<Option<ContentDigest>>,
 }
 

@@ -1,4 +1,4 @@
-//! What happens at some true time, in order.
+//! The events of a run, ordered by true time.
 
 use std::cmp::Ordering;
 use std::net::SocketAddr;
@@ -12,136 +12,136 @@ use crate::nemesis::Kind;
 use crate::network::{Actor, ConnectionNumber};
 use crate::world::Temptation;
 
-/// What happens.
+/// The kinds of events.
 #[derive(Debug)]
 pub enum Happening {
-    /// Bytes come to an end of a connection.
+    /// Bytes arrive at an end of a connection.
     Arrive(ConnectionNumber, usize, Vec<u8>),
-    /// What a cut held back from an end comes to it.
+    /// Bytes held back by a cut arrive at an end of a connection.
     Release(ConnectionNumber, usize),
-    /// An end learns that its connection is over.
+    /// An end of a connection observes that the connection is closed.
     End(ConnectionNumber, usize),
-    /// A dial comes to its address, or to nobody.
+    /// A dial arrives at its target address, where no process may listen.
     Dial {
-        /// Who dials.
+        /// The dialling process.
         from: Actor,
-        /// Whom.
+        /// The target.
         to: Target,
-        /// What for.
+        /// The purpose of the connection.
         purpose: Purpose,
     },
     /// A dial has failed.
     DialFailed(Actor, Purpose),
-    /// An executor wakes up.
+    /// An executor wakes up: process, shard.
     WakeShard(usize, usize),
-    /// A process beats, or tries its link again.
+    /// A process sends a heartbeat, or tries to connect its link again.
     Beat(usize),
-    /// The coordinator wakes up by time.
+    /// The coordinator wakes up for a timer.
     WakeCoordinator(u64),
-    /// The store of this number is on the disk of the coordinator of this term.
+    /// The store of this number is durable on the disk of the coordinator of this term.
     Stored(u64, u64),
-    /// A process that was spawned runs.
+    /// A spawned process starts.
     Spawned(Member),
     /// A process is killed.
     Killed(Member, KillReason),
-    /// The coordinator of this term learns that a process has ended.
+    /// The coordinator of this term receives the proof that a process has exited.
     Proof(u64, Member),
     /// The coordinator of this term dials a process for orders.
     DialOrders(u64, Member, SocketAddr),
-    /// The dead coordinator is followed by another.
+    /// A new coordinator process starts after the previous one has died.
     RestartCoordinator,
-    /// A paused process, or the paused coordinator, goes on.
+    /// A paused process resumes; `None`: the paused coordinator.
     Resume(Option<usize>),
     /// A client wakes up.
     WakeClient(usize),
-    /// A client's machine sleeps for this time.
+    /// A client's machine is suspended for this time.
     SleepClient(usize, u64),
-    /// A client's machine has slept for this time.
+    /// A client's machine resumes after this time.
     ClientSlept(usize, u64),
-    /// All machines sleep for this time.
+    /// All machines are suspended for this time.
     SleepAll(u64),
-    /// A client goes on as a copy of another.
+    /// A client becomes a clone of another.
     Clone,
-    /// The answer to a client's question for the map.
+    /// The response to a client's map request arrives.
     Map(usize, Box<kv_protocol::map::Map>),
-    /// A question for the map comes to the coordinator.
+    /// A client's map request arrives at the coordinator.
     AskMap(usize),
-    /// A process gets memory again.
+    /// A process can allocate memory again.
     MemoryIsBack(usize),
-    /// The next fault is thought of.
+    /// The nemesis chooses the next fault.
     Nemesis,
-    /// A fault in this step of the recovery of a place.
+    /// A fault strikes in this step of the recovery of a place.
     Strike(usize, u8),
-    /// A fault that waits for a write to be in flight, so many times more.
+    /// A fault waits for a write in flight, with this many attempts left.
     StrikeAgain(usize, Kind, Option<u8>, u8),
-    /// The operator gives this place to another host.
+    /// The operator moves this place to another host.
     Move(usize),
-    /// Two places, in the moment of a hand-over, lose sight of each other, once a write is in flight;
-    /// looked for so many times more.
+    /// The connection between two places in a hand-over is cut once a write is in flight, with this many
+    /// attempts left.
     Part(usize, usize, u8),
-    /// What was cut is healed.
+    /// All cuts are healed.
     Heal,
-    /// The link of whoever runs at this place to the coordinator breaks.
+    /// The link between the process at this place and the coordinator breaks.
     BreakLink(usize),
-    /// A hello of this term, long under way, comes to a process.
+    /// A delayed hello of this term arrives at a process.
     Zombie(kv_protocol::Epoch, Member),
-    /// Whoever runs at this place is told to stop by a signal.
+    /// The process at this place receives a stop signal.
     SignalAt(usize),
-    /// So many neighbours, from a place that chance chooses, are told to stop within so many nanoseconds.
+    /// This many neighbours, from a random place on, receive stop signals within this many nanoseconds.
     SignalMany(usize, u64),
-    /// A process is told to stop.
+    /// A process receives a stop signal.
     Signal(usize),
-    /// The process at this place is paused: a neighbour of it was told to stop.
+    /// The process at this place is paused, because a neighbour of it received a stop signal.
     StrikeNeighbour(usize),
-    /// An executor of a starved process stands again, and then this many more times.
+    /// An executor of a starved process stalls again, and then this many more times.
     StandAgain(usize, usize, u8),
-    /// The coordinator is out of reach of every server.
+    /// No server can reach the coordinator any longer.
     Orphan,
-    /// A process that was told to stop has waited long enough for its coordinator.
+    /// A process that received a stop signal reaches the timeout of waiting for its coordinator.
     LeaveAlone(usize),
-    /// A process that was told to stop is told again, and waits no longer.
+    /// A process that received a stop signal receives another, and waits no longer.
     LeaveNow(usize),
-    /// Whether a process has drained by now, since it was ordered to.
+    /// Checks whether a process has drained since it was ordered to.
     LookAtDrain(usize, OrderId, u64),
-    /// A dump of this number is on the disk of its process's host.
+    /// A dump of this number is durable on the disk of its process's host.
     DumpWritten(usize, u64),
-    /// The coordinator's order to dump has failed at a process.
+    /// The coordinator's dump order has failed at a process.
     DumpFailed(usize, OrderId),
-    /// A process that leaves alone tries a dump again.
+    /// A process that leaves by itself retries a dump.
     DumpAgain(usize, ReplicaRole),
-    /// All processes are suspended, in a stop or a restore.
+    /// All processes are suspended, during a stop or a restore.
     Suspend,
     /// All processes are suspended for a shorter time, in this step of the recovery of a place.
     SuspendInStep(usize, u8),
-    /// The operator insists on the end of a stop.
+    /// The operator forces the end of a stop.
     Force,
     /// The operator stops the cluster.
     Stop,
-    /// The coordinator of this term has seen the stop to its end.
+    /// The coordinator of this term has completed the stop.
     Stopped(u64),
     /// The operator restores the cluster.
     Restore,
-    /// Whoever runs at this place ends.
+    /// The process at this place crashes.
     Crash(usize),
-    /// Whether what is left of a group is to crash now.
+    /// Decides whether the remaining replica of a group crashes now.
     Tempt(Temptation),
 }
 
-/// Whom a dial means.
+/// The target of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The coordinator, whoever that is.
+    /// The coordinator, whichever process that is.
     Coordinator,
-    /// The executor of this number at the process of this address.
+    /// An executor of the process at this address.
     Process(SocketAddr, usize),
-    /// The port for orders of the process of this address.
+    /// The order port of the process at this address.
     Orders(SocketAddr),
 }
 
-/// What a dial is for.
+/// The purpose of a dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A process's heartbeats; the number of the try.
+    /// The heartbeat link of a process; the number of the attempt.
     Link(u64),
     /// A group's stream.
     Stream(GroupId),
@@ -149,14 +149,14 @@ pub enum Purpose {
     Orders(Member),
 }
 
-/// A happening and its time; equal times go by the order in which they were made.
+/// An event with its time. Events of equal times are ordered by creation.
 #[derive(Debug)]
 pub struct Event {
     /// True time, in nanoseconds.
     pub at: u64,
-    /// Makes the order total.
+    /// The creation number, which makes the order total.
     pub number: u64,
-    /// What.
+    /// The event.
     pub happening: Happening,
 }
 
@@ -175,7 +175,7 @@ impl PartialOrd for Event {
 }
 
 impl Ord for Event {
-    /// The earliest is the greatest, for a heap.
+    /// Orders the earliest event as the greatest, for a max-heap.
     fn cmp(&self, other: &Event) -> Ordering {
         (other.at, other.number).cmp(&(self.at, self.number))
     }

@@ -1,26 +1,27 @@
-//! A second opinion: an exhaustive search over one group, made of the machines that ship.
+//! An exhaustive search over one group, built from the machines that ship.
 //!
 //! ```text
-//!   scope        where it begins, and what may happen from there
-//!   search       breadth first over states; the first broken promise has a shortest trace
-//!     step         what an action does: the drivers of all machines
+//!   scope        the initial state, and the bounds on further events
+//!   search       breadth-first over states; the first broken promise has a shortest trace
+//!     step         the effect of an action: the drivers of all machines
 //!       machine      a machine as a table from (state, input) to (state, output)
 //!         replica      of a shard, with its stream      (kv_core::replica)
 //!         node         a server towards its coordinator (kv_core::node)
 //!         brain        the coordinator                  (kv_core::cluster)
-//!     world        a state: machines, messages on their way, what clients know
-//!     client       all that an atomic store could have done so far
+//!     world        a state: machines, messages in transit, observations of clients
+//!     client       all histories that an atomic store could have so far
 //!     properties   the promises
-//!   trace        a way in words
+//!   trace        a path in words
 //! ```
 //!
-//! Where the simulator plays long games in whole clusters, this plays every short one in one group. What
-//! may be interleaved is: each frame on each stream, each order, each report, each wake-up, each tick of
-//! time (300 ms), each request, death, silence, proof and break. What is done at once: an order reaches a
-//! node and (with one shard) its executor in one step; a wake-up takes one input; a request is answered
-//! where it is asked; storing, except where a scope has a slow disk. A process that pauses is one whose
-//! steps do not come. Clocks do not drift here. The ring has two servers, and its other group does every
-//! order at once.
+//! The simulator runs long executions of whole clusters; this search runs every short one of one group. These
+//! events interleave freely: each frame on each stream, order, report, wake-up, tick of time (300 ms), request,
+//! death, silence, proof and break. These happen in one step: an order reaches a node and (with one shard) its
+//! executor; a wake-up handles one input; a request gets its response; a store completes, except in a scope
+//! with a slow disk.
+//!
+//! A pause of a process is modelled by steps of it that do not occur. Clocks do not drift here. The ring has
+//! two servers, and a stub executes the orders of its other group at once.
 
 pub mod brain;
 pub mod client;

@@ -1,39 +1,39 @@
-//! The promises of consistency.md §11, one a file, and what a broken one looks like.
+//! The promises of consistency.md §11, one a file, and the type of their violations.
 //!
 //! | | promise | file |
 //! |---|---|---|
-//! | 1 | one member serves | [`one_server`] |
+//! | 1 | at most one member serves | [`one_server`] |
 //! | 2 | a lease ends before the grace | [`lease_before_grace`] |
 //! | 3 | primary and secondary agree | [`copies_agree`] |
-//! | 4 | a number of the log is one write | [`numbers_are_unique`] |
+//! | 4 | a sequence number belongs to one write | [`numbers_are_unique`] |
 //! | 5 | versions and epochs grow | [`versions_grow`] |
-//! |  | and a version is one view | [`one_view`] |
-//! | 6 | what is acknowledged is held | [`acked_is_held`] |
-//! | 7 | who takes over has everything | [`taker_has_all`] |
+//! |  | and a version names one view | [`one_view`] |
+//! | 6 | an acknowledged write is held by all members | [`acked_is_held`] |
+//! | 7 | a member that takes over has every acknowledged write | [`taker_has_all`] |
 //! | 8 | no read without a lease | [`lease_is_checked`] |
-//! | 9 | nothing of an old view or process | [`nothing_old`] |
+//! | 9 | nothing is accepted from an old view or process | [`nothing_old`] |
 //! | 10 | the union is true | [`union_is_true`] |
-//! | 11 | a copy is equal | [`copy_is_equal`] |
+//! | 11 | a copy equals its source | [`copy_is_equal`] |
 //! | 12 | a key's versions grow | [`newest_wins`] |
-//! | 13 | exactly once | [`once_only`] |
-//! | 14 | only primaries answer | [`only_primaries_answer`] |
+//! | 13 | exactly-once execution | [`once_only`] |
+//! | 14 | only primaries respond | [`only_primaries_answer`] |
 //! | 15 | keys are at home | [`keys_are_at_home`] |
 //! | 16 | every key is one register | [`linearizable`] |
-//! | 17 | only what nobody holds is lost | [`lost_is_lost`] |
+//! | 17 | a group is LOST only without a holder | [`lost_is_lost`] |
 //! |  | and a restore loses nothing else | [`restored_has_all`] |
 //! | 18 | memory is bounded | [`memory_is_bounded`] |
-//! | 19 | all come home | [`home_again`] |
+//! | 19 | all groups come home | [`home_again`] |
 //! |  | and serve there | [`served_at_rest`] |
-//! | 20 | holders are spared | [`holders_are_spared`] |
-//! |  | and who leaves gets nothing | [`leavers_get_nothing`] |
-//! |  | and no last copy is wiped | [`copies_are_spared`] |
-//! |  | and who only sleeps stays | [`sleepers_stay`] |
-//! |  | and a slow server costs no other its place | [`slow_are_spared`] |
-//! | 21 | the dead are not waited for | [`dead_are_not_waited_for`] |
+//! | 20 | no named process is killed | [`holders_are_spared`] |
+//! |  | a leaving server gets no role | [`leavers_get_nothing`] |
+//! |  | no last copy is wiped | [`copies_are_spared`] |
+//! |  | a suspended server keeps its place | [`sleepers_stay`] |
+//! |  | a slow server costs no other its place | [`slow_are_spared`] |
+//! | 21 | no grace is owed to a dead process | [`dead_are_not_waited_for`] |
 //! | 22 | a stream is whole | [`streams_are_whole`] |
 //! | 23 | sessions are kept | [`sessions_are_kept`] |
-//! | 26 | a stop drops nothing that is not dumped | [`dumped_before_end`] |
-//! | 27 | a value that is being sent stays as it was | [`pins_hold`] |
+//! | 26 | a stop ends nothing that is not dumped | [`dumped_before_end`] |
+//! | 27 | a value being sent does not change | [`pins_hold`] |
 //!
 //! A panic of a machine counts as number 0.
 
@@ -76,7 +76,7 @@ pub mod taker_has_all;
 pub mod union_is_true;
 pub mod versions_grow;
 
-/// Whether a replica answers reads at this reading of its clock.
+/// Returns whether a replica may serve reads at this reading of its clock.
 pub fn may_serve(sight: &Inspection, now: Time) -> bool {
     match sight.serves {
         Serves::Never => false,
@@ -88,21 +88,21 @@ pub fn may_serve(sight: &Inspection, now: Time) -> bool {
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which: the number of consistency.md §11.
+    /// The number of the promise in consistency.md §11.
     pub invariant: u8,
-    /// In which group, if it is about one.
+    /// The group, if it concerns one.
     pub group: Option<GroupId>,
-    /// What was seen.
+    /// The observation.
     pub words: String,
 }
 
 impl Violation {
-    /// One that is about no group.
+    /// Creates a violation that concerns no particular group.
     pub fn new(invariant: u8, words: String) -> Violation {
         Violation { invariant, group: None, words }
     }
 
-    /// One of a group.
+    /// Creates a violation in a group.
     pub fn of(group: GroupId, invariant: u8, words: fmt::Arguments<'_>) -> Violation {
         Violation { invariant, group: Some(group), words: format!("group {group}: {words}") }
     }

@@ -1,20 +1,19 @@
-//! A deterministic simulator of a whole cluster: the state machines that ship ([`kv_core`]) and the
-//! bytes that travel ([`kv_protocol`]), in a world where time, network, disks and processes do what a
-//! seed says.
+//! A deterministic simulator of a whole cluster. It runs the state machines that ship ([`kv_core`]) on the real
+//! wire format ([`kv_protocol`]), in a world whose time, network, disks and processes follow a seed.
 //!
 //! ```text
 //!   world        true time, a heap of events, dispatch
 //!     server       a process: a node, and executors with replicas
-//!     dump         what a process leaves on its host's disk, and a process that begins with it
+//!     dump         dumps on a host's disk, and their loading into a new process
 //!     coordinator  the brain and its disk
-//!     client       operations, sessions, retries       workload: what they do
+//!     client       operations, sessions, retries       workload: their choice
 //!     network      ordered bytes, cuts, breaks         clock: drift
 //!     nemesis      faults
 //!   checks       invariants (one a file); kv_history: is each key one register?
 //!   counts, trace
 //! ```
 //!
-//! The same seed gives the same run, so a failure is repeated by its number.
+//! The same seed gives the same run, so a seed reproduces a failure.
 
 pub mod checks;
 pub mod client;

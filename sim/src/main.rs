@@ -1,4 +1,4 @@
-//! `sim`: runs seeds, prints what was done, and for a failure how to repeat it.
+//! `sim`: runs seeds, prints statistics and, for a failure, the command that repeats it.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -45,7 +45,7 @@ struct Args {
     json: bool,
 }
 
-/// What all runs so far came to.
+/// The results of all runs so far.
 #[derive(Default)]
 struct Sum {
     counts: Counts,
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 impl Sum {
-    /// Only a failure keeps its trace: the rest would fill the memory in an hour.
+    /// Adds the result of a run. Only a failure keeps its trace: others would fill the memory within an hour.
     fn add(&mut self, outcome: Outcome) {
         self.counts.add(&outcome.counts);
         if outcome.failure.is_some() && self.failure.is_none() {
@@ -82,10 +82,10 @@ impl Sum {
 
 /// Runs the fixed seeds and then fresh ones, until the time is over or one has failed.
 fn run_seeds(args: &Args, start: Instant) -> Sum {
-    // What a machine says when it panics is part of the failure that is printed.
+    // The message of a panicking machine is part of the failure that is printed.
     std::panic::set_hook(Box::new(|_| {}));
     let length = Duration::from_secs_f64(args.minutes * 60.0 + args.hours * 3_600.0);
-    // Fresh seeds are fresh every time.
+    // Fresh seeds differ in every process.
     let fresh = RandomState::new().hash_one(0) << 16;
     let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
     let bar = progress(args, length);
@@ -113,7 +113,7 @@ fn run_seeds(args: &Args, start: Instant) -> Sum {
     sum.into_inner().unwrap_or_else(|error| error.into_inner())
 }
 
-/// A bar over the time, or over the seeds; nothing where nobody looks.
+/// Creates a progress bar over the time, or over the seeds.
 fn progress(args: &Args, length: Duration) -> ProgressBar {
     let total = if length.is_zero() { args.seeds } else { length.as_secs() };
     let bar = ProgressBar::new(total);

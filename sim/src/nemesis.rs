@@ -1,15 +1,15 @@
-//! Faults: when they strike, and whom.
+//! The choice of faults: their times and victims.
 //!
 //! ```text
-//!   at rest        every group home with two copies: any place, any kind
-//!   in recovery    at the beginning of a step, now and then: the kind that has struck this step least,
-//!                  at the place that is recovered, its neighbours, or the coordinator
+//!   at rest        every group home with two replicas: any place, any kind
+//!   in recovery    at the beginning of a step, now and then: the kind with the fewest faults in this step,
+//!                  at the recovering place, its neighbours, or the coordinator
 //! ```
 //!
-//! What a cluster of two copies must bear: whoever holds the last copy of a group that works is never
-//! killed; all else may happen to anyone. In runs with double faults nobody is spared. In some runs nothing
-//! happens but that all servers are paused together, again and again; in others, but that one server after the other
-//! is slow, or gets no memory.
+//! A cluster of two replicas must survive any fault except the kill of a group's last working holder, which
+//! therefore never happens; every other fault may strike any process. Runs with double faults have no such
+//! exception. In some runs the only faults are pauses of all servers together. In others one server after the
+//! other is slow, or cannot allocate memory.
 
 mod faults;
 pub mod moves;
@@ -26,46 +26,46 @@ use kv_history::Asked;
 
 pub use faults::{KINDS, Kind, break_link, pause_coordinator};
 
-/// What is under way.
+/// The faults in progress.
 #[derive(Debug, Default)]
 pub struct Nemesis {
     /// The place that was struck last.
     target: Option<usize>,
-    /// What is cut.
+    /// The current cut.
     cut: Option<faults::Cut>,
 }
 
 impl Nemesis {
-    /// Nothing is cut any more.
+    /// Records that no cut is left.
     pub fn note_healed(&mut self) {
         self.cut = None;
     }
 }
 
-/// How often the beginning of each step brings a fault, in a thousand: more often where few recoveries
-/// come to, or stay long.
+/// The probability, per mille, that the beginning of each step causes a fault. It is higher for steps that few
+/// recoveries reach, or stay in for long.
 const STRIKES_A_STEP: [u64; 6] = [900, 950, 750, 700, 1_000, 950];
-/// A fault waits so often, and so long, for a write to be in flight, in nanoseconds.
+/// The number of times, and the interval in nanoseconds, for which a fault waits for a write in flight.
 const PATIENCE: u8 = 40;
 const LOOK_AGAIN: u64 = 150_000;
 
-/// How often a copy, and a hand-over, bring one of their own, in a thousand, and how often those look for
-/// a write: what they aim at is soon over.
+/// The probabilities, per mille, that a copy and a hand-over cause a fault of their own. Such a fault waits for
+/// a write only a few times, because its target state is soon over.
 const STRIKES_A_COPY: u64 = 100;
 const STRIKES_A_HANDOVER: u64 = 300;
 const SHORT_PATIENCE: u8 = 10;
 
-/// The share, in a thousand, of beginnings of steps that bring a suspend of the whole machine instead.
+/// The share of step beginnings that suspend the whole machine instead, per mille.
 const SUSPENDS_A_STEP: u64 = 25;
 /// The name under which those suspends are counted.
 pub const SUSPEND: &str = "suspend";
 
-/// How the pauses of all servers together are counted.
+/// The name under which pauses of all servers together are counted.
 pub const MACHINE_PAUSE: &str = "machine pause";
-/// After one they run again within this time, in nanoseconds.
+/// The time within which all servers resume after one, in nanoseconds.
 const WAKES_WITHIN: u64 = 10_000_000;
 
-/// How long a store takes, in nanoseconds of true time; now and then very long.
+/// Returns the duration of a store, in nanoseconds of true time. It is very long now and then.
 pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     match random.below(100) {
         0..=5 if !is_healing => random.between(20_000_000, 700_000_000),
@@ -73,13 +73,13 @@ pub fn store_delay(random: &mut Random, is_healing: bool) -> u64 {
     }
 }
 
-/// Whether nothing is to go wrong, or no more.
+/// Returns whether no ordinary fault may strike, or none any more.
 fn is_quiet(world: &World) -> bool {
     let Config { calm, slow, stands, orphans, .. } = world.config;
     world.is_healing || calm || slow || stands || orphans
 }
 
-/// Thinks of the next fault at rest, and strikes.
+/// Chooses the next fault at rest, and injects it.
 pub fn strike_at_rest(world: &mut World) {
     if world.is_healing || world.config.calm || world.config.orphans {
         return;
@@ -94,7 +94,7 @@ pub fn strike_at_rest(world: &mut World) {
     world.after(pause, Happening::Nemesis);
     let Some(cluster) = &world.coordinator.cluster else { return };
     if !cluster.has_served() {
-        // A server that dies now fails the start: there is nothing to lose. A coordinator may die once it
+        // A server that dies now fails the start, when there is nothing to lose. A coordinator may die once it
         // knows all servers.
         let is_founded = cluster.views().iter().all(|view| view.version.0 > 0);
         if is_founded && world.random.per_mille(300) {
@@ -105,7 +105,7 @@ pub fn strike_at_rest(world: &mut World) {
     }
     let is_calm = world.nemesis.cut.is_none() && !anyone_is_paused(world);
     let is_whole = cluster.is_whole() && is_calm;
-    // Every group has two copies, though not every one is home: another place may be struck.
+    // Every group has two replicas, though not all are home: another place may be struck.
     let has_copies = is_calm && world.coordinator.storing.is_none() && {
         let holders = |view: &View| [view.primary, view.secondary()];
         let mut members = cluster.views().iter().flat_map(holders);
@@ -124,8 +124,8 @@ pub fn strike_at_rest(world: &mut World) {
     strike(world, target, kind, None, PATIENCE);
 }
 
-/// All servers are paused; in half of these runs the coordinator is so, too. They wake one after the other, and work
-/// for a moment.
+/// Pauses all servers; in half of these runs the coordinator, too. They resume one after the other, and run for
+/// a moment.
 fn stand(world: &mut World) {
     let works = world.random.between(20_000_000, 300_000_000);
     let is_served = world.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.has_served());
@@ -146,7 +146,7 @@ fn stand(world: &mut World) {
     world.after(pause + WAKES_WITHIN + works, Happening::Nemesis);
 }
 
-/// A copy is worst off while it is made: it loses its stream, or more.
+/// Strikes a copy in progress, when it is most vulnerable: it loses its stream, or more.
 fn strike_a_copy(world: &mut World) {
     let Some(cluster) = &world.coordinator.cluster else { return };
     let copying = cluster.views().iter().find_map(|view| match view.peer {
@@ -163,7 +163,7 @@ fn strike_a_copy(world: &mut World) {
     }
 }
 
-/// The recovery of a place has come to a step.
+/// Handles the beginning of a recovery step at a place.
 pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     let Some(step) = step else { return };
     if is_quiet(world) || !world.random.per_mille(STRIKES_A_STEP[usize::from(step)]) {
@@ -183,8 +183,8 @@ pub fn on_step(world: &mut World, server: ServerId, step: Option<u8>) {
     world.after(delay, Happening::Strike(usize::from(server.0), step));
 }
 
-/// A neighbour of this place was told to stop: pauses the process here for about as long as an inquiry takes, so that
-/// the leaver is the one that answers. Spares a process whose loss would be for good.
+/// Pauses the process at a place whose neighbour received a stop signal, for about as long as an inquiry takes.
+/// So the leaving process is the one that responds. Spares a process whose loss would be permanent.
 pub fn strike_neighbour(world: &mut World, place: usize) {
     let Some(process) = world.running_at(place).filter(|_| !world.is_healing) else { return };
     let with_write = has_write_in_flight(world, place);
@@ -193,7 +193,7 @@ pub fn strike_neighbour(world: &mut World, place: usize) {
     note(world, place, Kind::Pause, step_of(world, place), with_write);
 }
 
-/// Suspends the whole machine while a place is recovered.
+/// Suspends the whole machine during the recovery of a place.
 pub fn suspend_in_step(world: &mut World, place: usize, step: u8) {
     if world.is_healing || step_of(world, place) != Some(step) {
         return;
@@ -204,8 +204,8 @@ pub fn suspend_in_step(world: &mut World, place: usize, step: u8) {
     world.counts.note_fault(SUSPEND, Some(step), with_write);
 }
 
-/// A view is told. In the moment of a hand-over the two of them may lose sight of each other; a copy
-/// may take long, so that what is said of an earlier one comes while it is made.
+/// Handles a new view. In a hand-over, the two members may lose their connection. A candidate may stall, so
+/// that reports on an earlier copy arrive during this one.
 pub fn on_view(world: &mut World, view: &View) {
     if is_quiet(world) {
         return;
@@ -226,7 +226,7 @@ pub fn on_view(world: &mut World, view: &View) {
     }
 }
 
-/// Cuts two places off from each other, once a write of theirs is in flight.
+/// Cuts the connection between two places, once one of their writes is in flight.
 pub fn part(world: &mut World, place: usize, other: usize, patience: u8) {
     let step = step_of(world, place);
     if world.is_healing || step.is_none() || !is_possible(world, place, Kind::CutBothWays) {
@@ -241,7 +241,7 @@ pub fn part(world: &mut World, place: usize, other: usize, patience: u8) {
     world.note_place(place, format_args!("fault: {} between {place} and {other}", kind.name()));
 }
 
-/// A process has just been started in place of another: it may end before it has reported.
+/// Handles the start of a replacement process: it may crash before its first report.
 pub fn on_spawned(world: &mut World, place: usize) {
     if !is_quiet(world) && world.random.per_mille(150) {
         let delay = world.random.between(1_000, 400_000);
@@ -249,7 +249,7 @@ pub fn on_spawned(world: &mut World, place: usize) {
     }
 }
 
-/// A fault in a step of a recovery.
+/// Strikes in a step of a recovery, with the kind of fault that has struck this step least.
 pub fn strike_in_step(world: &mut World, place: usize, step: u8) {
     if world.is_healing || step_of(world, place) != Some(step) {
         return;
@@ -265,12 +265,12 @@ pub fn strike_in_step(world: &mut World, place: usize, step: u8) {
         return;
     }
     let kind = rarest[world.random.index(rarest.len())];
-    // A hand-over is over before a fault that waits for long.
+    // A hand-over would end before a fault that waits for long.
     let patience = if step == 4 { SHORT_PATIENCE } else { PATIENCE };
     strike(world, place, kind, Some(step), patience);
 }
 
-/// Strikes, once a write is in flight in a group that is hit, or the patience is over.
+/// Strikes once a write is in flight in an affected group, or `patience` is used up.
 pub fn strike(world: &mut World, place: usize, kind: Kind, step: Option<u8>, patience: u8) {
     if world.is_healing || !is_possible(world, place, kind) || step_of(world, place) != step {
         return;
@@ -287,7 +287,7 @@ pub fn strike(world: &mut World, place: usize, kind: Kind, step: Option<u8>, pat
     }
 }
 
-/// A stall that was prepared has struck, in the recovery of this place or of a neighbour.
+/// Counts a prepared stall that has struck, in the recovery of this place or of a neighbour.
 pub fn on_stalled(world: &mut World, place: usize) {
     let servers = usize::from(world.config.servers);
     let around = [place, (place + 1) % servers, (place + servers - 1) % servers];
@@ -301,15 +301,15 @@ fn note(world: &mut World, place: usize, kind: Kind, step: Option<u8>, with_writ
     world.note_place(place, format_args!("fault: {} at place {place}", kind.name()));
 }
 
-/// The step that the recovery of a place is in.
+/// Returns the recovery step of a place.
 fn step_of(world: &World, place: usize) -> Option<u8> {
     let id = ServerId(u16::try_from(place).expect("places are few"));
     world.coordinator.cluster.as_ref().and_then(|cluster| cluster.recovery_step(id))
 }
 
-/// Whether a kind of fault may strike a place, by the rules of this file.
+/// Returns whether a kind of fault may strike a place, by the rules of this file.
 fn is_possible(world: &World, place: usize, kind: Kind) -> bool {
-    // A coordinator that is away is enough.
+    // An absent coordinator is fault enough.
     let Some(_) = &world.coordinator.cluster else { return false };
     match kind {
         Kind::Crash => {
@@ -332,11 +332,11 @@ fn anyone_is_paused(world: &World) -> bool {
         || processes.any(|process| !process.is_at_work(world.now))
 }
 
-/// Whether a group would be lost with this place: by any view that is durable, or may be so in a
-/// moment, no other full copy lives and works.
+/// Returns whether a group would be lost with this place: by a view that is durable, or is being stored, no
+/// other full replica is alive and working.
 fn is_last_holder(world: &World, target: usize) -> bool {
     let Some(cluster) = &world.coordinator.cluster else { return true };
-    // What a full disk does not take is withdrawn, and decided anew.
+    // A state that a full disk rejects is withdrawn, and decided anew.
     let storing = world.coordinator.storing.as_ref().filter(|_| !world.coordinator.is_doomed);
     let stored = storing.map(|(_, state)| state.views.as_slice());
     let mut views = cluster.views().iter().chain(stored.unwrap_or_default());
@@ -351,14 +351,13 @@ fn is_last_holder(world: &World, target: usize) -> bool {
 fn works(world: &World, member: Member) -> bool {
     world.process_of(member).is_some_and(|at| {
         let process = &world.processes[at];
-        // Whoever was told to stop is as good as gone.
+        // A process that received a stop signal counts as exited.
         let leaves = world.config.leaves && world.operator.told(at);
         process.alive && process.is_at_work(world.now) && !leaves
     })
 }
 
-/// Whether a client has sent a write, and waits for it, in a group that this place holds by the views or
-/// at home.
+/// Returns whether a write is in flight in a group that this place holds, by the views or at home.
 fn has_write_in_flight(world: &World, target: usize) -> bool {
     let servers = usize::from(world.config.servers);
     let is_here =
@@ -374,7 +373,7 @@ fn has_write_in_flight(world: &World, target: usize) -> bool {
     })
 }
 
-/// Faults stop: whatever was broken is whole again, and whoever is dead comes back.
+/// Ends all faults: cuts heal, and dead processes are replaced.
 pub fn stop(world: &mut World) {
     world.heal();
     world.coordinator.disk_full_until = 0;

@@ -1,49 +1,49 @@
-//! Connections as ordered streams of bytes, and what a network does to them.
+//! Connections as ordered streams of bytes, and the network's effects on them.
 //!
 //! ```text
-//!   send -> delay -> the cut? kept until it is healed, as retransmissions would
+//!   send -> delay -> cut? held until it is healed, as by retransmission
 //!                 -> arrives, in order, possibly in pieces
-//!   break -> each end learns of it, at its own time; what is on its way is gone
+//!   break -> each end observes it at its own time; bytes in transit are lost
 //! ```
 //!
-//! Nothing is reordered within a connection; everything may be between two.
+//! Nothing is reordered within a connection; anything may be between two.
 
 use std::collections::VecDeque;
 
 use crate::random::Random;
 
-/// A machine of the network: the servers' places, then the coordinator's, then the clients'.
+/// A host of the network: the servers' places, then the coordinator's, then the clients'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Host(pub usize);
 
-/// Who holds an end of a connection.
+/// The owner of an end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Actor {
     /// An executor of a server process.
     Shard {
-        /// The process, by its place in the world's list.
+        /// The process's index in the world's list.
         process: usize,
         /// The executor.
         shard: usize,
     },
-    /// The process's link to the coordinator, and its port for orders.
+    /// A process's link to the coordinator, or its order port.
     Node {
         /// The process.
         process: usize,
     },
-    /// The coordinator; its term tells an end of one that died from one of its successor.
+    /// The coordinator; the term distinguishes a dead process from its successor.
     Coordinator {
-        /// Which.
+        /// The term.
         term: u64,
     },
     /// A client.
     Client {
-        /// Which.
+        /// The client's index.
         client: usize,
     },
 }
 
-/// A connection, by number. Numbers are never reused.
+/// The number of a connection. Numbers are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionNumber(pub usize);
 
@@ -51,21 +51,21 @@ pub struct ConnectionNumber(pub usize);
 #[derive(Debug, Default)]
 struct Direction {
     last_arrival: u64,
-    /// What a cut keeps back.
+    /// The bytes that a cut holds back.
     held: VecDeque<Vec<u8>>,
 }
 
 /// A connection between the actor that dialled it (end 0) and the one that accepted it (end 1).
 #[derive(Debug)]
 pub struct Connection {
-    /// Who holds the ends.
+    /// The owners of the ends.
     pub ends: [Actor; 2],
     hosts: [Host; 2],
-    /// What everything on it takes longer than elsewhere, in nanoseconds.
+    /// The extra delay of everything on it, in nanoseconds.
     lag: u64,
-    /// Whether each end still takes part.
+    /// True for each end that is open.
     pub open: [bool; 2],
-    /// True for an end that receives nothing more, except that the connection is over.
+    /// True for an end that receives nothing more, except the end of the connection.
     deaf: [bool; 2],
     directions: [Direction; 2],
 }
@@ -74,24 +74,24 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct Network {
     connections: Vec<Connection>,
-    /// By host that sends and host that receives.
+    /// The cut directions, by sending and receiving host.
     cuts: Vec<Vec<bool>>,
-    /// Connections that may hold bytes back, or be told of their end.
+    /// Connections with at least one open end.
     live: Vec<ConnectionNumber>,
     is_local: bool,
 }
 
 impl Network {
-    /// A network of this many hosts, without connections. A local one has no long ways.
+    /// Creates a network of this many hosts, without connections. A local one has no long delays.
     pub fn new(hosts: usize, is_local: bool) -> Network {
         let cuts = vec![vec![false; hosts]; hosts];
         Network { connections: Vec::new(), cuts, live: Vec::new(), is_local }
     }
 
-    /// A new connection.
+    /// Creates a connection.
     ///
-    /// A way to the coordinator may be long: what comes over it comes late, and after what was said later
-    /// elsewhere.
+    /// A connection to the coordinator may have a long delay: its bytes arrive late, even after bytes sent
+    /// later on other connections.
     pub fn connect(
         &mut self,
         random: &mut Random,
@@ -113,32 +113,32 @@ impl Network {
         number
     }
 
-    /// Lets everything on a connection take longer.
+    /// Adds a delay to everything on a connection.
     pub fn delay(&mut self, number: ConnectionNumber, lag: u64) {
         self.connections[number.0].lag += lag;
     }
 
-    /// A connection.
+    /// Returns a connection.
     pub fn get(&self, number: ConnectionNumber) -> &Connection {
         &self.connections[number.0]
     }
 
-    /// Whether an end takes part.
+    /// Returns whether an end is open.
     pub fn is_open(&self, number: ConnectionNumber, end: usize) -> bool {
         self.connections[number.0].open[end]
     }
 
-    /// Whether what one host sends reaches another.
+    /// Returns whether bytes from one host to another are held back.
     pub fn is_cut(&self, from: Host, to: Host) -> bool {
         self.cuts[from.0][to.0]
     }
 
-    /// Cuts one way.
+    /// Cuts one direction between two hosts.
     pub fn cut(&mut self, from: Host, to: Host) {
         self.cuts[from.0][to.0] = true;
     }
 
-    /// When bytes sent now arrive at the other end; in order.
+    /// Returns the time at which bytes sent now arrive at the other end, in order.
     pub fn arrival(
         &mut self,
         random: &mut Random,
@@ -158,7 +158,7 @@ impl Network {
         direction.last_arrival
     }
 
-    /// Bytes come to an end: they are given back, unless a cut keeps them or the end is closed.
+    /// Handles the arrival of bytes at an end. Returns them, unless a cut holds them back or the end is closed.
     pub fn arrive(
         &mut self,
         number: ConnectionNumber,
@@ -178,8 +178,8 @@ impl Network {
         Some(bytes)
     }
 
-    /// Heals every cut. The directions that held something back are given, by connection and receiving
-    /// end: what is held there stays until it is taken, and what comes later waits behind it.
+    /// Heals every cut. Returns the directions with bytes held back, by connection and receiving end. Those
+    /// bytes stay until they are taken, and later ones queue behind them.
     pub fn heal(&mut self) -> Vec<(ConnectionNumber, usize)> {
         for row in &mut self.cuts {
             row.fill(false);
@@ -191,7 +191,7 @@ impl Network {
         ends.filter(|(number, to)| held(*number, *to)).collect()
     }
 
-    /// Takes what was held back from an end, in the order it was sent, unless a cut holds it again.
+    /// Takes the bytes held back from an end, in the order they were sent, unless a cut holds them again.
     pub fn take_held(&mut self, number: ConnectionNumber, to: usize) -> Vec<u8> {
         let connection = &mut self.connections[number.0];
         let [from, host] = [1 - to, to].map(|end| connection.hosts[end]);
@@ -201,12 +201,12 @@ impl Network {
         connection.directions[1 - to].held.drain(..).flatten().collect()
     }
 
-    /// Delivers nothing more to an end, except that the connection is over.
+    /// Delivers nothing more to an end, except the end of the connection.
     pub fn deafen(&mut self, number: ConnectionNumber, end: usize) {
         self.connections[number.0].deaf[end] = true;
     }
 
-    /// An end takes part no more.
+    /// Closes an end.
     pub fn close(&mut self, number: ConnectionNumber, end: usize) {
         let connection = &mut self.connections[number.0];
         connection.open[end] = false;
@@ -216,19 +216,19 @@ impl Network {
         }
     }
 
-    /// The connections of which any end is open and that `matches`.
+    /// Returns the connections with at least one open end that satisfy `matches`.
     pub fn live(&self, matches: impl Fn(&Connection) -> bool) -> Vec<ConnectionNumber> {
         self.live.iter().copied().filter(|number| matches(self.get(*number))).collect()
     }
 }
 
 impl Connection {
-    /// Which end an actor holds.
+    /// Returns the end that an actor owns.
     pub fn end_of(&self, actor: Actor) -> usize {
         usize::from(self.ends[0] != actor)
     }
 
-    /// The machines at both ends.
+    /// Returns the hosts at both ends.
     pub fn hosts(&self) -> [Host; 2] {
         self.hosts
     }

@@ -1,4 +1,4 @@
-//! One seed from beginning to end.
+//! The run of one seed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -6,20 +6,20 @@ use crate::counts::Counts;
 use crate::invariants::Violation;
 use crate::world::{Config, World};
 
-/// What a seed came to.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The seed.
     pub seed: u64,
-    /// What was done.
+    /// The statistics.
     pub counts: Counts,
-    /// What was broken.
+    /// The broken promise, if any.
     pub failure: Option<Violation>,
-    /// The last lines of its trace.
+    /// The last lines of the trace, only those of the failure's group if there is one.
     pub trace: Vec<String>,
 }
 
-/// Runs a seed. A panic of a machine is a broken promise too: number 0.
+/// Runs a seed. A panic of a machine counts as a broken promise: number 0.
 pub fn run(config: Config) -> Outcome {
     let mut world = World::new(config);
     let result = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|panic| {

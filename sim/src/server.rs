@@ -1,9 +1,9 @@
-//! One server process: its link to the coordinator, and an executor for each shard with the replicas
-//! of its two groups, driven as the real server drives them.
+//! One server process: its link to the coordinator, and an executor for each shard with the replicas of its two
+//! groups, driven as by the real server.
 //!
 //! ```text
-//!   a wake-up of a shard:  reap what has come -> read the clock -> (a pause may strike here)
-//!                          -> serve -> timeouts -> pump every stream -> dial what is wanted
+//!   a wake-up of a shard:  take all inputs -> read the clock -> (a pause may strike here)
+//!                          -> serve -> timeouts -> pump every stream -> dial what is needed
 //! ```
 
 use std::collections::{BTreeSet, VecDeque};
@@ -36,50 +36,52 @@ pub use hosted::{Bounds, Hosted, MEMORY};
 pub use process::Process;
 use reading::Reading;
 
-/// The node hears of every shard so often, in nanoseconds of true time, and when anything is new.
+/// The interval at which a shard publishes its reports to the node, in nanoseconds of true time. Changes are
+/// published at once.
 const PUBLISH_EVERY: u64 = 100_000_000;
 
-/// What comes to a shard.
+/// An input of a shard.
 #[derive(Debug)]
 pub enum Input {
     /// Bytes on a connection that was accepted or dialled.
     Bytes(ConnectionNumber, Vec<u8>),
-    /// The end of one.
+    /// The end of a connection.
     Closed(ConnectionNumber),
-    /// A stream that was dialled for this group stands.
+    /// The stream dialled for this group is connected.
     Dialled(ConnectionNumber, GroupId),
-    /// It could not be dialled.
+    /// The dial for this group's stream has failed.
     DialFailed(GroupId),
-    /// An order.
+    /// An order to install a view, with the address of the other member.
     Install(OrderId, View, Option<SocketAddr>),
-    /// A probe to echo.
+    /// A probe to respond to.
     Probe(OrderId),
     /// A proof of death.
     Exited(Member),
-    /// No new writes; or none at all, and no acks.
+    /// An order to accept no new writes; pending ones still commit.
     Drain,
-    /// The dump of this number begins, or goes on at this shard.
+    /// The dump of this number begins, or continues at this shard. The replicas freeze: they take, apply, send
+    /// and commit no write any more.
     Dump(GroupId, u64),
 }
 
-/// What a shard wants done after a wake-up.
+/// An effect of a shard's wake-up.
 #[derive(Debug)]
 pub enum Output {
-    /// Send.
+    /// Send these bytes.
     Send(ConnectionNumber, Vec<u8>),
-    /// Close.
+    /// Close this connection.
     Close(ConnectionNumber),
     /// Dial this address for this group's stream.
     Dial(GroupId, SocketAddr),
-    /// A view of this order could not be installed.
+    /// The view of this order could not be installed.
     Refused(OrderId, String),
-    /// A probe was echoed.
+    /// A probe was responded to.
     Probed(OrderId),
-    /// What the replicas are now, for the node.
+    /// The current reports on the replicas, for the node.
     Published(Vec<ReplicaReport>),
-    /// A request was answered.
+    /// A request got its response.
     Answered(Answered),
-    /// A shard's part of the dump of this number, or why there must be none.
+    /// A shard's part of the dump of this number, or the reason why there must be none.
     Dumped(u64, Result<Box<Part>, NoFullCopy>),
     /// A promise was broken.
     Broken(Violation),
@@ -90,32 +92,33 @@ pub enum Output {
 pub struct Shard {
     /// Its replicas: of its own group, and of its predecessor's.
     pub hosted: Vec<Hosted>,
-    /// What has come since the last wake-up.
+    /// The inputs since the last wake-up.
     pub inbox: VecDeque<Input>,
-    /// What a wake-up had reaped, and the clock it had read, when a pause struck.
+    /// The clock reading and the inputs of a wake-up that a pause interrupted.
     pub stalled: Option<(Time, VecDeque<Input>)>,
-    /// When it read the clock for its last wake-up, in true time.
+    /// The true time at which it read the clock for its last wake-up.
     pub read_at: u64,
-    /// Until when this executor alone does nothing, as true time: by a fault, or because it works.
+    /// The true time until which a fault stops this executor.
     pub stopped_until: u64,
-    /// As above.
+    /// The true time until which this executor is busy with its last wake-up.
     pub busy_until: u64,
-    /// The true time until which it reads nothing from other servers; it serves clients, and answers probes.
+    /// The true time until which it reads nothing from other servers; it still serves clients and responds to
+    /// probes.
     pub deaf_until: u64,
     unread: VecDeque<Input>,
-    /// Whether a wake-up is due at some time already.
+    /// The true time of the next wake-up, if one is due.
     pub wake_at: Option<u64>,
     connections: Vec<(ConnectionNumber, Peer)>,
-    /// Those that were ended from here.
+    /// The connections closed from this side.
     ended: BTreeSet<ConnectionNumber>,
-    /// Processes that it was told are dead.
+    /// The processes of whose deaths it was informed.
     pub told_dead: BTreeSet<Member>,
     identity: Identity,
     published_at: u64,
     readings: Vec<Reading>,
 }
 
-/// Whose executor it is, and which.
+/// The identity and parameters of an executor.
 #[derive(Clone, Copy, Debug)]
 struct Identity {
     cluster: ClusterId,
@@ -125,7 +128,7 @@ struct Identity {
 }
 
 impl Shard {
-    /// An executor of a process, with empty tables.
+    /// Creates an executor of a process, with empty tables.
     fn new(me: Member, identity: Identity, seed: u64, is_exhausted: &Arc<AtomicBool>) -> Shard {
         let servers = identity.placement.servers();
         let own = me.server.home_group();
@@ -151,7 +154,7 @@ impl Shard {
         }
     }
 
-    /// One wake-up: serves what was reaped, with one reading of the clock.
+    /// Runs one wake-up: serves the inputs with one reading of the clock.
     pub fn wake(&mut self, true_now: u64, now: Time, inputs: VecDeque<Input>) -> Vec<Output> {
         let mut output = Vec::new();
         let is_deaf = true_now < self.deaf_until;
@@ -200,7 +203,7 @@ impl Shard {
             }
             Input::Install(order, view, other) => self.install(now, order, view, other, output),
             Input::Probe(order) => {
-                // Nobody may be removed on the word of a server that is about to exit.
+                // No server may be removed because of a process that is about to exit.
                 if !self.hosted.iter().any(|hosted| hosted.replica.is_frozen()) {
                     output.push(Output::Probed(order));
                 }
@@ -262,12 +265,12 @@ impl Shard {
         }
     }
 
-    /// When it published last, as true time.
+    /// Returns the true time at which it last published.
     pub(crate) fn published_at(&self) -> u64 {
         self.published_at
     }
 
-    /// When it wants to be woken next, as true time; `clock` turns a reading into that.
+    /// Returns the true time of its next wake-up; `clock` converts a clock reading to true time.
     pub fn next_wake(&self, clock: impl Fn(Time) -> u64) -> u64 {
         let timeouts = self.hosted.iter().filter_map(|hosted| hosted.replica.next_timeout());
         let dials = self.hosted.iter().filter_map(|hosted| hosted.dial.as_ref()?.due);

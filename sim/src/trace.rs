@@ -1,25 +1,25 @@
-//! What happened last, in words, for whoever reads a failure.
+//! The most recent events in words, for the analysis of a failure.
 
 use std::collections::VecDeque;
 use std::fmt;
 
 use kv_protocol::ids::GroupId;
 
-/// Lines that are kept.
+/// The number of lines kept.
 const LINES: usize = 20_000;
 
-/// Which groups a line is about.
+/// The groups that a line concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum About {
-    /// All of them.
+    /// All groups.
     All,
-    /// One.
+    /// One group.
     Group(GroupId),
-    /// The two that are at home at a place of a ring of so many.
+    /// The two groups at home at a place, in a ring of this many servers.
     Place(usize, u16),
 }
 
-/// The last lines, and which groups each is about.
+/// The most recent lines, each with the groups that it concerns.
 #[derive(Debug, Default)]
 pub struct Trace {
     lines: VecDeque<(About, String)>,
@@ -39,7 +39,7 @@ impl About {
 }
 
 impl Trace {
-    /// Notes something; `now` is true time in nanoseconds.
+    /// Records an event; `now` is true time in nanoseconds.
     pub fn note(&mut self, now: u64, about: About, words: fmt::Arguments<'_>) {
         if self.lines.len() == LINES {
             self.lines.pop_front();
@@ -47,7 +47,7 @@ impl Trace {
         self.lines.push_back((about, format!("{:>12.6} s  {words}", now as f64 / 1e9)));
     }
 
-    /// The lines about a group, or all.
+    /// Returns the lines that concern a group, or all lines.
     pub fn lines(&self, group: Option<GroupId>) -> impl Iterator<Item = &str> {
         let wanted = move |about: About| group.is_none_or(|group| about.includes(group));
         self.lines.iter().filter(move |(about, _)| wanted(*about)).map(|(_, line)| line.as_str())

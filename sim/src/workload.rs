@@ -1,4 +1,4 @@
-//! What clients do: a few hot keys, many cold ones; no key lives long enough to make its history too
+//! The clients' operations: a few hot keys and many cold ones. A key is retired before its history gets too
 //! long to check.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -10,29 +10,29 @@ use crate::client::{DEADLINE, Seen};
 use crate::random::Random;
 use kv_history::{Answered, Asked, Entry, Value};
 
-/// Keys that half of all operations go to.
+/// The number of slots that half of all operations go to.
 const HOT_SLOTS: usize = 6;
-/// All others.
+/// The number of all other slots.
 const COLD_SLOTS: usize = 6_000;
-/// After so many operations a slot takes another key.
+/// The number of operations after which a slot takes another key.
 const OPERATIONS_A_KEY: usize = 220;
-/// As many at the same time, and every operation in doubt counts as so many: whatever is concurrent
-/// may have happened in any order, and all of them have to be tried.
+/// The most operations in flight on a key, and the weight of an operation in doubt. Concurrent operations may
+/// have executed in any order, and the checker has to try every order.
 const IN_FLIGHT_A_KEY: usize = 9;
 const OPERATIONS_A_DOUBT: usize = 40;
-/// One value in so many is long enough to travel in fragments.
+/// One value out of this many is long enough to be sent in fragments.
 const LARGE_ONE_IN: u64 = 1_500;
 const LARGE_BYTES: usize = 150 << 10;
-/// So many of a thousand writes are given up within a moment.
+/// The share of writes that are given up within a moment, per mille.
 const IMPATIENT_PER_MILLE: u64 = 20;
-/// A write in doubt is settled within this time, in nanoseconds, unless a fault prevents that.
+/// The time within which a write in doubt is settled, in nanoseconds, unless a fault prevents that.
 const SETTLED_WITHIN: u64 = 2_000_000_000;
-/// The longest time for which a write is on its way, in nanoseconds.
+/// The longest delay of a write's request, in nanoseconds.
 const LATE_MOST: u64 = 4_000_000_000;
-/// Operations of the clients until the next wave. Half of them go to cold keys, and reach most of those.
+/// The number of operations in a wave. Half of them go to cold keys, and reach most of those.
 const OPERATIONS_A_WAVE: usize = 9_000;
 
-/// The most frequent operation of a wave.
+/// The prevailing operation of a wave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wave {
     /// Short values are written.
@@ -41,29 +41,29 @@ enum Wave {
     Empties,
 }
 
-/// The keys in use, and what was seen of them.
+/// The keys in use, and their histories.
 #[derive(Debug)]
 pub struct Workload {
     slots: Vec<Slot>,
-    /// By key.
+    /// The history, by key.
     pub histories: BTreeMap<Vec<u8>, Vec<Entry>>,
-    /// By key: the newest version that anyone was told of.
+    /// The newest version in any response, by key.
     pub newest: BTreeMap<Vec<u8>, u64>,
     next_value: Value,
-    /// Operations so far, where they come in waves.
+    /// The number of operations so far, if they come in waves.
     waves: Option<usize>,
-    /// What is asked at the end.
+    /// The remaining operations of the final check.
     last: VecDeque<(Vec<u8>, Asked)>,
 }
 
-/// A key in use; another follows it.
+/// A slot, with the key in use.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
-    /// How many keys came before it.
+    /// The number of keys before it.
     generation: u64,
-    /// Operations that it has seen.
+    /// The number of operations on the key so far.
     used: usize,
-    /// Operations under way.
+    /// The number of operations in flight.
     in_flight: usize,
 }
 
@@ -74,34 +74,34 @@ pub struct Plan {
     pub slot: usize,
     /// Its key.
     pub key: Vec<u8>,
-    /// The newest version of the key that anyone was told of.
+    /// The newest version of the key in any response.
     pub floor: u64,
-    /// What is asked, and under which condition.
+    /// The requested operation.
     pub asked: Asked,
-    /// As above.
+    /// The condition of the operation.
     pub condition: Condition,
     /// The whole value to write.
     pub value: Vec<u8>,
     /// The time after which its client gives it up, in nanoseconds.
     pub patience: u64,
-    /// What its client does about it if it ends in doubt.
+    /// The settling of the write, if it ends in doubt.
     pub settling: Settling,
 }
 
-/// What a client does about a write that ended in doubt.
+/// The way in which a client settles a write in doubt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Settling {
-    /// It asks after this time, in nanoseconds; earlier if its next operation needs that.
+    /// The delay of the first RESOLVE, in nanoseconds; it is sent earlier if the client's next operation needs
+    /// that.
     pub after: u64,
-    /// It asks over another connection, so the question may overtake the write.
+    /// True if the RESOLVE uses another connection, so that it may overtake the write.
     pub overtakes: bool,
-    /// What the connection of the write takes longer than others, in nanoseconds.
+    /// The extra delay of the write's connection, in nanoseconds.
     pub lag: u64,
 }
 
 impl Workload {
-    /// Creates a workload without operations so far. In waves, many short values are written, then most are deleted,
-    /// and so on.
+    /// Creates a workload. With waves, many short values are written, then most are deleted, and so on.
     pub fn new(has_waves: bool) -> Workload {
         Workload {
             slots: vec![Slot::default(); HOT_SLOTS + COLD_SLOTS],
@@ -113,7 +113,7 @@ impl Workload {
         }
     }
 
-    /// The next operation of someone who has seen this of each key.
+    /// Returns the next operation of a client that has seen these versions and values.
     pub fn plan(
         &mut self,
         random: &mut Random,
@@ -144,7 +144,7 @@ impl Workload {
         Plan { slot: at, key, floor, asked, condition, value, patience, settling }
     }
 
-    /// How long a client waits for a write, and what it does afterwards.
+    /// Returns the time for which a client waits for a write, and the way it then settles it.
     fn patience(random: &mut Random) -> (u64, Settling) {
         let patience = match random.below(1_000) {
             0..=IMPATIENT_PER_MILLE => random.between(100_000, 1_500_000),
@@ -160,7 +160,7 @@ impl Workload {
         (patience, Settling { after, overtakes: lag > 0 || random.per_mille(500), lag })
     }
 
-    /// The wave to which the next operation belongs.
+    /// Returns the wave of the next operation.
     fn wave(&mut self) -> Option<Wave> {
         let operations = self.waves.as_mut()?;
         *operations += 1;
@@ -168,7 +168,7 @@ impl Workload {
         Some(if fills { Wave::Fills } else { Wave::Empties })
     }
 
-    /// What is asked of a key, by someone who has seen this of it.
+    /// Chooses an operation on a key, given the last version and value that the client has seen of it.
     fn ask(&mut self, random: &mut Random, seen: Option<&Seen>) -> (Asked, Condition, Vec<u8>) {
         let kind = random.below(100);
         let wave = self.wave();
@@ -204,8 +204,8 @@ impl Workload {
         }
     }
 
-    /// The end: in every shard of every group that was used a key is deleted and a new one written, and
-    /// every key that was ever used is read.
+    /// Plans the final check: in every used shard a key is deleted and a new one written, and every key ever
+    /// used is read.
     pub fn look_back(&mut self, placement: Placement) {
         let place = |key: &[u8]| placement.locate(Digest::of(key));
         let mut places = BTreeSet::new();
@@ -222,12 +222,12 @@ impl Workload {
         self.last.extend(keys.into_iter().map(|key| (key, Asked::Read)));
     }
 
-    /// Whether there is more to ask at the end.
+    /// Returns whether the final check has operations left.
     pub fn has_more(&self) -> bool {
         !self.last.is_empty()
     }
 
-    /// What is asked next at the end.
+    /// Returns the next operation of the final check.
     pub fn plan_last(&mut self) -> Option<Plan> {
         let (key, asked) = self.last.pop_front()?;
         let floor = self.newest.get(&key).copied().unwrap_or(0);
@@ -239,7 +239,7 @@ impl Workload {
         Some(Plan { slot: 0, key, floor, asked, condition, value, patience: DEADLINE, settling })
     }
 
-    /// Someone was told of a version of a key.
+    /// Records a version of a key in a response.
     pub fn note_version(&mut self, key: &[u8], version: u64) {
         match self.newest.get_mut(key) {
             Some(newest) => *newest = (*newest).max(version),
@@ -247,7 +247,7 @@ impl Workload {
         }
     }
 
-    /// Notes what one operation of a slot came to.
+    /// Records the end of an operation of a slot.
     pub fn note(&mut self, slot: usize, key: Vec<u8>, entry: Option<Entry>) {
         let slot = &mut self.slots[slot];
         slot.in_flight = slot.in_flight.saturating_sub(1);

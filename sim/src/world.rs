@@ -1,9 +1,9 @@
-//! The whole simulated world: true time, hosts, processes, and everything that happens to them.
+//! The whole simulated world: true time, hosts, processes, and all events.
 //!
 //! ```text
 //!   heap of events, by true time -> dispatch to the actor concerned, unless it is paused
-//!                                     -> what it wants done becomes further events
-//!                                -> the checks look at what was touched
+//!                                     -> its effects become further events
+//!                                -> the checks examine the affected state
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
@@ -53,10 +53,10 @@ mod wire;
 pub use restore::Operator;
 pub use stop::Temptation;
 
-/// What a run is made of.
+/// The parameters of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Everything follows from it.
+    /// The seed, which determines everything.
     pub seed: u64,
     /// Servers.
     pub servers: u16,
@@ -64,52 +64,53 @@ pub struct Config {
     pub shards: u16,
     /// Clients.
     pub clients: usize,
-    /// Nanoseconds of true time with faults.
+    /// The duration of the faults, in nanoseconds of true time.
     pub faulty: u64,
-    /// Nanoseconds within which all must be home again afterwards.
+    /// The time within which every group must then be home again, in nanoseconds.
     pub patience: u64,
-    /// Nanoseconds between two operations of a client.
+    /// The time between two operations of a client, in nanoseconds.
     pub think: u64,
-    /// Two servers may die at the same time: groups without a holder are LOST, and stay so.
+    /// True if two servers may die at the same time. Groups without a holder become LOST, and stay so.
     pub double: bool,
-    /// A second fault stops the cluster, and so does its operator; then it is restored.
+    /// True if a second fault or the operator stops the cluster, which is then restored.
     pub shutdown: bool,
-    /// Servers are told to stop, one, some or all, while others go on.
+    /// True if one, some or all servers receive stop signals while others continue.
     pub leaves: bool,
-    /// Of those: some are told twice, and wait for no orders then.
+    /// True if, with `leaves`, some servers receive a second signal, and then wait for no orders.
     pub impatient: bool,
-    /// Of those: nothing else goes wrong.
+    /// True if, with `leaves`, there are no other faults.
     pub calm: bool,
-    /// The coordinator is cut off or paused for so long that servers leave without it. Nothing else goes wrong.
+    /// True if the coordinator is cut off or paused for so long that servers leave without it. There are no
+    /// other faults.
     pub orphans: bool,
-    /// Nothing happens but that all servers are paused together: nobody is the worse for it.
+    /// True if the only faults are pauses of all servers together, which must have no lasting effect.
     pub stands: bool,
-    /// With the coordinator.
+    /// True if, with `stands`, the coordinator is paused too.
     pub coordinator_stands: bool,
-    /// Nothing happens but that executors stand for a moment, and memory runs out, at one server after another:
-    /// nobody else is the worse for it.
+    /// True if the only faults are slowness: executors stall for a moment and memory runs out, at one server
+    /// after the other. No other server may suffer.
     pub slow: bool,
-    /// Places are given to other hosts.
+    /// True if places are moved to other hosts.
     pub moves: bool,
-    /// Clients write many short values, then delete most of them and write a few long ones, over and over, so that
-    /// tables are compacted.
+    /// True if clients alternate between writing many short values and deleting most of them, with a few long
+    /// ones, so that tables are compacted.
     pub has_waves: bool,
-    /// What a replica may take, and keep.
+    /// The limits of a replica.
     pub bounds: Bounds,
 }
 
-/// So little memory, for one copy of everything, that writes are refused in some runs.
+/// A memory limit, for one copy of everything, under which writes are rejected in some runs.
 const LITTLE_MEMORY: u64 = 2 << 20;
-/// In some runs sessions are forgotten so soon. No request is under way for so long.
+/// The short idle time after which sessions expire in some runs. No request is in flight for so long.
 const SHORT_IDLE: Duration = Duration::from_secs(12);
 
 impl Config {
-    /// The run of a seed.
+    /// Derives the parameters of a run from its seed.
     pub fn of(seed: u64) -> Config {
         let mut random = Random::new(seed ^ 0xc0f1);
         let servers = u16::try_from(random.between(3, 5)).expect("it is small");
         let shards = u16::try_from(random.between(1, 2)).expect("it is small");
-        // Some of the clients rest there; another one makes up for it.
+        // Some of the clients rest in such runs; an additional one makes up for it.
         let forgets_soon = seed % 5 == 2;
         // Few tables, so that each has many entries.
         let has_waves = seed % 10 == 1 || seed % 20 == 4;
@@ -146,90 +147,92 @@ impl Config {
 }
 
 impl Config {
-    /// Returns whether sessions are forgotten during the run: machines sleep for longer then, and clients are cloned.
+    /// Returns whether sessions expire during the run: machines are suspended for longer then, and clients are
+    /// cloned.
     pub fn forgets_soon(&self) -> bool {
         self.bounds.session_idle < SESSION_IDLE && !self.stands && !self.slow
     }
 }
 
-/// The world. See the module's description.
+/// The simulated world. See the module.
 pub struct World {
-    /// What it is made of.
+    /// The parameters of the run.
     pub config: Config,
     /// True time, in nanoseconds.
     pub now: u64,
     heap: BinaryHeap<Event>,
     made: u64,
-    /// Chance.
+    /// The source of randomness.
     pub random: Random,
     /// Connections and cuts.
     pub network: Network,
-    /// By host.
+    /// Clocks, by host.
     pub clocks: Vec<Clock>,
-    /// Every process that ever ran.
+    /// All processes that ever ran.
     pub processes: Vec<Process>,
-    /// Those whose places were given to other hosts.
+    /// Processes whose places were moved to other hosts.
     pub moved: BTreeSet<Member>,
-    /// By process: what came while it was paused.
+    /// The events that arrived at a process while it was paused, by process.
     backlogs: BTreeMap<usize, Vec<Happening>>,
     coordinator_backlog: Vec<Happening>,
     /// The coordinator.
     pub coordinator: Coordinator,
-    /// Clients.
+    /// The clients.
     pub clients: Vec<Client>,
     client_wakes: Vec<Option<u64>>,
-    /// By client, the time until which it sleeps.
+    /// The time until which a client's machine is suspended, by client.
     asleep_until: Vec<u64>,
-    /// The total time for which all machines have slept.
+    /// The total time for which all machines were suspended.
     pub slept: u64,
-    /// The time until which all machines sleep.
+    /// The time until which all machines are suspended.
     pub all_asleep_until: u64,
     /// Frame buffers of control connections, by connection and end.
     inputs: BTreeMap<(ConnectionNumber, usize), FrameBuffer>,
-    /// What clients do.
+    /// The clients' operations.
     pub workload: Workload,
-    /// Whoever stops and restores the cluster, and the dumps that he has.
+    /// The operator, which stops and restores the cluster, with all dumps.
     pub operator: Operator,
-    /// By place: until when the disk of the host is full.
+    /// The time until which a host's disk is full, by place.
     pub full_until: Vec<u64>,
-    /// When the coordinator last took a heartbeat of a process, in nanoseconds for which it was awake.
+    /// The time at which the coordinator last accepted a heartbeat, in nanoseconds of its waking time, by
+    /// process.
     pub heard_at: BTreeMap<Member, u64>,
-    /// Faults.
+    /// The faults.
     pub nemesis: Nemesis,
-    /// The promises.
+    /// The invariant checks.
     pub checks: Checks,
-    /// What happened last.
+    /// The most recent events.
     pub trace: Trace,
-    /// What is counted.
+    /// The statistics.
     pub counts: Counts,
-    /// Faults have stopped.
+    /// True once faults have stopped.
     pub is_healing: bool,
-    /// All is at rest, and clients look back.
+    /// True during the final check, when all is at rest.
     pub is_looking_back: bool,
-    /// Of groups whose view names nobody: whom the view before named.
+    /// The holders in the last view that had a primary, by group whose view has none.
     pub last_holders: BTreeMap<(ClusterId, GroupId), Vec<Member>>,
-    /// Who has asked the coordinator of this term to be led out.
+    /// The members whose requests to leave the current coordinator has accepted.
     pub asked: Vec<Member>,
-    /// Since when groups of which cluster are LOST.
+    /// The time since which a group is LOST, by cluster and group.
     pub lost_at: BTreeMap<(ClusterId, GroupId), u64>,
-    /// What was done to servers in a run in which they are only slow.
+    /// The injected slowness, in runs in which servers are only slow.
     pub slowness: slow_are_spared::Slowness,
     violation: Option<Violation>,
 }
 
 const FIRST_CLUSTER: ClusterId = ClusterId(0x51);
-/// The handshake of every connection: nothing here lacks the key, so none is simulated.
+/// The handshake key of every connection: every process has it, so a failed handshake is not simulated.
 pub(crate) const SEAL: Seal = Seal::new(ClusterKey(0x51), Link::Stream, Nonce(1), Nonce(2));
 const BEAT: u64 = 100_000_000;
-/// Between two operations of a client, mostly, and in busy runs; of the reader; and of all when they look
-/// back.
+/// The time between two operations: of an ordinary client, of one in a busy run, of the reader, and of all
+/// during the final check.
 const THINK: u64 = 3_500_000;
 const BUSY_THINK: u64 = 800_000;
 const READER_THINKS: u64 = 3_500_000;
 const LOOKING_BACK_THINK: u64 = 50_000;
 
 impl World {
-    /// A world just founded.
+    /// Creates a world with a cluster just being founded.
     pub fn new(config: Config) -> World {
         let mut random = Random::new(config.seed);
         let hosts = usize::from(config.servers) + 1 + config.clients;
@@ -293,7 +296,7 @@ impl World {
         world
     }
 
-    /// Runs to the end: the faulty time, the healing, the look back.
+    /// Runs to the end: the faults, the healing, the final check.
     ///
     /// # Errors
     /// The first promise that was broken.
@@ -307,7 +310,7 @@ impl World {
         self.violation.take().map_or(Ok(()), Err)
     }
 
-    /// Lets the promises be looked at; the first that is broken ends the run.
+    /// Runs a check; the first broken promise ends the run.
     fn check(&mut self, look: impl FnOnce(&mut Checks, &World) -> Result<(), Violation>) {
         let mut checks = std::mem::take(&mut self.checks);
         let result = look(&mut checks, self);
@@ -336,12 +339,12 @@ impl World {
         Ok(())
     }
 
-    /// Notes something about a place of the ring.
+    /// Records an event at a place of the ring in the trace.
     pub fn note_place(&mut self, place: usize, words: fmt::Arguments<'_>) {
         self.trace.note(self.now, About::Place(place, self.config.servers), words);
     }
 
-    /// Something will happen.
+    /// Schedules an event.
     pub fn after(&mut self, delay: u64, happening: Happening) {
         self.at(self.now + delay, happening);
     }
@@ -351,23 +354,23 @@ impl World {
         self.heap.push(Event { at, number: self.made, happening });
     }
 
-    /// The name of the cluster of this time.
+    /// Returns the name of the current cluster.
     pub fn cluster(&self) -> ClusterId {
         self.coordinator.shape().cluster
     }
 
-    /// For how long the coordinator was awake so far, in nanoseconds of true time.
+    /// Returns the time for which the coordinator has been awake, in nanoseconds of true time.
     pub fn coordinator_awake(&self) -> u64 {
         let asleep = self.coordinator.paused_until.saturating_sub(self.now);
         (self.now + asleep).saturating_sub(self.coordinator.slept)
     }
 
-    /// The coordinator's host.
+    /// Returns the coordinator's host.
     pub fn coordinator_host(&self) -> Host {
         Host(usize::from(self.config.servers))
     }
 
-    /// What an actor's own clock shows.
+    /// Returns the reading of a host's clock.
     pub fn clock_of(&self, host: Host) -> Time {
         self.clocks[host.0].read(self.now)
     }
@@ -382,12 +385,12 @@ impl World {
         }
     }
 
-    /// The process of a member, if it ever ran.
+    /// Returns the process of a member, if it ever ran.
     pub fn process_of(&self, member: Member) -> Option<usize> {
         self.processes.iter().rposition(|process| process.member == member)
     }
 
-    /// The process that runs at a place.
+    /// Returns the process that runs at a place.
     pub fn running_at(&self, place: usize) -> Option<usize> {
         self.processes.iter().rposition(|process| process.place == place && process.alive)
     }

@@ -1,4 +1,4 @@
-//! A slice of the exhaustive search (docs/recovery.md): all that can happen to one group within small
+//! A slice of the exhaustive search (docs/recovery.md): every event that one group can meet within small
 //! bounds.
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn visited(name: &str, limits: Limits) -> Found {
     search(&named(name), Judged::Everything, limits, |_, _, _| {})
 }
 
-/// Fewer states than this, and something that may happen no longer does.
+/// The state counts are lower bounds: with fewer states, some event no longer occurs.
 #[test]
 fn every_promise_holds_in_every_state_of_the_small_scopes() {
     for (name, states) in [

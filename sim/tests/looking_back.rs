@@ -1,4 +1,4 @@
-//! What the end of a run would find.
+//! Tests of the final check of a run.
 
 use kv_history::{Answered, Asked, Entry};
 use kv_sim::world::{Config, World};

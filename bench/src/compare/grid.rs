@@ -1,4 +1,4 @@
-//! The cells that are measured in turns, and the goals that are read off them.
+//! The cells that are measured in turns, and their goals.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use super::sides::Who;
 
 /// The parts of the comparison.
 const PARTS: [&str; 7] = ["P1", "P2", "P3", "P4", "P5", "P6", "P7"];
-/// Those that consist of cells.
+/// The parts that consist of cells.
 pub(super) const CELL_PARTS: [&str; 5] = ["P1", "P2", "P3", "P4", "P5"];
-/// Bytes of values that P5 stores at one side, at most: fewer keys where values are large.
+/// The most bytes of values that P5 stores at one side: large values mean fewer keys.
 const DATA_BYTES: u64 = 512 << 20;
 
-/// The parts asked for; all if none is.
+/// Returns the requested parts, or all parts if none is requested.
 pub(super) fn parts(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
     if let Some(unknown) = only.iter().find(|name| !PARTS.contains(&name.as_str())) {
         bail!("--only {unknown}: the parts are P1 to P7");
@@ -24,7 +24,7 @@ pub(super) fn parts(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
     Ok(PARTS.into_iter().filter(is_asked).collect())
 }
 
-/// How much is done.
+/// The amount of work of a run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Effort {
     pub(super) is_quick: bool,
@@ -37,7 +37,7 @@ pub(super) struct Effort {
     mixed_keys: u64,
     /// Keys of P6.
     pub(super) entries: u64,
-    /// Keys of P7, before and after.
+    /// Keys of P7, before and after growth.
     pub(super) growth: (u64, u64),
 }
 
@@ -69,7 +69,7 @@ impl Effort {
     }
 }
 
-/// One load that all its sides get in turns.
+/// One load, applied to all its sides in turns.
 #[derive(Clone, Debug)]
 pub(super) struct Cell {
     pub(super) part: &'static str,
@@ -85,15 +85,15 @@ pub(super) struct Cell {
     pub(super) goals: Vec<Goal>,
 }
 
-/// What is compared of two sides.
+/// A measure by which two sides are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Metric {
     /// Operations a second.
     Throughput,
-    /// Operations for one second of the servers' processors.
+    /// Operations for one second of the servers' CPU time.
     PerServerCpu,
-    /// Processor time of the servers for one operation.
+    /// CPU time of the servers for one operation.
     ServerCpu,
     Median,
 }
@@ -109,7 +109,7 @@ impl Metric {
     }
 }
 
-/// What this store's figure divided by another side's must be.
+/// A bound on the ratio of this store's figure to another side's.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(super) struct Goal {
     pub(super) metric: Metric,
@@ -150,7 +150,7 @@ fn at_most(metric: Metric, against: Who, bound: f64) -> Goal {
     Goal { metric, against, bound: Bound::AtMost(bound) }
 }
 
-/// All cells of these parts.
+/// Returns all cells of these parts.
 pub(super) fn cells(parts: &[&str], effort: &Effort) -> Vec<Cell> {
     let mut cells = Vec::new();
     for part in parts {
@@ -231,7 +231,7 @@ fn get(part: &'static str, depth: u32, effort: &Effort, goals: Vec<Goal>) -> Cel
     }
 }
 
-/// Replicated writes in both placements; the quick run has one.
+/// Adds the cells of replicated writes in both placements; the quick run has one.
 fn puts(
     part: &'static str,
     connections: u32,

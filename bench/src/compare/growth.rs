@@ -1,4 +1,4 @@
-//! P6: what an entry takes of memory. P7: what growing tables do to latencies.
+//! P6: memory per entry. P7: latencies while tables grow and after.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use super::{Args, Programs};
 /// Bytes of a value.
 const VALUE_BYTES: u64 = 64;
 
-/// Measures the parts that are asked for, each on sides of its own that hold nothing yet.
+/// Measures the requested parts, each on freshly started, empty sides.
 pub(super) fn run(
     parts: &[&str],
     effort: &Effort,
@@ -24,7 +24,7 @@ pub(super) fn run(
     measured: &mut Measured,
 ) -> anyhow::Result<()> {
     let ground = Ground { args, programs, machine, dir };
-    // The quick run shows that it works, for which one is enough.
+    // The quick run only shows that the measurement works, for which one side is enough.
     let all = [Who::Kv, Who::Redis, Who::Valkey];
     for &who in &all[..if effort.is_quick { 1 } else { all.len() }] {
         if !parts.contains(&"P6") && !parts.contains(&"P7") {

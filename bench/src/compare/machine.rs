@@ -1,4 +1,4 @@
-//! The machine: what it is, and which cores servers and generator get.
+//! The machine's description, and the cores that servers and generator run on.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
-/// See the module.
+/// The machine's description. See the module.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
@@ -16,12 +16,12 @@ pub(crate) struct Machine {
     pub(crate) cores: Vec<usize>,
 }
 
-/// Where servers and generator run.
+/// The placement of servers and generator on cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placement {
     /// All servers on the first core, the generator on the others.
     Apart,
-    /// Everybody on all cores.
+    /// All processes on all cores.
     Free,
 }
 
@@ -62,7 +62,7 @@ impl Machine {
         })
     }
 
-    /// The cores of servers.
+    /// Returns the cores of the servers.
     pub(crate) fn servers(&self, placement: Placement) -> CpuSet {
         match placement {
             Placement::Apart => set(&self.cores[..1]),
@@ -70,7 +70,7 @@ impl Machine {
         }
     }
 
-    /// The cores of the generator.
+    /// Returns the cores of the generator.
     pub(crate) fn generator(&self, placement: Placement) -> CpuSet {
         match placement {
             Placement::Apart if self.cores.len() > 1 => set(&self.cores[1..]),
@@ -79,14 +79,14 @@ impl Machine {
     }
 }
 
-/// The date (UTC) as in 2026-01-31.
+/// Returns the current UTC date, such as 2026-01-31.
 pub(crate) fn today() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let (year, month, day) = civil(now.as_secs() / 86_400);
     format!("{year:04}-{month:02}-{day:02}")
 }
 
-/// Days since 1970-01-01 as a date of the Gregorian calendar (Howard Hinnant, "chrono-compatible
+/// Converts days since 1970-01-01 to a date of the Gregorian calendar (Howard Hinnant, "chrono-compatible
 /// low-level date algorithms", civil_from_days).
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;

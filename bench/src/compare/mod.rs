@@ -1,12 +1,12 @@
-//! `kv-compare`: this store, its peers and its floors, in turns on one machine.
+//! `kv-compare`: measures this store, its peers and its floors in turns on one machine.
 //!
 //! ```text
 //!   machine     processor, kernel, cores
-//!   sides       who is compared: this store, Redis, Valkey, memcached, the bare ring, the bare chain
-//!     process     children: pinned, ended by pid, awaited also when the run fails
+//!   sides       the compared systems: this store, Redis, Valkey, memcached, the bare ring, the bare chain
+//!     process     children: pinned, killed by pid, reaped even if the run fails
 //!   grid        the cells (P1 to P5) and the goals
 //!   turns       A B A B …: every cell, with kv-bench as a child on cores of its own
-//!   growth      P6 and P7: memory of an entry, and growing tables
+//!   growth      P6 and P7: memory per entry, and growing tables
 //!   report      Markdown and JSON, one line a goal
 //! ```
 
@@ -105,7 +105,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Err(error.context(format!("the servers' logs are kept in {}", kept.display())));
     }
     let text = measured.markdown();
-    // Whoever reads may have gone; the files are written all the same.
+    // A closed standard output is no failure; the files are written anyway.
     let _ = writeln!(std::io::stdout(), "{text}");
     let out = match (&args.out, args.quick) {
         (Some(out), _) => Some(out.clone()),
@@ -142,7 +142,7 @@ fn measure(
     growth::run(parts, &effort, args, programs, machine, dir, measured)
 }
 
-/// The program `kv-compare`.
+/// Runs the program `kv-compare`.
 pub fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,

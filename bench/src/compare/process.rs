@@ -1,4 +1,4 @@
-//! Children: pinned to cores, ended by pid and awaited, whatever happens to this program.
+//! Child processes: pinned to cores, killed by pid and reaped, even if this program fails.
 
 use std::fs;
 use std::io;
@@ -12,17 +12,16 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// How long a server may take to start.
+/// The timeout of a server's start.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two looks at something that is waited for.
+/// The polling interval of waits.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// A command whose process gets these cores, and the signal should this program die.
+/// Returns a command whose process runs on these cores and receives the signal if this program dies.
 pub(super) fn pinned(program: &Path, cores: CpuSet, at_death: Signal) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null());
-    // SAFETY: both are system calls that take what was copied into the closure; they are safe between
-    // fork and exec.
+    // SAFETY: both are system calls on values copied into the closure, and safe between fork and exec.
     unsafe {
         command.pre_exec(move || {
             sched_setaffinity(None, &cores)?;
@@ -33,20 +32,20 @@ pub(super) fn pinned(program: &Path, cores: CpuSet, at_death: Signal) -> Command
     command
 }
 
-/// A child that does not outlive this value.
+/// A child that is killed and reaped when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Kept(pub(super) Child);
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 impl Kept {
-    /// Starts a server, its output in a log.
+    /// Starts a server whose output goes to a log.
     pub(super) fn start(command: &mut Command, log: &Path) -> anyhow::Result<Kept> {
         let file = fs::File::create(log).with_context(|| format!("write {}", log.display()))?;
         command.stdout(file.try_clone()?).stderr(file);
@@ -55,7 +54,7 @@ impl Kept {
         Ok(Kept(child))
     }
 
-    /// Fails if it has ended.
+    /// Fails if the child has exited.
     pub(super) fn check(&mut self, log: &Path) -> anyhow::Result<()> {
         match self.0.try_wait()? {
             None => Ok(()),
@@ -67,7 +66,7 @@ impl Kept {
     }
 }
 
-/// Kills all processes that run in this directory, and waits until none is left.
+/// Kills all processes whose working directory is this one, and waits until none is left.
 pub(super) fn end_all_in(directory: &Path) {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -76,7 +75,7 @@ pub(super) fn end_all_in(directory: &Path) {
             return;
         }
         for pid in left {
-            // It may have ended meanwhile.
+            // It may have exited meanwhile.
             let _ = kill_process(pid, Signal::KILL);
         }
         std::thread::sleep(LOOK_EVERY);
@@ -96,13 +95,13 @@ fn running_in(directory: &Path) -> Vec<Pid> {
     .collect()
 }
 
-/// Gives a running process, with all its threads, other cores.
+/// Moves a running process, with all its threads, to other cores.
 pub(super) fn move_to(pid: u32, cores: &CpuSet) -> anyhow::Result<()> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     for task in tasks.with_context(|| format!("list the threads of process {pid}"))? {
         let thread = task?.file_name().to_str().and_then(|name| name.parse().ok());
         match sched_setaffinity(thread.and_then(Pid::from_raw), cores) {
-            // A thread may have ended meanwhile.
+            // A thread may have exited meanwhile.
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => return Err(error).with_context(|| format!("move process {pid}")),
         }
@@ -110,7 +109,7 @@ pub(super) fn move_to(pid: u32, cores: &CpuSet) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Memory that a process holds, in bytes.
+/// Returns a process's resident memory in bytes.
 pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"));
     let status = status.with_context(|| format!("read the status of process {pid}"))?;
@@ -119,12 +118,12 @@ pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     Ok(kib.with_context(|| format!("process {pid} tells no VmRSS"))? << 10)
 }
 
-/// A port of this machine that nobody uses now.
+/// Returns a port of this machine that is unused now.
 pub(super) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// Looks again and again until there is something.
+/// Polls `look` until it returns a value. Fails after [`PATIENCE`].
 pub(super) fn wait_for<T>(
     what: &str,
     mut look: impl FnMut() -> anyhow::Result<Option<T>>,

@@ -1,4 +1,4 @@
-//! What was measured, in Markdown and in JSON, with one line for each goal.
+//! The results in Markdown and in JSON, with one line for each goal.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,9 +13,9 @@ use crate::numbers::{micros, short};
 use crate::report::Report;
 use crate::tally::Figures;
 
-/// P6: bytes for one entry of 16 B and 64 B.
+/// P6: the most bytes for one entry of 16 B and 64 B.
 const MOST_BYTES: f64 = 112.0;
-/// P7: how much slower a read may become.
+/// P7: the most by which a read may slow down, as a factor.
 const MOST_GROWTH: f64 = 1.3;
 /// P7: the longest write while tables grow, in microseconds.
 const LONGEST_STALL_US: f64 = 2_000.0;
@@ -24,9 +24,9 @@ const LONGEST_STALL_US: f64 = 2_000.0;
 #[derive(Debug)]
 pub(super) struct CellResult {
     pub(super) cell: Cell,
-    /// By side, one report a turn.
+    /// The reports of a side, one a turn, by side.
     pub(super) turns: BTreeMap<Who, Vec<Report>>,
-    /// Turns that do not count, for a write had one copy.
+    /// Turns that were repeated because a write was held by only one server.
     pub(super) repeated: usize,
     pub(super) arguments: String,
 }
@@ -43,14 +43,14 @@ pub(super) struct Memory {
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub(super) struct Growth {
     pub(super) who: Who,
-    /// Before and after.
+    /// The keys before and after.
     pub(super) keys: (u64, u64),
     pub(super) p50_us: (f64, f64),
     /// Latencies of the writes between.
     pub(super) filling: Figures,
 }
 
-/// Everything.
+/// All results.
 #[derive(Debug)]
 pub(super) struct Measured {
     command: String,
@@ -62,7 +62,7 @@ pub(super) struct Measured {
     pub(super) growth: Vec<Growth>,
 }
 
-/// Median, least and most of some numbers.
+/// Median, minimum and maximum of some numbers.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 struct Spread {
     median: f64,
@@ -90,7 +90,7 @@ fn figure(report: &Report, metric: Metric) -> Option<f64> {
 }
 
 impl CellResult {
-    /// This store's figure divided by the other's, turn by turn.
+    /// Returns the ratio of this store's figure to the other side's, turn by turn.
     fn ratio(&self, goal: &Goal) -> Option<Spread> {
         let (ours, theirs) = (self.turns.get(&Who::Kv)?, self.turns.get(&goal.against)?);
         let ratio = |(ours, theirs)| {
@@ -107,7 +107,7 @@ impl CellResult {
 /// One line of the verdict.
 struct Verdict {
     goal: String,
-    /// `None`: not measured.
+    /// True if the goal is reached; `None`: not measured.
     is_reached: Option<bool>,
     told: String,
 }
@@ -180,7 +180,7 @@ impl Measured {
         verdicts
     }
 
-    /// The report for people.
+    /// Renders the report for people.
     pub(super) fn markdown(&self) -> String {
         let mut text = format!("# This store, its peers and its floors\n\n{}", today());
         let Machine { processor, kernel, memory_gib, cores } = &self.machine;
@@ -285,7 +285,7 @@ impl Measured {
         }
     }
 
-    /// The report for programs: every turn.
+    /// Renders the report for programs, with every turn.
     pub(super) fn json(&self) -> anyhow::Result<String> {
         let Machine { processor, kernel, memory_gib, cores } = &self.machine;
         let cells: Vec<Value> = self

@@ -1,4 +1,4 @@
-//! Who is compared. Each is a pair of processes: a primary and whoever holds the second copy.
+//! The compared systems. Each side that replicates is a pair of processes, a primary and its replica.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -25,7 +25,7 @@ pub(crate) enum Who {
     Memcached,
     /// One bare ring.
     Ring,
-    /// Two of them.
+    /// Two bare rings in a chain.
     Chain,
 }
 
@@ -42,19 +42,19 @@ impl Who {
     }
 }
 
-/// One side that runs.
+/// One running side.
 #[derive(Debug)]
 pub(super) struct Side {
     pub(super) who: Who,
     pub(super) version: String,
     pub(super) url: String,
-    /// The processes whose time counts: primary first.
+    /// The processes whose CPU time counts: primary first.
     pub(super) pids: Vec<u32>,
-    /// Those that belong to it and take no part in the load.
+    /// Further processes of this side, which take no part in the load.
     others: Vec<u32>,
     /// A cluster's directory.
     dir: Option<PathBuf>,
-    // Dropped before the directory's processes are looked for.
+    // Dropped before the directory is searched for remaining processes.
     processes: Vec<Kept>,
 }
 
@@ -67,14 +67,14 @@ impl Drop for Side {
     }
 }
 
-/// All sides that could be had, and why the others could not.
+/// All available sides, and the reasons why others are unavailable.
 #[derive(Debug)]
 pub(super) struct Sides {
     pub(super) running: Vec<Side>,
     pub(super) absent: Vec<(Who, String)>,
 }
 
-/// Where and from what sides are started.
+/// The resources from which sides are started.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ground<'a> {
     pub(super) args: &'a Args,
@@ -84,7 +84,7 @@ pub(super) struct Ground<'a> {
 }
 
 impl Sides {
-    /// Starts all that are installed.
+    /// Starts all installed sides.
     pub(super) fn start(
         args: &Args,
         programs: &Programs,
@@ -96,7 +96,7 @@ impl Sides {
         for who in [Who::Kv, Who::Redis, Who::Valkey, Who::Memcached, Who::Ring, Who::Chain] {
             match ground.missing(who) {
                 Some(why) => {
-                    // Standard error may be closed; the report says it too.
+                    // Standard error may be closed; the report carries the same information.
                     let _ =
                         writeln!(std::io::stderr(), "kv-compare: without {}: {why}", who.name());
                     sides.absent.push((who, why));
@@ -111,7 +111,7 @@ impl Sides {
         self.running.iter().find(|side| side.who == who)
     }
 
-    /// For the report: names with versions, or why not.
+    /// Returns the report's text for each side: its version, or the reason why it is left out.
     pub(super) fn describe(&self) -> Vec<(Who, String)> {
         let running = self.running.iter().map(|side| (side.who, side.version.clone()));
         let absent = self.absent.iter();
@@ -132,7 +132,7 @@ fn first_line(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).lines().next().unwrap_or_default().trim().to_owned()
 }
 
-/// Asks a RESP server something.
+/// Sends a command to a RESP server, and returns its response.
 fn ask_resp(port: u16, question: &str) -> anyhow::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
@@ -152,7 +152,7 @@ impl Ground<'_> {
         }
     }
 
-    /// Why a side cannot be had.
+    /// Returns the reason why a side is unavailable, if it is.
     pub(super) fn missing(&self, who: Who) -> Option<String> {
         let program = self.program(who)?;
         let version = Command::new(program).arg("--version").output();
@@ -165,7 +165,7 @@ impl Ground<'_> {
         Some(format!("{} does not run ({error}); install it, or give --{flag}", program.display()))
     }
 
-    /// What a side is, for the report.
+    /// Returns a side's version for the report.
     pub(super) fn version(&self, who: Who) -> anyhow::Result<String> {
         match self.program(who) {
             Some(program) => {
@@ -199,11 +199,11 @@ impl Ground<'_> {
         let log = dir.join("coord.err");
         let mut command = self.command(&self.programs.coord, Signal::TERM);
         command.args(["--daemon", "--shards", "1", "-c", &port.to_string()]);
-        // While a peer has its turn, idle servers on the same core have been without it for 0.8 s.
+        // While a peer has its turn, idle servers on the same core got no CPU time for up to 0.8 s.
         command.args(["-t", "5"]);
         command.arg("-C").arg(&file).arg("--dir").arg(&dir).arg("-l").arg(dir.join("coord.log"));
         let processes = vec![Kept::start(&mut command, &log)?];
-        // From here on the directory's processes end with this value.
+        // From here on, the processes in the directory are killed when this value is dropped.
         let mut side = Side {
             who: Who::Kv,
             version: self.version(Who::Kv)?,
@@ -298,7 +298,7 @@ impl Ground<'_> {
         })
     }
 
-    /// So many bare rings, each but the last in front of the one before it.
+    /// Starts `count` bare rings, each of which forwards to the one started before it.
     fn start_echoes(&self, count: usize) -> anyhow::Result<Side> {
         let mut address: Option<String> = None;
         let mut processes: Vec<Kept> = Vec::new();

@@ -1,4 +1,4 @@
-//! The turns: A B C A B C …, each a kv-bench of its own.
+//! The turns: A B C A B C …, each a kv-bench process of its own.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ use super::report::{CellResult, Measured};
 use super::sides::{Side, Sides, Who};
 use crate::report::Report;
 
-/// Most turns of a cell that are repeated, for a write had one copy.
+/// The most turns of a cell that are repeated because a write was held by only one server.
 const MOST_REPEATED: usize = 5;
 
 /// Measures all cells.
@@ -27,7 +27,7 @@ pub(super) fn run(
     sides: &Sides,
     measured: &mut Measured,
 ) -> anyhow::Result<()> {
-    // What is stored at each side: keys and bytes of a value.
+    // The keys and value size stored at each side.
     let mut stored = (0, 0);
     for cell in cells(parts, effort) {
         let with = || format!("{}, {}", cell.part, cell.name);
@@ -66,8 +66,8 @@ pub(super) fn run(
                         report.missing,
                         report.single_copies
                     );
-                    // A server that had no processor for too long was left behind by its group, and is given
-                    // its copy again. Values that are gone are no such thing.
+                    // A secondary that got no CPU time for too long was dropped from its group, and is copied
+                    // to again. Missing values have no such explanation.
                     if report.missing > 0 || repeated == MOST_REPEATED {
                         bail!("{wrong}");
                     }
@@ -90,7 +90,7 @@ fn replicates_on_demand(who: Who) -> bool {
     matches!(who, Who::Redis | Who::Valkey)
 }
 
-/// The arguments that write so many keys and nothing else.
+/// Returns the arguments that write this many keys and nothing else.
 pub(super) fn fill(keys: u64, value_bytes: u64, connections: u32, depth: u32) -> Vec<String> {
     let line = format!(
         "--load --count 0 --keys {keys} --value-size {value_bytes} --connections {connections} \
@@ -115,7 +115,7 @@ fn arguments(cell: &Cell, effort: &Effort) -> Vec<String> {
     line.split(' ').map(ToOwned::to_owned).collect()
 }
 
-/// One run of kv-bench against a side.
+/// Runs kv-bench once against a side.
 pub(super) fn bench(
     programs: &Programs,
     machine: &Machine,

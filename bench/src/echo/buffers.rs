@@ -1,7 +1,7 @@
 //! The buffers that the kernel fills: a ring of provided buffers (io_uring_register_buf_ring(3)).
 //!
 //! ```text
-//!   entries   | address, length, number | …   the kernel takes from the head, we add at the tail
+//!   entries   | address, length, number | …   the kernel takes from the head, this process adds at the tail
 //!   memory    | buffer 0 | buffer 1 | …
 //! ```
 
@@ -13,14 +13,14 @@ use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
-/// Buffers, a power of two.
+/// The number of buffers, a power of two.
 const COUNT: u16 = 1_024;
-/// Bytes of each.
+/// The bytes of each buffer.
 const BYTES: u32 = 8 << 10;
-/// The only group.
+/// The only buffer group.
 pub(super) const GROUP: u16 = 0;
 
-/// See the module. Its memory is the kernel's until the process ends, and is never unmapped.
+/// The provided buffers. The kernel uses their memory until the process exits, so it is never unmapped.
 #[derive(Debug)]
 pub(super) struct Buffers {
     entries: *mut BufRingEntry,
@@ -55,18 +55,19 @@ impl Buffers {
         unsafe { self.memory.add(usize::from(number % COUNT) * BYTES as usize) }
     }
 
-    /// What a completion has put into a buffer.
+    /// Returns the bytes that a completion has put into a buffer.
     pub(super) fn filled(&self, number: u16, length: usize) -> &[u8] {
         let length = length.min(BYTES as usize);
-        // SAFETY: the buffer is ours from its completion until it is put back, which takes `&mut self`.
+        // SAFETY: the kernel does not touch the buffer between its completion and its return, which takes `&mut
+        // self`.
         unsafe { std::slice::from_raw_parts(self.address(number), length) }
     }
 
-    /// Gives a buffer back; the kernel sees it after [`Buffers::publish`].
+    /// Returns a buffer to the kernel, which sees it after [`Buffers::publish`].
     pub(super) fn put_back(&mut self, number: u16) {
         let address = self.address(number);
-        // SAFETY: the entry lies in the ring, and the kernel does not read it before the tail is moved
-        // past it: no more buffers are given back than were taken.
+        // SAFETY: the entry lies in the ring, and the kernel does not read it before the tail moves past it: no
+        // more buffers are returned than were taken.
         let entry = unsafe { &mut *self.entries.add(usize::from(self.tail % COUNT)) };
         entry.set_addr(address as u64);
         entry.set_len(BYTES);
@@ -74,10 +75,10 @@ impl Buffers {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// Lets the kernel see what was given back.
+    /// Makes the returned buffers visible to the kernel.
     pub(super) fn publish(&self) {
-        // SAFETY: the tail lies in the first entry, is aligned, and is written by us alone; the kernel
-        // reads it with acquire semantics.
+        // SAFETY: the tail lies in the first entry, is aligned, and is written only here; the kernel reads it
+        // with acquire semantics.
         let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries).cast_mut()) };
         tail.store(self.tail, Ordering::Release);
     }

@@ -1,13 +1,13 @@
-//! `kv-echo`: the least that a server on io_uring can do with the bytes of this store's requests and
-//! answers. What the store needs beyond it is its own.
+//! `kv-echo`: the minimum that a server on io_uring can do with the bytes of this store's requests and
+//! responses. Any further cost is the store's own.
 //!
 //! ```text
-//!   kv-echo                       one ring: answers every request at once
-//!   kv-echo --forward host:port   the first of a chain: sends what a wake-up has brought on as one
-//!                                 batch, and answers when the second has
+//!   kv-echo                       one ring: responds to every request at once
+//!   kv-echo --forward host:port   the first of a chain: forwards the requests of a wake-up as one
+//!                                 batch, and responds when the second has
 //!
 //!   ring        completions: accepted, received, sent          buffers: memory that the kernel fills
-//!   server      connections, and what is owed to each          wire/echo.rs: the frames
+//!   server      connections, and pending output of each        wire/echo.rs: the frames
 //! ```
 
 mod buffers;
@@ -62,7 +62,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     server.run()
 }
 
-/// The program `kv-echo`.
+/// Runs the program `kv-echo`.
 pub fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,

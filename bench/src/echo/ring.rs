@@ -1,4 +1,4 @@
-//! The ring: what is asked of the kernel, and what a completion says.
+//! The ring: submissions to the kernel, and its completions.
 
 use std::os::fd::RawFd;
 
@@ -8,12 +8,12 @@ use io_uring::{IoUring, cqueue, opcode, types};
 
 use super::buffers::{Buffers, GROUP};
 
-/// Requests that wait for a submission; a full queue is submitted at once.
+/// The size of the submission queue; a full queue is submitted at once.
 const ENTRIES: u32 = 1_024;
-/// Completions that wait for us.
+/// The size of the completion queue.
 const COMPLETIONS: u32 = 8_192;
 
-/// What a completion belongs to.
+/// The kind of operation that a completion belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Accept,
@@ -27,14 +27,14 @@ pub(super) struct Done {
     pub(super) kind: Kind,
     /// The connection's number.
     pub(super) connection: u32,
-    /// Bytes, a descriptor, or a negative error.
+    /// A byte count, a descriptor, or a negative error.
     pub(super) result: i32,
-    /// Whether the multishot request goes on.
+    /// True if the multishot request stays armed.
     pub(super) goes_on: bool,
     pub(super) buffer: Option<u16>,
 }
 
-/// See the module.
+/// The io_uring instance with its buffers. See the module.
 pub(super) struct Ring {
     ring: IoUring,
     pub(super) buffers: Buffers,
@@ -59,8 +59,8 @@ impl Ring {
 
     fn push(&mut self, entry: &Entry) -> anyhow::Result<()> {
         loop {
-            // SAFETY: what an entry points to (only sends point to anything) outlives its completion:
-            // see `Server::send`.
+            // SAFETY: the memory that an entry points to (only sends have any) outlives its completion: see
+            // `Server::send`.
             match unsafe { self.ring.submission().push(entry) } {
                 Ok(()) => return Ok(()),
                 Err(_) => drop(self.ring.submit().context("submit to io_uring")?),
@@ -78,7 +78,7 @@ impl Ring {
         self.push(&entry.user_data(name(Kind::Receive, connection)))
     }
 
-    /// The bytes must stay where they are until the completion.
+    /// Submits a send. `bytes` must stay valid and in place until the completion.
     pub(super) fn send(
         &mut self,
         socket: RawFd,
@@ -98,7 +98,7 @@ impl Ring {
         match self.ring.submit_and_wait(1) {
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
-            // More completions wait than fit: they are taken now.
+            // More completions are pending than the queue holds: they are taken now.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
             Err(error) => return Err(error).context("wait for io_uring"),
         }

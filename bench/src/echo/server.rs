@@ -1,9 +1,9 @@
-//! The connections, and what is owed to each.
+//! The connections, and the pending output of each.
 //!
 //! ```text
 //!   received -> input -> whole requests --> output ----------------------> one send in flight
 //!                                      \-> batch of this wake-up -> next   (in a chain; the reply
-//!                                          to the batch moves its answers to their outputs)
+//!                                          to the batch appends its replies to their outputs)
 //! ```
 
 use std::collections::VecDeque;
@@ -15,43 +15,43 @@ use anyhow::bail;
 use super::ring::{Done, Kind, Ring};
 use crate::wire::echo::{Head, LONGEST, REPLY_HEAD, REQUEST_HEAD};
 
-/// Most connections.
+/// The most connections.
 const MAX_CONNECTIONS: usize = 16_384;
-/// A connection that is owed more has stopped reading, and is closed.
+/// The most pending output of a connection: a peer with more has stopped reading, and is disconnected.
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
-/// Bytes of the reply to a batch.
+/// The bytes of the reply to a batch.
 const BATCH_REPLY: usize = 16;
 
 #[derive(Debug)]
 struct Connection {
     socket: OwnedFd,
-    /// Received and not whole yet.
+    /// Received bytes of an incomplete request.
     input: Vec<u8>,
-    /// To be sent next.
+    /// Bytes to be sent next.
     output: Vec<u8>,
-    /// Being sent: not touched until its completion.
+    /// Bytes being sent; not touched until the send completes.
     sending: Vec<u8>,
     sent: usize,
     is_sending: bool,
-    /// A receive is under way.
+    /// True while a receive is armed.
     is_receiving: bool,
     is_closing: bool,
     is_dirty: bool,
 }
 
-/// The second of a chain, and what waits for it.
+/// The second process of a chain, and the requests that wait for it.
 #[derive(Debug)]
 struct Next {
     connection: u32,
-    /// Requests of this wake-up: their bytes and whom they are from.
+    /// The requests of this wake-up.
     bytes: Vec<u8>,
     owed: Vec<(u32, Head)>,
-    /// Batches sent, in order.
+    /// The batches in flight, in order.
     batches: VecDeque<Vec<(u32, Head)>>,
     number: u64,
 }
 
-/// See the module.
+/// The echo server. See the module.
 pub(super) struct Server {
     ring: Ring,
     listener: TcpListener,
@@ -124,10 +124,10 @@ impl Server {
 
     fn accepted(&mut self, done: &Done) -> anyhow::Result<()> {
         if done.result >= 0 {
-            // SAFETY: the kernel has just given this descriptor to us alone.
+            // SAFETY: the kernel has just handed over this descriptor, which nothing else owns.
             let socket = unsafe { OwnedFd::from_raw_fd(done.result) };
             let stream = TcpStream::from(socket);
-            // Without it answers are only slower.
+            // Without it, responses are only slower.
             let _ = stream.set_nodelay(true);
             if self.connections.len() - self.free.len() < MAX_CONNECTIONS {
                 self.add(stream.into())?;
@@ -163,7 +163,8 @@ impl Server {
         Ok(())
     }
 
-    /// Takes the whole requests, or the replies of the next in the chain; false: they make no sense.
+    /// Handles the whole requests, or the replies of the next process in the chain. Returns false if they are
+    /// malformed.
     fn serve(&mut self, number: u32) -> bool {
         let Some(connection) = &mut self.connections[number as usize] else { return true };
         let input = std::mem::take(&mut connection.input);
@@ -202,7 +203,7 @@ impl Server {
         is_right
     }
 
-    /// The next in the chain has answered batches: what they hold is answered.
+    /// Handles replies from the next process in the chain: writes the reply to every request of each batch.
     fn take_replies(&mut self, rest: &mut &[u8]) -> bool {
         while rest.len() >= BATCH_REPLY {
             *rest = &rest[BATCH_REPLY..];
@@ -228,7 +229,7 @@ impl Server {
         }
     }
 
-    /// Sends what this wake-up has brought to the next in the chain, as one request.
+    /// Sends the requests of this wake-up to the next process in the chain, as one request.
     fn forward(&mut self) {
         let Some(next) = &mut self.next else { return };
         if next.owed.is_empty() {
@@ -248,7 +249,7 @@ impl Server {
         self.mark(number);
     }
 
-    /// Begins a send, unless one is under way: then its completion does.
+    /// Starts a send. If one is in flight, its completion starts the next.
     fn send(&mut self, number: u32) -> anyhow::Result<()> {
         let Some(connection) = &mut self.connections[number as usize] else { return Ok(()) };
         connection.is_dirty = false;
@@ -259,8 +260,8 @@ impl Server {
         connection.output.clear();
         connection.sent = 0;
         connection.is_sending = true;
-        // `sending` is neither changed nor freed before the completion: the connection stays in its
-        // place until then.
+        // `sending` is neither changed nor freed before the completion: the connection stays in its place until
+        // then.
         let socket = connection.socket.as_raw_fd();
         self.ring.send(socket, number, &connection.sending)
     }
@@ -285,19 +286,19 @@ impl Server {
         Ok(())
     }
 
-    /// Ends a connection as soon as nothing of it is under way.
+    /// Closes a connection as soon as it has no operation in flight.
     fn close(&mut self, number: u32) -> anyhow::Result<()> {
         if self.next.as_ref().is_some_and(|next| next.connection == number) {
             bail!("the next in the chain has closed the connection");
         }
         let Some(connection) = &self.connections[number as usize] else { return Ok(()) };
         if connection.is_sending || connection.is_receiving {
-            // Lets both end; this is called again by the last completion.
+            // Shutting down ends both operations; the last completion calls this function again.
             let _ = rustix::net::shutdown(&connection.socket, rustix::net::Shutdown::Both);
             return Ok(());
         }
         self.connections[number as usize] = None;
-        // A batch in the chain may still name it: the number is used again only without a chain.
+        // A batch in the chain may still name it: the number is reused only without a chain.
         if self.next.is_none() {
             self.free.push(number);
         }

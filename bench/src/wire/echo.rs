@@ -1,5 +1,5 @@
-//! The protocol of `kv-echo`: frames that say their own length and that of the reply, with as many bytes
-//! as this store's requests and answers have.
+//! The protocol of `kv-echo`: frames that carry their own length and that of the reply, with as many bytes as
+//! this store's requests and responses have.
 //!
 //! ```text
 //!   0        4         8       16
@@ -16,22 +16,22 @@ use kv_protocol::limits::{MAX_ANSWER_BODY, MAX_CLIENT_BODY};
 use super::{Reply, Wire};
 use crate::driver::{Outcome, Request};
 
-/// Bytes before the filler of a request.
+/// The bytes before the filler of a request.
 pub(crate) const REQUEST_HEAD: usize = 16;
-/// Bytes before the filler of a reply.
+/// The bytes before the filler of a reply.
 pub(crate) const REPLY_HEAD: usize = 8;
-/// Most bytes of a request, and of a reply.
+/// The most bytes of a request, and of a reply.
 pub(crate) const LONGEST: usize = HEADER_BYTES
     + if MAX_CLIENT_BODY > MAX_ANSWER_BODY { MAX_CLIENT_BODY } else { MAX_ANSWER_BODY };
 
 /// The head of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
-    /// Bytes of the request.
+    /// The bytes of the request.
     pub(crate) length: usize,
-    /// Bytes of its reply.
+    /// The bytes of its reply.
     pub(crate) reply: usize,
-    /// Comes back in the reply.
+    /// A tag that the reply repeats.
     pub(crate) tag: u64,
 }
 
@@ -47,10 +47,10 @@ impl Head {
         output.resize(start + self.length, 0);
     }
 
-    /// The head of the request at the front of the input; `None`: more bytes are needed.
+    /// Reads the head of the request at the front of the input; `None`: more bytes are needed.
     ///
     /// # Errors
-    /// Lengths that nobody means.
+    /// A length is out of bounds.
     pub(crate) fn read(input: &[u8]) -> Result<Option<Head>, String> {
         let Some(head) = input.first_chunk::<REQUEST_HEAD>() else { return Ok(None) };
         let word =
@@ -71,7 +71,7 @@ impl Head {
     }
 }
 
-/// The generator's side.
+/// The generator's side of a connection.
 #[derive(Debug)]
 pub(crate) struct Echo {
     /// Slots and the lengths of their replies, in the order of their requests.
@@ -80,7 +80,7 @@ pub(crate) struct Echo {
 }
 
 impl Echo {
-    /// A connection on which reads are answered with so many bytes of value.
+    /// Creates a connection on which replies to reads carry this many bytes of value.
     pub(crate) fn new(value_bytes: usize) -> Echo {
         Echo { expected: VecDeque::new(), value_bytes }
     }

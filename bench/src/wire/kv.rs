@@ -1,6 +1,6 @@
-//! This store's own protocol on a plain socket to one shard of one group: as cheap for the generator as
-//! the other protocols, and without what a client does in a crisis. Any change of the cluster ends the
-//! run; a program uses the library.
+//! This store's own protocol on a plain socket to one shard of one group. It is as cheap for the generator as
+//! the other protocols, and lacks a client's handling of failures: any change of the cluster ends the run.
+//! Programs use the client library instead.
 
 use std::collections::VecDeque;
 
@@ -15,24 +15,25 @@ use kv_protocol::placement::Digest;
 use super::{Reply, Wire};
 use crate::driver::{Outcome, Request};
 
-/// Frames of a connection of clients.
+/// The frame rules of client connections.
 pub(crate) const RULES: FrameRules = FrameRules::unchecked(MAX_ANSWER_BODY);
 
-/// See the module.
+/// One connection to a shard. See the module.
 #[derive(Debug)]
 pub(crate) struct Kv {
-    /// Of the group.
+    /// The view of the group.
     view: ViewVersion,
     /// The start of this connection's session.
     begun: SequenceNumber,
     /// The number of the next write of this connection's session (consistency.md §8).
     next: u64,
-    /// Writes that have not ended, by number, with their slots.
+    /// Writes in flight, by number, with their slots.
     open: VecDeque<(u64, u32)>,
 }
 
 impl Kv {
-    /// A connection that was welcomed, whose group has this view, and where that lets a session begin.
+    /// Creates a connection after the handshake, with the group's view and the start of the session from its
+    /// WELCOME.
     pub(crate) fn new(view: ViewVersion, begun: SequenceNumber) -> Kv {
         Kv { view, begun, next: 1, open: VecDeque::new() }
     }

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use super::{Reply, Wire, length, line};
 use crate::driver::{Outcome, Request};
 
-/// See the module.
+/// One connection to memcached. See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Memcached {
     /// Slots in the order of their requests; true: a write.

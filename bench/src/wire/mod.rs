@@ -9,7 +9,7 @@ use crate::driver::{Outcome, Request};
 
 /// One connection's protocol.
 pub(crate) trait Wire {
-    /// Whether one more request may be written now.
+    /// Returns whether another request may be written now.
     fn has_room(&self) -> bool {
         true
     }
@@ -17,31 +17,31 @@ pub(crate) trait Wire {
     /// Appends a request.
     fn request(&mut self, request: &Request<'_>, output: &mut Vec<u8>);
 
-    /// What was written since the last call is about to be sent.
+    /// Ends a batch: the output since the last call is about to be sent.
     fn end_batch(&mut self, output: &mut Vec<u8>) {
         let _ = output;
     }
 
-    /// Takes the next reply from the front of what was received; `None`: more bytes are needed.
+    /// Takes the next reply from the front of the input; `None`: more bytes are needed.
     ///
     /// # Errors
-    /// What makes the connection of no further use, in words.
+    /// The reason why the connection is unusable.
     fn reply<'a>(&mut self, input: &'a [u8]) -> Result<Option<Reply<'a>>, String>;
 }
 
-/// What stood at the front of the input.
+/// A reply at the front of the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reply<'a> {
-    /// How many bytes of the input it took; zero when one reply ends several requests.
+    /// The bytes of the input that it takes; zero for each further request that an earlier reply ended.
     pub(crate) consumed: usize,
-    /// The request that ended with it, if one did.
+    /// The slot and result of the request that it ends, if any.
     pub(crate) ended: Option<(u32, Outcome<'a>)>,
 }
 
-/// The first line of the input, which ends with CR LF, and its bytes with those; `None`: its end has not
-/// come.
+/// Returns the first line of the input without its CR LF, and its length with it; `None`: more bytes are
+/// needed.
 fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
-    /// Longer than any line that a server answers with.
+    /// Longer than any line of a server's response.
     const LONGEST_LINE: usize = 64 << 10;
     match input.iter().position(|byte| *byte == b'\n') {
         Some(end) if end > 0 && input[end - 1] == b'\r' => Ok(Some((&input[..end - 1], end + 1))),
@@ -51,7 +51,7 @@ fn line(input: &[u8]) -> Result<Option<(&[u8], usize)>, String> {
     }
 }
 
-/// A length that a server announces.
+/// Parses a length announced by a server.
 fn length(digits: &[u8]) -> Result<usize, String> {
     let text = std::str::from_utf8(digits).unwrap_or_default();
     let length = text.parse().ok().filter(|length| *length <= kv_protocol::limits::MAX_VALUE_BYTES);

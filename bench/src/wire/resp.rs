@@ -15,26 +15,26 @@ use crate::driver::{Outcome, Request};
 enum Expected {
     Get(u32),
     Set(u32),
-    /// After so many writes.
+    /// The reply to a WAIT after this many writes.
     Wait(usize),
 }
 
-/// See the module.
+/// One connection to Redis or Valkey. See the module.
 #[derive(Debug)]
 pub(crate) struct Resp {
-    /// Replicas that must have every write before it has ended.
+    /// The number of replicas that must have every write before it ends.
     replicas: u32,
     expected: VecDeque<Expected>,
     /// Writes since the last WAIT.
     unwaited: usize,
-    /// Writes done at the server asked, which wait for the replicas.
+    /// Writes done at the primary that wait for the replicas.
     held: VecDeque<u32>,
-    /// How many of those have ended.
+    /// The number of held writes that have ended.
     released: usize,
 }
 
 impl Resp {
-    /// A connection whose writes wait for so many replicas.
+    /// Creates a connection whose writes wait for this many replicas.
     pub(crate) fn new(replicas: u32) -> Resp {
         Resp {
             replicas,
@@ -89,7 +89,7 @@ impl Wire for Resp {
         let (consumed, ended) = match (kind, expected) {
             (b'-', Expected::Wait(_)) => return Err(String::from_utf8_lossy(rest).into_owned()),
             (b'-', Expected::Get(slot) | Expected::Set(slot)) => {
-                // A write that was refused is not among those that its WAIT ends.
+                // A rejected write does not count among those that its WAIT ends.
                 if let Some(Expected::Wait(writes)) = matches!(expected, Expected::Set(_))
                     .then(|| self.expected.iter_mut().find(|e| matches!(e, Expected::Wait(_))))
                     .flatten()
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(String::from_utf8(output).unwrap(), expected);
     }
 
-    /// Every reply, however the bytes were cut: the slots that ended.
+    /// Parses every reply, and returns the slots that ended.
     fn drain(resp: &mut Resp, mut input: &[u8]) -> Result<Vec<(u32, String)>, String> {
         let mut ended = Vec::new();
         while let Some(reply) = resp.reply(input)? {

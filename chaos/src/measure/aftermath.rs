@@ -1,4 +1,4 @@
-//! What must hold when a cluster was struck again and again and is stopped at the end.
+//! The checks on a cluster that was struck again and again, and then stopped.
 
 use std::path::Path;
 
@@ -13,10 +13,11 @@ use crate::restored::Found;
 use crate::verdict::{self, Ends, Remains};
 use crate::{dumps, noticed};
 
-/// With more data in each server only its dumps are compared: to judge keeps all of them in memory.
+/// The most data in each server with which its history is checked, because the check keeps all data in memory.
+/// With more, only the dumps are compared.
 const JUDGED_AT_MOST: u64 = 256 << 20;
 
-/// Compares the dumps, judges the history where the data is not too much, and counts what is wrong.
+/// Compares the dumps, checks the history if the data is small enough, and adds the counts of errors.
 pub(super) fn judge(
     cluster: &Cluster,
     dir: &Path,
@@ -31,7 +32,7 @@ pub(super) fn judge(
     figures.none("operations that were not answered", left.len() as u64);
     if data > JUDGED_AT_MOST {
         let compared = dumps::compare_all(&cluster.dir, placement);
-        // They are large, and have told what they can.
+        // They are large, and no longer needed.
         dumps::remove_all(&cluster.dir, placement);
         state_entries(compared?, figures);
         return Ok(());

@@ -7,7 +7,7 @@ use super::figures::Figures;
 use super::{What, measure};
 use crate::cluster::Programs;
 
-/// As they are typed after `chaos measure`.
+/// The measurements, as arguments of `chaos measure`.
 const ALL: [&str; 9] = [
     "failover --data 64M --kills 20",
     "failover --data 2G --kills 20",
@@ -19,7 +19,7 @@ const ALL: [&str; 9] = [
     "overload --seconds 60",
     "floods --seconds 20",
 ];
-/// The same so small that they only show whether they work.
+/// The same measurements at a size that only shows whether they work.
 const SMALL: [&str; 9] = [
     "failover --data 16M --kills 3",
     "failover --data 300M --kills 1",
@@ -47,7 +47,7 @@ struct Line {
     what: What,
 }
 
-/// Runs all. One that fails is a target that was missed; the others follow all the same.
+/// Runs all measurements. One that fails counts as a missed target; the others still run.
 pub(super) fn run(args: &AllArgs, programs: &Programs, progress: &ProgressBar) -> Vec<Figures> {
     let lines = if args.small { SMALL } else { ALL };
     let measured = (1..).zip(lines).map(|(number, line)| {

@@ -1,4 +1,4 @@
-//! What clients notice of a coordinator that is dead for a while.
+//! The effects on clients of a coordinator that is dead for a while.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::cluster::{Cluster, Programs, Setting};
 use crate::load::Load;
 use crate::process::{self, Signal};
 
-/// How much longer operations may take without a coordinator.
+/// The most by which operations may slow down without a coordinator, as a factor.
 const MOST_P99_RATIO: f64 = 1.5;
 
 /// The command line.

@@ -1,4 +1,4 @@
-//! How fast a server that was killed is filled again while all serve, and what clients notice of it.
+//! The rate at which a killed server is refilled while all others serve, and the effects on clients.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use crate::load::Load;
 use crate::process::{self, Signal};
 use crate::steps::{Steps, Told};
 
-/// Target P9: how much longer than before operations may take during the copy.
+/// Target P9: the most by which operations may slow down during the copy, as a factor.
 const MOST_P99_RATIO: f64 = 2.0;
-/// What the copy should reach of a raw stream, in percent.
+/// The share of a raw stream's rate that the copy should reach, in percent.
 const LEAST_SHARE: f64 = 70.0;
 
 /// The command line.

@@ -1,4 +1,4 @@
-//! When the keys of a server that was killed, or stopped, answer again.
+//! The time until the keys of a killed or hung server are served again.
 
 use std::path::Path;
 use std::time::Duration;
@@ -146,7 +146,7 @@ impl FailoverArgs {
     }
 }
 
-/// Brings the dumps of the remote server to the others.
+/// Copies the dumps of the remote server into the directory of the others.
 fn fetch_dumps(from: &Path, to: &Path) -> anyhow::Result<()> {
     for role in ["primary", "secondary"] {
         let name = format!("server_{REMOTE}.{role}");
@@ -156,7 +156,7 @@ fn fetch_dumps(from: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A key whose home is this server, another one for each number.
+/// Returns a key whose home is this server, different for each number.
 fn key_of(cluster: &Cluster, server: u16, number: u32) -> String {
     let placement = cluster.placement();
     (0u32..)

@@ -1,16 +1,16 @@
-//! Figures with their targets: a table for eyes, JSON for tools.
+//! Figures with their targets: a table for people, JSON for programs.
 
 use std::fmt;
 
 use comfy_table::{CellAlignment, Table};
 use serde_json::{Value, json};
 
-/// What a figure must be.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Target {
     AtMost(f64),
     Below(f64),
-    /// What the speed should be, where the machine allows it; missing it breaks no promise.
+    /// A target of speed, which depends on the machine; missing it breaks no promise.
     ShouldBeAtMost(f64),
     ShouldBeAtLeast(f64),
 }
@@ -24,7 +24,7 @@ impl Target {
         }
     }
 
-    /// Whether a run that misses it has failed.
+    /// Returns whether a run that misses it has failed.
     fn is_promise(self) -> bool {
         matches!(self, Target::AtMost(_) | Target::Below(_))
     }
@@ -60,12 +60,12 @@ struct Figure {
     target: Option<Target>,
 }
 
-/// What one measurement came to.
+/// The result of one measurement.
 #[derive(Clone, Debug)]
 pub(super) struct Figures {
     what: String,
     list: Vec<Figure>,
-    /// Why there are no more.
+    /// The error that ended the measurement.
     error: Option<String>,
 }
 
@@ -74,17 +74,17 @@ impl Figures {
         Figures { what, list: Vec::new(), error: None }
     }
 
-    /// Of a measurement that has failed.
+    /// Creates the result of a failed measurement.
     pub(super) fn failed(what: String, error: String) -> Figures {
         Figures { what, list: Vec::new(), error: Some(error) }
     }
 
-    /// A figure that has no target.
+    /// Adds a figure without a target.
     pub(super) fn state(&mut self, name: impl Into<String>, measured: f64, unit: &'static str) {
         self.add(name.into(), measured, unit, None);
     }
 
-    /// A figure, and the most that it may be.
+    /// Adds a figure with an upper bound.
     pub(super) fn at_most(
         &mut self,
         name: impl Into<String>,
@@ -95,7 +95,7 @@ impl Figures {
         self.add(name.into(), measured, unit, Some(Target::AtMost(most)));
     }
 
-    /// A figure, and what it must stay below.
+    /// Adds a figure with an exclusive upper bound.
     pub(super) fn below(
         &mut self,
         name: impl Into<String>,
@@ -106,12 +106,12 @@ impl Figures {
         self.add(name.into(), measured, unit, Some(Target::Below(bound)));
     }
 
-    /// A speed, and what it should be at most.
+    /// Adds a speed with a recommended upper bound.
     pub(super) fn should_be_at_most(&mut self, name: impl Into<String>, measured: f64, most: f64) {
         self.add(name.into(), measured, "", Some(Target::ShouldBeAtMost(most)));
     }
 
-    /// A speed, and what it should be at least.
+    /// Adds a speed with a recommended lower bound.
     pub(super) fn should_be_at_least(
         &mut self,
         name: impl Into<String>,
@@ -122,9 +122,9 @@ impl Figures {
         self.add(name.into(), measured, unit, Some(Target::ShouldBeAtLeast(least)));
     }
 
-    /// How often something happened that never must.
+    /// Adds the count of an event that must never occur.
     pub(super) fn none(&mut self, name: impl Into<String>, count: u64) {
-        #[allow(clippy::cast_precision_loss)] // A few at most, or it does not matter how many.
+        #[allow(clippy::cast_precision_loss)] // Counts are small, or of no consequence.
         self.at_most(name, count as f64, "", 0.0);
     }
 
@@ -133,7 +133,7 @@ impl Figures {
         self.list.push(Figure { name, measured, unit, target });
     }
 
-    /// Whether every target was reached whose miss is a failure.
+    /// Returns whether every target was reached whose miss is a failure.
     pub(super) fn is_reached(&self) -> bool {
         self.error.is_none() && self.missed().all(|target| !target.is_promise())
     }
@@ -162,7 +162,7 @@ impl Figures {
     }
 }
 
-/// All of them, as people read them.
+/// Renders all figures for people.
 pub(super) fn render(all: &[Figures]) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);

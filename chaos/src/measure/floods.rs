@@ -1,9 +1,9 @@
-//! Floods: no load of clients, of any shape, changes a view.
+//! Floods: a load of any shape must not change a view.
 //!
 //! ```text
 //!   for each shape: a cluster -> flood one server for a while -> status: views, longest gap between beacons
-//!     shape    what is sent, on how many connections, and whether answers are read
-//!     sender   sends it, as fast as the server takes it
+//!     shape    the requests, the number of connections, and whether responses are read
+//!     sender   sends the requests as fast as the server accepts them
 //! ```
 
 pub(crate) mod sender;
@@ -30,7 +30,7 @@ use shape::{QUICK, SHAPES, Shape};
 const VICTIM: ServerId = ServerId(1);
 /// The longest gap between beacons that a flood may cause.
 const LONGEST_GAP: Duration = LEASE.checked_div(2).expect("two is not zero");
-/// Servers of the cluster, of one shard each.
+/// The number of servers of the cluster, of one shard each.
 const SERVERS: u16 = 3;
 
 /// The command line.
@@ -109,7 +109,7 @@ pub(super) fn run(
         if args.quick && !is_harmed {
             running = Some(cluster);
         } else {
-            // What is left of it after a failure is killed.
+            // After a failure, its remaining processes are killed.
             let _ = cluster.stop();
         }
     }
@@ -141,7 +141,7 @@ fn flood(cluster: &Cluster, shape: &Shape, lasts: Duration) -> anyhow::Result<Fl
     })
 }
 
-/// The ports of a server, and a key of its home group.
+/// Returns the ports of a server, and a key of its home group.
 pub(crate) fn aim(status: &ClusterStatus, victim: ServerId, key: Vec<u8>) -> anyhow::Result<Aim> {
     let server = &status.servers[usize::from(victim.0)];
     let address = |text: &Option<String>| -> anyhow::Result<_> {
@@ -155,7 +155,7 @@ pub(crate) fn aim(status: &ClusterStatus, victim: ServerId, key: Vec<u8>) -> any
     })
 }
 
-/// A key of a group's first shard.
+/// Returns a key of a group's first shard.
 pub(crate) fn key_of(placement: Placement, group: GroupId) -> Vec<u8> {
     let mut keys = (0u64..).map(|n| format!("flooded {n}").into_bytes());
     let is_there = |key: &Vec<u8>| placement.locate(Digest::of(key)) == (group, ShardId(0));

@@ -1,4 +1,4 @@
-//! A large ring: whether it starts, survives kills and stops, and what it costs when idle.
+//! A large ring: its start, its survival of kills, its stop, and its idle cost.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::cluster::{Cluster, Programs, Setting};
 use crate::process::{self, Signal};
 use crate::random::Random;
 
-/// What an idle server costs stays below this share of a core.
+/// The share of a core that an idle server must stay below.
 const IDLE_PERCENT: f64 = 1.0;
 
 /// The command line.
@@ -78,11 +78,11 @@ pub(super) fn run(args: &ManyArgs, programs: &Programs, dir: &Path) -> anyhow::R
     Ok(figures)
 }
 
-/// Processor time of a process so far, in seconds.
+/// Returns the CPU time of a process so far, in seconds.
 fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .with_context(|| format!("server process {pid} has ended"))?;
-    // After the name, which may hold anything: state is field 3, utime 14, stime 15.
+    // After the name, which may contain anything: state is field 3, utime 14, stime 15.
     let fields: Vec<&str> =
         stat.rsplit_once(") ").map_or(Vec::new(), |(_, rest)| rest.split(' ').collect());
     let ticks =
@@ -92,7 +92,7 @@ fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok((ticks(14) + ticks(15)) / a_second)
 }
 
-/// Resident memory of a process.
+/// Returns the resident memory of a process, in bytes.
 pub(super) fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("server process {pid} has ended"))?;

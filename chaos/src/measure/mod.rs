@@ -1,14 +1,14 @@
-//! The figures of docs/recovery.md: each is measured on a cluster of its own, under load.
+//! The figures of docs/recovery.md, each measured on a cluster of its own under load.
 //!
 //! ```text
-//!   failover      a server is killed, or stopped: when do its keys answer again?    probe, aftermath
-//!   copy          a server is killed: how fast is it filled again, and who notices?    raw
-//!   coordinator   the coordinator is killed: does anybody notice?
+//!   failover      a server is killed, or hangs: the time until its keys are served again    probe, aftermath
+//!   copy          a server is killed: the rate of its refill, and the effects on clients    raw
+//!   coordinator   the coordinator is killed: the effects on clients
 //!   many          a ring of many servers: start, kills, idle cost, stop
-//!   overload      four times as many requests as can be served: who is suspected, who takes memory?
-//!   floods        every shape of load on one server: does a view change? the longest gap between beacons
+//!   overload      four times as many requests as can be served: suspicions, and memory
+//!   floods        every shape of load on one server: changed views, longest gap between beacons
 //!   all           all of them
-//!     figures     what was measured beside its targets: a table, and JSON
+//!     figures     the measured figures beside their targets: a table, and JSON
 //! ```
 
 mod aftermath;
@@ -38,7 +38,7 @@ use crate::cluster::Programs;
 use crate::load::Strength;
 use figures::Figures;
 
-/// The load beside every measurement.
+/// The load during every measurement.
 const STRENGTH: Strength = Strength { workers: 2, threads: 2, rate: 250 };
 
 /// The command line of `chaos measure`.
@@ -70,7 +70,7 @@ enum What {
     All(all::AllArgs),
 }
 
-/// Measures, and prints; true: every target was reached.
+/// Measures, and prints the figures. Returns whether every target was reached.
 pub(crate) fn run(args: &MeasureArgs, programs: &Programs) -> anyhow::Result<bool> {
     let progress = progress();
     let all = match &args.what {
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &MeasureArgs, programs: &Programs) -> anyhow::Result<boo
     Ok(is_reached)
 }
 
-/// One measurement, in a directory of its own, which stays if something went wrong.
+/// Runs one measurement in a directory of its own, which is kept if anything failed.
 fn measure(what: &What, programs: &Programs, progress: &ProgressBar) -> anyhow::Result<Figures> {
     let dir = tempfile::Builder::new().prefix("kv-measure-").tempdir();
     let dir = dir.context("make a directory for the cluster")?.keep();
@@ -112,7 +112,7 @@ fn measure(what: &What, programs: &Programs, progress: &ProgressBar) -> anyhow::
     Ok(figures)
 }
 
-/// A line on a terminal that tells what is measured, and for how long already.
+/// Creates a progress line that shows the current measurement and the elapsed time.
 fn progress() -> ProgressBar {
     let bar = ProgressBar::new_spinner();
     let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}");
@@ -121,29 +121,29 @@ fn progress() -> ProgressBar {
     bar
 }
 
-/// So much data, in values of one length, that each server of a ring holds `bytes` in its two tables.
+/// Returns the bulk data with which each server of a ring holds `bytes` in its two tables.
 fn bulk(servers: u16, bytes: u64, value_bytes: usize) -> Bulk {
     Bulk { count: bytes / 2 * u64::from(servers) / value_bytes as u64, value_bytes }
 }
 
-/// Milliseconds, to a hundredth.
+/// Converts to milliseconds, rounded to a hundredth.
 fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 100_000.0).round() / 100.0
 }
 
-/// The duration below which so many of a hundred are.
+/// Returns the duration at this percentile.
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     let last = sorted.len().saturating_sub(1);
     sorted.get((sorted.len() * percent / 100).min(last)).copied().unwrap_or_default()
 }
 
-/// How much longer than others so many of a hundred are.
+/// Returns the ratio of two lists at this percentile.
 fn ratio(sorted: &[Duration], others: &[Duration], percent: usize) -> f64 {
     let (ours, theirs) = (percentile(sorted, percent), percentile(others, percent));
     ours.as_secs_f64() / theirs.as_secs_f64().max(1e-9)
 }
 
-/// How long operations took that began between two moments, sorted; and how many were not answered.
+/// The latencies of operations that began in an interval, sorted, and the number of those without a response.
 #[derive(Debug, Default)]
 struct Latencies {
     reads: Vec<Duration>,
@@ -159,7 +159,7 @@ impl Latencies {
             if !(from_ns..to_ns).contains(&operation.start) {
                 continue;
             }
-            // A refused condition is an answer too.
+            // A failed condition is a response too.
             if operation.kind == Kind::Info || operation.entry.is_none() {
                 latencies.unanswered += 1;
                 continue;
@@ -177,7 +177,7 @@ impl Latencies {
     }
 }
 
-/// Where a measurement keeps its cluster.
+/// Returns the directory of a measurement's cluster.
 fn cluster_dir(dir: &std::path::Path) -> PathBuf {
     dir.join("cluster")
 }

@@ -1,9 +1,9 @@
-//! Four times as many requests as servers can serve: what becomes of memory, of the cluster's own links, and of
-//! those who wait.
+//! Four times as many requests as the servers can handle: the effects on memory, on the cluster's own links,
+//! and on waiting clients.
 //!
 //! ```text
 //!   kv-bench, closed loop   --> operations a second that saturate the cluster
-//!   kv-bench --rate 4 times --> the rest waits at the client; who is suspected? how much memory?
+//!   kv-bench --rate 4 times --> the rest waits at the client; suspicions? memory?
 //! ```
 
 use std::path::Path;
@@ -18,12 +18,12 @@ use super::many::resident_bytes;
 use crate::cluster::{Cluster, Programs, Setting, is_whole};
 use crate::process;
 
-/// How much is asked for, of what can be served.
+/// The requested load as a multiple of the saturating one.
 const TIMES: f64 = 4.0;
 /// The load: enough to saturate any server on few cores.
 const LOAD: &str =
     "--keys 100k --value-size 64 --connections 50 --depth 16 --reads 50 --json --verify";
-/// What a server may take beside what it took when it was only just saturated.
+/// The most by which a server's memory may grow, compared to saturation, in MiB.
 const MOST_GROWTH_MIB: f64 = 64.0;
 
 /// The command line.
@@ -54,7 +54,7 @@ pub(super) fn run(args: &OverloadArgs, programs: &Programs, dir: &Path) -> anyho
     let seconds = args.seconds.to_string();
     let over = bench(programs, &cluster, &["--rate", &rate, "--duration", &seconds])?;
     let over_bytes = largest()?;
-    // A suspicion that was wrong has cost the suspected server its views.
+    // A wrong suspicion would have cost the suspected server its views.
     let after = views(&cluster).context("after the overload")?;
     let ended = cluster.stop()?;
     anyhow::ensure!(ended.success(), "coord ended with {ended}");
@@ -78,7 +78,7 @@ pub(super) fn run(args: &OverloadArgs, programs: &Programs, dir: &Path) -> anyho
     Ok(figures)
 }
 
-/// Runs kv-bench, which ends well only if every operation was answered, and rightly; its JSON.
+/// Runs kv-bench, which exits with success only if every response was received and correct. Returns its JSON.
 fn bench(programs: &Programs, cluster: &Cluster, more: &[&str]) -> anyhow::Result<Value> {
     let program = programs.coord.with_file_name("kv-bench");
     let ended = Command::new(&program)

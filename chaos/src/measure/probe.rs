@@ -1,6 +1,6 @@
-//! Two clients of one key each, one that writes and one that reads, each with an operation in flight at
-//! almost every moment: who asks for the first success after some moment is told when it came. What they
-//! did is part of the history that is judged at the end.
+//! Two clients of one key, a writer and a reader, each with an operation in flight at almost every moment. They
+//! report the first success after a given moment. Their operations are part of the history that is checked at
+//! the end.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::JoinHandle;
@@ -15,21 +15,21 @@ use crate::clock::now_ns;
 use crate::process::wait_for;
 use crate::worker::{NUMBERS_A_THREAD, ending, value_of};
 
-/// Between the end of an operation and the next.
+/// The pause between two operations.
 const PAUSE: Duration = Duration::from_millis(1);
-/// How long a success may be waited for.
+/// The timeout of waiting for a success.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The first client's number; those of the load are lower.
 const FIRST_CLIENT: u32 = 1_000;
-/// Nothing is looked for, or nothing was found yet.
+/// The marker for no success so far.
 const NONE: i64 = i64::MAX;
 
 #[derive(Debug, Default)]
 struct Shared {
     over: AtomicBool,
-    /// Only what begins at this moment or later counts.
+    /// The time from which on operations count by their beginning.
     since: AtomicI64,
-    /// Ends of the first that counted: PUT, GET.
+    /// The end of the first successful PUT and GET.
     first: [AtomicI64; 2],
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    /// Begins to write and read a key, as the probe of this number. Returns when both have succeeded once.
+    /// Starts to write and read a key, as probe number `number`. Returns when both have succeeded once.
     pub(super) fn start(endpoint: &str, key: &str, number: u32) -> anyhow::Result<Probe> {
         let shared = Arc::new(Shared::default());
         let mut probe = Probe { shared: Arc::clone(&shared), hands: Vec::new() };
@@ -63,13 +63,13 @@ impl Probe {
         Ok(probe)
     }
 
-    /// From now on a first success is looked for among what begins at this moment or later.
+    /// Discards earlier successes: only operations that begin at this moment or later count.
     pub(super) fn look_from(&self, moment_ns: i64) {
         self.shared.since.store(moment_ns, Ordering::SeqCst);
         self.shared.first.iter().for_each(|first| first.store(NONE, Ordering::SeqCst));
     }
 
-    /// When a PUT and a GET have first succeeded.
+    /// Waits for the first success of a PUT and of a GET, and returns their times.
     pub(super) fn wait(&self) -> anyhow::Result<[i64; 2]> {
         wait_for("a PUT and a GET to succeed", PATIENCE, || {
             let [put, get] = &self.shared.first;
@@ -78,7 +78,7 @@ impl Probe {
         })
     }
 
-    /// Ends both, and returns what they did.
+    /// Stops both clients, and returns their histories.
     pub(super) fn end(mut self) -> Vec<Record> {
         self.shared.over.store(true, Ordering::SeqCst);
         let hands = std::mem::take(&mut self.hands);
@@ -102,7 +102,7 @@ impl Hand {
             let start = now_ns();
             let is_done = self.act();
             if is_done && start >= shared.since.load(Ordering::SeqCst) {
-                // Only the first counts.
+                // Only the first success counts.
                 let first = &shared.first[which];
                 let _ = first.compare_exchange(NONE, now_ns(), Ordering::SeqCst, Ordering::SeqCst);
             }
@@ -111,7 +111,7 @@ impl Hand {
         self.records
     }
 
-    /// One operation; whether it was done.
+    /// Performs one operation. Returns whether it succeeded.
     fn act(&mut self) -> bool {
         let (key, options) = (self.key.clone().into_bytes(), OpOptions::default());
         let asked = Payload::One((self.f == Function::Write).then_some(self.next_value));

@@ -1,4 +1,4 @@
-//! What this machine moves over its loopback when nobody thinks about the bytes: the measure for a copy.
+//! The raw throughput of this machine's loopback, as a reference for a copy.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-/// Bytes written at a time.
+/// The bytes written at a time.
 const PIECE: usize = 64 << 10;
 
-/// Writes so many bytes into one end of a TCP connection and reads them at the other. Returns how long
-/// that took.
+/// Writes this many bytes into one end of a TCP connection and reads them at the other. Returns the duration.
 pub(super) fn stream(bytes: u64) -> anyhow::Result<Duration> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on the loopback")?;
     let mut sender = TcpStream::connect(listener.local_addr()?).context("connect to oneself")?;

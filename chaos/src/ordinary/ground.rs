@@ -21,16 +21,17 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Bytes of the disk. Its file is sparse, so it occupies only the bytes written.
+/// The bytes of the disk. Its file is sparse, so it occupies only the bytes written.
 const DISK_BYTES: u64 = 1 << 30;
-/// Options of the small tmpfs.
+/// The options of the small tmpfs.
 const TMPFS: &str = "size=384m";
 /// The memory limit of a server.
 const MEMORY_LIMIT: &str = "96M";
-/// The limit of the cgroup of one server. A server takes a share of it, as if it held all servers of the machine.
+/// The memory limit of one server's cgroup. A server uses a share of it, as if it held all servers of the
+/// machine.
 const CGROUP_BYTES: u64 = 512 << 20;
 
-/// The place in which a cluster runs.
+/// The environment in which a cluster runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ground {
     Plain,
@@ -44,7 +45,7 @@ impl Ground {
     pub(crate) const ALL: [Ground; 5] =
         [Ground::Plain, Ground::Disk, Ground::Tmpfs, Ground::Limit, Ground::Cgroup];
 
-    /// The reason why this ground is not available here, given the reason why nothing can be mounted.
+    /// Returns the reason why this ground is unavailable here, given the reason why mounting is impossible.
     pub(crate) fn missing(self, no_mounts: Option<&str>) -> Option<String> {
         let tried = match self {
             Ground::Plain | Ground::Limit => return None,
@@ -115,12 +116,12 @@ impl Made {
         self.round.join("mounted")
     }
 
-    /// The directory of the cluster.
+    /// Returns the directory of the cluster.
     pub(crate) fn cluster_dir(&self) -> PathBuf {
         if self.is_mounted { self.root().join("cluster") } else { self.round.clone() }
     }
 
-    /// Further arguments of `coord`, given the server's executable.
+    /// Returns further arguments of `coord`, given the server's executable.
     pub(crate) fn flags(&self, server: &Path) -> anyhow::Result<Vec<String>> {
         Ok(match &self.cgroups {
             Some(cgroups) => {
@@ -145,7 +146,7 @@ impl Made {
         command.spawn().context("run fsfreeze")
     }
 
-    /// Fills the file system until no byte fits; [`Made::empty`] makes room again.
+    /// Fills the file system until no byte fits; [`Made::empty`] frees the space again.
     pub(crate) fn fill(&self) -> anyhow::Result<()> {
         let file = File::create(self.root().join("filler")).context("make a filler")?;
         let (mut at, mut piece) = (0, 64 << 20);
@@ -160,12 +161,12 @@ impl Made {
         Ok(())
     }
 
-    /// Makes room again.
+    /// Frees the space again.
     pub(crate) fn empty(&self) -> anyhow::Result<()> {
         fs::remove_file(self.root().join("filler")).context("remove a filler")
     }
 
-    /// The number of processes in the cgroups that the system killed for lack of memory.
+    /// Returns the number of processes in the cgroups that the kernel killed for lack of memory.
     pub(crate) fn oom_kills(&self) -> anyhow::Result<u64> {
         self.cgroups.as_ref().map_or(Ok(0), Cgroups::oom_kills)
     }
@@ -193,7 +194,7 @@ impl Drop for Made {
         {
             eprintln!("{error:#}");
         }
-        // The disk's image looks large and is of no further use.
+        // The disk's image looks large and is no longer needed.
         let _ = fs::remove_file(self.round.join("disk.img"));
     }
 }
@@ -203,8 +204,8 @@ impl Drop for Made {
 struct Cgroups(PathBuf);
 
 impl Cgroups {
-    /// Makes the group at the root of the hierarchy that this program sees. Only there can controllers be enabled while
-    /// the parent has processes.
+    /// Creates the cgroup at the root of the hierarchy that this program sees. Only there can controllers be
+    /// enabled while the parent has processes.
     fn make() -> anyhow::Result<Cgroups> {
         ensure!(rustix::process::geteuid().is_root(), "cgroups need root (run `sudo make chaos`)");
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
@@ -268,7 +269,7 @@ impl Cgroups {
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        // Servers that were killed a moment ago may still be there; a directory left behind does no harm.
+        // Servers killed a moment ago may still exist; a directory left behind does no harm.
         for child in self.children().unwrap_or_default() {
             let _ = fs::remove_dir(child);
         }

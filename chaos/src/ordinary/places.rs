@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Returns the servers that a view leaves out although the view before it named them as replicas. When `text` begins,
-/// every group is at home.
+/// Returns the servers that a view omits although the view before it named them as replicas. When `text`
+/// begins, every group is at home.
 pub(crate) fn lost(text: &str, servers: u16) -> BTreeSet<u16> {
     let home = |group: u16| BTreeSet::from([group, (group + 1) % servers]);
     let mut replicas: BTreeMap<u16, BTreeSet<u16>> =

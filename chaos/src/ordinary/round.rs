@@ -43,7 +43,7 @@ fn run_on(
 ) -> anyhow::Result<()> {
     let mut flags = made.flags(&round.programs.server)?;
     if !rustix::process::geteuid().is_root() {
-        // Without this only root may stop an executor.
+        // Without this flag only root may stop an executor.
         flags.push("--core-dumps".into());
     }
     let setting = Setting { flags, ..Setting::plain(round.servers, round.shards) };

@@ -1,4 +1,4 @@
-//! One thread of another process, stopped as a debugger stops it while the others go on.
+//! One thread of another process, stopped as by a debugger while the other threads run.
 
 use std::fs;
 use std::time::Duration;
@@ -27,7 +27,7 @@ impl Stalled {
         Ok(thread)
     }
 
-    /// The reason why this machine does not let a thread be stopped.
+    /// Returns the reason why this machine does not let a thread be stopped.
     pub(crate) fn missing() -> Option<String> {
         let tried = || -> anyhow::Result<()> {
             let mut child = std::process::Command::new("sleep").arg("10").spawn()?;
@@ -51,7 +51,7 @@ impl Stalled {
 impl Drop for Stalled {
     fn drop(&mut self) {
         if !trace(libc::PTRACE_DETACH, self.id) {
-            // The process has ended meanwhile; the tracer's wait releases the ended thread.
+            // The process has exited meanwhile; the tracer's wait releases the thread.
             self.is_stopped();
         }
     }

@@ -1,4 +1,5 @@
-//! Carries out one kind of ordinary day, waits until the cluster is whole, and checks what must not have changed.
+//! Injects one event of an ordinary day, waits until the cluster is whole, and checks what must not have
+//! changed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,27 +30,28 @@ use crate::strike::Struck;
 
 /// The longest wait for a write in flight.
 const AIM: Duration = Duration::from_millis(100);
-/// Lengths in milliseconds, both ends included.
+/// Durations in milliseconds, both ends included.
 const SUSPEND_MS: (u64, u64) = (100, 4_000);
 const SUSPEND_LONG_MS: (u64, u64) = (700, 4_000);
-/// Longer than a stop waits for a silent server; used for this many of a thousand suspends during a stop.
+/// A pause longer than a stop waits for a silent server, and the share of suspends in a stop that use it, per
+/// mille.
 const NIGHT_MS: (u64, u64) = (34_000, 36_000);
 const NIGHT_PER_MILLE: u64 = 125;
 const STALL_MS: (u64, u64) = (100, 700);
 const FREEZE_MS: (u64, u64) = (1_000, 2_500);
-/// Time between the signals to two servers that are told to stop in quick succession.
+/// The time between the signals to two servers in quick succession.
 const APART_MS: (u64, u64) = (0, 60);
-/// Time between the beginning of a stop or a recovery and the suspend that strikes it.
+/// The time between the beginning of a stop or a recovery and the suspend that strikes it.
 const INTO_MS: (u64, u64) = (0, 300);
-/// The same for a restore, which begins with the start of processes.
+/// The time between the beginning of a restore, with the start of processes, and the suspend that strikes it.
 const INTO_RESTORE_MS: (u64, u64) = (0, 800);
 const FLOOD: Duration = Duration::from_millis(1_500);
-/// Interval between two searches for servers that have not been told to stop yet.
+/// The interval between two searches for servers without a stop signal so far.
 const TELL_EVERY: Duration = Duration::from_millis(500);
-/// The longest that a stop may take to notice that no dump fits.
+/// The timeout of a stop to report that no dump fits.
 const NOTICE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Connections that read values of 16 MiB, and connections that ask for them and never read.
+/// Connections that read values of 16 MiB, and connections that request them and never read.
 const READERS: Shape =
     Shape { kind: Kind::Get(MAX_VALUE_BYTES), manner: Manner::Closed, connections: 32 };
 const NEVER_READ: Shape =
@@ -58,7 +60,7 @@ const NEVER_READ: Shape =
 /// The changes that an event may cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum May {
-    /// No view and no process.
+    /// Neither a view nor a process.
     Nothing,
     /// The places of these servers, and their processes.
     Places(Vec<u16>),
@@ -66,7 +68,7 @@ enum May {
     Everything,
 }
 
-/// One event that was carried out.
+/// The effects of one injected event.
 struct Done {
     may: May,
     /// The longest stall of clients that it may cause.
@@ -89,7 +91,7 @@ impl Done {
     }
 }
 
-/// Carries out ordinary days on one cluster.
+/// The injector of ordinary days into one cluster.
 pub(super) struct Striker<'a> {
     pub(super) cluster: &'a mut Cluster,
     pub(super) load: &'a Load,
@@ -99,8 +101,8 @@ pub(super) struct Striker<'a> {
 }
 
 impl Striker<'_> {
-    /// Carries out one event on a cluster that is whole, and waits until it is whole again. Adds every change that the
-    /// event must not cause to `failures`.
+    /// Injects one event into a cluster that is whole, and waits until it is whole again. Adds every change
+    /// that the event must not cause to `failures`.
     pub(super) fn strike(
         &mut self,
         day: Day,
@@ -147,7 +149,8 @@ impl Striker<'_> {
                 self.sleep(INTO_MS);
                 process::signal(pid, Signal::TERM);
                 await_end_of(pid)?;
-                // Its shards are frozen while it dumps them, and no other server takes over before it has ended.
+                // Its shards are frozen while it dumps them, and no other server takes over before it has
+                // exited.
                 Ok(Done::of(may(victim), start.elapsed() + limits::AFTER_DEATH))
             }
             Day::LeaveTwo => {
@@ -218,7 +221,7 @@ impl Striker<'_> {
             Day::Freeze => {
                 let frozen = self.freeze()?;
                 self.sleep(INTO_MS);
-                // Each of these writes a line to the log, which is on the frozen file system.
+                // Each connection writes a line to the log, which is on the frozen file system.
                 send_garbage(before);
                 await_thaw(frozen)?;
                 Ok(Done::of(May::Nothing, limits::AFTER_DEATH))
@@ -263,7 +266,8 @@ impl Striker<'_> {
         }
     }
 
-    /// Tells all servers to stop, and any that starts meanwhile, until the coordinator has ended too.
+    /// Sends a stop signal to all servers, also to those that start meanwhile, until the coordinator has exited
+    /// too.
     fn tell_all_to_stop(&mut self) -> anyhow::Result<()> {
         let mut told = BTreeSet::new();
         while self.cluster.is_running()? {
@@ -286,7 +290,8 @@ impl Striker<'_> {
         Ok(())
     }
 
-    /// Fills the file system, stops the cluster, and makes room once the coordinator has reported that no dump fits.
+    /// Fills the file system, stops the cluster, and frees the space once the coordinator has reported that no
+    /// dump fits.
     fn stop_when_full(&mut self) -> anyhow::Result<()> {
         self.made.fill()?;
         let servers = process::servers_in(&self.cluster.dir);
@@ -304,7 +309,7 @@ impl Striker<'_> {
         self.await_end()
     }
 
-    /// Brings the cluster back, and removes the dumps it was restored from, which it keeps.
+    /// Brings the cluster back, and removes the renamed dumps that it was restored from.
     fn revive(&mut self, flag: &str, is_suspended: bool) -> anyhow::Result<()> {
         let mut flags = vec![flag.to_owned()];
         if flag == "--restore" {
@@ -340,7 +345,7 @@ impl Striker<'_> {
         start.elapsed()
     }
 
-    /// Sends floods of these shapes at once. The shapes that read find a value.
+    /// Sends floods of these shapes at once. Shapes that read get a value to read.
     fn flood(
         &mut self,
         victim: u16,
@@ -361,7 +366,7 @@ impl Striker<'_> {
                 .collect();
             floods.into_iter().try_for_each(|(shape, flood)| {
                 let answers = flood.join().expect("a thread does not panic")?;
-                // The first answer on each connection is the welcome.
+                // The first response on each connection is the WELCOME.
                 let is_read = shape.manner == Manner::Closed;
                 let least = if is_read { shape.connections as u64 } else { 0 };
                 ensure!(answers > least || !shape.is_answered(), "{shape}: {answers} answers");
@@ -384,7 +389,7 @@ impl Striker<'_> {
     }
 }
 
-/// Waits for the end of a server, without another signal: a second one makes it leave without orders.
+/// Waits for a server's exit without another signal, because a second one makes it leave without orders.
 fn await_end_of(pid: u32) -> anyhow::Result<()> {
     wait_for("the end of a server", NOTICE_LIMIT, || (!process::is_alive(pid)).then_some(()))
 }
@@ -406,7 +411,8 @@ fn send_garbage(status: &ClusterStatus) {
     }
 }
 
-/// Lists the changes that the event must not cause. `log` is the part of the coordinator's log written meanwhile.
+/// Lists the changes that the event must not cause. `log` is the part of the coordinator's log written
+/// meanwhile.
 fn wrong(may: &May, before: &ClusterStatus, after: &ClusterStatus, log: &str) -> Vec<String> {
     let mut wrong: Vec<String> = ["LOST", "a second fault"]
         .into_iter()
@@ -443,7 +449,7 @@ fn wrong(may: &May, before: &ClusterStatus, after: &ClusterStatus, log: &str) ->
 mod tests {
     use super::*;
 
-    /// The status of three servers with pids 1, 2, 3, whose groups are in this view.
+    /// Returns the status of three servers with these pids, whose groups are in this view.
     fn status(pids: [u32; 3], view: u64) -> ClusterStatus {
         let servers = pids.iter().enumerate().map(|(id, pid)| {
             serde_json::json!({

@@ -1,4 +1,4 @@
-//! Writes of this program itself: the long value, and the filling of memory.
+//! Writes by this program itself: the long value, and the filling of memory.
 
 use std::collections::HashMap;
 
@@ -11,20 +11,20 @@ use crate::cluster::Cluster;
 
 /// The length of the values that fill memory.
 const FILL_BYTES: usize = 64 << 10;
-/// Refusals of each server after which memory counts as full.
+/// The number of rejected writes of each server after which memory counts as full.
 const REFUSALS_A_SERVER: u32 = 8;
 /// A number of values that must be enough to fill the smallest memory limits.
 const MOST_VALUES: u32 = 100_000;
 
-/// Writes that are not in the clients' history, by the place in which they took a number.
+/// Counts of writes that are not in the clients' history, by the place in which they took a sequence number.
 #[derive(Debug, Default)]
 pub(crate) struct Beside {
-    /// The number of writes that took one for certain, and of those that may have.
+    /// The number of writes that certainly took one, and of those that may have.
     numbers: HashMap<(GroupId, ShardId), (u64, u64)>,
 }
 
 impl Beside {
-    /// The least and the greatest count of numbers taken in a place.
+    /// Returns the least and the greatest count of sequence numbers taken in a place.
     pub(crate) fn at(&self, place: (GroupId, ShardId)) -> (u64, u64) {
         self.numbers.get(&place).copied().unwrap_or_default()
     }

@@ -1,9 +1,9 @@
 //! `sim-exhaustive`: visits every state of one group within stated bounds.
 //!
-//! Prints, for each scope, states, transitions, depth, and whether all was visited or where it was cut.
-//! With the feature `holes` it then leaves out one rule after the other: for each, the shortest trace to
-//! the first broken promise, and the shortest to one that a client could see. The exit status is 1 when a
-//! promise is broken with all rules kept, or a rule of one group was left out and nothing noticed.
+//! Prints for each scope its states, transitions and depth, and whether it was exhausted or the limit at which
+//! it was cut. With the feature `holes` it then applies one mutation after the other. For each it prints the
+//! shortest trace to a broken promise, and the shortest to one that a client could observe. The exit status is
+//! 1 if a promise is broken without a mutation, or if a mutation that concerns one group was not detected.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -56,7 +56,7 @@ impl Args {
     }
 }
 
-/// A hole that there is.
+/// Parses the number of an existing mutation.
 #[cfg(feature = "holes")]
 fn hole_number(text: &str) -> Result<u8, String> {
     if text == "0" { Ok(0) } else { kv_core::holes::number_of(text) }
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Calls `work` for every number below `count`, on so many threads.
+/// Calls `work` for every number below `count`, on `threads` threads.
 fn in_parallel(threads: usize, count: usize, work: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|all| {
@@ -171,7 +171,7 @@ mod planted {
 
     use super::*;
 
-    /// What has no place in one group.
+    /// Mutations that have no effect within one group, with the reason.
     const OUTSIDE: [(Hole, &str); 9] = [
         (Hole::RestoreFromRemoved, "restoring reads dumps of files"),
         (Hole::ShutdownAfterFailedDump, "a stop is of the whole cluster"),
@@ -184,14 +184,14 @@ mod planted {
         (Hole::LateWriteExecuted, "no client gives a write up here"),
     ];
 
-    /// What was found of a hole, at most.
+    /// The shortest trace that detects a mutation.
     struct Shortest {
         scope: Scope,
         violation: Violation,
         way: Vec<kv_sim::exhaustive::world::Action>,
     }
 
-    /// What the searches of one hole came to.
+    /// The result of the searches for one mutation.
     #[derive(Default)]
     struct Outcome {
         shortest: Option<Shortest>,
@@ -214,7 +214,7 @@ mod planted {
                 return bars.suspend(|| println!("{name} outside one group: {why}"));
             }
             let any = outcome(hole, Judged::Everything, args, bars);
-            // What a client can see is at least as far away.
+            // The shortest trace visible to clients is at least as long.
             let seen = match &any.shortest {
                 Some(_) => outcome(hole, Judged::ByClients, args, bars),
                 None => Outcome::default(),
@@ -243,7 +243,7 @@ mod planted {
         holes::open(hole);
         for scope in args.scopes() {
             let mut limits = args.limits();
-            // Nothing longer than what is known is wanted.
+            // Only a trace shorter than the known one is of interest.
             if let Some(shortest) = &outcome.shortest {
                 let known = u32::try_from(shortest.way.len()).unwrap_or(u32::MAX);
                 limits.depth = limits.depth.min(known.saturating_sub(1));
@@ -253,12 +253,13 @@ mod planted {
             outcome.states += found.states;
             match (found.end, found.broken) {
                 (End::Exhausted, _) => outcome.exhausted += 1,
-                // The beginning itself is broken, or not reached: the scope says nothing of this hole.
+                // The scope's initial state itself is broken or unreachable: the scope is useless for this
+                // mutation.
                 (_, Some((_, way))) if way.is_empty() => outcome.useless.push(scope.name),
                 (_, Some((violation, way))) => {
                     outcome.shortest = Some(Shortest { scope, violation, way });
                 }
-                // Visited as far as was wanted.
+                // Exhausted to the requested depth.
                 (End::Depth, None) if limits.depth < args.depth => {}
                 (_, None) => outcome.cut.push(scope.name),
             }

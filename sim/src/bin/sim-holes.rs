@@ -1,7 +1,7 @@
-//! `sim-holes`: leaves out one rule after the other, and sees that the simulator notices.
+//! `sim-holes`: applies one mutation after the other, and checks that the simulator detects it.
 //!
-//! Prints a table: hole, the seed that found it, by which invariant, after how many events; or NOT
-//! FOUND. The exit status is 1 when one was not found.
+//! Prints a table: the mutation, the seed that detected it, the violated invariant and the number of events; or
+//! NOT FOUND. The exit status is 1 if a mutation was not detected.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -38,28 +38,29 @@ struct Args {
     json: bool,
 }
 
-/// What became of a hole.
+/// The result for one mutation.
 #[derive(Serialize)]
 struct Finding {
     hole: u8,
     rule_left_out: &'static str,
-    /// `None`: not found.
+    /// `None`: not detected.
     found: Option<Found>,
 }
 
-/// How it was found.
+/// The first detection of a mutation, and the statistics of all.
 #[derive(Serialize)]
 struct Found {
-    /// The first seed that noticed, by which invariant (0: an assertion of a machine), in which words.
+    /// The first seed that detected it, the violated invariant (0: an assertion of a machine), and its
+    /// description.
     seed: u64,
     invariant: u8,
     words: String,
-    /// Events to each finding, those of the runs that noticed nothing included: the median.
+    /// The median number of events to a detection, undetected runs included.
     events: u64,
     findings: usize,
-    /// Seconds of CPU to the first finding.
+    /// Seconds of CPU to the first detection.
     seconds: f64,
-    /// What the first run that noticed has seen; where one hole alone is looked for.
+    /// The trace of the first run that detected it; recorded only if a single mutation is tested.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     trace: Vec<String>,
 }
@@ -109,15 +110,15 @@ fn main() -> ExitCode {
     if missed == 0 && !findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs seeds with this rule left out until enough have noticed, or the patience is over.
+/// Runs seeds with this mutation until enough have detected it, or the CPU limit is exceeded.
 fn find(hole: Hole, args: &Args) -> Option<Found> {
     let start = cpu_seconds();
     let patience = args.minutes * 60.0;
     let (mut events, mut spent) = (Vec::new(), 0);
     let mut first = None;
     let mut since = start;
-    // A rule of stopping and restoring can be missed only where something is stopped, one of slow servers where
-    // they are slow, one of sessions where they are forgotten.
+    // A mutation of stopping or restoring has an effect only in runs with stops; one of slow servers, only in
+    // runs with slow servers; one of sessions, only in runs whose sessions expire soon.
     let is_of_use = |seed: &u64| match hole {
         Hole::RestoreFromRemoved
         | Hole::ShutdownAfterFailedDump
@@ -149,7 +150,7 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
         holes::close();
         spent += outcome.counts.events;
         let Some(violation) = outcome.failure else { continue };
-        // The same seed must be content when the rule is kept: otherwise it has noticed something else.
+        // The same seed must pass without the mutation: otherwise it detected something else.
         if run(Config::of(seed)).failure.is_some() {
             continue;
         }
@@ -173,7 +174,7 @@ fn find(hole: Hole, args: &Args) -> Option<Found> {
     })
 }
 
-/// Seconds of CPU that this thread has had.
+/// Returns the CPU time of this thread in seconds.
 fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     #[allow(clippy::cast_precision_loss)] // Seconds for people.

@@ -1,13 +1,13 @@
 //! Writes that ended in doubt, until they are settled (consistency.md §8).
 //!
 //! ```text
-//!   given up -> not asked about -> asked about: done with its first response, or not done and never will be
-//!                    ^                | no response until a deadline
-//!                    +----------------+
+//!   given up -> waiting -> settling: done with its first response, or not done and never will be
+//!                 ^            | no response until a deadline
+//!                 +------------+
 //! ```
 //!
-//! The number of such a write stays open. Its client settles it before it sends a later operation on the same key, and
-//! when the window of the session is full because of it; otherwise sooner or later.
+//! The sequence number of such a write stays open. Its client settles it before it sends a later operation on
+//! the same key, when it fills the session's window, or else after a delay.
 
 use kv_protocol::client_message::{Answer, Status};
 use kv_protocol::ids::{GroupId, RequestSeq};
@@ -17,11 +17,11 @@ use super::flight::Stage;
 use super::{ASK_AGAIN, Client, DEADLINE, FIRST_PAUSE, Flight, Wish};
 use kv_history::{Answered, Asked};
 
-/// An operation looks again so often whether it may be sent, in nanoseconds.
+/// The interval at which a blocked operation checks whether it may be sent, in nanoseconds.
 const LOOK_AGAIN: u64 = 5_000_000;
 
 impl Client {
-    /// Ends an operation, or notes that it is in doubt.
+    /// Ends an operation. A write in doubt is recorded, to be settled later.
     pub(super) fn end_or_give_up(
         &mut self,
         now: u64,
@@ -45,7 +45,7 @@ impl Client {
         self.doubts.insert(id, flight);
     }
 
-    /// Asks about those writes in doubt.
+    /// Starts to settle those writes in doubt that `which` selects.
     pub(super) fn settle(&mut self, now: u64, which: impl Fn(&Flight) -> bool) {
         let due = |(id, doubt): (&u64, &Flight)| which(doubt).then_some(*id);
         let due: Vec<u64> = self.doubts.iter().filter_map(due).collect();
@@ -60,11 +60,11 @@ impl Client {
         }
     }
 
-    /// Returns whether an operation must not be sent yet, because a write is in doubt or the window is full. What is in
-    /// doubt is asked about.
+    /// Returns whether an operation must not be sent yet, because of a write in doubt or a full window. Starts
+    /// to settle the writes that it waits for.
     pub(super) fn waits_for_doubts(&mut self, now: u64, id: u64) -> bool {
         let Some(flight) = self.flights.get(&id) else { return false };
-        // What was sent before is no later operation.
+        // Only the first request can be delayed: a retry is not a later operation.
         if flight.was_sent {
             return false;
         }
@@ -86,7 +86,7 @@ impl Client {
         true
     }
 
-    /// Handles a response to a question about a write, or a late one to the write itself.
+    /// Handles a response to a RESOLVE, or a late response to the write itself.
     pub(super) fn on_settled(
         &mut self,
         now: u64,
@@ -106,8 +106,8 @@ impl Client {
                 wishes.push(Wish::Expired(flight.place, flight.client));
                 Answered::Undecided
             }
-            // Where two clients use one name, nothing is known of it: the number may be another write's, or too far
-            // ahead of one that only the other client can settle.
+            // If two clients share a name, nothing is known about the write: the number may belong to another
+            // write, or lie beyond one that only the other client can settle.
             (Status::SessionMismatch | Status::Invalid, _) => {
                 let (place, name) = (flight.place, flight.client);
                 self.leave_session(place, name);
@@ -119,7 +119,7 @@ impl Client {
         self.end(id, answered, version, wishes);
     }
 
-    /// A write is in doubt no longer: what waits for that is sent.
+    /// Handles the end of a doubt: operations that waited for it may be sent now.
     pub(super) fn on_no_doubt(&mut self, settled: &Flight) {
         for flight in self.flights.values_mut().filter(|flight| !flight.was_sent) {
             if flight.key == settled.key || flight.seq != RequestSeq(0) {
@@ -128,7 +128,7 @@ impl Client {
         }
     }
 
-    /// Ends all that is under way or in doubt: nobody will settle it.
+    /// Ends all operations in flight or in doubt as in doubt: they will never be settled.
     pub fn end_all(&mut self, wishes: &mut Vec<Wish>) {
         self.flights.append(&mut self.doubts);
         let flights: Vec<u64> = self.flights.keys().copied().collect();
@@ -137,7 +137,7 @@ impl Client {
         }
     }
 
-    /// Returns whether anything is under way, or is in doubt in a group that somebody holds.
+    /// Returns whether any operation is in flight, or in doubt in a group that is not LOST.
     pub fn waits(&self, is_lost: impl Fn(GroupId) -> bool) -> bool {
         !self.flights.is_empty() || self.doubts.values().any(|doubt| !is_lost(doubt.place.0))
     }

@@ -1,4 +1,4 @@
-//! An operation of a client that is under way.
+//! A client's operation in flight.
 
 use kv_protocol::client_message::{Condition, Operation, Request, WriteHeader};
 use kv_protocol::ids::{
@@ -11,43 +11,44 @@ use crate::network::ConnectionNumber;
 use crate::workload::Settling;
 use kv_history::{Answered, Asked, Entry};
 
-/// An operation under way.
+/// An operation in flight.
 #[derive(Clone, Debug)]
 pub struct Flight {
     /// Its key.
     pub key: Vec<u8>,
-    /// The slot of the workload that it belongs to.
+    /// The slot of the workload that its key belongs to.
     pub slot: usize,
     pub(super) digest: Digest,
-    /// Where its key lives.
+    /// The group and shard of its key.
     pub place: (GroupId, ShardId),
-    /// What is asked.
+    /// The requested operation.
     pub asked: Asked,
     pub(super) condition: Condition,
     /// The whole value.
     pub value: Vec<u8>,
-    /// The session that its number is of; a read goes under the client's own name.
+    /// The name of the session that its sequence number belongs to; for a read, the client's own name.
     pub(super) client: ClientId,
     pub(super) seq: RequestSeq,
-    /// The mark that it carries; of a session that was given up, the one that it was sent with last.
+    /// The first incomplete sequence number that it carries. After its session was abandoned, it keeps the last
+    /// one sent.
     pub(super) first_incomplete: RequestSeq,
-    /// The place in the log at which its session began.
+    /// The log position at which its session began.
     pub(super) begun: SequenceNumber,
-    /// When it began.
+    /// The time at which it began.
     pub start: u64,
-    /// The time for which its client has slept since: its deadline is later by as much.
+    /// The time for which its client's machine was suspended since; its deadline moves by as much.
     pub(super) slept: u64,
-    /// The newest version of its key that anyone was told of by then.
+    /// The newest version of its key in any response before it began.
     pub floor: u64,
-    /// How many copies its answer claims.
+    /// The number of copies that its response reports.
     pub copies: u8,
-    /// When it was sent last, and under which view.
+    /// The time of the last request, and the view that it was sent under.
     pub(super) sent: Option<(u64, View)>,
     pub(super) was_sent: bool,
-    /// Sendings that may have been executed, or may be yet.
+    /// The number of requests that may have been executed, or may still be.
     pub(super) doubtful: u32,
     pub(super) connection: Option<ConnectionNumber>,
-    /// When something is to be done about it.
+    /// The time of the next action on it.
     pub due: u64,
     pub(super) pause: u64,
     pub(super) patience: u64,
@@ -55,24 +56,24 @@ pub struct Flight {
     pub(super) stage: Stage,
 }
 
-/// How far a write in doubt is.
+/// The progress of settling a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// It is not: it is under way.
+    /// In flight, not in doubt.
     Asked,
-    /// Its client has given it up, and has not asked about it.
+    /// Given up, and not being settled.
     GivenUp,
-    /// Its client asks about it until this time.
+    /// Being settled, until this time.
     Asking(u64),
 }
 
 impl Flight {
-    /// Whether it may have reached a server.
+    /// Returns whether it may have reached a server.
     pub fn was_sent(&self) -> bool {
         self.was_sent
     }
 
-    /// The time at which it ends without a response.
+    /// Returns the time at which it ends without a response.
     pub(super) fn deadline(&self) -> u64 {
         match self.stage {
             Stage::Asking(until) => until,
@@ -80,7 +81,7 @@ impl Flight {
         }
     }
 
-    /// Returns whether it is a write with a lower number.
+    /// Returns whether it is a write with a lower sequence number.
     pub(super) fn is_before(&self, seq: RequestSeq) -> bool {
         self.is_write() && self.seq < seq
     }
@@ -90,17 +91,17 @@ impl Flight {
         self.stage != Stage::Asked
     }
 
-    /// The time that its first sending takes longer than others.
+    /// Returns the extra network delay of its first request.
     pub fn lag(&self) -> u64 {
         if self.stage == Stage::Asked { self.settling.lag } else { 0 }
     }
 
-    /// The connection that it was sent on last.
+    /// Returns the connection on which it was sent last.
     pub fn connection(&self) -> Option<ConnectionNumber> {
         self.connection
     }
 
-    /// The name that it uses.
+    /// Returns the session name that it uses.
     pub fn name(&self) -> ClientId {
         self.client
     }
@@ -110,24 +111,24 @@ impl Flight {
         self.asked != Asked::Read
     }
 
-    /// Whether it is on its way to a server, or its answer is on its way back.
+    /// Returns whether a request is sent and its response not received yet.
     pub fn is_waiting(&self) -> bool {
         self.sent.is_some()
     }
 
-    /// Its line of the key's history.
+    /// Returns its entry in the key's history.
     pub fn entry(&self, process: u32, end: u64, answered: Answered) -> Entry {
         let time = |nanos: u64| i64::try_from(nanos).unwrap_or(i64::MAX);
         let end = if answered == Answered::InDoubt { i64::MAX } else { time(end) };
         Entry { client: process, start: time(self.start), end, asked: self.asked, answered }
     }
 
-    /// An end without an answer: only where no sending may have been executed it is a definite one.
+    /// Returns `answered`, unless the operation is a write that may have been executed: then it is in doubt.
     pub(super) fn unless_in_doubt(&self, answered: Answered) -> Answered {
         if self.doubtful > 0 && self.asked != Asked::Read { Answered::InDoubt } else { answered }
     }
 
-    /// The bytes that ask for it.
+    /// Encodes its request.
     pub(super) fn request(&self, id: u64, view: &View) -> Vec<u8> {
         let header = WriteHeader {
             seq: self.seq,

@@ -1,13 +1,13 @@
-//! A client's session in one shard of one group: the numbers of its writes there.
+//! A client's session in one shard of one group: the sequence numbers of its writes there.
 
 use kv_protocol::ids::{ClientId, RequestSeq, SequenceNumber};
 
-/// A session. The servers know it by a client id of its own once they had forgotten the one before.
+/// A session. Once the servers have expired one, the next uses a new client id.
 #[derive(Clone, Debug)]
 pub(super) struct Session {
-    /// Under which name.
+    /// The name of the session.
     pub(super) client: ClientId,
-    /// The place in the log of its shard at which it began, known before anything of it was sent.
+    /// The log position of its shard at which it began, known before its first request.
     pub(super) begun: SequenceNumber,
     last: u64,
     incomplete: Vec<u64>,
@@ -18,19 +18,19 @@ impl Session {
         Session { client, begun, last: 0, incomplete: Vec::new() }
     }
 
-    /// The number of one more write.
+    /// Returns the sequence number of a new write.
     pub(super) fn begin(&mut self) -> RequestSeq {
         self.last += 1;
         self.incomplete.push(self.last);
         RequestSeq(self.last)
     }
 
-    /// A write has ended, in whatever way.
+    /// Records the end of a write, with any result.
     pub(super) fn end(&mut self, seq: RequestSeq) {
         self.incomplete.retain(|incomplete| *incomplete != seq.0);
     }
 
-    /// All writes below this one have ended.
+    /// Returns the lowest sequence number that has not ended: all below have.
     pub(super) fn first_incomplete(&self) -> RequestSeq {
         RequestSeq(self.incomplete.iter().min().copied().unwrap_or(self.last + 1))
     }

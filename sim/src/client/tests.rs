@@ -1,4 +1,4 @@
-//! How operations end that nobody carries out.
+//! Tests of operations that end without being executed.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -13,7 +13,7 @@ use crate::workload::Settling;
 
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
-/// A cluster of one group.
+/// Returns the map of a cluster with one group.
 fn map(version: u64, has_primary: bool) -> Map {
     let member = Member { server: ServerId(0), incarnation: Incarnation(1) };
     Map {
@@ -135,7 +135,7 @@ fn a_write_that_was_sent_twice_is_undecided_when_its_session_is_forgotten() {
     assert_eq!(ends(&ended), [Answered::Undecided]);
 }
 
-/// Opcodes of what is sent.
+/// Returns the opcodes of the requests sent.
 fn opcodes(wishes: &[Wish]) -> Vec<u8> {
     let opcode = |wish: &Wish| match wish {
         Wish::Send(.., bytes) => Some(bytes[5]),
@@ -148,7 +148,7 @@ fn opcodes(wishes: &[Wish]) -> Vec<u8> {
 fn a_write_in_doubt_is_settled_before_the_next_operation_on_its_key_is_sent() {
     let mut client = client(map(1, true));
     begin(&mut client, 1, Asked::Write(7));
-    // It asks at once, and its question is not answered.
+    // The write in doubt is settled at once, and its RESOLVE gets no response.
     let mut wishes = Vec::new();
     client.wake(DEADLINE + 1, &mut wishes);
     assert!(matches!(wishes[..], [Wish::GivenUp(_)]));

@@ -14,28 +14,28 @@ use super::machine::Machine;
 use super::node::Papers;
 use super::replica::{CLUSTER, GROUP, SERVERS, reading};
 
-/// What comes to the brain, beside the time.
+/// An input of the brain, beside the time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrainInput {
-    /// A process has connected and said who it is.
+    /// A process has connected and sent STARTED, over the link of this number.
     Started(Member, u64),
-    /// The connection for orders stands.
+    /// The order connection is open.
     OrdersConnected(Member),
-    /// What was to be stored is durable.
+    /// The store of this number is durable.
     Stored(u64),
     /// A report of a server.
     Report(Member, u32),
-    /// A server has carried out an order of the group that is not searched.
+    /// A server has executed an order for the group that is not searched.
     ByTheStub(Member, u32),
     /// A proof of death.
     Exited(Member),
     /// A connection has ended.
     LinkLost(u64, ServerId),
-    /// A heartbeat: whose link, who speaks, and what of the group.
+    /// A heartbeat: the link's number, the sender, and the reports on its replicas.
     Heartbeat(u64, Member, Vec<ReplicaReport>),
-    /// Nothing but time.
+    /// A wake-up by time alone.
     Wake,
-    /// The coordinator is killed, and another one goes on from what is durable.
+    /// The coordinator is killed, and another one continues from the durable state.
     Restart,
 }
 
@@ -58,39 +58,39 @@ impl std::hash::Hash for BrainInput {
     }
 }
 
-/// What the brain does.
+/// An effect of the brain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BrainDone {
-    /// Stores; what is under this number.
+    /// Starts the store of this number.
     Store(u64),
     /// Starts a process.
     Spawn(Member),
-    /// Opens a connection for orders.
+    /// Opens an order connection.
     Dial(Member),
-    /// Watches a process that an earlier coordinator has left.
+    /// Watches a process that an earlier coordinator started.
     Adopt(Member),
     /// Sends an order.
     Order(Member, u32),
-    /// Sends an order that concerns the group of the stub.
+    /// Sends an order that concerns the stub's group.
     StubOrder(Member, u32),
-    /// Kills a process; whether a durable view names it.
+    /// Kills a process; true if a durable view names it.
     Kill(Member, bool),
-    /// Has made a view of the group durable.
+    /// Has made a view of the group durable: the previous view, and this one.
     View(View, View),
-    /// Has taken a heartbeat for that of this process.
+    /// Has attributed a heartbeat to this process.
     Heard(Member),
 }
 
-/// What a search sees of the brain.
+/// The observable state of the brain.
 #[derive(Debug)]
 pub struct BrainSight {
     /// The durable view of the group.
     pub view: View,
-    /// The process at each place, and whether it is known to be down, and to have exited.
+    /// The process at each place, and whether the brain considers it down, and exited.
     pub places: Vec<Place>,
-    /// The coordinator's term.
+    /// The coordinator's epoch.
     pub epoch: Epoch,
-    /// When it wants to be woken.
+    /// The time of its next timer.
     pub due: Option<Time>,
 }
 
@@ -99,18 +99,18 @@ pub struct BrainSight {
 pub struct Place {
     /// Its process.
     pub member: Member,
-    /// Whether it is down, for all that the brain knows.
+    /// True if the brain considers it down.
     pub is_down: bool,
-    /// Whether its end is proven.
+    /// True if its exit is proven.
     pub exited: bool,
 }
 
-/// The machine.
+/// The brain as a machine.
 #[derive(Debug)]
 pub struct Coordinating {
     cluster: Cluster,
     shards: u16,
-    /// Effects of the founding, for the first input.
+    /// The effects of the founding, returned with the first input.
     first: Vec<Effect>,
 }
 
@@ -122,15 +122,15 @@ fn config(shards: u16, number: u64) -> ClusterConfig {
         shards,
         seed: number,
         on_double_fault: DoubleFault::Isolate,
-        // Silence is an input of the search, at any time; the detector's own clock is not searched.
-        // After a restart only proofs count, because nobody is judged for as long as this.
+        // Silence is an input of the search, possible at any time; the detector's own clock is not searched.
+        // After a restart only proofs count, because no process is suspected for as long as this.
         failure_timeout: FailureTimeout::DEFAULT.suspecting_after(Duration::from_secs(3_600)),
         start_patience: Duration::from_secs(60),
         stop_patience: Duration::from_secs(60),
     }
 }
 
-/// What a process says of itself.
+/// Returns the STARTED message of a process.
 fn started(member: Member, shards: u16, epoch: Epoch) -> Started {
     Started {
         cluster: CLUSTER,
@@ -205,7 +205,7 @@ impl Coordinating {
             BrainInput::Started(member, link) => {
                 let epoch = cluster.config().epoch;
                 let started = started(*member, self.shards, epoch);
-                // Who is refused stays unheard.
+                // A rejected STARTED has no effect.
                 let _ = cluster.on_started(now, LinkId(*link), &started, sink);
             }
             BrainInput::OrdersConnected(member) => cluster.on_orders_connected(*member, sink),
@@ -241,7 +241,7 @@ impl Coordinating {
                     crowd: None,
                     replicas: replicas.clone(),
                 };
-                // A little later than whatever made it a vote.
+                // Slightly later than the event that makes this heartbeat a vote.
                 let now = now + Duration::from_nanos(1);
                 let whose = cluster.member(speaker.server);
                 let taken =

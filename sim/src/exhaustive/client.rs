@@ -1,83 +1,83 @@
-//! The clients' side of a state: what was asked, what was answered, and all that an atomic store could
-//! have done meanwhile.
+//! The clients' part of a state: requests, responses, and every history in which an atomic store could have
+//! executed them.
 //!
-//! A *story* is one order in which an atomic store could have done the writes so far. All stories that
-//! agree with every answer are kept; an answer that fits none of them is a broken promise. This is the
-//! decision procedure of Wing and Gong (1993), done along the way: a write may take effect at any moment
-//! between its first request and its answer, once or, while it is unanswered, never.
+//! A *story* is one order in which an atomic store could have executed the writes so far. All stories that
+//! agree with every response are kept; a response that fits none of them is a broken promise. This is the
+//! decision procedure of Wing and Gong (1993), performed incrementally. A write may take effect at any moment
+//! between its first request and its response: once, or, while it has no response, never.
 
 use kv_protocol::client_message::Status;
 
 use super::replica::{Asked, Kind, What};
 
-/// A write that clients may ask for.
+/// A write that clients may request.
 #[derive(Clone, Copy, Debug)]
 pub struct Write {
-    /// Which client.
+    /// The client.
     pub client: u8,
     /// Its number in the client's session.
     pub seq: u8,
-    /// Which of the keys.
+    /// The index of its key.
     pub key: u8,
-    /// What it does.
+    /// The operation.
     pub kind: Kind,
-    /// Whether its value fills a batch.
+    /// True if its value fills a batch.
     pub large: bool,
 }
 
-/// The writes of a search, in the order in which they are asked for.
+/// The writes of a search, in the order of their first requests.
 #[derive(Clone, Debug)]
 pub struct Script {
     /// The writes.
     pub writes: Vec<Write>,
-    /// The keys, and the shard of each.
+    /// The keys, with the shard of each.
     pub keys: Vec<(&'static str, u8)>,
 }
 
 impl Script {
-    /// The shard that a write goes to.
+    /// Returns the shard of a write.
     pub fn shard_of(&self, number: usize) -> u8 {
         self.keys[usize::from(self.writes[number].key)].1
     }
 }
 
-/// How a write went, in one story or for its client.
+/// The outcome of a write in one story.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Went {
     /// Not done.
     #[default]
     Not,
-    /// Done, with this answer.
+    /// Done, with this status, and not responded to yet.
     As(u8),
-    /// Done, and answered.
+    /// Done, and responded to.
     Told,
 }
 
-/// One possible past.
+/// One possible history.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Story {
     writes: Vec<Went>,
-    /// By key: the write whose value it has.
+    /// The write whose value a key has, by key.
     keys: Vec<Option<u8>>,
 }
 
-/// What clients know.
+/// The observations of clients.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Clients {
-    /// How many writes were asked for.
+    /// The number of writes requested so far.
     pub asked: u8,
-    /// By write: the answer.
+    /// Status and version of the response, by write.
     pub answers: Vec<Option<(u8, u64)>>,
     stories: Vec<Story>,
 }
 
-/// Whether a status is the end of a write, whatever becomes of the servers.
+/// Returns whether a status ends a write, independent of later failures.
 pub fn is_definite(status: Status) -> bool {
     matches!(status, Status::Ok | Status::NotFound | Status::Conflict)
 }
 
 impl Clients {
-    /// Nobody has asked anything.
+    /// Creates the initial observations, without a request.
     pub fn new(script: &Script) -> Clients {
         let story = Story {
             writes: vec![Went::Not; script.writes.len()],
@@ -86,7 +86,7 @@ impl Clients {
         Clients { asked: 0, answers: vec![None; script.writes.len()], stories: vec![story] }
     }
 
-    /// The request of a write.
+    /// Returns the request of a write.
     pub fn request(&self, script: &Script, number: u8) -> Asked {
         let write = script.writes[usize::from(number)];
         let of_client = |n: &usize| script.writes[*n].client == write.client;
@@ -104,10 +104,10 @@ impl Clients {
         Asked { id: u64::from(number) + 1, key: script.keys[usize::from(write.key)].0, what }
     }
 
-    /// A write was answered for good.
+    /// Handles the definite response to a write.
     ///
     /// # Errors
-    /// Why no atomic store can have answered so.
+    /// The invariant number, and the reason why no atomic store can have responded so.
     pub fn on_written(
         &mut self,
         script: &Script,
@@ -143,10 +143,10 @@ impl Clients {
         }
     }
 
-    /// A read of a key was answered with the value of this write.
+    /// Handles a response to a read of a key; `writer` is the write whose value it returned.
     ///
     /// # Errors
-    /// Why no atomic store can have answered so.
+    /// The invariant number, and the reason why no atomic store can have responded so.
     pub fn on_read(
         &mut self,
         script: &Script,
@@ -164,7 +164,7 @@ impl Clients {
         }
     }
 
-    /// The newest write of a shard that was answered OK.
+    /// Returns the newest version of a shard acknowledged with OK.
     pub fn acked(&self, script: &Script, shard: u8) -> u64 {
         let of_shard = |(n, answer): (usize, &Option<(u8, u64)>)| {
             let (status, version) = (*answer)?;
@@ -173,7 +173,7 @@ impl Clients {
         self.answers.iter().enumerate().filter_map(of_shard).max().unwrap_or(0)
     }
 
-    /// Adds every story in which more of the unanswered writes are done.
+    /// Adds every story in which further writes without a response are done.
     fn extend(&mut self, script: &Script) {
         let mut at = 0;
         while at < self.stories.len() {
@@ -205,8 +205,8 @@ impl Clients {
         }
     }
 
-    /// Stories in an order of their own, so that equal sets are equal; one that others can grow into is
-    /// kept beside them, because what it has not done may never be done.
+    /// Sorts and deduplicates the stories, so that equal sets compare equal. A story stays even if its
+    /// extensions are present, because the writes that it lacks may never be done.
     fn tidy(&mut self) {
         self.stories.sort_unstable();
         self.stories.dedup();

@@ -1,14 +1,14 @@
-//! A machine as a table: from (state, input) to (state, output), filled in as it is asked.
+//! A machine as a table from (state, input) to (state, output), filled on demand.
 //!
 //! ```text
 //!   (state 17, PREPARE of write 3)  known?  -> (state 21, ACK of write 3)
-//!                                   new?    -> a machine is made, led to state 17 by the inputs that led
-//!                                              there first, given the input, and described:
-//!                                              a description seen before is that state, else a new one
+//!                                   new?    -> a machine is created, replayed to state 17 with the inputs
+//!                                              that first led there, given the input, and described:
+//!                                              a known description is that state, else a new one
 //! ```
 //!
-//! The machines that ship cannot be copied, and need not be: a search over a whole group meets few states
-//! of one machine, each of them very often.
+//! The machines that ship cannot be cloned, and need not be: a search over a whole group meets few states of
+//! one machine, and each of them very often.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -16,64 +16,64 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-/// A state of a machine, by the order of discovery.
+/// A state of a machine, numbered in the order of discovery.
 pub type StateId = u32;
 
 /// A deterministic machine.
 pub trait Machine {
-    /// What it is made from.
+    /// The construction parameters.
     type Origin: Clone;
-    /// What it takes.
+    /// The type of inputs.
     type Input: Clone + Eq + Hash;
-    /// What it does then.
+    /// The type of outputs.
     type Output: PartialEq + Debug;
-    /// What others may see of it.
+    /// The observable part of its state.
     type Sight;
-    /// What its inputs and outputs name by number.
+    /// The objects that its inputs and outputs refer to by number.
     type Shared;
 
-    /// Makes one.
+    /// Creates a machine.
     fn make(origin: &Self::Origin) -> Self;
-    /// Gives it an input.
+    /// Applies an input, and returns the output.
     fn take(&mut self, shared: &mut Self::Shared, input: &Self::Input) -> Self::Output;
-    /// Everything on which its behaviour depends.
+    /// Describes everything that its behaviour depends on.
     fn describe(&self) -> String;
-    /// What others may see of it.
+    /// Returns the observable part of its state.
     fn sight(&self) -> Self::Sight;
 }
 
-/// What an input led to.
+/// The result of an input.
 #[derive(Debug)]
 pub struct Step<O> {
-    /// The state after it.
+    /// The next state.
     pub next: StateId,
-    /// What was done.
+    /// The output.
     pub output: O,
 }
 
-/// What is known of a kind of machine.
+/// The known states and steps of one kind of machine.
 pub struct Unfolding<M: Machine> {
     states: Vec<Known<M>>,
     by_description: HashMap<u64, StateId>,
     steps: HashMap<(StateId, M::Input), Taken<M>>,
-    /// Whether each step from a state that was reached in two ways is done after both, to see that its
-    /// description left nothing out.
+    /// True if each step from a state that was reached by two paths is executed after both and compared. This
+    /// verifies that the description is complete.
     pub is_audited: bool,
-    /// Steps that were compared so.
+    /// The number of steps so compared.
     pub audits: u64,
 }
 
-/// What an input led to, or what the machine said when it panicked.
+/// The result of an input, or the machine's panic message.
 type Taken<M> = Result<Rc<Step<<M as Machine>::Output>>, Rc<str>>;
 
 struct Known<M: Machine> {
     way: Way<M>,
-    /// The last step of another way.
+    /// The last step of another path to this state.
     other: Option<(StateId, M::Input)>,
     sight: Rc<M::Sight>,
 }
 
-/// How a state was reached first.
+/// The path by which a state was first reached.
 enum Way<M: Machine> {
     Made(M::Origin),
     By(StateId, M::Input),
@@ -92,31 +92,31 @@ impl<M: Machine> Default for Unfolding<M> {
 }
 
 impl<M: Machine> Unfolding<M> {
-    /// A machine that has taken nothing yet.
+    /// Creates a machine, and returns its initial state.
     pub fn make(&mut self, origin: M::Origin) -> StateId {
         let machine = M::make(&origin);
         self.state_of(&machine, Way::Made(origin))
     }
 
-    /// What may be seen of a state.
+    /// Returns the observable part of a state.
     pub fn sight(&self, state: StateId) -> &Rc<M::Sight> {
         &self.states[state as usize].sight
     }
 
-    /// How many states are known.
+    /// Returns the number of known states.
     pub fn len(&self) -> usize {
         self.states.len()
     }
 
-    /// Whether none is.
+    /// Returns whether no state is known.
     pub fn is_empty(&self) -> bool {
         self.states.is_empty()
     }
 
-    /// Gives an input to a machine in this state.
+    /// Applies an input to a machine in this state.
     ///
     /// # Errors
-    /// What the machine said when it panicked.
+    /// The machine's panic message.
     pub fn take(&mut self, shared: &mut M::Shared, state: StateId, input: M::Input) -> Taken<M> {
         let key = (state, input);
         if let Some(step) = self.steps.get(&key) {
@@ -154,7 +154,7 @@ impl<M: Machine> Unfolding<M> {
         state
     }
 
-    /// The same step from the same state, reached in another way, must be the same step.
+    /// Asserts that the same input in the same state, reached by another path, gives the same step.
     fn audit(
         &mut self,
         shared: &mut M::Shared,
@@ -198,7 +198,7 @@ fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     }
 }
 
-/// Gives numbers to things that have equal keys.
+/// An interning table: assigns numbers to objects, and equal numbers to equal keys.
 #[derive(Debug)]
 pub struct Numbered<T> {
     things: Vec<T>,
@@ -212,7 +212,7 @@ impl<T> Default for Numbered<T> {
 }
 
 impl<T> Numbered<T> {
-    /// The number of what has this key; numbers begin at 1.
+    /// Returns the number of the object with this key; numbers begin at 1.
     pub fn number_of(&mut self, key: Vec<u8>, thing: T) -> u32 {
         let next = u32::try_from(self.things.len() + 1).expect("fewer than 2^32 things");
         let number = *self.numbers.entry(key).or_insert(next);
@@ -222,21 +222,21 @@ impl<T> Numbered<T> {
         number
     }
 
-    /// The thing with a number.
+    /// Returns the object with a number.
     pub fn get(&self, number: u32) -> &T {
         &self.things[number as usize - 1]
     }
 }
 
 impl<T: Debug> Numbered<T> {
-    /// The number of all things that print alike.
+    /// Returns the number shared by all objects with the same debug output.
     pub fn number_printed(&mut self, thing: T) -> u32 {
         self.number_of(format!("{thing:?}").into_bytes(), thing)
     }
 }
 
 impl Numbered<Vec<u8>> {
-    /// The number of these bytes.
+    /// Returns the number of these bytes.
     pub fn number(&mut self, bytes: Vec<u8>) -> u32 {
         self.number_of(bytes.clone(), bytes)
     }

@@ -11,24 +11,24 @@ use super::replica::CLUSTER;
 /// Orders and reports by number.
 #[derive(Debug, Default)]
 pub struct Papers {
-    /// Of the coordinator.
+    /// The coordinator's orders.
     pub orders: Numbered<Order>,
-    /// Of the servers.
+    /// The servers' reports.
     pub reports: Numbered<Report>,
 }
 
-/// What comes to a node.
+/// An input of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeInput {
     /// A coordinator has connected for orders.
     Hello(Epoch),
     /// An order.
     Order(u32),
-    /// A shard says what its replica is now.
+    /// A shard reports the current state of its replica.
     Shard(ShardId, Option<ReplicaReport>),
     /// A shard could not install a view.
     Refused(OrderId, ShardId, String),
-    /// A shard has echoed a probe.
+    /// A shard has responded to a probe.
     Probed(OrderId, ShardId),
 }
 
@@ -46,24 +46,24 @@ impl std::hash::Hash for NodeInput {
     }
 }
 
-/// What a node does.
+/// An effect of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeDone {
-    /// Tells every shard to install a view.
+    /// Orders every shard to install a view.
     Install(OrderId, View),
-    /// Tells every shard of a death.
+    /// Informs every shard of a death.
     Exited(Member),
-    /// Asks every shard to echo.
+    /// Probes every shard.
     Probe(OrderId),
     /// Sends a report.
     Report(u32),
-    /// Turns the coordinator away.
+    /// Rejects the coordinator.
     HelloRefused,
-    /// Obeys an epoch after this one.
+    /// Accepts the coordinator; the epoch before its hello.
     Obeyed(Epoch),
 }
 
-/// The machine.
+/// The node as a machine.
 #[derive(Debug)]
 pub struct Served {
     node: Node,
@@ -108,7 +108,7 @@ impl Machine for Served {
             NodeEffect::Report(report) => {
                 Some(NodeDone::Report(papers.reports.number_printed(report)))
             }
-            // The orderly stop is outside of what is searched.
+            // The orderly stop is outside the scope of the search.
             NodeEffect::Drain { .. } | NodeEffect::Dump { .. } | NodeEffect::Shutdown { .. } => {
                 None
             }

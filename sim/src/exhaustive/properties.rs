@@ -1,19 +1,20 @@
 //! The promises of consistency.md §11 that a state of one group can break.
 //!
-//! | | promise | seen |
+//! | | promise | checked |
 //! |---|---|---|
-//! | 1 | one member may serve | in every state |
+//! | 1 | at most one member may serve | in every state |
 //! | 2 | a lease ends before the grace | in every state |
-//! | 3 | primary and secondary hold the same at the same write | in every state |
-//! | 4 | a number of the log is one write | at every answer |
-//! | 5 | versions and epochs grow; a version names one view, and is durable before anybody has it | in every state |
-//! | 6, 10 | what is acknowledged is held by the members, and by a candidate in the union | at every answer |
-//! | 7 | whoever may serve has every acknowledged write | in every state |
-//! | 8, 9, 11, 14 | as in [`crate::invariants`] | at every message and answer |
-//! | 10 | the union is not entered in the grace, nor left after the report; who is made secondary has a whole copy | in every state, at every view |
-//! | 12, 13, 16, 17 | every key is one atomic register, every write is done at most once | at every answer, and for every read that would be answered now |
-//! | 17 | a group is LOST only when no holder lives | at every view |
-//! | 19 | no view names a member that is proven dead, once all others are heard | in every state |
+//! | 3 | primary and secondary have equal contents at equal writes | in every state |
+//! | 4 | a sequence number of the log belongs to one write | at every response |
+//! | 5 | versions and epochs grow; a version names one view, durable before any server has it | in every state |
+//! | 6, 10 | an acknowledged write is held by all members, and by a candidate in the union | at every response |
+//! | 7 | a member that may serve has every acknowledged write | in every state |
+//! | 8, 9, 11, 14 | see [`crate::invariants`] | at every message and response |
+//! | 10 | no union in the grace, or left after the report | in every state |
+//! | 10 | a new secondary has a complete copy | at every view |
+//! | 12, 13, 16, 17 | a key is one register, a write is done at most once | at every response, on every possible read |
+//! | 17 | a group is LOST only when no holder is alive | at every view |
+//! | 19 | no view names a member proven dead, once all others have reported | in every state |
 //! | 20 | no process that a durable view names is killed | at every kill |
 
 use kv_core::replica::{Inspection, Serves};
@@ -26,7 +27,7 @@ use super::step::{Explorer, running};
 use super::world::{Process, World};
 use crate::invariants::{Violation, may_serve};
 
-/// Looks at a whole state.
+/// Checks a whole state.
 pub fn check(explorer: &mut Explorer, world: &mut World) {
     for shard in 0..explorer.scope.shards {
         let s = usize::from(shard);
@@ -65,7 +66,7 @@ fn alive(world: &World) -> impl Iterator<Item = (usize, Member)> {
     all.filter(|(_, process)| process.alive).map(|(p, process)| (p, process.member))
 }
 
-/// What two replicas of a shard must not be at the same time.
+/// Checks pairs of replicas of a shard against each other.
 fn replicas(explorer: &Explorer, world: &World, s: usize) -> Result<(), Violation> {
     let now = reading(world.tick);
     let mut serving = None;
@@ -122,8 +123,8 @@ fn pair(member: Member, me: &Inspection, other: Member, its: &Inspection) -> Res
     Ok(())
 }
 
-/// No union is entered before the grace is over, and a candidate that was told to have caught up is not
-/// left behind under the same view.
+/// Checks that no union is entered before the grace is over. A candidate that was reported to have caught up
+/// must not fail its copy under the same view.
 fn union(explorer: &Explorer, world: &mut World, s: usize) -> Result<(), Violation> {
     let processes: Vec<usize> = alive(world).map(|(p, _)| p).collect();
     for p in processes {
@@ -147,7 +148,7 @@ fn union(explorer: &Explorer, world: &mut World, s: usize) -> Result<(), Violati
     Ok(())
 }
 
-/// Nobody has been told of a view that a crash of the coordinator could take back.
+/// Checks that every installed view is durable, so that a crash of the coordinator cannot revert it.
 fn only_durable_views(explorer: &Explorer, world: &World) -> Result<(), Violation> {
     let durable = explorer.machines.brains.sight(world.brain).view.version;
     for (p, member) in alive(world) {
@@ -162,13 +163,13 @@ fn only_durable_views(explorer: &Explorer, world: &World) -> Result<(), Violatio
     Ok(())
 }
 
-/// Step 0 is complete as soon as it is durable.
+/// Checks that step 0 is complete as soon as it is durable.
 fn no_dead_member(explorer: &Explorer, world: &World) -> Result<(), Violation> {
     let sight = explorer.machines.brains.sight(world.brain);
     let named =
         |member: Member| sight.view.primary == Some(member) || sight.view.other() == Some(member);
     let stays = world.processes.iter().find(|process| process.proven && named(process.member));
-    // A coordinator that was started again first hears everybody who is not proven dead.
+    // A restarted coordinator first waits for a report of every process that is not proven dead.
     let is_awaited = |process: &Process| {
         let is_current = sight.places.iter().any(|place| place.member == process.member);
         is_current && !process.proven && !process.link.1
@@ -184,7 +185,7 @@ fn no_dead_member(explorer: &Explorer, world: &World) -> Result<(), Violation> {
     }
 }
 
-/// A view is durable.
+/// Checks a view that has become durable.
 pub fn on_view(explorer: &mut Explorer, world: &World, before: &View, view: &View) {
     if view.primary.is_none() {
         let holders = [before.primary, before.secondary()].into_iter().flatten();
@@ -208,13 +209,13 @@ pub fn on_view(explorer: &mut Explorer, world: &World, before: &View, view: &Vie
     }
 }
 
-/// A write was answered OK by a process.
+/// Checks a write that a process has acknowledged with OK.
 pub fn on_acked(explorer: &mut Explorer, world: &World, p: usize, s: usize, given: &Given) {
     let me = *inside(explorer, world, p, s);
     let Some(view) = me.view else { return };
     let must_hold = match view.peer {
         Peer::Secondary(member) if given.copies == 2 => Some((member, 6)),
-        // What was written before the union, and is answered again now, the copy may have yet to bring.
+        // A write older than the union, acknowledged again now, may not have been copied yet.
         Peer::Candidate(member) if me.in_union && given.version > me.copied_from.0 => {
             Some((member, 10))
         }

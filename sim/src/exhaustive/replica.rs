@@ -1,4 +1,4 @@
-//! A replica with its driver, as the server drives it: one input a wake-up.
+//! A replica with its driver, run as in the server, with one input per wake-up.
 
 use std::time::Duration;
 
@@ -29,46 +29,46 @@ use crate::invariants::{
 
 /// The cluster of every search.
 pub const CLUSTER: ClusterId = ClusterId(9);
-/// The group that is searched.
+/// The searched group.
 pub const GROUP: GroupId = GroupId(0);
-/// Servers of the ring; the other group is played by a stub.
+/// The number of servers in the ring; a stub plays the other group.
 pub const SERVERS: u16 = 2;
 
-/// One tick. It is longer than the patience with a candidate and than "heard within" (250 ms each);
-/// two are longer than a lease (500 ms) and shorter than a grace (625 ms); three are longer than that. So
-/// whatever order the deadlines can come in, some ticks bring.
+/// The length of a tick. One tick is longer than the candidate timeout and than "heard within" (250 ms each).
+/// Two are longer than a lease (500 ms) and shorter than a grace (625 ms); three are longer than a grace. So
+/// ticks can produce every possible order of the deadlines.
 pub const TICK: Duration = Duration::from_millis(300);
 
-/// The reading of every clock at a tick.
+/// Returns the reading of every clock at a tick.
 pub fn reading(tick: u8) -> Time {
     Time::from_nanos(1_000_000_000) + TICK * u32::from(tick)
 }
 
-/// A number that stands for a frame.
+/// The number of a frame.
 pub type FrameId = u32;
 
-/// What comes to a replica.
+/// An input of a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// An order's view.
+    /// The view of an order.
     Install(ViewKey),
     /// A proof of death.
     Exited(Member),
-    /// A request of a client.
+    /// A client's request.
     Ask(Asked),
-    /// The stream that it wants was connected.
+    /// The requested stream was connected.
     Dialled,
-    /// A hello on a connection of its own.
+    /// A hello on a new connection.
     Hello(FrameId),
-    /// A frame on the stream that stands.
+    /// A frame on the current stream.
     Frame(FrameId),
-    /// The stream that stands is over.
+    /// The end of the current stream.
     Closed,
-    /// Nothing but time.
+    /// A wake-up by time alone.
     Wake,
 }
 
-/// A view, for tables of hashes.
+/// A view as a hash key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewKey(pub View);
 
@@ -81,99 +81,99 @@ impl std::hash::Hash for ViewKey {
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Asked {
-    /// Its number: that of the write, or of a read.
+    /// The number of the write or read.
     pub id: u64,
     /// The key.
     pub key: &'static str,
-    /// What of it.
+    /// The operation on the key.
     pub what: What,
 }
 
-/// What is asked for.
+/// An operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum What {
-    /// The value.
+    /// A read.
     Get,
     /// A write of a client's session.
     Write {
-        /// Which client.
+        /// The client.
         client: u8,
-        /// Its number in the session.
+        /// Its sequence number in the session.
         seq: u8,
-        /// All below have ended.
+        /// The lowest sequence number that has not ended.
         first_incomplete: u8,
-        /// What it does.
+        /// The kind of write.
         kind: Kind,
-        /// The value says which write it is of; a large one fills a batch of a copy.
+        /// True if the value fills a batch of a copy. The value identifies its write.
         large: bool,
     },
 }
 
-/// What a write does.
+/// The kind of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Sets the value.
     Put,
-    /// Sets it unless there is one.
+    /// Sets the value if the key is absent.
     PutIfAbsent,
     /// Deletes the key.
     Delete,
 }
 
-/// What a replica does.
+/// An effect of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// Sends on the stream that stands.
+    /// Sends on the current stream.
     Send(FrameId),
-    /// Closes it.
+    /// Closes the current stream.
     Close,
-    /// Takes the connection of the hello as its stream.
+    /// Accepts the connection of the hello as its stream.
     Accept,
-    /// Answers the hello with this, and closes that connection.
+    /// Rejects the hello with this frame, and closes that connection.
     Refuse(FrameId),
     /// Connects, with this hello.
     Connect(FrameId),
-    /// Answers a client.
+    /// Responds to a client.
     Answer(Given),
-    /// Refuses a view.
+    /// Rejects a view.
     NotInstalled(String),
-    /// Does not take a message of its stream.
+    /// Rejects a message of its stream.
     Misunderstood(StreamError),
     /// Breaks a promise.
     Broken(Violation),
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Given {
     /// The request's number.
     pub id: u64,
-    /// How it ended.
+    /// The status.
     pub status: Status,
-    /// Copies claimed.
+    /// The number of copies that it reports.
     pub copies: u8,
-    /// The version named.
+    /// The version that it carries.
     pub version: u64,
-    /// Of a read: the write whose value it is.
+    /// The write whose value a read returned.
     pub writer: Option<u8>,
 }
 
-/// What a search sees of a replica.
+/// The observable state of a replica.
 #[derive(Debug)]
 pub struct Sight {
-    /// What it lets be seen of itself.
+    /// The replica's inspection.
     pub inside: Inspection,
-    /// The stream that it wants and does not have.
+    /// The hello of the stream that it needs and does not have.
     pub wants: Option<PeerHello>,
-    /// When it wants to be woken.
+    /// The time of its next timer.
     pub due: Option<Time>,
-    /// Its line in the heartbeat, without numbers that grow.
+    /// Its report in the heartbeat, without growing counters.
     pub report: Option<ReplicaReport>,
-    /// When it heard the other holder.
+    /// The time at which it last received a message from the other holder.
     pub heard: Option<Time>,
 }
 
-/// A replica and what the server keeps beside it.
+/// A replica with the state that the server keeps for it.
 #[derive(Debug)]
 pub struct Driven {
     replica: Replica,
@@ -350,7 +350,7 @@ impl Driven {
         }
     }
 
-    /// Takes a frame of the stream; an error ends it, with or without a refusal.
+    /// Handles a frame of the stream. An error ends the stream, with a refusal if one is to be sent.
     fn on_frame(&mut self, bytes: &[u8], done: &mut Vec<Done>) -> Result<(), Option<PeerRefusal>> {
         let now = self.now;
         let (opcode, body) = body_of(bytes);
@@ -465,7 +465,7 @@ impl Driven {
     }
 }
 
-/// Opcode and body of a frame.
+/// Returns opcode and body of a frame.
 pub fn body_of(bytes: &[u8]) -> (u8, &[u8]) {
     let frame = split_frame(bytes, &FrameRules::checked(MAX_PEER_BODY));
     let frame = frame.expect("it was written so").expect("it is whole");

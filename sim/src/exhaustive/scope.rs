@@ -1,4 +1,4 @@
-//! Where a search begins, and what may happen from there: a bound of its own for each.
+//! The scopes: initial states, each with its own bounds on further events.
 
 use kv_protocol::placement::{Digest, Placement};
 use kv_protocol::view::Peer;
@@ -10,23 +10,23 @@ use super::step::Explorer;
 use super::world::{Action, Left, World};
 use crate::invariants::Violation;
 
-/// Where a search begins.
+/// The initial state of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beginning {
-    /// {A, B}, both at home.
+    /// View {A, B}, both at home.
     Home,
-    /// {B, candidate A} is durable, and nobody is told: A was voted out after a tick of silence, and heard
-    /// by the coordinator again before that was durable. A holds its copy, and its old view.
+    /// View {B, candidate A} is durable, and no server has received it. A was voted out after a tick of
+    /// silence, and its heartbeats resumed before that vote was durable. A holds its copy and its old view.
     Outcast,
-    /// {B}: A was killed, and its end is proven. A+ is started and has not reported.
+    /// View {B}: A was killed, and its death is proven. A+ is started and has not reported.
     Alone,
-    /// {B, candidate A+} is durable, and nobody is told.
+    /// View {B, candidate A+} is durable, and no server has received it.
     Candidate,
-    /// {B, A+} is durable, and nobody is told.
+    /// View {B, A+} is durable, and no server has received it.
     Secondary,
-    /// The hand-over view {A+, B} is durable, and nobody is told.
+    /// The hand-over view {A+, B} is durable, and no server has received it.
     HandOver,
-    /// {A+, B}, both at home again.
+    /// View {A+, B}, both at home again.
     HomeAgain,
 }
 
@@ -35,26 +35,26 @@ pub enum Beginning {
 pub struct Scope {
     /// Its name.
     pub name: &'static str,
-    /// What it is for.
+    /// Its purpose.
     pub words: &'static str,
-    /// Where it begins.
+    /// Its initial state.
     pub beginning: Beginning,
     /// Shards of the group.
     pub shards: u16,
-    /// Whether storing a view is a step of its own; otherwise it is done at once.
+    /// True if storing a view takes a step of its own; otherwise it completes at once.
     pub slow_disk: bool,
-    /// What clients may write.
+    /// The writes that clients may request.
     pub script: Script,
-    /// So many of these writes are done before everything else.
+    /// The number of these writes that are done before the search begins.
     pub done_before: u8,
-    /// What may happen.
+    /// The bounds on further events.
     pub left: Left,
 }
 
 const NAMES: [&str; 16] =
     ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"];
 
-/// The first keys that live in this shard of the group.
+/// Returns the first keys that belong to this shard of the group.
 fn keys_of(shards: u16, shard: u16, count: usize) -> Vec<(&'static str, u8)> {
     let placement = Placement::new(SERVERS, shards);
     let is_here = |name: &&&str| {
@@ -73,18 +73,18 @@ const fn large(client: u8, seq: u8, key: u8) -> Write {
     Write { client, seq, key, kind: Kind::Put, large: true }
 }
 
-// One client puts a key, and then again, or deletes it; another client puts it too.
+// One client puts a key, and then puts it again or deletes it; another client puts it too.
 const SMALL: Write = write(1, 1, 0, Kind::Put);
 const AGAIN: Write = write(1, 2, 0, Kind::Put);
 const DELETE: Write = write(1, 2, 0, Kind::Delete);
 const OTHER: Write = write(2, 1, 0, Kind::Put);
 
-/// These writes, to the first keys of the only shard.
+/// Returns a script of these writes, on the first keys of the only shard.
 fn script(keys: usize, writes: &[Write]) -> Script {
     Script { writes: writes.to_vec(), keys: keys_of(1, 0, keys) }
 }
 
-/// A scope of one shard and a quick disk; the first write is done before.
+/// Returns a scope of one shard and a fast disk, in which the first write is done before the search.
 fn scope(
     name: &'static str,
     words: &'static str,
@@ -96,12 +96,12 @@ fn scope(
     Scope { name, words, beginning, shards, slow_disk, script, done_before, left }
 }
 
-/// A server may fall silent and be voted out, within so many ticks.
+/// Returns bounds within which a server may fall silent and be voted out, in this many ticks.
 fn silence(ticks: u8) -> Left {
     Left { ticks, suspicions: 1, votes: 1, ..Left::default() }
 }
 
-/// All searches.
+/// Returns all searches.
 pub fn all() -> Vec<Scope> {
     [at_home(), voted_out(), copies(), going_home(), replacements(), others()].concat()
 }
@@ -165,7 +165,7 @@ fn voted_out() -> Vec<Scope> {
 
 fn copies() -> Vec<Scope> {
     let none = Left::default();
-    // Two large values are there; clients write over one of them.
+    // Two large values are stored; clients overwrite one of them.
     let over = |name, words, writes: &[Write], left| {
         let writes = [&[large(1, 1, 0), large(2, 1, 1)], writes].concat();
         let scope = scope(name, words, Beginning::Candidate, script(2, &writes), left);
@@ -282,7 +282,7 @@ fn replacements() -> Vec<Scope> {
     ]
 }
 
-/// What needs a slow disk, or two shards.
+/// Returns the scopes that need a slow disk or two shards.
 fn others() -> Vec<Scope> {
     let none = Left::default();
     let two_keys = [keys_of(2, 0, 1), keys_of(2, 1, 1)].concat();
@@ -313,10 +313,10 @@ fn others() -> Vec<Scope> {
 }
 
 impl Scope {
-    /// Leads to where the search begins.
+    /// Leads to the initial state of the search.
     ///
     /// # Errors
-    /// A promise that is broken on the way.
+    /// A promise broken on the way.
     pub fn begin(&self, explorer: &mut Explorer) -> Result<World, Violation> {
         explorer.scope.slow_disk = false;
         explorer.is_unjudged = cfg!(feature = "holes");
@@ -379,7 +379,7 @@ impl Scope {
     }
 }
 
-/// Lets everything arrive, and everybody wake who wants to, until nothing is left or `is_there`.
+/// Delivers all messages and runs all due wake-ups, until none is left or `is_there` holds.
 fn settle(
     explorer: &mut Explorer,
     mut world: World,

@@ -1,5 +1,5 @@
-//! Breadth first: every state within the bounds, the nearest first, so that the way to the first broken
-//! promise is a shortest one.
+//! Breadth-first search: visits every state within the bounds in order of distance, so the first broken promise
+//! has a shortest trace.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -13,65 +13,66 @@ use super::step::{Explorer, Judged};
 use super::world::{Action, World};
 use crate::invariants::Violation;
 
-/// Where a search stops though there is more.
+/// Limits at which a search stops early.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Actions after the scope's beginning.
+    /// The most actions after the scope's initial state.
     pub depth: u32,
-    /// States.
+    /// The most states.
     pub states: usize,
-    /// Time.
+    /// The most time.
     pub time: Duration,
-    /// Whether the descriptions of the machines' states are checked on the way; slow.
+    /// True if the descriptions of the machines' states are verified during the search, which is slow.
     pub is_audited: bool,
 }
 
-/// Why a search ended.
+/// The reason why a search ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// There is nothing more within the scope's bounds.
+    /// Every state within the scope's bounds was visited.
     Exhausted,
     /// A promise is broken.
     Broken,
-    /// The limit of depth.
+    /// The limit on depth.
     Depth,
-    /// The limit of states.
+    /// The limit on states.
     States,
-    /// The limit of time.
+    /// The limit on time.
     Time,
 }
 
-/// What a search found.
+/// The result of a search.
 #[derive(Debug)]
 pub struct Found {
-    /// Why it ended.
+    /// The reason why it ended.
     pub end: End,
-    /// Different states.
+    /// The number of distinct states.
     pub states: usize,
-    /// Actions done.
+    /// The number of actions executed.
     pub transitions: u64,
-    /// Actions from the beginning to the farthest state that was looked at.
+    /// The number of actions from the initial state to the farthest visited state.
     pub depth: u32,
-    /// States of single replicas.
+    /// The number of states of single replicas.
     pub replica_states: usize,
-    /// States of the coordinator's brain.
+    /// The number of states of the coordinator's brain.
     pub brain_states: usize,
-    /// Steps of machines that were done twice, after different ways to the same state.
+    /// The number of steps of machines that were executed twice, after different paths to the same state.
     pub audits: u64,
-    /// What is broken, and the shortest way there.
+    /// The broken promise, with the shortest path to it.
     pub broken: Option<(Violation, Vec<Action>)>,
-    /// How long it took.
+    /// The duration.
     pub time: Duration,
 }
 
-/// How a state was reached.
+/// The last step of the path to a state.
 #[derive(Clone, Copy)]
 struct Reached {
     from: u32,
     by: Action,
 }
 
-/// Visits everything within a scope's bounds. `progress` is told states, depth and how many wait.
+/// Visits every state within a scope's bounds. `progress` receives the number of states, the depth, and the
+/// number of states of this depth still to expand.
 pub fn search(
     scope: &Scope,
     judged: Judged,
@@ -104,7 +105,7 @@ pub fn search(
         }
     };
     let mut seen = HashSet::from([fingerprint(&first)]);
-    // The way to every state; the beginning has none.
+    // The path to every state; that of the initial state is empty.
     let mut ways: Vec<Reached> = vec![Reached { from: u32::MAX, by: Action::Tick }];
     let mut level = vec![(0, first)];
     let mut actions = Vec::new();
@@ -170,7 +171,7 @@ fn way_to(ways: &[Reached], last: Reached) -> Vec<Action> {
     actions
 }
 
-/// 64 bits of SipHash: of a hundred million states, two are taken for one with a chance of 1 in 3,600.
+/// Returns 64 bits of SipHash. Among a hundred million states, a collision has a probability of 1 in 3,600.
 fn fingerprint(world: &World) -> u64 {
     let mut hasher = DefaultHasher::new();
     world.hash(&mut hasher);
@@ -178,7 +179,7 @@ fn fingerprint(world: &World) -> u64 {
 }
 
 impl Explorer {
-    /// Everything that may happen in a state.
+    /// Collects every action that is possible in a state.
     pub fn actions(&self, world: &World, actions: &mut Vec<Action>) {
         let brain = self.machines.brains.sight(world.brain);
         let down = brain.places.iter().any(|place| place.is_down && !place.exited);
@@ -248,7 +249,7 @@ impl Explorer {
             if !process.inboxes[usize::from(s)].is_empty() {
                 actions.push(Action::Inbox(n, s));
             }
-            // Whoever is no primary refuses and changes nothing.
+            // A replica that is not primary rejects requests, and changes nothing.
             if !sight.inside.state.is_primary() {
                 continue;
             }

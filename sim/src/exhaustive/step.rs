@@ -1,7 +1,7 @@
-//! What an action does to a state: the drivers of all machines, one step at a time.
+//! The effect of an action on a state: the drivers of all machines, one step at a time.
 //!
-//! - Here: who the action is for, and whether a promise is broken.
-//! - `brain`, `node`, `replica`: what comes to a machine, and what it wants done.
+//! - This file: dispatches actions, and collects broken promises.
+//! - `brain`, `node`, `replica`: the inputs of a machine, and its effects.
 //! - `streams`: connections between replicas. `clients`: writes and reads.
 
 use std::collections::VecDeque;
@@ -22,40 +22,41 @@ mod streams;
 
 use replica::Place;
 
-/// Which broken promises count.
+/// The broken promises that count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Judged {
-    /// All of them, also those that only the machines' insides show.
+    /// All, including those that only the machines' internals reveal.
     #[default]
     Everything,
-    /// Only what clients can see: a wrong value, a lost write, a write done twice, a group given up.
+    /// Only those that clients can observe: a wrong value, a lost write, a write done twice, an abandoned
+    /// group.
     ByClients,
 }
 
-/// Makes states of states.
+/// The transition function over states.
 pub struct Explorer {
     /// All machines.
     pub machines: Machines,
-    /// Where and within which bounds.
+    /// The scope.
     pub scope: Scope,
-    /// What counts as broken.
+    /// The broken promises that count.
     pub judged: Judged,
-    /// What happens, in words, if anybody wants to know.
+    /// A description of the events, if requested.
     pub words: Option<Vec<String>>,
-    /// While a beginning is reached with a rule left out, nothing is judged: what is broken there is
-    /// broken again later, by a step of the search, or does not matter to it.
+    /// True while a mutated run is led to its initial state: nothing is judged then. A promise broken there is
+    /// broken again by a later step of the search, or is irrelevant to it.
     pub(super) is_unjudged: bool,
     broken: Option<Violation>,
 }
 
 impl Explorer {
-    /// One that knows nothing yet.
+    /// Creates an explorer without known states.
     pub fn new(scope: Scope, judged: Judged) -> Explorer {
         let machines = Machines::default();
         Explorer { machines, scope, judged, words: None, is_unjudged: false, broken: None }
     }
 
-    /// The state after an action.
+    /// Returns the state after an action.
     ///
     /// # Errors
     /// The promise that it breaks.
@@ -73,16 +74,16 @@ impl Explorer {
         }
     }
 
-    /// The promise that a state breaks by itself.
+    /// Checks the promises on a single state.
     ///
     /// # Errors
-    /// That promise.
+    /// The broken promise.
     pub(super) fn judge(&mut self, world: &mut World) -> Result<(), Violation> {
         properties::check(self, world);
         self.broken.take().map_or(Ok(()), Err)
     }
 
-    /// Notes a broken promise, if it counts.
+    /// Records a broken promise, if it counts.
     pub fn note(&mut self, result: Result<(), Violation>) {
         let Err(violation) = result else { return };
         let counts = match self.judged {
@@ -145,7 +146,7 @@ impl Explorer {
     }
 }
 
-/// The process of a member, if it runs.
+/// Returns the process of a member, if it is alive.
 pub fn running(world: &World, member: Member) -> Option<usize> {
     world.process_of(member).filter(|p| world.processes[*p].alive)
 }

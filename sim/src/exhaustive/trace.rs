@@ -1,4 +1,4 @@
-//! A way through the states, in words.
+//! A path through the states, in words.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ use super::scope::Scope;
 use super::step::{Explorer, Judged};
 use super::world::{Action, CLOSED, Paper, Told, World};
 
-/// Tells every step of a way.
+/// Describes every step of a path.
 pub fn tell(scope: &Scope, judged: Judged, way: &[Action]) -> Vec<String> {
     let mut explorer = Explorer::new(scope.clone(), judged);
     let Ok(mut world) = scope.begin(&mut explorer) else { return Vec::new() };
@@ -41,7 +41,7 @@ pub fn tell(scope: &Scope, judged: Judged, way: &[Action]) -> Vec<String> {
     lines
 }
 
-/// A process as people call it: its place, and a sign for each of its predecessors there.
+/// Returns a readable name of a process: its place, and the start of its incarnation.
 pub fn name(member: Member) -> String {
     let place = ['A', 'B'].get(usize::from(member.server.0)).copied().unwrap_or('?');
     format!("{place}({:04x})", member.incarnation.0 >> 48)
@@ -55,7 +55,7 @@ fn name_in(world: &World, p: u8) -> String {
     format!("{place}{}", "+".repeat(earlier))
 }
 
-/// A view in short.
+/// Describes a view in short.
 pub fn view_words(view: &View) -> String {
     let member = |member: Option<Member>| member.map_or("nobody".to_owned(), name);
     let handover = if view.handover { ", hand-over" } else { "" };
@@ -67,7 +67,7 @@ pub fn view_words(view: &View) -> String {
     format!("view {} {{{}{other}}}{handover}", view.version, member(view.primary))
 }
 
-/// An answer in short.
+/// Describes a response in short.
 pub fn answer_words(who: Member, given: &Given) -> String {
     let Given { id, status, copies, version, writer } = *given;
     let what = match (id >= 100, writer) {
@@ -212,7 +212,7 @@ fn batch_words(body: &[u8]) -> String {
     words.trim_end_matches(", ").to_owned()
 }
 
-/// What is different now.
+/// Describes the replicas whose state or view version has changed.
 fn changes(explorer: &Explorer, before: &World, after: &World) -> Vec<String> {
     let mut lines = Vec::new();
     for (p, process) in after.processes.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! One state of the whole group: machines by number, what is on its way, what clients know.
+//! One state of the whole group: machines by number, messages in transit, observations of clients.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use super::node::{Papers, Served};
 use super::replica::{Driven, FrameId, Frames};
 use super::scope::Scope;
 
-/// The machines of all states, and what their inputs and outputs name by number.
+/// The machines of all states, and the objects that their inputs and outputs refer to by number.
 #[derive(Default)]
 pub struct Machines {
     /// Replicas with their drivers.
@@ -21,185 +21,185 @@ pub struct Machines {
     pub nodes: Unfolding<Served>,
     /// The coordinator.
     pub brains: Unfolding<Coordinating>,
-    /// Bytes on streams.
+    /// Frames on streams.
     pub frames: Frames,
     /// Orders and reports.
     pub papers: Papers,
-    /// Views that shards are told to install, and the orders they are of.
+    /// Views that shards are ordered to install, with the ids of the orders.
     pub installs: Numbered<(OrderId, View)>,
 }
 
 /// One state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
-    /// The time, for everybody.
+    /// The time, equal for all processes.
     pub tick: u8,
-    /// In order of birth.
+    /// The processes in the order of their start.
     pub processes: Vec<Process>,
-    /// Streams between them.
+    /// The streams between them.
     pub connections: Vec<Connection>,
     /// The coordinator.
     pub brain: StateId,
-    /// What it has given to its disk.
+    /// The number of its store in progress.
     pub storing: Option<u64>,
     /// Processes that the coordinator has started, and that have not reported.
     pub spawning: Vec<Member>,
-    /// Numbers the links of processes to it.
+    /// The number of links to it so far.
     pub links: u64,
-    /// What clients know.
+    /// The observations of clients.
     pub clients: Clients,
-    /// What may still happen.
+    /// The bounds on further events.
     pub left: Left,
-    /// The version under which a primary was told to have its candidate caught up: process, shard.
+    /// The view version under which a candidate was reported as caught up, by process and shard of the primary.
     pub caught_up: Vec<(u8, u8, u64)>,
 }
 
-/// How often what may still happen.
+/// The number of times that each event may still occur.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Left {
     /// Ticks of time.
     pub ticks: u8,
     /// Reads.
     pub reads: u8,
-    /// Requests for a write beside its first.
+    /// Retries of a write.
     pub retries: u8,
-    /// Processes that are killed.
+    /// Kills of processes.
     pub kills: u8,
-    /// Processes that report for the first time.
+    /// Starts of processes.
     pub spawns: u8,
-    /// Connections that break.
+    /// Breaks of connections.
     pub breaks: u8,
     /// Links to the coordinator that end without a death.
     pub suspicions: u8,
     /// Heartbeats that count as votes.
     pub votes: u8,
-    /// Returns of servers whose links to the coordinator had ended.
+    /// Reconnections of servers whose links to the coordinator had ended.
     pub returns: u8,
-    /// Deaths of the coordinator.
+    /// Restarts of the coordinator.
     pub restarts: u8,
-    /// Heartbeats of the dead.
+    /// Heartbeats from dead processes.
     pub ghosts: u8,
-    /// Copies of reports that arrive late.
+    /// Duplicates of reports that arrive late.
     pub late_reports: u8,
 }
 
 /// One server process.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Process {
-    /// Who it is.
+    /// Its identity.
     pub member: Member,
-    /// Whether it runs.
+    /// True while it runs.
     pub alive: bool,
-    /// Whether the coordinator has it killed, which takes its time.
+    /// True if the coordinator has ordered its kill, which takes effect later.
     pub is_condemned: bool,
-    /// Whether the present coordinator has had the proof of its end.
+    /// True if the current coordinator has received the proof of its exit.
     pub proven: bool,
-    /// Towards the coordinator.
+    /// Its node.
     pub node: StateId,
-    /// By shard.
+    /// Its replicas, by shard.
     pub shards: Vec<StateId>,
-    /// By shard: what the node has told it, where that takes a step of its own.
+    /// Messages from the node to a shard, by shard, if their delivery takes a step of its own.
     pub inboxes: Vec<VecDeque<Told>>,
-    /// Orders on their way to it.
+    /// Orders in transit to it.
     pub orders: VecDeque<Paper>,
-    /// Those of a dead coordinator, on a connection of their own.
+    /// Orders of a dead coordinator, on a connection of their own.
     pub late: VecDeque<Paper>,
-    /// Reports on their way from it.
+    /// Reports in transit from it.
     pub reports: VecDeque<u32>,
-    /// Its link to the coordinator: the number, and whether it stands.
+    /// Its link to the coordinator: its number, and whether it is up.
     pub link: (u64, bool),
 }
 
-/// What goes over a connection for orders.
+/// A message on an order connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Paper {
-    /// The coordinator's first word.
+    /// The coordinator's hello.
     Hello(Epoch),
     /// An order.
     Order(u32),
 }
 
-/// What a node tells a shard.
+/// A message from a node to a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Told {
-    /// To install the view of this order.
+    /// Install the view of this order.
     Install(u32),
-    /// Of a death.
+    /// A process has died.
     Exited(Member),
 }
 
 /// A connection between two replicas of a shard.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Connection {
-    /// Of which shard.
+    /// The shard.
     pub shard: u8,
-    /// Who dialled, and who is dialled.
+    /// The dialling and the dialled process, with the state of each side.
     pub ends: [(u8, End); 2],
-    /// What is on its way to each end.
+    /// Frames in transit to each end.
     pub to: [VecDeque<FrameId>; 2],
 }
 
-/// The end of a connection, for one side.
+/// The frame number that marks the end of a connection.
 pub const CLOSED: FrameId = 0;
 
-/// One side of a connection.
+/// The state of one side of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum End {
-    /// Dialled; the hello has not come.
+    /// Dialled; the hello has not arrived.
     Pending,
-    /// It is the replica's stream.
+    /// Attached as the replica's stream.
     Attached,
     /// Closed.
     Gone,
 }
 
-/// What happens next.
+/// The next event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// A node takes the next order.
+    /// A node receives the next order.
     Order(u8),
-    /// A node takes the next of what a dead coordinator had sent.
+    /// A node receives the next message of a dead coordinator.
     LateOrder(u8),
-    /// The coordinator takes a server's next report.
+    /// The coordinator receives a server's next report.
     Report(u8),
-    /// The same, and the same report arrives once more later.
+    /// The coordinator receives a server's next report, and the same report once more later.
     ReportTwice(u8),
-    /// A shard takes what its node told it.
+    /// A shard receives the next message of its node.
     Inbox(u8, u8),
-    /// An end of a connection takes the next frame.
+    /// An end of a connection receives the next frame: connection, side.
     Frame(u8, u8),
-    /// A shard wakes, because it wanted to.
+    /// A shard wakes for a timer that is due.
     Wake(u8, u8),
     /// A tick passes.
     Tick,
     /// A process is killed.
     Kill(u8),
-    /// Its end is proven to the coordinator.
+    /// The coordinator receives the proof of a process's exit.
     Proof(u8),
-    /// Its link to the coordinator ends.
+    /// The link of a process to the coordinator ends.
     Suspect(u8),
-    /// It sends a heartbeat.
+    /// A heartbeat of a live process arrives.
     Heartbeat(u8),
-    /// It connects again.
+    /// A process connects to the coordinator again.
     Back(u8),
     /// A heartbeat of a dead process arrives.
     Ghost(u8),
     /// A connection breaks.
     Break(u8),
-    /// A write is asked of a process.
+    /// A process receives the request of a write: write, process.
     Ask(u8, u8),
-    /// A key is read at a process.
+    /// A process receives a read: key, process.
     Read(u8, u8),
-    /// The next process that was started reports.
+    /// The next started process reports.
     Spawned,
-    /// What is being stored becomes durable.
+    /// The store in progress becomes durable.
     Stored,
-    /// The coordinator dies, and another one goes on.
+    /// The coordinator dies, and another one starts.
     Restart,
 }
 
 impl Process {
-    /// A new process.
+    /// Creates a process.
     pub fn new(machines: &mut Machines, scope: &Scope, member: Member) -> Process {
         let shards = scope.shards;
         let placement = kv_protocol::placement::Placement::new(super::replica::SERVERS, shards);
@@ -222,7 +222,7 @@ impl Process {
 }
 
 impl World {
-    /// Before anything has happened.
+    /// Creates the state before any event.
     pub fn new(machines: &mut Machines, scope: &Scope, script: &Script) -> World {
         World {
             tick: 0,
@@ -238,7 +238,7 @@ impl World {
         }
     }
 
-    /// The process of a member.
+    /// Returns the process of a member.
     pub fn process_of(&self, member: Member) -> Option<usize> {
         self.processes.iter().position(|process| process.member == member)
     }

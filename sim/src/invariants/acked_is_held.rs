@@ -7,7 +7,7 @@ use crate::invariants::Violation;
 use crate::server::Answered;
 use crate::world::World;
 
-/// Looks at the secondary of whoever has just answered OK with two copies.
+/// Checks the secondary of a replica that has just acknowledged a write with two copies.
 pub fn check(
     world: &World,
     process: usize,
@@ -22,7 +22,7 @@ pub fn check(
     }
 }
 
-/// Whether a member holds a write, or has gone on to a later view, in which it may have been wiped.
+/// Checks that a member holds a write, or has installed a later view, in which it may have been wiped.
 pub fn holds(
     world: &World,
     member: kv_protocol::Member,

@@ -1,7 +1,7 @@
-//! 3: where primary and secondary have applied the same writes, they hold the same.
+//! 3: primary and secondary have equal contents where they have applied the same writes.
 //!
-//! The digests that both keep of themselves are compared often. Now and then, and at the end, every entry
-//! and every record of both is: then it is seen, too, whether the digests are those of what is there.
+//! The incremental digests of both are compared often. Now and then, and at the end, every entry and every
+//! record of both is compared. That also verifies that the digests match the contents.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use crate::checks::Place;
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// Compares the digests of both copies of every group's every shard; how many there were to compare.
+/// Compares the digests of both replicas of every shard. Returns the number of comparisons made.
 pub fn digests(world: &World) -> Result<u64, Violation> {
     let mut compared = 0;
     for place in places(world) {
@@ -36,7 +36,7 @@ pub fn digests(world: &World) -> Result<u64, Violation> {
     Ok(compared)
 }
 
-/// Compares all that both copies of a shard hold; whether there were two.
+/// Compares the whole contents of both replicas of a shard. Returns whether there were two.
 pub fn contents(world: &World, place: Place) -> Result<bool, Violation> {
     let Some((primary, secondary)) = copies(world, place) else { return Ok(false) };
     let broken =
@@ -71,13 +71,13 @@ pub fn contents(world: &World, place: Place) -> Result<bool, Violation> {
     Ok(true)
 }
 
-/// Every shard of every group.
+/// Iterates over every shard of every group.
 pub fn places(world: &World) -> impl Iterator<Item = Place> {
     let (groups, shards) = (world.config.servers, usize::from(world.config.shards));
     (0..groups).map(GroupId).flat_map(move |group| (0..shards).map(move |shard| (group, shard)))
 }
 
-/// The active primary of a shard, and its secondary of the same view.
+/// Returns the active primary of a shard and its secondary of the same view.
 fn copies(world: &World, (group, shard): Place) -> Option<(&Replica, &Replica)> {
     let replicas = || {
         let alive = world.processes.iter().filter(|process| process.alive);
@@ -90,7 +90,7 @@ fn copies(world: &World, (group, shard): Place) -> Option<(&Replica, &Replica)> 
     replicas().find(is_copy).map(|secondary| (primary, secondary))
 }
 
-/// By key: version and value.
+/// The entries of a replica, version and value, by key.
 type Entries = HashMap<Vec<u8>, (SequenceNumber, Vec<u8>)>;
 
 fn entries(replica: &Replica) -> Entries {
@@ -105,8 +105,8 @@ fn entries(replica: &Replica) -> Entries {
     entries
 }
 
-/// A key whose entry of a write up to `level` the other side does not have. One that is ahead may have
-/// written or deleted the key since.
+/// Returns a key whose entry, with a version up to `level`, is missing or different on the other side. If the
+/// other side is ahead, it may have written or deleted the key since.
 fn difference<'a>(
     here: &'a Entries,
     there: &Entries,

@@ -1,4 +1,4 @@
-//! 20: no complete copy is wiped while no other complete one exists, in memory or in a dump that counts.
+//! 20: no complete copy is wiped unless another exists, in memory or in a dump that counts.
 
 use kv_core::replica::Inspection;
 use kv_protocol::control_message::ReplicaState;
@@ -7,8 +7,8 @@ use crate::checks::{Checks, Place};
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// Looks at a replica that has just woken. In runs in which two servers may crash the other copy may have died a
-/// moment ago.
+/// Checks a replica that has just woken. Runs in which two servers may crash are exempt, because the other copy
+/// may have died a moment ago.
 pub fn check(
     checks: &Checks,
     world: &World,
@@ -43,7 +43,7 @@ pub fn check(
     Err(Violation::of(group, 20, words))
 }
 
-/// Whether a replica in this state has everything.
+/// Returns whether a replica in this state has a complete copy.
 fn is_full(state: ReplicaState) -> bool {
     !matches!(state, ReplicaState::Out | ReplicaState::Candidate)
 }

@@ -1,4 +1,4 @@
-//! 21: whoever was told that a process is dead waits for no grace that it owes that process.
+//! 21: a process that was informed of a death waits for no grace that it owes to the dead process.
 
 use kv_core::replica::Inspection;
 use kv_protocol::control_message::ReplicaState;
@@ -7,7 +7,7 @@ use crate::checks::Place;
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// After a wake-up of a process that was told of these deaths.
+/// Checks a replica after a wake-up of its process.
 pub fn check(
     world: &World,
     process: usize,

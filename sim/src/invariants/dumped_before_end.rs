@@ -1,5 +1,6 @@
-//! 26: in an orderly stop no process is told to exit, or ends by itself, before all that it holds is dumped, and none
-//! is killed before another replica has dumped the same, or while it reports; unless the operator insists.
+//! 26: in an orderly stop no process is ordered to exit, or exits by itself, before all its replicas are
+//! dumped. None is killed before another replica has dumped the same contents, or while it reports. A forced
+//! stop is exempt.
 
 use kv_protocol::Member;
 use kv_protocol::ids::{GroupId, ServerId};
@@ -11,7 +12,7 @@ use crate::world::World;
 
 const NUMBER: u8 = 26;
 
-/// The groups of which a process is a replica by the last durable view, and of which it has a full copy.
+/// Returns the views in which a process is a replica by the last durable state, and holds a full copy.
 fn held(world: &World, member: Member) -> Vec<View> {
     let Some(cluster) = &world.coordinator.cluster else { return Vec::new() };
     let is_full = |view: &View| {
@@ -28,7 +29,7 @@ fn held(world: &World, member: Member) -> Vec<View> {
     cluster.views().iter().filter(is_replica).copied().filter(is_full).collect()
 }
 
-/// A process is told to exit.
+/// Checks that a process that is ordered to exit has complete dumps.
 pub fn is_shut_down(world: &World, member: Member) -> Result<(), Violation> {
     if world.operator.insists() {
         return Ok(());
@@ -43,7 +44,7 @@ pub fn is_shut_down(world: &World, member: Member) -> Result<(), Violation> {
     }
 }
 
-/// A process that leaves without orders ends.
+/// Checks that a process that exits without orders has complete dumps.
 pub fn leaves(world: &World, process: usize) -> Result<(), Violation> {
     let process = &world.processes[process];
     let (member, servers) = (process.member, world.config.servers);
@@ -61,7 +62,7 @@ pub fn leaves(world: &World, process: usize) -> Result<(), Violation> {
     Ok(())
 }
 
-/// A process that did not answer this order is to be killed.
+/// Checks the kill of a process that has not responded to this order.
 pub fn is_killed(world: &World, member: Member, order: &str) -> Result<(), Violation> {
     if world.operator.insists() {
         return Ok(());

@@ -1,11 +1,11 @@
-//! 20: no process that a durable view names is killed by recovery, a primary least of all.
+//! 20: recovery kills no process that a durable view names, least of all a primary.
 
 use kv_protocol::Member;
 
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// The coordinator wants a process killed.
+/// Checks the coordinator's decision to kill a process.
 pub fn check(world: &World, member: Member) -> Result<(), Violation> {
     let cluster = world.coordinator.cluster.as_ref();
     let named = cluster.is_some_and(|cluster| cluster.durable().names(member));
@@ -15,7 +15,7 @@ pub fn check(world: &World, member: Member) -> Result<(), Violation> {
     Err(Violation::new(20, format!("{member} is to be killed though a durable view names it")))
 }
 
-/// The kill strikes, perhaps long afterwards, and whoever is coordinator by then.
+/// Checks the kill when it takes effect, perhaps much later and under another coordinator.
 pub fn strikes(world: &World, member: Member) -> Result<(), Violation> {
     match &world.coordinator.disk {
         Some(disk) if disk.names(member) => {

@@ -1,10 +1,9 @@
-//! 19: once faults stop, every group is back home with two copies within a bound, but for those that are
-//! LOST.
+//! 19: once faults stop, every group that is not LOST is back home with two replicas within a bounded time.
 
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// The bound is over.
+/// Checks the cluster when the bound has passed.
 pub fn check(world: &World) -> Result<(), Violation> {
     if world.is_at_rest() {
         return Ok(());

@@ -7,7 +7,7 @@ use kv_protocol::placement::{Digest, Placement};
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// Walks over every table of every living process.
+/// Checks every table of every live process.
 pub fn check(world: &World) -> Result<(), Violation> {
     let placement = Placement::new(world.config.servers, world.config.shards);
     for process in world.processes.iter().filter(|process| process.alive) {

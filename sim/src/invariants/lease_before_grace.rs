@@ -1,10 +1,10 @@
-//! 2: a primary's lease ends before the grace of whoever acked it.
+//! 2: a primary's lease ends before the grace of the member that granted it.
 
 use crate::checks::Place;
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// Looks at the primary and the other holder of the place, in true time.
+/// Compares lease and grace of the two members of a place, in true time.
 pub fn check(world: &World, (group, shard): Place) -> Result<(), Violation> {
     let holders = || world.processes.iter().filter(|process| process.alive);
     for primary in holders() {

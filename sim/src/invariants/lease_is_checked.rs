@@ -1,4 +1,4 @@
-//! 8: no read answer after a failed lease check.
+//! 8: no read succeeds after a failed lease check.
 
 use kv_core::replica::Inspection;
 use kv_protocol::Time;
@@ -7,7 +7,7 @@ use kv_protocol::ids::GroupId;
 
 use crate::invariants::{Violation, may_serve};
 
-/// A replica has just answered a read, at this reading of its clock.
+/// Checks a response to a read that a replica has sent at this reading of its clock.
 pub fn check(
     group: GroupId,
     sight: &Inspection,

@@ -1,5 +1,5 @@
-//! 20: a server that was told to stop is made neither candidate nor sole holder nor the target of a hand-over, unless the
-//! other holder is proven dead, or goes before it.
+//! 20: a server that received a stop signal becomes neither candidate nor sole holder nor the target of a
+//! hand-over. Exempt are groups whose other holder is proven dead or is leaving too.
 
 use kv_core::cluster::DurableState;
 use kv_protocol::view::{Peer, View};
@@ -8,7 +8,7 @@ use kv_protocol::{Member, ViewVersion};
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// The coordinator has decided, by what it knows now.
+/// Checks the coordinator's next state against the current views.
 pub fn check(world: &World, next: &DurableState) -> Result<(), Violation> {
     let Some(cluster) = &world.coordinator.cluster else { return Ok(()) };
     let views = cluster.views().iter().zip(&next.views);
@@ -29,7 +29,7 @@ pub fn check(world: &World, next: &DurableState) -> Result<(), Violation> {
     })
 }
 
-/// To whom a view gives what it did not have.
+/// Returns the member that a view gives a role that it did not have.
 fn given(before: &View, view: &View) -> Option<Member> {
     match (view.primary, view.peer) {
         (_, Peer::Candidate(candidate)) => Some(candidate),

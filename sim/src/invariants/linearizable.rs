@@ -6,7 +6,7 @@ use crate::invariants::Violation;
 use crate::world::World;
 use kv_history::{Verdict, judge};
 
-/// Judges the history of every key.
+/// Checks the history of every key.
 pub fn check(world: &World) -> Result<(), Violation> {
     let placement = Placement::new(world.config.servers, world.config.shards);
     for (key, history) in &world.workload.histories {

@@ -1,5 +1,5 @@
-//! 17: a group is LOST only when every holder of it is dead; clients are told so only then, and once LOST
-//! it is never served again. Under the policy `shutdown` the cluster stops by then.
+//! 17: a group is LOST only when all its holders are dead. Clients receive LOST only then, and a LOST group is
+//! never served again. Under the policy `shutdown` the cluster then stops.
 
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{ClusterId, GroupId};
@@ -10,7 +10,7 @@ use crate::invariants::Violation;
 use crate::server::Answered;
 use crate::world::World;
 
-/// A view is durable.
+/// Checks a view that has become durable.
 pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation> {
     let is_dead = |member: Member| {
         world.process_of(member).is_none_or(|process| !world.processes[process].alive)
@@ -22,7 +22,7 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
             format_args!("it was LOST, and is not any more"),
         ));
     }
-    // A restored cluster is founded without what was LOST.
+    // A restored cluster is founded without the groups that were LOST.
     let serves = world.coordinator.cluster.as_ref().is_some_and(|cluster| {
         !matches!(cluster.state(), ClusterState::Starting | ClusterState::Stopping)
     });
@@ -31,8 +31,8 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
         return Err(Violation::of(view.group, 17, words));
     }
     let mut holders = [before.primary, before.secondary()].into_iter().flatten();
-    // A server that has left in order makes no group LOST. But a coordinator that did not start a process cannot read
-    // its exit status. If it follows a crashed coordinator, the exit looks like a death to it.
+    // An orderly exit makes no group LOST. But a coordinator cannot read the exit status of a process that it
+    // did not start. After a coordinator's crash, its successor therefore counts an orderly exit as a death.
     let is_unknown = |holder: Member| {
         let process = world.process_of(holder).map(|process| &world.processes[process]);
         process.is_some_and(|process| process.term != world.coordinator.term)
@@ -48,7 +48,7 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
     Err(Violation::of(view.group, 17, format_args!("it is LOST though it need not be")))
 }
 
-/// The coordinator counts a second fault: an exit after complete dumps is none.
+/// Checks a second fault that the coordinator counts: an exit after complete dumps is none.
 pub fn second_fault(world: &World, first: ServerId, second: ServerId) -> Result<(), Violation> {
     if !(world.config.calm || world.config.orphans) {
         return Ok(());
@@ -57,7 +57,7 @@ pub fn second_fault(world: &World, first: ServerId, second: ServerId) -> Result<
     Err(Violation::new(17, words))
 }
 
-/// An operation has ended for its client with LOST.
+/// Checks an operation that ended for its client with LOST.
 pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result<(), Violation> {
     match durable(world, cluster, group) {
         Some(view) if view.primary.is_some() => {
@@ -68,10 +68,10 @@ pub fn said(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Result
     }
 }
 
-/// A process of a cluster has answered a request, in a wake-up for which it read the clock at `read_at`: what
-/// it does late, because it stood still since, counts as done then. And that both holders have a write may be
-/// told long after: the ack lay in the inbox of a primary that stood still while others went on with its group,
-/// and lost it.
+/// Checks a response of a process of this cluster. The process read its clock at `read_at`, at the start of the
+/// wake-up: work that it does late, after a pause, counts as done then. A response with two copies is exempt,
+/// because it may be much delayed: the ack may lie in the inbox of a paused primary, while the other members
+/// continue and then lose the group.
 pub fn answered(
     world: &World,
     cluster: ClusterId,
@@ -97,7 +97,7 @@ fn is_lost(view: &View) -> bool {
     view.primary.is_none() && view.version > ViewVersion(0)
 }
 
-/// The newest view of a group that is on the coordinator's disk, if that is of this cluster.
+/// Returns the newest view of a group on the coordinator's disk, if the disk belongs to this cluster.
 fn durable(world: &World, cluster: Option<ClusterId>, group: GroupId) -> Option<View> {
     let disk = world.coordinator.disk.as_ref().filter(|disk| Some(disk.cluster) == cluster)?;
     disk.views.get(usize::from(group.0)).copied()

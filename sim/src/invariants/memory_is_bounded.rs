@@ -4,11 +4,11 @@ use kv_core::replica::Replica;
 
 use crate::invariants::Violation;
 
-/// What followers that must take what their primary took, copies under way, and memory that is held and
-/// not in use may add: some of the longest values, and some chunks.
+/// The excess allowed for followers that must accept their primary's writes, for copies in progress, and for
+/// reserved but unused memory: some values of maximum length, and some chunks.
 const SLACK: u64 = 512 << 10;
 
-/// Looks at one replica.
+/// Checks one replica.
 pub fn check(replica: &Replica, limit: u64) -> Result<(), Violation> {
     let bytes = replica.reserved_bytes();
     if bytes <= limit + SLACK {

@@ -1,11 +1,11 @@
-//! 12: the version of a key only grows, for all clients together.
+//! 12: the version of a key only grows, over all clients together.
 
 use kv_protocol::ids::GroupId;
 
 use crate::client::Flight;
 use crate::invariants::Violation;
 
-/// An operation that ended with a version; `flight.floor` is the newest that was known to anyone when
+/// Checks an operation that ended with a version. `flight.floor` is the newest version in any response before
 /// it began.
 pub fn check(flight: &Flight, version: u64) -> Result<(), Violation> {
     let (group, _): (GroupId, _) = flight.place;

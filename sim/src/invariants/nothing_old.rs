@@ -1,11 +1,11 @@
-//! 9: nothing is accepted under an old view or of an old process.
+//! 9: nothing is accepted from an old view or an old process.
 
 use kv_protocol::ids::{GroupId, ViewVersion};
 use kv_protocol::{Incarnation, Member};
 
 use crate::invariants::Violation;
 
-/// A replica has taken a message of a view.
+/// Checks a message that a replica has accepted.
 pub fn message(group: GroupId, got: ViewVersion, installed: ViewVersion) -> Result<(), Violation> {
     if got == installed {
         return Ok(());
@@ -14,7 +14,7 @@ pub fn message(group: GroupId, got: ViewVersion, installed: ViewVersion) -> Resu
     Err(Violation::of(group, 9, words))
 }
 
-/// The coordinator has taken a heartbeat for that of a member.
+/// Checks a heartbeat that the coordinator has attributed to a member.
 pub fn heartbeat(speaks: Incarnation, member: Member) -> Result<(), Violation> {
     if member.incarnation == speaks {
         return Ok(());

@@ -1,14 +1,14 @@
-//! 4: a sequence number belongs to one write for ever.
+//! 4: a sequence number belongs to one write forever.
 
 use std::collections::HashMap;
 
 use crate::checks::{Place, Question};
 use crate::invariants::Violation;
 
-/// By place and number: whose write it is.
+/// The write that has a sequence number, by place and sequence number.
 pub type Numbers = HashMap<(Place, u64), Question>;
 
-/// A write was answered OK under this number.
+/// Checks a write that was acknowledged with OK under this sequence number.
 pub fn check(
     numbers: &mut Numbers,
     place: Place,

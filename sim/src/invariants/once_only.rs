@@ -1,4 +1,4 @@
-//! 13: each write of a session executes at most once, and all its answers are equal.
+//! 13: each write of a session executes at most once, and all responses to it are equal.
 
 use std::collections::HashMap;
 
@@ -8,10 +8,10 @@ use crate::checks::{Place, Question};
 use crate::invariants::Violation;
 use crate::server::Answered;
 
-/// By write: what it was answered.
+/// The definite response to a write, by write.
 pub type Answers = HashMap<Question, (Status, u64)>;
 
-/// A write was answered for good.
+/// Checks a definite response to a write.
 pub fn check(
     answers: &mut Answers,
     place: Place,

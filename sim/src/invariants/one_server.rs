@@ -1,10 +1,10 @@
-//! 1: at most one member may answer reads of a group's shard at any instant.
+//! 1: at most one member may serve reads of a group's shard at any instant.
 
 use crate::checks::Place;
 use crate::invariants::{Violation, may_serve};
 use crate::world::World;
 
-/// Looks at every process that holds the place.
+/// Checks all processes with a replica of the place.
 pub fn check(world: &World, (group, shard): Place) -> Result<(), Violation> {
     let mut serving = None;
     for process in world.processes.iter().filter(|process| process.alive) {

@@ -1,5 +1,4 @@
-//! 5: a version of a group is one view, whichever coordinator of a cluster told it and whoever installed
-//! it.
+//! 5: a version of a group names one view, for all coordinators and replicas of a cluster.
 
 use std::collections::HashMap;
 
@@ -8,11 +7,11 @@ use kv_protocol::ids::{ClusterId, GroupId, ViewVersion};
 
 use crate::invariants::Violation;
 
-/// Every view that was ever told or installed. A cluster that is restored has versions of its own: its
-/// start may fail, and another one be made of the same dumps.
+/// All views that were ever sent or installed. Each restored cluster has versions of its own: its start may
+/// fail, and another cluster be founded from the same dumps.
 pub type Views = HashMap<(ClusterId, GroupId, ViewVersion), View>;
 
-/// A view is told, or has been installed.
+/// Checks a view that is sent, or has been installed.
 pub fn check(views: &mut Views, cluster: ClusterId, view: &View) -> Result<(), Violation> {
     let known = *views.entry((cluster, view.group, view.version)).or_insert(*view);
     if known == *view {
@@ -22,7 +21,7 @@ pub fn check(views: &mut Views, cluster: ClusterId, view: &View) -> Result<(), V
     Err(Violation::of(view.group, 5, words))
 }
 
-/// A replica was ordered to install another view under the version that it has installed.
+/// Returns the violation of an order that names other members under the installed version.
 pub fn contradiction(group: GroupId, version: ViewVersion) -> Violation {
     let words = format_args!("view {version} was ordered with other members than it has");
     Violation::of(group, 5, words)

@@ -1,5 +1,4 @@
-//! 14: a replica that is not the primary of the view it has installed accepts no write and answers no
-//! read.
+//! 14: a replica that is not the primary of its installed view accepts no write and serves no read.
 
 use kv_core::replica::Inspection;
 use kv_protocol::client_message::Status;
@@ -7,7 +6,7 @@ use kv_protocol::ids::GroupId;
 
 use crate::invariants::Violation;
 
-/// A replica has just answered a request.
+/// Checks a response that a replica has just sent.
 pub fn check(group: GroupId, sight: &Inspection, status: Status) -> Result<(), Violation> {
     let is_answer =
         matches!(status, Status::Ok | Status::NotFound | Status::Conflict | Status::NotDone);

@@ -1,4 +1,4 @@
-//! 27: a value that is being sent stays as it was when the request came, whatever is written, deleted or moved
+//! 27: a value that is being sent does not change after its request, whatever is written, deleted or moved
 //! meanwhile.
 
 use kv_protocol::ids::GroupId;

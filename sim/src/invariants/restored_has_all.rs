@@ -1,5 +1,6 @@
-//! 17, of a restore: what comes back has every acknowledged write and is equal to what was dumped, and
-//! a group is LOST only if none of its last holders has left a whole dump; where nobody but leavers ended, none is.
+//! 17, for a restore: the restored data has every acknowledged write and equals what was dumped. A group is
+//! LOST only if none of its last holders has left a complete dump. If every server ended in order, no group is
+//! LOST.
 
 use kv_core::cluster::DurableState;
 use kv_core::dump::Dump;
@@ -12,7 +13,7 @@ use crate::checks::Checks;
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// Looks at what is about to be restored.
+/// Checks a restore plan.
 pub fn check(
     checks: &Checks,
     world: &World,
@@ -39,7 +40,7 @@ pub fn check(
     plan.lost().try_for_each(|group| lost(world, durable, dumps, group))
 }
 
-/// A group is LOST by the plan.
+/// Checks a group that is LOST by the plan.
 fn lost(
     world: &World,
     durable: &DurableState,
@@ -52,7 +53,7 @@ fn lost(
         let last = world.last_holders.get(&(durable.cluster, group));
         holders.extend(last.into_iter().flatten().copied().map(Some));
     }
-    // It was LOST before, or the operator has given up its tables, or two servers have crashed.
+    // The group was LOST before, the operator has given up its tables, or two servers have crashed.
     let was_given_up = world.operator.has_given_up(durable.cluster, group);
     let may_be = was_given_up || world.operator.insists() || world.config.double;
     if !may_be && view.version > ViewVersion(0) {
@@ -68,7 +69,7 @@ fn lost(
     Err(Violation::of(group, 17, words))
 }
 
-/// A replica has loaded its shard of a dump, of which the replica that wrote it held this.
+/// Checks that a replica has loaded the contents that the writer of the dump held.
 pub fn is_equal(replica: &Replica, dumped: Option<ContentDigest>) -> Result<(), Violation> {
     let loaded = replica.content();
     match dumped {

@@ -1,4 +1,4 @@
-//! 19: once all is home every group that is not LOST serves, and has two copies.
+//! 19: once every group is home, every group that is not LOST serves, and has two replicas.
 
 use kv_protocol::ids::GroupId;
 
@@ -7,7 +7,7 @@ use crate::invariants::Violation;
 use crate::world::World;
 use kv_history::{Answered, Asked};
 
-/// An operation that began when all was at rest has ended. (Whether LOST is true is looked at elsewhere.)
+/// Checks an operation that began at rest and has ended. (Whether LOST is justified is checked elsewhere.)
 pub fn check(world: &World, flight: &Flight, answered: Answered) -> Result<(), Violation> {
     let (group, _): (GroupId, _) = flight.place;
     let has_little_memory = world.config.bounds.has_little_memory();

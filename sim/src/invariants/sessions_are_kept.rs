@@ -1,5 +1,5 @@
-//! 23: a session that was used lately is known wherever its group is served: no write of it gets SESSION_EXPIRED. Time
-//! in which all machines slept does not count.
+//! 23: a recently used session is known wherever its group is served: no write of it gets SESSION_EXPIRED. Time
+//! in which all machines were suspended does not count.
 
 use std::collections::HashMap;
 
@@ -9,24 +9,24 @@ use crate::checks::Place;
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// By session, the latest start of a write that is known to be done. The write was done then or later. A retry that
-/// gets the first answer prolongs nothing.
+/// The latest start of a write that is known to be done, by session. The write was done then or later. A retry
+/// that gets the first response prolongs nothing.
 pub type Used = HashMap<(Place, ClientId), u64>;
 
-/// The time for which the machines have been awake.
+/// Returns the time for which the machines have been awake.
 fn awake(world: &World) -> u64 {
     world.now.saturating_sub(world.slept)
 }
 
-/// Notes the final answer to a write.
+/// Records the final response to a write.
 pub fn note(used: &mut Used, world: &World, place: Place, client: ClientId, asked_at: u64) {
-    // Machines may have slept since then. That makes the result earlier, never later.
+    // Machines may have been suspended since then. That makes the result earlier, never later.
     let at = asked_at.saturating_sub(world.slept);
     let last = used.entry((place, client)).or_default();
     *last = (*last).max(at);
 }
 
-/// Checks the report that the session of a client's write under way has expired.
+/// Checks a SESSION_EXPIRED response to a client's write in flight.
 pub fn check(used: &Used, world: &World, place: Place, client: ClientId) -> Result<(), Violation> {
     let Some(last) = used.get(&(place, client)) else { return Ok(()) };
     let ago = awake(world).saturating_sub(*last);

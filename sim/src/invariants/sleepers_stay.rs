@@ -1,5 +1,6 @@
-//! 20: where all servers are paused together, however often, none of them has to go: who slept did not hear the others,
-//! and proves nothing against them. A coordinator that slept with them does not even suspect them.
+//! 20: if all servers are paused together, however often, none of them is replaced. A server that was paused
+//! received nothing from the others meanwhile, which proves nothing against them. A coordinator paused with
+//! them suspects none.
 
 use kv_core::cluster::DownCause;
 use kv_protocol::{Member, View};
@@ -7,7 +8,7 @@ use kv_protocol::{Member, View};
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// A view follows another.
+/// Checks the view that follows another.
 pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation> {
     if !world.config.stands || before.version.0 == 0 {
         return Ok(());
@@ -17,7 +18,7 @@ pub fn check(world: &World, before: &View, view: &View) -> Result<(), Violation>
     Err(Violation::of(view.group, 20, words))
 }
 
-/// The coordinator takes a server to be down.
+/// Checks the coordinator's decision that a server is down.
 pub fn is_down(world: &World, member: Member, cause: &DownCause) -> Result<(), Violation> {
     if !world.config.coordinator_stands || *cause != DownCause::Silent {
         return Ok(());

@@ -1,9 +1,10 @@
-//! 20: where servers are only slow, one after the other, no view changes without a fault, and no server loses its
-//! place for another.
+//! 20: if servers are only slow, one after the other, no view changes without a fault, and no server loses its
+//! place because of another.
 //!
-//! A fault is an executor that stands for longer than the failure timeout, or memory that has run out. The drift of
-//! the clocks makes that four fifths of it in true time. Nobody dies there: so there is no second fault, a process
-//! is replaced only when it has failed several times, and every operation ends within its deadline.
+//! A fault is an executor that stalls for longer than the failure timeout, or exhausted memory. Because of
+//! clock drift, four fifths of that timeout in true time count. No process dies in such runs. So there is no
+//! second fault, a process is replaced only after several failures, and every operation ends within its
+//! deadline.
 
 use std::collections::BTreeMap;
 
@@ -15,45 +16,45 @@ use crate::client::{DEADLINE, Flight};
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// A stall that is shorter is no fault, whatever the clocks drift, in nanoseconds.
+/// The longest stall that is no fault on any drifting clock, in nanoseconds.
 #[allow(clippy::cast_possible_truncation)] // Half a second.
 pub const NO_FAULT: u64 = 4 * (LEASE.as_millis() / 5) as u64 * 1_000_000;
-/// A view that follows from a fault comes at most so long after its end: complaint, probes, two stores.
+/// The most time between the end of a fault and a view that follows from it: complaint, probes, two stores.
 const FOLLOWS_WITHIN: u64 = 3_000_000_000;
-/// The longest time for which an inquiry goes on after a fault: a complaint, and the timeout of its probes, twice.
+/// The longest inquiry after a fault: a complaint, and the timeout of its probes, twice.
 const JUDGED_WITHIN: u64 = 800_000_000;
-/// A process may be replaced after so many failures.
+/// The number of failures after which a process may be replaced.
 const FAILURES: u32 = 3;
 
-/// What was done to servers, and what became of them.
+/// Injected slowness, and its consequences.
 #[derive(Debug, Default)]
 pub struct Slowness {
-    /// By place: when its last fault ended.
+    /// The end of a place's last fault, by place.
     faults: BTreeMap<u16, u64>,
-    /// By process: how often it was dropped as candidate, or as one that could not follow.
+    /// The number of times that a process was dropped as a candidate or as a secondary that could not follow.
     failures: BTreeMap<Member, u32>,
 }
 
 impl Slowness {
-    /// A place suffers a fault until then.
+    /// Records a fault of a place that lasts until `until`.
     pub fn note_fault(&mut self, place: u16, until: u64) {
         let end = self.faults.entry(place).or_default();
         *end = (*end).max(until);
     }
 
-    /// Returns whether a place other than this one suffers a fault, or did a moment ago.
+    /// Returns whether another place suffers a fault, or did a moment ago.
     pub fn is_judged(&self, place: u16, now: u64) -> bool {
         let mut others = self.faults.iter().filter(|(other, _)| **other != place);
         others.any(|(_, until)| now < until + JUDGED_WITHIN)
     }
 
-    /// A process has failed once more.
+    /// Counts a failure of a process.
     pub fn note_failure(&mut self, member: Member) {
         *self.failures.entry(member).or_default() += 1;
     }
 }
 
-/// A view follows another.
+/// Checks the view that follows another.
 pub fn check(world: &mut World, before: &View, view: &View) -> Result<(), Violation> {
     if !world.config.slow {
         return Ok(());
@@ -74,7 +75,7 @@ pub fn check(world: &mut World, before: &View, view: &View) -> Result<(), Violat
     Ok(())
 }
 
-/// The coordinator counts a second fault.
+/// Checks a second fault that the coordinator counts.
 pub fn double_fault(world: &World) -> Result<(), Violation> {
     match world.config.slow {
         true => Err(Violation::new(20, "slow servers are taken for a second fault".to_owned())),
@@ -82,7 +83,7 @@ pub fn double_fault(world: &World) -> Result<(), Violation> {
     }
 }
 
-/// A process is to be replaced.
+/// Checks the replacement of a process.
 pub fn is_replaced(world: &World, member: Member) -> Result<(), Violation> {
     let failures = world.slowness.failures.get(&member).copied().unwrap_or(0);
     match world.config.slow && failures < FAILURES {
@@ -91,7 +92,7 @@ pub fn is_replaced(world: &World, member: Member) -> Result<(), Violation> {
     }
 }
 
-/// An operation has ended for its client.
+/// Checks an operation that has ended for its client.
 pub fn ended(world: &World, flight: &Flight, answered: Answered) -> Result<(), Violation> {
     let is_late = answered == Answered::InDoubt && world.now >= flight.start + DEADLINE;
     if !world.config.slow || !is_late {

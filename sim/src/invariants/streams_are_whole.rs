@@ -1,21 +1,21 @@
-//! 22: the two holders understand each other: a stream ends for a view, a stop, a lack of memory or a
-//! death, never because one end says what the other does not take.
+//! 22: the two holders accept each other's messages. A stream ends because of a view, a stop, a lack of memory
+//! or a death, never because of a message that the other end rejects.
 
 use kv_core::replica::StreamError;
 use kv_protocol::ids::GroupId;
 
 use crate::invariants::Violation;
 
-/// A replica refused a message of its stream. The last words of the dead may come behind the proof of
-/// their death, on which their successor has taken over. With a rule left out that is how the others notice, and
-/// what is to be seen is the promise behind the rule: there, nothing is judged.
+/// Checks a message that a replica rejected on its stream. Messages of a dead process may arrive after the
+/// proof of its death, when its successor has already taken over. With a mutation, a rejected message is an
+/// expected symptom of another broken promise, so nothing is judged here.
 pub fn refused(group: GroupId, error: &StreamError, is_of_the_dead: bool) -> Result<(), Violation> {
     let is_known = matches!(
         error,
         StreamError::View { .. }
             | StreamError::Frozen
             | StreamError::OutOfMemory { .. }
-            | StreamError::Diverged { .. } // number 11's
+            | StreamError::Diverged { .. } // invariant 11
     );
     if is_known || is_of_the_dead || cfg!(feature = "holes") {
         return Ok(());

@@ -7,7 +7,7 @@ use crate::checks::{Checks, Place};
 use crate::invariants::Violation;
 use crate::world::World;
 
-/// Looks at a replica that has just begun to serve.
+/// Checks a replica that has just begun to serve.
 pub fn check(
     checks: &Checks,
     process: usize,
@@ -28,8 +28,8 @@ pub fn check(
     Ok(())
 }
 
-/// The primary of a hand-over view has just taken over. While the old primary lives, everything that it
-/// ever logged has come: it will count all of that as committed.
+/// Checks the primary of a hand-over view that has just taken over. If the old primary is alive, every write
+/// that it logged has arrived, because it counts all of them as committed.
 pub fn after_handover(
     checks: &Checks,
     world: &World,
@@ -49,7 +49,7 @@ pub fn after_handover(
     let Some(old) = old.map(|old| &world.processes[old]).filter(|old| old.alive) else {
         return Ok(());
     };
-    // One that has gone on to a later view counts nothing of this one any more.
+    // A member that has installed a later view no longer counts anything in this one.
     let logged = old.replica(group, shard).map(|replica| replica.inspect());
     let logged = logged.filter(|logged| logged.view == Some(view));
     let Some(last) = logged.map(|logged| logged.last).filter(|last| *last > sight.last) else {

@@ -1,5 +1,5 @@
-//! 10: a candidate counts for every commit from the moment it is in the union, while it is copied to and
-//! later, and it is told to have caught up only when it has.
+//! 10: a candidate counts for every commit from the moment it joins the union, during the copy and after it. It
+//! is reported to have caught up only when it has.
 
 use kv_core::replica::Inspection;
 use kv_protocol::control_message::ReplicaState;
@@ -10,8 +10,8 @@ use crate::invariants::{Violation, acked_is_held};
 use crate::server::Answered;
 use crate::world::World;
 
-/// A primary enters no union before it may serve, and does not leave a candidate behind that it has told
-/// to have caught up, under the same view.
+/// Checks that a primary enters no union before it may serve. A candidate that it has reported as caught up
+/// does not fail under the same view.
 pub fn check(
     checks: &Checks,
     process: usize,
@@ -35,8 +35,8 @@ pub fn check(
     Ok(())
 }
 
-/// A write was answered OK by a primary in a union: the candidate holds it. What was written before the
-/// union, and is answered again now, the copy may have yet to bring.
+/// Checks a write that a primary in a union acknowledged with OK: the candidate holds it. A write older than
+/// the union, acknowledged again now, may not have been copied yet.
 pub fn on_acked(
     world: &World,
     process: usize,
@@ -55,7 +55,7 @@ pub fn on_acked(
     }
 }
 
-/// A candidate that is made secondary has a complete copy of every shard.
+/// Checks that a candidate that becomes secondary has a complete copy of every shard.
 pub fn on_view(world: &World, before: &View, view: &View) -> Result<(), Violation> {
     let (Peer::Candidate(candidate), Peer::Secondary(secondary)) = (before.peer, view.peer) else {
         return Ok(());

@@ -6,7 +6,7 @@ use kv_protocol::Epoch;
 use crate::checks::{Checks, Place};
 use crate::invariants::Violation;
 
-/// Compares with what was seen last.
+/// Checks the installed version against that of the previous check.
 pub fn check(
     checks: &Checks,
     process: usize,
@@ -26,7 +26,7 @@ pub fn check(
     }
 }
 
-/// A server obeys a coordinator: the one that it obeyed, or one of a later term.
+/// Checks that a server obeys either the same coordinator as before, or one with a higher epoch.
 pub fn epochs(before: Epoch, after: Epoch) -> Result<(), Violation> {
     if after.number > before.number || after == before {
         return Ok(());

@@ -1,36 +1,36 @@
-//! Kinds of faults, and what each does.
+//! The kinds of faults, and their effects.
 
 use crate::event::Happening;
 use crate::network::Host;
 use crate::random::Random;
 use crate::world::World;
 
-/// What can go wrong.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// A process ends.
+    /// A process crashes.
     Crash,
-    /// A process does nothing for a while.
+    /// A process is paused.
     Pause,
-    /// The same, right between the reading of the clock and what is decided by it.
+    /// A process is paused between reading the clock and acting on it.
     Stall,
-    /// One executor does nothing for a while; the others of its process go on.
+    /// One executor is paused; the others of its process continue.
     Hiccup,
     /// Connections break.
     BreakStreams,
-    /// Nothing comes through between hosts.
+    /// Nothing passes between hosts.
     CutBothWays,
-    /// Nothing comes through in one direction.
+    /// Nothing passes between hosts in one direction.
     CutOneWay,
-    /// The coordinator ends, and another follows.
+    /// The coordinator crashes, and another starts.
     CoordinatorCrash,
-    /// The coordinator does nothing for a while.
+    /// The coordinator is paused.
     CoordinatorPause,
-    /// The coordinator's disk takes nothing for a while.
+    /// The coordinator's disk is full.
     DiskFull,
 }
 
-/// All of them.
+/// All kinds of faults.
 pub const KINDS: [Kind; 10] = [
     Kind::Crash,
     Kind::Pause,
@@ -45,7 +45,7 @@ pub const KINDS: [Kind; 10] = [
 ];
 
 impl Kind {
-    /// As people read it.
+    /// Returns the readable name.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Crash => "crash",
@@ -62,22 +62,22 @@ impl Kind {
     }
 }
 
-/// What is cut.
+/// A cut.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cut {
-    /// The place that is cut off from everyone or from the coordinator; `None`: from one other server.
+    /// The place that is cut off from everything or from the coordinator; `None`: a cut between two servers.
     off: Option<usize>,
 }
 
 impl Cut {
-    /// Whether this place alone is what the cut takes away.
+    /// Returns whether the cut isolates exactly this place.
     pub(super) fn is_about(&self, place: usize) -> bool {
         self.off == Some(place)
     }
 }
 
-/// Whom a fault at a place hits: the place itself, now and then, or where nothing runs there, a
-/// neighbour. `None`: nobody.
+/// Returns the victim of a fault at a place: the place itself, or a neighbour, now and then or if no process
+/// runs there. `None`: no process to strike.
 pub(super) fn victim(world: &mut World, place: usize, kind: Kind) -> Option<usize> {
     if !matches!(kind, Kind::Pause | Kind::Stall | Kind::Hiccup | Kind::BreakStreams) {
         return Some(place);
@@ -90,8 +90,8 @@ pub(super) fn victim(world: &mut World, place: usize, kind: Kind) -> Option<usiz
     world.running_at(victim).map(|_| victim)
 }
 
-/// Does it to a place; `false` where nothing was done that is to be counted now. A stall strikes when
-/// there is something to serve; the end of the coordinator is left to [`apply_late`].
+/// Injects the fault at a place. Returns false if nothing was done that counts now. A stall strikes when there
+/// is something to serve; a coordinator crash is left to [`apply_late`].
 pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
     match (kind, world.running_at(place)) {
         (Kind::Crash, Some(process)) => world.kill(process),
@@ -113,7 +113,7 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
         (Kind::CutBothWays | Kind::CutOneWay, _) => cut(world, place, kind == Kind::CutOneWay),
         (Kind::CoordinatorCrash, _) => {}
         (Kind::DiskFull, _) => {
-            // Where sessions are forgotten soon, a write may wait for longer than that.
+            // Where sessions expire soon, a write may stay pending for longer than that.
             let is_long = world.config.forgets_soon() && world.random.per_mille(300);
             let (full, stands) = match is_long {
                 true => ((14_000_000_000, 17_000_000_000), (12_500_000_000, 14_000_000_000)),
@@ -121,7 +121,8 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
             };
             let lasts = world.random.between(full.0, full.1);
             world.coordinator.disk_full_until = world.now + lasts;
-            // What it is needed for: somebody stands for a while, as a fault of which nothing is left.
+            // A full disk matters only if there is something to store. A paused process causes that, and
+            // resumes afterwards.
             if let Some(process) = world.running_at(place) {
                 let pause = world.random.between(stands.0, stands.1);
                 world.pause(process, pause);
@@ -136,7 +137,7 @@ pub(super) fn apply(world: &mut World, place: usize, kind: Kind) -> bool {
     true
 }
 
-/// The coordinator does nothing for a while.
+/// Pauses the coordinator.
 pub fn pause_coordinator(world: &mut World, pause: u64) {
     let (before, until) = (world.coordinator.paused_until.max(world.now), world.now + pause);
     world.coordinator.slept = (world.coordinator.slept + until).saturating_sub(before);
@@ -144,7 +145,7 @@ pub fn pause_coordinator(world: &mut World, pause: u64) {
     world.after(pause, Happening::Resume(None));
 }
 
-/// Breaks some connections of a process; `false` if none was broken.
+/// Breaks some connections of a process. Returns false if none was broken.
 fn break_streams(world: &mut World, process: usize) -> bool {
     let host = Host(world.processes[process].place);
     let mut is_any = false;
@@ -157,7 +158,7 @@ fn break_streams(world: &mut World, process: usize) -> bool {
     is_any
 }
 
-/// The coordinator's end comes after the fault is counted, because it forgets the step.
+/// Crashes the coordinator after the fault is counted, because the crash discards the recovery step.
 pub(super) fn apply_late(world: &mut World, kind: Kind) {
     if kind == Kind::CoordinatorCrash {
         world.kill_coordinator();
@@ -169,8 +170,8 @@ pub(super) fn apply_late(world: &mut World, kind: Kind) {
     }
 }
 
-/// Cuts a place off from the other servers and the coordinator, or from the coordinator, or from one
-/// other server; now and then from a client as well.
+/// Cuts a place off from the other servers and the coordinator, or from the coordinator, or from one other
+/// server; now and then from a client as well.
 fn cut(world: &mut World, place: usize, one_way: bool) {
     let servers = usize::from(world.config.servers);
     let mut others: Vec<usize> = match world.random.below(4) {
@@ -198,7 +199,7 @@ fn cut(world: &mut World, place: usize, one_way: bool) {
         _ => world.random.between(1_000_000_000, 3_000_000_000),
     };
     world.after(heal, Happening::Heal);
-    // The coordinator, too, loses sight of it for a moment, while its lease still holds.
+    // The coordinator, too, loses its link to the place for a moment, while the lease still holds.
     if world.random.per_mille(500) {
         let delay = world.random.between(250_000_000, 500_000_000);
         world.after(delay, Happening::BreakLink(place));
@@ -232,7 +233,7 @@ fn pause_length(random: &mut Random) -> u64 {
     }
 }
 
-/// Breaks the connection for heartbeats of whoever runs at a place.
+/// Breaks the heartbeat connection of the process at a place.
 pub fn break_link(world: &mut World, place: usize) {
     let link = world.running_at(place).and_then(|process| world.processes[process].link);
     if let Some((number, _)) = link {

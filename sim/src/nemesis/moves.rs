@@ -1,19 +1,19 @@
-//! Places that are given to other hosts: of processes that serve, and of such that nobody can reach any more.
+//! Moves of places to other hosts, from processes that serve and from unreachable ones.
 //!
-//! A process whose host cannot be reached stands for seconds, and is killed late, if ever. When its successor, on
-//! another host, has long been there, it wakes with its old views, and tries to serve.
+//! A process on an unreachable host pauses for seconds, and is killed late, if ever. It resumes with its old
+//! views long after its successor has started on another host, and tries to serve.
 
 use kv_protocol::ServerId;
 
 use crate::event::Happening;
 use crate::world::World;
 
-/// How a move is counted.
+/// The name under which a move is counted.
 pub const MOVE: &str = "move";
-/// The share, in a thousand, of faults at rest that are a move.
+/// The share of faults at rest that are a move, per mille.
 const MOVES: u64 = 400;
 
-/// Begins a move now and then; whether it did.
+/// Begins a move now and then. Returns whether it did.
 pub(super) fn strike(world: &mut World) -> bool {
     if !world.config.moves || !world.random.per_mille(MOVES) {
         return false;
@@ -37,7 +37,7 @@ pub(super) fn strike(world: &mut World) -> bool {
     true
 }
 
-/// The operator gives the place to another host.
+/// Moves the place to another host.
 pub fn give_place(world: &mut World, place: usize) {
     if world.is_healing {
         return;

@@ -1,4 +1,5 @@
-//! Runs in which servers are only slow: one executor stands, or reads nothing from other servers, or memory runs out.
+//! Runs in which servers are only slow: an executor stalls, or receives nothing from other servers, or memory
+//! runs out.
 
 use std::sync::atomic::Ordering;
 
@@ -7,16 +8,16 @@ use crate::event::Happening;
 use crate::invariants::slow_are_spared::NO_FAULT;
 use crate::world::World;
 
-/// How stalls of an executor are counted, those that are a fault and those that are none.
+/// The name under which an executor's stall is counted that is a fault.
 pub const LONG_STALL: &str = "long stall";
-/// As above.
+/// The name under which an executor's stall is counted that is no fault.
 pub const SHORT_STALL: &str = "short stall";
-/// The longest time, in nanoseconds, that a stall of a starved executor and its work until the next one take.
+/// The most time, in nanoseconds, that a stall of a starved executor and its work until the next one take.
 const STARVED_WITHIN: u64 = 840_000_000;
-/// How lacks of memory are counted.
+/// The name under which a lack of memory is counted.
 pub const NO_MEMORY: &str = "no memory";
 
-/// One server is struck; the next one often before all is home again.
+/// Slows one server; often the next one before every group is home again.
 pub fn strike(world: &mut World) {
     let again = match world.random.per_mille(400) {
         true => world.random.between(300_000_000, 900_000_000),
@@ -33,8 +34,9 @@ pub fn strike(world: &mut World) {
         0..=4 => {
             let stall = world.random.between(100_000_000, NO_FAULT);
             stand(world, process, stall);
-            // A process that stands while another one's fault is being judged sends no response, as if it were the slow
-            // one. Then two are slow at once, and the well one between them can be taken for the cause of both.
+            // A process that stalls while another's fault is being judged sends no response, as if it were the
+            // slow one. Then two are slow at once, and a healthy one between them can be taken for the cause of
+            // both.
             if world.slowness.is_judged(id, world.now) {
                 for place in 0..world.config.servers {
                     world.slowness.note_fault(place, world.now + stall);
@@ -49,7 +51,7 @@ pub fn strike(world: &mut World) {
             stand_again(world, process, shard, more);
             LONG_STALL
         }
-        // For much longer, it fails as a candidate too, in both of its groups, and is replaced as it must be.
+        // For much longer, it would also fail as a candidate, in both of its groups, and be rightly replaced.
         6 if is_whole => {
             let lasts = world.random.between(700_000_000, 1_200_000_000);
             let shard = world.random.index(usize::from(world.config.shards));
@@ -63,7 +65,7 @@ pub fn strike(world: &mut World) {
             world.slowness.note_fault(id, world.now + stall);
             LONG_STALL
         }
-        // Two that get no memory could hold no group together.
+        // Two servers without memory could keep no group together.
         _ if is_whole && !anyone_is_exhausted(world) => {
             let lasts = world.random.between(500_000_000, 9_000_000_000);
             world.processes[process].is_exhausted.store(true, Ordering::Relaxed);
@@ -77,8 +79,8 @@ pub fn strike(world: &mut World) {
     world.note_place(place, format_args!("fault: {kind} at place {place}"));
 }
 
-/// Starves an executor: it stands for about as long as a complaint takes, works for a moment, and stands again. So it
-/// answers the probe, but still does not receive from the others.
+/// Starves an executor: it stalls for about as long as a complaint takes, runs for a moment, and stalls again.
+/// So it responds to the probe, but still does not receive from the others.
 pub fn stand_again(world: &mut World, process: usize, shard: usize, more: u8) {
     if world.is_healing || !world.processes[process].alive || more == 0 {
         return;
@@ -91,11 +93,11 @@ pub fn stand_again(world: &mut World, process: usize, shard: usize, more: u8) {
     world.after(stall + works, Happening::StandAgain(process, shard, more - 1));
 }
 
-/// One executor of a process stands.
+/// Stalls one executor of a process.
 fn stand(world: &mut World, process: usize, stall: u64) {
     let shard = world.random.index(usize::from(world.config.shards));
     let until = world.now + stall;
-    // Stalls one right after the other are a longer one.
+    // Stalls in direct succession would add up to a longer one.
     let is_standing =
         world.processes[process].shards[shard].stopped_until + 2 * NO_FAULT > world.now;
     if !is_standing {

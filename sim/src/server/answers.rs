@@ -1,4 +1,4 @@
-//! Answers to clients: on their way to a connection, and looked at once.
+//! Responses to clients: their collection, and the checks on them.
 
 use kv_core::replica::{Answers, ConnectionId, Replica};
 use kv_protocol::client_message::{Answer, Operation, Request, Status};
@@ -8,31 +8,31 @@ use super::Output;
 use crate::invariants::{lease_is_checked, only_primaries_answer};
 use crate::network::ConnectionNumber;
 
-/// What a client was answered.
+/// A response to a client.
 #[derive(Clone, Copy, Debug)]
 pub struct Answered {
-    /// The group that answered.
+    /// The group that responded.
     pub group: GroupId,
-    /// Over which connection.
+    /// The connection.
     pub to: ConnectionNumber,
-    /// Which request.
+    /// The request.
     pub request: RequestId,
-    /// What.
+    /// The status.
     pub status: Status,
-    /// Copies claimed.
+    /// The number of copies that it reports.
     pub copies: u8,
-    /// The place in the log, of a write that was done.
+    /// The log position, for a write that was done.
     pub version: SequenceNumber,
 }
 
 impl Answered {
-    /// Whether it is a promise to keep a write. Only answers to writes name copies.
+    /// Returns whether it acknowledges a write. Only responses to writes report copies.
     pub fn is_acked(&self) -> bool {
         self.copies > 0 && self.status == Status::Ok
     }
 }
 
-/// Collects the answers of one input.
+/// Collects the responses to one input.
 pub(super) struct Collected<'a> {
     output: &'a mut Vec<Output>,
     group: GroupId,
@@ -59,7 +59,7 @@ pub(super) fn collected(output: &mut Vec<Output>, group: GroupId) -> Collected<'
     Collected { output, group }
 }
 
-/// Sees whether a replica may answer as it just has.
+/// Checks that a replica may send the response that it has just sent.
 pub(super) fn look_at_answer(
     now: Time,
     replica: &Replica,

@@ -1,4 +1,4 @@
-//! Connections: who is at the other side, and what a client asks.
+//! Connections: the identity of the other side, and the requests of clients.
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::client_message::{GROUPS_OF_A_SERVER, Hello, Request, SessionStart, Welcome};
@@ -13,21 +13,21 @@ use crate::network::ConnectionNumber;
 const CLIENT_RULES: FrameRules = FrameRules::unchecked(MAX_CLIENT_BODY);
 pub(super) const STREAM_RULES: FrameRules = FrameRules::checked(MAX_PEER_BODY);
 
-/// What is known of the other side of a connection.
+/// The state of a connection's other side.
 #[derive(Debug)]
 pub(super) enum Peer {
-    /// Accepted; nothing said yet.
+    /// Accepted; no bytes received yet.
     Unknown(FrameBuffer),
     Client(FrameBuffer, ClientId),
-    /// Accepted or dialled for a group's stream. Of an accepted one the hello says which group.
+    /// Accepted or dialled for a group's stream. The hello on an accepted one names the group.
     Stream(FrameBuffer, GroupId),
 }
 
-/// The group of a stream whose hello has not come.
+/// The group of a stream whose hello has not arrived.
 pub(super) const NO_GROUP: GroupId = GroupId(u16::MAX);
 
 impl Peer {
-    /// Takes bytes. The first opcode, once it has come, tells a client from a server.
+    /// Takes bytes. The first opcode distinguishes a client from a server.
     fn take(&mut self, bytes: &[u8]) {
         match self {
             Peer::Client(input, _) | Peer::Stream(input, _) => input.extend(bytes),
@@ -59,7 +59,7 @@ impl Shard {
     ) {
         let at = match self.connections.iter().position(|(known, _)| *known == number) {
             Some(at) => at,
-            // It was ended here, and this was on its way.
+            // The connection was closed here while these bytes were in transit.
             None if self.ended.contains(&number) => return,
             None => {
                 let input = FrameBuffer::new(CLIENT_RULES);
@@ -82,7 +82,7 @@ impl Shard {
         }
     }
 
-    /// The WELCOME for a client.
+    /// Returns the WELCOME for a client.
     fn welcome(&self) -> Vec<u8> {
         let mut starts = [SessionStart::default(); GROUPS_OF_A_SERVER];
         for (start, hosted) in starts.iter_mut().zip(&self.hosted) {
@@ -109,13 +109,13 @@ impl Shard {
         known.any(|(known, peer)| *known == number && matches!(peer, Peer::Stream(..)))
     }
 
-    /// Ends a connection from here.
+    /// Closes a connection from this side.
     pub(super) fn end(&mut self, number: ConnectionNumber, output: &mut Vec<Output>) {
         self.ended.insert(number);
         output.push(Output::Close(number));
     }
 
-    /// Serves the requests of a client; `false` ends its connection.
+    /// Serves the requests of a client. Returns false if its connection must be closed.
     fn serve(
         &mut self,
         now: Time,

@@ -1,4 +1,4 @@
-//! Who dials whom: every replica has the stream that it wants, tried again and again.
+//! Dialling: every replica gets the stream that it needs, with retries.
 
 use std::net::SocketAddr;
 
@@ -10,16 +10,16 @@ use super::connection::{Peer, STREAM_RULES};
 use super::{Output, Shard};
 use crate::network::ConnectionNumber;
 
-/// Pauses between two tries to dial, in nanoseconds of true time.
+/// The first and the longest back-off between two dials, in nanoseconds of true time.
 pub(super) const REDIAL_FIRST: u64 = 1_000_000;
 const REDIAL_LAST: u64 = 100_000_000;
 
-/// A replica's tries to reach its partner.
+/// A replica's attempts to reach its partner.
 #[derive(Debug)]
 pub(super) struct Dial {
     pub(super) address: SocketAddr,
     pub(super) view: ViewVersion,
-    /// `None`: under way, or connected.
+    /// The true time of the next attempt; `None`: dialling, or connected.
     pub(super) due: Option<u64>,
     pub(super) pause: u64,
 }
@@ -32,7 +32,7 @@ impl Dial {
 }
 
 impl Shard {
-    /// Lets every replica have the stream that it wants, and no other that it has dialled.
+    /// Gives every replica the stream that it needs, and closes any other that it has dialled.
     pub(super) fn keep_streams(&mut self, true_now: u64, now: Time, output: &mut Vec<Output>) {
         let cluster = self.identity.cluster;
         for at in 0..self.hosted.len() {
@@ -69,7 +69,7 @@ impl Shard {
         }
     }
 
-    /// A dialled connection stands: its hello goes out, if the stream is wanted still.
+    /// Handles a dialled connection: sends its hello, if the stream is still needed.
     pub(super) fn on_dialled(
         &mut self,
         now: Time,

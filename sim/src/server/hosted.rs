@@ -1,4 +1,4 @@
-//! A replica, and what its driver knows of its stream.
+//! A replica, and the driver's state of its stream.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,25 +16,25 @@ use super::Identity;
 use super::dial::Dial;
 use crate::network::ConnectionNumber;
 
-/// Memory enough for all that a run writes.
+/// Enough memory for everything that a run writes.
 pub const MEMORY: u64 = 64 << 20;
 
-/// What a replica may take, and keep.
+/// The limits of a replica.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Bytes that a table may take before writes are refused.
+    /// The bytes that a table may occupy before writes are rejected.
     pub memory: u64,
-    /// After how long a session that nobody uses is forgotten.
+    /// The idle time after which a session expires.
     pub session_idle: Duration,
     /// True if values that are read stay pinned for a while.
     pub has_slow_readers: bool,
 }
 
-/// Small chunks: a run makes many tables.
+/// Small chunks, because a run creates many tables.
 const CHUNK_BYTES: usize = 64 << 10;
 
 impl Bounds {
-    /// Whether writes may be refused for want of memory.
+    /// Returns whether writes may be rejected for lack of memory.
     pub fn has_little_memory(&self) -> bool {
         self.memory < MEMORY
     }
@@ -43,7 +43,7 @@ impl Bounds {
 /// A replica and its stream.
 #[derive(Debug)]
 pub struct Hosted {
-    /// The machine that ships.
+    /// The replica that ships.
     pub replica: Replica,
     pub(super) stream: Option<ConnectionNumber>,
     pub(super) dialled: Option<PeerHello>,
@@ -54,7 +54,7 @@ pub struct Hosted {
 }
 
 impl Hosted {
-    /// A replica that holds nothing, and has no stream.
+    /// Creates an empty replica without a stream.
     pub(super) fn new(
         me: Member,
         group: GroupId,
@@ -84,7 +84,7 @@ impl Hosted {
         }
     }
 
-    /// What it is, if that is not what it was when it was asked last.
+    /// Returns its role, if that has changed since the last call.
     pub fn role_if_new(&mut self) -> Option<(ReplicaState, ViewVersion)> {
         let role = (self.replica.state(), self.replica.view_version());
         (self.noted.replace(role) != Some(role)).then_some(role)

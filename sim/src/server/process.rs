@@ -19,46 +19,46 @@ use crate::network::ConnectionNumber;
 /// One process.
 #[derive(Debug)]
 pub struct Process {
-    /// Who it is, and of which cluster.
+    /// Its identity.
     pub member: Member,
-    /// As above.
+    /// Its cluster.
     pub cluster: ClusterId,
     /// Its place.
     pub place: usize,
-    /// Its address; the port is its own.
+    /// Its address; the port is unique.
     pub address: SocketAddr,
-    /// Whether it runs.
+    /// True while it runs.
     pub alive: bool,
-    /// It has ended in order, all that it held in whole dumps.
+    /// True if it has exited in order, with complete dumps of all its replicas.
     pub left: bool,
-    /// The coordinator that has started it, and may ask for its exit status.
+    /// The term of the coordinator that started it, which can read its exit status.
     pub term: u64,
-    /// When it was given an order last, as true time.
+    /// The true time at which it last received an order.
     pub last_order: u64,
     /// The true time since which it has received nothing from a coordinator.
     pub alone_since: Option<u64>,
-    /// Until when it does nothing, while time passes.
+    /// The time until which it is paused.
     pub paused_until: u64,
-    /// Until when nobody can kill it, or see whether it has ended.
+    /// The time until which it can be neither killed nor seen to exit.
     pub out_of_reach_until: u64,
-    /// As its reports show it.
+    /// The record of suspends, for the age of its reports.
     sleep: LastSleep,
-    /// The next wake-up of a shard is struck by a pause of this length, after the clock was read.
+    /// The length of a pause that strikes a shard's next wake-up, after the clock was read.
     pub stall_next: Option<u64>,
-    /// The machine towards the coordinator.
+    /// The state machine towards the coordinator.
     pub node: Node,
     /// Its executors.
     pub shards: Vec<Shard>,
-    /// While it is true, the process gets no memory.
+    /// While true, the process cannot allocate memory.
     pub is_exhausted: Arc<AtomicBool>,
-    /// The link for heartbeats, and whether it is admitted.
+    /// The heartbeat link, and whether it is admitted.
     pub link: Option<(ConnectionNumber, bool)>,
-    /// Numbers its dials of the coordinator, so that an old answer is not taken for a new one.
+    /// The number of its dials of the coordinator, which identifies late results.
     pub link_tries: u64,
 }
 
 impl Process {
-    /// A process that has just been started, with an empty table.
+    /// Creates a process that has just been started, with empty tables.
     pub fn new(
         cluster: ClusterId,
         member: Member,
@@ -95,15 +95,15 @@ impl Process {
         }
     }
 
-    /// Whether nothing keeps it or one of its executors from working.
+    /// Returns whether neither it nor any of its executors is stopped.
     pub fn is_at_work(&self, now: u64) -> bool {
         self.paused_until <= now
             && self.stall_next.is_none()
             && self.shards.iter().all(|shard| shard.stopped_until <= now)
     }
 
-    /// What it reports of its replicas: what an executor that stands has not said for a while, it has not heard. Time
-    /// for which all of the process slept is none of that.
+    /// Returns its reports on its replicas, aged by the time for which an executor has not published. Time in
+    /// which the whole process was suspended does not count.
     pub fn reports(&mut self, now: u64) -> Vec<ReplicaReport> {
         let now = Time::from_nanos(now);
         self.sleep.look(now, HEARTBEAT_INTERVAL);
@@ -115,7 +115,7 @@ impl Process {
         self.node.reports().map(aged_report).collect()
     }
 
-    /// The replica of a group's shard.
+    /// Returns the replica of a group's shard.
     pub fn replica(&self, group: GroupId, shard: usize) -> Option<&Replica> {
         let hosted = self.shards[shard].hosted.iter();
         hosted.map(|hosted| &hosted.replica).find(|replica| replica.group() == group)

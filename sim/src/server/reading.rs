@@ -1,4 +1,4 @@
-//! Slow readers: values stay pinned over many wake-ups, as while a long response is sent piece by piece.
+//! Slow readers: values stay pinned over many wake-ups, as if a long response were sent piece by piece.
 
 use kv_core::table::Pin;
 use kv_protocol::client_message::{Operation, Request};
@@ -39,7 +39,7 @@ impl Shard {
         self.readings.push(Reading { group, pin, value, wakes_left });
     }
 
-    /// Checks every value that is being read. Lets go of those that are sent, or whose table was wiped.
+    /// Checks every pinned value. Releases those that are sent, or whose table was wiped.
     pub(super) fn go_on_reading(&mut self, output: &mut Vec<Output>) {
         for mut reading in std::mem::take(&mut self.readings) {
             let group = reading.group;

@@ -16,7 +16,7 @@ use crate::invariants::{copy_is_equal, nothing_old, streams_are_whole};
 use crate::network::ConnectionNumber;
 
 impl Shard {
-    /// Takes the frames of a stream; `false` ends it.
+    /// Handles the frames of a stream. Returns false if it must be closed.
     pub(super) fn stream(
         &mut self,
         now: Time,
@@ -38,7 +38,7 @@ impl Shard {
         true
     }
 
-    /// Takes one frame; an error ends the stream, with or without a refusal.
+    /// Handles one frame. An error ends the stream, with a refusal if one is to be sent.
     fn frame(
         &mut self,
         now: Time,
@@ -172,7 +172,7 @@ impl Shard {
         self.connections.retain(|(known, _)| *known != old);
     }
 
-    /// A stream's connection is over.
+    /// Handles the end of a stream's connection.
     pub(super) fn drop_stream(
         &mut self,
         now: Time,

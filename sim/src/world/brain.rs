@@ -1,4 +1,4 @@
-//! The coordinator's process: what its brain wants done, and what comes to it.
+//! The coordinator's process: its inputs, and the effects of its brain.
 
 use super::SEAL;
 use kv_protocol::control_message::{OrderKind, ViewOrder};
@@ -10,7 +10,7 @@ use crate::invariants::{
 };
 
 impl World {
-    /// Gives the brain an input, and carries out what follows.
+    /// Applies an input to the brain, and executes its effects.
     pub fn brain<R>(
         &mut self,
         give: impl FnOnce(&mut kv_core::cluster::Cluster, Time, &mut Vec<Effect>) -> R,
@@ -73,7 +73,7 @@ impl World {
                     }
                 }
                 Effect::Kill { member, reason } => {
-                    // A stop may kill whoever does not answer.
+                    // A stop may kill processes that do not respond.
                     if reason == KillReason::Replaced {
                         self.check(|_, world| holders_are_spared::check(world, member));
                         self.check(|_, world| slow_are_spared::is_replaced(world, member));
@@ -81,7 +81,8 @@ impl World {
                     if let KillReason::Unanswered(order) = reason {
                         self.check(|_, world| dumped_before_end::is_killed(world, member, order));
                     }
-                    // A host may be hard to reach: whoever is to be killed may go on for a while.
+                    // A host may be hard to reach, so a process may run for a while after the decision to kill
+                    // it.
                     let delay = match self.random.below(100) {
                         0..=24 if !self.is_healing => {
                             self.random.between(100_000_000, 3_000_000_000)
@@ -110,7 +111,7 @@ impl World {
                     }
                     crate::nemesis::on_view(self, &view);
                 }
-                // The operator tries a restore again.
+                // The operator retries the restore.
                 Effect::StartFailed { .. } if self.operator.is_restoring() => {
                     self.after(1_000, Happening::Stopped(term));
                 }
@@ -254,7 +255,7 @@ impl World {
                     return;
                 };
                 let taken = self.brain(|cluster, now, sink| {
-                    // Over an old link it comes from nobody of this time.
+                    // A request over an old link does not come from a current process.
                     let taken = cluster.on_drain_request(now, link, server, sink);
                     taken.is_ok().then(|| cluster.member(server))
                 });
@@ -263,7 +264,7 @@ impl World {
         }
     }
 
-    /// The coordinator's process ends.
+    /// Ends the coordinator's process.
     pub fn kill_coordinator(&mut self) {
         if self.coordinator.cluster.is_none() {
             return;
@@ -271,7 +272,7 @@ impl World {
         self.trace.note(self.now, About::All, format_args!("the coordinator ends"));
         let stored = self.random.per_mille(500);
         let term = self.coordinator.term;
-        // It has contacted nobody before its epoch was durable.
+        // It has contacted no server before its epoch was durable.
         let cluster = self.coordinator.cluster.as_ref();
         let cluster = cluster.filter(|cluster| cluster.durable().epoch == cluster.config().epoch);
         if let Some(epoch) = cluster.map(|cluster| cluster.config().epoch)
@@ -292,7 +293,7 @@ impl World {
         }
     }
 
-    /// A hello of a coordinator that is dead by now, and was long on its way.
+    /// Delivers a long-delayed hello of a coordinator that is dead by now.
     pub(super) fn on_zombie(&mut self, epoch: Epoch, member: Member) {
         let Some(process) = self.process_of(member).filter(|p| self.processes[*p].alive) else {
             return;
@@ -308,7 +309,7 @@ impl World {
         self.close(number, 0);
     }
 
-    /// Another coordinator follows the dead one.
+    /// Starts another coordinator after the previous one has died.
     pub fn restart_coordinator(&mut self) {
         if self.coordinator.cluster.is_some() || self.operator.is_down() {
             return;
@@ -322,7 +323,7 @@ impl World {
         self.on_coordinator_restarted();
     }
 
-    /// All cuts are healed.
+    /// Heals all cuts.
     pub fn heal(&mut self) {
         for (number, to) in self.network.heal() {
             let delay = self.random.between(50_000, 3_000_000);

@@ -1,4 +1,4 @@
-//! Clients: when they wake, and what they wish.
+//! Clients: their wake-ups and effects.
 
 use kv_protocol::ids::ClientId;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::invariants::{lost_is_lost, newest_wins, served_at_rest, slow_are_spared};
 use kv_history::Answered;
 
-/// That of a dial that was refused.
+/// The connection number of a failed dial.
 const NO_CONNECTION: ConnectionNumber = ConnectionNumber(usize::MAX);
 
 impl World {
@@ -42,8 +42,8 @@ impl World {
         wants && self.clients[client].flights.len() < self.clients[client].depth()
     }
 
-    /// Where sessions are forgotten soon, every second client keeps still now and then, for as long as that
-    /// takes by the slowest clock.
+    /// Lets every second client rest now and then, if sessions expire soon. A rest lasts as long as a session
+    /// takes to expire by the slowest clock.
     fn let_rest(&mut self, client: usize) {
         let idle = self.config.bounds.session_idle;
         if idle == SESSION_IDLE || self.is_looking_back || client.is_multiple_of(2) {
@@ -57,7 +57,7 @@ impl World {
         }
     }
 
-    /// Sees to it that a client is woken when it wants to be, or to begin its next operation.
+    /// Schedules a client's next wake-up: for its own timers, or to begin its next operation.
     pub(super) fn wake_client(&mut self, client: usize) {
         let due = self.clients[client].next_wake();
         let begin = self.may_begin(client).then(|| {
@@ -90,7 +90,7 @@ impl World {
                 }
                 Wish::GivenUp(flight) => {
                     self.counts.in_doubt += u64::from(!flight.was_given_up());
-                    // What is on its way arrives all the same.
+                    // Bytes in transit arrive nevertheless.
                     if let Some(number) = flight.connection()
                         && number != NO_CONNECTION
                         && !self.clients[client].keeps(number)
@@ -121,7 +121,7 @@ impl World {
                         self.workload.note_version(&flight.key, version.0);
                     }
                     let process = self.clients[client].process;
-                    // What was never sent never happened.
+                    // An operation that was never sent did not happen.
                     let entry =
                         flight.was_sent().then(|| flight.entry(process, self.now, answered));
                     self.workload.note(flight.slot, flight.key, entry);
@@ -133,7 +133,7 @@ impl World {
         }
     }
 
-    /// What is known of an operation. Where two clients use one name, the end of a session settles nothing.
+    /// Corrects an answer by what is certain. If two clients share a name, an expired session settles nothing.
     fn as_known(&self, flight: &Flight, answered: Answered) -> Answered {
         let is_shared = self.checks.shared.contains(&flight.name());
         if is_shared && answered == Answered::Undecided { Answered::InDoubt } else { answered }
@@ -156,7 +156,7 @@ impl World {
             None => {
                 let process = self.processes.iter().rposition(|p| p.alive && p.address == address);
                 let Some(process) = process else {
-                    // Refused: asked again soon.
+                    // No process listens there: the client retries soon.
                     let now = self.now;
                     self.clients[client].note_connection(id, NO_CONNECTION);
                     return self.clients[client].on_closed(now, NO_CONNECTION);
@@ -168,7 +168,7 @@ impl World {
                 let hosts = ends.map(|end| self.host_of(end));
                 let number = self.network.connect(&mut self.random, ends, hosts);
                 if lag > 0 {
-                    // The client gives it up together with the write.
+                    // The client abandons this connection together with the write.
                     self.network.delay(number, lag);
                 } else {
                     self.clients[client].connections.insert(to, number);
@@ -185,7 +185,7 @@ impl World {
     }
 
     pub(super) fn ask_map(&mut self, client: usize) {
-        // One question at a time; one that is not answered is asked again.
+        // One map request is in flight at a time; it is repeated if there is no response.
         if self.now < self.clients[client].asks_map_until {
             return;
         }
@@ -195,7 +195,7 @@ impl World {
     }
 
     pub(super) fn on_ask_map(&mut self, client: usize) {
-        // Clients are welcome once all is served.
+        // Clients get no map before the whole cluster serves.
         let cluster = self.coordinator.cluster.as_ref().filter(|cluster| cluster.has_served());
         let Some(cluster) = cluster else { return };
         let map = Box::new(cluster.map());
@@ -232,7 +232,7 @@ impl World {
         self.wake_client(client);
     }
 
-    /// The whole frames that have come to an end of a control connection.
+    /// Returns the whole frames that have arrived at an end of a control connection.
     pub(super) fn frames(
         &mut self,
         number: ConnectionNumber,
@@ -249,7 +249,7 @@ impl World {
         frames
     }
 
-    /// The server places of the ring.
+    /// Iterates over the server places of the ring.
     pub fn places(&self) -> impl Iterator<Item = ServerId> {
         (0..self.config.servers).map(ServerId)
     }

@@ -1,4 +1,4 @@
-//! Who an event concerns, and what paused and dead actors do with it.
+//! Dispatch of events to the actors concerned, and their treatment by paused and dead actors.
 
 use std::sync::atomic::Ordering;
 
@@ -7,17 +7,17 @@ use crate::invariants::holders_are_spared;
 
 impl World {
     pub(super) fn dispatch(&mut self, happening: Happening) {
-        // While all machines sleep nothing happens, not even a fault.
+        // While all machines are suspended no event occurs, not even a fault.
         if self.now < self.all_asleep_until {
             return self.at(self.all_asleep_until, happening);
         }
-        // Messages to a client that sleeps wait in their order.
+        // Messages to a client on a suspended machine wait in their order.
         if let Some(client) = self.client_concerned(&happening)
             && self.now < self.asleep_until[client]
         {
             return self.at(self.asleep_until[client], happening);
         }
-        // Whoever is paused finds it all when he goes on.
+        // A paused actor handles its backlog when it resumes.
         if let Some(process) = self.process_concerned(&happening) {
             if !self.processes[process].alive {
                 return self.on_dead(happening);
@@ -46,7 +46,7 @@ impl World {
             Happening::Stored(term, number) => self.on_stored(term, number),
             Happening::Spawned(member) => self.on_spawned(member),
             Happening::Killed(member, reason) => {
-                // Whoever cannot be reached cannot be killed.
+                // An unreachable process cannot be killed.
                 if self.is_out_of_reach(member) {
                     return self.after(50_000_000, Happening::Killed(member, reason));
                 }
@@ -62,7 +62,7 @@ impl World {
                     return self.after(50_000_000, Happening::Proof(term, member));
                 }
                 if term == self.coordinator.term {
-                    // Only whoever has started a process is told its exit status.
+                    // Only the coordinator that started a process can read its exit status.
                     let in_order = self.process_of(member).is_some_and(|process| {
                         let process = &self.processes[process];
                         process.left && process.term == term
@@ -136,7 +136,7 @@ impl World {
         }
     }
 
-    /// Whether the coordinator can neither kill a process nor learn of its end.
+    /// Returns whether the coordinator can neither kill a process nor observe its exit.
     pub(super) fn is_out_of_reach(&self, member: Member) -> bool {
         let (here, there) = (self.coordinator_host(), Host(usize::from(member.server.0)));
         let is_away = self.process_of(member).is_some_and(|process| {
@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    /// What comes to a dead process is thrown away.
+    /// Discards an event for a dead process.
     pub(super) fn on_dead(&mut self, happening: Happening) {
         if let Happening::Arrive(number, to, _)
         | Happening::Release(number, to)

@@ -1,13 +1,14 @@
-//! An orphaned cluster: the coordinator lives, but no server receives from it for so long that servers leave without
-//! it.
+//! An orphaned cluster: the coordinator is alive, but no server receives from it for so long that servers leave
+//! without it.
 //!
 //! ```text
-//!   the coordinator is cut off from all servers, or paused -> it is back before the timeout: nothing follows
-//!                                                          -> later: servers dump and end, all but those that
-//!                                                             hold the only copy of a group
+//!   the coordinator is cut off from all servers, or paused -> back before the timeout: no effect
+//!                                                          -> later: servers dump and exit, except those
+//!                                                             that hold the only copy of a group
 //! ```
 //!
-//! After its return the coordinator finds some or all servers exited in order. That is no fault, and no group is LOST.
+//! After its return the coordinator finds some or all servers exited in order. That is no fault, and no group
+//! is LOST.
 
 use super::*;
 
@@ -28,7 +29,7 @@ impl World {
         self.at(self.config.faulty * 9 / 10, Happening::Stop);
     }
 
-    /// Takes the coordinator out of reach of every server for a while.
+    /// Makes the coordinator unreachable for every server for a while.
     pub(super) fn orphan(&mut self) {
         let is_away = self.coordinator.paused_until > self.now;
         if self.is_healing || is_away || !self.serves() {
@@ -49,8 +50,8 @@ impl World {
         self.after(lasts, Happening::Heal);
     }
 
-    /// Handles the beat of a process: it leaves if it has received nothing from a coordinator for too long, unless it
-    /// is the only holder of a group.
+    /// Handles the heartbeat timer of a process: it leaves if it has received nothing from a coordinator for
+    /// too long, unless it is the only holder of a group.
     pub(super) fn look_for_coordinator(&mut self, process: usize) {
         if !self.config.orphans || self.operator.told(process) {
             return;

@@ -1,26 +1,26 @@
-//! The end of a run: all comes to rest, and then clients look back.
+//! The end of a run: the cluster comes to rest, and then clients check all data.
 //!
 //! ```text
-//!   faults stop -> home, nobody waits, nothing is on its way to happen any more, for a while
-//!               -> every key that was ever used is read, every shard is written to
-//!               -> the histories, with this in them, are judged
+//!   faults stop -> every group home, no operation waiting, for a while
+//!               -> every key ever used is read, every shard is written to
+//!               -> the histories, including these operations, are checked
 //! ```
 
 use super::*;
 use crate::invariants::home_again;
 
-/// Rest is believed once it has lasted so long, in nanoseconds: a stream that has just broken may not be
-/// missed yet.
+/// The time for which the cluster must be at rest, in nanoseconds: a stream that has just broken may not be
+/// noticed yet.
 const LASTS: u64 = 1_500_000_000;
-/// How often it is looked for.
+/// The interval between two checks for rest, in nanoseconds.
 const LOOK: u64 = 50_000_000;
-/// How long clients may look back.
+/// The timeout of the final check, in nanoseconds.
 const LOOK_BACK_PATIENCE: u64 = 20_000_000_000;
 
 impl World {
-    /// Whether everything is home, and nobody waits.
+    /// Returns whether every group is home, and no operation waits.
     pub fn is_at_rest(&self) -> bool {
-        // A group that is LOST has no home to come to; all others have.
+        // A LOST group has no home; all others have.
         let is_home = self.coordinator.cluster.as_ref().is_some_and(|c| c.is_settled());
         let mut alive = self.processes.iter().enumerate().filter(|(_, process)| process.alive);
         is_home
@@ -30,16 +30,16 @@ impl World {
             && self.clients.iter().all(|client| !client.waits(|group| self.is_lost(group)))
     }
 
-    /// Whether nobody holds a group any more.
+    /// Returns whether a group has no holder any more.
     fn is_lost(&self, group: GroupId) -> bool {
         let views = self.coordinator.cluster.as_ref().map_or(&[][..], |cluster| cluster.views());
         views.get(usize::from(group.0)).is_some_and(|view| view.primary.is_none())
     }
 
-    /// Waits for everything to come home.
+    /// Runs until the cluster is at rest.
     ///
     /// # Errors
-    /// It does not, or another promise is broken.
+    /// It does not come to rest in time, or another promise is broken.
     pub(super) fn come_to_rest(&mut self) -> Result<(), Violation> {
         let end = self.now + self.config.patience;
         let mut since = None;
@@ -50,20 +50,20 @@ impl World {
         home_again::check(self)
     }
 
-    /// Clients read every key that was ever used, and write to every shard.
+    /// Runs the final check: clients read every key ever used, and write to every shard.
     ///
     /// # Errors
-    /// One of them waits for ever, or another promise is broken.
+    /// An operation does not end in time, or another promise is broken.
     pub(super) fn look_back(&mut self) -> Result<(), Violation> {
         let placement = Placement::new(self.config.servers, self.config.shards);
         self.workload.look_back(placement);
         self.is_looking_back = true;
-        // Who has not heard of a restored cluster hears of it now: its first operation there would end in
-        // doubt with the cluster that it knew.
+        // A client without the map of a restored cluster receives it now: its first operation there would end
+        // in doubt under the old map.
         let map = self.coordinator.cluster.as_ref().map(|cluster| cluster.map());
         let map = map.expect("all is at rest, the coordinator lives");
         self.end_clones();
-        // What is in doubt now stays so: nobody holds its group.
+        // An operation in doubt now stays so: its group has no holder.
         for client in 0..self.clients.len() {
             let mut wishes = Vec::new();
             self.clients[client].end_all(&mut wishes);

@@ -1,13 +1,13 @@
-//! A cluster that was stopped comes back: another name, other processes, what the dumps say.
+//! The restore of a stopped cluster: a new name, new processes, and the data of the dumps.
 //!
 //! ```text
-//!   Idle -> Stopping -> Down: nobody of it runs -> Restoring: founders load -> Idle
-//!                        ^                            | its start failed
-//!                        +----------------------------+
+//!   Idle -> Stopping -> Down: none of its processes runs -> Restoring: founders load -> Idle
+//!                        ^                                     | its start failed
+//!                        +-------------------------------------+
 //! ```
 //!
-//! Every dump that any process ever left is among those to choose from: of processes that were removed
-//! later, of earlier clusters, and those that a crash has cut short.
+//! Every dump that any process ever left is a candidate: those of processes removed later, of earlier clusters,
+//! and those that a crash has cut short.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,26 +22,26 @@ use super::*;
 use crate::dump::{DumpFile, Job, load};
 use crate::invariants::restored_has_all;
 
-/// Whoever stops and restores the cluster.
+/// The operator, which stops and restores the cluster.
 #[derive(Debug, Default)]
 pub struct Operator {
     phase: Phase,
     files: Vec<DumpFile>,
-    /// By process and number.
+    /// The dumps in progress, by process and number.
     jobs: BTreeMap<(usize, u64), Job>,
     numbered: u64,
-    /// Processes that were told to stop, and those of them that leave alone.
+    /// Processes that received a stop signal, and those of them that leave by themselves.
     told: Vec<usize>,
     leaving: Vec<usize>,
-    /// Dumps of those that wait for another try.
+    /// Dumps of those processes that wait for a retry.
     waiting: Vec<(usize, ReplicaRole)>,
-    /// Whose dump of which group is complete.
+    /// Complete dumps, by writer and group.
     complete: BTreeSet<(Member, GroupId)>,
-    /// The stop is to end whatever is lost.
+    /// True if the stop was forced, whatever is lost.
     insists: bool,
-    /// By cluster, the groups of which a restore found no dump and without which the cluster was founded.
+    /// The groups without a dump, without which a cluster was founded, by cluster.
     given_up: BTreeSet<(ClusterId, GroupId)>,
-    /// The state of the cluster that is to be restored.
+    /// The durable state of the cluster to be restored.
     durable: Option<DurableState>,
     source: Option<Source>,
 }
@@ -55,7 +55,7 @@ enum Phase {
     Restoring,
 }
 
-/// What founders load.
+/// The data that founders load.
 #[derive(Debug)]
 struct Source {
     plan: Plan,
@@ -63,22 +63,22 @@ struct Source {
 }
 
 impl Operator {
-    /// Whether the cluster is neither being stopped nor restored.
+    /// Returns whether the cluster is neither being stopped nor restored.
     pub fn is_idle(&self) -> bool {
         self.phase == Phase::Idle
     }
 
-    /// Whether the cluster is being stopped.
+    /// Returns whether the cluster is being stopped.
     pub(super) fn is_stopping(&self) -> bool {
         self.phase == Phase::Stopping
     }
 
-    /// Whether no coordinator is to be started.
+    /// Returns whether no coordinator may be started.
     pub fn is_down(&self) -> bool {
         self.phase == Phase::Down
     }
 
-    /// Whether the restored cluster has not served yet.
+    /// Returns whether the restored cluster has not served yet.
     pub fn is_restoring(&self) -> bool {
         self.phase == Phase::Restoring
     }
@@ -87,7 +87,7 @@ impl Operator {
         self.phase = Phase::Stopping;
     }
 
-    /// Takes in a dump that begins; its number.
+    /// Registers a dump in progress, and returns its number.
     pub(super) fn begin(&mut self, process: usize, job: Job) -> u64 {
         self.numbered += 1;
         self.jobs.insert((process, self.numbered), job);
@@ -116,7 +116,7 @@ impl Operator {
         self.told.push(process);
     }
 
-    /// Whether a process was told to stop.
+    /// Returns whether a process received a stop signal.
     pub fn told(&self, process: usize) -> bool {
         self.told.contains(&process)
     }
@@ -125,12 +125,12 @@ impl Operator {
         self.leaving.push(process);
     }
 
-    /// Whether a process leaves alone.
+    /// Returns whether a process leaves by itself.
     pub(super) fn leaves(&self, process: usize) -> bool {
         self.leaving.contains(&process)
     }
 
-    /// Whether a process that leaves alone has done all it can.
+    /// Returns whether a process that leaves by itself has completed all its dumps.
     pub(super) fn has_left(&self, process: usize) -> bool {
         let of_process = (process, 0)..=(process, u64::MAX);
         self.leaving.contains(&process)
@@ -138,7 +138,7 @@ impl Operator {
             && self.waiting.iter().all(|(waits, _)| *waits != process)
     }
 
-    /// A dump of a process that leaves alone has failed, and waits for another try.
+    /// Records a failed dump of a process that leaves by itself, for a retry.
     pub(super) fn wait(&mut self, process: usize, role: ReplicaRole) {
         self.waiting.push((process, role));
     }
@@ -151,7 +151,7 @@ impl Operator {
         self.complete.insert((writer, group));
     }
 
-    /// Whether a process has left a complete dump of a group.
+    /// Returns whether a process has left a complete dump of a group.
     pub fn has_complete(&self, writer: Member, group: GroupId) -> bool {
         self.complete.contains(&(writer, group))
     }
@@ -160,17 +160,17 @@ impl Operator {
         self.insists = true;
     }
 
-    /// Returns whether a cluster was founded without this group, because a restore has found no dump of it.
+    /// Returns whether a cluster was founded without this group, because a restore found no dump of it.
     pub fn has_given_up(&self, cluster: ClusterId, group: GroupId) -> bool {
         self.given_up.contains(&(cluster, group))
     }
 
-    /// Whether the stop is to end whatever is lost.
+    /// Returns whether the stop was forced.
     pub fn insists(&self) -> bool {
         self.insists
     }
 
-    /// Whether a process has left a whole dump of a group.
+    /// Returns whether a valid dump file of a group by this process exists.
     pub fn has_dump_of(&self, writer: Member, group: GroupId) -> bool {
         let is_it = |dump: &Dump| {
             let origin = &dump.header.origin;
@@ -183,7 +183,7 @@ impl Operator {
             .any(|dump| is_it(&dump))
     }
 
-    /// Whether any whole dump of this cluster has a shard up to a write.
+    /// Returns whether a valid dump of this cluster has a shard up to a write.
     pub fn has_dump(&self, cluster: ClusterId, group: GroupId, shard: usize, last: u64) -> bool {
         let has_it = |dump: Dump| {
             let origin = &dump.header.origin;
@@ -195,7 +195,7 @@ impl Operator {
         self.files.iter().rev().filter_map(|file| Dump::parse(&file.text).ok()).any(has_it)
     }
 
-    /// Every whole dump, with what its writer held.
+    /// Returns every valid dump, with the digests of its writer's contents.
     fn dumps(&self) -> Vec<(Dump, Vec<Option<ContentDigest>>)> {
         let read = |file: &DumpFile| Some((Dump::parse(&file.text).ok()?, file.contents.clone()));
         self.files.iter().filter_map(read).collect()
@@ -203,7 +203,7 @@ impl Operator {
 }
 
 impl World {
-    /// The coordinator has seen the stop to its end, or its start has failed: it exits.
+    /// Handles the end of a stop, or a failed start: the coordinator exits.
     pub(super) fn on_stopped(&mut self, term: u64) {
         if term != self.coordinator.term || self.operator.is_idle() || self.operator.is_down() {
             return;
@@ -214,7 +214,8 @@ impl World {
         self.after(delay, Happening::Restore);
     }
 
-    /// Another coordinator goes on. If nobody can know of the stop, the operator asks for it again.
+    /// Handles the start of another coordinator. The operator repeats its stop request, which the coordinator
+    /// may have lost.
     pub(super) fn on_coordinator_restarted(&mut self) {
         match self.operator.phase {
             Phase::Stopping => self.after(200_000_000, Happening::Stop),
@@ -223,7 +224,7 @@ impl World {
         }
     }
 
-    /// The restored cluster serves.
+    /// Handles the first service of a restored cluster.
     pub(super) fn on_serving(&mut self) {
         let serves = self.coordinator.cluster.as_ref().is_some_and(|c| c.has_served());
         if self.operator.is_restoring() && serves {
@@ -233,7 +234,7 @@ impl World {
         }
     }
 
-    /// The operator makes sure that nobody is left, chooses among the dumps, and founds the cluster.
+    /// Kills all remaining processes, chooses among the dumps, and founds the restored cluster.
     pub(super) fn restore(&mut self) {
         for process in 0..self.processes.len() {
             self.kill(process);
@@ -286,7 +287,7 @@ impl World {
         }
     }
 
-    /// A founder of a restored cluster begins with what the plan says.
+    /// Loads a founder of a restored cluster according to the plan.
     pub(super) fn load(&mut self, process: usize) {
         let is_founding = self.coordinator.cluster.as_ref().is_none_or(|c| c.is_founding());
         if !self.operator.is_restoring() || !is_founding {
@@ -307,11 +308,12 @@ impl World {
         self.check(|_, _| result);
     }
 
-    /// A client hears of the map. That of another cluster than it knew makes it begin anew.
+    /// Delivers the map to a client. The map of an unrelated cluster makes it start over.
     pub(super) fn on_map(&mut self, client: usize, map: Map) {
         let known = self.clients[client].map.as_ref().map(|map| map.cluster);
         if known.is_some_and(|known| map.ancestors.contains(&known)) {
-            // It has the data and the sessions of the one before, so operations under way continue there.
+            // The new cluster has the data and the sessions of the previous one, so operations in flight
+            // continue there.
             self.clients[client].follow(self.now);
         } else if known.is_some_and(|known| known != map.cluster) {
             let mut wishes = Vec::new();

@@ -1,4 +1,4 @@
-//! Processes: their wake-ups, their nodes, their beats, their ends.
+//! Processes: their wake-ups, their nodes, their heartbeats, their exits.
 
 use crate::world::SEAL;
 use kv_protocol::client_message::Status;
@@ -9,12 +9,12 @@ use crate::invariants::{lost_is_lost, versions_grow};
 use crate::server::Answered;
 use kv_history::Asked;
 
-/// How long a wake-up takes, and each byte that it sends, in nanoseconds.
+/// The duration of a wake-up, and of each byte that it sends, in nanoseconds.
 const WORK_A_WAKE: u64 = 1_000;
 const WORK_A_BYTE: u64 = 3;
 
 impl World {
-    /// Puts something into a shard's inbox, and wakes it soon.
+    /// Adds an input to a shard's inbox, and wakes the shard soon.
     pub(super) fn give(&mut self, process: usize, shard: usize, input: Input) {
         self.processes[process].shards[shard].inbox.push_back(input);
         let delay = self.random.between(1_000, 20_000);
@@ -70,7 +70,7 @@ impl World {
         self.check(|checks, world| checks.after_wake(world, process, shard));
     }
 
-    /// A replica has answered: to whom, and was it a write that is decided for good?
+    /// Handles a replica's response: checks it, and attributes it to the write that it settles.
     fn on_answered(&mut self, process: usize, shard: usize, answered: &Answered) {
         self.counts.acked += u64::from(answered.is_acked());
         let cluster = self.processes[process].cluster;
@@ -81,8 +81,8 @@ impl World {
         }
         let Actor::Client { client } = self.network.get(answered.to).ends[0] else { return };
         let flight = self.clients[client].flights.get(&answered.request.0);
-        // Only responses to writes name copies. One that has ended may be answered once more: its late sending, or the
-        // question about it.
+        // Only responses to writes report copies. An operation that has ended may get another response: to its
+        // delayed request, or to its RESOLVE.
         let is_shared = self.checks.shared.contains(&self.clients[client].id);
         let is_write = match flight {
             Some(flight) => flight.asked != Asked::Read,
@@ -102,7 +102,7 @@ impl World {
         }
     }
 
-    /// Notes what the replicas that woke have become.
+    /// Records changed roles of the replicas that woke.
     fn note_roles(&mut self, process: usize, shard: usize) {
         for at in 0..self.processes[process].shards[shard].hosted.len() {
             let place = &mut self.processes[process].shards[shard].hosted[at];
@@ -155,7 +155,7 @@ impl World {
         }
     }
 
-    /// Gives the process's node an input, and does what it wants done.
+    /// Applies an input to the process's node, and executes its effects.
     pub(super) fn node(
         &mut self,
         process: usize,
@@ -199,7 +199,7 @@ impl World {
         let mut bytes = Vec::new();
         report.write(&mut bytes);
         let actor = Actor::Node { process };
-        // Reports go to whoever has connected for orders and lives.
+        // Reports go to every coordinator with an open order connection.
         let open =
             self.network.live(|connection| connection.ends[1] == actor && connection.open[1]);
         for number in open {
@@ -221,7 +221,7 @@ impl World {
                         && *link == number
                     {
                         *admitted = true;
-                        // Its request may have gone down with the link before.
+                        // The request may have been lost with the previous link.
                         if self.operator.told(process) {
                             self.ask_to_leave(process);
                         }
@@ -234,7 +234,7 @@ impl World {
                     self.close(number, 0);
                     self.processes[process].link = None;
                     self.processes[process].link_tries += 1;
-                    // One that belongs to nobody ends itself.
+                    // A process that no coordinator owns exits.
                     if reason.contains("not started") || reason.contains("exited") {
                         return self.kill(process);
                     }
@@ -309,12 +309,12 @@ impl World {
         let place = usize::from(member.server.0);
         let before = self.running_at(place).map(|process| self.processes[process].member);
         if before.is_some_and(|before| !self.moved.contains(&before)) {
-            // Its ports are taken: it ends at once, and whoever started it sees that.
+            // Its ports are in use: it exits at once, and its coordinator observes that.
             let term = self.coordinator.term;
             return self.after(1_000_000, Happening::Proof(term, member));
         }
         if let Some(before) = before {
-            // Whoever started it does not give up ending it.
+            // Its coordinator keeps trying to kill the old process.
             let delay = self.random.between(1_000_000, 5_000_000_000);
             self.after(delay, Happening::Killed(before, KillReason::Replaced));
         }
@@ -338,7 +338,7 @@ impl World {
         }
     }
 
-    /// A process ends, by whatever cause.
+    /// Ends a process, for any reason.
     pub fn kill(&mut self, process: usize) {
         if !self.processes[process].alive {
             return;
@@ -361,14 +361,14 @@ impl World {
         self.after(delay, Happening::Proof(term, member));
     }
 
-    /// A process does nothing for a while.
+    /// Pauses a process.
     pub fn pause(&mut self, process: usize, pause: u64) {
         let until = self.now + pause;
         self.processes[process].paused_until = until;
         self.at(until, Happening::Resume(Some(process)));
     }
 
-    /// Nobody reaches the host of this process, to kill it or to see that it has ended, before that time.
+    /// Makes the process unreachable until this time: it can be neither killed nor seen to exit.
     pub fn keep_alive_until(&mut self, process: usize, until: u64) {
         self.processes[process].out_of_reach_until = until;
     }

@@ -1,10 +1,10 @@
-//! Machines that sleep for longer than sessions are kept, and clients that go on as copies of others. Only in runs that
-//! forget sessions soon.
+//! Machines that are suspended for longer than sessions are kept, and clients cloned from others. Only in runs
+//! in which sessions expire soon.
 //!
 //! ```text
-//!   a client alone     its write is under way, and its answer lost; its retry comes after it was forgotten
-//!   all machines       no session is forgotten
-//!   a clone            two clients write under one name and the same numbers
+//!   a client alone     its write is in flight, its response lost; it retries after the session has expired
+//!   all machines       no session expires
+//!   a clone            two clients write under one name and the same sequence numbers
 //! ```
 
 use kv_protocol::ids::ClientId;
@@ -12,9 +12,9 @@ use kv_protocol::ids::ClientId;
 use super::*;
 use crate::nemesis::pause_coordinator;
 
-/// The number of sleeps of clients' machines in such a run, and the number of clients that may sleep.
+/// The number of suspends of clients' machines in such a run.
 const SLEEPS: u64 = 4;
-/// A sleeper wakes within this time of the others, in nanoseconds.
+/// The time within which all suspended machines resume, in nanoseconds.
 const WAKES_WITHIN: u64 = 10_000_000;
 
 impl World {
@@ -42,8 +42,7 @@ impl World {
         }
     }
 
-    /// Lets a client's machine sleep. `alone`: its connections break, and responses that the servers send meanwhile are
-    /// lost.
+    /// Suspends a client's machine. With `alone`, its connections break, and responses sent meanwhile are lost.
     pub(super) fn sleep_client(&mut self, client: usize, sleep: u64, alone: bool) {
         if self.is_healing || self.now < self.asleep_until[client] {
             return;
@@ -60,14 +59,14 @@ impl World {
             let is_its = |actor: Actor| actor == Actor::Client { client };
             for number in self.network.live(|connection| connection.ends.into_iter().any(is_its)) {
                 self.break_connection(number);
-                // Messages under way to it are not received.
+                // Messages in transit to it are not received.
                 let end = self.network.get(number).end_of(Actor::Client { client });
                 self.network.deafen(number, end);
             }
         }
     }
 
-    /// Lets all machines sleep, and wake one after the other.
+    /// Suspends all machines, which resume one after the other.
     pub(super) fn sleep_all(&mut self, sleep: u64) {
         let is_served =
             self.coordinator.cluster.as_ref().is_some_and(|cluster| cluster.has_served());
@@ -90,7 +89,7 @@ impl World {
         self.all_asleep_until = self.now + sleep;
     }
 
-    /// Gives every client that shares a name with another one a name of its own.
+    /// Gives every client that shares a name with another a name of its own.
     pub(super) fn end_clones(&mut self) {
         let shared = &self.checks.shared;
         for client in &mut self.clients {
@@ -100,7 +99,7 @@ impl World {
         }
     }
 
-    /// Turns the last client into a copy of another.
+    /// Turns the last client into a clone of another.
     pub(super) fn clone_client(&mut self) {
         let last = self.clients.len() - 1;
         let other = 1 + self.random.index(last - 1);

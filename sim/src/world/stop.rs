@@ -1,10 +1,10 @@
 //! Stops: of the whole cluster, by its operator or after a double fault, and of one process by a signal.
 //!
 //! ```text
-//!   the operator, and single processes: by a plan of times, made at the beginning
-//!   DRAIN, dumps and SHUTDOWN come as orders; a dump is on the disk some time after its last shard.
-//!   disks fill and recover: every step of a dump fails meanwhile, and it is tried again
-//!   a signal: the process asks for these orders; where none come it dumps and ends by itself.
+//!   the operator, and single processes: at times planned at the beginning
+//!   DRAIN, dumps and SHUTDOWN are orders; a dump is durable some time after its last shard.
+//!   disks fill and recover: every step of a dump fails meanwhile, and is retried.
+//!   a signal: the process requests these orders; without them it dumps and exits by itself.
 //! ```
 
 use kv_core::cluster::StopPhase;
@@ -18,38 +18,38 @@ use super::*;
 use crate::dump::{Job, Part};
 use crate::invariants::dumped_before_end;
 
-/// How often, in a thousand, whoever holds the same keys as a process that leaves crashes too: once it
-/// has acknowledged something alone, or at any time.
+/// The probabilities, per mille, that the other holder of a leaving process's keys crashes too: once it has
+/// acknowledged a write alone, or at any time.
 const TEMPTATIONS: u64 = 300;
 const CRASHES: u64 = 300;
-/// How often it is looked whether it has, and for how long, in nanoseconds.
+/// The interval at which this is checked, and the longest wait, in nanoseconds.
 const LOOK_FOR_ACKS: u64 = 3_000_000;
 const TEMPTATION_LASTS: u64 = 1_500_000_000;
 
-/// How long a process that was told to stop waits for its coordinator's orders, in nanoseconds.
+/// The time for which a process waits for its coordinator's orders after a stop signal, in nanoseconds.
 const PATIENCE: u64 = 5_000_000_000;
-/// A dump that is slow takes up to so long, in nanoseconds: longer than a stop waits for one who is silent.
+/// The longest duration of a dump, in nanoseconds: longer than a stop waits for a silent server.
 const SLOWEST_DUMP: u64 = 8_000_000_000;
-/// Pauses in a stop last for longer than it waits for one who is silent.
+/// The range of pauses in a stop, in nanoseconds: longer than it waits for a silent server.
 const LONGER_THAN_PATIENCE: u64 = 5_600_000_000;
 const LONGEST_SUSPEND: u64 = 9_000_000_000;
-/// How often it is looked whether a process has drained, and for how long.
+/// The interval at which draining is checked, and its timeout, in nanoseconds.
 const LOOK_AGAIN: u64 = 2_000_000;
 const DRAIN_PATIENCE: u64 = 4_500_000_000;
 
-/// A group's holder leaves, its dump behind it, and its other holder goes on alone: a crash of that one
-/// leaves nothing of the group but the dump, in which what was acknowledged since is missing.
+/// A trap for a restore: a group's holder leaves with a dump, and the other holder continues alone. If that one
+/// crashes, only the dump is left of the group, without the writes acknowledged since.
 #[derive(Clone, Copy, Debug)]
 pub struct Temptation {
     group: GroupId,
     other: ServerId,
-    /// What was acknowledged in the group when the other was first seen alone.
+    /// The sum of acknowledged versions in the group when the other holder was first alone.
     acked: Option<u64>,
     until: u64,
 }
 
 impl World {
-    /// When the operator stops the cluster, and when single processes are told to stop.
+    /// Plans the times of the operator's stops, and of stop signals to single processes.
     pub(super) fn plan_stops(&mut self) {
         if self.config.leaves {
             return self.plan_leaves();
@@ -65,7 +65,7 @@ impl World {
             let at = self.random.between(third * part + third / 2, third * (part + 1) + third / 2);
             self.at(at, Happening::Stop);
         }
-        // Whoever leaves alone may be a group's last holder.
+        // A process that leaves by itself may be a group's last holder.
         let mut at = 0;
         while self.config.double {
             at += self.random.between(1_500_000_000, 5_000_000_000);
@@ -77,8 +77,8 @@ impl World {
         }
     }
 
-    /// When servers are told to stop, and how many together: a host is restarted, or all are; at the end the operator
-    /// stops what is left.
+    /// Plans the times of stop signals, and the number of servers that receive them together, up to all. At the
+    /// end the operator stops the servers that are left.
     fn plan_leaves(&mut self) {
         let (mut at, servers) = (0, usize::from(self.config.servers));
         loop {
@@ -101,7 +101,7 @@ impl World {
         self.at(self.config.faulty * 9 / 10, Happening::Stop);
     }
 
-    /// Whoever runs at these places is told to stop; some are told again, and wait for no orders then.
+    /// Sends a stop signal to the processes at these places. Some receive another, and then wait for no orders.
     pub(super) fn signal_many(&mut self, many: usize, within: u64) {
         if !self.serves() {
             return;
@@ -133,7 +133,7 @@ impl World {
         }
     }
 
-    /// In some cases, tells a process that has just started to stop, before it holds anything.
+    /// Sends a stop signal, with some probability, to a process that has just started and holds nothing yet.
     pub(super) fn signal_newcomer(&mut self, process: usize) {
         let may_be = self.config.leaves && !self.is_healing && self.serves();
         if may_be && self.random.per_mille(200) {
@@ -144,8 +144,8 @@ impl World {
         }
     }
 
-    /// Whoever runs at a place is told to stop, and soon after, as misfortunes go, the one that holds the
-    /// same keys crashes.
+    /// Sends a stop signal to the process at a place. With some probability, the other holder of its keys
+    /// crashes soon after.
     pub(super) fn signal_at(&mut self, place: usize) {
         let Some(process) = self.running_at(place).filter(|_| self.serves()) else { return };
         self.note_place(place, format_args!("process {process} is told to stop"));
@@ -178,13 +178,13 @@ impl World {
         }
     }
 
-    /// Whether the cluster serves, and is not being stopped.
+    /// Returns whether the cluster serves, and is not being stopped.
     pub(super) fn serves(&self) -> bool {
         let serves = self.coordinator.cluster.as_ref().is_some_and(|c| c.has_served());
         serves && self.operator.is_idle()
     }
 
-    /// Crashes the one that is left, if it is alone and has acknowledged something since.
+    /// Crashes the remaining holder, if it is alone and has acknowledged a write since.
     pub(super) fn tempt(&mut self, mut temptation: Temptation) {
         let Temptation { group, other, until, .. } = temptation;
         let Some(cluster) = self.coordinator.cluster.as_ref().filter(|_| self.now < until) else {
@@ -203,7 +203,7 @@ impl World {
         self.after(LOOK_FOR_ACKS, Happening::Tempt(temptation));
     }
 
-    /// A process is told to stop: it asks its coordinator for the orders of a stop.
+    /// Handles a stop signal: the process requests the orders of a stop from its coordinator.
     pub(super) fn on_signal(&mut self, process: usize) {
         self.operator.tell(process);
         let delay = match self.ask_to_leave(process) {
@@ -213,7 +213,7 @@ impl World {
         self.after(delay, Happening::LeaveAlone(process));
     }
 
-    /// Whether there is a link over which a process can ask.
+    /// Sends a DRAIN request. Returns false if there is no admitted link.
     pub(super) fn ask_to_leave(&mut self, process: usize) -> bool {
         let Some((number, true)) = self.processes[process].link else { return false };
         let mut bytes = Vec::new();
@@ -222,7 +222,7 @@ impl World {
         true
     }
 
-    /// It waits as long as its coordinator gives orders.
+    /// Lets a process leave by itself, unless its coordinator still sends it orders.
     pub(super) fn leave_if_ignored(&mut self, process: usize) {
         let is_linked = matches!(self.processes[process].link, Some((_, true)));
         let due = self.processes[process].last_order + PATIENCE;
@@ -232,7 +232,8 @@ impl World {
         self.leave_alone(process);
     }
 
-    /// It has got no orders that end it: it drains as far as that goes at once, dumps, and ends.
+    /// Makes a process leave by itself, without orders that end it: it drains as far as possible at once,
+    /// dumps, and exits.
     pub(super) fn leave_alone(&mut self, process: usize) {
         if self.operator.leaves(process) {
             return;
@@ -252,7 +253,7 @@ impl World {
         }
     }
 
-    /// DRAIN is reported when nothing is pending, or not in time.
+    /// Reports the DRAIN order as done when nothing is pending, or as failed after the timeout.
     pub(super) fn look_at_drain(&mut self, process: usize, order: OrderId, since: u64) {
         let mut hosted = self.processes[process].shards.iter().flat_map(|shard| &shard.hosted);
         let outcome = match hosted.all(|hosted| hosted.replica.is_drained()) {
@@ -269,7 +270,7 @@ impl World {
     }
 
     pub(super) fn begin_dump(&mut self, process: usize, role: ReplicaRole, order: Option<OrderId>) {
-        // An order for the same dump does not replace the attempt of a process that leaves alone.
+        // An order for the same dump does not replace the attempt of a process that leaves by itself.
         if order.is_none() {
             self.operator.wait_no_more(process, role);
         }
@@ -287,7 +288,7 @@ impl World {
         self.give(process, 0, Input::Dump(group, number));
     }
 
-    /// A shard has given its part of a dump.
+    /// Handles a shard's part of a dump.
     pub(super) fn on_dumped(
         &mut self,
         process: usize,
@@ -304,7 +305,7 @@ impl World {
             Ok((shard, false)) => self.give(process, shard + 1, Input::Dump(group, number)),
             Ok((_, true)) => {
                 let delay = match self.random.below(100) {
-                    // Large tables take longer than a silent server is borne.
+                    // Dumping large tables takes longer than the timeout of a silent server.
                     _ if self.config.leaves || self.config.orphans => {
                         self.random.between(500_000, 1_200_000_000)
                     }
@@ -321,12 +322,12 @@ impl World {
         }
     }
 
-    /// Whether the disk of a process's host takes nothing now.
+    /// Returns whether the disk of a process's host is full now.
     fn is_disk_full(&self, process: usize) -> bool {
         self.full_until[self.processes[process].place] > self.now
     }
 
-    /// A dump that was begun fails; what was written of it is removed.
+    /// Fails a dump in progress, and removes what was written of it.
     fn drop_dump(&mut self, process: usize, number: u64) {
         if let Some(job) = self.operator.take_job(process, number) {
             self.fail_dump(process, job.role, job.order);
@@ -345,13 +346,13 @@ impl World {
         }
     }
 
-    /// The coordinator learns of a dump that has failed.
+    /// Reports a failed dump to the coordinator.
     pub(super) fn on_dump_failed(&mut self, process: usize, order: OrderId) {
         let failure = OrderFailure::from("no space left".to_owned());
         self.node(process, |node, sink| node.on_outcome(order, Err(failure), sink));
     }
 
-    /// A dump is on the disk.
+    /// Handles a dump that has become durable.
     pub(super) fn on_dump_written(&mut self, process: usize, number: u64) {
         if self.is_disk_full(process) {
             return self.drop_dump(process, number);
@@ -384,15 +385,15 @@ impl World {
         }
     }
 
-    /// A process ends in the middle of its dumps.
+    /// Cuts the dumps in progress of a process that ends.
     pub(super) fn cut_dumps(&mut self, process: usize) {
         for job in self.operator.take_jobs(process) {
             self.operator.keep(job.cut());
         }
     }
 
-    /// The operator stops the cluster; where there is no coordinator he tries again. A stop that has
-    /// begun goes on however late it is.
+    /// Stops the cluster, on behalf of the operator. Without a coordinator the operator retries. A stop that
+    /// has begun continues even while the cluster heals.
     pub(super) fn stop_cluster(&mut self) {
         let has_begun = self.operator.is_stopping();
         if !has_begun && (self.is_healing || !self.operator.is_idle()) {
@@ -416,7 +417,7 @@ impl World {
         }
     }
 
-    /// Something goes wrong in this phase of the stop.
+    /// Injects a fault in this phase of the stop.
     fn strike_a_stop(&mut self) {
         let servers = usize::from(self.config.servers);
         let place = self.random.index(servers);
@@ -469,8 +470,8 @@ impl World {
         }
     }
 
-    /// All servers and the coordinator are paused, for longer than a stop waits for anybody. Servers wake with the
-    /// coordinator, or somewhat later.
+    /// Pauses all servers and the coordinator, for longer than a stop waits for any server. Servers resume with
+    /// the coordinator, or somewhat later.
     pub(super) fn suspend(&mut self) {
         let pause = self.random.between(LONGER_THAN_PATIENCE, LONGEST_SUSPEND);
         self.suspend_for(pause);
@@ -483,7 +484,8 @@ impl World {
     /// Pauses all servers and the coordinator.
     pub fn suspend_for(&mut self, pause: u64) {
         self.trace.note(self.now, About::All, format_args!("everybody is suspended"));
-        // Once the cluster has views, two servers that wake later than the others by a failure timeout are two faults.
+        // Once the cluster has views, two servers that resume a failure timeout after the others are two
+        // faults.
         let serves = self.coordinator.cluster.as_ref().is_some_and(|cluster| {
             let has_views = cluster.views().iter().any(|view| view.version > ViewVersion(0));
             has_views && cluster.state() != ClusterState::Stopping
@@ -498,7 +500,7 @@ impl World {
         crate::nemesis::pause_coordinator(self, pause);
     }
 
-    /// The operator insists on the end of a stop.
+    /// Forces the end of a stop.
     pub(super) fn force(&mut self) {
         if self.operator.is_stopping() && self.coordinator.cluster.is_some() {
             self.operator.insist();

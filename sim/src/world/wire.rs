@@ -1,10 +1,10 @@
-//! Connections: what is sent, arrives, ends and is dialled.
+//! Connections: sending, arrival, closing and dialling.
 
 use super::SEAL;
 use super::*;
 
 impl World {
-    /// Sends from an actor's end.
+    /// Sends bytes from an end of a connection.
     pub fn send(&mut self, number: ConnectionNumber, from: usize, bytes: Vec<u8>) {
         if bytes.is_empty() || !self.network.is_open(number, from) {
             return;
@@ -21,7 +21,7 @@ impl World {
         }
     }
 
-    /// An end closes its connection; the other end learns of it after what was sent before.
+    /// Closes an end. The other end observes it after all bytes sent before.
     pub(super) fn close(&mut self, number: ConnectionNumber, end: usize) {
         if !self.network.is_open(number, end) {
             return;
@@ -32,7 +32,7 @@ impl World {
         self.at(at, Happening::End(number, 1 - end));
     }
 
-    /// Breaks a connection: both ends learn of it, each in its own time.
+    /// Breaks a connection. Both ends observe it, each at its own time.
     pub fn break_connection(&mut self, number: ConnectionNumber) {
         for end in 0..2 {
             let delay = self.random.between(0, 3_000_000);
@@ -46,7 +46,7 @@ impl World {
         }
     }
 
-    /// What a cut held back comes to its end.
+    /// Delivers the bytes that a cut held back.
     pub(super) fn on_release(&mut self, number: ConnectionNumber, to: usize) {
         let bytes = self.network.take_held(number, to);
         if !bytes.is_empty() {
@@ -71,7 +71,7 @@ impl World {
         }
         let [from, to] = [1 - end, end].map(|end| self.network.get(number).hosts()[end]);
         if self.network.is_cut(from, to) {
-            // The word of it is lost with everything else; it comes when the cut is healed.
+            // The end of the connection is not observed before the cut is healed.
             return self.after(50_000_000, Happening::End(number, end));
         }
         self.network.close(number, end);

@@ -1,4 +1,4 @@
-//! Sends one flood: a few threads, each with a part of the connections and poll(2).
+//! The sender of one flood: a few threads, each with a share of the connections and poll(2).
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -18,15 +18,15 @@ use socket2::SockRef;
 use super::shape::{Kind, Manner, Shape};
 use crate::random::Random;
 
-/// Threads that send.
+/// The number of sending threads.
 const THREADS: usize = 2;
-/// Requests are written together until there are so many bytes of them.
+/// The bytes at which a block of requests is complete.
 const BLOCK_BYTES: usize = 128 << 10;
-/// Read at once, and thrown away.
+/// The bytes read at once, and discarded.
 const READ_BYTES: usize = 256 << 10;
 /// The longest that a thread waits for room or responses at a time.
 const WAIT: Duration = Duration::from_millis(10);
-/// A header is so long; it begins with the length of the body.
+/// The length of a header, which begins with the length of the body.
 const HEADER: usize = 8;
 
 /// The target of the flood.
@@ -39,7 +39,8 @@ pub(crate) struct Aim {
     pub(crate) key: Vec<u8>,
 }
 
-/// Floods for a while. Returns how many frames came back; for connections that only knock, how many there were.
+/// Sends a flood for a while. Returns the number of received frames, or of connections for shapes that only
+/// connect.
 pub(crate) fn flood(aim: &Aim, shape: &Shape, lasts: Duration) -> anyhow::Result<u64> {
     let until = Instant::now() + lasts;
     let threads = THREADS.min(shape.connections);
@@ -67,7 +68,7 @@ fn knock(aim: &Aim, shape: &Shape, until: Instant) -> anyhow::Result<u64> {
     let mut open = std::collections::VecDeque::new();
     let mut count = 0;
     while Instant::now() < until {
-        // One that is refused was no less of a knock.
+        // A rejected connection is part of the flood as well.
         let Ok(mut stream) = TcpStream::connect_timeout(&aim.clients, WAIT) else { continue };
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).context("set SO_LINGER")?;
         if shape.kind == Kind::Hellos {
@@ -96,7 +97,7 @@ fn converse(aim: &Aim, shape: &Shape, thread: u64, until: Instant) -> anyhow::Re
         for (talker, ready) in talkers.iter_mut().zip(ready) {
             if !ready.is_empty() && !talker.work(aim, ready, &mut scratch) && Instant::now() < until
             {
-                // The server has closed it, as it may: there is always another.
+                // The server has closed the connection, as it may: another one takes its place.
                 talker.reconnect(aim)?;
             }
         }
@@ -114,10 +115,10 @@ struct Talker {
     block: Vec<u8>,
     sent: usize,
     asked: u64,
-    /// Asked and not answered, of this connection.
+    /// Requests of this connection without a response.
     in_flight: u64,
     answers: u64,
-    /// Of the frame that is being received.
+    /// The header of the frame that is being received.
     header: [u8; HEADER],
     has: usize,
     skip: usize,
@@ -174,7 +175,7 @@ impl Talker {
         }
     }
 
-    /// Reads and sends; false once the server has closed it.
+    /// Reads and sends. Returns false once the server has closed the connection.
     fn work(&mut self, aim: &Aim, ready: PollFlags, scratch: &mut [u8]) -> bool {
         if ready.contains(PollFlags::IN) && !self.read(scratch) {
             return false;
@@ -236,7 +237,7 @@ impl Talker {
     fn fill(&mut self, aim: &Aim) {
         let is_repeated = !matches!(self.shape.kind, Kind::Put(_) | Kind::Garbage);
         if is_repeated && self.shape.manner != Manner::Closed && self.asked > 1 {
-            // The same block again.
+            // The same block is sent again.
             return;
         }
         self.block.clear();
@@ -273,7 +274,7 @@ impl Talker {
                 return self.block.extend(bytes);
             }
         };
-        // A key that is missing lies in the same shard as far as the server sees: it goes by the digest.
+        // The server locates a missing key by its digest, which is that of a key in the flooded shard.
         let digest = Digest::of(&aim.key);
         let id = RequestId(self.asked);
         Request { id, view: aim.view, digest, key, operation }.write(&mut self.block);

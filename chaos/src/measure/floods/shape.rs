@@ -7,32 +7,32 @@ use std::fmt;
 pub(crate) enum Kind {
     Noop,
     GetMissing,
-    /// Of a value of so many bytes.
+    /// Reads of a value with this many bytes.
     Get(usize),
     Put(usize),
     Map,
-    /// Connections that say hello and are reset.
+    /// Connections that send a hello and are reset.
     Hellos,
-    /// Connections that say nothing and are reset.
+    /// Connections that send nothing and are reset.
     Silent,
-    /// Random bytes behind a hello.
+    /// Random bytes after a hello.
     Garbage,
-    /// Random bytes to the port of the servers.
+    /// Random bytes to the port for servers.
     GarbageToServers,
 }
 
 /// The manner of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// The next request when the last one is answered.
+    /// The next request after the response to the last one.
     Closed,
-    /// As many requests as the socket takes.
+    /// Requests as fast as the socket accepts them.
     Open,
-    /// The same, and nothing is read.
+    /// Requests as fast as the socket accepts them, without reading any response.
     Unread,
 }
 
-/// A flood.
+/// The shape of a flood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) kind: Kind,
@@ -44,7 +44,7 @@ const fn shape(kind: Kind, manner: Manner, connections: usize) -> Shape {
     Shape { kind, manner, connections }
 }
 
-/// The whole table.
+/// All shapes.
 pub(crate) const SHAPES: &[Shape] = &[
     shape(Kind::Noop, Manner::Open, 1),
     shape(Kind::Noop, Manner::Open, 2),
@@ -77,7 +77,7 @@ pub(crate) const SHAPES: &[Shape] = &[
     shape(Kind::GarbageToServers, Manner::Open, 8),
 ];
 
-/// Those that ended clusters before streams had buffers of their own, and one of each other kind.
+/// The shapes that ended clusters before streams had buffers of their own, and one of each other kind.
 pub(crate) const QUICK: &[Shape] = &[
     shape(Kind::Noop, Manner::Open, 2),
     shape(Kind::GetMissing, Manner::Open, 6),
@@ -88,13 +88,13 @@ pub(crate) const QUICK: &[Shape] = &[
 ];
 
 impl Shape {
-    /// Returns whether responses come back and are read.
+    /// Returns whether responses arrive and are read.
     pub(crate) fn is_answered(&self) -> bool {
         let is_garbage = matches!(self.kind, Kind::Garbage | Kind::GarbageToServers);
         self.manner != Manner::Unread && !is_garbage
     }
 
-    /// The length of the value that must be there.
+    /// Returns the length of the value that must exist.
     pub(crate) fn value_bytes(&self) -> Option<usize> {
         match self.kind {
             Kind::Get(bytes) => Some(bytes),

@@ -1,4 +1,4 @@
-//! Drives the coordinator: what comes to it, and what it wants done.
+//! The driver of the coordinator: its inputs and its effects.
 
 use std::collections::VecDeque;
 
@@ -11,20 +11,21 @@ use crate::exhaustive::{properties, trace};
 use crate::invariants::{Violation, nothing_old};
 
 impl Explorer {
-    /// A process connects to the coordinator and says who it is.
+    /// Connects a process to the coordinator and sends its STARTED.
     pub(super) fn connect(&mut self, world: &mut World, p: usize) {
         world.links += 1;
         let process = &mut world.processes[p];
         process.link = (world.links, true);
         let input = BrainInput::Started(process.member, world.links);
         self.brain(world, input);
-        // A coordinator that was started again decides nothing before it has heard everybody.
+        // A restarted coordinator decides nothing before every process has sent a heartbeat.
         if self.scope.left.restarts > 0 {
             self.heartbeat(world, p);
         }
     }
 
-    /// The coordinator takes a server's next report, which may arrive once more later.
+    /// Delivers a server's next report to the coordinator. With `again`, the same report arrives once more
+    /// later.
     pub(super) fn report(&mut self, world: &mut World, p: usize, again: bool) {
         let process = &mut world.processes[p];
         let member = process.member;
@@ -36,7 +37,7 @@ impl Explorer {
         self.brain(world, BrainInput::Report(member, report));
     }
 
-    /// Time passes; the coordinator wakes if it wanted to.
+    /// Advances time by a tick, and wakes the coordinator if a timer is due.
     pub(super) fn tick(&mut self, world: &mut World) {
         (world.tick, world.left.ticks) = (world.tick + 1, world.left.ticks - 1);
         let due = self.machines.brains.sight(world.brain).due;
@@ -45,7 +46,7 @@ impl Explorer {
         }
     }
 
-    /// The end of a process is proven.
+    /// Delivers the proof of a process's exit.
     pub(super) fn proof(&mut self, world: &mut World, p: usize) {
         let process = &mut world.processes[p];
         process.proven = true;
@@ -53,7 +54,7 @@ impl Explorer {
         self.brain(world, BrainInput::Exited(member));
     }
 
-    /// The link of a process ends, because it is dead or without a reason.
+    /// Ends the link of a process, because the process is dead or without a reason.
     pub(super) fn suspect(&mut self, world: &mut World, p: usize) {
         let process = &mut world.processes[p];
         if process.alive {
@@ -64,7 +65,7 @@ impl Explorer {
         self.brain(world, BrainInput::LinkLost(link, server));
     }
 
-    /// The next process that was started reports.
+    /// Delivers the first STARTED of the next started process.
     pub(super) fn spawned(&mut self, world: &mut World) {
         world.left.spawns -= 1;
         let member = world.spawning.remove(0);
@@ -73,14 +74,14 @@ impl Explorer {
         self.connect(world, world.processes.len() - 1);
     }
 
-    /// What is being stored becomes durable.
+    /// Makes the store in progress durable.
     pub(super) fn stored(&mut self, world: &mut World) {
         if let Some(number) = world.storing.take() {
             self.brain(world, BrainInput::Stored(number));
         }
     }
 
-    /// A heartbeat arrives: what the replicas of a process are now.
+    /// Delivers a heartbeat with the current state of a process's replicas.
     pub(super) fn heartbeat(&mut self, world: &mut World, p: usize) {
         let process = &world.processes[p];
         let now = reading(world.tick);
@@ -96,7 +97,7 @@ impl Explorer {
         self.brain(world, input);
     }
 
-    /// The coordinator dies, and another one goes on from what is on the disk.
+    /// Kills the coordinator, and starts another from the state on disk.
     pub(super) fn restart(&mut self, world: &mut World) {
         world.left.restarts -= 1;
         (world.storing, world.spawning) = (None, Vec::new());
@@ -104,7 +105,7 @@ impl Explorer {
         for process in &mut world.processes {
             (process.link.1, process.proven, process.is_condemned) = (false, false, false);
             process.reports.clear();
-            // What the dead one had sent, and perhaps a hello of its own, comes whenever it likes.
+            // Messages already sent by the dead coordinator, and perhaps its hello, may arrive at any time.
             if process.alive {
                 process.late = std::mem::take(&mut process.orders);
                 process.late.push_front(Paper::Hello(before));
@@ -113,7 +114,7 @@ impl Explorer {
         self.brain(world, BrainInput::Restart);
     }
 
-    /// Gives the brain an input, and all that follows from it at once.
+    /// Applies an input to the brain, and every input that follows from it at once.
     pub(in crate::exhaustive) fn brain(&mut self, world: &mut World, input: BrainInput) {
         let mut todo = VecDeque::from([input]);
         while let Some(input) = todo.pop_front() {

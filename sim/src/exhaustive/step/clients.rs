@@ -1,4 +1,4 @@
-//! Clients: what they ask, and whether an answer fits what an atomic store could have done.
+//! The clients: requests, and the check of responses against an atomic store.
 
 use kv_protocol::client_message::Status;
 
@@ -10,11 +10,11 @@ use crate::exhaustive::world::{Machines, World};
 use crate::exhaustive::{properties, trace};
 use crate::invariants::Violation;
 
-/// A read's number is this and its key's.
+/// The offset of a read's number; its key's index is added.
 const READ_ID: u64 = 100;
 
 impl Explorer {
-    /// A write is asked of a process, for the first time or again.
+    /// Sends a write to a process, for the first time or as a retry.
     pub(super) fn ask_write(&mut self, world: &mut World, n: u8, p: usize) {
         if n < world.clients.asked {
             world.left.retries -= 1;
@@ -25,7 +25,7 @@ impl Explorer {
         self.replica(world, Place { p, s }, Input::Ask(asked), None);
     }
 
-    /// A key is read at a process.
+    /// Reads a key at a process.
     pub(super) fn read(&mut self, world: &mut World, key: u8, p: usize) {
         world.left.reads -= 1;
         let (asked, s) = self.read_of(key);
@@ -38,7 +38,7 @@ impl Explorer {
         (asked, usize::from(shard))
     }
 
-    /// What a read of a key at a process would find now, without its being asked.
+    /// Checks the value that a read of a key at a process would return now, without changing the state.
     pub(in crate::exhaustive) fn probe(&mut self, world: &World, key: u8, p: usize) {
         let (asked, s) = self.read_of(key);
         let state = Place { p, s }.state(world);
@@ -63,7 +63,7 @@ impl Explorer {
         }
     }
 
-    /// A replica has answered.
+    /// Handles a replica's response.
     pub(super) fn answered(&mut self, world: &mut World, at: Place, given: &Given) {
         let Given { id, status, copies, version, writer } = *given;
         let who = world.processes[at.p].member;

@@ -1,4 +1,4 @@
-//! Drives the nodes: what the coordinator sends to a process, and what that means for its shards.
+//! The driver of the nodes: messages from the coordinator, and their effects on the shards.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use crate::exhaustive::world::{Machines, Paper, Process, Told, World};
 use crate::invariants::versions_grow;
 
 impl Explorer {
-    /// A node takes the next paper of a connection for orders, and may end that connection.
+    /// Delivers the next message of an order connection to a node, which may end that connection.
     pub(super) fn next_paper(
         &mut self,
         world: &mut World,
@@ -25,7 +25,7 @@ impl Explorer {
         }
     }
 
-    /// A node takes what came over a connection for orders; `false` ends the connection.
+    /// Delivers a message of an order connection to a node. Returns false if it ends the connection.
     fn paper(&mut self, world: &mut World, p: usize, paper: Paper) -> bool {
         match paper {
             Paper::Order(order) => {
@@ -42,7 +42,7 @@ impl Explorer {
         }
     }
 
-    /// Gives a node an input, and all that follows from it at once.
+    /// Applies an input to a node, with everything that follows from it at once.
     pub(super) fn node(&mut self, world: &mut World, p: usize, input: NodeInput) {
         let Machines { nodes, papers, .. } = &mut self.machines;
         let step = match nodes.take(papers, world.processes[p].node, input) {
@@ -69,7 +69,7 @@ impl Explorer {
         }
     }
 
-    /// With one shard the node and its executor take the step together.
+    /// Forwards to every shard. With one shard, the node and its executor take the step together.
     fn tell_shards(&mut self, world: &mut World, p: usize, told: impl Fn(&mut Explorer) -> Told) {
         let told = told(self);
         match self.scope.shards {

@@ -1,4 +1,4 @@
-//! Drives the replicas: what comes to a shard, and what it wants done.
+//! The driver of the replicas: inputs of a shard and their effects.
 
 use kv_protocol::ids::ShardId;
 
@@ -9,7 +9,7 @@ use crate::exhaustive::replica::{Done, GROUP, Input, Sight, ViewKey};
 use crate::exhaustive::world::{CLOSED, End, Machines, Told, World};
 use crate::invariants::streams_are_whole;
 
-/// A shard of a process, by their numbers.
+/// A shard of a process, by their indices.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) p: usize,
@@ -30,17 +30,17 @@ impl Place {
     }
 }
 
-/// What an input comes over, where that is not the replica's stream.
+/// The connection of an input that did not arrive on the replica's stream.
 #[derive(Clone, Copy)]
 pub(super) enum Over {
-    /// A connection on which a hello has come.
+    /// A connection on which a hello has arrived.
     Hello(usize),
     /// A new connection to this process.
     Dialled(usize),
 }
 
 impl Explorer {
-    /// A shard takes what its node told it.
+    /// Delivers a node's next message to a shard.
     pub(super) fn inbox(&mut self, world: &mut World, at: Place) {
         if let Some(told) = world.processes[at.p].inboxes[at.s].pop_front() {
             self.told(world, at, told);
@@ -63,7 +63,7 @@ impl Explorer {
         }
     }
 
-    /// An end of a connection takes the next frame.
+    /// Delivers the next frame to an end of a connection.
     pub(super) fn frame(&mut self, world: &mut World, c: usize, side: usize) {
         let connection = &mut world.connections[c];
         let Some(frame) = connection.to[side].pop_front() else { return };
@@ -83,7 +83,7 @@ impl Explorer {
         self.replica(world, at, input, over);
     }
 
-    /// Wakes a replica with an input; the answer is why it does not install a view.
+    /// Wakes a replica with an input. Returns the reason if it rejects a view.
     pub(super) fn replica(
         &mut self,
         world: &mut World,
@@ -93,7 +93,7 @@ impl Explorer {
     ) -> Option<String> {
         let before = self.sight(world, at).report;
         let refused = self.wake(world, at, input, over);
-        // The driver dials what is wanted, as long as somebody is there to answer.
+        // The driver dials the requested stream while the target process is alive.
         for _ in 0..4 {
             let Some(wanted) = self.sight(world, at).wants else { break };
             let Some(other) = running(world, wanted.to) else { break };

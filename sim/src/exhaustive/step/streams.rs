@@ -1,4 +1,4 @@
-//! Connections between the replicas of a shard: made, used, broken, and forgotten.
+//! Connections between the replicas of a shard: creation, use, breaks and removal.
 
 use std::collections::VecDeque;
 
@@ -6,7 +6,7 @@ use super::replica::Place;
 use crate::exhaustive::replica::FrameId;
 use crate::exhaustive::world::{CLOSED, Connection, End, World};
 
-/// A new connection, with a hello on its way to the other process.
+/// Adds a new connection, with a hello in transit to the other process.
 pub(super) fn connect(world: &mut World, at: Place, other: usize, hello: FrameId) {
     let small = |n: usize| u8::try_from(n).expect("processes are few");
     world.connections.push(Connection {
@@ -16,12 +16,12 @@ pub(super) fn connect(world: &mut World, at: Place, other: usize, hello: FrameId
     });
 }
 
-/// Whoever was dialled takes the connection as its stream.
+/// Attaches the connection at the dialled side as its stream.
 pub(super) fn accept(connection: &mut Connection) {
     connection.ends[1].1 = End::Attached;
 }
 
-/// Whoever was dialled says why not, and closes.
+/// Sends a refusal from the dialled side, and closes the connection.
 pub(super) fn refuse(connection: &mut Connection, frame: FrameId) {
     if connection.ends[0].1 != End::Gone {
         connection.to[0].push_back(frame);
@@ -29,7 +29,7 @@ pub(super) fn refuse(connection: &mut Connection, frame: FrameId) {
     end(connection, 1);
 }
 
-/// Sends on the stream that stands. Behind a break nothing comes, though this side may not know of it.
+/// Sends on the current stream. After a break nothing arrives, even if this side has not observed it.
 pub(super) fn send(world: &mut World, at: Place, frame: FrameId) {
     if let Some((connection, side)) = attached(world, at)
         && connection.ends[1 - side].1 != End::Gone
@@ -39,14 +39,14 @@ pub(super) fn send(world: &mut World, at: Place, frame: FrameId) {
     }
 }
 
-/// Closes it.
+/// Closes the current stream.
 pub(super) fn close(world: &mut World, at: Place) {
     if let Some((connection, side)) = attached(world, at) {
         end(connection, side);
     }
 }
 
-/// The end of the stream that a replica has.
+/// Returns the connection that is a replica's stream, and the replica's side of it.
 fn attached(world: &mut World, at: Place) -> Option<(&mut Connection, usize)> {
     world.connections.iter_mut().find_map(|connection| {
         let is_end = |(q, end): (u8, End)| usize::from(q) == at.p && end == End::Attached;
@@ -58,12 +58,12 @@ fn attached(world: &mut World, at: Place) -> Option<(&mut Connection, usize)> {
     })
 }
 
-/// The process at the other end of the stream that a replica has.
+/// Returns the process at the other end of a replica's stream.
 pub(super) fn other_end(world: &mut World, at: Place) -> Option<usize> {
     attached(world, at).map(|(connection, side)| connection.ends[1 - side].0.into())
 }
 
-/// The network breaks a connection: what is under way is lost, and both sides see the end.
+/// Breaks a connection: frames in transit are lost, and both sides observe the end.
 pub(super) fn cut(connection: &mut Connection) {
     for side in 0..2 {
         connection.to[side].clear();
@@ -73,7 +73,7 @@ pub(super) fn cut(connection: &mut Connection) {
     }
 }
 
-/// One side is closed; the other will see it, after all that was sent before.
+/// Closes one side. The other observes it after all frames sent before.
 fn end(connection: &mut Connection, side: usize) {
     connection.ends[side].1 = End::Gone;
     connection.to[side].clear();
@@ -82,7 +82,7 @@ fn end(connection: &mut Connection, side: usize) {
     }
 }
 
-/// A process is dead.
+/// Closes all connections of a dead process.
 pub(super) fn end_all(world: &mut World, p: usize) {
     for connection in &mut world.connections {
         for side in 0..2 {
@@ -93,7 +93,7 @@ pub(super) fn end_all(world: &mut World, p: usize) {
     }
 }
 
-/// Forgets connections that both sides have closed.
+/// Removes connections that both sides have closed.
 pub(super) fn sweep(world: &mut World) {
     let is_over = |connection: &Connection| connection.ends.iter().all(|end| end.1 == End::Gone);
     world.connections.retain(|connection| !is_over(connection));
