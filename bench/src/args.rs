@@ -8,8 +8,8 @@ use clap::Parser;
 use kv_protocol::ids::GroupId;
 use kv_protocol::limits::{MAX_KEY_BYTES, MAX_VALUE_BYTES, SESSION_WINDOW};
 
-use crate::choice::Popularity;
 use crate::control::Until;
+use crate::distribution::Popularity;
 use crate::numbers::{parse_count, parse_range, parse_seconds};
 use crate::report::Format;
 use crate::target::{Scheme, Target};

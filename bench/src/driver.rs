@@ -6,9 +6,9 @@ use rand::SeedableRng as _;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::book::{Book, Floor};
 use crate::control::{Control, Done};
 use crate::keyspace::Keyspace;
+use crate::model::{Floor, Model};
 use crate::tally::Tally;
 use crate::value::{Stamp, Values};
 
@@ -30,7 +30,7 @@ pub(crate) struct Shared {
     pub(crate) keys: Keyspace,
     pub(crate) values: Values,
     /// Present with `--verify`.
-    pub(crate) book: Option<Book>,
+    pub(crate) model: Option<Model>,
     pub(crate) run: u32,
 }
 
@@ -157,7 +157,7 @@ impl<'a> Driver<'a> {
             }
             Work::Mix(reads) => {
                 let is_write = *reads < 1.0 && !self.random.random_bool(*reads);
-                (list.key(list.choice.draw(&mut self.random)), is_write)
+                (list.key(list.distribution.draw(&mut self.random)), is_write)
             }
         };
         let mut stamp = wants_write.then(|| self.stamp(key)).flatten();
@@ -166,10 +166,10 @@ impl<'a> Driver<'a> {
             if stamp.is_some() || !wants_write {
                 break;
             }
-            key = list.key(list.choice.draw(&mut self.random));
+            key = list.key(list.distribution.draw(&mut self.random));
             stamp = self.stamp(key);
         }
-        let floor = self.shared.book.as_ref().map(|book| book.floor(key)).unwrap_or_default();
+        let floor = self.shared.model.as_ref().map(|model| model.floor(key)).unwrap_or_default();
         let slot = lane.free.pop().expect("a lane with room");
         lane.slots[slot as usize] = Slot { is_open: true, start_ns, key, stamp, floor };
         self.shared.keys.write(key, &mut self.key);
@@ -182,8 +182,8 @@ impl<'a> Driver<'a> {
 
     /// Returns the stamp of the next write, or `None` if this key cannot be written now.
     fn stamp(&mut self, key: u32) -> Option<Stamp> {
-        if let Some(book) = &self.shared.book {
-            return book.begin_write(key);
+        if let Some(model) = &self.shared.model {
+            return model.begin_write(key);
         }
         self.writes = self.writes.wrapping_add(1);
         Some(Stamp { run: self.shared.run, number: self.writes })
@@ -221,8 +221,8 @@ impl<'a> Driver<'a> {
             (Outcome::Echoed, _) => {}
             (Outcome::Done(_) | Outcome::SingleCopy | Outcome::Missing, Some(stamp)) => {
                 self.tally.single_copies += u64::from(outcome == Outcome::SingleCopy);
-                if let Some(book) = &self.shared.book {
-                    book.acknowledge(key, stamp);
+                if let Some(model) = &self.shared.model {
+                    model.acknowledge(key, stamp);
                 }
             }
             (Outcome::Done(value), None) => self.check(key, floor, Some(value)),
@@ -242,8 +242,8 @@ impl<'a> Driver<'a> {
     }
 
     fn check(&mut self, key: u32, floor: Floor, value: Option<&[u8]>) {
-        let Some(book) = &self.shared.book else { return };
-        let checked = book.check(&self.shared.values, key, floor, value);
+        let Some(model) = &self.shared.model else { return };
+        let checked = model.check(&self.shared.values, key, floor, value);
         if let Err(why) = checked {
             self.tally.mismatched += 1;
             if self.tally.first_mismatch.is_none() {

@@ -3,13 +3,13 @@
 use kv_protocol::ids::{GroupId, ShardId};
 use kv_protocol::placement::{Digest, Placement};
 
-use crate::choice::{Choice, Popularity};
+use crate::distribution::{KeyDistribution, Popularity};
 
 /// One list of keys, and the distribution by which they are drawn.
 #[derive(Debug)]
 pub(crate) struct List {
     numbers: Numbers,
-    pub(crate) choice: Choice,
+    pub(crate) distribution: KeyDistribution,
 }
 
 #[derive(Debug)]
@@ -50,8 +50,8 @@ pub(crate) struct Keyspace {
 impl Keyspace {
     /// Creates `count` keys in one list.
     pub(crate) fn whole(count: u32, width: usize, popularity: Popularity) -> Keyspace {
-        let choice = Choice::new(popularity, count.into());
-        let list = List { numbers: Numbers::All(count), choice };
+        let distribution = KeyDistribution::new(popularity, count.into());
+        let list = List { numbers: Numbers::All(count), distribution };
         Keyspace { lists: vec![list], bound: count, width }
     }
 
@@ -86,7 +86,7 @@ impl Keyspace {
             return Err((groups[empty / shards], ShardId(shard)));
         }
         let lists = lists.into_iter().map(|numbers| List {
-            choice: Choice::new(popularity, numbers.len() as u64),
+            distribution: KeyDistribution::new(popularity, numbers.len() as u64),
             numbers: Numbers::Some(numbers.into()),
         });
         Ok(Keyspace { lists: lists.collect(), bound: number, width })

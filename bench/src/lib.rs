@@ -6,10 +6,10 @@
 //!   run            fills the keys, then warms up and measures; watches the clock and the CPUs
 //!     |                                                control, cpu, live
 //!   driver         one thread: draws operations, checks responses, counts
-//!     |   keyspace, choice   the next key              (zipf or uniform)
-//!     |   pace               its time: closed loop, or an open one at a rate
-//!     |   value, book        the value that a key must hold
-//!     |   tally              latencies and counts
+//!     |   keyspace, distribution   the next key (zipf or uniform)
+//!     |   arrival_rate             its time: closed loop, or an open one at a rate
+//!     |   value, model             the value that a key must hold
+//!     |   tally                    latencies and counts
 //!     +-- sockets    many connections, one epoll       wire: redis, memcached, kv, echo
 //!     +-- library    one client of libkvclient's crate, submit and poll
 //!     |
@@ -20,19 +20,19 @@
 //! ```
 
 mod args;
-mod book;
-mod choice;
+mod arrival_rate;
 mod cluster_map;
 pub mod compare;
 mod control;
 mod cpu;
+mod distribution;
 mod driver;
 pub mod echo;
 mod keyspace;
 mod library;
 mod live;
+mod model;
 mod numbers;
-mod pace;
 mod report;
 mod run;
 mod sockets;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use kv_client::{Client, Completion, Error, Op, OpOptions, SubmitError};
 
+use crate::arrival_rate::ArrivalRate;
 use crate::driver::{Driver, Lane, Outcome};
-use crate::pace::Pace;
 
 /// The longest wait before the clock is checked again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -16,15 +16,15 @@ pub(crate) fn run(
     driver: &mut Driver<'_>,
     client: &mut Client,
     lane: &mut Lane,
-    mut pace: Pace,
-) -> anyhow::Result<Pace> {
+    mut arrival_rate: ArrivalRate,
+) -> anyhow::Result<ArrivalRate> {
     let options = OpOptions::default();
     let mut done: Vec<Completion> = Vec::new();
     let mut is_over = false;
     loop {
         let now_ns = driver.control.now_ns();
         while !is_over && lane.has_room() {
-            let Some(start_ns) = pace.begin(now_ns) else { break };
+            let Some(start_ns) = arrival_rate.begin(now_ns) else { break };
             let Some(request) = driver.begin(lane, start_ns, now_ns) else {
                 is_over = true;
                 break;
@@ -47,9 +47,9 @@ pub(crate) fn run(
         }
         is_over |= now_ns >= driver.control.end_ns || driver.control.is_aborted();
         if is_over && lane.is_idle() {
-            return Ok(pace);
+            return Ok(arrival_rate);
         }
-        let until_due = match pace.next_ns() {
+        let until_due = match arrival_rate.next_ns() {
             Some(due) if !is_over && lane.has_room() => {
                 Duration::from_nanos(due.saturating_sub(driver.control.now_ns()))
             }

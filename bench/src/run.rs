@@ -10,7 +10,7 @@ use kv_protocol::ids::{ClientId, SequenceNumber};
 use kv_protocol::map::Map;
 
 use crate::args::Plan;
-use crate::book::Book;
+use crate::arrival_rate::ArrivalRate;
 use crate::cluster_map;
 use crate::control::{Control, Until};
 use crate::cpu;
@@ -18,7 +18,7 @@ use crate::driver::{Driver, Lane, Shared, Work};
 use crate::keyspace::Keyspace;
 use crate::library;
 use crate::live::{self, Live};
-use crate::pace::Pace;
+use crate::model::Model;
 use crate::report::Report;
 use crate::sockets::{self, Connection};
 use crate::tally::Tally;
@@ -53,8 +53,8 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Report> {
             // A wrong address causes one error here, instead of one for each operation.
             let (first, _) = &mut clients[0];
             first.noop(b"kv-bench", &OpOptions::default())?;
-            carry_out(plan, &shared, &mut clients, |driver, (client, lane), pace| {
-                library::run(driver, client, lane, pace)
+            carry_out(plan, &shared, &mut clients, |driver, (client, lane), arrival_rate| {
+                library::run(driver, client, lane, arrival_rate)
             })
         }
         Scheme::KvWire => {
@@ -99,8 +99,8 @@ fn shared(plan: &Plan, map: Option<&Map>, run: u32) -> anyhow::Result<Shared> {
             })?
         }
     };
-    let book = plan.verifies.then(|| Book::new(keys.bound as usize, run));
-    Ok(Shared { keys, values: Values::new(plan.value_bytes.clone()), book, run })
+    let model = plan.verifies.then(|| Model::new(keys.bound as usize, run));
+    Ok(Shared { keys, values: Values::new(plan.value_bytes.clone()), model, run })
 }
 
 /// Opens connections that need no handshake.
@@ -153,8 +153,8 @@ fn over_sockets<W: Wire + Send>(
         // Each thread gets connections of consecutive numbers.
         threads[at * plan.threads / plan.connections].push(open(at)?);
     }
-    carry_out(plan, shared, &mut threads, |driver, connections, pace| {
-        sockets::run(driver, connections, pace)
+    carry_out(plan, shared, &mut threads, |driver, connections, arrival_rate| {
+        sockets::run(driver, connections, arrival_rate)
     })
 }
 
@@ -163,7 +163,7 @@ fn carry_out<T: Send>(
     plan: &Plan,
     shared: &Shared,
     threads: &mut [T],
-    drive: impl Fn(&mut Driver<'_>, &mut T, Pace) -> anyhow::Result<Pace> + Sync,
+    drive: impl Fn(&mut Driver<'_>, &mut T, ArrivalRate) -> anyhow::Result<ArrivalRate> + Sync,
 ) -> anyhow::Result<Report> {
     let mut report = Report {
         target: plan.target.to_string(),
@@ -239,30 +239,30 @@ impl Phase<'_> {
     fn run<T: Send>(
         &self,
         threads: &mut [T],
-        drive: &(impl Fn(&mut Driver<'_>, &mut T, Pace) -> anyhow::Result<Pace> + Sync),
+        drive: &(impl Fn(&mut Driver<'_>, &mut T, ArrivalRate) -> anyhow::Result<ArrivalRate> + Sync),
         live: Live,
     ) -> anyhow::Result<Ended> {
         let count = threads.len();
         #[allow(clippy::cast_precision_loss)]
-        let pace = match self.rate {
-            Some(rate) => Pace::open(0, rate as f64 / count as f64),
-            None => Pace::Closed,
+        let arrival_rate = match self.rate {
+            Some(rate) => ArrivalRate::open(0, rate as f64 / count as f64),
+            None => ArrivalRate::Closed,
         };
         std::thread::scope(|scope| {
             let (sender, ends) = channel();
             let mut running = Vec::new();
             for (number, thread) in threads.iter_mut().enumerate() {
-                let (pace, sender) = (pace.clone(), sender.clone());
+                let (arrival_rate, sender) = (arrival_rate.clone(), sender.clone());
                 running.push(scope.spawn(move || {
                     let Phase { shared, work, control, plan, .. } = *self;
                     let mut driver = Driver::new(shared, work, control, number, plan.seed);
-                    let ended = drive(&mut driver, thread, pace);
+                    let ended = drive(&mut driver, thread, arrival_rate);
                     if ended.is_err() {
                         control.abort();
                     }
                     // The receiver lives until all threads have ended.
                     let _ = sender.send(());
-                    ended.map(|pace| (driver.tally, pace.behind(control.end_ns)))
+                    ended.map(|arrival_rate| (driver.tally, arrival_rate.behind(control.end_ns)))
                 }));
             }
             drop(sender);

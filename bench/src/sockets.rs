@@ -17,8 +17,8 @@ use rustix::io::Errno;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 use rustix::time::{timerfd_create, timerfd_settime};
 
+use crate::arrival_rate::ArrivalRate;
 use crate::driver::{Driver, Lane};
-use crate::pace::Pace;
 use crate::wire::Wire;
 
 /// The most events taken from the kernel at once.
@@ -68,8 +68,8 @@ struct Loop<'a, 'b, W> {
 pub(crate) fn run<W: Wire>(
     driver: &mut Driver<'_>,
     connections: &mut [Connection<W>],
-    mut pace: Pace,
-) -> anyhow::Result<Pace> {
+    mut arrival_rate: ArrivalRate,
+) -> anyhow::Result<ArrivalRate> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("get an epoll descriptor")?;
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
     epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
@@ -79,7 +79,7 @@ pub(crate) fn run<W: Wire>(
     let scratch = vec![0; RECEIVE_BYTES].into();
     let mut state = Loop { driver, connections, epoll, scratch };
     let mut is_over = false;
-    if matches!(pace, Pace::Closed) {
+    if matches!(arrival_rate, ArrivalRate::Closed) {
         for at in 0..state.connections.len() {
             is_over |= !state.refill(at)?;
         }
@@ -88,9 +88,9 @@ pub(crate) fn run<W: Wire>(
     let mut drain_until = u64::MAX;
     loop {
         let now_ns = state.driver.control.now_ns();
-        if !matches!(pace, Pace::Closed) && !is_over {
-            is_over = !state.begin_due(&mut pace, &mut turn, now_ns)?;
-            if !is_over && let Some(next_ns) = pace.next_ns() {
+        if !matches!(arrival_rate, ArrivalRate::Closed) && !is_over {
+            is_over = !state.begin_due(&mut arrival_rate, &mut turn, now_ns)?;
+            if !is_over && let Some(next_ns) = arrival_rate.next_ns() {
                 set_timer(&timer, next_ns.saturating_sub(state.driver.control.now_ns()).max(1))?;
             }
         }
@@ -98,7 +98,7 @@ pub(crate) fn run<W: Wire>(
         if is_over {
             drain_until = drain_until.min(now_ns.saturating_add(DRAIN_NS));
             if state.connections.iter().all(|connection| connection.lane.is_idle()) {
-                return Ok(pace);
+                return Ok(arrival_rate);
             }
             if now_ns > drain_until || state.driver.control.is_aborted() {
                 let left: usize = state.connections.iter().map(|c| c.lane.in_flight()).sum();
@@ -117,7 +117,7 @@ pub(crate) fn run<W: Wire>(
             if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
                 state.receive(at)?;
             }
-            if matches!(pace, Pace::Closed) && !is_over {
+            if matches!(arrival_rate, ArrivalRate::Closed) && !is_over {
                 is_over |= !state.refill(at)?;
             } else {
                 state.flush(at)?;
@@ -175,13 +175,13 @@ impl<W: Wire> Loop<'_, '_, W> {
     /// Begins the operations that are due, on the connections in turn. Returns false when no more may begin.
     fn begin_due(
         &mut self,
-        pace: &mut Pace,
+        arrival_rate: &mut ArrivalRate,
         turn: &mut usize,
         now_ns: u64,
     ) -> anyhow::Result<bool> {
         let count = self.connections.len();
         let mut may_begin = true;
-        'due: while pace.next_ns().is_some_and(|due| due <= now_ns) {
+        'due: while arrival_rate.next_ns().is_some_and(|due| due <= now_ns) {
             let free = (0..count).map(|step| (*turn + step) % count).find(|at| {
                 let connection = &self.connections[*at];
                 connection.lane.has_room()
@@ -191,7 +191,7 @@ impl<W: Wire> Loop<'_, '_, W> {
             // Without room the operation waits, and its latency grows.
             let Some(at) = free else { break };
             *turn = at + 1;
-            let Some(start_ns) = pace.begin(now_ns) else { break };
+            let Some(start_ns) = arrival_rate.begin(now_ns) else { break };
             let connection = &mut self.connections[at];
             match self.driver.begin(&mut connection.lane, start_ns, now_ns) {
                 Some(request) => connection.wire.request(&request, &mut connection.output),

@@ -1,4 +1,4 @@
-//! The choice of the next key: uniform, or by Zipf's law.
+//! The distribution of the next key: uniform, or by Zipf's law.
 
 use rand::RngExt as _;
 use rand_distr::{Distribution as _, Zipf};
@@ -34,19 +34,19 @@ impl Popularity {
 
 /// A distribution over the indices of a list of given length.
 #[derive(Clone, Debug)]
-pub(crate) enum Choice {
+pub(crate) enum KeyDistribution {
     Uniform(u64),
     /// Rejection-inversion (Hörmann and Derflinger, 1996): needs no table, whatever the length.
     Zipf(Zipf<f64>),
 }
 
-impl Choice {
+impl KeyDistribution {
     /// Creates a distribution over a list of `length` elements, which must not be zero.
-    pub(crate) fn new(popularity: Popularity, length: u64) -> Choice {
+    pub(crate) fn new(popularity: Popularity, length: u64) -> KeyDistribution {
         match popularity {
-            Popularity::Uniform => Choice::Uniform(length),
+            Popularity::Uniform => KeyDistribution::Uniform(length),
             #[allow(clippy::cast_precision_loss)] // Lists have fewer than 2^32 entries.
-            Popularity::Zipf(theta) => Choice::Zipf(
+            Popularity::Zipf(theta) => KeyDistribution::Zipf(
                 Zipf::new(length as f64, theta).expect("the length and theta are positive"),
             ),
         }
@@ -55,10 +55,10 @@ impl Choice {
     /// Draws the next index, from zero.
     pub(crate) fn draw(&self, random: &mut Xoshiro256PlusPlus) -> u64 {
         match self {
-            Choice::Uniform(length) => random.random_range(0..*length),
+            KeyDistribution::Uniform(length) => random.random_range(0..*length),
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             // Ranks are whole numbers from 1 to the length.
-            Choice::Zipf(zipf) => zipf.sample(random) as u64 - 1,
+            KeyDistribution::Zipf(zipf) => zipf.sample(random) as u64 - 1,
         }
     }
 }
@@ -68,11 +68,11 @@ mod tests {
     use super::*;
     use rand::SeedableRng as _;
 
-    fn counts(choice: &Choice, length: usize, draws: usize) -> Vec<u32> {
+    fn counts(distribution: &KeyDistribution, length: usize, draws: usize) -> Vec<u32> {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(1);
         let mut counts = vec![0; length];
         for _ in 0..draws {
-            counts[crate::numbers::index(choice.draw(&mut random))] += 1;
+            counts[crate::numbers::index(distribution.draw(&mut random))] += 1;
         }
         counts
     }
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn zipf_draws_each_rank_as_often_as_its_law_says() {
         let (length, draws, theta) = (1_000, 2_000_000, 0.99);
-        let counts = counts(&Choice::new(Popularity::Zipf(theta), 1_000), length, draws);
+        let counts = counts(&KeyDistribution::new(Popularity::Zipf(theta), 1_000), length, draws);
         let weight = |rank: usize| (rank as f64).powf(-theta);
         let total: f64 = (1..=length).map(weight).sum();
         for rank in [1, 2, 3, 10, 100, 1_000] {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn uniform_draws_every_key_about_as_often_as_another() {
-        let counts = counts(&Choice::new(Popularity::Uniform, 100), 100, 1_000_000);
+        let counts = counts(&KeyDistribution::new(Popularity::Uniform, 100), 100, 1_000_000);
         assert!(counts.iter().all(|count| count.abs_diff(10_000) < 600), "{counts:?}");
     }
 

@@ -6,7 +6,7 @@
 
 /// The start times of one thread's operations, in nanoseconds of the run.
 #[derive(Clone, Debug)]
-pub(crate) enum Pace {
+pub(crate) enum ArrivalRate {
     /// As soon as there is room.
     Closed,
     /// At a fixed rate.
@@ -20,19 +20,19 @@ pub(crate) enum Pace {
     },
 }
 
-impl Pace {
+impl ArrivalRate {
     /// Creates an open loop at this rate, from this time on.
-    pub(crate) fn open(from_ns: u64, per_second: f64) -> Pace {
-        Pace::Open { from_ns, every_ns: 1e9 / per_second, begun: 0 }
+    pub(crate) fn open(from_ns: u64, per_second: f64) -> ArrivalRate {
+        ArrivalRate::Open { from_ns, every_ns: 1e9 / per_second, begun: 0 }
     }
 
     /// Returns the scheduled time of the next operation; `None`: at any time.
     pub(crate) fn next_ns(&self) -> Option<u64> {
         match self {
-            Pace::Closed => None,
+            ArrivalRate::Closed => None,
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             #[allow(clippy::cast_precision_loss)] // To a nanosecond for a hundred days.
-            Pace::Open { from_ns, every_ns, begun } => {
+            ArrivalRate::Open { from_ns, every_ns, begun } => {
                 Some(from_ns + (*begun as f64 * every_ns) as u64)
             }
         }
@@ -44,7 +44,7 @@ impl Pace {
         if due > now_ns {
             return None;
         }
-        if let Pace::Open { begun, .. } = self {
+        if let ArrivalRate::Open { begun, .. } = self {
             *begun += 1;
         }
         Some(due)
@@ -53,10 +53,10 @@ impl Pace {
     /// Returns the number of operations that were due before `end_ns` and have not begun.
     pub(crate) fn behind(&self, end_ns: u64) -> u64 {
         match self {
-            Pace::Closed => 0,
+            ArrivalRate::Closed => 0,
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             #[allow(clippy::cast_precision_loss)]
-            Pace::Open { from_ns, every_ns, begun } => {
+            ArrivalRate::Open { from_ns, every_ns, begun } => {
                 let due = (end_ns.saturating_sub(*from_ns) as f64 / every_ns) as u64;
                 due.saturating_sub(*begun)
             }
@@ -70,20 +70,23 @@ mod tests {
 
     #[test]
     fn an_operation_that_had_to_wait_counts_from_when_it_was_due() {
-        let mut pace = Pace::open(1_000, 1e6);
-        assert_eq!(pace.begin(999), None);
-        assert_eq!(pace.begin(1_000), Some(1_000));
-        assert_eq!(pace.begin(1_500), None);
+        let mut arrival_rate = ArrivalRate::open(1_000, 1e6);
+        assert_eq!(arrival_rate.begin(999), None);
+        assert_eq!(arrival_rate.begin(1_000), Some(1_000));
+        assert_eq!(arrival_rate.begin(1_500), None);
         // The server pauses for 10 µs: the ten operations that were due count from their scheduled times.
-        let begun: Vec<u64> = std::iter::from_fn(|| pace.begin(11_000)).collect();
+        let begun: Vec<u64> = std::iter::from_fn(|| arrival_rate.begin(11_000)).collect();
         assert_eq!(begun, (2..=11).map(|n| n * 1_000).collect::<Vec<u64>>());
-        assert_eq!(pace.next_ns(), Some(12_000));
-        assert_eq!(pace.behind(20_000), 8);
+        assert_eq!(arrival_rate.next_ns(), Some(12_000));
+        assert_eq!(arrival_rate.behind(20_000), 8);
     }
 
     #[test]
     fn a_closed_loop_begins_whenever_there_is_room() {
-        let mut pace = Pace::Closed;
-        assert_eq!((pace.begin(5), pace.next_ns(), pace.behind(9)), (Some(5), None, 0));
+        let mut arrival_rate = ArrivalRate::Closed;
+        assert_eq!(
+            (arrival_rate.begin(5), arrival_rate.next_ns(), arrival_rate.behind(9)),
+            (Some(5), None, 0)
+        );
     }
 }

@@ -14,7 +14,7 @@ use crate::value::{Stamp, Values};
 
 /// The write progress of all keys, shared by all threads of a run. See the module.
 #[derive(Debug)]
-pub(crate) struct Book {
+pub(crate) struct Model {
     /// The numbers of the last acknowledged write and of the last issued write, by key.
     keys: Box<[AtomicU64]>,
     run: u32,
@@ -33,10 +33,10 @@ fn word(acknowledged: u32, issued: u32) -> u64 {
     u64::from(acknowledged) << 32 | u64::from(issued)
 }
 
-impl Book {
-    /// Creates a book for the keys with numbers below `keys`, all without writes.
-    pub(crate) fn new(keys: usize, run: u32) -> Book {
-        Book { keys: (0..keys).map(|_| AtomicU64::new(0)).collect(), run }
+impl Model {
+    /// Creates a model for the keys with numbers below `keys`, all without writes.
+    pub(crate) fn new(keys: usize, run: u32) -> Model {
+        Model { keys: (0..keys).map(|_| AtomicU64::new(0)).collect(), run }
     }
 
     /// Begins a write. Returns `None` while another is in flight, and forever after one with an unknown result.
@@ -114,34 +114,34 @@ mod tests {
 
     #[test]
     fn a_read_shows_what_was_acknowledged_before_it_or_later() {
-        let (book, values) = (Book::new(2, 7), Values::new(32..=32));
-        let first = book.begin_write(1).unwrap();
-        book.acknowledge(1, first);
-        let floor = book.floor(1);
-        let second = book.begin_write(1).unwrap();
-        assert_eq!(book.begin_write(1), None, "one write at a time");
-        let check = |number| book.check(&values, 1, floor, Some(&value(&values, 1, 7, number)));
+        let (model, values) = (Model::new(2, 7), Values::new(32..=32));
+        let first = model.begin_write(1).unwrap();
+        model.acknowledge(1, first);
+        let floor = model.floor(1);
+        let second = model.begin_write(1).unwrap();
+        assert_eq!(model.begin_write(1), None, "one write at a time");
+        let check = |number| model.check(&values, 1, floor, Some(&value(&values, 1, 7, number)));
         assert_eq!(check(1), Ok(()));
         assert_eq!(check(2), Ok(()), "it may have been done");
         assert!(check(3).is_err(), "nobody has written it");
-        book.acknowledge(1, second);
+        model.acknowledge(1, second);
         let check =
-            |number| book.check(&values, 1, book.floor(1), Some(&value(&values, 1, 7, number)));
+            |number| model.check(&values, 1, model.floor(1), Some(&value(&values, 1, 7, number)));
         assert!(check(1).is_err(), "stale");
         assert_eq!(check(2), Ok(()));
-        assert!(book.check(&values, 1, book.floor(1), None).is_err(), "lost");
+        assert!(model.check(&values, 1, model.floor(1), None).is_err(), "lost");
     }
 
     #[test]
     fn of_a_key_that_was_not_written_yet_anything_whole_may_be_read() {
-        let (book, values) = (Book::new(2, 7), Values::new(32..=32));
-        let floor = book.floor(0);
-        assert_eq!(book.check(&values, 0, floor, None), Ok(()));
-        assert_eq!(book.check(&values, 0, floor, Some(&value(&values, 0, 3, 9))), Ok(()));
-        assert!(book.check(&values, 0, floor, Some(&value(&values, 1, 3, 9))).is_err());
-        let stamp = book.begin_write(0).unwrap();
-        book.acknowledge(0, stamp);
+        let (model, values) = (Model::new(2, 7), Values::new(32..=32));
+        let floor = model.floor(0);
+        assert_eq!(model.check(&values, 0, floor, None), Ok(()));
+        assert_eq!(model.check(&values, 0, floor, Some(&value(&values, 0, 3, 9))), Ok(()));
+        assert!(model.check(&values, 0, floor, Some(&value(&values, 1, 3, 9))).is_err());
+        let stamp = model.begin_write(0).unwrap();
+        model.acknowledge(0, stamp);
         let old = value(&values, 0, 3, 9);
-        assert!(book.check(&values, 0, book.floor(0), Some(&old)).is_err(), "another run's");
+        assert!(model.check(&values, 0, model.floor(0), Some(&old)).is_err(), "another run's");
     }
 }
