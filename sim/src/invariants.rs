@@ -1,4 +1,4 @@
-//! The promises of consistency.md §11, one a file, and the type of their violations.
+//! The invariants, one a file, and the type of their violations.
 //!
 //! | | promise | file |
 //! |---|---|---|
@@ -85,10 +85,10 @@ pub fn may_serve(sight: &Inspection, now: Time) -> bool {
     }
 }
 
-/// A broken promise.
+/// A violation of an invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The number of the promise in consistency.md §11.
+    /// The number of the invariant, which its file has as NUMBER.
     pub invariant: u8,
     /// The group, if it concerns one.
     pub group: Option<GroupId>,

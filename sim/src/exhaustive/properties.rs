@@ -1,4 +1,4 @@
-//! The promises of consistency.md §11 that a state of one group can break.
+//! The invariants that a state of one group can violate.
 //!
 //! | | promise | checked |
 //! |---|---|---|
