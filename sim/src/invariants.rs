@@ -88,7 +88,7 @@ pub fn may_serve(sight: &Inspection, now: Time) -> bool {
 /// A violation of an invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The number of the invariant, which its file has as NUMBER.
+    /// The number of the invariant in the table of this module.
     pub invariant: u8,
     /// The group, if it concerns one.
     pub group: Option<GroupId>,
