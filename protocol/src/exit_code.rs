@@ -1,51 +1,51 @@
-//! How a server's process ends, as its exit code says: the server ends with these, its help and
-//! `docs/exit-codes.md` list them, and the coordinator puts them into words.
+//! The exit codes of a server. The server exits with them, its help and `docs/exit-codes.md` list them, and the
+//! coordinator translates them into text.
 
-/// Why a server has ended.
+/// The reason for a server's exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum ServerExit {
-    /// It was told to stop, and all that it held lies in complete dumps.
+    /// It was told to stop, and everything it held is in complete dumps.
     Stopped = 0,
-    /// It stopped, and a dump could not be written.
+    /// It stopped, but a dump could not be written.
     NotDumped = 1,
-    /// Nothing was started.
+    /// Its command line is wrong; nothing was started.
     Usage = 2,
-    /// No log.
+    /// Its log cannot be opened.
     Log = 10,
-    /// No io_uring.
+    /// io_uring cannot be used.
     IoUring = 11,
-    /// Too little memory may be locked.
+    /// It may not lock enough memory.
     Memlock = 12,
-    /// A port is taken or not allowed.
+    /// A port is in use or not permitted.
     Listen = 13,
-    /// The coordinator's name cannot be looked up.
+    /// The coordinator's host name cannot be resolved.
     CoordinatorHost = 14,
-    /// No executor.
+    /// An executor did not start.
     Executor = 15,
-    /// Another service of the system failed at the start.
+    /// Another system service failed at the start.
     System = 16,
-    /// The coordinator does not want it.
+    /// The coordinator refused it.
     Refused = 17,
-    /// Nobody has ever answered.
+    /// No coordinator ever responded.
     NoCoordinator = 18,
-    /// Too few files may be open.
+    /// It may not open enough files.
     OpenFiles = 19,
-    /// No coordinator for as long as `--orphan-timeout` says.
+    /// It had no coordinator for longer than `--orphan-timeout`.
     Orphaned = 20,
-    /// A dump that it was to begin with cannot be loaded.
+    /// A dump to load at its start cannot be loaded.
     Load = 21,
     /// The cluster's key cannot be read.
     Key = 25,
-    /// A broken invariant.
+    /// An invariant was broken.
     Panicked = 70,
-    /// The watchdog has ended it.
+    /// The watchdog ended it because a thread was hung.
     Stalled = 71,
 }
 
 impl ServerExit {
-    /// All of them, by code.
+    /// All exits, by code.
     pub const ALL: [ServerExit; 18] = [
         ServerExit::Stopped,
         ServerExit::NotDumped,
@@ -67,22 +67,22 @@ impl ServerExit {
         ServerExit::Stalled,
     ];
 
-    /// The exit code.
+    /// Returns the exit code.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// The exit with this code.
+    /// Returns the exit with this code.
     pub fn from_code(code: i32) -> Option<ServerExit> {
         ServerExit::ALL.into_iter().find(|exit| i32::from(exit.code()) == code)
     }
 
-    /// Whether nothing is gone with the process: all that it held lies in complete dumps.
+    /// Returns whether no data is lost with the process: everything it held is in complete dumps.
     pub fn is_in_order(self) -> bool {
         matches!(self, ServerExit::Stopped | ServerExit::Orphaned)
     }
 
-    /// What it means, as messages and the manual say it.
+    /// Returns its meaning, in the words of messages and the manual.
     pub fn meaning(self) -> &'static str {
         match self {
             ServerExit::Stopped => "it was told to stop",
@@ -123,7 +123,7 @@ mod tests {
         for exit in ServerExit::ALL {
             assert_eq!(ServerExit::from_code(exit.code().into()), Some(exit));
         }
-        // Shells and signals have these.
+        // Shells and signals use the codes from 126 on.
         assert!(codes.iter().all(|&code| code < 126));
         assert_eq!(ServerExit::from_code(300), None);
     }
