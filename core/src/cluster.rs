@@ -132,9 +132,9 @@ pub struct Cluster {
     drawn: u64,
     /// The two places of a double fault.
     double_fault: Option<(ServerId, ServerId)>,
-    /// True if servers have newer views than the stored state: it makes no more decisions.
+    /// True if a server has a newer view than the stored state; no more decisions are made then.
     is_outdated: bool,
-    /// For display only: the recoveries of each place, and the alarms.
+    /// The recoveries of each place and the alarms, for display only.
     histories: Vec<History>,
     alarms: Alarms,
     store_risk: Option<String>,

@@ -142,7 +142,7 @@ pub enum DumpError {
     /// The file has no trailer: its end is missing.
     #[error("the dump has no `# end` line: it was cut short")]
     Cut,
-    /// The checksum of the trailer is not that of the lines.
+    /// The checksum in the trailer differs from that of the lines.
     #[error("the dump was altered: its lines give checksum {computed:08x}, its end says {got:08x}")]
     Altered {
         /// The checksum in the trailer.

@@ -33,9 +33,9 @@ pub use rebuild::{Certainty, RebuildError, Rebuilt, rebuild};
 pub enum Verdict {
     /// At least one shard is restored from it.
     Used,
-    /// It counts, but another one is as new or newer in every shard.
+    /// A dump that counts, but another one is as new or newer in every shard.
     Surpassed,
-    /// It does not count.
+    /// A dump that does not count.
     Refused(Refusal),
 }
 
@@ -43,7 +43,7 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// It is of another cluster, or of this one before its last restore.
+    /// A dump of another cluster, or of this one before its last restore.
     #[error("it is of cluster {theirs}, the state of cluster {ours}")]
     OtherCluster {
         /// The cluster of the state.
@@ -51,7 +51,7 @@ pub enum Refusal {
         /// The cluster of the dump.
         theirs: ClusterId,
     },
-    /// It has another number of shards than the cluster.
+    /// A dump with another number of shards than the cluster.
     #[error("it has {theirs} shards, the cluster {ours}")]
     OtherShards {
         /// The number of the cluster.
@@ -59,7 +59,7 @@ pub enum Refusal {
         /// The number of the dump.
         theirs: u16,
     },
-    /// It is of a group that the cluster does not have.
+    /// A dump of a group that the cluster does not have.
     #[error("it is of group {group}, which the cluster does not have")]
     NoSuchGroup {
         /// The group.

@@ -431,7 +431,7 @@ mod tests {
         assert_eq!(of(&sessions, 2, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 1, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 2, 20), Lookup::New);
-        // A copy does not tell when its sessions began.
+        // A copy does not state when its sessions began.
         sessions.record_known(SequenceNumber(21), record(ALICE, 1, 1));
         assert!(matches!(of(&sessions, 1, 10), Lookup::Logged(_)));
         assert_eq!(sessions.digest(), sessions.recount());

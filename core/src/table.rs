@@ -287,7 +287,7 @@ impl Table {
     /// Returns a predicate that tests whether an entry has this key.
     #[inline]
     fn has_key(&self, key: &[u8]) -> impl Fn(Handle) -> bool {
-        // SAFETY: the directory calls it with the handles of linked entries.
+        // SAFETY: the directory calls this closure only with the handles of linked entries.
         move |handle| unsafe { entry::key(&self.arena, handle) } == key
     }
 

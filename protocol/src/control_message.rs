@@ -233,12 +233,12 @@ impl ReplicaState {
 #[repr(u8)]
 #[non_exhaustive]
 pub enum Following {
-    /// It keeps up as far as is known.
+    /// No known problem.
     #[default]
     KeepsUp = 0,
-    /// Streams are established and end again without any progress.
+    /// Streams that are established and end again without any progress.
     NoProgress = 1,
-    /// The following end has no memory for the next write.
+    /// A following end without memory for the next write.
     OutOfMemory = 2,
 }
 

@@ -30,7 +30,7 @@ pub struct ContentDigest {
     pub sessions: u64,
 }
 
-/// The begin of a copy. The live stream is registered: every write after `sn` comes as a PREPARE, everything up to it
+/// The start of a copy. The live stream is registered: every write after `sn` comes as a PREPARE, everything up to it
 /// by this copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyStart {

@@ -6,41 +6,41 @@
 #[repr(u8)]
 #[non_exhaustive]
 pub enum ServerExit {
-    /// It was told to stop, and everything it held is in complete dumps.
+    /// An orderly stop: everything the server held is in complete dumps.
     Stopped = 0,
-    /// It stopped, but a dump could not be written.
+    /// A stop in which a dump could not be written.
     NotDumped = 1,
-    /// Its command line is wrong; nothing was started.
+    /// A wrong command line; nothing was started.
     Usage = 2,
-    /// Its log cannot be opened.
+    /// A log that cannot be opened.
     Log = 10,
-    /// io_uring cannot be used.
+    /// An unusable io_uring.
     IoUring = 11,
-    /// It may not lock enough memory.
+    /// A limit on locked memory that is too low.
     Memlock = 12,
-    /// A port is in use or not permitted.
+    /// A port that is in use or not permitted.
     Listen = 13,
-    /// The coordinator's host name cannot be resolved.
+    /// A host name of the coordinator that cannot be resolved.
     CoordinatorHost = 14,
-    /// An executor did not start.
+    /// An executor that did not start.
     Executor = 15,
-    /// Another system service failed at the start.
+    /// A failure of another system service at the start.
     System = 16,
-    /// The coordinator refused it.
+    /// A refusal by the coordinator.
     Refused = 17,
-    /// No coordinator ever responded.
+    /// No response from any coordinator since the start.
     NoCoordinator = 18,
-    /// It may not open enough files.
+    /// A limit on open files that is too low.
     OpenFiles = 19,
-    /// It had no coordinator for longer than `--orphan-timeout`.
+    /// No coordinator for longer than `--orphan-timeout`.
     Orphaned = 20,
-    /// A dump to load at its start cannot be loaded.
+    /// A dump to load at the start that cannot be loaded.
     Load = 21,
-    /// The cluster's key cannot be read.
+    /// A cluster key that cannot be read.
     Key = 25,
-    /// An invariant was broken.
+    /// A broken invariant.
     Panicked = 70,
-    /// The watchdog ended it because a thread was hung.
+    /// An exit by the watchdog because a thread was hung.
     Stalled = 71,
 }
 

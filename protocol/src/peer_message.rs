@@ -312,7 +312,7 @@ pub enum PeerMessage<'a> {
     Ack(Ack),
     /// A sign of life.
     Beacon(Beacon),
-    /// The begin of a copy.
+    /// The start of a copy.
     CopyStart(CopyStart),
     /// An entry of the copy.
     CopyEntry(CopyEntry<'a>),

@@ -231,7 +231,7 @@ impl AlarmKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupCondition {
-    /// It has no view yet.
+    /// No view yet.
     Starting,
     /// Two copies.
     Whole,

@@ -1,4 +1,4 @@
-//! Alarms: conditions that need a person's attention, each kept with its begin until it ends.
+//! Alarms: conditions that need a person's attention, each kept with its start time until it ends.
 //!
 //! | alarm | begins | ends |
 //! |---|---|---|
@@ -64,7 +64,7 @@ pub(super) enum Alarm {
     StopWaits(ServerId, StopWait),
 }
 
-/// All current alarms, each with its begin.
+/// All current alarms, each with its start time.
 #[derive(Default)]
 pub(super) struct Alarms {
     raised: Vec<(Time, Alarm)>,

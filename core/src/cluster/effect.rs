@@ -181,16 +181,16 @@ pub enum DownCause {
 /// A reason to kill a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KillReason {
-    /// It has not reported yet: it holds nothing, and its address is unknown.
+    /// A process that has not reported yet: it holds nothing, and its address is unknown.
     #[error("it had not reported yet")]
     NotStarted,
-    /// It did not report these orders in time; no data is lost with it.
+    /// A process that did not report these orders in time; no data is lost with it.
     #[error("it did not answer {0} in time")]
     Unanswered(&'static str),
-    /// No view names it any more, and it is silent or of no use.
+    /// A process that no view names any more and that is silent or of no use.
     #[error("it is to be replaced")]
     Replaced,
-    /// The operator does not want the stop to wait for it.
+    /// A process for which the operator does not want the stop to wait.
     #[error("the stop was not to wait for it")]
     Hurry,
 }
@@ -199,16 +199,16 @@ pub enum KillReason {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartFailure {
-    /// Its process ended.
+    /// The end of a server's process.
     #[error("its process ended before the cluster served")]
     Exited,
-    /// It did not report in time.
+    /// A server that did not report in time.
     #[error("it did not report within {} s", .0.as_secs())]
     NotStarted(Duration),
-    /// It did not connect to its secondary in time.
+    /// A server that did not connect to its secondary in time.
     #[error("it did not connect to its secondary within {} s", .0.as_secs())]
     NotConnected(Duration),
-    /// It could not carry out an order.
+    /// A server that could not carry out an order.
     #[error("it could not carry out {order}: {reason}")]
     OrderFailed {
         /// The order.
@@ -295,13 +295,13 @@ pub enum StartedRefused {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Ignored {
-    /// It names another process than the one that this connection was admitted for.
+    /// A message that names another process than the one that this connection was admitted for.
     #[error("it speaks for another incarnation")]
     OtherIncarnation,
-    /// It came over a connection that a newer one has replaced.
+    /// A message over a connection that a newer one has replaced.
     #[error("it came over a connection that was replaced")]
     OldLink,
-    /// Its content is impossible.
+    /// A message with impossible content.
     #[error("it reports on {0} that the cluster does not have")]
     Impossible(&'static str),
     /// A report of an order that is not outstanding: late or repeated.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   step derived from views:   None  0  0  1  2  3  3  5  None
-//!   kept:                            |--------------------|    a recovery, with its begin and end
+//!   kept:                            |--------------------|    a recovery, with its start and end
 //!                                    |--| 1 | 2 | 3 | 5 |      its steps
 //! ```
 //!

@@ -14,7 +14,7 @@
 //!
 //! From its request on a leaver never wins an inquiry, and never becomes sole holder, candidate or target of a
 //! hand-over. Otherwise it would exit with the only copy of what the other holder had to wipe. Of two leavers that
-//! hold the same group, the one that asked first goes first. The other waits until the first one's place is filled
+//! hold the same group, the one that asked first leaves first. The other waits until the first one's place is filled
 //! again. Before a view drops the leaver, the holder that stays must respond to a fresh probe: a view must not leave
 //! a group to a server whose death went unnoticed.
 
@@ -45,12 +45,12 @@ const VOUCH_COUNTS: Duration = LEASE;
 /// The proof that the holder that is to stay is alive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Vouch {
-    /// It was not probed.
+    /// No probe.
     #[default]
     None,
-    /// It was probed under the view of this version.
+    /// A probe under the view of this version.
     Asked { order: OrderId, version: ViewVersion, until: Time },
-    /// It has responded.
+    /// A response under the view of this version.
     Given { version: ViewVersion, at: Time },
 }
 
@@ -115,7 +115,7 @@ impl Cluster {
         let (Some(primary), Some(leaver)) = (view.primary, view.other()) else { return false };
         let Some(asked) = self.parts(now, leaver) else { return false };
         let is_vouched = matches!(view.peer, Peer::Candidate(_)) || self.is_vouched(now, view);
-        // The old primary of a hand-over goes once the new primary has reported that it serves.
+        // The old primary of a hand-over leaves once the new primary has reported that it serves.
         let has_handed_over = !view.handover || self.is_confirmed(view);
         is_vouched && has_handed_over && self.stays_after(primary, leaver, asked)
     }
@@ -307,7 +307,7 @@ impl Cluster {
         }
         let is_tired =
             self.awake.0.at(now) >= asked + LEAVE_PATIENCE || self.is_waiting_in_vain(id);
-        // A process that only moves has no deadline: it goes when it can.
+        // A process that only moves has no deadline: it exits when it can.
         if is_tired && !self.only_moves(id) {
             self.server_mut(id).outstanding.clear();
             self.drain(now, id, sink);

@@ -12,7 +12,7 @@
 //! | P alone | the other home server is ready | P, candidate |
 //! | P, S or candidate | it is to leave, P has just responded | P alone |
 //! | P, S | P is to leave, S has just responded | S, P: hand-over |
-//! | P, S | S at home as primary, P as secondary, all at rest | S, P: hand-over |
+//! | P, S | S at home as primary, P as secondary, no change in progress | S, P: hand-over |
 //! | no member | | no member: only an operator ends that |
 //!
 //! If the table yields LOST but a holder has left in order, the group rests in its dumps instead (leave.rs).

@@ -81,7 +81,7 @@ impl Backoff {
 }
 
 impl Cluster {
-    /// Kills processes that are to be replaced, and decides new processes for places whose old one is proven dead.
+    /// Kills processes that are to be replaced, and decides on new ones for places whose old process is proven dead.
     pub(super) fn replace_processes(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;

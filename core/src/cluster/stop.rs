@@ -113,9 +113,9 @@ pub struct StopOutcome {
 /// A reason for which a stop waits for a server for longer than usual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopWait {
-    /// It is silent, its end is not proven, and no other replica has dumped this group.
+    /// The silence of a server whose end is not proven, while no other replica has dumped this group.
     Silent(GroupId),
-    /// It reports, but has written nothing to its dumps for [`NO_PROGRESS`].
+    /// The lack of dump progress of a reporting server for [`NO_PROGRESS`].
     NoProgress,
 }
 
@@ -151,13 +151,13 @@ pub(super) struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Running,
-    /// It was told to stop at this reading of the stop's clock: its groups are handed over.
+    /// The hand-over of its groups, after it was told to stop at this reading of the stop's clock.
     Parting(Duration),
     Draining(Progress),
     Dumping(Progress),
     Leaving(Progress),
     Killed(Progress),
-    /// It was killed, and no proof of its end came in time.
+    /// A kill without proof of its end in time.
     Unproven(Progress),
 }
 

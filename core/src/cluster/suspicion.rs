@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   doubt                                probed member (PROBE)   the next heartbeat of the member that responded
-//!   a member is silent to the            the other member       receives it -> nothing, probe again
-//!   coordinator, or its link is lost                            does not -> Gone
+//!   a member is silent to the            the other member       reports it present -> nothing, probe again
+//!   coordinator, or its link is lost                            reports it silent -> Gone
 //!
 //!   a member complains of the other's    the one that is not    both report the same as before
 //!   silence, but both report here        the suspect; if it     -> the one not probed is Gone
@@ -44,7 +44,7 @@ pub(super) enum Inquiry {
     None,
     /// One member is probed because of this doubt.
     Asked { doubt: Doubt, who: Member, order: OrderId, until: Time },
-    /// It has responded; the inquiry checks whether the doubt about the other one lasts.
+    /// One member has responded; the inquiry checks whether the doubt about the other one lasts.
     Answered { doubt: Doubt, gone: Member, at: Time },
     /// A member that must go: the other one has responded.
     Judged { gone: Member, doubt: Doubt },

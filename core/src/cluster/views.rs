@@ -21,7 +21,7 @@ use crate::holes::{self, Hole};
 /// The back-off before an order that a server could not carry out is given again.
 const ORDER_PAUSE: Duration = Duration::from_millis(500);
 
-/// The known state of a group besides its view; all of it can be found out again.
+/// The known state of a group besides its view; all of it can be rediscovered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Group {
     /// The versions of the views whose candidate has caught up, or has failed.

@@ -55,9 +55,9 @@ impl Acked {
 /// The permission of a primary to serve at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It may serve.
+    /// Permission to serve.
     Active,
-    /// It waits for the end of its own grace.
+    /// No permission before the end of its own grace.
     InGrace(Acked),
 }
 

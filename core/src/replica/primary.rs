@@ -68,15 +68,15 @@ struct Mark {
 /// The progress of the view's candidate, if it has one.
 #[derive(Debug)]
 pub(super) enum Candidacy {
-    /// The view has no candidate.
+    /// No candidate in the view.
     None,
-    /// Its first stream is not up yet.
+    /// A candidate whose first stream is not up yet.
     Awaited { since: Time },
-    /// It is in the union, and the copy is in progress.
+    /// A candidate in the union whose copy is in progress.
     Copying(Box<CopyOut>),
-    /// It has everything, and the coordinator is informed.
+    /// A candidate that has everything; this is reported to the coordinator.
     CaughtUp,
-    /// It was dropped from the union; only a new view retries it.
+    /// A candidate that was dropped from the union; only a new view retries it.
     Failed,
 }
 

@@ -27,15 +27,15 @@ const FAILURES_AT_MOST: u32 = 2;
 /// The state of one dump of a server. Times are readings of the stop's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dump {
-    /// It was ordered and is not reported yet, after this number of failures.
+    /// A dump that was ordered and is not reported yet, after this number of failures.
     Ordered { failures: u32 },
-    /// It has failed, and is ordered again at this time.
+    /// A failed dump that is ordered again at this time.
     AgainAt { failures: u32, at: Duration },
-    /// It has failed, and is not ordered again.
+    /// A failed dump that is not ordered again.
     GivenUp,
-    /// There was nothing to dump.
+    /// Nothing to dump.
     NoCopy,
-    /// It is on the disk.
+    /// A complete dump on the disk.
     Complete,
 }
 

@@ -87,7 +87,7 @@ fn whoever_is_to_stay_answers_before_the_leaver_is_dropped() {
 
 #[test]
 fn a_leaver_wins_no_inquiry_and_is_given_nothing() {
-    // It responds to its probe and complains of the primary's silence; so does the primary of its silence.
+    // It responds to its probe and complains of the primary's silence, and the primary complains of its silence.
     let mut world = World::serving(3);
     let (id, ids) = (ServerId(1), world.ids());
     world.unheard = vec![ServerId(0), id];
@@ -106,7 +106,7 @@ fn a_leaver_wins_no_inquiry_and_is_given_nothing() {
     world.ask_to_leave(id);
     world.pass(Duration::from_secs(3), &ids[1..]);
     assert_eq!(places(&world, 0), (Some(0), Some(1)), "nobody is removed on its word");
-    // By proof it is the only one that has the data; it waits for another.
+    // After the proof it is the only holder of the data; it waits for another.
     world.exit(ServerId(0));
     world.pass(Duration::from_millis(100), &ids[1..]);
     assert_eq!(places(&world, 0), (Some(1), None));
@@ -256,7 +256,7 @@ fn a_holder_that_has_left_is_followed_by_one_that_is_there_and_both_count_until_
     world.pass(Duration::from_millis(300), &[ServerId(2)]);
     assert_eq!(world.holders(0), both, "the silent one may be gone, and its copy with it");
     let mut lost = world;
-    // It reports again: it goes on.
+    // It reports again and continues to serve.
     let mut world = lost_to(&mut lost, |world| world.beat(silent));
     assert_eq!(places(&world, 0), (Some(1), None));
     assert!(world.take().iter().all(|e| !matches!(e, Effect::DoubleFault { .. })));

@@ -104,7 +104,7 @@ fn the_only_holder_of_a_group_stays_where_it_is() {
     world.run(&[B, C]);
     let refused = world.cluster.may_replace(B);
     assert_eq!(refused, Err(ReplaceRefused::SoleHolder { server: B, group: GroupId(1) }));
-    // If ordered all the same, it goes once another process has a copy.
+    // If requested all the same, it leaves once another process has a copy.
     let old = world.cluster.member(B);
     world.replace(B).unwrap();
     world.pass(Duration::from_secs(40), &[B, C]);
@@ -188,7 +188,7 @@ fn a_move_waits_while_another_holder_is_silent_and_the_process_takes_over_as_any
     assert_eq!(world.view(1).0, Some(1), "A serves its group alone: {:?}", world.cluster.views());
     assert_eq!(world.view(1).1, None);
     assert_eq!(world.cluster.member(A), old);
-    // B is back, and gets its copies; then A goes.
+    // B is back and gets its copies; then A leaves.
     world.unheard.clear();
     let started = world.started(B);
     world.cluster.on_started(world.now, World::link(B), &started, &mut world.effects).unwrap();

@@ -104,7 +104,7 @@ fn who_complains_of_one_partner_that_the_other_hears_well_is_the_suspect() {
 fn of_two_that_stand_at_the_same_time_neither_costs_a_third_its_place() {
     let mut world = serving(5);
     let (x, y) = (ServerId(1), ServerId(2));
-    // By the reports of both no server is silent; their partners complain.
+    // Neither of the two reports a silent server; their partners complain.
     let hears_not = |who: u16, whom: u16| ((ServerId(who), ServerId(whom)), 900);
     world.silences = BTreeMap::from([hears_not(0, 1), hears_not(3, 2)]);
     world.silences.extend([((x, y), 500), ((y, x), 500)]);

@@ -6,9 +6,9 @@ use crate::table::compaction::CompactionBudget;
 /// The result of moving an entry out of a chunk that is being emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::table) enum Relocated {
-    /// It has a new handle; this many bytes were moved.
+    /// A new handle, and the number of bytes moved.
     To(Handle, usize),
-    /// There is no room for it, nor for others.
+    /// No room for it, nor for others.
     NoRoom,
 }
 

@@ -153,7 +153,7 @@ impl Directory {
 
     fn halve_while_possible(&mut self) {
         while self.at_full_depth == 0 && self.depth > 0 {
-            // The first of each two places is the one with the right number of entries.
+            // The first of each two places has the correct number of entries.
             self.segments = self.segments.iter().copied().step_by(2).collect();
             self.depth -= 1;
             let at_full_depth = |segment: &&Segment| segment.depth == self.depth;
