@@ -1,5 +1,5 @@
-//! The cost of one operation in the pure machine, without network and system calls: a GET, and a PUT
-//! from the request to its commit through both ends of the stream.
+//! The cost of one operation in the pure machine, without network and system calls. A GET is a read; a PUT
+//! includes its commit through both ends of the stream.
 //!
 //! ```text
 //!   cargo bench -p kv-core --bench replica

@@ -10,8 +10,8 @@
 //!        +-- block       one allocation above a chunk
 //! ```
 //!
-//! So nearly all memory is usable for any mix of sizes: the pieces of a chunk are small enough to fill it to
-//! seven eighths, and a block has exactly the pages that it needs (`block`).
+//! So nearly all memory is usable for any mix of sizes. The pieces of a chunk are small enough to fill it to
+//! seven eighths. A block has exactly the pages that it needs (`block`).
 //!
 //! An allocation is named by a 32-bit [`Handle`]: the number of its chunk, window or block, and its offset there
 //! in units of 16 bytes. With chunks of 2 MiB there are 32,767 numbers: an arena reaches 64 GiB with
@@ -20,7 +20,7 @@
 //! pattern of frees it reaches 8 GiB. Beyond its reach an arena is out of memory.
 //!
 //! A slab whose last object is freed returns its pages to its chunk. A chunk whose last page is freed is
-//! returned to the source, except for one spare, so that an allocation that comes and goes at a boundary
+//! returned to the source, except for one spare. So an allocation that comes and goes at a boundary
 //! costs no system call. The arena moves nothing by itself: a chunk with one small object left stays until
 //! its owner empties it by an evacuation (`evacuation`).
 

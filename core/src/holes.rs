@@ -1,8 +1,8 @@
 //! Mutations: rules that can be disabled on purpose to check that the simulator detects it (docs/recovery.md).
 //!
-//! Each [`Hole`] disables one rule of the machines. No shipped program can enable one: without the cargo
-//! feature `holes`, which no crate of the workspace enables by default, `is_open` is the constant `false`
-//! and the marker is in no executable.
+//! Each [`Hole`] disables one rule of the machines. No shipped program can enable one, because it needs the cargo
+//! feature `holes`, which no crate of the workspace enables by default. Without it `is_open` is the constant
+//! `false`, and the marker is in no executable.
 
 /// A rule that can be disabled. The numbers are those of docs/recovery.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -117,8 +117,8 @@ pub const LEASE: Duration = Duration::from_millis(500);
 pub const GRACE: Duration = Duration::from_millis(625);
 /// The interval of beacons of an idle primary.
 pub const BEACON_INTERVAL: Duration = Duration::from_millis(100);
-/// The age up to which the last message of the other member counts as recent in a member's vote, for every shard, when
-/// the coordinator suspects that other (consistency.md §5).
+/// The age up to which the last message of the other member counts as recent, for every shard. A member votes by it
+/// when the coordinator suspects the other one (consistency.md §5).
 pub const HEARD_WITHIN: Duration = Duration::from_millis(250);
 /// The time without acknowledgement after which a candidate has failed, if it has something to acknowledge and was not
 /// reported as caught up.

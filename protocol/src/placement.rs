@@ -87,8 +87,8 @@ impl Placement {
     /// Returns the group and shard of a digest: `number mod N` and `(number / N) mod S`.
     #[inline]
     pub fn locate(self, digest: Digest) -> (GroupId, ShardId) {
-        // Both follow from `number mod (N S)`, which fits 32 bits, so that every step of it fits 64 bits and needs no
-        // 128-bit division (a library call of some twenty nanoseconds).
+        // Both follow from `number mod (N S)`, which fits 32 bits. So every step fits 64 bits, which avoids 128-bit
+        // divisions (library calls of some twenty nanoseconds).
         let number = digest.number();
         let modulo = |number| self.by_places.divide(number).1;
         let (high, low) = (modulo(low_64(number >> 64)), modulo(low_64(number)));

@@ -54,8 +54,8 @@ pub struct DurableState {
     /// In a restored cluster, how each group began; empty in one that began with empty tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foundings: Vec<Founding>,
-    /// The last holders of two kinds of groups: of each group that rests in dumps, whose view still names them, and of
-    /// each group whose view names no process any more, as named by the view before. Their dumps count at a restore.
+    /// The last holders of two kinds of groups. One kind rests in dumps, and its view still names them. The view of the
+    /// other kind names no process any more; the view before named them. Their dumps count at a restore.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_holders: Vec<LastHolders>,
     /// True if the cluster is being stopped, or is stopped: its views are final, whatever exits. A coordinator that
