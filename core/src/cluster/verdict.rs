@@ -9,7 +9,7 @@
 //! The suspect of a complaint is the end of its edge that explains more of the reports. Trouble in every other group of
 //! that end counts, and so does a contradiction of its complaint by the accused end's other partner. Verdicts per group
 //! would be worse: a server that hangs briefly is the primary in one group and responds to the probe as soon as it
-//! resumes. Its partner would then lose the place that it should lose itself.
+//! resumes. Its partner would then lose the place that the hung server should lose.
 
 use kv_protocol::control_message::Following;
 use kv_protocol::{Member, Peer, View};
