@@ -1,11 +1,11 @@
-//! What one operation costs in the pure machine, without network and system calls: a GET, and a PUT
-//! from the request to its commit through both ends of the stream.
+//! The cost of one operation in the pure machine, without network and system calls. A GET is a read; a PUT
+//! includes its commit through both ends of the stream.
 //!
 //! ```text
 //!   cargo bench -p kv-core --bench replica
-//!   cargo bench -p kv-core --bench replica -- --steps get 20000   so many and no measurement: for callgrind
+//!   cargo bench -p kv-core --bench replica -- --steps get 20000   a fixed number without measurement, for callgrind
 //! ```
-#![allow(missing_docs)] // What `criterion_group!` makes has no place for documentation.
+#![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 
 use criterion::{Criterion, Throughput, criterion_group};
 use kv_core::arena::HeapChunks;
@@ -23,7 +23,7 @@ use std::hint::black_box;
 const KEYS: u64 = 10_000;
 const NOW: Time = Time::from_nanos(1);
 
-/// Counts the answers and checks that each is good.
+/// A sink that counts responses and asserts that each is OK.
 #[derive(Default)]
 struct Counter(u64);
 
@@ -91,14 +91,14 @@ impl Pair {
         self.ask(key, digest, Operation::Put(header, value));
     }
 
-    /// What one wake-up at each side does.
+    /// Runs one wake-up at each side.
     fn replicate(&mut self) {
         carry(&mut self.bytes, &mut self.primary, &mut self.secondary, &mut self.answers);
         carry(&mut self.bytes, &mut self.secondary, &mut self.primary, &mut self.answers);
     }
 }
 
-/// Carries a batch, as its bytes, from one holder to the other.
+/// Delivers a batch, as bytes, from one holder to the other.
 fn carry(bytes: &mut Vec<u8>, from: &mut Replica, to: &mut Replica, answers: &mut Counter) {
     bytes.clear();
     from.pump(NOW, bytes);
@@ -118,7 +118,7 @@ fn keys() -> Vec<(Vec<u8>, Digest)> {
         .collect()
 }
 
-/// A pair that holds all keys.
+/// Creates a pair that holds all keys.
 fn filled(keys: &[(Vec<u8>, Digest)]) -> Pair {
     let mut pair = Pair::new();
     for (key, digest) in keys {
@@ -158,7 +158,7 @@ fn operations(c: &mut Criterion) {
 
 criterion_group!(benches, operations);
 
-/// Does so many operations, in batches of 16 if they are writes.
+/// Runs `count` operations, in batches of 16 for writes.
 fn steps(work: &str, count: usize) {
     let keys = keys();
     let mut pair = filled(&keys);

@@ -1,7 +1,7 @@
-//! What a table's operations cost at several sizes: entries of 16-byte keys and 64-byte values.
+//! The cost of a table's operations at several sizes: entries of 16-byte keys and 64-byte values.
 //!
-//! 10 k, 1 M and 10 M entries; these last where 4 GiB are free (they take 1.5). The memory comes from the heap in
-//! 4 KiB pages, so large tables pay for address translation that the server, with huge pages, does not pay.
+//! The sizes are 10 k, 1 M, and, if 4 GiB are free, 10 M entries (which take 1.5 GiB). The memory comes from the heap
+//! in 4 KiB pages. So large tables pay for address translation that a server with huge pages does not pay.
 
 use std::hint::black_box;
 use std::io::{self, Write as _};
@@ -14,7 +14,7 @@ use kv_protocol::ids::SequenceNumber;
 
 const VALUE: [u8; 64] = [7; 64];
 
-/// SplitMix64's finalizer: stands for the keyed hash of a digest.
+/// SplitMix64's finalizer, in place of the keyed hash of a digest.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -39,7 +39,7 @@ fn filled(entries: u64) -> Table {
     table
 }
 
-/// Numbers below `entries` in an order that no cache foresees.
+/// Yields numbers below `entries` in an order that defeats caches.
 fn scattered(entries: u64) -> impl FnMut() -> u64 {
     let mut turn = 0;
     move || {
@@ -50,7 +50,7 @@ fn scattered(entries: u64) -> impl FnMut() -> u64 {
 
 fn sizes() -> Vec<u64> {
     let mut sizes = vec![10_000];
-    // Runs that only check that the bench works get by with a small table.
+    // Runs that only check that the bench works use a small table.
     if std::env::args().any(|arg| arg == "--test") {
         return sizes;
     }
@@ -58,13 +58,13 @@ fn sizes() -> Vec<u64> {
     if available_mib().is_some_and(|available| available >= 4_096) {
         sizes.push(10_000_000);
     } else {
-        // Whoever hears nothing sees that the figures are missing.
+        // Without this line, missing figures would go unnoticed.
         let _ = writeln!(io::stderr(), "without 10 M entries: less than 4 GiB are free");
     }
     sizes
 }
 
-/// Memory that processes can have without swapping: proc_meminfo(5).
+/// Returns the memory available to processes without swapping: proc_meminfo(5).
 fn available_mib() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -72,7 +72,7 @@ fn available_mib() -> Option<u64> {
     Some(kib / 1_024)
 }
 
-/// Operations on a table whose size stays.
+/// Benchmarks operations on a table of constant size.
 fn steady(c: &mut Criterion) {
     let mut group = c.benchmark_group("table");
     group.measurement_time(Duration::from_secs(3));
@@ -106,7 +106,7 @@ fn steady(c: &mut Criterion) {
     group.finish();
 }
 
-/// Reading a whole table in steps.
+/// Benchmarks reading a whole table in steps.
 fn walk(c: &mut Criterion) {
     let mut group = c.benchmark_group("table");
     group.measurement_time(Duration::from_secs(3));
@@ -127,7 +127,7 @@ fn walk(c: &mut Criterion) {
     group.finish();
 }
 
-/// Filling an empty table: all growth included.
+/// Benchmarks filling an empty table, including all growth.
 fn growth(c: &mut Criterion) {
     let mut group = c.benchmark_group("table");
     group.sample_size(10);

@@ -2,27 +2,27 @@
 //!
 //! ```text
 //!   ChunkSource
-//!        +-- chunk       2 MiB (the server: a huge page), 512 pages; runs of pages go to
-//!        |      +-- slab        objects of one size class, with a free list of its own
+//!        +-- chunk       2 MiB (in a server: a huge page), 512 pages; runs of pages go to
+//!        |      +-- slab        objects of one size class, with its own free list
 //!        |      +-- page run    one allocation above 8 pages
-//!        +-- window      the addresses of a chunk; only pages in use have memory
+//!        +-- window      the address range of a chunk; only pages in use have memory
 //!        |      +-- block       one allocation above 64 pages
 //!        +-- block       one allocation above a chunk
 //! ```
 //!
-//! So whatever the sizes are, nearly all memory can be used: the pieces of a chunk are small enough for it to be
-//! filled to seven eighths, and a block has exactly the pages that it needs (`block`).
+//! So nearly all memory is usable for any mix of sizes. The pieces of a chunk are small enough to fill it to
+//! seven eighths. A block has exactly the pages that it needs (`block`).
 //!
-//! An allocation is named by a [`Handle`] of 32 bits: the number of its chunk, window or block, and its
-//! place there in units of 16 bytes. There are 32,767 numbers with chunks of 2 MiB: an arena reaches 64 GiB with
+//! An allocation is named by a 32-bit [`Handle`]: the number of its chunk, window or block, and its offset there
+//! in units of 16 bytes. With chunks of 2 MiB there are 32,767 numbers: an arena reaches 64 GiB with
 //! allocations up to 256 KiB or above a chunk. Between these sizes a window may hold a single block, or many. If
-//! nothing was freed it is more than half full, save for the last, so the arena reaches 32 GiB; whatever was freed,
-//! it reaches 8 GiB. Beyond its reach it is out of memory.
+//! nothing was freed, every window but the last is more than half full, so the arena reaches 32 GiB. With any
+//! pattern of frees it reaches 8 GiB. Beyond its reach an arena is out of memory.
 //!
-//! A slab whose last object is freed gives its pages back to its chunk, and a chunk whose last page
-//! is freed goes back to the source, save for one spare, so that an allocation that comes and goes
-//! at a border costs no system call. The arena moves nothing by itself: a chunk with one small object
-//! left stays, until its owner empties it by an evacuation (`evacuation`).
+//! A slab whose last object is freed returns its pages to its chunk. A chunk whose last page is freed is
+//! returned to the source, except for one spare. So an allocation that comes and goes at a boundary
+//! costs no system call. The arena moves nothing by itself: a chunk with one small object left stays until
+//! its owner empties it by an evacuation (`evacuation`).
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -46,26 +46,25 @@ use page_map::{PAGES_PER_CHUNK, PageMap, RunIndex};
 use size_class::{CLASSES_MAX, Fit, Sizes};
 use slab::{NO_SLAB, Slab, SlabId};
 
-/// What a [`Handle`] counts, and the alignment of every allocation.
+/// The unit of offsets in a [`Handle`], and the alignment of every allocation.
 pub const UNIT_BYTES: usize = 16;
 
-/// How much of freed memory debug builds overwrite, so that a use after free is seen.
+/// The most bytes of freed memory that debug builds overwrite to expose a use after free.
 const POISON_BYTES_MAX: usize = 256;
 const POISON: u8 = 0xDD;
 
-/// Names an allocation of one arena: the number of its chunk, window or block, and its place there in units of 16
-/// bytes.
-/// Never zero, so that zero can stand for "none" where handles are stored.
+/// The name of an allocation of one arena: the number of its chunk, window or block, and its offset there in units of
+/// 16 bytes. Never zero, so that zero can mean "none" where handles are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle(NonZeroU32);
 
 impl Handle {
-    /// The handle as a number.
+    /// Returns the handle as a number.
     pub fn to_bits(self) -> u32 {
         self.0.get()
     }
 
-    /// The handle of that number, `None` for zero.
+    /// Returns the handle with this number, or `None` for zero.
     pub fn from_bits(bits: u32) -> Option<Handle> {
         NonZeroU32::new(bits).map(Handle)
     }
@@ -75,16 +74,16 @@ impl Handle {
 pub struct Arena {
     source: Box<dyn ChunkSource>,
     sizes: Sizes,
-    /// A handle is a chunk's number above so many bits of a place within it.
+    /// The number of low bits of a handle that are the offset; the bits above are the chunk's number.
     place_bits: u32,
-    /// Where each chunk, window or block begins; null for a number that is not in use, and for number 0, which never
-    /// is.
+    /// The base address of each chunk, window or block; null for a number that is not in use, and for number 0, which
+    /// never is.
     bases: Vec<*mut u8>,
     chunks: Vec<Chunk>,
     vacant_numbers: Vec<u32>,
     runs: RunIndex,
     window_runs: RunIndex,
-    /// A chunk without allocations that is kept.
+    /// An empty chunk that is kept.
     spare: Option<u32>,
     slabs: Vec<Slab>,
     vacant_slabs: Vec<SlabId>,
@@ -93,7 +92,7 @@ pub struct Arena {
     paged_chunks: usize,
     windows: usize,
     block_pages: usize,
-    /// Pages that were in blocks of late, the newest last. In their windows they are not free yet.
+    /// Pages of recently freed blocks, the newest last. In their windows they are not free yet.
     warm: VecDeque<block::Run>,
     warm_pages: usize,
     used_bytes: usize,
@@ -102,12 +101,12 @@ pub struct Arena {
     evacuation: Option<Box<Evacuation>>,
 }
 
-// SAFETY: the memory behind `bases` belongs to this arena alone, `ChunkSource` promises that it may
-// be used from any thread, and the source itself is `Send`.
+// SAFETY: the memory behind `bases` belongs to this arena alone, `ChunkSource` guarantees that it may be used from any
+// thread, and the source itself is `Send`.
 unsafe impl Send for Arena {}
 
 impl Arena {
-    /// An arena that holds nothing yet and takes its chunks from `source`.
+    /// Creates an empty arena that takes its chunks from `source`.
     pub fn new(source: Box<dyn ChunkSource>) -> Arena {
         let chunk_bytes = source.chunk_bytes();
         assert!(
@@ -139,8 +138,8 @@ impl Arena {
         }
     }
 
-    /// Memory for `bytes` (at least 1), aligned to 16, its content undefined. `None` if the source
-    /// has no more or the arena's reach is used up; nothing has changed then.
+    /// Allocates `bytes` (at least 1), aligned to 16, with undefined content. Returns `None`, with nothing changed, if
+    /// the source has no more memory or the arena's reach is used up.
     pub fn allocate(&mut self, bytes: usize) -> Option<Handle> {
         assert!(bytes > 0, "an allocation has at least one byte");
         let fit = self.sizes.fit(bytes);
@@ -156,12 +155,12 @@ impl Arena {
         Some(Handle(NonZeroU32::new(handle).expect("chunk number 0 is never used")))
     }
 
-    /// Gives an allocation of `bytes` back.
+    /// Frees an allocation of `bytes`.
     ///
     /// # Safety
     ///
-    /// `handle` came from [`allocate`](Arena::allocate) of this arena with this very number of
-    /// bytes, was not freed since, and nobody uses its memory any more.
+    /// `handle` came from [`allocate`](Arena::allocate) of this arena with exactly this number of bytes, was not freed
+    /// since, and its memory is no longer used.
     pub unsafe fn free(&mut self, handle: Handle, bytes: usize) {
         let fit = self.sizes.fit(bytes);
         let taken = self.sizes.bytes_of(fit);
@@ -169,20 +168,20 @@ impl Arena {
         self.freed_bytes += taken as u64;
         if cfg!(debug_assertions) {
             let at = self.address(handle);
-            // SAFETY: the caller says that these bytes are an allocation that nobody uses.
+            // SAFETY: the caller guarantees that these bytes are an allocation that is no longer used.
             unsafe { at.write_bytes(POISON, taken.min(POISON_BYTES_MAX)) };
         }
         let (chunk, page) = self.page_of(handle);
         match fit {
-            // SAFETY: the caller says that `handle` is a live allocation of this size.
+            // SAFETY: the caller guarantees that `handle` is a live allocation of this size.
             Fit::Class(_) => unsafe { self.free_object(handle, chunk, page) },
             Fit::Pages(pages) => self.give_pages(chunk, page, pages),
             Fit::Block(pages) => self.free_block(chunk, page, pages),
         }
     }
 
-    /// The bytes that an allocation of `bytes` would take from the source; 0 if it finds room in the chunks that
-    /// are held.
+    /// Returns the bytes that an allocation of `bytes` would take from the source; 0 if it fits the chunks that are
+    /// held.
     pub fn fresh_bytes(&self, bytes: usize) -> usize {
         let pages = match self.sizes.fit(bytes) {
             Fit::Class(class) if self.open_slabs[class] != NO_SLAB => return 0,
@@ -194,25 +193,25 @@ impl Arena {
         if has_room { 0 } else { self.fresh_block_bytes(PAGES_PER_CHUNK) }
     }
 
-    /// The size of a chunk.
+    /// Returns the size of a chunk.
     pub fn chunk_bytes(&self) -> usize {
         self.sizes.chunk_bytes()
     }
 
-    /// Where an allocation lies. It is aligned to 16, and valid for as many bytes as were asked for
-    /// until it is freed.
+    /// Returns the address of an allocation. It is aligned to 16, and valid for the requested number of bytes until the
+    /// allocation is freed.
     pub fn address(&self, handle: Handle) -> *mut u8 {
         let bits = handle.to_bits();
         let place = bits & ((1 << self.place_bits) - 1);
         self.bases[(bits >> self.place_bits) as usize].wrapping_add(place as usize * UNIT_BYTES)
     }
 
-    /// The bytes of all live allocations, each rounded up to what it takes.
+    /// Returns the bytes of all live allocations, each rounded up to its actual size.
     pub fn used_bytes(&self) -> usize {
         self.used_bytes
     }
 
-    /// The bytes of all chunks and blocks held, and of the arena's own lists.
+    /// Returns the bytes of all chunks and blocks held, and of the arena's own lists.
     pub fn reserved_bytes(&self) -> usize {
         self.held_bytes()
             + self.paged_chunks * size_of::<PagedChunk>()
@@ -228,23 +227,23 @@ impl Arena {
             + self.evacuation_heap_bytes()
     }
 
-    /// The bytes of all chunks and blocks held.
+    /// Returns the bytes of all chunks and blocks held.
     fn held_bytes(&self) -> usize {
         self.paged_chunks * self.sizes.chunk_bytes()
             + (self.block_pages + self.warm_pages) * self.sizes.page_bytes()
     }
 
-    /// Gives all memory back to the source. All handles become meaningless.
+    /// Returns all memory to the source, which invalidates all handles.
     ///
     /// # Safety
     ///
-    /// No allocation is used, nor freed, after this.
+    /// No allocation is used or freed after this.
     pub unsafe fn clear(&mut self) {
         for (chunk, &base) in self.chunks.iter().zip(&self.bases) {
             let Some(base) = NonNull::new(base) else { continue };
             let bytes = chunk.source_bytes(self.sizes.chunk_bytes());
-            // SAFETY: this memory came from the source and is recorded as not yet released; the
-            // caller says that nobody uses it, and its record is dropped below.
+            // SAFETY: this memory came from the source and is recorded as not yet released; the caller guarantees that
+            // it is no longer used, and its record is dropped below.
             unsafe { self.source.release(base, bytes) };
         }
         self.bases = Vec::new();
@@ -268,7 +267,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: who could use an allocation would need the arena for it.
+        // SAFETY: using an allocation needs the arena, which is being dropped.
         unsafe { self.clear() };
     }
 }
@@ -283,7 +282,7 @@ impl std::fmt::Debug for Arena {
     }
 }
 
-/// A count that an arena's reach keeps below 2^32.
+/// Converts a count that an arena's reach keeps below 2^32.
 fn small(count: usize) -> u32 {
     u32::try_from(count).expect("an arena counts fewer than 2^32 of anything")
 }

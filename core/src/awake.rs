@@ -1,20 +1,20 @@
-//! Time as it passes for one who may himself be paused: what he judges others by.
+//! A clock that excludes time in which this process was paused, for timeouts on the silence of others.
 //!
 //! ```text
 //!   clock      |----|----|----------------------|----|
 //!   looked at  x    x    x     paused           x    x      every `interval`, or sooner
-//!   awake      |----|----|----|                 |----|      a later look counts for no more
+//!   awake      |----|----|----|                 |----|      a later look counts as `interval`
 //! ```
 //!
-//! Whoever slept heard nothing, and what was said meanwhile waits unread in his sockets. To take the others'
-//! silence of that time for their death would turn a pause of one machine into the failure of all its servers.
-//! Leases and graces are none of this: they go by the clock alone.
+//! While a process is paused, messages from others wait unread in its sockets. If it counted that time as their
+//! silence, a pause of one machine would look like a failure of all its peers. Leases and graces are different: they
+//! use the plain clock.
 
 use std::time::Duration;
 
 use kv_protocol::Time;
 
-/// Counts the time for which its owner was awake.
+/// A counter of the time for which its owner was awake.
 #[derive(Clone, Copy, Debug)]
 pub struct Awake {
     interval: Duration,
@@ -23,36 +23,36 @@ pub struct Awake {
 }
 
 impl Awake {
-    /// Its owner will look every `interval`, or sooner.
+    /// Creates a counter whose owner calls [`Awake::look`] every `interval` or sooner.
     pub const fn new(interval: Duration) -> Awake {
         Awake { interval, looked: Time::from_nanos(0), total: Duration::ZERO }
     }
 
-    /// The longest time between two looks that counts in full.
+    /// Returns the longest time between two looks that counts in full.
     pub const fn interval(&self) -> Duration {
         self.interval
     }
 
-    /// The owner is awake now; for how long he has been so altogether.
+    /// Records that the owner is awake now; returns its total time awake.
     pub fn look(&mut self, now: Time) -> Duration {
         self.total = self.at(now);
         self.looked = self.looked.max(now);
         self.total
     }
 
-    /// What [`Awake::look`] would say.
+    /// Returns the result that [`Awake::look`] would return.
     pub fn at(&self, now: Time) -> Duration {
         self.total + now.since(self.looked).min(self.interval)
     }
 
-    /// When to look next, for somebody who waits until he has been awake for `total`.
+    /// Returns the time of the next look for an owner that waits until its time awake is `total`.
     pub fn next_look(&self, total: Duration) -> Time {
         self.looked + total.saturating_sub(self.total).min(self.interval)
     }
 }
 
-/// The last sleep of a process, as the thread finds it that reports what others have said. Until they have said something
-/// again, the sleep makes what they said no older: they have heard nothing in it, and missed nothing.
+/// The last pause of a process, as observed by the thread that publishes the reports of its other threads. The pause
+/// does not age a report made before it: until the reporting thread runs again, it received and missed nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LastSleep {
     looked: Option<Time>,
@@ -61,7 +61,7 @@ pub struct LastSleep {
 }
 
 impl LastSleep {
-    /// Notes that the thread is awake. It looks every `interval`, or sooner.
+    /// Records that the thread is awake. It calls this every `interval` or sooner.
     pub fn look(&mut self, now: Time, interval: Duration) {
         let gap = self.looked.map_or(Duration::ZERO, |looked| now.since(looked));
         if gap > interval {
@@ -70,7 +70,7 @@ impl LastSleep {
         self.looked = Some(now);
     }
 
-    /// The age of what was said at this time, without the sleep.
+    /// Returns the age of a report made at `said`, without the pause.
     pub fn age(&self, said: Time, now: Time) -> Duration {
         let age = now.since(said);
         if said < self.woke { age.saturating_sub(self.slept) } else { age }
@@ -92,7 +92,7 @@ mod tests {
         sleep.look(at(1_100), interval);
         assert_eq!(sleep.age(at(190), at(1_100)), Duration::from_millis(210));
         assert_eq!(sleep.age(at(1_010), at(1_100)), Duration::from_millis(90));
-        // An executor that stands ages.
+        // The reports of a hung executor age.
         for now in (1_200..2_000).step_by(100) {
             sleep.look(at(now), interval);
         }

@@ -1,26 +1,26 @@
-//! The coordinator's brain: who is up, who holds which group, how the cluster starts, recovers and
-//! stops.
+//! The coordinator's state machine: which servers are up, which hold each group, and how the cluster
+//! starts, recovers and stops.
 //!
 //! ```text
 //!   STARTED, HEARTBEAT, REPORT,      +---------+      store, spawn, dial, order, kill,
-//!   lost links, exits, stored,  ---> | Cluster | ---> what happened (Effect)
+//!   lost links, exits, stored,  ---> | Cluster | ---> events to show (Effect)
 //!   the time                         +---------+
 //!
 //!   start    every STARTED -> view 1 of every group -> stored -> SET-SECONDARY -> every report
 //!            -> stored -> serving                                                     (start.rs)
 //!   recover  facts -> reconcile: the next view of a group -> stored -> orders         (views.rs)
-//!            nobody names it any more: kill, proof, a new process in its place      (respawn.rs)
-//!   leave    views without the one that was told to stop -> SHUTDOWN                    (leave.rs)
-//!   replace  the same for a place that goes to another host, without proof if need be  (moving.rs)
-//!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> everyone has exited     (stop.rs)
+//!            a process that no view names: kill, proof, a new process in its place  (respawn.rs)
+//!   leave    views without the server that is to stop -> SHUTDOWN                       (leave.rs)
+//!   replace  the same for a place that moves to another host, without proof if need be (moving.rs)
+//!   stop     DRAIN to all -> dumps at all -> SHUTDOWN to all -> all have exited         (stop.rs)
 //! ```
 //!
-//! The caller drives it: it passes the time and every input, and carries out the effects of one
-//! input before it gives the next. What servers say of themselves is checked (links.rs). Orders are
-//! kept until they are reported, and repeated whenever the connection for orders comes back
-//! (orders.rs). Nothing is told, by order or by map, before it is durable (durable.rs). A silent server
-//! is suspected until it is heard again, or judged by the other member of a group (suspicion.rs); one
-//! whose process has exited is dead for good.
+//! The caller drives it: it passes the time and every input, and carries out the effects of one input
+//! before it passes the next. Reports of servers are checked (links.rs). Orders are kept until they are
+//! reported, and sent again whenever the connection for orders is re-established (orders.rs). No order and
+//! no map contains anything that is not durable (durable.rs). A silent server is suspected until its next
+//! heartbeat, or until an inquiry with the other member of a group decides (suspicion.rs). A server whose
+//! process has exited is dead for good.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -77,27 +77,27 @@ pub use stop::{
 use stop::{Stop, StopClock};
 use views::Group;
 
-/// What a cluster is made of.
+/// The configuration of a cluster.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
     /// Its name.
     pub cluster: ClusterId,
-    /// The coordinator's term.
+    /// The coordinator's epoch.
     pub epoch: Epoch,
-    /// Servers of the ring.
+    /// The number of servers of the ring.
     pub servers: u16,
-    /// Shards of every group.
+    /// The number of shards of every group.
     pub shards: u16,
-    /// Random; the names of processes are drawn from it.
+    /// A random seed from which the incarnations of processes are drawn.
     pub seed: u64,
-    /// What to do about a second fault.
+    /// The reaction to a second fault.
     pub on_double_fault: DoubleFault,
-    /// After how long a silence a server is suspected, and the leases that follow from it: what its servers
-    /// were started with.
+    /// The silence after which a server is suspected, from which the leases follow. Its servers were started with the
+    /// same value.
     pub failure_timeout: FailureTimeout,
-    /// How long the whole start may take.
+    /// The timeout of the whole start.
     pub start_patience: Duration,
-    /// How long an orderly stop waits for an answer of each server.
+    /// The timeout for a response of each server during an orderly stop.
     pub stop_patience: Duration,
 }
 
@@ -110,7 +110,7 @@ pub struct Origin {
     pub ancestors: Vec<ClusterId>,
 }
 
-/// The whole cluster. See the module's description.
+/// The whole cluster. See the module's documentation.
 #[derive(Debug)]
 pub struct Cluster {
     config: ClusterConfig,
@@ -118,38 +118,38 @@ pub struct Cluster {
     groups: Vec<Group>,
     memory: Memory,
     detector: FailureDetector,
-    /// The time by which a stop judges.
+    /// The clock of an orderly stop.
     awake: StopClock,
     start: Start,
     stop: Option<Stop>,
     next_order: OrderId,
     revision: u64,
-    /// The latest time that it was told.
+    /// The latest time passed in.
     now: Time,
-    /// Nobody is judged without proof before this.
+    /// The time before which no member is removed without proof.
     judge_from: Time,
-    /// Names drawn from the seed.
+    /// The number of incarnations drawn from the seed.
     drawn: u64,
     /// The two places of a double fault.
     double_fault: Option<(ServerId, ServerId)>,
-    /// Its memory is older than what was told on it: nothing is decided any more.
+    /// True if a server has a newer view than the stored state; no more decisions are made then.
     is_outdated: bool,
-    /// For people only: the recoveries of each place, and what is wrong.
+    /// The recoveries of each place and the alarms, for display only.
     histories: Vec<History>,
     alarms: Alarms,
     store_risk: Option<String>,
 }
 
-/// Making a cluster, and what it must remember.
+/// Construction and durable state.
 impl Cluster {
-    /// A new cluster, of empty tables. Its servers are spawned when the first store is done.
+    /// Creates a new cluster of empty tables. Its servers are spawned when the first store is done.
     pub fn found(now: Time, config: ClusterConfig, sink: &mut Vec<Effect>) -> Cluster {
         Cluster::found_from(now, config, Origin::default(), sink)
     }
 
-    /// A cluster that is restored: it has a name of its own, and the processes that are spawned while it
-    /// [is being founded](Cluster::is_founding) load what [`Plan`] says before they report. Both homes of
-    /// a group load the same. Views go on above those that were; what is LOST stays so.
+    /// Creates a restored cluster, which has a new name. Processes that are spawned while it [is being
+    /// founded](Cluster::is_founding) load the sources given by [`Plan`] before they report. Both home servers of a
+    /// group load the same sources. Views continue above the earlier ones, and LOST groups stay LOST.
     ///
     /// [`Plan`]: crate::restore::Plan
     pub fn found_restored(
@@ -193,8 +193,8 @@ impl Cluster {
         cluster
     }
 
-    /// The cluster that an earlier coordinator has left. Its epoch becomes `config.epoch`, which is
-    /// above the stored one; nobody is contacted before that is durable.
+    /// Takes over a cluster from an earlier coordinator. Its epoch becomes `config.epoch`, which is above the stored
+    /// one. No server is contacted before that is durable.
     pub fn restart(
         now: Time,
         config: ClusterConfig,
@@ -211,12 +211,12 @@ impl Cluster {
         for id in (0..cluster.count()).map(ServerId) {
             let known = cluster.memory.durable().servers[usize::from(id.0)];
             if known.started.is_none() {
-                // Spawned or not, nobody knows. It holds nothing; under its old name it is refused.
+                // It may or may not have been spawned. It holds nothing, and is refused under its old incarnation.
                 cluster.decide_process(id);
                 continue;
             }
-            // One that no view names may be on an earlier coordinator's list of those to be killed, and
-            // nobody knows when that kill strikes: it must not hold a copy by then.
+            // An earlier coordinator may have ordered the kill of a process that no view names, and that kill may
+            // still be pending. The process must not get a copy before that.
             let is_unnamed =
                 has_served && !cluster.memory.durable().names(cluster.server(id).member);
             let server = cluster.server_mut(id);
@@ -263,7 +263,7 @@ impl Cluster {
         }
     }
 
-    /// What was given to be stored under this number is durable: file and directory are synced.
+    /// Records that the store with this number is durable: file and directory are synced.
     pub fn on_stored(&mut self, now: Time, number: u64, sink: &mut Vec<Effect>) {
         let Some(before) = self.memory.on_stored(number) else { return };
         if before.epoch != self.config.epoch {
@@ -276,8 +276,8 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// The first store of this term is done: the processes that an earlier one has left are watched
-    /// and dialled, and told their views again.
+    /// Takes over the processes of earlier coordinators once the first store of this epoch is done. They are watched
+    /// and dialled, and get their views again.
     fn adopt(&mut self, now: Time, sink: &mut Vec<Effect>) {
         for server in &mut self.servers {
             if let Some(started) = server.started {
@@ -294,7 +294,7 @@ impl Cluster {
         self.order_all_views(sink);
     }
 
-    /// Takes every step that follows from what is known. Called after each input.
+    /// Takes every step that follows from the known facts. Called after each input.
     fn advance(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.now = self.now.max(now);
         self.awake.0.look(now);
@@ -318,16 +318,16 @@ impl Cluster {
         self.renew_alarms();
     }
 
-    /// Whether groups and processes are brought back to where they are at home.
+    /// Returns whether groups and processes are being brought back home.
     fn recovers(&self) -> bool {
         self.has_served() && self.stop.is_none() && self.has_asked_all()
     }
 }
 
-/// Its other inputs, and what it shows.
+/// Other inputs, and status.
 impl Cluster {
-    /// The process of a server has ended in order: told to stop, or without a coordinator for too long, and all
-    /// that it held lies in complete dumps. Proven, and final, and not a fault.
+    /// Handles the orderly end of a server's process: it was told to stop, or was without a coordinator for too long,
+    /// and everything it held is in complete dumps. This is a proven death, but not a fault.
     pub fn on_left(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         let server = self.server_mut(member.server);
         if server.member == member && !server.exited {
@@ -336,7 +336,7 @@ impl Cluster {
         self.on_exited(now, member, sink);
     }
 
-    /// The process of a server has ended: proven, and final.
+    /// Handles the proven end of a server's process.
     pub fn on_exited(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         let server = self.server_mut(member.server);
         if server.member != member || server.exited {
@@ -356,7 +356,7 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// When to call [`Cluster::on_timeout`] next.
+    /// Returns when to call [`Cluster::on_timeout`] next.
     pub fn next_timeout(&self) -> Option<Time> {
         if self.is_over() {
             return None;
@@ -374,7 +374,7 @@ impl Cluster {
             .min()
     }
 
-    /// Time has passed.
+    /// Handles the passage of time.
     pub fn on_timeout(&mut self, now: Time, sink: &mut Vec<Effect>) {
         for server in self.detector.silent(now) {
             self.set_down(now, server, DownCause::Silent, sink);
@@ -383,7 +383,7 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// The map that clients route by.
+    /// Returns the map by which clients route.
     pub fn map(&self) -> Map {
         let servers = self.servers.iter().map(|server| MapServer {
             id: server.member.server,
@@ -408,48 +408,48 @@ impl Cluster {
         }
     }
 
-    /// Grows whenever the map or a server's state changes, so that the caller knows whether what it
-    /// made of them is still true.
+    /// Returns a number that increases whenever the map or a server's state changes, so that the caller can cache what
+    /// it derives from them.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Servers of the ring.
+    /// Returns the number of servers of the ring.
     pub fn count(&self) -> u16 {
         u16::try_from(self.servers.len()).expect("a ring has at most 1,024 servers")
     }
 
-    /// The durable views of all groups, in group order.
+    /// Returns the durable views of all groups, by group.
     pub fn views(&self) -> &[View] {
         &self.memory.durable().views
     }
 
-    /// What is durable.
+    /// Returns the durable state.
     pub fn durable(&self) -> &DurableState {
         self.memory.durable()
     }
 
-    /// The configuration it was made with.
+    /// Returns the configuration it was created with.
     pub fn config(&self) -> &ClusterConfig {
         &self.config
     }
 
-    /// The process that this cluster has at a place of the ring.
+    /// Returns the process at a place of the ring.
     pub fn member(&self, server: ServerId) -> Member {
         self.server(server).member
     }
 
-    /// What a server said of itself; `None` before it started.
+    /// Returns the STARTED report of a server; `None` before it started.
     pub fn started(&self, server: ServerId) -> Option<&Started> {
         self.server(server).started.as_ref()
     }
 
-    /// Whether the process of a server is proven to have ended.
+    /// Returns whether the process of a server is proven to have ended.
     pub fn has_exited(&self, server: ServerId) -> bool {
         self.server(server).exited
     }
 
-    /// Whether this very process may still run.
+    /// Returns whether this very process may still run.
     pub fn may_run(&self, member: Member) -> bool {
         !self.is_dead(member)
     }

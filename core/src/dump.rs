@@ -1,4 +1,4 @@
-//! The text of a dump: how a table is written to a file and how such a file is checked and read.
+//! The text format of a dump: how a table is written to a file, and how such a file is checked and read.
 //!
 //! ```text
 //!   # kv-dump 3                                   the header: format, then one fact a line
@@ -11,18 +11,18 @@
 //!                                                 for each shard: the role of the process in the
 //!                                                 newest view that it had installed, the last write, and
 //!                                                 the write since which every kept session has written
-//!   <md5 hex> "<key>" "<value>" <sn>              one line an entry, any bytes escaped
+//!   <md5 hex> "<key>" "<value>" <sn>              one line per entry; key and value are escaped
 //!   @ <client> <shard> <seq> <first incomplete> <status> <version> <sn> <request hash>
-//!                                                 one line a completion record
+//!                                                 one line per completion record
 //!   # shard 1 primary view 7 last 980 forgotten 0
 //!   …
 //!   # end <entries> <crc32c of all before this line>
 //! ```
 //!
-//! Everything is printable ASCII. A file that was cut or altered is refused as a whole: a restore
-//! must never take half a table for a whole one. What a shard's line says is as of its freezing, not
-//! as of the order to dump, and shards freeze one after the other; so each says it for itself. Which
-//! dumps a restore may take is decided in [`crate::restore`].
+//! Everything is printable ASCII. A truncated or altered file is rejected as a whole: a restore must
+//! never take half a table for a whole one. A shard's line describes its state when it froze, not when
+//! the dump was ordered. Shards freeze one after the other, so each has its own line. [`crate::restore`]
+//! decides which dumps a restore may use.
 
 use std::io::Write as _;
 use std::str;
@@ -41,9 +41,9 @@ mod reader;
 
 pub use reader::{DumpItem, DumpReader, MAX_DUMP_LINE_BYTES};
 
-/// The version of this format. Format 1 did not name the process that wrote it, nor the last write:
-/// no restore could choose by it. Format 2 had no request hashes, and is read: its records answer every
-/// request of their number, and a session that is not in it counts as forgotten.
+/// The version of this format. Format 1 named neither the writing process nor the last write, so no restore can use it.
+/// Format 2 has no request hashes but is still read. Its records match every request with their number, and a session
+/// that is not in it counts as expired.
 pub const DUMP_FORMAT: u32 = 3;
 
 const FIRST_LINE: &str = "# kv-dump 3";
@@ -52,20 +52,20 @@ const SHARD: &str = "# shard ";
 const END: &[u8] = b"# end ";
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// Where a dump comes from.
+/// The origin of a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpOrigin {
     /// The cluster that the table belonged to.
     pub cluster: ClusterId,
-    /// The process that wrote it.
+    /// The process that wrote the dump.
     pub writer: Member,
     /// The group whose keys it holds.
     pub group: GroupId,
-    /// Shards of the group.
+    /// The number of shards of the group.
     pub shards: u16,
 }
 
-/// What a process was to a group, by the newest view that it had installed.
+/// The role of a process in the newest view of a group that it had installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeldAs {
     /// Its primary.
@@ -81,20 +81,20 @@ pub enum HeldAs {
 pub struct DumpedShard {
     /// The shard.
     pub shard: ShardId,
-    /// What the process was to it.
+    /// The role of the process in the group.
     pub held_as: HeldAs,
     /// The newest view of the group that was installed there.
     pub view: ViewVersion,
-    /// The last write in it; at a primary, the last that was committed.
+    /// The last write in the dump; at a primary, the last committed write.
     pub last: SequenceNumber,
-    /// Sessions that had written nothing since this write were forgotten.
+    /// The write since which every kept session has written; all other sessions had expired.
     pub forgotten: SequenceNumber,
 }
 
-/// What a dump is of.
+/// The origin and the shards of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DumpHeader {
-    /// Where it comes from.
+    /// The origin.
     pub origin: DumpOrigin,
     /// All shards of the group, in order.
     pub shards: Vec<DumpedShard>,
@@ -113,7 +113,7 @@ pub struct DumpEntry {
     pub sn: SequenceNumber,
 }
 
-/// One completion record, the shard whose session it is of, and its write's place in the log.
+/// One completion record, the shard of its session, and the sequence number of its write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpRecord {
     /// The shard.
@@ -124,10 +124,10 @@ pub struct DumpRecord {
     pub record: CompletionRecord,
 }
 
-/// A whole dump that was found complete and unaltered.
+/// A whole dump that was verified as complete and unaltered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dump {
-    /// What it is of.
+    /// The origin and the shards.
     pub header: DumpHeader,
     /// All entries, in the order of the file.
     pub entries: Vec<DumpEntry>,
@@ -135,41 +135,41 @@ pub struct Dump {
     pub records: Vec<DumpRecord>,
 }
 
-/// Why a file is not taken for a dump.
+/// A reason for which a file is not accepted as a dump.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DumpError {
     /// The file has no trailer: its end is missing.
     #[error("the dump has no `# end` line: it was cut short")]
     Cut,
-    /// The checksum of the trailer is not that of the lines.
+    /// The checksum in the trailer differs from that of the lines.
     #[error("the dump was altered: its lines give checksum {computed:08x}, its end says {got:08x}")]
     Altered {
-        /// What the trailer says.
+        /// The checksum in the trailer.
         got: u32,
         /// The CRC-32C of the lines.
         computed: u32,
     },
-    /// The trailer counts other entries than there are.
+    /// The count in the trailer differs from the number of entries.
     #[error("the dump holds {found} entries, its end says {got}")]
     Count {
-        /// What the trailer says.
+        /// The count in the trailer.
         got: u64,
-        /// Lines found.
+        /// The number of entry lines.
         found: u64,
     },
-    /// A line is not what the format demands there.
+    /// A line violates the format.
     #[error("line {line} of the dump: {reason}")]
     Line {
         /// Counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The error in the line.
         reason: &'static str,
     },
 }
 
-/// Writes dumps: appends lines to a buffer that the caller empties into its file, and keeps count
-/// and checksum for the trailer.
+/// A writer of dumps. It appends lines to a buffer that the caller writes to its file, and keeps the count and checksum
+/// for the trailer.
 ///
 /// ```text
 ///   begin -> (shard -> entry* -> record*)* -> end
@@ -244,7 +244,7 @@ impl DumpWriter {
         });
     }
 
-    /// Appends the trailer; returns how many entries the dump holds.
+    /// Appends the trailer; returns the number of entries in the dump.
     pub fn end(self, output: &mut Vec<u8>) -> u64 {
         assert_eq!(self.shards_left, 0, "a dump without all its shards would be taken for a whole");
         output.extend_from_slice(END);
@@ -263,8 +263,8 @@ fn put(output: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     output.write_fmt(text).expect("a buffer takes all bytes");
 }
 
-/// [`kv_protocol::escape::ascii`] without the detour over `fmt`, which would take seconds for the
-/// tables that dumps are made of.
+/// Appends escaped bytes like [`kv_protocol::escape::ascii`], but without `fmt`, which would take seconds for tables of
+/// typical size.
 fn escape_into(bytes: &[u8], output: &mut Vec<u8>) {
     output.reserve(bytes.len());
     for &byte in bytes {
@@ -280,7 +280,7 @@ fn escape_into(bytes: &[u8], output: &mut Vec<u8>) {
 }
 
 impl HeldAs {
-    /// As it is written.
+    /// Returns its name in the format.
     fn name(self) -> &'static str {
         match self {
             HeldAs::Primary => "primary",
@@ -297,11 +297,10 @@ impl HeldAs {
 }
 
 impl Dump {
-    /// Reads a whole dump: first its end is compared with all that stands before it, then each line
-    /// is taken.
+    /// Parses a whole dump: verifies the trailer against everything before it, then parses each line.
     ///
     /// # Errors
-    /// [`DumpError`]: nothing of the file is to be used.
+    /// [`DumpError`]: no part of the file may be used.
     pub fn parse(bytes: &[u8]) -> Result<Dump, DumpError> {
         check_end(bytes)?;
         let (mut entries, mut records) = (Vec::new(), Vec::new());
@@ -318,7 +317,7 @@ impl Dump {
     }
 }
 
-/// Compares the checksum of the trailer with all that stands before it.
+/// Verifies the checksum of the trailer against everything before it.
 fn check_end(bytes: &[u8]) -> Result<(), DumpError> {
     let without_newline = bytes.strip_suffix(b"\n").ok_or(DumpError::Cut)?;
     let last = without_newline.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
@@ -332,7 +331,7 @@ fn check_end(bytes: &[u8]) -> Result<(), DumpError> {
     Ok(())
 }
 
-/// How many entries a trailer promises, and the checksum that it gives.
+/// Parses the number of entries and the checksum of a trailer.
 fn parse_end(trailer: &[u8]) -> Option<(u64, u32)> {
     let (count, checksum) = str::from_utf8(trailer).ok()?.split_once(' ')?;
     Some((decimal(count)?, u32::from_str_radix(checksum, 16).ok()?))
@@ -346,7 +345,7 @@ fn parse_shard(line: &str) -> Result<DumpedShard, &'static str> {
         [shard, held_as, "view", view, "last", last, "forgotten", forgotten] => {
             (shard, held_as, view, last, forgotten)
         }
-        // Format 2 does not say which sessions were forgotten.
+        // Format 2 does not state which sessions had expired.
         [shard, held_as, "view", view, "last", last] => (shard, held_as, view, last, last),
         _ => return Err(SHAPE),
     };
@@ -378,7 +377,7 @@ fn parse_entry(line: &str) -> Result<DumpEntry, &'static str> {
     Ok(DumpEntry { digest: computed, key, value, sn: SequenceNumber(sn) })
 }
 
-/// Splits escaped text from what follows its closing quote.
+/// Splits escaped text from the rest after its closing quote.
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -402,7 +401,7 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
     let status = next()?.parse().ok().and_then(Status::from_wire).ok_or("unknown status")?;
     let version = decimal(next()?).ok_or(SHAPE)?;
     let sn = SequenceNumber(decimal(next()?).ok_or(SHAPE)?);
-    // Format 2 does not say what the request was.
+    // Format 2 has no request hash.
     let request = fields.next().map_or(Some(0), decimal).ok_or(SHAPE)?;
     if fields.next().is_some() {
         return Err(SHAPE);
@@ -418,7 +417,7 @@ fn parse_record(line: &str) -> Result<DumpRecord, &'static str> {
     Ok(DumpRecord { shard: ShardId(shard), sn, record })
 }
 
-/// Digits alone: `parse` would take a plus sign too.
+/// Parses digits only; `parse` would accept a plus sign too.
 fn decimal(text: &str) -> Option<u64> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
 }
@@ -444,7 +443,7 @@ mod tests {
         DumpedShard { shard: ShardId(number), held_as, view, last, forgotten }
     }
 
-    /// A dump whose first shard is empty.
+    /// Returns a dump whose first shard is empty.
     fn written(entries: &[(Vec<u8>, Vec<u8>, u64)], records: &[DumpRecord]) -> Vec<u8> {
         let mut file = Vec::new();
         let mut writer = DumpWriter::begin(&ORIGIN, &mut file);
@@ -460,7 +459,7 @@ mod tests {
         file
     }
 
-    /// The sample with its lines changed, under a right checksum.
+    /// Parses the sample with its lines changed and a matching checksum.
     fn changed(change: impl FnOnce(&str) -> String) -> Result<Dump, DumpError> {
         let whole = sample();
         let text = str::from_utf8(&whole).unwrap();

@@ -1,13 +1,13 @@
-//! Who has been silent for too long: a function of when each server was last heard.
+//! Detection of servers that were silent for too long, from the times of their last heartbeats.
 //!
 //! ```text
 //!   heard(now) ----> deadline = time awake + silence
 //!                        |
-//!   silent(now) <--------+  deadline passed: once, until heard again
+//!   silent(now) <--------+  deadline passed: reported once, until the next heartbeat
 //! ```
 //!
-//! Silence counts while the one who watches is awake ([`Awake`]): what he missed in his sleep waits unread in
-//! his sockets.
+//! Silence counts only while the observer is awake ([`Awake`]): messages that arrive during a pause wait unread in
+//! its sockets.
 
 use std::time::Duration;
 
@@ -16,22 +16,22 @@ use kv_protocol::{ServerId, Time};
 
 use crate::awake::Awake;
 
-/// Watches every server of a ring.
+/// A failure detector for every server of a ring.
 #[derive(Clone, Debug)]
 pub struct FailureDetector {
     silence: Duration,
     awake: Awake,
-    /// By server: the time awake at which it has been silent for too long.
+    /// By server: the time awake at which its silence is too long.
     deadlines: Vec<Option<Duration>>,
-    /// No deadline is before this one. Hearing from a server moves its deadline later only, so the
-    /// bound stays true without looking at all servers for every heartbeat.
+    /// A lower bound of all deadlines. A heartbeat only moves a deadline later, so the bound stays valid without a scan
+    /// of all servers on every heartbeat.
     earliest: Option<Duration>,
 }
 
 impl FailureDetector {
-    /// Watches nobody yet, of a ring of `servers`; a server is silent after `silence`.
+    /// Creates a detector for a ring of `servers` that watches no server yet. A server is silent after `silence`.
     pub fn new(servers: u16, silence: Duration) -> FailureDetector {
-        // A sleep right before a heartbeat, and the time to read it afterwards, are less than the silence.
+        // A pause just before a heartbeat, plus the time to read it afterwards, must be shorter than the silence.
         let awake = Awake::new(HEARTBEAT_INTERVAL.min(silence / 5));
         FailureDetector {
             silence,
@@ -41,19 +41,20 @@ impl FailureDetector {
         }
     }
 
-    /// A sign of life: from now on `server` is watched, or watched anew.
+    /// Records a sign of life and starts or restarts the deadline of `server`.
     pub fn heard(&mut self, now: Time, server: ServerId) {
         let deadline = self.awake.look(now) + self.silence;
         self.deadlines[usize::from(server.0)] = Some(deadline);
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
     }
 
-    /// `server` is known to be down: its silence is no news.
+    /// Stops watching `server`, which is known to be down.
     pub fn forget(&mut self, server: ServerId) {
         self.deadlines[usize::from(server.0)] = None;
     }
 
-    /// Who has fallen silent since the last call. Each is named once, and watched again when heard.
+    /// Returns the servers that fell silent since the last call. Each is reported once, and watched again after its
+    /// next sign of life.
     pub fn silent(&mut self, now: Time) -> Vec<ServerId> {
         let awake = self.awake.look(now);
         let mut silent = Vec::new();
@@ -70,7 +71,7 @@ impl FailureDetector {
         silent
     }
 
-    /// When to ask [`FailureDetector::silent`] next; `None` while nobody is watched.
+    /// Returns when to call [`FailureDetector::silent`] next; `None` while no server is watched.
     pub fn next_timeout(&self) -> Option<Time> {
         self.earliest.map(|earliest| self.awake.next_look(earliest))
     }
@@ -86,7 +87,7 @@ mod tests {
         Time::from_nanos(millis * 1_000_000)
     }
 
-    /// Waits as it is told to until somebody is silent: when, and who.
+    /// Advances to each timeout in turn until a server is silent; returns the time and the servers.
     fn wait(detector: &mut FailureDetector) -> (Time, Vec<ServerId>) {
         let mut due = detector.next_timeout();
         while let Some(now) = due {
@@ -134,7 +135,7 @@ mod tests {
                 let mut detector = FailureDetector::new(3, Duration::from_millis(silence));
                 detector.heard(at(0), ServerId(0));
                 detector.heard(at(0), ServerId(1));
-                // Just before the next heartbeats, and again when only one of them is read.
+                // The pause begins just before the next heartbeats; afterwards only one of them is read.
                 assert!(detector.silent(at(99)).is_empty());
                 let woke = 99 + asleep;
                 assert!(detector.silent(at(woke)).is_empty(), "{asleep} ms asleep prove nothing");

@@ -1,4 +1,4 @@
-//! Keyed hashing of what clients choose, so that nobody can choose collisions.
+//! Keyed hashing of input that clients choose, so that no client can choose collisions.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -8,7 +8,7 @@ use kv_protocol::placement::Digest;
 
 use crate::table::TableHash;
 
-/// A process's own secret: drawn at its start by the driver, given by hand in the simulator.
+/// The hash secret of a process: random at its start, or fixed in the simulator.
 #[derive(Clone, Copy)]
 pub struct HashSecret {
     low: u64,
@@ -23,21 +23,20 @@ impl HashSecret {
         HashSecret { low, high: fold(low ^ seed, 0xb7e1_5162_8aed_2a6b) }
     }
 
-    /// The hash of a key. MD5 has spread the key already, but in a way that everybody can compute,
-    /// and keys of equal digest can be made on purpose: so the digest is mixed with the secret, and
-    /// the key is hashed once more from there.
+    /// Returns the hash of a key. MD5 has spread the key already, but is public, and keys with equal digests can be
+    /// constructed. So the digest is mixed with the secret, and the result seeds a second hash of the key.
     pub fn of_key(self, digest: Digest, key: &[u8]) -> TableHash {
         let mut hasher = FixedState::with_seed(self.mix(digest.number())).build_hasher();
         hasher.write(key);
         TableHash(hasher.finish())
     }
 
-    /// The hash of a client's id.
+    /// Returns the hash of a client's id.
     pub fn of_client(self, client: ClientId) -> u64 {
         self.mix(client.0)
     }
 
-    #[allow(clippy::cast_possible_truncation)] // The halves are what is wanted.
+    #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
     fn mix(self, number: u128) -> u64 {
         fold(number as u64 ^ self.low, (number >> 64) as u64 ^ self.high)
     }
@@ -49,14 +48,14 @@ impl std::fmt::Debug for HashSecret {
     }
 }
 
-/// Multiplies to 128 bits and folds the halves: every input bit reaches every output bit.
-#[allow(clippy::cast_possible_truncation)] // The halves are what is wanted.
+/// Multiplies to 128 bits and folds the halves: every input bit affects every output bit.
+#[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
 }
 
-/// Mixes 64 bits so that each depends on all: the finaliser of SplitMix64 (Steele, Lea and Flood,
+/// Mixes 64 bits so that each output bit depends on all input bits: the finalizer of SplitMix64 (Steele, Lea and Flood,
 /// OOPSLA 2014). Not keyed: for digests that two servers compare, not for tables.
 pub(crate) fn mix(bits: u64) -> u64 {
     let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

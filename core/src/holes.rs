@@ -1,13 +1,13 @@
-//! Rules that can be left out on purpose, to check that the simulator notices (docs/recovery.md).
+//! Mutations: rules that can be disabled on purpose to check that the simulator detects it (docs/recovery.md).
 //!
-//! Each [`Hole`] is one rule that the machines then do not keep. None can be opened in a program
-//! that ships: without the cargo feature `holes`, which no crate of the workspace asks for,
-//! `is_open` is the constant `false` and the marker is in no executable.
+//! Each [`Hole`] disables one rule of the machines. No shipped program can enable one, because it needs the cargo
+//! feature `holes`, which no crate of the workspace enables by default. Without it `is_open` is the constant
+//! `false`, and the marker is in no executable.
 
-/// A rule left out. The numbers are those of docs/recovery.md.
+/// A rule that can be disabled. The numbers are those of docs/recovery.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
-#[allow(missing_docs)] // `Hole::description` says what each is.
+#[allow(missing_docs)] // `Hole::description` documents each.
 pub enum Hole {
     PromoteWithoutGrace = 1,
     CandidateAcksGiveNoGrace = 2,
@@ -34,7 +34,7 @@ pub enum Hole {
     StaleUpdatedAccepted = 23,
     CandidateNotWiped = 24,
     ServeBeforeHandover = 25,
-    // 26, a hand-over by an inactive primary, cannot happen: see docs/decisions/.
+    // 26, a hand-over by an inactive primary, is impossible: see docs/decisions/.
     GraceInHandover = 27,
     UnionByInactive = 28,
     GroupCForgotten = 29,
@@ -72,7 +72,7 @@ pub enum Hole {
     LateWriteExecuted = 65,
 }
 
-/// Whether this rule is left out in the running thread.
+/// Returns whether this rule is disabled in the running thread.
 #[cfg(not(feature = "holes"))]
 #[inline(always)]
 pub(crate) const fn is_open(_: Hole) -> bool {
@@ -81,7 +81,7 @@ pub(crate) const fn is_open(_: Hole) -> bool {
 
 #[cfg(feature = "holes")]
 pub(crate) use planted::is_open;
-/// A clock reading of the wake-up before, for the rules that forbid its use.
+/// The clock readings of this and the previous wake-up, for mutations of the rules that forbid stale readings.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Readings {
     #[cfg(feature = "holes")]
@@ -92,11 +92,11 @@ pub(crate) struct Readings {
 
 #[cfg(not(feature = "holes"))]
 impl Readings {
-    /// Notes the reading of this wake-up.
+    /// Records the reading of this wake-up.
     #[inline(always)]
     pub(crate) fn note(&mut self, _: kv_protocol::ids::Time) {}
 
-    /// The reading to decide by.
+    /// Returns the reading to decide by.
     #[inline(always)]
     pub(crate) fn read(&self, _: Hole, now: kv_protocol::ids::Time) -> kv_protocol::ids::Time {
         now
@@ -105,14 +105,14 @@ impl Readings {
 
 #[cfg(feature = "holes")]
 impl Readings {
-    /// Notes the reading of this wake-up.
+    /// Records the reading of this wake-up.
     pub(crate) fn note(&mut self, now: kv_protocol::ids::Time) {
         if now != self.latest {
             self.before = std::mem::replace(&mut self.latest, now);
         }
     }
 
-    /// The reading to decide by: that of the wake-up before, where the hole is open.
+    /// Returns the reading to decide by: that of the previous wake-up if the rule is disabled, else `now`.
     pub(crate) fn read(&self, hole: Hole, now: kv_protocol::ids::Time) -> kv_protocol::ids::Time {
         if is_open(hole) { self.before } else { now }
     }
@@ -128,10 +128,10 @@ mod planted {
 
     use super::Hole;
 
-    /// Stands in every executable in which a hole can be opened, so that a test can look for it.
+    /// A string that is in every executable in which a rule can be disabled, so that a test can search for it.
     pub const MARKER: &str = "planted-holes-of-kv-core-can-be-opened-here";
 
-    /// All of them, in order.
+    /// All mutations in order.
     pub const ALL: [Hole; 60] = {
         use Hole::*;
         [
@@ -198,10 +198,10 @@ mod planted {
         ]
     };
 
-    /// The number of a hole that there is, from a command line.
+    /// Parses the number of an existing mutation from a command line.
     ///
     /// # Errors
-    /// In words: it is no number, or no hole has it.
+    /// A message if the text is not a number or no mutation has that number.
     pub fn number_of(text: &str) -> Result<u8, String> {
         let number: u8 = text.parse().map_err(|_| "write its number".to_owned())?;
         match ALL.iter().any(|hole| hole.number() == number) {
@@ -214,29 +214,29 @@ mod planted {
         static OPEN: Cell<Option<Hole>> = const { Cell::new(None) };
     }
 
-    /// Leaves out this rule in this thread from now on.
+    /// Disables this rule in the current thread.
     pub fn open(hole: Hole) {
         OPEN.set(Some(hole));
     }
 
-    /// Keeps all rules again.
+    /// Enables all rules again in the current thread.
     pub fn close() {
         OPEN.set(None);
     }
 
-    /// Whoever asks has the marker: the machines that could leave a rule out, whether or not anything in
-    /// the program opens a hole.
+    /// Returns whether this rule is disabled in the running thread. The use of [`MARKER`] keeps the marker in every
+    /// executable that contains such checks, even if nothing in it disables a rule.
     pub(crate) fn is_open(hole: Hole) -> bool {
         OPEN.get() == Some(hole) && !black_box(MARKER).is_empty()
     }
 
     impl Hole {
-        /// Its number in docs/recovery.md.
+        /// Returns its number in docs/recovery.md.
         pub fn number(self) -> u8 {
             self as u8
         }
 
-        /// The rule that is left out, in the words of docs/recovery.md.
+        /// Returns the disabled rule in the words of docs/recovery.md.
         pub fn description(self) -> &'static str {
             match self {
                 Hole::PromoteWithoutGrace => "promote without grace",

@@ -1,21 +1,22 @@
-//! The two state machines that ship, and their parts. Pure: the caller passes the time and every
-//! input, and carries out every effect.
+//! The pure state machines of the store and their parts. The caller passes the time and every input,
+//! and carries out every effect.
 //!
 //! ```text
 //!   replica    one shard of one group at one server: roles, writes, reads, the stream
 //!     session    completion records: a retried write takes effect once
 //!     table      segmented hash table over arenas of huge pages
-//!       arena      one allocation an entry
-//!   cluster    the coordinator's brain: views, who is alive, orderly stop
+//!       arena      one allocation per entry
+//!   cluster    the coordinator's state machine: views, failure detection, orderly stop
 //!     failure_detector   heartbeats and silence
-//!   awake      the time that counts as others' silence
-//!   dump       both tables as text, and back
-//!   restore    which dumps a cluster is made of again
+//!   node       one server process as the coordinator sees it: orders and their completion
+//!   awake      a clock that excludes time in which this process was suspended
+//!   dump       text format of both tables: writer and reader
+//!   restore    choice of the dumps from which a cluster is rebuilt
 //! ```
 //!
 //! The calling contract: `machine.on_x(now, input, &mut sink)`. The machine writes its effects into
-//! the caller's sink; the caller carries out all effects of one input before it gives the next.
-//! `next_timeout()` says when the machine wants to be woken.
+//! the caller's sink; the caller carries out all effects of one input before it passes the next.
+//! `next_timeout()` returns the time at which the machine needs to be called again.
 
 pub mod arena;
 pub mod awake;

@@ -1,15 +1,15 @@
-//! One server process towards its coordinator: whose orders it obeys, and when each is done.
+//! One server process as seen by its coordinator: the coordinator it obeys, and the progress of each order.
 //!
 //! ```text
-//!   ORDERS-HELLO -> on_orders_hello: cluster, member, epoch          refused, or
+//!   ORDERS-HELLO -> on_orders_hello: check cluster, member, epoch    refused, or
 //!   order        -> on_order:  known? the same report again
-//!                              new?   told to every shard (NodeEffect)
-//!   shards       -> on_shard:  what each holds now; an order is done when all of them say so
+//!                              new?   passed to every shard (NodeEffect)
+//!   shards       -> on_shard:  the current state of each; an order is done when all shards have done it
 //!                                                               -> Report
 //! ```
 //!
-//! A shard is ready on its own, the server only when every shard is: the coordinator acts on what is
-//! true of the whole group, so a report looks at all shards, the empty ones too (consistency.md §4).
+//! Each shard completes an order on its own, the server only when every shard has. The coordinator acts
+//! on the state of the whole group, so a report covers all shards, empty ones too (consistency.md §4).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -28,145 +28,144 @@ use crate::holes::{self, Hole};
 #[cfg(test)]
 mod tests;
 
-/// Orders being carried out at the same time; more are reported as failed.
+/// The most orders in progress at the same time; further ones are reported as failed.
 pub const MAX_RUNNING: usize = 64;
-/// Orders whose outcome is remembered.
+/// The most orders whose outcome is kept.
 pub const MAX_REMEMBERED: usize = 1_024;
 
-/// What a server process is to its coordinator.
+/// The identity of a server process.
 #[derive(Clone, Copy, Debug)]
 pub struct NodeConfig {
     /// The cluster it was started for.
     pub cluster: ClusterId,
-    /// Who it is.
+    /// The process itself.
     pub me: Member,
-    /// Shards it runs.
+    /// The number of shards it runs.
     pub shards: u16,
 }
 
-/// One server process. See the module's description.
+/// One server process. See the module's documentation.
 #[derive(Debug)]
 pub struct Node {
     config: NodeConfig,
     epoch: Epoch,
     ledger: VecDeque<Entry>,
-    /// By shard: what its replicas said last.
+    /// By shard: the last reports of its replicas.
     shards: Vec<Vec<ReplicaReport>>,
 }
 
-/// An order and how far it is.
+/// An order and its progress.
 #[derive(Debug)]
 struct Entry {
     order: Order,
-    /// Shards that have echoed a probe.
+    /// True for each shard that has echoed a probe.
     echoed: Vec<bool>,
     outcome: Option<Result<u64, OrderFailure>>,
 }
 
-/// What the driver is to do.
+/// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeEffect {
-    /// Every shard is to install this view, and may dial its other holder there.
+    /// Have every shard install this view, after which it may dial the other holder.
     Install {
-        /// Of this order; a shard that cannot says so by [`Node::on_refused`].
+        /// The order; a shard that cannot install the view reports it by [`Node::on_refused`].
         order: OrderId,
         /// The view.
         view: View,
-        /// Where the other holder takes streams.
+        /// The address at which the other holder accepts streams.
         other: Option<SocketAddr>,
     },
-    /// Every shard is to echo this, by [`Node::on_probed`].
+    /// Have every shard echo this by [`Node::on_probed`].
     Probe {
         /// The order.
         order: OrderId,
     },
-    /// Every shard is to be told that this process is proven dead.
+    /// Notify every shard that this process is proven dead.
     Exited {
         /// The process.
         member: Member,
     },
-    /// Every shard is to take no new writes; done by [`Node::on_outcome`].
+    /// Have every shard reject new writes; completed by [`Node::on_outcome`].
     Drain {
         /// The order.
         order: OrderId,
     },
-    /// A table is to be dumped; done by [`Node::on_outcome`].
+    /// Dump a table; completed by [`Node::on_outcome`].
     Dump {
         /// The order.
         order: OrderId,
-        /// Which.
+        /// The role of the table.
         role: ReplicaRole,
     },
-    /// The process is to report this and exit.
+    /// Report this order as done and exit the process.
     Shutdown {
         /// The order.
         order: OrderId,
     },
-    /// To the coordinator.
+    /// Send this report to the coordinator.
     Report(Report),
 }
 
-/// Why a coordinator's hello is refused.
+/// A reason for which a coordinator's hello is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HelloRefused {
-    /// Another cluster's coordinator.
+    /// The coordinator belongs to another cluster.
     #[error("this server belongs to cluster {ours}, not {theirs}")]
     OtherCluster {
-        /// This server's.
+        /// The cluster of this server.
         ours: ClusterId,
-        /// The coordinator's.
+        /// The cluster of the coordinator.
         theirs: ClusterId,
     },
-    /// It means another process.
+    /// The hello is for another process.
     #[error("this is server {ours}, not {theirs}")]
     OtherMember {
         /// This process.
         ours: Member,
-        /// The one meant.
+        /// The process named in the hello.
         theirs: Member,
     },
-    /// A later coordinator is obeyed, or a rival of the same term.
+    /// This server obeys a later coordinator, or a rival of the same term.
     #[error(
         "coordinator epoch {} (boot {}) is older than, or a rival of, epoch {} (boot {}), which this \
          server obeys", theirs.number, theirs.boot, ours.number, ours.boot
     )]
     OldEpoch {
-        /// The one obeyed.
+        /// The epoch obeyed.
         ours: Epoch,
-        /// The one refused.
+        /// The epoch refused.
         theirs: Epoch,
     },
-    /// No coordinator comes so long after the one obeyed.
+    /// The epoch is implausibly far above the one obeyed.
     #[error(
         "coordinator epoch {} is too far above epoch {}, which this server obeys", theirs.number,
         ours.number
     )]
     ImpossibleEpoch {
-        /// The one obeyed.
+        /// The epoch obeyed.
         ours: Epoch,
-        /// The one refused.
+        /// The epoch refused.
         theirs: Epoch,
     },
 }
 
 impl Node {
-    /// A process that has obeyed nobody yet.
+    /// Creates a process that has obeyed no coordinator yet.
     pub fn new(config: NodeConfig) -> Node {
         let shards = vec![Vec::new(); usize::from(config.shards)];
         Node { config, epoch: Epoch::default(), ledger: VecDeque::new(), shards }
     }
 
-    /// The highest coordinator epoch obeyed.
+    /// Returns the highest coordinator epoch obeyed.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// Judges the coordinator that has connected for orders. What its predecessors have ordered is
-    /// forgotten.
+    /// Accepts or refuses a coordinator that has connected for orders. A new epoch drops the orders of earlier ones.
     ///
     /// # Errors
-    /// Why its orders are not taken.
+    /// The reason for which its orders are not accepted.
     pub fn on_orders_hello(&mut self, hello: &OrdersHello) -> Result<(), HelloRefused> {
         if hello.cluster != self.config.cluster {
             let ours = self.config.cluster;
@@ -191,13 +190,13 @@ impl Node {
         Ok(())
     }
 
-    /// An order of the coordinator that is obeyed, while it is remembered.
+    /// Returns an order of the current coordinator while its outcome is kept.
     pub fn order(&self, id: OrderId) -> Option<&Order> {
         self.ledger.iter().map(|entry| &entry.order).find(|order| order.id == id)
     }
 
-    /// Takes an order of the coordinator that is obeyed. Those of its predecessors may still arrive, on
-    /// connections of their own: they are thrown away.
+    /// Handles an order of the current coordinator. Orders of its predecessors may still arrive on their own
+    /// connections; they are dropped.
     pub fn on_order(&mut self, order: Order, sink: &mut Vec<NodeEffect>) {
         if !order.id.is_of(self.epoch) {
             return;
@@ -205,7 +204,7 @@ impl Node {
         if let Some(known) = self.ledger.iter().find(|entry| entry.order.id == order.id) {
             match &known.outcome {
                 Some(outcome) => sink.push(report(&known.order, outcome.clone())),
-                // Telling the shards again changes nothing where they have heard it.
+                // Passing the order again has no effect on shards that have received it.
                 None if known.order.view().is_some() => {
                     let known = known.order;
                     self.tell(&known, sink);
@@ -249,7 +248,7 @@ impl Node {
         });
     }
 
-    /// A shard says what its replicas hold now.
+    /// Records the current reports of a shard's replicas.
     pub fn on_shard(
         &mut self,
         shard: ShardId,
@@ -262,7 +261,7 @@ impl Node {
         self.evaluate(sink);
     }
 
-    /// A shard could not install the view of an order.
+    /// Records that a shard could not install the view of an order.
     pub fn on_refused(
         &mut self,
         order: OrderId,
@@ -273,7 +272,7 @@ impl Node {
         self.finish(order, Err(format!("shard {shard}: {reason}").into()), sink);
     }
 
-    /// A shard has echoed a probe.
+    /// Records that a shard has echoed a probe.
     pub fn on_probed(&mut self, order: OrderId, shard: ShardId, sink: &mut Vec<NodeEffect>) {
         let Some(entry) = self.ledger.iter_mut().find(|entry| entry.order.id == order) else {
             return;
@@ -286,7 +285,7 @@ impl Node {
         }
     }
 
-    /// The driver has carried out a drain or a dump.
+    /// Records the outcome of a drain or a dump.
     pub fn on_outcome(
         &mut self,
         order: OrderId,
@@ -296,12 +295,12 @@ impl Node {
         self.finish(order, outcome, sink);
     }
 
-    /// What every replica of every shard said last, for the heartbeat.
+    /// Returns the last reports of every replica of every shard, for the heartbeat.
     pub fn reports(&self) -> impl Iterator<Item = &ReplicaReport> {
         self.shards.iter().flatten()
     }
 
-    /// Orders of views that are still being carried out.
+    /// Returns whether any order is still in progress.
     pub fn has_running(&self) -> bool {
         self.ledger.iter().any(|entry| entry.outcome.is_none())
     }
@@ -319,7 +318,7 @@ impl Node {
         }
     }
 
-    /// Reports every view order that is done, or never will be.
+    /// Reports every view order that is done or has failed.
     fn evaluate(&mut self, sink: &mut Vec<NodeEffect>) {
         let mut done = Vec::new();
         for entry in self.ledger.iter().filter(|entry| entry.outcome.is_none()) {
@@ -334,7 +333,7 @@ impl Node {
         }
     }
 
-    /// Whether an order is done; `None`: not yet.
+    /// Returns the outcome of an order, or `None` while it is in progress.
     fn judge(&self, order: &ViewOrder) -> Option<Result<u64, OrderFailure>> {
         let (group, version) = (order.view.group, order.view.version);
         if let Some(newer) = self.newest(group).filter(|newer| *newer > version) {
@@ -362,7 +361,7 @@ impl Node {
         all.then(|| Ok(entries()))
     }
 
-    /// The newest view of a group that any shard has installed, or any order names.
+    /// Returns the newest view of a group that any shard has installed or any order names.
     fn newest(&self, group: GroupId) -> Option<ViewVersion> {
         let installed = self.reports().filter(|r| r.group == group).map(|r| r.view);
         let ordered = self.ledger.iter().filter_map(|entry| entry.order.view());
@@ -375,7 +374,7 @@ fn is_update(purpose: ViewPurpose) -> bool {
     matches!(purpose, ViewPurpose::UpdatePrimary | ViewPurpose::UpdateSecondary)
 }
 
-/// Whether a shard has done its part.
+/// Returns whether a shard has done its part of an order.
 fn is_done(purpose: ViewPurpose, report: &ReplicaReport) -> bool {
     match purpose {
         ViewPurpose::SetSecondary => report.state.is_active() && report.connected,

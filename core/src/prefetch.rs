@@ -1,10 +1,10 @@
-//! A hint to the processor: these bytes will be read soon.
+//! A hint to the processor that an address will be read soon.
 //!
-//! A look-up in a table larger than the caches waits for memory two times, for the slot and for the entry.
-//! Whoever has several look-ups to do asks for all their lines first, so that the waits overlap.
+//! A look-up in a table larger than the caches waits for memory twice: for the slot and for the entry.
+//! A caller with several look-ups prefetches all their lines first, so that the waits overlap.
 
-/// Asks for the cache line of an address. A hint alone: the address may be any, and where the processor has no
-/// such instruction known here nothing happens.
+/// Prefetches the cache line of an address. This is only a hint: any address is valid, and on architectures other
+/// than x86-64 it does nothing.
 #[inline]
 pub(crate) fn prefetch(address: *const u8) {
     #[cfg(target_arch = "x86_64")]

@@ -1,5 +1,5 @@
-//! One shard of one group at one server: primary/backup replication with views made by the
-//! coordinator (consistency.md §3, §4, §6, §7; PacificA, Lin et al., MSR-TR-2008-25).
+//! One shard of one group at one server: primary/backup replication under views that the coordinator
+//! creates (consistency.md §3, §4, §6, §7; PacificA, Lin et al., MSR-TR-2008-25).
 //!
 //! ```text
 //!                 primary                               secondary or candidate
@@ -7,7 +7,7 @@
 //!               pending state, log with the next sn
 //!               pump: PREPARE(view, sn, ...)      ->    on_peer_message: sn = last + 1? apply
 //!               on_peer_message: commit up to sn  <-    pump: ACK(view, sn, echo t_send)
-//!  answer   <-  the table is the committed state
+//!  response <-  the table is the committed state
 //!
 //!                     +------------- TAKE-OVER ------------+
 //!                     v                                    |
@@ -20,17 +20,17 @@
 //!                                  Candidate (wiped first) ---+
 //! ```
 //!
-//! The machine is synchronous and pure: the caller passes the time and every input, owns the
-//! connections, and hands in a sink for the answers, whose values are borrowed from the table. The
-//! time is one reading of the clock per wake-up, taken after that wake-up's inputs had come and before
-//! anything is sent: the lease check and the grace hang on it.
+//! The machine is synchronous and pure. The caller passes the time and every input, owns the
+//! connections, and supplies a sink for responses, whose values are borrowed from the table. The time
+//! is one clock reading per wake-up, taken after the inputs of that wake-up arrived and before anything
+//! is sent. The correctness of lease checks and graces depends on this order.
 //!
-//! - [`Replica`] (here): what all roles share.
-//! - `install`: what a view makes of it. `lease`: who may serve until when.
+//! - [`Replica`] (here): state and methods common to all roles.
+//! - `install`: role changes caused by views. `lease`: leases and graces.
 //! - `requests`: reads and writes of clients. `pending`: the log. `primary`: commits and acks.
-//! - `memory`: the limit, and compaction of the table.
+//! - `memory`: the memory limit and compaction of the table.
 //! - `stream`: hellos and batches, at either end.
-//! - `frozen`: what is left of it when its dump has begun.
+//! - `frozen`: behaviour after its dump has begun.
 //! - `follower`: the receiving end. `copy_out`, `copy_in`: the copy to a candidate, at either end.
 
 mod copy_in;
@@ -79,20 +79,20 @@ use memory::LastSteps;
 use primary::{Candidacy, Primary, Sender};
 pub use restore::NoFullCopy;
 
-/// A client's connection, as its driver numbers it. Numbers are never reused.
+/// A client connection as its driver numbers it. Numbers are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// Where answers go. Answers of one connection may come in any order.
+/// A sink for responses. Responses on one connection may come in any order.
 pub trait Answers {
-    /// Takes one answer. The connection may be gone; the answer is then dropped.
+    /// Takes one response; drops it if the connection is closed.
     fn answer(&mut self, to: ConnectionId, answer: &Answer<'_>);
 }
 
-/// What a replica is made for.
+/// The configuration of a replica.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplicaConfig {
-    /// The server process it runs in.
+    /// The server process that runs it.
     pub me: Member,
     /// Its group.
     pub group: GroupId,
@@ -100,13 +100,13 @@ pub struct ReplicaConfig {
     pub shard: ShardId,
     /// The shape of the cluster.
     pub placement: Placement,
-    /// Bytes its table may take before writes are refused; `None` = no bound.
+    /// The most bytes its table may reserve before writes are rejected; `None`: no limit.
     pub memory_limit: Option<u64>,
-    /// The time, counted while this shard is awake, after which a session that has written nothing is forgotten.
+    /// The time for which a session may write nothing before it expires. Only time in which this shard is awake counts.
     pub session_idle: Duration,
-    /// Keys the hashes of its tables.
+    /// The key of the hashes of its tables.
     pub hash_secret: HashSecret,
-    /// Its cluster's; the same at every process.
+    /// The failure timeout of its cluster; the same in every process.
     pub failure_timeout: FailureTimeout,
 }
 
@@ -118,43 +118,44 @@ pub struct Replica {
     role: Role,
     table: Table,
     sessions: Sessions,
-    /// When the other holder was last heard under the installed view, or that view installed.
+    /// The time of the last message from the other holder under the installed view, or of that view's installation.
     heard: Time,
     /// The longest time between two messages of the other holder under the installed view; `None` before the first.
     longest_gap: Option<Duration>,
-    /// How long this shard has been awake, and had been when it heard that.
+    /// The clock of the time this shard has been awake, and its reading at `heard`.
     awake: Awake,
     awake_when_heard: Duration,
-    /// The last ack ever sent, in whatever role.
+    /// The last ack sent, in any role.
     acked: Option<Acked>,
-    /// The process whose death was last proven.
+    /// The process whose death was proven last.
     proven: Option<Member>,
-    /// The content was loaded from a dump: a first view of any version may name this replica.
+    /// The last write of the dump from which the content was loaded; a first view of any version may then name
+    /// this replica a holder.
     restored: Option<SequenceNumber>,
     draining: bool,
     frozen: bool,
     readings: Readings,
-    /// Bytes of the memory limit that writes leave free.
+    /// Bytes of the memory limit that writes must leave free.
     lent: u64,
     last_steps: LastSteps,
     #[cfg(feature = "holes")]
     planted: planted::Planted,
 }
 
-/// What the installed view makes of this replica.
+/// The role of this replica under the installed view.
 #[derive(Debug)]
 enum Role {
-    /// No view yet, or one that names others: it holds nothing.
+    /// No view yet, or a view that names others: it holds no data.
     Out,
-    /// Orders writes and serves reads, unless it waits for its grace to end.
+    /// Orders writes and serves reads, except during its grace.
     Primary(Box<Primary>),
-    /// Was primary; sends the rest of its log to the new one, and serves nothing.
+    /// The former primary of a hand-over: sends the rest of its log to the new primary and serves nothing.
     HandingOver(HandingOver),
-    /// Primary of a hand-over view; receives until the old primary has sent all.
+    /// The primary of a hand-over view: receives until the old primary has sent everything.
     TakingOver(Follower),
     /// Applies the primary's writes.
     Secondary(Follower),
-    /// Like a secondary, with a copy that is not complete.
+    /// As a secondary, but with an incomplete copy.
     Candidate(Follower, CopyIn),
 }
 
@@ -162,15 +163,15 @@ enum Role {
 #[derive(Debug)]
 struct HandingOver {
     sender: Sender,
-    /// Whether HANDOVER was sent on the stream that stands.
+    /// True if HANDOVER was sent on the current stream.
     is_said: bool,
 }
 
-/// Why a view is not installed.
+/// A reason for which a view is not installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstallError {
-    /// A newer one is installed already.
+    /// A newer view is installed already.
     #[error("view {got} of group {group} is older than the installed view {installed}")]
     Old {
         /// The group.
@@ -188,13 +189,13 @@ pub enum InstallError {
         /// The version.
         version: ViewVersion,
     },
-    /// This end is frozen for its dump: the view in which that is the last word stays.
+    /// This end is frozen for its dump, so the view under which the dump is final stays.
     #[error("this server is being stopped; group {group} takes no view any more")]
     Frozen {
         /// The group.
         group: GroupId,
     },
-    /// The view is not for this replica.
+    /// The view does not name this replica, or not in a role that it can take.
     #[error(
         "view {version} of group {group} does not name member {me}, or not in a role it can take"
     )]
@@ -208,30 +209,31 @@ pub enum InstallError {
     },
 }
 
-/// Why a stream between the two holders must end. The next one goes on from the last write applied.
+/// A reason for which a stream between the two holders must end. The next stream continues after the last write
+/// applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StreamError {
-    /// A message of another view than the installed one.
+    /// A message of a view other than the installed one.
     #[error("a message of view {got} came under view {installed}")]
     View {
-        /// The message's.
+        /// The view of the message.
         got: ViewVersion,
-        /// The installed one.
+        /// The installed view.
         installed: ViewVersion,
     },
     /// A write is missing.
     #[error("write {got} came where write {expected} was due")]
     Gap {
-        /// The one due.
+        /// The expected write.
         expected: SequenceNumber,
-        /// The one that came.
+        /// The received write.
         got: SequenceNumber,
     },
     /// The other side claims a write that was never sent to it, or lacks one that it had acked.
     #[error("the other holder is at write {claimed}; {committed} is committed and {sent} is sent")]
     Impossible {
-        /// What it claims to have applied.
+        /// The last write that it claims to have applied.
         claimed: SequenceNumber,
         /// The last committed write.
         committed: SequenceNumber,
@@ -253,16 +255,16 @@ pub enum StreamError {
     /// This end is frozen for its dump.
     #[error("this server is being stopped and takes no more writes")]
     Frozen,
-    /// The candidate's copy is not the primary's table: the copy must be made anew.
+    /// The candidate's copy differs from the primary's table, so it must be copied again.
     #[error("the copy of the candidate differs from the table of the primary at write {sn}")]
     Diverged {
-        /// Where they were compared.
+        /// The write at which they were compared.
         sn: SequenceNumber,
     },
-    /// A message that this role does not take.
+    /// A message that this role does not accept.
     #[error("this end of the stream does not take such a message")]
     WrongEnd,
-    /// The copy is larger than the limit of this end: the limits of the two servers differ.
+    /// An entry of the copy exceeds the memory limit of this end: the limits of the two servers differ.
     #[error(
         "cannot follow: memory: an entry of the copy (write {sn}) does not fit the limit of {limit} bytes for \
          this table; give all servers the same --memory-limit"
@@ -281,17 +283,17 @@ pub enum StreamError {
     },
 }
 
-/// Whether [`Replica::pump`] has more to say.
+/// The result of [`Replica::pump`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pumped {
-    /// All is said.
+    /// Everything was written.
     Done,
-    /// The batch is full; send it and pump again.
+    /// The batch is full: send it and pump again.
     More,
 }
 
-/// A replica's line of the heartbeat, as long after its executor published it: for as long the executor has heard
-/// nothing. But one that stands complains of nobody: time in which it heard nothing counts for a lease at most.
+/// Adds to the silence in a replica's report the time since its executor published it. The executor may be hung,
+/// so the silence that this adds is capped at one lease.
 pub fn aged(report: &ReplicaReport, age: Duration, times: FailureTimeout) -> ReplicaReport {
     let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let aged = report.silent_ms.saturating_add(millis(age)).min(millis(times.lease()));
@@ -299,7 +301,7 @@ pub fn aged(report: &ReplicaReport, age: Duration, times: FailureTimeout) -> Rep
 }
 
 impl Replica {
-    /// A replica without a view; its table takes its memory from `chunks`.
+    /// Creates a replica without a view. Its table takes its memory from `chunks`.
     pub fn new(config: ReplicaConfig, chunks: Box<dyn ChunkSource>) -> Replica {
         Replica {
             config,
@@ -324,32 +326,32 @@ impl Replica {
         }
     }
 
-    /// Its group.
+    /// Returns its group.
     pub fn group(&self) -> GroupId {
         self.config.group
     }
 
-    /// Its shard.
+    /// Returns its shard.
     pub fn shard(&self) -> ShardId {
         self.config.shard
     }
 
-    /// The shape of its cluster.
+    /// Returns the shape of its cluster.
     pub fn placement(&self) -> Placement {
         self.config.placement
     }
 
-    /// The installed view.
+    /// Returns the installed view.
     pub fn view(&self) -> Option<&View> {
         self.view.as_ref()
     }
 
-    /// The installed view's version; 0 without one.
+    /// Returns the version of the installed view, or 0 without one.
     pub fn view_version(&self) -> ViewVersion {
         self.view.map_or(ViewVersion(0), |view| view.version)
     }
 
-    /// What it is under the installed view.
+    /// Returns its state under the installed view.
     pub fn state(&self) -> ReplicaState {
         match &self.role {
             Role::Out => ReplicaState::Out,
@@ -368,11 +370,11 @@ impl Replica {
         }
     }
 
-    /// Takes a message of the stream, at either end.
+    /// Applies a message of the stream, at either end.
     ///
     /// # Errors
-    /// [`StreamError`]: close the stream, after a refusal that carries [`Replica::view`]; nothing of
-    /// this message was applied.
+    /// [`StreamError`]: nothing of this message was applied. Close the stream after sending a refusal that carries
+    /// [`Replica::view`].
     pub fn on_peer_message(
         &mut self,
         now: Time,
@@ -387,7 +389,7 @@ impl Replica {
         if got != installed {
             return self.on_message_of_another_view(message, got, installed);
         }
-        // Of acks, only those that show progress are heard.
+        // Of acks, only those that show progress count as a sign of life.
         if !matches!(message, PeerMessage::Ack(_)) {
             self.hear(now);
         }
@@ -406,12 +408,12 @@ impl Replica {
         }
     }
 
-    /// Takes no new writes from now on; pending ones still commit.
+    /// Rejects new writes from now on; pending ones still commit.
     pub fn drain(&mut self) {
         self.draining = true;
     }
 
-    /// Whether it drains and no write is pending.
+    /// Returns whether it drains and no write is pending.
     pub fn is_drained(&self) -> bool {
         self.draining && self.sender().is_none_or(|sender| sender.log.is_empty())
     }
@@ -426,13 +428,13 @@ impl Replica {
         self.table.walk(cursor, budget, visit)
     }
 
-    /// Pins the entry of a key that is in this group and shard; see [`Table::pin`].
+    /// Pins the entry of a key in this group and shard; see [`Table::pin`].
     pub fn pin(&mut self, digest: Digest, key: &[u8]) -> Option<Pin> {
         let hash = self.hash_of(digest, key);
         self.table.pin(hash, key)
     }
 
-    /// The value of a pinned entry; see [`Table::pinned_value`].
+    /// Returns the value of a pinned entry; see [`Table::pinned_value`].
     pub fn pinned_value(&self, pin: &Pin) -> Option<&[u8]> {
         self.table.pinned_value(pin)
     }
@@ -442,17 +444,17 @@ impl Replica {
         self.table.unpin(pin);
     }
 
-    /// The totals of what compaction of the table has moved and gained.
+    /// Returns the totals of what compaction of the table has moved and gained.
     pub fn compaction_counts(&self) -> CompactionCounts {
         self.table.compaction_counts()
     }
 
-    /// How many entries are pinned.
+    /// Returns the number of pinned entries.
     pub fn pinned_len(&self) -> usize {
         self.table.pinned_len()
     }
 
-    /// How many clients' sessions there are.
+    /// Returns the number of client sessions.
     pub fn session_count(&self) -> usize {
         self.sessions.len()
     }
@@ -462,24 +464,25 @@ impl Replica {
         self.sessions.has(client)
     }
 
-    /// The completion records of the committed writes of some sessions, which are named by their place
-    /// in an order that holds as long as nothing is written.
+    /// Returns the completion records of committed writes of a range of sessions. The range indexes an order that is
+    /// stable as long as nothing is written.
     pub fn completion_records(&self, sessions: Range<usize>) -> impl Iterator<Item = LoggedRecord> {
         let (_, committed) = self.progress();
         self.sessions.records(sessions).filter(move |logged| logged.sn <= committed)
     }
 
-    /// Bytes that its table has taken.
+    /// Returns the bytes that its table has reserved.
     pub fn reserved_bytes(&self) -> u64 {
         self.table.reserved_bytes() as u64
     }
 
-    /// A digest of everything it holds; at a primary, of the committed table and of all records.
+    /// Returns a digest of its content; at a primary, of the committed table and of all records.
     pub fn content(&self) -> ContentDigest {
         ContentDigest { table: self.table.digest(), sessions: self.sessions.digest() }
     }
 
-    /// When the other holder was last heard under the installed view, or that view installed.
+    /// Returns the time of the last message from the other holder under the installed view, or of that view's
+    /// installation.
     pub fn heard(&self) -> Time {
         self.heard
     }
@@ -491,8 +494,8 @@ impl Replica {
         self.awake_when_heard = self.awake.look(now);
     }
 
-    /// The longest time without a message of the other holder since its first one under the installed view, the
-    /// present silence included. It goes by the clock, as leases do.
+    /// Returns the longest time without a message from the other holder since its first one under the installed view,
+    /// including the current silence. Like leases, it is measured by the clock.
     fn longest_gap_at(&self, now: Time) -> Duration {
         let has_other = self.view.is_some_and(|view| view.other().is_some());
         match self.longest_gap {
@@ -501,14 +504,14 @@ impl Replica {
         }
     }
 
-    /// This shard is awake; to be called at every wake-up, every 100 ms at least. Silence that it reports counts
-    /// for no more between two calls.
+    /// Records that this shard is awake. Call it at every wake-up, and at least every 100 ms. The time between two
+    /// calls adds no more than that to a reported silence.
     pub fn look(&mut self, now: Time) {
         self.awake.look(now);
     }
 
-    /// Its line in the server's heartbeat; `None` before the first view. By its silence the other holder is judged, so
-    /// time in which this shard itself slept is none of it.
+    /// Returns its line in the server's heartbeat; `None` before the first view. The other holder is judged by the
+    /// silence in it, so that excludes time in which this shard was suspended.
     pub fn report(&self, now: Time) -> Option<ReplicaReport> {
         self.view?;
         let (last, committed) = self.progress();
@@ -535,7 +538,7 @@ impl Replica {
         })
     }
 
-    /// The last write assigned or applied, and the last committed.
+    /// Returns the last write assigned or applied, and the last committed.
     fn progress(&self) -> (SequenceNumber, SequenceNumber) {
         match (self.sender(), self.follower()) {
             (Some(sender), _) => (sender.log.last(), sender.log.committed()),
@@ -560,7 +563,7 @@ impl Replica {
         }
     }
 
-    /// How much of the table the candidate was sent; all of it once it has caught up.
+    /// Returns how much of the table was sent to the candidate; the whole table once it has caught up.
     fn copied(&self) -> Copied {
         match self.primary().map(|primary| &primary.candidacy) {
             Some(Candidacy::Copying(copy)) => copy.copied(),
@@ -586,7 +589,7 @@ impl Replica {
         }
     }
 
-    /// The sending end, in the two roles that have one.
+    /// Returns the sending end, in the two roles that have one.
     fn sender(&self) -> Option<&Sender> {
         match &self.role {
             Role::Primary(primary) => Some(&primary.sender),
@@ -603,7 +606,7 @@ impl Replica {
         }
     }
 
-    /// The receiving end, in the three roles that have one.
+    /// Returns the receiving end, in the three roles that have one.
     fn follower(&self) -> Option<&Follower> {
         match &self.role {
             Role::TakingOver(follower)

@@ -1,17 +1,17 @@
-//! Which dumps a cluster is made of again (consistency.md §6).
+//! The choice of the dumps from which a cluster is restored (consistency.md §6).
 //!
 //! ```text
 //!   the coordinator's last durable state --+
-//!   the lines of every dump that is found -+-> choose -> for each dump: used, surpassed, refused and why
-//!                                                        for each group: a dump a shard, or LOST
+//!   the headers of all dumps found --------+-> choose -> per dump: used, surpassed, or refused with a reason
+//!                                                        per group: a dump for each shard, or LOST
 //!                                                          -> foundings (unless a loss is not accepted)
 //! ```
 //!
-//! A dump counts if the last durable view of its group names the very process that wrote it as primary
-//! or secondary, or, where that view names nobody any more, the view before did: whoever was removed before has missed what was acknowledged since, and a candidate has
-//! not got everything. Of those that count, the one of the highest (view, write) is taken, for each shard
-//! by itself; every write that was acknowledged is in all of them. Where none counts the group is LOST,
-//! even if another dump of it lies around: old values that look like new ones are worse than none.
+//! A dump counts if the last durable view of its group names the very process that wrote it as primary or secondary.
+//! If that view names no process any more, the view before it decides. A process that was removed earlier missed writes
+//! acknowledged since, and a candidate's copy is incomplete. Among the dumps that count, the one with the highest
+//! (view, write) is used, for each shard separately; every acknowledged write is in all of them. If none counts the
+//! group is LOST, even if another dump of it exists: stale values that pass for current ones are worse than none.
 
 use std::iter;
 
@@ -28,44 +28,44 @@ mod tests;
 
 pub use rebuild::{Certainty, RebuildError, Rebuilt, rebuild};
 
-/// What becomes of one dump.
+/// The verdict on one dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// At least one shard is restored from it.
     Used,
-    /// It counts, but another one is as new or newer in every shard.
+    /// A dump that counts, but another one is as new or newer in every shard.
     Surpassed,
-    /// It does not count.
+    /// A dump that does not count.
     Refused(Refusal),
 }
 
-/// Why a dump does not count.
+/// A reason for which a dump does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// It is of another cluster, or of this one before it was restored the last time.
+    /// A dump of another cluster, or of this one before its last restore.
     #[error("it is of cluster {theirs}, the state of cluster {ours}")]
     OtherCluster {
-        /// The state's.
+        /// The cluster of the state.
         ours: ClusterId,
-        /// The dump's.
+        /// The cluster of the dump.
         theirs: ClusterId,
     },
-    /// It has another number of shards than the cluster.
+    /// A dump with another number of shards than the cluster.
     #[error("it has {theirs} shards, the cluster {ours}")]
     OtherShards {
-        /// The cluster's.
+        /// The number of the cluster.
         ours: u16,
-        /// The dump's.
+        /// The number of the dump.
         theirs: u16,
     },
-    /// It is of a group that the cluster does not have.
+    /// A dump of a group that the cluster does not have.
     #[error("it is of group {group}, which the cluster does not have")]
     NoSuchGroup {
         /// The group.
         group: GroupId,
     },
-    /// The last view of the group does not name its writer any more.
+    /// The last view of the group no longer names its writer.
     #[error("its writer {writer} was removed from group {group} before view {last}")]
     Removed {
         /// The process that wrote it.
@@ -87,11 +87,11 @@ pub enum Refusal {
     },
 }
 
-/// Why nothing can be chosen.
+/// A reason for which no choice is possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChooseError {
-    /// A dump knows a view that the state does not: later views may name other holders.
+    /// A dump has a view that the state does not: later views may name other holders.
     #[error(
         "the dump of {writer} knows view {theirs} of group {group}, the coordinator's state only view \
          {ours}: this is not its last state; restore with the last one"
@@ -108,7 +108,7 @@ pub enum ChooseError {
     },
 }
 
-/// Groups are LOST, and whoever restores has not said that they may be.
+/// The error that groups are LOST and the operator has not accepted that.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no dump of a holder is left of {} (the first: {}); find the missing dumps, or accept the loss",
@@ -124,69 +124,69 @@ fn count(groups: &[GroupId]) -> String {
     if groups.len() == 1 { "1 group".to_owned() } else { format!("{} groups", groups.len()) }
 }
 
-/// Whether a cluster may come back without some of its groups.
+/// The permission to restore a cluster without some of its groups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Loss {
-    /// It may not.
+    /// Every group must be restored.
     #[default]
     Refused,
-    /// What is LOST stays so.
+    /// Groups that are LOST stay LOST.
     Accepted,
 }
 
-/// Names a dump by its place in the list that was given to [`choose`].
+/// The index of a dump in the list passed to [`choose`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpNumber(pub usize);
 
-/// Where a shard comes from.
+/// The source of a shard's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The dump.
     pub dump: DumpNumber,
-    /// The last write in it; the next is one more.
+    /// The last write in it; the next write continues from there.
     pub last: SequenceNumber,
 }
 
-/// What becomes of a group.
+/// The plan for one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupPlan {
     /// The group.
     pub group: GroupId,
-    /// Its views go on above this version.
+    /// The version above which its views continue.
     pub above: ViewVersion,
-    /// By shard: where it comes from; `None`: the group is LOST.
+    /// The source of each shard; `None` if the group is LOST.
     pub sources: Option<Vec<Source>>,
 }
 
-/// What a cluster is restored from.
+/// The plan of a restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The cluster that was; the restored one gets another name.
+    /// The cluster that is restored; the new cluster gets another name.
     pub cluster: ClusterId,
-    /// The ancestors of the restored one: that cluster, and its own.
+    /// The ancestors of the new cluster: the restored one, followed by its ancestors.
     pub ancestors: Vec<ClusterId>,
-    /// In group order.
+    /// By group.
     pub groups: Vec<GroupPlan>,
-    /// By dump, in the order they were given.
+    /// By dump, in the order they were passed.
     pub verdicts: Vec<Verdict>,
 }
 
 impl Plan {
-    /// Groups of which no dump counts.
+    /// Returns the groups for which no dump counts.
     pub fn lost(&self) -> impl Iterator<Item = GroupId> {
         self.groups.iter().filter(|plan| plan.sources.is_none()).map(|plan| plan.group)
     }
 
-    /// Where a group's shard comes from; `None`: it is LOST.
+    /// Returns the source of a group's shard; `None` if the group is LOST.
     pub fn source(&self, group: GroupId, shard: ShardId) -> Option<Source> {
         let sources = self.groups.get(usize::from(group.0))?.sources.as_ref()?;
         sources.get(usize::from(shard.0)).copied()
     }
 
-    /// How the groups of the restored cluster begin.
+    /// Returns the foundings of the groups of the new cluster.
     ///
     /// # Errors
-    /// [`LossRefused`]: groups are LOST, and that is not accepted.
+    /// [`LossRefused`] if groups are LOST and that is not accepted.
     pub fn foundings(&self, loss: Loss) -> Result<Vec<Founding>, LossRefused> {
         let lost: Vec<GroupId> = self.lost().collect();
         if loss == Loss::Refused && !lost.is_empty() {
@@ -198,10 +198,10 @@ impl Plan {
     }
 }
 
-/// Chooses among complete and unaltered dumps, by the state that the coordinator stored last.
+/// Chooses among complete and unaltered dumps by the last state that the coordinator stored.
 ///
 /// # Errors
-/// [`ChooseError`]: the state is not the last one.
+/// [`ChooseError`] if the state is not the last one.
 pub fn choose(durable: &DurableState, dumps: &[DumpHeader]) -> Result<Plan, ChooseError> {
     let mut verdicts = Vec::new();
     for dump in dumps {
@@ -228,7 +228,7 @@ pub fn choose(durable: &DurableState, dumps: &[DumpHeader]) -> Result<Plan, Choo
     Ok(Plan { cluster, ancestors: known.take(MAX_ANCESTORS).collect(), groups, verdicts })
 }
 
-/// Why a dump does not count, if it does not.
+/// Returns the reason for which a dump does not count, if there is one.
 fn judge(durable: &DurableState, dump: &DumpHeader) -> Result<Option<Refusal>, ChooseError> {
     let (ours, origin) = (durable.cluster, &dump.origin);
     let (writer, group) = (origin.writer, origin.group);
@@ -250,9 +250,9 @@ fn judge(durable: &DurableState, dump: &DumpHeader) -> Result<Option<Refusal>, C
     Ok(refusal_by_view(durable, view, writer))
 }
 
-/// Only whom the last view that names anybody names as primary or secondary has every acknowledged write. Such a process
-/// may have been told of an older view only, in which it still was candidate: it was made a holder
-/// because its copy was complete, and only complete copies are dumped.
+/// Returns a refusal unless the last view that names any process names the writer as primary or secondary. Only such a
+/// process has every acknowledged write. It may have installed only an older view in which it was candidate. It
+/// became a holder because its copy was complete, and only complete copies are dumped.
 fn refusal_by_view(durable: &DurableState, view: &View, writer: Member) -> Option<Refusal> {
     let (group, last) = (view.group, view.version);
     let is_holder = durable.holders(group).any(|holder| holder == writer);
@@ -267,7 +267,7 @@ fn refusal_by_view(durable: &DurableState, view: &View, writer: Member) -> Optio
     })
 }
 
-/// Of some dumps of a group the newest in a shard; of equal ones the first.
+/// Returns the newest dump of a shard among dumps of its group; of equal ones the first.
 fn newest(dumps: &[DumpHeader], counting: &[usize], shard: ShardId) -> Option<Source> {
     let line = |at: usize| -> Option<(usize, DumpedShard)> {
         let line = dumps[at].shards.iter().find(|line| line.shard == shard)?;

@@ -3,25 +3,26 @@
 //!
 //! ```text
 //!   session (client, in this group and shard)
-//!     first_incomplete                    every write below it has ended for the client
-//!     |      records: seq -> answer, sn   at most SESSION_WINDOW of them
+//!     first_incomplete                      every write below it has completed at the client
+//!     |      records: seq -> response, sn   at most SESSION_WINDOW of them
 //!     v
-//!  ...4 [5 6 7 . 9]                       8 has not been seen
+//!  ...4 [5 6 7 . 9]                         8 was not received
 //!
 //!   log of the shard   1 ......... horizon ........... committed ... last
-//!                      forgotten   |   every session that wrote is here
+//!                      expired     |   every session with a write here is kept
 //! ```
 //!
-//! The primary keeps a record from the moment it logs the write; whether the record may be answered
-//! from is the replica's to say, which knows what is committed. Records ride in the PREPARE, so they
+//! The primary keeps a record from the moment it logs the write. The replica, which knows what is
+//! committed, decides whether a record may be used for a response. Records travel in the PREPARE, so they
 //! are wherever the write is.
 //!
-//! Sessions are forgotten by position in the log: the horizon is raised, and every session that has written nothing
-//! since is dropped. A write carries the place in the log at which its session began. The client knew that place before
-//! it sent anything of the session. So the write of an unknown session is certainly new if the session began at or
-//! above the horizon. If it began below, the write is not executed.
+//! Sessions expire by position in the log: the horizon is raised, and every session that has written nothing since is
+//! dropped. A write carries the log position at which its session began. The client received that position before it
+//! sent any request of the session. So a write of an unknown session is certainly new if the session began at or above
+//! the horizon. If the session began below it, the write is not executed.
 //!
-//! A record may also say that its write was not done and never will be: a RESOLVE has found nothing, and taken its number.
+//! A record may also state that its write was not and never will be executed: a RESOLVE found no such write and took
+//! its number.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -40,9 +41,9 @@ use crate::holes::{self, Hole};
 pub struct Sessions {
     sessions: HashTable<Session>,
     secret: HashSecret,
-    /// The sum of what every record adds.
+    /// The sum of the digests of all records.
     digest: u64,
-    /// Sessions that have written nothing since this write are forgotten.
+    /// The write since which every kept session has written; all others have expired.
     horizon: SequenceNumber,
 }
 
@@ -52,14 +53,14 @@ struct Session {
     first_incomplete: RequestSeq,
     /// Its newest write.
     last: SequenceNumber,
-    /// The horizon at the time it began here; zero if that is not known, as in a copy. A write whose session began
-    /// below this belongs to an earlier session under the same id, which is forgotten.
+    /// The horizon at the time it began here; zero if that is unknown, as in a copy. A write whose session began
+    /// below this belongs to an earlier session with the same id, which has expired.
     since: SequenceNumber,
     /// By ascending seq.
     records: VecDeque<Kept>,
 }
 
-/// A record without what its session says already.
+/// A record without the fields that its session holds.
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     sn: SequenceNumber,
@@ -69,15 +70,15 @@ struct Kept {
     status: Status,
 }
 
-/// README.md gives the sum: a place in the hash table and the record that every session keeps.
+/// README.md states the sum: a slot in the hash table and the record that every session keeps.
 const _: () = assert!(size_of::<Session>() <= 80 && size_of::<Kept>() <= 40);
 
 impl Kept {
-    /// What it adds to the digest.
+    /// Returns its contribution to the digest.
     fn digest(&self, client: ClientId) -> u64 {
-        #[allow(clippy::cast_possible_truncation)] // Both halves are meant.
+        #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
         let (high, low) = ((client.0 >> 64) as u64, client.0 as u64);
-        // Odd factors, so that no field's difference is lost; one mixing of their sum.
+        // Odd factors preserve differences in every field; their sum is mixed once.
         let sum = low
             .wrapping_add(high.wrapping_mul(0x9e37_79b9_7f4a_7c15))
             .wrapping_add(self.seq.0.wrapping_mul(0xd6e8_feb8_6659_fd93))
@@ -92,36 +93,36 @@ impl Kept {
 /// A completion record and the log entry that carried it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoggedRecord {
-    /// The write's place in the log.
+    /// The sequence number of the write.
     pub sn: SequenceNumber,
     /// The record.
     pub record: CompletionRecord,
 }
 
-/// What a session knows of a write.
+/// The result of looking up a write in its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// Never seen: execute it.
+    /// An unknown write: execute it.
     New,
-    /// Logged: the answer is here, valid once its sn is committed.
+    /// A logged write: the response is valid once its sequence number is committed.
     Logged(LoggedRecord),
     /// Another write was logged under this number.
     Mismatch,
-    /// Received before and dropped, or the session is unknown and may have been forgotten.
+    /// A write received before whose record is dropped, or a write of an unknown session that may have expired.
     Expired,
-    /// Further ahead of the first incomplete write than the window allows.
+    /// A write further ahead of the first incomplete one than the window allows.
     BeyondWindow,
-    /// There are as many sessions as there may be.
+    /// A write of a new session while the number of sessions is at its limit.
     TooManySessions,
 }
 
 impl Sessions {
-    /// No sessions. `secret` keeps clients from choosing ids that collide.
+    /// Creates an empty set. `secret` keeps clients from choosing ids that collide.
     pub fn new(secret: HashSecret) -> Sessions {
         Sessions { sessions: HashTable::new(), secret, digest: 0, horizon: SequenceNumber::ZERO }
     }
 
-    /// The secret that it was made with.
+    /// Returns the secret it was created with.
     pub fn secret(&self) -> HashSecret {
         self.secret
     }
@@ -151,7 +152,7 @@ impl Sessions {
         }
     }
 
-    /// Keeps a record, merges its watermark, and drops what the watermark has passed.
+    /// Keeps a record, merges its watermark, and drops the records that the watermark has passed.
     pub fn record(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         let hash = self.secret.of_client(record.client);
         let (secret, since) = (self.secret, self.horizon);
@@ -163,7 +164,7 @@ impl Sessions {
                 first_incomplete: record.first_incomplete,
                 last: sn,
                 since,
-                // A client that waits for each write never has two of them here.
+                // A client that waits for each write never has two records here.
                 records: VecDeque::with_capacity(1),
             })
             .into_mut();
@@ -176,7 +177,7 @@ impl Sessions {
             self.digest = self.digest.wrapping_sub(oldest.digest(client));
             session.records.pop_front();
         }
-        // A copy may bring the records of a session after a live write has passed them.
+        // A copy may bring records of a session after a live write has passed them.
         if seq < session.first_incomplete {
             return;
         }
@@ -192,7 +193,7 @@ impl Sessions {
         }
     }
 
-    /// Keeps a record that has come by a copy, during one, or from a dump: its session may have begun long before.
+    /// Keeps a record that came by a copy, during one, or from a dump: its session may have begun long before.
     pub fn record_known(&mut self, sn: SequenceNumber, record: CompletionRecord) {
         self.record(sn, record);
         let session = self.sessions.find_mut(self.secret.of_client(record.client), |session| {
@@ -203,13 +204,13 @@ impl Sessions {
         }
     }
 
-    /// Sessions that have written nothing since this write are forgotten.
+    /// Returns the write since which every kept session has written; all others have expired.
     pub fn horizon(&self) -> SequenceNumber {
         self.horizon
     }
 
-    /// Raises the horizon: drops every session that has written nothing since. The replica logs this as a write of its
-    /// own.
+    /// Raises the horizon: drops every session that has written nothing since. The replica logs this as a separate
+    /// write.
     pub fn forget(&mut self, horizon: SequenceNumber) {
         self.raise_horizon(horizon);
         let digest = &mut self.digest;
@@ -224,7 +225,7 @@ impl Sessions {
         });
     }
 
-    /// Takes over the horizon of the replica or dump that the sessions come from.
+    /// Adopts the horizon of the replica or dump that the sessions come from.
     pub fn raise_horizon(&mut self, horizon: SequenceNumber) {
         self.horizon = self.horizon.max(horizon);
     }
@@ -234,8 +235,8 @@ impl Sessions {
         self.sessions.iter().any(|session| session.last <= horizon)
     }
 
-    /// The horizon that forgets the `count` sessions that have written nothing for longest. `None` if fewer sessions
-    /// have a newest write of at most `committed`.
+    /// Returns the horizon that expires the `count` sessions that have written nothing for longest; `None` if fewer
+    /// sessions have a newest write of at most `committed`.
     pub fn horizon_of_oldest(
         &self,
         count: usize,
@@ -247,18 +248,18 @@ impl Sessions {
         Some(*idle.select_nth_unstable(at).1)
     }
 
-    /// Drops all sessions, and the horizon.
+    /// Drops all sessions and resets the horizon.
     pub fn clear(&mut self) {
         self.sessions.clear();
         (self.digest, self.horizon) = (0, SequenceNumber::ZERO);
     }
 
-    /// A number made of every record, whatever their order: equal sessions have equal digests.
+    /// Returns a digest of all records that is independent of their order: equal sessions have equal digests.
     pub fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// The digest, made anew of every record: what [`Sessions::digest`] must be.
+    /// Recomputes the digest from every record, which must equal [`Sessions::digest`].
     pub fn recount(&self) -> u64 {
         let digests = self
             .sessions
@@ -267,18 +268,18 @@ impl Sessions {
         digests.fold(0, u64::wrapping_add)
     }
 
-    /// All clients that have a session, in no order that means anything.
+    /// Returns all clients that have a session, in arbitrary order.
     pub fn clients(&self) -> Vec<ClientId> {
         self.sessions.iter().map(|session| session.client).collect()
     }
 
-    /// The records of one client's session.
+    /// Returns the records of one client's session.
     pub fn records_of(&self, client: ClientId) -> impl Iterator<Item = LoggedRecord> {
         let session = self.find(client);
         session.into_iter().flat_map(|s| s.records.iter().map(|kept| s.logged(kept)))
     }
 
-    /// How many sessions there are.
+    /// Returns the number of sessions.
     pub fn len(&self) -> usize {
         self.sessions.len()
     }
@@ -288,13 +289,13 @@ impl Sessions {
         self.find(client).is_some()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no sessions.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
     }
 
-    /// The records of some sessions, by their place in an order that holds as long as nothing
-    /// changes; their watermark is the session's.
+    /// Returns the records of a range of sessions, indexed in an order that is stable while nothing changes. Their
+    /// watermark is that of the session.
     pub fn records(&self, sessions: Range<usize>) -> impl Iterator<Item = LoggedRecord> {
         self.sessions
             .iter()
@@ -325,7 +326,7 @@ impl Session {
         LoggedRecord { sn, record }
     }
 
-    /// Where the record of `seq` is, or where it would go. Writes come in order, nearly always.
+    /// Returns the position of the record of `seq`, or where it would be inserted. Writes nearly always come in order.
     fn position(&self, seq: RequestSeq) -> Result<usize, usize> {
         match self.records.back() {
             Some(last) if last.seq < seq => Err(self.records.len()),
@@ -408,7 +409,7 @@ mod tests {
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
         assert!(matches!(look_up(&sessions, 5, 5), Lookup::Logged(_)));
         assert_eq!(sessions.records(0..usize::MAX).count(), 2);
-        // An older watermark that arrives late takes nothing back.
+        // An older watermark that arrives late has no effect.
         sessions.record(SequenceNumber(7), record(ALICE, 7, 2));
         assert_eq!(look_up(&sessions, 4, 4), Lookup::Expired);
         assert_eq!(sessions.digest(), sessions.recount());
@@ -420,17 +421,17 @@ mod tests {
         sessions.record(SequenceNumber(11), record(ALICE, 1, 1));
         sessions.record(SequenceNumber(12), record(ALICE, 2, 1));
         sessions.forget(SequenceNumber(12));
-        // The clone of the client begins a session under the same id, later.
+        // The clone of the client begins a session with the same id later.
         let of = |sessions: &Sessions, seq, begun| {
             sessions.look_up(ALICE, &header(seq, 1, begun), RequestHash(seq))
         };
         assert_eq!(of(&sessions, 1, 20), Lookup::New);
         sessions.record(SequenceNumber(21), record(ALICE, 1, 1));
-        // The write that the first one retries was executed before.
+        // The write that the first client retries was executed before.
         assert_eq!(of(&sessions, 2, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 1, 10), Lookup::Expired);
         assert_eq!(of(&sessions, 2, 20), Lookup::New);
-        // A copy does not say when its sessions began.
+        // A copy does not state when its sessions began.
         sessions.record_known(SequenceNumber(21), record(ALICE, 1, 1));
         assert!(matches!(of(&sessions, 1, 10), Lookup::Logged(_)));
         assert_eq!(sessions.digest(), sessions.recount());

@@ -5,21 +5,21 @@
 //!            by its first bits          in order of hash             one allocation in the Arena
 //! ```
 //!
-//! - A table never stops for long: it grows segment by segment, and a write moves the slots of at
-//!   most one segment (about four thousand, of 8 bytes each) and no entry.
-//! - Memory: an entry takes its 16 bytes of header, its key and its value, rounded up to a multiple
-//!   of 16 (coarser above 128 bytes), and 9 to 13 bytes of slots. All of it comes from the arena.
-//! - A write has two phases. [`Table::stage`] allocates and fills an entry that nobody can see;
-//!   [`Table::commit`] makes it the key's entry, and needs no memory for it any more. Between the
-//!   two lies the time in which the other copy acknowledges.
+//! - A table never pauses for long: it grows segment by segment. A write moves the slots of at most one
+//!   segment (about four thousand, of 8 bytes each) and no entry.
+//! - Memory: an entry takes its 16-byte header, its key and its value, rounded up to a multiple of 16
+//!   (coarser above 128 bytes), and 9 to 13 bytes of slots. All of it comes from the arena.
+//! - A write has two phases. [`Table::stage`] allocates and fills an entry that no reader sees;
+//!   [`Table::commit`] makes it the key's entry, and needs no more memory for it. Between the two
+//!   phases the other replica acknowledges the write.
 //! - [`Table::pin`] keeps an entry's value readable, whatever is written to its key meanwhile, so that a
-//!   long value can be sent piece by piece from where it lies.
-//! - A walk visits the table in order of hash, in steps, while the table changes between them.
+//!   long value can be sent piece by piece without a copy.
+//! - A walk visits the table in hash order, in steps, while the table changes between them.
 //! - Compaction moves entries out of sparsely used chunks, in steps, so that freed memory serves entries of
 //!   any size (`compaction`).
 //!
-//! Keys are compared in whole; equal hashes cost time, never correctness. The hash must be keyed
-//! with a secret where strangers choose keys.
+//! Whole keys are compared; equal hashes cost time, never correctness. The hash must be keyed with a secret
+//! if untrusted clients choose keys.
 
 use std::ops::ControlFlow;
 
@@ -44,13 +44,12 @@ use segment::HashBits;
 pub use staging::Staged;
 use staging::{Record, Staging};
 
-/// Of how many look-ups to come the memory is asked for at once.
+/// The most upcoming look-ups whose memory is prefetched at once.
 pub const LOOK_AHEAD: usize = 32;
-/// A walk's step looks at no more slots than this and one segment's, however few entries it finds.
+/// The most slots that a step of a walk examines, plus those of one segment, however few entries it finds.
 const WALK_SLOTS_MAX: usize = 8192;
 
-/// A key's hash: 64 well-mixed bits, the same for the same key for as long as the table lives. The
-/// table uses the upper half.
+/// The hash of a key: 64 well-mixed bits, stable for the lifetime of the table. The table uses the upper half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableHash(pub u64);
 
@@ -60,7 +59,7 @@ impl TableHash {
     }
 }
 
-/// The source of a table's memory has no more.
+/// The error that the source of a table's memory has no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "allocating {bytes} bytes in a table: the system refused more memory, or the table's reach \
@@ -72,7 +71,7 @@ pub struct OutOfMemory {
     pub bytes: usize,
 }
 
-/// Where a walk goes on. It stays valid whatever happens to the table.
+/// The position at which a walk continues. It stays valid whatever happens to the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WalkCursor(HashBits);
 
@@ -81,17 +80,17 @@ impl WalkCursor {
     pub const START: WalkCursor = WalkCursor(0);
 }
 
-/// When a step of a walk ends. It visits at least one entry if there is one near, and never cuts
-/// apart entries whose hashes are equal, so it may go a little beyond.
+/// The limits of one step of a walk. A step visits at least one entry if there is one near. It never separates entries
+/// with equal hashes, so it may go slightly beyond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalkBudget {
-    /// After so many entries.
+    /// The most entries.
     pub entries: usize,
-    /// After so many bytes of keys and values.
+    /// The most bytes of keys and values.
     pub bytes: usize,
 }
 
-/// A table. See the module's documentation.
+/// The table of one shard. See the module's documentation.
 #[derive(Debug)]
 pub struct Table {
     arena: Arena,
@@ -101,12 +100,12 @@ pub struct Table {
     compaction: Compaction,
     len: usize,
     content_bytes: usize,
-    /// The sum of what every entry adds.
+    /// The sum of the digests of all entries.
     digest: u64,
 }
 
 impl Table {
-    /// An empty table. It takes no memory from `source` before the first entry.
+    /// Creates an empty table. It takes no memory from `source` before the first entry.
     pub fn new(source: Box<dyn ChunkSource>) -> Table {
         Table {
             arena: Arena::new(source),
@@ -120,29 +119,29 @@ impl Table {
         }
     }
 
-    /// How many entries there are, without the staged ones.
+    /// Returns the number of entries, without the staged ones.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no entry.
+    /// Returns whether there is no entry.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// A number made of every entry's key, value and version, whatever their order: two tables of
-    /// one (group, shard) that hold the same have the same digest. It knows every version in 64
-    /// bits, key and value in 16 bits of a hash.
+    /// Returns a digest of every entry's key, value and version that is independent of their order. Two tables of one
+    /// (group, shard) with equal content have equal digests. It covers each version with 64 bits, key and value with 16
+    /// bits of a hash.
     pub fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// The bytes of all keys and values, without the staged ones.
+    /// Returns the bytes of all keys and values, without the staged ones.
     pub fn content_bytes(&self) -> usize {
         self.content_bytes
     }
 
-    /// The digest, made anew of every entry's bytes: what [`Table::digest`] must be.
+    /// Recomputes the digest from every entry's bytes, which must equal [`Table::digest`].
     pub fn recount(&self) -> u64 {
         let (mut sum, mut cursor) = (0u64, Some(HashBits::MIN));
         while let Some(at) = cursor {
@@ -156,22 +155,23 @@ impl Table {
         sum
     }
 
-    /// How many entries are staged.
+    /// Returns the number of staged entries.
     pub fn staged_len(&self) -> usize {
         self.staging.len()
     }
 
-    /// How many entries are pinned.
+    /// Returns the number of pinned entries.
     pub fn pinned_len(&self) -> usize {
         self.pins.len()
     }
 
-    /// The bytes in use: entries (staged ones too, and pinned ones that were replaced) and slots, each rounded up to what it takes.
+    /// Returns the bytes in use by entries and slots, each rounded up to its allocation. Staged entries count, and so
+    /// do pinned ones that were replaced.
     pub fn used_bytes(&self) -> usize {
         self.arena.used_bytes()
     }
 
-    /// The bytes held: all chunks of the arena, and the table's own structures.
+    /// Returns the bytes held: all chunks of the arena, and the table's own structures.
     pub fn reserved_bytes(&self) -> usize {
         self.arena.reserved_bytes()
             + self.directory.heap_bytes()
@@ -179,17 +179,17 @@ impl Table {
             + self.pins.heap_bytes()
     }
 
-    /// What would be held if an entry with so many bytes of key and value were added.
+    /// Returns the bytes that would be held with one more entry of these lengths.
     pub fn reserved_bytes_with(&self, key_len: usize, value_len: usize) -> usize {
         self.reserved_bytes() + self.arena.fresh_bytes(entry::entry_bytes(key_len, value_len))
     }
 
-    /// The least that a table with an entry holds.
+    /// Returns the size of a chunk, the least that a table with an entry holds.
     pub fn chunk_bytes(&self) -> usize {
         self.arena.chunk_bytes()
     }
 
-    /// The entry of a key.
+    /// Returns the entry of a key.
     #[inline]
     pub fn get(&self, hash: TableHash, key: &[u8]) -> Option<Entry<'_>> {
         let handle = self.directory.get(&self.arena, hash.bits(), self.has_key(key))?;
@@ -197,31 +197,30 @@ impl Table {
         Some(unsafe { entry::read(&self.arena, handle) })
     }
 
-    /// Asks for the memory that look-ups of these hashes will need, of all of them together: so they wait
-    /// for it together too, not one after the other. A hint, that changes no answer; for not more hashes
-    /// than [`LOOK_AHEAD`], whose memory fits the nearest cache until it is used.
+    /// Prefetches the memory that look-ups of these hashes will need, for all of them together, so that their cache
+    /// misses overlap. This is only a hint. Pass at most [`LOOK_AHEAD`] hashes: their memory then stays in the nearest
+    /// cache until it is used.
     #[inline]
     pub fn prefetch(&self, hashes: &[TableHash]) {
         for hash in hashes {
             self.directory.prefetch(&self.arena, hash.bits());
         }
         for hash in hashes {
-            // The first entry with this hash is nearly always the one.
+            // The first entry with this hash is nearly always the right one.
             if let Some(handle) = self.directory.get(&self.arena, hash.bits(), |_| true) {
                 entry::prefetch(&self.arena, handle);
             }
         }
     }
 
-    /// The sequence number of a key's last write, if the key is there.
+    /// Returns the sequence number of a key's last write, if the key is present.
     pub fn version_of(&self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
         let handle = self.directory.get(&self.arena, hash.bits(), self.has_key(key))?;
         // SAFETY: the handle of a linked entry.
         Some(unsafe { entry::version(&self.arena, handle) })
     }
 
-    /// Writes an entry at once, as by staging, filling and committing it. The version of the entry
-    /// that it replaced.
+    /// Stages, fills and commits an entry at once. Returns the version of the entry that it replaced.
     pub fn put(
         &mut self,
         hash: TableHash,
@@ -231,12 +230,12 @@ impl Table {
     ) -> Result<Option<SequenceNumber>, OutOfMemory> {
         let hash = hash.bits();
         let handle = self.create(hash, key, value.len())?;
-        // SAFETY: the handle of an entry that was just made, for a value of that length.
+        // SAFETY: the handle of an entry that was just created for a value of that length.
         unsafe { entry::write_value(&mut self.arena, handle, 0, value) };
         Ok(self.link(hash, handle, version))
     }
 
-    /// Removes a key's entry; its version.
+    /// Removes a key's entry; returns its version.
     pub fn remove(&mut self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
         let place = self.directory.find(&self.arena, hash.bits(), self.has_key(key))?;
         let handle = self.directory.remove(&mut self.arena, place);
@@ -244,7 +243,7 @@ impl Table {
         Some(self.free_removed(handle))
     }
 
-    /// Gives all memory back. Tickets of staged entries become invalid, and pins name nothing any more.
+    /// Returns all memory to the source. Tickets of staged entries and pins become invalid.
     pub fn clear(&mut self) {
         self.directory.clear();
         self.staging.clear();
@@ -258,12 +257,11 @@ impl Table {
         unsafe { self.arena.clear() };
     }
 
-    /// Visits entries in order of hash from a cursor on, until the budget is used up. Returns where
-    /// to go on, or `None` after the last entry.
+    /// Visits entries in hash order from a cursor on, until the budget is used up. Returns the cursor at which to
+    /// continue, or `None` after the last entry.
     ///
-    /// An entry that is in the table from the first step to the last is visited exactly once,
-    /// however the table changes between the steps. A step is bounded in time, and may visit
-    /// nothing where the table is sparse.
+    /// An entry that is in the table from the first step to the last is visited exactly once, however the table changes
+    /// between the steps. A step is bounded in time, and may visit nothing where the table is sparse.
     pub fn walk(
         &self,
         cursor: WalkCursor,
@@ -286,35 +284,35 @@ impl Table {
         next.map(WalkCursor)
     }
 
-    /// Says whether an entry has this key.
+    /// Returns a predicate that tests whether an entry has this key.
     #[inline]
     fn has_key(&self, key: &[u8]) -> impl Fn(Handle) -> bool {
-        // SAFETY: the directory calls it with the handles of linked entries.
+        // SAFETY: the directory calls this closure only with the handles of linked entries.
         move |handle| unsafe { entry::key(&self.arena, handle) } == key
     }
 
-    /// Makes an entry that is in no slot yet, without its value.
+    /// Creates an entry without its value, in no slot yet.
     fn create(
         &mut self,
         hash: HashBits,
         key: &[u8],
         value_len: usize,
     ) -> Result<Handle, OutOfMemory> {
-        // Room in the segment too, while a refusal can still be answered.
+        // Reserve room in the segment too, while the write can still be rejected.
         self.directory.make_room(&mut self.arena, hash)?;
         entry::create(&mut self.arena, key, value_len)
             .ok_or(OutOfMemory { bytes: key.len() + value_len })
     }
 
-    /// Makes an entry that was created, and whose value is complete, the entry of its key; the version
-    /// of the one that it replaced, which is freed.
+    /// Makes a created entry, whose value is complete, the entry of its key. Returns the version of the entry that it
+    /// replaced, which is freed.
     fn link(
         &mut self,
         hash: HashBits,
         handle: Handle,
         version: SequenceNumber,
     ) -> Option<SequenceNumber> {
-        // SAFETY: as the callers say, the handle of an entry whose whole value was written.
+        // SAFETY: the callers guarantee that the whole value of the entry was written.
         let seal = unsafe { entry::seal(&mut self.arena, handle, version) };
         self.digest = self.digest.wrapping_add(seal.digest());
         self.content_bytes += seal.bytes;
@@ -333,7 +331,7 @@ impl Table {
         }
     }
 
-    /// Frees an entry that was part of the table until now, at once or with its last pin; its version.
+    /// Frees an entry that was part of the table until now, at once or with its last pin; returns its version.
     fn free_removed(&mut self, handle: Handle) -> SequenceNumber {
         // SAFETY: the callers have just unlinked the entry, which was sealed when it was linked.
         let seal = unsafe { entry::sealed(&self.arena, handle) };
@@ -345,25 +343,25 @@ impl Table {
         seal.version
     }
 
-    /// Frees an entry that is in no slot and in no record, staged or pinned, any more.
+    /// Frees an entry that is in no slot and in no record, staged or pinned.
     fn free_unlinked(&mut self, handle: Handle) {
-        // SAFETY: the callers have just unlinked the entry, and no borrow of it can be left.
+        // SAFETY: the callers have just unlinked the entry, and no borrow of it can exist.
         unsafe { entry::free(&mut self.arena, handle) };
     }
 }
 
 /// Values that stay readable.
 impl Table {
-    /// Pins the entry of a key: [`Table::pinned_value`] is its value as of now until [`Table::unpin`],
-    /// whether or not the key is written or removed meanwhile. An entry can be pinned several times.
+    /// Pins the entry of a key: until [`Table::unpin`], [`Table::pinned_value`] returns its present value, whether or
+    /// not the key is written or removed meanwhile. An entry can be pinned several times.
     ///
-    /// While it is pinned, the memory of an entry that was replaced or removed counts as in use.
+    /// While it is pinned, the memory of a replaced or removed entry counts as in use.
     pub fn pin(&mut self, hash: TableHash, key: &[u8]) -> Option<Pin> {
         let handle = self.directory.get(&self.arena, hash.bits(), self.has_key(key))?;
         Some(self.pins.add(handle))
     }
 
-    /// The value of a pinned entry. `None` if the table was cleared since.
+    /// Returns the value of a pinned entry, or `None` if the table was cleared since.
     pub fn pinned_value(&self, pin: &Pin) -> Option<&[u8]> {
         let handle = self.pins.get(pin)?;
         // SAFETY: the entry was linked when it was pinned, so its value is complete, and a pinned entry
@@ -371,7 +369,7 @@ impl Table {
         Some(unsafe { entry::read(&self.arena, handle) }.value)
     }
 
-    /// Ends a pin, and frees an entry that the table has dropped if this was the last one.
+    /// Ends a pin, and frees the entry if the table has dropped it and this was its last pin.
     pub fn unpin(&mut self, pin: Pin) {
         if let Some(dropped) = self.pins.remove(pin) {
             self.free_unlinked(dropped);
@@ -381,11 +379,11 @@ impl Table {
 
 /// The two phases of a write.
 impl Table {
-    /// Allocates an entry for a key and a value of `value_len` bytes, which follow by
-    /// [`staged_append`](Table::staged_append). Reads do not see it. The key has at most
-    /// [`KEY_BYTES_MAX`] bytes, the value at most [`VALUE_BYTES_MAX`]: the caller has checked that.
+    /// Allocates an entry for a key and a value of `value_len` bytes, which [`staged_append`](Table::staged_append)
+    /// adds. Reads do not see the entry. The caller has checked that the key has at most [`KEY_BYTES_MAX`] bytes and
+    /// the value at most [`VALUE_BYTES_MAX`].
     ///
-    /// The value's memory is reserved, but not touched before its bytes come.
+    /// The value's memory is reserved, but not touched before its bytes arrive.
     pub fn stage(
         &mut self,
         hash: TableHash,
@@ -397,37 +395,36 @@ impl Table {
         Ok(self.staging.add(Record { hash, handle, filled: 0 }))
     }
 
-    /// Appends bytes to a staged entry's value; not more than it was staged for.
+    /// Appends bytes to a staged entry's value, up to the length that it was staged for.
     pub fn staged_append(&mut self, staged: &mut Staged, bytes: &[u8]) {
         let record = self.staging.get_mut(staged);
-        // SAFETY: the handle of a staged entry, whose value was written so far.
+        // SAFETY: the handle of a staged entry whose value was written up to `filled`.
         unsafe { entry::write_value(&mut self.arena, record.handle, record.filled, bytes) };
         record.filled += bytes.len();
     }
 
-    /// How many bytes of a staged entry's value are missing.
+    /// Returns the number of missing bytes of a staged entry's value.
     pub fn staged_missing(&self, staged: &Staged) -> usize {
         let record = self.staging.get(staged);
         // SAFETY: the handle of a staged entry.
         unsafe { entry::value_len(&self.arena, record.handle) - record.filled }
     }
 
-    /// A staged entry's key, and as much of its value as was appended.
+    /// Returns a staged entry's key, and the part of its value appended so far.
     pub fn staged_entry(&self, staged: &Staged) -> (&[u8], &[u8]) {
         let record = self.staging.get(staged);
-        // SAFETY: the handle of a staged entry, of whose value so many bytes were written.
+        // SAFETY: the handle of a staged entry, whose value was written up to `filled`.
         unsafe {
             let key = entry::key(&self.arena, record.handle);
             (key, entry::value_so_far(&self.arena, record.handle, record.filled))
         }
     }
 
-    /// Makes a staged entry, whose value is complete, the entry of its key. The version of the
-    /// entry that it replaced, which is freed.
+    /// Makes a staged entry, whose value is complete, the entry of its key. Returns the version of the entry that it
+    /// replaced, which is freed.
     ///
-    /// It needs no memory for the entry. Where a segment has to grow and memory is refused, the
-    /// segment is filled to its last slot first, and then the allocation error is raised, as for
-    /// the standard collections.
+    /// It needs no memory for the entry. If a segment has to grow and memory is refused, the segment is first filled to
+    /// its last slot. Then the allocation error is raised, as by the standard collections.
     pub fn commit(&mut self, staged: Staged, version: SequenceNumber) -> Option<SequenceNumber> {
         let missing = self.staged_missing(&staged);
         assert_eq!(missing, 0, "{missing} bytes of a value are missing at its commit");
@@ -435,7 +432,7 @@ impl Table {
         self.link(hash, handle, version)
     }
 
-    /// Removes the entry of a staged entry's key, and frees both; the version of the removed one.
+    /// Removes the entry of a staged entry's key, and frees both; returns the version of the removed one.
     pub fn commit_removal(&mut self, staged: Staged) -> Option<SequenceNumber> {
         let Record { hash, handle, .. } = self.staging.take(staged);
         // SAFETY: the handle of an entry that was staged until now.

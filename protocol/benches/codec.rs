@@ -1,5 +1,5 @@
-//! What the wire costs: placement, and the requests, answers and batches of the data path.
-#![allow(missing_docs)] // What `criterion_group!` makes has no place for documentation.
+//! The cost of the wire format: placement, and the requests, responses and batches of the data path.
+#![allow(missing_docs)] // `criterion_group!` generates undocumented items.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kv_protocol::client_message::{Answer, Condition, Operation, Request, Status, WriteHeader};

@@ -1,40 +1,40 @@
-//! Names of files that a later run sets aside, and never overwrites.
+//! Names of files that a later run keeps aside and never overwrites.
 //!
 //! ```text
 //!   server_0.primary          of this run
-//!   server_0.primary.old      the newest that was set aside
-//!   server_0.primary.old.2    those before it: the higher the number, the newer
+//!   server_0.primary.old      the newest file kept aside
+//!   server_0.primary.old.2    earlier ones: the higher the number, the newer
 //!   server_0.primary.old.3
 //! ```
 
-/// How many files of one name are kept.
+/// The most files kept of one name.
 pub const MAX_ASIDE: usize = 8;
 
 const OLD: &str = ".old";
 
-/// The name of the newest file of this name that was set aside.
+/// Returns the name of the newest file kept aside of this name.
 pub fn newest(name: &str) -> String {
     format!("{name}{OLD}")
 }
 
-/// The name of an earlier one.
+/// Returns the name of an earlier one.
 pub fn numbered(name: &str, number: u32) -> String {
     format!("{name}{OLD}.{number}")
 }
 
-/// The number of an earlier file of this name, from the name that it has now.
+/// Returns the number of an earlier file of this name from its present name.
 pub fn number_of(name: &str, aside: &str) -> Option<u32> {
     let number = aside.strip_prefix(name)?.strip_prefix(OLD)?.strip_prefix('.')?;
     let number = number.parse::<u32>().ok().filter(|known| known.to_string() == number)?;
     (number >= 2).then_some(number)
 }
 
-/// The number for the next earlier file, beside those that there are.
+/// Returns the number for the next earlier file, given the existing numbers.
 pub fn next_number(known: impl Iterator<Item = u32>) -> u32 {
     known.max().unwrap_or(1).saturating_add(1)
 }
 
-/// The name that a file had in its own run.
+/// Returns the name that a file had in its own run.
 pub fn plain(aside: &str) -> &str {
     if let Some(name) = aside.strip_suffix(OLD) {
         return name;

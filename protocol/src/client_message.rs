@@ -1,13 +1,13 @@
-//! What clients say to servers and to the coordinator, and what they are answered.
+//! Messages between clients and servers, and between clients and the coordinator.
 //!
 //! ```text
 //!   HELLO   ->                 first frame of every connection
 //!           <- WELCOME
 //!   GET PUT DELETE NOOP VERIFY RESOLVE ->  to a server, any number in flight
-//!           <- ANSWER                      in any order, told apart by the request id
-//!   MAP     -> <- MAP-ANSWER               to the coordinator, or to a server when it is away
+//!           <- ANSWER                      in any order, matched by the request id
+//!   MAP     -> <- MAP-ANSWER               to the coordinator, or to a server while it is unreachable
 //!   STATUS  -> <- STATUS-ANSWER (JSON)     to the coordinator
-//!           <- ERROR                       to what cannot be served; may be followed by a close
+//!           <- ERROR                       to anything that cannot be served; a close may follow
 //! ```
 
 use std::ops::{Deref, Range};
@@ -28,11 +28,11 @@ use crate::view::{read_member, write_member};
 pub const REQUEST_FIXED_BYTES: usize = 8 + 8 + 16 + 8 + 8 + 8 + 8 + 2 + 1 + 1;
 /// Bytes of a request's frame before its key.
 pub const REQUEST_HEAD_BYTES: usize = HEADER_BYTES + REQUEST_FIXED_BYTES;
-/// Bytes of an answer before its value.
+/// Bytes of a response before its value.
 pub const ANSWER_FIXED_BYTES: usize = 8 + 8 + 8 + 1 + 1 + 2;
-/// Bytes of an answer's frame before its value.
+/// Bytes of a response's frame before its value.
 pub const ANSWER_HEAD_BYTES: usize = HEADER_BYTES + ANSWER_FIXED_BYTES;
-/// Bytes of an answer's frame before the part of a value; see [`Status::Part`].
+/// Bytes of a response's frame before the part of a value; see [`Status::Part`].
 pub const PART_HEAD_BYTES: usize = ANSWER_HEAD_BYTES + 4;
 
 const _: () = assert!(REQUEST_FIXED_BYTES <= MAX_FIXED_BYTES);
@@ -40,11 +40,11 @@ const _: () = assert!(ANSWER_FIXED_BYTES + 4 <= MAX_FIXED_BYTES);
 
 /// Opcodes of clients' connections.
 pub mod opcode {
-    /// Client's first frame.
+    /// The client's first frame.
     pub const HELLO: u8 = 0x01;
-    /// Its answer.
+    /// The response to HELLO.
     pub const WELCOME: u8 = 0x02;
-    /// Refusal of a frame or connection; a status and a reason.
+    /// The refusal of a frame or connection: a status and a reason.
     pub const ERROR: u8 = 0x03;
     /// Read a key.
     pub const GET: u8 = 0x10;
@@ -52,19 +52,19 @@ pub mod opcode {
     pub const PUT: u8 = 0x11;
     /// Remove a key.
     pub const DELETE: u8 = 0x12;
-    /// Nothing, at the key's server.
+    /// No operation, at the key's server.
     pub const NOOP: u8 = 0x13;
-    /// Read a key from the replica named.
+    /// Read a key from the named replica.
     pub const VERIFY: u8 = 0x14;
-    /// Answer to the five above, and to RESOLVE.
+    /// The response to the five above, and to RESOLVE.
     pub const ANSWER: u8 = 0x15;
     /// Settle a write that ended in doubt.
     pub const RESOLVE: u8 = 0x16;
-    /// Ask for the map.
+    /// Request the map.
     pub const MAP: u8 = 0x18;
     /// The map.
     pub const MAP_ANSWER: u8 = 0x19;
-    /// Ask for the status.
+    /// Request the status.
     pub const STATUS: u8 = 0x1a;
     /// The status, as JSON.
     pub const STATUS_ANSWER: u8 = 0x1b;
@@ -78,46 +78,45 @@ pub mod opcode {
 
 const SERVED_BY_SERVERS: &str = "GET, PUT, DELETE, NOOP, VERIFY, RESOLVE, MAP";
 
-/// How a request ended.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum Status {
-    /// Done.
+    /// Success.
     Ok = 0,
     /// The key does not exist.
     NotFound = 1,
     /// The entry's version is not the one demanded; nothing was changed.
     Conflict = 2,
-    /// This server does not serve that key: fetch the map and ask again.
+    /// This server does not serve that key: fetch the map and retry.
     WrongView = 3,
-    /// The group cannot be served at the moment: ask again.
+    /// The group cannot be served at the moment: retry.
     Unavailable = 4,
     /// No holder of the group is left.
     Lost = 5,
     /// Key or value is longer than allowed.
     TooBig = 6,
-    /// The memory limit is reached; the write was not done.
+    /// The memory limit is reached; the write was not executed.
     OutOfSpace = 7,
-    /// Too many connections, sessions or writes in flight; nothing was done.
+    /// Too many connections, sessions or writes in flight; nothing was executed.
     Busy = 8,
-    /// The server no longer knows whether this write was done.
+    /// The server no longer knows whether this write was executed.
     SessionExpired = 9,
-    /// The request contradicts itself; nothing was done.
+    /// The request contradicts itself; nothing was executed.
     Invalid = 10,
     /// Opcode or protocol version not served here.
     Unsupported = 11,
-    /// Another write of the same session had this number: two processes use one client id. Nothing was
-    /// done.
+    /// Another write of the same session had this number: two processes use one client id. Nothing was executed.
     SessionMismatch = 12,
-    /// This write was not done and never will be: a RESOLVE has settled it.
+    /// This write was not and never will be executed: a RESOLVE has settled it.
     NotDone = 13,
-    /// Done: a part of the value, or none of it, as the request asked. The length of the whole value comes first.
+    /// Success with a part of the value, or none of it, as requested. The length of the whole value comes first.
     Part = 14,
 }
 
 impl Status {
-    /// The status with this number.
+    /// Returns the status with this number.
     pub fn from_wire(number: u8) -> Option<Status> {
         Some(match number {
             0 => Status::Ok,
@@ -149,11 +148,11 @@ impl Status {
 /// The first frame of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// The cluster it means; zero when it does not know yet.
+    /// The cluster that the client expects; zero if it does not know the cluster yet.
     pub cluster: ClusterId,
-    /// Who it is.
+    /// The client.
     pub client: ClientId,
-    /// The shard whose executor it wants to talk to; ignored by the coordinator.
+    /// The shard whose executor is to serve the connection; ignored by the coordinator.
     pub shard: ShardId,
 }
 
@@ -167,7 +166,7 @@ impl Hello {
         });
     }
 
-    /// Takes a hello from its frame's body.
+    /// Reads a hello from its frame's body.
     pub fn read(body: &[u8]) -> Result<Hello, DecodeError> {
         let mut reader = Reader::new(body);
         let hello = Hello {
@@ -183,30 +182,30 @@ impl Hello {
 /// The number of groups that a server holds at home, and so the number that a connection can write to.
 pub const GROUPS_OF_A_SERVER: usize = 2;
 
-/// A place in the log of a group's shard at which a session may begin (consistency.md §8): the last write committed
-/// there when the connection was greeted. Zero if the server is not the group's primary.
+/// A log position of a group's shard at which a session may begin (consistency.md §8): the last committed write at the
+/// time of the connection's handshake. Zero if the server is not the group's primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionStart {
     /// The group.
     pub group: GroupId,
-    /// The last committed write of the connection's shard of it.
+    /// The last committed write of the connection's shard of that group.
     pub committed: SequenceNumber,
 }
 
-/// The answer to a [`Hello`].
+/// The response to a [`Hello`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Welcome {
     /// The cluster.
     pub cluster: ClusterId,
-    /// Who answers; `None`: the coordinator.
+    /// The responding server; `None`: the coordinator.
     pub server: Option<Member>,
-    /// Servers of the ring.
+    /// The number of servers of the ring.
     pub servers: u16,
-    /// Shards of a group.
+    /// The number of shards of a group.
     pub shards: u16,
     /// Longest value accepted, in bytes.
     pub max_value: u32,
-    /// The places in the log at which new sessions of this connection's client may begin.
+    /// The log positions at which new sessions of this connection's client may begin.
     pub starts: [SessionStart; GROUPS_OF_A_SERVER],
 }
 
@@ -228,7 +227,7 @@ impl Welcome {
         });
     }
 
-    /// Takes a welcome from its frame's body.
+    /// Reads a welcome from its frame's body.
     pub fn read(body: &[u8]) -> Result<Welcome, DecodeError> {
         let mut reader = Reader::new(body);
         let cluster = ClusterId(reader.u128("cluster id")?);
@@ -251,19 +250,19 @@ impl Welcome {
     }
 }
 
-/// Which copy a VERIFY reads.
+/// The replica that a VERIFY reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplicaRole {
-    /// The primary's.
+    /// The primary.
     Primary,
-    /// The secondary's.
+    /// The secondary.
     Secondary,
 }
 
-/// Under which condition a write is done.
+/// The condition of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// Always.
+    /// No condition.
     Always,
     /// Only if the entry has this version.
     IfVersion(SequenceNumber),
@@ -271,9 +270,9 @@ pub enum Condition {
     IfAbsent,
 }
 
-/// `if_version` on the wire: no condition.
+/// The value of `if_version` on the wire without a condition.
 const IF_ALWAYS: u64 = 0;
-/// `if_version` on the wire: only if the key does not exist.
+/// The value of `if_version` on the wire for "only if the key does not exist".
 const IF_ABSENT: u64 = u64::MAX;
 
 impl Condition {
@@ -285,7 +284,7 @@ impl Condition {
         }
     }
 
-    /// The condition that an `if_version` field stands for.
+    /// Returns the condition that an `if_version` field encodes.
     pub fn from_wire(number: u64) -> Condition {
         match number {
             IF_ALWAYS => Condition::Always,
@@ -295,33 +294,33 @@ impl Condition {
     }
 }
 
-/// What makes a write execute exactly once (consistency.md §8), and under which condition.
+/// The fields by which a write executes exactly once (consistency.md §8), and its condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteHeader {
-    /// Its number in the session; a retry has the same.
+    /// Its number in the session; a retry keeps it.
     pub seq: RequestSeq,
-    /// All writes of the session below this one have ended for the client.
+    /// The first write of the session that is not complete at the client: all writes below it are.
     pub first_incomplete: RequestSeq,
-    /// The start of the session: a [`SessionStart`] that the client knew before it first sent the first write of the
-    /// session. It never changes.
+    /// The start of the session: a [`SessionStart`] that the client received before it first sent the first write of
+    /// the session. It never changes.
     pub begun: SequenceNumber,
-    /// When to do it.
+    /// The condition.
     pub condition: Condition,
 }
 
-/// A part of a value, as a read asks for it.
+/// The part of a value that a read requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The first byte.
     pub from: u32,
-    /// The number of bytes at most.
+    /// The most bytes to return.
     pub most: u32,
-    /// Whether a value of which more than `most` bytes follow `from` is not sent at all, but for its length.
+    /// True to return only the length, and no bytes, of a value with more than `most` bytes after `from`.
     pub all_or_nothing: bool,
 }
 
 impl Part {
-    /// The bytes of a value of this length that belong to the part.
+    /// Returns the range of a value of this length that the part covers.
     #[inline]
     pub fn of(&self, length: usize) -> Range<usize> {
         let from = (self.from as usize).min(length);
@@ -331,9 +330,9 @@ impl Part {
         }
     }
 
-    /// As `if_version` of a GET: first byte, then most bytes + 1. Zero is the whole value.
+    /// Encodes the part for `if_version` of a GET: first byte, then most bytes + 1. Zero is the whole value.
     fn to_wire(self) -> u64 {
-        // No value is so long that one less makes a difference.
+        // No value is so long that the decrement matters.
         u64::from(self.from) | (u64::from(self.most.min(u32::MAX - 1)) + 1) << 32
     }
 
@@ -345,28 +344,29 @@ impl Part {
     }
 }
 
-/// What a request asks for.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation<'a> {
-    /// The value of the key.
+    /// Returns the value of the key.
     Get,
-    /// A part of the value of the key.
+    /// Returns a part of the value of the key.
     GetPart(Part),
-    /// Set the key.
+    /// Sets the key.
     Put(WriteHeader, &'a [u8]),
-    /// Remove the key.
+    /// Removes the key.
     Delete(WriteHeader),
-    /// Nothing; shows that the key's server answers.
+    /// Does nothing; shows that the key's server responds.
     Noop,
-    /// The value of the key in the replica named, committed or not at the secondary.
+    /// Returns the value of the key in the named replica; at the secondary it may not be committed.
     Verify(ReplicaRole),
-    /// Settles the write that has this number and this hash (consistency.md §8). The response is that of the write if it
-    /// was executed. Otherwise it is [`Status::NotDone`], and the write is never executed. The condition is not sent.
+    /// Settles the write with this number and this hash (consistency.md §8). If the write was executed, the response is
+    /// that of the write. Otherwise it is [`Status::NotDone`], and the write is never executed. The condition is not
+    /// sent.
     Resolve(WriteHeader, RequestHash),
 }
 
 impl Operation<'_> {
-    /// The header of an operation that takes effect through the log; `None` for reads and NOOP.
+    /// Returns the header of an operation that takes effect through the log; `None` for reads and NOOP.
     #[inline]
     pub fn write_header(&self) -> Option<&WriteHeader> {
         match self {
@@ -377,7 +377,7 @@ impl Operation<'_> {
         }
     }
 
-    /// The bytes that are asked for of a value of this length.
+    /// Returns the range that is requested of a value of this length.
     #[inline]
     pub fn range_of(&self, length: usize) -> Range<usize> {
         match self {
@@ -390,15 +390,15 @@ impl Operation<'_> {
 /// A request to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// Echoed in the answer.
+    /// The id, which the response repeats.
     pub id: RequestId,
-    /// The view of the key's group by which the client routed it.
+    /// The version of the view of the key's group by which the client routed the request.
     pub view: ViewVersion,
     /// MD5 of the key.
     pub digest: Digest,
     /// The key, 1 to 65,535 bytes.
     pub key: &'a [u8],
-    /// What to do with it.
+    /// The operation on the key.
     pub operation: Operation<'a>,
 }
 
@@ -412,8 +412,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The frame up to its key; key and value follow. For whoever keeps them and sends them from where
-    /// they are.
+    /// Returns the frame up to its key, for a sender that sends key and value from their own buffers.
     #[inline]
     pub fn head(&self) -> [u8; REQUEST_HEAD_BYTES] {
         let idle = WriteHeader {
@@ -452,8 +451,8 @@ impl<'a> Request<'a> {
         head.finish()
     }
 
-    /// Takes a request from its frame. Checks the layout alone: whether key and value are allowed is
-    /// [`Request::validate`]'s.
+    /// Reads a request from its frame. Checks only the layout; [`Request::validate`] checks whether key and value are
+    /// allowed.
     #[inline]
     pub fn read(opcode: u8, body: &'a [u8]) -> Result<Request<'a>, DecodeError> {
         if !opcode::is_request(opcode) {
@@ -498,12 +497,12 @@ impl<'a> Request<'a> {
         Ok(Request { id, view, digest, key, operation })
     }
 
-    /// The id of a request whose rest could not be read: enough to answer it.
+    /// Reads the id of a request whose rest could not be read, which suffices for a response.
     pub fn read_id(body: &[u8]) -> Option<RequestId> {
         Reader::new(body).u64("request id").ok().map(RequestId)
     }
 
-    /// Whether key, value and session fields are allowed; the status and reason if not.
+    /// Checks that key, value and session fields are allowed; returns the status and reason if not.
     pub fn validate(&self) -> Result<(), (Status, &'static str)> {
         if self.key.is_empty() {
             return Err((Status::Invalid, "the key is empty; it needs 1 to 65,535 bytes"));
@@ -513,7 +512,7 @@ impl<'a> Request<'a> {
             Operation::Put(_, value) if value.len() > MAX_VALUE_BYTES => {
                 return Err((Status::TooBig, "the value is longer than 16 MiB"));
             }
-            // No write has it, and a record of it would match every request.
+            // No write has this hash, and its record would match every request.
             Operation::Resolve(_, RequestHash(0)) => {
                 return Err((
                     Status::Invalid,
@@ -532,26 +531,26 @@ impl<'a> Request<'a> {
     }
 }
 
-/// A server's answer to a [`Request`].
+/// A server's response to a [`Request`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'a> {
-    /// Of the request.
+    /// The id of the request.
     pub id: RequestId,
-    /// How it ended.
+    /// The outcome.
     pub status: Status,
-    /// For a write answered OK: how many tables hold it.
+    /// For an OK response to a write: the number of replicas that hold it.
     pub copies: u8,
-    /// The newest view of the key's group that the server knows; 0 if none.
+    /// The version of the newest view of the key's group that the server has; 0 if none.
     pub view: ViewVersion,
     /// OK: the entry's version. CONFLICT: the version found, 0 for none.
     pub version: SequenceNumber,
-    /// The value read; for a refusal, the reason in words.
+    /// The value read; for a refusal, the reason as text.
     pub value: &'a [u8],
-    /// PART: the length of the whole value. Else zero.
+    /// PART: the length of the whole value. Otherwise zero.
     pub whole: u32,
 }
 
-/// The frame of an answer up to its value.
+/// The frame of a response up to its value.
 #[derive(Clone, Copy, Debug)]
 pub struct AnswerHead {
     bytes: [u8; PART_HEAD_BYTES],
@@ -575,7 +574,7 @@ impl<'a> Answer<'a> {
         output.put_bytes(self.value);
     }
 
-    /// The frame up to its value. For whoever sends that from where it is.
+    /// Returns the frame up to its value, for a sender that sends the value from its own buffer.
     #[inline]
     pub fn head(&self) -> AnswerHead {
         let is_part = self.status == Status::Part;
@@ -592,7 +591,7 @@ impl<'a> Answer<'a> {
         AnswerHead { bytes: head.finish(), is_part }
     }
 
-    /// Takes an answer from its frame's body.
+    /// Reads a response from its frame's body.
     #[inline]
     pub fn read(body: &'a [u8]) -> Result<Answer<'a>, DecodeError> {
         let mut reader = Reader::new(body);
@@ -607,12 +606,12 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// A refusal that belongs to no request: of a hello, a frame, or the whole connection.
+/// A refusal that belongs to no request, but to a hello, a frame, or the whole connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal<'a> {
-    /// Why.
+    /// The reason as a status.
     pub status: Status,
-    /// Why, in words (UTF-8).
+    /// The reason as text (UTF-8).
     pub reason: &'a str,
 }
 
@@ -625,7 +624,7 @@ impl<'a> Refusal<'a> {
         });
     }
 
-    /// Takes a refusal from its frame's body; a reason that is not UTF-8 is dropped.
+    /// Reads a refusal from its frame's body; a reason that is not UTF-8 is dropped.
     pub fn read(body: &'a [u8]) -> Result<Refusal<'a>, DecodeError> {
         let mut reader = Reader::new(body);
         let status = Status::read(&mut reader)?;
@@ -634,12 +633,12 @@ impl<'a> Refusal<'a> {
     }
 }
 
-/// What a client asks of the coordinator, or of a server (the map alone): frames without a body.
+/// A request without a body to the coordinator, or, for the map, to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// For the [`Map`].
+    /// A request for the [`Map`].
     Map,
-    /// For the [`crate::status::ClusterStatus`].
+    /// A request for the [`crate::status::ClusterStatus`].
     Status,
 }
 
@@ -653,7 +652,7 @@ impl Question {
         write_frame(output, Checksum::Absent, opcode, |_| {});
     }
 
-    /// Takes a question from its frame.
+    /// Reads a request without a body from its frame.
     pub fn read(opcode: u8, body: &[u8]) -> Result<Question, DecodeError> {
         let question = match opcode {
             opcode::MAP => Question::Map,
@@ -672,12 +671,12 @@ pub fn write_map_answer(output: &mut Vec<u8>, map: &Map) {
     write_frame(output, Checksum::Absent, opcode::MAP_ANSWER, |body| map.write(body));
 }
 
-/// Takes the map from a MAP-ANSWER's body.
+/// Reads the map from a MAP-ANSWER's body.
 pub fn read_map_answer(body: &[u8]) -> Result<Map, DecodeError> {
     Map::read_all(body)
 }
 
-/// Appends a STATUS-ANSWER: `json` is a [`crate::status::ClusterStatus`].
+/// Appends a STATUS-ANSWER; `json` is a [`crate::status::ClusterStatus`].
 pub fn write_status_answer(output: &mut Vec<u8>, json: &str) {
     write_frame(output, Checksum::Absent, opcode::STATUS_ANSWER, |body| {
         body.put_bytes(json.as_bytes());

@@ -1,4 +1,4 @@
-//! The cluster file: how many servers, and where each of them runs.
+//! The cluster file: the number of servers, and the host and ports of each.
 //!
 //! ```text
 //! # comments and blank lines are allowed
@@ -8,8 +8,8 @@
 //! ssh://kv@db:2222 7000 7001 7002              by ssh, on another ssh port
 //! ```
 //!
-//! The first line that says something is the number of servers; 0 as a port means any free one. A byte order
-//! mark at the start is skipped.
+//! The first line that is neither blank nor a comment is the number of servers. A port of 0 means any free one. A byte
+//! order mark at the start is ignored.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,16 +17,16 @@ use std::fmt;
 use crate::ids::ServerId;
 use crate::limits::{MAX_SERVERS, MIN_SERVERS};
 
-/// Where a server runs.
+/// The host of a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Host {
-    /// On the coordinator's own machine, as its child.
+    /// The coordinator's own machine, where the server is its child.
     Local,
-    /// On another machine, by ssh.
+    /// Another machine, reached by ssh.
     Ssh {
-        /// Who logs in there; `None` leaves it to ssh's configuration.
+        /// The login name; `None` leaves it to ssh's configuration.
         user: Option<String>,
-        /// The machine, as ssh knows it.
+        /// The machine, in ssh's notation.
         host: String,
         /// Its ssh port; `None` leaves it to ssh's configuration.
         port: Option<u16>,
@@ -34,10 +34,10 @@ pub enum Host {
 }
 
 impl Host {
-    /// Reads a host as a line of a cluster file writes it.
+    /// Parses a host in the notation of a cluster file.
     ///
     /// # Errors
-    /// In words, with what is right.
+    /// A message with the correct notation.
     pub fn parse(text: &str) -> Result<Host, String> {
         parse_host(0, text).map_err(|error| error.reason)
     }
@@ -61,12 +61,12 @@ impl fmt::Display for Host {
     }
 }
 
-/// One server's line.
+/// The line of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerLine {
     /// Its place in the ring: the order of the lines.
     pub id: ServerId,
-    /// Where it runs.
+    /// Its host.
     pub host: Host,
     /// Its port for clients; 0 = any free one.
     pub clients_port: u16,
@@ -76,28 +76,28 @@ pub struct ServerLine {
     pub coord_port: u16,
 }
 
-/// A cluster file that makes sense: 3 to 1,024 servers.
+/// A valid cluster file with 3 to 1,024 servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterFile {
-    /// In ring order.
+    /// By place in the ring.
     pub servers: Vec<ServerLine>,
 }
 
-/// What is wrong with a cluster file, and where.
+/// An error in a cluster file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {reason}")]
 pub struct ClusterFileError {
     /// The line, from 1.
     pub line: usize,
-    /// What is wrong there and what is right.
+    /// The error and its correction.
     pub reason: String,
 }
 
 impl ClusterFile {
-    /// Reads a cluster file.
+    /// Parses a cluster file.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its line.
+    /// The first error, with its line.
     pub fn parse(text: &str) -> Result<ClusterFile, ClusterFileError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut lines = text
@@ -139,7 +139,7 @@ impl ClusterFile {
         Ok(ClusterFile { servers })
     }
 
-    /// How many servers there are.
+    /// Returns the number of servers.
     pub fn count(&self) -> u16 {
         u16::try_from(self.servers.len()).expect("at most 1,024 servers")
     }
@@ -220,7 +220,7 @@ fn parse_host(line: usize, word: &str) -> Result<Host, ClusterFileError> {
         None => return Err(bad()),
     };
     let (host, port) = match rest.rsplit_once(':') {
-        // An IPv6 address in brackets holds colons of its own.
+        // An IPv6 address in brackets has colons of its own.
         Some((host, port)) if is_url && !port.ends_with(']') => {
             let port: u16 = port.parse().map_err(|_| bad())?;
             if port == 0 {
@@ -230,7 +230,7 @@ fn parse_host(line: usize, word: &str) -> Result<Host, ClusterFileError> {
         }
         _ => (rest, None),
     };
-    // What is handed to ssh must not look like an option, nor hold anything that a shell reads.
+    // Text passed to ssh must not look like an option, nor contain anything that a shell interprets.
     let is_name = |name: &str, extra: &str| {
         !name.is_empty()
             && !name.starts_with('-')
@@ -244,7 +244,7 @@ fn parse_host(line: usize, word: &str) -> Result<Host, ClusterFileError> {
     Ok(Host::Ssh { user: user.map(str::to_owned), host: host.to_owned(), port })
 }
 
-/// Two listeners cannot share a port of a machine.
+/// Rejects two listeners on the same port of a machine.
 fn refuse_duplicate_ports(
     taken: &mut HashMap<(String, u16), usize>,
     line: usize,

@@ -2,7 +2,7 @@
 
 use crate::error::DecodeError;
 
-/// Takes fields off the front of a message body, borrowing byte strings from it.
+/// A reader that takes fields off the front of a message body, borrowing byte strings from it.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
@@ -22,7 +22,7 @@ macro_rules! read_integer {
 }
 
 impl<'a> Reader<'a> {
-    /// Starts at the first byte of `body`.
+    /// Creates a reader at the first byte of `body`.
     pub fn new(body: &'a [u8]) -> Reader<'a> {
         Reader { rest: body }
     }
@@ -52,18 +52,18 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    /// Takes all that is left.
+    /// Takes all remaining bytes.
     #[inline]
     pub fn remainder(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
-    /// How many bytes are left.
+    /// Returns the number of remaining bytes.
     pub fn left(&self) -> usize {
         self.rest.len()
     }
 
-    /// Checks that nothing is left.
+    /// Checks that no bytes remain.
     #[inline]
     pub fn finish(&self) -> Result<(), DecodeError> {
         match self.rest.len() {
@@ -82,7 +82,7 @@ macro_rules! write_integer {
     };
 }
 
-/// Appends fields to a buffer.
+/// A sink to which fields are appended.
 pub trait Writer {
     /// Appends `bytes` as they are.
     fn put_bytes(&mut self, bytes: &[u8]);
@@ -100,7 +100,7 @@ impl Writer for Vec<u8> {
     }
 }
 
-/// Writes fields into `N` bytes, which they fill.
+/// A writer of fields that fill exactly `N` bytes.
 pub(crate) struct FixedWriter<const N: usize> {
     bytes: [u8; N],
     written: usize,
@@ -111,7 +111,7 @@ impl<const N: usize> FixedWriter<N> {
         FixedWriter { bytes: [0; N], written: 0 }
     }
 
-    /// The bytes, once all are written.
+    /// Returns the bytes, all of which must have been written.
     pub(crate) fn finish(self) -> [u8; N] {
         assert_eq!(self.written, N, "fields fill their bytes");
         self.bytes
@@ -126,12 +126,12 @@ impl<const N: usize> Writer for FixedWriter<N> {
     }
 }
 
-/// Narrows a length that a limit has already bounded; the assertion names the limit that failed to.
+/// Narrows a length that a limit has already bounded; panics with the name of the field if the limit failed.
 pub(crate) fn length_u16(length: usize, what: &str) -> u16 {
     u16::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))
 }
 
-/// As [`length_u16`], for 32 bits.
+/// Narrows a length like [`length_u16`], to 32 bits.
 pub(crate) fn length_u32(length: usize, what: &str) -> u32 {
     u32::try_from(length).unwrap_or_else(|_| panic!("{what} of {length} bytes passed its limit"))
 }

@@ -1,18 +1,18 @@
-//! What coordinator and servers say to each other: two connections, one dialled from each side.
+//! Messages between coordinator and servers, on two connections, one dialled from each side.
 //!
 //! ```text
 //!   server -> coordinator's servers port        coordinator -> server's coord_port
 //!   CHALLENGE, PROOF            <->             CHALLENGE, PROOF            <->
-//!   STARTED (three real ports)  ->              ORDERS-HELLO (epoch, whom)  ->
+//!   STARTED (three real ports)  ->              ORDERS-HELLO (epoch, process)  ->
 //!                  <- ADMITTED | REFUSED                   <- ORDERS-WELCOME | REFUSED
 //!   HEARTBEAT every 100 ms      ->              views: SET-SECONDARY, TAKE-OVER, ...  ->
 //!            <- CLUSTER-MAP, when it is newer   PROBE, EXITED, DRAIN, DUMP-PRIMARY,
 //!   DRAIN-REQUEST on SIGTERM    ->              DUMP-SECONDARY, SHUTDOWN    ->
-//!                                               SETTINGS at first, and when they change ->
+//!                                               SETTINGS first, and on every change  ->
 //!                                                 <- REPORT (order id, view, outcome)
 //! ```
 //!
-//! All frames are checked. A repeated order gets the same report.
+//! All frames carry a checksum. A repeated order gets the same report.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -35,23 +35,23 @@ use crate::view::{View, read_member, read_view, write_member, write_view};
 pub mod opcode {
     /// A server's first frame after the handshake.
     pub const STARTED: u8 = 0x80;
-    /// The coordinator takes it in.
+    /// Acceptance of a server by the coordinator.
     pub const ADMITTED: u8 = 0x81;
-    /// Either side's refusal of the connection; a close follows.
+    /// Refusal of the connection by either side; a close follows.
     pub const REFUSED: u8 = 0x82;
     /// A server's state.
     pub const HEARTBEAT: u8 = 0x83;
-    /// A server asks to be stopped in order.
+    /// A server's request to be stopped in order.
     pub const DRAIN_REQUEST: u8 = 0x84;
-    /// The coordinator's newest map, for clients that find the coordinator away.
+    /// The coordinator's newest map, for clients that cannot reach the coordinator.
     pub const CLUSTER_MAP: u8 = 0x85;
     /// The coordinator's first frame after the handshake.
     pub const ORDERS_HELLO: u8 = 0x90;
-    /// The server takes orders.
+    /// Acceptance of the coordinator's orders by a server.
     pub const ORDERS_WELCOME: u8 = 0x91;
     /// Install a view as primary and connect to its secondary.
     pub const SET_SECONDARY: u8 = 0x92;
-    /// Take no new writes, let pending ones commit.
+    /// Reject new writes, let pending ones commit.
     pub const DRAIN: u8 = 0x93;
     /// Dump the primary table.
     pub const DUMP_PRIMARY: u8 = 0x94;
@@ -59,9 +59,9 @@ pub mod opcode {
     pub const DUMP_SECONDARY: u8 = 0x95;
     /// Exit.
     pub const SHUTDOWN: u8 = 0x96;
-    /// Take the place of the primary, whose secondary the receiver was.
+    /// Become primary in place of the old one, whose secondary the receiver was.
     pub const TAKE_OVER: u8 = 0x97;
-    /// Go on as primary without the other holder.
+    /// Continue as primary without the other holder.
     pub const DROP_SECONDARY: u8 = 0x98;
     /// Copy the table to the server whose primary table it will be.
     pub const UPDATE_PRIMARY: u8 = 0x99;
@@ -69,38 +69,38 @@ pub mod opcode {
     pub const UPDATE_SECONDARY: u8 = 0x9a;
     /// Hand the group over to its home primary and become its secondary.
     pub const SWITCH_PRIMARY: u8 = 0x9b;
-    /// Drop the copy: the receiver is not a holder any more.
+    /// Drop the copy: the receiver is no longer a holder.
     pub const LEAVE: u8 = 0x9c;
-    /// Answer, to prove that orders are received.
+    /// Report at once, as proof that orders are received.
     pub const PROBE: u8 = 0x9d;
-    /// A process is proven to have ended.
+    /// Proof that a process has ended.
     pub const EXITED: u8 = 0x9e;
-    /// How an order ended.
+    /// The outcome of an order.
     pub const REPORT: u8 = 0x9f;
     /// The directory of the dumps that are ordered next.
     pub const DUMP_TO: u8 = 0xa0;
-    /// What may change while a server runs.
+    /// The settings that may change while a server runs.
     pub const SETTINGS: u8 = 0xa1;
 }
 
-/// A server says where it listens.
+/// A server's report of its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// The cluster it was started for.
     pub cluster: ClusterId,
-    /// Who it is; the coordinator gave both numbers when it spawned the process.
+    /// The process; the coordinator gave it both numbers when it spawned it.
     pub member: Member,
     /// Its process id on its host.
     pub pid: u32,
-    /// When that process started, in clock ticks since its host's boot (`/proc/<pid>/stat`, field
-    /// 22): with the pid it names the process for good.
+    /// The start time of that process, in clock ticks since its host's boot (`/proc/<pid>/stat`, field 22). Together
+    /// with the pid it identifies the process for good.
     pub start_time: u64,
-    /// The PID namespace in which that process id counts.
+    /// The PID namespace of that process id.
     #[serde(default)]
     pub namespace: PidNamespace,
-    /// Shards it runs.
+    /// The number of shards it runs.
     pub shards: u16,
-    /// The address that others reach it by.
+    /// The address at which other processes reach it.
     pub address: IpAddr,
     /// Its port for clients.
     pub clients_port: u16,
@@ -132,10 +132,10 @@ impl Started {
         });
     }
 
-    /// Takes a STARTED from its frame's body.
+    /// Reads a STARTED from its frame's body.
     ///
     /// # Errors
-    /// Its sender does not have the key of this handshake, or it is malformed.
+    /// If its sender does not have the key of this handshake, or it is malformed.
     pub fn read(body: &[u8], seal: &Seal) -> Result<Started, DecodeError> {
         let mut reader = Reader::new(seal.open(body)?);
         let started = Started {
@@ -165,7 +165,7 @@ fn port(reader: &mut Reader<'_>) -> Result<u16, DecodeError> {
     }
 }
 
-/// What a replica is under its installed view.
+/// The state of a replica under its installed view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[non_exhaustive]
@@ -174,11 +174,11 @@ pub enum ReplicaState {
     Out = 0,
     /// Applies the primary's writes.
     Secondary = 1,
-    /// A copy in the making.
+    /// Has an incomplete copy.
     Candidate = 2,
-    /// Primary; serves when its own grace has ended or the old primary is proven dead.
+    /// Primary; serves once its own grace has ended or the old primary is proven dead.
     InGrace = 3,
-    /// Primary of a hand-over view; serves when the old primary has sent all.
+    /// Primary of a hand-over view; serves once the old primary has sent everything.
     TakingOver = 4,
     /// Primary; serves.
     Active = 5,
@@ -186,12 +186,12 @@ pub enum ReplicaState {
     CaughtUp = 6,
     /// Primary; serves, and the candidate of its view has failed.
     CopyFailed = 7,
-    /// Was primary; sends what the new primary lacks.
+    /// Former primary; sends the rest of its log to the new primary.
     HandingOver = 8,
 }
 
 impl ReplicaState {
-    /// The state with this number.
+    /// Returns the state with this number.
     pub fn from_wire(number: u8) -> Option<ReplicaState> {
         Some(match number {
             0 => ReplicaState::Out,
@@ -207,18 +207,18 @@ impl ReplicaState {
         })
     }
 
-    /// Whether it is the primary of its view, serving or not.
+    /// Returns whether it is the primary of its view, serving or not.
     pub fn is_primary(self) -> bool {
         self.is_active() || matches!(self, ReplicaState::InGrace | ReplicaState::TakingOver)
     }
 
-    /// Whether it is the primary of its view and serves.
+    /// Returns whether it is the primary of its view and serves.
     pub fn is_active(self) -> bool {
         use ReplicaState::{Active, CaughtUp, CopyFailed};
         matches!(self, Active | CaughtUp | CopyFailed)
     }
 
-    /// The table that its entries are shown under.
+    /// Returns the role of the table under which its entries are shown.
     pub fn role(self) -> Option<ReplicaRole> {
         match self {
             ReplicaState::Out | ReplicaState::Candidate => None,
@@ -228,22 +228,22 @@ impl ReplicaState {
     }
 }
 
-/// Whether the other holder of a group keeps up with its primary, as a replica sees it.
+/// The assessment by a replica of whether the other holder of a group keeps up with its primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum Following {
-    /// Nothing is known against it.
+    /// No known problem.
     #[default]
     KeepsUp = 0,
-    /// Streams stand and end again without any progress.
+    /// Streams that are established and end again without any progress.
     NoProgress = 1,
-    /// The following end has no memory for the next write.
+    /// A following end without memory for the next write.
     OutOfMemory = 2,
 }
 
 impl Following {
-    /// The state with this number.
+    /// Returns the state with this number.
     pub fn from_wire(number: u8) -> Option<Following> {
         Some(match number {
             0 => Following::KeepsUp,
@@ -253,7 +253,7 @@ impl Following {
         })
     }
 
-    /// Whether the following end must be removed from its group.
+    /// Returns whether the following end must be removed from its group.
     pub fn has_failed(self) -> bool {
         self != Following::KeepsUp
     }
@@ -269,60 +269,60 @@ impl std::fmt::Display for Following {
     }
 }
 
-/// One replica in a heartbeat.
+/// The report on one replica in a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplicaReport {
     /// Its group.
     pub group: GroupId,
     /// Its shard.
     pub shard: ShardId,
-    /// What it is in that group here.
+    /// Its state in that group.
     pub state: ReplicaState,
-    /// The view installed.
+    /// The installed view.
     pub view: ViewVersion,
     /// The last write assigned (primary) or applied (secondary, candidate).
     pub last: SequenceNumber,
     /// The last write committed; at a secondary, the last applied.
     pub committed: SequenceNumber,
-    /// Entries in its table.
+    /// The number of entries in its table.
     pub entries: u64,
-    /// Bytes its table holds: whole chunks.
+    /// The bytes that its table holds: whole chunks.
     pub bytes: u64,
-    /// Bytes of them that entries and slots use.
+    /// The bytes of them that entries and slots use.
     pub used_bytes: u64,
-    /// Whether its stream to or from the other holder stands.
+    /// True if its stream to or from the other holder is up.
     pub connected: bool,
-    /// Milliseconds since it heard the other holder of its view, or, where it has not yet, since it
-    /// installed the view. A handshake alone is not heard.
+    /// Milliseconds since the last message of the other holder of its view, or, before the first one, since it
+    /// installed the view. A handshake alone does not count.
     pub silent_ms: u32,
-    /// At a primary: whether its secondary or candidate keeps up. At those: whether they do themselves.
+    /// The progress of the following end: at a primary that of its secondary or candidate, at those their own.
     pub following: Following,
     /// The longest time without a message of the other holder since the first under the view, in milliseconds.
     pub longest_gap_ms: u32,
-    /// Bytes of the keys and values in its table.
+    /// The bytes of the keys and values in its table.
     pub content_bytes: u64,
     /// At a primary with a candidate: entries sent to it so far, of about [`ReplicaReport::entries`].
     pub copied: u64,
-    /// As [`ReplicaReport::copied`], bytes of keys and values, of about
+    /// At a primary with a candidate: bytes of keys and values sent to it so far, of about
     /// [`ReplicaReport::content_bytes`].
     pub copied_bytes: u64,
 }
 
-/// An address that has more client connections of a server than any other, while they cost others theirs.
+/// The address with more client connections to a server than any other, while they take room from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CrowdReport {
-    /// The address; of IPv6 its /64 network.
+    /// The address; for IPv6 its /64 network.
     pub address: IpAddr,
-    /// Its connections.
+    /// The number of its connections.
     pub connections: u32,
-    /// Idle connections of any address closed since the server's start, to make room for others.
+    /// The number of idle connections of any address closed since the server's start to make room for others.
     pub closed: u64,
 }
 
-/// A server's state, every 100 ms.
+/// A server's state, sent every 100 ms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Which process reports.
+    /// The reporting process.
     pub incarnation: Incarnation,
     /// The highest coordinator epoch it has obeyed.
     pub epoch: Epoch,
@@ -330,36 +330,36 @@ pub struct Heartbeat {
     pub resident_bytes: u64,
     /// The limit of its tables, in bytes; 0 means no limit.
     pub memory_limit: u64,
-    /// Memory that its clients' connections hold, in bytes.
+    /// The memory that its client connections hold, in bytes.
     pub connection_bytes: u64,
-    /// Memory that they may hold.
+    /// The most memory that they may hold.
     pub connection_limit: u64,
-    /// Client connections open.
+    /// The number of open client connections.
     pub clients: u32,
-    /// Requests served since its start.
+    /// The number of requests served since its start.
     pub requests: u64,
-    /// Frames and connections refused as malformed since its start.
+    /// The number of frames and connections refused as malformed since its start.
     pub refused: u64,
-    /// Writes answered OUT_OF_SPACE since its start.
+    /// The number of writes rejected with OUT_OF_SPACE since its start.
     pub out_of_space: u64,
-    /// How long a thread of it has been stuck, in milliseconds; 0: none is. Only a process that is the only
-    /// holder of a group reports this; another one ends itself.
+    /// The time for which one of its threads has been hung, in milliseconds; 0 if none is. Only a process that is the
+    /// only holder of a group reports this; any other exits.
     pub stood_ms: u32,
-    /// How far its dumps are, by [`DumpedBytes`].
+    /// The progress of its dumps.
     pub dumped: DumpedBytes,
     /// The address whose connections lock others out, or would if none of them were closed.
     pub crowd: Option<CrowdReport>,
-    /// Its replicas.
+    /// The reports on its replicas.
     pub replicas: Vec<ReplicaReport>,
 }
 
-/// Bytes of keys and values in the two dumps of a server: of the attempt under way, or of the last one. Zero
-/// again when an attempt begins.
+/// The bytes of keys and values in the two dumps of a server, for the current attempt or the last one. Reset to zero
+/// when an attempt begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DumpedBytes {
-    /// Of the primary table.
+    /// The bytes of the primary table's dump.
     pub primary: u64,
-    /// Of the secondary table.
+    /// The bytes of the secondary table's dump.
     pub secondary: u64,
 }
 
@@ -478,12 +478,12 @@ fn read_following(reader: &mut Reader<'_>) -> Result<Following, DecodeError> {
         .ok_or(DecodeError::BadValue { field: "following", value: number.into() })
 }
 
-/// What a server tells the coordinator once it is admitted.
+/// A message of an admitted server to the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerMessage {
-    /// Every 100 ms.
+    /// The server's state, every 100 ms.
     Heartbeat(Heartbeat),
-    /// It was told to stop and asks for the orderly way.
+    /// A request for an orderly stop, after the server was told to stop.
     DrainRequest,
 }
 
@@ -500,7 +500,7 @@ impl ServerMessage {
         });
     }
 
-    /// Takes a message from its frame.
+    /// Reads a message from its frame.
     pub fn read(opcode: u8, body: &[u8]) -> Result<ServerMessage, DecodeError> {
         let mut reader = Reader::new(body);
         let message = match opcode {
@@ -516,17 +516,17 @@ impl ServerMessage {
     }
 }
 
-/// The coordinator's answer to [`Started`], and either side's refusal.
+/// The coordinator's response to [`Started`], and either side's refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// Taken in.
+    /// The server is admitted.
     Admitted {
-        /// The coordinator's term.
+        /// The coordinator's epoch.
         epoch: Epoch,
     },
-    /// Not taken; a close follows.
+    /// The connection is refused; a close follows.
     Refused {
-        /// Why, in words.
+        /// The reason, for people.
         reason: String,
     },
 }
@@ -548,7 +548,7 @@ impl Admission {
         }
     }
 
-    /// Takes an admission from its frame.
+    /// Reads an admission from its frame.
     pub fn read(opcode: u8, body: &[u8]) -> Result<Admission, DecodeError> {
         match opcode {
             opcode::ADMITTED => {
@@ -565,13 +565,13 @@ impl Admission {
     }
 }
 
-/// Appends a CLUSTER-MAP: what the coordinator answers to a heartbeat when it has a newer map than the
-/// one it sent on this connection.
+/// Appends a CLUSTER-MAP: the coordinator's response to a heartbeat when it has a newer map than the one it sent on
+/// this connection.
 pub fn write_cluster_map(output: &mut Vec<u8>, map: &Map) {
     write_frame(output, Checksum::Crc32c, opcode::CLUSTER_MAP, |body| map.write(body));
 }
 
-/// Takes the map from a frame that the coordinator sent an admitted server.
+/// Reads the map from a frame that the coordinator sent to an admitted server.
 pub fn read_cluster_map(opcode: u8, body: &[u8]) -> Result<Map, DecodeError> {
     if opcode != opcode::CLUSTER_MAP {
         return Err(DecodeError::UnknownOpcode { opcode, supported: "CLUSTER-MAP" });
@@ -584,9 +584,9 @@ pub fn read_cluster_map(opcode: u8, body: &[u8]) -> Result<Map, DecodeError> {
 pub struct OrdersHello {
     /// The cluster.
     pub cluster: ClusterId,
-    /// The coordinator's term; servers refuse a lower one than they have obeyed.
+    /// The coordinator's epoch; servers refuse a lower one than they have obeyed.
     pub epoch: Epoch,
-    /// The process it means.
+    /// The process to which the orders are addressed.
     pub to: Member,
 }
 
@@ -602,10 +602,10 @@ impl OrdersHello {
         });
     }
 
-    /// Takes a hello from its frame's body.
+    /// Reads a hello from its frame's body.
     ///
     /// # Errors
-    /// Its sender does not have the key of this handshake, or it is malformed.
+    /// If its sender does not have the key of this handshake, or it is malformed.
     pub fn read(body: &[u8], seal: &Seal) -> Result<OrdersHello, DecodeError> {
         let mut reader = Reader::new(seal.open(body)?);
         let hello = OrdersHello {
@@ -618,27 +618,26 @@ impl OrdersHello {
     }
 }
 
-/// Appends an ORDERS-WELCOME: the server takes orders on this connection.
+/// Appends an ORDERS-WELCOME: the server accepts orders on this connection.
 pub fn write_orders_welcome(output: &mut Vec<u8>) {
     write_frame(output, Checksum::Crc32c, opcode::ORDERS_WELCOME, |_| {});
 }
 
-/// What a new view is for: the names of the orders that carry views.
+/// The purpose of a new view: the names of the orders that carry views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ViewPurpose {
-    /// To a primary: this is your secondary from now on. Done when every shard serves and its stream
-    /// stands.
+    /// To a primary: use the secondary of this view from now on. Done when every shard serves and its stream is up.
     SetSecondary = opcode::SET_SECONDARY,
-    /// To a secondary: its primary is gone, take its place. Done when every shard serves.
+    /// To a secondary: take the place of its primary, which is gone. Done when every shard serves.
     TakeOver = opcode::TAKE_OVER,
-    /// To a primary: go on alone. Done when every shard has installed the view.
+    /// To a primary: continue alone. Done when every shard has installed the view.
     DropSecondary = opcode::DROP_SECONDARY,
-    /// To a primary: copy to the group's home primary, which is this view's candidate. Done when it
-    /// has caught up on every shard.
+    /// To a primary: copy to the group's home primary, which is this view's candidate. Done when that has caught up on
+    /// every shard.
     UpdatePrimary = opcode::UPDATE_PRIMARY,
-    /// To a primary: copy to the group's home secondary, which is this view's candidate. Done when
-    /// it has caught up on every shard.
+    /// To a primary: copy to the group's home secondary, which is this view's candidate. Done when that has caught up
+    /// on every shard.
     UpdateSecondary = opcode::UPDATE_SECONDARY,
     /// To a primary: hand over to the primary of this view. Done when every shard has.
     SwitchPrimary = opcode::SWITCH_PRIMARY,
@@ -647,7 +646,7 @@ pub enum ViewPurpose {
 }
 
 impl ViewPurpose {
-    /// All of them.
+    /// All purposes.
     pub const ALL: [ViewPurpose; 7] = [
         ViewPurpose::SetSecondary,
         ViewPurpose::TakeOver,
@@ -658,7 +657,7 @@ impl ViewPurpose {
         ViewPurpose::Leave,
     ];
 
-    /// The name that logs and the manual use.
+    /// Returns the name used in logs and the manual.
     pub fn name(self) -> &'static str {
         match self {
             ViewPurpose::SetSecondary => "SET-SECONDARY",
@@ -671,7 +670,7 @@ impl ViewPurpose {
         }
     }
 
-    /// The names of its reports: carried out, and failed.
+    /// Returns the names of its reports: of success, and of failure.
     fn report_names(self) -> (&'static str, &'static str) {
         match self {
             ViewPurpose::SetSecondary => ("SECONDARY-SET", "SET-SECONDARY-FAILED"),
@@ -688,25 +687,24 @@ impl ViewPurpose {
 /// An order that carries a view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ViewOrder {
-    /// What it is for.
+    /// The purpose of the view.
     pub purpose: ViewPurpose,
     /// The view, durable at the coordinator.
     pub view: View,
-    /// Where the other holder takes streams, if there is another and the receiver may have to dial
-    /// it.
+    /// The address at which the other holder accepts streams, if there is another and the receiver may have to dial it.
     pub other: Option<SocketAddr>,
 }
 
-/// What the coordinator orders.
+/// The content of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OrderKind {
     /// Install this view on every shard.
     View(ViewOrder),
-    /// Answer: who reports this has received it.
+    /// Report at once, as proof of receipt.
     Probe,
-    /// This process is proven to have ended.
+    /// Take note that this process is proven to have ended.
     Exited(Member),
-    /// Take no new writes; done when all pending ones are committed.
+    /// Reject new writes; done when all pending ones are committed.
     Drain,
     /// Write the primary table to `server_<id>.primary`.
     DumpPrimary,
@@ -716,17 +714,17 @@ pub enum OrderKind {
     Shutdown,
 }
 
-/// An order and the number by which it is reported.
+/// An order, with the id by which it is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// Echoed in the report.
+    /// The id, which the report repeats.
     pub id: OrderId,
-    /// What to do.
+    /// The content.
     pub kind: OrderKind,
 }
 
 impl Order {
-    /// The name that logs and the manual use.
+    /// Returns the name used in logs and the manual.
     pub fn name(&self) -> &'static str {
         match &self.kind {
             OrderKind::View(order) => order.purpose.name(),
@@ -739,7 +737,7 @@ impl Order {
         }
     }
 
-    /// The name of its report: that it was carried out, or that it failed.
+    /// Returns the name of its report of success or failure.
     pub fn report_name(&self, is_done: bool) -> &'static str {
         let (done, failed) = match &self.kind {
             OrderKind::View(order) => order.purpose.report_names(),
@@ -753,7 +751,7 @@ impl Order {
         if is_done { done } else { failed }
     }
 
-    /// The view that it carries.
+    /// Returns the view that it carries.
     pub fn view(&self) -> Option<&View> {
         match &self.kind {
             OrderKind::View(order) => Some(&order.view),
@@ -761,7 +759,7 @@ impl Order {
         }
     }
 
-    /// What its report names: the version of the view that it carries, or 0.
+    /// Returns the version in its report: that of the view that it carries, or 0.
     pub fn view_version(&self) -> ViewVersion {
         self.view().map_or(ViewVersion(0), |view| view.version)
     }
@@ -797,7 +795,7 @@ impl Order {
         });
     }
 
-    /// Takes an order from its frame.
+    /// Reads an order from its frame.
     pub fn read(opcode: u8, body: &[u8]) -> Result<Order, DecodeError> {
         let mut reader = Reader::new(body);
         let id = OrderId(reader.u64("order id")?);
@@ -826,24 +824,24 @@ impl Order {
     }
 }
 
-/// How an order ended.
+/// A report on an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Of the order.
+    /// The id of the order.
     pub id: OrderId,
-    /// The view that the order carried; 0 for the others.
+    /// The version of the view that the order carried; 0 for other orders.
     pub view: ViewVersion,
-    /// The entries concerned (dumps), or the failure.
+    /// The number of entries concerned (dumps), or the failure.
     pub outcome: Result<u64, OrderFailure>,
 }
 
-/// Why an order was not carried out.
+/// The failure of an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderFailure {
     /// The reason, for people.
     pub reason: String,
-    /// A dump was ordered of a table of which this server holds no full copy: nothing is lost without it,
-    /// and trying again changes nothing.
+    /// True if a dump was ordered of a table of which this server holds no full copy: nothing is lost without that
+    /// dump, and a retry is useless.
     pub is_no_copy: bool,
 }
 
@@ -853,17 +851,17 @@ impl From<String> for OrderFailure {
     }
 }
 
-/// Appends a DUMP-TO: dumps that are ordered after it go to this directory of the server's host.
+/// Appends a DUMP-TO: dumps that are ordered after it go to this directory on the server's host.
 pub fn write_dump_directory(output: &mut Vec<u8>, directory: &str) {
     write_frame(output, Checksum::Crc32c, opcode::DUMP_TO, |body| {
         body.put_bytes(directory.as_bytes());
     });
 }
 
-/// Takes the directory from the body of a DUMP-TO.
+/// Reads the directory from the body of a DUMP-TO.
 ///
 /// # Errors
-/// It is no absolute path in UTF-8 of at most [`MAX_DUMP_DIRECTORY_BYTES`].
+/// If it is not an absolute path in UTF-8 of at most [`MAX_DUMP_DIRECTORY_BYTES`].
 pub fn read_dump_directory(body: &[u8]) -> Result<String, DecodeError> {
     let bad = |value: usize| DecodeError::BadValue {
         field: "dump directory",
@@ -879,13 +877,13 @@ pub fn read_dump_directory(body: &[u8]) -> Result<String, DecodeError> {
     Ok(text.to_owned())
 }
 
-/// What may change while a server runs: told when the connection for orders stands, and again at every change. No
-/// report follows; heartbeats show what holds.
+/// The settings that may change while a server runs. They are sent when the connection for orders is up, and again on
+/// every change. No report follows; heartbeats show the values in effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where the server finds the coordinator from now on.
+    /// The coordinator's address from now on.
     pub coordinator: SocketAddr,
-    /// The memory limit of its tables as a person writes it (`--memory-limit`); empty: it keeps what it has.
+    /// The memory limit of its tables in the notation of `--memory-limit`; empty to keep the present one.
     pub memory_limit: String,
 }
 
@@ -898,10 +896,10 @@ impl Settings {
         });
     }
 
-    /// Takes the settings from their frame's body.
+    /// Reads the settings from their frame's body.
     ///
     /// # Errors
-    /// There is no address, or the limit is not text.
+    /// If there is no address, or the limit is not text.
     pub fn read(body: &[u8]) -> Result<Settings, DecodeError> {
         let mut reader = Reader::new(body);
         let coordinator = read_address(&mut reader)?
@@ -935,7 +933,7 @@ impl Report {
         });
     }
 
-    /// Takes a report from its frame's body.
+    /// Reads a report from its frame's body.
     pub fn read(body: &[u8]) -> Result<Report, DecodeError> {
         let mut reader = Reader::new(body);
         let id = OrderId(reader.u64("order id")?);

@@ -8,7 +8,7 @@
 //!   COPY-RECORD, between them
 //!   the live PREPAREs           ->
 //!                               <-  ACK (sn, copied)    paces the copy
-//!   COPY-END (sn)               ->  all is said that was there before sn
+//!   COPY-END (sn)               ->  everything from before sn is sent
 //!                               <-  MARKED (sn, digest)
 //! ```
 
@@ -20,25 +20,25 @@ use crate::limits::{FRAGMENT_BYTES, MAX_VALUE_BYTES};
 use crate::peer_message::CompletionRecord;
 use crate::placement::Digest;
 
-/// What a copy of a shard holds, in two sums that do not depend on order: equal digests at the same
-/// sequence number mean equal copies.
+/// The digest of a shard's content, as two sums that do not depend on order. Equal digests at the same sequence number
+/// mean equal copies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ContentDigest {
-    /// Over every entry: key, value and sequence number.
+    /// The sum over every entry: key, value and sequence number.
     pub table: u64,
-    /// Over every completion record.
+    /// The sum over every completion record.
     pub sessions: u64,
 }
 
-/// The live stream is registered: every write after `sn` comes as a PREPARE, everything up to it by
-/// the copy that begins here.
+/// The start of a copy. The live stream is registered: every write after `sn` comes as a PREPARE, everything up to it
+/// by this copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyStart {
     /// The sender's view.
     pub view: ViewVersion,
     /// The last write assigned when the stream was registered.
     pub sn: SequenceNumber,
-    /// Sessions that have written nothing since this write are forgotten (consistency.md §8).
+    /// The write since which every kept session has written; all others have expired (consistency.md §8).
     pub forgotten: SequenceNumber,
 }
 
@@ -47,8 +47,7 @@ pub struct CopyStart {
 pub struct CopyEntry<'a> {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The last write committed at the sender. Whatever a write up to here removed does not come in
-    /// this copy any more.
+    /// The last write committed at the sender. The rest of this copy contains nothing that writes up to here removed.
     pub committed: SequenceNumber,
     /// The sequence number of the entry's last write.
     pub version: SequenceNumber,
@@ -56,10 +55,10 @@ pub struct CopyEntry<'a> {
     pub digest: Digest,
     /// The key.
     pub key: &'a [u8],
-    /// Length of the whole value.
+    /// The length of the whole value.
     pub value_length: u32,
-    /// Its first bytes; the rest follows in [`CopyFragment`]s, unless another entry comes first:
-    /// then this one was overwritten, and comes live.
+    /// The first bytes of the value; the rest follows in [`CopyFragment`]s. If another entry comes first, this one was
+    /// overwritten, and its new version comes live.
     pub value: &'a [u8],
 }
 
@@ -68,13 +67,13 @@ pub struct CopyEntry<'a> {
 pub struct CopyFragment<'a> {
     /// The sender's view.
     pub view: ViewVersion,
-    /// Where in the value these bytes go: right after those that came.
+    /// The position of these bytes in the value: directly after those already sent.
     pub offset: u32,
     /// The bytes.
     pub bytes: &'a [u8],
 }
 
-/// A completion record of the primary's, whose write is committed.
+/// A completion record of the primary whose write is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyRecord {
     /// The sender's view.
@@ -85,7 +84,7 @@ pub struct CopyRecord {
     pub record: CompletionRecord,
 }
 
-/// The copy is complete, and `sn` is the last write sent.
+/// The end of the copy, at which `sn` is the last write sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CopyEnd {
     /// The sender's view.
@@ -94,18 +93,18 @@ pub struct CopyEnd {
     pub sn: SequenceNumber,
 }
 
-/// What the candidate held when it took the [`CopyEnd`].
+/// The content of the candidate when it received the [`CopyEnd`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marked {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The last write applied: that of the [`CopyEnd`].
+    /// The last write applied: the one in the [`CopyEnd`].
     pub sn: SequenceNumber,
     /// The copy's digest.
     pub content: ContentDigest,
 }
 
-/// The primary that was has sent all it had, up to `sn`: whoever has applied that may serve.
+/// The old primary's statement that it has sent everything up to `sn`: a successor that has applied it may serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// The sender's view.
@@ -222,13 +221,13 @@ impl Marked {
     }
 }
 
-/// Writes the common beginning of messages about a place in the log.
+/// Writes the common beginning of messages about a log position.
 pub(crate) fn write_place(body: &mut Vec<u8>, view: ViewVersion, sn: SequenceNumber) {
     body.put_u64(view.0);
     body.put_u64(sn.0);
 }
 
-/// Takes a view and a sequence number.
+/// Reads a view and a sequence number.
 pub(crate) fn read_place(
     reader: &mut Reader<'_>,
 ) -> Result<(ViewVersion, SequenceNumber), DecodeError> {

@@ -1,18 +1,18 @@
-//! What can be wrong with received bytes.
+//! Errors in received bytes.
 
-/// A frame cannot be taken off the stream; the connection has lost its place and must be closed.
+/// A frame that cannot be read; the stream is out of sync, and the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// The length field is beyond what this connection may carry.
+    /// The announced length exceeds the limit of this connection.
     #[error("a frame that announces a body of {announced} bytes; at most {limit} are allowed here")]
     TooLong {
-        /// What the length field says.
+        /// The value of the length field.
         announced: u32,
-        /// The bound of this connection.
+        /// The limit of this connection.
         limit: usize,
     },
-    /// The peer speaks another version of the protocol.
+    /// The peer uses another version of the protocol.
     #[error(
         "a frame of protocol version {got}; version {} is supported",
         crate::limits::PROTOCOL_VERSION
@@ -27,7 +27,7 @@ pub enum FrameError {
         /// The reserved field received.
         got: u16,
     },
-    /// The checksum does not match: the bytes were damaged on their way.
+    /// The checksum does not match: the bytes were corrupted in transit.
     #[error("a frame with checksum {got:#010x} whose bytes give {computed:#010x}")]
     Checksum {
         /// The CRC-32C received.
@@ -37,23 +37,23 @@ pub enum FrameError {
     },
 }
 
-/// The body of a frame does not have the layout of its opcode.
+/// A frame whose body does not have the layout of its opcode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
     /// The body ends before the field.
     #[error("the message ends inside {field}")]
     Truncated {
-        /// The field that is cut.
+        /// The truncated field.
         field: &'static str,
     },
-    /// Bytes are left after the last field.
+    /// Bytes remain after the last field.
     #[error("{count} bytes follow the end of the message")]
     TrailingBytes {
-        /// How many.
+        /// The number of bytes.
         count: usize,
     },
-    /// A field has a value that it must not have.
+    /// A field has an invalid value.
     #[error("{field} is {value}, which is not allowed")]
     BadValue {
         /// The field.
@@ -61,15 +61,15 @@ pub enum DecodeError {
         /// Its value.
         value: u64,
     },
-    /// Its sender does not have the key of this cluster.
+    /// The sender does not have the key of this cluster.
     #[error("the sender does not have the key of this cluster")]
     WrongKey,
-    /// The opcode is not one that this connection carries.
+    /// The connection does not carry this opcode.
     #[error("opcode {opcode:#04x} is not served here; supported: {supported}")]
     UnknownOpcode {
         /// The opcode received.
         opcode: u8,
-        /// The names of those that are.
+        /// The names of the opcodes that it carries.
         supported: &'static str,
     },
 }

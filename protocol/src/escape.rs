@@ -1,22 +1,21 @@
-//! Any bytes as printable text and back: one notation for dumps, logs, terminals and operations.
+//! Arbitrary bytes as printable text and back: one notation for dumps, logs, terminals and operations.
 //!
-//! Printable ASCII stands for itself, except `\` and `"`, which are written `\\` and `\"`; every
-//! other byte is `\xHH`. Reading also knows `\n`, `\r`, `\t` and `\0`. Valid UTF-8 may be kept
-//! readable where a person looks at it ([`Style::Readable`]); dumps are pure ASCII.
+//! Printable ASCII stays as it is, except `\` and `"`, which are written `\\` and `\"`; every other byte is `\xHH`.
+//! The parser also accepts `\n`, `\r`, `\t` and `\0`. Valid UTF-8 may be kept readable for people
+//! ([`Style::Readable`]); dumps are pure ASCII.
 
 use std::fmt::{self, Write as _};
 
-/// How much is escaped.
+/// The set of bytes that are escaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// Everything but printable ASCII: for files.
     Ascii,
-    /// Everything but printable ASCII and printable non-ASCII characters in valid UTF-8: for
-    /// terminals.
+    /// Everything but printable ASCII and printable non-ASCII characters in valid UTF-8: for terminals.
     Readable,
 }
 
-/// Displays bytes escaped, without quotes around them.
+/// A wrapper that displays bytes escaped, without quotes around them.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a> {
     bytes: &'a [u8],
@@ -28,7 +27,7 @@ pub fn ascii(bytes: &[u8]) -> Escaped<'_> {
     Escaped { bytes, style: Style::Ascii }
 }
 
-/// Escapes what a terminal should not be sent.
+/// Escapes everything that is unsafe for a terminal.
 pub fn readable(bytes: &[u8]) -> Escaped<'_> {
     Escaped { bytes, style: Style::Readable }
 }
@@ -58,8 +57,8 @@ fn write_character(f: &mut fmt::Formatter<'_>, character: char) -> fmt::Result {
     write_ascii(f, character.encode_utf8(&mut [0; 4]).as_bytes())
 }
 
-/// Control characters, and those that a terminal would obey or that cannot be told apart by eye
-/// (bidirectional controls, zero-width characters, line and paragraph separators).
+/// Returns whether a character is a control character, is interpreted by terminals, or is invisible: bidirectional
+/// controls, zero-width characters, line and paragraph separators.
 fn is_unprintable(character: char) -> bool {
     character.is_control()
         || (character.is_whitespace() && character != ' ')
@@ -81,17 +80,17 @@ fn write_ascii(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     Ok(())
 }
 
-/// What is wrong with escaped text.
+/// An error in escaped text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`\\` at byte {at} starts no known escape; write \\\\ \\\" \\n \\r \\t \\0 or \\xHH with two hex digits"
 )]
 pub struct UnescapeError {
-    /// Where the escape starts.
+    /// The position of the invalid escape.
     pub at: usize,
 }
 
-/// Undoes [`Escaped`]; bytes that need no escape stand for themselves.
+/// Reverses [`Escaped`]; bytes that need no escape are taken as they are.
 pub fn unescape(text: &[u8]) -> Result<Vec<u8>, UnescapeError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut at = 0;

@@ -1,51 +1,51 @@
-//! How a server's process ends, as its exit code says: the server ends with these, its help and
-//! `docs/exit-codes.md` list them, and the coordinator puts them into words.
+//! The exit codes of a server. The server exits with them, its help and `docs/exit-codes.md` list them, and the
+//! coordinator translates them into text.
 
-/// Why a server has ended.
+/// The reason for a server's exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum ServerExit {
-    /// It was told to stop, and all that it held lies in complete dumps.
+    /// An orderly stop: everything the server held is in complete dumps.
     Stopped = 0,
-    /// It stopped, and a dump could not be written.
+    /// A stop in which a dump could not be written.
     NotDumped = 1,
-    /// Nothing was started.
+    /// A wrong command line; nothing was started.
     Usage = 2,
-    /// No log.
+    /// A log that cannot be opened.
     Log = 10,
-    /// No io_uring.
+    /// An unusable io_uring.
     IoUring = 11,
-    /// Too little memory may be locked.
+    /// A limit on locked memory that is too low.
     Memlock = 12,
-    /// A port is taken or not allowed.
+    /// A port that is in use or not permitted.
     Listen = 13,
-    /// The coordinator's name cannot be looked up.
+    /// A host name of the coordinator that cannot be resolved.
     CoordinatorHost = 14,
-    /// No executor.
+    /// An executor that did not start.
     Executor = 15,
-    /// Another service of the system failed at the start.
+    /// A failure of another system service at the start.
     System = 16,
-    /// The coordinator does not want it.
+    /// A refusal by the coordinator.
     Refused = 17,
-    /// Nobody has ever answered.
+    /// No response from any coordinator since the start.
     NoCoordinator = 18,
-    /// Too few files may be open.
+    /// A limit on open files that is too low.
     OpenFiles = 19,
-    /// No coordinator for as long as `--orphan-timeout` says.
+    /// No coordinator for longer than `--orphan-timeout`.
     Orphaned = 20,
-    /// A dump that it was to begin with cannot be loaded.
+    /// A dump to load at the start that cannot be loaded.
     Load = 21,
-    /// The cluster's key cannot be read.
+    /// A cluster key that cannot be read.
     Key = 25,
     /// A broken invariant.
     Panicked = 70,
-    /// The watchdog has ended it.
+    /// An exit by the watchdog because a thread was hung.
     Stalled = 71,
 }
 
 impl ServerExit {
-    /// All of them, by code.
+    /// All exits, by code.
     pub const ALL: [ServerExit; 18] = [
         ServerExit::Stopped,
         ServerExit::NotDumped,
@@ -67,22 +67,22 @@ impl ServerExit {
         ServerExit::Stalled,
     ];
 
-    /// The exit code.
+    /// Returns the exit code.
     pub fn code(self) -> u8 {
         self as u8
     }
 
-    /// The exit with this code.
+    /// Returns the exit with this code.
     pub fn from_code(code: i32) -> Option<ServerExit> {
         ServerExit::ALL.into_iter().find(|exit| i32::from(exit.code()) == code)
     }
 
-    /// Whether nothing is gone with the process: all that it held lies in complete dumps.
+    /// Returns whether no data is lost with the process: everything it held is in complete dumps.
     pub fn is_in_order(self) -> bool {
         matches!(self, ServerExit::Stopped | ServerExit::Orphaned)
     }
 
-    /// What it means, as messages and the manual say it.
+    /// Returns its meaning, in the words of messages and the manual.
     pub fn meaning(self) -> &'static str {
         match self {
             ServerExit::Stopped => "it was told to stop",
@@ -123,7 +123,7 @@ mod tests {
         for exit in ServerExit::ALL {
             assert_eq!(ServerExit::from_code(exit.code().into()), Some(exit));
         }
-        // Shells and signals have these.
+        // Shells and signals use the codes from 126 on.
         assert!(codes.iter().all(|&code| code < 126));
         assert_eq!(ServerExit::from_code(300), None);
     }

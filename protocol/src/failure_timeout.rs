@@ -1,27 +1,27 @@
-//! The failure timeout of a cluster, and every time that follows from it (consistency.md §4, §5).
+//! The failure timeout of a cluster, and every time derived from it (consistency.md §4, §5).
 //!
 //! | time | from the timeout t | default |
 //! |---|---|---|
 //! | silence to the coordinator until a server is suspected | t | 0.5 s |
 //! | lease L of a primary | t, at least 0.5 s | 0.5 s |
-//! | grace G; silence between two holders until one of them complains; a hung thread ends its process | 1.25 L | 0.625 s |
+//! | grace G; silence until a holder complains of the other; a hung thread ends its process | 1.25 L | 0.625 s |
 //! | interval of beacons | L / 5 | 0.1 s |
-//! | silence that a vote bears; patience with a candidate | L / 2 | 0.25 s |
-//! | patience with a probe | L | 0.5 s |
+//! | silence that a vote tolerates; timeout of a candidate | L / 2 | 0.25 s |
+//! | timeout of a probe | L | 0.5 s |
 //!
-//! All processes of a cluster must agree on it: a grace that is shorter than the lease of another process
-//! lets two servers answer for one key.
+//! All processes of a cluster must agree on it: if a grace is shorter than the lease of another process, two servers
+//! can serve the same key.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::limits::LEASE;
 
-/// The failure timeouts that a cluster may have, in seconds. Below the least, a server that works is
-/// suspected between two heartbeats; above the most, a failed one stays unnoticed.
+/// The valid failure timeouts of a cluster, in seconds. Below the minimum, a working server would be suspected between
+/// two heartbeats; above the maximum, a failed one would stay unnoticed.
 pub const FAILURE_TIMEOUT_SECONDS: RangeInclusive<f64> = 0.15..=3_600.0;
 
-/// The failure timeout of a cluster. See the module's description.
+/// The failure timeout of a cluster. See the module's documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailureTimeout {
     timeout: Duration,
@@ -32,10 +32,10 @@ pub struct FailureTimeout {
 }
 
 impl FailureTimeout {
-    /// That of a cluster that was given none.
+    /// The failure timeout of a cluster without an explicit one.
     pub const DEFAULT: FailureTimeout = FailureTimeout::new(LEASE);
 
-    /// The times that follow from a timeout. The caller keeps to [`FAILURE_TIMEOUT_SECONDS`].
+    /// Derives all times from a timeout. The caller keeps within [`FAILURE_TIMEOUT_SECONDS`].
     pub const fn new(timeout: Duration) -> FailureTimeout {
         let lease_nanos =
             if timeout.as_nanos() > LEASE.as_nanos() { nanos(timeout) } else { nanos(LEASE) };
@@ -48,49 +48,49 @@ impl FailureTimeout {
         }
     }
 
-    /// The same leases with another silence until a server is suspected. For searches in which silence is an
+    /// Returns the same leases with another silence until a server is suspected, for searches in which silence is an
     /// input.
     pub const fn suspecting_after(self, silence: Duration) -> FailureTimeout {
         FailureTimeout { timeout: silence, ..self }
     }
 
-    /// After how long a silence a server is suspected: the timeout itself.
+    /// Returns the silence after which a server is suspected: the timeout itself.
     pub const fn timeout(self) -> Duration {
         self.timeout
     }
 
-    /// The lease of a primary.
+    /// Returns the lease of a primary.
     pub const fn lease(self) -> Duration {
         self.lease
     }
 
-    /// The grace that an ack costs its sender.
+    /// Returns the grace that follows an ack at its sender.
     pub const fn grace(self) -> Duration {
         self.grace
     }
 
-    /// How often an idle primary sends a beacon.
+    /// Returns the interval of beacons of an idle primary.
     pub const fn beacon_interval(self) -> Duration {
         self.beacon_interval
     }
 
-    /// A member hears the other one if every shard heard it this recently.
+    /// Returns the age up to which the other member's last message, for every shard, counts as recent.
     pub const fn heard_within(self) -> Duration {
         self.heard_within
     }
 
-    /// After how long a silence a member complains of the other one: a lease and what a beacon may be late,
-    /// so a stall that is shorter than the lease is never complained of.
+    /// Returns the silence after which a member complains of the other one: a lease and the possible delay of a beacon.
+    /// So a pause shorter than the lease causes no complaint.
     pub const fn complains_after(self) -> Duration {
         self.grace
     }
 
-    /// A candidate that acknowledges nothing for this long has failed.
+    /// Returns the time without acknowledgements after which a candidate has failed.
     pub const fn candidate_patience(self) -> Duration {
         self.heard_within
     }
 
-    /// How long a member may take to answer a probe.
+    /// Returns the timeout for a member's response to a probe.
     pub const fn probe_patience(self) -> Duration {
         self.lease
     }
@@ -103,7 +103,7 @@ impl Default for FailureTimeout {
 }
 
 /// A duration of at most 584 years, in nanoseconds.
-#[allow(clippy::cast_possible_truncation)] // See above: the bounds are seconds.
+#[allow(clippy::cast_possible_truncation)] // The bounds above are seconds.
 const fn nanos(duration: Duration) -> u64 {
     duration.as_nanos() as u64
 }

@@ -1,4 +1,4 @@
-//! Frames: how messages are cut out of a stream of bytes.
+//! Frames: the division of a byte stream into messages.
 //!
 //! ```text
 //!  0        4         5        6          8
@@ -23,7 +23,7 @@ use crate::limits::PROTOCOL_VERSION;
 pub const HEADER_BYTES: usize = 8;
 const CHECKSUM_BYTES: usize = 4;
 
-/// Whether the frames of a connection end with a CRC-32C.
+/// The presence of a CRC-32C at the end of a connection's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
     /// Clients' connections: no checksum.
@@ -32,22 +32,22 @@ pub enum Checksum {
     Crc32c,
 }
 
-/// What the frames of a connection may be.
+/// The limits and format of a connection's frames.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameRules {
     /// The longest message allowed, in bytes, without checksum.
     pub max_body: usize,
-    /// Whether frames carry a checksum.
+    /// The checksum of the frames.
     pub checksum: Checksum,
 }
 
 impl FrameRules {
-    /// Frames of a client's connection with messages of up to `max_body` bytes.
+    /// Returns the rules of a client connection with messages of up to `max_body` bytes.
     pub const fn unchecked(max_body: usize) -> FrameRules {
         FrameRules { max_body, checksum: Checksum::Absent }
     }
 
-    /// Frames of a connection inside the cluster with messages of up to `max_body` bytes.
+    /// Returns the rules of a connection inside the cluster with messages of up to `max_body` bytes.
     pub const fn checked(max_body: usize) -> FrameRules {
         FrameRules { max_body, checksum: Checksum::Crc32c }
     }
@@ -56,21 +56,21 @@ impl FrameRules {
 /// One whole frame, borrowed from the received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// What the message is.
+    /// The type of the message.
     pub opcode: u8,
     /// The message, without header and checksum.
     pub body: &'a [u8],
-    /// Bytes of the input that this frame took: header, message and checksum.
+    /// The number of input bytes of this frame: header, message and checksum.
     pub consumed: usize,
 }
 
-/// Cuts the first frame off `input`; `None` when its end has not arrived.
+/// Splits the first frame off `input`; returns `None` if its end has not arrived.
 ///
-/// The header is judged as soon as its fields are there, so a wrong length is refused before
-/// anything is kept for it.
+/// The fields of the header are checked as soon as they have arrived, so an invalid length is rejected before any
+/// memory is reserved for it.
 ///
 /// # Errors
-/// [`FrameError`]: the stream has lost its place; close the connection.
+/// [`FrameError`]: the stream is out of sync; close the connection.
 #[inline]
 pub fn split_frame<'a>(
     input: &'a [u8],
@@ -101,7 +101,7 @@ pub fn split_frame<'a>(
     Ok(Some(Frame { opcode, body, consumed }))
 }
 
-/// Judges the header fields that have arrived in full.
+/// Checks the header fields that have arrived in full.
 #[inline]
 fn check_partial_header(header: &[u8], rules: &FrameRules) -> Result<(), FrameError> {
     if let Some((length, _)) = header.split_first_chunk::<4>() {
@@ -129,7 +129,7 @@ fn check_partial_header(header: &[u8], rules: &FrameRules) -> Result<(), FrameEr
     Ok(())
 }
 
-/// The header of a frame without checksum whose message has `length` bytes.
+/// Returns the header of a frame without checksum whose message has `length` bytes.
 pub(crate) fn unchecked_header(opcode: u8, length: usize) -> [u8; HEADER_BYTES] {
     let [a, b, c, d] = crate::codec::length_u32(length, "frame").to_le_bytes();
     [a, b, c, d, PROTOCOL_VERSION, opcode, 0, 0]
@@ -153,7 +153,7 @@ pub(crate) fn begin_frame(output: &mut Vec<u8>, opcode: u8) {
     output.put_bytes(&[0, 0, 0, 0, PROTOCOL_VERSION, opcode, 0, 0]);
 }
 
-/// Ends the frame that begins at `start`: its message is all that stands behind the header.
+/// Ends the frame that begins at `start`; its message is everything after the header.
 pub(crate) fn end_frame(output: &mut Vec<u8>, start: usize, checksum: Checksum) {
     let trailer = match checksum {
         Checksum::Absent => 0,
@@ -168,8 +168,8 @@ pub(crate) fn end_frame(output: &mut Vec<u8>, start: usize, checksum: Checksum) 
     }
 }
 
-/// Received bytes that wait to become frames. Its memory follows what was received, never what a
-/// header announces.
+/// A buffer of received bytes that do not form a whole frame yet. Its memory is bounded by what was received, never by
+/// what a header announces.
 ///
 /// ```text
 ///   received bytes -> extend() -> [ consumed | frame frame par ] -> next_frame()
@@ -177,13 +177,13 @@ pub(crate) fn end_frame(output: &mut Vec<u8>, start: usize, checksum: Checksum) 
 #[derive(Debug)]
 pub struct FrameBuffer {
     bytes: Vec<u8>,
-    /// Bytes at the front that frames already took.
+    /// The number of bytes at the front that earlier frames took.
     taken: usize,
     rules: FrameRules,
 }
 
 impl FrameBuffer {
-    /// An empty buffer for a connection with these rules.
+    /// Creates an empty buffer for a connection with these rules.
     pub fn new(rules: FrameRules) -> FrameBuffer {
         FrameBuffer { bytes: Vec::new(), taken: 0, rules }
     }
@@ -199,25 +199,25 @@ impl FrameBuffer {
         self.bytes.extend_from_slice(received);
     }
 
-    /// Appends as many of the received bytes as the frame that waits in part lacks, and no more; how many those were.
-    /// The others can be taken as they lie.
+    /// Appends as many of the received bytes as the partial frame lacks, and no more; returns their number. The other
+    /// bytes can be used in place.
     pub fn complete(&mut self, received: &[u8]) -> usize {
         self.reclaim();
         let header = HEADER_BYTES.saturating_sub(self.bytes.len()).min(received.len());
         let (header, others) = received.split_at(header);
         self.bytes.extend_from_slice(header);
-        // It says how long the frame is.
+        // The header states the length of the frame.
         let rest = &others[..self.missing().min(others.len())];
         self.bytes.extend_from_slice(rest);
         header.len() + rest.len()
     }
 
-    /// Takes the next whole frame of what waits and what was received since. Of the received bytes only those are
-    /// copied that complete a frame which has come in part; `received` becomes what is left of them. After `None` that
-    /// is to be appended ([`FrameBuffer::extend`]).
+    /// Takes the next whole frame from the buffered and then the received bytes. Only received bytes that complete a
+    /// partial frame are copied; `received` becomes the rest of them. After `None` the caller must append that rest
+    /// ([`FrameBuffer::extend`]).
     ///
     /// # Errors
-    /// As [`split_frame`]; the buffer is of no further use then.
+    /// The errors of [`split_frame`]; the buffer must not be used afterwards.
     pub fn next_frame_of<'a, 'r: 'a>(
         &'a mut self,
         received: &mut &'r [u8],
@@ -234,10 +234,10 @@ impl FrameBuffer {
         Ok(frame)
     }
 
-    /// Lets `read` append received bytes straight to those that wait, with room for `room` of them.
+    /// Lets `read` append received bytes directly to the buffer, with room for `room` of them.
     ///
     /// # Errors
-    /// If there is no memory for so many; nothing was read then.
+    /// If there is no memory for that many; nothing was read then.
     pub fn fill<T>(
         &mut self,
         room: usize,
@@ -248,7 +248,7 @@ impl FrameBuffer {
         Ok(read(&mut self.bytes))
     }
 
-    /// Gives the memory back if nothing waits in it and it has room for more than `kept` bytes.
+    /// Frees the memory if no bytes are buffered and the capacity exceeds `kept` bytes.
     pub fn trim(&mut self, kept: usize) {
         if !self.is_partial() {
             self.reclaim();
@@ -258,10 +258,10 @@ impl FrameBuffer {
         }
     }
 
-    /// Takes the next whole frame, or `None` when more bytes are needed.
+    /// Takes the next whole frame, or `None` if more bytes are needed.
     ///
     /// # Errors
-    /// As [`split_frame`]; the buffer is of no further use then.
+    /// The errors of [`split_frame`]; the buffer must not be used afterwards.
     #[inline]
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, FrameError> {
         let frame = split_frame(&self.bytes[self.taken..], &self.rules)?;
@@ -271,22 +271,22 @@ impl FrameBuffer {
         Ok(frame)
     }
 
-    /// Passes over so many bytes of the waiting ones: whole frames that were taken otherwise.
+    /// Skips this many buffered bytes: whole frames that were taken otherwise.
     pub fn skip(&mut self, bytes: usize) {
         self.taken = (self.taken + bytes).min(self.bytes.len());
     }
 
-    /// Whether part of a frame waits for its rest.
+    /// Returns whether a partial frame is buffered.
     pub fn is_partial(&self) -> bool {
         self.taken < self.bytes.len()
     }
 
-    /// Bytes that wait.
+    /// Returns the buffered bytes.
     pub fn waiting(&self) -> &[u8] {
         &self.bytes[self.taken..]
     }
 
-    /// How many bytes the frame that has come in part lacks; 0 if that is not known yet, or wrong.
+    /// Returns the number of bytes that the partial frame lacks; 0 if that is unknown or its header is invalid.
     pub fn missing(&self) -> usize {
         let waiting = self.waiting();
         let Some((header, _)) = waiting.split_first_chunk::<HEADER_BYTES>() else { return 0 };
@@ -297,8 +297,8 @@ impl FrameBuffer {
         (HEADER_BYTES + length).saturating_sub(waiting.len())
     }
 
-    /// How many bytes the frame that has come in part has, header included; 0 if that is not known yet, or wrong,
-    /// or if it has come whole.
+    /// Returns the full length of the partial frame, header included; 0 if that is unknown, its header is invalid, or
+    /// the frame is complete.
     pub fn length_of_partial(&self) -> usize {
         match self.missing() {
             0 => 0,
@@ -306,8 +306,8 @@ impl FrameBuffer {
         }
     }
 
-    /// Makes room for the rest of the frame that has come in part, but never for more than has come, or
-    /// `least` bytes: a header can announce anything. If the system refuses it, the buffer grows step by step.
+    /// Reserves room for the rest of the partial frame, but never for more than was received, or `least` bytes: a
+    /// header can announce any length. If the allocation fails, the buffer grows step by step.
     pub fn reserve_missing(&mut self, least: usize) {
         self.reclaim();
         let most = self.waiting().len().max(least);
@@ -316,31 +316,31 @@ impl FrameBuffer {
         }
     }
 
-    /// What the buffer takes.
+    /// Returns the memory of the buffer in bytes.
     pub fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// Lends the buffer to whoever receives behind what waits in it; to be brought back by
-    /// [`FrameBuffer::take_back`] before anything else is done here.
+    /// Lends the buffer to a receiver that appends to it. Return it by [`FrameBuffer::take_back`] before any other
+    /// call.
     pub fn lend(&mut self) -> Vec<u8> {
         self.reclaim();
         std::mem::take(&mut self.bytes)
     }
 
-    /// Takes the buffer back, with what was received.
+    /// Takes the buffer back, with the received bytes.
     pub fn take_back(&mut self, bytes: Vec<u8>) {
         debug_assert!(self.bytes.is_empty(), "bytes came in while the buffer was lent");
         self.bytes = bytes;
     }
 
-    /// Gives the waiting bytes away, as when a connection is handed to another executor.
+    /// Returns the buffered bytes, as when a connection is handed to another executor.
     pub fn into_waiting(mut self) -> Vec<u8> {
         self.bytes.drain(..self.taken);
         self.bytes
     }
 
-    /// Moves what waits to the front, so that the buffer does not grow with what is gone.
+    /// Moves the buffered bytes to the front, so that the buffer does not grow with bytes already taken.
     fn reclaim(&mut self) {
         if self.taken == self.bytes.len() {
             self.bytes.clear();
@@ -429,7 +429,7 @@ mod tests {
     /// Opcodes and bodies.
     type Seen = Vec<(u8, Vec<u8>)>;
 
-    /// The frames that `take` finds in a stream of these bodies that is received in pieces of these lengths.
+    /// Returns the frames that `take` finds in a stream of these bodies received in pieces of these lengths.
     fn cut_up(
         bodies: &[Vec<u8>],
         cuts: &[usize],

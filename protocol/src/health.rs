@@ -1,4 +1,4 @@
-//! A cluster's health in one word and one line, read off its status.
+//! A cluster's health in one word and one line, derived from its status.
 
 use std::fmt::Display;
 
@@ -7,26 +7,25 @@ use serde::{Deserialize, Serialize};
 use crate::map::ServerState;
 use crate::status::{ClusterState, ClusterStatus, GroupCondition, GroupStatus};
 
-/// So many of a kind are named; of the others it is said how many there are.
+/// The most items of a kind that are named; the others are only counted.
 const MAX_NAMED: usize = 8;
 
-/// How well a cluster serves.
+/// The health of a cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// Every group has two copies, and there is no alarm.
     Whole,
-    /// Every key is served, and something is amiss: a copy is missing, or there is an alarm; or the cluster is
-    /// starting or stopping.
+    /// Every key is served, but a copy is missing, there is an alarm, or the cluster is starting or stopping.
     #[default]
     Degraded,
-    /// Some keys are not served, as far as the coordinator knows: a group is LOST or unreachable, or no holder of it is
-    /// heard.
+    /// Some keys are not served, as far as the coordinator knows: a group is LOST or unreachable, or all its holders
+    /// are silent.
     Unserved,
 }
 
 impl Health {
-    /// The exit status of `coord status`.
+    /// Returns the exit status of `coord status`.
     pub fn exit_code(self) -> u8 {
         match self {
             Health::Whole => 0,
@@ -37,7 +36,8 @@ impl Health {
 }
 
 impl ClusterStatus {
-    /// How well the cluster serves, and why not better: the worst first, in one line; empty if it is whole.
+    /// Returns the health of the cluster and the reasons in one line, the worst first; the line is empty if it is
+    /// whole.
     pub fn assess(&self) -> (Health, String) {
         let groups = |is_so: fn(&GroupStatus) -> bool| {
             let groups = self.groups.iter().filter(move |group| is_so(group));
@@ -77,7 +77,7 @@ impl ClusterStatus {
     }
 }
 
-/// These things in words; `None` if there are none.
+/// Lists these items as text; `None` if there are none.
 fn counted<T: Display>(
     what: &str,
     one: &str,

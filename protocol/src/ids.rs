@@ -1,7 +1,7 @@
 //! Newtypes for everything that would otherwise be a bare integer.
 //!
-//! No two of these can be mistaken for one another in a signature; each says what it counts, where
-//! it starts and who hands it out. The words are those of `docs/consistency.md`.
+//! No two of these can be confused in a signature; each documents its meaning, its range and its issuer. The terms are
+//! those of `docs/consistency.md`.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ macro_rules! integer_id {
 }
 
 integer_id! {
-    /// A server's place in the ring, 0 to N-1. The coordinator hands it out; it never changes.
+    /// A server's place in the ring, 0 to N-1. The coordinator assigns it; it never changes.
     ServerId(u16)
 }
 integer_id! {
@@ -38,18 +38,18 @@ integer_id! {
     ShardId(u16)
 }
 integer_id! {
-    /// The version of a group's view. The coordinator alone makes views; versions only grow and
-    /// start at 1. Zero means "none known".
+    /// The version of a group's view. Only the coordinator creates views; versions start at 1 and only increase. Zero
+    /// means "none known".
     ViewVersion(u64)
 }
 integer_id! {
-    /// The place of a write in the log of its (group, shard): contiguous, from 1, assigned by the
-    /// primary, never reused. It is also the version of the entry that the write left.
+    /// The position of a write in the log of its (group, shard): contiguous, from 1, assigned by the primary, never
+    /// reused. It is also the version of the entry that the write left.
     SequenceNumber(u64)
 }
 integer_id! {
-    /// The number of a write in its session (client, group, shard), from 1. A retry keeps it. Zero
-    /// on requests that are not writes.
+    /// The number of a write in its session (client, group, shard), from 1. A retry keeps it. Zero in requests that are
+    /// not writes.
     RequestSeq(u64)
 }
 integer_id! {
@@ -57,65 +57,63 @@ integer_id! {
     RequestHash(u64)
 }
 integer_id! {
-    /// Tells apart the requests in flight on one connection; chosen by the client, echoed by the
-    /// server.
+    /// The id of a request in flight on one connection; chosen by the client, repeated by the server.
     RequestId(u64)
 }
 integer_id! {
-    /// Tells apart the orders of all coordinators that a cluster ever has; echoed by the server's
-    /// report. The upper half is the coordinator's epoch, so that nothing that an order of an earlier
-    /// one still causes can be taken for the outcome of a later one's.
+    /// The id of an order, unique among all coordinators that a cluster ever has; repeated in the server's report. The
+    /// upper half is the coordinator's epoch, so that a late effect of an earlier coordinator's order is never taken
+    /// for the outcome of a later one's.
     OrderId(u64)
 }
 
 integer_id! {
-    /// A PID namespace, until its machine starts again. A process gives that of its own; zero means "not
-    /// known".
+    /// A PID namespace, valid until its machine reboots. A process reports its own; zero means "not known".
     PidNamespace(u64)
 }
 
 impl OrderId {
-    /// The first order of a coordinator; the next is one more.
+    /// Returns the first order id of a coordinator; the following ids are consecutive.
     pub fn first_of(epoch: Epoch) -> OrderId {
         OrderId((epoch.number << 32) | 1)
     }
 
-    /// Whether the coordinator of this epoch has given the order.
+    /// Returns whether the coordinator of this epoch has given the order.
     pub fn is_of(self, epoch: Epoch) -> bool {
         self.0 >> 32 == epoch.number & u64::from(u32::MAX)
     }
 }
 
 impl GroupId {
-    /// The server on which this group's primary is at home.
+    /// Returns the home server of this group's primary.
     pub fn home_primary(self) -> ServerId {
         ServerId(self.0)
     }
 
-    /// The server on which this group's secondary is at home, in a ring of `servers`.
+    /// Returns the home server of this group's secondary in a ring of `servers`.
     pub fn home_secondary(self, servers: u16) -> ServerId {
         ServerId(self.0).successor(servers)
     }
 }
 
 impl ServerId {
-    /// The next server of the ring: the home of this server's secondary.
+    /// Returns the next server of the ring: the home of this server's secondary.
     pub fn successor(self, servers: u16) -> ServerId {
         assert!(self.0 < servers, "server {self} is not in a ring of {servers}");
         ServerId(if self.0 + 1 == servers { 0 } else { self.0 + 1 })
     }
 
-    /// The group whose primary is at home here.
+    /// Returns the group whose primary is at home here.
     pub fn home_group(self) -> GroupId {
         GroupId(self.0)
     }
 }
 
 impl SequenceNumber {
-    /// Before the first write.
+    /// The position before the first write.
     pub const ZERO: SequenceNumber = SequenceNumber(0);
 
-    /// The sequence number after this one.
+    /// Returns the sequence number after this one.
     #[must_use]
     pub fn next(self) -> SequenceNumber {
         SequenceNumber(self.0 + 1)
@@ -123,7 +121,7 @@ impl SequenceNumber {
 }
 
 integer_id! {
-    /// Which map of a coordinator's term it is: the later one has the higher number.
+    /// The number of a map within a coordinator's epoch: a later map has a higher number.
     MapRevision(u64)
 }
 
@@ -169,36 +167,36 @@ macro_rules! random_id {
 }
 
 random_id! {
-    /// Names a cluster; random, drawn by the coordinator at its first start. Zero: "any" in a
-    /// client's first hello, which asks for it.
+    /// The id of a cluster; random, drawn by the coordinator at its first start. Zero in a client's first hello means
+    /// "any".
     ClusterId(u128, "32")
 }
 random_id! {
-    /// The secret that the processes of one cluster share; see [`key`](crate::key).
-    /// Random, drawn by the coordinator at its first start. Zero: of a server that was started by hand.
+    /// The secret shared by the processes of one cluster; see [`key`](crate::key). Random, drawn by the coordinator at
+    /// its first start. Zero in a server that was started by hand.
     ClusterKey(u128, "32")
 }
 random_id! {
-    /// Names a client; random, drawn by the client. Its sessions (consistency.md §8) hang on it.
+    /// The id of a client; random, drawn by the client. It identifies the client's sessions (consistency.md §8).
     ClientId(u128, "32")
 }
 random_id! {
-    /// Names one server process; random, drawn by the process at its start.
+    /// The id of one server process; random, drawn by the coordinator before it spawns the process.
     Incarnation(u64, "16")
 }
 random_id! {
-    /// Names one coordinator process; random, the second half of an [`Epoch`].
+    /// The id of one coordinator process; random, the second half of an [`Epoch`].
     BootId(u64, "16")
 }
 
-/// One server process at one place of the ring: what a view names.
+/// One server process at one place of the ring, as named in views.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
 )]
 pub struct Member {
     /// Its place in the ring.
     pub server: ServerId,
-    /// Which process at that place.
+    /// The process at that place.
     pub incarnation: Incarnation,
 }
 
@@ -208,8 +206,8 @@ impl fmt::Display for Member {
     }
 }
 
-/// The coordinator's term of office: the number grows by one at every start of a coordinator, and
-/// servers refuse orders of a lower one.
+/// The term of a coordinator. The number increases by one at every start of a coordinator, and servers refuse orders of
+/// a lower one.
 #[derive(
     Clone,
     Copy,
@@ -224,15 +222,14 @@ impl fmt::Display for Member {
     serde::Deserialize,
 )]
 pub struct Epoch {
-    /// Grows at every start.
+    /// The number, which increases at every start.
     pub number: u64,
-    /// Tells apart two coordinators that claim the same number.
+    /// The process, which distinguishes two coordinators that claim the same number.
     pub boot: BootId,
 }
 
-/// A reading of a node's own monotonic clock (CLOCK_BOOTTIME), in nanoseconds since that node's
-/// boot. Readings of two nodes are never compared; one that travels (`t_send`) comes back as an
-/// echo to the node that made it.
+/// A reading of a node's own monotonic clock (CLOCK_BOOTTIME), in nanoseconds since that node's boot. Readings of two
+/// nodes are never compared: a reading that travels (`t_send`) is only echoed to the node that took it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time {
     /// Nanoseconds since the node's boot.
@@ -240,12 +237,12 @@ pub struct Time {
 }
 
 impl Time {
-    /// The reading `nanos` nanoseconds after boot.
+    /// Returns the reading `nanos` nanoseconds after boot.
     pub const fn from_nanos(nanos: u64) -> Time {
         Time { nanos }
     }
 
-    /// How long after `earlier` this reading was taken; zero if it was not after it.
+    /// Returns the time between `earlier` and this reading; zero if this one is not later.
     pub fn since(self, earlier: Time) -> std::time::Duration {
         std::time::Duration::from_nanos(self.nanos.saturating_sub(earlier.nanos))
     }

@@ -4,21 +4,21 @@
 //!   dialler                                       acceptor
 //!   CHALLENGE (nonce d, shard)        ->
 //!                                     <-          PROOF (nonce a, tag of the acceptor)
-//!   hello + tag of the dialler over it ->         the protocol of the port goes on
+//!   hello + tag of the dialler over it ->         the port's own protocol follows
 //! ```
 //!
-//! Names (of the cluster, of processes, of epochs) are visible to every client, so they prove nothing. The
-//! key is known to the cluster's own processes alone: it is stored in the coordinator's state, and each
-//! server receives it through a pipe. Every connection between two of them begins with this handshake, and
-//! neither side acts on anything else before the other side's tag is verified. The dialler checks first, so
-//! a stranger on a port that a coordinator has left learns nothing and can order nothing.
+//! Ids (of the cluster, of processes, of epochs) are visible to every client, so they prove nothing. Only the
+//! cluster's own processes have the key: it is stored in the coordinator's state, and each server receives it
+//! through a pipe. Every connection between two of them begins with this handshake, and neither side acts on
+//! anything else before the other side's tag is verified. The dialler verifies first, so a stranger on a port that
+//! a coordinator has left learns nothing and can order nothing.
 //!
 //! A tag is HMAC-SHA-256 (RFC 2104, FIPS 180-4) under the key over: a label of the protocol, the role and
-//! the [`Link`], both nonces, and, from the dialler, the hello. Role and link keep a tag from being used in
-//! the other direction or at another port; the nonces keep an old one from being used again.
+//! the [`Link`], both nonces, and, from the dialler, the hello. Role and link prevent the use of a tag in
+//! the other direction or at another port; the nonces prevent the replay of an old one.
 //!
 //! The handshake authenticates the two ends. It does not encrypt what follows, nor protect it against
-//! someone who can alter packets on the way.
+//! an attacker that can alter packets in transit.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
@@ -28,7 +28,7 @@ use crate::error::DecodeError;
 use crate::frame::{Checksum, write_frame};
 use crate::ids::{ClusterKey, ShardId};
 
-/// Opcodes of the handshake, on every port of the cluster's own.
+/// Opcodes of the handshake, on every port inside the cluster.
 pub mod opcode {
     /// The dialler's first frame.
     pub const CHALLENGE: u8 = 0x70;
@@ -38,10 +38,10 @@ pub mod opcode {
 
 /// Bytes of a tag.
 const TAG_BYTES: usize = 32;
-/// Names this protocol and version in every tag.
+/// The name and version of this protocol, contained in every tag.
 const LABEL: &[u8] = b"kv cluster handshake 1";
 
-/// A number that is drawn at random for one connection and used once.
+/// A random number that is used for one connection only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nonce(pub u128);
 
@@ -57,7 +57,7 @@ pub enum Link {
     Reports = 3,
 }
 
-/// The side of a connection that a tag is made by.
+/// The side of a connection that creates a tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Side {
@@ -86,7 +86,7 @@ impl Challenge {
     /// Reads a challenge from its frame's body.
     ///
     /// # Errors
-    /// It is malformed.
+    /// If it is malformed.
     pub fn read(body: &[u8]) -> Result<Challenge, DecodeError> {
         let mut reader = Reader::new(body);
         let challenge =
@@ -96,7 +96,7 @@ impl Challenge {
     }
 }
 
-/// The handshake of one connection: seals the dialler's hello, and opens it at the acceptor.
+/// The handshake of one connection: it seals the dialler's hello, and opens it at the acceptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
     key: ClusterKey,
@@ -106,7 +106,7 @@ pub struct Seal {
 }
 
 impl Seal {
-    /// The handshake of a connection of this kind, with the nonces of both sides.
+    /// Creates the handshake of a connection of this kind, with the nonces of both sides.
     pub const fn new(key: ClusterKey, link: Link, dialler: Nonce, acceptor: Nonce) -> Seal {
         Seal { key, link, dialler, acceptor }
     }
@@ -114,7 +114,7 @@ impl Seal {
     /// Reads a PROOF from its frame's body, at the dialler, which sent `dialler` in its challenge.
     ///
     /// # Errors
-    /// The acceptor does not have this key, or the frame is malformed.
+    /// If the acceptor does not have this key, or the frame is malformed.
     pub fn from_proof(
         key: ClusterKey,
         link: Link,
@@ -144,7 +144,7 @@ impl Seal {
         body.put_bytes(&tag);
     }
 
-    /// The hello without its tag. Nothing of it is read before the tag is verified.
+    /// Verifies the tag of a hello, and only then returns the hello without it.
     pub(crate) fn open<'a>(&self, body: &'a [u8]) -> Result<&'a [u8], DecodeError> {
         let (hello, tag) =
             body.split_last_chunk::<TAG_BYTES>().ok_or(DecodeError::Truncated { field: "tag" })?;
@@ -153,7 +153,7 @@ impl Seal {
     }
 
     fn verify(&self, side: Side, hello: &[u8], tag: &[u8]) -> Result<(), DecodeError> {
-        // In constant time: a comparison that stops early would tell how much of a tag is right.
+        // In constant time: a comparison that stops early would reveal how much of a tag is correct.
         self.mac(side, hello).verify_slice(tag).map_err(|_| DecodeError::WrongKey)
     }
 
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(acceptor.open(&sealed(&dialler, b"hello")), Ok(&b"hello"[..]));
     }
 
-    /// The tag of Python's `hmac` module over the same bytes.
+    /// Checks a tag against Python's `hmac` module over the same bytes.
     #[test]
     fn a_tag_is_hmac_sha_256_over_label_side_link_nonces_and_hello() {
         let seal = Seal::new(KEY, Link::Orders, DIALLER, ACCEPTOR);
@@ -247,7 +247,7 @@ mod tests {
             altered[at] ^= 1;
             assert_eq!(good.open(&altered), Err(DecodeError::WrongKey), "byte {at}");
         }
-        // The acceptor's own tag, sent back to it.
+        // The acceptor's own tag, reflected to it.
         assert_eq!(good.open(&proof(&good)[16..]), Err(DecodeError::WrongKey));
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes and placement: what travels between the programs, and which key lives where.
+//! Wire format and placement: the messages between the programs, and the group and shard of each key.
 //!
 //! ```text
 //!            frame  (length, version, opcode, body, checksum)
@@ -7,14 +7,14 @@
 //!   |                      |                  |
 //! client_message      peer_message      control_message
 //! client <-> server   server <-> server  coordinator <-> server
-//! client <-> coord    (one a shard)
+//! client <-> coord    (one per shard)
 //!   |                  copy_message           |
 //!   +------ codec, ids, view, map, status, limits ------+
 //! ```
 //!
-//! Everything here is a function of its arguments: no I/O, no clock, no randomness. Keys and values
-//! are borrowed from the received bytes, never copied. The layout is written down in
-//! `docs/protocol.md`; a test there and here keeps the two together.
+//! Everything here is a function of its arguments: no I/O, no clock, no randomness. Keys and values are
+//! borrowed from the received bytes, never copied. `docs/protocol.md` specifies the layout; tests there
+//! and here keep the two consistent.
 
 pub mod aside;
 pub mod client_message;

@@ -1,9 +1,9 @@
-//! Every bound in one place: what the programs refuse, and when they close a connection.
+//! All limits in one place: the bounds that the programs enforce, and the times after which they close a connection.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// The version of the wire protocol that these programs speak; the only one so far.
+/// The version of the wire protocol; the only one so far.
 pub const PROTOCOL_VERSION: u8 = 1;
 
 // --- Keys and values -----------------------------------------------------------------------------
@@ -15,18 +15,18 @@ pub const MAX_VALUE_BYTES: usize = 16 << 20;
 
 // --- Frames --------------------------------------------------------------------------------------
 
-/// Most bytes of a request or answer beside its key and value.
+/// Most bytes of a request or response besides its key and value.
 pub const MAX_FIXED_BYTES: usize = 80;
 /// Longest body of a frame on a client's connection to a server or the coordinator.
 pub const MAX_CLIENT_BODY: usize = MAX_FIXED_BYTES + MAX_KEY_BYTES + MAX_VALUE_BYTES;
-/// Longest body of an answer: the value, or the map or status of the largest cluster.
+/// Longest body of a response: the value, or the map or status of the largest cluster.
 pub const MAX_ANSWER_BODY: usize = MAX_FIXED_BYTES + MAX_VALUE_BYTES;
-/// Longest body of a hello, on any port: all that a stranger may send.
+/// Longest body of a hello, on any port: all that an unauthenticated peer may send.
 pub const MAX_HELLO_BODY: usize = 512;
-/// Most bytes of a value that one peer message carries; longer values travel in fragments.
+/// Most bytes of a value in one peer message; longer values travel in fragments.
 pub const FRAGMENT_BYTES: usize = 64 << 10;
-/// Most bytes that a sender puts into one batch before it starts the next: a batch that has reached
-/// this is sent. One message more may follow the last byte below it.
+/// The size at which a batch is complete and is sent. The last message may begin just below this size and extend
+/// beyond it.
 pub const BATCH_TARGET_BYTES: usize = 128 << 10;
 /// Most messages in one batch between servers.
 pub const MAX_BATCH_MESSAGES: usize = 4_096;
@@ -36,48 +36,47 @@ pub const MAX_PEER_BODY: usize = BATCH_TARGET_BYTES + MAX_KEY_BYTES + FRAGMENT_B
 /// Longest body of a frame between coordinator and server.
 pub const MAX_CONTROL_BODY: usize = 256 << 10;
 
-/// Longest path of a directory that dumps are sent to: PATH_MAX of Linux.
+/// Longest path of a dump directory: PATH_MAX of Linux.
 pub const MAX_DUMP_DIRECTORY_BYTES: usize = 4_096;
 
 // --- The cluster ---------------------------------------------------------------------------------
 
-/// Fewest servers: each needs a primary and a secondary other than itself, and these two must differ.
+/// Fewest servers: each has a ring predecessor and a successor, which must differ.
 pub const MIN_SERVERS: u16 = 3;
 /// Most servers.
 pub const MAX_SERVERS: u16 = 1_024;
-/// Maximum number of clusters that one names as those it was restored from, the latest first.
+/// Most ancestors of a cluster: the clusters that it was restored from, the latest first.
 pub const MAX_ANCESTORS: usize = 16;
 /// Most shards of a group.
 pub const MAX_SHARDS: u16 = 256;
-/// How much later a view that a peer offers may be than the installed one. No group lives through so
-/// many; a forged version near the end of its range would shut out every view that is true.
+/// Most versions by which a view offered by a peer may exceed the installed one. No group reaches so many. Without this
+/// limit a forged version near the end of the range would exclude every genuine view.
 pub const MAX_VIEW_STEP: u64 = 1 << 32;
-/// How much later the epoch of a coordinator may be than that of the one obeyed. No coordinator is started
-/// so often while a server does not hear of it; a forged epoch near the end of its range would shut out
-/// every coordinator that is true.
+/// Most epochs by which a coordinator may exceed the one obeyed. Coordinators never restart so often while a server
+/// misses all of them. Without this limit a forged epoch near the end of the range would exclude every genuine
+/// coordinator.
 pub const MAX_EPOCH_STEP: u64 = 1 << 20;
-/// Most replicas (a group's shard each) that one heartbeat reports on: four times what a server
-/// hosts.
+/// Most replicas (a shard of a group each) in one heartbeat: four times what a server hosts.
 pub const MAX_HEARTBEAT_REPLICAS: usize = 2_048;
 
 // --- Connections ---------------------------------------------------------------------------------
 
-/// A connection whose hello has not come by then is closed.
+/// The timeout for a connection's hello; after it the connection is closed.
 pub const HELLO_DEADLINE: Duration = Duration::from_secs(10);
-/// A frame whose first byte is older than this and whose last has not come closes its connection.
+/// The timeout for the rest of a frame after its first byte; after it the connection is closed.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
-/// A connection with this many unsent response bytes is served no request until some are sent; one
-/// response, however long, may follow the last byte below it.
+/// Most unsent response bytes of a connection before it is served no further request until some are sent. The last
+/// response may begin just below this size and, however long, extend beyond it.
 pub const MAX_OUTPUT_BYTES: usize = 256 << 10;
-/// Least memory that the clients' connections of a server may hold: half of it has room for the longest
+/// Least value of the limit on the memory of a server's client connections: half of it has room for the longest
 /// request.
 pub const CONNECTION_MEMORY_MIN: u64 = 40 << 20;
-/// A connection that takes none of its unsent bytes for this long is closed.
+/// The time without progress of its unsent bytes after which a connection is closed.
 pub const STALL_DEADLINE: Duration = Duration::from_secs(10);
-/// A connection is closed after this many requests in a row that were refused as malformed.
+/// The number of consecutive malformed requests after which a connection is closed.
 pub const MAX_ERRORS_IN_A_ROW: u32 = 64;
-/// Most client connections of one server process; more are refused with BUSY. The cluster's own
-/// links do not count.
+/// Most client connections of one server process; further ones are rejected with BUSY. The cluster's own links do not
+/// count.
 pub const MAX_CLIENT_CONNECTIONS: usize = 16_384;
 /// Most peer connections that one server process accepts.
 pub const MAX_PEER_CONNECTIONS: usize = 4_096;
@@ -88,49 +87,49 @@ pub const MAX_COORDINATOR_CONNECTIONS: usize = 4_096;
 
 /// Writes in flight of one session (client, group, shard), and the completion records kept for it.
 pub const SESSION_WINDOW: u64 = 64;
-/// The time, counted while its shard is awake, after which a session that has written nothing is forgotten.
+/// The time for which a session may write nothing before it expires. Only time in which its shard is awake counts.
 pub const SESSION_IDLE: Duration = Duration::from_secs(600);
-/// Maximum number of sessions of one (group, shard). One more makes room for itself: the [`SESSIONS_FORGOTTEN_AT_ONCE`]
-/// that have written nothing for longest are forgotten.
+/// Most sessions of one (group, shard). A further one makes room for itself: the [`SESSIONS_FORGOTTEN_AT_ONCE`]
+/// sessions that have written nothing for longest expire.
 pub const MAX_SESSIONS: usize = 65_536;
-/// The number of sessions forgotten at once when there are too many.
+/// The number of sessions that expire at once when there are too many.
 pub const SESSIONS_FORGOTTEN_AT_ONCE: usize = MAX_SESSIONS / 16;
-/// Most writes of one (group, shard) that wait for the other replica; more are refused with BUSY.
+/// Most writes of one (group, shard) that wait for the other replica; further ones are rejected with BUSY.
 pub const MAX_PENDING_WRITES: usize = 16_384;
 /// Most bytes of keys and values of one (group, shard) that wait for the other replica.
 pub const MAX_PENDING_BYTES: usize = 64 << 20;
 
-/// Messages of a copy that may be on their way to a candidate: enough to keep it busy, few enough that
-/// a live write never waits long behind them.
+/// Most messages of a copy in flight to a candidate: enough to keep it busy, few enough that a live write never waits
+/// long behind them.
 pub const COPY_WINDOW_MESSAGES: u64 = 1_024;
-/// Bytes of keys and values of a copy that may be on their way to a candidate.
+/// Most bytes of keys and values of a copy in flight to a candidate.
 pub const COPY_WINDOW_BYTES: usize = 128 << 10;
 
 // --- Time ----------------------------------------------------------------------------------------
 
-/// How often a server reports to the coordinator.
+/// The interval of a server's heartbeats to the coordinator.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
-/// The lease of a primary (consistency.md §4) at the default failure timeout, and the shortest there is. Code
-/// that runs in a cluster takes this and the next four from its
+/// The lease of a primary (consistency.md §4) at the default failure timeout, and the shortest lease. Code that runs in
+/// a cluster takes this and the next four times from its
 /// [`FailureTimeout`](crate::failure_timeout::FailureTimeout).
 pub const LEASE: Duration = Duration::from_millis(500);
-/// The grace that an ack costs its sender; at least 1.25 leases.
+/// The grace that follows an ack at its sender; at least 1.25 leases.
 pub const GRACE: Duration = Duration::from_millis(625);
-/// How often an idle primary sends a beacon.
+/// The interval of beacons of an idle primary.
 pub const BEACON_INTERVAL: Duration = Duration::from_millis(100);
-/// A member hears the other one if every shard heard it this recently: its vote, when the
-/// coordinator suspects that other (consistency.md §5).
+/// The age up to which the last message of the other member counts as recent, for every shard. A member votes by it
+/// when the coordinator suspects the other one (consistency.md §5).
 pub const HEARD_WITHIN: Duration = Duration::from_millis(250);
-/// A candidate that has something to acknowledge and acknowledges nothing for this long has failed,
-/// unless it was reported as caught up.
+/// The time without acknowledgement after which a candidate has failed, if it has something to acknowledge and was not
+/// reported as caught up.
 pub const CANDIDATE_PATIENCE: Duration = Duration::from_millis(250);
-/// A client's deadline where the caller gives none.
+/// The deadline of a client operation if the caller sets none.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
-/// The longest deadline that a caller may give; far below [`SESSION_IDLE`].
+/// The longest deadline that a caller may set; far below [`SESSION_IDLE`].
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a server without a coordinator may be told to go on, in seconds; 0 stands for ever.
+/// The valid times for which a server may run without a coordinator, in seconds; 0 means for ever.
 pub const ORPHAN_SECONDS: RangeInclusive<f64> = 1.0..=31_536_000.0;
-/// How long an orderly stop waits for each server.
+/// The timeout of an orderly stop for each server.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 const _: () = {

@@ -1,5 +1,5 @@
-//! The map: which server holds which group, and where it listens. Clients route by it. The
-//! coordinator makes it, and gives it to the servers too, which answer when it is away.
+//! The map: the holders of each group and their addresses, by which clients route. The coordinator creates it and sends
+//! it to the servers too, which serve it while the coordinator is unreachable.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -12,15 +12,15 @@ use crate::limits::{MAX_ANCESTORS, MAX_SERVERS, MAX_SHARDS};
 use crate::placement::Placement;
 use crate::view::{View, read_view, write_view};
 
-/// What the coordinator thinks of a server.
+/// The state of a server as known to the coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServerState {
-    /// Spawned, has not reported.
+    /// Spawned, but not reported yet.
     Starting,
-    /// Reports.
+    /// Reporting.
     Up,
-    /// Has stopped reporting, or is known to be dead.
+    /// No longer reporting, or known to be dead.
     Down,
 }
 
@@ -31,44 +31,44 @@ pub struct MapServer {
     pub id: ServerId,
     /// Its process; zero while starting.
     pub incarnation: Incarnation,
-    /// What the coordinator thinks of it.
+    /// Its state as known to the coordinator.
     pub state: ServerState,
-    /// Where clients reach it; `None` while starting.
+    /// Its address for clients; `None` while starting.
     pub clients: Option<SocketAddr>,
 }
 
-/// The configuration of the cluster as clients need it.
+/// The configuration of the cluster as needed by clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Map {
     /// The cluster.
     pub cluster: ClusterId,
-    /// The clusters that it was restored from, the latest first: it has their data and their sessions, and their
-    /// clients are its clients. At most [`MAX_ANCESTORS`].
+    /// The clusters that it was restored from, the latest first; at most [`MAX_ANCESTORS`]. It has their data and
+    /// sessions, so their clients are its clients.
     pub ancestors: Vec<ClusterId>,
-    /// The coordinator's epoch when it made this map.
+    /// The coordinator's epoch when it created this map.
     pub epoch: Epoch,
-    /// Which of that epoch's maps it is.
+    /// The number of the map within that epoch.
     pub revision: MapRevision,
-    /// Shards of every group.
+    /// The number of shards of every group.
     pub shards: u16,
-    /// All servers, in ring order.
+    /// All servers, by place in the ring.
     pub servers: Vec<MapServer>,
-    /// The views of all groups, in group order.
+    /// The views of all groups, by group.
     pub views: Vec<View>,
 }
 
 impl Map {
-    /// The shape of the cluster.
+    /// Returns the shape of the cluster.
     pub fn placement(&self) -> Placement {
         Placement::new(length_u16(self.servers.len(), "ring"), self.shards)
     }
 
-    /// Whether this is a later map of the cluster than `other`.
+    /// Returns whether this map of the cluster is later than `other`.
     pub fn is_newer_than(&self, other: &Map) -> bool {
         (self.epoch.number, self.revision) > (other.epoch.number, other.revision)
     }
 
-    /// Appends the map's layout.
+    /// Appends the map.
     pub fn write(&self, output: &mut Vec<u8>) {
         output.put_u128(self.cluster.0);
         output.put_u16(length_u16(self.ancestors.len(), "ancestors"));
@@ -94,7 +94,7 @@ impl Map {
         }
     }
 
-    /// Takes a map that is all there is.
+    /// Reads a map that fills the whole body.
     pub(crate) fn read_all(body: &[u8]) -> Result<Map, DecodeError> {
         let mut reader = Reader::new(body);
         let map = Map::read(&mut reader)?;
@@ -102,7 +102,7 @@ impl Map {
         Ok(map)
     }
 
-    /// Takes a map: as many views as servers.
+    /// Reads a map, which has as many views as servers.
     pub fn read(reader: &mut Reader<'_>) -> Result<Map, DecodeError> {
         let cluster = ClusterId(reader.u128("cluster id")?);
         let ancestors = read_ancestors(reader)?;
@@ -162,7 +162,7 @@ pub fn write_epoch(output: &mut Vec<u8>, epoch: Epoch) {
     output.put_u64(epoch.boot.0);
 }
 
-/// Takes an epoch.
+/// Reads an epoch.
 pub fn read_epoch(reader: &mut Reader<'_>) -> Result<Epoch, DecodeError> {
     Ok(Epoch { number: reader.u64("epoch")?, boot: BootId(reader.u64("boot id")?) })
 }
@@ -186,7 +186,7 @@ pub fn write_address(output: &mut Vec<u8>, address: Option<SocketAddr>) {
     output.put_u16(port);
 }
 
-/// Takes an address.
+/// Reads an address.
 pub fn read_address(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, DecodeError> {
     let family = reader.u8("address family")?;
     let octets: [u8; 16] = reader.array("address")?;
@@ -202,7 +202,7 @@ pub fn read_address(reader: &mut Reader<'_>) -> Result<Option<SocketAddr>, Decod
     Ok(Some(SocketAddr::new(ip, port)))
 }
 
-/// Refuses zero and anything above `most`.
+/// Rejects zero and anything above `most`.
 pub(crate) fn bounded(value: u16, most: u16, field: &'static str) -> Result<u16, DecodeError> {
     if value == 0 || value > most {
         return Err(DecodeError::BadValue { field, value: value.into() });

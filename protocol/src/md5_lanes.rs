@@ -5,16 +5,16 @@
 //!   word i  [ key 0's | key 1's | key 2's | key 3's | ... ]     64 steps for all of them
 //! ```
 //!
-//! A step of MD5 waits for the one before, so that a processor has little to do beside it; several keys take
-//! little longer than one. Four lanes need SSE2, which is part of every x86-64; eight need AVX2, which is
-//! looked for. On other processors each key is computed by itself.
+//! Each step of MD5 depends on the one before, so a single digest leaves most of a processor idle; several keys take
+//! little longer than one. Four lanes need SSE2, which is part of every x86-64; eight need AVX2, which is detected at
+//! run time. On other processors each key is digested separately.
 
-/// A key that is longer takes more than one block.
+/// The longest key that fits one block.
 pub(crate) const MAX_BYTES: usize = 55;
-/// Most keys at once.
+/// The most keys at once.
 pub(crate) const LANES: usize = 8;
 
-/// The MD5 of up to [`LANES`] keys of up to [`MAX_BYTES`] each.
+/// Returns the MD5 of up to [`LANES`] keys of up to [`MAX_BYTES`] each.
 pub(crate) fn several(keys: &[&[u8]]) -> [[u8; 16]; LANES] {
     assert!(keys.len() <= LANES, "{} keys have no lanes", keys.len());
     #[cfg(target_arch = "x86_64")]
@@ -45,13 +45,13 @@ mod x86_64 {
         let mut digests = [[0; 16]; LANES];
         let (blocks, _) = blocks.as_chunks::<4>();
         for (four, blocks) in digests.chunks_exact_mut(4).zip(blocks).take(keys.len().div_ceil(4)) {
-            // SAFETY: SSE2, the one feature that it needs, is part of every x86-64.
+            // SAFETY: SSE2, the only feature that it needs, is part of every x86-64.
             four.copy_from_slice(&unsafe { sse2::digests(blocks) });
         }
         digests
     }
 
-    /// A key and its padding, where zeros are: a one bit, and its length in bits.
+    /// Writes a key and its padding into a block of zeros: a one bit, and the key's length in bits.
     fn pad(block: &mut [u8; 64], key: &[u8]) {
         debug_assert!(key.len() <= MAX_BYTES, "the key takes more than one block");
         block[..key.len()].copy_from_slice(key);
@@ -59,10 +59,10 @@ mod x86_64 {
         block[56..].copy_from_slice(&(key.len() as u64 * 8).to_le_bytes());
     }
 
-    /// The words that every digest begins with.
+    /// The initial state of every digest.
     const START: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
 
-    /// What is added in each step: the sine of its number, in units of 2^-32.
+    /// The constant added in each step: the sine of its number, in units of 2^-32.
     #[rustfmt::skip]
     const SINES: [u32; 64] = [
         0xd76a_a478, 0xe8c7_b756, 0x2420_70db, 0xc1bd_ceee, 0xf57c_0faf, 0x4787_c62a,
@@ -78,9 +78,8 @@ mod x86_64 {
         0xf753_7e82, 0xbd3a_f235, 0x2ad7_d2bb, 0xeb86_d391,
     ];
 
-    /// The whole of it for one kind of vector, in terms of what the module that it stands in calls
-    /// `Vector`, `BLOCKS`, `all`, `add`, `and`, `or`, `xor`, `left`, `right`, `low_32` and so on, `row` and
-    /// `rows`.
+    /// Defines the algorithm for one kind of vector, in terms of `Vector`, `BLOCKS`, `all`, `add`, `and`, `or`, `xor`,
+    /// `left`, `right`, `low_32` and so on, `row` and `rows` of the module that invokes it.
     macro_rules! md5_of_lanes {
         ($feature:literal) => {
             #[target_feature(enable = $feature)]
@@ -109,7 +108,7 @@ mod x86_64 {
                 rows(transposed([add(a, s), add(b, t), add(c, u), add(d, v)]))
             }
 
-            /// Four steps, after which each word of the state is in its place again.
+            /// Runs four steps, after which each word of the state is in its place again.
             #[inline]
             #[target_feature(enable = $feature)]
             fn steps<const R: i32, const S: i32, const T: i32, const U: i32>(
@@ -136,7 +135,7 @@ mod x86_64 {
                 or(left(of, _mm_cvtsi32_si128(BY)), right(of, _mm_cvtsi32_si128(32 - BY)))
             }
 
-            /// The words of the blocks, one block in each lane.
+            /// Returns the words of the blocks, one block in each lane.
             #[inline]
             #[target_feature(enable = $feature)]
             fn words(blocks: &[[u8; 64]; BLOCKS]) -> [Vector; 16] {
@@ -148,7 +147,7 @@ mod x86_64 {
                 words
             }
 
-            /// Rows become columns, within each 128 bits.
+            /// Transposes rows and columns within each 128 bits.
             #[inline]
             #[target_feature(enable = $feature)]
             fn transposed([a, b, c, d]: [Vector; 4]) -> [Vector; 4] {
@@ -159,7 +158,7 @@ mod x86_64 {
         };
     }
 
-    /// Four keys.
+    /// Digests of four keys.
     mod sse2 {
         use std::arch::x86_64::{
             __m128i as Vector, _mm_add_epi32 as add, _mm_and_si128 as and, _mm_cvtsi32_si128,
@@ -186,7 +185,7 @@ mod x86_64 {
             of.map(|row| to_bytes(row))
         }
 
-        /// The 16 bytes of a block from there.
+        /// Returns 16 bytes of a block as a vector.
         #[inline]
         #[target_feature(enable = "sse2")]
         pub(super) fn of_bytes(block: &[u8; 64], from: usize) -> Vector {
@@ -206,7 +205,7 @@ mod x86_64 {
         }
     }
 
-    /// Eight keys, four in each half.
+    /// Digests of eight keys, four in each half.
     mod avx2 {
         use std::arch::x86_64::{
             __m256i as Vector, _mm_cvtsi32_si128, _mm256_add_epi32 as add, _mm256_and_si256 as and,

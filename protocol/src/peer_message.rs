@@ -1,9 +1,10 @@
-//! What servers say to each other: one connection per (group, shard), dialled by the primary.
+//! Messages between servers, on one connection per (group, shard). The primary dials, or, in a hand-over, the old
+//! primary dials the new one.
 //!
 //! ```text
 //!   primary                                    secondary (or candidate)
 //!   CHALLENGE, PROOF: see [`key`](crate::key)
-//!   PEER-HELLO (who, whom, view)    ->
+//!   PEER-HELLO (both members, view) ->
 //!                                   <-  PEER-WELCOME (last sn)   or PEER-REFUSAL
 //!   BATCH [BEACON? PREPARE* FRAGMENT*] ->
 //!                                   <-  BATCH [ACK]
@@ -12,8 +13,7 @@
 //! The copy of a shard to a candidate and the hand-over travel on the same stream:
 //! [`copy_message`](crate::copy_message).
 //!
-//! All frames are checked. A batch is all that one wake-up has to say; its messages follow each
-//! other without padding.
+//! All frames carry a checksum. A batch holds all messages of one wake-up, without padding between them.
 
 use std::fmt;
 
@@ -36,13 +36,13 @@ use crate::view::{View, read_member, read_view, write_member, write_view};
 
 /// Opcodes of connections between servers.
 pub mod opcode {
-    /// The primary's first frame after the handshake.
+    /// The dialler's first frame after the handshake.
     pub const PEER_HELLO: u8 = 0x40;
-    /// Its answer.
+    /// The response to PEER-HELLO.
     pub const PEER_WELCOME: u8 = 0x41;
-    /// Refusal of a hello or of the stream; a close follows.
+    /// The refusal of a hello or of the stream; a close follows.
     pub const PEER_REFUSAL: u8 = 0x42;
-    /// Messages.
+    /// A batch of messages.
     pub const BATCH: u8 = 0x43;
 }
 
@@ -51,13 +51,13 @@ pub mod opcode {
 pub struct PeerHello {
     /// The cluster both belong to.
     pub cluster: ClusterId,
-    /// Who dials: the view's primary.
+    /// The dialler: the view's primary, or in a hand-over the old primary, which is the view's secondary.
     pub from: Member,
-    /// Whom it means: the view's secondary or candidate.
+    /// The acceptor: the view's other holder.
     pub to: Member,
     /// The shard of the view's group that this stream carries.
     pub shard: ShardId,
-    /// Shards of a group, as the dialler knows it.
+    /// The number of shards of a group, as known to the dialler.
     pub shards: u16,
     /// The view under which it dials.
     pub view: View,
@@ -78,10 +78,10 @@ impl PeerHello {
         });
     }
 
-    /// Takes a hello from its frame's body.
+    /// Reads a hello from its frame's body.
     ///
     /// # Errors
-    /// Its sender does not have the key of this handshake, or it is malformed.
+    /// If its sender does not have the key of this handshake, or it is malformed.
     pub fn read(body: &[u8], seal: &Seal) -> Result<PeerHello, DecodeError> {
         let mut reader = Reader::new(seal.open(body)?);
         let hello = PeerHello {
@@ -96,18 +96,18 @@ impl PeerHello {
         Ok(hello)
     }
 
-    /// The group whose shard this stream carries.
+    /// Returns the group whose shard this stream carries.
     pub fn group(&self) -> GroupId {
         self.view.group
     }
 }
 
-/// The answer to a [`PeerHello`]: where the stream goes on.
+/// The response to a [`PeerHello`], which states where the stream continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerWelcome {
-    /// The view now installed at the answering side.
+    /// The view now installed at the responding side.
     pub view: ViewVersion,
-    /// The last write applied there; the stream goes on with the next.
+    /// The last write applied there; the stream continues with the next.
     pub last: SequenceNumber,
 }
 
@@ -120,7 +120,7 @@ impl PeerWelcome {
         });
     }
 
-    /// Takes a welcome from its frame's body.
+    /// Reads a welcome from its frame's body.
     pub fn read(body: &[u8]) -> Result<PeerWelcome, DecodeError> {
         let mut reader = Reader::new(body);
         let welcome = PeerWelcome {
@@ -132,18 +132,18 @@ impl PeerWelcome {
     }
 }
 
-/// Why a server refuses a stream of another.
+/// The reason for which a server refuses a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 #[non_exhaustive]
 pub enum PeerRefusalReason {
-    /// Another cluster, another incarnation, or a view in which the two are not what they claim.
+    /// The cluster or incarnation differs, or the view does not give the two the roles that they claim.
     Stranger = 0,
-    /// The stream is of an older view; the newer one is in the refusal.
+    /// The stream is of an older view; the refusal carries the newer one.
     OldView = 1,
     /// The stream skipped a write or contradicted itself.
     BrokenStream = 2,
-    /// No room for another connection.
+    /// There is no room for another connection.
     Busy = 3,
     /// The refusing server is being stopped and takes no more writes.
     Stopping = 4,
@@ -167,10 +167,10 @@ impl fmt::Display for PeerRefusalReason {
     }
 }
 
-/// A stream is not taken, or not any longer.
+/// The refusal of a new stream, or the end of a current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerRefusal {
-    /// Why.
+    /// The reason.
     pub reason: PeerRefusalReason,
     /// The view installed at the refusing side, if there is one.
     pub view: Option<View>,
@@ -188,7 +188,7 @@ impl PeerRefusal {
         });
     }
 
-    /// Takes a refusal from its frame's body.
+    /// Reads a refusal from its frame's body.
     pub fn read(body: &[u8]) -> Result<PeerRefusal, DecodeError> {
         let mut reader = Reader::new(body);
         let reason = match reader.u8("refusal reason")? {
@@ -210,58 +210,58 @@ impl PeerRefusal {
     }
 }
 
-/// What a write changes.
+/// The change that a write makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Effect {
-    /// Nothing: a refused compare-and-set, or a DELETE of a key that is not there. It is logged all
-    /// the same, because its answer depends on the writes before it.
+    /// No change: a failed compare-and-set, or a DELETE of an absent key. It is logged all the same, because its
+    /// response depends on the writes before it.
     Nothing = 0,
     /// Sets the key.
     Put = 1,
     /// Removes the key.
     Delete = 2,
-    /// Forgets every session that has written nothing since the write that the record gives as version.
+    /// Expires every session that has written nothing since the write that is the version in the record.
     ForgetSessions = 3,
 }
 
-/// What makes the retry of a write find its first answer (consistency.md §8).
+/// The record by which the retry of a write gets the first response (consistency.md §8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompletionRecord {
-    /// Whose write it is.
+    /// The client that sent the write.
     pub client: ClientId,
     /// Its number in the session; 0 for the primary's own writes.
     pub seq: RequestSeq,
     /// Records of this session below it may be dropped.
     pub first_incomplete: RequestSeq,
-    /// The answer.
+    /// The status of the response.
     pub status: Status,
-    /// The answer's version.
+    /// The version in the response.
     pub version: SequenceNumber,
-    /// The hash of the request: another write under the same number is not its retry.
+    /// The hash of the request, which distinguishes a retry from another write with the same number.
     pub request: RequestHash,
 }
 
-/// A write on its way to the other holder.
+/// A write in flight to the other holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prepare<'a> {
     /// The sender's view.
     pub view: ViewVersion,
-    /// The write's place in the log.
+    /// The sequence number of the write.
     pub sn: SequenceNumber,
     /// The sender's clock, read before sending; echoed in the ack.
     pub t_send: Time,
-    /// What it changes.
+    /// The change that it makes.
     pub effect: Effect,
-    /// The record that goes with it.
+    /// Its completion record.
     pub record: CompletionRecord,
     /// MD5 of the key.
     pub digest: Digest,
     /// The key; empty only with [`Effect::ForgetSessions`].
     pub key: &'a [u8],
-    /// Length of the whole value.
+    /// The length of the whole value.
     pub value_length: u32,
-    /// Its first bytes; the rest follows in [`Fragment`]s.
+    /// The first bytes of the value; the rest follows in [`Fragment`]s.
     pub value: &'a [u8],
 }
 
@@ -272,13 +272,13 @@ pub struct Fragment<'a> {
     pub view: ViewVersion,
     /// The write it belongs to.
     pub sn: SequenceNumber,
-    /// Where in the value these bytes go: right after those that came.
+    /// The position of these bytes in the value: directly after those already sent.
     pub offset: u32,
     /// The bytes.
     pub bytes: &'a [u8],
 }
 
-/// Everything up to `sn` is applied at the sender of this.
+/// An ack of every write up to `sn`, which its sender has applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
     /// The sender's view.
@@ -287,12 +287,12 @@ pub struct Ack {
     pub sn: SequenceNumber,
     /// The newest `t_send` received.
     pub echo: Time,
-    /// From a candidate: messages of the copy taken since its start. Else bytes of the value of write `sn` + 1 that have
-    /// come.
+    /// From a candidate: the number of copy messages received since the copy began. Otherwise: the bytes received of
+    /// the value of write `sn` + 1.
     pub taken: u64,
 }
 
-/// Sent when there is nothing else to say, so that leases go on.
+/// A sign of life that keeps leases valid while there is nothing else to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beacon {
     /// The sender's view.
@@ -308,13 +308,13 @@ pub enum PeerMessage<'a> {
     Prepare(Prepare<'a>),
     /// More of its value.
     Fragment(Fragment<'a>),
-    /// The answer.
+    /// The ack of writes.
     Ack(Ack),
     /// A sign of life.
     Beacon(Beacon),
-    /// A copy begins.
+    /// The start of a copy.
     CopyStart(CopyStart),
-    /// An entry of it.
+    /// An entry of the copy.
     CopyEntry(CopyEntry<'a>),
     /// More of that entry's value.
     CopyFragment(CopyFragment<'a>),
@@ -322,9 +322,9 @@ pub enum PeerMessage<'a> {
     CopyRecord(CopyRecord),
     /// The end of the copy.
     CopyEnd(CopyEnd),
-    /// The candidate's answer to that.
+    /// The candidate's response to the end of the copy.
     Marked(Marked),
-    /// The primary that was has sent all.
+    /// The old primary's statement that it has sent everything.
     Handover(Handover),
 }
 
@@ -341,7 +341,7 @@ const KIND_MARKED: u8 = 10;
 const KIND_HANDOVER: u8 = 11;
 
 impl<'a> PeerMessage<'a> {
-    /// The sender's view.
+    /// Returns the sender's view.
     pub fn view(&self) -> ViewVersion {
         match self {
             PeerMessage::Prepare(message) => message.view,
@@ -523,20 +523,20 @@ impl<'a> Prepare<'a> {
     }
 }
 
-/// Builds one BATCH frame behind what an output holds, in the memory in which it is sent.
+/// A writer of one BATCH frame that appends to an output buffer in place.
 #[derive(Debug)]
 pub struct BatchWriter<'a> {
     output: &'a mut Vec<u8>,
-    /// Where the frame begins.
+    /// The position at which the frame begins.
     start: usize,
     count: usize,
 }
 
-/// What a BATCH frame holds before its first message: the header and the count.
+/// The size of a BATCH frame before its first message: the header and the count.
 const BATCH_PREFIX_BYTES: usize = HEADER_BYTES + size_of::<u16>();
 
 impl<'a> BatchWriter<'a> {
-    /// A batch without messages yet, which leaves the output as it is.
+    /// Creates a batch without messages, which leaves the output as it is.
     pub fn new(output: &'a mut Vec<u8>) -> BatchWriter<'a> {
         let start = output.len();
         BatchWriter { output, start, count: 0 }
@@ -553,27 +553,27 @@ impl<'a> BatchWriter<'a> {
         self.count += 1;
     }
 
-    /// Whether the batch has reached its target and must be sent before more is added.
+    /// Returns whether the batch has reached its target and must be sent before more is added.
     pub fn is_full(&self) -> bool {
         self.count >= MAX_BATCH_MESSAGES || self.len() >= crate::limits::BATCH_TARGET_BYTES
     }
 
-    /// How many messages were added.
+    /// Returns the number of messages.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// How many bytes they take.
+    /// Returns the bytes that they take.
     pub fn len(&self) -> usize {
         (self.output.len() - self.start).saturating_sub(BATCH_PREFIX_BYTES)
     }
 
-    /// Whether nothing was added.
+    /// Returns whether the batch is empty.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// Ends the frame, if there is anything in it.
+    /// Ends the frame if the batch is not empty.
     pub fn finish(mut self) {
         if self.count == 0 {
             return;
@@ -586,14 +586,14 @@ impl<'a> BatchWriter<'a> {
     }
 }
 
-/// A batch that is not finished leaves nothing behind: half a frame would spoil all that follow.
+/// Removes an unfinished batch: half a frame would corrupt all that follow.
 impl Drop for BatchWriter<'_> {
     fn drop(&mut self) {
         self.output.truncate(self.start);
     }
 }
 
-/// The messages of a BATCH frame, one after the other. It ends at the first error.
+/// An iterator over the messages of a BATCH frame. It ends at the first error.
 #[derive(Clone, Debug)]
 pub struct BatchReader<'a> {
     reader: Reader<'a>,
@@ -601,7 +601,7 @@ pub struct BatchReader<'a> {
 }
 
 impl<'a> BatchReader<'a> {
-    /// Starts at a BATCH frame's body.
+    /// Creates a reader of a BATCH frame's body.
     pub fn new(body: &'a [u8]) -> Result<BatchReader<'a>, DecodeError> {
         let mut reader = Reader::new(body);
         let left = reader.u16("message count")?;

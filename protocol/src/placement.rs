@@ -1,7 +1,7 @@
-//! Which key lives where: MD5(key), read as a big-endian 128-bit number, chooses group and shard.
+//! Placement: MD5(key), read as a big-endian 128-bit number, determines group and shard.
 //!
-//! MD5 spreads keys evenly and is what the original program used; it is never the identity of a key
-//! (collisions can be made on purpose), so tables hold and compare whole keys.
+//! MD5 spreads keys evenly and was used by the original program. It never identifies a key, because collisions can be
+//! constructed: tables hold and compare whole keys.
 
 use std::fmt;
 
@@ -20,8 +20,8 @@ impl Digest {
         Digest(Md5::digest(key).into())
     }
 
-    /// Computes the digests of up to [`Digest::TOGETHER`] keys of at most [`Digest::MAX_TOGETHER_BYTES`],
-    /// which takes little longer than one; those behind the last key's mean nothing.
+    /// Computes the digests of up to [`Digest::TOGETHER`] keys of at most [`Digest::MAX_TOGETHER_BYTES`], which takes
+    /// little longer than one. Elements after the last key's are meaningless.
     ///
     /// # Panics
     /// If there are more keys, or longer ones.
@@ -29,12 +29,12 @@ impl Digest {
         md5_lanes::several(keys).map(Digest)
     }
 
-    /// Keys whose digests are computed at once.
+    /// The most keys whose digests are computed at once.
     pub const TOGETHER: usize = md5_lanes::LANES;
-    /// The length of a key up to which that can be done.
+    /// The longest key that can be digested together with others.
     pub const MAX_TOGETHER_BYTES: usize = md5_lanes::MAX_BYTES;
 
-    /// The digest as the number that placement divides.
+    /// Returns the digest as the number that placement divides.
     pub fn number(self) -> u128 {
         u128::from_be_bytes(self.0)
     }
@@ -52,20 +52,20 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The shape of the cluster: all that placement depends on.
+/// The shape of the cluster, on which placement depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     servers: u16,
     shards: u16,
     by_servers: Divisor,
-    /// By servers times shards.
+    /// The divisor servers times shards.
     by_places: Divisor,
     /// 2^64 modulo servers times shards.
     wrap: u64,
 }
 
 impl Placement {
-    /// A ring of `servers` servers with `shards` shards a group; neither may be zero.
+    /// Creates the placement of a ring of `servers` servers with `shards` shards per group; neither may be zero.
     pub fn new(servers: u16, shards: u16) -> Placement {
         assert!(servers > 0 && shards > 0, "{servers} servers and {shards} shards place no key");
         let places = u32::from(servers) * u32::from(shards);
@@ -74,21 +74,21 @@ impl Placement {
         Placement { servers, shards, by_servers, by_places, wrap }
     }
 
-    /// How many servers, and so groups, there are.
+    /// Returns the number of servers, and so of groups.
     pub fn servers(self) -> u16 {
         self.servers
     }
 
-    /// How many shards a group has.
+    /// Returns the number of shards of a group.
     pub fn shards(self) -> u16 {
         self.shards
     }
 
-    /// The group and shard of a digest: `number mod N` and `(number / N) mod S`.
+    /// Returns the group and shard of a digest: `number mod N` and `(number / N) mod S`.
     #[inline]
     pub fn locate(self, digest: Digest) -> (GroupId, ShardId) {
-        // Both follow from `number mod (N S)`, which fits 32 bits, so that every step of it fits 64 bits
-        // and needs no 128-bit division (which is a library call of some twenty nanoseconds).
+        // Both follow from `number mod (N S)`, which fits 32 bits. So every step fits 64 bits, which avoids 128-bit
+        // divisions (library calls of some twenty nanoseconds).
         let number = digest.number();
         let modulo = |number| self.by_places.divide(number).1;
         let (high, low) = (modulo(low_64(number >> 64)), modulo(low_64(number)));
@@ -97,8 +97,8 @@ impl Placement {
     }
 }
 
-/// A number by which others are divided again and again: multiplied by its reciprocal, for a division takes
-/// a processor ten times as long as a multiplication (Granlund and Montgomery, PLDI 1994).
+/// A number that repeatedly divides others, by multiplication with its reciprocal: a division takes a processor ten
+/// times as long (Granlund and Montgomery, PLDI 1994).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Divisor {
     divisor: u64,
@@ -112,10 +112,10 @@ impl Divisor {
         Divisor { divisor, reciprocal: u64::MAX / divisor }
     }
 
-    /// Quotient and remainder.
+    /// Returns quotient and remainder.
     #[inline]
     fn divide(self, number: u64) -> (u64, u64) {
-        // The reciprocal is too small by less than 1 + 1/divisor, so this quotient is by at most 2.
+        // The reciprocal is too small by less than 1 + 1/divisor, so this quotient is too small by at most 2.
         let mut quotient = low_64((u128::from(number) * u128::from(self.reciprocal)) >> 64);
         let mut remainder = number - quotient * self.divisor;
         for _ in 0..2 {
@@ -127,12 +127,12 @@ impl Divisor {
     }
 }
 
-#[allow(clippy::cast_possible_truncation)] // The low bits are what is wanted.
+#[allow(clippy::cast_possible_truncation)] // Takes the low bits.
 fn low_64(number: u128) -> u64 {
     number as u64
 }
 
-#[allow(clippy::cast_possible_truncation)] // Less than a 16-bit divisor.
+#[allow(clippy::cast_possible_truncation)] // The number is less than a 16-bit divisor.
 fn low_16(number: u64) -> u16 {
     number as u16
 }
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// RFC 1321, appendix A.5.
+    /// Checks the vectors of RFC 1321, appendix A.5.
     #[test]
     fn md5_gives_the_vectors_of_its_rfc() {
         for (key, hex) in [
@@ -183,7 +183,7 @@ mod tests {
         }
     }
 
-    /// Computed apart: `python3 -c 'import hashlib; n=int(hashlib.md5(b"a").hexdigest(),16);
+    /// Checks places computed independently: `python3 -c 'import hashlib; n=int(hashlib.md5(b"a").hexdigest(),16);
     /// print(n%3, n//3%2, n%7, n//7%4)'`, and so on.
     #[test]
     fn known_keys_live_at_known_places() {

@@ -1,13 +1,13 @@
-//! The hash by which a primary tells the retry of a write from another write under the same number
+//! The hash by which a primary distinguishes the retry of a write from another write with the same number
 //! (consistency.md §8).
 //!
 //! ```text
 //!   MD5 of the key, operation, condition, length of the value -> seed
-//!   value, 64 bytes a step in four lanes, then 16 a step      -> hash, never zero
+//!   value, 64 bytes per step in four lanes, then 16 per step  -> hash, never zero
 //! ```
 //!
-//! The hash is part of the format of completion records: servers and dumps of all versions compute the same
-//! one. It is not keyed. A client that looks for two writes of equal hash deceives itself alone.
+//! The hash is part of the format of completion records: servers and dumps of all versions compute the same one. It is
+//! not keyed: a client that constructs two writes of equal hash deceives only itself.
 
 use crate::client_message::Operation;
 use crate::ids::RequestHash;
@@ -18,13 +18,13 @@ const FACTORS: [u64; 4] =
     [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345, 0xa409_3822_299f_31d1, 0x082e_fa98_ec4e_6c89];
 const PUT: u64 = 1;
 const DELETE: u64 = 2;
-/// Bytes that one multiplication processes.
+/// The number of bytes that one multiplication processes.
 const STEP: usize = 16;
-/// Bytes that four independent multiplications process.
+/// The number of bytes that four independent multiplications process.
 const STRIDE: usize = 4 * STEP;
 
 impl RequestHash {
-    /// The hash of a write, or the one that a RESOLVE asks about; `None` for other operations.
+    /// Returns the hash of a write, or the one in a RESOLVE; `None` for other operations.
     pub fn of(digest: Digest, operation: &Operation<'_>) -> Option<RequestHash> {
         let (kind, header, value): (u64, _, &[u8]) = match operation {
             Operation::Put(header, value) => (PUT, header, value),
@@ -36,7 +36,7 @@ impl RequestHash {
         };
         let [a, b, c, d] = FACTORS;
         let key = digest.number();
-        #[allow(clippy::cast_possible_truncation)] // Both halves are meant.
+        #[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
         let (high, low) = ((key >> 64) as u64, key as u64);
         let seed = fold(low ^ a, high ^ b);
         let seed = fold(seed ^ kind, header.condition.to_wire() ^ c);
@@ -88,7 +88,7 @@ fn number(bytes: &[u8]) -> u64 {
 
 /// Multiplies to 128 bits and folds the halves.
 #[inline]
-#[allow(clippy::cast_possible_truncation)] // The halves are what is wanted.
+#[allow(clippy::cast_possible_truncation)] // Splits it into both halves.
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
     product as u64 ^ (product >> 64) as u64
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(RequestHash::of(Digest::of(b"k"), &resolve), Some(asked));
     }
 
-    /// Records of earlier versions were written with these hashes.
+    /// Pins the hashes, because records of earlier versions were written with them.
     #[test]
     fn the_hash_never_changes() {
         let value: Vec<u8> = (0..=200).collect();

@@ -1,9 +1,9 @@
-//! Sizes as people write them: `512M`, `4GiB`.
+//! Human-readable sizes: `512M`, `4GiB`.
 
-/// The bytes of a size with an optional unit: powers of 1024 for K, KiB and so on, powers of 1000 for KB.
+/// Parses a size with an optional unit into bytes: powers of 1024 for K, KiB and so on, powers of 1000 for KB.
 ///
 /// # Errors
-/// It is none, in words.
+/// A message if it is no size.
 pub fn parse(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

@@ -1,4 +1,4 @@
-//! The answer to STATUS: a JSON document for people's tools, so it can grow without a new layout.
+//! The response to STATUS: a JSON document for tools, so that it can grow without a new layout.
 
 use std::collections::BTreeMap;
 
@@ -8,64 +8,64 @@ use crate::health::Health;
 use crate::ids::{ClusterId, Epoch, GroupId, Incarnation, Member, ServerId, ViewVersion};
 use crate::map::ServerState;
 
-/// The layout of the document. It grows when a field changes its meaning or goes; new fields do not change it.
+/// The version of the document. It increases when a field changes its meaning or is removed, not for new fields.
 pub const STATUS_VERSION: u32 = 1;
 
-/// The whole cluster as its coordinator sees it.
+/// The whole cluster as known to its coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
-    /// [`STATUS_VERSION`] of whoever wrote it.
+    /// The [`STATUS_VERSION`] of the writer.
     #[serde(default)]
     pub version: u32,
-    /// How well it serves, as [`ClusterStatus::assess`] says.
+    /// The result of [`ClusterStatus::assess`].
     #[serde(default)]
     pub health: Health,
-    /// Why not better, in one line.
+    /// The reasons for the health, in one line.
     #[serde(default)]
     pub why: String,
     /// The cluster.
     pub cluster: ClusterId,
-    /// The coordinator's term.
+    /// The coordinator's epoch.
     pub epoch: Epoch,
     /// `starting`, `serving`, `degraded` (some server is down) or `stopping`.
     pub state: ClusterState,
-    /// Shards of every group.
+    /// The number of shards of every group.
     pub shards: u16,
-    /// In ring order.
+    /// By place in the ring.
     pub servers: Vec<ServerStatus>,
-    /// In group order.
+    /// By group.
     pub groups: Vec<GroupStatus>,
-    /// What a person should look at, the oldest first.
+    /// The conditions that need a person's attention, the oldest first.
     #[serde(default)]
     pub alarms: Vec<AlarmStatus>,
-    /// The settings that the coordinator keeps, by the names of their flags without dashes, as a person reads them.
-    /// One that was never given and has no default of the coordinator's is not there.
+    /// The settings stored by the coordinator, by the names of their flags without dashes, in readable form. A setting
+    /// that was never given and has no default is omitted.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
 }
 
-/// What the cluster is doing.
+/// The activity of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClusterState {
-    /// Not every server has reported and been connected yet.
+    /// Some server has not reported or is not connected yet.
     Starting,
     /// Every group has both its copies.
     Serving,
-    /// A server is down; the groups it held are not whole.
+    /// A server is down; the groups that it held lack a copy.
     Degraded,
-    /// An orderly stop is under way.
+    /// An orderly stop is in progress.
     Stopping,
 }
 
-/// One server.
+/// The status of one server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
     /// Its place in the ring.
     pub id: ServerId,
     /// The host, as the cluster file writes it.
     pub host: String,
-    /// What the coordinator thinks of it.
+    /// Its state as known to the coordinator.
     pub state: ServerState,
     /// The step of its recovery, 0 to 5; `None` when there is nothing to recover.
     pub recovery_step: Option<u8>,
@@ -73,29 +73,29 @@ pub struct ServerStatus {
     pub incarnation: Option<Incarnation>,
     /// Its process id on its host.
     pub pid: Option<u32>,
-    /// Where clients reach it (`ip:port`).
+    /// Its address for clients (`ip:port`).
     pub clients: Option<String>,
-    /// Where servers reach it.
+    /// Its address for servers.
     pub servers: Option<String>,
-    /// Where the coordinator reaches it.
+    /// Its address for the coordinator.
     pub coord: Option<String>,
-    /// Entries in its primary table.
+    /// The number of entries in its primary table.
     pub primary_entries: u64,
-    /// Entries in its secondary table.
+    /// The number of entries in its secondary table.
     pub secondary_entries: u64,
-    /// Bytes that all its tables hold, one that is being filled or given up included.
+    /// The bytes that all its tables hold, including one that is being filled or dropped.
     pub table_bytes: u64,
-    /// Bytes that its primary table holds of them.
+    /// The bytes of them that its primary table holds.
     #[serde(default)]
     pub primary_bytes: u64,
-    /// Bytes that its secondary table holds of them.
+    /// The bytes of them that its secondary table holds.
     #[serde(default)]
     pub secondary_bytes: u64,
-    /// Bytes that entries use of what the primary table holds; the rest is free for others, after compaction
-    /// where it is scattered.
+    /// The bytes in use by entries of the primary table. The rest of what the table holds is available for other
+    /// entries, after compaction if it is fragmented.
     #[serde(default)]
     pub primary_used_bytes: u64,
-    /// As for the primary table.
+    /// The bytes in use by entries of the secondary table.
     #[serde(default)]
     pub secondary_used_bytes: u64,
     /// The limit of its tables, in bytes (`--memory-limit`, or the default for its machine). 0 if there is no limit, or
@@ -104,25 +104,25 @@ pub struct ServerStatus {
     pub memory_limit: u64,
     /// Resident memory of the process, in bytes.
     pub resident_bytes: u64,
-    /// Memory that its clients' connections hold, in bytes.
+    /// The memory that its client connections hold, in bytes.
     #[serde(default)]
     pub connection_bytes: u64,
-    /// Memory that they may hold; 0 while it is not known.
+    /// The most memory that they may hold; 0 while it is not known.
     #[serde(default)]
     pub connection_limit: u64,
-    /// Client connections open.
+    /// The number of open client connections.
     pub client_connections: u32,
-    /// Requests served since its start.
+    /// The number of requests served since its start.
     pub requests: u64,
-    /// Frames and connections refused as malformed since its start.
+    /// The number of frames and connections refused as malformed since its start.
     pub refused: u64,
-    /// Writes refused since its start, as its tables were full.
+    /// The number of writes rejected since its start because its tables were full.
     #[serde(default)]
     pub out_of_space: u64,
     /// Milliseconds since its last heartbeat; `None` before the first.
     pub heartbeat_age_ms: Option<u64>,
-    /// The longest time that one of its shards was without a message of the other holder of a group, under the
-    /// group's present view, in milliseconds. A view changes when it exceeds a lease.
+    /// The longest time for which one of its shards received no message from the other holder under the group's present
+    /// view, in milliseconds. A view changes when it exceeds a lease.
     #[serde(default)]
     pub longest_gap_ms: u64,
     /// The last recoveries of its place in the ring, the newest first.
@@ -130,44 +130,44 @@ pub struct ServerStatus {
     pub recoveries: Vec<RecoveryStatus>,
 }
 
-/// A recovery: the way of a place of the ring from the loss of its server to all being home again.
+/// The recovery of a place of the ring, from the loss of its server until everything is home again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryStatus {
     /// Milliseconds since it began.
     pub began_ms_ago: u64,
-    /// How long it took; `None`: it lasts.
+    /// Its duration in milliseconds; `None` while it is in progress.
     pub took_ms: Option<u64>,
     /// Its last steps, in order.
     pub steps: Vec<StepStatus>,
 }
 
-/// A step of a recovery. One that fails begins again with step 0 or 1.
+/// A step of a recovery. A recovery that fails begins again with step 0 or 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepStatus {
-    /// 0 to 5.
+    /// The number, 0 to 5.
     pub step: u8,
     /// Milliseconds since it began.
     pub began_ms_ago: u64,
-    /// How long it took; `None`: it lasts.
+    /// Its duration in milliseconds; `None` while it is in progress.
     pub took_ms: Option<u64>,
 }
 
-/// Something that a person should look at, for as long as it lasts.
+/// A condition that needs a person's attention, for as long as it lasts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AlarmStatus {
-    /// What kind of thing it is.
+    /// The kind of the condition.
     pub kind: AlarmKind,
     /// The server concerned.
     pub server: Option<ServerId>,
     /// The group concerned.
     pub group: Option<GroupId>,
-    /// What it is, in words.
+    /// A description.
     pub text: String,
     /// Milliseconds since it began.
     pub age_ms: u64,
 }
 
-/// What is wrong.
+/// The kind of an alarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AlarmKind {
@@ -175,9 +175,9 @@ pub enum AlarmKind {
     Lost,
     /// The only holder of a group is silent.
     Unreachable,
-    /// A server is silent to the coordinator, and kept because others hear it.
+    /// A server is silent to the coordinator, but kept because other servers receive it.
     KeptThoughSilent,
-    /// The holders of a group do not hear each other, and neither answers the coordinator.
+    /// The holders of a group do not receive each other, and neither responds to the coordinator.
     Unanswered,
     /// A server could not be replaced several times in a row.
     KeepsFailing,
@@ -189,25 +189,25 @@ pub enum AlarmKind {
     Crowded,
     /// The coordinator cannot store its state, so no failover takes effect.
     StateNotStored,
-    /// The coordinator's state was stored, and the next store may fail.
+    /// The coordinator's state was stored, but the next store may fail.
     StateAtRisk,
-    /// A part of a server is stuck, and the server lives on as the only holder of a group.
+    /// A thread of a server is hung, and the server keeps running as the only holder of a group.
     Stuck,
     /// An orderly stop waits for a server that is silent, or makes no progress.
     StopWaits,
-    /// The host of a server does not say whether its process has ended.
+    /// The host of a server does not report whether its process has ended.
     HostUnreachable,
-    /// A server takes orders, and its heartbeats do not come.
+    /// A server takes orders, but its heartbeats do not arrive.
     CannotReport,
-    /// A server refuses writes, as its tables are full.
+    /// A server rejects writes because its tables are full.
     OutOfSpace,
-    /// One that a later version knows.
+    /// A kind that only a later version knows.
     #[serde(other)]
     Other,
 }
 
 impl AlarmKind {
-    /// All that this version knows.
+    /// All kinds that this version knows.
     pub const ALL: [AlarmKind; 15] = [
         AlarmKind::Lost,
         AlarmKind::Unreachable,
@@ -227,15 +227,15 @@ impl AlarmKind {
     ];
 }
 
-/// How a group is.
+/// The condition of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupCondition {
-    /// It has no view yet.
+    /// No view yet.
     Starting,
     /// Two copies.
     Whole,
-    /// One copy, or one that cannot be relied upon.
+    /// One copy, or a second one that may be stale.
     Degraded,
     /// Its only holder is silent; clients wait.
     Unreachable,
@@ -243,47 +243,47 @@ pub enum GroupCondition {
     Lost,
 }
 
-/// One group.
+/// The status of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupStatus {
     /// The group.
     pub group: GroupId,
     /// The version of its view; 0 before the first.
     pub view: ViewVersion,
-    /// Who serves it.
+    /// The primary.
     pub primary: Option<Member>,
-    /// Who holds the other copy.
+    /// The secondary.
     pub secondary: Option<Member>,
-    /// Who is being given a copy.
+    /// The candidate, which is receiving a copy.
     pub candidate: Option<Member>,
-    /// How it is.
+    /// The condition.
     pub condition: GroupCondition,
-    /// Copies on servers that are up and connected.
+    /// The number of copies on servers that are up and connected.
     pub copies: u8,
-    /// Entries in the table of the primary, or of the secondary where the primary is down.
+    /// The number of entries in the table of the primary, or of the secondary if the primary is down.
     pub entries: u64,
     /// Bytes of that table.
     pub bytes: u64,
-    /// How far the copy to the candidate is; `None` without one.
+    /// The progress of the copy to the candidate; `None` without one.
     #[serde(default)]
     pub copy: Option<CopyStatus>,
 }
 
-/// How far a copy is: how much was sent, and about how much there is.
+/// The progress of a copy: the amount sent, and the approximate total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyStatus {
     /// Entries sent.
     pub entries: u64,
     /// Bytes of keys and values sent.
     pub bytes: u64,
-    /// Entries there are.
+    /// Entries in total.
     pub of_entries: u64,
-    /// Bytes of keys and values there are.
+    /// Bytes of keys and values in total.
     pub of_bytes: u64,
 }
 
 impl CopyStatus {
-    /// Adds what is copied of another shard; no sum of what servers report overflows.
+    /// Adds the progress of another shard, without overflow whatever servers report.
     pub fn add(&mut self, other: &CopyStatus) {
         self.entries = self.entries.saturating_add(other.entries);
         self.bytes = self.bytes.saturating_add(other.bytes);
@@ -296,7 +296,7 @@ impl CopyStatus {
 mod tests {
     use super::*;
 
-    /// What a coordinator of the first version said, and one of a version to come.
+    /// A document of the first version, and one of a future version.
     const OLD: &str = r#"{"cluster":"0000000000000000000000000000feed",
         "epoch":{"number":1,"boot":"0000000000000001"},"state":"serving","shards":1,
         "servers":[{"id":0,"host":"localhost","state":"up","recovery_step":null,"incarnation":null,
@@ -321,7 +321,8 @@ mod tests {
         assert_eq!(status.alarms[0].kind, AlarmKind::Other);
     }
 
-    /// Fails to compile when a kind is added: then it belongs into `ALL`, and into the manual.
+    /// Returns the name of a kind. It fails to compile when a kind is added, which then belongs in `ALL` and in the
+    /// manual.
     fn name(kind: AlarmKind) -> &'static str {
         match kind {
             AlarmKind::Lost => "lost",

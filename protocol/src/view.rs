@@ -1,4 +1,4 @@
-//! A view: who holds a group. The coordinator makes views; everyone else installs them.
+//! Views: the holders of a group. The coordinator creates views; servers install them, and clients route by them.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,36 +9,36 @@ use crate::ids::{GroupId, Incarnation, Member, ServerId, ViewVersion};
 /// Bytes of a view on the wire.
 pub const VIEW_BYTES: usize = 2 + 1 + 1 + 8 + 2 * 10;
 
-/// The other holder of a group beside its primary.
+/// The member of a group besides its primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Peer {
-    /// Nobody: the primary is the only holder.
+    /// None: the primary is the only holder.
     None,
-    /// A full copy; every write waits for it.
+    /// A holder with a full copy; every write waits for it.
     Secondary(Member),
-    /// A copy in the making; it counts for nothing until it has caught up.
+    /// A member with an incomplete copy; it is no holder until it has caught up.
     Candidate(Member),
 }
 
-/// Who holds a group, as of one version.
+/// The members of a group, as of one version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
     /// The group.
     pub group: GroupId,
-    /// Grows with every view of this group; from 1.
+    /// The version, which increases with every view of this group, from 1.
     pub version: ViewVersion,
-    /// Who serves reads and orders writes. `None`: every holder is dead, the group is LOST.
+    /// The member that serves reads and orders writes. `None`: every holder is dead, the group is LOST.
     pub primary: Option<Member>,
-    /// The other holder.
+    /// The other member.
     pub peer: Peer,
-    /// The primary takes over from the living secondary of this view, and serves only after that
-    /// one's HANDOVER (consistency.md §6, step 5).
+    /// True if the primary takes over from the live secondary of this view, and serves only after that one's HANDOVER
+    /// (consistency.md §6, step 5).
     pub handover: bool,
 }
 
 impl View {
-    /// The secondary, if there is one.
+    /// Returns the secondary, if there is one.
     pub fn secondary(&self) -> Option<Member> {
         match self.peer {
             Peer::Secondary(member) => Some(member),
@@ -46,7 +46,7 @@ impl View {
         }
     }
 
-    /// The secondary or candidate, if there is one: where the primary's stream goes.
+    /// Returns the secondary or candidate, if there is one: the destination of the primary's stream.
     pub fn other(&self) -> Option<Member> {
         match self.peer {
             Peer::Secondary(member) | Peer::Candidate(member) => Some(member),
@@ -54,7 +54,7 @@ impl View {
         }
     }
 
-    /// Copies that an acknowledged write has under this view; 0 when the group is LOST.
+    /// Returns the number of copies of an acknowledged write under this view; 0 when the group is LOST.
     pub fn copies(&self) -> u8 {
         u8::from(self.primary.is_some()) + u8::from(self.secondary().is_some())
     }
@@ -71,7 +71,7 @@ pub fn write_member(output: &mut Vec<u8>, member: Member) {
     output.put_u64(member.incarnation.0);
 }
 
-/// Takes a member.
+/// Reads a member.
 pub fn read_member(reader: &mut Reader<'_>) -> Result<Member, DecodeError> {
     Ok(Member {
         server: ServerId(reader.u16("server id")?),
@@ -102,7 +102,7 @@ pub fn write_view(output: &mut Vec<u8>, view: &View) {
     write_member(output, view.other().unwrap_or(nobody));
 }
 
-/// Takes a view.
+/// Reads a view.
 pub fn read_view(reader: &mut Reader<'_>) -> Result<View, DecodeError> {
     let group = GroupId(reader.u16("view group")?);
     let flags = reader.u8("view flags")?;

@@ -1,5 +1,5 @@
-//! Every message comes back from its bytes, no bytes make a reader panic, and the layouts that
-//! `docs/protocol.md` shows are the ones written.
+//! Round trips of every message, robustness of the readers against arbitrary bytes, and conformance to the layouts in
+//! `docs/protocol.md`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -24,7 +24,7 @@ const CONTROL: FrameRules = FrameRules::checked(MAX_CONTROL_BODY);
 const SEAL: Seal = Seal::new(ClusterKey(0x5ec), Link::Stream, Nonce(1), Nonce(2));
 const OTHER_SEAL: Seal = Seal::new(ClusterKey(0x5ed), Link::Stream, Nonce(1), Nonce(2));
 
-/// The opcode and body of the only frame in `bytes`.
+/// Returns the opcode and body of the only frame in `bytes`.
 fn only_frame<'a>(bytes: &'a [u8], rules: &FrameRules) -> (u8, &'a [u8]) {
     let frame = split_frame(bytes, rules).unwrap().unwrap();
     assert_eq!(frame.consumed, bytes.len());
@@ -358,7 +358,7 @@ proptest! {
     }
 }
 
-/// An IPv6 scope and flow are not carried.
+/// Removes an IPv6 scope and flow label, which the wire does not carry.
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port())
 }
@@ -533,8 +533,8 @@ fn an_ack_batch_has_the_documented_layout() {
     assert_eq!(checksum, crc32c(frame).to_le_bytes());
 }
 
-/// The checksum by its definition (RFC 3720, appendix B.4: reflected polynomial 0x82f63b78), so that
-/// the layout does not rest on the library that writes it.
+/// Computes the checksum by its definition (RFC 3720, appendix B.4: reflected polynomial 0x82f63b78), so that this test
+/// does not depend on the library that writes it.
 fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))

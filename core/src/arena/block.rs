@@ -1,14 +1,14 @@
 //! Blocks: allocations above an eighth of a chunk, which have exactly the memory that they need.
 //!
-//! A chunk that is cut into such pieces would leave much of itself unused: two values of 700 KiB fit one of 2 MiB. So
-//! a block is not in a chunk, but in a window, which has the addresses of a chunk and memory only for pages that are
-//! in a block. What is unused of a window is addresses. A block above a chunk has a mapping of its own.
+//! A chunk cut into such pieces would leave much of itself unused: only two values of 700 KiB fit one of 2 MiB. So a
+//! block is not in a chunk but in a window. A window has the address range of a chunk, and memory only for pages that
+//! are in a block. Its unused part is only addresses. A block above a chunk has its own mapping.
 //!
-//! No evacuation moves a block: there is nothing to gain.
+//! Evacuations do not move blocks, because that gains nothing.
 //!
-//! The first touch of a page costs far more than to fill it, so the pages of the blocks that were freed last stay
-//! warm: they keep their memory, a chunk's bytes in all, for blocks to come. Whatever takes memory from the source gives as
-//! much of it back first.
+//! The first touch of a page costs far more than filling it. So the pages of the most recently freed blocks stay warm:
+//! they keep their memory, up to the bytes of a chunk in all, for later blocks. Every operation that takes memory from
+//! the source first returns as much of it.
 
 use std::ptr::NonNull;
 
@@ -19,7 +19,7 @@ use super::{Arena, small};
 /// The most pages that stay warm.
 const WARM_PAGES_MAX: usize = PAGES_PER_CHUNK;
 
-/// Pages of a window.
+/// A run of pages of a window.
 #[derive(Debug)]
 pub(super) struct Run {
     window: u32,
@@ -56,7 +56,7 @@ impl Arena {
         self.cool(self.warm_pages.saturating_sub(WARM_PAGES_MAX));
     }
 
-    /// The bytes that a block would take from the source, less those that go back for it.
+    /// Returns the bytes that a block would take from the source, less the warm pages that would be returned for it.
     pub(super) fn fresh_block_bytes(&self, pages: usize) -> usize {
         match self.warm_run(pages) {
             Some(_) => 0,
@@ -64,7 +64,7 @@ impl Arena {
         }
     }
 
-    /// Gives at least so many warm pages back, or all: those that were freed first.
+    /// Returns at least this many warm pages to the source, or all: those that were freed first.
     pub(super) fn cool(&mut self, pages: usize) {
         let pages_left = self.warm_pages.saturating_sub(pages);
         while self.warm_pages > pages_left {
@@ -88,7 +88,7 @@ impl Arena {
         }
     }
 
-    /// The newest of the warm runs that are long enough: more of it is in the processor's caches.
+    /// Returns the newest warm run that is long enough: more of it is in the processor's caches.
     fn warm_run(&self, pages: usize) -> Option<usize> {
         self.warm.iter().rposition(|run| run.pages >= pages)
     }
@@ -105,7 +105,7 @@ impl Arena {
         self.handle_of(window, page)
     }
 
-    /// Takes pages of the first window that has so many in a row.
+    /// Takes pages from the first window with a long enough free run.
     fn take_from_window(&mut self, pages: usize) -> Option<u32> {
         self.cool(pages);
         let number = match self.window_runs.find(pages, None) {

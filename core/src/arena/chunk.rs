@@ -6,16 +6,16 @@ use super::page_map::{PAGES_PER_CHUNK, PageMap};
 use super::slab::{NO_SLAB, SlabId};
 use super::{Arena, Handle, UNIT_BYTES, small};
 
-/// What a chunk number stands for.
+/// The kind of memory that a chunk number names.
 #[derive(Debug)]
 pub(super) enum Chunk {
-    /// Nothing now.
+    /// The number is not in use.
     Vacant,
     /// A chunk that is cut into pages.
     Paged(Box<PagedChunk>),
-    /// The addresses of a chunk; its pages that are in blocks have memory.
+    /// The address range of a chunk; its pages that are in blocks have memory.
     Window(Box<PageMap>),
-    /// A block above a chunk, of so many bytes.
+    /// A block above a chunk, of this many bytes.
     Block(usize),
 }
 
@@ -27,7 +27,7 @@ pub(super) struct PagedChunk {
 }
 
 impl Chunk {
-    /// What it has from the source.
+    /// Returns the bytes that it has from the source.
     pub(super) fn source_bytes(&self, chunk_bytes: usize) -> usize {
         match self {
             Chunk::Vacant => 0,
@@ -39,9 +39,9 @@ impl Chunk {
 
 /// Pages and chunks.
 impl Arena {
-    /// Takes pages from the first free run of at least `pages_min`; how many, `pages_of` says from
-    /// the length of the run. Returns the chunk, the first page there and their number. The spare
-    /// chunk comes last, so that it stays whole as long as it can.
+    /// Takes pages from the first free run of at least `pages_min`; `pages_of` maps the length of the run to the number
+    /// of pages to take. Returns the chunk, its first page and the number of pages. The spare chunk is used last, so
+    /// that it stays whole for as long as possible.
     pub(super) fn take_pages(
         &mut self,
         pages_min: usize,
@@ -97,19 +97,19 @@ impl Arena {
         Some(number)
     }
 
-    /// Gives a number's memory back to the source.
+    /// Returns a number's memory to the source.
     pub(super) fn release_number(&mut self, number: u32) {
         let base = std::mem::replace(&mut self.bases[number as usize], std::ptr::null_mut());
         let chunk = std::mem::replace(&mut self.chunks[number as usize], Chunk::Vacant);
         self.vacant_numbers.push(number);
         let bytes = chunk.source_bytes(self.sizes.chunk_bytes());
         let base = NonNull::new(base).expect("a chunk in use has an address");
-        // SAFETY: this memory came from the source, was recorded until now as not released, and holds no live
-        // allocation: that was checked by the callers.
+        // SAFETY: this memory came from the source, was recorded as not released until now, and holds no live
+        // allocation, which the callers have checked.
         unsafe { self.source.release(base, bytes) };
     }
 
-    /// A number that no chunk has. It stays vacant until [`occupy`](Arena::occupy).
+    /// Returns a number that no chunk has. It stays vacant until [`occupy`](Arena::occupy).
     pub(super) fn vacant_number(&mut self) -> Option<u32> {
         if let Some(&number) = self.vacant_numbers.last() {
             return Some(number);

@@ -1,71 +1,68 @@
-//! Where an arena's memory comes from.
+//! The source of an arena's memory.
 //!
-//! This crate does no I/O and makes no system call; the owner of a table says where large blocks of
-//! memory come from. The server maps them and asks for huge pages; tests and the simulator take
-//! them from the heap.
+//! This crate does no I/O and makes no system call; the owner of a table supplies large blocks of memory.
+//! The server maps them and requests huge pages; tests and the simulator take them from the heap.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The smallest chunk an arena works with.
+/// The smallest chunk size of an arena.
 pub const CHUNK_BYTES_MIN: usize = 64 * 1024;
-/// The largest chunk an arena works with.
+/// The largest chunk size of an arena.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// The chunk size meant for servers: one huge page of x86-64 and of AArch64 with 4 KiB granules.
+/// The chunk size for servers: one huge page of x86-64, and of AArch64 with 4 KiB granules.
 pub const CHUNK_BYTES_DEFAULT: usize = 2 * 1024 * 1024;
 
-/// Hands out and takes back large pieces of memory: chunks of one fixed size, windows of the same size, and blocks above
-/// it. A chunk has 512 pages; windows and blocks are used page by page.
+/// A supplier of large pieces of memory: chunks of one fixed size, windows of the same size, and blocks above it. A
+/// chunk has 512 pages; windows and blocks are used page by page.
 ///
 /// # Safety
 ///
-/// The arena reads and writes the memory that an implementation returns, so an implementation
-/// promises that
+/// The arena reads and writes the memory that an implementation returns. So an implementation guarantees that
 /// - [`chunk_bytes`](ChunkSource::chunk_bytes) is a power of two between [`CHUNK_BYTES_MIN`] and
 ///   [`CHUNK_BYTES_MAX`], and never changes;
-/// - what [`allocate`](ChunkSource::allocate) and [`reserve`](ChunkSource::reserve) return is readable and
-///   writable, overlaps nothing that is in use, is aligned to [`UNIT_BYTES`](super::UNIT_BYTES), and stays so until it
-///   is released, from whichever thread uses it.
+/// - memory from [`allocate`](ChunkSource::allocate) and [`reserve`](ChunkSource::reserve) is readable and
+///   writable from any thread, overlaps nothing in use, is aligned to [`UNIT_BYTES`](super::UNIT_BYTES), and
+///   stays so until it is released.
 ///
-/// The content of fresh memory does not matter.
+/// The content of fresh memory is arbitrary.
 pub unsafe trait ChunkSource: Send {
-    /// The size of a chunk in bytes.
+    /// Returns the size of a chunk in bytes.
     fn chunk_bytes(&self) -> usize;
 
-    /// Memory of `bytes`, a chunk or more, in whole pages; all of it is going to be used. `None` if there is no more
-    /// memory to be had.
+    /// Allocates `bytes`, a chunk or more, in whole pages, all of which will be used. Returns `None` if there is no
+    /// more memory.
     fn allocate(&mut self, bytes: usize) -> Option<NonNull<u8>>;
 
-    /// A window: a chunk's bytes, of which a page takes memory only from the first time that it is touched. `None` if
-    /// there is no more memory to be had.
+    /// Reserves a window: a chunk's bytes, of which a page takes memory only when it is first touched. Returns `None`
+    /// if there is no more memory.
     fn reserve(&mut self) -> Option<NonNull<u8>>;
 
-    /// Takes the memory of some pages of a window back, not their addresses. Their content is undefined then.
+    /// Takes back the memory of some pages of a window, but not their addresses. Their content is undefined afterwards.
     ///
     /// # Safety
     ///
-    /// They are pages of a window of this source that was not released, and nobody uses their content.
+    /// They are pages of a window of this source that was not released, and their content is no longer used.
     unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize);
 
-    /// Takes back what was allocated or reserved in one piece, a window with a chunk's bytes.
+    /// Takes back memory that was allocated or reserved in one piece; a window has a chunk's bytes.
     ///
     /// # Safety
     ///
-    /// It came from this source with this size, was not released before, and nobody uses it.
+    /// It came from this source with this size, was not released before, and is no longer used.
     unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize);
 }
 
-/// Chunks from the process's heap: for tests, benches and the simulator.
+/// A source of chunks from the process's heap: for tests, benches and the simulator.
 #[derive(Debug)]
 pub struct HeapChunks {
     chunk_bytes: usize,
 }
 
 impl HeapChunks {
-    /// A source of chunks of `chunk_bytes` (a power of two from [`CHUNK_BYTES_MIN`] to
-    /// [`CHUNK_BYTES_MAX`]).
+    /// Creates a source of chunks of `chunk_bytes` (a power of two from [`CHUNK_BYTES_MIN`] to [`CHUNK_BYTES_MAX`]).
     pub fn new(chunk_bytes: usize) -> HeapChunks {
         assert!(
             chunk_bytes.is_power_of_two()
@@ -81,7 +78,7 @@ impl HeapChunks {
     }
 }
 
-/// Chunks from the heap until a switch is thrown: for tests, and for the simulator's lack of memory.
+/// A source of chunks from the heap that a switch can exhaust: for tests, and for lack of memory in the simulator.
 #[derive(Debug)]
 pub struct SwitchedChunks {
     heap: HeapChunks,
@@ -89,13 +86,13 @@ pub struct SwitchedChunks {
 }
 
 impl SwitchedChunks {
-    /// As [`HeapChunks::new`]. While the switch is true there is no more memory to be had.
+    /// Creates a source like [`HeapChunks::new`] that supplies no more memory while the switch is true.
     pub fn new(chunk_bytes: usize, is_exhausted: Arc<AtomicBool>) -> SwitchedChunks {
         SwitchedChunks { heap: HeapChunks::new(chunk_bytes), is_exhausted }
     }
 }
 
-// SAFETY: everything that is handed out and taken back is that of `heap`.
+// SAFETY: all memory that is supplied and taken back is that of `heap`.
 unsafe impl ChunkSource for SwitchedChunks {
     fn chunk_bytes(&self) -> usize {
         self.heap.chunk_bytes()
@@ -113,7 +110,7 @@ unsafe impl ChunkSource for SwitchedChunks {
     }
 
     unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize) {
-        // SAFETY: what the caller promises of this source is true of the heap behind it.
+        // SAFETY: the caller's guarantees for this source hold for the heap behind it.
         unsafe { self.heap.discard(at, bytes) };
     }
 
@@ -129,8 +126,8 @@ impl Default for HeapChunks {
     }
 }
 
-// SAFETY: the size was checked in `new`; the heap returns memory of the asked size and alignment
-// that is nobody else's until `dealloc`.
+// SAFETY: the size was checked in `new`; the heap returns memory of the requested size and alignment that nothing else
+// uses until `dealloc`.
 unsafe impl ChunkSource for HeapChunks {
     fn chunk_bytes(&self) -> usize {
         self.chunk_bytes
@@ -151,7 +148,7 @@ unsafe impl ChunkSource for HeapChunks {
 
     unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize) {
         let layout = self.layout(bytes).expect("the layout was valid when it was allocated");
-        // SAFETY: `at` came from `alloc` with this layout, as the caller says.
+        // SAFETY: the caller guarantees that `at` came from `alloc` with this layout.
         unsafe { dealloc(at.as_ptr(), layout) };
     }
 }

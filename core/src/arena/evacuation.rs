@@ -1,16 +1,16 @@
-//! Emptying the sparsest chunks, so that they can be given back and serve allocations of any size.
+//! Evacuation of the sparsest chunks, so that they can be returned and serve allocations of any size.
 //!
 //! ```text
 //!   begin     nothing is known yet
-//!   prepare   survey: the load of each chunk, and the room in all of them; in steps
-//!             choice: the sparsest chunks first, as long as their content fits elsewhere and few chunks that
-//!                     the source gives; in steps. A chosen chunk takes no allocation any more.
+//!   prepare   survey: the load of each chunk, and the free room in all of them; in steps
+//!             choice: the sparsest chunks first, as long as their content fits elsewhere and into a few chunks
+//!                     from the source; in steps. A chosen chunk takes no more allocations.
 //!   relocate  the owner of the arena moves every allocation of a chosen chunk
 //!   end       chunks that are not empty are opened again
 //! ```
 //!
 //! Only the owner knows where handles are stored, so it calls [`Arena::relocate`] for each allocation that
-//! [`Arena::is_leaving`]. Blocks have no memory beside their own, so they stay where they are.
+//! [`Arena::is_leaving`]. Blocks have no unused memory, so they are not moved.
 
 use super::chunk::Chunk;
 use super::page_map::PAGES_PER_CHUNK;
@@ -18,33 +18,33 @@ use super::size_class::{CLASSES_MAX, class_units};
 use super::slab::{NO_SLAB, Slab, SlabId};
 use super::{Arena, Handle, UNIT_BYTES};
 
-/// A chunk with a greater share of its bytes in use, in eighths, is not worth the moves.
+/// The largest share of a chunk's bytes in use, in eighths, for which moving its content is worthwhile.
 const LOAD_MAX_EIGHTHS: usize = 7;
 /// The most chunks that are emptied together.
 const CHOSEN_MAX: usize = 128;
 /// The most chunks that are considered for that.
 const CANDIDATES_MAX: usize = 2 * CHOSEN_MAX;
-/// Moved allocations are expected to find room in free runs of this many pages, and in none that is shorter; and to
-/// fill so many eighths of it.
+/// The shortest free run, in pages, that moved allocations are expected to use, and the eighths of it that they are
+/// expected to fill.
 const LONG_RUN_PAGES: usize = 64;
 const FILLED_EIGHTHS: usize = 7;
-/// The most chunks that moves are expected to take from the source: these, or one for so many that are held. They
-/// may take one more: entries that find no room at the end of a pass would keep all of its chunks.
+/// The most chunks that moves are expected to take from the source: this number, or one per so many held. They may take
+/// one more: otherwise entries that find no room at the end of a pass would keep all of its chunks.
 const FRESH_MAX: usize = 2;
 const HELD_FOR_ONE_FRESH: usize = 32;
 
-/// The chunks that are being emptied, and the way to their choice.
+/// The chunks that are being emptied, and the state of their choice.
 #[derive(Debug)]
 pub(super) struct Evacuation {
     stage: Stage,
-    /// Bytes in use of each chunk that was surveyed, and its number.
+    /// The bytes in use of each surveyed chunk, and its number.
     loads: Vec<(u32, u32)>,
     next: usize,
     room: Room,
     chosen: Vec<u32>,
-    /// For each chunk number whether that chunk is being emptied.
+    /// By chunk number: true if that chunk is being emptied.
     leaving: Vec<bool>,
-    /// Chunks that moves have begun to fill, and may take from the source.
+    /// The number of chunks that moves have begun to fill, and the most that they may take from the source.
     fresh: usize,
     fresh_max: usize,
     emptied: usize,
@@ -58,13 +58,13 @@ enum Stage {
     Moves,
 }
 
-/// The content of the chosen chunks, and the room for it in the others.
+/// The content of the chosen chunks, and the free room in the others.
 #[derive(Clone, Debug)]
 struct Room {
-    /// For each class the objects in use in chosen chunks, and the free ones in slabs of the others.
+    /// By class: the objects in use in chosen chunks, and the free objects in slabs of the others.
     objects: [u32; CLASSES_MAX],
     free_objects: [u32; CLASSES_MAX],
-    /// Pages of page runs in chosen chunks, and usable free pages of the others.
+    /// The pages of page runs in chosen chunks, and the usable free pages of the others.
     run_pages: usize,
     usable_pages: usize,
 }
@@ -92,7 +92,7 @@ pub struct Evacuated {
 }
 
 impl Room {
-    /// The pages that the content of the chosen chunks needs beyond the room in the others.
+    /// Returns the pages that the content of the chosen chunks needs beyond the room in the others.
     fn shortfall_pages(&self, arena: &Arena) -> usize {
         let page_bytes = arena.sizes.page_bytes();
         let mut pages = self.run_pages;
@@ -106,7 +106,7 @@ impl Room {
         pages.saturating_sub(self.usable_pages)
     }
 
-    /// Counts a chunk as one of those that keep their content, or as chosen.
+    /// Adds a chunk, either as one that keeps its content or as chosen.
     fn add(&mut self, arena: &Arena, chunk: u32, is_chosen: bool) {
         let mut slab_pages = 0;
         arena.for_each_slab(chunk, |_, slab| {
@@ -131,24 +131,24 @@ impl Room {
 
 /// Evacuations.
 impl Arena {
-    /// The bytes of chunks that are in no allocation.
+    /// Returns the bytes of chunks that are in no allocation.
     pub fn waste_bytes(&self) -> usize {
         let bytes_in_chunks = self.used_bytes - self.block_pages * self.sizes.page_bytes();
         self.paged_chunks * self.sizes.chunk_bytes() - bytes_in_chunks
     }
 
-    /// The bytes of all allocations that were ever freed, by the owner and not by a move.
+    /// Returns the bytes of all allocations that were ever freed by the owner, not by a move.
     pub fn freed_bytes(&self) -> u64 {
         self.freed_bytes
     }
 
-    /// The bytes that the evacuation under way has moved.
+    /// Returns the bytes that the current evacuation has moved.
     #[cfg(test)]
     pub fn moved_bytes(&self) -> usize {
         self.evacuation.as_ref().map_or(0, |evacuation| evacuation.moved_bytes)
     }
 
-    /// Begins an evacuation. The one before has ended.
+    /// Begins an evacuation. The previous one must have ended.
     pub fn begin_evacuation(&mut self) {
         debug_assert!(self.evacuation.is_none(), "two evacuations at once");
         let fresh_max = FRESH_MAX.max(self.paged_chunks / HELD_FOR_ONE_FRESH);
@@ -171,8 +171,8 @@ impl Arena {
         }));
     }
 
-    /// One step of the survey and the choice: looks at no more than so many chunks, each of which costs about
-    /// a microsecond.
+    /// Runs one step of the survey and the choice, over at most `chunks_max` chunks, each of which costs about a
+    /// microsecond.
     pub fn prepare_evacuation(&mut self, chunks_max: usize) -> Preparation {
         let Some(mut evacuation) = self.evacuation.take() else { return Preparation::Futile };
         let preparation = match evacuation.stage {
@@ -220,7 +220,7 @@ impl Arena {
         let end = evacuation.loads.len().min(evacuation.next + chunks_max);
         for at in evacuation.next..end {
             let (_, chunk) = evacuation.loads[at];
-            // Between two steps it may have been given back, and its number given to another.
+            // Between two steps it may have been returned, and its number reused.
             let is_candidate = matches!(&self.chunks[chunk as usize], Chunk::Paged(paged)
                 if !paged.map.is_empty());
             if !is_candidate || self.spare == Some(chunk) {
@@ -244,7 +244,7 @@ impl Arena {
             return Preparation::Unfinished;
         }
         let fresh = evacuation.room.shortfall_pages(self).div_ceil(room_in_fresh(1));
-        // One chunk that fits no other is as sparse in a fresh one.
+        // A single chunk whose content fits no other would be as sparse in a fresh one.
         let chosen = evacuation.chosen.len();
         if chosen < fresh.max(1) || (chosen == 1 && fresh > 0) {
             return Preparation::Futile;
@@ -254,7 +254,7 @@ impl Arena {
         Preparation::Ready
     }
 
-    /// Whether an allocation is in a chunk that is being emptied.
+    /// Returns whether an allocation is in a chunk that is being emptied.
     #[inline]
     pub fn is_leaving(&self, handle: Handle) -> bool {
         self.is_chunk_leaving(handle.to_bits() >> self.place_bits)
@@ -266,12 +266,12 @@ impl Arena {
         evacuation.is_some_and(|e| e.leaving.get(chunk as usize).copied().unwrap_or(false))
     }
 
-    /// Moves an allocation of `bytes`, of which the first `written` are of use, to a chunk that stays. `None`,
-    /// and nothing has changed, if there is no room for it.
+    /// Moves an allocation of `bytes`, of which the first `written` are in use, to a chunk that stays. Returns `None`,
+    /// with nothing changed, if there is no room for it.
     ///
     /// # Safety
     ///
-    /// As for [`free`](Arena::free), and the first `written` bytes, at most `bytes`, were written.
+    /// The requirements of [`free`](Arena::free) hold, and the first `written` bytes, at most `bytes`, were written.
     pub unsafe fn relocate(
         &mut self,
         handle: Handle,
@@ -286,13 +286,13 @@ impl Arena {
         let occupied = self.occupied_chunks();
         let moved = self.allocate(bytes)?;
         let fresh = self.occupied_chunks() - occupied;
-        // SAFETY: both are allocations of at least so many bytes, which do not overlap; the caller says that
+        // SAFETY: both are allocations of at least `written` bytes that do not overlap; the caller guarantees that
         // those of the old one were written.
         unsafe {
             self.address(moved).copy_from_nonoverlapping(self.address(handle), written);
         }
         let freed = self.freed_bytes;
-        // SAFETY: as the caller says.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.free(handle, bytes) };
         let taken = self.freed_bytes - freed;
         self.freed_bytes = freed;
@@ -303,7 +303,7 @@ impl Arena {
         Some(moved)
     }
 
-    /// Ends the evacuation, if one is under way. Chunks that still hold something are used as before.
+    /// Ends the evacuation, if one is in progress. Chunks that still hold allocations are used as before.
     pub fn end_evacuation(&mut self) -> Evacuated {
         let Some(evacuation) = self.evacuation.take() else { return Evacuated::default() };
         let Evacuation { chosen, leaving, fresh, emptied, moved_bytes, .. } = *evacuation;
@@ -313,7 +313,7 @@ impl Arena {
         Evacuated { emptied, fresh, moved_bytes }
     }
 
-    /// A chunk has become empty; whether it was being emptied is over.
+    /// Records that a chunk has become empty, which ends its evacuation.
     pub(super) fn note_emptied(&mut self, chunk: u32) {
         if let Some(evacuation) = &mut self.evacuation
             && let Some(leaving) = evacuation.leaving.get_mut(chunk as usize)
@@ -331,7 +331,7 @@ impl Arena {
         })
     }
 
-    /// Takes a chunk's slabs and pages out of what allocations are made from.
+    /// Excludes a chunk's slabs and pages from allocation.
     fn close_chunk(&mut self, chunk: u32) {
         for id in self.slabs_of(chunk) {
             if !self.slabs[id as usize].is_full() {
@@ -383,7 +383,7 @@ impl Arena {
         }
     }
 
-    /// The free pages of a chunk that moved allocations can be expected to fill.
+    /// Returns the free pages of a chunk that moved allocations can be expected to fill.
     fn usable_pages(&self, chunk: u32) -> usize {
         match &self.chunks[chunk as usize] {
             Chunk::Paged(paged) => match usize::from(paged.map.longest_run()) {
@@ -394,7 +394,7 @@ impl Arena {
         }
     }
 
-    /// The bytes of a chunk that are in allocations.
+    /// Returns the bytes of a chunk that are in allocations.
     fn load_bytes(&self, chunk: u32) -> usize {
         let (mut bytes, mut slab_pages) = (0, 0);
         self.for_each_slab(chunk, |_, slab| {

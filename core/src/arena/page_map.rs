@@ -1,23 +1,23 @@
-//! Which pages of a chunk are free, and which chunk has a free run that is long enough.
+//! The free pages of a chunk, and an index of the chunks by their longest free runs.
 
-/// A chunk is always cut into this many pages; with chunks of 2 MiB a page has 4 KiB.
+/// The number of pages of a chunk; with chunks of 2 MiB a page has 4 KiB.
 pub(super) const PAGES_PER_CHUNK: usize = 512;
 const WORD_BITS: usize = u64::BITS as usize;
 const WORDS: usize = PAGES_PER_CHUNK / WORD_BITS;
 
-/// One bit a page; a set bit is a free page.
+/// A bit map of pages; a set bit is a free page.
 #[derive(Debug)]
 pub(super) struct PageMap {
     free: [u64; WORDS],
 }
 
 impl PageMap {
-    /// All pages are free.
+    /// Creates a map whose pages are all free.
     pub(super) fn new() -> PageMap {
         PageMap { free: [u64::MAX; WORDS] }
     }
 
-    /// The first free run of at least `pages`: its first page and its length.
+    /// Returns the first page and the length of the first free run of at least `pages`.
     pub(super) fn find(&self, pages: usize) -> Option<(usize, usize)> {
         self.runs().find(|&(_, length)| length >= pages)
     }
@@ -30,7 +30,7 @@ impl PageMap {
         });
     }
 
-    /// Gives `pages` from `start` on back, none of which may be free.
+    /// Frees `pages` from `start` on, none of which may be free.
     pub(super) fn give(&mut self, start: usize, pages: usize) {
         for_each_mask(start, pages, |word, mask| {
             debug_assert_eq!(self.free[word] & mask, 0, "a page was given back twice");
@@ -38,7 +38,7 @@ impl PageMap {
         });
     }
 
-    /// The length of the longest free run.
+    /// Returns the length of the longest free run.
     pub(super) fn longest_run(&self) -> u16 {
         let longest = self.runs().map(|(_, length)| length).max().unwrap_or(0);
         u16::try_from(longest).expect("a chunk has few pages")
@@ -52,7 +52,7 @@ impl PageMap {
         self.free.iter().all(|&word| word == u64::MAX)
     }
 
-    /// The free runs in order: first page and length.
+    /// Returns the free runs in order: first page and length.
     fn runs(&self) -> impl Iterator<Item = (usize, usize)> {
         let mut from = 0;
         std::iter::from_fn(move || {
@@ -63,7 +63,7 @@ impl PageMap {
         })
     }
 
-    /// The first page at or behind `from` that is free, or that is taken.
+    /// Returns the first page at or after `from` that is free, or that is taken.
     fn next_page(&self, from: usize, free: bool) -> Option<usize> {
         let mut word = from / WORD_BITS;
         let mut bits_wanted = u64::MAX << (from % WORD_BITS);
@@ -79,7 +79,7 @@ impl PageMap {
     }
 }
 
-/// Calls `apply` with each word that holds some of the pages, and with their bits in it.
+/// Calls `apply` with each word that holds some of the pages, and with the mask of their bits in it.
 fn for_each_mask(start: usize, pages: usize, mut apply: impl FnMut(usize, u64)) {
     assert!(start + pages <= PAGES_PER_CHUNK, "pages {start}+{pages} are not in one chunk");
     let mut page = start;
@@ -91,8 +91,8 @@ fn for_each_mask(start: usize, pages: usize, mut apply: impl FnMut(usize, u64)) 
     }
 }
 
-/// Finds the first chunk whose longest free run is long enough, without looking at every chunk: a
-/// second level holds the maximum of each 64.
+/// An index that finds the first chunk with a long enough free run without a scan of every chunk: a second level holds
+/// the maximum of each 64.
 #[derive(Debug, Default)]
 pub(super) struct RunIndex {
     longest: Vec<u16>,
@@ -102,7 +102,7 @@ pub(super) struct RunIndex {
 const GROUP: usize = 64;
 
 impl RunIndex {
-    /// Notes the longest free run of a chunk (0 for a chunk number that is not in use).
+    /// Records the longest free run of a chunk (0 for a chunk number that is not in use).
     pub(super) fn set(&mut self, chunk: usize, longest_run: u16) {
         if chunk >= self.longest.len() {
             self.longest.resize(chunk + 1, 0);
@@ -115,7 +115,7 @@ impl RunIndex {
         self.longest_of_group[group] = longest.unwrap_or(0);
     }
 
-    /// The first chunk, other than `except`, with a free run of `pages`.
+    /// Returns the first chunk, other than `except`, with a free run of `pages`.
     pub(super) fn find(&self, pages: usize, except: Option<usize>) -> Option<usize> {
         let fits = |&longest: &u16| usize::from(longest) >= pages;
         let groups = self.longest_of_group.iter().enumerate();

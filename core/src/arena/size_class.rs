@@ -1,4 +1,4 @@
-//! How a wanted number of bytes is rounded up.
+//! Rounding of allocation sizes.
 //!
 //! ```text
 //!   up to 8 pages      a size class: 16-byte steps to 128 bytes, then eight steps to each doubling
@@ -6,29 +6,29 @@
 //!   above              a block: whole pages, outside of the chunks
 //! ```
 //!
-//! So what rounding wastes stays below one ninth, save below 128 bytes, where a step is 16 bytes.
+//! So rounding wastes less than one ninth, except below 128 bytes, where a step is 16 bytes.
 
 use super::UNIT_BYTES;
 use super::page_map::PAGES_PER_CHUNK;
 
-/// Sizes of more than this many pages are not kept in classes.
+/// The most pages of a size that has a class.
 const CLASS_PAGES_MAX: usize = 8;
-/// Sizes of more than this many pages are not kept in chunks. An eighth of a chunk: where no run of so many pages
-/// is left, moves can fill seven eighths of it.
+/// The most pages of a size that is placed in a chunk: an eighth of a chunk. As long as no free run of this length is
+/// left, moves can fill seven eighths of a chunk.
 pub(super) const RUN_PAGES_MAX: usize = PAGES_PER_CHUNK / 8;
 /// Classes 0 to 7 are the multiples of 16 bytes up to 128.
 const LINEAR_CLASSES: usize = 8;
-/// A slab has this many pages where it can, so that its bookkeeping is shared by many objects.
+/// The preferred number of pages of a slab, so that many objects share its bookkeeping.
 const SLAB_PAGES_PREFERRED: usize = 4;
-/// No class needs more pages than this for a slab that wastes little.
+/// The most pages that any class needs for a slab with little waste.
 pub(super) const SLAB_PAGES_MAX: usize = 32;
-/// A slab wastes at most one part in this many at its end.
+/// The largest share of a slab, as a divisor, that may be wasted at its end.
 const SLAB_WASTE_DIVISOR: usize = 32;
 
 /// The number of classes with the largest allowed chunk.
 pub(super) const CLASSES_MAX: usize = 112;
 
-/// How an allocation is placed.
+/// The placement of an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
     /// An object of this class in a slab.
@@ -59,7 +59,7 @@ impl Sizes {
         self.page_bytes
     }
 
-    /// How `bytes` (not zero) are placed.
+    /// Returns the placement of `bytes` (not zero).
     pub(super) fn fit(self, bytes: usize) -> Fit {
         if bytes <= CLASS_PAGES_MAX * self.page_bytes {
             Fit::Class(class_of(bytes.div_ceil(UNIT_BYTES)))
@@ -71,7 +71,7 @@ impl Sizes {
         }
     }
 
-    /// What a placement takes, in bytes.
+    /// Returns the bytes that a placement takes.
     pub(super) fn bytes_of(self, fit: Fit) -> usize {
         match fit {
             Fit::Class(class) => class_units(class) * UNIT_BYTES,
@@ -79,13 +79,13 @@ impl Sizes {
         }
     }
 
-    /// The fewest pages that a slab of this class can have.
+    /// Returns the fewest pages that a slab of this class can have.
     pub(super) fn slab_pages_min(self, class: usize) -> usize {
         (1..SLAB_PAGES_MAX).find(|&pages| self.is_good_slab(class, pages)).unwrap_or(SLAB_PAGES_MAX)
     }
 
-    /// How many pages a slab of this class gets from a run of `available`, which are enough for the
-    /// smallest. Small runs are used too, else the gaps between larger allocations would stay empty.
+    /// Returns the number of pages that a slab of this class gets from a run of `available`, which is enough for the
+    /// smallest slab. Short runs are used too, because the gaps between larger allocations would otherwise stay empty.
     pub(super) fn slab_pages(self, class: usize, available: usize) -> usize {
         (1..=available.min(SLAB_PAGES_PREFERRED))
             .rev()
@@ -99,7 +99,7 @@ impl Sizes {
     }
 }
 
-/// The smallest class that holds `units` (at least 1) of 16 bytes.
+/// Returns the smallest class that holds `units` (at least 1) of 16 bytes.
 fn class_of(units: usize) -> usize {
     if units <= LINEAR_CLASSES {
         return units - 1;
@@ -111,7 +111,7 @@ fn class_of(units: usize) -> usize {
     LINEAR_CLASSES * (1 + step as usize) + ((below - (1 << k)) >> step)
 }
 
-/// The size of a class's objects, in units of 16 bytes.
+/// Returns the size of a class's objects in units of 16 bytes.
 pub(super) fn class_units(class: usize) -> usize {
     if class < LINEAR_CLASSES {
         return class + 1;

@@ -1,7 +1,7 @@
 //! Slabs: runs of pages that hold objects of one size class.
 //!
-//! Each slab has a free list that runs through its free objects. The slabs of a class that have a
-//! free object are in a list of their own; a full slab is in none, and an empty one is given back.
+//! Each slab has a free list that is threaded through its free objects. The slabs of a class with a free object form a
+//! list; a full slab is in no list, and an empty one is returned to its chunk.
 
 use super::size_class::{SLAB_PAGES_MAX, class_units};
 use super::{Arena, Handle, UNIT_BYTES, small};
@@ -15,10 +15,10 @@ pub(super) const NO_SLAB: SlabId = SlabId::MAX;
 pub(super) struct Slab {
     /// The handle of its first object.
     first: u32,
-    /// The newest free object, which holds the next one's handle in its first bytes; 0 for none.
+    /// The head of its free list: a free object holds the next one's handle in its first bytes; 0 for none.
     free: u32,
     pub(super) capacity: u32,
-    /// How many objects were ever handed out; those behind them are free too, but not listed.
+    /// The number of objects ever allocated; those after them are free too, but not in the free list.
     carved: u32,
     pub(super) live: u32,
     /// Its neighbours in the list of its class's slabs that have a free object.
@@ -26,7 +26,7 @@ pub(super) struct Slab {
     next: SlabId,
     pub(super) class: u16,
     pub(super) pages: u8,
-    /// Its chunk is being emptied, so it is in no list, though it may have free objects.
+    /// True if its chunk is being emptied: it is in no list, although it may have free objects.
     pub(super) is_leaving: bool,
 }
 
@@ -48,8 +48,8 @@ impl Arena {
         let slab = &self.slabs[id as usize];
         let listed = Handle::from_bits(slab.free).map(|handle| {
             let link = self.address(handle).cast::<u32>();
-            // SAFETY: an object in a free list is this arena's, at least 16 bytes long, aligned,
-            // and holds the next free object's handle since `free_object` put it there.
+            // SAFETY: an object in a free list belongs to this arena, is at least 16 bytes long, aligned, and holds
+            // the next free object's handle since `free_object` wrote it.
             (handle.to_bits(), unsafe { link.read() })
         });
         let slab = &mut self.slabs[id as usize];
@@ -73,14 +73,14 @@ impl Arena {
 
     /// # Safety
     ///
-    /// `handle` is a live object in this page, and nobody uses it any more.
+    /// `handle` is a live object in this page, and its memory is no longer used.
     pub(super) unsafe fn free_object(&mut self, handle: Handle, chunk: u32, page: usize) {
         let id = self.paged(chunk).slab_of_page[page];
         let link = self.address(handle).cast::<u32>();
         let slab = &mut self.slabs[id as usize];
         debug_assert!(slab.live > 0, "an object was freed twice");
         let was_full = slab.is_full();
-        // SAFETY: the object is at least 16 bytes long, aligned, and nobody else's any more.
+        // SAFETY: the object is at least 16 bytes long, aligned, and no longer used.
         unsafe { link.write(slab.free) };
         slab.free = handle.to_bits();
         slab.live -= 1;
@@ -98,7 +98,7 @@ impl Arena {
         }
     }
 
-    /// Makes a slab of this class, which becomes the first of the open ones.
+    /// Creates a slab of this class, which becomes the first of the open ones.
     fn open_slab(&mut self, class: usize) -> Option<SlabId> {
         let sizes = self.sizes;
         let (chunk, page, pages) =

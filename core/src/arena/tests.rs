@@ -5,14 +5,14 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Counts the chunks that are out, with windows and with blocks above a chunk, and refuses more than `chunks_max`.
+/// A source that counts the chunks, windows and blocks above a chunk in use, and refuses more than `chunks_max`.
 struct CountedChunks {
     heap: HeapChunks,
     chunks_out: Arc<AtomicUsize>,
     chunks_max: usize,
 }
 
-// SAFETY: `HeapChunks` keeps the promise, and this only counts.
+// SAFETY: `HeapChunks` fulfils the contract, and this only counts.
 unsafe impl ChunkSource for CountedChunks {
     fn chunk_bytes(&self) -> usize {
         self.heap.chunk_bytes()
@@ -32,13 +32,13 @@ unsafe impl ChunkSource for CountedChunks {
     }
 
     unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize) {
-        // SAFETY: nobody uses what is discarded.
+        // SAFETY: discarded memory is no longer used.
         unsafe { at.as_ptr().write_bytes(POISON, bytes) };
     }
 
     unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize) {
         self.chunks_out.fetch_sub(bytes.div_ceil(self.heap.chunk_bytes()), Relaxed);
-        // SAFETY: the caller's promise is the heap's.
+        // SAFETY: the caller's guarantees hold for the heap.
         unsafe { self.heap.release(at, bytes) };
     }
 }
@@ -53,7 +53,7 @@ fn counted(chunk_bytes: usize, chunks_max: usize) -> (Arena, Arc<AtomicUsize>) {
     (Arena::new(Box::new(source)), chunks_out)
 }
 
-/// Writes and checks a pattern over the whole of an allocation.
+/// An allocation filled with a pattern that is checked when it is freed.
 struct Filled {
     handle: Handle,
     bytes: usize,
@@ -75,7 +75,7 @@ impl Filled {
         let content = unsafe { std::slice::from_raw_parts(arena.address(self.handle), self.bytes) };
         assert!(content.iter().all(|&byte| byte == self.pattern), "{} bytes", self.bytes);
         assert_eq!(content.as_ptr().addr() % UNIT_BYTES, 0);
-        // SAFETY: as above; `content` is not used any more.
+        // SAFETY: as above; `content` is no longer used.
         unsafe { arena.free(self.handle, self.bytes) };
     }
 }
@@ -137,7 +137,7 @@ fn freed_memory_is_used_again() {
     }
 }
 
-/// Allocations that fill a chunk.
+/// Returns allocations that fill a chunk.
 fn chunkful(arena: &mut Arena) -> Vec<Filled> {
     (0..8).map(|_| Filled::new(arena, CHUNK_BYTES_MIN / 8, 1)).collect()
 }
@@ -204,7 +204,7 @@ fn the_memory_of_blocks_that_were_freed_last_serves_the_next_ones_and_goes_back_
 fn an_arena_reaches_as_far_as_it_has_numbers() {
     let (mut arena, _) = counted(CHUNK_BYTES_MAX, usize::MAX);
     let blocks = (1u64 << 32) / (CHUNK_BYTES_MAX / UNIT_BYTES) as u64 - 1;
-    // Nothing of them is touched.
+    // None of this memory is touched.
     let bytes = CHUNK_BYTES_MAX / 2 + 1;
     let mut handles: Vec<_> = (0..32).map(|_| arena.allocate(bytes).expect("memory")).collect();
     for number in 33..blocks {

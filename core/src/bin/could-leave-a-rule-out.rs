@@ -1,5 +1,5 @@
-//! A small program that is linked with the switch that can leave rules out, and leaves none out. A test
-//! looks for the marker in it, so that not finding the marker elsewhere means something.
+//! A small program that is built with the feature `holes` but disables no rule. A test searches for the
+//! marker in it, so that the absence of the marker in other programs is meaningful.
 
 use kv_core::arena::HeapChunks;
 use kv_core::hash::HashSecret;
@@ -11,7 +11,7 @@ use kv_protocol::{
     ClientId, GroupId, Incarnation, Member, RequestId, ServerId, ShardId, Time, ViewVersion,
 };
 
-/// Takes no notice.
+/// A sink that ignores all responses.
 struct Nobody;
 
 impl Answers for Nobody {

@@ -1,25 +1,25 @@
-//! What a person should look at, and since when: kept until it is over.
+//! Alarms: conditions that need a person's attention, each kept with its start time until it ends.
 //!
 //! | alarm | begins | ends |
 //! |---|---|---|
 //! | LOST | a group has no holder | never by itself |
-//! | UNREACHABLE | the only holder of a group is silent | it is heard, or proven dead |
-//! | kept though silent | the other holder of a group hears a server that is silent here | it is heard here, or dead |
-//! | unanswered | the two holders of a group do not hear each other, and neither answers here | they do |
+//! | UNREACHABLE | the only holder of a group is silent | it reports, or is proven dead |
+//! | kept though silent | a server is silent here, not to the other holder of a group | it reports here, or is dead |
+//! | unanswered | the two holders of a group complain of each other, and neither responds here | they do |
 //! | keeps failing | a place could not be filled three times in a row | its recovery is over |
-//! | stuck | a part of a server is stuck that is the only holder of a group | it goes on, or the server is dead |
-//! | state not stored | the coordinator's memory cannot be stored | it is stored, or there is nothing to store |
-//! | state at risk | it was stored, and the next store may fail | the next store finds nothing wrong |
+//! | stuck | a thread of a server that is the only holder of a group is hung | it continues, or the server is dead |
+//! | state not stored | the coordinator's state cannot be stored | it is stored, or there is nothing to store |
+//! | state at risk | it was stored, but the next store may fail | the next store finds no problem |
 //! | cannot follow | a secondary was removed because it did not keep up | its recovery is over |
-//! | out of space | a server refuses writes because its tables are full | it has refused none for 10 s |
-//! | cannot report | a server takes orders, and its heartbeats do not come | one comes, or it is dead |
-//! | host unreachable | a process must end, or be watched, and its host does not answer | it does |
-//! | crowded | an address has so many connections of a server that others wait for room | it has not for 10 s |
-//! | order failed | a server could not do what it was ordered to | it could, or all is home again |
-//! | stop waits | an orderly stop waits for a server that is silent, or writes nothing | it goes on, or has ended |
+//! | out of space | a server rejects writes because its tables are full | it has rejected none for 10 s |
+//! | cannot report | a server takes orders, but its heartbeats do not arrive | one arrives, or it is dead |
+//! | host unreachable | a process must end, or be watched, and its host does not respond | it responds |
+//! | crowded | an address has so many connections to a server that others wait for room | it has not for 10 s |
+//! | order failed | a server could not carry out an order | it could, or all is home again |
+//! | stop waits | an orderly stop waits for a server that is silent or writes nothing | it goes on, or has ended |
 //!
-//! Nothing is decided by it. The list is bounded: there is at most one alarm of a kind for each server
-//! or group, and of failed orders one for each name of an order.
+//! No decision depends on alarms. The list is bounded: at most one alarm of a kind for each server or group, and for
+//! failed orders one for each kind of order.
 
 use std::fmt;
 use std::mem::{Discriminant, discriminant};
@@ -31,20 +31,20 @@ use kv_protocol::{GroupId, ServerId, Time};
 
 use super::{Cluster, NO_PROGRESS, STORE_AGAIN, StopWait};
 
-/// What to do about a dump that fails.
+/// The advice for a dump that fails.
 pub const DUMP_ADVICE: &str = "its data stays in memory and the dump is tried again; free space or raise the \
                                limit there, or use coord stop --dump-dir DIR; coord stop --force gives it up";
 
-/// A server that has refused no write for so long is not out of space any more.
+/// The time without rejected writes after which a server is no longer out of space.
 const OUT_OF_SPACE_LASTS: Duration = Duration::from_secs(10);
-/// A server that takes orders reports within moments.
+/// The time after which a server that takes orders should have reported.
 const CANNOT_REPORT_AFTER: Duration = Duration::from_secs(3);
-/// Characters of a server's own words that are kept.
+/// The most characters kept of a server's own message.
 const MAX_WORDS: usize = 200;
-/// Characters of the reasons why a state is not stored that are kept: they have a path in them.
+/// The most characters kept of the reason why a state is not stored, which contains a path.
 const MAX_REASON: usize = 600;
 
-/// What is wrong.
+/// One condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Alarm {
     Lost(GroupId),
@@ -64,13 +64,13 @@ pub(super) enum Alarm {
     StopWaits(ServerId, StopWait),
 }
 
-/// All that is wrong, each with its beginning.
+/// All current alarms, each with its start time.
 #[derive(Default)]
 pub(super) struct Alarms {
     raised: Vec<(Time, Alarm)>,
 }
 
-/// As for the history: a description of a cluster is of what it will do.
+/// Alarms affect no decision, so descriptions of a cluster omit them.
 impl fmt::Debug for Alarms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Alarms")
@@ -78,7 +78,7 @@ impl fmt::Debug for Alarms {
 }
 
 impl Alarm {
-    /// What it is of. Two of one name are the same alarm, perhaps in newer words.
+    /// Returns the identity of the alarm. Two with the same identity are the same alarm, perhaps with a newer text.
     fn name(&self) -> (Discriminant<Alarm>, Option<ServerId>, Option<GroupId>, &'static str) {
         let (server, group, order) = match self {
             Alarm::StateNotStored { .. } | Alarm::StateAtRisk { .. } => (None, None, ""),
@@ -260,7 +260,7 @@ fn mib(bytes: u64) -> String {
 }
 
 impl Alarms {
-    /// Begins an alarm, unless it lasts already; its newest words count.
+    /// Raises an alarm, or updates the text of one that is raised already.
     pub(super) fn raise(&mut self, now: Time, alarm: Alarm) {
         match self.raised.iter_mut().find(|(_, known)| known.name() == alarm.name()) {
             Some((_, known)) => *known = alarm,
@@ -268,7 +268,8 @@ impl Alarms {
         }
     }
 
-    /// A server could not carry out an order. Its words are cut: they are as long as it likes.
+    /// Raises the alarm for an order that a server could not carry out. The server's message is truncated, because its
+    /// length is not bounded.
     pub(super) fn order_failed(
         &mut self,
         now: Time,
@@ -280,7 +281,7 @@ impl Alarms {
         self.raise(now, Alarm::OrderFailed { server, order, reason });
     }
 
-    /// A server has carried out an order.
+    /// Ends the alarm for an order that a server has carried out.
     pub(super) fn order_done(&mut self, server: ServerId, name: &'static str) {
         self.raised.retain(|(_, alarm)| {
             !matches!(alarm, Alarm::OrderFailed { server: of, order, .. } if *of == server && *order == name)
@@ -294,7 +295,7 @@ impl Alarms {
 }
 
 impl Cluster {
-    /// Begins what follows from the state alone, and ends what is over.
+    /// Raises the alarms that follow from the state alone, and ends those whose condition is over.
     pub(super) fn renew_alarms(&mut self) {
         let now = self.now;
         let mut alarms = std::mem::take(&mut self.alarms);
@@ -309,7 +310,7 @@ impl Cluster {
         if let Some(reason) = &self.store_risk {
             alarms.raise(now, Alarm::StateAtRisk { reason: words(reason) });
         }
-        // During an orderly stop servers leave their groups, as they should.
+        // During an orderly stop servers leave their groups as intended.
         if self.recovers() {
             for view in self.views() {
                 match self.condition(view) {
@@ -348,27 +349,28 @@ impl Cluster {
         self.alarms = alarms;
     }
 
-    /// Whether a server has said last that a part of it is stuck.
+    /// Returns whether the last heartbeat of a server reports a hung thread.
     fn is_stuck(&self, id: ServerId) -> bool {
         let server = self.server(id);
         let said = server.heartbeat.as_ref().filter(|_| !server.exited);
         said.is_some_and(|(_, heartbeat)| heartbeat.stood_ms > 0)
     }
 
-    /// Why nobody can say whether the process of a server has ended.
+    /// Returns the reason why it is unknown whether the process of a server has ended.
     fn unreachable_host(&self, id: ServerId) -> Option<&str> {
         let server = self.server(id);
         server.signs.unreachable.as_deref().filter(|_| !server.exited)
     }
 
-    /// Whether a server has taken orders for a while and has not reported.
+    /// Returns whether a server has taken orders for a while without having reported.
     fn cannot_report(&self, id: ServerId) -> bool {
         let server = self.server(id);
         let since = server.signs.orders_since.filter(|_| server.link.is_none() && !server.exited);
         since.is_some_and(|since| self.now.since(since) >= CANNOT_REPORT_AFTER)
     }
 
-    /// The writes that a server has refused for want of space, if it did so a moment ago, and its last words.
+    /// Returns the number of writes that a server has rejected for lack of space, and its last heartbeat, if it did so
+    /// recently.
     fn out_of_space(&self, id: ServerId) -> Option<(u64, &Heartbeat)> {
         let server = self.server(id);
         let (_, heartbeat) = server.heartbeat.as_ref().filter(|_| !server.exited)?;
@@ -415,11 +417,11 @@ mod tests {
 
     use super::*;
 
-    /// How what is to be done begins.
+    /// The first words that an advice may have.
     const ADVICE: [&str; 9] =
         ["bring", "check", "delete", "free", "let", "look", "mend", "see", "stop"];
 
-    /// An alarm of each kind, and of each wording.
+    /// Returns an alarm of each kind and of each wording.
     fn all() -> Vec<Alarm> {
         let (server, group) = (ServerId(1), GroupId(2));
         let reason = || "the disk is full".to_owned();

@@ -1,16 +1,16 @@
-//! A second server that is found dead while the first is not yet back (consistency.md §6).
+//! A second fault: a server that is found dead while the first one is not yet back (consistency.md §6).
 //!
-//! A fault is a process that is dead by proof, or was judged to be gone for its silence. A slow one that was removed
-//! from its groups on its partners' complaints, or because it did not keep up, is none.
+//! A fault is a process that is proven dead, or was removed for its silence. A live process that was removed from its
+//! groups on its partners' complaints, or because it did not keep up, is no fault.
 //!
-//! `shutdown`, the original's rule: every living server stops serving, dumps both tables, and exits.
-//! `isolate`: every group goes on by itself; those without a holder answer LOST.
+//! `shutdown`, the rule of the original system: every live server stops serving, dumps both tables, and exits.
+//! `isolate`: every group goes on by itself; requests to groups without a holder get the status LOST.
 
 use kv_protocol::{GroupId, Member, ServerId, Time};
 
 use super::{Cluster, Effect};
 
-/// What to do about a second fault.
+/// The reaction to a second fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DoubleFault {
     /// Stop the cluster, with dumps.
@@ -21,8 +21,8 @@ pub enum DoubleFault {
 }
 
 impl Cluster {
-    /// A member is dead by proof, or was judged to be gone for its silence. One that was removed and lives is no
-    /// fault: nothing is lost with it, and it comes back by itself.
+    /// Records a member that is proven dead or was removed for its silence. A live member that was removed is no fault:
+    /// nothing is lost with it, and it comes back by itself.
     pub(super) fn note_fault(&mut self, now: Time, member: Member, sink: &mut Vec<Effect>) {
         if self.leaves_in_order(member) {
             return;
@@ -36,8 +36,8 @@ impl Cluster {
         }
     }
 
-    /// The last holder of a group was found dead. Whatever took the other one away, an orderly leave too, that is
-    /// a second fault.
+    /// Records that the last holder of a group was found dead. This is a second fault, whatever removed the other
+    /// holder, even an orderly leave.
     pub(super) fn note_loss(
         &mut self,
         now: Time,
@@ -69,8 +69,8 @@ impl Cluster {
         }
     }
 
-    /// An earlier coordinator may have died while a place was being recovered: the one whose fault it has
-    /// counted, or one whose process no view names, which is replaced now.
+    /// Resumes the recovery of an earlier coordinator: of the place whose fault it has counted, or of one whose process
+    /// no view names, which is replaced now.
     pub(super) fn resume_recovery(&mut self) {
         let is_replaced = |id: &ServerId| !self.memory.durable().names(self.member(*id));
         let replaced = (0..self.count()).map(ServerId).find(is_replaced);
@@ -78,14 +78,13 @@ impl Cluster {
         *recovering = recovering.or(replaced);
     }
 
-    /// Whether this stop is the end of a double fault: what is pending can never commit, so nothing
-    /// is waited for before the dumps.
+    /// Returns whether this stop follows a double fault. Pending writes can then never commit, so the dumps begin
+    /// without waiting for them.
     pub(super) fn stops_for_double_fault(&self) -> bool {
         self.double_fault.is_some() && self.config.on_double_fault == DoubleFault::Shutdown
     }
 
-    /// The recovery is over when everything is home that can come home; the next fault is a first one
-    /// again.
+    /// Ends the recovery when everything that can come home is home; the next fault is then a first one.
     pub(super) fn note_settled(&mut self) {
         if self.memory.decided.recovering.is_some() && self.is_settled() {
             (self.memory.decided.recovering, self.double_fault) = (None, None);

@@ -1,17 +1,18 @@
-//! What a coordinator must not forget, and the rule about telling it (consistency.md §9).
+//! The durable state of a coordinator, and the rule that nothing is announced before it is durable
+//! (consistency.md §9).
 //!
 //! ```text
 //!   decided  --Store-->  the driver: file and directory synced  --on_stored-->  durable
-//!   (the next views)                                                            (told to everyone)
+//!   (the next views)                                                            (sent to all)
 //! ```
 //!
-//! Whoever is told of a view may act on it for ever, so a view that a crash could take back must not
-//! be told. Names and addresses that become known while a Store is under way go into the next one; views
-//! are decided when it is done (views.rs).
+//! A process that receives a view may act on it for ever. So a view that a crash could revoke must not be sent.
+//! Incarnations and addresses that become known while a Store is in progress go into the next one; views are decided
+//! when it is done (views.rs).
 //!
-//! A store may fail for as long as a disk is full. Then the views that it would have made durable are withdrawn, and
-//! the last holders that go with them. No process was told of them, and facts change while the disk is full. When it is
-//! time to retry, they are decided anew.
+//! A store may fail for as long as a disk is full. The views that it would have made durable are then withdrawn,
+//! together with the last holders that go with them. No process has received them, and facts change while the disk is
+//! full. When the retry is due, they are decided anew.
 
 use std::time::Duration;
 
@@ -23,14 +24,14 @@ use serde::{Deserialize, Serialize};
 use super::{Cluster, Effect};
 use crate::holes::{self, Hole};
 
-/// After a store that failed, so long until the next.
+/// The back-off after a failed store.
 pub const STORE_AGAIN: Duration = Duration::from_millis(200);
 
-/// An alarm about a store that failed lasts so long where nothing is left to store: a decision that was
-/// withdrawn may be made again.
+/// The time for which an alarm about a failed store lasts if nothing is left to store: a withdrawn decision may be
+/// made again.
 const TROUBLE_LASTS: Duration = Duration::from_secs(3);
 
-/// The coordinator's memory.
+/// The durable state of a coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DurableState {
     /// The cluster.
@@ -40,45 +41,45 @@ pub struct DurableState {
     /// [`MAX_ANCESTORS`]: kv_protocol::limits::MAX_ANCESTORS
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ancestors: Vec<ClusterId>,
-    /// The term in which this was written.
+    /// The epoch in which this was written.
     pub epoch: Epoch,
-    /// Shards of every group.
+    /// The number of shards of every group.
     pub shards: u16,
-    /// Every holder has had its first view: from then on clients may have been told where things are.
+    /// True once every holder has had its first view: from then on clients may have a map.
     pub has_served: bool,
-    /// In ring order.
+    /// By place in the ring.
     pub servers: Vec<DurableServer>,
     /// The view of every group; version 0 before the first.
     pub views: Vec<View>,
-    /// Of a cluster that was restored: how each group began. Empty in one that began with nothing.
+    /// In a restored cluster, how each group began; empty in one that began with empty tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub foundings: Vec<Founding>,
-    /// The last holders of each group that rests in dumps, which its view still names. If the view of a group names no
-    /// process any more, the holders that the view before it named. Their dumps count at a restore.
+    /// The last holders of two kinds of groups. One kind rests in dumps, and its view still names them. The view of the
+    /// other kind names no process any more; the view before named them. Their dumps count at a restore.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_holders: Vec<LastHolders>,
-    /// The cluster is being stopped, or is stopped: its views are the last, whoever exits. A coordinator
-    /// that follows stops on.
+    /// True if the cluster is being stopped, or is stopped: its views are final, whatever exits. A coordinator that
+    /// takes over continues the stop.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_stopping: bool,
-    /// The place whose fault was counted and whose recovery goes on: a fault of another place is a second one.
+    /// The place whose fault was counted and whose recovery is in progress: a fault of another place is a second one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovering: Option<ServerId>,
-    /// The places that were given to other hosts, and whose processes there are not spawned yet.
+    /// The places that move to other hosts and whose processes there are not spawned yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moving: Vec<ServerId>,
 }
 
-/// How a group of a restored cluster begins.
+/// The beginning of a group in a restored cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Founding {
-    /// Its first view is above this version, the highest that the cluster before has ever told.
+    /// The highest version in the earlier cluster, above which its first view is.
     pub above: ViewVersion,
-    /// Nothing of it was left: its first view names nobody.
+    /// True if nothing of it was left: its first view names no process.
     pub is_lost: bool,
 }
 
-/// Who held a group last.
+/// The last holders of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastHolders {
     /// The group.
@@ -92,25 +93,26 @@ pub struct LastHolders {
 /// The process at one place of the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DurableServer {
-    /// Its name, drawn before it is spawned.
+    /// Its incarnation, drawn before it is spawned.
     pub incarnation: Incarnation,
-    /// What it said of itself; `None` before that.
+    /// Its STARTED report; `None` before that.
     pub started: Option<Started>,
 }
 
 impl DurableState {
-    /// The process at a place of the ring.
+    /// Returns the process at a place of the ring.
     pub fn member(&self, server: ServerId) -> Member {
         Member { server, incarnation: self.servers[usize::from(server.0)].incarnation }
     }
 
-    /// How a group begins, if its first view is not yet made.
+    /// Returns how a group begins, if its first view is not yet made.
     pub(super) fn founding(&self, group: GroupId) -> Founding {
         let known = self.foundings.get(usize::from(group.0)).copied();
         known.unwrap_or(Founding { above: ViewVersion(0), is_lost: false })
     }
 
-    /// Whoever holds a group, or held it last: each has every acknowledged write, in memory or in a complete dump.
+    /// Returns the holders of a group, or the last ones: each has every acknowledged write, in memory or in a complete
+    /// dump.
     pub fn holders(&self, group: GroupId) -> impl Iterator<Item = Member> {
         let view = self.views.get(usize::from(group.0)).filter(|view| view.primary.is_some());
         let last = self.last_holders.iter().find(|last| last.group == group);
@@ -132,30 +134,31 @@ impl DurableState {
     }
 
     /// Returns whether any view names this process, so that it is needed. The holders of a group that rests have
-    /// exited.
+    /// exited, so its view does not count.
     pub fn names(&self, member: Member) -> bool {
         let of = |view: &View| view.primary == Some(member) || view.other() == Some(member);
         self.views.iter().filter(|view| of(view)).any(|view| !self.rests(view.group))
     }
 }
 
-/// What is decided, what is on its way to the disk, and what is there.
+/// The decided state, the state being stored, and the durable state.
 #[derive(Clone, Debug)]
 pub(super) struct Memory {
     pub(super) decided: DurableState,
     durable: DurableState,
     storing: Option<(u64, DurableState)>,
     stored: u64,
-    /// Until a store of this number or a later one is done, there is something to store besides the state.
+    /// The number of the store that must succeed, even without a change of the state, because the caller stores more
+    /// with it.
     due: Option<u64>,
-    /// The last store has failed; until then there is no other.
+    /// The time of the retry after a failed store; until then there is no other.
     again_at: Option<Time>,
-    /// Why the last store has failed, or takes so long, and when that was noticed.
+    /// The reason why the last store has failed or takes long, and when that was noticed.
     trouble: Option<(Time, String)>,
 }
 
 impl Memory {
-    /// A memory of which `durable` is on the disk.
+    /// Creates a memory whose durable state is `durable`.
     pub(super) fn new(decided: DurableState, durable: DurableState) -> Memory {
         Memory {
             decided,
@@ -172,41 +175,41 @@ impl Memory {
         &self.durable
     }
 
-    /// Whether a store is under way, or cannot be begun yet.
+    /// Returns whether a store is in progress or must not begin yet.
     pub(super) fn is_storing(&self) -> bool {
         self.storing.is_some() || self.again_at.is_some()
     }
 
-    /// When a store that failed is tried again.
+    /// Returns when a failed store is retried.
     pub(super) fn again_at(&self) -> Option<Time> {
         self.again_at
     }
 
-    /// Time has passed.
+    /// Ends the back-off if its time has passed.
     pub(super) fn on_time(&mut self, now: Time) {
         self.again_at.take_if(|again| *again <= now);
     }
 
-    /// Why nothing can be stored.
+    /// Returns the reason why nothing can be stored.
     pub(super) fn trouble(&self) -> Option<&str> {
         self.trouble.as_ref().map(|(_, reason)| reason.as_str())
     }
 
-    /// The trouble is over where nothing was to be stored for a while.
+    /// Ends the trouble if nothing was to be stored for a while.
     pub(super) fn end_trouble(&mut self, now: Time) {
         if !self.is_storing() && self.decided == self.durable {
             self.trouble.take_if(|(noticed, _)| now.since(*noticed) >= TROUBLE_LASTS);
         }
     }
 
-    /// A store takes long.
+    /// Records that a store takes long.
     fn on_late(&mut self, now: Time, number: u64, reason: &str) {
         if self.storing.as_ref().is_some_and(|(storing, _)| *storing == number) {
             self.trouble = Some((now, reason.to_owned()));
         }
     }
 
-    /// Handles a failed store, if it was the one under way: withdraws the views that it would have made durable, and
+    /// Handles a failed store, if it was the one in progress: withdraws the views that it would have made durable, and
     /// the last holders that go with them.
     fn on_failed(&mut self, now: Time, number: u64, reason: &str) {
         let failed = self.storing.take_if(|(storing, _)| *storing == number);
@@ -221,7 +224,7 @@ impl Memory {
         }
     }
 
-    /// What to store now, and under which number.
+    /// Begins the next store; returns its number and state.
     pub(super) fn next_store(&mut self) -> Option<(u64, DurableState)> {
         if self.is_storing() || (self.decided == self.durable && self.due.is_none()) {
             return None;
@@ -231,7 +234,7 @@ impl Memory {
         self.storing.clone()
     }
 
-    /// A store is done: what was durable before, if it was the one that is under way.
+    /// Completes the store in progress if it has this number; returns the state that was durable before.
     pub(super) fn on_stored(&mut self, number: u64) -> Option<DurableState> {
         let (_, state) = self.storing.take_if(|(storing, _)| *storing == number)?;
         self.trouble = None;
@@ -241,15 +244,15 @@ impl Memory {
 }
 
 impl Cluster {
-    /// Has the state stored once more, because what the coordinator stores with it has changed.
+    /// Requests another store of the state, because the data that the caller stores with it has changed.
     pub fn store_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
-        // One that is under way may have been written before the change.
+        // A store in progress may have been written before the change.
         self.memory.due = Some(self.memory.stored + 1);
         self.advance(now, sink);
     }
 
-    /// What was given to be stored under this number could not be made durable, for this reason. It may be on
-    /// the disk all the same, as after a crash; nobody is told of it.
+    /// Records that the store with this number failed. It may be on the disk all the same, as after a crash; its
+    /// content is not announced.
     pub fn on_store_failed(
         &mut self,
         now: Time,
@@ -264,13 +267,13 @@ impl Cluster {
         self.advance(now, sink);
     }
 
-    /// What was given to be stored under this number takes long; it may still succeed.
+    /// Records that the store with this number takes long; it may still succeed.
     pub fn on_store_late(&mut self, now: Time, number: u64, reason: &str, sink: &mut Vec<Effect>) {
         self.memory.on_late(now, number, reason);
         self.advance(now, sink);
     }
 
-    /// What is wrong about the next store, though the last one has succeeded.
+    /// Records a risk for the next store, although the last one has succeeded.
     pub fn note_store_risk(&mut self, risk: Option<String>) {
         self.store_risk = risk;
         self.renew_alarms();

@@ -1,4 +1,4 @@
-//! What comes out of the cluster's brain: effects for its caller, and why inputs are refused.
+//! The output of the cluster state machine: effects for its caller, and reasons for refused inputs.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,136 +8,136 @@ use kv_protocol::{ClusterId, GroupId, Incarnation, Member, ServerId, View, ViewV
 
 use super::{DurableState, StopOutcome, StopPhase, StopWait};
 
-/// What the caller is to do, or to tell people.
+/// An action for the caller, or an event to show to people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Effect {
-    /// Make this durable (file and directory synced), and say so by [`Cluster::on_stored`]. There is
-    /// never more than one under way.
+    /// Make this state durable (file and directory synced), then call [`Cluster::on_stored`]. At most one store is in
+    /// progress.
     ///
     /// [`Cluster::on_stored`]: super::Cluster::on_stored
     Store {
-        /// Names it.
+        /// The number of the store.
         number: u64,
-        /// What to store.
+        /// The state to store.
         state: Box<DurableState>,
     },
-    /// Start a process of this name at its place of the ring, and say when it has exited, or could not
-    /// be started.
+    /// Start a process with this incarnation at its place of the ring, and report when it has exited or could not be
+    /// started.
     Spawn {
-        /// Its name.
+        /// The process.
         member: Member,
     },
-    /// Watch this process, which an earlier coordinator has started, and say when it has exited.
+    /// Watch this process of an earlier coordinator, and report when it has exited.
     Adopt {
-        /// What it said of itself.
+        /// Its STARTED report.
         started: Started,
     },
-    /// A group has a new view, and it is durable.
+    /// A group has a new durable view.
     ViewChanged {
         /// The view before.
         before: View,
         /// The new one.
         view: View,
     },
-    /// The recovery of a place of the ring is in this step (0 to 5), or over.
+    /// The recovery of a place of the ring is in this step, or over.
     Recovery {
         /// The place.
         server: ServerId,
-        /// The step.
+        /// The step, 0 to 5; `None` if the recovery is over.
         step: Option<u8>,
     },
-    /// A place of the ring could not be filled again and again; it is tried on.
+    /// A place of the ring could not be filled repeatedly; attempts continue.
     KeepsFailing {
         /// The place.
         server: ServerId,
     },
-    /// The members of this group do not hear each other, and neither answers here.
+    /// The members of this group do not receive each other's messages, and neither responds to the coordinator.
     Unanswered {
         /// The group.
         group: GroupId,
     },
-    /// The secondary of a group was removed because it did not keep up; it is tried again after a pause.
+    /// The secondary of a group was removed because it did not keep up; it is retried after a back-off.
     CannotFollow {
         /// The secondary.
         server: ServerId,
         /// The group.
         group: GroupId,
-        /// What was reported of it.
+        /// The report about it.
         reason: Following,
     },
-    /// A second server is gone before the first was back.
+    /// A second server has failed before the first was back.
     DoubleFault {
         /// The first.
         first: ServerId,
         /// The second.
         second: ServerId,
     },
-    /// Keep a connection for orders to this server, and say when it stands.
+    /// Keep a connection for orders to this server, and report when it is up.
     Dial {
-        /// The process meant.
+        /// The process to connect to.
         member: Member,
         /// Its port for the coordinator.
         address: SocketAddr,
     },
-    /// Send this order over the connection that stands.
+    /// Send this order over the current connection.
     Order {
-        /// The process meant.
+        /// The process that gets the order.
         to: Member,
-        /// What it is to do.
+        /// The order.
         order: Order,
     },
-    /// Every group has both its copies: clients are welcome.
+    /// Every group has both its copies: clients may be served.
     Serving,
     /// The start has failed for good.
     StartFailed {
-        /// At which server.
+        /// The server at fault.
         server: ServerId,
-        /// Why.
+        /// The reason.
         reason: StartFailure,
     },
     /// A server is down.
     Down {
-        /// Which.
+        /// The server.
         member: Member,
-        /// How that was noticed.
+        /// The way in which it was detected.
         cause: DownCause,
     },
-    /// A server that was down is heard again.
+    /// A server that was down reports again.
     Back {
-        /// Which.
+        /// The server.
         member: Member,
     },
-    /// A server could not do what it was ordered to.
+    /// A server could not carry out an order.
     OrderFailed {
-        /// Which.
+        /// The server.
         member: Member,
-        /// What it was ordered.
+        /// The order.
         order: &'static str,
-        /// Why not, in its words.
+        /// The reason given by the server.
         reason: String,
-        /// Whether it is given the order once more.
+        /// True if the order is given once more.
         again: bool,
     },
-    /// An orderly stop waits for a server for longer than usual. It goes on waiting.
+    /// An orderly stop has waited for a server for longer than usual, and goes on waiting.
     StopWaits {
-        /// Which.
+        /// The server.
         member: Member,
-        /// Why.
+        /// The reason.
         why: StopWait,
     },
-    /// A dump of a replica has failed, and is not tried again: the operator insists.
+    /// A dump of a replica has failed and is not retried: the operator has forced the stop.
     GivenUp {
-        /// Whose table is given up.
+        /// The server whose table is given up.
         member: Member,
-        /// The group that it holds.
+        /// The group of the table.
         group: GroupId,
-        /// Whether another replica has dumped the same group.
+        /// True if another replica has dumped the same group.
         is_dumped: bool,
     },
     /// One server is stopped in order, at its own request.
     Leaving {
-        /// Which.
+        /// The server.
         member: Member,
     },
     /// No holder of any group stays: all were told to stop, or have left. The cluster is stopped in order.
@@ -146,91 +146,91 @@ pub enum Effect {
     Stopping(StopPhase),
     /// End this process, and only this process.
     Kill {
-        /// Which.
+        /// The process.
         member: Member,
-        /// Why.
+        /// The reason.
         reason: KillReason,
     },
     /// The orderly stop is over.
     Stopped(StopOutcome),
-    /// A server knows of a newer view than the memory that this coordinator began with. Nothing is
-    /// decided or told any more: end, and leave the servers as they are.
+    /// A server has a newer view than the state with which this coordinator began. The machine makes no more decisions
+    /// and gives no more orders: exit, and leave the servers as they are.
     Outdated {
-        /// Who knows of it.
+        /// The server with the newer view.
         server: ServerId,
-        /// Of which group.
+        /// The group of the view.
         group: GroupId,
-        /// The view in the memory.
+        /// The version in the state.
         known: ViewVersion,
-        /// The one that was reported.
+        /// The version reported.
         reported: ViewVersion,
     },
 }
 
-/// How a server was found to be down.
+/// The way in which a server was found to be down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DownCause {
     /// No heartbeat for the configured time.
     Silent,
     /// Its connection to the coordinator ended.
     LinkLost,
-    /// Its process has ended: proven.
+    /// Its process is proven to have ended.
     Exited,
 }
 
-/// Why a process is killed.
+/// A reason to kill a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KillReason {
-    /// It has not reported yet: it holds nothing, and nobody can talk to it.
+    /// A process that has not reported yet: it holds nothing, and its address is unknown.
     #[error("it had not reported yet")]
     NotStarted,
-    /// It did not answer these orders in time; no data is lost with it.
+    /// A process that did not report these orders in time; no data is lost with it.
     #[error("it did not answer {0} in time")]
     Unanswered(&'static str),
-    /// No view names it any more, and it is silent or of no use.
+    /// A process that no view names any more and that is silent or of no use.
     #[error("it is to be replaced")]
     Replaced,
-    /// Whoever stops the cluster does not want to wait.
+    /// A process for which the operator does not want the stop to wait.
     #[error("the stop was not to wait for it")]
     Hurry,
 }
 
-/// Why a cluster cannot start.
+/// A reason for which a cluster cannot start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartFailure {
-    /// Its process ended.
+    /// The end of a server's process.
     #[error("its process ended before the cluster served")]
     Exited,
-    /// It did not report in time.
+    /// A server that did not report in time.
     #[error("it did not report within {} s", .0.as_secs())]
     NotStarted(Duration),
-    /// It did not connect to its secondary in time.
+    /// A server that did not connect to its secondary in time.
     #[error("it did not connect to its secondary within {} s", .0.as_secs())]
     NotConnected(Duration),
-    /// It could not do what it was ordered to.
+    /// A server that could not carry out an order.
     #[error("it could not carry out {order}: {reason}")]
     OrderFailed {
         /// The order.
         order: &'static str,
-        /// Why not, in the server's words.
+        /// The reason given by the server.
         reason: String,
     },
 }
 
-/// Why a STARTED is refused.
+/// A reason for which a STARTED is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartedRefused {
-    /// Another cluster's server.
+    /// The server belongs to another cluster.
     #[error("this is cluster {ours}, not {theirs}; check -h and -m")]
     OtherCluster {
         /// This cluster.
         ours: ClusterId,
-        /// The one it was started for.
+        /// The cluster the server was started for.
         theirs: ClusterId,
     },
-    /// A place that the ring does not have.
+    /// The ring has no such place.
     #[error("there is no server {server} in a ring of {servers}; check -S and -n")]
     NoSuchServer {
         /// The place it claims.
@@ -238,7 +238,7 @@ pub enum StartedRefused {
         /// Places of the ring.
         servers: u16,
     },
-    /// A process that this coordinator did not start.
+    /// This coordinator did not start the process.
     #[error(
         "incarnation {incarnation} of server {server} was not started by this coordinator; \
          servers are started by coord alone, not by hand"
@@ -249,23 +249,23 @@ pub enum StartedRefused {
         /// The process it claims to be.
         incarnation: Incarnation,
     },
-    /// Another number of shards than the cluster's.
+    /// The number of shards differs from the cluster's.
     #[error("it runs with --shards {theirs}, the cluster with --shards {ours}")]
     OtherShards {
-        /// The cluster's.
+        /// The number of the cluster.
         ours: u16,
-        /// The server's.
+        /// The number of the server.
         theirs: u16,
     },
-    /// It has obeyed a later coordinator.
+    /// The server has obeyed a later coordinator.
     #[error("it has obeyed epoch {theirs}, this coordinator's is {ours}")]
     LaterEpoch {
-        /// This coordinator's.
+        /// The epoch of this coordinator.
         ours: u64,
-        /// The one it has obeyed.
+        /// The epoch that the server has obeyed.
         theirs: u64,
     },
-    /// The same process with other ports: one of the two is not what it says.
+    /// The same process has reported other ports before: one of the two reports is false.
     #[error("incarnation {incarnation} of server {server} has already reported other ports")]
     OtherPorts {
         /// The place it claims.
@@ -273,7 +273,7 @@ pub enum StartedRefused {
         /// The process it claims to be.
         incarnation: Incarnation,
     },
-    /// The process reports on another connection at this moment.
+    /// The process reports on another connection at the moment.
     #[error("incarnation {incarnation} of server {server} reports on another connection")]
     Linked {
         /// The place it claims.
@@ -281,7 +281,7 @@ pub enum StartedRefused {
         /// The process it claims to be.
         incarnation: Incarnation,
     },
-    /// A process that is proven dead cannot report.
+    /// The process is proven dead.
     #[error("incarnation {incarnation} of server {server} is known to have exited")]
     Exited {
         /// The place it claims.
@@ -291,17 +291,17 @@ pub enum StartedRefused {
     },
 }
 
-/// Why a message changed nothing. Each is counted by the caller; none is an error of the cluster.
+/// A reason for which a message changed nothing. The caller counts each; none is an error of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Ignored {
-    /// It speaks for another process than the one that this connection was admitted for.
+    /// A message that names another process than the one that this connection was admitted for.
     #[error("it speaks for another incarnation")]
     OtherIncarnation,
-    /// It came over a connection that a newer one has replaced.
+    /// A message over a connection that a newer one has replaced.
     #[error("it came over a connection that was replaced")]
     OldLink,
-    /// It says what cannot be.
+    /// A message with impossible content.
     #[error("it reports on {0} that the cluster does not have")]
     Impossible(&'static str),
     /// A report of an order that is not outstanding: late or repeated.

@@ -1,12 +1,12 @@
-//! How the recoveries of one place of the ring went: its last ones, each with its steps.
+//! The history of recoveries of one place of the ring: the last ones, each with its steps.
 //!
 //! ```text
-//!   step read off the views:   None  0  0  1  2  3  3  5  None
-//!   kept:                            |--------------------|    a recovery, and when it began and ended
+//!   step derived from views:   None  0  0  1  2  3  3  5  None
+//!   kept:                            |--------------------|    a recovery, with its start and end
 //!                                    |--| 1 | 2 | 3 | 5 |      its steps
 //! ```
 //!
-//! Nothing is decided by it: a coordinator that restarts begins with an empty one.
+//! No decision depends on it: a coordinator that restarts begins with an empty history.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,9 +14,9 @@ use std::fmt;
 use kv_protocol::Time;
 use kv_protocol::status::{RecoveryStatus, StepStatus};
 
-/// Recoveries of one place that are remembered.
+/// The most recoveries kept per place.
 pub(super) const MAX_RECOVERIES: usize = 4;
-/// Steps of one recovery that are remembered, the last ones: one that fails again and again has no end.
+/// The most steps kept per recovery, the last ones: a recovery that fails repeatedly has no bound.
 pub(super) const MAX_STEPS: usize = 16;
 
 /// The last recoveries of one place, the newest last.
@@ -30,14 +30,14 @@ struct Recovery {
     steps: VecDeque<(u8, Span)>,
 }
 
-/// From when to when; no end: it lasts.
+/// A span of time; without an end it is in progress.
 #[derive(Clone, Copy)]
 struct Span {
     began: Time,
     ended: Option<Time>,
 }
 
-/// Whoever compares clusters by their description compares what they will do, and this changes nothing.
+/// The history affects no decision, so descriptions of a cluster omit it.
 impl fmt::Debug for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("History")
@@ -53,7 +53,7 @@ impl Span {
         self.ended.get_or_insert(now);
     }
 
-    /// How long ago it began, and how long it took, in milliseconds.
+    /// Returns how long ago it began, and its duration, in milliseconds.
     fn as_of(self, now: Time) -> (u64, Option<u64>) {
         let millis =
             |from: Time, to: Time| u64::try_from(to.since(from).as_millis()).unwrap_or(u64::MAX);
@@ -62,7 +62,7 @@ impl Span {
 }
 
 impl History {
-    /// The recovery is in this step from now on, or over.
+    /// Records the current step of the recovery, or its end.
     pub(super) fn note(&mut self, now: Time, step: Option<u8>) {
         let last = self.recoveries.back_mut().filter(|last| last.span.ended.is_none());
         match (last, step) {
@@ -78,7 +78,7 @@ impl History {
         }
     }
 
-    /// What people are shown of it, the newest first.
+    /// Returns the recoveries for display, the newest first.
     pub(super) fn status(&self, now: Time) -> Vec<RecoveryStatus> {
         let told = |recovery: &Recovery| {
             let (began_ms_ago, took_ms) = recovery.span.as_of(now);

@@ -1,21 +1,22 @@
-//! A server that is told to stop while others go on: its groups are handed to their other holders by views, while it
-//! still serves, and only then does it end (consistency.md §11).
+//! The leave of a server that is told to stop while others go on. Its groups are handed to their other holders by views
+//! while it still serves, and only then does it exit (consistency.md §11).
 //!
 //! ```text
-//!   asked --> Parting -------- no view names it any more ------------> SHUTDOWN, exits, is replaced
-//!                | primary of P, S      S has answered: S, P by hand-over
-//!                | secondary of P, S    P has answered: P alone
+//!   request --> Parting ------ no view names it any more ------------> SHUTDOWN, exits, is replaced
+//!                | primary of P, S      S has responded: S, P by hand-over
+//!                | secondary of P, S    P has responded: P alone
 //!                | candidate            P alone
 //!                | sole holder          waits for a candidate to catch up
-//!                +--- PATIENCE is over, or no candidate comes -------> drains, dumps, exits: its dump is the last
-//!                |                                                     holder's, and counts: the group rests in it
+//!                +--- timeout, or no candidate comes ----------------> drains, dumps, exits: its dump is the last
+//!                |                                                     holder's and counts: the group rests in it
 //!                +--- no holder of any group stays ------------------> the cluster is stopped (stop.rs)
 //! ```
 //!
-//! From the request on it never wins an inquiry, and is never made sole holder, candidate or target of a hand-over:
-//! it would exit with what the other one was made to wipe. Of two that hold the same group the one that asked first
-//! goes first; the later one waits until the place of the first is filled again. A holder that is to stay answers a
-//! fresh question before the leaver is named no more: a view must not leave a group to a server that died unnoticed.
+//! From its request on a leaver never wins an inquiry, and never becomes sole holder, candidate or target of a
+//! hand-over. Otherwise it would exit with the only copy of what the other holder had to wipe. Of two leavers that
+//! hold the same group, the one that asked first leaves first. The other waits until the first one's place is filled
+//! again. Before a view drops the leaver, the holder that stays must respond to a fresh probe: a view must not leave
+//! a group to a server whose death went unnoticed.
 
 use std::time::Duration;
 
@@ -29,62 +30,62 @@ use super::stop::Stage;
 use super::{Cluster, Effect};
 use crate::holes::{self, Hole};
 
-/// Requests that come within this time are one wish: whoever stops all servers at once stops the cluster.
+/// The time within which requests to leave count as one: stopping all servers at once stops the cluster.
 const TOGETHER: Duration = Duration::from_millis(200);
-/// How long a last holder waits for another, in time that this coordinator is awake. Service managers wait for a
-/// process that they have told to stop for 30 s and more; the dump has to fit in as well.
+/// The timeout for a last holder's wait for a successor, in time that this coordinator is awake. Service managers give
+/// a process 30 s or more to stop, and the dump must fit in as well.
 pub const LEAVE_PATIENCE: Duration = Duration::from_secs(20);
-/// A server that waits is told so often that it is being seen to; it would go on alone otherwise.
+/// The interval of notices to a waiting leaver that its request is in progress; without them it would leave alone.
 const KEEP_WAITING: Duration = Duration::from_secs(1);
-/// How long a holder that is to stay may take to answer: its host may be far away.
+/// The timeout for the probe of a holder that is to stay: its host may be far away.
 const VOUCH_PATIENCE: Duration = LEASE.saturating_mul(2);
-/// How long its answer counts.
+/// The time for which its response counts.
 const VOUCH_COUNTS: Duration = LEASE;
 
-/// What the holder that is to stay says of itself.
+/// The proof that the holder that is to stay is alive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Vouch {
-    /// It was not asked.
+    /// No probe.
     #[default]
     None,
-    /// It is asked, under the view of this version.
+    /// A probe under the view of this version.
     Asked { order: OrderId, version: ViewVersion, until: Time },
-    /// It has answered.
+    /// A response under the view of this version.
     Given { version: ViewVersion, at: Time },
 }
 
-/// What follows from a leave.
+/// The effects of leaves on views and faults.
 impl Cluster {
-    /// Whether a process ends, or has ended, in order: that is no fault.
+    /// Returns whether a process ends, or has ended, in order: that is no fault.
     pub(super) fn leaves_in_order(&self, member: Member) -> bool {
         let server = self.server(member.server);
         let is_leaving = !server.exited && server.stage != Stage::Running;
         server.member == member && (server.left || is_leaving)
     }
 
-    /// Whether a process has ended in order, all that it held in complete dumps.
+    /// Returns whether a process has ended in order, with everything it held in complete dumps.
     pub(super) fn has_left(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member == member && server.left
     }
 
-    /// Whether the other member of a view may be removed on the word of this one.
+    /// Returns whether the other member of a view may be removed on the response of this one.
     pub(super) fn may_win(&self, member: Member) -> bool {
         self.server(member.server).stage == Stage::Running || holes::is_open(Hole::LeaverWins)
     }
 
-    /// Whether the holder that is left when `gone` goes may be the only one.
+    /// Returns whether the holder that remains without `gone` may be the only one.
     pub(super) fn other_may_win(&self, view: &View, gone: Member) -> bool {
         let winner = if view.primary == Some(gone) { view.secondary() } else { view.primary };
         view.secondary().is_none() || winner.is_none_or(|winner| self.may_win(winner))
     }
 
-    /// Whether a server may be made candidate, or a hand-over lead to it.
+    /// Returns whether a server may become candidate or the target of a hand-over.
     pub(super) fn may_become_holder(&self, id: ServerId) -> bool {
         self.server(id).stage == Stage::Running || holes::is_open(Hole::LeaverMadeHolder)
     }
 
-    /// The process of a leaver whose request has waited for others to come with it.
+    /// Returns the time of a leaver's request once requests that count as one with it have had time to arrive.
     fn parts(&self, now: Time, member: Member) -> Option<Duration> {
         match self.server(member.server).stage {
             Stage::Parting(asked)
@@ -96,7 +97,7 @@ impl Cluster {
         }
     }
 
-    /// Whether a holder stays when a leaver goes: it was not told to stop, or later, and then it waits.
+    /// Returns whether a holder stays when a leaver goes: it was not told to stop, or was told later and waits.
     fn stays_after(&self, other: Member, leaver: Member, asked: Duration) -> bool {
         if holes::is_open(Hole::LeaverMadeHolder) {
             return !self.is_dead(other);
@@ -109,17 +110,17 @@ impl Cluster {
         goes_later && !self.is_dead(other) && self.server(other.server).is_up()
     }
 
-    /// Whether the secondary or candidate of a view leaves, and the primary is there, and stays.
+    /// Returns whether the secondary or candidate of a view leaves and its live primary stays.
     pub(super) fn may_let_go(&self, now: Time, view: &View) -> bool {
         let (Some(primary), Some(leaver)) = (view.primary, view.other()) else { return false };
         let Some(asked) = self.parts(now, leaver) else { return false };
         let is_vouched = matches!(view.peer, Peer::Candidate(_)) || self.is_vouched(now, view);
-        // Whoever has handed over goes when the new primary has said that it serves.
+        // The old primary of a hand-over leaves once the new primary has reported that it serves.
         let has_handed_over = !view.handover || self.is_confirmed(view);
         is_vouched && has_handed_over && self.stays_after(primary, leaver, asked)
     }
 
-    /// Whether the primary of a view leaves, and can hand over to a secondary that is there, and stays.
+    /// Returns whether the primary of a view leaves and can hand over to a live secondary that stays.
     pub(super) fn may_hand_over(&self, now: Time, view: &View) -> bool {
         let (Some(leaver), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
             return false;
@@ -131,8 +132,9 @@ impl Cluster {
             && self.stays_after(secondary, leaver, asked)
     }
 
-    /// A holder that has left in order is followed by one that is there, or that is proven dead. As long as the
-    /// other one is only silent, both stay named: perhaps the dump of the one that left is all there will be.
+    /// Adjusts the fates of two holders of which one has left in order. A view drops it only if the other is up or
+    /// proven dead. While the other is merely silent, both stay named: the dump of the leaver may turn out to be the
+    /// only one.
     pub(super) fn unless_nobody_follows(
         &self,
         view: &View,
@@ -153,7 +155,7 @@ impl Cluster {
         (primary, other)
     }
 
-    /// A group is left without a holder: those that it had last are remembered.
+    /// Records the last holders of a group that the next view leaves without one.
     pub(super) fn remember_last_holders(&mut self, before: &View, next: &View) {
         let Some(primary) = before.primary.filter(|_| next.primary.is_none()) else { return };
         if holes::is_open(Hole::LastHoldersForgotten) {
@@ -187,9 +189,10 @@ impl Cluster {
     }
 }
 
-/// Leading a server out.
+/// Execution of leaves.
 impl Cluster {
-    /// A server was told to stop. What has not served yet holds nothing that could be handed over.
+    /// Handles a server's request to leave. A cluster that has not served holds nothing to hand over, so the server
+    /// drains at once.
     pub(super) fn begin_leave(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         if !self.has_served() {
             return self.drain(now, id, sink);
@@ -197,7 +200,7 @@ impl Cluster {
         self.server_mut(id).stage = Stage::Parting(self.awake.0.look(now));
     }
 
-    /// Whether nobody who holds anything stays, and some have left, or are about to, in order.
+    /// Returns whether no holder of any group stays and some have left, or are about to leave, in order.
     fn all_leave(&self) -> bool {
         let is_orderly = |server: &super::Server| {
             server.left || (!server.exited && server.stage != Stage::Running)
@@ -210,7 +213,7 @@ impl Cluster {
         self.recovers() && self.servers.iter().any(is_orderly) && !held.flatten().any(stays)
     }
 
-    /// Where all are to leave there is nobody to hand anything over to: the cluster is stopped, so that the two
+    /// Stops the cluster if all holders are to leave: there is no server to hand over to, and a stop makes the two
     /// dumps of each group agree.
     pub(super) fn stop_if_all_leave(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.all_leave() {
@@ -219,7 +222,7 @@ impl Cluster {
         }
     }
 
-    /// Asks the holders that are to stay, and tells leavers that they are being seen to.
+    /// Probes the holders that are to stay, and notifies leavers that their requests are in progress.
     pub(super) fn lead_out(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;
@@ -274,7 +277,7 @@ impl Cluster {
         self.groups[group].vouch = Vouch::Asked { order, version: view.version, until };
     }
 
-    /// Whether the holder that is to stay has just answered under this view.
+    /// Returns whether the holder that is to stay has recently responded under this view.
     fn is_vouched(&self, now: Time, view: &View) -> bool {
         match self.groups[usize::from(view.group.0)].vouch {
             Vouch::Given { version, at } => version == view.version && now.since(at) < VOUCH_COUNTS,
@@ -282,7 +285,7 @@ impl Cluster {
         }
     }
 
-    /// A holder has answered.
+    /// Records the response of a holder that is to stay.
     pub(super) fn note_vouch(&mut self, now: Time, order: &Order) {
         for group in &mut self.groups {
             if let Vouch::Asked { order: asked, version, until } = group.vouch
@@ -294,8 +297,8 @@ impl Cluster {
         }
     }
 
-    /// A server that parts: it is let go when no view names it, and dumps as a last holder when nobody comes to take
-    /// its groups over.
+    /// Advances a leaver: shuts it down once no view names it, and has it dump as a last holder if no server comes to
+    /// take its groups over.
     pub(super) fn part(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let member = self.member(id);
         let Stage::Parting(asked) = self.server(id).stage else { return };
@@ -304,14 +307,14 @@ impl Cluster {
         }
         let is_tired =
             self.awake.0.at(now) >= asked + LEAVE_PATIENCE || self.is_waiting_in_vain(id);
-        // Nobody waits for the end of a process that only moves: it goes when it can.
+        // A process that only moves has no deadline: it exits when it can.
         if is_tired && !self.only_moves(id) {
             self.server_mut(id).outstanding.clear();
             self.drain(now, id, sink);
         }
     }
 
-    /// Whether a server is the only holder of a group whose other place cannot be filled.
+    /// Returns whether a server is the only holder of a group whose other place cannot be filled.
     fn is_waiting_in_vain(&self, id: ServerId) -> bool {
         let member = self.member(id);
         let mut sole = self
@@ -326,7 +329,7 @@ impl Cluster {
         })
     }
 
-    /// Of which tables, by home, a server is a holder.
+    /// Returns whether a server is a holder of its primary and of its secondary group.
     pub(super) fn held_tables(&self, id: ServerId) -> (bool, bool) {
         let member = self.member(id);
         let before = ServerId((id.0 + self.count() - 1) % self.count());
@@ -336,7 +339,7 @@ impl Cluster {
         (holds(id), holds(before))
     }
 
-    /// When a leave goes on by time alone.
+    /// Returns the time of the next step of a leave that only depends on time.
     pub(super) fn next_leave_timeout(&self) -> Option<Time> {
         let parting = self.servers.iter().filter(|server| !server.exited);
         let due = parting.filter_map(|server| match server.stage {

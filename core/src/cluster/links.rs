@@ -1,7 +1,7 @@
-//! Links of servers to the coordinator: who is admitted, what heartbeats say, and how a link ends.
+//! Links of servers to the coordinator: admission, heartbeats, and the end of a link.
 //!
-//! Nothing that comes over one is believed before it is checked: it may be of another cluster, another
-//! incarnation or another connection, or speak of what nobody of this cluster can know.
+//! Everything received over a link is checked first. It may be of another cluster, another incarnation or another
+//! connection, or name something that this cluster does not have.
 
 use std::net::SocketAddr;
 
@@ -12,16 +12,16 @@ use kv_protocol::{Member, ServerId, Time};
 use super::{Cluster, DownCause, Effect, Ignored, StartedRefused};
 use crate::holes::{self, Hole};
 
-/// Names one connection of a server to the coordinator, so that the end of an old one is not taken
-/// for the end of its successor. The caller hands them out.
+/// The id of one connection of a server to the coordinator, so that the end of an old connection is not mistaken for
+/// the end of its successor. The caller assigns the ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LinkId(pub u64);
 
 impl Cluster {
-    /// A server says where it listens, over a new connection.
+    /// Handles a STARTED report, which names a server's addresses, over a new connection.
     ///
     /// # Errors
-    /// Why it is not admitted, in words that it can log.
+    /// The reason for which it is not admitted, fit for a log.
     pub fn on_started(
         &mut self,
         now: Time,
@@ -37,7 +37,7 @@ impl Cluster {
         }
         server.started = Some(*started);
         server.link = Some(link);
-        // What it has obeyed grows; where it listens does not change.
+        // The epoch that it has obeyed increases; its addresses do not change.
         let known = &mut self.memory.decided.servers[usize::from(started.member.server.0)];
         known.started.get_or_insert(*started);
         self.heard(now, started.member.server, sink);
@@ -72,18 +72,18 @@ impl Cluster {
         if known.started.is_some_and(|earlier| !same_process(&earlier, started)) {
             return Err(StartedRefused::OtherPorts { server, incarnation });
         }
-        // A server dials again when its link is lost: whoever claims its name while it reports on
-        // another connection is not that server, or will find that link silent soon.
+        // A server reconnects when its link is lost. If another connection reports at the moment, the sender is either
+        // not that server, or the old link will soon turn out to be silent.
         if known.link.is_some() && known.state == ServerState::Up {
             return Err(StartedRefused::Linked { server, incarnation });
         }
         Ok(())
     }
 
-    /// The state of a server, over the connection it was admitted on.
+    /// Records the heartbeat of a server over the connection it was admitted on.
     ///
     /// # Errors
-    /// Why nothing is learned from it.
+    /// The reason for which the heartbeat is ignored.
     pub fn on_heartbeat(
         &mut self,
         now: Time,
@@ -123,7 +123,7 @@ impl Cluster {
         if self.server(server).link == Some(link) { Ok(()) } else { Err(Ignored::OldLink) }
     }
 
-    /// Nobody of this cluster can know groups, shards, views or epochs that it does not have.
+    /// Checks that a heartbeat names only groups, shards, views and epochs of this cluster.
     fn check_heartbeat(&self, heartbeat: &Heartbeat) -> Result<(), Ignored> {
         if heartbeat.epoch.number > self.config.epoch.number {
             return Err(Ignored::Impossible("an epoch"));
@@ -142,14 +142,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether nobody was coordinator of this cluster before.
+    /// Returns whether this coordinator founded the cluster.
     fn founded_here(&self) -> bool {
         self.judge_from == Time::default()
     }
 
-    /// A server that knows of a newer view than the memory that an earlier coordinator has left shows
-    /// that this memory is an old one, as from a backup. What was told since cannot be guessed. It shows
-    /// in its first word; what cannot be in a later one is nonsense.
+    /// Checks the heartbeat of a server for a view newer than the stored state. In its first heartbeat such a view
+    /// shows that an earlier coordinator's state is outdated, for example from a backup. Events since then cannot be
+    /// guessed. In a later heartbeat such a view is impossible.
     fn check_memory(
         &mut self,
         heartbeat: &Heartbeat,
@@ -162,7 +162,7 @@ impl Cluster {
             (replica.view > known).then_some((replica.group, known, replica.view))
         });
         let Some((group, known, reported)) = newer else { return Ok(()) };
-        // Whose first word fitted has been told everything since by this coordinator.
+        // A server whose first heartbeat matched has received everything since from this coordinator.
         let fitted = self.server(server).heartbeat.is_some();
         if !self.is_outdated && !fitted {
             self.is_outdated = true;
@@ -171,8 +171,8 @@ impl Cluster {
         Err(Ignored::Impossible("a view"))
     }
 
-    /// Whether everybody was asked what it knows: whoever an earlier coordinator has left has reported,
-    /// or is proven dead, or does not answer in time. Before that nothing is decided.
+    /// Returns whether the state of all servers is known: each process of an earlier coordinator has reported, is
+    /// proven dead, or has not reported in time. Before that nothing is decided.
     pub(super) fn has_asked_all(&self) -> bool {
         self.now >= self.judge_from
             || self.servers.iter().all(|server| {
@@ -180,8 +180,8 @@ impl Cluster {
             })
     }
 
-    /// A connection of a server ended. That of an admitted one means that the server is down, until
-    /// it connects again.
+    /// Handles the end of a server's connection. If the connection was admitted, the server is down until it
+    /// reconnects.
     pub fn on_link_lost(
         &mut self,
         now: Time,

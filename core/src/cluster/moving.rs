@@ -1,19 +1,19 @@
-//! A place of the ring that is given to another host while the cluster serves (`coord replace`).
+//! The move of a place of the ring to another host while the cluster serves (`coord replace`).
 //!
 //! ```text
-//!   asked --> stored --> the process is heard    led out as one that was told to stop (leave.rs), while every
-//!                                                other holder of its groups is heard, too
-//!                        it is silent            out of its views by inquiry and grace, as ever
-//!                 no view names it any more --> a new process, on the new host
+//!   request --> stored --> the process reports    leaves like one that was told to stop (leave.rs), once every
+//!                                                 other holder of its groups reports too
+//!                          it is silent           removed from its views by inquiry and grace, as usual
+//!                 no view names it any more --> a new process on the new host
 //! ```
 //!
-//! The host of a silent process may be gone for good, so nobody can prove its death. No proof is needed to fill its
-//! place: no durable view names it, and whoever serves in its stead has waited for its lease. It stays unproven. It is
-//! refused wherever it reports, and nobody is told that it has ended. A sole holder stays where it is: without proof of
-//! its death it may have the only copy.
+//! The host of a silent process may be gone for good, so its death may be impossible to prove. No proof is needed to
+//! fill its place: no durable view names it, and its successors as primary have waited for its lease. Its end stays
+//! unproven: it is refused wherever it reports, and no process is notified of its end. A sole holder stays where it is:
+//! without proof of its death it may have the only copy.
 //!
-//! Whoever leaves never wins an inquiry. So when another holder of its groups falls silent, the move waits: the process
-//! has not been told to stop, and takes over as any other.
+//! A leaver never wins an inquiry. So if another holder of its groups falls silent, the move waits: the process was not
+//! told to stop yet, and takes over like any other.
 
 use kv_protocol::{GroupId, Peer, ServerId, Time, View};
 
@@ -21,7 +21,7 @@ use super::respawn::Backoff;
 use super::stop::Stage;
 use super::{Cluster, Effect};
 
-/// Why a place is not given to another host.
+/// A reason for which a place is not moved to another host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReplaceRefused {
     /// There is no such place.
@@ -44,11 +44,11 @@ pub enum ReplaceRefused {
 }
 
 impl Cluster {
-    /// Gives a place of the ring to another host; the only holder of a group waits for another one. The caller has noted the new host, so that the next state that is
-    /// stored names it; the next process of the place is spawned there.
+    /// Moves a place of the ring to another host; the only holder of a group waits for a second one. The caller has
+    /// recorded the new host, so that the next stored state names it. The next process of the place is spawned there.
     ///
     /// # Errors
-    /// Nothing is changed.
+    /// [`ReplaceRefused`]; nothing is changed.
     pub fn on_replace(
         &mut self,
         now: Time,
@@ -64,10 +64,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether a place may be given to another host now: the move begins at once.
+    /// Checks that a place can be moved to another host now, so that the move begins at once.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why not.
     pub fn may_replace(&self, id: ServerId) -> Result<(), ReplaceRefused> {
         self.may_move(id)?;
         match self.sole_group(id) {
@@ -86,8 +86,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// A group that only the process at this place may hold, if that is not proven dead: its view names no other
-    /// holder, or one that is down, which the next view leaves out.
+    /// Returns a group that only the process at this place may hold, unless that is proven dead. Its view names no
+    /// other holder, or one that is down, which the next view omits.
     fn sole_group(&self, id: ServerId) -> Option<GroupId> {
         let member = self.member(id);
         let is_sole = |view: &&View| {
@@ -102,12 +102,12 @@ impl Cluster {
         (!self.is_dead(member) && !self.memory.durable().rests(sole.group)).then_some(sole.group)
     }
 
-    /// Whether a place is on its way to another host.
+    /// Returns whether a place is moving to another host.
     pub fn is_moving(&self, id: ServerId) -> bool {
         self.memory.durable().moving.contains(&id)
     }
 
-    /// Leads out what is heard at places that are on their way to other hosts.
+    /// Makes the reporting processes of moving places leave.
     pub(super) fn move_out(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;
@@ -133,7 +133,7 @@ impl Cluster {
         server.is_up() && server.suspected.is_none() && !server.exited
     }
 
-    /// Whether every group that names the process at this place has another holder that is heard, or, where it is
+    /// Returns whether every group that names the process at this place has another holder that reports, or, if it is
     /// candidate, its primary.
     fn is_followed(&self, id: ServerId) -> bool {
         let member = self.member(id);
@@ -152,13 +152,13 @@ impl Cluster {
         })
     }
 
-    /// Whether the process at a place has no end in sight for which it would dump: it only moves.
+    /// Returns whether the process at a place only moves, so that it never dumps as a last holder.
     pub(super) fn only_moves(&self, id: ServerId) -> bool {
         self.is_moving(id) && !self.server(id).wants_to_leave
     }
 
-    /// Whether the process at a place need not be proven dead before another one, elsewhere, has the place. The caller
-    /// has seen that no view names it.
+    /// Returns whether the process at a place need not be proven dead before another host gets the place. The caller
+    /// has checked that no view names it.
     pub(super) fn is_given_up(&self, id: ServerId) -> bool {
         let server = self.server(id);
         self.is_moving(id) && (server.suspected.is_some() || server.started.is_none())

@@ -1,4 +1,4 @@
-//! Orders: given, kept until they are reported, and sent again with every new connection.
+//! Orders: given, kept until they are reported, and sent again over every new connection.
 
 use kv_protocol::control_message::{Order, OrderFailure, OrderKind, Report};
 use kv_protocol::{GroupId, Member, OrderId, ServerId, Time};
@@ -9,7 +9,7 @@ use super::{Cluster, Effect, Ignored, StartFailure};
 use crate::holes::{self, Hole};
 
 impl Cluster {
-    /// Gives an order: sent at once where the connection stands, otherwise when it does.
+    /// Gives an order, which is sent at once if the connection is up, otherwise when it is.
     pub(super) fn give(
         &mut self,
         to: ServerId,
@@ -26,7 +26,7 @@ impl Cluster {
         order.id
     }
 
-    /// The connection for orders stands: what is outstanding is sent, again if need be.
+    /// Records that the connection for orders is up, and sends the outstanding orders over it.
     pub fn on_orders_connected(&mut self, member: Member, sink: &mut Vec<Effect>) {
         let now = self.now;
         let server = self.server_mut(member.server);
@@ -40,7 +40,7 @@ impl Cluster {
         sink.extend(server.outstanding.iter().map(|&order| Effect::Order { to: member, order }));
     }
 
-    /// The connection for orders broke; what is outstanding waits for the next.
+    /// Records that the connection for orders broke; outstanding orders wait for the next.
     pub fn on_orders_lost(&mut self, member: Member) {
         let server = self.server_mut(member.server);
         if server.member == member {
@@ -49,10 +49,10 @@ impl Cluster {
         }
     }
 
-    /// A server says how an order ended.
+    /// Handles a server's report on an order.
     ///
     /// # Errors
-    /// A late or repeated report, or one of another incarnation, changes nothing.
+    /// [`Ignored`] for a late or repeated report, or one of another incarnation; it changes nothing.
     pub fn on_report(
         &mut self,
         now: Time,
@@ -97,7 +97,7 @@ impl Cluster {
 }
 
 impl Server {
-    /// Forgets the orders of a group's older views.
+    /// Drops the orders of a group's older views.
     pub(super) fn retire(&mut self, group: GroupId) {
         let is_of_group = |order: &Order| order.view().is_some_and(|view| view.group == group);
         #[cfg(feature = "holes")]
@@ -105,7 +105,7 @@ impl Server {
         self.outstanding.retain(|order| !is_of_group(order));
     }
 
-    /// A stale report, taken all the same: a hole for the simulator to notice.
+    /// Returns the order of a stale report that a mutation accepts, for the simulator to detect.
     fn retired_order(&mut self, report: &Report) -> Option<Order> {
         #[cfg(feature = "holes")]
         if holes::is_open(Hole::StaleUpdatedAccepted) {

@@ -1,58 +1,58 @@
-//! The one rule of recovery (consistency.md §6): from a group's durable view, who is alive and where
-//! home is follows the next view. Nothing else is remembered.
+//! The one rule of recovery (consistency.md §6): the next view of a group follows from its durable view, the fate of
+//! its members and its home servers. No other history is kept.
 //!
 //! | the view names | and | the next view |
 //! |---|---|---|
 //! | P, S | P gone, S not | S alone (promoted) |
 //! | P, S | S gone, P not | P alone |
-//! | P, S | both proven dead | nobody: LOST |
+//! | P, S | both proven dead | no member: LOST |
 //! | P, candidate C | C has caught up | P, S = C |
 //! | P, candidate C | C gone or failed | P alone |
-//! | P, alone or with a candidate | P proven dead | nobody: LOST |
+//! | P, alone or with a candidate | P proven dead | no member: LOST |
 //! | P alone | the other home server is ready | P, candidate |
-//! | P, S or candidate | it is to leave, P has just answered | P alone |
-//! | P, S | P is to leave, S has just answered | S, P: hand-over |
-//! | P, S | S at home as primary, P as secondary, all at rest | S, P: hand-over |
-//! | nobody | | nobody: only an operator ends that |
+//! | P, S or candidate | it is to leave, P has just responded | P alone |
+//! | P, S | P is to leave, S has just responded | S, P: hand-over |
+//! | P, S | S at home as primary, P as secondary, no change in progress | S, P: hand-over |
+//! | no member | | no member: only an operator ends that |
 //!
-//! Where the table says LOST but a holder has left in order, the group rests in its dumps instead (leave.rs).
+//! If the table yields LOST but a holder has left in order, the group rests in its dumps instead (leave.rs).
 
 use kv_protocol::{Member, Peer, View, ViewVersion};
 
 use crate::holes::{self, Hole};
 
-/// What is known of a member that a view names.
+/// The fate of a member that a view names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fate {
-    /// Nothing against it.
+    /// Nothing speaks against it.
     #[default]
     Present,
-    /// Judged to be out of reach of the other member, without proof of its death.
+    /// Judged to be gone, without proof of its death.
     Gone,
     /// Its process is proven to have ended.
     Dead,
 }
 
-/// What the next view follows from, beside the view itself.
+/// The facts, besides the view itself, that determine the next view.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Of the primary.
+    /// The fate of the primary.
     pub primary: Fate,
-    /// Of the secondary or candidate.
+    /// The fate of the secondary or candidate.
     pub other: Fate,
-    /// The candidate was reported to have caught up, under this very view.
+    /// True if the candidate was reported to have caught up under this very view.
     pub caught_up: bool,
-    /// The candidate was reported to have failed, under this very view.
+    /// True if the candidate was reported to have failed under this very view.
     pub failed: bool,
     /// A home server of the group that is alive, is not the primary, and may become candidate.
     pub ready: Option<Member>,
-    /// The secondary or candidate is to leave, and nothing is lost without it.
+    /// True if the secondary or candidate is to leave, and nothing is lost without it.
     pub other_leaves: bool,
-    /// The members are in each other's home places, and both are at rest; or the primary is to leave.
+    /// True if the members are in each other's home places and both are at rest, or if the primary is to leave.
     pub may_swap: bool,
 }
 
-/// Why a view follows another.
+/// The reason for a new view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// The first view of the group.
@@ -73,7 +73,7 @@ pub enum Why {
     Switched,
 }
 
-/// The next view of a group, if there is a reason for one.
+/// Returns the next view of a group and its reason, if there is one.
 pub fn next_view(view: &View, facts: &Facts) -> Option<(View, Why)> {
     let Some(primary) = view.primary else {
         let empty = facts.ready.filter(|_| holes::is_open(Hole::LostServedEmpty))?;
@@ -160,7 +160,7 @@ mod tests {
             let facts = Facts { primary, ..Facts::default() };
             assert_eq!(next(&pair, facts), Some((Some(1), Peer::None, Why::TakeOver)));
         }
-        // The only holder that can be left is a holder, however silent it is.
+        // The only holder that may be alive stays a holder, however silent it is.
         let facts = Facts { primary: Fate::Dead, other: Fate::Gone, ..Facts::default() };
         assert_eq!(next(&pair, facts), Some((Some(1), Peer::None, Why::TakeOver)));
     }

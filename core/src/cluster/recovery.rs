@@ -1,4 +1,4 @@
-//! The recovery of one server as people know it: step 0, and steps 1 to 5.
+//! The recovery of one server as displayed: step 0, and steps 1 to 5.
 //!
 //! | step | shown while |
 //! |---|---|
@@ -9,14 +9,14 @@
 //! | 4 | its secondary table is copied to it (UPDATE-SECONDARY) |
 //! | 5 | its group is handed back to it (SET-SECONDARY, SWITCH-PRIMARY) |
 //!
-//! Nothing is decided by these numbers: they are read off the views.
+//! No decision depends on these numbers: they are derived from the views.
 
 use kv_protocol::{Member, Peer, ServerId, View};
 
 use super::{Cluster, Effect};
 
 impl Cluster {
-    /// The step that the recovery of a server's place is in; `None` when all is home.
+    /// Returns the step of the recovery of a server's place; `None` when all is home.
     pub fn recovery_step(&self, id: ServerId) -> Option<u8> {
         let durable = self.memory.durable();
         let member = self.member(id);
@@ -26,7 +26,7 @@ impl Cluster {
         // A group that is LOST, or rests in dumps, has no holder that could come home.
         let is_given_up =
             |view: &View| view.primary.is_none() || self.memory.decided.rests(view.group);
-        // Whoever is dead, and whoever the next view names no more.
+        // Members that are dead or that the next view no longer names.
         let stale = |view: &View| {
             if is_given_up(view) {
                 return false;
@@ -65,8 +65,8 @@ impl Cluster {
         (!is_home && !is_given_up(own)).then_some(5)
     }
 
-    /// Tells what has changed in the recovery of any place. In an orderly stop servers end one after the
-    /// other, and nothing is recovered.
+    /// Emits the changes in the recovery of each place. In an orderly stop servers end one after the other, and nothing
+    /// is recovered.
     pub(super) fn show_recovery(&mut self, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;
@@ -87,14 +87,14 @@ impl Cluster {
         }
     }
 
-    /// Whether every group is home with two copies and nothing is under way.
+    /// Returns whether every group is home with two copies and no change is in progress.
     pub fn is_whole(&self) -> bool {
         let durable = self.memory.durable();
         let is_held = |view: &View| view.primary.is_some() && !durable.rests(view.group);
         self.is_settled() && durable.views.iter().all(is_held)
     }
 
-    /// The same, ignoring groups that are LOST or rest in dumps: they have no home to come to.
+    /// Returns the same, ignoring groups that are LOST or rest in dumps: they have no home to come to.
     pub fn is_settled(&self) -> bool {
         let servers = self.count();
         let durable = self.memory.durable();

@@ -1,10 +1,9 @@
-//! Steps 0 and 1 for the processes: what no view names any more is killed, and on proof of its death a
-//! new process is started in its place.
+//! Steps 0 and 1 for processes: a process that no view names is killed, and on proof of its death a new one is started
+//! in its place.
 //!
-//! A process that any durable view names is never killed here, a primary least of all (consistency.md
-//! §5). One that was removed from its views while it lives and reports is not killed either: it becomes
-//! candidate again, as the process that it is. Only one that has failed as candidate three times in a row is
-//! replaced.
+//! A process that any durable view names, in particular a primary, is never killed here (consistency.md §5). A process
+//! that was removed from its views while it lives and reports is not killed either: it becomes candidate again. Only
+//! a process that has failed as candidate three times in a row is replaced.
 
 use std::time::Duration;
 
@@ -16,23 +15,23 @@ use super::{Cluster, Effect, KillReason};
 use crate::hash::mix;
 use crate::holes::{self, Hole};
 
-/// How long a process that replaces another may take to report.
+/// The timeout for the first report of a replacement process.
 const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(20);
-/// The pause after the first failure; it doubles up to the last.
+/// The back-off after the first failure; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
-/// The pause after a secondary did not keep up is this at least.
+/// The least back-off after a secondary did not keep up.
 const FOLLOWING_PAUSE: Duration = Duration::from_secs(1);
-/// Failures count as in a row until there was none for so long.
+/// The time without failures after which earlier ones no longer count as in a row.
 const FORGETS_FAILURES: Duration = Duration::from_secs(60);
-/// So many failures in a row are told to people.
+/// The number of failures in a row that raises an alarm.
 const ALARMING_FAILURES: u32 = 3;
-/// The pause before a process that has not ended is killed again. It doubles up to the last: its host may be gone
+/// The back-off before a process that has not ended is killed again. It doubles up to the last: its host may be down
 /// for hours.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 const LAST_KILL_PAUSE: Duration = Duration::from_secs(32);
 
-/// How often the replacement of a place has failed, and when it is tried again.
+/// The number of failures of a place's replacement, and the time of the next attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Backoff {
     failures: u32,
@@ -41,7 +40,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// One more failure; whether people should know.
+    /// Records a failure; returns whether it raises an alarm.
     pub(super) fn fail(&mut self, now: Time) -> bool {
         self.failures = self.failures.saturating_add(1);
         let doublings = (self.failures - 1).min(16);
@@ -50,12 +49,12 @@ impl Backoff {
         self.failures == ALARMING_FAILURES
     }
 
-    /// The next try is not before this.
+    /// Delays the next attempt until this time.
     fn wait_until(&mut self, time: Time) {
         self.again_at = self.again_at.max(Some(time));
     }
 
-    /// The place is filled: what failed before is forgotten, unless it was a moment ago.
+    /// Clears earlier failures of a place that is filled, unless they are recent.
     pub(super) fn settle(&mut self, now: Time) {
         if self.failures > 0 && now.since(self.failed_at) >= FORGETS_FAILURES {
             *self = Backoff::default();
@@ -66,12 +65,12 @@ impl Backoff {
         self.failures >= ALARMING_FAILURES
     }
 
-    /// Whether another try is due.
+    /// Returns whether another attempt is due.
     pub(super) fn is_over(&self, now: Time) -> bool {
         self.again_at.is_none_or(|again| again <= now)
     }
 
-    /// Whether people were told that the place keeps failing.
+    /// Returns whether the failures raise an alarm.
     pub(super) fn is_alarming(&self) -> bool {
         self.failures >= ALARMING_FAILURES
     }
@@ -82,8 +81,7 @@ impl Backoff {
 }
 
 impl Cluster {
-    /// Kills what is to be replaced, and decides on new processes for places whose old one is proven
-    /// dead.
+    /// Kills processes that are to be replaced, and decides on new ones for places whose old process is proven dead.
     pub(super) fn replace_processes(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() {
             return;
@@ -118,11 +116,11 @@ impl Cluster {
         let is_late = server
             .spawned
             .is_some_and(|at| server.started.is_none() && now.since(at) >= REPLACEMENT_PATIENCE);
-        // One that was told to exit is on its way; its connections end first.
+        // A process that was told to exit closes its connections first.
         let may_still_end =
             |since: Time| server.stage.is_leaving() && now.since(since) < KILL_AGAIN;
         let is_silent = server.suspected.is_some_and(|since| !may_still_end(since));
-        // What was killed is never given a copy again.
+        // A process that was killed never gets a copy again.
         let is_useless = server.killed.is_some()
             || is_silent
             || (server.is_condemned && !server.stage.is_leaving())
@@ -135,8 +133,8 @@ impl Cluster {
         }
     }
 
-    /// The host of a server does not say whether its process has ended, or, without a reason, has said it. Changes
-    /// nothing but what people are told: only proof counts.
+    /// Records whether the host of a server can report the end of its process; `trouble` is the reason if not. This
+    /// affects only alarms: only proof counts.
     pub fn note_host(&mut self, now: Time, member: Member, trouble: Option<&str>) {
         if self.member(member.server) == member {
             self.server_mut(member.server).signs.unreachable = trouble.map(str::to_owned);
@@ -145,14 +143,14 @@ impl Cluster {
         }
     }
 
-    /// The last words of a process that has ended, or why it could not be started; for people alone.
+    /// Records the last output of a process that has ended or could not be started, for display only.
     pub fn note_last_words(&mut self, member: Member, words: &str) {
         if self.member(member.server) == member {
             self.server_mut(member.server).signs.failure = Some(words.to_owned());
         }
     }
 
-    /// A new process for a place; it is spawned when the decision is durable.
+    /// Decides a new process for a place; it is spawned when the decision is durable.
     pub(super) fn decide_process(&mut self, id: ServerId) {
         self.drawn += 1;
         let incarnation = Incarnation(draw(self.config.seed, self.drawn));
@@ -169,7 +167,7 @@ impl Cluster {
         self.revision += 1;
     }
 
-    /// Spawns what a store has made durable.
+    /// Spawns the processes that a store has made durable.
     pub(super) fn spawn_decided(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;
@@ -184,7 +182,7 @@ impl Cluster {
         }
     }
 
-    /// A replacement has failed, as a candidate or before it was one.
+    /// Records that a replacement has failed, as a candidate or before.
     pub(super) fn note_failure(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         if self.server_mut(id).backoff.fail(now) {
             sink.push(Effect::KeepsFailing { server: id });
@@ -195,13 +193,13 @@ impl Cluster {
         }
     }
 
-    /// A secondary was removed because it did not keep up: it is not tried again at once.
+    /// Records that a secondary was removed because it did not keep up; it is not retried at once.
     pub(super) fn note_cannot_follow(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         self.note_failure(now, id, sink);
         self.server_mut(id).backoff.wait_until(now + FOLLOWING_PAUSE);
     }
 
-    /// A process that fails as candidate again and again, and is of no other use, is replaced.
+    /// Marks a process for replacement if it fails as candidate repeatedly and no view names it.
     pub(super) fn condemn_useless(&mut self, candidate: Member) {
         let is_named = self.memory.decided.names(candidate);
         let server = self.server_mut(candidate.server);
@@ -210,8 +208,8 @@ impl Cluster {
         }
     }
 
-    /// A process is dead that no view names. One that was removed while it lived was no fault; its death is one,
-    /// unless it was brought about here because it was of no use.
+    /// Records the death of a process that no view names. Its removal while it lived was no fault, but its death is
+    /// one, unless it was killed here as useless.
     fn note_dead(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let server = self.server(id);
         let is_counted = server.is_condemned || server.stage.is_leaving();
@@ -221,7 +219,7 @@ impl Cluster {
         }
     }
 
-    /// When a pause, or the patience with a process, is over.
+    /// Returns when a back-off, or the timeout of a process, ends.
     pub(super) fn next_respawn_timeout(&self) -> Option<Time> {
         let waiting = self.servers.iter().flat_map(|server| {
             let spawned = server.spawned.filter(|_| server.started.is_none() && !server.exited);
@@ -237,14 +235,14 @@ impl Cluster {
 }
 
 impl Server {
-    /// When it is to be killed once more.
+    /// Returns when it is to be killed once more.
     fn kill_again_at(&self) -> Option<Time> {
         let doublings = self.kills.saturating_sub(1).min(16);
         self.killed.map(|at| at + (KILL_AGAIN * (1 << doublings)).min(LAST_KILL_PAUSE))
     }
 }
 
-/// The n-th name drawn from a seed. Never zero: that is no name.
+/// Returns the n-th incarnation drawn from a seed. It is never zero, which is no incarnation.
 pub(super) fn draw(seed: u64, n: u64) -> u64 {
     mix(seed ^ mix(n)).max(1)
 }

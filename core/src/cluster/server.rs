@@ -1,4 +1,4 @@
-//! What is known of one server: its process, when it was heard, and what it still owes.
+//! The known state of one server: its process, its last sign of life, and its outstanding orders.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,69 +11,69 @@ use super::respawn::Backoff;
 use super::stop::{Stage, StopTime};
 use super::{Cluster, DownCause, Effect, LinkId};
 
-/// One heartbeat without a stream proves nothing: it may be older than the report that the stream
-/// stands, which travels on another connection.
+/// The number of heartbeats without a stream after which the stream counts as down. A single one proves nothing: it may
+/// be older than the report that the stream is up, which travels on another connection.
 pub(super) const BEATS_UNTIL_DISCONNECTED: u8 = 2;
 
-/// What only alarms are made of.
+/// Facts from which only alarms are derived.
 #[derive(Default)]
 pub(super) struct Signs {
-    /// Why its host does not say whether its process has ended.
+    /// The reason why its host does not report whether its process has ended.
     pub(super) unreachable: Option<String>,
-    /// The last words of a process that could not be started in its place.
+    /// The last output of a process that could not be started in its place.
     pub(super) failure: Option<String>,
-    /// Since when it takes orders without having reported.
+    /// The time since which it has taken orders without having reported.
     pub(super) orders_since: Option<Time>,
-    /// When it last told of more writes refused for want of space.
+    /// The time of its last report of more writes rejected for lack of space.
     pub(super) refused_at: Option<Time>,
 }
 
-/// As for the alarms: nothing is decided by it.
+/// Like alarms, signs affect no decision, so descriptions omit them.
 impl fmt::Debug for Signs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Signs")
     }
 }
 
-/// What is known of one server.
+/// The known state of one server.
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) member: Member,
     pub(super) state: ServerState,
-    /// When its process was started, or taken over from an earlier coordinator.
+    /// The time at which its process was started, or taken over from an earlier coordinator.
     pub(super) spawned: Option<Time>,
     pub(super) exited: bool,
-    /// It has exited in order: all that it held lies in complete dumps.
+    /// True if it has exited in order: everything it held is in complete dumps.
     pub(super) left: bool,
-    /// When a server that is to leave was told last that it is being seen to.
+    /// The time of the last notice to a leaving server that its request is in progress.
     pub(super) kept_waiting: Option<Time>,
-    /// It has asked to leave by itself.
+    /// True if it has asked to leave by itself.
     pub(super) wants_to_leave: bool,
-    /// Since when it is silent.
+    /// The time since which it is silent.
     pub(super) suspected: Option<Time>,
-    /// It lives, but is of no use: to be killed when no view names it.
+    /// True if it runs but is of no use: it is killed when no view names it.
     pub(super) is_condemned: bool,
-    /// It was removed from a group on its partners' complaints: until its place is home again, it is the
+    /// True if it was removed from a group on its partners' complaints. Until its place is home again, it is the
     /// likelier suspect of any further complaint.
     pub(super) was_judged: bool,
-    /// When it was last killed, and how often.
+    /// The time of its last kill, and the number of kills.
     pub(super) killed: Option<Time>,
     pub(super) kills: u32,
     pub(super) backoff: Backoff,
     pub(super) started: Option<Started>,
     pub(super) link: Option<LinkId>,
     pub(super) orders_connected: bool,
-    /// For each of its groups an order of a view and a proof, and a probe; or one DRAIN, two dumps and
-    /// one SHUTDOWN.
+    /// Outstanding orders: per group one order of a view, a proof and a probe; or one DRAIN, two dumps and one
+    /// SHUTDOWN.
     pub(super) outstanding: Vec<Order>,
     pub(super) heartbeat: Option<(Time, Heartbeat)>,
-    /// When it was last heard, by the stop's clock.
+    /// The time of its last sign of life, by the stop's clock.
     pub(super) beat: StopTime,
-    /// Heartbeats in a row that say that the stream to its secondary is down.
+    /// The number of consecutive heartbeats that report its stream to the secondary as down.
     pub(super) beats_without_stream: u8,
     pub(super) stage: Stage,
     pub(super) signs: Signs,
-    /// The step of its recovery that was shown last.
+    /// The last recovery step shown.
     pub(super) shown: Option<u8>,
     /// Orders of updates that newer views have replaced.
     #[cfg(feature = "holes")]
@@ -129,7 +129,7 @@ impl Cluster {
         &mut self.servers[usize::from(id.0)]
     }
 
-    /// It is up.
+    /// Records a sign of life of a server.
     pub(super) fn heard(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         self.detector.heard(now, id);
         let beat = self.stop_clock(now);
@@ -145,7 +145,7 @@ impl Cluster {
         self.revision += 1;
     }
 
-    /// Marks a server down. The end of one that was told to leave is no news.
+    /// Marks a server down. The end of a server that was told to leave is not reported.
     pub(super) fn set_down(
         &mut self,
         now: Time,
@@ -158,7 +158,7 @@ impl Cluster {
         server.suspected.get_or_insert(now);
         let (member, leaves) = (server.member, server.stage.is_leaving());
         let was = std::mem::replace(&mut server.state, ServerState::Down);
-        // That a silent server turns out to have exited is news: now it cannot come back.
+        // The exit of a silent server is reported too: it can no longer come back.
         if !leaves && (was != ServerState::Down || cause == DownCause::Exited) {
             sink.push(Effect::Down { member, cause });
         }

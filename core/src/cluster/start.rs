@@ -2,16 +2,16 @@
 //!
 //! ```text
 //!            every first view is confirmed: decided, stored, durable
-//!   Until  ----------------------------------------------------------> Done: clients are welcome
+//!   Until  ----------------------------------------------------------> Done: clients are served
 //!      |
-//!      +-- a process exits, an order fails, or patience is over -----> Failed
+//!      +-- a process exits, an order fails, or the timeout passes ---> Failed
 //! ```
 
 use kv_protocol::{GroupId, Peer, ServerId, Time, View, ViewVersion};
 
 use super::{Cluster, Effect, StartFailure};
 
-/// How far the start has come.
+/// The progress of the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
     Until(Time),
@@ -20,23 +20,23 @@ pub(super) enum Start {
 }
 
 impl Cluster {
-    /// Whether the first views are not yet decided: a process that is spawned now is a founder.
+    /// Returns whether no first view is decided yet: a process that is spawned now is a founder.
     pub fn is_founding(&self) -> bool {
         self.memory.decided.views.iter().all(|view| view.version == ViewVersion(0))
     }
 
-    /// Whether the start is over: every holder had its first view then. Before that no client is told
-    /// where anything is, so a start that fails loses nothing.
+    /// Returns whether the start is over, so that every holder has had its first view. Before that clients get no map,
+    /// so a start that fails loses nothing.
     pub fn has_served(&self) -> bool {
         self.start == Start::Done
     }
 
-    /// Whether it goes on: a start that is being stopped does not.
+    /// Returns whether the start is in progress and the cluster is not being stopped.
     fn is_starting(&self) -> bool {
         matches!(self.start, Start::Until(_)) && self.stop.is_none()
     }
 
-    /// Once all have started: the first view of every group.
+    /// Decides the first view of every group once all servers have started.
     pub(super) fn found_views(&mut self) {
         let complete = self.servers.iter().all(|server| server.started.is_some());
         if !self.is_founding() || !complete || !self.is_starting() {
@@ -57,7 +57,8 @@ impl Cluster {
         }
     }
 
-    /// Every first view is confirmed, so every holder has it: that is remembered, and then told.
+    /// Records that every first view is confirmed, so that every holder has it. Clients are served once that is
+    /// durable.
     pub(super) fn finish_start(&mut self) {
         let connected = self
             .views()
@@ -68,7 +69,7 @@ impl Cluster {
         }
     }
 
-    /// A store is done: if it says that every first view is confirmed, the start is over.
+    /// Ends the start once the durable state records that every first view is confirmed.
     pub(super) fn begin_to_serve(&mut self, sink: &mut Vec<Effect>) {
         if self.is_starting() && self.memory.durable().has_served {
             self.start = Start::Done;
@@ -77,8 +78,7 @@ impl Cluster {
         }
     }
 
-    /// A start that is being stopped anyway, or that everybody has done his part for, cannot fail any
-    /// more.
+    /// Fails the start, unless the cluster is being stopped or every first view is confirmed already.
     pub(super) fn fail_start(
         &mut self,
         server: ServerId,
@@ -91,7 +91,7 @@ impl Cluster {
         }
     }
 
-    /// When the patience with it ends.
+    /// Returns when the start times out.
     pub(super) fn next_start_timeout(&self) -> Option<Time> {
         match self.start {
             Start::Until(deadline) if self.stop.is_none() => {
@@ -101,7 +101,7 @@ impl Cluster {
         }
     }
 
-    /// Gives up a start that took too long.
+    /// Fails a start that took too long.
     pub(super) fn fail_late_start(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if let Start::Until(deadline) = self.start
             && deadline <= now

@@ -1,4 +1,4 @@
-//! The cluster as people see it: the answer to STATUS.
+//! The cluster as displayed: the response to STATUS.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use super::server::{BEATS_UNTIL_DISCONNECTED, Server};
 use super::start::Start;
 
 impl Cluster {
-    /// Everything known, as of `now`. `hosts` are the names of the servers' machines, in ring order.
+    /// Returns the full status as of `now`. `hosts` are the host names of the servers, in ring order.
     pub fn status(&self, now: Time, hosts: &[String]) -> ClusterStatus {
         let servers = self.servers.iter().enumerate().map(|(n, server)| {
             let host = hosts.get(n).cloned().unwrap_or_default();
@@ -42,7 +42,7 @@ impl Cluster {
         status
     }
 
-    /// What the cluster is doing.
+    /// Returns the overall state of the cluster.
     pub fn state(&self) -> ClusterState {
         if self.stop.is_some() {
             ClusterState::Stopping
@@ -74,8 +74,8 @@ impl Cluster {
         }
     }
 
-    /// How much of its copy the candidate of a group has, by the latest heartbeat of the primary;
-    /// nothing of it before that tells of this view.
+    /// Returns how much of its copy the candidate of a group has, by the latest heartbeat of the primary; nothing until
+    /// that reports on this view.
     pub fn copy_of(&self, group: GroupId) -> Option<CopyStatus> {
         self.views().get(usize::from(group.0)).and_then(|view| self.copy_status(view))
     }
@@ -108,8 +108,8 @@ impl Cluster {
         }
     }
 
-    /// What is reported of a group: by its primary, or by its secondary where that is down. What one
-    /// that is down said last is not true any more.
+    /// Returns the reports on a group from its primary, or from its secondary if the primary is down. The last report
+    /// of a server that is down is outdated.
     fn reports_of(&self, view: &View) -> Vec<&ReplicaReport> {
         let mut holders = [view.primary, view.secondary()].into_iter().flatten();
         let Some(member) = holders.find(|member| self.is_up(*member)) else { return Vec::new() };
@@ -117,8 +117,8 @@ impl Cluster {
         reports(server).iter().filter(|r| r.group == view.group).collect()
     }
 
-    /// Copies on servers that are up; a secondary that its living primary cannot reach holds none
-    /// that can be relied upon.
+    /// Returns the number of copies on servers that are up. A secondary that its live primary cannot reach does not
+    /// count, because its copy may be stale.
     fn copies(&self, view: &View) -> u8 {
         let primary_up = view.primary.is_some_and(|member| self.is_up(member));
         let stream_up = view.primary.is_some_and(|member| self.stream_stands(member));
@@ -126,7 +126,7 @@ impl Cluster {
         u8::from(primary_up) + u8::from(secondary_up && (stream_up || !primary_up))
     }
 
-    /// Whether this very process reports.
+    /// Returns whether this very process reports.
     pub(super) fn is_up(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member == member && server.is_up()
@@ -141,7 +141,7 @@ fn reports(server: &Server) -> &[ReplicaReport] {
     server.heartbeat.as_ref().map_or(&[], |(_, heartbeat)| &heartbeat.replicas)
 }
 
-/// What servers report is not trusted to add up.
+/// Adds numbers without overflow, because servers may report any numbers.
 fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }
@@ -150,17 +150,17 @@ fn entries(server: &Server, role: ReplicaRole) -> u64 {
     sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.entries))
 }
 
-/// Bytes that its tables of one role take.
+/// Returns the bytes that its tables of one role reserve.
 fn bytes(server: &Server, role: ReplicaRole) -> u64 {
     sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.bytes))
 }
 
-/// Bytes that entries use of its tables of one role.
+/// Returns the bytes in use in its tables of one role.
 fn used_bytes(server: &Server, role: ReplicaRole) -> u64 {
     sum(reports(server).iter().filter(|r| r.state.role() == Some(role)).map(|r| r.used_bytes))
 }
 
-/// Bytes that the tables of a server take, as of its last heartbeat.
+/// Returns the bytes that the tables of a server reserve, by its last heartbeat.
 pub(super) fn table_bytes(server: &Server) -> u64 {
     sum(reports(server).iter().map(|r| r.bytes))
 }

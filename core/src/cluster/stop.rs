@@ -3,31 +3,31 @@
 //! ```text
 //!             DRAIN            DUMP-PRIMARY, DUMP-SECONDARY       SHUTDOWN
 //!   Running --------> Draining ----------------------------> Dumping --------> Leaving --> exited
-//!                        (all of the cluster enter a stage together,   ^          |
-//!                         a server that leaves alone goes at its own   |          | no end in time
-//!                         pace)                        failed: again --+          v
+//!                        (in a stop of the cluster all servers         ^          |
+//!                         enter a stage together; a single leaver      |          | no end in time
+//!                         goes at its own pace)        failed: again --+          v
 //!                                                                              Killed
 //! ```
 //!
 //! A server that leaves alone first hands its groups over (leave.rs); it drains and dumps only as the last holder of
-//! a group. Where all are to leave, the cluster is stopped.
+//! a group. If all servers are to leave, the cluster is stopped.
 //!
-//! All drain before any dumps, so that the two dumps of a group agree. A server that cannot drain in time (its
-//! other replica is gone, so pending writes cannot commit) is dumped nevertheless: from its first dump on it
-//! acknowledges nothing more, so every acknowledged write stands in it.
+//! All servers drain before any dumps, so that the two dumps of a group agree. A server may fail to drain in time
+//! because its other replica is gone and pending writes cannot commit. It is dumped nevertheless: it acknowledges
+//! nothing after its first dump begins, so every acknowledged write is in that dump.
 //!
-//! No server is told to exit while data that only it holds is not on a disk. A dump that fails is ordered again
-//! and again, with growing pauses, until it is complete or the operator insists ([`Cluster::on_force`]). A
-//! server that reports is waited for, however slow its disk is. A silent one is killed after the patience
-//! of the stop, and only if other replicas have dumped every group that it holds; otherwise the operator decides.
+//! No server is told to exit while data that only it holds is not on a disk. A failed dump is ordered again, with
+//! back-off, until it is complete or the operator forces the stop ([`Cluster::on_force`]). A server that reports is
+//! waited for, however slow its disk is. A silent one is killed after the stop's timeout, but only if other replicas
+//! have dumped every group that it holds; otherwise the operator decides.
 //!
-//! The stop's clock is the time for which this coordinator was awake ([`Awake`]): while a machine is paused,
-//! no deadline runs.
+//! The stop's clock is the time for which this coordinator was awake ([`Awake`]): while its machine is paused, no
+//! deadline runs.
 //!
-//! No server is told of a stop of the cluster before the stop is durable. A draining server takes no writes any
-//! more, and a dumping one takes no view; a coordinator that dies in a stop would otherwise be followed by
-//! one that waits for them for ever, or takes those that have exited for dead and gives their groups away
-//! or up: then the last views would name no server, and no dump would count.
+//! No server receives an order of a cluster stop before the stop is durable. A draining server rejects writes, and a
+//! dumping one installs no view. If the coordinator crashed during a stop that is not durable, its successor would
+//! wait for such servers for ever. Or it would take exited servers for dead and reassign or give up their groups. The
+//! last views would then name no server, and no dump would count.
 
 use std::fmt;
 use std::time::Duration;
@@ -47,14 +47,14 @@ mod dumps;
 pub use dumps::{DUMP_RETRY_PAUSE, LAST_DUMP_RETRY_PAUSE};
 use dumps::{Dump, Dumps, written_of};
 
-/// Slow even for a disk that several servers share: what a restore is given time for.
+/// The dump rate assumed for restore timeouts: slow even for a disk that several servers share.
 pub const DUMP_BYTES_PER_SECOND: u64 = 8 << 20;
 
-/// How long a server that reports may write nothing to its dumps before the operator is told.
+/// The time without dump progress of a reporting server after which the operator is notified.
 pub const NO_PROGRESS: Duration = Duration::from_secs(30);
 
-/// The time for which this coordinator was awake. A description of a cluster (`Debug`) leaves it out, as it does the
-/// history: the exhaustive search takes equal descriptions for one state, and has no stop.
+/// A clock of the time for which this coordinator was awake. The `Debug` output of a cluster omits it, as it does the
+/// history: the exhaustive search treats equal descriptions as one state, and models no stop.
 #[derive(Clone, Copy)]
 pub(super) struct StopClock(pub(super) Awake);
 
@@ -70,7 +70,7 @@ impl fmt::Debug for StopClock {
     }
 }
 
-/// A reading of the [`StopClock`], left out as that is.
+/// A reading of the [`StopClock`], omitted from `Debug` output like it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct StopTime(pub(super) Duration);
 
@@ -83,96 +83,96 @@ impl fmt::Debug for StopTime {
 /// A phase of the cluster's orderly stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopPhase {
-    /// No new writes; pending ones commit.
+    /// Servers reject new writes; pending ones commit.
     Drain,
-    /// Both tables of every server are written out.
+    /// Every server writes both its tables to dumps.
     Dump,
     /// Every server exits.
     Shutdown,
 }
 
-/// How an orderly stop ended.
+/// The result of an orderly stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopOutcome {
-    /// The two servers whose faults came together, where that is why the cluster was stopped.
+    /// The two servers whose faults coincided, if that caused the stop.
     pub double_fault: Option<(ServerId, ServerId)>,
-    /// Servers that were told to dump before all their pending writes had committed. What had not
-    /// committed by then was not acknowledged, and never will be.
+    /// Servers that were told to dump before all their pending writes had committed. Writes that had not committed were
+    /// not acknowledged and never will be.
     pub undrained: Vec<ServerId>,
-    /// Servers that were killed: they did not answer in time, or nobody wanted to wait for them.
+    /// Servers that were killed: they did not report in time, or the operator did not want to wait for them.
     pub killed: Vec<ServerId>,
     /// Servers whose end could not be proven: they may still run.
     pub unproven: Vec<ServerId>,
-    /// Tables that were given up because their dumps failed, and of which groups they were. Another replica may
-    /// have dumped the same group.
+    /// Tables that were given up because their dumps failed, with their groups. Another replica may have dumped the
+    /// same group.
     pub given_up: Vec<(ServerId, GroupId)>,
-    /// Groups of which neither replica has reported a complete dump, although the cluster has served.
+    /// Groups of which no replica has reported a complete dump, although the cluster has served.
     pub undumped: Vec<GroupId>,
 }
 
-/// Why a stop waits for a server, for longer than usual.
+/// A reason for which a stop waits for a server for longer than usual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopWait {
-    /// It is silent, its end is not proven, and no other replica has dumped this group.
+    /// The silence of a server whose end is not proven, while no other replica has dumped this group.
     Silent(GroupId),
-    /// It reports, and has written nothing to its dumps for [`NO_PROGRESS`].
+    /// The lack of dump progress of a reporting server for [`NO_PROGRESS`].
     NoProgress,
 }
 
-/// How far the dumps of one server are.
+/// The progress of one server's dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpProgress {
     /// Its place.
     pub server: ServerId,
-    /// Whether nothing more is waited for.
+    /// True if nothing more is waited for.
     pub is_done: bool,
-    /// Whether a dump has failed and is tried again.
+    /// True if a dump has failed and is being retried.
     pub is_failing: bool,
-    /// Bytes of keys and values that are written.
+    /// The bytes of keys and values written.
     pub bytes: u64,
-    /// Bytes of keys and values in its tables.
+    /// The bytes of keys and values in its tables.
     pub of_bytes: u64,
 }
 
-/// How far the stop of one server has come. Times are those of the stop's clock.
+/// The progress of one server's stop. Times are readings of the stop's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
-    /// When its first stage began, and the one that it is in.
+    /// The times at which its first stage and its current stage began.
     begun: Duration,
     since: Duration,
-    /// When it last reported an order, or wrote more of its dumps.
+    /// The time of its last report of an order or progress of its dumps.
     moved: Duration,
     undrained: bool,
     dumps: Dumps,
-    /// What the operator was told.
+    /// The last notification to the operator.
     told: Option<StopWait>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     Running,
-    /// It was told to stop, when this coordinator had been awake for so long: its groups are handed over.
+    /// The hand-over of its groups, after it was told to stop at this reading of the stop's clock.
     Parting(Duration),
     Draining(Progress),
     Dumping(Progress),
     Leaving(Progress),
     Killed(Progress),
-    /// Killed, and no proof of its end came in time.
+    /// A kill without proof of its end in time.
     Unproven(Progress),
 }
 
 impl Stage {
-    /// Whether it is on its way out, so that its end surprises nobody.
+    /// Returns whether its end is expected.
     pub(super) fn is_leaving(self) -> bool {
         matches!(self, Stage::Leaving(_) | Stage::Killed(_) | Stage::Unproven(_))
     }
 
-    /// Whether it can still do what a view asks of it.
+    /// Returns whether it can still install a view.
     pub(super) fn takes_views(self) -> bool {
         matches!(self, Stage::Running | Stage::Parting(_) | Stage::Draining(_))
     }
 
-    /// Whether it was led out to the end, and all that it held lies in complete dumps.
+    /// Returns whether it went through the whole stop and everything it held is in complete dumps.
     pub(super) fn has_complete_dumps(self) -> bool {
         let is_complete = |dump: Dump| matches!(dump, Dump::Complete | Dump::NoCopy);
         match self {
@@ -181,7 +181,7 @@ impl Stage {
         }
     }
 
-    /// What the operator was told of a long wait that lasts.
+    /// Returns the last notification to the operator of a long wait that continues.
     pub(super) fn told(self) -> Option<StopWait> {
         match self {
             Stage::Dumping(progress) => progress.told,
@@ -189,7 +189,7 @@ impl Stage {
         }
     }
 
-    /// When its failed dumps are ordered again.
+    /// Returns the times at which its failed dumps are ordered again.
     fn dumps_again_at(self) -> impl Iterator<Item = Duration> {
         let dumps = match self {
             Stage::Dumping(progress) => progress.dumps,
@@ -228,12 +228,12 @@ pub(super) struct Stop {
     served: bool,
     begun: bool,
     over: bool,
-    /// The operator insists: what cannot be dumped is given up, and silent servers are not waited for.
+    /// True if the operator has forced the stop: failing dumps are given up, and silent servers are not waited for.
     forced: bool,
 }
 
 impl Cluster {
-    /// Stop the whole cluster in order. Asking again changes nothing.
+    /// Stops the whole cluster in order. Calling it again changes nothing.
     pub fn on_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;
@@ -253,7 +253,7 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// The stop is durable: everybody is told.
+    /// Gives the first orders of the stop, which is durable now.
     fn begin_stop(&mut self, now: Time, sink: &mut Vec<Effect>) {
         let clock = self.stop_clock(now);
         for id in (0..self.count()).map(ServerId) {
@@ -262,7 +262,7 @@ impl Cluster {
                 continue;
             }
             if server.started.is_none() && server.spawned.is_none() {
-                // Only its name was drawn: there is no process, and none will be.
+                // Only its incarnation was drawn: there is no process, and none will be spawned.
                 self.server_mut(id).exited = true;
             } else if server.started.is_none() {
                 self.kill(now, id, KillReason::NotStarted, sink);
@@ -270,14 +270,14 @@ impl Cluster {
                 self.server_mut(id).outstanding.clear();
                 self.drain(now, id, sink);
             } else if let Stage::Draining(progress) = &mut self.server_mut(id).stage {
-                // It was leaving alone; from now on it is waited for like the others.
+                // It was leaving alone; from now on it has the same deadlines as the others.
                 (progress.begun, progress.since) = (clock, clock);
             }
         }
     }
 
-    /// The operator does not want to wait. If a failed dump or a silent server holds the stop up, this means
-    /// [`Cluster::on_force`]; otherwise, and the next time, every process that is left is killed.
+    /// Stops the cluster without waiting. If a failed dump or a silent server holds up a stop that is not forced yet,
+    /// this acts as [`Cluster::on_force`]. Otherwise it kills every remaining process.
     pub fn on_stop_now(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.on_stop(now, sink);
         let is_forced = self.stop.is_some_and(|stop| stop.forced);
@@ -294,8 +294,8 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// The operator insists on the end of the cluster: tables whose dumps have failed are given up, now and
-    /// later, and silent servers are killed whatever they hold. Servers that dump are waited for.
+    /// Forces the end of the cluster. Tables whose dumps fail, now or later, are given up, and silent servers are
+    /// killed whatever they hold. Servers that are dumping are waited for.
     pub fn on_force(&mut self, now: Time, sink: &mut Vec<Effect>) {
         self.on_stop(now, sink);
         self.set_forced();
@@ -309,7 +309,7 @@ impl Cluster {
         self.advance_stop(now, sink);
     }
 
-    /// What failed dumps lacked may be there, as another directory: they are tried again at once.
+    /// Retries failed dumps at once, because their cause may be fixed, for example by another directory.
     pub fn on_dump_again(&mut self, now: Time, sink: &mut Vec<Effect>) {
         let clock = self.stop_clock(now);
         for server in &mut self.servers {
@@ -335,7 +335,7 @@ impl Cluster {
         }
     }
 
-    /// Whether the stop waits for what may never come.
+    /// Returns whether the stop waits for something that may never come.
     fn is_held_up(&mut self, now: Time) -> bool {
         let clock = self.stop_clock(now);
         let mut left = self.servers.iter().filter(|server| !server.exited);
@@ -346,7 +346,7 @@ impl Cluster {
         })
     }
 
-    /// While all servers dump for a stop: how far each of those is that may still run.
+    /// Returns the dump progress of each server that may still run, while all servers dump for a stop.
     pub fn dumping(&self) -> Option<Vec<DumpProgress>> {
         self.stop.filter(|stop| stop.phase == StopPhase::Dump)?;
         let left = self.servers.iter().filter(|server| !server.exited);
@@ -365,10 +365,10 @@ impl Cluster {
         Some(progress.collect())
     }
 
-    /// A server was told to stop, and asks for the orderly way.
+    /// Handles a server's request for an orderly end after it was told to stop.
     ///
     /// # Errors
-    /// The connection it came over is not the server's any more.
+    /// If the connection is no longer the server's.
     pub fn on_drain_request(
         &mut self,
         now: Time,
@@ -393,7 +393,7 @@ impl Cluster {
         self.give(id, OrderKind::Drain, sink);
     }
 
-    /// The time by which a stop judges: that for which this coordinator was awake.
+    /// Returns the reading of the stop's clock: the time for which this coordinator was awake.
     pub(super) fn stop_clock(&mut self, now: Time) -> Duration {
         let awake = self.awake.0.look(now);
         match holes::is_open(Hole::StopByTheBareClock) {
@@ -402,8 +402,7 @@ impl Cluster {
         }
     }
 
-    /// Notes what a report of DRAIN or of a dump says about the data. Whether the order is to be
-    /// given once more.
+    /// Records a report of DRAIN or of a dump. Returns whether the order is to be given once more.
     pub(super) fn note_stop_report(
         &mut self,
         now: Time,
@@ -465,8 +464,8 @@ impl Cluster {
         self.stop = Some(stop);
     }
 
-    /// Servers that leave alone. What they do not answer they do by themselves: they were told to
-    /// stop by someone else, and nobody is killed here.
+    /// Advances servers that leave alone. None of them is killed here: something else told them to stop, and they end
+    /// by themselves if no response comes.
     fn advance_lone(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if self.stop.is_some() {
             return;
@@ -491,12 +490,12 @@ impl Cluster {
         }
     }
 
-    /// Whether the cluster's stop is over, and nothing will ever happen again.
+    /// Returns whether the cluster's stop is over, so that no further effect follows.
     pub(super) fn is_over(&self) -> bool {
         self.stop.is_some_and(|stop| stop.over)
     }
 
-    /// When something happens in a stop by time alone.
+    /// Returns the time of the next step of a stop that only depends on time.
     pub(super) fn next_stop_timeout(&self) -> Option<Time> {
         let clock = match holes::is_open(Hole::StopByTheBareClock) {
             true => Duration::from_nanos(self.now.nanos),
@@ -518,31 +517,31 @@ impl Cluster {
             };
             deadline.into_iter().chain(server.stage.dumps_again_at())
         });
-        // All that was due has been done.
+        // Everything due earlier is done.
         let next = due.filter(|due| *due > clock).min()?;
         Some(self.now + next.saturating_sub(clock).min(self.awake.0.interval()))
     }
 
-    /// Until when pending writes are waited for. A server that leaves alone gives up waiting for its SHUTDOWN
-    /// after the patience of a stop, so less than half of that may go into waiting for the other replica.
+    /// Returns the deadline for pending writes. A server that leaves alone waits for its SHUTDOWN no longer than the
+    /// stop's timeout, so less than half of that may go into waiting for the other replica.
     fn drain_deadline(&self, server: &Server) -> Duration {
         let patience = self.config.stop_patience;
         let patience = if self.stop.is_none() { patience * 2 / 5 } else { patience };
         server.stage.progress().since + patience
     }
 
-    /// Until when a silent server is waited for in any case.
+    /// Returns the time up to which a silent server is waited for in any case.
     fn silence_deadline(&self, server: &Server) -> Duration {
         server.stage.progress().begun.max(server.beat.0) + self.config.stop_patience
     }
 
-    /// Whether a server that has not dumped is silent for longer than the stop waits in any case.
+    /// Returns whether a server that has not dumped is silent past its deadline.
     fn is_late(&self, clock: Duration, server: &Server) -> bool {
         let is_dumping = matches!(server.stage, Stage::Dumping(_)) && !Self::has_dumped(server);
         is_dumping && server.state == ServerState::Down && clock >= self.silence_deadline(server)
     }
 
-    /// What the operator should know of a server that the stop waits for.
+    /// Returns the reason to notify the operator of a server that the stop waits for.
     pub(super) fn stop_waits(&self, clock: Duration, server: &Server) -> Option<StopWait> {
         if server.exited || self.stop.is_none() || Self::has_dumped(server) {
             return None;
@@ -565,7 +564,7 @@ impl Cluster {
         (stands && clock >= progress.moved + NO_PROGRESS).then_some(StopWait::NoProgress)
     }
 
-    /// Notes who writes its dumps, and tells the operator of those who hold the stop up.
+    /// Records dump progress, and notifies the operator of servers that hold the stop up.
     fn note_progress(&mut self, clock: Duration, sink: &mut Vec<Effect>) {
         for id in (0..self.count()).map(ServerId) {
             let server = self.server_mut(id);
@@ -631,7 +630,7 @@ impl Cluster {
             let undrained = progress.undrained || !server.outstanding.is_empty();
             server.outstanding.clear();
             let mut progress = Progress { since: clock, moved: clock, undrained, ..progress };
-            // Whoever leaves alone dumps what it is a holder of; all others in a stop dump what they have.
+            // A server that leaves alone dumps the tables of which it is a holder; in a stop each dumps all it has.
             let (primary, secondary) = match self.stop {
                 None => self.held_tables(id),
                 Some(_) => (true, true),
@@ -652,7 +651,7 @@ impl Cluster {
         }
     }
 
-    /// Orders failed dumps once more where that is due.
+    /// Orders failed dumps again if that is due.
     fn dump_again(&mut self, clock: Duration, sink: &mut Vec<Effect>) {
         for id in (0..self.count()).map(ServerId) {
             let server = self.server_mut(id);
@@ -666,7 +665,7 @@ impl Cluster {
         }
     }
 
-    /// A server that holds nothing any more has nothing to dump.
+    /// Orders a server that holds nothing any more to shut down; it has nothing to dump.
     pub(super) fn let_go(&mut self, now: Time, id: ServerId, sink: &mut Vec<Effect>) {
         let clock = self.stop_clock(now);
         let mut progress =
@@ -687,7 +686,7 @@ impl Cluster {
         }
     }
 
-    /// Whether nothing is to be waited for before this server dumps.
+    /// Returns whether this server may dump now.
     fn has_drained(&self, clock: Duration, server: &Server) -> bool {
         match server.stage {
             Stage::Draining(_) => {
@@ -711,12 +710,12 @@ impl Cluster {
         matches!(server.stage, Stage::Unproven(_))
     }
 
-    /// Whether `done` holds for every server whose process may still run.
+    /// Returns whether `done` holds for every server whose process may still run.
     fn all(&self, done: impl Fn(&Server) -> bool) -> bool {
         self.servers.iter().all(|server| server.exited || done(server))
     }
 
-    /// Does something to every server whose process may still run.
+    /// Calls `act` for every server whose process may still run.
     fn each(&mut self, mut act: impl FnMut(&mut Cluster, ServerId)) {
         for id in (0..self.count()).map(ServerId) {
             if !self.server(id).exited {
@@ -744,7 +743,7 @@ impl Cluster {
         StopOutcome {
             double_fault: self.double_fault.filter(|_| self.stops_for_double_fault()),
             undrained: named(|s| s.stage.progress().undrained),
-            // Servers that never started were killed too, but nothing was asked of them.
+            // Servers that never started were killed too, but had no order to carry out.
             killed: named(|s| {
                 matches!(s.stage, Stage::Killed(_) | Stage::Unproven(_)) && s.started.is_some()
             }),

@@ -1,31 +1,32 @@
-//! Who is judged to be gone without proof of its death (consistency.md §5).
+//! Inquiries: the judgement that a member is gone without proof of its death (consistency.md §5).
 //!
 //! ```text
-//!   doubt                                asked (PROBE)          the answered one's next heartbeat
-//!   a member is silent to the            the other member       hears it -> nothing, ask again
-//!   coordinator, or its link is lost                            does not -> Gone
+//!   doubt                                probed member (PROBE)   the next heartbeat of the member that responded
+//!   a member is silent to the            the other member       reports it present -> nothing, probe again
+//!   coordinator, or its link is lost                            reports it silent -> Gone
 //!
-//!   a member says that the other is      the one that is not    both still tell the same
-//!   silent, but both report here         the suspect; if it     -> the one not asked is Gone
-//!                                        does not answer, the
-//!                                        suspect
+//!   a member complains of the other's    the one that is not    both report the same as before
+//!   silence, but both report here        the suspect; if it     -> the one not probed is Gone
+//!                                        does not respond,
+//!                                        the suspect
 //!
 //!   the secondary does not keep up       the primary            it still does not -> Gone
 //! ```
 //!
-//! The suspect follows from the reports of all servers (verdict.rs). Where nothing tells the two apart, the primary
-//! is asked first, and stays if it answers.
+//! The suspect follows from the reports of all servers (verdict.rs). If nothing tells the two apart, the primary
+//! is probed first, and stays if it responds.
 //!
-//! Whoever is to stay answers a fresh question first. A heartbeat alone proves nothing of today: it may
-//! have waited while the coordinator itself was asleep, and its sender be dead by now; to drop the other
-//! member on its word would lose the group. An answer that comes late, or is followed up late, is as old. The second look matters too: a member that was asleep
-//! answers as soon as it wakes, and until its stream stands again the other one's last heartbeat still
-//! complains. To drop that other one then would leave the group with the weaker of the two.
+//! The member that is to stay must respond to a fresh probe. A heartbeat alone is no proof of life: it may have waited
+//! while the coordinator itself was paused, and its sender may be dead by now. To drop the other member on its report
+//! would lose the group. A response that arrives late, or is acted upon late, is as stale.
 //!
-//! Whoever is to leave never wins: it is not asked, and nothing follows from what it answered before it was told
-//! (leave.rs).
+//! The heartbeat after the response matters too. A member that was paused responds as soon as it resumes, and until its
+//! stream is up again the other one's last heartbeat still complains. To drop that other one then would leave the group
+//! with the weaker of the two.
 //!
-//! A sole holder is never judged: it is UNREACHABLE until it is heard, or proven dead.
+//! A leaver never wins: it is not probed, and a response from before its request has no effect (leave.rs).
+//!
+//! A sole holder is never judged: it is UNREACHABLE until it reports, or is proven dead.
 
 use kv_protocol::control_message::{Order, OrderKind};
 use kv_protocol::limits::HEARTBEAT_INTERVAL;
@@ -36,44 +37,44 @@ use super::reconcile::Fate;
 use super::{Cluster, Effect};
 use crate::holes::{self, Hole};
 
-/// What is being found out about the two members of a group.
+/// An inquiry into the two members of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Inquiry {
     #[default]
     None,
-    /// One member is asked to answer, because of this doubt.
+    /// One member is probed because of this doubt.
     Asked { doubt: Doubt, who: Member, order: OrderId, until: Time },
-    /// It has answered; does the doubt about the other one last?
+    /// One member has responded; the inquiry checks whether the doubt about the other one lasts.
     Answered { doubt: Doubt, gone: Member, at: Time },
-    /// The member that must go: the other one has answered.
+    /// A member that must go: the other one has responded.
     Judged { gone: Member, doubt: Doubt },
 }
 
-/// Why it is asked.
+/// The reason for an inquiry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// The coordinator does not hear this member.
+    /// This member is silent to the coordinator.
     Silence(Member),
-    /// Both report to the coordinator, but one does not hear the other, and nothing tells them apart: the
-    /// primary is asked.
+    /// Both report to the coordinator, but one complains of the other's silence, and nothing tells them apart: the
+    /// primary is probed.
     Complaint,
-    /// As above, but this member is the suspect: the other one is asked.
+    /// A complaint of which this member is the suspect: the other one is probed.
     Suspect(Member),
-    /// As above, and the one that was asked first did not answer: the other one is asked.
+    /// A complaint where the member probed first did not respond: the other one is probed.
     Mute,
-    /// The secondary does not keep up: the primary is asked.
+    /// The secondary does not keep up: the primary is probed.
     CannotFollow,
 }
 
 impl Doubt {
-    /// Whether it began with a complaint.
+    /// Returns whether it began with a complaint.
     fn is_complaint(self) -> bool {
         matches!(self, Doubt::Complaint | Doubt::Suspect(_) | Doubt::Mute)
     }
 }
 
 impl Cluster {
-    /// What is known of a member of a group's durable view.
+    /// Returns the fate of a member of a group's durable view.
     pub(super) fn fate(&self, view: &View, member: Member) -> Fate {
         if self.is_dead(member) {
             return Fate::Dead;
@@ -92,15 +93,16 @@ impl Cluster {
         }
     }
 
-    /// Its process has exited, or another has its place. That happens after proof, or, where the place was given to
-    /// another host, when no view names it any more: nothing follows from its death then.
+    /// Returns whether its process has exited or another has its place. The latter happens after proof of its death. If
+    /// the place moved to another host, it happens once no view names the process, so that nothing follows from its
+    /// death.
     pub(super) fn is_dead(&self, member: Member) -> bool {
         let server = self.server(member.server);
         server.member != member || server.exited
     }
 
-    /// The member of a view that the coordinator does not hear, though it hears the other one. That a
-    /// primary with a mere candidate is silent leads nowhere.
+    /// Returns the member of a view that is silent to the coordinator while the other one is not. The silence of a
+    /// primary with a mere candidate does not count, because no view could follow.
     fn is_silent(&self, view: &View) -> Option<Member> {
         let (primary, other) = (view.primary?, view.other()?);
         let is_suspected = |member: Member| {
@@ -113,8 +115,8 @@ impl Cluster {
         }
     }
 
-    /// Whether a member says, by its latest heartbeat, that each of its shards of this group has heard
-    /// the other member a moment ago.
+    /// Returns whether a member's latest heartbeat reports a recent message of the other member for each of its shards
+    /// of this group.
     fn hears_other(&self, view: &View, voter: Member) -> bool {
         let Some((_, heartbeat)) = &self.server(voter.server).heartbeat else { return false };
         let shards = heartbeat.replicas.iter().filter(|replica| replica.group == view.group);
@@ -124,7 +126,7 @@ impl Cluster {
         heard == usize::from(self.config.shards)
     }
 
-    /// Whether there is still reason to ask.
+    /// Returns whether the doubt still holds.
     fn is_doubted(&self, view: &View, doubt: Doubt) -> bool {
         match doubt {
             Doubt::Silence(member) => self.is_silent(view) == Some(member),
@@ -143,7 +145,7 @@ impl Cluster {
             let view = self.memory.durable().views[n];
             let is_decided = self.memory.decided.views[n] != view;
             match self.groups[n].inquiry {
-                // Nothing followed from it at once, and what is known now may speak against it.
+                // No view followed at once, and newer facts may contradict the judgement.
                 Inquiry::Judged { .. } if !is_decided => self.end_inquiry(n),
                 Inquiry::None => self.begin_inquiry(now, n, &view, sink),
                 Inquiry::Asked { doubt: doubt @ Doubt::Silence(_), until, .. }
@@ -151,15 +153,15 @@ impl Cluster {
                 {
                     self.end_inquiry(n);
                 }
-                // Whoever was complained of, or did not answer yet, is silent here too: nothing is to be
-                // learnt from it any more, and its clients wait.
+                // The member that was complained of, or did not respond yet, is silent here too. Waiting for it
+                // teaches nothing, and its clients wait.
                 Inquiry::Asked { doubt, .. }
                     if !matches!(doubt, Doubt::Silence(_)) && self.is_silent(&view).is_some() =>
                 {
                     self.end_inquiry(n);
                     self.ask_about_silence(now, n, &view, sink);
                 }
-                // What was reported since tells the two apart, and the suspect is the one that is asked.
+                // Reports since then tell the two apart, and the suspect is the one that was probed.
                 Inquiry::Asked { doubt: Doubt::Complaint | Doubt::Suspect(_), who, .. }
                     if self.suspect(&view) == Some(who) && self.is_complained_of(&view) =>
                 {
@@ -181,9 +183,9 @@ impl Cluster {
                     self.alarms.raise(now, Alarm::Unanswered(view.group));
                     sink.push(Effect::Unanswered { group: view.group });
                 }
-                // What it says now may have waited while this coordinator was asleep.
+                // Its present heartbeat may have waited while this coordinator was paused.
                 Inquiry::Answered { at, .. } if now.since(at) > patience => self.end_inquiry(n),
-                // Judged only when the next view can be stored at once.
+                // Judge only when the next view can be stored at once.
                 Inquiry::Answered { doubt, gone, at }
                     if self.have_beaten_since(&view, told_since(doubt, at))
                         && !self.memory.is_storing() =>
@@ -195,7 +197,7 @@ impl Cluster {
         }
     }
 
-    /// Asks about a group, if there is a reason.
+    /// Begins an inquiry into a group if there is a doubt.
     fn begin_inquiry(&mut self, now: Time, group: usize, view: &View, sink: &mut Vec<Effect>) {
         if self.is_silent(view).is_some() {
             self.ask_about_silence(now, group, view, sink);
@@ -214,7 +216,7 @@ impl Cluster {
         }
     }
 
-    /// One member has answered, and both have reported since: must the other one go?
+    /// Judges the other member, after one has responded and both have reported since.
     fn judge(&mut self, now: Time, group: usize, view: &View, doubt: Doubt, gone: Member) {
         let is_doubted = self.is_doubted(view, doubt);
         let is_gone = is_doubted
@@ -224,8 +226,7 @@ impl Cluster {
                     .into_iter()
                     .chain(view.other())
                     .any(|voter| voter != gone && !self.hears_other(view, voter)),
-                // The one that was asked may have become the suspect meanwhile, or the other one be none any
-                // more.
+                // Meanwhile the probed member may have become the suspect, or the other one may have ceased to be it.
                 Doubt::Complaint | Doubt::Suspect(_) => match self.suspect(view) {
                     Some(suspect) => suspect == gone,
                     None => view.primary != Some(gone),
@@ -245,7 +246,7 @@ impl Cluster {
             if is_gone { Inquiry::Judged { gone, doubt } } else { Inquiry::None };
     }
 
-    /// Why a member of a view was judged, if it was.
+    /// Returns the doubt for which a member of a view was judged, if it was.
     pub(super) fn judged_for(&self, view: &View, member: Member) -> Option<Doubt> {
         match self.groups[usize::from(view.group.0)].inquiry {
             Inquiry::Judged { gone, doubt } if gone == member => Some(doubt),
@@ -253,8 +254,8 @@ impl Cluster {
         }
     }
 
-    /// Whether both members of a view have sent a heartbeat after this; if one cannot any more, there is
-    /// nothing to wait for.
+    /// Returns whether both members of a view have sent a heartbeat after `at`. A member that can no longer send one is
+    /// not waited for.
     fn have_beaten_since(&self, view: &View, at: Time) -> bool {
         let members = [view.primary, view.other()];
         members.into_iter().flatten().all(|member| {
@@ -264,14 +265,14 @@ impl Cluster {
         })
     }
 
-    /// Asks the member of a group that is not silent.
+    /// Probes the member of a group that is not silent.
     fn ask_about_silence(&mut self, now: Time, group: usize, view: &View, sink: &mut Vec<Effect>) {
         let Some(silent) = self.is_silent(view) else { return };
         let other = if view.primary == Some(silent) { view.other() } else { view.primary };
         self.ask(now, group, view, other, Doubt::Silence(silent), sink);
     }
 
-    /// Asks a member of a group to answer.
+    /// Probes a member of a group.
     fn ask(
         &mut self,
         now: Time,
@@ -281,7 +282,7 @@ impl Cluster {
         doubt: Doubt,
         sink: &mut Vec<Effect>,
     ) {
-        // A primary that is to leave is not asked: its word must not remove the other one.
+        // A primary that is to leave is not probed: its response must not remove the other one.
         let (who, doubt) = match (who, doubt) {
             (Some(primary), Doubt::Complaint) if !self.may_win(primary) => {
                 (view.secondary(), Doubt::Mute)
@@ -295,7 +296,7 @@ impl Cluster {
         self.groups[group].inquiry = Inquiry::Asked { doubt, who, order, until };
     }
 
-    /// The inquiry of a group is over; an answer that still comes proves nothing of a later one.
+    /// Ends the inquiry of a group. A response that still arrives must not count for a later inquiry.
     pub(super) fn end_inquiry(&mut self, group: usize) {
         if let Inquiry::Asked { who, order, .. } = self.groups[group].inquiry {
             self.server_mut(who.server).outstanding.retain(|known| known.id != order);
@@ -303,14 +304,14 @@ impl Cluster {
         self.groups[group].inquiry = Inquiry::None;
     }
 
-    /// A member has answered a probe: it lives and receives, so it may stay.
+    /// Records the response of a member to a probe: it is alive and receives, so it may stay.
     pub(super) fn note_probe(&mut self, now: Time, order: &Order) {
         for n in 0..self.groups.len() {
             let view = self.memory.durable().views[n];
             let Inquiry::Asked { doubt, who, order: asked, until } = self.groups[n].inquiry else {
                 continue;
             };
-            // One that comes late, as after a sleep of this coordinator, is not of today either.
+            // A late response, as after a pause of this coordinator, is stale.
             if asked == order.id && now < until {
                 let gone = if view.primary == Some(who) { view.other() } else { view.primary };
                 self.groups[n].inquiry =
@@ -319,7 +320,7 @@ impl Cluster {
         }
     }
 
-    /// When an inquiry goes on by time alone.
+    /// Returns the time of the next step of an inquiry that only depends on time.
     pub(super) fn next_inquiry_timeout(&self) -> Option<Time> {
         let until = |inquiry| match inquiry {
             Inquiry::Asked { until, .. } => Some(until),
@@ -329,8 +330,8 @@ impl Cluster {
     }
 }
 
-/// After when both members of a group must have reported for a doubt to last. A shard publishes what it
-/// heard every interval: a complaint in the first heartbeat after an answer may be from before it.
+/// Returns the time after which both members of a group must have reported for a doubt to last. Each shard publishes
+/// its observations once per interval, so a complaint in the first heartbeat after a response may be older than it.
 fn told_since(doubt: Doubt, answered: Time) -> Time {
     match doubt {
         Doubt::Silence(_) => answered,

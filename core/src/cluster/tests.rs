@@ -1,4 +1,4 @@
-//! Whole lives of a cluster, told as inputs and effects.
+//! Whole lives of a cluster, as sequences of inputs and effects.
 
 mod faults;
 mod leaving;
@@ -32,7 +32,7 @@ fn at(millis: u64) -> Time {
     Time::from_nanos(millis * 1_000_000)
 }
 
-/// A cluster, the time, and servers that only do what a test tells them.
+/// A cluster, the time, and servers that act only as a test orders.
 struct World {
     cluster: Cluster,
     now: Time,
@@ -40,17 +40,17 @@ struct World {
     orders: Vec<(Member, Order)>,
     /// Stores that are not done yet.
     stores: VecDeque<(u64, DurableState)>,
-    /// Whether stores wait for the test to do them.
+    /// True if stores wait for the test to complete them.
     keeps_stores: bool,
     on_disk: Option<DurableState>,
     kept: Vec<Effect>,
     /// The first process at place 1.
     first_a: Option<Member>,
-    /// Effects that a run has passed.
+    /// Effects that a run has processed.
     seen: Vec<Effect>,
-    /// Servers that no other server hears.
+    /// Servers whose messages no other server receives.
     unheard: Vec<ServerId>,
-    /// Who hears whom otherwise than well: (who, whom), and for how long not.
+    /// The silences in milliseconds that differ from none, by (receiver, sender).
     silences: BTreeMap<(ServerId, ServerId), u32>,
     /// Servers whose replicas report this of themselves.
     following: BTreeMap<ServerId, Following>,
@@ -138,8 +138,8 @@ impl World {
         self.collect();
     }
 
-    /// Moves the orders among the effects to where a test reports on them, and does the stores unless
-    /// the test keeps them. What is only shown is dropped.
+    /// Moves the orders among the effects to where a test reports on them, and completes the stores unless the test
+    /// keeps them. Effects for display only are dropped.
     fn collect(&mut self) {
         loop {
             for effect in std::mem::take(&mut self.effects) {
@@ -157,7 +157,7 @@ impl World {
         std::mem::swap(&mut self.effects, &mut self.kept);
     }
 
-    /// Does the store that is under way.
+    /// Completes the store in progress.
     fn store(&mut self) -> bool {
         let Some((number, state)) = self.stores.pop_front() else { return false };
         self.on_disk = Some(state);
@@ -185,7 +185,7 @@ impl World {
         self.collect();
     }
 
-    /// Everyone does once what was ordered so far.
+    /// Has every server report success for each order given so far.
     fn report_all(&mut self) {
         for (to, _) in std::mem::take(&mut self.ordered()) {
             self.report(to, Ok(0));
@@ -211,7 +211,7 @@ impl World {
         }
     }
 
-    /// What a server holds by the durable views; it hears everybody but those in `unheard`.
+    /// Returns the reports of a server by the durable views; it receives every server but those in `unheard`.
     fn replicas(&self, id: ServerId) -> Vec<ReplicaReport> {
         let me = Some(self.cluster.member(id));
         let mut replicas = Vec::new();
@@ -259,7 +259,7 @@ impl World {
             .unwrap();
     }
 
-    /// Lets time pass in which the coordinator is awake and hears nothing.
+    /// Lets time pass in which the coordinator is awake and receives nothing.
     fn watch(&mut self, duration: Duration) {
         for _ in 0..duration.as_millis() / 10 {
             self.now = self.now + Duration::from_millis(10);
@@ -267,7 +267,7 @@ impl World {
         }
     }
 
-    /// Lets time pass, with heartbeats of those named, who also answer probes.
+    /// Lets time pass, with heartbeats of the named servers, which also respond to probes.
     fn pass(&mut self, duration: Duration, alive: &[ServerId]) {
         let end = self.now + duration;
         while self.now < end {
@@ -302,8 +302,8 @@ impl World {
         self.collect();
     }
 
-    /// Everybody does at once what is ordered, and beats, until all that follows has happened; new
-    /// processes start. The names of the orders, in order.
+    /// Has the live servers carry out orders and send heartbeats until nothing more follows; new processes start.
+    /// Returns the names of the orders, in order.
     fn run(&mut self, alive: &[ServerId]) -> Vec<(ServerId, &'static str)> {
         let mut done = Vec::new();
         for _ in 0..20 {
@@ -329,7 +329,7 @@ impl World {
                     done.push((to.server, order.name()));
                     let report =
                         Report { id: order.id, view: order.view_version(), outcome: Ok(1) };
-                    // A newer view may have made the order void meanwhile.
+                    // A newer view may have voided the order meanwhile.
                     let _ = self.cluster.on_report(self.now, to, report, &mut self.effects);
                 }
             }
@@ -346,7 +346,7 @@ impl World {
         self.cluster.on_orders_connected(member, &mut self.effects);
     }
 
-    /// The coordinator dies, and another one goes on from what is on the disk.
+    /// Crashes the coordinator and starts another one from the state on the disk.
     fn restart(&mut self) {
         let durable = self.on_disk.clone().expect("something was stored");
         self.orders.clear();
@@ -358,7 +358,7 @@ impl World {
         self.collect();
     }
 
-    /// The view of a group: primary, other, and its version.
+    /// Returns the view of a group: primary, other member, and version.
     fn view(&self, group: u16) -> (Option<u16>, Option<u16>, u64) {
         let view = &self.cluster.views()[usize::from(group)];
         let place = |member: Option<Member>| member.map(|member| member.server.0);

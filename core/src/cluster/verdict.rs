@@ -1,15 +1,15 @@
-//! The suspect of a complaint: one verdict a server, from what all servers report of their partners
+//! The suspect of a complaint: one verdict per server, from what all servers report of their partners
 //! (consistency.md §5).
 //!
 //! ```text
 //!      A ---- group A ---- B ---- group B ---- C          an edge: the two holders of a group
-//!        A does not hear B   C hardly hears B             each end reports how long the other was silent
+//!        B silent for A      B late for C                 each end reports how long the other was silent
 //! ```
 //!
-//! The suspect of a complaint is the end of its edge that explains more of what is reported: every other
-//! group of it that has trouble counts, and so does a complaint that the accused end's other partner
-//! contradicts. Group by group, a server that stands for a moment costs its partner in one group the place that
-//! it should lose itself, because it is the primary there and answers as soon as it wakes.
+//! The suspect of a complaint is the end of its edge that explains more of the reports. Trouble in every other group of
+//! that end counts, and so does a contradiction of its complaint by the accused end's other partner. Verdicts per group
+//! would be worse: a server that hangs briefly is the primary in one group and responds to the probe as soon as it
+//! resumes. Its partner would then lose the place that the hung server should lose.
 
 use kv_protocol::control_message::Following;
 use kv_protocol::{Member, Peer, View};
@@ -17,25 +17,26 @@ use kv_protocol::{Member, Peer, View};
 use super::Cluster;
 use crate::holes::{self, Hole};
 
-/// How well a member hears the other one of a group.
+/// The freshness of the other member's messages at one member of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Hearing {
-    /// A moment ago.
+    /// Received recently.
     Well,
-    /// Not for longer than a vote bears.
+    /// Not received for longer than a vote tolerates.
     Faint,
-    /// Not for so long that it complains.
+    /// Not received for so long that the member complains.
     Silent,
 }
 
-/// What another group's trouble counts: faint hearing, and a complaint. An earlier verdict counts like one.
+/// The weight of trouble in another group: late messages, and a complaint. An earlier verdict weighs like a complaint.
 const FAINT: u32 = 1;
 const COMPLAINT: u32 = 2;
-/// What a complaint counts that is contradicted.
+/// The weight of a complaint that is contradicted.
 const CONTRADICTED: u32 = 1;
 
 impl Cluster {
-    /// The member of a view that is the suspect of its complaint; `None`: nothing tells the two apart.
+    /// Returns the member of a view that is the suspect of its complaint; `None` if the reports do not tell the two
+    /// apart.
     pub(super) fn suspect(&self, view: &View) -> Option<Member> {
         let (primary, secondary) = (view.primary?, view.secondary()?);
         if holes::is_open(Hole::VerdictByGroup) {
@@ -50,7 +51,7 @@ impl Cluster {
         }
     }
 
-    /// How much speaks against one end of a view with a complaint.
+    /// Returns the weight of the evidence against one end of a view with a complaint.
     fn suspicion(&self, view: &View, of: Member, partner: Member) -> u32 {
         let elsewhere: u32 = self.other_pairs(view, of).map(|other| self.trouble(other)).sum();
         let earlier = if self.server(of.server).was_judged { COMPLAINT } else { 0 };
@@ -59,7 +60,7 @@ impl Cluster {
         elsewhere + earlier + if is_contradicted { CONTRADICTED } else { 0 }
     }
 
-    /// Whether a member has another group, and is heard well by its partner in each.
+    /// Returns whether a member has another group, and its partner in each receives it well.
     fn is_heard_elsewhere(&self, view: &View, member: Member) -> bool {
         let mut partners = self.other_pairs(view, member).filter_map(|other| {
             let partner =
@@ -70,7 +71,7 @@ impl Cluster {
         is_first_well && partners.all(|hearing| hearing == Some(Hearing::Well))
     }
 
-    /// The other durable views of two holders that name a member.
+    /// Returns the other durable views of two holders that name a member.
     fn other_pairs<'a>(
         &'a self,
         view: &'a View,
@@ -82,7 +83,7 @@ impl Cluster {
         })
     }
 
-    /// What the two holders of a group report of each other, the worse of the two.
+    /// Returns the weight of the worse report of the two holders of a group about each other.
     fn trouble(&self, view: &View) -> u32 {
         let ends = [view.primary, view.secondary()].into_iter().flatten();
         match ends.filter_map(|end| self.hearing(view, end)).max() {
@@ -92,8 +93,8 @@ impl Cluster {
         }
     }
 
-    /// How well a member hears the other one of a view, by its latest heartbeat; the worst of its shards.
-    /// `None`: it does not report on this view.
+    /// Returns how well a member receives the other one of a view, by its latest heartbeat: the worst of its shards.
+    /// `None` if it does not report on this view.
     fn hearing(&self, view: &View, member: Member) -> Option<Hearing> {
         let server = self.server(member.server);
         if self.is_dead(member) || !server.is_up() {
@@ -119,8 +120,8 @@ impl Cluster {
         })
     }
 
-    /// Whether a member, by its latest heartbeat, does not hear the other one of this view for so long that
-    /// it complains, though both report here.
+    /// Returns whether the latest heartbeat of a member complains of the other one's silence, although both report
+    /// here.
     pub(super) fn is_complained_of(&self, view: &View) -> bool {
         let (Some(primary), Some(secondary)) = (view.primary, view.secondary()) else {
             return false;
@@ -129,8 +130,8 @@ impl Cluster {
         self.report_well(primary, secondary) && hearings.contains(&Some(Hearing::Silent))
     }
 
-    /// Why the secondary of a view must go though it is heard: it does not keep up, by its own report or by
-    /// its primary's.
+    /// Returns the reason to remove the secondary of a view although its messages arrive: it does not keep up, by its
+    /// own report or by its primary's.
     pub(super) fn cannot_follow(&self, view: &View) -> Option<Following> {
         let (primary, Peer::Secondary(secondary)) = (view.primary?, view.peer) else { return None };
         if !self.report_well(primary, secondary) || holes::is_open(Hole::HandshakeIsHeard) {

@@ -1,4 +1,4 @@
-//! From facts to views, and from durable views to orders.
+//! The way from facts to views, and from durable views to orders.
 //!
 //! ```text
 //!   facts of every group -> reconcile::next_view -> decided -> Store -> durable -> orders, map
@@ -18,32 +18,32 @@ use super::suspicion::{Doubt, Inquiry};
 use super::{Cluster, Effect};
 use crate::holes::{self, Hole};
 
-/// An order that a server could not carry out is given again after this long.
+/// The back-off before an order that a server could not carry out is given again.
 const ORDER_PAUSE: Duration = Duration::from_millis(500);
 
-/// What is known of a group beside its view; all of it can be found out again.
+/// The known state of a group besides its view; all of it can be rediscovered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Group {
-    /// The candidate of the view of this version has caught up, or failed.
+    /// The versions of the views whose candidate has caught up, or has failed.
     pub(super) caught_up: ViewVersion,
     pub(super) failed: ViewVersion,
-    /// The primary has reported the order of the view of this version.
+    /// The version of the view whose order the primary has reported as done.
     pub(super) confirmed: ViewVersion,
     pub(super) inquiry: Inquiry,
     pub(super) vouch: Vouch,
-    /// When the orders of the view are given again.
+    /// The time at which the orders of the view are given again.
     again_at: Option<Time>,
-    /// Why the next view is decided that is not durable yet.
+    /// The reason for the next view, which is decided but not durable yet.
     why: Option<Why>,
 }
 
 impl Cluster {
-    /// Whether the primary has reported that it does what this view says.
+    /// Returns whether the primary has reported that it has carried out this view.
     pub(super) fn is_confirmed(&self, view: &View) -> bool {
         self.groups[usize::from(view.group.0)].confirmed == view.version
     }
 
-    /// The same, or that there is nobody who could report.
+    /// Returns whether the view is confirmed or names no primary that could report.
     pub(super) fn is_confirmed_or_lost(&self, view: &View) -> bool {
         view.primary.is_none() || self.is_confirmed(view)
     }
@@ -70,7 +70,7 @@ impl Cluster {
         }
     }
 
-    /// Two ways to overlook a dead member, for the simulator to notice.
+    /// Applies two mutations that overlook a dead member, for the simulator to detect.
     fn unless_forgotten(&self, view: &View, member: Option<Member>, fate: Fate) -> Fate {
         let Some(server) = member.map(|member| member.server) else { return fate };
         let is_primary = view.primary == member;
@@ -83,7 +83,7 @@ impl Cluster {
         if c || third { Fate::Present } else { fate }
     }
 
-    /// The home server of a group that has no copy and can be given one.
+    /// Returns the home server of a group that has no copy and can get one.
     fn ready_home(&self, now: Time, view: &View) -> Option<Member> {
         let homes = [view.group.home_primary(), view.group.home_secondary(self.count())];
         let holder = view.primary.map(|member| member.server);
@@ -101,7 +101,7 @@ impl Cluster {
         (is_ready && primary_up).then_some(server.member)
     }
 
-    /// Whether a group may go home: nothing else is under way at either server.
+    /// Returns whether a group may go home: no other change is in progress at either server.
     fn may_swap(&self, view: &View) -> bool {
         let (Some(primary), Peer::Secondary(secondary)) = (view.primary, view.peer) else {
             return false;
@@ -129,8 +129,8 @@ impl Cluster {
             && self.memory.decided.views.iter().all(at_rest)
     }
 
-    /// Decides the next view of every group, by what is known when it can be stored at once: a decision
-    /// that waited for the disk would be final although newer facts speak against it.
+    /// Decides the next view of every group from the facts known at a time when it can be stored at once. A decision
+    /// that waited for the disk would be final even if newer facts contradict it.
     pub(super) fn decide_views(&mut self, now: Time, sink: &mut Vec<Effect>) {
         if !self.recovers() || self.memory.is_storing() {
             return;
@@ -158,9 +158,9 @@ impl Cluster {
         }
     }
 
-    /// A decision is durable: until then it may be withdrawn, and nothing follows from it. A candidate that is
-    /// dropped has failed; so has a secondary that does not keep up. A holder that is removed is a fault if it
-    /// is dead, or was judged for its silence.
+    /// Applies the consequences of a view change once it is durable; until then it may be withdrawn. A candidate that
+    /// is dropped has failed, and so has a secondary that does not keep up. A holder that is removed is a fault if it
+    /// is dead or was judged for its silence.
     fn note_decision(&mut self, now: Time, before: &View, why: Why, sink: &mut Vec<Effect>) {
         match (why, before.peer) {
             (Why::Dropped, Peer::Candidate(candidate)) if !self.leaves_in_order(candidate) => {
@@ -180,7 +180,7 @@ impl Cluster {
                 if self.leaves_in_order(last) {
                     return;
                 }
-                // That it was the last holder is a fault of the home that did not hold the group as well.
+                // The removal of the last holder is a fault of the home server that did not hold the group as well.
                 let homes =
                     [before.group.home_primary(), before.group.home_secondary(self.count())];
                 let away = homes.into_iter().find(|home| *home != last.server);
@@ -196,7 +196,7 @@ impl Cluster {
         }
     }
 
-    /// A holder is removed from its group.
+    /// Records the removal of a holder from its group.
     fn note_removed(&mut self, now: Time, before: &View, holder: Member, sink: &mut Vec<Effect>) {
         let doubt = self.judged_for(before, holder);
         let is_fault = self.is_dead(holder) || matches!(doubt, Some(Doubt::Silence(_)));
@@ -216,7 +216,7 @@ impl Cluster {
         }
     }
 
-    /// A store is done: whatever it changed is told.
+    /// Announces everything that a store has made durable.
     pub(super) fn tell_durable(&mut self, now: Time, before: &[View], sink: &mut Vec<Effect>) {
         for (n, before) in before.iter().enumerate() {
             let view = self.memory.durable().views[n];
@@ -249,7 +249,7 @@ impl Cluster {
         }
     }
 
-    /// Gives the orders that make a view true.
+    /// Gives the orders that put a view into effect.
     fn order_view(&mut self, view: &View, before: Option<&View>, sink: &mut Vec<Effect>) {
         let Some(primary) = view.primary else { return };
         let was_primary = before.is_some_and(|before| before.primary == view.primary);
@@ -278,7 +278,7 @@ impl Cluster {
         other: Option<Member>,
         sink: &mut Vec<Effect>,
     ) {
-        // Whoever dumps installs nothing any more.
+        // A server that is dumping installs no views.
         if !self.server(to).stage.takes_views() {
             return;
         }
@@ -291,7 +291,7 @@ impl Cluster {
         server.address(|started| started.servers_port).filter(|_| server.member == member)
     }
 
-    /// Tells a group's primary that a process that was a holder is proven dead.
+    /// Sends a group's primary the proof that a former holder is dead.
     fn tell_proof(&mut self, view: &View, member: Member, sink: &mut Vec<Effect>) {
         let Some(primary) = view.primary.filter(|primary| *primary != member) else { return };
         let proof = OrderKind::Exited(member);
@@ -301,7 +301,7 @@ impl Cluster {
         }
     }
 
-    /// A process is proven dead: whoever may wait for that is told.
+    /// Sends the proof of a process's death to every primary that may wait for it.
     pub(super) fn tell_proofs(&mut self, member: Member, sink: &mut Vec<Effect>) {
         let servers = self.count();
         for n in 0..self.groups.len() {
@@ -313,14 +313,14 @@ impl Cluster {
         }
     }
 
-    /// All orders of the durable views, after a restart.
+    /// Gives all orders of the durable views, after a restart.
     pub(super) fn order_all_views(&mut self, sink: &mut Vec<Effect>) {
         for view in self.memory.durable().views.clone() {
             self.order_view(&view, None, sink);
         }
     }
 
-    /// An order of a view was carried out, or not.
+    /// Records the report of an order of a view.
     pub(super) fn note_view_report(
         &mut self,
         now: Time,
@@ -367,7 +367,7 @@ impl Cluster {
         self.groups.iter().filter_map(|group| group.again_at).min()
     }
 
-    /// Whether a group's only holder is silent, or the only one that has not left.
+    /// Returns whether a group's only holder, or the only one that has not left, is silent.
     pub(super) fn is_unreachable(&self, view: &View) -> bool {
         if self.memory.durable().rests(view.group) {
             return true;

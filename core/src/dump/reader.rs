@@ -1,12 +1,12 @@
-//! Reads a dump piece by piece, so that one of any size is checked and loaded in bounded memory.
+//! An incremental reader of dumps, so that a dump of any size is checked and loaded in bounded memory.
 //!
 //! ```text
 //!   bytes of the file -> feed -> origin, then (shard, entries, records) for each shard   DumpItem
-//!   its end           -> finish -> the header, or why nothing of it is to be used
+//!   its end           -> finish -> the header, or an error: nothing of the file may be used
 //! ```
 //!
-//! What was given out before the end counts only if [`DumpReader::finish`] agrees: only then is the
-//! checksum known to be right.
+//! The items emitted before the end are valid only if [`DumpReader::finish`] succeeds: only then is the
+//! checksum verified.
 
 use std::str::{self, FromStr};
 
@@ -24,22 +24,22 @@ pub const MAX_DUMP_LINE_BYTES: usize = 4 * (MAX_KEY_BYTES + MAX_VALUE_BYTES) + 1
 /// A part of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DumpItem {
-    /// Where it comes from; the first.
+    /// The origin, which is the first item.
     Origin(DumpOrigin),
-    /// A shard begins.
+    /// The start of a shard.
     Shard(DumpedShard),
-    /// An entry of the shard that began last.
+    /// An entry of the current shard.
     Entry(DumpEntry),
-    /// A completion record of the shard that began last.
+    /// A completion record of the current shard.
     Record(DumpRecord),
 }
 
-/// A dump that is being read.
+/// A reader of one dump.
 #[derive(Debug, Default)]
 pub struct DumpReader {
-    /// The beginning of a line whose end has not come yet.
+    /// The beginning of a line whose end has not arrived.
     partial: Vec<u8>,
-    /// Lines taken.
+    /// The number of lines read.
     lines: usize,
     checksum: u32,
     facts: Facts,
@@ -48,7 +48,7 @@ pub struct DumpReader {
     is_over: bool,
 }
 
-/// The lines of the origin, one after the other.
+/// The values of the origin's lines read so far.
 #[derive(Debug, Default)]
 struct Facts {
     cluster: ClusterId,
@@ -58,15 +58,15 @@ struct Facts {
 }
 
 impl DumpReader {
-    /// Nothing was read yet.
+    /// Creates a reader that has read nothing.
     pub fn new() -> DumpReader {
         DumpReader::default()
     }
 
-    /// Takes the next bytes of the file, and gives out every part that is whole by then.
+    /// Reads the next bytes of the file and passes every part that is complete to `take`.
     ///
     /// # Errors
-    /// Why this is no dump, or what `take` says. Nothing may be fed after that.
+    /// The reason for which this is no dump, or the error of `take`. The reader must not be used after an error.
     pub fn feed<E: From<DumpError>>(
         &mut self,
         mut bytes: &[u8],
@@ -95,16 +95,16 @@ impl DumpReader {
         Ok(())
     }
 
-    /// The file has ended.
+    /// Ends the file and returns its header.
     ///
     /// # Errors
-    /// It was cut short; nothing of it is to be used.
+    /// [`DumpError::Cut`] if the file is truncated; nothing of it may be used.
     pub fn finish(self) -> Result<DumpHeader, DumpError> {
         let is_whole = self.is_over && self.partial.is_empty();
         self.header.filter(|_| is_whole).ok_or(DumpError::Cut)
     }
 
-    /// A line that no entry has is not kept until its end comes.
+    /// Rejects a partial line that is longer than any line of a dump.
     fn bound(&self, more: usize) -> Result<(), DumpError> {
         if self.partial.len() + more <= MAX_DUMP_LINE_BYTES {
             return Ok(());
@@ -113,7 +113,7 @@ impl DumpReader {
         Err(DumpError::Line { line: self.lines + 1, reason })
     }
 
-    /// Takes a line, without its end.
+    /// Parses a line without its newline.
     fn line(&mut self, line: &[u8]) -> Result<Option<DumpItem>, DumpError> {
         if self.is_over {
             return Err(DumpError::Line { line: self.lines + 1, reason: "text after the end" });
@@ -135,7 +135,7 @@ impl DumpReader {
         DumpError::Line { line: self.lines, reason }
     }
 
-    /// Takes a line of the origin; the last of them makes it whole.
+    /// Parses a line of the origin; the last of them completes it.
     fn fact(&mut self, line: &str) -> Result<Option<DumpItem>, DumpError> {
         let facts = &mut self.facts;
         let taken = match self.lines {
@@ -172,7 +172,7 @@ impl DumpReader {
         taken.map(|()| None).map_err(|reason| self.error(reason))
     }
 
-    /// Takes a line after those of the origin.
+    /// Parses a line after the origin.
     fn body(&mut self, line: &str) -> Result<DumpItem, &'static str> {
         let header = self.header.as_mut().ok_or("a shard before the origin")?;
         if let Some(shard) = line.strip_prefix(SHARD) {
@@ -206,7 +206,7 @@ impl DumpReader {
         Ok(item)
     }
 
-    /// Compares the trailer with all that came before it.
+    /// Verifies the trailer against everything before it.
     fn end(&mut self, trailer: &[u8]) -> Result<(), DumpError> {
         let (promised, got) = parse_end(trailer).ok_or(DumpError::Cut)?;
         let computed = self.checksum;
@@ -228,7 +228,7 @@ impl DumpReader {
     }
 }
 
-/// Takes the value of the header line with this name.
+/// Parses the value of the header line with this name.
 fn set<T: FromStr>(
     fact: &mut T,
     line: &str,

@@ -18,7 +18,7 @@ fn hello(number: u64, boot: u64) -> OrdersHello {
     OrdersHello { cluster: ClusterId(7), epoch, to: ME }
 }
 
-/// The n-th order of the first coordinator.
+/// Returns the id of the n-th order of the first coordinator.
 fn number(n: u64) -> OrderId {
     OrderId(OrderId::first_of(EPOCH).0 - 1 + n)
 }
@@ -56,7 +56,7 @@ fn replica(shard: u16, version: u64, state: ReplicaState) -> ReplicaReport {
 }
 
 impl Node {
-    /// What the shard's replica says; the reports that follow from it.
+    /// Records a report of the shard's replica; returns the effects.
     fn say(&mut self, shard: u16, version: u64, state: ReplicaState) -> Vec<NodeEffect> {
         let mut sink = Vec::new();
         self.on_shard(ShardId(shard), vec![replica(shard, version, state)], &mut sink);
@@ -168,9 +168,9 @@ fn what_an_earlier_coordinator_has_ordered_counts_for_nothing_once_a_later_one_i
     node.give(Order { id: number(1), kind: OrderKind::Probe });
     let later = hello(2, 2);
     node.on_orders_hello(&later).unwrap();
-    // An order of the first that was long on its way.
+    // A delayed order of the first coordinator.
     assert!(node.give(order(1, ViewPurpose::UpdatePrimary, 3)).is_empty());
-    // The echo of its probe is not that of the later one's.
+    // The echo of its probe does not count for the probe of the later coordinator.
     let probe = OrderId::first_of(later.epoch);
     node.give(Order { id: probe, kind: OrderKind::Probe });
     let mut sink = Vec::new();

@@ -1,10 +1,10 @@
 //! The receiving end of a copy (consistency.md §7).
 //!
 //! ```text
-//!   COPY-START (sn)    last = sn: what follows live is new, what the copy brings is older
-//!   COPY-ENTRY         applied only where nothing newer is here: neither an entry nor a tombstone
-//!   PREPARE (delete)   leaves a tombstone until no older entry of its key can come any more
-//!   COPY-END           the digest of what is here goes back
+//!   COPY-START (sn)    last = sn: live writes are newer, the content of the copy is older
+//!   COPY-ENTRY         applied unless this end has something newer: an entry or a tombstone
+//!   PREPARE (delete)   leaves a tombstone until no older entry of its key can come
+//!   COPY-END           the digest of the received content is sent back
 //! ```
 
 use std::collections::VecDeque;
@@ -18,15 +18,15 @@ use super::{Replica, Role, StreamError};
 use crate::holes::{self, Hole};
 use crate::table::{Staged, TableHash};
 
-/// How far the copy has come.
+/// The progress of the copy.
 #[derive(Debug, Default)]
 pub(super) struct CopyIn {
     stage: Stage,
-    /// Messages of the copy that were taken.
+    /// The number of copy messages received.
     taken: u64,
     partial: Option<PartialEntry>,
     tombstones: Tombstones,
-    /// The answer to COPY-END, until it is sent.
+    /// The response to COPY-END until it is sent.
     mark: Option<Marked>,
 }
 
@@ -38,7 +38,7 @@ enum Stage {
     Complete,
 }
 
-/// An entry of the copy whose value has not come in full.
+/// An entry of the copy whose value is incomplete.
 #[derive(Debug)]
 struct PartialEntry {
     staged: Staged,
@@ -52,7 +52,7 @@ impl CopyIn {
         self.stage != Stage::Awaited
     }
 
-    /// Whether everything up to COPY-END is here.
+    /// Returns whether everything up to COPY-END was received.
     pub(super) fn is_complete(&self) -> bool {
         self.stage == Stage::Complete
     }
@@ -65,7 +65,7 @@ impl CopyIn {
         self.mark.take()
     }
 
-    /// A live write has deleted a key: no older entry of the copy may bring it back.
+    /// Leaves a tombstone for a key that a live write deleted, so that no older entry of the copy restores it.
     pub(super) fn bury(&mut self, hash: TableHash, key: &[u8], sn: SequenceNumber) {
         if self.stage == Stage::Begun && !holes::is_open(Hole::TombstonesForgotten) {
             self.tombstones.add(hash, key, sn);
@@ -81,7 +81,7 @@ impl Replica {
         }
     }
 
-    /// Notes one message of a copy that is under way.
+    /// Counts one message of a copy in progress.
     fn take_copy_message(&mut self) -> Result<&mut CopyIn, StreamError> {
         let (follower, copy) = self.candidate_mut()?;
         let early = holes::is_open(Hole::CopyBeforeStream) && !copy.is_complete();
@@ -114,7 +114,7 @@ impl Replica {
         let copy = self.take_copy_message()?;
         copy.tombstones.drop_up_to(entry.committed);
         let is_deleted = copy.tombstones.is_newer(hash, entry.key, sn);
-        // One that was cut short was overwritten at the primary, and comes live.
+        // A partial entry was overwritten at the primary; its new version comes live.
         if let Some(partial) = copy.partial.take() {
             self.table.discard(partial.staged);
         }
@@ -139,7 +139,7 @@ impl Replica {
         fragment: &CopyFragment<'_>,
     ) -> Result<(), StreamError> {
         let copy = self.take_copy_message()?;
-        // The rest of an entry that was skipped, because something newer is here.
+        // The rest of an entry that was skipped in favour of something newer.
         let Some(mut partial) = copy.partial.take() else { return Ok(()) };
         let received = self.table.staged_entry(&partial.staged).1.len();
         let wrong = fragment.offset as usize != received || fragment.bytes.len() > partial.missing;
@@ -152,8 +152,7 @@ impl Replica {
         self.finish_entry(partial)
     }
 
-    /// Makes an entry of the copy part of the table, once its value is complete and unless a live
-    /// write was faster.
+    /// Commits an entry of the copy to the table once its value is complete, unless a newer live write was applied.
     fn finish_entry(&mut self, partial: PartialEntry) -> Result<(), StreamError> {
         if partial.missing > 0 {
             self.candidate_mut()?.1.partial = Some(partial);
@@ -208,8 +207,8 @@ impl Replica {
 /// The keys that live writes have deleted while the copy may still bring them.
 #[derive(Debug, Default)]
 struct Tombstones {
-    /// By ascending sequence number; at most as many as the primary may have pending, because those
-    /// that it has committed are dropped.
+    /// By ascending sequence number. There are at most as many as the primary may have pending, because tombstones of
+    /// committed writes are dropped.
     in_order: VecDeque<(SequenceNumber, TableHash)>,
     by_key: HashTable<(TableHash, Box<[u8]>, SequenceNumber)>,
 }
@@ -221,15 +220,15 @@ impl Tombstones {
         entry.and_modify(|(.., newest)| *newest = sn).or_insert_with(|| (hash, key.into(), sn));
     }
 
-    /// Whether the key was deleted after `version`.
+    /// Returns whether the key was deleted after `version`.
     fn is_newer(&self, hash: TableHash, key: &[u8], version: SequenceNumber) -> bool {
         self.by_key
             .find(hash.0, |(_, k, _)| **k == *key)
             .is_some_and(|(.., deleted)| *deleted > version)
     }
 
-    /// Drops those of writes that the primary has committed: its table, and so the rest of the copy,
-    /// does not have their keys.
+    /// Drops tombstones of writes that the primary has committed: its table no longer has their keys, so the rest of
+    /// the copy does not bring them.
     fn drop_up_to(&mut self, committed: SequenceNumber) {
         while let Some(&(sn, hash)) = self.in_order.front()
             && sn <= committed

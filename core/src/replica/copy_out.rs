@@ -2,16 +2,16 @@
 //!
 //! ```text
 //!   CopyOut::new   at the candidate's WELCOME: every later write goes to it live
-//!     pump         COPY-START, then entries in order of hash, then completion records, a batch a
-//!                  wake-up and no more than a window on its way
-//!     pump         all is said and every write is sent: COPY-END(last), sessions' digest noted
-//!     on_committed write `last` is committed: the table's digest noted
-//!     compare      with what the candidate found
+//!     pump         COPY-START, then entries in hash order, then completion records, one batch per
+//!                  wake-up and at most one window in flight
+//!     pump         everything is sent, live writes included: COPY-END(last), sessions' digest recorded
+//!     on_committed write `last` is committed: the table's digest recorded
+//!     compare      with the candidate's digests
 //! ```
 //!
-//! The walk reads the committed table while it changes. An entry that changes behind the walk comes
-//! live; one that changes before it is read as it is then, and comes live too: the candidate keeps the
-//! newer.
+//! The walk reads the committed table while it changes. An entry that changes behind the walk is sent
+//! live. An entry that changes ahead of it is read in its new version and also sent live; the candidate
+//! keeps the newer version.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -29,17 +29,17 @@ use crate::holes::{self, Hole};
 use crate::session::Sessions;
 use crate::table::{Entry, Table, WalkBudget, WalkCursor};
 
-/// What one step of the walk visits before the batch is looked at again.
+/// The budget of one step of the walk, after which the fill level of the batch is checked.
 const WALK_STEP: WalkBudget = WalkBudget { entries: 64, bytes: 16 << 10 };
 
-/// How far the copy has come.
+/// The progress of the copy.
 #[derive(Debug)]
 pub(super) struct CopyOut {
     start: SequenceNumber,
     is_started: bool,
-    /// `None`: the walk is over.
+    /// The position of the walk; `None` once it is complete.
     walk: Option<WalkCursor>,
-    /// Entries that the walk has visited and that were not sent in full.
+    /// Entries that the walk has visited and that are not sent in full.
     waiting: VecDeque<Waiting>,
     /// The clients whose records are to be copied. Sessions that begin later come live.
     clients: Vec<ClientId>,
@@ -48,11 +48,11 @@ pub(super) struct CopyOut {
     copied: Copied,
 }
 
-/// How much of the table was sent, for people to see. Nothing is decided by it, so no description of
-/// a replica tells it.
+/// The sent part of the table, for display. No decision depends on it, so its `Debug` output, which is part of
+/// [`Replica::describe`](super::Replica::describe), omits it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Copied {
-    /// Entries that were sent in full.
+    /// The number of entries sent in full.
     pub(super) entries: u64,
     /// Bytes of keys and values.
     pub(super) bytes: u64,
@@ -65,24 +65,24 @@ impl fmt::Debug for Copied {
 }
 
 impl Copied {
-    /// A part of an entry was sent; `is_last`: it ends it.
+    /// Adds a sent part of an entry; `is_last` marks its last part.
     fn note(&mut self, bytes: usize, is_last: bool) {
         self.entries += u64::from(is_last);
         self.bytes += bytes as u64;
     }
 }
 
-/// An entry that waits; named by its key, because the table may change meanwhile.
+/// A waiting entry, named by its key because the table may change meanwhile.
 #[derive(Debug)]
 struct Waiting {
     digest: Digest,
     key: Box<[u8]>,
     version: SequenceNumber,
-    /// Bytes of its value that were sent; `None`: nothing of it.
+    /// The bytes sent of its value; `None` if nothing was sent.
     sent: Option<usize>,
 }
 
-/// What is on its way to the candidate.
+/// The copy messages in flight to the candidate.
 #[derive(Debug, Default)]
 struct Window {
     sent: u64,
@@ -92,12 +92,12 @@ struct Window {
     batches: VecDeque<(u64, usize)>,
 }
 
-/// What both must hold at the last write sent before COPY-END.
+/// The state that both ends must have at the last write sent before COPY-END.
 #[derive(Debug)]
 struct End {
     sn: SequenceNumber,
     sessions: u64,
-    /// Known once that write is committed.
+    /// The digest of the table, known once that write is committed.
     table: Option<u64>,
 }
 
@@ -123,7 +123,7 @@ impl Window {
 }
 
 impl CopyOut {
-    /// A copy of everything up to `start`; later writes go over the stream.
+    /// Creates a copy of everything up to `start`; later writes go over the stream.
     pub(super) fn new(start: SequenceNumber, clients: Vec<ClientId>) -> CopyOut {
         CopyOut {
             start,
@@ -137,27 +137,27 @@ impl CopyOut {
         }
     }
 
-    /// How much was sent so far.
+    /// Returns how much was sent so far.
     pub(super) fn copied(&self) -> Copied {
         self.copied
     }
 
-    /// The last write that it brings; later ones go over the stream.
+    /// Returns the last write that the copy brings; later ones go over the stream.
     pub(super) fn start(&self) -> SequenceNumber {
         self.start
     }
 
-    /// Whether the candidate gets every write, and so must ack every commit.
+    /// Returns whether the candidate gets every write, and so must ack every commit.
     pub(super) fn is_registered(&self) -> bool {
         !holes::is_open(Hole::CopyBeforeStream) || self.end.is_some()
     }
 
-    /// Whether COPY-END was sent.
+    /// Returns whether COPY-END was sent.
     pub(super) fn has_ended(&self) -> bool {
         self.end.is_some()
     }
 
-    /// Whether there is something to say that nothing but time keeps back.
+    /// Returns whether there is copy content to send and the window is open.
     pub(super) fn wants_pump(&self) -> bool {
         self.end.is_none() && self.window.is_open()
     }
@@ -166,7 +166,7 @@ impl CopyOut {
         self.window.on_acked(copied);
     }
 
-    /// A write is committed; `table` is the digest of what is committed now.
+    /// Records a commit; `table` is the digest of the committed table after it.
     pub(super) fn on_committed(&mut self, sn: SequenceNumber, table: u64) {
         if let Some(end) = &mut self.end
             && end.sn == sn
@@ -175,16 +175,16 @@ impl CopyOut {
         }
     }
 
-    /// Whether the candidate's copy is the same as this one. `None`: it was not asked, or about
-    /// another write, or what it was asked about is not committed.
+    /// Returns whether the candidate's copy equals this one. `None` if no COPY-END asked for this report, or the write
+    /// of the COPY-END is not committed.
     pub(super) fn compare(&self, marked: &Marked) -> Option<bool> {
         let end = self.end.as_ref().filter(|end| end.sn == marked.sn)?;
         let table = end.table?;
         Some(table == marked.content.table && end.sessions == marked.content.sessions)
     }
 
-    /// Says that it begins, unless that was said. Comes before every write of the stream: a write may
-    /// have come in the same wake-up as the candidate's WELCOME.
+    /// Sends COPY-START if it was not sent. It precedes every write of the stream, even a write that arrived in the
+    /// same wake-up as the candidate's WELCOME.
     pub(super) fn pump_start(
         &mut self,
         view: ViewVersion,
@@ -198,7 +198,7 @@ impl CopyOut {
         }
     }
 
-    /// Adds what fits to a batch. Every write up to `last` was sent before.
+    /// Adds copy content to a batch as far as it fits. Every write up to `last` was sent before.
     pub(super) fn pump(
         &mut self,
         view: ViewVersion,
@@ -281,7 +281,7 @@ impl CopyOut {
         }
     }
 
-    /// Only records of committed writes: the others ride in their PREPAREs.
+    /// Sends records of committed writes only; the others travel in their PREPAREs.
     fn pump_records(
         &mut self,
         view: ViewVersion,
@@ -304,13 +304,12 @@ impl CopyOut {
     }
 }
 
-/// A batch takes no more of the copy when it is half full: what one session or one entry adds then
-/// fits in any case.
+/// Returns whether a batch takes no more of the copy. The limit is so low that one more session or entry always fits.
 fn has_enough(batch: &BatchWriter) -> bool {
     batch.len() >= BATCH_TARGET_BYTES / 4 || batch.count() >= MAX_BATCH_MESSAGES / 2
 }
 
-/// What a copy is made of and under.
+/// The table and view that a copy is made of.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     view: ViewVersion,
@@ -333,7 +332,7 @@ impl Place<'_> {
         }));
     }
 
-    /// Sends a part of an entry that waits; `true` when there is no more to send of it.
+    /// Sends a part of a waiting entry; returns `true` if no more of it is to be sent.
     fn send_waiting(
         &self,
         waiting: &mut Waiting,
@@ -342,7 +341,7 @@ impl Place<'_> {
         batch: &mut BatchWriter<'_>,
     ) -> bool {
         let hash = self.secret.of_key(waiting.digest, &waiting.key);
-        // One that was written again meanwhile comes live.
+        // An entry that was overwritten meanwhile comes live.
         let Some(entry) = self.table.get(hash, &waiting.key) else { return true };
         if entry.version != waiting.version {
             return true;

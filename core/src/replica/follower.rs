@@ -1,6 +1,6 @@
-//! The receiving end of the stream: apply in order, at once, and ack what is applied.
+//! The receiving end of the stream: applies writes in order, at once, and acks what is applied.
 //!
-//! On a narrow link a long value takes longer than a lease. So what has come of it is acked as well, once an interval.
+//! On a slow link a long value takes longer than a lease. So its received part is also acked, once per beacon interval.
 
 use kv_protocol::control_message::Following;
 use kv_protocol::copy_message::Handover;
@@ -13,83 +13,83 @@ use super::{Replica, Role, StreamError};
 use crate::holes::{self, Hole};
 use crate::table::{Staged, Table, TableHash};
 
-/// What a follower knows beside table and sessions.
+/// The state of a follower besides table and sessions.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
     /// The last write applied.
     pub(super) last: SequenceNumber,
-    /// Whether a stream stands.
+    /// True if a stream is up.
     pub(super) connected: bool,
-    /// The write last + 1, while its value is still coming in fragments.
+    /// The write `last + 1` while its value is incomplete.
     partial: Option<Partial>,
-    /// The newest `t_send` that has not been acked.
+    /// The newest `t_send` that is not acked.
     owed: Option<Time>,
-    /// The newest `t_send` of the stream: what an ack of the copy, or of a part of a value, echoes.
+    /// The newest `t_send` of the stream, which an ack of the copy or of a part of a value echoes.
     newest: Option<Time>,
-    /// The write that it last had no memory for.
+    /// The last write for which it had no memory.
     no_memory_for: Option<SequenceNumber>,
 }
 
-/// A write whose value has not come in full.
+/// A write whose value is incomplete.
 #[derive(Debug)]
 struct Partial {
     staged: Staged,
     record: CompletionRecord,
     missing: usize,
-    /// When its PREPARE was sent: what the ack of the whole write echoes.
+    /// The time at which its PREPARE was sent, which the ack of the whole write echoes.
     t_send: Time,
 }
 
 impl Follower {
-    /// A full copy up to `last`.
+    /// Creates a follower with a full copy up to `last`.
     pub(super) fn starting_after(last: SequenceNumber) -> Follower {
         Follower { last, ..Follower::default() }
     }
 
-    /// The stream that stood belongs to the view before; what it owed is owed no more.
+    /// Resets the stream state for a new view: the acks that were due on the earlier stream are no longer due.
     pub(super) fn on_new_stream(mut self, table: &mut Table) -> Follower {
         self.drop_stream(table);
         Follower::starting_after(self.last)
     }
 
-    /// A new stream stands.
+    /// Records that a new stream is up.
     pub(super) fn connect(&mut self, table: &mut Table) {
         self.drop_stream(table);
         self.connected = true;
     }
 
     fn drop_stream(&mut self, table: &mut Table) {
-        // A half-received value: the stream that would bring the rest is gone.
+        // The stream that would bring the rest of a partial value is gone.
         if let Some(partial) = self.partial.take() {
             table.discard(partial.staged);
         }
         (self.owed, self.newest) = (None, None);
     }
 
-    /// Notes that an ack is due.
+    /// Records that an ack is due.
     pub(super) fn owe_ack(&mut self, t_send: Time) {
         self.owed = Some(self.owed.map_or(t_send, |owed| owed.max(t_send)));
         self.newest = Some(self.newest.map_or(t_send, |newest| newest.max(t_send)));
     }
 
-    /// The bytes of the value of the next write that have come.
+    /// Returns the bytes received of the next write's value.
     pub(super) fn part(&self, table: &Table) -> u64 {
         let partial = self.partial.as_ref();
         partial.map_or(0, |partial| table.staged_entry(&partial.staged).1.len() as u64)
     }
 
-    /// Notes that an ack is due of what has no `t_send`.
+    /// Records that an ack is due for data without a `t_send`.
     pub(super) fn owe_sign(&mut self) {
         self.owed = self.owed.or(self.newest);
     }
 
-    /// There was no memory for a write, or for an entry of the copy.
+    /// Records that there was no memory for a write, or for an entry of the copy.
     pub(super) fn note_no_memory(&mut self, sn: SequenceNumber) {
         // An entry of the copy may be older than the last live write.
         self.no_memory_for = Some(sn.max(self.last.next()));
     }
 
-    /// Whether it keeps up: it has applied every write that it had no memory for before.
+    /// Returns whether it keeps up: it has applied every write for which it had no memory before.
     pub(super) fn following(&self) -> Following {
         match self.no_memory_for {
             Some(sn) if sn > self.last => Following::OutOfMemory,
@@ -97,7 +97,7 @@ impl Follower {
         }
     }
 
-    /// The ack that is due.
+    /// Returns the ack that is due.
     pub(super) fn take_ack(&mut self, view: ViewVersion, taken: u64) -> Option<Ack> {
         let echo = self.owed.take()?;
         Some(Ack { view, sn: self.last, echo, taken })
@@ -105,8 +105,8 @@ impl Follower {
 }
 
 impl Replica {
-    /// Nothing of another view is taken: not an older one, whose sender is to learn the newer from
-    /// the refusal, and not a newer one, which has to be installed first.
+    /// Rejects a message of another view. The sender of an older view gets the newer one from the refusal; a newer view
+    /// must be installed first.
     pub(super) fn on_message_of_another_view(
         &mut self,
         message: &PeerMessage<'_>,
@@ -126,7 +126,7 @@ impl Replica {
         let Some(follower) = self.follower_mut() else { return Err(StreamError::WrongEnd) };
         let sn = prepare.sn;
         if sn <= follower.last {
-            // Sent again after a reconnect: applied already, acked once more.
+            // Sent again after a reconnect: already applied, so it is only acked again.
             follower.owe_ack(prepare.t_send);
             return Ok(());
         }
@@ -147,8 +147,8 @@ impl Replica {
         Ok(())
     }
 
-    /// A candidate takes writes only once its copy has begun: before, it does not know where they
-    /// start.
+    /// Checks that this role accepts writes. A candidate accepts them only once its copy has begun: before, it does not
+    /// know the first live write.
     fn may_follow(&self) -> Result<(), StreamError> {
         match &self.role {
             Role::Candidate(_, copy) if !copy.has_started() => Err(StreamError::WrongEnd),
@@ -157,7 +157,7 @@ impl Replica {
         }
     }
 
-    /// Does what a write does; `false` while the rest of its value is missing.
+    /// Applies a write; returns `false` while the rest of its value is missing.
     fn apply(&mut self, prepare: &Prepare<'_>) -> Result<bool, StreamError> {
         let sn = prepare.sn;
         let hash = self.hash_of(prepare.digest, prepare.key);
@@ -185,7 +185,7 @@ impl Replica {
         Ok(true)
     }
 
-    /// The first part of a long value came; the rest follows in fragments.
+    /// Stages the first part of a long value; the rest follows in fragments.
     fn begin_value(
         &mut self,
         hash: TableHash,
@@ -202,7 +202,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Notes that this end has no memory for a write: it reports so until it has applied it.
+    /// Records that this end has no memory for a write, and reports so until the write is applied.
     pub(super) fn out_of_memory(&mut self, sn: SequenceNumber) -> StreamError {
         if let Some(follower) = self.follower_mut() {
             follower.note_no_memory(sn);
@@ -215,7 +215,7 @@ impl Replica {
             return;
         }
         match self.role {
-            // The session may have begun long before, and its earlier records never come.
+            // The session may have begun long before, and its earlier records never arrive.
             Role::Candidate(..) => self.sessions.record_known(sn, record),
             _ => self.sessions.record(sn, record),
         }
@@ -260,8 +260,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Bytes of a message came, and not all of them yet. Where that takes long, the link is narrow, and its sender is
-    /// there: it is heard, and hears as much.
+    /// Handles an incomplete message. If the rest takes long, the link is slow but its sender is alive. So the bytes
+    /// count as a sign of life and are acked.
     pub fn on_part_of_message(&mut self, now: Time) {
         self.readings.note(now);
         let may_sign = self.may_sign(now);
@@ -273,25 +273,25 @@ impl Replica {
         }
     }
 
-    /// Whether the last ack is so old that one more may go that no beacon asks for.
+    /// Returns whether the last ack is old enough to send another one that no beacon requests.
     fn may_sign(&self, now: Time) -> bool {
         let times = self.config.failure_timeout;
         self.acked.is_none_or(|acked| acked.until + times.beacon_interval() <= now + times.grace())
     }
 
-    /// The other holder shows that it is there.
+    /// Handles a beacon, the other holder's sign of life.
     pub(super) fn on_beacon(&mut self, beacon: &Beacon) -> Result<(), StreamError> {
         if let Some(follower) = self.follower_mut() {
             follower.owe_ack(beacon.t_send);
             return Ok(());
         }
-        // The old primary goes on until it hears that this one has taken over. It has no lease to renew.
+        // The old primary sends beacons until it receives the successor's hello. It has no lease to renew.
         let has_taken_over =
             self.primary().is_some() && self.view.is_some_and(|view| view.handover);
         if has_taken_over { Ok(()) } else { Err(StreamError::WrongEnd) }
     }
 
-    /// The old primary has sent all it had.
+    /// Completes a hand-over: the old primary has sent everything.
     pub(super) fn on_handover(&mut self, handover: &Handover) -> Result<(), StreamError> {
         let Role::TakingOver(follower) = &self.role else { return Err(StreamError::WrongEnd) };
         if handover.sn != follower.last {

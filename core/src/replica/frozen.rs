@@ -1,13 +1,14 @@
-//! A replica whose dump has begun: nothing of its content changes any more, and it stays there for the others.
+//! A replica whose dump has begun: its content no longer changes, but it stays reachable for its peer and clients.
 //!
 //! ```text
-//!   takes      no write, no view, no hello; of acks only that the other holder is there
-//!   sends      beacons, and acks of beacons: the other holder hears it, and it hears the other holder
-//!   answers    reads, by its lease like any primary; no probe, so nobody is removed on its word
+//!   accepts    no write, view or hello; of a message, only the sign of life of the other holder
+//!   sends      beacons, and acks of beacons: both holders keep receiving signs of life
+//!   serves     reads, under its lease like any primary; no probe, so no member is removed on its report
 //! ```
 //!
-//! An ack from here names what was applied before, which is in the dump. An ack that comes commits nothing: it would
-//! be acknowledged, and be in no dump. It renews the lease, because whoever acks owes a grace, frozen or not.
+//! An ack sent from here names only writes applied before the dump, which the dump contains. An ack received here
+//! commits nothing: that write would be acknowledged but missing from every dump. It does renew the lease, because
+//! its sender, frozen or not, observes a grace for it.
 
 use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::Time;
@@ -16,20 +17,19 @@ use kv_protocol::peer_message::{BatchWriter, Beacon, PeerMessage};
 use super::{Pumped, Replica, Role, StreamError};
 
 impl Replica {
-    /// Changes nothing any more, so that a dump is the last word: from now on no write is taken, applied,
-    /// sent or committed, and no view is installed. What is pending stays unanswered. Reads and beacons
-    /// go on.
+    /// Stops all changes of content, so that a dump is final. From now on no write is accepted, applied, sent or
+    /// committed, and no view is installed. Pending writes get no response. Reads and beacons go on.
     pub fn freeze(&mut self) {
         self.draining = true;
         self.frozen = true;
     }
 
-    /// Whether its dump has begun: nobody may be removed on its word.
+    /// Returns whether its dump has begun: no member may be removed on its report.
     pub fn is_frozen(&self) -> bool {
         self.frozen
     }
 
-    /// Takes of a message only what says that the other holder is there.
+    /// Takes from a message only the sign of life of the other holder.
     pub(super) fn on_message_when_frozen(
         &mut self,
         now: Time,
@@ -54,7 +54,8 @@ impl Replica {
         }
     }
 
-    /// Beacons, and acks of what came before; a candidate says no more, because its copy goes no further.
+    /// Fills a batch with beacons and acks of earlier messages. A candidate sends no acks, because its copy does not go
+    /// on.
     pub(super) fn fill_frozen_batch(&mut self, now: Time, batch: &mut BatchWriter<'_>) -> Pumped {
         if self.state() != ReplicaState::Candidate {
             self.pump_acks(now, batch);
@@ -70,7 +71,7 @@ impl Replica {
         Pumped::Done
     }
 
-    /// When its next beacon is due.
+    /// Returns the time at which its next beacon is due.
     pub(super) fn next_frozen_timeout(&self) -> Option<Time> {
         let interval = self.config.failure_timeout.beacon_interval();
         self.sender().and_then(|sender| sender.beacon_due(interval))

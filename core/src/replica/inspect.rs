@@ -1,5 +1,5 @@
-//! What a simulator or an exhaustive check may see of a replica's inside. Nothing that ships decides
-//! by it.
+//! The view that a simulator or an exhaustive search has of a replica's internal state. No shipped code
+//! decides by it.
 
 use std::fmt::Write as _;
 use std::hash::BuildHasher as _;
@@ -15,47 +15,47 @@ use super::{Replica, Role};
 use crate::holes::{self, Hole};
 use crate::table::{WalkBudget, WalkCursor};
 
-/// Until when a replica answers reads, by its own clock.
+/// The time until which a replica serves reads, by its own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serves {
-    /// Not as things stand.
+    /// Not in its current state.
     Never,
-    /// At readings before this one.
+    /// At clock readings before this one.
     Before(Time),
     /// At any time: it is the only holder.
     Always,
 }
 
-/// A replica's inside at one moment.
+/// The internal state of a replica at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inspection {
     /// The installed view.
     pub view: Option<View>,
-    /// What it is under that view.
+    /// Its state under that view.
     pub state: ReplicaState,
     /// The last write assigned (primary) or applied.
     pub last: SequenceNumber,
     /// The last write committed; at a follower, the last applied.
     pub committed: SequenceNumber,
-    /// Until when it answers reads.
+    /// The time until which it serves reads.
     pub serves: Serves,
-    /// The lease of a primary.
+    /// The end of a primary's lease.
     pub lease_until: Option<Time>,
-    /// Whom it acked last, and the end of the grace that it owes him, by its own clock.
+    /// The member that it acked last, and the end of the grace for that ack, by its own clock.
     pub grace: Option<(Member, Time)>,
-    /// Whether it is a primary whose commits wait for its candidate.
+    /// True if it is a primary whose commits wait for its candidate.
     pub in_union: bool,
-    /// The last write before the union that it is in: what came until then is brought by the copy, which
-    /// goes on. Zero once the candidate has caught up.
+    /// The last write before its union: the copy in progress brings all writes up to it. Zero once the candidate has
+    /// caught up.
     pub copied_from: SequenceNumber,
-    /// Whether it is a candidate whose copy is complete.
+    /// True if it is a candidate whose copy is complete.
     pub is_complete: bool,
-    /// What its table and sessions hold.
+    /// The digest of its table and sessions.
     pub content: ContentDigest,
 }
 
 impl Replica {
-    /// Its inside.
+    /// Returns its internal state.
     pub fn inspect(&self) -> Inspection {
         let (last, committed) = self.progress();
         let (lease_until, in_union) = match &self.role {
@@ -84,21 +84,19 @@ impl Replica {
         }
     }
 
-    /// The digest of what it holds, made anew: what [`Replica::content`] must be.
+    /// Recomputes the digest of its content, which must equal [`Replica::content`].
     pub fn recount(&self) -> ContentDigest {
         ContentDigest { table: self.table.recount(), sessions: self.sessions.recount() }
     }
 
-    /// Everything on which its behaviour depends, as text: two replicas of the same configuration that
-    /// describe themselves alike do the same from there on. For a search that must know when it has been
-    /// somewhere before.
+    /// Returns everything on which its behaviour depends, as text. Two replicas of the same configuration with equal
+    /// descriptions behave alike from there on. A state-space search uses this to recognize a visited state.
     ///
-    /// Every field is named here, so that a new one cannot be forgotten without a compiler error. All but
-    /// the table is what `Debug` says of it: roles with their logs, streams, leases, copies and
-    /// tombstones, sessions with their records. The table is its entries, those that are staged for the
-    /// pending writes included; where they lie in memory is left out. Two that behave alike may describe
-    /// themselves differently (a ticket of a staged entry counts all before it): a search then visits
-    /// more than it must, never less.
+    /// Every field is named here, so that omitting a new one is a compiler error. All but the table appears as its
+    /// `Debug` output: roles with their logs, streams, leases, copies and tombstones, and sessions with their records.
+    /// The table appears as its entries, including those staged for pending writes, without their addresses. Two
+    /// replicas that behave alike may have different descriptions, because the ticket of a staged entry counts all
+    /// earlier ones. A search then visits more states than necessary, never fewer.
     pub fn describe(&self) -> String {
         let Replica {
             config: _,
@@ -107,7 +105,7 @@ impl Replica {
             table,
             sessions,
             heard,
-            // Of its reports alone, which such a search makes of `heard`: there nobody sleeps.
+            // Affects only reports, which the search derives from `heard`; it models no suspension.
             awake: _,
             awake_when_heard: _,
             // A statistic.
@@ -119,7 +117,7 @@ impl Replica {
             frozen,
             readings,
             lent,
-            // Of where entries lie, and not of what they are.
+            // Affects the addresses of entries only.
             last_steps: _,
             #[cfg(feature = "holes")]
             planted,
@@ -135,7 +133,7 @@ impl Replica {
         for (key, value) in self.sender().into_iter().flat_map(|sender| sender.log.staged(table)) {
             let _ = write!(text, "{key:?} {:x} ", sum(value));
         }
-        // The reading of the wake-up before decides only where one of these rules is left out.
+        // The reading of the previous wake-up matters only while one of these rules is disabled.
         if holes::is_open(Hole::StaleClockInLeaseCheck)
             || holes::is_open(Hole::GraceFromStaleReading)
         {
@@ -156,7 +154,7 @@ impl Replica {
     }
 }
 
-/// Stands for a value, which may be long.
+/// Returns a hash that represents a value, which may be long.
 fn sum(value: &[u8]) -> u64 {
     FixedState::default().hash_one(value)
 }

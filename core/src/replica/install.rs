@@ -1,17 +1,16 @@
-//! What a view makes of a replica: the one place where roles change (consistency.md §3, last part of
-//! §4, §6).
+//! Installation of views: the one place where roles change (consistency.md §3, last part of §4, §6).
 //!
 //! | from \ named as | primary | secondary | candidate or nothing |
 //! |---|---|---|---|
-//! | nothing yet | founding view only | founding view only | wiped |
+//! | no view yet | founding view, or any view if restored | founding view, or any view if restored | wiped |
 //! | primary | keeps its log | hand-over view, and active: hands over | wiped |
-//! | handing over | takes the group back | the same view again | wiped |
+//! | handing over | takes the group back | never | wiped |
 //! | taking over | waits for its grace | never | wiped |
-//! | secondary | takes over, or waits for HANDOVER | keeps its copy | wiped |
+//! | secondary | takes over, or waits for HANDOVER | under the same primary: keeps its copy | wiped |
 //! | candidate | as a secondary, if its copy is complete | if its copy is complete | wiped |
 //!
-//! What the table calls *never*, and a copy that is not complete in a view that takes it for complete,
-//! cannot be in a view that a coordinator made by the rules; the view is refused.
+//! A coordinator that follows the rules creates no view that the table marks *never* or that treats an incomplete
+//! copy as complete. Such a view is rejected. Installing the installed view again changes nothing.
 
 use kv_protocol::client_message::Status;
 use kv_protocol::ids::{Member, SequenceNumber, Time, ViewVersion};
@@ -26,10 +25,10 @@ use super::requests::Asker;
 use super::{Answers, HandingOver, InstallError, Replica, Role};
 use crate::holes::{self, Hole};
 
-/// The version of a group's first view: the only one that makes holders of empty replicas.
+/// The version of a group's first view: the only one that makes empty replicas holders.
 const FOUNDING: ViewVersion = ViewVersion(1);
 
-/// What a view names a member as.
+/// The role in which a view names a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Named {
     Primary,
@@ -48,7 +47,7 @@ fn named_as(view: &View, me: Member) -> Named {
 }
 
 impl Replica {
-    /// What a view names this replica's process as.
+    /// Returns the role in which a view names this replica's process.
     pub(super) fn named(&self, view: &View) -> Named {
         named_as(view, self.config.me)
     }
@@ -106,7 +105,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Whether a replica in this role can be what the view names it as: the table above.
+    /// Returns whether a replica in this role can take the role that the view names: the table above.
     fn may_become(&self, named: Named, view: &View) -> bool {
         match (named, &self.role) {
             (Named::Candidate | Named::Nothing, _) => true,
@@ -163,7 +162,7 @@ impl Replica {
             | Role::Secondary(follower)
             | Role::Candidate(follower, _) => {
                 let follower = follower.on_new_stream(&mut self.table);
-                // What was applied is committed, and the numbers go on.
+                // What was applied is committed, and sequence numbers continue.
                 let restarted = holes::is_open(Hole::SnRestarted);
                 let last = if restarted { SequenceNumber::ZERO } else { follower.last };
                 let log = PendingLog::starting_after(last);
@@ -205,7 +204,7 @@ impl Replica {
         };
     }
 
-    /// Forgets everything but its view and what it has acked.
+    /// Drops everything but its view and its last ack.
     fn wipe(&mut self, answers: &mut impl Answers) {
         if let Some(sender) = self.sender_mut() {
             let waiters = sender.log.take_waiters();
@@ -217,7 +216,7 @@ impl Replica {
         self.restored = None;
     }
 
-    /// Tells clients that wait for writes to ask elsewhere.
+    /// Sends clients that wait for writes to the new primary.
     fn turn_away(&self, waiters: Vec<Asker>, answers: &mut impl Answers) {
         for asker in waiters {
             let reason = "this server is no longer the primary; ask again with the same number";
@@ -225,12 +224,11 @@ impl Replica {
         }
     }
 
-    /// A process is proven to have ended. It counts for the very process that this replica acked
-    /// last: nothing else is waited for.
+    /// Handles the proven death of a process. It ends a grace only if this replica acked that process last.
     pub fn on_exited(&mut self, now: Time, member: Member) {
         self.readings.note(now);
         self.proven = Some(member);
-        // No grace is owed to the dead; another death that is proven later takes nothing of that back.
+        // No grace is due to a dead process. A later proof of another death does not bring the grace back.
         self.acked.take_if(|acked| acked.to == member);
         match &mut self.role {
             Role::Primary(primary) => {
@@ -244,8 +242,8 @@ impl Replica {
         }
     }
 
-    /// In a hand-over view, besides HANDOVER, only the proven death of the old primary frees the new
-    /// one; never its own grace, because the old one may hold writes that this one lacks.
+    /// Takes over in a hand-over view if the old primary is proven dead. Besides HANDOVER nothing else frees the new
+    /// primary. Its own grace does not: the old primary may hold writes that this one lacks.
     fn take_over_if_free(&mut self, now: Time) {
         let Some(old) = self.view.and_then(|view| view.secondary()) else { return };
         let graced = holes::is_open(Hole::GraceInHandover)
@@ -255,7 +253,7 @@ impl Replica {
         }
     }
 
-    /// Everything of the old primary is here, or gone for good: this replica serves.
+    /// Makes this replica the serving primary: everything of the old primary is here, or lost for good.
     pub(super) fn finish_taking_over(&mut self) {
         self.role = match std::mem::replace(&mut self.role, Role::Out) {
             Role::TakingOver(follower) => {
@@ -268,7 +266,7 @@ impl Replica {
         };
     }
 
-    /// The new primary has everything and serves: what was handed over is committed here too.
+    /// Commits what was handed over: the new primary has everything and serves.
     pub(super) fn finish_handing_over(&mut self) {
         let role = std::mem::replace(&mut self.role, Role::Out);
         self.role = match role {
@@ -284,7 +282,7 @@ impl Replica {
         };
     }
 
-    /// Time has passed: a grace may be over.
+    /// Ends a grace whose time has passed.
     pub(super) fn advance_standing(&mut self, now: Time) {
         match &mut self.role {
             Role::Primary(primary) => primary.standing.advance(now),

@@ -1,4 +1,4 @@
-//! Leases and graces: fencing without killing (consistency.md §4).
+//! Leases and graces: fencing a primary without killing it (consistency.md §4).
 //!
 //! ```text
 //!   primary   |t_send| ------------- LEASE -------------> |until
@@ -7,27 +7,27 @@
 //!   follower     receives, reads its clock, acks |now| ------------ GRACE ---------------> |until
 //! ```
 //!
-//! Both ends count from readings of their own clocks. The primary's was taken before sending, the
-//! follower's after receiving, so in true time the lease begins no later than the grace; and the
-//! grace is long enough that it ends later too, whichever way the clocks drift.
+//! Each end counts from a reading of its own clock. The primary reads its clock before it sends, the
+//! follower after it receives, so in true time the lease begins no later than the grace. The grace is
+//! long enough that it also ends later than the lease for every permitted clock drift.
 
 use kv_protocol::FailureTimeout;
 use kv_protocol::ids::{Member, Time};
 
-/// A primary's right to answer reads.
+/// The permission of a primary to serve reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Lease {
     until: Option<Time>,
 }
 
 impl Lease {
-    /// An ack came back: the lease counts from the reading that it echoes.
+    /// Extends the lease on an ack. It counts from the clock reading that the ack echoes.
     pub(super) fn renew(&mut self, t_send: Time, times: FailureTimeout) {
         let until = t_send + times.lease();
         self.until = Some(self.until.map_or(until, |earlier| earlier.max(until)));
     }
 
-    /// Whether it holds at this reading.
+    /// Returns whether the lease holds at this reading.
     pub(super) fn holds(&self, now: Time) -> bool {
         self.until.is_some_and(|until| now < until)
     }
@@ -37,8 +37,8 @@ impl Lease {
     }
 }
 
-/// The last ack that this replica ever sent, and what it owes for it: until the grace ends, or its
-/// receiver is proven dead, this replica serves nothing as a successor.
+/// The last ack that this replica sent, and the grace that it implies. As a successor this replica serves nothing
+/// until the grace ends or the receiver of the ack is proven dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Acked {
     pub(super) to: Member,
@@ -46,23 +46,23 @@ pub(super) struct Acked {
 }
 
 impl Acked {
-    /// An ack to `to`, about to be sent; `now` was read after the messages that it acks came.
+    /// Creates the record of an ack to `to` that is about to be sent. `now` was read after the acked messages arrived.
     pub(super) fn new(to: Member, now: Time, times: FailureTimeout) -> Acked {
         Acked { to, until: now + times.grace() }
     }
 }
 
-/// Whether a primary may serve.
+/// The permission of a primary to serve at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It may.
+    /// Permission to serve.
     Active,
-    /// It waits for the end of its own grace.
+    /// No permission before the end of its own grace.
     InGrace(Acked),
 }
 
 impl Standing {
-    /// What a member that acked so, and knows of this death, is when it becomes primary.
+    /// Returns the standing of a member that becomes primary, given its last ack and the death proven last.
     pub(super) fn on_promotion(acked: Option<Acked>, proven: Option<Member>) -> Standing {
         match acked {
             Some(acked) if proven != Some(acked.to) => Standing::InGrace(acked),
@@ -70,7 +70,7 @@ impl Standing {
         }
     }
 
-    /// Time has passed.
+    /// Ends the grace if its time has passed.
     pub(super) fn advance(&mut self, now: Time) {
         if let Standing::InGrace(acked) = *self
             && now >= acked.until
@@ -79,7 +79,7 @@ impl Standing {
         }
     }
 
-    /// A process is proven dead; the proof counts only for the very one that was acked last.
+    /// Ends the grace if the process proven dead is the one that was acked last.
     pub(super) fn on_exited(&mut self, member: Member) {
         if matches!(*self, Standing::InGrace(acked) if acked.to == member) {
             *self = Standing::Active;
@@ -101,7 +101,7 @@ mod tests {
         Member { server: ServerId(0), incarnation: Incarnation(incarnation) }
     }
 
-    /// The same stretch of true time on a clock that runs `percent` of true speed.
+    /// Converts a duration of true time for a clock that runs at `percent` of true speed.
     fn on_a_clock_of(percent: u64, true_time: Duration) -> Duration {
         Duration::from_nanos(u64::try_from(true_time.as_nanos()).unwrap() * percent / 100)
     }

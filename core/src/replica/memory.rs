@@ -1,9 +1,9 @@
 //! The memory of a replica's table: its limit, and the compaction that keeps it usable.
 //!
-//! A write that finds no room has the table compacted at once, within a bound for each wake-up. If that is not
-//! enough, the write is answered BUSY, and the client tries it again; OUT-OF-SPACE says that only deleting
-//! helps. All other steps are taken in the background, one each [`COMPACTION_INTERVAL`], in every role: a
-//! secondary has the same entries, and holes of its own.
+//! A write that finds no room triggers compaction at once, bounded per wake-up. If that is not enough, the write is
+//! rejected with BUSY and the client retries it. OUT-OF-SPACE means that only deleting entries helps. All other
+//! steps run in the background, one each [`COMPACTION_INTERVAL`], in every role: a secondary has the same entries
+//! but a different fragmentation.
 
 use std::time::Duration;
 
@@ -12,32 +12,32 @@ use kv_protocol::ids::{SequenceNumber, Time};
 use super::{Replica, StreamError};
 use crate::table::{CompactionBudget, Pressure, Room};
 
-/// The time between two steps in the background: they take a twentieth of it, or a fifth beyond the limit.
+/// The interval of background steps. A step takes a twentieth of it, or a fifth when memory exceeds the limit.
 const COMPACTION_INTERVAL: Duration = Duration::from_millis(1);
-/// The most steps of one wake-up that writes wait for.
+/// The most steps per wake-up on behalf of waiting writes.
 const PRESSED_STEPS: usize = 4;
-/// The share of its limit, as a divisor, by which a copy may exceed it: the holes of two tables with the same
-/// entries differ.
+/// The share of its limit, as a divisor, by which a copy may exceed it: two tables with the same entries differ in
+/// fragmentation.
 const COPY_BEYOND_LIMIT: u64 = 8;
 
-/// The last steps.
+/// The times of the last compaction steps.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LastSteps {
-    /// In the background.
+    /// The last background step.
     background: Time,
-    /// For a write.
+    /// The last step for a write.
     pressed: Option<Time>,
 }
 
 impl Replica {
-    /// The time of the next step in the background.
+    /// Returns the time of the next background step.
     pub(super) fn next_compaction(&self) -> Option<Time> {
         let pressure = self.table.pressure(self.config.memory_limit);
         let wants = self.table.wants_compaction(pressure);
         wants.then(|| self.last_steps.background + COMPACTION_INTERVAL)
     }
 
-    /// Takes a step in the background, if one is due.
+    /// Runs a background step if one is due.
     pub(super) fn compact(&mut self, now: Time) {
         if self.next_compaction().is_some_and(|due| due <= now) {
             self.last_steps.background = now;
@@ -52,19 +52,19 @@ impl Replica {
         }
     }
 
-    /// Changes the memory limit of this table; `None`: no limit. A lower one drops nothing: writes are refused until
+    /// Changes the memory limit of this table; `None`: no limit. A lower limit drops nothing: writes are rejected until
     /// entries are deleted.
     pub fn set_memory_limit(&mut self, limit: Option<u64>) {
         self.config.memory_limit = limit;
     }
 
-    /// Notes how much of the memory limit others hold now: writes leave that free. A copy does not, as its
-    /// primary may have used what is lent here for a moment.
+    /// Sets how much of the memory limit is lent to other tables now; writes leave that much free. A copy may use it,
+    /// because its primary may have used the part that is lent here at the moment.
     pub fn lend_memory(&mut self, bytes: u64) {
         self.lent = bytes;
     }
 
-    /// Whether an entry stays within the limit, after some compaction where that helps.
+    /// Returns whether an entry stays within the limit, after some compaction if that helps.
     pub(super) fn make_room(&mut self, now: Time, key_len: usize, value_len: usize) -> Room {
         let Some(limit) = self.config.memory_limit else { return Room::Fits };
         let limit = limit.saturating_sub(self.lent);
@@ -83,8 +83,8 @@ impl Replica {
         room
     }
 
-    /// Whether a candidate has room for one more entry of the copy. The primary stays within its own limit, so
-    /// this one lacks room only if it was given less.
+    /// Checks that a candidate has room for one more entry of the copy. The primary stays within its own limit, so this
+    /// replica lacks room only if its limit is lower.
     pub(super) fn check_copy_room(
         &self,
         sn: SequenceNumber,

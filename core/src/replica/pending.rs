@@ -1,4 +1,4 @@
-//! The pending log: writes that have a sequence number and wait for the other holder.
+//! The pending log: writes that have a sequence number and wait for the ack of the other holder.
 //!
 //! ```text
 //!   committed   sent so far         last assigned
@@ -6,9 +6,9 @@
 //!       |            ^ cursor           |
 //! ```
 //!
-//! The log is also what the stream sends from: a cursor says which write, and which byte of its
-//! value, goes out next. A new stream moves the cursor back to the first write that the other side
-//! lacks; nothing else is needed for sending again.
+//! The stream also sends from this log: a cursor marks which write, and which byte of its value, is
+//! sent next. A new stream moves the cursor back to the first write that the other side lacks; resending
+//! needs nothing else.
 
 use std::collections::VecDeque;
 
@@ -20,22 +20,22 @@ use kv_protocol::placement::Digest;
 use super::requests::Asker;
 use crate::table::{Staged, Table, TableHash};
 
-/// One write that waits.
+/// One pending write.
 #[derive(Debug)]
 pub(super) struct PendingWrite {
     pub(super) effect: Effect,
     pub(super) digest: Digest,
     pub(super) hash: TableHash,
     pub(super) record: CompletionRecord,
-    /// Key and value, in the table's memory but not in the table. `None`: the write has no key.
+    /// Key and value, staged in the table's memory but not linked into the table. `None`: the write has no key.
     pub(super) staged: Option<Staged>,
     pub(super) waiters: Waiters,
-    /// Bytes of key and value.
+    /// The length of key and value in bytes.
     pub(super) bytes: usize,
 }
 
-/// The requests that wait for one write. Of each kind it is the latest: a late sending of the write takes no response
-/// from a question about it.
+/// The requests that wait for one write: the latest of each kind. A delayed sending of the write must not take the
+/// response of a RESOLVE.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Waiters {
     sending: Option<Asker>,
@@ -55,7 +55,7 @@ impl Waiters {
     }
 }
 
-/// The writes between the last committed and the last assigned, in order.
+/// The writes after the last committed up to the last assigned, in order.
 #[derive(Debug, Default)]
 pub(super) struct PendingLog {
     writes: VecDeque<PendingWrite>,
@@ -64,65 +64,65 @@ pub(super) struct PendingLog {
     cursor: Cursor,
 }
 
-/// What goes out next.
+/// The position of the next byte to send.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cursor {
-    /// Writes of the log that are sent in full.
+    /// The number of writes of the log that are sent in full.
     whole: usize,
-    /// Bytes of the next write's value that are sent; `None` when not even its PREPARE is.
+    /// The number of bytes sent of the next write's value; `None` if its PREPARE was not sent.
     part: Option<usize>,
 }
 
 impl PendingLog {
-    /// An empty log that goes on after `committed`.
+    /// Creates an empty log that continues after `committed`.
     pub(super) fn starting_after(committed: SequenceNumber) -> PendingLog {
         PendingLog { committed, ..PendingLog::default() }
     }
 
-    /// The same log, of which the next stream has been sent nothing.
+    /// Returns the same log with its cursor at the start, for a new stream.
     pub(super) fn into_new_stream(self) -> PendingLog {
         PendingLog { cursor: Cursor::default(), ..self }
     }
 
-    /// Whoever waits for an answer, and waits no more.
+    /// Takes all requests that wait for a response.
     pub(super) fn take_waiters(&mut self) -> Vec<Asker> {
         self.writes.iter_mut().flat_map(|write| std::mem::take(&mut write.waiters).all()).collect()
     }
 
-    /// The last committed write.
+    /// Returns the last committed write.
     pub(super) fn committed(&self) -> SequenceNumber {
         self.committed
     }
 
-    /// The last write assigned.
+    /// Returns the last assigned write.
     pub(super) fn last(&self) -> SequenceNumber {
         SequenceNumber(self.committed.0 + self.writes.len() as u64)
     }
 
-    /// Whether nothing waits.
+    /// Returns whether no write is pending.
     pub(super) fn is_empty(&self) -> bool {
         self.writes.is_empty()
     }
 
-    /// Whether one more write of `bytes` fits the bounds. A single write always fits an empty log.
+    /// Returns whether one more write of `bytes` fits the limits. A single write always fits an empty log.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         self.writes.len() < MAX_PENDING_WRITES
             && (self.writes.is_empty() || self.bytes + bytes <= MAX_PENDING_BYTES)
     }
 
-    /// Appends a write; its sequence number is the answer.
+    /// Appends a write and returns its sequence number.
     pub(super) fn push(&mut self, write: PendingWrite) -> SequenceNumber {
         self.bytes += write.bytes;
         self.writes.push_back(write);
         self.last()
     }
 
-    /// Takes the oldest write, which is thereby committed.
+    /// Takes the oldest write, which commits it.
     pub(super) fn commit_oldest(&mut self) -> Option<PendingWrite> {
         let write = self.writes.pop_front()?;
         self.bytes -= write.bytes;
         self.committed = self.committed.next();
-        // A write is acked only after all of it was sent; a sole primary sends nothing.
+        // A write is acked only after it was sent in full; a sole primary sends nothing.
         match self.cursor.whole.checked_sub(1) {
             Some(whole) => self.cursor.whole = whole,
             None => self.cursor.part = None,
@@ -130,19 +130,19 @@ impl PendingLog {
         Some(write)
     }
 
-    /// The hashes of the oldest writes.
+    /// Returns the hashes of the pending writes, oldest first.
     pub(super) fn hashes(&self) -> impl Iterator<Item = TableHash> {
         self.writes.iter().map(|write| write.hash)
     }
 
-    /// The write with this sequence number, if it waits.
+    /// Returns the write with this sequence number if it is pending.
     pub(super) fn get_mut(&mut self, sn: SequenceNumber) -> Option<&mut PendingWrite> {
         let index = usize::try_from(sn.0.checked_sub(self.committed.0 + 1)?).ok()?;
         self.writes.get_mut(index)
     }
 
-    /// The newest write that changes the key; the log is short, and this is asked only by writes
-    /// whose outcome depends on it.
+    /// Returns the newest write that changes the key. The linear search is acceptable: the log is short, and only
+    /// writes with a condition need it.
     pub(super) fn newest_change(
         &self,
         table: &Table,
@@ -157,7 +157,7 @@ impl PendingLog {
         Some((SequenceNumber(self.committed.0 + 1 + at as u64), self.writes[at].effect))
     }
 
-    /// The newest pending PUT of a key, which no reader may see.
+    /// Returns the newest pending PUT of a key, which no reader may see.
     pub(super) fn newest_staged(
         &self,
         table: &Table,
@@ -169,7 +169,7 @@ impl PendingLog {
         Some((sn, self.writes[at].staged.as_ref()?))
     }
 
-    /// Key and value of every write that has them.
+    /// Returns key and value of every write that has them.
     pub(super) fn staged<'a>(
         &'a self,
         table: &'a Table,
@@ -178,8 +178,8 @@ impl PendingLog {
         staged.map(|staged| table.staged_entry(staged))
     }
 
-    /// Sends again from the write after `applied`. `None`: the other side claims a write that this
-    /// one does not have, or lacks one that is committed and gone from the log.
+    /// Moves the cursor to the write after `applied`. Returns `None` if the other side claims a write that this log
+    /// does not have, or lacks one that is committed and no longer in the log.
     pub(super) fn rewind(&mut self, applied: SequenceNumber) -> Option<()> {
         let whole = usize::try_from(applied.0.checked_sub(self.committed.0)?).ok()?;
         if whole > self.writes.len() {
@@ -189,22 +189,22 @@ impl PendingLog {
         Some(())
     }
 
-    /// The last write that was sent in full.
+    /// Returns the last write that was sent in full.
     pub(super) fn sent(&self) -> SequenceNumber {
         SequenceNumber(self.committed.0 + self.cursor.whole as u64)
     }
 
-    /// Whether the rest of a value is what goes out next.
+    /// Returns whether the next message continues a value.
     pub(super) fn is_amid_value(&self) -> bool {
         self.cursor.part.is_some()
     }
 
-    /// Whether something waits to be sent.
+    /// Returns whether a write is not sent in full.
     pub(super) fn has_unsent(&self) -> bool {
         self.cursor.whole < self.writes.len()
     }
 
-    /// Gives the next message to `send` and moves on; `false` when all is sent.
+    /// Passes the next message to `send` and advances the cursor; returns `false` if everything is sent.
     pub(super) fn send_next(
         &mut self,
         table: &Table,

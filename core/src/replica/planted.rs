@@ -1,5 +1,5 @@
-//! What messages of an older view do to a replica that does not refuse them: only where a hole is
-//! open, and only in builds that can open one.
+//! The effect of messages of an older view on a replica that does not reject them. Compiled only with the
+//! feature `holes`, and active only while such a mutation is enabled.
 
 use kv_protocol::ids::{SequenceNumber, ViewVersion};
 use kv_protocol::peer_message::{Ack, Effect, PeerMessage, Prepare};
@@ -7,15 +7,15 @@ use kv_protocol::peer_message::{Ack, Effect, PeerMessage, Prepare};
 use super::{Replica, Role};
 use crate::holes::{self, Hole};
 
-/// What such messages leave.
+/// The state that such messages leave behind.
 #[derive(Debug, Default)]
 pub(super) struct Planted {
-    /// An ack under the older view.
+    /// An ack to send under the older view.
     pub(super) old_ack: Option<Ack>,
 }
 
 impl Replica {
-    /// Takes a message of an older view, where the rule against that is left out.
+    /// Accepts a message of an older view if the rule against it is disabled; returns whether it was accepted.
     pub(super) fn takes_old_message(
         &mut self,
         message: &PeerMessage<'_>,
@@ -42,7 +42,7 @@ impl Replica {
 
     fn apply_old(&mut self, prepare: &Prepare<'_>) {
         if self.follower().is_some() {
-            // Whatever does not fit is acked all the same.
+            // The ack is sent even if the write does not fit.
             let _ = self.on_prepare(prepare);
             return;
         }

@@ -1,19 +1,19 @@
-//! The sending end: who must ack, what an ack commits, and what becomes of a candidate.
+//! The sending end: which acks a commit needs, commits, and the progress of a candidate.
 //!
 //! ```text
 //!   view names       Candidacy        commits wait for     reads need
-//!   nobody else      None             nobody               nothing
-//!   a candidate      Awaited          nobody               nothing
+//!   no other member  None             nothing              nothing
+//!   a candidate      Awaited          nothing              nothing
 //!                    Copying          its ack (union)      nothing
 //!                    CaughtUp         its ack (union)      its lease
-//!                    Failed           nobody               nothing
+//!                    Failed           nothing              nothing
 //!   a secondary      None             its ack              its lease
 //! ```
 //!
-//! The union is entered as soon as the candidate's stream stands, before the copy begins, so no write
-//! is ever committed that neither the stream nor the copy brings. It may be left for `Failed` until
-//! the candidate is told to have caught up; from then on only a view ends it, because any moment
-//! the coordinator may make the candidate a secondary, and may then name it primary.
+//! The primary enters the union as soon as the candidate's stream is up, before the copy begins. So no
+//! committed write is missed by both the stream and the copy. The primary may leave the union for
+//! `Failed` until it reports the candidate as caught up. From then on only a view ends the union: at any
+//! moment the coordinator may make the candidate a secondary and then name it primary.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -33,28 +33,28 @@ use super::{Answers, Replica, Role, StreamError};
 use crate::holes::{self, Hole};
 use crate::table::{LOOK_AHEAD, Staged, TableHash};
 
-/// The number of searches for idle sessions within the time after which a session is idle.
+/// The number of searches for idle sessions per session idle time.
 const LOOKS_FOR_IDLE: u32 = 10;
 
-/// After so many streams in a row that brought no write forward, the other end does not keep up. Each is
-/// dialled after a longer pause, so this takes a quarter of a second.
+/// The number of consecutive streams without progress after which the other end counts as not keeping up. With the
+/// back-off between dials this takes a quarter of a second.
 const FRUITLESS_STREAMS: u32 = 8;
 
-/// How long a candidate may take to take its first stream.
+/// The timeout for a candidate's first stream.
 const CANDIDATE_CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What a primary knows beside table and sessions.
+/// The state of a primary besides table and sessions.
 #[derive(Debug)]
 pub(super) struct Primary {
     pub(super) sender: Sender,
     pub(super) standing: Standing,
     pub(super) lease: Lease,
     pub(super) candidacy: Candidacy,
-    /// When idle sessions are looked for next.
+    /// The time of the next search for idle sessions.
     forget_at: Option<Time>,
-    /// Its newest write that forgets sessions.
+    /// Its newest write that expires sessions.
     forgot: SequenceNumber,
-    /// Earlier positions of the log, over the time after which a session is idle; they give the horizon.
+    /// Earlier positions of the log within the session idle time; they yield the horizon.
     marks: VecDeque<Mark>,
 }
 
@@ -65,18 +65,18 @@ struct Mark {
     committed: SequenceNumber,
 }
 
-/// How far the candidate of the view is, if the view has one.
+/// The progress of the view's candidate, if it has one.
 #[derive(Debug)]
 pub(super) enum Candidacy {
-    /// The view has none.
+    /// No candidate in the view.
     None,
-    /// Its stream has not stood yet.
+    /// A candidate whose first stream is not up yet.
     Awaited { since: Time },
-    /// It is in the union, and the copy goes on.
+    /// A candidate in the union whose copy is in progress.
     Copying(Box<CopyOut>),
-    /// It has everything; the coordinator is told.
+    /// A candidate that has everything; this is reported to the coordinator.
     CaughtUp,
-    /// It was left behind; only a new view gives it another chance.
+    /// A candidate that was dropped from the union; only a new view retries it.
     Failed,
 }
 
@@ -85,13 +85,13 @@ pub(super) enum Candidacy {
 pub(super) struct Sender {
     pub(super) log: PendingLog,
     stream: Stream,
-    /// Streams in a row that stood and ended while writes waited, and brought no write forward.
+    /// The number of consecutive streams that were up and ended without progress while writes were pending.
     fruitless: u32,
-    /// Whether a write was acked on the stream that stands.
+    /// True if a write was acked on the current stream.
     has_progressed: bool,
-    /// The bytes of the value of the oldest write that were acked on it.
+    /// The acked bytes of the oldest write's value on the current stream.
     part: u64,
-    /// The following end has refused a stream for this reason, and acked no write since.
+    /// The reason for which the following end refused a stream, until it acks a write.
     refused: Following,
 }
 
@@ -101,7 +101,7 @@ enum Stream {
     #[default]
     Down,
     Up {
-        /// The newest `t_send` given to it; a beacon is due an interval later.
+        /// The newest `t_send` sent on it; a beacon is due one interval later.
         t_send: Option<Time>,
     },
 }
@@ -111,7 +111,7 @@ impl Sender {
         Sender { log, ..Sender::default() }
     }
 
-    /// An empty log that goes on after `last`.
+    /// Creates a sender with an empty log that continues after `last`.
     pub(super) fn starting_after(last: SequenceNumber) -> Sender {
         Sender::of(PendingLog::starting_after(last))
     }
@@ -125,13 +125,13 @@ impl Sender {
         self.stream = Stream::Down;
     }
 
-    /// A new view: its streams are others, and the other end has not failed in it.
+    /// Resets the stream state for a new view, under which the other end has not failed.
     pub(super) fn on_new_view(&mut self) {
         self.disconnect();
         (self.fruitless, self.refused) = (0, Following::KeepsUp);
     }
 
-    /// The stream broke.
+    /// Records that the stream broke.
     pub(super) fn on_broken(&mut self) {
         if self.is_connected() && !self.has_progressed && !self.log.is_empty() {
             self.fruitless = (self.fruitless + 1).min(FRUITLESS_STREAMS);
@@ -139,8 +139,8 @@ impl Sender {
         self.disconnect();
     }
 
-    /// The other end has acked up to here, and so many bytes of the value of the next write: whether that is more than
-    /// before on this stream, or all there is.
+    /// Records an ack up to `sn`, with `part` bytes of the next write's value. Returns whether it counts as a sign of
+    /// life: it shows progress, nothing is pending, or the stream before did not end without progress.
     pub(super) fn note_ack(&mut self, sn: SequenceNumber, part: u64) -> bool {
         let is_progress = sn > self.log.committed() || self.log.is_empty();
         if is_progress {
@@ -153,12 +153,12 @@ impl Sender {
         has_more || self.fruitless == 0
     }
 
-    /// The other end has refused the stream for want of memory.
+    /// Records that the other end refused the stream for lack of memory.
     pub(super) fn note_no_memory(&mut self) {
         self.refused = Following::OutOfMemory;
     }
 
-    /// Whether the other end keeps up.
+    /// Returns whether the other end keeps up.
     pub(super) fn following(&self) -> Following {
         match self.refused {
             Following::KeepsUp if self.fruitless >= FRUITLESS_STREAMS => Following::NoProgress,
@@ -170,12 +170,12 @@ impl Sender {
         matches!(self.stream, Stream::Up { .. })
     }
 
-    /// A reading travels on the stream.
+    /// Records that a message with this reading was sent on the stream.
     pub(super) fn note_sent(&mut self, t_send: Time) {
         self.stream = Stream::Up { t_send: Some(t_send) };
     }
 
-    /// When a beacon is due, at one an interval.
+    /// Returns the time at which the next beacon is due, one per interval.
     pub(super) fn beacon_due(&self, interval: Duration) -> Option<Time> {
         match self.stream {
             Stream::Down => None,
@@ -184,7 +184,7 @@ impl Sender {
         }
     }
 
-    /// Whether a reading that comes back was ever sent on this stream.
+    /// Returns whether an echoed reading was sent on this stream.
     pub(super) fn has_sent(&self, echo: Time) -> bool {
         matches!(self.stream, Stream::Up { t_send: Some(newest) } if echo <= newest)
     }
@@ -203,17 +203,17 @@ impl Primary {
         }
     }
 
-    /// Whether it may serve, dial, and enter a union.
+    /// Returns whether it may serve, dial, and enter a union.
     pub(super) fn is_active(&self) -> bool {
         self.standing == Standing::Active
     }
 
-    /// Returns whether sessions are forgotten here that another primary may still know.
+    /// Returns whether it has expired sessions that another primary may still have.
     pub(super) fn is_forgetting(&self) -> bool {
         self.forgot > self.sender.log.committed()
     }
 
-    /// Whether every commit waits for the candidate.
+    /// Returns whether every commit waits for the candidate.
     pub(super) fn is_in_union(&self) -> bool {
         match &self.candidacy {
             Candidacy::Copying(copy) => copy.is_registered(),
@@ -225,20 +225,20 @@ impl Primary {
 
 /// Commits.
 impl Replica {
-    /// Whether reads need a lease: some other member may be named primary without this one.
+    /// Returns whether reads need a lease: some other member may be named primary without this one.
     pub(super) fn needs_lease(&self) -> bool {
         let caught_up = |p: &super::Primary| matches!(p.candidacy, Candidacy::CaughtUp);
         self.view.is_some_and(|view| view.secondary().is_some())
             || self.primary().is_some_and(caught_up)
     }
 
-    /// Whether no other member must ack before a write is committed.
+    /// Returns whether no other member must ack before a write is committed.
     fn is_alone(&self) -> bool {
         self.view.is_some_and(|view| view.secondary().is_none())
             && self.primary().is_some_and(|primary| !primary.is_in_union())
     }
 
-    /// A primary without another holder commits what it logs; not once its dump has begun.
+    /// Commits all logged writes if no other member must ack, unless the dump has begun.
     pub(super) fn commit_if_alone(&mut self, answers: &mut impl Answers) {
         if self.is_alone()
             && !self.frozen
@@ -249,7 +249,7 @@ impl Replica {
         }
     }
 
-    /// Commits everything up to `sn`, and answers whoever waits.
+    /// Commits everything up to `sn` and responds to the waiting requests.
     pub(super) fn commit_up_to(&mut self, sn: SequenceNumber, answers: &mut impl Answers) {
         let mut at_hand = 0;
         while let Some(sender) = self.sender_mut()
@@ -271,7 +271,7 @@ impl Replica {
         }
     }
 
-    /// Asks for the table's memory of the next writes up to `sn`.
+    /// Prefetches the table memory of the next writes up to `sn`.
     fn prefetch_commits(&self, sn: SequenceNumber) {
         let Some(primary) = self.primary() else { return };
         let log = &primary.sender.log;
@@ -287,7 +287,7 @@ impl Replica {
         self.table.prefetch(&hashes[..known]);
     }
 
-    /// What a committed write does to the table.
+    /// Applies a committed write to the table.
     pub(super) fn apply_committed(
         &mut self,
         sn: SequenceNumber,
@@ -306,7 +306,7 @@ impl Replica {
         self.check_order(sn, replaced);
     }
 
-    /// The versions of a key only ever rise.
+    /// Asserts that the versions of a key only increase.
     pub(super) fn check_order(&self, sn: SequenceNumber, replaced: Option<SequenceNumber>) {
         assert!(
             replaced.is_none_or(|older| older < sn),
@@ -316,7 +316,7 @@ impl Replica {
         );
     }
 
-    /// At the end of a copy the table is compared as of one write.
+    /// Passes the commit and the table's digest to the copy, whose end compares both tables as of one write.
     fn note_committed(&mut self, committed: SequenceNumber) {
         let digest = self.table.digest();
         if let Some(Primary { candidacy: Candidacy::Copying(copy), .. }) = self.primary_mut() {
@@ -324,7 +324,7 @@ impl Replica {
         }
     }
 
-    /// An ack of the other holder, or of the candidate.
+    /// Handles an ack of the other holder, or of the candidate.
     pub(super) fn on_ack(
         &mut self,
         now: Time,
@@ -351,7 +351,7 @@ impl Replica {
         Ok(())
     }
 
-    /// The candidate has the whole copy: if it is the same as what is here, it has caught up.
+    /// Handles the report of a complete copy: if it equals this table, the candidate has caught up.
     pub(super) fn on_marked(
         &mut self,
         marked: &Marked,
@@ -370,7 +370,7 @@ impl Replica {
         Err(StreamError::Diverged { sn: marked.sn })
     }
 
-    /// Leaves the candidate behind. Not once the coordinator is told that it has caught up.
+    /// Drops the candidate from the union, unless the coordinator may already have its caught-up report.
     pub(super) fn fail_candidate(&mut self, answers: &mut impl Answers) {
         let heard = self.heard;
         let Some(primary) = self.primary_mut() else { return };
@@ -391,9 +391,9 @@ impl Replica {
     }
 }
 
-/// Time.
+/// Timeouts.
 impl Replica {
-    /// When [`Replica::on_timeout`] (and then [`Replica::pump`]) is wanted next.
+    /// Returns when [`Replica::on_timeout`], followed by [`Replica::pump`], must be called next.
     pub fn next_timeout(&self) -> Option<Time> {
         if self.frozen {
             return self.next_frozen_timeout();
@@ -401,7 +401,7 @@ impl Replica {
         [self.next_duty(), self.next_compaction()].into_iter().flatten().min()
     }
 
-    /// When its role wants that.
+    /// Returns the next time at which its role requires that.
     fn next_duty(&self) -> Option<Time> {
         if let Role::HandingOver(old) = &self.role {
             return old.sender.beacon_due(self.config.failure_timeout.beacon_interval());
@@ -431,7 +431,7 @@ impl Replica {
         [grace, candidate, beacon, primary.forget_at].into_iter().flatten().min()
     }
 
-    /// Does what is due by now: the end of a grace, a candidate that is silent, idle sessions, compaction.
+    /// Does the work that is due: end of a grace, timeout of a silent candidate, idle sessions, compaction.
     pub fn on_timeout(&mut self, now: Time, answers: &mut impl Answers) {
         self.readings.note(now);
         self.advance_standing(now);
@@ -455,8 +455,8 @@ impl Replica {
         }
     }
 
-    /// Forgets sessions that have written nothing for long. That is a write of its own, so both holders forget the same
-    /// ones. Time in which this shard slept does not count: a client on the same machine slept as well.
+    /// Expires sessions that have written nothing for long. This is a write of its own, so both holders expire the same
+    /// sessions. Time in which this shard was suspended does not count: a client on the same machine was suspended too.
     fn forget_idle_sessions(&mut self, now: Time, answers: &mut impl Answers) {
         let idle_after = self.config.session_idle;
         let look_again = idle_after / LOOKS_FOR_IDLE;
@@ -473,7 +473,7 @@ impl Replica {
         let pending = holes::is_open(Hole::PendingForgotten);
         let log = &primary.sender.log;
         let committed = if pending { log.last() } else { log.committed() };
-        // If a look comes late after a sleep, the shard has not been awake for much longer than at the last look.
+        // If the search is late after a suspension, the shard was not awake for much longer than at the last search.
         if primary.marks.back().is_none_or(|mark| awake >= mark.awake + look_again / 2) {
             primary.marks.push_back(Mark { awake, committed });
         }
@@ -491,7 +491,7 @@ impl Replica {
         }
     }
 
-    /// Makes room for another session: forgets those that have written nothing for longest.
+    /// Makes room for another session by expiring those that have written nothing for longest.
     pub(super) fn forget_oldest_sessions(&mut self, answers: &mut impl Answers) {
         let Some(primary) = self.primary() else { return };
         let committed = primary.sender.log.committed();
@@ -501,8 +501,7 @@ impl Replica {
         }
     }
 
-    /// Forgets every session up to the horizon. The horizon is committed, so no session with a pending write is
-    /// forgotten.
+    /// Expires every session up to the horizon. The horizon is committed, so no session with a pending write expires.
     fn forget_sessions(&mut self, horizon: SequenceNumber, answers: &mut impl Answers) {
         let draining = self.draining;
         let Some(primary) = self.primary_mut() else { return };
@@ -531,11 +530,11 @@ impl Replica {
         self.log(write, answers);
     }
 
-    /// The place in the log at which the session of a client greeted now may begin; zero if this replica is not the
-    /// primary.
+    /// Returns the log position at which the session of a client that connects now begins; zero if this replica is not
+    /// the primary.
     ///
-    /// It is committed, and a write that is sent later gets a higher number under any primary. So every write of such a
-    /// session is above it.
+    /// The position is committed, and a write that is sent later gets a higher number under any primary. So every write
+    /// of such a session is above it.
     pub fn session_start(&self) -> SequenceNumber {
         self.primary().map_or(SequenceNumber::ZERO, |primary| primary.sender.log.committed())
     }

@@ -1,4 +1,4 @@
-//! What clients ask of a primary: reads at once, writes when they are committed.
+//! Client requests at a replica: reads are served at once, writes when they are committed.
 
 use kv_protocol::client_message::{
     Answer, Condition, Operation, ReplicaRole, Request, Status, WriteHeader,
@@ -13,16 +13,16 @@ use crate::holes::{self, Hole};
 use crate::session::{LoggedRecord, Lookup};
 use crate::table::{Room, TableHash};
 
-/// A write as the newest pending state decides it.
+/// The outcome of a write, decided against the newest pending state.
 struct Decision {
     effect: Effect,
     status: Status,
-    /// The version answered; `None`: the write's own sequence number.
+    /// The version in the response; `None`: the write's own sequence number.
     version: Option<SequenceNumber>,
 }
 
 impl Decision {
-    /// An unknown write is settled: it is not done.
+    /// The settlement of an unknown write: it is not executed.
     const NOT_DONE: Decision = Decision {
         effect: Effect::Nothing,
         status: Status::NotDone,
@@ -30,7 +30,7 @@ impl Decision {
     };
 }
 
-/// Whom an answer goes to.
+/// The destination of a response.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     pub(super) connection: ConnectionId,
@@ -38,8 +38,8 @@ pub(super) struct Asker {
 }
 
 impl Replica {
-    /// Serves a request of a client whose key is in this group and shard. Reads are answered at
-    /// once, writes when they are committed.
+    /// Serves a client request for a key in this group and shard. Reads get their response at once, writes when they
+    /// are committed.
     pub fn on_request(
         &mut self,
         now: Time,
@@ -77,9 +77,9 @@ impl Replica {
         }
     }
 
-    /// The answer to a GET or VERIFY of a key that is in this group and shard, with the value where it lies in the
-    /// table: what [`Replica::on_request`] would answer. `None` where that has more to do, or refuses, and for
-    /// writes.
+    /// Returns the response to a GET or VERIFY of a key in this group and shard, with the value borrowed from the
+    /// table. It equals the response of [`Replica::on_request`]. Returns `None` for writes, and for reads that need
+    /// more work or are rejected.
     #[inline]
     pub fn answer_to_read(&self, now: Time, request: &Request<'_>) -> Option<Answer<'_>> {
         let is_active = || self.primary().is_some_and(|primary| primary.is_active());
@@ -97,13 +97,13 @@ impl Replica {
         }
     }
 
-    /// What the table knows a key by; for [`Replica::prefetch`].
+    /// Returns the hash of a key in the table; for [`Replica::prefetch`].
     #[inline]
     pub fn hash_of(&self, digest: Digest, key: &[u8]) -> TableHash {
         self.config.hash_secret.of_key(digest, key)
     }
 
-    /// Asks for the table's memory of requests and writes that come next; a hint, see [`Table::prefetch`].
+    /// Prefetches the table memory of requests and writes that come next; a hint, see [`Table::prefetch`].
     ///
     /// [`Table::prefetch`]: crate::table::Table::prefetch
     #[inline]
@@ -111,7 +111,7 @@ impl Replica {
         self.table.prefetch(hashes);
     }
 
-    /// Whether this replica serves such a request at all.
+    /// Checks that this replica serves such a request at all.
     #[inline]
     fn check_role(
         &mut self,
@@ -147,9 +147,8 @@ impl Replica {
         }
     }
 
-    /// Reads the table: at a primary the committed state, and only under a lease where it needs one.
-    /// Nothing suspends between the check and the look-up. Of a value of which a part is asked for, the response has
-    /// that part.
+    /// Reads the table: at a primary the committed state, under a valid lease if one is needed. Nothing suspends
+    /// between that check and the look-up. If the request names a part of the value, the response holds only that part.
     #[inline]
     fn read(&self, now: Time, request: &Request<'_>) -> Result<Answer<'_>, (Status, &'static str)> {
         let now = self.readings.read(Hole::StaleClockInLeaseCheck, now);
@@ -186,9 +185,9 @@ impl Replica {
         Ok(Answer { id: request.id, status, copies: 0, view, version, value, whole })
     }
 
-    /// Logs a write, or settles one: a RESOLVE of an unknown write is a write without effect, whose record has the
-    /// number and the hash of the unknown one. So a later sending of that one is a retry, and is not executed.
-    #[allow(clippy::too_many_arguments)] // A request, taken apart once.
+    /// Logs or settles a write. A RESOLVE of an unknown write logs a write without effect, whose record has the number
+    /// and hash of the unknown one. If the unknown write arrives later, it is taken as a retry and not executed.
+    #[allow(clippy::too_many_arguments)] // The parts of one request.
     fn write(
         &mut self,
         now: Time,
@@ -239,7 +238,7 @@ impl Replica {
         }
         let Ok(mut staged) = self.table.stage(hash, request.key, stored.len()) else {
             let reason = "the server's machine has no memory left; delete entries";
-            // It says nothing about the write that is asked about.
+            // The response states nothing about the write in doubt.
             let status = if is_resolve { Status::Busy } else { Status::OutOfSpace };
             return self.refuse(asker, status, reason, answers);
         };
@@ -277,7 +276,8 @@ impl Replica {
         );
     }
 
-    /// Whether the write needs no execution: it is known, or must not be executed.
+    /// Returns whether the write needs no execution because it is known or must be rejected; it then has its response
+    /// or waits for it.
     fn is_known(
         &mut self,
         asker: Asker,
@@ -316,7 +316,7 @@ impl Replica {
                 Status::SessionMismatch,
                 "another write had this client id and number; two processes use one client id",
             ),
-            // Under another primary its session may still be there, and the write be executed.
+            // Another primary may still have the session and execute the write.
             Lookup::Expired if self.primary().is_some_and(|primary| primary.is_forgetting()) => {
                 (Status::Busy, "sessions are being forgotten; try again")
             }
@@ -332,7 +332,7 @@ impl Replica {
         true
     }
 
-    /// Answers a retry or a RESOLVE from the record, once that is committed.
+    /// Responds to a retry or a RESOLVE from the record once its write is committed.
     fn answer_logged(
         &mut self,
         asker: Asker,
@@ -351,7 +351,7 @@ impl Replica {
         self.answer_write(asker, &logged.record, answers);
     }
 
-    /// What the write does to the newest pending state.
+    /// Decides the effect of the write on the newest pending state.
     fn decide(&self, hash: TableHash, key: &[u8], condition: Condition, is_put: bool) -> Decision {
         if is_put && condition == Condition::Always {
             return Decision { effect: Effect::Put, status: Status::Ok, version: None };
@@ -377,7 +377,7 @@ impl Replica {
         }
     }
 
-    /// The version of a key as of the last pending write.
+    /// Returns the version of a key as of the last pending write.
     fn newest_version(&self, hash: TableHash, key: &[u8]) -> Option<SequenceNumber> {
         match self.primary()?.sender.log.newest_change(&self.table, hash, key) {
             Some((sn, Effect::Put)) => Some(sn),

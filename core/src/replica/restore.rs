@@ -1,4 +1,4 @@
-//! What a replica says of itself in a dump, and filling an empty one from a dump, before it has a view.
+//! The description of a replica in a dump, and loading an empty replica from a dump before it has a view.
 
 use kv_protocol::control_message::ReplicaState;
 use kv_protocol::ids::{GroupId, SequenceNumber, ShardId};
@@ -10,7 +10,7 @@ use super::{Replica, Role};
 use crate::dump::{DumpedShard, HeldAs};
 use crate::table::OutOfMemory;
 
-/// Why a replica is not dumped: a copy in the making, or none, would be taken for the whole.
+/// The error for a replica that must not be dumped: an incomplete copy, or none, would pass for a full one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this server holds no full copy of group {group} (shard {shard} is {state:?})")]
 pub struct NoFullCopy {
@@ -18,15 +18,15 @@ pub struct NoFullCopy {
     pub group: GroupId,
     /// The shard.
     pub shard: ShardId,
-    /// What this replica is to it.
+    /// The state of this replica.
     pub state: ReplicaState,
 }
 
 impl Replica {
-    /// The line of its dump. It holds for good once the replica is frozen.
+    /// Returns its line for the dump. It stays valid once the replica is frozen.
     ///
     /// # Errors
-    /// [`NoFullCopy`]: there must be no dump of this.
+    /// [`NoFullCopy`] if this replica must not be dumped.
     pub fn dumped(&self) -> Result<DumpedShard, NoFullCopy> {
         let (group, shard) = (self.config.group, self.config.shard);
         let none = NoFullCopy { group, shard, state: self.state() };
@@ -52,7 +52,7 @@ impl Replica {
     /// Loads one entry of a dump.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; the entry is not there.
+    /// [`OutOfMemory`] if the entry was not stored.
     pub fn load_entry(
         &mut self,
         key: &[u8],
@@ -70,8 +70,8 @@ impl Replica {
         self.sessions.record_known(sn, record);
     }
 
-    /// The dump is loaded, and `last` was its last write: the first view that comes, whatever its
-    /// version, may make this replica a holder. The dump lacks sessions that had written nothing since `forgotten`.
+    /// Completes the load of a dump whose last write was `last`. The first view, of any version, may then make this
+    /// replica a holder. The dump lacks sessions that had written nothing since `forgotten`.
     pub fn finish_load(&mut self, last: SequenceNumber, forgotten: SequenceNumber) {
         self.restored = Some(last);
         self.sessions.raise_horizon(forgotten);

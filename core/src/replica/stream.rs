@@ -1,5 +1,4 @@
-//! The stream between the two holders: who dials, what a hello is answered, and what goes into a
-//! batch.
+//! The stream between the two holders: which end dials, the response to a hello, and the content of batches.
 //!
 //! ```text
 //!   dials                      accepts
@@ -8,8 +7,8 @@
 //!   over view)
 //! ```
 //!
-//! Every view has streams of its own. The hello carries the whole view, so whoever has missed it
-//! installs it first; one of an older view is refused with the newer.
+//! Every view has its own streams. The hello carries the whole view, so a receiver that missed the view
+//! installs it first. A hello of an older view is refused with the newer view.
 
 use std::cmp::Ordering;
 
@@ -28,8 +27,8 @@ use crate::holes::{self, Hole};
 
 /// Opening and closing.
 impl Replica {
-    /// The hello with which this replica opens a stream; `None` when it dials nobody. The driver keeps
-    /// one stream to `hello.to` as long as this is the hello, and none otherwise.
+    /// Returns the hello with which this replica opens a stream; `None` if it dials no peer. The driver keeps one
+    /// stream to `hello.to` as long as this value is unchanged, and none otherwise.
     pub fn peer_hello(&self, cluster: ClusterId) -> Option<PeerHello> {
         let view = self.view?;
         let to = match &self.role {
@@ -47,15 +46,15 @@ impl Replica {
         })
     }
 
-    /// Whom a primary dials.
+    /// Returns the member that a primary dials.
     fn dials(&self, primary: &Primary) -> Option<Member> {
         let may_dial = primary.is_active() || holes::is_open(Hole::UnionByInactive);
         let failed = matches!(primary.candidacy, Candidacy::Failed);
         self.view?.other().filter(|_| may_dial && !failed)
     }
 
-    /// Whether a hello may come from the other holder. The driver asks before it gives up a stream that
-    /// stands for the new one.
+    /// Checks that a hello can come from the other holder. The driver calls this before it closes a current stream in
+    /// favour of the new one.
     ///
     /// # Errors
     /// The refusal to send before closing.
@@ -87,8 +86,8 @@ impl Replica {
         }
     }
 
-    /// The other holder has dialled: judges its hello, installs its view if it is new here, and says
-    /// where the stream goes on. The driver has closed any earlier stream of this replica.
+    /// Accepts a stream dialled by the other holder: checks its hello, installs its view if that is newer, and returns
+    /// where the stream continues. The driver has closed any earlier stream of this replica.
     ///
     /// # Errors
     /// The refusal to send before closing.
@@ -122,11 +121,11 @@ impl Replica {
         Ok(PeerWelcome { view: hello.view.version, last })
     }
 
-    /// The other holder has taken the stream: sends go on after the last write it has applied, and
-    /// what it has applied counts as acked. A candidate is in the union from here on.
+    /// Handles the other holder's acceptance of the stream. Sending continues after the last write it has applied,
+    /// which counts as acked. From here on a candidate is in the union.
     ///
     /// # Errors
-    /// [`StreamError::Impossible`] when its log cannot be ours.
+    /// [`StreamError::Impossible`] if its log contradicts this one.
     pub fn on_peer_welcome(
         &mut self,
         now: Time,
@@ -168,7 +167,7 @@ impl Replica {
         if let Role::HandingOver(old) = &mut self.role {
             old.is_said = false;
         }
-        // A handshake alone proves nothing: one that cannot follow takes stream after stream.
+        // A handshake alone is no sign of life: an end that cannot follow accepts stream after stream.
         if is_progress || holes::is_open(Hole::HandshakeIsHeard) {
             self.hear(now);
         }
@@ -176,8 +175,8 @@ impl Replica {
         Ok(())
     }
 
-    /// The stream that was dialled is refused. A newer view in the refusal is installed: the
-    /// coordinator may have told only one of the two.
+    /// Handles the refusal of a dialled stream. Installs a newer view from the refusal, because the coordinator may
+    /// have reached only one of the two holders.
     pub fn on_peer_refusal(
         &mut self,
         now: Time,
@@ -196,7 +195,7 @@ impl Replica {
             Some(view)
                 if view.version > installed && view.version.0 - installed.0 <= MAX_VIEW_STEP =>
             {
-                // One that cannot be installed changes nothing.
+                // A view that cannot be installed changes nothing.
                 let _ = self.install(now, view, answers);
             }
             Some(view)
@@ -210,8 +209,8 @@ impl Replica {
         }
     }
 
-    /// The stream is gone, at either end; what was not acked is sent again on the next one. A copy
-    /// that was under way is given up: it is never begun again under the same view.
+    /// Handles the loss of the stream, at either end. Writes that were not acked are sent again on the next stream. A
+    /// copy in progress is abandoned and never restarted under the same view.
     pub fn on_stream_down(&mut self, now: Time, answers: &mut impl Answers) {
         self.readings.note(now);
         if let Some(sender) = self.sender_mut() {
@@ -228,9 +227,8 @@ impl Replica {
 
 /// Batches.
 impl Replica {
-    /// Appends one batch for the stream to an output, if there is anything to say, whatever the role: writes
-    /// and beacons, the copy, the hand-over, acks. To be called at the end of a wake-up, with its reading of
-    /// the clock.
+    /// Appends one batch for the stream to an output if anything is to be sent, in any role: writes and beacons, the
+    /// copy, the hand-over, acks. Call it at the end of a wake-up, with the clock reading of that wake-up.
     pub fn pump(&mut self, now: Time, output: &mut Vec<u8>) -> Pumped {
         self.readings.note(now);
         let mut batch = BatchWriter::new(output);
@@ -271,14 +269,14 @@ impl Replica {
             sender.note_sent(now);
         }
         while sender.log.has_unsent() {
-            // One piece of a long value is enough: a beacon may come before the next.
+            // One piece of a long value per batch, so that a beacon can come before the next.
             let has_piece = batch.len() >= FRAGMENT_BYTES && sender.log.is_amid_value();
             if batch.is_full() || has_piece {
                 return Pumped::More;
             }
             let mut asks_for_ack = false;
             sender.log.send_next(table, view, now, |message| {
-                // The rest of a long value does not: beacons go on between its fragments.
+                // The rest of a long value does not ask for an ack: beacons go on between its fragments.
                 asks_for_ack = matches!(message, PeerMessage::Prepare(_));
                 batch.push(message);
             });
@@ -347,7 +345,7 @@ impl Replica {
     }
 }
 
-/// Says that all is sent. Whoever hands over was active as primary: only then is it told to.
+/// Sends HANDOVER once everything is sent. Only an active primary is ever ordered to hand over.
 fn pump_handover(
     old: &mut HandingOver,
     view: Option<kv_protocol::view::View>,

@@ -1,4 +1,4 @@
-//! Both ends of one shard, joined by the very bytes that would travel.
+//! Both ends of one shard, connected by the bytes that would travel between them.
 
 mod catch_up;
 mod ending;
@@ -39,7 +39,7 @@ const ALICE: ClientId = ClientId(0xa11ce);
 const CONNECTION: ConnectionId = ConnectionId(1);
 const CLUSTER: ClusterId = ClusterId(9);
 
-/// An answer that was given, owned.
+/// An owned copy of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Given {
     status: Status,
@@ -107,7 +107,7 @@ fn replica(server: u16, memory_limit: Option<u64>) -> Replica {
 }
 
 impl Pair {
-    /// Connected, in view 1, and with a lease.
+    /// Creates a connected pair in view 1, with a lease.
     fn new() -> Pair {
         let mut pair = Pair::apart(None);
         pair.connect();
@@ -115,7 +115,7 @@ impl Pair {
         pair
     }
 
-    /// In view 1, no stream yet.
+    /// Creates a pair in view 1 without a stream.
     fn apart(memory_limit: Option<u64>) -> Pair {
         let mut pair = Pair {
             primary: replica(0, memory_limit),
@@ -143,14 +143,14 @@ impl Pair {
         self.connected = false;
     }
 
-    /// One batch from the primary, as bytes; empty when there is nothing to say.
+    /// Takes one batch of the primary as bytes; empty if it has nothing to send.
     fn pump(&mut self) -> (Vec<u8>, Pumped) {
         let mut bytes = Vec::new();
         let pumped = self.primary.pump(self.now, &mut bytes);
         (bytes, pumped)
     }
 
-    /// Carries everything the primary has to say; the secondary's ack stays behind.
+    /// Delivers everything that the primary has to send; the secondary's ack is not delivered.
     fn deliver(&mut self) {
         loop {
             let (bytes, pumped) = self.pump();
@@ -171,7 +171,7 @@ impl Pair {
         }
     }
 
-    /// Carries the secondary's ack, if it owes one; without a stream it is lost.
+    /// Delivers the secondary's ack if one is due; without a stream it is lost.
     fn ack(&mut self) {
         if let Some(ack) = self.take_ack()
             && self.connected
@@ -182,7 +182,7 @@ impl Pair {
         }
     }
 
-    /// What the secondary acks at the end of a wake-up.
+    /// Returns the ack that the secondary sends at the end of a wake-up.
     fn take_ack(&mut self) -> Option<Ack> {
         let mut bytes = Vec::new();
         self.secondary.pump(self.now, &mut bytes);
@@ -194,7 +194,7 @@ impl Pair {
         }
     }
 
-    /// Carries everything both ways.
+    /// Delivers everything both ways.
     fn settle(&mut self) {
         self.deliver();
         self.ack();

@@ -1,9 +1,10 @@
-//! The coordinator's state, read off the dumps where the state itself is lost.
+//! Reconstruction of a lost coordinator state from the dumps.
 //!
-//! Each dump names its writer, the newest view that it had installed, and what it was in that view. Of each group the
-//! writers of the newest view count. The primary of a later view would be one of the two holders of that view, and would
-//! have installed it. So where the dumps of both are there and neither knows a later view, nothing is missing. Where
-//! there is one dump alone, the other holder may have gone on without its writer: the group is [`Certainty::Doubtful`].
+//! Each dump names its writer, the newest view that it had installed, and its role in that view. For each group the
+//! writers of the newest view count. The primary of a later view would be one of the two holders of that view, and
+//! would have installed the later one. So if the dumps of both exist and neither names a later view, nothing is
+//! missing. If there is only one dump, the other holder may have continued without its writer: the group is
+//! [`Certainty::Doubtful`].
 
 use kv_protocol::limits::{MAX_SERVERS, MIN_SERVERS};
 use kv_protocol::{ClusterId, Epoch, GroupId, Incarnation, Member, Peer, View, ViewVersion};
@@ -11,59 +12,59 @@ use kv_protocol::{ClusterId, Epoch, GroupId, Incarnation, Member, Peer, View, Vi
 use crate::cluster::{DurableServer, DurableState};
 use crate::dump::{DumpHeader, HeldAs};
 
-/// Whether a group may have been written to after its dumps.
+/// The confidence that a group was not written to after its dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Certainty {
-    /// Both last holders' dumps are there.
+    /// The dumps of both last holders exist.
     Sure,
-    /// One holder's dump is there: the other one may have acknowledged writes after it.
+    /// Only one holder's dump exists: the other one may have acknowledged later writes.
     Doubtful,
-    /// There is none.
+    /// No dump exists.
     Lost,
 }
 
-/// A state, and by group how far it can be relied upon.
+/// A reconstructed state, and the confidence in it per group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rebuilt {
-    /// What [`super::choose`] needs to know of it is right; that its servers have no processes is not.
+    /// The state: correct in everything that [`super::choose`] uses, but its servers have no processes.
     pub state: DurableState,
-    /// In group order.
+    /// By group.
     pub groups: Vec<Certainty>,
 }
 
-/// Why no state can be read off these dumps.
+/// A reason for which no state can be reconstructed from these dumps.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RebuildError {
-    /// None is complete.
+    /// There is no complete dump.
     #[error("there is no complete dump")]
     NoDump,
-    /// They are of several clusters.
+    /// The dumps are of several clusters.
     #[error("there are dumps of several clusters ({}); put those of one cluster into a directory of their own",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     SeveralClusters(Vec<ClusterId>),
-    /// They do not agree on the number of shards.
+    /// The dumps disagree on the number of shards.
     #[error("there are dumps of {0} shards and of {1}")]
     SeveralShardCounts(u16, u16),
-    /// The ring that they are to be restored to is too small or too large.
+    /// A dump is of a group that the target ring does not have.
     #[error("the dump of {writer} is of group {group}; the cluster file names {servers} servers")]
     OtherRing {
         /// The process that wrote it.
         writer: Member,
         /// The group.
         group: GroupId,
-        /// Servers of the ring.
+        /// The number of servers of the ring.
         servers: u16,
     },
 }
 
-/// Reads the last state off the dumps of one cluster of so many servers.
+/// Reconstructs the last state from the dumps of one cluster with this number of servers.
 ///
 /// # Errors
 /// [`RebuildError`].
 ///
 /// # Panics
-/// A ring has 3 to 1,024 servers.
+/// If `servers` is not between 3 and 1,024.
 pub fn rebuild(dumps: &[DumpHeader], servers: u16) -> Result<Rebuilt, RebuildError> {
     assert!((MIN_SERVERS..=MAX_SERVERS).contains(&servers), "a cluster file names so many");
     let first = dumps.first().ok_or(RebuildError::NoDump)?.origin;
@@ -82,7 +83,7 @@ pub fn rebuild(dumps: &[DumpHeader], servers: u16) -> Result<Rebuilt, RebuildErr
     }
     let (views, groups): (Vec<View>, Vec<Certainty>) =
         (0..servers).map(|group| view_of(dumps, GroupId(group))).unzip();
-    // What is LOST goes on above all views that anybody can have been told.
+    // The views of a LOST group continue above all views that any process can have received.
     let highest = views.iter().map(|view| view.version).max().unwrap_or_default();
     let above = |view: &View| match view.primary {
         Some(_) => *view,
@@ -105,7 +106,7 @@ pub fn rebuild(dumps: &[DumpHeader], servers: u16) -> Result<Rebuilt, RebuildErr
     Ok(Rebuilt { state, groups })
 }
 
-/// The newest view of a group that a holder tells of.
+/// Returns the newest view of a group that a holder's dump names.
 fn view_of(dumps: &[DumpHeader], group: GroupId) -> (View, Certainty) {
     let newest = |dump: &DumpHeader| dump.shards.iter().map(|shard| shard.view).max();
     let of_group = || dumps.iter().filter(|dump| dump.origin.group == group);
@@ -154,7 +155,7 @@ mod tests {
             dump(0, 0, Primary, 4, 10),
             dump(1, 0, Secondary, 4, 10),
             dump(2, 1, Primary, 6, 5),
-            // It was removed before, and has missed what came then.
+            // Its writer was removed before and has missed later writes.
             dump(1, 1, Primary, 5, 9),
             dump(0, 2, HeldAs::Candidate, 3, 1),
         ];

@@ -1,20 +1,20 @@
-//! Compaction: entries and slots move out of sparsely used chunks, which are given back.
+//! Compaction: entries and slots move out of sparsely used chunks, which are returned to the source.
 //!
-//! Freed entries leave holes that serve entries of about their size only. So a table that had many small
-//! entries, and has few, would hold its chunks and refuse larger ones.
+//! Freed entries leave gaps that serve only entries of about their size. So a table that once had many small
+//! entries and now has few would keep its chunks and reject larger entries.
 //!
 //! ```text
 //!   idle -- enough waste --> prepare: the arena chooses its sparsest chunks, in steps
 //!    ^                          |
-//!    |                       staged entries of these chunks move, then slots and entries, in order of hash
-//!    +-- chunks given back <----+
+//!    |                       staged entries of these chunks move, then slots and entries, in hash order
+//!    +-- chunks returned <------+
 //! ```
 //!
-//! A step is bounded by a [`CompactionBudget`]. A pass turns sparse chunks into fewer, or into dense ones that no
-//! pass chooses again. When moves have gained no chunk for a while, compaction rests until so much was freed
-//! that it may gain one: so a table that is left alone comes to rest. Slots stay in order of hash, so a walk
-//! misses nothing and visits nothing twice. Version and check move with their entry, so the digest stays.
-//! Pins and tickets of staged entries follow. A pinned entry that the table has dropped keeps its place.
+//! A step is bounded by a [`CompactionBudget`]. A pass turns sparse chunks into fewer chunks, or into dense ones that
+//! no pass chooses again. If moves have gained no chunk for a while, compaction rests until enough was freed to gain
+//! one. So an unused table comes to rest. Slots stay in hash order, so a walk misses nothing and visits nothing twice.
+//! Version and check move with their entry, so the digest does not change. Pins and tickets of staged entries are
+//! updated. A pinned entry that the table has dropped is not moved.
 
 use super::directory::{Relocated, RelocationEnd};
 use super::{HashBits, Table, entry};
@@ -23,36 +23,36 @@ use crate::arena::{Evacuated, Preparation};
 /// The share of a limit, as a divisor, by which chunks may exceed it.
 const HELD_BEYOND_LIMIT: u64 = 50;
 
-/// So many chunks' bytes are moved at most without a chunk gained: seven chunks that are used to seven eighths
-/// make six full ones.
+/// The most bytes, in chunks, that are moved without a chunk gained: moving the content of seven chunks that are seven
+/// eighths full yields six full ones.
 const MOVED_IN_VAIN_CHUNKS: usize = 8;
 
-/// The bounds of one step. A step ends when one of them is reached, so it moves one entry more at most.
+/// The limits of one step. A step ends when one of them is reached, so it moves at most one entry more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactionBudget {
-    /// Entries that are moved.
+    /// The most entries to move.
     pub entries: usize,
-    /// Bytes that are moved.
+    /// The most bytes to move.
     pub bytes: usize,
-    /// Slots that are looked at, in whole segments.
+    /// The most slots to examine, in whole segments.
     pub slots: usize,
-    /// Chunks that are considered while a pass is prepared.
+    /// The most chunks to consider while a pass is prepared.
     pub chunks: usize,
 }
 
 impl CompactionBudget {
-    /// About 50 microseconds.
+    /// The budget of a background step: about 50 microseconds.
     pub const BACKGROUND: CompactionBudget =
         CompactionBudget { entries: 128, bytes: 32 << 10, slots: 4_096, chunks: 16 };
-    /// About 200 microseconds: while a write waits for memory.
+    /// The budget of a step while a write waits for memory: about 200 microseconds.
     pub const PRESSED: CompactionBudget =
         CompactionBudget { entries: 512, bytes: 128 << 10, slots: 16_384, chunks: 64 };
 }
 
-/// How much waste is too much.
+/// The need for compaction, which determines how much waste triggers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pressure {
-    /// There is memory enough: a third of what is held.
+    /// There is enough memory: a third of what is held.
     None,
     /// The limit is near: an eighth.
     Near,
@@ -61,7 +61,7 @@ pub enum Pressure {
 }
 
 impl Pressure {
-    /// The divisor of what is held, and the least number of chunks.
+    /// Returns the waste that triggers compaction: as a divisor of what is held, and as a least number of chunks.
     fn bounds(self) -> (usize, usize) {
         match self {
             Pressure::None => (3, 4),
@@ -71,18 +71,18 @@ impl Pressure {
     }
 }
 
-/// The answer to whether one more entry fits a limit.
+/// The result of checking whether one more entry fits a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// It does.
+    /// The entry fits.
     Fits,
-    /// Not yet; compaction makes room.
+    /// The entry does not fit yet; compaction makes room.
     Compacting,
-    /// Only if entries are removed.
+    /// The entry fits only if other entries are removed.
     Full,
 }
 
-/// How much was ever moved and gained by compaction.
+/// The totals of what compaction has moved and gained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CompactionCounts {
     /// Bytes of the allocations that were moved.
@@ -93,14 +93,14 @@ pub struct CompactionCounts {
     pub fresh_chunks: u64,
 }
 
-/// A table's compaction.
+/// The compaction state of a table.
 #[derive(Debug, Default)]
 pub(super) struct Compaction {
     stage: Stage,
     counts: CompactionCounts,
-    /// Bytes that were moved since a pass emptied more chunks than it took.
+    /// The bytes moved since a pass emptied more chunks than it took.
     moved_in_vain: usize,
-    /// It is at rest until the arena has freed so many bytes in all.
+    /// The total of freed bytes in the arena until which it rests.
     rest_until: u64,
 }
 
@@ -116,7 +116,7 @@ enum Stage {
 }
 
 impl Compaction {
-    /// The table was cleared.
+    /// Resets the state after the table was cleared.
     pub(super) fn clear(&mut self) {
         *self = Compaction { counts: self.counts, ..Compaction::default() };
     }
@@ -124,8 +124,8 @@ impl Compaction {
 
 /// Limits.
 impl Table {
-    /// Whether one more entry stays within a limit: the bytes of all entries do, and, within two percent, the
-    /// chunks that they are in.
+    /// Checks whether one more entry stays within a limit. The bytes of all entries must stay within it, and the chunks
+    /// that hold them within two percent above it.
     pub fn room(&self, limit: u64, key_len: usize, value_len: usize) -> Room {
         let used = self.used_bytes() + key_len + value_len;
         if used as u64 > limit {
@@ -142,7 +142,7 @@ impl Table {
         }
     }
 
-    /// How much its compaction is wanted under a limit.
+    /// Returns the need for compaction under a limit.
     pub fn pressure(&self, limit: Option<u64>) -> Pressure {
         let is_near = |limit: u64| self.reserved_bytes() as u64 >= limit / 4 * 3;
         if limit.is_some_and(is_near) { Pressure::Near } else { Pressure::None }
@@ -151,7 +151,7 @@ impl Table {
 
 /// Compaction.
 impl Table {
-    /// Whether [`Table::compact_step`] has something to do.
+    /// Returns whether [`Table::compact_step`] has something to do.
     pub fn wants_compaction(&self, pressure: Pressure) -> bool {
         if !matches!(self.compaction.stage, Stage::Idle) {
             return true;
@@ -163,7 +163,7 @@ impl Table {
             && self.arena.freed_bytes() >= self.compaction.rest_until
     }
 
-    /// Moves some entries closer together, within the budget; whether there is more to do.
+    /// Moves some entries closer together, within the budget; returns whether there is more to do.
     pub fn compact_step(&mut self, pressure: Pressure, budget: CompactionBudget) -> bool {
         match self.compaction.stage {
             Stage::Idle => {
@@ -191,7 +191,7 @@ impl Table {
         self.wants_compaction(pressure)
     }
 
-    /// How much was ever moved and gained.
+    /// Returns the totals of what was moved and gained.
     pub fn compaction_counts(&self) -> CompactionCounts {
         self.compaction.counts
     }
@@ -206,8 +206,7 @@ impl Table {
             if !arena.is_leaving(record.handle) {
                 continue;
             }
-            // SAFETY: the handle of a staged entry, of whose value so many bytes were written; the record is
-            // all that names it.
+            // SAFETY: the handle of a staged entry, whose value was written up to `filled`; only the record names it.
             let moved = unsafe { entry::relocate(arena, record.handle, Some(record.filled)) };
             let Some((moved, size)) = moved else { return RelocationEnd::NoRoom };
             record.handle = moved;
@@ -225,7 +224,7 @@ impl Table {
         let Table { arena, directory, pins, .. } = self;
         directory.relocate(arena, from, budget, |arena, handle| {
             // SAFETY: the handle of a linked entry, whose value is complete; only its slot and the record of
-            // its pins name it, and both are given the new one.
+            // its pins name it, and both get the new one.
             let moved = unsafe { entry::relocate(arena, handle, None) };
             let Some((moved, bytes)) = moved else { return Relocated::NoRoom };
             pins.follow(handle, moved);
@@ -242,8 +241,8 @@ impl Table {
         compaction.counts.fresh_chunks += fresh as u64;
         let in_vain = if emptied > fresh { 0 } else { compaction.moved_in_vain };
         compaction.moved_in_vain = if emptied > fresh { 0 } else { in_vain + moved_bytes };
-        // A pass that moved nothing will do no more next time. One that found no room for the last entries has left
-        // little in many chunks, which the next pass gains: so its own moves do not count yet.
+        // Another pass after one that moved nothing would move nothing either. A pass that found no room for the last
+        // entries has left little in many chunks, which the next pass gains: so its own moves do not count yet.
         if moved_bytes == 0 || in_vain > MOVED_IN_VAIN_CHUNKS * self.arena.chunk_bytes() {
             compaction.moved_in_vain = 0;
             let more = (self.arena.waste_bytes() / 4).max(self.arena.chunk_bytes());

@@ -6,22 +6,22 @@ use super::tests::{hash_of, numbered_key, walk_all};
 use super::*;
 use crate::arena::HeapChunks;
 
-/// Chunks so small that a table soon has many.
+/// A chunk size so small that a table soon has many chunks.
 const CHUNK_BYTES: usize = 256 << 10;
-/// The limit of the small tables here, in chunks.
+/// The limit of these small tables, in chunks.
 const LIMIT_CHUNKS: usize = 48;
 const LIMIT: usize = LIMIT_CHUNKS * CHUNK_BYTES;
-/// The longest values here.
+/// The longest values in these tests.
 const VALUE_BYTES_MOST: usize = LIMIT / 2;
 
-/// A table under a limit, and what must be in it.
+/// A table under a limit, and its expected content.
 struct Bounded {
     table: Table,
     entries: HashMap<u64, (u64, usize)>,
     next_key: u64,
     version: u64,
     held_most: usize,
-    /// The least share of the limit, in percent, that would have been used with an entry that was refused.
+    /// The least share of the limit, in percent, that would have been used with an entry that was rejected.
     refused_at: usize,
 }
 
@@ -36,7 +36,7 @@ impl Bounded {
         Bounded { table, entries, next_key: 0, version: 0, held_most: 0, refused_at: 100 }
     }
 
-    /// Writes an entry, if need be after compaction; `false` if the table is full.
+    /// Writes an entry, after compaction if necessary; returns `false` if the table is full.
     fn put(&mut self, key: u64, len: usize) -> bool {
         let bytes = numbered_key(key);
         loop {
@@ -86,7 +86,7 @@ impl Bounded {
         assert_eq!(walked, self.entries.len());
     }
 
-    /// Compacts until there is nothing to do; the bytes moved and the chunks emptied by that.
+    /// Compacts until there is nothing to do; returns the bytes moved and the chunks emptied.
     fn come_to_rest(&mut self, pressure: Pressure) -> (u64, u64) {
         let before = self.table.compaction_counts();
         let mut steps = 0;
@@ -99,8 +99,8 @@ impl Bounded {
     }
 }
 
-/// Sizes of entries up to several chunks: of classes up to 4 KiB here (32 KiB with chunks of 2 MiB), of runs of pages
-/// up to 32 KiB (256 KiB), and of blocks.
+/// Generates sizes of entries up to several chunks: of classes up to 4 KiB here (32 KiB with chunks of 2 MiB), of runs
+/// of pages up to 32 KiB (256 KiB), and of blocks.
 fn sizes() -> impl Strategy<Value = Sizes> {
     let range = prop_oneof![
         3 => (0usize..200, 1usize..400).prop_map(|(from, more)| from..from + more),
@@ -117,7 +117,7 @@ fn sizes() -> impl Strategy<Value = Sizes> {
     ]
 }
 
-/// Sizes from several ranges, from each about as many bytes.
+/// Sizes from several ranges, with about as many bytes from each.
 #[derive(Clone, Debug)]
 struct Sizes(Vec<std::ops::Range<usize>>);
 
@@ -140,10 +140,10 @@ impl Sizes {
 #[derive(Clone, Debug)]
 struct Phase {
     sizes: Sizes,
-    /// How many of a thousand entries are removed afterwards, and which.
+    /// The number of entries per thousand that are removed afterwards, and a salt that selects them.
     removed: u64,
     salt: u64,
-    /// How many of a thousand of those that stay are written again with other sizes.
+    /// The number per thousand of the remaining entries that are rewritten with other sizes.
     rewritten: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The directory: which segment holds a hash (extendible hashing: Fagin et al., TODS 1979).
+//! The directory: the map from hashes to segments (extendible hashing: Fagin et al., TODS 1979).
 //!
 //! ```text
 //!   first `depth` bits of the hash        segments
@@ -9,13 +9,12 @@
 //!        1xx  ── ── ── ── ── ── ── ── ──>  D   depth 1: four places, one segment
 //! ```
 //!
-//! Each place holds a copy of its segment's description, so that a look-up reads one place of the
-//! directory and then the slots. The number of entries is right only in the segment's first place.
+//! Each place holds a copy of its segment's description, so that a look-up reads one place of the directory and then
+//! the slots. Only the segment's first place has the correct number of entries.
 //!
-//! A segment that is full grows by itself, up to a limit, then is cut in two by itself: no write
-//! ever moves more slots than one segment has. When a segment already uses all bits of the
-//! directory, the directory is doubled first, which copies 16 bytes for each place. Segments that
-//! empty out shrink, and merge with their other half.
+//! A full segment grows alone, up to a limit, and is then split alone: no write ever moves more slots than one segment
+//! has. If a segment already uses all bits of the directory, the directory is doubled first, which copies 16 bytes per
+//! place. Segments that empty shrink, and merge with their other half.
 
 use std::alloc::{Layout, handle_alloc_error};
 
@@ -30,14 +29,14 @@ mod reshape;
 
 pub(super) use relocate::{Relocated, RelocationEnd};
 
-/// A directory never uses more bits than this; segments grow instead.
+/// The most bits that a directory uses; beyond that segments grow instead.
 const DEPTH_MAX: u32 = 24;
-/// Splitting helps if the smaller part gets at least one part in this many.
+/// The least share of entries, as a divisor, that the smaller half must get for a split to help.
 const SPLIT_PART_DIVISOR: usize = 8;
-/// Two halves merge when together they have at most this many entries.
+/// The most entries that two halves have together when they merge.
 const MERGE_LEN_MAX: usize = CAPACITY_MAX / 4;
 
-/// A slot of a segment. Any change of the directory makes it meaningless.
+/// A slot of a segment. Any change of the directory invalidates it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     /// The first place of the segment in the directory.
@@ -45,18 +44,18 @@ pub(super) struct Place {
     slot: usize,
 }
 
-/// All segments of a table. Every method that takes an arena is given the same one, always, and
-/// every segment in `segments` is live there: the `SAFETY` comments here rest on that.
+/// All segments of a table. Every method that takes an arena must get the arena of this table. Every segment in
+/// `segments` is live there; the `SAFETY` comments here rely on both.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     /// One place for each value of the first `depth` bits; empty before the first insertion.
     segments: Vec<Segment>,
     depth: u32,
-    /// How many segments use all `depth` bits; when none does the directory can be halved.
+    /// The number of segments that use all `depth` bits; at zero the directory can be halved.
     at_full_depth: usize,
     /// The slots of segments under reconstruction.
     scratch: Vec<Slot>,
-    /// How many slots were ever moved to another segment.
+    /// The number of slots ever moved to another segment.
     moved_slots: u64,
 }
 
@@ -66,7 +65,7 @@ impl Directory {
         ((hash >> 1) >> (31 - self.depth)) as usize
     }
 
-    /// The first of the places that belong to the segment at `place`.
+    /// Returns the first of the places that belong to the segment at `place`.
     fn first_place(&self, place: usize) -> usize {
         place & !(self.places_of(&self.segments[place]) - 1)
     }
@@ -75,7 +74,7 @@ impl Directory {
         1 << (self.depth - segment.depth)
     }
 
-    /// Asks for the memory where the slots of a hash are looked for.
+    /// Prefetches the memory where the slots of a hash are searched.
     #[inline]
     pub(super) fn prefetch(&self, arena: &Arena, hash: HashBits) {
         if let Some(segment) = self.segments.get(self.place_of(hash)) {
@@ -83,7 +82,7 @@ impl Directory {
         }
     }
 
-    /// The entry with this hash for which `is_it` says yes.
+    /// Returns the entry with this hash that `is_it` accepts.
     #[inline]
     pub(super) fn get(
         &self,
@@ -100,7 +99,7 @@ impl Directory {
         }
     }
 
-    /// Where the entry with this hash is for which `is_it` says yes.
+    /// Returns the place of the entry with this hash that `is_it` accepts.
     pub(super) fn find(
         &self,
         arena: &Arena,
@@ -115,7 +114,7 @@ impl Directory {
         }
     }
 
-    /// Puts another entry of the same hash in a place; the entry that was there.
+    /// Replaces the entry at a place by another one of the same hash; returns the old entry.
     pub(super) fn replace(&mut self, arena: &mut Arena, place: Place, handle: Handle) -> Handle {
         let segment = &self.segments[place.segment];
         // SAFETY: a segment of this directory.
@@ -139,10 +138,10 @@ impl Directory {
         }
     }
 
-    /// Inserts an entry that is not there.
+    /// Inserts an entry that is not present.
     ///
-    /// An insertion cannot fail: while memory is refused, segments are filled to the last slot, and
-    /// then the allocation error is raised.
+    /// An insertion cannot fail: while memory is refused, segments are filled to the last slot, and then the allocation
+    /// error is raised.
     pub(super) fn insert(&mut self, arena: &mut Arena, hash: HashBits, handle: Handle) {
         let mut made = self.make_room(arena, hash);
         loop {
@@ -180,9 +179,9 @@ impl Directory {
         removed.handle().expect("a place that was found holds an entry")
     }
 
-    /// Visits all entries from a hash on, in ascending order of hash, until `visit` says "enough".
-    /// Entries of equal hash are visited together. Stops by itself after a bounded number of slots.
-    /// Returns the hash to go on from, or `None` at the end.
+    /// Visits all entries from a hash on, in ascending order of hash, until `visit` breaks. Entries of equal hash are
+    /// visited together. Stops by itself after a bounded number of slots. Returns the hash at which to continue, or
+    /// `None` at the end.
     pub(super) fn walk(
         &self,
         arena: &Arena,
@@ -223,12 +222,12 @@ impl Directory {
         }
     }
 
-    /// Forgets all segments, whose memory the caller gives back with the rest of the arena.
+    /// Drops all segments. The caller frees their memory with the rest of the arena.
     pub(super) fn clear(&mut self) {
         *self = Directory::default();
     }
 
-    /// The memory of the directory itself; the slots are in the arena.
+    /// Returns the memory of the directory itself; the slots are in the arena.
     pub(super) fn heap_bytes(&self) -> usize {
         self.segments.capacity() * size_of::<Segment>()
             + self.scratch.capacity() * size_of::<Slot>()

@@ -1,4 +1,4 @@
-//! An entry's bytes in the arena: one allocation with header, key and value.
+//! The layout of an entry in the arena: one allocation with header, key and value.
 //!
 //! ```text
 //!   0        8          12       14     16
@@ -13,10 +13,9 @@ use kv_protocol::ids::SequenceNumber;
 use crate::arena::{Arena, Handle};
 use crate::hash::mix;
 
-/// The longest key an entry can hold.
+/// The longest key of an entry.
 pub const KEY_BYTES_MAX: usize = u16::MAX as usize;
-/// The longest value an entry can hold; far above what the protocol lets pass, and low enough that
-/// no sum of lengths overflows.
+/// The longest value of an entry: far above the protocol's limit, and low enough that no sum of lengths overflows.
 pub const VALUE_BYTES_MAX: usize = 1 << 30;
 
 /// The bytes that precede each key.
@@ -26,19 +25,19 @@ struct Header {
     version: u64,
     value_len: u32,
     key_len: u16,
-    /// Of key and value, once the value is complete; part of the table's digest.
+    /// The check of key and value once the value is complete; part of the table's digest.
     check: u16,
 }
 
 const HEADER_BYTES: usize = size_of::<Header>();
 const _: () = assert!(HEADER_BYTES == 16 && align_of::<Header>() <= crate::arena::UNIT_BYTES);
 
-/// What a processor fetches at once.
+/// The size of a cache line.
 const LINE_BYTES: usize = 64;
-/// Header, key and value of a small entry; a long value the processor itself fetches ahead.
+/// The cache lines to prefetch: header, key and value of a small entry. The processor itself prefetches a long value.
 const PREFETCH_LINES: usize = 2;
 
-/// A key, its value, and the sequence number of the write that left it.
+/// A key, its value, and the sequence number of its last write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
     /// The whole key.
@@ -49,19 +48,19 @@ pub struct Entry<'a> {
     pub version: SequenceNumber,
 }
 
-/// The bytes of an entry's allocation.
+/// Returns the size of an entry's allocation.
 pub(super) fn entry_bytes(key_len: usize, value_len: usize) -> usize {
     HEADER_BYTES + key_len + value_len
 }
 
-/// Allocates an entry and writes all of it but its value. `None` if there is no memory.
+/// Allocates an entry and writes all of it but its value. Returns `None` if there is no memory.
 pub(super) fn create(arena: &mut Arena, key: &[u8], value_len: usize) -> Option<Handle> {
     let key_len = u16::try_from(key.len()).expect("a key has at most 65,535 bytes");
     assert!(value_len <= VALUE_BYTES_MAX, "a value of {value_len} bytes is above any limit");
     let value_len = u32::try_from(value_len).expect("the limit is below 2^32");
     let handle = arena.allocate(entry_bytes(key.len(), value_len as usize))?;
     let at = arena.address(handle);
-    // SAFETY: the fresh allocation is ours alone, aligned to 16, and has room for header and key.
+    // SAFETY: nothing else uses the fresh allocation, which is aligned to 16 and has room for header and key.
     unsafe {
         at.cast::<Header>().write(Header { version: 0, value_len, key_len, check: 0 });
         at.add(HEADER_BYTES).copy_from_nonoverlapping(key.as_ptr(), key.len());
@@ -74,7 +73,7 @@ pub(super) fn create(arena: &mut Arena, key: &[u8], value_len: usize) -> Option<
 
 /// # Safety
 ///
-/// `handle` is an entry of this arena, made by [`create`] and not yet freed.
+/// `handle` is an entry of this arena, created by [`create`] and not yet freed.
 #[inline]
 unsafe fn header(arena: &Arena, handle: Handle) -> Header {
     // SAFETY: `create` wrote a header there.
@@ -83,7 +82,7 @@ unsafe fn header(arena: &Arena, handle: Handle) -> Header {
 
 /// # Safety
 ///
-/// As for [`header`].
+/// The requirements of [`header`] hold.
 #[inline]
 pub(super) unsafe fn key(arena: &Arena, handle: Handle) -> &[u8] {
     // SAFETY: `create` wrote a header and a key of that length; an entry's key never changes, and
@@ -94,24 +93,24 @@ pub(super) unsafe fn key(arena: &Arena, handle: Handle) -> &[u8] {
     }
 }
 
-/// The version of an entry.
+/// Returns the version of an entry.
 ///
 /// # Safety
 ///
-/// As for [`header`].
+/// The requirements of [`header`] hold.
 pub(super) unsafe fn version(arena: &Arena, handle: Handle) -> SequenceNumber {
-    // SAFETY: as the caller says.
+    // SAFETY: guaranteed by the caller.
     SequenceNumber(unsafe { header(arena, handle) }.version)
 }
 
-/// Notes the check of an entry whose value has just become complete: the bytes of one that came in one piece are
-/// in the processor's caches now, and no more when it is linked.
+/// Computes the check of an entry whose value has just become complete. The bytes of a value that arrived in one piece
+/// are in the processor's caches now, but no longer when the entry is linked.
 ///
 /// # Safety
 ///
-/// As for [`header`], and the whole value was written.
+/// The requirements of [`header`] hold, and the whole value was written.
 unsafe fn note_check(arena: &mut Arena, handle: Handle) {
-    // SAFETY: as the caller says; the arena is borrowed exclusively.
+    // SAFETY: guaranteed by the caller; the arena is borrowed exclusively.
     unsafe {
         let check = sealed_anew(arena, handle).check;
         (*arena.address(handle).cast::<Header>()).check = check;
@@ -122,7 +121,7 @@ unsafe fn note_check(arena: &mut Arena, handle: Handle) {
 ///
 /// # Safety
 ///
-/// As for [`header`], and the whole value was written.
+/// The requirements of [`header`] hold, and the whole value was written.
 pub(super) unsafe fn seal(arena: &mut Arena, handle: Handle, version: SequenceNumber) -> Seal {
     // SAFETY: `create` wrote a header there, and the arena is borrowed exclusively.
     unsafe {
@@ -131,7 +130,7 @@ pub(super) unsafe fn seal(arena: &mut Arena, handle: Handle, version: SequenceNu
     }
 }
 
-/// 16 bits of a hash of key and value. Not keyed: two servers compare it.
+/// Returns 16 bits of a hash of key and value. It is not keyed, because two servers compare it.
 fn check_of(key_and_value: &[u8]) -> u16 {
     let mut hasher = FixedState::with_seed(0).build_hasher();
     hasher.write(key_and_value);
@@ -139,42 +138,42 @@ fn check_of(key_and_value: &[u8]) -> u16 {
     u16::from_le_bytes([hash[6], hash[7]])
 }
 
-/// What a sealed entry adds to its table's digest.
+/// The contribution of a sealed entry to its table's digest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seal {
     pub(super) version: SequenceNumber,
     check: u16,
-    /// Of key and value.
+    /// The length of key and value.
     pub(super) bytes: usize,
 }
 
 impl Seal {
-    /// A well-mixed number: no two writes have the same sequence number, so no two entries of a
-    /// (group, shard) add the same.
+    /// Returns a well-mixed number. No two writes have the same sequence number, so no two entries of a (group, shard)
+    /// have the same number.
     pub(super) fn digest(self) -> u64 {
         mix(self.version.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(self.check) << 48))
     }
 }
 
-/// What was sealed.
+/// Returns the seal of a sealed entry.
 ///
 /// # Safety
 ///
-/// As for [`header`].
+/// The requirements of [`header`] hold.
 pub(super) unsafe fn sealed(arena: &Arena, handle: Handle) -> Seal {
-    // SAFETY: as the caller says.
+    // SAFETY: guaranteed by the caller.
     let header = unsafe { header(arena, handle) };
     let bytes = usize::from(header.key_len) + header.value_len as usize;
     Seal { version: SequenceNumber(header.version), check: header.check, bytes }
 }
 
-/// What would be sealed now: the check is made anew of key and value.
+/// Returns a fresh seal, whose check is recomputed from key and value.
 ///
 /// # Safety
 ///
-/// As for [`header`], and the whole value was written.
+/// The requirements of [`header`] hold, and the whole value was written.
 pub(super) unsafe fn sealed_anew(arena: &Arena, handle: Handle) -> Seal {
-    // SAFETY: key and value follow the header, as the caller says.
+    // SAFETY: the caller guarantees that key and value follow the header.
     unsafe {
         let header = header(arena, handle);
         let bytes = usize::from(header.key_len) + header.value_len as usize;
@@ -184,23 +183,23 @@ pub(super) unsafe fn sealed_anew(arena: &Arena, handle: Handle) -> Seal {
     }
 }
 
-/// The length of the value that an entry was made for.
+/// Returns the length of the value that an entry was created for.
 ///
 /// # Safety
 ///
-/// As for [`header`].
+/// The requirements of [`header`] hold.
 pub(super) unsafe fn value_len(arena: &Arena, handle: Handle) -> usize {
-    // SAFETY: as the caller says.
+    // SAFETY: guaranteed by the caller.
     unsafe { header(arena, handle) }.value_len as usize
 }
 
-/// Writes `bytes` into the value at `offset`: all in order, the last of them last.
+/// Writes `bytes` into the value at `offset`. The parts of a value must be written in order.
 ///
 /// # Safety
 ///
-/// As for [`header`], and the value was written up to `offset`.
+/// The requirements of [`header`] hold, and the value was written up to `offset`.
 pub(super) unsafe fn write_value(arena: &mut Arena, handle: Handle, offset: usize, bytes: &[u8]) {
-    // SAFETY: as the caller says.
+    // SAFETY: guaranteed by the caller.
     let header = unsafe { header(arena, handle) };
     let value_len = header.value_len as usize;
     assert!(
@@ -208,7 +207,7 @@ pub(super) unsafe fn write_value(arena: &mut Arena, handle: Handle, offset: usiz
         "{} bytes at {offset} do not fit a value of {value_len} bytes",
         bytes.len()
     );
-    // SAFETY: the allocation has room for the value behind the key, the range was just checked, and
+    // SAFETY: the allocation has room for the value after the key, the range was just checked, and
     // `bytes` cannot lie in the arena, which is borrowed exclusively.
     unsafe {
         let value = arena.address(handle).add(HEADER_BYTES + usize::from(header.key_len));
@@ -219,27 +218,27 @@ pub(super) unsafe fn write_value(arena: &mut Arena, handle: Handle, offset: usiz
     }
 }
 
-/// The first `filled` bytes of an entry's value.
+/// Returns the first `filled` bytes of an entry's value.
 ///
 /// # Safety
 ///
-/// As for [`header`], and so many bytes of the value were written.
+/// The requirements of [`header`] hold, and the value was written up to `filled`.
 pub(super) unsafe fn value_so_far(arena: &Arena, handle: Handle, filled: usize) -> &[u8] {
-    // SAFETY: the bytes were written and are not changed while the arena is borrowed.
+    // SAFETY: the bytes were written and do not change while the arena is borrowed.
     unsafe {
         let key_len = usize::from(header(arena, handle).key_len);
         std::slice::from_raw_parts(arena.address(handle).add(HEADER_BYTES + key_len), filled)
     }
 }
 
-/// The entry for reading.
+/// Returns the entry for reading.
 ///
 /// # Safety
 ///
-/// As for [`header`], and the whole value was written.
+/// The requirements of [`header`] hold, and the whole value was written.
 #[inline]
 pub(super) unsafe fn read(arena: &Arena, handle: Handle) -> Entry<'_> {
-    // SAFETY: as the caller says.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let header = header(arena, handle);
         let key_at = arena.address(handle).add(HEADER_BYTES);
@@ -252,7 +251,7 @@ pub(super) unsafe fn read(arena: &Arena, handle: Handle) -> Entry<'_> {
     }
 }
 
-/// Asks for the memory of an entry's header and key, and of a short value.
+/// Prefetches the memory of an entry's header and key, and of a short value.
 #[inline]
 pub(super) fn prefetch(arena: &Arena, handle: Handle) {
     let at = arena.address(handle);
@@ -261,35 +260,36 @@ pub(super) fn prefetch(arena: &Arena, handle: Handle) {
     }
 }
 
-/// Moves an entry out of its chunk, which is being emptied: its new handle, and the bytes of its allocation.
-/// `filled` bytes of its value were written, or all. `None`, and nothing has changed, without room for it.
+/// Moves an entry out of its chunk, which is being emptied. Returns its new handle and the bytes of its allocation.
+/// `filled` bytes of its value were written, or all if `None`. Returns `None`, with nothing changed, if there is no
+/// room.
 ///
 /// # Safety
 ///
-/// As for [`header`], so many bytes of the value were written, and nothing uses the old handle any more once
+/// The requirements of [`header`] hold, that part of the value was written, and the old handle is no longer used once
 /// there is a new one.
 pub(super) unsafe fn relocate(
     arena: &mut Arena,
     handle: Handle,
     filled: Option<usize>,
 ) -> Option<(Handle, usize)> {
-    // SAFETY: as the caller says.
+    // SAFETY: guaranteed by the caller.
     let header = unsafe { header(arena, handle) };
     let (key_len, value_len) = (usize::from(header.key_len), header.value_len as usize);
     let bytes = entry_bytes(key_len, value_len);
     let written = entry_bytes(key_len, filled.unwrap_or(value_len));
-    // SAFETY: as the caller says; the size is the one that `create` asked for.
+    // SAFETY: guaranteed by the caller; the size is the one that `create` requested.
     let moved = unsafe { arena.relocate(handle, bytes, written) }?;
     Some((moved, bytes))
 }
 
-/// Gives an entry's memory back.
+/// Frees an entry's memory.
 ///
 /// # Safety
 ///
-/// As for [`header`], and nothing refers to the entry any more.
+/// The requirements of [`header`] hold, and nothing refers to the entry any more.
 pub(super) unsafe fn free(arena: &mut Arena, handle: Handle) {
-    // SAFETY: as the caller says; the size is the one that `create` asked for.
+    // SAFETY: guaranteed by the caller; the size is the one that `create` requested.
     unsafe {
         let header = header(arena, handle);
         let bytes = entry_bytes(usize::from(header.key_len), header.value_len as usize);

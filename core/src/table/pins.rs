@@ -1,4 +1,4 @@
-//! The entries that must stay readable while their values are being sent.
+//! Pins: entries that must stay readable while their values are being sent.
 //!
 //! ```text
 //!   pin(key) --> Pin --> pinned_value: the value as it was when it was pinned
@@ -6,8 +6,8 @@
 //!                 +----> unpin: the last one frees an entry that the table has dropped
 //! ```
 //!
-//! A [`Pin`] is a ticket, not a pointer. Its holder asks the table for the bytes again for every piece
-//! that it sends, so an entry may move in memory as long as its record here follows.
+//! A [`Pin`] is a ticket, not a pointer. Its holder requests the bytes again for every piece that it sends, so an entry
+//! may move in memory as long as its record here is updated.
 
 use std::collections::HashMap;
 
@@ -16,11 +16,11 @@ use foldhash::fast::FixedState;
 use crate::arena::Handle;
 use crate::holes::{self, Hole};
 
-/// A claim on one entry's value, made by [`Table::pin`](super::Table::pin) and ended by
+/// A claim on one entry's value, created by [`Table::pin`](super::Table::pin) and ended by
 /// [`Table::unpin`](super::Table::unpin). A pin that is merely dropped keeps the entry's memory until
 /// the table is cleared.
 ///
-/// After [`Table::clear`](super::Table::clear) it names nothing any more.
+/// [`Table::clear`](super::Table::clear) invalidates it.
 #[derive(Debug)]
 #[must_use = "a pin keeps its entry's memory until it is given to `unpin`"]
 pub struct Pin {
@@ -33,9 +33,9 @@ pub struct Pin {
 struct Record {
     number: u64,
     handle: Handle,
-    /// How many pins there are of it.
+    /// The number of its pins.
     pins: u32,
-    /// The table has dropped the entry: its memory goes with the last pin.
+    /// True if the table has dropped the entry: its memory is freed with the last pin.
     is_dropped: bool,
 }
 
@@ -45,12 +45,12 @@ pub(super) struct Pins {
     records: Vec<Option<Record>>,
     vacant: Vec<u32>,
     places: HashMap<Handle, u32, FixedState>,
-    /// How many records were ever made; never goes back, so that no old pin fits a new record.
+    /// The number of records ever created; never decreases, so that no old pin matches a new record.
     numbers: u64,
 }
 
 impl Pins {
-    /// Pins an entry once more.
+    /// Adds a pin to an entry.
     pub(super) fn add(&mut self, handle: Handle) -> Pin {
         if let Some(&index) = self.places.get(&handle) {
             let record = self.records[index as usize].as_mut().expect("a place names a record");
@@ -69,13 +69,13 @@ impl Pins {
         Pin { index, number }
     }
 
-    /// The entry of a pin; `None` after the table was cleared.
+    /// Returns the entry of a pin, or `None` after the table was cleared.
     pub(super) fn get(&self, pin: &Pin) -> Option<Handle> {
         let record = self.records.get(pin.index as usize)?.as_ref()?;
         (record.number == pin.number).then_some(record.handle)
     }
 
-    /// Ends a pin. The entry, if the table has dropped it and this was its last pin: it is to be freed.
+    /// Ends a pin. Returns the entry if it must be freed: the table has dropped it and this was its last pin.
     pub(super) fn remove(&mut self, pin: Pin) -> Option<Handle> {
         let place = self.records.get_mut(pin.index as usize)?;
         let record = place.as_mut().filter(|record| record.number == pin.number)?;
@@ -90,7 +90,7 @@ impl Pins {
         is_dropped.then_some(handle)
     }
 
-    /// Notes that the table drops an entry; whether it is pinned, so that it must not be freed now.
+    /// Records that the table drops an entry; returns whether it is pinned and so must not be freed now.
     pub(super) fn drop_entry(&mut self, handle: Handle) -> bool {
         if self.places.is_empty() {
             return false;
@@ -102,7 +102,7 @@ impl Pins {
         true
     }
 
-    /// An entry has moved.
+    /// Records that an entry has moved.
     pub(super) fn follow(&mut self, handle: Handle, moved: Handle) {
         if self.places.is_empty() {
             return;
@@ -119,12 +119,12 @@ impl Pins {
         }
     }
 
-    /// How many entries are pinned.
+    /// Returns the number of pinned entries.
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// Forgets all records. Pins made before fit no record made later.
+    /// Drops all records. Earlier pins match no later record.
     pub(super) fn clear(&mut self) {
         self.records = Vec::new();
         self.vacant = Vec::new();

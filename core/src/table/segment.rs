@@ -1,30 +1,31 @@
 //! One segment of a table: the slots of all entries whose hashes begin with the same bits.
 //!
-//! A slot is 64 bits: the upper half of the entry's hash, then the entry's handle; zero is an empty
-//! slot. The slots of a segment stand in ascending order of hash, with gaps:
+//! A slot is 64 bits: the upper half of the entry's hash, then the entry's handle; zero is an empty slot. The slots of
+//! a segment are in ascending order of hash, with gaps:
 //!
 //! ```text
-//!   hash bits     | depth bits: the segment's own | home: where in the segment | rest |
+//!   hash bits     | depth bits: the segment's own | home: position in the segment | rest |
 //!   slots         . 17 18 . . 31 35 36 . 52 . . 70 71 71 80 . . . 98 | room for overflow
 //! ```
 //!
-//! A hash has a home, a place that grows with the hash. A slot stands at its home or behind it, and
-//! no empty slot lies between. So a look-up starts at the home and ends at the first slot that is
-//! empty or has a greater hash, on average after a few slots (linear probing in Robin Hood order:
-//! Celis, 1986). The order also makes the rest simple: a walk is a scan that can stop and go on at
-//! any hash whatever happened between; splitting is cutting in two; and none of this needs the
-//! entries themselves, as a slot holds all bits of the hash that are ever used.
+//! A hash has a home, a position that increases with the hash. A slot is at its home or after it, with no
+//! empty slot in between. So a look-up starts at the home and ends at the first slot that is empty or has a
+//! greater hash, on average after a few slots (linear probing in Robin Hood order: Celis, 1986).
+//!
+//! The order simplifies the rest. A walk is a scan that can stop and continue at any hash whatever happened
+//! in between, and a split cuts the slots in two. None of this reads the entries themselves, because a slot
+//! holds all bits of the hash that are ever used.
 
 use crate::arena::{Arena, Handle};
 use crate::prefetch::prefetch;
 
-/// A segment that would need more slots than this is split, if that helps.
+/// The most slots of a segment; a segment that would need more is split, if that helps.
 pub(super) const CAPACITY_MAX: usize = 4096;
 /// The capacity of the first segment of a small table.
 pub(super) const CAPACITY_MIN: usize = 16;
-/// Capacities above this are multiples of it: 4 KiB of slots.
+/// The step of larger capacities: 4 KiB of slots.
 const CAPACITY_STEP: usize = 512;
-/// A segment with this share of its slots in use, in eighths, has to grow.
+/// The share of slots in use, in eighths, at which a segment has to grow.
 const LOAD_MAX_EIGHTHS: usize = 7;
 /// The share of a segment's slots, as a divisor, that no hash has as its home.
 const OVERFLOW_DIVISOR: usize = 32;
@@ -32,7 +33,7 @@ const OVERFLOW_DIVISOR: usize = 32;
 /// The 32 bits of a hash that the table uses.
 pub(super) type HashBits = u32;
 
-/// What a segment holds for an entry.
+/// The slot of an entry in a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub(super) struct Slot(u64);
@@ -49,7 +50,7 @@ impl Slot {
         (self.0 >> 32) as u32
     }
 
-    /// The entry's handle; `None` for an empty slot.
+    /// Returns the entry's handle, or `None` for an empty slot.
     #[inline]
     pub(super) fn handle(self) -> Option<Handle> {
         Handle::from_bits((self.0 & 0xFFFF_FFFF) as u32)
@@ -61,32 +62,32 @@ impl Slot {
     }
 }
 
-/// Where a segment's slots are, and how many. Whoever has it decides how long the slots live.
+/// The location and number of a segment's slots. The owner of this value decides when they are freed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment {
     slots: Handle,
     capacity: u32,
-    /// How many slots are in use.
+    /// The number of slots in use.
     pub(super) len: u32,
-    /// How many leading bits all hashes here have in common.
+    /// The number of leading bits that all hashes here have in common.
     pub(super) depth: u32,
 }
 
-/// What a look-up by hash ended with.
+/// The result of a look-up by hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// The slot at this place is the one.
+    /// The slot at this place matches.
     At(usize),
-    /// There is none; this is where it belongs.
+    /// No slot matches; it would be inserted here.
     BelongsAt(usize),
 }
 
-/// How many slots `len` entries should get, so that they can grow by a good tenth.
+/// Returns the number of slots for `len` entries, which leaves room for growth by a good tenth.
 pub(super) fn capacity_for(len: usize) -> usize {
     round_capacity((len * 9).div_ceil(LOAD_MAX_EIGHTHS))
 }
 
-/// The smallest capacity that a segment can have and that is at least `wanted`.
+/// Returns the smallest valid capacity of at least `wanted`.
 pub(super) fn round_capacity(wanted: usize) -> usize {
     if wanted <= CAPACITY_STEP {
         wanted.max(CAPACITY_MIN).next_power_of_two()
@@ -95,7 +96,7 @@ pub(super) fn round_capacity(wanted: usize) -> usize {
     }
 }
 
-/// The place where the search for a hash begins.
+/// Returns the place where the search for a hash begins.
 #[inline]
 fn home(hash: HashBits, depth: u32, capacity: usize) -> usize {
     let homes = capacity - capacity / OVERFLOW_DIVISOR;
@@ -103,14 +104,14 @@ fn home(hash: HashBits, depth: u32, capacity: usize) -> usize {
     ((below_depth * homes as u64) >> 32) as usize
 }
 
-/// Whether these slots, in ascending order, find a place each in a segment of this capacity.
+/// Returns whether these slots, in ascending order, all find a place in a segment of this capacity.
 pub(super) fn fits(slots: &[Slot], depth: u32, capacity: usize) -> bool {
     let next = slots.iter().fold(0, |next, slot| home(slot.hash(), depth, capacity).max(next) + 1);
     next <= capacity
 }
 
 impl Segment {
-    /// A segment with these slots, which are in ascending order and [`fits`]. `None` if there is no
+    /// Builds a segment with these slots, which are in ascending order and [`fits`]. Returns `None` if there is no
     /// memory.
     pub(super) fn build(
         arena: &mut Arena,
@@ -127,7 +128,7 @@ impl Segment {
             depth,
         };
         let at = arena.address(handle).cast::<Slot>();
-        // SAFETY: the fresh allocation is ours alone, aligned, and has so many slots; all-zero
+        // SAFETY: nothing else uses the fresh allocation, which is aligned and has `capacity` slots; all-zero
         // bytes are empty slots.
         let places = unsafe {
             at.write_bytes(0, capacity);
@@ -146,24 +147,24 @@ impl Segment {
     ///
     /// The segment was built in this arena, was not freed, and no copy of it is used any more.
     pub(super) unsafe fn free(self, arena: &mut Arena) {
-        // SAFETY: as the caller says; the size is the one that `build` asked for.
+        // SAFETY: guaranteed by the caller; the size is the one that `build` requested.
         unsafe { arena.free(self.slots, self.capacity() * size_of::<Slot>()) };
     }
 
-    /// The same segment with its slots in a chunk that stays; the bytes of the slots. `None`, and nothing has
-    /// changed, without room for them.
+    /// Moves the slots to a chunk that stays. Returns the new segment and the bytes of the slots, or `None`, with
+    /// nothing changed, if there is no room for them.
     ///
     /// # Safety
     ///
-    /// As for [`free`](Segment::free), once there is a new one.
+    /// The requirements of [`free`](Segment::free) hold once there is a new segment.
     pub(super) unsafe fn relocate(self, arena: &mut Arena) -> Option<(Segment, usize)> {
         let bytes = self.capacity() * size_of::<Slot>();
-        // SAFETY: as the caller says; `build` asked for so many bytes and wrote all of them.
+        // SAFETY: guaranteed by the caller; `build` requested this many bytes and wrote all of them.
         let slots = unsafe { arena.relocate(self.slots, bytes, bytes) }?;
         Some((Segment { slots, ..self }, bytes))
     }
 
-    /// Whether its slots are in a chunk that is being emptied.
+    /// Returns whether its slots are in a chunk that is being emptied.
     pub(super) fn is_leaving(&self, arena: &Arena) -> bool {
         arena.is_leaving(self.slots)
     }
@@ -174,7 +175,7 @@ impl Segment {
     #[inline]
     pub(super) unsafe fn slots<'a>(&self, arena: &'a Arena) -> &'a [Slot] {
         let at = arena.address(self.slots).cast::<Slot>();
-        // SAFETY: `build` initialised so many slots there; changing them needs the arena
+        // SAFETY: `build` initialised this many slots there; changing them needs the arena
         // exclusively.
         unsafe { std::slice::from_raw_parts(at, self.capacity()) }
     }
@@ -184,11 +185,12 @@ impl Segment {
     /// The segment was built in this arena and not freed.
     pub(super) unsafe fn slots_mut<'a>(&self, arena: &'a mut Arena) -> &'a mut [Slot] {
         let at = arena.address(self.slots).cast::<Slot>();
-        // SAFETY: `build` initialised so many slots there, and the arena is borrowed exclusively.
+        // SAFETY: `build` initialised this many slots there, and the arena is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(at, self.capacity()) }
     }
 
-    /// Asks for the memory of a hash's home. It is used for nothing else, so the segment need not be live.
+    /// Prefetches the memory of a hash's home. The segment need not be live, because the address is used for nothing
+    /// else.
     #[inline]
     pub(super) fn prefetch(&self, arena: &Arena, hash: HashBits) {
         let home = self.home(hash) * size_of::<Slot>();
@@ -203,12 +205,12 @@ impl Segment {
         self.len as usize
     }
 
-    /// Whether so many slots are in use that another entry should find a larger segment.
+    /// Returns whether so many slots are in use that another entry needs a larger segment.
     pub(super) fn is_full(&self) -> bool {
         self.len() * 8 >= self.capacity() * LOAD_MAX_EIGHTHS
     }
 
-    /// Whether so few slots are in use that a smaller segment would do.
+    /// Returns whether so few slots are in use that a smaller segment suffices.
     pub(super) fn is_sparse(&self) -> bool {
         self.capacity() > CAPACITY_MIN && self.len() * 4 < self.capacity()
     }
@@ -218,7 +220,7 @@ impl Segment {
         home(hash, self.depth, self.capacity())
     }
 
-    /// Looks for a slot with this hash for whose entry `is_it` says yes.
+    /// Finds the slot with this hash whose entry `is_it` accepts.
     #[inline]
     pub(super) fn find(
         &self,
@@ -240,8 +242,8 @@ impl Segment {
         Found::BelongsAt(place)
     }
 
-    /// Puts a slot at the place where a look-up said that it belongs. `false`, and nothing changed,
-    /// if there is no empty slot at or behind that place.
+    /// Inserts a slot at the place that a look-up returned. Returns `false`, with nothing changed, if there is no empty
+    /// slot at or after that place.
     #[must_use]
     pub(super) fn insert(&mut self, slots: &mut [Slot], place: usize, slot: Slot) -> bool {
         let Some(distance) = slots[place..].iter().position(|slot| slot.is_empty()) else {
@@ -253,7 +255,7 @@ impl Segment {
         true
     }
 
-    /// Empties a place, and moves those behind it that stand behind their home by one.
+    /// Empties a place, and moves the slots after it that are past their home by one.
     pub(super) fn remove(&mut self, slots: &mut [Slot], place: usize) -> Slot {
         let removed = slots[place];
         debug_assert!(!removed.is_empty());

@@ -1,15 +1,15 @@
-//! The entries that are allocated but not yet part of the table.
+//! Staged entries: allocated but not yet part of the table.
 
 use super::segment::HashBits;
 use crate::arena::Handle;
 
-/// An entry on its way into a table, made by [`Table::stage`](super::Table::stage). It ends by
-/// [`Table::commit`](super::Table::commit) or [`Table::discard`](super::Table::discard); one that
-/// is merely dropped keeps its memory until the table is cleared.
+/// An entry on its way into a table, created by [`Table::stage`](super::Table::stage). It is ended by
+/// [`Table::commit`](super::Table::commit) or [`Table::discard`](super::Table::discard); a ticket that is merely
+/// dropped keeps its memory until the table is cleared.
 ///
-/// It is a ticket, not a pointer: the table keeps the record. So it survives whatever happens to
-/// the table meanwhile, and one that is shown to the wrong table, or to its own after
-/// [`Table::clear`](super::Table::clear), is recognised (and is a programming error: it panics).
+/// It is a ticket, not a pointer: the table keeps the record, so the ticket stays valid whatever happens to the table
+/// meanwhile. Passing it to another table, or to its own after [`Table::clear`](super::Table::clear), is a programming
+/// error that panics.
 #[derive(Debug)]
 #[must_use = "a staged entry keeps its memory until it is committed or discarded"]
 pub struct Staged {
@@ -17,12 +17,12 @@ pub struct Staged {
     number: u64,
 }
 
-/// What the table knows of a staged entry.
+/// The record of a staged entry.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record {
     pub(super) hash: HashBits,
     pub(super) handle: Handle,
-    /// How many bytes of the value were written.
+    /// The number of bytes of the value that were written.
     pub(super) filled: usize,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Staging {
     /// Each with the number of its ticket; `None` for a vacant place.
     records: Vec<Option<(u64, Record)>>,
     vacant: Vec<u32>,
-    /// How many tickets were ever made; never goes back, so that no old ticket fits again.
+    /// The number of tickets ever created; never decreases, so that no old ticket becomes valid again.
     tickets: u64,
 }
 
@@ -62,7 +62,7 @@ impl Staging {
         }
     }
 
-    /// The records from a place on, each with its place.
+    /// Returns the records from a place on, each with its place.
     pub(super) fn records_mut(
         &mut self,
         from: usize,
@@ -82,7 +82,7 @@ impl Staging {
         self.records.len() - self.vacant.len()
     }
 
-    /// Forgets all records. Tickets made before fit no record made later.
+    /// Drops all records. Earlier tickets match no later record.
     pub(super) fn clear(&mut self) {
         self.records = Vec::new();
         self.vacant = Vec::new();

@@ -10,7 +10,7 @@ pub(super) fn small_table() -> Table {
     Table::new(Box::new(HeapChunks::new(CHUNK_BYTES_MIN)))
 }
 
-/// SplitMix64's finalizer: good enough as a hash.
+/// SplitMix64's finalizer, good enough as a hash.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -22,7 +22,7 @@ pub(super) fn hash_of(key: &[u8]) -> TableHash {
     TableHash(key.iter().fold(key.len() as u64, fold))
 }
 
-/// Hashes of the qualities that a table may meet, the bad ones by accident.
+/// The quality of hashes that a table may meet, the bad ones by accident.
 #[derive(Clone, Copy, Debug)]
 enum Quality {
     Good,
@@ -67,7 +67,7 @@ fn put(table: &mut Table, key: &[u8], value: &[u8], version: u64) -> Option<u64>
     old.expect("the heap has memory").map(|version| version.0)
 }
 
-/// So little that a pass takes many steps, between which everything else happens.
+/// A budget so small that a pass takes many steps, with other operations in between.
 const SMALL_STEP: CompactionBudget =
     CompactionBudget { entries: 8, bytes: 4 << 10, slots: 64, chunks: 3 };
 
@@ -103,7 +103,7 @@ fn step(keys: u16) -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Keys of very different lengths, the same for the same number.
+/// Returns a key whose length depends on its number.
 fn model_key(number: u16) -> Vec<u8> {
     let len = match number % 64 {
         0 => usize::from(number % 3) * 20_000,
@@ -126,7 +126,7 @@ struct ModelStaged {
     version: u64,
 }
 
-/// The table under test beside the plainest thing that behaves the same.
+/// The table under test, and the simplest structure with the same behaviour.
 struct Model {
     table: Table,
     quality: Quality,
@@ -468,7 +468,7 @@ fn a_million_small_entries_take_at_most_112_bytes_each_at_every_size() {
         if len % 5_000 != 0 {
             continue;
         }
-        // In a small table the chunk that was last begun weighs too much to be left in.
+        // In a small table the chunk that was begun last weighs too much to be included.
         let reserved = table.reserved_bytes();
         assert!(reserved - CHUNK_BYTES_DEFAULT <= 112 * len as usize, "{reserved} for {len}");
         if len >= 500_000 {
@@ -543,7 +543,7 @@ fn a_table_that_grows_and_shrinks_again_and_again_keeps_every_entry() {
         let (mut table, mut model) = (small_table(), HashMap::new());
         let mut places = Vec::new();
         for phase in 0..6 {
-            // Phases of mostly insertions and of mostly removals take turns.
+            // Phases of mostly insertions and of mostly removals alternate.
             let removed_sixteenths = if phase % 2 == 0 { 1 } else { 15 };
             for number in 0..keys {
                 let (key, version) = (numbered_key(number), phase * keys + number);
@@ -572,10 +572,10 @@ fn a_table_that_grows_and_shrinks_again_and_again_keeps_every_entry() {
     }
 }
 
-/// A source that dries up.
+/// A source that becomes exhausted.
 struct FewChunks(HeapChunks, usize);
 
-// SAFETY: `HeapChunks` keeps the promise.
+// SAFETY: `HeapChunks` fulfils the contract.
 unsafe impl ChunkSource for FewChunks {
     fn chunk_bytes(&self) -> usize {
         self.0.chunk_bytes()
@@ -591,13 +591,13 @@ unsafe impl ChunkSource for FewChunks {
     }
 
     unsafe fn discard(&mut self, at: NonNull<u8>, bytes: usize) {
-        // SAFETY: the caller's promise is the heap's.
+        // SAFETY: the caller's guarantees hold for the heap.
         unsafe { self.0.discard(at, bytes) };
     }
 
     unsafe fn release(&mut self, at: NonNull<u8>, bytes: usize) {
         self.1 += 1;
-        // SAFETY: the caller's promise is the heap's.
+        // SAFETY: the caller's guarantees hold for the heap.
         unsafe { self.0.release(at, bytes) };
     }
 }
@@ -661,7 +661,7 @@ fn a_pinned_value_outlives_its_replacement_and_is_freed_by_the_last_unpin() {
     assert!(table.used_bytes() > held, "what is pinned counts as used");
     assert_eq!(table.digest(), table.recount(), "and is no content");
 
-    // The key of a pinned entry can be pinned anew: that is another entry.
+    // The key of a pinned entry can be pinned again, which pins another entry.
     let newer = table.pin(hash, &key).unwrap();
     assert_eq!(table.remove(hash, &key), Some(SequenceNumber(2)));
     assert_eq!(table.pinned_value(&newer).unwrap(), b"new");

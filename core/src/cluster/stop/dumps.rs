@@ -1,12 +1,12 @@
-//! The dumps that a stop orders of one server: how far each is, and what another server has of the same group.
+//! The dumps that a stop orders of one server: the progress of each, and the dumps of the same groups elsewhere.
 //!
 //! ```text
 //!   Ordered ---> Complete
 //!      |    ---> NoCopy        this server holds no full copy: nothing is lost without this dump
 //!      v
-//!   AgainAt ---> Ordered       the data stays in memory, frozen, and the dump is ordered again after a pause
+//!   AgainAt ---> Ordered       the data stays in memory, frozen, and the dump is ordered again after a back-off
 //!      |
-//!      +-------> GivenUp       the operator insists, or no view names this server a replica of the group
+//!      +-------> GivenUp       the stop is forced, or no view names this server a replica of the group
 //! ```
 
 use std::time::Duration;
@@ -17,25 +17,25 @@ use kv_protocol::{GroupId, ServerId, View};
 use super::Cluster;
 use crate::cluster::server::Server;
 
-/// The pause before the first retry of a failed dump; it doubles up to [`LAST_DUMP_RETRY_PAUSE`].
+/// The back-off before the first retry of a failed dump; it doubles up to [`LAST_DUMP_RETRY_PAUSE`].
 pub const DUMP_RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// The longest pause. It is shorter than the time for which a server that leaves waits for the next order.
+/// The longest back-off. It is shorter than the time for which a server that leaves waits for the next order.
 pub const LAST_DUMP_RETRY_PAUSE: Duration = Duration::from_secs(3);
-/// Failures after which a dump is given up if nothing is lost with it, or if the operator has insisted.
+/// The number of failures after which a dump is given up if nothing is lost with it, or if the stop is forced.
 const FAILURES_AT_MOST: u32 = 2;
 
-/// One dump of a server. Times are those of the stop's clock.
+/// The state of one dump of a server. Times are readings of the stop's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dump {
-    /// It is to be reported; it has failed so often before.
+    /// A dump that was ordered and is not reported yet, after this number of failures.
     Ordered { failures: u32 },
-    /// It has failed; it is ordered again then.
+    /// A failed dump that is ordered again at this time.
     AgainAt { failures: u32, at: Duration },
-    /// It has failed, and is not ordered again.
+    /// A failed dump that is not ordered again.
     GivenUp,
-    /// There was nothing to dump.
+    /// Nothing to dump.
     NoCopy,
-    /// It is on the disk.
+    /// A complete dump on the disk.
     Complete,
 }
 
@@ -46,7 +46,7 @@ impl Default for Dump {
 }
 
 impl Dump {
-    /// Takes a report. `is_needed` says that data may be lost with this dump, which nobody has given up.
+    /// Returns the state after a report. `is_needed` states that data may be lost without this dump.
     fn reported(
         self,
         clock: Duration,
@@ -74,12 +74,12 @@ impl Dump {
         }
     }
 
-    /// Whether it has failed and is tried on.
+    /// Returns whether it has failed and is being retried.
     pub(super) fn is_failing(self) -> bool {
         self.failures() > 0
     }
 
-    /// Whether nothing more is waited for.
+    /// Returns whether nothing more is waited for.
     pub(super) fn is_over(self) -> bool {
         matches!(self, Dump::GivenUp | Dump::NoCopy | Dump::Complete)
     }
@@ -97,7 +97,7 @@ impl Dump {
 pub(super) struct Dumps {
     pub(super) primary: Dump,
     pub(super) secondary: Dump,
-    /// What of them was written when that last changed.
+    /// The bytes written of them at their last change.
     pub(super) written: DumpedBytes,
 }
 
@@ -106,7 +106,7 @@ impl Dumps {
         [self.primary, self.secondary]
     }
 
-    /// The orders that are not done, by name.
+    /// Returns the names of the orders that are not done.
     pub(super) fn unfinished(self) -> &'static str {
         match self.all().map(Dump::is_over) {
             [false, true] => "DUMP-PRIMARY",
@@ -123,7 +123,7 @@ impl Dumps {
         }
     }
 
-    /// Notes how an order has ended; whether it is to be given again, or is given up.
+    /// Records the outcome of an order; returns whether it is to be given again, or is given up.
     pub(super) fn report(
         &mut self,
         clock: Duration,
@@ -136,7 +136,7 @@ impl Dumps {
         Some(*dump)
     }
 
-    /// The orders that are due again; they count as given.
+    /// Takes the orders that are due again and marks them as given.
     pub(super) fn take_due(&mut self, clock: Duration) -> Vec<OrderKind> {
         let mut due = Vec::new();
         for kind in [OrderKind::DumpPrimary, OrderKind::DumpSecondary] {
@@ -160,7 +160,7 @@ impl Dumps {
         }
     }
 
-    /// Gives up those that wait for a retry; which.
+    /// Gives up the dumps that wait for a retry; returns their orders.
     pub(super) fn give_up(&mut self) -> Vec<OrderKind> {
         let mut given_up = Vec::new();
         for kind in [OrderKind::DumpPrimary, OrderKind::DumpSecondary] {
@@ -176,7 +176,7 @@ impl Dumps {
 }
 
 impl Cluster {
-    /// The group whose table a dump order of a server means.
+    /// Returns the group whose table a dump order of a server names.
     pub(super) fn dumped_group(&self, id: ServerId, kind: &OrderKind) -> Option<GroupId> {
         let before = (id.0 + self.count() - 1) % self.count();
         match kind {
@@ -186,13 +186,13 @@ impl Cluster {
         }
     }
 
-    /// Whether the process at this place is a holder of the group, or one of its last holders.
+    /// Returns whether the process at this place is a holder of the group, or one of its last holders.
     pub(super) fn is_replica(&self, view: &View, id: ServerId) -> bool {
         let member = self.member(id);
         self.memory.durable().holders(view.group).any(|holder| holder == member)
     }
 
-    /// Whether this server has reported a complete dump of this group.
+    /// Returns whether this server has reported a complete dump of this group.
     pub(super) fn has_dump(&self, id: ServerId, group: GroupId) -> bool {
         let dumps = self.server(id).stage.progress().dumps;
         let is_complete = |dump: Dump| dump == Dump::Complete;
@@ -200,8 +200,7 @@ impl Cluster {
             || (id == group.home_secondary(self.count()) && is_complete(dumps.secondary))
     }
 
-    /// Whether a replica of this group has reported a complete dump of it. A server that is not waited for may
-    /// be left out.
+    /// Returns whether a replica of this group, other than on the server `without`, has reported a complete dump of it.
     pub(super) fn is_dumped(&self, view: &View, without: Option<ServerId>) -> bool {
         if self.memory.durable().rests(view.group) {
             return true;
@@ -211,8 +210,8 @@ impl Cluster {
         others.any(|id| self.is_replica(view, id) && self.has_dump(id, view.group))
     }
 
-    /// The groups that would be lost if this server ended now: it is a replica of each, and no replica has dumped
-    /// it.
+    /// Returns the groups that would be lost if this server ended now: it is a replica of each, and no replica has
+    /// dumped it.
     pub(super) fn undumped_groups_of(&self, id: ServerId) -> impl Iterator<Item = &View> {
         let is_only_here =
             move |view: &&View| self.is_replica(view, id) && !self.is_dumped(view, None);
@@ -220,8 +219,8 @@ impl Cluster {
     }
 }
 
-/// Bytes of keys and values of the tables that a server dumps, by its last heartbeat, and how many of them its
-/// dumps hold.
+/// Returns the bytes of keys and values that a server's dumps hold, and of the tables that it dumps, by its last
+/// heartbeat.
 pub(super) fn written_of(server: &Server) -> (u64, u64) {
     let Some((_, heartbeat)) = &server.heartbeat else { return (0, 0) };
     let sum = |bytes: u64, replica: u64| bytes.saturating_add(replica);

@@ -40,8 +40,8 @@ fn a_primary_that_hangs_is_followed_as_fast_when_its_secondary_complains_first()
     let mut world = World::serving(3);
     world.unheard = vec![A];
     let start = world.now;
-    // A lease is as long as the coordinator's patience: B may complain a moment before A counts as
-    // silent, and A is asked, which cannot answer.
+    // A lease is as long as the coordinator's failure timeout. So B may complain a moment before A counts as silent,
+    // and A, which cannot respond, is probed.
     world.watch(SILENCE - Duration::from_millis(10));
     world.beat(B);
     world.beat(C);
@@ -57,8 +57,8 @@ fn a_primary_that_hangs_is_followed_as_fast_when_its_secondary_complains_first()
 fn a_heartbeat_that_waited_is_no_vote_whoever_is_to_stay_answers_first() {
     let mut world = World::serving(3);
     world.unheard = vec![A];
-    // A is nearly silent for too long when the coordinator falls asleep. When it wakes it believes A silent,
-    // and finds heartbeats of B, which is dead by now.
+    // A is nearly silent for too long when the coordinator is paused. When it resumes it takes A for silent, and reads
+    // heartbeats of B, which is dead by now.
     world.watch(SILENCE / 2);
     world.beat(B);
     world.beat(C);
@@ -81,7 +81,7 @@ fn a_heartbeat_that_waited_is_no_vote_whoever_is_to_stay_answers_first() {
 #[test]
 fn each_group_asks_its_own_members() {
     let mut world = World::serving(3);
-    // B does not hear A, C does.
+    // B does not receive A, C does.
     world.unheard = vec![A];
     for _ in 0..20 {
         world.now = world.now + Duration::from_millis(50);
@@ -130,7 +130,7 @@ fn a_sole_holder_is_unreachable_and_neither_killed_nor_lost_while_it_is_silent()
 #[test]
 fn of_two_that_do_not_hear_each_other_the_primary_stays_if_it_answers() {
     let mut world = World::serving(3);
-    // Nothing tells the two apart: C hears both.
+    // Nothing tells the two apart: C receives both.
     world.silences = BTreeMap::from([((A, B), 900), ((B, A), 900)]);
     for _ in 0..4 {
         for id in [A, B, C] {
@@ -144,7 +144,7 @@ fn of_two_that_do_not_hear_each_other_the_primary_stays_if_it_answers() {
     world.pass(Duration::from_millis(100), &[A, B, C]);
     assert_eq!(world.view(1), (Some(1), Some(2), 1), "the complaint may be over by now");
     world.pass(Duration::from_millis(50), &[A, B, C]);
-    // B is out, and as it lives it may come back with an empty table.
+    // B is out, and because it is alive it may come back with an empty table.
     assert_eq!(world.view(1), (Some(1), Some(2), 3));
     assert_eq!(world.cluster.views()[1].secondary(), None);
     assert!(world.ordered().contains(&(B, "LEAVE")));
@@ -165,7 +165,7 @@ fn a_member_that_was_asleep_and_answers_again_costs_the_other_nothing() {
     }
     assert!(world.ordered().contains(&(A, "PROBE")));
     world.report(A, Ok(0));
-    // The stream stands again.
+    // The stream is up again.
     world.silences.clear();
     world.pass(SILENCE, &[A, B, C]);
     assert_eq!(world.view(1), (Some(1), Some(2), 1));
@@ -227,7 +227,7 @@ fn the_same_server_dying_again_is_no_second_fault() {
     for _ in 0..3 {
         world.exit(A);
         for _ in 0..5 {
-            world.run(&[B, C]); // The pauses grow.
+            world.run(&[B, C]); // The back-off grows.
         }
         let spawned = world.seen.iter().rev().find_map(|effect| match effect {
             Effect::Spawn { member } => Some(*member),

@@ -9,21 +9,21 @@ fn places(world: &World, group: u16) -> (Option<u16>, Option<u16>) {
     (primary, other)
 }
 
-/// Every dump that is ordered, or SHUTDOWN; the rest is of other matters.
+/// Filters the orders for DRAIN, dumps and SHUTDOWN.
 fn ends(orders: &[(ServerId, &'static str)]) -> Vec<(ServerId, &'static str)> {
     let is_of_end = |name: &str| name.starts_with("D") && name != "DROP-SECONDARY";
     orders.iter().copied().filter(|(_, name)| is_of_end(name) || *name == "SHUTDOWN").collect()
 }
 
 impl World {
-    /// A server was told to stop by a signal.
+    /// Delivers the request to leave of a server that was stopped by a signal.
     fn ask_to_leave(&mut self, id: ServerId) {
         let link = World::link(id);
         self.cluster.on_drain_request(self.now, link, id, &mut self.effects).unwrap();
         self.collect();
     }
 
-    /// Its process ends, all that it held in complete dumps.
+    /// Ends its process in order, with everything it held in complete dumps.
     fn leave(&mut self, id: ServerId) {
         let member = self.cluster.member(id);
         self.cluster.on_left(self.now, member, &mut self.effects);
@@ -72,7 +72,7 @@ fn whoever_is_to_stay_answers_before_the_leaver_is_dropped() {
     let mut world = World::serving(3);
     let (id, ids) = (ServerId(1), world.ids());
     world.ask_to_leave(id);
-    // Server 0 reports, and its executors answer nothing.
+    // Server 0 reports, but its executors do not respond.
     for _ in 0..40 {
         world.now = world.now + Duration::from_millis(50);
         world.answer_probes(&ids[1..]);
@@ -87,7 +87,7 @@ fn whoever_is_to_stay_answers_before_the_leaver_is_dropped() {
 
 #[test]
 fn a_leaver_wins_no_inquiry_and_is_given_nothing() {
-    // It answers its probe, and says that the primary is silent; so says the primary of it.
+    // It responds to its probe and complains of the primary's silence, and the primary complains of its silence.
     let mut world = World::serving(3);
     let (id, ids) = (ServerId(1), world.ids());
     world.unheard = vec![ServerId(0), id];
@@ -100,13 +100,13 @@ fn a_leaver_wins_no_inquiry_and_is_given_nothing() {
         world.collect();
     }
     assert_eq!(places(&world, 0), (Some(0), Some(1)), "the other one goes on");
-    // Nobody hears server 0, and only the leaver is left to vote.
+    // No server receives server 0, and only the leaver is left to vote.
     let mut world = World::serving(3);
     world.unheard = vec![ServerId(0)];
     world.ask_to_leave(id);
     world.pass(Duration::from_secs(3), &ids[1..]);
     assert_eq!(places(&world, 0), (Some(0), Some(1)), "nobody is removed on its word");
-    // By proof it is the only one that has the data; it waits for another.
+    // After the proof it is the only holder of the data; it waits for another.
     world.exit(ServerId(0));
     world.pass(Duration::from_millis(100), &ids[1..]);
     assert_eq!(places(&world, 0), (Some(1), None));
@@ -155,7 +155,7 @@ fn a_group_whose_last_holder_has_left_in_order_rests_in_its_dump_and_is_not_lost
     assert_eq!(world.holders(0), [member]);
     let effects = world.take();
     assert!(!effects.iter().any(|e| matches!(e, Effect::DoubleFault { .. })), "{effects:?}");
-    // Its place is filled again, and its other group has two copies. No server is given the group.
+    // Its place is filled again, and its other group has two copies. No server gets the group.
     let next = world.cluster.member(id);
     assert!(effects.contains(&Effect::Spawn { member: next }) && next != member, "{effects:?}");
     world.start_as(next);
@@ -191,7 +191,7 @@ fn where_all_are_to_leave_within_moments_the_cluster_is_stopped_and_all_dump() {
             let home = [Some(group), Some((group + 1) % 3)];
             let (primary, other) = places(&world, group);
             assert!(home.contains(&primary) && (other.is_none() || home.contains(&other)));
-            // The first did not begin to part yet.
+            // The first has not begun to leave yet.
             assert!(apart > 60 || [primary, other] == home, "{apart} ms apart");
         }
         ids.iter().for_each(|&id| world.leave(id));
@@ -250,19 +250,19 @@ fn a_holder_that_has_left_is_followed_by_one_that_is_there_and_both_count_until_
     let both = [left, silent].map(|id| world.cluster.member(id));
     world.pass(SILENCE * 2, &[ServerId(0), ServerId(2)]);
     let version = world.view(0).2;
-    // Judged gone by then? The primary heard it.
+    // The silent primary was not judged gone by then, because the other holder received it.
     assert_eq!(version, 1);
     world.leave(left);
     world.pass(Duration::from_millis(300), &[ServerId(2)]);
     assert_eq!(world.holders(0), both, "the silent one may be gone, and its copy with it");
     let mut lost = world;
-    // It is heard again: it goes on.
+    // It reports again and continues to serve.
     let mut world = lost_to(&mut lost, |world| world.beat(silent));
     assert_eq!(places(&world, 0), (Some(1), None));
     assert!(world.take().iter().all(|e| !matches!(e, Effect::DoubleFault { .. })));
 }
 
-/// Does something, and lets all happen that follows.
+/// Runs an action and everything that follows from it; returns the world.
 fn lost_to(world: &mut World, act: impl FnOnce(&mut World)) -> World {
     act(world);
     world.pass(Duration::from_millis(100), &[ServerId(1), ServerId(2)]);

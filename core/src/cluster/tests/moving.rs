@@ -1,4 +1,4 @@
-//! Places that are given to other hosts while the cluster serves.
+//! Places that move to other hosts while the cluster serves.
 
 use kv_protocol::status::AlarmKind;
 
@@ -15,7 +15,7 @@ impl World {
         given
     }
 
-    /// A is cut off, and nobody can say whether its process has ended.
+    /// Cuts A off, so that it is unknown whether its process has ended.
     fn without_a() -> (World, Member) {
         let mut world = World::serving(3);
         let old = world.cluster.member(A);
@@ -52,7 +52,7 @@ fn a_silent_process_is_followed_without_proof_when_its_place_is_given_to_another
     world.run(&[A, B, C]);
     world.run(&[A, B, C]);
     assert!(world.cluster.is_whole());
-    // The old process is heard again: it is nobody.
+    // The old process reports again and is refused.
     let started = Started { member: old, pid: 7, ..world.started(A) };
     let refused = world.cluster.on_started(world.now, LinkId(99), &started, &mut world.effects);
     assert!(matches!(refused, Err(StartedRefused::UnknownIncarnation { .. })), "{refused:?}");
@@ -82,7 +82,7 @@ fn a_place_is_not_filled_while_a_view_names_its_process() {
     let mut world = World::serving(3);
     let old = world.cluster.member(A);
     world.unheard = vec![A];
-    // Silent, and not yet out of its views.
+    // A is silent, but still named by its views.
     world.watch(SILENCE + Duration::from_millis(20));
     world.replace(A).unwrap();
     for _ in 0..40 {
@@ -104,7 +104,7 @@ fn the_only_holder_of_a_group_stays_where_it_is() {
     world.run(&[B, C]);
     let refused = world.cluster.may_replace(B);
     assert_eq!(refused, Err(ReplaceRefused::SoleHolder { server: B, group: GroupId(1) }));
-    // Asked all the same, it goes when another one has a copy.
+    // If requested all the same, it leaves once another process has a copy.
     let old = world.cluster.member(B);
     world.replace(B).unwrap();
     world.pass(Duration::from_secs(40), &[B, C]);
@@ -146,7 +146,7 @@ fn whoever_could_not_be_killed_is_killed_again_after_growing_pauses_also_if_it_i
     assert!((5..=10).contains(&in_vain), "{in_vain}");
     assert_eq!(world.cluster.recovery_step(A), Some(0), "its process must end first");
 
-    // Its host is back, and with it the process: it is of no use, and must go before another comes.
+    // Its host is back, and with it the process. It is of no use, and must go before another takes its place.
     world.unheard.clear();
     let started = world.started(A);
     world.cluster.on_started(world.now, World::link(A), &started, &mut world.effects).unwrap();
@@ -181,14 +181,14 @@ fn a_move_waits_while_another_holder_is_silent_and_the_process_takes_over_as_any
     let ids = world.ids();
     let old = world.cluster.member(A);
     world.replace(A).unwrap();
-    // B, which holds group A as well, falls silent before A is led out.
+    // B, which holds group A as well, falls silent before A has left.
     world.unheard = vec![B];
     world.pass(SILENCE * 6, &[A, C]);
     world.run(&[A, C]);
     assert_eq!(world.view(1).0, Some(1), "A serves its group alone: {:?}", world.cluster.views());
     assert_eq!(world.view(1).1, None);
     assert_eq!(world.cluster.member(A), old);
-    // B is back, and gets its copies; then A goes.
+    // B is back and gets its copies; then A leaves.
     world.unheard.clear();
     let started = world.started(B);
     world.cluster.on_started(world.now, World::link(B), &started, &mut world.effects).unwrap();

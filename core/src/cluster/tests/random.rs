@@ -1,10 +1,10 @@
-//! Whatever happens, in whatever order: what a coordinator never does.
+//! Invariants of a coordinator under random inputs in random order.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What may happen next.
+/// A random input.
 #[derive(Clone, Copy, Debug)]
 enum Input {
     Beat(u16),

@@ -96,7 +96,7 @@ fn nobody_is_told_of_a_view_before_it_is_durable() {
 
 #[test]
 fn a_replacement_that_dies_in_any_step_is_replaced_again() {
-    // The order whose report never comes, because its server's process ends first.
+    // Each order in turn whose report never comes because its server's process ends first.
     for last in ["UPDATE-SECONDARY", "UPDATE-PRIMARY", "SET-SECONDARY", "SWITCH-PRIMARY"] {
         let mut world = World::serving(3);
         world.exit(A);
@@ -197,7 +197,7 @@ fn a_coordinator_that_dies_at_any_moment_is_followed_by_one_that_ends_the_recove
             world.collect();
         }
         world.restart();
-        // Whoever lives comes back; what has exited is proven again.
+        // Live processes come back; the exit of the others is proven again.
         let members: Vec<_> = [A, B, C].map(|id| world.cluster.member(id)).into();
         for member in members {
             let alive = world.cluster.durable().servers[usize::from(member.server.0)].started;
@@ -241,7 +241,7 @@ fn a_restarted_coordinator_judges_nobody_before_everybody_had_time_to_come_back(
 fn a_restarted_coordinator_decides_nothing_before_everybody_who_lives_was_asked() {
     let mut world = World::serving(3);
     world.restart();
-    // It is proven at once, but what B and C know is not known yet.
+    // Its death is proven at once, but the views at B and C are not known yet.
     world.exit(A);
     world.start_as(world.cluster.member(B));
     world.beat(B);
@@ -275,7 +275,7 @@ fn a_restarted_coordinator_takes_no_process_that_an_earlier_one_may_have_killed(
     let old = world.cluster.member(A);
     let kill = Effect::Kill { member: old, reason: KillReason::Replaced };
     assert!(world.take().contains(&kill), "nobody hears it, and no view names it");
-    // The coordinator dies while its kill is on the way, and A, which no other one has condemned, is back.
+    // The coordinator crashes while its kill is pending, and A, which its successor has not condemned, is back.
     world.unheard.clear();
     world.restart();
     for id in [A, B, C] {
@@ -360,11 +360,11 @@ fn what_is_decided_follows_from_what_is_known_when_it_can_be_stored() {
     let mut world = World::serving(3);
     world.cluster.config.on_double_fault = DoubleFault::Isolate;
     world.keeps_stores = true;
-    // The store of what follows from C's end is under way while B falls silent.
+    // The store of the view after C's end is in progress while B falls silent.
     world.exit(C);
     world.unheard = vec![B];
     world.pass(SILENCE * 3, &[A]);
-    // By A's word B must go. But A dies before that is decided, and B has everything.
+    // On A's response B must go. But A dies before that is decided, and B has all data.
     world.exit(A);
     while world.store() {
         world.collect();
@@ -376,13 +376,13 @@ fn what_is_decided_follows_from_what_is_known_when_it_can_be_stored() {
 fn a_verdict_does_not_wait_for_the_disk_while_its_member_comes_back() {
     let mut world = World::serving(3);
     world.keeps_stores = true;
-    // The store of what follows from C's end is under way while B falls silent, and comes back.
+    // The store of the view after C's end is in progress while B falls silent and comes back.
     world.exit(C);
     world.unheard = vec![B];
     world.pass(SILENCE * 3, &[A]);
     world.unheard.clear();
     world.pass(Duration::from_millis(200), &[A, B]);
-    // Now A hangs: to drop B would leave the group to it.
+    // Now A hangs: to drop B would leave the group to A.
     world.unheard = vec![A];
     world.pass(SILENCE, &[B]);
     world.keeps_stores = false;

@@ -1,15 +1,15 @@
-//! A cluster that is restored, and what a stop may not lose.
+//! A restored cluster, and the data that a stop must not lose.
 
 use super::*;
 
 const ABOVE: ViewVersion = ViewVersion(40);
 
-/// The origin of a cluster that was restored from two others.
+/// Returns the origin of a cluster that was restored from two others.
 fn origin(foundings: Vec<Founding>) -> Origin {
     Origin { foundings, ancestors: vec![ClusterId(8), ClusterId(7)] }
 }
 
-/// A cluster of three that is being restored; group 1 is LOST.
+/// Returns a cluster of three that is being restored; group 1 is LOST.
 fn restored() -> World {
     let mut world = World::new(3);
     let mut effects = Vec::new();
@@ -96,7 +96,7 @@ fn whoever_dumps_is_told_of_no_view_so_that_nobody_waits_for_what_it_cannot_do()
     let link = World::link(id);
     world.exit(ServerId(1));
     world.cluster.on_drain_request(world.now, link, id, &mut world.effects).unwrap();
-    // It is a last holder, and nobody does what the views ask.
+    // It is a last holder, and no server carries out the orders of views.
     let alive = [ServerId(0), id, ServerId(3)];
     world.pass(LEAVE_PATIENCE + Duration::from_secs(1), &alive);
     world.orders.retain(|(_, order)| order.kind == OrderKind::Drain);

@@ -1,4 +1,4 @@
-//! The start of the ring, who is alive, and what is told of it.
+//! The start of the ring, failure detection, and the orders and maps that follow.
 
 use kv_protocol::control_message::ViewOrder;
 
@@ -55,8 +55,8 @@ fn nobody_is_told_where_anything_is_before_every_holder_has_its_first_view() {
         |world: &World| world.cluster.map().views.iter().all(|view| view.version == ViewVersion(0));
     world.report(ServerId(0), Ok(0));
     world.report(ServerId(1), Ok(0));
-    // A coordinator that comes now goes on with the start: a server that dies fails it, as nothing of
-    // it can be lost yet, and nobody would believe its successor.
+    // A coordinator that takes over now continues the start, and a server that dies still fails it: no data can be
+    // lost yet.
     world.restart();
     for id in world.ids() {
         world.start(id);

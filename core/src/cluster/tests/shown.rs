@@ -1,4 +1,4 @@
-//! What people see: the history of recoveries, alarms, and how far a copy is.
+//! Displayed state: the history of recoveries, alarms, and the progress of a copy.
 
 use kv_protocol::control_message::CrowdReport;
 use kv_protocol::status::{AlarmKind, CopyStatus};

@@ -1,4 +1,4 @@
-//! The orderly stop, of all servers and of one.
+//! The orderly stop of all servers and of one.
 
 use kv_protocol::control_message::OrderFailure;
 
@@ -115,7 +115,7 @@ fn a_silent_server_that_may_hold_the_only_copy_is_left_to_the_operator() {
 
 #[test]
 fn a_machine_that_is_paused_in_a_stop_kills_no_server() {
-    // In each stage: every process is paused for longer than any deadline, the coordinator wakes first.
+    // In each stage every process is paused for longer than any deadline, and the coordinator resumes first.
     for reports in 0..4 {
         let mut world = World::serving(3);
         world.stop();
@@ -182,7 +182,7 @@ fn full() -> Result<u64, String> {
     Err("no space left".to_owned())
 }
 
-/// A stop in which server 1 cannot dump its primary table, and all else is dumped.
+/// Begins a stop in which server 1 cannot dump its primary table and all else is dumped.
 fn world_with_a_full_disk() -> World {
     let mut world = World::serving(3);
     world.stop();
@@ -320,7 +320,7 @@ fn groups_that_neither_replica_has_dumped_are_named() {
     let mut world = World::serving(3);
     world.stop();
     world.report_all();
-    // Group 0 is at servers 0 and 1: the first cannot dump its primary, the second dies.
+    // Group 0 is at servers 0 and 1: the first cannot dump its primary table, the second dies.
     world.report(ServerId(0), full());
     world.exit(ServerId(1));
     world.orders.retain(|(to, _)| to.server != ServerId(1));
@@ -444,7 +444,7 @@ fn a_stop_waits_for_no_order_of_the_start() {
     }
     world.report_all();
     assert_eq!(world.ordered().len(), 6, "DRAIN was all that the dumps waited for");
-    // A connection that comes back brings no SET-SECONDARY to a server that dumps.
+    // A re-established connection brings no SET-SECONDARY to a server that is dumping.
     let member = world.cluster.member(ServerId(0));
     world.cluster.on_orders_connected(member, &mut world.effects);
     let again = world.ordered().split_off(6);
@@ -458,7 +458,7 @@ fn a_stop_that_is_gone_on_with_waits_for_nobody_whose_process_was_never_started(
     world.start(ids[0]);
     world.stop();
     world.restart();
-    // The other two had never reported: their places have new names, and no processes.
+    // The other two had never reported: their places have new incarnations and no processes.
     world.exit(ids[0]);
     let effects = world.take();
     let outcome = stopped(&effects).expect("nobody is waited for");
@@ -477,7 +477,8 @@ fn nobody_is_told_of_a_stop_before_it_is_durable() {
             let orders = world.ordered();
             assert_eq!(orders.iter().filter(|(_, name)| *name == "DRAIN").count(), 3, "{orders:?}");
         }
-        // The coordinator dies. Its successor stops on, or knows of no stop, and nobody else does.
+        // The coordinator crashes. Its successor continues the stop if it was stored; otherwise no process knows of
+        // it.
         world.restart();
         assert_eq!(world.cluster.state() == ClusterState::Stopping, is_stored);
     }

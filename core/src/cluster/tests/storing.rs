@@ -1,4 +1,4 @@
-//! A store that fails, and what follows.
+//! A failed store and its effects.
 
 use kv_protocol::status::AlarmKind;
 
@@ -10,7 +10,7 @@ const B: ServerId = ServerId(2);
 const C: ServerId = ServerId(0);
 
 impl World {
-    /// The store that is under way fails.
+    /// Fails the store in progress.
     fn fail_store(&mut self) {
         self.collect();
         let (number, _) = self.stores.pop_front().expect("a store");
@@ -23,7 +23,7 @@ impl World {
         status.alarms.iter().map(|alarm| alarm.kind).collect()
     }
 
-    /// Time passes for those who live.
+    /// Lets time pass, with a heartbeat of each live server.
     fn tell_time(&mut self, passed: Duration, alive: &[ServerId]) {
         self.now = self.now + passed;
         alive.iter().for_each(|id| self.beat(*id));
@@ -69,7 +69,7 @@ fn a_decision_that_could_not_be_stored_is_made_anew_by_what_is_known_by_then() {
     };
     assert_eq!(decided(&mut world).primary, Some(world.cluster.member(B)), "B is to take over");
     world.fail_store();
-    // By the time that the disk has room B is dead, too.
+    // By the time the disk has room B is dead too.
     world.exit(B);
     assert!(world.stores.is_empty());
     world.tell_time(STORE_AGAIN, &[C]);
@@ -107,7 +107,7 @@ fn what_goes_to_the_disk_beside_the_state_is_stored_though_nothing_was_decided()
     assert!(world.stores.is_empty());
     world.tell_time(STORE_AGAIN, &[A, B, C]);
     assert_eq!(world.stores.len(), 1, "it is tried again");
-    // The store that is under way may have been written before this change.
+    // The store in progress may have been written before this change.
     world.cluster.store_again(world.now, &mut world.effects);
     world.store();
     world.collect();

@@ -1,4 +1,4 @@
-//! One verdict a server: who is the suspect of a complaint, and what counts as a fault.
+//! One verdict per server: the suspect of a complaint, and faults.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn has_killed(world: &World) -> bool {
     told.any(|effect| matches!(effect, Effect::Kill { .. }))
 }
 
-/// A cluster that a second fault stops.
+/// Returns a cluster that a second fault stops.
 fn serving(servers: u16) -> World {
     let mut world = World::serving(servers);
     world.cluster.config.on_double_fault = DoubleFault::Shutdown;
@@ -44,7 +44,7 @@ fn a_server_that_stands_is_the_one_suspect_and_its_partners_stay_whatever_it_ans
         assert_eq!(world.view(1).0, Some(2), "{answers}");
         assert_eq!(world.cluster.views()[0].secondary(), None, "{answers}");
         assert_eq!(world.view(2), (Some(2), Some(0), 1), "it is none of A's");
-        // It is awake again, and comes back as the process that it is.
+        // It runs again, and comes back as the same process.
         world.unheard.clear();
         for _ in 0..4 {
             world.run(&ALL);
@@ -59,7 +59,7 @@ fn a_server_that_stands_is_the_one_suspect_and_its_partners_stay_whatever_it_ans
 #[test]
 fn a_partner_that_hardly_hears_the_accused_is_evidence_before_it_complains() {
     let mut world = serving(3);
-    // B, the secondary of A's own group, complains first; C has not heard A for as long as a vote bears.
+    // B, the secondary of A's own group, complains first; C has not received A for as long as a vote tolerates.
     world.silences = BTreeMap::from([((B, A), 630), ((C, A), 400)]);
     [C, A, B].into_iter().for_each(|id| world.beat(id));
     assert_eq!(world.ordered(), [(B, "PROBE")], "the primary is the suspect");
@@ -75,7 +75,7 @@ fn a_server_that_was_judged_in_one_group_is_the_suspect_in_the_other() {
         world.answer_probes(&ALL);
     }
     assert_ne!(world.cluster.views()[0].secondary(), Some(world.cluster.member(A)));
-    // Group 0 has no two holders that could tell anything now.
+    // Group 0 has no two holders that could complain now.
     world.silences = BTreeMap::from([((B, A), 900)]);
     world.orders.clear();
     ALL.into_iter().for_each(|id| world.beat(id));
@@ -85,7 +85,7 @@ fn a_server_that_was_judged_in_one_group_is_the_suspect_in_the_other() {
 
 #[test]
 fn who_complains_of_one_partner_that_the_other_hears_well_is_the_suspect() {
-    // A complains of B; C hears B, and B hears A.
+    // A complains of B; C receives B, and B receives A.
     let mut world = serving(3);
     world.silences = BTreeMap::from([((A, B), 900)]);
     [C, B, A].into_iter().for_each(|id| world.beat(id));
@@ -93,7 +93,7 @@ fn who_complains_of_one_partner_that_the_other_hears_well_is_the_suspect() {
     world.pass(Duration::from_millis(300), &ALL);
     assert_eq!(world.view(1).0, Some(2), "B takes over");
     assert_eq!(faults(&world), 0);
-    // The same of its secondary: the primary stays.
+    // The same complaint of its secondary: the primary stays.
     let mut world = serving(3);
     world.silences = BTreeMap::from([((B, A), 900)]);
     world.pass(Duration::from_millis(300), &ALL);
@@ -104,7 +104,7 @@ fn who_complains_of_one_partner_that_the_other_hears_well_is_the_suspect() {
 fn of_two_that_stand_at_the_same_time_neither_costs_a_third_its_place() {
     let mut world = serving(5);
     let (x, y) = (ServerId(1), ServerId(2));
-    // Both say for all they know that nobody is silent; their partners complain.
+    // Neither of the two reports a silent server; their partners complain.
     let hears_not = |who: u16, whom: u16| ((ServerId(who), ServerId(whom)), 900);
     world.silences = BTreeMap::from([hears_not(0, 1), hears_not(3, 2)]);
     world.silences.extend([((x, y), 500), ((y, x), 500)]);

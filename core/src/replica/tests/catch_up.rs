@@ -41,11 +41,11 @@ fn a_candidate_gets_entries_and_completion_records() {
 #[test]
 fn a_session_that_began_long_ago_goes_on_at_a_candidate_that_knows_only_its_newest_write() {
     let mut group = lone_group(3);
-    // Others were forgotten since this client's session began; this one has written after that.
+    // Other sessions expired since this client's session began; this client has written after that.
     group.replicas[1].sessions.raise_horizon(SequenceNumber(2));
     add_candidate(&mut group);
     group.keep_stream(1);
-    // It confirms all writes before, so their records go before they are copied.
+    // The write confirms all earlier ones, so their records are dropped before they are copied.
     let newest =
         |seq| WriteHeader { first_incomplete: RequestSeq(seq), ..header(seq, Condition::Always) };
     let live = group.ask(1, b"k", Operation::Put(newest(4), b"v"));
@@ -106,7 +106,7 @@ fn a_candidate_that_is_cut_off_before_it_has_caught_up_is_left_and_never_copied_
     assert_eq!(group.status(put), Some(Status::Ok), "the union is left");
     group.settle();
     assert_eq!(group.state(1), ReplicaState::CopyFailed);
-    // Another view, another chance; the copy begins with an empty table.
+    // A new view retries the candidate; the copy begins with an empty table.
     group.install(1, view_of(4, 1, Peer::Candidate(named(2))));
     group.settle();
     assert_eq!(group.state(1), ReplicaState::CaughtUp);
@@ -188,7 +188,7 @@ fn whoever_is_named_candidate_again_begins_empty() {
     let gone = group.put(0, b"gone", b"v");
     group.settle();
     assert_eq!(group.status(gone), Some(Status::Ok));
-    // Replica 1 is removed without hearing of it, and a key is deleted meanwhile.
+    // Replica 1 is removed while disconnected, and a key is deleted meanwhile.
     group.silent.push(1);
     group.install(0, view_of(2, 0, Peer::None));
     group.delete(0, b"gone");
@@ -223,7 +223,7 @@ fn large_values_are_copied_in_fragments_also_when_they_change_meanwhile() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever is written while the copy goes on, the copies are equal at its end.
+    /// The two copies are equal at the end of a copy, whatever is written while it goes on.
     #[test]
     fn a_copy_under_any_load_ends_equal(
         before in prop::collection::vec((0u8..60, any::<bool>()), 0..200),

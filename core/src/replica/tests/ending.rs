@@ -1,4 +1,4 @@
-//! What ends: sessions that nobody uses, and the service before a dump.
+//! The ends of things: expiry of idle sessions, and the end of service before a dump.
 
 use kv_protocol::limits::{HEARD_WITHIN, LEASE};
 
@@ -31,7 +31,7 @@ fn stay_awake(pair: &mut Pair, time: Duration) {
     }
 }
 
-/// The time after its last write by which a session is certainly forgotten: idle ones are looked for only at intervals.
+/// The time after its last write by which a session has certainly expired: idle sessions are searched at intervals.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(SESSION_IDLE.as_secs() * 4 / 3);
 
 #[test]
@@ -114,7 +114,7 @@ fn however_many_clients_come_none_is_refused_and_those_that_write_are_kept() {
         pair.primary.on_request(pair.now, CONNECTION, id, &request, &mut pair.inbox);
         if client % 2_000 == 0 {
             pair.settle();
-            // It writes now and then, and so its records stay.
+            // It writes now and then, so its records stay.
             let again = header(1 + client / 2_000, Condition::Always);
             pair.request_as(1_000_000 + client, b"a", Operation::Put(again, b"again"));
         }
@@ -179,7 +179,7 @@ fn a_frozen_holder_acknowledges_nothing_after_its_dump_began() {
 }
 
 impl Pair {
-    /// Carries everything both ways once, as a driver does that goes on where an end is frozen.
+    /// Delivers everything both ways once, like a driver that continues while an end is frozen.
     fn carry(&mut self) {
         for from_primary in [true, false] {
             let (from, to) = match from_primary {
@@ -225,7 +225,7 @@ fn a_frozen_holder_is_heard_and_hears_and_changes_nothing_by_it() {
         }
         assert_eq!(pair.given(pending), None, "{freeze:?}: acknowledged, and in no dump");
         assert_eq!(pair.get(b"a").value, b"1", "its lease is renewed, so reads go on");
-        // Whoever acked owes a grace for it, frozen or not.
+        // The sender of an ack observes a grace for it, frozen or not.
         assert!(pair.secondary.inspect().grace.is_some_and(|(_, until)| until > pair.now + LEASE));
     }
 }
@@ -246,7 +246,7 @@ fn a_frozen_holder_installs_no_view_so_nothing_is_acknowledged_or_wiped_under_it
         assert_eq!(pair.given(pending), None, "acknowledged, and in no dump");
         assert_eq!(contents(&pair.primary).len(), 1);
         assert_eq!(pair.primary.dumped(), Ok(dumped));
-        // What is installed already is no change.
+        // Installing the installed view again changes nothing.
         let again = pair.primary.install(pair.now, view(1), &mut pair.inbox);
         assert_eq!(again, Ok(()));
     }

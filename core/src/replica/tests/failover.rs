@@ -92,7 +92,7 @@ fn whatever_was_applied_at_the_promoted_secondary_is_committed() {
     group.silent.push(0);
     group.lose_the_primary();
     assert_eq!(group.get(1, b"k").value, b"v");
-    // The retry finds its first answer.
+    // The retry gets the first response.
     let write = Operation::Put(header(1, Condition::Always), b"v");
     group.inbox.0.remove(&put);
     let retry = group.ask(1, b"k", write);

@@ -1,4 +1,4 @@
-//! A following end that cannot follow: it is not heard by its handshakes, and both ends report it.
+//! A following end that cannot follow: its handshakes are no signs of life, and both ends report it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,10 +10,10 @@ use kv_protocol::peer_message::PeerRefusal;
 use super::*;
 use crate::arena::{CHUNK_BYTES_MIN, SwitchedChunks};
 
-/// More than fits into the chunk that a table holds already.
+/// A value larger than the free part of the chunk that a table already has.
 static LARGE: [u8; CHUNK_BYTES_MIN] = [7; CHUNK_BYTES_MIN];
 
-/// A pair whose secondary has no memory while the switch is true.
+/// Creates a pair whose secondary has no memory while the switch is true.
 fn pair() -> (Pair, Arc<AtomicBool>) {
     let is_exhausted = Arc::new(AtomicBool::new(false));
     let mut pair = Pair::apart(None);
@@ -25,7 +25,7 @@ fn pair() -> (Pair, Arc<AtomicBool>) {
     (pair, is_exhausted)
 }
 
-/// One stream: it stands, all is sent, and it ends with the first message that is not taken.
+/// Runs one stream: connects, sends everything, and ends with the first message that is rejected.
 fn try_stream(pair: &mut Pair) -> Result<(), StreamError> {
     if !pair.connected {
         pair.connect();
@@ -66,7 +66,7 @@ fn a_secondary_without_memory_is_not_heard_however_often_its_stream_stands() {
     assert_eq!(report(&pair.primary, pair.now).following, Following::NoProgress);
     assert_eq!(report(&pair.secondary, pair.now).following, Following::OutOfMemory);
     assert_eq!(pair.status(write), None);
-    // There is memory again: the write that waited is done, and nothing is held against it.
+    // There is memory again: the pending write completes, and the earlier failure no longer counts.
     is_exhausted.store(false, Ordering::Relaxed);
     while try_stream(&mut pair).is_ok() && pair.status(write).is_none() {}
     assert_eq!(pair.status(write), Some(Status::Ok));

@@ -7,27 +7,27 @@ pub(super) struct Group {
     pub(super) replicas: Vec<Replica>,
     pub(super) inbox: Inbox,
     pub(super) now: Time,
-    /// Replicas that say and hear nothing.
+    /// Replicas that send and receive nothing.
     pub(super) silent: Vec<usize>,
-    /// The hello of the stream that each replica keeps up.
+    /// The hello of the current stream of each replica.
     streams: Vec<Option<PeerHello>>,
     requests: u64,
     seq: u64,
 }
 
-/// The view of this version: a primary, and perhaps another, by their numbers.
+/// Returns a view of this version with a primary and an optional peer.
 pub(super) fn view_of(version: u64, primary: usize, peer: Peer) -> View {
     let primary = Some(named(primary));
     View { group: GroupId(0), version: ViewVersion(version), primary, peer, handover: false }
 }
 
-/// The member with this number.
+/// Returns the member with this number.
 pub(super) fn named(number: usize) -> Member {
     member(u16::try_from(number).unwrap())
 }
 
 impl Group {
-    /// Replica 0 is primary, replica 1 secondary, replica 2 holds nothing.
+    /// Creates a group in which replica 0 is primary, replica 1 secondary, and replica 2 holds nothing.
     pub(super) fn new() -> Group {
         let mut group = Group {
             replicas: (0..3).map(|n| replica(n, None)).collect(),
@@ -51,7 +51,7 @@ impl Group {
         self.replicas[at].state()
     }
 
-    /// Lets time pass, with a wake-up of everybody at its end.
+    /// Lets time pass, with a wake-up of every replica at its end.
     pub(super) fn pass(&mut self, time: Duration) {
         self.now = self.now + time;
         for at in 0..self.replicas.len() {
@@ -62,7 +62,7 @@ impl Group {
         self.settle();
     }
 
-    /// Lets time pass in steps so short that leases go on.
+    /// Lets time pass in steps so short that leases are renewed.
     pub(super) fn idle(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -83,12 +83,12 @@ impl Group {
         }
     }
 
-    /// Carries everything that anybody has to say, until nobody has.
+    /// Delivers messages until no replica has any to send.
     pub(super) fn settle(&mut self) {
         while self.step() {}
     }
 
-    /// One round of dials and batches; whether anything was said.
+    /// Runs one round of dials and batches; returns whether anything was sent.
     pub(super) fn step(&mut self) -> bool {
         let mut said = false;
         for at in 0..self.replicas.len() {
@@ -106,7 +106,7 @@ impl Group {
         said
     }
 
-    /// Dials where a stream is wanted and none stands.
+    /// Dials if a stream is wanted and none is up.
     pub(super) fn keep_stream(&mut self, at: usize) -> bool {
         let wanted = self.replicas[at].peer_hello(CLUSTER);
         if self.streams[at] == wanted {
@@ -121,7 +121,7 @@ impl Group {
         let (now, inbox) = (self.now, &mut self.inbox);
         match self.replicas[to].on_peer_hello(now, &hello, inbox) {
             Ok(welcome) => {
-                // A stream the other way is given up for this one.
+                // A stream in the other direction is replaced by this one.
                 self.streams[to] = None;
                 self.streams[at] = Some(hello);
                 self.replicas[at].on_peer_welcome(now, &welcome, inbox).unwrap();
@@ -131,7 +131,7 @@ impl Group {
         true
     }
 
-    /// Carries one batch; whether there was anything to say.
+    /// Delivers one batch; returns whether there was anything to send.
     pub(super) fn carry(&mut self, from: usize, to: usize) -> bool {
         let mut bytes = Vec::new();
         self.replicas[from].pump(self.now, &mut bytes);
@@ -193,7 +193,7 @@ impl Group {
         self.given(id).map(|given| given.status)
     }
 
-    /// The group after the crash of replica 0: replica 1 alone, and active by proof.
+    /// Puts the group in the state after a crash of replica 0: replica 1 alone, and active by proof.
     pub(super) fn lose_the_primary(&mut self) {
         self.silent.push(0);
         self.install(1, view_of(2, 1, Peer::None));

@@ -5,7 +5,7 @@ use kv_protocol::limits::GRACE;
 use super::group::{Group, named, view_of};
 use super::*;
 
-/// Replica 1 is primary, replica 2 its secondary.
+/// Creates a group in which replica 1 is primary and replica 2 its secondary.
 fn ready_group() -> Group {
     let mut group = Group::new();
     for n in 0..50u8 {
@@ -29,7 +29,7 @@ fn whoever_hears_of_it_first_both_end_in_their_new_roles() {
     for first in [1, 2] {
         let mut group = ready_group();
         group.install(first, handover());
-        // Who has not heard of it learns it when it says something under the older view.
+        // The replica that missed the view gets it when it sends something under the older view.
         group.pass(BEACON_INTERVAL);
         assert_eq!(group.state(1), ReplicaState::Secondary);
         assert_eq!(group.state(2), ReplicaState::Active);
@@ -111,7 +111,7 @@ fn when_the_old_primary_is_removed_the_new_one_waits_out_its_grace() {
 fn a_death_that_was_proven_is_not_forgotten_when_another_is() {
     let mut group = ready_group();
     assert_eq!(group.replicas[1].inspect().grace, None, "replica 0, which it acked, is dead");
-    // Its own candidate dies before both have heard of the hand-over.
+    // Its own candidate dies before both have received the hand-over view.
     group.silent.push(2);
     group.replicas[1].on_exited(group.now, named(2));
     group.install(1, handover());

@@ -1,4 +1,4 @@
-//! A copy that breaks its own rules: the candidate ends the stream and never serves anything of it.
+//! Copies that break the protocol: the candidate ends the stream and never serves any of their content.
 
 use kv_protocol::copy_message::{CopyEnd, CopyEntry, CopyFragment, CopyRecord, CopyStart};
 use kv_protocol::peer_message::{CompletionRecord, Effect, PeerMessage, Prepare};
@@ -34,7 +34,7 @@ impl Candidate {
         self.replica.on_peer_message(self.now, message, &mut self.inbox)
     }
 
-    /// Whether it would serve: in no view, and to no client.
+    /// Asserts that it serves no client and can become a holder in no view.
     fn assert_serves_nothing(&mut self, what: &str) {
         self.replica.on_stream_down(self.now, &mut self.inbox);
         for view in [view_of(2, 2, Peer::None), view_of(2, 1, Peer::Secondary(named(2)))] {
@@ -50,7 +50,7 @@ impl Candidate {
     }
 }
 
-/// A key of this group.
+/// Returns a key of this group.
 fn key_of(group: u16) -> Vec<u8> {
     let belongs =
         |key: &String| Placement::new(3, 1).locate(Digest::of(key.as_bytes())).0 == GroupId(group);

@@ -1,4 +1,4 @@
-//! What settles a write that ended in doubt (consistency.md §8).
+//! The settlement of writes in doubt (consistency.md §8).
 
 use kv_protocol::ids::RequestHash;
 
@@ -15,7 +15,7 @@ const PUT: Operation<'_> = Operation::Put(
     b"v",
 );
 
-/// Asks about a write.
+/// Returns a RESOLVE for a write.
 fn resolve(key: &[u8], write: Operation<'_>) -> Operation<'static> {
     let header = WriteHeader { condition: Condition::Always, ..*write.write_header().unwrap() };
     Operation::Resolve(header, RequestHash::of(Digest::of(key), &write).unwrap())
@@ -45,7 +45,7 @@ fn a_pending_write_is_settled_when_it_is_committed() {
     let mut pair = Pair::new();
     pair.request_as(1, b"k", PUT);
     pair.request_as(2, b"k", resolve(b"k", PUT));
-    // A late sending takes the response from the first one, and not from the question.
+    // A delayed sending takes the response from the first sending, and not from the RESOLVE.
     pair.request_as(3, b"k", PUT);
     assert_eq!(pair.given(2), None);
     pair.settle();
@@ -123,7 +123,7 @@ fn a_question_about_another_write_of_the_number_is_a_mismatch() {
     let other = Operation::Put(*PUT.write_header().unwrap(), b"w");
     pair.request_as(2, b"k", resolve(b"k", other));
     assert_eq!(pair.status(2), Some(Status::SessionMismatch));
-    // The other way round: the number is taken by what was settled.
+    // The other way round: the number is taken by the settled write.
     let mut pair = Pair::new();
     pair.request_as(1, b"k", resolve(b"k", PUT));
     pair.request_as(2, b"k", other);
@@ -153,7 +153,7 @@ fn a_forgotten_session_is_not_settled_and_its_writes_are_never_executed() {
         pair.request_as(id, b"k", request);
         assert_eq!(pair.status(id), Some(Status::SessionExpired));
     }
-    // Also when the client writes in another session of the same name.
+    // The same holds if the client writes in another session of the same name.
     let begun = pair.primary.session_start();
     let fresh = WriteHeader { begun, ..header(1, Condition::Always) };
     pair.request_as(13, b"k", Operation::Put(fresh, b"2"));

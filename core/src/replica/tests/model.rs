@@ -30,8 +30,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever is lost and sent again: writes take effect once, in order, at both holders, and the
-    /// answers are those of one table that executes them one after the other.
+    /// Writes take effect once, in order, at both holders, whatever is lost and sent again. The responses equal those
+    /// of one table that executes the writes one after the other.
     #[test]
     fn losses_and_retries_change_nothing(steps in prop::collection::vec(step(), 1..80)) {
         let mut pair = Pair::new();

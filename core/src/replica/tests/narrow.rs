@@ -1,13 +1,13 @@
-//! A narrow link: what a primary has sent is long under way, beacons behind it as well. Both ends go by what comes.
+//! A slow link: writes, and the beacons behind them, are in flight for long. Both ends judge by the bytes that arrive.
 
 use kv_protocol::limits::LEASE;
 
 use super::*;
 
-/// The time for which one batch of a long value is under way.
+/// The transfer time of one batch of a long value.
 const BATCH_TIME: Duration = Duration::from_millis(30);
 
-/// All batches of a long value, as they are sent at once; no beacon comes between them.
+/// Returns all batches of a long value, sent without a beacon between them.
 fn send_long(pair: &mut Pair) -> Vec<Vec<u8>> {
     let mut batches = Vec::new();
     loop {
@@ -23,14 +23,14 @@ fn silent_ms(replica: &Replica, now: Time) -> u32 {
     replica.report(now).expect("it has a view").silent_ms
 }
 
-/// Time passes, and both ends are awake.
+/// Lets time pass while both ends are awake.
 fn pass(pair: &mut Pair, time: Duration) {
     pair.now = pair.now + time;
     pair.primary.look(pair.now);
     pair.secondary.look(pair.now);
 }
 
-/// Two streams end in the middle of a value; on the second one no write was acked.
+/// Ends two streams in the middle of a value; no write was acked on the second one.
 fn lose_streams(pair: &mut Pair) {
     for _ in 0..2 {
         let (bytes, _) = pair.pump();
@@ -79,7 +79,7 @@ fn acks_of_parts_renew_no_lease() {
         pair.receive_at_secondary(bytes);
         pair.ack();
     }
-    // What they echo is the reading that came with the PREPARE.
+    // These acks echo the reading that came with the PREPARE.
     assert_eq!(pair.get(b"short").status, Status::Unavailable);
 }
 
@@ -129,7 +129,7 @@ fn bytes_of_a_message_that_is_not_whole_are_heard_and_acked_once_an_interval() {
         assert_eq!(silent_ms(&pair.secondary, pair.now), 0);
     }
     assert!((9..=11).contains(&acks), "{acks} acks in ten intervals");
-    // A stream that is gone brings nothing.
+    // A broken stream brings nothing.
     pair.disconnect();
     let heard = pair.secondary.heard();
     pass(&mut pair, BEACON_INTERVAL);

@@ -10,7 +10,7 @@ fn what_was_not_acked_is_sent_again_on_the_next_stream() {
     let before = pair.put(b"a", b"1");
     pair.connect();
     let lost = pair.put(b"b", b"2");
-    pair.pump(); // sent, and lost with the connection
+    pair.pump(); // lost with the connection
     pair.disconnect();
     let applied = pair.put(b"c", b"3");
     pair.connect();
@@ -18,7 +18,7 @@ fn what_was_not_acked_is_sent_again_on_the_next_stream() {
     pair.disconnect();
     assert_eq!(pair.inbox.0.len(), 0);
     pair.connect();
-    // The welcome says what is applied; that is an ack.
+    // The WELCOME names the last write applied, which counts as an ack.
     for id in [before, lost, applied] {
         assert_eq!(pair.status(id), Some(Status::Ok));
     }
@@ -43,7 +43,7 @@ fn a_repeated_prepare_is_acked_and_not_applied() {
 fn a_gap_in_the_stream_is_refused() {
     let mut pair = Pair::new();
     pair.put(b"a", b"1");
-    pair.pump(); // lost, though the stream goes on
+    pair.pump(); // lost, although the stream stays up
     pair.put(b"b", b"2");
     let (bytes, _) = pair.pump();
     let frame = split_frame(&bytes, &FrameRules::checked(MAX_PEER_BODY)).unwrap().unwrap();
@@ -176,7 +176,7 @@ fn a_fragment_beyond_its_value_is_refused() {
     let wrong = Err(StreamError::Fragment { sn: SequenceNumber(1) });
     assert_eq!(take(fragment(5, b"12345678")), wrong, "too long");
     assert_eq!(take(fragment(4, b"1234567")), wrong, "not where it should be");
-    // The next write before this one is whole: as much a gap as any.
+    // The next write before this one is complete is also a gap.
     let next = kv_protocol::peer_message::Prepare { sn: SequenceNumber(2), ..prepare };
     assert!(matches!(take(PeerMessage::Prepare(next)), Err(StreamError::Gap { .. })));
     let again = PeerMessage::Prepare(prepare);

@@ -1,4 +1,4 @@
-//! What clients are promised: when a write is answered, what reads see, what is refused.
+//! Guarantees to clients: when a write gets its response, which state reads see, which requests are rejected.
 
 use super::*;
 
@@ -92,7 +92,7 @@ fn a_retried_write_is_executed_once_and_gets_its_first_answer() {
     assert_eq!(pair.given(1), None, "the latest asker is answered");
     let first = pair.given(2).unwrap();
     assert_eq!(first.status, Status::Ok);
-    // Executed again, it would find the key present.
+    // A second execution would find the key present.
     pair.request_as(3, b"k", write);
     assert_eq!(pair.given(3), Some(first));
     assert_eq!(pair.primary.report(pair.now).unwrap().last, SequenceNumber(1));

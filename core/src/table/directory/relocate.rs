@@ -1,32 +1,31 @@
-//! The directory's part of compaction: slots, and entries by way of their slots.
+//! The directory's part of compaction: moving slots, and entries through their slots.
 
 use super::*;
 use crate::table::compaction::CompactionBudget;
 
-/// The fate of an entry that is in a chunk which is being emptied.
+/// The result of moving an entry out of a chunk that is being emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::table) enum Relocated {
-    /// It has another handle; this many bytes were moved.
+    /// A new handle, and the number of bytes moved.
     To(Handle, usize),
-    /// There is no room for it, nor for others.
+    /// No room for it, nor for others.
     NoRoom,
 }
 
-/// The end of a step that relocates.
+/// The reason for which a step of relocation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::table) enum RelocationEnd<Place> {
-    /// The budget is used up; where to go on.
+    /// The budget is used up; the step continues at this place.
     Budget(Place),
-    /// All is done.
+    /// Everything is relocated.
     Done,
     /// The chunks that stay have no room for the next allocation.
     NoRoom,
 }
 
 impl Directory {
-    /// Relocates the slots and entries that are in chunks which are being emptied, from a hash on in ascending
-    /// order, until the budget is used up. Entries of equal hash are relocated together, so that each step
-    /// goes forward.
+    /// Relocates slots and entries in chunks that are being emptied, from a hash on in ascending order, until the
+    /// budget is used up. Entries of equal hash are relocated together, so that each step makes progress.
     pub(in crate::table) fn relocate(
         &mut self,
         arena: &mut Arena,
@@ -45,7 +44,7 @@ impl Directory {
             let first = self.first_place(place);
             let mut segment = self.segments[first];
             if segment.is_leaving(arena) {
-                // SAFETY: a segment of this directory, all of whose places are given the new one.
+                // SAFETY: a segment of this directory, all of whose places get the new one.
                 let Some((moved, size)) = (unsafe { segment.relocate(arena) }) else {
                     return RelocationEnd::NoRoom;
                 };
@@ -61,7 +60,7 @@ impl Directory {
                 let slots = unsafe { segment.slots(arena) };
                 let Some((place, slot, handle)) = next_leaving(arena, slots, at) else { break };
                 at = place + 1;
-                // Slots before `from` that stand behind its home were looked at in the step before.
+                // Slots before `from` that are past its home were examined in the previous step.
                 if slot.hash() < from {
                     continue;
                 }
@@ -94,7 +93,7 @@ impl Directory {
     }
 }
 
-/// The next slot from a place on whose entry is in a chunk that is being emptied.
+/// Returns the next slot from a place on whose entry is in a chunk that is being emptied.
 fn next_leaving(arena: &Arena, slots: &[Slot], from: usize) -> Option<(usize, Slot, Handle)> {
     let leaving = |slot: &Slot| slot.handle().filter(|&handle| arena.is_leaving(handle));
     let rest = slots[from..].iter().enumerate();

@@ -1,4 +1,4 @@
-//! How segments grow, split, shrink and merge, and the directory with them.
+//! Growth, splits, shrinking and merges of segments, and of the directory with them.
 
 use super::*;
 
@@ -11,15 +11,14 @@ impl Directory {
         Ok(())
     }
 
-    /// Gives the segment whose first place this is a larger capacity, or splits it. Nothing has
-    /// changed after an error.
+    /// Gives the segment with this first place a larger capacity, or splits it. Nothing is changed after an error.
     pub(super) fn enlarge(&mut self, arena: &mut Arena, first: usize) -> Result<(), OutOfMemory> {
         let segment = self.segments[first];
         let slots = self.gather(arena, &[segment]);
         let wanted = if segment.is_full() {
             capacity_for(segment.len()).max(segment.capacity() + 1)
         } else {
-            // Too many hashes stand too close to the segment's end. Only more room helps.
+            // Too many hashes are too close to the segment's end. Only more room helps.
             segment.capacity() * 2
         };
         let middle = first_of_upper_half(&slots, segment.depth);
@@ -34,8 +33,7 @@ impl Directory {
         done
     }
 
-    /// Gives back what a segment does not need since entries were removed. Without memory for the
-    /// smaller segment all stays as it is.
+    /// Shrinks or merges a segment after removals. Nothing is changed if there is no memory for the smaller segment.
     pub(super) fn reduce(&mut self, arena: &mut Arena, first: usize) {
         let mut first = first;
         let mut has_merged = false;
@@ -51,7 +49,7 @@ impl Directory {
         let wanted = capacity_for(segment.len());
         if wanted < segment.capacity() {
             let slots = self.gather(arena, &[segment]);
-            // An error leaves the larger segment, which serves as well.
+            // After an error the larger segment stays, which serves as well.
             let _ = self.rebuild(arena, first, &slots, wanted);
             self.scratch = slots;
         }
@@ -73,7 +71,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Cuts a segment in two: its slots before `middle`, and the others.
+    /// Splits a segment in two: its slots before `middle`, and the others.
     fn split(
         &mut self,
         arena: &mut Arena,
@@ -109,7 +107,7 @@ impl Directory {
         Ok(())
     }
 
-    /// Merges a segment with its other half if both are small. The first place of the result.
+    /// Merges a segment with its other half if both are small; returns the first place of the result.
     fn merge(&mut self, arena: &mut Arena, first: usize) -> Option<usize> {
         let segment = self.segments[first];
         if segment.depth == 0 {
@@ -155,7 +153,7 @@ impl Directory {
 
     fn halve_while_possible(&mut self) {
         while self.at_full_depth == 0 && self.depth > 0 {
-            // The first of each two places is the one with the right number of entries.
+            // The first of each two places has the correct number of entries.
             self.segments = self.segments.iter().copied().step_by(2).collect();
             self.depth -= 1;
             let at_full_depth = |segment: &&Segment| segment.depth == self.depth;
@@ -163,8 +161,8 @@ impl Directory {
         }
     }
 
-    /// The slots in use of segments that follow each other, in ascending order. The caller puts the
-    /// vector back into `scratch`.
+    /// Returns the slots in use of adjacent segments, in ascending order. The caller puts the vector back into
+    /// `scratch`.
     fn gather(&mut self, arena: &Arena, segments: &[Segment]) -> Vec<Slot> {
         let mut slots = std::mem::take(&mut self.scratch);
         slots.clear();
@@ -179,13 +177,13 @@ impl Directory {
     }
 }
 
-/// Where the slots begin whose hash has the bit behind the first `depth` set.
+/// Returns the index of the first slot whose hash has the bit after the first `depth` set.
 fn first_of_upper_half(slots: &[Slot], depth: u32) -> usize {
     let bit = 1 << (HashBits::BITS - 1 - depth);
     slots.partition_point(|slot| slot.hash() & bit == 0)
 }
 
-/// A segment of at least this capacity that holds these slots.
+/// Builds a segment of at least this capacity that holds these slots.
 fn build(
     arena: &mut Arena,
     slots: &[Slot],
