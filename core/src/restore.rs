@@ -1,4 +1,4 @@
-//! The choice of the dumps from which a cluster is restored (consistency.md §6).
+//! The choice of the dumps from which a cluster is restored (consistency.md §11).
 //!
 //! ```text
 //!   the coordinator's last durable state --+
