@@ -241,7 +241,8 @@ pub(crate) enum NetEngine {
     Auto,
     /// io_uring, or no start.
     Uring,
-    /// epoll, without any io_uring. It has taken the place of `tcpstream`, which states may still say.
+    /// epoll, without any io_uring.
+    // States of before name the engine that it has replaced.
     #[serde(alias = "tcpstream")]
     Epoll,
 }
