@@ -29,7 +29,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 const CONNECTIONS: usize = 50;
 const DEPTHS: [u64; 2] = [1, 16];
 const VALUE: [u8; 64] = [7; 64];
-const ENGINES: [&str; 2] = ["tcpstream", "uring"];
+const ENGINES: [&str; 2] = ["epoll", "uring"];
 
 /// One connection that always has `depth` requests in flight.
 struct Connection {

@@ -3,20 +3,30 @@
 mod common;
 
 use std::fs;
+use std::process::Command;
 
-use common::PATIENCE;
 use common::programs::{self, COORD, Ended};
+use common::{PATIENCE, seccomp};
 
 /// Runs `coord` for a cluster file in a directory of its own.
 #[track_caller]
 fn coord_with(file: &str, flags: &[&str]) -> Ended {
+    coord_after(file, flags, |_| {})
+}
+
+/// The same after a change of the command.
+#[track_caller]
+fn coord_after(file: &str, flags: &[&str], change: impl FnOnce(&mut Command)) -> Ended {
     let dir = tempfile::tempdir().expect("make a directory");
     let path = dir.path().join("cluster.txt");
     fs::write(&path, file).expect("write a file");
     let path = path.to_str().expect("a path in UTF-8");
     let dir = dir.path().to_str().expect("a path in UTF-8");
     let all = ["-C", path, "--dir", dir].into_iter().chain(flags.iter().copied());
-    programs::run(COORD, all, "", PATIENCE)
+    let mut command = Command::new(COORD);
+    command.args(all);
+    change(&mut command);
+    programs::finish(command, "", PATIENCE)
 }
 
 const THREE: &str = "3\nlocalhost 0 0 0\nlocalhost 0 0 0\nlocalhost 0 0 0\n";
@@ -44,6 +54,23 @@ fn a_check_tells_of_ports_that_meet_of_memory_and_of_threads() {
 }
 
 #[test]
+fn where_io_uring_is_denied_a_check_notes_it_with_the_cure_and_fails_only_for_uring() {
+    let check = |net, code| {
+        let flags = ["--check", "--net", net];
+        let ended = coord_after(THREE, &flags, seccomp::deny_io_uring).with_code(code);
+        let line = ended.stdout.lines().find(|line| line.contains("localhost, io_uring:"));
+        line.expect("a finding about io_uring").to_owned()
+    };
+    let note = check("auto", 0);
+    for word in ["--net epoll", "not permitted", "seccomp"] {
+        assert!(note.contains(word), "no {word:?} in {note}");
+    }
+    assert!(check("epoll", 0).contains("not needed"));
+    let failed = check("uring", 1);
+    assert!(failed.starts_with("FAILED") && failed.contains("seccomp"), "{failed}");
+}
+
+#[test]
 fn a_memory_limit_that_is_too_small_is_refused_at_once_with_the_least_there_is() {
     let refused = coord_with(THREE, &["--memory-limit", "5"]).with_code(2);
     assert!(refused.stderr.contains("give at least 16M"), "{}", refused.stderr);
@@ -54,7 +81,7 @@ fn a_coordinator_on_dev_null_starts_nothing_and_says_what_to_do() {
     let dir = tempfile::tempdir().expect("make a directory");
     let path = dir.path().join("cluster.txt");
     fs::write(&path, THREE).expect("write a file");
-    let output = std::process::Command::new(COORD)
+    let output = Command::new(COORD)
         .arg("-C")
         .arg(&path)
         .arg("--dir")

@@ -16,7 +16,7 @@ use kv_protocol::ids::{ClientId, RequestId, ShardId};
 use kv_protocol::limits::MAX_VALUE_BYTES;
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 
-const ENGINES: [&str; 2] = ["uring", "tcpstream"];
+const ENGINES: [&str; 2] = ["uring", "epoll"];
 /// What a server may take beside what its connections may hold: kept buffers, and what the allocator keeps.
 const OWN: u64 = 48 << 20;
 /// The budget that a server has for its connections here.

@@ -1,5 +1,6 @@
 //! Both network engines of the servers: what is asked for is what runs, and it serves large and small, many
-//! and few. Most other tests run with either as well: `KV_TEST_NET` says with which (`make test`).
+//! and few; where io_uring is denied, one of them does. Most other tests run with either as well: `KV_TEST_NET` says with
+//! which (`make test`).
 
 mod common;
 
@@ -7,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::ports::VICTIM;
-use common::{Cluster, programs};
+use common::{Cluster, programs, seccomp};
 use kv_client::OpOptions;
+use kv_protocol::exit_code::ServerExit;
 use kv_protocol::limits::MAX_VALUE_BYTES;
 
-const ENGINES: [&str; 2] = ["uring", "tcpstream"];
+const ENGINES: [&str; 2] = ["uring", "epoll"];
 
 fn start(engine: &str) -> Cluster {
     Cluster::builder().flag("--net").flag(engine).start()
@@ -46,10 +48,41 @@ fn each_engine_says_that_it_runs_and_brings_values_of_all_sizes_back() {
 #[test]
 fn an_engine_that_does_not_exist_is_refused_with_the_names_of_those_that_do() {
     for program in [programs::COORD, programs::SERVER] {
-        let ended = programs::run(program, ["--net", "epoll"], "", common::PATIENCE).with_code(2);
+        let ended =
+            programs::run(program, ["--net", "tcpstream"], "", common::PATIENCE).with_code(2);
         for engine in ENGINES {
             assert!(ended.stderr.contains(engine), "{}", ended.stderr);
         }
+    }
+}
+
+#[test]
+fn where_io_uring_is_denied_servers_take_epoll_and_say_in_one_line_why_and_what_allows_it() {
+    let cluster = Cluster::builder().deny_io_uring().flag("--net").flag("auto").start();
+    for id in 0..3 {
+        let log = server_log(&cluster, id);
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("io_uring")).collect();
+        let [line] = lines[..] else { panic!("one line about io_uring: {log}") };
+        for word in ["WARN", "network engine epoll", "not permitted", "seccomp", "--security-opt"] {
+            assert!(line.contains(word), "no {word:?} in {line}");
+        }
+        assert!(log.lines().any(|line| line.ends_with("network engine epoll")), "{log}");
+    }
+    let (mut client, options) = (cluster.open(), OpOptions::default());
+    assert_eq!(client.put(b"k", b"v", &options).expect("a put").copies, 2);
+    assert_eq!(client.get(b"k", &options).expect("a get").bytes, b"v");
+    cluster.stop().assert_copies_agree();
+}
+
+#[test]
+fn a_server_that_is_to_take_uring_and_may_not_ends_at_once_and_says_what_allows_it() {
+    let mut command = std::process::Command::new(programs::SERVER);
+    command.args(["-h", "localhost", "-m", "1", "-S", "0", "-n", "3", "--net", "uring"]);
+    seccomp::deny_io_uring(&mut command);
+    let code = ServerExit::IoUring.code().into();
+    let ended = programs::finish(command, "", common::PATIENCE).with_code(code);
+    for word in ["network engine uring", "seccomp", "--net epoll"] {
+        assert!(ended.stderr.contains(word), "no {word:?} in {}", ended.stderr);
     }
 }
 

@@ -13,7 +13,7 @@ use kv_protocol::client_message::{Operation, Status};
 use kv_protocol::ids::{ClientId, RequestId, ShardId};
 use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 
-const ENGINES: [&str; 2] = ["uring", "tcpstream"];
+const ENGINES: [&str; 2] = ["uring", "epoll"];
 
 /// What a client does before it is gone.
 type GoSoFar<'a> = &'a dyn Fn(&mut Raw);

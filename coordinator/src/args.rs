@@ -150,8 +150,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = parse_orphan_timeout)]
     pub(crate) orphan_timeout: Option<Duration>,
 
-    /// What moves the bytes of the servers' connections: `uring` (Linux 6.1 and later), `tcpstream`, or `auto`
-    /// for uring where a server finds that it can. By default that of before, or `auto`.
+    /// What moves the bytes of the servers' connections: io_uring (`uring`, Linux 6.1 and later), `epoll`, or `auto`:
+    /// uring where a server finds that it works, else epoll. Default: the stored setting, else `auto`.
     #[arg(long, value_name = "ENGINE", value_enum)]
     pub(crate) net: Option<NetEngine>,
 
@@ -236,14 +236,15 @@ impl std::fmt::Display for OnDoubleFault {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum NetEngine {
-    /// The newest that a server's kernel can do.
+    /// uring where it works, else epoll.
     #[default]
     Auto,
-    /// A ring of its own, or no start.
+    /// io_uring, or no start.
     Uring,
-    /// The sockets of its runtime.
-    #[value(name = "tcpstream")]
-    TcpStream,
+    /// epoll, without any io_uring.
+    // States of before name the engine that it has replaced.
+    #[serde(alias = "tcpstream")]
+    Epoll,
 }
 
 impl std::fmt::Display for NetEngine {
@@ -251,7 +252,7 @@ impl std::fmt::Display for NetEngine {
         f.write_str(match self {
             NetEngine::Auto => "auto",
             NetEngine::Uring => "uring",
-            NetEngine::TcpStream => "tcpstream",
+            NetEngine::Epoll => "epoll",
         })
     }
 }
@@ -617,7 +618,7 @@ mod tests {
             "--orphan-timeout -1",
             "--orphan-timeout NaN",
             "--orphan-timeout x",
-            "--net epoll",
+            "--net tcpstream",
             "--shards 0",
             "--shards 257",
             "--memory-limit G",

@@ -10,7 +10,7 @@ use std::path::Path;
 use kv_protocol::ServerId;
 use kv_protocol::cluster_file::{ClusterFile, Host};
 
-use crate::args::Args;
+use crate::args::{Args, NetEngine};
 use crate::plan;
 use crate::settings::Settings;
 use crate::spawn::printable;
@@ -59,11 +59,11 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
             None => Some(Limits::here()),
             Some(survey) => survey.as_ref().ok().map(|survey| survey.limits),
         };
-        let needs = limits.map(|limits| limits.findings(servers, shards));
+        let needs = limits.map(|limits| limits.findings(servers, shards, settings.net));
         let needs = needs.into_iter().flatten();
         findings.extend(needs.map(|(what, found)| (format!("{name}, {what}"), found)));
         match surveys.get(host) {
-            None => check_local(args, &name, servers, &ports, &mut findings),
+            None => check_local(args, &name, servers, &ports, settings.net, &mut findings),
             Some(Err(error)) => findings.push((format!("{name}, ssh"), Err(error.clone()))),
             Some(Ok(survey)) => {
                 let limit = match (&args.memory_limit, &survey.memory_limit) {
@@ -71,7 +71,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Failure> {
                     (None, Some(limit)) => Ok(limit.clone()),
                     (None, None) => Err("its server does not say what it would take".into()),
                 };
-                check_remote(&ssh, &name, survey, &ports, &mut findings);
+                check_remote(&ssh, &name, survey, &ports, settings.net, &mut findings);
                 findings.push((format!("{name}, memory limit"), limit));
             }
         }
@@ -165,6 +165,7 @@ fn check_local(
     name: &str,
     servers: usize,
     ports: &FixedPorts,
+    net: NetEngine,
     findings: &mut Vec<Finding>,
 ) {
     let binary = plan::binary(args);
@@ -176,7 +177,7 @@ fn check_local(
     let binary = binary.map(|path| path.display().to_string());
     findings.push((format!("{name}, server binary"), binary));
     findings.push((format!("{name}, memory limit"), limit));
-    findings.push((format!("{name}, io_uring"), io_uring_works()));
+    findings.push((format!("{name}, io_uring"), needs::only_for_uring(net, io_uring_works())));
     for (&port, server) in ports {
         findings.push((format!("{name}, server {server}, port {port}"), port_is_free(port)));
     }
@@ -187,6 +188,7 @@ fn check_remote(
     name: &str,
     survey: &Survey,
     ports: &FixedPorts,
+    net: NetEngine,
     findings: &mut Vec<Finding>,
 ) {
     let reached = match (survey.its_address, survey.our_address) {
@@ -210,7 +212,8 @@ fn check_remote(
         Some(version) => Ok(format!("{dir}/server, version {version}")),
     };
     findings.push((format!("{name}, server binary"), binary));
-    findings.push((format!("{name}, io_uring"), io_uring_allowed(survey)));
+    findings
+        .push((format!("{name}, io_uring"), needs::only_for_uring(net, io_uring_allowed(survey))));
     for (&port, server) in ports {
         let found = match survey.listening.contains(&port) {
             true => Err("something listens on it already".into()),
@@ -250,8 +253,8 @@ fn io_uring_allowed(survey: &Survey) -> Result<String, String> {
         Some(0) => Ok(format!("allowed (kernel {kernel})")),
         Some(1) => Err("only for privileged processes (kernel.io_uring_disabled = 1)".into()),
         Some(_) => Err("switched off (kernel.io_uring_disabled = 2)".into()),
-        None if kernel_is_at_least(kernel, (5, 8)) => Ok(format!("kernel {kernel}")),
-        None => Err(format!("kernel {kernel} is too old; 5.8 or later is needed")),
+        None if kernel_is_at_least(kernel, URING_KERNEL) => Ok(format!("kernel {kernel}")),
+        None => Err(format!("kernel {kernel} is too old; 6.1 or later is needed")),
     }
 }
 
@@ -262,6 +265,9 @@ fn kernel_is_at_least(release: &str, wanted: (u32, u32)) -> bool {
         _ => false,
     }
 }
+
+/// The first kernel whose io_uring has what the network engine uring needs.
+const URING_KERNEL: (u32, u32) = (6, 1);
 
 /// Creates the smallest possible ring. Only this test detects that a container forbids io_uring.
 fn io_uring_works() -> Result<String, String> {
@@ -282,7 +288,7 @@ fn io_uring_works() -> Result<String, String> {
 fn io_uring_advice(error: &std::io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOSYS) => {
-            "the kernel has no io_uring (Linux 5.8 or later has), or a seccomp profile hides it (for a try in \
+            "the kernel has no io_uring (Linux 6.1 or later is needed), or a seccomp profile hides it (for a try in \
              Docker: --security-opt seccomp=unconfined)"
         }
         Some(libc::ENOMEM) => "raise the limit of locked memory (ulimit -l, LimitMEMLOCK=)",

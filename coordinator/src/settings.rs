@@ -151,8 +151,7 @@ mod tests {
 
     #[test]
     fn what_is_not_said_again_stays_and_what_is_counts_and_is_told() {
-        let first =
-            " --on-double-fault isolate --memory-limit 1G --orphan-timeout 0 --net tcpstream";
+        let first = " --on-double-fault isolate --memory-limit 1G --orphan-timeout 0 --net epoll";
         let before = Settings::default().with(&given(first));
         let after = before.with(&given(""));
         assert_eq!(after, before);
@@ -160,7 +159,7 @@ mod tests {
 
         let after = before.with(&given(" --on-double-fault shutdown --memory-limit 2G"));
         assert_eq!(after.orphan_timeout, Duration::ZERO);
-        assert_eq!(after.net, NetEngine::TcpStream);
+        assert_eq!(after.net, NetEngine::Epoll);
         let told = after.changes_since(&before, true);
         assert_eq!(
             told,
@@ -202,6 +201,14 @@ mod tests {
         let expected = Settings { on_double_fault: OnDoubleFault::Isolate, ..Settings::default() };
         assert_eq!(read, expected);
         assert_eq!(Settings::default().remote_dir, REMOTE_DIR);
+    }
+
+    #[test]
+    fn a_state_that_names_the_engine_of_before_is_read_and_stored_by_the_name_of_today() {
+        let old: Settings = serde_json::from_str(r#"{"net":"tcpstream"}"#).unwrap();
+        assert_eq!(old.net, NetEngine::Epoll);
+        let stored = serde_json::to_string(&old).unwrap();
+        assert!(stored.contains(r#""net":"epoll""#), "{stored}");
     }
 
     #[test]

@@ -116,8 +116,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value = "0.5", value_parser = parse_failure_timeout)]
     pub failure_timeout: FailureTimeout,
 
-    /// What moves the bytes of connections: a ring of its own (`uring`, Linux 6.1 and later) or glommio's sockets
-    /// (`tcpstream`). `auto` takes uring where a trial at the start succeeds; the log says which it is.
+    /// What moves the bytes of connections: io_uring (`uring`, Linux 6.1 and later) or epoll (`epoll`, wherever Linux
+    /// runs). `auto` takes uring where a trial at the start succeeds, else epoll; the log says which, why, and what
+    /// allows uring.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = NetEngine::Auto)]
     pub net: NetEngine,
 
@@ -168,13 +169,12 @@ pub enum MemoryLimit {
 /// The network engine to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum NetEngine {
-    /// The newest that the kernel can do.
+    /// uring where it works, else epoll.
     Auto,
-    /// A ring of its own, or no start.
+    /// io_uring, or no start.
     Uring,
-    /// glommio's sockets.
-    #[value(name = "tcpstream")]
-    TcpStream,
+    /// epoll, without any io_uring.
+    Epoll,
 }
 
 /// What the program is to be.

@@ -23,7 +23,6 @@ use crate::memory::limit;
 use crate::message::ShardMessage;
 use crate::net::engine::EngineKind;
 use crate::net::listener::Port;
-use crate::net::uring;
 use crate::operation::Node;
 use crate::service::Identity;
 use crate::stats::Board;
@@ -79,9 +78,7 @@ fn start(args: &Args) -> Result<Arc<Node>, Fatal> {
         forbid_core_dumps()?;
     }
     memory::give_freed_memory_back();
-    probe::io_uring()?;
-    probe::memlock(args.shards)?;
-    let engine = choose_engine(args.net)?;
+    let engine = choose_engine(args.net, args.shards)?;
     let open_files = probe::raise_open_files();
     let bounds = ConnectionBounds::within(open_files, args.shards)?;
     let listeners = listen(args)?;
@@ -142,21 +139,21 @@ fn identity(args: &Args) -> Result<Identity, Fatal> {
     })
 }
 
-/// The engine that was asked for, or the newest that the kernel can do.
-fn choose_engine(asked: NetEngine) -> Result<EngineKind, Fatal> {
-    if asked == NetEngine::TcpStream {
-        return Ok(EngineKind::TcpStream);
+/// The engine that was asked for, or uring where it can be used.
+fn choose_engine(asked: NetEngine, shards: u16) -> Result<EngineKind, Fatal> {
+    if asked == NetEngine::Epoll {
+        return Ok(EngineKind::Epoll);
     }
-    match uring::try_out() {
+    match probe::uring(shards) {
         Ok(()) => Ok(EngineKind::Uring),
         Err(reason) if asked == NetEngine::Auto => {
             tracing::warn!(
-                "the network engine uring cannot be used here, tcpstream is taken instead, which takes more processor \
-                 for each request: {reason}; Linux 6.1 or newer is needed"
+                "using the network engine epoll, as uring, which needs less CPU time for each request, is not available: \
+                 {reason}"
             );
-            Ok(EngineKind::TcpStream)
+            Ok(EngineKind::Epoll)
         }
-        Err(reason) => Err(Fatal::NetEngine { reason }),
+        Err(reason) => Err(Fatal::Uring(reason)),
     }
 }
 
@@ -204,8 +201,7 @@ fn start_executors(
         inboxes.push(inbox);
     }
     let hash_secret = HashSecret::new(random()?);
-    // glommio's accept changes the socket's flags for a moment, so one executor alone may accept
-    // from a socket: the first takes them all, whichever the engine.
+    // One executor accepts for all, whichever the engine: a connection says which shard it wants.
     for (shard, inbox) in (0..args.shards).zip(inboxes) {
         executor::start(ExecutorConfig {
             identity: Identity { shard: ShardId(shard), ..identity },

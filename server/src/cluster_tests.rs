@@ -23,7 +23,8 @@ use kv_protocol::view::{Peer, View};
 
 use crate::connection_memory::ConnectionMemory;
 use crate::descriptors::ConnectionBounds;
-use crate::executor::{self, DUMP_SESSIONS, ExecutorConfig};
+use crate::executor::{self, ExecutorConfig};
+use crate::jobs::DUMP_SESSIONS;
 use crate::mailbox;
 use crate::message::{DumpPiece, Replies, ShardMessage};
 use crate::net::engine::EngineKind;
@@ -529,9 +530,9 @@ macro_rules! on_both_engines {
             use crate::net::engine::EngineKind;
             $(#[test] fn $promise() { super::$promise(EngineKind::Uring); })*
         }
-        mod on_tcpstream {
+        mod on_epoll {
             use crate::net::engine::EngineKind;
-            $(#[test] fn $promise() { super::$promise(EngineKind::TcpStream); })*
+            $(#[test] fn $promise() { super::$promise(EngineKind::Epoll); })*
         }
     };
 }

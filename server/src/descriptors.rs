@@ -15,7 +15,7 @@ use kv_protocol::limits::{MAX_CLIENT_CONNECTIONS, MAX_PEER_CONNECTIONS};
 
 use crate::fatal::Fatal;
 use crate::net::listener::MAX_AWAITING_HELLO;
-use crate::net::uring::ACCEPTS_AT_ONCE;
+use crate::net::socket::ACCEPTS_AT_ONCE;
 use crate::orders;
 
 /// Standard streams, log, listeners, the link to the coordinator, /proc, a dump and its directory,

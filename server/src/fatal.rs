@@ -17,6 +17,51 @@ pub(crate) const LAST_LINE: Duration = Duration::from_millis(100);
 /// How long it may take for a panic, with names for all that was called.
 const LAST_WORDS: Duration = Duration::from_millis(400);
 
+/// Why the network engine uring cannot be used, and what allows it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoUring {
+    /// The kernel refuses io_uring.
+    #[error("set up io_uring: {error}; {advice}")]
+    Setup {
+        /// What the system said.
+        error: io::Error,
+        /// What to do about it.
+        advice: String,
+    },
+    /// Something that the engine needs of io_uring does not work.
+    #[error("{reason}; Linux 6.1 or newer is needed, this is {release}")]
+    Features {
+        /// What was tried, and what the system said.
+        reason: String,
+        /// The kernel's release.
+        release: String,
+    },
+    /// Too little memory may be locked.
+    #[error(
+        "lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for --shards \
+         {shards}; raise it with `ulimit -l {}` or LimitMEMLOCK= in the unit", need / 1024
+    )]
+    Memlock {
+        /// The limit.
+        have: u64,
+        /// What is needed.
+        need: u64,
+        /// For how many executors.
+        shards: u16,
+    },
+}
+
+impl NoUring {
+    /// Something does not work on this kernel.
+    pub(crate) fn features(reason: String) -> NoUring {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+        let release =
+            release.map_or_else(|_| "one that does not say".into(), |it| it.trim().to_owned());
+        NoUring::Features { reason, release }
+    }
+}
+
 /// Why a server cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -39,36 +84,9 @@ pub enum Fatal {
         /// The reason.
         error: io::Error,
     },
-    /// The kernel refuses io_uring.
-    #[error("set up io_uring: {error}; {advice}")]
-    IoUring {
-        /// What the system said.
-        error: io::Error,
-        /// What to do about it.
-        advice: String,
-    },
-    /// The network engine that was asked for cannot be used.
-    #[error(
-        "set up the network engine uring: {reason}; it needs Linux 6.1 or newer; start with --net auto or \
-         --net tcpstream"
-    )]
-    NetEngine {
-        /// What was tried, and what the system said.
-        reason: String,
-    },
-    /// Too little memory may be locked.
-    #[error(
-        "lock memory for io_uring: RLIMIT_MEMLOCK is {have} bytes, {need} are needed for --shards \
-         {shards}; raise it with `ulimit -l {}` or LimitMEMLOCK= in the unit", need / 1024
-    )]
-    Memlock {
-        /// The limit.
-        have: u64,
-        /// What is needed.
-        need: u64,
-        /// For how many executors.
-        shards: u16,
-    },
+    /// The network engine uring was asked for and cannot be used.
+    #[error("start the network engine uring: {0}; or start with --net auto or --net epoll")]
+    Uring(NoUring),
     /// Too few files may be open.
     #[error(
         "reserve descriptors: {have} files may be open, {need} are needed for --shards {shards} and \
@@ -150,8 +168,8 @@ impl Fatal {
         match self {
             Fatal::Log { .. } => ServerExit::Log,
             Fatal::Key { .. } => ServerExit::Key,
-            Fatal::IoUring { .. } | Fatal::NetEngine { .. } => ServerExit::IoUring,
-            Fatal::Memlock { .. } => ServerExit::Memlock,
+            Fatal::Uring(NoUring::Memlock { .. }) => ServerExit::Memlock,
+            Fatal::Uring(_) => ServerExit::IoUring,
             Fatal::Listen { .. } => ServerExit::Listen,
             Fatal::CoordinatorHost { .. } => ServerExit::CoordinatorHost,
             Fatal::Executor { .. } => ServerExit::Executor,
@@ -251,8 +269,8 @@ mod tests {
         let reasons = [
             Fatal::Log { path: "x".into(), error: error() },
             Fatal::Key { path: "x".into(), error: error() },
-            Fatal::IoUring { error: error(), advice: String::new() },
-            Fatal::Memlock { have: 0, need: 1, shards: 1 },
+            Fatal::Uring(NoUring::Setup { error: error(), advice: String::new() }),
+            Fatal::Uring(NoUring::Memlock { have: 0, need: 1, shards: 1 }),
             Fatal::OpenFiles { have: 0, need: 1, shards: 1 },
             Fatal::Listen { address, purpose: "clients", error: error(), advice: String::new() },
             Fatal::CoordinatorHost { host: "h".into(), error: error() },

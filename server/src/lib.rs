@@ -1,4 +1,4 @@
-//! The storage server: one glommio executor a shard, each driving its replicas.
+//! The storage server: one executor thread a shard, each driving its replicas.
 //!
 //! ```text
 //!   main thread          boot: arguments, probes, sockets; then signals and the watchdog
@@ -24,6 +24,7 @@ mod descriptors;
 mod dump;
 mod executor;
 mod fatal;
+mod jobs;
 mod key_file;
 mod known_map;
 mod leaving;
@@ -48,7 +49,7 @@ mod watchdog;
 
 pub use args::{Args, Invocation, MemoryLimit, NetEngine};
 pub use boot::main;
-pub use fatal::Fatal;
+pub use fatal::{Fatal, NoUring};
 pub use watch::Question;
 
 #[cfg(test)]

@@ -3,18 +3,17 @@
 //! ```text
 //!   any thread:   push_order -> [ orders ] -+-> ring (eventfd)
 //!                 push       -> [ queue  ] -+
-//!   executor:     wait (a read through glommio) -> pop until both are empty, orders first
+//!   executor:     its engine waits for the ring -> pop, orders first
 //! ```
 //!
-//! However many connections wait to be taken in, orders have room of their own.
+//! However many connections wait to be taken in, orders have room of their own. Each engine waits for the eventfd in
+//! its own way.
 
 use std::io;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
-use std::os::unix::io::FromRawFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
-use glommio::io::BufferedFile;
 use rustix::event::{EventfdFlags, eventfd};
 
 /// Messages that may wait for one executor; a sender finds the mailbox full beyond that.
@@ -87,16 +86,9 @@ pub(crate) fn mailbox<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
 }
 
 impl<T> Receiver<T> {
-    /// Gives every message to `take`, for ever; to be run on the executor.
-    pub(crate) async fn serve(self, mut take: impl FnMut(T)) -> io::Result<()> {
-        // SAFETY: the descriptor is given away and the file is its only owner from here on.
-        let bell = unsafe { BufferedFile::from_raw_fd(self.bell.into_raw_fd()) };
-        loop {
-            bell.read_at(0, size_of::<u64>()).await.map_err(io::Error::from)?;
-            while let Some(message) = self.queues.pop() {
-                take(message);
-            }
-        }
+    /// The eventfd that is rung behind every message, and the messages.
+    pub(crate) fn into_parts(self) -> (OwnedFd, Messages<T>) {
+        (self.bell, Messages { queues: self.queues })
     }
 
     /// Takes one message, if there is any.
@@ -106,14 +98,22 @@ impl<T> Receiver<T> {
     }
 }
 
+/// The messages of a mailbox, apart from its bell.
+#[derive(Debug)]
+pub(crate) struct Messages<T> {
+    queues: Arc<Queues<T>>,
+}
+
+impl<T> Messages<T> {
+    /// Takes one message, orders first, if there is any.
+    pub(crate) fn pop(&self) -> Option<T> {
+        self.queues.pop()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
-    use std::rc::Rc;
-    use std::time::Duration;
-
-    use glommio::{LocalExecutorBuilder, Placement};
 
     #[test]
     fn a_full_mailbox_gives_the_message_back() {
@@ -136,36 +136,5 @@ mod tests {
             assert_eq!(receiver.pop(), Some(n));
         }
         assert_eq!(receiver.pop(), Some(0));
-    }
-
-    #[test]
-    fn messages_of_other_threads_wake_a_sleeping_executor_in_order() {
-        const COUNT: u32 = 5_000;
-        let (sender, receiver) = mailbox::<u32>().unwrap();
-        let writer = std::thread::spawn(move || {
-            for n in 0..COUNT {
-                while sender.push(n).is_err() {
-                    std::thread::yield_now();
-                }
-            }
-        });
-        let executor = LocalExecutorBuilder::new(Placement::Unbound)
-            .io_memory(64 << 10)
-            .spawn(move || async move {
-                let taken = Rc::new(RefCell::new(Vec::new()));
-                let sink = Rc::clone(&taken);
-                glommio::spawn_local(async move {
-                    let result = receiver.serve(|n| sink.borrow_mut().push(n)).await;
-                    panic!("the mailbox failed: {result:?}");
-                })
-                .detach();
-                while taken.borrow().len() < COUNT as usize {
-                    glommio::timer::sleep(Duration::from_millis(1)).await;
-                }
-                taken.take()
-            })
-            .unwrap();
-        assert_eq!(executor.join().unwrap(), (0..COUNT).collect::<Vec<_>>());
-        writer.join().unwrap();
     }
 }

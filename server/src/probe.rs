@@ -8,15 +8,23 @@ use kv_daemon::port_owner;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::fatal::Fatal;
+use crate::fatal::{Fatal, NoUring};
+use crate::net::uring;
 
 /// What glommio demands of RLIMIT_MEMLOCK, whether the kernel needs it or not.
 const MEMLOCK_BYTES_PER_EXECUTOR: u64 = 512 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1_024;
 
-/// Checks that io_uring can be set up.
-pub(crate) fn io_uring() -> Result<(), Fatal> {
+/// Checks that the network engine uring can be used: io_uring is allowed, it has what the engine needs, and the memory
+/// that the runtime around it demands may be locked.
+pub(crate) fn uring(shards: u16) -> Result<(), NoUring> {
+    io_uring()?;
+    uring::try_out().map_err(NoUring::features)?;
+    memlock(shards)
+}
+
+fn io_uring() -> Result<(), NoUring> {
     /// `struct io_uring_params` of the kernel's ABI is 120 bytes.
     const PARAMS_BYTES: usize = 120;
     let mut params = [0u64; PARAMS_BYTES / 8];
@@ -27,7 +35,7 @@ pub(crate) fn io_uring() -> Result<(), Fatal> {
         let error = io::Error::last_os_error();
         let switch = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
         let advice = io_uring_advice(&error, switch.as_deref().map(str::trim));
-        return Err(Fatal::IoUring { error, advice });
+        return Err(NoUring::Setup { error, advice });
     }
     let fd = i32::try_from(fd).expect("a descriptor fits 32 bits");
     // SAFETY: the descriptor was just made and nobody else knows it.
@@ -38,7 +46,7 @@ pub(crate) fn io_uring() -> Result<(), Fatal> {
 fn io_uring_advice(error: &io::Error, switch: Option<&str>) -> String {
     match (error.raw_os_error(), switch) {
         (Some(libc::ENOSYS), _) => {
-            "this kernel has no io_uring (Linux 5.8 or newer is needed), or a seccomp profile hides it (for a \
+            "this kernel has no io_uring (Linux 6.1 or newer is needed), or a seccomp profile hides it (for a \
              try in Docker: --security-opt seccomp=unconfined)"
                 .to_owned()
         }
@@ -60,7 +68,7 @@ fn io_uring_advice(error: &io::Error, switch: Option<&str>) -> String {
 }
 
 /// Sees to it that the executors may lock the memory that glommio checks for.
-pub(crate) fn memlock(shards: u16) -> Result<(), Fatal> {
+fn memlock(shards: u16) -> Result<(), NoUring> {
     let need = MEMLOCK_BYTES_PER_EXECUTOR * u64::from(shards);
     let limit = getrlimit(Resource::Memlock);
     let is_enough = |bytes: Option<u64>| bytes.is_none_or(|bytes| bytes >= need);
@@ -69,7 +77,7 @@ pub(crate) fn memlock(shards: u16) -> Result<(), Fatal> {
     }
     let maximum = if is_enough(limit.maximum) { limit.maximum } else { Some(need) };
     let raised = Rlimit { current: Some(need), maximum };
-    setrlimit(Resource::Memlock, raised).map_err(|_| Fatal::Memlock {
+    setrlimit(Resource::Memlock, raised).map_err(|_| NoUring::Memlock {
         have: limit.maximum.unwrap_or(u64::MAX).min(limit.current.unwrap_or(u64::MAX)),
         need,
         shards,
@@ -141,7 +149,7 @@ mod tests {
         assert!(io_uring_advice(&error, Some("0")).contains("seccomp"));
         let error = io::Error::from_raw_os_error(libc::ENOSYS);
         let advice = io_uring_advice(&error, None);
-        assert!(advice.contains("5.8") && advice.contains("seccomp"), "{advice}");
+        assert!(advice.contains("6.1") && advice.contains("seccomp"), "{advice}");
         let error = io::Error::from_raw_os_error(libc::ENOMEM);
         assert!(
             !io_uring_advice(&error, Some("0")).contains("seccomp"),

@@ -29,7 +29,7 @@ use tempfile::TempDir;
 
 use super::process::{self, Signal};
 use super::programs::{self, CLIENT, COORD, Ended, SERVER};
-use super::{PATIENCE, wait_for, wait_until};
+use super::{PATIENCE, seccomp, wait_for, wait_until};
 
 /// How many of a log's last lines are shown after a panic.
 const SHOWN_LINES: usize = 25;
@@ -38,7 +38,7 @@ const CLIENT_LIMIT: Duration = Duration::from_secs(120);
 /// What an orderly stop may take, dumps of some hundred megabytes included.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// Names the network engine of all clusters that do not say themselves which they want: so that the same
-/// tests are run with each (`make test`).
+/// tests are run with each (`make test`). Where it is epoll, io_uring is denied to all their processes.
 const ENGINE_VARIABLE: &str = "KV_TEST_NET";
 
 /// How a cluster is to be started.
@@ -59,6 +59,7 @@ struct Shape {
     flags: Vec<String>,
     in_foreground: bool,
     open_files: Option<u64>,
+    is_io_uring_denied: bool,
     /// `None`: the one beside the coordinator.
     server_binary: Option<PathBuf>,
     coordinator: PathBuf,
@@ -127,6 +128,12 @@ impl Builder {
     /// A limit of open files (`ulimit -n`) for each of its processes.
     pub(crate) fn open_files(mut self, most: u64) -> Builder {
         self.shape.open_files = Some(most);
+        self
+    }
+
+    /// Denies io_uring to each of its processes, as containers do.
+    pub(crate) fn deny_io_uring(mut self) -> Builder {
+        self.shape.is_io_uring_denied = true;
         self
     }
 
@@ -214,6 +221,12 @@ impl Shape {
             && !self.flags.iter().any(|flag| flag == "--net")
         {
             command.args(["--net", &engine]);
+            if engine == "epoll" {
+                seccomp::deny_io_uring(&mut command);
+            }
+        }
+        if self.is_io_uring_denied {
+            seccomp::deny_io_uring(&mut command);
         }
         // SAFETY: prctl takes integers and is safe to call between fork and exec. Should the test's
         // process be killed, the coordinator stops its servers in order.
@@ -272,6 +285,7 @@ impl Cluster {
             flags: Vec::new(),
             in_foreground: false,
             open_files: None,
+            is_io_uring_denied: false,
             server_binary: Some(SERVER.into()),
             coordinator: COORD.into(),
         };

@@ -14,6 +14,7 @@
 //!   sshd       an ssh server on a loopback port, with keys that are thrown away
 //!   coordinator  a coordinator that says what a test wants it to say
 //!   hosts      hosts of a cluster: namespaces of this machine, an sshd in each
+//!   seccomp    a filter of system calls, under which io_uring is denied
 //!   silent     addresses at which nobody answers
 //!   package    what `make install` leaves
 //!   workshop   C programs, compiled and run with the library as cargo has built it
@@ -33,6 +34,7 @@ pub(crate) mod programs;
 pub(crate) mod proxy;
 pub(crate) mod random;
 pub(crate) mod raw;
+pub(crate) mod seccomp;
 // Tests of crates use it, too.
 #[allow(unreachable_pub)]
 pub(crate) mod silent;

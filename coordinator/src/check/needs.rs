@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 use rustix::process::{Resource, geteuid, getrlimit};
 
+use crate::args::NetEngine;
 use crate::units;
 
 /// Threads of a server beside its executors, and threads of the coordinator; an upper estimate.
@@ -19,6 +20,17 @@ const SERVER_BYTES: u64 = 24 << 20;
 const ROOM_BYTES: u64 = 4 << 20;
 
 type Found = Result<String, String>;
+
+/// Judges a missing requirement by the network engine: uring does not start without it, `auto` uses epoll instead.
+pub(super) fn only_for_uring(net: NetEngine, found: Found) -> Found {
+    match (net, found) {
+        (NetEngine::Epoll, _) => Ok("not needed with --net epoll".into()),
+        (NetEngine::Auto, Err(reason)) => Ok(format!(
+            "not available, so servers take --net epoll, which needs more CPU time for each request: {reason}"
+        )),
+        (NetEngine::Auto | NetEngine::Uring, found) => found,
+    }
+}
 
 /// Checks that the files of a cluster can be created in a directory.
 pub(super) fn dir(dir: &Path) -> Found {
@@ -71,11 +83,16 @@ impl Limits {
         }
     }
 
-    /// Returns the findings for this many servers and shards, each with its name.
-    pub(super) fn findings(&self, servers: usize, shards: u16) -> [(&'static str, Found); 3] {
+    /// Returns the findings for this many servers and shards and this network engine, each with its name.
+    pub(super) fn findings(
+        &self,
+        servers: usize,
+        shards: u16,
+        net: NetEngine,
+    ) -> [(&'static str, Found); 3] {
         [
             ("threads (ulimit -u)", self.threads(servers, shards)),
-            ("locked memory (ulimit -l)", self.memlock(shards)),
+            ("locked memory (ulimit -l)", only_for_uring(net, self.memlock(shards))),
             ("memory", self.memory(servers)),
         ]
     }
@@ -174,7 +191,7 @@ mod tests {
             is_root: false,
         };
         let bad = |limits: Limits| {
-            let findings = limits.findings(3, 2);
+            let findings = limits.findings(3, 2, NetEngine::Uring);
             let bad = findings.into_iter().filter_map(|(name, found)| found.err().map(|_| name));
             bad.collect::<Vec<_>>()
         };
@@ -183,5 +200,18 @@ mod tests {
         let none = Limits { threads: None, locked: None, free: Some(1 << 40), ..tight };
         assert!(bad(none).is_empty());
         assert!(tight.memlock(2).unwrap_err().contains("ulimit -l"));
+    }
+
+    #[test]
+    fn what_only_uring_needs_is_an_error_for_uring_and_a_note_with_its_cure_for_auto() {
+        let lack = || Err("not allowed; allow it".to_owned());
+        assert_eq!(only_for_uring(NetEngine::Uring, lack()), lack());
+        let note = only_for_uring(NetEngine::Auto, lack()).unwrap();
+        assert!(note.contains("epoll") && note.contains("allow it"), "{note}");
+        assert!(only_for_uring(NetEngine::Epoll, lack()).unwrap().contains("not needed"));
+        let works = || Ok("works".to_owned());
+        for net in [NetEngine::Auto, NetEngine::Uring] {
+            assert_eq!(only_for_uring(net, works()), works());
+        }
     }
 }

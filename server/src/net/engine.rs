@@ -1,22 +1,20 @@
 //! The engines, one of which moves the bytes of a process.
 
-use std::net::TcpListener;
 use std::rc::Rc;
 
 use kv_protocol::ids::Time;
 
 use super::hub::Hub;
-use super::listener::Port;
-use super::{tcpstream, uring};
+use crate::jobs::Job;
 use crate::message::HandedOver;
 
 /// Which engine; all executors of a process have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EngineKind {
-    /// A ring of its own, with what Linux 6.1 and later offer.
+    /// A ring of its own inside a glommio executor, with what Linux 6.1 and later offer.
     Uring,
-    /// glommio's sockets.
-    TcpStream,
+    /// A plain thread over epoll, on every kernel and wherever io_uring is denied.
+    Epoll,
 }
 
 impl EngineKind {
@@ -24,60 +22,26 @@ impl EngineKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             EngineKind::Uring => "uring",
-            EngineKind::TcpStream => "tcpstream",
+            EngineKind::Epoll => "epoll",
         }
     }
 }
 
-/// The engine of one executor.
-#[derive(Clone)]
-pub(crate) enum Engine {
-    Uring(Rc<uring::Engine>),
-    TcpStream(Rc<tcpstream::Engine>),
-}
-
-impl Engine {
-    /// Starts its tasks on this executor, and accepts from the listeners.
-    pub(crate) fn start(
-        kind: EngineKind,
-        hub: Rc<Hub>,
-        listeners: Vec<(TcpListener, Port)>,
-    ) -> Engine {
-        match kind {
-            EngineKind::Uring => Engine::Uring(uring::Engine::start(hub, listeners)),
-            EngineKind::TcpStream => Engine::TcpStream(tcpstream::Engine::start(hub, listeners)),
-        }
-    }
-
-    /// What it stands around.
-    pub(crate) fn hub(&self) -> &Rc<Hub> {
-        match self {
-            Engine::Uring(engine) => &engine.hub,
-            Engine::TcpStream(engine) => &engine.hub,
-        }
-    }
+/// What an executor's duties (executor.rs) ask of the engine that runs them.
+pub(crate) trait Engine {
+    /// The shard that it serves.
+    fn hub(&self) -> &Rc<Hub>;
 
     /// Takes in a socket that another executor accepted.
-    pub(crate) fn adopt(&self, handed: HandedOver) {
-        match self {
-            Engine::Uring(engine) => engine.adopt(handed),
-            Engine::TcpStream(engine) => engine.adopt(handed),
-        }
-    }
+    fn adopt(&self, handed: HandedOver);
 
     /// Dials the streams that are due.
-    pub(crate) fn dial_due(&self, now: Time) {
-        match self {
-            Engine::Uring(engine) => engine.dial_due(now),
-            Engine::TcpStream(engine) => engine.dial_due(now),
-        }
-    }
+    fn dial_due(&self, now: Time);
 
-    /// Closes the connections that missed a deadline; to be called a few times a second.
-    pub(crate) fn enforce_deadlines(&self, now: Time) {
-        match self {
-            Engine::Uring(engine) => engine.enforce_deadlines(now),
-            Engine::TcpStream(engine) => engine.enforce_deadlines(now),
-        }
-    }
+    /// Closes the connections, and gives up the dials, that missed a deadline; accepts again after a pause. To be
+    /// called a few times a second.
+    fn enforce_deadlines(&self, now: Time);
+
+    /// Takes the steps of a job from now on, in turn with everything else.
+    fn begin(&self, job: Job);
 }

@@ -1,7 +1,7 @@
 //! Connections: machines over bytes, and the engine that moves the bytes.
 //!
 //! ```text
-//!   engine (uring, tcpstream)   bytes in            bytes out
+//!   engine (uring, epoll)       bytes in            bytes out
 //!      |                           |                    ^
 //!      v                           v                    |
 //!   listener::Greeting ---> connection::Connection ---> output::Outputs
@@ -9,15 +9,18 @@
 //! ```
 //!
 //! The machines know no socket and no runtime; the engines know no message. All that an engine needs is
-//! [`crate::shard::Shard`], in its [`hub::Hub`].
+//! [`crate::shard::Shard`], in its [`hub::Hub`]. Both treat sockets alike ([`socket`]) and give clients the same part of a
+//! turn ([`budget`]).
 
+pub(crate) mod budget;
 pub(crate) mod connection;
 pub(crate) mod engine;
+pub(crate) mod epoll;
 pub(crate) mod hub;
 pub(crate) mod listener;
 pub(crate) mod output;
 pub(crate) mod peer;
-pub(crate) mod tcpstream;
+pub(crate) mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod uring;

@@ -40,7 +40,7 @@ pub(super) async fn drive(engine: Rc<Engine>, bell: OwnedFd) {
     loop {
         let has_worked = engine.turn();
         let now = clock::now();
-        if is_dense && now < visit_at && !engine.hub.has_background() {
+        if is_dense && now < visit_at && engine.background.get() == 0 {
             // What was asked of the ring is submitted by the call that sleeps in it.
             if !engine.hub.has_wish() {
                 engine.sleep_in_ring(visit_at.since(now));
@@ -84,9 +84,8 @@ impl Engine {
 
     /// Tells the other threads, and dials what is due, after something changed.
     pub(super) fn on_news(self: &Rc<Engine>, now: Time) {
-        self.hub.publish();
-        self.hub.board.announce();
-        self.dial_due(now);
+        self.hub.announce();
+        self.dial_streams(now);
         self.dial_when_due(now);
     }
 }

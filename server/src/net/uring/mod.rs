@@ -10,12 +10,12 @@
 //!        +--------------+      requests          +-------+   dirty    +-------+
 //!             | bell (eventfd)                       ^
 //!             v                                      |
-//!        driver: one task of glommio's executor -----+   others: tick, mailbox, dumps
+//!        driver: one task of glommio's executor -----+   runtime: tick, mailbox, jobs
 //! ```
 //!
-//! What the files are: `ring` and `buffers` are all that speaks to the kernel (and all that is unsafe),
+//! What the files are: `ring` and `buffers` are all that speaks to the kernel (and nearly all that is unsafe),
 //! `sockets` knows which requests are under way, `turn` serves one wake-up, `driver` decides when the next
-//! one is, `probe` tries whether a kernel can do all this.
+//! one is, `runtime` is the glommio executor around it, `probe` tries whether a kernel can do all this.
 //!
 //! The rules: a buffer that the kernel may touch is the ring's; a descriptor is closed behind its last
 //! request; a receive that ended is armed again unless the connection must wait; the streams of other
@@ -26,10 +26,11 @@ mod buffers;
 mod driver;
 mod probe;
 mod ring;
+mod runtime;
 mod sockets;
 mod turn;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,20 +44,21 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use self::buffers::Shape;
 use self::ring::{Completion, Request, Ring, Sizes, SlotId};
 use self::sockets::{Connection, Dialling, Listener, Receiving, Socket, Sockets, Stage};
-use super::hub::{CONNECT_TIMEOUT, Hub, set_options};
+use super::engine;
+use super::hub::Hub;
 use super::listener::Port;
 use super::output::slot_of;
-use crate::clock;
-use crate::fatal::Fatal;
+use super::socket::{ACCEPTS_AT_ONCE, CONNECT_TIMEOUT, set_options};
+use crate::fatal::{Fatal, NoUring};
+use crate::jobs::Job;
 use crate::log_limit::LogLimit;
 use crate::message::HandedOver;
 use crate::shard::Shard;
 use crate::stats::Permit;
 
 pub(crate) use probe::try_out;
+pub(crate) use runtime::start_thread;
 
-/// Connections of a port that are accepted at once, and wait to be taken in.
-pub(crate) const ACCEPTS_AT_ONCE: usize = 16;
 /// Receive buffers of a shard, once for its streams and once for its clients, however many connections it has: 512
 /// KiB, which a processor's cache holds, or 2 MiB.
 const SIZES: Sizes = Sizes {
@@ -68,8 +70,10 @@ const SIZES: Sizes = Sizes {
 
 /// One shard, its ring and its sockets.
 pub(crate) struct Engine {
-    pub(crate) hub: Rc<Hub>,
+    hub: Rc<Hub>,
     net: RefCell<Net>,
+    /// Jobs that have steps to do whenever nobody else has.
+    background: Rc<Cell<usize>>,
 }
 
 /// All that a turn works on beside the shard.
@@ -94,9 +98,9 @@ struct Net {
 
 impl Engine {
     /// The engine of a shard, with its task.
-    pub(crate) fn start(hub: Rc<Hub>, listeners: Vec<(TcpListener, Port)>) -> Rc<Engine> {
+    fn start(hub: Rc<Hub>, listeners: Vec<(TcpListener, Port)>) -> Rc<Engine> {
         let failed = |error: std::io::Error| -> ! {
-            Fatal::NetEngine { reason: error.to_string() }.end_process()
+            Fatal::Uring(NoUring::features(error.to_string())).end_process()
         };
         // Not EFD_NONBLOCK: io_uring answers EAGAIN for a file that does not block instead of waiting.
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap_or_else(|error| failed(error.into()));
@@ -116,25 +120,13 @@ impl Engine {
         for (listener, port) in listeners {
             net.listen(listener.into(), port);
         }
-        let engine = Rc::new(Engine { hub, net: RefCell::new(net) });
+        let engine = Rc::new(Engine { hub, net: RefCell::new(net), background: Rc::default() });
         glommio::spawn_local(driver::drive(Rc::clone(&engine), bell)).detach();
         engine.hub.want_flush();
         engine
     }
 
-    /// Takes in a socket that another executor accepted.
-    pub(crate) fn adopt(&self, handed: HandedOver) {
-        let HandedOver { socket, port, received, permit } = handed;
-        let mut shard = self.hub.shard.borrow_mut();
-        let id = shard.adopt(clock::now(), port, &[]);
-        shard.set_address(id, permit.from());
-        shard.on_bytes(clock::now(), id, &received);
-        self.net.borrow_mut().open(&mut shard, id, socket, port, Some(permit));
-        self.hub.want_flush();
-    }
-
-    /// Dials the streams that are due.
-    pub(crate) fn dial_due(&self, now: Time) {
+    fn dial_streams(&self, now: Time) {
         let mut shard = self.hub.shard.borrow_mut();
         for (group, address) in shard.due_dials(now) {
             if let Err(error) = self.net.borrow_mut().dial(now, group, address) {
@@ -143,19 +135,31 @@ impl Engine {
             self.hub.want_flush();
         }
     }
+}
 
-    /// Dials what is due next, as soon as it is.
-    fn dial_when_due(self: &Rc<Engine>, now: Time) {
-        let engine = Rc::clone(self);
-        self.hub.when_dial_is_due(now, move |now| engine.dial_due(now));
+impl engine::Engine for Engine {
+    fn hub(&self) -> &Rc<Hub> {
+        &self.hub
     }
 
-    /// Closes the connections, and gives up the dials, that missed a deadline; accepts again after a
-    /// pause.
-    pub(crate) fn enforce_deadlines(&self, now: Time) {
+    fn adopt(&self, handed: HandedOver) {
+        let mut shard = self.hub.shard.borrow_mut();
+        let (id, socket, port, permit) = self.hub.adopt(&mut shard, handed);
+        self.net.borrow_mut().open(&mut shard, id, socket, port, Some(permit));
+    }
+
+    fn dial_due(&self, now: Time) {
+        self.dial_streams(now);
+    }
+
+    fn enforce_deadlines(&self, now: Time) {
         let ids = self.net.borrow_mut().enforce_deadlines(now);
         self.hub.shard.borrow_mut().enforce_deadlines(now, ids.into_iter());
         self.hub.want_flush();
+    }
+
+    fn begin(&self, job: Job) {
+        self.spawn_job(job);
     }
 }
 

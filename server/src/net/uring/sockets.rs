@@ -4,18 +4,15 @@
 //! the socket that is there, and a descriptor is closed behind its last request.
 
 use std::cell::RefCell;
-use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use kv_core::replica::ConnectionId;
 use kv_protocol::ids::{GroupId, Time};
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 use super::ring::SlotId;
 use crate::log_limit::LogLimit;
 use crate::net::listener::Port;
-use crate::net::output::SendNow;
 use crate::stats::Permit;
 
 /// What stands in a slot.
@@ -100,13 +97,6 @@ pub(super) enum Class {
     Knocking,
     /// Of clients: for a while in every turn.
     Clients,
-}
-
-impl SendNow for OwnedFd {
-    fn send_now(&self, parts: &[IoSlice<'_>]) -> usize {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(self, parts, &mut SendAncillaryBuffer::default(), flags).unwrap_or(0)
-    }
 }
 
 impl Connection {

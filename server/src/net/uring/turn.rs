@@ -30,22 +30,18 @@ use super::ring::{Completion, Event, Request, SlotId, WhenFull};
 use super::sockets::{Class, Connection, Receiving, Socket, Stage};
 use super::{Engine, Net};
 use crate::clock;
-use crate::crowd::Address;
 use crate::fatal::Fatal;
 use crate::message::HandedOver;
-use crate::net::hub::{ACCEPT_PAUSE, Hub, turn_away};
+use crate::net::budget::{Budget, MOST_KNOCKING};
+use crate::net::hub::Hub;
 use crate::net::listener::Port;
 use crate::net::output::slot_of;
+use crate::net::socket::{
+    ACCEPT_PAUSE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept, next_of_long_frame,
+    turn_away,
+};
 use crate::shard::{Fate, Shard};
 
-/// How long a turn serves clients, and how long it then sends to them.
-const CLIENTS_TIME: Duration = Duration::from_millis(1);
-/// Most bytes whose sending to clients one turn asks for. The kernel copies them all before it returns.
-const MOST_SENT_IN_A_TURN: usize = 1 << 20;
-/// Connections that are seen to between two looks at the clock.
-const STEPS_UNTIMED: u32 = 8;
-/// Most completions of those who knock at the servers' port that one turn serves.
-const MOST_KNOCKING: usize = 64;
 /// Most clients for which no buffer was free that receive again in one turn.
 const MOST_FED: usize = 16;
 /// How long the streams may go without a look at their sockets while the kernel is behind.
@@ -53,42 +49,6 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// What one look takes of a stream, in pieces.
 const MOST_LOOKED_AT: usize = 4;
 const LOOKED_AT_BYTES: usize = 128 << 10;
-/// Most bytes of one send: a socket with room for megabytes would have the kernel copy them all at once.
-const MOST_SENT: usize = 256 << 10;
-/// A frame that lacks so many bytes is received straight into its own buffer, this much at a time.
-const LONG_FRAME: usize = 64 << 10;
-const MOST_RECEIVED: usize = 256 << 10;
-/// So much is received with a hello, whatever its sender sent behind it.
-const HELLO_BYTES: usize = 1 << 10;
-
-/// What a turn may still do for clients.
-struct Budget {
-    until: Time,
-    bytes: usize,
-    steps: u32,
-}
-
-impl Budget {
-    fn new(now: Time) -> Budget {
-        Budget { until: now + CLIENTS_TIME, bytes: MOST_SENT_IN_A_TURN, steps: 0 }
-    }
-
-    /// The same bytes, and all the time again.
-    fn renew_time(&mut self) {
-        (self.until, self.steps) = (clock::now() + CLIENTS_TIME, 0);
-    }
-
-    /// Whether there is time and room for more.
-    fn has_more(&self) -> bool {
-        self.bytes > 0 && clock::now() < self.until
-    }
-
-    /// The same for a short step: the clock is not read for each.
-    fn admits_step(&mut self) -> bool {
-        self.steps = (self.steps + 1) % STEPS_UNTIMED;
-        if self.steps == 0 { self.has_more() } else { self.bytes > 0 }
-    }
-}
 
 impl Engine {
     /// Serves what has completed; whether there was anything to do.
@@ -357,24 +317,13 @@ impl Net {
         });
         if let Err(error) = &accepted {
             listener.resume_at = Some(now + ACCEPT_PAUSE);
-            if let Some(suppressed) = listener.log.borrow_mut().admit(now) {
-                tracing::error!(
-                    suppressed,
-                    "accept a connection for {port:?}: {error}; accepting pauses for \
-                     {ACCEPT_PAUSE:?} (too few descriptors? see `ulimit -n`)"
-                );
-            }
+            log_failed_accept(&mut listener.log.borrow_mut(), now, port, error);
         } else if listener.resume_at.is_none() {
             self.ring.accept(slot, &listener.fd);
         }
         let Ok(socket) = accepted else { return };
-        match hub.board.admit(port, Address::of_peer(&socket)) {
-            Some(permit) => {
-                let id = shard.open_greeting(now, port);
-                shard.set_address(id, permit.from());
-                self.open(shard, id, socket, port, Some(permit));
-            }
-            None => turn_away(&socket, port),
+        if let Some((id, permit)) = hub.admit(shard, now, port, &socket) {
+            self.open(shard, id, socket, port, Some(permit));
         }
     }
 
@@ -500,7 +449,7 @@ impl Net {
         {
             connection.is_sending = true;
             if !connection.is_stream {
-                budget.bytes = budget.bytes.saturating_sub((buffer.len() - from).min(MOST_SENT));
+                budget.spend((buffer.len() - from).min(MOST_SENT));
             }
             self.ring.send(slot, &connection.fd, buffer, from, MOST_SENT, WhenFull::Fail);
         }
@@ -543,8 +492,7 @@ impl Net {
             Receiving::Nothing if is_read => {
                 if let Some((buffer, missing)) = shard.lend_input(id, LONG_FRAME) {
                     connection.receiving = Receiving::Frame;
-                    // Never more memory than twice of what has come: a header can say anything.
-                    let most = missing.min(buffer.len().max(LONG_FRAME)).min(MOST_RECEIVED);
+                    let most = next_of_long_frame(buffer.len(), missing);
                     self.ring.receive_into(slot, &connection.fd, buffer, most);
                 } else if shard.is_greeting(id)
                     || (connection.port == Port::Servers && !connection.is_stream)

@@ -1,0 +1,170 @@
+//! Dumps and loads of a shard: long work in bounded steps, between which the engine serves all else.
+//!
+//! ```text
+//!   engine: step -> Again           as soon as everything else has had its turn
+//!                -> After(pause)    the other end of the channel is behind
+//!                -> Done
+//! ```
+//!
+//! A job neither waits nor knows what runs it: each engine calls [`Job::step`] in its own way.
+
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, TrySendError};
+use kv_core::table::{WalkBudget, WalkCursor};
+use kv_protocol::client_message::ReplicaRole;
+use kv_protocol::ids::GroupId;
+
+use crate::message::{DumpPiece, DumpedEntries, LoadPiece};
+use crate::net::hub::Hub;
+use crate::watchdog::Activity;
+
+/// What one step of a dump takes from the table.
+const DUMP_STEP: WalkBudget = WalkBudget { entries: 4_096, bytes: 256 << 10 };
+/// Sessions whose completion records one step of a dump takes.
+pub(crate) const DUMP_SESSIONS: usize = 256;
+/// How long a dump waits when its reader is behind.
+const DUMP_PAUSE: Duration = Duration::from_millis(1);
+/// How long a load waits when the reader of the file is behind.
+const LOAD_PAUSE: Duration = Duration::from_millis(1);
+
+/// When a job wants its next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// When everything else has had its turn.
+    Again,
+    /// After a pause.
+    After(Duration),
+    /// Never: the job has ended.
+    Done,
+}
+
+/// Long work of a shard.
+pub(crate) enum Job {
+    /// Sends the table of a role, piece by piece.
+    Dump(Dump),
+    /// Fills the table of a group, piece by piece.
+    Load(Load),
+}
+
+impl Job {
+    /// A dump of the table of this role. The replica must be frozen.
+    pub(crate) fn dump(role: ReplicaRole, pieces: Sender<DumpPiece>) -> Job {
+        Job::Dump(Dump { role, pieces, next: Part::Shard, unsent: None })
+    }
+
+    /// A load into the table of this group. The result goes to `done`, unless the sender of the pieces is gone.
+    pub(crate) fn load(
+        group: GroupId,
+        pieces: Receiver<LoadPiece>,
+        done: Sender<Result<(), String>>,
+    ) -> Job {
+        Job::Load(Load { group, pieces, done })
+    }
+
+    /// Takes one bounded step.
+    pub(crate) fn step(&mut self, hub: &Hub) -> Step {
+        match self {
+            Job::Dump(dump) => dump.step(hub),
+            Job::Load(load) => load.step(hub),
+        }
+    }
+}
+
+/// See [`Job::Dump`].
+pub(crate) struct Dump {
+    role: ReplicaRole,
+    pieces: Sender<DumpPiece>,
+    next: Part,
+    /// The piece for which there was no room.
+    unsent: Option<DumpPiece>,
+}
+
+/// What a dump sends next.
+#[derive(Clone, Copy)]
+enum Part {
+    Shard,
+    Entries(WalkCursor),
+    /// The sessions from this place on.
+    Records(usize),
+    Nothing,
+}
+
+impl Dump {
+    fn step(&mut self, hub: &Hub) -> Step {
+        let unsent = self.unsent.take();
+        let Some(piece) = unsent.or_else(|| hub.during(Activity::Dump, || self.next_piece(hub)))
+        else {
+            return Step::Done;
+        };
+        match self.pieces.try_send(piece) {
+            Ok(()) => Step::Again,
+            Err(TrySendError::Disconnected(_)) => Step::Done,
+            Err(TrySendError::Full(back)) => {
+                self.unsent = Some(back);
+                Step::After(DUMP_PAUSE)
+            }
+        }
+    }
+
+    /// The next piece; none after the last one, nor where there is no replica of the group.
+    fn next_piece(&mut self, hub: &Hub) -> Option<DumpPiece> {
+        let shard = hub.shard.borrow();
+        let service = &shard.service;
+        let replica = service.replica(service.identity.group_of(self.role))?;
+        let (piece, next) = match self.next {
+            Part::Shard => {
+                let dumped = replica.dumped();
+                let next = match dumped {
+                    Ok(_) => Part::Entries(WalkCursor::START),
+                    Err(_) => Part::Nothing,
+                };
+                (DumpPiece::Shard(dumped), next)
+            }
+            Part::Entries(from) => {
+                let mut entries = DumpedEntries::default();
+                let walked = replica.walk(from, DUMP_STEP, |entry| {
+                    entries.push(entry.key, entry.value, entry.version);
+                });
+                (DumpPiece::Entries(entries), walked.map_or(Part::Records(0), Part::Entries))
+            }
+            // The replica is frozen, so the sessions keep their places from step to step.
+            Part::Records(from) if from < replica.session_count() => {
+                let to = from + DUMP_SESSIONS;
+                let records = replica.completion_records(from..to).collect();
+                (DumpPiece::Records(records), Part::Records(to))
+            }
+            Part::Records(_) => (DumpPiece::End, Part::Nothing),
+            Part::Nothing => return None,
+        };
+        self.next = next;
+        Some(piece)
+    }
+}
+
+/// See [`Job::Load`].
+pub(crate) struct Load {
+    group: GroupId,
+    pieces: Receiver<LoadPiece>,
+    done: Sender<Result<(), String>>,
+}
+
+impl Load {
+    fn step(&mut self, hub: &Hub) -> Step {
+        let piece = match self.pieces.try_recv() {
+            Ok(piece) => piece,
+            Err(TryRecvError::Empty) => return Step::After(LOAD_PAUSE),
+            // The rest of the file is no good; the thread that reads it ends the process.
+            Err(TryRecvError::Disconnected) => return Step::Done,
+        };
+        let is_last = matches!(piece, LoadPiece::End(_));
+        let loaded =
+            hub.during(Activity::Load, || hub.shard.borrow_mut().service.load(self.group, piece));
+        if is_last || loaded.is_err() {
+            // There is room for the one answer.
+            let _ = self.done.try_send(loaded);
+            return Step::Done;
+        }
+        Step::Again
+    }
+}

@@ -1,0 +1,134 @@
+//! The loop of an executor's thread.
+//!
+//! ```text
+//!      +--> tick, if it is due; dials, if some are due
+//!      |    messages of other threads: a bounded number
+//!      |    jobs: one step of each that is due
+//!      |    turn: what is ready, and what came of all that
+//!      +--- poll: sleep until something is ready or due, or only look if there is more to do
+//! ```
+
+use kv_protocol::ids::Time;
+
+use super::poller::{Descriptors, Poller, Source};
+use super::{Engine, Net};
+use crate::clock;
+use crate::executor::{self, Duties, Prepared};
+use crate::fatal::Fatal;
+use crate::jobs::Step;
+use crate::mailbox::Messages;
+use crate::message::ShardMessage;
+use crate::net::engine::Engine as _;
+
+/// Messages of other threads that are carried out before the next turn.
+const MESSAGES_AT_ONCE: usize = 64;
+
+/// Starts the thread of a shard; it ends with the process.
+///
+/// # Errors
+/// Why it cannot be started.
+pub(crate) fn start_thread(
+    name: String,
+    prepare: impl FnOnce() -> Prepared + Send + 'static,
+) -> Result<(), String> {
+    // Before the thread: what fails here is an error of the start.
+    let opened = Descriptors::open();
+    let descriptors = opened.map_err(|error| format!("make an epoll and a timer: {error}"))?;
+    let thread = std::thread::Builder::new().name(name);
+    let started = thread.spawn(move || run(Poller::new(descriptors), prepare()));
+    started.map(drop).map_err(|error| error.to_string())
+}
+
+fn run(poller: Poller, prepared: Prepared) -> ! {
+    let Prepared { hub, inbox, listeners } = prepared;
+    let engine = Engine::new(hub, poller);
+    let (bell, messages) = inbox.into_parts();
+    let failed = |error| -> ! {
+        Fatal::System { doing: "watch the sockets of a shard", error }.end_process()
+    };
+    let mut net = engine.net.borrow_mut();
+    net.poller.add(&bell, Source::Bell).unwrap_or_else(|error| failed(error));
+    for (listener, port) in listeners {
+        net.listen(listener, port).unwrap_or_else(|error| failed(error));
+    }
+    drop(net);
+    // The bell stays open for as long: this does not return.
+    engine.drive(&messages)
+}
+
+impl Engine {
+    /// Serves for ever.
+    fn drive(&self, messages: &Messages<ShardMessage>) -> ! {
+        let mut duties = Duties::new();
+        let mut tick_at = Time::default();
+        loop {
+            let now = clock::now();
+            if tick_at <= now {
+                tick_at = now + duties.tick(self);
+            }
+            if self.next_dial().is_some_and(|due| due <= now) {
+                self.dial_due(now);
+            }
+            let has_more = self.carry_out(messages);
+            let next_step = self.step_jobs();
+            self.turn();
+            let due = [next_step, self.next_dial()].into_iter().flatten().fold(tick_at, Time::min);
+            self.poll(due, has_more);
+        }
+    }
+
+    fn next_dial(&self) -> Option<Time> {
+        self.hub.shard.borrow().service.next_dial()
+    }
+
+    /// Carries out what other threads ask for, orders first; whether there may be more.
+    fn carry_out(&self, messages: &Messages<ShardMessage>) -> bool {
+        for _ in 0..MESSAGES_AT_ONCE {
+            let Some(message) = messages.pop() else { return false };
+            executor::take(self, message);
+        }
+        true
+    }
+
+    /// Takes one step of each job that is due; when the next one is.
+    fn step_jobs(&self) -> Option<Time> {
+        let mut jobs = self.jobs.borrow_mut();
+        if jobs.is_empty() {
+            return None;
+        }
+        jobs.retain_mut(|(due, job)| {
+            let now = clock::now();
+            if *due > now {
+                return true;
+            }
+            match job.step(&self.hub) {
+                Step::Again => *due = now,
+                Step::After(pause) => *due = clock::now() + pause,
+                Step::Done => return false,
+            }
+            true
+        });
+        jobs.iter().map(|(due, _)| *due).min()
+    }
+
+    /// Takes what is ready, and sleeps for that until `due` if there is nothing to do.
+    fn poll(&self, due: Time, has_more: bool) {
+        let mut net = self.net.borrow_mut();
+        let mut may_sleep = !has_more && !self.hub.has_wish() && !net.sockets.have_work();
+        if may_sleep {
+            let now = clock::now();
+            may_sleep = due > now;
+            if may_sleep {
+                let set = net.poller.wake_at(now, due);
+                set.unwrap_or_else(|error| {
+                    Fatal::System { doing: "set the timer of a shard", error }.end_process()
+                });
+            }
+        }
+        let Net { poller, events, .. } = &mut *net;
+        if let Err(error) = poller.wait(may_sleep, events) {
+            Fatal::System { doing: "wait for the sockets of a shard", error }.end_process();
+        }
+        net.note_events(&mut self.hub.shard.borrow_mut());
+    }
+}

@@ -1,0 +1,198 @@
+//! The engine over epoll: a plain thread that asks what is ready and does it.
+//!
+//! ```text
+//!             kernel
+//!      ready  |   ^  accept, recv, send, each when it can be done at once
+//!             v   |
+//!        +--------------+   what is ready   +-------+   bytes    +-------+
+//!        | poller       | ----------------> | turn  | ---------> | Shard |
+//!        | (and timer)  |                   |       | <--------- |       |
+//!        +--------------+                   +-------+   dirty    +-------+
+//!             ^                                 ^
+//!             +--------- driver: the loop ------+---- tick, mailbox, jobs
+//! ```
+//!
+//! What the files are: `poller` speaks to epoll, `sockets` knows what is ready and whose work it is, `turn` serves one
+//! wake-up, `driver` is the loop of the thread.
+//!
+//! No io_uring and no glommio here: this engine runs where those are denied, and on every kernel since Linux 4.14. It
+//! serves in the same order, and within the same bounds, as [`super::uring`].
+
+mod driver;
+mod poller;
+mod sockets;
+mod turn;
+
+use std::cell::RefCell;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::ids::{GroupId, Time};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
+
+use self::poller::{Event, Poller, Source};
+use self::sockets::{Connection, Dialling, Listener, Sockets};
+use super::engine;
+use super::hub::Hub;
+use super::listener::Port;
+use super::socket::{CONNECT_TIMEOUT, set_options, turn_away};
+use crate::clock;
+use crate::jobs::Job;
+use crate::log_limit::LogLimit;
+use crate::message::HandedOver;
+use crate::shard::Shard;
+use crate::stats::Permit;
+
+pub(crate) use driver::start_thread;
+
+/// Most bytes received at once.
+const RECEIVED_AT_ONCE: usize = 128 << 10;
+
+/// One shard, its sockets and its jobs.
+pub(crate) struct Engine {
+    hub: Rc<Hub>,
+    net: RefCell<Net>,
+    /// Dumps and loads, each with the time of its next step.
+    jobs: RefCell<Vec<(Time, Job)>>,
+}
+
+/// All that a turn works on beside the shard.
+struct Net {
+    poller: Poller,
+    sockets: Sockets,
+    /// Events that were just taken.
+    events: Vec<Event>,
+    /// Connections that have more to send, and room for it, in the next turn.
+    unfinished: Vec<ConnectionId>,
+    scratch: Vec<u8>,
+    log: LogLimit,
+}
+
+impl Engine {
+    /// The engine of a shard.
+    fn new(hub: Rc<Hub>, poller: Poller) -> Engine {
+        let net = Net {
+            poller,
+            sockets: Sockets::default(),
+            events: Vec::new(),
+            unfinished: Vec::new(),
+            scratch: vec![0; RECEIVED_AT_ONCE],
+            log: LogLimit::default(),
+        };
+        Engine { hub, net: RefCell::new(net), jobs: RefCell::default() }
+    }
+}
+
+impl engine::Engine for Engine {
+    fn hub(&self) -> &Rc<Hub> {
+        &self.hub
+    }
+
+    fn adopt(&self, handed: HandedOver) {
+        let mut shard = self.hub.shard.borrow_mut();
+        let (id, socket, port, permit) = self.hub.adopt(&mut shard, handed);
+        self.net.borrow_mut().open_accepted(&mut shard, id, socket, port, permit);
+    }
+
+    fn dial_due(&self, now: Time) {
+        let mut shard = self.hub.shard.borrow_mut();
+        for (group, address) in shard.due_dials(now) {
+            if let Err(error) = self.net.borrow_mut().dial(now, group, address) {
+                shard.service.on_dial_failed(now, group, &error.to_string());
+            }
+        }
+    }
+
+    fn enforce_deadlines(&self, now: Time) {
+        let mut shard = self.hub.shard.borrow_mut();
+        let mut net = self.net.borrow_mut();
+        let Net { sockets, .. } = &mut *net;
+        sockets.resume_accepting(now);
+        for group in sockets.give_up_dials(now) {
+            shard.service.on_dial_failed(now, group, "it took too long");
+            shard.service.note_news();
+        }
+        let ids: Vec<ConnectionId> = sockets.ids().collect();
+        shard.enforce_deadlines(now, ids.into_iter());
+        self.hub.want_flush();
+    }
+
+    fn begin(&self, job: Job) {
+        self.jobs.borrow_mut().push((clock::now(), job));
+    }
+}
+
+impl Net {
+    fn listen(&mut self, listener: TcpListener, port: Port) -> io::Result<()> {
+        // Between the report of a connection and its acceptance its other side may end it.
+        listener.set_nonblocking(true)?;
+        let place = self.sockets.next_listener();
+        self.poller.add(&listener, Source::Listener(place))?;
+        self.sockets.add_listener(Listener::new(listener.into(), port));
+        Ok(())
+    }
+
+    /// Takes in a socket whose connection is known to the shard by this id.
+    fn open(
+        &mut self,
+        shard: &mut Shard,
+        id: ConnectionId,
+        fd: &Rc<OwnedFd>,
+        port: Port,
+        permit: Option<Permit>,
+    ) -> io::Result<()> {
+        self.poller.add(fd, Source::Connection(id))?;
+        set_options(fd, port);
+        if port == Port::Clients {
+            shard.service.outputs.set_socket(id, Rc::clone(fd) as _);
+        }
+        self.sockets.insert(Connection::new(id, Rc::clone(fd), port, permit));
+        // Whatever it needs is done when it is looked at.
+        shard.service.outputs.mark_dirty(id);
+        Ok(())
+    }
+
+    /// The same for one that was accepted; where the kernel watches no more sockets, it is turned away.
+    fn open_accepted(
+        &mut self,
+        shard: &mut Shard,
+        id: ConnectionId,
+        fd: OwnedFd,
+        port: Port,
+        permit: Permit,
+    ) {
+        let fd = Rc::new(fd);
+        if let Err(error) = self.open(shard, id, &fd, port, Some(permit)) {
+            let now = clock::now();
+            shard.close(now, id);
+            turn_away(&fd, port);
+            if let Some(suppressed) = self.log.admit(now) {
+                tracing::error!(
+                    suppressed,
+                    "watch a connection for {port:?}: {error}; it was turned away; check sysctl \
+                     fs.epoll.max_user_watches"
+                );
+            }
+        }
+    }
+
+    fn dial(&mut self, now: Time, group: GroupId, address: SocketAddr) -> io::Result<()> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(family, SocketType::STREAM, flags, None)?;
+        match connect(&fd, &address) {
+            Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let number = self.sockets.next_dial();
+        // Only now: a socket that was never connected reports a hang-up.
+        self.poller.add(&fd, Source::Dial(number))?;
+        let deadline = now + CONNECT_TIMEOUT;
+        self.sockets.add_dial(Dialling { number, fd, group, deadline, is_ready: false });
+        Ok(())
+    }
+}

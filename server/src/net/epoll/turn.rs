@@ -1,0 +1,386 @@
+//! One wake-up: what is ready is received from, and what comes of it is sent.
+//!
+//! ```text
+//!   bytes of other servers -> pump, send --+ (sent at once, if clients are next)
+//!                                          v
+//!         +--> those who knock at the servers' port: a few
+//!         |    clients: for at most a millisecond -> pump, send
+//!         +-------- the rest waits in its order for the next turn
+//! ```
+//!
+//! An ack therefore never waits for the requests of this server's own clients, and all PREPAREs and all ACKs of a
+//! wake-up leave in one batch each. Whatever clients ask for, the next look at the streams of other servers is a few
+//! milliseconds away: the clients' part of a turn ends by the clock and by the bytes sent. All readers of long values
+//! together are sent a bounded part in a turn; the next turn goes on with those.
+
+use std::rc::Rc;
+
+use kv_core::replica::ConnectionId;
+use kv_protocol::ids::{ShardId, Time};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_error;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, accept_with, recv, send, shutdown};
+
+use super::poller::Source;
+use super::sockets::{Connection, Dialling};
+use super::{Engine, Net};
+use crate::clock;
+use crate::message::HandedOver;
+use crate::net::budget::{Budget, MOST_KNOCKING};
+use crate::net::engine::Engine as _;
+use crate::net::hub::Hub;
+use crate::net::listener::Port;
+use crate::net::socket::{
+    ACCEPT_PAUSE, ACCEPTS_AT_ONCE, HELLO_BYTES, LONG_FRAME, MOST_SENT, log_failed_accept,
+    next_of_long_frame, receive_behind,
+};
+use crate::shard::{Fate, Shard};
+
+/// Most times that one turn receives from a stream.
+const RECEIVES_OF_A_STREAM: usize = 4;
+
+impl Engine {
+    /// Serves what is ready.
+    pub(super) fn turn(&self) {
+        let mut net = self.net.borrow_mut();
+        let is_wanted = self.hub.take_flush();
+        if !is_wanted && !net.sockets.have_work() {
+            return;
+        }
+        let mut shard = self.hub.shard.borrow_mut();
+        let now = clock::now();
+        shard.service.outputs.set_now(now);
+        net.serve_all(&mut shard, &self.hub, now, is_wanted);
+        if shard.service.outputs.has_dirty() {
+            self.hub.want_flush();
+        }
+        let has_news = shard.service.take_news();
+        drop((net, shard));
+        if has_news {
+            self.hub.announce();
+            self.dial_due(now);
+        }
+    }
+}
+
+impl Net {
+    /// Notes what has become ready.
+    pub(super) fn note_events(&mut self, shard: &mut Shard) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            match event.source {
+                // Each is looked at after every wake-up.
+                Source::Bell | Source::Timer => {}
+                Source::Listener(place) => self.sockets.note_knock(place),
+                Source::Dial(number) => self.sockets.note_dialled(number),
+                Source::Connection(id) => {
+                    let Some(connection) = self.sockets.get(id) else { continue };
+                    connection.has_ended |= event.has_ended;
+                    connection.is_readable |= event.is_readable;
+                    let has_room = event.is_writable && connection.is_blocked;
+                    connection.is_blocked &= !event.is_writable;
+                    if event.is_readable {
+                        self.sockets.queue_readable(id);
+                    }
+                    if has_room {
+                        shard.service.outputs.mark_dirty(id);
+                    }
+                }
+            }
+        }
+        self.events = events;
+    }
+
+    fn serve_all(&mut self, shard: &mut Shard, hub: &Hub, now: Time, is_wanted: bool) {
+        let had_streams = self.serve_streams(shard, hub);
+        let mut budget = Budget::new(now);
+        if (had_streams || is_wanted) && self.sockets.have_strangers_or_clients() {
+            self.settle(shard, hub, &mut budget);
+        }
+        for _ in 0..self.sockets.knocking.len().min(MOST_KNOCKING) {
+            let Some(id) = self.sockets.knocking.pop_front() else { break };
+            self.receive(shard, hub, id);
+        }
+        self.accept_all(shard, hub);
+        budget.renew_time();
+        for _ in 0..self.sockets.clients.len() {
+            let Some(id) = self.sockets.clients.pop_front() else { break };
+            if let Some(now) = self.receive(shard, hub, id)
+                && !budget.has_more_at(now)
+            {
+                break;
+            }
+        }
+        budget.renew_time();
+        self.settle(shard, hub, &mut budget);
+        if shard.service.outputs.has_readers() {
+            // All that is short has gone first.
+            if shard.serve_readers(clock::now()) {
+                hub.want_flush();
+            }
+            self.settle(shard, hub, &mut budget);
+        }
+        for id in std::mem::take(&mut self.unfinished) {
+            shard.service.outputs.mark_dirty(id);
+        }
+    }
+
+    /// Receives from the streams, and looks at the dials that have ended; whether there was anything.
+    fn serve_streams(&mut self, shard: &mut Shard, hub: &Hub) -> bool {
+        let mut had_any = false;
+        for _ in 0..RECEIVES_OF_A_STREAM {
+            for _ in 0..self.sockets.streams.len() {
+                let Some(id) = self.sockets.streams.pop_front() else { break };
+                had_any |= self.receive(shard, hub, id).is_some();
+            }
+        }
+        for dial in self.sockets.take_dialled() {
+            had_any = true;
+            self.on_dialled(shard, dial);
+        }
+        had_any
+    }
+
+    fn on_dialled(&mut self, shard: &mut Shard, dial: Dialling) {
+        let Dialling { fd, group, .. } = dial;
+        let now = clock::now();
+        let connected = socket_error(&fd).and_then(|error| error);
+        let opened = connected.map_err(Into::into).and_then(|()| {
+            // It is known by another name from now on.
+            self.poller.remove(&fd)?;
+            let id = shard.open_stream(now, group);
+            let fd = Rc::new(fd);
+            self.open(shard, id, &fd, Port::Servers, None).inspect_err(|_| shard.close(now, id))
+        });
+        if let Err(error) = opened {
+            shard.service.on_dial_failed(now, group, &error.to_string());
+        }
+        shard.service.note_news();
+    }
+
+    /// Accepts a few connections of each port.
+    fn accept_all(&mut self, shard: &mut Shard, hub: &Hub) {
+        for place in 0..self.sockets.listeners.len() {
+            for _ in 0..ACCEPTS_AT_ONCE {
+                let listener = &mut self.sockets.listeners[place];
+                if !listener.is_ready || listener.resume_at.is_some() {
+                    break;
+                }
+                let port = listener.port;
+                let now = clock::now();
+                match accept_with(&listener.fd, SocketFlags::CLOEXEC) {
+                    Ok(socket) => {
+                        if let Some((id, permit)) = hub.admit(shard, now, port, &socket) {
+                            self.open_accepted(shard, id, socket, port, permit);
+                        }
+                    }
+                    Err(Errno::AGAIN) => listener.is_ready = false,
+                    // It was ended before it was accepted.
+                    Err(Errno::INTR | Errno::CONNABORTED) => {}
+                    Err(error) => {
+                        listener.resume_at = Some(now + ACCEPT_PAUSE);
+                        log_failed_accept(&mut listener.log, now, port, &error.into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Receives once from a connection that was taken out of its queue, and serves what came; when that was, if
+    /// anything came. It is queued again if there may be more.
+    fn receive(&mut self, shard: &mut Shard, hub: &Hub, id: ConnectionId) -> Option<Time> {
+        let Net { sockets, scratch, .. } = self;
+        let connection = sockets.get(id)?;
+        connection.is_queued = false;
+        if !connection.is_readable {
+            return None;
+        }
+        match shard.fate(id) {
+            Fate::Read | Fate::Shut => {}
+            // It is queued again when it is to be read from.
+            Fate::Wait => return None,
+            Fate::Close | Fate::HandOver(_) => {
+                shard.service.outputs.mark_dirty(id);
+                return None;
+            }
+        }
+        let (received, room, now) = match shard.lend_input(id, LONG_FRAME) {
+            Some((mut buffer, missing)) => {
+                let most = next_of_long_frame(buffer.len(), missing);
+                let received = receive_behind(&connection.fd, &mut buffer, most);
+                // Read after the bytes were received: a lease check may rely on it.
+                let now = clock::now();
+                shard.take_input_back(now, id, buffer);
+                (received, most, now)
+            }
+            None => {
+                let is_hello = connection.is_knocking() || shard.is_greeting(id);
+                let most = if is_hello { HELLO_BYTES } else { scratch.len() };
+                let received =
+                    recv(&connection.fd, &mut scratch[..most], RecvFlags::DONTWAIT).map(|(_, n)| n);
+                let now = clock::now();
+                if let Ok(count @ 1..) = received {
+                    shard.on_bytes(now, id, &scratch[..count]);
+                }
+                (received, most, now)
+            }
+        };
+        let came = match received {
+            Ok(0) => {
+                connection.is_readable = false;
+                shard.on_end_of_input(now, id);
+                shard.service.outputs.mark_dirty(id);
+                return None;
+            }
+            Ok(count) => {
+                hub.note_activity();
+                // Less than there was room for: all that there was, unless an end lies behind it.
+                connection.is_readable = count == room || connection.has_ended;
+                Some(now)
+            }
+            Err(Errno::INTR) => None,
+            Err(Errno::AGAIN) => {
+                connection.is_readable = false;
+                return None;
+            }
+            Err(_) => {
+                connection.is_readable = false;
+                shard.service.outputs.kill(id);
+                return None;
+            }
+        };
+        match shard.fate(id) {
+            Fate::Read => sockets.queue_readable(id),
+            Fate::Wait | Fate::Shut | Fate::HandOver(_) | Fate::Close => {
+                shard.service.outputs.mark_dirty(id);
+            }
+        }
+        came
+    }
+
+    /// The end of a wake-up, or of the streams' part of it: streams get what they have to say and are seen to, and then
+    /// the connections about which something is to be done, in their order, as far as the budget goes.
+    fn settle(&mut self, shard: &mut Shard, hub: &Hub, budget: &mut Budget) {
+        let now = clock::now();
+        shard.finish_wake_up(now);
+        let mut had_streams = false;
+        while let Some(id) = shard.service.outputs.next_dirty_stream() {
+            had_streams = true;
+            self.see_to(shard, hub, now, id, budget);
+        }
+        while budget.admits_step()
+            && let Some(id) = shard.service.outputs.next_dirty()
+        {
+            self.see_to(shard, hub, now, id, budget);
+        }
+        if had_streams {
+            // What was sent may have made room for more of a stream; that is sent in the next turn.
+            shard.finish_wake_up(now);
+        }
+    }
+
+    fn see_to(
+        &mut self,
+        shard: &mut Shard,
+        hub: &Hub,
+        now: Time,
+        id: ConnectionId,
+        budget: &mut Budget,
+    ) {
+        let Net { sockets, unfinished, .. } = self;
+        let Some(connection) = sockets.get(id) else { return };
+        if !connection.is_stream && shard.service.outputs.is_stream(id) {
+            connection.is_stream = true;
+        }
+        if !connection.is_blocked {
+            let (sent, is_unfinished) = send_unsent(connection, shard, now);
+            if !connection.is_stream {
+                budget.spend(sent);
+            }
+            if is_unfinished {
+                unfinished.push(id);
+            }
+        }
+        match shard.fate(id) {
+            Fate::Close => return self.close(shard, now, id),
+            Fate::HandOver(wanted) if wanted == hub.here => {
+                // It becomes a client or a peer, and is looked at as such.
+                shard.adopt_greeting(now, id);
+                return shard.service.outputs.mark_dirty(id);
+            }
+            Fate::HandOver(wanted) => return self.hand_over(shard, hub, now, id, wanted),
+            Fate::Shut => {
+                if !std::mem::replace(&mut connection.is_shut, true) {
+                    let _ = shutdown(&connection.fd, Shutdown::Write);
+                }
+            }
+            Fate::Wait => return,
+            Fate::Read => {}
+        }
+        sockets.queue_readable(id);
+    }
+
+    fn close(&mut self, shard: &mut Shard, now: Time, id: ConnectionId) {
+        shard.close(now, id);
+        // Its descriptor is closed by this, and watched no more.
+        self.sockets.remove(id);
+    }
+
+    fn hand_over(
+        &mut self,
+        shard: &mut Shard,
+        hub: &Hub,
+        now: Time,
+        id: ConnectionId,
+        wanted: ShardId,
+    ) {
+        let greeting = shard.take_greeting(id);
+        shard.close(now, id);
+        let Some(Connection { fd, permit, .. }) = self.sockets.remove(id) else { return };
+        // Its output is closed: there is no other.
+        let Some(socket) = Rc::into_inner(fd) else { return };
+        // A socket that cannot be taken off the list would wake two threads.
+        if self.poller.remove(&socket).is_err() {
+            return;
+        }
+        if let (Some((port, received)), Some(permit)) = (greeting, permit) {
+            hub.hand_over(wanted, HandedOver { socket, port, received, permit });
+        }
+    }
+}
+
+/// Sends a connection's bytes until they are gone, the socket is full, or enough was sent; how many were sent, and
+/// whether there are more for which there may be room.
+fn send_unsent(connection: &mut Connection, shard: &mut Shard, now: Time) -> (usize, bool) {
+    let (id, mut sent) = (connection.id, 0);
+    loop {
+        let unsent = shard.unsent(id);
+        if unsent.is_empty() {
+            return (sent, false);
+        }
+        if sent >= MOST_SENT {
+            return (sent, true);
+        }
+        let offered = &unsent[..unsent.len().min(MOST_SENT - sent)];
+        let length = offered.len();
+        match send(&connection.fd, offered, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(count) => {
+                sent += count;
+                shard.on_sent(now, id, count);
+                if count < length {
+                    connection.is_blocked = true;
+                    return (sent, false);
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                connection.is_blocked = true;
+                return (sent, false);
+            }
+            Err(_) => {
+                shard.service.outputs.kill(id);
+                return (sent, false);
+            }
+        }
+    }
+}
