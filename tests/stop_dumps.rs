@@ -67,7 +67,7 @@ fn a_dump_that_fails_is_tried_again_until_it_is_complete_and_no_server_exits_bef
     let alarm = status.alarms.iter().find(|alarm| alarm.kind == AlarmKind::OrderFailed);
     let text = &alarm.expect("an alarm").text;
     assert!(text.contains("File too large") && text.contains("--dump-dir"), "{text}");
-    // Pauses the whole machine's processes in the middle of the dumps.
+    // Pauses all processes of the cluster in the middle of the dumps, as a suspended machine does.
     let all = || pids.iter().copied().chain([coord]);
     all().for_each(process::pause);
     all().for_each(|pid| process::signal(pid, Signal::CONT));
