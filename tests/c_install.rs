@@ -89,7 +89,7 @@ fn an_installation_over_another_leaves_running_programs_alone() {
     assert_eq!(cluster.client("P \"k\" \"v\"\n").code, Some(0));
 }
 
-/// As under sudo, whose PATH has no cargo: either everything that `make` built in bin/ is
+/// Installs as under sudo, whose PATH has no cargo: either everything that `make` built in bin/ is
 /// installed, or nothing.
 #[test]
 fn without_cargo_all_of_bin_is_installed_or_nothing() {

@@ -668,8 +668,7 @@ fn random_bytes_into_every_port_harm_nobody() {
     let attack = TestRunner::new(config).run(&nonsense(), |(port, bytes, greets)| {
         let kind = Kind::ALL[port % Kind::ALL.len()];
         let mut raw = ports.connect(kind);
-        // A server's forged hello would be admitted, and nothing protects against a holder of the
-        // key.
+        // On the cluster-internal ports the random bytes take the place of the challenge.
         if greets && !kind.is_checked() {
             raw.send(&ports.first_frame(kind));
         }

@@ -274,7 +274,7 @@ fn a_crowd_that_asks_for_the_status_does_not_delay_a_failover() {
     });
 }
 
-/// Opens and completes connections until there are `most`. Connections of the fixture that have
+/// Opens connections until `most` have received a WELCOME. Connections of the fixture that have
 /// just ended may still count for a moment.
 fn crowd(ports: &Ports, kind: Kind, most: usize) -> Vec<Raw> {
     const AT_ONCE: usize = 256;

@@ -48,7 +48,7 @@ fn a_program_on_the_port_of_a_dead_coordinator_learns_nothing_and_is_not_obeyed(
         raw.send_if_open(&admitted);
     });
     assert!(said.iter().all(|frame| frame.opcode != opcode::STARTED), "{said:?}");
-    // It sends a refusal, which would end a server if it came from the coordinator.
+    // It sends a refusal, which from the coordinator would end a server that was never admitted.
     let mut refused = Vec::new();
     Admission::Refused { reason: "go away".into() }.write(&mut refused);
     said_to(&listener, |raw| raw.send_if_open(&refused));
